@@ -1,0 +1,94 @@
+# Needs GNU make and Python 3.11 or newer. Everything else goes into .venv, which the targets make themselves.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+# The interpreter that .venv is made from: make PYTHON=/path/to/python3.12 test
+CANDIDATES := python3 python3.13 python3.12 python3.11
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(RECENT)' 2>/dev/null && echo "$$p" && break; done)
+
+# How long `make soak` runs.
+SECONDS ?= 60
+
+VENV := .venv/pyvenv.cfg
+RUNTIME := .venv/.installed-runtime
+DEV := .venv/.installed-dev
+
+PY := .venv/bin/python
+INSTALL := $(PY) -m pip --disable-pip-version-check install --quiet --editable
+
+# --verifytypes takes the first python of PATH, whatever else it is told; and it need not look for a newer self.
+PYRIGHT := PATH="$$PWD/.venv/bin:$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright
+
+# quietly NAME,COMMAND: one line if it succeeds, all of its output if it fails.
+quietly = @printf '  %-28s' '$(1)'; out=$$($(2) 2>&1) && echo ok || { echo FAILED; printf '%s\n' "$$out"; exit 1; }
+
+.PHONY: help
+help: ## say what can be made
+	@echo 'make TARGET, where TARGET is one of'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
+	  printf '  %-8s %s\n' "$$name" "$$what"; done
+
+.PHONY: venv
+venv: $(DEV) ## make .venv with the library and all development tools
+
+.PHONY: demo
+demo: $(RUNTIME) ## a Linux pod, a Windows pod and a recorded script, on the in-memory host
+	@$(PY) -m uvm pod docs/examples/lcow-pod.toml
+	@$(PY) -m uvm pod docs/examples/wcow-pod.toml
+	@$(PY) -m uvm replay tests/data/traces.json --script lcow_scsi_basic
+
+.PHONY: test
+test: lint types ## lint, types, the whole test suite and the recorded conformance data
+	@$(PY) -m pytest -q
+	@$(PY) -m tests.conformance tests/data/documents.json tests/data/traces.json
+
+.PHONY: lint
+lint: $(DEV) ## style, format and import directions
+	$(call quietly,ruff check,$(PY) -m ruff check .)
+	$(call quietly,ruff format,$(PY) -m ruff format --check .)
+	$(call quietly,import-linter,.venv/bin/lint-imports)
+
+.PHONY: types
+types: $(DEV) ## mypy --strict, and pyright on the completeness of the public types
+	$(call quietly,mypy --strict,$(PY) -m mypy --strict)
+	$(call quietly,pyright --verifytypes,$(PYRIGHT) --verifytypes uvm --ignoreexternal)
+
+.PHONY: bench
+bench: $(DEV) ## the table of measured figures
+	@$(PY) -m tests.bench
+
+.PHONY: soak
+soak: $(DEV) ## random operations with faults, for SECONDS=60; prints what leaked
+	@$(PY) -m tests.soak --seconds $(SECONDS)
+
+.PHONY: docs
+docs: $(DEV) ## the documentation, into docs/_build/html; a warning is an error
+	@$(PY) -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
+
+.PHONY: clean
+clean: ## remove all that make has made, .venv included
+	@rm -rf .venv build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	@find uvm tests docs -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV):
+	@test -n "$(PYTHON)" || { echo 'uvm needs Python 3.11 or newer, and none of these is: $(CANDIDATES).'; \
+	  echo 'Name one: make PYTHON=/path/to/python3.12 ...'; exit 1; } >&2
+	@"$(PYTHON)" -c '$(RECENT)' || { echo 'uvm needs Python 3.11 or newer; PYTHON="$(PYTHON)" does not run as one.'; \
+	  exit 1; } >&2
+	@echo "making .venv with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv --clear .venv
+
+$(RUNTIME): pyproject.toml $(VENV)
+	@echo 'installing uvm'
+	@$(INSTALL) .
+	@touch $@
+
+$(DEV): pyproject.toml $(VENV)
+	@echo 'installing uvm and the development tools'
+	@$(INSTALL) '.[dev]'
+	@touch $(RUNTIME) $@

@@ -1,0 +1,30 @@
+"""Sphinx configuration. Builds without a network: third parties are not linked, only named."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+
+project = "uvm"
+author = "The uvm maintainers"
+copyright = f"2026, {author}"
+release = version = installed_version("uvm")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+
+html_theme = "furo"
+html_title = f"uvm {release}"
+html_show_sourcelink = False
+
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+# The options classes have many fields: a line for each.
+maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+
+# A reference into uvm has to resolve; a name of the standard library or of a dependency need not.
+nitpick_ignore_regex = [(r"py:.*", r"(?!uvm\b)\w+(\.\w+)+")]

@@ -1,0 +1,308 @@
+r"""What a hypervisor must offer to uvm, as protocols, and the registry of backends.
+
+The protocols are HCS-shaped, because HCS is the reference: documents in, documents out, as JSON
+values under HCS's own names. A call that the host refuses raises :class:`~uvm.errors.HostError` and
+has changed nothing; a call whose outcome nobody knows raises
+:class:`~uvm.errors.UnknownOutcomeError` or is cancelled.
+
+Everything that reads a host path goes through :class:`HostFiles`, so that ``C:\layers\base.vhd``
+means the same on a Linux CI machine with the fake as on a Windows host.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import ntpath
+import posixpath
+from collections.abc import Callable, Mapping
+from types import ModuleType, TracebackType
+from typing import Any, Literal, Protocol
+
+from attrs import Factory, evolve, frozen
+
+from uvm.errors import ExitStatus, NotSupportedError, OptionsError
+
+#: A JSON object, as it goes to the host or the guest.
+JSON = dict[str, Any]
+
+
+@frozen
+class Concurrency:
+    """How many operations of one kind the host takes at once; None is any number.
+
+    A fact of the host. The defaults are "no limit"; a real host says what it can do.
+    """
+
+    scsi: int | None = None
+    vpmem: int | None = None
+    vsmb: int | None = None
+    plan9: int | None = None
+    vpci: int | None = None
+    pipes: int | None = None
+    network: int | None = None
+
+
+#: What hcsshim does in production: SCSI and Plan9 at once, the others under the VM's one lock.
+HCS_CONCURRENCY = Concurrency(vpmem=1, vsmb=1, vpci=1, network=1)
+
+
+@frozen
+class HostInfo:
+    """Facts of the host that documents and devices depend on.
+
+    :ivar build: the Windows build number, for instance 26100.
+    :ivar processors: logical processors, over all processor groups.
+    :ivar memory_mb: physical memory.
+    :ivar machine: ``"amd64"`` or ``"arm64"``.
+    :ivar time_zone: HCS's ``TimeZoneInformation`` document.
+    :ivar paths: the flavour of host paths.
+    """
+
+    build: int = 26100
+    processors: int = 8
+    memory_mb: int = 65536
+    machine: Literal["amd64", "arm64"] = "amd64"
+    time_zone: Mapping[str, Any] = Factory(dict)
+    paths: Literal["windows", "posix"] = "windows"
+    concurrency: Concurrency = Concurrency()
+
+    @property
+    def path(self) -> ModuleType:
+        """The path module of the host's flavour: ``ntpath`` or ``posixpath``."""
+        return ntpath if self.paths == "windows" else posixpath
+
+    def with_concurrency(self, concurrency: Concurrency) -> HostInfo:
+        """Give these facts with other limits."""
+        return evolve(self, concurrency=concurrency)
+
+
+@frozen
+class FileInfo:
+    """What :meth:`HostFiles.stat` tells of a path."""
+
+    size: int = 0
+    is_dir: bool = False
+
+
+class HostFiles(Protocol):
+    """The file system of the host, as far as uvm needs it. Paths are the host's."""
+
+    async def stat(self, path: str) -> FileInfo | None:
+        """Look at a path; None where nothing is there."""
+
+    async def read(self, path: str, max_bytes: int) -> bytes:
+        """Read a whole file; HostPathError where it is missing or larger than ``max_bytes``."""
+
+    async def copy(self, source: str, target: str) -> None:
+        """Copy a file over whatever is at the target."""
+
+    async def mkdir(self, path: str) -> None:
+        """Make a directory with its parents; nothing happens where it exists."""
+
+    async def remove(self, path: str) -> None:
+        """Remove a file or an empty directory; nothing happens where it does not exist."""
+
+    async def has_file_ids(self, path: str) -> bool:
+        """Tell whether the path's file system answers file-id queries (Azure Files does not)."""
+
+    async def set_disk_id(self, path: str, disk_id: str) -> None:
+        """Set the identifier of a virtual disk file (virtdisk's SetVirtualDiskInformation)."""
+
+
+class HostNetwork(Protocol):
+    """Host Compute Network: documents of namespaces and endpoints, under HCN's names."""
+
+    async def namespace(self, namespace_id: str) -> JSON:
+        """Give a namespace's document; HostError HCN_E_NAMESPACE_NOT_FOUND where there is none."""
+
+    async def endpoint(self, endpoint: str) -> JSON:
+        """Give an endpoint's document, found by id or by name."""
+
+    async def namespace_endpoints(self, namespace_id: str) -> list[JSON]:
+        """Give the documents of the endpoints that are in a namespace, in its order."""
+
+    async def add_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
+        """Put an endpoint into a namespace."""
+
+    async def remove_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
+        """Take an endpoint out of a namespace."""
+
+    async def delete_namespace(self, namespace_id: str) -> None:
+        """Delete a namespace; nothing happens where it does not exist."""
+
+
+class ByteStream(Protocol):
+    """A connected byte stream, such as anyio's. An empty ``receive`` never happens."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Receive at least one byte; anyio.EndOfStream at the end."""
+
+    async def send(self, item: bytes) -> None:
+        """Send all of it."""
+
+    async def send_eof(self) -> None:
+        """Close our direction."""
+
+    async def aclose(self) -> None:
+        """Close both directions."""
+
+
+class Listener(Protocol):
+    """Where the guest of one VM dials in."""
+
+    async def accept(self) -> ByteStream:
+        """Wait for the next connection."""
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+
+
+class Guest(Protocol):
+    """The compute service inside the VM, as the devices see it."""
+
+    @property
+    def capabilities(self) -> Mapping[str, Any]:
+        """What the guest said of itself (``GuestDefinedCapabilities``)."""
+
+    async def modify(self, request: JSON) -> None:
+        """Have the guest carry out a ``ModificationRequest``; GuestError where it refuses."""
+
+    async def aclose(self) -> None:
+        """End the connection."""
+
+
+class System(Protocol):
+    """One compute system of the host. Handles are closed exactly once, by :meth:`close`."""
+
+    @property
+    def id(self) -> str:
+        """The compute system's id."""
+
+    @property
+    def runtime_id(self) -> str:
+        """The Hyper-V VM id, a GUID."""
+
+    async def start(self) -> None:
+        """Start it."""
+
+    async def shutdown(self, options: JSON | None = None) -> None:
+        """Ask for an orderly shutdown; it has exited when :meth:`wait` says so."""
+
+    async def terminate(self) -> None:
+        """End it at once; HCS_E_SYSTEM_ALREADY_STOPPED where it has exited."""
+
+    async def crash(self, options: JSON | None = None) -> None:
+        """Make the guest crash, for a dump."""
+
+    async def pause(self, options: JSON | None = None) -> None:
+        """Stop its processors."""
+
+    async def resume(self) -> None:
+        """Let its processors go on."""
+
+    async def save(self, options: JSON | None = None) -> None:
+        """Save its state; it must be paused."""
+
+    async def modify(self, request: JSON) -> None:
+        """Carry out a ``ModifySettingRequest``. Cancelled means that the outcome is unknown."""
+
+    async def properties(self, *types: str) -> JSON:
+        """Query properties, by HCS's names (``Memory``, ``Statistics``, ``GuestConnection``, ...)."""
+
+    async def working_set_bytes(self) -> int:
+        """Physical memory that a virtually backed VM occupies on the host (its vmmem process)."""
+
+    async def connect_guest(self) -> Guest:
+        """Wait until the started guest is there and give the connection to it."""
+
+    async def listen(self, service_id: str) -> Listener:
+        """Listen for connections of the guest to a service id (a GUID)."""
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the exit. Any number of callers may wait."""
+
+    async def close(self) -> None:
+        """Close the handle. The system ends with its last handle where its document says so."""
+
+
+#: To whom access to a host path is given: one VM by its id, or every VM (the VM group).
+VM_GROUP: Literal["VM_GROUP"] = "VM_GROUP"
+
+AccessMask = Literal["read", "all"]
+
+
+class Backend(Protocol):
+    """One hypervisor host."""
+
+    @property
+    def name(self) -> str:
+        """The name under which it is registered."""
+
+    @property
+    def files(self) -> HostFiles:
+        """Its file system."""
+
+    @property
+    def network(self) -> HostNetwork:
+        """Its networks."""
+
+    async def host(self) -> HostInfo:
+        """Ask for the host's facts."""
+
+    async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
+        """Give a VM (its id), or :data:`VM_GROUP`, access to a path."""
+
+    async def revoke_access(self, path: str, to: str) -> None:
+        """Take that access away."""
+
+    async def create(self, system_id: str, document: JSON) -> System:
+        """Create a compute system."""
+
+    async def open(self, system_id: str) -> System:
+        """Open one that exists."""
+
+    async def enumerate(self, query: JSON | None = None) -> list[JSON]:
+        """List compute systems (``Id``, ``Owner``, ``State``, ``SystemType``, ``RuntimeId``)."""
+
+    def new_id(self) -> str:
+        """Make a fresh GUID."""
+
+    async def __aenter__(self) -> Backend: ...
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None: ...
+
+
+_ENTRY_POINTS = "uvm.backends"
+_BUILT_IN = {"fake": "uvm.backends.fake:FakeBackend"}
+
+
+def backend_names() -> list[str]:
+    """Name the backends that :func:`backend_factory` knows: the built-in ones and the plugins."""
+    plugins = importlib.metadata.entry_points(group=_ENTRY_POINTS)
+    return sorted({*_BUILT_IN, *(p.name for p in plugins)})
+
+
+def backend_factory(name: str) -> Callable[[], Backend]:
+    """Find a backend by name, built in or from an installed package's ``uvm.backends`` entry point.
+
+    :raises OptionsError: nobody registered that name.
+    :raises NotSupportedError: the backend cannot be imported here.
+    """
+    target = _BUILT_IN.get(name)
+    point = (
+        importlib.metadata.EntryPoint(name, target, _ENTRY_POINTS)
+        if target
+        else next(iter(importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name)), None)
+    )
+    if point is None:
+        raise OptionsError(f"no backend is called {name!r}; there are: {', '.join(backend_names())}")
+    try:
+        factory: Callable[[], Backend] = point.load()
+    except ImportError as e:
+        raise NotSupportedError(f"the backend {name!r} cannot be used here: {e}") from e
+    return factory

@@ -1,0 +1,27 @@
+"""The options of utility VMs: frozen classes that check themselves when they are made.
+
+Every option of hcsshim 0.15 is here, under a PEP 8 name with its unit; the field's metadata ``hcsshim`` holds
+its name there, and :func:`from_hcsshim` reads options under those names. The defaults are hcsshim's. What
+depends on the host is checked when the document is built.
+"""
+
+from uvm.options.checks import HCSSHIM, INVERTED
+from uvm.options.common import HvSocketService, Options, decode_policy
+from uvm.options.hcsshim import from_hcsshim
+from uvm.options.lcow import LCOWOptions, PCIDevice
+from uvm.options.wcow import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
+
+__all__ = [
+    "HCSSHIM",
+    "INVERTED",
+    "BlockCIMBootFiles",
+    "HvSocketService",
+    "LCOWOptions",
+    "Options",
+    "PCIDevice",
+    "RegistryValue",
+    "VmbFSBootFiles",
+    "WCOWOptions",
+    "decode_policy",
+    "from_hcsshim",
+]

@@ -1,0 +1,146 @@
+"""What the value of an option may be, and the metadata that every option carries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from operator import attrgetter
+from typing import Any
+
+import attrs
+
+from uvm.errors import OptionsError
+
+__all__ = [
+    "HCSSHIM",
+    "INVERTED",
+    "U16",
+    "U32",
+    "U64",
+    "I32",
+    "Check",
+    "check_fields",
+    "choice",
+    "each",
+    "flag",
+    "go",
+    "guid",
+    "instance",
+    "items",
+    "optional_guid",
+    "text",
+    "whole",
+]
+
+#: Key of an option's metadata: the field's name in hcsshim, dotted where it is nested; absent if it is ours.
+HCSSHIM = "hcsshim"
+#: Key of an option's metadata: True where hcsshim's field says the opposite.
+INVERTED = "inverted"
+_CHECK = "check"
+
+U16, U32, U64, I32 = 2**16 - 1, 2**32 - 1, 2**64 - 1, 2**31 - 1
+
+#: Gives None for an allowed value, else what would be allowed.
+Check = Callable[[Any], str | None]
+
+_GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def go(name: str | None, check: Check, *, inverted: bool = False) -> dict[str, Any]:
+    """Make the metadata of an option: its name in hcsshim (None: it is ours) and what it may hold."""
+    return {_CHECK: check, **({HCSSHIM: name} if name else {}), **({INVERTED: True} if inverted else {})}
+
+
+@cache
+def _checked(cls: type) -> tuple[attrgetter[Any], tuple[Any, ...], tuple[attrs.Attribute[Any], ...]]:
+    """Give how to get all values, the defaults, and the fields, in the same order."""
+    fields = attrs.fields(cls)
+    return attrgetter(*(f.name for f in fields)), tuple(f.default for f in fields), fields
+
+
+def check_fields(options: attrs.AttrsInstance) -> None:
+    """Check each option by itself; ``__attrs_post_init__`` of every class of options.
+
+    :raises OptionsError: naming the option, what was given (unless it is secret) and what is allowed.
+    """
+    values, defaults, fields = _checked(options.__class__)
+    for value, default, field in zip(values(options), defaults, fields, strict=True):
+        if value is default:
+            continue
+        allowed = field.metadata[_CHECK](value)
+        if allowed is not None:
+            given = repr(value) if field.repr else "what was given"
+            raise OptionsError(f"{options.__class__.__name__}.{field.name} must be {allowed}, not {given}")
+
+
+def whole(maximum: int, minimum: int = 0) -> Check:
+    """Allow whole numbers of a range."""
+    allowed = f"a whole number from {minimum} to {maximum}"
+
+    def check(value: Any) -> str | None:
+        good = isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
+        return None if good else allowed
+
+    return check
+
+
+def flag(value: Any) -> str | None:
+    """Allow True and False."""
+    return None if isinstance(value, bool) else "True or False"
+
+
+def text(value: Any) -> str | None:
+    """Allow strings, which cannot hold a NUL on their way to the host."""
+    return None if isinstance(value, str) and "\0" not in value else "a string without NUL"
+
+
+def guid(value: Any) -> str | None:
+    """Allow GUIDs in their plain form."""
+    good = isinstance(value, str) and _GUID.fullmatch(value)
+    return None if good else "a GUID such as 6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
+
+
+def optional_guid(value: Any) -> str | None:
+    """Allow what :func:`guid` does, and an empty string for none."""
+    return None if value == "" else guid(value)
+
+
+def choice(*values: str) -> Check:
+    """Allow some strings."""
+    allowed = " or ".join(map(repr, values))
+    return lambda value: None if isinstance(value, str) and value in values else allowed
+
+
+def instance(*classes: type) -> Check:
+    """Allow instances of some classes."""
+    allowed = " or ".join(cls.__name__ for cls in classes)
+    return lambda value: None if isinstance(value, classes) else allowed
+
+
+def each(check: Check) -> Check:
+    """Allow sequences of allowed values."""
+
+    def check_each(values: Any) -> str | None:
+        if not isinstance(values, tuple):
+            return "a sequence"
+        return next((f"a sequence, each item {a}" for v in values if (a := check(v)) is not None), None)
+
+    return check_each
+
+
+def items(key: Check, value: Check) -> Check:
+    """Allow mappings of allowed keys to allowed values."""
+
+    def check_items(values: Any) -> str | None:
+        if not isinstance(values, Mapping):
+            return "a mapping"
+        wrong: Iterable[str] = (
+            f"a mapping, each {what} {allowed}"
+            for k, v in values.items()
+            for what, allowed in (("key", key(k)), ("value", value(v)))
+            if allowed is not None
+        )
+        return next(iter(wrong), None)
+
+    return check_items

@@ -1,0 +1,252 @@
+"""The options that Linux and Windows VMs share (hcsshim's ``Options`` and ``ConfidentialCommonOptions``)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from attrs import field, frozen
+
+from uvm.errors import OptionsError
+from uvm.options.checks import (
+    I32,
+    U32,
+    U64,
+    check_fields,
+    each,
+    flag,
+    go,
+    guid,
+    instance,
+    items,
+    optional_guid,
+    text,
+    whole,
+)
+
+__all__ = ["MAX_SCSI_CONTROLLERS", "HvSocketService", "Options", "decode_policy", "integers"]
+
+#: As many as there are controller GUIDs.
+MAX_SCSI_CONTROLLERS = 4
+
+#: Stands for any physical NUMA node in :attr:`Options.numa_mapped_physical_nodes`.
+_ANY_PHYSICAL_NODE = 0xFF
+_MAX_PHYSICAL_NODES = 64
+#: hcsshim counts nodes from 0 and allows the number 64, so there may be one more.
+_MAX_VIRTUAL_NODES = 65
+
+
+@frozen(kw_only=True)
+class HvSocketService:
+    """An entry of the Hyper-V socket service table; the descriptors are SDDL."""
+
+    bind_security_descriptor: str = field(default="", metadata=go("BindSecurityDescriptor", text))
+    connect_security_descriptor: str = field(default="", metadata=go("ConnectSecurityDescriptor", text))
+    allow_wildcard_binds: bool = field(default=False, metadata=go("AllowWildcardBinds", flag))
+    disabled: bool = field(default=False, metadata=go("Disabled", flag))
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+
+# Converters leave what is of the wrong type as it is: the checks that follow name it.
+def integers(value: Sequence[int]) -> tuple[int, ...]:
+    """Make a list a tuple, so that options are immutable."""
+    return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]
+
+
+def _services(value: Mapping[str, HvSocketService]) -> Mapping[str, HvSocketService]:
+    given: Any = value
+    return dict(given) if isinstance(given, Mapping) else given
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _json_text(value: str | Mapping[str, Any] | None) -> str | None:
+    """Make ``additional_json`` text, which nobody can change afterwards."""
+    if value is None:
+        return None
+    try:
+        source = value if isinstance(value, str) else json.dumps(dict(value), allow_nan=False)
+        document = json.loads(source, parse_constant=_refuse_constant)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise OptionsError(f"additional_json must be a JSON object: {e}") from e
+    if not isinstance(document, dict):
+        raise OptionsError(f"additional_json must be a JSON object, not {type(document).__name__}")
+    return source
+
+
+@frozen(kw_only=True)
+class Options:
+    r"""What Linux and Windows VMs have in common. A number 0 leaves the choice to the platform.
+
+    :ivar id: the compute system's id; empty: a fresh GUID.
+    :ivar owner: who it belongs to, for lists of compute systems.
+    :ivar memory_mb: memory; an odd size is raised to the next even one.
+    :ivar low_mmio_gap_mb: size of the MMIO space below 4 GiB.
+    :ivar high_mmio_base_mb: where the MMIO space above 4 GiB starts.
+    :ivar high_mmio_gap_mb: size of the MMIO space above 4 GiB.
+    :ivar allow_overcommit: back the memory with the host's virtual memory; False: with physical memory.
+    :ivar fully_physically_backed: back the devices with physical memory too.
+    :ivar deferred_commit: commit virtual memory when it is touched first.
+    :ivar processors: virtual processors, at most the host's. None: 2, or 1 on a host with only one.
+    :ivar processor_limit: what share of each processor the VM may use, in 1/100,000: 1 to 100,000 (100 %).
+    :ivar processor_weight: weight against other VMs when the host is busy, 1 to 10,000; HCS's default is 100.
+    :ivar storage_qos_iops_max: storage operations per second, at most.
+    :ivar storage_qos_bandwidth_max: bytes of storage traffic per second, at most.
+    :ivar disable_compartment_namespace: let a Windows container see the other network compartments.
+    :ivar cpu_group_id: the CPU group to start in (build 19043 and newer).
+    :ivar resource_partition_id: the resource partition to start in; not together with a CPU group.
+    :ivar network_config_proxy: the pipe of a network configuration proxy, which then supplies the adapters.
+    :ivar process_dump_location: where dumps of processes go, inside the guest.
+    :ivar no_writable_file_shares: deny writable SMB and Plan9 shares.
+    :ivar scsi_controllers: SCSI controllers, of 64 disks each.
+    :ivar dump_directory: the host's directory for a Windows guest's crash dumps and saved states.
+    :ivar hvsocket_services: more entries of the Hyper-V socket service table, by service GUID.
+    :ivar numa_max_memory_per_node_mb: implicit virtual NUMA: memory of a node, at most.
+    :ivar numa_max_processors_per_node: implicit virtual NUMA: processors of a node, at most; 0 is no NUMA.
+    :ivar numa_preferred_physical_nodes: physical nodes to prefer.
+    :ivar numa_mapped_physical_nodes: explicit virtual NUMA: the physical node of each; all 255 is any.
+    :ivar numa_processor_counts: explicit virtual NUMA: the processors of each node.
+    :ivar numa_memory_blocks: explicit virtual NUMA: the memory of each node, in blocks of 1 MB.
+    :ivar graphics_console: give the VM a video console, keyboard included.
+    :ivar console_pipe: the host's named pipe of the serial console, such as ``\\.\pipe\vmpipe``.
+    :ivar guest_state_file: the VMGS file: under ``boot_files_path`` for Linux, a path for Windows.
+    :ivar security_policy: the security policy, base64. Never shown.
+    :ivar security_policy_enabled: there is a policy to apply on real SNP hardware.
+    :ivar security_policy_enforcer: which enforcer the guest uses.
+    :ivar uvm_reference_info_file: the file with the signed measurements of the VM.
+    :ivar uvm_hash_envelope_reference_info_file: the file with those signed as a hash envelope.
+    :ivar bundle_directory: the VM's own directory on the host, for the files that are made for it.
+    :ivar additional_json: a JSON object (text or mapping), merged recursively over the finished document;
+        what it says wins, lists are replaced. Never shown.
+    :ivar survive_process: let the VM go on when the last handle to it closes.
+    :ivar revoke_released_files: take a released file out of its share's allowed files at once.
+    :ivar external_guest_connection: connect to the guest ourselves; False: through HCS.
+    """
+
+    id: str = field(default="", metadata=go("ID", text))
+    owner: str = field(default="uvm", metadata=go("Owner", text))
+    memory_mb: int = field(default=1024, metadata=go("MemorySizeInMB", whole(U64 - 1)))
+    low_mmio_gap_mb: int = field(default=0, metadata=go("LowMMIOGapInMB", whole(U64)))
+    high_mmio_base_mb: int = field(default=0, metadata=go("HighMMIOBaseInMB", whole(U64)))
+    high_mmio_gap_mb: int = field(default=0, metadata=go("HighMMIOGapInMB", whole(U64)))
+    allow_overcommit: bool = field(default=True, metadata=go("AllowOvercommit", flag))
+    fully_physically_backed: bool = field(default=False, metadata=go("FullyPhysicallyBacked", flag))
+    deferred_commit: bool = field(default=False, metadata=go("EnableDeferredCommit", flag))
+    processors: int | None = field(default=None, metadata=go("ProcessorCount", whole(I32)))
+    processor_limit: int = field(default=0, metadata=go("ProcessorLimit", whole(100_000)))
+    processor_weight: int = field(default=0, metadata=go("ProcessorWeight", whole(10_000)))
+    storage_qos_iops_max: int = field(default=0, metadata=go("StorageQoSIopsMaximum", whole(I32)))
+    storage_qos_bandwidth_max: int = field(default=0, metadata=go("StorageQoSBandwidthMaximum", whole(I32)))
+    disable_compartment_namespace: bool = field(
+        default=False, metadata=go("DisableCompartmentNamespace", flag)
+    )
+    cpu_group_id: str = field(default="", metadata=go("CPUGroupID", optional_guid))
+    resource_partition_id: str = field(default="", metadata=go("ResourcePartitionID", optional_guid))
+    network_config_proxy: str = field(default="", metadata=go("NetworkConfigProxy", text))
+    process_dump_location: str = field(default="", metadata=go("ProcessDumpLocation", text))
+    no_writable_file_shares: bool = field(default=False, metadata=go("NoWritableFileShares", flag))
+    scsi_controllers: int = field(default=1, metadata=go("SCSIControllerCount", whole(MAX_SCSI_CONTROLLERS)))
+    dump_directory: str = field(default="", metadata=go("DumpDirectoryPath", text))
+    hvsocket_services: Mapping[str, HvSocketService] = field(
+        factory=dict,
+        converter=_services,
+        hash=False,
+        metadata=go("AdditionalHyperVConfig", items(guid, instance(HvSocketService))),
+    )
+    numa_max_memory_per_node_mb: int = field(default=0, metadata=go("MaxMemorySizePerNumaNode", whole(U64)))
+    numa_max_processors_per_node: int = field(default=0, metadata=go("MaxProcessorsPerNumaNode", whole(U32)))
+    numa_preferred_physical_nodes: tuple[int, ...] = field(
+        default=(), converter=integers, metadata=go("PreferredPhysicalNumaNodes", each(whole(U32)))
+    )
+    numa_mapped_physical_nodes: tuple[int, ...] = field(
+        default=(), converter=integers, metadata=go("NumaMappedPhysicalNodes", each(whole(U32)))
+    )
+    numa_processor_counts: tuple[int, ...] = field(
+        default=(), converter=integers, metadata=go("NumaProcessorCounts", each(whole(U32)))
+    )
+    numa_memory_blocks: tuple[int, ...] = field(
+        default=(), converter=integers, metadata=go("NumaMemoryBlocksCounts", each(whole(U64)))
+    )
+    graphics_console: bool = field(default=False, metadata=go("EnableGraphicsConsole", flag))
+    console_pipe: str = field(default="", metadata=go("ConsolePipe", text))
+    guest_state_file: str = field(default="", metadata=go("GuestStateFilePath", text))
+    security_policy: str = field(default="", repr=False, metadata=go("SecurityPolicy", text))
+    security_policy_enabled: bool = field(default=False, metadata=go("SecurityPolicyEnabled", flag))
+    security_policy_enforcer: str = field(default="", metadata=go("SecurityPolicyEnforcer", text))
+    uvm_reference_info_file: str = field(default="", metadata=go("UVMReferenceInfoFile", text))
+    uvm_hash_envelope_reference_info_file: str = field(
+        default="", metadata=go("UVMHashEnvelopeReferenceInfoFile", text)
+    )
+    bundle_directory: str = field(default="", metadata=go("BundleDirectory", text))
+    additional_json: str | None = field(
+        default=None, converter=_json_text, repr=False, metadata=go(None, text)
+    )
+    survive_process: bool = field(default=False, metadata=go(None, flag))
+    revoke_released_files: bool = field(default=False, metadata=go(None, flag))
+    external_guest_connection: bool = field(default=True, metadata=go(None, flag))
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Check what depends on several options."""
+        if self.deferred_commit and not self.allow_overcommit:
+            raise OptionsError(
+                "deferred_commit needs virtual memory, but allow_overcommit=False asks for physical memory"
+            )
+        if self.resource_partition_id and self.cpu_group_id:
+            raise OptionsError("a VM is in a resource partition or in a CPU group, not in both")
+        if self._has_numa():
+            self._check_numa()
+
+    def _has_numa(self) -> bool:
+        return self.numa_max_processors_per_node > 0 or bool(self.numa_mapped_physical_nodes)
+
+    def _check_numa(self) -> None:
+        if self.allow_overcommit:
+            raise OptionsError("virtual NUMA needs physical memory: allow_overcommit must be False")
+        if not self.numa_max_processors_per_node:
+            self._check_explicit_numa()
+        elif not self.numa_max_memory_per_node_mb:
+            raise OptionsError("numa_max_processors_per_node needs numa_max_memory_per_node_mb as well")
+
+    def _check_explicit_numa(self) -> None:
+        physical, processors = self.numa_mapped_physical_nodes, self.numa_processor_counts
+        blocks = self.numa_memory_blocks
+        if not len(physical) == len(processors) == len(blocks):
+            raise OptionsError(
+                "numa_mapped_physical_nodes, numa_processor_counts and numa_memory_blocks must be"
+                f" of one length, not {len(physical)}, {len(processors)} and {len(blocks)}"
+            )
+        if len(physical) > _MAX_VIRTUAL_NODES:
+            raise OptionsError(f"{len(physical)} virtual NUMA nodes; {_MAX_VIRTUAL_NODES} are allowed")
+        wild = [node == _ANY_PHYSICAL_NODE for node in physical]
+        if any(wild) != all(wild):
+            raise OptionsError(f"numa_mapped_physical_nodes mixes {_ANY_PHYSICAL_NODE} (any) with others")
+        too_high = [n for n in physical if n >= _MAX_PHYSICAL_NODES and n != _ANY_PHYSICAL_NODE]
+        if too_high:
+            raise OptionsError(f"physical NUMA node {too_high[0]}: below {_MAX_PHYSICAL_NODES} is allowed")
+        if 0 in blocks:
+            raise OptionsError("a virtual NUMA node without memory is not allowed")
+        if not any(processors):
+            raise OptionsError("virtual NUMA nodes with memory, but no processors, are not allowed")
+
+
+def decode_policy(policy: str) -> bytes:
+    """Decode a security policy; the error says nothing of what it holds.
+
+    :raises OptionsError: it is not base64.
+    """
+    try:
+        # Line breaks are allowed, as Go's decoder allows them.
+        return base64.b64decode(policy.replace("\r", "").replace("\n", ""), validate=True)
+    except (binascii.Error, ValueError):
+        raise OptionsError("security_policy is not base64") from None

@@ -1,0 +1,134 @@
+"""Options under hcsshim's names, for those who come from there and for the conformance runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Literal, overload
+
+import attrs
+
+from uvm.errors import OptionsError
+from uvm.options.checks import HCSSHIM, INVERTED
+from uvm.options.common import HvSocketService
+from uvm.options.lcow import LCOWOptions, PCIDevice
+from uvm.options.wcow import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
+
+__all__ = ["from_hcsshim"]
+
+#: hcsshim's ``PreferredRootFSType`` and ``WCOWBootFilesType``, by number.
+_ROOTFS_TYPES = ("initrd", "vhd", "none")
+_BOOT_TYPES: tuple[tuple[str, type], ...] = (
+    ("VmbFSFiles", VmbFSBootFiles),
+    ("BlockCIMFiles", BlockCIMBootFiles),
+)
+
+
+@overload
+def from_hcsshim(
+    os: Literal["linux"], options: Mapping[str, Any], *, id: str = "", owner: str = "uvm"
+) -> LCOWOptions: ...
+@overload
+def from_hcsshim(
+    os: Literal["windows"], options: Mapping[str, Any], *, id: str = "", owner: str = "uvm"
+) -> WCOWOptions: ...
+@overload
+def from_hcsshim(
+    os: str, options: Mapping[str, Any], *, id: str = "", owner: str = "uvm"
+) -> LCOWOptions | WCOWOptions: ...
+def from_hcsshim(
+    os: str, options: Mapping[str, Any], *, id: str = "", owner: str = "uvm"
+) -> LCOWOptions | WCOWOptions:
+    """Make options from the fields of hcsshim's ``OptionsLCOW`` or ``OptionsWCOW``, as JSON values.
+
+    Fields of embedded structures stand at the top, as Go writes them; those that are missing keep hcsshim's
+    defaults.
+
+    :param os: ``"linux"`` or ``"windows"``.
+    :raises OptionsError: a field that hcsshim does not have, or a value that is refused.
+    """
+    if os not in ("linux", "windows"):
+        raise OptionsError(f"the guest's operating system is 'linux' or 'windows', not {os!r}")
+    cls = LCOWOptions if os == "linux" else WCOWOptions
+    given = {"id": id, "owner": owner, **_arguments(cls, options)}
+    if cls is WCOWOptions:
+        given.setdefault("boot_files", None)
+    made: LCOWOptions | WCOWOptions = cls(**given)
+    return made
+
+
+@cache
+def _fields(cls: type) -> dict[str, attrs.Attribute[Any]]:
+    return {f.metadata[HCSSHIM]: f for f in attrs.fields(cls) if HCSSHIM in f.metadata}
+
+
+def _arguments(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the arguments of a class for values under hcsshim's names."""
+    if not isinstance(values, Mapping):
+        raise OptionsError(f"hcsshim's fields of {cls.__name__} must be a mapping, not {values!r}")
+    fields, arguments = _fields(cls), {}
+    for name, value in values.items():
+        field = fields.get(name)
+        if field is None:
+            raise OptionsError(f"hcsshim has no option {name!r} for {cls.__name__}")
+        if value is None and field.default is not attrs.NOTHING:
+            continue
+        if field.metadata.get(INVERTED) and isinstance(value, bool):
+            value = not value
+        arguments[field.name] = _read(name, value)
+    return arguments
+
+
+def _read(name: str, value: Any) -> Any:
+    reader = _READERS.get(name)
+    if reader is None:
+        return value
+    try:
+        return reader(value)
+    except (AttributeError, TypeError, ValueError) as e:
+        if isinstance(e, OptionsError):
+            raise
+        raise OptionsError(f"hcsshim's {name} has another form than {value!r}") from e
+
+
+def _made(cls: type, values: Any) -> Any:
+    missing = [f for n, f in _fields(cls).items() if f.default is attrs.NOTHING and n not in values]
+    if missing:
+        raise OptionsError(f"{cls.__name__} needs {missing[0].metadata[HCSSHIM]}")
+    return cls(**_arguments(cls, values))
+
+
+def _rootfs_type(number: Any) -> Any:
+    known = isinstance(number, int) and 0 <= number < len(_ROOTFS_TYPES)
+    return _ROOTFS_TYPES[number] if known else number
+
+
+def _boot_files(value: Any) -> Any:
+    number = value.get("BootType", 0) if isinstance(value, Mapping) else None
+    if not isinstance(number, int) or not 0 <= number < len(_BOOT_TYPES):
+        raise OptionsError(f"BootFiles.BootType must be 0 (VmbFS) or 1 (block CIM), not {number!r}")
+    name, cls = _BOOT_TYPES[number]
+    if value.get(name) is None:
+        raise OptionsError(f"BootFiles.BootType is {number}, but BootFiles.{name} is missing")
+    # Go has empty strings for what is missing.
+    return cls(**_arguments(cls, {**dict.fromkeys(_fields(cls), ""), **value[name]}))
+
+
+def _services(value: Any) -> Any:
+    return {k: HvSocketService(**_arguments(HvSocketService, v)) for k, v in dict(value).items()}
+
+
+def _registry_value(value: Any) -> Any:
+    key = value.get("Key") or {}
+    flat = {k: v for k, v in value.items() if k != "Key"} | {f"Key.{k}": v for k, v in key.items()}
+    return _made(RegistryValue, flat)
+
+
+#: How the values are read that are not plain, by hcsshim's name.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "PreferredRootFSType": _rootfs_type,
+    "BootFiles": _boot_files,
+    "AdditionalHyperVConfig": _services,
+    "AdditionalRegistryKeys": lambda values: tuple(map(_registry_value, values)),
+    "AssignedDevices": lambda values: tuple(_made(PCIDevice, v) for v in values),
+}

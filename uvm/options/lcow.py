@@ -1,0 +1,137 @@
+"""The options of a VM with a Linux guest (hcsshim's ``OptionsLCOW`` and ``ConfidentialLCOWOptions``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from attrs import field, frozen
+
+from uvm.errors import OptionsError
+from uvm.options.checks import U16, U32, U64, check_fields, choice, each, flag, go, instance, text, whole
+from uvm.options.common import Options, decode_policy, integers
+
+__all__ = ["DEFAULT_VPMEM_SIZE_BYTES", "MAX_VPMEM_DEVICES", "LCOWOptions", "PCIDevice"]
+
+MAX_VPMEM_DEVICES = 128
+DEFAULT_VPMEM_SIZE_BYTES = 4 * 1024**3
+_PAGE_BYTES = 4096
+
+
+@frozen
+class PCIDevice:
+    """A PCI device of the host: its instance path, and which of its virtual functions."""
+
+    instance_path: str = field(metadata=go("deviceInstanceID", text))
+    function: int = field(default=0, metadata=go("virtualFunctionIndex", whole(U16)))
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+
+def _devices(value: Sequence[PCIDevice]) -> tuple[PCIDevice, ...]:
+    return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]
+
+
+@frozen(kw_only=True)
+class LCOWOptions(Options):
+    r"""The options of a VM with a Linux guest.
+
+    Where the default is None it depends on the host, as in hcsshim: see each. With ``guest_state_file`` the
+    VM boots isolated from that file, and the options of the kernel, the root file system, NUMA, the
+    consoles, assigned devices and the resource partition have no effect.
+
+    :ivar boot_files_path: the host's directory of the boot files.
+        None: ``C:\Program Files\Linux Containers``.
+    :ivar kernel_file: the kernel, in there. None: ``vmlinux`` if it is there and the host can boot it
+        directly, else ``kernel``.
+    :ivar kernel_direct: boot the kernel without UEFI. None: on x64 from build 18286 on.
+    :ivar rootfs_file: the root file system, in there.
+        None: ``rootfs.vhd`` if it is there, else ``initrd.img``.
+    :ivar rootfs_type: how it is used. None: ``vhd`` if ``rootfs.vhd`` is there, else ``initrd``.
+        ``none`` is needed with ``guest_state_file``.
+    :ivar kernel_boot_options: more kernel options.
+    :ivar use_guest_connection: connect to the guest's compute service at all.
+    :ivar exec_command_line: what init executes; None: the guest's compute service, with ``guest_log_level``.
+    :ivar guest_log_level: the log level of the guest's compute service.
+    :ivar scrub_guest_logs: have the guest leave secrets out of its log.
+    :ivar forward_stdout: send its standard output to the host.
+    :ivar forward_stderr: send its standard error, its log, to the host.
+    :ivar vpmem_count: VPMEM devices, at most 128; 0: layers go to SCSI. None: 64, on arm64 0.
+    :ivar vpmem_size_bytes: the size of each at most, in whole pages of 4 KiB.
+    :ivar vpmem_multi_mapping: pack several layers on a VPMEM device. None: from build 18362 on.
+    :ivar cold_discard_hint: tell the host which memory is unused (build 18967 and newer).
+    :ivar vpci_enabled: let the kernel use PCI.
+    :ivar scratch_encryption: encrypt container scratches.
+    :ivar disable_time_sync: run without the time synchronisation service.
+    :ivar hcl_enabled: enable the host compatibility layer; None: leave it to the platform.
+    :ivar extra_vsock_ports: more vsock ports that an isolated guest may use.
+    :ivar assigned_devices: PCI devices to assign at boot.
+    :ivar policy_based_routing: use policy-based routing for the guest's adapters.
+    :ivar writable_overlay_dirs: lay writable overlays over /var and /etc of a VHD root file system.
+    :ivar use_guest_state_file: hcsshim's mark for "boots from VMGS"; ``guest_state_file`` is what decides.
+    :ivar dm_verity_rootfs_vhd: the dm-verity root file system of an isolated VM, under ``boot_files_path``.
+    :ivar dm_verity_mode: boot with a dm-verity root file system.
+    :ivar dm_verity_create_args: the kernel's ``dm-mod.create``, for that on SCSI.
+    """
+
+    uvm_reference_info_file: str = field(
+        default="reference_info.cose", metadata=go("UVMReferenceInfoFile", text)
+    )
+    uvm_hash_envelope_reference_info_file: str = field(
+        default="reference_info_hash_envelope.cose", metadata=go("UVMHashEnvelopeReferenceInfoFile", text)
+    )
+    boot_files_path: str | None = field(default=None, metadata=go("BootFilesPath", text))
+    kernel_file: str | None = field(default=None, metadata=go("KernelFile", text))
+    kernel_direct: bool | None = field(default=None, metadata=go("KernelDirect", flag))
+    rootfs_file: str | None = field(default=None, metadata=go("RootFSFile", text))
+    rootfs_type: Literal["initrd", "vhd", "none"] | None = field(
+        default=None, metadata=go("PreferredRootFSType", choice("initrd", "vhd", "none"))
+    )
+    kernel_boot_options: str = field(default="", metadata=go("KernelBootOptions", text))
+    use_guest_connection: bool = field(default=True, metadata=go("UseGuestConnection", flag))
+    exec_command_line: str | None = field(default=None, metadata=go("ExecCommandLine", text))
+    guest_log_level: Literal["trace", "debug", "info", "warning", "error", "fatal", "panic"] = field(
+        default="info",
+        metadata=go(None, choice("trace", "debug", "info", "warning", "error", "fatal", "panic")),
+    )
+    scrub_guest_logs: bool = field(default=True, metadata=go(None, flag))
+    forward_stdout: bool = field(default=False, metadata=go("ForwardStdout", flag))
+    forward_stderr: bool = field(default=True, metadata=go("ForwardStderr", flag))
+    vpmem_count: int | None = field(default=None, metadata=go("VPMemDeviceCount", whole(MAX_VPMEM_DEVICES)))
+    vpmem_size_bytes: int = field(default=DEFAULT_VPMEM_SIZE_BYTES, metadata=go("VPMemSizeBytes", whole(U64)))
+    vpmem_multi_mapping: bool | None = field(
+        default=None, metadata=go("VPMemNoMultiMapping", flag, inverted=True)
+    )
+    cold_discard_hint: bool = field(default=False, metadata=go("EnableColdDiscardHint", flag))
+    vpci_enabled: bool = field(default=False, metadata=go("VPCIEnabled", flag))
+    scratch_encryption: bool = field(default=False, metadata=go("EnableScratchEncryption", flag))
+    disable_time_sync: bool = field(default=False, metadata=go("DisableTimeSyncService", flag))
+    hcl_enabled: bool | None = field(default=None, metadata=go("HclEnabled", flag))
+    extra_vsock_ports: tuple[int, ...] = field(
+        default=(), converter=integers, metadata=go("ExtraVSockPorts", each(whole(U32)))
+    )
+    assigned_devices: tuple[PCIDevice, ...] = field(
+        default=(), converter=_devices, metadata=go("AssignedDevices", each(instance(PCIDevice)))
+    )
+    policy_based_routing: bool = field(default=False, metadata=go("PolicyBasedRouting", flag))
+    writable_overlay_dirs: bool = field(default=False, metadata=go("WritableOverlayDirs", flag))
+    use_guest_state_file: bool = field(default=False, metadata=go("UseGuestStateFile", flag))
+    dm_verity_rootfs_vhd: str = field(default="", metadata=go("DmVerityRootFsVhd", text))
+    dm_verity_mode: bool = field(default=False, metadata=go("DmVerityMode", flag))
+    dm_verity_create_args: str = field(default="", metadata=go("DmVerityCreateArgs", text))
+
+    def _check_together(self) -> None:
+        Options._check_together(self)
+        if self.vpmem_count != 0 and self.vpmem_size_bytes % _PAGE_BYTES:
+            raise OptionsError(
+                f"vpmem_size_bytes must be a multiple of {_PAGE_BYTES}, not {self.vpmem_size_bytes}"
+            )
+        for n, device in enumerate(self.assigned_devices):
+            if device in self.assigned_devices[:n]:
+                raise OptionsError(f"{device.instance_path}, function {device.function}, is assigned twice")
+        if self.guest_state_file:
+            decode_policy(self.security_policy)
+
+    def _has_numa(self) -> bool:
+        return Options._has_numa(self) and not self.guest_state_file

@@ -1,0 +1,152 @@
+"""The options of a VM with a Windows guest (hcsshim's ``OptionsWCOW`` and ``ConfidentialWCOWOptions``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import field, frozen
+
+from uvm.errors import OptionsError
+from uvm.options.checks import I32, check_fields, choice, each, flag, go, instance, text, whole
+from uvm.options.common import Options, decode_policy
+
+__all__ = ["BlockCIMBootFiles", "RegistryValue", "VmbFSBootFiles", "WCOWOptions"]
+
+
+@frozen(kw_only=True)
+class VmbFSBootFiles:
+    """Boot from a directory of the host.
+
+    :ivar os_files_path: the directory with the operating system's files.
+    :ivar os_relative_boot_directory: the directory in there with ``bootmgfw.efi`` and the BCD.
+    :ivar scratch_vhd_path: the VM's scratch disk.
+    """
+
+    os_files_path: str = field(metadata=go("OSFilesPath", text))
+    os_relative_boot_directory: str = field(metadata=go("OSRelativeBootDirPath", text))
+    scratch_vhd_path: str = field(metadata=go("ScratchVHDPath", text))
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+
+@frozen(kw_only=True)
+class BlockCIMBootFiles:
+    """Boot from disks, for confidential VMs.
+
+    :ivar boot_cim_vhd_path: the disk with a block CIM of the operating system's files.
+    :ivar efi_vhd_path: the disk with the EFI partition.
+    :ivar scratch_vhd_path: the VM's scratch disk, not formatted.
+    """
+
+    boot_cim_vhd_path: str = field(metadata=go("BootCIMVHDPath", text))
+    efi_vhd_path: str = field(metadata=go("EFIVHDPath", text))
+    scratch_vhd_path: str = field(metadata=go("ScratchVHDPath", text))
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+
+@frozen(kw_only=True)
+class RegistryValue:
+    """A value to set in the guest's registry before it boots; ``type`` says which of the values counts.
+
+    ``binary_value`` is base64, ``custom_type`` the number of a type that has no name.
+    """
+
+    hive: str = field(metadata=go("Key.Hive", choice("System", "Software", "Security", "Sam")))
+    key: str = field(metadata=go("Key.Name", text))
+    volatile: bool = field(default=False, metadata=go("Key.Volatile", flag))
+    name: str = field(default="", metadata=go("Name", text))
+    type: str = field(
+        default="None",
+        metadata=go(
+            "Type",
+            choice(
+                "None",
+                "String",
+                "ExpandedString",
+                "MultiString",
+                "Binary",
+                "DWord",
+                "QWord",
+                "CustomType",
+            ),
+        ),
+    )
+    string_value: str = field(default="", metadata=go("StringValue", text))
+    binary_value: str = field(default="", metadata=go("BinaryValue", text))
+    dword_value: int = field(default=0, metadata=go("DWordValue", whole(I32, -I32 - 1)))
+    qword_value: int = field(default=0, metadata=go("QWordValue", whole(I32, -I32 - 1)))
+    custom_type: int = field(default=0, metadata=go("CustomType", whole(I32, -I32 - 1)))
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+
+def _registry_values(value: Sequence[RegistryValue]) -> tuple[RegistryValue, ...]:
+    return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]
+
+
+@frozen(kw_only=True)
+class WCOWOptions(Options):
+    """The options of a VM with a Windows guest.
+
+    :ivar boot_files: what it boots from; confidential VMs boot from disks, the others from a directory.
+    :ivar boot_files_root_path: where a deployment keeps the boot files of confidential VMs.
+    :ivar no_direct_map: map no SMB share directly into the guest.
+    :ivar inherit_time_zone: give the guest the host's time zone; False: UTC.
+    :ivar registry_values: more registry values.
+    :ivar log_sources: the ETW providers whose events are forwarded: base64 of JSON.
+    :ivar log_forwarding: forward the guest's log to the host.
+    :ivar default_log_sources: forward the default providers' events as well.
+    :ivar isolation_type: how a confidential VM is isolated; empty: ``SecureNestedPaging``.
+    :ivar disable_secure_boot: boot a confidential VM without Secure Boot. For debugging.
+    :ivar firmware_parameters: parameters for the firmware. For debugging.
+    :ivar writable_efi: let a confidential VM write its EFI disk. For debugging.
+    :ivar debug_mode: keep a confidential VM's scratch and EFI disks when it has gone.
+    :ivar debug_data_path: the host's directory in which they are kept.
+    """
+
+    boot_files: VmbFSBootFiles | BlockCIMBootFiles = field(
+        metadata=go("BootFiles", instance(VmbFSBootFiles, BlockCIMBootFiles))
+    )
+    boot_files_root_path: str = field(default="", metadata=go("BootFilesRootPath", text))
+    no_direct_map: bool = field(default=False, metadata=go("NoDirectMap", flag))
+    inherit_time_zone: bool = field(default=True, metadata=go("NoInheritHostTimezone", flag, inverted=True))
+    registry_values: tuple[RegistryValue, ...] = field(
+        default=(),
+        converter=_registry_values,
+        metadata=go("AdditionalRegistryKeys", each(instance(RegistryValue))),
+    )
+    log_sources: str = field(default="", metadata=go("LogSources", text))
+    log_forwarding: bool = field(default=True, metadata=go("LogForwardingEnabled", flag))
+    default_log_sources: bool = field(default=True, metadata=go("DefaultLogSourcesEnabled", flag))
+    isolation_type: str = field(default="", metadata=go("IsolationType", text))
+    disable_secure_boot: bool = field(default=False, metadata=go("DisableSecureBoot", flag))
+    firmware_parameters: str = field(default="", metadata=go("FirmwareParameters", text))
+    writable_efi: bool = field(default=False, metadata=go("WritableEFI", flag))
+    debug_mode: bool = field(default=False, metadata=go("DebugMode", flag))
+    debug_data_path: str = field(default="", metadata=go("DebugDataPath", text))
+
+    def _check_together(self) -> None:
+        Options._check_together(self)
+        if self.scsi_controllers != 1:
+            raise OptionsError(f"a Windows VM has exactly 1 SCSI controller, not {self.scsi_controllers}")
+        if self.debug_mode and not self.debug_data_path:
+            raise OptionsError("debug_mode needs debug_data_path, the directory to keep the disks in")
+        if self.isolation_type == "SecureNestedPaging" and self.graphics_console:
+            raise OptionsError("a graphics console cannot be had with isolation_type SecureNestedPaging")
+        self._check_boot_files()
+
+    def _check_boot_files(self) -> None:
+        if self.security_policy_enabled:
+            if not self.guest_state_file:
+                raise OptionsError("security_policy_enabled needs guest_state_file")
+            decode_policy(self.security_policy)
+        wanted = BlockCIMBootFiles if self.security_policy_enabled else VmbFSBootFiles
+        if not isinstance(self.boot_files, wanted):
+            raise OptionsError(
+                f"with security_policy_enabled={self.security_policy_enabled} a Windows VM boots from"
+                f" {wanted.__name__}, not from {type(self.boot_files).__name__}"
+            )

@@ -1,0 +1,245 @@
+"""Containers, in HCS or hosted in a VM, and what their root file systems are made of."""
+
+from __future__ import annotations
+
+from attrs import define
+
+from uvm.schema.common import Layer, RegistryChanges, StorageQoS, Version
+from uvm.schema.devices import HvSocketSystemConfig
+from uvm.schema.field import named
+
+__all__ = [
+    "Container",
+    "ContainerCredentialGuardState",
+    "ContainerDefinitionDevice",
+    "Device",
+    "DeviceCategory",
+    "DeviceExtension",
+    "DeviceExtensionNamespace",
+    "DeviceInstance",
+    "DeviceNamespace",
+    "GuestOs",
+    "HostedSystem",
+    "HvSocket",
+    "InterfaceClass",
+    "MappedDirectory",
+    "MappedPipe",
+    "Memory",
+    "Networking",
+    "ObjectDirectory",
+    "ObjectNamespace",
+    "ObjectSymlink",
+    "Processor",
+    "Storage",
+]
+
+
+@define(kw_only=True)
+class GuestOs:
+    """The name of the container's host."""
+
+    host_name: str = named("HostName", default="")
+
+
+@define(kw_only=True)
+class MappedDirectory:
+    """A directory mapped into a Windows container or guest."""
+
+    host_path: str = named("HostPath", default="")
+    host_path_type: str = named("HostPathType", default="")
+    container_path: str = named("ContainerPath", default="")
+    read_only: bool = named("ReadOnly", default=False)
+
+
+@define(kw_only=True)
+class MappedPipe:
+    """A named pipe of the host mapped into a container."""
+
+    container_pipe_name: str = named("ContainerPipeName", default="")
+    host_path: str = named("HostPath", default="")
+    host_path_type: str = named("HostPathType", default="")
+
+
+@define(kw_only=True)
+class Memory:
+    """Memory of a container, in MB."""
+
+    size_in_mb: int = named("SizeInMB", default=0)
+
+
+@define(kw_only=True)
+class Processor:
+    """Processors of a container: ``maximum`` in 1/10,000 of all, ``weight`` 0 to 10,000."""
+
+    count: int = named("Count", default=0)
+    maximum: int = named("Maximum", default=0)
+    weight: int = named("Weight", default=0)
+
+
+@define(kw_only=True)
+class Networking:
+    """Network of a container; ``namespace`` is an HCN namespace."""
+
+    allow_unqualified_dns_query: bool = named("AllowUnqualifiedDnsQuery", default=False)
+    dns_search_list: str = named("DnsSearchList", default="")
+    network_shared_container_name: str = named("NetworkSharedContainerName", default="")
+    namespace: str = named("Namespace", default="")
+    network_adapters: list[str] = named("NetworkAdapters", factory=list)
+
+
+@define(kw_only=True)
+class ContainerCredentialGuardState:
+    """Credentials (a group managed service account) of a container."""
+
+    cookie: str = named("Cookie", default="", secret=True)
+    rpc_endpoint: str = named("RpcEndpoint", default="")
+    transport: str = named("Transport", default="")
+    credential_spec: str = named("CredentialSpec", default="", secret=True)
+
+
+@define(kw_only=True)
+class HvSocket:
+    """Hyper-V sockets of a container."""
+
+    config: HvSocketSystemConfig | None = named("Config", default=None)
+    enable_power_shell_direct: bool = named("EnablePowerShellDirect", default=False)
+
+
+@define(kw_only=True)
+class Device:
+    """A host device in a container."""
+
+    type: str = named("Type", default="")
+    interface_class_guid: str = named("InterfaceClassGuid", default="")
+    location_path: str = named("LocationPath", default="")
+
+
+@define(kw_only=True)
+class InterfaceClass:
+    """A class of device interface."""
+
+    type: str = named("type", default="")
+    identifier: str = named("identifier", default="")
+    recurse: bool = named("recurse", default=False)
+
+
+@define(kw_only=True)
+class DeviceCategory:
+    """A category of devices."""
+
+    name: str = named("name", default="")
+    interface_class: list[InterfaceClass] = named("interface_class", factory=list)
+
+
+@define(kw_only=True)
+class ObjectDirectory:
+    """A directory of the object namespace."""
+
+    name: str = named("name", default="")
+    clonesd: str = named("clonesd", default="")
+    shadow: str = named("shadow", default="")
+    symlink: list[ObjectSymlink] = named("symlink", factory=list)
+    objdir: list[ObjectDirectory] = named("objdir", factory=list)
+
+
+@define(kw_only=True)
+class ObjectSymlink:
+    """A symbolic link of the object namespace."""
+
+    name: str = named("name", default="")
+    path: str = named("path", default="")
+    scope: str = named("scope", default="")
+    pathtoclone: str = named("pathtoclone", default="")
+    access_mask: int = named("access_mask", default=0)
+
+
+@define(kw_only=True)
+class ObjectNamespace:
+    """Objects that a container sees."""
+
+    shadow: str = named("shadow", default="")
+    symlink: list[ObjectSymlink] = named("symlink", factory=list)
+    objdir: list[ObjectDirectory] = named("objdir", factory=list)
+
+
+@define(kw_only=True)
+class DeviceInstance:
+    """One instance of a device."""
+
+    id: str = named("id", default="")
+    location_path: str = named("location_path", default="")
+    port_name: str = named("port_name", default="")
+    interface_class: list[InterfaceClass] = named("interface_class", factory=list)
+
+
+@define(kw_only=True)
+class DeviceNamespace:
+    """Devices that a container sees."""
+
+    requires_driverstore: bool = named("requires_driverstore", default=False)
+    device_category: list[DeviceCategory] = named("device_category", factory=list)
+    device_instance: list[DeviceInstance] = named("device_instance", factory=list)
+
+
+@define(kw_only=True)
+class DeviceExtensionNamespace:
+    """Objects and devices of an extension."""
+
+    ob: ObjectNamespace | None = named("ob", default=None)
+    device: DeviceNamespace | None = named("device", default=None)
+
+
+@define(kw_only=True)
+class DeviceExtension:
+    """An extension of the devices a container sees."""
+
+    device_category: DeviceCategory | None = named("device_category", default=None)
+    namespace: DeviceExtensionNamespace | None = named("namespace", default=None)
+
+
+@define(kw_only=True)
+class ContainerDefinitionDevice:
+    """Extensions of the device namespace of a container."""
+
+    device_extension: list[DeviceExtension] = named("device_extension", factory=list)
+
+
+@define(kw_only=True)
+class Storage:
+    """Root file system of a container."""
+
+    layers: list[Layer] = named("Layers", factory=list)
+    path: str = named("Path", default="")
+    qos: StorageQoS | None = named("QoS", default=None)
+    privileged_container_root_path: str = named("PrivilegedContainerRootPath", default="")
+
+
+@define(kw_only=True)
+class Container:
+    """A container."""
+
+    guest_os: GuestOs | None = named("GuestOs", default=None)
+    storage: Storage | None = named("Storage", default=None)
+    mapped_directories: list[MappedDirectory] = named("MappedDirectories", factory=list)
+    mapped_pipes: list[MappedPipe] = named("MappedPipes", factory=list)
+    memory: Memory | None = named("Memory", default=None)
+    processor: Processor | None = named("Processor", default=None)
+    networking: Networking | None = named("Networking", default=None)
+    hv_socket: HvSocket | None = named("HvSocket", default=None)
+    container_credential_guard: ContainerCredentialGuardState | None = named(
+        "ContainerCredentialGuard", default=None
+    )
+    registry_changes: RegistryChanges | None = named("RegistryChanges", default=None)
+    assigned_devices: list[Device] = named("AssignedDevices", factory=list)
+    additional_device_namespace: ContainerDefinitionDevice | None = named(
+        "AdditionalDeviceNamespace", default=None
+    )
+    isolation_type: str = named("IsolationType", default="")
+
+
+@define(kw_only=True)
+class HostedSystem:
+    """A container inside a VM, as the guest is told of it."""
+
+    schema_version: Version | None = named("SchemaVersion", default=None)
+    container: Container | None = named("Container", default=None)

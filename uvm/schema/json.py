@@ -1,0 +1,197 @@
+"""Schema models to JSON values and back.
+
+Writing leaves out what Go's ``omitempty`` leaves out, so that a model becomes byte for byte the fields that
+hcsshim sends. Reading gives missing and null fields their zero values, and is strict about types: a
+number is never taken for a string, nor a string for a list.
+
+cattrs generates one function per class and direction; it is imported at the first call, so that importing the
+models costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from json import JSONEncoder
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+
+import attrs
+
+from uvm.errors import UVMError
+from uvm.schema.field import ALWAYS, JSON_NAME
+
+if TYPE_CHECKING:
+    from cattrs import Converter
+
+__all__ = ["SchemaError", "dumps", "from_json", "to_json"]
+
+T = TypeVar("T")
+
+_KINDS = {int: "a whole number", str: "a string", bool: "true or false", float: "a number"}
+
+
+class SchemaError(UVMError, ValueError):
+    """A JSON value that is not what the schema says; the message names each field in question."""
+
+
+def to_json(model: Any) -> dict[str, Any]:
+    """Give a model as a JSON object, without what holds its zero value.
+
+    A field of free form (``settings``, ``guest_request``) is left out only where it is None.
+    """
+    cls = model.__class__
+    writer = _writers.get(cls)
+    if writer is None:
+        if not attrs.has(cls):
+            raise TypeError(f"{cls.__name__} is not a schema model")
+        writer = _writers[cls] = _converter(False).get_unstructure_hook(cls)
+    return writer(model)
+
+
+def from_json(cls: type[T], value: Any, *, forbid_extra: bool = False) -> T:
+    """Make a model from a JSON object.
+
+    :param forbid_extra: refuse fields that the schema does not have, as HCS does with what it is sent;
+        otherwise they are ignored, so that newer hosts and guests can be read.
+    :raises SchemaError: a value has the wrong type, or a field is not known.
+    """
+    from cattrs.errors import BaseValidationError
+
+    try:
+        return _converter(forbid_extra).structure(value, cls)
+    except (BaseValidationError, TypeError) as e:
+        # Without the cause: cattrs's own report repeats the values, which may be secret.
+        raise SchemaError("; ".join(_problems(e, cls.__name__))) from None
+
+
+def dumps(value: Any) -> str:
+    """Give a model, or a JSON value that may hold models, as compact JSON text."""
+    text: str = _encode(to_json(value) if attrs.has(value.__class__) else value)
+    return text
+
+
+_writers: dict[type, Callable[[Any], dict[str, Any]]] = {}
+_encode = JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False, default=to_json).encode
+
+
+@cache
+def _converter(forbid_extra: bool) -> Converter:
+    """Make the converter; one for each strictness."""
+    from cattrs import Converter
+
+    converter = Converter(omit_if_default=True, forbid_extra_keys=forbid_extra)
+    converter.register_unstructure_hook_factory(attrs.has, lambda cls: _class_writer(cls, converter))
+    converter.register_structure_hook_factory(attrs.has, lambda cls: _class_reader(cls, converter))
+    for kind in _KINDS:
+        converter.register_structure_hook(kind, _scalar)
+    converter.register_structure_hook_factory(_is_generic(list), lambda kind: _list_reader(kind, converter))
+    converter.register_structure_hook_factory(_is_generic(dict), lambda kind: _dict_reader(kind, converter))
+    return converter
+
+
+def _is_generic(origin: type) -> Callable[[Any], bool]:
+    return lambda kind: bool(get_origin(kind) == origin)
+
+
+def _class_writer(cls: Any, converter: Converter) -> Callable[[Any], dict[str, Any]]:
+    from cattrs.gen import make_dict_unstructure_fn, override
+
+    fields = attrs.fields(attrs.resolve_types(cls))
+    overrides: dict[str, Any] = {
+        field.name: override(
+            rename=field.metadata[JSON_NAME], omit_if_default=not field.metadata.get(ALWAYS, False)
+        )
+        for field in fields
+    }
+    return make_dict_unstructure_fn(cls, converter, **overrides)
+
+
+def _class_reader(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    from cattrs.gen import make_dict_structure_fn, override
+
+    fields = attrs.fields(attrs.resolve_types(cls))
+    names = frozenset(field.metadata[JSON_NAME] for field in fields)
+    overrides: dict[str, Any] = {field.name: override(rename=field.metadata[JSON_NAME]) for field in fields}
+    read = make_dict_structure_fn(cls, converter, **overrides)
+
+    def structure(value: Any, of: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"should be an object, not {_kind_of(value)}")
+        if None in value.values():
+            value = {k: v for k, v in value.items() if v is not None or k not in names}
+        return read(value, of)
+
+    return structure
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    # bool is a subclass of int in Python, but not a number in JSON; 1 is a valid float.
+    if value.__class__ is kind or (kind is float and value.__class__ is int):
+        return value
+    raise TypeError(f"should be {_KINDS[kind]}, not {_kind_of(value)}")
+
+
+def _list_reader(kind: Any, converter: Converter) -> Callable[[Any, Any], list[Any]]:
+    (item,) = get_args(kind)
+
+    def structure(value: Any, of: Any) -> list[Any]:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"should be a list, not {_kind_of(value)}")
+        return [v for _, v in _each(enumerate(value), item, converter)]
+
+    return structure
+
+
+def _dict_reader(kind: Any, converter: Converter) -> Callable[[Any, Any], dict[str, Any]]:
+    _, item = get_args(kind)
+
+    def structure(value: Any, of: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"should be an object, not {_kind_of(value)}")
+        return dict(_each(value.items(), item, converter))
+
+    return structure
+
+
+def _each(items: Iterable[tuple[Any, Any]], kind: Any, converter: Converter) -> Iterator[tuple[Any, Any]]:
+    """Read the items of a list or mapping; what is wrong with one is noted with its index or key."""
+    from cattrs.errors import IterableValidationError, IterableValidationNote
+
+    for key, value in items:
+        try:
+            yield key, converter.structure(value, kind)
+        except Exception as e:
+            e.add_note(IterableValidationNote("item", key, kind))
+            raise IterableValidationError("items", [e], kind) from None
+
+
+def _problems(error: BaseException, where: str) -> Iterator[str]:
+    """Say in words what cattrs found, each with the JSON path of its place."""
+    from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+
+    if isinstance(error, ForbiddenExtraKeysError):
+        yield f"{where} has no field {', '.join(sorted(map(repr, error.extra_fields)))}"
+    elif isinstance(error, ClassValidationError):
+        of_fields, of_object = error.group_exceptions()
+        fields = attrs.fields_dict(error.cl)
+        for inner, note in of_fields:
+            yield from _problems(inner, f"{where}.{fields[note.name].metadata[JSON_NAME]}")
+        for inner in of_object:
+            yield from _problems(inner, where)
+    elif isinstance(error, IterableValidationError):
+        of_items, _ = error.group_exceptions()
+        for inner, item in of_items:
+            yield from _problems(inner, f"{where}[{item.index!r}]")
+    else:
+        yield f"{where} {error}"
+
+
+def _kind_of(value: Any) -> str:
+    """Name the JSON kind of a value, never the value."""
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return _KINDS.get(type(value), type(value).__name__)

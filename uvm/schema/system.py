@@ -1,0 +1,325 @@
+"""The compute-system document: the VM itself, its chipset, topology, security and registry.
+
+Class and JSON names are those of the HCS v2 schema; attribute names are theirs in PEP 8. Memory is in
+mebibytes where the name says MB, as HCS means it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import define
+
+from uvm.schema.common import RegistryChanges, StorageQoS, Version
+from uvm.schema.container import Container
+from uvm.schema.devices import Devices
+from uvm.schema.field import named
+
+__all__ = [
+    "Chipset",
+    "CompatibilityInfo",
+    "ComputeSystem",
+    "CpuGroup",
+    "DebugOptions",
+    "FirmwareFile",
+    "GuestConnection",
+    "GuestState",
+    "IsolationSettings",
+    "LinuxKernelDirect",
+    "MemoryMigrationTransferThrottleParams",
+    "MigrationCompressionSettings",
+    "MigrationInitializeOptions",
+    "Numa",
+    "NumaProcessors",
+    "NumaSetting",
+    "Range",
+    "RestoreState",
+    "SecuritySettings",
+    "Topology",
+    "Uefi",
+    "UefiBootEntry",
+    "VirtualMachine",
+    "VirtualMachineMemory",
+    "VirtualMachineProcessor",
+]
+
+
+@define(kw_only=True)
+class LinuxKernelDirect:
+    """Boot of a Linux kernel without firmware; the paths are the host's."""
+
+    kernel_file_path: str = named("KernelFilePath", default="")
+    initrd_path: str = named("InitRdPath", default="")
+    kernel_cmd_line: str = named("KernelCmdLine", default="")
+
+
+@define(kw_only=True)
+class FirmwareFile:
+    """Parameters for the firmware: base64 of their bytes."""
+
+    parameters: str = named("Parameters", default="")
+
+
+@define(kw_only=True)
+class UefiBootEntry:
+    """What the firmware boots: ``device_type`` is ``VmbFs``, ``ScsiDrive``, ``File`` or ``Network``."""
+
+    device_type: str = named("DeviceType", default="")
+    device_path: str = named("DevicePath", default="")
+    disk_number: int = named("DiskNumber", default=0)
+    optional_data: str = named("OptionalData", default="")
+    vmbfs_root_path: str = named("VmbFsRootPath", default="")
+
+
+@define(kw_only=True)
+class Uefi:
+    """UEFI firmware. ``console`` is ``Default``, ``Disabled``, ``ComPort1`` or ``ComPort2``."""
+
+    enable_debugger: bool = named("EnableDebugger", default=False)
+    apply_secure_boot_template: str = named("ApplySecureBootTemplate", default="")
+    secure_boot_template_id: str = named("SecureBootTemplateId", default="")
+    boot_this: UefiBootEntry | None = named("BootThis", default=None)
+    console: str = named("Console", default="")
+
+
+@define(kw_only=True)
+class Chipset:
+    """Firmware and identity of the mainboard."""
+
+    uefi: Uefi | None = named("Uefi", default=None)
+    is_num_lock_disabled: bool = named("IsNumLockDisabled", default=False)
+    base_board_serial_number: str = named("BaseBoardSerialNumber", default="")
+    chassis_serial_number: str = named("ChassisSerialNumber", default="")
+    chassis_asset_tag: str = named("ChassisAssetTag", default="")
+    use_utc: bool = named("UseUtc", default=False)
+    linux_kernel_direct: LinuxKernelDirect | None = named("LinuxKernelDirect", default=None)
+    firmware_file: FirmwareFile | None = named("FirmwareFile", default=None)
+
+
+@define(kw_only=True)
+class CpuGroup:
+    """The CPU group that a VM is in; the null GUID is none."""
+
+    id: str = named("Id", default="")
+
+
+@define(kw_only=True)
+class Range:
+    """The bound of a processor count."""
+
+    max: int = named("max", default=0)
+
+
+@define(kw_only=True)
+class NumaProcessors:
+    """How processors spread over virtual NUMA nodes."""
+
+    count_per_node: Range = named("count_per_node", factory=Range, always=True)
+    node_per_socket: int = named("node_per_socket", default=0)
+
+
+@define(kw_only=True)
+class VirtualMachineProcessor:
+    """Processors of a VM.
+
+    ``limit`` is in 1/100,000 of a processor (100,000 is no limit), ``weight`` is relative to other VMs
+    (the platform's default is 100), ``reservation`` in 1/100,000.
+    """
+
+    count: int = named("Count", default=0)
+    limit: int = named("Limit", default=0)
+    weight: int = named("Weight", default=0)
+    reservation: int = named("Reservation", default=0)
+    cpu_group: CpuGroup | None = named("CpuGroup", default=None)
+    numa_processors_settings: NumaProcessors | None = named("NumaProcessorsSettings", default=None)
+
+
+@define(kw_only=True)
+class VirtualMachineMemory:
+    """Memory of a VM, in MB. ``slit_type`` is a virtual SLIT's source, ``backing`` a memory backing type."""
+
+    size_in_mb: int = named("SizeInMB", default=0)
+    backing: str | None = named("Backing", default=None)
+    allow_overcommit: bool = named("AllowOvercommit", default=False)
+    enable_hot_hint: bool = named("EnableHotHint", default=False)
+    enable_cold_hint: bool = named("EnableColdHint", default=False)
+    enable_cold_discard_hint: bool = named("EnableColdDiscardHint", default=False)
+    enable_deferred_commit: bool = named("EnableDeferredCommit", default=False)
+    low_mmio_gap_in_mb: int = named("LowMmioGapInMB", default=0)
+    high_mmio_base_in_mb: int = named("HighMmioBaseInMB", default=0)
+    high_mmio_gap_in_mb: int = named("HighMmioGapInMB", default=0)
+    slit_type: str | None = named("SlitType", default=None)
+
+
+@define(kw_only=True)
+class NumaSetting:
+    """One virtual NUMA node; a memory block is one MB."""
+
+    virtual_node_number: int = named("VirtualNodeNumber", default=0)
+    physical_node_number: int = named("PhysicalNodeNumber", default=0)
+    virtual_socket_number: int = named("VirtualSocketNumber", default=0)
+    count_of_processors: int = named("CountOfProcessors", default=0)
+    count_of_memory_blocks: int = named("CountOfMemoryBlocks", default=0)
+    memory_backing_type: str = named("MemoryBackingType", default="")
+
+
+@define(kw_only=True)
+class Numa:
+    """Virtual NUMA nodes; ``max_size_per_node`` is in MB."""
+
+    virtual_node_count: int = named("VirtualNodeCount", default=0)
+    preferred_physical_nodes: list[int] = named("PreferredPhysicalNodes", factory=list)
+    settings: list[NumaSetting] = named("Settings", factory=list)
+    max_size_per_node: int = named("MaxSizePerNode", default=0)
+
+
+@define(kw_only=True)
+class Topology:
+    """Memory, processors and NUMA nodes."""
+
+    memory: VirtualMachineMemory | None = named("Memory", default=None)
+    processor: VirtualMachineProcessor | None = named("Processor", default=None)
+    numa: Numa | None = named("Numa", default=None)
+
+
+@define(kw_only=True)
+class GuestState:
+    """The guest state (VMGS) file and the runtime state file."""
+
+    guest_state_file_path: str = named("GuestStateFilePath", default="")
+    guest_state_file_type: str = named("GuestStateFileType", default="")
+    runtime_state_file_path: str = named("RuntimeStateFilePath", default="")
+    force_transient_state: bool = named("ForceTransientState", default=False)
+
+
+@define(kw_only=True)
+class RestoreState:
+    """The saved state, or the template, that a VM starts from."""
+
+    save_state_file_path: str = named("SaveStateFilePath", default="")
+    template_system_id: str = named("TemplateSystemId", default="")
+
+
+@define(kw_only=True)
+class DebugOptions:
+    """Files in which saved states go when the guest fails."""
+
+    bugcheck_saved_state_file_name: str = named("BugcheckSavedStateFileName", default="")
+    bugcheck_no_crashdump_saved_state_file_name: str = named(
+        "BugcheckNoCrashdumpSavedStateFileName", default=""
+    )
+    triple_fault_saved_state_file_name: str = named("TripleFaultSavedStateFileName", default="")
+    firmware_dump_file_name: str = named("FirmwareDumpFileName", default="")
+
+
+@define(kw_only=True)
+class GuestConnection:
+    """HCS's own connection to the guest; present where HCS makes one."""
+
+    use_vsock: bool = named("UseVsock", default=False)
+    use_connected_suspend: bool = named("UseConnectedSuspend", default=False)
+
+
+@define(kw_only=True)
+class IsolationSettings:
+    """Isolation of a VM; ``launch_data`` is base64."""
+
+    isolation_type: str = named("IsolationType", default="")
+    debug_host: str = named("DebugHost", default="")
+    debug_port: int = named("DebugPort", default=0)
+    launch_data: str = named("LaunchData", default="")
+    hcl_enabled: bool | None = named("HclEnabled", default=None)
+
+
+@define(kw_only=True)
+class SecuritySettings:
+    """TPM and isolation."""
+
+    enable_tpm: bool = named("EnableTpm", default=False)
+    isolation: IsolationSettings | None = named("Isolation", default=None)
+
+
+@define(kw_only=True)
+class MemoryMigrationTransferThrottleParams:
+    """How the transfer of memory is throttled in a live migration."""
+
+    skip_throttling: bool | None = named("SkipThrottling", default=None)
+    throttling_scale: float | None = named("ThrottlingScale", default=None)
+    minimum_throttle_percentage: int | None = named("MinimumThrottlePercentage", default=None)
+    target_number_of_brownout_transfer_passes: int | None = named(
+        "TargetNumberOfBrownoutTransferPasses", default=None
+    )
+    starting_brownout_pass_number_for_throttling: int | None = named(
+        "StartingBrownoutPassNumberForThrottling", default=None
+    )
+    maximum_number_of_brownout_transfer_passes: int | None = named(
+        "MaximumNumberOfBrownoutTransferPasses", default=None
+    )
+    target_blackout_transfer_time: int | None = named("TargetBlackoutTransferTime", default=None)
+    blackout_time_threshold_for_cancelling_migration: int | None = named(
+        "BlackoutTimeThresholdForCancellingMigration", default=None
+    )
+
+
+@define(kw_only=True)
+class MigrationCompressionSettings:
+    """Compression of a live migration's traffic."""
+
+    throttle_worker_count: int | None = named("ThrottleWorkerCount", default=None)
+
+
+@define(kw_only=True)
+class CompatibilityInfo:
+    """Compatibility data of a live migration's source: base64."""
+
+    data: str = named("Data", default="")
+
+
+@define(kw_only=True)
+class MigrationInitializeOptions:
+    """How a VM takes part in a live migration."""
+
+    origin: str = named("Origin", default="")
+    memory_transport: str = named("MemoryTransport", default="")
+    memory_transfer_throttle_params: MemoryMigrationTransferThrottleParams | None = named(
+        "MemoryTransferThrottleParams", default=None
+    )
+    compression_settings: MigrationCompressionSettings | None = named("CompressionSettings", default=None)
+    checksum_verification: bool = named("ChecksumVerification", default=False)
+    perf_tracing_enabled: bool = named("PerfTracingEnabled", default=False)
+    cancel_if_blackout_threshold_exceeds: bool = named("CancelIfBlackoutThresholdExceeds", default=False)
+    prepare_memory_transfer_mode: bool = named("PrepareMemoryTransferMode", default=False)
+    compatibility_data: CompatibilityInfo | None = named("CompatibilityData", default=None)
+
+
+@define(kw_only=True)
+class VirtualMachine:
+    """A virtual machine."""
+
+    version: Version | None = named("Version", default=None)
+    stop_on_reset: bool = named("StopOnReset", default=False)
+    chipset: Chipset | None = named("Chipset", default=None)
+    compute_topology: Topology | None = named("ComputeTopology", default=None)
+    devices: Devices | None = named("Devices", default=None)
+    guest_state: GuestState | None = named("GuestState", default=None)
+    restore_state: RestoreState | None = named("RestoreState", default=None)
+    registry_changes: RegistryChanges | None = named("RegistryChanges", default=None)
+    storage_qos: StorageQoS | None = named("StorageQoS", default=None)
+    debug_options: DebugOptions | None = named("DebugOptions", default=None)
+    guest_connection: GuestConnection | None = named("GuestConnection", default=None)
+    security_settings: SecuritySettings | None = named("SecuritySettings", default=None)
+    resource_partition_id: str = named("ResourcePartitionId", default="")
+    migration_options: MigrationInitializeOptions | None = named("MigrationOptions", default=None)
+
+
+@define(kw_only=True)
+class ComputeSystem:
+    """The document of ``HcsCreateComputeSystem``."""
+
+    owner: str = named("Owner", default="")
+    schema_version: Version | None = named("SchemaVersion", default=None)
+    hosting_system_id: str = named("HostingSystemId", default="")
+    hosted_system: Any = named("HostedSystem", default=None)
+    container: Container | None = named("Container", default=None)
+    virtual_machine: VirtualMachine | None = named("VirtualMachine", default=None)
+    should_terminate_on_last_handle_closed: bool = named("ShouldTerminateOnLastHandleClosed", default=False)
