@@ -55,6 +55,13 @@ def test_the_recorded_cases_are_all_there() -> None:
 
 
 @pytest.mark.parametrize("make", [lcow, wcow])
+@pytest.mark.parametrize("group", [GUID.upper(), "a-group"])
+def test_the_cpu_group_reaches_the_document_as_it_was_given(make: Any, group: str) -> None:
+    processor = machine(make(cpu_group_id=group))["ComputeTopology"]["Processor"]
+    assert processor == {"Count": 2, "CpuGroup": {"Id": group}}
+
+
+@pytest.mark.parametrize("make", [lcow, wcow])
 def test_shared_options_reach_the_document(make: Any) -> None:
     service = HvSocketService(bind_security_descriptor="D:P", disabled=True)
     made = machine(

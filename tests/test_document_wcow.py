@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
-from tests.planning import CONTROLLER, DISKS, POLICY, POLICY_DIGEST, machine, wcow
+from tests.planning import BOOT, CONTROLLER, DISKS, POLICY, POLICY_DIGEST, machine, wcow
 from uvm.document import (
     CopyFile,
     GrantAccess,
@@ -29,6 +30,23 @@ def test_a_windows_vm_boots_from_a_share_with_its_scratch_in_the_first_slot() ->
     assert machine(made)["Chipset"]["Uefi"]["BootThis"]["DevicePath"] == "\\EFI\\Boot\\bootmgfw.efi"
     assert made.preparations == (GrantAccess("C:\\scratch.vhdx"),)
     assert (made.reserved_scsi, made.scsi_controllers, made.vpmem_count) == (((0, 0),), 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("directory", "loader"),
+    [
+        ("\\", "\\bootmgfw.efi"),
+        ("/EFI/x/../Boot/", "\\EFI\\Boot\\bootmgfw.efi"),
+        ("EFI", "EFI\\bootmgfw.efi"),
+        ("", "bootmgfw.efi"),
+        ("C:", "C:bootmgfw.efi"),
+        ("C:\\", "C:\\bootmgfw.efi"),
+        ("\\\\host\\share", "\\\\host\\share\\bootmgfw.efi"),
+    ],
+)
+def test_the_path_of_the_boot_loader_is_joined_as_go_joins(directory: str, loader: str) -> None:
+    boot = attrs.evolve(BOOT, os_relative_boot_directory=directory)
+    assert machine(wcow(boot_files=boot))["Chipset"]["Uefi"]["BootThis"]["DevicePath"] == loader
 
 
 def test_the_log_service_of_the_document_wins_over_the_one_of_the_options() -> None:
@@ -57,6 +75,11 @@ def test_the_registry_has_dumps_first_then_the_namespace_then_what_was_asked_for
         "Type": "String",
         "StringValue": "v",
     }
+
+
+def test_what_a_registry_value_does_not_say_is_left_to_hcs() -> None:
+    made = wcow(disable_compartment_namespace=True, registry_values=[RegistryValue(hive="", key="k")])
+    assert machine(made)["RegistryChanges"] == {"AddValues": [{"Key": {"Name": "k"}}]}
 
 
 def test_crash_dumps_go_into_a_directory_that_every_vm_may_write() -> None:

@@ -41,6 +41,9 @@ NUMA: dict[str, Any] = {
 }
 
 
+PLAIN_WINDOWS: dict[str, Any] = {"BootFiles": {"BootType": 0, "VmbFSFiles": {"OSFilesPath": "C:\\os"}}}
+
+
 def lcow(**options: Any) -> LCOWOptions:
     return LCOWOptions(**options)
 
@@ -62,8 +65,11 @@ def wcow(**options: Any) -> WCOWOptions:
         ({"allow_overcommit": 1}, "allow_overcommit must be True or False, not 1"),
         ({"owner": None}, "owner must be a string without NUL, not None"),
         ({"console_pipe": "a\0b"}, "console_pipe must be a string without NUL"),
-        ({"cpu_group_id": "group"}, "cpu_group_id must be a GUID such as .*, not 'group'"),
-        ({"resource_partition_id": "{" + GUID + "}"}, "resource_partition_id must be a GUID"),
+        ({"cpu_group_id": None}, "cpu_group_id must be a string without NUL, not None"),
+        (
+            {"resource_partition_id": "{" + GUID + "}"},
+            "resource_partition_id must be a GUID such as .*, not '{6fb1ab1e-",
+        ),
         (
             {"hvsocket_services": {"log": HvSocketService()}},
             "hvsocket_services must be a mapping, each key a GUID",
@@ -307,6 +313,37 @@ def test_options_of_windows_vms_are_read_too() -> None:
     )
 
 
+def test_what_is_missing_or_null_in_a_part_has_gos_zero_value() -> None:
+    nothing: dict[str, Any] = {"os_files_path": "", "os_relative_boot_directory": "", "scratch_vhd_path": ""}
+    options = from_hcsshim(
+        "windows",
+        {
+            "BootFiles": {"BootType": None, "VmbFSFiles": {"OSFilesPath": "C:\\os", "ScratchVHDPath": None}},
+            "ResourcePartitionID": None,
+            "AdditionalHyperVConfig": {GUID: None},
+            "AdditionalRegistryKeys": [{"Key": {}, "Name": "n", "StringValue": None}],
+        },
+    )
+    assert options == WCOWOptions(
+        boot_files=VmbFSBootFiles(**{**nothing, "os_files_path": "C:\\os"}),
+        hvsocket_services={GUID: HvSocketService()},
+        registry_values=(RegistryValue(hive="", key="", name="n"),),
+    )
+
+
+@pytest.mark.parametrize("name", ["Type", "Type_"])
+def test_the_type_of_a_registry_value_is_read_under_its_go_name_too(name: str) -> None:
+    value = {"Key": {"Hive": "Sam", "Name": "k"}, name: "QWord"}
+    options = from_hcsshim("windows", {**PLAIN_WINDOWS, "AdditionalRegistryKeys": [value]})
+    assert options.registry_values == (RegistryValue(hive="Sam", key="k", type="QWord"),)
+
+
+def test_disks_that_hcsshim_would_not_keep_are_not_kept() -> None:
+    assert not from_hcsshim("windows", {**PLAIN_WINDOWS, "DebugMode": True}).debug_mode
+    kept = from_hcsshim("windows", {**PLAIN_WINDOWS, "DebugMode": True, "DebugDataPath": "C:\\keep"})
+    assert (kept.debug_mode, kept.debug_data_path) == (True, "C:\\keep")
+
+
 @pytest.mark.parametrize(
     ("os", "options", "problem"),
     [
@@ -317,10 +354,13 @@ def test_options_of_windows_vms_are_read_too() -> None:
         ("linux", {"PreferredRootFSType": 3}, "rootfs_type must be .*, not 3"),
         ("linux", {"VPMemNoMultiMapping": "yes"}, "vpmem_multi_mapping must be True or False, not 'yes'"),
         ("linux", {"AdditionalHyperVConfig": 3}, "hcsshim's AdditionalHyperVConfig has another form than 3"),
+        ("linux", {"PreferredRootFSType": True}, "rootfs_type must be .*, not True"),
         ("linux", {"AssignedDevices": [{}]}, "PCIDevice needs deviceInstanceID"),
         ("windows", {}, "boot_files must be"),
         ("windows", {"BootFiles": None}, "BootFiles.BootType must be 0 .* or 1 .*, not None"),
         ("windows", {"BootFiles": {"BootType": 2}}, "BootFiles.BootType must be"),
+        ("windows", {"BootFiles": {"BootType": True}}, "BootFiles.BootType must be"),
+        ("windows", {"AdditionalRegistryKeys": [{"Name": "n"}]}, "RegistryValue needs Key"),
         ("windows", {"BootFiles": {"BootType": 1}}, "BootFiles.BlockCIMFiles is missing"),
     ],
 )

@@ -169,8 +169,8 @@ class HostError(UVMError):
         self, operation: str, hresult: int, text: str = "", records: tuple[ErrorRecord, ...] = ()
     ) -> None:
         self.operation = operation
-        self.hresult = hresult & 0xFFFFFFFF
-        self.name = hresult_name(hresult)
+        self.hresult: int = hresult & 0xFFFFFFFF
+        self.name: str = hresult_name(hresult)
         self.text = text
         self.records = records
         detail = "; ".join([*([text] if text else []), *(r.message for r in records)])
@@ -189,8 +189,8 @@ class GuestError(UVMError):
 
     def __init__(self, operation: str, result: int, text: str = "") -> None:
         self.operation = operation
-        self.result = result & 0xFFFFFFFF
-        self.name = hresult_name(result)
+        self.result: int = result & 0xFFFFFFFF
+        self.name: str = hresult_name(result)
         self.text = text
         super().__init__(
             f"{operation}: the guest answered {self.name} (0x{self.result:08X})"
@@ -218,6 +218,10 @@ class UndoFailedError(ExceptionGroup[Exception], UnknownOutcomeError):
         for each in (error, undo_error):
             errors += each.exceptions if isinstance(each, cls) else [_as_exception(each)]
         return cls(f"{error}; and undoing it failed: {undo_error}", errors)
+
+    def __str__(self) -> str:
+        # Not the group's, which ends with the number of its parts.
+        return self.message
 
     def derive(self, excs: Sequence[Exception]) -> UndoFailedError:  # type: ignore[override]
         """Make a group of a part of the errors."""

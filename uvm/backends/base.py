@@ -113,7 +113,7 @@ class HostNetwork(Protocol):
     """Host Compute Network: documents of namespaces and endpoints, under HCN's names."""
 
     async def namespace(self, namespace_id: str) -> JSON:
-        """Give a namespace's document; HostError HCN_E_NAMESPACE_NOT_FOUND where there is none."""
+        """Give a namespace's document; HostError ERROR_NOT_FOUND where there is none."""
 
     async def endpoint(self, endpoint: str) -> JSON:
         """Give an endpoint's document, found by id or by name."""

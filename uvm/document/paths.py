@@ -18,7 +18,8 @@ Files = Mapping[str, FileInfo | None]
 def join(host: HostInfo, *parts: str) -> str:
     r"""Join parts and clean the result, as Go's ``filepath.Join`` does.
 
-    Unlike Python's, it never drops a part: ``C:\a`` and ``\b`` are ``C:\a\b``.
+    Unlike Python's, it never drops a part: ``C:\a`` and ``\b`` are ``C:\a\b``. Nor does it make a network
+    path of what was none: ``\`` and ``\b`` are ``\b``.
     """
     return _joined(host.path, *parts)
 
@@ -26,7 +27,18 @@ def join(host: HostInfo, *parts: str) -> str:
 # The same few paths are joined when they are looked at and when the document is built.
 @lru_cache(maxsize=256)
 def _joined(path: ModuleType, *parts: str) -> str:
-    joined = path.sep.join(part for part in parts if part)
+    separators = path.sep + (path.altsep or "")
+    joined = ""
+    for part in filter(None, parts):
+        if not joined:
+            joined = part
+        elif joined[-1] in separators:
+            joined += part.lstrip(separators)
+        elif joined[-1] == ":" and path.altsep:
+            # On Windows, that is relative to the drive's current directory.
+            joined += part
+        else:
+            joined += path.sep + part
     return str(path.normpath(joined)) if joined else ""
 
 

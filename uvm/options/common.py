@@ -147,7 +147,7 @@ class Options:
     disable_compartment_namespace: bool = field(
         default=False, metadata=go("DisableCompartmentNamespace", flag)
     )
-    cpu_group_id: str = field(default="", metadata=go("CPUGroupID", optional_guid))
+    cpu_group_id: str = field(default="", metadata=go("CPUGroupID", text))
     resource_partition_id: str = field(default="", metadata=go("ResourcePartitionID", optional_guid))
     network_config_proxy: str = field(default="", metadata=go("NetworkConfigProxy", text))
     process_dump_location: str = field(default="", metadata=go("ProcessDumpLocation", text))

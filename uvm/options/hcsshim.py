@@ -53,6 +53,9 @@ def from_hcsshim(
     given = {"id": id, "owner": owner, **_arguments(cls, options)}
     if cls is WCOWOptions:
         given.setdefault("boot_files", None)
+        if not given.get("debug_data_path"):
+            # Told to keep a VM's disks but not where, hcsshim keeps none.
+            given.pop("debug_mode", None)
     made: LCOWOptions | WCOWOptions = cls(**given)
     return made
 
@@ -92,36 +95,47 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _made(cls: type, values: Any) -> Any:
-    missing = [f for n, f in _fields(cls).items() if f.default is attrs.NOTHING and n not in values]
-    if missing:
-        raise OptionsError(f"{cls.__name__} needs {missing[0].metadata[HCSSHIM]}")
-    return cls(**_arguments(cls, values))
+    """Make a part of the options; for what is missing or null, Go has empty strings."""
+    empty = {name: "" for name, field in _fields(cls).items() if field.default is attrs.NOTHING}
+    given = {name: value for name, value in values.items() if value is not None}
+    return cls(**_arguments(cls, empty | given))
+
+
+def _number(value: Any, below: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
 
 
 def _rootfs_type(number: Any) -> Any:
-    known = isinstance(number, int) and 0 <= number < len(_ROOTFS_TYPES)
-    return _ROOTFS_TYPES[number] if known else number
+    return _ROOTFS_TYPES[number] if _number(number, len(_ROOTFS_TYPES)) else number
 
 
 def _boot_files(value: Any) -> Any:
-    number = value.get("BootType", 0) if isinstance(value, Mapping) else None
-    if not isinstance(number, int) or not 0 <= number < len(_BOOT_TYPES):
+    number: Any = (value.get("BootType") or 0) if isinstance(value, Mapping) else None
+    if not _number(number, len(_BOOT_TYPES)):
         raise OptionsError(f"BootFiles.BootType must be 0 (VmbFS) or 1 (block CIM), not {number!r}")
     name, cls = _BOOT_TYPES[number]
     if value.get(name) is None:
         raise OptionsError(f"BootFiles.BootType is {number}, but BootFiles.{name} is missing")
-    # Go has empty strings for what is missing.
-    return cls(**_arguments(cls, {**dict.fromkeys(_fields(cls), ""), **value[name]}))
+    return _made(cls, value[name])
 
 
 def _services(value: Any) -> Any:
-    return {k: HvSocketService(**_arguments(HvSocketService, v)) for k, v in dict(value).items()}
+    return {k: _made(HvSocketService, {} if v is None else v) for k, v in dict(value).items()}
 
 
 def _registry_value(value: Any) -> Any:
-    key = value.get("Key") or {}
-    flat = {k: v for k, v in value.items() if k != "Key"} | {f"Key.{k}": v for k, v in key.items()}
-    return _made(RegistryValue, flat)
+    key = value.get("Key")
+    if key is None:
+        raise OptionsError("RegistryValue needs Key")
+    # The field is Type_ in Go, and Type in its JSON.
+    flat = {"Type" if k == "Type_" else k: v for k, v in value.items() if k != "Key"}
+    return _made(RegistryValue, flat | {f"Key.{k}": v for k, v in key.items()})
+
+
+def _device(value: Any) -> Any:
+    if not value.get("deviceInstanceID"):
+        raise OptionsError("PCIDevice needs deviceInstanceID")
+    return _made(PCIDevice, value)
 
 
 #: How the values are read that are not plain, by hcsshim's name.
@@ -130,5 +144,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "BootFiles": _boot_files,
     "AdditionalHyperVConfig": _services,
     "AdditionalRegistryKeys": lambda values: tuple(map(_registry_value, values)),
-    "AssignedDevices": lambda values: tuple(_made(PCIDevice, v) for v in values),
+    "AssignedDevices": lambda values: tuple(map(_device, values)),
 }

@@ -51,15 +51,16 @@ class BlockCIMBootFiles:
 class RegistryValue:
     """A value to set in the guest's registry before it boots; ``type`` says which of the values counts.
 
-    ``binary_value`` is base64, ``custom_type`` the number of a type that has no name.
+    ``binary_value`` is base64, ``custom_type`` the number of a type that has no name. An empty ``hive`` or
+    ``type`` is left out of the document, for HCS to choose.
     """
 
-    hive: str = field(metadata=go("Key.Hive", choice("System", "Software", "Security", "Sam")))
+    hive: str = field(metadata=go("Key.Hive", choice("System", "Software", "Security", "Sam", "")))
     key: str = field(metadata=go("Key.Name", text))
     volatile: bool = field(default=False, metadata=go("Key.Volatile", flag))
     name: str = field(default="", metadata=go("Name", text))
     type: str = field(
-        default="None",
+        default="",
         metadata=go(
             "Type",
             choice(
@@ -71,6 +72,7 @@ class RegistryValue:
                 "DWord",
                 "QWord",
                 "CustomType",
+                "",
             ),
         ),
     )

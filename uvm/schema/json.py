@@ -55,19 +55,21 @@ def from_json(cls: type[T], value: Any, *, forbid_extra: bool = False) -> T:
         otherwise they are ignored, so that newer hosts and guests can be read.
     :raises SchemaError: a value has the wrong type, or a field is not known.
     """
-    from cattrs.errors import BaseValidationError
-
+    converter = _converter(forbid_extra)
     try:
-        return _converter(forbid_extra).structure(value, cls)
-    except (BaseValidationError, TypeError) as e:
+        return converter.structure(value, cls)
+    except Exception as e:
+        from cattrs.errors import BaseValidationError
+
+        if not isinstance(e, BaseValidationError | TypeError):
+            raise
         # Without the cause: cattrs's own report repeats the values, which may be secret.
         raise SchemaError("; ".join(_problems(e, cls.__name__))) from None
 
 
 def dumps(value: Any) -> str:
     """Give a model, or a JSON value that may hold models, as compact JSON text."""
-    text: str = _encode(to_json(value) if attrs.has(value.__class__) else value)
-    return text
+    return _encode(value)
 
 
 _writers: dict[type, Callable[[Any], dict[str, Any]]] = {}
