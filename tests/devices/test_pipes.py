@@ -1,0 +1,65 @@
+"""Named pipes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from tests.devices.machine import DeviceMachine, add, release
+from tests.devices.scripts import steps_of_script
+from uvm.devices.base import Device, Unknown
+from uvm.devices.ledger import Ledger
+from uvm.devices.pipes import Pipes, check_pipe
+from uvm.errors import NoSpaceError, OptionsError, UnknownOutcomeError
+
+
+class PipesMachine(DeviceMachine):
+    def make_device(self) -> Device[Any, Any, Any, Any]:
+        return Pipes()
+
+    def draw_request(self, data: st.DataObject) -> tuple[Any, Any]:
+        return rf"\\.\pipe\{data.draw(st.integers(0, 9))}", None
+
+
+TestPipes = PipesMachine.TestCase
+
+
+def test_the_recorded_script() -> None:
+    ledger = Ledger(Pipes())
+    tickets: dict[str, Any] = {}
+    for op, requests, _ in steps_of_script("wcow_pipes"):
+        if op["op"] == "release":
+            assert release(ledger, tickets[op["ref"]]) == requests
+        else:
+            check_pipe(op["path"])
+            tickets[op["as"]], sent = add(ledger, op["path"])
+            assert sent == requests
+    assert len(ledger) == 0
+
+
+def test_the_first_maps_and_the_last_unmaps() -> None:
+    ledger = Ledger(Pipes())
+    first, sent = add(ledger, r"\\.\pipe\a")
+    assert len(sent) == 1
+    second, sent = add(ledger, r"\\.\pipe\a")
+    assert sent == []
+    assert release(ledger, first) == []
+    assert [r["doc"]["RequestType"] for r in release(ledger, second)] == ["Remove"]
+
+
+def test_a_pipe_of_which_nobody_knows_whether_it_is_mapped_is_not_mapped_again() -> None:
+    ledger = Ledger(Pipes())
+    _, change = ledger.acquire(r"\\.\pipe\a", None)
+    assert change.operation is not None
+    ledger.begin(change.operation)
+    ledger.done(change.operation, Unknown(UnknownOutcomeError("lost")))
+    with pytest.raises(NoSpaceError, match="nobody knows whether it still is"):
+        ledger.acquire(r"\\.\pipe\a", None)
+
+
+@pytest.mark.parametrize("path", [r"C:\a", "", r"\\.\pipe", "\\\\.\\pipe\\", r"\\server\pipe\a"])
+def test_what_is_no_pipe_of_the_host_is_refused(path: str) -> None:
+    with pytest.raises(OptionsError, match="is not a named pipe"):
+        check_pipe(path)

@@ -1,0 +1,282 @@
+"""Network namespaces, and the adapters in them.
+
+Two machines: an adapter (:class:`Adapters`) lives in a namespace (:class:`Namespaces`) and holds a ticket
+of it.
+
+- A namespace: the key and the slot are its id, a member is its HCN document. On a Windows guest ADD and
+  REMOVE are guest ``NetworkNamespace`` Add and Remove with the whole document; on Linux nothing is sent, as
+  the guest makes the namespace with its first adapter.
+- An adapter: the key is the namespace's and the endpoint's id; a member names the adapter and holds the
+  endpoint's HCN document; the slot is the adapter's id.
+  ADD on Linux: host Add, guest ``Network`` Add with the whole configuration.
+  ADD on Windows: guest pre-add with the endpoint, host Add, guest Add.
+  REMOVE: guest Remove, host Remove.
+
+Source: hcsshim ``internal/uvm/network.go`` (``AddNetNS``, ``addNIC``, ``removeNIC``) and
+``internal/protocol/guestresource/parse.go`` (``BuildLCOWNetworkAdapter``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from attrs import frozen
+
+from uvm.devices.base import GUEST, HOST, REMOVE, Device, Entry, Operation, Step
+from uvm.devices.slots import Names
+from uvm.errors import NoSpaceError, OptionsError
+from uvm.schema import guest, requests
+from uvm.schema.devices import NetworkAdapter
+from uvm.schema.network import ENCAP_OVERHEAD, HostComputeEndpoint, HostComputeNamespace
+from uvm.schema.requests import (
+    ModificationRequest,
+    ModifySettingRequest,
+    NetworkModifyRequest,
+    RS4NetworkModifyRequest,
+    network_adapter_path,
+)
+
+__all__ = ["Adapter", "AdapterKey", "Adapters", "Namespaces", "encap_overhead", "lcow_adapter"]
+
+#: Windows 10 1809; older builds call an adapter's id otherwise.
+_RS5_BUILD = 17763
+
+
+class Namespaces(Device[str, HostComputeNamespace, str, HostComputeNamespace]):
+    """The network namespaces of a VM.
+
+    :param supported: the guest announced that it supports namespaces.
+    """
+
+    def __init__(self, os: Literal["linux", "windows"], supported: bool) -> None:
+        self._told = os == "windows" and supported
+        self._names = Names()
+
+    def place(self, key: str, member: HostComputeNamespace) -> str:
+        """Take the id.
+
+        :raises NoSpaceError: it is withheld.
+        """
+        if not self._names.take(key):
+            raise NoSpaceError(
+                f"the network namespace {key} was not added: nobody knows whether the guest still has it"
+            )
+        return key
+
+    def vacate(self, key: str, slot: str) -> None:
+        """Free an id."""
+        self._names.give(slot)
+
+    def wanted(
+        self, entry: Entry[str, HostComputeNamespace, str, HostComputeNamespace]
+    ) -> HostComputeNamespace | None:
+        """Give the first document, while anybody wants the namespace."""
+        if not entry.wanted:
+            return None
+        return next(entry.members()) if entry.applied is None else entry.applied
+
+    def steps(
+        self, operation: Operation[str, HostComputeNamespace, str, HostComputeNamespace]
+    ) -> tuple[Step, ...]:
+        """Add it to, or remove it from, a Windows guest."""
+        if not self._told:
+            return ()
+        removing = operation.kind == REMOVE
+        request = ModificationRequest(
+            request_type=requests.REMOVE if removing else requests.ADD,
+            resource_type=guest.RESOURCE_NETWORK_NAMESPACE,
+            settings=operation.entry.applied if removing else operation.target,
+        )
+        return (Step(GUEST, request),)
+
+    def dump(self) -> tuple[str, ...]:
+        """Give the ids that are taken."""
+        return self._names.dump()
+
+    def load(self, state: tuple[str, ...]) -> None:
+        """Take back what :meth:`dump` gave."""
+        self._names.load(state)
+
+
+class AdapterKey(NamedTuple):
+    """An endpoint in a namespace, by their ids."""
+
+    namespace_id: str
+    endpoint_id: str
+
+
+@frozen
+class Adapter:
+    """A network adapter to be: its id and the endpoint that it connects to."""
+
+    nic_id: str
+    endpoint: HostComputeEndpoint
+
+
+def encap_overhead(endpoint: HostComputeEndpoint) -> int:
+    """Give the bytes that encapsulation takes from each packet, by the endpoint's last policy on it.
+
+    :raises OptionsError: the policy's settings do not say a 16-bit number.
+    """
+    overhead = 0
+    for policy in endpoint.policies:
+        if policy.type != ENCAP_OVERHEAD:
+            continue
+        value = policy.settings.get("Overhead", 0) if isinstance(policy.settings, dict) else None
+        if type(value) is not int or not 0 <= value <= 0xFFFF:
+            raise OptionsError(
+                f"the endpoint {endpoint.id} has an EncapOverhead policy without a 16-bit Overhead: "
+                f"{policy.settings!r}"
+            )
+        overhead = value
+    return overhead
+
+
+def lcow_adapter(
+    nic_id: str, endpoint: HostComputeEndpoint, policy_based_routing: bool
+) -> guest.LCOWNetworkAdapter:
+    """Make a Linux guest's configuration of an adapter.
+
+    The guest takes ``DNSSuffix`` for the search list of its ``resolv.conf``; the domain comes first in it.
+
+    :raises OptionsError: a policy is malformed.
+    """
+    dns = endpoint.dns
+    return guest.LCOWNetworkAdapter(
+        namespace_id=endpoint.host_compute_namespace,
+        id=nic_id,
+        mac_address=endpoint.mac_address,
+        dns_suffix=_joined([*([dns.domain] if dns.domain else []), *dns.search]),
+        dns_server_list=_joined(dns.server_list),
+        encap_overhead=encap_overhead(endpoint),
+        ip_configs=[
+            guest.LCOWIPConfig(ip_address=address.ip_address, prefix_length=address.prefix_length)
+            for address in endpoint.ip_configurations
+        ],
+        routes=[
+            guest.LCOWRoute(
+                next_hop=route.next_hop, destination_prefix=route.destination_prefix, metric=route.metric
+            )
+            for route in endpoint.routes
+        ],
+        policy_based_routing=policy_based_routing,
+    )
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ",".join(name.lower() for name in names)
+
+
+class Adapters(Device[AdapterKey, Adapter, str, HostComputeEndpoint]):
+    """The network adapters of a VM.
+
+    :param build: the host's Windows build.
+    :param supported: the guest announced that it supports namespaces; otherwise a Linux guest is told
+        nothing. A Windows guest is told in any case, as hcsshim does.
+    :param policy_based_routing: a Linux guest is to route by policy.
+    """
+
+    def __init__(
+        self, os: Literal["linux", "windows"], build: int, supported: bool, policy_based_routing: bool = False
+    ) -> None:
+        self._linux = os == "linux"
+        self._build = build
+        self._supported = supported
+        self._policy_based_routing = policy_based_routing
+        self._names = Names()
+
+    def place(self, key: AdapterKey, member: Adapter) -> str:
+        """Take the adapter id.
+
+        :raises OptionsError: another adapter has it, or the endpoint has a malformed policy.
+        """
+        if self._linux:
+            encap_overhead(member.endpoint)
+        if not self._names.take(member.nic_id.lower()):
+            raise OptionsError(
+                f"the endpoint {key.endpoint_id} was not added: another adapter has the id {member.nic_id}"
+            )
+        return member.nic_id
+
+    def vacate(self, key: AdapterKey, slot: str) -> None:
+        """Free an adapter id."""
+        self._names.give(slot.lower())
+
+    def wanted(
+        self, entry: Entry[AdapterKey, Adapter, str, HostComputeEndpoint]
+    ) -> HostComputeEndpoint | None:
+        """Give the endpoint as who came first has it, while anybody wants it."""
+        if not entry.wanted:
+            return None
+        return next(entry.members()).endpoint if entry.applied is None else entry.applied
+
+    def steps(self, operation: Operation[AdapterKey, Adapter, str, HostComputeEndpoint]) -> tuple[Step, ...]:
+        """Connect on the host and configure in the guest, or the reverse."""
+        nic_id = operation.slot
+        endpoint = operation.entry.applied if operation.kind == REMOVE else operation.target
+        assert endpoint is not None
+        off_host = self._on_host(requests.REMOVE, nic_id, endpoint)
+        if operation.kind == REMOVE:
+            return *self._leave(nic_id, endpoint), off_host
+        on_host = self._on_host(requests.ADD, nic_id, endpoint, undo=off_host)
+        if self._linux:
+            return on_host, *self._configure(nic_id, endpoint)
+        (leave,) = self._leave(nic_id, endpoint)
+        announce = _network(requests.ADD, self._change(nic_id, requests.PRE_ADD, endpoint), leave)
+        connect = _network(requests.ADD, self._change(nic_id, requests.ADD))
+        return announce, on_host, connect
+
+    @staticmethod
+    def _on_host(
+        request_type: str, nic_id: str, endpoint: HostComputeEndpoint, undo: Step | None = None
+    ) -> Step:
+        request = ModifySettingRequest(
+            resource_path=network_adapter_path(nic_id),
+            request_type=request_type,
+            settings=NetworkAdapter(endpoint_id=endpoint.id, mac_address=endpoint.mac_address),
+        )
+        return Step(HOST, request, undo)
+
+    def _configure(self, nic_id: str, endpoint: HostComputeEndpoint) -> tuple[Step, ...]:
+        """Configure the adapter in a Linux guest."""
+        if not self._supported:
+            return ()
+        settings = lcow_adapter(nic_id, endpoint, self._policy_based_routing)
+        return (_network(requests.ADD, settings),)
+
+    def _leave(self, nic_id: str, endpoint: HostComputeEndpoint) -> tuple[Step, ...]:
+        """Let the guest give the adapter up; also what undoes a Windows pre-add."""
+        if not self._linux:
+            settings = self._change(nic_id, requests.REMOVE)
+            # hcsshim's removal says no resource type, unlike its adds.
+            return (Step(GUEST, ModificationRequest(request_type=requests.REMOVE, settings=settings)),)
+        if not self._supported:
+            return ()
+        left = guest.LCOWNetworkAdapter(namespace_id=endpoint.host_compute_namespace, id=nic_id)
+        return (_network(requests.REMOVE, left),)
+
+    def _change(
+        self, nic_id: str, request_type: str, settings: HostComputeEndpoint | None = None
+    ) -> NetworkModifyRequest | RS4NetworkModifyRequest:
+        """Make the change that a Windows guest is told, in the words of the host's build."""
+        if self._build >= _RS5_BUILD:
+            return NetworkModifyRequest(adapter_id=nic_id, request_type=request_type, settings=settings)
+        return RS4NetworkModifyRequest(
+            adapter_instance_id=nic_id, request_type=request_type, settings=settings
+        )
+
+    def dump(self) -> tuple[str, ...]:
+        """Give the adapter ids that are taken."""
+        return self._names.dump()
+
+    def load(self, state: tuple[str, ...]) -> None:
+        """Take back what :meth:`dump` gave."""
+        self._names.load(state)
+
+
+def _network(request_type: str, settings: object, undo: Step | None = None) -> Step:
+    request = ModificationRequest(
+        request_type=request_type, resource_type=guest.RESOURCE_NETWORK, settings=settings
+    )
+    return Step(GUEST, request, undo)

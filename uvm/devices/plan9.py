@@ -1,0 +1,147 @@
+"""Plan9 shares: directories of the host that a Linux guest mounts over 9p.
+
+Every add is a share of its own, so keys are numbers that :meth:`Plan9Shares.new_key` gives, each only once;
+the slot is the share's name, the number in decimal. ADD: host Add, guest ``MappedDirectory`` Add.
+REMOVE: guest Remove, host Remove.
+
+Source: hcsshim ``internal/uvm/plan9.go``.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from uvm.devices.base import GUEST, HOST, REMOVE, Device, Entry, Operation, Step
+from uvm.errors import NotSupportedError, OptionsError
+from uvm.schema import guest, requests
+from uvm.schema.devices import (
+    PLAN9_LINUX_METADATA,
+    PLAN9_READ_ONLY,
+    PLAN9_RESTRICT_FILE_ACCESS,
+    Plan9Share,
+)
+from uvm.schema.requests import PLAN9_SHARES_PATH, ModificationRequest, ModifySettingRequest
+
+__all__ = ["PLAN9_PORT", "Plan9Shares", "SharedDirectory", "check_share"]
+
+#: The port of the 9p server (hcsshim ``internal/vm/vmutils``).
+PLAN9_PORT = 564
+
+#: Windows 10 1903, the first build whose 9p server can hide files.
+_RESTRICT_BUILD = 18362
+
+
+@frozen
+class SharedDirectory:
+    """A directory to be shared, and where the guest mounts it.
+
+    :ivar path: the host path.
+    :ivar restrict: only ``allowed_files``, which are names in the directory, are visible.
+    """
+
+    path: str
+    guest_path: str
+    read_only: bool = False
+    restrict: bool = False
+    allowed_files: tuple[str, ...] = ()
+
+
+def check_share(build: int, share: SharedDirectory) -> None:
+    """Refuse what cannot be shared.
+
+    :param build: the host's Windows build.
+    :raises NotSupportedError: files of a share cannot be hidden on that build.
+    :raises OptionsError: it says no guest path.
+    """
+    if share.restrict and build < _RESTRICT_BUILD:
+        raise NotSupportedError(
+            f"single files of {share.path} cannot be shared: that takes Windows build {_RESTRICT_BUILD}, "
+            f"and this is {build}"
+        )
+    if not share.guest_path:
+        raise OptionsError(f"{share.path} was not shared: a Plan9 share needs a guest path")
+
+
+class Plan9Shares(Device[int, SharedDirectory, str, SharedDirectory]):
+    """The Plan9 shares of a VM."""
+
+    def __init__(self) -> None:
+        self._next_key = 0
+
+    def new_key(self) -> int:
+        """Give the key of one more share; never the same one twice, so that no name is."""
+        key = self._next_key
+        self._next_key += 1
+        return key
+
+    def place(self, key: int, member: SharedDirectory) -> str:
+        """Give the name."""
+        return str(key)
+
+    def vacate(self, key: int, slot: str) -> None:
+        """Free nothing: names are not used again."""
+
+    def wanted(self, entry: Entry[int, SharedDirectory, str, SharedDirectory]) -> SharedDirectory | None:
+        """Give the share, while anybody wants it."""
+        if not entry.wanted:
+            return None
+        return next(entry.members()) if entry.applied is None else entry.applied
+
+    def steps(self, operation: Operation[int, SharedDirectory, str, SharedDirectory]) -> tuple[Step, ...]:
+        """Share on the host and mount in the guest, or the reverse."""
+        name = operation.slot
+        remove = Step(
+            HOST,
+            ModifySettingRequest(
+                resource_path=PLAN9_SHARES_PATH,
+                request_type=requests.REMOVE,
+                settings=Plan9Share(name=name, access_name=name, port=PLAN9_PORT),
+            ),
+        )
+        if operation.kind == REMOVE:
+            share = operation.entry.applied
+            assert share is not None
+            mounted = guest.LCOWMappedDirectory(mount_path=share.guest_path, share_name=name, port=PLAN9_PORT)
+            return _in_guest(requests.REMOVE, mounted), remove
+        share = operation.target
+        assert share is not None
+        add = ModifySettingRequest(
+            resource_path=PLAN9_SHARES_PATH, request_type=requests.ADD, settings=_on_host(share, name)
+        )
+        mounted = guest.LCOWMappedDirectory(
+            mount_path=share.guest_path, share_name=name, port=PLAN9_PORT, read_only=share.read_only
+        )
+        return Step(HOST, add, undo=remove), _in_guest(requests.ADD, mounted)
+
+    def dump(self) -> int:
+        """Give the next key."""
+        return self._next_key
+
+    def load(self, state: int) -> None:
+        """Take back what :meth:`dump` gave."""
+        self._next_key = state
+
+
+def _on_host(share: SharedDirectory, name: str) -> Plan9Share:
+    flags = PLAN9_LINUX_METADATA
+    if share.read_only:
+        flags |= PLAN9_READ_ONLY
+    if share.restrict:
+        flags |= PLAN9_RESTRICT_FILE_ACCESS
+    return Plan9Share(
+        name=name,
+        access_name=name,
+        path=share.path,
+        port=PLAN9_PORT,
+        flags=flags,
+        allowed_files=list(share.allowed_files),
+    )
+
+
+def _in_guest(request_type: str, settings: guest.LCOWMappedDirectory) -> Step:
+    return Step(
+        GUEST,
+        ModificationRequest(
+            request_type=request_type, resource_type=guest.RESOURCE_MAPPED_DIRECTORY, settings=settings
+        ),
+    )

@@ -1,0 +1,397 @@
+"""SCSI disks: attached on the host, and mounted in the guest.
+
+Two machines, one on top of the other, because one disk can be mounted several times:
+
+- :class:`Attachments`. The key is what makes two requests one disk (:class:`DiskKey`); the slot is the lowest
+  free LUN over all controllers. ADD: host Add. REMOVE: guest ``SCSIDevice`` Remove (Linux: the guest lets go
+  of the disk first; Windows has no such request), host Remove.
+- :class:`Mounts`. The key is the attachment's slot with the configuration of the mount (:class:`MountKey`);
+  the slot is a number and a guest path (:class:`MountPlace`). The path is no part of the key: who asks for
+  the same mount elsewhere is given the one that is there. ADD: guest Add. REMOVE: guest Remove.
+  A mount holds a ticket of its attachment.
+
+Source: hcsshim ``internal/uvm/scsi`` (``manager.go``, ``attach.go``, ``mount.go``, ``backend.go``).
+"""
+
+from __future__ import annotations
+
+import ntpath
+import posixpath
+from collections.abc import Hashable, Iterable
+from enum import StrEnum
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+from attrs import field, frozen
+
+from uvm.devices.base import GUEST, HOST, REMOVE, Device, Entry, Operation, Step
+from uvm.devices.slots import Slots
+from uvm.errors import NoSpaceError, NotSupportedError, OptionsError
+from uvm.schema import guest, requests
+from uvm.schema.devices import Attachment
+from uvm.schema.requests import ModificationRequest, ModifySettingRequest, scsi_attachment_path
+
+__all__ = [
+    "LUNS_PER_CONTROLLER",
+    "Attachments",
+    "DiskKey",
+    "DiskType",
+    "Mount",
+    "MountKey",
+    "MountPlace",
+    "Mounts",
+    "ScsiSlot",
+    "check_mount",
+    "mount_key",
+    "parse_evd",
+]
+
+LUNS_PER_CONTROLLER = 64
+
+
+class DiskType(StrEnum):
+    """What a disk is on the host (``AttachmentType`` of the HCS schema)."""
+
+    VIRTUAL_DISK = "VirtualDisk"
+    PASS_THRU = "PassThru"
+    EXTENSIBLE_VIRTUAL_DISK = "ExtensibleVirtualDisk"
+
+
+class DiskKey(NamedTuple):
+    """What makes two requests for a disk one.
+
+    :ivar path: the host path; of an extensible virtual disk, the part after its type.
+    :ivar evd_type: the type of an extensible virtual disk, else empty.
+    """
+
+    path: str
+    type: DiskType = DiskType.VIRTUAL_DISK
+    evd_type: str = ""
+    read_only: bool = False
+
+
+class ScsiSlot(NamedTuple):
+    """A place on a SCSI controller."""
+
+    controller: int
+    lun: int
+
+
+#: Every slot, in the order in which they are taken.
+_SLOTS = tuple(
+    ScsiSlot(controller, lun)
+    for controller in range(len(requests.SCSI_CONTROLLER_GUIDS))
+    for lun in range(LUNS_PER_CONTROLLER)
+)
+
+
+def parse_evd(path: str) -> tuple[str, str]:
+    """Split the path of an extensible virtual disk, ``evd://<type>/<path>``, in type and path.
+
+    The scheme may be missing, as in hcsshim.
+
+    :raises OptionsError: it has no type or no path.
+    """
+    evd_type, slash, mount_path = path.removeprefix("evd://").partition("/")
+    if not (evd_type and slash):
+        raise OptionsError(
+            f"{path!r} is not the path of an extensible virtual disk, which is evd://<type>/<path>; "
+            "nothing was attached"
+        )
+    return evd_type, mount_path
+
+
+class Attachments(Device[DiskKey, None, ScsiSlot, bool]):
+    """The disks on a VM's SCSI controllers.
+
+    :param os: the guest's; a Linux guest is told before a disk goes.
+    :param controllers: how many there are, 0 to 4.
+    :param reserved: slots that are taken for good, for instance by the boot disk.
+    """
+
+    def __init__(
+        self, os: Literal["linux", "windows"], controllers: int = 4, reserved: Iterable[ScsiSlot] = ()
+    ) -> None:
+        self._linux = os == "linux"
+        self._slots = Slots(
+            controllers * LUNS_PER_CONTROLLER,
+            (controller * LUNS_PER_CONTROLLER + lun for controller, lun in reserved),
+        )
+
+    def place(self, key: DiskKey, member: None) -> ScsiSlot:
+        """Take the lowest free slot.
+
+        :raises NoSpaceError: every slot is taken.
+        """
+        try:
+            return _SLOTS[self._slots.take()]
+        except NoSpaceError as e:
+            raise NoSpaceError(f"{key.path} was not attached: no SCSI slot is free ({e})") from None
+
+    def vacate(self, key: DiskKey, slot: ScsiSlot) -> None:
+        """Free a slot."""
+        self._slots.give(slot.controller * LUNS_PER_CONTROLLER + slot.lun)
+
+    def wanted(self, entry: Entry[DiskKey, None, ScsiSlot, bool]) -> bool | None:
+        """Tell whether anybody wants the disk."""
+        return True if entry.holders or entry.waiters else None
+
+    def steps(self, operation: Operation[DiskKey, None, ScsiSlot, bool]) -> tuple[Step, ...]:
+        """Attach on the host; or eject in a Linux guest, then detach on the host."""
+        entry = operation.entry
+        if operation.kind == REMOVE:
+            return _detach(entry.slot, self._linux)
+        key = entry.key
+        request = ModifySettingRequest(
+            resource_path=_path(entry.slot),
+            request_type=requests.ADD,
+            settings=Attachment(
+                type=key.type.value,
+                path=key.path,
+                read_only=key.read_only,
+                extensible_virtual_disk_type=key.evd_type,
+            ),
+        )
+        return (Step(HOST, request),)
+
+    def dump(self) -> int:
+        """Give the slots that are taken, as bits."""
+        return self._slots.dump()
+
+    def load(self, state: int) -> None:
+        """Take back what :meth:`dump` gave."""
+        self._slots.load(state)
+
+
+# There are 256 slots and requests are never changed, so these are made once and shared by all VMs.
+
+
+@cache
+def _path(slot: ScsiSlot) -> str:
+    return scsi_attachment_path(*slot)
+
+
+@cache
+def _detach(slot: ScsiSlot, eject: bool) -> tuple[Step, ...]:
+    host = Step(HOST, ModifySettingRequest(resource_path=_path(slot), request_type=requests.REMOVE))
+    if not eject:
+        return (host,)
+    device = guest.SCSIDevice(controller=slot.controller, lun=slot.lun)
+    return (
+        Step(
+            GUEST,
+            ModificationRequest(
+                request_type=requests.REMOVE, resource_type=guest.RESOURCE_SCSI_DEVICE, settings=device
+            ),
+        ),
+        host,
+    )
+
+
+def _options(options: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(options, str):
+        raise OptionsError(f"the options of a mount are a list of strings, not the string {options!r}")
+    return tuple(options)
+
+
+def _not_negative(mount: Mount, attribute: Any, value: int) -> None:
+    if value < 0:
+        raise OptionsError(f"{attribute.name} of a mount is 0 (the whole disk) or more, not {value}")
+
+
+@frozen(kw_only=True)
+class Mount:
+    """How a disk is mounted in the guest. All but ``guest_path`` is for Linux guests, save the ReFS format.
+
+    :ivar partition: which partition, from 1; 0 is the whole disk.
+    :ivar encrypted: through dm-crypt.
+    :ivar options: mount flags and data; their order means nothing.
+    :ivar ensure_filesystem: format with ``filesystem`` unless that is what it holds already.
+    :ivar filesystem: for instance ``ext4``; empty for the guest's choice.
+    :ivar block_device: give the block device itself at the guest path.
+    :ivar format_with_refs: format the scratch disk of a confidential Windows container with ReFS.
+    :ivar guest_path: where; empty for a path that is made up.
+    """
+
+    partition: int = field(default=0, validator=_not_negative)
+    encrypted: bool = False
+    options: tuple[str, ...] = field(default=(), converter=_options)
+    ensure_filesystem: bool = False
+    filesystem: str = ""
+    block_device: bool = False
+    format_with_refs: bool = False
+    guest_path: str = ""
+
+
+class MountKey(NamedTuple):
+    """What makes two mounts one: the disk's slot and the configuration, with the options sorted."""
+
+    slot: ScsiSlot
+    read_only: bool = False
+    partition: int = 0
+    encrypted: bool = False
+    options: tuple[str, ...] = ()
+    ensure_filesystem: bool = False
+    filesystem: str = ""
+    block_device: bool = False
+    format_with_refs: bool = False
+
+
+class MountPlace(NamedTuple):
+    """Where a mount is: its number, which makes the generated paths, and its guest path."""
+
+    number: int
+    path: str
+
+
+def mount_key(slot: ScsiSlot, mount: Mount, read_only: bool) -> MountKey:
+    """Make the key of a mount of the disk at a slot; ``read_only`` is the attachment's."""
+    return MountKey(
+        slot,
+        read_only,
+        mount.partition,
+        mount.encrypted,
+        tuple(sorted(mount.options)),
+        mount.ensure_filesystem,
+        mount.filesystem,
+        mount.block_device,
+        mount.format_with_refs,
+    )
+
+
+def check_mount(os: Literal["linux", "windows"], slot: ScsiSlot, mount: Mount) -> None:
+    """Refuse what the guest cannot mount.
+
+    :raises NotSupportedError: a Windows guest has only controller 0, and few options.
+    """
+    if os == "linux":
+        return
+    if slot.controller != 0:
+        raise NotSupportedError(
+            f"a Windows guest mounts disks of SCSI controller 0 only, and this one would be at "
+            f"controller {slot.controller}, LUN {slot.lun}"
+        )
+    given = {
+        "partition": mount.partition,
+        "encrypted": mount.encrypted,
+        "options": mount.options,
+        "ensure_filesystem": mount.ensure_filesystem,
+        "filesystem": mount.filesystem,
+    }
+    wrong = [name for name, value in given.items() if value]
+    if wrong:
+        raise NotSupportedError(f"a Windows guest does not support {', '.join(wrong)} of a mount")
+
+
+class Mounts(Device[MountKey, str, MountPlace, bool]):
+    """The mounts of SCSI disks in a guest. A member is the guest path asked for, or ``""`` for any."""
+
+    def __init__(self, os: Literal["linux", "windows"]) -> None:
+        self._linux = os == "linux"
+        self._indexes = Slots()
+        self._paths: dict[str, MountKey] = {}
+
+    def conflict(self, key: MountKey | None, guest_path: str) -> MountKey | None:
+        """Give the other mount that has a guest path, if any; a key of None is no mount so far."""
+        owner = self._paths.get(self._folded(guest_path))
+        return None if owner == key else owner
+
+    def place(self, key: MountKey, member: str) -> MountPlace:
+        """Take the lowest free number, and the path asked for or one made of the number.
+
+        :raises OptionsError: the path asked for is in use.
+        """
+        if not member:
+            place = self._generated()
+        elif owner := self._paths.get(self._folded(member)):
+            raise OptionsError(
+                f"nothing was mounted at {member}: the disk at controller {owner.slot.controller}, "
+                f"LUN {owner.slot.lun} is mounted there"
+            )
+        else:
+            place = MountPlace(self._indexes.take(), member)
+        self._paths[self._folded(place.path)] = key
+        return place
+
+    def _generated(self) -> MountPlace:
+        """Take the lowest number whose path nobody asked for explicitly."""
+        skipped = []
+        while True:
+            index = self._indexes.take()
+            path = f"/run/mounts/scsi/m{index}" if self._linux else rf"c:\mounts\scsi\m{index}"
+            if self._folded(path) not in self._paths:
+                break
+            skipped.append(index)
+        for taken in skipped:
+            self._indexes.give(taken)
+        return MountPlace(index, path)
+
+    def _folded(self, path: str) -> str:
+        """Give one spelling for all that name the same place in the guest."""
+        return posixpath.normpath(path) if self._linux else ntpath.normcase(ntpath.normpath(path))
+
+    def vacate(self, key: MountKey, slot: MountPlace) -> None:
+        """Free the number and the path."""
+        self._indexes.give(slot.number)
+        del self._paths[self._folded(slot.path)]
+
+    def wanted(self, entry: Entry[MountKey, str, MountPlace, bool]) -> bool | None:
+        """Tell whether anybody wants the mount."""
+        return True if entry.holders or entry.waiters else None
+
+    def steps(self, operation: Operation[MountKey, str, MountPlace, bool]) -> tuple[Step, ...]:
+        """Mount, or unmount, in the guest."""
+        key, path = operation.key, operation.slot.path
+        if operation.kind == REMOVE:
+            request_type, resource_type = requests.REMOVE, guest.RESOURCE_MAPPED_VIRTUAL_DISK
+            settings = self._unmounted(key, path)
+        else:
+            request_type, resource_type = requests.ADD, guest.RESOURCE_MAPPED_VIRTUAL_DISK
+            if key.format_with_refs:
+                resource_type = guest.RESOURCE_MAPPED_VIRTUAL_DISK_FOR_CONTAINER_SCRATCH
+            settings = self._mounted(key, path)
+        request = ModificationRequest(
+            request_type=request_type, resource_type=resource_type, settings=settings
+        )
+        return (Step(GUEST, request),)
+
+    def _mounted(self, key: MountKey, path: str) -> guest.LCOWMappedVirtualDisk | guest.WCOWMappedVirtualDisk:
+        if not self._linux:
+            return guest.WCOWMappedVirtualDisk(container_path=path, lun=key.slot.lun)
+        return guest.LCOWMappedVirtualDisk(
+            mount_path=path,
+            controller=key.slot.controller,
+            lun=key.slot.lun,
+            partition=key.partition,
+            read_only=key.read_only,
+            encrypted=key.encrypted,
+            options=list(key.options),
+            ensure_filesystem=key.ensure_filesystem,
+            filesystem=key.filesystem,
+            block_dev=key.block_device,
+        )
+
+    def _unmounted(
+        self, key: MountKey, path: str
+    ) -> guest.LCOWMappedVirtualDisk | guest.WCOWMappedVirtualDisk:
+        """Give the settings of an unmount, which says less than the mount did."""
+        if not self._linux:
+            return guest.WCOWMappedVirtualDisk(container_path=path, lun=key.slot.lun)
+        return guest.LCOWMappedVirtualDisk(
+            mount_path=path,
+            controller=key.slot.controller,
+            lun=key.slot.lun,
+            partition=key.partition,
+            read_only=key.read_only,
+            block_dev=key.block_device,
+        )
+
+    def dump(self) -> Hashable:
+        """Give the numbers that are taken, as bits, and who has which path."""
+        return self._indexes.dump(), tuple(sorted(self._paths.items()))
+
+    def load(self, state: Any) -> None:
+        """Take back what :meth:`dump` gave."""
+        indexes, paths = state
+        self._indexes.load(indexes)
+        self._paths = dict(paths)

@@ -1,0 +1,176 @@
+"""Allocators of places: the lowest free slot of a row, regions of a device's space, and names.
+
+The first two keep what is free as bits of an int, so that finding the lowest free place is one bit trick and
+costs the same however much is taken. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from uvm.errors import NoSpaceError
+
+__all__ = ["LARGEST_REGION_BYTES", "MIB", "PAGE_BYTES", "Names", "Regions", "Slots", "page_align"]
+
+MIB = 1 << 20
+PAGE_BYTES = 4096
+
+#: Size classes of regions: 1 MiB << (2 * class), that is 1, 4, 16, 64, 256 MiB, 1 and 4 GiB
+#: (hcsshim internal/memory/pool.go).
+CLASSES = 7
+#: A region, and what of a device is used, is never larger than 4 GiB.
+LARGEST_REGION_BYTES = MIB << 2 * (CLASSES - 1)
+
+
+def page_align(size_bytes: int) -> int:
+    """Round a size up to whole 4 KiB pages."""
+    return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
+class Slots:
+    """Slots 0, 1, 2, ..., of which the lowest free one is always taken next.
+
+    :ivar count: how many there are; None for any number.
+    """
+
+    __slots__ = ("_taken", "count")
+
+    def __init__(self, count: int | None = None, reserved: Iterable[int] = ()) -> None:
+        self.count: int | None = count
+        self._taken = 0
+        for slot in reserved:
+            self._taken |= 1 << slot
+
+    @property
+    def taken(self) -> int:
+        """How many slots are taken."""
+        return self._taken.bit_count()
+
+    def take(self) -> int:
+        """Take the lowest free slot.
+
+        :raises NoSpaceError: all are taken.
+        """
+        lowest = ~self._taken & (self._taken + 1)
+        slot = lowest.bit_length() - 1
+        if slot == self.count:
+            raise NoSpaceError(f"all {self.count} slots are taken")
+        self._taken |= lowest
+        return slot
+
+    def give(self, slot: int) -> None:
+        """Give a slot back."""
+        assert self._taken >> slot & 1, f"slot {slot} is free already"
+        self._taken ^= 1 << slot
+
+    def dump(self) -> int:
+        """Give the state as a number, for :meth:`load`."""
+        return self._taken
+
+    def load(self, state: int) -> None:
+        """Take back what :meth:`dump` gave."""
+        self._taken = state
+
+
+class Names:
+    """Names that others choose, such as GUIDs; each can be taken once."""
+
+    __slots__ = ("_taken",)
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def take(self, name: str) -> bool:
+        """Take a name; False where it is taken already."""
+        if name in self._taken:
+            return False
+        self._taken.add(name)
+        return True
+
+    def give(self, name: str) -> None:
+        """Give a name back."""
+        self._taken.remove(name)
+
+    def dump(self) -> tuple[str, ...]:
+        """Give the names that are taken, for :meth:`load`."""
+        return tuple(sorted(self._taken))
+
+    def load(self, state: tuple[str, ...]) -> None:
+        """Take back what :meth:`dump` gave."""
+        self._taken = set(state)
+
+
+class Regions:
+    """Regions of one device's space, in size classes that are powers of four (a buddy allocator).
+
+    A request takes a whole region of the smallest class that holds it, at the lowest free offset; where
+    there is none, a region of the next larger class that has one is split in four. Four free siblings
+    merge again. The placements are those of hcsshim's ``PoolAllocator``, so that the same layers land
+    at the same offsets. Like it, this divides 4 GiB, however small the device is: a region may reach beyond
+    the device's end, what is placed in it does not.
+
+    :ivar capacity_bytes: the size of the device; of more than 4 GiB the rest is not used.
+    """
+
+    __slots__ = ("_free", "capacity_bytes")
+
+    def __init__(self, capacity_bytes: int = LARGEST_REGION_BYTES) -> None:
+        self.capacity_bytes: int = min(capacity_bytes, LARGEST_REGION_BYTES)
+        #: Per class: bit i is the region at offset i * class size.
+        self._free = [0] * (CLASSES - 1) + [1]
+
+    @staticmethod
+    def size_class(size_bytes: int) -> int:
+        """The smallest class whose regions hold that many bytes; may be beyond the largest."""
+        return max(0, ((size_bytes - 1) >> 20).bit_length() + 1 >> 1)
+
+    def take(self, size_bytes: int) -> int:
+        """Take a region for that many bytes (at least 1) and give its offset in bytes.
+
+        :raises NoSpaceError: no free region is large enough.
+        """
+        offset = self.take_if_free(size_bytes)
+        if offset is None:
+            raise NoSpaceError(f"no free region of {size_bytes} bytes")
+        return offset
+
+    def take_if_free(self, size_bytes: int) -> int | None:
+        """Take a region as :meth:`take` does; None where no free one is large enough."""
+        wanted = self.size_class(size_bytes)
+        last = self.capacity_bytes - size_bytes
+        for size_class in range(wanted, CLASSES):
+            lowest = self._free[size_class] & -self._free[size_class]
+            if lowest and (lowest.bit_length() - 1) << 20 + 2 * size_class <= last:
+                self._free[size_class] ^= lowest
+                return self._split(lowest.bit_length() - 1, size_class, wanted) * (MIB << 2 * wanted)
+        return None
+
+    def _split(self, index: int, size_class: int, wanted: int) -> int:
+        while size_class > wanted:
+            size_class -= 1
+            index *= 4
+            self._free[size_class] |= 0b1110 << index
+        return index
+
+    def give(self, offset: int, size_bytes: int) -> None:
+        """Give back the region that :meth:`take` gave for that size."""
+        size_class = self.size_class(size_bytes)
+        index = offset // (MIB << 2 * size_class)
+        assert not self._free[size_class] >> index & 1, f"the region at {offset} is free already"
+        self._free[size_class] |= 1 << index
+        while size_class < CLASSES - 1:
+            siblings = 0b1111 << (index & ~3)
+            if self._free[size_class] & siblings != siblings:
+                return
+            self._free[size_class] ^= siblings
+            size_class += 1
+            index >>= 2
+            self._free[size_class] |= 1 << index
+
+    def dump(self) -> tuple[int, ...]:
+        """Give the state as numbers, for :meth:`load`."""
+        return tuple(self._free)
+
+    def load(self, state: tuple[int, ...]) -> None:
+        """Take back what :meth:`dump` gave."""
+        self._free = list(state)

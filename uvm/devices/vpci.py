@@ -1,0 +1,100 @@
+"""PCI devices of the host, given to a VM.
+
+The key is the device's instance path and function; a member is the VMBus GUID under which the guest is to see
+it, and the slot is the GUID of who came first. ADD: host Add, guest ``VPCIDevice`` Add (Linux only: it waits
+for the device). REMOVE: host Remove only; the guest is not asked.
+
+Source: hcsshim ``internal/uvm/virtual_device.go``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from uvm.devices.base import GUEST, HOST, REMOVE, Device, Entry, Operation, Step
+from uvm.devices.slots import Names
+from uvm.errors import OptionsError
+from uvm.schema import guest, requests
+from uvm.schema.devices import VirtualPciDevice, VirtualPciFunction
+from uvm.schema.requests import ModificationRequest, ModifySettingRequest, virtual_pci_path
+
+__all__ = ["DeviceKey", "PciDevices", "pci_device"]
+
+#: Windows Server 2025, the first build that tells the guest which NUMA node a device is close to.
+_NUMA_AFFINITY_BUILD = 26100
+
+
+class DeviceKey(NamedTuple):
+    """A function of a PCI device of the host."""
+
+    instance_path: str
+    function: int = 0
+
+
+def pci_device(key: DeviceKey, build: int) -> VirtualPciDevice:
+    """Make the settings of a device, for a request or the create document, on a host of that build."""
+    return VirtualPciDevice(
+        functions=[VirtualPciFunction(device_instance_path=key.instance_path, virtual_function=key.function)],
+        propagate_numa_affinity=True if build >= _NUMA_AFFINITY_BUILD else None,
+    )
+
+
+class PciDevices(Device[DeviceKey, str, str, bool]):
+    """The PCI devices of a VM.
+
+    :param build: the host's Windows build.
+    """
+
+    def __init__(self, os: Literal["linux", "windows"], build: int) -> None:
+        self._linux = os == "linux"
+        self._build = build
+        self._names = Names()
+
+    def place(self, key: DeviceKey, member: str) -> str:
+        """Take the VMBus GUID that was asked for.
+
+        :raises OptionsError: another device has it.
+        """
+        if not self._names.take(member.lower()):
+            raise OptionsError(
+                f"{key.instance_path} was not assigned: another device has the VMBus GUID {member}"
+            )
+        return member
+
+    def vacate(self, key: DeviceKey, slot: str) -> None:
+        """Free a VMBus GUID."""
+        self._names.give(slot.lower())
+
+    def wanted(self, entry: Entry[DeviceKey, str, str, bool]) -> bool | None:
+        """Tell whether anybody wants the device."""
+        return True if entry.wanted else None
+
+    def steps(self, operation: Operation[DeviceKey, str, str, bool]) -> tuple[Step, ...]:
+        """Give it on the host and announce it to a Linux guest, or take it on the host."""
+        guid = operation.slot
+        path = virtual_pci_path(guid)
+        remove = Step(HOST, ModifySettingRequest(resource_path=path, request_type=requests.REMOVE))
+        if operation.kind == REMOVE:
+            return (remove,)
+        request = ModifySettingRequest(
+            resource_path=path,
+            request_type=requests.ADD,
+            settings=pci_device(operation.key, self._build),
+        )
+        add = Step(HOST, request, undo=remove)
+        if not self._linux:
+            return (add,)
+        announce = ModificationRequest(
+            request_type=requests.ADD,
+            resource_type=guest.RESOURCE_VPCI_DEVICE,
+            settings=guest.LCOWMappedVPCIDevice(vmbus_guid=guid),
+        )
+        return add, Step(GUEST, announce)
+
+    def dump(self) -> tuple[str, ...]:
+        """Give the GUIDs that are taken."""
+        return self._names.dump()
+
+    def load(self, state: tuple[str, ...]) -> None:
+        """Take back what :meth:`dump` gave."""
+        self._names.load(state)

@@ -1,0 +1,262 @@
+"""VPMEM: read-only layers of a Linux guest, as persistent memory. The key is the layer's host path.
+
+Two machines, of which a VM has one:
+
+- :class:`Layers` gives each layer a device of its own; the slot is the lowest free device number.
+- :class:`PackedLayers` maps many layers on a device; the slot is a :class:`Mapping`, the first place that
+  hcsshim's region allocator finds on the first device that has one. A device is never added nor removed as
+  such: HCS makes it when something is mapped on it.
+
+In both: ADD: host Add, guest ``VPMemDevice`` Add. REMOVE: guest Remove, host Remove.
+
+Source: hcsshim ``internal/uvm/vpmem.go`` and ``vpmem_mapped.go``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from attrs import Factory, define
+
+from uvm.devices.base import ADD, GUEST, HOST, REMOVE, Device, Entry, Operation, Step
+from uvm.devices.slots import LARGEST_REGION_BYTES, Regions, Slots, page_align
+from uvm.errors import NoSpaceError, OptionsError
+from uvm.schema import requests
+from uvm.schema.devices import VirtualPMemDevice, VirtualPMemMapping
+from uvm.schema.guest import RESOURCE_VPMEM_DEVICE, LCOWMappedVPMemDevice, LCOWVPMemMappingInfo
+from uvm.schema.requests import (
+    ModificationRequest,
+    ModifySettingRequest,
+    vpmem_device_path,
+    vpmem_mapping_path,
+)
+
+__all__ = ["MAPPINGS_PER_DEVICE", "Layers", "Mapping", "PackedLayers", "layer_path"]
+
+#: hcsshim's ``MaxMappedDeviceCount``.
+MAPPINGS_PER_DEVICE = 1024
+
+_IMAGE_FORMAT = "Vhd1"
+
+
+def _check_size(path: str, size_bytes: int, most_bytes: int) -> None:
+    if size_bytes <= 0:
+        raise OptionsError(f"{path} is empty: there is no layer to add to VPMEM")
+    if size_bytes > most_bytes:
+        raise NoSpaceError(
+            f"{path} was not added to VPMEM: it has {size_bytes} bytes, and a device {most_bytes}"
+        )
+
+
+def _add(
+    path: str, settings: VirtualPMemDevice | VirtualPMemMapping, mounted: LCOWMappedVPMemDevice
+) -> tuple[Step, ...]:
+    on_host = ModifySettingRequest(resource_path=path, request_type=requests.ADD, settings=settings)
+    return Step(HOST, on_host, undo=_off_host(path)), _in_guest(requests.ADD, mounted)
+
+
+def _remove(path: str, mounted: LCOWMappedVPMemDevice) -> tuple[Step, ...]:
+    return _in_guest(requests.REMOVE, mounted), _off_host(path)
+
+
+def _off_host(path: str) -> Step:
+    return Step(HOST, ModifySettingRequest(resource_path=path, request_type=requests.REMOVE))
+
+
+def _in_guest(request_type: str, mounted: LCOWMappedVPMemDevice) -> Step:
+    request = ModificationRequest(
+        request_type=request_type, resource_type=RESOURCE_VPMEM_DEVICE, settings=mounted
+    )
+    return Step(GUEST, request)
+
+
+def layer_path(device: int) -> str:
+    """Give the guest path of the layer that has a device of its own."""
+    return f"/run/layers/p{device}"
+
+
+class Layers(Device[str, int, int, bool]):
+    """One layer per device. A member is the file's size in bytes; the slot is the device's number.
+
+    :param count: how many devices there are.
+    :param max_size_bytes: the size of each at most.
+    :param boot: device 0 holds the root file system.
+    """
+
+    def __init__(self, count: int, max_size_bytes: int, boot: bool = False) -> None:
+        self._slots = Slots(count, (0,) if boot else ())
+        self._max_size_bytes = max_size_bytes
+
+    def place(self, key: str, member: int) -> int:
+        """Take the lowest free device.
+
+        :raises NoSpaceError: none is free, or the layer is larger than a device.
+        :raises OptionsError: the layer is empty.
+        """
+        _check_size(key, member, self._max_size_bytes)
+        try:
+            return self._slots.take()
+        except NoSpaceError as e:
+            raise NoSpaceError(f"{key} was not added: no VPMEM device is free ({e})") from None
+
+    def vacate(self, key: str, slot: int) -> None:
+        """Free a device."""
+        self._slots.give(slot)
+
+    def wanted(self, entry: Entry[str, int, int, bool]) -> bool | None:
+        """Tell whether anybody wants the layer."""
+        return True if entry.holders or entry.waiters else None
+
+    def steps(self, operation: Operation[str, int, int, bool]) -> tuple[Step, ...]:
+        """Add the device on the host and mount it in the guest, or the reverse."""
+        device = operation.slot
+        path = vpmem_device_path(device)
+        mounted = LCOWMappedVPMemDevice(device_number=device, mount_path=layer_path(device))
+        if operation.kind == REMOVE:
+            return _remove(path, mounted)
+        on_host = VirtualPMemDevice(host_path=operation.key, read_only=True, image_format=_IMAGE_FORMAT)
+        return _add(path, on_host, mounted)
+
+    def dump(self) -> int:
+        """Give the devices that are taken, as bits."""
+        return self._slots.dump()
+
+    def load(self, state: int) -> None:
+        """Take back what :meth:`dump` gave."""
+        self._slots.load(state)
+
+
+class Mapping(NamedTuple):
+    """Where a layer lies on a packed device; the size is whole pages."""
+
+    device: int
+    offset_bytes: int
+    size_bytes: int
+
+    @property
+    def guest_path(self) -> str:
+        """Where the guest mounts it."""
+        return f"/run/layers/p{self.device}-{self.offset_bytes}-{self.size_bytes}"
+
+
+@define(eq=False)
+class _Packed:
+    """A device and what is mapped on it.
+
+    The value of a mapping is its entry in the ledger, from which to tell whether it is applied; True or
+    False where there is none (after a restore; before its first operation).
+    """
+
+    regions: Regions
+    mappings: dict[Mapping, Entry[str, int, Mapping, bool] | bool] = Factory(dict)
+
+    def applied(self, mapping: Mapping) -> bool:
+        entry = self.mappings[mapping]
+        if isinstance(entry, bool):
+            return entry
+        # An entry whose mapping was quarantined may have gone on to another.
+        return entry.applied is not None and entry.slot == mapping
+
+    def stays(self, mapping: Mapping) -> bool:
+        """Tell whether a mapping is applied and not about to go."""
+        entry = self.mappings[mapping]
+        leaving = isinstance(entry, Entry) and entry.operation is not None and entry.operation.kind == REMOVE
+        return self.applied(mapping) and not leaving
+
+
+class PackedLayers(Device[str, int, Mapping, bool]):
+    """Many layers per device. A member is the file's size in bytes.
+
+    :param count: how many devices there are.
+    :param size_bytes: the size of each; of more than 4 GiB the rest is not used.
+    :param boot: device 0 holds the root file system, and nothing else is mapped on it.
+    """
+
+    def __init__(self, count: int, size_bytes: int, boot: bool = False) -> None:
+        self._numbers = range(1 if boot else 0, count)
+        self._size_bytes = min(size_bytes, LARGEST_REGION_BYTES)
+        self._devices: dict[int, _Packed] = {}
+
+    def place(self, key: str, member: int) -> Mapping:
+        """Take a region on the first device that has one.
+
+        :raises NoSpaceError: no device has one, or the layer is larger than a device.
+        :raises OptionsError: the layer is empty.
+        """
+        size_bytes = page_align(member)
+        _check_size(key, size_bytes, self._size_bytes)
+        for number in self._numbers:
+            packed = self._devices.get(number)
+            if packed is None:
+                packed = self._devices[number] = _Packed(Regions(self._size_bytes))
+            offset_bytes = _take(packed, size_bytes)
+            if offset_bytes is not None:
+                mapping = Mapping(number, offset_bytes, size_bytes)
+                packed.mappings[mapping] = False
+                return mapping
+        raise NoSpaceError(
+            f"{key} was not added: none of {len(self._numbers)} VPMEM devices has a free region for its "
+            f"{size_bytes} bytes"
+        )
+
+    def vacate(self, key: str, slot: Mapping) -> None:
+        """Free a region, and the device with its last one."""
+        packed = self._devices[slot.device]
+        del packed.mappings[slot]
+        if packed.mappings:
+            packed.regions.give(slot.offset_bytes, slot.size_bytes)
+        else:
+            del self._devices[slot.device]
+
+    def wanted(self, entry: Entry[str, int, Mapping, bool]) -> bool | None:
+        """Tell whether anybody wants the layer."""
+        return True if entry.holders or entry.waiters else None
+
+    def steps(self, operation: Operation[str, int, Mapping, bool]) -> tuple[Step, ...]:
+        """Map the layer on the host and mount it in the guest, or the reverse."""
+        entry = operation.entry
+        mapping = entry.slot
+        self._devices[mapping.device].mappings[mapping] = entry
+        path = vpmem_mapping_path(mapping.device, mapping.offset_bytes)
+        mounted = LCOWMappedVPMemDevice(
+            device_number=mapping.device,
+            mount_path=mapping.guest_path,
+            mapping_info=LCOWVPMemMappingInfo(
+                device_offset_in_bytes=mapping.offset_bytes, device_size_in_bytes=mapping.size_bytes
+            ),
+        )
+        if operation.kind == REMOVE:
+            return _remove(path, mounted)
+        return _add(path, VirtualPMemMapping(host_path=entry.key, image_format=_IMAGE_FORMAT), mounted)
+
+    def gate(self, operation: Operation[str, int, Mapping, bool]) -> Hashable | None:
+        """Let adds go one at a time that begin while nothing is mapped on the device, or all of it is to go.
+
+        An add that began earlier, beside a mapping that has gone since, is not waited for.
+        """
+        if operation.kind != ADD:
+            return None
+        number = operation.slot.device
+        packed = self._devices[number]
+        return None if any(map(packed.stays, packed.mappings)) else ("vpmem", number)
+
+    def dump(self) -> tuple[tuple[int, tuple[int, ...], tuple[tuple[Mapping, bool], ...]], ...]:
+        """Give, per device in use, its free regions and its mappings, each with whether it is applied."""
+        return tuple(
+            (number, packed.regions.dump(), tuple((m, packed.applied(m)) for m in sorted(packed.mappings)))
+            for number, packed in sorted(self._devices.items())
+        )
+
+    def load(self, state: tuple[tuple[int, tuple[int, ...], tuple[tuple[Mapping, bool], ...]], ...]) -> None:
+        """Take back what :meth:`dump` gave."""
+        self._devices = {}
+        for number, regions, mappings in state:
+            packed = self._devices[number] = _Packed(Regions(self._size_bytes), dict(mappings))
+            packed.regions.load(regions)
+
+
+def _take(packed: _Packed, size_bytes: int) -> int | None:
+    if len(packed.mappings) >= MAPPINGS_PER_DEVICE:
+        return None
+    return packed.regions.take_if_free(size_bytes)
