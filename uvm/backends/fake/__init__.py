@@ -1,0 +1,50 @@
+"""The in-memory backend: a faithful fake of the Host Compute Service and of the guests of its VMs.
+
+It is meant for tests, of this library and of what is built on it; ``docs/fake.md`` is its manual.
+"""
+
+from __future__ import annotations
+
+from uvm.backends.fake.backend import FakeBackend
+from uvm.backends.fake.calls import Call
+from uvm.backends.fake.clock import FakeClock
+from uvm.backends.fake.exchange import Latency
+from uvm.backends.fake.faults import Faults, Rule
+from uvm.backends.fake.files import FakeFiles
+from uvm.backends.fake.gates import Gate, Parked
+from uvm.backends.fake.guest import FakeGuest, Mount
+from uvm.backends.fake.host import Checks
+from uvm.backends.fake.journal import Entry, Journal
+from uvm.backends.fake.linux import LinuxGuest
+from uvm.backends.fake.network import FakeNetwork
+from uvm.backends.fake.streams import FakeListener, FakeStream
+from uvm.backends.fake.system import FakeGuestConnection, FakeSystem
+from uvm.backends.fake.tree import DeviceTree
+from uvm.backends.fake.vm import FakeVM
+from uvm.backends.fake.windows import WindowsGuest
+
+__all__ = [
+    "Call",
+    "Checks",
+    "DeviceTree",
+    "Entry",
+    "FakeBackend",
+    "FakeClock",
+    "FakeFiles",
+    "FakeGuest",
+    "FakeGuestConnection",
+    "FakeListener",
+    "FakeNetwork",
+    "FakeStream",
+    "FakeSystem",
+    "FakeVM",
+    "Faults",
+    "Gate",
+    "Journal",
+    "Latency",
+    "LinuxGuest",
+    "Mount",
+    "Parked",
+    "Rule",
+    "WindowsGuest",
+]

@@ -1,0 +1,54 @@
+"""Who may open which host path: the access-control entries that ``HcsGrantVmAccess`` adds."""
+
+from __future__ import annotations
+
+from uvm.backends.base import VM_GROUP, AccessMask
+from uvm.backends.fake.files import FakeFiles
+from uvm.backends.fake.hresult import ERROR_FILE_NOT_FOUND
+from uvm.errors import HostError
+
+
+class AccessTable:
+    """Entries by path. Granting the same access to the same VM again is one entry, not a count."""
+
+    def __init__(self, files: FakeFiles) -> None:
+        self._files = files
+        self._masks: dict[str, dict[str, AccessMask]] = {}
+        self._paths: dict[str, str] = {}
+
+    def grant(self, path: str, to: str, mask: AccessMask) -> None:
+        """Add an entry; a VM's own entry lets it write too, as that of ``HcsGrantVmAccess`` does.
+
+        :raises HostError: ERROR_FILE_NOT_FOUND.
+        """
+        if self._files.look(path) is None:
+            raise HostError(f"grant access to {path}", ERROR_FILE_NOT_FOUND, "it does not exist")
+        key = self._files.key(path)
+        self._paths.setdefault(key, path)
+        self._masks.setdefault(key, {})[to] = mask if to == VM_GROUP else "all"
+
+    def revoke(self, path: str, to: str) -> None:
+        """Remove an entry; nothing happens where there is none."""
+        key = self._files.key(path)
+        masks = self._masks.get(key, {})
+        masks.pop(to, None)
+        if not masks and key in self._masks:
+            del self._masks[key], self._paths[key]
+
+    def allows(self, path: str, vm_id: str, *, writable: bool) -> bool:
+        """Tell whether a VM may open a path."""
+        masks = self._masks.get(self._files.key(path), {})
+        given = (masks.get(vm_id), masks.get(VM_GROUP))
+        return "all" in given or ("read" in given and not writable)
+
+    def granted(self, path: str) -> dict[str, AccessMask]:
+        """Give the entries of a path: VM ids, and the VM group, to masks."""
+        return dict(self._masks.get(self._files.key(path), {}))
+
+    def paths(self, to: str) -> list[str]:
+        """Give the paths, as they were first granted, that a VM or the VM group has entries on."""
+        return [path for path, holder in self.entries() if holder == to]
+
+    def entries(self) -> list[tuple[str, str]]:
+        """Give every entry: the path, as it was first granted, and who was given access."""
+        return [(self._paths[key], to) for key, masks in self._masks.items() for to in masks]

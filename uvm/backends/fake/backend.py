@@ -1,0 +1,215 @@
+"""The in-memory backend: a whole host, for tests anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+from types import MappingProxyType, TracebackType
+from typing import Any
+from uuid import UUID
+
+from uvm.backends.base import JSON, VM_GROUP, AccessMask, HostInfo
+from uvm.backends.fake.access import AccessTable
+from uvm.backends.fake.calls import copy_json
+from uvm.backends.fake.clock import FakeClock
+from uvm.backends.fake.exchange import Exchange, Latency
+from uvm.backends.fake.faults import Faults
+from uvm.backends.fake.files import FakeFiles
+from uvm.backends.fake.host import Checks, Host
+from uvm.backends.fake.hresult import (
+    ERROR_NOT_SUPPORTED,
+    HCS_E_INVALID_JSON,
+    HCS_E_SYSTEM_ALREADY_EXISTS,
+    HCS_E_SYSTEM_NOT_FOUND,
+)
+from uvm.backends.fake.journal import Journal
+from uvm.backends.fake.network import FakeNetwork
+from uvm.backends.fake.properties import summary
+from uvm.backends.fake.system import FakeSystem
+from uvm.backends.fake.vm import FakeVM
+from uvm.errors import HostError
+from uvm.schema.json import SchemaError, from_json
+from uvm.schema.system import ComputeSystem
+
+#: Where hcsshim looks for the kernel and the root file system of Linux VMs, and how large they are there.
+_BOOT_DIRECTORY = "C:\\Program Files\\Linux Containers"
+_BOOT_FILES = {"kernel": 11 << 20, "vmlinux": 46 << 20, "initrd.img": 38 << 20}
+
+_FILTERS = {"Ids": "Id", "Names": "Name", "Types": "SystemType", "Owners": "Owner"}
+
+
+class FakeBackend:
+    """A hypervisor host in memory (:class:`~uvm.backends.base.Backend`).
+
+    It refuses what HCS refuses, with the same result codes, and the same calls always give the same answers.
+
+    :param host: the facts of the host.
+    :param files: its file system. By default it holds the files that Linux VMs boot from, in the directory
+        where they are looked for by default, and nothing else.
+    :param seed: of the ids that it makes and of faults with a probability.
+    :param checks: how strictly it looks at what requests name.
+    :param latency: how long its answers take.
+    :param journal_entries: how many calls the journal keeps.
+    :param guest_capabilities: what guests say of themselves, in place of what they do by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: HostInfo | None = None,
+        files: FakeFiles | None = None,
+        seed: int = 0,
+        checks: Checks | None = None,
+        latency: Latency | None = None,
+        journal_entries: int = 10_000,
+        guest_capabilities: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.info: HostInfo = HostInfo() if host is None else host
+        self.files: FakeFiles = _boot_files(self.info) if files is None else files
+        self.access: AccessTable = AccessTable(self.files)
+        self.journal: Journal = Journal(journal_entries)
+        self.faults: Faults = Faults(seed)
+        self.clock: FakeClock = FakeClock()
+        self.exchange: Exchange = Exchange(self.journal, self.faults, latency or Latency(), self.clock)
+        self.network: FakeNetwork = FakeNetwork(self.exchange)
+        self._host = Host(self.info, self.files, self.access, self.network, checks or Checks())
+        self._ids = Random(seed)
+        self._vms: dict[str, FakeVM] = {}
+        self._guest_capabilities = guest_capabilities
+
+    @property
+    def name(self) -> str:
+        """The name under which it is registered."""
+        return "fake"
+
+    @property
+    def vms(self) -> Mapping[str, FakeVM]:
+        """The compute systems that exist, by id; one that has exited exists until its last handle closes."""
+        return MappingProxyType(self._vms)
+
+    async def host(self) -> HostInfo:
+        """Give the host's facts."""
+        return self.info
+
+    async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
+        """Give a VM, or the VM group, access to a path; ERROR_FILE_NOT_FOUND where it does not exist.
+
+        A VM's own access always includes writing, as that of ``HcsGrantVmAccess`` does; the VM group's goes
+        by the mask.
+        """
+        document = {"path": path, "vm": to, **({"mask": mask} if to == VM_GROUP else {})}
+        call = self.journal.begin("grant", "" if to == VM_GROUP else to, "grant", document)
+        await self.exchange.carry_out(call, lambda: self.access.grant(path, to, mask), self._vms.get(to))
+
+    async def revoke_access(self, path: str, to: str) -> None:
+        """Take access away; nothing happens where there is none."""
+        call = self.journal.begin("revoke", "" if to == VM_GROUP else to, "revoke", {"path": path, "vm": to})
+        await self.exchange.carry_out(call, lambda: self.access.revoke(path, to), self._vms.get(to))
+
+    async def create(self, system_id: str, document: JSON) -> FakeSystem:
+        """Create a compute system.
+
+        :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS; HCS_E_INVALID_JSON for a document that HCS cannot
+            read; or what a device of the document is refused with.
+        """
+        operation = f"create {system_id}"
+        try:
+            copied = copy_json(document)
+        except ValueError as e:
+            raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None
+
+        def create() -> FakeVM:
+            if system_id in self._vms:
+                raise HostError(operation, HCS_E_SYSTEM_ALREADY_EXISTS)
+            vm = self._make(system_id, _checked(copied, operation))
+            self._vms[system_id] = vm
+            vm.add_exit_hook(lambda: self._forget_if_unused(vm))
+            return vm
+
+        call = self.journal.begin("lifecycle", system_id, "create", copied)
+        # The handle comes last: where the answer gets lost, the system is there and nobody has a handle.
+        return FakeSystem(self, await self.exchange.carry_out(call, create))
+
+    async def open(self, system_id: str) -> FakeSystem:
+        """Open another handle; HCS_E_SYSTEM_NOT_FOUND where there is no such system."""
+
+        def find() -> FakeVM:
+            vm = self._vms.get(system_id)
+            if vm is None:
+                raise HostError(f"open {system_id}", HCS_E_SYSTEM_NOT_FOUND)
+            return vm
+
+        call = self.journal.begin("lifecycle", system_id, "open", None)
+        return FakeSystem(self, await self.exchange.carry_out(call, find))
+
+    async def enumerate(self, query: JSON | None = None) -> list[JSON]:
+        """List compute systems; ``Ids``, ``Names``, ``Types`` and ``Owners`` choose among them."""
+        wanted = {_FILTERS[k]: v for k, v in (query or {}).items() if k in _FILTERS and v}
+
+        def listed() -> list[JSON]:
+            found = [summary(vm) for vm in self._vms.values()]
+            return [s for s in found if all(s.get(field, "") in values for field, values in wanted.items())]
+
+        call = self.journal.begin("query", "", "enumerate", query)
+        return await self.exchange.carry_out(call, listed)
+
+    def new_id(self) -> str:
+        """Make a fresh GUID; the seed says which."""
+        return str(UUID(int=self._ids.getrandbits(128), version=4))
+
+    def leftovers(self) -> list[str]:
+        """Say what is left: systems, access that VMs were given, assigned functions, attached endpoints.
+
+        Empty when everything that used the host has cleaned up.
+        """
+        left = [f"VM {vm.id} ({vm.state})" for vm in self._vms.values()]
+        left += [f"access of {to} to {path}" for path, to in self.access.entries() if to != VM_GROUP]
+        left += [f"PCI function {path} {n} of {vm}" for (path, n), vm in self._host.pci.items()]
+        left += [f"endpoint {e} attached to {vm}" for e, vm in self.network.attachments().items()]
+        return left
+
+    def handle_closed(self, vm: FakeVM) -> None:
+        """Take note of a closed handle; a system ends with its last one where its document says so."""
+        vm.handles -= 1
+        if vm.handles or vm.state == "Stopped":
+            self._forget_if_unused(vm)
+        elif vm.document.should_terminate_on_last_handle_closed:
+            vm.terminate()
+
+    async def __aenter__(self) -> FakeBackend:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return None
+
+    def _make(self, system_id: str, document: ComputeSystem) -> FakeVM:
+        return FakeVM(system_id, self.new_id(), document, self._host, self.clock, self._guest_capabilities)
+
+    def _forget_if_unused(self, vm: FakeVM) -> None:
+        if vm.state == "Stopped" and not vm.handles:
+            self._vms.pop(vm.id, None)
+
+
+def _boot_files(info: HostInfo) -> FakeFiles:
+    files = FakeFiles(info.paths)
+    if info.paths == "windows":
+        for name, size in _BOOT_FILES.items():
+            files.add(f"{_BOOT_DIRECTORY}\\{name}", size=size)
+    return files
+
+
+def _checked(document: JSON, operation: str) -> ComputeSystem:
+    try:
+        system = from_json(ComputeSystem, document, forbid_extra=True)
+    except SchemaError as e:
+        raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None
+    if system.container is not None or system.hosted_system is not None:
+        raise HostError(operation, ERROR_NOT_SUPPORTED, "the fake hosts virtual machines only")
+    if system.virtual_machine is None:
+        raise HostError(operation, HCS_E_INVALID_JSON, "VirtualMachine is missing")
+    return system

@@ -1,0 +1,38 @@
+"""The clock of the fake: it moves with what happens, not with time, so that every run gives the same."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from attrs import define
+
+#: HCS counts time in units of 100 ns.
+TICKS_PER_SECOND: Final = 10_000_000
+_CALL: Final = TICKS_PER_SECOND // 1000
+_EPOCH: Final = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@define
+class FakeClock:
+    """Time in ticks of 100 ns. Each call on the fake takes one millisecond of it.
+
+    :ivar ticks: the time since the host booted, which was at midnight of 2024-01-01 UTC.
+    """
+
+    ticks: int = 0
+
+    def tick(self) -> None:
+        """Let the time of one call pass."""
+        self.ticks += _CALL
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        if seconds < 0:
+            raise ValueError("time does not go backwards")
+        self.ticks += round(seconds * TICKS_PER_SECOND)
+
+    def timestamp(self, ticks: int | None = None) -> str:
+        """Write a time (now, by default) as an RFC 3339 string."""
+        at = _EPOCH + timedelta(microseconds=(self.ticks if ticks is None else ticks) / 10)
+        return at.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,147 @@
+"""What of the host is passed through to a VM as it is: PCI functions and named pipes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from attrs import define
+
+from uvm.backends.base import JSON
+from uvm.backends.fake.devices.request import DeviceKind, Request
+from uvm.backends.fake.host import Host
+from uvm.backends.fake.hresult import ERROR_SHARING_VIOLATION
+from uvm.schema.devices import VirtualPciDevice
+from uvm.schema.json import to_json
+from uvm.schema.system import VirtualMachine
+
+
+@define(eq=False)
+class PciDevice:
+    """Assigned PCI functions.
+
+    :ivar guid: the VMBus GUID of the device.
+    :ivar attached: False once the host has taken it away.
+    """
+
+    guid: str
+    settings: VirtualPciDevice
+    attached: bool = True
+
+    def __str__(self) -> str:
+        return f"PCI device {self.guid}"
+
+    def functions(self) -> list[tuple[str, int]]:
+        """Give the functions in the form in which the host compares them."""
+        return [(f.device_instance_path.casefold(), f.virtual_function) for f in self.settings.functions]
+
+
+class PciKind(DeviceKind):
+    """The assigned PCI devices of a VM, by VMBus GUID. A function is assigned to one VM at a time."""
+
+    __slots__ = ("_devices",)
+
+    patterns: ClassVar[tuple[str, ...]] = (r"VirtualMachine/Devices/VirtualPci/([^/]+)",)
+    name: ClassVar[str] = "VirtualPci"
+
+    def __init__(self, vm_id: str, host: Host) -> None:
+        super().__init__(vm_id, host)
+        self._devices: dict[str, PciDevice] = {}
+
+    def load(self, vm: VirtualMachine) -> None:
+        """Take over the devices of the document."""
+        for guid, device in (vm.devices.virtual_pci if vm.devices is not None else {}).items():
+            path = f"VirtualMachine/Devices/VirtualPci/{guid}"
+            self.modify(Request(path, "Add", to_json(device), (guid,)))
+
+    @property
+    def devices(self) -> dict[str, PciDevice]:
+        """The devices by GUID, in lower case."""
+        return dict(self._devices)
+
+    def find(self, guid: str) -> PciDevice | None:
+        """Give a device; None where there is none."""
+        return self._devices.get(guid.casefold())
+
+    def modify(self, request: Request) -> None:
+        """Assign or take away a device."""
+        request.allow("Add", "Remove")
+        (guid,) = request.keys
+        found = self.find(guid)
+        if request.action == "Add":
+            self._add(request, guid, found)
+            return
+        if found is None:
+            raise request.missing(f"there is no device {guid}")
+        del self._devices[guid.casefold()]
+        self._release(found)
+
+    def close(self) -> None:
+        """Give all functions back to the host."""
+        for device in self._devices.values():
+            self._release(device)
+        self._devices.clear()
+
+    def inventory(self) -> JSON:
+        """Give the devices in the form of the document."""
+        return {device.guid: to_json(device.settings) for device in self._devices.values()}
+
+    def _add(self, request: Request, guid: str, found: PciDevice | None) -> None:
+        device = PciDevice(guid, request.parse(VirtualPciDevice))
+        if found is not None:
+            raise request.taken(f"{found} is there")
+        functions = device.functions()
+        if not functions or not all(path for path, _ in functions):
+            raise request.invalid("a device needs functions, and each its DeviceInstancePath")
+        for function in functions:
+            if function in self.host.pci:
+                raise request.refuse(
+                    ERROR_SHARING_VIOLATION, f"{function[0]} is assigned to VM {self.host.pci[function]}"
+                )
+        self.host.pci.update(dict.fromkeys(functions, self.vm_id))
+        self._devices[guid.casefold()] = device
+
+    def _release(self, device: PciDevice) -> None:
+        device.attached = False
+        for function in device.functions():
+            self.host.pci.pop(function, None)
+
+
+class PipeKind(DeviceKind):
+    """The named pipes of the host that a Windows guest sees under the same names."""
+
+    __slots__ = ("_pipes",)
+
+    patterns: ClassVar[tuple[str, ...]] = (r"VirtualMachine/Devices/MappedPipes/(.+)",)
+    name: ClassVar[str] = "MappedPipes"
+
+    def __init__(self, vm_id: str, host: Host) -> None:
+        super().__init__(vm_id, host)
+        self._pipes: dict[str, str] = {}
+
+    @property
+    def pipes(self) -> list[str]:
+        """The names of the mapped pipes."""
+        return list(self._pipes.values())
+
+    def modify(self, request: Request) -> None:
+        """Map a pipe, or end that. The settings are empty (Microsoft's HcsModifyComputeSystem says so)."""
+        request.allow("Add", "Remove")
+        (pipe,) = request.keys
+        key = pipe.casefold()
+        if request.settings:
+            raise request.invalid("a mapped pipe has no settings")
+        if request.action == "Add":
+            if key in self._pipes:
+                raise request.taken(f"{pipe} is mapped")
+            self._pipes[key] = pipe
+            return
+        if self._pipes.pop(key, None) is None:
+            raise request.missing(f"{pipe} is not mapped")
+
+    def close(self) -> None:
+        """Forget all pipes."""
+        self._pipes.clear()
+
+    def inventory(self) -> JSON:
+        """Give the pipes by name."""
+        return {pipe: {} for pipe in self._pipes.values()}

@@ -1,0 +1,97 @@
+"""One modify request to the host, and what a device kind is to the device tree."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+from attrs import frozen
+
+from uvm.backends.base import JSON
+from uvm.backends.fake.host import Host
+from uvm.backends.fake.hresult import E_INVALIDARG, ERROR_ALREADY_EXISTS, ERROR_NOT_FOUND, HCS_E_INVALID_JSON
+from uvm.errors import HostError
+from uvm.schema.json import SchemaError, from_json
+from uvm.schema.system import VirtualMachine
+
+T = TypeVar("T")
+
+
+@frozen
+class Request:
+    """A ``ModifySettingRequest`` whose path a device kind has recognised.
+
+    :ivar action: ``Add``, ``Update`` or ``Remove``; ``Add`` where none was given.
+    :ivar keys: the variable parts of the path, as text.
+    """
+
+    path: str
+    action: str
+    settings: Any
+    keys: tuple[str, ...]
+
+    @property
+    def operation(self) -> str:
+        """The request for a message."""
+        return f"{self.action} {self.path}"
+
+    def parse(self, cls: type[T]) -> T:
+        """Read the settings, as strictly as HCS does: HCS_E_INVALID_JSON."""
+        try:
+            return from_json(cls, self.settings, forbid_extra=True)
+        except SchemaError as e:
+            raise self.refuse(HCS_E_INVALID_JSON, str(e)) from None
+
+    def allow(self, *actions: str) -> None:
+        """Refuse other request types: E_INVALIDARG."""
+        if self.action not in actions:
+            raise self.invalid(f"only {' and '.join(actions)} can be done to this")
+
+    def refuse(self, code: int, text: str = "") -> HostError:
+        """Make the exception that refuses the request."""
+        return HostError(self.operation, code, text)
+
+    def invalid(self, text: str) -> HostError:
+        """Make the refusal of an argument: E_INVALIDARG."""
+        return self.refuse(E_INVALIDARG, text)
+
+    def missing(self, text: str) -> HostError:
+        """Make the refusal for what is not there: ERROR_NOT_FOUND."""
+        return self.refuse(ERROR_NOT_FOUND, text)
+
+    def taken(self, text: str) -> HostError:
+        """Make the refusal for what is there already: ERROR_ALREADY_EXISTS."""
+        return self.refuse(ERROR_ALREADY_EXISTS, text)
+
+
+class DeviceKind:
+    """One kind of device of one VM: what is there, and the requests that change it.
+
+    A subclass names its resource paths, reads the VM's document in ``__init__``, and changes nothing when
+    it refuses a request. :meth:`close` undoes what ties it to the host.
+
+    :cvar patterns: regular expressions of its resource paths; the groups become ``Request.keys``.
+    :cvar name: its name in the inventory.
+    """
+
+    __slots__ = ("host", "vm_id")
+
+    patterns: ClassVar[tuple[str, ...]]
+    name: ClassVar[str]
+
+    def __init__(self, vm_id: str, host: Host) -> None:
+        self.vm_id: str = vm_id
+        self.host: Host = host
+
+    def load(self, vm: VirtualMachine) -> None:
+        """Take over what the VM's document has of this kind."""
+
+    def modify(self, request: Request) -> None:
+        """Carry out a request, or raise HostError and change nothing."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of everything: the VM has exited."""
+
+    def inventory(self) -> JSON:
+        """Give what is there, as a JSON object; empty where there is nothing."""
+        raise NotImplementedError

@@ -1,0 +1,113 @@
+"""Memory and processors of a running VM."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from uvm.backends.base import JSON
+from uvm.backends.fake.devices.ports import is_guid
+from uvm.backends.fake.devices.request import DeviceKind, Request
+from uvm.backends.fake.host import Host
+from uvm.backends.fake.hresult import E_INVALIDARG, ERROR_NO_SYSTEM_RESOURCES, HCS_E_INVALID_JSON
+from uvm.errors import HostError
+from uvm.schema.json import to_json
+from uvm.schema.requests import ProcessorLimits
+from uvm.schema.system import CpuGroup, VirtualMachine, VirtualMachineMemory, VirtualMachineProcessor
+
+#: A limit or reservation of all of a processor, in 1/100,000.
+FULL: Final = 100_000
+_MAXIMUM_WEIGHT: Final = 10_000
+
+
+class TopologyKind(DeviceKind):
+    """Memory size, processor limits and the CPU group. A request without a type sets the value."""
+
+    __slots__ = ("_cpu_group", "_limits", "memory", "processor", "size_in_mb")
+
+    patterns: ClassVar[tuple[str, ...]] = (
+        r"VirtualMachine/ComputeTopology/(Memory/SizeInMB)",
+        r"VirtualMachine/ComputeTopology/(Processor/Limits)",
+        r"VirtualMachine/ComputeTopology/(Processor/CpuGroup)",
+    )
+    name: ClassVar[str] = "ComputeTopology"
+
+    def __init__(self, vm_id: str, host: Host) -> None:
+        super().__init__(vm_id, host)
+        self.memory: VirtualMachineMemory = VirtualMachineMemory()
+        self.processor: VirtualMachineProcessor = VirtualMachineProcessor()
+        self.size_in_mb: int = 0
+        self._limits = ProcessorLimits()
+        self._cpu_group = ""
+
+    def load(self, vm: VirtualMachine) -> None:
+        """Take over the topology of the document, which must say how much memory and how many processors."""
+        topology = vm.compute_topology
+        memory = topology.memory if topology is not None else None
+        processor = topology.processor if topology is not None else None
+        operation = f"create {self.vm_id}"
+        if memory is None or processor is None:
+            raise HostError(operation, E_INVALIDARG, "ComputeTopology needs Memory and Processor")
+        if not 0 < processor.count <= self.host.info.processors:
+            raise HostError(operation, E_INVALIDARG, f"the host cannot give {processor.count} processors")
+        self.memory, self.processor = memory, processor
+        self._set_memory(
+            Request("VirtualMachine/ComputeTopology/Memory/SizeInMB", "Add", memory.size_in_mb, ())
+        )
+        self._limits = ProcessorLimits(
+            limit=processor.limit, weight=processor.weight, reservation=processor.reservation
+        )
+        self._cpu_group = processor.cpu_group.id if processor.cpu_group is not None else ""
+
+    @property
+    def limits(self) -> ProcessorLimits:
+        """The limits in force."""
+        return self._limits
+
+    @property
+    def cpu_group(self) -> str:
+        """The id of the CPU group; empty, or the null GUID, for none."""
+        return self._cpu_group
+
+    def modify(self, request: Request) -> None:
+        """Set a value."""
+        request.allow("Add", "Update")
+        match request.keys[0]:
+            case "Memory/SizeInMB":
+                self._set_memory(request)
+            case "Processor/Limits":
+                self._set_limits(request)
+            case _:
+                group = request.parse(CpuGroup)
+                if not is_guid(group.id):
+                    raise request.invalid(f"Id is {group.id!r}, not a GUID")
+                self._cpu_group = group.id
+
+    def inventory(self) -> JSON:
+        """Give the values in force."""
+        return {
+            "Memory": {"SizeInMB": self.size_in_mb},
+            "Processor": {
+                "Count": self.processor.count,
+                **to_json(self._limits),
+                **({"CpuGroup": {"Id": self._cpu_group}} if self._cpu_group else {}),
+            },
+        }
+
+    def _set_memory(self, request: Request) -> None:
+        size = request.settings
+        if type(size) is not int:
+            raise request.refuse(HCS_E_INVALID_JSON, "the size is a whole number of MB")
+        # hcsshim's NormalizeMemorySize: the platform takes even sizes only.
+        if size <= 0 or size % 2:
+            raise request.invalid(f"a memory size is even and more than 0, not {size} MB")
+        if size > self.host.info.memory_mb:
+            raise request.refuse(ERROR_NO_SYSTEM_RESOURCES, f"the host has {self.host.info.memory_mb} MB")
+        self.size_in_mb = size
+
+    def _set_limits(self, request: Request) -> None:
+        limits = request.parse(ProcessorLimits)
+        if not (0 <= limits.limit <= FULL and 0 <= limits.reservation <= FULL):
+            raise request.invalid(f"Limit and Reservation are at most {FULL}")
+        if not 0 <= limits.weight <= _MAXIMUM_WEIGHT:
+            raise request.invalid(f"Weight is at most {_MAXIMUM_WEIGHT}")
+        self._limits = limits

@@ -1,0 +1,191 @@
+"""Virtual persistent memory: devices of one file each, or of many files mapped at offsets."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from attrs import define
+
+from uvm.backends.base import JSON
+from uvm.backends.fake.devices.request import DeviceKind, Request
+from uvm.backends.fake.host import Host
+from uvm.backends.fake.hresult import HCS_E_INVALID_JSON, HCS_E_INVALID_STATE
+from uvm.schema.devices import VirtualPMemDevice, VirtualPMemMapping
+from uvm.schema.json import to_json
+from uvm.schema.system import VirtualMachine
+
+PAGE_BYTES: Final = 4096
+_FORMATS: Final = ("Vhd1", "Vhdx", "")
+
+
+@define(eq=False)
+class PMem:
+    """A file on a device: all of it, or mapped at an offset.
+
+    :ivar offset: None for the whole device.
+    :ivar length: bytes from the offset on that it takes, in whole pages; 0 where nobody knows the size.
+    :ivar attached: False once the host has taken it away.
+    """
+
+    number: int
+    offset: int | None
+    image: VirtualPMemDevice | VirtualPMemMapping
+    length: int
+    attached: bool = True
+
+    @property
+    def writable(self) -> bool:
+        """Whether the guest may write; mapped files are always read-only."""
+        return isinstance(self.image, VirtualPMemDevice) and not self.image.read_only
+
+    def __str__(self) -> str:
+        at = "" if self.offset is None else f" at {self.offset}"
+        return f"pmem {self.number}{at} ({self.image.host_path})"
+
+
+class VPMemKind(DeviceKind):
+    """The VPMEM controller of a VM. A device of mappings is there while it has a mapping."""
+
+    __slots__ = ("_devices", "_mappings", "_maximum_bytes", "_maximum_count")
+
+    patterns: ClassVar[tuple[str, ...]] = (
+        r"VirtualMachine/Devices/VirtualPMem/Devices/(\d+)",
+        r"VirtualMachine/Devices/VirtualPMem/Devices/(\d+)/Mappings/(\d+)",
+    )
+    name: ClassVar[str] = "VirtualPMem"
+
+    def __init__(self, vm_id: str, host: Host) -> None:
+        super().__init__(vm_id, host)
+        self._maximum_count = 0
+        self._maximum_bytes = 0
+        self._devices: dict[int, PMem] = {}
+        self._mappings: dict[int, dict[int, PMem]] = {}
+
+    def load(self, vm: VirtualMachine) -> None:
+        """Take over the controller's limits and the devices of the document."""
+        controller = vm.devices.virtual_pmem if vm.devices is not None else None
+        if controller is None:
+            return
+        self._maximum_count = controller.maximum_count
+        self._maximum_bytes = controller.maximum_size_bytes
+        for number, device in controller.devices.items():
+            path = f"VirtualMachine/Devices/VirtualPMem/Devices/{number}"
+            if not number.isdecimal():
+                raise Request(path, "Add", None, ()).invalid("a device number is a number")
+            self._add_device(Request(path, "Add", to_json(device), (number,)))
+
+    @property
+    def devices(self) -> dict[int, PMem]:
+        """The devices of one file each, by number."""
+        return dict(self._devices)
+
+    @property
+    def mappings(self) -> dict[tuple[int, int], PMem]:
+        """The mapped files, by device number and offset."""
+        return {(n, offset): m for n, at in self._mappings.items() for offset, m in at.items()}
+
+    def find(self, number: int, offset: int | None = None) -> PMem | None:
+        """Give the device of one file, or the file mapped at an offset; None where there is none."""
+        if offset is None:
+            return self._devices.get(number)
+        return self._mappings.get(number, {}).get(offset)
+
+    def modify(self, request: Request) -> None:
+        """Attach or detach a device or a mapping."""
+        request.allow("Add", "Remove")
+        match len(request.keys), request.action:
+            case 1, "Add":
+                self._add_device(request)
+            case 1, _:
+                self._remove_device(request)
+            case _, "Add":
+                self._add_mapping(request)
+            case _:
+                self._remove_mapping(request)
+
+    def close(self) -> None:
+        """Let go of every file."""
+        for pmem in [*self._devices.values(), *self.mappings.values()]:
+            self._release(pmem)
+        self._devices.clear()
+        self._mappings.clear()
+
+    def inventory(self) -> JSON:
+        """Give the devices and mappings, by number and offset."""
+        devices: JSON = {str(n): to_json(d.image) for n, d in self._devices.items()}
+        for number, mappings in self._mappings.items():
+            devices[str(number)] = {"Mappings": {str(o): to_json(m.image) for o, m in mappings.items()}}
+        return {"Devices": devices} if devices else {}
+
+    def _number(self, request: Request) -> int:
+        if not self._maximum_count:
+            raise request.missing("the VM has no VPMEM controller")
+        number = int(request.keys[0])
+        if number >= self._maximum_count:
+            raise request.invalid(f"device numbers are below {self._maximum_count}")
+        return number
+
+    def _add_device(self, request: Request) -> None:
+        number = self._number(request)
+        device = request.parse(VirtualPMemDevice)
+        if number in self._devices or number in self._mappings:
+            raise request.taken(f"device {number} is there")
+        self._devices[number] = self._open(request, number, None, device)
+
+    def _remove_device(self, request: Request) -> None:
+        number = self._number(request)
+        if number in self._mappings:
+            raise request.refuse(HCS_E_INVALID_STATE, f"files are mapped on device {number}")
+        if number not in self._devices:
+            raise request.missing(f"there is no device {number}")
+        self._release(self._devices.pop(number))
+
+    def _add_mapping(self, request: Request) -> None:
+        number, offset = self._number(request), int(request.keys[1])
+        mapping = request.parse(VirtualPMemMapping)
+        if offset % PAGE_BYTES:
+            raise request.invalid(f"offsets are multiples of {PAGE_BYTES}")
+        if number in self._devices:
+            raise request.taken(f"device {number} is one file")
+        there = self._mappings.get(number, {})
+        if offset in there:
+            raise request.taken(f"{there[offset]} is there")
+        pmem = self._open(request, number, offset, mapping)
+        for other in there.values():
+            start = other.offset or 0
+            if start < offset + pmem.length and offset < start + other.length:
+                self._release(pmem)
+                raise request.invalid(f"it overlaps {other}")
+        self._mappings.setdefault(number, there)[offset] = pmem
+
+    def _remove_mapping(self, request: Request) -> None:
+        number, offset = self._number(request), int(request.keys[1])
+        there = self._mappings.get(number, {})
+        if offset not in there:
+            raise request.missing(f"nothing is mapped on device {number} at {offset}")
+        self._release(there.pop(offset))
+        if not there:
+            del self._mappings[number]
+
+    def _open(
+        self, request: Request, number: int, offset: int | None, image: VirtualPMemDevice | VirtualPMemMapping
+    ) -> PMem:
+        if image.image_format not in _FORMATS:
+            raise request.refuse(
+                HCS_E_INVALID_JSON, f"ImageFormat is {image.image_format!r}, not Vhd1 or Vhdx"
+            )
+        if not image.host_path:
+            raise request.invalid("HostPath is missing")
+        pmem = PMem(number, offset, image, 0)
+        size = self.host.open_file(
+            image.host_path, self.vm_id, writable=pmem.writable, operation=request.operation
+        )
+        pmem.length = -(-size // PAGE_BYTES) * PAGE_BYTES
+        if (offset or 0) + size > self._maximum_bytes:
+            self._release(pmem)
+            raise request.invalid(f"{size} bytes go beyond the device's {self._maximum_bytes}")
+        return pmem
+
+    def _release(self, pmem: PMem) -> None:
+        pmem.attached = False
+        self.host.files.close_disk(pmem.image.host_path, writable=pmem.writable)

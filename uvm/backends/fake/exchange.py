@@ -1,0 +1,89 @@
+"""The one way in which a call is carried out: journal, latency, faults, then the change itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+import anyio.lowlevel
+from attrs import define, frozen
+
+from uvm.backends.fake.calls import Call, Machine, To
+from uvm.backends.fake.clock import FakeClock
+from uvm.backends.fake.faults import Faults
+from uvm.backends.fake.journal import Journal
+
+T = TypeVar("T")
+
+
+@frozen
+class Latency:
+    """How long the answers take, in real milliseconds; nothing, by default.
+
+    :ivar host_ms: modify requests to the host.
+    :ivar guest_ms: requests to the guest, and connecting to it.
+    :ivar grant_ms: granting and revoking access to a path.
+    :ivar lifecycle_ms: create, start, terminate and their kind.
+    """
+
+    host_ms: float = 0.0
+    guest_ms: float = 0.0
+    grant_ms: float = 0.0
+    lifecycle_ms: float = 0.0
+
+    def of(self, to: To) -> float:
+        """The time of a call, in milliseconds."""
+        match to:
+            case "host":
+                return self.host_ms
+            case "guest":
+                return self.guest_ms
+            case "grant" | "revoke":
+                return self.grant_ms
+            case "lifecycle":
+                return self.lifecycle_ms
+            case _:
+                return 0.0
+
+
+@define
+class Exchange:
+    """Carries out calls.
+
+    Nothing is awaited between the check and the change, so that each change is atomic; latency comes
+    before, and so does every fault that does not say otherwise.
+    """
+
+    journal: Journal
+    faults: Faults
+    latency: Latency
+    clock: FakeClock
+
+    async def carry_out(self, call: Call, change: Callable[[], T], machine: Machine | None = None) -> T:
+        """Carry out a call that the journal has begun. A call cancelled before the change makes none."""
+        applied = False
+
+        async def proceed() -> T:
+            nonlocal applied
+            result = change()
+            applied = True
+            return result
+
+        try:
+            await self._pass_time(call.to)
+            result = await self.faults.run(call, proceed, machine)
+        except BaseException as e:
+            self.journal.finish(call, e, applied)
+            raise
+        self.journal.finish(call, None, applied=True)
+        return result
+
+    async def _pass_time(self, to: To) -> None:
+        self.clock.tick()
+        milliseconds = self.latency.of(to)
+        if not milliseconds:
+            await anyio.lowlevel.checkpoint()
+            return
+        await anyio.sleep(milliseconds / 1000)
+        self.clock.advance(milliseconds / 1000)

@@ -1,0 +1,94 @@
+"""The host as the devices of the fake see it, and how strictly the fake looks at what it is asked."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import Factory, define, evolve, frozen
+
+from uvm.backends.base import HostInfo
+from uvm.backends.fake.access import AccessTable
+from uvm.backends.fake.files import FakeFiles
+from uvm.backends.fake.hresult import (
+    E_ACCESSDENIED,
+    ERROR_DIRECTORY,
+    ERROR_FILE_NOT_FOUND,
+    ERROR_PATH_NOT_FOUND,
+)
+from uvm.backends.fake.network import FakeNetwork
+from uvm.errors import HostError
+
+
+@frozen
+class Checks:
+    """What is checked beyond the shape of a request and the state of the VM.
+
+    :ivar access: which disks a VM needs access to: the ``"writable"`` ones (the default; whoever unpacks
+        read-only layers gives the VM group access to them, so hcsshim grants none), ``"all"``, or ``"none"``.
+    :ivar host_files: disks and shared directories exist and are of the right kind.
+    :ivar endpoints: adapters connect to endpoints that exist, each to one adapter.
+    :ivar guest: the guest refuses what a correct caller never asks: to unmount what is not mounted, to
+        eject a disk that is mounted, to combine layers that are nowhere. A Linux guest would take the first
+        two for done, and a mount would dangle.
+    :ivar requests: modify requests that cannot be carried out are refused. Otherwise they are accepted, and
+        change nothing.
+    """
+
+    access: Literal["writable", "all", "none"] = "writable"
+    host_files: bool = True
+    endpoints: bool = True
+    guest: bool = True
+    requests: bool = True
+
+    @classmethod
+    def lenient(cls) -> Checks:
+        """Check only the shape of requests and the state of the VM: for replaying recorded requests."""
+        return cls(access="none", host_files=False, endpoints=False, guest=False)
+
+    @classmethod
+    def accepting(cls) -> Checks:
+        """Check only the state of the VM, and accept every request: for recording what is sent."""
+        return evolve(cls.lenient(), requests=False)
+
+
+@define
+class Host:
+    """What the VMs of a backend share.
+
+    :ivar pci: which VM each assigned PCI function (instance path, function) is assigned to.
+    """
+
+    info: HostInfo
+    files: FakeFiles
+    access: AccessTable
+    network: FakeNetwork
+    checks: Checks
+    pci: dict[tuple[str, int], str] = Factory(dict)
+
+    def open_file(self, path: str, vm_id: str, *, writable: bool, operation: str) -> int:
+        """Open a disk or image for a VM and give its size in bytes, 0 where nobody knows it.
+
+        :raises HostError: ERROR_FILE_NOT_FOUND, E_ACCESSDENIED (a directory, or no access) or
+            ERROR_SHARING_VIOLATION.
+        """
+        found = self.files.look(path)
+        if self.checks.host_files:
+            if found is None:
+                raise HostError(operation, ERROR_FILE_NOT_FOUND, path)
+            if found.is_dir:
+                raise HostError(operation, E_ACCESSDENIED, f"{path} is a directory")
+        needed = self.checks.access == "all" or (self.checks.access == "writable" and writable)
+        if needed and not self.access.allows(path, vm_id, writable=writable):
+            raise HostError(operation, E_ACCESSDENIED, f"VM {vm_id} was not given access to {path}")
+        self.files.open_disk(path, writable=writable, operation=operation)
+        return 0 if found is None else found.size
+
+    def require_directory(self, path: str, operation: str) -> None:
+        """Check that a directory to share exists: ERROR_PATH_NOT_FOUND, or ERROR_DIRECTORY for a file."""
+        if not self.checks.host_files:
+            return
+        found = self.files.look(path)
+        if found is None:
+            raise HostError(operation, ERROR_PATH_NOT_FOUND, path)
+        if not found.is_dir and not self.files.permissive:
+            raise HostError(operation, ERROR_DIRECTORY, f"{path} is a file")

@@ -1,0 +1,186 @@
+"""The journal: every request that reached the fake, in order, and what became of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+from typing import Any, Final, Literal
+
+import anyio
+from attrs import frozen
+
+from uvm.backends.fake.calls import Call, To
+from uvm.errors import GuestError, HostError, UnknownOutcomeError, hresult_name
+
+#: ``pending``: no answer yet; ``lost``: carried out or not, the caller was not told; ``failed``: ended by
+#: an exception that is neither a refusal nor a cancellation, such as a connection that closed.
+Outcome = Literal["pending", "ok", "refused", "lost", "cancelled", "failed"]
+
+#: Fields whose values are secrets, or too long to read: they are kept but never printed.
+_HIDDEN: Final = frozenset(
+    {
+        "EncodedSecurityPolicy",
+        "EncodedUVMHashEnvelopeReference",
+        "EncodedUVMReference",
+        "Environment",
+        "Fragment",
+        "LaunchData",
+    }
+)
+
+#: How much of a document is printed; requests fit, documents of whole VMs do not.
+_WIDTH: Final = 400
+
+
+@frozen
+class Entry:
+    """A call and what became of it.
+
+    :ivar code: the result code of a refusal.
+    :ivar applied: the call was carried out, whatever its caller was told.
+    """
+
+    call: Call
+    outcome: Outcome = "pending"
+    code: int | None = None
+    error: str = ""
+    applied: bool = False
+
+    @property
+    def seq(self) -> int:
+        """The number of the call."""
+        return self.call.seq
+
+    @property
+    def vm(self) -> str:
+        """The id of the VM; empty where the call concerns none."""
+        return self.call.vm
+
+    @property
+    def to(self) -> To:
+        """Who was asked."""
+        return self.call.to
+
+    @property
+    def document(self) -> Any:
+        """What was sent. It belongs to the journal: do not change it."""
+        return self.call.document
+
+    def render(self) -> str:
+        """Write the entry as one line. Security policies and environments are left out."""
+        call = self.call
+        document = call.document
+        if call.operation == "modify" and isinstance(document, dict):
+            document = document.get("Settings")
+        text = json.dumps(_visible(document), ensure_ascii=False) if document is not None else ""
+        if len(text) > _WIDTH:
+            text = f"{text[:_WIDTH]}... ({len(text):,} characters)"
+        what = str(call).removeprefix("modify ")
+        outcome = self.outcome if self.code is None else f"{self.outcome} {hresult_name(self.code)}"
+        return " ".join(
+            part
+            for part in (f"{call.seq:>5} {call.vm or '-'} {call.to:<9} {what}", text, f"-> {outcome}")
+            if part
+        )
+
+
+class Journal:
+    """The requests of all VMs of a backend, oldest first.
+
+    :param max_entries: how many are kept; older ones are dropped and counted in ``dropped``.
+    """
+
+    def __init__(self, max_entries: int = 10_000) -> None:
+        if max_entries < 1:
+            raise ValueError("a journal keeps one entry at least")
+        self._entries: dict[int, Entry] = {}
+        self._max_entries = max_entries
+        self._seq = 0
+        self._listeners: list[Callable[[Entry], None]] = []
+        self.dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._entries.values()))
+
+    def entries(
+        self,
+        *,
+        to: To | Iterable[To] | None = None,
+        vm: str | None = None,
+        operation: str | None = None,
+        resource: str | None = None,
+        request_type: str | None = None,
+        outcome: Outcome | None = None,
+    ) -> list[Entry]:
+        """Give the entries that fit all that is given; ``resource`` may hold ``*`` and ``?``."""
+        targets = {to} if isinstance(to, str) else None if to is None else set(to)
+        return [
+            entry
+            for entry in self._entries.values()
+            if (targets is None or entry.to in targets)
+            and (vm is None or entry.vm == vm)
+            and (operation is None or entry.call.operation == operation)
+            and (resource is None or fnmatchcase(entry.call.resource, resource))
+            and (request_type is None or entry.call.request_type == request_type)
+            and (outcome is None or entry.outcome == outcome)
+        ]
+
+    def render(self, entries: Iterable[Entry] | None = None) -> str:
+        """Write entries (all, by default), one tidy line each."""
+        return "\n".join(entry.render() for entry in (self if entries is None else entries))
+
+    def listen(self, listener: Callable[[Entry], None]) -> Callable[[], None]:
+        """Have every entry shown to a listener once its outcome is known; call the result to end that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def clear(self) -> None:
+        """Forget all entries; numbers go on."""
+        self._entries.clear()
+        self.dropped = 0
+
+    def begin(
+        self, to: To, vm: str, operation: str, document: Any, resource: str = "", request_type: str = ""
+    ) -> Call:
+        """Write down a call that begins."""
+        self._seq += 1
+        call = Call(self._seq, to, vm, operation, document, resource, request_type)
+        self._entries[call.seq] = Entry(call)
+        if len(self._entries) > self._max_entries:
+            del self._entries[next(iter(self._entries))]
+            self.dropped += 1
+        return call
+
+    def finish(self, call: Call, error: BaseException | None, applied: bool) -> None:
+        """Write down how a call ended."""
+        entry = _ended(call, error, applied)
+        if call.seq in self._entries:
+            self._entries[call.seq] = entry
+        for listener in list(self._listeners):
+            listener(entry)
+
+
+def _ended(call: Call, error: BaseException | None, applied: bool) -> Entry:
+    if error is None:
+        return Entry(call, "ok", applied=applied)
+    if isinstance(error, HostError):
+        return Entry(call, "refused", error.hresult, str(error), applied)
+    if isinstance(error, GuestError):
+        return Entry(call, "refused", error.result, str(error), applied)
+    if isinstance(error, UnknownOutcomeError):
+        return Entry(call, "lost", None, str(error), applied)
+    if isinstance(error, anyio.get_cancelled_exc_class()):
+        return Entry(call, "cancelled", applied=applied)
+    return Entry(call, "failed", None, f"{type(error).__name__}: {error}", applied)
+
+
+def _visible(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: "(hidden)" if k in _HIDDEN and v else _visible(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_visible(item) for item in value]
+    return value

@@ -1,0 +1,206 @@
+"""The Linux guest: hcsshim's ``internal/guest``, as far as the host can tell."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any, ClassVar, Final, Literal
+
+from attrs import define, field
+
+from uvm.backends.fake.devices.scsi import Disk
+from uvm.backends.fake.devices.vpmem import PMem
+from uvm.backends.fake.guest import FakeGuest, GuestRequest, Handler, Mount
+from uvm.backends.fake.hresult import E_FAIL, GUEST_SYSTEM_NOT_FOUND
+from uvm.schema.guest import (
+    LCOWCombinedLayers,
+    LCOWContainerConstraints,
+    LCOWMappedDirectory,
+    LCOWMappedVirtualDisk,
+    LCOWMappedVPCIDevice,
+    LCOWMappedVPMemDevice,
+    LCOWNetworkAdapter,
+    SCSIDevice,
+)
+
+LINUX_CAPABILITIES: Final = {
+    "NamespaceAddRequestSupported": True,
+    "SignalProcessSupported": True,
+    "DumpStacksSupported": True,
+    "DeleteContainerStateSupported": True,
+}
+
+_FILESYSTEMS: Final = ("ext4", "xfs")
+
+
+@define(eq=False)
+class LinuxGuest(FakeGuest):
+    """A Linux guest. Most of its errors are E_FAIL with a message, as hcsshim's guest answers them.
+
+    :ivar namespaces: adapters by id, in order, by network namespace (both in lower case).
+    """
+
+    namespaces: dict[str, dict[str, LCOWNetworkAdapter]] = field(factory=dict, init=False)
+    _ejected: set[Disk] = field(factory=set, init=False)
+
+    os: ClassVar[Literal["linux", "windows"]] = "linux"
+    paths: ClassVar[Any] = posixpath
+    failure: ClassVar[int] = E_FAIL
+
+    @property
+    def block_devices(self) -> list[Disk]:
+        """The disks that the guest sees: what the host attached, without what was ejected."""
+        return [disk for disk in self.tree.scsi.disks.values() if disk not in self._ejected]
+
+    def key(self, path: str) -> str:
+        """Give the form of a guest path under which equal paths are equal."""
+        # normpath keeps a second slash at the start, which POSIX lets mean something; Linux does not.
+        return "/" + posixpath.normpath(path).lstrip("/")
+
+    def _disk_at(self, controller: int, lun: int) -> Disk | None:
+        disk = self.tree.scsi.disk(controller, lun)
+        return None if disk in self._ejected else disk
+
+    def _scsi_device(self, request: GuestRequest) -> None:
+        self.only(request, "Remove")
+        slot = request.parse(SCSIDevice)
+        disk = self._disk_at(slot.controller, slot.lun)
+        if disk is None:
+            return  # the guest's UnplugDevice takes a device that is not there for unplugged
+        on_it = next((m for m in self.mounts.values() if m.device is disk), None)
+        if on_it is not None and self.checks.guest:
+            raise request.refuse(E_FAIL, f"the device is busy: {on_it} is mounted")
+        self._ejected = {d for d in self._ejected if d.attached} | {disk}
+
+    def _mapped_virtual_disk(self, request: GuestRequest) -> None:
+        self.only(request, "Add", "Remove")
+        wanted = request.parse(LCOWMappedVirtualDisk)
+        disk = self._disk_at(wanted.controller, wanted.lun)
+        if disk is None:
+            # The real guest waits for the device until the host gives up.
+            raise request.refuse(E_FAIL, f"there is no disk {wanted.controller}:{wanted.lun}")
+        if request.action == "Remove":
+            self.unmount(request, wanted.mount_path, disk)
+            return
+        if wanted.ensure_filesystem and wanted.filesystem not in _FILESYSTEMS:
+            raise request.refuse(E_FAIL, f"unsupported filesystem {wanted.filesystem} requested for device")
+        if disk.attachment.read_only and not (wanted.read_only or wanted.block_dev):
+            raise request.refuse(E_FAIL, f"mounting: read-only file system: {disk} is attached read-only")
+        mount = Mount(wanted.mount_path, "blockdev" if wanted.block_dev else "disk", disk, wanted.read_only)
+        self.mount(request, mount)
+
+    def _vpmem_device(self, request: GuestRequest) -> None:
+        self.only(request, "Add", "Remove")
+        wanted = request.parse(LCOWMappedVPMemDevice)
+        pmem = self._pmem(request, wanted)
+        if request.action == "Remove":
+            self.unmount(request, wanted.mount_path, pmem)
+        else:
+            self.mount(request, Mount(wanted.mount_path, "pmem", pmem, read_only=True))
+
+    def _pmem(self, request: GuestRequest, wanted: LCOWMappedVPMemDevice) -> PMem:
+        info = wanted.mapping_info
+        offset = None if info is None else info.device_offset_in_bytes
+        pmem = self.tree.vpmem.find(wanted.device_number, offset)
+        if pmem is None:
+            at = "" if offset is None else f" at {offset}"
+            raise request.refuse(E_FAIL, f"there is nothing on /dev/pmem{wanted.device_number}{at}")
+        if info is not None and pmem.length and info.device_size_in_bytes > pmem.length:
+            raise request.refuse(E_FAIL, f"{pmem} has {pmem.length} bytes, not {info.device_size_in_bytes}")
+        return pmem
+
+    def _mapped_directory(self, request: GuestRequest) -> None:
+        self.only(request, "Add", "Remove")
+        wanted = request.parse(LCOWMappedDirectory)
+        share = self.tree.plan9.find(wanted.share_name)
+        if request.action == "Remove":
+            self.unmount(request, wanted.mount_path, share)
+            return
+        if share is None or share.share.port != wanted.port:
+            raise request.refuse(E_FAIL, f"there is no share {wanted.share_name!r} at port {wanted.port}")
+        self.mount(request, Mount(wanted.mount_path, "plan9", share, wanted.read_only))
+
+    def _combined_layers(self, request: GuestRequest) -> None:
+        self.only(request, "Add", "Remove")
+        wanted = request.parse(LCOWCombinedLayers)
+        root = wanted.container_root_path
+        if request.action == "Remove":
+            self.unmount(request, root, None)
+            return
+        layers = [layer.path for layer in wanted.layers]
+        if self.checks.guest:
+            self._check_layers(request, layers, wanted.scratch_path)
+        scratch = [wanted.scratch_path] if wanted.scratch_path else []
+        self.mount(request, Mount(root, "overlay", None, not scratch, tuple(layers + scratch)))
+
+    def _check_layers(self, request: GuestRequest, layers: list[str], scratch: str) -> None:
+        if not layers:
+            raise request.refuse(E_FAIL, "an overlay needs a layer")
+        nowhere = [path for path in layers if not self.exists(path)]
+        if nowhere:
+            raise request.refuse(E_FAIL, f"{nowhere[0]}: no such file or directory: nothing is mounted there")
+        if not scratch:
+            return
+        on = self.mount_of(scratch)
+        if on is None:
+            raise request.refuse(E_FAIL, f"nothing is mounted at the scratch path {scratch}")
+        if on.read_only:
+            raise request.refuse(E_FAIL, f"{scratch}: read-only file system: {on}")
+
+    def _network(self, request: GuestRequest) -> None:
+        self.only(request, "Add", "Remove")
+        wanted = request.parse(LCOWNetworkAdapter)
+        namespace, adapter = wanted.namespace_id.casefold(), wanted.id.casefold()
+        if request.action == "Remove":
+            # As in the guest: neither an unknown namespace nor an unknown adapter is an error.
+            self.namespaces.get(namespace, {}).pop(adapter, None)
+            return
+        there = self.namespaces.get(namespace, {})
+        if adapter in there:
+            raise request.refuse(E_FAIL, f"adapter with id: '{wanted.id}' already present in namespace")
+        on_host = self.tree.pci if wanted.vpci_assigned else self.tree.adapters
+        if on_host.find(wanted.id) is None:
+            raise request.refuse(E_FAIL, f"no interface for adapter {wanted.id}: the host has not added it")
+        self.namespaces.setdefault(namespace, there)[adapter] = wanted
+
+    def _vpci_device(self, request: GuestRequest) -> None:
+        self.only(request, "Add")
+        wanted = request.parse(LCOWMappedVPCIDevice)
+        if self.tree.pci.find(wanted.vmbus_guid) is None:
+            raise request.refuse(E_FAIL, f"no PCI device with VMBus GUID {wanted.vmbus_guid!r}")
+
+    def _container_constraints(self, request: GuestRequest) -> None:
+        request.parse(LCOWContainerConstraints)
+        raise request.refuse(GUEST_SYSTEM_NOT_FOUND, "the fake guest has no containers")
+
+    def _pod_cgroup_memory_limit(self, request: GuestRequest) -> None:
+        self.only(request, "Update")
+
+    handlers: ClassVar[dict[str, Handler]] = {
+        "SCSIDevice": _scsi_device,
+        "MappedVirtualDisk": _mapped_virtual_disk,
+        "VPMemDevice": _vpmem_device,
+        "MappedDirectory": _mapped_directory,
+        "CombinedLayers": _combined_layers,
+        "Network": _network,
+        "VPCIDevice": _vpci_device,
+        "ContainerConstraints": _container_constraints,
+        "SecurityPolicy": FakeGuest.set_policy,
+        "SecurityPolicyFragment": FakeGuest.inject_fragment,
+        "PodCgroupMemoryLimit": _pod_cgroup_memory_limit,
+    }
+
+    def inconsistencies(self) -> list[str]:
+        """Say what hangs in the air: mounts, and adapters that the host has taken away."""
+        gone = [
+            f"adapter {adapter.id} in namespace {namespace} is no longer attached"
+            for namespace, adapters in self.namespaces.items()
+            for adapter in adapters.values()
+            if (self.tree.pci if adapter.vpci_assigned else self.tree.adapters).find(adapter.id) is None
+        ]
+        return super().inconsistencies() + gone
+
+    def end(self) -> None:
+        """Forget everything: the VM has exited."""
+        super().end()
+        self.namespaces.clear()
+        self._ejected.clear()

@@ -1,0 +1,181 @@
+"""The networks of the fake host: HCN documents of namespaces and endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from uvm.backends.base import JSON
+from uvm.backends.fake.calls import copy_json
+from uvm.backends.fake.exchange import Exchange
+from uvm.backends.fake.hresult import (
+    ERROR_ALREADY_EXISTS,
+    ERROR_NOT_FOUND,
+    HCN_E_ENDPOINT_ALREADY_ATTACHED,
+    HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS,
+    HCN_E_ENDPOINT_NOT_FOUND,
+    HCN_E_INVALID_JSON,
+)
+from uvm.errors import HostError
+from uvm.schema.json import SchemaError, from_json
+from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
+
+T = TypeVar("T")
+
+
+class FakeNetwork:
+    """The host's networks (:class:`~uvm.backends.base.HostNetwork`), and the calls that set them up.
+
+    A namespace that is not there is ERROR_NOT_FOUND: HCN has no code of its own for it.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._namespaces: dict[str, JSON] = {}
+        self._members: dict[str, list[str]] = {}
+        self._endpoints: dict[str, JSON] = {}
+        self._attached: dict[str, str] = {}
+
+    # Setting up
+
+    def add_namespace(self, document: JSON) -> None:
+        """Add a namespace by its HCN document; ``ID`` names it.
+
+        :raises HostError: HCN_E_INVALID_JSON, or ERROR_ALREADY_EXISTS.
+        """
+        checked = _checked(HostComputeNamespace, document, "add namespace")
+        key = checked.id.casefold()
+        if key in self._namespaces:
+            raise HostError(f"add namespace {checked.id}", ERROR_ALREADY_EXISTS)
+        self._namespaces[key] = copy_json(document)
+        self._members[key] = [k for k in self._endpoints if self._namespace_of(k) == key]
+
+    def add_endpoint(self, document: JSON) -> None:
+        """Add an endpoint by its HCN document; it joins its ``HostComputeNamespace`` where that exists.
+
+        :raises HostError: HCN_E_INVALID_JSON, or ERROR_ALREADY_EXISTS.
+        """
+        checked = _checked(HostComputeEndpoint, document, "add endpoint")
+        key = checked.id.casefold()
+        if key in self._endpoints:
+            raise HostError(f"add endpoint {checked.id}", ERROR_ALREADY_EXISTS)
+        self._endpoints[key] = copy_json(document)
+        namespace = self._namespace_of(key)
+        if namespace in self._members:
+            self._members[namespace].append(key)
+
+    def attachments(self) -> dict[str, str]:
+        """Give which VM each attached endpoint is attached to."""
+        return dict(self._attached)
+
+    # What the network adapters of the fake do
+
+    def attach(self, endpoint_id: str, vm_id: str, operation: str) -> None:
+        """Connect an endpoint to an adapter.
+
+        :raises HostError: HCN_E_ENDPOINT_NOT_FOUND, or HCN_E_ENDPOINT_ALREADY_ATTACHED.
+        """
+        key = endpoint_id.casefold()
+        if key not in self._endpoints:
+            raise HostError(operation, HCN_E_ENDPOINT_NOT_FOUND, endpoint_id)
+        if key in self._attached:
+            raise HostError(operation, HCN_E_ENDPOINT_ALREADY_ATTACHED, f"to VM {self._attached[key]}")
+        self._attached[key] = vm_id
+
+    def detach(self, endpoint_id: str) -> None:
+        """Disconnect an endpoint."""
+        self._attached.pop(endpoint_id.casefold(), None)
+
+    # HostNetwork
+
+    async def namespace(self, namespace_id: str) -> JSON:
+        """Give a namespace's document; HostError ERROR_NOT_FOUND where there is none."""
+        return await self._ask("namespace", {"ID": namespace_id}, lambda: self._namespace(namespace_id))
+
+    async def endpoint(self, endpoint: str) -> JSON:
+        """Give an endpoint's document, found by id or by name; HCN_E_ENDPOINT_NOT_FOUND."""
+        return await self._ask("endpoint", {"ID": endpoint}, lambda: self._endpoint(endpoint))
+
+    async def namespace_endpoints(self, namespace_id: str) -> list[JSON]:
+        """Give the documents of the endpoints that are in a namespace, in the order in which they came."""
+
+        def endpoints() -> list[JSON]:
+            self._namespace(namespace_id)
+            return [copy_json(self._endpoints[k]) for k in self._members[namespace_id.casefold()]]
+
+        return await self._ask("namespace endpoints", {"ID": namespace_id}, endpoints)
+
+    async def add_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
+        """Put an endpoint into a namespace; HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS where it is in one."""
+
+        def add() -> None:
+            namespace = self._namespace(namespace_id)
+            key = self._endpoint(endpoint_id)["ID"].casefold()
+            if any(key in members for members in self._members.values()):
+                raise HostError(f"add endpoint {endpoint_id}", HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS)
+            self._members[namespace_id.casefold()].append(key)
+            self._endpoints[key]["HostComputeNamespace"] = namespace["ID"]
+
+        await self._ask("add endpoint", {"ID": namespace_id, "EndpointId": endpoint_id}, add)
+
+    async def remove_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
+        """Take an endpoint out of a namespace; ERROR_NOT_FOUND where it is not in it."""
+
+        def remove() -> None:
+            self._namespace(namespace_id)
+            key = self._endpoint(endpoint_id)["ID"].casefold()
+            members = self._members[namespace_id.casefold()]
+            if key not in members:
+                raise HostError(
+                    f"remove endpoint {endpoint_id}", ERROR_NOT_FOUND, "it is not in the namespace"
+                )
+            members.remove(key)
+            self._endpoints[key].pop("HostComputeNamespace", None)
+
+        await self._ask("remove endpoint", {"ID": namespace_id, "EndpointId": endpoint_id}, remove)
+
+    async def delete_namespace(self, namespace_id: str) -> None:
+        """Delete a namespace; its endpoints stay. Nothing happens where it does not exist."""
+
+        def delete() -> None:
+            key = namespace_id.casefold()
+            self._namespaces.pop(key, None)
+            for member in self._members.pop(key, ()):
+                self._endpoints[member].pop("HostComputeNamespace", None)
+
+        await self._ask("delete namespace", {"ID": namespace_id}, delete)
+
+    async def _ask(self, operation: str, document: JSON, change: Callable[[], T]) -> T:
+        call = self._exchange.journal.begin("network", "", operation, document)
+        return await self._exchange.carry_out(call, change)
+
+    def _namespace(self, namespace_id: str) -> JSON:
+        found = self._namespaces.get(namespace_id.casefold())
+        if found is None:
+            raise HostError(f"open namespace {namespace_id}", ERROR_NOT_FOUND)
+        document: JSON = copy_json(found)
+        return document
+
+    def _endpoint(self, endpoint: str) -> JSON:
+        found = self._endpoints.get(endpoint.casefold())
+        if found is None:
+            found = next((e for e in self._endpoints.values() if e.get("Name") == endpoint), None)
+        if found is None:
+            raise HostError(f"open endpoint {endpoint}", HCN_E_ENDPOINT_NOT_FOUND)
+        document: JSON = copy_json(found)
+        return document
+
+    def _namespace_of(self, endpoint_key: str) -> str:
+        return str(self._endpoints[endpoint_key].get("HostComputeNamespace") or "").casefold()
+
+
+def _checked(
+    cls: type[HostComputeNamespace] | type[HostComputeEndpoint], document: JSON, operation: str
+) -> HostComputeNamespace | HostComputeEndpoint:
+    try:
+        checked = from_json(cls, document)
+    except SchemaError as e:
+        raise HostError(operation, HCN_E_INVALID_JSON, str(e)) from None
+    if not checked.id:
+        raise HostError(operation, HCN_E_INVALID_JSON, "ID is missing")
+    return checked

@@ -1,0 +1,155 @@
+"""What HCS tells of a VM when asked: numbers that follow from what happened to it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from uvm.backends.base import JSON, HostInfo
+from uvm.backends.fake.clock import FakeClock
+from uvm.backends.fake.hresult import HCS_E_INVALID_JSON
+from uvm.backends.fake.vm import FakeVM
+from uvm.errors import HostError
+from uvm.schema import properties as schema
+from uvm.schema.common import Version
+from uvm.schema.json import to_json
+
+_MIB: Final = 1 << 20
+_PAGE: Final = 4096
+#: A guest's memory after boot, and what each device of it takes, in bytes.
+_BOOTED: Final = 96 * _MIB
+_PER_DEVICE: Final = 2 * _MIB
+#: The share of a processor that an idle guest uses, and which part of that in the kernel.
+_IDLE: Final = 0.01
+_KERNEL: Final = 0.4
+
+_KINDS: Final = frozenset(
+    {
+        schema.PROPERTY_MEMORY,
+        schema.PROPERTY_STATISTICS,
+        schema.PROPERTY_GUEST_CONNECTION,
+        schema.PROPERTY_PROCESSOR_TOPOLOGY,
+        schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED,
+        schema.PROPERTY_CPU_GROUP,
+        schema.PROPERTY_SYSTEM_GUID,
+    }
+)
+
+
+def summary(vm: FakeVM) -> JSON:
+    """Give what an enumeration and a query without types tell of a VM."""
+    properties = schema.Properties(
+        id=vm.id,
+        system_type="VirtualMachine",
+        runtime_os_type=vm.os.capitalize(),
+        name=vm.id,
+        owner=vm.document.owner,
+        runtime_id=vm.runtime_id,
+        state=vm.state,
+        stopped=vm.state == "Stopped",
+        exit_type=vm.exit_status.exit_type if vm.exit_status is not None else "",
+    )
+    return to_json(properties)
+
+
+def query(vm: FakeVM, types: tuple[str, ...], info: HostInfo, clock: FakeClock) -> JSON:
+    """Give the properties of the named types, on top of the summary.
+
+    :raises HostError: HCS_E_INVALID_JSON for a type that is not known; where a type needs a running VM and
+        this one is not.
+    """
+    answer = summary(vm)
+    responses: JSON = {}
+    for name in types:
+        if name not in _KINDS:
+            raise HostError(f"query {vm.id}", HCS_E_INVALID_JSON, f"the fake knows no property {name!r}")
+        if name == schema.PROPERTY_PROCESSOR_TOPOLOGY:
+            responses[name] = {"Response": to_json(_host_processors(info))}
+        elif name == schema.PROPERTY_CPU_GROUP:
+            responses[name] = {"Response": {"CpuGroups": [{"GroupId": vm.tree.topology.cpu_group}]}}
+        else:
+            answer.update(_property(vm, name, clock))
+    return {**answer, "PropertyResponses": responses} if responses else answer
+
+
+def _property(vm: FakeVM, name: str, clock: FakeClock) -> JSON:
+    match name:
+        case schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED:
+            return {"TerminateOnLastHandleClosed": vm.document.should_terminate_on_last_handle_closed}
+        case schema.PROPERTY_SYSTEM_GUID:
+            return {"SystemGUID": vm.runtime_id}
+        case schema.PROPERTY_GUEST_CONNECTION:
+            return {"GuestConnectionInfo": to_json(_guest_connection(vm))}
+        case schema.PROPERTY_MEMORY:
+            return {"Memory": to_json(_memory(vm))}
+        case _:
+            return {"Statistics": to_json(_statistics(vm, clock))}
+
+
+def _host_processors(info: HostInfo) -> schema.ProcessorTopology:
+    processors = [
+        schema.LogicalProcessor(lp_index=i, core_id=i // 2, root_vp_index=i) for i in range(info.processors)
+    ]
+    return schema.ProcessorTopology(logical_processor_count=info.processors, logical_processors=processors)
+
+
+def _guest_connection(vm: FakeVM) -> schema.GuestConnectionInfo:
+    vm.require_relay()
+    return schema.GuestConnectionInfo(
+        supported_schema_versions=[Version(major=2, minor=1)],
+        protocol_version=4,
+        guest_defined_capabilities=dict(vm.guest.capabilities),
+    )
+
+
+def _used_bytes(vm: FakeVM) -> int:
+    tree = vm.tree
+    devices = len(tree.scsi.disks) + len(tree.vpmem.devices) + len(tree.vpmem.mappings)
+    devices += len(tree.plan9.shares) + len(tree.vsmb.shares) + len(tree.adapters.adapters)
+    devices += len(vm.guest.mounts)
+    return min(_BOOTED + devices * _PER_DEVICE, tree.topology.size_in_mb * _MIB)
+
+
+def _memory(vm: FakeVM) -> schema.MemoryInformationForVm:
+    vm.require("query", "Running", "Paused")
+    topology = vm.tree.topology
+    size = topology.size_in_mb * _MIB
+    # A VM without overcommit has all of its memory from the start.
+    assigned = (_used_bytes(vm) if topology.memory.allow_overcommit else size) // _PAGE
+    memory = schema.VmMemory(
+        available_memory=(size - _used_bytes(vm)) // _MIB,
+        reserved_memory=size // _PAGE,
+        assigned_memory=assigned,
+    )
+    node = schema.VirtualNodeInfo(
+        virtual_processor_count=topology.processor.count, memory_usage_in_pages=assigned
+    )
+    return schema.MemoryInformationForVm(
+        virtual_node_count=1, virtual_machine_memory=memory, virtual_nodes=[node]
+    )
+
+
+def _statistics(vm: FakeVM, clock: FakeClock) -> schema.Statistics:
+    vm.require("query", "Running", "Paused")
+    started = vm.started_ticks or 0
+    uptime = clock.ticks - started
+    runtime = round(uptime * _IDLE * vm.tree.topology.processor.count)
+    kernel = round(runtime * _KERNEL)
+    used = _used_bytes(vm)
+    disks = len(vm.tree.scsi.disks)
+    values: dict[str, Any] = {
+        "timestamp": clock.timestamp(),
+        "container_start_time": clock.timestamp(started),
+        "uptime_100ns": uptime,
+        "processor": schema.ProcessorStats(
+            total_runtime_100ns=runtime, runtime_user_100ns=runtime - kernel, runtime_kernel_100ns=kernel
+        ),
+        "memory": schema.MemoryStats(
+            memory_usage_commit_bytes=used,
+            memory_usage_commit_peak_bytes=used,
+            memory_usage_private_working_set_bytes=used,
+        ),
+        "storage": schema.StorageStats(
+            read_count_normalized=64 * (1 + disks), read_size_bytes=_MIB * (1 + disks)
+        ),
+    }
+    return schema.Statistics(**values)

@@ -1,0 +1,276 @@
+"""A handle on a fake VM, and the connection to its guest: what the library above works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from uvm.backends.base import JSON
+from uvm.backends.fake.calls import To, copy_json
+from uvm.backends.fake.hresult import E_HANDLE, HCS_E_INVALID_JSON
+from uvm.backends.fake.properties import query
+from uvm.backends.fake.streams import FakeListener
+from uvm.backends.fake.vm import FakeVM
+from uvm.errors import BridgeClosedError, ExitStatus, GuestError, HostError
+from uvm.schema.json import SchemaError, from_json
+from uvm.schema.requests import ModifySettingRequest, PauseOptions, SaveOptions
+
+if TYPE_CHECKING:
+    from uvm.backends.fake.backend import FakeBackend
+
+T = TypeVar("T")
+
+
+class FakeSystem:
+    """A handle on a compute system (:class:`~uvm.backends.base.System`).
+
+    Every call but :attr:`id` and :attr:`runtime_id` is refused with E_HANDLE once the handle is closed.
+
+    :ivar vm: the compute system itself, for tests to look at.
+    """
+
+    __slots__ = ("_backend", "_closed", "_waiting", "vm")
+
+    def __init__(self, backend: FakeBackend, vm: FakeVM) -> None:
+        self._backend = backend
+        self._closed = False
+        self._waiting: set[anyio.Event] = set()
+        self.vm: FakeVM = vm
+        vm.handles += 1
+
+    @property
+    def id(self) -> str:
+        """The compute system's id."""
+        return self.vm.id
+
+    @property
+    def runtime_id(self) -> str:
+        """The Hyper-V VM id, a GUID."""
+        return self.vm.runtime_id
+
+    async def start(self) -> None:
+        """Start it; HCS_E_INVALID_STATE where it was started."""
+        await self._lifecycle("start", None, self.vm.start)
+
+    async def shutdown(self, options: JSON | None = None) -> None:
+        """Have the guest shut down, which it does at once."""
+        await self._lifecycle("shutdown", options, self.vm.shutdown)
+
+    async def terminate(self) -> None:
+        """End it; HCS_E_SYSTEM_ALREADY_STOPPED where it has exited."""
+        await self._lifecycle("terminate", None, self.vm.terminate)
+
+    async def crash(self, options: JSON | None = None) -> None:
+        """Have the guest crash."""
+        await self._lifecycle("crash", options, self.vm.crash_guest)
+
+    async def pause(self, options: JSON | None = None) -> None:
+        """Stop its processors; it must be running."""
+
+        def pause() -> None:
+            _parse(PauseOptions, options or {}, f"pause {self.id}")
+            self.vm.pause()
+
+        await self._lifecycle("pause", options, pause)
+
+    async def resume(self) -> None:
+        """Let its processors go on; it must be paused."""
+        await self._lifecycle("resume", None, self.vm.resume)
+
+    async def save(self, options: JSON | None = None) -> None:
+        """Save its state; it must be paused."""
+
+        def save() -> None:
+            checked = _parse(SaveOptions, options or {}, f"save {self.id}")
+            self.vm.save(checked.save_type, checked.save_state_file_path)
+
+        await self._lifecycle("save", options, save)
+
+    async def modify(self, request: JSON) -> None:
+        """Carry out a ``ModifySettingRequest``.
+
+        A ``GuestRequest`` in it is relayed where the document has a ``GuestConnection``, else refused with
+        HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION. An Add reaches the host first, and is taken back where the
+        guest refuses; a Remove reaches the guest first. The guest's refusal becomes a HostError.
+        """
+        document = _copy(request, f"modify {self.id}")
+        if not isinstance(document, dict) or document.get("GuestRequest") is None:
+            await self._modify_host(document)
+            return
+        removes = document.get("RequestType") == "Remove"
+        on_host = bool(document.get("ResourcePath"))
+        if removes or not on_host:
+            await self._relay(document["GuestRequest"])
+        if on_host:
+            await self._modify_host(document)
+            if not removes:
+                await self._relay_or_undo(document)
+
+    async def properties(self, *types: str) -> JSON:
+        """Query properties; HCS_E_INVALID_JSON for a type that is not known."""
+        document = {"PropertyTypes": list(types)}
+        backend = self._backend
+        return await self._call(
+            "query", "properties", document, lambda: query(self.vm, types, backend.info, backend.clock)
+        )
+
+    async def working_set_bytes(self) -> int:
+        """Give the physical memory that the VM occupies; it must be running."""
+        backend = self._backend
+
+        def measure() -> int:
+            statistics = query(self.vm, ("Statistics",), backend.info, backend.clock)["Statistics"]
+            used: int = statistics["Memory"]["MemoryUsagePrivateWorkingSetBytes"]
+            return used
+
+        return await self._call("query", "working set", None, measure)
+
+    async def connect_guest(self) -> FakeGuestConnection:
+        """Give a connection to the guest; the VM must be running."""
+
+        def connect() -> FakeGuestConnection:
+            self.vm.require("connect to the guest of", "Running")
+            return FakeGuestConnection(self._backend, self.vm)
+
+        return await self._call("guest", "connect", None, connect)
+
+    async def listen(self, service_id: str) -> FakeListener:
+        """Listen for connections of the guest (:meth:`FakeVM.dial`); before the start too."""
+        return await self._call(
+            "host", "listen", {"ServiceId": service_id}, lambda: self.vm.listen(service_id)
+        )
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the exit; E_HANDLE where this handle is closed meanwhile."""
+        woken = anyio.Event()
+        self._require_open("wait for")
+        self._waiting.add(woken)
+        self.vm.add_exit_hook(woken.set)
+        try:
+            await woken.wait()
+        finally:
+            self._waiting.discard(woken)
+            self.vm.remove_exit_hook(woken.set)
+        if self.vm.exit_status is None:
+            self._require_open("wait for")
+        assert self.vm.exit_status is not None
+        return self.vm.exit_status
+
+    async def close(self) -> None:
+        """Close the handle, at once, whatever is cancelled. Closing it again is refused."""
+        call = self._backend.journal.begin("lifecycle", self.id, "close", None)
+        try:
+            self._require_open("close")
+        except HostError as e:
+            self._backend.journal.finish(call, e, applied=False)
+            raise
+        self._closed = True
+        self._backend.handle_closed(self.vm)
+        for woken in self._waiting:
+            woken.set()
+        self._backend.journal.finish(call, None, applied=True)
+        await anyio.lowlevel.checkpoint()
+
+    async def _modify_host(self, document: Any) -> None:
+        def change() -> None:
+            request = _parse(ModifySettingRequest, document, f"modify {self.id}")
+            if request.guest_request is not None:
+                self.vm.require_relay()
+            self.vm.modify(request.resource_path, request.request_type, request.settings)
+
+        await self._call("host", "modify", document, change)
+
+    async def _relay(self, request: Any) -> None:
+        def change() -> None:
+            self.vm.require_relay()
+            self.vm.ask_guest(request)
+
+        try:
+            await self._call("guest", "modify", request, change)
+        except GuestError as e:
+            raise HostError(f"modify {self.id}: {e.operation}", e.result, e.text) from None
+
+    async def _relay_or_undo(self, document: JSON) -> None:
+        try:
+            await self._relay(document["GuestRequest"])
+        except HostError:
+            if document.get("RequestType") in ("Add", None) and self.vm.state == "Running":
+                self.vm.modify(document["ResourcePath"], "Remove", document.get("Settings"))
+            raise
+
+    async def _lifecycle(self, operation: str, document: JSON | None, change: Callable[[], None]) -> None:
+        await self._call("lifecycle", operation, _copy(document, f"{operation} {self.id}"), change)
+
+    async def _call(self, to: To, operation: str, document: Any, change: Callable[[], T]) -> T:
+        def checked() -> T:
+            self._require_open(operation)
+            return change()
+
+        return await carry_out(self._backend, self.vm, to, operation, document, checked)
+
+    def _require_open(self, operation: str) -> None:
+        if self._closed:
+            raise HostError(f"{operation} {self.id}", E_HANDLE, "the handle was closed")
+
+
+class FakeGuestConnection:
+    """A connection to the guest of a fake VM (:class:`~uvm.backends.base.Guest`).
+
+    The guest does not answer while its VM is paused, nor after its exit: BridgeClosedError.
+    """
+
+    __slots__ = ("_backend", "_closed", "_vm")
+
+    def __init__(self, backend: FakeBackend, vm: FakeVM) -> None:
+        self._backend = backend
+        self._vm = vm
+        self._closed = False
+
+    @property
+    def capabilities(self) -> Mapping[str, Any]:
+        """What the guest said of itself."""
+        return self._vm.guest.capabilities
+
+    async def modify(self, request: JSON) -> None:
+        """Have the guest carry out a ``ModificationRequest``; GuestError where it refuses."""
+        document = _copy(request, f"ask the guest of {self._vm.id}")
+
+        def change() -> None:
+            if self._closed:
+                raise BridgeClosedError(f"the connection to the guest of {self._vm.id} was closed")
+            self._vm.ask_guest(document)
+
+        await carry_out(self._backend, self._vm, "guest", "modify", document, change)
+
+    async def aclose(self) -> None:
+        """End the connection; the guest keeps its state, and can be connected to again."""
+        self._closed = True
+        await anyio.lowlevel.checkpoint()
+
+
+async def carry_out(
+    backend: FakeBackend, vm: FakeVM, to: To, operation: str, document: Any, change: Callable[[], T]
+) -> T:
+    """Write a call into the journal and carry it out."""
+    fields = document if operation == "modify" and isinstance(document, dict) else {}
+    resource = fields.get("ResourcePath") or fields.get("ResourceType") or ""
+    request_type = fields.get("RequestType") or ""
+    call = backend.journal.begin(to, vm.id, operation, document, str(resource), str(request_type))
+    return await backend.exchange.carry_out(call, change, vm)
+
+
+def _copy(document: Any, operation: str) -> Any:
+    try:
+        return copy_json(document)
+    except ValueError as e:
+        raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None
+
+
+def _parse(cls: type[T], document: Any, operation: str) -> T:
+    try:
+        return from_json(cls, document, forbid_extra=True)
+    except SchemaError as e:
+        raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None

@@ -1,0 +1,140 @@
+"""The device tree of one VM: every modify request changes it, and is checked against it first."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, TypeVar
+
+from uvm.backends.base import JSON
+from uvm.backends.fake.devices.adapters import AdapterKind
+from uvm.backends.fake.devices.passthrough import PciKind, PipeKind
+from uvm.backends.fake.devices.ports import ComPortKind, SocketKind
+from uvm.backends.fake.devices.request import DeviceKind, Request
+from uvm.backends.fake.devices.scsi import ScsiKind
+from uvm.backends.fake.devices.shares import Plan9Kind, VSmbKind
+from uvm.backends.fake.devices.topology import TopologyKind
+from uvm.backends.fake.devices.vpmem import VPMemKind
+from uvm.backends.fake.host import Host
+from uvm.backends.fake.hresult import E_INVALIDARG, ERROR_NOT_SUPPORTED, HCS_E_INVALID_JSON
+from uvm.errors import HostError
+from uvm.schema.system import VirtualMachine
+
+K = TypeVar("K", bound=DeviceKind)
+
+#: All device kinds. To add a kind of device, write its class and name it here.
+KINDS: Final[tuple[type[DeviceKind], ...]] = (
+    TopologyKind,
+    ScsiKind,
+    VPMemKind,
+    VSmbKind,
+    Plan9Kind,
+    AdapterKind,
+    PciKind,
+    PipeKind,
+    ComPortKind,
+    SocketKind,
+)
+
+_ROUTES: Final = [(re.compile(pattern), kind) for kind in KINDS for pattern in kind.patterns]
+_TYPES: Final = ("Add", "Update", "Remove")
+#: Paths that HCS knows and the fake does not model.
+_NOT_MODELLED: Final = re.compile(
+    r"VirtualMachine/ComputeTopology/(Gpu|Processor/(IdledProcessors|CpuFrequencyPowerCap))"
+    r"|VirtualMachine/Devices/(FlexibleIov/[^/]+|Licensing|SharedMemory/Regions)"
+)
+
+
+class DeviceTree:
+    """The devices of one VM, kind by kind."""
+
+    __slots__ = ("_kinds",)
+
+    def __init__(self, vm_id: str, host: Host, vm: VirtualMachine) -> None:
+        """Make the devices of a document.
+
+        :raises HostError: a device of the document is refused; none of them is left behind.
+        """
+        self._kinds = {kind: kind(vm_id, host) for kind in KINDS}
+        try:
+            for kind in self._kinds.values():
+                kind.load(vm)
+        except HostError:
+            self.close()
+            raise
+
+    @property
+    def topology(self) -> TopologyKind:
+        """Memory and processors."""
+        return self.of(TopologyKind)
+
+    @property
+    def scsi(self) -> ScsiKind:
+        """SCSI controllers and disks."""
+        return self.of(ScsiKind)
+
+    @property
+    def vpmem(self) -> VPMemKind:
+        """VPMEM devices and mappings."""
+        return self.of(VPMemKind)
+
+    @property
+    def vsmb(self) -> VSmbKind:
+        """SMB shares."""
+        return self.of(VSmbKind)
+
+    @property
+    def plan9(self) -> Plan9Kind:
+        """9p shares."""
+        return self.of(Plan9Kind)
+
+    @property
+    def adapters(self) -> AdapterKind:
+        """Network adapters."""
+        return self.of(AdapterKind)
+
+    @property
+    def pci(self) -> PciKind:
+        """Assigned PCI devices."""
+        return self.of(PciKind)
+
+    @property
+    def pipes(self) -> PipeKind:
+        """Mapped pipes."""
+        return self.of(PipeKind)
+
+    @property
+    def sockets(self) -> SocketKind:
+        """Hyper-V socket services."""
+        return self.of(SocketKind)
+
+    def of(self, kind: type[K]) -> K:
+        """Give the devices of a kind."""
+        found = self._kinds[kind]
+        assert isinstance(found, kind)
+        return found
+
+    def modify(self, path: str, request_type: str, settings: Any) -> None:
+        """Carry out a request.
+
+        :raises HostError: the request is refused; nothing has changed.
+        """
+        checked = request_type or "Add"
+        if checked not in _TYPES:
+            raise HostError(f"modify {path}", HCS_E_INVALID_JSON, f"RequestType is {request_type!r}")
+        for pattern, kind in _ROUTES:
+            match = pattern.fullmatch(path)
+            if match is not None:
+                self._kinds[kind].modify(Request(path, checked, settings, match.groups()))
+                return
+        if _NOT_MODELLED.fullmatch(path):
+            raise HostError(f"{checked} {path}", ERROR_NOT_SUPPORTED, "the fake does not model it")
+        raise HostError(f"{checked} {path}", E_INVALIDARG, "unknown resource path")
+
+    def close(self) -> None:
+        """Let go of all devices: the VM has exited."""
+        for kind in self._kinds.values():
+            kind.close()
+
+    def inventory(self) -> JSON:
+        """Give what there is, kind by kind, under HCS's names."""
+        return {kind.name: found for kind in self._kinds.values() if (found := kind.inventory())}

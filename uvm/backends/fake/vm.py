@@ -1,0 +1,271 @@
+"""One compute system of the fake host: its state, its devices, its guest, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, Literal
+
+from uvm.backends.base import JSON
+from uvm.backends.fake.clock import FakeClock
+from uvm.backends.fake.guest import FakeGuest
+from uvm.backends.fake.host import Host
+from uvm.backends.fake.hresult import (
+    ERROR_FILE_NOT_FOUND,
+    HCS_E_GUEST_CRITICAL_ERROR,
+    HCS_E_INVALID_STATE,
+    HCS_E_NOT_CONFIGURED,
+    HCS_E_SYSTEM_ALREADY_STOPPED,
+    HCS_E_UNEXPECTED_EXIT,
+)
+from uvm.backends.fake.linux import LINUX_CAPABILITIES, LinuxGuest
+from uvm.backends.fake.streams import FakeListener, FakeStream, Switchboard
+from uvm.backends.fake.tree import DeviceTree
+from uvm.backends.fake.windows import WINDOWS_CAPABILITIES, WindowsGuest
+from uvm.errors import BridgeClosedError, ExitStatus, GuestError, HostError, VMExitedError
+from uvm.schema.system import ComputeSystem, VirtualMachine
+
+State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
+
+
+class FakeVM:
+    """A compute system. Any number of handles (:class:`~uvm.backends.fake.FakeSystem`) are open on it.
+
+    Every method is one atomic step, and raises HostError where HCS refuses it in this state.
+
+    :ivar document: the document it was created with.
+    :ivar exit_status: how it ended; None while it has not.
+    :ivar started_ticks: when it was started, by the backend's clock; None before.
+    :ivar handles: how many handles are open.
+    :ivar exited_ticks: when it ended.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_exit_hooks",
+        "_guest",
+        "_guest_capabilities",
+        "_host",
+        "_switchboard",
+        "_tree",
+        "document",
+        "exit_status",
+        "exited_ticks",
+        "handles",
+        "id",
+        "runtime_id",
+        "started_ticks",
+        "state",
+    )
+
+    def __init__(
+        self,
+        system_id: str,
+        runtime_id: str,
+        document: ComputeSystem,
+        host: Host,
+        clock: FakeClock,
+        guest_capabilities: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.id: str = system_id
+        self.runtime_id: str = runtime_id
+        self.document: ComputeSystem = document
+        self.state: State = "Created"
+        self.exit_status: ExitStatus | None = None
+        self.started_ticks: int | None = None
+        self.exited_ticks: int | None = None
+        self.handles: int = 0
+        self._host = host
+        self._clock = clock
+        self._guest_capabilities = guest_capabilities
+        _require_boot_files(system_id, self.machine, host)
+        self._tree = DeviceTree(system_id, host, self.machine)
+        self._guest: FakeGuest | None = None
+        self._switchboard: Switchboard | None = None
+        self._exit_hooks: list[Callable[[], None]] = []
+
+    @property
+    def machine(self) -> VirtualMachine:
+        """The virtual machine of the document."""
+        assert self.document.virtual_machine is not None
+        return self.document.virtual_machine
+
+    @property
+    def tree(self) -> DeviceTree:
+        """The devices that the host has attached; none once it has exited."""
+        return self._tree
+
+    @property
+    def guest(self) -> FakeGuest:
+        """The guest; it runs from the start to the exit, and can be looked at afterwards."""
+        if self._guest is None:
+            raise HostError(f"connect to the guest of {self.id}", HCS_E_INVALID_STATE, "it was not started")
+        return self._guest
+
+    @property
+    def os(self) -> Literal["linux", "windows"]:
+        """The operating system of the guest, judged from how the document boots it."""
+        return "windows" if _boots_windows(self.machine) else "linux"
+
+    # The life of the VM
+
+    def start(self) -> None:
+        """Start it: Created to Running."""
+        self.require("start", "Created")
+        self.state = "Running"
+        self.started_ticks = self._clock.ticks
+        kind, own = (
+            (WindowsGuest, WINDOWS_CAPABILITIES) if self.os == "windows" else (LinuxGuest, LINUX_CAPABILITIES)
+        )
+        stated = self._guest_capabilities
+        self._guest = kind(self._tree, self._host.checks, own if stated is None else stated)
+
+    def shutdown(self) -> None:
+        """Have the guest shut down; it does so at once."""
+        self.require("shut down", "Running")
+        self._exit(ExitStatus("GracefulExit"))
+
+    def terminate(self) -> None:
+        """End it, in any state."""
+        self.require("terminate", "Created", "Running", "Paused", "SavedAsTemplate")
+        self._exit(ExitStatus("ForcedExit"))
+
+    def crash_guest(self) -> None:
+        """Have the guest crash, as HcsCrashComputeSystem does."""
+        self.require("crash", "Running", "Paused")
+        detail = {
+            "ExitType": "UnexpectedExit",
+            "Attribution": [{"GuestCrash": {"CrashParameters": [0, 0, 0, 0, 0]}}],
+        }
+        self._exit(ExitStatus("UnexpectedExit", HCS_E_GUEST_CRITICAL_ERROR, detail))
+
+    def crash(self) -> None:
+        """End unexpectedly, as when the worker process fails; nothing happens where it has ended."""
+        if self.state != "Stopped":
+            detail = {"ExitType": "UnexpectedExit", "Attribution": [{"WorkerExit": {"ExitCode": 1}}]}
+            self._exit(ExitStatus("UnexpectedExit", HCS_E_UNEXPECTED_EXIT, detail))
+
+    def pause(self) -> None:
+        """Running to Paused."""
+        self.require("pause", "Running")
+        self.state = "Paused"
+
+    def resume(self) -> None:
+        """Paused to Running."""
+        self.require("resume", "Paused")
+        self.state = "Running"
+
+    def save(self, save_type: str, path: str) -> None:
+        """Save a paused VM to a file, where one is named; ``AsTemplate`` makes it a template."""
+        self.require("save", "Paused")
+        if path:
+            self._host.files.add(path, size=self._tree.topology.size_in_mb << 20)
+        if save_type == "AsTemplate":
+            self.state = "SavedAsTemplate"
+
+    def require(self, operation: str, *states: State) -> None:
+        """Refuse in other states: HCS_E_SYSTEM_ALREADY_STOPPED once it has exited, or HCS_E_INVALID_STATE."""
+        if self.state in states:
+            return
+        if self.state == "Stopped":
+            raise HostError(
+                f"{operation} {self.id}", HCS_E_SYSTEM_ALREADY_STOPPED, f"exit: {self.exit_status}"
+            )
+        raise HostError(f"{operation} {self.id}", HCS_E_INVALID_STATE, f"it is {self.state}")
+
+    # Changes while it runs
+
+    def modify(self, path: str, request_type: str, settings: Any) -> None:
+        """Change the devices."""
+        self.require("modify", "Running")
+        with self._refusals():
+            self._tree.modify(path, request_type, settings)
+
+    def ask_guest(self, request: JSON) -> None:
+        """Have the guest carry out a request.
+
+        :raises GuestError: it refuses.
+        :raises BridgeClosedError: the VM is paused, or has exited.
+        """
+        if self.state != "Running":
+            raise BridgeClosedError(f"the guest of {self.id} does not answer: the VM is {self.state}")
+        with self._refusals():
+            self.guest.modify(request)
+
+    def _refusals(self) -> AbstractContextManager[None]:
+        """Let refusals of changes out, unless every request is to be accepted."""
+        return nullcontext() if self._host.checks.requests else suppress(HostError, GuestError)
+
+    def require_relay(self) -> None:
+        """Check that HCS can relay a request to the guest."""
+        self.require("modify", "Running")
+        if self.machine.guest_connection is None:
+            raise HostError(f"modify {self.id}", HCS_E_NOT_CONFIGURED, "HCS is not connected to the guest")
+
+    # Connections of the guest
+
+    def listen(self, service_id: str) -> FakeListener:
+        """Listen for connections of the guest; before the start too, so that none is missed."""
+        self.require("listen on", "Created", "Running", "Paused")
+        if self._switchboard is None:
+            self._switchboard = Switchboard(self.id)
+        return self._switchboard.listen(service_id)
+
+    def dial(self, service_id: str) -> FakeStream:
+        """Connect as the guest does; ConnectionRefusedError where nobody listens."""
+        if self.state != "Running" or self._switchboard is None:
+            raise ConnectionRefusedError(f"nobody listens to service {service_id} of VM {self.id}")
+        return self._switchboard.dial(service_id)
+
+    # The exit
+
+    def add_exit_hook(self, hook: Callable[[], None]) -> None:
+        """Have the hook called at the exit, or now where that was before."""
+        if self.state == "Stopped":
+            hook()
+        else:
+            self._exit_hooks.append(hook)
+
+    def remove_exit_hook(self, hook: Callable[[], None]) -> None:
+        """Forget a hook; nothing happens where it was called."""
+        if hook in self._exit_hooks:
+            self._exit_hooks.remove(hook)
+
+    def _exit(self, status: ExitStatus) -> None:
+        self.state = "Stopped"
+        self.exit_status = status
+        self.exited_ticks = self._clock.ticks
+        self._tree.close()
+        if self._guest is not None:
+            self._guest.end()
+        if self._switchboard is not None:
+            self._switchboard.close(VMExitedError(f"VM {self.id} has exited", status))
+        hooks, self._exit_hooks = self._exit_hooks, []
+        for hook in hooks:
+            hook()
+
+
+def _require_boot_files(system_id: str, vm: VirtualMachine, host: Host) -> None:
+    """Check that what the firmware loads is there: ERROR_FILE_NOT_FOUND."""
+    chipset = vm.chipset
+    if chipset is None or not host.checks.host_files:
+        return
+    paths: list[str] = []
+    if chipset.linux_kernel_direct is not None:
+        paths += [chipset.linux_kernel_direct.kernel_file_path, chipset.linux_kernel_direct.initrd_path]
+    entry = chipset.uefi.boot_this if chipset.uefi is not None else None
+    if entry is not None and entry.vmbfs_root_path:
+        paths += [entry.vmbfs_root_path, entry.vmbfs_root_path + entry.device_path]
+    for path in paths:
+        if path and host.files.look(path) is None:
+            raise HostError(f"create {system_id}", ERROR_FILE_NOT_FOUND, path)
+
+
+def _boots_windows(vm: VirtualMachine) -> bool:
+    chipset = vm.chipset
+    if chipset is not None and chipset.linux_kernel_direct is not None:
+        return False
+    if vm.registry_changes is not None:
+        return True
+    entry = chipset.uefi.boot_this if chipset is not None and chipset.uefi is not None else None
+    return entry is not None and entry.device_path.casefold().endswith(".efi")

@@ -1,0 +1,229 @@
+"""The Windows guest: Microsoft's GCS and hcsshim's sidecar, as far as the host can tell."""
+
+from __future__ import annotations
+
+import ntpath
+from typing import Any, ClassVar, Final, Literal
+
+from attrs import define, field
+
+from uvm.backends.base import JSON
+from uvm.backends.fake.devices.scsi import Disk
+from uvm.backends.fake.guest import FakeGuest, GuestRequest, Handler, Mount
+from uvm.backends.fake.hresult import (
+    E_INVALIDARG,
+    ERROR_ALREADY_EXISTS,
+    ERROR_NOT_FOUND,
+    ERROR_PATH_NOT_FOUND,
+    GCN_E_NETADAPTER_NOT_FOUND,
+    GCN_E_NETCOMPARTMENT_NOT_FOUND,
+    HCN_E_ENTITY_HAS_REFERENCES,
+)
+from uvm.schema.container import MappedDirectory
+from uvm.schema.guest import (
+    CWCOWBlockCIMMounts,
+    CWCOWCombinedLayers,
+    HvSocketAddress,
+    WCOWCombinedLayers,
+    WCOWMappedVirtualDisk,
+)
+from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
+from uvm.schema.requests import NetworkModifyRequest, RS4NetworkModifyRequest
+
+WINDOWS_CAPABILITIES: Final = {
+    "NamespaceAddRequestSupported": True,
+    "SignalProcessSupported": True,
+    "DumpStacksSupported": True,
+    "DeleteContainerStateSupported": False,
+}
+
+_VSMB: Final = "\\\\?\\VMSMB\\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}\\"
+
+
+@define(eq=False)
+class WindowsGuest(FakeGuest):
+    """A Windows guest.
+
+    :ivar namespaces: the documents of the network namespaces (compartments), by id in lower case.
+    :ivar adapters: by adapter id in lower case, the endpoint it was announced with, and whether it is up.
+    :ivar addresses: its Hyper-V socket addresses, once the host told them.
+    :ivar volumes: the mounted block CIMs, by volume GUID in lower case.
+    """
+
+    namespaces: dict[str, JSON] = field(factory=dict, init=False)
+    adapters: dict[str, tuple[HostComputeEndpoint, bool]] = field(factory=dict, init=False)
+    addresses: HvSocketAddress | None = field(default=None, init=False)
+    volumes: dict[str, CWCOWBlockCIMMounts] = field(factory=dict, init=False)
+
+    os: ClassVar[Literal["linux", "windows"]] = "windows"
+    paths: ClassVar[Any] = ntpath
+    failure: ClassVar[int] = E_INVALIDARG
+
+    def read(self, document: JSON) -> GuestRequest:
+        """Read a request; hcsshim removes an adapter without naming the resource type."""
+        request = super().read(document)
+        settings = request.settings
+        adapter = isinstance(settings, dict) and ("AdapterId" in settings or "AdapterInstanceId" in settings)
+        if not request.resource and request.action == "Remove" and adapter:
+            return GuestRequest(request.action, "Network", settings)
+        return request
+
+    def _disk_at(self, request: GuestRequest, lun: int) -> Disk:
+        disk = self.tree.scsi.disk(0, lun)
+        if disk is None:
+            raise request.refuse(ERROR_NOT_FOUND, f"there is no disk at LUN {lun}")
+        return disk
+
+    def _mapped_virtual_disk(self, request: GuestRequest) -> None:
+        self.only(request, "Add", "Remove")
+        wanted = request.parse(WCOWMappedVirtualDisk)
+        disk = self._disk_at(request, wanted.lun)
+        if request.action == "Remove":
+            self.unmount(request, wanted.container_path, disk)
+        else:
+            self.mount(request, Mount(wanted.container_path, "disk", disk, disk.attachment.read_only))
+
+    def _mapped_directory(self, request: GuestRequest) -> None:
+        self.only(request, "Add", "Remove")
+        wanted = request.parse(MappedDirectory)
+        if request.action == "Remove":
+            self.unmount(request, wanted.container_path, None)
+            return
+        share = self.tree.vsmb.find(wanted.host_path.removeprefix(_VSMB).partition("\\")[0])
+        if share is None and self.checks.guest:
+            raise request.refuse(ERROR_PATH_NOT_FOUND, f"no share holds {wanted.host_path}")
+        self.mount(request, Mount(wanted.container_path, "directory", share, wanted.read_only))
+
+    def _combined_layers(self, request: GuestRequest) -> None:
+        self._combine(request, request.parse(WCOWCombinedLayers))
+
+    def _confidential_layers(self, request: GuestRequest) -> None:
+        self._combine(request, request.parse(CWCOWCombinedLayers).combined_layers)
+
+    def _combine(self, request: GuestRequest, wanted: WCOWCombinedLayers) -> None:
+        self.only(request, "Add", "Remove")
+        # The filter lies on the scratch disk at the same path, which can then not be unmounted.
+        key = self.key(wanted.container_root_path) + self.paths.sep + "filter"
+        if request.action == "Remove":
+            if self.mounts.pop(key, None) is None and self.checks.guest:
+                raise request.refuse(
+                    ERROR_NOT_FOUND, f"no layers are combined at {wanted.container_root_path}"
+                )
+            return
+        if not wanted.container_root_path:
+            raise request.refuse(E_INVALIDARG, "ContainerRootPath is missing")
+        if key in self.mounts:
+            raise request.refuse(ERROR_ALREADY_EXISTS, f"layers are combined at {wanted.container_root_path}")
+        layers = tuple(layer.path for layer in wanted.layers)
+        if self.checks.guest:
+            self._check_layers(request, layers, wanted.container_root_path)
+        self.mounts[key] = Mount(wanted.container_root_path, "overlay", None, False, layers)
+
+    def _check_layers(self, request: GuestRequest, layers: tuple[str, ...], root: str) -> None:
+        if not layers:
+            raise request.refuse(E_INVALIDARG, "there are no layers to combine")
+        for path in (*layers, root):
+            if not self.exists(path):
+                raise request.refuse(ERROR_PATH_NOT_FOUND, f"{path}: nothing is mounted or shared there")
+
+    def exists(self, path: str) -> bool:
+        """Tell whether a path lies on something mounted or shared."""
+        if self.mount_of(path) is not None or path.startswith("\\\\?\\Volume{"):
+            return True
+        name = path.removeprefix(_VSMB).partition("\\")[0]
+        return path.startswith(_VSMB) and self.tree.vsmb.find(name) is not None
+
+    def _network(self, request: GuestRequest) -> None:
+        change = self._adapter_change(request)
+        key = change.adapter_id.casefold()
+        match change.request_type:
+            case "PreAdd":
+                self._announce(request, key, change.settings)
+            case "Add":
+                if key not in self.adapters or self.tree.adapters.find(key) is None:
+                    raise request.refuse(GCN_E_NETADAPTER_NOT_FOUND, change.adapter_id)
+                self.adapters[key] = (self.adapters[key][0], True)
+            case "Remove":
+                if self.adapters.pop(key, None) is None:
+                    raise request.refuse(GCN_E_NETADAPTER_NOT_FOUND, change.adapter_id)
+            case other:
+                raise request.refuse(E_INVALIDARG, f"the RequestType {other!r} is not supported")
+
+    def _adapter_change(self, request: GuestRequest) -> NetworkModifyRequest:
+        if isinstance(request.settings, dict) and "AdapterInstanceId" in request.settings:
+            old = request.parse(RS4NetworkModifyRequest)
+            return NetworkModifyRequest(
+                adapter_id=old.adapter_instance_id, request_type=old.request_type, settings=old.settings
+            )
+        return request.parse(NetworkModifyRequest)
+
+    def _announce(self, request: GuestRequest, key: str, settings: Any) -> None:
+        endpoint = GuestRequest(request.action, request.resource, settings).parse(HostComputeEndpoint)
+        if key in self.adapters:
+            raise request.refuse(ERROR_ALREADY_EXISTS, f"adapter {key} was announced")
+        namespace = endpoint.host_compute_namespace
+        if namespace and namespace.casefold() not in self.namespaces and self.checks.guest:
+            raise request.refuse(GCN_E_NETCOMPARTMENT_NOT_FOUND, namespace)
+        self.adapters[key] = (endpoint, False)
+
+    def _network_namespace(self, request: GuestRequest) -> None:
+        self.only(request, "Add", "Remove")
+        key = request.parse(HostComputeNamespace).id.casefold()
+        if request.action == "Add":
+            if key in self.namespaces:
+                raise request.refuse(ERROR_ALREADY_EXISTS, f"namespace {key} is there")
+            self.namespaces[key] = request.settings
+            return
+        if key not in self.namespaces:
+            raise request.refuse(ERROR_NOT_FOUND, f"there is no namespace {key}")
+        if any(e.host_compute_namespace.casefold() == key for e, _ in self.adapters.values()):
+            raise request.refuse(HCN_E_ENTITY_HAS_REFERENCES, f"namespace {key} has adapters")
+        del self.namespaces[key]
+
+    def _hv_socket(self, request: GuestRequest) -> None:
+        self.only(request, "Add", "Update")
+        self.addresses = request.parse(HvSocketAddress)
+
+    def _block_cims(self, request: GuestRequest) -> None:
+        self.only(request, "Add", "Remove")
+        wanted = request.parse(CWCOWBlockCIMMounts)
+        key = wanted.volume_guid.casefold()
+        if request.action == "Remove":
+            if self.volumes.pop(key, None) is None:
+                raise request.refuse(ERROR_NOT_FOUND, f"there is no volume {wanted.volume_guid}")
+            return
+        if key in self.volumes:
+            raise request.refuse(ERROR_ALREADY_EXISTS, f"volume {wanted.volume_guid} is mounted")
+        for cim in wanted.block_cims:
+            self._disk_at(request, cim.lun)
+        self.volumes[key] = wanted
+
+    handlers: ClassVar[dict[str, Handler]] = {
+        "MappedVirtualDisk": _mapped_virtual_disk,
+        "MappedVirtualDiskForContainerScratch": _mapped_virtual_disk,
+        "MappedDirectory": _mapped_directory,
+        "CombinedLayers": _combined_layers,
+        "CWCOWCombinedLayers": _confidential_layers,
+        "Network": _network,
+        "NetworkNamespace": _network_namespace,
+        "HvSocket": _hv_socket,
+        "WCOWBlockCims": _block_cims,
+        "SecurityPolicy": FakeGuest.set_policy,
+        "SecurityPolicyFragment": FakeGuest.inject_fragment,
+    }
+
+    def inconsistencies(self) -> list[str]:
+        """Say what hangs in the air: mounts, and adapters that are up but that the host has taken away."""
+        gone = [
+            f"adapter {key} is no longer attached"
+            for key, (_, up) in self.adapters.items()
+            if up and self.tree.adapters.find(key) is None
+        ]
+        return super().inconsistencies() + gone
+
+    def end(self) -> None:
+        """Forget everything: the VM has exited."""
+        super().end()
+        self.namespaces.clear()
+        self.adapters.clear()
+        self.volumes.clear()
