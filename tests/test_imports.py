@@ -1,0 +1,120 @@
+"""What ``import uvm`` loads and gives, and that the device machines are pure.
+
+import-linter reads the directions between modules; here stands what really is loaded, packages'
+``__init__`` modules included, and what it does not look at: async code and builtins with effects.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
+
+import pytest
+
+import uvm
+import uvm.devices
+
+ASYNC = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
+BUILTINS_WITH_EFFECTS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """The modules that a fresh interpreter gains by importing these."""
+    program = f"import json, sys; bare = {{*sys.modules}}; import {', '.join(modules)}; "
+    program += "print(json.dumps([*({*sys.modules} - bare)]))"
+    run = subprocess.run([sys.executable, "-I", "-c", program], stdout=subprocess.PIPE, check=True)
+    return set(json.loads(run.stdout))
+
+
+@pytest.fixture(scope="module")
+def loaded_by_uvm() -> set[str]:
+    return loaded_by("uvm")
+
+
+@pytest.mark.parametrize(
+    "module", ["cattrs", "cffi", "pycparser", "trio", "uvm.devices", "uvm.document", "uvm.schema"]
+)
+def test_import_uvm_does_not_load(module: str, loaded_by_uvm: set[str]) -> None:
+    assert "uvm" in loaded_by_uvm
+    assert module not in loaded_by_uvm
+
+
+def test_every_public_name_resolves_and_is_listed() -> None:
+    assert len(set(uvm.__all__)) == len(uvm.__all__)
+    assert set(uvm.__all__) <= set(dir(uvm))
+    assert [name for name in uvm.__all__ if getattr(uvm, name, None) is None] == []
+
+
+def test_a_name_that_uvm_lacks_is_an_attribute_error() -> None:
+    name = "no_such_name"
+    with pytest.raises(AttributeError, match=name):
+        getattr(uvm, name)
+
+
+@pytest.fixture(scope="module")
+def device_sources() -> dict[str, ast.Module]:
+    """The syntax trees of the device machines and of all of uvm that importing them loads."""
+    names = [f"uvm.devices.{module.name}" for module in iter_modules(uvm.devices.__path__)]
+    assert names
+    loaded = [name for name in loaded_by("uvm.devices", *names) if name.partition(".")[0] == "uvm"]
+    return {name: syntax_of(name) for name in sorted(loaded)}
+
+
+def syntax_of(module: str) -> ast.Module:
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+def impure_modules() -> set[str]:
+    """The list of the import contract, so that there is only one."""
+    settings = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    [forbidden] = [
+        contract["forbidden_modules"] for contract in contracts if contract["id"] == "pure-devices"
+    ]
+    return set(forbidden)
+
+
+def imported_in(tree: ast.Module) -> Iterator[str]:
+    """The top-level package of each absolute import, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def called_in(tree: ast.Module) -> Iterator[str]:
+    """The plain names that are called."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id
+
+
+def test_devices_load_nothing_that_imports_something_impure(device_sources: dict[str, ast.Module]) -> None:
+    impure = impure_modules()
+    found = {name: impure.intersection(imported_in(tree)) for name, tree in device_sources.items()}
+    assert {name: modules for name, modules in found.items() if modules} == {}
+
+
+def test_devices_hold_no_async_code(device_sources: dict[str, ast.Module]) -> None:
+    found = [
+        name for name, tree in device_sources.items() if any(isinstance(n, ASYNC) for n in ast.walk(tree))
+    ]
+    assert found == []
+
+
+def test_devices_call_no_builtin_with_effects(device_sources: dict[str, ast.Module]) -> None:
+    found = {
+        name: BUILTINS_WITH_EFFECTS.intersection(called_in(tree)) for name, tree in device_sources.items()
+    }
+    assert {name: calls for name, calls in found.items() if calls} == {}

@@ -1,0 +1,220 @@
+"""What the tests of the VM share: a host with files, options, running VMs, and ways to watch tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.abc
+import sniffio
+import trio.testing
+from attrs import define, field
+
+import uvm
+from uvm.backends.base import Concurrency
+from uvm.backends.fake import Checks, Entry, FakeBackend, FakeFiles, FakeGuest, Gate
+from uvm.buses import _DRIVERS
+from uvm.buses.driver import Driver
+from uvm.document import CreationPlan
+from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
+
+MIB = 1 << 20
+
+DISK = r"C:\disks\a.vhdx"
+OTHER_DISK = r"C:\disks\b.vhdx"
+SCRATCH = r"C:\disks\scratch.vhdx"
+LAYER = r"C:\layers\base.vhd"
+OTHER_LAYER = r"C:\layers\top.vhd"
+LARGE_LAYER = r"C:\layers\large.vhd"
+SHARED = r"C:\shared"
+OTHER_SHARED = r"C:\other"
+FILE = r"C:\shared\one.txt"
+OTHER_FILE = r"C:\shared\two.txt"
+PIPE = r"\\.\pipe\one"
+OTHER_PIPE = r"\\.\pipe\two"
+DEVICE = r"PCI\VEN_1234\1"
+OTHER_DEVICE = r"PCI\VEN_1234\2"
+NAMESPACE = "11111111-0000-0000-0000-000000000000"
+ENDPOINT = "22222222-0000-0000-0000-000000000001"
+OTHER_ENDPOINT = "22222222-0000-0000-0000-000000000002"
+
+E_FAIL = 0x80004005
+
+DISKS = "VirtualMachine/Devices/Scsi/*"
+LAYERS = "VirtualMachine/Devices/VirtualPMem/*"
+ADAPTERS = "VirtualMachine/Devices/NetworkAdapters/*"
+PLAN9 = "VirtualMachine/Devices/Plan9/Shares"
+VSMB = "VirtualMachine/Devices/VirtualSmb/Shares"
+PCI = "VirtualMachine/Devices/VirtualPci/*"
+PIPES = "VirtualMachine/Devices/MappedPipes/*"
+
+
+def host_backend(**settings: Any) -> FakeBackend:
+    """A host with boot files, disks, layers, directories, and a network namespace with two endpoints."""
+    files = FakeFiles()
+    for name in ("vmlinux", "kernel", "initrd.img"):
+        files.add(rf"C:\boot\{name}", size=MIB)
+    files.add_directory(r"C:\os")
+    files.add(r"C:\vm\scratch.vhdx", size=MIB)
+    for path in (DISK, OTHER_DISK, SCRATCH, LAYER, OTHER_LAYER):
+        files.add(path, size=MIB)
+    files.add(LARGE_LAYER, size=5 * MIB)
+    for path in (FILE, OTHER_FILE):
+        files.add(path, size=1)
+    files.add_directory(OTHER_SHARED)
+    backend = FakeBackend(files=files, **{"checks": Checks(access="writable"), **settings})
+    backend.network.add_namespace({"ID": NAMESPACE})
+    for index, endpoint in enumerate((ENDPOINT, OTHER_ENDPOINT)):
+        backend.network.add_endpoint(
+            {
+                "ID": endpoint,
+                "Name": f"endpoint-eth{index}",
+                "HostComputeNamespace": NAMESPACE,
+                "MacAddress": f"00-15-5D-00-00-0{index}",
+            }
+        )
+    return backend
+
+
+def lcow(**options: Any) -> LCOWOptions:
+    """Options of a Linux VM that the host can boot."""
+    return LCOWOptions(**{"id": "vm1", "boot_files_path": r"C:\boot", **options})
+
+
+def wcow(**options: Any) -> WCOWOptions:
+    """Options of a Windows VM that the host can boot."""
+    boot = VmbFSBootFiles(
+        os_files_path=r"C:\os",
+        os_relative_boot_directory=r"\EFI\Microsoft\Boot",
+        scratch_vhd_path=r"C:\vm\scratch.vhdx",
+    )
+    return WCOWOptions(**{"id": "vm1", "boot_files": boot, **options})
+
+
+OPTIONS: dict[str, Callable[..., LCOWOptions | WCOWOptions]] = {"linux": lcow, "windows": wcow}
+
+
+@define
+class Running:
+    """A running VM with the host that it runs on."""
+
+    vm: uvm.UtilityVM
+    backend: FakeBackend
+    start: int = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.start = self.last
+
+    @property
+    def last(self) -> int:
+        """The number of the last call so far."""
+        return max((entry.seq for entry in self.backend.journal), default=0)
+
+    def sent(self, *to: str) -> list[Entry]:
+        """The grants and modify requests since the VM was started, or only those to somebody."""
+        wanted = to or ("grant", "host", "guest")
+        return [e for e in self.backend.journal if e.seq > self.start and e.to in wanted]
+
+    def told(self, *to: str) -> list[str]:
+        """The same in short: who was asked, and what for."""
+        return [f"{e.to}: {e.call.request_type or 'access'} {_short(e)}".strip() for e in self.sent(*to)]
+
+    @property
+    def guest(self) -> FakeGuest:
+        """The guest as it is."""
+        return self.backend.vms[self.vm.id].guest
+
+    @property
+    def inventory(self) -> dict[str, Any]:
+        """The host's devices as they are."""
+        return self.backend.vms[self.vm.id].tree.inventory()
+
+    def hold(self, **matching: Any) -> Gate:
+        """Park modify requests."""
+        return self.backend.faults.hold(**{"operation": "modify", **matching})
+
+    def state(self) -> tuple[Any, ...]:
+        """All that a refused call must leave as it was."""
+        for bus in _DRIVERS:
+            # Made now, so that the first use of a bus is no change.
+            getattr(self.vm, bus)
+        return self.vm.snapshot(), len(self.sent()), str(self.inventory), str(self.guest.mounts)
+
+
+def _short(entry: Entry) -> str:
+    if entry.to == "grant":
+        return str(entry.document["path"])
+    return entry.call.resource.removeprefix("VirtualMachine/Devices/").split("/")[0]
+
+
+@asynccontextmanager
+async def running(
+    options: LCOWOptions | WCOWOptions | None = None,
+    *,
+    backend: FakeBackend | None = None,
+    concurrency: Concurrency | None = None,
+    amend: Callable[[CreationPlan], CreationPlan] | None = None,
+    close_grace_seconds: float = 10.0,
+) -> AsyncIterator[Running]:
+    """A started VM, Linux by default; nothing may be left of it on the host."""
+    backend = backend or host_backend()
+    created = uvm.UtilityVM.create(
+        options or lcow(),
+        backend=backend,
+        concurrency=concurrency,
+        amend=amend,
+        close_grace_seconds=close_grace_seconds,
+    )
+    async with created as vm:
+        await vm.start()
+        yield Running(vm, backend)
+    assert backend.leftovers() == []
+
+
+@define(eq=False)
+class Attempt:
+    """A call that a task of its own makes, and what became of it."""
+
+    call: Callable[[], Awaitable[Any]]
+    scope: anyio.CancelScope = field(factory=anyio.CancelScope)
+    result: Any = None
+    error: Any = None
+    done: bool = False
+
+    @classmethod
+    def begin(cls, tasks: anyio.abc.TaskGroup, call: Callable[[], Awaitable[Any]]) -> Attempt:
+        """Have a task make a call."""
+        attempt = cls(call)
+        tasks.start_soon(attempt.run)
+        return attempt
+
+    async def run(self) -> None:
+        """Make the call."""
+        with self.scope:
+            try:
+                self.result = await self.call()
+            except Exception as error:
+                self.error = error
+        self.done = True
+
+
+async def quiet() -> None:
+    """Wait until every other task waits for something, on both loops and without passing time."""
+    if sniffio.current_async_library() == "trio":
+        await trio.testing.wait_all_tasks_blocked()
+        return
+    this, calm = asyncio.current_task(), 0
+    while calm < 3:
+        await asyncio.sleep(0)
+        waiting = [t._fut_waiter for t in asyncio.all_tasks() if t is not this]  # type: ignore[attr-defined]
+        calm = calm + 1 if all(w is not None and not w.done() for w in waiting) else 0
+
+
+def idle(driver: Driver[Any, Any, Any, Any]) -> bool:
+    """Whether a driver has nothing in flight and nobody waiting."""
+    lane = driver.lane
+    busy = [e for e in driver.ledger if e.operation is not None or e.waiters or e.leaving]
+    return not busy and lane.running == 0 and not lane.queue and not driver._gates

@@ -1,0 +1,398 @@
+"""Many tasks on one VM, in every order, with refusals, lost answers, cancellations and exits.
+
+Each example is one run of an event loop. Every request to the host and the guest is parked at a gate, and
+hypothesis chooses what happens next: a task begins to attach something or to release it, a waiting task is
+cancelled, a parked request is answered in one way or another, the VM ends. Once all is let go and at rest,
+the ledgers, the host and the guest have to agree.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+import anyio
+import anyio.abc
+import pytest
+import trio._core._run as trio_scheduler
+from attrs import define, evolve, field
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+import uvm
+from tests.vm import support as host
+from tests.vm.audit import check_at_rest
+from tests.vm.support import Running, quiet, running
+from uvm.backends.base import HCS_CONCURRENCY, Concurrency
+from uvm.backends.fake import Call, Gate, Parked
+from uvm.devices.vsmb import guest_path
+from uvm.document import CreationPlan
+from uvm.errors import AlreadyReleasedError, UVMError, VMExitedError
+
+#: Trio runs the tasks that are ready in random order; from one seed, so that examples can be repeated.
+_TRIO_ORDER: Random = trio_scheduler._r
+
+Acquire = Callable[[Running], Awaitable[Any]]
+Choose = Callable[..., Any]
+
+
+@define(eq=False)
+class Task:
+    """Something that was begun: an acquire or a release."""
+
+    name: str
+    scope: anyio.CancelScope = field(factory=anyio.CancelScope, repr=False)
+    lease: Any = field(default=None, repr=False)
+    error: BaseException | None = field(default=None, repr=False)
+    cancelled: bool = False
+    done: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether it has a lease that was not given back."""
+        return self.lease is not None and not self.lease.released
+
+
+# What can be attached. Few keys, so that tasks collide.
+
+
+async def _endpoint(run: Running, endpoint: str) -> Any:
+    return await run.vm.network.add_endpoint(host.NAMESPACE, endpoint)
+
+
+def _shared_options(run: Running, read_only: bool) -> Any:
+    return evolve(run.vm.vsmb.default_options(read_only), no_directmap=True)
+
+
+def _base_share(run: Running) -> str:
+    """Give where the guest sees the share that is there all the time, while the VM runs."""
+    names = [e.slot for e in run.vm.vsmb.shares.ledger if e.key.directory == r"C:\os"]
+    return guest_path(*names) if names else ""
+
+
+_EVERYWHERE: dict[str, Acquire] = {
+    "disk": lambda run: run.vm.scsi.attach(host.DISK),
+    "disk, read-only": lambda run: run.vm.scsi.attach(host.DISK, read_only=True),
+    "disk, mounted": lambda run: run.vm.scsi.attach(host.DISK, mount=uvm.Mount()),
+    "disk, mounted at": lambda run: run.vm.scsi.attach(host.DISK, mount=uvm.Mount(guest_path="/at")),
+    "other disk, mounted": lambda run: run.vm.scsi.attach(host.OTHER_DISK, mount=uvm.Mount()),
+    "other disk, mounted there": lambda run: run.vm.scsi.attach(
+        host.OTHER_DISK, mount=uvm.Mount(guest_path="/at")
+    ),
+    "device": lambda run: run.vm.vpci.assign(host.DEVICE),
+    "other device": lambda run: run.vm.vpci.assign(host.OTHER_DEVICE),
+    "namespace": lambda run: run.vm.network.add_namespace(host.NAMESPACE),
+    "endpoint": partial(_endpoint, endpoint=host.ENDPOINT),
+    "other endpoint": partial(_endpoint, endpoint=host.OTHER_ENDPOINT),
+    "directory at": lambda run: run.vm.share(host.SHARED, "/shared"),
+    "file at": lambda run: run.vm.share(host.FILE, "/shared", read_only=True),
+}
+
+_LINUX: dict[str, Acquire] = _EVERYWHERE | {
+    "disk, mounted twice": lambda run: run.vm.scsi.attach(host.DISK, mount=uvm.Mount(filesystem="xfs")),
+    "layer": lambda run: run.vm.vpmem.add(host.LAYER),
+    "other layer": lambda run: run.vm.vpmem.add(host.OTHER_LAYER),
+    "large layer": lambda run: run.vm.vpmem.add(host.LARGE_LAYER),
+    "plan9": lambda run: run.vm.plan9.add(host.OTHER_SHARED, "/plan9"),
+    "combined": lambda run: run.vm.layers.combine("/root", ["/base"], scratch_path="/base/upper"),
+    "root": lambda run: run.vm.mount_layers("c1", [host.LAYER, host.OTHER_LAYER], host.SCRATCH),
+    "other root": lambda run: run.vm.mount_layers("c2", [host.OTHER_LAYER], host.SCRATCH),
+}
+
+_WINDOWS: dict[str, Acquire] = _EVERYWHERE | {
+    "share": lambda run: run.vm.vsmb.add(host.SHARED, read_only=True),
+    "share, not mapped": lambda run: run.vm.vsmb.add(host.OTHER_SHARED, options=_shared_options(run, True)),
+    "file": lambda run: run.vm.vsmb.add(host.FILE),
+    "other file": lambda run: run.vm.vsmb.add(host.OTHER_FILE),
+    "file, not mapped": lambda run: run.vm.vsmb.add(host.FILE, options=_shared_options(run, True)),
+    "other file, not mapped": lambda run: run.vm.vsmb.add(
+        host.OTHER_FILE, options=_shared_options(run, True)
+    ),
+    "pipe": lambda run: run.vm.pipes.add(host.PIPE),
+    "other pipe": lambda run: run.vm.pipes.add(host.OTHER_PIPE),
+    "combined": lambda run: run.vm.layers.combine(r"C:\base", [("a", _base_share(run))]),
+    "root": lambda run: run.vm.mount_layers("c1", [uvm.WCOWLayer(host.SHARED, "a")], host.SCRATCH),
+}
+
+_MENUS = {"linux": _LINUX, "windows": _WINDOWS}
+
+#: By path, whoever holds it.
+_REMOVALS: dict[str, Acquire] = {
+    "disk": lambda run: run.vm.scsi.detach(host.DISK),
+    "namespace": lambda run: run.vm.network.remove_namespace(host.NAMESPACE),
+    "endpoint": lambda run: run.vm.network.remove_endpoint(host.NAMESPACE, host.ENDPOINT),
+    "device": lambda run: run.vm.vpci.remove(host.DEVICE),
+}
+
+
+class _Warnings(logging.Handler):
+    """Keeps what the library warned of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@define(eq=False, repr=False)
+class World:
+    """One example: a VM, the tasks that use it, and the requests that wait for an answer."""
+
+    run: Running
+    tasks: anyio.abc.TaskGroup
+    gate: Gate
+    choose: Choose
+    begun: list[Task] = field(factory=list)
+
+    @property
+    def ended(self) -> bool:
+        return self.run.vm.exit_status is not None
+
+    @property
+    def held(self) -> list[Task]:
+        return [task for task in self.begun if task.holds]
+
+    # What can happen.
+
+    def step(self) -> None:
+        """Do one thing out of those that are possible now."""
+        waiting = [task for task in self.begun if not task.done and not task.cancelled]
+        actions: list[Callable[[], None]] = [self._acquire]
+        if self.held:
+            actions += [self._release, self._release_cancelled]
+        if waiting:
+            actions.append(partial(self._cancel, waiting))
+        if self.gate.pending:
+            actions += [self._answer] * 4
+        actions.append(self._remove)
+        if not self.ended:
+            actions.append(self._end)
+        self.choose(actions, "action")()
+
+    def _acquire(self) -> None:
+        menu = _MENUS[self.run.vm.os]
+        name = self.choose(sorted(menu), "acquire")
+        self._begin(f"acquire {name}", partial(menu[name], self.run))
+
+    def _release(self) -> None:
+        task = self.choose(self.held, "release")
+        self._begin(f"release {task.name}", task.lease.release)
+
+    def _release_cancelled(self) -> None:
+        """Release inside a cancelled scope: it takes effect all the same."""
+        task = self.choose(self.held, "release cancelled")
+        release = self._begin(f"release cancelled {task.name}", task.lease.release)
+        release.scope.cancel()
+        release.cancelled = True
+
+    def _remove(self) -> None:
+        name = self.choose(sorted(_REMOVALS), "remove")
+        self._begin(f"remove {name}", partial(_REMOVALS[name], self.run))
+
+    def _cancel(self, waiting: list[Task]) -> None:
+        task = self.choose(waiting, "cancel")
+        task.scope.cancel()
+        task.cancelled = True
+
+    def _answer(self) -> None:
+        parked: Parked = self.choose(list(self.gate.pending), "answer")
+        answers: list[Callable[[], None]] = [
+            parked.proceed,
+            parked.proceed,
+            parked.refuse,
+            partial(parked.lose, applied=True),
+            partial(parked.lose, applied=False),
+        ]
+        self.choose(answers, "answer how")()
+
+    def _end(self) -> None:
+        vm = self.run.vm
+        if self.choose([False] * 9 + [True], "end it"):
+            machine = self.run.backend.vms[vm.id]
+            if self.choose([True, False], "crash"):
+                machine.crash()
+            else:
+                self._begin("terminate", vm.terminate)
+
+    def _begin(self, name: str, make: Callable[[], Awaitable[Any]]) -> Task:
+        task = Task(name)
+        self.begun.append(task)
+        self.tasks.start_soon(self._carry_out, task, make)
+        return task
+
+    async def _carry_out(self, task: Task, make: Callable[[], Awaitable[Any]]) -> None:
+        with task.scope:
+            try:
+                result = await make()
+            except UVMError as error:
+                task.error = error
+            except ExceptionGroup as group:
+                matched, other = group.split(UVMError)
+                assert matched is not None
+                assert other is None
+                task.error = group
+            else:
+                if hasattr(result, "release"):
+                    task.lease = result
+        task.done = True
+
+    # What has to hold.
+
+    async def finish(self) -> None:
+        """Let everything go, and wait until it is at rest: nobody may wait any more."""
+        self.gate.close()
+        await quiet()
+        assert [task.name for task in self.begun if not task.done] == []
+        errors = [task.error for task in self.begun if task.error is not None]
+        assert len(errors) == len(set(map(id, errors))), "two waiters were given the same exception"
+        if self.ended:
+            self._check_ended(errors)
+        else:
+            check_at_rest(self.run)
+
+    def _check_ended(self, errors: list[BaseException]) -> None:
+        vm = self.run.vm
+        assert vm.state is uvm.VMState.EXITED
+        for snapshot in vm.snapshot().values():
+            assert not snapshot.entries
+            assert not snapshot.quarantined
+        for error in errors:
+            if isinstance(error, VMExitedError):
+                assert error.status == vm.exit_status
+        assert self.held == []
+
+    async def release_all(self) -> list[BaseException]:
+        """Give back whatever is still held, also what a failed release left; gives what refused."""
+        errors: list[BaseException] = []
+        for _ in range(3):
+            errors.clear()
+            for task in self.begun:
+                # A release that failed before may be repeated; one that did not is an error.
+                if task.lease is not None:
+                    await self._release_again(task.lease, errors)
+            await self._release_owed(errors)
+        await quiet()
+        return errors
+
+    async def _release_again(self, lease: Any, errors: list[BaseException]) -> None:
+        was_released = lease.released
+        try:
+            await lease.release()
+        except AlreadyReleasedError:
+            assert was_released
+        except (UVMError, ExceptionGroup) as error:
+            errors.append(error)
+
+    async def _release_owed(self, errors: list[BaseException]) -> None:
+        """Release what only a removal by path could: its owner was told of the failure and went away."""
+        for _, driver in self.run.vm.drivers():
+            for entry in list(driver.ledger):
+                for ticket in entry.owed:
+                    try:
+                        driver._holds[ticket].drop()
+                        await driver._holds[ticket].wait_released()
+                    except (UVMError, KeyError) as error:
+                        errors.append(error)
+
+
+def _few_slots(plan: CreationPlan) -> CreationPlan:
+    """Leave room for three disks only."""
+    used = {lun for _, lun in plan.reserved_scsi}
+    free = [lun for lun in range(64) if lun not in used][:4]
+    return evolve(plan, reserved_scsi=tuple((0, lun) for lun in range(64) if lun not in free))
+
+
+async def _example(choose: Choose, warnings: _Warnings) -> None:
+    os = choose(["linux", "windows"], "os")
+    options = host.OPTIONS[os](
+        revoke_released_files=choose([False, True], "revoke_released_files"),
+        external_guest_connection=choose([True, False], "external_guest_connection"),
+        **(
+            {"vpmem_multi_mapping": choose([True, False], "packed"), "vpmem_count": 2}
+            if os == "linux"
+            else {}
+        ),
+    )
+    concurrency = choose([Concurrency(), HCS_CONCURRENCY, Concurrency(2, 2, 2, 2, 2, 2, 2)], "concurrency")
+    async with running(options, concurrency=concurrency, amend=_few_slots) as run:
+        await _prepare(run)
+        async with anyio.create_task_group() as tasks:
+            world = World(run, tasks, run.backend.faults.hold(where=_is_work), choose)
+            for _ in range(choose(range(10, 60), "steps")):
+                world.step()
+                if choose([True, True, False], "settle"):
+                    await quiet()
+            await world.finish()
+        event("the VM ended" if world.ended else "the VM ran on")
+        if not world.ended:
+            await _check_release_of_all(world, warnings)
+
+
+async def _prepare(run: Running) -> None:
+    """Attach what combined layers are made of, to be held all the time."""
+    if run.vm.os == "linux":
+        await run.vm.scsi.attach(host.LARGE_LAYER, mount=uvm.Mount(guest_path="/base"))
+    else:
+        await run.vm.scsi.attach(host.LARGE_LAYER, mount=uvm.Mount(guest_path=r"C:\base"))
+        await run.vm.vsmb.add(r"C:\os", read_only=True)
+
+
+def _is_work(call: Call) -> bool:
+    return call.operation in ("modify", "grant")
+
+
+_PREPARED = {"scsi.disks": 1, "scsi.mounts": 1, "vsmb.shares": 1}
+
+
+async def _check_release_of_all(world: World, warnings: _Warnings) -> None:
+    run = world.run
+    errors = await world.release_all()
+    check_at_rest(run)
+    if run.vm.quarantined:
+        # What is withheld may be in the way of what it lies on.
+        return
+    assert errors == []
+    for name, snapshot in run.vm.snapshot().items():
+        left = [e for e in snapshot.entries if not _may_stay(name, e, run, warnings)]
+        assert left == [], name
+
+
+def _may_stay(name: str, entry: Any, run: Running, warnings: _Warnings) -> bool:
+    if name == "vsmb.shares" and not entry.applied.options.no_directmap:
+        return True
+    if name.startswith("scsi."):
+        disk = run.vm.scsi.find(host.LARGE_LAYER)
+        if (entry.slot if name == "scsi.disks" else entry.key.slot) == disk:
+            return True
+    # It is held by what lives on it, which is judged by itself.
+    driver = dict(run.vm.drivers())[name]
+    holders = next(e.holders for e in driver.ledger if e.key == entry.key)
+    if holders and not any(driver._holds[ticket].with_caller for ticket in holders):
+        return True
+    # Nobody waited for its removal, which was refused: it was reported.
+    return any(f"removing {entry.key}, which nobody" in message for message in warnings.messages)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data())
+def test_ledgers_host_and_guest_agree_at_rest_whatever_happened(backend: str, data: st.DataObject) -> None:
+    warnings = _Warnings()
+
+    def choose(options: Any, label: str) -> Any:
+        return data.draw(st.sampled_from(options), label=label)
+
+    _TRIO_ORDER.seed(data.draw(st.integers(0, 9), label="order"))
+    logger = logging.getLogger("uvm")
+    logger.addHandler(warnings)
+    try:
+        with patch.object(trio_scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True):
+            anyio.run(_example, choose, warnings, backend=backend)
+    finally:
+        logger.removeHandler(warnings)
