@@ -1,0 +1,1 @@
+"""Run files of recorded hcsshim behaviour: ``python -m tests.conformance FILE...``."""

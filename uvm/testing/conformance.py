@@ -1,0 +1,218 @@
+"""Recorded behaviour of hcsshim against this library, on the in-memory backend.
+
+Two formats, described in the README beside the recorded data: create documents for given options, and scripts
+of device operations with the requests that each of them sent. Requests are compared as JSON values, after
+the rules of comparison there.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from attrs import Factory, define, frozen
+
+from uvm.backends.base import HCS_CONCURRENCY, FileInfo, HostInfo
+from uvm.backends.fake import FakeBackend
+from uvm.document import files_to_look_at, plan_creation
+from uvm.errors import UVMError
+from uvm.options import from_hcsshim
+from uvm.testing.replay import Replay, StepResult
+
+__all__ = ["CaseResult", "Normalizer", "check_case", "compare_step", "differences", "load_cases"]
+
+#: What the recordings were made with.
+VM_ID, OWNER = "vm1", "golden"
+BOOT_FILE_BYTES = 1 << 20
+HOST_PROCESSORS = 8
+
+
+@frozen
+class CaseResult:
+    """How a case came out.
+
+    :ivar difference: lines that say what differs; empty where nothing does.
+    """
+
+    name: str
+    difference: tuple[str, ...] = ()
+
+
+def load_cases(text: str) -> list[dict[str, Any]]:
+    """Read a file of cases in either format. A case without a name is called by its number, from 1.
+
+    :raises ValueError: it is not a JSON list of objects.
+    """
+    cases = json.loads(text)
+    if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
+        raise ValueError("a file of cases is a JSON list of objects")
+    return [{"name": f"case {number}", **case} for number, case in enumerate(cases, 1)]
+
+
+async def check_case(case: dict[str, Any]) -> CaseResult:
+    """Run one case and compare. A case that cannot be run differs, whatever stands in its way."""
+    try:
+        found = await _check_script(case) if "ops" in case else list(_check_document(case))
+    except Exception as error:
+        found = [_not_run(error)]
+    return CaseResult(case["name"], tuple(found))
+
+
+def host_of(case: dict[str, Any]) -> HostInfo:
+    """Make the host that a case was recorded on."""
+    return HostInfo(build=case["build"], processors=HOST_PROCESSORS, concurrency=HCS_CONCURRENCY)
+
+
+# Documents.
+
+
+def _check_document(case: dict[str, Any]) -> Iterator[str]:
+    host = host_of(case)
+    try:
+        options = from_hcsshim(case["os"], case["options"], id=VM_ID, owner=OWNER)
+        present = {host.path.normcase(path) for path in case["files"]}
+        files = {
+            path: FileInfo(BOOT_FILE_BYTES) if host.path.normcase(path) in present else None
+            for path in files_to_look_at(options, host)
+        }
+        plan = plan_creation(options, host, files, id=VM_ID, new_id=FakeBackend().new_id)
+    except UVMError as error:
+        if "error" not in case:
+            yield f"refused: {error}"
+        return
+    if "error" in case:
+        yield f"accepted, where hcsshim refuses: {case['error']}"
+        return
+    yield from differences(case["document"], plan.document)
+
+
+# Scripts.
+
+
+async def _check_script(case: dict[str, Any]) -> list[str]:
+    backend = FakeBackend(host=host_of(case), checks=Replay.checks())
+    replay = Replay(backend, case["os"], case.get("vm") or {}, VM_ID, OWNER)
+    ours, theirs = Normalizer(), Normalizer()
+    ops, steps = case["ops"], case["steps"]
+    found = [] if len(ops) == len(steps) else [f"{len(ops)} operations, but {len(steps)} steps"]
+    async with replay:
+        for number, (op, recorded) in enumerate(zip(ops, steps, strict=False)):
+            expected = theirs.step(StepResult.of_recorded(recorded))
+            try:
+                result = ours.step(await replay.run(op))
+            except Exception as error:
+                # What follows depends on it.
+                return [*found, f"step {number}, {json.dumps(op)}: {_not_run(error)}"]
+            lines = compare_step(expected, result)
+            found += [f"step {number}, {json.dumps(op)}: {line}" for line in lines]
+    return found
+
+
+def _not_run(error: Exception) -> str:
+    return f"could not be run: {type(error).__name__}: {error}"
+
+
+def compare_step(expected: StepResult, result: StepResult) -> Iterator[str]:
+    """Say, line by line, where a normalized step differs from the recorded one."""
+    if (expected.error is None) != (result.error is None):
+        yield f"error: {expected.error!r} was recorded, ours is {result.error!r}"
+        return
+    # An error that is found before anything is sent may send nothing.
+    if expected.error is None or result.requests:
+        yield from differences(expected.requests, result.requests)
+    if expected.error is not None:
+        return
+    for name, value in expected.values.items():
+        # Of a single shared file, a recording may give the share's path or the file's in it.
+        share_path = result.values.get("share_path") if name == "guest_path" else None
+        if value not in (result.values.get(name), share_path):
+            yield f"{name}: {value!r} was recorded, ours is {result.values.get(name)!r}"
+
+
+@define
+class Normalizer:
+    """Applies the rules of comparison to the steps of one script, in order."""
+
+    adapters: dict[str, str] = Factory(dict)
+    allowed_files: dict[str, list[str]] = Factory(dict)
+
+    def step(self, step: StepResult) -> StepResult:
+        requests = list(self._requests(copy.deepcopy(step.requests)))
+        if not any(_attaches_disk(request) for request in requests):
+            # hcsshim repeats the grant on every add; it counts where a new attachment is made.
+            requests = [request for request in requests if request["to"] != "grant"]
+        return StepResult(requests, step.values, step.error)
+
+    def _requests(self, requests: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for request in requests:
+            document = request["doc"]
+            self._learn_adapters(document)
+            if self._changes_share(document):
+                yield {"to": request["to"], "doc": self._renamed(document)}
+
+    def _learn_adapters(self, document: dict[str, Any]) -> None:
+        settings = document.get("Settings")
+        settings = settings if isinstance(settings, dict) else {}
+        prefix = "VirtualMachine/Devices/NetworkAdapters/"
+        found = [settings.get("AdapterId"), settings.get("AdapterInstanceId")]
+        if document.get("ResourceType") == "Network":
+            found.append(settings.get("ID"))
+        if str(document.get("ResourcePath", "")).startswith(prefix):
+            found.append(document["ResourcePath"][len(prefix) :])
+        for adapter in found:
+            if adapter:
+                self.adapters.setdefault(adapter, f"nic-{len(self.adapters) + 1}")
+
+    def _renamed(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._renamed(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._renamed(each) for each in value]
+        if isinstance(value, str):
+            head, slash, tail = value.rpartition("/")
+            return head + slash + self.adapters.get(tail, tail)
+        return value
+
+    def _changes_share(self, document: dict[str, Any]) -> bool:
+        """Count repeated names once, and tell whether the request then changes anything."""
+        settings = document.get("Settings")
+        is_share = document.get("ResourcePath") == "VirtualMachine/Devices/VirtualSmb/Shares"
+        if not is_share or not isinstance(settings, dict) or "AllowedFiles" not in settings:
+            return True
+        files = settings["AllowedFiles"] = list(dict.fromkeys(settings["AllowedFiles"]))
+        unchanged = (
+            document.get("RequestType") == "Update" and self.allowed_files.get(settings["Name"]) == files
+        )
+        self.allowed_files[settings["Name"]] = files
+        return not unchanged
+
+
+def _attaches_disk(request: dict[str, Any]) -> bool:
+    path = str(request["doc"].get("ResourcePath", ""))
+    return path.startswith("VirtualMachine/Devices/Scsi/") and request["doc"].get("RequestType") == "Add"
+
+
+# Comparing.
+
+
+def differences(expected: Any, ours: Any, at: str = "$") -> Iterator[str]:
+    """Say, line by line, where two JSON values differ."""
+    if isinstance(expected, dict) and isinstance(ours, dict):
+        for key in sorted({*expected, *ours}):
+            if key not in ours:
+                yield f"{at}.{key}: missing; {json.dumps(expected[key])} was recorded"
+            elif key not in expected:
+                yield f"{at}.{key}: {json.dumps(ours[key])} was not recorded"
+            else:
+                yield from differences(expected[key], ours[key], f"{at}.{key}")
+    elif isinstance(expected, list) and isinstance(ours, list):
+        if len(expected) != len(ours):
+            yield f"{at}: {json.dumps(expected)} was recorded, ours is {json.dumps(ours)}"
+            return
+        for index, (each, our) in enumerate(zip(expected, ours, strict=True)):
+            yield from differences(each, our, f"{at}[{index}]")
+    # In JSON, true is not 1.
+    elif expected != ours or isinstance(expected, bool) != isinstance(ours, bool):
+        yield f"{at}: {json.dumps(expected)} was recorded, ours is {json.dumps(ours)}"
