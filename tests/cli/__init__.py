@@ -1,0 +1,1 @@
+"""The command: pod files, the run of a pod, replays, and what is drawn."""

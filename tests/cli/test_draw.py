@@ -1,0 +1,258 @@
+"""Drawings, as they look on paper."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from tests.cli.support import Screen, paper
+from uvm.cli.draw import draw_devices, draw_pmem, draw_scsi, draw_statistics
+from uvm.cli.inventory import Adapter, Devices, Disk, PMemLayer, Root, Share
+from uvm.cli.requests import draw_request, summarize
+from uvm.cli.terminal import ASCII, UNICODE, Terminal
+from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+from uvm.stats import VMMemory, VMStatistics
+
+MIB, GIB = 1 << 20, 1 << 30
+GUID = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
+ROW = " ........" * 7
+
+
+def drawn(lines: list[str]) -> str:
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def test_the_scsi_controllers() -> None:
+    devices = Devices(
+        scsi_controllers=2,
+        reserved=((0, 0),),
+        disks=(
+            Disk(0, 1, r"C:\a.vhd", True, 2, ("/run/mounts/scsi/m0",)),
+            Disk(0, 9, r"C:\b.vhdx"),
+            Disk(1, 63, r"C:\c.vhdx", False, 1, ("/c", "/d")),
+        ),
+    )
+    assert drawn(draw_scsi(paper(), devices)) == (
+        "  SCSI  4 of 128 slots taken\n"
+        "    0        8        16       24       32       40       48       56\n"
+        "  0 #R...... .W......" + ROW[9:] + "\n"
+        "  1 ........" + ROW[9:] + " .......W\n"
+        "    # disk of the VM itself   R read-only disk   W writable disk   . free\n"
+        "    slot  disk       refs  in the guest\n"
+        "    0:1   C:\\a.vhd   2     /run/mounts/scsi/m0\n"
+        "    0:9   C:\\b.vhdx  1     not mounted\n"
+        "    1:63  C:\\c.vhdx  1     /c, /d"
+    )
+
+
+def test_a_vm_without_scsi_has_no_grid() -> None:
+    assert draw_scsi(paper(), Devices(scsi_controllers=0)) == []
+
+
+def test_vpmem_devices_to_scale() -> None:
+    devices = Devices(
+        pmem_devices=4,
+        pmem_size_bytes=4 * GIB,
+        boot_pmem_bytes=96 * MIB,
+        pmem_layers=(
+            PMemLayer(1, 0, 310 * MIB, GIB, r"C:\python.vhd", 2, "/run/layers/p1-0"),
+            PMemLayer(1, GIB, 12 * MIB, 16 * MIB, r"C:\tiny.vhd"),
+            PMemLayer(1, GIB + 16 * MIB, 9 * MIB, 16 * MIB, r"C:\small.vhd"),
+            PMemLayer(2, 0, 4 * GIB, 4 * GIB, r"C:\full.vhd"),
+        ),
+    )
+    assert drawn(draw_pmem(paper(), devices)) == (
+        "  VPMEM  3 of 4 devices taken, of 4 GiB each\n"
+        "  0 # root file system of the VM itself, 96 MiB\n"
+        "  1 aaaaa-----------+" + "." * 47 + "\n"
+        "  2 " + "d" * 64 + "\n"
+        "    one cell is 64 MiB   - rest of a layer's region   + several layers   . free\n"
+        "       device         layer          size     refs  in the guest\n"
+        "    a  1 at 0         C:\\python.vhd  310 MiB  2     /run/layers/p1-0\n"
+        "    b  1 at 1 GiB     C:\\tiny.vhd    12 MiB   1\n"
+        "    c  1 at 1.02 GiB  C:\\small.vhd   9 MiB    1\n"
+        "    d  2 at 0         C:\\full.vhd    4 GiB    1"
+    )
+
+
+def test_a_region_that_reaches_beyond_a_small_device_is_cut_at_its_end() -> None:
+    layer = PMemLayer(0, 64 * MIB, 20 * MIB, 64 * MIB, "x")
+    devices = Devices(pmem_devices=1, pmem_size_bytes=96 * MIB, pmem_layers=(layer,))
+    row = draw_pmem(paper(), devices)[1]
+    assert row == "  0 " + "." * 42 + "a" * 14 + "-" * 8
+
+
+def test_what_has_no_grid() -> None:
+    devices = Devices(
+        scsi_controllers=0,
+        shares=(
+            Share("Plan9", "0", r"C:\conf", True, 1, "/etc/conf"),
+            Share("VSMB", "s1", r"C:\logs", False, 0, rf"\\?\VMSMB\VSMB-{{{GUID}}}\s1"),
+        ),
+        adapters=(Adapter(GUID, "eth0", "00-15-5D-52-C0-10", ("10.0.0.4/24",), GUID),),
+    )
+    assert drawn(draw_devices(paper(), devices)) == (
+        "  Shares\n"
+        "    share    directory  access     refs  in the guest\n"
+        "    Plan9 0  C:\\conf    read-only  1     /etc/conf\n"
+        "    VSMB s1  C:\\logs    writable   kept  \\\\?\\VMSMB\\VSMB-{6fb1ab1e}\\s1\n"
+        "    kept: nobody uses them, but the guest may have their files mapped\n"
+        "\n"
+        "  Network\n"
+        "    adapter   endpoint  MAC address        addresses    namespace\n"
+        "    6fb1ab1e  eth0      00-15-5D-52-C0-10  10.0.0.4/24  6fb1ab1e\n"
+        "\n"
+        "  Containers  none"
+    )
+
+
+def test_root_file_systems() -> None:
+    devices = Devices(scsi_controllers=0, roots=(Root("/c/web/rootfs", 3, "/c/web/scratch", "web"),))
+    assert drawn(draw_devices(paper(), devices)) == (
+        "  Containers\n"
+        "    container  layers  root file system  scratch\n"
+        "    web        3       /c/web/rootfs     /c/web/scratch\n"
+        "\n"
+        "  Shares, Network  none"
+    )
+
+
+def test_statistics() -> None:
+    memory = VMMemory(1900, 0, 524_288, 34_816, False, False, False)
+    statistics = VMStatistics(3_420_000, 1_171_000_000, 136 * MIB, 1, memory)
+    assert drawn(draw_statistics(paper(), statistics)) == (
+        "    uptime          1,171.0 ms\n"
+        "    processor time     3.42 ms\n"
+        "    working set        136 MiB\n"
+        "    assigned           136 MiB\n"
+        "    reserved             2 GiB"
+    )
+
+
+DISK_PATH = f"VirtualMachine/Devices/Scsi/{SCSI_CONTROLLER_GUIDS[2]}/Attachments/7"
+
+
+@pytest.mark.parametrize(
+    ("to", "document", "told"),
+    [
+        ("grant", {"path": r"C:\a", "vm": GUID}, r"grant access C:\a"),
+        ("revoke", {"path": r"C:\a", "vm": GUID}, r"grant revoke C:\a"),
+        (
+            "host",
+            {"ResourcePath": DISK_PATH, "RequestType": "Add", "Settings": {"Path": "a", "ReadOnly": True}},
+            "host add Scsi 2:7 a, read-only",
+        ),
+        (
+            "host",
+            {
+                "ResourcePath": "VirtualMachine/Devices/VirtualPMem/Devices/3/Mappings/1048576",
+                "RequestType": "Remove",
+            },
+            "host remove VirtualPMem 3 at 1 MiB",
+        ),
+        (
+            "host",
+            {"ResourcePath": "VirtualMachine/ComputeTopology/Memory/SizeInMB", "Settings": 2048},
+            "host set Memory SizeInMB 2048",
+        ),
+        (
+            "guest",
+            {"ResourceType": "SCSIDevice", "RequestType": "Remove", "Settings": {"Controller": 1, "Lun": 2}},
+            "guest remove SCSIDevice 1:2",
+        ),
+        (
+            "guest",
+            {
+                "ResourceType": "CombinedLayers",
+                "RequestType": "Add",
+                "Settings": {"ContainerRootPath": "/r", "Layers": [{"Path": "/a"}, {"Path": "/b"}]},
+            },
+            "guest add CombinedLayers at /r, 2 layers",
+        ),
+        (
+            "guest",
+            {
+                "ResourceType": "Network",
+                "RequestType": "Add",
+                "Settings": {"AdapterId": GUID, "RequestType": "PreAdd", "Settings": {"Name": "x"}},
+            },
+            "guest preadd Network 6fb1ab1e",
+        ),
+        (
+            "guest",
+            {
+                "ResourceType": "SecurityPolicy",
+                "RequestType": "Add",
+                "Settings": {"EncodedSecurityPolicy": "c2Vj"},
+            },
+            "guest add SecurityPolicy",
+        ),
+    ],
+)
+def test_a_request_in_a_few_words(to: str, document: dict[str, object], told: str) -> None:
+    assert str(summarize(to, document)) == told
+
+
+def test_a_request_with_many_settings_takes_two_lines_and_its_refusal_more() -> None:
+    settings = {"MountPath": "/run/mounts/scsi/m0", "Filesystem": "ext4", "EnsureFilesystem": True}
+    summary = summarize(
+        "guest", {"ResourceType": "MappedVirtualDisk", "RequestType": "Add", "Settings": settings}
+    )
+    assert drawn(draw_request(paper(width=80), summary, "refused: E_FAIL")) == (
+        "  guest  add       MappedVirtualDisk 0:0       at /run/mounts/scsi/m0, ext4,\n"
+        "                                               ensure-filesystem\n"
+        "         refused: E_FAIL"
+    )
+
+
+# The terminal.
+
+
+def test_a_terminal_has_colours() -> None:
+    terminal = Terminal.of(Screen(tty=True), {})
+    assert terminal.paint("x", "bold", "red") == "\x1b[1;31mx\x1b[0m"
+
+
+@pytest.mark.parametrize(
+    ("tty", "environ"),
+    [(False, {}), (True, {"NO_COLOR": "1"}), (True, {"TERM": "dumb"})],
+    ids=["no terminal", "NO_COLOR", "dumb"],
+)
+def test_without_colours_nothing_is_painted(tty: bool, environ: dict[str, str]) -> None:
+    terminal = Terminal.of(Screen(tty=tty), environ)
+    devices = Devices(disks=(Disk(0, 0, "a"),), pmem_devices=1, pmem_size_bytes=GIB, boot_pmem_bytes=MIB)
+    assert "\x1b" not in drawn(draw_devices(terminal, devices))
+
+
+def test_an_empty_no_color_counts_as_not_set() -> None:
+    assert Terminal.of(Screen(tty=True), {"NO_COLOR": ""}).colour
+
+
+@pytest.mark.parametrize(("columns", "width"), [("20", 80), ("90", 90), ("500", 120)])
+def test_the_width_is_the_terminals_within_reason(
+    monkeypatch: pytest.MonkeyPatch, columns: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert Terminal.of(Screen(), {}).width == width
+
+
+def test_what_cannot_be_encoded_is_drawn_in_ascii() -> None:
+    assert Terminal.of(io.TextIOWrapper(io.BytesIO(), "cp437"), {}).glyphs is ASCII
+    assert Terminal.of(io.TextIOWrapper(io.BytesIO(), "utf-8"), {}).glyphs is UNICODE
+    for glyph in (ASCII.rule, ASCII.free, ASCII.bar, ASCII.ellipsis, ASCII.same, ASCII.differs):
+        assert len(glyph) == 1
+
+
+def test_items_flow_into_lines_and_the_last_is_cut() -> None:
+    terminal = paper()
+    assert terminal.flow(["one", "two", "three"], 9, 2) == ["one, two,", "three"]
+    assert terminal.flow(["one", "two", "three", "four"], 9, 2) == ["one, two,", "three, f~"]
+    assert terminal.flow([], 9, 2) == [""]
+
+
+def test_a_path_that_cannot_be_encoded_is_written_all_the_same() -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, "ascii", newline="\n")
+    Terminal.of(stream, {}).write("C:\\caf\u00e9.vhd")
+    assert written.getvalue() == b"C:\\caf\\xe9.vhd\n"

@@ -1,0 +1,63 @@
+"""The command line itself: help, and errors in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import uvm
+from tests.cli.support import ROOT
+from uvm.cli import main
+from uvm.cli.errors import in_one_line
+from uvm.errors import GuestError, HostError, UndoFailedError
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pod", "--help"], ["replay", "--help"]])
+def test_help_is_there(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 0
+    assert "usage: uvm" in capsys.readouterr().out
+
+
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "uvm", "--version"]
+    assert subprocess.run(command, capture_output=True, cwd=ROOT, check=True).stdout.split() == [
+        b"uvm",
+        uvm.__version__.encode(),
+    ]
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["pod"], ["pod", "a", "b"]])
+def test_a_wrong_command_line_is_exit_status_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_an_error_with_notes_is_one_line() -> None:
+    error = HostError("start", 0x80004005, "two\nlines")
+    error.add_note("and more")
+    assert in_one_line(error) == "start: E_FAIL (0x80004005): two lines; and more"
+
+
+def test_a_group_is_each_of_its_errors() -> None:
+    one, two = HostError("one", 0x80004005), HostError("two", 0x80004005)
+    group = ExceptionGroup("closing", [one, ExceptionGroup("more", [two])])
+    assert in_one_line(group) == "one: E_FAIL (0x80004005); two: E_FAIL (0x80004005)"
+
+
+def test_an_error_whose_undo_failed_is_told_once() -> None:
+    error = UndoFailedError.of(HostError("add", 0x80004005), HostError("remove", 0x80004005))
+    assert (
+        in_one_line(error) == "add: E_FAIL (0x80004005); and undoing it failed: remove: E_FAIL (0x80004005)"
+    )
+
+
+def test_what_a_guest_says_does_not_command_the_terminal() -> None:
+    assert in_one_line(GuestError("add", 0x80004005, "\x1b[2Jgone")).endswith(":  [2Jgone")

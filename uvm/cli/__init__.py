@@ -1,0 +1,97 @@
+"""The command ``uvm``, also ``python -m uvm``: run a pod file, or replay a recorded script.
+
+Exit status: 0 where all went well, 1 where it did not, 2 where the command line or a file is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from uvm import __version__
+from uvm.cli.errors import UsageError, in_one_line
+from uvm.cli.terminal import Terminal
+from uvm.errors import UVMError
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
+    given = _parser().parse_args(arguments)
+    try:
+        status: int = given.command(Terminal.of(sys.stdout), given)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except UVMError as error:
+        return _fail(in_one_line(error), 1)
+    except ExceptionGroup as group:
+        if group.split(UVMError)[1] is not None:
+            raise
+        return _fail(in_one_line(group), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED)
+    return status
+
+
+def _fail(message: str, status: int) -> int:
+    terminal = Terminal.of(sys.stderr)
+    terminal.write(f"{terminal.paint('uvm: error:', 'red')} {message}")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="uvm",
+        description="Utility VMs, on an in-memory host: run a pod, or compare with recordings of hcsshim.",
+        epilog="Exit status: 0 all went well, 1 it did not, 2 the command line or a file is wrong. "
+        "NO_COLOR=1 takes the colours away; COLUMNS sets the width.",
+    )
+    parser.add_argument("--version", action="version", version=f"uvm {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    pod = commands.add_parser(
+        "pod",
+        help="run the pod that a TOML file describes",
+        description="Create a VM, attach all that the file describes, show it, and take it all down again, "
+        "printing each request. The file is yours to edit: docs/pods.md says what may stand in it, and "
+        "docs/examples has one for each guest.",
+    )
+    pod.add_argument("file", type=Path, metavar="FILE", help="for instance docs/examples/lcow-pod.toml")
+    pod.add_argument(
+        "--backend",
+        metavar="NAME",
+        help="run on this backend instead of the in-memory one (fake); what the file says of the host "
+        "has no effect there",
+    )
+    pod.set_defaults(command=_pod)
+
+    replay = commands.add_parser(
+        "replay",
+        help="replay a recorded hcsshim script and compare the requests",
+        description="Carry out a script of device operations on the in-memory host, and show each request "
+        "beside the one that hcsshim was recorded to send. Exit status 1 where any differs.",
+    )
+    replay.add_argument("file", type=Path, metavar="FILE", help="for instance tests/data/traces.json")
+    replay.add_argument("--script", metavar="NAME", help="which script; without it, they are listed")
+    replay.set_defaults(command=_replay)
+    return parser
+
+
+# What a command needs is loaded when it runs, so that --help is there at once.
+
+
+def _pod(terminal: Terminal, given: argparse.Namespace) -> int:
+    from uvm.cli.pod import run_pod_file
+
+    return run_pod_file(terminal, given.file, given.backend)
+
+
+def _replay(terminal: Terminal, given: argparse.Namespace) -> int:
+    from uvm.cli.replay import replay_file
+
+    return replay_file(terminal, given.file, given.script)

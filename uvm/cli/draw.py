@@ -1,0 +1,227 @@
+"""Drawings of a VM's devices and statistics: values in, lines out."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, groupby, product
+from typing import Final
+
+from uvm.cli.inventory import Adapter, Devices, Disk, PMemLayer, Root, Share
+from uvm.cli.requests import offset, shorten
+from uvm.cli.sizes import format_size
+from uvm.cli.terminal import Style, Terminal
+from uvm.devices.scsi import LUNS_PER_CONTROLLER
+from uvm.stats import VMStatistics
+
+__all__ = ["draw_devices", "draw_pmem", "draw_scsi", "draw_statistics"]
+
+_GROUP: Final = 8
+#: One cell of a VPMEM device is a 64th of it: of 4 GiB, the largest, that is 64 MiB.
+_CELLS: Final = 64
+_RESERVED, _READ_ONLY, _WRITABLE, _SEVERAL, _REST = "#", "R", "W", "+", "-"
+_STYLES: Final[dict[str, Style]] = {_RESERVED: "blue", _READ_ONLY: "green", _WRITABLE: "yellow"}
+
+
+def draw_devices(terminal: Terminal, devices: Devices) -> list[str]:
+    """Draw all devices, those that the VM can have or has."""
+    others = {
+        "Shares": _draw_shares(terminal, devices.shares),
+        "Network": _draw_adapters(terminal, devices.adapters),
+        "Containers": _draw_roots(terminal, devices.roots),
+    }
+    none = ", ".join(name for name, lines in others.items() if not lines)
+    parts = [draw_scsi(terminal, devices), draw_pmem(terminal, devices), *others.values()]
+    parts.append([_title(terminal, none, "none")] if none else [])
+    drawn: list[str] = []
+    for part in filter(None, parts):
+        drawn += ["", *part] if drawn else part
+    return drawn
+
+
+def _title(terminal: Terminal, name: str, what: str) -> str:
+    return f"  {terminal.paint(name, 'bold')}  {terminal.paint(what, 'dim')}"
+
+
+# SCSI.
+
+
+def draw_scsi(terminal: Terminal, devices: Devices) -> list[str]:
+    """Draw every LUN of every controller as a cell, and list the disks."""
+    if not devices.scsi_controllers:
+        return []
+    marks = dict.fromkeys(devices.reserved, _RESERVED)
+    marks |= {(d.controller, d.lun): _READ_ONLY if d.read_only else _WRITABLE for d in devices.disks}
+    slots = devices.scsi_controllers * LUNS_PER_CONTROLLER
+    lines = [
+        _title(terminal, "SCSI", f"{len(marks)} of {slots} slots taken"),
+        "    " + terminal.paint(_lun_numbers(), "dim"),
+    ]
+    lines += [f"  {number} {_lun_row(terminal, marks, number)}" for number in range(devices.scsi_controllers)]
+    legend = f"{_READ_ONLY} read-only disk   {_WRITABLE} writable disk   {terminal.glyphs.free} free"
+    if devices.reserved:
+        legend = f"{_RESERVED} disk of the VM itself   {legend}"
+    lines.append("    " + terminal.paint(legend, "dim"))
+    return lines + _list_disks(terminal, devices.disks)
+
+
+def _lun_numbers() -> str:
+    return " ".join(str(lun).ljust(_GROUP) for lun in range(0, LUNS_PER_CONTROLLER, _GROUP)).rstrip()
+
+
+def _lun_row(terminal: Terminal, marks: dict[tuple[int, int], str], controller: int) -> str:
+    cells = [marks.get((controller, lun), terminal.glyphs.free) for lun in range(LUNS_PER_CONTROLLER)]
+    groups = (cells[at : at + _GROUP] for at in range(0, LUNS_PER_CONTROLLER, _GROUP))
+    return " ".join(_paint(terminal, group) for group in groups)
+
+
+def _paint(terminal: Terminal, cells: Iterable[str]) -> str:
+    """Paint cells, those alike in one go."""
+    return "".join(terminal.paint("".join(run), _style(cell)) for cell, run in groupby(cells))
+
+
+def _style(cell: str) -> Style:
+    return _STYLES.get(cell, "green" if cell.islower() else "dim")
+
+
+def _list_disks(terminal: Terminal, disks: Sequence[Disk]) -> list[str]:
+    if not disks:
+        return []
+    rows = [
+        (f"{d.controller}:{d.lun}", d.path, str(d.references), ", ".join(d.guest_paths) or "not mounted")
+        for d in disks
+    ]
+    return terminal.table(("slot", "disk", "refs", "in the guest"), rows, 4)
+
+
+# VPMEM.
+
+
+def draw_pmem(terminal: Terminal, devices: Devices) -> list[str]:
+    """Draw each VPMEM device in use to scale, a letter for each layer, and list the layers."""
+    if not devices.pmem_devices:
+        return []
+    layers = dict(zip(_letters(), devices.pmem_layers, strict=False))
+    used = sorted({layer.device for layer in devices.pmem_layers})
+    taken = len(used) + (devices.boot_pmem_bytes is not None)
+    size = format_size(devices.pmem_size_bytes)
+    lines = [_title(terminal, "VPMEM", f"{taken} of {devices.pmem_devices} devices taken, of {size} each")]
+    if devices.boot_pmem_bytes is not None:
+        boot = f"root file system of the VM itself, {format_size(devices.boot_pmem_bytes)}"
+        lines.append(f"{0:>3} " + terminal.paint(_RESERVED, "blue") + " " + terminal.paint(boot, "dim"))
+    for device in used:
+        there = {letter: layer for letter, layer in layers.items() if layer.device == device}
+        lines.append(f"{device:>3} " + _pmem_row(terminal, there, devices.pmem_size_bytes))
+    if used:
+        cell = format_size(devices.pmem_size_bytes // _CELLS)
+        legend = f"one cell is {cell}   {_REST} rest of a layer's region   {_SEVERAL} several layers"
+        lines.append("    " + terminal.paint(f"{legend}   {terminal.glyphs.free} free", "dim"))
+    return lines + _list_layers(terminal, layers)
+
+
+def _letters() -> Iterator[str]:
+    """Give a, b, ..., z, aa, ab, ...: the first letter is what a cell shows."""
+    for length in count(1):
+        yield from map("".join, product(string.ascii_lowercase, repeat=length))
+
+
+def _pmem_row(terminal: Terminal, layers: dict[str, PMemLayer], device_bytes: int) -> str:
+    cells = [terminal.glyphs.free] * _CELLS
+    for mark, layer in [(_REST, layer) for layer in layers.values()] + list(layers.items()):
+        size_bytes = layer.region_bytes if mark == _REST else layer.size_bytes
+        for cell in _cells(layer.offset_bytes, size_bytes, device_bytes):
+            taken = mark != _REST and cells[cell] not in (_REST, terminal.glyphs.free)
+            cells[cell] = _SEVERAL if taken else mark[0]
+    return _paint(terminal, cells)
+
+
+def _cells(offset_bytes: int, size_bytes: int, device_bytes: int) -> range:
+    """Give the cells that a region touches; it may reach beyond the end of a small device."""
+    first = offset_bytes * _CELLS // device_bytes
+    last = (offset_bytes + size_bytes - 1) * _CELLS // device_bytes
+    return range(first, min(last, _CELLS - 1) + 1)
+
+
+def _list_layers(terminal: Terminal, layers: dict[str, PMemLayer]) -> list[str]:
+    if not layers:
+        return []
+    rows = [
+        (
+            letter,
+            f"{layer.device} at {offset(layer.offset_bytes)}",
+            layer.path,
+            format_size(layer.size_bytes),
+            str(layer.references),
+            layer.guest_path,
+        )
+        for letter, layer in layers.items()
+    ]
+    return terminal.table(("", "device", "layer", "size", "refs", "in the guest"), rows, 4)
+
+
+# What has no grid.
+
+
+def _draw_shares(terminal: Terminal, shares: Sequence[Share]) -> list[str]:
+    if not shares:
+        return []
+    rows = [
+        (
+            f"{s.kind} {s.name}",
+            s.path,
+            "read-only" if s.read_only else "writable",
+            str(s.references or "kept"),
+            shorten(s.guest_path),
+        )
+        for s in shares
+    ]
+    header = ("share", "directory", "access", "refs", "in the guest")
+    lines = [_title(terminal, "Shares", ""), *terminal.table(header, rows, 4)]
+    if not all(share.references for share in shares):
+        why = "kept: nobody uses them, but the guest may have their files mapped"
+        lines.append("    " + terminal.paint(why, "dim"))
+    return lines
+
+
+def _draw_adapters(terminal: Terminal, adapters: Sequence[Adapter]) -> list[str]:
+    if not adapters:
+        return []
+    rows = [
+        (
+            shorten(a.id),
+            a.endpoint,
+            a.mac_address,
+            " ".join(a.addresses),
+            shorten(a.namespace_id),
+        )
+        for a in adapters
+    ]
+    header = ("adapter", "endpoint", "MAC address", "addresses", "namespace")
+    return [_title(terminal, "Network", ""), *terminal.table(header, rows, 4)]
+
+
+def _draw_roots(terminal: Terminal, roots: Sequence[Root]) -> list[str]:
+    if not roots:
+        return []
+    rows = [(r.container_id, str(r.layers), r.path, r.scratch_path or r.path) for r in roots]
+    header = ("container", "layers", "root file system", "scratch")
+    return [_title(terminal, "Containers", ""), *terminal.table(header, rows, 4)]
+
+
+# Statistics.
+
+
+def draw_statistics(terminal: Terminal, statistics: VMStatistics) -> list[str]:
+    """Draw the statistics of a VM as a small table."""
+    rows = [
+        ("uptime", f"{statistics.uptime_ns / 1e6:,.1f} ms"),
+        ("processor time", f"{statistics.processor_runtime_ns / 1e6:,.2f} ms"),
+        ("working set", format_size(statistics.working_set_bytes)),
+    ]
+    if statistics.memory is not None:
+        rows += [
+            ("assigned", format_size(statistics.memory.assigned_pages * 4096)),
+            ("reserved", format_size(statistics.memory.reserved_pages * 4096)),
+        ]
+    names, values = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [f"    {terminal.paint(name.ljust(names), 'dim')}  {value.rjust(values)}" for name, value in rows]

@@ -1,0 +1,34 @@
+"""What ends a command: mistakes of its user, and errors of uvm told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from uvm.errors import UVMError
+
+__all__ = ["UsageError", "in_one_line", "printable"]
+
+
+class UsageError(Exception):
+    """The command line, or a file that it names, asks for what cannot be done. Exit status 2."""
+
+
+def in_one_line(error: UVMError | ExceptionGroup[Exception]) -> str:
+    """Tell an error, with what was noted on it, in one line; of a group, each error."""
+    return printable("; ".join(_parts(error)))
+
+
+def printable(text: str) -> str:
+    """Leave out what ends a line or commands a terminal: a guest may have written it."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _parts(error: BaseException) -> Iterator[str]:
+    # A UVMError that is a group has its errors in its message.
+    if isinstance(error, BaseExceptionGroup) and not isinstance(error, UVMError):
+        for each in error.exceptions:
+            yield from _parts(each)
+        return
+    text = error.message if isinstance(error, BaseExceptionGroup) else str(error)
+    yield text or type(error).__name__
+    yield from getattr(error, "__notes__", ())

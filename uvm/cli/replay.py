@@ -1,0 +1,215 @@
+"""Replaying a recorded hcsshim script: its requests beside ours, each with a mark, and a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import anyio
+from attrs import frozen
+
+from uvm.backends.fake import FakeBackend
+from uvm.cli.errors import UsageError
+from uvm.cli.requests import shorten, summarize
+from uvm.cli.terminal import Terminal
+from uvm.testing.conformance import (
+    OWNER,
+    VM_ID,
+    Normalizer,
+    compare_step,
+    differences,
+    host_of,
+    load_cases,
+)
+from uvm.testing.replay import Replay, ScriptError, StepResult
+
+__all__ = ["Step", "replay_file", "replay_script"]
+
+
+@frozen
+class Step:
+    """One operation of a script: what was recorded of it and what we did, both by the rules of comparison.
+
+    :ivar repeated: recorded requests that the rules leave out, because they repeat earlier ones.
+    :ivar difference: lines that say what differs.
+    """
+
+    op: dict[str, Any]
+    recorded: StepResult
+    ours: StepResult
+    repeated: int
+    difference: tuple[str, ...]
+
+
+def replay_file(terminal: Terminal, path: Path, script: str | None) -> int:
+    """Replay a script of a file; 0 where all that it sends is as recorded, else 1.
+
+    :param script: which one; without it, the scripts are listed.
+    :raises UsageError: the file cannot be read, or has no such script.
+    """
+    scripts = _load(path)
+    if script is None:
+        rows = [
+            (name, case["os"], str(len(case["ops"])), str(_requests(case))) for name, case in scripts.items()
+        ]
+        terminal.write(f"The scripts of {path}; choose one with --script NAME.", "")
+        terminal.write(*terminal.table(("script", "guest", "operations", "requests"), rows))
+        return 0
+    if script not in scripts:
+        raise UsageError(f"{path}: there is no script {script!r}; there are {', '.join(scripts)}")
+    return anyio.run(_replay, terminal, scripts[script])
+
+
+def _load(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        cases: list[Any] = load_cases(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: is no file of recorded scripts: {error}") from None
+    scripts = {str(case.get("name")): case for case in cases if isinstance(case, dict) and "ops" in case}
+    if not scripts:
+        raise UsageError(f"{path}: has no scripts")
+    for name, case in scripts.items():
+        if problem := _problem(case):
+            raise UsageError(f"{path}: script {name}: {problem}")
+    return scripts
+
+
+def _problem(case: dict[str, Any]) -> str:
+    """Say what a script lacks; its operations are looked at as they run."""
+    if case.get("os") not in ("linux", "windows"):
+        return "os must be 'linux' or 'windows'"
+    if not isinstance(case.get("build"), int):
+        return "build must be a whole number"
+    ops, steps = case["ops"], case.get("steps")
+    if not isinstance(ops, list) or not isinstance(steps, list) or len(ops) != len(steps):
+        return "ops and steps must be lists of the same length"
+    return ""
+
+
+def _requests(case: dict[str, Any]) -> int:
+    return sum(len(step.get("requests") or ()) for step in case["steps"])
+
+
+async def replay_script(case: dict[str, Any]) -> list[Step]:
+    """Carry out a script on a fresh in-memory host.
+
+    :raises UsageError: an operation is unknown, or lacks something.
+    """
+    backend = FakeBackend(host=host_of(case), checks=Replay.checks())
+    ours, theirs = Normalizer(), Normalizer()
+    steps = []
+    async with Replay(backend, case["os"], case.get("vm") or {}, VM_ID, OWNER) as replay:
+        for number, (op, step) in enumerate(zip(case["ops"], case["steps"], strict=True), 1):
+            try:
+                recorded, result = theirs.step(StepResult.of_recorded(step)), ours.step(await replay.run(op))
+                repeated = len(step.get("requests") or ()) - len(recorded.requests)
+                difference = tuple(compare_step(recorded, result))
+            except (ScriptError, AttributeError, KeyError, TypeError) as error:
+                what = f"operation {number} cannot be replayed: {op}: {error!r}"
+                raise UsageError(f"script {case['name']}: {what}") from error
+            steps.append(Step(op, recorded, result, repeated, difference))
+    return steps
+
+
+async def _replay(terminal: Terminal, case: dict[str, Any]) -> int:
+    system = "Linux" if case["os"] == "linux" else "Windows"
+    terminal.write(
+        terminal.paint(f"script {case['name']}", "bold"),
+        f"What hcsshim was recorded to send, and what uvm sends: a {system} VM, build {case['build']}.",
+        "",
+        *_header(terminal),
+    )
+    steps = await replay_script(case)
+    for number, step in enumerate(steps, 1):
+        terminal.write(*draw_step(terminal, number, step))
+    terminal.write("", *_verdict(terminal, case["name"], steps), "")
+    return 1 if any(step.difference for step in steps) else 0
+
+
+# Drawing.
+
+
+def draw_step(terminal: Terminal, number: int, step: Step) -> Iterator[str]:
+    """Draw an operation: what is asked, the requests in pairs, what it gave, what differs."""
+    asked = terminal.fit(" ".join(_words(step.op)), terminal.width - 26)
+    # What is refused before anything is sent counts as the same, whatever hcsshim sent until it refused.
+    early = step.recorded.error is not None and not step.ours.requests
+    pairs = [] if early else list(zip_longest(step.recorded.requests, step.ours.requests))
+    nothing = "" if pairs or step.repeated else terminal.paint("  (nothing is sent)", "dim")
+    yield f"{number:>3}  {terminal.paint(asked, 'bold')}{nothing}"
+    for recorded, ours in pairs:
+        yield from _pair(terminal, recorded, ours)
+    if step.repeated:
+        what = "1 recorded request" if step.repeated == 1 else f"{step.repeated} recorded requests"
+        yield terminal.paint(f"       {what} repeated: by the rules not compared", "dim")
+    if step.recorded.error and step.ours.error:
+        yield terminal.paint(terminal.fit(f"       refused: {step.ours.error}", terminal.width), "dim")
+    for line in step.difference:
+        for part in terminal.wrap(line, terminal.width - 7):
+            yield "       " + terminal.paint(part, "red")
+
+
+def _words(op: dict[str, Any]) -> Iterator[str]:
+    """Tell an operation: what it names first, then how."""
+    names = ("path", "ref", "namespace", "endpoint")
+    yield op["op"]
+    yield from (_name(op[key]) for key in names if key in op)
+    for key, value in op.items():
+        if value is True or value == {}:
+            yield key.replace("_", "-")
+        elif key not in ("op", "as", *names) and value is not False:
+            yield f"{key}={value}"
+    if "as" in op:
+        yield f"as {op['as']}"
+
+
+def _name(value: Any) -> str:
+    # Namespaces and endpoints are named by their HCN documents.
+    return shorten(str(value.get("Name") or value.get("ID") if isinstance(value, dict) else value))
+
+
+def _column(terminal: Terminal) -> int:
+    return (terminal.width - 5 - 2 - 3) // 2
+
+
+def _header(terminal: Terminal) -> Iterator[str]:
+    width = _column(terminal)
+    yield terminal.paint("       " + "recorded".ljust(width) + f" {terminal.glyphs.bar} ours", "dim")
+
+
+def _pair(terminal: Terminal, recorded: Any, ours: Any) -> Iterator[str]:
+    """Draw two requests side by side, with a mark that says whether they are the same."""
+    same = recorded is not None and ours is not None and not list(differences(recorded, ours))
+    glyphs, width = terminal.glyphs, _column(terminal)
+    mark = terminal.paint(glyphs.same, "green") if same else terminal.paint(glyphs.differs, "red")
+    left, right = (_told(terminal, request, width) for request in (recorded, ours))
+    bar = terminal.paint(glyphs.bar, "dim")
+    for line, (one, other) in enumerate(zip_longest(left, right, fillvalue="")):
+        yield f"     {' ' if line else mark} {one.ljust(width)} {bar} {other}"
+
+
+def _told(terminal: Terminal, request: Any, width: int) -> list[str]:
+    if request is None:
+        return ["nothing"]
+    summary = summarize(request["to"], request["doc"])
+    head = f"{summary.to:<5} {summary.verb:<6} {summary.resource}"
+    told = f"{head}  {', '.join(summary.settings)}"
+    if len(told) <= width:
+        return [told]
+    settings = terminal.flow(summary.settings, width - 6, 2) if summary.settings else []
+    return [terminal.fit(head, width), *(f"      {line}" for line in settings)]
+
+
+def _verdict(terminal: Terminal, name: str, steps: list[Step]) -> Iterator[str]:
+    requests = sum(len(step.ours.requests) for step in steps)
+    wrong = sum(bool(step.difference) for step in steps)
+    if wrong:
+        mark = terminal.paint(f"{terminal.glyphs.no} different", "red")
+        yield f"{mark}: {wrong} of the {len(steps)} operations of {name} are not as recorded."
+        return
+    mark = terminal.paint(f"{terminal.glyphs.yes} the same", "green")
+    yield f"{mark}: all {requests} requests of {name}, in {len(steps)} operations, are those of hcsshim."

@@ -1,0 +1,208 @@
+"""A request, told in one or two lines: who is asked to do what, to which resource, with which settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from attrs import frozen
+
+from uvm.cli.sizes import format_size
+from uvm.cli.terminal import Style, Terminal
+from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+
+__all__ = ["Summary", "draw_request", "offset", "shorten", "summarize"]
+
+_GUID: Final = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_DISK: Final = re.compile(r"Scsi/([^/]+)/Attachments/(\d+)")
+_MAPPING: Final = re.compile(r"VirtualPMem/Devices/(\d+)/Mappings/(\d+)")
+_PREFIXES: Final = ("VirtualMachine/Devices/", "VirtualMachine/ComputeTopology/")
+
+_COLOURS: Final[dict[str, Style]] = {"host": "cyan", "guest": "magenta", "grant": "yellow"}
+_TO, _VERB, _RESOURCE = 7, 10, 28
+
+#: Settings that are told without their name, or after a word.
+_WORDS: Final = {
+    "ContainerPath": "at ",
+    "ContainerRootPath": "at ",
+    "Filesystem": "",
+    "HostPath": "",
+    "MountPath": "at ",
+    "NamespaceID": "namespace ",
+    "Options": "",
+    "Path": "",
+    "ScratchPath": "scratch ",
+    "path": "",
+}
+#: Settings that are secrets, that say nothing to a reader, or that the resource has told.
+_LEFT_OUT: Final = {
+    "AccessName",
+    "AdapterId",
+    "CacheIo",
+    "ContainerID",
+    "Controller",
+    "DNSServerList",
+    "DNSSuffix",
+    "DeviceNumber",
+    "DeviceOffsetInBytes",
+    "Dns",
+    "EncodedSecurityPolicy",
+    "EncodedUVMHashEnvelopeReference",
+    "EncodedUVMReference",
+    "Environment",
+    "Flags",
+    "Fragment",
+    "Health",
+    "ID",
+    "ImageFormat",
+    "LaunchData",
+    "Lun",
+    "Name",
+    "Port",
+    "PseudoOplocks",
+    "RequestType",
+    "Resources",
+    "Routes",
+    "SchemaVersion",
+    "ShareName",
+    "ShareRead",
+    "Type",
+    "vm",
+}
+_ADDRESSES: Final = {"IPConfigs", "IpConfigurations"}
+
+
+@frozen
+class Summary:
+    """A request in a few words.
+
+    :ivar to: ``host``, ``guest`` or ``grant``; :ivar verb: in lower case.
+    :ivar resource: HCS's own name, with the place: ``Scsi 0:1``.
+    :ivar settings: the telling ones.
+    """
+
+    to: str
+    verb: str
+    resource: str
+    settings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.to, self.verb, self.resource, ", ".join(self.settings))))
+
+
+def shorten(text: str) -> str:
+    """Shorten each GUID in a text to its first part."""
+    return _GUID.sub(r"\1", text)
+
+
+def offset(size_bytes: Any) -> str:
+    """Write an offset; what is no number, in a recording that somebody changed, as it is."""
+    return format_size(size_bytes) if size_bytes and isinstance(size_bytes, int) else str(size_bytes)
+
+
+def summarize(to: str, document: Any, operation: str = "modify") -> Summary:
+    """Tell a request to change something, or another call, by its document.
+
+    :param to: whom it went to, in the words of the fake's journal.
+    """
+    if to in ("grant", "revoke"):
+        return Summary("grant", "access" if to == "grant" else "revoke", str(_object(document).get("path")))
+    if operation != "modify" or not isinstance(document, dict):
+        return Summary("guest" if to == "guest" else "host", operation, "VM", tuple(_topology(document)))
+    settings = document.get("Settings")
+    # The requests about a Windows guest's adapter have another one inside.
+    verb = _object(settings).get("RequestType") or document.get("RequestType") or "set"
+    path = str(document.get("ResourcePath", ""))
+    resource = _host_resource(path, settings) if path else _guest_resource(document, settings)
+    return Summary(to, str(verb).lower(), shorten(resource), tuple(_telling(settings)))
+
+
+def draw_request(terminal: Terminal, summary: Summary, failure: str = "") -> list[str]:
+    """Draw a request as lines, with what it was refused for."""
+    indent = 2 + _TO + _VERB + _RESOURCE
+    first, *more = terminal.flow(summary.settings, terminal.width - indent, 2)
+    resource = terminal.fit(summary.resource, _RESOURCE - 1).ljust(_RESOURCE)
+    to = terminal.paint(summary.to.ljust(_TO), _COLOURS.get(summary.to, "blue"))
+    lines = [f"  {to}{summary.verb.ljust(_VERB)}{resource}{terminal.paint(first, 'dim')}"]
+    lines += [" " * indent + terminal.paint(line, "dim") for line in more]
+    if failure:
+        told = terminal.wrap(failure, terminal.width - 2 - _TO)
+        lines += [" " * (2 + _TO) + terminal.paint(line, "red") for line in told]
+    return lines
+
+
+def _topology(document: Any) -> Iterator[str]:
+    """Tell the size of a VM that is created."""
+    topology = _object(_object(_object(document).get("VirtualMachine")).get("ComputeTopology"))
+    processors = _object(topology.get("Processor")).get("Count")
+    size_mb = _object(topology.get("Memory")).get("SizeInMB")
+    if isinstance(processors, int) and isinstance(size_mb, int):
+        yield f"{processors} processor{'' if processors == 1 else 's'}"
+        yield format_size(size_mb << 20)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """Give a JSON object, an empty one for everything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def _host_resource(path: str, settings: Any) -> str:
+    for prefix in _PREFIXES:
+        path = path.removeprefix(prefix)
+    if match := _DISK.fullmatch(path):
+        guid = match[1].casefold()
+        known = guid in SCSI_CONTROLLER_GUIDS
+        return f"Scsi {SCSI_CONTROLLER_GUIDS.index(guid) if known else guid}:{match[2]}"
+    if match := _MAPPING.fullmatch(path):
+        return f"VirtualPMem {match[1]} at {offset(int(match[2]))}"
+    if path.endswith("/Shares"):
+        return f"{path.removesuffix('/Shares')} {_object(settings).get('Name', '')}"
+    return path.replace("/Devices/", " ").replace("/", " ", 1)
+
+
+def _guest_resource(document: Mapping[str, Any], settings: Any) -> str:
+    # hcsshim removes a Windows guest's adapter without naming the resource.
+    resource = str(document.get("ResourceType") or "Network")
+    place = _object(settings)
+    if resource.startswith("Network"):
+        return f"{resource} {place.get('ID') or place.get('AdapterId') or ''}"
+    if resource == "MappedDirectory":
+        return f"{resource} {place.get('ShareName', '')}"
+    if "VPMem" in resource:
+        mapped = _object(place.get("MappingInfo"))
+        at = f" at {offset(mapped.get('DeviceOffsetInBytes', 0))}" if mapped else ""
+        return f"{resource} {place.get('DeviceNumber', 0)}{at}"
+    if resource == "SCSIDevice" or resource.startswith("MappedVirtualDisk"):
+        return f"{resource} {place.get('Controller', 0)}:{place.get('Lun', 0)}"
+    return resource
+
+
+def _telling(settings: Any, name: str = "") -> Iterator[str]:
+    """Tell the settings that say something, each in a few words."""
+    if name in _LEFT_OUT or settings in (None, False, "", 0) or settings in ([], {}):
+        return
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _telling(value, key)
+    elif isinstance(settings, list) and name in _ADDRESSES:
+        yield from ("/".join(map(str, _object(address).values())) for address in settings)
+    elif name == "Layers":
+        yield f"{len(settings)} layer{'' if len(settings) == 1 else 's'}"
+    elif isinstance(settings, list):
+        yield _word(name) + " ".join(shorten(" ".join(_telling(each, "Path"))) for each in settings)
+    elif settings is True:
+        yield _lower(name)
+    elif isinstance(settings, int) and name.endswith("InBytes"):
+        yield format_size(settings)
+    else:
+        yield _word(name) + shorten(str(settings))
+
+
+def _word(name: str) -> str:
+    return _WORDS.get(name, f"{name}=" if name else "")
+
+
+def _lower(name: str) -> str:
+    """Write ReadOnly as read-only."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()

@@ -1,0 +1,30 @@
+"""Sizes as people write them: ``4 MiB``."""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from typing import Final
+
+__all__ = ["format_size", "parse_size"]
+
+_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]iB)")
+
+
+def parse_size(text: str) -> int:
+    """Read ``512 KiB``, ``1.5 GiB`` or ``100 B`` as a number of bytes; a part of a byte counts as one.
+
+    :raises ValueError: it is written in another way.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size such as '4 MiB' (B, KiB, MiB, GiB, TiB)")
+    return math.ceil(Decimal(match[1]) * _UNITS[match[2]])
+
+
+def format_size(size_bytes: int) -> str:
+    """Write a number of bytes in the largest unit that it fills, with two decimals at most."""
+    name, unit = next((n, u) for n, u in reversed(_UNITS.items()) if size_bytes >= u or u == 1)
+    return f"{size_bytes / unit:.2f}".rstrip("0").rstrip(".") + f" {name}"
