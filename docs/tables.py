@@ -1,0 +1,61 @@
+"""Pages of the documentation that are drawn from the code: nothing in them is written twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from uvm.devices.base import STATE_NAMES, TRANSITIONS
+from uvm.options import HCSSHIM, INVERTED, LCOWOptions, WCOWOptions
+
+__all__ = ["write_tables"]
+
+
+def write_tables(directory: Path) -> None:
+    """Write the pages, for ``{include}``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, lines in (("transitions.md", _transitions()), ("options.md", _options())):
+        (directory / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _transitions() -> Iterator[str]:
+    """Draw the ledger's table: a row per state, a column per event, the states that may follow."""
+    events = list(dict.fromkeys(event for _, event in TRANSITIONS))
+    yield _row(["state", *events])
+    yield _row(["---"] * (len(events) + 1))
+    for state in dict.fromkeys(state for state, _ in TRANSITIONS):
+        following = [TRANSITIONS.get((state, event), frozenset()) for event in events]
+        cells = [", ".join(STATE_NAMES[each] for each in sorted(states)) for states in following]
+        yield _row([f"**{STATE_NAMES[state]}**", *cells])
+
+
+def _options() -> Iterator[str]:
+    """Draw the options of both guests beside hcsshim's names for them."""
+    linux, windows = attrs.fields_dict(LCOWOptions), attrs.fields_dict(WCOWOptions)
+    yield _row(["option", "hcsshim", "guest", "default"])
+    yield _row(["---"] * 4)
+    for name in dict.fromkeys([*linux, *windows]):
+        field = linux.get(name) or windows[name]
+        guest = "both" if name in linux and name in windows else "Linux" if name in linux else "Windows"
+        yield _row([f"`{name}`", _hcsshim_name(field), guest, _default(field)])
+
+
+def _hcsshim_name(field: attrs.Attribute[Any]) -> str:
+    if HCSSHIM not in field.metadata:
+        return "-"
+    return f"`{field.metadata[HCSSHIM]}`" + (", inverted" if field.metadata.get(INVERTED) else "")
+
+
+def _default(field: attrs.Attribute[Any]) -> str:
+    if field.default is attrs.NOTHING:
+        return "must be given"
+    if field.default is None:
+        return "by the host"
+    return f"`{field.default!r}`" if field.repr else "-"

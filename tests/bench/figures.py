@@ -1,0 +1,123 @@
+"""Samples, and the table that shows them."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from attrs import field, frozen
+
+__all__ = ["NO_LOOP", "Figure", "render", "time_per_call"]
+
+#: Stands in the table where no event loop takes part.
+NO_LOOP: Final = "no loop"
+
+_SECONDS: Final = {"us": 1e-6, "ms": 1e-3}
+_HEADINGS: Final = ("what", "on", "median", "middle half", "least", "runs", "budget", "hcsshim")
+
+
+def _in_order(samples: Iterable[float]) -> list[float]:
+    return sorted(samples)
+
+
+@frozen
+class Figure:
+    """One row: what was measured, where, and every sample.
+
+    :ivar samples: in ``unit``.
+    :ivar budget: what the design allows; empty where it says nothing. The table judges nothing.
+    :ivar hcsshim: what the Go library took for the same, as the design has it.
+    :ivar note: what the row says besides, printed under it.
+    """
+
+    what: str
+    unit: str
+    samples: Sequence[float] = field(converter=_in_order, repr=False)
+    loop: str = NO_LOOP
+    budget: str = ""
+    hcsshim: str = ""
+    note: str = ""
+
+    @classmethod
+    def of_seconds(
+        cls,
+        what: str,
+        unit: str,
+        seconds: Iterable[float],
+        *,
+        loop: str = NO_LOOP,
+        budget: str = "",
+        hcsshim: str = "",
+        note: str = "",
+    ) -> Figure:
+        """Make a row of times, to be shown in ``us`` or ``ms``."""
+        samples = [each / _SECONDS[unit] for each in seconds]
+        return cls(what, unit, samples, loop, budget, hcsshim, note)
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, one cell for each heading."""
+        first, middle, third = _quartiles(self.samples)
+        return (
+            self.what,
+            f"{self.loop}, {platform.python_implementation()} {platform.python_version()}",
+            f"{_number(middle)} {self.unit}",
+            f"{_number(first)} to {_number(third)}",
+            _number(self.samples[0]),
+            str(len(self.samples)),
+            self.budget or "-",
+            self.hcsshim or "-",
+        )
+
+
+def time_per_call(function: Callable[[], object], *, samples: int = 40, seconds: float = 0.01) -> list[float]:
+    """Time a function that takes microseconds; each sample is the mean over a batch of calls.
+
+    :param seconds: how long a batch takes, about.
+    """
+    calls = 1
+    while (took := _batch(function, calls)) < seconds / 2:
+        calls = max(calls * 2, int(calls * seconds / max(took, 1e-9)))
+    gc.collect()
+    return [_batch(function, calls) / calls for _ in range(samples)]
+
+
+def _batch(function: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return time.perf_counter() - start
+
+
+def _quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    if len(samples) == 1:
+        return samples[0], samples[0], samples[0]
+    first, middle, third = statistics.quantiles(samples, n=4, method="inclusive")
+    return first, middle, third
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def render(figures: Iterable[Figure]) -> str:
+    """Draw the table."""
+    rows = [(figure.cells(), figure.note) for figure in figures]
+    widths = [max(map(len, column)) for column in zip(_HEADINGS, *(cells for cells, _ in rows), strict=True)]
+    lines = [_line(_HEADINGS, widths), _line(["-" * width for width in widths], widths)]
+    for cells, note in rows:
+        lines.append(_line(cells, widths))
+        if note:
+            lines.append(f"    {note}")
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    # Text to the left, the three numbers of a row to the right.
+    return "  ".join(
+        cell.rjust(width) if 2 <= i <= 5 else cell.ljust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ).rstrip()

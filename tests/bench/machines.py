@@ -1,0 +1,106 @@
+"""The pure machines, and the document: no event loop, no backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from tests.bench.figures import Figure, time_per_call
+from uvm.backends.base import FileInfo, HostInfo
+from uvm.devices.base import OK, Change, Step
+from uvm.devices.ledger import Ledger
+from uvm.devices.scsi import LUNS_PER_CONTROLLER, Attachments, DiskKey
+from uvm.devices.slots import MIB
+from uvm.devices.vpmem import PackedLayers
+from uvm.document import files_to_look_at, plan_creation
+from uvm.options import LCOWOptions
+from uvm.schema.json import dumps
+from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+
+__all__ = ["document", "scsi", "vpmem"]
+
+_SLOTS: Final = len(SCSI_CONTROLLER_GUIDS) * LUNS_PER_CONTROLLER
+_SCSI: Final = ((0, "0.75 us"), (_SLOTS // 2, "11.9 us"), (_SLOTS - 1, "22.1 us"))
+_LAYERS: Final = 500
+#: Layers of these sizes in turn, so that each of the smaller region classes is in use, on several devices.
+_LAYER_MIB: Final = (1, 3, 14, 60)
+_BOOT_FILES: Final = "C:\\boot"
+
+
+def _carry_out(ledger: Ledger[Any, Any, Any, Any], change: Change[Any, Any, Any, Any]) -> tuple[Step, ...]:
+    """Begin the operation of a change and tell the ledger that it was done; gives its steps."""
+    operation = change.operation
+    assert operation is not None
+    steps = ledger.begin(operation)
+    assert ledger.done(operation, OK).operation is None
+    return steps
+
+
+def scsi() -> Iterator[Figure]:
+    """Attach and detach a disk, while others are attached. The machine alone: nothing becomes JSON."""
+    for others, hcsshim in _SCSI:
+        ledger = Ledger(Attachments("linux"))
+        for n in range(others):
+            _, change = ledger.acquire(DiskKey(f"C:\\disks\\{n}.vhdx"), None)
+            _carry_out(ledger, change)
+        key = DiskKey("C:\\disks\\measured.vhdx")
+
+        def attach_and_detach(
+            ledger: Ledger[Any, Any, Any, Any] = ledger, key: DiskKey = key
+        ) -> tuple[Step, ...]:
+            ticket, change = ledger.acquire(key, None)
+            steps = _carry_out(ledger, change)
+            return steps + _carry_out(ledger, ledger.drop(ticket))
+
+        assert len(attach_and_detach()) == 3
+        yield Figure.of_seconds(
+            f"SCSI machine, attach + detach, {others} attached",
+            "us",
+            time_per_call(attach_and_detach),
+            budget="5 us",
+            hcsshim=hcsshim,
+        )
+
+
+def vpmem() -> Iterator[Figure]:
+    """Add and remove a layer, while others are mapped, with the JSON text of the four requests."""
+    ledger = Ledger(PackedLayers(64, 4096 * MIB))
+    for n in range(_LAYERS):
+        size = _LAYER_MIB[n % len(_LAYER_MIB)] * MIB
+        _, change = ledger.acquire(f"C:\\layers\\{n}.vhd", size)
+        _carry_out(ledger, change)
+
+    def add_and_remove() -> list[str]:
+        ticket, change = ledger.acquire("C:\\layers\\measured.vhd", 3 * MIB)
+        steps = _carry_out(ledger, change)
+        steps += _carry_out(ledger, ledger.drop(ticket))
+        return [dumps(step.request) for step in steps]
+
+    assert len(add_and_remove()) == 4
+    yield Figure.of_seconds(
+        f"packed VPMEM add + remove, {_LAYERS} mapped, JSON of 4 requests",
+        "us",
+        time_per_call(add_and_remove),
+        budget="20 us",
+        hcsshim="24 us",
+    )
+
+
+def document() -> Iterator[Figure]:
+    """Make the options of a Linux VM, and from them the document as JSON text."""
+    host = HostInfo()
+
+    def from_options() -> str:
+        options = LCOWOptions(memory_mb=2048, processors=2, boot_files_path=_BOOT_FILES)
+        files = dict.fromkeys(files_to_look_at(options, host), FileInfo(MIB))
+        plan = plan_creation(options, host, files, id="vm", new_id=lambda: "")
+        return dumps(plan.document)
+
+    assert _BOOT_FILES.replace("\\", "\\\\") in from_options()
+    yield Figure.of_seconds(
+        "LCOW document from options, as JSON",
+        "us",
+        time_per_call(from_options),
+        budget="100 us",
+        hcsshim="134 us",
+    )
