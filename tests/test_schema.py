@@ -253,4 +253,4 @@ def test_importing_the_models_does_not_load_the_converter() -> None:
         "import sys, uvm.schema.system, uvm.schema.properties, uvm.schema.network, uvm.schema.json;"
         "sys.exit('cattrs' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -323,6 +323,24 @@ def test_what_is_asked_before_an_update_begins_rides_along() -> None:
     assert not world.flights
 
 
+@pytest.mark.parametrize(("how", "state"), [("ok", ENDED), ("refused", OWED), ("unknown", ENDED)])
+def test_a_release_before_an_update_begins_rides_along_and_shares_its_fate(how: str, state: int) -> None:
+    world = World(Narrowing())
+    [first] = started(world, ("p", "a"))
+    second = world.acquire("p", "b")
+    world.drop(first)
+    world.begin("p")
+    third = world.acquire("p", "a")
+    world.done("p", how)
+    world.check()
+    assert first.state == state
+    assert second
+    assert second.state == (HELD if how == "ok" else ENDED)
+    world.finish()
+    assert third
+    assert third.state == HELD
+
+
 def test_what_is_asked_after_an_update_began_takes_one_more() -> None:
     world = World(Share())
     started(world, ("p", "a"))

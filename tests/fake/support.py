@@ -94,7 +94,7 @@ def backend_of(system: FakeSystem) -> FakeBackend:
 
 
 @contextmanager
-def refused(code: int) -> Iterator[pytest.ExceptionInfo[HostError]]:
+def expect_refusal(code: int) -> Iterator[pytest.ExceptionInfo[HostError]]:
     """The host refuses what is in the block, with this result code."""
     with pytest.raises(HostError) as caught:
         yield caught
@@ -102,7 +102,7 @@ def refused(code: int) -> Iterator[pytest.ExceptionInfo[HostError]]:
 
 
 @contextmanager
-def guest_refuses(code: int) -> Iterator[pytest.ExceptionInfo[GuestError]]:
+def expect_guest_refusal(code: int) -> Iterator[pytest.ExceptionInfo[GuestError]]:
     """The guest refuses what is in the block, with this result code."""
     with pytest.raises(GuestError) as caught:
         yield caught

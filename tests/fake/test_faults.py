@@ -13,10 +13,10 @@ from tests.fake.support import (
     add,
     backend_of,
     disk,
-    guest_refuses,
+    expect_guest_refusal,
+    expect_refusal,
     host_files,
     lcow,
-    refused,
     remove,
     running,
     slot,
@@ -110,7 +110,7 @@ async def test_a_rule_leaves_other_calls_alone(matching: Any) -> None:
 async def test_a_refused_call_changes_nothing(matching: Any) -> None:
     async with running() as system:
         backend_of(system).faults.refuse(ERROR_NO_SYSTEM_RESOURCES, text="no luck", **matching)
-        with refused(ERROR_NO_SYSTEM_RESOURCES) as caught:
+        with expect_refusal(ERROR_NO_SYSTEM_RESOURCES) as caught:
             await system.modify(add(slot(0), disk()))
         assert "no luck" in str(caught.value)
         assert system.vm.tree.scsi.disks == {}
@@ -121,7 +121,7 @@ async def test_the_guest_refuses_in_its_own_name() -> None:
         backend_of(system).faults.refuse(0xC0370110, to="guest", resource="MappedVirtualDisk")
         await system.modify(add(slot(0), disk()))
         guest = await system.connect_guest()
-        with guest_refuses(0xC0370110):
+        with expect_guest_refusal(0xC0370110):
             await guest.modify(MOUNT)
 
 
@@ -136,7 +136,7 @@ async def test_the_undo_can_be_refused_too() -> None:
     async with running() as system:
         backend_of(system).faults.refuse(to="host", request_type="Remove", first=1)
         await system.modify(add(slot(0), disk()))
-        with refused(E_FAIL):
+        with expect_refusal(E_FAIL):
             await system.modify(remove(slot(0)))
         await system.modify(remove(slot(0)))
 
@@ -192,7 +192,7 @@ async def test_a_call_that_hangs_ends_with_the_vm() -> None:
         async with anyio.create_task_group() as tasks:
 
             async def hangs_before_the_change() -> None:
-                with refused(HCS_E_SYSTEM_ALREADY_STOPPED):
+                with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
                     await system.modify(add(slot(0), disk()))
 
             tasks.start_soon(hangs_before_the_change)
@@ -249,7 +249,7 @@ async def test_a_call_cancelled_in_its_delay_has_changed_something_or_not() -> N
 async def test_the_vm_crashes_before_the_change() -> None:
     async with running() as system:
         backend_of(system).faults.crash(to="host")
-        with refused(HCS_E_SYSTEM_ALREADY_STOPPED):
+        with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
             await system.modify(add(slot(0), disk()))
         assert (await system.wait()).exit_type == "UnexpectedExit"
 

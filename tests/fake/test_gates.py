@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fake.support import DISK, OTHER_DISK, add, backend_of, disk, host_files, refused, running, slot
+from tests.fake.support import (
+    DISK,
+    OTHER_DISK,
+    add,
+    backend_of,
+    disk,
+    expect_refusal,
+    host_files,
+    running,
+    slot,
+)
 from uvm.backends.fake import FakeBackend, FakeSystem, Parked
 from uvm.backends.fake.hresult import E_FAIL, HCS_E_SYSTEM_ALREADY_STOPPED
 from uvm.errors import BridgeClosedError, HostError, UnknownOutcomeError, UVMError
@@ -95,7 +105,7 @@ async def test_the_exit_of_the_vm_wakes_what_is_parked() -> None:
         async with anyio.create_task_group() as tasks:
 
             async def attach() -> None:
-                with refused(HCS_E_SYSTEM_ALREADY_STOPPED):
+                with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
                     await system.modify(add(slot(0), disk()))
 
             tasks.start_soon(attach)

@@ -10,8 +10,8 @@ from tests.fake.support import (
     add,
     backend_of,
     disk,
+    expect_refusal,
     host_files,
-    refused,
     remove,
     running,
     slot,
@@ -32,7 +32,7 @@ async def test_every_request_is_written_down_in_order_with_its_outcome() -> None
     system = await backend.create("vm1", wcow())
     await system.start()
     await system.modify(add(slot(0), disk()))
-    with refused(ERROR_NOT_FOUND):
+    with expect_refusal(ERROR_NOT_FOUND):
         await system.modify(remove(slot(1)))
     await (await system.connect_guest()).modify(
         to_guest("MappedVirtualDisk", "Add", ContainerPath=r"C:\m", Lun=0)
@@ -61,7 +61,7 @@ async def test_every_request_is_written_down_in_order_with_its_outcome() -> None
 async def test_entries_are_found_by_what_they_are_about() -> None:
     async with running() as system:
         await system.modify(add(slot(0), disk()))
-        with refused(ERROR_NOT_FOUND):
+        with expect_refusal(ERROR_NOT_FOUND):
             await system.modify(remove(slot(1)))
         journal = backend_of(system).journal
         assert [e.call.resource for e in journal.entries(to="host")] == [slot(0), slot(1)]
@@ -85,7 +85,7 @@ async def test_an_entry_prints_as_one_line() -> None:
         backend = backend_of(system)
         backend.journal.clear()
         await system.modify(add(slot(0), disk()))
-        with refused(ERROR_NOT_FOUND):
+        with expect_refusal(ERROR_NOT_FOUND):
             await system.modify(remove(slot(1)))
         await backend.grant_access(DISK, VM_GROUP)
         seq = next(iter(backend.journal)).seq
@@ -112,7 +112,7 @@ async def test_secrets_are_not_printed() -> None:
 async def test_long_documents_print_in_part() -> None:
     backend = FakeBackend()
     document: JSON = {"Owner": "x" * 1000}
-    with refused(0x8037010D):
+    with expect_refusal(0x8037010D):
         await backend.create("vm1", document)
     (line,) = backend.journal.render().splitlines()
     assert "1,013 characters" in line
@@ -134,7 +134,7 @@ async def test_a_listener_sees_each_entry_once_its_outcome_is_known() -> None:
         journal, seen = backend_of(system).journal, list[Entry]()
         stop = journal.listen(seen.append)
         backend_of(system).faults.refuse(to="query", nth=1)
-        with refused(E_FAIL):
+        with expect_refusal(E_FAIL):
             await system.properties()
         stop()
         await system.properties()

@@ -13,9 +13,9 @@ from tests.fake.support import (
     add,
     backend_of,
     disk,
+    expect_refusal,
     host_files,
     lcow,
-    refused,
     running,
     slot,
     vm_of,
@@ -79,7 +79,7 @@ async def test_each_state_allows_some_operations_and_refuses_the_others(state: s
     system = await FakeBackend(files=host_files()).create("vm1", lcow())
     await bring(system, state)
     if operation in REFUSED[state]:
-        with refused(HCS_E_INVALID_STATE):
+        with expect_refusal(HCS_E_INVALID_STATE):
             await OPERATIONS[operation](system)
         assert system.vm.state == state
     else:
@@ -90,7 +90,7 @@ async def test_each_state_allows_some_operations_and_refuses_the_others(state: s
 async def test_a_stopped_system_refuses_everything(operation: str) -> None:
     system = await FakeBackend(files=host_files()).create("vm1", lcow())
     await system.terminate()
-    with refused(HCS_E_SYSTEM_ALREADY_STOPPED):
+    with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
         await OPERATIONS[operation](system)
 
 
@@ -104,7 +104,7 @@ async def test_a_closed_handle_refuses_everything(operation: str) -> None:
     }
     system = await FakeBackend(files=host_files()).create("vm1", lcow())
     await system.close()
-    with refused(E_HANDLE):
+    with expect_refusal(E_HANDLE):
         await (OPERATIONS | more)[operation](system)
 
 
@@ -132,7 +132,7 @@ async def test_every_waiter_is_told_how_the_system_exited(operation: str, exit_t
 async def test_an_id_can_be_taken_once() -> None:
     backend = FakeBackend(files=host_files())
     await backend.create("vm1", lcow())
-    with refused(HCS_E_SYSTEM_ALREADY_EXISTS):
+    with expect_refusal(HCS_E_SYSTEM_ALREADY_EXISTS):
         await backend.create("vm1", lcow())
 
 
@@ -142,14 +142,14 @@ async def test_a_stopped_system_keeps_its_id_until_its_last_handle_closes() -> N
     other = await backend.open("vm1")
     await system.terminate()
     await system.close()
-    with refused(HCS_E_SYSTEM_ALREADY_EXISTS):
+    with expect_refusal(HCS_E_SYSTEM_ALREADY_EXISTS):
         await backend.create("vm1", lcow())
     await other.close()
     await backend.create("vm1", lcow())
 
 
 async def test_what_does_not_exist_cannot_be_opened() -> None:
-    with refused(HCS_E_SYSTEM_NOT_FOUND):
+    with expect_refusal(HCS_E_SYSTEM_NOT_FOUND):
         await FakeBackend().open("vm1")
 
 
@@ -187,7 +187,7 @@ async def test_closing_a_handle_wakes_its_own_waiters_only() -> None:
         async with anyio.create_task_group() as tasks:
 
             async def wait_on_the_closed_handle() -> None:
-                with refused(E_HANDLE):
+                with expect_refusal(E_HANDLE):
                     await system.wait()
 
             async def wait_on_the_other() -> None:
@@ -248,7 +248,7 @@ async def test_a_document_that_hcs_cannot_carry_out_is_refused_and_leaves_nothin
     document: JSON, code: int
 ) -> None:
     backend = FakeBackend(files=host_files())
-    with refused(code):
+    with expect_refusal(code):
         await backend.create("vm1", document)
     assert backend.leftovers() == []
 
@@ -256,13 +256,13 @@ async def test_a_document_that_hcs_cannot_carry_out_is_refused_and_leaves_nothin
 async def test_devices_before_the_refused_one_are_let_go() -> None:
     backend = FakeBackend(files=host_files())
     document = lcow(Scsi={"x": {"Attachments": {"0": disk(ReadOnly=True), "64": disk(ReadOnly=True)}}})
-    with refused(E_INVALIDARG):
+    with expect_refusal(E_INVALIDARG):
         await backend.create("vm1", document)
     assert not backend.files.is_open(disk()["Path"])
 
 
 async def test_the_kernel_must_exist() -> None:
-    with refused(ERROR_FILE_NOT_FOUND) as caught:
+    with expect_refusal(ERROR_FILE_NOT_FOUND) as caught:
         await FakeBackend().create("vm1", lcow())
     assert "vmlinux" in str(caught.value)
 
@@ -277,7 +277,7 @@ async def test_what_uefi_boots_from_the_host_must_exist(present: bool) -> None:
         backend.files.add(r"C:\efi\kernel")
         assert (await backend.create("vm1", document)).vm.os == "linux"
     else:
-        with refused(ERROR_FILE_NOT_FOUND):
+        with expect_refusal(ERROR_FILE_NOT_FOUND):
             await backend.create("vm1", document)
 
 
@@ -286,7 +286,7 @@ async def test_what_uefi_boots_from_the_host_must_exist(present: bool) -> None:
     [(HostInfo(processors=1), E_INVALIDARG), (HostInfo(memory_mb=512), ERROR_NO_SYSTEM_RESOURCES)],
 )
 async def test_a_vm_cannot_be_larger_than_the_host(host: HostInfo, code: int) -> None:
-    with refused(code):
+    with expect_refusal(code):
         await FakeBackend(host=host).create("vm1", wcow())
 
 
@@ -317,7 +317,7 @@ async def test_saving_to_a_file_writes_the_file() -> None:
 
 async def test_unknown_options_are_invalid_json() -> None:
     async with running() as system:
-        with refused(HCS_E_INVALID_JSON):
+        with expect_refusal(HCS_E_INVALID_JSON):
             await system.pause({"Level": "Suspend"})
         assert system.vm.state == "Running"
 

@@ -18,7 +18,7 @@ from tests.fake.support import (
     add,
     backend_of,
     disk,
-    guest_refuses,
+    expect_guest_refusal,
     host_files,
     image,
     mapping,
@@ -70,7 +70,7 @@ async def test_it_sees_the_disks_that_the_host_attached_and_did_not_eject() -> N
         assert [d.lun for d in state.block_devices] == [0]
         await guest.modify(eject())
         assert state.block_devices == []
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(mount())
 
 
@@ -85,15 +85,16 @@ async def test_a_disk_attached_anew_is_a_new_device() -> None:
 
 
 async def test_ejecting_what_is_not_there_is_no_error() -> None:
-    async with linux() as (_, guest, _):
+    async with linux() as (_, guest, state):
         await guest.modify(eject())
+        assert state.inconsistencies() == []
 
 
 async def test_a_mounted_disk_is_not_ejected() -> None:
     async with linux() as (system, guest, state):
         await system.modify(add(slot(0), disk()))
         await guest.modify(mount())
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(eject())
         await guest.modify(unmount())
         await guest.modify(eject())
@@ -104,7 +105,7 @@ async def test_what_is_not_attached_is_not_mounted() -> None:
     async with linux() as (system, guest, _):
         await system.modify(add(slot(0), disk()))
         for request in (mount(lun=1), mount(Controller=1)):
-            with guest_refuses(E_FAIL):
+            with expect_guest_refusal(E_FAIL):
                 await guest.modify(request)
 
 
@@ -113,7 +114,7 @@ async def test_nothing_is_mounted_over_a_mount(path: str) -> None:
     async with linux() as (system, guest, _):
         await system.modify(add(slot(0), disk()))
         await guest.modify(mount("/m"))
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(mount(path, Partition=1))
 
 
@@ -128,7 +129,7 @@ async def test_one_disk_is_mounted_at_several_paths() -> None:
 async def test_a_read_only_disk_is_mounted_read_only_or_as_a_device() -> None:
     async with linux() as (system, guest, state):
         await system.modify(add(slot(0), disk(ReadOnly=True)))
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(mount())
         await guest.modify(mount("/ro", ReadOnly=True))
         await guest.modify(mount("/dev/x", BlockDev=True))
@@ -138,7 +139,7 @@ async def test_a_read_only_disk_is_mounted_read_only_or_as_a_device() -> None:
 async def test_only_known_filesystems_are_made() -> None:
     async with linux() as (system, guest, _):
         await system.modify(add(slot(0), disk()))
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(mount(EnsureFilesystem=True, Filesystem="ntfs"))
         await guest.modify(mount(EnsureFilesystem=True, Filesystem="xfs"))
 
@@ -149,10 +150,10 @@ async def test_what_is_not_mounted_there_is_not_unmounted() -> None:
         await system.modify(add(slot(1), disk(LAYER, ReadOnly=True)))
         await guest.modify(mount())
         for request in (unmount("/other"), unmount("/m", lun=1)):
-            with guest_refuses(E_FAIL):
+            with expect_guest_refusal(E_FAIL):
                 await guest.modify(request)
         await guest.modify(unmount())
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(unmount())
         assert paths(state) == []
 
@@ -162,7 +163,7 @@ async def test_a_path_with_a_mount_inside_is_busy() -> None:
         await system.modify(add(slot(0), disk()))
         await guest.modify(mount("/m"))
         await guest.modify(mount("/m/inside", Partition=1))
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(unmount("/m"))
         await guest.modify(unmount("/m/inside"))
         await guest.modify(unmount("/m"))
@@ -218,7 +219,7 @@ async def test_pmem_that_is_not_there_is_not_mounted(settings: JSON) -> None:
     async with linux() as (system, guest, _):
         await system.modify(add(pmem(0), image()))
         await system.modify(add(pmem(1, 0), mapping()))
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(to_guest("VPMemDevice", "Add", MountPath="/p", **settings))
 
 
@@ -227,7 +228,7 @@ async def test_a_share_is_mounted_by_its_name_and_port() -> None:
         share = {"Name": "0", "AccessName": "0", "Path": SHARED, "Port": 564, "Flags": 4}
         await system.modify(add(PLAN9_SHARES_PATH, share))
         for wrong in ({"ShareName": "1", "Port": 564}, {"ShareName": "0", "Port": 565}):
-            with guest_refuses(E_FAIL):
+            with expect_guest_refusal(E_FAIL):
                 await guest.modify(to_guest("MappedDirectory", "Add", MountPath="/s", **wrong))
         await guest.modify(to_guest("MappedDirectory", "Add", MountPath="/s", ShareName="0", Port=564))
         await system.modify(remove(PLAN9_SHARES_PATH, {"Name": "0"}))
@@ -254,10 +255,10 @@ async def test_layers_are_combined_from_what_is_mounted() -> None:
             layers("/root", "/layer", scratch="/layer/c1"),
             layers("/scratch", "/layer"),
         ):
-            with guest_refuses(E_FAIL):
+            with expect_guest_refusal(E_FAIL):
                 await guest.modify(request)
         await guest.modify(layers("/scratch/c1/rootfs", "/layer", scratch="/scratch/c1"))
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(unmount("/scratch"))
         await guest.modify(unmount("/layer", lun=1))
         assert state.inconsistencies() == ["overlay at /scratch/c1/rootfs lacks its layer /layer"]
@@ -279,11 +280,11 @@ def nic(request_type: str = "Add", **settings: Any) -> JSON:
 async def test_an_adapter_is_configured_once_the_host_has_added_it() -> None:
     async with linux() as (system, guest, state):
         backend_of(system).network.add_endpoint({"ID": "e"})
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(nic())
         await system.modify(add(NIC, {"EndpointId": "e"}))
         await guest.modify(nic())
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(nic())
         assert list(state.namespaces["ns-1"]) == ["nic-1"]
         await system.modify(remove(NIC))
@@ -293,14 +294,15 @@ async def test_an_adapter_is_configured_once_the_host_has_added_it() -> None:
 
 
 async def test_an_unknown_adapter_is_removed_without_complaint() -> None:
-    async with linux() as (_, guest, _):
+    async with linux() as (_, guest, state):
         await guest.modify(nic("Remove"))
+        assert state.inconsistencies() == []
 
 
 async def test_an_assigned_adapter_is_a_pci_device() -> None:
     async with linux() as (system, guest, _):
         functions = {"Functions": [{"DeviceInstancePath": "x"}]}
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(nic(VPCIAssigned=True))
         await system.modify(add(virtual_pci_path("nic-1"), functions))
         await guest.modify(nic(VPCIAssigned=True))
@@ -309,23 +311,23 @@ async def test_an_assigned_adapter_is_a_pci_device() -> None:
 async def test_a_pci_device_is_waited_for_and_never_removed() -> None:
     async with linux() as (system, guest, _):
         request = to_guest("VPCIDevice", "Add", VMBusGUID=SERVICE)
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(request)
         await system.modify(add(virtual_pci_path(SERVICE), {"Functions": [{"DeviceInstancePath": "x"}]}))
         await guest.modify(request)
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(request | {"RequestType": "Remove"})
 
 
 async def test_the_security_policy_is_set_once_and_takes_fragments() -> None:
     async with linux() as (_, guest, state):
         fragment = to_guest("SecurityPolicyFragment", "Add", Fragment="f")
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(fragment)
         policy = to_guest("SecurityPolicy", "Add", EncodedSecurityPolicy="p")
         await guest.modify(policy)
         await guest.modify(fragment)
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify(policy)
         assert state.policy is not None
         assert state.policy.encoded_security_policy == "p"
@@ -335,7 +337,7 @@ async def test_the_security_policy_is_set_once_and_takes_fragments() -> None:
 async def test_the_pod_memory_limit_is_updated_only() -> None:
     async with linux() as (_, guest, _):
         await guest.modify({"ResourceType": "PodCgroupMemoryLimit", "RequestType": "Update"})
-        with guest_refuses(E_FAIL):
+        with expect_guest_refusal(E_FAIL):
             await guest.modify({"ResourceType": "PodCgroupMemoryLimit", "RequestType": "Add"})
 
 
@@ -360,7 +362,7 @@ async def test_a_request_that_the_guest_cannot_read_or_does_not_know_is_refused(
 ) -> None:
     async with linux() as (system, guest, state):
         await system.modify(add(slot(0), disk()))
-        with guest_refuses(code):
+        with expect_guest_refusal(code):
             await guest.modify(request_)
         assert paths(state) == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fake.support import JSON, refused
+from tests.fake.support import JSON, expect_refusal
 from uvm.backends.fake import FakeBackend, FakeNetwork
 from uvm.backends.fake.hresult import (
     ERROR_ALREADY_EXISTS,
@@ -45,24 +45,24 @@ async def test_an_endpoint_joins_its_namespace_whichever_is_added_first(network:
 
 
 async def test_what_is_not_there_is_not_found(network: FakeNetwork) -> None:
-    with refused(ERROR_NOT_FOUND):
+    with expect_refusal(ERROR_NOT_FOUND):
         await network.namespace("none")
-    with refused(ERROR_NOT_FOUND):
+    with expect_refusal(ERROR_NOT_FOUND):
         await network.namespace_endpoints("none")
-    with refused(HCN_E_ENDPOINT_NOT_FOUND):
+    with expect_refusal(HCN_E_ENDPOINT_NOT_FOUND):
         await network.endpoint("none")
-    with refused(ERROR_NOT_FOUND):
+    with expect_refusal(ERROR_NOT_FOUND):
         await network.add_namespace_endpoint("none", ENDPOINT)
-    with refused(HCN_E_ENDPOINT_NOT_FOUND):
+    with expect_refusal(HCN_E_ENDPOINT_NOT_FOUND):
         await network.add_namespace_endpoint(NAMESPACE, "none")
 
 
 async def test_an_endpoint_is_in_one_namespace_at_a_time(network: FakeNetwork) -> None:
     network.add_namespace({"ID": "second"})
-    with refused(HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS):
+    with expect_refusal(HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS):
         await network.add_namespace_endpoint("second", ENDPOINT)
     await network.remove_namespace_endpoint(NAMESPACE, ENDPOINT)
-    with refused(ERROR_NOT_FOUND):
+    with expect_refusal(ERROR_NOT_FOUND):
         await network.remove_namespace_endpoint(NAMESPACE, ENDPOINT)
     await network.add_namespace_endpoint("second", ENDPOINT)
     assert (await network.endpoint(ENDPOINT))["HostComputeNamespace"] == "second"
@@ -71,23 +71,23 @@ async def test_an_endpoint_is_in_one_namespace_at_a_time(network: FakeNetwork) -
 async def test_deleting_a_namespace_leaves_its_endpoints(network: FakeNetwork) -> None:
     await network.delete_namespace(NAMESPACE)
     await network.delete_namespace(NAMESPACE)
-    with refused(ERROR_NOT_FOUND):
+    with expect_refusal(ERROR_NOT_FOUND):
         await network.namespace(NAMESPACE)
     assert "HostComputeNamespace" not in await network.endpoint(ENDPOINT)
 
 
 async def test_nothing_is_added_twice(network: FakeNetwork) -> None:
-    with refused(ERROR_ALREADY_EXISTS):
+    with expect_refusal(ERROR_ALREADY_EXISTS):
         network.add_namespace({"ID": NAMESPACE.lower()})
-    with refused(ERROR_ALREADY_EXISTS):
+    with expect_refusal(ERROR_ALREADY_EXISTS):
         network.add_endpoint({"ID": ENDPOINT.lower()})
 
 
 @pytest.mark.parametrize("document", [{}, {"ID": 5}, {"ID": ""}])
 async def test_a_document_needs_an_id(network: FakeNetwork, document: JSON) -> None:
-    with refused(HCN_E_INVALID_JSON):
+    with expect_refusal(HCN_E_INVALID_JSON):
         network.add_endpoint(document)
-    with refused(HCN_E_INVALID_JSON):
+    with expect_refusal(HCN_E_INVALID_JSON):
         network.add_namespace(document)
 
 

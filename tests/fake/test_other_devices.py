@@ -11,12 +11,13 @@ from tests.fake.support import (
     SERVICE,
     add,
     backend_of,
+    expect_refusal,
     host_files,
     lcow,
-    refused,
     remove,
     running,
     update,
+    vm_of,
     wcow,
 )
 from uvm.backends.fake import Checks, FakeBackend, FakeSystem
@@ -76,22 +77,22 @@ async def test_an_adapter_id_is_taken_once_and_an_unknown_one_is_not_found() -> 
     async with running() as system:
         network_of(system)
         await system.modify(add(NIC, adapter()))
-        with refused(ERROR_ALREADY_EXISTS):
+        with expect_refusal(ERROR_ALREADY_EXISTS):
             await system.modify(add(network_adapter_path("NIC-1"), adapter()))
         for request in (remove, update):
-            with refused(ERROR_NOT_FOUND):
+            with expect_refusal(ERROR_NOT_FOUND):
                 await system.modify(request(network_adapter_path("nic-2"), adapter()))
 
 
 async def test_an_endpoint_must_exist_and_is_attached_once() -> None:
     backend = FakeBackend(files=host_files())
     async with running(backend=backend) as one, running(backend=backend, system_id="vm2") as two:
-        with refused(HCN_E_ENDPOINT_NOT_FOUND):
+        with expect_refusal(HCN_E_ENDPOINT_NOT_FOUND):
             await one.modify(add(NIC, adapter()))
         network_of(one)
         await one.modify(add(NIC, adapter()))
         for vm in (one, two):
-            with refused(HCN_E_ENDPOINT_ALREADY_ATTACHED):
+            with expect_refusal(HCN_E_ENDPOINT_ALREADY_ATTACHED):
                 await vm.modify(add(network_adapter_path("nic-2"), adapter()))
         await one.terminate()
         await two.modify(add(NIC, adapter()))
@@ -101,6 +102,7 @@ async def test_endpoints_are_not_looked_at_where_that_is_switched_off() -> None:
     backend = FakeBackend(files=host_files(), checks=Checks(endpoints=False))
     async with running(backend=backend) as system:
         await system.modify(add(NIC, adapter()))
+        assert len(vm_of(system).tree.adapters.adapters) == 1
         await system.modify(remove(NIC))
 
 
@@ -108,7 +110,7 @@ async def test_endpoints_are_not_looked_at_where_that_is_switched_off() -> None:
 async def test_a_mac_address_has_six_bytes(mac: str) -> None:
     async with running() as system:
         network_of(system)
-        with refused(E_INVALIDARG):
+        with expect_refusal(E_INVALIDARG):
             await system.modify(add(NIC, adapter(mac=mac)))
         await system.modify(add(NIC, adapter()))
 
@@ -118,7 +120,7 @@ async def test_only_the_sriov_settings_of_an_adapter_change() -> None:
         network_of(system)
         await system.modify(add(NIC, adapter()))
         await system.modify(update(NIC, adapter(IovSettings={"OffloadWeight": 100})))
-        with refused(E_INVALIDARG):
+        with expect_refusal(E_INVALIDARG):
             await system.modify(update(NIC, adapter(mac="00-15-5D-52-C0-01")))
 
 
@@ -133,10 +135,10 @@ async def test_a_pci_function_is_assigned_to_one_device_at_a_time() -> None:
     backend = FakeBackend(files=host_files())
     async with running(backend=backend) as one, running(backend=backend, system_id="vm2") as two:
         await one.modify(add(PCI, functions(0)))
-        with refused(ERROR_ALREADY_EXISTS):
+        with expect_refusal(ERROR_ALREADY_EXISTS):
             await one.modify(add(PCI, functions(1)))
         for vm in (one, two):
-            with refused(ERROR_SHARING_VIOLATION):
+            with expect_refusal(ERROR_SHARING_VIOLATION):
                 await vm.modify(add(virtual_pci_path("other"), functions(1, 0)))
         await two.modify(add(PCI, functions(1)))
         await one.modify(remove(PCI))
@@ -149,11 +151,11 @@ async def test_a_pci_device_needs_functions_and_has_no_updates() -> None:
     async with running() as system:
         malformed: list[JSON] = [{"Functions": []}, {"Functions": [{}]}]
         for settings in malformed:
-            with refused(E_INVALIDARG):
+            with expect_refusal(E_INVALIDARG):
                 await system.modify(add(PCI, settings))
-        with refused(E_INVALIDARG):
+        with expect_refusal(E_INVALIDARG):
             await system.modify(update(PCI, functions(0)))
-        with refused(ERROR_NOT_FOUND):
+        with expect_refusal(ERROR_NOT_FOUND):
             await system.modify(remove(PCI))
 
 
@@ -167,15 +169,15 @@ async def test_the_pci_devices_of_the_document_are_assigned_from_the_start() -> 
 async def test_a_pipe_is_mapped_once_and_has_no_settings() -> None:
     async with running(wcow()) as system:
         path = mapped_pipe_path(PIPE)
-        with refused(E_INVALIDARG):
+        with expect_refusal(E_INVALIDARG):
             await system.modify(add(path, {"Name": "x"}))
-        with refused(ERROR_NOT_FOUND):
+        with expect_refusal(ERROR_NOT_FOUND):
             await system.modify(remove(path))
         await system.modify(add(path))
         assert system.vm.tree.pipes.pipes == [PIPE]
-        with refused(ERROR_ALREADY_EXISTS):
+        with expect_refusal(ERROR_ALREADY_EXISTS):
             await system.modify(add(mapped_pipe_path(PIPE.upper())))
-        with refused(E_INVALIDARG):
+        with expect_refusal(E_INVALIDARG):
             await system.modify(update(path))
         await system.modify(remove(path))
         assert system.vm.tree.pipes.pipes == []
@@ -184,11 +186,11 @@ async def test_a_pipe_is_mapped_once_and_has_no_settings() -> None:
 async def test_there_are_two_serial_ports() -> None:
     com = "VirtualMachine/Devices/ComPorts/"
     async with running(lcow(ComPorts={"0": {"NamedPipe": PIPE}})) as system:
-        with refused(ERROR_ALREADY_EXISTS):
+        with expect_refusal(ERROR_ALREADY_EXISTS):
             await system.modify(add(com + "0", {"NamedPipe": PIPE}))
-        with refused(ERROR_NOT_FOUND):
+        with expect_refusal(ERROR_NOT_FOUND):
             await system.modify(remove(com + "1"))
-        with refused(E_INVALIDARG):
+        with expect_refusal(E_INVALIDARG):
             await system.modify(add(com + "2", {"NamedPipe": PIPE}))
         await system.modify(add(com + "1", {"NamedPipe": PIPE}))
         await system.modify(update(com + "1", {"NamedPipe": PIPE, "OptimizeForDebugger": True}))
@@ -210,7 +212,7 @@ async def test_a_socket_service_is_made_by_an_update_and_removed_without_complai
         assert list(system.vm.tree.sockets.services) == [SERVICE]
         await system.modify(remove(path))
         assert system.vm.tree.sockets.services == {}
-        with refused(E_INVALIDARG):
+        with expect_refusal(E_INVALIDARG):
             await system.modify(update(hvsocket_service_path("not-a-guid"), {}))
 
 
@@ -234,7 +236,7 @@ async def test_memory_is_set_without_a_request_type() -> None:
 )
 async def test_memory_is_an_even_number_of_megabytes_that_the_host_has(size: object, code: int) -> None:
     async with running() as system:
-        with refused(code):
+        with expect_refusal(code):
             await system.modify(update(MEMORY_SIZE_PATH, size))
         assert system.vm.tree.topology.size_in_mb == 1024
 
@@ -264,13 +266,13 @@ async def test_processor_limits_and_the_group_are_set() -> None:
 )
 async def test_processor_settings_have_bounds(path: str, settings: JSON) -> None:
     async with running() as system:
-        with refused(E_INVALIDARG):
+        with expect_refusal(E_INVALIDARG):
             await system.modify(update(path, settings))
 
 
 async def test_the_topology_cannot_be_removed() -> None:
     async with running() as system:
-        with refused(E_INVALIDARG):
+        with expect_refusal(E_INVALIDARG):
             await system.modify(remove(MEMORY_SIZE_PATH))
 
 
@@ -291,5 +293,5 @@ async def test_the_topology_cannot_be_removed() -> None:
 )
 async def test_a_request_that_hcs_does_not_know_is_refused(request_: Any, code: int) -> None:
     async with running() as system:
-        with refused(code):
+        with expect_refusal(code):
             await system.modify(request_)

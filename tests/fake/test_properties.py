@@ -11,9 +11,9 @@ from tests.fake.support import (
     add,
     backend_of,
     disk,
+    expect_refusal,
     host_files,
     lcow,
-    refused,
     running,
     slot,
     wcow,
@@ -112,7 +112,7 @@ async def test_the_cpu_group_is_the_one_that_was_set() -> None:
 
 async def test_the_guest_connection_is_told_where_hcs_has_one() -> None:
     async with running() as system:
-        with refused(HCS_E_NOT_CONFIGURED):
+        with expect_refusal(HCS_E_NOT_CONFIGURED):
             await system.properties("GuestConnection")
     document = lcow()
     document["VirtualMachine"]["GuestConnection"] = {}
@@ -124,16 +124,16 @@ async def test_the_guest_connection_is_told_where_hcs_has_one() -> None:
 @pytest.mark.parametrize("name", ["Memory", "Statistics"])
 async def test_a_vm_that_does_not_run_uses_nothing(name: str) -> None:
     system = await FakeBackend(files=host_files()).create("vm1", lcow())
-    with refused(HCS_E_INVALID_STATE):
+    with expect_refusal(HCS_E_INVALID_STATE):
         await system.properties(name)
     await system.terminate()
-    with refused(HCS_E_SYSTEM_ALREADY_STOPPED):
+    with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
         await system.properties(name)
 
 
 async def test_an_unknown_property_is_invalid_json() -> None:
     async with running() as system:
-        with refused(HCS_E_INVALID_JSON):
+        with expect_refusal(HCS_E_INVALID_JSON):
             await system.properties("Mood")
 
 
@@ -168,5 +168,5 @@ async def test_the_working_set_is_the_memory_in_use() -> None:
         statistics = (await system.properties("Statistics"))["Statistics"]
         assert await system.working_set_bytes() == statistics["Memory"]["MemoryUsagePrivateWorkingSetBytes"]
         await system.terminate()
-        with refused(HCS_E_SYSTEM_ALREADY_STOPPED):
+        with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
             await system.working_set_bytes()

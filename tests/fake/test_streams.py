@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from tests.fake.support import SERVICE, host_files, lcow, refused, running
+from tests.fake.support import SERVICE, expect_refusal, host_files, lcow, running
 from uvm.backends.fake import FakeBackend, FakeStream, FakeSystem
 from uvm.backends.fake.hresult import HCS_E_SYSTEM_ALREADY_STOPPED, WSAEADDRINUSE
 from uvm.errors import VMExitedError
@@ -116,7 +116,7 @@ async def test_nobody_answers_where_nobody_listens() -> None:
 async def test_a_service_has_one_listener() -> None:
     async with running() as system:
         listener = await system.listen(SERVICE)
-        with refused(WSAEADDRINUSE):
+        with expect_refusal(WSAEADDRINUSE):
             await system.listen(SERVICE.upper())
         await listener.aclose()
         await system.listen(SERVICE)
@@ -153,5 +153,5 @@ async def test_the_exit_ends_listeners_and_connections() -> None:
         for end in (guest, host, unaccepted):
             with pytest.raises(anyio.ClosedResourceError):
                 await end.receive()
-        with refused(HCS_E_SYSTEM_ALREADY_STOPPED):
+        with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
             await system.listen(SERVICE)

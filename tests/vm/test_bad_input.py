@@ -47,7 +47,7 @@ Use = Callable[[uvm.UtilityVM], Awaitable[Any]]
 MISSING = r"C:\missing\disk.vhdx"
 
 
-async def refuses(run: Running, use: Use, error: type[UVMError], match: str | None = None) -> None:
+async def expect_refusal(run: Running, use: Use, error: type[UVMError], match: str | None = None) -> None:
     """Nothing is sent, and nothing changes, when this is refused."""
     before = run.state()
     with pytest.raises(error, match=match):
@@ -140,7 +140,7 @@ LINUX_PATHS: dict[str, tuple[Use, str]] = {
 async def test_a_path_that_is_not_there_or_of_the_wrong_kind_is_not_sent(what: str) -> None:
     use, match = LINUX_PATHS[what]
     async with running() as run:
-        await refuses(run, use, HostPathError, match)
+        await expect_refusal(run, use, HostPathError, match)
 
 
 WINDOWS_PATHS: dict[str, tuple[Use, str]] = {
@@ -162,7 +162,7 @@ WINDOWS_PATHS: dict[str, tuple[Use, str]] = {
 async def test_the_same_holds_for_a_windows_guest(what: str) -> None:
     use, match = WINDOWS_PATHS[what]
     async with running(wcow()) as run:
-        await refuses(run, use, HostPathError, match)
+        await expect_refusal(run, use, HostPathError, match)
 
 
 # Arguments.
@@ -191,7 +191,7 @@ LINUX_ARGUMENTS: dict[str, tuple[Use, str]] = {
 async def test_an_argument_that_cannot_work_is_not_sent(what: str) -> None:
     use, match = LINUX_ARGUMENTS[what]
     async with running() as run:
-        await refuses(run, use, OptionsError, match)
+        await expect_refusal(run, use, OptionsError, match)
 
 
 WINDOWS_ARGUMENTS: dict[str, tuple[Use, str]] = {
@@ -205,21 +205,23 @@ WINDOWS_ARGUMENTS: dict[str, tuple[Use, str]] = {
 async def test_nor_is_it_for_a_windows_guest(what: str) -> None:
     use, match = WINDOWS_ARGUMENTS[what]
     async with running(wcow()) as run:
-        await refuses(run, use, OptionsError, match)
+        await expect_refusal(run, use, OptionsError, match)
 
 
 async def test_a_guest_path_that_is_taken_is_refused_before_anything_is_sent() -> None:
     async with running() as run:
         await run.vm.scsi.attach(DISK, mount=uvm.Mount(guest_path="/mnt"))
         use: Use = lambda vm: vm.scsi.attach(OTHER_DISK, mount=uvm.Mount(guest_path="/mnt"))  # noqa: E731
-        await refuses(run, use, OptionsError, "where the disk at controller 0, LUN 0 is mounted")
+        await expect_refusal(run, use, OptionsError, "where the disk at controller 0, LUN 0 is mounted")
 
 
 async def test_a_path_of_a_windows_guest_that_is_taken_is_refused_before_anything_is_sent() -> None:
     async with running(wcow()) as run:
         await run.vm.share(SHARED, r"C:\there")
-        await refuses(run, lambda vm: vm.share(OTHER_SHARED, r"C:\there"), OptionsError, "another share")
-        await refuses(
+        await expect_refusal(
+            run, lambda vm: vm.share(OTHER_SHARED, r"C:\there"), OptionsError, "another share"
+        )
+        await expect_refusal(
             run, lambda vm: vm.share(SHARED, r"C:\there", read_only=True), OptionsError, "another share"
         )
         sent = len(run.sent())
@@ -231,18 +233,20 @@ async def test_other_layers_at_a_root_are_refused() -> None:
     async with running() as run:
         root = await run.vm.mount_layers("c1", [LAYER], DISK)
         use: Use = lambda vm: vm.layers.combine(root.root, ["/other"])  # noqa: E731
-        await refuses(run, use, OptionsError, "other layers are combined there")
+        await expect_refusal(run, use, OptionsError, "other layers are combined there")
 
 
 async def test_a_namespace_or_an_endpoint_that_is_not_there_is_refused() -> None:
     async with running() as run:
-        await refuses(run, lambda vm: vm.network.add_namespace("nowhere"), HostError, "ERROR_NOT_FOUND")
-        await refuses(run, lambda vm: vm.network.setup("nowhere"), HostError, "ERROR_NOT_FOUND")
-        await refuses(
+        await expect_refusal(
+            run, lambda vm: vm.network.add_namespace("nowhere"), HostError, "ERROR_NOT_FOUND"
+        )
+        await expect_refusal(run, lambda vm: vm.network.setup("nowhere"), HostError, "ERROR_NOT_FOUND")
+        await expect_refusal(
             run, lambda vm: vm.network.add_endpoint(NAMESPACE, "none"), HostError, "HCN_E_ENDPOINT_NOT_FOUND"
         )
         document = {"ID": "22222222-0000-0000-0000-000000000001"}
-        await refuses(
+        await expect_refusal(
             run, lambda vm: vm.network.add_endpoint(NAMESPACE, document), NotAttachedError, "is not in"
         )
 
@@ -260,7 +264,7 @@ async def test_the_removal_of_what_is_not_there_is_refused() -> None:
     ]
     async with running() as run:
         for use in linux:
-            await refuses(run, use, NotAttachedError)
+            await expect_refusal(run, use, NotAttachedError)
         with pytest.raises(NotAttachedError):
             run.vm.scsi.guest_path(DISK)
         with pytest.raises(NotAttachedError):
@@ -275,7 +279,7 @@ async def test_the_removal_of_what_is_not_there_is_refused() -> None:
         await run.vm.vsmb.add(SHARED)
         await run.vm.vsmb.add(FILE)
         for use in windows:
-            await refuses(run, use, NotAttachedError)
+            await expect_refusal(run, use, NotAttachedError)
 
 
 # Space.
@@ -289,14 +293,14 @@ async def test_every_scsi_slot_taken_is_an_error_of_its_own() -> None:
     async with running(amend=_one_slot) as run:
         disk = await run.vm.scsi.attach(DISK)
         assert disk.lun == 5
-        await refuses(run, lambda vm: vm.scsi.attach(OTHER_DISK), NoSpaceError, "no SCSI slot is free")
+        await expect_refusal(run, lambda vm: vm.scsi.attach(OTHER_DISK), NoSpaceError, "no SCSI slot is free")
         await disk.release()
         assert (await run.vm.scsi.attach(OTHER_DISK)).lun == 5
 
 
 async def test_a_vm_without_controllers_has_no_slot() -> None:
     async with running(lcow(scsi_controllers=0)) as run:
-        await refuses(run, lambda vm: vm.scsi.attach(DISK), NoSpaceError, "no SCSI slot is free")
+        await expect_refusal(run, lambda vm: vm.scsi.attach(DISK), NoSpaceError, "no SCSI slot is free")
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -304,14 +308,14 @@ async def test_no_room_for_a_layer_is_an_error_of_its_own(packed: bool) -> None:
     options = lcow(vpmem_count=1, vpmem_size_bytes=1 << 20, vpmem_multi_mapping=packed)
     async with running(options) as run:
         await run.vm.vpmem.add(LAYER)
-        await refuses(run, lambda vm: vm.vpmem.add(OTHER_LAYER), NoSpaceError, "was not added")
-        await refuses(run, lambda vm: vm.vpmem.add(LARGE_LAYER), NoSpaceError, str(5 << 20))
+        await expect_refusal(run, lambda vm: vm.vpmem.add(OTHER_LAYER), NoSpaceError, "was not added")
+        await expect_refusal(run, lambda vm: vm.vpmem.add(LARGE_LAYER), NoSpaceError, str(5 << 20))
 
 
 async def test_an_empty_layer_is_refused() -> None:
     async with running() as run:
         run.backend.files.add(r"C:\layers\empty.vhd", size=0)
-        await refuses(run, lambda vm: vm.vpmem.add(r"C:\layers\empty.vhd"), OptionsError, "is empty")
+        await expect_refusal(run, lambda vm: vm.vpmem.add(r"C:\layers\empty.vhd"), OptionsError, "is empty")
 
 
 # What the VM denies, or does not have.
@@ -320,11 +324,11 @@ async def test_an_empty_layer_is_refused() -> None:
 async def test_a_writable_share_is_refused_where_the_vm_denies_those() -> None:
     async with running(lcow(no_writable_file_shares=True)) as run:
         for use in (lambda vm: vm.plan9.add(SHARED, "/mnt"), lambda vm: vm.share(SHARED, "/mnt")):
-            await refuses(run, use, AccessDeniedError, "share it with read_only=True")
+            await expect_refusal(run, use, AccessDeniedError, "share it with read_only=True")
         await run.vm.share(SHARED, "/mnt", read_only=True)
     async with running(wcow(no_writable_file_shares=True)) as run:
         for use in (lambda vm: vm.vsmb.add(SHARED), lambda vm: vm.share(SHARED, r"C:\there")):
-            await refuses(run, use, AccessDeniedError, "share it with read_only=True")
+            await expect_refusal(run, use, AccessDeniedError, "share it with read_only=True")
         await run.vm.share(SHARED, r"C:\there", read_only=True)
 
 
@@ -336,14 +340,14 @@ async def test_devices_of_the_other_kind_of_guest_are_refused() -> None:
     }
     async with running(wcow()) as run:
         for what, use in windows.items():
-            await refuses(run, use, NotSupportedError, f"{what}: needs a Linux guest")
+            await expect_refusal(run, use, NotSupportedError, f"{what}: needs a Linux guest")
     linux: dict[str, Use] = {
         "VSMB": lambda vm: vm.vsmb.add(SHARED),
         "named pipes": lambda vm: vm.pipes.add(PIPE),
     }
     async with running() as run:
         for what, use in linux.items():
-            await refuses(run, use, NotSupportedError, f"{what}: needs a Windows guest")
+            await expect_refusal(run, use, NotSupportedError, f"{what}: needs a Windows guest")
 
 
 @pytest.mark.parametrize(
@@ -358,15 +362,15 @@ async def test_devices_of_the_other_kind_of_guest_are_refused() -> None:
 )
 async def test_a_mount_that_a_windows_guest_cannot_make_is_refused(mount: uvm.Mount) -> None:
     async with running(wcow()) as run:
-        await refuses(
+        await expect_refusal(
             run, lambda vm: vm.scsi.attach(DISK, mount=mount), NotSupportedError, "does not support"
         )
 
 
 async def test_a_host_that_is_too_old_for_a_change_is_named() -> None:
     async with running(backend=host_backend(host=HostInfo(build=17763))) as run:
-        await refuses(run, lambda vm: vm.update_cpu_limits(limit=1), NotSupportedError, "19042.*17763")
-        await refuses(run, lambda vm: vm.share(FILE, "/mnt"), NotSupportedError, "18362.*17763")
+        await expect_refusal(run, lambda vm: vm.update_cpu_limits(limit=1), NotSupportedError, "19042.*17763")
+        await expect_refusal(run, lambda vm: vm.share(FILE, "/mnt"), NotSupportedError, "18362.*17763")
 
 
 # Too often, or too late.
@@ -376,7 +380,7 @@ async def test_releasing_twice_is_an_error() -> None:
     async with running() as run:
         lease = await run.vm.vpmem.add(LAYER)
         await lease.release()
-        await refuses(run, lambda vm: lease.release(), AlreadyReleasedError, "released before")
+        await expect_refusal(run, lambda vm: lease.release(), AlreadyReleasedError, "released before")
 
 
 async def test_use_after_close_is_an_error() -> None:

@@ -181,6 +181,9 @@ class Ledger(Generic[K, M, S, W]):
             return ()
         operation.target = None if operation.kind == REMOVE else wanted
         operation.serves = tuple(entry.waiters)
+        if entry.leaving and (operation.kind == REMOVE or self.device.narrows):
+            operation.releasers += entry.leaving
+            entry.leaving = ()
         return self.device.steps(operation)[entry.progress :]
 
     @staticmethod
