@@ -53,9 +53,9 @@ class PackedMachine(DeviceMachine):
         gate = self.ledger.device.gate(operation)
         if operation.kind != ADD or stay:
             assert gate is None
-        elif all(o in begun for o in here):
+        elif all(o in begun and not o.void for o in here):
             assert gate == ("vpmem", number)
-        else:  # what is to be removed may be wanted again before that begins: either is right
+        else:  # what is to be removed may be wanted again, before that begins or when it did: either is right
             assert gate in (None, ("vpmem", number))
         return super().begin_operation(operation)
 

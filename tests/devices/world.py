@@ -53,7 +53,11 @@ class Flight:
     operation: FilesOperation
     steps: tuple[Step, ...] = ()
     begun: bool = False
+    #: What was asked for when it began.
+    asked: Files = Files()
 
+
+NOTHING = Files()
 
 #: States in which a ticket may end.
 MAY_END = frozenset({WAITING, LEAVING, OWED})
@@ -147,6 +151,8 @@ class World:
         flight = self.flights[key]
         before = self.ledger.snapshot()
         flight.steps, flight.begun = self.ledger.begin(flight.operation), True
+        if not flight.operation.void:
+            flight.asked = Files(t.member for t in self.in_state(WAITING, HELD) if t.key == key)
         assert self.ledger.snapshot() == before
 
     def done(self, key: str, how: str, count: int = 0) -> None:
@@ -173,7 +179,7 @@ class World:
             self._note(operation, how)
         outcomes: dict[str, Outcome] = {"refused": Refused(error, done), "unknown": Unknown(error)}
         outcome = outcomes.get(how, OK)
-        self._event(key, how, lambda: self.ledger.done(operation, outcome), error)
+        self._event(key, how, lambda: self.ledger.done(operation, outcome), error, flight.asked)
 
     def _note(self, operation: FilesOperation, how: str) -> None:
         if how == "ok":
@@ -214,7 +220,12 @@ class World:
         self.returned.clear()
 
     def _event(
-        self, key: str, name: str, event: Callable[[], FilesChange], error: BaseException | None = None
+        self,
+        key: str,
+        name: str,
+        event: Callable[[], FilesChange],
+        error: BaseException | None = None,
+        asked: Files = NOTHING,
     ) -> None:
         before = self._state(key)
         try:
@@ -226,7 +237,7 @@ class World:
         if change.quarantined and after == ABSENT:
             after = QUARANTINED
         assert after in TRANSITIONS[before, name], (before, name, after)
-        self._account(change, key, name, error)
+        self._account(change, key, name, error, asked)
 
     def _state(self, key: str) -> int:
         entry = self.ledger.get(key)
@@ -248,7 +259,9 @@ class World:
 
     # What the ledger reported.
 
-    def _account(self, change: FilesChange, key: str, name: str, error: BaseException | None) -> None:
+    def _account(
+        self, change: FilesChange, key: str, name: str, error: BaseException | None, asked: Files
+    ) -> None:
         for ticket in change.granted:
             assert ticket.key == key
             assert self.tickets[ticket] == WAITING
@@ -267,7 +280,7 @@ class World:
             owed = self.tickets[ticket] == LEAVING and name == "refused"
             self.tickets[ticket] = OWED if owed else ENDED
         for ticket in gone:
-            self._check_released(ticket)
+            self._check_released(ticket, asked)
         for withheld in change.quarantined:
             assert not gone, "released, but nobody knows"
             assert withheld.cause is error
@@ -288,8 +301,11 @@ class World:
             if self.below is not None:
                 self.below.drop(parent)
 
-    def _check_released(self, ticket: FilesTicket) -> None:
-        """What is released is gone from the host, unless somebody else wants it or it is meant to stay."""
+    def _check_released(self, ticket: FilesTicket, asked: Files) -> None:
+        """What is released is gone from the host, unless it is meant to stay or somebody else wants it.
+
+        Or wanted it when the operation began, and gave up since.
+        """
         entry = self.ledger.get(ticket.key)
         if entry is None or entry.applied is None or self.device.retain:
             return
@@ -298,7 +314,7 @@ class World:
             assert others, "released, but still there"
         elif ticket.key not in self.doubtful:
             value = self.host.at[entry.slot].value
-            assert ticket.member in others or ticket.member not in value, "released, but still there"
+            assert ticket.member in others | asked or ticket.member not in value, "released, but still there"
 
     # What must hold after every event.
 
