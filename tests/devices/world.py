@@ -45,6 +45,8 @@ from uvm.devices.base import (
 from uvm.devices.ledger import Ledger
 from uvm.errors import NoSpaceError, OptionsError, VMExitedError
 
+NOTHING = Files()
+
 
 @define
 class Flight:
@@ -54,10 +56,8 @@ class Flight:
     steps: tuple[Step, ...] = ()
     begun: bool = False
     #: What was asked for when it began.
-    asked: Files = Files()
+    asked: Files = NOTHING
 
-
-NOTHING = Files()
 
 #: States in which a ticket may end.
 MAY_END = frozenset({WAITING, LEAVING, OWED})
