@@ -10,12 +10,13 @@ CANDIDATES := python3 python3.13 python3.12 python3.11
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(RECENT)' 2>/dev/null && echo "$$p" && break; done)
 
-# How long `make soak` runs.
+# How long `make soak` and `make fuzz` run.
 SECONDS ?= 60
 
 VENV := .venv/pyvenv.cfg
 RUNTIME := .venv/.installed-runtime
 DEV := .venv/.installed-dev
+FUZZ := .venv/.installed-fuzz
 
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip --disable-pip-version-check install --quiet --editable
@@ -65,6 +66,10 @@ bench: $(DEV) ## the table of measured figures
 soak: $(DEV) ## random operations with faults, for SECONDS=60; prints what leaked
 	@$(PY) -m tests.soak --seconds $(SECONDS)
 
+.PHONY: fuzz
+fuzz: $(FUZZ) ## bytes that could break what reads a guest, for SECONDS=60; needs atheris
+	@$(PY) -m tests.fuzz --seconds $(SECONDS)
+
 .PHONY: docs
 docs: $(DEV) ## the documentation, into docs/_build/html; a warning is an error
 	@$(PY) -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs docs/_build/html
@@ -92,3 +97,7 @@ $(DEV): pyproject.toml $(VENV)
 	@echo 'installing uvm and the development tools'
 	@$(INSTALL) '.[dev]'
 	@touch $(RUNTIME) $@
+
+$(FUZZ): $(DEV)
+	@$(INSTALL) '.[dev,fuzz]'
+	@touch $@

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from uvm.devices.scsi import Mount as Mount
     from uvm.errors import AccessDeniedError as AccessDeniedError
     from uvm.errors import AlreadyReleasedError as AlreadyReleasedError
+    from uvm.errors import AnswerLostError as AnswerLostError
     from uvm.errors import BridgeClosedError as BridgeClosedError
     from uvm.errors import ExitStatus as ExitStatus
     from uvm.errors import GuestError as GuestError
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     from uvm.errors import UVMError as UVMError
     from uvm.errors import VMExitedError as VMExitedError
     from uvm.errors import VMStateError as VMStateError
+    from uvm.gcs.container import Container as Container
+    from uvm.gcs.processes import Process as Process
+    from uvm.gcs.run import CompletedProcess as CompletedProcess
+    from uvm.gcs.run import OutputLimitError as OutputLimitError
+    from uvm.gcs.timeouts import GuestTimeouts as GuestTimeouts
     from uvm.layers import LCOWLayer as LCOWLayer
     from uvm.layers import WCOWLayer as WCOWLayer
     from uvm.options import BlockCIMBootFiles as BlockCIMBootFiles
@@ -55,6 +61,7 @@ _HOMES = {
     "uvm.errors": (
         "AccessDeniedError",
         "AlreadyReleasedError",
+        "AnswerLostError",
         "BridgeClosedError",
         "ExitStatus",
         "GuestError",
@@ -70,6 +77,10 @@ _HOMES = {
         "VMExitedError",
         "VMStateError",
     ),
+    "uvm.gcs.container": ("Container",),
+    "uvm.gcs.processes": ("Process",),
+    "uvm.gcs.run": ("CompletedProcess", "OutputLimitError"),
+    "uvm.gcs.timeouts": ("GuestTimeouts",),
     "uvm.layers": ("LCOWLayer", "WCOWLayer"),
     "uvm.options": (
         "BlockCIMBootFiles",
@@ -87,14 +98,18 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "AccessDeniedError",
     "AlreadyReleasedError",
+    "AnswerLostError",
     "Backend",
     "BlockCIMBootFiles",
     "BridgeClosedError",
+    "CompletedProcess",
     "Concurrency",
+    "Container",
     "DiskType",
     "ExitStatus",
     "FakeBackend",
     "GuestError",
+    "GuestTimeouts",
     "HostError",
     "HostInfo",
     "HostPathError",
@@ -106,7 +121,9 @@ __all__ = [
     "NotAttachedError",
     "NotSupportedError",
     "OptionsError",
+    "OutputLimitError",
     "PCIDevice",
+    "Process",
     "RegistryValue",
     "UVMError",
     "UndoFailedError",

@@ -13,6 +13,7 @@ from attrs import frozen
 __all__ = [
     "AccessDeniedError",
     "AlreadyReleasedError",
+    "AnswerLostError",
     "BridgeClosedError",
     "ErrorRecord",
     "ExitStatus",
@@ -87,6 +88,7 @@ class ErrorRecord:
 
 #: Symbolic names of the HRESULTs that HCS is known to give; host v2 codes are 0x8037xxxx.
 _HRESULT_NAMES: dict[int, str] = {
+    0x80004001: "E_NOTIMPL",
     0x80004005: "E_FAIL",
     0x80070002: "ERROR_FILE_NOT_FOUND",
     0x80070003: "ERROR_PATH_NOT_FOUND",
@@ -233,7 +235,14 @@ def _as_exception(error: BaseException) -> Exception:
 
 
 class BridgeClosedError(UVMError):
-    """The connection to the guest is gone; the cause, where known, is ``__cause__``."""
+    """The connection to the guest is gone; the cause, where known, is ``__cause__``.
+
+    What raises this and no :class:`AnswerLostError` was never sent, so that nothing was changed.
+    """
+
+
+class AnswerLostError(BridgeClosedError, UnknownOutcomeError):
+    """The connection to the guest went while the guest was at it: nobody knows whether it was done."""
 
 
 @frozen

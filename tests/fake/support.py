@@ -10,7 +10,10 @@ import pytest
 
 from uvm.backends.fake import FakeBackend, FakeFiles, FakeSystem, FakeVM
 from uvm.errors import GuestError, HostError
+from uvm.gcs.connection import GuestConnection
+from uvm.gcs.ports import LINUX_GCS_PORT, WINDOWS_GCS_SERVICE, vsock_service_id
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+from uvm.structured import bare_task_group
 
 JSON = dict[str, Any]
 
@@ -86,6 +89,30 @@ async def running(
     backend.faults.clear()
     if backend.vms.get(system_id) is system.vm and not system.vm.exit_status:
         await system.terminate()
+
+
+@asynccontextmanager
+async def guest_of(system: FakeSystem) -> AsyncIterator[GuestConnection]:
+    """A connection to the guest, which runs meanwhile; the body may end both, and the VM."""
+    service = WINDOWS_GCS_SERVICE if system.vm.os == "windows" else vsock_service_id(LINUX_GCS_PORT)
+    listener = await system.listen(service)
+    connection = GuestConnection(system.listen, name=system.id)
+
+    async def close(failure: BaseException | None) -> BaseException | None:
+        connection.close()
+        tasks.cancel_scope.cancel()
+        return failure
+
+    async with bare_task_group(close) as tasks:
+        tasks.start_soon(system.wait)
+        try:
+            stream = await listener.accept()
+        finally:
+            # Another connection may follow while this one is still in its block.
+            await listener.aclose()
+        await tasks.start(connection.serve, stream)
+        await connection.start_guest()
+        yield connection
 
 
 def backend_of(system: FakeSystem) -> FakeBackend:

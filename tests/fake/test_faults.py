@@ -15,6 +15,7 @@ from tests.fake.support import (
     disk,
     expect_guest_refusal,
     expect_refusal,
+    guest_of,
     host_files,
     lcow,
     remove,
@@ -30,7 +31,7 @@ from uvm.backends.fake.hresult import (
     ERROR_NOT_FOUND,
     HCS_E_SYSTEM_ALREADY_STOPPED,
 )
-from uvm.errors import BridgeClosedError, HostError, UnknownOutcomeError
+from uvm.errors import AnswerLostError, BridgeClosedError, HostError, UnknownOutcomeError, VMExitedError
 
 pytestmark = pytest.mark.anyio
 
@@ -120,16 +121,61 @@ async def test_the_guest_refuses_in_its_own_name() -> None:
     async with running() as system:
         backend_of(system).faults.refuse(0xC0370110, to="guest", resource="MappedVirtualDisk")
         await system.modify(add(slot(0), disk()))
-        guest = await system.connect_guest()
-        with expect_guest_refusal(0xC0370110):
-            await guest.modify(MOUNT)
+        async with guest_of(system) as guest:
+            with expect_guest_refusal(0xC0370110):
+                await guest.modify(MOUNT)
 
 
 async def test_any_exception_can_be_the_refusal() -> None:
     async with running() as system:
-        backend_of(system).faults.refuse(BridgeClosedError("cut"), to="guest", operation="connect")
+        backend_of(system).faults.refuse(BridgeClosedError("cut"), to="host")
         with pytest.raises(BridgeClosedError, match="cut"):
-            await system.connect_guest()
+            await system.modify(add(slot(0), disk()))
+
+
+async def test_an_exception_that_no_guest_can_answer_breaks_its_connection() -> None:
+    async with running() as system:
+        backend_of(system).faults.refuse(OSError("cut"), to="guest", operation="modify")
+        await system.modify(add(slot(0), disk()))
+        async with guest_of(system) as guest:
+            with pytest.raises(AnswerLostError):
+                await guest.modify(MOUNT)
+            assert guest.closed
+        assert system.vm.guest.mounts == {}
+
+
+@pytest.mark.parametrize("fault", ["refuse", "lose", "hang"])
+async def test_a_guest_whose_connecting_fails_does_not_come(fault: str) -> None:
+    async with running() as system:
+        rule = getattr(backend_of(system).faults, fault)(to="guest", operation="connect")
+        async with anyio.create_task_group() as tasks:
+
+            async def meet() -> None:
+                with pytest.raises(VMExitedError):
+                    async with guest_of(system):
+                        pytest.fail("it has come")
+
+            tasks.start_soon(meet)
+            await anyio.wait_all_tasks_blocked()
+            assert (rule.fired, system.vm.service.connected) == (1, False)
+            await system.terminate()
+
+
+async def test_a_guest_that_is_held_up_comes_late() -> None:
+    async with running() as system:
+        async with anyio.create_task_group() as tasks:
+            met = anyio.Event()
+
+            async def meet() -> None:
+                async with guest_of(system):
+                    met.set()
+
+            with backend_of(system).faults.hold(to="guest", operation="connect") as gate:
+                tasks.start_soon(meet)
+                (parked,) = await gate.wait()
+                assert not met.is_set()
+                parked.proceed()
+        assert met.is_set()
 
 
 async def test_the_undo_can_be_refused_too() -> None:

@@ -11,6 +11,7 @@ from tests.fake.support import (
     backend_of,
     disk,
     expect_refusal,
+    guest_of,
     host_files,
     remove,
     running,
@@ -21,7 +22,7 @@ from tests.fake.support import (
 from uvm.backends.base import VM_GROUP
 from uvm.backends.fake import Entry, FakeBackend, Journal
 from uvm.backends.fake.hresult import E_FAIL, ERROR_NOT_FOUND
-from uvm.errors import BridgeClosedError
+from uvm.errors import AnswerLostError
 
 pytestmark = pytest.mark.anyio
 
@@ -34,9 +35,8 @@ async def test_every_request_is_written_down_in_order_with_its_outcome() -> None
     await system.modify(add(slot(0), disk()))
     with expect_refusal(ERROR_NOT_FOUND):
         await system.modify(remove(slot(1)))
-    await (await system.connect_guest()).modify(
-        to_guest("MappedVirtualDisk", "Add", ContainerPath=r"C:\m", Lun=0)
-    )
+    async with guest_of(system) as guest:
+        await guest.modify(to_guest("MappedVirtualDisk", "Add", ContainerPath=r"C:\m", Lun=0))
     await system.properties("Memory")
     await system.close()
     await backend.revoke_access(DISK, "vm1")
@@ -47,11 +47,15 @@ async def test_every_request_is_written_down_in_order_with_its_outcome() -> None
         (3, "lifecycle", "start", "ok"),
         (4, "host", "modify", "ok"),
         (5, "host", "modify", "refused"),
-        (6, "guest", "connect", "ok"),
-        (7, "guest", "modify", "ok"),
-        (8, "query", "properties", "ok"),
-        (9, "lifecycle", "close", "ok"),
-        (10, "revoke", "revoke", "ok"),
+        (6, "host", "listen", "ok"),
+        (7, "guest", "connect", "ok"),
+        (8, "guest", "negotiate protocol", "ok"),
+        (9, "guest", "create", "ok"),
+        (10, "guest", "start", "ok"),
+        (11, "guest", "modify", "ok"),
+        (12, "query", "properties", "ok"),
+        (13, "lifecycle", "close", "ok"),
+        (14, "revoke", "revoke", "ok"),
     ]
     assert [e.document for e in backend.journal.entries(to=("grant", "revoke"))] == [
         {"path": DISK, "vm": "vm1"}
@@ -99,8 +103,8 @@ async def test_an_entry_prints_as_one_line() -> None:
 
 async def test_secrets_are_not_printed() -> None:
     async with running() as system:
-        guest = await system.connect_guest()
-        await guest.modify(to_guest("SecurityPolicy", "Add", EncodedSecurityPolicy="c2VjcmV0"))
+        async with guest_of(system) as guest:
+            await guest.modify(to_guest("SecurityPolicy", "Add", EncodedSecurityPolicy="c2VjcmV0"))
         journal = backend_of(system).journal
         assert "c2VjcmV0" not in journal.render()
         assert "(hidden)" in journal.render()
@@ -143,12 +147,12 @@ async def test_a_listener_sees_each_entry_once_its_outcome_is_known() -> None:
 
 async def test_an_error_that_is_no_refusal_is_a_failure() -> None:
     async with running() as system:
-        guest = await system.connect_guest()
-        await guest.aclose()
-        with pytest.raises(BridgeClosedError):
-            await guest.modify({})
-        entry = list(backend_of(system).journal)[-1]
-        assert (entry.outcome, entry.error.partition(":")[0]) == ("failed", "BridgeClosedError")
+        backend_of(system).faults.refuse(OSError("the guest is confused"), to="guest", operation="modify")
+        async with guest_of(system) as guest:
+            with pytest.raises(AnswerLostError):
+                await guest.modify(to_guest("SCSIDevice", "Remove"))
+        (entry,) = backend_of(system).journal.entries(to="guest", operation="modify")
+        assert (entry.outcome, entry.error) == ("failed", "OSError: the guest is confused")
 
 
 def test_a_journal_keeps_something() -> None:

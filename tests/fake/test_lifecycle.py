@@ -10,10 +10,12 @@ import pytest
 
 from tests.fake.support import (
     JSON,
+    SERVICE,
     add,
     backend_of,
     disk,
     expect_refusal,
+    guest_of,
     host_files,
     lcow,
     running,
@@ -50,14 +52,14 @@ OPERATIONS: dict[str, Operation] = {
     "resume": lambda s: s.resume(),
     "save": lambda s: s.save({"SaveType": "ToFile"}),
     "modify": lambda s: s.modify(add(slot(0), disk(ReadOnly=True))),
-    "connect_guest": lambda s: s.connect_guest(),
+    "listen": lambda s: s.listen(SERVICE),
 }
 
 #: What each state refuses, with HCS_E_INVALID_STATE; a stopped system refuses everything, with another code.
 REFUSED = {
-    "Created": {"shutdown", "crash", "pause", "resume", "save", "modify", "connect_guest"},
+    "Created": {"shutdown", "crash", "pause", "resume", "save", "modify"},
     "Running": {"start", "resume", "save"},
-    "Paused": {"start", "shutdown", "pause", "modify", "connect_guest"},
+    "Paused": {"start", "shutdown", "pause", "modify"},
     "SavedAsTemplate": set(OPERATIONS) - {"terminate"},
 }
 
@@ -86,6 +88,24 @@ async def test_each_state_allows_some_operations_and_refuses_the_others(state: s
         await OPERATIONS[operation](system)
 
 
+@pytest.mark.parametrize("state", ["Created", "Paused"])
+async def test_the_guest_connects_once_its_system_runs(state: str) -> None:
+    system = await FakeBackend(files=host_files()).create("vm1", lcow())
+    await bring(system, state)
+    async with anyio.create_task_group() as tasks:
+        connected = anyio.Event()
+
+        async def connect() -> None:
+            async with guest_of(system):
+                connected.set()
+
+        tasks.start_soon(connect)
+        await anyio.wait_all_tasks_blocked()
+        assert (connected.is_set(), system.vm.service.connected) == (False, False)
+        await OPERATIONS["start" if state == "Created" else "resume"](system)
+    assert connected.is_set()
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_a_stopped_system_refuses_everything(operation: str) -> None:
     system = await FakeBackend(files=host_files()).create("vm1", lcow())
@@ -94,11 +114,10 @@ async def test_a_stopped_system_refuses_everything(operation: str) -> None:
         await OPERATIONS[operation](system)
 
 
-@pytest.mark.parametrize("operation", [*OPERATIONS, "properties", "listen", "wait", "close"])
+@pytest.mark.parametrize("operation", [*OPERATIONS, "properties", "wait", "close"])
 async def test_a_closed_handle_refuses_everything(operation: str) -> None:
     more: dict[str, Operation] = {
         "properties": lambda s: s.properties(),
-        "listen": lambda s: s.listen("x"),
         "wait": lambda s: s.wait(),
         "close": lambda s: s.close(),
     }

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 
+from tests.fake.guesthost import booted
 from tests.fake.support import (
     DISK,
     JSON,
@@ -19,6 +21,7 @@ from tests.fake.support import (
     backend_of,
     disk,
     expect_guest_refusal,
+    guest_of,
     host_files,
     image,
     mapping,
@@ -28,9 +31,11 @@ from tests.fake.support import (
     slot,
     to_guest,
 )
-from uvm.backends.fake import Checks, FakeBackend, FakeGuestConnection, FakeSystem, LinuxGuest
+from uvm.backends.fake import Checks, FakeBackend, FakeSystem, LinuxGuest
 from uvm.backends.fake.hresult import E_FAIL, GUEST_INVALID_JSON, GUEST_SYSTEM_NOT_FOUND
 from uvm.errors import BridgeClosedError
+from uvm.gcs.connection import GuestConnection
+from uvm.gcs.wire import Procedure
 from uvm.schema.requests import PLAN9_SHARES_PATH, network_adapter_path, virtual_pci_path
 
 pytestmark = pytest.mark.anyio
@@ -41,11 +46,12 @@ NIC = network_adapter_path("nic-1")
 @asynccontextmanager
 async def linux(
     backend: FakeBackend | None = None,
-) -> AsyncIterator[tuple[FakeSystem, FakeGuestConnection, LinuxGuest]]:
+) -> AsyncIterator[tuple[FakeSystem, GuestConnection, LinuxGuest]]:
     async with running(backend=backend) as system:
         guest = system.vm.guest
         assert isinstance(guest, LinuxGuest)
-        yield system, await system.connect_guest(), guest
+        async with guest_of(system) as connection:
+            yield system, connection, guest
 
 
 def mount(path: str = "/m", lun: int = 0, request_type: str = "Add", **settings: Any) -> JSON:
@@ -353,7 +359,6 @@ async def test_the_pod_memory_limit_is_updated_only() -> None:
         (mount() | {"Extra": 1}, GUEST_INVALID_JSON),
         (to_guest("MappedVirtualDisk", "Add", MountPath="/m", Lun="0"), GUEST_INVALID_JSON),
         ({"ResourceType": "MappedVirtualDisk", "Settings": "text"}, GUEST_INVALID_JSON),
-        ("text", GUEST_INVALID_JSON),
         (to_guest("ContainerConstraints", "Update", Linux={}), GUEST_SYSTEM_NOT_FOUND),
     ],
 )
@@ -367,6 +372,12 @@ async def test_a_request_that_the_guest_cannot_read_or_does_not_know_is_refused(
         assert paths(state) == []
 
 
+async def test_a_request_that_is_no_object_is_refused() -> None:
+    async with booted() as host:
+        code, _ = await host.refusal(Procedure.MODIFY_SETTINGS, Request="text")
+        assert code == GUEST_INVALID_JSON
+
+
 async def test_a_request_without_a_type_adds() -> None:
     async with linux() as (system, guest, state):
         await system.modify(add(slot(0), disk()))
@@ -376,17 +387,34 @@ async def test_a_request_without_a_type_adds() -> None:
         assert paths(state) == ["/m"]
 
 
-async def test_the_guest_does_not_answer_while_paused_nor_after_the_exit() -> None:
+async def test_a_paused_guest_answers_once_it_goes_on() -> None:
     async with linux() as (system, guest, state):
+        await system.modify(add(slot(0), disk()))
         await system.pause()
-        with pytest.raises(BridgeClosedError, match="the VM is Paused"):
-            await guest.modify(eject())
-        await system.resume()
+        async with anyio.create_task_group() as tasks:
+            answered = anyio.Event()
+
+            async def ask() -> None:
+                await guest.modify(mount())
+                answered.set()
+
+            tasks.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            assert (answered.is_set(), paths(state)) == (False, [])
+            await system.resume()
+        assert (answered.is_set(), paths(state)) == (True, ["/m"])
+
+
+async def test_the_guest_does_not_answer_after_the_exit() -> None:
+    async with linux() as (system, guest, state):
         await system.modify(add(slot(0), disk()))
         await guest.modify(mount())
         await system.terminate()
-        with pytest.raises(BridgeClosedError, match="the VM is Stopped"):
-            await guest.modify(eject())
+        # At once, and when the connection knows of it.
+        for _ in range(2):
+            with pytest.raises(BridgeClosedError, match="the connection to the guest is closed"):
+                await guest.modify(eject())
+        assert guest.closed
         assert paths(state) == []
 
 
@@ -395,9 +423,11 @@ async def test_a_closed_connection_carries_nothing_and_a_new_one_finds_the_guest
         await system.modify(add(slot(0), disk()))
         await guest.modify(mount())
         await guest.aclose()
-        with pytest.raises(BridgeClosedError, match="was closed"):
+        with pytest.raises(BridgeClosedError, match="the connection to the guest is closed"):
             await guest.modify(unmount())
-        await (await system.connect_guest()).modify(unmount())
+        assert paths(state) == ["/m"]
+        async with guest_of(system) as again:
+            await again.modify(unmount())
         assert paths(state) == []
 
 

@@ -12,10 +12,12 @@ from tests.fake.support import (
     backend_of,
     disk,
     expect_refusal,
+    guest_of,
     host_files,
     lcow,
     running,
     slot,
+    to_guest,
     wcow,
 )
 from uvm.backends.base import HostInfo
@@ -156,8 +158,16 @@ async def test_latency_is_time_that_passes_on_the_clock() -> None:
         return (backend.clock.ticks - before) // 10_000
 
     async with running(backend=backend) as system:
+
+        async def meet() -> None:
+            """Listen, be connected, and agree on the version."""
+            async with guest_of(system):
+                pass
+
         assert await passed(system.modify(add(slot(0), disk()))) == 1 + 1
-        assert await passed(system.connect_guest()) == 1 + 2
+        assert await passed(meet()) == (1 + 1) + 2 * (1 + 2)
+        async with guest_of(system) as guest:
+            assert await passed(guest.modify(to_guest("SCSIDevice", "Remove"))) == 1 + 2
         assert await passed(backend.revoke_access(disk()["Path"], "vm1")) == 1 + 3
         assert await passed(system.pause()) == 1 + 4
         assert await passed(system.properties()) == 1

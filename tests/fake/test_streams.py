@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
 from tests.fake.support import SERVICE, expect_refusal, host_files, lcow, running
 from uvm.backends.fake import FakeBackend, FakeStream, FakeSystem
 from uvm.backends.fake.hresult import HCS_E_SYSTEM_ALREADY_STOPPED, WSAEADDRINUSE
+from uvm.backends.fake.streams import BUFFER_BYTES
 from uvm.errors import VMExitedError
 
 pytestmark = pytest.mark.anyio
@@ -150,8 +153,103 @@ async def test_the_exit_ends_listeners_and_connections() -> None:
             await system.terminate()
         with pytest.raises(VMExitedError):
             await listener.accept()
-        for end in (guest, host, unaccepted):
+        for end in (guest, unaccepted):
             with pytest.raises(anyio.ClosedResourceError):
                 await end.receive()
+        with pytest.raises(anyio.BrokenResourceError):
+            await host.receive()
+        with pytest.raises(anyio.BrokenResourceError):
+            await host.send(b"to nobody")
         with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
             await system.listen(SERVICE)
+
+
+async def test_what_a_guest_said_before_it_went_can_still_be_read() -> None:
+    async with running() as system:
+        guest, host = await connected(system)
+        await guest.send(b"last words")
+        await system.terminate()
+        assert await host.receive() == b"last words"
+        with pytest.raises(anyio.BrokenResourceError):
+            await host.receive()
+
+
+async def test_a_sender_waits_for_a_slow_reader_whatever_it_sends_at_once() -> None:
+    async with running() as system:
+        guest, host = await connected(system)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(guest.send, bytes(10 * BUFFER_BYTES))
+            await anyio.wait_all_tasks_blocked()
+            assert not guest.send_nowait(b"x")
+            received = 0
+            while received < 10 * BUFFER_BYTES:
+                received += len(await host.receive())
+            assert guest.send_nowait(b"x")
+        assert await host.receive() == b"x"
+
+
+async def test_what_is_received_whole_is_the_object_that_was_sent() -> None:
+    async with running() as system:
+        guest, host = await connected(system)
+        data = bytes(65536)
+        await guest.send(data)
+        assert await host.receive() is data
+
+
+async def test_what_a_sender_changes_later_is_not_what_it_sent() -> None:
+    async with running() as system:
+        guest, host = await connected(system)
+        data: Any = bytearray(b"before")
+        await guest.send(data)
+        data[:] = b"after!"
+        assert await host.receive() == b"before"
+
+
+async def test_a_sender_that_waits_is_told_that_the_reader_is_gone() -> None:
+    async with running() as system:
+        guest, host = await connected(system)
+
+        async def send() -> None:
+            with pytest.raises(anyio.BrokenResourceError):
+                await guest.send(bytes(10 * BUFFER_BYTES))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await anyio.wait_all_tasks_blocked()
+            await host.aclose()
+
+
+async def test_flushing_waits_until_everything_was_received_or_nobody_will() -> None:
+    async with running() as system:
+        guest, host = await connected(system)
+        await guest.send(b"ab")
+        flushed = anyio.Event()
+
+        async def flush() -> None:
+            await guest.flush()
+            flushed.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(flush)
+            await host.receive(1)
+            await anyio.wait_all_tasks_blocked()
+            assert not flushed.is_set()
+            await host.receive(1)
+            await flushed.wait()
+        await guest.send(b"c")
+        await host.aclose()
+        await guest.flush()
+
+
+async def test_small_messages_of_several_senders_do_not_mix() -> None:
+    async with running() as system:
+        guest, host = await connected(system)
+        received = bytearray()
+        async with anyio.create_task_group() as tasks:
+            for letter in b"abc":
+                for _ in range(20):
+                    tasks.start_soon(guest.send, bytes([letter]) * 40_000)
+            while len(received) < 60 * 40_000:
+                received += await host.receive()
+        messages = [received[i : i + 40_000] for i in range(0, len(received), 40_000)]
+        assert all(len(set(message)) == 1 for message in messages)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.fake.support import JSON, lcow, wcow
+from tests.fake.support import JSON, guest_of, lcow, wcow
 from uvm.backends.base import HostInfo
 from uvm.backends.fake import Checks, FakeBackend
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
@@ -44,18 +44,19 @@ async def test_recorded_requests_are_taken_and_leave_nothing_dangling(case: JSON
         devices["VirtualPMem"] = {"MaximumCount": 64, "MaximumSizeBytes": 4 << 30}
     system = await backend.create("vm1", document)
     await system.start()
-    guest = await system.connect_guest()
     for op in case["ops"]:
         if op["op"] == "mkfile":
             backend.files.add(op["path"], size=op["size"])
         elif op["op"] == "mkdir":
             backend.files.add_directory(op["path"])
-    for request in (request for step in case["steps"] for request in step.get("requests", ())):
-        if request["to"] == "grant":
-            backend.files.add(request["doc"]["path"], size=1)
-            await backend.grant_access(request["doc"]["path"], request["doc"]["vm"])
-        elif request["to"] == "host":
-            await system.modify(request["doc"])
-        else:
-            await guest.modify(request["doc"])
+    requests = [request for step in case["steps"] for request in step.get("requests", ())]
+    async with guest_of(system) as guest:
+        for request in requests:
+            if request["to"] == "grant":
+                backend.files.add(request["doc"]["path"], size=1)
+                await backend.grant_access(request["doc"]["path"], request["doc"]["vm"])
+            elif request["to"] == "host":
+                await system.modify(request["doc"])
+            else:
+                await guest.modify(request["doc"])
     assert system.vm.guest.inconsistencies() == []

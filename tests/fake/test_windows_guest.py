@@ -15,6 +15,7 @@ from tests.fake.support import (
     backend_of,
     disk,
     expect_guest_refusal,
+    guest_of,
     host_files,
     remove,
     running,
@@ -22,7 +23,7 @@ from tests.fake.support import (
     to_guest,
     wcow,
 )
-from uvm.backends.fake import Checks, FakeBackend, FakeGuestConnection, FakeSystem, WindowsGuest
+from uvm.backends.fake import Checks, FakeBackend, FakeSystem, WindowsGuest
 from uvm.backends.fake.hresult import (
     E_INVALIDARG,
     ERROR_ALREADY_EXISTS,
@@ -33,6 +34,7 @@ from uvm.backends.fake.hresult import (
     GUEST_INVALID_JSON,
     HCN_E_ENTITY_HAS_REFERENCES,
 )
+from uvm.gcs.connection import GuestConnection
 from uvm.schema.requests import VSMB_SHARES_PATH, network_adapter_path
 
 pytestmark = pytest.mark.anyio
@@ -46,12 +48,13 @@ NIC = network_adapter_path("nic-1")
 @asynccontextmanager
 async def windows(
     backend: FakeBackend | None = None,
-) -> AsyncIterator[tuple[FakeSystem, FakeGuestConnection, WindowsGuest]]:
+) -> AsyncIterator[tuple[FakeSystem, GuestConnection, WindowsGuest]]:
     async with running(wcow(), backend) as system:
         guest = system.vm.guest
         assert isinstance(guest, WindowsGuest)
         await system.modify(add(VSMB_SHARES_PATH, {"Name": "s1", "Path": SHARED}))
-        yield system, await system.connect_guest(), guest
+        async with guest_of(system) as connection:
+            yield system, connection, guest
 
 
 def mount(path: str = r"C:\m", lun: int = 0, request_type: str = "Add") -> JSON:

@@ -154,7 +154,7 @@ class Listener(Protocol):
         """Wait for the next connection."""
 
     async def aclose(self) -> None:
-        """Stop listening."""
+        """Stop listening; :meth:`accept` raises anyio.ClosedResourceError then. Again, it does nothing."""
 
 
 class Guest(Protocol):
@@ -165,10 +165,14 @@ class Guest(Protocol):
         """What the guest said of itself (``GuestDefinedCapabilities``)."""
 
     async def modify(self, request: JSON) -> None:
-        """Have the guest carry out a ``ModificationRequest``; GuestError where it refuses."""
+        """Have the guest carry out a ``ModificationRequest``.
 
-    async def aclose(self) -> None:
-        """End the connection."""
+        :raises GuestError: it refuses.
+        :raises BridgeClosedError: the connection is gone; where the request had been sent, AnswerLostError.
+        """
+
+    def close(self) -> None:
+        """End the connection, at once; whoever waits for an answer is told."""
 
 
 class System(Protocol):
@@ -212,14 +216,14 @@ class System(Protocol):
     async def working_set_bytes(self) -> int:
         """Physical memory that a virtually backed VM occupies on the host (its vmmem process)."""
 
-    async def connect_guest(self) -> Guest:
-        """Wait until the started guest is there and give the connection to it."""
-
     async def listen(self, service_id: str) -> Listener:
         """Listen for connections of the guest to a service id (a GUID)."""
 
     async def wait(self) -> ExitStatus:
-        """Wait for the exit. Any number of callers may wait."""
+        """Wait for the exit. Any number of callers may wait.
+
+        One has to wait all the time that the system runs: a backend may do its work for it in that task.
+        """
 
     async def close(self) -> None:
         """Close the handle. The system ends with its last handle where its document says so."""

@@ -35,7 +35,7 @@ class RelayGuest:
         """Have HCS relay one request; HostError with the guest's code where the guest refuses."""
         await self.system.modify({"GuestRequest": request})
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Nothing is ours to close."""
 
 
@@ -56,5 +56,5 @@ class NoGuest:
             "with use_guest_connection=False, so its guest cannot be asked"
         )
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Nothing is there to close."""

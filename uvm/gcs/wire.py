@@ -16,12 +16,13 @@ The host sends requests, each under an id of its own. The guest answers each of 
 under the same id and procedure, and sends notifications unasked.
 
 :class:`HostSide` and :class:`GuestSide` are the two ends. Each is fed the bytes that came, in whatever
-pieces, and gives the messages in them; each makes the bytes of what is to be sent. A side knows which
-requests are open, so that it finds an answer that nobody waits for, a second one, or one of the wrong
-procedure.
+pieces, and gives the messages in them, one by one; each makes the bytes of what is to be sent. A side
+knows which requests are open, so that it finds an answer that nobody waits for, a second one, or one of
+the wrong procedure.
 
 Whatever comes from the other side is not trusted: bytes that are no message of the protocol raise
-:class:`WireError`, nothing else, and before memory is spent on them. After that the side is of no use.
+:class:`WireError`, nothing else, before memory is spent on them, and after the messages that came before
+them were given. After that the side is of no use.
 
 Source: hcsshim internal/gcs/prot/protocol.go and bridge.go.
 """
@@ -32,7 +33,7 @@ import enum
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from struct import Struct
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -78,6 +79,10 @@ class Kind(enum.IntEnum):
     REQUEST = 0x10000000
     RESPONSE = 0x20000000
     NOTIFICATION = 0x30000000
+
+
+_FROM_GUEST: Final = frozenset({Kind.RESPONSE, Kind.NOTIFICATION})
+_FROM_HOST: Final = frozenset({Kind.REQUEST})
 
 
 class Procedure(enum.IntEnum):
@@ -153,9 +158,13 @@ def encode(kind: int, procedure: int, message_id: int, body: object) -> bytes:
 
     :param body: a model of :mod:`uvm.schema.gcs`, or a JSON object.
     :raises TypeError: the body holds what JSON has no form for.
-    :raises ValueError: it holds a number that is not finite, or is too large for the protocol.
+    :raises ValueError: it holds a number that is not finite, nests too deeply, or is too large for the
+        protocol.
     """
-    payload = dumps(body).encode()
+    try:
+        payload = dumps(body).encode()
+    except RecursionError:
+        raise ValueError("the body of a message nests too deeply, or holds itself") from None
     size = HEADER_SIZE + len(payload)
     if size > 0xFFFFFFFF:
         raise ValueError(f"a message of {size} bytes is too large for the protocol")
@@ -189,42 +198,43 @@ class FrameDecoder:
     :param max_size: the largest message to take, header included.
     """
 
-    __slots__ = ("_buffer", "_kinds", "_max_size")
+    __slots__ = ("_buffer", "_kinds", "_max_size", "_wanted")
 
     def __init__(self, kinds: frozenset[Kind], max_size: int = MAX_MESSAGE_SIZE) -> None:
         self._kinds = kinds
         self._max_size = max_size
         self._buffer = bytearray()
+        self._wanted = HEADER_SIZE
 
     @property
     def buffered(self) -> int:
         """How many bytes of an unfinished message wait for the rest."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> list[Frame]:
+    def feed(self, data: bytes) -> Iterator[Frame]:
         """Take bytes and give the messages that they complete.
 
-        :raises WireError: a header is none.
+        :raises WireError: when the iterator comes to a header that is none.
         """
-        if self._buffer:
-            self._buffer += data
-            data = bytes(self._buffer)
-        frames: list[Frame] = []
-        start, available = 0, len(data)
-        while available - start >= HEADER_SIZE:
-            message_type, size, message_id = _HEADER.unpack_from(data, start)
+        self._buffer += data
+        return self._frames()
+
+    def _frames(self) -> Iterator[Frame]:
+        buffer = self._buffer
+        while len(buffer) >= self._wanted:
+            message_type, size, message_id = _HEADER.unpack_from(buffer)
             kind = message_type & _KIND_MASK
             if kind not in self._kinds:
                 raise WireError(f"a message of type 0x{message_type:08X} may not come here")
             if not HEADER_SIZE <= size <= self._max_size:
                 raise WireError(f"a message says it has {size} bytes; at most {self._max_size} are taken")
-            if available - start < size:
-                break
-            payload = data[start + HEADER_SIZE : start + size]
-            frames.append(Frame(kind, message_type & ~_KIND_MASK, message_id, payload))
-            start += size
-        self._buffer = bytearray(data[start:])
-        return frames
+            if len(buffer) < size:
+                self._wanted = size
+                return
+            payload = bytes(buffer[HEADER_SIZE:size])
+            del buffer[:size]
+            self._wanted = HEADER_SIZE
+            yield Frame(kind, message_type & ~_KIND_MASK, message_id, payload)
 
 
 class HostSide:
@@ -257,24 +267,27 @@ class HostSide:
 
     def abandon(self, request_id: int) -> None:
         """Want the answer to an open request no more: it is dropped when it comes."""
-        self._unwanted.add(request_id)
+        if request_id in self._open:
+            self._unwanted.add(request_id)
 
     def withdraw(self, request_id: int) -> None:
         """Forget a request whose bytes were not sent."""
         del self._open[request_id]
+        self._unwanted.discard(request_id)
 
-    def receive(self, data: bytes) -> list[Response | Notification]:
+    def receive(self, data: bytes) -> Iterator[Response | Notification]:
         """Take bytes of the guest and give what is in them.
 
-        :raises WireError: they are not what a guest may send now.
+        :raises WireError: when the iterator comes to what a guest may not send now.
         """
-        received: list[Response | Notification] = []
-        for frame in self._decoder.feed(data):
+        return self._messages(self._decoder.feed(data))
+
+    def _messages(self, frames: Iterator[Frame]) -> Iterator[Response | Notification]:
+        for frame in frames:
             if frame.kind == Kind.NOTIFICATION:
-                received.append(_notification(frame))
+                yield _notification(frame)
             elif (response := self._response(frame)) is not None:
-                received.append(response)
-        return received
+                yield response
 
     def end(self) -> None:
         """The guest's bytes have ended.
@@ -292,7 +305,7 @@ class HostSide:
         self._decoder = self._new_decoder()
 
     def _new_decoder(self) -> FrameDecoder:
-        return FrameDecoder(frozenset({Kind.RESPONSE, Kind.NOTIFICATION}), self._max_size)
+        return FrameDecoder(_FROM_GUEST, self._max_size)
 
     def _response(self, frame: Frame) -> Response | None:
         procedure = self._open.get(frame.id)
@@ -326,7 +339,7 @@ class GuestSide:
     __slots__ = ("_decoder", "_open")
 
     def __init__(self, max_size: int = MAX_REQUEST_SIZE) -> None:
-        self._decoder = FrameDecoder(frozenset({Kind.REQUEST}), max_size)
+        self._decoder = FrameDecoder(_FROM_HOST, max_size)
         self._open: dict[int, int] = {}
 
     @property
@@ -334,25 +347,28 @@ class GuestSide:
         """The procedures of the requests that were not answered yet, by id."""
         return self._open
 
-    def receive(self, data: bytes) -> list[Request]:
+    def receive(self, data: bytes) -> Iterator[Request]:
         """Take bytes of the host and give the requests in them.
 
-        :raises WireError: they are no requests, or one comes under the id of an open one.
+        :raises WireError: when the iterator comes to what is no request, or has the id of an open one.
         """
-        requests: list[Request] = []
-        for frame in self._decoder.feed(data):
+        return self._requests(self._decoder.feed(data))
+
+    def _requests(self, frames: Iterator[Frame]) -> Iterator[Request]:
+        for frame in frames:
             if frame.id in self._open:
                 raise WireError(f"a second request came under the id {frame.id}")
             self._open[frame.id] = frame.procedure
-            requests.append(Request(frame.procedure, frame.id, frame.payload))
-        return requests
+            yield Request(frame.procedure, frame.id, frame.payload)
 
     def respond(self, request_id: int, body: object) -> bytes:
-        """Answer an open request.
+        """Answer an open request; it stays open where the body cannot be encoded (see :func:`encode`).
 
         :raises KeyError: it is not open.
         """
-        return encode(Kind.RESPONSE, self._open.pop(request_id), request_id, body)
+        data = encode(Kind.RESPONSE, self._open[request_id], request_id, body)
+        del self._open[request_id]
+        return data
 
     def notify(self, body: object) -> bytes:
         """Tell of a container's exit."""

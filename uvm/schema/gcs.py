@@ -69,12 +69,12 @@ class RequestBase:
 class GuestErrorRecord:
     """One record of the guest's own account of an error; ``result`` is a signed HRESULT."""
 
-    result: int = named("Result", default=0)
-    message: str = named("Message", default="")
+    result: int = named("Result", default=0, always=True)
+    message: str = named("Message", default="", always=True)
     stack_trace: str = named("StackTrace", default="")
-    module_name: str = named("ModuleName", default="")
-    file_name: str = named("FileName", default="")
-    line: int = named("Line", default=0)
+    module_name: str = named("ModuleName", default="", always=True)
+    file_name: str = named("FileName", default="", always=True)
+    line: int = named("Line", default=0, always=True)
     function_name: str = named("FunctionName", default="")
 
 

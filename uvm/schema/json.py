@@ -42,8 +42,7 @@ def to_json(model: Any) -> dict[str, Any]:
     cls = model.__class__
     writer = _writers.get(cls)
     if writer is None:
-        if not attrs.has(cls):
-            raise TypeError(f"{cls.__name__} is not a schema model")
+        _require_model(cls)
         writer = _writers[cls] = _converter(False).get_unstructure_hook(cls)
     return writer(model)
 
@@ -72,8 +71,24 @@ def dumps(value: Any) -> str:
     return _encode(value)
 
 
+def _fields(model: Any) -> dict[str, Any]:
+    """Give the fields of a model as they are: the encoder asks again for the models in them."""
+    cls = model.__class__
+    writer = _field_writers.get(cls)
+    if writer is None:
+        _require_model(cls)
+        writer = _field_writers[cls] = _class_writer(cls, _shallow_converter())
+    return writer(model)
+
+
+def _require_model(cls: type) -> None:
+    if not attrs.has(cls):
+        raise TypeError(f"{cls.__name__} is not a schema model")
+
+
 _writers: dict[type, Callable[[Any], dict[str, Any]]] = {}
-_encode = JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False, default=to_json).encode
+_field_writers: dict[type, Callable[[Any], dict[str, Any]]] = {}
+_encode = JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False, default=_fields).encode
 
 
 @cache
@@ -88,6 +103,17 @@ def _converter(forbid_extra: bool) -> Converter:
         converter.register_structure_hook(kind, _scalar)
     converter.register_structure_hook_factory(_is_generic(list), lambda kind: _list_reader(kind, converter))
     converter.register_structure_hook_factory(_is_generic(dict), lambda kind: _dict_reader(kind, converter))
+    return converter
+
+
+@cache
+def _shallow_converter() -> Converter:
+    """Make the converter that leaves the values of fields as they are."""
+    from cattrs import Converter
+    from cattrs.fns import identity
+
+    converter = Converter(omit_if_default=True)
+    converter.register_unstructure_hook_factory(lambda kind: True, lambda kind: identity)
     return converter
 
 

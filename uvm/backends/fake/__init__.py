@@ -13,12 +13,23 @@ from uvm.backends.fake.faults import Faults, Rule
 from uvm.backends.fake.files import FakeFiles
 from uvm.backends.fake.gates import Gate, Parked
 from uvm.backends.fake.guest import FakeGuest, Mount
+from uvm.backends.fake.guestservice import (
+    Container,
+    FakeProcess,
+    GuestProcess,
+    GuestService,
+    LinuxContainer,
+    Misbehaviour,
+    Misdeed,
+    Program,
+    Programs,
+)
 from uvm.backends.fake.host import Checks
 from uvm.backends.fake.journal import Entry, Journal
 from uvm.backends.fake.linux import LinuxGuest
 from uvm.backends.fake.network import FakeNetwork
 from uvm.backends.fake.streams import FakeListener, FakeStream
-from uvm.backends.fake.system import FakeGuestConnection, FakeSystem
+from uvm.backends.fake.system import FakeSystem
 from uvm.backends.fake.tree import DeviceTree
 from uvm.backends.fake.vm import FakeVM
 from uvm.backends.fake.windows import WindowsGuest
@@ -26,25 +37,33 @@ from uvm.backends.fake.windows import WindowsGuest
 __all__ = [
     "Call",
     "Checks",
+    "Container",
     "DeviceTree",
     "Entry",
     "FakeBackend",
     "FakeClock",
     "FakeFiles",
     "FakeGuest",
-    "FakeGuestConnection",
     "FakeListener",
     "FakeNetwork",
+    "FakeProcess",
     "FakeStream",
     "FakeSystem",
     "FakeVM",
     "Faults",
     "Gate",
+    "GuestProcess",
+    "GuestService",
     "Journal",
     "Latency",
+    "LinuxContainer",
     "LinuxGuest",
+    "Misbehaviour",
+    "Misdeed",
     "Mount",
     "Parked",
+    "Program",
+    "Programs",
     "Rule",
     "WindowsGuest",
 ]

@@ -15,6 +15,7 @@ from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.exchange import Exchange, Latency
 from uvm.backends.fake.faults import Faults
 from uvm.backends.fake.files import FakeFiles
+from uvm.backends.fake.guestservice import BUILT_IN, GuestService, Misbehaviour, Programs
 from uvm.backends.fake.host import Checks, Host
 from uvm.backends.fake.hresult import (
     ERROR_NOT_SUPPORTED,
@@ -51,6 +52,8 @@ class FakeBackend:
     :param latency: how long its answers take.
     :param journal_entries: how many calls the journal keeps.
     :param guest_capabilities: what guests say of themselves, in place of what they do by default.
+    :ivar programs: the programs that its guests can run.
+    :ivar misbehaviour: what goes wrong with the answers of its guests.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class FakeBackend:
         self.access: AccessTable = AccessTable(self.files)
         self.journal: Journal = Journal(journal_entries)
         self.faults: Faults = Faults(seed)
+        self.programs: Programs = Programs(BUILT_IN)
+        self.misbehaviour: Misbehaviour = Misbehaviour(seed)
         self.clock: FakeClock = FakeClock()
         self.exchange: Exchange = Exchange(self.journal, self.faults, latency or Latency(), self.clock)
         self.network: FakeNetwork = FakeNetwork(self.exchange)
@@ -121,7 +126,7 @@ class FakeBackend:
         def create() -> FakeVM:
             if system_id in self._vms:
                 raise HostError(operation, HCS_E_SYSTEM_ALREADY_EXISTS)
-            vm = self._make(system_id, _checked(copied, operation))
+            vm = self._make(system_id, copied, _checked(copied, operation))
             self._vms[system_id] = vm
             vm.add_exit_hook(lambda: self._forget_if_unused(vm))
             return vm
@@ -173,7 +178,7 @@ class FakeBackend:
         vm.handles -= 1
         if vm.handles or vm.state == "Stopped":
             self._forget_if_unused(vm)
-        elif vm.document.should_terminate_on_last_handle_closed:
+        elif vm.ends_with_last_handle:
             vm.terminate()
 
     async def __aenter__(self) -> FakeBackend:
@@ -187,8 +192,12 @@ class FakeBackend:
     ) -> bool | None:
         return None
 
-    def _make(self, system_id: str, document: ComputeSystem) -> FakeVM:
-        return FakeVM(system_id, self.new_id(), document, self._host, self.clock, self._guest_capabilities)
+    def _make(self, system_id: str, document: JSON, checked: ComputeSystem) -> FakeVM:
+        runtime_id, capabilities = self.new_id(), self._guest_capabilities
+        vm = FakeVM(system_id, runtime_id, document, checked, self._host, self.clock, capabilities)
+        assert checked.virtual_machine is not None
+        vm.service = GuestService(vm, checked.virtual_machine, self)
+        return vm
 
     def _forget_if_unused(self, vm: FakeVM) -> None:
         if vm.state == "Stopped" and not vm.handles:

@@ -12,22 +12,11 @@ from attrs import frozen
 
 from uvm.backends.fake.calls import Call, To
 from uvm.errors import GuestError, HostError, UnknownOutcomeError, hresult_name
+from uvm.schema.secrets import scrub
 
 #: ``pending``: no answer yet; ``lost``: carried out or not, the caller was not told; ``failed``: ended by
 #: an exception that is neither a refusal nor a cancellation, such as a connection that closed.
 Outcome = Literal["pending", "ok", "refused", "lost", "cancelled", "failed"]
-
-#: Fields whose values are secrets, or too long to read: they are kept but never printed.
-_HIDDEN: Final = frozenset(
-    {
-        "EncodedSecurityPolicy",
-        "EncodedUVMHashEnvelopeReference",
-        "EncodedUVMReference",
-        "Environment",
-        "Fragment",
-        "LaunchData",
-    }
-)
 
 #: How much of a document is printed; requests fit, documents of whole VMs do not.
 _WIDTH: Final = 400
@@ -73,7 +62,7 @@ class Entry:
         document = call.document
         if call.operation == "modify" and isinstance(document, dict):
             document = document.get("Settings")
-        text = json.dumps(_visible(document), ensure_ascii=False) if document is not None else ""
+        text = json.dumps(scrub(document), ensure_ascii=False) if document is not None else ""
         if len(text) > _WIDTH:
             text = f"{text[:_WIDTH]}... ({len(text):,} characters)"
         what = str(call).removeprefix("modify ")
@@ -176,11 +165,3 @@ def _ended(call: Call, error: BaseException | None, applied: bool) -> Entry:
     if isinstance(error, anyio.get_cancelled_exc_class()):
         return Entry(call, "cancelled", applied=applied)
     return Entry(call, "failed", None, f"{type(error).__name__}: {error}", applied)
-
-
-def _visible(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: "(hidden)" if k in _HIDDEN and v else _visible(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_visible(item) for item in value]
-    return value

@@ -170,7 +170,8 @@ class LinuxGuest(FakeGuest):
 
     def _container_constraints(self, request: GuestRequest) -> None:
         request.parse(LCOWContainerConstraints)
-        raise request.refuse(GUEST_SYSTEM_NOT_FOUND, "the fake guest has no containers")
+        # The guest itself is none of its containers.
+        raise request.refuse(GUEST_SYSTEM_NOT_FOUND, f"HRESULT: 0x{GUEST_SYSTEM_NOT_FOUND:x}")
 
     def _pod_cgroup_memory_limit(self, request: GuestRequest) -> None:
         self.only(request, "Update")

@@ -42,7 +42,7 @@ def summary(vm: FakeVM) -> JSON:
         system_type="VirtualMachine",
         runtime_os_type=vm.os.capitalize(),
         name=vm.id,
-        owner=vm.document.owner,
+        owner=vm.owner,
         runtime_id=vm.runtime_id,
         state=vm.state,
         stopped=vm.state == "Stopped",
@@ -74,7 +74,7 @@ def query(vm: FakeVM, types: tuple[str, ...], info: HostInfo, clock: FakeClock) 
 def _property(vm: FakeVM, name: str, clock: FakeClock) -> JSON:
     match name:
         case schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED:
-            return {"TerminateOnLastHandleClosed": vm.document.should_terminate_on_last_handle_closed}
+            return {"TerminateOnLastHandleClosed": vm.ends_with_last_handle}
         case schema.PROPERTY_SYSTEM_GUID:
             return {"SystemGUID": vm.runtime_id}
         case schema.PROPERTY_GUEST_CONNECTION:

@@ -1,57 +1,181 @@
-"""Connections between host and guest, in memory: what Hyper-V sockets are on Windows."""
+"""Connections between host and guest, in memory: what Hyper-V sockets are on Windows.
+
+Bytes are handed on as they are: a ``bytes`` object that is sent is the one that is received where the reader
+takes it whole. How many bytes may be on their way is bounded, so that a sender waits for a slow reader.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
 import anyio.lowlevel
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from uvm.backends.fake.hresult import WSAEADDRINUSE
 from uvm.errors import HostError, VMExitedError
 
-#: What one chunk holds at most, and how many a sender may be ahead of the receiver.
+#: What :meth:`FakeStream.receive` gives at most, by default.
 _CHUNK_BYTES: Final = 65536
-_CHUNKS: Final = 16
+#: A sender waits while so much is on its way. What is sent at once goes in pieces of this size.
+BUFFER_BYTES: Final = 131072
+
+
+class _Pipe:
+    """One direction of a connection.
+
+    :ivar size: how many bytes are on their way.
+    :ivar ended: nothing more is going to be sent.
+    :ivar broken: nobody is going to receive.
+    :ivar cut: it ended without the sender having said so.
+    """
+
+    __slots__ = ("_chunks", "_receivers", "_senders", "broken", "cut", "ended", "size")
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes | memoryview] | None = None
+        self._receivers: list[anyio.Event] = []
+        self._senders: list[anyio.Event] = []
+        self.size = 0
+        self.ended = False
+        self.broken = False
+        self.cut = False
+
+    @property
+    def has_room(self) -> bool:
+        """Nobody needs to wait to put something."""
+        return self.size < BUFFER_BYTES or self.broken
+
+    @property
+    def is_quiet(self) -> bool:
+        """There is nothing to receive yet, nor to say to who wants to."""
+        return not (self.size or self.ended or self.broken)
+
+    def put(self, piece: bytes | memoryview) -> None:
+        """Put a piece that is at most as large as the buffer."""
+        if self._chunks is None:
+            self._chunks = deque()
+        self._chunks.append(piece)
+        self.size += len(piece)
+        if self._receivers:
+            _wake(self._receivers)
+
+    def take(self, max_bytes: int) -> bytes:
+        """Take what comes next, of which there is some."""
+        assert self._chunks
+        piece = self._chunks.popleft()
+        if len(piece) > max_bytes:
+            view = memoryview(piece)
+            self._chunks.appendleft(view[max_bytes:])
+            piece = view[:max_bytes]
+        elif not self._chunks:
+            # Most connections are idle most of the time.
+            self._chunks = None
+        self.size -= len(piece)
+        # Not at once when there is room again: the two sides would take turns at every piece.
+        if self._senders and self.size <= BUFFER_BYTES // 2:
+            _wake(self._senders)
+        return piece if isinstance(piece, bytes) else bytes(piece)
+
+    def end(self, *, cut: bool = False) -> None:
+        self.cut = self.cut or (cut and not self.ended)
+        self.ended = True
+        _wake(self._receivers)
+
+    def break_off(self) -> None:
+        self.broken = True
+        self._chunks = None
+        self.size = 0
+        _wake(self._senders)
+        _wake(self._receivers)
+
+    def wait_for_data(self) -> Awaitable[None]:
+        return _wait(self._receivers)
+
+    def wait_for_room(self) -> Awaitable[None]:
+        """Wait until half of the buffer is free."""
+        return _wait(self._senders)
+
+
+async def _wait(line: list[anyio.Event]) -> None:
+    event = anyio.Event()
+    line.append(event)
+    try:
+        await event.wait()
+    finally:
+        if event in line:
+            line.remove(event)
+
+
+def _wake(line: list[anyio.Event]) -> None:
+    for event in line:
+        event.set()
+    line.clear()
 
 
 class FakeStream:
-    """One end of a connection (:class:`~uvm.backends.base.ByteStream`)."""
+    """One end of a connection (:class:`~uvm.backends.base.ByteStream`).
 
-    def __init__(
-        self,
-        incoming: MemoryObjectReceiveStream[bytes],
-        outgoing: MemoryObjectSendStream[bytes],
-        on_close: Callable[[FakeStream], None],
-    ) -> None:
+    Its errors are those of anyio's streams: :class:`anyio.ClosedResourceError` where this end was closed,
+    :class:`anyio.BrokenResourceError` for sending to an end that was, :class:`anyio.EndOfStream`.
+    """
+
+    __slots__ = ("_incoming", "_on_close", "_outgoing")
+
+    def __init__(self, incoming: _Pipe, outgoing: _Pipe, on_close: Callable[[FakeStream], None]) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
         self._on_close = on_close
-        self._rest = b""
 
     async def receive(self, max_bytes: int = _CHUNK_BYTES) -> bytes:
         """Receive at least one byte; anyio.EndOfStream at the end."""
         if max_bytes < 1:
             raise ValueError("receive at least one byte")
-        data = self._rest
-        if data:
+        pipe = self._incoming
+        if not pipe.is_quiet:
             await anyio.lowlevel.checkpoint()
-        else:
-            data = await self._incoming.receive()
-        self._rest = data[max_bytes:]
-        return data[:max_bytes]
+        while pipe.is_quiet:
+            await pipe.wait_for_data()
+        if pipe.size:
+            return pipe.take(max_bytes)
+        if pipe.broken:
+            raise anyio.ClosedResourceError
+        raise anyio.BrokenResourceError if pipe.cut else anyio.EndOfStream
 
     async def send(self, item: bytes) -> None:
-        """Send all of it; waits while the other end is far behind."""
-        for start in range(0, len(item), _CHUNK_BYTES):
-            await self._outgoing.send(bytes(item[start : start + _CHUNK_BYTES]))
+        """Send all of it; waits while the other end is far behind.
+
+        What is no larger than :data:`BUFFER_BYTES` is not mixed with what others send at the same time.
+        """
+        await anyio.lowlevel.checkpoint()
+        data = item if item.__class__ is bytes else bytes(item)
+        if len(data) <= BUFFER_BYTES:
+            await self._put(data)
+            return
+        view = memoryview(data)
+        for start in range(0, len(data), BUFFER_BYTES):
+            await self._put(view[start : start + BUFFER_BYTES])
+
+    def send_nowait(self, item: bytes) -> bool:
+        """Send at most :data:`BUFFER_BYTES` at once, or nothing where the other end is far behind."""
+        pipe = self._outgoing
+        if len(item) > BUFFER_BYTES or not pipe.has_room:
+            return False
+        self._require_open()
+        if item:
+            pipe.put(item)
+        return True
+
+    async def flush(self) -> None:
+        """Wait until the other end has received everything, or was closed."""
+        await anyio.lowlevel.checkpoint()
+        while self._outgoing.size:
+            await self._outgoing.wait_for_room()
 
     async def send_eof(self) -> None:
         """Close our direction."""
-        self._outgoing.close()
+        self._outgoing.end()
         await anyio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
@@ -59,28 +183,45 @@ class FakeStream:
         self.close()
         await anyio.lowlevel.checkpoint()
 
-    def close(self) -> None:
-        """Close both directions at once."""
-        self._rest = b""
-        self._outgoing.close()
-        self._incoming.close()
+    def close(self, *, cut: bool = False) -> None:
+        """Close both directions at once.
+
+        :param cut: have the other end, once it has received what was sent, find the connection broken.
+        """
+        self._outgoing.end(cut=cut)
+        self._incoming.break_off()
         self._on_close(self)
+
+    async def _put(self, piece: bytes | memoryview) -> None:
+        pipe = self._outgoing
+        while not pipe.has_room:
+            await pipe.wait_for_room()
+        self._require_open()
+        if piece:
+            pipe.put(piece)
+
+    def _require_open(self) -> None:
+        if self._outgoing.ended:
+            raise anyio.ClosedResourceError
+        if self._outgoing.broken:
+            raise anyio.BrokenResourceError
 
 
 def stream_pair(on_close: Callable[[FakeStream], None]) -> tuple[FakeStream, FakeStream]:
     """Make a connection and give its two ends; the function is told of each that closes."""
-    to_b, from_a = anyio.create_memory_object_stream[bytes](_CHUNKS)
-    to_a, from_b = anyio.create_memory_object_stream[bytes](_CHUNKS)
-    return FakeStream(from_b, to_b, on_close), FakeStream(from_a, to_a, on_close)
+    to_a, to_b = _Pipe(), _Pipe()
+    return FakeStream(to_a, to_b, on_close), FakeStream(to_b, to_a, on_close)
 
 
 class FakeListener:
     """Where the guest of one VM dials in (:class:`~uvm.backends.base.Listener`)."""
 
+    __slots__ = ("_callers", "_dialled", "_end", "_on_close", "service_id")
+
     def __init__(self, service_id: str, on_close: Callable[[], None]) -> None:
-        self.service_id = service_id
-        self._dialled: deque[FakeStream] = deque()
-        self._woken = anyio.Event()
+        self.service_id: str = service_id
+        self._dialled: list[FakeStream] = []
+        self._callers: list[anyio.Event] = []
         self._on_close = on_close
         self._end: Exception | None = None
 
@@ -90,11 +231,8 @@ class FakeListener:
         while not self._dialled:
             if self._end is not None:
                 raise self._end
-            await self._woken.wait()
-        stream = self._dialled.popleft()
-        if not self._dialled and self._end is None:
-            self._woken = anyio.Event()
-        return stream
+            await _wait(self._callers)
+        return self._dialled.pop(0)
 
     async def aclose(self) -> None:
         """Stop listening; connections that nobody accepted are closed."""
@@ -104,7 +242,7 @@ class FakeListener:
     def offer(self, stream: FakeStream) -> None:
         """Bring a connection to be accepted."""
         self._dialled.append(stream)
-        self._woken.set()
+        _wake(self._callers)
 
     def end(self, error: Exception) -> None:
         """Stop listening, for a reason."""
@@ -112,19 +250,20 @@ class FakeListener:
             self._end = error
             self._on_close()
             while self._dialled:
-                self._dialled.popleft().close()
-            self._woken.set()
+                self._dialled.pop(0).close()
+            _wake(self._callers)
 
 
 class Switchboard:
     """The listeners and connections of one VM, by service id."""
 
-    __slots__ = ("_listeners", "_streams", "_vm_id")
+    __slots__ = ("_diallers", "_listeners", "_streams", "_vm_id")
 
     def __init__(self, vm_id: str) -> None:
         self._vm_id = vm_id
         self._listeners: dict[str, FakeListener] = {}
         self._streams: set[FakeStream] = set()
+        self._diallers: list[anyio.Event] = []
 
     def listen(self, service_id: str) -> FakeListener:
         """Listen for connections to a service; WSAEADDRINUSE where somebody does."""
@@ -132,6 +271,7 @@ class Switchboard:
         if key in self._listeners:
             raise HostError(f"listen {service_id}", WSAEADDRINUSE, f"on VM {self._vm_id}")
         self._listeners[key] = FakeListener(service_id, lambda: self._forget(key))
+        _wake(self._diallers)
         return self._listeners[key]
 
     def dial(self, service_id: str) -> FakeStream:
@@ -140,16 +280,21 @@ class Switchboard:
         if listener is None:
             raise ConnectionRefusedError(f"nobody listens to service {service_id} of VM {self._vm_id}")
         ours, theirs = stream_pair(self._streams.discard)
-        self._streams |= {ours, theirs}
+        self._streams.add(ours)
         listener.offer(theirs)
         return ours
 
+    async def wait_for_listener(self, service_id: str) -> None:
+        """Wait until somebody listens to a service."""
+        while service_id.casefold() not in self._listeners:
+            await _wait(self._diallers)
+
     def close(self, error: VMExitedError) -> None:
-        """End all of it: the VM has exited."""
+        """End all of it: the VM has exited. What had arrived at the host can still be received there."""
         for listener in list(self._listeners.values()):
             listener.end(error)
         for stream in list(self._streams):
-            stream.close()
+            stream.close(cut=True)
 
     def _forget(self, key: str) -> None:
         self._listeners.pop(key, None)

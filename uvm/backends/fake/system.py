@@ -1,8 +1,8 @@
-"""A handle on a fake VM, and the connection to its guest: what the library above works with."""
+"""A handle on a fake VM: what the library above works with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -14,7 +14,7 @@ from uvm.backends.fake.hresult import E_HANDLE, HCS_E_INVALID_JSON
 from uvm.backends.fake.properties import query
 from uvm.backends.fake.streams import FakeListener
 from uvm.backends.fake.vm import FakeVM
-from uvm.errors import BridgeClosedError, ExitStatus, GuestError, HostError
+from uvm.errors import ExitStatus, GuestError, HostError
 from uvm.schema.json import SchemaError, from_json
 from uvm.schema.requests import ModifySettingRequest, PauseOptions, SaveOptions
 
@@ -37,7 +37,7 @@ class FakeSystem:
     def __init__(self, backend: FakeBackend, vm: FakeVM) -> None:
         self._backend = backend
         self._closed = False
-        self._waiting: set[anyio.Event] = set()
+        self._waiting: list[Callable[[], None]] = []
         self.vm: FakeVM = vm
         vm.handles += 1
 
@@ -128,15 +128,6 @@ class FakeSystem:
 
         return await self._call("query", "working set", None, measure)
 
-    async def connect_guest(self) -> FakeGuestConnection:
-        """Give a connection to the guest; the VM must be running."""
-
-        def connect() -> FakeGuestConnection:
-            self.vm.require("connect to the guest of", "Running")
-            return FakeGuestConnection(self._backend, self.vm)
-
-        return await self._call("guest", "connect", None, connect)
-
     async def listen(self, service_id: str) -> FakeListener:
         """Listen for connections of the guest (:meth:`FakeVM.dial`); before the start too."""
         return await self._call(
@@ -144,16 +135,22 @@ class FakeSystem:
         )
 
     async def wait(self) -> ExitStatus:
-        """Wait for the exit; E_HANDLE where this handle is closed meanwhile."""
-        woken = anyio.Event()
+        """Wait for the exit; E_HANDLE where this handle is closed meanwhile.
+
+        The guest runs inside of this call: of those who wait for a VM, over any handle, the first runs its
+        compute service and its programs. When that one stops waiting, what runs in the guest is killed, and
+        the next has the guest connect again.
+        """
         self._require_open("wait for")
-        self._waiting.add(woken)
-        self.vm.add_exit_hook(woken.set)
-        try:
-            await woken.wait()
-        finally:
-            self._waiting.discard(woken)
-            self.vm.remove_exit_hook(woken.set)
+        with anyio.CancelScope() as scope:
+            end = scope.cancel
+            self._waiting.append(end)
+            self.vm.add_exit_hook(end)
+            try:
+                await self.vm.service.attend()
+            finally:
+                self._waiting.remove(end)
+                self.vm.remove_exit_hook(end)
         if self.vm.exit_status is None:
             self._require_open("wait for")
         assert self.vm.exit_status is not None
@@ -169,8 +166,8 @@ class FakeSystem:
             raise
         self._closed = True
         self._backend.handle_closed(self.vm)
-        for woken in self._waiting:
-            woken.set()
+        for end in list(self._waiting):
+            end()
         self._backend.journal.finish(call, None, applied=True)
         await anyio.lowlevel.checkpoint()
 
@@ -186,7 +183,7 @@ class FakeSystem:
     async def _relay(self, request: Any) -> None:
         def change() -> None:
             self.vm.require_relay()
-            self.vm.ask_guest(request)
+            self.vm.apply_in_guest(request)
 
         try:
             await self._call("guest", "modify", request, change)
@@ -209,57 +206,15 @@ class FakeSystem:
             self._require_open(operation)
             return change()
 
-        return await carry_out(self._backend, self.vm, to, operation, document, checked)
+        fields = document if operation == "modify" and isinstance(document, dict) else {}
+        resource = fields.get("ResourcePath") or fields.get("ResourceType") or ""
+        request_type = fields.get("RequestType") or ""
+        call = self._backend.journal.begin(to, self.id, operation, document, str(resource), str(request_type))
+        return await self._backend.exchange.carry_out(call, checked, self.vm)
 
     def _require_open(self, operation: str) -> None:
         if self._closed:
             raise HostError(f"{operation} {self.id}", E_HANDLE, "the handle was closed")
-
-
-class FakeGuestConnection:
-    """A connection to the guest of a fake VM (:class:`~uvm.backends.base.Guest`).
-
-    The guest does not answer while its VM is paused, nor after its exit: BridgeClosedError.
-    """
-
-    __slots__ = ("_backend", "_closed", "_vm")
-
-    def __init__(self, backend: FakeBackend, vm: FakeVM) -> None:
-        self._backend = backend
-        self._vm = vm
-        self._closed = False
-
-    @property
-    def capabilities(self) -> Mapping[str, Any]:
-        """What the guest said of itself."""
-        return self._vm.guest.capabilities
-
-    async def modify(self, request: JSON) -> None:
-        """Have the guest carry out a ``ModificationRequest``; GuestError where it refuses."""
-        document = _copy(request, f"ask the guest of {self._vm.id}")
-
-        def change() -> None:
-            if self._closed:
-                raise BridgeClosedError(f"the connection to the guest of {self._vm.id} was closed")
-            self._vm.ask_guest(document)
-
-        await carry_out(self._backend, self._vm, "guest", "modify", document, change)
-
-    async def aclose(self) -> None:
-        """End the connection; the guest keeps its state, and can be connected to again."""
-        self._closed = True
-        await anyio.lowlevel.checkpoint()
-
-
-async def carry_out(
-    backend: FakeBackend, vm: FakeVM, to: To, operation: str, document: Any, change: Callable[[], T]
-) -> T:
-    """Write a call into the journal and carry it out."""
-    fields = document if operation == "modify" and isinstance(document, dict) else {}
-    resource = fields.get("ResourcePath") or fields.get("ResourceType") or ""
-    request_type = fields.get("RequestType") or ""
-    call = backend.journal.begin(to, vm.id, operation, document, str(resource), str(request_type))
-    return await backend.exchange.carry_out(call, change, vm)
 
 
 def _copy(document: Any, operation: str) -> Any:

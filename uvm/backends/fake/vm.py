@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+import anyio.lowlevel
 
 from uvm.backends.base import JSON
 from uvm.backends.fake.clock import FakeClock
@@ -22,8 +25,11 @@ from uvm.backends.fake.linux import LINUX_CAPABILITIES, LinuxGuest
 from uvm.backends.fake.streams import FakeListener, FakeStream, Switchboard
 from uvm.backends.fake.tree import DeviceTree
 from uvm.backends.fake.windows import WINDOWS_CAPABILITIES, WindowsGuest
-from uvm.errors import BridgeClosedError, ExitStatus, GuestError, HostError, VMExitedError
+from uvm.errors import ExitStatus, GuestError, HostError, VMExitedError
 from uvm.schema.system import ComputeSystem, VirtualMachine
+
+if TYPE_CHECKING:
+    from uvm.backends.fake.guestservice import GuestService
 
 State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
 
@@ -33,11 +39,15 @@ class FakeVM:
 
     Every method is one atomic step, and raises HostError where HCS refuses it in this state.
 
-    :ivar document: the document it was created with.
+    :ivar document: the document it was created with. It belongs to the journal: do not change it.
+    :ivar os: the operating system of the guest, judged from how the document boots it.
+    :ivar owner: who the document says that it belongs to.
+    :ivar ends_with_last_handle: it is terminated when its last handle is closed.
     :ivar exit_status: how it ended; None while it has not.
     :ivar started_ticks: when it was started, by the backend's clock; None before.
     :ivar handles: how many handles are open.
     :ivar exited_ticks: when it ended.
+    :ivar service: the compute service inside the guest, which speaks with the host over connections.
     """
 
     __slots__ = (
@@ -46,14 +56,20 @@ class FakeVM:
         "_guest",
         "_guest_capabilities",
         "_host",
+        "_relays",
+        "_state_hooks",
         "_switchboard",
         "_tree",
         "document",
+        "ends_with_last_handle",
         "exit_status",
         "exited_ticks",
         "handles",
         "id",
+        "os",
+        "owner",
         "runtime_id",
+        "service",
         "started_ticks",
         "state",
     )
@@ -62,33 +78,37 @@ class FakeVM:
         self,
         system_id: str,
         runtime_id: str,
-        document: ComputeSystem,
+        document: JSON,
+        checked: ComputeSystem,
         host: Host,
         clock: FakeClock,
         guest_capabilities: Mapping[str, Any] | None = None,
     ) -> None:
         self.id: str = system_id
         self.runtime_id: str = runtime_id
-        self.document: ComputeSystem = document
+        # The model itself would be a tenth of all that an idle VM takes.
+        self.document: JSON = document
+        machine = checked.virtual_machine
+        assert machine is not None
+        self.os: Literal["linux", "windows"] = "windows" if _boots_windows(machine) else "linux"
+        self.owner: str = checked.owner
+        self.ends_with_last_handle: bool = checked.should_terminate_on_last_handle_closed
+        self._relays = machine.guest_connection is not None
         self.state: State = "Created"
         self.exit_status: ExitStatus | None = None
         self.started_ticks: int | None = None
         self.exited_ticks: int | None = None
         self.handles: int = 0
+        self.service: GuestService
         self._host = host
         self._clock = clock
         self._guest_capabilities = guest_capabilities
-        _require_boot_files(system_id, self.machine, host)
-        self._tree = DeviceTree(system_id, host, self.machine)
+        _require_boot_files(system_id, machine, host)
+        self._tree = DeviceTree(system_id, host, machine)
         self._guest: FakeGuest | None = None
         self._switchboard: Switchboard | None = None
         self._exit_hooks: list[Callable[[], None]] = []
-
-    @property
-    def machine(self) -> VirtualMachine:
-        """The virtual machine of the document."""
-        assert self.document.virtual_machine is not None
-        return self.document.virtual_machine
+        self._state_hooks: list[anyio.Event] = []
 
     @property
     def tree(self) -> DeviceTree:
@@ -102,23 +122,18 @@ class FakeVM:
             raise HostError(f"connect to the guest of {self.id}", HCS_E_INVALID_STATE, "it was not started")
         return self._guest
 
-    @property
-    def os(self) -> Literal["linux", "windows"]:
-        """The operating system of the guest, judged from how the document boots it."""
-        return "windows" if _boots_windows(self.machine) else "linux"
-
     # The life of the VM
 
     def start(self) -> None:
         """Start it: Created to Running."""
         self.require("start", "Created")
-        self.state = "Running"
         self.started_ticks = self._clock.ticks
         kind, own = (
             (WindowsGuest, WINDOWS_CAPABILITIES) if self.os == "windows" else (LinuxGuest, LINUX_CAPABILITIES)
         )
         stated = self._guest_capabilities
         self._guest = kind(self._tree, self._host.checks, own if stated is None else stated)
+        self._become("Running")
 
     def shutdown(self) -> None:
         """Have the guest shut down; it does so at once."""
@@ -148,12 +163,12 @@ class FakeVM:
     def pause(self) -> None:
         """Running to Paused."""
         self.require("pause", "Running")
-        self.state = "Paused"
+        self._become("Paused")
 
     def resume(self) -> None:
         """Paused to Running."""
         self.require("resume", "Paused")
-        self.state = "Running"
+        self._become("Running")
 
     def save(self, save_type: str, path: str) -> None:
         """Save a paused VM to a file, where one is named; ``AsTemplate`` makes it a template."""
@@ -161,7 +176,7 @@ class FakeVM:
         if path:
             self._host.files.add(path, size=self._tree.topology.size_in_mb << 20)
         if save_type == "AsTemplate":
-            self.state = "SavedAsTemplate"
+            self._become("SavedAsTemplate")
 
     def require(self, operation: str, *states: State) -> None:
         """Refuse in other states: HCS_E_SYSTEM_ALREADY_STOPPED once it has exited, or HCS_E_INVALID_STATE."""
@@ -173,6 +188,23 @@ class FakeVM:
             )
         raise HostError(f"{operation} {self.id}", HCS_E_INVALID_STATE, f"it is {self.state}")
 
+    async def until_running(self) -> None:
+        """Wait until its processors run; for ever where it has exited."""
+        while self.state != "Running":
+            changed = anyio.Event()
+            self._state_hooks.append(changed)
+            try:
+                await changed.wait()
+            finally:
+                if changed in self._state_hooks:
+                    self._state_hooks.remove(changed)
+
+    def _become(self, state: State) -> None:
+        self.state = state
+        hooks, self._state_hooks = self._state_hooks, []
+        for changed in hooks:
+            changed.set()
+
     # Changes while it runs
 
     def modify(self, path: str, request_type: str, settings: Any) -> None:
@@ -181,14 +213,8 @@ class FakeVM:
         with self._refusals():
             self._tree.modify(path, request_type, settings)
 
-    def ask_guest(self, request: JSON) -> None:
-        """Have the guest carry out a request.
-
-        :raises GuestError: it refuses.
-        :raises BridgeClosedError: the VM is paused, or has exited.
-        """
-        if self.state != "Running":
-            raise BridgeClosedError(f"the guest of {self.id} does not answer: the VM is {self.state}")
+    def apply_in_guest(self, request: JSON) -> None:
+        """Have the guest carry out a request that has reached it; GuestError where it refuses."""
         with self._refusals():
             self.guest.modify(request)
 
@@ -199,7 +225,7 @@ class FakeVM:
     def require_relay(self) -> None:
         """Check that HCS can relay a request to the guest."""
         self.require("modify", "Running")
-        if self.machine.guest_connection is None:
+        if not self._relays:
             raise HostError(f"modify {self.id}", HCS_E_NOT_CONFIGURED, "HCS is not connected to the guest")
 
     # Connections of the guest
@@ -207,15 +233,32 @@ class FakeVM:
     def listen(self, service_id: str) -> FakeListener:
         """Listen for connections of the guest; before the start too, so that none is missed."""
         self.require("listen on", "Created", "Running", "Paused")
-        if self._switchboard is None:
-            self._switchboard = Switchboard(self.id)
-        return self._switchboard.listen(service_id)
+        return self._connections().listen(service_id)
 
     def dial(self, service_id: str) -> FakeStream:
         """Connect as the guest does; ConnectionRefusedError where nobody listens."""
         if self.state != "Running" or self._switchboard is None:
             raise ConnectionRefusedError(f"nobody listens to service {service_id} of VM {self.id}")
         return self._switchboard.dial(service_id)
+
+    async def until_listening(self, service_id: str) -> None:
+        """Wait until somebody listens to a service."""
+        await self._connections().wait_for_listener(service_id)
+
+    async def dial_when_listening(self, service_id: str) -> FakeStream:
+        """Connect as the guest does, once the VM runs and somebody listens; for ever where it has exited."""
+        await anyio.lowlevel.checkpoint()
+        while True:
+            await self.until_running()
+            try:
+                return self.dial(service_id)
+            except ConnectionRefusedError:
+                await self.until_listening(service_id)
+
+    def _connections(self) -> Switchboard:
+        if self._switchboard is None:
+            self._switchboard = Switchboard(self.id)
+        return self._switchboard
 
     # The exit
 
@@ -232,9 +275,9 @@ class FakeVM:
             self._exit_hooks.remove(hook)
 
     def _exit(self, status: ExitStatus) -> None:
-        self.state = "Stopped"
         self.exit_status = status
         self.exited_ticks = self._clock.ticks
+        self._become("Stopped")
         self._tree.close()
         if self._guest is not None:
             self._guest.end()

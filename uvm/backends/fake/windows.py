@@ -35,6 +35,8 @@ WINDOWS_CAPABILITIES: Final = {
     "SignalProcessSupported": True,
     "DumpStacksSupported": True,
     "DeleteContainerStateSupported": False,
+    "LogForwardingSupported": True,
+    "HostProcessContainerSupported": True,
 }
 
 _VSMB: Final = "\\\\?\\VMSMB\\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}\\"

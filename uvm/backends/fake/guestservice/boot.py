@@ -1,0 +1,86 @@
+"""How the fake guest boots as far as its host can tell: what it dials before its compute service runs."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+import anyio
+from attrs import frozen
+
+from uvm.backends.fake.streams import FakeStream
+from uvm.gcs.ports import (
+    LINUX_GCS_PORT,
+    WINDOWS_GCS_SERVICE,
+    WINDOWS_SIDECAR_SERVICE,
+    vsock_service_id,
+)
+from uvm.schema.system import VirtualMachine
+
+__all__ = ["BootPlan", "boot_plan", "take_entropy"]
+
+#: ``-e`` of init itself, and ``-e`` or ``-o`` of what it runs, each with the port that they are sent to.
+_ENTROPY: Final = re.compile(r"-e (\d+)")
+_OUTPUT: Final = re.compile(r"(?: -[oe] (\d+))(?: -[oe] (\d+))?")
+_ISOLATED_INIT: Final = "-e 1 /bin/vsockexec -e 109 /bin/gcs"
+
+
+@frozen
+class BootPlan:
+    """What a guest dials.
+
+    :ivar entropy: the service that it takes random bytes from; empty for none.
+    :ivar output: the service that the output of its compute service goes to; empty for none.
+    :ivar service: where its compute service dials.
+    """
+
+    service: str
+    entropy: str = ""
+    output: str = ""
+
+
+def boot_plan(vm: VirtualMachine, os: Literal["linux", "windows"]) -> BootPlan:
+    """Tell from the document of a VM what its guest dials.
+
+    A Linux guest does what its kernel command line says after ``--``; in a confidential Windows VM the
+    sidecar takes the place of the compute service.
+    """
+    if os == "windows":
+        isolation = vm.security_settings.isolation if vm.security_settings is not None else None
+        return BootPlan(WINDOWS_GCS_SERVICE if isolation is None else WINDOWS_SIDECAR_SERVICE)
+    init = _init_arguments(vm)
+    if not init and vm.security_settings is not None:
+        # The command line of an isolated VM is part of its measured image.
+        init = _ISOLATED_INIT
+    own, _, command = init.partition("/bin/vsockexec")
+    entropy, output = _ENTROPY.search(own), _OUTPUT.match(command)
+    return BootPlan(
+        service=vsock_service_id(LINUX_GCS_PORT),
+        entropy=vsock_service_id(int(entropy[1])) if entropy else "",
+        output=vsock_service_id(int(output[2] or output[1])) if output else "",
+    )
+
+
+def _init_arguments(vm: VirtualMachine) -> str:
+    """Give what the kernel hands to init: what follows ``--`` on its command line."""
+    chipset = vm.chipset
+    if chipset is None:
+        return ""
+    line = ""
+    if chipset.linux_kernel_direct is not None:
+        line = chipset.linux_kernel_direct.kernel_cmd_line
+    elif chipset.uefi is not None and chipset.uefi.boot_this is not None:
+        line = chipset.uefi.boot_this.optional_data
+    return f" {line}".partition(" -- ")[2]
+
+
+async def take_entropy(stream: FakeStream) -> bytes:
+    """Read random bytes until the host closes the connection, as init does."""
+    taken = b""
+    try:
+        while True:
+            taken += await stream.receive()
+    except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        return taken
+    finally:
+        stream.close()

@@ -1,0 +1,103 @@
+"""The log of the fake guest, as its host reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from attrs import define, field
+
+from uvm.backends.fake.clock import FakeClock
+from uvm.backends.fake.guestservice.outlet import Outlet
+from uvm.backends.fake.streams import FakeStream
+
+if TYPE_CHECKING:
+    from uvm.backends.fake.vm import FakeVM
+
+__all__ = ["GuestLog", "LAST_WORDS_SECONDS"]
+
+#: How long a guest that ends waits for the host to read its last words.
+LAST_WORDS_SECONDS: Final = 1.0
+
+
+@define(eq=False)
+class GuestLog:
+    """What goes to the host's log connection: the output of a Linux guest's compute service, or what the log
+    forwarding service of a Windows guest sends.
+
+    :ivar service_id: where a Windows guest forwards its log to; empty while it does not.
+    """
+
+    _vm: FakeVM = field(repr=False)
+    _clock: FakeClock = field(repr=False)
+    _spawn: Callable[..., bool] = field(repr=False)
+    service_id: str = field(default="", init=False)
+    _outlet: Outlet | None = field(default=None, init=False, repr=False)
+    _forwarding: anyio.CancelScope | None = field(default=None, init=False, repr=False)
+
+    def line(self, message: str, *, level: str = "info", **fields: Any) -> None:
+        """Write a line; nothing happens where there is no connection."""
+        # A Windows guest forwards events of ETW, which name their message otherwise.
+        said = {"msg": message} if self._vm.os == "linux" else {"Source": "ETW", "Message": message}
+        line = {"level": level, **said, "time": self._clock.timestamp(), **fields}
+        self.write(json.dumps(line).encode() + b"\n")
+
+    def write(self, data: bytes) -> None:
+        """Write anything."""
+        if self._outlet is not None:
+            self._outlet.send(data)
+
+    def open(self, stream: FakeStream) -> None:
+        """Write to a connection from now on."""
+        self._outlet = Outlet(stream, self._vm, self._spawn)
+
+    def close(self) -> None:
+        """Close the connection; what was written can still be read."""
+        if self._outlet is not None:
+            self._outlet.close()
+            self._outlet = None
+
+    async def last_words(self, data: bytes) -> None:
+        """Write something, and nothing after it; wait a little for the host to read it."""
+        outlet, self._outlet = self._outlet, None
+        if outlet is not None:
+            outlet.send(data)
+            with anyio.move_on_after(LAST_WORDS_SECONDS):
+                await outlet.stream.flush()
+
+    def forward(self, service_id: str) -> None:
+        """Connect to a service of the host whenever somebody listens there."""
+        self.service_id = service_id
+        if self._forwarding is None:
+            self._forwarding = anyio.CancelScope()
+            self._spawn(self._forward, self._forwarding)
+
+    def stop(self) -> None:
+        """Forward no more."""
+        self.service_id = ""
+        if self._forwarding is not None:
+            self._forwarding.cancel()
+            self._forwarding = None
+        self.close()
+
+    async def _forward(self, scope: anyio.CancelScope) -> None:
+        try:
+            with scope:
+                while True:
+                    self.open(await self._vm.dial_when_listening(self.service_id))
+                    self.line("log forwarding started")
+                    await self._until_closed()
+        finally:
+            if self._forwarding is scope:
+                self._forwarding = None
+                self.close()
+
+    async def _until_closed(self) -> None:
+        assert self._outlet is not None
+        try:
+            while True:
+                await self._outlet.stream.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self.close()

@@ -1,0 +1,62 @@
+"""What the fake Linux guest looks at of an OCI runtime specification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import define
+
+from uvm.backends.fake.guestservice.execution import Command
+from uvm.backends.fake.guestservice.stdio import Terminal
+from uvm.schema.field import named
+
+__all__ = ["OCIProcess", "OCISpec"]
+
+
+@define(kw_only=True)
+class OCIConsoleSize:
+    """The size of a terminal, in characters."""
+
+    height: int = named("height", default=0)
+    width: int = named("width", default=0)
+
+
+@define(kw_only=True)
+class OCIUser:
+    """Who runs a process."""
+
+    username: str = named("username", default="")
+    uid: int = named("uid", default=0)
+
+
+@define(kw_only=True)
+class OCIProcess:
+    """A process."""
+
+    args: list[str] = named("args", factory=list)
+    env: list[str] = named("env", factory=list, secret=True)
+    cwd: str = named("cwd", default="")
+    terminal: bool = named("terminal", default=False)
+    console_size: OCIConsoleSize | None = named("consoleSize", default=None)
+    user: OCIUser | None = named("user", default=None)
+
+    def command(self) -> Command:
+        """Give what to run."""
+        size = self.console_size or OCIConsoleSize()
+        user = self.user or OCIUser()
+        return Command(
+            args=tuple(self.args),
+            env=dict(line.partition("=")[::2] for line in self.env),
+            cwd=self.cwd,
+            user=user.username or str(user.uid),
+            terminal=Terminal(size.height, size.width) if self.terminal else None,
+        )
+
+
+@define(kw_only=True)
+class OCISpec:
+    """A container. hcsshim's guest dies of one without these."""
+
+    process: OCIProcess | None = named("process", default=None)
+    root: Any = named("root", default=None)
+    linux: Any = named("linux", default=None)

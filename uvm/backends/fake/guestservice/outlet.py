@@ -1,0 +1,59 @@
+"""Sending without waiting: what a stream does not take at once goes out later, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import anyio
+from attrs import define, field
+
+from uvm.backends.fake.streams import FakeStream
+
+if TYPE_CHECKING:
+    from uvm.backends.fake.vm import FakeVM
+
+__all__ = ["Outlet"]
+
+
+@define(eq=False)
+class Outlet:
+    """Sends on a connection of the guest. There is no task for it unless something has to wait.
+
+    Nothing goes out while the VM is paused. As in the real guest, what waits for a host that does not read is
+    not bounded by the guest; the host's requests bound it.
+    """
+
+    stream: FakeStream
+    _vm: FakeVM
+    _spawn: Callable[..., bool]
+    _backlog: deque[bytes] | None = field(default=None, init=False)
+
+    def send(self, data: bytes) -> None:
+        """Send, now or later; what cannot be sent since the connection ended is lost."""
+        if self._backlog is not None:
+            self._backlog.append(data)
+            return
+        try:
+            if self._vm.state == "Running" and self.stream.send_nowait(data):
+                return
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return
+        backlog = deque([data])
+        if self._spawn(self._drain, backlog):
+            self._backlog = backlog
+
+    def close(self) -> None:
+        """Close the connection; what was sent at once can still be received."""
+        self.stream.close()
+
+    async def _drain(self, backlog: deque[bytes]) -> None:
+        try:
+            while backlog:
+                await self._vm.until_running()
+                await self.stream.send(backlog.popleft())
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return  # the connection ended; so does what was to be sent
+        finally:
+            self._backlog = None

@@ -1,0 +1,187 @@
+"""The processes of the fake guest: how one runs, ends, and is signalled and waited for."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+from attrs import define, field
+
+from uvm.backends.fake.guestservice.programs import FakeProcess, Program
+
+__all__ = ["GuestProcess", "SIGKILL", "SIGTERM", "died_of"]
+
+SIGKILL: Final = 9
+SIGPIPE: Final = 13
+SIGTERM: Final = 15
+_SIGWINCH: Final = 28
+
+#: Signals that do nothing unless they are handled: those that are ignored by default, and those that stop a
+#: process and let it go on, which the fake does not do.
+_HARMLESS: Final = frozenset({17, 18, 19, 20, 21, 22, 23, _SIGWINCH})
+
+#: How Windows processes end: of a console signal (STATUS_CONTROL_C_EXIT), and when they are terminated.
+_CONTROL_C_EXIT: Final = 0xC000013A
+_TERMINATED: Final = 1
+
+#: What a guest's runtime reports of an external process that died of a signal (Go's -1).
+_UNKNOWN_EXIT: Final = 0xFFFFFFFF
+
+
+def died_of(signal: int | str, *, os: str, external: bool) -> int:
+    """Give the exit code of a process that was killed by a signal."""
+    if os == "windows":
+        return _CONTROL_C_EXIT if isinstance(signal, str) else _TERMINATED
+    return _UNKNOWN_EXIT if external or isinstance(signal, str) else 128 + signal
+
+
+@define(eq=False)
+class GuestProcess:
+    """A process of the guest, or of a container.
+
+    :ivar view: what its program sees.
+    :ivar external: it runs in no container.
+    :ivar started: it has a task, or had one.
+    :ivar alive: its program has not ended. Then its exit is told as soon as its streams are done.
+    :ivar exit_code: None while nobody may know it.
+    :ivar on_exit: called when it has exited, before those that wait for it.
+    :ivar on_release: called once, when somebody who waited has been told: then its guest forgets it.
+    """
+
+    view: FakeProcess
+    external: bool
+    on_exit: Callable[[GuestProcess], None] = field(repr=False)
+    on_release: Callable[[GuestProcess], None] = field(repr=False)
+    started: bool = field(default=False, init=False)
+    alive: bool = field(default=True, init=False)
+    exit_code: int | None = field(default=None, init=False)
+    _killed_by: int | str | None = field(default=None, init=False)
+    _handler_error: Exception | None = field(default=None, init=False)
+    _released: bool = field(default=False, init=False)
+    _scope: anyio.CancelScope = field(factory=anyio.CancelScope, init=False, repr=False)
+    _waiting: list[Callable[[int], None]] = field(factory=list, init=False, repr=False)
+
+    @property
+    def pid(self) -> int:
+        """Its id, which is its own in the whole guest."""
+        return self.view.pid
+
+    async def run(self, program: Program) -> None:
+        """Run the program to its end, or until it is killed; this is the process's task."""
+        code: int | None = None
+        try:
+            with self._scope:
+                if not self._scope.cancel_called:
+                    code = await self._result(program)
+            if self._killed_by is not None:
+                code = self._death(self._killed_by)
+            elif self._handler_error is not None:
+                code = await self._failed(self._handler_error)
+            self.alive = False
+            await self._finish_streams()
+        finally:
+            # Without a code where nobody runs the guest any more: then nothing in it goes on.
+            self.alive = False
+            self._close_streams()
+            self.exited(self._death(SIGKILL) if code is None else code)
+
+    def exited(self, code: int) -> None:
+        """Tell everybody that waits."""
+        self.alive = False
+        self.exit_code = code
+        self.on_exit(self)
+        waiting, self._waiting = self._waiting, []
+        for tell in waiting:
+            tell(code)
+        if waiting:
+            self.release()
+
+    def when_exited(self, tell: Callable[[int], None]) -> None:
+        """Have a function called with the exit code, which is not known yet."""
+        self._waiting.append(tell)
+
+    def forget(self, tell: Callable[[int], None]) -> None:
+        """Do not call a function after all."""
+        if tell in self._waiting:
+            self._waiting.remove(tell)
+
+    def release(self) -> None:
+        """Somebody has been told the exit code."""
+        if not self._released:
+            self._released = True
+            self.on_release(self)
+
+    def signal(self, signal: int | str) -> bool:
+        """Signal it; False where it has ended."""
+        if not self.alive:
+            return False
+        handler = self.view.handlers.get(signal)
+        if handler is not None:
+            try:
+                handler(signal)
+            except Exception as e:
+                self._handler_error = e
+                self._scope.cancel()
+        elif signal not in _HARMLESS:
+            self._killed_by = signal
+            self._scope.cancel()
+            if not self.started:
+                self.exited(self._death(signal))
+        return True
+
+    def resize(self, height: int, width: int) -> None:
+        """Change the size of its terminal, which it has, and tell it (SIGWINCH)."""
+        terminal = self.view.terminal
+        assert terminal is not None
+        terminal.height, terminal.width = height, width
+        if self.view.vm.os == "linux":
+            self.signal(_SIGWINCH)
+
+    async def _result(self, program: Program) -> int:
+        try:
+            code: object = await program(self.view)
+        except SystemExit as e:
+            code = e.code
+        except Exception as e:
+            if _is_broken_pipe(e):
+                return self._death(SIGPIPE)
+            return await self._failed(e)
+        if code is None:
+            return 0
+        if isinstance(code, int):
+            return code & 0xFFFFFFFF
+        await self._complain(f"{self.view.args[0]}: {code}\n")
+        return 1
+
+    async def _failed(self, error: Exception) -> int:
+        await self._complain("".join(traceback.format_exception(error)))
+        return 1
+
+    async def _complain(self, text: str) -> None:
+        try:
+            await self.view.stderr.send(text.encode(errors="backslashreplace"))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return  # nobody reads it
+
+    def _death(self, signal: int | str) -> int:
+        return died_of(signal, os=self.view.vm.os, external=self.external)
+
+    async def _finish_streams(self) -> None:
+        """End the streams; what the runtime of a container relays, it sees read to the end first."""
+        self.view.stdin.close()
+        if self.external or self.view.vm.os == "windows":
+            return
+        await self.view.stdout.finish()
+        await self.view.stderr.finish()
+
+    def _close_streams(self) -> None:
+        for stream in (self.view.stdin, self.view.stdout, self.view.stderr):
+            stream.close()
+
+
+def _is_broken_pipe(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_broken_pipe(each) for each in error.exceptions)
+    return isinstance(error, anyio.BrokenResourceError)

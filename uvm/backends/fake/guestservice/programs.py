@@ -1,0 +1,117 @@
+"""Programs of the fake guest: what one is given, and under which names they are found."""
+
+from __future__ import annotations
+
+import ntpath
+import posixpath
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, TypeAlias
+
+from attrs import define, field
+
+from uvm.backends.fake.guestservice.stdio import ProcessInput, ProcessOutput, Terminal
+
+if TYPE_CHECKING:
+    from uvm.backends.fake.vm import FakeVM
+
+__all__ = ["FakeProcess", "Program", "Programs"]
+
+#: Called with the number of a signal of a Linux guest, or the name of one of a Windows guest.
+SignalHandler: TypeAlias = Callable[[int | str], None]
+
+
+@define(eq=False)
+class FakeProcess:
+    """A process as its program sees it.
+
+    :ivar args: its arguments, from its own name on.
+    :ivar env: its environment.
+    :ivar cwd: its working directory. There is no file system: any path will do.
+    :ivar user: who runs it, as it was asked for.
+    :ivar pid: its id in the guest.
+    :ivar terminal: its terminal, whose size changes with the host's; None where it has none.
+    :ivar vm: the VM that it runs in.
+    """
+
+    args: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    user: str
+    pid: int
+    vm: FakeVM = field(repr=False)
+    stdin: ProcessInput = field(repr=False)
+    stdout: ProcessOutput = field(repr=False)
+    stderr: ProcessOutput = field(repr=False)
+    terminal: Terminal | None = None
+    handlers: dict[int | str, SignalHandler] = field(factory=dict, init=False, repr=False)
+
+    def on_signal(self, signal: int | str, handler: SignalHandler | None) -> None:
+        """Have a function called for a signal in place of what it does by default; None undoes that.
+
+        Most signals kill a process. 9 (SIGKILL) cannot be handled.
+
+        :param signal: the number; for a Windows guest the name (``CtrlC``, ``CtrlBreak``, ...).
+        """
+        if signal == 9:
+            raise ValueError("SIGKILL cannot be handled")
+        if handler is None:
+            self.handlers.pop(signal, None)
+        else:
+            self.handlers[signal] = handler
+
+
+#: A program: gives its exit code; None is 0. What it raises ends it with code 1 and the traceback on stderr.
+Program: TypeAlias = Callable[[FakeProcess], Awaitable[int | None]]
+
+
+class Programs(MutableMapping[str, Program]):
+    r"""The programs of a backend's guests, by name: the built-in ones, and what is put here.
+
+    A command is found by the last part of its path: ``/bin/cat`` is ``cat``, and in a Windows guest
+    ``C:\tools\Cat.EXE`` is, too. ::
+
+        @backend.programs.register("greet")
+        async def greet(process: FakeProcess) -> int:
+            await process.stdout.send(b"hello\n")
+            return 0
+    """
+
+    def __init__(self, programs: Mapping[str, Program]) -> None:
+        self._programs: dict[str, Program] = dict(programs)
+
+    def register(self, name: str) -> Callable[[Program], Program]:
+        """Register the decorated function under a name, in place of what may be there."""
+
+        def registered(program: Program) -> Program:
+            self[name] = program
+            return program
+
+        return registered
+
+    def find(self, command: str, os: str) -> Program | None:
+        """Find the program of a command as a guest of that operating system names it."""
+        if os == "linux":
+            return self._programs.get(posixpath.basename(command))
+        name = ntpath.basename(command).casefold().removesuffix(".exe")
+        return None if name in LINUX_ONLY else self._programs.get(name)
+
+    def __getitem__(self, name: str) -> Program:
+        return self._programs[name]
+
+    def __setitem__(self, name: str, program: Program) -> None:
+        if not name or posixpath.basename(name) != name or ntpath.basename(name) != name:
+            raise ValueError(f"{name!r} is not the name of a program")
+        self._programs[name] = program
+
+    def __delitem__(self, name: str) -> None:
+        del self._programs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._programs)
+
+    def __len__(self) -> int:
+        return len(self._programs)
+
+
+#: Built-in programs that a Windows guest has not.
+LINUX_ONLY = frozenset({"kill", "stty"})

@@ -1,0 +1,221 @@
+"""How the Linux guest creates containers and starts processes, itself or through runc.
+
+Source: hcsshim internal/guest/runtime/hcsv2 and internal/guest/runtime/runc. What the guest itself says of a
+refusal is as it was seen to say it; what runc says in it follows runc's own texts and was not seen.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from uvm.backends.base import JSON
+from uvm.backends.fake.guestservice.containers import LinuxContainer
+from uvm.backends.fake.guestservice.execution import (
+    Command,
+    attach_streams,
+    close_streams,
+    connect_streams,
+    make_process,
+)
+from uvm.backends.fake.guestservice.messages import Incoming, failure, hresult, reject
+from uvm.backends.fake.guestservice.oci import OCIProcess, OCISpec
+from uvm.backends.fake.guestservice.processes import GuestProcess
+from uvm.backends.fake.guestservice.programs import Program
+from uvm.backends.fake.guestservice.stdio import Terminal
+from uvm.backends.fake.hresult import (
+    E_FAIL,
+    GUEST_INVALID_JSON,
+    GUEST_SYSTEM_ALREADY_EXISTS,
+    GUEST_SYSTEM_NOT_FOUND,
+)
+from uvm.backends.fake.streams import FakeStream
+from uvm.errors import GuestError
+from uvm.gcs.ports import vsock_service_id
+from uvm.schema.common import Version
+from uvm.schema.gcs import (
+    HOST_CONTAINER_ID,
+    ContainerCreateRequest,
+    ExecuteProcessRequest,
+    LinuxHostedSystem,
+    LinuxProcessParameters,
+    VsockStdioRelaySettings,
+)
+
+if TYPE_CHECKING:
+    from uvm.backends.fake.guestservice.service import GuestService
+
+__all__ = ["create", "execute", "find_container"]
+
+
+def create(service: GuestService, request: Incoming) -> JSON | None:
+    """Create a container. Its command is looked for now; a specification without the essential is fatal."""
+    wanted = request.read(ContainerCreateRequest)
+    text = wanted.container_config
+    document = request.parse_text("ContainerConfig", text)
+    version = request.read_document(Version, "ContainerConfig", text, document.get("SchemaVersion") or {})
+    hosted = request.read_document(LinuxHostedSystem, "ContainerConfig", text, document)
+    spec = request.read_document(OCISpec, "ContainerConfig", text, hosted.oci_specification or {})
+    if (version.major, version.minor) < (2, 1):
+        version_text = f"{{{version.major} {version.minor}}}"
+        raise failure(request.operation, GUEST_INVALID_JSON, f"invalid schema version: {version_text}")
+    if wanted.container_id in service.containers and hosted.oci_specification is not None:
+        raise hresult(request.operation, GUEST_SYSTEM_ALREADY_EXISTS)
+    if spec.process is None or spec.root is None or spec.linux is None:
+        service.die()
+        return None
+    container = LinuxContainer(wanted.container_id, wanted.activity_id, document, exited=service.exited)
+    command = spec.process.command()
+    problem = f"failed to create container: runc create/exec call for container {container.id} failed: "
+    problem += "exit status 1: runc create failed: "
+    if not command.args:
+        reject(request.operation, E_FAIL, problem + "args must not be empty")
+    problem += "unable to start container process: error during container init: "
+    _find(service, request, command.args[0], problem)
+    container.init = make_process(
+        service,
+        command,
+        external=False,
+        on_exit=container.init_exited,
+        on_release=container.init_released,
+    )
+    service.containers[container.id] = container
+    return {"SelectedProtocolVersion": 0}
+
+
+def find_container(service: GuestService, request: Incoming, container_id: str) -> LinuxContainer:
+    """Give a container."""
+    container = service.containers.get(container_id)
+    if not isinstance(container, LinuxContainer):
+        raise hresult(request.operation, GUEST_SYSTEM_NOT_FOUND)
+    return container
+
+
+def execute(service: GuestService, request: Incoming) -> JSON | None:
+    """Run a process of the guest itself, the first process of a container, or another one in it."""
+    wanted = request.read(ExecuteProcessRequest)
+    text = wanted.settings.process_parameters
+    parameters = request.read_text(LinuxProcessParameters, "ProcessParameters", text)
+    ports = wanted.settings.vsock_stdio_relay_settings or VsockStdioRelaySettings()
+    streams = {
+        name: port
+        for name, port, asked in (
+            ("stdin", ports.std_in, parameters.create_std_in_pipe),
+            ("stdout", ports.std_out, parameters.create_std_out_pipe),
+            ("stderr", ports.std_err, parameters.create_std_err_pipe),
+        )
+        if asked
+    }
+    if wanted.container_id == HOST_CONTAINER_ID:
+        return _execute_external(service, request, parameters, streams)
+    container = find_container(service, request, wanted.container_id)
+    if parameters.oci_process is None:
+        return _start_init(service, request, container, streams)
+    process = request.read_document(OCIProcess, "ProcessParameters", text, parameters.oci_process)
+    return _execute_in(service, request, container, process.command(), streams)
+
+
+def _execute_external(
+    service: GuestService, request: Incoming, parameters: LinuxProcessParameters, ports: dict[str, int]
+) -> JSON | None:
+    args = parameters.command_args or _split(request, parameters.command_line)
+    if not args:
+        service.die()
+        return None
+    # A terminal of the guest itself has no size at first, whatever the host asked for.
+    command = Command(
+        tuple(args),
+        parameters.environment,
+        parameters.working_directory,
+        parameters.user,
+        Terminal() if parameters.emulate_console else None,
+    )
+    streams = _connect(service, request, ports)
+    program = service.backend.programs.find(args[0], "linux")
+    if program is None:
+        close_streams(streams)
+        missing = f'exec: "{args[0]}": executable file not found in $PATH'
+        if "/" in args[0]:
+            missing = f"fork/exec {args[0]}: no such file or directory"
+        reject(request.operation, E_FAIL, f"failed to call Start for external process: {missing}")
+    process = make_process(service, command, external=True, on_release=service.forget)
+    service.external[process.pid] = process
+    return _run(service, process, program, streams)
+
+
+def _split(request: Incoming, command_line: str) -> list[str]:
+    try:
+        return shlex.split(command_line)
+    except ValueError:
+        problem = f'failed to parse command line string "{command_line}": invalid command line string'
+        reject(request.operation, E_FAIL, problem)
+
+
+def _start_init(
+    service: GuestService, request: Incoming, container: LinuxContainer, ports: dict[str, int]
+) -> JSON:
+    streams = _connect(service, request, ports)
+    if container.status != "created" or container.init.exit_code is not None:
+        close_streams(streams)
+        running = container.status == "running"
+        text = f"cannot start {'an already running container' if running else 'a container that has stopped'}"
+        reject(request.operation, E_FAIL, f"runc start failed with exit status 1: {text}\n: {text}")
+    try:
+        program = _find(service, request, container.init.view.args[0], "runc start failed: ")
+    except GuestError:
+        close_streams(streams)
+        raise
+    container.status = "running"
+    return _run(service, container.init, program, streams)
+
+
+def _execute_in(
+    service: GuestService,
+    request: Incoming,
+    container: LinuxContainer,
+    command: Command,
+    ports: dict[str, int],
+) -> JSON:
+    streams = _connect(service, request, ports)
+    problem = f"runc create/exec call for container {container.id} failed: exit status 255: exec failed: "
+    try:
+        if container.status == "stopped":
+            reject(request.operation, E_FAIL, problem + "cannot exec in a stopped container")
+        if not command.args:
+            reject(request.operation, E_FAIL, problem + "process args cannot be empty")
+        problem += "unable to start container process: "
+        program = _find(service, request, command.args[0], problem)
+    except GuestError:
+        close_streams(streams)
+        raise
+    process = make_process(service, command, external=False, on_release=container.forget)
+    container.processes[process.pid] = process
+    return _run(service, process, program, streams)
+
+
+def _find(service: GuestService, request: Incoming, name: str, problem: str) -> Program:
+    """Find a program as runc does."""
+    program = service.backend.programs.find(name, "linux")
+    if program is None:
+        missing = "executable file not found in $PATH"
+        if "/" in name:
+            missing = f"stat {name}: no such file or directory"
+        reject(request.operation, E_FAIL, f'{problem}exec: "{name}": {missing}')
+    return program
+
+
+def _connect(service: GuestService, request: Incoming, ports: dict[str, int]) -> dict[str, FakeStream]:
+    def refused(name: str) -> GuestError:
+        problem = f"vsock Dial port ({ports[name]}) failed: connection refused"
+        return GuestError(request.operation, E_FAIL, f"failed creating {name} Connection: {problem}")
+
+    services = {name: vsock_service_id(port & 0xFFFFFFFF) for name, port in ports.items()}
+    return connect_streams(service, services, refused)
+
+
+def _run(
+    service: GuestService, process: GuestProcess, program: Program, streams: dict[str, FakeStream]
+) -> JSON:
+    attach_streams(process, streams)
+    service.start_process(process, program)
+    return {"ProcessId": process.pid}

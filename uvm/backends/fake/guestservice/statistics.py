@@ -1,0 +1,66 @@
+"""What the fake guest tells of the use of its containers: numbers that follow from the fake's clock."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from uvm.backends.base import JSON
+from uvm.backends.fake.clock import FakeClock
+from uvm.backends.fake.guestservice.containers import Container, LinuxContainer
+
+__all__ = ["lcow_metrics"]
+
+_PROCESS_BYTES: Final = 1 << 20
+_CACHE_BYTES: Final = 4096
+#: What cgroups call no limit.
+_NO_LIMIT: Final = 0x7FFFFFFFFFFFF000
+#: Nanoseconds of processor time for each tick (100 ns) of the clock: one per cent.
+_NS_PER_TICK: Final = 1
+
+
+def lcow_metrics(container: LinuxContainer, clock: FakeClock) -> JSON:
+    """Give the metrics of a Linux container, in the form of containerd's cgroup v1 ``Metrics``."""
+    running = len(container.pids) if container.status == "running" else 0
+    used = running * _PROCESS_BYTES
+    total = clock.ticks * _NS_PER_TICK
+    kernel = total // 5
+    return {
+        "pids": {"current": running} if running else {},
+        "cpu": {
+            "usage": {"total": total, "kernel": kernel, "user": total - kernel, "per_cpu": [total]},
+            "throttling": {},
+        },
+        "memory": {
+            "cache": _CACHE_BYTES,
+            "rss": used,
+            "usage": {
+                "limit": _memory_limit(container),
+                "usage": used + _CACHE_BYTES,
+                "max": used + _CACHE_BYTES,
+            },
+        },
+    }
+
+
+def _memory_limit(container: LinuxContainer) -> int:
+    spec = container.document["OciSpecification"]
+    for resources in (container.constraints, (spec.get("linux") or {}).get("resources")):
+        limit = _at(resources, "memory", "limit")
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return _NO_LIMIT
+
+
+def _at(value: Any, *path: str) -> Any:
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def windows_statistics(container: Container, clock: FakeClock) -> JSON:
+    """Give the statistics of a Windows container, as the HCS schema has them."""
+    used = len(container.pids) * _PROCESS_BYTES
+    return {
+        "Timestamp": clock.timestamp(),
+        "Memory": {"MemoryUsageCommitBytes": used, "MemoryUsagePrivateWorkingSetBytes": used},
+    }

@@ -1,0 +1,95 @@
+"""The standard streams of a program in the fake guest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+from attrs import define
+
+from uvm.backends.fake.streams import FakeStream
+
+if TYPE_CHECKING:
+    from uvm.backends.fake.vm import FakeVM
+
+__all__ = ["ProcessInput", "ProcessOutput", "Terminal"]
+
+
+@define(eq=False)
+class Terminal:
+    """The terminal of a program, in characters. Nobody edits lines, and input is not echoed."""
+
+    height: int = 0
+    width: int = 0
+
+
+@define(eq=False)
+class ProcessInput:
+    """The standard input of a program; at its end from the start where the host gave none."""
+
+    _vm: FakeVM
+    _stream: FakeStream | None
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Receive at least one byte; anyio.EndOfStream at the end."""
+        if self._stream is None:
+            await anyio.lowlevel.checkpoint()
+            raise anyio.EndOfStream
+        data = await self._stream.receive(max_bytes)
+        if self._vm.state == "Paused":
+            await self._vm.until_running()
+        return data
+
+    def __aiter__(self) -> ProcessInput:
+        """Receive until the end."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    def close(self) -> None:
+        """Take no more; what the host sends then fails."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+@define(eq=False)
+class ProcessOutput:
+    """An output stream of a program; what is sent is dropped where the host does not want it.
+
+    A program that sends to a stream whose reader is gone gets anyio.BrokenResourceError; where it lets that
+    out, it dies as of SIGPIPE.
+    """
+
+    _vm: FakeVM
+    _stream: FakeStream | None
+    _terminal: bool = False
+
+    async def send(self, item: bytes) -> None:
+        """Send all of it; waits while the reader is far behind. A terminal puts a CR before each LF."""
+        if self._vm.state == "Paused":
+            await self._vm.until_running()
+        if self._stream is None:
+            await anyio.lowlevel.checkpoint()
+            return
+        await self._stream.send(item.replace(b"\n", b"\r\n") if self._terminal else item)
+
+    def close(self) -> None:
+        """Close it; what was sent can still be received."""
+        if self._stream is not None:
+            self._stream.close()
+
+    async def finish(self) -> None:
+        """End it, and wait until the reader has closed it."""
+        if self._stream is None:
+            return
+        try:
+            await self._stream.send_eof()
+            while True:
+                await self._stream.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self._stream.close()

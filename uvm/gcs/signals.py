@@ -1,0 +1,112 @@
+"""Signals to the processes of a guest, as that guest takes them. Pure.
+
+Signals go by name wherever they can, since the numbers of the machine that this runs on may be others.
+
+Source: hcsshim internal/signals.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+from typing import Final
+
+from uvm.errors import OptionsError
+from uvm.schema.process import SignalProcessOptionsLCOW, SignalProcessOptionsWCOW
+
+__all__ = ["LinuxSignal", "SignalOptions", "signal_options"]
+
+SignalOptions = SignalProcessOptionsLCOW | SignalProcessOptionsWCOW
+
+
+class LinuxSignal(enum.IntEnum):
+    """The signals of a Linux guest that have names."""
+
+    HUP = 1
+    INT = 2
+    QUIT = 3
+    ILL = 4
+    TRAP = 5
+    ABRT = 6
+    IOT = 6
+    BUS = 7
+    FPE = 8
+    KILL = 9
+    USR1 = 10
+    SEGV = 11
+    USR2 = 12
+    PIPE = 13
+    ALRM = 14
+    TERM = 15
+    STKFLT = 16
+    CHLD = 17
+    CLD = 17
+    CONT = 18
+    STOP = 19
+    TSTP = 20
+    TTIN = 21
+    TTOU = 22
+    URG = 23
+    XCPU = 24
+    XFSZ = 25
+    VTALRM = 26
+    PROF = 27
+    WINCH = 28
+    IO = 29
+    POLL = 29
+    PWR = 30
+    SYS = 31
+
+
+#: The real-time signals go up to here.
+_MAX_LINUX_SIGNAL: Final = 64
+
+#: Windows' control events under their own names, those of Python's signal module, and what comes closest to
+#: Unix's.
+_WINDOWS_NAMES: Final = {
+    "CTRLC": "CtrlC",
+    "CTRL_C_EVENT": "CtrlC",
+    "INT": "CtrlC",
+    "CTRLBREAK": "CtrlBreak",
+    "CTRL_BREAK_EVENT": "CtrlBreak",
+    "BREAK": "CtrlBreak",
+    "CTRLCLOSE": "CtrlClose",
+    "CTRLLOGOFF": "CtrlLogOff",
+    "CTRLSHUTDOWN": "CtrlShutdown",
+    "TERM": "CtrlShutdown",
+}
+#: Windows' numbers of its control events, and Unix's TERM.
+_WINDOWS_NUMBERS: Final = {
+    0: "CtrlC",
+    1: "CtrlBreak",
+    2: "CtrlClose",
+    5: "CtrlLogOff",
+    6: "CtrlShutdown",
+    15: "CtrlShutdown",
+}
+
+
+def signal_options(wanted: int | str, os: str) -> SignalOptions | None:
+    """Give a signal as a guest takes it; None to kill.
+
+    :param wanted: a number of the guest's system, a member of :class:`signal.Signals`, or a name with or
+        without ``SIG``: ``TERM``, ``SIGTERM``; for Windows ``CtrlC``, ``CtrlBreak``, ``CtrlClose``,
+        ``CtrlLogOff``, ``CtrlShutdown``; there TERM means CtrlShutdown and INT CtrlC.
+    :param os: the guest's, ``"linux"`` or ``"windows"``.
+    :raises OptionsError: the guest's system has no such signal.
+    """
+    value = wanted.name if isinstance(wanted, signal.Signals) else wanted
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise OptionsError(f"a signal is a number or a name, not a {type(value).__name__}")
+    named = value.upper().removeprefix("SIG") if isinstance(value, str) else value
+    if named in ("KILL", LinuxSignal.KILL):
+        return None
+    if os == "windows":
+        event = _WINDOWS_NAMES.get(named) if isinstance(named, str) else _WINDOWS_NUMBERS.get(named)
+        if event is not None:
+            return SignalProcessOptionsWCOW(signal=event)
+    else:
+        number = LinuxSignal.__members__.get(named) if isinstance(named, str) else named
+        if number is not None and 1 <= number <= _MAX_LINUX_SIGNAL:
+            return SignalProcessOptionsLCOW(signal=int(number))
+    raise OptionsError(f"a {os.capitalize()} guest has no signal {value!r}")

@@ -1,0 +1,95 @@
+"""Task groups, events, and what is yet to be opened, as uvm uses them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+__all__ = ["Flag", "Opening", "bare_task_group"]
+
+C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
+
+
+class Flag:
+    """An event that nobody may ever wait for, and that takes little memory until somebody does."""
+
+    __slots__ = ("_event", "_set")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._event: anyio.Event | None = None
+
+    def is_set(self) -> bool:
+        """It was set."""
+        return self._set
+
+    def set(self) -> None:
+        """Let all go that wait. Again, it does nothing."""
+        self._set = True
+        if self._event is not None:
+            self._event.set()
+
+    async def wait(self) -> None:
+        """Wait until it is set."""
+        if self._set:
+            await anyio.lowlevel.checkpoint()
+            return
+        if self._event is None:
+            self._event = anyio.Event()
+        await self._event.wait()
+
+
+@asynccontextmanager
+async def bare_task_group(
+    close: Callable[[BaseException | None], Awaitable[BaseException | None]],
+) -> AsyncIterator[anyio.abc.TaskGroup]:
+    """Run tasks beside a body, whose exception comes out as the object that it is, not wrapped in a group.
+
+    :param close: called at the end of the body, with its exception, to have the tasks end; it gives the
+        exception to raise, if any.
+    """
+    failure: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            yield tasks
+        except BaseException as error:
+            # Kept out of the task group, which would wrap it; a cancellation has to pass through it.
+            failure = error
+        failure = await close(failure)
+        if isinstance(failure, anyio.get_cancelled_exc_class() | GeneratorExit):
+            raise failure
+    if failure is not None:
+        raise failure
+
+
+class Opening(Generic[C]):
+    """Something that is yet to be had: ``await`` it, or enter it with ``async with`` to have it closed."""
+
+    __slots__ = ("_make", "_opened")
+
+    def __init__(self, make: Callable[[], Awaitable[C]]) -> None:
+        self._make = make
+        self._opened: C | None = None
+
+    def __await__(self) -> Generator[Any, Any, C]:
+        return self._make().__await__()
+
+    async def __aenter__(self) -> C:
+        self._opened = await self._make()
+        await self._opened.__aenter__()
+        return self._opened
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._opened is not None
+        return await self._opened.__aexit__(exc_type, exc, traceback)
