@@ -15,7 +15,8 @@ from attrs import define, field, frozen
 from uvm.backends.base import VM_GROUP, Backend, Concurrency, HostInfo, System
 from uvm.buses.access import Access
 from uvm.buses.context import Context
-from uvm.buses.driver import Link, is_refusal
+from uvm.buses.driver import is_refusal
+from uvm.buses.link import Link
 from uvm.document import (
     CopyFile,
     CreationPlan,

@@ -6,7 +6,7 @@ from typing import Any
 
 from uvm.backends.base import JSON
 from uvm.buses.context import Context
-from uvm.buses.driver import Link
+from uvm.buses.link import Link
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import HvSocketService
 from uvm.options.checks import guid

@@ -24,10 +24,10 @@ from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError
 from uvm.options import LCOWOptions
 
-__all__ = ["LCOWLayer", "RootFileSystem", "WCOWLayer", "add_layer", "mount_layers"]
+__all__ = ["LCOW_CONTAINERS", "LCOWLayer", "RootFileSystem", "WCOWLayer", "add_layer", "mount_layers"]
 
 #: Where hcsshim has the guests put containers (internal/guestpath).
-_LCOW_CONTAINERS = "/run/gcs/c"
+LCOW_CONTAINERS = "/run/gcs/c"
 
 L = TypeVar("L", bound=Lease)
 
@@ -204,7 +204,7 @@ async def _mount_lcow(
 ) -> RootFileSystem:
     options = vm.context.options
     encrypted = isinstance(options, LCOWOptions) and options.scratch_encryption
-    root = root or f"{_LCOW_CONTAINERS}/{container_id}"
+    root = root or f"{LCOW_CONTAINERS}/{container_id}"
     # Looked at before anything is sent.
     vm.link.check_running()
     for path in (*(layer.path for layer in layers), scratch_path):

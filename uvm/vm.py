@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from uvm.backends.base import JSON, Backend, Concurrency, Guest, HostInfo, System
-from uvm.boot import Settings, Traces, create, perform, security_policy_request, take_back
+from uvm.arrival import Arrival, OutputHandler
+from uvm.backends.base import JSON, Backend, Concurrency, HostInfo, System
+from uvm.boot import Settings, Traces, create, perform, take_back
 from uvm.buses import Buses
 from uvm.buses.context import Context
 from uvm.buses.lease import Pending
 from uvm.changes import RunningChanges
 from uvm.document import CreationPlan
 from uvm.errors import BridgeClosedError, ExitStatus, HostError, UnknownOutcomeError, UVMError, VMStateError
-from uvm.gcs.relay import NoGuest, RelayGuest
+from uvm.gcs.connection import GuestConnection
+from uvm.gcs.timeouts import GuestTimeouts
+from uvm.guest import GuestServices
 from uvm.layers import LCOWLayer, RootFileSystem, WCOWLayer, mount_layers
-from uvm.schema.json import to_json
 from uvm.stats import VMStatistics, read_statistics
+from uvm.structured import Flag, bare_task_group
 
 if TYPE_CHECKING:
     from uvm.devices.base import LedgerSnapshot, Quarantined
@@ -31,9 +35,9 @@ __all__ = ["UtilityVM", "VMState"]
 
 _log = logging.getLogger("uvm")
 
-#: hcsshim's GCSConnectionTimeout.
-BOOT_TIMEOUT_SECONDS = 120.0
 CLOSE_GRACE_SECONDS = 10.0
+#: How long a guest may take to shut down before its VM is terminated (hcsshim internal/gcs/container.go).
+SHUTDOWN_SECONDS = 30.0
 
 #: Nobody was told how it ended, nor whether it did.
 _UNKNOWN_EXIT = ExitStatus("Unknown")
@@ -52,23 +56,22 @@ class VMState(enum.Enum):
     CLOSED = "closed"
 
 
-class UtilityVM(Buses, RunningChanges):
+class UtilityVM(Buses, RunningChanges, GuestServices):
     """A utility VM. Make one with :meth:`create`; it lives as long as that context.
 
     Devices are attributes: ``scsi``, ``vpmem``, ``vsmb``, ``plan9``, ``vpci``, ``pipes``, ``network``,
     ``layers``. Any number of tasks may use them at once.
     """
 
-    def __init__(self, context: Context, system: System, traces: Traces, boot_timeout_seconds: float) -> None:
+    def __init__(self, context: Context, system: System, traces: Traces, arrival: Arrival) -> None:
         super().__init__(context)
         self._system = system
         self._traces = traces
-        self._boot_timeout_seconds = boot_timeout_seconds
+        self._arrival = arrival
         self._state = VMState.CREATED
-        self._guest: Guest | None = None
-        self._serving = anyio.Event()
-        self._system_exited = anyio.Event()
-        self._closed = anyio.Event()
+        self._serving = Flag()
+        self._system_exited = Flag()
+        self._closed = Flag()
         self._exit_scopes: set[anyio.CancelScope] = set()
         self._detached = False
 
@@ -80,7 +83,8 @@ class UtilityVM(Buses, RunningChanges):
         backend: Backend,
         concurrency: Concurrency | None = None,
         amend: Callable[[CreationPlan], CreationPlan] | None = None,
-        boot_timeout_seconds: float = BOOT_TIMEOUT_SECONDS,
+        timeouts: GuestTimeouts | None = None,
+        guest_output: OutputHandler | None = None,
         close_grace_seconds: float = CLOSE_GRACE_SECONDS,
     ) -> AbstractAsyncContextManager[UtilityVM]:
         """Create a VM, and close it at the end of the ``async with``; enter and leave it in one task.
@@ -90,14 +94,16 @@ class UtilityVM(Buses, RunningChanges):
 
         :param concurrency: how many operations at once, in place of what the backend says of its host.
         :param amend: has the last word on the plan before anything is done, for what no option covers.
-        :param boot_timeout_seconds: how long :meth:`start` waits for the guest (hcsshim: 120).
+        :param timeouts: how long to wait for what the guest does.
+        :param guest_output: what is done with the guest's output, its log; by default it is parsed and goes
+            to the logger ``uvm.guest``. See :data:`~uvm.arrival.OutputHandler`.
         :param close_grace_seconds: how long closing waits for what hangs before it abandons it.
         :raises OptionsError: the options cannot work on this host; nothing was created.
         :raises NotSupportedError: the host is too old for them; nothing was created.
         :raises HostError: the host refused.
         """
         settings = Settings(concurrency, amend, close_grace_seconds)
-        return _created(cls, options, backend, settings, boot_timeout_seconds)
+        return _created(cls, options, backend, settings, timeouts or GuestTimeouts(), guest_output)
 
     # What it is.
 
@@ -175,56 +181,61 @@ class UtilityVM(Buses, RunningChanges):
         if self._state is not VMState.CREATED:
             raise VMStateError(f"{self.id}: cannot be started: it is {self._state.value}")
         self._state = VMState.STARTING
+        limit = self._arrival.timeouts.boot_seconds
         try:
-            with self._until_exit(), anyio.fail_after(self._boot_timeout_seconds):
-                await self._boot()
+            async with self._until_gone():
+                with anyio.fail_after(limit):
+                    await self._boot()
         except BaseException as failure:
             await self._end_after(failure)
             if isinstance(failure, TimeoutError):
                 raise BridgeClosedError(
-                    f"{self.id}: the guest did not connect within {self._boot_timeout_seconds:g} s; "
-                    "the VM was terminated"
+                    f"{self.id}: the guest did not connect within {limit:g} s; the VM was terminated"
                 ) from failure
             raise
         self._state = VMState.RUNNING
 
     async def _boot(self) -> None:
         call = self.link.call
+        await call(self._arrival.listen())
         await call(self._system.start())
-        guest = self._guest = await call(self._connect())
-        context = self.context
-        policy = await security_policy_request(self.options, self.plan, context.backend, context.host)
-        if policy is not None:
-            await call(guest.modify(to_json(policy)))
+        guest = await call(self._arrival.meet())
         self.adopt_boot_devices()
         self.link.guest = guest
 
     async def _end_after(self, failure: BaseException) -> None:
         """End what did not start; what fails then is told with the failure."""
-        with anyio.move_on_after(self._grace_seconds, shield=True):
+        with anyio.move_on_after(self._grace_seconds, shield=True) as scope:
             try:
-                await self._end_system()
+                # Whoever closes it meanwhile ends it, and tells what fails.
+                if self._state is not VMState.CLOSED:
+                    await self._end_system()
             except Exception as error:
-                failure.add_note(f"and ending the VM failed: {error}")
+                if self._state is not VMState.CLOSED:
+                    failure.add_note(f"and ending the VM failed: {error}")
+            await self._arrival.stop_listening()
+        if scope.cancelled_caught:
+            failure.add_note(f"and ending the VM was abandoned after {self._grace_seconds:g} s")
 
-    async def _connect(self) -> Guest:
-        if not getattr(self.options, "use_guest_connection", True):
-            return NoGuest(self.id)
-        if not self.options.external_guest_connection:
-            return await RelayGuest.connect(self._system)
-        return await self._system.connect_guest()
-
-    @contextmanager
-    def _until_exit(self) -> Iterator[None]:
-        """Let the body run no longer than the system; raises VMExitedError where it exits first."""
+    @asynccontextmanager
+    async def _until_gone(self) -> AsyncIterator[None]:
+        """Let the body run until the VM exits or is closed; VMExitedError then, whatever the body raises."""
+        failure: Exception | None = None
         with anyio.CancelScope() as scope:
             self._exit_scopes.add(scope)
             try:
                 yield
+            except Exception as error:
+                failure = error
             finally:
                 self._exit_scopes.discard(scope)
-        if self._system_exited.is_set():
-            raise self.link.exit_error()
+        if self.link.exited.is_set():
+            if self._state is VMState.CLOSED:
+                # Who closes it learns how it ended.
+                await self._closed.wait()
+            raise self.link.exit_error() from failure
+        if failure is not None:
+            raise failure
 
     async def wait(self) -> ExitStatus:
         """Wait until it has exited, and tell how. Any number of tasks may wait."""
@@ -232,15 +243,29 @@ class UtilityVM(Buses, RunningChanges):
         assert self.exit_status is not None
         return self.exit_status
 
-    async def shutdown(self) -> ExitStatus:
-        """Ask for an orderly shutdown and wait for the exit; put a time limit around it and then terminate.
+    async def shutdown(self, *, timeout_seconds: float = SHUTDOWN_SECONDS) -> ExitStatus:
+        """Ask the guest to shut down, wait for the exit, and terminate the VM where it takes too long.
 
         After the exit it succeeds quietly.
+
+        :param timeout_seconds: how long to wait before the VM is terminated.
+        :raises GuestError: the guest refused; the VM goes on.
         """
         if not self._system_exited.is_set():
             self._check_started()
+            with anyio.move_on_after(timeout_seconds):
+                await self._ask_to_shut_down()
+                return await self.wait()
+        return await self.terminate()
+
+    async def _ask_to_shut_down(self) -> None:
+        guest = self.link.guest
+        if not isinstance(guest, GuestConnection):
             await self._unless_stopped(self._system.shutdown())
-        return await self.wait()
+            return
+        # A guest that has gone leaves its VM to be terminated.
+        with suppress(BridgeClosedError):
+            await guest.shutdown()
 
     async def terminate(self) -> ExitStatus:
         """End it at once and wait for the exit. After the exit it succeeds quietly."""
@@ -359,8 +384,9 @@ class UtilityVM(Buses, RunningChanges):
             self._exited(await self._system.wait())
 
     async def _close_guest(self) -> None:
-        if self._guest is not None:
-            await self._guest.aclose()
+        if self.link.guest is not None:
+            self.link.guest.close()
+        await self._arrival.stop_listening()
 
     async def _revoke(self) -> None:
         _raise_all(await self.context.access.revoke_all())
@@ -398,7 +424,9 @@ class UtilityVM(Buses, RunningChanges):
         It ends with the exit, or when the VM is closed, and not before: a body that is cancelled may still
         release, and shut down, in order.
         """
-        with anyio.CancelScope(shield=True):
+        async with anyio.create_task_group() as channels:
+            channels.cancel_scope.shield = True
+            self._arrival.channels = channels
             try:
                 async with anyio.create_task_group() as tasks:
                     self.link.tasks = tasks
@@ -408,6 +436,8 @@ class UtilityVM(Buses, RunningChanges):
                     tasks.cancel_scope.cancel()
             finally:
                 self._devices_gone()
+            channels.cancel_scope.deadline = anyio.current_time() + self._grace_seconds
+            await self._arrival.stop_listening()
 
     async def _exit(self) -> ExitStatus:
         try:
@@ -425,14 +455,16 @@ class UtilityVM(Buses, RunningChanges):
             self._state = VMState.EXITED
         self._system_exited.set()
         self._devices_gone()
-        for scope in self._exit_scopes:
-            scope.cancel()
 
     def _devices_gone(self) -> None:
         """End everything that is attached or on its way, quietly; who waits for something is told."""
         if self.link.exited.is_set():
             return
         self.link.exited.set()
+        for scope in self._exit_scopes:
+            scope.cancel()
+        if self.link.guest is not None:
+            self.link.guest.close()
         for _, driver in self.drivers():
             driver.gone()
         if self.link.tasks is not None:
@@ -457,25 +489,17 @@ async def _created(
     options: LCOWOptions | WCOWOptions,
     backend: Backend,
     settings: Settings,
-    boot_timeout_seconds: float,
+    timeouts: GuestTimeouts,
+    output: OutputHandler | None,
 ) -> AsyncIterator[UtilityVM]:
     context, system, traces = await create(options, backend, settings)
-    vm = cls(context, system, traces, boot_timeout_seconds)
-    failure: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
+    arrival = Arrival(context, timeouts, output)
+    vm = cls(context, system, traces, arrival)
+    async with bare_task_group(partial(_close_after, vm)) as tasks:
         tasks.start_soon(vm._serve)
-        try:
-            with anyio.CancelScope(shield=True):
-                await vm._serving.wait()
-            yield vm
-        except BaseException as error:
-            # Kept out of the task group, which would wrap it; a cancellation has to pass through it.
-            failure = error
-        failure = await _close_after(vm, failure)
-        if isinstance(failure, anyio.get_cancelled_exc_class() | GeneratorExit):
-            raise failure
-    if failure is not None:
-        raise failure
+        with anyio.CancelScope(shield=True):
+            await vm._serving.wait()
+        yield vm
 
 
 async def _close_after(vm: UtilityVM, failure: BaseException | None) -> BaseException | None:

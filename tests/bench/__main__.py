@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from tests.bench import machines, processes, vms
+from tests.bench import gcs, machines, processes, vms
 from tests.bench.figures import Figure, render
 
 _PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -17,6 +17,10 @@ _PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
     "import": processes.imports,
     "life": vms.lives,
     "memory": processes.idle_vms,
+    "codec": gcs.codec,
+    "calls": gcs.calls,
+    "processes": gcs.many_processes,
+    "stdout": processes.output,
 }
 
 

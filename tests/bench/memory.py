@@ -14,18 +14,27 @@ import anyio.abc
 from tests.bench.vms import OPTIONS, boot_files
 from uvm import FakeBackend, UtilityVM
 
-__all__ = ["resident_bytes"]
+__all__ = ["peak_resident_bytes", "resident_bytes"]
 
 _STATUS = Path("/proc/self/status")
 
 
 def resident_bytes() -> int:
     """Give the resident set of this process; 0 where the system has no ``/proc``."""
+    return _status("VmRSS:")
+
+
+def peak_resident_bytes() -> int:
+    """Give the largest resident set that this process ever had; 0 where the system has no ``/proc``."""
+    return _status("VmHWM:")
+
+
+def _status(name: str) -> int:
     if not _STATUS.exists():
         return 0
     lines = _STATUS.read_text(encoding="ascii").splitlines()
-    (resident,) = [line.split()[1] for line in lines if line.startswith("VmRSS:")]
-    return int(resident) * 1024
+    (kibibytes,) = [line.split()[1] for line in lines if line.startswith(name)]
+    return int(kibibytes) * 1024
 
 
 def _traced_bytes() -> int:

@@ -13,13 +13,15 @@ from typing import Final
 from tests.bench.figures import Figure
 from tests.bench.vms import LOOPS
 
-__all__ = ["idle_vms", "imports"]
+__all__ = ["idle_vms", "imports", "output"]
 
 _RUNS: Final = 31
 _USE: Final = "import uvm; uvm.UtilityVM; uvm.FakeBackend"
 _NOT_LOADED: Final = ("cffi", "pycparser", "cattrs", "uvm.schema")
 _VMS: Final = 1000
 _MEMORY_RUNS: Final = 3
+_OUTPUT_MIB: Final = 1024
+_OUTPUT_RUNS: Final = 3
 _ROOT: Final = Path(__file__).parents[2]
 
 
@@ -61,3 +63,15 @@ def idle_vms() -> Iterator[Figure]:
                 for _ in range(_MEMORY_RUNS)
             ]
             yield Figure(f"memory per idle VM, of {_VMS:,}: {what}", "KiB", runs, loop=loop, budget="60 KiB")
+
+
+def output() -> Iterator[Figure]:
+    """Read a long output of a process in a guest, and see how fast it comes and what memory that takes."""
+    for loop in LOOPS:
+        runs = [
+            json.loads(_run("-m", "tests.bench.stdout", loop, str(_OUTPUT_MIB))) for _ in range(_OUTPUT_RUNS)
+        ]
+        what = f"{_OUTPUT_MIB:,} MiB of a process's stdout to a reader"
+        yield Figure(what, "MB/s", [run["bytes"] / run["seconds"] / 1e6 for run in runs], loop=loop)
+        growth = [run["growth"] / 1024 for run in runs]
+        yield Figure("resident set at its peak, above that before", "KiB", growth, loop=loop)

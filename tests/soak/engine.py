@@ -17,7 +17,15 @@ from attrs import define, field
 
 import uvm
 from tests.soak.puppeteer import Puppeteer
-from tests.soak.world import DISK_FILES, Action, acquisitions, errands, make_backend, make_options
+from tests.soak.world import (
+    DISK_FILES,
+    Action,
+    acquisitions,
+    errands,
+    make_backend,
+    make_options,
+    make_timeouts,
+)
 from tests.vm.audit import check_at_rest
 from tests.vm.support import Running, idle
 from uvm.backends.fake import Entry, FakeBackend
@@ -113,7 +121,8 @@ class _Player:
         options = make_options(self.random, self.backend, self.number)
         created = False
         try:
-            async with uvm.UtilityVM.create(options, backend=self.backend) as vm:
+            timeouts = make_timeouts(self.random)
+            async with uvm.UtilityVM.create(options, backend=self.backend, timeouts=timeouts) as vm:
                 created = True
                 self.tally.vms += 1
                 await self._live(vm)
@@ -129,6 +138,8 @@ class _Player:
     async def _live(self, vm: uvm.UtilityVM) -> None:
         if await self.tried("start", vm.start) != "ok":
             return
+        # Guests go alone here, and nobody is to wait for an exit that does not come.
+        vm.link._guest_went_alone = True
         async with anyio.create_task_group() as cancellers, anyio.create_task_group() as workers:
             for _ in range(self.random.randint(1, _MOST_WORKERS)):
                 worker = _Worker(self, vm, Random(self.random.getrandbits(64)), cancellers)

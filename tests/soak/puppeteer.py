@@ -67,4 +67,11 @@ class Puppeteer:
 
 
 def _may_go_wrong(call: Call) -> bool:
-    return call.operation in ("modify", "grant", "create", "start", "connect")
+    return call.operation in (
+        "modify",
+        "grant",
+        "create",
+        "start",
+        "execute process",
+        "delete container state",
+    )

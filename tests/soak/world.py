@@ -14,7 +14,7 @@ from uvm.backends.fake import FakeBackend, FakeFiles
 from uvm.devices.slots import MIB
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
 
-__all__ = ["DISK_FILES", "Action", "acquisitions", "errands", "make_backend", "make_options"]
+__all__ = ["DISK_FILES", "Action", "acquisitions", "errands", "make_backend", "make_options", "make_timeouts"]
 
 #: Does something to a VM; an acquisition gives a lease.
 Action = Callable[[uvm.UtilityVM, Random], Awaitable[Any]]
@@ -90,6 +90,11 @@ def make_options(random: Random, backend: FakeBackend, number: int) -> LCOWOptio
         os_files_path=_OS_FILES, os_relative_boot_directory=r"\EFI\Boot", scratch_vhd_path=scratch
     )
     return WCOWOptions(boot_files=boot, no_direct_map=random.random() < 0.5, **common)
+
+
+def make_timeouts(random: Random) -> uvm.GuestTimeouts:
+    """Choose whether a guest whose connection broke is waited for. A Windows guest does not dial again."""
+    return uvm.GuestTimeouts(redial_seconds=random.choice((0.0, 0.05)))
 
 
 # What can be attached, for both kinds of guest.
@@ -226,6 +231,40 @@ async def _resize(vm: uvm.UtilityVM, random: Random) -> None:
     await vm.update_memory(random.randint(256, 4096) * MIB)
 
 
+async def _run(vm: uvm.UtilityVM, random: Random) -> None:
+    command = random.choice((["echo", "x" * random.randrange(100_000)], ["cat"], ["false"], ["missing"]))
+    text = bytes(random.randrange(200_000)) if command == ["cat"] else b""
+    done = await vm.run(command, input=text)
+    assert done.stdout == (command[1].encode() + b"\n" if command[0] == "echo" else text)
+
+
+async def _process(vm: uvm.UtilityVM, random: Random) -> None:
+    async with vm.open_process(random.choice((["sleep", "1000"], ["yes"]))) as process:
+        if process.args == ("yes",):
+            assert process.stdout is not None
+            await process.stdout.receive()
+        await process.kill()
+        await process.wait()
+
+
+async def _container(vm: uvm.UtilityVM, random: Random) -> None:
+    name = f"c{random.randrange(3)}"
+    if vm.os == "windows":
+        async with vm.create_container(name, {"Container": {}}) as container:
+            await container.start()
+            await container.run(["echo", "a"])
+        return
+    spec = {"process": {"args": ["cat"], "cwd": "/"}, "linux": {}}
+    async with vm.create_container(name, spec) as container:
+        await container.start()
+        if random.random() < 0.9:
+            async with container.open_init(stdin=True) as init:
+                await container.run(["echo", "a"])
+                if random.random() < 0.5:
+                    await init.signal("TERM")
+                    await container.wait()
+
+
 _ERRANDS: Final[dict[str, Action]] = {
     "detach by path": _detach,
     "remove PCI device": _remove_pci,
@@ -234,6 +273,9 @@ _ERRANDS: Final[dict[str, Action]] = {
     "remove layer or file": _remove_layer,
     "look": _look,
     "resize memory": _resize,
+    "run": _run,
+    "process": _process,
+    "container": _container,
 }
 
 

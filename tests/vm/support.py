@@ -19,6 +19,7 @@ from uvm.backends.fake import Checks, Entry, FakeBackend, FakeFiles, FakeGuest, 
 from uvm.buses import _DRIVERS
 from uvm.buses.driver import Driver
 from uvm.document import CreationPlan
+from uvm.gcs.timeouts import GuestTimeouts
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
 
 MIB = 1 << 20
@@ -42,6 +43,9 @@ ENDPOINT = "22222222-0000-0000-0000-000000000001"
 OTHER_ENDPOINT = "22222222-0000-0000-0000-000000000002"
 
 E_FAIL = 0x80004005
+
+#: Long enough for any guest to dial again.
+REDIALS = GuestTimeouts(redial_seconds=3600)
 
 DISKS = "VirtualMachine/Devices/Scsi/*"
 LAYERS = "VirtualMachine/Devices/VirtualPMem/*"
@@ -157,15 +161,23 @@ async def running(
     backend: FakeBackend | None = None,
     concurrency: Concurrency | None = None,
     amend: Callable[[CreationPlan], CreationPlan] | None = None,
+    timeouts: GuestTimeouts | None = None,
     close_grace_seconds: float = 10.0,
 ) -> AsyncIterator[Running]:
-    """A started VM, Linux by default; nothing may be left of it on the host."""
+    """A started VM, Linux by default; nothing may be left of it on the host.
+
+    Where an answer of its guest gets lost, its connection breaks; a Linux guest dials again, and is let.
+    """
+    options = options or lcow()
+    if timeouts is None:
+        timeouts = REDIALS if isinstance(options, LCOWOptions) else GuestTimeouts()
     backend = backend or host_backend()
     created = uvm.UtilityVM.create(
-        options or lcow(),
+        options,
         backend=backend,
         concurrency=concurrency,
         amend=amend,
+        timeouts=timeouts,
         close_grace_seconds=close_grace_seconds,
     )
     async with created as vm:

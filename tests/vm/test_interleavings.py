@@ -322,6 +322,8 @@ async def _example(choose: Choose, warnings: _Warnings) -> None:
     concurrency = choose([Concurrency(), HCS_CONCURRENCY, Concurrency(2, 2, 2, 2, 2, 2, 2)], "concurrency")
     async with running(options, concurrency=concurrency, amend=_few_slots) as run:
         await _prepare(run)
+        # A guest may go alone here, and no example is to wait for an exit that does not come.
+        run.vm.link._guest_went_alone = True
         async with anyio.create_task_group() as tasks:
             world = World(run, tasks, run.backend.faults.hold(where=_is_work), choose)
             for _ in range(choose(range(10, 60), "steps")):

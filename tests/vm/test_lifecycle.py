@@ -37,6 +37,7 @@ from uvm.errors import (
     VMExitedError,
     VMStateError,
 )
+from uvm.gcs.timeouts import GuestTimeouts
 from uvm.options import BlockCIMBootFiles
 
 pytestmark = pytest.mark.anyio
@@ -282,7 +283,7 @@ async def test_a_guest_that_never_connects_is_waited_for_until_the_start_is_canc
 async def test_a_guest_that_does_not_connect_in_time_is_given_up_and_the_vm_terminated() -> None:
     backend = host_backend()
     backend.faults.hang(operation="connect")
-    async with create(backend, boot_timeout_seconds=0) as vm:
+    async with create(backend, timeouts=GuestTimeouts(boot_seconds=0)) as vm:
         with pytest.raises(BridgeClosedError, match="did not connect within 0 s; the VM was terminated"):
             await vm.start()
         assert state(vm) is uvm.VMState.EXITED
@@ -544,7 +545,9 @@ async def test_a_confidential_vm_sends_its_policy_first(confidential: Callable[[
     backend = host_backend()
     async with create(backend, confidential(backend)) as vm:
         await vm.start()
-        first = backend.journal.entries(to="guest", operation="modify")[0]
+        requests = backend.journal.entries(to="guest", operation="modify")
+        # A Windows guest is told its addresses before anything else.
+        first = requests[0 if vm.os == "linux" else 1]
         assert first.call.resource == "SecurityPolicy"
         assert first.document["Settings"]["EncodedSecurityPolicy"] == POLICY
         assert POLICY not in backend.journal.render([first])

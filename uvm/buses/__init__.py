@@ -8,9 +8,10 @@ from typing import Any
 
 from uvm.buses.context import Context
 from uvm.buses.directories import DirectoryBus, SharedLease
-from uvm.buses.driver import Driver, Link
+from uvm.buses.driver import Driver
 from uvm.buses.layers import LayersBus
 from uvm.buses.lease import Pending
+from uvm.buses.link import Link
 from uvm.buses.network import NetworkBus
 from uvm.buses.pipes import PipeBus
 from uvm.buses.plan9 import Plan9Bus

@@ -6,7 +6,8 @@ import anyio
 from attrs import define, field
 
 from uvm.backends.base import Backend
-from uvm.buses.driver import Link, is_refusal, own
+from uvm.buses.driver import is_refusal, own
+from uvm.buses.link import Link
 
 __all__ = ["Access"]
 

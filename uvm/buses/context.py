@@ -6,7 +6,8 @@ from attrs import define, field
 
 from uvm.backends.base import Backend, Concurrency, HostInfo
 from uvm.buses.access import Access
-from uvm.buses.driver import Lane, Link
+from uvm.buses.driver import Lane
+from uvm.buses.link import Link
 from uvm.document import CreationPlan
 from uvm.errors import AccessDeniedError, HostPathError, NotSupportedError
 from uvm.options import LCOWOptions, WCOWOptions

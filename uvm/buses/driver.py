@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -28,10 +28,10 @@ import anyio
 import anyio.abc
 from attrs import Factory, define, field
 
+from uvm.buses.link import Link
 from uvm.devices.base import (
     ADD,
     ENDED,
-    GUEST,
     OK,
     OPERATION_NAMES,
     OWED,
@@ -47,110 +47,24 @@ from uvm.devices.base import (
 )
 from uvm.devices.ledger import Ledger
 from uvm.errors import (
-    BridgeClosedError,
-    ExitStatus,
-    HostError,
     UndoFailedError,
     UnknownOutcomeError,
     UVMError,
     VMExitedError,
-    VMStateError,
 )
-from uvm.schema.json import to_json
 
 if TYPE_CHECKING:
-    from uvm.backends.base import JSON, Guest, System
+    pass
 
-__all__ = ["Driver", "Hold", "Lane", "Link", "is_refusal", "own"]
+__all__ = ["Driver", "Hold", "Lane", "is_refusal", "own"]
 
 K = TypeVar("K", bound=Hashable)
 M = TypeVar("M")
 S = TypeVar("S")
 W = TypeVar("W")
-T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 
 _log = logging.getLogger("uvm")
-
-#: HCS says with these that the system itself has gone, not that the request was refused. A guest says the
-#: like (0xC037xxxx) of its containers, also through HCS.
-_SYSTEM_GONE = frozenset({0x80370107, 0x8037010E, 0x80370110})
-
-
-@define(eq=False)
-class Link:
-    """What the devices of one VM share: the way to its host and guest, its tasks, and its end.
-
-    :ivar tasks: the VM's task group; None unless the VM is running.
-    :ivar exit_grace_seconds: how long to wait for the exit itself after the host said that the VM is gone.
-    """
-
-    vm_id: str
-    system: System
-    guest: Guest | None = None
-    tasks: anyio.abc.TaskGroup | None = None
-    exited: anyio.Event = Factory(anyio.Event)
-    exit_status: ExitStatus | None = None
-    exit_grace_seconds: float = 5.0
-    quarantined: list[Quarantined[Any, Any]] = Factory(list)
-
-    def check_running(self) -> None:
-        """Refuse what needs a running VM.
-
-        :raises VMExitedError: it has exited, or was closed.
-        :raises VMStateError: it has not been started.
-        """
-        if self.exited.is_set():
-            raise self.exit_error()
-        if self.guest is None or self.tasks is None:
-            raise VMStateError(f"{self.vm_id}: the VM is not running; start it first")
-
-    def capabilities(self) -> Mapping[str, Any]:
-        """What the guest said of itself; raises as :meth:`check_running` does."""
-        self.check_running()
-        assert self.guest is not None
-        return self.guest.capabilities
-
-    def exit_error(self) -> VMExitedError:
-        """Make the error that says that the VM has gone."""
-        return VMExitedError(f"{self.vm_id}: the VM has exited", self.exit_status)
-
-    async def modify(self, request: JSON) -> None:
-        """Change the running system; raises what the host raised, or VMExitedError."""
-        self.check_running()
-        await self.call(self.system.modify(request))
-
-    async def modify_guest(self, request: JSON) -> None:
-        """Have the guest change something; raises what it raised, or VMExitedError."""
-        self.check_running()
-        assert self.guest is not None
-        await self.call(self.guest.modify(request))
-
-    async def send(self, step: Step) -> None:
-        """Send one step of an operation."""
-        send = self.modify_guest if step.target == GUEST else self.modify
-        await send(to_json(step.request))
-
-    async def call(self, call: Awaitable[T]) -> T:
-        """Await a call to the host or the guest; VMExitedError where it fails because the VM has gone."""
-        try:
-            return await call
-        except HostError as error:
-            if error.hresult not in _SYSTEM_GONE:
-                raise
-            await self._exit_comes()
-            raise self.exit_error() from error
-        except BridgeClosedError as error:
-            # A guest goes with its VM, but may also go alone.
-            if await self._exit_comes():
-                raise self.exit_error() from error
-            raise
-
-    async def _exit_comes(self) -> bool:
-        """Wait a little for the exit; it voids every operation, so that no answer is judged by itself."""
-        with anyio.move_on_after(self.exit_grace_seconds):
-            await self.exited.wait()
-        return self.exited.is_set()
 
 
 def own(error: E) -> E:
@@ -444,9 +358,10 @@ class Driver(Generic[K, M, S, W]):
             await self._before(operation)
         except Exception as error:
             return Refused(error)
+        send = self.link.take_back if operation.kind == REMOVE else self.link.send
         for step in steps:
             try:
-                await self.link.send(step)
+                await send(step)
             except Exception as error:
                 if not is_refusal(error):
                     return Unknown(_as_unknown(error))
@@ -470,7 +385,7 @@ class Driver(Generic[K, M, S, W]):
             if step.undo is None:
                 continue
             try:
-                await self.link.send(step.undo)
+                await self.link.take_back(step.undo)
             except Exception as undo_error:
                 return Unknown(UndoFailedError.of(error, undo_error))
         return Refused(error)
@@ -478,8 +393,8 @@ class Driver(Generic[K, M, S, W]):
 
 def is_refusal(error: Exception) -> bool:
     """Whether an exception says that nothing was changed."""
-    unknown = (UnknownOutcomeError, BridgeClosedError, VMExitedError)
-    return isinstance(error, UVMError) and not isinstance(error, unknown)
+    # A closed bridge says by its kind whether the request had been sent.
+    return isinstance(error, UVMError) and not isinstance(error, UnknownOutcomeError | VMExitedError)
 
 
 def _as_unknown(error: Exception) -> UVMError:
