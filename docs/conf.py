@@ -34,10 +34,15 @@ maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 
 # A reference in the text has to resolve. What signatures mention need not have a page: names of the standard
-# library and of dependencies, the schema models, the insides of the fake, type variables.
+# library and of dependencies, the schema models, the insides of the fake and of the connection, type
+# variables; nor need constants.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!uvm\b)\w+(\.\w+)+"),
-    (r"py:class", r"uvm\.(schema|boot|backends\.fake|buses\.context)\..*"),
+    (r"py:mod", r"(?!uvm\b)\w+"),
+    (r"py:(mod|class)", r"uvm\.(schema|boot|arrival|backends\.fake|buses\.(context|link))\..*"),
+    (r"py:class", r"uvm\.gcs\.(link|stdio)\.\w+"),
     (r"py:class", r"\w+"),
+    (r"py:class", r"uvm\..*\._\w+"),
+    (r"py:data", r"[A-Z_]+"),
     (r"py:(class|obj)", r"uvm\..*\.[A-Z]"),
 ]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import attrs
@@ -13,12 +17,38 @@ from uvm.options import HCSSHIM, INVERTED, LCOWOptions, WCOWOptions
 
 __all__ = ["write_tables"]
 
+#: Modules that draw how they work in their docstring; the drawing goes to a page of the module's name.
+_DRAWN = (
+    "uvm.arrival",
+    "uvm.gcs.bridge",
+    "uvm.gcs.calls",
+    "uvm.gcs.connection",
+    "uvm.gcs.container",
+    "uvm.gcs.exits",
+    "uvm.gcs.processes",
+    "uvm.gcs.stdio",
+    "uvm.gcs.wire",
+)
+
 
 def write_tables(directory: Path) -> None:
     """Write the pages, for ``{include}``."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, lines in (("transitions.md", _transitions()), ("options.md", _options())):
         (directory / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for module in _DRAWN:
+        (directory / f"{module}.md").write_text(_drawing(module), encoding="utf-8")
+
+
+def _drawing(module: str) -> str:
+    """Give the first literal block of a module's docstring."""
+    text = inspect.getdoc(importlib.import_module(module)) or ""
+    _, found, after = text.partition("::\n\n")
+    if not found:
+        raise ValueError(f"{module} draws nothing in its docstring")
+    block = takewhile(lambda line: not line or line.startswith(" "), after.splitlines())
+    drawing = dedent("\n".join(block)).strip("\n")
+    return f"```text\n{drawing}\n```\n"
 
 
 def _row(cells: Iterable[str]) -> str:
