@@ -20,6 +20,7 @@ from uvm.schema import devices, guest, network, process, requests, system
 from uvm.schema.container import ObjectDirectory
 from uvm.schema.field import ALWAYS, JSON_NAME
 from uvm.schema.json import SchemaError, dumps, from_json, to_json
+from uvm.schema.secrets import HIDDEN
 
 MODULES = [importlib.import_module(f"uvm.schema.{m.name}") for m in pkgutil.iter_modules(uvm.schema.__path__)]
 MODELS = [
@@ -78,6 +79,20 @@ def test_every_field_has_a_json_name_of_its_own_and_a_zero_value(cls: Any) -> No
     assert len(set(names)) == len(names)
     assert cls() == cls()
     assert set(to_json(cls())) == {f.metadata[JSON_NAME] for f in fields if f.metadata[ALWAYS]}
+
+
+def test_what_a_model_does_not_show_is_hidden_in_the_traces_of_messages_too() -> None:
+    secret = {f.metadata[JSON_NAME] for cls in MODELS for f in attrs.fields(cls) if not f.repr}
+    # These hold documents, whose own secrets are hidden.
+    documents = {
+        "ContainerConfig",
+        "ProcessParameters",
+        "OciProcess",
+        "OciSpecification",
+        "Request",
+        "Settings",
+    }
+    assert secret - documents <= HIDDEN
 
 
 def test_zero_values_are_left_out() -> None:

@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 import trio.testing
 from attrs import define, field
 
-from tests.gcs.support import PATIENCE_SECONDS, ScriptedGuest, no_greeting, serving
+from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest, no_greeting, serving
 from uvm.errors import (
     AnswerLostError,
     BridgeClosedError,
@@ -352,6 +353,58 @@ async def test_what_came_before_the_broken_message_counts() -> None:
         assert call.result(ResponseBase).result == 0
 
 
+async def test_a_guest_that_owes_too_many_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uvm.gcs.bridge._MAX_UNWANTED", 3)
+    guest = ScriptedGuest()
+    async with serving(guest) as bridge:
+        for _ in range(4):
+            call = bridge.submit(MODIFY, GUEST, operation="modify")
+            await guest.next()
+            call.abandon()
+        with pytest.raises(BridgeClosedError, match="owes more than 3 answers"):
+            bridge.submit(MODIFY, GUEST, operation="modify")
+
+
+class OddStream(MemoryStream):
+    """A stream that raises what no stream should."""
+
+    def __init__(self, host: MemoryStream, fails: str) -> None:
+        super().__init__(host.incoming, host.outgoing)
+        self.fails = fails
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        if self.fails == "receive":
+            raise ZeroDivisionError(self.fails)
+        return await super().receive(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        if self.fails == "send":
+            raise ZeroDivisionError(self.fails)
+        await super().send(item)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self.fails == "aclose":
+            raise ZeroDivisionError(self.fails)
+
+
+@pytest.mark.parametrize("fails", ["receive", "send", "aclose"])
+async def test_whatever_a_stream_raises_ends_the_connection_and_not_its_owner(fails: str) -> None:
+    guest = ScriptedGuest()
+    bridge = Bridge("vm", notify=lambda _: None)
+    call = bridge.submit(MODIFY, GUEST, operation="modify")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bridge.run, OddStream(guest.dial(), fails), no_greeting)
+        if fails == "aclose":
+            guest.respond(await guest.next())
+            await call.wait()
+            bridge.close()
+        await call.wait()
+
+    assert bridge.closed
+    assert fails == "aclose" or isinstance(call.error, BridgeClosedError)
+
+
 # Deadlines. With trio's clock of tests a deadline passes as soon as nothing else can happen.
 
 
@@ -405,6 +458,19 @@ class TestDeadlines:
             bridge.close()
 
         assert queued.result(ResponseBase).result == 0
+
+    async def test_a_guest_that_takes_no_bytes_is_given_up_also_where_it_answers_unread_requests(
+        self,
+    ) -> None:
+        guest = ScriptedGuest(capacity=64)
+        async with serving(guest, rpc_timeout_seconds=0.01) as bridge:
+            sent = bridge.submit(MODIFY, GUEST, operation="sent")
+            while not sent.sent:
+                await anyio.lowlevel.checkpoint()
+            guest.send(encode(Kind.RESPONSE, MODIFY, sent.id, {"Result": 0}))
+            await sent.wait()
+            with pytest.raises(BridgeClosedError, match=r"taken no bytes for 0\.01 s"):
+                await bridge.call(MODIFY, GUEST, operation="behind it")
 
     async def test_an_answer_that_was_lost_has_no_deadline_to_miss(self) -> None:
         guest = ScriptedGuest()

@@ -6,7 +6,9 @@ import json
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
+import trio.testing
 
 from tests.gcs.guests import LINUX, NULL_ID, WINDOWS, Guest, Redial, Refusal, connected
 from tests.gcs.support import MemoryStream
@@ -375,3 +377,42 @@ async def test_another_guest_that_dials_is_not_taken_for_the_old_one(guest: Gues
             await connection.wait_closed()
             with pytest.raises(BridgeClosedError, match="dialled again as one that runs windows"):
                 await connection.modify({})
+
+
+async def test_a_guest_that_dials_again_and_again_and_never_greets_is_gone(guest: Guest) -> None:
+    async def redial() -> MemoryStream:
+        stream = guest.script.dial()
+        guest.script.hang_up()
+        await anyio.lowlevel.checkpoint()
+        return stream
+
+    timeouts = GuestTimeouts(redial_seconds=0.05)
+    async with connected(guest, timeouts=timeouts, redial=redial) as connection:
+        guest.script.hang_up()
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(BridgeClosedError, match="did not dial again within"):
+            await connection.modify({})
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", [("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)})], ids=["trio"]
+)
+async def test_a_guest_that_comes_back_each_time_may_go_any_number_of_times(guest: Guest) -> None:
+    async with anyio.create_task_group() as tasks:
+        redial = Redial(guest, tasks)
+        async with connected(guest, timeouts=GuestTimeouts(redial_seconds=3), redial=redial) as connection:
+            for _ in range(4):
+                guest.script.hang_up()
+                await redial.wait_for_host()
+                await anyio.sleep(2)
+                redial.dial()
+                await connection.modify({})
+
+
+async def test_who_gives_up_the_set_up_of_a_guest_need_not_wait_for_its_answer(guest: Guest) -> None:
+    guest.capabilities = WINDOWS
+    guest.answers[Procedure.CREATE] = lambda _: None
+    async with connected(guest) as connection, anyio.create_task_group() as tasks:
+        tasks.start_soon(connection.start_guest)
+        await guest.until_asked(Procedure.CREATE)
+        tasks.cancel_scope.cancel()

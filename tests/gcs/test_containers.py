@@ -25,6 +25,7 @@ from uvm.gcs.timeouts import GuestTimeouts
 from uvm.gcs.wire import Procedure, WireError
 from uvm.schema.container import Container as ContainerDocument
 from uvm.schema.container import GuestOs, HostedSystem
+from uvm.schema.gcs import LinuxHostedSystem
 from uvm.schema.json import SchemaError
 
 pytestmark = pytest.mark.anyio
@@ -465,3 +466,77 @@ async def test_a_container_is_modified(guest: Guest) -> None:
         await container.modify({"ResourceType": "ContainerConstraints"})
         [body] = guest.bodies(Procedure.MODIFY_SETTINGS)
         assert (body["ContainerId"], body["Request"]) == ("c1", {"ResourceType": "ContainerConstraints"})
+
+
+async def test_what_fails_twice_at_the_end_of_a_container_is_one_error_of_ours(guest: Guest) -> None:
+    guest.answers[FORCED] = lambda _: Refusal(0x80004005, "will not end")
+    guest.answers[DELETE] = lambda _: Refusal(0x80370105, "still there")
+    async with connected(guest) as connection:
+        container = await created(connection)
+        with pytest.raises(UVMError, match=r"will not end.*still there"):
+            await container.aclose()
+
+
+async def test_a_container_whose_own_process_was_started_as_its_caller_left_is_seen_to_its_end(
+    guest: Guest,
+) -> None:
+    start = guest.answers[EXECUTE]
+    guest.answers[EXECUTE] = lambda _: None
+    guest.answers[DELETE] = lambda _: {} if guest.bodies(FORCED) else Refusal(0x80370105)
+    async with connected(guest) as connection, anyio.create_task_group() as tasks:
+
+        async def end() -> None:
+            await guest.until_asked(FORCED)
+            await anyio.wait_all_tasks_blocked()
+            guest.script.notify("c1")
+
+        container = await created(connection)
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as opening:
+
+                async def open_init() -> None:
+                    await container.open_init()
+
+                opening.start_soon(open_init)
+                body = await guest.until_asked(EXECUTE)
+                scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await anyio.wait_all_tasks_blocked()
+                    answer = start(body)
+                    assert isinstance(answer, dict)
+                    guest.answer_held(EXECUTE, answer)
+        tasks.start_soon(end)
+        await container.aclose()
+        await anyio.wait_all_tasks_blocked()
+        assert container.exit is not None
+        assert not connection.closed
+
+
+async def test_who_waits_for_a_container_before_its_own_process_is_started_reads_its_output_too(
+    guest: Guest,
+) -> None:
+    async with connected(guest) as connection, anyio.create_task_group() as tasks:
+        container = await created(connection)
+        tasks.start_soon(container.wait)
+        await anyio.wait_all_tasks_blocked()
+        await container.open_init()
+        # As the Linux guest, which tells of the exit only once its output was read.
+        for name in ("StdOut", "StdErr"):
+            stream = guest.streams[name]
+            await stream.send(b"unread")
+            await stream.send_eof()
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+        guest.script.notify("c1")
+
+
+async def test_a_document_that_nests_too_deeply_is_refused_in_each_of_its_forms(guest: Guest) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(2_000):
+        deep = {"a": deep}
+    spec = {"process": deep, "root": {}, "linux": {}}
+    async with connected(guest) as connection:
+        for document in (LinuxHostedSystem(oci_specification=spec), {"OciSpecification": spec}):
+            with pytest.raises(OptionsError, match="nests too deeply"):
+                await connection.create_container("c1", document)
+        assert not guest.bodies(CREATE)

@@ -7,10 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from tests.gcs.guests import LINUX, NULL_ID, WINDOWS, Guest, Redial, Refusal, connected
+from tests.gcs.guests import LINUX, NULL_ID, WINDOWS, Answer, Answerer, Guest, Redial, Refusal, connected
 from uvm.errors import (
+    AnswerLostError,
     BridgeClosedError,
     GuestError,
     NotSupportedError,
@@ -39,6 +41,13 @@ def guest() -> Guest:
 
 def parameters(body: dict[str, Any]) -> Any:
     return json.loads(body["Settings"]["ProcessParameters"])
+
+
+def wait_of(answers: dict[int, Answer], *, bounded: dict[int, Answer]) -> Answerer:
+    """Answer waits by process id; others where they have a limit."""
+    return lambda body: (
+        bounded if body["TimeoutInMs"] != FOREVER and body["ProcessId"] in bounded else answers
+    )[body["ProcessId"]]
 
 
 # Its start.
@@ -373,9 +382,10 @@ async def test_a_linux_guest_signals_its_own_processes_with_kill(guest: Guest) -
 
 async def test_a_kill_that_finds_nobody_means_that_the_process_has_exited(guest: Guest) -> None:
     helping(guest, 1)
+    guest.answers[WAIT] = wait_of({8: {"ExitCode": 1}, 7: None}, bounded={7: {"ExitCode": 5}})
     async with connected(guest) as connection, await connection.open_process(["sleep"]) as process:
         assert await process.kill() is False
-        await guest.until_asked(WAIT, 3)
+        assert process.exit_code == 5
         probe = guest.bodies(WAIT)[-1]
         assert (probe["ProcessId"], probe["TimeoutInMs"]) == (7, 1000)
 
@@ -623,3 +633,114 @@ async def test_many_processes_run_at_once(guest: Guest) -> None:
                 tasks.start_soon(start, connection)
         assert [each.closed for each in guest.listeners] == [1] * 3 * count
         assert not guest.script.read()
+
+
+async def test_all_streams_are_closed_also_in_a_cancelled_scope(guest: Guest) -> None:
+    async with connected(guest) as connection:
+        process = await connection.open_process(["cat"])
+        assert process.stdin is not None
+        await process.stdin.aclose()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await process.aclose()
+        assert [each.closed for each in guest.listeners] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("helper", ["kill", "resize"])
+async def test_a_program_that_helps_and_never_ends_is_not_waited_for_without_end(
+    guest: Guest, helper: str
+) -> None:
+    guest.answers[SIGNAL] = guest.answers[Procedure.RESIZE_CONSOLE] = lambda _: Refusal(NO_SUCH_SYSTEM)
+    async with connected(guest, timeouts=GuestTimeouts(rpc_seconds=0.05)) as connection:
+        process = await connection.open_process(["sh"], terminal=True)
+        with pytest.raises(UnknownOutcomeError, match="has not ended"):
+            await (process.kill() if helper == "kill" else process.resize(24, 80))
+        assert not connection.closed
+
+
+async def test_a_kill_that_fails_leaves_the_wait_for_a_process_that_runs_alone(guest: Guest) -> None:
+    guest.answers[SIGNAL] = lambda _: Refusal(NO_SUCH_SYSTEM)
+    guest.answers[EXECUTE] = lambda body: {"ProcessId": 8 if "kill" in json.dumps(body) else 7}
+    guest.answers[WAIT] = wait_of({8: {"ExitCode": 1}, 7: None}, bounded={7: Refusal(WAIT_TIMEOUT)})
+    async with connected(guest) as connection:
+        process = await connection.open_process(["sleep", "1"])
+        with pytest.raises(GuestError, match="kill exited with 1"):
+            await process.signal(40)
+        guest.answer_held(WAIT, {"ExitCode": 5})
+        assert await process.wait() == 5
+
+
+async def test_an_exit_code_just_behind_the_news_that_a_second_wait_came_too_late_counts(
+    guest: Guest,
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        redial = Redial(guest, tasks)
+        async with connected(guest, timeouts=GuestTimeouts(redial_seconds=10), redial=redial) as connection:
+            process = await connection.open_process(["sleep", "1"])
+            guest.answers[WAIT] = wait_of({7: None}, bounded={7: Refusal(WAIT_TIMEOUT)})
+            await guest.until_asked(WAIT)
+            guest.script.hang_up()
+            await redial.wait_for_host()
+            redial.dial()
+            await guest.until_asked(WAIT, times=3)
+            first, second = guest.held[WAIT]
+            guest.answers[WAIT] = lambda _: Refusal(NOT_FOUND)
+            guest.answer(second, Refusal(NOT_FOUND))
+            guest.answer(first, {"ExitCode": 5})
+            assert await process.wait() == 5
+
+
+async def test_a_process_that_was_started_as_the_connection_closed_has_an_unknown_outcome(
+    guest: Guest,
+) -> None:
+    guest.answers[EXECUTE] = lambda _: None
+    async with connected(guest) as connection, anyio.create_task_group() as tasks:
+
+        async def start() -> None:
+            with pytest.raises(AnswerLostError):
+                await connection.open_process(["sleep", "1"])
+
+        tasks.start_soon(start)
+        await guest.until_asked(EXECUTE)
+        guest.answer_held(EXECUTE, {"ProcessId": 7})
+        guest.script.send(b"\xff" * 16)
+    assert [each.closed for each in guest.listeners] == [1, 1, 1]
+
+
+async def test_a_run_ends_with_its_process_also_where_nobody_takes_its_input(guest: Guest) -> None:
+    async with connected(guest) as connection, anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            done.append(await connection.run(["true"], input=b"x" * 1_000_000))
+
+        done: list[CompletedProcess] = []
+        tasks.start_soon(run)
+        await guest.until_asked(WAIT)
+        await anyio.wait_all_tasks_blocked()
+        guest.streams.pop("StdOut").close()
+        guest.streams.pop("StdErr").close()
+        guest.answer_held(WAIT, {"ExitCode": 0})
+        while not done:
+            await anyio.lowlevel.checkpoint()
+        assert done[0].exit_code == 0
+
+
+async def test_who_inherited_the_input_of_a_process_is_fed_as_long_as_the_output_is_open(
+    guest: Guest,
+) -> None:
+    text = b"x" * 1_000_000
+    async with connected(guest) as connection, anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            assert (await connection.run(["sh", "-c", "cat &"], input=text)).exit_code == 0
+
+        tasks.start_soon(run)
+        await guest.until_asked(WAIT)
+        guest.answer_held(WAIT, {"ExitCode": 0})
+        taken = 0
+        with suppress(anyio.EndOfStream):
+            while True:
+                taken += len(await guest.streams["StdIn"].receive())
+        assert taken == len(text)
+        guest.streams.pop("StdOut").close()
+        guest.streams.pop("StdErr").close()

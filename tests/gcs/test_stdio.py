@@ -310,3 +310,23 @@ async def test_the_exit_of_the_vm_is_told_to_readers(host: Host) -> None:
         await stdout.receive()
     await stdout.aclose()
     await unused.aclose()
+
+
+# Read ahead, while somebody waits for the exit.
+
+
+async def test_what_was_read_ahead_is_read_or_closed_under_its_reader(host: Host) -> None:
+    for _ in range(20):
+        output, program, _ = await output_of(host)
+        await program.send(b"read ahead")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(output.read_ahead)
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(output.aclose)
+            try:
+                assert await output.receive() == b"read ahead"
+            except StreamClosedError:
+                with pytest.raises(StreamClosedError):
+                    await output.receive()

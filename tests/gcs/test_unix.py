@@ -15,7 +15,7 @@ import pytest
 from uvm.errors import BridgeClosedError, HostPathError, NotSupportedError
 from uvm.gcs.ports import LINUX_GCS_PORT
 from uvm.gcs.timeouts import GuestTimeouts
-from uvm.gcs.unix import connect_unix, listen_unix
+from uvm.gcs.unix import _Sockets, connect_unix, listen_unix
 from uvm.gcs.wire import GuestSide, Procedure, parse
 
 pytestmark = [
@@ -221,3 +221,12 @@ async def test_a_second_guest_is_not_listened_to(path: Path) -> None:
         async with listen_unix(path, on_listening=start):
             with pytest.raises(FileNotFoundError):
                 await EchoGuest(path).dial()
+
+
+async def test_sockets_are_removed_also_in_a_cancelled_scope(path: Path) -> None:
+    sockets = _Sockets(lambda port: f"{path}_{port}")
+    listener = await sockets.listen_to_port(7)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await listener.aclose()
+    assert not list(path.parent.iterdir())

@@ -44,6 +44,7 @@ import anyio.abc
 from uvm.backends.base import ByteStream
 from uvm.errors import BridgeClosedError
 from uvm.gcs.calls import Call, Calls
+from uvm.gcs.quotes import without_quotes
 from uvm.gcs.wire import HEADER_SIZE, MAX_MESSAGE_SIZE, Notification, Response, WireError, procedure_name
 from uvm.schema.gcs import ContainerNotification, ResponseBase
 from uvm.schema.json import SchemaError, dumps, from_json
@@ -59,6 +60,8 @@ Timeout = float | Literal["default"] | None
 _log = logging.getLogger("uvm.gcs")
 
 _CHUNK_BYTES: Final = 65536
+#: How many answers of calls that have ended are remembered: a guest may never give them.
+_MAX_UNWANTED: Final = 65536
 #: How long the other end of a stream may hold up its closing.
 _CLOSE_SECONDS: Final = 1.0
 #: What a stream raises when it is of no more use.
@@ -102,6 +105,8 @@ class Bridge:
         self._ended = True
         self._end_cause: Exception | None = None
         self._writing = False
+        # By when the guest has to take what is being sent: what waits behind it has no deadline yet.
+        self._send_by = math.inf
         # What ends the reading at the earliest deadline.
         self._alarm = math.inf
         self._reading = anyio.CancelScope()
@@ -174,6 +179,8 @@ class Bridge:
         :raises BridgeClosedError: the bridge is closed.
         :raises OptionsError: JSON has no form for the request.
         """
+        if self._calls.unwanted > _MAX_UNWANTED:
+            self.close(WireError(f"the guest owes more than {_MAX_UNWANTED:,} answers of calls that ended"))
         if self._closed:
             raise self._new_error(BridgeClosedError)
         request_id, data = self._calls.encode(procedure, request, operation)
@@ -318,6 +325,9 @@ class Bridge:
             self._drop(self._truncation())
         except _BROKEN as e:
             self._drop(e)
+        except Exception as e:
+            # A stream of somebody else's backend may raise anything; the owner's tasks are not to end by it.
+            self.close(e)
         finally:
             # Neither dropped nor closed: run is cancelled.
             if not self._ended:
@@ -351,8 +361,11 @@ class Bridge:
                 await stream.send(data)
         except _BROKEN as e:
             self._drop(e)
+        except Exception as e:
+            self.close(e)
         finally:
             self._writing = False
+            self._send_by = math.inf
 
     def _next_data(self) -> bytes:
         """Take what is to be sent next; its calls count as sent from now on."""
@@ -370,17 +383,25 @@ class Bridge:
             tasks.start_soon(self._write, stream)
 
     def _start(self, calls: Sequence[Call]) -> None:
+        if not calls:
+            return
         now = anyio.current_time()
+        self._send_by = now + self._rpc_timeout_seconds
+        earliest = self._send_by
         for call in calls:
             call.start(now)
-            if call.deadline < self._alarm:
-                self._alarm = self._reading.deadline = call.deadline
+            earliest = min(earliest, call.deadline)
+        if earliest < self._alarm:
+            self._alarm = self._reading.deadline = earliest
 
     def _check_deadlines(self) -> None:
-        self._alarm = self._calls.next_deadline
-        late = self._calls.overdue(anyio.current_time())
+        now = anyio.current_time()
+        self._alarm = min(self._calls.next_deadline, self._send_by)
+        late = self._calls.overdue(now)
         if late is not None:
             self.close(TimeoutError(f"{late.operation}: no answer within {late.timeout_seconds:g} s"))
+        elif self._send_by <= now:
+            self.close(TimeoutError(f"the guest has taken no bytes for {self._rpc_timeout_seconds:g} s"))
 
     # Tracing. Bodies hold secrets, and text that the guest chose.
 
@@ -394,7 +415,7 @@ class Bridge:
             what = f"{message.id} {procedure_name(message.procedure)}"
         else:
             what = "notification"
-        _log.debug("%s: <- %s: %s", self._name, what, _shown(message.body))
+        _log.debug("%s: <- %s: %s", self._name, what, _shown(without_quotes(message.body)))
 
 
 def _shown(body: dict[str, Any]) -> str:
@@ -412,5 +433,5 @@ async def _close(stream: ByteStream) -> None:
     with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
         try:
             await stream.aclose()
-        except _BROKEN as e:
+        except Exception as e:
             _log.debug("closing a stream that had ended: %r", e)

@@ -41,6 +41,7 @@ from uvm.errors import (
     UnknownOutcomeError,
     UVMError,
 )
+from uvm.gcs.quotes import without_quotes
 from uvm.gcs.wire import HostSide, Notification, Response, WireError, procedure_name
 from uvm.schema.gcs import ResponseBase
 from uvm.schema.json import SchemaError, dumps, from_json
@@ -153,6 +154,11 @@ class Calls:
     def unanswered(self) -> int:
         """How many requests were sent and not answered, those of calls that have ended included."""
         return len(self._host.open) - len(self._queued) - len(self._urgent)
+
+    @property
+    def unwanted(self) -> int:
+        """How many of them belong to calls that have ended."""
+        return self._host.unwanted
 
     @property
     def next_deadline(self) -> float:
@@ -273,7 +279,13 @@ def _read(operation: str, body: dict[str, Any], response_type: type[R]) -> R:
 
 def _refusal(operation: str, result: int, body: dict[str, Any]) -> GuestError:
     message = body.get("ErrorMessage")
-    error = GuestError(operation, result, printable(message) if isinstance(message, str) else "")
+    text = printable(without_quotes(message)) if isinstance(message, str) else ""
+    error = GuestError(operation, result, text)
     if (records := body.get("ErrorRecords")) and _log.isEnabledFor(logging.DEBUG):
-        _log.debug("%s: %s: error records %s", operation, error.name, printable(dumps(scrub(records))))
+        _log.debug(
+            "%s: %s: error records %s",
+            operation,
+            error.name,
+            printable(dumps(scrub(without_quotes(records)))),
+        )
     return error

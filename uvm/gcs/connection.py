@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -97,6 +98,9 @@ class GuestConnection(ProcessHost):
         self._idle.set()
         self._task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
         self._redialling: anyio.CancelScope | None = None
+        # Until when a guest that went has to be back and greeted; one that only dials would be waited for
+        # without end.
+        self._return_by: float | None = None
         # A guest that was asked to shut down does not dial again.
         self._shutting_down = 0
         bridge.on_resume.append(self._resumed)
@@ -178,11 +182,12 @@ class GuestConnection(ProcessHost):
             container_config=check_writable("the configuration of the guest", config),
         )
         seconds = self._link.timeouts.container_seconds
-        call = self._bridge.call
-        await call(Procedure.CREATE, create, operation="set up the guest", timeout_seconds=seconds)
+        # A guest whose set-up is given up is of no more use, so that nobody has to know its answer.
+        call = partial(self._bridge.call, timeout_seconds=seconds, abandonable=True)
+        await call(Procedure.CREATE, create, operation="set up the guest")
         if agreed.send_host_start_message:
             start = RequestBase(container_id=HOST_CONTAINER_ID)
-            await call(Procedure.START, start, operation="start the guest", timeout_seconds=seconds)
+            await call(Procedure.START, start, operation="start the guest")
 
     async def shutdown(self) -> None:
         """Ask the guest to shut down. It has when its VM has exited.
@@ -247,7 +252,9 @@ class GuestConnection(ProcessHost):
         if self._redial is None or seconds <= 0:
             return None
         _log.info("%s: the connection to the guest broke (%r); it may dial again", self._link.name, cause)
-        with anyio.move_on_after(seconds) as scope:
+        if self._return_by is None:
+            self._return_by = anyio.current_time() + seconds
+        with anyio.CancelScope(deadline=self._return_by) as scope:
             self._redialling = scope
             try:
                 return await self._redial()
@@ -297,6 +304,7 @@ class GuestConnection(ProcessHost):
         return answer
 
     def _resumed(self) -> None:
+        self._return_by = None
         for resumed in list(self._link.on_resume):
             resumed()
 

@@ -35,7 +35,14 @@ import anyio.lowlevel
 from attrs import frozen
 
 from uvm.backends.base import JSON
-from uvm.errors import BridgeClosedError, GuestError, NotSupportedError, UVMError, VMStateError
+from uvm.errors import (
+    BridgeClosedError,
+    GuestError,
+    NotSupportedError,
+    UndoFailedError,
+    UVMError,
+    VMStateError,
+)
 from uvm.gcs.bridge import Timeout
 from uvm.gcs.link import GuestLink
 from uvm.gcs.processes import Process, start_process
@@ -57,7 +64,7 @@ from uvm.schema.gcs import (
 from uvm.schema.json import SchemaError, from_json, to_json
 from uvm.schema.process import ProcessDetails, ProcessParameters
 from uvm.schema.properties import PROPERTY_PROCESS_LIST, PROPERTY_STATISTICS, Properties, PropertyQuery
-from uvm.structured import Opening
+from uvm.structured import Flag, Opening
 
 __all__ = ["Container", "ContainerExit"]
 
@@ -110,6 +117,7 @@ class Container(ProcessHost):
         self._ended = anyio.Event()
         self._exit: ContainerExit | None = None
         self._init: Process | None = None
+        self._init_there = Flag()
 
     def __repr__(self) -> str:
         state = self._exit.type if self._exit else "lost" if self._ended.is_set() else "there"
@@ -141,7 +149,7 @@ class Container(ProcessHost):
                 f"container {self.id}: a Windows container has no process of its own; run one in it"
             )
         terminal = self._own_process.get("terminal") is True
-        self._init = await start_process(
+        return await start_process(
             self._link,
             self.id,
             (),
@@ -150,8 +158,12 @@ class Container(ProcessHost):
             stdout=stdout,
             stderr=stderr and not terminal,
             terminal=terminal,
+            on_start=self._started,
         )
-        return self._init
+
+    def _started(self, init: Process) -> None:
+        self._init = init
+        self._init_there.set()
 
     async def shutdown(self) -> None:
         """Ask it to end in order; where it has, or its guest has gone, nothing happens.
@@ -173,18 +185,23 @@ class Container(ProcessHost):
         :raises BridgeClosedError: the connection to the guest closed before.
         :raises VMStateError: it was deleted before it ran.
         """
-        if self._init is None or self._ended.is_set():
+        if self._link.os == "windows" or self._ended.is_set():
             await self._ended.wait()
         else:
             async with anyio.create_task_group() as tasks:
                 # Unread output would keep the guest from telling; this reads ahead of whoever reads it.
-                tasks.start_soon(self._exit_of, self._init)
+                tasks.start_soon(self._exit_of_init)
                 await self._ended.wait()
                 tasks.cancel_scope.cancel()
         if self._exit is None:
             assert self._failure is not None
             raise self._failure()
         return self._exit
+
+    async def _exit_of_init(self) -> None:
+        await self._init_there.wait()
+        assert self._init is not None
+        await self._exit_of(self._init)
 
     async def _exit_of(self, init: Process) -> None:
         with suppress(UVMError):
@@ -210,12 +227,11 @@ class Container(ProcessHost):
         """
         with anyio.CancelScope(shield=True):
             problems = [each for each in [await self._close_ending(), await self._close_state()] if each]
+        if len(problems) > 1:
+            said = "; and ".join(map(str, problems))
+            raise UndoFailedError(f"closing container {self.id}: {said}", problems)
         if problems:
-            raise (
-                problems[0]
-                if len(problems) == 1
-                else ExceptionGroup(f"closing container {self.id}", problems)
-            )
+            raise problems[0]
 
     async def __aenter__(self) -> Container:
         return self

@@ -92,7 +92,7 @@ class Containers:
             return
         try:
             await container.aclose()
-        except (UVMError, ExceptionGroup) as error:
+        except UVMError as error:
             _log.warning("a container whose caller was cancelled: %s", error)
 
     def notify(self, notification: ContainerNotification) -> None:
@@ -125,7 +125,10 @@ class Containers:
 
 def _config(document: object) -> JSON:
     if isinstance(document, LinuxHostedSystem | HostedSystem):
-        return to_json(document)
+        try:
+            return to_json(document)
+        except RecursionError:
+            raise OptionsError("the document of the container nests too deeply") from None
     if isinstance(document, Mapping):
         return dict(document)
     raise OptionsError(f"the document of a container is a JSON object, not a {type(document).__name__}")

@@ -106,6 +106,27 @@ class ExitWatch:
         """
         self._probe(_SIGNAL_PROBE_MS)
 
+    async def check(self) -> bool:
+        """Ask the guest. True: it has exited, or the guest knows it no more. False: it runs.
+
+        :raises UVMError: the guest did not say.
+        """
+        call = self._ask(_SIGNAL_PROBE_MS, lambda _: None)
+        try:
+            await call.wait()
+        finally:
+            call.abandon()
+        try:
+            if not self._ended.is_set():
+                self._take(call)
+        except GuestError as error:
+            if error.result == _WAIT_TIMEOUT:
+                return False
+            if error.result != ERROR_NOT_FOUND:
+                raise
+            self.doubt()
+        return True
+
     def _ask(self, timeout_ms: int, then: Callable[[Call], None]) -> Call:
         request = WaitForProcessRequest(
             container_id=self._container_id, process_id=self._pid, timeout_in_ms=timeout_ms
@@ -130,13 +151,21 @@ class ExitWatch:
             self._end(self._link.closed_error)
         except GuestError as error:
             if error.result == ERROR_NOT_FOUND:
-                self._forgotten()
+                self._waits.remove(call)
+                self._refused()
             else:
                 result, text = error.result, error.text
                 self._end(lambda: GuestError(call.operation, result, text))
         except UVMError as error:
             problem = str(error)
             self._end(lambda: UnknownOutcomeError(problem))
+
+    def _refused(self) -> None:
+        """The guest does not know the process; unless that is because another wait has been answered."""
+        if self._waits:
+            self.doubt()
+        else:
+            self._forgotten()
 
     def _resumed(self) -> None:
         self._probe(_RESUME_PROBE_MS)

@@ -33,6 +33,7 @@ import anyio.lowlevel
 from attrs import frozen
 
 from uvm.backends.base import ByteStream
+from uvm.gcs.quotes import without_quotes
 from uvm.gcs.wire import WireError, parse
 from uvm.schema.secrets import printable
 
@@ -280,12 +281,13 @@ async def read_log(stream: ByteStream, vm_id: str) -> None:
 def _record(item: LogEntry | LogText, vm_id: str) -> None:
     extra: dict[str, object] = {"vm_id": vm_id}
     if isinstance(item, LogEntry):
-        message = printable(item.message, MAX_ENTRY_BYTES)
-        extra |= {"guest_time": item.time, "guest": item.fields}
+        message = printable(without_quotes(item.message), MAX_ENTRY_BYTES)
+        extra |= {"guest_time": item.time, "guest": without_quotes(item.fields)}
     else:
-        first_line, *_ = item.text.split("\n", 1)
+        text = without_quotes(item.text)
+        first_line, *_ = text.split("\n", 1)
         message = f"{item.what}: {printable(first_line)}"
-        extra |= {"guest_text": item.text}
+        extra |= {"guest_text": text}
     say(_log, item.level, message, extra=extra)
 
 

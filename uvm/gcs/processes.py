@@ -27,7 +27,14 @@ import anyio
 import anyio.lowlevel
 from attrs import frozen
 
-from uvm.errors import BridgeClosedError, GuestError, OptionsError, UnknownOutcomeError, UVMError
+from uvm.errors import (
+    AnswerLostError,
+    BridgeClosedError,
+    GuestError,
+    OptionsError,
+    UnknownOutcomeError,
+    UVMError,
+)
 from uvm.gcs.exits import ERROR_NOT_FOUND, ExitWatch
 from uvm.gcs.link import GuestLink
 from uvm.gcs.signals import LinuxSignal, SignalOptions, signal_options
@@ -74,8 +81,10 @@ class _Channels:
             channel.process_ended(failure)
 
     async def aclose(self) -> None:
-        for channel in self.opened():
-            await channel.aclose()
+        # One that is closed already would let a cancellation in before the others are.
+        with anyio.CancelScope(shield=True):
+            for channel in self.opened():
+                await channel.aclose()
 
 
 class Process:
@@ -239,10 +248,12 @@ class Process:
 
     async def _signal_by_helper(self, options: SignalOptions | None) -> bool:
         number = options.signal if isinstance(options, SignalProcessOptionsLCOW) else LinuxSignal.KILL
-        if await self._run_helper("kill", f"-{number:d}", str(self.pid)) == 0:
+        code = await self._run_helper("kill", f"-{number:d}", str(self.pid))
+        if code == 0:
             return True
-        self._exit.doubt()
-        return False
+        if await self._exit.check():
+            return False
+        raise GuestError(f"signal process {self.pid}", _E_FAIL, f"kill exited with {code}")
 
     def _guest_must_help(self, error: GuestError) -> bool:
         """Tell whether a Linux guest took its own id for that of a container, and found none."""
@@ -251,7 +262,12 @@ class Process:
 
     async def _run_helper(self, *args: str) -> int:
         parameters = host_process(command(args), self._link.os)
-        return await (await start_process(self._link, HOST_CONTAINER_ID, args, parameters)).wait()
+        helper = await start_process(self._link, HOST_CONTAINER_ID, args, parameters)
+        # It stands for one answer of the guest, and has as long as that.
+        seconds = self._link.timeouts.rpc_seconds
+        with anyio.move_on_after(seconds):
+            return await helper.wait()
+        raise UnknownOutcomeError(f"{args[0]} for process {self.pid} has not ended within {seconds:g} s")
 
 
 async def start_process(
@@ -264,6 +280,7 @@ async def start_process(
     stdout: bool = False,
     stderr: bool = False,
     terminal: bool = False,
+    on_start: Callable[[Process], None] = lambda _: None,
 ) -> Process:
     """Start a process in a container, or with :data:`HOST_CONTAINER_ID` in the guest itself.
 
@@ -272,13 +289,14 @@ async def start_process(
 
     :param parameters: what to run; which streams it has is filled in.
     :param terminal: whether it has one, which can be resized then.
+    :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
     :raises GuestError: the guest refused: there is no such program, for instance.
     :raises UnknownOutcomeError: the answer was lost; the process may run.
     :raises BridgeClosedError: the connection to the guest is closed, or closed meanwhile.
     """
     channels = await _open_channels(link, stdin, stdout, stderr)
     try:
-        return await _execute(link, container_id, args, parameters, channels, terminal)
+        return await _execute(link, container_id, args, parameters, channels, terminal, on_start)
     except BaseException:
         await channels.aclose()
         raise
@@ -304,6 +322,7 @@ async def _execute(
     parameters: ProcessParameters,
     channels: _Channels,
     terminal: bool,
+    on_start: Callable[[Process], None],
 ) -> Process:
     request = _request(link, container_id, parameters, channels)
     operation = f"run {args[0]!r}" if args else "run the container's own process"
@@ -313,7 +332,13 @@ async def _execute(
         pid = call.result(ExecuteProcessResponse).process_id
         if not 0 <= pid <= _MAX_UINT32:
             raise UnknownOutcomeError(f"{operation}: the guest's answer cannot be read: no process id")
-        return Process(link, container_id, args, pid, terminal, channels)
+        try:
+            process = Process(link, container_id, args, pid, terminal, channels)
+        except BridgeClosedError as error:
+            # It runs, and nobody can be told of its exit.
+            raise AnswerLostError(str(error)) from error.__cause__
+        on_start(process)
+        return process
 
     try:
         await call.wait()

@@ -101,7 +101,14 @@ class ProcessHost(ABC):
     async def _open_process(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
         parameters = self._parameters(wanted)
         process = await start_process(
-            self._link, self._container_id, wanted.args, parameters, terminal=wanted.terminal, **pipes
+            self._link,
+            self._container_id,
+            wanted.args,
+            parameters,
+            stdin=pipes["stdin"],
+            stdout=pipes["stdout"],
+            stderr=pipes["stderr"],
+            terminal=wanted.terminal,
         )
         if wanted.size is not None and self._link.os == "linux" and self._container_id == HOST_CONTAINER_ID:
             await _give_size(process, *wanted.size)
@@ -175,11 +182,21 @@ class _Conversation:
 
     async def hold(self, text: bytes) -> int:
         """Send the input, collect the output, and give the exit code."""
+        async with anyio.create_task_group() as tasks:
+            if self.process.stdin is not None:
+                tasks.start_soon(self._feed, self.process.stdin, text)
+            exit_code = await self._listen()
+            # Nobody is left to take the rest of the input.
+            tasks.cancel_scope.cancel()
+        if self.failure is not None:
+            raise self.failure
+        assert exit_code is not None
+        return exit_code
+
+    async def _listen(self) -> int | None:
         process = self.process
         exit_code: int | None = None
         async with anyio.create_task_group() as tasks:
-            if process.stdin is not None:
-                tasks.start_soon(self._feed, process.stdin, text)
             for stream, into in ((process.stdout, self.stdout), (process.stderr, self.stderr)):
                 if stream is not None:
                     tasks.start_soon(self._collect, stream, into, tasks.cancel_scope)
@@ -189,9 +206,6 @@ class _Conversation:
                 # It says more than what a stream says of the same end.
                 self.failure = error
                 tasks.cancel_scope.cancel()
-        if self.failure is not None:
-            raise self.failure
-        assert exit_code is not None
         return exit_code
 
     async def _feed(self, stdin: ProcessInput, text: bytes) -> None:

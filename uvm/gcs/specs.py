@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.schema.gcs import LinuxHostedSystem, LinuxProcessParameters
@@ -60,7 +60,7 @@ class Command:
     """What to run. None leaves the choice to where it runs: the guest's defaults, or the container's own."""
 
     args: tuple[str, ...]
-    env: Mapping[str, str] | None = None
+    env: Mapping[str, str] | None = field(default=None, repr=False)
     cwd: str | None = None
     user: str | None = None
     terminal: bool = False

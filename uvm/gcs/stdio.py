@@ -320,6 +320,8 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
                 await self._change()
             if self._ahead:
                 await anyio.lowlevel.checkpoint()
+            # Meanwhile it may have been closed.
+            if self._ahead:
                 return self._take_ahead(max_bytes)
             if self._at_end:
                 await anyio.lowlevel.checkpoint()

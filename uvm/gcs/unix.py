@@ -131,10 +131,12 @@ class _UnixListener:
         """Stop listening, and remove the socket."""
         if self in self.sockets.open:
             self.sockets.open.discard(self)
-            try:
-                await self.socket.aclose()
-            finally:
-                await anyio.Path(self.path).unlink(missing_ok=True)
+            # Whoever is cancelled here would leave the socket behind.
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self.socket.aclose()
+                finally:
+                    await anyio.Path(self.path).unlink(missing_ok=True)
 
 
 @define(eq=False)
@@ -154,7 +156,9 @@ class _Sockets:
         """Listen for the guest to dial a port; HostPathError where no socket can be made."""
         path = os.fspath(self.path_of(port))
         try:
-            socket = await anyio.create_unix_listener(path)
+            # A thread makes it, also for a caller who has left.
+            with anyio.CancelScope(shield=True):
+                socket = await anyio.create_unix_listener(path)
         except OSError as error:
             raise HostPathError(path, f"no socket can be made there: {error}") from error
         listener = _UnixListener(path, socket, self)

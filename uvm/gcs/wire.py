@@ -257,6 +257,11 @@ class HostSide:
         """The procedures of the requests that were not answered yet, by id."""
         return self._open
 
+    @property
+    def unwanted(self) -> int:
+        """How many of them were abandoned."""
+        return len(self._unwanted)
+
     def request(self, procedure: int, body: object) -> tuple[int, bytes]:
         """Open a request and give its id and its bytes; raises as :func:`encode` does."""
         request_id = self._next_id

@@ -137,7 +137,7 @@ class ContainerCreateRequest(RequestBase):
     :class:`~uvm.schema.container.HostedSystem`, and for the guest itself a :class:`UvmConfig`.
     """
 
-    container_config: str = named("ContainerConfig", default="", always=True)
+    container_config: str = named("ContainerConfig", default="", always=True, secret=True)
 
 
 @define(kw_only=True)
@@ -149,7 +149,7 @@ class LinuxHostedSystem:
 
     schema_version: Version = named("SchemaVersion", factory=lambda: Version(major=2, minor=1), always=True)
     oci_bundle_path: str = named("OciBundlePath", default="", always=True)
-    oci_specification: Any = named("OciSpecification", default=None, always=True)
+    oci_specification: Any = named("OciSpecification", default=None, always=True, secret=True)
     scratch_dir_path: str = named("ScratchDirPath", default="", always=True)
 
 
@@ -170,7 +170,7 @@ class ContainerNotification(RequestBase):
 class LinuxProcessParameters(ProcessParameters):
     """A process of a Linux container; without ``oci_process`` the container's own, first process."""
 
-    oci_process: Any = named("OciProcess", default=None)
+    oci_process: Any = named("OciProcess", default=None, secret=True)
 
 
 @define(kw_only=True)
@@ -195,7 +195,7 @@ class VsockStdioRelaySettings:
 class ExecuteProcessSettings:
     """What to run (``process_parameters``, as JSON text) and where its streams go."""
 
-    process_parameters: str = named("ProcessParameters", default="", always=True)
+    process_parameters: str = named("ProcessParameters", default="", always=True, secret=True)
     stdio_relay_settings: StdioRelaySettings | None = named("StdioRelaySettings", default=None)
     vsock_stdio_relay_settings: VsockStdioRelaySettings | None = named(
         "VsockStdioRelaySettings", default=None
@@ -270,7 +270,7 @@ class GetPropertiesResponse(ResponseBase):
 class ContainerModifySettingsRequest(RequestBase):
     """Change the guest or a container; ``request`` is a ``ModificationRequest``."""
 
-    request: Any = named("Request", default=None, always=True)
+    request: Any = named("Request", default=None, always=True, secret=True)
 
 
 @define(kw_only=True)
@@ -278,7 +278,7 @@ class ServiceModificationRequest(RequestBase):
     """Change a service of a Windows guest; ``property_type`` names it (``LogForwardService``)."""
 
     property_type: str = named("PropertyType", default="", always=True)
-    settings: Any = named("Settings", default=None)
+    settings: Any = named("Settings", default=None, secret=True)
 
 
 @define(kw_only=True)

@@ -12,6 +12,8 @@ __all__ = ["HIDDEN", "MAX_SHOWN", "printable", "scrub"]
 #: Fields whose values are secrets, or too long to read. Lower case: the OCI specification's.
 HIDDEN: Final = frozenset(
     {
+        "Cookie",
+        "CredentialSpec",
         "EncodedSecurityPolicy",
         "EncodedUVMHashEnvelopeReference",
         "EncodedUVMReference",
