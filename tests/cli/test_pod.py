@@ -73,6 +73,28 @@ def test_the_second_container_sends_nothing_for_shared_layers(linux: str) -> Non
     assert "python.vhd" not in mounted
 
 
+def test_the_command_of_a_linux_container_is_its_own_process(linux: str) -> None:
+    ran = section(linux, "Run echo the api is up in container api")
+    assert re.search(r"guest +create +container api\n", ran)
+    assert re.search(r"guest +execute +process in api\n", ran)
+    assert "  the api is up\n  exit code: 0\n" in ran
+
+
+def test_the_command_of_a_windows_container_is_run_in_it(windows: str) -> None:
+    ran = section(windows, "Run echo the site is up in container web")
+    assert re.search(r'guest +execute +process in web +echo "the site is up"\n', ran)
+    assert "  the site is up\n  exit code: 0\n" in ran
+
+
+def test_a_command_that_the_guest_does_not_have_ends_the_pod_and_leaves_nothing(
+    run: Run, pod_file: Callable[[str], Path]
+) -> None:
+    ran = run("pod", pod_file(fast(LCOW).replace('"echo", "the api is up"', '"no-such-command"')))
+    assert ran.status == 1
+    assert "no-such-command" in ran.error
+    assert "the VM is gone, and nothing is left of it" in ran.output
+
+
 def test_references_to_shared_layers_are_counted(linux: str) -> None:
     attached = section(linux, "What is attached")
     assert re.search(r"C:\\layers\\debian.vhd +74 MiB +2 ", attached)

@@ -39,6 +39,10 @@ async def outcome(host: Host, *args: str, stdin: bytes = b"") -> tuple[int, byte
     [
         (["true"], b"", (0, b"", b"")),
         (["false"], b"", (1, b"", b"")),
+        (["uname"], b"", (0, b"Linux\n", b"")),
+        (["uname", "-sm"], b"", (0, b"Linux x86_64\n", b"")),
+        (["uname", "-a"], b"", (0, b"Linux uvm 6.1.0 #1 SMP x86_64 GNU/Linux\n", b"")),
+        (["uname", "-z"], b"", (1, b"", b"uname: invalid option -- 'z'\n")),
         (["/bin/echo", "a", "b"], b"", (0, b"a b\n", b"")),
         (["echo", "-n", "a"], b"", (0, b"a", b"")),
         (["cat"], b"some\nlines", (0, b"some\nlines", b"")),

@@ -135,7 +135,7 @@ class ByteStream(Protocol):
     """A connected byte stream, such as anyio's. An empty ``receive`` never happens."""
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """Receive at least one byte; anyio.EndOfStream at the end."""
+        """Receive at least one byte; anyio.EndOfStream at the end. Where it is cancelled, nothing is lost."""
 
     async def send(self, item: bytes) -> None:
         """Send all of it."""

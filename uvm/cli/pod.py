@@ -24,6 +24,8 @@ from uvm.cli.sizes import format_size
 from uvm.cli.tables import PodFileError
 from uvm.cli.terminal import Terminal
 from uvm.errors import HostError
+from uvm.gcs.run import CompletedProcess
+from uvm.gcs.stdio import ProcessOutput
 from uvm.layers import RootFileSystem
 from uvm.vm import UtilityVM
 
@@ -117,6 +119,7 @@ class _PodRun:
                 vm = await stack.enter_async_context(created)
                 await vm.start()
             await self._set_up(vm)
+            await self._run_commands(vm)
             self._show_devices(vm, "What is attached")
             self.terminal.write("", self.terminal.rule("Statistics"))
             self.terminal.write(*draw_statistics(self.terminal, await vm.stats()))
@@ -152,6 +155,15 @@ class _PodRun:
         used = {name for other, _ in self._roots for name in other.layers}
         if shared := [name for name in container.layers if name in used]:
             self.terminal.write(self.terminal.paint(f"  {', '.join(shared)}: {what}", "dim"))
+
+    async def _run_commands(self, vm: UtilityVM) -> None:
+        for container, root in self._roots:
+            if container.command:
+                with self._phase(f"Run {' '.join(container.command)} in container {container.id}"):
+                    done = await run_in_container(vm, container.id, container.command, root)
+                    for line in (done.stdout + done.stderr).decode(errors="replace").splitlines():
+                        self.terminal.write(f"  {printable(line)}")
+                    self.terminal.write(self.terminal.paint(f"  exit code: {done.exit_code}", "dim"))
 
     # Down.
 
@@ -239,6 +251,32 @@ class _PodRun:
         if not isinstance(self.backend, FakeBackend):
             return []
         return [f"mount in the guest: {mount}" for mount in self.backend.vms[vm.id].guest.mounts.values()]
+
+
+async def run_in_container(
+    vm: UtilityVM, container_id: str, command: Sequence[str], root: RootFileSystem
+) -> CompletedProcess:
+    """Run a command in a container of its own, to its end."""
+    if vm.os == "windows":
+        document = {"Container": {"Storage": {"Path": root.root}}}
+        async with vm.create_container(container_id, document) as container:
+            await container.start()
+            return await container.run(command)
+    spec = {"process": {"args": list(command), "cwd": "/"}, "linux": {}}
+    async with vm.create_container(container_id, spec, root=root) as container:
+        await container.start()
+        async with container.open_init() as init, anyio.create_task_group() as tasks:
+            outputs = (bytearray(), bytearray())
+            for stream, into in zip((init.stdout, init.stderr), outputs, strict=True):
+                tasks.start_soon(_collect, stream, into)
+            exit_code = await init.wait()
+    return CompletedProcess(tuple(command), exit_code, *map(bytes, outputs))
+
+
+async def _collect(stream: ProcessOutput | None, into: bytearray) -> None:
+    assert stream is not None
+    async for data in stream:
+        into += data
 
 
 def _number(number: int, what: str) -> str:

@@ -65,14 +65,16 @@ class MappedDirectory:
 
 @frozen
 class Container:
-    """A container's root file system.
+    """A container.
 
     :ivar layers: names of the pod's layers, top-most first; :ivar scratch: its scratch disk on the host.
+    :ivar command: what to run in it; where it is empty, nothing is, and only its root file system is made.
     """
 
     id: str
     layers: tuple[str, ...]
     scratch: str
+    command: tuple[str, ...] = ()
 
 
 @frozen
@@ -281,8 +283,9 @@ def _layers(top: Table, linux: bool) -> dict[str, LCOWLayer | WCOWLayer]:
 
 def _containers(top: Table, layers: dict[str, LCOWLayer | WCOWLayer]) -> tuple[Container, ...]:
     containers: dict[str, Container] = {}
-    for table in top.tables("containers", ("id", "layers", "scratch")):
-        container = Container(table.text("id"), tuple(table.texts("layers")), table.text("scratch"))
+    for table in top.tables("containers", ("id", "layers", "scratch", "command")):
+        command = tuple(table.texts("command")) if "command" in table.values else ()
+        container = Container(table.text("id"), tuple(table.texts("layers")), table.text("scratch"), command)
         if not container.id or container.id in containers:
             raise table.error(f"id {container.id!r} is empty, or that of another container")
         if not container.layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -10,6 +11,17 @@ from attrs import frozen
 
 from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Style, Terminal
+from uvm.gcs.ports import (
+    LINUX_ENTROPY_PORT,
+    LINUX_GCS_PORT,
+    LINUX_LOG_PORT,
+    WINDOWS_GCS_SERVICE,
+    WINDOWS_LOG_SERVICE,
+    WINDOWS_SIDECAR_SERVICE,
+    vsock_port,
+    vsock_service_id,
+)
+from uvm.schema.gcs import HOST_CONTAINER_ID
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 
 __all__ = ["Summary", "draw_request", "offset", "shorten", "summarize"]
@@ -73,6 +85,16 @@ _LEFT_OUT: Final = {
 _ADDRESSES: Final = {"IPConfigs", "IpConfigurations"}
 
 
+_SERVICES: Final = {
+    vsock_service_id(LINUX_ENTROPY_PORT): "for the guest's entropy",
+    vsock_service_id(LINUX_LOG_PORT): "for the guest's log",
+    vsock_service_id(LINUX_GCS_PORT): "for the guest",
+    WINDOWS_LOG_SERVICE: "for the guest's log",
+    WINDOWS_GCS_SERVICE: "for the guest",
+    WINDOWS_SIDECAR_SERVICE: "for the guest",
+}
+
+
 @frozen
 class Summary:
     """A request in a few words.
@@ -108,8 +130,10 @@ def summarize(to: str, document: Any, operation: str = "modify") -> Summary:
     """
     if to in ("grant", "revoke"):
         return Summary("grant", "access" if to == "grant" else "revoke", str(_object(document).get("path")))
+    if to == "guest" and operation != "modify":
+        return _guest_call(_object(document), operation)
     if operation != "modify" or not isinstance(document, dict):
-        return Summary("guest" if to == "guest" else "host", operation, "VM", tuple(_topology(document)))
+        return Summary("host", operation, _service(document) or "VM", tuple(_topology(document)))
     settings = document.get("Settings")
     # The requests about a Windows guest's adapter have another one inside.
     verb = _object(settings).get("RequestType") or document.get("RequestType") or "set"
@@ -130,6 +154,38 @@ def draw_request(terminal: Terminal, summary: Summary, failure: str = "") -> lis
         told = terminal.wrap(failure, terminal.width - 2 - _TO)
         lines += [" " * (2 + _TO) + terminal.paint(line, "red") for line in told]
     return lines
+
+
+def _guest_call(document: dict[str, Any], operation: str) -> Summary:
+    """Tell a request to the guest's compute service that changes no settings."""
+    verb, _, what = operation.partition(" ")
+    container = str(document.get("ContainerId") or HOST_CONTAINER_ID)
+    if container == HOST_CONTAINER_ID:
+        resource = what or "VM"
+    elif not what:
+        resource = f"container {shorten(container)}"
+    else:
+        resource = f"{what}{' in' if what.endswith('process') else ','} {shorten(container)}"
+    return Summary("guest", verb, resource, tuple(_command(document)))
+
+
+def _command(document: dict[str, Any]) -> Iterator[str]:
+    """Tell what is to be run; the first process of a container is in its specification."""
+    text = _object(document.get("Settings")).get("ProcessParameters")
+    try:
+        parameters = _object(json.loads(text)) if isinstance(text, str) else {}
+    except ValueError:
+        return
+    args = _object(parameters.get("OciProcess")).get("args") or parameters.get("CommandArgs") or ()
+    if command := parameters.get("CommandLine") or " ".join(map(str, args)):
+        yield str(command)
+
+
+def _service(document: Any) -> str:
+    """Name the service that the host listens to."""
+    service_id = str(_object(document).get("ServiceId", ""))
+    port = vsock_port(service_id)
+    return _SERVICES.get(service_id) or (f"vsock port {port}" if port is not None else shorten(service_id))
 
 
 def _topology(document: Any) -> Iterator[str]:

@@ -122,6 +122,11 @@ class FakeVM:
             raise HostError(f"connect to the guest of {self.id}", HCS_E_INVALID_STATE, "it was not started")
         return self._guest
 
+    @property
+    def architecture(self) -> Literal["amd64", "arm64"]:
+        """The architecture of its processors, the host's."""
+        return self._host.info.machine
+
     # The life of the VM
 
     def start(self) -> None:

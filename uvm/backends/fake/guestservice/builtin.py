@@ -57,6 +57,17 @@ async def _sleep(process: FakeProcess) -> int:
     return 0
 
 
+async def _uname(process: FakeProcess) -> int:
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}[process.vm.architecture]
+    facts = {"s": "Linux", "n": "uvm", "r": "6.1.0", "v": "#1 SMP", "m": machine, "o": "GNU/Linux"}
+    wanted = "".join(word.removeprefix("-") for word in process.args[1:]) or "s"
+    if unknown := set(wanted) - {*facts, "a"}:
+        return await _fail(process, f"invalid option -- {min(unknown)!r}")
+    told = [fact for letter, fact in facts.items() if letter in wanted or "a" in wanted]
+    await process.stdout.send(f"{' '.join(told)}\n".encode())
+    return 0
+
+
 async def _env(process: FakeProcess) -> int:
     await process.stdout.send("".join(f"{k}={v}\n" for k, v in process.env.items()).encode())
     return 0
@@ -137,5 +148,6 @@ BUILT_IN: Final[dict[str, Program]] = {
     "sleep": _sleep,
     "stty": _stty,
     "true": _true,
+    "uname": _uname,
     "yes": _yes,
 }

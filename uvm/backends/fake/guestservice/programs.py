@@ -114,4 +114,4 @@ class Programs(MutableMapping[str, Program]):
 
 
 #: Built-in programs that a Windows guest has not.
-LINUX_ONLY = frozenset({"kill", "stty"})
+LINUX_ONLY = frozenset({"kill", "stty", "uname"})
