@@ -21,10 +21,12 @@ Source: hcsshim internal/uvm/start.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeAlias
 
+import anyio
 import anyio.abc
 from attrs import define, field
 
@@ -34,7 +36,7 @@ from uvm.buses.context import Context
 from uvm.errors import UVMError
 from uvm.gcs.boot import forward_output, give_entropy
 from uvm.gcs.connection import GuestConnection
-from uvm.gcs.logs import log_to
+from uvm.gcs.logs import BROKEN, log_to
 from uvm.gcs.ports import (
     LINUX_ENTROPY_PORT,
     LINUX_GCS_PORT,
@@ -52,6 +54,7 @@ from uvm.options import LCOWOptions, WCOWOptions
 from uvm.schema.guest import RESOURCE_HV_SOCKET, HvSocketAddress, SystemTime, TimeZoneInformation
 from uvm.schema.json import from_json, to_json
 from uvm.schema.requests import UPDATE, ModificationRequest
+from uvm.structured import bare_task_group
 
 __all__ = ["Arrival", "OutputHandler"]
 
@@ -116,20 +119,22 @@ class Arrival:
         """
         if not getattr(self.context.options, "use_guest_connection", True):
             return NoGuest(self.context.vm_id)
-        if not self._is_ours:
-            guest: Guest = await RelayGuest.connect(self.context.link.system)
-        else:
-            guest = await self._connect()
+        if self._is_ours:
+            return await self._connect()
+        guest = await RelayGuest.connect(self.context.link.system)
         await self._set_policy(guest)
-        if isinstance(guest, GuestConnection) and isinstance(self.context.options, WCOWOptions):
-            await self._forward_log(guest, self.context.options)
         return guest
 
     async def stop_listening(self) -> None:
         """Let the guest dial no more."""
-        listeners, self._listeners = self._listeners, []
-        for listener in listeners:
-            await listener.aclose()
+        while self._listeners:
+            await self._stop(self._listeners[-1])
+
+    async def _stop(self, listener: Listener) -> None:
+        # Off the list only when it is closed: whoever is cancelled here leaves it to the next.
+        await listener.aclose()
+        if listener in self._listeners:
+            self._listeners.remove(listener)
 
     @property
     def _is_ours(self) -> bool:
@@ -153,21 +158,25 @@ class Arrival:
             redial=self._service.accept if redials else None,
         )
         stream = await self._service.accept()
-        if not redials:
-            # Nobody else is to be taken for the guest.
-            await self._service.aclose()
-            self._listeners.remove(self._service)
-            self._service = None
-        await link.tasks.start(connection.serve, stream)
         try:
-            await self._introduce(connection)
+            if not redials:
+                # Nobody else is to be taken for the guest.
+                await self._stop(self._service)
+                self._service = None
+            await link.tasks.start(connection.serve, stream)
+            async with _closed_when_cancelled(connection):
+                await self._introduce(connection)
         except BaseException:
             connection.close()
+            # Its service closes the stream too, but may never have begun.
+            with anyio.CancelScope(shield=True) as scope, suppress(*BROKEN):
+                scope.cancel()
+                await stream.aclose()
             raise
         return connection
 
     async def _introduce(self, connection: GuestConnection) -> None:
-        """Send the first messages of a cold start; only Windows guests want any."""
+        """Send the first messages of a cold start: most go to Windows guests only."""
         context = self.context
         await connection.start_guest(self._time_zone())
         if context.plan.os == "windows":
@@ -179,6 +188,9 @@ class Arrival:
                 request_type=UPDATE, resource_type=RESOURCE_HV_SOCKET, settings=addresses
             )
             await connection.modify(to_json(request))
+        await self._set_policy(connection)
+        if isinstance(context.options, WCOWOptions):
+            await self._forward_log(connection, context.options)
 
     def _time_zone(self) -> TimeZoneInformation | None:
         options = self.context.options
@@ -202,9 +214,36 @@ class Arrival:
             await set_log_sources(connection, options)
             await start_log_forwarding(connection)
         except UVMError as error:
-            if options.security_policy_enabled:
+            # Without a connection there is no guest to go on with.
+            if options.security_policy_enabled or connection.closed:
                 raise
             _log.warning("%s: the guest does not forward its log: %s", self.context.vm_id, error)
+
+
+@asynccontextmanager
+async def _closed_when_cancelled(connection: GuestConnection) -> AsyncIterator[None]:
+    """Close a connection when the body is cancelled: what it asks waits, shielded, for an answer.
+
+    The VM is ended then, so that no answer matters.
+    """
+    done = False
+
+    async def close_when_cancelled() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            if not done:
+                connection.close()
+
+    async def end(failure: BaseException | None) -> BaseException | None:
+        nonlocal done
+        done = True
+        tasks.cancel_scope.cancel()
+        return failure
+
+    async with bare_task_group(end) as tasks:
+        tasks.start_soon(close_when_cancelled)
+        yield
 
 
 def _service_id(options: LCOWOptions | WCOWOptions) -> str:

@@ -1,4 +1,4 @@
-"""Changes of a running VM that are not devices: memory, processors, hvsocket services."""
+"""A running VM beside its devices: memory, processors, hvsocket services; its state saved; its statistics."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from uvm.schema.requests import (
     hvsocket_service_path,
 )
 from uvm.schema.system import CpuGroup
+from uvm.stats import VMStatistics, read_statistics
 
 __all__ = ["RunningChanges"]
 
@@ -35,7 +36,7 @@ _NULL_CPU_GROUP = "00000000-0000-0000-0000-000000000000"
 
 
 class RunningChanges:
-    """What can be changed of a running VM. A part of :class:`~uvm.vm.UtilityVM`."""
+    """What can be changed of a running VM, and asked of it. A part of :class:`~uvm.vm.UtilityVM`."""
 
     context: Context
 
@@ -127,6 +128,27 @@ class RunningChanges:
         self.context.need_guest("PodCgroupMemoryLimit", "linux")
         await self.guest_request(
             ModificationRequest(request_type=UPDATE, resource_type="PodCgroupMemoryLimit")
+        )
+
+    async def save(self, path: str, *, as_template: bool = False) -> None:
+        """Save its state into a file of the host; it must be paused.
+
+        :param as_template: save it as a template that other VMs start from.
+        """
+        self.link.check_running()
+        save_type = "AsTemplate" if as_template else "ToFile"
+        await self.link.call(self.link.system.save({"SaveType": save_type, "SaveStateFilePath": path}))
+
+    async def crash(self) -> None:
+        """Make its guest crash, for a dump."""
+        self.link.check_running()
+        await self.link.call(self.link.system.crash())
+
+    async def stats(self) -> VMStatistics:
+        """Ask for its statistics."""
+        self.link.check_running()
+        return await read_statistics(
+            self.link.system, physically_backed=not self.context.options.allow_overcommit
         )
 
     async def _set(self, path: str, settings: Any) -> None:

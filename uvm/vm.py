@@ -24,11 +24,9 @@ from uvm.gcs.connection import GuestConnection
 from uvm.gcs.timeouts import GuestTimeouts
 from uvm.guest import GuestServices
 from uvm.layers import LCOWLayer, RootFileSystem, WCOWLayer, mount_layers
-from uvm.stats import VMStatistics, read_statistics
 from uvm.structured import Flag, bare_task_group
 
 if TYPE_CHECKING:
-    from uvm.devices.base import LedgerSnapshot, Quarantined
     from uvm.options import LCOWOptions, WCOWOptions
 
 __all__ = ["UtilityVM", "VMState"]
@@ -158,15 +156,6 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
         """
         return self.link.capabilities()
 
-    @property
-    def quarantined(self) -> tuple[Quarantined[Any, Any], ...]:
-        """The slots that are withheld since nobody knows what is in them."""
-        return tuple(self.link.quarantined)
-
-    def snapshot(self) -> dict[str, LedgerSnapshot[Any, Any, Any, Any]]:
-        """Give what is attached, per ledger, as values."""
-        return {name: driver.ledger.snapshot() for name, driver in self.drivers()}
-
     # Its life.
 
     async def start(self) -> None:
@@ -260,12 +249,12 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
 
     async def _ask_to_shut_down(self) -> None:
         guest = self.link.guest
-        if not isinstance(guest, GuestConnection):
-            await self._unless_stopped(self._system.shutdown())
-            return
-        # A guest that has gone leaves its VM to be terminated.
-        with suppress(BridgeClosedError):
-            await guest.shutdown()
+        # Where the answer is lost, the exit tells; a guest that has gone leaves its VM to be terminated.
+        with suppress(BridgeClosedError, UnknownOutcomeError):
+            if isinstance(guest, GuestConnection):
+                await guest.shutdown()
+            else:
+                await self._unless_stopped(self._system.shutdown())
 
     async def terminate(self) -> ExitStatus:
         """End it at once and wait for the exit. After the exit it succeeds quietly."""
@@ -290,30 +279,11 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
         if not self.link.exited.is_set():
             self._state = state
 
-    async def save(self, path: str, *, as_template: bool = False) -> None:
-        """Save its state into a file of the host; it must be paused.
-
-        :param as_template: save it as a template that other VMs start from.
-        """
-        self.link.check_running()
-        save_type = "AsTemplate" if as_template else "ToFile"
-        await self.link.call(self._system.save({"SaveType": save_type, "SaveStateFilePath": path}))
-
-    async def crash(self) -> None:
-        """Make its guest crash, for a dump."""
-        self.link.check_running()
-        await self.link.call(self._system.crash())
-
     async def properties(self, *types: str) -> JSON:
         """Query properties of the compute system, by HCS's names."""
         if self._state is VMState.CLOSED:
             raise self.link.exit_error()
         return await self._system.properties(*types)
-
-    async def stats(self) -> VMStatistics:
-        """Ask for its statistics."""
-        self.link.check_running()
-        return await read_statistics(self._system, physically_backed=not self.options.allow_overcommit)
 
     def detach(self) -> None:
         """Leave it running when its context ends; needs the option ``survive_process``.
@@ -436,8 +406,13 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
                     tasks.cancel_scope.cancel()
             finally:
                 self._devices_gone()
-            channels.cancel_scope.deadline = anyio.current_time() + self._grace_seconds
+            # One that was left running goes on talking, but not to us.
+            left_running = self._detached and self.exit_status in (None, _UNKNOWN_EXIT)
+            grace_seconds = 0.0 if left_running else self._grace_seconds
+            channels.cancel_scope.deadline = anyio.current_time() + grace_seconds
             await self._arrival.stop_listening()
+        if channels.cancel_scope.cancelled_caught and not left_running:
+            _log.warning("%s: the handler of its output was abandoned after %g s", self.id, grace_seconds)
 
     async def _exit(self) -> ExitStatus:
         try:

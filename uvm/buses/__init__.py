@@ -19,6 +19,7 @@ from uvm.buses.scsi import ScsiBus
 from uvm.buses.vpci import VPCIBus
 from uvm.buses.vpmem import VPMemBus
 from uvm.buses.vsmb import VSMBBus
+from uvm.devices.base import LedgerSnapshot, Quarantined
 from uvm.devices.vpci import DeviceKey
 
 __all__ = ["Buses"]
@@ -97,6 +98,15 @@ class Buses:
             if bus in self.__dict__:
                 for name in names:
                     yield f"{bus.strip('_')}.{name}", getattr(self.__dict__[bus], name)
+
+    @property
+    def quarantined(self) -> tuple[Quarantined[Any, Any], ...]:
+        """The slots that are withheld since nobody knows what is in them."""
+        return tuple(self.link.quarantined)
+
+    def snapshot(self) -> dict[str, LedgerSnapshot[Any, Any, Any, Any]]:
+        """Give what is attached, per ledger, as values."""
+        return {name: driver.ledger.snapshot() for name, driver in self.drivers()}
 
     def adopt_boot_devices(self) -> None:
         """Take note of the PCI devices that the VM was created with."""

@@ -262,7 +262,8 @@ class Switchboard:
     def __init__(self, vm_id: str) -> None:
         self._vm_id = vm_id
         self._listeners: dict[str, FakeListener] = {}
-        self._streams: set[FakeStream] = set()
+        # In the order in which they were made: what wakes first at the exit must not depend on addresses.
+        self._streams: dict[FakeStream, None] = {}
         self._diallers: list[anyio.Event] = []
 
     def listen(self, service_id: str) -> FakeListener:
@@ -279,8 +280,8 @@ class Switchboard:
         listener = self._listeners.get(service_id.casefold())
         if listener is None:
             raise ConnectionRefusedError(f"nobody listens to service {service_id} of VM {self._vm_id}")
-        ours, theirs = stream_pair(self._streams.discard)
-        self._streams.add(ours)
+        ours, theirs = stream_pair(self._forget_stream)
+        self._streams[ours] = None
         listener.offer(theirs)
         return ours
 
@@ -295,6 +296,9 @@ class Switchboard:
             listener.end(error)
         for stream in list(self._streams):
             stream.close(cut=True)
+
+    def _forget_stream(self, stream: FakeStream) -> None:
+        self._streams.pop(stream, None)
 
     def _forget(self, key: str) -> None:
         self._listeners.pop(key, None)
