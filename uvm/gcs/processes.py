@@ -117,9 +117,9 @@ class Process:
         self._channels = channels
         name = f"of process {pid} ({args[0]!r})" if args else f"of process {pid}"
         stdin, stdout, stderr = channels.stdin, channels.stdout, channels.stderr
-        self.stdin = ProcessInput(stdin, f"stdin {name}") if stdin else None
-        self.stdout = ProcessOutput(stdout, f"stdout {name}") if stdout else None
-        self.stderr = ProcessOutput(stderr, f"stderr {name}") if stderr else None
+        self.stdin: ProcessInput | None = ProcessInput(stdin, f"stdin {name}") if stdin else None
+        self.stdout: ProcessOutput | None = ProcessOutput(stdout, f"stdout {name}") if stdout else None
+        self.stderr: ProcessOutput | None = ProcessOutput(stderr, f"stderr {name}") if stderr else None
         self._exit = ExitWatch(link, container_id, pid, channels.process_ended)
 
     def __repr__(self) -> str:

@@ -27,7 +27,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import anyio.abc
@@ -70,7 +70,7 @@ class StreamClosedError(GuestError, anyio.ClosedResourceError):
 
     def __init__(self, operation: str) -> None:
         super().__init__(operation, _E_HANDLE)
-        self.args = (f"{operation}: it was closed before, on our side",)
+        self.args: tuple[Any, ...] = (f"{operation}: it was closed before, on our side",)
 
 
 class StreamBrokenError(GuestError, anyio.BrokenResourceError):
@@ -81,7 +81,7 @@ class StreamBrokenError(GuestError, anyio.BrokenResourceError):
 
     def __init__(self, operation: str, problem: str) -> None:
         super().__init__(operation, _ERROR_BROKEN_PIPE, problem)
-        self.args = (f"{operation}: {problem}",)
+        self.args: tuple[Any, ...] = (f"{operation}: {problem}",)
 
 
 class StreamBusyError(UVMError, anyio.BusyResourceError):
@@ -89,7 +89,7 @@ class StreamBusyError(UVMError, anyio.BusyResourceError):
 
     def __init__(self, operation: str) -> None:
         super().__init__(operation)
-        self.args = (f"{operation}: another task is doing so",)
+        self.args: tuple[Any, ...] = (f"{operation}: another task is doing so",)
 
 
 class StdioPorts:

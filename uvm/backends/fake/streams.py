@@ -37,10 +37,10 @@ class _Pipe:
         self._chunks: deque[bytes | memoryview] | None = None
         self._receivers: list[anyio.Event] = []
         self._senders: list[anyio.Event] = []
-        self.size = 0
-        self.ended = False
-        self.broken = False
-        self.cut = False
+        self.size: int = 0
+        self.ended: bool = False
+        self.broken: bool = False
+        self.cut: bool = False
 
     @property
     def has_room(self) -> bool:

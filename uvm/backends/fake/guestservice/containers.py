@@ -47,6 +47,14 @@ class Container:
         """Forget a process whose exit has been told."""
         self.processes.pop(process.pid, None)
 
+    def set_status(self, status: Status) -> None:
+        """Take note of where it is in its life."""
+        self.status = status
+
+    def end_as(self, exit_type: str) -> None:
+        """Settle what its exit will be said to have been."""
+        self.exit_type = exit_type
+
     def kill_all(self) -> None:
         """Kill every process of it."""
         for process in list(self.processes.values()):
@@ -79,12 +87,12 @@ class LinuxContainer(Container):
         """Signal the first process, started or not; False where it has ended."""
         if not self.init.signal(signal):
             return False
-        self.exit_type = _EXIT_TYPES.get(signal, self.exit_type)
+        self.end_as(_EXIT_TYPES.get(signal, self.exit_type))
         return True
 
     def init_exited(self, process: GuestProcess) -> None:
         """Take note that the first process has exited: nothing else in the container survives it."""
-        self.status = "stopped"
+        self.set_status("stopped")
         self.kill_all()
 
     def init_released(self, process: GuestProcess) -> None:

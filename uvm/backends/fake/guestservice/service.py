@@ -76,7 +76,7 @@ class GuestService:
     )
 
     def __init__(self, vm: FakeVM, machine: VirtualMachine, backend: FakeBackend) -> None:
-        self.vm = vm
+        self.vm: FakeVM = vm
         self.processes: dict[int, GuestProcess] = {}
         self.external: dict[int, GuestProcess] = {}
         self.containers: dict[str, Container] = {}
