@@ -35,7 +35,7 @@ class VMMemory:
 
 @frozen
 class VMStatistics:
-    """What :meth:`uvm.vm.UtilityVM.stats` tells (hcsshim internal/uvm/stats.go).
+    """What :meth:`uvm.changes.RunningChanges.stats` tells (hcsshim internal/uvm/stats.go).
 
     :ivar processor_runtime_ns: processor time used by the VM since it started.
     :ivar uptime_ns: time since it started.
