@@ -79,7 +79,6 @@ def _fuzz(target: str, seconds: int, corpus: Path | None) -> None:
     print(f"fuzzing {target} for {seconds} s; findings go to {findings}", flush=True)
     flags = [
         f"-max_total_time={seconds}",
-        "-verbosity=0",
         f"-artifact_prefix={findings}/",
         f"-dict={DICTIONARY}",
         "-max_len=4096",

@@ -532,7 +532,7 @@ async def test_who_waits_for_a_container_before_its_own_process_is_started_reads
 
 async def test_a_document_that_nests_too_deeply_is_refused_in_each_of_its_forms(guest: Guest) -> None:
     deep: dict[str, Any] = {}
-    for _ in range(2_000):
+    for _ in range(100_000):
         deep = {"a": deep}
     spec = {"process": deep, "root": {}, "linux": {}}
     async with connected(guest) as connection:
