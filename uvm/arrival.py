@@ -30,13 +30,13 @@ import anyio
 import anyio.abc
 from attrs import define, field
 
-from uvm.backends.base import ByteStream, Guest, Listener
+from uvm.backends.base import BROKEN_STREAM, ByteStream, Guest, Listener
 from uvm.boot import security_policy_request
 from uvm.buses.context import Context
 from uvm.errors import UVMError
 from uvm.gcs.boot import forward_output, give_entropy
 from uvm.gcs.connection import GuestConnection
-from uvm.gcs.logs import BROKEN, log_to
+from uvm.gcs.logs import log_to
 from uvm.gcs.ports import (
     LINUX_ENTROPY_PORT,
     LINUX_GCS_PORT,
@@ -169,7 +169,7 @@ class Arrival:
         except BaseException:
             connection.close()
             # Its service closes the stream too, but may never have begun.
-            with anyio.CancelScope(shield=True) as scope, suppress(*BROKEN):
+            with anyio.CancelScope(shield=True) as scope, suppress(*BROKEN_STREAM):
                 scope.cancel()
                 await stream.aclose()
             raise

@@ -27,6 +27,9 @@ __all__ = ["GuestServices"]
 
 T = TypeVar("T")
 
+#: hcsshim v0.8.16 internal/uvm/constants.go.
+_MOUNTS = {"linux": "/run/mounts/m", "windows": "C:\\mounts\\m"}
+
 
 class GuestServices:
     """What the guest of a VM can be asked. A part of :class:`~uvm.vm.UtilityVM`.
@@ -169,10 +172,14 @@ class GuestServices:
         self._containers += 1
         return self._containers
 
-    def next_mount_number(self) -> int:
-        """Give the next number, from 1, for a unique path in the guest (hcsshim's ``UVMMountCounter``)."""
+    def next_mount_path(self) -> str:
+        r"""Give a path in the guest at which nothing of the VM's was ever mounted, nor will be.
+
+        ``/run/mounts/m1`` in a Linux guest, ``C:\mounts\m1`` in a Windows guest, and so on: hcsshim's paths
+        of its ``UVMMountCounter``. The mounts of SCSI disks have a directory of their own.
+        """
         self._mounts += 1
-        return self._mounts
+        return f"{_MOUNTS[self.context.plan.os]}{self._mounts}"
 
     # The compute service itself.
 

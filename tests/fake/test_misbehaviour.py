@@ -10,7 +10,7 @@ import pytest
 from tests.fake.guesthost import Host, booted
 from tests.fake.support import backend_of
 from tests.fake.test_guest_service_containers import create, start
-from uvm.backends.fake import Misbehaviour, Misdeed
+from uvm.backends.fake import Misbehaviour, Rule
 from uvm.backends.fake.hresult import GUEST_SYSTEM_NOT_FOUND
 from uvm.gcs.wire import HEADER_SIZE, Procedure, WireError
 
@@ -49,7 +49,7 @@ async def test_a_spoilt_answer_is_no_message_of_the_protocol(
     rule: str, settings: dict[str, Any], problem: str
 ) -> None:
     async with booted() as host:
-        made: Misdeed = getattr(misbehaviour(host), rule)(operation=DUMP, **settings)
+        made: Rule[Any] = getattr(misbehaviour(host), rule)(operation=DUMP, **settings)
         await host.send(Procedure.DUMP_STACKS)
         with pytest.raises(WireError, match=problem):
             await pump_on(host)

@@ -16,8 +16,9 @@ import ntpath
 import posixpath
 from collections.abc import Callable, Mapping
 from types import ModuleType, TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
+import anyio
 from attrs import Factory, evolve, frozen
 
 from uvm.errors import ExitStatus, NotSupportedError, OptionsError
@@ -145,6 +146,10 @@ class ByteStream(Protocol):
 
     async def aclose(self) -> None:
         """Close both directions."""
+
+
+#: What a byte stream raises when it is of no more use.
+BROKEN_STREAM: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
 class Listener(Protocol):

@@ -27,9 +27,9 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
-from uvm.backends.base import ByteStream, Listener
+from uvm.backends.base import BROKEN_STREAM, ByteStream, Listener
 from uvm.errors import VMExitedError
-from uvm.gcs.logs import BROKEN, say
+from uvm.gcs.logs import say
 from uvm.gcs.ports import ENTROPY_BYTES
 
 __all__ = ["GuestOutput", "MAX_PENDING_BYTES", "forward_output", "give_entropy"]
@@ -188,7 +188,7 @@ class GuestOutput:
         try:
             while True:
                 self._take(await self._stream.receive())
-        except (anyio.EndOfStream, *BROKEN):
+        except (anyio.EndOfStream, *BROKEN_STREAM):
             pass
         except Exception as e:
             _say_failure(f"{self._name}: its output broke off", e)
@@ -248,5 +248,5 @@ async def _close(resource: ByteStream | Listener) -> None:
         scope.cancel()
         try:
             await resource.aclose()
-        except BROKEN as e:
+        except BROKEN_STREAM as e:
             say(_log, logging.DEBUG, f"closing what had ended: {e!r}")

@@ -41,7 +41,7 @@ from typing import Any, Final, Literal, TypeVar, overload
 import anyio
 import anyio.abc
 
-from uvm.backends.base import ByteStream
+from uvm.backends.base import BROKEN_STREAM, ByteStream
 from uvm.errors import BridgeClosedError
 from uvm.gcs.calls import Call, Calls
 from uvm.gcs.quotes import without_quotes
@@ -64,8 +64,6 @@ _CHUNK_BYTES: Final = 65536
 _MAX_UNWANTED: Final = 65536
 #: How long the other end of a stream may hold up its closing.
 _CLOSE_SECONDS: Final = 1.0
-#: What a stream raises when it is of no more use.
-_BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
 class Bridge:
@@ -323,7 +321,7 @@ class Bridge:
                 self._check_deadlines()
         except anyio.EndOfStream:
             self._drop(self._truncation())
-        except _BROKEN as e:
+        except BROKEN_STREAM as e:
             self._drop(e)
         except Exception as e:
             # A stream of somebody else's backend may raise anything; the owner's tasks are not to end by it.
@@ -359,7 +357,7 @@ class Bridge:
             # Nothing is sent any more once the stream has ended: its calls have been told.
             while not self._ended and (data := self._next_data()):
                 await stream.send(data)
-        except _BROKEN as e:
+        except BROKEN_STREAM as e:
             self._drop(e)
         except Exception as e:
             self.close(e)

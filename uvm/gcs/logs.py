@@ -32,15 +32,13 @@ import anyio
 import anyio.lowlevel
 from attrs import frozen
 
-from uvm.backends.base import ByteStream
+from uvm.backends.base import BROKEN_STREAM, ByteStream
 from uvm.gcs.quotes import without_quotes
 from uvm.gcs.wire import WireError, parse
 from uvm.schema.secrets import printable
 
-__all__ = ["BROKEN", "LogEntry", "LogParser", "LogText", "MAX_ENTRY_BYTES", "log_to", "read_log", "say"]
+__all__ = ["LogEntry", "LogParser", "LogText", "MAX_ENTRY_BYTES", "log_to", "read_log", "say"]
 
-#: What a stream raises when it is of no more use.
-BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 #: The longest entry that is read as one, and the most that is kept of a text.
 MAX_ENTRY_BYTES: Final = 65536
 
@@ -271,7 +269,7 @@ async def read_log(stream: ByteStream, vm_id: str) -> None:
                 count += 1
                 if not count % _TURN:
                     await anyio.lowlevel.checkpoint()
-    except (anyio.EndOfStream, *BROKEN):
+    except (anyio.EndOfStream, *BROKEN_STREAM):
         return
     finally:
         for item in parser.end():

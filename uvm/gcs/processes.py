@@ -53,7 +53,7 @@ from uvm.schema.gcs import (
 )
 from uvm.schema.process import ProcessParameters, SignalProcessOptionsLCOW
 
-__all__ = ["Process", "start_process"]
+__all__ = ["Process", "discard", "start_process"]
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -348,12 +348,12 @@ async def _execute(
             raise
         with anyio.CancelScope(shield=True):
             await call.wait()
-        await _discard(started)
+        await discard(started)
         raise
     return started()
 
 
-async def _discard(started: Callable[[], Process]) -> None:
+async def discard(started: Callable[[], Process]) -> None:
     """Kill a process, if it was started, whose caller has gone."""
     with anyio.move_on_after(_DISCARD_SECONDS, shield=True):
         try:

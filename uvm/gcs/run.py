@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 
 from uvm.errors import GuestError, OptionsError, UVMError
 from uvm.gcs.link import GuestLink
-from uvm.gcs.processes import Process, start_process
+from uvm.gcs.processes import Process, discard, start_process
 from uvm.gcs.specs import Command, command
 from uvm.gcs.stdio import ProcessInput, ProcessOutput, StreamBrokenError
 from uvm.schema.gcs import HOST_CONTAINER_ID
@@ -28,9 +28,6 @@ _log = logging.getLogger("uvm.gcs")
 
 #: How much output :meth:`ProcessHost.run` takes unless told otherwise.
 MAX_OUTPUT_BYTES: Final = 16 * 1024 * 1024
-
-#: How long a process is taken care of that nobody wants any more.
-_KILL_SECONDS: Final = 10.0
 
 
 @frozen
@@ -141,7 +138,7 @@ class ProcessHost(ABC):
             try:
                 exit_code = await conversation.hold(input)
             except BaseException:
-                await _kill(process)
+                await discard(lambda: process)
                 raise
         return CompletedProcess(
             process.args, exit_code, bytes(conversation.stdout), bytes(conversation.stderr)
@@ -156,17 +153,9 @@ async def _give_size(process: Process, height: int, width: int) -> None:
         # It runs all the same, or has exited already.
         _log.debug("%s", error)
     except BaseException:
-        await _kill(process)
+        await discard(lambda: process)
         await process.aclose()
         raise
-
-
-async def _kill(process: Process) -> None:
-    with anyio.move_on_after(_KILL_SECONDS, shield=True):
-        try:
-            await process.kill()
-        except UVMError as error:
-            _log.debug("killing %r: %s", process, error)
 
 
 @define(eq=False)

@@ -33,7 +33,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from uvm.backends.base import ByteStream, Listener
+from uvm.backends.base import BROKEN_STREAM, ByteStream, Listener
 from uvm.errors import GuestError, OptionsError, UVMError
 from uvm.gcs.ports import FIRST_STDIO_PORT, vsock_service_id
 
@@ -57,8 +57,6 @@ _CHUNK_BYTES: Final = 65536
 READ_AHEAD_BYTES: Final = 65536
 _E_HANDLE: Final = 0x80070006
 _ERROR_BROKEN_PIPE: Final = 0x8007006D
-#: What a stream raises when it is of no more use.
-_BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
 class StreamClosedError(GuestError, anyio.ClosedResourceError):
@@ -153,7 +151,7 @@ class Channel:
             self._accepting = scope
             try:
                 self._stream = await listener.accept()
-            except _BROKEN:
+            except BROKEN_STREAM:
                 # The listener of a channel that is being closed says so.
                 if not self._closed:
                     raise
@@ -197,7 +195,7 @@ async def _close(resource: Listener | ByteStream | None) -> None:
         try:
             if resource is not None:
                 await resource.aclose()
-        except _BROKEN as e:
+        except BROKEN_STREAM as e:
             _log.debug("closing what had ended: %r", e)
 
 
@@ -225,7 +223,7 @@ class _Stdio:
             yield operation
         except (StreamClosedError, StreamBrokenError):
             raise
-        except _BROKEN as e:
+        except BROKEN_STREAM as e:
             if self._channel.closed:
                 raise StreamClosedError(operation) from e
             raise StreamBrokenError(operation, "the guest's end of the stream is gone") from e
@@ -276,7 +274,7 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
             try:
                 if stream is not None:
                     await stream.send_eof()
-            except _BROKEN as e:
+            except BROKEN_STREAM as e:
                 if self._channel.closed:
                     raise
                 _log.debug("%s: nobody reads it any more: %r", operation, e)

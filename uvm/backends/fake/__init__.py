@@ -9,7 +9,7 @@ from uvm.backends.fake.backend import FakeBackend
 from uvm.backends.fake.calls import Call
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.exchange import Latency
-from uvm.backends.fake.faults import Faults, Rule
+from uvm.backends.fake.faults import Faults
 from uvm.backends.fake.files import FakeFiles
 from uvm.backends.fake.gates import Gate, Parked
 from uvm.backends.fake.guest import FakeGuest, Mount
@@ -20,7 +20,6 @@ from uvm.backends.fake.guestservice import (
     GuestService,
     LinuxContainer,
     Misbehaviour,
-    Misdeed,
     Program,
     Programs,
 )
@@ -28,6 +27,7 @@ from uvm.backends.fake.host import Checks
 from uvm.backends.fake.journal import Entry, Journal
 from uvm.backends.fake.linux import LinuxGuest
 from uvm.backends.fake.network import FakeNetwork
+from uvm.backends.fake.rules import Rule
 from uvm.backends.fake.streams import FakeListener, FakeStream
 from uvm.backends.fake.system import FakeSystem
 from uvm.backends.fake.tree import DeviceTree
@@ -59,7 +59,6 @@ __all__ = [
     "LinuxContainer",
     "LinuxGuest",
     "Misbehaviour",
-    "Misdeed",
     "Mount",
     "Parked",
     "Program",

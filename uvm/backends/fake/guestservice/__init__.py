@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from uvm.backends.fake.guestservice.builtin import BUILT_IN
 from uvm.backends.fake.guestservice.containers import Container, LinuxContainer
-from uvm.backends.fake.guestservice.misbehaviour import Misbehaviour, Misdeed, Reply
+from uvm.backends.fake.guestservice.misbehaviour import Misbehaviour, Reply
 from uvm.backends.fake.guestservice.processes import GuestProcess
 from uvm.backends.fake.guestservice.programs import FakeProcess, Program, Programs
 from uvm.backends.fake.guestservice.service import GuestService
@@ -23,7 +23,6 @@ __all__ = [
     "GuestService",
     "LinuxContainer",
     "Misbehaviour",
-    "Misdeed",
     "ProcessInput",
     "ProcessOutput",
     "Program",

@@ -7,16 +7,15 @@ What the guest does with a request, and how it refuses one, is the matter of
 from __future__ import annotations
 
 from collections.abc import Callable
-from random import Random
-from typing import Any, Literal, Unpack
+from typing import Literal, TypeAlias, Unpack
 
 from attrs import define, field
 
 from uvm.backends.fake.calls import Call
-from uvm.backends.fake.faults import Matcher, Matching
+from uvm.backends.fake.rules import Matching, Rule, Rules
 from uvm.gcs.wire import HEADER_SIZE, Kind
 
-__all__ = ["Misbehaviour", "Misdeed", "Reply"]
+__all__ = ["Misbehaviour", "Reply", "Spoil"]
 
 
 @define(eq=False)
@@ -39,36 +38,11 @@ class Reply:
         self.frames = [self.frame]
 
 
-@define(eq=False)
-class Misdeed:
-    """A rule in force.
-
-    :ivar seen: how many answers fitted it.
-    :ivar fired: how many of them it spoilt.
-    """
-
-    matcher: Matcher
-    spoil: Callable[[Reply], None] = field(repr=False)
-    _withdraw: Callable[[Misdeed], None] = field(repr=False)
-    seen: int = field(default=0, init=False)
-    fired: int = field(default=0, init=False)
-
-    def remove(self) -> None:
-        """Withdraw the rule; nothing happens where that was done."""
-        self._withdraw(self)
-
-    def takes(self, call: Call, random: Random) -> bool:
-        """Count an answer, and tell whether to spoil it."""
-        if not self.matcher.fits(call):
-            return False
-        self.seen += 1
-        if not self.matcher.chooses(self.seen, random):
-            return False
-        self.fired += 1
-        return True
+#: What a rule does to a reply that it chose.
+Spoil: TypeAlias = Callable[[Reply], None]
 
 
-class Misbehaviour:
+class Misbehaviour(Rules[Spoil]):
     """The rules of one backend. They are matched as those of faults are, with ``operation`` the name of the
     procedure (``modify``, ``execute process``, ``wait for process``, ...) or ``notification``; answers are
     counted in the order in which they are sent. ::
@@ -77,20 +51,7 @@ class Misbehaviour:
         backend.misbehaviour.silent(operation="notification", vm="vm1")
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self._random = Random(seed)
-        self._rules: list[Misdeed] = []
-
-    @property
-    def rules(self) -> tuple[Misdeed, ...]:
-        """The rules in force, in the order in which they apply."""
-        return tuple(self._rules)
-
-    def clear(self) -> None:
-        """Withdraw all rules."""
-        self._rules.clear()
-
-    def slow(self, seconds: float, **matching: Unpack[Matching]) -> Misdeed:
+    def slow(self, seconds: float, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send late. What the request asked for has been done in time."""
 
         def spoil(reply: Reply) -> None:
@@ -98,23 +59,23 @@ class Misbehaviour:
 
         return self._add(spoil, matching)
 
-    def silent(self, **matching: Unpack[Matching]) -> Misdeed:
+    def silent(self, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Never send: an answer that does not come, a container whose exit is not told."""
         return self.replace(lambda frame: [], **matching)
 
-    def twice(self, **matching: Unpack[Matching]) -> Misdeed:
+    def twice(self, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send it twice."""
         return self.replace(lambda frame: [frame, frame], **matching)
 
-    def wrong_procedure(self, **matching: Unpack[Matching]) -> Misdeed:
+    def wrong_procedure(self, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Answer as if something else had been asked."""
         return self.replace(lambda frame: [bytes([frame[0], frame[1] ^ 0x0F]) + frame[2:]], **matching)
 
-    def unknown_id(self, **matching: Unpack[Matching]) -> Misdeed:
+    def unknown_id(self, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Answer a request that was never made."""
         return self.replace(lambda frame: [_with_field(frame, 8, 8, 1 << 63)], **matching)
 
-    def unknown_kind(self, **matching: Unpack[Matching]) -> Misdeed:
+    def unknown_kind(self, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send a request, which only hosts do."""
 
         def changed(frame: bytes) -> list[bytes]:
@@ -123,26 +84,26 @@ class Misbehaviour:
 
         return self.replace(changed, **matching)
 
-    def garbage(self, data: bytes = b"\xff" * 64, **matching: Unpack[Matching]) -> Misdeed:
+    def garbage(self, data: bytes = b"\xff" * 64, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send other bytes in its place."""
         return self.replace(lambda frame: [data], **matching)
 
-    def oversize(self, size_bytes: int = 0xFFFFFFFF, **matching: Unpack[Matching]) -> Misdeed:
+    def oversize(self, size_bytes: int = 0xFFFFFFFF, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send a header that announces a message of that size."""
         return self.replace(lambda frame: [_with_field(frame, 4, 4, size_bytes)[:HEADER_SIZE]], **matching)
 
-    def bad_json(self, payload: bytes = b'{"Result":', **matching: Unpack[Matching]) -> Misdeed:
+    def bad_json(self, payload: bytes = b'{"Result":', **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send a body that is no JSON, or not what it should be, in a sound message."""
         size = HEADER_SIZE + len(payload)
         return self.replace(
             lambda frame: [_with_field(frame, 4, 4, size)[:HEADER_SIZE] + payload], **matching
         )
 
-    def flood(self, count: int, **matching: Unpack[Matching]) -> Misdeed:
+    def flood(self, count: int, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send it so many times."""
         return self.replace(lambda frame: [frame] * count, **matching)
 
-    def drop(self, *, after_bytes: int = 0, **matching: Unpack[Matching]) -> Misdeed:
+    def drop(self, *, after_bytes: int = 0, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Lose the connection after so many bytes of it."""
 
         def spoil(reply: Reply) -> None:
@@ -151,7 +112,7 @@ class Misbehaviour:
 
         return self._add(spoil, matching)
 
-    def panic(self, **matching: Unpack[Matching]) -> Misdeed:
+    def panic(self, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Die in place of sending: the last words on the log are no JSON, and the VM exits unexpectedly."""
 
         def spoil(reply: Reply) -> None:
@@ -160,7 +121,7 @@ class Misbehaviour:
 
         return self._add(spoil, matching)
 
-    def replace(self, change: Callable[[bytes], list[bytes]], **matching: Unpack[Matching]) -> Misdeed:
+    def replace(self, change: Callable[[bytes], list[bytes]], **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send what a function makes of the message."""
 
         def spoil(reply: Reply) -> None:
@@ -171,17 +132,8 @@ class Misbehaviour:
     def apply(self, reply: Reply) -> None:
         """Spoil an answer as the rules say."""
         if self._rules:
-            for rule in [rule for rule in self._rules if rule.takes(reply.call, self._random)]:
-                rule.spoil(reply)
-
-    def _add(self, spoil: Callable[[Reply], None], matching: Any) -> Misdeed:
-        rule = Misdeed(Matcher(**matching), spoil, self._remove)
-        self._rules.append(rule)
-        return rule
-
-    def _remove(self, rule: Misdeed) -> None:
-        if rule in self._rules:
-            self._rules.remove(rule)
+            for rule in self._choose(reply.call):
+                rule.action(reply)
 
 
 def _with_field(frame: bytes, offset: int, size: int, value: int) -> bytes:

@@ -1,0 +1,148 @@
+"""Rules: which calls something is done to. Faults are rules, and so is the guest's misbehaviour.
+
+A rule is a matcher, a choice among the calls that match, and an action. Those of one backend apply in the
+order in which they were made. Which they choose is deterministic, given the seed and the calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from random import Random
+from typing import Generic, TypedDict, TypeVar
+
+from attrs import define, field, frozen
+
+from uvm.backends.fake.calls import Call, To
+
+__all__ = ["Matcher", "Matching", "Rule", "Rules"]
+
+A = TypeVar("A")
+
+
+class Matching(TypedDict, total=False):
+    """Which calls a rule is about; what is not given fits every call.
+
+    ``to``, ``vm``, ``operation`` and ``request_type`` compare with the fields of a
+    :class:`~uvm.backends.fake.Call`; ``resource`` is its resource path or resource type and may hold
+    ``*`` and ``?``; ``where`` is a function that looks at the call.
+
+    Of the calls that fit, ``nth`` chooses one (from 1), ``every`` each nth, ``first`` the first so many,
+    ``probability`` each with that chance, from the backend's seed; all of them by default.
+    """
+
+    to: To
+    vm: str
+    operation: str
+    resource: str
+    request_type: str
+    where: Callable[[Call], bool]
+    nth: int
+    every: int
+    first: int
+    probability: float
+
+
+@frozen
+class Matcher:
+    """The checked form of :class:`Matching`."""
+
+    to: To | None = None
+    vm: str | None = None
+    operation: str | None = None
+    resource: str | None = None
+    request_type: str | None = None
+    where: Callable[[Call], bool] | None = None
+    nth: int | None = None
+    every: int | None = None
+    first: int | None = None
+    probability: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        choices = [c for c in (self.nth, self.every, self.first) if c is not None]
+        if len(choices) + (self.probability is not None) > 1:
+            raise ValueError("give one of nth, every, first and probability")
+        if any(c < 1 for c in choices):
+            raise ValueError("nth, every and first count from 1")
+        if self.probability is not None and not 0 <= self.probability <= 1:
+            raise ValueError("a probability is between 0 and 1")
+
+    def fits(self, call: Call) -> bool:
+        """Tell whether the rule is about a call."""
+        return (
+            self.to in (None, call.to)
+            and self.vm in (None, call.vm)
+            and self.operation in (None, call.operation)
+            and self.request_type in (None, call.request_type)
+            and (self.resource is None or fnmatchcase(call.resource, self.resource))
+            and (self.where is None or self.where(call))
+        )
+
+    def chooses(self, count: int, random: Random) -> bool:
+        """Tell whether the rule applies to the call that is the ``count``-th to fit."""
+        if self.nth is not None:
+            return count == self.nth
+        if self.every is not None:
+            return count % self.every == 0
+        if self.first is not None:
+            return count <= self.first
+        return self.probability is None or random.random() < self.probability
+
+
+@define(eq=False)
+class Rule(Generic[A]):
+    """A rule in force.
+
+    :ivar seen: how many calls fitted it.
+    :ivar fired: to how many of them it was applied.
+    """
+
+    matcher: Matcher
+    action: A = field(repr=False)
+    _withdraw: Callable[[Rule[A]], None] = field(repr=False)
+    seen: int = field(default=0, init=False)
+    fired: int = field(default=0, init=False)
+
+    def remove(self) -> None:
+        """Withdraw the rule; nothing happens where that was done."""
+        self._withdraw(self)
+
+    def takes(self, call: Call, random: Random) -> bool:
+        """Count a call, and tell whether to apply the rule to it."""
+        if not self.matcher.fits(call):
+            return False
+        self.seen += 1
+        if not self.matcher.chooses(self.seen, random):
+            return False
+        self.fired += 1
+        return True
+
+
+class Rules(Generic[A]):
+    """The rules of one kind that a backend has."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = Random(seed)
+        self._rules: list[Rule[A]] = []
+
+    @property
+    def rules(self) -> tuple[Rule[A], ...]:
+        """The rules in force, in the order in which they apply."""
+        return tuple(self._rules)
+
+    def clear(self) -> None:
+        """Withdraw all rules."""
+        self._rules.clear()
+
+    def _add(self, action: A, matching: Matching) -> Rule[A]:
+        rule = Rule(Matcher(**matching), action, self._remove)
+        self._rules.append(rule)
+        return rule
+
+    def _choose(self, call: Call) -> list[Rule[A]]:
+        """Give the rules that apply to a call, which each of them counts."""
+        return [rule for rule in self._rules if rule.takes(call, self._random)]
+
+    def _remove(self, rule: Rule[A]) -> None:
+        if rule in self._rules:
+            self._rules.remove(rule)
