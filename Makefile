@@ -31,7 +31,7 @@ quietly = @printf '  %-28s' '$(1)'; out=$$($(2) 2>&1) && echo ok || { echo FAILE
 help: ## say what can be made
 	@echo 'make TARGET, where TARGET is one of'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
-	  printf '  %-8s %s\n' "$$name" "$$what"; done
+	  printf '  %-12s %s\n' "$$name" "$$what"; done
 
 .PHONY: venv
 venv: $(DEV) ## make .venv with the library and all development tools
@@ -46,6 +46,10 @@ demo: $(RUNTIME) ## a Linux pod, a Windows pod and a recorded script, on the in-
 test: lint types ## lint, types, the whole test suite and the recorded conformance data
 	@$(PY) -m pytest -q
 	@$(PY) -m tests.conformance tests/data/documents.json tests/data/traces.json
+
+.PHONY: test-windows
+test-windows: $(DEV) ## the test suite on Windows CPython under Wine; gets Wine and mingw by apt-get
+	@$(PY) -m tests.windows
 
 .PHONY: lint
 lint: $(DEV) ## style, format and import directions
@@ -77,7 +81,7 @@ docs: $(DEV) ## the documentation, into docs/_build/html; a warning is an error
 
 .PHONY: clean
 clean: ## remove all that make has made, .venv included
-	@rm -rf .venv build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	@rm -rf .venv build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .wine
 	@find uvm tests docs -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV):

@@ -20,12 +20,14 @@ __all__ = ["write_tables"]
 #: Modules that draw how they work in their docstring; the drawing goes to a page of the module's name.
 _DRAWN = (
     "uvm.arrival",
+    "uvm.backends.hcs.calls",
     "uvm.gcs.bridge",
     "uvm.gcs.calls",
     "uvm.gcs.connection",
     "uvm.gcs.container",
     "uvm.gcs.exits",
     "uvm.gcs.processes",
+    "uvm.gcs.relayed",
     "uvm.gcs.stdio",
     "uvm.gcs.wire",
 )

@@ -11,6 +11,8 @@ from hypothesis import settings
 settings.register_profile("dev", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=200, derandomize=True, print_blob=True)
 settings.register_profile("soak", deadline=None, max_examples=5_000, stateful_step_count=200, print_blob=True)
+# Under Wine it is the system calls that differ, not the values.
+settings.register_profile("wine", deadline=None, max_examples=10, derandomize=True, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 

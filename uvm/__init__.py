@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from uvm.errors import VMExitedError as VMExitedError
     from uvm.errors import VMStateError as VMStateError
     from uvm.gcs.container import Container as Container
-    from uvm.gcs.processes import Process as Process
+    from uvm.gcs.process import Process as Process
     from uvm.gcs.run import CompletedProcess as CompletedProcess
     from uvm.gcs.run import OutputLimitError as OutputLimitError
     from uvm.gcs.timeouts import GuestTimeouts as GuestTimeouts
@@ -78,7 +78,7 @@ _HOMES = {
         "VMStateError",
     ),
     "uvm.gcs.container": ("Container",),
-    "uvm.gcs.processes": ("Process",),
+    "uvm.gcs.process": ("Process",),
     "uvm.gcs.run": ("CompletedProcess", "OutputLimitError"),
     "uvm.gcs.timeouts": ("GuestTimeouts",),
     "uvm.layers": ("LCOWLayer", "WCOWLayer"),

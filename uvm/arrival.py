@@ -48,6 +48,7 @@ from uvm.gcs.ports import (
     vsock_service_id,
 )
 from uvm.gcs.relay import NoGuest, RelayGuest
+from uvm.gcs.relayed import RelayAccess
 from uvm.gcs.timeouts import GuestTimeouts
 from uvm.logforwarding import set_log_sources, start_log_forwarding
 from uvm.options import LCOWOptions, WCOWOptions
@@ -121,9 +122,21 @@ class Arrival:
             return NoGuest(self.context.vm_id)
         if self._is_ours:
             return await self._connect()
-        guest = await RelayGuest.connect(self.context.link.system)
+        guest = await RelayGuest.connect(self._relay())
         await self._set_policy(guest)
         return guest
+
+    def _relay(self) -> RelayAccess:
+        context = self.context
+        assert context.link.tasks is not None
+        return RelayAccess(
+            context.vm_id,
+            self.timeouts,
+            context.plan.os,
+            system=context.link.system,
+            reopen=partial(context.backend.open, context.vm_id),
+            tasks=context.link.tasks,
+        )
 
     async def stop_listening(self) -> None:
         """Let the guest dial no more."""

@@ -147,9 +147,8 @@ class RunningChanges:
     async def stats(self) -> VMStatistics:
         """Ask for its statistics."""
         self.link.check_running()
-        return await read_statistics(
-            self.link.system, physically_backed=not self.context.options.allow_overcommit
-        )
+        physically_backed = not self.context.options.allow_overcommit
+        return await self.link.call(read_statistics(self.link.system, physically_backed=physically_backed))
 
     async def _set(self, path: str, settings: Any) -> None:
         await self.modify(ModifySettingRequest(resource_path=path, settings=settings))

@@ -11,7 +11,8 @@ from uvm.errors import NotSupportedError, OptionsError
 from uvm.gcs.connection import GuestConnection
 from uvm.gcs.container import Container
 from uvm.gcs.link import GuestFeatures
-from uvm.gcs.processes import Process
+from uvm.gcs.process import Process
+from uvm.gcs.relay import RelayGuest
 from uvm.gcs.run import MAX_OUTPUT_BYTES, CompletedProcess
 from uvm.gcs.specs import check_container_id, linux_container
 from uvm.layers import LCOW_CONTAINERS, RootFileSystem
@@ -34,8 +35,9 @@ _MOUNTS = {"linux": "/run/mounts/m", "windows": "C:\\mounts\\m"}
 class GuestServices:
     """What the guest of a VM can be asked. A part of :class:`~uvm.vm.UtilityVM`.
 
-    Most of it needs our own connection to the guest, and raises :class:`~uvm.errors.NotSupportedError` where
-    there is none; where the VM exits meanwhile, :class:`~uvm.errors.VMExitedError`.
+    Processes work over our own connection to the guest and through HCS; the rest needs our own connection,
+    and raises :class:`~uvm.errors.NotSupportedError` where there is none. Where the VM exits meanwhile, all
+    of it raises :class:`~uvm.errors.VMExitedError`.
     """
 
     context: Context
@@ -55,19 +57,36 @@ class GuestServices:
         :raises VMExitedError: it has exited.
         :raises NotSupportedError: the guest is reached through HCS, or not at all.
         """
-        self.link.check_running()
-        guest = self.link.guest
+        guest = self._asked
         if not isinstance(guest, GuestConnection):
             raise NotSupportedError(
                 f"{self.context.vm_id}: this needs our own connection to the guest; create the VM with "
-                "external_guest_connection=True (and use_guest_connection=True)"
+                "external_guest_connection=True. Through HCS, run and open_process work, and a container "
+                "is a compute system that it hosts: Backend.create with HostingSystemId"
             )
         return guest
 
     @property
     def features(self) -> GuestFeatures:
-        """Which abilities the guest says that it has. Errors as of :attr:`guest`."""
-        return self.guest.features
+        """Which abilities the guest says that it has.
+
+        :raises VMStateError: the VM is not running.
+        :raises VMExitedError: it has exited.
+        :raises NotSupportedError: nobody can ask the guest (``use_guest_connection=False``).
+        """
+        return self._asked.features
+
+    @property
+    def _asked(self) -> GuestConnection | RelayGuest:
+        """The guest, over our own connection or through HCS."""
+        self.link.check_running()
+        guest = self.link.guest
+        if not isinstance(guest, GuestConnection | RelayGuest):
+            raise NotSupportedError(
+                f"{self.context.vm_id}: nobody is connected to the guest; create the VM with "
+                "use_guest_connection=True"
+            )
+        return guest
 
     # Processes of the guest itself.
 
@@ -85,7 +104,7 @@ class GuestServices:
 
         See :meth:`uvm.gcs.run.ProcessHost.run`.
         """
-        ran = self.guest.run(
+        ran = self._asked.run(
             args, input=input, env=env, cwd=cwd, user=user, max_output_bytes=max_output_bytes
         )
         return await self._in_guest(ran)
@@ -109,7 +128,7 @@ class GuestServices:
         """
         return Opening(
             lambda: self._in_guest(
-                self.guest.open_process(
+                self._asked.open_process(
                     args,
                     env=env,
                     cwd=cwd,

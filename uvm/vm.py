@@ -279,11 +279,11 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
         if not self.link.exited.is_set():
             self._state = state
 
-    async def properties(self, *types: str) -> JSON:
-        """Query properties of the compute system, by HCS's names."""
+    async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
+        """Query properties of the compute system (:meth:`uvm.backends.base.System.properties`)."""
         if self._state is VMState.CLOSED:
             raise self.link.exit_error()
-        return await self._system.properties(*types)
+        return await self._system.properties(*types, queries=queries)
 
     def detach(self) -> None:
         """Leave it running when its context ends; needs the option ``survive_process``.

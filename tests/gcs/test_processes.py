@@ -21,7 +21,7 @@ from uvm.errors import (
 )
 from uvm.gcs.connection import GuestConnection
 from uvm.gcs.ports import FIRST_STDIO_PORT, vsock_service_id
-from uvm.gcs.processes import Process
+from uvm.gcs.process import Process
 from uvm.gcs.run import CompletedProcess, OutputLimitError
 from uvm.gcs.stdio import StreamBrokenError
 from uvm.gcs.timeouts import GuestTimeouts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from typing import Any
 
 import pytest
@@ -41,8 +42,22 @@ def test_a_windows_guest_takes_names_of_control_events(wanted: int | str, sent: 
     assert signal_options(wanted, "windows") == SignalProcessOptionsWCOW(signal=sent)
 
 
+# Python names SIGKILL where the system has it, the control events on Windows.
+if sys.platform == "win32":
+    KILLS = [9, "KILL", "SIGKILL"]
+    EVENTS = {signal.CTRL_C_EVENT: "CtrlC", signal.CTRL_BREAK_EVENT: "CtrlBreak"}
+else:
+    KILLS = [9, "KILL", "SIGKILL", signal.SIGKILL]
+    EVENTS = {"CTRL_C_EVENT": "CtrlC", "CTRL_BREAK_EVENT": "CtrlBreak"}
+
+
+@pytest.mark.parametrize(("wanted", "sent"), EVENTS.items())
+def test_a_windows_guest_takes_the_control_events_of_python(wanted: int | str, sent: str) -> None:
+    assert signal_options(wanted, "windows") == SignalProcessOptionsWCOW(signal=sent)
+
+
 @pytest.mark.parametrize("os", ["linux", "windows"])
-@pytest.mark.parametrize("wanted", [9, "KILL", "SIGKILL", signal.SIGKILL])
+@pytest.mark.parametrize("wanted", KILLS)
 def test_to_kill_is_to_send_no_signal(wanted: int | str, os: str) -> None:
     assert signal_options(wanted, os) is None
 

@@ -26,7 +26,7 @@ from uvm.errors import (
     UnknownOutcomeError,
     VMExitedError,
 )
-from uvm.gcs.processes import Process
+from uvm.gcs.process import Process
 from uvm.gcs.timeouts import GuestTimeouts
 
 pytestmark = pytest.mark.anyio
@@ -594,11 +594,13 @@ async def test_a_paused_guest_answers_once_it_goes_on() -> None:
 
 
 @OPTIONS
-async def test_a_guest_behind_hcs_takes_changes_and_runs_nothing_for_us(options: Any) -> None:
+async def test_a_guest_behind_hcs_takes_changes_and_has_no_containers_for_us(options: Any) -> None:
     async with running(options(external_guest_connection=False)) as run:
         await run.vm.scsi.attach(host.DISK, mount=uvm.Mount())
         with pytest.raises(NotSupportedError, match="external_guest_connection"):
-            await run.vm.run(["true"])
+            await run.vm.create_container("c1", {})
+        with pytest.raises(NotSupportedError, match="external_guest_connection"):
+            await run.vm.dump_stacks()
         assert (await run.vm.shutdown()).exit_type == "GracefulExit"
 
 
@@ -606,6 +608,8 @@ async def test_a_vm_without_a_guest_connection_has_no_guest_to_ask() -> None:
     async with running(lcow(use_guest_connection=False)) as run:
         with pytest.raises(NotSupportedError):
             await run.vm.dump_stacks()
+        with pytest.raises(NotSupportedError, match="use_guest_connection"):
+            await run.vm.run(["true"])
 
 
 async def test_a_guest_of_another_version_is_not_supported_and_its_vm_terminated() -> None:

@@ -653,7 +653,7 @@ async def test_one_hang_keeps_nothing_else_from_being_closed() -> None:
         backend.faults.hang(to="revoke")
 
     with pytest.raises(ExceptionGroup) as caught:
-        await use(create(backend, wcow(), close_grace_seconds=0.001), break_it)
+        await use(create(backend, wcow(), close_grace_seconds=0.05), break_it)
     abandoned = [str(e).split("'")[1] for e in caught.value.exceptions]
     assert abandoned == ["end system", "revoke", "take back"]
     assert not backend.vms

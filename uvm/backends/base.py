@@ -180,6 +180,53 @@ class Guest(Protocol):
         """End the connection, at once; whoever waits for an answer is told."""
 
 
+class HostProcess(Protocol):
+    """A process in a VM that the host itself started, over its own connection to the guest.
+
+    :class:`System` makes it. The handle is closed exactly once, by :meth:`close`; the process lives on.
+    """
+
+    @property
+    def pid(self) -> int:
+        """The process's id in the guest."""
+
+    @property
+    def stdin(self) -> ByteStream | None:
+        """Where its input goes; None without ``CreateStdInPipe``, and where the process was opened by pid."""
+
+    @property
+    def stdout(self) -> ByteStream | None:
+        """Where its output comes from (``CreateStdOutPipe``)."""
+
+    @property
+    def stderr(self) -> ByteStream | None:
+        """Where its error output comes from (``CreateStdErrPipe``)."""
+
+    async def wait(self) -> int:
+        """Wait for its end, and give the exit code. Any number of callers may wait, and nobody has to.
+
+        :raises HostError: E_HANDLE where this handle is closed meanwhile; or what the host lost it with.
+        """
+
+    async def signal(self, options: JSON) -> None:
+        """Send a signal (``SignalProcessOptionsLCOW`` or ``...WCOW``).
+
+        :raises HostError: ERROR_NOT_FOUND or HCS_E_PROCESS_ALREADY_STOPPED where it has exited.
+        """
+
+    async def terminate(self) -> None:
+        """Kill it. Errors as of :meth:`signal`."""
+
+    async def modify(self, request: JSON) -> None:
+        """Carry out a ``ProcessModifyRequest``: the size of its console, the end of its input."""
+
+    async def properties(self) -> JSON:
+        """Ask for its ``ProcessStatus``: ``ProcessId``, ``Exited``, ``ExitCode``."""
+
+    async def close(self) -> None:
+        """Close the handle and the streams."""
+
+
 class System(Protocol):
     """One compute system of the host. Handles are closed exactly once, by :meth:`close`."""
 
@@ -215,8 +262,25 @@ class System(Protocol):
     async def modify(self, request: JSON) -> None:
         """Carry out a ``ModifySettingRequest``. Cancelled means that the outcome is unknown."""
 
-    async def properties(self, *types: str) -> JSON:
-        """Query properties, by HCS's names (``Memory``, ``Statistics``, ``GuestConnection``, ...)."""
+    async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
+        """Query properties, by HCS's names (``Memory``, ``Statistics``, ``GuestConnection``, ...).
+
+        :param types: ``PropertyTypes`` of the query, which every version of HCS knows.
+        :param queries: ``Queries``, those with arguments of their own, by type; newer versions of HCS.
+        """
+
+    async def create_process(self, parameters: JSON) -> HostProcess:
+        """Start a process in the guest (``ProcessParameters``), over the host's own connection to it.
+
+        :raises HostError: HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION where the document has no
+            ``GuestConnection``; or what the guest refused with.
+        """
+
+    async def open_process(self, pid: int) -> HostProcess:
+        """Open a process that was started so; it comes without streams.
+
+        :raises HostError: ERROR_NOT_FOUND where there is none.
+        """
 
     async def working_set_bytes(self) -> int:
         """Physical memory that a virtually backed VM occupies on the host (its vmmem process)."""
@@ -258,6 +322,12 @@ class Backend(Protocol):
     async def host(self) -> HostInfo:
         """Ask for the host's facts."""
 
+    async def service_properties(self, *types: str) -> JSON:
+        """Ask the host's compute service about itself (``Basic``, ``ProcessorTopology``, ``CpuGroup``, ...).
+
+        :raises HostError: HCS_E_INVALID_JSON for a type that is not known.
+        """
+
     async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
         """Give a VM (its id), or :data:`VM_GROUP`, access to a path."""
 
@@ -287,7 +357,7 @@ class Backend(Protocol):
 
 
 _ENTRY_POINTS = "uvm.backends"
-_BUILT_IN = {"fake": "uvm.backends.fake:FakeBackend"}
+_BUILT_IN = {"fake": "uvm.backends.fake:FakeBackend", "hcs": "uvm.backends.hcs.backend:HCSBackend"}
 
 
 def backend_names() -> list[str]:

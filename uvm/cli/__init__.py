@@ -1,4 +1,4 @@
-"""The command ``uvm``, also ``python -m uvm``: run a pod file, or replay a recorded script.
+"""The command ``uvm``, also ``python -m uvm``: run a pod file, replay a recording, look at this machine.
 
 Exit status: 0 where all went well, 1 where it did not, 2 where the command line or a file is wrong.
 """
@@ -79,6 +79,16 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("file", type=Path, metavar="FILE", help="for instance tests/data/traces.json")
     replay.add_argument("--script", metavar="NAME", help="which script; without it, they are listed")
     replay.set_defaults(command=_replay)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what this machine can do and what is missing",
+        description="Look at this machine: what HCS needs, and what else there may be to turn on. "
+        "Exit status 1 where the backend that was asked for, or that would be chosen here, cannot be used.",
+    )
+    doctor.add_argument("--backend", metavar="NAME", help="the backend that is wanted, for instance hcs")
+    doctor.add_argument("--json", action="store_true", help="print it as JSON")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -95,3 +105,9 @@ def _replay(terminal: Terminal, given: argparse.Namespace) -> int:
     from uvm.cli.replay import replay_file
 
     return replay_file(terminal, given.file, given.script)
+
+
+def _doctor(terminal: Terminal, given: argparse.Namespace) -> int:
+    from uvm.cli.doctor import tell
+
+    return tell(terminal, given.backend, as_json=given.json)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, TextIO
@@ -29,6 +31,9 @@ _CODES: Final[dict[Style, int]] = {
 #: Where there is no terminal; the narrowest that a SCSI controller fits in; the widest that reads well.
 _DEFAULT_WIDTH: Final = 100
 _NARROWEST, _WIDEST = 80, 120
+
+#: What a write gives once nobody reads the pipe. The C library of Windows has no better name for it.
+_READER_GONE: Final = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 
 
 @frozen
@@ -88,7 +93,9 @@ class Terminal:
             for line in lines or ("",):
                 self.stream.write(line.rstrip() + "\n")
             self.stream.flush()
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in _READER_GONE:
+                raise
             # What runs is still to be cleaned up, whoever reads. Python would complain again at its exit.
             self._broken = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())

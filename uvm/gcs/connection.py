@@ -36,7 +36,7 @@ from uvm.gcs.bridge import Bridge
 from uvm.gcs.container import Container
 from uvm.gcs.containers import Containers
 from uvm.gcs.link import GuestFeatures, GuestLink
-from uvm.gcs.run import ProcessHost
+from uvm.gcs.run import ConnectedHost
 from uvm.gcs.specs import Command, check_writable, host_process
 from uvm.gcs.stdio import StdioPorts
 from uvm.gcs.timeouts import GuestTimeouts
@@ -70,7 +70,7 @@ _UNSUPPORTED_VERSION: Final = 0xC037010C
 _DEFAULT_TIMEOUTS: Final = GuestTimeouts()
 
 
-class GuestConnection(ProcessHost):
+class GuestConnection(ConnectedHost):
     """The compute service of one guest (:class:`~uvm.backends.base.Guest`). It belongs to one event loop.
 
     :param listen: listens for the guest to dial a service id (:meth:`uvm.backends.base.System.listen`).
@@ -87,7 +87,9 @@ class GuestConnection(ProcessHost):
         redial: Callable[[], Awaitable[ByteStream]] | None = None,
     ) -> None:
         bridge = Bridge(name, notify=self._notify, rpc_timeout_seconds=timeouts.rpc_seconds)
-        super().__init__(GuestLink(name, bridge, StdioPorts(listen), timeouts), HOST_CONTAINER_ID)
+        super().__init__(
+            GuestLink(name, timeouts, bridge=bridge, ports=StdioPorts(listen)), HOST_CONTAINER_ID
+        )
         self._bridge = bridge
         self._containers = Containers(self._link)
         self._redial = redial

@@ -45,8 +45,9 @@ from uvm.errors import (
 )
 from uvm.gcs.bridge import Timeout
 from uvm.gcs.link import GuestLink
-from uvm.gcs.processes import Process, start_process
-from uvm.gcs.run import ProcessHost
+from uvm.gcs.process import Process
+from uvm.gcs.processes import start_process
+from uvm.gcs.run import ConnectedHost
 from uvm.gcs.specs import (
     Command,
     check_writable,
@@ -94,7 +95,7 @@ class ContainerExit:
     info: str = ""
 
 
-class Container(ProcessHost):
+class Container(ConnectedHost):
     """A container in a guest. Made by :meth:`uvm.gcs.connection.GuestConnection.create_container`.
 
     As a context manager it is closed at the end; see :meth:`aclose`.

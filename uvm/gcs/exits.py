@@ -92,7 +92,7 @@ class ExitWatch:
         return self._ended.is_set() and not (self._exit_code is None and self._link.bridge.closed)
 
     async def wait(self) -> int:
-        """Wait for the exit; see :meth:`uvm.gcs.processes.Process.wait`."""
+        """Wait for the exit; see :meth:`uvm.gcs.process.Process.wait`."""
         await self._ended.wait()
         if self._exit_code is None:
             assert self._failure is not None

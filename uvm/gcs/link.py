@@ -1,4 +1,4 @@
-"""What the processes and containers of a guest share of the connection to it."""
+"""What the processes and containers of a guest share of the way to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uvm.gcs.bridge import Bridge
 from uvm.gcs.stdio import StdioPorts
 from uvm.gcs.timeouts import GuestTimeouts
 
-__all__ = ["GuestFeatures", "GuestLink"]
+__all__ = ["GuestAccess", "GuestFeatures", "GuestLink"]
 
 
 @frozen
@@ -48,25 +48,21 @@ class GuestFeatures:
 
 
 @define(eq=False)
-class GuestLink:
-    """The bridge to a guest and what was agreed on it.
+class GuestAccess:
+    """The way to a guest, whoever's it is.
 
+    :ivar name: whose guest it is, for messages.
     :ivar os: the guest's operating system, ``"linux"`` or ``"windows"``.
-    :ivar on_resume: called, each, when the guest has dialled again; those who wait for something in the
-        guest put themselves in, and take themselves out.
     """
 
     name: str
-    bridge: Bridge
-    ports: StdioPorts
     timeouts: GuestTimeouts
     os: str = ""
     features: GuestFeatures = GuestFeatures()
-    on_resume: set[Callable[[], None]] = Factory(set)
 
     def closed_error(self) -> BridgeClosedError:
         """Say, in a fresh exception, why nothing can be asked any more."""
-        return self.bridge.error or BridgeClosedError(f"{self.name}: the connection to the guest is closed")
+        return BridgeClosedError(f"{self.name}: the connection to the guest is closed")
 
     def needs(self, supported: bool, operation: str, capability: str) -> None:
         """Raise NotSupportedError, which names the capability, unless the guest has it."""
@@ -75,3 +71,20 @@ class GuestLink:
                 f"{operation}: the guest of {self.name} does not say that it can ({capability}); "
                 "nothing was sent"
             )
+
+
+@define(eq=False, kw_only=True)
+class GuestLink(GuestAccess):
+    """The bridge to a guest and what was agreed on it.
+
+    :ivar on_resume: called, each, when the guest has dialled again; those who wait for something in the
+        guest put themselves in, and take themselves out.
+    """
+
+    bridge: Bridge
+    ports: StdioPorts
+    on_resume: set[Callable[[], None]] = Factory(set)
+
+    def closed_error(self) -> BridgeClosedError:
+        """Say, in a fresh exception, why nothing can be asked any more."""
+        return self.bridge.error or super().closed_error()

@@ -5,38 +5,64 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import Factory, define
+from attrs import Factory, define, evolve
 
-from uvm.backends.base import JSON, System
+from uvm.backends.base import JSON
 from uvm.errors import NotSupportedError
+from uvm.gcs.link import GuestFeatures
+from uvm.gcs.process import Process
+from uvm.gcs.relayed import RelayAccess, start_relayed
+from uvm.gcs.run import ProcessHost, give_size
+from uvm.gcs.specs import Command, host_process
 
 __all__ = ["NoGuest", "RelayGuest"]
 
 
-@define(eq=False)
-class RelayGuest:
+class RelayGuest(ProcessHost):
     """A :class:`~uvm.backends.base.Guest` behind HCS's own connection to it.
 
     Each guest request goes alone, without a ``ResourcePath``, so that what the host did and what the guest
     did are told apart when one of them refuses.
+
+    :ivar capabilities: what the guest said of itself.
     """
 
-    system: System
-    capabilities: Mapping[str, Any]
+    def __init__(self, access: RelayAccess, capabilities: Mapping[str, Any]) -> None:
+        self._access = evolve(access, features=GuestFeatures.of(capabilities))
+        self.capabilities = capabilities
 
     @classmethod
-    async def connect(cls, system: System) -> RelayGuest:
+    async def connect(cls, access: RelayAccess) -> RelayGuest:
         """Ask HCS about its connection to the guest (``GuestConnectionInfo``)."""
-        properties = await system.properties("GuestConnection")
+        properties = await access.system.properties("GuestConnection")
         info = properties.get("GuestConnectionInfo") or {}
-        return cls(system, info.get("GuestDefinedCapabilities") or {})
+        return cls(access, info.get("GuestDefinedCapabilities") or {})
+
+    @property
+    def features(self) -> GuestFeatures:
+        """What of its capabilities uvm knows of."""
+        return self._access.features
 
     async def modify(self, request: JSON) -> None:
         """Have HCS relay one request; HostError with the guest's code where the guest refuses."""
-        await self.system.modify({"GuestRequest": request})
+        await self._access.system.modify({"GuestRequest": request})
 
     def close(self) -> None:
         """Nothing is ours to close."""
+
+    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        process = await start_relayed(
+            self._access,
+            wanted.args,
+            host_process(wanted, self._access.os),
+            stdin=pipes["stdin"],
+            stdout=pipes["stdout"],
+            stderr=pipes["stderr"],
+            terminal=wanted.terminal,
+        )
+        if wanted.size is not None and self._access.os == "linux":
+            await give_size(process, *wanted.size)
+        return process
 
 
 @define(eq=False)

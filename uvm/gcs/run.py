@@ -13,16 +13,24 @@ from typing import Final
 import anyio
 from attrs import define, field, frozen
 
-from uvm.errors import GuestError, OptionsError, UVMError
+from uvm.errors import GuestError, HostError, OptionsError, UVMError
 from uvm.gcs.link import GuestLink
-from uvm.gcs.processes import Process, discard, start_process
+from uvm.gcs.process import Process, discard
+from uvm.gcs.processes import start_process
 from uvm.gcs.specs import Command, command
 from uvm.gcs.stdio import ProcessInput, ProcessOutput, StreamBrokenError
 from uvm.schema.gcs import HOST_CONTAINER_ID
 from uvm.schema.process import ProcessParameters
 from uvm.structured import Opening
 
-__all__ = ["CompletedProcess", "MAX_OUTPUT_BYTES", "OutputLimitError", "ProcessHost"]
+__all__ = [
+    "MAX_OUTPUT_BYTES",
+    "CompletedProcess",
+    "ConnectedHost",
+    "OutputLimitError",
+    "ProcessHost",
+    "give_size",
+]
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -51,13 +59,12 @@ class OutputLimitError(UVMError):
 class ProcessHost(ABC):
     """Where processes run: a guest, or a container of one."""
 
-    def __init__(self, link: GuestLink, container_id: str) -> None:
-        self._link = link
-        self._container_id = container_id
-
     @abstractmethod
-    def _parameters(self, wanted: Command) -> ProcessParameters:
-        """Give a command as what runs here takes it; without its pipes."""
+    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        """Start a process.
+
+        :param pipes: whether it has ``stdin``, ``stdout`` and ``stderr``.
+        """
 
     def open_process(
         self,
@@ -85,31 +92,16 @@ class ProcessHost(ABC):
         :raises OptionsError: this cannot be run anywhere; nothing was sent.
         :raises NotSupportedError: a Linux guest has no other users for its own processes than root.
         :raises GuestError: the guest refused: there is no such program, for instance.
+        :raises HostError: HCS refused, or the guest that it asked.
         :raises UnknownOutcomeError: the answer was lost; the process may run.
         :raises BridgeClosedError: the connection to the guest is closed.
         """
         pipes = {"stdin": stdin, "stdout": stdout, "stderr": stderr and not terminal}
         return Opening(
-            lambda: self._open_process(
+            lambda: self._start(
                 command(args, env=env, cwd=cwd, user=user, terminal=terminal, size=size), pipes
             )
         )
-
-    async def _open_process(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
-        parameters = self._parameters(wanted)
-        process = await start_process(
-            self._link,
-            self._container_id,
-            wanted.args,
-            parameters,
-            stdin=pipes["stdin"],
-            stdout=pipes["stdout"],
-            stderr=pipes["stderr"],
-            terminal=wanted.terminal,
-        )
-        if wanted.size is not None and self._link.os == "linux" and self._container_id == HOST_CONTAINER_ID:
-            await _give_size(process, *wanted.size)
-        return process
 
     async def run(
         self,
@@ -145,11 +137,39 @@ class ProcessHost(ABC):
         )
 
 
-async def _give_size(process: Process, height: int, width: int) -> None:
+class ConnectedHost(ProcessHost):
+    """Where processes run that are started over our own connection to the guest."""
+
+    def __init__(self, link: GuestLink, container_id: str) -> None:
+        self._link = link
+        self._container_id = container_id
+
+    @abstractmethod
+    def _parameters(self, wanted: Command) -> ProcessParameters:
+        """Give a command as what runs here takes it; without its pipes."""
+
+    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        parameters = self._parameters(wanted)
+        process = await start_process(
+            self._link,
+            self._container_id,
+            wanted.args,
+            parameters,
+            stdin=pipes["stdin"],
+            stdout=pipes["stdout"],
+            stderr=pipes["stderr"],
+            terminal=wanted.terminal,
+        )
+        if wanted.size is not None and self._link.os == "linux" and self._container_id == HOST_CONTAINER_ID:
+            await give_size(process, *wanted.size)
+        return process
+
+
+async def give_size(process: Process, height: int, width: int) -> None:
     """Give the terminal of a Linux guest's own process its size, of which that guest takes no note."""
     try:
         await process.resize(height, width)
-    except GuestError as error:
+    except (GuestError, HostError) as error:
         # It runs all the same, or has exited already.
         _log.debug("%s", error)
     except BaseException:

@@ -20,7 +20,14 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from uvm.errors import NotSupportedError, OptionsError
-from uvm.schema.gcs import LinuxHostedSystem, LinuxProcessParameters
+from uvm.gcs.ports import vsock_service_id
+from uvm.schema.gcs import (
+    ExecuteProcessSettings,
+    LinuxHostedSystem,
+    LinuxProcessParameters,
+    StdioRelaySettings,
+    VsockStdioRelaySettings,
+)
 from uvm.schema.json import dumps
 from uvm.schema.process import ProcessParameters
 
@@ -33,6 +40,7 @@ __all__ = [
     "command",
     "container_init",
     "container_process",
+    "execute_settings",
     "host_process",
     "linux_container",
     "spec_of",
@@ -200,6 +208,26 @@ def container_process(wanted: Command, own: Mapping[str, Any]) -> LinuxProcessPa
     if wanted.size is not None:
         process["consoleSize"] = {"height": wanted.size[0], "width": wanted.size[1]}
     return LinuxProcessParameters(oci_process=process)
+
+
+def execute_settings(os: str, parameters: str, ports: Mapping[str, int]) -> ExecuteProcessSettings:
+    """Give what to run, as JSON text, together with the ports that the guest dials for its streams.
+
+    :param ports: by ``stdin``, ``stdout`` and ``stderr``; a stream without a port is not there.
+    """
+    settings = ExecuteProcessSettings(process_parameters=parameters)
+    if os == "windows":
+        services = {name: vsock_service_id(port) for name, port in ports.items()}
+        settings.stdio_relay_settings = StdioRelaySettings(
+            std_in=services.get("stdin", ""),
+            std_out=services.get("stdout", ""),
+            std_err=services.get("stderr", ""),
+        )
+    else:
+        settings.vsock_stdio_relay_settings = VsockStdioRelaySettings(
+            std_in=ports.get("stdin", 0), std_out=ports.get("stdout", 0), std_err=ports.get("stderr", 0)
+        )
+    return settings
 
 
 def container_init() -> LinuxProcessParameters:

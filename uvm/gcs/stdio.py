@@ -27,7 +27,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
 import anyio.abc
@@ -41,6 +41,7 @@ __all__ = [
     "Channel",
     "ProcessInput",
     "ProcessOutput",
+    "Source",
     "StdioPorts",
     "StreamBrokenError",
     "StreamBusyError",
@@ -88,6 +89,20 @@ class StreamBusyError(UVMError, anyio.BusyResourceError):
     def __init__(self, operation: str) -> None:
         super().__init__(operation)
         self.args: tuple[Any, ...] = (f"{operation}: another task is doing so",)
+
+
+class Source(Protocol):
+    """Where a stream of a process comes from: a :class:`Channel`, or a pipe of HCS's."""
+
+    @property
+    def closed(self) -> bool:
+        """It was closed, on our side."""
+
+    async def stream(self) -> ByteStream | None:
+        """Give the connection, once it is there; None where it never came, or was closed."""
+
+    async def aclose(self) -> None:
+        """Close it. Again, it does nothing."""
 
 
 class StdioPorts:
@@ -202,7 +217,7 @@ async def _close(resource: Listener | ByteStream | None) -> None:
 class _Stdio:
     """What both directions share."""
 
-    def __init__(self, channel: Channel, name: str) -> None:
+    def __init__(self, channel: Source, name: str) -> None:
         self._channel = channel
         self._name = name
         self._busy = False
@@ -238,7 +253,7 @@ class _Stdio:
 class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
     """The standard input of a process in a guest."""
 
-    def __init__(self, channel: Channel, name: str) -> None:
+    def __init__(self, channel: Source, name: str) -> None:
         super().__init__(channel, name)
         self._at_end = False
 
@@ -290,7 +305,7 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
 class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
     """The standard output, or standard error, of a process in a guest; iterate over it for its bytes."""
 
-    def __init__(self, channel: Channel, name: str) -> None:
+    def __init__(self, channel: Source, name: str) -> None:
         super().__init__(channel, name)
         self._at_end = False
         # What was read ahead of the reader, and what wakes those who wait for that to change.

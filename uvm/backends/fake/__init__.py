@@ -24,6 +24,7 @@ from uvm.backends.fake.guestservice import (
     Programs,
 )
 from uvm.backends.fake.host import Checks
+from uvm.backends.fake.hostprocess import FakeHostProcess
 from uvm.backends.fake.journal import Entry, Journal
 from uvm.backends.fake.linux import LinuxGuest
 from uvm.backends.fake.network import FakeNetwork
@@ -44,6 +45,7 @@ __all__ = [
     "FakeClock",
     "FakeFiles",
     "FakeGuest",
+    "FakeHostProcess",
     "FakeListener",
     "FakeNetwork",
     "FakeProcess",

@@ -17,6 +17,8 @@ from uvm.backends.fake.faults import Faults
 from uvm.backends.fake.files import FakeFiles
 from uvm.backends.fake.guestservice import BUILT_IN, GuestService, Misbehaviour, Programs
 from uvm.backends.fake.host import Checks, Host
+from uvm.backends.fake.hostprocess import FakeHostProcess
+from uvm.backends.fake.hostservice import service_property
 from uvm.backends.fake.hresult import (
     ERROR_NOT_SUPPORTED,
     HCS_E_INVALID_JSON,
@@ -79,6 +81,8 @@ class FakeBackend:
         self.network: FakeNetwork = FakeNetwork(self.exchange)
         self._host = Host(self.info, self.files, self.access, self.network, checks or Checks())
         self._ids = Random(seed)
+        # In the order in which they were opened.
+        self._process_handles: dict[FakeHostProcess, None] = {}
         self._vms: dict[str, FakeVM] = {}
         self._guest_capabilities = guest_capabilities
 
@@ -95,6 +99,16 @@ class FakeBackend:
     async def host(self) -> HostInfo:
         """Give the host's facts."""
         return self.info
+
+    async def service_properties(self, *types: str) -> JSON:
+        """Give properties of the compute service, in the order of the types.
+
+        :raises HostError: HCS_E_INVALID_JSON for a type that is not known.
+        """
+        call = self.journal.begin("query", "", "service properties", {"PropertyTypes": list(types)})
+        return await self.exchange.carry_out(
+            call, lambda: {"Properties": [service_property(name, self.info, self._vms) for name in types]}
+        )
 
     async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
         """Give a VM, or the VM group, access to a path; ERROR_FILE_NOT_FOUND where it does not exist.
@@ -145,7 +159,7 @@ class FakeBackend:
             return vm
 
         call = self.journal.begin("lifecycle", system_id, "open", None)
-        return FakeSystem(self, await self.exchange.carry_out(call, find))
+        return FakeSystem(self, await self.exchange.carry_out(call, find, self._vms.get(system_id)))
 
     async def enumerate(self, query: JSON | None = None) -> list[JSON]:
         """List compute systems; ``Ids``, ``Names``, ``Types`` and ``Owners`` choose among them."""
@@ -163,11 +177,12 @@ class FakeBackend:
         return str(UUID(int=self._ids.getrandbits(128), version=4))
 
     def leftovers(self) -> list[str]:
-        """Say what is left: systems, access that VMs were given, assigned functions, attached endpoints.
+        """Say what is left: systems, handles of processes, access, assigned functions, attached endpoints.
 
         Empty when everything that used the host has cleaned up.
         """
         left = [f"VM {vm.id} ({vm.state})" for vm in self._vms.values()]
+        left += [f"handle of {process}" for process in self._process_handles]
         left += [f"access of {to} to {path}" for path, to in self.access.entries() if to != VM_GROUP]
         left += [f"PCI function {path} {n} of {vm}" for (path, n), vm in self._host.pci.items()]
         left += [f"endpoint {e} attached to {vm}" for e, vm in self.network.attachments().items()]
@@ -180,6 +195,14 @@ class FakeBackend:
             self._forget_if_unused(vm)
         elif vm.ends_with_last_handle:
             vm.terminate()
+
+    def process_opened(self, process: FakeHostProcess) -> None:
+        """Take note of a handle of a process."""
+        self._process_handles[process] = None
+
+    def process_closed(self, process: FakeHostProcess) -> None:
+        """Take note of a handle of a process that was closed."""
+        del self._process_handles[process]
 
     async def __aenter__(self) -> FakeBackend:
         return self

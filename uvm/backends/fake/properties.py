@@ -22,17 +22,16 @@ _PER_DEVICE: Final = 2 * _MIB
 _IDLE: Final = 0.01
 _KERNEL: Final = 0.4
 
-_KINDS: Final = frozenset(
-    {
-        schema.PROPERTY_MEMORY,
-        schema.PROPERTY_STATISTICS,
-        schema.PROPERTY_GUEST_CONNECTION,
-        schema.PROPERTY_PROCESSOR_TOPOLOGY,
-        schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED,
-        schema.PROPERTY_CPU_GROUP,
-        schema.PROPERTY_SYSTEM_GUID,
-    }
-)
+#: The field of the answer that holds a property; nothing for those that are answered as responses only.
+_FIELDS: Final = {
+    schema.PROPERTY_MEMORY: "Memory",
+    schema.PROPERTY_STATISTICS: "Statistics",
+    schema.PROPERTY_GUEST_CONNECTION: "GuestConnectionInfo",
+    schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED: "TerminateOnLastHandleClosed",
+    schema.PROPERTY_SYSTEM_GUID: "SystemGUID",
+    schema.PROPERTY_PROCESSOR_TOPOLOGY: "",
+    schema.PROPERTY_CPU_GROUP: "",
+}
 
 
 def summary(vm: FakeVM) -> JSON:
@@ -51,41 +50,49 @@ def summary(vm: FakeVM) -> JSON:
     return to_json(properties)
 
 
-def query(vm: FakeVM, types: tuple[str, ...], info: HostInfo, clock: FakeClock) -> JSON:
+def query(
+    vm: FakeVM, types: tuple[str, ...], queries: tuple[str, ...], info: HostInfo, clock: FakeClock
+) -> JSON:
     """Give the properties of the named types, on top of the summary.
 
+    :param queries: the types that are asked for as ``Queries`` and answered in ``PropertyResponses``, as are
+        those types that have no field of their own.
     :raises HostError: HCS_E_INVALID_JSON for a type that is not known; where a type needs a running VM and
         this one is not.
     """
     answer = summary(vm)
     responses: JSON = {}
-    for name in types:
-        if name not in _KINDS:
+    for name in (*types, *queries):
+        if name not in _FIELDS:
             raise HostError(f"query {vm.id}", HCS_E_INVALID_JSON, f"the fake knows no property {name!r}")
-        if name == schema.PROPERTY_PROCESSOR_TOPOLOGY:
-            responses[name] = {"Response": to_json(_host_processors(info))}
-        elif name == schema.PROPERTY_CPU_GROUP:
-            responses[name] = {"Response": {"CpuGroups": [{"GroupId": vm.tree.topology.cpu_group}]}}
-        else:
-            answer.update(_property(vm, name, clock))
+        found = _property(vm, name, info, clock)
+        if name in types and _FIELDS[name]:
+            answer[_FIELDS[name]] = found
+        if name in queries or not _FIELDS[name]:
+            responses[name] = {"Response": found}
     return {**answer, "PropertyResponses": responses} if responses else answer
 
 
-def _property(vm: FakeVM, name: str, clock: FakeClock) -> JSON:
+def _property(vm: FakeVM, name: str, info: HostInfo, clock: FakeClock) -> Any:
     match name:
         case schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED:
-            return {"TerminateOnLastHandleClosed": vm.ends_with_last_handle}
+            return vm.ends_with_last_handle
         case schema.PROPERTY_SYSTEM_GUID:
-            return {"SystemGUID": vm.runtime_id}
+            return vm.runtime_id
         case schema.PROPERTY_GUEST_CONNECTION:
-            return {"GuestConnectionInfo": to_json(_guest_connection(vm))}
+            return to_json(_guest_connection(vm))
         case schema.PROPERTY_MEMORY:
-            return {"Memory": to_json(_memory(vm))}
+            return to_json(_memory(vm))
+        case schema.PROPERTY_PROCESSOR_TOPOLOGY:
+            return to_json(host_processors(info))
+        case schema.PROPERTY_CPU_GROUP:
+            return {"CpuGroups": [{"GroupId": vm.tree.topology.cpu_group}]}
         case _:
-            return {"Statistics": to_json(_statistics(vm, clock))}
+            return to_json(_statistics(vm, clock))
 
 
-def _host_processors(info: HostInfo) -> schema.ProcessorTopology:
+def host_processors(info: HostInfo) -> schema.ProcessorTopology:
+    """Give the processors of the host; two of them share a core."""
     processors = [
         schema.LogicalProcessor(lp_index=i, core_id=i // 2, root_vp_index=i) for i in range(info.processors)
     ]

@@ -175,8 +175,12 @@ class FakeStream:
 
     async def send_eof(self) -> None:
         """Close our direction."""
-        self._outgoing.end()
+        self.end()
         await anyio.lowlevel.checkpoint()
+
+    def end(self) -> None:
+        """Close our direction at once."""
+        self._outgoing.end()
 
     async def aclose(self) -> None:
         """Close both directions."""
@@ -233,6 +237,10 @@ class FakeListener:
                 raise self._end
             await _wait(self._callers)
         return self._dialled.pop(0)
+
+    def accept_nowait(self) -> FakeStream | None:
+        """Accept a connection that has been made; None where there is none."""
+        return self._dialled.pop(0) if self._dialled else None
 
     async def aclose(self) -> None:
         """Stop listening; connections that nobody accepted are closed."""

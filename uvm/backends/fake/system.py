@@ -10,6 +10,8 @@ import anyio.lowlevel
 
 from uvm.backends.base import JSON
 from uvm.backends.fake.calls import To, copy_json
+from uvm.backends.fake.hosted import HostedProcess, find_hosted, start_hosted
+from uvm.backends.fake.hostprocess import FakeHostProcess
 from uvm.backends.fake.hresult import E_HANDLE, HCS_E_INVALID_JSON
 from uvm.backends.fake.properties import query
 from uvm.backends.fake.streams import FakeListener
@@ -109,20 +111,53 @@ class FakeSystem:
             if not removes:
                 await self._relay_or_undo(document)
 
-    async def properties(self, *types: str) -> JSON:
-        """Query properties; HCS_E_INVALID_JSON for a type that is not known."""
-        document = {"PropertyTypes": list(types)}
+    async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
+        """Query properties; HCS_E_INVALID_JSON for a type that is not known.
+
+        What ``queries`` asks for is answered in ``PropertyResponses``; arguments make no difference here.
+        """
+        document: JSON = {"PropertyTypes": list(types)}
+        if queries is not None:
+            document["Queries"] = _copy(queries, f"query {self.id}")
         backend = self._backend
+        asked = tuple(queries or ())
         return await self._call(
-            "query", "properties", document, lambda: query(self.vm, types, backend.info, backend.clock)
+            "query", "properties", document, lambda: query(self.vm, types, asked, backend.info, backend.clock)
         )
+
+    async def create_process(self, parameters: JSON) -> FakeHostProcess:
+        """Start a process in the guest; its refusal becomes a HostError.
+
+        Where the answer gets lost, the process is there, without streams, and nobody has a handle.
+        """
+        document = _copy(parameters, f"create a process in {self.id}")
+        hosted: HostedProcess | None = None
+
+        def start() -> HostedProcess:
+            nonlocal hosted
+            hosted = start_hosted(self.vm, document)
+            return hosted
+
+        try:
+            return FakeHostProcess(self._backend, await self._guest_call("create process", document, start))
+        except BaseException:
+            if hosted is not None:
+                hosted.close_streams()
+            raise
+
+    async def open_process(self, pid: int) -> FakeHostProcess:
+        """Open a process; ERROR_NOT_FOUND, or HCS_E_PROCESS_ALREADY_STOPPED where it has exited."""
+        found = await self._call(
+            "lifecycle", "open process", {"ProcessId": pid}, lambda: find_hosted(self.vm, pid)
+        )
+        return FakeHostProcess(self._backend, found, opened=True)
 
     async def working_set_bytes(self) -> int:
         """Give the physical memory that the VM occupies; it must be running."""
         backend = self._backend
 
         def measure() -> int:
-            statistics = query(self.vm, ("Statistics",), backend.info, backend.clock)["Statistics"]
+            statistics = query(self.vm, ("Statistics",), (), backend.info, backend.clock)["Statistics"]
             used: int = statistics["Memory"]["MemoryUsagePrivateWorkingSetBytes"]
             return used
 
@@ -185,10 +220,7 @@ class FakeSystem:
             self.vm.require_relay()
             self.vm.apply_in_guest(request)
 
-        try:
-            await self._call("guest", "modify", request, change)
-        except GuestError as e:
-            raise HostError(f"modify {self.id}: {e.operation}", e.result, e.text) from None
+        await self._guest_call("modify", request, change)
 
     async def _relay_or_undo(self, document: JSON) -> None:
         try:
@@ -197,6 +229,13 @@ class FakeSystem:
             if document.get("RequestType") in ("Add", None) and self.vm.state == "Running":
                 self.vm.modify(document["ResourcePath"], "Remove", document.get("Settings"))
             raise
+
+    async def _guest_call(self, operation: str, document: Any, change: Callable[[], T]) -> T:
+        """Make a call that HCS passes on to the guest, whose refusal it passes back."""
+        try:
+            return await self._call("guest", operation, document, change)
+        except GuestError as e:
+            raise HostError(f"{operation} {self.id}: {e.operation}", e.result, e.text) from None
 
     async def _lifecycle(self, operation: str, document: JSON | None, change: Callable[[], None]) -> None:
         await self._call("lifecycle", operation, _copy(document, f"{operation} {self.id}"), change)

@@ -30,6 +30,7 @@ from uvm.schema.system import ComputeSystem, VirtualMachine
 
 if TYPE_CHECKING:
     from uvm.backends.fake.guestservice import GuestService
+    from uvm.backends.fake.hosted import HostedProcess
 
 State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
 
@@ -48,6 +49,8 @@ class FakeVM:
     :ivar handles: how many handles are open.
     :ivar exited_ticks: when it ended.
     :ivar service: the compute service inside the guest, which speaks with the host over connections.
+    :ivar relays: HCS itself is connected to the guest, as its document says.
+    :ivar hosted: the processes that HCS started over that connection and keeps, by process id.
     """
 
     __slots__ = (
@@ -56,7 +59,6 @@ class FakeVM:
         "_guest",
         "_guest_capabilities",
         "_host",
-        "_relays",
         "_state_hooks",
         "_switchboard",
         "_tree",
@@ -65,9 +67,11 @@ class FakeVM:
         "exit_status",
         "exited_ticks",
         "handles",
+        "hosted",
         "id",
         "os",
         "owner",
+        "relays",
         "runtime_id",
         "service",
         "started_ticks",
@@ -93,13 +97,14 @@ class FakeVM:
         self.os: Literal["linux", "windows"] = "windows" if _boots_windows(machine) else "linux"
         self.owner: str = checked.owner
         self.ends_with_last_handle: bool = checked.should_terminate_on_last_handle_closed
-        self._relays = machine.guest_connection is not None
+        self.relays: bool = machine.guest_connection is not None
         self.state: State = "Created"
         self.exit_status: ExitStatus | None = None
         self.started_ticks: int | None = None
         self.exited_ticks: int | None = None
         self.handles: int = 0
         self.service: GuestService
+        self.hosted: dict[int, HostedProcess] = {}
         self._host = host
         self._clock = clock
         self._guest_capabilities = guest_capabilities
@@ -227,11 +232,13 @@ class FakeVM:
         """Let refusals of changes out, unless every request is to be accepted."""
         return nullcontext() if self._host.checks.requests else suppress(HostError, GuestError)
 
-    def require_relay(self) -> None:
-        """Check that HCS can relay a request to the guest."""
-        self.require("modify", "Running")
-        if not self._relays:
-            raise HostError(f"modify {self.id}", HCS_E_NOT_CONFIGURED, "HCS is not connected to the guest")
+    def require_relay(self, operation: str = "modify") -> None:
+        """Check that HCS can ask the guest for something."""
+        self.require(operation, "Running")
+        if not self.relays:
+            raise HostError(
+                f"{operation} {self.id}", HCS_E_NOT_CONFIGURED, "HCS is not connected to the guest"
+            )
 
     # Connections of the guest
 

@@ -24,9 +24,11 @@ from uvm.backends.fake.guestservice.misbehaviour import Reply
 from uvm.backends.fake.guestservice.outlet import Outlet
 from uvm.backends.fake.guestservice.processes import GuestProcess
 from uvm.backends.fake.guestservice.programs import Program
+from uvm.backends.fake.hresult import HCS_E_CONNECT_FAILED, HCS_E_CONNECTION_CLOSED
 from uvm.backends.fake.streams import FakeStream
-from uvm.errors import BridgeClosedError, GuestError
+from uvm.errors import BridgeClosedError, GuestError, HostError
 from uvm.gcs.wire import GuestSide, Kind, Procedure, WireError, encode
+from uvm.schema.json import dumps
 
 if TYPE_CHECKING:
     from uvm.backends.fake.backend import FakeBackend
@@ -83,7 +85,8 @@ class GuestService:
         self.entropy: bytes = b""
         self.log: GuestLog = GuestLog(vm, backend.clock, self.spawn)
         self.log_settings: str = ""
-        self.phase: str = "new"
+        # HCS sets the guest up that it is connected to itself.
+        self.phase: str = "started" if vm.relays else "new"
         self._backend = backend
         self._plan = boot_plan(machine, vm.os)
         self._hosting = Hosting(self._run)
@@ -290,13 +293,33 @@ class GuestService:
         else:
             self.answer(request, answer)
 
+    def ask(self, procedure: Procedure, message: object, operation: str) -> JSON:
+        """Carry out a request that came over HCS's own connection, and give the answer.
+
+        :raises GuestError: it is refused.
+        :raises HostError: HCS_E_CONNECT_FAILED where nobody runs the guest (:meth:`FakeSystem.wait`);
+            HCS_E_CONNECTION_CLOSED where no answer comes.
+        """
+        if self._tasks is None:
+            raise HostError(
+                operation, HCS_E_CONNECT_FAILED, "nobody waits for the VM, so its guest does not run"
+            )
+        request = Incoming(procedure, 0, dumps(message).encode(), GuestSide(), self.vm.os == "windows")
+        answer = self._handlers[procedure](self, request)
+        if answer is None:
+            raise HostError(operation, HCS_E_CONNECTION_CLOSED, "the guest's compute service has gone")
+        return answer
+
+    @property
+    def _handlers(self) -> dict[int, Callable[[GuestService, Incoming], JSON | None]]:
+        return linux.HANDLERS if self.vm.os == "linux" else windows.HANDLERS
+
     def _handler(self, request: Incoming) -> Callable[[GuestService, Incoming], JSON | None]:
-        handlers = linux.HANDLERS if self.vm.os == "linux" else windows.HANDLERS
         negotiates = request.procedure == Procedure.NEGOTIATE_PROTOCOL
         needed = _NEEDED.get(request.procedure)
         if negotiates is self._negotiated or (needed and not self.vm.guest.capabilities.get(needed)):
             return unknown_message
-        return handlers.get(request.procedure, unknown_message)
+        return self._handlers.get(request.procedure, unknown_message)
 
     def negotiated(self) -> None:
         """The host and the guest have agreed on a version: now the other requests are answered."""

@@ -1,0 +1,1 @@
+"""Backends, as the conformance suite of the library sees them."""

@@ -1,0 +1,134 @@
+"""The conformance suite on HCS: the library, cffi, the C ABI, and behind it the in-memory host."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from attrs import define, evolve, field
+
+from tests.fake.support import host_files
+from tests.hcs.harness import Host as Hosted
+from tests.hcs.harness import hosted, require_double
+from uvm.backends.fake import FakeBackend
+from uvm.backends.hcs.backend import HCSBackend
+from uvm.backends.hcs.dlls import Library
+from uvm.testing.backends import SCENARIOS, Control, FakeHost, Rig, Scenario
+from uvm.testing.backends.rig import E_FAIL
+
+pytestmark = pytest.mark.anyio
+
+#: The functions that ask the host, by the operation that the suite knows them as.
+FUNCTIONS = {
+    "enumerate": "HcsEnumerateComputeSystems",
+    "create": "HcsCreateComputeSystem",
+    "open": "HcsOpenComputeSystem",
+    "start": "HcsStartComputeSystem",
+    "shutdown": "HcsShutDownComputeSystem",
+    "terminate": "HcsTerminateComputeSystem",
+    "crash": "HcsCrashComputeSystem",
+    "pause": "HcsPauseComputeSystem",
+    "resume": "HcsResumeComputeSystem",
+    "save": "HcsSaveComputeSystem",
+    "properties": "HcsGetComputeSystemProperties",
+    "modify": "HcsModifyComputeSystem",
+    "create process": "HcsCreateProcess",
+    "open process": "HcsOpenProcess",
+    "terminate process": "HcsTerminateProcess",
+    "signal process": "HcsSignalProcess",
+    "process properties": "HcsGetProcessProperties",
+    "modify process": "HcsModifyProcess",
+    "service properties": "HcsGetServiceProperties",
+    "grant": "HcsGrantVmAccess",
+    "revoke": "HcsRevokeVmAccess",
+    "namespace": "HcnOpenNamespace",
+    "endpoint": "HcnOpenEndpoint",
+    "namespace endpoints": "HcnQueryNamespaceProperties",
+    "delete namespace": "HcnDeleteNamespace",
+    "add endpoint": "HcnModifyNamespace",
+}
+ASKING = frozenset(FUNCTIONS.values())
+
+
+class Watched:
+    """The functions of a DLL; whoever is interested is told before one is called that asks the host."""
+
+    def __init__(self, functions: Any) -> None:
+        self._functions = functions
+        self.before: Callable[[str], None] = lambda name: None
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._functions, name)
+        if name not in ASKING:
+            return function
+
+        def call(*args: Any) -> Any:
+            self.before(name)
+            return function(*args)
+
+        return call
+
+
+@functools.cache
+def watched() -> tuple[Library[Any], Library[Any]]:
+    """The two DLLs of the double, watched. Once: what is loaded is never unloaded."""
+    double = require_double()
+    return tuple(evolve(each, functions=Watched(each.functions)) for each in (double.core, double.network))  # type: ignore[return-value]
+
+
+@define(eq=False)
+class HCSHost(FakeHost):
+    """The in-memory host behind the double, where calls can also go wrong in the C API itself."""
+
+    hosted: Hosted = field(kw_only=True)
+
+    def refuse(self, code: int = E_FAIL, *, operation: str = "", nth: int = 0) -> None:
+        """Have the function itself give the code; the host hears nothing of it."""
+        self._plan(lambda name: self.hosted.faults.at_once(name, code), operation, nth)
+
+    def answer_twice(self, *, operation: str = "", nth: int = 0) -> None:
+        """Have the completion callback come twice."""
+        self._plan(self.hosted.faults.twice, operation, nth)
+
+    def undisturbed(self) -> None:
+        """Withdraw these too."""
+        super().undisturbed()
+        for library in watched():
+            library.functions.before = lambda name: None
+
+    def leftovers(self) -> list[str]:
+        """Say what is left on the host, and of the C API."""
+        return [*super().leftovers(), *self.hosted.double.leaks()]
+
+    def _plan(self, fault: Callable[[str], None], operation: str, nth: int) -> None:
+        seen = 0
+
+        def before(name: str) -> None:
+            nonlocal seen
+            if operation and name != FUNCTIONS[operation]:
+                return
+            seen += 1
+            if not nth or seen == nth:
+                fault(name)
+
+        for library in watched():
+            library.functions.before = before
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+async def test_hcs_conforms(scenario: Scenario) -> None:
+    fake = FakeBackend(files=host_files())
+    async with hosted(fake) as host:
+        core, network = watched()
+        parts = evolve(host.parts, core=core, network=network, patience_seconds=0.1)
+        async with HCSBackend(parts=parts) as backend:
+            control = HCSHost(fake, frozenset(Control) - {Control.LOSS}, hosted=host)
+            rig = Rig(backend, control, control.linux(), control.windows(), grace_seconds=0.2)
+            if missing := scenario.lacks(rig):
+                pytest.skip(f"the rig lacks {', '.join(missing)}")
+            try:
+                await scenario.play(rig)
+            finally:
+                control.undisturbed()

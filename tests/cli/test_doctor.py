@@ -1,0 +1,125 @@
+"""What ``uvm doctor`` says of machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.hcs.surroundings import BOOT_FILES, Imagined
+from uvm.doctor import CHECKS, Examination, examine
+from uvm.errors import OptionsError
+
+not_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="Windows has more to say")
+
+
+def status(found: Examination, name: str) -> str:
+    return next(result.status for result in found.results if result.name == name)
+
+
+def text(found: Examination, name: str) -> str:
+    return next(f"{result.text}; {result.remedy}" for result in found.results if result.name == name)
+
+
+def test_a_machine_that_has_everything_passes_every_check() -> None:
+    found = examine(where=Imagined())
+    assert [result.name for result in found.results] == [check.name for check in CHECKS]
+    assert {result.status for result in found.results} == {"ok"}
+    assert (found.backend, found.usable) == ("hcs", True)
+
+
+def test_every_check_that_finds_something_amiss_says_what_to_do() -> None:
+    nothing = Imagined(windows_build=17134, libraries={}, services={}, groups=set(), files=set())
+    found = examine("hcs", nothing)
+    amiss = [result for result in found.results if result.status != "ok"]
+    assert {result.name for result in amiss} == {
+        "Windows build", "HCS", "HCS service", "rights", "hypervisor", "network", "network service",
+        "Linux boot files",
+    }  # fmt: skip
+    assert all(result.remedy for result in amiss)
+    assert not found.usable
+    assert "17134" in found.problem
+
+
+def test_names_of_checks_are_told_apart() -> None:
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+def test_without_windows_the_fake_is_what_there_is() -> None:
+    machine = Imagined(system="darwin")
+    assert examine(where=machine).usable
+    assert examine(where=machine).backend == "fake"
+    wanted = examine("hcs", machine)
+    assert not wanted.usable
+    assert wanted.problem == "HCS needs Windows, and this is darwin"
+    assert machine.asked == []
+
+
+def test_what_hcs_can_do_without_is_no_reason_against_it() -> None:
+    machine = Imagined(libraries={"computecore": ["HcsCrashComputeSystem"]}, files=set())
+    found = examine(where=machine)
+    assert (found.backend, found.usable) == ("hcs", True)
+    assert "HcsCrashComputeSystem" in text(found, "HCS")
+    assert status(found, "network") == "limited"
+
+
+@pytest.mark.parametrize(("firmware", "advice"), [(True, "hypervisorlaunchtype"), (False, "VT-x")])
+def test_without_a_hypervisor_no_vm_runs(firmware: bool, advice: str) -> None:
+    machine = Imagined(firmware=firmware)
+    machine.services["vid"] = "stopped"
+    found = examine(where=machine)
+    assert (found.backend, found.usable) == ("hcs", False)
+    assert advice in text(found, "hypervisor")
+
+
+def test_the_boot_files_that_options_look_for_are_looked_for() -> None:
+    assert f"{BOOT_FILES}\\vmlinux" in text(examine(where=Imagined()), "Linux boot files")
+    no_disk = Imagined(files={f"{BOOT_FILES}\\kernel"})
+    assert f"{BOOT_FILES}\\initrd.img" in text(examine(where=no_disk), "Linux boot files")
+    assert status(examine(where=no_disk), "Linux boot files") == "limited"
+
+
+def test_what_may_not_be_looked_at_is_unknown() -> None:
+    found = examine(where=Imagined(silent="service"))
+    assert status(found, "HCS service") == "unknown"
+    assert "E_ACCESSDENIED" in text(found, "HCS service")
+
+
+def test_a_backend_that_nobody_knows_is_an_error() -> None:
+    with pytest.raises(OptionsError, match="no backend is called 'xen'"):
+        examine("xen", Imagined())
+
+
+@not_on_windows
+def test_each_check_is_one_line(run: Run) -> None:
+    ran = run("doctor")
+    assert ran.status == 0
+    assert ran.lines[0].startswith("ok       Python")
+    assert ran.lines[1].startswith("missing  Windows  HCS needs Windows")
+    assert ran.lines[-1] == "The backend fake can be used here."
+
+
+@not_on_windows
+def test_asking_for_hcs_where_it_cannot_be_used_is_exit_status_1(run: Run) -> None:
+    ran = run("doctor", "--backend", "hcs")
+    assert ran.status == 1
+    assert ran.lines[-1].startswith("The backend hcs cannot be used here: HCS needs Windows")
+    assert run("doctor", "--backend", "fake").status == 0
+
+
+@pytest.mark.parametrize("backend", ["fake", "hcs"])
+def test_json_says_the_same(run: Run, backend: str) -> None:
+    ran = run("doctor", "--json", "--backend", backend)
+    told = json.loads(ran.output)
+    assert told["backend"] == backend
+    assert told["usable"] is (ran.status == 0)
+    assert told == examine(backend).to_json()
+    assert {"name", "status", "text", "remedy"} == set(told["checks"][0])
+
+
+def test_an_unknown_backend_is_one_line_on_the_error_stream(run: Run) -> None:
+    ran = run("doctor", "--backend", "xen")
+    assert ran.status == 1
+    assert "no backend is called 'xen'" in ran.error

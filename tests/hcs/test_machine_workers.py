@@ -1,0 +1,165 @@
+"""Blocking calls in threads: cancelled at every point, nothing is lost and nothing is done twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import anyio
+import anyio.lowlevel
+import pytest
+from attrs import define, field
+
+from uvm.backends.hcs.waker import Signal, Waker
+from uvm.backends.hcs.workers import Workers
+
+pytestmark = pytest.mark.anyio
+
+
+@define(eq=False)
+class Opening:
+    """A blocking call that gives a handle when it is let, and what becomes of the handle."""
+
+    let: threading.Event = field(factory=threading.Event)
+    begun: Signal = field(factory=lambda: Signal(Waker()))
+    undone: Signal = field(factory=lambda: Signal(Waker()))
+    closed: list[str] = field(factory=list)
+    calls: int = 0
+
+    def open(self, handle: str = "handle") -> str:
+        self.calls += 1
+        self.begun.set()
+        assert self.let.wait(30)
+        return handle
+
+    def close(self, handle: str) -> None:
+        self.closed.append(handle)
+        self.undone.set()
+
+
+def fail() -> str:
+    raise LookupError("no such thing")
+
+
+async def test_the_result_is_given_and_not_undone() -> None:
+    opening = Opening()
+    opening.let.set()
+    assert await Workers().run(opening.open, "mine", undo=opening.close) == "mine"
+    assert opening.closed == []
+
+
+async def test_what_the_call_raises_is_raised() -> None:
+    opening = Opening()
+    with pytest.raises(LookupError, match="no such thing"):
+        await Workers().run(fail, undo=opening.close)
+    with pytest.raises(LookupError, match="no such thing"):
+        await Workers().finish(fail)
+    assert opening.closed == []
+
+
+async def test_a_cancelled_caller_is_free_at_once_and_the_late_result_is_undone() -> None:
+    opening, workers = Opening(), Workers()
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+
+            async def cancel_when_begun() -> None:
+                await opening.begun.wait()
+                scope.cancel()
+
+            tasks.start_soon(cancel_when_begun)
+            await workers.run(opening.open, undo=opening.close)
+    assert scope.cancelled_caught
+    assert opening.closed == []
+    opening.let.set()
+    await opening.undone.wait()
+    assert opening.closed == ["handle"]
+
+
+async def test_a_call_that_never_began_is_never_made() -> None:
+    first, second, workers = Opening(), Opening(), Workers(threads=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: workers.run(first.open))
+        await first.begun.wait()
+        for method in (workers.run, workers.finish):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await method(second.open)
+            assert scope.cancelled_caught
+        first.let.set()
+    assert second.calls == 0
+
+
+async def test_a_result_that_meets_the_cancellation_is_undone_once() -> None:
+    workers, waker = Workers(), Waker()
+    for _ in range(200):
+        opening = Opening()
+        opening.let.set()
+        given = ""
+        with anyio.CancelScope() as scope:
+
+            def open_and_cancel(opening: Opening = opening, cancel: Callable[[], None] = scope.cancel) -> str:
+                waker.call_soon(cancel)
+                return opening.open()
+
+            given = await workers.run(open_and_cancel, undo=opening.close)
+        if not given:
+            await opening.undone.wait()
+        assert [given, *opening.closed] in (["handle"], ["", "handle"])
+
+
+async def test_no_more_calls_block_at_once_than_there_are_threads() -> None:
+    openings, workers = [Opening() for _ in range(5)], Workers(threads=2)
+    async with anyio.create_task_group() as tasks:
+        for opening in openings:
+            tasks.start_soon(workers.run, opening.open, "handle")
+        while sum(opening.calls for opening in openings) < 2:
+            await anyio.lowlevel.checkpoint()
+        for _ in range(100):
+            await anyio.lowlevel.checkpoint()
+        assert sum(opening.calls for opening in openings) == 2
+        for opening in openings:
+            opening.let.set()
+    assert sum(opening.calls for opening in openings) == 5
+
+
+async def test_what_changes_something_is_stopped_and_waited_for() -> None:
+    opening, workers = Opening(), Workers()
+    ended: list[str] = []
+
+    def change() -> None:
+        opening.open()
+        ended.append("changed")
+
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+
+            async def cancel_when_begun() -> None:
+                await opening.begun.wait()
+                scope.cancel()
+
+            tasks.start_soon(cancel_when_begun)
+            await workers.finish(change, stop=opening.let.set)
+    assert scope.cancelled_caught
+    assert ended == ["changed"]
+
+
+async def test_an_undo_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    opening = Opening()
+
+    def close(handle: str) -> None:
+        opening.close(handle)
+        raise OSError(f"cannot close {handle}")
+
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+
+            async def cancel_when_begun() -> None:
+                await opening.begun.wait()
+                scope.cancel()
+
+            tasks.start_soon(cancel_when_begun)
+            await Workers(threads=1).run(opening.open, undo=close)
+    opening.let.set()
+    await opening.undone.wait()
+    while "cannot close handle" not in caplog.text:
+        await anyio.lowlevel.checkpoint()

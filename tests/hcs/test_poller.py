@@ -1,0 +1,359 @@
+"""The poller: tasks wait for sockets, one thread waits for all of them."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+from attrs import define, field
+
+from uvm.backends.hcs.poller import Poller, PollSet, new_poll_set
+
+pytestmark = pytest.mark.anyio
+
+SOCKETS = 1000
+
+
+@contextmanager
+def a_poller(poll_set: PollSet | None = None) -> Iterator[Poller]:
+    poller = Poller(poll_set)
+    try:
+        yield poller
+    finally:
+        poller.close()
+
+
+@contextmanager
+def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
+    a, b = socket.socketpair()
+    with a, b:
+        a.setblocking(False)
+        b.setblocking(False)
+        yield a, b
+
+
+def fill(sock: socket.socket) -> int:
+    """Send until there is no more room."""
+    sent = 0
+    try:
+        while True:
+            sent += sock.send(bytes(65536))
+    except BlockingIOError:
+        return sent
+
+
+def poller_threads() -> int:
+    return sum(thread.name == "uvm sockets" for thread in threading.enumerate())
+
+
+async def test_a_socket_is_readable_once_something_came() -> None:
+    with a_poller() as poller, connected() as (a, b):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(poller.readable, a)
+            await anyio.wait_all_tasks_blocked()
+            b.send(b"x")
+        assert a.recv(10) == b"x"
+
+
+async def test_a_socket_is_readable_once_its_peer_is_gone() -> None:
+    with a_poller() as poller, connected() as (a, b):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(poller.readable, a)
+            await anyio.wait_all_tasks_blocked()
+            b.close()
+        assert a.recv(10) == b""
+
+
+async def test_a_socket_is_writable_once_there_is_room() -> None:
+    with a_poller() as poller, connected() as (a, b):
+        await poller.writable(a)
+        unread = fill(a)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(poller.writable, a)
+            await anyio.wait_all_tasks_blocked()
+            while unread:
+                await poller.readable(b)
+                unread -= len(b.recv(1 << 20))
+        assert a.send(b"x") == 1
+
+
+async def test_both_directions_of_a_socket_are_waited_for_at_once() -> None:
+    with a_poller() as poller, connected() as (a, b):
+        fill(a)
+        done = []
+
+        async def wait(direction: str) -> None:
+            await (poller.readable(a) if direction == "in" else poller.writable(a))
+            done.append(direction)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait, "in")
+            tasks.start_soon(wait, "out")
+            await anyio.wait_all_tasks_blocked()
+            b.send(b"x")
+            while "in" not in done:
+                await anyio.lowlevel.checkpoint()
+            assert done == ["in"]
+            tasks.cancel_scope.cancel()
+        assert poller.waiting == 0
+
+
+async def test_everybody_who_waits_for_a_socket_is_woken() -> None:
+    with a_poller() as poller, connected() as (a, b):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(poller.readable, a)
+            await anyio.wait_all_tasks_blocked()
+            b.send(b"x")
+
+
+async def test_who_waits_for_a_socket_that_is_forgotten_is_told_that_it_closes() -> None:
+    with a_poller() as poller, connected() as (a, _):
+        told = []
+
+        async def wait() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await poller.readable(a)
+            told.append(True)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            poller.forget(a)
+            a.close()
+        assert told == [True, True]
+        assert poller.waiting == 0
+        with pytest.raises(anyio.ClosedResourceError):
+            await poller.readable(a)
+
+
+async def test_a_socket_for_which_nobody_waits_can_be_forgotten() -> None:
+    with a_poller() as poller, connected() as (a, b):
+        poller.forget(a)
+        b.send(b"x")
+        await poller.readable(a)
+        a.close()
+        poller.forget(a)
+
+
+async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
+    with a_poller() as poller, a_poller() as another, connected() as (a, b), anyio.fail_after(60):
+        for _ in range(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(poller.readable, a)
+                await anyio.wait_all_tasks_blocked()
+                tasks.cancel_scope.cancel()
+            assert poller.waiting == 0
+        # Its end reaches the peer: the thread does not hold on to it.
+        a.close()
+        await another.readable(b)
+        assert b.recv(1) == b""
+
+
+@define(eq=False)
+class Numbered:
+    """A socket object of its own with the descriptor of another, as where a number was given out again."""
+
+    sock: socket.socket
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+
+@define(eq=False)
+class HeldBack:
+    """A poll set that holds back what it found, once, about one descriptor."""
+
+    fd: int
+    inner: PollSet = field(factory=new_poll_set)
+    found: threading.Event = field(factory=threading.Event)
+    go_on: threading.Event = field(factory=threading.Event)
+
+    @property
+    def readable(self) -> int:
+        return self.inner.readable
+
+    @property
+    def writable(self) -> int:
+        return self.inner.writable
+
+    def set(self, fd: int, events: int) -> None:
+        self.inner.set(fd, events)
+
+    def wait(self) -> list[tuple[int, int]]:
+        found = list(self.inner.wait())
+        if not self.found.is_set() and any(fd == self.fd for fd, _ in found):
+            self.found.set()
+            self.go_on.wait()
+        return found
+
+
+async def test_what_was_found_about_a_closed_socket_wakes_nobody_who_waits_for_its_successor() -> None:
+    with connected() as (a, b), connected() as (c, d):
+        held = HeldBack(a.fileno())
+        with a_poller(held) as poller, anyio.fail_after(60):
+            woken = anyio.Event()
+            old, new = Numbered(a), Numbered(a)
+
+            async def wait_for_old() -> None:
+                with pytest.raises(anyio.ClosedResourceError):
+                    await poller.readable(old)
+
+            async def wait_for_new() -> None:
+                await poller.readable(new)
+                woken.set()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait_for_old)
+                await anyio.wait_all_tasks_blocked()
+                b.send(b"for the old one")
+                await anyio.to_thread.run_sync(held.found.wait)
+                poller.forget(old)
+                a.recv(100)
+                tasks.start_soon(wait_for_new)
+                await anyio.wait_all_tasks_blocked()
+                held.go_on.set()
+                # A round of the thread later, the other one still waits.
+                d.send(b"x")
+                await poller.readable(c)
+                assert not woken.is_set()
+                b.send(b"for the new one")
+
+
+async def test_a_socket_that_takes_the_number_of_one_that_nobody_forgot_ends_its_waits() -> None:
+    with a_poller() as poller, connected() as (a, b):
+        old, new = Numbered(a), Numbered(a)
+
+        async def wait_for_old() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await poller.readable(old)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait_for_old)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(poller.readable, new)
+            await anyio.wait_all_tasks_blocked()
+            b.send(b"x")
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
+async def test_one_thread_waits_for_any_number_of_sockets() -> None:
+    with a_poller() as poller, ExitStack() as stack:
+        pairs = [stack.enter_context(connected()) for _ in range(SOCKETS)]
+        received: set[int] = set()
+
+        async def wait(number: int, sock: socket.socket) -> None:
+            await poller.readable(sock)
+            assert sock.recv(10) == b"%d" % number
+            received.add(number)
+
+        threads = poller_threads()
+        async with anyio.create_task_group() as tasks:
+            for number, (a, _) in enumerate(pairs):
+                tasks.start_soon(wait, number, a)
+            await anyio.wait_all_tasks_blocked()
+            assert poller.waiting == SOCKETS
+            assert poller_threads() == threads + 1
+            # From both ends inwards, so that places in the middle of the set move.
+            for number in [
+                n for pair in zip(range(SOCKETS), reversed(range(SOCKETS)), strict=True) for n in pair
+            ]:
+                if number not in received:
+                    pairs[number][1].send(b"%d" % number)
+                    while number not in received:
+                        await anyio.lowlevel.checkpoint()
+        assert received == set(range(SOCKETS))
+        assert poller.waiting == 0
+
+
+async def test_tasks_of_several_event_loops_use_one_poller(anyio_backend_name: str) -> None:
+    with a_poller() as poller, connected() as (a, b), connected() as (c, d):
+
+        async def answer() -> None:
+            await poller.readable(c)
+            b.send(c.recv(10))
+
+        def another_loop() -> None:
+            anyio.run(answer, backend=anyio_backend_name)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, another_loop)
+            tasks.start_soon(poller.readable, a)
+            await anyio.lowlevel.checkpoint()
+            d.send(b"hello")
+        assert a.recv(10) == b"hello"
+
+
+async def test_a_poller_ends_with_its_thread_and_tells_who_waits() -> None:
+    before = poller_threads()
+    poller = Poller()
+    with connected() as (a, _):
+
+        async def wait() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await poller.readable(a)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            assert poller_threads() == before + 1
+            poller.close()
+        assert poller_threads() == before
+        poller.close()
+        with pytest.raises(anyio.ClosedResourceError):
+            await poller.readable(a)
+
+
+async def test_a_poller_that_nobody_used_has_no_thread() -> None:
+    before = poller_threads()
+    with a_poller():
+        assert poller_threads() == before
+
+
+AT_EXIT = """
+import socket, sys, threading
+import anyio
+from uvm.backends.hcs.poller import Poller
+
+poller, (a, b) = Poller(), socket.socketpair()
+waits = threading.Event()
+
+async def main():
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(poller.readable, a)
+        await anyio.wait_all_tasks_blocked()
+        waits.set()
+
+threading.Thread(target=anyio.run, args=(main,), daemon=True).start()
+waits.wait()
+print("leaving")
+"""
+
+
+def test_the_interpreter_goes_while_somebody_waits() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "leaving"), done.stderr

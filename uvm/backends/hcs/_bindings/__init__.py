@@ -1,0 +1,1 @@
+"""Generated from ``declarations``: cffi's view of the DLLs. Do not edit."""

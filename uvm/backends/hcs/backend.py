@@ -1,0 +1,179 @@
+"""The Host Compute Service of Windows as a backend."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+from uvm.backends.base import JSON, VM_GROUP, AccessMask, HostFiles, HostInfo, HostNetwork
+from uvm.backends.hcs.calls import ComputeService
+from uvm.backends.hcs.host import Host
+from uvm.backends.hcs.network import HCSNetwork
+from uvm.backends.hcs.parts import Parts, windows_parts
+from uvm.backends.hcs.system import HCSSystem
+from uvm.backends.hcs.text import check, parse, take
+
+__all__ = ["HCSBackend"]
+
+
+class HCSBackend:
+    """A Windows host with Hyper-V (:class:`~uvm.backends.base.Backend`), through computecore.dll.
+
+    :param parts: in place of Windows's own, which by default are loaded here.
+    :raises NotSupportedError: this machine lacks something that is needed; the message says what.
+    """
+
+    def __init__(self, *, parts: Parts | None = None) -> None:
+        if parts is None:
+            parts = windows_parts()
+        service = ComputeService.of(parts.core)
+        self._host = Host(service, parts.workers, parts.transport, parts.machine, parts.patience_seconds)
+        self._network = HCSNetwork(parts.network, parts.workers)
+        self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._turns_change = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The name under which it is registered."""
+        return "hcs"
+
+    @property
+    def files(self) -> HostFiles:
+        """The host's file system."""
+        return self._host.machine.files
+
+    @property
+    def network(self) -> HostNetwork:
+        """Its networks."""
+        return self._network
+
+    @property
+    def operations(self) -> int:
+        """How many calls HCS has under way, for all backends of this process."""
+        return self._host.service.operations
+
+    async def host(self) -> HostInfo:
+        """Ask for the host's facts."""
+        return await self._host.machine.facts()
+
+    async def service_properties(self, *types: str) -> JSON:
+        """Ask HCS about itself (``HcsGetServiceProperties``)."""
+        host, library = self._host, self._host.service.library
+        operation = "query the service"
+        query = host.document({"PropertyTypes": list(types)} if types else {}, operation)
+
+        def ask() -> str:
+            out = library.ffi.new("PWSTR *")
+            hresult = host.functions.HcsGetServiceProperties(query, out)
+            text = take(library, out[0])
+            check(operation, hresult, text)
+            return text
+
+        return parse(await host.workers.run(ask), operation) or {}
+
+    async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
+        """Give a VM (``HcsGrantVmAccess``), or every VM, access to a path.
+
+        HCS has no mask, and its call for the VM group came late; that access is written into the path's ACL.
+        """
+        if to == VM_GROUP:
+            await self._host.machine.grant_group(path, mask)
+        else:
+            await self._access(
+                f"grant {to} access to {path}", path, to, self._host.functions.HcsGrantVmAccess
+            )
+
+    async def revoke_access(self, path: str, to: str) -> None:
+        """Take that access away (``HcsRevokeVmAccess``)."""
+        if to == VM_GROUP:
+            await self._host.machine.revoke_group(path)
+        else:
+            revoke = self._host.functions.HcsRevokeVmAccess
+            await self._access(f"revoke access of {to} to {path}", path, to, revoke)
+
+    async def create(self, system_id: str, document: JSON) -> HCSSystem:
+        """Create a compute system (``HcsCreateComputeSystem``). Cancelled, it is terminated again."""
+        host, operation = self._host, f"create {system_id}"
+        out = host.service.library.ffi.new("HCS_SYSTEM *")
+        name, text = host.text(system_id), host.document(document, operation)
+        made: HCSSystem | None = None
+        try:
+            try:
+                await host.service.operate(
+                    operation,
+                    lambda o: host.functions.HcsCreateComputeSystem(name, text, o, host.null, out),
+                    linger_seconds=host.patience_seconds,
+                )
+            finally:
+                # HCS gives the handle before it is done, so that there may be one whatever comes of it.
+                if out[0] != host.null:
+                    made = HCSSystem(host, host.system_handle(system_id, out[0]))
+            assert made is not None, "HCS gave neither a system nor an error"
+            await made.watch()
+        except BaseException:
+            if made is not None:
+                await made.discard()
+            raise
+        return made
+
+    async def open(self, system_id: str) -> HCSSystem:
+        """Open another handle (``HcsOpenComputeSystem``)."""
+        handle = await self._host.open_system(system_id, f"open {system_id}")
+        system = HCSSystem(self._host, handle)
+        try:
+            await system.watch()
+        except BaseException:
+            await system.close()
+            raise
+        return system
+
+    async def enumerate(self, query: JSON | None = None) -> list[JSON]:
+        """List compute systems (``HcsEnumerateComputeSystems``)."""
+        host, operation = self._host, "enumerate"
+        text = host.document(query, operation)
+        answer: Any = parse(
+            await host.service.operate(
+                operation, lambda o: host.functions.HcsEnumerateComputeSystems(text, o)
+            ),
+            operation,
+        )
+        return answer if isinstance(answer, list) else []
+
+    def new_id(self) -> str:
+        """Make a fresh GUID."""
+        return str(uuid4())
+
+    async def __aenter__(self) -> HCSBackend:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        await self._host.transport.aclose()
+        return None
+
+    async def _access(self, operation: str, path: str, to: str, call: Any) -> None:
+        name, at = self._host.text(to), self._host.text(path)
+
+        def change() -> None:
+            # A grant that was cancelled goes on in its thread; what takes the access away must not pass it.
+            with self._turn(path):
+                check(operation, call(name, at))
+
+        await self._host.workers.run(change)
+
+    @contextmanager
+    def _turn(self, path: str) -> Iterator[None]:
+        """Let one thread at a time change who has access to a path."""
+        with self._turns_change:
+            turn = self._turns.setdefault(path.casefold(), threading.Lock())
+        with turn:
+            yield

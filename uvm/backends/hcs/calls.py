@@ -1,0 +1,180 @@
+"""Calls of computecore.dll as coroutines, and its callbacks.
+
+Theory of operation
+-------------------
+
+A call that takes an operation returns at once. Its completion comes as a callback in a thread of HCS's own.
+The context of each callback is a number, never a pointer: the callback looks the number up and finds
+either who waits, whom it wakes through a :class:`~uvm.backends.hcs.waker.Waker`, or nothing, where nobody
+waits any more. It does no more than that, and closes nothing.
+
+::
+
+    HcsCreateOperation(number) -> the call -> [refused] -> HcsCloseOperation
+                                     |
+                                     +--> callback: wake -> HcsGetOperationResult -> HcsCloseOperation
+                                     |
+                                     +--> cancelled: HcsCloseOperation; HCS finishes, and drops the result
+
+Whoever creates an operation closes it, in one ``finally``. ``HcsCancelOperation`` is not used, because
+Windows does not implement it. Events of systems and processes come the same way, under a number of their
+own, until the handle is closed, which waits for callbacks that are under way.
+
+The callbacks exist once per loaded DLL and are never freed, because HCS may call them at any time. Before
+the interpreter goes, all operations and handles are closed, so that no callback comes into what is half gone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+
+from uvm.backends.hcs.dlls import CData, ComputeCore, Library, OperationHandle
+from uvm.backends.hcs.handles import close_all
+from uvm.backends.hcs.text import check, take
+from uvm.backends.hcs.waker import Signal, Waker
+from uvm.errors import HostError
+
+__all__ = ["ComputeService", "EventHandler", "Fetch", "Submit"]
+
+E_OUTOFMEMORY = 0x8007000E
+#: Without it HCS would report operations as events, and refuse operations that have callbacks.
+_EVENT_OPTION_NONE = 0
+
+#: Hands a call to HCS, with the operation that follows it; gives the HRESULT.
+Submit = Callable[[OperationHandle], int]
+#: Fetches the result of an operation that has ended: the HRESULT and the document.
+Fetch = Callable[[OperationHandle], tuple[int, str]]
+#: Is told of an event, in the event loop: its type (``HCS_EVENT_TYPE``) and its document.
+EventHandler = Callable[[int, str], None]
+
+
+class ComputeService:
+    """computecore.dll, for any number of event loops. One for each :class:`Library`: see :meth:`of`."""
+
+    def __init__(self, library: Library[ComputeCore]) -> None:
+        self.library = library
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, tuple[Signal, OperationHandle]] = {}
+        self._handlers: dict[int, tuple[Waker, EventHandler]] = {}
+        self._completed = library.ffi.callback("HCS_OPERATION_COMPLETION", self._on_completion)
+        self._happened = library.ffi.callback("HCS_EVENT_CALLBACK", self._on_event)
+
+    @classmethod
+    def of(cls, library: Library[ComputeCore]) -> ComputeService:
+        """Give the one of a library."""
+        found = _services.get(library)
+        if found is None:
+            found = _services[library] = cls(library)
+        return found
+
+    @property
+    def operations(self) -> int:
+        """How many operations are under way."""
+        return len(self._waiting)
+
+    async def operate(
+        self,
+        operation: str,
+        submit: Submit,
+        fetch: Fetch | None = None,
+        linger_seconds: float = 0.0,
+    ) -> str:
+        """Carry out one call and give its result document.
+
+        :param operation: what errors call it.
+        :param fetch: fetches the result, where there is more to it than a document.
+        :param linger_seconds: how long a cancelled caller still waits for the end of it, so that what it made
+            can be taken away again.
+        :raises HostError: HCS refused.
+        """
+        functions, ffi = self.library.functions, self.library.ffi
+        number, signal = next(self._numbers), Signal(Waker())
+        handle = functions.HcsCreateOperation(ffi.cast("void *", number), self._completed)
+        if handle == ffi.NULL:
+            raise HostError(operation, E_OUTOFMEMORY, "HcsCreateOperation gave no operation")
+        # Known before the call, because the completion may come before the call returns.
+        self._waiting[number] = (signal, handle)
+        try:
+            hresult = submit(handle)
+            if hresult < 0:
+                # HCS may have left an account of it; the HRESULT that comes with that is of no interest.
+                check(operation, hresult, self._result(handle)[1])
+            await _wait(signal, linger_seconds)
+            hresult, document = (fetch or self._result)(handle)
+            check(operation, hresult, document)
+            return document
+        finally:
+            # The interpreter's end may have been first.
+            if self._waiting.pop(number, None) is not None:
+                functions.HcsCloseOperation(handle)
+
+    def watch(self, register: Callable[[int, CData, CData], int], handler: EventHandler, waker: Waker) -> int:
+        """Register for the events of one system or process.
+
+        :param register: ``HcsSetComputeSystemCallback`` or ``HcsSetProcessCallback`` for a handle; takes the
+            options, the context and the callback.
+        :returns: the number of the registration, for :meth:`forget`.
+        :raises HostError: HCS refused.
+        """
+        number = next(self._numbers)
+        self._handlers[number] = (waker, handler)
+        hresult = register(_EVENT_OPTION_NONE, self.library.ffi.cast("void *", number), self._happened)
+        if hresult < 0:
+            del self._handlers[number]
+        check("register for events", hresult)
+        return number
+
+    def forget(self, number: int) -> None:
+        """Drop a registration, after its handle was closed."""
+        self._handlers.pop(number, None)
+
+    def end(self) -> None:
+        """Close every operation, so that no callback comes any more. For the end of the interpreter."""
+        while self._waiting:
+            _, (_, handle) = self._waiting.popitem()
+            self.library.functions.HcsCloseOperation(handle)
+
+    def _result(self, handle: OperationHandle) -> tuple[int, str]:
+        document = self.library.ffi.new("PWSTR *")
+        hresult = self.library.functions.HcsGetOperationResult(handle, document)
+        return hresult, take(self.library, document[0])
+
+    def _on_completion(self, operation: CData, context: CData) -> None:
+        waiting = self._waiting.get(int(self.library.ffi.cast("uintptr_t", context)))
+        if waiting is not None:
+            waiting[0].set()
+
+    def _on_event(self, event: CData, context: CData) -> None:
+        found = self._handlers.get(int(self.library.ffi.cast("uintptr_t", context)))
+        if found is None:
+            return
+        waker, handler = found
+        # The document belongs to HCS, and goes when this returns.
+        data = event.EventData
+        text = self.library.ffi.string(data) if data != self.library.ffi.NULL else ""
+        waker.call_soon(handler, event.Type, text)
+
+
+async def _wait(signal: Signal, linger_seconds: float) -> None:
+    try:
+        await signal.wait()
+    except anyio.get_cancelled_exc_class():
+        with anyio.move_on_after(linger_seconds, shield=True):
+            await signal.wait()
+        raise
+
+
+#: Held for good: HCS holds pointers to the callbacks in them.
+_services: dict[Library[Any], ComputeService] = {}
+
+
+@atexit.register
+def _end() -> None:
+    for service in _services.values():
+        service.end()
+    close_all()

@@ -1,0 +1,210 @@
+"""Hyper-V sockets: where the guest of a VM dials the host.
+
+A listener is bound to the id of one VM and to a service, so that nobody but that VM can reach it. Which
+services a VM may dial, its document says (``HvSocketConfig``); nothing has to be registered on the host.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from typing import Final, Protocol
+from uuid import UUID
+
+import anyio
+import anyio.lowlevel
+from attrs import frozen
+
+from uvm.backends.base import ByteStream
+from uvm.backends.hcs.pipes import DescriptorPipes, NamedPipes, Pipes
+from uvm.backends.hcs.sockets import SocketListener, Sockets
+from uvm.backends.hcs.winerrors import host_error
+from uvm.backends.hcs.winsock import winsock
+from uvm.errors import NotSupportedError, OptionsError
+
+__all__ = [
+    "HYPERV",
+    "AddressFamily",
+    "HvSocketTransport",
+    "SocketApi",
+    "StandardSockets",
+    "WinsockSockets",
+    "system_sockets",
+]
+
+AF_HYPERV: Final = 34
+HV_PROTOCOL_RAW: Final = 1
+#: How many connections may wait to be accepted, as hcsshim has it; the guest's further ones are refused.
+BACKLOG: Final = 16
+
+#: Ids that stand for many partitions, or for none that is a VM of ours (hvsocket.h).
+_WILDCARDS: Final = {
+    UUID("00000000-0000-0000-0000-000000000000"): "every partition",
+    UUID("ffffffff-ffff-ffff-ffff-ffffffffffff"): "a broadcast",
+    UUID("90db8b89-0d35-4f79-8ce9-49ea0ac8b7cd"): "every child partition",
+    UUID("e0e16197-dd56-4a10-9195-5ee7a155a838"): "the host itself",
+    UUID("a42e7cda-d03f-480c-9cc2-a4de20abb878"): "the parent partition",
+    UUID("36bd0c5c-7276-4223-88ba-7d03b654c568"): "the host of a silo",
+}
+
+
+@frozen
+class AddressFamily:
+    """A kind of sockets, and how a service of a VM is addressed in it.
+
+    :ivar address: gives the address as the standard library takes it.
+    :ivar raw_address: gives the bytes of its ``sockaddr``.
+    """
+
+    family: int
+    protocol: int
+    address: Callable[[UUID, UUID], tuple[str, str | int]]
+    raw_address: Callable[[UUID, UUID], bytes]
+
+
+def _hyperv_address(vm_id: UUID, service_id: UUID) -> tuple[str, str | int]:
+    return str(vm_id), str(service_id)
+
+
+def _hyperv_raw_address(vm_id: UUID, service_id: UUID) -> bytes:
+    """Give a ``SOCKADDR_HV``: family, reserved, VM, service."""
+    return struct.pack("<HH", AF_HYPERV, 0) + vm_id.bytes_le + service_id.bytes_le
+
+
+#: Hyper-V sockets.
+HYPERV: Final = AddressFamily(AF_HYPERV, HV_PROTOCOL_RAW, _hyperv_address, _hyperv_raw_address)
+
+
+class SocketApi(Protocol):
+    """What makes sockets, all of them non-blocking, and none inherited by child processes."""
+
+    def listen(self, vm_id: UUID, service_id: UUID) -> socket.socket:
+        """Make a socket that listens; OSError."""
+
+    def accept(self, sock: socket.socket) -> socket.socket:
+        """Accept a connection that waits; BlockingIOError where there is none, or OSError."""
+
+
+@frozen
+class StandardSockets:
+    """:class:`SocketApi` of the standard library, which knows AF_HYPERV since Python 3.12."""
+
+    family: AddressFamily = HYPERV
+
+    def listen(self, vm_id: UUID, service_id: UUID) -> socket.socket:
+        """Make a socket that listens; OSError."""
+        return _listening(self.family, lambda sock: sock.bind(self.family.address(vm_id, service_id)))
+
+    def accept(self, sock: socket.socket) -> socket.socket:
+        """Accept a connection that waits; BlockingIOError where there is none, or OSError."""
+        accepted, _ = sock.accept()
+        accepted.setblocking(False)
+        return accepted
+
+
+@frozen
+class WinsockSockets:
+    """:class:`SocketApi` for Python 3.11: what needs an address goes to Winsock itself."""
+
+    family: AddressFamily = HYPERV
+
+    def listen(self, vm_id: UUID, service_id: UUID) -> socket.socket:
+        """Make a socket that listens; OSError."""
+        raw_address = self.family.raw_address(vm_id, service_id)
+        return _listening(self.family, lambda sock: winsock().bind(sock.fileno(), raw_address))
+
+    def accept(self, sock: socket.socket) -> socket.socket:
+        """Accept a connection that waits; BlockingIOError where there is none, or OSError."""
+        number = winsock().accept(sock.fileno())
+        # With all three given, Python does not have to understand the socket's address.
+        accepted = socket.socket(sock.family, sock.type, sock.proto, fileno=number)
+        accepted.set_inheritable(False)
+        accepted.setblocking(False)
+        return accepted
+
+
+def _listening(family: AddressFamily, bind: Callable[[socket.socket], None]) -> socket.socket:
+    sock = socket.socket(family.family, socket.SOCK_STREAM, family.protocol)
+    try:
+        sock.setblocking(False)
+        bind(sock)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def system_sockets() -> SocketApi:
+    """Give what makes Hyper-V sockets here.
+
+    :raises NotSupportedError: this is not Windows.
+    """
+    if sys.platform == "win32":
+        return StandardSockets() if hasattr(socket, "AF_HYPERV") else WinsockSockets()
+    else:  # noqa: RET505 - mypy takes what follows for unreachable on Windows
+        raise NotSupportedError("Hyper-V sockets exist on Windows only")
+
+
+class HvSocketTransport:
+    """The :class:`~uvm.backends.hcs.transport.Transport` of Windows.
+
+    It costs two threads for any number of VMs: one for all sockets and one for all pipes, once there are any.
+
+    :param api: makes the sockets; Hyper-V's where it is left out.
+    """
+
+    def __init__(self, api: SocketApi | None = None) -> None:
+        self._api: Final = api or system_sockets()
+        self._sockets: Final = Sockets()
+        self._pipes: Final[Pipes] = (
+            NamedPipes() if sys.platform == "win32" else DescriptorPipes(self._sockets)
+        )
+        self._closed = False
+
+    async def listen(self, runtime_id: str, service_id: str) -> SocketListener:
+        """Listen for one VM (its Hyper-V id) to dial a service (a GUID).
+
+        :raises OptionsError: one of the two is no GUID, or the id stands for more than one VM.
+        :raises HostError: Windows refuses, for instance with WSAEADDRINUSE where somebody listens there.
+        :raises anyio.ClosedResourceError: the transport is closed.
+        """
+        await anyio.lowlevel.checkpoint()
+        if self._closed:
+            raise anyio.ClosedResourceError
+        vm_id, service = _vm_id(runtime_id), _guid(service_id, "the id of a service")
+        try:
+            sock = self._api.listen(vm_id, service)
+        except OSError as error:
+            raise host_error(f"listen for the VM {vm_id} at the service {service}", error) from error
+        return self._sockets.listener(sock, self._api.accept)
+
+    def open_pipe(self, handle: int) -> ByteStream:
+        """Make a stream of a standard handle that HCS gave for a process; it owns the handle from now on.
+
+        :raises HostError: it is not a handle for overlapped I/O; it is closed then.
+        """
+        return self._pipes.open(handle)
+
+    async def aclose(self) -> None:
+        """Close all listeners and streams that are left, and end the threads. Again, it does nothing."""
+        self._closed = True
+        self._sockets.close()
+        self._pipes.close()
+        await anyio.lowlevel.checkpoint()
+
+
+def _vm_id(text: str) -> UUID:
+    vm_id = _guid(text, "the id of a VM")
+    if vm_id in _WILDCARDS:
+        raise OptionsError(f"{vm_id} is not the id of one VM but stands for {_WILDCARDS[vm_id]}")
+    return vm_id
+
+
+def _guid(text: str, what: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise OptionsError(f"{what} has to be a GUID, not {text!r}") from None

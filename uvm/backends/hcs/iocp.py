@@ -1,0 +1,206 @@
+"""Overlapped I/O on Windows handles: one completion port, and one thread that waits for it."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import threading
+from collections.abc import Callable
+from typing import Final, Protocol, cast
+
+import anyio
+from attrs import define, field, frozen
+
+from uvm.backends.hcs.dlls import FFI, CData, system_library
+from uvm.backends.hcs.waker import Signal, Waker
+from uvm.backends.hcs.winerrors import code_of, windows_error
+
+__all__ = ["CompletionPort", "Operation", "abandoned_operations"]
+
+_ERROR_MORE_DATA: Final = 234
+_ERROR_IO_PENDING: Final = 997
+_INFINITE: Final = 0xFFFFFFFF
+#: How long the end of a port waits for operations that were cancelled.
+_LINGER_MS: Final = 2000
+
+#: Operations that Windows did not give back in time: it may still write into their buffers.
+_abandoned: list[Operation] = []
+
+
+def abandoned_operations() -> int:
+    """Count the operations whose memory was left to Windows for good, because it did not end them in time."""
+    return len(_abandoned)
+
+
+class KernelFunctions(Protocol):
+    """kernel32.dll (ioapiset.h, fileapi.h, handleapi.h)."""
+
+    def CreateIoCompletionPort(self, file: CData, port: CData, key: int, threads: int, /) -> CData: ...
+    def GetQueuedCompletionStatus(
+        self, port: CData, count: CData, key: CData, overlapped: CData, timeout_ms: int, /
+    ) -> int: ...
+    def PostQueuedCompletionStatus(self, port: CData, count: int, key: int, overlapped: CData, /) -> int: ...
+    def ReadFile(self, file: CData, buffer: CData, size: int, count: CData, overlapped: CData, /) -> int: ...
+    def WriteFile(self, file: CData, data: CData, size: int, count: CData, overlapped: CData, /) -> int: ...
+    def CancelIoEx(self, file: CData, overlapped: CData, /) -> int: ...
+    def CloseHandle(self, handle: CData, /) -> int: ...
+
+
+@frozen(eq=False)
+class Kernel:
+    """kernel32.dll, loaded."""
+
+    functions: KernelFunctions
+    ffi: FFI
+
+
+@functools.cache
+def kernel() -> Kernel:
+    """Load kernel32.dll."""
+    from uvm.backends.hcs._bindings import iocp
+
+    functions = iocp.ffi.dlopen(system_library("kernel32.dll"))
+    return Kernel(cast(KernelFunctions, functions), iocp.ffi)
+
+
+@define(eq=False)
+class Operation:
+    """One read or write that is under way. Windows owns its memory until it has ended.
+
+    :ivar buffer: what is read into or written from.
+    :ivar count: how many bytes it read or wrote.
+    :ivar error: the Windows error code that it ended with; 0 where it went well.
+    """
+
+    overlapped: CData
+    buffer: CData
+    signal: Signal = field(factory=lambda: Signal(Waker()))
+    count: int = 0
+    error: int = 0
+
+    async def wait(self) -> None:
+        """Wait for its end; whoever is cancelled may come again, in the same event loop."""
+        await self.signal.wait()
+
+
+class CompletionPort:
+    """Reads from and writes to any number of handles, for tasks of any number of event loops.
+
+    Its thread starts with the first operation and ends with :meth:`close`, or with the interpreter.
+    """
+
+    def __init__(self) -> None:
+        self._kernel: Final = kernel()
+        self._null: Final = self._kernel.ffi.NULL
+        self._lock = threading.Lock()
+        self._operations: dict[int, Operation] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        invalid = self._kernel.ffi.cast("HANDLE", -1)
+        # One thread takes from it.
+        self._port: Final = self._kernel.functions.CreateIoCompletionPort(invalid, self._null, 0, 1)
+        if self._port == self._null:
+            raise windows_error(self._kernel.ffi)
+
+    def handle(self, number: int) -> CData:
+        """Give a HANDLE from its number."""
+        return self._kernel.ffi.cast("HANDLE", number)
+
+    def attach(self, handle: CData) -> None:
+        """Have what happens on a handle reported here; OSError where it is not one for overlapped I/O."""
+        if self._kernel.functions.CreateIoCompletionPort(handle, self._port, 0, 0) == self._null:
+            raise windows_error(self._kernel.ffi)
+
+    def read(self, handle: CData, size: int) -> Operation:
+        """Start to read; OSError where that fails at once."""
+        buffer = self._kernel.ffi.new("char[]", size)
+        return self._begin(self._kernel.functions.ReadFile, handle, buffer)
+
+    def write(self, handle: CData, data: bytes) -> Operation:
+        """Start to write; OSError where that fails at once."""
+        return self._begin(self._kernel.functions.WriteFile, handle, self._kernel.ffi.from_buffer(data))
+
+    def failure(self, operation: Operation) -> OSError | None:
+        """Give the error that an operation ended with; None where it went well."""
+        return windows_error(self._kernel.ffi, operation.error) if operation.error else None
+
+    def data(self, operation: Operation) -> bytes:
+        """Give what an operation has read."""
+        return bytes(self._kernel.ffi.buffer(operation.buffer, operation.count))
+
+    def end(self, handle: CData) -> None:
+        """Cancel what is under way on a handle, and close it. The operations end with errors."""
+        self._kernel.functions.CancelIoEx(handle, self._null)
+        self._kernel.functions.CloseHandle(handle)
+
+    def close(self) -> None:
+        """End the thread once all operations have ended, and close the port. Again, it does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
+            self._kernel.functions.PostQueuedCompletionStatus(self._port, 0, 0, self._null)
+            thread.join()
+            atexit.unregister(self.close)
+        self._kernel.functions.CloseHandle(self._port)
+
+    def _begin(self, start: Callable[..., int], handle: CData, buffer: CData) -> Operation:
+        operation = Operation(self._kernel.ffi.new("OVERLAPPED *"), buffer)
+        address = self._address(operation.overlapped)
+        with self._lock:
+            if self._closed:
+                raise anyio.ClosedResourceError
+            self._run_thread()
+            # Known before the call, because its end may come before the call returns.
+            self._operations[address] = operation
+        if start(handle, buffer, len(buffer), self._null, operation.overlapped):
+            return operation
+        error = windows_error(self._kernel.ffi)
+        if code_of(error) not in (_ERROR_IO_PENDING, _ERROR_MORE_DATA):
+            with self._lock:
+                del self._operations[address]
+            raise error
+        return operation
+
+    def _address(self, overlapped: CData) -> int:
+        return int(self._kernel.ffi.cast("uintptr_t", overlapped))
+
+    def _run_thread(self) -> None:
+        if self._thread is not None:
+            return
+        self._thread = threading.Thread(target=self._run, name="uvm pipes", daemon=True)
+        self._thread.start()
+        # A daemon, so that the interpreter gets as far as to end it: it waits for other threads before.
+        atexit.register(self.close)
+
+    # The thread.
+
+    def _run(self) -> None:
+        ffi = self._kernel.ffi
+        count, key, overlapped = ffi.new("DWORD *"), ffi.new("ULONG_PTR *"), ffi.new("OVERLAPPED **")
+        while not self._done():
+            overlapped[0] = self._null
+            timeout = _LINGER_MS if self._closed else _INFINITE
+            good = self._kernel.functions.GetQueuedCompletionStatus(
+                self._port, count, key, overlapped, timeout
+            )
+            code = 0 if good else ffi.getwinerror()[0]
+            if overlapped[0] != self._null:
+                self._ended(overlapped[0], count[0], code)
+            elif not good:
+                break
+        with self._lock:
+            _abandoned.extend(self._operations.values())
+
+    def _done(self) -> bool:
+        with self._lock:
+            return self._closed and not self._operations
+
+    def _ended(self, overlapped: CData, count: int, code: int) -> None:
+        with self._lock:
+            operation = self._operations.pop(self._address(overlapped))
+        operation.count = count
+        operation.error = 0 if code == _ERROR_MORE_DATA else code
+        operation.signal.set()

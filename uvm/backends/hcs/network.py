@@ -1,0 +1,183 @@
+"""Host Compute Network: the namespaces and endpoints of computenetwork.dll."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+from uvm.backends.base import JSON
+from uvm.backends.hcs.dlls import CData, ComputeNetwork, Library
+from uvm.backends.hcs.text import check, compose, parse, take, wide
+from uvm.backends.hcs.workers import Workers
+from uvm.errors import HostError, OptionsError
+
+__all__ = ["HCSNetwork"]
+
+T = TypeVar("T")
+
+_ERROR_NOT_FOUND: Final = 0x80070490
+_HCN_E_ENDPOINT_NOT_FOUND: Final = 0x803B0002
+_QUERY: Final[JSON] = {"SchemaVersion": {"Major": 2, "Minor": 0}}
+
+
+class HCSNetwork:
+    """The networks of a Windows host (:class:`~uvm.backends.base.HostNetwork`).
+
+    HCN has no operations: each call blocks, so it goes to the thread pool. What one of these methods does, it
+    does in one go there, and it closes what it opened.
+    """
+
+    def __init__(self, library: Library[ComputeNetwork], workers: Workers) -> None:
+        self._library = library
+        self._workers = workers
+
+    async def namespace(self, namespace_id: str) -> JSON:
+        """Give a namespace's document; ERROR_NOT_FOUND where there is none."""
+        guid = self._guid(namespace_id, "namespace")
+        return await self._workers.run(lambda: self._namespace(guid, namespace_id))
+
+    async def endpoint(self, endpoint: str) -> JSON:
+        """Give an endpoint's document, found by id or by name; HCN_E_ENDPOINT_NOT_FOUND."""
+        guid = _guid_or_none(endpoint)
+        if guid is None:
+            return await self._workers.run(lambda: self._endpoint_by_name(endpoint))
+        value = self._guid_value(guid)
+        return await self._workers.run(lambda: self._endpoint(value, endpoint))
+
+    async def namespace_endpoints(self, namespace_id: str) -> list[JSON]:
+        """Give the documents of the endpoints that are in a namespace, in its order."""
+        guid = self._guid(namespace_id, "namespace")
+
+        def endpoints() -> list[JSON]:
+            found = _endpoint_ids(self._namespace(guid, namespace_id))
+            return [self._endpoint(self._guid(each, "endpoint"), each) for each in found]
+
+        return await self._workers.run(endpoints)
+
+    async def add_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
+        """Put an endpoint into a namespace."""
+        await self._change(namespace_id, endpoint_id, "Add")
+
+    async def remove_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
+        """Take an endpoint out of a namespace."""
+        await self._change(namespace_id, endpoint_id, "Remove")
+
+    async def delete_namespace(self, namespace_id: str) -> None:
+        """Delete a namespace; nothing happens where it does not exist."""
+        guid, operation = self._guid(namespace_id, "namespace"), f"delete namespace {namespace_id}"
+
+        def delete() -> None:
+            try:
+                self._ask(operation, lambda error: self._library.functions.HcnDeleteNamespace(guid, error))
+            except HostError as e:
+                if e.hresult != _ERROR_NOT_FOUND:
+                    raise
+
+        await self._workers.run(delete)
+
+    async def _change(self, namespace_id: str, endpoint_id: str, request_type: str) -> None:
+        guid = self._guid(namespace_id, "namespace")
+        operation = f"{request_type.lower()} endpoint {endpoint_id} of namespace {namespace_id}"
+        request = {
+            "ResourceType": "Endpoint",
+            "RequestType": request_type,
+            "Settings": {"EndpointId": endpoint_id},
+        }
+        settings = wide(self._library, compose(request, operation))
+
+        def change() -> None:
+            with self._open_namespace(guid, operation) as namespace:
+                modify = self._library.functions.HcnModifyNamespace
+                self._ask(operation, lambda error: modify(namespace, settings, error))
+
+        await self._workers.run(change)
+
+    # In a thread of the pool.
+
+    def _namespace(self, guid: CData, name: str) -> JSON:
+        operation = f"query namespace {name}"
+        with self._open_namespace(guid, operation) as namespace:
+            return self._properties(operation, namespace, self._library.functions.HcnQueryNamespaceProperties)
+
+    def _endpoint(self, guid: CData, name: str) -> JSON:
+        operation = f"query endpoint {name}"
+        functions = self._library.functions
+        handle = self._opened(operation, lambda out, error: functions.HcnOpenEndpoint(guid, out, error))
+        try:
+            return self._properties(operation, handle, functions.HcnQueryEndpointProperties)
+        finally:
+            functions.HcnCloseEndpoint(handle)
+
+    def _endpoint_by_name(self, name: str) -> JSON:
+        operation = f"find endpoint {name}"
+        query = wide(self._library, compose({**_QUERY, "Filter": json.dumps({"Name": name})}, operation))
+        found = self._answer(
+            operation,
+            lambda out, error: self._library.functions.HcnEnumerateEndpoints(query, out, error),
+        )
+        for each in found if isinstance(found, list) else ():
+            document = self._endpoint(self._guid(each, "endpoint"), each)
+            # An HCN that does not know the filter lists them all.
+            if document.get("Name") == name:
+                return document
+        raise HostError(operation, _HCN_E_ENDPOINT_NOT_FOUND)
+
+    @contextmanager
+    def _open_namespace(self, guid: CData, operation: str) -> Iterator[CData]:
+        functions = self._library.functions
+        handle = self._opened(operation, lambda out, error: functions.HcnOpenNamespace(guid, out, error))
+        try:
+            yield handle
+        finally:
+            functions.HcnCloseNamespace(handle)
+
+    def _properties(self, operation: str, handle: CData, query: Callable[..., int]) -> JSON:
+        text = wide(self._library, compose(_QUERY, operation))
+        answer = self._answer(operation, lambda out, error: query(handle, text, out, error))
+        return answer if isinstance(answer, dict) else {}
+
+    def _opened(self, operation: str, call: Callable[[CData, CData], int]) -> CData:
+        out = self._library.ffi.new("void **")
+        self._ask(operation, lambda error: call(out, error))
+        return out[0]
+
+    def _answer(self, operation: str, call: Callable[[CData, CData], int]) -> Any:
+        out = self._library.ffi.new("PWSTR *")
+        try:
+            self._ask(operation, lambda error: call(out, error))
+        finally:
+            text = take(self._library, out[0])
+        return parse(text, operation)
+
+    def _ask(self, operation: str, call: Callable[[CData], int]) -> None:
+        error = self._library.ffi.new("PWSTR *")
+        hresult = call(error)
+        check(operation, hresult, take(self._library, error[0]))
+
+    def _guid(self, text: str, what: str) -> CData:
+        guid = _guid_or_none(text)
+        if guid is None:
+            raise OptionsError(f"the id of a {what} is a GUID, not {text!r}; nothing was asked")
+        return self._guid_value(guid)
+
+    def _guid_value(self, guid: UUID) -> CData:
+        value = self._library.ffi.new("GUID *")
+        self._library.ffi.buffer(value)[:] = guid.bytes_le
+        return value
+
+
+def _guid_or_none(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _endpoint_ids(namespace: JSON) -> list[str]:
+    resources = namespace.get("Resources") or []
+    data = [r.get("Data") or {} for r in resources if r.get("Type") == "Endpoint"]
+    # HCN writes "Id"; hcsshim, whose reader is blind to case, writes "ID".
+    return [str(d.get("Id") or d.get("ID")) for d in data]

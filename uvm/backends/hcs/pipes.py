@@ -1,0 +1,224 @@
+"""The standard handles of processes: overlapped named pipes on Windows, file descriptors elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import socket
+import stat
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import anyio
+import anyio.lowlevel
+
+from uvm.backends.base import ByteStream
+from uvm.backends.hcs.dlls import CData
+from uvm.backends.hcs.iocp import CompletionPort, Operation
+from uvm.backends.hcs.sockets import PIECE_BYTES, Sockets
+from uvm.backends.hcs.winerrors import code_of, host_error
+
+__all__ = ["NamedPipes", "PipeStream", "Pipes", "DescriptorPipes"]
+
+_ERROR_HANDLE_EOF: Final = 38
+_ERROR_BROKEN_PIPE: Final = 109
+_ERROR_PIPE_NOT_CONNECTED: Final = 233
+#: What reading from a pipe fails with once the other end is closed and everything was read.
+_END: Final = frozenset({_ERROR_HANDLE_EOF, _ERROR_BROKEN_PIPE, _ERROR_PIPE_NOT_CONNECTED})
+
+
+class Pipes(Protocol):
+    """What makes streams of the handles that the host gives for the standard streams of a process."""
+
+    def open(self, handle: int) -> ByteStream:
+        """Make a stream of a handle, which it owns from now on, also where this fails."""
+
+    def close(self) -> None:
+        """Close all of them. Again, it does nothing."""
+
+
+class PipeStream:
+    """One end of a named pipe (:class:`~uvm.backends.base.ByteStream`), with the errors of ``SocketStream``.
+
+    A read or a write, once begun, goes on where its task is cancelled: what comes is kept for the next
+    ``receive``, and the next ``send`` waits for what is under way.
+    """
+
+    def __init__(self, port: CompletionPort, handle: CData, on_close: Callable[[PipeStream], None]) -> None:
+        self._port: Final = port
+        self._handle: Final = handle
+        self._on_close: Final = on_close
+        self._closed = False
+        self._kept = memoryview(b"")
+        self._read: Operation | None = None
+        self._write: Operation | None = None
+        self._receiving = anyio.ResourceGuard("receiving from")
+        self._sending = anyio.ResourceGuard("sending to")
+
+    async def receive(self, max_bytes: int = PIECE_BYTES) -> bytes:
+        """Receive at least one byte; anyio.EndOfStream at the end. Where it is cancelled, nothing is lost."""
+        if max_bytes < 1:
+            raise ValueError("receive at least one byte")
+        with self._receiving:
+            await anyio.lowlevel.checkpoint()
+            self._require_open()
+            # A message may be empty, and is no end.
+            while not self._kept:
+                self._kept = memoryview(await self._next(min(max_bytes, PIECE_BYTES)))
+            data, self._kept = bytes(self._kept[:max_bytes]), self._kept[max_bytes:]
+            return data
+
+    async def send(self, item: bytes) -> None:
+        """Send all of it. Where it is cancelled, a part may have been sent."""
+        with self._sending:
+            await anyio.lowlevel.checkpoint()
+            await self._finish_write()
+            view = memoryview(item)
+            while view:
+                piece = bytes(view[:PIECE_BYTES])
+                try:
+                    self._write = self._port.write(self._handle, piece)
+                except OSError as error:
+                    raise anyio.BrokenResourceError from error
+                view = view[await self._finish_write() :]
+
+    async def send_eof(self) -> None:
+        """Close the handle, after what is under way: a pipe has no direction that could be closed alone."""
+        with self._sending:
+            await anyio.lowlevel.checkpoint()
+            await self._finish_write()
+        self.close()
+
+    async def aclose(self) -> None:
+        """Close the handle, also in a cancelled scope. Again, it does nothing."""
+        self.close()
+        await anyio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Close the handle at once; what is under way is cancelled."""
+        if not self._closed:
+            self._closed = True
+            self._port.end(self._handle)
+            self._on_close(self)
+
+    async def _next(self, size: int) -> bytes:
+        if self._read is None:
+            try:
+                self._read = self._port.read(self._handle, size)
+            except OSError as error:
+                raise _read_failure(error) from error
+        operation = self._read
+        await operation.wait()
+        self._read = None
+        self._require_open()
+        failure = self._port.failure(operation)
+        if failure is not None:
+            raise _read_failure(failure) from failure
+        return self._port.data(operation)
+
+    async def _finish_write(self) -> int:
+        operation = self._write
+        if operation is not None:
+            await operation.wait()
+            self._write = None
+        self._require_open()
+        if operation is None:
+            return 0
+        error = self._port.failure(operation)
+        if error is not None:
+            raise anyio.BrokenResourceError from error
+        return operation.count
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+
+
+def _read_failure(error: OSError) -> Exception:
+    return anyio.EndOfStream() if code_of(error) in _END else anyio.BrokenResourceError()
+
+
+class NamedPipes:
+    """:class:`Pipes` of Windows: handles for overlapped I/O, all on one completion port."""
+
+    def __init__(self) -> None:
+        self._port: Final = CompletionPort()
+        self._streams: Final[set[PipeStream]] = set()
+        self._closed = False
+
+    def open(self, handle: int) -> PipeStream:
+        """Make a stream of a HANDLE, which it owns from now on, also where this fails.
+
+        :raises HostError: the handle is not one for overlapped I/O.
+        """
+        stream = PipeStream(self._port, self._port.handle(handle), self._streams.discard)
+        self._streams.add(stream)
+        try:
+            if self._closed:
+                raise anyio.ClosedResourceError
+            self._port.attach(self._port.handle(handle))
+        except BaseException as error:
+            stream.close()
+            if isinstance(error, OSError):
+                raise host_error("open a standard stream of a process", error) from error
+            raise
+        return stream
+
+    def close(self) -> None:
+        """Close all of them, and end the thread. Again, it does nothing."""
+        self._closed = True
+        for stream in list(self._streams):
+            stream.close()
+        self._port.close()
+
+
+class _File(io.FileIO):
+    """A pipe's descriptor as an :class:`~uvm.backends.hcs.sockets.Endpoint`; its direction is the pipe's."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd, "r+b")
+
+    def fileno(self) -> int:
+        return -1 if self.closed else super().fileno()
+
+    def recv(self, size: int, /) -> bytes:
+        self._require_open()
+        data: bytes | None = self.read(size)
+        if data is None:
+            raise BlockingIOError
+        return data
+
+    def send(self, data: memoryview, /) -> int:
+        self._require_open()
+        sent: int | None = self.write(data)
+        if sent is None:
+            raise BlockingIOError
+        return sent
+
+    def shutdown(self, how: int, /) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        # As sockets have it, where a file has ValueError.
+        if self.closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+class DescriptorPipes:
+    """:class:`Pipes` elsewhere: file descriptors of pipes and of Unix sockets."""
+
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets: Final = sockets
+
+    def open(self, handle: int) -> ByteStream:
+        """Make a stream of a file descriptor, which it owns from now on."""
+        if stat.S_ISSOCK(os.fstat(handle).st_mode):
+            sock = socket.socket(fileno=handle)
+            sock.setblocking(False)
+            return self._sockets.stream(sock)
+        os.set_blocking(handle, False)
+        return self._sockets.stream(_File(handle))
+
+    def close(self) -> None:
+        """Close all of them: they are sockets for the sockets' close."""

@@ -1,0 +1,275 @@
+"""A process that HCS started in a system, over its own connection to the guest."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Final
+
+import anyio
+from attrs import frozen
+
+from uvm.backends.base import JSON, ByteStream
+from uvm.backends.hcs.dlls import CData, OperationHandle, ProcessHandle, SystemHandle
+from uvm.backends.hcs.handles import E_HANDLE, Handle
+from uvm.backends.hcs.host import Host
+from uvm.backends.hcs.text import parse, take
+from uvm.errors import HostError
+
+__all__ = ["HCSProcess", "create_process", "open_process"]
+
+# HCS_EVENT_TYPE of computedefs.h.
+_PROCESS_EXITED: Final = 0x00010000
+_SERVICE_DISCONNECT: Final = 0x02000000
+
+_HCS_E_SYSTEM_ALREADY_STOPPED: Final = 0x80370110
+_HCS_E_SERVICE_DISCONNECT: Final = 0x8037011E
+_INVALID_HANDLE_VALUE: Final = (1 << 64) - 1
+
+
+@frozen
+class _Information:
+    """``HCS_PROCESS_INFORMATION``, its handles owned by streams."""
+
+    pid: int
+    stdin: ByteStream | None = None
+    stdout: ByteStream | None = None
+    stderr: ByteStream | None = None
+
+    async def aclose(self) -> None:
+        with anyio.CancelScope(shield=True):
+            for stream in (self.stdin, self.stdout, self.stderr):
+                if stream is not None:
+                    await stream.aclose()
+
+
+class HCSProcess:
+    """A process in a guest (:class:`~uvm.backends.base.HostProcess`)."""
+
+    def __init__(
+        self, host: Host, system_id: str, handle: Handle[ProcessHandle], information: _Information
+    ) -> None:
+        self._host = host
+        self._system_id = system_id
+        self._handle = handle
+        self._information = information
+        self._registration = 0
+        self._over = anyio.Event()
+        self._exit: int | HostError | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process's id in the guest."""
+        return self._information.pid
+
+    @property
+    def stdin(self) -> ByteStream | None:
+        """Where its input goes; None where none was asked for, or where it was opened."""
+        return self._information.stdin
+
+    @property
+    def stdout(self) -> ByteStream | None:
+        """Where its output comes from."""
+        return self._information.stdout
+
+    @property
+    def stderr(self) -> ByteStream | None:
+        """Where its error output comes from."""
+        return self._information.stderr
+
+    async def wait(self) -> int:
+        """Wait for its end, and give the exit code; E_HANDLE where this handle is closed meanwhile.
+
+        :raises HostError: also where HCS lost it: HCS_E_SERVICE_DISCONNECT, or what its own wait ended with.
+        """
+        await self._over.wait()
+        if isinstance(self._exit, int):
+            return self._exit
+        operation = f"wait for {self._handle.name}"
+        if self._exit is None:
+            raise HostError(operation, E_HANDLE, "the handle was closed")
+        raise HostError(operation, self._exit.hresult, self._exit.text)
+
+    async def signal(self, options: JSON) -> None:
+        """Send a signal (``SignalProcessOptionsLCOW`` or ``...WCOW``)."""
+        host = self._host
+        document = host.document(options, "signal")
+        await host.operate(
+            self._handle, "signal", lambda h, o: host.functions.HcsSignalProcess(h, o, document)
+        )
+
+    async def terminate(self) -> None:
+        """Kill it, over handles of its own: HCS sends the signals of one handle one after the other."""
+        host, operation = self._host, f"terminate {self._handle.name}"
+        self._require_open("terminate")
+        system = await host.open_system(self._system_id, operation)
+        try:
+            process = await host.open_process(system, self.pid, operation)
+            try:
+                await host.operate(
+                    process, "terminate", lambda h, o: host.functions.HcsTerminateProcess(h, o, host.null)
+                )
+            finally:
+                await host.close(process)
+        finally:
+            await host.close(system)
+
+    async def modify(self, request: JSON) -> None:
+        """Carry out a ``ProcessModifyRequest``."""
+        host = self._host
+        document = host.document(request, "modify")
+        await host.operate(
+            self._handle, "modify", lambda h, o: host.functions.HcsModifyProcess(h, o, document)
+        )
+
+    async def properties(self) -> JSON:
+        """Ask for its ``ProcessStatus``."""
+        host = self._host
+        text = await host.operate(
+            self._handle, "query", lambda h, o: host.functions.HcsGetProcessProperties(h, o, host.null)
+        )
+        return parse(text, f"query {self._handle.name}") or {}
+
+    async def close(self) -> None:
+        """Close the handle and the streams; E_HANDLE where that was done before."""
+        self._require_open("close")
+        await self._end()
+
+    def lose(self) -> None:
+        """Note that its system has exited, and that nothing more will be told of it."""
+        self._note(HostError("wait", _HCS_E_SYSTEM_ALREADY_STOPPED, "its system has exited"))
+
+    async def watch(self) -> None:
+        """Have HCS tell of its exit, which may have been."""
+        try:
+            self._registration = await self._host.watch(
+                self._handle, self._host.functions.HcsSetProcessCallback, self._on_event
+            )
+            # A process that is gone already may be unknown to HCS, and its event on the way.
+            with suppress(HostError):
+                status = await self.properties()
+                if status.get("Exited"):
+                    self._note_exit(status)
+        except BaseException:
+            await self._end()
+            raise
+
+    def _require_open(self, operation: str) -> None:
+        if self._handle.closed:
+            raise HostError(f"{operation} {self._handle.name}", E_HANDLE, "the handle was closed")
+
+    async def _end(self) -> None:
+        await self._host.close(self._handle)
+        self._host.service.forget(self._registration)
+        self._over.set()
+        await self._information.aclose()
+
+    def _on_event(self, kind: int, text: str) -> None:
+        if kind == _PROCESS_EXITED:
+            status = parse(text, f"exit of {self._handle.name}")
+            self._note_exit(status if isinstance(status, dict) else {})
+        elif kind == _SERVICE_DISCONNECT:
+            self._note(HostError("wait", _HCS_E_SERVICE_DISCONNECT, "HCS is gone; nobody knows how it ended"))
+
+    def _note_exit(self, status: JSON) -> None:
+        lost, code = status.get("LastWaitResult"), status.get("ExitCode", 0)
+        if isinstance(lost, int) and lost:
+            self._note(HostError("wait", lost, "HCS's own wait for the process failed"))
+        else:
+            self._note(code if isinstance(code, int) else -1)
+
+    def _note(self, outcome: int | HostError) -> None:
+        if self._exit is None:
+            self._exit = outcome
+        self._over.set()
+
+
+async def create_process(host: Host, system: Handle[SystemHandle], parameters: JSON) -> HCSProcess:
+    """Start a process in a system (``HcsCreateProcess``)."""
+    document = host.document(parameters, f"create process in {system.name}")
+    out = host.service.library.ffi.new("HCS_PROCESS *")
+    start = _Start(host)
+    failure: HostError | None = None
+    try:
+        await host.operate(
+            system,
+            "create process in",
+            lambda h, o: host.functions.HcsCreateProcess(h, document, o, host.null, out),
+            start.fetch,
+        )
+    except HostError as e:
+        failure = e
+    finally:
+        # There may be a handle whatever came of the operation, and if it was cancelled.
+        handle = None if out[0] == host.null else host.process_handle(f"{system.name}: process", out[0])
+        if handle is not None and failure is None and start.information is None:
+            await host.close(handle)
+    if handle is None:
+        assert failure is not None, "HCS gave neither a process nor an error"
+        raise failure
+    return await _started(host, system.name, handle, start, failure)
+
+
+async def open_process(host: Host, system: Handle[SystemHandle], pid: int) -> HCSProcess:
+    """Open a process of a system; it has no streams."""
+    handle = await host.open_process(system, pid, f"open process {pid} of {system.name}")
+    process = HCSProcess(host, system.name, handle, _Information(pid))
+    await process.watch()
+    return process
+
+
+async def _started(
+    host: Host, system_id: str, handle: Handle[ProcessHandle], start: _Start, failure: HostError | None
+) -> HCSProcess:
+    if failure is not None:
+        await _ask(host, handle, start, failure)
+    assert start.information is not None
+    handle.name = f"{system_id}:{start.information.pid}"
+    process = HCSProcess(host, system_id, handle, start.information)
+    if start.broken is not None:
+        await process.close()
+        raise start.broken
+    await process.watch()
+    return process
+
+
+async def _ask(host: Host, handle: Handle[ProcessHandle], start: _Start, failure: HostError) -> None:
+    # Server 2022 was seen to fail the operation of a process that it had started, so the process is asked.
+    try:
+        await host.operate(handle, "ask", host.functions.HcsGetProcessInfo, start.fetch)
+    except HostError:
+        await host.close(handle)
+        raise failure from None
+    except BaseException:
+        await host.close(handle)
+        raise
+
+
+class _Start:
+    """Fetches what the operation of a started process resulted in."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.information: _Information | None = None
+        self.broken: HostError | None = None
+
+    def fetch(self, operation: OperationHandle) -> tuple[int, str]:
+        library = self._host.service.library
+        raw, document = library.ffi.new("HCS_PROCESS_INFORMATION *"), library.ffi.new("PWSTR *")
+        hresult = library.functions.HcsGetOperationResultAndProcessInfo(operation, raw, document)
+        text = take(library, document[0])
+        if hresult >= 0:
+            streams = [self._stream(handle) for handle in (raw.StdInput, raw.StdOutput, raw.StdError)]
+            self.information = _Information(raw.ProcessId, *streams)
+        return hresult, text
+
+    def _stream(self, handle: CData) -> ByteStream | None:
+        number = int(self._host.service.library.ffi.cast("uintptr_t", handle))
+        # HCS gives either for a stream that was not asked for.
+        if number in (0, _INVALID_HANDLE_VALUE):
+            return None
+        try:
+            return self._host.transport.open_pipe(number)
+        except HostError as e:
+            # The others have to be taken over all the same.
+            self.broken = e
+            return None

@@ -1,0 +1,223 @@
+"""Byte streams and listeners over non-blocking sockets, which wait with the :class:`Poller`."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import anyio
+import anyio.lowlevel
+
+from uvm.backends.hcs.poller import HasFileno, Poller
+
+__all__ = ["Endpoint", "SocketListener", "SocketStream", "Sockets"]
+
+#: A stream gives others a turn after so much, however fast its peer is.
+PIECE_BYTES: Final = 65536
+#: How long to wait before a socket is tried again that was said to have room and has none.
+_PAUSE_SECONDS: Final = 0.005
+
+
+class Endpoint(HasFileno, Protocol):
+    """What a stream needs of a non-blocking socket; BlockingIOError where it would block."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Receive what there is; nothing at the end."""
+
+    def send(self, data: memoryview, /) -> int:
+        """Send a part, and say how much."""
+
+    def shutdown(self, how: int, /) -> None:
+        """Close our direction."""
+
+    def close(self) -> None:
+        """Close both."""
+
+
+class SocketStream:
+    """A connection (:class:`~uvm.backends.base.ByteStream`) with anyio's errors.
+
+    :class:`anyio.ClosedResourceError` after :meth:`aclose`, :class:`anyio.BrokenResourceError` where the
+    connection broke, its cause the OSError; :class:`anyio.BusyResourceError` for a second task that receives,
+    or sends, at the same time.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, poller: Poller, on_close: Callable[[SocketStream], object]
+    ) -> None:
+        self._endpoint: Final = endpoint
+        self._poller: Final = poller
+        self._on_close: Final = on_close
+        self._closed = False
+        self._receiving = anyio.ResourceGuard("receiving from")
+        self._sending = anyio.ResourceGuard("sending to")
+
+    async def receive(self, max_bytes: int = PIECE_BYTES) -> bytes:
+        """Receive at least one byte; anyio.EndOfStream at the end. Where it is cancelled, nothing is lost."""
+        if max_bytes < 1:
+            raise ValueError("receive at least one byte")
+        with self._receiving:
+            # First, because nothing can be given back once it is received.
+            await anyio.lowlevel.checkpoint()
+            while True:
+                try:
+                    data = self._endpoint.recv(max_bytes)
+                except BlockingIOError:
+                    await self._poller.readable(self._endpoint)
+                    continue
+                except OSError as error:
+                    raise self._failure() from error
+                if not data:
+                    raise anyio.EndOfStream
+                return data
+
+    async def send(self, item: bytes) -> None:
+        """Send all of it. Where it is cancelled, a part may have been sent."""
+        with self._sending:
+            await anyio.lowlevel.checkpoint()
+            self._require_open()
+            view = memoryview(item)
+            while view:
+                view = view[await self._send_piece(view[:PIECE_BYTES]) :]
+                if view:
+                    await anyio.lowlevel.checkpoint()
+
+    async def send_eof(self) -> None:
+        """Close our direction."""
+        with self._sending:
+            await anyio.lowlevel.checkpoint()
+            self._require_open()
+            try:
+                self._endpoint.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                raise self._failure() from error
+
+    async def aclose(self) -> None:
+        """Close both directions, also in a cancelled scope. Again, it does nothing."""
+        self.close()
+        await anyio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Close both directions at once."""
+        if not self._closed:
+            self._closed = True
+            self._poller.forget(self._endpoint)
+            self._endpoint.close()
+            self._on_close(self)
+
+    async def _send_piece(self, piece: memoryview) -> int:
+        waited = False
+        while True:
+            try:
+                return self._endpoint.send(piece)
+            except BlockingIOError:
+                if waited:
+                    # WSAPoll ends every wait for a connection whose peer has closed its direction.
+                    await anyio.sleep(_PAUSE_SECONDS)
+                await self._poller.writable(self._endpoint)
+                waited = True
+            except OSError as error:
+                raise self._failure() from error
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+
+    def _failure(self) -> Exception:
+        return anyio.ClosedResourceError() if self._closed else anyio.BrokenResourceError()
+
+
+class SocketListener:
+    """Where somebody dials in (:class:`~uvm.backends.base.Listener`).
+
+    :param accept: accepts a connection from a non-blocking socket and gives it, non-blocking.
+    :param stream: makes a stream of it.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        poller: Poller,
+        accept: Callable[[socket.socket], socket.socket],
+        stream: Callable[[socket.socket], SocketStream],
+        on_close: Callable[[SocketListener], object],
+    ) -> None:
+        self._socket: Final = sock
+        self._poller: Final = poller
+        self._on_close: Final = on_close
+        self._accept: Final = accept
+        self._stream: Final = stream
+        self._closed = False
+
+    async def accept(self) -> SocketStream:
+        """Wait for the next connection.
+
+        :raises anyio.ClosedResourceError: the listener is closed.
+        :raises anyio.BrokenResourceError: nothing can be accepted; the cause is the OSError.
+        """
+        while True:
+            await anyio.lowlevel.checkpoint()
+            if self._closed:
+                raise anyio.ClosedResourceError
+            try:
+                return self._stream(self._accept(self._socket))
+            except BlockingIOError:
+                await self._poller.readable(self._socket)
+            except ConnectionError:
+                # Whoever dialled has left before we came; others may wait.
+                continue
+            except OSError as error:
+                raise anyio.BrokenResourceError from error
+
+    async def aclose(self) -> None:
+        """Stop listening; the system ends connections that nobody accepted. Again, it does nothing."""
+        self.close()
+        await anyio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Stop listening at once."""
+        if not self._closed:
+            self._closed = True
+            self._poller.forget(self._socket)
+            self._socket.close()
+            self._on_close(self)
+
+
+class Sockets:
+    """All streams and listeners over one poller.
+
+    :ivar poller: what they wait with.
+    """
+
+    def __init__(self) -> None:
+        self.poller: Final = Poller()
+        self._open: Final[set[SocketStream | SocketListener]] = set()
+        self._closed = False
+
+    def stream(self, endpoint: Endpoint) -> SocketStream:
+        """Make a stream of a connected, non-blocking socket, which it owns from now on."""
+        stream = SocketStream(endpoint, self.poller, self._open.discard)
+        self._keep(stream)
+        return stream
+
+    def listener(
+        self, sock: socket.socket, accept: Callable[[socket.socket], socket.socket]
+    ) -> SocketListener:
+        """Make a listener of a listening, non-blocking socket, which it owns from now on."""
+        listener = SocketListener(sock, self.poller, accept, self.stream, self._open.discard)
+        self._keep(listener)
+        return listener
+
+    def close(self) -> None:
+        """Close all of them, and end the poller's thread. Again, it does nothing."""
+        self._closed = True
+        for each in list(self._open):
+            each.close()
+        self.poller.close()
+
+    def _keep(self, made: SocketStream | SocketListener) -> None:
+        if self._closed:
+            made.close()
+            raise anyio.ClosedResourceError
+        self._open.add(made)

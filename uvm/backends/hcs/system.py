@@ -1,0 +1,245 @@
+"""A compute system of HCS: a handle, its calls, and what HCS tells of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+from weakref import WeakSet
+
+import anyio
+
+from uvm.backends.base import JSON, HostProcess, Listener
+from uvm.backends.hcs.dlls import CData, OperationHandle, SystemHandle
+from uvm.backends.hcs.handles import E_HANDLE, Handle
+from uvm.backends.hcs.host import Host
+from uvm.backends.hcs.machine import WorkingSet
+from uvm.backends.hcs.process import HCSProcess, create_process, open_process
+from uvm.backends.hcs.text import parse
+from uvm.backends.hcs.transport import GuestListener
+from uvm.errors import ExitStatus, HostError
+
+__all__ = ["HCSSystem"]
+
+_log = logging.getLogger("uvm")
+
+# HCS_EVENT_TYPE of computedefs.h.
+_SYSTEM_EXITED: Final = 0x1
+_CRASH_INITIATED: Final = 0x2
+_CRASH_REPORT: Final = 0x3
+_GUEST_CONNECTION_CLOSED: Final = 0x6
+_SERVICE_DISCONNECT: Final = 0x02000000
+
+_HCS_E_SERVICE_DISCONNECT: Final = 0x8037011E
+
+#: A call on a system that takes an operation and a document of options.
+_Call = Callable[[SystemHandle, OperationHandle, CData], int]
+
+
+class HCSSystem:
+    """A handle on a compute system (:class:`~uvm.backends.base.System`).
+
+    Every call but :attr:`id` and :attr:`runtime_id` is refused with E_HANDLE once the handle is closed.
+    """
+
+    def __init__(self, host: Host, handle: Handle[SystemHandle]) -> None:
+        self._host = host
+        self._handle = handle
+        self._runtime_id = ""
+        self._registration = 0
+        self._over = anyio.Event()
+        self._exit: ExitStatus | None = None
+        #: What HCS told before the exit, by the name under which the exit status will hold it.
+        self._told: dict[str, Any] = {}
+        self._listeners: list[GuestListener] = []
+        self._processes: WeakSet[HCSProcess] = WeakSet()
+        self._working_set: WorkingSet | None = None
+        self._finding = anyio.Lock()
+
+    @property
+    def id(self) -> str:
+        """The compute system's id."""
+        return self._handle.name
+
+    @property
+    def runtime_id(self) -> str:
+        """The Hyper-V VM id, a GUID."""
+        return self._runtime_id
+
+    async def start(self) -> None:
+        """Start it (``HcsStartComputeSystem``)."""
+        await self._operate("start", None, self._host.functions.HcsStartComputeSystem)
+
+    async def shutdown(self, options: JSON | None = None) -> None:
+        """Ask for an orderly shutdown (``HcsShutDownComputeSystem``)."""
+        await self._operate("shutdown", options, self._host.functions.HcsShutDownComputeSystem)
+
+    async def terminate(self) -> None:
+        """End it at once (``HcsTerminateComputeSystem``)."""
+        await self._operate("terminate", None, self._host.functions.HcsTerminateComputeSystem)
+
+    async def crash(self, options: JSON | None = None) -> None:
+        """Have the guest crash (``HcsCrashComputeSystem``)."""
+        await self._operate("crash", options, self._host.functions.HcsCrashComputeSystem)
+
+    async def pause(self, options: JSON | None = None) -> None:
+        """Stop its processors (``HcsPauseComputeSystem``)."""
+        await self._operate("pause", options, self._host.functions.HcsPauseComputeSystem)
+
+    async def resume(self) -> None:
+        """Let its processors go on (``HcsResumeComputeSystem``)."""
+        await self._operate("resume", None, self._host.functions.HcsResumeComputeSystem)
+
+    async def save(self, options: JSON | None = None) -> None:
+        """Save its state (``HcsSaveComputeSystem``): to a file, or as a template, as the options say."""
+        await self._operate("save", options, self._host.functions.HcsSaveComputeSystem)
+
+    async def modify(self, request: JSON) -> None:
+        """Carry out a ``ModifySettingRequest`` (``HcsModifyComputeSystem``).
+
+        Cancelled, its outcome is unknown.
+        """
+        modify, null = self._host.functions.HcsModifyComputeSystem, self._host.null
+        await self._operate("modify", request, lambda h, o, document: modify(h, o, document, null))
+
+    async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
+        """Query properties (``HcsGetComputeSystemProperties``).
+
+        :param types: ``PropertyTypes`` of the query.
+        :param queries: its ``Queries``, of the newer form: by type, with arguments.
+        """
+        query: JSON = {"PropertyTypes": list(types)} if types else {}
+        if queries is not None:
+            query["Queries"] = queries
+        text = await self._operate("query", query, self._host.functions.HcsGetComputeSystemProperties)
+        return parse(text, f"query {self.id}") or {}
+
+    async def working_set_bytes(self) -> int:
+        """Give the physical memory that its vmmem process occupies; the process is found once."""
+        async with self._finding:
+            if self._working_set is None:
+                self._require_open("measure")
+                self._working_set = await self._host.machine.open_working_set(self._runtime_id)
+                if self._handle.closed:
+                    self._forget_working_set()
+        self._require_open("measure")
+        assert self._working_set is not None
+        return self._working_set.bytes()
+
+    async def create_process(self, parameters: JSON) -> HostProcess:
+        """Start a process in the guest (``HcsCreateProcess``)."""
+        return self._keep(await create_process(self._host, self._handle, parameters))
+
+    async def open_process(self, pid: int) -> HostProcess:
+        """Open a process that was started so (``HcsOpenProcess``)."""
+        return self._keep(await open_process(self._host, self._handle, pid))
+
+    async def listen(self, service_id: str) -> Listener:
+        """Listen on an hvsocket for connections of the guest; it ends with the VM."""
+        self._require_open("listen for")
+        listener = await self._host.transport.listen(self._runtime_id, service_id)
+        if self._handle.closed or self._exit is not None:
+            listener.close()
+        else:
+            self._listeners.append(listener)
+        return listener
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the exit; E_HANDLE where this handle is closed meanwhile.
+
+        The exit status holds HCS's ``SystemExitStatus`` and, where HCS told of them, ``CrashReport`` and
+        ``GuestConnectionClosed``. Where HCS itself goes, the exit is HCS_E_SERVICE_DISCONNECT.
+        """
+        await self._over.wait()
+        if self._exit is None:
+            self._require_open("wait for")
+        assert self._exit is not None
+        return self._exit
+
+    async def close(self) -> None:
+        """Close the handle, whatever is cancelled; E_HANDLE where that was done before."""
+        self._require_open("close")
+        await self._host.close(self._handle)
+        self._host.service.forget(self._registration)
+        self._forget_working_set()
+        self._end()
+
+    async def watch(self) -> None:
+        """Have HCS tell of its exit, which may have been, and learn the VM's id. Before anything else."""
+        self._registration = await self._host.watch(
+            self._handle, self._host.functions.HcsSetComputeSystemCallback, self._on_event
+        )
+        properties = await self.properties()
+        self._runtime_id = str(properties.get("RuntimeId") or "")
+        if properties.get("Stopped") is True or properties.get("State") == "Stopped":
+            self._exited(ExitStatus(str(properties.get("ExitType") or "Unknown")))
+
+    async def discard(self) -> None:
+        """Terminate and close what was made for nobody, whatever is cancelled."""
+        # Where its creation failed there is nothing to terminate; where HCS hangs, nobody waits for it.
+        with suppress(HostError), anyio.move_on_after(self._host.patience_seconds, shield=True):
+            await self.terminate()
+        await self.close()
+
+    async def _operate(self, operation: str, options: JSON | None, call: _Call) -> str:
+        document = self._host.document(options, f"{operation} {self.id}")
+        return await self._host.operate(self._handle, operation, lambda h, o: call(h, o, document))
+
+    def _on_event(self, kind: int, text: str) -> None:
+        if kind == _SYSTEM_EXITED:
+            self._exited(_exit_status(text))
+        elif kind == _SERVICE_DISCONNECT:
+            self._exited(ExitStatus("UnexpectedExit", _HCS_E_SERVICE_DISCONNECT))
+        elif kind in (_CRASH_INITIATED, _CRASH_REPORT):
+            _log.warning("%s: the guest crashed: %s", self.id, text)
+            self._told["CrashReport"] = _document(text)
+        elif kind == _GUEST_CONNECTION_CLOSED:
+            _log.warning("%s: HCS lost its connection to the guest", self.id)
+            self._told["GuestConnectionClosed"] = _document(text)
+
+    def _exited(self, status: ExitStatus) -> None:
+        if self._exit is None:
+            detail = {**(status.detail or {}), **self._told}
+            self._exit = ExitStatus(status.exit_type, status.code, detail or None)
+        for process in self._processes:
+            process.lose()
+        self._end()
+
+    def _keep(self, process: HCSProcess) -> HCSProcess:
+        self._processes.add(process)
+        if self._exit is not None:
+            process.lose()
+        return process
+
+    def _end(self) -> None:
+        self._over.set()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    def _forget_working_set(self) -> None:
+        if self._working_set is not None:
+            self._working_set.close()
+            self._working_set = None
+
+    def _require_open(self, operation: str) -> None:
+        if self._handle.closed:
+            raise HostError(f"{operation} {self.id}", E_HANDLE, "the handle was closed")
+
+
+def _document(text: str) -> Any:
+    try:
+        return parse(text, "event")
+    except HostError:
+        return text
+
+
+def _exit_status(text: str) -> ExitStatus:
+    status = _document(text)
+    if not isinstance(status, dict):
+        return ExitStatus("Unknown", detail={"EventData": text} if text else None)
+    code = status.get("Status")
+    return ExitStatus(
+        str(status.get("ExitType") or "Unknown"), code & 0xFFFFFFFF if isinstance(code, int) else 0, status
+    )

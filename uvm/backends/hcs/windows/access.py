@@ -1,0 +1,143 @@
+"""Access of all VMs to a path: an entry for their group in the path's access list.
+
+HCS grants access to one VM; for the group it has no call, so the list is edited here, as in hcsshim
+internal/security/grantvmgroupaccess.go. What exists in the list stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from attrs import frozen
+
+from uvm.backends.base import AccessMask
+from uvm.backends.hcs.dlls import CData
+from uvm.backends.hcs.windows.disks import open_path
+from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, SystemLibrary
+from uvm.errors import HostError
+
+__all__ = ["VM_GROUP_SID", "GroupAccess"]
+
+#: ``NT VIRTUAL MACHINE\Virtual Machines``.
+VM_GROUP_SID: Final = "S-1-5-83-0"
+
+#: GENERIC_READ and GENERIC_ALL; the file system maps them to rights of its own.
+_RIGHTS: Final[dict[AccessMask, int]] = {"read": 0x80000000, "all": 0x10000000}
+_READ_CONTROL, _WRITE_DAC = 0x00020000, 0x00040000
+_FILE_OBJECT: Final = 1
+_DACL: Final = 4
+_GRANT_ACCESS, _REVOKE_ACCESS = 1, 4
+_SUB_CONTAINERS_AND_OBJECTS_INHERIT: Final = 3
+_TRUSTEE_IS_SID, _TRUSTEE_IS_WELL_KNOWN_GROUP = 0, 5
+_FILE_STANDARD_INFO: Final = 1
+#: ERROR_FILE_NOT_FOUND and ERROR_PATH_NOT_FOUND.
+_NOTHING_THERE: Final = (0x80070002, 0x80070003)
+
+
+@frozen
+class GroupAccess:
+    """Edits access lists, blocking. Setting that of a directory visits all that is below it."""
+
+    kernel: SystemLibrary[Kernel32]
+    advapi: SystemLibrary[AdvApi32]
+
+    def grant(self, path: str, mask: AccessMask) -> None:
+        """Add an entry for the VM group; a directory's holds for what is in it, too.
+
+        :raises HostError: there is nothing at the path, or Windows refused.
+        """
+        self._edit(f"grant VM group access ({mask})", path, _RIGHTS[mask])
+
+    def revoke(self, path: str) -> None:
+        """Take the group's own entries out of a path; what it inherits stays. A path that is gone has none.
+
+        :raises HostError: Windows refused.
+        """
+        try:
+            self._edit("revoke VM group access", path, None)
+        except HostError as error:
+            if error.hresult not in _NOTHING_THERE:
+                raise
+
+    def _edit(self, what: str, path: str, rights: int | None) -> None:
+        operation = f"{what} {path}"
+        with (
+            open_path(self.kernel, what, path, _READ_CONTROL | _WRITE_DAC) as handle,
+            self._access_list(operation, handle) as current,
+        ):
+            if current == self.advapi.ffi.NULL:
+                # No list at all lets everybody in; a list with our entry alone would shut all others out.
+                return
+            with self._edited(operation, handle, current, rights) as wanted:
+                self._set(operation, handle, wanted)
+
+    @contextmanager
+    def _access_list(self, operation: str, handle: CData) -> Iterator[CData]:
+        """Read the access list, which is a part of a security descriptor."""
+        null = self.advapi.ffi.NULL
+        dacl, descriptor = self.advapi.ffi.new("PACL *"), self.advapi.ffi.new("PSECURITY_DESCRIPTOR *")
+        self._check(
+            operation,
+            self.advapi.functions.GetSecurityInfo(
+                handle, _FILE_OBJECT, _DACL, null, null, dacl, null, descriptor
+            ),
+        )
+        with self._freeing(descriptor[0]):
+            yield dacl[0]
+
+    @contextmanager
+    def _edited(self, operation: str, handle: CData, current: CData, rights: int | None) -> Iterator[CData]:
+        """Make an access list of another one, the entry of the group changed."""
+        ffi = self.advapi.ffi
+        with self._sid(operation) as sid:
+            entry = ffi.new("EXPLICIT_ACCESS_W *")
+            entry.grfAccessPermissions = rights or 0
+            entry.grfAccessMode = _REVOKE_ACCESS if rights is None else _GRANT_ACCESS
+            if self._is_directory(operation, handle):
+                entry.grfInheritance = _SUB_CONTAINERS_AND_OBJECTS_INHERIT
+            entry.Trustee.TrusteeForm = _TRUSTEE_IS_SID
+            entry.Trustee.TrusteeType = _TRUSTEE_IS_WELL_KNOWN_GROUP
+            entry.Trustee.ptstrName = ffi.cast("PWSTR", sid)
+            edited = ffi.new("PACL *")
+            self._check(operation, self.advapi.functions.SetEntriesInAclW(1, entry, current, edited))
+        with self._freeing(edited[0]):
+            yield edited[0]
+
+    def _set(self, operation: str, handle: CData, wanted: CData) -> None:
+        null = self.advapi.ffi.NULL
+        self._check(
+            operation,
+            self.advapi.functions.SetSecurityInfo(handle, _FILE_OBJECT, _DACL, null, null, wanted, null),
+        )
+
+    @contextmanager
+    def _sid(self, operation: str) -> Iterator[CData]:
+        ffi = self.advapi.ffi
+        sid = ffi.new("PSID *")
+        if not self.advapi.functions.ConvertStringSidToSidW(ffi.new("WCHAR[]", VM_GROUP_SID), sid):
+            raise self.advapi.error(operation)
+        with self._freeing(sid[0]):
+            yield sid[0]
+
+    def _is_directory(self, operation: str, handle: CData) -> bool:
+        # Of the handle, not of the path: that may be another thing by now.
+        ffi = self.kernel.ffi
+        out = ffi.new("FILE_STANDARD_INFO *")
+        if not self.kernel.functions.GetFileInformationByHandleEx(
+            handle, _FILE_STANDARD_INFO, out, ffi.sizeof(out[0])
+        ):
+            raise self.kernel.error(operation)
+        return bool(out.Directory)
+
+    @contextmanager
+    def _freeing(self, memory: CData) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.kernel.functions.LocalFree(self.advapi.ffi.cast("void *", memory))
+
+    def _check(self, operation: str, code: int) -> None:
+        if code:
+            raise self.advapi.error(operation, code)

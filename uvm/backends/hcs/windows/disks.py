@@ -1,0 +1,115 @@
+"""What only Windows knows of a file: file ids, copying without reading, identifiers of virtual disks."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from attrs import frozen
+
+from uvm.backends.hcs.dlls import CData
+from uvm.backends.hcs.windows.dlls import Kernel32, SystemLibrary, VirtDisk, closing, wide_path
+from uvm.backends.hcs.windows.files import CopyCall, Stop
+from uvm.errors import OptionsError
+
+__all__ = ["WindowsFileCalls", "open_path"]
+
+_SHARE_ALL: Final = 0x7
+_OPEN_EXISTING: Final = 3
+#: Without it no directory can be opened.
+_FLAG_BACKUP_SEMANTICS: Final = 0x02000000
+_FILE_ID_INFO: Final = 18
+_OPEN_VERSION_2: Final = 2
+#: Which member of SET_VIRTUAL_DISK_INFO is meant: a VHD and a VHDX have different identifiers.
+_IDENTIFIER, _VIRTUAL_DISK_ID = 2, 5
+
+
+@contextmanager
+def open_path(kernel: SystemLibrary[Kernel32], operation: str, path: str, access: int = 0) -> Iterator[CData]:
+    """Open a file or directory, and close it.
+
+    :param access: the rights that are needed; none are needed to ask what it is.
+    :raises HostError: it cannot be opened.
+    """
+    functions, ffi = kernel.functions, kernel.ffi
+    name = wide_path(ffi, path)
+    handle = functions.CreateFileW(
+        name, access, _SHARE_ALL, ffi.NULL, _OPEN_EXISTING, _FLAG_BACKUP_SEMANTICS, ffi.NULL
+    )
+    if handle == ffi.cast("HANDLE", -1):
+        raise kernel.error(f"{operation} {path}")
+    with closing(kernel, handle):
+        yield handle
+
+
+@frozen
+class WindowsFileCalls:
+    """:class:`~uvm.backends.hcs.windows.files.FileCalls` by kernel32 and virtdisk."""
+
+    kernel: SystemLibrary[Kernel32]
+    virtdisk: SystemLibrary[VirtDisk]
+
+    def copier(self) -> tuple[CopyCall, Stop]:
+        """Make a copy by ``CopyFileExW``, which leaves moving the data to the file system where that can."""
+        kernel = self.kernel
+        cancel = kernel.ffi.new("BOOL *")
+
+        def copy(source: str, target: str) -> None:
+            ffi = kernel.ffi
+            names = wide_path(ffi, source), wide_path(ffi, target)
+            if not kernel.functions.CopyFileExW(*names, ffi.NULL, ffi.NULL, cancel, 0):
+                raise kernel.error(f"copy {source} to {target}")
+
+        def stop() -> None:
+            cancel[0] = 1
+
+        return copy, stop
+
+    def has_file_ids(self, path: str) -> bool:
+        """Tell whether the file system answers ``FileIdInfo`` (hcsshim internal/uvm/vsmb.go).
+
+        Any refusal is a no: Azure Files gives ERROR_INVALID_PARAMETER, others may give something else.
+        """
+        kernel = self.kernel
+        with open_path(kernel, "open", path) as handle:
+            out = kernel.ffi.new("FILE_ID_INFO *")
+            size = kernel.ffi.sizeof(out[0])
+            return bool(kernel.functions.GetFileInformationByHandleEx(handle, _FILE_ID_INFO, out, size))
+
+    def set_disk_id(self, path: str, disk_id: str) -> None:
+        """Set a virtual disk's identifier, as go-winio's ``vhd.SetVirtualDiskIdentifier``.
+
+        :raises OptionsError: ``disk_id`` is no GUID.
+        """
+        library = self.virtdisk
+        information = library.ffi.new("SET_VIRTUAL_DISK_INFO *")
+        information.Version = _VIRTUAL_DISK_ID if path.lower().endswith(".vhdx") else _IDENTIFIER
+        library.ffi.buffer(library.ffi.addressof(information[0], "UniqueIdentifier"))[:] = _guid(disk_id)
+        operation = f"set the identifier of {path} to {disk_id}"
+        with self._open_disk(operation, path) as disk:
+            code = library.functions.SetVirtualDiskInformation(disk, information)
+        if code:
+            raise library.error(operation, code)
+
+    @contextmanager
+    def _open_disk(self, operation: str, path: str) -> Iterator[CData]:
+        functions, ffi = self.virtdisk.functions, self.virtdisk.ffi
+        # All zero: Windows finds out of what type the disk is.
+        storage_type = ffi.new("VIRTUAL_STORAGE_TYPE *")
+        parameters = ffi.new("OPEN_VIRTUAL_DISK_PARAMETERS *", {"Version": _OPEN_VERSION_2})
+        handle = ffi.new("HANDLE *")
+        # Version 2 takes no rights here: what is allowed follows from the parameters.
+        code = functions.OpenVirtualDisk(storage_type, wide_path(ffi, path), 0, 0, parameters, handle)
+        if code:
+            raise self.virtdisk.error(operation, code)
+        with closing(self.kernel, handle[0]) as disk:
+            yield disk
+
+
+def _guid(text: str) -> bytes:
+    try:
+        return uuid.UUID(text).bytes_le
+    except ValueError:
+        raise OptionsError(f"{text!r} is no GUID") from None

@@ -1,0 +1,200 @@
+"""Windows's own DLLs: a typed Protocol for each, how they are loaded, and how their errors are told.
+
+A function of kernel32 or advapi32 that gives a BOOL or a handle leaves its error aside, in its thread; the
+others give an error code, 0 where all went well.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from attrs import frozen
+
+from uvm.backends.hcs.dlls import FFI, CData, system_library
+from uvm.errors import HostError, HostPathError
+
+__all__ = [
+    "AdvApi32",
+    "Kernel32",
+    "NtDll",
+    "SystemLibrary",
+    "VirtDisk",
+    "advapi32",
+    "kernel32",
+    "ntdll",
+    "virtdisk",
+    "wide_path",
+]
+
+L_co = TypeVar("L_co", covariant=True)
+
+
+class Kernel32(Protocol):
+    """kernel32.dll: handles, files, processes, the machine's figures."""
+
+    def CreateFileW(
+        self,
+        path: CData,
+        access: int,
+        share: int,
+        security: CData,
+        disposition: int,
+        flags: int,
+        template: CData,
+        /,
+    ) -> CData: ...
+    def CloseHandle(self, handle: CData, /) -> int: ...
+    def GetFileInformationByHandleEx(self, file: CData, kind: int, out: CData, size: int, /) -> int: ...
+    def CopyFileExW(
+        self, source: CData, target: CData, progress: CData, data: CData, cancel: CData, flags: int, /
+    ) -> int: ...
+    def LocalFree(self, memory: CData, /) -> CData: ...
+
+    def GetActiveProcessorCount(self, group: int, /) -> int: ...
+    def GlobalMemoryStatusEx(self, out: CData, /) -> int: ...
+    def GetTimeZoneInformation(self, out: CData, /) -> int: ...
+    def IsProcessorFeaturePresent(self, feature: int, /) -> int: ...
+
+    def GetCurrentProcess(self) -> CData: ...
+    def IsWow64Process2(self, process: CData, process_machine: CData, native_machine: CData, /) -> int: ...
+    def OpenProcess(self, access: int, inherit: int, pid: int, /) -> CData: ...
+    def QueryFullProcessImageNameW(self, process: CData, flags: int, name: CData, size: CData, /) -> int: ...
+    def K32EnumProcesses(self, pids: CData, size: int, needed: CData, /) -> int: ...
+    def K32GetProcessMemoryInfo(self, process: CData, out: CData, size: int, /) -> int: ...
+
+
+class AdvApi32(Protocol):
+    """advapi32.dll: access lists, accounts, tokens, services."""
+
+    def GetSecurityInfo(
+        self,
+        handle: CData,
+        kind: int,
+        parts: int,
+        owner: CData,
+        group: CData,
+        dacl: CData,
+        sacl: CData,
+        descriptor: CData,
+        /,
+    ) -> int: ...
+    def SetSecurityInfo(
+        self, handle: CData, kind: int, parts: int, owner: CData, group: CData, dacl: CData, sacl: CData, /
+    ) -> int: ...
+    def SetEntriesInAclW(self, count: int, entries: CData, old: CData, new: CData, /) -> int: ...
+    def ConvertStringSidToSidW(self, text: CData, sid: CData, /) -> int: ...
+
+    def OpenProcessToken(self, process: CData, access: int, token: CData, /) -> int: ...
+    def GetTokenInformation(
+        self, token: CData, kind: int, out: CData, size: int, needed: CData, /
+    ) -> int: ...
+    def LookupAccountSidW(
+        self,
+        system: CData,
+        sid: CData,
+        name: CData,
+        name_size: CData,
+        domain: CData,
+        domain_size: CData,
+        kind: CData,
+        /,
+    ) -> int: ...
+    def CheckTokenMembership(self, token: CData, sid: CData, is_member: CData, /) -> int: ...
+
+    def OpenSCManagerW(self, machine: CData, database: CData, access: int, /) -> CData: ...
+    def OpenServiceW(self, manager: CData, name: CData, access: int, /) -> CData: ...
+    def QueryServiceStatus(self, service: CData, out: CData, /) -> int: ...
+    def CloseServiceHandle(self, handle: CData, /) -> int: ...
+
+
+class VirtDisk(Protocol):
+    """virtdisk.dll: virtual disk files."""
+
+    def OpenVirtualDisk(
+        self, storage_type: CData, path: CData, access: int, flags: int, parameters: CData, handle: CData, /
+    ) -> int: ...
+    def SetVirtualDiskInformation(self, disk: CData, information: CData, /) -> int: ...
+
+
+class NtDll(Protocol):
+    """ntdll.dll."""
+
+    def RtlGetVersion(self, out: CData, /) -> int: ...
+
+
+@frozen(eq=False)
+class SystemLibrary(Generic[L_co]):
+    """A DLL that was loaded.
+
+    :ivar functions: its functions.
+    :ivar ffi: gives values of its types.
+    :ivar last_error: gives a Windows error code with its text; for -1, that of the last call in this thread.
+    """
+
+    functions: L_co
+    ffi: FFI
+    last_error: Callable[[int], tuple[int, str]]
+
+    def error(self, operation: str, code: int = -1) -> HostError:
+        """Make an exception of a Windows error code; by default, of the last call's."""
+        number, text = self.last_error(code)
+        return HostError(operation, hresult_from_win32(number), text)
+
+
+def hresult_from_win32(code: int) -> int:
+    """Give the HRESULT of a Windows error code (``HRESULT_FROM_WIN32``)."""
+    return code if code <= 0 or code & 0x80000000 else (code & 0xFFFF) | 0x80070000
+
+
+def wide_path(ffi: FFI, path: str) -> CData:
+    """Make a C string of a path.
+
+    :raises HostPathError: there is a NUL in it, where C would end it.
+    """
+    if "\0" in path:
+        raise HostPathError(path.replace("\0", "\\0"), "there is a NUL in it; nothing was asked of Windows")
+    return ffi.new("WCHAR[]", path)
+
+
+@contextmanager
+def closing(kernel: SystemLibrary[Kernel32], handle: CData) -> Iterator[CData]:
+    """Lend a handle, and close it."""
+    try:
+        yield handle
+    finally:
+        kernel.functions.CloseHandle(handle)
+
+
+@functools.cache
+def kernel32() -> SystemLibrary[Kernel32]:
+    """Load kernel32.dll."""
+    return _load("kernel32")
+
+
+@functools.cache
+def advapi32() -> SystemLibrary[AdvApi32]:
+    """Load advapi32.dll."""
+    return _load("advapi32")
+
+
+@functools.cache
+def virtdisk() -> SystemLibrary[VirtDisk]:
+    """Load virtdisk.dll."""
+    return _load("virtdisk")
+
+
+@functools.cache
+def ntdll() -> SystemLibrary[NtDll]:
+    """Load ntdll.dll."""
+    return _load("ntdll")
+
+
+def _load(name: str) -> SystemLibrary[Any]:
+    # Each binding is a module of its own, which costs nothing until its DLL is used.
+    ffi = import_module(f"uvm.backends.hcs._bindings.{name}").ffi
+    functions = ffi.dlopen(system_library(f"{name}.dll"))
+    return SystemLibrary(functions, ffi, cast(Callable[[int], tuple[int, str]], ffi.getwinerror))

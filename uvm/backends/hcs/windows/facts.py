@@ -1,0 +1,119 @@
+"""The facts of a Windows machine that documents and devices depend on."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from attrs import frozen
+
+from uvm.backends.base import HCS_CONCURRENCY, JSON, HostInfo
+from uvm.backends.hcs.dlls import CData
+from uvm.backends.hcs.windows.dlls import Kernel32, NtDll, SystemLibrary
+from uvm.errors import NotSupportedError
+from uvm.schema.guest import SystemTime, TimeZoneInformation
+
+__all__ = ["Facts"]
+
+_ALL_PROCESSOR_GROUPS: Final = 0xFFFF
+_TIME_ZONE_ID_INVALID: Final = 0xFFFFFFFF
+_MIB: Final = 1 << 20
+
+#: IMAGE_FILE_MACHINE_AMD64 and ..._ARM64.
+_MACHINES: Final[dict[int, Literal["amd64", "arm64"]]] = {0x8664: "amd64", 0xAA64: "arm64"}
+
+
+@frozen
+class Facts:
+    """Asks Windows, blocking. None of it depends on the program that asks, nor on its compatibility mode."""
+
+    kernel: SystemLibrary[Kernel32]
+    ntdll: SystemLibrary[NtDll]
+
+    def ask(self) -> HostInfo:
+        """Ask for all of them.
+
+        :raises HostError: Windows does not tell one.
+        :raises NotSupportedError: the processor is neither amd64 nor arm64.
+        """
+        return HostInfo(
+            build=self.build(),
+            processors=self.processors(),
+            memory_mb=self.memory_mb(),
+            machine=self.machine(),
+            time_zone=self.time_zone(),
+            paths="windows",
+            concurrency=HCS_CONCURRENCY,
+        )
+
+    def build(self) -> int:
+        """Give the build number of Windows."""
+        out = self.ntdll.ffi.new("OSVERSIONINFOW *")
+        out.dwOSVersionInfoSize = self.ntdll.ffi.sizeof(out[0])
+        # It does not fail.
+        self.ntdll.functions.RtlGetVersion(out)
+        return int(out.dwBuildNumber)
+
+    def processors(self) -> int:
+        """Count the logical processors of all processor groups."""
+        count = self.kernel.functions.GetActiveProcessorCount(_ALL_PROCESSOR_GROUPS)
+        if not count:
+            raise self.kernel.error("count the processors")
+        return count
+
+    def memory_mb(self) -> int:
+        """Give the physical memory."""
+        out = self.kernel.ffi.new("MEMORYSTATUSEX *")
+        out.dwLength = self.kernel.ffi.sizeof(out[0])
+        if not self.kernel.functions.GlobalMemoryStatusEx(out):
+            raise self.kernel.error("ask for the size of the memory")
+        return int(out.ullTotalPhys) // _MIB
+
+    def machine(self) -> Literal["amd64", "arm64"]:
+        """Give the processor's architecture, also where this Python runs in emulation."""
+        functions, ffi = self.kernel.functions, self.kernel.ffi
+        process, native = ffi.new("USHORT *"), ffi.new("USHORT *")
+        if not functions.IsWow64Process2(functions.GetCurrentProcess(), process, native):
+            raise self.kernel.error("ask for the processor architecture")
+        found = _MACHINES.get(native[0])
+        if found is None:
+            raise NotSupportedError(
+                f"the processor is of type 0x{native[0]:04X}; utility VMs need amd64 or arm64"
+            )
+        return found
+
+    def time_zone(self) -> JSON:
+        """Give the time zone as HCS's ``TimeZoneInformation`` (hcsshim internal/uvm/timezone.go)."""
+        # Loads cattrs, which nothing else here needs.
+        from uvm.schema.json import to_json
+
+        out = self.kernel.ffi.new("TIME_ZONE_INFORMATION *")
+        if self.kernel.functions.GetTimeZoneInformation(out) == _TIME_ZONE_ID_INVALID:
+            raise self.kernel.error("ask for the time zone")
+        document: Any = to_json(self._time_zone(out))
+        return dict(document)
+
+    def _time_zone(self, zone: CData) -> TimeZoneInformation:
+        text = self.kernel.ffi.string
+        return TimeZoneInformation(
+            bias=zone.Bias,
+            standard_name=text(zone.StandardName),
+            standard_date=_system_time(zone.StandardDate),
+            standard_bias=zone.StandardBias,
+            daylight_name=text(zone.DaylightName),
+            daylight_date=_system_time(zone.DaylightDate),
+            daylight_bias=zone.DaylightBias,
+        )
+
+
+def _system_time(time: CData) -> SystemTime:
+    """Take over a date as it is: a year of 0 makes it a rule for every year."""
+    return SystemTime(
+        year=time.wYear,
+        month=time.wMonth,
+        day_of_week=time.wDayOfWeek,
+        day=time.wDay,
+        hour=time.wHour,
+        minute=time.wMinute,
+        second=time.wSecond,
+        milliseconds=time.wMilliseconds,
+    )

@@ -1,0 +1,140 @@
+"""What can be found out about a Windows machine without using HCS: DLLs, services, groups, the processor."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Final
+
+from attrs import frozen
+
+from uvm.backends.hcs.availability import ServiceState
+from uvm.backends.hcs.dlls import FFI, CData, system_library
+from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, NtDll, SystemLibrary, advapi32, kernel32, ntdll
+from uvm.backends.hcs.windows.facts import Facts
+
+__all__ = ["ThisMachine", "missing_functions"]
+
+_SC_MANAGER_CONNECT, _SERVICE_QUERY_STATUS = 0x1, 0x4
+_SERVICE_RUNNING: Final = 4
+_ERROR_SERVICE_DOES_NOT_EXIST: Final = 1060
+_PF_VIRT_FIRMWARE_ENABLED: Final = 21
+
+
+@frozen
+class ThisMachine:
+    """:class:`~uvm.backends.hcs.availability.Surroundings` by Windows's own DLLs, loaded when needed.
+
+    Whether this is Windows can be asked anywhere.
+    """
+
+    load_kernel: Callable[[], SystemLibrary[Kernel32]] = kernel32
+    load_advapi: Callable[[], SystemLibrary[AdvApi32]] = advapi32
+    load_ntdll: Callable[[], SystemLibrary[NtDll]] = ntdll
+
+    @property
+    def kernel(self) -> SystemLibrary[Kernel32]:
+        """Loads kernel32.dll."""
+        return self.load_kernel()
+
+    @property
+    def advapi(self) -> SystemLibrary[AdvApi32]:
+        """Loads advapi32.dll."""
+        return self.load_advapi()
+
+    @property
+    def system(self) -> str:
+        """The operating system."""
+        return sys.platform
+
+    def build(self) -> int:
+        """Give the build number of Windows."""
+        return Facts(self.kernel, self.load_ntdll()).build()
+
+    def machine(self) -> str:
+        """Give the processor's architecture."""
+        return Facts(self.kernel, self.load_ntdll()).machine()
+
+    def missing_functions(self, library: str) -> list[str] | None:
+        """Name the functions that we use and that a DLL lacks; None where there is no such DLL."""
+        ffi = import_module(f"uvm.backends.hcs._bindings.{library}").ffi
+        return missing_functions(ffi, system_library(f"{library}.dll"))
+
+    def service(self, name: str) -> ServiceState | None:
+        """Look at a service; None where it is not installed.
+
+        :raises HostError: we may not look.
+        """
+        ffi, functions = self.advapi.ffi, self.advapi.functions
+        operation = f"look at the service {name}"
+        with self._opened(
+            operation, functions.OpenSCManagerW(ffi.NULL, ffi.NULL, _SC_MANAGER_CONNECT)
+        ) as all_:
+            service = functions.OpenServiceW(all_, ffi.new("WCHAR[]", name), _SERVICE_QUERY_STATUS)
+            if service == ffi.NULL and self.advapi.last_error(-1)[0] == _ERROR_SERVICE_DOES_NOT_EXIST:
+                return None
+            with self._opened(operation, service):
+                status = ffi.new("SERVICE_STATUS *")
+                if not functions.QueryServiceStatus(service, status):
+                    raise self.advapi.error(operation)
+        return "running" if status.dwCurrentState == _SERVICE_RUNNING else "stopped"
+
+    def is_member(self, sid: str) -> bool:
+        """Tell whether we act as a member of a group, now: an administrator may have to ask for it first.
+
+        :raises HostError: Windows does not tell.
+        """
+        ffi, functions = self.advapi.ffi, self.advapi.functions
+        operation = f"ask for membership in {sid}"
+        group, answer = ffi.new("PSID *"), ffi.new("BOOL *")
+        if not functions.ConvertStringSidToSidW(ffi.new("WCHAR[]", sid), group):
+            raise self.advapi.error(operation)
+        try:
+            if not functions.CheckTokenMembership(ffi.NULL, group[0], answer):
+                raise self.advapi.error(operation)
+        finally:
+            self.kernel.functions.LocalFree(group[0])
+        return bool(answer[0])
+
+    def virtualization_in_firmware(self) -> bool:
+        """Tell whether the firmware gives virtualization to Windows; a hypervisor that runs has taken it."""
+        return bool(self.kernel.functions.IsProcessorFeaturePresent(_PF_VIRT_FIRMWARE_ENABLED))
+
+    def has_hyperv_sockets(self) -> bool:
+        """Tell whether Python's own sockets know AF_HYPERV."""
+        return hasattr(socket, "AF_HYPERV")
+
+    def has_file(self, path: str) -> bool:
+        """Tell whether there is a file."""
+        return os.path.isfile(path)
+
+    @contextmanager
+    def _opened(self, operation: str, handle: CData) -> Iterator[CData]:
+        if handle == self.advapi.ffi.NULL:
+            raise self.advapi.error(operation)
+        try:
+            yield handle
+        finally:
+            self.advapi.functions.CloseServiceHandle(handle)
+
+
+def missing_functions(ffi: FFI, path: str) -> list[str] | None:
+    """Name the functions of a group of declarations that a DLL lacks; None where it cannot be loaded."""
+    try:
+        functions = ffi.dlopen(path)
+    except OSError:
+        return None
+    return [name for name in dir(functions) if not _has(ffi, functions, name)]
+
+
+def _has(ffi: FFI, functions: Any, name: str) -> bool:
+    try:
+        # cffi looks a function up when it is first asked for.
+        getattr(functions, name)
+    except ffi.error:
+        return False
+    return True

@@ -1,0 +1,122 @@
+"""ws2_32.dll: waiting for any number of sockets, and what Python 3.11 cannot do with an AF_HYPERV socket."""
+
+from __future__ import annotations
+
+import functools
+from itertools import compress
+from typing import Any, Final, Protocol, cast
+
+from attrs import frozen
+
+from uvm.backends.hcs.dlls import FFI, CData, system_library
+from uvm.backends.hcs.winerrors import windows_error
+
+__all__ = ["Winsock", "WinsockPollSet", "winsock"]
+
+_POLLERR: Final = 0x0001
+_POLLWRNORM: Final = 0x0010
+_POLLRDNORM: Final = 0x0100
+_INVALID_SOCKET: Final = 2**64 - 1
+
+
+class Ws2Functions(Protocol):
+    """ws2_32.dll (winsock2.h)."""
+
+    def accept(self, sock: int, address: CData, length: CData, /) -> int: ...
+    def bind(self, sock: int, address: CData, length: int, /) -> int: ...
+    def WSAPoll(self, array: CData, count: int, timeout_ms: int, /) -> int: ...
+
+
+@frozen(eq=False)
+class Winsock:
+    """ws2_32.dll, loaded."""
+
+    functions: Ws2Functions
+    ffi: FFI
+
+    def bind(self, sock: int, address: bytes) -> None:
+        """Bind a SOCKET to an address, given as the bytes of its structure; OSError."""
+        structure = self.ffi.cast("struct sockaddr *", buffer := self.ffi.from_buffer(address))
+        if self.functions.bind(sock, structure, len(buffer)):
+            raise windows_error(self.ffi)
+
+    def accept(self, sock: int) -> int:
+        """Accept a connection and give its SOCKET; BlockingIOError where there is none, or OSError."""
+        accepted = self.functions.accept(sock, self.ffi.NULL, self.ffi.NULL)
+        if accepted == _INVALID_SOCKET:
+            raise windows_error(self.ffi)
+        return accepted
+
+
+@functools.cache
+def winsock() -> Winsock:
+    """Load ws2_32.dll."""
+    from uvm.backends.hcs._bindings import ws2_32
+
+    functions = ws2_32.ffi.dlopen(system_library("ws2_32.dll"))
+    return Winsock(cast(Ws2Functions, functions), ws2_32.ffi)
+
+
+class WinsockPollSet:
+    """A set of sockets to wait for (:class:`~uvm.backends.hcs.poller.PollSet`), with WSAPoll.
+
+    The array that WSAPoll takes is kept between the calls: no change costs more where there are more of them.
+    """
+
+    readable: int = _POLLRDNORM
+    writable: int = _POLLWRNORM
+
+    def __init__(self) -> None:
+        self._functions: Final = winsock().functions
+        self._ffi: Final = winsock().ffi
+        self._fds: list[int] = []
+        self._places: dict[int, int] = {}
+        self._array: Any
+        self._found: memoryview
+        self._grow(64)
+
+    def set(self, fd: int, events: int) -> None:
+        """Wait for these events of a socket; for 0, no longer for the socket."""
+        place = self._places.get(fd)
+        if not events:
+            if place is not None:
+                self._remove(fd, place)
+            return
+        if place is None:
+            place = self._add(fd)
+        self._array[place].events = events
+
+    def wait(self) -> list[tuple[int, int]]:
+        """Wait until there are some."""
+        count = len(self._fds)
+        if self._functions.WSAPoll(self._array, count, -1) < 0:
+            # One of them is no socket (any more). Each has to look for itself.
+            return [(fd, _POLLERR) for fd in self._fds]
+        found = self._found[:count].tolist()
+        return list(compress(zip(self._fds, found, strict=True), found))
+
+    def _add(self, fd: int) -> int:
+        place = len(self._fds)
+        if place == len(self._array):
+            self._grow(2 * place)
+        self._array[place].fd = fd
+        self._fds.append(fd)
+        self._places[fd] = place
+        return place
+
+    def _remove(self, fd: int, place: int) -> None:
+        last = self._fds.pop()
+        del self._places[fd]
+        if last != fd:
+            self._fds[place] = last
+            self._places[last] = place
+            self._array[place] = self._array[len(self._fds)]
+
+    def _grow(self, size: int) -> None:
+        array = self._ffi.new("WSAPOLLFD[]", size)
+        if self._fds:
+            self._ffi.memmove(array, self._array, self._ffi.sizeof(self._array))
+        self._array = array
+        # The member revents of all of them, so that looking for those with any runs no loop of Python's.
+        stride, offset = self._ffi.sizeof("WSAPOLLFD") // 2, self._ffi.offsetof("WSAPOLLFD", "revents") // 2
+        self._found = memoryview(self._ffi.buffer(array)).cast("H")[offset::stride]

@@ -1,0 +1,155 @@
+"""Blocking calls in a few threads, for the event loop.
+
+A thread cannot be cancelled, so there are two ways to leave a call:
+
+- :meth:`Workers.run` leaves at once. What the call gives later, when nobody waits for it any more, is handed
+  to ``undo``, exactly once: a handle is closed even where its opener was cancelled.
+- :meth:`Workers.finish` waits for the end of what changes something, after it has asked the call to stop, so
+  that nothing happens behind the back of who was cancelled.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar, TypeVarTuple
+
+import anyio
+from anyio import CancelScope, CapacityLimiter, to_thread
+
+from uvm.backends.hcs.waker import Signal, Waker
+
+__all__ = ["Workers"]
+
+_log = logging.getLogger("uvm")
+
+#: How many calls block at once. HCS and HCN serialise much of this themselves.
+_THREADS: Final = 8
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+
+class _State(enum.Enum):
+    NEW = enum.auto()
+    RUNNING = enum.auto()
+    DONE = enum.auto()
+    #: Whoever asked has gone, before it began or before it ended.
+    LEFT = enum.auto()
+
+
+class _Call(Generic[T]):
+    """One call, seen from its thread and from the loop; each transition is made by one of them only."""
+
+    def __init__(self, function: Callable[[], T], undo: Callable[[T], object] | None) -> None:
+        self._function = function
+        self._undo = undo
+        self._lock = threading.Lock()
+        self._state = _State.NEW
+        self._results: list[T] = []
+        self._ended = Signal(Waker())
+
+    def run(self) -> T | None:
+        """Make the call, in its thread; the result is undone where it is of no use any more."""
+        with self._lock:
+            if self._state is _State.LEFT:
+                return None
+            self._state = _State.RUNNING
+        try:
+            result = self._function()
+            with self._lock:
+                left = self._state is _State.LEFT
+                if not left:
+                    self._state = _State.DONE
+                    self._results.append(result)
+            if left and self._undo is not None:
+                _undo_late(self._undo, result)
+            return result
+        finally:
+            self._ended.set()
+
+    def leave(self) -> _State:
+        """Say that nobody waits any more; gives how far the call was."""
+        with self._lock:
+            state = self._state
+            if state is not _State.DONE:
+                self._state = _State.LEFT
+        return state
+
+    def unclaimed(self) -> list[T]:
+        """Take what the call gave, where it has ended and there is something to undo."""
+        results, self._results = self._results, []
+        return results if self._undo is not None else []
+
+    async def wait(self) -> None:
+        """Wait for the call's end."""
+        await self._ended.wait()
+
+
+class Workers:
+    """A bounded number of threads for blocking calls.
+
+    :param threads: how many calls may block at once, those included that nobody waits for any more.
+    """
+
+    def __init__(self, threads: int = _THREADS) -> None:
+        self._limiter = CapacityLimiter(threads)
+
+    async def run(
+        self, function: Callable[[*Args], T], *args: *Args, undo: Callable[[T], object] | None = None
+    ) -> T:
+        """Make a blocking call. Cancelled, this returns at once, and the call goes on by itself.
+
+        :param undo: is given the call's result where the caller was cancelled meanwhile: at once where the
+            result is there (the cancelled caller waits for that), else in the call's thread when it is.
+        """
+        call = _Call(lambda: function(*args), undo)
+        delivered = False
+        try:
+            result = await self._start(call)
+            delivered = True
+            return result
+        finally:
+            if not delivered:
+                call.leave()
+                for late in call.unclaimed():
+                    await _undo_now(undo, late)
+
+    async def finish(
+        self, function: Callable[[*Args], T], *args: *Args, stop: Callable[[], object] | None = None
+    ) -> T:
+        """Make a blocking call that changes something. Cancelled, this still waits until the call has ended.
+
+        :param stop: asks the call to end early; is called in the event loop, where the caller is cancelled.
+        """
+        call = _Call(lambda: function(*args), None)
+        try:
+            return await self._start(call)
+        except anyio.get_cancelled_exc_class():
+            if call.leave() is _State.RUNNING:
+                if stop is not None:
+                    stop()
+                with CancelScope(shield=True):
+                    await call.wait()
+            raise
+
+    async def _start(self, call: _Call[T]) -> T:
+        result: Any = await to_thread.run_sync(call.run, abandon_on_cancel=True, limiter=self._limiter)
+        return result  # type: ignore[no-any-return]
+
+
+async def _undo_now(undo: Callable[[T], object] | None, result: T) -> None:
+    if undo is None:
+        return
+    # A limit of its own: all threads of the others may hang.
+    with CancelScope(shield=True):
+        await to_thread.run_sync(_undo_late, undo, result, limiter=CapacityLimiter(1))
+
+
+def _undo_late(undo: Callable[[T], object], result: T) -> None:
+    try:
+        undo(result)
+    except Exception:
+        _log.exception("undoing a call whose caller was cancelled failed")

@@ -1,0 +1,45 @@
+"""Telling what this machine can do: one line for each check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Final
+
+from uvm.cli.terminal import Style, Terminal
+from uvm.doctor import Examination, Result, examine
+
+__all__ = ["tell"]
+
+_STYLES: Final[dict[str, Style]] = {"ok": "green", "missing": "red"}
+
+
+def tell(terminal: Terminal, backend: str | None, *, as_json: bool) -> int:
+    """Look at this machine and tell it; 0 where the backend can be used, else 1.
+
+    :param backend: the backend that is wanted; by default, the one that would be chosen here.
+    :raises OptionsError: there is no such backend.
+    """
+    found = examine(backend)
+    if as_json:
+        terminal.write(json.dumps(found.to_json(), indent=2))
+    else:
+        terminal.write(*_lines(terminal, found))
+    return 0 if found.usable else 1
+
+
+def _lines(terminal: Terminal, found: Examination) -> Iterator[str]:
+    width = max(len(result.name) for result in found.results)
+    for result in found.results:
+        yield _line(terminal, result, width)
+    yield ""
+    if found.usable:
+        yield f"The backend {terminal.paint(found.backend, 'bold')} can be used here."
+    else:
+        yield f"The backend {terminal.paint(found.backend, 'bold')} cannot be used here: {found.problem}."
+
+
+def _line(terminal: Terminal, result: Result, width: int) -> str:
+    status = terminal.paint(result.status.ljust(8), _STYLES.get(result.status, "yellow"))
+    remedy = f"; {result.remedy}" if result.remedy else ""
+    return f"{status} {result.name.ljust(width)}  {result.text}{remedy}"

@@ -1,0 +1,402 @@
+r"""Processes in a guest that HCS starts, over its own connection to the guest.
+
+How it works
+------------
+
+Each process has one task, in the task group of its VM. It asks HCS for the process, waits for its exit, and
+holds the handle for as long as somebody may want something of it::
+
+    start_relayed --+-- HCS, or the guest, refuses -----> an error
+                    |
+                    |-- the caller is cancelled --------> killed, as soon as HCS has answered
+                    v
+                 RUNNING -- exit, or the VM's exit -----> its output can still be read
+                    |                                        |
+                    `-- aclose: its streams are closed;      | its output was read to the end, or closed
+                        it runs on                           v
+                                                          the handle is closed
+
+HCS carries out what is asked over one handle of a system one after the other; so a process is killed over
+another handle, and does not wait for the signals before. Input is ended by asking HCS to close the process's
+handle, since HCS does not pass on that its pipe was closed.
+
+Source: hcsshim internal/hcs/v2/process.go and system.go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Final, TypeVar
+
+import anyio
+import anyio.abc
+from attrs import define, field
+
+from uvm.backends.base import BROKEN_STREAM, JSON, ByteStream, HostProcess, System
+from uvm.errors import AnswerLostError, HostError, UVMError
+from uvm.gcs.exits import ERROR_NOT_FOUND
+from uvm.gcs.link import GuestAccess
+from uvm.gcs.process import EXITED, Process, discard
+from uvm.gcs.signals import SignalOptions
+from uvm.gcs.specs import check_writable, command, host_process
+from uvm.schema.json import to_json
+from uvm.schema.process import CloseHandle, ConsoleSize, ProcessModifyRequest, ProcessParameters
+from uvm.structured import Flag
+
+__all__ = ["RelayAccess", "RelayedProcess", "start_relayed"]
+
+H = TypeVar("H", bound=System | HostProcess)
+
+_log = logging.getLogger("uvm.gcs")
+
+#: What HCS says on a handle that was closed; of what Windows ends already; and of a system that has gone.
+_E_HANDLE: Final = 0x80070006
+_E_ACCESSDENIED: Final = 0x80070005
+_SYSTEM_GONE: Final = frozenset({0x80370107, 0x8037010E, 0x80370110})
+
+#: How long HCS may take to end the input of a process whose streams are closed.
+CLOSE_SECONDS: Final = 5.0
+#: How long HCS may take to tell the exit of a process after it said that there is none (hcsshim's limit).
+DOUBT_SECONDS: Final = 1.0
+
+
+@define(eq=False, kw_only=True)
+class RelayAccess(GuestAccess):
+    """The way to a guest through HCS.
+
+    :ivar reopen: opens another handle of the system.
+    :ivar tasks: runs what serves the processes; it ends with the VM.
+    """
+
+    system: System
+    reopen: Callable[[], Awaitable[System]]
+    tasks: anyio.abc.TaskGroup
+
+
+class _Pipe:
+    """A stream of a process, made by HCS (:class:`~uvm.gcs.stdio.Source`)."""
+
+    def __init__(self, stream: ByteStream, closed: Callable[[], None]) -> None:
+        self._stream = stream
+        self._tell = closed
+        self.closed = False
+
+    async def stream(self) -> ByteStream | None:
+        """Give the stream; None once it was closed."""
+        return None if self.closed else self._stream
+
+    async def aclose(self) -> None:
+        """Close it, to its end, also where the caller is cancelled. Again, it does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        with anyio.CancelScope(shield=True), suppress(*BROKEN_STREAM):
+            await self._stream.aclose()
+        self._tell()
+
+
+@define(eq=False)
+class _Input:
+    """The standard input as a stream whose end HCS is asked to pass on."""
+
+    _stream: ByteStream
+    _end: Callable[[], Awaitable[None]]
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Nothing comes from it."""
+        return await self._stream.receive(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        """Send all of it."""
+        await self._stream.send(item)
+
+    async def send_eof(self) -> None:
+        """End it."""
+        await self._end()
+        await self._stream.aclose()
+
+    async def aclose(self) -> None:
+        """End it, as far as HCS answers, and close it."""
+        try:
+            with anyio.move_on_after(CLOSE_SECONDS):
+                await self._end()
+        except UVMError as error:
+            _log.debug("closing the input of a process: %s", error)
+        finally:
+            await self._stream.aclose()
+
+
+class RelayedProcess(Process):
+    """A process that HCS started; see :class:`~uvm.gcs.process.Process`."""
+
+    def __init__(
+        self, access: RelayAccess, args: tuple[str, ...], terminal: bool, handle: HostProcess
+    ) -> None:
+        stdin = None if handle.stdin is None else _Input(handle.stdin, self._end_input)
+        named: dict[str, ByteStream | None] = {
+            "stdin": stdin,
+            "stdout": handle.stdout,
+            "stderr": handle.stderr,
+        }
+        self._pipes = {
+            name: _Pipe(stream, self._stream_closed) for name, stream in named.items() if stream is not None
+        }
+        super().__init__(access, args, handle.pid, terminal, dict(self._pipes))
+        self._access = access
+        self._handle = handle
+        self._exit_code: int | None = None
+        self._failure: Callable[[], Exception] | None = None
+        # The VM went before its exit was known.
+        self._cut_off = False
+        self._ended = Flag()
+        # Nobody is going to read its output any more.
+        self._unread = Flag()
+        self._served = True
+        self._stream_closed()
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, an unsigned 32-bit number; None while it runs, or where nobody knows it."""
+        return self._exit_code
+
+    async def wait(self) -> int:
+        """Wait for its exit and give its exit code; see :meth:`uvm.gcs.process.Process.wait`."""
+        await self._ended.wait()
+        if self._exit_code is None:
+            assert self._failure is not None
+            raise self._failure()
+        return self._exit_code
+
+    async def aclose(self) -> None:
+        """Close its streams. Where it still runs, it is left running."""
+        # One that is closed already would let a cancellation in before the others are.
+        with anyio.CancelScope(shield=True):
+            for pipe in self._pipes.values():
+                await pipe.aclose()
+
+    async def serve(self) -> None:
+        """Wait for its exit, and close the handle once nobody can want it: the process's own task."""
+        try:
+            await self._await_exit()
+            await self._unread.wait()
+        finally:
+            self._served = False
+            self._cut()
+            with anyio.CancelScope(shield=True):
+                await _close(self._handle, f"process {self.pid}")
+
+    def abandon(self) -> None:
+        """Have it killed, beside, and its streams closed: its caller has gone."""
+        if self._served:
+            self._access.tasks.start_soon(self._abandon)
+
+    async def _abandon(self) -> None:
+        # Its VM may end it at any time, and does not wait for this.
+        await discard(lambda: self, shield=False)
+        await self.aclose()
+
+    async def _await_exit(self) -> None:
+        try:
+            code = await self._handle.wait()
+        except HostError as error:
+            if error.hresult in _SYSTEM_GONE:
+                self._cut()
+            else:
+                parts = (error.operation, error.hresult, error.text, error.records)
+                self._lose(lambda: HostError(*parts))
+        except Exception as error:
+            # Whatever it is, the VM goes on.
+            _log.warning("waiting for process %d: %r", self.pid, error)
+            self._cut()
+        else:
+            if not self._ended.is_set():
+                self._exit_code = code
+                self._ended.set()
+
+    def _cut(self) -> None:
+        """Its VM has gone."""
+        if not self._ended.is_set():
+            self._cut_off = True
+            self._lose(self._access.closed_error)
+
+    def _lose(self, failure: Callable[[], Exception]) -> None:
+        """Nobody is going to know how it exited, unless that is known."""
+        if not self._ended.is_set():
+            self._failure = failure
+            self._ended.set()
+
+    def _stream_closed(self) -> None:
+        if all(self._pipes[name].closed for name in ("stdout", "stderr") if name in self._pipes):
+            self._unread.set()
+
+    # What can be asked of it.
+
+    def _is_gone(self) -> bool:
+        return self._ended.is_set() and not self._cut_off
+
+    @property
+    def _contained(self) -> bool:
+        return False
+
+    async def _deliver(self, options: SignalOptions | None) -> None:
+        if options is None:
+            await self._ask(self._terminate)
+        else:
+            await self._ask(partial(self._handle.signal, to_json(options)))
+
+    async def _terminate(self) -> None:
+        async with (
+            _closing(await self._access.reopen(), f"the system of process {self.pid}") as system,
+            _closing(await system.open_process(self.pid), f"process {self.pid}") as process,
+        ):
+            try:
+                await process.terminate()
+            except HostError as error:
+                # Windows' word for what is ending already.
+                if error.hresult != _E_ACCESSDENIED:
+                    raise
+
+    async def _ask(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Make a call to HCS; BridgeClosedError where the VM has gone."""
+        if self._cut_off:
+            raise self._access.closed_error()
+        try:
+            await call()
+        except HostError as error:
+            if error.hresult not in _SYSTEM_GONE:
+                raise
+            raise self._access.closed_error() from error
+
+    async def _change_size(self, height: int, width: int) -> None:
+        size = ConsoleSize(height=height, width=width)
+        request = ProcessModifyRequest(operation="ConsoleSize", console_size=size)
+        await self._ask(partial(self._handle.modify, to_json(request)))
+
+    async def _end_input(self) -> None:
+        if self._ended.is_set():
+            return
+        request = ProcessModifyRequest(operation="CloseHandle", close_handle=CloseHandle(handle="StdIn"))
+        try:
+            await self._handle.modify(to_json(request))
+        except HostError as error:
+            if error.hresult not in EXITED | _SYSTEM_GONE | {_E_HANDLE}:
+                raise
+            _log.debug("the input of process %d: %s", self.pid, error)
+
+    async def _start_helper(self, *args: str) -> Process:
+        parameters = host_process(command(args), self._access.os)
+        return await start_relayed(self._access, args, parameters)
+
+    def _doubt(self) -> None:
+        if not self._is_gone():
+            self._access.tasks.start_soon(self._give_up)
+
+    async def _give_up(self) -> None:
+        """Let go of who waits, where HCS forgets to tell of an exit."""
+        with anyio.move_on_after(DOUBT_SECONDS):
+            await self._ended.wait()
+        text = "HCS knows the process no more, and did not tell how it exited"
+        self._lose(lambda: HostError(f"wait for process {self.pid}", ERROR_NOT_FOUND, text))
+
+    async def _has_exited(self) -> bool:
+        status = await self._handle.properties()
+        return status.get("Exited") is True
+
+
+async def start_relayed(
+    access: RelayAccess,
+    args: tuple[str, ...],
+    parameters: ProcessParameters,
+    *,
+    stdin: bool = False,
+    stdout: bool = False,
+    stderr: bool = False,
+    terminal: bool = False,
+) -> RelayedProcess:
+    """Have HCS start a process in the guest.
+
+    A caller may be cancelled at any time; the process is killed as soon as HCS has answered.
+
+    :param parameters: what to run; which streams it has is filled in.
+    :param terminal: whether it has one, which can be resized then.
+    :raises HostError: HCS refused, or the guest that it asked.
+    :raises UnknownOutcomeError: the answer was lost; the process may run.
+    :raises BridgeClosedError: the VM exited.
+    """
+    parameters.create_std_in_pipe = stdin
+    parameters.create_std_out_pipe = stdout
+    parameters.create_std_err_pipe = stderr
+    check_writable("what to run", parameters)
+    start = _Start(access, args, to_json(parameters), terminal)
+    access.tasks.start_soon(start.run)
+    try:
+        await start.answered.wait()
+    except BaseException:
+        start.abandon()
+        raise
+    return start.result()
+
+
+@define(eq=False)
+class _Start:
+    """The start of a process, in its task, and the caller who waits for it."""
+
+    access: RelayAccess
+    args: tuple[str, ...]
+    document: JSON
+    terminal: bool
+    answered: Flag = field(factory=Flag, init=False)
+    _abandoned: bool = field(default=False, init=False)
+    _process: RelayedProcess | None = field(default=None, init=False)
+    _failure: Exception | None = field(default=None, init=False)
+
+    async def run(self) -> None:
+        """Start it, and serve it from then on."""
+        try:
+            handle = await self.access.system.create_process(self.document)
+            self._process = RelayedProcess(self.access, self.args, self.terminal, handle)
+        except Exception as error:
+            if self._abandoned:
+                _log.debug("a process whose caller was cancelled: %s", error)
+            self._failure = error
+        finally:
+            self.answered.set()
+        if self._process is not None:
+            if self._abandoned:
+                self._process.abandon()
+            await self._process.serve()
+
+    def abandon(self) -> None:
+        """The caller has gone."""
+        self._abandoned = True
+        if self._process is not None:
+            self._process.abandon()
+
+    def result(self) -> RelayedProcess:
+        """Give the process, or raise why there is none."""
+        if self._process is not None:
+            return self._process
+        if self._failure is not None:
+            raise self._failure
+        closed = self.access.closed_error()
+        raise AnswerLostError(str(closed)) from closed.__cause__
+
+
+@asynccontextmanager
+async def _closing(opened: H, name: str) -> AsyncIterator[H]:
+    try:
+        yield opened
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _close(opened, name)
+
+
+async def _close(handle: System | HostProcess, name: str) -> None:
+    try:
+        await handle.close()
+    except Exception as error:
+        # Nothing depends on it any more; what does go on is not to be ended by it.
+        _log.warning("closing a handle of %s: %r", name, error)

@@ -1,0 +1,144 @@
+"""Scenarios: calls on a system that are under way when something else happens."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+
+from uvm.backends.base import System
+from uvm.errors import HostError, UnknownOutcomeError, UVMError
+from uvm.testing.backends.checks import Attempt, check, equal, refused
+from uvm.testing.backends.rig import Control, Rig
+from uvm.testing.backends.scenario import scenario
+from uvm.testing.backends.world import resize_memory, running_system
+
+CALLS: dict[str, Callable[[System], Awaitable[Any]]] = {
+    "modify": lambda system: system.modify(resize_memory(1026)),
+    "properties": lambda system: system.properties("Memory"),
+    "pause": lambda system: system.pause(),
+    "crash": lambda system: system.crash(),
+    "shutdown": lambda system: system.shutdown(),
+    "terminate": lambda system: system.terminate(),
+}
+
+
+@scenario(Control.LINUX, Control.CALLS)
+async def a_call_that_is_refused_at_once_or_later_tells_why(rig: Rig) -> None:
+    for name, call in CALLS.items():
+        async with running_system(rig) as system:
+            rig.host.refuse(0x800705AA, operation=name, nth=1)
+            with refused("ERROR_NO_SYSTEM_RESOURCES", what=f"{name}, at once"):
+                await call(system)
+            held = rig.host.hold(operation=name, nth=1)
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, lambda call=call: call(system))  # type: ignore[misc]
+                [parked] = await held.wait()
+                parked.refuse(0x800705AA)
+            told = getattr(attempt.error, "name", attempt.error)
+            equal(told, "ERROR_NO_SYSTEM_RESOURCES", f"what {name} was told later")
+            rig.host.undisturbed()
+            await call(system)
+
+
+@scenario(Control.LINUX, Control.CALLS)
+async def a_call_that_never_completes_is_cancelled_and_the_system_goes_on(rig: Rig) -> None:
+    for name, call in CALLS.items():
+        async with running_system(rig) as system:
+            held = rig.host.hold(operation=name, nth=1)
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, lambda call=call: call(system))  # type: ignore[misc]
+                await held.wait()
+                await attempt.cancel()
+            equal((attempt.result, attempt.error), (None, None), f"what the cancelled {name} gave")
+            for parked in held.pending:
+                parked.refuse()
+            rig.host.undisturbed()
+            equal((await system.properties())["State"], "Running", f"the state after {name} was cancelled")
+
+
+@scenario(Control.LINUX, Control.CALLS)
+async def a_call_whose_answer_comes_after_its_caller_left_does_no_harm(rig: Rig) -> None:
+    for _ in range(10):
+        async with running_system(rig) as system:
+            held = rig.host.hold(operation="modify")
+            async with anyio.create_task_group() as tasks:
+                attempts = [Attempt.begin(tasks, lambda: CALLS["modify"](system)) for _ in range(4)]
+                await held.wait(4)
+                for attempt in attempts[:3]:
+                    attempt.scope.cancel()
+                held.close()
+            equal(attempts[3].error, None, "what failed of the call that was not cancelled")
+            rig.host.undisturbed()
+            await CALLS["modify"](system)
+
+
+@scenario(Control.LINUX, Control.CALLS, Control.LOSS)
+async def an_answer_that_is_lost_is_an_unknown_outcome(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        for applied in (True, False):
+            held = rig.host.hold(operation="modify", nth=1)
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, lambda: CALLS["modify"](system))
+                [parked] = await held.wait()
+                parked.lose(applied=applied)
+            check(isinstance(attempt.error, UnknownOutcomeError), f"it was told {attempt.error!r}")
+
+
+@scenario(Control.LINUX, Control.CALLS)
+async def answers_in_any_order_reach_their_callers(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        held = rig.host.hold(operation="modify")
+        async with anyio.create_task_group() as tasks:
+            attempts = [Attempt.begin(tasks, lambda: CALLS["modify"](system)) for _ in range(16)]
+            parked = await held.wait(16)
+            for number, call in enumerate(reversed(list(parked))):
+                if number % 2:
+                    call.proceed()
+                else:
+                    call.refuse(0x80070000 + number)
+        told = sorted(e.error.hresult - 0x80070000 for e in attempts if isinstance(e.error, HostError))
+        equal(told, list(range(0, 16, 2)), "the refusals that arrived")
+        equal(sum(each.error is None for each in attempts), 8, "the calls that succeeded")
+
+
+@scenario(Control.LINUX, Control.CALLS, Control.EXIT)
+async def calls_that_the_exit_overtakes_are_told(rig: Rig) -> None:
+    for name, call in CALLS.items():
+        async with running_system(rig) as system:
+            held = rig.host.hold(operation=name, nth=1)
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, lambda call=call: call(system))  # type: ignore[misc]
+                await held.wait()
+                rig.host.crash(system.id)
+            rig.host.undisturbed()
+            equal((await system.wait()).exit_type, "UnexpectedExit", "how it exited")
+            if name == "properties":
+                with refused("HCS_E_SYSTEM_ALREADY_STOPPED"):
+                    await call(system)
+            told = getattr(attempt.error, "name", attempt.error)
+            equal(told, "HCS_E_SYSTEM_ALREADY_STOPPED", f"what {name} was told")
+
+
+@scenario(Control.LINUX, Control.CALLS)
+async def a_handle_can_be_closed_while_calls_are_under_way(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        held = rig.host.hold(operation="modify")
+        async with anyio.create_task_group() as tasks:
+            attempts = [Attempt.begin(tasks, lambda: CALLS["modify"](system)) for _ in range(4)]
+            await held.wait(4)
+            await system.close()
+            held.close()
+        for attempt in attempts:
+            check(isinstance(attempt.error, UVMError), f"it was told {attempt.error!r}")
+
+
+@scenario(Control.LINUX, Control.CALLS, Control.TWICE)
+async def a_call_that_completes_twice_is_answered_once(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        rig.host.answer_twice(operation="modify")
+        for _ in range(10):
+            await CALLS["modify"](system)
+        rig.host.undisturbed()
+        await CALLS["modify"](system)

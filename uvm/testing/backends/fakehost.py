@@ -1,0 +1,190 @@
+"""The in-memory backend as the host that answers: directly, or behind a stand-in for the DLLs of HCS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import define, field
+
+from uvm.backends.base import JSON, ByteStream
+from uvm.backends.fake import Call, FakeBackend, Rule
+from uvm.backends.fake.faults import Action
+from uvm.backends.fake.rules import Matching
+from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
+from uvm.testing.backends.audit import audit
+from uvm.testing.backends.rig import E_FAIL, Control, HeldCalls, Host, HostCall, Network
+from uvm.vm import UtilityVM
+
+__all__ = ["FakeHost"]
+
+_DIRECTORY = "C:\\uvm-conformance"
+_BOOT = "C:\\uvm-conformance-boot"
+_NOT_HCS = frozenset({"close", "close process", "listen", "working set"})
+
+#: What HCS has the guest do, where it is HCS that is connected to it.
+_RELAYED = frozenset({"modify", "create process", "signal process", "terminate process", "modify process"})
+
+
+@define(eq=False)
+class FakeHost(Host):
+    """Control of a host that is a :class:`~uvm.backends.fake.FakeBackend`.
+
+    Of a rig whose backend is the fake itself, or one that gets its answers from it. There, override
+    :meth:`refuse`, where calls can fail before they reach the fake, :meth:`answer_twice`, and :meth:`dial`,
+    where connections do not go through the fake; and add to ``controls`` what that makes possible.
+
+    :ivar fake: the host.
+    """
+
+    fake: FakeBackend
+    controls: frozenset[Control] = frozenset(Control) - {Control.LINUX, Control.WINDOWS, Control.TWICE}
+    blocking: frozenset[str] = frozenset()
+    _rules: list[Rule[Action]] = field(factory=list, init=False)
+    _gates: list[HeldCalls] = field(factory=list, init=False)
+    _networks: int = field(default=0, init=False)
+
+    # What boots there.
+
+    def linux(self) -> LCOWOptions:
+        """Put boot files there, and give options of a Linux VM that boots from them."""
+        for name in ("vmlinux", "kernel", "initrd.img"):
+            self.fake.files.add(f"{_BOOT}\\{name}", size=1 << 20)
+        return LCOWOptions(boot_files_path=_BOOT)
+
+    def windows(self) -> WCOWOptions:
+        """Put boot files there, and give options of a Windows VM that boots from them."""
+        self.fake.files.add_directory(f"{_BOOT}\\os")
+        self.fake.files.add(f"{_BOOT}\\scratch.vhdx", size=1 << 20)
+        return WCOWOptions(
+            boot_files=VmbFSBootFiles(
+                os_files_path=f"{_BOOT}\\os",
+                os_relative_boot_directory=r"\EFI\Microsoft\Boot",
+                scratch_vhd_path=f"{_BOOT}\\scratch.vhdx",
+            )
+        )
+
+    # Putting things there.
+
+    def path_of(self, name: str) -> str:
+        """Give the path that a file of that name would have."""
+        return f"{_DIRECTORY}\\{name}"
+
+    def put_file(self, name: str, *, size_bytes: int = 1 << 20, content: bytes = b"") -> str:
+        """Put a file on the host."""
+        path = self.path_of(name)
+        self.fake.files.add(path, size=max(size_bytes, len(content)), content=content)
+        return path
+
+    def put_directory(self, name: str) -> str:
+        """Put a directory on the host."""
+        path = self.path_of(name)
+        self.fake.files.add_directory(path)
+        return path
+
+    def put_network(self, endpoints: int) -> Network:
+        """Put a namespace with endpoints on the host."""
+        self._networks += 1
+        number = self._networks
+        namespace_id = f"5eed0000-0000-0000-{number:04x}-000000000000"
+        documents: tuple[JSON, ...] = tuple(
+            {
+                "ID": f"5eed0000-0000-0000-{number:04x}-{index + 1:012x}",
+                "Name": f"network{number}-eth{index}",
+                "HostComputeNamespace": namespace_id,
+                "MacAddress": f"00-15-5D-00-{number:02X}-{index:02X}",
+            }
+            for index in range(endpoints)
+        )
+        self.fake.network.add_namespace({"ID": namespace_id})
+        for document in documents:
+            self.fake.network.add_endpoint(document)
+        return Network(namespace_id, documents)
+
+    def put_device(self, name: str) -> str:
+        """Name a device: every instance path is one."""
+        return f"PCI\\VEN_5EED\\{name}"
+
+    # Making things happen.
+
+    def crash(self, system_id: str) -> None:
+        """Have a system exit by itself."""
+        machine = self.fake.vms.get(system_id)
+        if machine is not None:
+            machine.crash()
+
+    async def dial(self, system_id: str, service_id: str) -> ByteStream:
+        """Connect as the guest does."""
+        return self.fake.vms[system_id].dial(service_id)
+
+    def calls(self) -> Sequence[HostCall]:
+        """Give the calls that reached the fake and that the host of a real backend would see as well."""
+        seen: list[HostCall] = []
+        relayed: dict[str, bool] = {}
+        for call in (entry.call for entry in self.fake.journal):
+            if call.operation == "create":
+                relayed[call.vm] = _relays(call.document)
+            if relayed.get(call.vm) if _may_be_relayed(call) else _is_of_the_host(call):
+                seen.append(HostCall(call.operation, call.vm, _resource(call), call.request_type))
+        return seen
+
+    def refuse(self, code: int = E_FAIL, *, operation: str = "", nth: int = 0) -> None:
+        """Have calls fail."""
+        self._rules.append(self.fake.faults.refuse(code, **self._matching(operation, nth)))
+
+    def hold(self, *, operation: str = "", nth: int = 0) -> HeldCalls:
+        """Park calls at a gate of the fake."""
+        gate = self.fake.faults.hold(**self._matching(operation, nth))
+        self._gates.append(gate)
+        return gate
+
+    def undisturbed(self) -> None:
+        """Withdraw all rules, and let go on what is parked."""
+        for rule in self._rules:
+            rule.remove()
+        for gate in self._gates:
+            gate.close()
+
+    def _matching(self, operation: str, nth: int) -> Matching:
+        matching = Matching(where=self._reaches_the_host)
+        if operation:
+            matching["operation"] = operation
+        if nth:
+            matching["nth"] = nth
+        return matching
+
+    def _reaches_the_host(self, call: Call) -> bool:
+        if _may_be_relayed(call):
+            machine = self.fake.vms.get(call.vm)
+            return machine is not None and _relays(machine.document)
+        return _is_of_the_host(call)
+
+    # Looking.
+
+    def leftovers(self) -> list[str]:
+        """Say what is left, open handles of systems included: a system is there while one is open."""
+        return self.fake.leftovers()
+
+    def differences(self, vm: UtilityVM) -> list[str]:
+        """Compare the ledgers with the device tree and the guest of the fake."""
+        machine = self.fake.vms[vm.id]
+        found = audit(vm, machine)
+        missing = [f"the ledgers have {fact}" for fact in sorted(found.expected - found.actual, key=repr)]
+        return missing + [
+            f"the machine has {fact}" for fact in sorted(found.actual - found.expected, key=repr)
+        ]
+
+
+def _resource(call: Call) -> str:
+    return str(call.document["path"]) if call.to in ("grant", "revoke") else call.resource
+
+
+def _may_be_relayed(call: Call) -> bool:
+    return call.to == "guest" and call.operation in _RELAYED
+
+
+def _is_of_the_host(call: Call) -> bool:
+    return call.to != "guest" and call.operation not in _NOT_HCS
+
+
+def _relays(document: JSON) -> bool:
+    return document.get("VirtualMachine", {}).get("GuestConnection") is not None

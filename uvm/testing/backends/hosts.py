@@ -1,0 +1,132 @@
+"""Scenarios: files and networks of the host."""
+
+from __future__ import annotations
+
+from uvm.errors import HostPathError
+from uvm.testing.backends.checks import check, equal, raises, refused
+from uvm.testing.backends.rig import Control, Rig
+from uvm.testing.backends.scenario import scenario
+
+NOBODY = "deadbeef-0000-0000-0000-000000000000"
+
+# Files.
+
+
+@scenario(Control.FILES)
+async def files_and_directories_are_looked_at(rig: Rig) -> None:
+    files = rig.backend.files
+    file = await files.stat(rig.host.put_file("some.txt", size_bytes=3, content=b"abc"))
+    check(file is not None and file.size == 3 and not file.is_dir, f"a file of 3 bytes: {file}")
+    directory = await files.stat(rig.host.put_directory("directory"))
+    check(directory is not None and directory.is_dir, f"a directory: {directory}")
+    equal(await files.stat(rig.host.path_of("missing")), None, "what is not there")
+
+
+@scenario(Control.FILES)
+async def files_are_read_whole_or_not_at_all(rig: Rig) -> None:
+    files, path = rig.backend.files, rig.host.put_file("some.txt", size_bytes=3, content=b"abc")
+    equal(await files.read(path, 3), b"abc", "what is in it")
+    with raises(HostPathError):
+        await files.read(path, 2)
+    with raises(HostPathError):
+        await files.read(rig.host.path_of("missing"), 10)
+
+
+@scenario(Control.FILES)
+async def files_are_copied_over_what_is_there_and_removed(rig: Rig) -> None:
+    files = rig.backend.files
+    source = rig.host.put_file("source.txt", size_bytes=3, content=b"new")
+    target = rig.host.put_file("target.txt", size_bytes=3, content=b"old")
+    await files.copy(source, target)
+    equal(await files.read(target, 10), b"new", "what is in the copy")
+    with raises(HostPathError):
+        await files.copy(rig.host.path_of("missing"), target)
+    await files.remove(target)
+    equal(await files.stat(target), None, "what was removed")
+    await files.remove(target)
+
+
+@scenario(Control.FILES)
+async def directories_are_made_with_their_parents_and_removed_when_empty(rig: Rig) -> None:
+    files, join = rig.backend.files, (await rig.backend.host()).path.join
+    outer = rig.host.put_directory("made")
+    inner = join(outer, "a", "b")
+    await files.mkdir(inner)
+    await files.mkdir(inner)
+    found = await files.stat(inner)
+    check(found is not None and found.is_dir, f"a directory: {found}")
+    with raises(HostPathError):
+        await files.remove(join(outer, "a"))
+    await files.remove(inner)
+    await files.remove(join(outer, "a"))
+    equal(await files.stat(join(outer, "a")), None, "what was removed")
+
+
+@scenario(Control.FILES)
+async def a_file_tells_whether_it_has_an_id_and_a_disk_takes_one(rig: Rig) -> None:
+    path = rig.host.put_file("disk.vhdx")
+    check(await rig.backend.files.has_file_ids(path), "its file system has file ids")
+    await rig.backend.files.set_disk_id(path, rig.backend.new_id())
+    with raises(HostPathError):
+        await rig.backend.files.set_disk_id(rig.host.path_of("missing.vhdx"), rig.backend.new_id())
+
+
+# Networks.
+
+
+@scenario(Control.NETWORKS)
+async def a_namespace_and_its_endpoints_are_found(rig: Rig) -> None:
+    network, found = rig.backend.network, rig.host.put_network(2)
+    namespace = await network.namespace(found.id)
+    equal(namespace["ID"].casefold(), found.id.casefold(), "its id")
+    endpoints = await network.namespace_endpoints(found.id)
+    equal([each["ID"] for each in endpoints], [each["ID"] for each in found.endpoints], "its endpoints")
+
+
+@scenario(Control.NETWORKS)
+async def an_endpoint_is_found_by_id_in_any_case_and_by_name(rig: Rig) -> None:
+    [expected] = rig.host.put_network(1).endpoints
+    for wanted in (expected["ID"], expected["ID"].upper(), expected["Name"]):
+        found = await rig.backend.network.endpoint(wanted)
+        equal((found["ID"], found["Name"]), (expected["ID"], expected["Name"]), f"what is found by {wanted}")
+
+
+@scenario(Control.NETWORKS)
+async def what_is_not_there_is_not_found(rig: Rig) -> None:
+    network, there = rig.backend.network, rig.host.put_network(1)
+    with refused("ERROR_NOT_FOUND"):
+        await network.namespace(NOBODY)
+    with refused("ERROR_NOT_FOUND"):
+        await network.namespace_endpoints(NOBODY)
+    for endpoint in (NOBODY, "nobody"):
+        with refused("HCN_E_ENDPOINT_NOT_FOUND"):
+            await network.endpoint(endpoint)
+    with refused("ERROR_NOT_FOUND"):
+        await network.add_namespace_endpoint(NOBODY, there.endpoints[0]["ID"])
+    with refused("HCN_E_ENDPOINT_NOT_FOUND"):
+        await network.add_namespace_endpoint(there.id, NOBODY)
+
+
+@scenario(Control.NETWORKS)
+async def an_endpoint_is_in_one_namespace_at_a_time(rig: Rig) -> None:
+    network = rig.backend.network
+    first, second = rig.host.put_network(1), rig.host.put_network(0)
+    endpoint = first.endpoints[0]["ID"]
+    with refused("HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS"):
+        await network.add_namespace_endpoint(second.id, endpoint)
+    await network.remove_namespace_endpoint(first.id, endpoint)
+    with refused("ERROR_NOT_FOUND"):
+        await network.remove_namespace_endpoint(first.id, endpoint)
+    await network.add_namespace_endpoint(second.id, endpoint)
+    equal([each["ID"] for each in await network.namespace_endpoints(second.id)], [endpoint], "its endpoints")
+    equal(await network.namespace_endpoints(first.id), [], "what is left in the first")
+
+
+@scenario(Control.NETWORKS)
+async def a_namespace_is_deleted_once_or_more_and_leaves_its_endpoints(rig: Rig) -> None:
+    network, there = rig.backend.network, rig.host.put_network(1)
+    await network.delete_namespace(there.id)
+    await network.delete_namespace(there.id)
+    with refused("ERROR_NOT_FOUND"):
+        await network.namespace(there.id)
+    equal((await network.endpoint(there.endpoints[0]["ID"]))["ID"], there.endpoints[0]["ID"], "its endpoint")

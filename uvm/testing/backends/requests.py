@@ -1,0 +1,259 @@
+"""Scenarios: what a system is asked and told: changes, properties, connections; and access to files."""
+
+from __future__ import annotations
+
+import anyio
+
+from uvm.backends.base import BROKEN_STREAM, VM_GROUP
+from uvm.errors import UVMError
+from uvm.schema.json import from_json
+from uvm.schema.properties import Properties
+from uvm.testing.backends.checks import Attempt, check, equal, raises, refused
+from uvm.testing.backends.rig import Control, Rig
+from uvm.testing.backends.scenario import scenario
+from uvm.testing.backends.world import (
+    attach_disk,
+    detach_disk,
+    linux_options,
+    resize_memory,
+    running_system,
+    some_system,
+)
+
+SERVICE = "11111111-2222-3333-4444-555555555555"
+OTHER_SERVICE = "11111111-2222-3333-4444-666666666666"
+
+# Changes.
+
+
+@scenario(Control.LINUX, Control.FILES)
+async def a_disk_is_attached_once_and_detached_once(rig: Rig) -> None:
+    path = rig.host.put_file("disk.vhdx")
+    async with running_system(rig) as system:
+        with refused("E_ACCESSDENIED", what="a disk that the VM was not given access to"):
+            await system.modify(attach_disk(path))
+        await rig.backend.grant_access(path, system.id)
+        await system.modify(attach_disk(path))
+        with refused("ERROR_ALREADY_EXISTS", what="another at the same place"):
+            await system.modify(attach_disk(path))
+        await system.modify(detach_disk())
+        with refused("ERROR_NOT_FOUND", what="detaching what is not there"):
+            await system.modify(detach_disk())
+        await rig.backend.revoke_access(path, system.id)
+
+
+@scenario(Control.LINUX)
+async def requests_that_make_no_sense_are_refused_and_change_nothing(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        with refused("E_INVALIDARG", what="an unknown path"):
+            await system.modify({"ResourcePath": "VirtualMachine/Nothing", "RequestType": "Add"})
+        with refused("HCS_E_INVALID_JSON", what="an unknown field"):
+            await system.modify({"ResourcePth": "VirtualMachine/Nothing"})
+        with refused("HCS_E_INVALID_JSON", what="an unknown type of request"):
+            await system.modify(detach_disk() | {"RequestType": "Perhaps"})
+        await system.modify(resize_memory(1026))
+
+
+@scenario(Control.LINUX, Control.FILES)
+async def a_request_to_the_guest_is_relayed_after_an_add_and_before_a_remove(rig: Rig) -> None:
+    path = rig.host.put_file("disk.vhdx")
+    disk = {"ResourceType": "MappedVirtualDisk", "Settings": {"MountPath": "/mnt/disk"}}
+    async with running_system(rig) as system:
+        await rig.backend.grant_access(path, system.id)
+        await system.modify(attach_disk(path) | {"GuestRequest": disk | {"RequestType": "Add"}})
+        await system.modify(detach_disk() | {"GuestRequest": disk | {"RequestType": "Remove"}})
+        with refused("ERROR_NOT_FOUND", "E_FAIL", "E_INVALIDARG", what="once more"):
+            await system.modify(detach_disk() | {"GuestRequest": disk | {"RequestType": "Remove"}})
+        await rig.backend.revoke_access(path, system.id)
+
+
+@scenario(Control.LINUX)
+async def nothing_is_relayed_where_hcs_is_not_connected_to_the_guest(rig: Rig) -> None:
+    request = {"GuestRequest": {"ResourceType": "MappedVirtualDisk", "RequestType": "Remove"}}
+    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
+        with refused("HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION"):
+            await system.modify(request)
+
+
+@scenario(Control.LINUX)
+async def many_changes_at_once_are_all_answered(rig: Rig) -> None:
+    async with running_system(rig) as system, anyio.create_task_group() as tasks:
+        attempts = [
+            Attempt.begin(tasks, lambda size=size: system.modify(resize_memory(size)))  # type: ignore[misc]
+            for size in range(512, 640, 2)
+        ]
+        for attempt in attempts:
+            await attempt.done.wait()
+        equal([each.error for each in attempts if each.error], [], "the errors")
+
+
+# Properties.
+
+
+@scenario(Control.LINUX)
+async def without_types_there_is_a_summary_in_every_state(rig: Rig) -> None:
+    async with some_system(rig) as system:
+        told = await system.properties()
+        equal((told["Id"], told["State"]), ("vm1", "Created"), "its id and state")
+        equal(told["RuntimeId"].casefold(), system.runtime_id.casefold(), "its runtime id")
+        await system.terminate()
+        await system.wait()
+        told = await system.properties()
+        equal((told["State"], told["Stopped"], told["ExitType"]), ("Stopped", True, "ForcedExit"), "its end")
+
+
+@scenario(Control.LINUX)
+async def each_type_of_property_is_told_and_fits_the_schema(rig: Rig) -> None:
+    async with running_system(rig, linux_options(rig, memory_mb=1024, processors=2)) as system:
+        told = from_json(Properties, await system.properties("Memory", "Statistics"))
+        check(told.memory is not None and told.memory.virtual_machine_memory is not None, "its memory")
+        check(told.statistics is not None and told.statistics.processor is not None, "its statistics")
+        told = from_json(Properties, await system.properties("TerminateOnLastHandleClosed", "SystemGUID"))
+        check(told.terminate_on_last_handle_closed, "that it ends with its last handle")
+        equal(told.system_guid.casefold(), system.runtime_id.casefold(), "its GUID")
+        told = from_json(Properties, await system.properties("GuestConnection"))
+        check(told.guest_connection_info is not None, "the connection to its guest")
+        told = from_json(Properties, await system.properties("ProcessorTopology", "CpuGroup"))
+        equal({*told.property_responses}, {"ProcessorTopology", "CpuGroup"}, "the responses")
+
+
+@scenario(Control.LINUX)
+async def properties_are_queried_with_arguments(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        told = await system.properties(queries={"Memory": {}})
+        check("Response" in told["PropertyResponses"]["Memory"], f"a response: {told}")
+
+
+@scenario(Control.LINUX)
+async def an_unknown_type_of_property_is_refused(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        with refused("HCS_E_INVALID_JSON"):
+            await system.properties("Memory", "Weather")
+
+
+@scenario(Control.LINUX)
+async def a_system_that_does_not_run_has_no_statistics(rig: Rig) -> None:
+    async with some_system(rig) as system:
+        with refused("HCS_E_INVALID_STATE"):
+            await system.properties("Statistics")
+
+
+@scenario(Control.LINUX)
+async def a_running_system_occupies_memory(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        first, second = await system.working_set_bytes(), await system.working_set_bytes()
+        check(first > 0 and second > 0, f"the working set: {first}, then {second} bytes")
+
+
+@scenario()
+async def the_host_tells_facts_of_itself(rig: Rig) -> None:
+    host = await rig.backend.host()
+    check(host.build >= 17763, f"its build: {host.build}")
+    check(host.processors > 0 and host.memory_mb > 0, f"its processors and memory: {host}")
+    equal(await rig.backend.host(), host, "the same facts again")
+
+
+@scenario()
+async def the_compute_service_tells_of_itself(rig: Rig) -> None:
+    told = (await rig.backend.service_properties("Basic", "ProcessorTopology"))["Properties"]
+    equal(len(told), 2, "how many properties it tells")
+    check(told[0]["SupportedSchemaVersions"], "the schemas that it knows")
+    with refused("HCS_E_INVALID_JSON"):
+        await rig.backend.service_properties("Weather")
+
+
+# Connections of the guest.
+
+
+@scenario(Control.LINUX, Control.DIAL)
+async def what_a_guest_sends_arrives_and_is_answered(rig: Rig) -> None:
+    async with some_system(rig, linux_options(rig, external_guest_connection=True)) as system:
+        listener = await system.listen(SERVICE)
+        await system.start()
+        guest = await rig.host.dial(system.id, SERVICE)
+        stream = await listener.accept()
+        await guest.send(b"hello")
+        equal(await stream.receive(), b"hello", "what the host received")
+        await stream.send(b"good day")
+        equal(await guest.receive(), b"good day", "what the guest received")
+        await guest.send_eof()
+        with raises(anyio.EndOfStream):
+            await stream.receive()
+        await stream.aclose()
+        await guest.aclose()
+        await listener.aclose()
+        await listener.aclose()
+
+
+@scenario(Control.LINUX, Control.DIAL)
+async def each_connection_is_accepted_once_and_by_its_own_service(rig: Rig) -> None:
+    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
+        names = {SERVICE: await system.listen(SERVICE), OTHER_SERVICE: await system.listen(OTHER_SERVICE)}
+        for _ in range(3):
+            for service, listener in names.items():
+                guest = await rig.host.dial(system.id, service)
+                stream = await listener.accept()
+                await guest.send(service.encode())
+                equal(await stream.receive(), service.encode(), "what was received over this service")
+                await guest.aclose()
+                await stream.aclose()
+        for listener in names.values():
+            await listener.aclose()
+
+
+@scenario(Control.LINUX, Control.DIAL)
+async def who_accepts_is_told_when_the_listener_is_closed(rig: Rig) -> None:
+    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
+        listener = await system.listen(SERVICE)
+        async with anyio.create_task_group() as tasks:
+            waiting = Attempt.begin(tasks, listener.accept)
+            await listener.aclose()
+            await waiting.done.wait()
+        check(isinstance(waiting.error, anyio.ClosedResourceError), f"it was told {waiting.error!r}")
+        await (await system.listen(SERVICE)).aclose()
+
+
+@scenario(Control.LINUX, Control.DIAL)
+async def listeners_and_connections_end_with_their_system(rig: Rig) -> None:
+    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
+        listener = await system.listen(SERVICE)
+        guest = await rig.host.dial(system.id, SERVICE)
+        stream = await listener.accept()
+        async with anyio.create_task_group() as tasks:
+            waiting = [Attempt.begin(tasks, listener.accept), Attempt.begin(tasks, stream.receive)]
+            await system.terminate()
+            for attempt in waiting:
+                await attempt.done.wait()
+        for attempt in waiting:
+            told = attempt.error
+            check(isinstance(told, (UVMError, anyio.EndOfStream, *BROKEN_STREAM)), f"it was told {told!r}")
+        await stream.aclose()
+        await guest.aclose()
+        await listener.aclose()
+
+
+# Access.
+
+
+@scenario(Control.FILES)
+async def access_is_given_to_what_exists_and_taken_back_quietly(rig: Rig) -> None:
+    path = rig.host.put_file("disk.vhdx")
+    with refused("ERROR_FILE_NOT_FOUND"):
+        await rig.backend.grant_access(rig.host.path_of("missing.vhdx"), "vm1")
+    await rig.backend.grant_access(path, "vm1")
+    await rig.backend.grant_access(path, "vm1")
+    await rig.backend.revoke_access(path, "vm1")
+    await rig.backend.revoke_access(path, "vm1")
+
+
+@scenario(Control.LINUX, Control.FILES)
+async def access_of_the_vm_group_goes_by_its_mask(rig: Rig) -> None:
+    path = rig.host.put_file("disk.vhdx")
+    async with running_system(rig) as system:
+        await rig.backend.grant_access(path, VM_GROUP, "read")
+        with refused("E_ACCESSDENIED", what="writing what may be read"):
+            await system.modify(attach_disk(path))
+        await rig.backend.grant_access(path, VM_GROUP, "all")
+        await system.modify(attach_disk(path))
+        await system.modify(detach_disk())
+    await rig.backend.revoke_access(path, VM_GROUP)

@@ -1,0 +1,319 @@
+"""Scenarios: compute systems, their handles, states and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+
+from uvm.backends.base import JSON, System
+from uvm.testing.backends.checks import Attempt, check, equal, refused
+from uvm.testing.backends.rig import Control, Rig
+from uvm.testing.backends.scenario import scenario
+from uvm.testing.backends.world import (
+    closed_at_the_end,
+    linux_options,
+    resize_memory,
+    running_system,
+    some_system,
+)
+
+Operation = Callable[[System], Awaitable[Any]]
+
+OPERATIONS: dict[str, Operation] = {
+    "start": lambda system: system.start(),
+    "shutdown": lambda system: system.shutdown(),
+    "terminate": lambda system: system.terminate(),
+    "crash": lambda system: system.crash(),
+    "pause": lambda system: system.pause(),
+    "resume": lambda system: system.resume(),
+    "save": lambda system: system.save({"SaveType": "AsTemplate"}),
+    "modify": lambda system: system.modify(resize_memory(1026)),
+}
+
+#: What a state refuses, with HCS_E_INVALID_STATE.
+REFUSED: dict[str, tuple[str, ...]] = {
+    "Created": ("shutdown", "crash", "pause", "resume", "save", "modify"),
+    "Running": ("start", "resume", "save"),
+    "Paused": ("start", "shutdown", "pause", "modify"),
+    "SavedAsTemplate": ("start", "shutdown", "crash", "pause", "resume", "save", "modify"),
+}
+
+
+async def listed(rig: Rig, query: JSON) -> list[str]:
+    """Give the ids of the systems that a query finds."""
+    return [each["Id"] for each in await rig.backend.enumerate(query)]
+
+
+async def state_of(system: System) -> str:
+    """Give the state of a system."""
+    return str((await system.properties())["State"])
+
+
+async def bring(system: System, state: str) -> None:
+    """Bring a created system into a state."""
+    if state != "Created":
+        await system.start()
+    if state in ("Paused", "SavedAsTemplate"):
+        await system.pause()
+    if state == "SavedAsTemplate":
+        await system.save({"SaveType": "AsTemplate"})
+
+
+# What there is.
+
+
+@scenario(Control.LINUX)
+async def a_system_is_listed_from_its_creation_to_its_last_handle(rig: Rig) -> None:
+    equal(await listed(rig, {"Ids": ["vm1"]}), [], "listed before it was created")
+    async with some_system(rig, linux_options(rig, owner="somebody")) as system:
+        equal(system.id, "vm1", "its id")
+        [told] = await rig.backend.enumerate({"Ids": ["vm1"]})
+        equal((told["Owner"], told["State"]), ("somebody", "Created"), "its owner and state")
+        equal(told["SystemType"], "VirtualMachine", "its type")
+        equal(told["RuntimeId"].casefold(), system.runtime_id.casefold(), "its runtime id")
+        await system.start()
+        [told] = await rig.backend.enumerate({"Ids": ["vm1"]})
+        equal(told["State"], "Running", "its state")
+        await system.terminate()
+    equal(await listed(rig, {"Ids": ["vm1"]}), [], "listed after its last handle closed")
+
+
+@scenario(Control.LINUX)
+async def systems_are_found_by_owner_and_by_id(rig: Rig) -> None:
+    async with (
+        some_system(rig, linux_options(rig, owner="somebody")),
+        some_system(rig, linux_options(rig, id="vm2", owner="somebody else")),
+    ):
+        equal(await listed(rig, {"Owners": ["somebody else"]}), ["vm2"], "found by owner")
+        equal(sorted(await listed(rig, {"Ids": ["vm1", "vm2"]})), ["vm1", "vm2"], "found by id")
+        check({"vm1", "vm2"} <= {s["Id"] for s in await rig.backend.enumerate()}, "all are found")
+
+
+@scenario(Control.LINUX)
+async def an_id_can_be_taken_once(rig: Rig) -> None:
+    async with some_system(rig):
+        with refused("HCS_E_SYSTEM_ALREADY_EXISTS"):
+            await rig.backend.create("vm1", {"SchemaVersion": {"Major": 2, "Minor": 1}, "VirtualMachine": {}})
+
+
+@scenario()
+async def what_does_not_exist_cannot_be_opened(rig: Rig) -> None:
+    with refused("HCS_E_SYSTEM_NOT_FOUND"):
+        await rig.backend.open("nobody")
+
+
+@scenario()
+async def a_document_that_cannot_be_read_creates_nothing(rig: Rig) -> None:
+    for document in ({}, {"Owner": 5}, {"Unknown": 1}):
+        with refused("HCS_E_INVALID_JSON", what=f"create {document}"):
+            await rig.backend.create("vm1", document)
+    equal(await listed(rig, {"Ids": ["vm1"]}), [], "what was created")
+
+
+@scenario()
+async def ids_are_fresh_guids(rig: Rig) -> None:
+    made = {rig.backend.new_id() for _ in range(10)}
+    equal(len(made), 10, "different ids")
+    check(all([len(part) for part in each.split("-")] == [8, 4, 4, 4, 12] for each in made), f"GUIDs: {made}")
+
+
+# States.
+
+
+@scenario(Control.LINUX)
+async def each_state_allows_some_operations_and_refuses_the_others(rig: Rig) -> None:
+    for state, wrong in REFUSED.items():
+        async with some_system(rig) as system:
+            await bring(system, state)
+            for name in wrong:
+                with refused("HCS_E_INVALID_STATE", what=f"{name} in state {state}"):
+                    await OPERATIONS[name](system)
+            equal(await state_of(system), state, "its state after the refusals")
+
+
+@scenario(Control.LINUX)
+async def a_system_that_has_ended_refuses_everything(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        await system.terminate()
+        await system.wait()
+        for name, operation in OPERATIONS.items():
+            with refused("HCS_E_SYSTEM_ALREADY_STOPPED", what=name):
+                await operation(system)
+
+
+@scenario(Control.LINUX)
+async def a_paused_system_goes_on_when_it_is_resumed(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        for _ in range(2):
+            await system.pause({"SuspensionLevel": "Suspend"})
+            equal(await state_of(system), "Paused", "its state")
+            await system.resume()
+            equal(await state_of(system), "Running", "its state")
+
+
+@scenario(Control.LINUX, Control.FILES)
+async def a_paused_system_is_saved_to_a_file_and_goes_on(rig: Rig) -> None:
+    path = rig.host.path_of("saved.vmrs")
+    async with running_system(rig) as system:
+        await system.pause()
+        await system.save({"SaveType": "ToFile", "SaveStateFilePath": path})
+        check(await rig.backend.files.stat(path), "the file is there")
+        await system.resume()
+        equal(await state_of(system), "Running", "its state")
+
+
+@scenario(Control.LINUX)
+async def a_system_saved_as_a_template_only_ends(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        await bring_to_template(system)
+        equal(await state_of(system), "SavedAsTemplate", "its state")
+        await system.terminate()
+        equal((await system.wait()).exit_type, "ForcedExit", "how it exited")
+
+
+async def bring_to_template(system: System) -> None:
+    """Save a running system as a template."""
+    await system.pause()
+    await system.save({"SaveType": "AsTemplate"})
+
+
+@scenario(Control.LINUX)
+async def options_that_cannot_be_read_are_refused(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        with refused("HCS_E_INVALID_JSON"):
+            await system.pause({"Level": "Suspend"})
+        equal(await state_of(system), "Running", "its state")
+
+
+# The end.
+
+
+@scenario(Control.LINUX)
+async def everybody_who_waits_is_told_how_it_exited(rig: Rig) -> None:
+    exits = {"terminate": "ForcedExit", "shutdown": "GracefulExit", "crash": "UnexpectedExit"}
+    for name, exit_type in exits.items():
+        async with running_system(rig) as system, anyio.create_task_group() as tasks:
+            waiting = [Attempt.begin(tasks, system.wait) for _ in range(20)]
+            await OPERATIONS[name](system)
+            for attempt in waiting:
+                await attempt.done.wait()
+            told = {attempt.result.exit_type for attempt in waiting} | {(await system.wait()).exit_type}
+            equal(told, {exit_type}, f"what those who waited were told after {name}")
+            code = (await system.wait()).code
+            equal(bool(code), name == "crash", f"whether the exit after {name} has an error ({code:#x})")
+
+
+@scenario(Control.LINUX, Control.EXIT)
+async def a_system_that_exits_by_itself_tells_so(rig: Rig) -> None:
+    async with running_system(rig) as system, anyio.create_task_group() as tasks:
+        waiting = Attempt.begin(tasks, system.wait)
+        rig.host.crash("vm1")
+        await waiting.done.wait()
+        equal(waiting.result.exit_type, "UnexpectedExit", "how it exited")
+        check(waiting.result.code, "there is an error code")
+        with refused("HCS_E_SYSTEM_ALREADY_STOPPED"):
+            await system.terminate()
+
+
+@scenario(Control.LINUX)
+async def a_waiter_who_is_cancelled_disturbs_no_other(rig: Rig) -> None:
+    async with running_system(rig) as system, anyio.create_task_group() as tasks:
+        staying, leaving = Attempt.begin(tasks, system.wait), Attempt.begin(tasks, system.wait)
+        await leaving.cancel()
+        check(leaving.result is None and leaving.error is None, "it was cancelled")
+        await system.terminate()
+        await staying.done.wait()
+        equal(staying.result.exit_type, "ForcedExit", "what the other was told")
+
+
+# Handles.
+
+
+@scenario(Control.LINUX)
+async def a_handle_is_closed_once_and_refuses_everything_then(rig: Rig) -> None:
+    more: dict[str, Operation] = {
+        "properties": lambda system: system.properties(),
+        "wait": lambda system: system.wait(),
+        "close": lambda system: system.close(),
+    }
+    async with running_system(rig) as system:
+        await system.close()
+        for name, operation in (OPERATIONS | more).items():
+            with refused("E_HANDLE", what=name):
+                await operation(system)
+        equal(system.id, "vm1", "its id, which is still told")
+
+
+@scenario(Control.LINUX)
+async def a_waiter_is_told_that_its_handle_was_closed(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        other = await rig.backend.open("vm1")
+        async with closed_at_the_end(other), anyio.create_task_group() as tasks:
+            waiting = Attempt.begin(tasks, other.wait)
+            await other.close()
+            await waiting.done.wait()
+            equal(getattr(waiting.error, "name", None), "E_HANDLE", "what the waiter was told")
+        equal(await state_of(system), "Running", "the state, over the other handle")
+
+
+@scenario(Control.LINUX)
+async def closing_takes_effect_where_the_caller_is_cancelled(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await system.close()
+        with refused("E_HANDLE"):
+            await system.close()
+    equal(await listed(rig, {"Ids": ["vm1"]}), [], "the system, whose only handle was closed")
+
+
+@scenario(Control.LINUX)
+async def several_handles_are_one_system(rig: Rig) -> None:
+    async with some_system(rig) as first:
+        other = await rig.backend.open("vm1")
+        async with closed_at_the_end(other):
+            equal(other.runtime_id.casefold(), first.runtime_id.casefold(), "its runtime id")
+            await other.start()
+            equal(await state_of(first), "Running", "its state, over the first handle")
+            await first.close()
+            equal(await state_of(other), "Running", "its state, when the first handle was closed")
+            await other.terminate()
+            equal((await other.wait()).exit_type, "ForcedExit", "how it exited")
+
+
+@scenario(Control.LINUX)
+async def a_system_ends_with_its_last_handle(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        other = await rig.backend.open("vm1")
+        await system.close()
+        equal(await listed(rig, {"Ids": ["vm1"]}), ["vm1"], "the system, with a handle")
+        await other.close()
+        equal(await listed(rig, {"Ids": ["vm1"]}), [], "the system, without a handle")
+
+
+@scenario(Control.LINUX)
+async def a_system_outlives_its_handles_where_its_document_says_so(rig: Rig) -> None:
+    async with running_system(rig, linux_options(rig, survive_process=True)) as system:
+        await system.close()
+        again = await rig.backend.open("vm1")
+        async with closed_at_the_end(again):
+            equal(await state_of(again), "Running", "its state")
+            await again.terminate()
+    equal(await listed(rig, {"Ids": ["vm1"]}), [], "the system that was ended")
+
+
+@scenario(Control.LINUX)
+async def a_system_that_has_ended_can_be_opened_while_a_handle_is_left(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        await system.terminate()
+        await system.wait()
+        other = await rig.backend.open("vm1")
+        async with closed_at_the_end(other):
+            equal((await other.wait()).exit_type, "ForcedExit", "how it exited, over the other handle")
+            equal(await state_of(other), "Stopped", "its state")
+            with refused("HCS_E_SYSTEM_ALREADY_STOPPED"):
+                await other.terminate()
+    with refused("HCS_E_SYSTEM_NOT_FOUND"):
+        await rig.backend.open("vm1")

@@ -1,0 +1,146 @@
+"""Systems and VMs for scenarios: made from the rig's options, attended to, and closed at the end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from anyio.abc import TaskStatus
+from attrs import evolve
+
+from uvm.backends.base import JSON, System
+from uvm.boot import Settings, create, take_back
+from uvm.errors import HostError
+from uvm.options import LCOWOptions, WCOWOptions
+from uvm.schema.json import to_json
+from uvm.schema.requests import (
+    ADD,
+    MEMORY_SIZE_PATH,
+    REMOVE,
+    ModifySettingRequest,
+    scsi_attachment_path,
+)
+from uvm.structured import bare_task_group
+from uvm.testing.backends.rig import Rig
+from uvm.vm import UtilityVM
+
+__all__ = [
+    "attach_disk",
+    "closed_at_the_end",
+    "detach_disk",
+    "linux_options",
+    "options_of",
+    "resize_memory",
+    "running_system",
+    "running_vm",
+    "some_system",
+]
+
+Options = LCOWOptions | WCOWOptions
+
+_E_HANDLE = 0x80070006
+
+
+def options_of(rig: Rig, os: str, **changes: Any) -> Options:
+    """Give options of a VM of some operating system; its id is ``vm1``."""
+    options = rig.windows if os == "windows" else rig.linux
+    assert options is not None, "the scenario does not say that it needs this"
+    return evolve(options, **{"id": "vm1", **changes})
+
+
+def linux_options(rig: Rig, **changes: Any) -> Options:
+    """Give options of a Linux VM that HCS connects to the guest of; its id is ``vm1``."""
+    return options_of(rig, "linux", **{"external_guest_connection": False, **changes})
+
+
+@asynccontextmanager
+async def some_system(rig: Rig, options: Options | None = None) -> AsyncIterator[System]:
+    """A system as UtilityVM creates it, not started; its guest is attended to."""
+    settings = Settings(None, None, rig.grace_seconds)
+    _, system, traces = await create(options or linux_options(rig), rig.backend, settings)
+    try:
+        async with closed_at_the_end(system):
+            yield system
+    finally:
+        with anyio.CancelScope(shield=True):
+            errors = await take_back(traces, rig.backend, system.id)
+    if errors:
+        raise ExceptionGroup(f"taking back what {system.id} was given", errors)
+
+
+@asynccontextmanager
+async def running_system(rig: Rig, options: Options | None = None) -> AsyncIterator[System]:
+    """A running system, by default a Linux VM that HCS relays requests to the guest of."""
+    async with some_system(rig, options) as system:
+        await system.start()
+        yield system
+
+
+@asynccontextmanager
+async def closed_at_the_end(system: System) -> AsyncIterator[System]:
+    """Somebody waits for the system all the time, as has to be; at the end its handle is closed."""
+
+    async def attend(*, task_status: TaskStatus[None]) -> None:
+        task_status.started()
+        try:
+            await system.wait()
+        except HostError as error:
+            if error.hresult != _E_HANDLE:
+                raise
+
+    async def end(failure: BaseException | None) -> BaseException | None:
+        tasks.cancel_scope.cancel()
+        return failure
+
+    try:
+        async with bare_task_group(end) as tasks:
+            # Not before somebody waits may anything be asked of it.
+            await tasks.start(attend)
+            yield system
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _close(system)
+
+
+async def _close(system: System) -> None:
+    try:
+        await system.close()
+    except HostError as error:
+        # The scenario closed it itself.
+        if error.hresult != _E_HANDLE:
+            raise
+
+
+@asynccontextmanager
+async def running_vm(rig: Rig, os: str = "linux", **changes: Any) -> AsyncIterator[UtilityVM]:
+    """A started UtilityVM."""
+    created = UtilityVM.create(
+        options_of(rig, os, **changes), backend=rig.backend, close_grace_seconds=rig.patience_seconds / 2
+    )
+    async with created as vm:
+        await vm.start()
+        yield vm
+
+
+# Requests, as the library writes them.
+
+
+def attach_disk(path: str, lun: int = 0, **settings: Any) -> JSON:
+    """A request to attach a virtual disk to the first controller."""
+    return {
+        "ResourcePath": scsi_attachment_path(0, lun),
+        "RequestType": ADD,
+        "Settings": {"Type": "VirtualDisk", "Path": path, **settings},
+    }
+
+
+def detach_disk(lun: int = 0) -> JSON:
+    """A request to detach what is there."""
+    return {"ResourcePath": scsi_attachment_path(0, lun), "RequestType": REMOVE}
+
+
+def resize_memory(size_mb: int) -> JSON:
+    """A request to change the size of the memory."""
+    return to_json(ModifySettingRequest(resource_path=MEMORY_SIZE_PATH, settings=size_mb))
