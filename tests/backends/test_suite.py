@@ -80,7 +80,7 @@ async def test_a_backend_that_leaves_something_behind_is_found(monkeypatch: pyte
 
     monkeypatch.setattr(FakeBackend, "revoke_access", forget)
     with pytest.raises(AssertionError, match="what is left on the host"):
-        await play("a_windows_vm_lives")
+        await play("a_windows_vm_lives", patience_seconds=5)
 
 
 async def test_a_backend_that_refuses_with_another_code_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The test suite on Windows CPython, under Wine: ``make test-windows``. On Debian, installs what that takes.
 
-What concerns the host runs on the oldest and on the newest Python, for what they do differently there; all
-the rest on one of them, some runs at a time.
+``tests/hcs`` runs on the oldest and on the newest Python, whose sockets differ; all the rest on one of them,
+some runs at a time.
 """
 
 from __future__ import annotations

