@@ -134,7 +134,6 @@ class Arrival:
             self.timeouts,
             context.plan.os,
             system=context.link.system,
-            reopen=partial(context.backend.open, context.vm_id),
             tasks=context.link.tasks,
         )
 

@@ -40,7 +40,7 @@ SHUTDOWN_SECONDS = 30.0
 #: Nobody was told how it ended, nor whether it did.
 _UNKNOWN_EXIT = ExitStatus("Unknown")
 
-_ALREADY_STOPPED = frozenset({0x8037010E, 0x80370110, 0xC0370110})
+_ALREADY_STOPPED = frozenset({0x8037010E, 0x80370110, 0xC037010E, 0xC0370110})
 
 
 class VMState(enum.Enum):

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from uvm.backends.base import JSON
-from uvm.backends.fake import FakeBackend, FakeListener, FakeSystem
+from uvm.backends.fake import FakeBackend, FakeHostProcess, FakeListener, FakeStream, FakeSystem
 from uvm.errors import ExitStatus, HostError, NotSupportedError
 from uvm.testing.backends import SCENARIOS, Control, FakeHost, Host, Rig, Scenario
 
@@ -105,7 +105,7 @@ async def test_a_backend_that_does_not_refuse_is_found(monkeypatch: pytest.Monke
     with pytest.raises(AssertionError, match="it was not refused"):
         await play("access_is_given_to_what_exists_and_taken_back_quietly")
     with pytest.raises(AssertionError):
-        await play("systems_are_found_by_owner_and_by_id")
+        await play("systems_are_found_by_owner_by_id_and_by_type")
 
 
 async def test_a_backend_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +139,40 @@ async def test_a_backend_that_tells_of_no_exit_is_found(monkeypatch: pytest.Monk
     monkeypatch.setattr(FakeSystem, "wait", graceful)
     with pytest.raises(AssertionError, match="how it exited"):
         await play("a_system_saved_as_a_template_only_ends")
+
+
+async def test_a_handle_that_a_cancelled_start_leaves_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = FakeSystem.create_process
+
+    async def slow_to_answer(self: FakeSystem, parameters: JSON) -> FakeHostProcess:
+        process = await create(self, parameters)
+        await anyio.lowlevel.checkpoint()
+        return process
+
+    monkeypatch.setattr(FakeSystem, "create_process", slow_to_answer)
+    with pytest.raises(AssertionError, match="handle of process"):
+        await play("a_start_whose_caller_is_cancelled_leaves_no_handle", patience_seconds=0.5)
+
+
+async def test_a_stream_that_loses_what_it_received_when_cancelled_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receive = FakeStream.receive
+
+    async def careless(self: FakeStream, max_bytes: int = 65536) -> bytes:
+        data = await receive(self, max_bytes)
+        await anyio.lowlevel.checkpoint()
+        return data
+
+    monkeypatch.setattr(FakeStream, "receive", careless)
+    with pytest.raises(AssertionError, match="what was received"):
+        await play("a_reader_who_is_cancelled_with_the_data_loses_none")
+
+
+async def test_a_process_that_is_killed_by_any_signal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeHostProcess, "signal", lambda self, options: self.terminate())
+    with pytest.raises(AssertionError, match="Ctrl"):
+        await play("a_signal_is_another_end_than_to_be_killed")
 
 
 async def test_a_fault_that_fails_names_the_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.figures import Figure
+from tests.bench.hcs import possible
 from tests.bench.vms import LOOPS
 
-__all__ = ["idle_vms", "imports", "output"]
+__all__ = ["hcs_growth", "idle_vms", "imports", "output"]
 
 _RUNS: Final = 31
 _USE: Final = "import uvm; uvm.UtilityVM; uvm.FakeBackend"
@@ -22,6 +23,7 @@ _VMS: Final = 1000
 _MEMORY_RUNS: Final = 3
 _OUTPUT_MIB: Final = 1024
 _OUTPUT_RUNS: Final = 3
+_HCS_CALLS: Final = 100_000
 _ROOT: Final = Path(__file__).parents[2]
 
 
@@ -75,3 +77,15 @@ def output() -> Iterator[Figure]:
         yield Figure(what, "MB/s", [run["bytes"] / run["seconds"] / 1e6 for run in runs], loop=loop)
         growth = [run["growth"] / 1024 for run in runs]
         yield Figure("resident set at its peak, above that before", "KiB", growth, loop=loop)
+
+
+def hcs_growth() -> Iterator[Figure]:
+    """Modify and query a system over the C API of HCS, and see what grows."""
+    if not possible():
+        return
+    for loop in LOOPS:
+        grown = json.loads(_run("-m", "tests.bench.hcs", loop, str(_HCS_CALLS)))
+        resident = grown.pop("KiB resident")
+        note = "and by " + ", ".join(f"{count:+d} {what}" for what, count in grown.items())
+        what = f"{_HCS_CALLS:,} modifies and queries over HCS: resident set grows by"
+        yield Figure(what, "KiB", [resident], loop=loop, note=note)

@@ -330,7 +330,7 @@ async def test_each_call_is_in_the_journal_and_meets_faults() -> None:
             ("guest", "create process", "ok"),
             ("guest", "signal process", "refused"),
             ("guest", "terminate process", "ok"),
-            ("query", "query process", "ok"),
+            ("query", "process properties", "ok"),
             ("lifecycle", "close process", "ok"),
         ]
 

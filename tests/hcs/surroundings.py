@@ -20,6 +20,7 @@ class Imagined:
     """
 
     system: str = "win32"
+    bits: int = 64
     windows_build: int = 26100
     architecture: str = "amd64"
     libraries: dict[str, list[str]] = field(factory=lambda: {"computecore": [], "computenetwork": []})

@@ -12,7 +12,9 @@ from tests.hcs.surroundings import HYPERV_ADMINISTRATORS, Imagined
 from uvm.backends.hcs._bindings.memory import ffi
 from uvm.backends.hcs.availability import availability
 from uvm.backends.hcs.dlls import system_library
+from uvm.backends.hcs.windows.dlls import load
 from uvm.backends.hcs.windows.surroundings import missing_functions
+from uvm.errors import NotSupportedError
 
 
 def old(machine: Imagined) -> None:
@@ -20,6 +22,12 @@ def old(machine: Imagined) -> None:
 
 
 def without_the_dll(machine: Imagined) -> None:
+    del machine.libraries["computecore"]
+
+
+def with_a_python_of_32_bits(machine: Imagined) -> None:
+    machine.bits = 32
+    # It looks among the DLLs for programs of 32 bits.
     del machine.libraries["computecore"]
 
 
@@ -44,6 +52,7 @@ def test_a_hyperv_administrator_needs_no_more_rights() -> None:
     [
         (old, "build 17134 is too old", "update Windows"),
         (without_the_dll, "computecore.dll is not there", "VirtualMachinePlatform"),
+        (with_a_python_of_32_bits, "a Python of 32 bits", "64-bit Python"),
         (without_the_service, "vmcompute", "Microsoft-Hyper-V-All"),
         (without_rights, "has not the rights", "Hyper-V Administrators"),
     ],
@@ -105,6 +114,11 @@ class TestOnWindows:
 
         assert ThisMachine().missing_functions("kernel32") == []
 
+    def test_a_function_that_this_windows_lacks_is_named(self) -> None:
+        library = load("kernel32.dll", "memory")
+        with pytest.raises(NotSupportedError, match=r"kernel32\.dll of this Windows has no CoTaskMemFree"):
+            _ = library.functions.CoTaskMemFree
+
     def test_services_are_looked_up(self) -> None:
         from uvm.backends.hcs.windows.surroundings import ThisMachine
 
@@ -124,6 +138,7 @@ class TestOnWindows:
 
         machine = ThisMachine()
         assert machine.build() > 10000
+        assert machine.bits == 64
         assert machine.machine() in ("amd64", "arm64")
         assert isinstance(machine.virtualization_in_firmware(), bool)
         assert machine.has_file(sys.executable)

@@ -225,7 +225,9 @@ def disks_on(windows: Windows) -> tuple[RealFiles, Disks]:
     return files_on(windows, SystemLibrary(disks, disks.ffi, windows.last_error)), disks
 
 
-@pytest.mark.parametrize(("path", "version"), [("a.vhd", 2), ("a.vhdx", 5), ("A.VHDX", 5)])
+@pytest.mark.parametrize(
+    ("path", "version"), [("a.vhd", 2), ("a.vhdx", 5), ("A.VHDX", 5), ("a.avhd", 2), ("a.avhdx", 5)]
+)
 async def test_a_disk_gets_the_identifier_that_its_format_has(path: str, version: int) -> None:
     windows = Windows()
     files, disks = disks_on(windows)

@@ -122,6 +122,28 @@ async def test_no_more_calls_block_at_once_than_there_are_threads() -> None:
     assert sum(opening.calls for opening in openings) == 5
 
 
+async def test_a_call_that_nobody_waits_for_counts_until_it_ends() -> None:
+    first, second, workers = Opening(), Opening(), Workers(threads=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(workers.run, first.open, "handle")
+        await first.begun.wait()
+        tasks.cancel_scope.cancel()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(workers.run, second.open, "handle")
+        await anyio.wait_all_tasks_blocked()
+        assert second.calls == 0
+        first.let.set()
+        await second.begun.wait()
+        second.let.set()
+
+
+async def test_threads_are_used_again() -> None:
+    workers = Workers()
+    threads = {await workers.run(threading.get_ident) for _ in range(200)}
+    # More than one: who ended a call may not be idle yet when the next one comes.
+    assert len(threads) < 20
+
+
 async def test_what_changes_something_is_stopped_and_waited_for() -> None:
     opening, workers = Opening(), Workers()
     ended: list[str] = []

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
+from attrs import evolve
 
 from tests.fake.support import expect_refusal, lcow
 from tests.hcs.support import driven, started
+from uvm.backends.hcs import calls
+from uvm.backends.hcs.backend import HCSBackend
+from uvm.backends.hcs.calls import ComputeService
+from uvm.backends.hcs.dlls import Library
 from uvm.backends.hcs.handles import E_HANDLE
 from uvm.backends.hcs.system import HCSSystem
+from uvm.backends.hcs.workers import Workers
 from uvm.errors import ErrorRecord, HostError, OptionsError
 
 pytestmark = pytest.mark.anyio
@@ -95,13 +105,16 @@ async def test_any_number_of_calls_may_be_under_way_at_once() -> None:
         assert backend.operations == 0
 
 
-async def test_every_text_reaches_the_host_as_it_was() -> None:
-    async with driven() as (host, backend):
-        name = 'vm "ä" \N{SNOWMAN} \N{PILE OF POO} \\ \n'
-        async with started(backend, name) as system:
-            assert system.id == name
-            assert list(host.fake.vms) == [name]
-            assert [entry["Id"] for entry in await backend.enumerate()] == [name]
+@pytest.mark.parametrize(
+    "name",
+    ['vm "ä" \N{SNOWMAN} \N{PILE OF POO} \\ \n', "half a \ud83d character", "x" * 100_000],
+    ids=["special", "surrogate", "long"],
+)
+async def test_every_text_reaches_the_host_as_it_was(name: str) -> None:
+    async with driven() as (host, backend), started(backend, name) as system:
+        assert system.id == name
+        assert list(host.fake.vms) == [name]
+        assert [entry["Id"] for entry in await backend.enumerate()] == [name]
 
 
 async def test_a_name_with_a_nul_in_it_is_refused_rather_than_cut() -> None:
@@ -167,3 +180,123 @@ async def test_hosts_properties_and_access_go_through_the_c_api() -> None:
         assert not list(host.fake.access.entries())
         with pytest.raises(HostError):
             await backend.grant_access(r"C:\nowhere", "vm1")
+
+
+STRANGE = ("[]", '"text"', "5", "true", "<no json>")
+
+
+@pytest.mark.parametrize("answer", STRANGE)
+async def test_an_answer_that_has_to_be_an_object_and_is_not_is_refused(answer: str) -> None:
+    async with driven() as (host, backend), started(backend) as system:
+        host.faults.later("HcsGetComputeSystemProperties", 0, answer)
+        with expect_refusal(HCS_E_INVALID_JSON):
+            await system.properties("Memory")
+        host.faults.later("HcsGetServiceProperties", 0, answer)
+        with expect_refusal(HCS_E_INVALID_JSON):
+            await backend.service_properties("Basic")
+        host.faults.later("HcsGetComputeSystemProperties", 0, answer)
+        with expect_refusal(HCS_E_INVALID_JSON):
+            await backend.open("vm1")
+
+
+@pytest.mark.parametrize("answer", ["{}", "[[]]", '["text"]', "[{}, null]", "5", "<no json>"])
+async def test_a_list_of_systems_that_is_none_is_refused(answer: str) -> None:
+    async with driven() as (host, backend):
+        host.faults.later("HcsEnumerateComputeSystems", 0, answer)
+        with expect_refusal(HCS_E_INVALID_JSON):
+            await backend.enumerate()
+
+
+@pytest.mark.parametrize("answer", ["", "null"])
+async def test_no_answer_is_an_empty_one(answer: str) -> None:
+    async with driven() as (host, backend), started(backend) as system:
+        host.faults.later("HcsGetComputeSystemProperties", 0, answer)
+        assert await system.properties("Memory") == {}
+        host.faults.later("HcsEnumerateComputeSystems", 0, answer)
+        assert await backend.enumerate() == []
+
+
+@pytest.mark.parametrize("account", ["[]", "5", '"text"', '{"ErrorMessage": 5, "ErrorEvents": {}}', "<none>"])
+async def test_an_account_in_words_of_its_own_does_not_hide_the_error(account: str) -> None:
+    async with driven() as (host, backend), started(backend) as system:
+        host.faults.later("HcsPauseComputeSystem", E_FAIL, account)
+        with expect_refusal(E_FAIL):
+            await system.pause()
+
+
+@pytest.mark.parametrize("code", [0x1, 0x00370103])
+async def test_a_positive_result_is_success(code: int) -> None:
+    async with driven() as (host, backend), started(backend) as system:
+        host.faults.later("HcsPauseComputeSystem", code)
+        await system.pause()
+
+
+@pytest.mark.parametrize("code", [0x80370117, 0xC0370103])
+@pytest.mark.parametrize("fault", ["at_once", "later"])
+@pytest.mark.parametrize("call", ["HcsShutDownComputeSystem", "HcsTerminateComputeSystem"])
+async def test_an_end_that_is_pending_was_asked_for(call: str, fault: str, code: int) -> None:
+    async with driven() as (host, backend), started(backend) as system:
+        getattr(host.faults, fault)(call, code)
+        await CALLS[call](system)
+        with expect_refusal(code):
+            getattr(host.faults, fault)("HcsPauseComputeSystem", code)
+            await system.pause()
+
+
+async def test_no_operation_to_be_had_is_an_error() -> None:
+    async with driven() as (host, backend), started(backend) as system:
+        host.faults.at_once("HcsCreateOperation", E_FAIL)
+        with expect_refusal(0x8007000E):
+            await system.pause()
+
+
+async def test_a_result_that_cannot_be_fetched_is_an_error() -> None:
+    async with driven() as (host, backend), started(backend) as system:
+        host.faults.at_once("HcsGetOperationResult", 0x80370117)
+        with expect_refusal(0x80370117):
+            await system.pause()
+
+
+async def test_two_threads_that_come_at_once_get_the_same_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "_services", {})
+    both = threading.Barrier(2)
+
+    class Slow:
+        def callback(self, *args: object) -> object:
+            with suppress(threading.BrokenBarrierError):
+                both.wait(0.2)
+            return object()
+
+    library: Library[Any] = Library(None, Slow(), lambda pointer: None)
+    found: list[ComputeService] = []
+
+    def find() -> None:
+        found.append(ComputeService.of(library))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(anyio.to_thread.run_sync, find)
+    assert found[0] is found[1]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+async def test_another_loop_in_another_thread_uses_the_same_service(loop: str) -> None:
+    async with driven() as (host, backend), started(backend) as system:
+
+        async def use() -> str:
+            other = HCSBackend(parts=evolve(host.parts, workers=Workers()))
+            opened = await other.open("vm1")
+            try:
+                for _ in range(50):
+                    assert (await opened.properties())["Id"] == "vm1"
+                await opened.terminate()
+                return str(await opened.wait())
+            finally:
+                await opened.close()
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(system.properties)
+            exits = [await anyio.to_thread.run_sync(lambda: anyio.run(use, backend=loop))]
+        exits.append(str(await system.wait()))
+        assert exits == ["ForcedExit", "ForcedExit"]

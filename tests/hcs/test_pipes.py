@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import anyio
@@ -19,6 +20,8 @@ from uvm.backends.hcs.sockets import Sockets
 from uvm.errors import HostError
 
 pytestmark = pytest.mark.anyio
+
+ERROR_OPERATION_ABORTED = 995
 
 windows_only = pytest.mark.skipif(sys.platform != "win32", reason="named pipes are Windows's")
 
@@ -147,6 +150,59 @@ async def test_windows_gives_back_every_operation(pipes: Pipes) -> None:
         await peer.aclose()
     pipes.close()
     assert iocp.abandoned_operations() == 0
+
+
+@windows_only
+async def test_a_port_that_closes_ends_what_is_under_way_and_waits_for_it() -> None:
+    from uvm.backends.hcs import iocp
+    from uvm.backends.hcs.winerrors import code_of
+
+    ours, theirs = make_pipe_pair()
+    port = iocp.CompletionPort()
+    handles = [port.handle(number) for number in (ours, theirs)]
+    for handle in handles:
+        port.attach(handle)
+    operations = [
+        port.read(handles[0], 10),
+        port.write(handles[0], bytes(1 << 22)),
+        port.read(handles[0], 10),
+    ]
+    abandoned = iocp.abandoned_operations()
+    port.close()
+    assert iocp.abandoned_operations() == abandoned
+    with anyio.fail_after(60):
+        for operation in operations:
+            await operation.wait()
+            failure = port.failure(operation)
+            assert failure is not None
+            assert code_of(failure) == ERROR_OPERATION_ABORTED
+    for handle in handles:
+        port.end(handle)
+
+
+@windows_only
+async def test_a_port_whose_thread_cannot_start_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from uvm.backends.hcs.iocp import CompletionPort
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    ours, theirs = make_pipe_pair()
+    port = CompletionPort()
+    handle = port.handle(ours)
+    port.attach(handle)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            port.read(handle, 10)
+    operation = port.read(handle, 10)
+    write_message(theirs, b"hello")
+    with anyio.fail_after(60):
+        await operation.wait()
+    assert port.data(operation) == b"hello"
+    for number in (ours, theirs):
+        port.end(port.handle(number))
+    port.close()
 
 
 AT_EXIT = """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 
 import anyio
@@ -170,13 +171,10 @@ class Numbered:
 
 
 @define(eq=False)
-class HeldBack:
-    """A poll set that holds back what it found, once, about one descriptor."""
+class Wrapped:
+    """The system's poll set, for tests to meddle with."""
 
-    fd: int
-    inner: PollSet = field(factory=new_poll_set)
-    found: threading.Event = field(factory=threading.Event)
-    go_on: threading.Event = field(factory=threading.Event)
+    inner: PollSet = field(factory=new_poll_set, kw_only=True)
 
     @property
     def readable(self) -> int:
@@ -188,6 +186,18 @@ class HeldBack:
 
     def set(self, fd: int, events: int) -> None:
         self.inner.set(fd, events)
+
+    def wait(self) -> list[tuple[int, int]]:
+        return list(self.inner.wait())
+
+
+@define(eq=False)
+class HeldBack(Wrapped):
+    """A poll set that holds back what it found, once, about one descriptor."""
+
+    fd: int
+    found: threading.Event = field(factory=threading.Event)
+    go_on: threading.Event = field(factory=threading.Event)
 
     def wait(self) -> list[tuple[int, int]]:
         found = list(self.inner.wait())
@@ -330,6 +340,87 @@ async def test_a_poller_that_nobody_used_has_no_thread() -> None:
     before = poller_threads()
     with a_poller():
         assert poller_threads() == before
+
+
+async def test_a_thread_that_cannot_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with a_poller() as poller, connected() as (a, b):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="new thread"):
+                await poller.readable(a)
+        assert poller.waiting == 0
+        b.send(b"x")
+        with anyio.fail_after(60):
+            await poller.readable(a)
+
+
+@define(eq=False)
+class Failing(Wrapped):
+    """A poll set that cannot wait any more once it was told so."""
+
+    broken: bool = False
+
+    def wait(self) -> list[tuple[int, int]]:
+        if self.broken:
+            raise OSError("cannot wait")
+        return list(self.inner.wait())
+
+
+async def test_where_the_thread_fails_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing, failures = Failing(), list[threading.ExceptHookArgs]()
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    with a_poller(failing) as poller, connected() as (a, _), connected() as (b, _), anyio.fail_after(60):
+
+        async def wait(sock: socket.socket) -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await poller.readable(sock)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait, a)
+            await anyio.wait_all_tasks_blocked()
+            failing.broken = True
+            # This makes the thread look up, and wait again.
+            tasks.start_soon(wait, b)
+        await wait(b)
+        poller.close()
+        assert [str(failure.exc_value) for failure in failures] == ["cannot wait"]
+
+
+@define(eq=False)
+class Collecting(Wrapped):
+    """A poll set during whose changes garbage is collected: what was found to be."""
+
+    garbage: list[Coroutine[object, object, None]] = field(factory=list)
+
+    def set(self, fd: int, events: int) -> None:
+        while self.garbage:
+            self.garbage.pop().close()
+        self.inner.set(fd, events)
+
+
+async def test_a_wait_whose_loop_has_gone_may_be_collected_at_any_time() -> None:
+    collecting = Collecting()
+    with a_poller(collecting) as poller, connected() as (a, _), connected() as (c, d):
+
+        def abandon() -> None:
+            wait = poller.readable(a)
+            loop = asyncio.new_event_loop()
+            # It would log that a task was left.
+            loop.set_exception_handler(lambda loop, context: None)
+            task = loop.create_task(wait)
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+            assert not task.done()
+            collecting.garbage.append(wait)
+
+        await anyio.to_thread.run_sync(abandon)
+        d.send(b"x")
+        with anyio.fail_after(60):
+            await poller.readable(c)
+        assert not collecting.garbage
 
 
 AT_EXIT = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -63,6 +65,12 @@ async def test_no_more_is_received_than_was_asked_for(kind: Kind) -> None:
         assert await receive_exactly(b, 3) == b"llo"
         with pytest.raises(ValueError, match="at least one"):
             await b.receive(0)
+
+
+async def test_any_number_of_bytes_may_be_asked_for(kind: Kind) -> None:
+    async with connected(kind) as (a, b):
+        await a.send(b"hello")
+        assert (await b.receive(sys.maxsize)).startswith(b"h")
 
 
 async def test_any_kind_of_bytes_is_sent(kind: Kind) -> None:

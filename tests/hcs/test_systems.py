@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
+from attrs import evolve
 
 from tests.fake.support import expect_refusal, lcow
+from tests.hcs.hostmachine import FakeMachine, FakeWorkingSet
 from tests.hcs.support import driven, started
+from uvm.backends.hcs import handles
+from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.handles import E_HANDLE
-from uvm.errors import ExitStatus
+from uvm.backends.hcs.system import HCSSystem
+from uvm.backends.hcs.workers import Workers
+from uvm.errors import ExitStatus, HostError
 from uvm.testing.backends.checks import until
 
 pytestmark = pytest.mark.anyio
@@ -98,7 +107,9 @@ async def test_when_the_service_goes_the_system_counts_as_ended() -> None:
         assert (await system.wait()).code == HCS_E_SERVICE_DISCONNECT
 
 
-@pytest.mark.parametrize("data", ["", "<no json>", "[]", '{"Status": "x", "ExitType": null}', '"text"'])
+@pytest.mark.parametrize(
+    "data", ["", "<no json>", "[]", '{"Status": "x", "ExitType": null}', '{"ExitType": [1]}', '"text"']
+)
 async def test_an_exit_that_is_told_in_words_of_its_own_is_an_exit(data: str) -> None:
     async with driven() as (host, backend), started(backend) as system:
         host.event("vm1", EXITED, data)
@@ -121,7 +132,7 @@ async def test_a_late_event_finds_nobody() -> None:
             await system.wait()
 
 
-async def test_a_creation_that_is_cancelled_leaves_no_system() -> None:
+async def test_a_creation_that_is_cancelled_is_waited_for_and_undone() -> None:
     async with driven() as (host, backend):
         document = lcow()
         document["ShouldTerminateOnLastHandleClosed"] = False
@@ -130,8 +141,125 @@ async def test_a_creation_that_is_cancelled_leaves_no_system() -> None:
                 tasks.start_soon(backend.create, "vm1", document)
                 (parked,) = await gate.wait()
                 tasks.cancel_scope.cancel()
+                parked.proceed()
+        assert host.fake.journal.entries(operation="terminate")
+        assert host.fake.leftovers() == []
+
+
+async def test_a_creation_that_ends_after_nobody_waits_any_more_ends_with_its_handle() -> None:
+    async with driven() as (host, _):
+        backend = HCSBackend(parts=evolve(host.parts, patience_seconds=0.05))
+        with host.fake.faults.hold(operation="create") as gate:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(backend.create, "vm1", lcow())
+                (parked,) = await gate.wait()
+                tasks.cancel_scope.cancel()
             parked.proceed()
-        await until(lambda: not host.fake.leftovers())
+        await until(lambda: not host.double.objects)
+        assert host.fake.leftovers() == []
+
+
+@pytest.mark.parametrize("steps", range(14))
+async def test_a_creation_may_be_cancelled_at_each_step(steps: int) -> None:
+    async with driven() as (host, backend):
+        made: list[HCSSystem] = []
+
+        async def create() -> None:
+            made.append(await backend.create("vm1", lcow()))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(create)
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        for system in made:
+            await system.close()
+        await until(lambda: not host.double.objects)
+        assert host.fake.leftovers() == []
+
+
+@pytest.mark.parametrize("steps", range(14))
+async def test_an_opening_may_be_cancelled_at_each_step(steps: int) -> None:
+    async with driven() as (host, backend), started(backend):
+        before, made = host.double.objects, list[HCSSystem]()
+
+        async def reopen() -> None:
+            made.append(await backend.open("vm1"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reopen)
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        for system in made:
+            await system.close()
+        await until(lambda: host.double.objects == before)
+
+
+@pytest.mark.parametrize("function", ["HcsCreateComputeSystem", "HcsGetComputeSystemProperties"])
+async def test_a_creation_that_hangs_can_be_cancelled(function: str) -> None:
+    async with driven() as (host, _):
+        backend = HCSBackend(parts=evolve(host.parts, patience_seconds=0.05))
+        host.faults.never(function)
+        with anyio.move_on_after(0.02) as scope:
+            await backend.create("vm1", lcow())
+        assert scope.cancelled_caught
+        await until(lambda: not host.double.objects)
+        assert host.fake.leftovers() == []
+
+
+@pytest.mark.parametrize("function", ["HcsOpenComputeSystem", "HcsGetComputeSystemProperties"])
+async def test_an_opening_that_hangs_can_be_cancelled(function: str) -> None:
+    async with driven() as (host, backend), started(backend):
+        host.faults.never(function)
+        with anyio.move_on_after(0.02) as scope:
+            await backend.open("vm1")
+        assert scope.cancelled_caught
+
+
+async def test_a_handle_is_closed_even_where_all_threads_of_the_pool_hang() -> None:
+    async with driven() as (host, _):
+        parts = evolve(host.parts, workers=Workers(threads=1), patience_seconds=0.05)
+        backend = HCSBackend(parts=parts)
+        system = await backend.create("vm1", lcow())
+        host.faults.never("HcsGetServiceProperties")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(backend.service_properties)
+            await anyio.wait_all_tasks_blocked()
+            await system.close()
+            await until(lambda: not host.fake.vms)
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_handle_that_everybody_forgot_is_closed_at_the_end_of_the_interpreter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handles, "_open", set())
+    async with driven() as (host, backend):
+        await backend.create("vm1", lcow())
+        gc.collect()
+        # What it is told finds it nevertheless.
+        host.event("vm1", CRASH_REPORT, "{}")
+        await anyio.to_thread.run_sync(handles.close_all)
+        assert not host.fake.vms
+
+
+async def test_closing_twice_at_once_closes_once() -> None:
+    async with driven() as (host, backend):
+        system = await backend.create("vm1", lcow())
+        refused: list[int] = []
+
+        async def close() -> None:
+            try:
+                await system.close()
+            except HostError as e:
+                refused.append(e.hresult)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(close)
+        assert refused == [E_HANDLE, E_HANDLE]
+        assert not host.fake.vms
 
 
 @pytest.mark.parametrize("function", ["HcsSetComputeSystemCallback", "HcsGetComputeSystemProperties"])
@@ -189,3 +317,29 @@ async def test_the_working_set_is_that_of_the_machine() -> None:
         first = await system.working_set_bytes()
         assert first > 0
         assert await system.working_set_bytes() == first
+
+
+async def test_a_working_set_that_is_found_after_the_close_is_let_go() -> None:
+    found: list[FakeWorkingSet] = []
+    asked, go_on = anyio.Event(), anyio.Event()
+
+    class Slow(FakeMachine):
+        async def open_working_set(self, runtime_id: str) -> FakeWorkingSet:
+            found.append(await super().open_working_set(runtime_id))
+            asked.set()
+            await go_on.wait()
+            return found[0]
+
+    async with driven() as (host, _):
+        backend = HCSBackend(parts=evolve(host.parts, machine=Slow(host.fake)))
+        async with started(backend) as system, anyio.create_task_group() as tasks:
+
+            async def measure() -> None:
+                with expect_refusal(E_HANDLE):
+                    await system.working_set_bytes()
+
+            tasks.start_soon(measure)
+            await asked.wait()
+            await system.close()
+            go_on.set()
+    assert [each.closed for each in found] == [True]

@@ -244,6 +244,25 @@ async def test_a_process_of_a_vm_that_has_gone_cannot_be_signalled(external: boo
 
 
 @anyio_test
+@EITHER_WAY
+async def test_all_streams_of_a_process_that_is_closed_are_closed(external: bool) -> None:
+    async with running(lcow(external_guest_connection=external)) as run:
+        process = await run.vm.open_process(["cat"])
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await process.aclose()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with pytest.raises(anyio.ClosedResourceError):
+            await process.stdin.send(b"hello")
+        for output in (process.stdout, process.stderr):
+            with pytest.raises(anyio.ClosedResourceError):
+                await output.receive()
+        await process.aclose()
+
+
+@anyio_test
 async def test_a_handle_that_cannot_be_closed_is_reported_and_the_vm_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -308,24 +327,23 @@ async def test_killing_does_not_wait_for_signals_and_leaves_no_handle() -> None:
                 assert await process.kill()
                 assert await process.wait() == 1
                 sent = [e.call.operation for e in run.backend.journal if e.seq > before]
-                assert sent == ["open", "open process", "terminate process", "close process", "close"]
+                assert sent == ["terminate process"]
                 gate.close()
         assert signal.error is None
         assert signal.result is False
-        assert run.backend.vms[run.vm.id].handles == 1
         await process.aclose()
+        await quiet()
+        assert handles(run) == []
 
 
 @anyio_test
-@pytest.mark.parametrize("operation", ["open", "open process", "terminate process"])
-async def test_what_fails_on_the_way_to_a_kill_is_told_and_leaves_no_handle(operation: str) -> None:
+async def test_a_kill_that_is_refused_is_told_and_can_be_tried_again() -> None:
     async with running(relay(wcow)) as run:
         process = await run.vm.open_process(FOREVER)
-        refused = run.backend.faults.refuse(operation=operation)
+        refused = run.backend.faults.refuse(operation="terminate process")
         with pytest.raises(HostError):
             await process.kill()
         refused.remove()
-        assert run.backend.vms[run.vm.id].handles == 1
         assert len(handles(run)) == 1
         assert await process.kill()
         await process.aclose()
@@ -347,12 +365,14 @@ async def test_where_hcs_forgets_to_tell_of_an_exit_the_wait_ends(monkeypatch: p
     monkeypatch.setattr(relayed, "DOUBT_SECONDS", 0.0)
     async with running(relay(wcow)) as run:
         process = await run.vm.open_process(FOREVER)
-        run.backend.faults.refuse(0x80070490, operation="open process")
+        run.backend.faults.refuse(0x80070490, operation="terminate process")
         assert not await process.kill()
         with pytest.raises(HostError, match="did not tell how it exited"):
             await process.wait()
         assert process.exit_code is None
         await process.aclose()
+        await quiet()
+        assert handles(run) == []
 
 
 @anyio_test
@@ -434,6 +454,84 @@ async def test_a_run_is_told_the_exit_of_its_vm() -> None:
             run.backend.vms[run.vm.id].crash()
         assert isinstance(attempt.error, VMExitedError)
         assert attempt.error.status == run.vm.exit_status
+
+
+@anyio_test
+@pytest.mark.parametrize(
+    ("options", "operation"),
+    [
+        (wcow, "signal process"),
+        (wcow, "terminate process"),
+        (wcow, "modify process"),
+        (lcow, "signal process"),
+        (lcow, "create process"),
+        (lcow, "process properties"),
+    ],
+)
+async def test_a_call_that_the_exit_of_the_vm_overtakes_is_told_that_the_guest_has_gone(
+    options: Any, operation: str
+) -> None:
+    """Also where the guest is helped along with a process of its own."""
+    async with running(relay(options)) as run:
+        process = await run.vm.open_process(FOREVER, terminal=True, stdin=False)
+        signal = "TERM" if options is lcow else "INT"
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {
+            "terminate process": process.kill,
+            "modify process": lambda: process.resize(1, 1),
+        }
+        if operation == "process properties":
+            # The helper did not find it.
+            run.backend.programs.register("kill")(_fails)
+        with run.backend.faults.hold(operation=operation) as gate:
+            async with anyio.create_task_group() as tasks:
+                call = Attempt.begin(tasks, calls.get(operation, lambda: process.signal(signal)))
+                await gate.wait(1)
+                run.backend.vms[run.vm.id].crash()
+        if operation == "terminate process":
+            assert (call.result, call.error) == (False, None)
+        else:
+            assert isinstance(call.error, BridgeClosedError)
+        await process.aclose()
+
+
+async def _fails(process: FakeProcess) -> int:
+    return 1
+
+
+@anyio_test
+async def test_a_process_that_has_exited_has_no_terminal_to_resize() -> None:
+    async with running(relay(wcow)) as run:
+        process = await run.vm.open_process(["true"], terminal=True)
+        assert await everything(process) == b""
+        await process.wait()
+        await quiet()
+        assert handles(run) == []
+        with pytest.raises(HostError, match="HCS_E_PROCESS_ALREADY_STOPPED"):
+            await process.resize(1, 1)
+        await process.aclose()
+
+
+@anyio_test
+async def test_input_is_ended_once_however_often_it_is_closed() -> None:
+    async with running(relay()) as run, run.vm.open_process(["yes"]) as process:
+        assert process.stdin is not None
+        await process.stdin.send_eof()
+        await process.stdin.aclose()
+        await process.aclose()
+        assert len(run.backend.journal.entries(operation="modify process")) == 1
+        await process.kill()
+
+
+@anyio_test
+async def test_a_run_whose_input_cannot_be_ended_is_told_and_its_process_killed() -> None:
+    async with running(relay()) as run:
+        refused = run.backend.faults.refuse(operation="modify process")
+        with anyio.fail_after(5), pytest.raises(HostError, match="modify"):
+            await run.vm.run(["cat"], input=b"hello")
+        refused.remove()
+        await quiet()
+        assert processes(run) == 0
+        assert handles(run) == []
 
 
 # In every order: nothing leaks.
@@ -528,7 +626,7 @@ _OF_PROCESSES = frozenset({"create process", "signal process", "terminate proces
 
 
 def _is_work(call: Call) -> bool:
-    return call.operation == "open" or call.operation in _OF_PROCESSES
+    return call.operation in _OF_PROCESSES
 
 
 async def _example(choose: Choose) -> None:

@@ -215,7 +215,7 @@ class HostProcess(Protocol):
         """
 
     async def terminate(self) -> None:
-        """Kill it. Errors as of :meth:`signal`."""
+        """Kill it; it does not wait for signals that are under way. Errors as of :meth:`signal`."""
 
     async def modify(self, request: JSON) -> None:
         """Carry out a ``ProcessModifyRequest``: the size of its console, the end of its input."""

@@ -31,15 +31,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-import anyio
+from attrs import define, field
 
 from uvm.errors import BridgeClosedError, GuestError, UnknownOutcomeError, UVMError
 from uvm.gcs.bridge import Call
 from uvm.gcs.link import GuestLink
 from uvm.gcs.wire import Procedure
 from uvm.schema.gcs import WAIT_FOREVER_MS, WaitForProcessRequest, WaitForProcessResponse
+from uvm.structured import Flag
 
-__all__ = ["ERROR_NOT_FOUND", "ExitWatch"]
+__all__ = ["ERROR_NOT_FOUND", "Exit", "ExitWatch"]
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -54,6 +55,43 @@ _RESUME_PROBE_MS: Final = 50
 _SIGNAL_PROBE_MS: Final = 1_000
 #: However often a guest dials again.
 _MAX_WAITS: Final = 2
+
+
+@define(eq=False)
+class Exit:
+    """The exit of a process: yet to come, known, or lost. What is said first holds.
+
+    :ivar code: the exit code; None while the process runs, or where nobody knows it.
+    """
+
+    code: int | None = field(default=None, init=False)
+    _failure: Callable[[], Exception] | None = field(default=None, init=False)
+    _settled: Flag = field(factory=Flag, init=False)
+
+    @property
+    def settled(self) -> bool:
+        """It is known, or never will be."""
+        return self._settled.is_set()
+
+    def tell(self, code: int) -> None:
+        """The process has exited."""
+        if not self.settled:
+            self.code = code
+            self._settled.set()
+
+    def lose(self, failure: Callable[[], Exception]) -> None:
+        """Nobody is going to know it, unless it is known; ``failure`` makes the error that says why."""
+        if not self.settled:
+            self._failure = failure
+            self._settled.set()
+
+    async def wait(self) -> int:
+        """Wait for it, and give the code or raise why there is none."""
+        await self._settled.wait()
+        if self.code is None:
+            assert self._failure is not None
+            raise self._failure()
+        return self.code
 
 
 class ExitWatch:
@@ -75,29 +113,23 @@ class ExitWatch:
         self._container_id = container_id
         self._pid = pid
         self._on_end = on_end
-        self._ended = anyio.Event()
-        self._exit_code: int | None = None
-        self._failure: Callable[[], Exception] | None = None
+        self._exit = Exit()
         self._waits = deque([self._ask(WAIT_FOREVER_MS, self._waited)])
         link.on_resume.add(self._resumed)
 
     @property
     def exit_code(self) -> int | None:
         """The exit code; None while the process runs, or where nobody knows it."""
-        return self._exit_code
+        return self._exit.code
 
     @property
     def gone(self) -> bool:
         """It has exited, or the guest knows it no more; not that the connection closed."""
-        return self._ended.is_set() and not (self._exit_code is None and self._link.bridge.closed)
+        return self._exit.settled and not (self._exit.code is None and self._link.bridge.closed)
 
     async def wait(self) -> int:
         """Wait for the exit; see :meth:`uvm.gcs.process.Process.wait`."""
-        await self._ended.wait()
-        if self._exit_code is None:
-            assert self._failure is not None
-            raise self._failure()
-        return self._exit_code
+        return await self._exit.wait()
 
     def doubt(self) -> None:
         """The guest says that there is no such process: the wait ends soon, with or without an exit code.
@@ -117,7 +149,7 @@ class ExitWatch:
         finally:
             call.abandon()
         try:
-            if not self._ended.is_set():
+            if not self._exit.settled:
                 self._take(call)
         except GuestError as error:
             if error.result == _WAIT_TIMEOUT:
@@ -143,7 +175,7 @@ class ExitWatch:
 
     def _waited(self, call: Call) -> None:
         """The wait without a limit was answered, or never will be."""
-        if self._ended.is_set() or call not in self._waits:
+        if self._exit.settled or call not in self._waits:
             return
         try:
             self._take(call)
@@ -171,11 +203,11 @@ class ExitWatch:
         self._probe(_RESUME_PROBE_MS)
 
     def _probe(self, timeout_ms: int, *, again: bool = True) -> None:
-        if not self._ended.is_set() and not self._link.bridge.closed:
+        if not self._exit.settled and not self._link.bridge.closed:
             self._ask(timeout_ms, lambda call: self._probed(call, timeout_ms, again))
 
     def _probed(self, call: Call, timeout_ms: int, again: bool) -> None:
-        if self._ended.is_set():
+        if self._exit.settled:
             return
         try:
             self._take(call)
@@ -204,7 +236,7 @@ class ExitWatch:
         code = call.result(WaitForProcessResponse).exit_code
         if not 0 <= code <= _MAX_UINT32:
             raise UnknownOutcomeError(f"{call.operation}: the guest's answer cannot be read: no exit code")
-        self._exit_code = code
+        self._exit.tell(code)
         self._end(None)
 
     def _forgotten(self) -> None:
@@ -212,8 +244,8 @@ class ExitWatch:
         self._end(lambda: GuestError(f"wait for process {self._pid}", ERROR_NOT_FOUND, text))
 
     def _end(self, failure: Callable[[], Exception] | None) -> None:
-        self._failure = failure
-        self._ended.set()
+        if failure is not None:
+            self._exit.lose(failure)
         self._link.on_resume.discard(self._resumed)
         for each in self._waits:
             each.abandon()

@@ -25,12 +25,14 @@ from uvm.gcs.specs import check_size
 from uvm.gcs.stdio import ProcessInput, ProcessOutput, Source
 from uvm.schema.process import SignalProcessOptionsLCOW
 
-__all__ = ["EXITED", "Process", "discard"]
+__all__ = ["ALREADY_STOPPED", "EXITED", "Process", "discard"]
 
 _log = logging.getLogger("uvm.gcs")
 
+#: HCS_E_PROCESS_ALREADY_STOPPED.
+ALREADY_STOPPED: Final = 0x8037011F
 #: What a guest says of a process that it does not know (any more), and HCS of one that has exited.
-EXITED: Final = frozenset({ERROR_NOT_FOUND, 0x8037011F})
+EXITED: Final = frozenset({ERROR_NOT_FOUND, ALREADY_STOPPED})
 _SYSTEM_NOT_FOUND: Final = 0xC037010E
 _E_FAIL: Final = 0x80004005
 
@@ -100,6 +102,8 @@ class Process(ABC):
         :raises NotSupportedError: the guest can only kill processes (:meth:`kill`).
         :raises GuestError: the guest refused.
         :raises HostError: HCS refused, or the guest that it asked.
+        :raises UnknownOutcomeError: the answer was lost; it may have been sent.
+        :raises BridgeClosedError: the connection to the guest is closed.
         """
         options = signal_options(signal, self._guest.os)
         if options is not None:
@@ -110,7 +114,8 @@ class Process(ABC):
     async def kill(self) -> bool:
         """Kill it. False: it had exited, or the connection to its guest has closed.
 
-        It may still run for a moment; :meth:`wait` tells when it has exited.
+        It may still run for a moment; :meth:`wait` tells when it has exited. Other errors are those of
+        :meth:`signal`.
         """
         try:
             return await self._signal(None)
@@ -123,6 +128,8 @@ class Process(ABC):
         :raises OptionsError: it was started without a terminal, or the size is none.
         :raises GuestError: the guest refused: it has exited, for instance.
         :raises HostError: HCS refused, or the guest that it asked.
+        :raises UnknownOutcomeError: the answer was lost.
+        :raises BridgeClosedError: the connection to the guest is closed.
         """
         check_size(height, width)
         operation = f"resize the terminal of process {self.pid}"
@@ -138,9 +145,13 @@ class Process(ABC):
             if code:
                 raise GuestError(operation, _E_FAIL, f"stty exited with {code}") from None
 
-    @abstractmethod
     async def aclose(self) -> None:
         """Close its streams. Where it still runs, it is left running."""
+        # One that is closed already would let a cancellation in before the others are.
+        with anyio.CancelScope(shield=True):
+            for stream in (self.stdin, self.stdout, self.stderr):
+                if stream is not None:
+                    await stream.aclose()
 
     async def __aenter__(self) -> Process:
         return self

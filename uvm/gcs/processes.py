@@ -86,7 +86,6 @@ class ConnectedProcess(Process):
         super().__init__(link, args, pid, terminal, dict(channels.named()))
         self._link = link
         self._container_id = container_id
-        self._channels = channels
         self._exit = ExitWatch(link, container_id, pid, channels.process_ended)
 
     @property
@@ -113,10 +112,6 @@ class ConnectedProcess(Process):
         if failure is not None:
             raise failure
         return await self._exit.wait()
-
-    async def aclose(self) -> None:
-        """Close its streams. Where it still runs, it is left running."""
-        await self._channels.aclose()
 
     def _is_gone(self) -> bool:
         return self._exit.gone

@@ -16,9 +16,8 @@ holds the handle for as long as somebody may want something of it::
                         it runs on                           v
                                                           the handle is closed
 
-HCS carries out what is asked over one handle of a system one after the other; so a process is killed over
-another handle, and does not wait for the signals before. Input is ended by asking HCS to close the process's
-handle, since HCS does not pass on that its pipe was closed.
+Input is ended by asking HCS to close the process's handle, since HCS does not pass on that its pipe was
+closed.
 
 Source: hcsshim internal/hcs/v2/process.go and system.go.
 """
@@ -26,8 +25,8 @@ Source: hcsshim internal/hcs/v2/process.go and system.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -37,9 +36,9 @@ from attrs import define, field
 
 from uvm.backends.base import BROKEN_STREAM, JSON, ByteStream, HostProcess, System
 from uvm.errors import AnswerLostError, HostError, UVMError
-from uvm.gcs.exits import ERROR_NOT_FOUND
+from uvm.gcs.exits import ERROR_NOT_FOUND, Exit
 from uvm.gcs.link import GuestAccess
-from uvm.gcs.process import EXITED, Process, discard
+from uvm.gcs.process import ALREADY_STOPPED, EXITED, Process, discard
 from uvm.gcs.signals import SignalOptions
 from uvm.gcs.specs import check_writable, command, host_process
 from uvm.schema.json import to_json
@@ -48,11 +47,11 @@ from uvm.structured import Flag
 
 __all__ = ["RelayAccess", "RelayedProcess", "start_relayed"]
 
-H = TypeVar("H", bound=System | HostProcess)
+T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
 
-#: What HCS says on a handle that was closed; of what Windows ends already; and of a system that has gone.
+#: What HCS says of a handle that was closed; of what Windows ends already; and of a system that has gone.
 _E_HANDLE: Final = 0x80070006
 _E_ACCESSDENIED: Final = 0x80070005
 _SYSTEM_GONE: Final = frozenset({0x80370107, 0x8037010E, 0x80370110})
@@ -67,12 +66,10 @@ DOUBT_SECONDS: Final = 1.0
 class RelayAccess(GuestAccess):
     """The way to a guest through HCS.
 
-    :ivar reopen: opens another handle of the system.
     :ivar tasks: runs what serves the processes; it ends with the VM.
     """
 
     system: System
-    reopen: Callable[[], Awaitable[System]]
     tasks: anyio.abc.TaskGroup
 
 
@@ -103,7 +100,8 @@ class _Input:
     """The standard input as a stream whose end HCS is asked to pass on."""
 
     _stream: ByteStream
-    _end: Callable[[], Awaitable[None]]
+    _ask: Callable[[], Awaitable[None]]
+    _ended: bool = field(default=False, init=False)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Nothing comes from it."""
@@ -117,6 +115,11 @@ class _Input:
         """End it."""
         await self._end()
         await self._stream.aclose()
+
+    async def _end(self) -> None:
+        if not self._ended:
+            await self._ask()
+            self._ended = True
 
     async def aclose(self) -> None:
         """End it, as far as HCS answers, and close it."""
@@ -147,35 +150,23 @@ class RelayedProcess(Process):
         super().__init__(access, args, handle.pid, terminal, dict(self._pipes))
         self._access = access
         self._handle = handle
-        self._exit_code: int | None = None
-        self._failure: Callable[[], Exception] | None = None
+        self._exit = Exit()
         # The VM went before its exit was known.
         self._cut_off = False
-        self._ended = Flag()
         # Nobody is going to read its output any more.
         self._unread = Flag()
         self._served = True
+        self._waiting = anyio.CancelScope()
         self._stream_closed()
 
     @property
     def exit_code(self) -> int | None:
         """Its exit code, an unsigned 32-bit number; None while it runs, or where nobody knows it."""
-        return self._exit_code
+        return self._exit.code
 
     async def wait(self) -> int:
         """Wait for its exit and give its exit code; see :meth:`uvm.gcs.process.Process.wait`."""
-        await self._ended.wait()
-        if self._exit_code is None:
-            assert self._failure is not None
-            raise self._failure()
-        return self._exit_code
-
-    async def aclose(self) -> None:
-        """Close its streams. Where it still runs, it is left running."""
-        # One that is closed already would let a cancellation in before the others are.
-        with anyio.CancelScope(shield=True):
-            for pipe in self._pipes.values():
-                await pipe.aclose()
+        return await self._exit.wait()
 
     async def serve(self) -> None:
         """Wait for its exit, and close the handle once nobody can want it: the process's own task."""
@@ -186,7 +177,14 @@ class RelayedProcess(Process):
             self._served = False
             self._cut()
             with anyio.CancelScope(shield=True):
-                await _close(self._handle, f"process {self.pid}")
+                await self._close()
+
+    async def _close(self) -> None:
+        try:
+            await self._handle.close()
+        except Exception as error:
+            # Nothing depends on it any more; what does go on is not to be ended by it.
+            _log.warning("closing the handle of process %d: %r", self.pid, error)
 
     def abandon(self) -> None:
         """Have it killed, beside, and its streams closed: its caller has gone."""
@@ -200,33 +198,24 @@ class RelayedProcess(Process):
 
     async def _await_exit(self) -> None:
         try:
-            code = await self._handle.wait()
+            with self._waiting:
+                self._exit.tell(await self._handle.wait())
         except HostError as error:
             if error.hresult in _SYSTEM_GONE:
                 self._cut()
             else:
                 parts = (error.operation, error.hresult, error.text, error.records)
-                self._lose(lambda: HostError(*parts))
+                self._exit.lose(lambda: HostError(*parts))
         except Exception as error:
             # Whatever it is, the VM goes on.
             _log.warning("waiting for process %d: %r", self.pid, error)
             self._cut()
-        else:
-            if not self._ended.is_set():
-                self._exit_code = code
-                self._ended.set()
 
     def _cut(self) -> None:
         """Its VM has gone."""
-        if not self._ended.is_set():
+        if not self._exit.settled:
             self._cut_off = True
-            self._lose(self._access.closed_error)
-
-    def _lose(self, failure: Callable[[], Exception]) -> None:
-        """Nobody is going to know how it exited, unless that is known."""
-        if not self._ended.is_set():
-            self._failure = failure
-            self._ended.set()
+            self._exit.lose(self._access.closed_error)
 
     def _stream_closed(self) -> None:
         if all(self._pipes[name].closed for name in ("stdout", "stderr") if name in self._pipes):
@@ -235,7 +224,7 @@ class RelayedProcess(Process):
     # What can be asked of it.
 
     def _is_gone(self) -> bool:
-        return self._ended.is_set() and not self._cut_off
+        return self._exit.settled and not self._cut_off
 
     @property
     def _contained(self) -> bool:
@@ -248,27 +237,29 @@ class RelayedProcess(Process):
             await self._ask(partial(self._handle.signal, to_json(options)))
 
     async def _terminate(self) -> None:
-        async with (
-            _closing(await self._access.reopen(), f"the system of process {self.pid}") as system,
-            _closing(await system.open_process(self.pid), f"process {self.pid}") as process,
-        ):
-            try:
-                await process.terminate()
-            except HostError as error:
-                # Windows' word for what is ending already.
-                if error.hresult != _E_ACCESSDENIED:
-                    raise
+        try:
+            await self._handle.terminate()
+        except HostError as error:
+            # Windows' word for what is ending already.
+            if error.hresult != _E_ACCESSDENIED:
+                raise
 
-    async def _ask(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Make a call to HCS; BridgeClosedError where the VM has gone."""
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call to HCS; BridgeClosedError where the VM has gone, or goes meanwhile."""
+        self._require_vm()
+        try:
+            return await call()
+        except HostError as error:
+            if self._cut_off or error.hresult in _SYSTEM_GONE:
+                raise self._access.closed_error() from error
+            if error.hresult == _E_HANDLE and self._is_gone():
+                # The handle went with the process.
+                raise HostError(error.operation, ALREADY_STOPPED, "it has exited") from error
+            raise
+
+    def _require_vm(self) -> None:
         if self._cut_off:
             raise self._access.closed_error()
-        try:
-            await call()
-        except HostError as error:
-            if error.hresult not in _SYSTEM_GONE:
-                raise
-            raise self._access.closed_error() from error
 
     async def _change_size(self, height: int, width: int) -> None:
         size = ConsoleSize(height=height, width=width)
@@ -276,7 +267,7 @@ class RelayedProcess(Process):
         await self._ask(partial(self._handle.modify, to_json(request)))
 
     async def _end_input(self) -> None:
-        if self._ended.is_set():
+        if self._exit.settled:
             return
         request = ProcessModifyRequest(operation="CloseHandle", close_handle=CloseHandle(handle="StdIn"))
         try:
@@ -288,7 +279,7 @@ class RelayedProcess(Process):
 
     async def _start_helper(self, *args: str) -> Process:
         parameters = host_process(command(args), self._access.os)
-        return await start_relayed(self._access, args, parameters)
+        return await self._ask(partial(start_relayed, self._access, args, parameters))
 
     def _doubt(self) -> None:
         if not self._is_gone():
@@ -296,13 +287,20 @@ class RelayedProcess(Process):
 
     async def _give_up(self) -> None:
         """Let go of who waits, where HCS forgets to tell of an exit."""
-        with anyio.move_on_after(DOUBT_SECONDS):
-            await self._ended.wait()
+        await anyio.sleep(DOUBT_SECONDS)
         text = "HCS knows the process no more, and did not tell how it exited"
-        self._lose(lambda: HostError(f"wait for process {self.pid}", ERROR_NOT_FOUND, text))
+        self._exit.lose(lambda: HostError(f"wait for process {self.pid}", ERROR_NOT_FOUND, text))
+        self._waiting.cancel()
 
     async def _has_exited(self) -> bool:
+        return await self._ask(self._ask_for_exit)
+
+    async def _ask_for_exit(self) -> bool:
         status = await self._handle.properties()
+        lost = status.get("LastWaitResult")
+        if isinstance(lost, int) and lost:
+            # It went with its VM, for instance.
+            raise HostError(f"wait for process {self.pid}", lost)
         return status.get("Exited") is True
 
 
@@ -322,9 +320,9 @@ async def start_relayed(
 
     :param parameters: what to run; which streams it has is filled in.
     :param terminal: whether it has one, which can be resized then.
-    :raises HostError: HCS refused, or the guest that it asked.
+    :raises HostError: HCS refused, or the guest that it asked; or the VM has exited.
     :raises UnknownOutcomeError: the answer was lost; the process may run.
-    :raises BridgeClosedError: the VM exited.
+    :raises AnswerLostError: the VM went before the answer.
     """
     parameters.create_std_in_pipe = stdin
     parameters.create_std_out_pipe = stdout
@@ -383,20 +381,3 @@ class _Start:
             raise self._failure
         closed = self.access.closed_error()
         raise AnswerLostError(str(closed)) from closed.__cause__
-
-
-@asynccontextmanager
-async def _closing(opened: H, name: str) -> AsyncIterator[H]:
-    try:
-        yield opened
-    finally:
-        with anyio.CancelScope(shield=True):
-            await _close(opened, name)
-
-
-async def _close(handle: System | HostProcess, name: str) -> None:
-    try:
-        await handle.close()
-    except Exception as error:
-        # Nothing depends on it any more; what does go on is not to be ended by it.
-        _log.warning("closing a handle of %s: %r", name, error)

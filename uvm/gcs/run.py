@@ -191,9 +191,10 @@ class _Conversation:
 
     async def hold(self, text: bytes) -> int:
         """Send the input, collect the output, and give the exit code."""
+        exit_code: int | None = None
         async with anyio.create_task_group() as tasks:
             if self.process.stdin is not None:
-                tasks.start_soon(self._feed, self.process.stdin, text)
+                tasks.start_soon(self._feed, self.process.stdin, text, tasks.cancel_scope)
             exit_code = await self._listen()
             # Nobody is left to take the rest of the input.
             tasks.cancel_scope.cancel()
@@ -217,7 +218,7 @@ class _Conversation:
                 tasks.cancel_scope.cancel()
         return exit_code
 
-    async def _feed(self, stdin: ProcessInput, text: bytes) -> None:
+    async def _feed(self, stdin: ProcessInput, text: bytes, scope: anyio.CancelScope) -> None:
         try:
             await stdin.send(text)
             await stdin.send_eof()
@@ -226,6 +227,8 @@ class _Conversation:
             _log.debug("%s", error)
         except Exception as error:
             self.failure = self.failure or error
+            # It may wait for the end of its input for ever.
+            scope.cancel()
 
     async def _collect(self, stream: ProcessOutput, into: bytearray, scope: anyio.CancelScope) -> None:
         try:

@@ -280,6 +280,7 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
 
         :raises StreamClosedError: the stream was closed.
         :raises StreamBusyError: another task is sending.
+        :raises HostError: HCS, which started the process, refused to pass it on.
         """
         with self._use("end") as operation:
             if self._at_end:

@@ -76,23 +76,23 @@ class FakeHostProcess:
         :raises HostError: E_HANDLE where this handle is closed meanwhile; HCS_E_SYSTEM_ALREADY_STOPPED where
             the VM exits before the exit of the process is known.
         """
-        self._require_open("wait for")
+        self._require_open("wait for process")
         with anyio.CancelScope() as scope:
             self._waiting.append(scope)
             try:
                 return await self._hosted.wait()
             finally:
                 self._waiting.remove(scope)
-        raise self._closed_error("wait for")
+        raise self._closed_error("wait for process")
 
     async def signal(self, options: JSON) -> None:
         """Have the guest signal it; HCS_E_PROCESS_ALREADY_STOPPED where it has exited."""
-        document = self._copy("signal", options)
-        await self._guest_call("signal", document, lambda: self._hosted.signal(document))
+        document = self._copy("signal process", options)
+        await self._guest_call("signal process", document, lambda: self._hosted.signal(document))
 
     async def terminate(self) -> None:
         """Have the guest kill it; HCS_E_PROCESS_ALREADY_STOPPED where it has exited."""
-        await self._guest_call("terminate", None, lambda: self._hosted.signal(None))
+        await self._guest_call("terminate process", None, lambda: self._hosted.signal(None))
 
     async def modify(self, request: JSON) -> None:
         """Have the guest resize its console, or close host ends of its streams.
@@ -100,19 +100,19 @@ class FakeHostProcess:
         :raises HostError: HCS_E_PROCESS_ALREADY_STOPPED where it has exited; ERROR_NOT_FOUND for a stream
             that it does not have; HCS_E_INVALID_JSON.
         """
-        document = self._copy("modify", request)
-        await self._guest_call("modify", document, lambda: self._hosted.modify(document))
+        document = self._copy("modify process", request)
+        await self._guest_call("modify process", document, lambda: self._hosted.modify(document))
 
     async def properties(self) -> JSON:
         """Give its ``ProcessStatus``."""
-        return await self._call("query", "query", None, self._hosted.status)
+        return await self._call("query", "process properties", None, self._hosted.status)
 
     async def close(self) -> None:
         """Close the handle and its streams, at once, whatever is cancelled. Closing it again is refused."""
         journal = self._backend.journal
         call = journal.begin("lifecycle", self._hosted.vm.id, "close process", None, str(self.pid))
         try:
-            self._require_open("close")
+            self._require_open("close process")
         except HostError as e:
             journal.finish(call, e, applied=False)
             raise
@@ -126,32 +126,32 @@ class FakeHostProcess:
         journal.finish(call, None, applied=True)
         await anyio.lowlevel.checkpoint()
 
-    async def _guest_call(self, action: str, document: JSON | None, change: Callable[[], None]) -> None:
+    async def _guest_call(self, operation: str, document: JSON | None, change: Callable[[], None]) -> None:
         try:
-            await self._call("guest", action, document, change)
+            await self._call("guest", operation, document, change)
         except GuestError as e:
             # What a fault has the guest say.
-            raise HostError(f"{action} {self._hosted}: {e.operation}", e.result, e.text) from None
+            raise HostError(f"{operation} {self.pid}: {e.operation}", e.result, e.text) from None
 
-    async def _call(self, to: To, action: str, document: Any, change: Callable[[], T]) -> T:
+    async def _call(self, to: To, operation: str, document: Any, change: Callable[[], T]) -> T:
         def checked() -> T:
-            self._require_open(action)
+            self._require_open(operation)
             return change()
 
         vm = self._hosted.vm
-        call = self._backend.journal.begin(to, vm.id, f"{action} process", document, str(self.pid))
+        call = self._backend.journal.begin(to, vm.id, operation, document, str(self.pid))
         return await self._backend.exchange.carry_out(call, checked, vm)
 
-    def _copy(self, action: str, document: JSON) -> JSON:
+    def _copy(self, operation: str, document: JSON) -> JSON:
         try:
             copied: JSON = copy_json(document)
         except ValueError as e:
-            raise HostError(f"{action} {self._hosted}", HCS_E_INVALID_JSON, str(e)) from None
+            raise HostError(f"{operation} {self.pid}", HCS_E_INVALID_JSON, str(e)) from None
         return copied
 
-    def _require_open(self, action: str) -> None:
+    def _require_open(self, operation: str) -> None:
         if self._closed:
-            raise self._closed_error(action)
+            raise self._closed_error(operation)
 
-    def _closed_error(self, action: str) -> HostError:
-        return HostError(f"{action} {self._hosted}", E_HANDLE, "the handle was closed")
+    def _closed_error(self, operation: str) -> HostError:
+        return HostError(f"{operation} {self.pid} of {self._hosted.vm.id}", E_HANDLE, "the handle was closed")

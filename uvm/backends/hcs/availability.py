@@ -24,6 +24,7 @@ __all__ = [
     "Surroundings",
     "absence",
     "availability",
+    "find_library",
     "surroundings",
 ]
 
@@ -65,6 +66,10 @@ class Surroundings(Protocol):
     @property
     def system(self) -> str:
         """The operating system: ``sys.platform``. Only on ``win32`` is anything else asked."""
+
+    @property
+    def bits(self) -> int:
+        """How wide the addresses of this Python are."""
 
     def build(self) -> int:
         """Give the build number of Windows."""
@@ -134,16 +139,26 @@ def _cffi(where: Surroundings) -> Finding:
 
 
 def _computecore(where: Surroundings) -> Finding:
-    missing = where.missing_functions("computecore")
+    if where.bits != 64:
+        # Such a program does not see the DLL.
+        return Finding(
+            "missing", f"HCS has no DLL for a Python of {where.bits} bits", "install a 64-bit Python"
+        )
+    absent = Finding("missing", "computecore.dll is not there: HCS is not installed", _TURN_ON)
+    return find_library(where, "computecore", absent)
+
+
+def find_library(where: Surroundings, library: str, absent: Finding) -> Finding:
+    """Look for a DLL and its functions.
+
+    :param absent: what to say where there is no such DLL.
+    """
+    missing = where.missing_functions(library)
     if missing is None:
-        return Finding("missing", "computecore.dll is not there: HCS is not installed", _TURN_ON)
-    return _complete("computecore.dll", missing)
-
-
-def _complete(library: str, missing: list[str]) -> Finding:
+        return absent
     if not missing:
-        return Finding("ok", f"{library} has every function that is used")
-    lacks = f"{library} lacks {', '.join(sorted(missing))}, which cannot be used"
+        return Finding("ok", f"{library}.dll has every function that is used")
+    lacks = f"{library}.dll lacks {', '.join(sorted(missing))}, which cannot be used"
     return Finding("limited", lacks, "update Windows where they are needed")
 
 

@@ -16,7 +16,7 @@ from uvm.backends.hcs.host import Host
 from uvm.backends.hcs.network import HCSNetwork
 from uvm.backends.hcs.parts import Parts, windows_parts
 from uvm.backends.hcs.system import HCSSystem
-from uvm.backends.hcs.text import check, parse, take
+from uvm.backends.hcs.text import check, parse_list, parse_object, take
 
 __all__ = ["HCSBackend"]
 
@@ -74,7 +74,7 @@ class HCSBackend:
             check(operation, hresult, text)
             return text
 
-        return parse(await host.workers.run(ask), operation) or {}
+        return parse_object(await host.workers.run(ask), operation)
 
     async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
         """Give a VM (``HcsGrantVmAccess``), or every VM, access to a path.
@@ -136,13 +136,10 @@ class HCSBackend:
         """List compute systems (``HcsEnumerateComputeSystems``)."""
         host, operation = self._host, "enumerate"
         text = host.document(query, operation)
-        answer: Any = parse(
-            await host.service.operate(
-                operation, lambda o: host.functions.HcsEnumerateComputeSystems(text, o)
-            ),
-            operation,
+        answer = await host.service.operate(
+            operation, lambda o: host.functions.HcsEnumerateComputeSystems(text, o)
         )
-        return answer if isinstance(answer, list) else []
+        return parse_list(answer, operation, dict)
 
     def new_id(self) -> str:
         """Make a fresh GUID."""

@@ -21,15 +21,17 @@ Windows does not implement it. Events of systems and processes come the same way
 own, until the handle is closed, which waits for callbacks that are under way.
 
 The callbacks exist once per loaded DLL and are never freed, because HCS may call them at any time. Before
-the interpreter goes, all operations and handles are closed, so that no callback comes into what is half gone.
+the interpreter goes, all operations and handles are closed, so that no callback comes into what is half gone;
+a loop that still runs by then, in a daemon thread, begins nothing any more.
 """
 
 from __future__ import annotations
 
 import atexit
 import itertools
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
@@ -42,8 +44,14 @@ from uvm.errors import HostError
 __all__ = ["ComputeService", "EventHandler", "Fetch", "Submit"]
 
 E_OUTOFMEMORY = 0x8007000E
+_ERROR_SHUTDOWN_IN_PROGRESS = 0x8007045B
 #: Without it HCS would report operations as events, and refuse operations that have callbacks.
 _EVENT_OPTION_NONE = 0
+
+#: How long the end of the interpreter waits for a call that hangs in HCS.
+_PATIENCE_SECONDS = 1.0
+
+T = TypeVar("T")
 
 #: Hands a call to HCS, with the operation that follows it; gives the HRESULT.
 Submit = Callable[[OperationHandle], int]
@@ -53,13 +61,46 @@ Fetch = Callable[[OperationHandle], tuple[int, str]]
 EventHandler = Callable[[int, str], None]
 
 
+class _Operation:
+    """An operation, made in the event loop that waits for it; closed once, and not while it is used."""
+
+    def __init__(
+        self, name: str, handle: OperationHandle, closer: Callable[[OperationHandle], object]
+    ) -> None:
+        self.ended = Signal(Waker())
+        self._name = name
+        self._handle = handle
+        self._closer = closer
+        self._closed = False
+        # Only the end of the interpreter comes from another thread than the loop's.
+        self._in_use = threading.Lock()
+
+    def use(self, call: Callable[[OperationHandle], T]) -> T:
+        """Make a call with it; HostError where the end of the interpreter closed it."""
+        with self._in_use:
+            if self._closed:
+                raise _ending(self._name)
+            return call(self._handle)
+
+    def close(self, timeout_seconds: float = -1) -> None:
+        """Close it; again, it does nothing, nor where a call hangs on it for so long."""
+        if not self._in_use.acquire(timeout=timeout_seconds):
+            return
+        first, self._closed = not self._closed, True
+        self._in_use.release()
+        if first:
+            self._closer(self._handle)
+
+
 class ComputeService:
     """computecore.dll, for any number of event loops. One for each :class:`Library`: see :meth:`of`."""
 
     def __init__(self, library: Library[ComputeCore]) -> None:
         self.library = library
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, tuple[Signal, OperationHandle]] = {}
+        self._ended = False
+        self._begins = threading.Lock()
+        self._under_way: dict[int, _Operation] = {}
         self._handlers: dict[int, tuple[Waker, EventHandler]] = {}
         self._completed = library.ffi.callback("HCS_OPERATION_COMPLETION", self._on_completion)
         self._happened = library.ffi.callback("HCS_EVENT_CALLBACK", self._on_event)
@@ -68,14 +109,13 @@ class ComputeService:
     def of(cls, library: Library[ComputeCore]) -> ComputeService:
         """Give the one of a library."""
         found = _services.get(library)
-        if found is None:
-            found = _services[library] = cls(library)
-        return found
+        # Two threads may come here at once; the callbacks of one that is not kept would be freed.
+        return _services.setdefault(library, cls(library)) if found is None else found
 
     @property
     def operations(self) -> int:
         """How many operations are under way."""
-        return len(self._waiting)
+        return len(self._under_way)
 
     async def operate(
         self,
@@ -92,26 +132,18 @@ class ComputeService:
             can be taken away again.
         :raises HostError: HCS refused.
         """
-        functions, ffi = self.library.functions, self.library.ffi
-        number, signal = next(self._numbers), Signal(Waker())
-        handle = functions.HcsCreateOperation(ffi.cast("void *", number), self._completed)
-        if handle == ffi.NULL:
-            raise HostError(operation, E_OUTOFMEMORY, "HcsCreateOperation gave no operation")
-        # Known before the call, because the completion may come before the call returns.
-        self._waiting[number] = (signal, handle)
+        number = next(self._numbers)
+        under_way = self._begin(operation, number)
         try:
-            hresult = submit(handle)
-            if hresult < 0:
-                # HCS may have left an account of it; the HRESULT that comes with that is of no interest.
-                check(operation, hresult, self._result(handle)[1])
-            await _wait(signal, linger_seconds)
-            hresult, document = (fetch or self._result)(handle)
+            under_way.use(lambda handle: self._submit(operation, submit, handle))
+            await _wait(under_way.ended, linger_seconds)
+            hresult, document = under_way.use(fetch or self._result)
             check(operation, hresult, document)
             return document
         finally:
-            # The interpreter's end may have been first.
-            if self._waiting.pop(number, None) is not None:
-                functions.HcsCloseOperation(handle)
+            # In this order, so that the interpreter's end misses none.
+            under_way.close()
+            self._under_way.pop(number, None)
 
     def watch(self, register: Callable[[int, CData, CData], int], handler: EventHandler, waker: Waker) -> int:
         """Register for the events of one system or process.
@@ -122,6 +154,8 @@ class ComputeService:
         :raises HostError: HCS refused.
         """
         number = next(self._numbers)
+        if self._ended:
+            raise _ending("register for events")
         self._handlers[number] = (waker, handler)
         hresult = register(_EVENT_OPTION_NONE, self.library.ffi.cast("void *", number), self._happened)
         if hresult < 0:
@@ -135,9 +169,28 @@ class ComputeService:
 
     def end(self) -> None:
         """Close every operation, so that no callback comes any more. For the end of the interpreter."""
-        while self._waiting:
-            _, (_, handle) = self._waiting.popitem()
-            self.library.functions.HcsCloseOperation(handle)
+        with self._begins:
+            self._ended = True
+        for under_way in list(self._under_way.values()):
+            under_way.close(_PATIENCE_SECONDS)
+
+    def _begin(self, operation: str, number: int) -> _Operation:
+        functions, ffi = self.library.functions, self.library.ffi
+        with self._begins:
+            if self._ended:
+                raise _ending(operation)
+            handle = functions.HcsCreateOperation(ffi.cast("void *", number), self._completed)
+            if handle == ffi.NULL:
+                raise HostError(operation, E_OUTOFMEMORY, "HcsCreateOperation gave no operation")
+            # Known before the call, because the completion may come before the call returns.
+            under_way = self._under_way[number] = _Operation(operation, handle, functions.HcsCloseOperation)
+        return under_way
+
+    def _submit(self, operation: str, submit: Submit, handle: OperationHandle) -> None:
+        hresult = submit(handle)
+        if hresult < 0:
+            # HCS may have left an account of it; the HRESULT that comes with that is of no interest.
+            check(operation, hresult, self._result(handle)[1])
 
     def _result(self, handle: OperationHandle) -> tuple[int, str]:
         document = self.library.ffi.new("PWSTR *")
@@ -145,9 +198,9 @@ class ComputeService:
         return hresult, take(self.library, document[0])
 
     def _on_completion(self, operation: CData, context: CData) -> None:
-        waiting = self._waiting.get(int(self.library.ffi.cast("uintptr_t", context)))
-        if waiting is not None:
-            waiting[0].set()
+        under_way = self._under_way.get(int(self.library.ffi.cast("uintptr_t", context)))
+        if under_way is not None:
+            under_way.ended.set()
 
     def _on_event(self, event: CData, context: CData) -> None:
         found = self._handlers.get(int(self.library.ffi.cast("uintptr_t", context)))
@@ -158,6 +211,10 @@ class ComputeService:
         data = event.EventData
         text = self.library.ffi.string(data) if data != self.library.ffi.NULL else ""
         waker.call_soon(handler, event.Type, text)
+
+
+def _ending(operation: str) -> HostError:
+    return HostError(operation, _ERROR_SHUTDOWN_IN_PROGRESS, "the interpreter is ending; nothing was sent")
 
 
 async def _wait(signal: Signal, linger_seconds: float) -> None:
@@ -175,6 +232,6 @@ _services: dict[Library[Any], ComputeService] = {}
 
 @atexit.register
 def _end() -> None:
-    for service in _services.values():
+    for service in list(_services.values()):
         service.end()
     close_all()

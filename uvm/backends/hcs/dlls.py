@@ -20,6 +20,8 @@ __all__ = [
     "CData",
     "ComputeCore",
     "ComputeNetwork",
+    "FFI",
+    "LateFunctions",
     "Library",
     "system_library",
     "windows_core",
@@ -171,8 +173,11 @@ def system_library(name: str) -> str:
     return ntpath.join(os.environ.get("SYSTEMROOT", "C:\\Windows"), "System32", name)
 
 
-class _Functions:
-    """The functions of a DLL, each looked up when it is needed: Windows got some of them late."""
+class LateFunctions:
+    """The functions of one of Windows's own DLLs, each looked up when it is needed: Windows got some late.
+
+    Asking for one that is not there raises NotSupportedError; making it, OSError where there is no such DLL.
+    """
 
     def __init__(self, ffi: FFI, name: str) -> None:
         self._name = name
@@ -195,7 +200,7 @@ def windows_core() -> Library[ComputeCore]:
     """Load computecore.dll; OSError where Windows lacks it."""
     from uvm.backends.hcs._bindings import computecore, memory
 
-    functions = _Functions(computecore.ffi, "computecore.dll")
+    functions = LateFunctions(computecore.ffi, "computecore.dll")
     kernel = memory.ffi.dlopen(system_library("kernel32.dll"))
     return Library(cast(ComputeCore, functions), computecore.ffi, kernel.LocalFree)
 
@@ -205,6 +210,6 @@ def windows_network() -> Library[ComputeNetwork]:
     """Load computenetwork.dll; OSError where Windows lacks it."""
     from uvm.backends.hcs._bindings import computenetwork, memory
 
-    functions = _Functions(computenetwork.ffi, "computenetwork.dll")
+    functions = LateFunctions(computenetwork.ffi, "computenetwork.dll")
     ole = memory.ffi.dlopen(system_library("ole32.dll"))
     return Library(cast(ComputeNetwork, functions), computenetwork.ffi, ole.CoTaskMemFree)

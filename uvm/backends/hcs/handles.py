@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import threading
-import weakref
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Generic, TypeVar
 
 from uvm.errors import HostError
 
-__all__ = ["E_HANDLE", "Handle", "close_all"]
+__all__ = ["E_HANDLE", "Handle", "close_all", "close_late"]
 
 E_HANDLE = 0x80070006
 
+#: How many threads close at the end, and how long that waits for what hangs.
+_CLOSERS: Final = 8
+_PATIENCE_SECONDS: Final = 1.0
+
 H = TypeVar("H")
 
-#: What is open, to be closed before the interpreter goes.
-_open: weakref.WeakSet[Handle[Any]] = weakref.WeakSet()
+#: What is open, to be closed before the interpreter goes, whoever else has forgotten it.
+_open: set[Handle[Any]] = set()
 
 
 class Handle(Generic[H]):
@@ -33,6 +37,7 @@ class Handle(Generic[H]):
         self._closer = closer
         self._users = 0
         self._closed = False
+        self._released = False
         self._changed = threading.Condition()
         _open.add(self)
 
@@ -67,18 +72,52 @@ class Handle(Generic[H]):
     def close(self, timeout_seconds: float | None = None) -> bool:
         """Close it, after it was retired. Blocks until no call uses it and no callback of it is under way.
 
+        Any number of threads may: one of them does it, and the others have nothing to do.
+
         :param timeout_seconds: how long to wait for the calls that use it; then it stays open, and False.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: not self._users, timeout_seconds):
                 return False
+            if self._released:
+                return True
+            self._released = True
         _open.discard(self)
         self._closer(self._value)
         return True
 
 
-def close_all(timeout_seconds: float = 1.0) -> None:
-    """Close every handle that is still open and that no call hangs on."""
-    for handle in list(_open):
-        if handle.retire():
-            handle.close(timeout_seconds)
+def close_late(handle: Handle[Any]) -> None:
+    """Close a handle, which was retired, as soon as that can be done; nobody waits for it.
+
+    The pool cannot be asked: where HCS hangs, all of its threads may.
+    """
+    threading.Thread(target=handle.close, name=f"uvm closes {handle.name}", daemon=True).start()
+
+
+def close_all(timeout_seconds: float = _PATIENCE_SECONDS) -> None:
+    """Close every handle that is still open, as far as that can be done in time.
+
+    :param timeout_seconds: how long to wait for calls that hang on a handle, and for closes that hang.
+    """
+    left = list(_open)
+    for handle in left:
+        # Also one that was retired, and whose close has not begun.
+        handle.retire()
+    closers = [
+        # Daemons: what hangs in HCS is not to keep the interpreter from ending.
+        threading.Thread(target=_close_each, args=(left, timeout_seconds), daemon=True)
+        for _ in left[:_CLOSERS]
+    ]
+    for closer in closers:
+        closer.start()
+    deadline = time.monotonic() + 2 * timeout_seconds
+    for closer in closers:
+        closer.join(max(0, deadline - time.monotonic()))
+
+
+def _close_each(left: list[Handle[Any]], timeout_seconds: float) -> None:
+    # The others take from the same list.
+    with suppress(IndexError):
+        while True:
+            left.pop().close(timeout_seconds)

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from uvm.backends.hcs.calls import ComputeService, EventHandler, Fetch
 from uvm.backends.hcs.dlls import CData, ComputeCore, OperationHandle, ProcessHandle, SystemHandle
-from uvm.backends.hcs.handles import Handle
+from uvm.backends.hcs.handles import Handle, close_late
 from uvm.backends.hcs.machine import Machine
 from uvm.backends.hcs.text import check, compose, wide
 from uvm.backends.hcs.transport import Transport
@@ -126,12 +126,23 @@ class Host:
 
     async def close(self, handle: Handle[Any]) -> None:
         """Close a handle in the thread pool, whatever is cancelled; again, nothing happens."""
-        if not handle.retire():
-            return
+        if handle.retire():
+            await self.release(handle)
+
+    async def release(self, handle: Handle[Any]) -> None:
+        """Close a handle that was retired: the latter half of :meth:`close`."""
+        begun: list[bool] = []
+
+        def close() -> None:
+            begun.append(True)
+            handle.close()
+
         with anyio.move_on_after(self.patience_seconds, shield=True) as scope:
-            await self.workers.run(handle.close)
+            await self.workers.run(close)
         if scope.cancelled_caught:
             _log.warning("%s: HCS has not closed the handle after %g s", handle.name, self.patience_seconds)
+            if not begun:
+                close_late(handle)
 
 
 def _close_now(handle: Handle[Any]) -> None:

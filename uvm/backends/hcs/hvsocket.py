@@ -18,10 +18,10 @@ import anyio.lowlevel
 from attrs import frozen
 
 from uvm.backends.base import ByteStream
+from uvm.backends.hcs import winsock
 from uvm.backends.hcs.pipes import DescriptorPipes, NamedPipes, Pipes
 from uvm.backends.hcs.sockets import SocketListener, Sockets
 from uvm.backends.hcs.winerrors import host_error
-from uvm.backends.hcs.winsock import winsock
 from uvm.errors import NotSupportedError, OptionsError
 
 __all__ = [
@@ -113,11 +113,11 @@ class WinsockSockets:
     def listen(self, vm_id: UUID, service_id: UUID) -> socket.socket:
         """Make a socket that listens; OSError."""
         raw_address = self.family.raw_address(vm_id, service_id)
-        return _listening(self.family, lambda sock: winsock().bind(sock.fileno(), raw_address))
+        return _listening(self.family, lambda sock: winsock.bind(sock.fileno(), raw_address))
 
     def accept(self, sock: socket.socket) -> socket.socket:
         """Accept a connection that waits; BlockingIOError where there is none, or OSError."""
-        number = winsock().accept(sock.fileno())
+        number = winsock.accept(sock.fileno())
         # With all three given, Python does not have to understand the socket's address.
         accepted = socket.socket(sock.family, sock.type, sock.proto, fileno=number)
         accepted.set_inheritable(False)

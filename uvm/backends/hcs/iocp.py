@@ -6,18 +6,20 @@ import atexit
 import functools
 import threading
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 import anyio
-from attrs import define, field, frozen
+from attrs import define, field
 
-from uvm.backends.hcs.dlls import FFI, CData, system_library
+from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.waker import Signal, Waker
-from uvm.backends.hcs.winerrors import code_of, windows_error
+from uvm.backends.hcs.windows.dlls import SystemLibrary, load
+from uvm.backends.hcs.winerrors import code_of
 
 __all__ = ["CompletionPort", "Operation", "abandoned_operations"]
 
 _ERROR_MORE_DATA: Final = 234
+_ERROR_OPERATION_ABORTED: Final = 995
 _ERROR_IO_PENDING: Final = 997
 _INFINITE: Final = 0xFFFFFFFF
 #: How long the end of a port waits for operations that were cancelled.
@@ -46,32 +48,23 @@ class KernelFunctions(Protocol):
     def CloseHandle(self, handle: CData, /) -> int: ...
 
 
-@frozen(eq=False)
-class Kernel:
-    """kernel32.dll, loaded."""
-
-    functions: KernelFunctions
-    ffi: FFI
-
-
 @functools.cache
-def kernel() -> Kernel:
+def kernel() -> SystemLibrary[KernelFunctions]:
     """Load kernel32.dll."""
-    from uvm.backends.hcs._bindings import iocp
-
-    functions = iocp.ffi.dlopen(system_library("kernel32.dll"))
-    return Kernel(cast(KernelFunctions, functions), iocp.ffi)
+    return load("kernel32.dll", "iocp")
 
 
 @define(eq=False)
 class Operation:
     """One read or write that is under way. Windows owns its memory until it has ended.
 
+    :ivar handle: what it reads from or writes to.
     :ivar buffer: what is read into or written from.
     :ivar count: how many bytes it read or wrote.
     :ivar error: the Windows error code that it ended with; 0 where it went well.
     """
 
+    handle: CData
     overlapped: CData
     buffer: CData
     signal: Signal = field(factory=lambda: Signal(Waker()))
@@ -100,7 +93,7 @@ class CompletionPort:
         # One thread takes from it.
         self._port: Final = self._kernel.functions.CreateIoCompletionPort(invalid, self._null, 0, 1)
         if self._port == self._null:
-            raise windows_error(self._kernel.ffi)
+            raise self._kernel.os_error()
 
     def handle(self, number: int) -> CData:
         """Give a HANDLE from its number."""
@@ -109,7 +102,7 @@ class CompletionPort:
     def attach(self, handle: CData) -> None:
         """Have what happens on a handle reported here; OSError where it is not one for overlapped I/O."""
         if self._kernel.functions.CreateIoCompletionPort(handle, self._port, 0, 0) == self._null:
-            raise windows_error(self._kernel.ffi)
+            raise self._kernel.os_error()
 
     def read(self, handle: CData, size: int) -> Operation:
         """Start to read; OSError where that fails at once."""
@@ -122,7 +115,7 @@ class CompletionPort:
 
     def failure(self, operation: Operation) -> OSError | None:
         """Give the error that an operation ended with; None where it went well."""
-        return windows_error(self._kernel.ffi, operation.error) if operation.error else None
+        return self._kernel.os_error(operation.error) if operation.error else None
 
     def data(self, operation: Operation) -> bytes:
         """Give what an operation has read."""
@@ -134,12 +127,18 @@ class CompletionPort:
         self._kernel.functions.CloseHandle(handle)
 
     def close(self) -> None:
-        """End the thread once all operations have ended, and close the port. Again, it does nothing."""
+        """Cancel all operations, end the thread once they have ended, and close the port.
+
+        Again, it does nothing.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             thread = self._thread
+            for operation in self._operations.values():
+                # Each by itself: where its handle was closed, the number may be another file's by now.
+                self._kernel.functions.CancelIoEx(operation.handle, operation.overlapped)
         if thread is not None:
             self._kernel.functions.PostQueuedCompletionStatus(self._port, 0, 0, self._null)
             thread.join()
@@ -147,7 +146,7 @@ class CompletionPort:
         self._kernel.functions.CloseHandle(self._port)
 
     def _begin(self, start: Callable[..., int], handle: CData, buffer: CData) -> Operation:
-        operation = Operation(self._kernel.ffi.new("OVERLAPPED *"), buffer)
+        operation = Operation(handle, self._kernel.ffi.new("OVERLAPPED *"), buffer)
         address = self._address(operation.overlapped)
         with self._lock:
             if self._closed:
@@ -157,10 +156,10 @@ class CompletionPort:
             self._operations[address] = operation
         if start(handle, buffer, len(buffer), self._null, operation.overlapped):
             return operation
-        error = windows_error(self._kernel.ffi)
+        error = self._kernel.os_error()
         if code_of(error) not in (_ERROR_IO_PENDING, _ERROR_MORE_DATA):
             with self._lock:
-                del self._operations[address]
+                self._operations.pop(address, None)
             raise error
         return operation
 
@@ -170,14 +169,21 @@ class CompletionPort:
     def _run_thread(self) -> None:
         if self._thread is not None:
             return
-        self._thread = threading.Thread(target=self._run, name="uvm pipes", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="uvm pipes", daemon=True)
+        thread.start()
+        self._thread = thread
         # A daemon, so that the interpreter gets as far as to end it: it waits for other threads before.
         atexit.register(self.close)
 
     # The thread.
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._abandon()
+
+    def _serve(self) -> None:
         ffi = self._kernel.ffi
         count, key, overlapped = ffi.new("DWORD *"), ffi.new("ULONG_PTR *"), ffi.new("OVERLAPPED **")
         while not self._done():
@@ -191,8 +197,17 @@ class CompletionPort:
                 self._ended(overlapped[0], count[0], code)
             elif not good:
                 break
+
+    def _abandon(self) -> None:
+        """Let go of the operations that are left, if any: nobody is to wait for them, nor to start others."""
         with self._lock:
-            _abandoned.extend(self._operations.values())
+            self._closed = True
+            left = list(self._operations.values())
+            self._operations.clear()
+            _abandoned.extend(left)
+        for operation in left:
+            operation.error = _ERROR_OPERATION_ABORTED
+            operation.signal.set()
 
     def _done(self) -> bool:
         with self._lock:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 from uvm.backends.base import JSON
 from uvm.backends.hcs.dlls import CData, ComputeNetwork, Library
-from uvm.backends.hcs.text import check, compose, parse, take, wide
+from uvm.backends.hcs.text import (
+    HCS_E_INVALID_JSON,
+    check,
+    compose,
+    parse_list,
+    parse_object,
+    take,
+    wide,
+)
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import HostError, OptionsError
 
@@ -36,7 +44,7 @@ class HCSNetwork:
 
     async def namespace(self, namespace_id: str) -> JSON:
         """Give a namespace's document; ERROR_NOT_FOUND where there is none."""
-        guid = self._guid(namespace_id, "namespace")
+        guid = self._guid(namespace_id)
         return await self._workers.run(lambda: self._namespace(guid, namespace_id))
 
     async def endpoint(self, endpoint: str) -> JSON:
@@ -45,15 +53,25 @@ class HCSNetwork:
         if guid is None:
             return await self._workers.run(lambda: self._endpoint_by_name(endpoint))
         value = self._guid_value(guid)
-        return await self._workers.run(lambda: self._endpoint(value, endpoint))
+
+        def find() -> JSON:
+            try:
+                return self._endpoint(value, endpoint)
+            except HostError as e:
+                if e.hresult != _HCN_E_ENDPOINT_NOT_FOUND:
+                    raise
+            # A name may look like an id: 32 hexadecimal digits do.
+            return self._endpoint_by_name(endpoint)
+
+        return await self._workers.run(find)
 
     async def namespace_endpoints(self, namespace_id: str) -> list[JSON]:
         """Give the documents of the endpoints that are in a namespace, in its order."""
-        guid = self._guid(namespace_id, "namespace")
+        guid, operation = self._guid(namespace_id), f"query namespace {namespace_id}"
 
         def endpoints() -> list[JSON]:
-            found = _endpoint_ids(self._namespace(guid, namespace_id))
-            return [self._endpoint(self._guid(each, "endpoint"), each) for each in found]
+            found = _endpoint_ids(self._namespace(guid, namespace_id), operation)
+            return [self._endpoint(self._guid_value(_told_guid(each, operation)), each) for each in found]
 
         return await self._workers.run(endpoints)
 
@@ -67,7 +85,7 @@ class HCSNetwork:
 
     async def delete_namespace(self, namespace_id: str) -> None:
         """Delete a namespace; nothing happens where it does not exist."""
-        guid, operation = self._guid(namespace_id, "namespace"), f"delete namespace {namespace_id}"
+        guid, operation = self._guid(namespace_id), f"delete namespace {namespace_id}"
 
         def delete() -> None:
             try:
@@ -79,7 +97,7 @@ class HCSNetwork:
         await self._workers.run(delete)
 
     async def _change(self, namespace_id: str, endpoint_id: str, request_type: str) -> None:
-        guid = self._guid(namespace_id, "namespace")
+        guid = self._guid(namespace_id)
         operation = f"{request_type.lower()} endpoint {endpoint_id} of namespace {namespace_id}"
         request = {
             "ResourceType": "Endpoint",
@@ -114,16 +132,20 @@ class HCSNetwork:
     def _endpoint_by_name(self, name: str) -> JSON:
         operation = f"find endpoint {name}"
         query = wide(self._library, compose({**_QUERY, "Filter": json.dumps({"Name": name})}, operation))
-        found = self._answer(
-            operation,
-            lambda out, error: self._library.functions.HcnEnumerateEndpoints(query, out, error),
-        )
-        for each in found if isinstance(found, list) else ():
-            document = self._endpoint(self._guid(each, "endpoint"), each)
+        enumerate_endpoints = self._library.functions.HcnEnumerateEndpoints
+        answer = self._answer(operation, lambda out, error: enumerate_endpoints(query, out, error))
+        for each in parse_list(answer, operation, str):
+            try:
+                document = self._endpoint(self._guid_value(_told_guid(each, operation)), each)
+            except HostError as e:
+                # Deleted since it was listed.
+                if e.hresult != _HCN_E_ENDPOINT_NOT_FOUND:
+                    raise
+                continue
             # An HCN that does not know the filter lists them all.
             if document.get("Name") == name:
                 return document
-        raise HostError(operation, _HCN_E_ENDPOINT_NOT_FOUND)
+        raise HostError(operation, _HCN_E_ENDPOINT_NOT_FOUND, "no endpoint has this name")
 
     @contextmanager
     def _open_namespace(self, guid: CData, operation: str) -> Iterator[CData]:
@@ -137,30 +159,30 @@ class HCSNetwork:
     def _properties(self, operation: str, handle: CData, query: Callable[..., int]) -> JSON:
         text = wide(self._library, compose(_QUERY, operation))
         answer = self._answer(operation, lambda out, error: query(handle, text, out, error))
-        return answer if isinstance(answer, dict) else {}
+        return parse_object(answer, operation)
 
     def _opened(self, operation: str, call: Callable[[CData, CData], int]) -> CData:
         out = self._library.ffi.new("void **")
         self._ask(operation, lambda error: call(out, error))
         return out[0]
 
-    def _answer(self, operation: str, call: Callable[[CData, CData], int]) -> Any:
+    def _answer(self, operation: str, call: Callable[[CData, CData], int]) -> str:
         out = self._library.ffi.new("PWSTR *")
         try:
             self._ask(operation, lambda error: call(out, error))
         finally:
             text = take(self._library, out[0])
-        return parse(text, operation)
+        return text
 
     def _ask(self, operation: str, call: Callable[[CData], int]) -> None:
         error = self._library.ffi.new("PWSTR *")
         hresult = call(error)
         check(operation, hresult, take(self._library, error[0]))
 
-    def _guid(self, text: str, what: str) -> CData:
-        guid = _guid_or_none(text)
+    def _guid(self, namespace_id: str) -> CData:
+        guid = _guid_or_none(namespace_id)
         if guid is None:
-            raise OptionsError(f"the id of a {what} is a GUID, not {text!r}; nothing was asked")
+            raise OptionsError(f"the id of a namespace is a GUID, not {namespace_id!r}; nothing was asked")
         return self._guid_value(guid)
 
     def _guid_value(self, guid: UUID) -> CData:
@@ -176,8 +198,19 @@ def _guid_or_none(text: str) -> UUID | None:
         return None
 
 
-def _endpoint_ids(namespace: JSON) -> list[str]:
-    resources = namespace.get("Resources") or []
-    data = [r.get("Data") or {} for r in resources if r.get("Type") == "Endpoint"]
-    # HCN writes "Id"; hcsshim, whose reader is blind to case, writes "ID".
-    return [str(d.get("Id") or d.get("ID")) for d in data]
+def _told_guid(text: str, operation: str) -> UUID:
+    guid = _guid_or_none(text)
+    if guid is None:
+        raise HostError(
+            operation, HCS_E_INVALID_JSON, f"the host names an endpoint {text!r}, which is no GUID"
+        )
+    return guid
+
+
+def _endpoint_ids(namespace: JSON, operation: str) -> list[str]:
+    try:
+        data = [r["Data"] for r in namespace.get("Resources") or () if r.get("Type") == "Endpoint"]
+        # HCN writes "Id"; hcsshim, whose reader is blind to case, writes "ID".
+        return [str(d["Id"] if "Id" in d else d["ID"]) for d in data]
+    except (AttributeError, TypeError, KeyError) as e:
+        raise HostError(operation, HCS_E_INVALID_JSON, f"the host's own list of resources: {e!r}") from None

@@ -120,7 +120,7 @@ class Poller:
         self._polled: dict[int, _Interest] = {}
         self._changed: set[int] = set()
         self._thread: threading.Thread | None = None
-        self._bell: tuple[socket.socket, socket.socket] | None = None
+        self._bell: socket.socket | None = None
         self._rung = False
         self._closed = False
 
@@ -153,12 +153,10 @@ class Poller:
     def close(self) -> None:
         """End the thread, and tell everybody who waits. Again, it does nothing."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            thread = self._thread
-            if thread is not None:
+            thread, self._thread = self._thread, None
+            if thread is not None and not self._closed:
                 self._ring()
+            self._closed = True
         if thread is not None:
             thread.join()
             atexit.unregister(self.close)
@@ -175,9 +173,13 @@ class Poller:
             self._change(fd)
         try:
             await wait.signal.wait()
-        finally:
+        except GeneratorExit:
+            # Its loop has gone; the garbage collector comes at any time, also where this thread has the lock.
+            raise
+        except BaseException:
             with self._lock:
                 self._withdraw(fd, interest, wait)
+            raise
         if wait.forgotten:
             raise anyio.ClosedResourceError
 
@@ -215,17 +217,24 @@ class Poller:
     def _ring(self) -> None:
         assert self._bell is not None
         self._rung = True
-        self._bell[1].send(b"\0")
+        self._bell.send(b"\0")
 
     def _start(self) -> None:
         if self._thread is not None:
             return
-        self._bell = socket.socketpair()
-        for end in self._bell:
-            end.setblocking(False)
-        self._set.set(self._bell[0].fileno(), self._set.readable)
-        self._thread = threading.Thread(target=self._run, args=self._bell, name="uvm sockets", daemon=True)
-        self._thread.start()
+        heard, bell = socket.socketpair()
+        thread = threading.Thread(target=self._run, args=(heard, bell), name="uvm sockets", daemon=True)
+        try:
+            for end in (heard, bell):
+                end.setblocking(False)
+            self._set.set(heard.fileno(), self._set.readable)
+            thread.start()
+        except BaseException:
+            self._set.set(heard.fileno(), 0)
+            heard.close()
+            bell.close()
+            raise
+        self._bell, self._thread = bell, thread
         # A daemon, so that the interpreter gets as far as to end it: it waits for other threads before.
         atexit.register(self.close)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -12,7 +11,7 @@ from uvm.backends.base import JSON, ByteStream
 from uvm.backends.hcs.dlls import CData, OperationHandle, ProcessHandle, SystemHandle
 from uvm.backends.hcs.handles import E_HANDLE, Handle
 from uvm.backends.hcs.host import Host
-from uvm.backends.hcs.text import parse, take
+from uvm.backends.hcs.text import HCS_E_INVALID_JSON, parse_object, take
 from uvm.errors import HostError
 
 __all__ = ["HCSProcess", "create_process", "open_process"]
@@ -21,9 +20,14 @@ __all__ = ["HCSProcess", "create_process", "open_process"]
 _PROCESS_EXITED: Final = 0x00010000
 _SERVICE_DISCONNECT: Final = 0x02000000
 
+_ERROR_NOT_FOUND: Final = 0x80070490
+_HCS_E_PROCESS_ALREADY_STOPPED: Final = 0x8037011F
 _HCS_E_SYSTEM_ALREADY_STOPPED: Final = 0x80370110
 _HCS_E_SERVICE_DISCONNECT: Final = 0x8037011E
 _INVALID_HANDLE_VALUE: Final = (1 << 64) - 1
+
+#: How long HCS may take to tell the exit of a process after it said that there is none (hcsshim's limit).
+_DOUBT_SECONDS: Final = 1.0
 
 
 @frozen
@@ -55,6 +59,8 @@ class HCSProcess:
         self._registration = 0
         self._over = anyio.Event()
         self._exit: int | HostError | None = None
+        #: HCS's word that it is no more, where that was the answer to the first question about it.
+        self._gone: HostError | None = None
 
     @property
     def pid(self) -> int:
@@ -81,6 +87,12 @@ class HCSProcess:
 
         :raises HostError: also where HCS lost it: HCS_E_SERVICE_DISCONNECT, or what its own wait ended with.
         """
+        if self._gone is not None and not self._over.is_set():
+            # Its exit may have been told before anybody listened.
+            with anyio.move_on_after(_DOUBT_SECONDS):
+                await self._over.wait()
+            if not self._over.is_set():
+                self._note(self._gone)
         await self._over.wait()
         if isinstance(self._exit, int):
             return self._exit
@@ -127,7 +139,7 @@ class HCSProcess:
         text = await host.operate(
             self._handle, "query", lambda h, o: host.functions.HcsGetProcessProperties(h, o, host.null)
         )
-        return parse(text, f"query {self._handle.name}") or {}
+        return parse_object(text, f"query {self._handle.name}")
 
     async def close(self) -> None:
         """Close the handle and the streams; E_HANDLE where that was done before."""
@@ -144,43 +156,66 @@ class HCSProcess:
             self._registration = await self._host.watch(
                 self._handle, self._host.functions.HcsSetProcessCallback, self._on_event
             )
-            # A process that is gone already may be unknown to HCS, and its event on the way.
-            with suppress(HostError):
-                status = await self.properties()
-                if status.get("Exited"):
-                    self._note_exit(status)
+            await self._look()
         except BaseException:
             await self._end()
             raise
+
+    async def _look(self) -> None:
+        """Ask whether it has exited, before it was watched; where HCS does not say, events have to."""
+        try:
+            status = await self.properties()
+        except HostError as e:
+            if e.hresult in (_ERROR_NOT_FOUND, _HCS_E_PROCESS_ALREADY_STOPPED):
+                self._gone = e
+        else:
+            if status.get("Exited") is True:
+                self._note(_outcome(status))
 
     def _require_open(self, operation: str) -> None:
         if self._handle.closed:
             raise HostError(f"{operation} {self._handle.name}", E_HANDLE, "the handle was closed")
 
     async def _end(self) -> None:
-        await self._host.close(self._handle)
-        self._host.service.forget(self._registration)
+        self._handle.retire()
         self._over.set()
-        await self._information.aclose()
+        try:
+            # First, or who reads would take what HCS does to the pipes for the end of the output.
+            await self._information.aclose()
+        finally:
+            await self._host.release(self._handle)
+            self._host.service.forget(self._registration)
 
     def _on_event(self, kind: int, text: str) -> None:
         if kind == _PROCESS_EXITED:
-            status = parse(text, f"exit of {self._handle.name}")
-            self._note_exit(status if isinstance(status, dict) else {})
+            self._note(_told(text))
         elif kind == _SERVICE_DISCONNECT:
             self._note(HostError("wait", _HCS_E_SERVICE_DISCONNECT, "HCS is gone; nobody knows how it ended"))
 
-    def _note_exit(self, status: JSON) -> None:
-        lost, code = status.get("LastWaitResult"), status.get("ExitCode", 0)
-        if isinstance(lost, int) and lost:
-            self._note(HostError("wait", lost, "HCS's own wait for the process failed"))
-        else:
-            self._note(code if isinstance(code, int) else -1)
-
     def _note(self, outcome: int | HostError) -> None:
-        if self._exit is None:
+        if not self._over.is_set():
             self._exit = outcome
-        self._over.set()
+            self._over.set()
+
+
+def _told(text: str) -> int | HostError:
+    """Read how it ended from what HCS told of it."""
+    if not text:
+        return HostError("wait", HCS_E_INVALID_JSON, "HCS told of its end, and not how it ended")
+    try:
+        return _outcome(parse_object(text, "wait"))
+    except HostError as e:
+        return e
+
+
+def _outcome(status: JSON) -> int | HostError:
+    """Read how it ended from its ``ProcessStatus``, where what is zero may be left out."""
+    lost, code = (0 if status.get(k) is None else status[k] for k in ("LastWaitResult", "ExitCode"))
+    if not (isinstance(lost, int) and isinstance(code, int)):
+        return HostError("wait", HCS_E_INVALID_JSON, f"HCS told of its end with {status}")
+    if lost:
+        return HostError("wait", lost, "HCS's own wait for the process failed")
+    return code & 0xFFFFFFFF
 
 
 async def create_process(host: Host, system: Handle[SystemHandle], parameters: JSON) -> HCSProcess:
@@ -211,7 +246,10 @@ async def create_process(host: Host, system: Handle[SystemHandle], parameters: J
 
 async def open_process(host: Host, system: Handle[SystemHandle], pid: int) -> HCSProcess:
     """Open a process of a system; it has no streams."""
-    handle = await host.open_process(system, pid, f"open process {pid} of {system.name}")
+    operation = f"open process {pid} of {system.name}"
+    if not 0 <= pid < 1 << 32:
+        raise HostError(operation, _ERROR_NOT_FOUND, "no process has such an id")
+    handle = await host.open_process(system, pid, operation)
     process = HCSProcess(host, system.name, handle, _Information(pid))
     await process.watch()
     return process
@@ -250,7 +288,7 @@ class _Start:
     def __init__(self, host: Host) -> None:
         self._host = host
         self.information: _Information | None = None
-        self.broken: HostError | None = None
+        self.broken: Exception | None = None
 
     def fetch(self, operation: OperationHandle) -> tuple[int, str]:
         library = self._host.service.library
@@ -269,7 +307,7 @@ class _Start:
             return None
         try:
             return self._host.transport.open_pipe(number)
-        except HostError as e:
+        except Exception as e:
             # The others have to be taken over all the same.
             self.broken = e
             return None

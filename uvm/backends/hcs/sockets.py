@@ -13,7 +13,7 @@ from uvm.backends.hcs.poller import HasFileno, Poller
 
 __all__ = ["Endpoint", "SocketListener", "SocketStream", "Sockets"]
 
-#: A stream gives others a turn after so much, however fast its peer is.
+#: A stream receives no more at once, and gives others a turn after so much, however fast its peer is.
 PIECE_BYTES: Final = 65536
 #: How long to wait before a socket is tried again that was said to have room and has none.
 _PAUSE_SECONDS: Final = 0.005
@@ -62,7 +62,7 @@ class SocketStream:
             await anyio.lowlevel.checkpoint()
             while True:
                 try:
-                    data = self._endpoint.recv(max_bytes)
+                    data = self._endpoint.recv(min(max_bytes, PIECE_BYTES))
                 except BlockingIOError:
                     await self._poller.readable(self._endpoint)
                     continue

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 from uvm.backends.hcs.dlls import CData, Library
 from uvm.errors import ErrorRecord, HostError, OptionsError
 
-__all__ = ["HCS_E_INVALID_JSON", "check", "compose", "parse", "refusal", "take", "wide"]
+__all__ = [
+    "HCS_E_INVALID_JSON",
+    "check",
+    "compose",
+    "parse",
+    "parse_list",
+    "parse_object",
+    "refusal",
+    "take",
+    "wide",
+]
 
 HCS_E_INVALID_JSON = 0x8037010D
+
+T = TypeVar("T")
 
 
 def wide(library: Library[Any], text: str) -> CData:
@@ -50,6 +62,32 @@ def parse(text: str, operation: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as e:
         raise HostError(operation, HCS_E_INVALID_JSON, f"the host's own answer is no JSON: {e}") from None
+
+
+def parse_object(text: str, operation: str) -> dict[str, Any]:
+    """Read an answer that has to be an object; no text, or null, is one without members.
+
+    :raises HostError: HCS_E_INVALID_JSON, it is something else.
+    """
+    answer = parse(text, operation)
+    if answer is not None and not isinstance(answer, dict):
+        raise _strange(operation, "an object", text)
+    return answer or {}
+
+
+def parse_list(text: str, operation: str, of: type[T]) -> list[T]:
+    """Read an answer that has to be a list of such values; no text, or null, is one without any.
+
+    :raises HostError: HCS_E_INVALID_JSON, it is something else.
+    """
+    answer = parse(text, operation)
+    if answer is not None and not (isinstance(answer, list) and all(isinstance(a, of) for a in answer)):
+        raise _strange(operation, f"a list of {of.__name__}", text)
+    return answer or []
+
+
+def _strange(operation: str, wanted: str, text: str) -> HostError:
+    return HostError(operation, HCS_E_INVALID_JSON, f"the host's own answer is not {wanted}: {text[:200]}")
 
 
 def check(operation: str, hresult: int, document: str = "") -> None:

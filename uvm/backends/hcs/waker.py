@@ -22,9 +22,11 @@ class Waker:
 
     def __init__(self) -> None:
         trio = sys.modules.get("trio")
+        # Not there while another thread is in the middle of importing it.
+        lowlevel = getattr(trio, "lowlevel", None)
         self._soon: Callable[..., object]
-        if trio is not None and trio.lowlevel.in_trio_run():
-            self._soon = trio.lowlevel.current_trio_token().run_sync_soon
+        if trio is not None and lowlevel is not None and lowlevel.in_trio_run():
+            self._soon = lowlevel.current_trio_token().run_sync_soon
             self._gone: type[RuntimeError] = trio.RunFinishedError
         else:
             self._soon = asyncio.get_running_loop().call_soon_threadsafe

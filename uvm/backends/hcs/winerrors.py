@@ -1,24 +1,15 @@
-"""Windows error codes as exceptions."""
+"""The Windows error codes in what Python raises."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from uvm.backends.hcs.dlls import FFI
 from uvm.backends.hcs.windows.dlls import hresult_from_win32
 from uvm.errors import HostError
 
-__all__ = ["code_of", "host_error", "windows_error"]
+__all__ = ["code_of", "host_error"]
 
 _E_FAIL: Final = 0x80004005
-#: The error of the call before.
-_LAST: Final = -1
-
-
-def windows_error(ffi: FFI, code: int = _LAST) -> OSError:
-    """Make an OSError of a code: by default of what the last call of this thread left (``GetLastError``)."""
-    number, text = ffi.getwinerror(code)
-    return OSError(0, text, None, number)
 
 
 def code_of(error: OSError) -> int:

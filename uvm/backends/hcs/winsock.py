@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 from itertools import compress
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
-from attrs import frozen
+from uvm.backends.hcs.dlls import CData
+from uvm.backends.hcs.windows.dlls import SystemLibrary, load
 
-from uvm.backends.hcs.dlls import FFI, CData, system_library
-from uvm.backends.hcs.winerrors import windows_error
-
-__all__ = ["Winsock", "WinsockPollSet", "winsock"]
+__all__ = ["WinsockPollSet", "accept", "bind", "winsock"]
 
 _POLLERR: Final = 0x0001
 _POLLWRNORM: Final = 0x0010
@@ -27,34 +25,27 @@ class Ws2Functions(Protocol):
     def WSAPoll(self, array: CData, count: int, timeout_ms: int, /) -> int: ...
 
 
-@frozen(eq=False)
-class Winsock:
-    """ws2_32.dll, loaded."""
-
-    functions: Ws2Functions
-    ffi: FFI
-
-    def bind(self, sock: int, address: bytes) -> None:
-        """Bind a SOCKET to an address, given as the bytes of its structure; OSError."""
-        structure = self.ffi.cast("struct sockaddr *", buffer := self.ffi.from_buffer(address))
-        if self.functions.bind(sock, structure, len(buffer)):
-            raise windows_error(self.ffi)
-
-    def accept(self, sock: int) -> int:
-        """Accept a connection and give its SOCKET; BlockingIOError where there is none, or OSError."""
-        accepted = self.functions.accept(sock, self.ffi.NULL, self.ffi.NULL)
-        if accepted == _INVALID_SOCKET:
-            raise windows_error(self.ffi)
-        return accepted
-
-
 @functools.cache
-def winsock() -> Winsock:
+def winsock() -> SystemLibrary[Ws2Functions]:
     """Load ws2_32.dll."""
-    from uvm.backends.hcs._bindings import ws2_32
+    return load("ws2_32.dll")
 
-    functions = ws2_32.ffi.dlopen(system_library("ws2_32.dll"))
-    return Winsock(cast(Ws2Functions, functions), ws2_32.ffi)
+
+def bind(sock: int, address: bytes) -> None:
+    """Bind a SOCKET to an address, given as the bytes of its structure; OSError."""
+    library = winsock()
+    structure = library.ffi.cast("struct sockaddr *", buffer := library.ffi.from_buffer(address))
+    if library.functions.bind(sock, structure, len(buffer)):
+        raise library.os_error()
+
+
+def accept(sock: int) -> int:
+    """Accept a connection and give its SOCKET; BlockingIOError where there is none, or OSError."""
+    library = winsock()
+    accepted = library.functions.accept(sock, library.ffi.NULL, library.ffi.NULL)
+    if accepted == _INVALID_SOCKET:
+        raise library.os_error()
+    return accepted
 
 
 class WinsockPollSet:

@@ -1,6 +1,6 @@
 """Blocking calls in a few threads, for the event loop.
 
-A thread cannot be cancelled, so there are two ways to leave a call:
+A thread cannot be cancelled, so there are two ways to leave a call (the end of the interpreter leaves all):
 
 - :meth:`Workers.run` leaves at once. What the call gives later, when nobody waits for it any more, is handed
   to ``undo``, exactly once: a handle is closed even where its opener was cancelled.
@@ -10,15 +10,19 @@ A thread cannot be cancelled, so there are two ways to leave a call:
 
 from __future__ import annotations
 
+import contextvars
 import enum
+import functools
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar, TypeVarTuple
+from typing import Final, Generic, TypeVar, TypeVarTuple
 
 import anyio
-from anyio import CancelScope, CapacityLimiter, to_thread
+import anyio.lowlevel
+from anyio import CancelScope, CapacityLimiter
 
+from uvm.backends.hcs.threads import Threads
 from uvm.backends.hcs.waker import Signal, Waker
 
 __all__ = ["Workers"]
@@ -27,6 +31,9 @@ _log = logging.getLogger("uvm")
 
 #: How many calls block at once. HCS and HCN serialise much of this themselves.
 _THREADS: Final = 8
+
+#: For all there are: whoever limits them counts the calls.
+_threads: Final = Threads("uvm worker")
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -49,13 +56,14 @@ class _Call(Generic[T]):
         self._lock = threading.Lock()
         self._state = _State.NEW
         self._results: list[T] = []
+        self._error: BaseException | None = None
         self._ended = Signal(Waker())
 
-    def run(self) -> T | None:
+    def run(self) -> None:
         """Make the call, in its thread; the result is undone where it is of no use any more."""
         with self._lock:
             if self._state is _State.LEFT:
-                return None
+                return
             self._state = _State.RUNNING
         try:
             result = self._function()
@@ -66,9 +74,20 @@ class _Call(Generic[T]):
                     self._results.append(result)
             if left and self._undo is not None:
                 _undo_late(self._undo, result)
-            return result
+        except BaseException as e:
+            self._error = e
         finally:
             self._ended.set()
+
+    def outcome(self) -> T:
+        """Give the result of a call that has ended, or raise what it raised."""
+        if self._error is None:
+            return self._results[0]
+        try:
+            raise self._error
+        finally:
+            # Its traceback holds this.
+            self._error = None
 
     def leave(self) -> _State:
         """Say that nobody waits any more; gives how far the call was."""
@@ -114,8 +133,7 @@ class Workers:
         finally:
             if not delivered:
                 call.leave()
-                for late in call.unclaimed():
-                    await _undo_now(undo, late)
+                await self._undo_now(call, undo)
 
     async def finish(
         self, function: Callable[[*Args], T], *args: *Args, stop: Callable[[], object] | None = None
@@ -135,17 +153,31 @@ class Workers:
                     await call.wait()
             raise
 
+    async def _undo_now(self, call: _Call[T], undo: Callable[[T], object] | None) -> None:
+        for result in call.unclaimed():
+            assert undo is not None
+            late = _Call(functools.partial(_undo_late, undo, result), None)
+            # Without a token: all threads of the others may hang.
+            _threads.start(late.run)
+            with CancelScope(shield=True):
+                await late.wait()
+
     async def _start(self, call: _Call[T]) -> T:
-        result: Any = await to_thread.run_sync(call.run, abandon_on_cancel=True, limiter=self._limiter)
-        return result  # type: ignore[no-any-return]
+        await self._limiter.acquire_on_behalf_of(call)
+        waker, context = Waker(), contextvars.copy_context()
 
+        def run() -> None:
+            context.run(call.run)
+            # Only now, also where the caller has left.
+            waker.call_soon(self._limiter.release_on_behalf_of, call)
 
-async def _undo_now(undo: Callable[[T], object] | None, result: T) -> None:
-    if undo is None:
-        return
-    # A limit of its own: all threads of the others may hang.
-    with CancelScope(shield=True):
-        await to_thread.run_sync(_undo_late, undo, result, limiter=CapacityLimiter(1))
+        try:
+            _threads.start(run)
+        except RuntimeError:
+            self._limiter.release_on_behalf_of(call)
+            raise
+        await call.wait()
+        return call.outcome()
 
 
 def _undo_late(undo: Callable[[T], object], result: T) -> None:

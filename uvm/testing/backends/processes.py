@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 
-from uvm.backends.base import JSON, ByteStream, HostProcess, System
+from uvm.backends.base import BROKEN_STREAM, JSON, HostProcess, System
 from uvm.errors import HostError
 from uvm.testing.backends.checks import Attempt, check, equal, raises, refused
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario
-from uvm.testing.backends.world import linux_options, options_of, running_system
+from uvm.testing.backends.world import everything, linux_options, options_of, running_system
 
 _PIPES = {"CreateStdInPipe": True, "CreateStdOutPipe": True, "CreateStdErrPipe": True}
+
+
+_SLEEP: JSON = {"CommandLine": "sleep 3600", **_PIPES}
+_CTRL_C: JSON = {"Signal": "CtrlC"}
+
+#: What can be asked of a process of a Windows guest, by the operation that reaches the host.
+CALLS: dict[str, Callable[[HostProcess], Awaitable[Any]]] = {
+    "process properties": lambda process: process.properties(),
+    "modify process": lambda process: process.modify(close_handle("StdIn")),
+    "signal process": lambda process: process.signal(_CTRL_C),
+    "terminate process": lambda process: process.terminate(),
+}
+
+
+def close_handle(name: str) -> JSON:
+    """A request to close one of the streams of a process."""
+    return {"Operation": "CloseHandle", "CloseHandle": {"Handle": name}}
 
 
 def linux_command(*args: str, pipes: bool = True) -> JSON:
@@ -31,18 +49,6 @@ async def started(system: System, parameters: JSON) -> AsyncIterator[HostProcess
     finally:
         with anyio.CancelScope(shield=True):
             await process.close()
-
-
-async def everything(stream: ByteStream | None) -> bytes:
-    """Receive all that comes."""
-    check(stream is not None, "it has the stream that was asked for")
-    assert stream is not None
-    pieces: list[bytes] = []
-    try:
-        while True:
-            pieces.append(await stream.receive())
-    except anyio.EndOfStream:
-        return b"".join(pieces)
 
 
 @scenario(Control.LINUX, Control.PROGRAMS)
@@ -79,7 +85,7 @@ async def a_process_reads_to_the_end_of_its_input(rig: Rig) -> None:
 @scenario(Control.LINUX, Control.PROGRAMS)
 async def the_input_of_a_process_can_be_ended_by_a_request(rig: Rig) -> None:
     async with running_system(rig) as system, started(system, linux_command("cat")) as process:
-        await process.modify({"Operation": "CloseHandle", "CloseHandle": {"Handle": "StdIn"}})
+        await process.modify(close_handle("StdIn"))
         equal(await everything(process.stdout), b"", "what it wrote")
         equal(await process.wait(), 0, "how it exited")
 
@@ -133,15 +139,190 @@ async def a_process_that_is_not_there_is_not_opened_and_no_program_is_not_starte
             await system.create_process({"Comand": "echo"})
 
 
+@scenario(Control.LINUX, Control.PROGRAMS)
+async def what_a_process_wrote_can_be_read_after_its_exit(rig: Rig) -> None:
+    async with (
+        running_system(rig) as system,
+        started(system, linux_command("cat", "no-such-file")) as process,
+    ):
+        equal(await process.wait(), 1, "how it exited")
+        check(b"no-such-file" in await everything(process.stderr), "the complaint is in its error output")
+        equal(await everything(process.stdout), b"", "its output")
+
+
+@scenario(Control.LINUX, Control.PROGRAMS)
+async def a_process_has_the_environment_that_it_was_given(rig: Rig) -> None:
+    command = linux_command("env") | {"Environment": {"NAME": "some value"}}
+    async with running_system(rig) as system, started(system, command) as process:
+        lines = (await everything(process.stdout)).splitlines()
+        check(b"NAME=some value" in lines, f"its environment: {lines}")
+
+
+@scenario(Control.LINUX, Control.PROGRAMS)
+async def with_a_console_both_outputs_are_one(rig: Rig) -> None:
+    command = linux_command("cat", "no-such-file") | {"EmulateConsole": True, "CreateStdErrPipe": False}
+    async with running_system(rig) as system, started(system, command) as process:
+        equal(process.stderr, None, "its error output")
+        check(b"no-such-file" in await everything(process.stdout), "the complaint is in its output")
+
+
+@scenario(Control.LINUX, Control.PROGRAMS)
+async def the_streams_of_a_process_close_with_its_handle(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        process = await system.create_process(linux_command("cat"))
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        await process.close()
+        with raises(*BROKEN_STREAM):
+            await stdout.receive()
+        with raises(*BROKEN_STREAM):
+            await stdin.send(b"hello")
+
+
+@scenario(Control.LINUX, Control.PROGRAMS)
+async def closing_a_process_takes_effect_where_the_caller_is_cancelled(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        process = await system.create_process(linux_command("cat"))
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await process.close()
+        with refused("E_HANDLE"):
+            await process.close()
+
+
+@scenario(Control.LINUX, Control.PROGRAMS)
+async def a_waiter_of_a_process_who_is_cancelled_disturbs_no_other(rig: Rig) -> None:
+    async with running_system(rig) as system, started(system, linux_command("cat")) as process:
+        async with anyio.create_task_group() as tasks:
+            staying, leaving = Attempt.begin(tasks, process.wait), Attempt.begin(tasks, process.wait)
+            await leaving.cancel()
+            check(leaving.result is None and leaving.error is None, "it was cancelled")
+            await process.modify(close_handle("StdIn"))
+        equal(staying.result, 0, "what the other was told")
+
+
+@scenario(Control.LINUX, Control.PROGRAMS)
+async def requests_to_a_process_that_make_no_sense_are_refused(rig: Rig) -> None:
+    command = linux_command("sleep", "3600", pipes=False)
+    async with running_system(rig) as system, started(system, command) as process:
+        for request in ({}, {"Operation": "ConsoleSize"}, {"Operation": "Dance"}, close_handle("StdLog")):
+            with refused("HCS_E_INVALID_JSON", what=str(request)):
+                await process.modify(request)
+        with refused("ERROR_NOT_FOUND", what="to close a stream that it does not have"):
+            await process.modify(close_handle("StdOut"))
+        with refused("HCS_E_INVALID_JSON", what="a signal that is none"):
+            await process.signal({"Sgnal": 15})
+
+
+@asynccontextmanager
+async def sleeping(rig: Rig) -> AsyncIterator[tuple[System, HostProcess]]:
+    """A process of a Windows guest, which can be signalled and killed."""
+    options = options_of(rig, "windows", external_guest_connection=False)
+    async with running_system(rig, options) as system, started(system, _SLEEP) as process:
+        yield system, process
+
+
 @scenario(Control.WINDOWS, Control.PROGRAMS)
 async def a_process_of_a_windows_guest_is_killed_once(rig: Rig) -> None:
-    options = options_of(rig, "windows", external_guest_connection=False)
-    sleep: JSON = {"CommandLine": "sleep 3600", **_PIPES}
-    async with running_system(rig, options) as system, started(system, sleep) as process:
+    async with sleeping(rig) as (_, process):
         await process.terminate()
         await process.wait()
         with refused("HCS_E_PROCESS_ALREADY_STOPPED", "ERROR_NOT_FOUND"):
             await process.terminate()
+
+
+@scenario(Control.WINDOWS, Control.PROGRAMS)
+async def a_signal_is_another_end_than_to_be_killed(rig: Rig) -> None:
+    ends = []
+    for name in ("signal process", "terminate process"):
+        async with sleeping(rig) as (_, process):
+            await CALLS[name](process)
+            ends.append(await process.wait())
+    equal(ends[0], 0xC000013A, "how a process exits that was sent Ctrl+C")
+    check(ends[0] != ends[1], f"another exit code where it was killed: {ends[1]:#x}")
+
+
+# Calls that are disturbed.
+
+
+@scenario(Control.WINDOWS, Control.PROGRAMS, Control.CALLS)
+async def a_call_on_a_process_that_is_refused_at_once_or_later_tells_why(rig: Rig) -> None:
+    for name, call in CALLS.items():
+        async with sleeping(rig) as (_, process):
+            rig.host.refuse(0x800705AA, operation=name, nth=1)
+            with refused("ERROR_NO_SYSTEM_RESOURCES", what=f"{name}, at once"):
+                await call(process)
+            held = rig.host.hold(operation=name, nth=1)
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, lambda call=call, on=process: call(on))  # type: ignore[misc]
+                [parked] = await held.wait()
+                parked.refuse(0x800705AA)
+            told = getattr(attempt.error, "name", attempt.error)
+            equal(told, "ERROR_NO_SYSTEM_RESOURCES", f"what {name} was told later")
+            rig.host.undisturbed()
+            await call(process)
+
+
+@scenario(Control.WINDOWS, Control.PROGRAMS, Control.CALLS)
+async def a_call_on_a_process_that_never_completes_is_cancelled(rig: Rig) -> None:
+    for name, call in CALLS.items():
+        async with sleeping(rig) as (_, process):
+            held = rig.host.hold(operation=name, nth=1)
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, lambda call=call, on=process: call(on))  # type: ignore[misc]
+                await held.wait()
+                await attempt.cancel()
+            equal((attempt.result, attempt.error), (None, None), f"what the cancelled {name} gave")
+            for parked in held.pending:
+                parked.refuse()
+            rig.host.undisturbed()
+            check(not (await process.properties()).get("Exited"), f"it runs after {name} was cancelled")
+
+
+@scenario(Control.WINDOWS, Control.PROGRAMS, Control.CALLS, Control.EXIT)
+async def calls_on_a_process_that_the_exit_of_its_system_overtakes_are_told(rig: Rig) -> None:
+    for name, call in CALLS.items():
+        async with sleeping(rig) as (system, process):
+            held = rig.host.hold(operation=name, nth=1)
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, lambda call=call, on=process: call(on))  # type: ignore[misc]
+                await held.wait()
+                rig.host.crash(system.id)
+            rig.host.undisturbed()
+            # What HCS knows of a process it may tell also when the system has gone.
+            answered = name == "process properties" and attempt.error is None
+            check(answered or isinstance(attempt.error, HostError), f"{name} was told {attempt.error!r}")
+
+
+@scenario(Control.LINUX, Control.PROGRAMS, Control.CALLS)
+async def a_start_that_is_refused_tells_why_and_the_next_one_succeeds(rig: Rig) -> None:
+    async with running_system(rig) as system:
+        rig.host.refuse(0x800705AA, operation="create process", nth=1)
+        with refused("ERROR_NO_SYSTEM_RESOURCES"):
+            await system.create_process(linux_command("true"))
+        rig.host.undisturbed()
+        async with started(system, linux_command("true")) as process:
+            equal(await process.wait(), 0, "how it exited")
+
+
+@scenario(Control.LINUX, Control.PROGRAMS, Control.CALLS)
+async def a_start_whose_caller_is_cancelled_leaves_no_handle(rig: Rig) -> None:
+    """Before the answer, and with it."""
+    async with running_system(rig) as system:
+        for with_it in (False, True):
+            held = rig.host.hold(operation="create process", nth=1)
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, lambda: system.create_process(linux_command("cat")))
+                [parked] = await held.wait()
+                if with_it:
+                    parked.proceed()
+                await attempt.cancel()
+            if attempt.result is not None:
+                await attempt.result.close()
+            rig.host.undisturbed()
+        async with started(system, linux_command("true")) as process:
+            equal(await process.wait(), 0, "how the next one exited")
 
 
 @scenario(Control.LINUX)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import anyio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from uvm.backends.base import BROKEN_STREAM, VM_GROUP
+import anyio
+import anyio.lowlevel
+
+from uvm.backends.base import BROKEN_STREAM, VM_GROUP, ByteStream
 from uvm.errors import UVMError
 from uvm.schema.json import from_json
 from uvm.schema.properties import Properties
@@ -14,6 +18,7 @@ from uvm.testing.backends.scenario import scenario
 from uvm.testing.backends.world import (
     attach_disk,
     detach_disk,
+    everything,
     linux_options,
     resize_memory,
     running_system,
@@ -22,6 +27,10 @@ from uvm.testing.backends.world import (
 
 SERVICE = "11111111-2222-3333-4444-555555555555"
 OTHER_SERVICE = "11111111-2222-3333-4444-666666666666"
+
+_MANY = 50
+#: More than any socket buffers.
+_MUCH = 32 << 20
 
 # Changes.
 
@@ -232,6 +241,83 @@ async def listeners_and_connections_end_with_their_system(rig: Rig) -> None:
         await listener.aclose()
 
 
+@asynccontextmanager
+async def connected(rig: Rig) -> AsyncIterator[tuple[ByteStream, ByteStream]]:
+    """A connection of a running system to the host: the guest's end, and the host's."""
+    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
+        listener = await system.listen(SERVICE)
+        guest = await rig.host.dial(system.id, SERVICE)
+        stream = await listener.accept()
+        yield guest, stream
+        for each in (stream, guest, listener):
+            await each.aclose()
+
+
+async def moments(number: int) -> None:
+    """Let others run for none to four moments, so that repetitions meet at different ones."""
+    for _ in range(number % 5):
+        await anyio.lowlevel.checkpoint()
+
+
+@scenario(Control.LINUX, Control.DIAL)
+async def no_more_is_received_than_was_asked_for(rig: Rig) -> None:
+    async with connected(rig) as (guest, stream):
+        await guest.send(b"0123456789")
+        received = b""
+        while len(received) < 10:
+            piece = await stream.receive(3)
+            check(1 <= len(piece) <= 3, f"1 to 3 bytes: {piece!r}")
+            received += piece
+        equal(received, b"0123456789", "what was received")
+
+
+@scenario(Control.LINUX, Control.DIAL)
+async def a_reader_who_is_cancelled_with_the_data_loses_none(rig: Rig) -> None:
+    async with connected(rig) as (guest, stream):
+        received = b""
+        for number in range(_MANY):
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, stream.receive)
+                await moments(number)
+                await guest.send(bytes([number]))
+                await attempt.cancel()
+            received += attempt.result or b""
+        await guest.send_eof()
+        received += await everything(stream)
+        equal(received, bytes(range(_MANY)), "what was received")
+
+
+@scenario(Control.LINUX, Control.DIAL)
+async def who_is_cancelled_with_a_connection_leaves_it_to_the_next(rig: Rig) -> None:
+    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
+        listener = await system.listen(SERVICE)
+        for number in range(_MANY):
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, listener.accept)
+                await moments(number)
+                guest = await rig.host.dial(system.id, SERVICE)
+                await moments(number // 5)
+                await attempt.cancel()
+            await guest.send(bytes([number]))
+            stream = attempt.result or await listener.accept()
+            equal(await stream.receive(), bytes([number]), "what came over the connection")
+            await stream.aclose()
+            await guest.aclose()
+        await listener.aclose()
+
+
+@scenario(Control.LINUX, Control.DIAL)
+async def a_sender_waits_for_a_reader_who_is_far_behind(rig: Rig) -> None:
+    async with connected(rig) as (guest, stream), anyio.create_task_group() as tasks:
+        sending = Attempt.begin(tasks, lambda: stream.send(bytes(_MUCH)))
+        received = len(await guest.receive())
+        check(not sending.done.is_set(), f"{_MUCH} bytes are not all under way at once")
+        while received < _MUCH:
+            received += len(await guest.receive())
+        await sending.done.wait()
+        equal((sending.error, received), (None, _MUCH), "what was received")
+
+
 # Access.
 
 
@@ -257,3 +343,15 @@ async def access_of_the_vm_group_goes_by_its_mask(rig: Rig) -> None:
         await system.modify(attach_disk(path))
         await system.modify(detach_disk())
     await rig.backend.revoke_access(path, VM_GROUP)
+
+
+@scenario(Control.LINUX, Control.FILES)
+async def access_that_is_taken_from_one_is_left_to_the_others(rig: Rig) -> None:
+    path = rig.host.put_file("disk.vhdx")
+    async with running_system(rig) as system:
+        await rig.backend.grant_access(path, system.id)
+        await rig.backend.grant_access(path, "vm2")
+        await rig.backend.revoke_access(path, "vm2")
+        await system.modify(attach_disk(path))
+        await system.modify(detach_disk())
+        await rig.backend.revoke_access(path, system.id)

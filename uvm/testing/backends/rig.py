@@ -53,7 +53,9 @@ class HostCall:
 
     What counts as one is what HCS or HCN answers: ``create``, ``open``, ``enumerate``, ``start``,
     ``shutdown``, ``terminate``, ``crash``, ``pause``, ``resume``, ``save``, ``modify``, ``properties``,
-    ``grant``, ``revoke``, and those of processes and of the network. Closing a handle and listening are none:
+    ``grant``, ``revoke``, ``service properties``; of processes ``create process``, ``open process``,
+    ``process properties``, ``signal process``, ``terminate process`` and ``modify process``; and those of the
+    network, whose names no scenario gives. Closing a handle and listening are none:
     the host cannot refuse the one, and the other is a socket's affair on HCS. Nor are requests to the guest,
     but those that the host relays.
 

@@ -81,13 +81,16 @@ async def a_system_is_listed_from_its_creation_to_its_last_handle(rig: Rig) -> N
 
 
 @scenario(Control.LINUX)
-async def systems_are_found_by_owner_and_by_id(rig: Rig) -> None:
+async def systems_are_found_by_owner_by_id_and_by_type(rig: Rig) -> None:
     async with (
         some_system(rig, linux_options(rig, owner="somebody")),
         some_system(rig, linux_options(rig, id="vm2", owner="somebody else")),
     ):
         equal(await listed(rig, {"Owners": ["somebody else"]}), ["vm2"], "found by owner")
         equal(sorted(await listed(rig, {"Ids": ["vm1", "vm2"]})), ["vm1", "vm2"], "found by id")
+        of_vms = {"Ids": ["vm1"], "Types": ["VirtualMachine"]}
+        equal(await listed(rig, of_vms), ["vm1"], "found by id among the virtual machines")
+        equal(await listed(rig, of_vms | {"Types": ["Container"]}), [], "found among the containers")
         check({"vm1", "vm2"} <= {s["Id"] for s in await rig.backend.enumerate()}, "all are found")
 
 
@@ -213,6 +216,7 @@ async def a_system_that_exits_by_itself_tells_so(rig: Rig) -> None:
         await waiting.done.wait()
         equal(waiting.result.exit_type, "UnexpectedExit", "how it exited")
         check(waiting.result.code, "there is an error code")
+        check((waiting.result.detail or {}).get("Attribution"), "it is told what made it exit")
         with refused("HCS_E_SYSTEM_ALREADY_STOPPED"):
             await system.terminate()
 

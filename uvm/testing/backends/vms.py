@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 
 from uvm.devices.scsi import Mount
-from uvm.errors import AlreadyReleasedError, HostError, VMExitedError
+from uvm.errors import AlreadyReleasedError, BridgeClosedError, HostError, VMExitedError
 from uvm.testing.backends.checks import Attempt, check, equal, raises, until
 from uvm.testing.backends.life import Kind, Life, at_rest, devices, put_things
 from uvm.testing.backends.rig import Control, Rig
@@ -173,12 +173,35 @@ async def files_of_one_directory_are_one_share(rig: Rig) -> None:
 # The guest.
 
 
-async def _run(rig: Rig, os: str) -> None:
-    async with running_vm(rig, os) as vm:
+async def _converse(vm: UtilityVM) -> None:
+    """Have a process say again what it hears, and end its input when it has."""
+    data = bytes(range(256)) * 1024
+    async with vm.open_process(["cat"]) as process, anyio.create_task_group() as tasks:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        tasks.start_soon(process.stdin.send, data)
+        heard = b""
+        while len(heard) < len(data):
+            heard += await process.stdout.receive()
+        equal(heard, data, "what cat says of 256 KiB")
+        await process.stdin.send_eof()
+        equal(await process.wait(), 0, "how cat exits at the end of its input")
+
+
+async def _run(rig: Rig, os: str, **options: Any) -> None:
+    async with running_vm(rig, os, **options) as vm:
         equal((await vm.run(["echo", "hello"])).stdout, b"hello\n", "what echo says")
-        data = bytes(range(256)) * 1024
-        equal((await vm.run(["cat"], input=data)).stdout, data, "what cat says of 256 KiB")
+        await _converse(vm)
         equal((await vm.run(["false"])).exit_code, 1, "how false exits")
+        async with vm.open_process(["sleep", "3600"], terminal=True, size=(24, 80)) as process:
+            await process.resize(50, 132)
+            check(await process.kill(), "it is killed")
+            check(await process.wait() != 0, "it did not exit by itself")
+            check(not await process.kill(), "it is not killed again")
+        async with vm.open_process(["cat"]) as process:
+            await vm.terminate()
+            with raises(BridgeClosedError):
+                await process.wait()
 
 
 @scenario(Control.LINUX, Control.PROGRAMS)
@@ -189,6 +212,16 @@ async def processes_run_in_a_linux_guest(rig: Rig) -> None:
 @scenario(Control.WINDOWS, Control.PROGRAMS)
 async def processes_run_in_a_windows_guest(rig: Rig) -> None:
     await _run(rig, "windows")
+
+
+@scenario(Control.LINUX, Control.PROGRAMS)
+async def processes_run_in_a_linux_guest_that_hcs_connects_to(rig: Rig) -> None:
+    await _run(rig, "linux", external_guest_connection=False)
+
+
+@scenario(Control.WINDOWS, Control.PROGRAMS)
+async def processes_run_in_a_windows_guest_that_hcs_connects_to(rig: Rig) -> None:
+    await _run(rig, "windows", external_guest_connection=False)
 
 
 @scenario(Control.LINUX, Control.PROGRAMS, *_THINGS)

@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskStatus
 from attrs import evolve
 
-from uvm.backends.base import JSON, System
+from uvm.backends.base import JSON, ByteStream, System
 from uvm.boot import Settings, create, take_back
 from uvm.errors import HostError
 from uvm.options import LCOWOptions, WCOWOptions
@@ -23,6 +23,7 @@ from uvm.schema.requests import (
     scsi_attachment_path,
 )
 from uvm.structured import bare_task_group
+from uvm.testing.backends.checks import check
 from uvm.testing.backends.rig import Rig
 from uvm.vm import UtilityVM
 
@@ -30,6 +31,7 @@ __all__ = [
     "attach_disk",
     "closed_at_the_end",
     "detach_disk",
+    "everything",
     "linux_options",
     "options_of",
     "resize_memory",
@@ -122,6 +124,21 @@ async def running_vm(rig: Rig, os: str = "linux", **changes: Any) -> AsyncIterat
     async with created as vm:
         await vm.start()
         yield vm
+
+
+# What comes over a stream.
+
+
+async def everything(stream: ByteStream | None) -> bytes:
+    """Receive all that comes."""
+    check(stream is not None, "it has the stream that was asked for")
+    assert stream is not None
+    pieces: list[bytes] = []
+    try:
+        while True:
+            pieces.append(await stream.receive())
+    except anyio.EndOfStream:
+        return b"".join(pieces)
 
 
 # Requests, as the library writes them.

@@ -85,7 +85,8 @@ class WindowsFileCalls:
         """
         library = self.virtdisk
         information = library.ffi.new("SET_VIRTUAL_DISK_INFO *")
-        information.Version = _VIRTUAL_DISK_ID if path.lower().endswith(".vhdx") else _IDENTIFIER
+        # .vhdx, and .avhdx of checkpoints.
+        information.Version = _VIRTUAL_DISK_ID if path.lower().endswith("vhdx") else _IDENTIFIER
         library.ffi.buffer(library.ffi.addressof(information[0], "UniqueIdentifier"))[:] = _guid(disk_id)
         operation = f"set the identifier of {path} to {disk_id}"
         with self._open_disk(operation, path) as disk:

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from attrs import frozen
 
-from uvm.backends.hcs.dlls import FFI, CData, system_library
+from uvm.backends.hcs.dlls import FFI, CData, LateFunctions
 from uvm.errors import HostError, HostPathError
 
 __all__ = [
@@ -24,7 +24,10 @@ __all__ = [
     "SystemLibrary",
     "VirtDisk",
     "advapi32",
+    "closing",
+    "hresult_from_win32",
     "kernel32",
+    "load",
     "ntdll",
     "virtdisk",
     "wide_path",
@@ -144,6 +147,11 @@ class SystemLibrary(Generic[L_co]):
         number, text = self.last_error(code)
         return HostError(operation, hresult_from_win32(number), text)
 
+    def os_error(self, code: int = -1) -> OSError:
+        """Make what Python itself would raise of a Windows error code; by default, of the last call's."""
+        number, text = self.last_error(code)
+        return OSError(0, text, None, number)
+
 
 def hresult_from_win32(code: int) -> int:
     """Give the HRESULT of a Windows error code (``HRESULT_FROM_WIN32``)."""
@@ -172,29 +180,34 @@ def closing(kernel: SystemLibrary[Kernel32], handle: CData) -> Iterator[CData]:
 @functools.cache
 def kernel32() -> SystemLibrary[Kernel32]:
     """Load kernel32.dll."""
-    return _load("kernel32")
+    return load("kernel32.dll")
 
 
 @functools.cache
 def advapi32() -> SystemLibrary[AdvApi32]:
     """Load advapi32.dll."""
-    return _load("advapi32")
+    return load("advapi32.dll")
 
 
 @functools.cache
 def virtdisk() -> SystemLibrary[VirtDisk]:
     """Load virtdisk.dll."""
-    return _load("virtdisk")
+    return load("virtdisk.dll")
 
 
 @functools.cache
 def ntdll() -> SystemLibrary[NtDll]:
     """Load ntdll.dll."""
-    return _load("ntdll")
+    return load("ntdll.dll")
 
 
-def _load(name: str) -> SystemLibrary[Any]:
+def load(dll: str, binding: str | None = None) -> SystemLibrary[Any]:
+    """Load a DLL; OSError where Windows lacks it.
+
+    :param binding: the group of its functions that is meant, where that is not called like the DLL.
+    """
     # Each binding is a module of its own, which costs nothing until its DLL is used.
-    ffi = import_module(f"uvm.backends.hcs._bindings.{name}").ffi
-    functions = ffi.dlopen(system_library(f"{name}.dll"))
-    return SystemLibrary(functions, ffi, cast(Callable[[int], tuple[int, str]], ffi.getwinerror))
+    ffi = import_module(f"uvm.backends.hcs._bindings.{binding or dll.removesuffix('.dll')}").ffi
+    return SystemLibrary(
+        LateFunctions(ffi, dll), ffi, cast(Callable[[int], tuple[int, str]], ffi.getwinerror)
+    )

@@ -51,6 +51,11 @@ class ThisMachine:
         """The operating system."""
         return sys.platform
 
+    @property
+    def bits(self) -> int:
+        """How wide the addresses of this Python are."""
+        return sys.maxsize.bit_length() + 1
+
     def build(self) -> int:
         """Give the build number of Windows."""
         return Facts(self.kernel, self.load_ntdll()).build()

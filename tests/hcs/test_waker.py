@@ -1,0 +1,40 @@
+"""From other threads into the event loop."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from uvm.backends.hcs.waker import Signal, Waker
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_another_thread_tells_a_task() -> None:
+    signal = Signal(Waker())
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(signal.wait)
+            await anyio.to_thread.run_sync(signal.set)
+
+
+def test_a_loop_that_has_ended_is_no_longer_called(anyio_backend_name: str) -> None:
+    async def make() -> Waker:
+        return Waker()
+
+    waker, calls = anyio.run(make, backend=anyio_backend_name), list[str]()
+    assert not waker.call_soon(calls.append, "late")
+    assert calls == []
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_another_thread_may_be_in_the_middle_of_importing_trio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trio", types.ModuleType("trio"))
+    signal = Signal(Waker())
+    signal.set()
+    with anyio.fail_after(60):
+        await signal.wait()
