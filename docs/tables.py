@@ -23,11 +23,12 @@ _DRAWN = (
     "uvm.backends.hcs.calls",
     "uvm.gcs.bridge",
     "uvm.gcs.calls",
+    "uvm.gcs.connectedcontainer",
     "uvm.gcs.connection",
-    "uvm.gcs.container",
     "uvm.gcs.exits",
     "uvm.gcs.processes",
     "uvm.gcs.relayed",
+    "uvm.gcs.relayedcontainer",
     "uvm.gcs.stdio",
     "uvm.gcs.wire",
 )

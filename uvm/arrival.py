@@ -48,7 +48,7 @@ from uvm.gcs.ports import (
     vsock_service_id,
 )
 from uvm.gcs.relay import NoGuest, RelayGuest
-from uvm.gcs.relayed import RelayAccess
+from uvm.gcs.relayaccess import RelayAccess
 from uvm.gcs.timeouts import GuestTimeouts
 from uvm.logforwarding import set_log_sources, start_log_forwarding
 from uvm.options import LCOWOptions, WCOWOptions
@@ -134,7 +134,9 @@ class Arrival:
             self.timeouts,
             context.plan.os,
             system=context.link.system,
+            create=context.backend.create,
             tasks=context.link.tasks,
+            owner=context.options.owner,
         )
 
     async def stop_listening(self) -> None:

@@ -35,9 +35,9 @@ _MOUNTS = {"linux": "/run/mounts/m", "windows": "C:\\mounts\\m"}
 class GuestServices:
     """What the guest of a VM can be asked. A part of :class:`~uvm.vm.UtilityVM`.
 
-    Processes work over our own connection to the guest and through HCS; the rest needs our own connection,
-    and raises :class:`~uvm.errors.NotSupportedError` where there is none. Where the VM exits meanwhile, all
-    of it raises :class:`~uvm.errors.VMExitedError`.
+    Processes and containers work over our own connection to the guest and through HCS; the rest needs our own
+    connection, and raises :class:`~uvm.errors.NotSupportedError` where there is none. Where the VM exits
+    meanwhile, all of it raises :class:`~uvm.errors.VMExitedError`.
     """
 
     context: Context
@@ -61,8 +61,7 @@ class GuestServices:
         if not isinstance(guest, GuestConnection):
             raise NotSupportedError(
                 f"{self.context.vm_id}: this needs our own connection to the guest; create the VM with "
-                "external_guest_connection=True. Through HCS, run and open_process work, and a container "
-                "is a compute system that it hosts: Backend.create with HostingSystemId"
+                "external_guest_connection=True. Through HCS, processes and containers work"
             )
         return guest
 
@@ -161,13 +160,15 @@ class GuestServices:
             it from here, or the directory where hcsshim puts it.
         :raises OptionsError: the specification is none; or a Windows guest was given a ``root``.
         :raises GuestError: the guest refused.
+        :raises HostError: through HCS, HCS refused, or the guest that it asked. The id is one of a compute
+            system of the host then.
         """
         return Opening(lambda: self._in_guest(self._create_container(container_id, spec, root)))
 
     async def _create_container(
         self, container_id: str, spec: Mapping[str, Any] | HostedSystem, root: RootFileSystem | None
     ) -> Container:
-        guest = self.guest
+        guest = self._asked
         check_container_id(container_id)
         if self.context.plan.os == "windows":
             if root is not None:

@@ -25,7 +25,7 @@ PACKAGES = {"wine": ("wine", "wine64"), COMPILER: ("gcc-mingw-w64-x86-64",)}
 
 # A run waits for Wine's server more than it computes.
 AT_ONCE = 3
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 1500
 # A test that hangs shows where, long before that.
 HANGING_SECONDS = 60
 

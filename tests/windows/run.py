@@ -34,7 +34,7 @@ def run(python: Path, arguments: list[str], *, timeout_seconds: float) -> int:
     process = subprocess.Popen(
         [setup.wine(), str(python), *arguments],
         cwd=setup.CHECKOUT,
-        env=setup.environment() | extra | _double(),
+        env=setup.environment() | extra | _double() | {"UVM_WINE": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

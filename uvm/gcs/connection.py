@@ -36,7 +36,9 @@ from uvm.gcs.bridge import Bridge
 from uvm.gcs.container import Container
 from uvm.gcs.containers import Containers
 from uvm.gcs.link import GuestFeatures, GuestLink
-from uvm.gcs.run import ConnectedHost
+from uvm.gcs.process import Process
+from uvm.gcs.processes import start_process
+from uvm.gcs.run import ProcessHost, give_size
 from uvm.gcs.specs import Command, check_writable, host_process
 from uvm.gcs.stdio import StdioPorts
 from uvm.gcs.timeouts import GuestTimeouts
@@ -58,7 +60,6 @@ from uvm.schema.gcs import (
     UvmConfig,
 )
 from uvm.schema.guest import TimeZoneInformation
-from uvm.schema.process import ProcessParameters
 from uvm.schema.secrets import printable
 from uvm.structured import Flag, Opening
 
@@ -70,7 +71,7 @@ _UNSUPPORTED_VERSION: Final = 0xC037010C
 _DEFAULT_TIMEOUTS: Final = GuestTimeouts()
 
 
-class GuestConnection(ConnectedHost):
+class GuestConnection(ProcessHost):
     """The compute service of one guest (:class:`~uvm.backends.base.Guest`). It belongs to one event loop.
 
     :param listen: listens for the guest to dial a service id (:meth:`uvm.backends.base.System.listen`).
@@ -87,9 +88,7 @@ class GuestConnection(ConnectedHost):
         redial: Callable[[], Awaitable[ByteStream]] | None = None,
     ) -> None:
         bridge = Bridge(name, notify=self._notify, rpc_timeout_seconds=timeouts.rpc_seconds)
-        super().__init__(
-            GuestLink(name, timeouts, bridge=bridge, ports=StdioPorts(listen)), HOST_CONTAINER_ID
-        )
+        self._link = GuestLink(name, timeouts, bridge=bridge, ports=StdioPorts(listen))
         self._bridge = bridge
         self._containers = Containers(self._link)
         self._redial = redial
@@ -380,8 +379,21 @@ class GuestConnection(ConnectedHost):
         self._capabilities()
         return await self._containers.create(container_id, document)
 
-    def _parameters(self, wanted: Command) -> ProcessParameters:
-        return host_process(wanted, self.os)
+    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        parameters = host_process(wanted, self.os)
+        process = await start_process(
+            self._link,
+            HOST_CONTAINER_ID,
+            wanted.args,
+            parameters,
+            stdin=pipes["stdin"],
+            stdout=pipes["stdout"],
+            stderr=pipes["stderr"],
+            terminal=wanted.terminal,
+        )
+        if wanted.size is not None and self._link.os == "linux":
+            await give_size(process, *wanted.size)
+        return process
 
     def _notify(self, notification: ContainerNotification) -> None:
         self._containers.notify(notification)

@@ -1,31 +1,22 @@
-"""One container in a guest.
+"""A container in a guest, whoever asks for it: what can be asked of it.
 
-How it works
-------------
+There are two kinds: ``uvm.gcs.connectedcontainer`` is one over our own connection to the guest, and
+``uvm.gcs.relayedcontainer`` one that HCS hosts.
 
-The life of a container::
-
-    create --+-- the guest refuses ---------> an error; the id is free again
-             |
-             |-- the caller is cancelled ---> ended and forgotten, as soon as the guest has answered
-             v
-          THERE ---- the guest's notification ----> EXITED -- delete_state --> forgotten by the guest
-             |
-             `------ the connection closes -------> LOST: wait() raises BridgeClosedError
-
-In a Linux guest, a container is its first process: :meth:`Container.start` does nothing there, and
+In a Linux guest, a container is its first process: the guest does nothing at :meth:`Container.start`, and
 :meth:`Container.open_init` starts that process. The guest tells of the exit of the container only after it
 has told of the exit of that process, and of that only once its output was read to the end, or closed.
 
 Once the guest is gone, ending and forgetting what was in it succeeds at once (hcsshim's issue 2743).
 
-Source: hcsshim internal/gcs/container.go.
+Source: hcsshim internal/cow and internal/gcs/container.go.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final
@@ -38,36 +29,24 @@ from uvm.backends.base import JSON
 from uvm.errors import (
     BridgeClosedError,
     GuestError,
+    HostError,
     NotSupportedError,
+    OptionsError,
     UndoFailedError,
     UVMError,
-    VMStateError,
 )
-from uvm.gcs.bridge import Timeout
-from uvm.gcs.link import GuestLink
-from uvm.gcs.process import Process
-from uvm.gcs.processes import start_process
-from uvm.gcs.run import ConnectedHost
-from uvm.gcs.specs import (
-    Command,
-    check_writable,
-    container_init,
-    container_process,
-    host_process,
-)
-from uvm.gcs.wire import Procedure, parse
-from uvm.schema.gcs import (
-    ContainerModifySettingsRequest,
-    GetPropertiesRequest,
-    GetPropertiesResponse,
-    RequestBase,
-)
+from uvm.gcs.link import GuestAccess
+from uvm.gcs.process import Process, refusal_code
+from uvm.gcs.run import ProcessHost
+from uvm.gcs.specs import Command, container_init, container_process, host_process, spec_of
+from uvm.schema.container import HostedSystem
+from uvm.schema.gcs import LinuxHostedSystem
 from uvm.schema.json import SchemaError, from_json, to_json
 from uvm.schema.process import ProcessDetails, ProcessParameters
-from uvm.schema.properties import PROPERTY_PROCESS_LIST, PROPERTY_STATISTICS, Properties, PropertyQuery
+from uvm.schema.properties import PROPERTY_PROCESS_LIST, PROPERTY_STATISTICS, Properties
 from uvm.structured import Flag, Opening
 
-__all__ = ["Container", "ContainerExit"]
+__all__ = ["Container", "ContainerExit", "container_config", "own_process"]
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -95,23 +74,16 @@ class ContainerExit:
     info: str = ""
 
 
-class Container(ConnectedHost):
-    """A container in a guest. Made by :meth:`uvm.gcs.connection.GuestConnection.create_container`.
+class Container(ProcessHost):
+    """A container in a guest. Made by ``create_container`` of a VM, or of a connection.
 
     As a context manager it is closed at the end; see :meth:`aclose`.
 
     :ivar id: its id.
     """
 
-    def __init__(
-        self,
-        link: GuestLink,
-        container_id: str,
-        own_process: Mapping[str, Any],
-        forget: Callable[[Container], None],
-    ) -> None:
-        super().__init__(link, container_id)
-        self._forget = forget
+    def __init__(self, guest: GuestAccess, container_id: str, own_process: Mapping[str, Any]) -> None:
+        self._guest = guest
         self._failure: Callable[[], Exception] | None = None
         self.id = container_id
         self._own_process = own_process
@@ -131,10 +103,15 @@ class Container(ConnectedHost):
 
     # Its life.
 
+    @abstractmethod
     async def start(self) -> None:
-        """Start it. In a Linux guest it runs with its first process only: :meth:`open_init`."""
-        seconds = self._link.timeouts.container_seconds
-        await self._ask(Procedure.START, "start", timeout_seconds=seconds)
+        """Start it. In a Linux guest it runs with its first process only: :meth:`open_init`.
+
+        Nothing runs in one that HCS hosts, nor in a Windows container, before it was started.
+
+        :raises GuestError: the guest refused.
+        :raises HostError: HCS, which hosts it, refused: it was started before, say; or the guest did.
+        """
 
     def open_init(self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True) -> Opening[Process]:
         """Start the container's own, first process, which its specification describes. Await it, or enter it.
@@ -145,22 +122,16 @@ class Container(ConnectedHost):
         return Opening(lambda: self._open_init(stdin, stdout, stderr))
 
     async def _open_init(self, stdin: bool, stdout: bool, stderr: bool) -> Process:
-        if self._link.os == "windows":
+        if self._guest.os == "windows":
             raise NotSupportedError(
                 f"container {self.id}: a Windows container has no process of its own; run one in it"
             )
         terminal = self._own_process.get("terminal") is True
-        return await start_process(
-            self._link,
-            self.id,
-            (),
-            container_init(),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr and not terminal,
-            terminal=terminal,
-            on_start=self._started,
-        )
+        pipes = {"stdin": stdin, "stdout": stdout, "stderr": stderr and not terminal}
+        return await self._run((), container_init(), pipes, terminal, self._started)
+
+    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        return await self._run(wanted.args, self._parameters(wanted), pipes, wanted.terminal)
 
     def _started(self, init: Process) -> None:
         self._init = init
@@ -171,14 +142,14 @@ class Container(ConnectedHost):
 
         When it has ended, :meth:`wait` tells; it may never.
         """
-        await self._end(Procedure.SHUTDOWN_GRACEFUL, "shut down")
+        await self._end(forced=False)
 
     async def terminate(self) -> None:
         """End it at once; where it has ended, or its guest has gone, nothing happens.
 
         When it has ended, :meth:`wait` tells.
         """
-        await self._end(Procedure.SHUTDOWN_FORCED, "terminate")
+        await self._end(forced=True)
 
     async def wait(self) -> ContainerExit:
         """Wait for its exit. Any number of tasks may wait.
@@ -186,7 +157,7 @@ class Container(ConnectedHost):
         :raises BridgeClosedError: the connection to the guest closed before.
         :raises VMStateError: it was deleted before it ran.
         """
-        if self._link.os == "windows" or self._ended.is_set():
+        if self._guest.os == "windows" or self._ended.is_set():
             await self._ended.wait()
         else:
             async with anyio.create_task_group() as tasks:
@@ -208,18 +179,14 @@ class Container(ConnectedHost):
         with suppress(UVMError):
             await init.wait()
 
+    @abstractmethod
     async def delete_state(self) -> None:
-        """Have the guest forget it, once it has exited; where it has already, nothing happens.
+        """Have it forgotten, once it has exited; where it has been already, nothing happens.
 
         :raises NotSupportedError: the guest cannot.
         :raises GuestError: the guest refused: it still runs, for instance.
+        :raises VMStateError: it still runs, and HCS, which hosts it, would end it.
         """
-        supported = self._link.features.delete_container_state
-        self._link.needs(supported, self._operation("delete the state of"), "DeleteContainerStateSupported")
-        await self._release(Procedure.DELETE_CONTAINER_STATE, "delete the state of", abandonable=False)
-        if not self._tells_of_its_exit and not self._ended.is_set():
-            self.lost(lambda: VMStateError(f"container {self.id} was deleted before it ran"))
-            self._forget(self)
 
     async def aclose(self) -> None:
         """End it, wait until it has ended, and have the guest forget it, where it can.
@@ -279,44 +246,28 @@ class Container(ConnectedHost):
     @property
     def _tells_of_its_exit(self) -> bool:
         """A Linux guest never tells of the exit of a container whose own process was not started."""
-        return self._link.os == "windows" or self._init is not None
+        return self._guest.os == "windows" or self._init is not None
 
     async def _ends_within(self, seconds: float) -> bool:
         with anyio.move_on_after(seconds):
             await self._ended.wait()
         return self._ended.is_set()
 
-    async def _close_state(self) -> Exception | None:
-        if not self._link.features.delete_container_state:
-            return None
-        try:
-            await self.delete_state()
-        except UVMError as error:
-            return error
-        return None
-
     # What it can be asked.
 
     def _parameters(self, wanted: Command) -> ProcessParameters:
-        if self._link.os == "windows":
-            return host_process(wanted, self._link.os)
+        if self._guest.os == "windows":
+            return host_process(wanted, self._guest.os)
         return container_process(wanted, self._own_process)
 
+    @abstractmethod
     async def properties(self, *types: str) -> JSON:
         """Query properties, by HCS's names (``Statistics``, ``ProcessList``, ...), as the guest gives them.
 
         :raises GuestError: the guest refused.
+        :raises HostError: HCS, which hosts it, refused: it has exited, for instance; or the guest did.
         :raises WireError: what it gave is no JSON object.
         """
-        query = check_writable("the query", PropertyQuery(property_types=list(types)))
-        answer = await self._link.bridge.call(
-            Procedure.GET_PROPERTIES,
-            GetPropertiesRequest(container_id=self.id, query=query),
-            GetPropertiesResponse,
-            operation=self._operation("query"),
-            abandonable=True,
-        )
-        return parse(answer.properties.encode())
 
     async def statistics(self) -> JSON:
         """Ask for its statistics: HCS's of a Windows container, the cgroup metrics of a Linux one.
@@ -325,7 +276,7 @@ class Container(ConnectedHost):
         :class:`~uvm.schema.json.SchemaError` where they are no object.
         """
         properties = from_json(Properties, await self.properties(PROPERTY_STATISTICS))
-        if self._link.os == "windows":
+        if self._guest.os == "windows":
             return {} if properties.statistics is None else to_json(properties.statistics)
         metrics = properties.lcow_metrics or {}
         if not isinstance(metrics, dict):
@@ -336,56 +287,59 @@ class Container(ConnectedHost):
         """List its processes. Errors as of :meth:`statistics`."""
         return from_json(Properties, await self.properties(PROPERTY_PROCESS_LIST)).process_list
 
+    @abstractmethod
     async def modify(self, request: JSON) -> None:
         """Have the guest carry out a ``ModificationRequest`` on it.
 
         :raises GuestError: the guest refused.
+        :raises HostError: HCS refused, which hosts it, or the guest that it asked.
         :raises UnknownOutcomeError: the answer was lost.
         """
-        await self._link.bridge.call(
-            Procedure.MODIFY_SETTINGS,
-            ContainerModifySettingsRequest(container_id=self.id, request=request),
-            operation=self._operation("modify"),
-        )
 
-    # Requests without more.
+    # What the kinds do each in their way.
+
+    @abstractmethod
+    async def _run(
+        self,
+        args: tuple[str, ...],
+        parameters: ProcessParameters,
+        pipes: Mapping[str, bool],
+        terminal: bool,
+        on_start: Callable[[Process], None] = lambda _: None,
+    ) -> Process:
+        """Start a process in it.
+
+        :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
+        """
+
+    @abstractmethod
+    async def _ask_to_end(self, *, forced: bool) -> None:
+        """Ask for its end."""
+
+    @abstractmethod
+    async def _close_state(self) -> Exception | None:
+        """Have it forgotten, at the end; give what went wrong."""
+
+    # Its end.
 
     def _operation(self, verb: str) -> str:
         return f"{verb} container {self.id}"
 
-    async def _end(self, procedure: Procedure, verb: str) -> None:
+    async def _end(self, *, forced: bool) -> None:
         if self._ended.is_set():
             await anyio.lowlevel.checkpoint()
             return
-        await self._release(procedure, verb, abandonable=True)
+        await self._release(self._ask_to_end(forced=forced))
 
-    async def _release(self, procedure: Procedure, verb: str, *, abandonable: bool) -> None:
-        """Ask for what has happened already where the container, or its guest, is gone."""
+    async def _release(self, request: Awaitable[None]) -> None:
+        """Await a request for what has happened already where the container, or its guest, is gone."""
         try:
-            await self._ask(procedure, verb, abandonable=abandonable)
+            await request
         except BridgeClosedError as error:
-            _log.debug("%s: %s", self._operation(verb), error)
-        except GuestError as error:
-            if error.result not in _GONE:
+            _log.debug("container %s: %s", self.id, error)
+        except (GuestError, HostError) as error:
+            if refusal_code(error) not in _GONE:
                 raise
-
-    async def _ask(
-        self,
-        procedure: Procedure,
-        verb: str,
-        *,
-        timeout_seconds: Timeout = "default",
-        abandonable: bool = False,
-    ) -> None:
-        await self._link.bridge.call(
-            procedure,
-            RequestBase(container_id=self.id),
-            operation=self._operation(verb),
-            timeout_seconds=timeout_seconds,
-            abandonable=abandonable,
-        )
-
-    # What its table tells it.
 
     def exited(self, exit: ContainerExit) -> None:
         """It has exited."""
@@ -396,3 +350,27 @@ class Container(ConnectedHost):
         """Nobody will be told of its exit any more; the function makes the error that says why."""
         self._failure = failure
         self._ended.set()
+
+
+def container_config(document: object) -> JSON:
+    """Give the document of a container, a model or a JSON object, as JSON.
+
+    :raises OptionsError: it is none.
+    """
+    if isinstance(document, LinuxHostedSystem | HostedSystem):
+        try:
+            return to_json(document)
+        except RecursionError:
+            raise OptionsError("the document of the container nests too deeply") from None
+    if isinstance(document, Mapping):
+        return dict(document)
+    raise OptionsError(f"the document of a container is a JSON object, not a {type(document).__name__}")
+
+
+def own_process(config: JSON, os: str) -> Mapping[str, Any]:
+    """Give the first process that the document of a container describes; a Windows container has none.
+
+    :raises OptionsError: the document of a Linux container holds no specification, or not the essential.
+    """
+    process: Mapping[str, Any] = spec_of(config)["process"] if os == "linux" else {}
+    return process

@@ -1,4 +1,4 @@
-"""The containers of a guest: one is made, the guest tells of its exit, it is known no more.
+"""The containers over our own connection: one is made, the guest tells of its exit, it is known no more.
 
 How it works
 ------------
@@ -19,16 +19,15 @@ from typing import Any
 
 import anyio
 
-from uvm.backends.base import JSON
 from uvm.errors import BridgeClosedError, GuestError, OptionsError, UVMError
 from uvm.gcs.bridge import Call
-from uvm.gcs.container import Container, ContainerExit
+from uvm.gcs.connectedcontainer import ConnectedContainer
+from uvm.gcs.container import ContainerExit, container_config, own_process
 from uvm.gcs.link import GuestLink
-from uvm.gcs.specs import check_container_id, check_writable, spec_of
+from uvm.gcs.specs import check_container_id, check_writable
 from uvm.gcs.wire import Procedure, WireError
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import ContainerCreateRequest, ContainerNotification, LinuxHostedSystem, ResponseBase
-from uvm.schema.json import to_json
 from uvm.schema.secrets import printable
 
 __all__ = ["Containers"]
@@ -41,18 +40,19 @@ class Containers:
 
     def __init__(self, link: GuestLink) -> None:
         self._link = link
-        self._known: dict[str, Container] = {}
+        self._known: dict[str, ConnectedContainer] = {}
 
     async def create(
         self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
-    ) -> Container:
+    ) -> ConnectedContainer:
         """Create a container; see :meth:`uvm.gcs.connection.GuestConnection.create_container`."""
         check_container_id(container_id)
-        config = _config(document)
-        own_process = spec_of(config)["process"] if self._link.os == "linux" else {}
+        config = container_config(document)
+        process = own_process(config, self._link.os)
         if container_id in self._known:
             raise OptionsError(f"create container {container_id}: there is one of that id")
-        container = self._known[container_id] = Container(self._link, container_id, own_process, self._forget)
+        container = ConnectedContainer(self._link, container_id, process, self._forget)
+        self._known[container_id] = container
         try:
             await self._create(container, check_writable("the document of the container", config))
         except (GuestError, OptionsError, BridgeClosedError):
@@ -60,7 +60,7 @@ class Containers:
             raise
         return container
 
-    async def _create(self, container: Container, config: str) -> None:
+    async def _create(self, container: ConnectedContainer, config: str) -> None:
         request = ContainerCreateRequest(container_id=container.id, container_config=config)
         call = self._link.bridge.submit(
             Procedure.CREATE,
@@ -81,7 +81,7 @@ class Containers:
             raise
         call.result(ResponseBase)
 
-    async def _discard(self, container: Container, call: Call) -> None:
+    async def _discard(self, container: ConnectedContainer, call: Call) -> None:
         """End a container, if it was created, whose caller has gone."""
         try:
             call.result(ResponseBase)
@@ -118,17 +118,6 @@ class Containers:
             container.lost(self._link.closed_error)
         self._known.clear()
 
-    def _forget(self, container: Container) -> None:
+    def _forget(self, container: ConnectedContainer) -> None:
         if self._known.get(container.id) is container:
             del self._known[container.id]
-
-
-def _config(document: object) -> JSON:
-    if isinstance(document, LinuxHostedSystem | HostedSystem):
-        try:
-            return to_json(document)
-        except RecursionError:
-            raise OptionsError("the document of the container nests too deeply") from None
-    if isinstance(document, Mapping):
-        return dict(document)
-    raise OptionsError(f"the document of a container is a JSON object, not a {type(document).__name__}")

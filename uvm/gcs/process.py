@@ -25,7 +25,7 @@ from uvm.gcs.specs import check_size
 from uvm.gcs.stdio import ProcessInput, ProcessOutput, Source
 from uvm.schema.process import SignalProcessOptionsLCOW
 
-__all__ = ["ALREADY_STOPPED", "EXITED", "Process", "discard"]
+__all__ = ["ALREADY_STOPPED", "EXITED", "Process", "discard", "refusal_code"]
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -79,7 +79,6 @@ class Process(ABC):
     def exit_code(self) -> int | None:
         """Its exit code, an unsigned 32-bit number; None while it runs, or where nobody knows it."""
 
-    @abstractmethod
     async def wait(self) -> int:
         """Wait for its exit and give its exit code. Any number of tasks may wait, and leave at any time.
 
@@ -92,6 +91,23 @@ class Process(ABC):
         :raises UnknownOutcomeError: the guest's answer cannot be read.
         :raises BridgeClosedError: the connection to the guest closed before the exit was known.
         """
+        outputs = [each for each in (self.stdout, self.stderr) if each is not None]
+        # The Linux guest tells of the exit of what is in a container only once its output was taken.
+        if self._guest.os != "linux" or not self._contained or not outputs:
+            return await self._wait_for_exit()
+        failure: UVMError | None = None
+        async with anyio.create_task_group() as tasks:
+            for output in outputs:
+                tasks.start_soon(output.read_ahead)
+            try:
+                await self._wait_for_exit()
+            except UVMError as error:
+                # Kept out of the task group, which would wrap it.
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return await self._wait_for_exit()
 
     async def signal(self, signal: int | str) -> bool:
         """Send a signal to it. False: it had exited.
@@ -167,6 +183,10 @@ class Process(ABC):
     # What the kinds do each in their way.
 
     @abstractmethod
+    async def _wait_for_exit(self) -> int:
+        """Wait for its exit and give its exit code, whatever becomes of its output."""
+
+    @abstractmethod
     def _is_gone(self) -> bool:
         """It has exited, or the guest knows it no more; not that the connection closed."""
 
@@ -206,7 +226,7 @@ class Process(ABC):
         except (GuestError, HostError) as error:
             if self._is_gone():
                 return False
-            if _code(error) in EXITED:
+            if refusal_code(error) in EXITED:
                 self._doubt()
                 return False
             if self._guest_must_help(error):
@@ -225,7 +245,7 @@ class Process(ABC):
 
     def _guest_must_help(self, error: GuestError | HostError) -> bool:
         """Tell whether a Linux guest took its own id for that of a container, and found none."""
-        return self._guest.os == "linux" and not self._contained and _code(error) == _SYSTEM_NOT_FOUND
+        return self._guest.os == "linux" and not self._contained and refusal_code(error) == _SYSTEM_NOT_FOUND
 
     async def _run_helper(self, *args: str) -> int:
         helper = await self._start_helper(*args)
@@ -236,7 +256,8 @@ class Process(ABC):
         raise UnknownOutcomeError(f"{args[0]} for process {self.pid} has not ended within {seconds:g} s")
 
 
-def _code(error: GuestError | HostError) -> int:
+def refusal_code(error: GuestError | HostError) -> int:
+    """Give the code of a refusal, whoever refused."""
     return error.result if isinstance(error, GuestError) else error.hresult
 
 

@@ -24,7 +24,7 @@ from typing import Final
 import anyio
 from attrs import frozen
 
-from uvm.errors import AnswerLostError, BridgeClosedError, UnknownOutcomeError, UVMError
+from uvm.errors import AnswerLostError, BridgeClosedError, UnknownOutcomeError
 from uvm.gcs.exits import ExitWatch
 from uvm.gcs.link import GuestLink
 from uvm.gcs.process import Process, discard
@@ -93,24 +93,7 @@ class ConnectedProcess(Process):
         """Its exit code, an unsigned 32-bit number; None while it runs, or where nobody knows it."""
         return self._exit.exit_code
 
-    async def wait(self) -> int:
-        """Wait for its exit and give its exit code; see :meth:`uvm.gcs.process.Process.wait`."""
-        outputs = [each for each in (self.stdout, self.stderr) if each is not None]
-        # The Linux guest tells of the exit of what is in a container only once its output was taken.
-        if self._link.os != "linux" or not self._contained or not outputs:
-            return await self._exit.wait()
-        failure: UVMError | None = None
-        async with anyio.create_task_group() as tasks:
-            for output in outputs:
-                tasks.start_soon(output.read_ahead)
-            try:
-                await self._exit.wait()
-            except UVMError as error:
-                # Kept out of the task group, which would wrap it.
-                failure = error
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+    async def _wait_for_exit(self) -> int:
         return await self._exit.wait()
 
     def _is_gone(self) -> bool:

@@ -9,11 +9,17 @@ from attrs import Factory, define, evolve
 
 from uvm.backends.base import JSON
 from uvm.errors import NotSupportedError
+from uvm.gcs.container import Container
 from uvm.gcs.link import GuestFeatures
 from uvm.gcs.process import Process
-from uvm.gcs.relayed import RelayAccess, start_relayed
+from uvm.gcs.relayaccess import RelayAccess
+from uvm.gcs.relayed import start_relayed
+from uvm.gcs.relayedcontainer import create_relayed
 from uvm.gcs.run import ProcessHost, give_size
 from uvm.gcs.specs import Command, host_process
+from uvm.schema.container import HostedSystem
+from uvm.schema.gcs import LinuxHostedSystem
+from uvm.structured import Opening
 
 __all__ = ["NoGuest", "RelayGuest"]
 
@@ -49,6 +55,15 @@ class RelayGuest(ProcessHost):
 
     def close(self) -> None:
         """Nothing is ours to close."""
+
+    def create_container(
+        self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
+    ) -> Opening[Container]:
+        """Have HCS create a container in the guest. It is not started. Await it, or enter it.
+
+        See :func:`uvm.gcs.relayedcontainer.create_relayed`.
+        """
+        return Opening(lambda: create_relayed(self._access, container_id, document))
 
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
         process = await start_relayed(

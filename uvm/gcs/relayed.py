@@ -31,46 +31,32 @@ from functools import partial
 from typing import Final, TypeVar
 
 import anyio
-import anyio.abc
 from attrs import define, field
 
-from uvm.backends.base import BROKEN_STREAM, JSON, ByteStream, HostProcess, System
-from uvm.errors import AnswerLostError, HostError, UVMError
+from uvm.backends.base import BROKEN_STREAM, ByteStream, HostProcess
+from uvm.errors import HostError, UVMError
 from uvm.gcs.exits import ERROR_NOT_FOUND, Exit
-from uvm.gcs.link import GuestAccess
 from uvm.gcs.process import ALREADY_STOPPED, EXITED, Process, discard
+from uvm.gcs.relayaccess import E_HANDLE, SYSTEM_GONE, RelayAccess, start_served
 from uvm.gcs.signals import SignalOptions
 from uvm.gcs.specs import check_writable, command, host_process
 from uvm.schema.json import to_json
 from uvm.schema.process import CloseHandle, ConsoleSize, ProcessModifyRequest, ProcessParameters
 from uvm.structured import Flag
 
-__all__ = ["RelayAccess", "RelayedProcess", "start_relayed"]
+__all__ = ["RelayedProcess", "start_relayed"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
 
-#: What HCS says of a handle that was closed; of what Windows ends already; and of a system that has gone.
-_E_HANDLE: Final = 0x80070006
+#: What HCS says of what Windows ends already.
 _E_ACCESSDENIED: Final = 0x80070005
-_SYSTEM_GONE: Final = frozenset({0x80370107, 0x8037010E, 0x80370110})
 
 #: How long HCS may take to end the input of a process whose streams are closed.
 CLOSE_SECONDS: Final = 5.0
 #: How long HCS may take to tell the exit of a process after it said that there is none (hcsshim's limit).
 DOUBT_SECONDS: Final = 1.0
-
-
-@define(eq=False, kw_only=True)
-class RelayAccess(GuestAccess):
-    """The way to a guest through HCS.
-
-    :ivar tasks: runs what serves the processes; it ends with the VM.
-    """
-
-    system: System
-    tasks: anyio.abc.TaskGroup
 
 
 class _Pipe:
@@ -164,8 +150,7 @@ class RelayedProcess(Process):
         """Its exit code, an unsigned 32-bit number; None while it runs, or where nobody knows it."""
         return self._exit.code
 
-    async def wait(self) -> int:
-        """Wait for its exit and give its exit code; see :meth:`uvm.gcs.process.Process.wait`."""
+    async def _wait_for_exit(self) -> int:
         return await self._exit.wait()
 
     async def serve(self) -> None:
@@ -201,7 +186,7 @@ class RelayedProcess(Process):
             with self._waiting:
                 self._exit.tell(await self._handle.wait())
         except HostError as error:
-            if error.hresult in _SYSTEM_GONE:
+            if await self._access.lost_with_vm(error):
                 self._cut()
             else:
                 parts = (error.operation, error.hresult, error.text, error.records)
@@ -228,7 +213,7 @@ class RelayedProcess(Process):
 
     @property
     def _contained(self) -> bool:
-        return False
+        return self._access.container is not None
 
     async def _deliver(self, options: SignalOptions | None) -> None:
         if options is None:
@@ -250,9 +235,11 @@ class RelayedProcess(Process):
         try:
             return await call()
         except HostError as error:
-            if self._cut_off or error.hresult in _SYSTEM_GONE:
+            if self._cut_off or await self._access.lost_with_vm(error):
                 raise self._access.closed_error() from error
-            if error.hresult == _E_HANDLE and self._is_gone():
+            if error.hresult in SYSTEM_GONE:
+                raise HostError(error.operation, ALREADY_STOPPED, "its container has exited") from error
+            if error.hresult == E_HANDLE and self._is_gone():
                 # The handle went with the process.
                 raise HostError(error.operation, ALREADY_STOPPED, "it has exited") from error
             raise
@@ -273,7 +260,7 @@ class RelayedProcess(Process):
         try:
             await self._handle.modify(to_json(request))
         except HostError as error:
-            if error.hresult not in EXITED | _SYSTEM_GONE | {_E_HANDLE}:
+            if error.hresult not in EXITED | SYSTEM_GONE | {E_HANDLE}:
                 raise
             _log.debug("the input of process %d: %s", self.pid, error)
 
@@ -313,13 +300,15 @@ async def start_relayed(
     stdout: bool = False,
     stderr: bool = False,
     terminal: bool = False,
+    on_start: Callable[[Process], None] = lambda _: None,
 ) -> RelayedProcess:
-    """Have HCS start a process in the guest.
+    """Have HCS start a process in the guest, or in the container that the access means.
 
     A caller may be cancelled at any time; the process is killed as soon as HCS has answered.
 
     :param parameters: what to run; which streams it has is filled in.
     :param terminal: whether it has one, which can be resized then.
+    :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
     :raises HostError: HCS refused, or the guest that it asked; or the VM has exited.
     :raises UnknownOutcomeError: the answer was lost; the process may run.
     :raises AnswerLostError: the VM went before the answer.
@@ -328,56 +317,12 @@ async def start_relayed(
     parameters.create_std_out_pipe = stdout
     parameters.create_std_err_pipe = stderr
     check_writable("what to run", parameters)
-    start = _Start(access, args, to_json(parameters), terminal)
-    access.tasks.start_soon(start.run)
-    try:
-        await start.answered.wait()
-    except BaseException:
-        start.abandon()
-        raise
-    return start.result()
+    document = to_json(parameters)
 
+    async def make() -> RelayedProcess:
+        handle = await access.target.create_process(document)
+        process = RelayedProcess(access, args, terminal, handle)
+        on_start(process)
+        return process
 
-@define(eq=False)
-class _Start:
-    """The start of a process, in its task, and the caller who waits for it."""
-
-    access: RelayAccess
-    args: tuple[str, ...]
-    document: JSON
-    terminal: bool
-    answered: Flag = field(factory=Flag, init=False)
-    _abandoned: bool = field(default=False, init=False)
-    _process: RelayedProcess | None = field(default=None, init=False)
-    _failure: Exception | None = field(default=None, init=False)
-
-    async def run(self) -> None:
-        """Start it, and serve it from then on."""
-        try:
-            handle = await self.access.system.create_process(self.document)
-            self._process = RelayedProcess(self.access, self.args, self.terminal, handle)
-        except Exception as error:
-            if self._abandoned:
-                _log.debug("a process whose caller was cancelled: %s", error)
-            self._failure = error
-        finally:
-            self.answered.set()
-        if self._process is not None:
-            if self._abandoned:
-                self._process.abandon()
-            await self._process.serve()
-
-    def abandon(self) -> None:
-        """The caller has gone."""
-        self._abandoned = True
-        if self._process is not None:
-            self._process.abandon()
-
-    def result(self) -> RelayedProcess:
-        """Give the process, or raise why there is none."""
-        if self._process is not None:
-            return self._process
-        if self._failure is not None:
-            raise self._failure
-        closed = self.access.closed_error()
-        raise AnswerLostError(str(closed)) from closed.__cause__
+    return await start_served(access, make)

@@ -14,19 +14,14 @@ import anyio
 from attrs import define, field, frozen
 
 from uvm.errors import GuestError, HostError, OptionsError, UVMError
-from uvm.gcs.link import GuestLink
 from uvm.gcs.process import Process, discard
-from uvm.gcs.processes import start_process
 from uvm.gcs.specs import Command, command
 from uvm.gcs.stdio import ProcessInput, ProcessOutput, StreamBrokenError
-from uvm.schema.gcs import HOST_CONTAINER_ID
-from uvm.schema.process import ProcessParameters
 from uvm.structured import Opening
 
 __all__ = [
     "MAX_OUTPUT_BYTES",
     "CompletedProcess",
-    "ConnectedHost",
     "OutputLimitError",
     "ProcessHost",
     "give_size",
@@ -135,34 +130,6 @@ class ProcessHost(ABC):
         return CompletedProcess(
             process.args, exit_code, bytes(conversation.stdout), bytes(conversation.stderr)
         )
-
-
-class ConnectedHost(ProcessHost):
-    """Where processes run that are started over our own connection to the guest."""
-
-    def __init__(self, link: GuestLink, container_id: str) -> None:
-        self._link = link
-        self._container_id = container_id
-
-    @abstractmethod
-    def _parameters(self, wanted: Command) -> ProcessParameters:
-        """Give a command as what runs here takes it; without its pipes."""
-
-    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
-        parameters = self._parameters(wanted)
-        process = await start_process(
-            self._link,
-            self._container_id,
-            wanted.args,
-            parameters,
-            stdin=pipes["stdin"],
-            stdout=pipes["stdout"],
-            stderr=pipes["stderr"],
-            terminal=wanted.terminal,
-        )
-        if wanted.size is not None and self._link.os == "linux" and self._container_id == HOST_CONTAINER_ID:
-            await give_size(process, *wanted.size)
-        return process
 
 
 async def give_size(process: Process, height: int, width: int) -> None:

@@ -24,6 +24,7 @@ from uvm.backends.fake.guestservice import (
     Programs,
 )
 from uvm.backends.fake.host import Checks
+from uvm.backends.fake.hostedsystem import FakeHostedSystem, HostedSystem
 from uvm.backends.fake.hostprocess import FakeHostProcess
 from uvm.backends.fake.journal import Entry, Journal
 from uvm.backends.fake.linux import LinuxGuest
@@ -46,6 +47,7 @@ __all__ = [
     "FakeFiles",
     "FakeGuest",
     "FakeHostProcess",
+    "FakeHostedSystem",
     "FakeListener",
     "FakeNetwork",
     "FakeProcess",
@@ -56,6 +58,7 @@ __all__ = [
     "Gate",
     "GuestProcess",
     "GuestService",
+    "HostedSystem",
     "Journal",
     "Latency",
     "LinuxContainer",

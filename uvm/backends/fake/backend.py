@@ -17,6 +17,7 @@ from uvm.backends.fake.faults import Faults
 from uvm.backends.fake.files import FakeFiles
 from uvm.backends.fake.guestservice import BUILT_IN, GuestService, Misbehaviour, Programs
 from uvm.backends.fake.host import Checks, Host
+from uvm.backends.fake.hostedsystem import FakeHostedSystem, HostedSystem
 from uvm.backends.fake.hostprocess import FakeHostProcess
 from uvm.backends.fake.hostservice import service_property
 from uvm.backends.fake.hresult import (
@@ -84,6 +85,7 @@ class FakeBackend:
         # In the order in which they were opened.
         self._process_handles: dict[FakeHostProcess, None] = {}
         self._vms: dict[str, FakeVM] = {}
+        self._hosted: dict[str, HostedSystem] = {}
         self._guest_capabilities = guest_capabilities
 
     @property
@@ -93,8 +95,13 @@ class FakeBackend:
 
     @property
     def vms(self) -> Mapping[str, FakeVM]:
-        """The compute systems that exist, by id; one that has exited exists until its last handle closes."""
+        """The VMs that exist, by id; one that has exited exists until its last handle closes."""
         return MappingProxyType(self._vms)
+
+    @property
+    def hosted_systems(self) -> Mapping[str, HostedSystem]:
+        """The containers that HCS hosts in VMs, by id; they exist as long as VMs do."""
+        return MappingProxyType(self._hosted)
 
     async def host(self) -> HostInfo:
         """Give the host's facts."""
@@ -126,10 +133,11 @@ class FakeBackend:
         await self.exchange.carry_out(call, lambda: self.access.revoke(path, to), self._vms.get(to))
 
     async def create(self, system_id: str, document: JSON) -> FakeSystem:
-        """Create a compute system.
+        """Create a compute system: a VM, or with ``HostingSystemId`` a container that HCS hosts in a VM.
 
         :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS; HCS_E_INVALID_JSON for a document that HCS cannot
-            read; or what a device of the document is refused with.
+            read; or what a device of the document is refused with. For a container HCS_E_SYSTEM_NOT_FOUND
+            where there is no such VM, and what its guest refuses with.
         """
         operation = f"create {system_id}"
         try:
@@ -137,9 +145,11 @@ class FakeBackend:
         except ValueError as e:
             raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None
 
+        if copied.get("HostingSystemId"):
+            return await self._create_hosted(system_id, copied)
+
         def create() -> FakeVM:
-            if system_id in self._vms:
-                raise HostError(operation, HCS_E_SYSTEM_ALREADY_EXISTS)
+            self._require_free(system_id)
             vm = self._make(system_id, copied, _checked(copied, operation))
             self._vms[system_id] = vm
             vm.add_exit_hook(lambda: self._forget_if_unused(vm))
@@ -151,6 +161,11 @@ class FakeBackend:
 
     async def open(self, system_id: str) -> FakeSystem:
         """Open another handle; HCS_E_SYSTEM_NOT_FOUND where there is no such system."""
+        hosted = self._hosted.get(system_id)
+        if hosted is not None:
+            call = self.journal.begin("lifecycle", hosted.vm.id, "open", None, system_id)
+            found = await self.exchange.carry_out(call, lambda: self._find_hosted(system_id), hosted.vm)
+            return FakeHostedSystem(self, found)
 
         def find() -> FakeVM:
             vm = self._vms.get(system_id)
@@ -167,6 +182,7 @@ class FakeBackend:
 
         def listed() -> list[JSON]:
             found = [summary(vm) for vm in self._vms.values()]
+            found += [hosted.summary() for hosted in self._hosted.values()]
             return [s for s in found if all(s.get(field, "") in values for field, values in wanted.items())]
 
         call = self.journal.begin("query", "", "enumerate", query)
@@ -177,11 +193,12 @@ class FakeBackend:
         return str(UUID(int=self._ids.getrandbits(128), version=4))
 
     def leftovers(self) -> list[str]:
-        """Say what is left: systems, handles of processes, access, assigned functions, attached endpoints.
+        """Say what is left: VMs, containers, handles of processes, access, PCI functions, endpoints.
 
         Empty when everything that used the host has cleaned up.
         """
         left = [f"VM {vm.id} ({vm.state})" for vm in self._vms.values()]
+        left += [f"{hosted}" for hosted in self._hosted.values()]
         left += [f"handle of {process}" for process in self._process_handles]
         left += [f"access of {to} to {path}" for path, to in self.access.entries() if to != VM_GROUP]
         left += [f"PCI function {path} {n} of {vm}" for (path, n), vm in self._host.pci.items()]
@@ -215,6 +232,37 @@ class FakeBackend:
     ) -> bool | None:
         return None
 
+    async def _create_hosted(self, system_id: str, document: JSON) -> FakeHostedSystem:
+        operation, hosting_id = f"create {system_id}", str(document["HostingSystemId"])
+
+        def create() -> HostedSystem:
+            checked = _read(document, operation)
+            self._require_free(system_id)
+            vm = self._vms.get(checked.hosting_system_id)
+            if vm is None:
+                text = f"there is no VM {checked.hosting_system_id}"
+                raise HostError(operation, HCS_E_SYSTEM_NOT_FOUND, text)
+            hosted = HostedSystem.create(vm, system_id, checked, self._forget_hosted)
+            self._hosted[system_id] = hosted
+            return hosted
+
+        call = self.journal.begin("lifecycle", hosting_id, "create", document, system_id)
+        made = await self.exchange.carry_out(call, create, self._vms.get(hosting_id))
+        return FakeHostedSystem(self, made)
+
+    def _find_hosted(self, system_id: str) -> HostedSystem:
+        found = self._hosted.get(system_id)
+        if found is None:
+            raise HostError(f"open {system_id}", HCS_E_SYSTEM_NOT_FOUND)
+        return found
+
+    def _forget_hosted(self, hosted: HostedSystem) -> None:
+        del self._hosted[hosted.id]
+
+    def _require_free(self, system_id: str) -> None:
+        if system_id in self._vms or system_id in self._hosted:
+            raise HostError(f"create {system_id}", HCS_E_SYSTEM_ALREADY_EXISTS)
+
     def _make(self, system_id: str, document: JSON, checked: ComputeSystem) -> FakeVM:
         runtime_id, capabilities = self.new_id(), self._guest_capabilities
         vm = FakeVM(system_id, runtime_id, document, checked, self._host, self.clock, capabilities)
@@ -235,13 +283,17 @@ def _boot_files(info: HostInfo) -> FakeFiles:
     return files
 
 
-def _checked(document: JSON, operation: str) -> ComputeSystem:
+def _read(document: JSON, operation: str) -> ComputeSystem:
     try:
-        system = from_json(ComputeSystem, document, forbid_extra=True)
+        return from_json(ComputeSystem, document, forbid_extra=True)
     except SchemaError as e:
         raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None
-    if system.container is not None or system.hosted_system is not None:
-        raise HostError(operation, ERROR_NOT_SUPPORTED, "the fake hosts virtual machines only")
+
+
+def _checked(document: JSON, operation: str) -> ComputeSystem:
+    system = _read(document, operation)
+    if system.container is not None:
+        raise HostError(operation, ERROR_NOT_SUPPORTED, "the fake hosts containers in virtual machines only")
     if system.virtual_machine is None:
         raise HostError(operation, HCS_E_INVALID_JSON, "VirtualMachine is missing")
     return system

@@ -28,6 +28,7 @@ from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
     ExecuteProcessRequest,
     ExecuteProcessResponse,
+    LinuxProcessParameters,
     ResizeConsoleRequest,
     SignalProcessRequest,
 )
@@ -45,7 +46,7 @@ from uvm.structured import Flag
 if TYPE_CHECKING:
     from uvm.backends.fake.vm import FakeVM
 
-__all__ = ["HostedProcess", "find_hosted", "start_hosted"]
+__all__ = ["HostedProcess", "find_hosted", "relayed", "start_hosted"]
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ _HANDLES: Final = {"StdIn": ("stdin",), "StdOut": ("stdout",), "StdErr": ("stder
 class HostedProcess:
     """A process that HCS started.
 
+    :ivar container_id: the container that it runs in, or :data:`HOST_CONTAINER_ID`.
     :ivar streams: the host's ends of its standard streams, by name, as far as they were asked for.
     :ivar handles: how many handles are open.
     :ivar exit_code: None while it runs, and where the VM exited before it was known.
@@ -67,6 +69,7 @@ class HostedProcess:
 
     vm: FakeVM = field(repr=False)
     pid: int
+    container_id: str
     streams: dict[str, FakeStream] = field(repr=False)
     handles: int = field(default=0, init=False)
     exit_code: int | None = field(default=None, init=False)
@@ -75,7 +78,7 @@ class HostedProcess:
     def __attrs_post_init__(self) -> None:
         self.vm.hosted[self.pid] = self
         self.vm.add_exit_hook(self._end)
-        self.vm.service.external[self.pid].when_exited(self._exited)
+        self.vm.service.processes[self.pid].when_exited(self._exited)
 
     def __str__(self) -> str:
         return f"process {self.pid} of {self.vm.id}"
@@ -106,7 +109,7 @@ class HostedProcess:
         """Signal it, or with None kill it."""
         kind = SignalProcessOptionsLCOW if self.vm.os == "linux" else SignalProcessOptionsWCOW
         read = None if options is None else _read(kind, options, f"signal {self}")
-        request = SignalProcessRequest(container_id=HOST_CONTAINER_ID, process_id=self.pid, options=read)
+        request = SignalProcessRequest(container_id=self.container_id, process_id=self.pid, options=read)
         self._ask(Procedure.SIGNAL_PROCESS, request, "signal")
 
     def modify(self, document: JSON) -> None:
@@ -116,7 +119,7 @@ class HostedProcess:
         match request:
             case ProcessModifyRequest(operation="ConsoleSize", console_size=ConsoleSize() as size):
                 resize = ResizeConsoleRequest(
-                    container_id=HOST_CONTAINER_ID,
+                    container_id=self.container_id,
                     process_id=self.pid,
                     height=size.height,
                     width=size.width,
@@ -161,7 +164,7 @@ class HostedProcess:
 
     def _ask(self, procedure: Procedure, message: object, action: str) -> None:
         self.require_running(f"{action} {self}")
-        _relayed(f"{action} {self}", lambda: self.vm.service.ask(procedure, message, f"{action} {self}"))
+        relayed(f"{action} {self}", lambda: self.vm.service.ask(procedure, message, f"{action} {self}"))
 
     def _exited(self, code: int) -> None:
         # What was cut off by the exit of the VM has no exit code.
@@ -179,8 +182,8 @@ class HostedProcess:
             self.vm.hosted.pop(self.pid, None)
 
 
-def find_hosted(vm: FakeVM, pid: int) -> HostedProcess:
-    """Find a process to open.
+def find_hosted(vm: FakeVM, pid: int, container_id: str = HOST_CONTAINER_ID) -> HostedProcess:
+    """Find a process to open, of the guest itself or of a container.
 
     :raises HostError: ERROR_NOT_FOUND; HCS_E_PROCESS_ALREADY_STOPPED where it has exited and a handle
         is open.
@@ -188,21 +191,23 @@ def find_hosted(vm: FakeVM, pid: int) -> HostedProcess:
     operation = f"open process {pid} of {vm.id}"
     vm.require_relay(f"open process {pid} of")
     hosted = vm.hosted.get(pid)
-    if hosted is None:
+    if hosted is None or hosted.container_id != container_id:
         raise HostError(operation, ERROR_NOT_FOUND)
     hosted.require_running(operation)
     return hosted
 
 
-def start_hosted(vm: FakeVM, document: JSON) -> HostedProcess:
-    """Start a process (``ProcessParameters``).
+def start_hosted(vm: FakeVM, document: JSON, container_id: str = HOST_CONTAINER_ID) -> HostedProcess:
+    """Start a process (``ProcessParameters``), of the guest itself or in a container.
 
     :raises HostError: HCS_E_INVALID_JSON, HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION, HCS_E_INVALID_STATE,
         or what the guest refuses with.
     """
     operation = f"create a process in {vm.id}"
     vm.require_relay("create a process in")
-    parameters = _read(ProcessParameters, document, operation)
+    in_linux_container = vm.os == "linux" and container_id != HOST_CONTAINER_ID
+    kind = LinuxProcessParameters if in_linux_container else ProcessParameters
+    parameters = _read(kind, document, operation)
     if parameters.emulate_console:
         # With a console, both outputs are one.
         parameters.create_std_err_pipe = False
@@ -214,11 +219,12 @@ def start_hosted(vm: FakeVM, document: JSON) -> HostedProcess:
     ports = {name: _PORTS[name] for name, wanted in asked if wanted}
     listeners = {name: vm.listen(vsock_service_id(port)) for name, port in ports.items()}
     request = ExecuteProcessRequest(
-        container_id=HOST_CONTAINER_ID, settings=execute_settings(vm.os, dumps(parameters), ports)
+        container_id=container_id, settings=execute_settings(vm.os, dumps(parameters), ports)
     )
     try:
-        answer = _relayed(operation, lambda: vm.service.ask(Procedure.EXECUTE_PROCESS, request, operation))
-        return HostedProcess(vm, from_json(ExecuteProcessResponse, answer).process_id, _accept(listeners))
+        answer = relayed(operation, lambda: vm.service.ask(Procedure.EXECUTE_PROCESS, request, operation))
+        pid = from_json(ExecuteProcessResponse, answer).process_id
+        return HostedProcess(vm, pid, container_id, _accept(listeners))
     finally:
         for listener in listeners.values():
             listener.end(anyio.ClosedResourceError())
@@ -230,7 +236,7 @@ def _accept(listeners: dict[str, FakeListener]) -> dict[str, FakeStream]:
     return {name: stream for name, stream in dialled.items() if stream is not None}
 
 
-def _relayed(operation: str, ask: Callable[[], JSON]) -> JSON:
+def relayed(operation: str, ask: Callable[[], JSON]) -> JSON:
     """Ask the guest; its refusal is HCS's, with the guest's code."""
     try:
         return ask()

@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 
 from uvm.backends.base import JSON
-from uvm.backends.fake.calls import To, copy_json
+from uvm.backends.fake.calls import Call, To, copy_json
 from uvm.backends.fake.hosted import HostedProcess, find_hosted, start_hosted
 from uvm.backends.fake.hostprocess import FakeHostProcess
 from uvm.backends.fake.hresult import E_HANDLE, HCS_E_INVALID_JSON
@@ -41,7 +41,7 @@ class FakeSystem:
         self._closed = False
         self._waiting: list[Callable[[], None]] = []
         self.vm: FakeVM = vm
-        vm.handles += 1
+        self._opened()
 
     @property
     def id(self) -> str:
@@ -98,7 +98,7 @@ class FakeSystem:
         HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION. An Add reaches the host first, and is taken back where the
         guest refuses; a Remove reaches the guest first. The guest's refusal becomes a HostError.
         """
-        document = _copy(request, f"modify {self.id}")
+        document = copied(request, f"modify {self.id}")
         if not isinstance(document, dict) or document.get("GuestRequest") is None:
             await self._modify_host(document)
             return
@@ -118,7 +118,7 @@ class FakeSystem:
         """
         document: JSON = {"PropertyTypes": list(types)}
         if queries is not None:
-            document["Queries"] = _copy(queries, f"query {self.id}")
+            document["Queries"] = copied(queries, f"query {self.id}")
         backend = self._backend
         asked = tuple(queries or ())
         return await self._call(
@@ -130,16 +130,21 @@ class FakeSystem:
 
         Where the answer gets lost, the process is there, without streams, and nobody has a handle.
         """
-        document = _copy(parameters, f"create a process in {self.id}")
+        return await self._start_process(parameters, lambda document: start_hosted(self.vm, document))
+
+    async def _start_process(
+        self, parameters: JSON, start: Callable[[JSON], HostedProcess]
+    ) -> FakeHostProcess:
+        document = copied(parameters, f"create a process in {self.id}")
         hosted: HostedProcess | None = None
 
-        def start() -> HostedProcess:
+        def started() -> HostedProcess:
             nonlocal hosted
-            hosted = start_hosted(self.vm, document)
+            hosted = start(document)
             return hosted
 
         try:
-            return FakeHostProcess(self._backend, await self._guest_call("create process", document, start))
+            return FakeHostProcess(self._backend, await self._guest_call("create process", document, started))
         except BaseException:
             if hosted is not None:
                 hosted.close_streams()
@@ -193,14 +198,14 @@ class FakeSystem:
 
     async def close(self) -> None:
         """Close the handle, at once, whatever is cancelled. Closing it again is refused."""
-        call = self._backend.journal.begin("lifecycle", self.id, "close", None)
+        call = self._begin("lifecycle", "close", None)
         try:
             self._require_open("close")
         except HostError as e:
             self._backend.journal.finish(call, e, applied=False)
             raise
         self._closed = True
-        self._backend.handle_closed(self.vm)
+        self._closed_now()
         for end in list(self._waiting):
             end()
         self._backend.journal.finish(call, None, applied=True)
@@ -238,25 +243,38 @@ class FakeSystem:
             raise HostError(f"{operation} {self.id}: {e.operation}", e.result, e.text) from None
 
     async def _lifecycle(self, operation: str, document: JSON | None, change: Callable[[], None]) -> None:
-        await self._call("lifecycle", operation, _copy(document, f"{operation} {self.id}"), change)
+        await self._call("lifecycle", operation, copied(document, f"{operation} {self.id}"), change)
 
     async def _call(self, to: To, operation: str, document: Any, change: Callable[[], T]) -> T:
         def checked() -> T:
             self._require_open(operation)
             return change()
 
+        call = self._begin(to, operation, document)
+        return await self._backend.exchange.carry_out(call, checked, self.vm)
+
+    def _begin(self, to: To, operation: str, document: Any) -> Call:
+        """Write a call into the journal."""
         fields = document if operation == "modify" and isinstance(document, dict) else {}
         resource = fields.get("ResourcePath") or fields.get("ResourceType") or ""
         request_type = fields.get("RequestType") or ""
-        call = self._backend.journal.begin(to, self.id, operation, document, str(resource), str(request_type))
-        return await self._backend.exchange.carry_out(call, checked, self.vm)
+        return self._backend.journal.begin(to, self.id, operation, document, str(resource), str(request_type))
+
+    def _opened(self) -> None:
+        """Have the system take note of this handle."""
+        self.vm.handles += 1
+
+    def _closed_now(self) -> None:
+        """Have the system take note that this handle was closed."""
+        self._backend.handle_closed(self.vm)
 
     def _require_open(self, operation: str) -> None:
         if self._closed:
             raise HostError(f"{operation} {self.id}", E_HANDLE, "the handle was closed")
 
 
-def _copy(document: Any, operation: str) -> Any:
+def copied(document: Any, operation: str) -> Any:
+    """Copy a document; HCS_E_INVALID_JSON where it is no JSON value."""
     try:
         return copy_json(document)
     except ValueError as e:

@@ -31,6 +31,7 @@ from uvm.schema.system import ComputeSystem, VirtualMachine
 if TYPE_CHECKING:
     from uvm.backends.fake.guestservice import GuestService
     from uvm.backends.fake.hosted import HostedProcess
+    from uvm.backends.fake.hostedsystem import HostedSystem
 
 State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
 
@@ -51,6 +52,7 @@ class FakeVM:
     :ivar service: the compute service inside the guest, which speaks with the host over connections.
     :ivar relays: HCS itself is connected to the guest, as its document says.
     :ivar hosted: the processes that HCS started over that connection and keeps, by process id.
+    :ivar hosted_systems: the containers that HCS hosts in it, by id.
     """
 
     __slots__ = (
@@ -68,6 +70,7 @@ class FakeVM:
         "exited_ticks",
         "handles",
         "hosted",
+        "hosted_systems",
         "id",
         "os",
         "owner",
@@ -105,6 +108,7 @@ class FakeVM:
         self.handles: int = 0
         self.service: GuestService
         self.hosted: dict[int, HostedProcess] = {}
+        self.hosted_systems: dict[str, HostedSystem] = {}
         self._host = host
         self._clock = clock
         self._guest_capabilities = guest_capabilities

@@ -32,6 +32,7 @@ _GUEST_CONNECTION_CLOSED: Final = 0x6
 _SERVICE_DISCONNECT: Final = 0x02000000
 
 _HCS_E_SERVICE_DISCONNECT: Final = 0x8037011E
+_ERROR_NOT_SUPPORTED: Final = 0x80070032
 #: What HCS says where it goes on with what was asked (the second is HCS v1's, which hcsshim knows).
 _PENDING: Final = frozenset({0x80370117, 0xC0370103})
 
@@ -66,7 +67,7 @@ class HCSSystem:
 
     @property
     def runtime_id(self) -> str:
-        """The Hyper-V VM id, a GUID."""
+        """The Hyper-V VM id, a GUID; empty where it is no VM."""
         return self._runtime_id
 
     async def start(self) -> None:
@@ -123,7 +124,7 @@ class HCSSystem:
         """Give the physical memory that its vmmem process occupies; the process is found once."""
         async with self._finding:
             if self._working_set is None:
-                self._require_open("measure")
+                self._require_vm("measure")
                 self._working_set = await self._host.machine.open_working_set(self._runtime_id)
                 if self._handle.closed:
                     self._forget_working_set()
@@ -141,7 +142,7 @@ class HCSSystem:
 
     async def listen(self, service_id: str) -> Listener:
         """Listen on an hvsocket for connections of the guest; it ends with the VM."""
-        self._require_open("listen for")
+        self._require_vm("listen for")
         listener = await self._host.transport.listen(self._runtime_id, service_id)
         if self._handle.closed or self._exit is not None:
             listener.close()
@@ -226,6 +227,12 @@ class HCSSystem:
         if self._working_set is not None:
             self._working_set.close()
             self._working_set = None
+
+    def _require_vm(self, operation: str) -> None:
+        self._require_open(operation)
+        if not self._runtime_id:
+            # A container that HCS hosts in a VM, for instance.
+            raise HostError(f"{operation} {self.id}", _ERROR_NOT_SUPPORTED, "it has no VM of its own")
 
     def _require_open(self, operation: str) -> None:
         if self._handle.closed:

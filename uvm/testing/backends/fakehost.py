@@ -121,7 +121,8 @@ class FakeHost(Host):
         seen: list[HostCall] = []
         relayed: dict[str, bool] = {}
         for call in (entry.call for entry in self.fake.journal):
-            if call.operation == "create":
+            # What has a resource is a container in the VM.
+            if call.operation == "create" and not call.resource:
                 relayed[call.vm] = _relays(call.document)
             if relayed.get(call.vm) if _may_be_relayed(call) else _is_of_the_host(call):
                 seen.append(HostCall(call.operation, call.vm, _resource(call), call.request_type))

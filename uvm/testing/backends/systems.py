@@ -14,6 +14,7 @@ from uvm.testing.backends.scenario import scenario
 from uvm.testing.backends.world import (
     closed_at_the_end,
     linux_options,
+    options_of,
     resize_memory,
     running_system,
     some_system,
@@ -99,6 +100,37 @@ async def an_id_can_be_taken_once(rig: Rig) -> None:
     async with some_system(rig):
         with refused("HCS_E_SYSTEM_ALREADY_EXISTS"):
             await rig.backend.create("vm1", {"SchemaVersion": {"Major": 2, "Minor": 1}, "VirtualMachine": {}})
+
+
+@scenario(Control.WINDOWS)
+async def a_container_is_a_system_that_a_vm_hosts(rig: Rig) -> None:
+    document: JSON = {
+        "Owner": "somebody",
+        "SchemaVersion": {"Major": 2, "Minor": 1},
+        "HostingSystemId": "vm1",
+        "HostedSystem": {"Container": {"Storage": {"Path": "C:\\c1"}}},
+        "ShouldTerminateOnLastHandleClosed": True,
+    }
+    with refused("HCS_E_SYSTEM_NOT_FOUND"):
+        await rig.backend.create("c1", document)
+    async with (
+        running_system(rig, options_of(rig, "windows", external_guest_connection=False)) as vm,
+        closed_at_the_end(await rig.backend.create("c1", document)) as container,
+    ):
+        equal(container.id, "c1", "its id")
+        equal(await listed(rig, {"Types": ["Container"], "Owners": ["somebody"]}), ["c1"], "found by type")
+        with refused("HCS_E_SYSTEM_ALREADY_EXISTS"):
+            await rig.backend.create("c1", document)
+        with refused("HCS_E_INVALID_STATE"):
+            await container.shutdown()
+        await container.start()
+        with refused("ERROR_NOT_SUPPORTED"):
+            await container.listen(rig.backend.new_id())
+        async with closed_at_the_end(await rig.backend.open("c1")) as second:
+            equal(await state_of(second), "Running", "its state")
+            await second.terminate()
+            equal((await container.wait()).exit_type, "ForcedExit", "how it exits")
+        equal(await state_of(vm), "Running", "the state of its VM")
 
 
 @scenario()

@@ -224,11 +224,10 @@ async def processes_run_in_a_windows_guest_that_hcs_connects_to(rig: Rig) -> Non
     await _run(rig, "windows", external_guest_connection=False)
 
 
-@scenario(Control.LINUX, Control.PROGRAMS, *_THINGS)
-async def a_container_runs_on_its_layers(rig: Rig) -> None:
+async def _run_on_layers(rig: Rig, **options: Any) -> None:
     things = put_things(rig)
     spec = {"ociVersion": "1.1.0", "process": {"args": ["echo", "hello"], "cwd": "/"}, "linux": {}}
-    async with running_vm(rig) as vm:
+    async with running_vm(rig, **options) as vm:
         root = await vm.mount_layers("c1", [things.layer], things.scratch)
         async with vm.create_container("c1", spec, root=root) as container:
             await container.start()
@@ -242,14 +241,59 @@ async def a_container_runs_on_its_layers(rig: Rig) -> None:
         await compare(rig, vm)
 
 
-@scenario(Control.WINDOWS, Control.PROGRAMS)
-async def a_windows_container_runs_commands(rig: Rig) -> None:
+@scenario(Control.LINUX, Control.PROGRAMS, *_THINGS)
+async def a_container_runs_on_its_layers(rig: Rig) -> None:
+    await _run_on_layers(rig)
+
+
+@scenario(Control.LINUX, Control.PROGRAMS, *_THINGS)
+async def a_container_that_hcs_hosts_runs_on_its_layers(rig: Rig) -> None:
+    await _run_on_layers(rig, external_guest_connection=False)
+
+
+async def _run_in_windows_container(rig: Rig, **options: Any) -> None:
     document = {"Container": {"Storage": {"Path": "C:\\c1"}}}
-    async with running_vm(rig, "windows") as vm, vm.create_container("c1", document) as container:
+    async with (
+        running_vm(rig, "windows", **options) as vm,
+        vm.create_container("c1", document) as container,
+    ):
         await container.start()
         equal((await container.run(["echo", "hello"])).stdout, b"hello\n", "what it says")
+        check("Memory" in await container.statistics(), "its statistics have the memory")
+        async with container.open_process(["sleep", "3600"]) as process:
+            listed = [each.process_id for each in await container.processes()]
+            equal(listed, [process.pid], "its processes")
+            check(await process.kill(), "it is killed")
+            check(await process.wait() != 0, "it did not exit by itself")
         await container.shutdown()
-        await container.wait()
+        equal((await container.wait()).type, "GracefulExit", "how it exits")
+
+
+@scenario(Control.WINDOWS, Control.PROGRAMS)
+async def a_windows_container_runs_commands(rig: Rig) -> None:
+    await _run_in_windows_container(rig)
+
+
+@scenario(Control.WINDOWS, Control.PROGRAMS)
+async def a_windows_container_that_hcs_hosts_runs_commands(rig: Rig) -> None:
+    await _run_in_windows_container(rig, external_guest_connection=False)
+
+
+@scenario(Control.WINDOWS, Control.PROGRAMS)
+async def containers_that_hcs_hosts_go_with_their_vm(rig: Rig) -> None:
+    document = {"Container": {"Storage": {"Path": "C:\\c1"}}}
+    async with (
+        running_vm(rig, "windows", external_guest_connection=False) as vm,
+        vm.create_container("c1", document) as container,
+    ):
+        await container.start()
+        async with anyio.create_task_group() as tasks:
+            waiting = Attempt.begin(tasks, container.wait)
+            await vm.create_container("c2", document)
+            await vm.terminate()
+            await waiting.done.wait()
+        check(isinstance(waiting.error, BridgeClosedError), f"why the wait ended: {waiting.error!r}")
+        equal(container.exit, None, "how it exited")
 
 
 # Changes and questions.

@@ -125,7 +125,11 @@ class GuestService:
             self._outlet.send(data)
 
     def notify(self, container_id: str, exit_type: str, activity_id: str = "") -> None:
-        """Tell the exit of a container, as soon as there is a connection."""
+        """Tell the exit of a container: HCS where it hosts that, else as soon as there is a connection."""
+        hosted = self.vm.hosted_systems.get(container_id)
+        if hosted is not None:
+            hosted.exited(exit_type)
+            return
         body = {"ContainerId": container_id, "ActivityId": activity_id, "Type": exit_type}
         self._notify({**body, "Operation": "None", "Result": 0})
 
@@ -308,6 +312,8 @@ class GuestService:
         answer = self._handlers[procedure](self, request)
         if answer is None:
             raise HostError(operation, HCS_E_CONNECTION_CLOSED, "the guest's compute service has gone")
+        if request.after is not None:
+            request.after()
         return answer
 
     @property
