@@ -37,6 +37,7 @@ HCS_E_PROCESS_ALREADY_STOPPED = 0x8037011F
 
 # HCS_EVENT_TYPE of computedefs.h.
 PROCESS_EXITED = 0x00010000
+SYSTEM_EXITED = 0x1
 SERVICE_DISCONNECT = 0x02000000
 
 STREAMS: JSON = {"CreateStdInPipe": True, "CreateStdOutPipe": True, "CreateStdErrPipe": True}
@@ -366,6 +367,16 @@ async def test_the_exit_of_the_system_ends_the_waits() -> None:
                 tasks.start_soon(wait)
             await anyio.wait_all_tasks_blocked()
             await system.terminate()
+        await process.close()
+
+
+async def test_an_exit_that_is_told_after_that_of_the_system_still_counts() -> None:
+    async with running() as (host, system):
+        process = await system.create_process(FOREVER)
+        host.event(system.id, SYSTEM_EXITED, '{"Status": 0, "ExitType": "GracefulExit"}')
+        assert (await system.wait()).exit_type == "GracefulExit"
+        events(host, PROCESS_EXITED, '{"ExitCode": 5}')
+        assert await process.wait() == 5
         await process.close()
 
 

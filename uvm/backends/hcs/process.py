@@ -58,8 +58,10 @@ class HCSProcess:
         self._information = information
         self._registration = 0
         self._over = anyio.Event()
+        #: It is over, or in doubt.
+        self._news = anyio.Event()
         self._exit: int | HostError | None = None
-        #: HCS's word that it is no more, where that was the answer to the first question about it.
+        #: HCS's word that it is no more, or that its system is not, where its own exit was not told.
         self._gone: HostError | None = None
 
     @property
@@ -87,13 +89,12 @@ class HCSProcess:
 
         :raises HostError: also where HCS lost it: HCS_E_SERVICE_DISCONNECT, or what its own wait ended with.
         """
-        if self._gone is not None and not self._over.is_set():
-            # Its exit may have been told before anybody listened.
+        await self._news.wait()
+        if self._gone is not None:
+            # Its exit may be on the way, or have been told before anybody listened.
             with anyio.move_on_after(_DOUBT_SECONDS):
                 await self._over.wait()
-            if not self._over.is_set():
-                self._note(self._gone)
-        await self._over.wait()
+            self._note(self._gone)
         if isinstance(self._exit, int):
             return self._exit
         operation = f"wait for {self._handle.name}"
@@ -147,8 +148,8 @@ class HCSProcess:
         await self._end()
 
     def lose(self) -> None:
-        """Note that its system has exited, and that nothing more will be told of it."""
-        self._note(HostError("wait", _HCS_E_SYSTEM_ALREADY_STOPPED, "its system has exited"))
+        """Note that its system has exited, so that little more will be told of it."""
+        self._doubt(HostError("wait", _HCS_E_SYSTEM_ALREADY_STOPPED, "its system has exited"))
 
     async def watch(self) -> None:
         """Have HCS tell of its exit, which may have been."""
@@ -167,7 +168,7 @@ class HCSProcess:
             status = await self.properties()
         except HostError as e:
             if e.hresult in (_ERROR_NOT_FOUND, _HCS_E_PROCESS_ALREADY_STOPPED):
-                self._gone = e
+                self._doubt(e)
         else:
             if status.get("Exited") is True:
                 self._note(_outcome(status))
@@ -179,6 +180,7 @@ class HCSProcess:
     async def _end(self) -> None:
         self._handle.retire()
         self._over.set()
+        self._news.set()
         try:
             # First, or who reads would take what HCS does to the pipes for the end of the output.
             await self._information.aclose()
@@ -196,6 +198,13 @@ class HCSProcess:
         if not self._over.is_set():
             self._exit = outcome
             self._over.set()
+            self._news.set()
+
+    def _doubt(self, reason: HostError) -> None:
+        """HCS says that it is no more: its exit comes soon, or never."""
+        if self._gone is None:
+            self._gone = reason
+            self._news.set()
 
 
 def _told(text: str) -> int | HostError:
