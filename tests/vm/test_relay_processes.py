@@ -595,7 +595,7 @@ class World:
         if how == "proceed":
             parked.proceed()
         elif how == "refuse":
-            self.lost += parked.call.operation != "create process"
+            self.lost += parked.call.operation != "create process" or _kills(parked.call)
             parked.refuse()
         else:
             # A process of whose start nobody was told, or whose kill was lost, may run on.
@@ -623,6 +623,11 @@ class World:
 
 
 _OF_PROCESSES = frozenset({"create process", "signal process", "terminate process", "modify process"})
+
+
+def _kills(call: Call) -> bool:
+    """Whether it starts the program that kills a process for a Linux guest that cannot."""
+    return (call.document.get("CommandArgs") or [""])[0] == "kill"
 
 
 def _is_work(call: Call) -> bool:
