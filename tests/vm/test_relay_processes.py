@@ -627,7 +627,7 @@ _OF_PROCESSES = frozenset({"create process", "signal process", "terminate proces
 
 def _kills(call: Call) -> bool:
     """Whether it starts the program that kills a process for a Linux guest that cannot."""
-    return (call.document.get("CommandArgs") or [""])[0] == "kill"
+    return bool((call.document.get("CommandArgs") or [""])[0] == "kill")
 
 
 def _is_work(call: Call) -> bool:
