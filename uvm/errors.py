@@ -152,6 +152,10 @@ _HRESULT_NAMES: dict[int, str] = {
 }
 
 
+#: HCS_E_TERMINATED, HCS_E_SYSTEM_NOT_FOUND, HCS_E_SYSTEM_ALREADY_STOPPED.
+_SYSTEM_GONE = frozenset({0x80370107, 0x8037010E, 0x80370110})
+
+
 def hresult_name(code: int) -> str:
     """Give the symbolic name of an HRESULT, or its hexadecimal form where it has none here."""
     code &= 0xFFFFFFFF
@@ -179,6 +183,14 @@ class HostError(UVMError):
         super().__init__(
             f"{operation}: {self.name} (0x{self.hresult:08X})" + (f": {detail}" if detail else "")
         )
+
+    @property
+    def system_gone(self) -> bool:
+        """Whether HCS says with it that the compute system itself has gone, not that it refuses.
+
+        A guest says the like (0xC037xxxx) of its containers, also through HCS; that does not count.
+        """
+        return self.hresult in _SYSTEM_GONE
 
 
 class GuestError(UVMError):

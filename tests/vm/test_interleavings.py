@@ -11,14 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from random import Random
 from typing import Any
-from unittest.mock import patch
 
 import anyio
 import anyio.abc
 import pytest
-import trio._core._run as trio_scheduler
 from attrs import define, evolve, field
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -26,6 +23,7 @@ from hypothesis import strategies as st
 import uvm
 from tests.vm import support as host
 from tests.vm.audit import check_at_rest
+from tests.vm.orders import Choose, run_example
 from tests.vm.support import Running, quiet, running
 from uvm.backends.base import HCS_CONCURRENCY, Concurrency
 from uvm.backends.fake import Call, Gate, Parked
@@ -33,11 +31,7 @@ from uvm.devices.vsmb import guest_path
 from uvm.document import CreationPlan
 from uvm.errors import AlreadyReleasedError, UVMError, VMExitedError
 
-#: Trio runs the tasks that are ready in random order; from one seed, so that examples can be repeated.
-_TRIO_ORDER: Random = trio_scheduler._r
-
 Acquire = Callable[[Running], Awaitable[Any]]
-Choose = Callable[..., Any]
 
 
 @define(eq=False)
@@ -387,14 +381,9 @@ def _may_stay(name: str, entry: Any, run: Running, warnings: _Warnings) -> bool:
 def test_ledgers_host_and_guest_agree_at_rest_whatever_happened(backend: str, data: st.DataObject) -> None:
     warnings = _Warnings()
 
-    def choose(options: Any, label: str) -> Any:
-        return data.draw(st.sampled_from(options), label=label)
-
-    _TRIO_ORDER.seed(data.draw(st.integers(0, 9), label="order"))
     logger = logging.getLogger("uvm")
     logger.addHandler(warnings)
     try:
-        with patch.object(trio_scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True):
-            anyio.run(_example, choose, warnings, backend=backend)
+        run_example(partial(_example, warnings=warnings), backend, data)
     finally:
         logger.removeHandler(warnings)

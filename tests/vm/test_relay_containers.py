@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import anyio
 import anyio.abc
 import pytest
-import trio._core._run as trio_scheduler
-from attrs import define, field
+from attrs import define
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import uvm
+from tests.vm.orders import Choose, World, run_example
 from tests.vm.support import DISK, LAYER, Attempt, Running, host_backend, lcow, quiet, running, wcow
-from uvm.backends.fake import Call, FakeBackend, FakeProcess, Gate, Parked
+from uvm.backends.fake import Call, FakeBackend, FakeProcess, Parked
 from uvm.errors import (
     AnswerLostError,
     BridgeClosedError,
@@ -26,7 +25,6 @@ from uvm.errors import (
     NotSupportedError,
     OptionsError,
     UnknownOutcomeError,
-    UVMError,
     VMExitedError,
     VMStateError,
 )
@@ -511,9 +509,6 @@ async def test_whoever_is_cancelled_while_waiting_leaves_the_container_as_it_is(
 
 # In every order: nothing leaks.
 
-_TRIO_ORDER = trio_scheduler._r
-Choose = Callable[..., Any]
-
 
 async def _live(vm: uvm.UtilityVM, container_id: str, *, runs: bool) -> None:
     async with vm.create_container(container_id, document(vm)) as container:
@@ -541,60 +536,29 @@ _BEGINNINGS: dict[str, Callable[[uvm.UtilityVM, str], Awaitable[Any]]] = {
 
 
 @define(eq=False)
-class World:
-    """One example: a VM, the tasks that use it, and the calls that wait for an answer."""
+class ContainerWorld(World):
+    """Containers that begin, and the calls of HCS about them."""
 
-    run: Running
-    tasks: anyio.abc.TaskGroup
-    gate: Gate
-    choose: Choose
-    begun: list[Attempt] = field(factory=list)
     lost: bool = False
 
-    def step(self) -> None:
-        """Do one thing out of those that are possible now."""
-        waiting = [each for each in self.begun if not each.done]
-        actions = [self._begin]
-        if waiting:
-            actions.append(partial(self._cancel, waiting))
-        if self.gate.pending:
-            actions += [self._answer] * 4
-        if self.run.vm.exit_status is None and self.choose([False] * 29 + [True], "may exit"):
-            actions = [self.run.backend.vms[self.run.vm.id].crash]
-        self.choose(actions, "action")()
+    exit_odds = 30
+    answers = ("proceed", "proceed", "proceed", "refuse", "lose applied")
 
-    def _begin(self) -> None:
+    def beginning(self) -> Callable[[], Awaitable[Any]]:
+        """Choose what a task begins."""
         make = _BEGINNINGS[self.choose(sorted(_BEGINNINGS), "begin")]
         # Ids may be taken by others that are under way.
-        container_id = self.choose(["c1", "c2", "c3"], "id")
-        self.begun.append(Attempt.begin(self.tasks, partial(make, self.run.vm, container_id)))
+        return partial(make, self.run.vm, self.choose(["c1", "c2", "c3"], "id"))
 
-    def _cancel(self, waiting: list[Attempt]) -> None:
-        self.choose(waiting, "cancel").scope.cancel()
-
-    def _answer(self) -> None:
-        parked: Parked = self.choose(list(self.gate.pending), "answer")
-        how = self.choose(["proceed", "proceed", "proceed", "refuse", "lose applied"], "answer how")
-        if how == "proceed":
-            parked.proceed()
-        elif how == "refuse":
-            parked.refuse()
-        else:
-            # Of what was lost at its creation, nobody has a handle until the VM ends.
-            self.lost = self.lost or parked.call.operation in ("create", "create process")
-            parked.lose(applied=True)
-
-    def wind_up(self) -> None:
-        """Answer everything, and cancel everything."""
-        self.gate.close()
-        for each in self.begun:
-            each.scope.cancel()
+    def spoiled(self, parked: Parked, how: str) -> None:
+        """Note whether something may stay: of what was lost at its creation, nobody has a handle."""
+        if how != "refuse" and parked.call.operation in ("create", "create process"):
+            self.lost = True
 
     async def check(self) -> None:
         """Look, once all tasks have ended, that nothing is left."""
         await quiet()
-        errors = [each.error for each in self.begun if each.error is not None]
-        assert [each for each in errors if not isinstance(each, UVMError | ExceptionGroup)] == []
+        self.check_errors()
         machine = self.run.backend.vms[self.run.vm.id]
         assert machine.handles == 1
         if self.run.vm.exit_status is not None or not self.lost:
@@ -612,16 +576,11 @@ def _is_work(call: Call) -> bool:
 
 async def _example(choose: Choose) -> None:
     async with running(relay(choose([lcow, wcow], "os"))) as run:
-        # What is being closed may wait a moment for its exit.
-        with anyio.fail_after(20):
-            async with anyio.create_task_group() as tasks:
-                with run.backend.faults.hold(where=_is_work) as gate:
-                    world = World(run, tasks, gate, choose)
-                    for _ in range(choose(range(5, 30), "steps")):
-                        world.step()
-                        if choose([True, True, False], "settle"):
-                            await quiet()
-                    world.wind_up()
+        async with anyio.create_task_group() as tasks:
+            with run.backend.faults.hold(where=_is_work) as gate:
+                world = ContainerWorld(run, tasks, gate, choose)
+                await world.play()
+                world.wind_up()
         await world.check()
         event("the VM ended" if run.vm.exit_status is not None else "the VM ran on")
 
@@ -630,13 +589,4 @@ async def _example(choose: Choose) -> None:
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_whatever_happened_no_container_and_no_handle_is_left(backend: str, data: st.DataObject) -> None:
-    def choose(options: Any, label: str) -> Any:
-        return data.draw(st.sampled_from(options), label=label)
-
-    _TRIO_ORDER.seed(data.draw(st.integers(0, 9), label="order"))
-    with (
-        patch.object(trio_scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
-        patch.object(containers, "CLOSE_SECONDS", 0.01),
-        patch.object(containers, "STREAM_GRACE_SECONDS", 0.01),
-    ):
-        anyio.run(_example, choose, backend=backend)
+    run_example(_example, backend, data)

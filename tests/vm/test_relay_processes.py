@@ -5,26 +5,24 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import anyio
 import anyio.abc
 import pytest
-import trio._core._run as trio_scheduler
-from attrs import define, field
+from attrs import define
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import uvm
+from tests.vm.orders import Choose, World, run_example
 from tests.vm.support import Attempt, Running, host_backend, lcow, quiet, running, wcow
-from uvm.backends.fake import Call, FakeHostProcess, FakeProcess, Gate, Parked
+from uvm.backends.fake import Call, FakeHostProcess, FakeProcess, Parked
 from uvm.errors import (
     BridgeClosedError,
     HostError,
     NotSupportedError,
     OptionsError,
     UnknownOutcomeError,
-    UVMError,
     VMExitedError,
 )
 from uvm.gcs import relayed
@@ -536,9 +534,6 @@ async def test_a_run_whose_input_cannot_be_ended_is_told_and_its_process_killed(
 
 # In every order: nothing leaks.
 
-_TRIO_ORDER = trio_scheduler._r
-Choose = Callable[..., Any]
-
 
 async def _open_and_close(vm: uvm.UtilityVM, **more: Any) -> None:
     async with vm.open_process(FOREVER, **more) as process:
@@ -560,57 +555,27 @@ _BEGINNINGS: dict[str, Callable[[uvm.UtilityVM], Awaitable[Any]]] = {
 
 
 @define(eq=False)
-class World:
-    """One example: a VM, the tasks that use it, and the calls that wait for an answer."""
+class ProcessWorld(World):
+    """Processes that begin, and the calls of HCS about them."""
 
-    run: Running
-    tasks: anyio.abc.TaskGroup
-    gate: Gate
-    choose: Choose
-    begun: list[Attempt] = field(factory=list)
     lost: int = 0
 
-    def step(self) -> None:
-        """Do one thing out of those that are possible now."""
-        waiting = [each for each in self.begun if not each.done]
-        actions = [self._begin]
-        if waiting:
-            actions.append(partial(self._cancel, waiting))
-        if self.gate.pending:
-            actions += [self._answer] * 4
-        if self.run.vm.exit_status is None and self.choose([False] * 9 + [True], "may exit"):
-            actions = [self.run.backend.vms[self.run.vm.id].crash]
-        self.choose(actions, "action")()
+    def beginning(self) -> Callable[[], Awaitable[Any]]:
+        """Choose what a task begins."""
+        return partial(_BEGINNINGS[self.choose(sorted(_BEGINNINGS), "begin")], self.run.vm)
 
-    def _begin(self) -> None:
-        make = _BEGINNINGS[self.choose(sorted(_BEGINNINGS), "begin")]
-        self.begun.append(Attempt.begin(self.tasks, partial(make, self.run.vm)))
-
-    def _cancel(self, waiting: list[Attempt]) -> None:
-        self.choose(waiting, "cancel").scope.cancel()
-
-    def _answer(self) -> None:
-        parked: Parked = self.choose(list(self.gate.pending), "answer")
-        how = self.choose(["proceed", "proceed", "refuse", "lose", "lose applied"], "answer how")
-        if how == "proceed":
-            parked.proceed()
-        elif how == "refuse":
-            self.lost += parked.call.operation != "create process" or _kills(parked.call)
-            parked.refuse()
-        else:
-            # A process of whose start nobody was told, or whose kill was lost, may run on.
-            self.lost += 1
-            parked.lose(applied=how == "lose applied")
+    def spoiled(self, parked: Parked, how: str) -> None:
+        """Count the processes that may run on."""
+        starts = parked.call.operation == "create process" and not _kills(parked.call)
+        # A process of whose start nobody was told, or whose kill was lost, may run on.
+        self.lost += how != "refuse" or not starts
 
     async def finish(self) -> None:
-        """Answer everything, cancel everything, and wait until it is at rest."""
-        self.gate.close()
-        for each in self.begun:
-            each.scope.cancel()
+        """Answer everything, cancel everything, and look once it is at rest."""
+        self.wind_up()
         await quiet()
         assert [each for each in self.begun if not each.done] == []
-        errors = [each.error for each in self.begun if each.error is not None]
-        assert [each for each in errors if not isinstance(each, UVMError | ExceptionGroup)] == []
+        self.check_errors()
         machine = self.run.backend.vms[self.run.vm.id]
         assert machine.handles == 1
         if self.run.vm.exit_status is not None:
@@ -639,11 +604,8 @@ async def _example(choose: Choose) -> None:
     async with running(options) as run:
         async with anyio.create_task_group() as tasks:
             with run.backend.faults.hold(where=_is_work) as gate:
-                world = World(run, tasks, gate, choose)
-                for _ in range(choose(range(5, 30), "steps")):
-                    world.step()
-                    if choose([True, True, False], "settle"):
-                        await quiet()
+                world = ProcessWorld(run, tasks, gate, choose)
+                await world.play()
                 await world.finish()
         event("the VM ended" if run.vm.exit_status is not None else "the VM ran on")
 
@@ -652,9 +614,4 @@ async def _example(choose: Choose) -> None:
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_whatever_happened_no_process_and_no_handle_is_left(backend: str, data: st.DataObject) -> None:
-    def choose(options: Any, label: str) -> Any:
-        return data.draw(st.sampled_from(options), label=label)
-
-    _TRIO_ORDER.seed(data.draw(st.integers(0, 9), label="order"))
-    with patch.object(trio_scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True):
-        anyio.run(_example, choose, backend=backend)
+    run_example(_example, backend, data)

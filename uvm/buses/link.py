@@ -24,10 +24,6 @@ T = TypeVar("T")
 
 _log = logging.getLogger("uvm")
 
-#: HCS says with these that the system itself has gone, not that the request was refused. A guest says the
-#: like (0xC037xxxx) of its containers, also through HCS.
-_SYSTEM_GONE = frozenset({0x80370106, 0x80370107, 0x8037010E, 0x80370110})
-
 #: How long after its guest's connection the VM itself may take to go.
 _GUEST_ALONE_SECONDS = 2.0
 
@@ -107,7 +103,7 @@ class Link:
         try:
             return await call
         except HostError as error:
-            if error.hresult not in _SYSTEM_GONE:
+            if not error.system_gone:
                 raise
             await self._exit_comes(self.exit_grace_seconds)
             raise self.exit_error() from error

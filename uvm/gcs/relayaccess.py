@@ -14,15 +14,14 @@ from uvm.errors import AnswerLostError, HostError, UVMError
 from uvm.gcs.link import GuestAccess
 from uvm.structured import Flag
 
-__all__ = ["E_HANDLE", "SYSTEM_GONE", "RelayAccess", "Served", "start_served"]
+__all__ = ["E_HANDLE", "RelayAccess", "Served", "start_served"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
 
-#: What HCS says of a handle that was closed, of a system that has gone, and of what that cut off.
+#: What HCS says of a handle that was closed, and of what the end of a system cut off.
 E_HANDLE: Final = 0x80070006
-SYSTEM_GONE: Final = frozenset({0x80370107, 0x8037010E, 0x80370110})
 _UNEXPECTED_EXIT: Final = 0x80370106
 
 
@@ -51,15 +50,16 @@ class RelayAccess(GuestAccess):
     async def lost_with_vm(self, error: HostError) -> bool:
         """Tell whether HCS refused because the VM has gone, and not only a container of it."""
         if self.container is None:
-            return error.hresult in SYSTEM_GONE
-        return error.hresult in SYSTEM_GONE | {_UNEXPECTED_EXIT} and await self.vm_has_gone()
+            return error.system_gone
+        cut_off = error.system_gone or error.hresult == _UNEXPECTED_EXIT
+        return cut_off and await self.vm_has_gone()
 
     async def vm_has_gone(self) -> bool:
         """Ask HCS whether the VM has exited."""
         try:
             told = await self.system.properties()
         except HostError as error:
-            return error.hresult in SYSTEM_GONE | {E_HANDLE}
+            return error.system_gone or error.hresult == E_HANDLE
         except UVMError as error:
             # Whoever asks is told of the exit later, by the end of the task group.
             _log.debug("%s: asking whether the VM has gone: %s", self.name, error)

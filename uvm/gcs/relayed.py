@@ -37,7 +37,7 @@ from uvm.backends.base import BROKEN_STREAM, ByteStream, HostProcess
 from uvm.errors import HostError, UVMError
 from uvm.gcs.exits import ERROR_NOT_FOUND, Exit
 from uvm.gcs.process import ALREADY_STOPPED, EXITED, Process, discard
-from uvm.gcs.relayaccess import E_HANDLE, SYSTEM_GONE, RelayAccess, start_served
+from uvm.gcs.relayaccess import E_HANDLE, RelayAccess, start_served
 from uvm.gcs.signals import SignalOptions
 from uvm.gcs.specs import check_writable, command, host_process
 from uvm.schema.json import to_json
@@ -237,7 +237,7 @@ class RelayedProcess(Process):
         except HostError as error:
             if self._cut_off or await self._access.lost_with_vm(error):
                 raise self._access.closed_error() from error
-            if error.hresult in SYSTEM_GONE:
+            if error.system_gone:
                 raise HostError(error.operation, ALREADY_STOPPED, "its container has exited") from error
             if error.hresult == E_HANDLE and self._is_gone():
                 # The handle went with the process.
@@ -260,7 +260,7 @@ class RelayedProcess(Process):
         try:
             await self._handle.modify(to_json(request))
         except HostError as error:
-            if error.hresult not in EXITED | SYSTEM_GONE | {E_HANDLE}:
+            if not error.system_gone and error.hresult not in EXITED | {E_HANDLE}:
                 raise
             _log.debug("the input of process %d: %s", self.pid, error)
 

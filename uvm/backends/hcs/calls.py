@@ -41,9 +41,19 @@ from uvm.backends.hcs.text import check, take
 from uvm.backends.hcs.waker import Signal, Waker
 from uvm.errors import HostError
 
-__all__ = ["ComputeService", "EventHandler", "Fetch", "Submit"]
+__all__ = [
+    "HCS_E_SERVICE_DISCONNECT",
+    "SERVICE_DISCONNECT",
+    "ComputeService",
+    "EventHandler",
+    "Fetch",
+    "Submit",
+]
 
 E_OUTOFMEMORY = 0x8007000E
+#: The one event (``HCS_EVENT_TYPE``) of systems and processes alike: HCS itself goes; and its code.
+SERVICE_DISCONNECT = 0x02000000
+HCS_E_SERVICE_DISCONNECT = 0x8037011E
 _ERROR_SHUTDOWN_IN_PROGRESS = 0x8007045B
 #: Without it HCS would report operations as events, and refuse operations that have callbacks.
 _EVENT_OPTION_NONE = 0

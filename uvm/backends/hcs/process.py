@@ -8,6 +8,7 @@ import anyio
 from attrs import frozen
 
 from uvm.backends.base import JSON, ByteStream
+from uvm.backends.hcs.calls import HCS_E_SERVICE_DISCONNECT, SERVICE_DISCONNECT
 from uvm.backends.hcs.dlls import CData, OperationHandle, ProcessHandle, SystemHandle
 from uvm.backends.hcs.handles import E_HANDLE, Handle
 from uvm.backends.hcs.host import Host
@@ -18,12 +19,10 @@ __all__ = ["HCSProcess", "create_process", "open_process"]
 
 # HCS_EVENT_TYPE of computedefs.h.
 _PROCESS_EXITED: Final = 0x00010000
-_SERVICE_DISCONNECT: Final = 0x02000000
 
 _ERROR_NOT_FOUND: Final = 0x80070490
 _HCS_E_PROCESS_ALREADY_STOPPED: Final = 0x8037011F
 _HCS_E_SYSTEM_ALREADY_STOPPED: Final = 0x80370110
-_HCS_E_SERVICE_DISCONNECT: Final = 0x8037011E
 _INVALID_HANDLE_VALUE: Final = (1 << 64) - 1
 
 #: How long HCS may take to tell the exit of a process after it said that there is none (hcsshim's limit).
@@ -191,8 +190,8 @@ class HCSProcess:
     def _on_event(self, kind: int, text: str) -> None:
         if kind == _PROCESS_EXITED:
             self._note(_told(text))
-        elif kind == _SERVICE_DISCONNECT:
-            self._note(HostError("wait", _HCS_E_SERVICE_DISCONNECT, "HCS is gone; nobody knows how it ended"))
+        elif kind == SERVICE_DISCONNECT:
+            self._note(HostError("wait", HCS_E_SERVICE_DISCONNECT, "HCS is gone; nobody knows how it ended"))
 
     def _note(self, outcome: int | HostError) -> None:
         if not self._over.is_set():

@@ -11,6 +11,7 @@ from weakref import WeakSet
 import anyio
 
 from uvm.backends.base import JSON, HostProcess, Listener
+from uvm.backends.hcs.calls import HCS_E_SERVICE_DISCONNECT, SERVICE_DISCONNECT
 from uvm.backends.hcs.dlls import CData, OperationHandle, SystemHandle
 from uvm.backends.hcs.handles import E_HANDLE, Handle
 from uvm.backends.hcs.host import Host
@@ -29,9 +30,7 @@ _SYSTEM_EXITED: Final = 0x1
 _CRASH_INITIATED: Final = 0x2
 _CRASH_REPORT: Final = 0x3
 _GUEST_CONNECTION_CLOSED: Final = 0x6
-_SERVICE_DISCONNECT: Final = 0x02000000
 
-_HCS_E_SERVICE_DISCONNECT: Final = 0x8037011E
 _ERROR_NOT_SUPPORTED: Final = 0x80070032
 #: What HCS says where it goes on with what was asked (the second is HCS v1's, which hcsshim knows).
 _PENDING: Final = frozenset({0x80370117, 0xC0370103})
@@ -194,8 +193,8 @@ class HCSSystem:
     def _on_event(self, kind: int, text: str) -> None:
         if kind == _SYSTEM_EXITED:
             self._exited(_exit_status(text))
-        elif kind == _SERVICE_DISCONNECT:
-            self._exited(ExitStatus("UnexpectedExit", _HCS_E_SERVICE_DISCONNECT))
+        elif kind == SERVICE_DISCONNECT:
+            self._exited(ExitStatus("UnexpectedExit", HCS_E_SERVICE_DISCONNECT))
         elif kind in (_CRASH_INITIATED, _CRASH_REPORT):
             _log.warning("%s: the guest crashed: %s", self.id, text)
             self._told["CrashReport"] = _document(text)
