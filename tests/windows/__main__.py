@@ -86,7 +86,11 @@ def install_missing() -> None:
         raise setup.SetupError(f"{wanted}; as root: apt-get install {' '.join(missing)}")
     print(f"installing {' '.join(missing)}", flush=True)
     apt = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--yes"]
-    setup.command(*apt, "update")
+    try:
+        setup.command(*apt, "update")
+    except setup.SetupError as error:
+        # The source that failed need not be the one that has them.
+        print(error, file=sys.stderr)
     setup.command(*apt, "install", "--no-install-recommends", *missing)
 
 
