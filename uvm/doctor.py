@@ -13,11 +13,11 @@ from attrs import asdict, frozen
 
 from uvm.backends.base import FileInfo, HostInfo, backend_factory
 from uvm.backends.hcs.availability import (
-    PRESENCE,
     REQUIREMENTS,
     Check,
     Finding,
     Surroundings,
+    absence,
     find_library,
     surroundings,
 )
@@ -154,8 +154,7 @@ def examine(backend: str | None = None, where: Surroundings | None = None) -> Ex
             break
     missing = [result for result in results if result.status == "missing"]
     # Where there is HCS it is chosen, and says itself what it lacks.
-    needed = {check.name for check in PRESENCE}
-    name = backend or ("fake" if any(result.name in needed for result in missing) else "hcs")
+    name = backend or ("fake" if absence(where) else "hcs")
     return Examination(name, _problem(name, missing), tuple(results))
 
 

@@ -37,6 +37,7 @@ from tests.hcs.switchboard import Switchboard  # noqa: E402
 from tests.hcs.wires import HostStreams, LoopbackSockets  # noqa: E402
 from uvm.backends.base import BROKEN_STREAM  # noqa: E402
 from uvm.backends.fake import FakeBackend  # noqa: E402
+from uvm.backends.hcs import handles  # noqa: E402
 from uvm.backends.hcs.backend import HCSBackend  # noqa: E402
 from uvm.backends.hcs.hvsocket import HvSocketTransport  # noqa: E402
 from uvm.backends.hcs.parts import Parts  # noqa: E402
@@ -274,4 +275,7 @@ WAYS: Final[dict[str, Callable[[str], None]]] = {
 
 if __name__ == "__main__":
     MACHINE = Machine()
+    if sys.argv[1] != "hangs while closing":
+        # A busy machine is not HCS that hangs.
+        handles.END_SECONDS = 20.0
     WAYS[sys.argv[1]](sys.argv[2])

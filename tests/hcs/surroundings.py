@@ -41,9 +41,13 @@ class Imagined:
     def machine(self) -> str:
         return self.architecture
 
+    def has_library(self, name: str) -> bool:
+        return name in self.libraries
+
     def missing_functions(self, library: str) -> list[str] | None:
         self.ask("missing_functions")
-        return self.libraries.get(library)
+        # A Python of 32 bits looks among the DLLs for its like.
+        return self.libraries.get(library) if self.bits == 64 else None
 
     def service(self, name: str) -> ServiceState | None:
         self.ask("service")

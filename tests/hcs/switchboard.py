@@ -40,6 +40,7 @@ PROCESS_EXITED: Final = 0x10000
 _HCS_E_UNEXPECTED_EXIT: Final = 0x80370106
 _HCS_E_SYSTEM_NOT_FOUND: Final = 0x8037010E
 _HCS_E_SERVICE_NOT_AVAILABLE: Final = 0x80370114
+_ERROR_FILE_NOT_FOUND: Final = 0x80070002
 _ERROR_NOT_FOUND: Final = 0x80070490
 
 #: The calls that give a handle before they are done.
@@ -276,7 +277,11 @@ class Switchboard:
         return Answer()
 
     async def _revoke(self, question: Question) -> Answer:
-        await self._fake.revoke_access(question.document, question.subject)
+        path = question.document
+        await self._fake.revoke_access(path, question.subject)
+        if await self._fake.files.stat(path) is None:
+            # Windows has no entry to take out of what is not there.
+            raise HostError(question.call, _ERROR_FILE_NOT_FOUND, path)
         return Answer()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -38,12 +40,24 @@ def test_on_windows_without_hcs_it_is_the_fake(machine: Imagined, caplog: pytest
     assert "computecore.dll is not there" in caplog.text
 
 
-def test_on_windows_with_hcs_it_is_never_the_fake(
-    machine: Imagined, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def without_rights(machine: Imagined) -> None:
+    machine.groups.clear()
+
+
+def with_a_python_of_32_bits(machine: Imagined) -> None:
+    machine.bits = 32
+
+
+@pytest.mark.parametrize("take_away", [without_rights, with_a_python_of_32_bits])
+def test_on_windows_with_hcs_that_cannot_be_used_it_is_not_the_fake(
+    machine: Imagined,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    take_away: Callable[[Imagined], None],
 ) -> None:
     chosen: list[str] = []
     monkeypatch.setattr("uvm.backends.backend_factory", lambda name: lambda: chosen.append(name))
-    machine.groups.clear()
+    take_away(machine)
     open_backend()
     assert chosen == ["hcs"]
     assert "backend hcs: this is Windows with HCS" in caplog.text
@@ -62,6 +76,12 @@ def test_hcs_that_cannot_be_used_says_all_that_is_missing(machine: Imagined) -> 
 def test_who_insists_on_hcs_elsewhere_is_told_that_it_needs_windows() -> None:
     with pytest.raises(NotSupportedError, match="HCS needs Windows"):
         open_backend("hcs")
+
+
+def test_without_cffi_it_is_not_the_fake_either(machine: Imagined, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NotSupportedError, match="the package cffi is not installed"):
+        open_backend()
 
 
 def test_a_backend_that_nobody_registered_is_named_with_those_that_there_are() -> None:

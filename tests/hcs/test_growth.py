@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -128,9 +129,11 @@ async def test_nothing_grows(acts: tuple[Act, ...], count: int) -> None:
         await repeat(acts, count, host, backend, system)
         after = await settled(host)
         assert (after.objects, after.strings) == (before.objects, before.strings) == (1, 0)
-        assert after.descriptors <= before.descriptors
         # How many are idle is chance; one for each of the calls there would be were they to stay.
-        assert after.threads - before.threads <= POOL
+        threads = after.threads - before.threads
+        assert threads <= POOL
+        # Python has a handle of each of its threads on Windows, from 3.13 on.
+        assert after.descriptors - before.descriptors <= (max(0, threads) if sys.platform == "win32" else 0)
 
 
 async def repeat(

@@ -27,8 +27,6 @@ def without_the_dll(machine: Imagined) -> None:
 
 def with_a_python_of_32_bits(machine: Imagined) -> None:
     machine.bits = 32
-    # It looks among the DLLs for programs of 32 bits.
-    del machine.libraries["computecore"]
 
 
 def without_the_service(machine: Imagined) -> None:
@@ -142,4 +140,6 @@ class TestOnWindows:
         assert machine.machine() in ("amd64", "arm64")
         assert isinstance(machine.virtualization_in_firmware(), bool)
         assert machine.has_file(sys.executable)
+        assert machine.has_library("kernel32")
+        assert not machine.has_library("nosuch")
         assert not any("cannot be told" in problem for problem in availability(machine))

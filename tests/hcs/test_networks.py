@@ -202,6 +202,26 @@ async def test_a_namespace_that_is_not_there_is_refused_but_deleted_in_silence()
         await network.delete_namespace(NOWHERE)
 
 
+@pytest.mark.parametrize(
+    ("record", "hresult"),
+    [
+        (ACCOUNT, E_FAIL),
+        ('{"Error": "gone", "ErrorCode": 2151350274}', HCN_E_ENDPOINT_NOT_FOUND),
+        ('{"Error": "in part", "ErrorCode": 0}', E_FAIL),
+        ("[]", E_FAIL),
+        ("<no json>", E_FAIL),
+    ],
+)
+@pytest.mark.parametrize("function", ["HcnOpenNamespace", "HcnModifyNamespace"])
+async def test_who_tells_of_an_error_has_failed_whatever_else_it_says(
+    function: str, record: str, hresult: int
+) -> None:
+    async with networked() as (host, network):
+        host.faults.later(function, 0, record)
+        with expect_refusal(hresult):
+            await network.add_namespace_endpoint(NAMESPACE, SECOND)
+
+
 @pytest.mark.parametrize("name", ["", "eth0", NAMESPACE[:-1], NAMESPACE + "0", "\ud800"])
 async def test_the_id_of_a_namespace_has_to_be_a_guid(name: str) -> None:
     async with networked() as (host, network):

@@ -104,17 +104,18 @@ async def test_many_pipes_are_served_at_once(pipes: Pipes) -> None:
 
 
 @windows_only
-async def test_an_empty_message_is_no_end(pipes: Pipes) -> None:
+async def test_an_empty_message_is_the_end_though_the_pipe_stays_open(pipes: Pipes) -> None:
     ours, theirs = make_pipe_pair(messages=True)
     stream = pipes.open(theirs)
-    for message in (b"", b"abc", b"", b"def"):
+    for message in (b"abc", b"def", b""):
         write_message(ours, message)
     received = b""
     while len(received) < 6:
         received += await stream.receive(2)
     assert received == b"abcdef"
+    for _ in range(2):
+        await expect_end(stream)
     await pipes.open(ours).aclose()
-    await expect_end(stream)
 
 
 def write_message(handle: int, message: bytes) -> None:
@@ -139,6 +140,7 @@ async def test_a_handle_that_is_not_for_overlapped_io_is_refused_and_closed(pipe
 async def test_windows_gives_back_every_operation(pipes: Pipes) -> None:
     from uvm.backends.hcs import iocp
 
+    abandoned = iocp.abandoned_operations()
     for _ in range(100):
         stream, peer = map(pipes.open, make_pipe_pair())
         async with anyio.create_task_group() as tasks:
@@ -149,7 +151,7 @@ async def test_windows_gives_back_every_operation(pipes: Pipes) -> None:
         await stream.aclose()
         await peer.aclose()
     pipes.close()
-    assert iocp.abandoned_operations() == 0
+    assert iocp.abandoned_operations() == abandoned
 
 
 @windows_only

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
@@ -10,7 +14,7 @@ import anyio.to_thread
 import pytest
 from attrs import evolve
 
-from tests.fake.support import expect_refusal, lcow
+from tests.fake.support import SERVICE, expect_refusal, lcow
 from tests.hcs.hostmachine import FakeMachine, FakeWorkingSet
 from tests.hcs.support import driven, started
 from uvm.backends.hcs import handles
@@ -231,10 +235,77 @@ async def test_a_handle_is_closed_even_where_all_threads_of_the_pool_hang() -> N
             tasks.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_close_that_asyncio_itself_cancels_is_made_all_the_same() -> None:
+    """``asyncio.timeout`` and the like pass anyio's shields."""
+    async with driven() as (host, _):
+        backend = HCSBackend(parts=evolve(host.parts, workers=Workers(threads=1)))
+        system = await backend.create("vm1", lcow())
+        host.faults.never("HcsGetServiceProperties")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(backend.service_properties)
+            tasks.start_soon(refused_for_good, system.wait)
+            await anyio.wait_all_tasks_blocked()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await system.close()
+            await until(lambda: not host.fake.vms)
+            tasks.cancel_scope.cancel()
+        with expect_refusal(E_HANDLE):
+            await system.close()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_who_waits_learns_of_a_close_that_hangs_and_that_asyncio_itself_cancels() -> None:
+    async with driven() as (host, backend):
+        system = await backend.create("vm1", lcow())
+        host.faults.never("HcsCloseComputeSystem")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(refused_for_good, system.wait)
+            tasks.start_soon(refused_for_good, (await system.listen(SERVICE)).accept)
+            await anyio.wait_all_tasks_blocked()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await system.close()
+
+
+async def refused_for_good(call: Callable[[], Awaitable[object]]) -> None:
+    """Make a call that has to end as its object is closed."""
+    with pytest.raises((HostError, anyio.ClosedResourceError)):
+        await call()
+
+
+async def test_a_listener_that_was_closed_is_forgotten() -> None:
+    async with driven() as (_, backend), started(backend) as system:
+        for _ in range(10):
+            await (await system.listen(SERVICE)).aclose()
+        gc.collect()
+        assert not list(system._listeners)
+
+
+async def test_where_there_can_be_no_more_threads_handles_are_closed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handles, "_open", set())
+    closed: list[int] = []
+    kept = [handles.Handle(f"h{number}", number, closed.append) for number in range(3)]
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert kept[0].retire()
+    handles.close_late(kept[0])
+    assert closed == []
+    handles.close_all()
+    assert sorted(closed) == [0, 1, 2]
+
+
 async def test_a_handle_that_everybody_forgot_is_closed_at_the_end_of_the_interpreter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(handles, "_open", set())
+    monkeypatch.setattr(handles, "END_SECONDS", 20.0)
     async with driven() as (host, backend):
         await backend.create("vm1", lcow())
         gc.collect()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import uvm
 from tests.vm.orders import Choose, World, run_example
 from tests.vm.support import Attempt, Running, host_backend, lcow, quiet, running, wcow
-from uvm.backends.fake import Call, FakeHostProcess, FakeProcess, Parked
+from uvm.backends.fake import Call, FakeHostProcess, FakeProcess, FakeSystem, Parked
 from uvm.errors import (
     BridgeClosedError,
     HostError,
@@ -197,6 +197,28 @@ async def test_a_guest_says_the_same_of_itself_either_way(options: Any) -> None:
             said.append((run.vm.features, run.vm.capabilities))
     assert said[0] == said[1]
     assert said[0][0].signal_process
+
+
+@anyio_test
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"GuestConnectionInfo": ["x"]},
+        *({"GuestConnectionInfo": {"GuestDefinedCapabilities": x}} for x in ("x", [1], 5)),
+    ],
+)
+async def test_a_guest_that_tells_nonsense_of_itself_fails_the_start(
+    monkeypatch: pytest.MonkeyPatch, nonsense: Any
+) -> None:
+    async def properties(self: FakeSystem, *types: str, queries: Any = None) -> Any:
+        return nonsense
+
+    backend = host_backend()
+    async with uvm.UtilityVM.create(lcow(external_guest_connection=False), backend=backend) as vm:
+        monkeypatch.setattr(FakeSystem, "properties", properties)
+        with pytest.raises(HostError, match="HCS_E_PROTOCOL_ERROR"):
+            await vm.start()
+    assert backend.leftovers() == []
 
 
 @anyio_test

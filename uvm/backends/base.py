@@ -332,7 +332,7 @@ class Backend(Protocol):
         """Give a VM (its id), or :data:`VM_GROUP`, access to a path."""
 
     async def revoke_access(self, path: str, to: str) -> None:
-        """Take that access away."""
+        """Take that access away; quietly where there is none, or nothing at the path any more."""
 
     async def create(self, system_id: str, document: JSON) -> System:
         """Create a compute system."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from attrs import Factory, define, evolve
 
 from uvm.backends.base import JSON
-from uvm.errors import NotSupportedError
+from uvm.errors import HostError, NotSupportedError
 from uvm.gcs.container import Container
 from uvm.gcs.link import GuestFeatures
 from uvm.gcs.process import Process
@@ -22,6 +22,8 @@ from uvm.schema.gcs import LinuxHostedSystem
 from uvm.structured import Opening
 
 __all__ = ["NoGuest", "RelayGuest"]
+
+_HCS_E_PROTOCOL_ERROR: Final = 0x80370111
 
 
 class RelayGuest(ProcessHost):
@@ -39,10 +41,20 @@ class RelayGuest(ProcessHost):
 
     @classmethod
     async def connect(cls, access: RelayAccess) -> RelayGuest:
-        """Ask HCS about its connection to the guest (``GuestConnectionInfo``)."""
-        properties = await access.system.properties("GuestConnection")
-        info = properties.get("GuestConnectionInfo") or {}
-        return cls(access, info.get("GuestDefinedCapabilities") or {})
+        """Ask HCS about its connection to the guest (``GuestConnectionInfo``).
+
+        :raises HostError: HCS refused; HCS_E_PROTOCOL_ERROR where the guest told nonsense of itself.
+        """
+        told: Any = await access.system.properties("GuestConnection")
+        for name in ("GuestConnectionInfo", "GuestDefinedCapabilities"):
+            told = told.get(name) or {}
+            if not isinstance(told, Mapping):
+                raise HostError(
+                    f"ask about the guest of {access.name}",
+                    _HCS_E_PROTOCOL_ERROR,
+                    f"{name} is no object: {str(told)[:200]}",
+                )
+        return cls(access, told)
 
     @property
     def features(self) -> GuestFeatures:

@@ -262,7 +262,8 @@ HRESULT ask_for_text(const struct request *request, enum heap heap, PWSTR *resul
     struct answer answer;
     HRESULT outcome = ask_and_wait(request, &answer);
     double_acquire();
-    string_hand_out(heap, request->call, answer.document, outcome < 0 ? error : result);
+    /* A call that has no result may still tell of an error. */
+    string_hand_out(heap, request->call, answer.document, outcome < 0 || result == NULL ? error : result);
     double_release();
     answer_dispose(&answer);
     return outcome;

@@ -28,7 +28,7 @@ class AccessTable:
         self._masks.setdefault(key, {})[to] = mask if to == VM_GROUP else "all"
 
     def revoke(self, path: str, to: str) -> None:
-        """Remove an entry; nothing happens where there is none."""
+        """Remove an entry; nothing happens where there is none, or nothing at the path any more."""
         key = self._files.key(path)
         masks = self._masks.get(key, {})
         masks.pop(to, None)

@@ -16,7 +16,6 @@ from uvm.errors import UVMError
 
 __all__ = [
     "MINIMUM_BUILD",
-    "PRESENCE",
     "REQUIREMENTS",
     "Check",
     "Finding",
@@ -37,6 +36,7 @@ ServiceState = Literal["running", "stopped"]
 
 _ADMINISTRATORS, _HYPERV_ADMINISTRATORS = "S-1-5-32-544", "S-1-5-32-578"
 
+_NOT_INSTALLED: Final = "computecore.dll is not there: HCS is not installed"
 _TURN_ON: Final = (
     "turn it on as an administrator and restart: 'Enable-WindowsOptionalFeature -Online -FeatureName "
     "VirtualMachinePlatform' (or Microsoft-Hyper-V-All) on Windows 10 and 11, "
@@ -76,6 +76,9 @@ class Surroundings(Protocol):
 
     def machine(self) -> str:
         """Give the processor's architecture."""
+
+    def has_library(self, name: str) -> bool:
+        """Tell whether Windows has a DLL of its own, which this Python may all the same not load."""
 
     def missing_functions(self, library: str) -> list[str] | None:
         """Name the functions that we use and that a DLL lacks; None where there is no such DLL."""
@@ -124,6 +127,12 @@ def _system(where: Surroundings) -> Finding:
     )
 
 
+def _installed(where: Surroundings) -> Finding:
+    if where.has_library("computecore"):
+        return Finding("ok", "computecore.dll is there")
+    return Finding("missing", _NOT_INSTALLED, _TURN_ON)
+
+
 def _build(where: Surroundings) -> Finding:
     build = where.build()
     if build >= MINIMUM_BUILD:
@@ -144,8 +153,7 @@ def _computecore(where: Surroundings) -> Finding:
         return Finding(
             "missing", f"HCS has no DLL for a Python of {where.bits} bits", "install a 64-bit Python"
         )
-    absent = Finding("missing", "computecore.dll is not there: HCS is not installed", _TURN_ON)
-    return find_library(where, "computecore", absent)
+    return find_library(where, "computecore", Finding("missing", _NOT_INSTALLED, _TURN_ON))
 
 
 def find_library(where: Surroundings, library: str, absent: Finding) -> Finding:
@@ -192,17 +200,17 @@ def _rights(where: Surroundings) -> Finding:
     )
 
 
-#: Whether there is HCS at all, in the order of looking.
-PRESENCE: Final[tuple[Check, ...]] = (
-    Check("Windows", _system, decisive=True),
-    Check("cffi", _cffi, decisive=True),
-    Check("Windows build", _build),
-    Check("HCS", _computecore),
-)
+_WINDOWS: Final = Check("Windows", _system, decisive=True)
+
+#: Whether there is HCS at all, which any Python can look at.
+_PRESENCE: Final = (_WINDOWS, Check("HCS", _installed))
 
 #: What HCS needs to be used.
 REQUIREMENTS: Final[tuple[Check, ...]] = (
-    *PRESENCE,
+    _WINDOWS,
+    Check("cffi", _cffi, decisive=True),
+    Check("Windows build", _build),
+    Check("HCS", _computecore),
     Check("HCS service", _service),
     Check("rights", _rights),
 )
@@ -221,7 +229,7 @@ def absence(where: Surroundings | None = None) -> list[str]:
 
     :param where: what to look at instead of this machine.
     """
-    return _missing(PRESENCE, where)
+    return _missing(_PRESENCE, where)
 
 
 def _missing(checks: tuple[Check, ...], where: Surroundings | None) -> list[str]:

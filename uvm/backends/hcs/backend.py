@@ -17,6 +17,8 @@ from uvm.backends.hcs.network import HCSNetwork
 from uvm.backends.hcs.parts import Parts, windows_parts
 from uvm.backends.hcs.system import HCSSystem
 from uvm.backends.hcs.text import check, parse_list, parse_object, take
+from uvm.backends.hcs.winerrors import NOTHING_THERE
+from uvm.errors import HostError
 
 __all__ = ["HCSBackend"]
 
@@ -89,12 +91,17 @@ class HCSBackend:
             )
 
     async def revoke_access(self, path: str, to: str) -> None:
-        """Take that access away (``HcsRevokeVmAccess``)."""
+        """Take that access away (``HcsRevokeVmAccess``); quietly where nothing is at the path any more."""
         if to == VM_GROUP:
             await self._host.machine.revoke_group(path)
         else:
             revoke = self._host.functions.HcsRevokeVmAccess
-            await self._access(f"revoke access of {to} to {path}", path, to, revoke)
+            try:
+                await self._access(f"revoke access of {to} to {path}", path, to, revoke)
+            except HostError as error:
+                # A scratch disk, say, that was deleted when its container had gone.
+                if error.hresult not in NOTHING_THERE:
+                    raise
 
     async def create(self, system_id: str, document: JSON) -> HCSSystem:
         """Create a compute system (``HcsCreateComputeSystem``). Cancelled, it is terminated again."""

@@ -168,9 +168,9 @@ class Library(Generic[L_co]):
     free: Callable[[CData], object]
 
 
-def system_library(name: str) -> str:
+def system_library(name: str, directory: str = "System32") -> str:
     """Give the full path of one of Windows's own DLLs, so that no other of that name is ever loaded."""
-    return ntpath.join(os.environ.get("SYSTEMROOT", "C:\\Windows"), "System32", name)
+    return ntpath.join(os.environ.get("SYSTEMROOT", "C:\\Windows"), directory, name)
 
 
 class LateFunctions:

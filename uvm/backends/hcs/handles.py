@@ -14,9 +14,10 @@ __all__ = ["E_HANDLE", "Handle", "close_all", "close_late"]
 
 E_HANDLE = 0x80070006
 
-#: How many threads close at the end, and how long that waits for what hangs.
+#: How many threads close at the end.
 _CLOSERS: Final = 8
-_PATIENCE_SECONDS: Final = 1.0
+#: How long the end waits for calls that hang on a handle, and again for closes that hang.
+END_SECONDS = 1.0
 
 H = TypeVar("H")
 
@@ -90,34 +91,38 @@ class Handle(Generic[H]):
 def close_late(handle: Handle[Any]) -> None:
     """Close a handle, which was retired, as soon as that can be done; nobody waits for it.
 
-    The pool cannot be asked: where HCS hangs, all of its threads may.
+    The pool cannot be asked: where HCS hangs, all of its threads may. Where there can be no more threads, it
+    is left to the end of the interpreter.
     """
-    threading.Thread(target=handle.close, name=f"uvm closes {handle.name}", daemon=True).start()
+    with suppress(RuntimeError):
+        threading.Thread(target=handle.close, name=f"uvm closes {handle.name}", daemon=True).start()
 
 
-def close_all(timeout_seconds: float = _PATIENCE_SECONDS) -> None:
-    """Close every handle that is still open, as far as that can be done in time.
-
-    :param timeout_seconds: how long to wait for calls that hang on a handle, and for closes that hang.
-    """
+def close_all() -> None:
+    """Close every handle that is still open, as far as that can be done in time."""
     left = list(_open)
     for handle in left:
         # Also one that was retired, and whose close has not begun.
         handle.retire()
     closers = [
         # Daemons: what hangs in HCS is not to keep the interpreter from ending.
-        threading.Thread(target=_close_each, args=(left, timeout_seconds), daemon=True)
+        threading.Thread(target=_close_each, args=(left,), daemon=True)
         for _ in left[:_CLOSERS]
     ]
+    try:
+        for closer in closers:
+            closer.start()
+    except RuntimeError:
+        # CPython 3.12.0 to 3.12.2 start no thread any more by now (gh-113964).
+        _close_each(left)
+    deadline = time.monotonic() + 2 * END_SECONDS
     for closer in closers:
-        closer.start()
-    deadline = time.monotonic() + 2 * timeout_seconds
-    for closer in closers:
-        closer.join(max(0, deadline - time.monotonic()))
+        if closer.ident is not None:
+            closer.join(max(0, deadline - time.monotonic()))
 
 
-def _close_each(left: list[Handle[Any]], timeout_seconds: float) -> None:
+def _close_each(left: list[Handle[Any]]) -> None:
     # The others take from the same list.
     with suppress(IndexError):
         while True:
-            left.pop().close(timeout_seconds)
+            left.pop().close(END_SECONDS)

@@ -137,10 +137,15 @@ class Host:
             begun.append(True)
             handle.close()
 
-        with anyio.move_on_after(self.patience_seconds, shield=True) as scope:
-            await self.workers.run(close)
-        if scope.cancelled_caught:
-            _log.warning("%s: HCS has not closed the handle after %g s", handle.name, self.patience_seconds)
+        try:
+            with anyio.move_on_after(self.patience_seconds, shield=True) as scope:
+                await self.workers.run(close)
+            if scope.cancelled_caught:
+                _log.warning(
+                    "%s: HCS has not closed the handle after %g s", handle.name, self.patience_seconds
+                )
+        finally:
+            # Also where asyncio itself cancels the task, which no shield of anyio's keeps off.
             if not begun:
                 close_late(handle)
 

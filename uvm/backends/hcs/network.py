@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from uvm.backends.hcs.text import (
     compose,
     parse_list,
     parse_object,
+    refusal,
     take,
     wide,
 )
@@ -26,6 +27,7 @@ __all__ = ["HCSNetwork"]
 
 T = TypeVar("T")
 
+_E_FAIL: Final = 0x80004005
 _ERROR_NOT_FOUND: Final = 0x80070490
 _HCN_E_ENDPOINT_NOT_FOUND: Final = 0x803B0002
 _QUERY: Final[JSON] = {"SchemaVersion": {"Major": 2, "Minor": 0}}
@@ -123,11 +125,8 @@ class HCSNetwork:
     def _endpoint(self, guid: CData, name: str) -> JSON:
         operation = f"query endpoint {name}"
         functions = self._library.functions
-        handle = self._opened(operation, lambda out, error: functions.HcnOpenEndpoint(guid, out, error))
-        try:
-            return self._properties(operation, handle, functions.HcnQueryEndpointProperties)
-        finally:
-            functions.HcnCloseEndpoint(handle)
+        with self._open(operation, guid, functions.HcnOpenEndpoint, functions.HcnCloseEndpoint) as endpoint:
+            return self._properties(operation, endpoint, functions.HcnQueryEndpointProperties)
 
     def _endpoint_by_name(self, name: str) -> JSON:
         operation = f"find endpoint {name}"
@@ -147,24 +146,31 @@ class HCSNetwork:
                 return document
         raise HostError(operation, _HCN_E_ENDPOINT_NOT_FOUND, "no endpoint has this name")
 
-    @contextmanager
-    def _open_namespace(self, guid: CData, operation: str) -> Iterator[CData]:
+    def _open_namespace(self, guid: CData, operation: str) -> AbstractContextManager[CData]:
         functions = self._library.functions
-        handle = self._opened(operation, lambda out, error: functions.HcnOpenNamespace(guid, out, error))
-        try:
-            yield handle
-        finally:
-            functions.HcnCloseNamespace(handle)
+        return self._open(operation, guid, functions.HcnOpenNamespace, functions.HcnCloseNamespace)
 
     def _properties(self, operation: str, handle: CData, query: Callable[..., int]) -> JSON:
         text = wide(self._library, compose(_QUERY, operation))
         answer = self._answer(operation, lambda out, error: query(handle, text, out, error))
         return parse_object(answer, operation)
 
-    def _opened(self, operation: str, call: Callable[[CData, CData], int]) -> CData:
+    @contextmanager
+    def _open(
+        self,
+        operation: str,
+        guid: CData,
+        opener: Callable[[CData, CData, CData], int],
+        closer: Callable[[CData], object],
+    ) -> Iterator[CData]:
         out = self._library.ffi.new("void **")
-        self._ask(operation, lambda error: call(out, error))
-        return out[0]
+        try:
+            self._ask(operation, lambda error: opener(guid, out, error))
+            yield out[0]
+        finally:
+            # HCN may give a handle and tell of an error.
+            if out[0] != self._library.ffi.NULL:
+                closer(out[0])
 
     def _answer(self, operation: str, call: Callable[[CData, CData], int]) -> str:
         out = self._library.ffi.new("PWSTR *")
@@ -177,7 +183,11 @@ class HCSNetwork:
     def _ask(self, operation: str, call: Callable[[CData], int]) -> None:
         error = self._library.ffi.new("PWSTR *")
         hresult = call(error)
-        check(operation, hresult, take(self._library, error[0]))
+        record = take(self._library, error[0])
+        if record and hresult >= 0:
+            # As hcsshim has it: who tells of an error has failed, whatever else it says.
+            raise refusal(operation, _code(record), record)
+        check(operation, hresult, record)
 
     def _guid(self, namespace_id: str) -> CData:
         guid = _guid_or_none(namespace_id)
@@ -189,6 +199,15 @@ class HCSNetwork:
         value = self._library.ffi.new("GUID *")
         self._library.ffi.buffer(value)[:] = guid.bytes_le
         return value
+
+
+def _code(record: str) -> int:
+    """Give the HRESULT that HCN's record of an error names; E_FAIL where it names none."""
+    try:
+        code = json.loads(record)["ErrorCode"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return _E_FAIL
+    return code if isinstance(code, int) and code & 0x80000000 else _E_FAIL
 
 
 def _guid_or_none(text: str) -> UUID | None:

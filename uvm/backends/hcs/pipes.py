@@ -50,6 +50,7 @@ class PipeStream:
         self._handle: Final = handle
         self._on_close: Final = on_close
         self._closed = False
+        self._ended = False
         self._kept = memoryview(b"")
         self._read: Operation | None = None
         self._write: Operation | None = None
@@ -63,8 +64,7 @@ class PipeStream:
         with self._receiving:
             await anyio.lowlevel.checkpoint()
             self._require_open()
-            # A message may be empty, and is no end.
-            while not self._kept:
+            if not self._kept:
                 self._kept = memoryview(await self._next(min(max_bytes, PIECE_BYTES)))
             data, self._kept = bytes(self._kept[:max_bytes]), self._kept[max_bytes:]
             return data
@@ -103,6 +103,8 @@ class PipeStream:
             self._on_close(self)
 
     async def _next(self, size: int) -> bytes:
+        if self._ended:
+            raise anyio.EndOfStream
         if self._read is None:
             try:
                 self._read = self._port.read(self._handle, size)
@@ -115,7 +117,12 @@ class PipeStream:
         failure = self._port.failure(operation)
         if failure is not None:
             raise _read_failure(failure) from failure
-        return self._port.data(operation)
+        data = self._port.data(operation)
+        if not data:
+            # An empty message is the end of the output, as go-winio takes it, which hcsshim reads with.
+            self._ended = True
+            raise anyio.EndOfStream
+        return data
 
     async def _finish_write(self) -> int:
         operation = self._write

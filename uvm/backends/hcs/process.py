@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import Final
 
 import anyio
@@ -40,9 +41,10 @@ class _Information:
 
     async def aclose(self) -> None:
         with anyio.CancelScope(shield=True):
-            for stream in (self.stdin, self.stdout, self.stderr):
-                if stream is not None:
-                    await stream.aclose()
+            async with AsyncExitStack() as streams:
+                for stream in (self.stderr, self.stdout, self.stdin):
+                    if stream is not None:
+                        streams.push_async_callback(stream.aclose)
 
 
 class HCSProcess:
@@ -184,8 +186,10 @@ class HCSProcess:
             # First, or who reads would take what HCS does to the pipes for the end of the output.
             await self._information.aclose()
         finally:
-            await self._host.release(self._handle)
-            self._host.service.forget(self._registration)
+            try:
+                await self._host.release(self._handle)
+            finally:
+                self._host.service.forget(self._registration)
 
     def _on_event(self, kind: int, text: str) -> None:
         if kind == _PROCESS_EXITED:

@@ -54,7 +54,8 @@ class HCSSystem:
         self._exit: ExitStatus | None = None
         #: What HCS told before the exit, by the name under which the exit status will hold it.
         self._told: dict[str, Any] = {}
-        self._listeners: list[GuestListener] = []
+        #: Those that are open, which the transport keeps; guests have thousands, one after the other.
+        self._listeners: WeakSet[GuestListener] = WeakSet()
         self._processes: WeakSet[HCSProcess] = WeakSet()
         self._working_set: WorkingSet | None = None
         self._finding = anyio.Lock()
@@ -146,7 +147,7 @@ class HCSSystem:
         if self._handle.closed or self._exit is not None:
             listener.close()
         else:
-            self._listeners.append(listener)
+            self._listeners.add(listener)
         return listener
 
     async def wait(self) -> ExitStatus:
@@ -164,10 +165,12 @@ class HCSSystem:
     async def close(self) -> None:
         """Close the handle, whatever is cancelled; E_HANDLE where that was done before."""
         self._require_open("close")
-        await self._host.close(self._handle)
-        self._host.service.forget(self._registration)
-        self._forget_working_set()
-        self._end()
+        try:
+            await self._host.close(self._handle)
+        finally:
+            self._host.service.forget(self._registration)
+            self._forget_working_set()
+            self._end()
 
     async def watch(self) -> None:
         """Have HCS tell of its exit, which may have been, and learn the VM's id. Before anything else."""
@@ -181,10 +184,12 @@ class HCSSystem:
 
     async def discard(self) -> None:
         """Terminate and close what was made for nobody, whatever is cancelled."""
-        # Where its creation failed there is nothing to terminate; where HCS hangs, nobody waits for it.
-        with suppress(HostError), anyio.move_on_after(self._host.patience_seconds, shield=True):
-            await self.terminate()
-        await self.close()
+        try:
+            # Where its creation failed there is nothing to terminate; where HCS hangs, nobody waits for it.
+            with suppress(HostError), anyio.move_on_after(self._host.patience_seconds, shield=True):
+                await self.terminate()
+        finally:
+            await self.close()
 
     async def _operate(self, operation: str, options: JSON | None, call: _Call) -> str:
         document = self._host.document(options, f"{operation} {self.id}")
@@ -218,9 +223,8 @@ class HCSSystem:
 
     def _end(self) -> None:
         self._over.set()
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener.close()
-        self._listeners.clear()
 
     def _forget_working_set(self) -> None:
         if self._working_set is not None:

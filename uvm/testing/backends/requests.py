@@ -330,6 +330,9 @@ async def access_is_given_to_what_exists_and_taken_back_quietly(rig: Rig) -> Non
     await rig.backend.grant_access(path, "vm1")
     await rig.backend.revoke_access(path, "vm1")
     await rig.backend.revoke_access(path, "vm1")
+    await rig.backend.grant_access(path, "vm1")
+    await rig.backend.files.remove(path)
+    await rig.backend.revoke_access(path, "vm1")
 
 
 @scenario(Control.LINUX, Control.FILES)

@@ -16,6 +16,7 @@ from uvm.backends.base import AccessMask
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.windows.disks import open_path
 from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, SystemLibrary
+from uvm.backends.hcs.winerrors import NOTHING_THERE
 from uvm.errors import HostError
 
 __all__ = ["VM_GROUP_SID", "GroupAccess"]
@@ -32,8 +33,6 @@ _GRANT_ACCESS, _REVOKE_ACCESS = 1, 4
 _SUB_CONTAINERS_AND_OBJECTS_INHERIT: Final = 3
 _TRUSTEE_IS_SID, _TRUSTEE_IS_WELL_KNOWN_GROUP = 0, 5
 _FILE_STANDARD_INFO: Final = 1
-#: ERROR_FILE_NOT_FOUND and ERROR_PATH_NOT_FOUND.
-_NOTHING_THERE: Final = (0x80070002, 0x80070003)
 
 
 @frozen
@@ -58,7 +57,7 @@ class GroupAccess:
         try:
             self._edit("revoke VM group access", path, None)
         except HostError as error:
-            if error.hresult not in _NOTHING_THERE:
+            if error.hresult not in NOTHING_THERE:
                 raise
 
     def _edit(self, what: str, path: str, rights: int | None) -> None:

@@ -64,6 +64,11 @@ class ThisMachine:
         """Give the processor's architecture."""
         return Facts(self.kernel, self.load_ntdll()).machine()
 
+    def has_library(self, name: str) -> bool:
+        """Tell whether Windows has a DLL of its own, which this Python may all the same not load."""
+        # A program of 32 bits is shown another directory as System32.
+        return os.path.isfile(system_library(f"{name}.dll", "System32" if self.bits == 64 else "Sysnative"))
+
     def missing_functions(self, library: str) -> list[str] | None:
         """Name the functions that we use and that a DLL lacks; None where there is no such DLL."""
         ffi = import_module(f"uvm.backends.hcs._bindings.{library}").ffi
