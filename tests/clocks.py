@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
+import pytest
 import trio.testing
 
-__all__ = ["run_without_waiting"]
+__all__ = ["JumpingLoop", "jumping_backends", "run_without_waiting"]
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         return ready
 
 
-class _JumpingLoop(asyncio.SelectorEventLoop):
+class JumpingLoop(asyncio.SelectorEventLoop):
     """A loop whose clock is what its selector did not sleep."""
 
     def __init__(self) -> None:
@@ -46,15 +47,27 @@ class _JumpingLoop(asyncio.SelectorEventLoop):
         return self._jumping.slept
 
 
+def _options(backend: str) -> dict[str, Any]:
+    if backend == "trio":
+        return {"clock": trio.testing.MockClock(autojump_threshold=0)}
+    return {"loop_factory": JumpingLoop}
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def jumping_backends(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Both event loops, with time that jumps, a fresh one for each test.
+
+    A module whose tests do no real I/O says ``anyio_backend = jumping_backends``.
+    """
+    return request.param, _options(request.param)
+
+
 def run_without_waiting(call: Callable[..., Awaitable[T]], *args: Any, backend: str) -> T:
     """Run a call that does no real I/O on an event loop, ``asyncio`` or ``trio``, whose time jumps.
 
     :raises TimeoutError: it got stuck.
     """
-    options: dict[str, Any] = {"loop_factory": _JumpingLoop}
-    if backend == "trio":
-        options = {"clock": trio.testing.MockClock(autojump_threshold=0)}
-    return anyio.run(_limited, call, args, backend=backend, backend_options=options)
+    return anyio.run(_limited, call, args, backend=backend, backend_options=_options(backend))
 
 
 async def _limited(call: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> T:

@@ -7,7 +7,9 @@ import time
 import anyio
 import pytest
 
-from tests.clocks import run_without_waiting
+from tests.clocks import jumping_backends, run_without_waiting
+
+anyio_backend = jumping_backends
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -49,3 +51,11 @@ def test_no_time_passes_while_something_can_go_on_however_slow_it_is(backend: st
 def test_what_waits_for_ever_is_told(backend: str) -> None:
     with pytest.raises(TimeoutError):
         run_without_waiting(anyio.sleep_forever, backend=backend)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("nth", [1, 2])
+async def test_each_test_has_a_clock_of_its_own_that_jumps(nth: int) -> None:
+    assert anyio.current_time() == 0
+    await anyio.sleep(1000)
+    assert anyio.current_time() == pytest.approx(1000)

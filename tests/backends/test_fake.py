@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from tests.clocks import jumping_backends
 from uvm.backends.fake import FakeBackend
 from uvm.testing.backends import SCENARIOS, FakeHost, Rig, Scenario
 
 pytestmark = pytest.mark.anyio
+
+anyio_backend = jumping_backends
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 async def test_the_fake_conforms(scenario: Scenario) -> None:
     async with FakeBackend() as fake:
         host = FakeHost(fake)
-        rig = Rig(fake, host, host.linux(), host.windows(), grace_seconds=0.05)
+        rig = Rig(fake, host, host.linux(), host.windows())
         if missing := scenario.lacks(rig):
             pytest.skip(f"the rig lacks {', '.join(missing)}")
         await scenario.play(rig)

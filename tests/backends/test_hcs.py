@@ -125,7 +125,7 @@ async def test_hcs_conforms(scenario: Scenario) -> None:
         parts = evolve(host.parts, core=core, network=network, patience_seconds=0.1)
         async with HCSBackend(parts=parts) as backend:
             control = HCSHost(fake, frozenset(Control) - {Control.LOSS}, hosted=host)
-            rig = Rig(backend, control, control.linux(), control.windows(), grace_seconds=0.2)
+            rig = Rig(backend, control, control.linux(), control.windows())
             if missing := scenario.lacks(rig):
                 pytest.skip(f"the rig lacks {', '.join(missing)}")
             try:

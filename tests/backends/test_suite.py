@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from tests.clocks import jumping_backends
 from uvm.backends.base import JSON
 from uvm.backends.fake import FakeBackend, FakeHostProcess, FakeListener, FakeStream, FakeSystem
 from uvm.errors import ExitStatus, HostError, NotSupportedError
@@ -15,13 +16,15 @@ from uvm.testing.backends import SCENARIOS, Control, FakeHost, Host, Rig, Scenar
 
 pytestmark = pytest.mark.anyio
 
+anyio_backend = jumping_backends
+
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 
 async def play(name: str, *, patience_seconds: float = 30.0) -> None:
     fake = FakeBackend()
     host = FakeHost(fake)
-    rig = Rig(fake, host, host.linux(), host.windows(), patience_seconds, grace_seconds=0.05)
+    rig = Rig(fake, host, host.linux(), host.windows(), patience_seconds)
     await BY_NAME[name].play(rig)
 
 

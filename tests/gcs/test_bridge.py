@@ -12,9 +12,9 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-import trio.testing
 from attrs import define, field
 
+from tests.clocks import jumping_backends
 from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest, no_greeting, serving
 from uvm.errors import (
     AnswerLostError,
@@ -42,6 +42,8 @@ from uvm.schema.json import dumps
 from uvm.schema.secrets import scrub
 
 pytestmark = pytest.mark.anyio
+
+anyio_backend = jumping_backends
 
 MODIFY = Procedure.MODIFY_SETTINGS
 GUEST = RequestBase(container_id=HOST_CONTAINER_ID)
@@ -405,16 +407,11 @@ async def test_whatever_a_stream_raises_ends_the_connection_and_not_its_owner(fa
     assert fails == "aclose" or isinstance(call.error, BridgeClosedError)
 
 
-# Deadlines. With trio's clock of tests a deadline passes as soon as nothing else can happen.
+# Deadlines. One passes as soon as nothing else can happen.
 
 
-@pytest.mark.parametrize(
-    "anyio_backend",
-    [("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}), ("asyncio", {})],
-    ids=["trio", "asyncio"],
-)
 class TestDeadlines:
-    """Limits of calls; on asyncio they are short."""
+    """Limits of calls."""
 
     async def test_a_guest_that_does_not_answer_in_time_is_given_up(self) -> None:
         async with serving(ScriptedGuest(), rpc_timeout_seconds=0.01) as bridge:

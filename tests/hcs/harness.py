@@ -13,6 +13,7 @@ for it (:meth:`Host.misuses`, :meth:`Host.leaks`).
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -131,7 +132,7 @@ async def hosted(fake: FakeBackend) -> AsyncIterator[Host]:
         double.plug(switchboard.ask)
         try:
             yield host
-            await anyio.to_thread.run_sync(double.unplug)
+            await anyio.to_thread.run_sync(_unplug, double)
             await _until_idle(host.parts.workers)
             await anyio.to_thread.run_sync(double.drain)
             complaints = host.complaints()
@@ -139,7 +140,8 @@ async def hosted(fake: FakeBackend) -> AsyncIterator[Host]:
             streams.close()
             with anyio.CancelScope(shield=True):
                 await transport.aclose()
-                # It waits for callbacks, which may wait for this thread.
+                # They wait for callbacks, which may wait for this thread.
+                await anyio.to_thread.run_sync(_unplug, double)
                 await anyio.to_thread.run_sync(double.reset)
         task_group.cancel_scope.cancel()
     assert not complaints, "\n".join(complaints)
@@ -150,6 +152,14 @@ async def _until_idle(workers: Workers) -> None:
     limiter = workers._limiter
     for _ in range(int(limiter.total_tokens)):
         await limiter.acquire_on_behalf_of(object())
+
+
+def _unplug(double: Double) -> None:
+    """Let go what hangs in the double, and wait for the closes that nobody else waits for."""
+    double.unplug()
+    for thread in threading.enumerate():
+        if thread.name.startswith("uvm closes "):
+            thread.join()
 
 
 def require_double() -> Double:

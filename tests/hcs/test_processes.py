@@ -288,7 +288,8 @@ async def test_who_waits_for_a_process_that_the_host_forgot_is_let_go(
         await process.close()
 
 
-async def test_an_exit_that_is_told_late_is_still_its_exit() -> None:
+async def test_an_exit_that_is_told_late_is_still_its_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(under_test, "_DOUBT_SECONDS", 60.0)
     async with running() as (host, system):
         host.faults.later("HcsGetProcessProperties", ERROR_NOT_FOUND)
         process = await system.create_process(FOREVER)
@@ -370,7 +371,10 @@ async def test_the_exit_of_the_system_ends_the_waits() -> None:
         await process.close()
 
 
-async def test_an_exit_that_is_told_after_that_of_the_system_still_counts() -> None:
+async def test_an_exit_that_is_told_after_that_of_the_system_still_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(under_test, "_DOUBT_SECONDS", 60.0)
     async with running() as (host, system):
         process = await system.create_process(FOREVER)
         host.event(system.id, SYSTEM_EXITED, '{"Status": 0, "ExitType": "GracefulExit"}')

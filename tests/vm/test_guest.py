@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 import uvm
+from tests.clocks import jumping_backends
 from tests.vm import support as host
 from tests.vm.audit import check_at_rest
 from tests.vm.support import Attempt, host_backend, lcow, quiet, running, wcow
@@ -30,6 +31,8 @@ from uvm.gcs.process import Process
 from uvm.gcs.timeouts import GuestTimeouts
 
 pytestmark = pytest.mark.anyio
+
+anyio_backend = jumping_backends
 
 SPEC = {
     "ociVersion": "1.1.0",

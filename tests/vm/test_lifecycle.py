@@ -11,6 +11,7 @@ import anyio.lowlevel
 import pytest
 
 import uvm
+from tests.clocks import jumping_backends
 from tests.vm.support import (
     DISK,
     E_FAIL,
@@ -41,6 +42,8 @@ from uvm.gcs.timeouts import GuestTimeouts
 from uvm.options import BlockCIMBootFiles
 
 pytestmark = pytest.mark.anyio
+
+anyio_backend = jumping_backends
 
 POLICY = "czNjcmV0"
 SYSTEM_ALREADY_EXISTS = 0x8037010F

@@ -12,6 +12,7 @@ import pytest
 from attrs import define, field
 
 import uvm
+from tests.clocks import jumping_backends
 from tests.vm.support import DISK, OPTIONS, REDIALS, host_backend, lcow, quiet, running, wcow
 from uvm.backends.base import ByteStream
 from uvm.backends.fake import FakeBackend, FakeListener
@@ -20,6 +21,8 @@ from uvm.gcs.ports import vsock_service_id
 from uvm.gcs.timeouts import GuestTimeouts
 
 pytestmark = pytest.mark.anyio
+
+anyio_backend = jumping_backends
 
 PATIENCE_SECONDS = 10.0
 SERVICE = vsock_service_id(5000)

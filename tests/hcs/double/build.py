@@ -30,7 +30,15 @@ PREBUILT: Final = "UVM_HCS_DOUBLE"
 
 _NETWORK: Final = "computenetwork.c"
 _FLAGS: Final = ("-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-shared")
-_NATIVE_FLAGS: Final = ("-D_POSIX_C_SOURCE=200809L", "-fPIC", "-pthread", f"-I{_DECLARATIONS}")
+#: At the end of the interpreter, threads still sleep in the library. macOS' linker does not know the flag.
+_NEVER_UNLOADED: Final = ("-Wl,-z,nodelete",) if sys.platform == "linux" else ()
+_NATIVE_FLAGS: Final = (
+    "-D_POSIX_C_SOURCE=200809L",
+    "-fPIC",
+    "-pthread",
+    *_NEVER_UNLOADED,
+    f"-I{_DECLARATIONS}",
+)
 _WINDOWS_FLAGS: Final = ("-D_WIN32_WINNT=0x0A00", "-static-libgcc")
 _WINDOWS_COMPILER: Final = "x86_64-w64-mingw32-gcc"
 

@@ -38,8 +38,18 @@ static DWORD WINAPI run_thread(void *run)
     return 0;
 }
 
+/* So that it stays as long as a thread sleeps in it; build.py says the same to the linker elsewhere. */
+static void stay_loaded(void)
+{
+    HMODULE pinned;
+    DWORD flags = GET_MODULE_HANDLE_EX_FLAG_PIN | GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS;
+    if (!GetModuleHandleExW(flags, (LPCWSTR)(uintptr_t)run_thread, &pinned))
+        abort();
+}
+
 void platform_start_thread(void (*run)(void))
 {
+    stay_loaded();
     HANDLE thread = CreateThread(NULL, 0, run_thread, (void *)(uintptr_t)run, 0, NULL);
     if (thread == NULL)
         abort();

@@ -24,6 +24,10 @@ __all__ = ["FAULTS", "SCENARIOS"]
 _NO_SYSTEM_RESOURCES = 0x800705AA
 #: Calls whose answer is not needed: the exit tells.
 _TOLD_BY_THE_EXIT = frozenset({"shutdown", "terminate"})
+#: Calls that are waited for where a creation is taken back, as they may have done something all the same.
+_OF_THE_CREATION = frozenset({"grant", "create"})
+#: Calls that the closing makes.
+_OF_THE_CLOSING = frozenset({"terminate", "revoke"})
 
 
 @define
@@ -97,6 +101,7 @@ async def never_completes(run: Disturbed) -> None:
         run.life.cancel(cut_short=True)
         await run.life.until_step_is_over()
 
+    run.life.hangs = run.call.operation in _OF_THE_CREATION | _OF_THE_CLOSING
     await run.live(leave)
 
 
@@ -106,8 +111,10 @@ async def loses_its_answer(run: Disturbed, *, applied: bool) -> None:
     async def lose(parked: ParkedCall, held: HeldCalls) -> None:
         parked.lose(applied=applied)
 
+    told_by_the_exit = run.call.operation in _TOLD_BY_THE_EXIT
+    run.life.hangs = told_by_the_exit and not applied
     await run.live(lose)
-    if run.call.operation not in _TOLD_BY_THE_EXIT:
+    if not told_by_the_exit:
         check(
             any(isinstance(each, UnknownOutcomeError) for each in run.told),
             f"an unknown outcome was told: {run.told}",
@@ -142,6 +149,7 @@ async def is_cancelled_before_the_answer(run: Disturbed) -> None:
             await run.life.until_step_is_over()
         held.close()
 
+    run.life.hangs = run.call.operation in _OF_THE_CREATION
     await run.live(cancel)
     _nothing_else_failed(run)
 

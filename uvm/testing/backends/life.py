@@ -12,7 +12,7 @@ from uvm.devices.scsi import Mount
 from uvm.layers import WCOWLayer
 from uvm.testing.backends.checks import equal, until
 from uvm.testing.backends.rig import Rig
-from uvm.testing.backends.world import options_of
+from uvm.testing.backends.world import grace_of, options_of
 from uvm.vm import UtilityVM, VMState
 
 __all__ = ["KINDS", "Kind", "Life", "at_rest", "devices", "put_things"]
@@ -119,6 +119,7 @@ def at_rest(vm: UtilityVM) -> bool:
 class Life:
     """One life of one VM. What fails on the way is noted, and it goes on as far as it can.
 
+    :ivar hangs: a call hangs on purpose that whoever ends it, or takes back its creation, waits for.
     :ivar errors: what failed, in order.
     :ivar vm: the VM, once it was created.
     :ivar closing: it is being closed, and no cancellation stops that.
@@ -127,6 +128,7 @@ class Life:
     rig: Rig
     kind: Kind
     things: Things
+    hangs: bool = False
     errors: list[Exception] = field(factory=list)
     vm: UtilityVM | None = None
     closing: bool = False
@@ -137,9 +139,7 @@ class Life:
     async def live(self) -> None:
         """Create a VM, start it, use it, and close it."""
         options = options_of(self.rig, self.kind.os, external_guest_connection=not self.kind.relayed)
-        created = UtilityVM.create(
-            options, backend=self.rig.backend, close_grace_seconds=self.rig.grace_seconds
-        )
+        created = UtilityVM.create(options, backend=self.rig.backend, close_grace_seconds=self._grace_seconds)
         whole = self._scope
         try:
             with whole:
@@ -165,6 +165,10 @@ class Life:
 
     # Its steps.
 
+    @property
+    def _grace_seconds(self) -> float:
+        return grace_of(self.rig, hangs=self.hangs)
+
     async def _use(self, vm: UtilityVM) -> None:
         await self._step(vm.start)
         held: list[Releasable] = []
@@ -182,7 +186,7 @@ class Life:
         went_on = await self._step(lambda: _pause_and_resume(vm))
         # One that may still be paused can only be terminated.
         if self.kind.shuts_down and went_on:
-            await self._step(lambda: vm.shutdown(timeout_seconds=self.rig.grace_seconds))
+            await self._step(lambda: vm.shutdown(timeout_seconds=self._grace_seconds))
 
     async def _step(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """Take a step, unless the life was cut short or has ended."""

@@ -210,9 +210,10 @@ class Rig:
     :ivar host: control of the host that answers.
     :ivar linux: options of a Linux VM that boots there; ``id`` and the like are the scenario's.
     :ivar windows: those of a Windows VM.
-    :ivar patience_seconds: how long a scenario may take. It fails then: something hangs.
-    :ivar grace_seconds: how long closing a VM waits for what hangs. Scenarios in which something hangs take
-        as long; what does not hang has to be done in it.
+    :ivar patience_seconds: how long a scenario may take. It fails then: something hangs. Closing a VM may
+        take half of it for each of its steps.
+    :ivar grace_seconds: the same where a call hangs on purpose that the closing waits for: the scenario takes
+        as long. What does not hang there has to be done in it.
     """
 
     backend: Backend

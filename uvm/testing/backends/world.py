@@ -32,6 +32,7 @@ __all__ = [
     "closed_at_the_end",
     "detach_disk",
     "everything",
+    "grace_of",
     "linux_options",
     "options_of",
     "resize_memory",
@@ -57,10 +58,15 @@ def linux_options(rig: Rig, **changes: Any) -> Options:
     return options_of(rig, "linux", **{"external_guest_connection": False, **changes})
 
 
+def grace_of(rig: Rig, *, hangs: bool = False) -> float:
+    """Give how long to wait for what has to end: that of the rig where something hangs on purpose."""
+    return rig.grace_seconds if hangs else rig.patience_seconds / 2
+
+
 @asynccontextmanager
 async def some_system(rig: Rig, options: Options | None = None) -> AsyncIterator[System]:
     """A system as UtilityVM creates it, not started; its guest is attended to."""
-    settings = Settings(None, None, rig.grace_seconds)
+    settings = Settings(None, None, grace_of(rig))
     _, system, traces = await create(options or linux_options(rig), rig.backend, settings)
     try:
         async with closed_at_the_end(system):
@@ -119,7 +125,7 @@ async def _close(system: System) -> None:
 async def running_vm(rig: Rig, os: str = "linux", **changes: Any) -> AsyncIterator[UtilityVM]:
     """A started UtilityVM."""
     created = UtilityVM.create(
-        options_of(rig, os, **changes), backend=rig.backend, close_grace_seconds=rig.patience_seconds / 2
+        options_of(rig, os, **changes), backend=rig.backend, close_grace_seconds=grace_of(rig)
     )
     async with created as vm:
         await vm.start()
