@@ -88,8 +88,8 @@ class Switchboard:
                 self._task_group.start_soon(self._carry_out, self._questions.popleft())
 
     def handles(self, system_id: str) -> list[int]:
-        """Give the handles that are open on a system."""
-        return [handle for handle, system in self._systems.items() if system.id == system_id]
+        """Give the handles that are open on a system. In any thread."""
+        return [handle for handle, system in self._systems.copy().items() if system.id == system_id]
 
     async def listen(self, runtime_id: str, service_id: str) -> FakeListener:
         """Listen for connections of the guest of a VM."""
