@@ -19,18 +19,18 @@ __all__ = ["write_tables"]
 
 #: Modules that draw how they work in their docstring; the drawing goes to a page of the module's name.
 _DRAWN = (
-    "uvm.arrival",
+    "uvm._vm.startup",
     "uvm.backends.hcs.calls",
-    "uvm.gcs.bridge",
-    "uvm.gcs.calls",
-    "uvm.gcs.connectedcontainer",
-    "uvm.gcs.connection",
-    "uvm.gcs.exits",
-    "uvm.gcs.processes",
-    "uvm.gcs.relayed",
-    "uvm.gcs.relayedcontainer",
-    "uvm.gcs.stdio",
-    "uvm.gcs.wire",
+    "uvm._gcs.bridge",
+    "uvm._gcs.calls",
+    "uvm._gcs.container",
+    "uvm._gcs.connection",
+    "uvm._gcs.exits",
+    "uvm._gcs.process",
+    "uvm._hcsguest.process",
+    "uvm._hcsguest.container",
+    "uvm._guest.stdio",
+    "uvm._wire.frames",
 )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from uvm.backends.base import FileInfo, HostInfo
-from uvm.document import (
+from uvm._document import (
     CreationPlan,
     files_to_look_at,
     plan_creation,
 )
+from uvm.backend import FileInfo, HostInfo
 from uvm.options import (
     BlockCIMBootFiles,
     LCOWOptions,

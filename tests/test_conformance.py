@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.__main__ import main
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake import Checks, FakeBackend
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 from uvm.testing.conformance import check_case, differences, load_cases

@@ -9,10 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uvm._guest.container import Container as Container
+    from uvm._guest.process import Process as Process
+    from uvm._guest.run import CompletedProcess as CompletedProcess
+    from uvm._guest.run import OutputLimitError as OutputLimitError
+    from uvm._guest.timeouts import GuestTimeouts as GuestTimeouts
+    from uvm._vm.layers import LCOWLayer as LCOWLayer
+    from uvm._vm.layers import WCOWLayer as WCOWLayer
+    from uvm._vm.vm import UtilityVM as UtilityVM
+    from uvm._vm.vm import VMState as VMState
+    from uvm.backend import Backend as Backend
+    from uvm.backend import Concurrency as Concurrency
+    from uvm.backend import HostInfo as HostInfo
     from uvm.backends import open_backend as open_backend
-    from uvm.backends.base import Backend as Backend
-    from uvm.backends.base import Concurrency as Concurrency
-    from uvm.backends.base import HostInfo as HostInfo
     from uvm.backends.fake import FakeBackend as FakeBackend
     from uvm.devices.scsi import DiskType as DiskType
     from uvm.devices.scsi import Mount as Mount
@@ -33,13 +42,6 @@ if TYPE_CHECKING:
     from uvm.errors import UVMError as UVMError
     from uvm.errors import VMExitedError as VMExitedError
     from uvm.errors import VMStateError as VMStateError
-    from uvm.gcs.container import Container as Container
-    from uvm.gcs.process import Process as Process
-    from uvm.gcs.run import CompletedProcess as CompletedProcess
-    from uvm.gcs.run import OutputLimitError as OutputLimitError
-    from uvm.gcs.timeouts import GuestTimeouts as GuestTimeouts
-    from uvm.layers import LCOWLayer as LCOWLayer
-    from uvm.layers import WCOWLayer as WCOWLayer
     from uvm.options import BlockCIMBootFiles as BlockCIMBootFiles
     from uvm.options import HvSocketService as HvSocketService
     from uvm.options import LCOWOptions as LCOWOptions
@@ -47,15 +49,13 @@ if TYPE_CHECKING:
     from uvm.options import RegistryValue as RegistryValue
     from uvm.options import VmbFSBootFiles as VmbFSBootFiles
     from uvm.options import WCOWOptions as WCOWOptions
-    from uvm.vm import UtilityVM as UtilityVM
-    from uvm.vm import VMState as VMState
 
 __version__ = "0.1.0"
 
 #: Per public name, the module that defines it.
 _HOMES = {
     "uvm.backends": ("open_backend",),
-    "uvm.backends.base": ("Backend", "Concurrency", "HostInfo"),
+    "uvm.backend": ("Backend", "Concurrency", "HostInfo"),
     "uvm.backends.fake": ("FakeBackend",),
     "uvm.devices.scsi": ("DiskType", "Mount"),
     "uvm.errors": (
@@ -77,11 +77,11 @@ _HOMES = {
         "VMExitedError",
         "VMStateError",
     ),
-    "uvm.gcs.container": ("Container",),
-    "uvm.gcs.process": ("Process",),
-    "uvm.gcs.run": ("CompletedProcess", "OutputLimitError"),
-    "uvm.gcs.timeouts": ("GuestTimeouts",),
-    "uvm.layers": ("LCOWLayer", "WCOWLayer"),
+    "uvm._guest.container": ("Container",),
+    "uvm._guest.process": ("Process",),
+    "uvm._guest.run": ("CompletedProcess", "OutputLimitError"),
+    "uvm._guest.timeouts": ("GuestTimeouts",),
+    "uvm._vm.layers": ("LCOWLayer", "WCOWLayer"),
     "uvm.options": (
         "BlockCIMBootFiles",
         "HvSocketService",
@@ -91,7 +91,7 @@ _HOMES = {
         "VmbFSBootFiles",
         "WCOWOptions",
     ),
-    "uvm.vm": ("UtilityVM", "VMState"),
+    "uvm._vm.vm": ("UtilityVM", "VMState"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

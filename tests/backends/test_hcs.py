@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from attrs import define, evolve, field
 
-from tests.fake.support import host_files
-from tests.hcs.harness import Host as Hosted
-from tests.hcs.harness import hosted, require_double
+from tests.backends.fake.support import host_files
+from tests.backends.hcs.harness import Host as Hosted
+from tests.backends.hcs.harness import hosted, require_double
 from uvm.backends.fake import FakeBackend
 from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.dlls import Library

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from tests.clocks import jumping_backends
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake import FakeBackend, FakeHostProcess, FakeListener, FakeStream, FakeSystem
 from uvm.errors import ExitStatus, HostError, NotSupportedError
 from uvm.testing.backends import SCENARIOS, Control, FakeHost, Host, Rig, Scenario

@@ -17,8 +17,9 @@ import anyio
 from tests.bench.figures import Figure, time_per_call
 from tests.bench.vms import LOOPS, OPTIONS, boot_files
 from uvm import FakeBackend, UtilityVM
-from uvm.gcs.wire import HostSide, Kind, Procedure
+from uvm._wire.frames import HostSide, Kind, Procedure
 from uvm.schema.gcs import HOST_CONTAINER_ID, ContainerModifySettingsRequest
+from uvm.schema.json import dumps
 
 __all__ = ["calls", "codec", "many_processes"]
 
@@ -48,7 +49,7 @@ def codec() -> Iterator[Figure]:
 
     def ask_and_read() -> int:
         body = ContainerModifySettingsRequest(container_id=HOST_CONTAINER_ID, request=request)
-        request_id, _ = host.request(Procedure.MODIFY_SETTINGS, body)
+        request_id, _ = host.request(Procedure.MODIFY_SETTINGS, dumps(body))
         return sum(1 for _ in host.receive(_HEADER.pack(answer_type, size, request_id) + _ANSWER))
 
     assert ask_and_read() == 1

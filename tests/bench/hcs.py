@@ -16,16 +16,16 @@ from typing import Any, Final
 
 import anyio
 
+from tests.backends.fake.support import host_files, lcow
+from tests.backends.hcs.double.build import NoCompilerError
+from tests.backends.hcs.double.control import the_double
+from tests.backends.hcs.harness import Host, hosted
+from tests.backends.hcs.resources import Resources
 from tests.bench.figures import Figure
 from tests.bench.memory import resident_bytes
 from tests.bench.vms import LOOPS, OPTIONS, boot_files
-from tests.fake.support import host_files, lcow
-from tests.hcs.double.build import NoCompilerError
-from tests.hcs.double.control import the_double
-from tests.hcs.harness import Host, hosted
-from tests.hcs.resources import Resources
 from uvm import FakeBackend, UtilityVM
-from uvm.backends.base import System
+from uvm.backend import System
 from uvm.backends.fake import Latency
 from uvm.schema.requests import MEMORY_SIZE_PATH
 

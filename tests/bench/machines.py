@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from tests.bench.figures import Figure, time_per_call
-from uvm.backends.base import FileInfo, HostInfo
+from uvm._document import files_to_look_at, plan_creation
+from uvm.backend import FileInfo, HostInfo
 from uvm.devices.base import OK, Change, Step
 from uvm.devices.ledger import Ledger
 from uvm.devices.scsi import LUNS_PER_CONTROLLER, Attachments, DiskKey
 from uvm.devices.slots import MIB
 from uvm.devices.vpmem import PackedLayers
-from uvm.document import files_to_look_at, plan_creation
 from uvm.options import LCOWOptions
 from uvm.schema.json import dumps
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS

@@ -10,8 +10,8 @@ import anyio
 
 from tests.bench.figures import Figure
 from uvm import FakeBackend, LCOWOptions, Mount, UtilityVM
+from uvm._buses.scsi import ScsiLease
 from uvm.backends.fake import FakeFiles, Latency
-from uvm.buses.scsi import ScsiLease
 
 __all__ = ["LOOPS", "OPTIONS", "boot_files", "disks_at_once", "lives"]
 

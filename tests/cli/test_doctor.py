@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from tests.backends.hcs.surroundings import BOOT_FILES, Imagined
 from tests.cli.conftest import Run
-from tests.hcs.surroundings import BOOT_FILES, Imagined
-from uvm.doctor import CHECKS, Examination, examine
+from uvm.cli.diagnosis import CHECKS, Examination, examine
 from uvm.errors import OptionsError
 
 not_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="Windows has more to say")

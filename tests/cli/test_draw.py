@@ -7,12 +7,12 @@ import io
 import pytest
 
 from tests.cli.support import Screen, paper
+from uvm._vm.statistics import VMMemory, VMStatistics
 from uvm.cli.draw import draw_devices, draw_pmem, draw_scsi, draw_statistics
 from uvm.cli.inventory import Adapter, Devices, Disk, PMemLayer, Root, Share
 from uvm.cli.requests import draw_request, summarize
 from uvm.cli.terminal import ASCII, UNICODE, Terminal
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
-from uvm.stats import VMMemory, VMStatistics
 
 MIB, GIB = 1 << 20, 1 << 30
 GUID = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"

@@ -9,10 +9,10 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.cli.support import LCOW, WCOW
+from uvm._vm.layers import LCOWLayer, WCOWLayer
 from uvm.cli.podfile import Container, MappedDirectory, read_pod_file
 from uvm.cli.sizes import format_size, parse_size
 from uvm.cli.tables import PodFileError
-from uvm.layers import LCOWLayer, WCOWLayer
 from uvm.options import (
     BlockCIMBootFiles,
     HvSocketService,

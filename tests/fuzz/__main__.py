@@ -69,7 +69,7 @@ def _each_in_its_process(seconds: int, corpus: Path | None) -> int:
 def _fuzz(target: str, seconds: int, corpus: Path | None) -> None:
     """Fuzz one target; never returns where atheris keeps its word."""
     atheris: Any = importlib.import_module("atheris")
-    with atheris.instrument_imports(include=["uvm.gcs", "uvm.schema"]):
+    with atheris.instrument_imports(include=["uvm._wire", "uvm._gcs", "uvm._guest", "uvm.schema"]):
         targets = importlib.import_module("tests.fuzz.targets")
     run: Callable[[bytes], None] = targets.TARGETS[target]
     findings = tempfile.mkdtemp(prefix=f"uvm-fuzz-{target}-")

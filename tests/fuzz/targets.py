@@ -12,8 +12,8 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
-from uvm.gcs.logs import MAX_ENTRY_BYTES, LogEntry, LogParser, LogText
-from uvm.gcs.wire import (
+from uvm._guest.logs import MAX_ENTRY_BYTES, LogEntry, LogParser, LogText
+from uvm._wire.frames import (
     HEADER_SIZE,
     MAX_MESSAGE_SIZE,
     NOTIFY_CONTAINER,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.fuzz.__main__ import CORPUS, NAMES
 from tests.fuzz.targets import TARGETS, split
-from uvm.gcs import wire
-from uvm.gcs.wire import FrameDecoder
+from uvm._wire import frames as wire
+from uvm._wire.frames import FrameDecoder
 
 FILES = sorted(path for path in CORPUS.glob("*/*") if path.is_file())
 

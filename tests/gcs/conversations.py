@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from uvm.gcs.wire import Procedure
+from uvm._wire.frames import Procedure
 from uvm.schema.gcs import ContainerNotification, RequestBase, ResponseBase
 
 #: The container that is spoken of.

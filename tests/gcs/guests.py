@@ -12,13 +12,13 @@ import anyio.abc
 from attrs import define, field
 
 from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest
-from uvm.backends.base import ByteStream, Listener
+from uvm._gcs.connection import GuestConnection
+from uvm._guest.timeouts import GuestTimeouts
+from uvm._wire.frames import Procedure, Request, parse
+from uvm._wire.ports import vsock_service_id
+from uvm.backend import ByteStream, Listener
 from uvm.backends.fake.streams import FakeStream, Switchboard
 from uvm.errors import VMExitedError
-from uvm.gcs.connection import GuestConnection
-from uvm.gcs.ports import vsock_service_id
-from uvm.gcs.timeouts import GuestTimeouts
-from uvm.gcs.wire import Procedure, Request, parse
 
 JSON = dict[str, Any]
 NULL_ID = "00000000-0000-0000-0000-000000000000"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.gcs.conversations import CONTAINER, Exchange, Said
-from uvm.gcs.wire import Procedure
+from uvm._wire.frames import Procedure
 from uvm.schema.common import Version
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import anyio
 import anyio.lowlevel
 
-from uvm.gcs.bridge import Bridge
-from uvm.gcs.wire import NOTIFY_CONTAINER, GuestSide, Kind, Request, encode, parse
+from uvm._gcs.bridge import Bridge
+from uvm._wire.frames import NOTIFY_CONTAINER, GuestSide, Kind, Request, encode, parse
 from uvm.schema.gcs import ContainerNotification
 
 JSON = dict[str, Any]
@@ -77,7 +77,7 @@ class Channel:
 
 
 class MemoryStream:
-    """One end of a stream in memory (:class:`~uvm.backends.base.ByteStream`).
+    """One end of a stream in memory (:class:`~uvm.backend.ByteStream`).
 
     :ivar closed: this end was closed.
     """

@@ -11,11 +11,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from uvm.backends.base import ByteStream
+from uvm._gcs.boot import MAX_PENDING_BYTES, forward_output, give_entropy
+from uvm._guest.logs import log_to
+from uvm.backend import ByteStream
 from uvm.backends.fake.streams import FakeListener, FakeStream, stream_pair
 from uvm.errors import VMExitedError
-from uvm.gcs.boot import MAX_PENDING_BYTES, forward_output, give_entropy
-from uvm.gcs.logs import log_to
 
 pytestmark = pytest.mark.anyio
 

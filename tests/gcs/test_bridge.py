@@ -16,6 +16,8 @@ from attrs import define, field
 
 from tests.clocks import jumping_backends
 from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest, no_greeting, serving
+from uvm._gcs.bridge import Bridge, Call
+from uvm._wire.frames import HEADER_SIZE, Kind, Procedure, WireError, encode, parse
 from uvm.errors import (
     AnswerLostError,
     BridgeClosedError,
@@ -24,8 +26,6 @@ from uvm.errors import (
     UnknownOutcomeError,
     UVMError,
 )
-from uvm.gcs.bridge import Bridge, Call
-from uvm.gcs.wire import HEADER_SIZE, Kind, Procedure, WireError, encode, parse
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
     ContainerCreateRequest,
@@ -356,7 +356,7 @@ async def test_what_came_before_the_broken_message_counts() -> None:
 
 
 async def test_a_guest_that_owes_too_many_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("uvm.gcs.bridge._MAX_UNWANTED", 3)
+    monkeypatch.setattr("uvm._gcs.bridge._MAX_UNWANTED", 3)
     guest = ScriptedGuest()
     async with serving(guest) as bridge:
         for _ in range(4):

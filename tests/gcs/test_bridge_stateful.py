@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest
+from uvm._gcs.bridge import Bridge, Call
+from uvm._wire.frames import Kind, Procedure, Request, encode, parse
 from uvm.errors import AnswerLostError, BridgeClosedError, GuestError, UnknownOutcomeError, UVMError
-from uvm.gcs.bridge import Bridge, Call
-from uvm.gcs.wire import Kind, Procedure, Request, encode, parse
 from uvm.schema.gcs import ResponseBase
 
 E_FAIL = 0x80004005

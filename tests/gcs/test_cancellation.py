@@ -11,12 +11,12 @@ import pytest
 
 import uvm
 from tests.gcs.support import PATIENCE_SECONDS
+from uvm._gcs.connection import GuestConnection
+from uvm._guest.specs import linux_container
+from uvm._wire.ports import FIRST_STDIO_PORT, vsock_service_id
 from uvm.backends.fake import FakeBackend
 from uvm.backends.fake.guestservice import GuestService
 from uvm.backends.fake.vm import FakeVM
-from uvm.gcs.connection import GuestConnection
-from uvm.gcs.ports import FIRST_STDIO_PORT, vsock_service_id
-from uvm.gcs.specs import linux_container
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,11 @@ import trio.testing
 
 from tests.gcs.guests import LINUX, NULL_ID, WINDOWS, Guest, Redial, Refusal, connected
 from tests.gcs.support import MemoryStream
-from uvm.backends.base import Guest as GuestProtocol
+from uvm._gcs.connection import GuestConnection
+from uvm._guest.access import GuestFeatures
+from uvm._guest.timeouts import GuestTimeouts
+from uvm._wire.frames import Procedure
+from uvm.backend import Guest as GuestProtocol
 from uvm.errors import (
     BridgeClosedError,
     GuestError,
@@ -21,10 +25,6 @@ from uvm.errors import (
     UnknownOutcomeError,
     VMStateError,
 )
-from uvm.gcs.connection import GuestConnection
-from uvm.gcs.link import GuestFeatures
-from uvm.gcs.timeouts import GuestTimeouts
-from uvm.gcs.wire import Procedure
 from uvm.schema.guest import TimeZoneInformation
 
 pytestmark = pytest.mark.anyio

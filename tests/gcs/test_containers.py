@@ -9,6 +9,11 @@ import anyio
 import pytest
 
 from tests.gcs.guests import LINUX, WINDOWS, Guest, Redial, Refusal, connected
+from uvm._gcs.connection import GuestConnection
+from uvm._guest.container import Container, ContainerExit
+from uvm._guest.specs import linux_container
+from uvm._guest.timeouts import GuestTimeouts
+from uvm._wire.frames import Procedure, WireError
 from uvm.errors import (
     BridgeClosedError,
     GuestError,
@@ -18,11 +23,6 @@ from uvm.errors import (
     UVMError,
     VMStateError,
 )
-from uvm.gcs.connection import GuestConnection
-from uvm.gcs.container import Container, ContainerExit
-from uvm.gcs.specs import linux_container
-from uvm.gcs.timeouts import GuestTimeouts
-from uvm.gcs.wire import Procedure, WireError
 from uvm.schema.container import Container as ContainerDocument
 from uvm.schema.container import GuestOs, HostedSystem
 from uvm.schema.gcs import LinuxHostedSystem
@@ -255,7 +255,7 @@ async def test_the_unread_output_of_a_container_is_dropped_when_it_is_closed(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The Linux guest tells of the exit only once the output was read, or closed.
-    monkeypatch.setattr("uvm.gcs.container.STREAM_GRACE_SECONDS", 0.01)
+    monkeypatch.setattr("uvm._guest.container.STREAM_GRACE_SECONDS", 0.01)
     async with connected(guest) as connection:
 
         async def end() -> None:
@@ -310,8 +310,8 @@ async def test_once_the_connection_is_closed_releasing_a_container_succeeds_at_o
 async def test_a_container_that_does_not_end_is_reported(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("uvm.gcs.container.STREAM_GRACE_SECONDS", 0.0)
-    monkeypatch.setattr("uvm.gcs.container.CLOSE_SECONDS", 0.0)
+    monkeypatch.setattr("uvm._guest.container.STREAM_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("uvm._guest.container.CLOSE_SECONDS", 0.0)
     async with connected(guest) as connection:
         container = await created(connection)
         await container.open_init()

@@ -11,6 +11,13 @@ import anyio.lowlevel
 import pytest
 
 from tests.gcs.guests import LINUX, NULL_ID, WINDOWS, Answer, Answerer, Guest, Redial, Refusal, connected
+from uvm._gcs.connection import GuestConnection
+from uvm._guest.process import Process
+from uvm._guest.run import CompletedProcess, OutputLimitError
+from uvm._guest.stdio import StreamBrokenError
+from uvm._guest.timeouts import GuestTimeouts
+from uvm._wire.frames import Procedure
+from uvm._wire.ports import FIRST_STDIO_PORT, vsock_service_id
 from uvm.errors import (
     AnswerLostError,
     BridgeClosedError,
@@ -19,13 +26,6 @@ from uvm.errors import (
     OptionsError,
     UnknownOutcomeError,
 )
-from uvm.gcs.connection import GuestConnection
-from uvm.gcs.ports import FIRST_STDIO_PORT, vsock_service_id
-from uvm.gcs.process import Process
-from uvm.gcs.run import CompletedProcess, OutputLimitError
-from uvm.gcs.stdio import StreamBrokenError
-from uvm.gcs.timeouts import GuestTimeouts
-from uvm.gcs.wire import Procedure
 
 pytestmark = pytest.mark.anyio
 

@@ -12,11 +12,11 @@ import anyio
 import anyio.abc
 import pytest
 
+from uvm._gcs.unix import _Sockets, connect_unix, listen_unix
+from uvm._guest.timeouts import GuestTimeouts
+from uvm._wire.frames import GuestSide, Procedure, parse
+from uvm._wire.ports import LINUX_GCS_PORT
 from uvm.errors import BridgeClosedError, HostPathError, NotSupportedError
-from uvm.gcs.ports import LINUX_GCS_PORT
-from uvm.gcs.timeouts import GuestTimeouts
-from uvm.gcs.unix import _Sockets, connect_unix, listen_unix
-from uvm.gcs.wire import GuestSide, Procedure, parse
 
 pytestmark = [
     pytest.mark.anyio,
@@ -190,7 +190,7 @@ async def test_a_connection_that_broke_is_made_again_where_there_is_time_for_it(
 async def test_a_guest_that_starts_again_is_connected_to_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("uvm.gcs.unix.REDIAL_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("uvm._gcs.unix.REDIAL_PAUSE_SECONDS", 0.0)
     started, restart = anyio.Event(), anyio.Event()
 
     async def live_twice() -> None:

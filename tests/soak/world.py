@@ -9,7 +9,7 @@ from typing import Any, Final
 from attrs import evolve
 
 import uvm
-from uvm.backends.base import HCS_CONCURRENCY, Concurrency, HostInfo
+from uvm.backend import HCS_CONCURRENCY, Concurrency, HostInfo
 from uvm.backends.fake import FakeBackend, FakeFiles
 from uvm.devices.slots import MIB
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions

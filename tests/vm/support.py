@@ -14,12 +14,12 @@ import trio.testing
 from attrs import define, field
 
 import uvm
-from uvm.backends.base import Concurrency
+from uvm._buses import _DRIVERS
+from uvm._buses.driver import Driver
+from uvm._document import CreationPlan
+from uvm._guest.timeouts import GuestTimeouts
+from uvm.backend import Concurrency
 from uvm.backends.fake import Checks, Entry, FakeBackend, FakeFiles, FakeGuest, Gate
-from uvm.buses import _DRIVERS
-from uvm.buses.driver import Driver
-from uvm.document import CreationPlan
-from uvm.gcs.timeouts import GuestTimeouts
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
 
 MIB = 1 << 20

@@ -26,8 +26,8 @@ from tests.vm.support import (
     running,
     wcow,
 )
-from uvm.backends.base import HostInfo
-from uvm.document import CreationPlan
+from uvm._document import CreationPlan
+from uvm.backend import HostInfo
 from uvm.errors import (
     AccessDeniedError,
     AlreadyReleasedError,

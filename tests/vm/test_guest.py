@@ -15,7 +15,9 @@ from tests.clocks import jumping_backends
 from tests.vm import support as host
 from tests.vm.audit import check_at_rest
 from tests.vm.support import Attempt, host_backend, lcow, quiet, running, wcow
-from uvm.backends.base import ByteStream
+from uvm._guest.process import Process
+from uvm._guest.timeouts import GuestTimeouts
+from uvm.backend import ByteStream
 from uvm.backends.fake import FakeBackend, FakeProcess, GuestService
 from uvm.errors import (
     AlreadyReleasedError,
@@ -27,8 +29,6 @@ from uvm.errors import (
     UnknownOutcomeError,
     VMExitedError,
 )
-from uvm.gcs.process import Process
-from uvm.gcs.timeouts import GuestTimeouts
 
 pytestmark = pytest.mark.anyio
 

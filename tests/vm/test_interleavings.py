@@ -25,10 +25,10 @@ from tests.vm import support as host
 from tests.vm.audit import check_at_rest
 from tests.vm.orders import Choose, run_example
 from tests.vm.support import Running, quiet, running
-from uvm.backends.base import HCS_CONCURRENCY, Concurrency
+from uvm._document import CreationPlan
+from uvm.backend import HCS_CONCURRENCY, Concurrency
 from uvm.backends.fake import Call, Gate, Parked
 from uvm.devices.vsmb import guest_path
-from uvm.document import CreationPlan
 from uvm.errors import AlreadyReleasedError, UVMError, VMExitedError
 
 Acquire = Callable[[Running], Awaitable[Any]]

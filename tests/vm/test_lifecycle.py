@@ -28,6 +28,7 @@ from tests.vm.support import (
     running,
     wcow,
 )
+from uvm._guest.timeouts import GuestTimeouts
 from uvm.backends.fake import FakeBackend, FakeSystem
 from uvm.errors import (
     BridgeClosedError,
@@ -38,7 +39,6 @@ from uvm.errors import (
     VMExitedError,
     VMStateError,
 )
-from uvm.gcs.timeouts import GuestTimeouts
 from uvm.options import BlockCIMBootFiles
 
 pytestmark = pytest.mark.anyio

@@ -14,11 +14,11 @@ from attrs import define, field
 import uvm
 from tests.clocks import jumping_backends
 from tests.vm.support import DISK, OPTIONS, REDIALS, host_backend, lcow, quiet, running, wcow
-from uvm.backends.base import ByteStream
+from uvm._guest.timeouts import GuestTimeouts
+from uvm._wire.ports import vsock_service_id
+from uvm.backend import ByteStream
 from uvm.backends.fake import FakeBackend, FakeListener
 from uvm.backends.fake.streams import FakeStream
-from uvm.gcs.ports import vsock_service_id
-from uvm.gcs.timeouts import GuestTimeouts
 
 pytestmark = pytest.mark.anyio
 

@@ -1,7 +1,7 @@
 """The test suite on Windows CPython, under Wine: ``make test-windows``. On Debian, installs what that takes.
 
-``tests/hcs`` runs on the oldest and on the newest Python, whose sockets differ; all the rest on one of them,
-some runs at a time.
+``tests/backends/hcs`` runs on the oldest and on the newest Python, whose sockets differ; all the rest on one
+of them, some runs at a time.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ REST = ("tests", "docs", "README.md")
 # The longest first. The compiler is on this side, and may be new here.
 RUNS = (
     Run("tests/backends, 3.13", ("tests/backends",), "3.13"),
-    Run("the rest, 3.13", (*REST, "--ignore=tests/backends", "--ignore=tests/hcs"), "3.13"),
-    Run("tests/hcs, 3.11", ("tests/hcs",), "3.11"),
-    Run("tests/hcs, 3.13", ("tests/hcs",), "3.13"),
-    Run("declarations, mingw-w64", ("tests/hcs/test_declarations.py",)),
+    Run("the rest, 3.13", (*REST, "--ignore=tests/backends", "--ignore=tests/backends/hcs"), "3.13"),
+    Run("tests/backends/hcs, 3.11", ("tests/backends/hcs",), "3.11"),
+    Run("tests/backends/hcs, 3.13", ("tests/backends/hcs",), "3.13"),
+    Run("declarations, mingw-w64", ("tests/backends/hcs/test_declarations.py",)),
 )
 
 

@@ -1,4 +1,4 @@
-"""Runs Windows CPython under Wine, in the checkout: ``python -m tests.windows.run -- -m pytest tests/hcs``.
+"""Run Windows CPython under Wine: ``python -m tests.windows.run -- -m pytest tests/backends/hcs``.
 
 Everything after ``--`` goes to ``python.exe``, whose exit status becomes this one's; 124 if it took too long.
 The stand-ins of the DLLs are built first, where there is a compiler for them.
@@ -53,7 +53,7 @@ def _double() -> dict[str, str]:
     """Build the double, and say where it is: there is no compiler on the Windows side."""
     if not shutil.which(COMPILER):
         return {}
-    command = [sys.executable, "-m", "tests.hcs.double.build", "windows"]
+    command = [sys.executable, "-m", "tests.backends.hcs.double.build", "windows"]
     built = subprocess.run(command, cwd=setup.CHECKOUT, check=False, capture_output=True, text=True)
     if built.returncode:
         raise setup.SetupError(f"the double cannot be built\n{built.stderr}")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
+from collections.abc import Callable
 
-from uvm.backends.base import Backend, backend_factory
+from uvm.backend import Backend
 from uvm.backends.hcs.availability import absence
+from uvm.errors import NotSupportedError, OptionsError
 
-__all__ = ["open_backend"]
+__all__ = ["backend_factory", "backend_names", "open_backend"]
 
 _log = logging.getLogger("uvm")
+
+_ENTRY_POINTS = "uvm.backends"
+_BUILT_IN = {"fake": "uvm.backends.fake:FakeBackend", "hcs": "uvm.backends.hcs.backend:HCSBackend"}
 
 
 def open_backend(name: str | None = None) -> Backend:
@@ -30,3 +36,30 @@ def open_backend(name: str | None = None) -> Backend:
         return backend_factory("fake")()
     _log.info("backend hcs: this is Windows with HCS")
     return backend_factory("hcs")()
+
+
+def backend_names() -> list[str]:
+    """Name the backends that :func:`backend_factory` knows: the built-in ones and the plugins."""
+    plugins = importlib.metadata.entry_points(group=_ENTRY_POINTS)
+    return sorted({*_BUILT_IN, *(p.name for p in plugins)})
+
+
+def backend_factory(name: str) -> Callable[[], Backend]:
+    """Find a backend by name, built in or from an installed package's ``uvm.backends`` entry point.
+
+    :raises OptionsError: nobody registered that name.
+    :raises NotSupportedError: the backend cannot be imported here.
+    """
+    target = _BUILT_IN.get(name)
+    point = (
+        importlib.metadata.EntryPoint(name, target, _ENTRY_POINTS)
+        if target
+        else next(iter(importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name)), None)
+    )
+    if point is None:
+        raise OptionsError(f"no backend is called {name!r}; there are: {', '.join(backend_names())}")
+    try:
+        factory: Callable[[], Backend] = point.load()
+    except ImportError as e:
+        raise NotSupportedError(f"the backend {name!r} cannot be used here: {e}") from e
+    return factory

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Final
 
+from uvm.cli.diagnosis import Examination, Result, examine
 from uvm.cli.terminal import Style, Terminal
-from uvm.doctor import Examination, Result, examine
 
 __all__ = ["tell"]
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, groupby, product
 from typing import Final
 
+from uvm._vm.statistics import VMStatistics
 from uvm.cli.inventory import Adapter, Devices, Disk, PMemLayer, Root, Share
 from uvm.cli.requests import offset, shorten
 from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Style, Terminal
 from uvm.devices.scsi import LUNS_PER_CONTROLLER
-from uvm.stats import VMStatistics
 
 __all__ = ["draw_devices", "draw_pmem", "draw_scsi", "draw_statistics"]
 

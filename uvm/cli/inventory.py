@@ -7,12 +7,12 @@ from typing import Any
 
 from attrs import frozen
 
+from uvm._vm.vm import UtilityVM
 from uvm.devices.base import EntrySnapshot, LedgerSnapshot
 from uvm.devices.slots import LARGEST_REGION_BYTES, MIB, Regions
 from uvm.devices.vpmem import Mapping as Region
 from uvm.devices.vpmem import layer_path
 from uvm.devices.vsmb import guest_path
-from uvm.vm import UtilityVM
 
 __all__ = ["Adapter", "Devices", "Disk", "PMemLayer", "Root", "Share", "devices_of"]
 

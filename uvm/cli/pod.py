@@ -10,11 +10,15 @@ from pathlib import Path
 import anyio
 from attrs import define, field
 
+from uvm._buses.directories import SharedLease
+from uvm._buses.network import NamespaceLease
+from uvm._guest.run import CompletedProcess
+from uvm._guest.stdio import ProcessOutput
+from uvm._vm.layers import RootFileSystem
+from uvm._vm.vm import UtilityVM
+from uvm.backend import Backend
 from uvm.backends import open_backend
-from uvm.backends.base import Backend
 from uvm.backends.fake import Entry, FakeBackend, FakeFiles, Latency
-from uvm.buses.directories import SharedLease
-from uvm.buses.network import NamespaceLease
 from uvm.cli.draw import draw_devices, draw_statistics
 from uvm.cli.errors import printable
 from uvm.cli.inventory import devices_of
@@ -24,10 +28,6 @@ from uvm.cli.sizes import format_size
 from uvm.cli.tables import PodFileError
 from uvm.cli.terminal import Terminal
 from uvm.errors import HostError
-from uvm.gcs.run import CompletedProcess
-from uvm.gcs.stdio import ProcessOutput
-from uvm.layers import RootFileSystem
-from uvm.vm import UtilityVM
 
 __all__ = ["make_host", "run_pod", "run_pod_file"]
 

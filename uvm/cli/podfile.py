@@ -12,9 +12,9 @@ from uuid import UUID
 import attrs
 from attrs import Factory, frozen
 
-from uvm.backends.base import JSON, HostInfo
+from uvm._vm.layers import LCOWLayer, WCOWLayer
+from uvm.backend import JSON, HostInfo
 from uvm.cli.tables import PodFileError, Table, make
-from uvm.layers import LCOWLayer, WCOWLayer
 from uvm.options import (
     BlockCIMBootFiles,
     HvSocketService,

@@ -9,9 +9,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from uvm.cli.sizes import format_size
-from uvm.cli.terminal import Style, Terminal
-from uvm.gcs.ports import (
+from uvm._wire.ports import (
     LINUX_ENTROPY_PORT,
     LINUX_GCS_PORT,
     LINUX_LOG_PORT,
@@ -21,6 +19,8 @@ from uvm.gcs.ports import (
     vsock_port,
     vsock_service_id,
 )
+from uvm.cli.sizes import format_size
+from uvm.cli.terminal import Style, Terminal
 from uvm.schema.gcs import HOST_CONTAINER_ID
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 

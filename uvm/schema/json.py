@@ -67,8 +67,15 @@ def from_json(cls: type[T], value: Any, *, forbid_extra: bool = False) -> T:
 
 
 def dumps(value: Any) -> str:
-    """Give a model, or a JSON value that may hold models, as compact JSON text."""
-    return _encode(value)
+    """Return a model, or a JSON value that may hold models, as compact JSON text.
+
+    :raises TypeError: the value holds what JSON has no form for.
+    :raises ValueError: it holds a number that is not finite, or nests too deeply.
+    """
+    try:
+        return _encode(value)
+    except RecursionError:
+        raise ValueError("the value nests too deeply, or holds itself") from None
 
 
 def _fields(model: Any) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
-from uvm.backends.base import HCS_CONCURRENCY, FileInfo, HostInfo
+from uvm._document import files_to_look_at, plan_creation
+from uvm.backend import HCS_CONCURRENCY, FileInfo, HostInfo
 from uvm.backends.fake import FakeBackend
-from uvm.document import files_to_look_at, plan_creation
 from uvm.errors import UVMError
 from uvm.options import from_hcsshim
 from uvm.testing.replay import Replay, StepResult

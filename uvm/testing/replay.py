@@ -13,14 +13,14 @@ from typing import Any
 
 from attrs import Factory, define, evolve, frozen
 
+from uvm._buses.lease import Lease
+from uvm._document import CreationPlan
+from uvm._vm.vm import UtilityVM
 from uvm.backends.fake import Checks, FakeBackend
-from uvm.buses.lease import Lease
 from uvm.devices.scsi import DiskType, Mount
-from uvm.document import CreationPlan
 from uvm.errors import NotAttachedError, UVMError
 from uvm.options import HvSocketService, LCOWOptions, WCOWOptions, from_hcsshim
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
-from uvm.vm import UtilityVM
 
 __all__ = ["Replay", "ScriptError", "StepResult"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uvm.backends.base import VM_GROUP, AccessMask
+from uvm.backend import VM_GROUP, AccessMask
 from uvm.backends.fake.files import FakeFiles
 from uvm.backends.fake.hresult import ERROR_FILE_NOT_FOUND
 from uvm.errors import HostError

@@ -8,7 +8,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 from uuid import UUID
 
-from uvm.backends.base import JSON, VM_GROUP, AccessMask, HostInfo
+from uvm.backend import JSON, VM_GROUP, AccessMask, HostInfo
 from uvm.backends.fake.access import AccessTable
 from uvm.backends.fake.calls import copy_json
 from uvm.backends.fake.clock import FakeClock
@@ -43,7 +43,7 @@ _FILTERS = {"Ids": "Id", "Names": "Name", "Types": "SystemType", "Owners": "Owne
 
 
 class FakeBackend:
-    """A hypervisor host in memory (:class:`~uvm.backends.base.Backend`).
+    """A hypervisor host in memory (:class:`~uvm.backend.Backend`).
 
     It refuses what HCS refuses, with the same result codes, and the same calls always give the same answers.
 

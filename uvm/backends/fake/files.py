@@ -13,7 +13,7 @@ from typing import Literal
 
 from attrs import define
 
-from uvm.backends.base import FileInfo
+from uvm.backend import FileInfo
 from uvm.backends.fake.hresult import ERROR_SHARING_VIOLATION
 from uvm.errors import HostError, HostPathError
 
@@ -41,7 +41,7 @@ class _Opens:
 
 
 class FakeFiles:
-    """The host's files (:class:`~uvm.backends.base.HostFiles`), and the calls that set them up.
+    """The host's files (:class:`~uvm.backend.HostFiles`), and the calls that set them up.
 
     :param flavour: ``"windows"`` or ``"posix"``.
     :param permissive: every path that was neither added nor deleted is a file of 1 MiB.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from attrs import define, field, frozen
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.host import Checks
 from uvm.backends.fake.hresult import GUEST_INVALID_JSON
 from uvm.backends.fake.tree import DeviceTree

@@ -6,7 +6,7 @@ from typing import Literal
 
 from attrs import Factory, define, evolve, frozen
 
-from uvm.backends.base import HostInfo
+from uvm.backend import HostInfo
 from uvm.backends.fake.access import AccessTable
 from uvm.backends.fake.files import FakeFiles
 from uvm.backends.fake.hresult import (

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 from attrs import define, field
 
-from uvm.backends.base import JSON
+from uvm._async import Flag
+from uvm._guest.specs import execute_settings
+from uvm._wire.frames import Procedure
+from uvm._wire.ports import vsock_service_id
+from uvm.backend import JSON
 from uvm.backends.fake.hresult import (
     ERROR_NOT_FOUND,
     HCS_E_INVALID_JSON,
@@ -21,9 +25,6 @@ from uvm.backends.fake.hresult import (
 )
 from uvm.backends.fake.streams import FakeListener, FakeStream
 from uvm.errors import GuestError, HostError
-from uvm.gcs.ports import vsock_service_id
-from uvm.gcs.specs import execute_settings
-from uvm.gcs.wire import Procedure
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
     ExecuteProcessRequest,
@@ -41,7 +42,6 @@ from uvm.schema.process import (
     SignalProcessOptionsLCOW,
     SignalProcessOptionsWCOW,
 )
-from uvm.structured import Flag
 
 if TYPE_CHECKING:
     from uvm.backends.fake.vm import FakeVM

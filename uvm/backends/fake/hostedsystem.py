@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 import anyio
 from attrs import define, field
 
-from uvm.backends.base import JSON
+from uvm._async import Flag
+from uvm._wire.frames import Procedure, parse
+from uvm.backend import JSON
 from uvm.backends.fake.calls import Call, To
 from uvm.backends.fake.guestservice.containers import LinuxContainer
 from uvm.backends.fake.hosted import HostedProcess, find_hosted, relayed, start_hosted
@@ -28,7 +30,6 @@ from uvm.backends.fake.hresult import (
 from uvm.backends.fake.streams import FakeListener
 from uvm.backends.fake.system import FakeSystem, copied
 from uvm.errors import ExitStatus, HostError
-from uvm.gcs.wire import Procedure, parse
 from uvm.schema import properties as schema
 from uvm.schema.gcs import (
     ContainerCreateRequest,
@@ -39,7 +40,6 @@ from uvm.schema.gcs import (
 )
 from uvm.schema.json import dumps, from_json, to_json
 from uvm.schema.system import ComputeSystem
-from uvm.structured import Flag
 
 if TYPE_CHECKING:
     from uvm.backends.fake.backend import FakeBackend
@@ -233,7 +233,7 @@ class HostedSystem:
 
 
 class FakeHostedSystem(FakeSystem):
-    """A handle on a container that HCS hosts in a VM (:class:`~uvm.backends.base.System`).
+    """A handle on a container that HCS hosts in a VM (:class:`~uvm.backend.System`).
 
     The journal has its calls under the VM, with the container's id as the resource. What only virtual
     machines do is refused with ERROR_NOT_SUPPORTED.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 import anyio.lowlevel
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.calls import To, copy_json
 from uvm.backends.fake.hosted import HostedProcess
 from uvm.backends.fake.hresult import E_HANDLE, HCS_E_INVALID_JSON
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class FakeHostProcess:
-    """A handle on a process (:class:`~uvm.backends.base.HostProcess`).
+    """A handle on a process (:class:`~uvm.backend.HostProcess`).
 
     Every call but :attr:`pid` and the streams is refused with E_HANDLE once the handle is closed. As over any
     connection, a Linux guest finds no process outside of its containers when it is asked to signal one, or to

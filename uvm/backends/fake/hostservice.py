@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from uvm.backends.base import JSON, HostInfo
+from uvm.backend import JSON, HostInfo
 from uvm.backends.fake.hresult import HCS_E_INVALID_JSON
 from uvm.backends.fake.properties import host_processors
 from uvm.backends.fake.vm import FakeVM

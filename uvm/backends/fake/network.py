@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.calls import copy_json
 from uvm.backends.fake.exchange import Exchange
 from uvm.backends.fake.hresult import (
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class FakeNetwork:
-    """The host's networks (:class:`~uvm.backends.base.HostNetwork`), and the calls that set them up.
+    """The host's networks (:class:`~uvm.backend.HostNetwork`), and the calls that set them up.
 
     A namespace that is not there is ERROR_NOT_FOUND: HCN has no code of its own for it.
     """

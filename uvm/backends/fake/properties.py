@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from uvm.backends.base import JSON, HostInfo
+from uvm.backend import JSON, HostInfo
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.hresult import HCS_E_INVALID_JSON
 from uvm.backends.fake.vm import FakeVM

@@ -115,7 +115,7 @@ def _wake(line: list[anyio.Event]) -> None:
 
 
 class FakeStream:
-    """One end of a connection (:class:`~uvm.backends.base.ByteStream`).
+    """One end of a connection (:class:`~uvm.backend.ByteStream`).
 
     Its errors are those of anyio's streams: :class:`anyio.ClosedResourceError` where this end was closed,
     :class:`anyio.BrokenResourceError` for sending to an end that was, :class:`anyio.EndOfStream`.
@@ -218,7 +218,7 @@ def stream_pair(on_close: Callable[[FakeStream], None]) -> tuple[FakeStream, Fak
 
 
 class FakeListener:
-    """Where the guest of one VM dials in (:class:`~uvm.backends.base.Listener`)."""
+    """Where the guest of one VM dials in (:class:`~uvm.backend.Listener`)."""
 
     __slots__ = ("_callers", "_dialled", "_end", "_on_close", "service_id")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 import anyio.lowlevel
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.calls import Call, To, copy_json
 from uvm.backends.fake.hosted import HostedProcess, find_hosted, start_hosted
 from uvm.backends.fake.hostprocess import FakeHostProcess
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class FakeSystem:
-    """A handle on a compute system (:class:`~uvm.backends.base.System`).
+    """A handle on a compute system (:class:`~uvm.backend.System`).
 
     Every call but :attr:`id` and :attr:`runtime_id` is refused with E_HANDLE once the handle is closed.
 

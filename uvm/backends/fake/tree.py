@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final, TypeVar
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.devices.adapters import AdapterKind
 from uvm.backends.fake.devices.passthrough import PciKind, PipeKind
 from uvm.backends.fake.devices.ports import ComPortKind, SocketKind

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from attrs import define, field
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.guest import FakeGuest, GuestRequest, Handler, Mount
 from uvm.backends.fake.hresult import (

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from uvm.backends.base import JSON, VM_GROUP, AccessMask, HostFiles, HostInfo, HostNetwork
+from uvm.backend import JSON, VM_GROUP, AccessMask, HostFiles, HostInfo, HostNetwork
 from uvm.backends.hcs.calls import ComputeService
 from uvm.backends.hcs.host import Host
 from uvm.backends.hcs.network import HCSNetwork
@@ -24,7 +24,7 @@ __all__ = ["HCSBackend"]
 
 
 class HCSBackend:
-    """A Windows host with Hyper-V (:class:`~uvm.backends.base.Backend`), through computecore.dll.
+    """A Windows host with Hyper-V (:class:`~uvm.backend.Backend`), through computecore.dll.
 
     :param parts: in place of Windows's own, which by default are loaded here.
     :raises NotSupportedError: this machine lacks something that is needed; the message says what.

@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 from attrs import frozen
 
-from uvm.backends.base import ByteStream
+from uvm.backend import ByteStream
 from uvm.backends.hcs import winsock
 from uvm.backends.hcs.pipes import DescriptorPipes, NamedPipes, Pipes
 from uvm.backends.hcs.sockets import SocketListener, Sockets

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from uvm.backends.base import AccessMask, HostFiles, HostInfo
+from uvm.backend import AccessMask, HostFiles, HostInfo
 
 __all__ = ["Machine", "WorkingSet"]
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Final, TypeVar
 from uuid import UUID
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.hcs.dlls import CData, ComputeNetwork, Library
 from uvm.backends.hcs.text import (
     HCS_E_INVALID_JSON,
@@ -34,7 +34,7 @@ _QUERY: Final[JSON] = {"SchemaVersion": {"Major": 2, "Minor": 0}}
 
 
 class HCSNetwork:
-    """The networks of a Windows host (:class:`~uvm.backends.base.HostNetwork`).
+    """The networks of a Windows host (:class:`~uvm.backend.HostNetwork`).
 
     HCN has no operations: each call blocks, so it goes to the thread pool. What one of these methods does, it
     does in one go there, and it closes what it opened.

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import anyio
 import anyio.lowlevel
 
-from uvm.backends.base import ByteStream
+from uvm.backend import ByteStream
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.iocp import CompletionPort, Operation
 from uvm.backends.hcs.sockets import PIECE_BYTES, Sockets
@@ -39,7 +39,7 @@ class Pipes(Protocol):
 
 
 class PipeStream:
-    """One end of a named pipe (:class:`~uvm.backends.base.ByteStream`), with the errors of ``SocketStream``.
+    """One end of a named pipe (:class:`~uvm.backend.ByteStream`), with the errors of ``SocketStream``.
 
     A read or a write, once begun, goes on where its task is cancelled: what comes is kept for the next
     ``receive``, and the next ``send`` waits for what is under way.

@@ -8,7 +8,7 @@ from typing import Final
 import anyio
 from attrs import frozen
 
-from uvm.backends.base import JSON, ByteStream
+from uvm.backend import JSON, ByteStream
 from uvm.backends.hcs.calls import HCS_E_SERVICE_DISCONNECT, SERVICE_DISCONNECT
 from uvm.backends.hcs.dlls import CData, OperationHandle, ProcessHandle, SystemHandle
 from uvm.backends.hcs.handles import E_HANDLE, Handle
@@ -48,7 +48,7 @@ class _Information:
 
 
 class HCSProcess:
-    """A process in a guest (:class:`~uvm.backends.base.HostProcess`)."""
+    """A process in a guest (:class:`~uvm.backend.HostProcess`)."""
 
     def __init__(
         self, host: Host, system_id: str, handle: Handle[ProcessHandle], information: _Information

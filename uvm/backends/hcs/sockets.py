@@ -36,7 +36,7 @@ class Endpoint(HasFileno, Protocol):
 
 
 class SocketStream:
-    """A connection (:class:`~uvm.backends.base.ByteStream`) with anyio's errors.
+    """A connection (:class:`~uvm.backend.ByteStream`) with anyio's errors.
 
     :class:`anyio.ClosedResourceError` after :meth:`aclose`, :class:`anyio.BrokenResourceError` where the
     connection broke, its cause the OSError; :class:`anyio.BusyResourceError` for a second task that receives,
@@ -129,7 +129,7 @@ class SocketStream:
 
 
 class SocketListener:
-    """Where somebody dials in (:class:`~uvm.backends.base.Listener`).
+    """Where somebody dials in (:class:`~uvm.backend.Listener`).
 
     :param accept: accepts a connection from a non-blocking socket and gives it, non-blocking.
     :param stream: makes a stream of it.

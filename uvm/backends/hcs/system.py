@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 import anyio
 
-from uvm.backends.base import JSON, HostProcess, Listener
+from uvm.backend import JSON, HostProcess, Listener
 from uvm.backends.hcs.calls import HCS_E_SERVICE_DISCONNECT, SERVICE_DISCONNECT
 from uvm.backends.hcs.dlls import CData, OperationHandle, SystemHandle
 from uvm.backends.hcs.handles import E_HANDLE, Handle
@@ -40,7 +40,7 @@ _Call = Callable[[SystemHandle, OperationHandle, CData], int]
 
 
 class HCSSystem:
-    """A handle on a compute system (:class:`~uvm.backends.base.System`).
+    """A handle on a compute system (:class:`~uvm.backend.System`).
 
     Every call but :attr:`id` and :attr:`runtime_id` is refused with E_HANDLE once the handle is closed.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from uvm.backends.base import ByteStream, Listener
+from uvm.backend import ByteStream, Listener
 
 __all__ = ["GuestListener", "Transport"]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from attrs import frozen
 
+from uvm._vm.vm import UtilityVM
 from uvm.backends.fake import FakeGuest, FakeVM, LinuxGuest, WindowsGuest
 from uvm.devices.base import EntrySnapshot
 from uvm.devices.scsi import MountPlace
 from uvm.devices.vpmem import Mapping, layer_path
-from uvm.vm import UtilityVM
 
 __all__ = ["Audit", "audit", "guest_is_gone", "place"]
 

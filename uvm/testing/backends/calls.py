@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from uvm.backends.base import System
+from uvm.backend import System
 from uvm.errors import HostError, UnknownOutcomeError, UVMError
 from uvm.testing.backends.checks import Attempt, check, equal, refused
 from uvm.testing.backends.rig import Control, Rig

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
-from uvm.backends.base import JSON, ByteStream
+from uvm._vm.vm import UtilityVM
+from uvm.backend import JSON, ByteStream
 from uvm.backends.fake import Call, FakeBackend, Rule
 from uvm.backends.fake.faults import Action
 from uvm.backends.fake.rules import Matching
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
 from uvm.testing.backends.audit import audit
 from uvm.testing.backends.rig import E_FAIL, Control, HeldCalls, Host, HostCall, Network
-from uvm.vm import UtilityVM
 
 __all__ = ["FakeHost"]
 

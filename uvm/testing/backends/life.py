@@ -8,12 +8,12 @@ from typing import Literal, Protocol, TypeVar
 import anyio
 from attrs import define, field, frozen
 
+from uvm._vm.layers import WCOWLayer
+from uvm._vm.vm import UtilityVM, VMState
 from uvm.devices.scsi import Mount
-from uvm.layers import WCOWLayer
 from uvm.testing.backends.checks import equal, until
 from uvm.testing.backends.rig import Rig
 from uvm.testing.backends.world import grace_of, options_of
-from uvm.vm import UtilityVM, VMState
 
 __all__ = ["KINDS", "Kind", "Life", "at_rest", "devices", "put_things"]
 

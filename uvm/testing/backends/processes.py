@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from uvm.backends.base import BROKEN_STREAM, JSON, HostProcess, System
+from uvm.backend import BROKEN_STREAM, JSON, HostProcess, System
 from uvm.errors import HostError
 from uvm.testing.backends.checks import Attempt, check, equal, raises, refused
 from uvm.testing.backends.rig import Control, Rig

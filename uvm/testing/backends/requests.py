@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.lowlevel
 
-from uvm.backends.base import BROKEN_STREAM, VM_GROUP, ByteStream
+from uvm.backend import BROKEN_STREAM, VM_GROUP, ByteStream
 from uvm.errors import UVMError
 from uvm.schema.json import from_json
 from uvm.schema.properties import Properties

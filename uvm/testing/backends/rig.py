@@ -8,10 +8,10 @@ from typing import Protocol
 
 from attrs import Factory, frozen
 
-from uvm.backends.base import JSON, Backend, ByteStream
+from uvm._vm.vm import UtilityVM
+from uvm.backend import JSON, Backend, ByteStream
 from uvm.errors import NotSupportedError
 from uvm.options import LCOWOptions, WCOWOptions
-from uvm.vm import UtilityVM
 
 __all__ = ["Control", "HeldCalls", "Host", "HostCall", "Network", "ParkedCall", "Rig"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from uvm.backends.base import JSON, System
+from uvm.backend import JSON, System
 from uvm.testing.backends.checks import Attempt, check, equal, refused
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 
+from uvm._vm.vm import UtilityVM, VMState
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, BridgeClosedError, HostError, VMExitedError
 from uvm.testing.backends.checks import Attempt, check, equal, raises, until
@@ -15,7 +16,6 @@ from uvm.testing.backends.life import Kind, Life, at_rest, devices, put_things
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario
 from uvm.testing.backends.world import options_of, running_vm
-from uvm.vm import UtilityVM, VMState
 
 _THINGS = (Control.FILES, Control.NETWORKS, Control.DEVICES)
 _MIB = 1 << 20

@@ -10,8 +10,10 @@ import anyio
 from anyio.abc import TaskStatus
 from attrs import evolve
 
-from uvm.backends.base import JSON, ByteStream, System
-from uvm.boot import Settings, create, take_back
+from uvm._async import bare_task_group
+from uvm._vm.creation import Settings, create, take_back
+from uvm._vm.vm import UtilityVM
+from uvm.backend import JSON, ByteStream, System
 from uvm.errors import HostError
 from uvm.options import LCOWOptions, WCOWOptions
 from uvm.schema.json import to_json
@@ -22,10 +24,8 @@ from uvm.schema.requests import (
     ModifySettingRequest,
     scsi_attachment_path,
 )
-from uvm.structured import bare_task_group
 from uvm.testing.backends.checks import check
 from uvm.testing.backends.rig import Rig
-from uvm.vm import UtilityVM
 
 __all__ = [
     "attach_disk",

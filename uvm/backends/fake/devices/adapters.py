@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 from attrs import define, evolve
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
 from uvm.schema.devices import NetworkAdapter

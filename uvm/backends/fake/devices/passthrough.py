@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from attrs import define
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
 from uvm.backends.fake.hresult import ERROR_SHARING_VIOLATION

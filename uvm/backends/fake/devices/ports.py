@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Final
 from uuid import UUID
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
 from uvm.schema.devices import ComPort, HvSocketServiceConfig

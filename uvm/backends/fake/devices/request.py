@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeVar
 
 from attrs import frozen
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.host import Host
 from uvm.backends.fake.hresult import E_INVALIDARG, ERROR_ALREADY_EXISTS, ERROR_NOT_FOUND, HCS_E_INVALID_JSON
 from uvm.errors import HostError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.devices.ports import is_guid
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host

@@ -8,13 +8,13 @@ from typing import Final, Literal
 import anyio
 from attrs import frozen
 
-from uvm.backends.fake.streams import FakeStream
-from uvm.gcs.ports import (
+from uvm._wire.ports import (
     LINUX_GCS_PORT,
     WINDOWS_GCS_SERVICE,
     WINDOWS_SIDECAR_SERVICE,
     vsock_service_id,
 )
+from uvm.backends.fake.streams import FakeStream
 from uvm.schema.system import VirtualMachine
 
 __all__ = ["BootPlan", "boot_plan", "take_entropy"]

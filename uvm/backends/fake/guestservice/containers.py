@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from attrs import define, field
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.guestservice.processes import SIGKILL, SIGTERM, GuestProcess
 
 __all__ = ["Container", "LinuxContainer"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 from attrs import Factory, frozen
 
-from uvm.backends.base import JSON
+from uvm.backend import JSON
 from uvm.backends.fake.guestservice.messages import Incoming, hresult
 from uvm.backends.fake.guestservice.processes import GuestProcess
 from uvm.backends.fake.guestservice.programs import FakeProcess

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from uvm.backends.base import JSON
+from uvm._wire.frames import Procedure
+from uvm.backend import JSON
 from uvm.backends.fake.guestservice.execution import (
     wait_for,
 )
@@ -25,7 +26,6 @@ from uvm.backends.fake.hresult import (
     GUEST_UNSUPPORTED_PROTOCOL_VERSION,
     HCS_E_INVALID_STATE,
 )
-from uvm.gcs.wire import Procedure
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
     PROTOCOL_VERSION,

@@ -10,11 +10,11 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from attrs import define, field
 
-from uvm.backends.base import JSON
+from uvm._wire.frames import GuestSide, Kind, Procedure, WireError, parse, procedure_name
+from uvm.backend import JSON
 from uvm.backends.fake.calls import Call
 from uvm.backends.fake.hresult import E_NOTIMPL, GUEST_INVALID_JSON
 from uvm.errors import GuestError
-from uvm.gcs.wire import GuestSide, Kind, Procedure, WireError, parse, procedure_name
 from uvm.schema.json import SchemaError, from_json
 
 __all__ = ["Incoming", "failure", "hresult", "reject", "unknown_message"]

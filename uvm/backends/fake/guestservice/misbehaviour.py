@@ -11,9 +11,9 @@ from typing import Literal, TypeAlias, Unpack
 
 from attrs import define, field
 
+from uvm._wire.frames import HEADER_SIZE, Kind
 from uvm.backends.fake.calls import Call
 from uvm.backends.fake.rules import Matching, Rule, Rules
-from uvm.gcs.wire import HEADER_SIZE, Kind
 
 __all__ = ["Misbehaviour", "Reply", "Spoil"]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from uvm.backends.base import JSON
+from uvm._wire.ports import vsock_service_id
+from uvm.backend import JSON
 from uvm.backends.fake.guestservice.containers import LinuxContainer
 from uvm.backends.fake.guestservice.execution import (
     Command,
@@ -31,7 +32,6 @@ from uvm.backends.fake.hresult import (
 )
 from uvm.backends.fake.streams import FakeStream
 from uvm.errors import GuestError
-from uvm.gcs.ports import vsock_service_id
 from uvm.schema.common import Version
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,

@@ -12,7 +12,8 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from uvm.backends.base import JSON
+from uvm._wire.frames import GuestSide, Kind, Procedure, WireError, encode
+from uvm.backend import JSON
 from uvm.backends.fake.calls import Call
 from uvm.backends.fake.guestservice import linux, windows
 from uvm.backends.fake.guestservice.boot import boot_plan, take_entropy
@@ -27,7 +28,6 @@ from uvm.backends.fake.guestservice.programs import Program
 from uvm.backends.fake.hresult import HCS_E_CONNECT_FAILED, HCS_E_CONNECTION_CLOSED
 from uvm.backends.fake.streams import FakeStream
 from uvm.errors import BridgeClosedError, GuestError, HostError
-from uvm.gcs.wire import GuestSide, Kind, Procedure, WireError, encode
 from uvm.schema.json import dumps
 
 if TYPE_CHECKING:

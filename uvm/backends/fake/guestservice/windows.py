@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from uvm.backends.base import JSON
+from uvm._wire.frames import Procedure
+from uvm._wire.ports import WINDOWS_LOG_SERVICE
+from uvm.backend import JSON
 from uvm.backends.fake.guestservice.commandline import split_command_line
 from uvm.backends.fake.guestservice.containers import Container
 from uvm.backends.fake.guestservice.execution import (
@@ -35,8 +37,6 @@ from uvm.backends.fake.hresult import (
     GUEST_UNSUPPORTED_PROTOCOL_VERSION,
     WSAECONNREFUSED,
 )
-from uvm.gcs.ports import WINDOWS_LOG_SERVICE
-from uvm.gcs.wire import Procedure
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,

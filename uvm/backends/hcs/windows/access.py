@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import frozen
 
-from uvm.backends.base import AccessMask
+from uvm.backend import AccessMask
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.windows.disks import open_path
 from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, SystemLibrary

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from attrs import frozen
 
-from uvm.backends.base import HCS_CONCURRENCY, JSON, HostInfo
+from uvm.backend import HCS_CONCURRENCY, JSON, HostInfo
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.windows.dlls import Kernel32, NtDll, SystemLibrary
 from uvm.errors import NotSupportedError

@@ -1,4 +1,4 @@
-"""The real file system of the host (:class:`~uvm.backends.base.HostFiles`).
+"""The real file system of the host (:class:`~uvm.backend.HostFiles`).
 
 What Python's standard library does is done by it; what only Windows knows of a file goes through
 :class:`FileCalls`. Looking is given up where it is cancelled. What changes something is waited for, so that
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-from uvm.backends.base import FileInfo
+from uvm.backend import FileInfo
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import HostError, HostPathError
 

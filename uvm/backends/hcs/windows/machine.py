@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from uvm.backends.base import AccessMask, HostFiles, HostInfo
+from uvm.backend import AccessMask, HostFiles, HostInfo
 from uvm.backends.hcs.machine import WorkingSet
 from uvm.backends.hcs.windows.access import GroupAccess
 from uvm.backends.hcs.windows.disks import WindowsFileCalls

@@ -1,0 +1,71 @@
+"""The in-memory host as the Windows machine of the library: what goes neither through HCS nor through HCN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio.lowlevel
+from attrs import define, frozen
+
+from uvm.backend import VM_GROUP, AccessMask, HostFiles, HostInfo
+from uvm.backends.fake import FakeBackend, FakeVM
+from uvm.backends.fake.properties import query
+from uvm.errors import HostError
+
+__all__ = ["FakeMachine"]
+
+_E_HANDLE = 0x80070006
+_ERROR_NOT_FOUND = 0x80070490
+
+
+@define
+class FakeWorkingSet:
+    """The memory of one VM (:class:`~uvm.backends.hcs.machine.WorkingSet`)."""
+
+    fake: FakeBackend
+    vm: FakeVM
+    closed: bool = False
+
+    def bytes(self) -> int:
+        """Give the working set now, as the statistics tell it."""
+        if self.closed:
+            raise HostError(f"measure {self.vm.id}", _E_HANDLE, "it was closed")
+        answer: Any = query(self.vm, ("Statistics",), (), self.fake.info, self.fake.clock)
+        used: int = answer["Statistics"]["Memory"]["MemoryUsagePrivateWorkingSetBytes"]
+        return used
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.closed = True
+
+
+@frozen
+class FakeMachine:
+    """The machine of the fake (:class:`~uvm.backends.hcs.machine.Machine`)."""
+
+    fake: FakeBackend
+
+    @property
+    def files(self) -> HostFiles:
+        """Its file system."""
+        return self.fake.files
+
+    async def facts(self) -> HostInfo:
+        """Ask for its facts."""
+        return await self.fake.host()
+
+    async def grant_group(self, path: str, mask: AccessMask) -> None:
+        """Give every VM access to a path."""
+        await self.fake.grant_access(path, VM_GROUP, mask)
+
+    async def revoke_group(self, path: str) -> None:
+        """Take that access away."""
+        await self.fake.revoke_access(path, VM_GROUP)
+
+    async def open_working_set(self, runtime_id: str) -> FakeWorkingSet:
+        """Find the memory of a VM."""
+        await anyio.lowlevel.checkpoint()
+        for vm in self.fake.vms.values():
+            if vm.runtime_id == runtime_id and vm.state in ("Running", "Paused"):
+                return FakeWorkingSet(self.fake, vm)
+        raise HostError(f"find the memory of VM {runtime_id}", _ERROR_NOT_FOUND)

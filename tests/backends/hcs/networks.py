@@ -1,0 +1,86 @@
+"""HCN's questions, carried out on the networks of the fake."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from tests.backends.hcs.documents import read, write
+from tests.backends.hcs.double.control import Answer, Question
+from uvm.backend import JSON, HostNetwork
+from uvm.errors import HostError
+
+__all__ = ["Networks"]
+
+_ERROR_NOT_SUPPORTED = 0x80070032
+
+
+class Networks:
+    """The namespaces and endpoints that the library has open.
+
+    :ivar handlers: carries out each call.
+    """
+
+    def __init__(self, network: HostNetwork) -> None:
+        self._network = network
+        self._opened: dict[int, JSON] = {}
+        self.handlers: Mapping[str, Callable[[Question], Awaitable[Answer]]] = {
+            "HcnOpenNamespace": self._open_namespace,
+            "HcnModifyNamespace": self._modify_namespace,
+            "HcnQueryNamespaceProperties": self._query_namespace,
+            "HcnDeleteNamespace": self._delete_namespace,
+            "HcnCloseNamespace": self._close,
+            "HcnEnumerateEndpoints": self._enumerate_endpoints,
+            "HcnOpenEndpoint": self._open_endpoint,
+            "HcnQueryEndpointProperties": self._query_endpoint,
+            "HcnCloseEndpoint": self._close,
+        }
+
+    async def _open_namespace(self, question: Question) -> Answer:
+        self._opened[question.object] = await self._network.namespace(question.subject)
+        return Answer()
+
+    async def _modify_namespace(self, question: Question) -> Answer:
+        namespace_id = self._opened[question.object]["ID"]
+        request = read(question.document)
+        changes = {
+            "Add": self._network.add_namespace_endpoint,
+            "Remove": self._network.remove_namespace_endpoint,
+        }
+        change = changes.get(request["RequestType"])
+        if request["ResourceType"] != "Endpoint" or change is None:
+            raise HostError("modify namespace", _ERROR_NOT_SUPPORTED, question.document)
+        await change(namespace_id, request["Settings"]["EndpointId"])
+        return Answer()
+
+    async def _query_namespace(self, question: Question) -> Answer:
+        """Answer with the document as it was when it was opened, and the endpoints that are in it now."""
+        namespace = self._opened[question.object]
+        members = await self._network.namespace_endpoints(namespace["ID"])
+        resources = [{"Type": "Endpoint", "Data": {"Id": each["ID"]}} for each in members]
+        return Answer(document=write({**namespace, "Resources": resources} if resources else namespace))
+
+    async def _delete_namespace(self, question: Question) -> Answer:
+        await self._network.delete_namespace(question.subject)
+        return Answer()
+
+    async def _enumerate_endpoints(self, question: Question) -> Answer:
+        """List the endpoint of a name, which is all that is ever asked for."""
+        filters = read((read(question.document) or {}).get("Filter") or "{}")
+        if set(filters) != {"Name"}:
+            raise HostError("enumerate endpoints", _ERROR_NOT_SUPPORTED, question.document)
+        try:
+            found = [(await self._network.endpoint(filters["Name"]))["ID"]]
+        except HostError:
+            found = []
+        return Answer(document=write(found))
+
+    async def _open_endpoint(self, question: Question) -> Answer:
+        self._opened[question.object] = await self._network.endpoint(question.subject)
+        return Answer()
+
+    async def _query_endpoint(self, question: Question) -> Answer:
+        return Answer(document=write(self._opened[question.object]))
+
+    async def _close(self, question: Question) -> Answer:
+        self._opened.pop(question.object, None)
+        return Answer()

@@ -1,0 +1,68 @@
+"""Pairs of connected streams, of every kind that the backend makes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from tests.backends.hcs.pipepairs import make_pipe_pair
+from uvm.backend import ByteStream
+from uvm.backends.hcs.pipes import DescriptorPipes, NamedPipes, Pipes
+from uvm.backends.hcs.sockets import Sockets
+
+__all__ = ["KINDS", "Kind", "connected", "pipes_of"]
+
+Pair = tuple[ByteStream, ByteStream]
+
+
+#: Makes two streams: what the first one sends, the second one receives.
+Kind = Callable[[Sockets, Pipes], Pair]
+
+
+def two_sockets(sockets: Sockets, pipes: Pipes) -> Pair:
+    """Connected sockets."""
+    first, second = socket.socketpair()
+    first.setblocking(False)
+    second.setblocking(False)
+    return sockets.stream(first), sockets.stream(second)
+
+
+def two_handles(sockets: Sockets, pipes: Pipes) -> Pair:
+    """What stands for a standard stream of a process in both directions."""
+    first, second = make_pipe_pair()
+    return pipes.open(first), pipes.open(second)
+
+
+def one_way(sockets: Sockets, pipes: Pipes) -> Pair:
+    """A pipe of POSIX."""
+    reading, writing = os.pipe()
+    return pipes.open(writing), pipes.open(reading)
+
+
+KINDS: list[Kind] = [two_sockets, two_handles]
+if sys.platform != "win32":
+    KINDS.append(one_way)
+
+
+@contextmanager
+def pipes_of(sockets: Sockets) -> Iterator[Pipes]:
+    """The system's own pipes."""
+    pipes = NamedPipes() if sys.platform == "win32" else DescriptorPipes(sockets)
+    try:
+        yield pipes
+    finally:
+        pipes.close()
+
+
+@asynccontextmanager
+async def connected(kind: Kind) -> AsyncIterator[Pair]:
+    """Lend a pair of streams."""
+    sockets = Sockets()
+    try:
+        with pipes_of(sockets) as pipes:
+            yield kind(sockets, pipes)
+    finally:
+        sockets.close()

@@ -1,0 +1,99 @@
+"""Which backend ``open_backend`` gives, and what it says of that."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.backends.hcs.surroundings import Imagined
+from uvm.backends import base, open_backend
+from uvm.backends.fake import FakeBackend
+from uvm.backends.hcs import availability
+from uvm.errors import NotSupportedError, OptionsError
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Imagined:
+    """The machine that the choice looks at; the log is kept."""
+    imagined = Imagined()
+    monkeypatch.setattr(availability, "surroundings", lambda: imagined)
+    caplog.set_level(logging.INFO, "uvm")
+    return imagined
+
+
+def test_elsewhere_than_on_windows_it_is_the_fake(
+    machine: Imagined, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.system = "linux"
+    assert isinstance(open_backend(), FakeBackend)
+    assert "backend fake: HCS needs Windows, and this is linux" in caplog.text
+
+
+def test_on_windows_without_hcs_it_is_the_fake(machine: Imagined, caplog: pytest.LogCaptureFixture) -> None:
+    del machine.libraries["computecore"]
+    assert isinstance(open_backend(), FakeBackend)
+    assert "computecore.dll is not there" in caplog.text
+
+
+def without_rights(machine: Imagined) -> None:
+    machine.groups.clear()
+
+
+def with_a_python_of_32_bits(machine: Imagined) -> None:
+    machine.bits = 32
+
+
+@pytest.mark.parametrize("take_away", [without_rights, with_a_python_of_32_bits])
+def test_on_windows_with_hcs_that_cannot_be_used_it_is_not_the_fake(
+    machine: Imagined,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    take_away: Callable[[Imagined], None],
+) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr("uvm.backends.backend_factory", lambda name: lambda: chosen.append(name))
+    take_away(machine)
+    open_backend()
+    assert chosen == ["hcs"]
+    assert "backend hcs: this is Windows with HCS" in caplog.text
+
+
+def test_hcs_that_cannot_be_used_says_all_that_is_missing(machine: Imagined) -> None:
+    machine.groups.clear()
+    del machine.services["vmcompute"]
+    with pytest.raises(NotSupportedError) as caught:
+        open_backend()
+    assert "has not the rights" in str(caught.value)
+    assert "vmcompute" in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="about other systems")
+def test_who_insists_on_hcs_elsewhere_is_told_that_it_needs_windows() -> None:
+    with pytest.raises(NotSupportedError, match="HCS needs Windows"):
+        open_backend("hcs")
+
+
+def test_without_cffi_it_is_not_the_fake_either(machine: Imagined, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NotSupportedError, match="the package cffi is not installed"):
+        open_backend()
+
+
+def test_a_backend_that_nobody_registered_is_named_with_those_that_there_are() -> None:
+    assert {"fake", "hcs"} <= set(base.backend_names())
+    with pytest.raises(OptionsError, match="fake, hcs"):
+        open_backend("qemu")
+
+
+def test_what_is_needed_for_hcs_is_loaded_only_with_it() -> None:
+    code = (
+        "import sys, uvm; uvm.open_backend('fake'); "
+        "print(*(m for m in sys.modules if 'cffi' in m or 'pycparser' in m))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == []

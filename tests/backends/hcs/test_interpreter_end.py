@@ -1,0 +1,88 @@
+"""The interpreter ends while systems are open, calls are under way, and HCS sends events all the time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import frozen
+
+from tests.backends.hcs.ending import EXIT_STATUS, WAYS
+from tests.backends.hcs.harness import require_double
+
+ROOT = Path(__file__).parents[3]
+LOOPS = ("asyncio", "trio")
+#: Far longer than any takes that ends.
+PATIENCE_SECONDS = 60
+
+needs_late_threads = pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 3), reason="this Python starts no thread once it ends (gh-113964)"
+)
+
+
+@frozen
+class End:
+    """How a program ended.
+
+    :ivar account: what the C API says of it, after all else.
+    """
+
+    status: int
+    errors: list[str]
+    account: dict[str, Any]
+
+
+def end(way: str, loop: str) -> End:
+    """Run ``tests.backends.hcs.ending`` to its end."""
+    require_double()
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-m", "tests.backends.hcs.ending", way, loop],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    return End(done.returncode, done.stderr.splitlines(), json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=needs_late_threads if way == "in a thread" else ())
+        for way in sorted(WAYS.keys() - {"raises", "hangs while closing"})
+    ],
+)
+def test_the_program_ends_and_nothing_stays_open(way: str, loop: str) -> None:
+    ended = end(way, loop)
+    assert ended.account == {"misuses": [], "leaks": []}
+    assert ended.status == (EXIT_STATUS if way == "exits" else 0)
+    # Of a loop that is abandoned, the loop itself may have something to say.
+    assert ended.errors == [] or (way == "abandoned" and "abandoned" in ended.errors[0])
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_error_that_ends_the_program_is_all_that_is_said(loop: str) -> None:
+    ended = end("raises", loop)
+    assert ended.account == {"misuses": [], "leaks": []}
+    assert ended.status == 1
+    assert ended.errors[0].startswith("Traceback")
+    assert ended.errors[-1] == "RuntimeError: out of the loop"
+    assert len([line for line in ended.errors if not line.startswith(" ")]) == 2
+
+
+@needs_late_threads
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_host_that_hangs_does_not_keep_the_program_from_ending(loop: str) -> None:
+    ended = end("hangs while closing", loop)
+    assert (ended.status, ended.errors, ended.account["misuses"]) == (0, [], [])
+    hanging = [line for line in ended.account["leaks"] if line.startswith("system ")]
+    assert len(hanging) == 2
+    assert hanging == ended.account["leaks"]

@@ -1,0 +1,128 @@
+"""The devices of a VM, one small facade per kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from uvm._buses.context import Context
+from uvm._buses.directories import DirectoryBus, SharedLease
+from uvm._buses.driver import Driver
+from uvm._buses.layers import LayersBus
+from uvm._buses.lease import Pending
+from uvm._buses.link import Link
+from uvm._buses.network import NetworkBus
+from uvm._buses.pipes import PipeBus
+from uvm._buses.plan9 import Plan9Bus
+from uvm._buses.scsi import ScsiBus
+from uvm._buses.vpci import VPCIBus
+from uvm._buses.vpmem import VPMemBus
+from uvm._buses.vsmb import VSMBBus
+from uvm.devices.base import LedgerSnapshot, Quarantined
+from uvm.devices.vpci import DeviceKey
+
+__all__ = ["Buses"]
+
+
+class Buses:
+    """The devices of a VM as attributes, each made when it is first used. A part of UtilityVM."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @property
+    def link(self) -> Link:
+        """The way to the host and the guest."""
+        return self.context.link
+
+    @cached_property
+    def scsi(self) -> ScsiBus:
+        """SCSI disks and their mounts."""
+        return ScsiBus(self.context)
+
+    @cached_property
+    def vpmem(self) -> VPMemBus:
+        """VPMEM layers (Linux guests)."""
+        return VPMemBus(self.context)
+
+    @cached_property
+    def vsmb(self) -> VSMBBus:
+        """VSMB shares (Windows guests)."""
+        return VSMBBus(self.context)
+
+    @cached_property
+    def plan9(self) -> Plan9Bus:
+        """Plan9 shares (Linux guests)."""
+        return Plan9Bus(self.context)
+
+    @cached_property
+    def vpci(self) -> VPCIBus:
+        """Assigned PCI devices."""
+        return VPCIBus(self.context)
+
+    @cached_property
+    def pipes(self) -> PipeBus:
+        """Mapped named pipes (Windows guests)."""
+        return PipeBus(self.context)
+
+    @cached_property
+    def network(self) -> NetworkBus:
+        """Network namespaces and adapters. Only once the VM runs: what it does depends on the guest."""
+        return NetworkBus(self.context)
+
+    @cached_property
+    def layers(self) -> LayersBus:
+        """Combined root file systems."""
+        return LayersBus(self.context)
+
+    @cached_property
+    def _directories(self) -> DirectoryBus:
+        return DirectoryBus(self.context, self.plan9, self.vsmb)
+
+    def share(self, path: str, guest_path: str, *, read_only: bool = False) -> Pending[SharedLease]:
+        """Show a directory, or a single file, of the host in the guest. Await it, or enter it.
+
+        Over Plan9 in a Linux guest, over VSMB in a Windows guest.
+
+        :raises HostPathError: nothing is at that path of the host.
+        :raises AccessDeniedError: it is writable, and the VM denies writable shares.
+        :raises OptionsError: the guest path is empty, or another share is shown there in a Windows guest.
+        :raises GuestError: a Linux guest has something mounted there.
+        """
+        return self._directories.share(path, guest_path, read_only=read_only)
+
+    def drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
+        """Name the machines that are in use, mounts before what they live on."""
+        for bus, names in _DRIVERS.items():
+            if bus in self.__dict__:
+                for name in names:
+                    yield f"{bus.strip('_')}.{name}", getattr(self.__dict__[bus], name)
+
+    @property
+    def quarantined(self) -> tuple[Quarantined[Any, Any], ...]:
+        """The slots that are withheld since nobody knows what is in them."""
+        return tuple(self.link.quarantined)
+
+    def snapshot(self) -> dict[str, LedgerSnapshot[Any, Any, Any, Any]]:
+        """Give what is attached, per ledger, as values."""
+        return {name: driver.ledger.snapshot() for name, driver in self.drivers()}
+
+    def adopt_boot_devices(self) -> None:
+        """Take note of the PCI devices that the VM was created with."""
+        for device in self.context.plan.assigned_devices:
+            self.vpci.adopt(DeviceKey(device.instance_path, device.function), device.vmbus_guid)
+
+
+#: Per attribute, the drivers of that bus; what lives on something else comes first.
+_DRIVERS = {
+    "_directories": ("directories",),
+    "layers": ("roots",),
+    "network": ("adapters", "namespaces"),
+    "scsi": ("mounts", "disks"),
+    "vpmem": ("layers",),
+    "vsmb": ("shares",),
+    "plan9": ("shares",),
+    "vpci": ("devices",),
+    "pipes": ("pipes",),
+}

@@ -1,0 +1,74 @@
+"""Access of the VM to host paths: asked for with each new attachment, taken back when the VM closes."""
+
+from __future__ import annotations
+
+import anyio
+from attrs import define, field
+
+from uvm._buses.driver import is_refusal, own
+from uvm._buses.link import Link
+from uvm.backend import Backend
+
+__all__ = ["Access"]
+
+
+@define(eq=False)
+class _Flight:
+    landed: anyio.Event
+    error: Exception | None = None
+
+
+@define(eq=False)
+class Access:
+    """Grants of one VM.
+
+    One request per path is in flight at a time; who asks meanwhile shares its outcome. It is asked for as
+    a part of the operation that attaches, so by a task of the VM, which no caller cancels.
+    """
+
+    backend: Backend
+    link: Link
+    granted: dict[str, None] = field(factory=dict)
+    _flights: dict[str, _Flight] = field(factory=dict, init=False)
+
+    async def grant(self, path: str) -> None:
+        """Give the VM access to a path; raises what the host raises."""
+        flight = self._flights.get(path)
+        if flight is None:
+            flight = self._flights[path] = _Flight(anyio.Event())
+            await self._fly(path, flight)
+        else:
+            await flight.landed.wait()
+        if flight.error is not None:
+            raise own(flight.error)
+
+    async def _fly(self, path: str, flight: _Flight) -> None:
+        had = path in self.granted
+        # Noted before it is asked for: an answer that is lost may have been a yes.
+        self.granted[path] = None
+        try:
+            await self.backend.grant_access(path, self.link.vm_id)
+        except Exception as error:
+            flight.error = error
+            if is_refusal(error) and not had:
+                del self.granted[path]
+        finally:
+            del self._flights[path]
+            flight.landed.set()
+
+    async def revoke_all(self) -> list[Exception]:
+        """Take back everything that was granted, all at once; gives the errors of what could not be."""
+        paths = list(self.granted)
+        errors: list[Exception] = []
+        self.granted.clear()
+
+        async def revoke(path: str) -> None:
+            try:
+                await self.backend.revoke_access(path, self.link.vm_id)
+            except Exception as error:
+                errors.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for path in paths:
+                tasks.start_soon(revoke, path)
+        return errors

@@ -1,0 +1,82 @@
+"""What every bus of one VM needs to know."""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from uvm._buses.access import Access
+from uvm._buses.driver import Lane
+from uvm._buses.link import Link
+from uvm._document import CreationPlan
+from uvm.backend import Backend, Concurrency, HostInfo
+from uvm.errors import AccessDeniedError, HostPathError, NotSupportedError
+from uvm.options import LCOWOptions, WCOWOptions
+
+__all__ = ["Context"]
+
+
+@define(eq=False)
+class Context:
+    """One VM, as its buses see it."""
+
+    backend: Backend
+    host: HostInfo
+    options: LCOWOptions | WCOWOptions
+    plan: CreationPlan
+    concurrency: Concurrency
+    link: Link
+    access: Access
+    _lanes: dict[str, Lane] = field(factory=dict, init=False)
+
+    @property
+    def vm_id(self) -> str:
+        """The id of the VM."""
+        return self.plan.id
+
+    def lane(self, kind: str) -> Lane:
+        """Give the lane of one device kind, a field of :class:`~uvm.backend.Concurrency`."""
+        if kind not in self._lanes:
+            self._lanes[kind] = Lane(getattr(self.concurrency, kind))
+        return self._lanes[kind]
+
+    def need_guest(self, what: str, os: str) -> None:
+        """Refuse a device that this VM's kind of guest does not have.
+
+        :raises NotSupportedError: the guest is of the other kind.
+        """
+        if self.plan.os != os:
+            kinds = {"linux": "a Linux guest (LCOW)", "windows": "a Windows guest (WCOW)"}
+            raise NotSupportedError(f"{what}: needs {kinds[os]}; {self.vm_id} has {kinds[self.plan.os]}")
+
+    def check_writable_share(self, path: str, read_only: bool) -> None:
+        """Refuse a writable share where the VM's options deny those.
+
+        :raises AccessDeniedError: they do.
+        """
+        if not read_only and self.options.no_writable_file_shares:
+            raise AccessDeniedError(
+                f"sharing {path} writable: {self.vm_id} was created with no_writable_file_shares; "
+                "share it with read_only=True"
+            )
+
+    async def file_size(self, path: str) -> int:
+        """Look at a file of the host.
+
+        :raises HostPathError: it is not there, or is a directory.
+        """
+        info = await self.backend.files.stat(path)
+        if info is None:
+            raise HostPathError(path, "no such file on the host")
+        if info.is_dir:
+            raise HostPathError(path, "is a directory; a disk image file is needed")
+        return info.size
+
+    async def is_directory(self, path: str) -> bool:
+        """Look whether a path of the host is a directory or a file.
+
+        :raises HostPathError: nothing is there.
+        """
+        info = await self.backend.files.stat(path)
+        if info is None:
+            raise HostPathError(path, "no such file or directory on the host")
+        return info.is_dir

@@ -1,0 +1,87 @@
+"""Directories and files of the host, shown in the guest at a path of choice; for both kinds of guest."""
+
+from __future__ import annotations
+
+from attrs import define
+
+from uvm._buses.context import Context
+from uvm._buses.driver import Driver
+from uvm._buses.lease import Lease, Pending
+from uvm._buses.plan9 import Plan9Bus
+from uvm._buses.vsmb import VSMBBus
+from uvm.devices.directories import Directories, ShownShare, check_directory
+from uvm.devices.ledger import Ledger
+from uvm.errors import NotAttachedError, OptionsError, UVMError
+
+__all__ = ["DirectoryBus", "SharedLease"]
+
+
+@define(eq=False)
+class SharedLease(Lease):
+    """A directory or file of the host in the guest.
+
+    :ivar host_path: on the host; :ivar guest_path: in the guest.
+    """
+
+    host_path: str
+    guest_path: str
+
+
+class DirectoryBus:
+    """What is shown at paths of choice: over Plan9 in a Linux guest, over VSMB in a Windows guest."""
+
+    def __init__(self, context: Context, plan9: Plan9Bus, vsmb: VSMBBus) -> None:
+        self._context = context
+        self._plan9 = plan9
+        self._vsmb = vsmb
+        self.directories: Driver[str, ShownShare, str, ShownShare] = Driver(
+            context.link, Ledger(Directories())
+        )
+
+    def share(self, path: str, guest_path: str, *, read_only: bool = False) -> Pending[SharedLease]:
+        """Show a directory, or a single file, of the host in the guest. Await it, or enter it.
+
+        :raises HostPathError: nothing is at that path of the host.
+        :raises AccessDeniedError: it is writable, and the VM denies writable shares.
+        :raises OptionsError: the guest path is empty, or another share is shown there in a Windows guest.
+        :raises GuestError: a Linux guest has something mounted there.
+        """
+        make = self._over_plan9 if self._context.plan.os == "linux" else self._over_vsmb
+        return Pending(lambda: make(path, guest_path, read_only))
+
+    async def _over_plan9(self, path: str, guest_path: str, read_only: bool) -> SharedLease:
+        directory, names = path, []
+        if not await self._context.is_directory(path):
+            name = self._context.host.path.basename(path)
+            # hcsshim keeps the separator, and the recorded requests have it.
+            directory, names = path[: len(path) - len(name)], [name]
+        lease = await self._plan9.add(
+            directory, guest_path, read_only=read_only, restrict=bool(names), allowed_names=names
+        )
+        return SharedLease(lease._hold, path, guest_path)
+
+    async def _over_vsmb(self, path: str, guest_path: str, read_only: bool) -> SharedLease:
+        if not guest_path:
+            raise OptionsError(f"{path} was not shared: a path in the guest is needed")
+        await self._check_free(path, guest_path, read_only)
+        lease = await self._vsmb.add(path, read_only=read_only)
+        shown = ShownShare(lease.guest_path, read_only)
+        try:
+            check_directory(self.directories.ledger.get(guest_path), shown)
+            hold = self.directories.start(guest_path, shown, parent=lease._hold)
+        except UVMError as error:
+            await lease._hold.give_back(error)
+            raise
+        await self.directories.wait(hold)
+        return SharedLease(hold, path, guest_path)
+
+    async def _check_free(self, path: str, guest_path: str, read_only: bool) -> None:
+        """Refuse, before anything is sent, a path in the guest where another share is shown."""
+        entry = self.directories.ledger.get(guest_path)
+        if entry is None:
+            return
+        try:
+            share_path = await self._vsmb.guest_path(path, read_only=read_only)
+        except NotAttachedError:
+            share_path = ""
+        check_directory(entry, ShownShare(share_path, read_only))

@@ -1,0 +1,74 @@
+"""Layers: read-only parts of container root file systems, and the roots that the guest combines of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from attrs import define
+
+from uvm._buses.context import Context
+from uvm._buses.driver import Driver
+from uvm._buses.lease import Lease, Pending
+from uvm.devices.layers import Combination, CombinedLayers, check_combination
+from uvm.devices.ledger import Ledger
+from uvm.errors import NotAttachedError, OptionsError
+
+__all__ = ["CombinedLease", "LayersBus"]
+
+
+@define(eq=False)
+class CombinedLease(Lease):
+    """A combined root file system.
+
+    :ivar root: its path in the guest.
+    """
+
+    root: str
+
+
+class LayersBus:
+    """The root file systems that the guest has combined."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        device = CombinedLayers(context.plan.os, context.options.security_policy_enabled)
+        self.roots: Driver[str, Combination, str, Combination] = Driver(context.link, Ledger(device))
+
+    def combine(
+        self,
+        root: str,
+        layers: Sequence[str | tuple[str, str]],
+        *,
+        scratch_path: str = "",
+        container_id: str = "",
+        filter_type: Literal["", "WCIFS", "UnionFS"] = "",
+    ) -> Pending[CombinedLease]:
+        """Combine layers that the guest has to a root file system. Await it, or enter it.
+
+        :param root: where, in the guest.
+        :param layers: their paths in the guest, top-most first; for Windows each as (id, path).
+        :param scratch_path: where writes go, for Linux; Windows writes to ``root``, which is the scratch.
+        :raises OptionsError: other layers are combined at that root.
+        """
+        combination = Combination(
+            tuple(("", layer) if isinstance(layer, str) else layer for layer in layers),
+            scratch_path,
+            container_id,
+            filter_type,
+        )
+        return Pending(lambda: self._combine(root, combination))
+
+    async def _combine(self, root: str, combination: Combination) -> CombinedLease:
+        if not root:
+            raise OptionsError("combined layers need a root path in the guest")
+        check_combination(self.roots.ledger.get(root), combination)
+        return CombinedLease(await self.roots.acquire(root, combination), root)
+
+    async def remove(self, root: str) -> None:
+        """Give up the oldest reference to a root file system, by its path in the guest.
+
+        :raises NotAttachedError: nothing is combined there.
+        """
+        if not await self.roots.release_one(root):
+            raise NotAttachedError(f"no layers are combined at {root} in {self._context.vm_id}")

@@ -1,0 +1,125 @@
+"""What the devices of one VM share: the way to its host and guest, its tasks, and its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import anyio.abc
+from attrs import Factory, define
+
+from uvm._async import Flag
+from uvm.devices.base import GUEST, Quarantined, Step
+from uvm.errors import BridgeClosedError, ExitStatus, HostError, VMExitedError, VMStateError
+from uvm.schema.json import to_json
+
+if TYPE_CHECKING:
+    from uvm.backend import JSON, Guest, System
+
+__all__ = ["Link"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("uvm")
+
+#: How long after its guest's connection the VM itself may take to go.
+_GUEST_ALONE_SECONDS = 2.0
+
+
+@define(eq=False)
+class Link:
+    """What the devices of one VM share: the way to its host and guest, its tasks, and its end.
+
+    :ivar tasks: the VM's task group; None unless the VM is running.
+    :ivar exit_grace_seconds: how long to wait for the exit itself after the host said that the VM is gone.
+    """
+
+    vm_id: str
+    system: System
+    guest: Guest | None = None
+    tasks: anyio.abc.TaskGroup | None = None
+    exited: Flag = Factory(Flag)
+    exit_status: ExitStatus | None = None
+    exit_grace_seconds: float = 5.0
+    quarantined: list[Quarantined[Any, Any]] = Factory(list)
+    _guest_went_alone: bool = False
+
+    def check_running(self) -> None:
+        """Refuse what needs a running VM.
+
+        :raises VMExitedError: it has exited, or was closed.
+        :raises VMStateError: it has not been started.
+        """
+        if self.exited.is_set():
+            raise self.exit_error()
+        if self.guest is None or self.tasks is None:
+            raise VMStateError(f"{self.vm_id}: the VM is not running; start it first")
+
+    def capabilities(self) -> Mapping[str, Any]:
+        """What the guest said of itself; raises as :meth:`check_running` does."""
+        self.check_running()
+        assert self.guest is not None
+        return self.guest.capabilities
+
+    def exit_error(self) -> VMExitedError:
+        """Make the error that says that the VM has gone."""
+        return VMExitedError(f"{self.vm_id}: the VM has exited", self.exit_status)
+
+    async def modify(self, request: JSON) -> None:
+        """Change the running system; raises what the host raised, or VMExitedError."""
+        self.check_running()
+        await self.call(self.system.modify(request))
+
+    async def modify_guest(self, request: JSON) -> None:
+        """Have the guest change something; raises what it raised, or VMExitedError."""
+        self.check_running()
+        assert self.guest is not None
+        await self.call(self.guest.modify(request))
+
+    async def send(self, step: Step) -> None:
+        """Send one step of an operation."""
+        send = self.modify_guest if step.target == GUEST else self.modify
+        await send(to_json(step.request))
+
+    async def take_back(self, step: Step) -> None:
+        """Send a step that takes something away; a guest that has gone holds nothing any more."""
+        if step.target != GUEST:
+            await self.modify(to_json(step.request))
+            return
+        self.check_running()
+        assert self.guest is not None
+        await self.call(self._unless_gone(self.guest.modify(to_json(step.request))))
+
+    async def _unless_gone(self, call: Awaitable[None]) -> None:
+        try:
+            await call
+        except BridgeClosedError as error:
+            _log.debug("%s: the guest has gone, and what it held: %s", self.vm_id, error)
+
+    async def call(self, call: Awaitable[T]) -> T:
+        """Await a call to the host or the guest; VMExitedError where it fails because the VM has gone."""
+        try:
+            return await call
+        except HostError as error:
+            if not error.system_gone:
+                raise
+            await self._exit_comes(self.exit_grace_seconds)
+            raise self.exit_error() from error
+        except VMExitedError:
+            # One part of the host has heard of the exit before the others.
+            await self._exit_comes(self.exit_grace_seconds)
+            raise self.exit_error() from None
+        except BridgeClosedError as error:
+            # A guest goes with its VM, but may also go alone; that is waited for once.
+            if not self._guest_went_alone and await self._exit_comes(_GUEST_ALONE_SECONDS):
+                raise self.exit_error() from error
+            self._guest_went_alone = True
+            raise
+
+    async def _exit_comes(self, seconds: float) -> bool:
+        """Wait a little for the exit; it voids every operation, so that no answer is judged by itself."""
+        with anyio.move_on_after(seconds):
+            await self.exited.wait()
+        return self.exited.is_set()

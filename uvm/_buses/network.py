@@ -1,0 +1,214 @@
+"""Network namespaces of the host, and adapters for the endpoints in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import define
+
+from uvm._buses.context import Context
+from uvm._buses.driver import Driver, Hold
+from uvm._buses.lease import Lease, Pending
+from uvm.backend import JSON
+from uvm.devices.ledger import Ledger
+from uvm.devices.network import Adapter, AdapterKey, Adapters, Namespaces
+from uvm.errors import NotAttachedError, OptionsError
+from uvm.schema.json import from_json
+from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
+
+__all__ = ["AdapterLease", "NamespaceLease", "NetworkBus"]
+
+
+@define(eq=False)
+class AdapterLease(Lease):
+    """A network adapter of the VM.
+
+    :ivar nic_id: its id, a GUID; :ivar endpoint_id: the endpoint that it connects to.
+    """
+
+    nic_id: str
+    endpoint_id: str
+    namespace_id: str
+
+
+@define(eq=False)
+class NamespaceLease(Lease):
+    """A network namespace of the host that the VM is in. Released, it takes its adapters along.
+
+    :ivar id: its id, a GUID.
+    """
+
+    _bus: NetworkBus
+    id: str
+    #: What the release gave up: the adapters and the namespace.
+    _dropped: tuple[Hold, ...] = ()
+
+    def add_endpoint(self, endpoint: str | Mapping[str, Any]) -> Pending[AdapterLease]:
+        """Add an adapter for an endpoint; see :meth:`NetworkBus.add_endpoint`."""
+        return self._bus.add_endpoint(self.id, endpoint)
+
+    @property
+    def released(self) -> bool:
+        """Whether it has been given back, or the VM has gone."""
+        return super().released and not self._left()
+
+    def _left(self) -> tuple[Hold, ...]:
+        """Give what a release could not remove and left with us."""
+        return tuple(hold for hold in self._dropped if hold.may_release_again and not hold.ended)
+
+    async def release(self) -> None:
+        """Remove its adapters, in the order in which they came, and then itself.
+
+        Where some of that is refused, the rest is done all the same, the errors are raised, and a further
+        release goes on with what is left.
+        """
+        holds = self._left()
+        if not holds:
+            self._refuse_twice()
+            if self._hold.ended:
+                return
+            holds = (*self._bus.adapter_holds(self.id), self._hold)
+        self._dropped = holds
+        await _release(holds, self.id)
+
+
+async def _release(holds: Sequence[Hold], namespace_id: str) -> None:
+    """Give up holds on a namespace and its adapters, all of them whichever fails."""
+    for hold in holds:
+        hold.drop()
+    errors: list[Exception] = []
+    for hold in holds:
+        try:
+            await hold.wait_released()
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else ExceptionGroup(f"removing namespace {namespace_id}", errors)
+
+
+class NetworkBus:
+    """The network of a VM: namespaces of the host, with one adapter for each endpoint."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        plan, options = context.plan, context.options
+        supported = bool(context.link.capabilities().get("NamespaceAddRequestSupported"))
+        lane = context.lane("network")
+        self.namespaces: Driver[str, HostComputeNamespace, str, HostComputeNamespace] = Driver(
+            context.link, Ledger(Namespaces(plan.os, supported)), lane
+        )
+        routing = getattr(options, "policy_based_routing", False)
+        self.adapters: Driver[AdapterKey, Adapter, str, HostComputeEndpoint] = Driver(
+            context.link, Ledger(Adapters(plan.os, context.host.build, supported, routing)), lane
+        )
+
+    def add_namespace(self, namespace: str | Mapping[str, Any]) -> Pending[NamespaceLease]:
+        """Put the VM into a network namespace of the host. Await it, or enter it.
+
+        :param namespace: its id, or its HCN document.
+        :raises OptionsError: the VM is in it already.
+        """
+        return Pending(lambda: self._add_namespace(namespace))
+
+    async def _add_namespace(self, namespace: str | Mapping[str, Any]) -> NamespaceLease:
+        network = self._context.backend.network
+        self._context.link.check_running()
+        document = await network.namespace(namespace) if isinstance(namespace, str) else dict(namespace)
+        model = from_json(HostComputeNamespace, document)
+        entry = self.namespaces.ledger.get(model.id)
+        if entry is not None and entry.wanted:
+            raise OptionsError(f"{self._context.vm_id} is in the network namespace {model.id} already")
+        return NamespaceLease(await self.namespaces.acquire(model.id, model), self, model.id)
+
+    def add_endpoint(
+        self, namespace_id: str, endpoint: str | Mapping[str, Any], *, nic_id: str = ""
+    ) -> Pending[AdapterLease]:
+        """Add an adapter for an endpoint to one of the VM's namespaces. Await it, or enter it.
+
+        The same endpoint again is the same adapter, with one more reference.
+
+        :param endpoint: its id, its name, or its HCN document.
+        :param nic_id: the adapter's id; a fresh GUID where none is given.
+        :raises NotAttachedError: the VM is not in that namespace.
+        """
+        return Pending(lambda: self._add_endpoint(namespace_id, endpoint, nic_id))
+
+    async def _add_endpoint(
+        self, namespace_id: str, endpoint: str | Mapping[str, Any], nic_id: str
+    ) -> AdapterLease:
+        backend = self._context.backend
+        self._context.link.check_running()
+        document = await backend.network.endpoint(endpoint) if isinstance(endpoint, str) else dict(endpoint)
+        model = from_json(HostComputeEndpoint, document)
+        entry = self.namespaces.ledger.get(namespace_id)
+        if entry is None or not entry.holders:
+            raise NotAttachedError(f"{self._context.vm_id} is not in the network namespace {namespace_id}")
+        namespace = await self.namespaces.acquire(namespace_id, next(entry.members()))
+        key = AdapterKey(namespace_id, model.id)
+        try:
+            adapter = self.adapters.start(key, Adapter(nic_id or backend.new_id(), model), parent=namespace)
+        except BaseException:
+            namespace.drop()
+            raise
+        await self.adapters.wait(adapter)
+        return AdapterLease(adapter, adapter.ticket.entry.slot, model.id, namespace_id)
+
+    async def setup(self, namespace_id: str) -> NamespaceLease:
+        """Put the VM into a namespace with all its endpoints; ``...eth0`` first, to be the guest's eth0.
+
+        Where an endpoint fails, the namespace is removed again.
+
+        :raises NotAttachedError: somebody removed the namespace meanwhile; its adapters are given up.
+        """
+        endpoints = await self._context.backend.network.namespace_endpoints(namespace_id)
+        endpoints.sort(key=_not_eth0)
+        namespace = await self.add_namespace(namespace_id)
+        adapters: list[AdapterLease] = []
+        try:
+            for endpoint in endpoints:
+                # One by one: those that are there are to be known where the next one fails.
+                adapters.append(await namespace.add_endpoint(endpoint))  # noqa: PERF401
+            self._context.link.check_running()
+            if namespace.released:
+                raise NotAttachedError(f"{namespace_id} was removed from {self._context.vm_id} meanwhile")
+        except BaseException as failure:
+            try:
+                await self._take_apart(namespace, adapters)
+            except Exception as error:
+                failure.add_note(f"and removing the namespace again failed: {error}")
+            raise
+        return namespace
+
+    @staticmethod
+    async def _take_apart(namespace: NamespaceLease, adapters: list[AdapterLease]) -> None:
+        """Remove a namespace; or, where somebody did, the adapters that came too late to go with it."""
+        if not namespace.released:
+            await namespace.release()
+            return
+        for adapter in adapters:
+            adapter.give_up()
+
+    async def remove_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
+        """Give up the oldest reference to an adapter, by its endpoint.
+
+        :raises NotAttachedError: there is none for it.
+        """
+        if not await self.adapters.release_one(AdapterKey(namespace_id, endpoint_id)):
+            raise NotAttachedError(
+                f"{self._context.vm_id} has no adapter for the endpoint {endpoint_id} in {namespace_id}"
+            )
+
+    async def remove_namespace(self, namespace_id: str) -> None:
+        """Take the VM out of a namespace, with its adapters; nothing happens where it is not in it."""
+        namespace = self.namespaces.holds_on(namespace_id)[:1]
+        await _release([*self.adapter_holds(namespace_id), *namespace], namespace_id)
+
+    def adapter_holds(self, namespace_id: str) -> list[Hold]:
+        """Give the holds on the adapters of a namespace, in the order in which the adapters came."""
+        keys = [entry.key for entry in self.adapters.ledger if entry.key.namespace_id == namespace_id]
+        return [hold for key in keys for hold in self.adapters.holds_on(key)]
+
+
+def _not_eth0(endpoint: JSON) -> bool:
+    return not str(endpoint.get("Name", "")).endswith("eth0")

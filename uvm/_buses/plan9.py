@@ -1,0 +1,67 @@
+"""Plan9: directories and files of the host, shared with a Linux guest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import define
+
+from uvm._buses.context import Context
+from uvm._buses.driver import Driver
+from uvm._buses.lease import Lease, Pending
+from uvm.devices.ledger import Ledger
+from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
+
+__all__ = ["Plan9Bus", "Plan9Lease"]
+
+
+@define(eq=False)
+class Plan9Lease(Lease):
+    """A shared directory.
+
+    :ivar host_path: the directory on the host; :ivar guest_path: where the guest mounted it.
+    :ivar name: the share's name.
+    """
+
+    host_path: str
+    guest_path: str
+    name: str
+
+
+class Plan9Bus:
+    """The Plan9 shares of a VM. Every add is a share of its own."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._device = Plan9Shares()
+        self.shares: Driver[int, SharedDirectory, str, SharedDirectory] = Driver(
+            context.link, Ledger(self._device), context.lane("plan9")
+        )
+
+    def add(
+        self,
+        path: str,
+        guest_path: str,
+        *,
+        read_only: bool = False,
+        restrict: bool = False,
+        allowed_names: Sequence[str] = (),
+    ) -> Pending[Plan9Lease]:
+        """Share a directory and mount it in the guest. Await it, or enter it.
+
+        :param restrict: share only the files of ``allowed_names``, which are names in that directory.
+        :raises OptionsError: there is no guest path.
+        :raises AccessDeniedError: it is writable, and the VM denies writable shares.
+        :raises NotSupportedError: the guest is Windows, or the host is too old to restrict a share.
+        """
+        share = SharedDirectory(path, guest_path, read_only, restrict, tuple(allowed_names))
+        return Pending(lambda: self._add(share))
+
+    async def _add(self, share: SharedDirectory) -> Plan9Lease:
+        context = self._context
+        context.need_guest("Plan9", "linux")
+        check_share(context.host.build, share)
+        context.check_writable_share(share.path, share.read_only)
+        context.link.check_running()
+        hold = await self.shares.acquire(self._device.new_key(), share)
+        return Plan9Lease(hold, share.path, share.guest_path, hold.ticket.entry.slot)

@@ -1,0 +1,91 @@
+"""VPMEM: read-only layers as persistent memory of a Linux guest."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from attrs import define
+
+from uvm._buses.context import Context
+from uvm._buses.driver import Driver
+from uvm._buses.lease import Lease, Pending
+from uvm.devices.ledger import Ledger
+from uvm.devices.vpmem import Layers, Mapping, PackedLayers, layer_path
+from uvm.errors import NotAttachedError
+
+__all__ = ["VPMemBus", "VPMemLease"]
+
+
+@define(eq=False)
+class VPMemLease(Lease):
+    """A layer that is mapped and mounted.
+
+    :ivar host_path: the layer's VHD on the host; :ivar guest_path: where the guest mounted it.
+    """
+
+    host_path: str
+    guest_path: str
+
+
+class VPMemBus:
+    """The VPMEM devices of a VM: one layer each, or many layers packed on a device."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        plan = context.plan
+        boot = plan.boot_vpmem_bytes is not None
+        device: Layers | PackedLayers = (
+            PackedLayers(plan.vpmem_count, plan.vpmem_size_bytes, boot)
+            if plan.vpmem_multi_mapping
+            else Layers(plan.vpmem_count, plan.vpmem_size_bytes, boot)
+        )
+        self.layers: Driver[str, int, Any, bool] = Driver(context.link, Ledger(device), context.lane("vpmem"))
+
+    def add(self, path: str, *, grant_access: bool = True) -> Pending[VPMemLease]:
+        """Map a layer into the guest's memory and mount it, read-only. Await it, or enter it.
+
+        The same path again is the same layer, with one more reference.
+
+        :param grant_access: give the VM access to the path first, where it is a new layer.
+        :raises NoSpaceError: no device has room for it, or it is larger than any.
+        :raises HostPathError: there is no such file, or it is a directory.
+        :raises NotSupportedError: the guest is Windows.
+        """
+        return Pending(lambda: self._add(path, grant_access))
+
+    async def _add(self, path: str, grant_access: bool) -> VPMemLease:
+        self._context.need_guest("VPMEM", "linux")
+        self._context.link.check_running()
+        entry = self.layers.ledger.get(path)
+        # Who joins it needs no room for it.
+        joins = entry is not None and entry.holders
+        size_bytes = 0 if joins else await self._context.file_size(path)
+        before = partial(self._context.access.grant, path) if grant_access else None
+        hold = await self.layers.acquire(path, size_bytes, before=before)
+        return VPMemLease(hold, path, _guest_path(hold.ticket.entry.slot))
+
+    async def remove(self, path: str) -> None:
+        """Give up the oldest reference to a layer, by its path on the host.
+
+        :raises NotAttachedError: it is not there.
+        """
+        if not await self.layers.release_one(path):
+            raise self._not_there(path)
+
+    def _not_there(self, path: str) -> NotAttachedError:
+        return NotAttachedError(f"{path} is not mapped in {self._context.vm_id} over VPMEM")
+
+    def guest_path(self, path: str) -> str:
+        """Give where the guest has mounted a layer, by its path on the host.
+
+        :raises NotAttachedError: it is not there.
+        """
+        entry = self.layers.ledger.get(path)
+        if entry is None or entry.applied is None:
+            raise self._not_there(path)
+        return _guest_path(entry.slot)
+
+
+def _guest_path(slot: int | Mapping) -> str:
+    return slot.guest_path if isinstance(slot, Mapping) else layer_path(slot)

@@ -1,0 +1,66 @@
+"""From options and facts of the host to the compute-system document. Pure: nothing is read or done here.
+
+First :func:`files_to_look_at` says which paths of the host decide something; the caller looks at them, and
+:func:`plan_creation` makes of it all a :class:`CreationPlan`. The documents are those of hcsshim 0.15
+(``create_lcow.go``, ``create_wcow.go``), recorded cases of which are in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from uvm._document.boot import boot_directory
+from uvm._document.lcow import lcow_files_to_look_at, plan_lcow
+from uvm._document.paths import Files
+from uvm._document.plan import (
+    AssignedDevice,
+    CopyFile,
+    CreationPlan,
+    GrantAccess,
+    MakeDirectory,
+    Preparation,
+    SetDiskId,
+)
+from uvm._document.wcow import plan_wcow, wcow_files_to_look_at
+from uvm.backend import HostInfo
+from uvm.options import LCOWOptions, WCOWOptions
+
+__all__ = [
+    "AssignedDevice",
+    "CopyFile",
+    "CreationPlan",
+    "Files",
+    "GrantAccess",
+    "MakeDirectory",
+    "Preparation",
+    "SetDiskId",
+    "boot_directory",
+    "files_to_look_at",
+    "plan_creation",
+]
+
+
+def files_to_look_at(options: LCOWOptions | WCOWOptions, host: HostInfo) -> tuple[str, ...]:
+    """Name the host paths whose :class:`~uvm.backend.FileInfo` decides something.
+
+    :raises OptionsError: the options do not say where the boot files are, and the host has no default.
+    """
+    if isinstance(options, LCOWOptions):
+        return lcow_files_to_look_at(options, host)
+    return wcow_files_to_look_at(options)
+
+
+def plan_creation(
+    options: LCOWOptions | WCOWOptions, host: HostInfo, files: Files, *, id: str, new_id: Callable[[], str]
+) -> CreationPlan:
+    """Plan the creation of a VM.
+
+    :param files: what is at the paths that :func:`files_to_look_at` names, None where nothing is.
+    :param id: the compute system's id.
+    :param new_id: makes the GUIDs of assigned devices.
+    :raises OptionsError: the options do not fit the host, for instance a boot file that is missing.
+    :raises NotSupportedError: the host lacks what is asked; the message names the build that has it.
+    """
+    if isinstance(options, LCOWOptions):
+        return plan_lcow(options, host, files, id=id, new_id=new_id)
+    return plan_wcow(options, host, files, id=id)

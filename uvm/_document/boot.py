@@ -1,0 +1,202 @@
+"""How a Linux guest boots: which files, and with which kernel command line."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import frozen
+
+from uvm._document.common import requested_processors
+from uvm._document.paths import Files, join
+from uvm.backend import HostInfo
+from uvm.errors import OptionsError
+from uvm.options import LCOWOptions
+
+__all__ = [
+    "ENTROPY_VSOCK_PORT",
+    "KERNEL_DIRECT_BUILD",
+    "LOG_VSOCK_PORT",
+    "LinuxBoot",
+    "boot_directory",
+    "boot_files_to_look_at",
+    "kernel_command_line",
+    "resolve_boot",
+]
+
+#: The vsock port from which init takes entropy, and the one to which the guest's output goes.
+ENTROPY_VSOCK_PORT = 1
+LOG_VSOCK_PORT = 109
+
+#: The first build that boots Linux kernels directly.
+KERNEL_DIRECT_BUILD = 18286
+
+_DEFAULT_DIRECTORY = "C:\\Program Files\\Linux Containers"
+_KERNEL, _UNCOMPRESSED_KERNEL = "kernel", "vmlinux"
+_INITRD, _VHD = "initrd.img", "rootfs.vhd"
+
+
+@frozen
+class LinuxBoot:
+    """The boot files and how they are used, with hcsshim's defaults filled in."""
+
+    directory: str
+    kernel_file: str
+    kernel_path: str
+    kernel_direct: bool
+    rootfs_file: str
+    rootfs_path: str
+    rootfs_type: Literal["initrd", "vhd", "none"]
+
+
+def boot_directory(options: LCOWOptions, host: HostInfo) -> str:
+    """Give the directory of the boot files.
+
+    :raises OptionsError: there is no default on a host whose paths are not Windows's.
+    """
+    if options.boot_files_path is not None:
+        return join(host, options.boot_files_path)
+    if host.paths != "windows":
+        raise OptionsError("boot_files_path must be given: this host has no default directory of boot files")
+    return _DEFAULT_DIRECTORY
+
+
+def _kernel_direct_by_default(host: HostInfo) -> bool:
+    return host.build >= KERNEL_DIRECT_BUILD and host.machine != "arm64"
+
+
+def boot_files_to_look_at(options: LCOWOptions, host: HostInfo) -> tuple[str, ...]:
+    """Name the files that may be booted from, and those whose presence decides it."""
+    directory = boot_directory(options, host)
+    kernels = (_UNCOMPRESSED_KERNEL, _KERNEL) if options.kernel_file is None else (options.kernel_file,)
+    root_files = (_VHD, _INITRD) if options.rootfs_file is None else (options.rootfs_file, _VHD)
+    return tuple(dict.fromkeys(join(host, directory, name) for name in (*kernels, *root_files)))
+
+
+def resolve_boot(options: LCOWOptions, host: HostInfo, files: Files) -> LinuxBoot:
+    """Fill in what the options leave to the host, as hcsshim's ``UpdateBootFilesPath`` does.
+
+    Each default is decided by itself: an explicit ``kernel_direct`` has no say in which kernel is the
+    default one, nor a ``rootfs_file`` in the type of the root file system.
+    """
+    directory = boot_directory(options, host)
+    has_vhd = files.get(join(host, directory, _VHD)) is not None
+    kernel_direct, kernel_file = options.kernel_direct, options.kernel_file
+    if kernel_file is None:
+        uncompressed = join(host, directory, _UNCOMPRESSED_KERNEL)
+        use_it = _kernel_direct_by_default(host) and files.get(uncompressed) is not None
+        kernel_file = _UNCOMPRESSED_KERNEL if use_it else _KERNEL
+    rootfs_file = options.rootfs_file
+    if rootfs_file is None:
+        rootfs_file = _VHD if has_vhd else _INITRD
+    return LinuxBoot(
+        directory=directory,
+        kernel_file=kernel_file,
+        kernel_path=join(host, directory, kernel_file),
+        kernel_direct=_kernel_direct_by_default(host) if kernel_direct is None else kernel_direct,
+        rootfs_file=rootfs_file,
+        rootfs_path=join(host, directory, rootfs_file),
+        rootfs_type=options.rootfs_type or ("vhd" if has_vhd else "initrd"),
+    )
+
+
+def kernel_command_line(options: LCOWOptions, host: HostInfo, boot: LinuxBoot, *, vpmem: bool) -> str:
+    """Write the kernel's command line; init's own arguments follow ``--``."""
+    arm = host.machine == "arm64"
+    words = [_root(options, boot, vpmem=vpmem)]
+    # hv_sock has to be the transport, in kernels that have virtio's too.
+    words.append("initcall_blacklist=virtio_vsock_init")
+    if options.console_pipe:
+        serial = "8250_core.nr_uarts=1 8250_core.skip_txen_test=1 console=ttyS0,115200"
+        words.append("console=ttyAMA0,115200" if arm else serial)
+    elif not arm:
+        words.append("8250_core.nr_uarts=0")
+    if options.graphics_console:
+        words.append("console=tty")
+    if not _has_console(options):
+        # With nobody watching, a panic has to end the VM.
+        words.append("panic=-1 quiet")
+    if options.kernel_boot_options:
+        words.append(options.kernel_boot_options)
+    if not options.vpci_enabled:
+        words.append("pci=off")
+    # The count that was asked for, even where the VM gets fewer: hcsshim's choice.
+    words.append(f"nr_cpus={requested_processors(options, host)}")
+    words.append(f"brd.rd_nr=0 pmtmr=0 -- {_init(options, boot)}")
+    return " ".join(words)
+
+
+def _has_console(options: LCOWOptions) -> bool:
+    return bool(options.console_pipe) or options.graphics_console
+
+
+def _root(options: LCOWOptions, boot: LinuxBoot, *, vpmem: bool) -> str:
+    if boot.rootfs_type == "none":
+        return ""
+    if boot.rootfs_type == "initrd":
+        return "" if boot.kernel_direct else f"initrd=/{boot.rootfs_file}"
+    if vpmem:
+        return "root=/dev/pmem0 ro rootwait init=/init"
+    if not options.dm_verity_mode:
+        return "root=/dev/sda ro rootwait init=/init"
+    if not options.dm_verity_create_args:
+        raise OptionsError("dm_verity_mode with a VHD on SCSI needs dm_verity_create_args")
+    return f"root=/dev/dm-0 dm-mod.create={_quoted(options.dm_verity_create_args)} init=/init"
+
+
+def _init(options: LCOWOptions, boot: LinuxBoot) -> str:
+    """Write init's arguments: entropy first, then what it runs."""
+    words = [f"-e {ENTROPY_VSOCK_PORT}"]
+    if options.writable_overlay_dirs and boot.rootfs_type == "vhd":
+        words.append("-w")
+    command = _command(options)
+    words.append(f'sh -c "{command} & exec sh"' if _has_console(options) else command)
+    return " ".join(words)
+
+
+def _command(options: LCOWOptions) -> str:
+    """Write what init runs: the guest's compute service, its output sent to the host."""
+    words = ["/bin/vsockexec"]
+    if options.forward_stdout:
+        words.append(f"-o {LOG_VSOCK_PORT}")
+    if options.forward_stderr:
+        words.append(f"-e {LOG_VSOCK_PORT}")
+    command = options.exec_command_line
+    if command is None:
+        command = f"/bin/gcs -v4 -log-format json -loglevel {options.guest_log_level}"
+    words.append(command)
+    if options.disable_time_sync:
+        words.append("-disable-time-sync")
+    if not options.scrub_guest_logs:
+        words.append("-scrub-logs=false")
+    if options.process_dump_location:
+        words.append(f"-core-dump-location {options.process_dump_location}")
+    return " ".join(words)
+
+
+_ESCAPES = {
+    '"': '\\"',
+    "\\": "\\\\",
+    "\a": "\\a",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+    "\v": "\\v",
+}
+
+
+def _quoted(text: str) -> str:
+    """Quote as Go's ``%q`` does."""
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+def _escaped(char: str) -> str:
+    if char in _ESCAPES:
+        return _ESCAPES[char]
+    if char.isprintable():
+        return char
+    code = ord(char)
+    if code < 0x20 or code == 0x7F:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,0 +1,249 @@
+"""The parts of a document that Linux and Windows VMs share."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+from uvm.backend import JSON, HostInfo
+from uvm.errors import NotSupportedError, OptionsError
+from uvm.options import HvSocketService, Options, decode_policy
+from uvm.schema.common import StorageQoS, Version
+from uvm.schema.devices import (
+    ComPort,
+    Devices,
+    EnhancedModeVideo,
+    HvSocketServiceConfig,
+    Keyboard,
+    Scsi,
+    VideoMonitor,
+)
+from uvm.schema.json import to_json
+from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+from uvm.schema.system import (
+    ComputeSystem,
+    CpuGroup,
+    Numa,
+    NumaProcessors,
+    NumaSetting,
+    Range,
+    Topology,
+    VirtualMachine,
+    VirtualMachineMemory,
+    VirtualMachineProcessor,
+)
+
+__all__ = [
+    "SECURE_BOOT_TEMPLATE",
+    "SYSTEM_AND_ADMINISTRATORS",
+    "add_consoles",
+    "finish",
+    "hvsocket_services",
+    "launch_data",
+    "memory",
+    "memory_mb",
+    "need_build",
+    "processor",
+    "processor_count",
+    "requested_processors",
+    "scsi_controllers",
+    "storage_qos",
+    "topology",
+]
+
+#: SDDL: full access for SYSTEM and the administrators, for nobody else.
+SYSTEM_AND_ADMINISTRATORS = "D:P(A;;FA;;;SY)(A;;FA;;;BA)"
+#: The "Microsoft Windows" Secure Boot template.
+SECURE_BOOT_TEMPLATE = "1734c6e8-3154-4dda-ba5f-a874cc483422"
+
+_CPU_GROUP_BUILD = 19043
+_NUMA_BUILD = 26100
+
+
+def need_build(host: HostInfo, build: int, what: str) -> None:
+    """Make sure that the host is new enough.
+
+    :raises NotSupportedError: it is not.
+    """
+    if host.build < build:
+        raise NotSupportedError(f"{what} needs Windows build {build} or newer; the host has {host.build}")
+
+
+def memory_mb(options: Options) -> int:
+    """Align memory to 2 MB, upwards."""
+    return options.memory_mb + options.memory_mb % 2
+
+
+def requested_processors(options: Options, host: HostInfo) -> int:
+    """Give the processors that were asked for, by default hcsshim's default."""
+    if options.processors is not None:
+        return options.processors
+    return 1 if host.processors == 1 else 2
+
+
+def processor_count(options: Options, host: HostInfo) -> int:
+    """Give the processors of the VM: at most the host's."""
+    return min(requested_processors(options, host), host.processors)
+
+
+def processor(options: Options, host: HostInfo) -> VirtualMachineProcessor:
+    """Make the processors.
+
+    :raises NotSupportedError: the host is too old for a CPU group.
+    """
+    made = VirtualMachineProcessor(
+        count=processor_count(options, host),
+        limit=options.processor_limit,
+        weight=options.processor_weight,
+    )
+    if options.cpu_group_id:
+        need_build(host, _CPU_GROUP_BUILD, "a CPU group at creation")
+        made.cpu_group = CpuGroup(id=options.cpu_group_id)
+    return made
+
+
+def memory(
+    options: Options, *, hot_hint: bool = False, cold_discard_hint: bool = False
+) -> VirtualMachineMemory:
+    """Make the memory, with the hints to the host of what the guest uses."""
+    return VirtualMachineMemory(
+        size_in_mb=memory_mb(options),
+        allow_overcommit=options.allow_overcommit,
+        enable_hot_hint=hot_hint,
+        enable_cold_discard_hint=cold_discard_hint,
+        enable_deferred_commit=options.deferred_commit,
+        low_mmio_gap_in_mb=options.low_mmio_gap_mb,
+        high_mmio_base_in_mb=options.high_mmio_base_mb,
+        high_mmio_gap_in_mb=options.high_mmio_gap_mb,
+    )
+
+
+def topology(options: Options, host: HostInfo, memory: VirtualMachineMemory) -> Topology:
+    """Put processors to the memory, and virtual NUMA nodes where they are asked for.
+
+    :raises NotSupportedError: the host is too old for virtual NUMA, or for a CPU group.
+    :raises OptionsError: the nodes do not add up to the VM.
+    """
+    made = Topology(memory=memory, processor=(processors := processor(options, host)))
+    implicit = options.numa_max_processors_per_node > 0
+    if not implicit and not options.numa_mapped_physical_nodes:
+        return made
+    need_build(host, _NUMA_BUILD, "virtual NUMA")
+    made.numa = Numa(preferred_physical_nodes=[*options.numa_preferred_physical_nodes])
+    if implicit:
+        made.numa.max_size_per_node = options.numa_max_memory_per_node_mb
+        count = Range(max=options.numa_max_processors_per_node)
+        processors.numa_processors_settings = NumaProcessors(count_per_node=count)
+    else:
+        _check_numa_totals(options, host)
+        made.numa.virtual_node_count = len(options.numa_mapped_physical_nodes)
+        made.numa.settings = _numa_nodes(options)
+    # The guest learns of its nodes from the ACPI tables.
+    memory.slit_type = "FirmwareFallbackMeasured"
+    return made
+
+
+def _numa_nodes(options: Options) -> list[NumaSetting]:
+    nodes = zip(
+        options.numa_mapped_physical_nodes,
+        options.numa_processor_counts,
+        options.numa_memory_blocks,
+        strict=True,
+    )
+    return [
+        NumaSetting(
+            virtual_node_number=n,
+            virtual_socket_number=n,
+            physical_node_number=physical,
+            count_of_processors=processors,
+            count_of_memory_blocks=blocks,
+            memory_backing_type="Physical",
+        )
+        for n, (physical, processors, blocks) in enumerate(nodes)
+    ]
+
+
+def _check_numa_totals(options: Options, host: HostInfo) -> None:
+    for what, nodes, vm in (
+        ("processors", sum(options.numa_processor_counts), processor_count(options, host)),
+        ("MB of memory", sum(options.numa_memory_blocks), memory_mb(options)),
+    ):
+        if nodes != vm:
+            raise OptionsError(f"the virtual NUMA nodes have {nodes} {what}, the VM has {vm}")
+
+
+def storage_qos(options: Options) -> StorageQoS | None:
+    """Make the limits of storage, where there are any."""
+    if not options.storage_qos_iops_max and not options.storage_qos_bandwidth_max:
+        return None
+    return StorageQoS(
+        iops_maximum=options.storage_qos_iops_max,
+        bandwidth_maximum=options.storage_qos_bandwidth_max,
+    )
+
+
+def scsi_controllers(count: int) -> dict[str, Scsi]:
+    """Make empty SCSI controllers."""
+    return {guid: Scsi() for guid in SCSI_CONTROLLER_GUIDS[:count]}
+
+
+def hvsocket_services(options: Options) -> dict[str, HvSocketServiceConfig]:
+    """Make the service table's entries that the options hold."""
+    return {guid: _service(service) for guid, service in options.hvsocket_services.items()}
+
+
+def _service(service: HvSocketService) -> HvSocketServiceConfig:
+    return HvSocketServiceConfig(
+        bind_security_descriptor=service.bind_security_descriptor,
+        connect_security_descriptor=service.connect_security_descriptor,
+        allow_wildcard_binds=service.allow_wildcard_binds,
+        disabled=service.disabled,
+    )
+
+
+def add_consoles(devices: Devices, options: Options) -> None:
+    """Add the serial and the video console, where they are asked for."""
+    if options.console_pipe:
+        devices.com_ports = {"0": ComPort(named_pipe=options.console_pipe)}
+    if options.graphics_console:
+        devices.keyboard = Keyboard()
+        devices.enhanced_mode_video = EnhancedModeVideo()
+        devices.video_monitor = VideoMonitor()
+
+
+def launch_data(options: Options) -> str:
+    """Give what the hardware attests of the security policy: its SHA-256, in base64 as HCS takes it."""
+    digest = hashlib.sha256(decode_policy(options.security_policy)).digest()
+    return base64.b64encode(digest).decode("ascii")
+
+
+def finish(options: Options, vm: VirtualMachine, *, minor: int = 1) -> JSON:
+    """Make the whole document, with schema version 2.``minor``, and merge ``additional_json`` over it."""
+    document = to_json(
+        ComputeSystem(
+            owner=options.owner,
+            schema_version=Version(major=2, minor=minor),
+            virtual_machine=vm,
+            should_terminate_on_last_handle_closed=not options.survive_process,
+        )
+    )
+    if options.additional_json is None:
+        return document
+    merged: JSON = _merged(document, json.loads(options.additional_json))
+    return merged
+
+
+def _merged(ours: Any, theirs: Any) -> Any:
+    """Lay ``theirs`` over ``ours``; objects are merged, anything else is replaced.
+
+    A null leaves an object as it is, but replaces anything else (hcsshim's ``mergemaps``).
+    """
+    if not isinstance(ours, dict):
+        return theirs
+    if theirs is None:
+        return ours
+    if not isinstance(theirs, dict):
+        return theirs
+    return ours | {k: _merged(ours[k], v) if k in ours else v for k, v in theirs.items()}

@@ -1,0 +1,332 @@
+"""The document of a VM with a Linux guest (hcsshim's ``create_lcow.go``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import frozen
+
+from uvm._document.boot import (
+    ENTROPY_VSOCK_PORT,
+    KERNEL_DIRECT_BUILD,
+    LOG_VSOCK_PORT,
+    LinuxBoot,
+    boot_directory,
+    boot_files_to_look_at,
+    kernel_command_line,
+    resolve_boot,
+)
+from uvm._document.common import (
+    SECURE_BOOT_TEMPLATE,
+    SYSTEM_AND_ADMINISTRATORS,
+    add_consoles,
+    finish,
+    hvsocket_services,
+    launch_data,
+    memory,
+    memory_mb,
+    need_build,
+    processor,
+    processor_count,
+    scsi_controllers,
+    storage_qos,
+    topology,
+)
+from uvm._document.paths import Files, join, need_file
+from uvm._document.plan import AssignedDevice, CopyFile, CreationPlan, GrantAccess
+from uvm.backend import HostInfo
+from uvm.errors import NotSupportedError, OptionsError
+from uvm.options import LCOWOptions
+from uvm.schema.devices import (
+    Attachment,
+    Devices,
+    HvSocket2,
+    HvSocketServiceConfig,
+    HvSocketSystemConfig,
+    Plan9,
+    Scsi,
+    VirtualPciDevice,
+    VirtualPciFunction,
+    VirtualPMemController,
+    VirtualPMemDevice,
+)
+from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+from uvm.schema.system import (
+    Chipset,
+    GuestConnection,
+    GuestState,
+    IsolationSettings,
+    LinuxKernelDirect,
+    SecuritySettings,
+    Topology,
+    Uefi,
+    UefiBootEntry,
+    VirtualMachine,
+)
+
+__all__ = ["lcow_files_to_look_at", "plan_lcow"]
+
+_EVERYBODY = "D:P(A;;FA;;;WD)"
+#: The guest's compute service connects to this vsock port of the host; the next one is a container's first.
+_GCS_VSOCK_PORT = 0x40000000
+
+_DM_VERITY_ROOTFS = "rootfs.vhd"
+_DEFAULT_VPMEM_COUNT = 64
+_LARGEST_VPMEM_BYTES = 4 * 1024**3
+
+_MANY_SCSI_CONTROLLERS_BUILD = 17763
+_VPMEM_MULTI_MAPPING_BUILD = 18362
+_COLD_DISCARD_BUILD = 18967
+
+
+@frozen
+class _Counts:
+    """How many controllers and devices the VM has, with hcsshim's defaults filled in."""
+
+    scsi: int
+    vpmem: int
+    multi_mapping: bool
+
+
+def lcow_files_to_look_at(options: LCOWOptions, host: HostInfo) -> tuple[str, ...]:
+    """Name the host paths that decide something."""
+    if not options.guest_state_file:
+        return boot_files_to_look_at(options, host)
+    directory = boot_directory(options, host)
+    templates = (options.guest_state_file, options.dm_verity_rootfs_vhd)
+    return tuple(join(host, directory, name) for name in templates if name)
+
+
+def plan_lcow(
+    options: LCOWOptions, host: HostInfo, files: Files, *, id: str, new_id: Callable[[], str]
+) -> CreationPlan:
+    """Plan the creation of a VM with a Linux guest."""
+    counts = _counts(options, host)
+    if options.cold_discard_hint:
+        need_build(host, _COLD_DISCARD_BUILD, "cold_discard_hint")
+    if options.kernel_direct:
+        need_build(host, KERNEL_DIRECT_BUILD, "kernel_direct")
+    if options.guest_state_file:
+        return _plan_isolated(options, host, files, counts, id)
+    return _plan_plain(options, host, files, counts, id, new_id)
+
+
+def _counts(options: LCOWOptions, host: HostInfo) -> _Counts:
+    vpmem = options.vpmem_count
+    if vpmem is None:
+        vpmem = 0 if host.machine == "arm64" else _DEFAULT_VPMEM_COUNT
+    if vpmem and host.machine == "arm64":
+        raise NotSupportedError(f"vpmem_count is {vpmem}, but arm64 hosts have no VPMEM devices")
+    # Without VPMEM, layers need the room.
+    many = vpmem == 0 and host.build >= _MANY_SCSI_CONTROLLERS_BUILD
+    multi = options.vpmem_multi_mapping
+    if multi is None:
+        multi = host.build >= _VPMEM_MULTI_MAPPING_BUILD
+    return _Counts(4 if many else options.scsi_controllers, vpmem, multi)
+
+
+def _plan_plain(
+    options: LCOWOptions,
+    host: HostInfo,
+    files: Files,
+    counts: _Counts,
+    id: str,
+    new_id: Callable[[], str],
+) -> CreationPlan:
+    boot = resolve_boot(options, host, files)
+    need_file(files, boot.kernel_path, "the kernel")
+    rootfs_bytes = need_file(files, boot.rootfs_path, "the root file system").size
+    on_vpmem = boot.rootfs_type == "vhd" and counts.vpmem > 0
+    on_scsi = boot.rootfs_type == "vhd" and not on_vpmem
+    if on_vpmem and counts.multi_mapping:
+        _check_fits_vpmem(boot, rootfs_bytes)
+    nodes = topology(options, host, memory(options, cold_discard_hint=options.cold_discard_hint))
+    assigned = tuple(AssignedDevice(d.instance_path, d.function, new_id()) for d in options.assigned_devices)
+    devices = Devices(
+        scsi=_scsi(counts, boot.rootfs_path if on_scsi else None),
+        virtual_pmem=_vpmem(options, counts, boot.rootfs_path if on_vpmem else None),
+        hv_socket=HvSocket2(hv_socket_config=_sockets(options)),
+        plan9=Plan9(),
+        virtual_pci={d.vmbus_guid: _pci_device(d, nodes) for d in assigned},
+    )
+    add_consoles(devices, options)
+    vm = VirtualMachine(
+        stop_on_reset=True,
+        chipset=_chipset(boot, kernel_command_line(options, host, boot, vpmem=counts.vpmem > 0)),
+        compute_topology=nodes,
+        devices=devices,
+        storage_qos=storage_qos(options),
+        guest_connection=_guest_connection(options),
+        resource_partition_id=options.resource_partition_id.lower(),
+    )
+    return CreationPlan(
+        document=finish(options, vm),
+        os="linux",
+        id=id,
+        owner=options.owner,
+        processors=processor_count(options, host),
+        memory_mb=memory_mb(options),
+        scsi_controllers=counts.scsi,
+        reserved_scsi=((0, 0),) if on_scsi else (),
+        vpmem_count=counts.vpmem,
+        vpmem_size_bytes=options.vpmem_size_bytes,
+        vpmem_multi_mapping=counts.multi_mapping,
+        boot_vpmem_bytes=rootfs_bytes if on_vpmem else None,
+        assigned_devices=assigned,
+    )
+
+
+def _sockets(options: LCOWOptions) -> HvSocketSystemConfig:
+    return HvSocketSystemConfig(
+        # Lets us, running as an administrator, listen for the guest's log.
+        default_bind_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
+        service_table=hvsocket_services(options),
+    )
+
+
+def _scsi(counts: _Counts, boot_disk: str | None) -> dict[str, Scsi]:
+    """Make the SCSI controllers, and attach the disk that the guest boots from to the first slot."""
+    controllers = scsi_controllers(counts.scsi)
+    if boot_disk is None:
+        return controllers
+    if not controllers:
+        raise OptionsError("the root file system is on SCSI, but scsi_controllers is 0")
+    disk = Attachment(type="VirtualDisk", path=boot_disk, read_only=True)
+    controllers[SCSI_CONTROLLER_GUIDS[0]].attachments["0"] = disk
+    return controllers
+
+
+def _vpmem(options: LCOWOptions, counts: _Counts, boot_disk: str | None) -> VirtualPMemController | None:
+    """Make the VPMEM controller, and attach the disk that the guest boots from to device 0."""
+    if not counts.vpmem:
+        return None
+    controller = VirtualPMemController(
+        maximum_count=counts.vpmem, maximum_size_bytes=options.vpmem_size_bytes
+    )
+    if boot_disk is not None:
+        # hcsshim says Vhd1 of a .vhdx too, as its test of the extension never holds.
+        device = VirtualPMemDevice(host_path=boot_disk, read_only=True, image_format="Vhd1")
+        controller.devices["0"] = device
+    return controller
+
+
+def _pci_device(device: AssignedDevice, nodes: Topology) -> VirtualPciDevice:
+    function = VirtualPciFunction(device_instance_path=device.instance_path, virtual_function=device.function)
+    # Every build that has virtual NUMA knows the affinity.
+    affinity = None if nodes.numa is None else True
+    return VirtualPciDevice(functions=[function], propagate_numa_affinity=affinity)
+
+
+def _check_fits_vpmem(boot: LinuxBoot, size_bytes: int) -> None:
+    if not 0 < size_bytes <= _LARGEST_VPMEM_BYTES:
+        raise OptionsError(
+            f"the root file system {boot.rootfs_path} has {size_bytes} bytes;"
+            f" on VPMEM it may have 1 to {_LARGEST_VPMEM_BYTES}"
+        )
+
+
+def _chipset(boot: LinuxBoot, command_line: str) -> Chipset:
+    if boot.kernel_direct:
+        kernel = LinuxKernelDirect(kernel_file_path=boot.kernel_path, kernel_cmd_line=command_line)
+        if boot.rootfs_type == "initrd":
+            kernel.initrd_path = boot.rootfs_path
+        return Chipset(linux_kernel_direct=kernel)
+    entry = UefiBootEntry(
+        device_type="VmbFs",
+        device_path=f"\\{boot.kernel_file}",
+        vmbfs_root_path=boot.directory,
+        optional_data=command_line,
+    )
+    return Chipset(uefi=Uefi(boot_this=entry))
+
+
+def _guest_connection(options: LCOWOptions) -> GuestConnection | None:
+    if options.external_guest_connection or not options.use_guest_connection:
+        return None
+    return GuestConnection(use_vsock=True, use_connected_suspend=True)
+
+
+def _plan_isolated(
+    options: LCOWOptions, host: HostInfo, files: Files, counts: _Counts, id: str
+) -> CreationPlan:
+    """Plan a VM that boots from a guest state file, isolated by SNP; it has no VPMEM controller."""
+    if options.rootfs_type != "none":
+        raise OptionsError("guest_state_file brings the root file system: rootfs_type must be 'none'")
+    if not options.dm_verity_rootfs_vhd:
+        raise OptionsError("guest_state_file needs dm_verity_rootfs_vhd")
+    directory = boot_directory(options, host)
+    state_template = join(host, directory, options.guest_state_file)
+    need_file(files, state_template, "the guest state file")
+    rootfs_template = join(host, directory, options.dm_verity_rootfs_vhd)
+    need_file(files, rootfs_template, "the dm-verity root file system")
+    state = join(host, options.bundle_directory, options.guest_state_file)
+    rootfs = join(host, options.bundle_directory, _DM_VERITY_ROOTFS)
+    same = host.path.normcase
+    if same(state) == same(state_template) or same(rootfs) == same(rootfs_template):
+        raise OptionsError("bundle_directory must not be boot_files_path: the VM gets copies of its files")
+    on_scsi = options.dm_verity_mode and counts.scsi > 0
+    devices = Devices(
+        scsi=_scsi(counts, rootfs if on_scsi else None),
+        hv_socket=HvSocket2(hv_socket_config=_isolated_sockets(options)),
+        plan9=Plan9(),
+    )
+    return CreationPlan(
+        document=finish(options, _isolated_machine(options, host, devices, state), minor=5),
+        os="linux",
+        id=id,
+        owner=options.owner,
+        processors=processor_count(options, host),
+        memory_mb=memory_mb(options),
+        scsi_controllers=counts.scsi,
+        reserved_scsi=((0, 0),) if on_scsi else (),
+        preparations=(
+            CopyFile(state_template, state),
+            CopyFile(rootfs_template, rootfs),
+            GrantAccess(state, to_vm_group=True, mask="all"),
+            GrantAccess(rootfs, to_vm_group=True, mask="all"),
+        ),
+        leftovers=(state, rootfs),
+    )
+
+
+def _isolated_machine(options: LCOWOptions, host: HostInfo, devices: Devices, state: str) -> VirtualMachine:
+    isolation = IsolationSettings(
+        isolation_type="SecureNestedPaging",
+        launch_data=launch_data(options),
+        hcl_enabled=options.hcl_enabled,
+    )
+    return VirtualMachine(
+        stop_on_reset=True,
+        chipset=Chipset(
+            uefi=Uefi(apply_secure_boot_template="Apply", secure_boot_template_id=SECURE_BOOT_TEMPLATE)
+        ),
+        compute_topology=Topology(
+            memory=memory(options, cold_discard_hint=options.cold_discard_hint),
+            processor=processor(options, host),
+        ),
+        devices=devices,
+        # Transient: the file is where the images come from, not where state goes.
+        guest_state=GuestState(
+            guest_state_file_path=state, guest_state_file_type="FileMode", force_transient_state=True
+        ),
+        storage_qos=storage_qos(options),
+        guest_connection=_guest_connection(options),
+        security_settings=SecuritySettings(isolation=isolation),
+    )
+
+
+def _isolated_sockets(options: LCOWOptions) -> HvSocketSystemConfig:
+    """Open the vsock ports that an isolated guest needs, one by one."""
+    table = hvsocket_services(options)
+    ports = (ENTROPY_VSOCK_PORT, LOG_VSOCK_PORT, _GCS_VSOCK_PORT, _GCS_VSOCK_PORT + 1)
+    for port in (*ports, *options.extra_vsock_ports):
+        table[f"{port:08x}-facb-11e6-bd58-64006a7986d3"] = HvSocketServiceConfig(
+            allow_wildcard_binds=True,
+            bind_security_descriptor=_EVERYBODY,
+            connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
+        )
+    return HvSocketSystemConfig(
+        default_bind_security_descriptor=_EVERYBODY,
+        default_connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
+        service_table=table,
+    )

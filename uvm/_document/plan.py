@@ -1,0 +1,97 @@
+"""What creating a VM takes: the document, and what has to be done on the host around it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import field, frozen
+
+from uvm.backend import JSON, AccessMask
+
+__all__ = [
+    "AssignedDevice",
+    "CopyFile",
+    "CreationPlan",
+    "GrantAccess",
+    "MakeDirectory",
+    "Preparation",
+    "SetDiskId",
+]
+
+
+@frozen
+class CopyFile:
+    """Copy a file of the host, over whatever is at the target."""
+
+    source: str
+    target: str
+
+
+@frozen
+class MakeDirectory:
+    """Make a directory of the host, with its parents."""
+
+    path: str
+
+
+@frozen
+class GrantAccess:
+    """Give this VM, or every VM, access to a host path."""
+
+    path: str
+    to_vm_group: bool = False
+    mask: AccessMask = "read"
+
+
+@frozen
+class SetDiskId:
+    """Set the identifier of a virtual disk file."""
+
+    path: str
+    disk_id: str
+
+
+Preparation = CopyFile | MakeDirectory | GrantAccess | SetDiskId
+
+
+@frozen
+class AssignedDevice:
+    """A PCI device that the VM has from the start, and the GUID under which the guest sees it."""
+
+    instance_path: str
+    function: int
+    vmbus_guid: str
+
+
+@frozen(kw_only=True)
+class CreationPlan:
+    """Everything that follows from options, host and boot files.
+
+    :ivar document: the JSON object for :meth:`~uvm.backend.Backend.create`. It may hold secrets.
+    :ivar processors: virtual processors, after fitting them to the host.
+    :ivar memory_mb: memory, after alignment.
+    :ivar reserved_scsi: (controller, LUN) of the disks that the document attaches.
+    :ivar vpmem_count: VPMEM devices of the VM; 0 where it has none.
+    :ivar boot_vpmem_bytes: the size of the root file system on VPMEM device 0; None where that is free.
+    :ivar assigned_devices: PCI devices of the document.
+    :ivar preparations: what to do on the host before, in this order.
+    :ivar leftovers: files that were made for this VM, to remove when it has gone or could not be created.
+    :ivar keepsakes: what to save when it has gone, before the leftovers are removed (``debug_mode``).
+    """
+
+    document: JSON = field(repr=False)
+    os: Literal["linux", "windows"]
+    id: str
+    owner: str
+    processors: int
+    memory_mb: int
+    scsi_controllers: int
+    reserved_scsi: tuple[tuple[int, int], ...] = ()
+    vpmem_count: int = 0
+    vpmem_size_bytes: int = 0
+    vpmem_multi_mapping: bool = False
+    boot_vpmem_bytes: int | None = None
+    assigned_devices: tuple[AssignedDevice, ...] = ()
+    preparations: tuple[Preparation, ...] = ()
+    leftovers: tuple[str, ...] = ()
+    keepsakes: tuple[Preparation, ...] = ()

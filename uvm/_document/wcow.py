@@ -1,0 +1,267 @@
+"""The document of a VM with a Windows guest (hcsshim's ``create_wcow.go``)."""
+
+from __future__ import annotations
+
+import base64
+
+from attrs import frozen
+
+from uvm._document.common import (
+    SECURE_BOOT_TEMPLATE,
+    SYSTEM_AND_ADMINISTRATORS,
+    add_consoles,
+    finish,
+    hvsocket_services,
+    launch_data,
+    memory,
+    memory_mb,
+    processor_count,
+    storage_qos,
+    topology,
+)
+from uvm._document.paths import Files, join, need_directory
+from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
+from uvm.backend import HostInfo
+from uvm.options import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
+from uvm.schema import common as schema
+from uvm.schema.devices import (
+    Attachment,
+    Devices,
+    GuestCrashReporting,
+    HvSocket2,
+    HvSocketServiceConfig,
+    HvSocketSystemConfig,
+    Scsi,
+    VirtualSmb,
+    VirtualSmbShare,
+    VirtualSmbShareOptions,
+    WindowsCrashReporting,
+)
+from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+from uvm.schema.system import (
+    Chipset,
+    DebugOptions,
+    FirmwareFile,
+    GuestConnection,
+    GuestState,
+    IsolationSettings,
+    SecuritySettings,
+    Uefi,
+    UefiBootEntry,
+    VirtualMachine,
+)
+
+__all__ = ["plan_wcow", "wcow_files_to_look_at"]
+
+#: The service to which the Windows guest forwards its log.
+_LOG_SERVICE = "172dad59-976d-45f2-8b6c-6d1b13f2ac4d"
+#: By this identifier a confidential guest knows a scratch disk that is not formatted.
+_UNFORMATTED_SCRATCH = "a7b3c5d1-4e2f-4a8b-9c6d-1e3f5a7b9c2d"
+_DIRECT_FILE_MAPPING_MB = 1024
+
+
+def wcow_files_to_look_at(options: WCOWOptions) -> tuple[str, ...]:
+    """Name the host paths that decide something."""
+    return (options.dump_directory,) if options.dump_directory else ()
+
+
+@frozen
+class _Boot:
+    """What follows from how the VM boots; the disks are those of the first LUNs, in order."""
+
+    chipset: Chipset
+    share: VirtualSmbShare
+    disks: tuple[Attachment, ...]
+    preparations: tuple[Preparation, ...]
+
+
+def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) -> CreationPlan:
+    """Plan the creation of a VM with a Windows guest."""
+    if isinstance(options.boot_files, BlockCIMBootFiles):
+        boot = _boot_from_disks(options, options.boot_files, host)
+    else:
+        boot = _boot_from_directory(options, options.boot_files, host)
+    vm = VirtualMachine(
+        stop_on_reset=True,
+        chipset=boot.chipset,
+        compute_topology=topology(options, host, memory(options, hot_hint=options.allow_overcommit)),
+        devices=_devices(options, host, boot, id),
+        registry_changes=schema.RegistryChanges(add_values=_registry_values(options)),
+        storage_qos=storage_qos(options),
+        guest_connection=None if options.external_guest_connection else GuestConnection(),
+        resource_partition_id=options.resource_partition_id.lower(),
+    )
+    preparations = boot.preparations
+    if options.dump_directory:
+        need_directory(files, options.dump_directory, "dump_directory")
+        vm.debug_options = _debug_options(options, host, id)
+        preparations = (GrantAccess(options.dump_directory, to_vm_group=True, mask="all"), *preparations)
+    if options.security_policy_enabled:
+        _confide(vm, options)
+    return CreationPlan(
+        document=finish(options, vm, minor=5 if options.security_policy_enabled else 1),
+        os="windows",
+        id=id,
+        owner=options.owner,
+        processors=processor_count(options, host),
+        memory_mb=memory_mb(options),
+        scsi_controllers=options.scsi_controllers,
+        reserved_scsi=tuple((0, lun) for lun in range(len(boot.disks))),
+        preparations=preparations,
+        keepsakes=_keepsakes(options, host, id),
+    )
+
+
+def _devices(options: WCOWOptions, host: HostInfo, boot: _Boot, id: str) -> Devices:
+    sockets = HvSocketSystemConfig(
+        default_bind_security_descriptor=SYSTEM_AND_ADMINISTRATORS, service_table=_services(options)
+    )
+    disks = {str(lun): disk for lun, disk in enumerate(boot.disks)}
+    devices = Devices(
+        scsi={SCSI_CONTROLLER_GUIDS[0]: Scsi(attachments=disks)},
+        hv_socket=HvSocket2(hv_socket_config=sockets),
+        virtual_smb=VirtualSmb(shares=[boot.share], direct_file_mapping_in_mb=_DIRECT_FILE_MAPPING_MB),
+    )
+    add_consoles(devices, options)
+    if options.dump_directory:
+        dump = WindowsCrashReporting(
+            dump_file_name=_dump_file(options, host, id, "windows-crash"), dump_type="Full"
+        )
+        devices.guest_crash_reporting = GuestCrashReporting(windows_crash_settings=dump)
+    return devices
+
+
+def _dump_file(options: WCOWOptions, host: HostInfo, id: str, what: str) -> str:
+    return join(host, options.dump_directory, f"{id}-{what}")
+
+
+def _debug_options(options: WCOWOptions, host: HostInfo, id: str) -> DebugOptions:
+    return DebugOptions(
+        bugcheck_saved_state_file_name=_dump_file(options, host, id, "savedstate.vmrs"),
+        bugcheck_no_crashdump_saved_state_file_name=_dump_file(
+            options, host, id, "savedstate_nocrashdump.vmrs"
+        ),
+    )
+
+
+def _services(options: WCOWOptions) -> dict[str, HvSocketServiceConfig]:
+    table = hvsocket_services(options)
+    if options.log_forwarding:
+        table[_LOG_SERVICE] = HvSocketServiceConfig(
+            allow_wildcard_binds=True,
+            bind_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
+            connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
+        )
+    return table
+
+
+def _registry_values(options: WCOWOptions) -> list[schema.RegistryValue]:
+    values = []
+    if options.process_dump_location:
+        # Dumps are saved, not uploaded; and only a running WerSvc writes those of every exception.
+        values.append(_dword("System", "ControlSet001\\Services\\WerSvc", "Start", 2))
+        values.append(_dword("Software", "Microsoft\\Windows\\Windows Error Reporting", "Disabled", 1))
+    if not options.disable_compartment_namespace:
+        gns = "CurrentControlSet\\Services\\gns"
+        values.append(_dword("System", gns, "EnableCompartmentNamespace", 1))
+    return values + [_registry_value(value) for value in options.registry_values]
+
+
+def _registry_value(value: RegistryValue) -> schema.RegistryValue:
+    return schema.RegistryValue(
+        key=schema.RegistryKey(hive=value.hive, name=value.key, volatile=value.volatile),
+        name=value.name,
+        type=value.type,
+        string_value=value.string_value,
+        binary_value=value.binary_value,
+        dword_value=value.dword_value,
+        qword_value=value.qword_value,
+        custom_type=value.custom_type,
+    )
+
+
+def _dword(hive: str, key: str, name: str, value: int) -> schema.RegistryValue:
+    return schema.RegistryValue(
+        key=schema.RegistryKey(hive=hive, name=key), name=name, type="DWord", dword_value=value
+    )
+
+
+def _boot_from_directory(options: WCOWOptions, files: VmbFSBootFiles, host: HostInfo) -> _Boot:
+    """Boot from a directory of the host, which is a share."""
+    loader = join(host, files.os_relative_boot_directory, "bootmgfw.efi")
+    share_options = VirtualSmbShareOptions(
+        read_only=True,
+        share_read=True,
+        cache_io=True,
+        pseudo_oplocks=True,
+        take_backup_privilege=True,
+        no_directmap=options.fully_physically_backed or options.no_direct_map,
+    )
+    return _Boot(
+        chipset=Chipset(uefi=Uefi(boot_this=UefiBootEntry(device_type="VmbFs", device_path=loader))),
+        share=VirtualSmbShare(name="os", path=files.os_files_path, options=share_options),
+        disks=(Attachment(type="VirtualDisk", path=files.scratch_vhd_path),),
+        preparations=(GrantAccess(files.scratch_vhd_path),),
+    )
+
+
+def _boot_from_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostInfo) -> _Boot:
+    """Boot a confidential VM from disks; its scratch has to be the first of them."""
+    share_path = join(host, options.bundle_directory, "EmptyDoNotModify")
+    share_options = VirtualSmbShareOptions(read_only=True, share_read=True, no_oplocks=True)
+    return _Boot(
+        chipset=_confidential_chipset(options),
+        share=VirtualSmbShare(name="defaultEmptyShare", path=share_path, options=share_options),
+        disks=(
+            Attachment(type="VirtualDisk", path=files.scratch_vhd_path),
+            Attachment(type="VirtualDisk", path=files.efi_vhd_path, read_only=not options.writable_efi),
+            Attachment(type="VirtualDisk", path=files.boot_cim_vhd_path, read_only=True),
+        ),
+        preparations=(
+            GrantAccess(options.guest_state_file),
+            GrantAccess(files.efi_vhd_path),
+            GrantAccess(files.boot_cim_vhd_path),
+            GrantAccess(files.scratch_vhd_path),
+            SetDiskId(files.scratch_vhd_path, _UNFORMATTED_SCRATCH),
+            MakeDirectory(share_path),
+            GrantAccess(share_path),
+        ),
+    )
+
+
+def _confidential_chipset(options: WCOWOptions) -> Chipset:
+    uefi = Uefi(apply_secure_boot_template="Skip")
+    if not options.disable_secure_boot:
+        uefi = Uefi(apply_secure_boot_template="Apply", secure_boot_template_id=SECURE_BOOT_TEMPLATE)
+    if not options.firmware_parameters:
+        return Chipset(uefi=uefi)
+    parameters = base64.b64encode(options.firmware_parameters.encode()).decode("ascii")
+    return Chipset(uefi=uefi, firmware_file=FirmwareFile(parameters=parameters))
+
+
+def _confide(vm: VirtualMachine, options: WCOWOptions) -> None:
+    """Isolate the VM, and have the hardware attest its security policy."""
+    # The first VM version with the SNP features.
+    vm.version = schema.Version(major=12)
+    vm.guest_state = GuestState(
+        guest_state_file_path=options.guest_state_file, guest_state_file_type="BlockStorage"
+    )
+    vm.security_settings = SecuritySettings(
+        isolation=IsolationSettings(
+            isolation_type=options.isolation_type or "SecureNestedPaging",
+            launch_data=launch_data(options),
+            hcl_enabled=True,
+        )
+    )
+
+
+def _keepsakes(options: WCOWOptions, host: HostInfo, id: str) -> tuple[Preparation, ...]:
+    """Say what ``debug_mode`` keeps: the scratch and the EFI disk of a confidential VM."""
+    boot = options.boot_files
+    if not options.debug_mode or not isinstance(boot, BlockCIMBootFiles):
+        return ()
+    copies = (
+        CopyFile(path, join(host, options.debug_data_path, f"{id}_{host.path.basename(path)}"))
+        for path in (boot.scratch_vhd_path, boot.efi_vhd_path)
+    )
+    return (MakeDirectory(options.debug_data_path), *copies)

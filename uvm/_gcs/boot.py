@@ -1,0 +1,252 @@
+"""What a guest dials while it boots, besides its compute service: random bytes for it, its output for us.
+
+How it works
+------------
+
+The output is always read as fast as it comes, so that no guest waits for its log to be taken::
+
+    guest --> pump --> [ whole lines, at most 1 MiB ] --> handler
+
+What a handler leaves behind is dropped by lines, said and counted, until it has caught up with half of that.
+When it has ended, or failed, the rest is read and dropped. A handler that is known to keep up needs none of
+this, and reads the guest itself.
+
+Nothing here raises: the VM goes on without its log, and its start fails where a guest cannot boot. What went
+wrong goes to the logger ``uvm.gcs``.
+
+Source: hcsshim internal/uvm/start.go.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+
+from uvm._guest.logs import say
+from uvm._wire.ports import ENTROPY_BYTES
+from uvm.backend import BROKEN_STREAM, ByteStream, Listener
+from uvm.errors import VMExitedError
+
+__all__ = ["GuestOutput", "MAX_PENDING_BYTES", "forward_output", "give_entropy"]
+
+#: How far a handler may be behind, in bytes.
+MAX_PENDING_BYTES: Final = 1 << 20
+#: A longer line is passed on before its end has come.
+_MAX_LINE_BYTES: Final = 65536
+
+_log = logging.getLogger("uvm.gcs")
+
+_GONE: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, VMExitedError)
+
+
+async def give_entropy(
+    listener: Listener, source: Callable[[int], bytes] = os.urandom, name: str = "the guest"
+) -> None:
+    """Give a Linux guest the random bytes that its init waits for, once, and close the listener.
+
+    :param source: gives so many random bytes.
+    :param name: whose guest it is, for messages.
+    """
+    try:
+        stream = await listener.accept()
+        try:
+            await stream.send(source(ENTROPY_BYTES))
+        finally:
+            await _close(stream)
+    except Exception as e:
+        _say_failure(f"{name}: it got no random bytes to boot with", e)
+    finally:
+        await _close(listener)
+
+
+async def forward_output(
+    listener: Listener,
+    handler: Callable[[ByteStream], Awaitable[None]],
+    again: bool = False,
+    name: str = "the guest",
+    keeps_up: bool = False,
+) -> None:
+    """Wait for the guest to dial, close the listener, and pass the guest's output to a handler.
+
+    It ends when the output has ended and the handler too.
+
+    :param handler: reads the output to its end; see :class:`GuestOutput`.
+    :param again: keep the listener and go on with the next connection, as the log service of a Windows
+        guest may be restarted; it ends when the listener is closed.
+    :param name: whose guest it is, for messages.
+    :param keeps_up: the handler waits for nothing but more output, as :func:`uvm._guest.logs.read_log` does.
+    """
+    try:
+        more = True
+        while more:
+            stream = await listener.accept()
+            more = again
+            if not more:
+                await _close(listener)
+            await _forward(stream, handler, name, keeps_up)
+    except Exception as e:
+        _say_failure(f"{name}: its output cannot be listened to any more", e)
+    finally:
+        await _close(listener)
+
+
+async def _forward(
+    stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str, keeps_up: bool
+) -> None:
+    try:
+        if keeps_up:
+            await _handle(stream, handler, name)
+            await _drain(stream, name)
+        else:
+            await _buffer(stream, handler, name)
+    finally:
+        await _close(stream)
+
+
+async def _buffer(stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str) -> None:
+    output = GuestOutput(stream, name)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(output.pump)
+        await _handle(output, handler, name)
+        output.close()
+
+
+async def _drain(stream: ByteStream, name: str) -> None:
+    rest = GuestOutput(stream, name)
+    rest.close()
+    await rest.pump()
+
+
+async def _handle(stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str) -> None:
+    try:
+        await handler(stream)
+    except Exception as e:
+        problem = f"{name}: the handler of its output failed; the rest of the output is dropped"
+        say(_log, logging.ERROR, problem, error=e)
+
+
+class GuestOutput:
+    """The output of a guest, as a handler gets it (:class:`~uvm.backend.ByteStream`).
+
+    A line comes when it has ended, or is 64 KiB long, or the output has ended. What was dropped before it,
+    because the handler was slow, were whole lines, save longer ones.
+    """
+
+    def __init__(self, stream: ByteStream, name: str) -> None:
+        self._stream = stream
+        self._name = name
+        self._line = bytearray()
+        self._pending = bytearray()
+        self._dropping = False
+        self._dropped = 0
+        self._ended = False
+        self._closed = False
+        self._arrived = anyio.Event()
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Receive at least one byte; anyio.EndOfStream at the end of the output."""
+        await anyio.lowlevel.checkpoint()
+        while not self._pending:
+            if self._closed:
+                raise anyio.ClosedResourceError
+            if self._ended:
+                raise anyio.EndOfStream
+            if self._arrived.is_set():
+                self._arrived = anyio.Event()
+            await self._arrived.wait()
+        data = bytes(self._pending[:max_bytes])
+        del self._pending[:max_bytes]
+        return data
+
+    async def send(self, item: bytes) -> None:
+        """Send to the guest, though none is known to read it."""
+        await self._stream.send(item)
+
+    async def send_eof(self) -> None:
+        """Close our direction."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Want no more of it: what comes is dropped."""
+        self.close()
+        await anyio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Want no more of it, at once."""
+        self._closed = True
+        self._pending.clear()
+        self._line.clear()
+        self._arrived.set()
+
+    async def pump(self) -> None:
+        """Read the output to its end."""
+        try:
+            while True:
+                self._take(await self._stream.receive())
+        except (anyio.EndOfStream, *BROKEN_STREAM):
+            pass
+        except Exception as e:
+            _say_failure(f"{self._name}: its output broke off", e)
+        finally:
+            self._pass_on(len(self._line))
+            self._end_dropping()
+            self._ended = True
+            self._arrived.set()
+
+    def _take(self, data: bytes) -> None:
+        if self._closed:
+            return
+        end = data.rfind(b"\n") + 1
+        whole = len(self._line) + end if end else 0
+        self._line += data
+        if not whole and len(self._line) >= _MAX_LINE_BYTES:
+            whole = len(self._line)
+        self._pass_on(whole)
+
+    def _pass_on(self, size: int) -> None:
+        """Pass on so many bytes, or drop them."""
+        if not size:
+            return
+        pending = len(self._pending)
+        if self._dropping and pending <= MAX_PENDING_BYTES // 2:
+            self._end_dropping()
+        if self._dropping or pending + size > MAX_PENDING_BYTES:
+            self._drop(size)
+        else:
+            self._pending += self._line[:size]
+            self._arrived.set()
+        del self._line[:size]
+
+    def _drop(self, size: int) -> None:
+        if not self._dropping:
+            behind = f"{len(self._pending):,} bytes behind"
+            problem = f"the handler of its output is {behind}; output is dropped"
+            say(_log, logging.WARNING, f"{self._name}: {problem}")
+        self._dropping = True
+        self._dropped += size
+
+    def _end_dropping(self) -> None:
+        if self._dropping:
+            say(_log, logging.WARNING, f"{self._name}: {self._dropped:,} bytes of its output were dropped")
+        self._dropping = False
+        self._dropped = 0
+
+
+def _say_failure(problem: str, error: Exception) -> None:
+    """Log an error; that a VM has ended, or nobody listens any more, is none."""
+    say(_log, logging.DEBUG if isinstance(error, _GONE) else logging.ERROR, problem, error=error)
+
+
+async def _close(resource: ByteStream | Listener) -> None:
+    # As anyio.aclose_forcefully: nobody waits for a guest that may be gone.
+    with anyio.CancelScope(shield=True) as scope:
+        scope.cancel()
+        try:
+            await resource.aclose()
+        except BROKEN_STREAM as e:
+            say(_log, logging.DEBUG, f"closing what had ended: {e!r}")

@@ -1,0 +1,435 @@
+"""The bridge: requests to the guest and their answers, over any number of streams, one after the other.
+
+How it works
+------------
+
+A bridge is in one of four states::
+
+             | down               | greeting              | connected             | closed
+    ---------+--------------------+-----------------------+-----------------------+-----------------
+    run      | -> greeting        | refused               | refused               | ends at once
+    greeted  |                    | -> connected; lost    |                       |
+             |                    |   calls end, queued   |                       |
+             |                    |   ones go out         |                       |
+    submit   | queued             | queued; sent only if  | sent                  | BridgeClosedError
+             |                    |   it is urgent        |                       |
+    drop     |                    | -> down               | -> down               |
+    close    | -> closed          | -> closed             | -> closed             | nothing
+
+A *drop* is an end of the stream that a guest may recover from by dialling again: it ended, even in the
+middle of a message, or it broke. The owner then serves the next stream with :meth:`Bridge.run`, or closes the
+bridge. The bridge closes itself, for good, when going on makes no sense: the guest broke the protocol, missed
+a deadline, or failed the greeting; or the one to be notified failed, or ``run`` was cancelled.
+What all this means for each call, :mod:`uvm._gcs.calls` says.
+
+While a stream is served, the caller of ``run`` reads and watches the deadlines, and a task does the greeting.
+Another writes, as long as there is something to write: only that one does, so that no cancelled caller leaves
+half a message behind, and it sends what is queued at once. An idle bridge has no task but its owner's. A call
+costs no cancel scope, and its time counts from when it is sent: the limit is on the guest, not on our queue.
+The reader stops reading for a moment at the earliest deadline that was known, and looks whether its call was
+answered; answers in time need not move that alarm.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Literal, TypeVar, overload
+
+import anyio
+import anyio.abc
+
+from uvm._gcs.calls import Call, Calls
+from uvm._guest.quotes import without_quotes
+from uvm._wire.frames import HEADER_SIZE, MAX_MESSAGE_SIZE, Notification, Response, WireError, procedure_name
+from uvm.backend import BROKEN_STREAM, ByteStream
+from uvm.errors import BridgeClosedError
+from uvm.schema.gcs import ContainerNotification, ResponseBase
+from uvm.schema.json import SchemaError, dumps, from_json
+from uvm.schema.secrets import printable, scrub
+
+__all__ = ["Bridge", "Call", "Timeout"]
+
+R = TypeVar("R", bound=ResponseBase)
+
+#: How long a call may take, in seconds; None is any time, ``"default"`` the bridge's own limit.
+Timeout = float | Literal["default"] | None
+
+_log = logging.getLogger("uvm.gcs")
+
+_CHUNK_BYTES: Final = 65536
+#: How many answers of calls that have ended are remembered: a guest may never give them.
+_MAX_UNWANTED: Final = 65536
+#: How long the other end of a stream may hold up its closing.
+_CLOSE_SECONDS: Final = 1.0
+
+
+class Bridge:
+    """One connection to a guest, over any number of streams, one after the other.
+
+    It belongs to one event loop. See the module for what it promises.
+
+    :param name: whose guest it is, for messages.
+    :param notify: called with each notification of the guest, in order, between the answers. What it raises
+        closes the bridge.
+    :param rpc_timeout_seconds: how long a call may take unless it says something else.
+    :param max_message_size: the largest message to take from the guest, in bytes.
+    :ivar on_resume: called, in order, each time that another stream is connected after the first that was,
+        before anything that was queued goes out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        notify: Callable[[ContainerNotification], None],
+        rpc_timeout_seconds: float = 300.0,
+        max_message_size: int = MAX_MESSAGE_SIZE,
+    ) -> None:
+        self.on_resume: list[Callable[[], None]] = []
+        self._name = name
+        self._notify = notify
+        self._rpc_timeout_seconds = rpc_timeout_seconds
+        self._calls = Calls(max_message_size)
+        self._closed = False
+        self._cause: BaseException | None = None
+        self._connected = False
+        self._greeted = False
+        # Of the stream that is served.
+        self._stream: ByteStream | None = None
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._ended = True
+        self._end_cause: Exception | None = None
+        self._writing = False
+        # By when the guest has to take what is being sent: what waits behind it has no deadline yet.
+        self._send_by = math.inf
+        # What ends the reading at the earliest deadline.
+        self._alarm = math.inf
+        self._reading = anyio.CancelScope()
+
+    @property
+    def closed(self) -> bool:
+        """It is closed, for good."""
+        return self._closed
+
+    @property
+    def error(self) -> BridgeClosedError | None:
+        """Why nothing can be asked any more, as a fresh exception; None while the bridge is open."""
+        return self._new_error(BridgeClosedError) if self._closed else None
+
+    @property
+    def connected(self) -> bool:
+        """A stream is served, and the greeting on it is done."""
+        return self._connected
+
+    @property
+    def pending(self) -> int:
+        """How many calls have not ended, sent or not."""
+        return len(self._calls)
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests the guest may still answer, those that nobody waits for any more included."""
+        return self._calls.unanswered
+
+    async def run(self, stream: ByteStream, greeting: Callable[[], Awaitable[None]]) -> Exception | None:
+        """Serve a stream until it ends or the bridge closes, and close the stream.
+
+        :param greeting: what comes before everything else on a new stream; its calls have to be urgent.
+            One that raises closes the bridge. It is cancelled where the stream ends before.
+        :return: what ended it; None where the guest closed the stream in an orderly way, or the bridge was
+            closed without a cause. Whether the bridge is closed now, :attr:`closed` says.
+        :raises RuntimeError: another stream is being served.
+        """
+        if self._tasks is not None:
+            raise RuntimeError(f"{self._name}: the bridge serves a stream already")
+        try:
+            if self._closed:
+                return self.error
+            await self._serve(stream, greeting)
+        finally:
+            self._stream = self._tasks = None
+            await _close(stream)
+        return self._end_cause
+
+    def submit(
+        self,
+        procedure: int,
+        request: object,
+        *,
+        operation: str,
+        timeout_seconds: Timeout = "default",
+        urgent: bool = False,
+        survives: bool = False,
+        then: Callable[[Call], None] | None = None,
+    ) -> Call:
+        """Queue a request.
+
+        :param request: a model of :mod:`uvm.schema.gcs`, or a JSON object; it is written down at once.
+        :param operation: what is asked, for messages.
+        :param timeout_seconds: how long the guest may take, from when the request is sent.
+        :param urgent: it is a part of the greeting: it goes out before it is done, and ends with the stream.
+        :param survives: it stays over the end of a stream, for an answer on the next one. Whether that comes
+            nobody knows: request or answer may have been lost with the stream.
+        :param then: called once, when the call has ended, in whatever way. It must not raise.
+        :raises BridgeClosedError: the bridge is closed.
+        :raises OptionsError: JSON has no form for the request.
+        """
+        if self._calls.unwanted > _MAX_UNWANTED:
+            self.close(WireError(f"the guest owes more than {_MAX_UNWANTED:,} answers of calls that ended"))
+        if self._closed:
+            raise self._new_error(BridgeClosedError)
+        request_id, data = self._calls.encode(procedure, request, operation)
+        timeout = self._rpc_timeout_seconds if timeout_seconds == "default" else timeout_seconds
+        call = Call(
+            self._calls, request_id, data, procedure, operation, timeout, urgent, survives=survives, then=then
+        )
+        self._calls.queue(call)
+        self._start_writer()
+        return call
+
+    @overload
+    async def call(
+        self,
+        procedure: int,
+        request: object,
+        *,
+        operation: str,
+        abandonable: bool = False,
+        timeout_seconds: Timeout = "default",
+        urgent: bool = False,
+    ) -> ResponseBase: ...
+
+    @overload
+    async def call(
+        self,
+        procedure: int,
+        request: object,
+        response_type: type[R],
+        *,
+        operation: str,
+        abandonable: bool = False,
+        timeout_seconds: Timeout = "default",
+        urgent: bool = False,
+    ) -> R: ...
+
+    async def call(
+        self,
+        procedure: int,
+        request: object,
+        response_type: type[ResponseBase] = ResponseBase,
+        *,
+        operation: str,
+        abandonable: bool = False,
+        timeout_seconds: Timeout = "default",
+        urgent: bool = False,
+    ) -> ResponseBase:
+        """Send a request and give the guest's response; parameters and errors as of :meth:`submit`, and:
+
+        :param abandonable: once it is sent, a cancelled caller leaves at once and the answer is dropped.
+            Otherwise the caller stays until the call has ended, and leaves then. A call that is not sent
+            yet is withdrawn in both cases.
+        :raises GuestError: the guest refused.
+        :raises UnknownOutcomeError: the request was sent, and its answer was lost or cannot be read.
+        """
+        call = self.submit(
+            procedure, request, operation=operation, timeout_seconds=timeout_seconds, urgent=urgent
+        )
+        try:
+            await call.wait()
+        except anyio.get_cancelled_exc_class():
+            if call.sent and not abandonable:
+                with anyio.CancelScope(shield=True):
+                    await call.wait()
+            raise
+        finally:
+            call.abandon()
+        return call.result(response_type)
+
+    def close(self, cause: BaseException | None = None) -> None:
+        """Close the bridge for good: end all calls and the service of the stream. Again, it does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._cause = cause
+        _log.debug("%s: the bridge closes: %r", self._name, cause)
+        self._end_stream(cause if isinstance(cause, Exception) else None)
+        self._calls.close(self._new_error)
+
+    def _new_error(self, error_type: type[BridgeClosedError]) -> BridgeClosedError:
+        reason = "" if self._cause is None else f": {printable(str(self._cause) or repr(self._cause))}"
+        error = error_type(f"{self._name}: the connection to the guest is closed{reason}")
+        error.__cause__ = self._cause
+        return error
+
+    # One stream.
+
+    async def _serve(self, stream: ByteStream, greeting: Callable[[], Awaitable[None]]) -> None:
+        lost = self._calls.restart(anyio.current_time())
+        self._alarm = self._calls.next_deadline
+        self._ended = False
+        self._end_cause = None
+        async with anyio.create_task_group() as tasks:
+            self._stream, self._tasks = stream, tasks
+            tasks.start_soon(self._greet, greeting, lost)
+            await self._read(stream)
+
+    async def _greet(self, greeting: Callable[[], Awaitable[None]], lost: Sequence[Call]) -> None:
+        try:
+            await greeting()
+            if not self._ended:
+                self._connect(lost)
+        except Exception as e:
+            # One that fails because its stream has ended is no failed greeting.
+            if not self._ended:
+                self.close(e)
+
+    def _connect(self, lost: Sequence[Call]) -> None:
+        self._connected = True
+        self._start_writer()
+        self._calls.lose(lost, "the connection to the guest broke before the answer came")
+        if not self._greeted:
+            self._greeted = True
+            return
+        for resumed in list(self.on_resume):
+            resumed()
+
+    def _drop(self, cause: Exception | None) -> None:
+        if not self._ended:
+            _log.debug("%s: the stream has ended: %r", self._name, cause)
+            self._end_stream(cause)
+            # A greeting may wait, shielded, for an answer that cannot come any more.
+            self._calls.drop("the connection to the guest broke during the greeting")
+
+    def _end_stream(self, cause: Exception | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._connected = False
+        self._end_cause = cause
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+
+    async def _read(self, stream: ByteStream) -> None:
+        try:
+            while True:
+                with anyio.CancelScope(deadline=self._alarm) as self._reading:
+                    while True:
+                        self._take(await stream.receive(_CHUNK_BYTES))
+                self._check_deadlines()
+        except anyio.EndOfStream:
+            self._drop(self._truncation())
+        except BROKEN_STREAM as e:
+            self._drop(e)
+        except Exception as e:
+            # A stream of somebody else's backend may raise anything; the owner's tasks are not to end by it.
+            self.close(e)
+        finally:
+            # Neither dropped nor closed: run is cancelled.
+            if not self._ended:
+                self.close()
+
+    def _truncation(self) -> WireError | None:
+        try:
+            self._calls.receive_end()
+        except WireError as e:
+            return e
+        return None
+
+    def _take(self, data: bytes) -> None:
+        try:
+            for message in self._calls.receive(data):
+                if self._closed:
+                    return
+                if _log.isEnabledFor(logging.DEBUG):
+                    self._trace_received(message)
+                if isinstance(message, Response):
+                    self._calls.answer(message)
+                else:
+                    self._notify(_notification(message))
+        except Exception as e:
+            self.close(e)
+
+    async def _write(self, stream: ByteStream) -> None:
+        try:
+            # Nothing is sent any more once the stream has ended: its calls have been told.
+            while not self._ended and (data := self._next_data()):
+                await stream.send(data)
+        except BROKEN_STREAM as e:
+            self._drop(e)
+        except Exception as e:
+            self.close(e)
+        finally:
+            self._writing = False
+            self._send_by = math.inf
+
+    def _next_data(self) -> bytes:
+        """Take what is to be sent next; its calls count as sent from now on."""
+        calls = self._calls.take(only_urgent=not self._connected)
+        if _log.isEnabledFor(logging.DEBUG):
+            self._trace_sent(calls)
+        data = b"".join([call.data for call in calls])
+        self._start(calls)
+        return data
+
+    def _start_writer(self) -> None:
+        tasks, stream = self._tasks, self._stream
+        if tasks is not None and stream is not None and not self._writing and not self._ended:
+            self._writing = True
+            tasks.start_soon(self._write, stream)
+
+    def _start(self, calls: Sequence[Call]) -> None:
+        if not calls:
+            return
+        now = anyio.current_time()
+        self._send_by = now + self._rpc_timeout_seconds
+        earliest = self._send_by
+        for call in calls:
+            call.start(now)
+            earliest = min(earliest, call.deadline)
+        if earliest < self._alarm:
+            self._alarm = self._reading.deadline = earliest
+
+    def _check_deadlines(self) -> None:
+        now = anyio.current_time()
+        self._alarm = min(self._calls.next_deadline, self._send_by)
+        late = self._calls.overdue(now)
+        if late is not None:
+            self.close(TimeoutError(f"{late.operation}: no answer within {late.timeout_seconds:g} s"))
+        elif self._send_by <= now:
+            self.close(TimeoutError(f"the guest has taken no bytes for {self._rpc_timeout_seconds:g} s"))
+
+    # Tracing. Bodies hold secrets, and text that the guest chose.
+
+    def _trace_sent(self, calls: Sequence[Call]) -> None:
+        for call in calls:
+            what, body = procedure_name(call.procedure), json.loads(call.data[HEADER_SIZE:])
+            _log.debug("%s: -> %d %s, %d bytes: %s", self._name, call.id, what, len(call.data), _shown(body))
+
+    def _trace_received(self, message: Response | Notification) -> None:
+        if isinstance(message, Response):
+            what = f"{message.id} {procedure_name(message.procedure)}"
+        else:
+            what = "notification"
+        _log.debug("%s: <- %s: %s", self._name, what, _shown(without_quotes(message.body)))
+
+
+def _shown(body: dict[str, Any]) -> str:
+    return printable(dumps(scrub(body)))
+
+
+def _notification(message: Notification) -> ContainerNotification:
+    try:
+        return from_json(ContainerNotification, message.body)
+    except SchemaError as e:
+        raise WireError(f"a notification cannot be read: {printable(str(e))}") from None
+
+
+async def _close(stream: ByteStream) -> None:
+    with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+        try:
+            await stream.aclose()
+        except Exception as e:
+            _log.debug("closing a stream that had ended: %r", e)

@@ -1,0 +1,291 @@
+"""The calls of a bridge: what became of each, and what is to be sent next. No I/O, no clock.
+
+How it works
+------------
+
+A call has one of three states::
+
+                | queued                      | sent
+    ------------+-----------------------------+--------------------------------------------------
+    its turn    | -> sent                     |
+    answered    | the guest broke the         | ended: the response
+                |   protocol: WireError       |
+    abandon     | ended: UVMError; nothing    | ended: UnknownOutcomeError; an answer that comes
+                |   was or will be sent       |   later is dropped
+    resume      | stays                       | stays if it survives; otherwise ended:
+                |                             |   UnknownOutcomeError, a late answer is dropped
+    drop,       | ended: BridgeClosedError    | ended: UnknownOutcomeError, a late answer is
+      if urgent |                             |   dropped
+    close       | ended: BridgeClosedError    | ended: AnswerLostError
+
+and ``ended`` is the last. Whoever ends a call removes it from the table first, so that it ends once.
+
+A drop is the end of a stream, a resume is the end of the greeting on the next one. Urgent calls belong to a
+greeting, and a greeting to one stream: their answers are of no use on another.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeVar
+
+from attrs import define, field
+
+from uvm._async import Flag
+from uvm._guest.quotes import without_quotes
+from uvm._wire.frames import HostSide, Notification, Response, WireError, procedure_name
+from uvm.errors import (
+    AnswerLostError,
+    BridgeClosedError,
+    GuestError,
+    OptionsError,
+    UnknownOutcomeError,
+    UVMError,
+)
+from uvm.schema.gcs import ResponseBase
+from uvm.schema.json import SchemaError, dumps, from_json
+from uvm.schema.secrets import printable, scrub
+
+__all__ = ["Call", "Calls"]
+
+R = TypeVar("R", bound=ResponseBase)
+
+_log = logging.getLogger("uvm.gcs")
+
+#: About how many bytes go out in one send.
+_BATCH_BYTES: Final = 65536
+
+
+@define(eq=False)
+class Call:
+    """One request to the guest, from its submission to its end.
+
+    :ivar operation: what was asked, for messages.
+    :ivar sent: bytes of it may have reached the guest.
+    :ivar done: it has ended.
+    :ivar body: the guest's response, whatever that says; None without one.
+    :ivar error: why there is no response.
+    """
+
+    _calls: Calls = field(repr=False)
+    id: int
+    #: The request's bytes, until they are sent. They may be secret.
+    data: bytes = field(repr=False)
+    procedure: int
+    operation: str
+    timeout_seconds: float | None = None
+    urgent: bool = False
+    survives: bool = False
+    _then: Callable[[Call], None] | None = field(default=None, repr=False)
+    deadline: float = field(default=math.inf, init=False)
+    sent: bool = field(default=False, init=False)
+    done: bool = field(default=False, init=False)
+    body: dict[str, Any] | None = field(default=None, init=False, repr=False)
+    error: Exception | None = field(default=None, init=False)
+    _ended: Flag = field(factory=Flag, init=False, repr=False)
+
+    def result(self, response_type: type[R]) -> R:
+        """Give the response of a call that has ended.
+
+        :raises GuestError: the guest refused.
+        :raises BridgeClosedError: the connection closed; UnknownOutcomeError as well where the request had
+            gone out.
+        :raises UnknownOutcomeError: the answer was lost or cannot be read, or the call was abandoned.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.body is None:
+            raise RuntimeError(f"{self.operation}: the call has not ended")
+        return _read(self.operation, self.body, response_type)
+
+    async def wait(self) -> None:
+        """Wait for the end of the call. Any number of tasks may; none that leaves disturbs the call."""
+        await self._ended.wait()
+
+    def abandon(self) -> None:
+        """Want the answer no more. What was not sent never is; nothing happens where the call has ended."""
+        if not self.done:
+            self._calls.abandon(self)
+
+    def start(self, now: float) -> None:
+        """Count the time for the answer from now on."""
+        self.sent = True
+        self.data = b""
+        if self.timeout_seconds is not None:
+            self.deadline = now + self.timeout_seconds
+
+    def end(self, body: dict[str, Any] | None, error: Exception | None = None) -> None:
+        """End the call; only its table does."""
+        self.done = True
+        self.data = b""
+        self.body = body
+        self.error = error
+        self._ended.set()
+        if self._then is None:
+            return
+        try:
+            self._then(self)
+        except Exception:
+            # Others are still to be told, and the one who could be told of this is the one who failed.
+            _log.exception("%s: the function to be called at the end failed", self.operation)
+
+
+class Calls:
+    """The calls that have not ended.
+
+    :param max_message_size: the largest message to take from the guest.
+    """
+
+    __slots__ = ("_host", "_open", "_queued", "_urgent")
+
+    def __init__(self, max_message_size: int) -> None:
+        self._host = HostSide(max_message_size)
+        self._open: dict[int, Call] = {}
+        # Queues that a call can leave at any place.
+        self._queued: dict[int, Call] = {}
+        self._urgent: dict[int, Call] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests were sent and not answered, those of calls that have ended included."""
+        return len(self._host.open) - len(self._queued) - len(self._urgent)
+
+    @property
+    def unwanted(self) -> int:
+        """How many of them belong to calls that have ended."""
+        return self._host.unwanted
+
+    @property
+    def next_deadline(self) -> float:
+        """The earliest of all deadlines; infinite where there is none."""
+        return min((call.deadline for call in self._open.values()), default=math.inf)
+
+    def encode(self, procedure: int, request: object, operation: str) -> tuple[int, bytes]:
+        """Open a request; OptionsError where it cannot be written."""
+        try:
+            return self._host.request(procedure, dumps(request))
+        except (TypeError, ValueError) as e:
+            raise OptionsError(f"{operation}: the request cannot be written as JSON: {e}") from e
+
+    def queue(self, call: Call) -> None:
+        """Put a new call at the end of its queue."""
+        self._open[call.id] = call
+        (self._urgent if call.urgent else self._queued)[call.id] = call
+
+    def take(self, *, only_urgent: bool) -> list[Call]:
+        """Take calls out of the queues, urgent ones first, for one send."""
+        queue = self._urgent or ({} if only_urgent else self._queued)
+        taken: list[Call] = []
+        size = 0
+        for call in queue.values():
+            taken.append(call)
+            size += len(call.data)
+            if size >= _BATCH_BYTES:
+                break
+        if len(taken) == len(queue):
+            queue.clear()
+            return taken
+        for call in taken:
+            del queue[call.id]
+        return taken
+
+    def receive(self, data: bytes) -> Iterator[Response | Notification]:
+        """Take bytes of the guest; WireError when the iterator comes to what may not come."""
+        return self._host.receive(data)
+
+    def receive_end(self) -> None:
+        """The guest's bytes have ended; WireError where they may not."""
+        self._host.end()
+
+    def answer(self, response: Response) -> None:
+        """End the call that a response answers.
+
+        :raises WireError: the guest cannot know the request yet.
+        """
+        call = self._open[response.id]
+        if not call.sent:
+            raise WireError(f"{procedure_name(call.procedure)} was answered before it was sent")
+        del self._open[call.id]
+        call.end(response.body)
+
+    def abandon(self, call: Call) -> None:
+        """End a call whose caller wants the answer no more."""
+        error: UVMError
+        if call.sent:
+            error = UnknownOutcomeError(f"{call.operation}: abandoned before the answer came")
+        else:
+            error = UVMError(f"{call.operation}: withdrawn before it was sent")
+        self._forget(call, error)
+
+    def restart(self, now: float) -> list[Call]:
+        """Begin with another stream; give the calls whose answers were lost with the last one."""
+        self._host.restart()
+        sent = [call for call in self._open.values() if call.sent]
+        for call in sent:
+            # An answer that was lost has no deadline to miss; one that may still come has all its time again.
+            call.deadline = math.inf
+            if call.survives:
+                call.start(now)
+        return [call for call in sent if not call.survives]
+
+    def lose(self, calls: Iterable[Call], why: str) -> None:
+        """End those of some calls that have not ended, because their stream has."""
+        for call in list(calls):
+            if not call.done:
+                problem = f"{call.operation}: {why}"
+                self._forget(call, UnknownOutcomeError(problem) if call.sent else BridgeClosedError(problem))
+
+    def drop(self, why: str) -> None:
+        """The stream has ended: end the urgent calls."""
+        self.lose([call for call in self._open.values() if call.urgent], why)
+
+    def overdue(self, now: float) -> Call | None:
+        """Give a call that should have been answered by now."""
+        return next((call for call in self._open.values() if call.deadline <= now), None)
+
+    def close(self, error: Callable[[type[BridgeClosedError]], BridgeClosedError]) -> None:
+        """End all calls, each with an error of its own."""
+        for call in list(self._open.values()):
+            if not call.done:
+                self._forget(call, error(AnswerLostError if call.sent else BridgeClosedError))
+
+    def _forget(self, call: Call, error: Exception) -> None:
+        del self._open[call.id]
+        if call.sent:
+            self._host.abandon(call.id)
+        else:
+            # It is not open where a guest has answered what it cannot know.
+            if call.id in self._host.open:
+                self._host.withdraw(call.id)
+            del (self._urgent if call.urgent else self._queued)[call.id]
+        call.end(None, error)
+
+
+def _read(operation: str, body: dict[str, Any], response_type: type[R]) -> R:
+    result = body.get("Result")
+    if result and result.__class__ is int:
+        raise _refusal(operation, result, body)
+    try:
+        return from_json(response_type, body)
+    except SchemaError as e:
+        problem = printable(str(e))
+        raise UnknownOutcomeError(f"{operation}: the guest's answer cannot be read: {problem}") from None
+
+
+def _refusal(operation: str, result: int, body: dict[str, Any]) -> GuestError:
+    message = body.get("ErrorMessage")
+    text = printable(without_quotes(message)) if isinstance(message, str) else ""
+    error = GuestError(operation, result, text)
+    if (records := body.get("ErrorRecords")) and _log.isEnabledFor(logging.DEBUG):
+        _log.debug(
+            "%s: %s: error records %s",
+            operation,
+            error.name,
+            printable(dumps(scrub(without_quotes(records)))),
+        )
+    return error

@@ -1,0 +1,400 @@
+"""The connection to the compute service of a guest.
+
+How it works
+------------
+
+The life of a connection::
+
+    NEW -- serve --> GREETING -- the guest speaks our version --> CONNECTED -- close, or the end --> CLOSED
+                        |                                          |     ^
+                        | it does not, or breaks the protocol      |     | it dialled again, and was greeted
+                        v                                          v     |
+                      CLOSED <-- it did not dial in time ------ WAITING for it to dial again
+
+One task of the owner, :meth:`GuestConnection.serve`, serves it. Where the owner can be dialled again
+(``redial``) and says for how long to wait (``GuestTimeouts.redial_seconds``), a connection that broke is
+resumed on the next one: what was not sent yet is sent then, waits for processes go on, and whatever else was
+asked and not answered ends with :class:`~uvm.errors.UnknownOutcomeError`.
+
+Source: hcsshim internal/gcs/guestconnection.go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, Final
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from uvm._async import Flag, Opening
+from uvm._gcs.bridge import Bridge
+from uvm._gcs.containers import Containers
+from uvm._gcs.link import GuestLink
+from uvm._gcs.process import start_process
+from uvm._guest.access import GuestFeatures
+from uvm._guest.container import Container
+from uvm._guest.process import Process
+from uvm._guest.run import ProcessHost, give_size
+from uvm._guest.specs import Command, check_writable, host_process
+from uvm._guest.stdio import StdioPorts
+from uvm._guest.timeouts import GuestTimeouts
+from uvm._wire.frames import Procedure, WireError
+from uvm.backend import JSON, ByteStream, Listener
+from uvm.errors import BridgeClosedError, GuestError, NotSupportedError, VMStateError
+from uvm.schema.container import HostedSystem
+from uvm.schema.gcs import (
+    HOST_CONTAINER_ID,
+    PROTOCOL_VERSION,
+    ContainerCreateRequest,
+    ContainerModifySettingsRequest,
+    ContainerNotification,
+    DumpStacksResponse,
+    GcsCapabilities,
+    LinuxHostedSystem,
+    NegotiateProtocolRequest,
+    NegotiateProtocolResponse,
+    RequestBase,
+    ServiceModificationRequest,
+    UvmConfig,
+)
+from uvm.schema.guest import TimeZoneInformation
+from uvm.schema.secrets import printable
+
+__all__ = ["GuestConnection"]
+
+_log = logging.getLogger("uvm.gcs")
+
+_UNSUPPORTED_VERSION: Final = 0xC037010C
+_DEFAULT_TIMEOUTS: Final = GuestTimeouts()
+
+
+class GuestConnection(ProcessHost):
+    """The compute service of one guest (:class:`~uvm.backend.Guest`). It belongs to one event loop.
+
+    :param listen: listens for the guest to dial a service id (:meth:`uvm.backend.System.listen`).
+    :param name: whose guest it is, for messages.
+    :param redial: waits until the guest has dialled again; without it, a connection that broke is closed.
+    """
+
+    def __init__(
+        self,
+        listen: Callable[[str], Awaitable[Listener]],
+        *,
+        name: str,
+        timeouts: GuestTimeouts = _DEFAULT_TIMEOUTS,
+        redial: Callable[[], Awaitable[ByteStream]] | None = None,
+    ) -> None:
+        bridge = Bridge(name, notify=self._notify, rpc_timeout_seconds=timeouts.rpc_seconds)
+        self._link = GuestLink(name, timeouts, bridge=bridge, ports=StdioPorts(listen))
+        self._bridge = bridge
+        self._containers = Containers(self._link)
+        self._redial = redial
+        self._agreed: GcsCapabilities | None = None
+        self._closed = Flag()
+        # Set while nobody serves it.
+        self._idle = Flag()
+        self._idle.set()
+        self._task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+        self._redialling: anyio.CancelScope | None = None
+        # Until when a guest that went has to be back and greeted; one that only dials would be waited for
+        # without end.
+        self._return_by: float | None = None
+        # A guest that was asked to shut down does not dial again.
+        self._shutting_down = 0
+        bridge.on_resume.append(self._resumed)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "connected" if self._bridge.connected else "not connected"
+        return f"<GuestConnection {self._link.name} ({state})>"
+
+    # What the guest said of itself.
+
+    @property
+    def os(self) -> str:
+        """Its operating system: ``"linux"`` or ``"windows"``. Errors as of :attr:`capabilities`."""
+        self._capabilities()
+        return self._link.os
+
+    @property
+    def protocol_version(self) -> int:
+        """The version of the protocol that is spoken. Errors as of :attr:`capabilities`."""
+        self._capabilities()
+        return PROTOCOL_VERSION
+
+    @property
+    def capabilities(self) -> Mapping[str, Any]:
+        """What it said of itself, as it said it (``GuestDefinedCapabilities``).
+
+        :raises VMStateError: it has not been connected yet.
+        """
+        return self._capabilities().guest_defined_capabilities
+
+    @property
+    def features(self) -> GuestFeatures:
+        """What of that uvm knows of. Errors as of :attr:`capabilities`."""
+        self._capabilities()
+        return self._link.features
+
+    def _capabilities(self) -> GcsCapabilities:
+        if self._agreed is None:
+            raise VMStateError(f"{self._link.name}: the guest has not been connected yet")
+        return self._agreed
+
+    # Its life.
+
+    async def serve(
+        self, stream: ByteStream, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve the connection until it is closed: ``await tasks.start(connection.serve, stream)``.
+
+        It has started once the guest was greeted. After that it raises nothing; :meth:`wait_closed` and
+        the error of any call tell why the connection closed.
+
+        :param stream: the connection that the guest has made; it is closed at the end.
+        :raises NotSupportedError: the guest speaks another version of the protocol.
+        :raises BridgeClosedError: the connection closed before the guest was greeted.
+        """
+        self._idle = Flag()
+        self._task_status = task_status
+        try:
+            await self._serve(stream)
+        finally:
+            self.close()
+            self._idle.set()
+        if self._agreed is None:
+            error = self._link.closed_error()
+            raise error.__cause__ if isinstance(error.__cause__, NotSupportedError) else error
+
+    async def start_guest(self, time_zone: TimeZoneInformation | None = None) -> None:
+        """Set the guest up, after its VM was started and not on a later connection, as far as it wants that.
+
+        :param time_zone: the time zone of a Windows guest.
+        :raises GuestError: it refused.
+        """
+        agreed = self._capabilities()
+        if not agreed.send_host_create_message:
+            return
+        config = UvmConfig(time_zone_information=time_zone if self._link.os == "windows" else None)
+        create = ContainerCreateRequest(
+            container_id=HOST_CONTAINER_ID,
+            container_config=check_writable("the configuration of the guest", config),
+        )
+        seconds = self._link.timeouts.container_seconds
+        # A guest whose set-up is given up is of no more use, so that nobody has to know its answer.
+        call = partial(self._bridge.call, timeout_seconds=seconds, abandonable=True)
+        await call(Procedure.CREATE, create, operation="set up the guest")
+        if agreed.send_host_start_message:
+            start = RequestBase(container_id=HOST_CONTAINER_ID)
+            await call(Procedure.START, start, operation="start the guest")
+
+    async def shutdown(self) -> None:
+        """Ask the guest to shut down. It has when its VM has exited.
+
+        A Linux guest never answers: it ends the connection, which is as good. Where the connection is
+        closed already, nothing happens.
+
+        :raises GuestError: it refused.
+        """
+        self._shutting_down += 1
+        try:
+            request = RequestBase(container_id=HOST_CONTAINER_ID)
+            operation = "shut the guest down"
+            await self._bridge.call(
+                Procedure.SHUTDOWN_GRACEFUL, request, operation=operation, abandonable=True
+            )
+        except BridgeClosedError as error:
+            _log.debug("%s: shutting down: %s", self._link.name, error)
+        finally:
+            self._shutting_down -= 1
+
+    @property
+    def closed(self) -> bool:
+        """It is closed, for good."""
+        return self._bridge.closed
+
+    async def wait_closed(self) -> None:
+        """Wait until it is closed, by either side."""
+        await self._closed.wait()
+
+    def close(self, cause: BaseException | None = None) -> None:
+        """Close it for good: whatever was asked ends with BridgeClosedError. Again, it does nothing.
+
+        :param cause: why, for those errors.
+        """
+        self._bridge.close(cause)
+        self._containers.lose()
+        if self._redialling is not None:
+            self._redialling.cancel()
+        self._closed.set()
+
+    async def aclose(self) -> None:
+        """Close it for good, and wait until its service has ended."""
+        self.close()
+        await self._idle.wait()
+
+    async def _serve(self, stream: ByteStream) -> None:
+        cause: Exception | None = None
+        try:
+            following: ByteStream | None = stream
+            while following is not None:
+                cause = await self._bridge.run(following, self._greet)
+                following = await self._next_stream(cause)
+        finally:
+            self.close(cause or EOFError("the guest has ended it"))
+
+    async def _next_stream(self, cause: Exception | None) -> ByteStream | None:
+        """Wait for the guest to dial again; None where nobody does that, or it does not."""
+        seconds = self._link.timeouts.redial_seconds
+        if self._bridge.closed or self._agreed is None or self._shutting_down:
+            return None
+        if self._redial is None or seconds <= 0:
+            return None
+        _log.info("%s: the connection to the guest broke (%r); it may dial again", self._link.name, cause)
+        if self._return_by is None:
+            self._return_by = anyio.current_time() + seconds
+        with anyio.CancelScope(deadline=self._return_by) as scope:
+            self._redialling = scope
+            try:
+                return await self._redial()
+            except Exception as error:
+                self.close(error)
+                return None
+            finally:
+                self._redialling = None
+        late = TimeoutError(f"it broke, and the guest did not dial again within {seconds:g} s")
+        late.__cause__ = cause
+        self.close(late)
+        return None
+
+    async def _greet(self) -> None:
+        answer = await self._negotiate()
+        agreed = answer.capabilities or GcsCapabilities()
+        os = agreed.runtime_os_type.lower() or "windows"
+        if os not in ("linux", "windows"):
+            raise NotSupportedError(
+                f"{self._link.name}: uvm does not know the guest's system {printable(os)!r}"
+            )
+        if self._agreed is not None and os != self._link.os:
+            raise WireError(f"a guest that ran {self._link.os} dialled again as one that runs {os}")
+        self._agreed = agreed
+        self._link.os = os
+        self._link.features = GuestFeatures.of(agreed.guest_defined_capabilities)
+        self._task_status.started()
+        # Only the first of all greetings is the start.
+        self._task_status = anyio.TASK_STATUS_IGNORED
+
+    async def _negotiate(self) -> NegotiateProtocolResponse:
+        ours = f"{self._link.name}: uvm speaks version {PROTOCOL_VERSION} of the protocol"
+        try:
+            answer = await self._bridge.call(
+                Procedure.NEGOTIATE_PROTOCOL,
+                NegotiateProtocolRequest(),
+                NegotiateProtocolResponse,
+                operation="negotiate the protocol",
+                urgent=True,
+            )
+        except GuestError as error:
+            if error.result != _UNSUPPORTED_VERSION:
+                raise
+            raise NotSupportedError(f"{ours}, and the guest only others: {error}") from error
+        if answer.version != PROTOCOL_VERSION:
+            raise NotSupportedError(f"{ours}, and the guest version {answer.version}")
+        return answer
+
+    def _resumed(self) -> None:
+        self._return_by = None
+        for resumed in list(self._link.on_resume):
+            resumed()
+
+    # What it can be asked.
+
+    async def modify(self, request: JSON) -> None:
+        """Have the guest carry out a ``ModificationRequest``.
+
+        A caller who is cancelled once the request is out stays until the guest has answered.
+
+        :raises GuestError: it refused.
+        :raises UnknownOutcomeError: the answer was lost.
+        :raises BridgeClosedError: the connection is closed.
+        """
+        operation = f"{request.get('RequestType', 'modify')} {request.get('ResourceType', 'the guest')}"
+        body = ContainerModifySettingsRequest(container_id=HOST_CONTAINER_ID, request=request)
+        await self._bridge.call(Procedure.MODIFY_SETTINGS, body, operation=operation)
+
+    async def modify_service(self, property_type: str, settings: object) -> None:
+        """Change a service of a Windows guest (``LogForwardService``).
+
+        :param settings: a model, or a JSON value.
+        :raises NotSupportedError: the guest does not say that it can.
+        :raises GuestError: it refused.
+        """
+        operation = f"change the service {property_type}"
+        supported = self._capabilities().modify_service_settings_supported or self.features.log_forwarding
+        self._link.needs(supported, operation, "ModifyServiceSettingsSupported")
+        body = ServiceModificationRequest(
+            container_id=HOST_CONTAINER_ID, property_type=property_type, settings=settings
+        )
+        await self._bridge.call(Procedure.MODIFY_SERVICE_SETTINGS, body, operation=operation)
+
+    async def dump_stacks(self) -> str:
+        """Ask for the stacks of the guest's compute service, as text of the guest's.
+
+        :raises NotSupportedError: the guest does not say that it can.
+        :raises GuestError: it refused.
+        """
+        operation = "dump the stacks of the guest's service"
+        self._link.needs(self.features.dump_stacks, operation, "DumpStacksSupported")
+        request = RequestBase(container_id=HOST_CONTAINER_ID)
+        answer = await self._bridge.call(
+            Procedure.DUMP_STACKS, request, DumpStacksResponse, operation=operation, abandonable=True
+        )
+        return answer.guest_stacks
+
+    def create_container(
+        self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
+    ) -> Opening[Container]:
+        """Create a container in the guest. It is not started. Await it, or enter it.
+
+        Entered, it is ended and forgotten at the end of the ``async with``.
+
+        A caller who is cancelled once the request is out stays until the guest has answered, and the
+        container is ended and forgotten then.
+
+        :param document: for a Linux guest a :class:`~uvm.schema.gcs.LinuxHostedSystem`, which
+            :func:`~uvm._guest.specs.linux_container` makes of an OCI runtime specification; for a Windows
+            guest a :class:`~uvm.schema.container.HostedSystem`; or the same as a JSON object.
+        :raises OptionsError: there is a container of that id already, or the document is none.
+        :raises GuestError: the guest refused.
+        :raises UnknownOutcomeError: the answer was lost; the id stays taken.
+        :raises BridgeClosedError: the connection is closed.
+        """
+        return Opening(lambda: self._create_container(container_id, document))
+
+    async def _create_container(
+        self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
+    ) -> Container:
+        self._capabilities()
+        return await self._containers.create(container_id, document)
+
+    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        parameters = host_process(wanted, self.os)
+        process = await start_process(
+            self._link,
+            HOST_CONTAINER_ID,
+            wanted.args,
+            parameters,
+            stdin=pipes["stdin"],
+            stdout=pipes["stdout"],
+            stderr=pipes["stderr"],
+            terminal=wanted.terminal,
+        )
+        if wanted.size is not None and self._link.os == "linux":
+            await give_size(process, *wanted.size)
+        return process
+
+    def _notify(self, notification: ContainerNotification) -> None:
+        self._containers.notify(notification)

@@ -1,0 +1,211 @@
+"""How the host learns that a process in a guest has exited.
+
+How it works
+------------
+
+::
+
+    RUNNING ---- the wait is answered, or a probe ----> EXITED   wait() gives the exit code
+       |
+       |-------- the guest knows it no more ----------> LOST     wait() raises GuestError
+       `-------- the connection closes ---------------> LOST     wait() raises BridgeClosedError
+
+Right after the start of a process, one request asks the guest to wait for its exit, without a limit. It
+survives a connection that breaks and comes back, costs no task, and its answer wakes all who wait.
+
+That request, or its answer, may be lost with a connection, and the guest may have lost the exit. So a
+*probe*, a second wait with a short limit, asks again after the guest has dialled again, and when the guest
+says that there is no process to signal. A process that still runs after the guest dialled again is waited
+for once more, and the answer that comes first counts.
+
+The exit code of a process that the guest has forgotten is unknown. hcsshim reports 0 there, as if all had
+gone well; here the wait fails, since nobody knows.
+
+Source: hcsshim internal/gcs/process.go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from uvm._gcs.bridge import Call
+from uvm._gcs.link import GuestLink
+from uvm._guest.exit import ERROR_NOT_FOUND, Exit
+from uvm._wire.frames import Procedure
+from uvm.errors import BridgeClosedError, GuestError, UnknownOutcomeError, UVMError
+from uvm.schema.gcs import WAIT_FOREVER_MS, WaitForProcessRequest, WaitForProcessResponse
+
+__all__ = ["ExitWatch"]
+
+_log = logging.getLogger("uvm.gcs")
+
+_WAIT_TIMEOUT: Final = 0xC0370109
+_MAX_UINT32: Final = 0xFFFFFFFF
+
+#: How long a probe lets the guest wait: hcsshim's ``exitProbeTimeoutMs`` after the guest dialled again, and
+#: longer for a process that cannot be signalled: its exit is about to be known, or never will be.
+_RESUME_PROBE_MS: Final = 50
+_SIGNAL_PROBE_MS: Final = 1_000
+#: However often a guest dials again.
+_MAX_WAITS: Final = 2
+
+
+class ExitWatch:
+    """Waits for the exit of one process.
+
+    :param on_end: called once, when nothing more will be learnt; with what makes the error that tells why
+        the exit code is unknown, or None where it is known.
+    :raises BridgeClosedError: the connection to the guest is closed.
+    """
+
+    def __init__(
+        self,
+        link: GuestLink,
+        container_id: str,
+        pid: int,
+        on_end: Callable[[Callable[[], Exception] | None], None],
+    ) -> None:
+        self._link = link
+        self._container_id = container_id
+        self._pid = pid
+        self._on_end = on_end
+        self._exit = Exit()
+        self._waits = deque([self._ask(WAIT_FOREVER_MS, self._waited)])
+        link.on_resume.add(self._resumed)
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code; None while the process runs, or where nobody knows it."""
+        return self._exit.code
+
+    @property
+    def gone(self) -> bool:
+        """It has exited, or the guest knows it no more; not that the connection closed."""
+        return self._exit.settled and not (self._exit.code is None and self._link.bridge.closed)
+
+    async def wait(self) -> int:
+        """Wait for the exit; see :meth:`uvm._guest.process.Process.wait`."""
+        return await self._exit.wait()
+
+    def doubt(self) -> None:
+        """The guest says that there is no such process: the wait ends soon, with or without an exit code.
+
+        So it does where the guest has lost the exit (hcsshim's issue 2846).
+        """
+        self._probe(_SIGNAL_PROBE_MS)
+
+    async def check(self) -> bool:
+        """Ask the guest. True: it has exited, or the guest knows it no more. False: it runs.
+
+        :raises UVMError: the guest did not say.
+        """
+        call = self._ask(_SIGNAL_PROBE_MS, lambda _: None)
+        try:
+            await call.wait()
+        finally:
+            call.abandon()
+        try:
+            if not self._exit.settled:
+                self._take(call)
+        except GuestError as error:
+            if error.result == _WAIT_TIMEOUT:
+                return False
+            if error.result != ERROR_NOT_FOUND:
+                raise
+            self.doubt()
+        return True
+
+    def _ask(self, timeout_ms: int, then: Callable[[Call], None]) -> Call:
+        request = WaitForProcessRequest(
+            container_id=self._container_id, process_id=self._pid, timeout_in_ms=timeout_ms
+        )
+        forever = timeout_ms == WAIT_FOREVER_MS
+        return self._link.bridge.submit(
+            Procedure.WAIT_FOR_PROCESS,
+            request,
+            operation=f"wait for process {self._pid}",
+            timeout_seconds=None if forever else "default",
+            survives=forever,
+            then=then,
+        )
+
+    def _waited(self, call: Call) -> None:
+        """The wait without a limit was answered, or never will be."""
+        if self._exit.settled or call not in self._waits:
+            return
+        try:
+            self._take(call)
+        except BridgeClosedError:
+            self._end(self._link.closed_error)
+        except GuestError as error:
+            if error.result == ERROR_NOT_FOUND:
+                self._waits.remove(call)
+                self._refused()
+            else:
+                result, text = error.result, error.text
+                self._end(lambda: GuestError(call.operation, result, text))
+        except UVMError as error:
+            problem = str(error)
+            self._end(lambda: UnknownOutcomeError(problem))
+
+    def _refused(self) -> None:
+        """The guest does not know the process; unless that is because another wait has been answered."""
+        if self._waits:
+            self.doubt()
+        else:
+            self._forgotten()
+
+    def _resumed(self) -> None:
+        self._probe(_RESUME_PROBE_MS)
+
+    def _probe(self, timeout_ms: int, *, again: bool = True) -> None:
+        if not self._exit.settled and not self._link.bridge.closed:
+            self._ask(timeout_ms, lambda call: self._probed(call, timeout_ms, again))
+
+    def _probed(self, call: Call, timeout_ms: int, again: bool) -> None:
+        if self._exit.settled:
+            return
+        try:
+            self._take(call)
+        except GuestError as error:
+            if error.result == ERROR_NOT_FOUND and again:
+                # The answer to the wait, with which the guest forgot it, may be just behind this one.
+                self._probe(timeout_ms, again=False)
+            elif error.result == _WAIT_TIMEOUT and timeout_ms == _RESUME_PROBE_MS:
+                self._wait_anew()
+            elif error.result in (ERROR_NOT_FOUND, _WAIT_TIMEOUT):
+                self._forgotten()
+        except UVMError as error:
+            # The wait without a limit tells, now or after the next connection.
+            _log.debug("a probe of process %d: %s", self._pid, error)
+
+    def _wait_anew(self) -> None:
+        """Ask once more without a limit: the request before may have been lost, or not."""
+        if self._link.bridge.closed:
+            return
+        self._waits.append(self._ask(WAIT_FOREVER_MS, self._waited))
+        if len(self._waits) > _MAX_WAITS:
+            self._waits.popleft().abandon()
+
+    def _take(self, call: Call) -> None:
+        """Take the exit code out of an answer; raises what the answer says instead."""
+        code = call.result(WaitForProcessResponse).exit_code
+        if not 0 <= code <= _MAX_UINT32:
+            raise UnknownOutcomeError(f"{call.operation}: the guest's answer cannot be read: no exit code")
+        self._exit.tell(code)
+        self._end(None)
+
+    def _forgotten(self) -> None:
+        text = "the guest knows the process no more, so that nobody knows how it exited"
+        self._end(lambda: GuestError(f"wait for process {self._pid}", ERROR_NOT_FOUND, text))
+
+    def _end(self, failure: Callable[[], Exception] | None) -> None:
+        if failure is not None:
+            self._exit.lose(failure)
+        self._link.on_resume.discard(self._resumed)
+        for each in self._waits:
+            each.abandon()
+        self._on_end(failure)

@@ -1,0 +1,223 @@
+r"""Processes in a guest that are started over our own connection to it.
+
+How it works
+------------
+
+The life of a process::
+
+    start_process --+-- the guest refuses -----------> an error; its channels are closed
+                    |
+                    |-- the caller is cancelled -----> killed, as soon as the guest has told its id
+                    v
+                 RUNNING -- exit, or loss -----------> see uvm._gcs.exits; what it wrote can still be read
+                    |
+                    `-- aclose ----------------------> its streams are closed; it runs on
+
+Source: hcsshim internal/gcs/process.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+from attrs import frozen
+
+from uvm._gcs.exits import ExitWatch
+from uvm._gcs.link import GuestLink
+from uvm._guest.process import Process, discard
+from uvm._guest.signals import SignalOptions
+from uvm._guest.specs import check_writable, command, execute_settings, host_process
+from uvm._guest.stdio import Channel
+from uvm._wire.frames import Procedure
+from uvm.errors import AnswerLostError, BridgeClosedError, UnknownOutcomeError
+from uvm.schema.gcs import (
+    HOST_CONTAINER_ID,
+    ExecuteProcessRequest,
+    ExecuteProcessResponse,
+    ResizeConsoleRequest,
+    SignalProcessRequest,
+)
+from uvm.schema.process import ProcessParameters
+
+__all__ = ["ConnectedProcess", "start_process"]
+
+_MAX_UINT32: Final = 0xFFFFFFFF
+
+
+@frozen
+class _Channels:
+    """The channels of a process; None where it has no such stream."""
+
+    stdin: Channel | None = None
+    stdout: Channel | None = None
+    stderr: Channel | None = None
+
+    def named(self) -> list[tuple[str, Channel | None]]:
+        return [("stdin", self.stdin), ("stdout", self.stdout), ("stderr", self.stderr)]
+
+    def opened(self) -> list[Channel]:
+        return [each for _, each in self.named() if each is not None]
+
+    def process_ended(self, failure: Callable[[], Exception] | None) -> None:
+        for channel in self.opened():
+            channel.process_ended(failure)
+
+    async def aclose(self) -> None:
+        # One that is closed already would let a cancellation in before the others are.
+        with anyio.CancelScope(shield=True):
+            for channel in self.opened():
+                await channel.aclose()
+
+
+class ConnectedProcess(Process):
+    """A process that was started over our own connection; see :class:`~uvm._guest.process.Process`."""
+
+    def __init__(
+        self,
+        link: GuestLink,
+        container_id: str,
+        args: tuple[str, ...],
+        pid: int,
+        terminal: bool,
+        channels: _Channels,
+    ) -> None:
+        super().__init__(link, args, pid, terminal, dict(channels.named()))
+        self._link = link
+        self._container_id = container_id
+        self._exit = ExitWatch(link, container_id, pid, channels.process_ended)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, an unsigned 32-bit number; None while it runs, or where nobody knows it."""
+        return self._exit.exit_code
+
+    async def _wait_for_exit(self) -> int:
+        return await self._exit.wait()
+
+    def _is_gone(self) -> bool:
+        return self._exit.gone
+
+    @property
+    def _contained(self) -> bool:
+        return self._container_id != HOST_CONTAINER_ID
+
+    async def _deliver(self, options: SignalOptions | None) -> None:
+        request = SignalProcessRequest(container_id=self._container_id, process_id=self.pid, options=options)
+        operation = f"signal process {self.pid}"
+        call = self._link.bridge.call
+        # To kill twice is to kill once; of any other signal the caller has to know.
+        await call(Procedure.SIGNAL_PROCESS, request, operation=operation, abandonable=options is None)
+
+    async def _change_size(self, height: int, width: int) -> None:
+        request = ResizeConsoleRequest(
+            container_id=self._container_id, process_id=self.pid, height=height, width=width
+        )
+        operation = f"resize the terminal of process {self.pid}"
+        await self._link.bridge.call(Procedure.RESIZE_CONSOLE, request, operation=operation, abandonable=True)
+
+    async def _start_helper(self, *args: str) -> Process:
+        parameters = host_process(command(args), self._link.os)
+        return await start_process(self._link, HOST_CONTAINER_ID, args, parameters)
+
+    def _doubt(self) -> None:
+        self._exit.doubt()
+
+    async def _has_exited(self) -> bool:
+        return await self._exit.check()
+
+
+async def start_process(
+    link: GuestLink,
+    container_id: str,
+    args: tuple[str, ...],
+    parameters: ProcessParameters,
+    *,
+    stdin: bool = False,
+    stdout: bool = False,
+    stderr: bool = False,
+    terminal: bool = False,
+    on_start: Callable[[Process], None] = lambda _: None,
+) -> Process:
+    """Start a process in a container, or with :data:`HOST_CONTAINER_ID` in the guest itself.
+
+    A caller who is cancelled once the request is out stays until the guest has answered, and the process is
+    killed then.
+
+    :param parameters: what to run; which streams it has is filled in.
+    :param terminal: whether it has one, which can be resized then.
+    :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
+    :raises GuestError: the guest refused: there is no such program, for instance.
+    :raises UnknownOutcomeError: the answer was lost; the process may run.
+    :raises BridgeClosedError: the connection to the guest is closed, or closed meanwhile.
+    """
+    channels = await _open_channels(link, stdin, stdout, stderr)
+    try:
+        return await _execute(link, container_id, args, parameters, channels, terminal, on_start)
+    except BaseException:
+        await channels.aclose()
+        raise
+
+
+async def _open_channels(link: GuestLink, *wanted: bool) -> _Channels:
+    channels = _Channels()
+    opened: list[Channel | None] = []
+    try:
+        for each in wanted:
+            opened.append(await link.ports.open() if each else None)
+            channels = _Channels(*opened)
+    except BaseException:
+        await channels.aclose()
+        raise
+    return channels
+
+
+async def _execute(
+    link: GuestLink,
+    container_id: str,
+    args: tuple[str, ...],
+    parameters: ProcessParameters,
+    channels: _Channels,
+    terminal: bool,
+    on_start: Callable[[Process], None],
+) -> Process:
+    request = _request(link, container_id, parameters, channels)
+    operation = f"run {args[0]!r}" if args else "run the container's own process"
+    call = link.bridge.submit(Procedure.EXECUTE_PROCESS, request, operation=operation)
+
+    def started() -> Process:
+        pid = call.result(ExecuteProcessResponse).process_id
+        if not 0 <= pid <= _MAX_UINT32:
+            raise UnknownOutcomeError(f"{operation}: the guest's answer cannot be read: no process id")
+        try:
+            process = ConnectedProcess(link, container_id, args, pid, terminal, channels)
+        except BridgeClosedError as error:
+            # It runs, and nobody can be told of its exit.
+            raise AnswerLostError(str(error)) from error.__cause__
+        on_start(process)
+        return process
+
+    try:
+        await call.wait()
+    except anyio.get_cancelled_exc_class():
+        if not call.sent:
+            call.abandon()
+            raise
+        with anyio.CancelScope(shield=True):
+            await call.wait()
+        await discard(started)
+        raise
+    return started()
+
+
+def _request(
+    link: GuestLink, container_id: str, parameters: ProcessParameters, channels: _Channels
+) -> ExecuteProcessRequest:
+    parameters.create_std_in_pipe = channels.stdin is not None
+    parameters.create_std_out_pipe = channels.stdout is not None
+    parameters.create_std_err_pipe = channels.stderr is not None
+    text = check_writable("what to run", parameters)
+    ports = {name: channel.port for name, channel in channels.named() if channel is not None}
+    settings = execute_settings(link.os, text, ports)
+    return ExecuteProcessRequest(container_id=container_id, settings=settings)

@@ -1,0 +1,210 @@
+"""A connection to a guest's compute service over Unix sockets: to any process that speaks the protocol.
+
+There are no ports on a Unix socket, so each port of the host is a socket of its own, by default
+``<path>_<port>``, which the guest dials: Firecracker's convention for vsock over Unix sockets. A guest dials
+the host also for the connection itself (:func:`listen_unix`); one that is itself listened to is dialled
+(:func:`connect_unix`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Final
+
+import anyio
+import anyio.abc
+from attrs import define, field
+
+from uvm._async import bare_task_group
+from uvm._gcs.connection import GuestConnection
+from uvm._guest.timeouts import GuestTimeouts
+from uvm._wire.ports import LINUX_GCS_PORT, vsock_port
+from uvm.backend import ByteStream
+from uvm.errors import BridgeClosedError, HostPathError
+from uvm.schema.guest import TimeZoneInformation
+
+__all__ = ["connect_unix", "listen_unix"]
+
+StrPath = str | os.PathLike[str]
+
+_DEFAULT_TIMEOUTS: Final = GuestTimeouts()
+
+#: How long to wait between two attempts to connect again (as the Linux guest does).
+REDIAL_PAUSE_SECONDS: Final = 0.1
+
+
+def connect_unix(
+    path: StrPath,
+    *,
+    listen_at: Callable[[int], StrPath] | None = None,
+    cold_start: bool = True,
+    time_zone: TimeZoneInformation | None = None,
+    timeouts: GuestTimeouts = _DEFAULT_TIMEOUTS,
+) -> AbstractAsyncContextManager[GuestConnection]:
+    """Connect to a guest's compute service that listens at a path.
+
+    The connection is closed, and the sockets that were made are removed, at the end of the ``async with``;
+    an exception of its body comes out as it is. Where ``timeouts.redial_seconds`` is not 0, a connection
+    that broke is made again, once somebody listens again.
+
+    :param listen_at: says at which path the guest dials a port of the host; by default ``<path>_<port>``.
+    :param cold_start: the guest was just started, so that it is set up, as far as it wants that.
+    :param time_zone: the time zone of a Windows guest at a cold start.
+    :raises HostPathError: nobody listens at the path.
+    :raises BridgeClosedError: the guest did not greet, or not within ``timeouts.boot_seconds``.
+    :raises NotSupportedError: it speaks another version of the protocol.
+    """
+    base = os.fspath(path)
+
+    async def dial() -> ByteStream:
+        try:
+            return await anyio.connect_unix(base)
+        except OSError as error:
+            raise HostPathError(base, f"no guest answers there: {error}") from error
+
+    async def dial_again() -> ByteStream:
+        while True:
+            with suppress(HostPathError):
+                return await dial()
+            await anyio.sleep(REDIAL_PAUSE_SECONDS)
+
+    sockets = _Sockets(listen_at or _beside(base))
+    connection = GuestConnection(sockets.listen, name=base, timeouts=timeouts, redial=dial_again)
+    return _connected(connection, dial, sockets, cold_start, time_zone, timeouts)
+
+
+def listen_unix(
+    path: StrPath,
+    *,
+    listen_at: Callable[[int], StrPath] | None = None,
+    cold_start: bool = True,
+    time_zone: TimeZoneInformation | None = None,
+    timeouts: GuestTimeouts = _DEFAULT_TIMEOUTS,
+    on_listening: Callable[[], Awaitable[None]] | None = None,
+) -> AbstractAsyncContextManager[GuestConnection]:
+    """Listen for a guest's compute service, which dials port 1073741824 as in a VM, and wait for it.
+
+    Parameters and errors are those of :func:`connect_unix`, where a guest that dials again takes the place
+    of a connection that is made again; and:
+
+    :param on_listening: awaited when the guest may be started.
+    :raises HostPathError: a socket cannot be made there.
+    """
+    base = os.fspath(path)
+    sockets = _Sockets(listen_at or _beside(base))
+    listening: list[_UnixListener] = []
+
+    async def accept() -> ByteStream:
+        if not listening:
+            listening.append(await sockets.listen_to_port(LINUX_GCS_PORT))
+            if on_listening is not None:
+                await on_listening()
+        stream = await listening[0].accept()
+        if timeouts.redial_seconds <= 0:
+            # Nobody else is to be taken for the guest.
+            await listening[0].aclose()
+        return stream
+
+    connection = GuestConnection(sockets.listen, name=base, timeouts=timeouts, redial=accept)
+    return _connected(connection, accept, sockets, cold_start, time_zone, timeouts)
+
+
+def _beside(base: str) -> Callable[[int], StrPath]:
+    return lambda port: f"{base}_{port}"
+
+
+@define(eq=False)
+class _UnixListener:
+    """A socket of the host that the guest dials (:class:`~uvm.backend.Listener`)."""
+
+    path: str
+    socket: anyio.abc.SocketListener
+    sockets: _Sockets
+
+    async def accept(self) -> ByteStream:
+        """Wait for the next connection."""
+        return await self.socket.accept()
+
+    async def aclose(self) -> None:
+        """Stop listening, and remove the socket."""
+        if self in self.sockets.open:
+            self.sockets.open.discard(self)
+            # Whoever is cancelled here would leave the socket behind.
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self.socket.aclose()
+                finally:
+                    await anyio.Path(self.path).unlink(missing_ok=True)
+
+
+@define(eq=False)
+class _Sockets:
+    """The sockets that the guest dials."""
+
+    path_of: Callable[[int], StrPath]
+    open: set[_UnixListener] = field(factory=set)
+
+    async def listen(self, service_id: str) -> _UnixListener:
+        """Listen for the guest to dial the port of a service."""
+        port = vsock_port(service_id)
+        assert port is not None, "the ports of processes have services of their own"
+        return await self.listen_to_port(port)
+
+    async def listen_to_port(self, port: int) -> _UnixListener:
+        """Listen for the guest to dial a port; HostPathError where no socket can be made."""
+        path = os.fspath(self.path_of(port))
+        try:
+            # A thread makes it, also for a caller who has left.
+            with anyio.CancelScope(shield=True):
+                socket = await anyio.create_unix_listener(path)
+        except OSError as error:
+            raise HostPathError(path, f"no socket can be made there: {error}") from error
+        listener = _UnixListener(path, socket, self)
+        self.open.add(listener)
+        return listener
+
+    async def aclose(self) -> None:
+        """Stop listening everywhere."""
+        with anyio.CancelScope(shield=True):
+            for listener in list(self.open):
+                await listener.aclose()
+
+
+@asynccontextmanager
+async def _connected(
+    connection: GuestConnection,
+    dial: Callable[[], Awaitable[ByteStream]],
+    sockets: _Sockets,
+    cold_start: bool,
+    time_zone: TimeZoneInformation | None,
+    timeouts: GuestTimeouts,
+) -> AsyncIterator[GuestConnection]:
+    """Connect, and close at the end."""
+
+    async def close(failure: BaseException | None) -> BaseException | None:
+        connection.close()
+        await sockets.aclose()
+        return failure
+
+    async with bare_task_group(close) as tasks:
+        await _greet(tasks, connection, dial, cold_start, time_zone, timeouts)
+        yield connection
+
+
+async def _greet(
+    tasks: anyio.abc.TaskGroup,
+    connection: GuestConnection,
+    dial: Callable[[], Awaitable[ByteStream]],
+    cold_start: bool,
+    time_zone: TimeZoneInformation | None,
+    timeouts: GuestTimeouts,
+) -> None:
+    try:
+        with anyio.fail_after(timeouts.boot_seconds):
+            await tasks.start(connection.serve, await dial())
+            if cold_start:
+                await connection.start_guest(time_zone)
+    except TimeoutError as error:
+        raise BridgeClosedError(f"the guest did not connect within {timeouts.boot_seconds:g} s") from error

@@ -1,0 +1,69 @@
+"""What processes and containers need of their guest, however it is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import define, frozen
+
+from uvm._guest.timeouts import GuestTimeouts
+from uvm.errors import BridgeClosedError, NotSupportedError
+
+
+@frozen
+class GuestFeatures:
+    """What a guest says that it can do (hcsshim internal/gcs/guestcaps.go).
+
+    :ivar signal_process: signals to processes; without it they can only be killed.
+    :ivar delete_container_state: forgetting a container that has exited.
+    :ivar dump_stacks: telling the stacks of its compute service.
+    :ivar namespace_add: network namespaces as objects of their own.
+    :ivar host_process_container: containers that are processes of the guest itself. Windows only.
+    :ivar log_forwarding: sending its logs to the host. Windows only.
+    """
+
+    signal_process: bool = False
+    delete_container_state: bool = False
+    dump_stacks: bool = False
+    namespace_add: bool = False
+    host_process_container: bool = False
+    log_forwarding: bool = False
+
+    @classmethod
+    def of(cls, capabilities: Mapping[str, Any]) -> GuestFeatures:
+        """Read them from a guest's ``GuestDefinedCapabilities``; what is not ``true`` is not there."""
+        return cls(
+            signal_process=capabilities.get("SignalProcessSupported") is True,
+            delete_container_state=capabilities.get("DeleteContainerStateSupported") is True,
+            dump_stacks=capabilities.get("DumpStacksSupported") is True,
+            namespace_add=capabilities.get("NamespaceAddRequestSupported") is True,
+            host_process_container=capabilities.get("HostProcessContainerSupported") is True,
+            log_forwarding=capabilities.get("LogForwardingSupported") is True,
+        )
+
+
+@define(eq=False)
+class GuestAccess:
+    """The way to a guest, whoever's it is.
+
+    :ivar name: whose guest it is, for messages.
+    :ivar os: the guest's operating system, ``"linux"`` or ``"windows"``.
+    """
+
+    name: str
+    timeouts: GuestTimeouts
+    os: str = ""
+    features: GuestFeatures = GuestFeatures()
+
+    def closed_error(self) -> BridgeClosedError:
+        """Say, in a fresh exception, why nothing can be asked any more."""
+        return BridgeClosedError(f"{self.name}: the connection to the guest is closed")
+
+    def needs(self, supported: bool, operation: str, capability: str) -> None:
+        """Raise NotSupportedError, which names the capability, unless the guest has it."""
+        if not supported:
+            raise NotSupportedError(
+                f"{operation}: the guest of {self.name} does not say that it can ({capability}); "
+                "nothing was sent"
+            )

@@ -1,0 +1,211 @@
+"""Where processes run, in a guest or in a container of one, and how to run one to its end.
+
+Source: hcsshim internal/cmd/cmd.go.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import anyio
+from attrs import define, field, frozen
+
+from uvm._async import Opening
+from uvm._guest.process import Process, discard
+from uvm._guest.specs import Command, command
+from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
+from uvm.errors import GuestError, HostError, OptionsError, UVMError
+
+__all__ = [
+    "MAX_OUTPUT_BYTES",
+    "CompletedProcess",
+    "OutputLimitError",
+    "ProcessHost",
+    "give_size",
+]
+
+_log = logging.getLogger("uvm.gcs")
+
+#: How much output :meth:`ProcessHost.run` takes unless told otherwise.
+MAX_OUTPUT_BYTES: Final = 16 * 1024 * 1024
+
+
+@frozen
+class CompletedProcess:
+    """A process that has exited.
+
+    :ivar args: what was run.
+    :ivar exit_code: its exit code, an unsigned 32-bit number.
+    """
+
+    args: tuple[str, ...]
+    exit_code: int
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+class OutputLimitError(UVMError):
+    """A process wrote more than its caller takes, and was killed."""
+
+
+class ProcessHost(ABC):
+    """Where processes run: a guest, or a container of one."""
+
+    @abstractmethod
+    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        """Start a process.
+
+        :param pipes: whether it has ``stdin``, ``stdout`` and ``stderr``.
+        """
+
+    def open_process(
+        self,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        terminal: bool = False,
+        size: tuple[int, int] | None = None,
+        stdin: bool = True,
+        stdout: bool = True,
+        stderr: bool = True,
+    ) -> Opening[Process]:
+        """Start a process, and give it with its streams. Await it, or enter it.
+
+        Entered, its streams are closed at the end; a process that still runs is then left running.
+
+        :param args: the program and its arguments. They reach a Windows program as one command line.
+        :param env: its whole environment. By default the container's own; in the guest itself a PATH.
+        :param cwd: its directory. By default the container's own; in the guest itself the root.
+        :param user: by default the container's own. In a Linux container ``uid`` or ``uid:gid``.
+        :param terminal: give it a terminal, whose output all comes in ``stdout``.
+        :param size: height and width of that terminal, in characters.
+        :raises OptionsError: this cannot be run anywhere; nothing was sent.
+        :raises NotSupportedError: a Linux guest has no other users for its own processes than root.
+        :raises GuestError: the guest refused: there is no such program, for instance.
+        :raises HostError: HCS refused, or the guest that it asked.
+        :raises UnknownOutcomeError: the answer was lost; the process may run.
+        :raises BridgeClosedError: the connection to the guest is closed.
+        """
+        pipes = {"stdin": stdin, "stdout": stdout, "stderr": stderr and not terminal}
+        return Opening(
+            lambda: self._start(
+                command(args, env=env, cwd=cwd, user=user, terminal=terminal, size=size), pipes
+            )
+        )
+
+    async def run(
+        self,
+        args: Sequence[str],
+        *,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> CompletedProcess:
+        """Run a process to its end, and give its exit code and what it wrote.
+
+        It has ended when it has exited and its output is closed, by all that inherited it. Where the caller
+        is cancelled, it is killed. Parameters and errors are those of :meth:`open_process`, and:
+
+        :param input: what it reads; without any it has no standard input.
+        :param max_output_bytes: how much it may write, both streams together.
+        :raises OutputLimitError: it wrote more, and was killed.
+        """
+        if not isinstance(input, bytes | bytearray | memoryview):
+            raise OptionsError(f"the input of a process is bytes, not a {type(input).__name__}")
+        process = await self.open_process(args, env=env, cwd=cwd, user=user, stdin=bool(input))
+        conversation = _Conversation(process, max_output_bytes)
+        async with process:
+            try:
+                exit_code = await conversation.hold(input)
+            except BaseException:
+                await discard(lambda: process)
+                raise
+        return CompletedProcess(
+            process.args, exit_code, bytes(conversation.stdout), bytes(conversation.stderr)
+        )
+
+
+async def give_size(process: Process, height: int, width: int) -> None:
+    """Give the terminal of a Linux guest's own process its size, of which that guest takes no note."""
+    try:
+        await process.resize(height, width)
+    except (GuestError, HostError) as error:
+        # It runs all the same, or has exited already.
+        _log.debug("%s", error)
+    except BaseException:
+        await discard(lambda: process)
+        await process.aclose()
+        raise
+
+
+@define(eq=False)
+class _Conversation:
+    """What goes to and comes from one process until its end."""
+
+    process: Process
+    max_bytes: int
+    stdout: bytearray = field(factory=bytearray)
+    stderr: bytearray = field(factory=bytearray)
+    # The first thing that went wrong; kept out of the task group, which would wrap it.
+    failure: Exception | None = None
+
+    async def hold(self, text: bytes) -> int:
+        """Send the input, collect the output, and give the exit code."""
+        exit_code: int | None = None
+        async with anyio.create_task_group() as tasks:
+            if self.process.stdin is not None:
+                tasks.start_soon(self._feed, self.process.stdin, text, tasks.cancel_scope)
+            exit_code = await self._listen()
+            # Nobody is left to take the rest of the input.
+            tasks.cancel_scope.cancel()
+        if self.failure is not None:
+            raise self.failure
+        assert exit_code is not None
+        return exit_code
+
+    async def _listen(self) -> int | None:
+        process = self.process
+        exit_code: int | None = None
+        async with anyio.create_task_group() as tasks:
+            for stream, into in ((process.stdout, self.stdout), (process.stderr, self.stderr)):
+                if stream is not None:
+                    tasks.start_soon(self._collect, stream, into, tasks.cancel_scope)
+            try:
+                exit_code = await process.wait()
+            except UVMError as error:
+                # It says more than what a stream says of the same end.
+                self.failure = error
+                tasks.cancel_scope.cancel()
+        return exit_code
+
+    async def _feed(self, stdin: ProcessInput, text: bytes, scope: anyio.CancelScope) -> None:
+        try:
+            await stdin.send(text)
+            await stdin.send_eof()
+        except StreamBrokenError as error:
+            # No process has to read its input.
+            _log.debug("%s", error)
+        except Exception as error:
+            self.failure = self.failure or error
+            # It may wait for the end of its input for ever.
+            scope.cancel()
+
+    async def _collect(self, stream: ProcessOutput, into: bytearray, scope: anyio.CancelScope) -> None:
+        try:
+            async for data in stream:
+                into += data
+                if len(self.stdout) + len(self.stderr) > self.max_bytes:
+                    self.failure = OutputLimitError(
+                        f"{self.process.args[0]!r} wrote more than {self.max_bytes} bytes; it was killed"
+                    )
+                    scope.cancel()
+                    return
+        except Exception as error:
+            self.failure = self.failure or error

@@ -1,0 +1,350 @@
+"""What the caller wants to run, checked, as the documents that a guest takes. Pure.
+
+Three forms of one command: a process of the guest itself, or of a Windows container, is HCS's
+``ProcessParameters``; one in a Linux container is an OCI process in ``LinuxProcessParameters``; the first
+process of a Linux container is in the specification that its container was created with.
+
+Whatever cannot work is an :class:`~uvm.errors.OptionsError` here, before anything is sent.
+
+Source: hcsshim internal/cmd/cmd.go and internal/hcsoci/hcsdoc_lcow.go.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from attrs import field, frozen
+
+from uvm._wire.ports import vsock_service_id
+from uvm.errors import NotSupportedError, OptionsError
+from uvm.schema.gcs import (
+    ExecuteProcessSettings,
+    LinuxHostedSystem,
+    LinuxProcessParameters,
+    StdioRelaySettings,
+    VsockStdioRelaySettings,
+)
+from uvm.schema.json import dumps
+from uvm.schema.process import ProcessParameters
+
+__all__ = [
+    "Command",
+    "check_container_id",
+    "check_size",
+    "check_text",
+    "check_writable",
+    "command",
+    "container_init",
+    "container_process",
+    "execute_settings",
+    "host_process",
+    "linux_container",
+    "spec_of",
+]
+
+#: The environment of a Linux process that was given none (hcsshim internal/cmd).
+LINUX_ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+LINUX_DIRECTORY: Final = "/"
+WINDOWS_DIRECTORY: Final = "C:\\"
+
+#: Terminal sizes are 16-bit numbers on both guests.
+MAX_TERMINAL_SIZE: Final = 0xFFFF
+
+#: Sources of hcsshim's ``ParseAnnotationsBool``: what Go's ``strconv.ParseBool`` takes for true.
+_TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
+_PRIVILEGED: Final = "io.microsoft.virtualmachine.lcow.privileged"
+_DEFAULT_CPU_PERIOD: Final = 100_000
+_NO_CPU_QUOTA: Final = -1
+#: What the Linux guest does not support; it keeps its own hierarchy of cgroups.
+_UNSUPPORTED_RESOURCES: Final = ("devices", "pids", "blockIO", "hugepageLimits", "network")
+
+
+@frozen
+class Command:
+    """What to run. None leaves the choice to where it runs: the guest's defaults, or the container's own."""
+
+    args: tuple[str, ...]
+    env: Mapping[str, str] | None = field(default=None, repr=False)
+    cwd: str | None = None
+    user: str | None = None
+    terminal: bool = False
+    #: Height and width of the terminal, in characters.
+    size: tuple[int, int] | None = None
+
+
+def command(
+    args: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    user: str | None = None,
+    terminal: bool = False,
+    size: tuple[int, int] | None = None,
+) -> Command:
+    """Check what is to be run.
+
+    :raises OptionsError: the command is no list of strings, or is empty; a name in the environment is no
+        name; a string holds NUL or what UTF-8 has no form for; a size without a terminal.
+    """
+    if isinstance(args, str | bytes) or not isinstance(args, Sequence):
+        raise OptionsError(f"a command is a list of strings, not {_kind(args)}")
+    if not args:
+        raise OptionsError("the command is empty")
+    for each in args:
+        check_text("an argument of the command", each)
+    if not args[0]:
+        raise OptionsError("the command names no program")
+    for what, text in (("the working directory", cwd), ("the user", user)):
+        if text is not None:
+            check_text(what, text)
+    if size is not None:
+        if not terminal:
+            raise OptionsError("a size was given for a terminal, but no terminal was asked for")
+        check_size(*_pair(size))
+    return Command(tuple(args), _environment(env), cwd, user, terminal, size)
+
+
+def check_text(what: str, text: object) -> None:
+    """Check that something is text that a guest can be sent.
+
+    :raises OptionsError: it is not.
+    """
+    if not isinstance(text, str):
+        raise OptionsError(f"{what} is {_kind(text)}, not a string")
+    if "\0" in text:
+        raise OptionsError(f"{what} holds a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise OptionsError(f"{what} cannot be written as UTF-8: {e.reason} at character {e.start}") from None
+
+
+def check_size(height: object, width: object) -> None:
+    """Check the size of a terminal, in characters; raises OptionsError."""
+    for what, value in (("height", height), ("width", width)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_TERMINAL_SIZE:
+            raise OptionsError(f"the {what} of a terminal is 1 to {MAX_TERMINAL_SIZE}, not {value!r}")
+
+
+def check_container_id(container_id: object) -> None:
+    """Check the id of a container to be made; raises OptionsError."""
+    check_text("the id of a container", container_id)
+    if not container_id:
+        raise OptionsError("the id of a container is empty")
+
+
+def _pair(size: object) -> tuple[object, object]:
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise OptionsError("the size of a terminal is its height and its width")
+    return size[0], size[1]
+
+
+def _environment(env: object) -> Mapping[str, str] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise OptionsError(f"an environment is a mapping of names to values, not {_kind(env)}")
+    for name, value in env.items():
+        check_text("a name in the environment", name)
+        # Not quoted: what stands behind the "=" may be secret.
+        if not name or "=" in name:
+            raise OptionsError('a name in the environment is empty or holds "="')
+        check_text(f"{name} in the environment", value)
+    return dict(env)
+
+
+# Processes.
+
+
+def host_process(wanted: Command, os: str) -> ProcessParameters:
+    """Give a command as a process of the guest itself, or of a Windows container; without its pipes.
+
+    :raises NotSupportedError: a Linux guest runs its own processes as root and takes no other user.
+    """
+    parameters = ProcessParameters(
+        emulate_console=wanted.terminal,
+        console_size=list(wanted.size or ()),
+        user=wanted.user or "",
+    )
+    if os == "windows":
+        parameters.command_line = subprocess.list2cmdline(wanted.args)
+        parameters.working_directory = wanted.cwd or WINDOWS_DIRECTORY
+        # hcsshim sends no empty values: a Windows variable that is empty is not there.
+        parameters.environment = {k: v for k, v in (wanted.env or {}).items() if v}
+        return parameters
+    if wanted.user:
+        raise NotSupportedError(
+            f"run {wanted.args[0]!r} as {wanted.user!r}: a Linux guest runs the processes outside of its "
+            "containers as root; nothing was started"
+        )
+    parameters.command_args = list(wanted.args)
+    parameters.working_directory = wanted.cwd or LINUX_DIRECTORY
+    parameters.environment = dict(LINUX_ENVIRONMENT if wanted.env is None else wanted.env)
+    return parameters
+
+
+def container_process(wanted: Command, own: Mapping[str, Any]) -> LinuxProcessParameters:
+    """Give a command as one more process of a Linux container; without its pipes.
+
+    :param own: the container's own, first process (``process`` of its specification), whose environment,
+        directory, user, capabilities and limits hold where the command says nothing.
+    :raises OptionsError: the user is not ``uid`` or ``uid:gid``.
+    """
+    process = _copy("the process of the container's specification", own)
+    process |= {"args": list(wanted.args), "terminal": wanted.terminal}
+    process.pop("commandLine", None)
+    process.pop("consoleSize", None)
+    if wanted.env is not None:
+        process["env"] = [f"{name}={value}" for name, value in wanted.env.items()]
+    process.setdefault("env", [f"{name}={value}" for name, value in LINUX_ENVIRONMENT.items()])
+    process["cwd"] = wanted.cwd or process.get("cwd") or LINUX_DIRECTORY
+    if wanted.user:
+        process["user"] = _oci_user(wanted.user)
+    process.setdefault("user", {"uid": 0, "gid": 0})
+    if wanted.size is not None:
+        process["consoleSize"] = {"height": wanted.size[0], "width": wanted.size[1]}
+    return LinuxProcessParameters(oci_process=process)
+
+
+def execute_settings(os: str, parameters: str, ports: Mapping[str, int]) -> ExecuteProcessSettings:
+    """Give what to run, as JSON text, together with the ports that the guest dials for its streams.
+
+    :param ports: by ``stdin``, ``stdout`` and ``stderr``; a stream without a port is not there.
+    """
+    settings = ExecuteProcessSettings(process_parameters=parameters)
+    if os == "windows":
+        services = {name: vsock_service_id(port) for name, port in ports.items()}
+        settings.stdio_relay_settings = StdioRelaySettings(
+            std_in=services.get("stdin", ""),
+            std_out=services.get("stdout", ""),
+            std_err=services.get("stderr", ""),
+        )
+    else:
+        settings.vsock_stdio_relay_settings = VsockStdioRelaySettings(
+            std_in=ports.get("stdin", 0), std_out=ports.get("stdout", 0), std_err=ports.get("stderr", 0)
+        )
+    return settings
+
+
+def container_init() -> LinuxProcessParameters:
+    """Give the container's own, first process, which its specification describes; without its pipes."""
+    return LinuxProcessParameters()
+
+
+_USER: Final = re.compile(r"(\d{1,10})(?::(\d{1,10}))?", re.ASCII)
+
+
+def _oci_user(user: str) -> dict[str, int]:
+    match = _USER.fullmatch(user)
+    ids = [int(each or 0) for each in match.groups()] if match else [-1]
+    if not all(0 <= each <= 0xFFFFFFFF for each in ids):
+        raise OptionsError(f"a user of a Linux container is 'uid' or 'uid:gid' in numbers, not {user!r}")
+    return {"uid": ids[0], "gid": ids[1]}
+
+
+# Containers.
+
+
+def linux_container(
+    spec: Mapping[str, Any], *, bundle_path: str, scratch_path: str = ""
+) -> LinuxHostedSystem:
+    """Give an OCI runtime specification as the document of a Linux container.
+
+    The specification is copied, and cleaned of what is the host's or what the guest does not support: hooks,
+    the path of its cgroup, limits of devices, pids, block I/O, huge pages and network, all of Windows but
+    the network namespace and the devices; a privileged container has no seccomp filter.
+
+    :param bundle_path: the container's directory in the guest.
+    :param scratch_path: the directory in the guest that holds its scratch space.
+    :raises OptionsError: it is no specification of a Linux container.
+    """
+    clean = _copy("the specification", spec)
+    spec_of({"OciSpecification": clean})
+    _clean_windows(clean)
+    clean.pop("hooks", None)
+    linux = clean["linux"]
+    linux.pop("cgroupsPath", None)
+    if (resources := _part(linux, "linux", "resources")) is not None:
+        _clean_resources(resources)
+    annotations = _part(clean, "", "annotations") or {}
+    if annotations.get(_PRIVILEGED) in _TRUE:
+        linux.pop("seccomp", None)
+    return LinuxHostedSystem(
+        oci_bundle_path=bundle_path, oci_specification=clean, scratch_dir_path=scratch_path
+    )
+
+
+def spec_of(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give the OCI specification in the document of a Linux container (:class:`LinuxHostedSystem` as JSON).
+
+    :raises OptionsError: it has none, or one that the Linux guest's service is known to crash on: without
+        a ``process``, without ``linux`` or without ``root``.
+    """
+    spec = document.get("OciSpecification")
+    if not isinstance(spec, Mapping):
+        raise OptionsError(f"the document of a Linux container holds no OCI specification, but {_kind(spec)}")
+    for name in ("process", "linux", "root"):
+        if not isinstance(spec.get(name), Mapping):
+            raise OptionsError(
+                f"the OCI specification of a Linux container has no {name!r}: {_kind(spec.get(name))}"
+            )
+    return spec
+
+
+def _clean_resources(resources: dict[str, Any]) -> None:
+    for name in _UNSUPPORTED_RESOURCES:
+        resources.pop(name, None)
+    cpu = _part(resources, "linux.resources", "cpu") or {}
+    if cpu.get("period") == 0:
+        cpu["period"] = _DEFAULT_CPU_PERIOD
+    if cpu.get("quota") == 0:
+        cpu["quota"] = _NO_CPU_QUOTA
+
+
+def _clean_windows(spec: dict[str, Any]) -> None:
+    windows = _part(spec, "", "windows") or {}
+    network = _part(windows, "windows", "network") or {}
+    kept: dict[str, Any] = {}
+    if network.get("networkNamespace"):
+        kept["network"] = {"networkNamespace": network["networkNamespace"]}
+    if windows.get("devices") is not None:
+        kept["devices"] = windows["devices"]
+    spec.pop("windows", None)
+    if kept:
+        spec["windows"] = kept
+
+
+def _part(of: dict[str, Any], path: str, name: str) -> dict[str, Any] | None:
+    part = of.get(name)
+    if part is None or isinstance(part, dict):
+        return part
+    raise OptionsError(f"{path}{'.' if path else ''}{name} of the specification is {_kind(part)}")
+
+
+def _copy(what: str, document: object) -> dict[str, Any]:
+    """Copy a JSON object, deeply, through JSON; so that all of it is known to be JSON."""
+    if not isinstance(document, Mapping):
+        raise OptionsError(f"{what} is {_kind(document)}, not a JSON object")
+    return json.loads(check_writable(what, dict(document)))  # type: ignore[no-any-return]
+
+
+def check_writable(what: str, document: object) -> str:
+    """Give a model or a JSON value as JSON text.
+
+    :raises OptionsError: it holds what JSON has no form for.
+    """
+    try:
+        return dumps(document)
+    except RecursionError:
+        raise OptionsError(f"{what} cannot be written as JSON: it nests too deeply") from None
+    except (TypeError, ValueError) as e:
+        raise OptionsError(f"{what} cannot be written as JSON: {e}") from None
+
+
+def _kind(value: object) -> str:
+    """Name the type of a value, never the value: it may be secret."""
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,404 @@
+"""The standard streams of the processes of a guest: a connection each, on a port of its own.
+
+How it works
+------------
+
+Before a process is asked for, the host listens for each of its streams; the guest dials while it starts the
+process. The life of such a channel::
+
+    LISTENING --- first use ---> ACCEPTING --- the guest's connection ---> CONNECTED
+        |                            |                                         |
+        |                            | the process has ended, and nobody       | end of the stream,
+        |                            | has dialled for a second                | or closed
+        |                            v                                         v
+        +--------- closed -------> CLOSED <------------------------------------+
+
+The connection is accepted at the first use of the stream, and its bytes go straight to the reader: until then
+they wait in the guest, so that back-pressure reaches the process, and a reader who is slow costs no memory.
+Only while somebody waits for the exit of a process in a Linux container, which that guest tells once the
+output was taken, is a pipe's worth of each stream read ahead.
+
+Source: hcsshim internal/gcs/iochannel.go; internal/guest/stdio for the Linux guest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from uvm._wire.ports import FIRST_STDIO_PORT, vsock_service_id
+from uvm.backend import BROKEN_STREAM, ByteStream, Listener
+from uvm.errors import GuestError, OptionsError, UVMError
+
+__all__ = [
+    "Channel",
+    "ProcessInput",
+    "ProcessOutput",
+    "Source",
+    "StdioPorts",
+    "StreamBrokenError",
+    "StreamBusyError",
+    "StreamClosedError",
+]
+
+_log = logging.getLogger("uvm.gcs")
+
+#: How long after the end of its process a guest may still dial. A Windows guest may answer before it dials.
+DIAL_GRACE_SECONDS: Final = 1.0
+
+_CHUNK_BYTES: Final = 65536
+#: How much is read of what nobody reads, while somebody waits for the exit: what a pipe of Linux holds.
+READ_AHEAD_BYTES: Final = 65536
+_E_HANDLE: Final = 0x80070006
+_ERROR_BROKEN_PIPE: Final = 0x8007006D
+
+
+class StreamClosedError(GuestError, anyio.ClosedResourceError):
+    """A stream of a process was closed before, on our side.
+
+    It can be caught as the :class:`~uvm.errors.GuestError` that every refusal of a guest's process is, or as
+    anyio's error of a closed stream, so that code written for anyio's streams works with a guest's.
+    """
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(operation, _E_HANDLE)
+        self.args: tuple[Any, ...] = (f"{operation}: it was closed before, on our side",)
+
+
+class StreamBrokenError(GuestError, anyio.BrokenResourceError):
+    """The guest's end of a stream is gone: the process closed it, or ended.
+
+    Caught as :class:`StreamClosedError` is, with anyio's error of a broken stream.
+    """
+
+    def __init__(self, operation: str, problem: str) -> None:
+        super().__init__(operation, _ERROR_BROKEN_PIPE, problem)
+        self.args: tuple[Any, ...] = (f"{operation}: {problem}",)
+
+
+class StreamBusyError(UVMError, anyio.BusyResourceError):
+    """Another task is using the stream."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(operation)
+        self.args: tuple[Any, ...] = (f"{operation}: another task is doing so",)
+
+
+class Source(Protocol):
+    """Where a stream of a process comes from: a :class:`Channel`, or a pipe of HCS's."""
+
+    @property
+    def closed(self) -> bool:
+        """It was closed, on our side."""
+
+    async def stream(self) -> ByteStream | None:
+        """Give the connection, once it is there; None where it never came, or was closed."""
+
+    async def aclose(self) -> None:
+        """Close it. Again, it does nothing."""
+
+
+class StdioPorts:
+    """Hands out the ports of standard streams; none is used twice.
+
+    :param listen: listens for the guest to dial a service id (:meth:`uvm.backend.System.listen`).
+    """
+
+    def __init__(self, listen: Callable[[str], Awaitable[Listener]]) -> None:
+        self._listen = listen
+        self._next = FIRST_STDIO_PORT
+
+    async def open(self) -> Channel:
+        """Listen on the next port; raises what listening raises."""
+        port = self._next
+        self._next += 1
+        return Channel(port, await self._listen(vsock_service_id(port)))
+
+
+class Channel:
+    """One stream of a process, from the host's listening to its end. For one task at a time, but for closing.
+
+    :ivar port: the vsock port that the guest dials.
+    """
+
+    def __init__(self, port: int, listener: Listener) -> None:
+        self.port = port
+        self._listener: Listener | None = listener
+        self._stream: ByteStream | None = None
+        self._closed = False
+        self._accepting: anyio.CancelScope | None = None
+        self._process_ended = False
+        self._failure: Callable[[], Exception] | None = None
+
+    @property
+    def service_id(self) -> str:
+        """The Hyper-V service that the guest dials, a GUID."""
+        return vsock_service_id(self.port)
+
+    @property
+    def closed(self) -> bool:
+        """It was closed."""
+        return self._closed
+
+    async def stream(self) -> ByteStream | None:
+        """Give the guest's connection, once it is there; None where it never came, or the channel is closed.
+
+        Raises what the listener raises, and where the connection to the guest closed first, why.
+        """
+        if self._stream is None and self._listener is not None:
+            await self._accept(self._listener)
+        if self._stream is None and not self._closed and self._failure is not None:
+            raise self._failure()
+        return None if self._closed else self._stream
+
+    async def _accept(self, listener: Listener) -> None:
+        with anyio.CancelScope() as scope:
+            if self._process_ended:
+                # From now: what the guest dialled long ago still waits to be accepted.
+                scope.deadline = anyio.current_time() + DIAL_GRACE_SECONDS
+            self._accepting = scope
+            try:
+                self._stream = await listener.accept()
+            except BROKEN_STREAM:
+                # The listener of a channel that is being closed says so.
+                if not self._closed:
+                    raise
+            finally:
+                self._accepting = None
+        if self._closed:
+            # It came just as the channel was closed.
+            await _close(self._stream)
+        await self._stop_listening()
+
+    def process_ended(self, failure: Callable[[], Exception] | None = None) -> None:
+        """Wait no more than a moment for the guest's connection.
+
+        :param failure: makes the error to tell instead of an end of the stream; None where the process
+            has ended in an orderly way.
+        """
+        self._failure = failure
+        self._process_ended = True
+        if self._accepting is not None:
+            self._accepting.deadline = anyio.current_time() + DIAL_GRACE_SECONDS
+
+    async def aclose(self) -> None:
+        """Close it. Again, it does nothing."""
+        if self._closed:
+            await anyio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        if self._accepting is not None:
+            self._accepting.cancel()
+        await self._stop_listening()
+        await _close(self._stream)
+
+    async def _stop_listening(self) -> None:
+        listener, self._listener = self._listener, None
+        await _close(listener)
+
+
+async def _close(resource: Listener | ByteStream | None) -> None:
+    """Close what there is, to its end, also where the caller is cancelled."""
+    with anyio.CancelScope(shield=True):
+        try:
+            if resource is not None:
+                await resource.aclose()
+        except BROKEN_STREAM as e:
+            _log.debug("closing what had ended: %r", e)
+
+
+class _Stdio:
+    """What both directions share."""
+
+    def __init__(self, channel: Source, name: str) -> None:
+        self._channel = channel
+        self._name = name
+        self._busy = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name}>"
+
+    @contextmanager
+    def _use(self, action: str) -> Iterator[str]:
+        """Let one task use it, and say in our words what is wrong with it."""
+        operation = f"{action} {self._name}"
+        if self._busy:
+            raise StreamBusyError(operation)
+        if self._channel.closed:
+            raise StreamClosedError(operation)
+        self._busy = True
+        try:
+            yield operation
+        except (StreamClosedError, StreamBrokenError):
+            raise
+        except BROKEN_STREAM as e:
+            if self._channel.closed:
+                raise StreamClosedError(operation) from e
+            raise StreamBrokenError(operation, "the guest's end of the stream is gone") from e
+        finally:
+            self._busy = False
+
+    async def aclose(self) -> None:
+        """Close it, also under a task that uses it, which is told. Again, it does nothing."""
+        await self._channel.aclose()
+
+
+class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
+    """The standard input of a process in a guest."""
+
+    def __init__(self, channel: Source, name: str) -> None:
+        super().__init__(channel, name)
+        self._at_end = False
+
+    async def send(self, item: bytes) -> None:
+        """Send all of it; waits while the process is far behind.
+
+        Where that is cancelled, nobody knows how much of it was sent.
+
+        :raises StreamClosedError: the stream was closed, or its end was sent.
+        :raises StreamBrokenError: the process closed it, or ended.
+        :raises StreamBusyError: another task is sending.
+        """
+        if not isinstance(item, bytes | bytearray | memoryview):
+            raise OptionsError(f"the input of a process is bytes, not a {type(item).__name__}")
+        with self._use("write to") as operation:
+            if self._at_end:
+                raise StreamClosedError(operation)
+            if (stream := await self._connected(operation)) is None:
+                raise StreamBrokenError(operation, "the process has ended and never connected to it")
+            await stream.send(item)
+
+    async def send_eof(self) -> None:
+        """Tell the process that there is no more input. Again, or after the process ended, it does nothing.
+
+        :raises StreamClosedError: the stream was closed.
+        :raises StreamBusyError: another task is sending.
+        :raises HostError: HCS, which started the process, refused to pass it on.
+        """
+        with self._use("end") as operation:
+            if self._at_end:
+                await anyio.lowlevel.checkpoint()
+                return
+            stream = await self._connected(operation)
+            try:
+                if stream is not None:
+                    await stream.send_eof()
+            except BROKEN_STREAM as e:
+                if self._channel.closed:
+                    raise
+                _log.debug("%s: nobody reads it any more: %r", operation, e)
+            self._at_end = True
+
+    async def _connected(self, operation: str) -> ByteStream | None:
+        stream = await self._channel.stream()
+        if self._channel.closed:
+            raise StreamClosedError(operation)
+        return stream
+
+
+class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
+    """The standard output, or standard error, of a process in a guest; iterate over it for its bytes."""
+
+    def __init__(self, channel: Source, name: str) -> None:
+        super().__init__(channel, name)
+        self._at_end = False
+        # What was read ahead of the reader, and what wakes those who wait for that to change.
+        self._ahead: deque[bytes] = deque()
+        self._ahead_bytes = 0
+        self._pumping = False
+        self._reading = False
+        self._changed: anyio.Event | None = None
+
+    async def receive(self, max_bytes: int = _CHUNK_BYTES) -> bytes:
+        """Receive at least one byte.
+
+        :raises anyio.EndOfStream: the process, and all that inherited the stream, closed it or ended.
+        :raises StreamClosedError: we closed it.
+        :raises StreamBrokenError: it broke: the guest is gone.
+        :raises StreamBusyError: another task is reading.
+        """
+        if max_bytes < 1:
+            raise OptionsError(f"receive at least one byte, not {max_bytes}")
+        if self._reading:
+            raise StreamBusyError(f"read from {self._name}")
+        self._reading = True
+        try:
+            while self._pumping and not self._ahead:
+                await self._change()
+            if self._ahead:
+                await anyio.lowlevel.checkpoint()
+            # Meanwhile it may have been closed.
+            if self._ahead:
+                return self._take_ahead(max_bytes)
+            if self._at_end:
+                await anyio.lowlevel.checkpoint()
+                raise anyio.EndOfStream
+            return await self._receive(max_bytes)
+        finally:
+            self._reading = False
+            self._say_change()
+
+    async def read_ahead(self) -> None:
+        """Read what nobody reads, as much as a pipe would hold, until the stream ends or we are cancelled."""
+        while not self._at_end and not self._channel.closed:
+            if self._pumping or self._reading or self._ahead_bytes >= READ_AHEAD_BYTES:
+                await self._change()
+                continue
+            self._pumping = True
+            try:
+                data = await self._receive(_CHUNK_BYTES)
+                self._ahead.append(data)
+                self._ahead_bytes += len(data)
+            except (anyio.EndOfStream, UVMError):
+                # Whoever reads is told.
+                return
+            finally:
+                self._pumping = False
+                self._say_change()
+
+    async def aclose(self) -> None:
+        """Close it, also under a task that reads it, which is told. Again, it does nothing."""
+        self._ahead.clear()
+        self._ahead_bytes = 0
+        await super().aclose()
+        self._say_change()
+
+    async def _receive(self, max_bytes: int) -> bytes:
+        with self._use("read from") as operation:
+            stream = await self._channel.stream()
+            if self._channel.closed:
+                raise StreamClosedError(operation)
+            try:
+                if stream is None:
+                    raise anyio.EndOfStream
+                return await stream.receive(max_bytes)
+            except anyio.EndOfStream:
+                # At once, and not when the reader thinks of it: the Linux guest waits for it.
+                self._at_end = True
+                await self._channel.aclose()
+                raise
+
+    def _take_ahead(self, max_bytes: int) -> bytes:
+        data = self._ahead.popleft()
+        if len(data) > max_bytes:
+            self._ahead.appendleft(data[max_bytes:])
+            data = data[:max_bytes]
+        self._ahead_bytes -= len(data)
+        return data
+
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = anyio.Event()
+        await self._changed.wait()
+
+    def _say_change(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None

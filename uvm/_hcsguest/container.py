@@ -1,0 +1,224 @@
+"""One container in a guest that is reached through HCS, which hosts it as a compute system of its own.
+
+How it works
+------------
+
+Each container has one task, in the task group of its VM. It asks HCS for the container, waits for its exit,
+and holds the handle until the container is forgotten::
+
+    create_relayed --+-- HCS, or the guest, refuses ----> an error
+                     |
+                     |-- the caller is cancelled -------> ended and forgotten, as soon as HCS has answered
+                     v
+                   THERE ---- its exit -----------------> EXITED -- delete_state --> the handle is closed
+                     |
+                     `------- the VM's exit -------------> LOST: wait() raises BridgeClosedError;
+                                                          the handle is closed
+
+HCS ends what still runs when its last handle is closed, and forgets what has exited.
+
+Source: hcsshim internal/uvm/create.go and internal/hcs/v2/system.go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+from attrs import evolve
+
+from uvm._async import Flag
+from uvm._guest.container import Container, ContainerExit, container_config, own_process
+from uvm._guest.process import Process
+from uvm._guest.specs import check_container_id, check_writable
+from uvm._hcsguest.access import RelayAccess, start_served
+from uvm._hcsguest.process import start_relayed
+from uvm.backend import JSON, System
+from uvm.errors import ExitStatus, HostError, UVMError, VMStateError
+from uvm.schema.common import Version
+from uvm.schema.json import dumps, to_json
+from uvm.schema.process import ProcessParameters
+from uvm.schema.secrets import printable
+from uvm.schema.system import ComputeSystem
+
+__all__ = ["RelayedContainer", "create_relayed"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("uvm.gcs")
+
+
+class RelayedContainer(Container):
+    """A container that HCS hosts; see :class:`~uvm._guest.container.Container`."""
+
+    def __init__(
+        self, access: RelayAccess, container_id: str, own_process: Mapping[str, Any], system: System
+    ) -> None:
+        super().__init__(access, container_id, own_process)
+        self._access = evolve(access, container=system)
+        self._system = system
+        # Its VM went.
+        self._cut_off = False
+        # Nobody wants it any more.
+        self._given_up = Flag()
+        self._closed = Flag()
+        self._waiting = anyio.CancelScope()
+
+    async def start(self) -> None:
+        """Start it; see :meth:`uvm._guest.container.Container.start`."""
+        await self._ask(self._system.start)
+
+    async def delete_state(self) -> None:
+        """Have HCS forget it; see :meth:`uvm._guest.container.Container.delete_state`."""
+        if self._tells_of_its_exit and not self._ended.is_set():
+            raise VMStateError(
+                f"{self._operation('delete the state of')}: it has not exited, and HCS would end it; "
+                "nothing was done"
+            )
+        await self._give_up()
+
+    async def properties(self, *types: str) -> JSON:
+        """Query properties; see :meth:`uvm._guest.container.Container.properties`."""
+        return await self._ask(partial(self._system.properties, *types))
+
+    async def modify(self, request: JSON) -> None:
+        """Change it; see :meth:`uvm._guest.container.Container.modify`."""
+        await self._ask(partial(self._system.modify, request))
+
+    async def _run(
+        self,
+        args: tuple[str, ...],
+        parameters: ProcessParameters,
+        pipes: Mapping[str, bool],
+        terminal: bool,
+        on_start: Callable[[Process], None] = lambda _: None,
+    ) -> Process:
+        start = partial(start_relayed, self._access, args, parameters, terminal=terminal, on_start=on_start)
+        return await self._ask(partial(start, **pipes))
+
+    async def _ask_to_end(self, *, forced: bool) -> None:
+        await self._ask(self._system.terminate if forced else self._system.shutdown)
+
+    async def _close_state(self) -> Exception | None:
+        await self._give_up()
+        return None
+
+    async def _give_up(self) -> None:
+        """Have the handle closed, and wait until it is."""
+        if not self._ended.is_set():
+            self.lost(lambda: VMStateError(f"container {self.id} was given up before it exited"))
+        self._given_up.set()
+        self._waiting.cancel()
+        await self._closed.wait()
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call to HCS; BridgeClosedError where the VM has gone, or goes meanwhile."""
+        self._require_vm()
+        try:
+            return await call()
+        except HostError as error:
+            if self._cut_off or await self._access.lost_with_vm(error):
+                raise self._access.closed_error() from error
+            raise
+
+    def _require_vm(self) -> None:
+        if self._cut_off:
+            raise self._access.closed_error()
+
+    # Its task.
+
+    async def serve(self) -> None:
+        """Wait for its exit, and close the handle once nobody wants it: the container's own task."""
+        try:
+            await self._await_exit()
+            await self._given_up.wait()
+        finally:
+            if not self._given_up.is_set():
+                self._cut()
+            with anyio.CancelScope(shield=True):
+                await self._close()
+            self._closed.set()
+
+    def abandon(self) -> None:
+        """Have it ended, beside, and its handle closed: its caller has gone."""
+        if not self._closed.is_set() and not self._cut_off:
+            self._access.tasks.start_soon(self._abandon)
+
+    async def _abandon(self) -> None:
+        # Its VM may end it at any time, and does not wait for this.
+        try:
+            await self.terminate()
+        except UVMError as error:
+            _log.warning("a container whose caller was cancelled: %s", error)
+        await self._give_up()
+
+    async def _close(self) -> None:
+        try:
+            await self._system.close()
+        except Exception as error:
+            # Nothing depends on it any more; what does go on is not to be ended by it.
+            _log.warning("closing the handle of container %s: %r", self.id, error)
+
+    async def _await_exit(self) -> None:
+        try:
+            with self._waiting:
+                await self._tell(await self._system.wait())
+        except HostError as error:
+            if await self._access.lost_with_vm(error):
+                self._cut()
+            elif not self._ended.is_set():
+                parts = (error.operation, error.hresult, error.text, error.records)
+                self.lost(lambda: HostError(*parts))
+        except Exception as error:
+            # Whatever it is, the VM goes on.
+            _log.warning("waiting for container %s: %r", self.id, error)
+            self._cut()
+
+    async def _tell(self, status: ExitStatus) -> None:
+        # What went with its VM has not exited, as over our own connection.
+        if await self._access.vm_has_gone():
+            self._cut()
+        elif not self._ended.is_set():
+            info = dumps(status.detail) if status.detail else ""
+            self.exited(ContainerExit(printable(status.exit_type), status.code, info))
+            _log.info("%s: container %s has exited: %s", self._access.name, self.id, status.exit_type)
+
+    def _cut(self) -> None:
+        """Its VM has gone."""
+        self._cut_off = True
+        if not self._ended.is_set():
+            self.lost(self._access.closed_error)
+
+
+async def create_relayed(access: RelayAccess, container_id: str, document: object) -> RelayedContainer:
+    """Have HCS create a container in the guest, which it hosts.
+
+    A caller may be cancelled at any time; the container is ended as soon as HCS has answered.
+
+    :param document: as for :meth:`uvm._gcs.connection.GuestConnection.create_container`.
+    :raises OptionsError: the document is none.
+    :raises HostError: HCS refused: there is a compute system of that id, for instance; or the guest that it
+        asked; or the VM has exited.
+    :raises UnknownOutcomeError: the answer was lost; the container may be there.
+    :raises AnswerLostError: the VM went before the answer.
+    """
+    check_container_id(container_id)
+    config = container_config(document)
+    process = own_process(config, access.os)
+    check_writable("the document of the container", config)
+    hosted = ComputeSystem(
+        owner=access.owner,
+        schema_version=Version(major=2, minor=1),
+        hosting_system_id=access.system.id,
+        hosted_system=config,
+        should_terminate_on_last_handle_closed=True,
+    )
+
+    async def make() -> RelayedContainer:
+        system = await access.create(container_id, to_json(hosted))
+        return RelayedContainer(access, container_id, process, system)
+
+    return await start_served(access, make)

@@ -1,0 +1,113 @@
+"""Guests that are not reached over our own connection: through HCS, which relays, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import Factory, define, evolve
+
+from uvm._async import Opening
+from uvm._guest.access import GuestFeatures
+from uvm._guest.container import Container
+from uvm._guest.process import Process
+from uvm._guest.run import ProcessHost, give_size
+from uvm._guest.specs import Command, host_process
+from uvm._hcsguest.access import RelayAccess
+from uvm._hcsguest.container import create_relayed
+from uvm._hcsguest.process import start_relayed
+from uvm.backend import JSON
+from uvm.errors import HostError, NotSupportedError
+from uvm.schema.container import HostedSystem
+from uvm.schema.gcs import LinuxHostedSystem
+
+__all__ = ["NoGuest", "RelayGuest"]
+
+_HCS_E_PROTOCOL_ERROR: Final = 0x80370111
+
+
+class RelayGuest(ProcessHost):
+    """A :class:`~uvm.backend.Guest` behind HCS's own connection to it.
+
+    Each guest request goes alone, without a ``ResourcePath``, so that what the host did and what the guest
+    did are told apart when one of them refuses.
+
+    :ivar capabilities: what the guest said of itself.
+    """
+
+    def __init__(self, access: RelayAccess, capabilities: Mapping[str, Any]) -> None:
+        self._access = evolve(access, features=GuestFeatures.of(capabilities))
+        self.capabilities = capabilities
+
+    @classmethod
+    async def connect(cls, access: RelayAccess) -> RelayGuest:
+        """Ask HCS about its connection to the guest (``GuestConnectionInfo``).
+
+        :raises HostError: HCS refused; HCS_E_PROTOCOL_ERROR where the guest told nonsense of itself.
+        """
+        told: Any = await access.system.properties("GuestConnection")
+        for name in ("GuestConnectionInfo", "GuestDefinedCapabilities"):
+            told = told.get(name) or {}
+            if not isinstance(told, Mapping):
+                raise HostError(
+                    f"ask about the guest of {access.name}",
+                    _HCS_E_PROTOCOL_ERROR,
+                    f"{name} is no object: {str(told)[:200]}",
+                )
+        return cls(access, told)
+
+    @property
+    def features(self) -> GuestFeatures:
+        """What of its capabilities uvm knows of."""
+        return self._access.features
+
+    async def modify(self, request: JSON) -> None:
+        """Have HCS relay one request; HostError with the guest's code where the guest refuses."""
+        await self._access.system.modify({"GuestRequest": request})
+
+    def close(self) -> None:
+        """Nothing is ours to close."""
+
+    def create_container(
+        self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
+    ) -> Opening[Container]:
+        """Have HCS create a container in the guest. It is not started. Await it, or enter it.
+
+        See :func:`uvm._hcsguest.container.create_relayed`.
+        """
+        return Opening(lambda: create_relayed(self._access, container_id, document))
+
+    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        process = await start_relayed(
+            self._access,
+            wanted.args,
+            host_process(wanted, self._access.os),
+            stdin=pipes["stdin"],
+            stdout=pipes["stdout"],
+            stderr=pipes["stderr"],
+            terminal=wanted.terminal,
+        )
+        if wanted.size is not None and self._access.os == "linux":
+            await give_size(process, *wanted.size)
+        return process
+
+
+@define(eq=False)
+class NoGuest:
+    """The guest of a VM that was created with ``use_guest_connection=False``: nobody to talk to."""
+
+    vm_id: str
+    capabilities: Mapping[str, Any] = Factory(dict)
+
+    async def modify(self, request: JSON) -> None:
+        """Refuse the request.
+
+        :raises NotSupportedError: always.
+        """
+        raise NotSupportedError(
+            f"{self.vm_id}: {request.get('RequestType')} {request.get('ResourceType')}: the VM was created "
+            "with use_guest_connection=False, so its guest cannot be asked"
+        )
+
+    def close(self) -> None:
+        """Nothing is there to close."""

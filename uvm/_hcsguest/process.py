@@ -1,0 +1,328 @@
+r"""Processes in a guest that HCS starts, over its own connection to the guest.
+
+How it works
+------------
+
+Each process has one task, in the task group of its VM. It asks HCS for the process, waits for its exit, and
+holds the handle for as long as somebody may want something of it::
+
+    start_relayed --+-- HCS, or the guest, refuses -----> an error
+                    |
+                    |-- the caller is cancelled --------> killed, as soon as HCS has answered
+                    v
+                 RUNNING -- exit, or the VM's exit -----> its output can still be read
+                    |                                        |
+                    `-- aclose: its streams are closed;      | its output was read to the end, or closed
+                        it runs on                           v
+                                                          the handle is closed
+
+Input is ended by asking HCS to close the process's handle, since HCS does not pass on that its pipe was
+closed.
+
+Source: hcsshim internal/hcs/v2/process.go and system.go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Final, TypeVar
+
+import anyio
+from attrs import define, field
+
+from uvm._async import Flag
+from uvm._guest.exit import ERROR_NOT_FOUND, Exit
+from uvm._guest.process import ALREADY_STOPPED, EXITED, Process, discard
+from uvm._guest.signals import SignalOptions
+from uvm._guest.specs import check_writable, command, host_process
+from uvm._hcsguest.access import E_HANDLE, RelayAccess, start_served
+from uvm.backend import BROKEN_STREAM, ByteStream, HostProcess
+from uvm.errors import HostError, UVMError
+from uvm.schema.json import to_json
+from uvm.schema.process import CloseHandle, ConsoleSize, ProcessModifyRequest, ProcessParameters
+
+__all__ = ["RelayedProcess", "start_relayed"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("uvm.gcs")
+
+#: What HCS says of what Windows ends already.
+_E_ACCESSDENIED: Final = 0x80070005
+
+#: How long HCS may take to end the input of a process whose streams are closed.
+CLOSE_SECONDS: Final = 5.0
+#: How long HCS may take to tell the exit of a process after it said that there is none (hcsshim's limit).
+DOUBT_SECONDS: Final = 1.0
+
+
+class _Pipe:
+    """A stream of a process, made by HCS (:class:`~uvm._guest.stdio.Source`)."""
+
+    def __init__(self, stream: ByteStream, closed: Callable[[], None]) -> None:
+        self._stream = stream
+        self._tell = closed
+        self.closed = False
+
+    async def stream(self) -> ByteStream | None:
+        """Give the stream; None once it was closed."""
+        return None if self.closed else self._stream
+
+    async def aclose(self) -> None:
+        """Close it, to its end, also where the caller is cancelled. Again, it does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        with anyio.CancelScope(shield=True), suppress(*BROKEN_STREAM):
+            await self._stream.aclose()
+        self._tell()
+
+
+@define(eq=False)
+class _Input:
+    """The standard input as a stream whose end HCS is asked to pass on."""
+
+    _stream: ByteStream
+    _ask: Callable[[], Awaitable[None]]
+    _ended: bool = field(default=False, init=False)
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Nothing comes from it."""
+        return await self._stream.receive(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        """Send all of it."""
+        await self._stream.send(item)
+
+    async def send_eof(self) -> None:
+        """End it."""
+        await self._end()
+        await self._stream.aclose()
+
+    async def _end(self) -> None:
+        if not self._ended:
+            await self._ask()
+            self._ended = True
+
+    async def aclose(self) -> None:
+        """End it, as far as HCS answers, and close it."""
+        try:
+            with anyio.move_on_after(CLOSE_SECONDS):
+                await self._end()
+        except UVMError as error:
+            _log.debug("closing the input of a process: %s", error)
+        finally:
+            await self._stream.aclose()
+
+
+class RelayedProcess(Process):
+    """A process that HCS started; see :class:`~uvm._guest.process.Process`."""
+
+    def __init__(
+        self, access: RelayAccess, args: tuple[str, ...], terminal: bool, handle: HostProcess
+    ) -> None:
+        stdin = None if handle.stdin is None else _Input(handle.stdin, self._end_input)
+        named: dict[str, ByteStream | None] = {
+            "stdin": stdin,
+            "stdout": handle.stdout,
+            "stderr": handle.stderr,
+        }
+        self._pipes = {
+            name: _Pipe(stream, self._stream_closed) for name, stream in named.items() if stream is not None
+        }
+        super().__init__(access, args, handle.pid, terminal, dict(self._pipes))
+        self._access = access
+        self._handle = handle
+        self._exit = Exit()
+        # The VM went before its exit was known.
+        self._cut_off = False
+        # Nobody is going to read its output any more.
+        self._unread = Flag()
+        self._served = True
+        self._waiting = anyio.CancelScope()
+        self._stream_closed()
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, an unsigned 32-bit number; None while it runs, or where nobody knows it."""
+        return self._exit.code
+
+    async def _wait_for_exit(self) -> int:
+        return await self._exit.wait()
+
+    async def serve(self) -> None:
+        """Wait for its exit, and close the handle once nobody can want it: the process's own task."""
+        try:
+            await self._await_exit()
+            await self._unread.wait()
+        finally:
+            self._served = False
+            self._cut()
+            with anyio.CancelScope(shield=True):
+                await self._close()
+
+    async def _close(self) -> None:
+        try:
+            await self._handle.close()
+        except Exception as error:
+            # Nothing depends on it any more; what does go on is not to be ended by it.
+            _log.warning("closing the handle of process %d: %r", self.pid, error)
+
+    def abandon(self) -> None:
+        """Have it killed, beside, and its streams closed: its caller has gone."""
+        if self._served:
+            self._access.tasks.start_soon(self._abandon)
+
+    async def _abandon(self) -> None:
+        # Its VM may end it at any time, and does not wait for this.
+        await discard(lambda: self, shield=False)
+        await self.aclose()
+
+    async def _await_exit(self) -> None:
+        try:
+            with self._waiting:
+                self._exit.tell(await self._handle.wait())
+        except HostError as error:
+            if await self._access.lost_with_vm(error):
+                self._cut()
+            else:
+                parts = (error.operation, error.hresult, error.text, error.records)
+                self._exit.lose(lambda: HostError(*parts))
+        except Exception as error:
+            # Whatever it is, the VM goes on.
+            _log.warning("waiting for process %d: %r", self.pid, error)
+            self._cut()
+
+    def _cut(self) -> None:
+        """Its VM has gone."""
+        if not self._exit.settled:
+            self._cut_off = True
+            self._exit.lose(self._access.closed_error)
+
+    def _stream_closed(self) -> None:
+        if all(self._pipes[name].closed for name in ("stdout", "stderr") if name in self._pipes):
+            self._unread.set()
+
+    # What can be asked of it.
+
+    def _is_gone(self) -> bool:
+        return self._exit.settled and not self._cut_off
+
+    @property
+    def _contained(self) -> bool:
+        return self._access.container is not None
+
+    async def _deliver(self, options: SignalOptions | None) -> None:
+        if options is None:
+            await self._ask(self._terminate)
+        else:
+            await self._ask(partial(self._handle.signal, to_json(options)))
+
+    async def _terminate(self) -> None:
+        try:
+            await self._handle.terminate()
+        except HostError as error:
+            # Windows' word for what is ending already.
+            if error.hresult != _E_ACCESSDENIED:
+                raise
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call to HCS; BridgeClosedError where the VM has gone, or goes meanwhile."""
+        self._require_vm()
+        try:
+            return await call()
+        except HostError as error:
+            if self._cut_off or await self._access.lost_with_vm(error):
+                raise self._access.closed_error() from error
+            if error.system_gone:
+                raise HostError(error.operation, ALREADY_STOPPED, "its container has exited") from error
+            if error.hresult == E_HANDLE and self._is_gone():
+                # The handle went with the process.
+                raise HostError(error.operation, ALREADY_STOPPED, "it has exited") from error
+            raise
+
+    def _require_vm(self) -> None:
+        if self._cut_off:
+            raise self._access.closed_error()
+
+    async def _change_size(self, height: int, width: int) -> None:
+        size = ConsoleSize(height=height, width=width)
+        request = ProcessModifyRequest(operation="ConsoleSize", console_size=size)
+        await self._ask(partial(self._handle.modify, to_json(request)))
+
+    async def _end_input(self) -> None:
+        if self._exit.settled:
+            return
+        request = ProcessModifyRequest(operation="CloseHandle", close_handle=CloseHandle(handle="StdIn"))
+        try:
+            await self._handle.modify(to_json(request))
+        except HostError as error:
+            if not error.system_gone and error.hresult not in EXITED | {E_HANDLE}:
+                raise
+            _log.debug("the input of process %d: %s", self.pid, error)
+
+    async def _start_helper(self, *args: str) -> Process:
+        parameters = host_process(command(args), self._access.os)
+        return await self._ask(partial(start_relayed, self._access, args, parameters))
+
+    def _doubt(self) -> None:
+        if not self._is_gone():
+            self._access.tasks.start_soon(self._give_up)
+
+    async def _give_up(self) -> None:
+        """Let go of who waits, where HCS forgets to tell of an exit."""
+        await anyio.sleep(DOUBT_SECONDS)
+        text = "HCS knows the process no more, and did not tell how it exited"
+        self._exit.lose(lambda: HostError(f"wait for process {self.pid}", ERROR_NOT_FOUND, text))
+        self._waiting.cancel()
+
+    async def _has_exited(self) -> bool:
+        return await self._ask(self._ask_for_exit)
+
+    async def _ask_for_exit(self) -> bool:
+        status = await self._handle.properties()
+        lost = status.get("LastWaitResult")
+        if isinstance(lost, int) and lost:
+            # It went with its VM, for instance.
+            raise HostError(f"wait for process {self.pid}", lost)
+        return status.get("Exited") is True
+
+
+async def start_relayed(
+    access: RelayAccess,
+    args: tuple[str, ...],
+    parameters: ProcessParameters,
+    *,
+    stdin: bool = False,
+    stdout: bool = False,
+    stderr: bool = False,
+    terminal: bool = False,
+    on_start: Callable[[Process], None] = lambda _: None,
+) -> RelayedProcess:
+    """Have HCS start a process in the guest, or in the container that the access means.
+
+    A caller may be cancelled at any time; the process is killed as soon as HCS has answered.
+
+    :param parameters: what to run; which streams it has is filled in.
+    :param terminal: whether it has one, which can be resized then.
+    :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
+    :raises HostError: HCS refused, or the guest that it asked; or the VM has exited.
+    :raises UnknownOutcomeError: the answer was lost; the process may run.
+    :raises AnswerLostError: the VM went before the answer.
+    """
+    parameters.create_std_in_pipe = stdin
+    parameters.create_std_out_pipe = stdout
+    parameters.create_std_err_pipe = stderr
+    check_writable("what to run", parameters)
+    document = to_json(parameters)
+
+    async def make() -> RelayedProcess:
+        handle = await access.target.create_process(document)
+        process = RelayedProcess(access, args, terminal, handle)
+        on_start(process)
+        return process
+
+    return await start_served(access, make)

@@ -1,0 +1,251 @@
+"""What can be done inside a running guest: processes, containers, and questions to its compute service."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from uvm._async import Opening
+from uvm._buses.context import Context
+from uvm._buses.link import Link
+from uvm._gcs.connection import GuestConnection
+from uvm._guest.access import GuestFeatures
+from uvm._guest.container import Container
+from uvm._guest.process import Process
+from uvm._guest.run import MAX_OUTPUT_BYTES, CompletedProcess
+from uvm._guest.specs import check_container_id, linux_container
+from uvm._hcsguest.guest import RelayGuest
+from uvm._vm.layers import LCOW_CONTAINERS, RootFileSystem
+from uvm._vm.logforwarding import set_log_sources, start_log_forwarding, stop_log_forwarding
+from uvm.errors import NotSupportedError, OptionsError
+from uvm.options import WCOWOptions
+from uvm.schema.container import HostedSystem
+from uvm.schema.guest import RESOURCE_SECURITY_POLICY_FRAGMENT, SecurityPolicyFragment
+from uvm.schema.json import to_json
+from uvm.schema.requests import ADD, ModificationRequest
+
+__all__ = ["GuestServices"]
+
+T = TypeVar("T")
+
+#: hcsshim v0.8.16 internal/uvm/constants.go.
+_MOUNTS = {"linux": "/run/mounts/m", "windows": "C:\\mounts\\m"}
+
+
+class GuestServices:
+    """What the guest of a VM can be asked. A part of :class:`~uvm._vm.vm.UtilityVM`.
+
+    Processes and containers work over our own connection to the guest and through HCS; the rest needs our own
+    connection, and raises :class:`~uvm.errors.NotSupportedError` where there is none. Where the VM exits
+    meanwhile, all of it raises :class:`~uvm.errors.VMExitedError`.
+    """
+
+    context: Context
+    _containers = 0
+    _mounts = 0
+
+    @property
+    def link(self) -> Link:
+        """The way to the host and the guest."""
+        return self.context.link
+
+    @property
+    def guest(self) -> GuestConnection:
+        """The connection to the guest's compute service.
+
+        :raises VMStateError: the VM is not running.
+        :raises VMExitedError: it has exited.
+        :raises NotSupportedError: the guest is reached through HCS, or not at all.
+        """
+        guest = self._asked
+        if not isinstance(guest, GuestConnection):
+            raise NotSupportedError(
+                f"{self.context.vm_id}: this needs our own connection to the guest; create the VM with "
+                "external_guest_connection=True. Through HCS, processes and containers work"
+            )
+        return guest
+
+    @property
+    def features(self) -> GuestFeatures:
+        """Which abilities the guest says that it has.
+
+        :raises VMStateError: the VM is not running.
+        :raises VMExitedError: it has exited.
+        :raises NotSupportedError: nobody can ask the guest (``use_guest_connection=False``).
+        """
+        return self._asked.features
+
+    @property
+    def _asked(self) -> GuestConnection | RelayGuest:
+        """The guest, over our own connection or through HCS."""
+        self.link.check_running()
+        guest = self.link.guest
+        if not isinstance(guest, GuestConnection | RelayGuest):
+            raise NotSupportedError(
+                f"{self.context.vm_id}: nobody is connected to the guest; create the VM with "
+                "use_guest_connection=True"
+            )
+        return guest
+
+    # Processes of the guest itself.
+
+    async def run(
+        self,
+        args: Sequence[str],
+        *,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> CompletedProcess:
+        """Run a process in the guest to its end, and give its exit code and what it wrote.
+
+        See :meth:`uvm._guest.run.ProcessHost.run`.
+        """
+        ran = self._asked.run(
+            args, input=input, env=env, cwd=cwd, user=user, max_output_bytes=max_output_bytes
+        )
+        return await self._in_guest(ran)
+
+    def open_process(
+        self,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        terminal: bool = False,
+        size: tuple[int, int] | None = None,
+        stdin: bool = True,
+        stdout: bool = True,
+        stderr: bool = True,
+    ) -> Opening[Process]:
+        """Start a process in the guest, and give it with its streams. Await it, or enter it.
+
+        See :meth:`uvm._guest.run.ProcessHost.open_process`.
+        """
+        return Opening(
+            lambda: self._in_guest(
+                self._asked.open_process(
+                    args,
+                    env=env,
+                    cwd=cwd,
+                    user=user,
+                    terminal=terminal,
+                    size=size,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                )
+            )
+        )
+
+    # Containers.
+
+    def create_container(
+        self,
+        container_id: str,
+        spec: Mapping[str, Any] | HostedSystem,
+        *,
+        root: RootFileSystem | None = None,
+    ) -> Opening[Container]:
+        """Create a container in the guest; it is not started. Await it, or enter it.
+
+        Entered, it is ended and forgotten at the end of the ``async with``.
+
+        :param spec: for a Linux guest an OCI runtime specification; for a Windows guest the HCS document, a
+            :class:`~uvm.schema.container.HostedSystem` or the same as JSON.
+        :param root: its root file system, from ``mount_layers``. A Linux specification without ``root`` gets
+            it from here, or the directory where hcsshim puts it.
+        :raises OptionsError: the specification is none; or a Windows guest was given a ``root``.
+        :raises GuestError: the guest refused.
+        :raises HostError: through HCS, HCS refused, or the guest that it asked. The id is one of a compute
+            system of the host then.
+        """
+        return Opening(lambda: self._in_guest(self._create_container(container_id, spec, root)))
+
+    async def _create_container(
+        self, container_id: str, spec: Mapping[str, Any] | HostedSystem, root: RootFileSystem | None
+    ) -> Container:
+        guest = self._asked
+        check_container_id(container_id)
+        if self.context.plan.os == "windows":
+            if root is not None:
+                raise OptionsError(
+                    "the document of a Windows container names its layers itself; leave out root"
+                )
+            return await guest.create_container(container_id, spec)
+        if not isinstance(spec, Mapping):
+            raise OptionsError(f"an OCI specification is a mapping, not a {type(spec).__name__}")
+        bundle = f"{LCOW_CONTAINERS}/{container_id}"
+        at = root.root if root is not None else f"{bundle}/rootfs"
+        document = linux_container(
+            spec if spec.get("root") is not None else {**spec, "root": {"path": at}},
+            bundle_path=bundle,
+            scratch_path=root.scratch_path if root is not None else f"{bundle}/scratch/{container_id}",
+        )
+        return await guest.create_container(container_id, document)
+
+    def next_container_number(self) -> int:
+        """Give the next number, from 1, for the directory of a container (hcsshim's ``ContainerCounter``)."""
+        self._containers += 1
+        return self._containers
+
+    def next_mount_path(self) -> str:
+        r"""Give a path in the guest at which nothing of the VM's was ever mounted, nor will be.
+
+        ``/run/mounts/m1`` in a Linux guest, ``C:\mounts\m1`` in a Windows guest, and so on: hcsshim's paths
+        of its ``UVMMountCounter``. The mounts of SCSI disks have a directory of their own.
+        """
+        self._mounts += 1
+        return f"{_MOUNTS[self.context.plan.os]}{self._mounts}"
+
+    # The compute service itself.
+
+    async def dump_stacks(self) -> str:
+        """Ask for the stacks of the guest's compute service, as text.
+
+        :raises NotSupportedError: the guest cannot tell them.
+        """
+        return await self._in_guest(self.guest.dump_stacks())
+
+    async def inject_policy_fragment(self, fragment: str, media_type: str = "") -> None:
+        """Add a signed fragment to the security policy of a confidential guest, also through HCS.
+
+        :param fragment: base64 of the fragment.
+        :raises GuestError: the guest refused.
+        """
+        request = ModificationRequest(
+            request_type=ADD,
+            resource_type=RESOURCE_SECURITY_POLICY_FRAGMENT,
+            settings=SecurityPolicyFragment(fragment=fragment, media_type=media_type),
+        )
+        await self.link.modify_guest(to_json(request))
+
+    async def set_log_sources(self) -> None:
+        """Tell the log forwarding service of a Windows guest anew what the VM's options want forwarded."""
+        guest, options = self._forwarding()
+        await self._in_guest(set_log_sources(guest, options))
+
+    async def start_log_forwarding(self) -> None:
+        """Have a Windows guest forward its log; the start of the VM has done so where its options say so."""
+        await self._in_guest(start_log_forwarding(self._forwarding()[0]))
+
+    async def stop_log_forwarding(self) -> None:
+        """Have a Windows guest stop forwarding its log."""
+        await self._in_guest(stop_log_forwarding(self._forwarding()[0]))
+
+    def _forwarding(self) -> tuple[GuestConnection, WCOWOptions]:
+        self.context.need_guest("log forwarding", "windows")
+        guest, options = self.guest, self.context.options
+        assert isinstance(options, WCOWOptions)
+        if not guest.features.log_forwarding:
+            raise NotSupportedError(
+                f"{self.context.vm_id}: the guest does not say that it can forward its log "
+                "(LogForwardingSupported)"
+            )
+        return guest, options
+
+    async def _in_guest(self, call: Awaitable[T]) -> T:
+        return await self.link.call(call)

@@ -1,0 +1,265 @@
+"""A container's root file system in a VM: its layers, its scratch space, and what the guest combines of them.
+
+Source: hcsshim ``internal/layers`` (``lcow.go``, ``wcow_mount.go``). Unlike there, all layers are attached at
+the same time, and what was attached is let go again however the mounting ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+from attrs import define, evolve, field, frozen
+
+from uvm._buses import Buses
+from uvm._buses.driver import own
+from uvm._buses.lease import Lease, Pending
+from uvm._buses.scsi import ScsiLease
+from uvm._buses.vpmem import VPMemLease
+from uvm._buses.vsmb import VSMBLease
+from uvm.devices.scsi import Mount
+from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError
+from uvm.options import LCOWOptions
+
+__all__ = ["LCOW_CONTAINERS", "LCOWLayer", "RootFileSystem", "WCOWLayer", "add_layer", "mount_layers"]
+
+#: Where hcsshim has the guests put containers (internal/guestpath).
+LCOW_CONTAINERS = "/run/gcs/c"
+
+L = TypeVar("L", bound=Lease)
+
+
+@frozen
+class LCOWLayer:
+    """A read-only layer of a Linux container.
+
+    :ivar path: its VHD on the host.
+    :ivar partition: the partition that holds it, from 1; 0 for the whole disk.
+    """
+
+    path: str
+    partition: int = 0
+
+
+@frozen
+class WCOWLayer:
+    """A read-only layer of a Windows container.
+
+    :ivar path: its directory on the host; :ivar id: its GUID, as it was imported.
+    """
+
+    path: str
+    id: str
+
+
+async def add_layer(vm: Buses, layer: LCOWLayer) -> VPMemLease | ScsiLease:
+    """Attach a layer to a Linux guest: over VPMEM, or over SCSI where it does not fit there.
+
+    Also over SCSI: a partition, and every layer of a VM whose devices are to be physically backed.
+    """
+    options = vm.context.options
+    if not options.fully_physically_backed and not layer.partition:
+        try:
+            return await vm.vpmem.add(layer.path)
+        except NoSpaceError:
+            pass
+    mount = Mount(partition=layer.partition, options=("ro",))
+    return await vm.scsi.attach(layer.path, read_only=True, mount=mount)
+
+
+@define(eq=False)
+class RootFileSystem:
+    """A root file system in the guest, with all that it is made of. It ends with :meth:`release`, or the VM.
+
+    :ivar root: its path in the guest; :ivar scratch_path: where what is written goes, in the guest.
+    :ivar layers: the leases of its layers, top-most first; :ivar scratch: that of its scratch disk.
+    """
+
+    _vm: Buses = field(repr=False)
+    root: str
+    scratch_path: str
+    layers: tuple[Lease, ...]
+    scratch: ScsiLease
+    _combined: Lease = field(repr=False)
+    _releasing: anyio.Event | None = field(default=None, repr=False)
+    _errors: list[Exception] = field(factory=list, repr=False)
+
+    @property
+    def released(self) -> bool:
+        """Whether it has been given back, or the VM has gone."""
+        return (self._releasing is not None and not self._errors) or self._vm.link.exited.is_set()
+
+    async def release(self) -> None:
+        """Take it apart, then let go of its scratch and its layers.
+
+        A task of the VM does it, so cancelling this stops only the waiting. Where a part refuses, the rest
+        is done as far as it can be, the errors are raised, and a further release goes on with what is left.
+
+        :raises AlreadyReleasedError: it was released before.
+        """
+        tasks = self._vm.link.tasks
+        if tasks is None or self._vm.link.exited.is_set():
+            return
+        if self._releasing is not None and not self._errors:
+            raise AlreadyReleasedError(f"the root file system {self.root} was released before")
+        done = self._releasing = anyio.Event()
+        self._errors = []
+        tasks.start_soon(self._take_apart, done)
+        await done.wait()
+        if self._errors:
+            errors = [own(error) for error in self._errors]
+            raise errors[0] if len(errors) == 1 else ExceptionGroup(f"releasing {self.root}", errors)
+
+    async def _take_apart(self, done: anyio.Event) -> None:
+        errors: list[Exception] = []
+        try:
+            # While the guest still has them combined, its layers cannot go.
+            await _let_go([self._combined], errors)
+            if not errors:
+                await _let_go([self.scratch, *self.layers], errors)
+        finally:
+            self._errors = errors
+            done.set()
+
+
+async def _let_go(leases: Sequence[Lease], errors: list[Exception]) -> None:
+    """Release leases at once, noting what fails; those that were released are passed over."""
+
+    async def one(lease: Lease) -> None:
+        try:
+            await lease.release()
+        except Exception as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for lease in leases:
+            if not lease.released:
+                tasks.start_soon(one, lease)
+
+
+async def _all(makers: Sequence[Callable[[], Awaitable[L]]]) -> list[L]:
+    """Get several leases at once: all of them, in order, or none and the first error."""
+    got: dict[int, L] = {}
+    errors: list[Exception] = []
+
+    async def one(index: int, make: Callable[[], Awaitable[L]]) -> None:
+        try:
+            got[index] = await make()
+        except Exception as error:
+            errors.append(error)
+            tasks.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for index, make in enumerate(makers):
+                tasks.start_soon(one, index, make)
+        if errors:
+            raise errors[0]
+    except BaseException:
+        _give_up(got.values())
+        raise
+    return [got[index] for index in range(len(makers))]
+
+
+def _give_up(leases: Iterable[Lease]) -> None:
+    for lease in leases:
+        lease.give_up()
+
+
+def mount_layers(
+    vm: Buses,
+    container_id: str,
+    layers: Sequence[LCOWLayer | WCOWLayer | str],
+    scratch_path: str,
+    *,
+    root: str = "",
+) -> Pending[RootFileSystem]:
+    """Attach layers and a scratch disk and have the guest combine them. Await it, or enter it.
+
+    :param layers: top-most first. A string is the path of a Linux layer.
+    :param scratch_path: the scratch disk's VHDX on the host; a Linux guest formats it where it must.
+    :param root: where a Linux guest puts it; ``/run/gcs/c/<container id>`` by default. In a Windows guest
+        the root is where the scratch disk is mounted.
+    :raises OptionsError: there is no layer, or one is of the other kind of guest.
+    :raises HostPathError: a layer or the scratch disk is not there; nothing was sent.
+    """
+    given = [LCOWLayer(layer) if isinstance(layer, str) else layer for layer in layers]
+    kind = LCOWLayer if vm.context.plan.os == "linux" else WCOWLayer
+    wrong = [layer for layer in given if not isinstance(layer, kind)]
+    if wrong or not given or not container_id:
+        raise OptionsError(
+            f"a root file system in {vm.context.vm_id} takes a container id and one or more "
+            f"{kind.__name__}; given were {container_id!r} and {given}"
+        )
+    if kind is LCOWLayer:
+        return Pending(lambda: _mount_lcow(vm, container_id, given, scratch_path, root))
+    return Pending(lambda: _mount_wcow(vm, container_id, given, scratch_path))
+
+
+async def _mount_lcow(
+    vm: Buses, container_id: str, layers: Sequence[Any], scratch_path: str, root: str
+) -> RootFileSystem:
+    options = vm.context.options
+    encrypted = isinstance(options, LCOWOptions) and options.scratch_encryption
+    root = root or f"{LCOW_CONTAINERS}/{container_id}"
+    # Looked at before anything is sent.
+    vm.link.check_running()
+    for path in (*(layer.path for layer in layers), scratch_path):
+        await vm.context.file_size(path)
+    mount = Mount(
+        # hcsshim formats encrypted scratch disks with xfs.
+        filesystem="xfs" if encrypted else "ext4",
+        encrypted=encrypted,
+        ensure_filesystem=True,
+        guest_path=root,
+    )
+    added = await _all([partial(add_layer, vm, layer) for layer in layers])
+    with _given_up_on_failure(added):
+        scratch = await vm.scsi.attach(scratch_path, mount=mount)
+    with _given_up_on_failure([*added, scratch]):
+        # The scratch disk may serve several containers, and this is the part of this one.
+        upper = f"{scratch.guest_path}/scratch/{container_id}"
+        combined = await vm.layers.combine(
+            f"{root}/rootfs",
+            [layer.guest_path for layer in added],
+            scratch_path=upper,
+            container_id=container_id,
+        )
+    return RootFileSystem(vm, combined.root, upper, tuple(added), scratch, combined)
+
+
+async def _mount_wcow(
+    vm: Buses, container_id: str, layers: Sequence[Any], scratch_path: str
+) -> RootFileSystem:
+    options = evolve(vm.vsmb.default_options(read_only=True), take_backup_privilege=True)
+
+    # Looked at before anything is sent.
+    vm.link.check_running()
+    for layer in layers:
+        await vm.context.is_directory(layer.path)
+    await vm.context.file_size(scratch_path)
+
+    async def share(path: str) -> VSMBLease:
+        return await vm.vsmb.add(path, options=options)
+
+    added = await _all([partial(share, layer.path) for layer in layers])
+    with _given_up_on_failure(added):
+        scratch = await vm.scsi.attach(scratch_path, mount=Mount())
+    with _given_up_on_failure([*added, scratch]):
+        ids_and_paths = [(layer.id, lease.guest_path) for layer, lease in zip(layers, added, strict=True)]
+        combined = await vm.layers.combine(
+            scratch.guest_path, ids_and_paths, container_id=container_id, filter_type="WCIFS"
+        )
+    return RootFileSystem(vm, combined.root, scratch.guest_path, tuple(added), scratch, combined)
+
+
+@contextmanager
+def _given_up_on_failure(leases: Sequence[Lease]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        _give_up(leases)
+        raise

@@ -1,0 +1,266 @@
+"""How a VM comes to its guest: the channels of its boot, the connection, and the first messages.
+
+How it works
+------------
+
+What a guest dials while it boots is listened to before its VM is started, so that no dial is missed::
+
+    host                                             guest
+      listen: entropy, output, compute service
+      start the system  --------------------------->  boots
+      512 random bytes  <-- dials the entropy port     Linux: seeds its kernel
+      output handler    <-- dials the output port      Linux: its log; Windows: once told to forward it
+      negotiate         <-- dials the service port
+      host create, start, Hyper-V addresses ------->  Windows
+      security policy ----------------------------->  confidential VMs
+      log sources, start of forwarding ------------>  Windows
+
+Source: hcsshim internal/uvm/start.go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any, TypeAlias
+
+import anyio
+import anyio.abc
+from attrs import define, field
+
+from uvm._async import bare_task_group
+from uvm._buses.context import Context
+from uvm._gcs.boot import forward_output, give_entropy
+from uvm._gcs.connection import GuestConnection
+from uvm._guest.logs import log_to
+from uvm._guest.timeouts import GuestTimeouts
+from uvm._hcsguest.access import RelayAccess
+from uvm._hcsguest.guest import NoGuest, RelayGuest
+from uvm._vm.creation import security_policy_request
+from uvm._vm.logforwarding import set_log_sources, start_log_forwarding
+from uvm._wire.ports import (
+    LINUX_ENTROPY_PORT,
+    LINUX_GCS_PORT,
+    LINUX_LOG_PORT,
+    PARENT_ADDRESS,
+    WINDOWS_GCS_SERVICE,
+    WINDOWS_LOG_SERVICE,
+    WINDOWS_SIDECAR_SERVICE,
+    vsock_service_id,
+)
+from uvm.backend import BROKEN_STREAM, ByteStream, Guest, Listener
+from uvm.errors import UVMError
+from uvm.options import LCOWOptions, WCOWOptions
+from uvm.schema.guest import RESOURCE_HV_SOCKET, HvSocketAddress, SystemTime, TimeZoneInformation
+from uvm.schema.json import from_json, to_json
+from uvm.schema.requests import UPDATE, ModificationRequest
+
+__all__ = ["Arrival", "OutputHandler"]
+
+_log = logging.getLogger("uvm")
+
+#: What is done with the output of a guest: it reads the stream until its end.
+OutputHandler: TypeAlias = Callable[[ByteStream], Awaitable[None]]
+
+#: hcsshim internal/uvm/timezone.go.
+_UTC = TimeZoneInformation(
+    standard_name="Coordinated Universal Time",
+    daylight_name="Coordinated Universal Time",
+    standard_date=SystemTime(),
+    daylight_date=SystemTime(),
+)
+
+
+@define(eq=False)
+class Arrival:
+    """The way of one VM from its start to a guest that takes requests.
+
+    :ivar output: what is done with the guest's output; by default it becomes records of :mod:`logging`.
+    :ivar channels: runs the tasks that serve the channels of its boot. They outlive the VM by a moment: what
+        it said at last is still to be read.
+    """
+
+    context: Context
+    timeouts: GuestTimeouts
+    output: OutputHandler | None
+    channels: anyio.abc.TaskGroup | None = None
+    _service: Listener | None = field(default=None, init=False)
+    _listeners: list[Listener] = field(factory=list, init=False)
+
+    async def listen(self) -> None:
+        """Listen for what the guest dials, and serve the channels of its boot."""
+        options, name = self.context.options, self.context.vm_id
+        assert self.channels is not None
+        start_soon = self.channels.start_soon
+        if isinstance(options, LCOWOptions):
+            entropy = await self._listen(vsock_service_id(LINUX_ENTROPY_PORT))
+            start_soon(partial(give_entropy, entropy, name=name))
+            if options.forward_stdout or options.forward_stderr:
+                output = await self._listen(vsock_service_id(LINUX_LOG_PORT))
+                start_soon(self._forward_output(again=False), output)
+        elif options.log_forwarding:
+            output = await self._listen(WINDOWS_LOG_SERVICE)
+            # A Windows guest dials anew whenever its log service is started anew.
+            start_soon(self._forward_output(again=True), output)
+        if self._is_ours:
+            self._service = await self._listen(_service_id(options))
+
+    def _forward_output(self, *, again: bool) -> Callable[[Listener], Coroutine[Any, Any, None]]:
+        name = self.context.vm_id
+        handler = self.output or log_to(name)
+        return partial(forward_output, handler=handler, again=again, name=name, keeps_up=self.output is None)
+
+    async def meet(self) -> Guest:
+        """Wait for the guest of the started system, and tell it what it needs to know first.
+
+        :raises BridgeClosedError: it hung up.
+        :raises NotSupportedError: it speaks another version of the protocol.
+        """
+        if not getattr(self.context.options, "use_guest_connection", True):
+            return NoGuest(self.context.vm_id)
+        if self._is_ours:
+            return await self._connect()
+        guest = await RelayGuest.connect(self._relay())
+        await self._set_policy(guest)
+        return guest
+
+    def _relay(self) -> RelayAccess:
+        context = self.context
+        assert context.link.tasks is not None
+        return RelayAccess(
+            context.vm_id,
+            self.timeouts,
+            context.plan.os,
+            system=context.link.system,
+            create=context.backend.create,
+            tasks=context.link.tasks,
+            owner=context.options.owner,
+        )
+
+    async def stop_listening(self) -> None:
+        """Let the guest dial no more."""
+        while self._listeners:
+            await self._stop(self._listeners[-1])
+
+    async def _stop(self, listener: Listener) -> None:
+        # Off the list only when it is closed: whoever is cancelled here leaves it to the next.
+        await listener.aclose()
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    @property
+    def _is_ours(self) -> bool:
+        options = self.context.options
+        return options.external_guest_connection and getattr(options, "use_guest_connection", True)
+
+    async def _listen(self, service_id: str) -> Listener:
+        listener = await self.context.link.system.listen(service_id)
+        self._listeners.append(listener)
+        return listener
+
+    async def _connect(self) -> GuestConnection:
+        link = self.context.link
+        assert link.tasks is not None
+        assert self._service is not None
+        redials = self.timeouts.redial_seconds > 0
+        connection = GuestConnection(
+            link.system.listen,
+            name=link.vm_id,
+            timeouts=self.timeouts,
+            redial=self._service.accept if redials else None,
+        )
+        stream = await self._service.accept()
+        try:
+            if not redials:
+                # Nobody else is to be taken for the guest.
+                await self._stop(self._service)
+                self._service = None
+            await link.tasks.start(connection.serve, stream)
+            async with _closed_when_cancelled(connection):
+                await self._introduce(connection)
+        except BaseException:
+            connection.close()
+            # Its service closes the stream too, but may never have begun.
+            with anyio.CancelScope(shield=True) as scope, suppress(*BROKEN_STREAM):
+                scope.cancel()
+                await stream.aclose()
+            raise
+        return connection
+
+    async def _introduce(self, connection: GuestConnection) -> None:
+        """Send the first messages of a cold start: most go to Windows guests only."""
+        context = self.context
+        await connection.start_guest(self._time_zone())
+        if context.plan.os == "windows":
+            # HCS does this itself where the connection is its own (uvm/start.go).
+            addresses = HvSocketAddress(
+                local_address=context.link.system.runtime_id, parent_address=PARENT_ADDRESS
+            )
+            request = ModificationRequest(
+                request_type=UPDATE, resource_type=RESOURCE_HV_SOCKET, settings=addresses
+            )
+            await connection.modify(to_json(request))
+        await self._set_policy(connection)
+        if isinstance(context.options, WCOWOptions):
+            await self._forward_log(connection, context.options)
+
+    def _time_zone(self) -> TimeZoneInformation | None:
+        options = self.context.options
+        if not isinstance(options, WCOWOptions):
+            return None
+        if not options.inherit_time_zone:
+            return _UTC
+        return from_json(TimeZoneInformation, dict(self.context.host.time_zone))
+
+    async def _set_policy(self, guest: Guest) -> None:
+        context = self.context
+        policy = await security_policy_request(context.options, context.plan, context.backend, context.host)
+        if policy is not None:
+            await guest.modify(to_json(policy))
+
+    async def _forward_log(self, connection: GuestConnection, options: WCOWOptions) -> None:
+        """Have the guest forward its log; a failure matters only where a policy may have forbidden it."""
+        if not options.log_forwarding or not connection.features.log_forwarding:
+            return
+        try:
+            await set_log_sources(connection, options)
+            await start_log_forwarding(connection)
+        except UVMError as error:
+            # Without a connection there is no guest to go on with.
+            if options.security_policy_enabled or connection.closed:
+                raise
+            _log.warning("%s: the guest does not forward its log: %s", self.context.vm_id, error)
+
+
+@asynccontextmanager
+async def _closed_when_cancelled(connection: GuestConnection) -> AsyncIterator[None]:
+    """Close a connection when the body is cancelled: what it asks waits, shielded, for an answer.
+
+    The VM is ended then, so that no answer matters.
+    """
+    done = False
+
+    async def close_when_cancelled() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            if not done:
+                connection.close()
+
+    async def end(failure: BaseException | None) -> BaseException | None:
+        nonlocal done
+        done = True
+        tasks.cancel_scope.cancel()
+        return failure
+
+    async with bare_task_group(end) as tasks:
+        tasks.start_soon(close_when_cancelled)
+        yield
+
+
+def _service_id(options: LCOWOptions | WCOWOptions) -> str:
+    if isinstance(options, LCOWOptions):
+        return vsock_service_id(LINUX_GCS_PORT)
+    return WINDOWS_SIDECAR_SERVICE if options.security_policy_enabled else WINDOWS_GCS_SERVICE

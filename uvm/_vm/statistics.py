@@ -1,0 +1,83 @@
+"""Statistics of a running VM."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from uvm.backend import System
+from uvm.schema.json import from_json
+from uvm.schema.properties import Properties
+
+__all__ = ["VMMemory", "VMStatistics", "read_statistics"]
+
+#: HCS counts assigned memory in these pages, whatever the guest's page size is.
+_PAGE_BYTES = 4096
+
+
+@frozen
+class VMMemory:
+    """The hypervisor's view of the memory (``VmMemory`` of the HCS schema).
+
+    :ivar available: what the guest has left, as HCS counts it (``AvailableMemory``).
+    :ivar available_buffer: ``AvailableMemoryBuffer``.
+    :ivar reserved_pages: ``ReservedMemory``, in 4 KiB pages.
+    :ivar assigned_pages: ``AssignedMemory``, in 4 KiB pages.
+    """
+
+    available: int
+    available_buffer: int
+    reserved_pages: int
+    assigned_pages: int
+    slp_active: bool
+    balancing_enabled: bool
+    dynamic_operation_in_progress: bool
+
+
+@frozen
+class VMStatistics:
+    """What :meth:`uvm._vm.settings.RunningChanges.stats` tells (hcsshim internal/uvm/stats.go).
+
+    :ivar processor_runtime_ns: processor time used by the VM since it started.
+    :ivar uptime_ns: time since it started.
+    :ivar working_set_bytes: physical memory that it occupies on the host.
+    :ivar virtual_nodes: virtual NUMA nodes.
+    """
+
+    processor_runtime_ns: int
+    uptime_ns: int
+    working_set_bytes: int
+    virtual_nodes: int
+    memory: VMMemory | None
+
+
+async def read_statistics(system: System, *, physically_backed: bool) -> VMStatistics:
+    """Query a system's statistics.
+
+    :param physically_backed: then all that is assigned is also occupied; otherwise the host is asked.
+    """
+    properties = from_json(Properties, await system.properties("Statistics", "Memory"))
+    statistics, memory = properties.statistics, properties.memory
+    view = memory.virtual_machine_memory if memory else None
+    if physically_backed:
+        working_set_bytes = view.assigned_memory * _PAGE_BYTES if view else 0
+    else:
+        working_set_bytes = await system.working_set_bytes()
+    return VMStatistics(
+        processor_runtime_ns=statistics.processor.total_runtime_100ns * 100
+        if statistics and statistics.processor
+        else 0,
+        uptime_ns=statistics.uptime_100ns * 100 if statistics else 0,
+        working_set_bytes=working_set_bytes,
+        virtual_nodes=memory.virtual_node_count if memory else 0,
+        memory=None
+        if view is None
+        else VMMemory(
+            available=view.available_memory,
+            available_buffer=view.available_memory_buffer,
+            reserved_pages=view.reserved_memory,
+            assigned_pages=view.assigned_memory,
+            slp_active=view.slp_active,
+            balancing_enabled=view.balancing_enabled,
+            dynamic_operation_in_progress=view.dm_operation_in_progress,
+        ),
+    )

@@ -1,0 +1,170 @@
+"""What this machine can do, and what is missing: the checks behind ``python -m uvm doctor``.
+
+:data:`CHECKS` lists them. :func:`examine` makes them, as far as they make sense: without Windows, the checks
+of Windows are left out.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, Final
+
+from attrs import asdict, frozen
+
+from uvm._document.boot import boot_files_to_look_at, resolve_boot
+from uvm.backend import FileInfo, HostInfo
+from uvm.backends import backend_factory
+from uvm.backends.hcs.availability import (
+    REQUIREMENTS,
+    Check,
+    Finding,
+    Surroundings,
+    absence,
+    find_library,
+    surroundings,
+)
+from uvm.errors import NotSupportedError
+from uvm.options import LCOWOptions
+
+__all__ = ["CHECKS", "Examination", "Result", "examine"]
+
+
+@frozen
+class Result:
+    """What one check found.
+
+    :ivar status: ``ok``; ``missing``: HCS needs it; ``limited``: something else does; ``unknown``.
+    :ivar remedy: what to do about it; empty where nothing is to be done.
+    """
+
+    name: str
+    status: str
+    text: str
+    remedy: str = ""
+
+
+@frozen
+class Examination:
+    """What all checks found.
+
+    :ivar backend: the backend that it is about: the one that was asked for, or that would be chosen here.
+    :ivar problem: why that one cannot be used; empty where it can.
+    """
+
+    backend: str
+    problem: str
+    results: tuple[Result, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether the backend can be used."""
+        return not self.problem
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as a JSON value."""
+        return {
+            "backend": self.backend,
+            "usable": self.usable,
+            "problem": self.problem,
+            "checks": [asdict(result) for result in self.results],
+        }
+
+
+def _python(where: Surroundings) -> Finding:
+    # An older one than is needed gets nowhere near here.
+    return Finding("ok", f"{platform.python_implementation()} {platform.python_version()}")
+
+
+def _computenetwork(where: Surroundings) -> Finding:
+    absent = Finding("limited", "computenetwork.dll is not there: no network adapters", "turn on HCS")
+    return find_library(where, "computenetwork", absent)
+
+
+def _network_service(where: Surroundings) -> Finding:
+    if where.service("hns") is not None:
+        return Finding("ok", "the Host Network Service (hns) is installed")
+    return Finding(
+        "limited", "there is no Host Network Service (hns): VMs get no network adapters", "turn on HCS"
+    )
+
+
+def _virtualization(where: Surroundings) -> Finding:
+    # Its driver starts only on a running hypervisor; and who asks the firmware below one is told no.
+    if where.service("vid") == "running":
+        return Finding("ok", "the hypervisor is running")
+    if where.virtualization_in_firmware():
+        return Finding(
+            "missing",
+            "the hypervisor is not running, though the firmware would let it",
+            "run 'bcdedit /set hypervisorlaunchtype auto' as an administrator and restart; HCS has to be on",
+        )
+    return Finding(
+        "missing",
+        "no hypervisor is running, and the firmware does not offer virtualization",
+        "turn on VT-x, AMD-V or SVM in the firmware's settings; in a VM, turn on nested virtualization",
+    )
+
+
+def _sockets(where: Surroundings) -> Finding:
+    if where.has_hyperv_sockets():
+        return Finding("ok", "Python's own AF_HYPERV")
+    return Finding("ok", "through Winsock: Python has AF_HYPERV from 3.12 on")
+
+
+def _linux_boot_files(where: Surroundings) -> Finding:
+    options = LCOWOptions()
+    host = HostInfo(build=where.build(), machine="arm64" if where.machine() == "arm64" else "amd64")
+    looked_at = boot_files_to_look_at(options, host)
+    files = {path: FileInfo(1) if where.has_file(path) else None for path in looked_at}
+    boot = resolve_boot(options, host, files)
+    missing = [path for path in (boot.kernel_path, boot.rootfs_path) if files[path] is None]
+    if not missing:
+        return Finding("ok", f"{boot.kernel_path}, {boot.rootfs_path}")
+    return Finding(
+        "limited",
+        f"no Linux VM boots without more ado: not there: {', '.join(missing)}",
+        f"put a kernel and a root file system into {boot.directory}, or name the directory (boot_files_path)",
+    )
+
+
+#: All checks, in the order in which they are told. Those of HCS are about Windows.
+CHECKS: Final[tuple[Check, ...]] = (
+    Check("Python", _python),
+    *REQUIREMENTS,
+    Check("hypervisor", _virtualization),
+    Check("network", _computenetwork),
+    Check("network service", _network_service),
+    Check("guest connection", _sockets),
+    Check("Linux boot files", _linux_boot_files),
+)
+
+
+def examine(backend: str | None = None, where: Surroundings | None = None) -> Examination:
+    """Look at this machine.
+
+    :param backend: the backend that matters; by default, the one that :func:`uvm.open_backend` would choose.
+    :param where: what to look at instead of this machine.
+    :raises OptionsError: there is no such backend.
+    """
+    where = where or surroundings()
+    results = []
+    for check in CHECKS:
+        found = check.run(where)
+        results.append(Result(check.name, found.status, found.text, found.remedy))
+        if check.decisive and found.status == "missing":
+            break
+    missing = [result for result in results if result.status == "missing"]
+    # Where there is HCS it is chosen, and says itself what it lacks.
+    name = backend or ("fake" if absence(where) else "hcs")
+    return Examination(name, _problem(name, missing), tuple(results))
+
+
+def _problem(backend: str, missing: list[Result]) -> str:
+    """Say why a backend cannot be used; nothing where it can."""
+    if backend == "hcs":
+        return "; ".join(result.text for result in missing)
+    try:
+        backend_factory(backend)
+    except NotSupportedError as e:
+        return str(e)
+    return ""
