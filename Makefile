@@ -44,7 +44,7 @@ demo: $(RUNTIME) ## a Linux pod, a Windows pod and a recorded script, on the in-
 
 .PHONY: test
 test: lint types ## lint, types, the whole test suite and the recorded conformance data
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -n 2
 	@$(PY) -m tests.conformance tests/data/documents.json tests/data/traces.json
 
 .PHONY: test-windows

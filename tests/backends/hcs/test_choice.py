@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
+import uvm.backends as base
 from tests.backends.hcs.surroundings import Imagined
-from uvm.backends import base, open_backend
+from uvm.backends import open_backend
 from uvm.backends.fake import FakeBackend
 from uvm.backends.hcs import availability
 from uvm.errors import NotSupportedError, OptionsError
