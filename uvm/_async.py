@@ -11,8 +11,6 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-__all__ = ["Flag", "Opening", "bare_task_group"]
-
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
 
 

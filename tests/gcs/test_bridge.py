@@ -16,7 +16,8 @@ from attrs import define, field
 
 from tests.clocks import jumping_backends
 from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest, no_greeting, serving
-from uvm._gcs.bridge import Bridge, Call
+from uvm._gcs.bridge import Bridge
+from uvm._gcs.calls import Call
 from uvm._wire.frames import HEADER_SIZE, Kind, Procedure, WireError, encode, parse
 from uvm.errors import (
     AnswerLostError,

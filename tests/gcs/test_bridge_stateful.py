@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest
-from uvm._gcs.bridge import Bridge, Call
+from uvm._gcs.bridge import Bridge
+from uvm._gcs.calls import Call
 from uvm._wire.frames import Kind, Procedure, Request, encode, parse
 from uvm.errors import AnswerLostError, BridgeClosedError, GuestError, UnknownOutcomeError, UVMError
 from uvm.schema.gcs import ResponseBase

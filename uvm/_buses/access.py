@@ -9,8 +9,6 @@ from uvm._buses.driver import is_refusal, own
 from uvm._buses.link import Link
 from uvm.backend import Backend
 
-__all__ = ["Access"]
-
 
 @define(eq=False)
 class _Flight:

@@ -12,8 +12,6 @@ from uvm.backend import Backend, Concurrency, HostInfo
 from uvm.errors import AccessDeniedError, HostPathError, NotSupportedError
 from uvm.options import LCOWOptions, WCOWOptions
 
-__all__ = ["Context"]
-
 
 @define(eq=False)
 class Context:

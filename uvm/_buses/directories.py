@@ -13,8 +13,6 @@ from uvm.devices.directories import Directories, ShownShare, check_directory
 from uvm.devices.ledger import Ledger
 from uvm.errors import NotAttachedError, OptionsError, UVMError
 
-__all__ = ["DirectoryBus", "SharedLease"]
-
 
 @define(eq=False)
 class SharedLease(Lease):

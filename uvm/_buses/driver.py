@@ -56,8 +56,6 @@ from uvm.errors import (
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Driver", "Hold", "Lane", "is_refusal", "own"]
-
 K = TypeVar("K", bound=Hashable)
 M = TypeVar("M")
 S = TypeVar("S")

@@ -14,8 +14,6 @@ from uvm.devices.layers import Combination, CombinedLayers, check_combination
 from uvm.devices.ledger import Ledger
 from uvm.errors import NotAttachedError, OptionsError
 
-__all__ = ["CombinedLease", "LayersBus"]
-
 
 @define(eq=False)
 class CombinedLease(Lease):

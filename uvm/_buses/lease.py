@@ -11,8 +11,6 @@ from attrs import define, field
 from uvm._buses.driver import Hold
 from uvm.errors import AlreadyReleasedError
 
-__all__ = ["Lease", "Pending"]
-
 
 class Releasable(Protocol):
     """What a :class:`Pending` gives: it can be released, once."""

@@ -18,8 +18,6 @@ from uvm.schema.json import to_json
 if TYPE_CHECKING:
     from uvm.backend import JSON, Guest, System
 
-__all__ = ["Link"]
-
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm")

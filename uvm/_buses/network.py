@@ -17,8 +17,6 @@ from uvm.errors import NotAttachedError, OptionsError
 from uvm.schema.json import from_json
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
 
-__all__ = ["AdapterLease", "NamespaceLease", "NetworkBus"]
-
 
 @define(eq=False)
 class AdapterLease(Lease):

@@ -11,8 +11,6 @@ from uvm.devices.ledger import Ledger
 from uvm.devices.pipes import Pipes, check_pipe
 from uvm.errors import NotAttachedError
 
-__all__ = ["PipeBus", "PipeLease"]
-
 
 @define(eq=False)
 class PipeLease(Lease):

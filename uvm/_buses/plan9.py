@@ -12,8 +12,6 @@ from uvm._buses.lease import Lease, Pending
 from uvm.devices.ledger import Ledger
 from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
 
-__all__ = ["Plan9Bus", "Plan9Lease"]
-
 
 @define(eq=False)
 class Plan9Lease(Lease):

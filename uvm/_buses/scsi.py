@@ -26,8 +26,6 @@ from uvm.devices.scsi import (
 )
 from uvm.errors import NotAttachedError, OptionsError, UVMError
 
-__all__ = ["ScsiBus", "ScsiLease"]
-
 
 @define(eq=False)
 class ScsiLease(Lease):

@@ -11,8 +11,6 @@ from uvm.devices.ledger import Ledger
 from uvm.devices.vpci import DeviceKey, PciDevices
 from uvm.errors import NotAttachedError
 
-__all__ = ["VPCIBus", "VPCILease"]
-
 
 @define(eq=False)
 class VPCILease(Lease):

@@ -14,8 +14,6 @@ from uvm.devices.ledger import Ledger
 from uvm.devices.vpmem import Layers, Mapping, PackedLayers, layer_path
 from uvm.errors import NotAttachedError
 
-__all__ = ["VPMemBus", "VPMemLease"]
-
 
 @define(eq=False)
 class VPMemLease(Lease):

@@ -23,8 +23,6 @@ from uvm.devices.vsmb import (
 from uvm.errors import NotAttachedError
 from uvm.schema.devices import VirtualSmbShareOptions
 
-__all__ = ["VSMBBus", "VSMBLease"]
-
 
 @define(eq=False)
 class VSMBLease(Lease):

@@ -12,17 +12,6 @@ from uvm.backend import HostInfo
 from uvm.errors import OptionsError
 from uvm.options import LCOWOptions
 
-__all__ = [
-    "ENTROPY_VSOCK_PORT",
-    "KERNEL_DIRECT_BUILD",
-    "LOG_VSOCK_PORT",
-    "LinuxBoot",
-    "boot_directory",
-    "boot_files_to_look_at",
-    "kernel_command_line",
-    "resolve_boot",
-]
-
 #: The vsock port from which init takes entropy, and the one to which the guest's output goes.
 ENTROPY_VSOCK_PORT = 1
 LOG_VSOCK_PORT = 109

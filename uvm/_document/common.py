@@ -35,24 +35,6 @@ from uvm.schema.system import (
     VirtualMachineProcessor,
 )
 
-__all__ = [
-    "SECURE_BOOT_TEMPLATE",
-    "SYSTEM_AND_ADMINISTRATORS",
-    "add_consoles",
-    "finish",
-    "hvsocket_services",
-    "launch_data",
-    "memory",
-    "memory_mb",
-    "need_build",
-    "processor",
-    "processor_count",
-    "requested_processors",
-    "scsi_controllers",
-    "storage_qos",
-    "topology",
-]
-
 #: SDDL: full access for SYSTEM and the administrators, for nobody else.
 SYSTEM_AND_ADMINISTRATORS = "D:P(A;;FA;;;SY)(A;;FA;;;BA)"
 #: The "Microsoft Windows" Secure Boot template.

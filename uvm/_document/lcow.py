@@ -64,8 +64,6 @@ from uvm.schema.system import (
     VirtualMachine,
 )
 
-__all__ = ["lcow_files_to_look_at", "plan_lcow"]
-
 _EVERYBODY = "D:P(A;;FA;;;WD)"
 #: The guest's compute service connects to this vsock port of the host; the next one is a container's first.
 _GCS_VSOCK_PORT = 0x40000000

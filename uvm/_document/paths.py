@@ -9,8 +9,6 @@ from types import ModuleType
 from uvm.backend import FileInfo, HostInfo
 from uvm.errors import OptionsError
 
-__all__ = ["Files", "join", "need_directory", "need_file"]
-
 #: What was found at the paths that :func:`uvm._document.files_to_look_at` names; None where nothing is.
 Files = Mapping[str, FileInfo | None]
 

@@ -8,16 +8,6 @@ from attrs import field, frozen
 
 from uvm.backend import JSON, AccessMask
 
-__all__ = [
-    "AssignedDevice",
-    "CopyFile",
-    "CreationPlan",
-    "GrantAccess",
-    "MakeDirectory",
-    "Preparation",
-    "SetDiskId",
-]
-
 
 @frozen
 class CopyFile:

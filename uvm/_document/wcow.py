@@ -51,8 +51,6 @@ from uvm.schema.system import (
     VirtualMachine,
 )
 
-__all__ = ["plan_wcow", "wcow_files_to_look_at"]
-
 #: The service to which the Windows guest forwards its log.
 _LOG_SERVICE = "172dad59-976d-45f2-8b6c-6d1b13f2ac4d"
 #: By this identifier a confidential guest knows a scratch disk that is not formatted.

@@ -32,8 +32,6 @@ from uvm._wire.ports import ENTROPY_BYTES
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
 from uvm.errors import VMExitedError
 
-__all__ = ["GuestOutput", "MAX_PENDING_BYTES", "forward_output", "give_entropy"]
-
 #: How far a handler may be behind, in bytes.
 MAX_PENDING_BYTES: Final = 1 << 20
 #: A longer line is passed on before its end has come.

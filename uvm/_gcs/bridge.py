@@ -50,8 +50,6 @@ from uvm.schema.gcs import ContainerNotification, ResponseBase
 from uvm.schema.json import SchemaError, dumps, from_json
 from uvm.schema.secrets import printable, scrub
 
-__all__ = ["Bridge", "Call", "Timeout"]
-
 R = TypeVar("R", bound=ResponseBase)
 
 #: How long a call may take, in seconds; None is any time, ``"default"`` the bridge's own limit.

@@ -48,8 +48,6 @@ from uvm.schema.gcs import ResponseBase
 from uvm.schema.json import SchemaError, dumps, from_json
 from uvm.schema.secrets import printable, scrub
 
-__all__ = ["Call", "Calls"]
-
 R = TypeVar("R", bound=ResponseBase)
 
 _log = logging.getLogger("uvm.gcs")

@@ -64,8 +64,6 @@ from uvm.schema.gcs import (
 from uvm.schema.guest import TimeZoneInformation
 from uvm.schema.secrets import printable
 
-__all__ = ["GuestConnection"]
-
 _log = logging.getLogger("uvm.gcs")
 
 _UNSUPPORTED_VERSION: Final = 0xC037010C

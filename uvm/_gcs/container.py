@@ -39,8 +39,6 @@ from uvm.schema.gcs import (
 from uvm.schema.process import ProcessParameters
 from uvm.schema.properties import PropertyQuery
 
-__all__ = ["ConnectedContainer"]
-
 
 class ConnectedContainer(Container):
     """A container over our own connection; see :class:`~uvm._guest.container.Container`."""

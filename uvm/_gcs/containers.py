@@ -19,7 +19,7 @@ from typing import Any
 
 import anyio
 
-from uvm._gcs.bridge import Call
+from uvm._gcs.calls import Call
 from uvm._gcs.container import ConnectedContainer
 from uvm._gcs.link import GuestLink
 from uvm._guest.container import ContainerExit, container_config, own_process
@@ -29,8 +29,6 @@ from uvm.errors import BridgeClosedError, GuestError, OptionsError, UVMError
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import ContainerCreateRequest, ContainerNotification, LinuxHostedSystem, ResponseBase
 from uvm.schema.secrets import printable
-
-__all__ = ["Containers"]
 
 _log = logging.getLogger("uvm.gcs")
 

@@ -31,14 +31,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from uvm._gcs.bridge import Call
+from uvm._gcs.calls import Call
 from uvm._gcs.link import GuestLink
 from uvm._guest.exit import ERROR_NOT_FOUND, Exit
 from uvm._wire.frames import Procedure
 from uvm.errors import BridgeClosedError, GuestError, UnknownOutcomeError, UVMError
 from uvm.schema.gcs import WAIT_FOREVER_MS, WaitForProcessRequest, WaitForProcessResponse
-
-__all__ = ["ExitWatch"]
 
 _log = logging.getLogger("uvm.gcs")
 

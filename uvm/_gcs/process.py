@@ -41,8 +41,6 @@ from uvm.schema.gcs import (
 )
 from uvm.schema.process import ProcessParameters
 
-__all__ = ["ConnectedProcess", "start_process"]
-
 _MAX_UINT32: Final = 0xFFFFFFFF
 
 

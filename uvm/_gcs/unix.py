@@ -25,8 +25,6 @@ from uvm.backend import ByteStream
 from uvm.errors import BridgeClosedError, HostPathError
 from uvm.schema.guest import TimeZoneInformation
 
-__all__ = ["connect_unix", "listen_unix"]
-
 StrPath = str | os.PathLike[str]
 
 _DEFAULT_TIMEOUTS: Final = GuestTimeouts()

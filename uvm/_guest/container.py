@@ -46,8 +46,6 @@ from uvm.schema.json import SchemaError, from_json, to_json
 from uvm.schema.process import ProcessDetails, ProcessParameters
 from uvm.schema.properties import PROPERTY_PROCESS_LIST, PROPERTY_STATISTICS, Properties
 
-__all__ = ["Container", "ContainerExit", "container_config", "own_process"]
-
 _log = logging.getLogger("uvm.gcs")
 
 #: hcsshim's limit for the end of a container.

@@ -20,8 +20,6 @@ from uvm.errors import OptionsError
 from uvm.schema.field import named
 from uvm.schema.json import SchemaError, dumps, from_json
 
-__all__ = ["DEFAULT_PROVIDERS", "log_settings", "provider_guid"]
-
 _ETW: Final = "ETW"
 
 #: What is forwarded unless the user says otherwise, each at the level ``Information``.

@@ -37,8 +37,6 @@ from uvm._wire.frames import WireError, parse
 from uvm.backend import BROKEN_STREAM, ByteStream
 from uvm.schema.secrets import printable
 
-__all__ = ["LogEntry", "LogParser", "LogText", "MAX_ENTRY_BYTES", "log_to", "read_log", "say"]
-
 #: The longest entry that is read as one, and the most that is kept of a text.
 MAX_ENTRY_BYTES: Final = 65536
 

@@ -25,8 +25,6 @@ from uvm._guest.stdio import ProcessInput, ProcessOutput, Source
 from uvm.errors import BridgeClosedError, GuestError, HostError, OptionsError, UnknownOutcomeError, UVMError
 from uvm.schema.process import SignalProcessOptionsLCOW
 
-__all__ = ["ALREADY_STOPPED", "EXITED", "Process", "discard", "refusal_code"]
-
 _log = logging.getLogger("uvm.gcs")
 
 #: HCS_E_PROCESS_ALREADY_STOPPED.

@@ -13,8 +13,6 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-__all__ = ["without_quotes"]
-
 #: From the start of the quoted document to its end, or that of the text; the quotation marks are escaped
 #: where the text is JSON itself.
 _QUOTED: Final = re.compile(r'(unmarshal JSON[^"\\]{0,64}\\*")\{(?:.*\}(?=\\*")|.*)', re.DOTALL)

@@ -19,14 +19,6 @@ from uvm._guest.specs import Command, command
 from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
 from uvm.errors import GuestError, HostError, OptionsError, UVMError
 
-__all__ = [
-    "MAX_OUTPUT_BYTES",
-    "CompletedProcess",
-    "OutputLimitError",
-    "ProcessHost",
-    "give_size",
-]
-
 _log = logging.getLogger("uvm.gcs")
 
 #: How much output :meth:`ProcessHost.run` takes unless told otherwise.

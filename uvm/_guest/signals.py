@@ -14,8 +14,6 @@ from typing import Final
 from uvm.errors import OptionsError
 from uvm.schema.process import SignalProcessOptionsLCOW, SignalProcessOptionsWCOW
 
-__all__ = ["LinuxSignal", "SignalOptions", "signal_options"]
-
 SignalOptions = SignalProcessOptionsLCOW | SignalProcessOptionsWCOW
 
 

@@ -31,21 +31,6 @@ from uvm.schema.gcs import (
 from uvm.schema.json import dumps
 from uvm.schema.process import ProcessParameters
 
-__all__ = [
-    "Command",
-    "check_container_id",
-    "check_size",
-    "check_text",
-    "check_writable",
-    "command",
-    "container_init",
-    "container_process",
-    "execute_settings",
-    "host_process",
-    "linux_container",
-    "spec_of",
-]
-
 #: The environment of a Linux process that was given none (hcsshim internal/cmd).
 LINUX_ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 LINUX_DIRECTORY: Final = "/"

@@ -37,17 +37,6 @@ from uvm._wire.ports import FIRST_STDIO_PORT, vsock_service_id
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
 from uvm.errors import GuestError, OptionsError, UVMError
 
-__all__ = [
-    "Channel",
-    "ProcessInput",
-    "ProcessOutput",
-    "Source",
-    "StdioPorts",
-    "StreamBrokenError",
-    "StreamBusyError",
-    "StreamClosedError",
-]
-
 _log = logging.getLogger("uvm.gcs")
 
 #: How long after the end of its process a guest may still dial. A Windows guest may answer before it dials.

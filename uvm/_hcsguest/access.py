@@ -14,8 +14,6 @@ from uvm._guest.access import GuestAccess
 from uvm.backend import JSON, System
 from uvm.errors import AnswerLostError, HostError, UVMError
 
-__all__ = ["E_HANDLE", "RelayAccess", "Served", "start_served"]
-
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")

@@ -44,8 +44,6 @@ from uvm.schema.process import ProcessParameters
 from uvm.schema.secrets import printable
 from uvm.schema.system import ComputeSystem
 
-__all__ = ["RelayedContainer", "create_relayed"]
-
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")

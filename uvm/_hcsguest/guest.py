@@ -21,8 +21,6 @@ from uvm.errors import HostError, NotSupportedError
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import LinuxHostedSystem
 
-__all__ = ["NoGuest", "RelayGuest"]
-
 _HCS_E_PROTOCOL_ERROR: Final = 0x80370111
 
 

@@ -44,8 +44,6 @@ from uvm.errors import HostError, UVMError
 from uvm.schema.json import to_json
 from uvm.schema.process import CloseHandle, ConsoleSize, ProcessModifyRequest, ProcessParameters
 
-__all__ = ["RelayedProcess", "start_relayed"]
-
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")

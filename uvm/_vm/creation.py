@@ -33,8 +33,6 @@ from uvm.options import LCOWOptions, WCOWOptions
 from uvm.schema.guest import ConfidentialOptions
 from uvm.schema.requests import ADD, ModificationRequest
 
-__all__ = ["Settings", "Traces", "create", "perform", "security_policy_request", "take_back"]
-
 _log = logging.getLogger("uvm")
 
 _ALREADY_EXISTS = 0x8037010F

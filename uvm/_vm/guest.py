@@ -24,8 +24,6 @@ from uvm.schema.guest import RESOURCE_SECURITY_POLICY_FRAGMENT, SecurityPolicyFr
 from uvm.schema.json import to_json
 from uvm.schema.requests import ADD, ModificationRequest
 
-__all__ = ["GuestServices"]
-
 T = TypeVar("T")
 
 #: hcsshim v0.8.16 internal/uvm/constants.go.

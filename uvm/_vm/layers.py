@@ -24,8 +24,6 @@ from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError
 from uvm.options import LCOWOptions
 
-__all__ = ["LCOW_CONTAINERS", "LCOWLayer", "RootFileSystem", "WCOWLayer", "add_layer", "mount_layers"]
-
 #: Where hcsshim has the guests put containers (internal/guestpath).
 LCOW_CONTAINERS = "/run/gcs/c"
 

@@ -11,8 +11,6 @@ from uvm.options import WCOWOptions
 from uvm.schema.guest import LogForwardServiceRPCRequest
 from uvm.schema.json import to_json
 
-__all__ = ["set_log_sources", "start_log_forwarding", "stop_log_forwarding"]
-
 _SERVICE = "LogForwardService"
 
 

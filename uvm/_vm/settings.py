@@ -26,8 +26,6 @@ from uvm.schema.requests import (
 )
 from uvm.schema.system import CpuGroup
 
-__all__ = ["RunningChanges"]
-
 _MIB = 1 << 20
 #: Windows 10 20H2; before it, HCS cannot change processor limits (hcsshim cpulimits_update.go).
 _CPU_LIMITS_BUILD = 19042

@@ -57,8 +57,6 @@ from uvm.schema.guest import RESOURCE_HV_SOCKET, HvSocketAddress, SystemTime, Ti
 from uvm.schema.json import from_json, to_json
 from uvm.schema.requests import UPDATE, ModificationRequest
 
-__all__ = ["Arrival", "OutputHandler"]
-
 _log = logging.getLogger("uvm")
 
 #: What is done with the output of a guest: it reads the stream until its end.

@@ -8,8 +8,6 @@ from uvm.backend import System
 from uvm.schema.json import from_json
 from uvm.schema.properties import Properties
 
-__all__ = ["VMMemory", "VMStatistics", "read_statistics"]
-
 #: HCS counts assigned memory in these pages, whatever the guest's page size is.
 _PAGE_BYTES = 4096
 

@@ -29,8 +29,6 @@ from uvm.errors import BridgeClosedError, ExitStatus, HostError, UnknownOutcomeE
 if TYPE_CHECKING:
     from uvm.options import LCOWOptions, WCOWOptions
 
-__all__ = ["UtilityVM", "VMState"]
-
 _log = logging.getLogger("uvm")
 
 CLOSE_GRACE_SECONDS = 10.0

@@ -39,26 +39,6 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from uvm.errors import UVMError
 
-__all__ = [
-    "Frame",
-    "FrameDecoder",
-    "GuestSide",
-    "HEADER_SIZE",
-    "HostSide",
-    "Kind",
-    "MAX_MESSAGE_SIZE",
-    "MAX_REQUEST_SIZE",
-    "NOTIFY_CONTAINER",
-    "Notification",
-    "Procedure",
-    "Request",
-    "Response",
-    "WireError",
-    "encode",
-    "parse",
-    "procedure_name",
-]
-
 #: The largest message that a host takes, header included (hcsshim's ``MaxMsgSize``).
 MAX_MESSAGE_SIZE: Final = 0x10000
 #: The largest message that our guest side takes: policies, with all that is signed, are larger than answers.

@@ -7,20 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = [
-    "ENTROPY_BYTES",
-    "FIRST_STDIO_PORT",
-    "LINUX_ENTROPY_PORT",
-    "LINUX_GCS_PORT",
-    "LINUX_LOG_PORT",
-    "PARENT_ADDRESS",
-    "WINDOWS_GCS_SERVICE",
-    "WINDOWS_LOG_SERVICE",
-    "WINDOWS_SIDECAR_SERVICE",
-    "vsock_port",
-    "vsock_service_id",
-]
-
 #: The Linux guest's compute service dials this port (hcsshim's ``LinuxGcsVsockPort``).
 LINUX_GCS_PORT: Final = 0x40000000
 #: Ports from here on carry the standard streams of processes.

@@ -26,8 +26,6 @@ from uvm.backends.hcs.availability import (
 from uvm.errors import NotSupportedError
 from uvm.options import LCOWOptions
 
-__all__ = ["CHECKS", "Examination", "Result", "examine"]
-
 
 @frozen
 class Result:

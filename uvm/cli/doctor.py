@@ -9,8 +9,6 @@ from typing import Final
 from uvm.cli.diagnosis import Examination, Result, examine
 from uvm.cli.terminal import Style, Terminal
 
-__all__ = ["tell"]
-
 _STYLES: Final[dict[str, Style]] = {"ok": "green", "missing": "red"}
 
 

@@ -14,8 +14,6 @@ from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Style, Terminal
 from uvm.devices.scsi import LUNS_PER_CONTROLLER
 
-__all__ = ["draw_devices", "draw_pmem", "draw_scsi", "draw_statistics"]
-
 _GROUP: Final = 8
 #: One cell of a VPMEM device is a 64th of it: of 4 GiB, the largest, that is 64 MiB.
 _CELLS: Final = 64

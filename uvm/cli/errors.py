@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from uvm.errors import UVMError
 
-__all__ = ["UsageError", "in_one_line", "printable"]
-
 
 class UsageError(Exception):
     """The command line, or a file that it names, asks for what cannot be done. Exit status 2."""

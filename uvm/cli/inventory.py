@@ -14,8 +14,6 @@ from uvm.devices.vpmem import Mapping as Region
 from uvm.devices.vpmem import layer_path
 from uvm.devices.vsmb import guest_path
 
-__all__ = ["Adapter", "Devices", "Disk", "PMemLayer", "Root", "Share", "devices_of"]
-
 Ledgers = Mapping[str, LedgerSnapshot[Any, Any, Any, Any]]
 
 

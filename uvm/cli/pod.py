@@ -29,8 +29,6 @@ from uvm.cli.tables import PodFileError
 from uvm.cli.terminal import Terminal
 from uvm.errors import HostError
 
-__all__ = ["make_host", "run_pod", "run_pod_file"]
-
 _SHUTDOWN_SECONDS = 30.0
 _SYSTEMS = {"linux": "Linux", "windows": "Windows"}
 

@@ -25,8 +25,6 @@ from uvm.options import (
     WCOWOptions,
 )
 
-__all__ = ["Container", "HostSetup", "MappedDirectory", "PodFile", "read_pod_file"]
-
 C = TypeVar("C", bound=attrs.AttrsInstance)
 V = TypeVar("V")
 

@@ -25,8 +25,6 @@ from uvm.testing.conformance import (
 )
 from uvm.testing.replay import Replay, ScriptError, StepResult
 
-__all__ = ["Step", "replay_file", "replay_script"]
-
 
 @frozen
 class Step:

@@ -24,8 +24,6 @@ from uvm.cli.terminal import Style, Terminal
 from uvm.schema.gcs import HOST_CONTAINER_ID
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 
-__all__ = ["Summary", "draw_request", "offset", "shorten", "summarize"]
-
 _GUID: Final = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _DISK: Final = re.compile(r"Scsi/([^/]+)/Attachments/(\d+)")
 _MAPPING: Final = re.compile(r"VirtualPMem/Devices/(\d+)/Mappings/(\d+)")

@@ -7,8 +7,6 @@ import re
 from decimal import Decimal
 from typing import Final
 
-__all__ = ["format_size", "parse_size"]
-
 _UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]iB)")
 

@@ -13,8 +13,6 @@ from uvm.cli.errors import UsageError
 from uvm.cli.sizes import parse_size
 from uvm.errors import OptionsError
 
-__all__ = ["PodFileError", "Table", "make"]
-
 T = TypeVar("T")
 C = TypeVar("C", bound=attrs.AttrsInstance)
 

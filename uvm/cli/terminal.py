@@ -13,8 +13,6 @@ from typing import Final, Literal, TextIO
 
 from attrs import define, frozen
 
-__all__ = ["ASCII", "UNICODE", "Glyphs", "Style", "Terminal"]
-
 Style = Literal["bold", "dim", "red", "green", "yellow", "blue", "magenta", "cyan"]
 
 _CODES: Final[dict[Style, int]] = {

@@ -12,27 +12,6 @@ import attrs
 
 from uvm.errors import OptionsError
 
-__all__ = [
-    "HCSSHIM",
-    "INVERTED",
-    "U16",
-    "U32",
-    "U64",
-    "I32",
-    "Check",
-    "check_fields",
-    "choice",
-    "each",
-    "flag",
-    "go",
-    "guid",
-    "instance",
-    "items",
-    "optional_guid",
-    "text",
-    "whole",
-]
-
 #: Key of an option's metadata: the field's name in hcsshim, dotted where it is nested; absent if it is ours.
 HCSSHIM = "hcsshim"
 #: Key of an option's metadata: True where hcsshim's field says the opposite.

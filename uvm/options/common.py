@@ -27,8 +27,6 @@ from uvm.options.checks import (
     whole,
 )
 
-__all__ = ["MAX_SCSI_CONTROLLERS", "HvSocketService", "Options", "decode_policy", "integers"]
-
 #: As many as there are controller GUIDs.
 MAX_SCSI_CONTROLLERS = 4
 

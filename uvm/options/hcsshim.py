@@ -14,8 +14,6 @@ from uvm.options.common import HvSocketService
 from uvm.options.lcow import LCOWOptions, PCIDevice
 from uvm.options.wcow import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
 
-__all__ = ["from_hcsshim"]
-
 #: hcsshim's ``PreferredRootFSType`` and ``WCOWBootFilesType``, by number.
 _ROOTFS_TYPES = ("initrd", "vhd", "none")
 _BOOT_TYPES: tuple[tuple[str, type], ...] = (

@@ -11,8 +11,6 @@ from uvm.errors import OptionsError
 from uvm.options.checks import U16, U32, U64, check_fields, choice, each, flag, go, instance, text, whole
 from uvm.options.common import Options, decode_policy, integers
 
-__all__ = ["DEFAULT_VPMEM_SIZE_BYTES", "MAX_VPMEM_DEVICES", "LCOWOptions", "PCIDevice"]
-
 MAX_VPMEM_DEVICES = 128
 DEFAULT_VPMEM_SIZE_BYTES = 4 * 1024**3
 _PAGE_BYTES = 4096

@@ -10,8 +10,6 @@ from uvm.errors import OptionsError
 from uvm.options.checks import I32, check_fields, choice, each, flag, go, instance, text, whole
 from uvm.options.common import Options, decode_policy
 
-__all__ = ["BlockCIMBootFiles", "RegistryValue", "VmbFSBootFiles", "WCOWOptions"]
-
 
 @frozen(kw_only=True)
 class VmbFSBootFiles:

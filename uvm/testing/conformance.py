@@ -21,8 +21,6 @@ from uvm.errors import UVMError
 from uvm.options import from_hcsshim
 from uvm.testing.replay import Replay, StepResult
 
-__all__ = ["CaseResult", "Normalizer", "check_case", "compare_step", "differences", "load_cases"]
-
 #: What the recordings were made with.
 VM_ID, OWNER = "vm1", "golden"
 BOOT_FILE_BYTES = 1 << 20

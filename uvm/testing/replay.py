@@ -22,8 +22,6 @@ from uvm.errors import NotAttachedError, UVMError
 from uvm.options import HvSocketService, LCOWOptions, WCOWOptions, from_hcsshim
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 
-__all__ = ["Replay", "ScriptError", "StepResult"]
-
 #: What a VM boots from where a script does not say it; none of these files decides what its operations send.
 _LINUX_BOOT = {"BootFilesPath": "C:\\boot", "KernelFile": "kernel", "RootFSFile": "initrd.img"}
 _WINDOWS_BOOT = {

@@ -46,8 +46,6 @@ from uvm.schema.process import (
 if TYPE_CHECKING:
     from uvm.backends.fake.vm import FakeVM
 
-__all__ = ["HostedProcess", "find_hosted", "relayed", "start_hosted"]
-
 T = TypeVar("T")
 
 #: Where HCS listens for the standard streams. It takes the connections before it listens again.

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from uvm.backends.fake.backend import FakeBackend
     from uvm.backends.fake.vm import FakeVM
 
-__all__ = ["FakeHostedSystem", "HostedSystem"]
-
 State = Literal["Created", "Running", "Stopped"]
 
 #: The properties that the guest is asked for.

@@ -18,8 +18,6 @@ from uvm.errors import GuestError, HostError
 if TYPE_CHECKING:
     from uvm.backends.fake.backend import FakeBackend
 
-__all__ = ["FakeHostProcess"]
-
 T = TypeVar("T")
 
 

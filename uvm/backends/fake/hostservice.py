@@ -15,8 +15,6 @@ from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
 from uvm.schema.json import to_json
 
-__all__ = ["service_property"]
-
 #: The minor number of the newest version 2 of the schema that a build of Windows knows, newest first.
 _SCHEMAS: Final = ((22000, 6), (20348, 5), (19041, 3), (18362, 2), (17763, 1))
 

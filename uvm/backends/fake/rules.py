@@ -15,8 +15,6 @@ from attrs import define, field, frozen
 
 from uvm.backends.fake.calls import Call, To
 
-__all__ = ["Matcher", "Matching", "Rule", "Rules"]
-
 A = TypeVar("A")
 
 

@@ -14,19 +14,6 @@ from attrs import frozen
 
 from uvm.errors import UVMError
 
-__all__ = [
-    "MINIMUM_BUILD",
-    "REQUIREMENTS",
-    "Check",
-    "Finding",
-    "ServiceState",
-    "Surroundings",
-    "absence",
-    "availability",
-    "find_library",
-    "surroundings",
-]
-
 #: Windows 10 1809 and Windows Server 2019, the first with computecore.dll.
 MINIMUM_BUILD: Final = 17763
 

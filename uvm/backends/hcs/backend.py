@@ -20,8 +20,6 @@ from uvm.backends.hcs.text import check, parse_list, parse_object, take
 from uvm.backends.hcs.winerrors import NOTHING_THERE
 from uvm.errors import HostError
 
-__all__ = ["HCSBackend"]
-
 
 class HCSBackend:
     """A Windows host with Hyper-V (:class:`~uvm.backend.Backend`), through computecore.dll.

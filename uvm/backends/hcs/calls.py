@@ -41,15 +41,6 @@ from uvm.backends.hcs.text import check, take
 from uvm.backends.hcs.waker import Signal, Waker
 from uvm.errors import HostError
 
-__all__ = [
-    "HCS_E_SERVICE_DISCONNECT",
-    "SERVICE_DISCONNECT",
-    "ComputeService",
-    "EventHandler",
-    "Fetch",
-    "Submit",
-]
-
 E_OUTOFMEMORY = 0x8007000E
 #: The one event (``HCS_EVENT_TYPE``) of systems and processes alike: HCS itself goes; and its code.
 SERVICE_DISCONNECT = 0x02000000

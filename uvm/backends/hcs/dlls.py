@@ -16,18 +16,6 @@ from attrs import frozen
 
 from uvm.errors import NotSupportedError
 
-__all__ = [
-    "CData",
-    "ComputeCore",
-    "ComputeNetwork",
-    "FFI",
-    "LateFunctions",
-    "Library",
-    "system_library",
-    "windows_core",
-    "windows_network",
-]
-
 #: A C value, as cffi gives it.
 CData: TypeAlias = Any
 #: What gives C types and values to one group of functions: an ``FFI`` of cffi.

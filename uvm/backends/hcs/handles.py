@@ -10,8 +10,6 @@ from typing import Any, Final, Generic, TypeVar
 
 from uvm.errors import HostError
 
-__all__ = ["E_HANDLE", "Handle", "close_all", "close_late"]
-
 E_HANDLE = 0x80070006
 
 #: How many threads close at the end.

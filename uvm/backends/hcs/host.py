@@ -18,8 +18,6 @@ from uvm.backends.hcs.transport import Transport
 from uvm.backends.hcs.waker import Waker
 from uvm.backends.hcs.workers import Workers
 
-__all__ = ["Host"]
-
 _log = logging.getLogger("uvm")
 
 H = TypeVar("H")

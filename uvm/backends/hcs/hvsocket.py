@@ -24,16 +24,6 @@ from uvm.backends.hcs.sockets import SocketListener, Sockets
 from uvm.backends.hcs.winerrors import host_error
 from uvm.errors import NotSupportedError, OptionsError
 
-__all__ = [
-    "HYPERV",
-    "AddressFamily",
-    "HvSocketTransport",
-    "SocketApi",
-    "StandardSockets",
-    "WinsockSockets",
-    "system_sockets",
-]
-
 AF_HYPERV: Final = 34
 HV_PROTOCOL_RAW: Final = 1
 #: How many connections may wait to be accepted, as hcsshim has it; the guest's further ones are refused.

@@ -16,8 +16,6 @@ from uvm.backends.hcs.waker import Signal, Waker
 from uvm.backends.hcs.windows.dlls import SystemLibrary, load
 from uvm.backends.hcs.winerrors import code_of
 
-__all__ = ["CompletionPort", "Operation", "abandoned_operations"]
-
 _ERROR_MORE_DATA: Final = 234
 _ERROR_OPERATION_ABORTED: Final = 995
 _ERROR_IO_PENDING: Final = 997

@@ -9,8 +9,6 @@ from typing import Protocol
 
 from uvm.backend import AccessMask, HostFiles, HostInfo
 
-__all__ = ["Machine", "WorkingSet"]
-
 
 class WorkingSet(Protocol):
     """The memory that one VM occupies on the host. It is held open until it is closed."""

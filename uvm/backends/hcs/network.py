@@ -23,8 +23,6 @@ from uvm.backends.hcs.text import (
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import HostError, OptionsError
 
-__all__ = ["HCSNetwork"]
-
 T = TypeVar("T")
 
 _E_FAIL: Final = 0x80004005

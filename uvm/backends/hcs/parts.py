@@ -10,8 +10,6 @@ from uvm.backends.hcs.transport import Transport
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import NotSupportedError
 
-__all__ = ["Parts", "windows_parts"]
-
 
 @frozen(eq=False)
 class Parts:

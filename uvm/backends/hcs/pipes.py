@@ -19,8 +19,6 @@ from uvm.backends.hcs.iocp import CompletionPort, Operation
 from uvm.backends.hcs.sockets import PIECE_BYTES, Sockets
 from uvm.backends.hcs.winerrors import code_of, host_error
 
-__all__ = ["NamedPipes", "PipeStream", "Pipes", "DescriptorPipes"]
-
 _ERROR_HANDLE_EOF: Final = 38
 _ERROR_BROKEN_PIPE: Final = 109
 _ERROR_PIPE_NOT_CONNECTED: Final = 233

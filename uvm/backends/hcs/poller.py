@@ -16,8 +16,6 @@ from attrs import Factory, define, field
 
 from uvm.backends.hcs.waker import Signal, Waker
 
-__all__ = ["HasFileno", "PollSet", "Poller", "new_poll_set"]
-
 
 class HasFileno(Protocol):
     """What can be waited for: a socket, on POSIX anything with a file descriptor."""

@@ -16,8 +16,6 @@ from uvm.backends.hcs.host import Host
 from uvm.backends.hcs.text import HCS_E_INVALID_JSON, parse_object, take
 from uvm.errors import HostError
 
-__all__ = ["HCSProcess", "create_process", "open_process"]
-
 # HCS_EVENT_TYPE of computedefs.h.
 _PROCESS_EXITED: Final = 0x00010000
 

@@ -11,8 +11,6 @@ import anyio.lowlevel
 
 from uvm.backends.hcs.poller import HasFileno, Poller
 
-__all__ = ["Endpoint", "SocketListener", "SocketStream", "Sockets"]
-
 #: A stream receives no more at once, and gives others a turn after so much, however fast its peer is.
 PIECE_BYTES: Final = 65536
 #: How long to wait before a socket is tried again that was said to have room and has none.

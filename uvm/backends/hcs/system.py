@@ -21,8 +21,6 @@ from uvm.backends.hcs.text import parse, parse_object
 from uvm.backends.hcs.transport import GuestListener
 from uvm.errors import ExitStatus, HostError
 
-__all__ = ["HCSSystem"]
-
 _log = logging.getLogger("uvm")
 
 # HCS_EVENT_TYPE of computedefs.h.

@@ -8,18 +8,6 @@ from typing import Any, TypeVar
 from uvm.backends.hcs.dlls import CData, Library
 from uvm.errors import ErrorRecord, HostError, OptionsError
 
-__all__ = [
-    "HCS_E_INVALID_JSON",
-    "check",
-    "compose",
-    "parse",
-    "parse_list",
-    "parse_object",
-    "refusal",
-    "take",
-    "wide",
-]
-
 HCS_E_INVALID_JSON = 0x8037010D
 
 T = TypeVar("T")

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["Threads"]
-
 #: How long a thread waits for something to do.
 _IDLE_SECONDS: Final = 10.0
 

@@ -6,8 +6,6 @@ from typing import Protocol
 
 from uvm.backend import ByteStream, Listener
 
-__all__ = ["GuestListener", "Transport"]
-
 
 class GuestListener(Listener, Protocol):
     """A listener that can also be closed where nothing can be awaited: when the VM's exit is told."""

@@ -9,8 +9,6 @@ from typing import TypeVarTuple
 
 import anyio
 
-__all__ = ["Signal", "Waker"]
-
 Args = TypeVarTuple("Args")
 
 

@@ -7,8 +7,6 @@ from typing import Final
 from uvm.backends.hcs.windows.dlls import hresult_from_win32
 from uvm.errors import HostError
 
-__all__ = ["NOTHING_THERE", "code_of", "host_error"]
-
 #: ERROR_FILE_NOT_FOUND and ERROR_PATH_NOT_FOUND.
 NOTHING_THERE: Final = frozenset({0x80070002, 0x80070003})
 _E_FAIL: Final = 0x80004005

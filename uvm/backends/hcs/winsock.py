@@ -9,8 +9,6 @@ from typing import Any, Final, Protocol
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.windows.dlls import SystemLibrary, load
 
-__all__ = ["WinsockPollSet", "accept", "bind", "winsock"]
-
 _POLLERR: Final = 0x0001
 _POLLWRNORM: Final = 0x0010
 _POLLRDNORM: Final = 0x0100

@@ -25,8 +25,6 @@ from anyio import CancelScope, CapacityLimiter
 from uvm.backends.hcs.threads import Threads
 from uvm.backends.hcs.waker import Signal, Waker
 
-__all__ = ["Workers"]
-
 _log = logging.getLogger("uvm")
 
 #: How many calls block at once. HCS and HCN serialise much of this themselves.

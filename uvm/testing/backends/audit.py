@@ -17,8 +17,6 @@ from uvm.devices.base import EntrySnapshot
 from uvm.devices.scsi import MountPlace
 from uvm.devices.vpmem import Mapping, layer_path
 
-__all__ = ["Audit", "audit", "guest_is_gone", "place"]
-
 #: (ledger, where, what, slot): ``where`` is the host or the guest.
 Fact = tuple[str, str, Any, Any]
 Entry = EntrySnapshot[Any, Any, Any, Any]

@@ -12,8 +12,6 @@ from attrs import define, field
 
 from uvm.errors import HostError
 
-__all__ = ["Attempt", "check", "equal", "leaves", "raises", "refused", "until"]
-
 #: How often a condition is looked at that nothing tells of.
 _LOOK_SECONDS = 0.001
 

@@ -15,8 +15,6 @@ from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
 from uvm.testing.backends.audit import audit
 from uvm.testing.backends.rig import E_FAIL, Control, HeldCalls, Host, HostCall, Network
 
-__all__ = ["FakeHost"]
-
 _DIRECTORY = "C:\\uvm-conformance"
 _BOOT = "C:\\uvm-conformance-boot"
 _NOT_HCS = frozenset({"close", "close process", "listen", "working set"})

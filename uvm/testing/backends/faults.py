@@ -19,8 +19,6 @@ from uvm.testing.backends.life import KINDS, Kind, Life, Things, put_things
 from uvm.testing.backends.rig import Control, HeldCalls, HostCall, ParkedCall, Rig
 from uvm.testing.backends.scenario import Scenario, nothing_left
 
-__all__ = ["FAULTS", "SCENARIOS"]
-
 _NO_SYSTEM_RESOURCES = 0x800705AA
 #: Calls whose answer is not needed: the exit tells.
 _TOLD_BY_THE_EXIT = frozenset({"shutdown", "terminate"})

@@ -15,8 +15,6 @@ from uvm.testing.backends.checks import equal, until
 from uvm.testing.backends.rig import Rig
 from uvm.testing.backends.world import grace_of, options_of
 
-__all__ = ["KINDS", "Kind", "Life", "at_rest", "devices", "put_things"]
-
 T = TypeVar("T")
 
 

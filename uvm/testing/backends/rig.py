@@ -13,8 +13,6 @@ from uvm.backend import JSON, Backend, ByteStream
 from uvm.errors import NotSupportedError
 from uvm.options import LCOWOptions, WCOWOptions
 
-__all__ = ["Control", "HeldCalls", "Host", "HostCall", "Network", "ParkedCall", "Rig"]
-
 E_FAIL = 0x80004005
 
 

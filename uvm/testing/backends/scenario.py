@@ -10,8 +10,6 @@ from attrs import frozen
 from uvm.testing.backends.checks import equal, until
 from uvm.testing.backends.rig import Control, Rig
 
-__all__ = ["Scenario", "scenario", "scenarios_of"]
-
 Play = Callable[[Rig], Awaitable[None]]
 
 

@@ -27,20 +27,6 @@ from uvm.schema.requests import (
 from uvm.testing.backends.checks import check
 from uvm.testing.backends.rig import Rig
 
-__all__ = [
-    "attach_disk",
-    "closed_at_the_end",
-    "detach_disk",
-    "everything",
-    "grace_of",
-    "linux_options",
-    "options_of",
-    "resize_memory",
-    "running_system",
-    "running_vm",
-    "some_system",
-]
-
 Options = LCOWOptions | WCOWOptions
 
 _E_HANDLE = 0x80070006

@@ -17,8 +17,6 @@ from uvm._wire.ports import (
 from uvm.backends.fake.streams import FakeStream
 from uvm.schema.system import VirtualMachine
 
-__all__ = ["BootPlan", "boot_plan", "take_entropy"]
-
 #: ``-e`` of init itself, and ``-e`` or ``-o`` of what it runs, each with the port that they are sent to.
 _ENTROPY: Final = re.compile(r"-e (\d+)")
 _OUTPUT: Final = re.compile(r"(?: -[oe] (\d+))(?: -[oe] (\d+))?")

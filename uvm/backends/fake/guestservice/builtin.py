@@ -9,8 +9,6 @@ import anyio
 
 from uvm.backends.fake.guestservice.programs import FakeProcess, Program
 
-__all__ = ["BUILT_IN"]
-
 #: What ``yes`` writes at once.
 _YES_BYTES: Final = 65536
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["split_command_line"]
-
 
 def split_command_line(line: str) -> list[str]:
     """Split a command line as Windows programs do: the inverse of :func:`subprocess.list2cmdline`.

@@ -10,8 +10,6 @@ from attrs import define, field
 from uvm.backend import JSON
 from uvm.backends.fake.guestservice.processes import SIGKILL, SIGTERM, GuestProcess
 
-__all__ = ["Container", "LinuxContainer"]
-
 #: ``created``: nothing of it runs yet.
 Status = Literal["created", "running", "stopped"]
 

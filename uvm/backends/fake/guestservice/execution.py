@@ -20,8 +20,6 @@ from uvm.schema.gcs import WAIT_FOREVER_MS
 if TYPE_CHECKING:
     from uvm.backends.fake.guestservice.service import GuestService
 
-__all__ = ["Command", "attach_streams", "connect_streams", "make_process", "wait_for"]
-
 
 @frozen
 class Command:

@@ -9,8 +9,6 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-__all__ = ["Hosting"]
-
 
 class Hosting:
     """Runs the guest in the task of the first who waits; when that one leaves, the next takes over.

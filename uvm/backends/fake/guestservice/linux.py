@@ -45,8 +45,6 @@ from uvm.schema.properties import PropertyQuery
 if TYPE_CHECKING:
     from uvm.backends.fake.guestservice.service import GuestService
 
-__all__ = ["HANDLERS"]
-
 _SIGNALS: Final = range(1, 65)
 
 

@@ -16,8 +16,6 @@ from uvm.backends.fake.streams import FakeStream
 if TYPE_CHECKING:
     from uvm.backends.fake.vm import FakeVM
 
-__all__ = ["GuestLog", "LAST_WORDS_SECONDS"]
-
 #: How long a guest that ends waits for the host to read its last words.
 LAST_WORDS_SECONDS: Final = 1.0
 

@@ -17,8 +17,6 @@ from uvm.backends.fake.hresult import E_NOTIMPL, GUEST_INVALID_JSON
 from uvm.errors import GuestError
 from uvm.schema.json import SchemaError, from_json
 
-__all__ = ["Incoming", "failure", "hresult", "reject", "unknown_message"]
-
 T = TypeVar("T")
 
 #: What stands in an error record where the guest does not know the line.

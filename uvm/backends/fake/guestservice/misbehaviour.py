@@ -15,8 +15,6 @@ from uvm._wire.frames import HEADER_SIZE, Kind
 from uvm.backends.fake.calls import Call
 from uvm.backends.fake.rules import Matching, Rule, Rules
 
-__all__ = ["Misbehaviour", "Reply", "Spoil"]
-
 
 @define(eq=False)
 class Reply:

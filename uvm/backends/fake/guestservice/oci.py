@@ -10,8 +10,6 @@ from uvm.backends.fake.guestservice.execution import Command
 from uvm.backends.fake.guestservice.stdio import Terminal
 from uvm.schema.field import named
 
-__all__ = ["OCIProcess", "OCISpec"]
-
 
 @define(kw_only=True)
 class OCIConsoleSize:

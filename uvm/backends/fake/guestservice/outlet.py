@@ -14,8 +14,6 @@ from uvm.backends.fake.streams import FakeStream
 if TYPE_CHECKING:
     from uvm.backends.fake.vm import FakeVM
 
-__all__ = ["Outlet"]
-
 
 @define(eq=False)
 class Outlet:

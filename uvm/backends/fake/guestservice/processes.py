@@ -11,8 +11,6 @@ from attrs import define, field
 
 from uvm.backends.fake.guestservice.programs import FakeProcess, Program
 
-__all__ = ["GuestProcess", "SIGKILL", "SIGTERM", "died_of"]
-
 SIGKILL: Final = 9
 SIGPIPE: Final = 13
 SIGTERM: Final = 15

@@ -14,8 +14,6 @@ from uvm.backends.fake.guestservice.stdio import ProcessInput, ProcessOutput, Te
 if TYPE_CHECKING:
     from uvm.backends.fake.vm import FakeVM
 
-__all__ = ["FakeProcess", "Program", "Programs"]
-
 #: Called with the number of a signal of a Linux guest, or the name of one of a Windows guest.
 SignalHandler: TypeAlias = Callable[[int | str], None]
 

@@ -45,8 +45,6 @@ from uvm.schema.gcs import (
 if TYPE_CHECKING:
     from uvm.backends.fake.guestservice.service import GuestService
 
-__all__ = ["create", "execute", "find_container"]
-
 
 def create(service: GuestService, request: Incoming) -> JSON | None:
     """Create a container. Its command is looked for now; a specification without the essential is fatal."""

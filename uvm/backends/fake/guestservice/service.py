@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from uvm.backends.fake.vm import FakeVM
     from uvm.schema.system import VirtualMachine
 
-__all__ = ["GuestService"]
-
 #: What a guest that lacks a capability does not do.
 _NEEDED: Final[dict[int, str]] = {
     Procedure.DUMP_STACKS: "DumpStacksSupported",

@@ -8,8 +8,6 @@ from uvm.backend import JSON
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.guestservice.containers import Container, LinuxContainer
 
-__all__ = ["lcow_metrics"]
-
 _PROCESS_BYTES: Final = 1 << 20
 _CACHE_BYTES: Final = 4096
 #: What cgroups call no limit.

@@ -13,8 +13,6 @@ from uvm.backends.fake.streams import FakeStream
 if TYPE_CHECKING:
     from uvm.backends.fake.vm import FakeVM
 
-__all__ = ["ProcessInput", "ProcessOutput", "Terminal"]
-
 
 @define(eq=False)
 class Terminal:

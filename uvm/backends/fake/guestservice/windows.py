@@ -62,8 +62,6 @@ from uvm.schema.properties import PropertyQuery
 if TYPE_CHECKING:
     from uvm.backends.fake.guestservice.service import GuestService
 
-__all__ = ["HANDLERS"]
-
 _CONSOLE_SIGNALS: Final = frozenset({"CtrlC", "CtrlBreak", "CtrlClose", "CtrlLogOff", "CtrlShutdown"})
 _KILL: Final = 9
 

@@ -19,8 +19,6 @@ from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, SystemLibrary
 from uvm.backends.hcs.winerrors import NOTHING_THERE
 from uvm.errors import HostError
 
-__all__ = ["VM_GROUP_SID", "GroupAccess"]
-
 #: ``NT VIRTUAL MACHINE\Virtual Machines``.
 VM_GROUP_SID: Final = "S-1-5-83-0"
 

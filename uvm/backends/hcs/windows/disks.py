@@ -14,8 +14,6 @@ from uvm.backends.hcs.windows.dlls import Kernel32, SystemLibrary, VirtDisk, clo
 from uvm.backends.hcs.windows.files import CopyCall, Stop
 from uvm.errors import OptionsError
 
-__all__ = ["WindowsFileCalls", "open_path"]
-
 _SHARE_ALL: Final = 0x7
 _OPEN_EXISTING: Final = 3
 #: Without it no directory can be opened.

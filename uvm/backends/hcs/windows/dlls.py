@@ -17,22 +17,6 @@ from attrs import frozen
 from uvm.backends.hcs.dlls import FFI, CData, LateFunctions
 from uvm.errors import HostError, HostPathError
 
-__all__ = [
-    "AdvApi32",
-    "Kernel32",
-    "NtDll",
-    "SystemLibrary",
-    "VirtDisk",
-    "advapi32",
-    "closing",
-    "hresult_from_win32",
-    "kernel32",
-    "load",
-    "ntdll",
-    "virtdisk",
-    "wide_path",
-]
-
 L_co = TypeVar("L_co", covariant=True)
 
 

@@ -12,8 +12,6 @@ from uvm.backends.hcs.windows.dlls import Kernel32, NtDll, SystemLibrary
 from uvm.errors import NotSupportedError
 from uvm.schema.guest import SystemTime, TimeZoneInformation
 
-__all__ = ["Facts"]
-
 _ALL_PROCESSOR_GROUPS: Final = 0xFFFF
 _TIME_ZONE_ID_INVALID: Final = 0xFFFFFFFF
 _MIB: Final = 1 << 20

@@ -18,8 +18,6 @@ from uvm.backend import FileInfo
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import HostError, HostPathError
 
-__all__ = ["FileCalls", "RealFiles", "Stop"]
-
 _READ_BYTES: Final = 1 << 20
 
 #: Windows's codes for the errors of a C library, where the system that we are on is not Windows.

@@ -24,8 +24,6 @@ from uvm.backends.hcs.windows.files import RealFiles
 from uvm.backends.hcs.windows.workingset import ProcessWorkingSet, WorkingSets
 from uvm.backends.hcs.workers import Workers
 
-__all__ = ["WindowsMachine"]
-
 
 @define(eq=False)
 class WindowsMachine:

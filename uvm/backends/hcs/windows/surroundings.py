@@ -17,8 +17,6 @@ from uvm.backends.hcs.dlls import FFI, CData, system_library
 from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, NtDll, SystemLibrary, advapi32, kernel32, ntdll
 from uvm.backends.hcs.windows.facts import Facts
 
-__all__ = ["ThisMachine", "missing_functions"]
-
 _SC_MANAGER_CONNECT, _SERVICE_QUERY_STATUS = 0x1, 0x4
 _SERVICE_RUNNING: Final = 4
 _ERROR_SERVICE_DOES_NOT_EXIST: Final = 1060

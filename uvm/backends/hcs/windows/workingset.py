@@ -17,8 +17,6 @@ from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, SystemLibrary, closing
 from uvm.errors import HostError
 
-__all__ = ["ERROR_NOT_FOUND", "ProcessWorkingSet", "WorkingSets"]
-
 ERROR_NOT_FOUND: Final = 0x80070490
 _E_HANDLE: Final = 0x80070006
 
