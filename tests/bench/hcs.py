@@ -38,7 +38,7 @@ _IN_FLIGHT: Final = 1000
 _LATENCY_MS: Final = 1000.0
 _ROUNDS: Final = 5
 _LIVES: Final = 100
-#: As many calls as the fake's journal keeps, so that it does not count as growth.
+#: As many calls as the fake's request log keeps, so that it does not count as growth.
 _FIRST: Final = 10_000
 _RESIZE: Final[dict[str, Any]] = {
     "ResourcePath": MEMORY_SIZE_PATH,

@@ -661,7 +661,7 @@ async def test_what_was_granted_is_revoked_when_the_vm_closes() -> None:
         await run.vm.scsi.attach(DISK)
         await run.vm.vpmem.add(LAYER)
         assert {path.lower() for path in run.backend.access.paths("vm1")} == {DISK.lower(), LAYER.lower()}
-    revoked = {e.document["path"] for e in run.backend.journal.entries(to="revoke")}
+    revoked = {e.document["path"] for e in run.backend.request_log.entries(to="revoke")}
     assert revoked == {DISK, LAYER}
     assert run.backend.access.paths("vm1") == []
 

@@ -165,7 +165,7 @@ def test_what_stays_mounted_in_the_guest_is_told(pod_file: Callable[[str], Path]
             guest = backend.vms[entry.vm].guest
             guest.mounts["/forgotten"] = Mount("/forgotten", "disk")
 
-    backend.journal.listen(leave_a_mount)
+    backend.request_log.listen(leave_a_mount)
     terminal = paper()
     assert anyio.run(run_pod, terminal, pod, backend) == 1
     assert isinstance(terminal.stream, io.StringIO)

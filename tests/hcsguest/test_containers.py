@@ -72,7 +72,7 @@ def in_guest(run: Running) -> list[str]:
 
 def calls(run: Running, operation: str, container_id: str = "c1") -> int:
     """How many calls of a kind reached HCS for a container."""
-    return len(run.backend.journal.entries(operation=operation, resource=container_id))
+    return len(run.backend.request_log.entries(operation=operation, resource=container_id))
 
 
 async def everything(process: Process) -> bytes:
@@ -262,7 +262,7 @@ async def test_hcs_is_asked_for_a_compute_system_that_the_vm_hosts(options: Any)
         running(relay(options, owner="somebody")) as run,
         run.vm.create_container("c1", document(run.vm)) as container,
     ):
-        [entry] = run.backend.journal.entries(operation="create", resource="c1")
+        [entry] = run.backend.request_log.entries(operation="create", resource="c1")
         hosted = entry.document.pop("HostedSystem")
         assert entry.document == {
             "Owner": "somebody",
@@ -286,7 +286,7 @@ async def test_a_process_of_a_linux_container_is_described_as_oci_does() -> None
         await container.start()
         init = await container.open_init(stdin=True)
         await container.run(["true"])
-        first, second = run.backend.journal.entries(operation="create process", resource="c1")
+        first, second = run.backend.request_log.entries(operation="create process", resource="c1")
         assert "OciProcess" not in first.document
         assert second.document["OciProcess"]["args"] == ["true"]
         assert second.document["OciProcess"]["env"] == ["GREETING=hello"]
@@ -563,7 +563,7 @@ class ContainerWorld(World):
         assert machine.handles == 1
         if self.run.vm.exit_status is not None or not self.lost:
             assert left(self.run.backend) == []
-        closed = self.run.backend.journal.entries(operation="close", outcome="refused")
+        closed = self.run.backend.request_log.entries(operation="close", outcome="refused")
         assert [str(each) for each in closed] == []
 
 

@@ -242,7 +242,9 @@ async def test_a_process_whose_streams_are_closed_has_read_all_there_is(external
             await quiet()
             assert process.exit_code is None
         assert await process.wait() == 0
-        ended = [e.document["CloseHandle"] for e in run.backend.journal.entries(operation="modify process")]
+        ended = [
+            e.document["CloseHandle"] for e in run.backend.request_log.entries(operation="modify process")
+        ]
         # HCS does not pass on that its end of the pipe is closed.
         assert ended == ([] if external else [{"Handle": "StdIn"}])
 
@@ -346,7 +348,7 @@ async def test_killing_does_not_wait_for_signals_and_leaves_no_handle() -> None:
                 before = run.last
                 assert await process.kill()
                 assert await process.wait() == 1
-                sent = [e.call.operation for e in run.backend.journal if e.seq > before]
+                sent = [e.call.operation for e in run.backend.request_log if e.seq > before]
                 assert sent == ["terminate process"]
                 gate.close()
         assert signal.error is None
@@ -538,7 +540,7 @@ async def test_input_is_ended_once_however_often_it_is_closed() -> None:
         await process.stdin.send_eof()
         await process.stdin.aclose()
         await process.aclose()
-        assert len(run.backend.journal.entries(operation="modify process")) == 1
+        assert len(run.backend.request_log.entries(operation="modify process")) == 1
         await process.kill()
 
 

@@ -85,7 +85,7 @@ async def play_round(seed: int, tally: Tally) -> None:
     random = Random(seed)
     _seed_scheduler(seed)
     backend = make_backend(random)
-    backend.journal.listen(tally.note)
+    backend.request_log.listen(tally.note)
     puppeteer = Puppeteer(backend, Random(random.getrandbits(64)))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(puppeteer.run)

@@ -51,7 +51,7 @@ def make_backend(random: Random) -> FakeBackend:
     files.add_directory(_OS_FILES)
     concurrency = random.choice((Concurrency(), HCS_CONCURRENCY, Concurrency(scsi=2, plan9=1, pipes=1)))
     host = HostInfo(build=random.choice(_BUILDS), concurrency=concurrency)
-    backend = FakeBackend(host=host, files=files, seed=random.getrandbits(32), journal_entries=2_000)
+    backend = FakeBackend(host=host, files=files, seed=random.getrandbits(32), request_log_entries=2_000)
     for namespace in _NAMESPACES:
         backend.network.add_namespace({"ID": namespace})
     for n, endpoint in enumerate(_ENDPOINTS):

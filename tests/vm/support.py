@@ -115,12 +115,12 @@ class Running:
     @property
     def last(self) -> int:
         """The number of the last call so far."""
-        return max((entry.seq for entry in self.backend.journal), default=0)
+        return max((entry.seq for entry in self.backend.request_log), default=0)
 
     def sent(self, *to: str) -> list[Entry]:
         """The grants and modify requests since the VM was started, or only those to somebody."""
         wanted = to or ("grant", "host", "guest")
-        return [e for e in self.backend.journal if e.seq > self.start and e.to in wanted]
+        return [e for e in self.backend.request_log if e.seq > self.start and e.to in wanted]
 
     def told(self, *to: str) -> list[str]:
         """The same in short: who was asked, and what for."""

@@ -110,7 +110,7 @@ async def test_options_that_do_not_fit_the_host_create_nothing(
     backend = host_backend(host=HostInfo(**host))
     with pytest.raises(error, match=match):
         await uvm.UtilityVM.create(options, backend=backend).__aenter__()
-    assert len(backend.journal) == 0
+    assert len(backend.request_log) == 0
     assert backend.leftovers() == []
 
 

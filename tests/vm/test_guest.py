@@ -307,7 +307,7 @@ async def test_the_guest_tells_the_stacks_of_its_service_and_what_it_can_do(opti
 async def test_a_windows_guest_is_set_up_before_anything_else_is_asked_of_it() -> None:
     backend = host_backend(host=uvm.HostInfo(time_zone={"Bias": 60, "StandardName": "Elsewhere"}))
     async with running(wcow(), backend=backend) as run:
-        asked = [e.call for e in backend.journal.entries(to="guest")]
+        asked = [e.call for e in backend.request_log.entries(to="guest")]
         assert [call.operation for call in asked[:5]] == [
             "connect",
             "negotiate protocol",
@@ -322,7 +322,7 @@ async def test_a_windows_guest_is_set_up_before_anything_else_is_asked_of_it() -
 
 async def test_a_windows_guest_may_keep_utc() -> None:
     async with running(wcow(inherit_time_zone=False)) as run:
-        (created,) = run.backend.journal.entries(to="guest", operation="create")
+        (created,) = run.backend.request_log.entries(to="guest", operation="create")
         assert "Coordinated Universal Time" in created.document["ContainerConfig"]
 
 
@@ -330,7 +330,7 @@ async def test_a_field_that_only_says_the_default_is_never_sent_to_a_windows_gue
     # hcsshim's issue 2714: older guests refuse fields that they do not know.
     async with running(wcow()) as run:
         await run.vm.mount_layers("c1", [uvm.WCOWLayer(host.SHARED, "a")], host.SCRATCH)
-        (combined,) = run.backend.journal.entries(to="guest", resource="CombinedLayers")
+        (combined,) = run.backend.request_log.entries(to="guest", resource="CombinedLayers")
         assert "FilterType" not in combined.document["Settings"]
 
 
@@ -442,7 +442,9 @@ async def test_a_windows_guest_forwards_its_log_until_it_is_told_to_stop(
 async def test_a_guest_that_is_asked_to_shut_down_ends_its_vm_in_order(options: Any) -> None:
     async with running(options()) as run:
         assert (await run.vm.shutdown()).exit_type == "GracefulExit"
-        assert [e.call.operation for e in run.backend.journal.entries(to="guest")][-1] == "shutdown graceful"
+        assert [e.call.operation for e in run.backend.request_log.entries(to="guest")][
+            -1
+        ] == "shutdown graceful"
         assert (await run.vm.shutdown()).exit_type == "GracefulExit"
 
 

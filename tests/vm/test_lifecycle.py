@@ -77,7 +77,7 @@ def state(vm: uvm.UtilityVM) -> uvm.VMState:
 
 
 def lifecycle(backend: FakeBackend) -> list[str]:
-    return [e.call.operation for e in backend.journal.entries(to="lifecycle")]
+    return [e.call.operation for e in backend.request_log.entries(to="lifecycle")]
 
 
 def gone(backend: FakeBackend) -> bool:
@@ -175,7 +175,7 @@ async def test_a_crash_tells_its_status() -> None:
 async def test_what_needs_a_running_vm_is_refused_before_the_start() -> None:
     backend = host_backend()
     async with create(backend) as vm:
-        before = len(backend.journal)
+        before = len(backend.request_log)
         for use in (
             lambda: vm.scsi.attach(DISK),
             lambda: vm.vpmem.add(LAYER),
@@ -194,7 +194,7 @@ async def test_what_needs_a_running_vm_is_refused_before_the_start() -> None:
             vm.network  # noqa: B018
         with pytest.raises(VMStateError):
             vm.capabilities  # noqa: B018
-        assert len(backend.journal) == before
+        assert len(backend.request_log) == before
 
 
 async def test_it_starts_once() -> None:
@@ -207,7 +207,7 @@ async def test_it_starts_once() -> None:
 async def test_use_after_the_end_says_so(end: str) -> None:
     async with running() as run:
         await getattr(run.vm, end)()
-        before = len(run.backend.journal)
+        before = len(run.backend.request_log)
         for use in (
             run.vm.start,
             lambda: run.vm.scsi.attach(DISK),
@@ -222,7 +222,7 @@ async def test_use_after_the_end_says_so(end: str) -> None:
             with pytest.raises(VMExitedError) as caught:
                 await use()
             assert caught.value.status == run.vm.exit_status
-        assert len(run.backend.journal) == before
+        assert len(run.backend.request_log) == before
 
 
 async def test_a_release_after_the_exit_succeeds_quietly() -> None:
@@ -467,11 +467,11 @@ async def test_another_vm_of_the_same_id_keeps_all_it_has() -> None:
         granted = backend.access.paths("vm1")
         for fault in (None, backend.faults.lose):
             rule = fault(operation="create", applied=False) if fault else None
-            before = len(backend.journal)
+            before = len(backend.request_log)
             with pytest.raises(HostError) as caught:
                 await _enter(create(backend, wcow()))
             assert caught.value.hresult == SYSTEM_ALREADY_EXISTS
-            assert [e.call.operation for e in backend.journal][before:] == ["enumerate"]
+            assert [e.call.operation for e in backend.request_log][before:] == ["enumerate"]
             if rule is not None:
                 rule.remove()
         assert backend.access.paths("vm1") == granted
@@ -504,7 +504,7 @@ async def test_an_amended_plan_is_what_is_created_and_a_failing_amendment_create
 
     with pytest.raises(OptionsError, match="no"):
         await _enter(create(backend, amend=fail))
-    assert len(backend.journal) == 0
+    assert len(backend.request_log) == 0
 
 
 # Confidential VMs.
@@ -548,12 +548,12 @@ async def test_a_confidential_vm_sends_its_policy_first(confidential: Callable[[
     backend = host_backend()
     async with create(backend, confidential(backend)) as vm:
         await vm.start()
-        requests = backend.journal.entries(to="guest", operation="modify")
+        requests = backend.request_log.entries(to="guest", operation="modify")
         # A Windows guest is told its addresses before anything else.
         first = requests[0 if vm.os == "linux" else 1]
         assert first.call.resource == "SecurityPolicy"
         assert first.document["Settings"]["EncodedSecurityPolicy"] == POLICY
-        assert POLICY not in backend.journal.render([first])
+        assert POLICY not in backend.request_log.render([first])
     assert gone(backend)
 
 
@@ -616,9 +616,9 @@ async def test_a_keepsake_that_fails_keeps_nothing_else_from_being_taken_back() 
 async def test_closing_twice_does_nothing_the_second_time() -> None:
     async with running() as run:
         await run.vm.close()
-        before = len(run.backend.journal)
+        before = len(run.backend.request_log)
         await run.vm.close()
-        assert len(run.backend.journal) == before
+        assert len(run.backend.request_log) == before
         assert state(run.vm) is uvm.VMState.CLOSED
 
 

@@ -214,7 +214,7 @@ class _PodRun:
         """Draw each request of the in-memory backend once its outcome is known."""
         stop: Callable[[], None] | None = None
         if isinstance(self.backend, FakeBackend):
-            stop = self.backend.journal.listen(self._show)
+            stop = self.backend.request_log.listen(self._show)
         try:
             yield
         finally:

@@ -124,7 +124,7 @@ def offset(size_bytes: Any) -> str:
 def summarize(to: str, document: Any, operation: str = "modify") -> Summary:
     """Tell a request to change something, or another call, by its document.
 
-    :param to: whom it went to, in the words of the fake's journal.
+    :param to: whom it went to, in the words of the fake's request log.
     """
     if to in ("grant", "revoke"):
         return Summary("grant", "access" if to == "grant" else "revoke", str(_object(document).get("path")))

@@ -154,7 +154,7 @@ class Replay:
         do = getattr(self, f"_do_{op.get('op')}", None)
         if do is None:
             raise ScriptError(f"there is no operation {op.get('op')!r}")
-        last = max((entry.seq for entry in self.backend.journal), default=0)
+        last = max((entry.seq for entry in self.backend.request_log), default=0)
         values: dict[str, Any] = {}
         error = None
         try:
@@ -167,7 +167,7 @@ class Replay:
             raise ScriptError(f"{op['op']} needs {missing.args[0]!r}") from missing
         requests = [
             {"to": entry.to, "doc": entry.document}
-            for entry in self.backend.journal.entries(to=("grant", "host", "guest"))
+            for entry in self.backend.request_log.entries(to=("grant", "host", "guest"))
             if entry.seq > last
         ]
         return StepResult(requests, values, error)

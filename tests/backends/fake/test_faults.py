@@ -194,7 +194,7 @@ async def test_an_answer_gets_lost_with_the_change_made_or_not(applied: bool) ->
         with pytest.raises(UnknownOutcomeError, match="the answer was lost"):
             await system.modify(add(slot(0), disk()))
         assert (system.vm.tree.scsi.disks != {}) == applied
-        entry = list(backend_of(system).journal)[-1]
+        entry = list(backend_of(system).request_log)[-1]
         assert (entry.outcome, entry.applied) == ("lost", applied)
 
 
@@ -225,10 +225,10 @@ async def test_a_call_hangs_until_it_is_cancelled(applied: bool) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(system.modify, add(slot(0), disk()))
             await anyio.wait_all_tasks_blocked()
-            assert list(backend_of(system).journal)[-1].outcome == "pending"
+            assert list(backend_of(system).request_log)[-1].outcome == "pending"
             tasks.cancel_scope.cancel()
         assert (system.vm.tree.scsi.disks != {}) == applied
-        entry = list(backend_of(system).journal)[-1]
+        entry = list(backend_of(system).request_log)[-1]
         assert (entry.outcome, entry.applied) == ("cancelled", applied)
 
 
@@ -305,7 +305,7 @@ async def test_the_vm_crashes_after_the_change() -> None:
         backend_of(system).faults.crash(when="after", to="host")
         with pytest.raises(UnknownOutcomeError, match="the VM crashed"):
             await system.modify(add(slot(0), disk()))
-        entry = list(backend_of(system).journal)[-1]
+        entry = list(backend_of(system).request_log)[-1]
         assert (entry.outcome, entry.applied) == ("lost", True)
         assert vm_of(system).state == "Stopped"
 

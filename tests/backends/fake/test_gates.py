@@ -95,7 +95,7 @@ async def test_a_parked_call_that_is_cancelled_changes_nothing_and_is_gone() -> 
         assert gate.pending == ()
         with pytest.raises(RuntimeError, match="no longer parked"):
             parked.proceed()
-        entry = list(backend_of(system).journal)[-1]
+        entry = list(backend_of(system).request_log)[-1]
         assert (entry.outcome, entry.applied) == ("cancelled", False)
 
 
@@ -148,7 +148,7 @@ async def test_calls_that_concern_no_vm_are_parked_too() -> None:
 
 @given(data=st.data())
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
-def test_whatever_becomes_of_parked_calls_the_journal_tells_what_the_host_has(
+def test_whatever_becomes_of_parked_calls_the_request_log_tells_what_the_host_has(
     data: st.DataObject, loop: str
 ) -> None:
     async def play() -> None:
@@ -180,7 +180,7 @@ def test_whatever_becomes_of_parked_calls_the_journal_tells_what_the_host_has(
                     await anyio.lowlevel.checkpoint()
             said = {
                 int(e.call.resource.rpartition("/")[2])
-                for e in backend.journal.entries(to="host")
+                for e in backend.request_log.entries(to="host")
                 if e.applied
             }
             assert {lun for _, lun in system.vm.tree.scsi.disks} == said

@@ -309,16 +309,16 @@ async def test_a_change_that_the_exit_overtakes_is_not_made() -> None:
         await host.system.terminate()
         await anyio.wait_all_tasks_blocked()
         assert host.vm.guest.mounts == {}
-        (entry,) = backend_of(host.system).journal.entries(to="guest", operation="modify")
+        (entry,) = backend_of(host.system).request_log.entries(to="guest", operation="modify")
         assert (entry.outcome in ("failed", "cancelled"), entry.applied) == (True, False)
 
 
-async def test_the_guest_changes_its_settings_and_the_journal_has_the_request() -> None:
+async def test_the_guest_changes_its_settings_and_the_request_log_has_the_request() -> None:
     async with booted() as host:
         await host.system.modify(add(slot(0), disk()))
         await host.ask(Procedure.MODIFY_SETTINGS, Request=MOUNT)
         assert list(host.vm.guest.mounts) == ["/m"]
-        (entry,) = backend_of(host.system).journal.entries(to="guest", operation="modify")
+        (entry,) = backend_of(host.system).request_log.entries(to="guest", operation="modify")
         assert (entry.call.resource, entry.call.request_type) == ("MappedVirtualDisk", "Add")
         assert (entry.document, entry.outcome) == (MOUNT, "ok")
 
@@ -327,7 +327,7 @@ async def test_a_refused_change_is_answered_with_code_and_message() -> None:
     async with booted() as host:
         code, message = await host.refusal(Procedure.MODIFY_SETTINGS, Request=MOUNT)
         assert (code, message) == (E_FAIL, "there is no disk 0:0")
-        (entry,) = backend_of(host.system).journal.entries(to="guest", operation="modify")
+        (entry,) = backend_of(host.system).request_log.entries(to="guest", operation="modify")
         assert (entry.outcome, entry.code) == ("refused", E_FAIL)
 
 
@@ -425,7 +425,7 @@ async def test_what_follows_a_shutdown_in_the_same_bytes_is_not_done() -> None:
         await host.stream.send(b"".join(requests))
         with anyio.fail_after(5):
             assert (await host.system.wait()).exit_type == "GracefulExit"
-        entries = backend_of(host.system).journal.entries(to="guest")
+        entries = backend_of(host.system).request_log.entries(to="guest")
         assert [(e.call.operation, e.applied) for e in entries[2:]] == [
             ("shutdown graceful", True),
             ("dump stacks", False),

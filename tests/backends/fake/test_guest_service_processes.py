@@ -185,11 +185,11 @@ async def test_an_exit_during_a_disconnection_is_lost_to_who_waited_for_it() -> 
         assert wait not in host.answers
 
 
-async def test_the_journal_has_the_processes_that_were_run() -> None:
+async def test_the_request_log_has_the_processes_that_were_run() -> None:
     async with booted() as host:
         process = await host.run("true", Environment={"TOKEN": "sesame"})
         await process.wait()
-        entries = backend_of(host.system).journal.entries(to="guest", vm="vm1")
+        entries = backend_of(host.system).request_log.entries(to="guest", vm="vm1")
         assert [e.call.operation for e in entries] == [
             "connect",
             "negotiate protocol",

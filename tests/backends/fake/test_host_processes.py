@@ -309,7 +309,7 @@ async def test_a_command_that_crashes_the_guests_service_gets_no_answer() -> Non
         assert system.vm.exit_status is not None
 
 
-async def test_each_call_is_in_the_journal_and_meets_faults() -> None:
+async def test_each_call_is_in_the_request_log_and_meets_faults() -> None:
     async with attended(relaying(wcow())) as system:
         backend = backend_of(system)
         process = await start(system, WINDOWS_FOREVER)
@@ -325,7 +325,9 @@ async def test_each_call_is_in_the_journal_and_meets_faults() -> None:
                 parked.proceed()
         await process.wait()
         await process.close()
-        told = [(e.to, e.call.operation, e.outcome) for e in backend.journal if "process" in e.call.operation]
+        told = [
+            (e.to, e.call.operation, e.outcome) for e in backend.request_log if "process" in e.call.operation
+        ]
         assert told == [
             ("guest", "create process", "ok"),
             ("guest", "signal process", "refused"),
@@ -359,7 +361,7 @@ async def test_environments_are_not_printed() -> None:
     async with attended() as system:
         process = await start(system, {"CommandArgs": ["true"], "Environment": {"TOKEN": "s3cret"}})
         await process.close()
-        (entry,) = backend_of(system).journal.entries(operation="create process")
+        (entry,) = backend_of(system).request_log.entries(operation="create process")
         assert entry.document["Environment"] == {"TOKEN": "s3cret"}
         assert "s3cret" not in entry.render()
 

@@ -253,7 +253,7 @@ async def test_a_container_is_changed_by_its_guest() -> None:
         refused.match("not supported for containers")
         with expect_refusal(HCS_E_INVALID_JSON):
             await c1.modify({"RequestType": {1, 2}})
-        [entry, *_] = backend_of(c1).journal.entries(operation="modify", resource="c1")
+        [entry, *_] = backend_of(c1).request_log.entries(operation="modify", resource="c1")
         assert (entry.vm, entry.to, entry.call.request_type) == ("vm1", "guest", "Update")
 
 

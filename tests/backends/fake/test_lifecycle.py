@@ -235,7 +235,7 @@ async def test_a_call_that_is_cancelled_before_it_is_carried_out_changes_nothing
             scope.cancel()
             await system.modify(add(slot(0), disk()))
         assert system.vm.tree.scsi.disks == {}
-        assert list(backend_of(system).journal)[-1].outcome == "cancelled"
+        assert list(backend_of(system).request_log)[-1].outcome == "cancelled"
 
 
 def without(document: JSON, *path: str) -> JSON:

@@ -39,7 +39,7 @@ async def test_host_then_guest_add_and_guest_then_host_remove() -> None:
         await system.modify(remove(slot(0)) | {"GuestRequest": UNMOUNT})
         assert system.vm.guest.mounts == {}
         assert system.vm.tree.scsi.disks == {}
-        entries = backend_of(system).journal.entries(to=("host", "guest"))
+        entries = backend_of(system).request_log.entries(to=("host", "guest"))
         assert [(e.to, e.call.request_type) for e in entries] == [
             ("host", "Add"),
             ("guest", "Add"),
@@ -77,7 +77,7 @@ async def test_where_the_host_refuses_an_add_the_guest_is_not_asked() -> None:
         await system.modify(add(slot(0), disk()))
         with expect_refusal(0x800700B7):
             await system.modify(add(slot(0), disk()) | {"GuestRequest": MOUNT})
-        assert backend_of(system).journal.entries(to="guest") == []
+        assert backend_of(system).request_log.entries(to="guest") == []
 
 
 async def test_malformed_guest_requests_are_refused() -> None:

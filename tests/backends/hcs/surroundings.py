@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from uvm.backends.hcs.availability import ServiceState
+from uvm.backends.hcs.windows.surroundings import ServiceState
 from uvm.errors import HostError
 
 ADMINISTRATORS, HYPERV_ADMINISTRATORS = "S-1-5-32-544", "S-1-5-32-578"

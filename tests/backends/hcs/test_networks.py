@@ -225,7 +225,7 @@ async def test_who_tells_of_an_error_has_failed_whatever_else_it_says(
 @pytest.mark.parametrize("name", ["", "eth0", NAMESPACE[:-1], NAMESPACE + "0", "\ud800"])
 async def test_the_id_of_a_namespace_has_to_be_a_guid(name: str) -> None:
     async with networked() as (host, network):
-        before = len(host.fake.journal.entries())
+        before = len(host.fake.request_log.entries())
         calls: tuple[Callable[[str], Awaitable[object]], ...] = (
             network.namespace,
             network.namespace_endpoints,
@@ -235,7 +235,7 @@ async def test_the_id_of_a_namespace_has_to_be_a_guid(name: str) -> None:
         for call in calls:
             with pytest.raises(OptionsError, match="GUID"):
                 await call(name)
-        assert len(host.fake.journal.entries()) == before
+        assert len(host.fake.request_log.entries()) == before
 
 
 @pytest.mark.parametrize("answer", ["[]", '"text"', "5", "<no json>"])

@@ -130,7 +130,7 @@ async def test_a_document_that_is_no_json_is_refused_before_it_is_sent() -> None
             await system.modify({"Settings": {1, 2}})
         with expect_refusal(HCS_E_INVALID_JSON):
             await system.modify({"Settings": float("nan")})
-        assert not host.fake.journal.entries(operation="modify")
+        assert not host.fake.request_log.entries(operation="modify")
 
 
 async def test_an_account_that_is_no_json_is_given_as_text() -> None:

@@ -146,7 +146,7 @@ async def test_a_creation_that_is_cancelled_is_waited_for_and_undone() -> None:
                 (parked,) = await gate.wait()
                 tasks.cancel_scope.cancel()
                 parked.proceed()
-        assert host.fake.journal.entries(operation="terminate")
+        assert host.fake.request_log.entries(operation="terminate")
         assert host.fake.leftovers() == []
 
 

@@ -26,9 +26,9 @@ from uvm.backends.fake.guestservice import (
 from uvm.backends.fake.host import Checks
 from uvm.backends.fake.hostedsystem import FakeHostedSystem, HostedSystem
 from uvm.backends.fake.hostprocess import FakeHostProcess
-from uvm.backends.fake.journal import Entry, Journal
 from uvm.backends.fake.linux import LinuxGuest
 from uvm.backends.fake.network import FakeNetwork
+from uvm.backends.fake.request_log import Entry, RequestLog
 from uvm.backends.fake.rules import Rule
 from uvm.backends.fake.streams import FakeListener, FakeStream
 from uvm.backends.fake.system import FakeSystem
@@ -59,7 +59,7 @@ __all__ = [
     "GuestProcess",
     "GuestService",
     "HostedSystem",
-    "Journal",
+    "RequestLog",
     "Latency",
     "LinuxContainer",
     "LinuxGuest",

@@ -26,9 +26,9 @@ from uvm.backends.fake.hresult import (
     HCS_E_SYSTEM_ALREADY_EXISTS,
     HCS_E_SYSTEM_NOT_FOUND,
 )
-from uvm.backends.fake.journal import Journal
 from uvm.backends.fake.network import FakeNetwork
 from uvm.backends.fake.properties import summary
+from uvm.backends.fake.request_log import RequestLog
 from uvm.backends.fake.system import FakeSystem
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
@@ -53,7 +53,7 @@ class FakeBackend:
     :param seed: of the ids that it makes and of faults with a probability.
     :param checks: how strictly it looks at what requests name.
     :param latency: how long its answers take.
-    :param journal_entries: how many calls the journal keeps.
+    :param request_log_entries: how many calls the request log keeps.
     :param guest_capabilities: what guests say of themselves, in place of what they do by default.
     :ivar programs: the programs that its guests can run.
     :ivar misbehaviour: what goes wrong with the answers of its guests.
@@ -67,18 +67,18 @@ class FakeBackend:
         seed: int = 0,
         checks: Checks | None = None,
         latency: Latency | None = None,
-        journal_entries: int = 10_000,
+        request_log_entries: int = 10_000,
         guest_capabilities: Mapping[str, Any] | None = None,
     ) -> None:
         self.info: HostInfo = HostInfo() if host is None else host
         self.files: FakeFiles = _boot_files(self.info) if files is None else files
         self.access: AccessTable = AccessTable(self.files)
-        self.journal: Journal = Journal(journal_entries)
+        self.request_log: RequestLog = RequestLog(request_log_entries)
         self.faults: Faults = Faults(seed)
         self.programs: Programs = Programs(BUILT_IN)
         self.misbehaviour: Misbehaviour = Misbehaviour(seed)
         self.clock: FakeClock = FakeClock()
-        self.exchange: Exchange = Exchange(self.journal, self.faults, latency or Latency(), self.clock)
+        self.exchange: Exchange = Exchange(self.request_log, self.faults, latency or Latency(), self.clock)
         self.network: FakeNetwork = FakeNetwork(self.exchange)
         self._host = Host(self.info, self.files, self.access, self.network, checks or Checks())
         self._ids = Random(seed)
@@ -112,7 +112,7 @@ class FakeBackend:
 
         :raises HostError: HCS_E_INVALID_JSON for a type that is not known.
         """
-        call = self.journal.begin("query", "", "service properties", {"PropertyTypes": list(types)})
+        call = self.request_log.begin("query", "", "service properties", {"PropertyTypes": list(types)})
         return await self.exchange.carry_out(
             call, lambda: {"Properties": [service_property(name, self.info, self._vms) for name in types]}
         )
@@ -124,12 +124,14 @@ class FakeBackend:
         by the mask.
         """
         document = {"path": path, "vm": to, **({"mask": mask} if to == VM_GROUP else {})}
-        call = self.journal.begin("grant", "" if to == VM_GROUP else to, "grant", document)
+        call = self.request_log.begin("grant", "" if to == VM_GROUP else to, "grant", document)
         await self.exchange.carry_out(call, lambda: self.access.grant(path, to, mask), self._vms.get(to))
 
     async def revoke_access(self, path: str, to: str) -> None:
         """Take access away; nothing happens where there is none."""
-        call = self.journal.begin("revoke", "" if to == VM_GROUP else to, "revoke", {"path": path, "vm": to})
+        call = self.request_log.begin(
+            "revoke", "" if to == VM_GROUP else to, "revoke", {"path": path, "vm": to}
+        )
         await self.exchange.carry_out(call, lambda: self.access.revoke(path, to), self._vms.get(to))
 
     async def create(self, system_id: str, document: JSON) -> FakeSystem:
@@ -155,7 +157,7 @@ class FakeBackend:
             vm.add_exit_hook(lambda: self._forget_if_unused(vm))
             return vm
 
-        call = self.journal.begin("lifecycle", system_id, "create", copied)
+        call = self.request_log.begin("lifecycle", system_id, "create", copied)
         # The handle comes last: where the answer gets lost, the system is there and nobody has a handle.
         return FakeSystem(self, await self.exchange.carry_out(call, create))
 
@@ -163,7 +165,7 @@ class FakeBackend:
         """Open another handle; HCS_E_SYSTEM_NOT_FOUND where there is no such system."""
         hosted = self._hosted.get(system_id)
         if hosted is not None:
-            call = self.journal.begin("lifecycle", hosted.vm.id, "open", None, system_id)
+            call = self.request_log.begin("lifecycle", hosted.vm.id, "open", None, system_id)
             found = await self.exchange.carry_out(call, lambda: self._find_hosted(system_id), hosted.vm)
             return FakeHostedSystem(self, found)
 
@@ -173,7 +175,7 @@ class FakeBackend:
                 raise HostError(f"open {system_id}", HCS_E_SYSTEM_NOT_FOUND)
             return vm
 
-        call = self.journal.begin("lifecycle", system_id, "open", None)
+        call = self.request_log.begin("lifecycle", system_id, "open", None)
         return FakeSystem(self, await self.exchange.carry_out(call, find, self._vms.get(system_id)))
 
     async def enumerate(self, query: JSON | None = None) -> list[JSON]:
@@ -185,7 +187,7 @@ class FakeBackend:
             found += [hosted.summary() for hosted in self._hosted.values()]
             return [s for s in found if all(s.get(field, "") in values for field, values in wanted.items())]
 
-        call = self.journal.begin("query", "", "enumerate", query)
+        call = self.request_log.begin("query", "", "enumerate", query)
         return await self.exchange.carry_out(call, listed)
 
     def new_id(self) -> str:
@@ -246,7 +248,7 @@ class FakeBackend:
             self._hosted[system_id] = hosted
             return hosted
 
-        call = self.journal.begin("lifecycle", hosting_id, "create", document, system_id)
+        call = self.request_log.begin("lifecycle", hosting_id, "create", document, system_id)
         made = await self.exchange.carry_out(call, create, self._vms.get(hosting_id))
         return FakeHostedSystem(self, made)
 

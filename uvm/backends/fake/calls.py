@@ -1,4 +1,4 @@
-"""A call on the fake as a value: what the journal keeps and what the rules of faults look at."""
+"""A call on the fake as a value: what the request log keeps and what the rules of faults look at."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ To = Literal["grant", "revoke", "host", "guest", "lifecycle", "network", "query"
 
 @frozen
 class Call:
-    """One call. The document belongs to the journal: nobody changes it.
+    """One call. The document belongs to the request log: nobody changes it.
 
     :ivar seq: the number of the call, from 1, over all VMs of a backend.
     :ivar vm: the id of the VM; empty where the call concerns none.

@@ -1,4 +1,4 @@
-"""The one way in which a call is carried out: journal, latency, faults, then the change itself."""
+"""The one way in which a call is carried out: request log, latency, faults, then the change itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attrs import define, frozen
 from uvm.backends.fake.calls import Call, Machine, To
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.faults import Faults
-from uvm.backends.fake.journal import Journal
+from uvm.backends.fake.request_log import RequestLog
 
 T = TypeVar("T")
 
@@ -55,13 +55,13 @@ class Exchange:
     before, and so does every fault that does not say otherwise.
     """
 
-    journal: Journal
+    request_log: RequestLog
     faults: Faults
     latency: Latency
     clock: FakeClock
 
     async def carry_out(self, call: Call, change: Callable[[], T], machine: Machine | None = None) -> T:
-        """Carry out a call that the journal has begun. A call cancelled before the change makes none."""
+        """Carry out a call that the request log has begun. A call cancelled before the change makes none."""
         applied = False
 
         async def proceed() -> T:
@@ -74,9 +74,9 @@ class Exchange:
             await self._pass_time(call.to)
             result = await self.faults.run(call, proceed, machine)
         except BaseException as e:
-            self.journal.finish(call, e, applied)
+            self.request_log.finish(call, e, applied)
             raise
-        self.journal.finish(call, None, applied=True)
+        self.request_log.finish(call, None, applied=True)
         return result
 
     def is_immediate(self, to: To) -> bool:
@@ -89,9 +89,9 @@ class Exchange:
         try:
             result = change()
         except BaseException as e:
-            self.journal.finish(call, e, applied=False)
+            self.request_log.finish(call, e, applied=False)
             raise
-        self.journal.finish(call, None, applied=True)
+        self.request_log.finish(call, None, applied=True)
         return result
 
     async def _pass_time(self, to: To) -> None:

@@ -233,7 +233,7 @@ class HostedSystem:
 class FakeHostedSystem(FakeSystem):
     """A handle on a container that HCS hosts in a VM (:class:`~uvm.backend.System`).
 
-    The journal has its calls under the VM, with the container's id as the resource. What only virtual
+    The request log has its calls under the VM, with the container's id as the resource. What only virtual
     machines do is refused with ERROR_NOT_SUPPORTED.
 
     :ivar vm: the VM that hosts it.
@@ -349,4 +349,4 @@ class FakeHostedSystem(FakeSystem):
     def _begin(self, to: To, operation: str, document: Any) -> Call:
         fields = document if operation == "modify" and isinstance(document, dict) else {}
         request_type = str(fields.get("RequestType") or "")
-        return self._backend.journal.begin(to, self.vm.id, operation, document, self.id, request_type)
+        return self._backend.request_log.begin(to, self.vm.id, operation, document, self.id, request_type)

@@ -107,12 +107,12 @@ class FakeHostProcess:
 
     async def close(self) -> None:
         """Close the handle and its streams, at once, whatever is cancelled. Closing it again is refused."""
-        journal = self._backend.journal
-        call = journal.begin("lifecycle", self._hosted.vm.id, "close process", None, str(self.pid))
+        log = self._backend.request_log
+        call = log.begin("lifecycle", self._hosted.vm.id, "close process", None, str(self.pid))
         try:
             self._require_open("close process")
         except HostError as e:
-            journal.finish(call, e, applied=False)
+            log.finish(call, e, applied=False)
             raise
         self._closed = True
         if not self._opened:
@@ -121,7 +121,7 @@ class FakeHostProcess:
             scope.cancel()
         self._hosted.closed()
         self._backend.process_closed(self)
-        journal.finish(call, None, applied=True)
+        log.finish(call, None, applied=True)
         await anyio.lowlevel.checkpoint()
 
     async def _guest_call(self, operation: str, document: JSON | None, change: Callable[[], None]) -> None:
@@ -137,7 +137,7 @@ class FakeHostProcess:
             return change()
 
         vm = self._hosted.vm
-        call = self._backend.journal.begin(to, vm.id, operation, document, str(self.pid))
+        call = self._backend.request_log.begin(to, vm.id, operation, document, str(self.pid))
         return await self._backend.exchange.carry_out(call, checked, vm)
 
     def _copy(self, operation: str, document: JSON) -> JSON:

@@ -202,13 +202,13 @@ class FakeSystem:
         try:
             self._require_open("close")
         except HostError as e:
-            self._backend.journal.finish(call, e, applied=False)
+            self._backend.request_log.finish(call, e, applied=False)
             raise
         self._closed = True
         self._closed_now()
         for end in list(self._waiting):
             end()
-        self._backend.journal.finish(call, None, applied=True)
+        self._backend.request_log.finish(call, None, applied=True)
         await anyio.lowlevel.checkpoint()
 
     async def _modify_host(self, document: Any) -> None:
@@ -254,11 +254,13 @@ class FakeSystem:
         return await self._backend.exchange.carry_out(call, checked, self.vm)
 
     def _begin(self, to: To, operation: str, document: Any) -> Call:
-        """Write a call into the journal."""
+        """Log the call."""
         fields = document if operation == "modify" and isinstance(document, dict) else {}
         resource = fields.get("ResourcePath") or fields.get("ResourceType") or ""
         request_type = fields.get("RequestType") or ""
-        return self._backend.journal.begin(to, self.id, operation, document, str(resource), str(request_type))
+        return self._backend.request_log.begin(
+            to, self.id, operation, document, str(resource), str(request_type)
+        )
 
     def _opened(self) -> None:
         """Have the system take note of this handle."""

@@ -41,7 +41,7 @@ class FakeVM:
 
     Every method is one atomic step, and raises HostError where HCS refuses it in this state.
 
-    :ivar document: the document it was created with. It belongs to the journal: do not change it.
+    :ivar document: the document it was created with. It belongs to the request log: do not change it.
     :ivar os: the operating system of the guest, judged from how the document boots it.
     :ivar owner: who the document says that it belongs to.
     :ivar ends_with_last_handle: it is terminated when its last handle is closed.

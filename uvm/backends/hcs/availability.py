@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from attrs import frozen
 
 from uvm.errors import UVMError
+
+if TYPE_CHECKING:
+    from uvm.backends.hcs.windows.surroundings import ServiceState
 
 #: Windows 10 1809 and Windows Server 2019, the first with computecore.dll.
 MINIMUM_BUILD: Final = 17763
 
 #: ``missing``: HCS cannot be used; ``limited``: something else cannot; ``unknown``: nobody can tell.
 Status = Literal["ok", "missing", "limited", "unknown"]
-ServiceState = Literal["running", "stopped"]
 
 _ADMINISTRATORS, _HYPERV_ADMINISTRATORS = "S-1-5-32-544", "S-1-5-32-578"
 

@@ -118,7 +118,7 @@ class FakeHost(Host):
         """Give the calls that reached the fake and that the host of a real backend would see as well."""
         seen: list[HostCall] = []
         relayed: dict[str, bool] = {}
-        for call in (entry.call for entry in self.fake.journal):
+        for call in (entry.call for entry in self.fake.request_log):
             # What has a resource is a container in the VM.
             if call.operation == "create" and not call.resource:
                 relayed[call.vm] = _relays(call.document)

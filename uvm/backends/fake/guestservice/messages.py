@@ -29,7 +29,7 @@ class Incoming:
 
     :ivar body: what is in it; empty where it cannot be read, and then ``problem`` says why.
     :ivar side: the connection that it came on.
-    :ivar call: what the journal and the faults see.
+    :ivar call: what the request log and the faults see.
     :ivar after: called when the answer is on its way.
     """
 

@@ -203,7 +203,7 @@ class GuestService:
     async def _dial(self) -> FakeStream:
         """Dial the host's end of the connection, unless a fault has it that the guest does not come."""
         await self.vm.until_listening(self._plan.service)
-        call = self._backend.journal.begin("guest", self.vm.id, "connect", None)
+        call = self._backend.request_log.begin("guest", self.vm.id, "connect", None)
         try:
             await self._backend.exchange.carry_out(call, lambda: None, self.vm)
         except Exception as e:
@@ -270,14 +270,14 @@ class GuestService:
             self.answer(request, answer)
 
     def _begin(self, request: Incoming) -> Call:
-        """Write the request into the journal; one that changes settings, as the change that it asks for."""
+        """Log the request; one that changes settings, as the change that it asks for."""
         document: Any = request.body
         change: JSON = {}
         if request.procedure == Procedure.MODIFY_SETTINGS:
             document = request.body.get("Request")
             change = document if isinstance(document, dict) else {}
         resource, request_type = change.get("ResourceType") or "", change.get("RequestType") or ""
-        return self._backend.journal.begin(
+        return self._backend.request_log.begin(
             "guest", self.vm.id, request.operation, document, str(resource), str(request_type)
         )
 
@@ -289,7 +289,7 @@ class GuestService:
         except Exception as e:
             if self.vm.state == "Stopped":
                 return
-            # The answer is lost, or a fault raised what no guest can answer: the journal knows which.
+            # The answer is lost, or a fault raised what no guest can answer: the request log knows which.
             self.log.line(f"bridge: {type(e).__name__}", level="error")
             self.drop()
         else:

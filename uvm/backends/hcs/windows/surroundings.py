@@ -8,14 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from attrs import frozen
 
-from uvm.backends.hcs.availability import ServiceState
 from uvm.backends.hcs.dlls import FFI, CData, system_library
 from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, NtDll, SystemLibrary, advapi32, kernel32, ntdll
 from uvm.backends.hcs.windows.facts import Facts
+
+ServiceState = Literal["running", "stopped"]
 
 _SC_MANAGER_CONNECT, _SERVICE_QUERY_STATUS = 0x1, 0x4
 _SERVICE_RUNNING: Final = 4

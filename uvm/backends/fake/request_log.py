@@ -1,4 +1,4 @@
-"""The journal: every request that reached the fake, in order, and what became of it."""
+"""The request log: every request that reached the fake, in order, and what became of it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Entry:
 
     @property
     def document(self) -> Any:
-        """What was sent. It belongs to the journal: do not change it."""
+        """What was sent. It belongs to the request log: do not change it."""
         return self.call.document
 
     def render(self) -> str:
@@ -74,7 +74,7 @@ class Entry:
         )
 
 
-class Journal:
+class RequestLog:
     """The requests of all VMs of a backend, oldest first.
 
     :param max_entries: how many are kept; older ones are dropped and counted in ``dropped``.
@@ -82,7 +82,7 @@ class Journal:
 
     def __init__(self, max_entries: int = 10_000) -> None:
         if max_entries < 1:
-            raise ValueError("a journal keeps one entry at least")
+            raise ValueError("a request log keeps one entry at least")
         self._entries: dict[int, Entry] = {}
         self._max_entries = max_entries
         self._seq = 0
