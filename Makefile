@@ -6,7 +6,7 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 # The interpreter that .venv is made from: make PYTHON=/path/to/python3.12 test
-CANDIDATES := python3 python3.13 python3.12 python3.11
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(RECENT)' 2>/dev/null && echo "$$p" && break; done)
 
@@ -78,6 +78,10 @@ fuzz: $(FUZZ) ## bytes that could break what reads a guest, for SECONDS=60; need
 docs: $(DEV) ## the documentation, into docs/_build/html; a warning is an error
 	@$(PY) -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
+
+.PHONY: wheels
+wheels: $(DEV) ## the sdist and the wheel, built and tried in an empty environment
+	@$(PY) -m tests.wheels
 
 .PHONY: clean
 clean: ## remove all that make has made, .venv included

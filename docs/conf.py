@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version as installed_version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tables import write_tables
+
+import uvm
 
 write_tables(Path(__file__).parent / "_build" / "tables")
 
 project = "uvm"
 author = "The uvm maintainers"
 copyright = f"2026, {author}"
-release = version = installed_version("uvm")
+release = version = uvm.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
