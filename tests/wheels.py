@@ -1,6 +1,6 @@
 """Build the sdist, the wheel from it, and try the wheel in an empty environment: ``python -m tests.wheels``.
 
-What is tried runs outside of the checkout: ``import uvm``, ``python -m uvm doctor``, and the program of the README.
+What is tried runs outside of the checkout: ``python -m uvm doctor``, and the program of the README.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet")
 
 def first_minute() -> str:
     """Return the program of the README."""
-    found = re.search(
-        r"^```python\n(.*?)^```$", (CHECKOUT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
+    readme = (CHECKOUT / "README.md").read_text("utf-8")
+    found = re.search(r"^```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
     assert found is not None, "the README has no program"
     return found[1]
 

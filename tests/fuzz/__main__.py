@@ -4,8 +4,8 @@
     python -m tests.fuzz --target host --seconds 60  of one target
     python -m tests.fuzz --target host FILE...       run inputs again, without the fuzzer
 
-Needs atheris (``pip install 'utilityvm[fuzz]'``), save for the last. What breaks a promise is kept in the directory
-that is printed.
+Needs atheris (``pip install 'utilityvm[fuzz]'``), save for the last. What breaks a promise is kept in the
+directory that is printed.
 """
 
 from __future__ import annotations
