@@ -27,9 +27,8 @@ def first_minute() -> str:
 def run(directory: Path, *command: str | Path) -> None:
     """Run a command in a directory; its failure ends this program, with what it printed."""
     done = subprocess.run(command, cwd=directory, check=False, capture_output=True, text=True)
-    print(
-        f"  {'ok' if done.returncode == 0 else 'FAILED'}: {' '.join(Path(str(each)).name for each in command)}"
-    )
+    said = " ".join(Path(str(each)).name for each in command)
+    print(f"  {'FAILED' if done.returncode else 'ok'}: {said}", flush=True)
     if done.returncode:
         sys.exit(f"{done.stdout}{done.stderr}")
 
