@@ -47,10 +47,12 @@ def test_names_of_checks_are_told_apart() -> None:
     assert len({check.name for check in CHECKS}) == len(CHECKS)
 
 
-def test_without_windows_the_fake_is_what_there_is() -> None:
+def test_without_windows_no_backend_is_chosen_and_the_fake_is_named() -> None:
     machine = Imagined(system="darwin")
-    assert examine(where=machine).usable
-    assert examine(where=machine).backend == "fake"
+    found = examine(where=machine)
+    assert (found.backend, found.usable) == ("", False)
+    assert "HCS needs Windows, and this is darwin" in found.problem
+    assert '"fake"' in found.problem
     wanted = examine("hcs", machine)
     assert not wanted.usable
     assert wanted.problem == "HCS needs Windows, and this is darwin"
@@ -95,10 +97,10 @@ def test_a_backend_that_nobody_knows_is_an_error() -> None:
 @not_on_windows
 def test_each_check_is_one_line(run: Run) -> None:
     ran = run("doctor")
-    assert ran.status == 0
+    assert ran.status == 1
     assert ran.lines[0].startswith("ok       Python")
     assert ran.lines[1].startswith("missing  Windows  HCS needs Windows")
-    assert ran.lines[-1] == "The backend fake can be used here."
+    assert ran.lines[-1].startswith("No backend is chosen here: no backend can run VMs on this machine")
 
 
 @not_on_windows
@@ -106,7 +108,8 @@ def test_asking_for_hcs_where_it_cannot_be_used_is_exit_status_1(run: Run) -> No
     ran = run("doctor", "--backend", "hcs")
     assert ran.status == 1
     assert ran.lines[-1].startswith("The backend hcs cannot be used here: HCS needs Windows")
-    assert run("doctor", "--backend", "fake").status == 0
+    wanted = run("doctor", "--backend", "fake")
+    assert (wanted.status, wanted.lines[-1]) == (0, "The backend fake can be used here.")
 
 
 @pytest.mark.parametrize("backend", ["fake", "hcs"])

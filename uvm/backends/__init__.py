@@ -5,50 +5,70 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from uvm.backend import Backend
-from uvm.backends.hcs.availability import absence
+from uvm.backends.hcs.availability import Surroundings, absence
 from uvm.errors import NotSupportedError, OptionsError
 
-__all__ = ["backend_factory", "backend_names", "open_backend"]
+__all__ = ["backend_factory", "backend_names", "choose_backend", "open_backend"]
 
 _log = logging.getLogger("uvm")
 
-_ENTRY_POINTS = "uvm.backends"
-_BUILT_IN = {"fake": "uvm.backends.fake:FakeBackend", "hcs": "uvm.backends.hcs.backend:HCSBackend"}
+_ENTRY_POINTS: Final = "uvm.backends"
+_BUILT_IN: Final = {"fake": "uvm.backends.fake:FakeBackend", "hcs": "uvm.backends.hcs.backend:HCSBackend"}
+#: The built-in backends that run real VMs, in order of preference, and what says why a machine lacks one.
+_REAL: Final[dict[str, Callable[[Surroundings | None], list[str]]]] = {"hcs": absence}
 
 
 def open_backend(name: str | None = None) -> Backend:
-    """Choose a backend; enter it with ``async with``.
+    """Return a backend; enter it with ``async with``.
 
-    :param name: insist on one: ``"fake"``, ``"hcs"``, or one that an installed package registered. Without
-        it, HCS on Windows where it is installed, the fake elsewhere; the log says which, and why.
-    :raises OptionsError: nobody registered that name.
-    :raises NotSupportedError: that backend cannot be used here.
+    :param name: ``"hcs"``, ``"fake"`` (the in-memory simulation), or the name of an installed package's
+        ``uvm.backends`` entry point. Without a name, :func:`choose_backend` decides.
+    :raises OptionsError: no backend has that name.
+    :raises NotSupportedError: the backend cannot be used on this machine, or there is none to choose.
     """
-    if name is not None:
+    if name is None:
+        name = choose_backend()
+        _log.info("backend %s: the first that this machine has", name)
+    else:
         _log.info("backend %s: asked for by name", name)
-        return backend_factory(name)()
-    # Never the fake where there is HCS that cannot be used: who meant VMs would get none, and not notice.
-    problems = absence()
-    if problems:
-        _log.info("backend fake: %s", "; ".join(problems))
-        return backend_factory("fake")()
-    _log.info("backend hcs: this is Windows with HCS")
-    return backend_factory("hcs")()
+    return backend_factory(name)()
+
+
+def choose_backend(where: Surroundings | None = None) -> str:
+    """Return the name of the built-in backend that runs real VMs on this machine: HCS on Windows.
+
+    A backend that the machine has but that cannot be used is chosen all the same: its own error says what is
+    missing. A simulation or an entry point is never chosen, only asked for by name.
+
+    :param where: the machine to look at instead of this one.
+    :raises NotSupportedError: there is none.
+    """
+    reasons = []
+    for name, absence_of in _REAL.items():
+        problems = absence_of(where)
+        if not problems:
+            return name
+        reasons.append(f"{name}: {'; '.join(problems)}")
+    raise NotSupportedError(
+        f"no backend can run VMs on this machine ({', '.join(reasons)}); for the in-memory simulation, "
+        'ask for it by name: "fake"'
+    )
 
 
 def backend_names() -> list[str]:
-    """Name the backends that :func:`backend_factory` knows: the built-in ones and the plugins."""
+    """Return the names that :func:`backend_factory` knows: the built-in backends and the entry points."""
     plugins = importlib.metadata.entry_points(group=_ENTRY_POINTS)
     return sorted({*_BUILT_IN, *(p.name for p in plugins)})
 
 
 def backend_factory(name: str) -> Callable[[], Backend]:
-    """Find a backend by name, built in or from an installed package's ``uvm.backends`` entry point.
+    """Return the callable that makes a backend, built in or from a ``uvm.backends`` entry point.
 
-    :raises OptionsError: nobody registered that name.
-    :raises NotSupportedError: the backend cannot be imported here.
+    :raises OptionsError: no backend has that name.
+    :raises NotSupportedError: the backend cannot be imported on this machine.
     """
     target = _BUILT_IN.get(name)
     point = (
@@ -61,5 +81,5 @@ def backend_factory(name: str) -> Callable[[], Backend]:
     try:
         factory: Callable[[], Backend] = point.load()
     except ImportError as e:
-        raise NotSupportedError(f"the backend {name!r} cannot be used here: {e}") from e
+        raise NotSupportedError(f"the backend {name!r} cannot be used on this machine: {e}") from e
     return factory

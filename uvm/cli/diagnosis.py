@@ -13,13 +13,12 @@ from attrs import asdict, frozen
 
 from uvm._document.boot import boot_files_to_look_at, resolve_boot
 from uvm.backend import FileInfo, HostInfo
-from uvm.backends import backend_factory
+from uvm.backends import backend_factory, choose_backend
 from uvm.backends.hcs.availability import (
     REQUIREMENTS,
     Check,
     Finding,
     Surroundings,
-    absence,
     find_library,
     surroundings,
 )
@@ -45,8 +44,8 @@ class Result:
 class Examination:
     """What all checks found.
 
-    :ivar backend: the backend that it is about: the one that was asked for, or that would be chosen here.
-    :ivar problem: why that one cannot be used; empty where it can.
+    :ivar backend: the name of the backend that was asked for, or would be chosen; empty if none would be.
+    :ivar problem: why VMs cannot be run on it; empty if they can.
     """
 
     backend: str
@@ -55,11 +54,11 @@ class Examination:
 
     @property
     def usable(self) -> bool:
-        """Whether the backend can be used."""
+        """True if there is a backend that can be used."""
         return not self.problem
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as a JSON value."""
+        """Return the findings as a JSON value."""
         return {
             "backend": self.backend,
             "usable": self.usable,
@@ -138,10 +137,10 @@ CHECKS: Final[tuple[Check, ...]] = (
 
 
 def examine(backend: str | None = None, where: Surroundings | None = None) -> Examination:
-    """Look at this machine.
+    """Run the checks.
 
-    :param backend: the backend that matters; by default, the one that :func:`uvm.open_backend` would choose.
-    :param where: what to look at instead of this machine.
+    :param backend: the backend that is wanted; by default, the one that :func:`uvm.open_backend` chooses.
+    :param where: the machine to look at instead of this one.
     :raises OptionsError: there is no such backend.
     """
     where = where or surroundings()
@@ -151,18 +150,13 @@ def examine(backend: str | None = None, where: Surroundings | None = None) -> Ex
         results.append(Result(check.name, found.status, found.text, found.remedy))
         if check.decisive and found.status == "missing":
             break
-    missing = [result for result in results if result.status == "missing"]
-    # Where there is HCS it is chosen, and says itself what it lacks.
-    name = backend or ("fake" if absence(where) else "hcs")
-    return Examination(name, _problem(name, missing), tuple(results))
-
-
-def _problem(backend: str, missing: list[Result]) -> str:
-    """Say why a backend cannot be used; nothing where it can."""
-    if backend == "hcs":
-        return "; ".join(result.text for result in missing)
+    problem = ""
     try:
-        backend_factory(backend)
-    except NotSupportedError as e:
-        return str(e)
-    return ""
+        backend = backend or choose_backend(where)
+        if backend == "hcs":
+            problem = "; ".join(result.text for result in results if result.status == "missing")
+        else:
+            backend_factory(backend)
+    except NotSupportedError as error:
+        problem = str(error)
+    return Examination(backend or "", problem, tuple(results))

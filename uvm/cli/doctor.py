@@ -13,10 +13,10 @@ _STYLES: Final[dict[str, Style]] = {"ok": "green", "missing": "red"}
 
 
 def tell(terminal: Terminal, backend: str | None, *, as_json: bool) -> int:
-    """Look at this machine and tell it; 0 where the backend can be used, else 1.
+    """Check this machine and print what was found; return 0 if the backend can be used, else 1.
 
-    :param backend: the backend that is wanted; by default, the one that would be chosen here.
-    :raises OptionsError: there is no such backend.
+    :param backend: the backend that is wanted; by default, the one that would be chosen.
+    :raises OptionsError: no backend has that name.
     """
     found = examine(backend)
     if as_json:
@@ -31,10 +31,13 @@ def _lines(terminal: Terminal, found: Examination) -> Iterator[str]:
     for result in found.results:
         yield _line(terminal, result, width)
     yield ""
+    name = terminal.paint(found.backend, "bold")
     if found.usable:
-        yield f"The backend {terminal.paint(found.backend, 'bold')} can be used here."
+        yield f"The backend {name} can be used here."
+    elif found.backend:
+        yield f"The backend {name} cannot be used here: {found.problem}."
     else:
-        yield f"The backend {terminal.paint(found.backend, 'bold')} cannot be used here: {found.problem}."
+        yield f"No backend is chosen here: {found.problem}."
 
 
 def _line(terminal: Terminal, result: Result, width: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
@@ -27,18 +29,41 @@ def machine(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -
     return imagined
 
 
-def test_elsewhere_than_on_windows_it_is_the_fake(
+def elsewhere_than_on_windows(machine: Imagined) -> str:
+    machine.system = "linux"
+    return "HCS needs Windows, and this is linux"
+
+
+def on_windows_without_hcs(machine: Imagined) -> str:
+    del machine.libraries["computecore"]
+    return "computecore.dll is not there"
+
+
+@pytest.mark.parametrize("without", [elsewhere_than_on_windows, on_windows_without_hcs])
+def test_without_hcs_the_fake_is_named_and_not_given(
+    machine: Imagined, without: Callable[[Imagined], str]
+) -> None:
+    reason = without(machine)
+    with pytest.raises(NotSupportedError, match=f'hcs: {reason}.*ask for it by name: "fake"'):
+        open_backend()
+
+
+def test_a_simulation_that_is_asked_for_by_name_is_given(
     machine: Imagined, caplog: pytest.LogCaptureFixture
 ) -> None:
     machine.system = "linux"
-    assert isinstance(open_backend(), FakeBackend)
-    assert "backend fake: HCS needs Windows, and this is linux" in caplog.text
+    assert isinstance(open_backend("fake"), FakeBackend)
+    assert "backend fake: asked for by name" in caplog.text
 
 
-def test_on_windows_without_hcs_it_is_the_fake(machine: Imagined, caplog: pytest.LogCaptureFixture) -> None:
-    del machine.libraries["computecore"]
-    assert isinstance(open_backend(), FakeBackend)
-    assert "computecore.dll is not there" in caplog.text
+def test_an_entry_point_is_chosen_by_name_only(machine: Imagined, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.system = "linux"
+    point = EntryPoint("other", "uvm.backends.fake:FakeBackend", "uvm.backends")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: EntryPoints([point]))
+    with pytest.raises(NotSupportedError):
+        open_backend()
+    assert isinstance(open_backend("other"), FakeBackend)
+    assert "other" in base.backend_names()
 
 
 def without_rights(machine: Imagined) -> None:
@@ -61,7 +86,7 @@ def test_on_windows_with_hcs_that_cannot_be_used_it_is_not_the_fake(
     take_away(machine)
     open_backend()
     assert chosen == ["hcs"]
-    assert "backend hcs: this is Windows with HCS" in caplog.text
+    assert "backend hcs: the first that this machine has" in caplog.text
 
 
 def test_hcs_that_cannot_be_used_says_all_that_is_missing(machine: Imagined) -> None:

@@ -111,9 +111,7 @@ class Check:
 def _system(where: Surroundings) -> Finding:
     if where.system == "win32":
         return Finding("ok", "Windows")
-    return Finding(
-        "missing", f"HCS needs Windows, and this is {where.system}", "use the in-memory backend (fake)"
-    )
+    return Finding("missing", f"HCS needs Windows, and this is {where.system}")
 
 
 def _installed(where: Surroundings) -> Finding:
