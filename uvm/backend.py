@@ -22,6 +22,25 @@ from attrs import Factory, evolve, frozen
 
 from uvm.errors import ExitStatus
 
+__all__ = [
+    "AccessMask",
+    "BROKEN_STREAM",
+    "Backend",
+    "ByteStream",
+    "Concurrency",
+    "FileInfo",
+    "Guest",
+    "HCS_CONCURRENCY",
+    "HostFiles",
+    "HostInfo",
+    "HostNetwork",
+    "HostProcess",
+    "JSON",
+    "Listener",
+    "System",
+    "VM_GROUP",
+]
+
 #: A JSON object, as it goes to the host or the guest.
 JSON = dict[str, Any]
 

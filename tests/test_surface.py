@@ -1,0 +1,79 @@
+"""The public surface: what has a name here is for users, and nothing else is."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import pytest
+
+import uvm
+
+#: Per public package or module its names; of a package that only holds modules, those.
+SURFACE = {
+    "uvm": """
+        UtilityVM VMState LCOWOptions WCOWOptions from_hcsshim open_backend FakeBackend
+        BlockCIMBootFiles HvSocketService PCIDevice RegistryValue VmbFSBootFiles CreationPlan
+        GuestTimeouts OutputHandler VMMemory VMStatistics Quarantined
+        DiskType Mount LCOWLayer WCOWLayer RootFileSystem
+        Lease AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease SharedLease
+        VPCILease VPMemLease VSMBLease
+        GuestConnection GuestFeatures Container ContainerExit Process ProcessInput ProcessOutput
+        CompletedProcess
+        Backend ByteStream Concurrency FileInfo Guest HostFiles HostInfo HostNetwork HostProcess
+        Listener System
+        UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
+        ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
+        OptionsError OutputLimitError SchemaError StreamBrokenError StreamBusyError StreamClosedError
+        UndoFailedError UnknownOutcomeError VMExitedError VMStateError WireError
+    """,
+    "uvm.backend": """
+        AccessMask BROKEN_STREAM Backend ByteStream Concurrency FileInfo Guest HCS_CONCURRENCY HostFiles
+        HostInfo HostNetwork HostProcess JSON Listener System VM_GROUP
+    """,
+    "uvm.backends": "backend_factory backend_names choose_backend open_backend",
+    "uvm.devices": "base directories layers ledger network pipes plan9 scsi slots vpci vpmem vsmb",
+    "uvm.errors": """
+        UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
+        ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
+        OptionsError UndoFailedError UnknownOutcomeError VMExitedError VMStateError hresult_name
+    """,
+    "uvm.options": """
+        BlockCIMBootFiles HCSSHIM HvSocketService INVERTED LCOWOptions Options PCIDevice RegistryValue
+        VmbFSBootFiles WCOWOptions decode_policy from_hcsshim
+    """,
+    "uvm.schema": """
+        common container devices field gcs guest json network process properties requests secrets system
+    """,
+    "uvm.testing": "backends conformance replay",
+}
+#: Public, and no library: the command.
+COMMAND = {"uvm.cli", "uvm.__main__"}
+
+
+def modules_in(package: str) -> set[str]:
+    path = import_module(package).__path__
+    return {module.name for module in iter_modules(path) if not module.name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_the_public_names_are_those(name: str) -> None:
+    module = import_module(name)
+    names = getattr(module, "__all__", None)
+    assert sorted(modules_in(name) if names is None else names) == sorted(SURFACE[name].split())
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_every_public_name_resolves_and_is_listed(name: str) -> None:
+    module = import_module(name)
+    names = SURFACE[name].split()
+    if hasattr(module, "__all__"):
+        assert [each for each in names if getattr(module, each, None) is None] == []
+        assert set(names) <= set(dir(module))
+
+
+def test_no_other_module_is_public() -> None:
+    known = {name.partition(".")[2] for name in {*SURFACE, *COMMAND} - {"uvm"}}
+    files = {path.stem for path in Path(uvm.__file__).parent.glob("[!_]*.py")}
+    assert modules_in("uvm") | files == known - {"__main__"}
