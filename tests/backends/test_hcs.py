@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,10 @@ from uvm.backends.hcs.dlls import Library
 from uvm.testing.backends import SCENARIOS, Control, FakeHost, Rig, Scenario
 from uvm.testing.backends.rig import E_FAIL
 
-pytestmark = pytest.mark.anyio
+#: A third of the time of all tests: both loops in CI, one of them elsewhere.
+LOOPS = ("asyncio", "trio") if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else ("asyncio",)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True)]
 
 #: The functions that ask the host, by the operation that the suite knows them as.
 FUNCTIONS = {

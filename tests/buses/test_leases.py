@@ -9,6 +9,7 @@ import anyio
 import pytest
 from attrs import evolve
 
+from tests.clocks import jumping_backends
 import uvm
 from tests.vm.audit import check_at_rest
 from tests.vm.support import (
@@ -53,6 +54,8 @@ from uvm.errors import (
 )
 
 pytestmark = pytest.mark.anyio
+
+anyio_backend = jumping_backends
 
 Add = Callable[[Running], Awaitable[Any]]
 

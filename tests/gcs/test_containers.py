@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from tests.clocks import jumping_backends
 from tests.gcs.guests import LINUX, WINDOWS, Guest, Redial, Refusal, connected
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.container import Container, ContainerExit
@@ -29,6 +30,8 @@ from uvm.schema.gcs import LinuxHostedSystem
 from uvm.schema.json import SchemaError
 
 pytestmark = pytest.mark.anyio
+
+anyio_backend = jumping_backends
 
 CREATE, EXECUTE, WAIT = Procedure.CREATE, Procedure.EXECUTE_PROCESS, Procedure.WAIT_FOR_PROCESS
 FORCED, GRACEFUL = Procedure.SHUTDOWN_FORCED, Procedure.SHUTDOWN_GRACEFUL

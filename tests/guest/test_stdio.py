@@ -5,6 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from tests.clocks import jumping_backends
 from tests.gcs.guests import CountedListener
 from uvm._guest.stdio import (
     Channel,
@@ -21,6 +22,8 @@ from uvm.backends.fake.streams import FakeStream, Switchboard
 from uvm.errors import BridgeClosedError, GuestError, OptionsError, UVMError, VMExitedError
 
 pytestmark = pytest.mark.anyio
+
+anyio_backend = jumping_backends
 
 
 class Host:
