@@ -9,8 +9,8 @@ import anyio
 import pytest
 from attrs import evolve
 
-from tests.clocks import jumping_backends
 import uvm
+from tests.clocks import jumping_backends
 from tests.vm.audit import check_at_rest
 from tests.vm.support import (
     ADAPTERS,
