@@ -25,8 +25,8 @@ SURFACE = {
         Listener System
         UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
-        OptionsError OutputLimitError SchemaError StreamBrokenError StreamBusyError StreamClosedError
-        UndoFailedError UnknownOutcomeError VMExitedError VMStateError WireError
+        OptionsError OutputLimitError RefusedError SchemaError StreamBrokenError StreamBusyError
+        StreamClosedError UndoFailedError UnknownOutcomeError VMExitedError VMStateError WireError
     """,
     "uvm.backend": """
         AccessMask BROKEN_STREAM Backend ByteStream Concurrency FileInfo Guest HCS_CONCURRENCY HostFiles
@@ -37,8 +37,9 @@ SURFACE = {
     "uvm.errors": """
         UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
-        OptionsError UndoFailedError UnknownOutcomeError VMExitedError VMStateError hresult_name
+        OptionsError RefusedError UndoFailedError UnknownOutcomeError VMExitedError VMStateError
     """,
+    "uvm.hresult": "HResult SYSTEM_ENDED hresult hresult_from_win32 hresult_name",
     "uvm.options": """
         BlockCIMBootFiles HCSSHIM HvSocketService INVERTED LCOWOptions Options PCIDevice RegistryValue
         VmbFSBootFiles WCOWOptions decode_policy from_hcsshim

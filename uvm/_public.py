@@ -62,6 +62,7 @@ from uvm.errors import NoSpaceError as NoSpaceError
 from uvm.errors import NotAttachedError as NotAttachedError
 from uvm.errors import NotSupportedError as NotSupportedError
 from uvm.errors import OptionsError as OptionsError
+from uvm.errors import RefusedError as RefusedError
 from uvm.errors import UndoFailedError as UndoFailedError
 from uvm.errors import UnknownOutcomeError as UnknownOutcomeError
 from uvm.errors import UVMError as UVMError

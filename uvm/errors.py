@@ -6,9 +6,10 @@ A message says what was asked, what happened, and what holds now.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
-from attrs import frozen
+from uvm.hresult import HResult, hresult, hresult_name
 
 __all__ = [
     "AccessDeniedError",
@@ -24,12 +25,12 @@ __all__ = [
     "NotAttachedError",
     "NotSupportedError",
     "OptionsError",
+    "RefusedError",
     "UVMError",
     "UndoFailedError",
     "UnknownOutcomeError",
     "VMExitedError",
     "VMStateError",
-    "hresult_name",
 ]
 
 
@@ -76,7 +77,7 @@ class VMStateError(UVMError):
     """The VM is not in a state in which this can be done (not started yet, started already)."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ErrorRecord:
     """One record of HCS's own account of an error (``ErrorEvents`` of an HCS result document)."""
 
@@ -86,130 +87,52 @@ class ErrorRecord:
     source: str = ""
 
 
-#: Symbolic names of the HRESULTs that HCS is known to give; host v2 codes are 0x8037xxxx.
-_HRESULT_NAMES: dict[int, str] = {
-    0x80004001: "E_NOTIMPL",
-    0x80004005: "E_FAIL",
-    0x80070002: "ERROR_FILE_NOT_FOUND",
-    0x80070003: "ERROR_PATH_NOT_FOUND",
-    0x80070005: "E_ACCESSDENIED",
-    0x80070006: "E_HANDLE",
-    0x8007000D: "ERROR_INVALID_DATA",
-    0x80070020: "ERROR_SHARING_VIOLATION",
-    0x80070032: "ERROR_NOT_SUPPORTED",
-    0x80070050: "ERROR_FILE_EXISTS",
-    0x80070057: "E_INVALIDARG",
-    0x800700B7: "ERROR_ALREADY_EXISTS",
-    0x8007010B: "ERROR_DIRECTORY",
-    0x80070490: "ERROR_NOT_FOUND",
-    0x800705AA: "ERROR_NO_SYSTEM_RESOURCES",
-    0x80072740: "WSAEADDRINUSE",
-    0x80370100: "HCS_E_TERMINATED_DURING_START",
-    0x80370101: "HCS_E_IMAGE_MISMATCH",
-    0x80370102: "HCS_E_HYPERV_NOT_INSTALLED",
-    0x80370105: "HCS_E_INVALID_STATE",
-    0x80370106: "HCS_E_UNEXPECTED_EXIT",
-    0x80370107: "HCS_E_TERMINATED",
-    0x80370108: "HCS_E_CONNECT_FAILED",
-    0x80370109: "HCS_E_CONNECTION_TIMEOUT",
-    0x8037010A: "HCS_E_CONNECTION_CLOSED",
-    0x8037010B: "HCS_E_UNKNOWN_MESSAGE",
-    0x8037010C: "HCS_E_UNSUPPORTED_PROTOCOL_VERSION",
-    0x8037010D: "HCS_E_INVALID_JSON",
-    0x8037010E: "HCS_E_SYSTEM_NOT_FOUND",
-    0x8037010F: "HCS_E_SYSTEM_ALREADY_EXISTS",
-    0x80370110: "HCS_E_SYSTEM_ALREADY_STOPPED",
-    0x80370111: "HCS_E_PROTOCOL_ERROR",
-    0x80370112: "HCS_E_INVALID_LAYER",
-    0x80370113: "HCS_E_WINDOWS_INSIDER_REQUIRED",
-    0x80370114: "HCS_E_SERVICE_NOT_AVAILABLE",
-    0x80370115: "HCS_E_OPERATION_NOT_STARTED",
-    0x80370116: "HCS_E_OPERATION_ALREADY_STARTED",
-    0x80370117: "HCS_E_OPERATION_PENDING",
-    0x80370118: "HCS_E_OPERATION_TIMEOUT",
-    0x80370119: "HCS_E_OPERATION_SYSTEM_CALLBACK_ALREADY_SET",
-    0x8037011A: "HCS_E_OPERATION_RESULT_ALLOCATION_FAILED",
-    0x8037011B: "HCS_E_ACCESS_DENIED",
-    0x8037011C: "HCS_E_GUEST_CRITICAL_ERROR",
-    0x8037011D: "HCS_E_PROCESS_INFO_NOT_AVAILABLE",
-    0x8037011E: "HCS_E_SERVICE_DISCONNECT",
-    0x8037011F: "HCS_E_PROCESS_ALREADY_STOPPED",
-    0x80370120: "HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION",
-    0x80370121: "HCS_E_OPERATION_ALREADY_CANCELLED",
-    0x803B0001: "HCN_E_NETWORK_NOT_FOUND",
-    0x803B0002: "HCN_E_ENDPOINT_NOT_FOUND",
-    0x803B0006: "HCN_E_ADAPTER_NOT_FOUND",
-    0x803B0007: "HCN_E_PORT_NOT_FOUND",
-    0x803B0010: "HCN_E_NETWORK_ALREADY_EXISTS",
-    0x803B0013: "HCN_E_PORT_ALREADY_EXISTS",
-    0x803B0014: "HCN_E_ENDPOINT_ALREADY_ATTACHED",
-    0x803B0015: "HCN_E_REQUEST_UNSUPPORTED",
-    0x803B001B: "HCN_E_INVALID_JSON",
-    0x803B0026: "GCN_E_NETADAPTER_NOT_FOUND",
-    0x803B0027: "GCN_E_NETCOMPARTMENT_NOT_FOUND",
-    0x803B002B: "HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS",
-    0x803B002C: "HCN_E_ENTITY_HAS_REFERENCES",
-}
+_SYSTEM_GONE: Final = frozenset(
+    {HResult.HCS_E_TERMINATED, HResult.HCS_E_SYSTEM_NOT_FOUND, HResult.HCS_E_SYSTEM_ALREADY_STOPPED}
+)
 
 
-#: HCS_E_TERMINATED, HCS_E_SYSTEM_NOT_FOUND, HCS_E_SYSTEM_ALREADY_STOPPED.
-_SYSTEM_GONE = frozenset({0x80370107, 0x8037010E, 0x80370110})
-
-
-def hresult_name(code: int) -> str:
-    """Give the symbolic name of an HRESULT, or its hexadecimal form where it has none here."""
-    code &= 0xFFFFFFFF
-    # A guest (and HCS v1) gives the same facility's codes with the NTSTATUS error severity.
-    return _HRESULT_NAMES.get(code) or _HRESULT_NAMES.get(code & ~0x40000000) or f"0x{code:08X}"
-
-
-class HostError(UVMError):
-    """The host (HCS, HCN) refused, and changed nothing.
+class RefusedError(UVMError):
+    """The host or the guest refused, and changed nothing.
 
     :ivar operation: what was asked, for instance ``modify VirtualMachine/Devices/...``.
-    :ivar hresult: the code as an unsigned 32-bit number; ``name`` is its symbolic name.
-    :ivar records: HCS's own error records.
+    :ivar hresult: the code as an unsigned 32-bit number, an :class:`~uvm.hresult.HResult` if it is known.
+    :ivar name: the symbolic name of the code.
+    :ivar text: the message of the host or the guest.
+    :ivar records: its own error records.
     """
 
+    _ANSWERED: ClassVar[str] = ""
+
     def __init__(
-        self, operation: str, hresult: int, text: str = "", records: tuple[ErrorRecord, ...] = ()
+        self, operation: str, code: int, text: str = "", records: tuple[ErrorRecord, ...] = ()
     ) -> None:
         self.operation = operation
-        self.hresult: int = hresult & 0xFFFFFFFF
-        self.name: str = hresult_name(hresult)
+        self.hresult: int = hresult(code)
+        self.name: str = hresult_name(code)
         self.text = text
         self.records = records
         detail = "; ".join([*([text] if text else []), *(r.message for r in records)])
-        super().__init__(
-            f"{operation}: {self.name} (0x{self.hresult:08X})" + (f": {detail}" if detail else "")
-        )
+        said = f"{self._ANSWERED}{self.name} (0x{self.hresult:08X})"
+        super().__init__(f"{operation}: {said}" + (f": {detail}" if detail else ""))
+
+
+class HostError(RefusedError):
+    """The host (HCS, HCN) refused, and changed nothing. Codes of HCS are 0x8037xxxx."""
 
     @property
     def system_gone(self) -> bool:
-        """Whether HCS says with it that the compute system itself has gone, not that it refuses.
+        """Whether HCS reports that the compute system itself has exited, rather than refusing.
 
-        A guest says the like (0xC037xxxx) of its containers, also through HCS; that does not count.
+        A guest reports the like (0xC037xxxx) of its containers, also through HCS; that does not count.
         """
         return self.hresult in _SYSTEM_GONE
 
 
-class GuestError(UVMError):
-    """The guest refused, and changed nothing.
+class GuestError(RefusedError):
+    """The guest refused, and changed nothing. Codes of guests are 0xC037xxxx."""
 
-    :ivar operation: what was asked of it.
-    :ivar result: its result code as an unsigned 32-bit number (guest codes are 0xC037xxxx).
-    :ivar text: its message.
-    """
-
-    def __init__(self, operation: str, result: int, text: str = "") -> None:
-        self.operation = operation
-        self.result: int = result & 0xFFFFFFFF
-        self.name: str = hresult_name(result)
-        self.text = text
-        super().__init__(
-            f"{operation}: the guest answered {self.name} (0x{self.result:08X})"
-            + (f": {text}" if text else "")
-        )
+    _ANSWERED = "the guest answered "
 
 
 class UnknownOutcomeError(UVMError):
@@ -257,7 +180,7 @@ class AnswerLostError(BridgeClosedError, UnknownOutcomeError):
     """The connection to the guest went while the guest was at it: nobody knows whether it was done."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ExitStatus:
     """How a VM ended (``SystemExitStatus`` of the HCS schema).
 

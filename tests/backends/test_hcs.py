@@ -16,8 +16,8 @@ from tests.backends.hcs.harness import hosted, require_double
 from uvm.backends.fake import FakeBackend
 from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.dlls import Library
+from uvm.hresult import HResult
 from uvm.testing.backends import SCENARIOS, Control, FakeHost, Rig, Scenario
-from uvm.testing.backends.rig import E_FAIL
 
 #: A third of the time of all tests: both loops in CI, one of them elsewhere.
 LOOPS = ("asyncio", "trio") if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else ("asyncio",)
@@ -88,7 +88,7 @@ class HCSHost(FakeHost):
 
     hosted: Hosted = field(kw_only=True)
 
-    def refuse(self, code: int = E_FAIL, *, operation: str = "", nth: int = 0) -> None:
+    def refuse(self, code: int = HResult.E_FAIL, *, operation: str = "", nth: int = 0) -> None:
         """Have the function itself give the code; the host hears nothing of it."""
         self._plan(lambda name: self.hosted.faults.at_once(name, code), operation, nth)
 

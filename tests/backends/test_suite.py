@@ -12,6 +12,7 @@ from tests.clocks import jumping_backends
 from uvm.backend import JSON
 from uvm.backends.fake import FakeBackend, FakeHostProcess, FakeListener, FakeStream, FakeSystem
 from uvm.errors import ExitStatus, HostError, NotSupportedError
+from uvm.hresult import HResult
 from uvm.testing.backends import SCENARIOS, Control, FakeHost, Host, Rig, Scenario
 
 pytestmark = pytest.mark.anyio
@@ -88,7 +89,7 @@ async def test_a_backend_that_leaves_something_behind_is_found(monkeypatch: pyte
 
 async def test_a_backend_that_refuses_with_another_code_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(self: FakeBackend, system_id: str) -> FakeSystem:
-        raise HostError("open", 0x80004005)
+        raise HostError("open", HResult.E_FAIL)
 
     monkeypatch.setattr(FakeBackend, "open", refuse)
     with pytest.raises(AssertionError, match="E_FAIL"):

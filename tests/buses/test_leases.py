@@ -52,6 +52,7 @@ from uvm.errors import (
     UnknownOutcomeError,
     UVMError,
 )
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -456,8 +457,10 @@ async def test_an_undo_that_is_refused_as_well_is_told_with_the_refusal(kind: st
     async with running(_options(os)) as run:
         await _prepare(run)
         nth = 2 if kind == "windows adapter" else 1
-        run.backend.faults.refuse(0x80070005, to="guest", resource=guest_step, request_type="Add", nth=nth)
-        run.backend.faults.refuse(0x80070057, resource=undo, request_type="Remove", first=1)
+        run.backend.faults.refuse(
+            HResult.E_ACCESSDENIED, to="guest", resource=guest_step, request_type="Add", nth=nth
+        )
+        run.backend.faults.refuse(HResult.E_INVALIDARG, resource=undo, request_type="Remove", first=1)
         with pytest.raises(UndoFailedError) as caught:
             await add(run)
         assert [type(e) for e in caught.value.exceptions] == [GuestError, HostError]
@@ -505,7 +508,7 @@ async def test_each_waiter_of_a_refused_add_has_its_own_exception_caused_by_one(
                 attempts = [Attempt.begin(tasks, lambda: run.vm.scsi.attach(DISK)) for _ in range(3)]
                 (parked,) = await gate.wait()
                 await quiet()
-                parked.refuse(0x80070005, "no")
+                parked.refuse(HResult.E_ACCESSDENIED, "no")
         errors = [attempt.error for attempt in attempts]
         assert len({id(e) for e in errors}) == 3
         assert len({id(e.__cause__) for e in errors}) == 1

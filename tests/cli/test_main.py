@@ -12,6 +12,7 @@ from tests.cli.support import ROOT
 from uvm.cli import main
 from uvm.cli.errors import in_one_line
 from uvm.errors import GuestError, HostError, UndoFailedError
+from uvm.hresult import HResult
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["pod", "--help"], ["replay", "--help"]])
@@ -41,23 +42,23 @@ def test_a_wrong_command_line_is_exit_status_2(
 
 
 def test_an_error_with_notes_is_one_line() -> None:
-    error = HostError("start", 0x80004005, "two\nlines")
+    error = HostError("start", HResult.E_FAIL, "two\nlines")
     error.add_note("and more")
     assert in_one_line(error) == "start: E_FAIL (0x80004005): two lines; and more"
 
 
 def test_a_group_is_each_of_its_errors() -> None:
-    one, two = HostError("one", 0x80004005), HostError("two", 0x80004005)
+    one, two = HostError("one", HResult.E_FAIL), HostError("two", HResult.E_FAIL)
     group = ExceptionGroup("closing", [one, ExceptionGroup("more", [two])])
     assert in_one_line(group) == "one: E_FAIL (0x80004005); two: E_FAIL (0x80004005)"
 
 
 def test_an_error_whose_undo_failed_is_told_once() -> None:
-    error = UndoFailedError.of(HostError("add", 0x80004005), HostError("remove", 0x80004005))
+    error = UndoFailedError.of(HostError("add", HResult.E_FAIL), HostError("remove", HResult.E_FAIL))
     assert (
         in_one_line(error) == "add: E_FAIL (0x80004005); and undoing it failed: remove: E_FAIL (0x80004005)"
     )
 
 
 def test_what_a_guest_says_does_not_command_the_terminal() -> None:
-    assert in_one_line(GuestError("add", 0x80004005, "\x1b[2Jgone")).endswith(":  [2Jgone")
+    assert in_one_line(GuestError("add", HResult.E_FAIL, "\x1b[2Jgone")).endswith(":  [2Jgone")

@@ -34,6 +34,7 @@ from uvm.devices.base import (
 )
 from uvm.devices.ledger import Ledger
 from uvm.errors import HostError, NoSpaceError, OptionsError, UnknownOutcomeError
+from uvm.hresult import HResult
 from uvm.schema import requests
 from uvm.schema.guest import (
     LCOWMappedDirectory,
@@ -142,7 +143,7 @@ class Model:
 
 
 def fails() -> HostError:
-    return HostError("modify", 0x80004005)
+    return HostError("modify", HResult.E_FAIL)
 
 
 class DeviceMachine(RuleBasedStateMachine):

@@ -24,6 +24,7 @@ from uvm.devices.scsi import (
     parse_evd,
 )
 from uvm.errors import HostError, NoSpaceError, NotSupportedError, OptionsError
+from uvm.hresult import HResult
 
 CONTROLLER_0 = "VirtualMachine/Devices/Scsi/df6d0690-79e5-55b6-a5ec-c1e2f77f580a/Attachments/"
 FIRST = ScsiSlot(0, 0)
@@ -139,7 +140,7 @@ def test_a_detach_that_the_host_refuses_goes_on_from_there() -> None:
     operation = ledger.drop(ticket).operation
     assert operation is not None
     ledger.begin(operation)
-    ledger.done(operation, Refused(HostError("modify", 0x80004005), progress=1))
+    ledger.done(operation, Refused(HostError("modify", HResult.E_FAIL), progress=1))
     assert [r["to"] for r in release(ledger, ticket)] == ["host"]
     assert len(ledger) == 0
 
@@ -326,7 +327,7 @@ def test_a_mount_drops_its_attachment_when_it_is_gone() -> None:
     operation = mounts.drop(ticket).operation
     assert operation is not None
     mounts.begin(operation)
-    assert mounts.done(operation, Refused(HostError("unmount", 0x80004005))).parents == ()
+    assert mounts.done(operation, Refused(HostError("unmount", HResult.E_FAIL))).parents == ()
     operation = mounts.drop(ticket).operation
     assert operation is not None
     mounts.begin(operation)

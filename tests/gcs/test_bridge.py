@@ -27,6 +27,7 @@ from uvm.errors import (
     UnknownOutcomeError,
     UVMError,
 )
+from uvm.hresult import HResult
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
     ContainerCreateRequest,
@@ -48,7 +49,6 @@ anyio_backend = jumping_backends
 
 MODIFY = Procedure.MODIFY_SETTINGS
 GUEST = RequestBase(container_id=HOST_CONTAINER_ID)
-HCS_E_SYSTEM_NOT_FOUND = 0xC037010E
 
 
 @define
@@ -115,12 +115,13 @@ async def test_a_refusal_is_a_guest_error_and_the_next_call_goes_on() -> None:
         refused, taken = (
             bridge.submit(MODIFY, GUEST, operation=name) for name in ("start nginx", "start redis")
         )
-        guest.refuse(await guest.next(), HCS_E_SYSTEM_NOT_FOUND, "no such container")
+        guest.refuse(await guest.next(), HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND, "no such container")
         guest.respond(await guest.next())
         await taken.wait()
 
     with pytest.raises(
-        GuestError, match=r"start nginx: the guest answered HCS_E_SYSTEM_NOT_FOUND.*: no such container"
+        GuestError,
+        match=r"start nginx: the guest answered ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND.*: no such container",
     ):
         refused.result(ResponseBase)
     assert taken.result(ResponseBase).result == 0
@@ -130,7 +131,7 @@ async def test_what_the_guest_says_of_its_error_is_escaped_and_bounded() -> None
     guest = ScriptedGuest()
     async with serving(guest) as bridge:
         call = bridge.submit(MODIFY, GUEST, operation="modify")
-        guest.refuse(await guest.next(), 0x80004005, "\x1b[2J\n\u202e" + "a" * 10_000)
+        guest.refuse(await guest.next(), HResult.E_FAIL, "\x1b[2J\n\u202e" + "a" * 10_000)
         await call.wait()
 
     with pytest.raises(GuestError) as caught:
@@ -873,13 +874,13 @@ async def test_what_the_guest_says_is_traced_escaped_and_bounded(caplog: pytest.
     async with serving(guest) as bridge:
         call = bridge.submit(MODIFY, GUEST, operation="modify")
         records = [{"Message": "\x1b[2J\x7f" + "a" * 10_000}]
-        guest.refuse(await guest.next(), HCS_E_SYSTEM_NOT_FOUND, "", ErrorRecords=records)
+        guest.refuse(await guest.next(), HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND, "", ErrorRecords=records)
         await call.wait()
         with pytest.raises(GuestError):
             call.result(ResponseBase)
 
     _, received, with_error, _ = caplog.messages
-    assert "modify: HCS_E_SYSTEM_NOT_FOUND: error records" in with_error
+    assert "modify: ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND: error records" in with_error
     for message in (received, with_error):
         assert message.isprintable()
         assert "\\u001b[2J\\u007faaa" in message

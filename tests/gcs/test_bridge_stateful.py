@@ -26,9 +26,8 @@ from uvm._gcs.bridge import Bridge
 from uvm._gcs.calls import Call
 from uvm._wire.frames import Kind, Procedure, Request, encode, parse
 from uvm.errors import AnswerLostError, BridgeClosedError, GuestError, UnknownOutcomeError, UVMError
+from uvm.hresult import HResult
 from uvm.schema.gcs import ResponseBase
-
-E_FAIL = 0x80004005
 
 #: What a guest may send to be given up.
 GARBAGE = [
@@ -203,7 +202,7 @@ class World:
         if how == "well":
             self._answer_well(request)
         elif how == "refused":
-            self._say(lambda: self.guest.refuse(request, E_FAIL, token))
+            self._say(lambda: self.guest.refuse(request, HResult.E_FAIL, token))
             self.answered.append(request)
         else:
             self.nonsense.add(token)

@@ -25,6 +25,7 @@ from uvm.errors import (
     UnknownOutcomeError,
     VMStateError,
 )
+from uvm.hresult import HResult
 from uvm.schema.guest import TimeZoneInformation
 
 pytestmark = pytest.mark.anyio
@@ -76,7 +77,7 @@ async def test_a_guest_that_chooses_another_version_is_not_supported(guest: Gues
 
 
 async def test_a_guest_that_refuses_our_version_is_not_supported(guest: Guest) -> None:
-    guest.answers[NEGOTIATE] = lambda _: Refusal(0xC037010C)
+    guest.answers[NEGOTIATE] = lambda _: Refusal(HResult.ERROR_VMCOMPUTE_UNSUPPORTED_PROTOCOL_VERSION)
     with pytest.raises(NotSupportedError, match="speaks version 4"):
         await _greet(guest)
 
@@ -91,7 +92,7 @@ async def test_a_guest_of_an_unknown_system_is_not_supported(guest: Guest) -> No
 @pytest.mark.parametrize(
     "answer",
     [
-        Refusal(0x80004005, "no"),
+        Refusal(HResult.E_FAIL, "no"),
         {"Version": "4"},
         {"Version": 4, "Capabilities": []},
         {"Version": 4, "Capabilities": {"GuestDefinedCapabilities": 5}},
@@ -189,7 +190,7 @@ async def test_a_modify_request_goes_to_the_guest_itself(guest: Guest) -> None:
 
 
 async def test_what_the_guest_refuses_is_the_guests_error(guest: Guest) -> None:
-    guest.answers[MODIFY] = lambda _: Refusal(0x80070057, "bad LUN")
+    guest.answers[MODIFY] = lambda _: Refusal(HResult.E_INVALIDARG, "bad LUN")
     async with connected(guest) as connection:
         with pytest.raises(GuestError, match=r"Add MappedVirtualDisk: .*bad LUN"):
             await connection.modify({"ResourceType": "MappedVirtualDisk", "RequestType": "Add"})
@@ -254,7 +255,7 @@ async def test_a_shutdown_succeeds_when_the_guest_ends_the_connection(guest: Gue
 
 
 async def test_a_shutdown_that_is_refused_says_so(guest: Guest) -> None:
-    guest.answers[SHUTDOWN] = lambda _: Refusal(0x80070005)
+    guest.answers[SHUTDOWN] = lambda _: Refusal(HResult.E_ACCESSDENIED)
     async with connected(guest) as connection:
         with pytest.raises(GuestError):
             await connection.shutdown()

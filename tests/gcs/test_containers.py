@@ -24,6 +24,7 @@ from uvm.errors import (
     UVMError,
     VMStateError,
 )
+from uvm.hresult import HResult
 from uvm.schema.container import Container as ContainerDocument
 from uvm.schema.container import GuestOs, HostedSystem
 from uvm.schema.gcs import LinuxHostedSystem
@@ -103,7 +104,7 @@ async def test_a_container_ends_when_the_guest_says_so(guest: Guest) -> None:
 
 
 async def test_a_container_that_the_guest_refuses_leaves_nothing_behind(guest: Guest) -> None:
-    guest.answers[CREATE] = lambda _: Refusal(0x80004005, "no rootfs")
+    guest.answers[CREATE] = lambda _: Refusal(HResult.E_FAIL, "no rootfs")
     async with connected(guest) as connection:
         with pytest.raises(GuestError, match=r"create container c1.*no rootfs"):
             await created(connection)
@@ -162,7 +163,7 @@ async def test_a_container_that_was_refused_while_its_caller_left_leaves_nothing
             tasks.start_soon(created, connection)
             await guest.until_asked(CREATE)
             tasks.cancel_scope.cancel()
-            guest.answer_held(CREATE, Refusal(0x80004005))
+            guest.answer_held(CREATE, Refusal(HResult.E_FAIL))
         assert not guest.bodies(FORCED)
         del guest.answers[CREATE]
         await created(connection)
@@ -282,7 +283,9 @@ async def test_a_linux_container_that_never_ran_is_not_waited_for(guest: Guest) 
         await created(connection)
 
 
-@pytest.mark.parametrize("code", [0xC037010E, 0xC0370110])
+@pytest.mark.parametrize(
+    "code", [HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND, HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED]
+)
 async def test_to_end_and_forget_what_is_gone_succeeds(guest: Guest, code: int) -> None:
     for each in (FORCED, GRACEFUL, DELETE):
         guest.answers[each] = lambda _: Refusal(code)
@@ -324,7 +327,7 @@ async def test_a_container_that_does_not_end_is_reported(
 
 
 async def test_an_error_of_the_body_is_told_with_what_failed_at_the_end(guest: Guest) -> None:
-    guest.answers[DELETE] = lambda _: Refusal(0x80370105, "still there")
+    guest.answers[DELETE] = lambda _: Refusal(HResult.HCS_E_INVALID_STATE, "still there")
     async with connected(guest) as connection:
         with pytest.raises(ValueError, match="body") as caught:
             async with await created(connection):
@@ -397,7 +400,7 @@ async def test_a_process_in_a_windows_container_is_a_command_line(guest: Guest) 
 
 
 async def test_a_process_in_a_container_is_never_signalled_by_another_program(guest: Guest) -> None:
-    guest.answers[Procedure.SIGNAL_PROCESS] = lambda _: Refusal(0xC037010E)
+    guest.answers[Procedure.SIGNAL_PROCESS] = lambda _: Refusal(HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND)
     async with connected(guest) as connection:
         container = await created(connection)
         async with await container.open_process(["sleep"]) as process:
@@ -407,7 +410,7 @@ async def test_a_process_in_a_container_is_never_signalled_by_another_program(gu
 
 
 async def test_a_run_in_an_exited_container_is_the_guests_error(guest: Guest) -> None:
-    guest.answers[EXECUTE] = lambda _: Refusal(0x80004005, "cannot exec in a stopped container")
+    guest.answers[EXECUTE] = lambda _: Refusal(HResult.E_FAIL, "cannot exec in a stopped container")
     async with connected(guest) as connection:
         container = await created(connection)
         with pytest.raises(GuestError, match="stopped container"):
@@ -472,8 +475,8 @@ async def test_a_container_is_modified(guest: Guest) -> None:
 
 
 async def test_what_fails_twice_at_the_end_of_a_container_is_one_error_of_ours(guest: Guest) -> None:
-    guest.answers[FORCED] = lambda _: Refusal(0x80004005, "will not end")
-    guest.answers[DELETE] = lambda _: Refusal(0x80370105, "still there")
+    guest.answers[FORCED] = lambda _: Refusal(HResult.E_FAIL, "will not end")
+    guest.answers[DELETE] = lambda _: Refusal(HResult.HCS_E_INVALID_STATE, "still there")
     async with connected(guest) as connection:
         container = await created(connection)
         with pytest.raises(UVMError, match=r"will not end.*still there"):
@@ -485,7 +488,7 @@ async def test_a_container_whose_own_process_was_started_as_its_caller_left_is_s
 ) -> None:
     start = guest.answers[EXECUTE]
     guest.answers[EXECUTE] = lambda _: None
-    guest.answers[DELETE] = lambda _: {} if guest.bodies(FORCED) else Refusal(0x80370105)
+    guest.answers[DELETE] = lambda _: {} if guest.bodies(FORCED) else Refusal(HResult.HCS_E_INVALID_STATE)
     async with connected(guest) as connection, anyio.create_task_group() as tasks:
 
         async def end() -> None:

@@ -26,11 +26,16 @@ from uvm.errors import (
     OptionsError,
     UnknownOutcomeError,
 )
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
 EXECUTE, WAIT, SIGNAL = Procedure.EXECUTE_PROCESS, Procedure.WAIT_FOR_PROCESS, Procedure.SIGNAL_PROCESS
-NOT_FOUND, WAIT_TIMEOUT, NO_SUCH_SYSTEM = 0x80070490, 0xC0370109, 0xC037010E
+NOT_FOUND, WAIT_TIMEOUT, NO_SUCH_SYSTEM = (
+    HResult.ERROR_NOT_FOUND,
+    HResult.ERROR_VMCOMPUTE_TIMEOUT,
+    HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND,
+)
 FOREVER = 0xFFFFFFFF
 
 
@@ -102,7 +107,7 @@ async def test_a_process_with_a_terminal_has_no_standard_error(guest: Guest) -> 
 
 
 async def test_a_command_that_the_guest_does_not_have_is_the_guests_error(guest: Guest) -> None:
-    guest.answers[EXECUTE] = lambda _: Refusal(0x80004005, "executable file not found in $PATH")
+    guest.answers[EXECUTE] = lambda _: Refusal(HResult.E_FAIL, "executable file not found in $PATH")
     async with connected(guest) as connection:
         with pytest.raises(GuestError, match=r"run 'nosuch'.*not found in \$PATH"):
             await connection.open_process(["nosuch"])
@@ -185,7 +190,7 @@ async def test_a_cancelled_caller_whose_process_was_refused_has_nothing_to_take_
             tasks.start_soon(open_it, connection, ["nosuch"])
             await guest.until_asked(EXECUTE)
             tasks.cancel_scope.cancel()
-            guest.answer_held(EXECUTE, Refusal(0x80004005))
+            guest.answer_held(EXECUTE, Refusal(HResult.E_FAIL))
         assert not guest.bodies(SIGNAL)
         assert [each.closed for each in guest.listeners] == [1, 1, 1]
 
@@ -237,7 +242,7 @@ async def test_a_process_that_the_guest_does_not_know_has_no_exit_code(guest: Gu
 
 
 async def test_a_wait_that_the_guest_refuses_is_the_guests_error(guest: Guest) -> None:
-    guest.answers[WAIT] = lambda _: Refusal(0x80070005, "denied")
+    guest.answers[WAIT] = lambda _: Refusal(HResult.E_ACCESSDENIED, "denied")
     async with connected(guest) as connection, await connection.open_process(["true"]) as process:
         with pytest.raises(GuestError, match="denied"):
             await process.wait()
@@ -314,7 +319,7 @@ async def test_a_process_that_has_exited_is_not_signalled(guest: Guest) -> None:
 
 
 async def test_a_refused_signal_is_the_guests_error(guest: Guest) -> None:
-    guest.answers[SIGNAL] = lambda _: Refusal(0x80004005, "invalid argument")
+    guest.answers[SIGNAL] = lambda _: Refusal(HResult.E_FAIL, "invalid argument")
     async with connected(guest) as connection, await connection.open_process(["sleep"]) as process:
         with pytest.raises(GuestError, match="invalid argument"):
             await process.signal(64)
@@ -434,7 +439,7 @@ async def resume(guest: Guest, redial: Redial) -> None:
 
 
 @pytest.mark.parametrize(
-    ("probed", "expected"), [({"ExitCode": 4}, 4), (Refusal(WAIT_TIMEOUT), 9), (Refusal(0x80004005), 9)]
+    ("probed", "expected"), [({"ExitCode": 4}, 4), (Refusal(WAIT_TIMEOUT), 9), (Refusal(HResult.E_FAIL), 9)]
 )
 async def test_after_a_guest_dialled_again_an_exit_is_asked_for_and_the_wait_goes_on(
     guest: Guest, probed: Any, expected: int

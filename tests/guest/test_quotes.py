@@ -15,6 +15,7 @@ from uvm._guest.quotes import without_quotes
 from uvm._guest.specs import command, linux_container
 from uvm._wire.frames import Procedure
 from uvm.errors import GuestError
+from uvm.hresult import HResult
 
 #: As the Linux guest of hcsshim says it.
 SAID = (
@@ -53,7 +54,7 @@ async def test_a_guest_that_quotes_its_request_puts_no_secret_into_an_error_or_t
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="uvm.gcs")
     guest = Guest()
-    guest.answers[Procedure.CREATE] = lambda _: Refusal(0xC037010D, SAID)
+    guest.answers[Procedure.CREATE] = lambda _: Refusal(HResult.ERROR_VMCOMPUTE_INVALID_JSON, SAID)
     spec = {"process": {"env": ["TOKEN=s3cret"]}, "linux": {}, "root": {}, "hostname": 5}
     async with connected(guest) as connection:
         with pytest.raises(GuestError) as caught:

@@ -31,6 +31,7 @@ from uvm.errors import (
     VMExitedError,
     VMStateError,
 )
+from uvm.hresult import HResult
 
 anyio_test = pytest.mark.anyio
 
@@ -43,8 +44,6 @@ WINDOWS = {"SchemaVersion": {"Major": 2, "Minor": 1}, "Container": {"Storage": {
 FOREVER = ["sleep", "3600"]
 
 #: What HCS passes on of a Linux guest that has no such program, and says of a system that there is already.
-E_FAIL = 0x80004005
-EXISTS = 0x8037010F
 
 OPTIONS = pytest.mark.parametrize("options", [lcow, wcow])
 EITHER_WAY = pytest.mark.parametrize("external", [True, False], ids=["our own", "through HCS"])
@@ -302,7 +301,7 @@ async def test_what_is_refused_leaves_nothing() -> None:
         missing = {**SPEC, "process": {"args": ["nowhere"], "cwd": "/"}}
         with pytest.raises(HostError, match="nowhere") as refused:
             await run.vm.create_container("c1", missing)
-        assert refused.value.hresult == E_FAIL
+        assert refused.value.hresult == HResult.E_FAIL
         documents: list[Any] = [{}, {"process": {}}, []]
         for nothing in documents:
             with pytest.raises(OptionsError):
@@ -314,7 +313,7 @@ async def test_what_is_refused_leaves_nothing() -> None:
             for taken in ("c1", "vm1"):
                 with pytest.raises(HostError) as refused:
                     await run.vm.create_container(taken, SPEC)
-                assert refused.value.hresult == EXISTS
+                assert refused.value.hresult == HResult.HCS_E_SYSTEM_ALREADY_EXISTS
             with pytest.raises(HostError, match="HCS_E_INVALID_STATE"):
                 await container.run(["true"])
             await container.start()
@@ -489,7 +488,7 @@ async def test_a_container_of_whose_creation_the_answer_was_lost_keeps_its_id_un
         assert not isinstance(lost.value, AnswerLostError)
         with pytest.raises(HostError) as refused:
             await run.vm.create_container("c1", SPEC)
-        assert refused.value.hresult == EXISTS
+        assert refused.value.hresult == HResult.HCS_E_SYSTEM_ALREADY_EXISTS
 
 
 @anyio_test

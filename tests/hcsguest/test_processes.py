@@ -28,6 +28,7 @@ from uvm.errors import (
     UnknownOutcomeError,
     VMExitedError,
 )
+from uvm.hresult import HResult
 
 anyio_test = pytest.mark.anyio
 
@@ -375,7 +376,7 @@ async def test_a_kill_that_is_refused_is_told_and_can_be_tried_again() -> None:
 async def test_killing_what_windows_is_ending_already_is_no_error() -> None:
     async with running(relay(wcow)) as run:
         process = await run.vm.open_process(FOREVER)
-        refused = run.backend.faults.refuse(0x80070005, operation="terminate process")
+        refused = run.backend.faults.refuse(HResult.E_ACCESSDENIED, operation="terminate process")
         assert await process.kill()
         refused.remove()
         assert await process.kill()
@@ -387,7 +388,7 @@ async def test_where_hcs_forgets_to_tell_of_an_exit_the_wait_ends(monkeypatch: p
     monkeypatch.setattr(relayed, "DOUBT_SECONDS", 0.0)
     async with running(relay(wcow)) as run:
         process = await run.vm.open_process(FOREVER)
-        run.backend.faults.refuse(0x80070490, operation="terminate process")
+        run.backend.faults.refuse(HResult.ERROR_NOT_FOUND, operation="terminate process")
         assert not await process.kill()
         with pytest.raises(HostError, match="did not tell how it exited"):
             await process.wait()

@@ -9,6 +9,7 @@ import anyio.lowlevel
 from attrs import define, field
 
 from uvm.backends.fake import Call, FakeBackend, Gate, Parked
+from uvm.hresult import HResult
 
 __all__ = ["Puppeteer"]
 
@@ -17,7 +18,7 @@ _REFUSED: Final = 12
 _LOST: Final = 60
 _VANISHED: Final = 90
 _CRASHED: Final = 400
-_CODES: Final = (0x80004005, 0x80070005, 0x80370105)
+_CODES: Final = (HResult.E_FAIL, HResult.E_ACCESSDENIED, HResult.HCS_E_INVALID_STATE)
 
 
 @define(eq=False)

@@ -29,6 +29,7 @@ from uvm.errors import (
     UnknownOutcomeError,
     VMExitedError,
 )
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -456,7 +457,7 @@ async def test_a_guest_that_does_not_shut_down_in_time_is_terminated() -> None:
 
 async def test_a_guest_that_refuses_to_shut_down_leaves_the_vm_running() -> None:
     async with running() as run:
-        run.backend.faults.refuse(0x80004005, to="guest", operation="shutdown graceful")
+        run.backend.faults.refuse(HResult.E_FAIL, to="guest", operation="shutdown graceful")
         with pytest.raises(GuestError):
             await run.vm.shutdown()
         assert (await run.vm.run(["true"])).exit_code == 0
@@ -619,7 +620,9 @@ async def test_a_vm_without_a_guest_connection_has_no_guest_to_ask() -> None:
 
 async def test_a_guest_of_another_version_is_not_supported_and_its_vm_terminated() -> None:
     backend = FakeBackend()
-    backend.faults.refuse(0xC037010C, to="guest", operation="negotiate protocol")
+    backend.faults.refuse(
+        HResult.ERROR_VMCOMPUTE_UNSUPPORTED_PROTOCOL_VERSION, to="guest", operation="negotiate protocol"
+    )
     async with uvm.UtilityVM.create(uvm.LCOWOptions(), backend=backend) as vm:
         with pytest.raises(NotSupportedError, match="version 4"):
             await vm.start()

@@ -14,7 +14,6 @@ import uvm
 from tests.clocks import jumping_backends
 from tests.vm.support import (
     DISK,
-    E_FAIL,
     LARGE_LAYER,
     LAYER,
     MIB,
@@ -39,6 +38,7 @@ from uvm.errors import (
     VMExitedError,
     VMStateError,
 )
+from uvm.hresult import HResult
 from uvm.options import BlockCIMBootFiles
 
 pytestmark = pytest.mark.anyio
@@ -46,7 +46,6 @@ pytestmark = pytest.mark.anyio
 anyio_backend = jumping_backends
 
 POLICY = "czNjcmV0"
-SYSTEM_ALREADY_EXISTS = 0x8037010F
 
 
 def create(backend: FakeBackend, options: Any = None, **settings: Any) -> Any:
@@ -321,7 +320,7 @@ class Stop(BaseException):
         KeyboardInterrupt(),
         SystemExit(3),
         Stop(),
-        HostError("theirs", E_FAIL),
+        HostError("theirs", HResult.E_FAIL),
     ],
     ids=repr,
 )
@@ -470,7 +469,7 @@ async def test_another_vm_of_the_same_id_keeps_all_it_has() -> None:
             before = len(backend.request_log)
             with pytest.raises(HostError) as caught:
                 await _enter(create(backend, wcow()))
-            assert caught.value.hresult == SYSTEM_ALREADY_EXISTS
+            assert caught.value.hresult == HResult.HCS_E_SYSTEM_ALREADY_EXISTS
             assert [e.call.operation for e in backend.request_log][before:] == ["enumerate"]
             if rule is not None:
                 rule.remove()
@@ -772,7 +771,7 @@ async def test_a_host_that_cannot_tell_of_the_exit_ends_the_use_of_the_vm_and_th
 ) -> None:
     async def broken(self: FakeSystem) -> Any:
         await anyio.lowlevel.checkpoint()
-        raise HostError("wait", 0x8037011E)
+        raise HostError("wait", HResult.HCS_E_SERVICE_DISCONNECT)
 
     async def wait(backend: FakeBackend) -> None:
         async with create(backend) as vm:

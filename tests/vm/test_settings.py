@@ -26,6 +26,7 @@ from tests.vm.support import (
     wcow,
 )
 from uvm.errors import GuestError, HostError, NotAttachedError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -278,10 +279,10 @@ async def test_relayed_requests_are_the_same_as_those_of_our_own_connection(make
 
 async def test_a_relayed_refusal_carries_the_guests_code() -> None:
     async with running(lcow(external_guest_connection=False)) as run:
-        run.backend.faults.refuse(0xC0370109, to="guest", first=1)
+        run.backend.faults.refuse(HResult.ERROR_VMCOMPUTE_TIMEOUT, to="guest", first=1)
         with pytest.raises(HostError) as caught:
             await run.vm.scsi.attach(DISK, mount=uvm.Mount())
-        assert caught.value.hresult == 0xC0370109
+        assert caught.value.hresult == HResult.ERROR_VMCOMPUTE_TIMEOUT
         check_at_rest(run)
 
 
@@ -290,6 +291,6 @@ async def test_a_relayed_guest_that_does_not_know_a_container_is_no_vm_that_has_
     async with running(lcow(external_guest_connection=False)) as run:
         with pytest.raises(HostError) as caught:
             await run.vm.guest_request({"RequestType": "Update", "ResourceType": "ContainerConstraints"})
-        assert caught.value.hresult == 0xC037010E
+        assert caught.value.hresult == HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND
         await run.vm.network.add_namespace(NAMESPACE)
         await run.vm.network.add_endpoint(NAMESPACE, ENDPOINT)

@@ -19,6 +19,7 @@ from uvm._wire.ports import vsock_service_id
 from uvm.backend import ByteStream
 from uvm.backends.fake import FakeBackend, FakeListener
 from uvm.backends.fake.streams import FakeStream
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -226,7 +227,7 @@ async def test_a_start_that_fails_and_whose_vm_hangs_says_that_ending_it_was_aba
     backend = host_backend()
     create = uvm.UtilityVM.create(lcow(), backend=backend, close_grace_seconds=0.05)
     async with create as vm:
-        backend.faults.refuse(0x80004005, operation="start")
+        backend.faults.refuse(HResult.E_FAIL, operation="start")
         hang = backend.faults.hang(operation="terminate")
         with pytest.raises(uvm.HostError) as caught:
             await vm.start()
@@ -238,7 +239,7 @@ async def test_a_start_that_fails_and_whose_vm_hangs_says_that_ending_it_was_aba
 async def test_one_vm_that_fails_to_start_does_not_disturb_another_of_its_host() -> None:
     backend = host_backend()
     async with running(lcow(id="other"), backend=backend) as other:
-        backend.faults.refuse(0x80004005, vm="vm1", operation="start")
+        backend.faults.refuse(HResult.E_FAIL, vm="vm1", operation="start")
         async with uvm.UtilityVM.create(lcow(), backend=backend) as vm:
             with pytest.raises(uvm.HostError):
                 await vm.start()

@@ -45,6 +45,7 @@ from uvm._guest.timeouts import GuestTimeouts
 from uvm._wire.frames import Procedure, WireError
 from uvm.backend import JSON, ByteStream, Listener
 from uvm.errors import BridgeClosedError, GuestError, NotSupportedError, VMStateError
+from uvm.hresult import HResult
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
@@ -66,7 +67,6 @@ from uvm.schema.secrets import printable
 
 _log = logging.getLogger("uvm.gcs")
 
-_UNSUPPORTED_VERSION: Final = 0xC037010C
 _DEFAULT_TIMEOUTS: Final = GuestTimeouts()
 
 
@@ -296,7 +296,7 @@ class GuestConnection(ProcessHost):
                 urgent=True,
             )
         except GuestError as error:
-            if error.result != _UNSUPPORTED_VERSION:
+            if error.hresult != HResult.ERROR_VMCOMPUTE_UNSUPPORTED_PROTOCOL_VERSION:
                 raise
             raise NotSupportedError(f"{ours}, and the guest only others: {error}") from error
         if answer.version != PROTOCOL_VERSION:

@@ -33,14 +33,14 @@ from typing import Final
 
 from uvm._gcs.calls import Call
 from uvm._gcs.link import GuestLink
-from uvm._guest.exit import ERROR_NOT_FOUND, Exit
+from uvm._guest.exit import Exit
 from uvm._wire.frames import Procedure
 from uvm.errors import BridgeClosedError, GuestError, UnknownOutcomeError, UVMError
+from uvm.hresult import HResult
 from uvm.schema.gcs import WAIT_FOREVER_MS, WaitForProcessRequest, WaitForProcessResponse
 
 _log = logging.getLogger("uvm.gcs")
 
-_WAIT_TIMEOUT: Final = 0xC0370109
 _MAX_UINT32: Final = 0xFFFFFFFF
 
 #: How long a probe lets the guest wait: hcsshim's ``exitProbeTimeoutMs`` after the guest dialled again, and
@@ -109,9 +109,9 @@ class ExitWatch:
             if not self._exit.settled:
                 self._take(call)
         except GuestError as error:
-            if error.result == _WAIT_TIMEOUT:
+            if error.hresult == HResult.ERROR_VMCOMPUTE_TIMEOUT:
                 return False
-            if error.result != ERROR_NOT_FOUND:
+            if error.hresult != HResult.ERROR_NOT_FOUND:
                 raise
             self.doubt()
         return True
@@ -139,11 +139,11 @@ class ExitWatch:
         except BridgeClosedError:
             self._end(self._link.closed_error)
         except GuestError as error:
-            if error.result == ERROR_NOT_FOUND:
+            if error.hresult == HResult.ERROR_NOT_FOUND:
                 self._waits.remove(call)
                 self._refused()
             else:
-                result, text = error.result, error.text
+                result, text = error.hresult, error.text
                 self._end(lambda: GuestError(call.operation, result, text))
         except UVMError as error:
             problem = str(error)
@@ -169,12 +169,12 @@ class ExitWatch:
         try:
             self._take(call)
         except GuestError as error:
-            if error.result == ERROR_NOT_FOUND and again:
+            if error.hresult == HResult.ERROR_NOT_FOUND and again:
                 # The answer to the wait, with which the guest forgot it, may be just behind this one.
                 self._probe(timeout_ms, again=False)
-            elif error.result == _WAIT_TIMEOUT and timeout_ms == _RESUME_PROBE_MS:
+            elif error.hresult == HResult.ERROR_VMCOMPUTE_TIMEOUT and timeout_ms == _RESUME_PROBE_MS:
                 self._wait_anew()
-            elif error.result in (ERROR_NOT_FOUND, _WAIT_TIMEOUT):
+            elif error.hresult in (HResult.ERROR_NOT_FOUND, HResult.ERROR_VMCOMPUTE_TIMEOUT):
                 self._forgotten()
         except UVMError as error:
             # The wait without a limit tells, now or after the next connection.
@@ -198,7 +198,7 @@ class ExitWatch:
 
     def _forgotten(self) -> None:
         text = "the guest knows the process no more, so that nobody knows how it exited"
-        self._end(lambda: GuestError(f"wait for process {self._pid}", ERROR_NOT_FOUND, text))
+        self._end(lambda: GuestError(f"wait for process {self._pid}", HResult.ERROR_NOT_FOUND, text))
 
     def _end(self, failure: Callable[[], Exception] | None) -> None:
         if failure is not None:

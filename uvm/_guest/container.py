@@ -27,19 +27,19 @@ from attrs import frozen
 
 from uvm._async import Flag, Opening
 from uvm._guest.access import GuestAccess
-from uvm._guest.process import Process, refusal_code
+from uvm._guest.process import Process
 from uvm._guest.run import ProcessHost
 from uvm._guest.specs import Command, container_init, container_process, host_process, spec_of
 from uvm.backend import JSON
 from uvm.errors import (
     BridgeClosedError,
-    GuestError,
-    HostError,
     NotSupportedError,
     OptionsError,
+    RefusedError,
     UndoFailedError,
     UVMError,
 )
+from uvm.hresult import SYSTEM_ENDED
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import LinuxHostedSystem
 from uvm.schema.json import SchemaError, from_json, to_json
@@ -52,9 +52,6 @@ _log = logging.getLogger("uvm.gcs")
 CLOSE_SECONDS: Final = 30.0
 #: How long, once it was told to end, its output may still be read.
 STREAM_GRACE_SECONDS: Final = 1.0
-
-#: What a guest says of a container that it does not know, and of one that has exited.
-_GONE: Final = frozenset({0xC037010E, 0xC0370110, 0x8037010E, 0x80370110})
 
 
 @frozen
@@ -335,8 +332,8 @@ class Container(ProcessHost):
             await request
         except BridgeClosedError as error:
             _log.debug("container %s: %s", self.id, error)
-        except (GuestError, HostError) as error:
-            if refusal_code(error) not in _GONE:
+        except RefusedError as error:
+            if error.hresult not in SYSTEM_ENDED:
                 raise
 
     def exited(self, exit: ContainerExit) -> None:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from attrs import define, field
 
 from uvm._async import Flag
-
-#: What a guest says of a process that it does not know (any more).
-ERROR_NOT_FOUND: Final = 0x80070490
 
 
 @define(eq=False)

@@ -18,21 +18,24 @@ import anyio
 import anyio.lowlevel
 
 from uvm._guest.access import GuestAccess
-from uvm._guest.exit import ERROR_NOT_FOUND
 from uvm._guest.signals import LinuxSignal, SignalOptions, signal_options
 from uvm._guest.specs import check_size
 from uvm._guest.stdio import ProcessInput, ProcessOutput, Source
-from uvm.errors import BridgeClosedError, GuestError, HostError, OptionsError, UnknownOutcomeError, UVMError
+from uvm.errors import (
+    BridgeClosedError,
+    GuestError,
+    OptionsError,
+    RefusedError,
+    UnknownOutcomeError,
+    UVMError,
+)
+from uvm.hresult import HResult
 from uvm.schema.process import SignalProcessOptionsLCOW
 
 _log = logging.getLogger("uvm.gcs")
 
-#: HCS_E_PROCESS_ALREADY_STOPPED.
-ALREADY_STOPPED: Final = 0x8037011F
-#: What a guest says of a process that it does not know (any more), and HCS of one that has exited.
-EXITED: Final = frozenset({ERROR_NOT_FOUND, ALREADY_STOPPED})
-_SYSTEM_NOT_FOUND: Final = 0xC037010E
-_E_FAIL: Final = 0x80004005
+#: A guest does not know the process (any more); HCS says that it has exited.
+EXITED: Final = frozenset({HResult.ERROR_NOT_FOUND, HResult.HCS_E_PROCESS_ALREADY_STOPPED})
 
 #: How long a process is taken care of that nobody wants any more.
 _DISCARD_SECONDS: Final = 10.0
@@ -151,13 +154,13 @@ class Process(ABC):
             raise OptionsError(f"{operation}: it was started without one")
         try:
             await self._change_size(height, width)
-        except (GuestError, HostError) as error:
+        except RefusedError as error:
             if not self._guest_must_help(error):
                 raise
             terminal = f"/proc/{self.pid}/fd/0"
             code = await self._run_helper("stty", "-F", terminal, "rows", str(height), "cols", str(width))
             if code:
-                raise GuestError(operation, _E_FAIL, f"stty exited with {code}") from None
+                raise GuestError(operation, HResult.E_FAIL, f"stty exited with {code}") from None
 
     async def aclose(self) -> None:
         """Close its streams. Where it still runs, it is left running."""
@@ -221,10 +224,10 @@ class Process(ABC):
             return False
         try:
             await self._deliver(options)
-        except (GuestError, HostError) as error:
+        except RefusedError as error:
             if self._is_gone():
                 return False
-            if refusal_code(error) in EXITED:
+            if error.hresult in EXITED:
                 self._doubt()
                 return False
             if self._guest_must_help(error):
@@ -239,11 +242,15 @@ class Process(ABC):
             return True
         if await self._has_exited():
             return False
-        raise GuestError(f"signal process {self.pid}", _E_FAIL, f"kill exited with {code}")
+        raise GuestError(f"signal process {self.pid}", HResult.E_FAIL, f"kill exited with {code}")
 
-    def _guest_must_help(self, error: GuestError | HostError) -> bool:
+    def _guest_must_help(self, error: RefusedError) -> bool:
         """Tell whether a Linux guest took its own id for that of a container, and found none."""
-        return self._guest.os == "linux" and not self._contained and refusal_code(error) == _SYSTEM_NOT_FOUND
+        return (
+            self._guest.os == "linux"
+            and not self._contained
+            and error.hresult == HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND
+        )
 
     async def _run_helper(self, *args: str) -> int:
         helper = await self._start_helper(*args)
@@ -252,11 +259,6 @@ class Process(ABC):
         with anyio.move_on_after(seconds):
             return await helper.wait()
         raise UnknownOutcomeError(f"{args[0]} for process {self.pid} has not ended within {seconds:g} s")
-
-
-def refusal_code(error: GuestError | HostError) -> int:
-    """Give the code of a refusal, whoever refused."""
-    return error.result if isinstance(error, GuestError) else error.hresult
 
 
 async def discard(started: Callable[[], Process], *, shield: bool = True) -> None:

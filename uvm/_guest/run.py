@@ -17,7 +17,7 @@ from uvm._async import Opening
 from uvm._guest.process import Process, discard
 from uvm._guest.specs import Command, command
 from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
-from uvm.errors import GuestError, HostError, OptionsError, UVMError
+from uvm.errors import OptionsError, RefusedError, UVMError
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -128,7 +128,7 @@ async def give_size(process: Process, height: int, width: int) -> None:
     """Give the terminal of a Linux guest's own process its size, of which that guest takes no note."""
     try:
         await process.resize(height, width)
-    except (GuestError, HostError) as error:
+    except RefusedError as error:
         # It runs all the same, or has exited already.
         _log.debug("%s", error)
     except BaseException:

@@ -36,6 +36,7 @@ import anyio.lowlevel
 from uvm._wire.ports import FIRST_STDIO_PORT, vsock_service_id
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
 from uvm.errors import GuestError, OptionsError, UVMError
+from uvm.hresult import HResult
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -45,8 +46,6 @@ DIAL_GRACE_SECONDS: Final = 1.0
 _CHUNK_BYTES: Final = 65536
 #: How much is read of what nobody reads, while somebody waits for the exit: what a pipe of Linux holds.
 READ_AHEAD_BYTES: Final = 65536
-_E_HANDLE: Final = 0x80070006
-_ERROR_BROKEN_PIPE: Final = 0x8007006D
 
 
 class StreamClosedError(GuestError, anyio.ClosedResourceError):
@@ -57,7 +56,7 @@ class StreamClosedError(GuestError, anyio.ClosedResourceError):
     """
 
     def __init__(self, operation: str) -> None:
-        super().__init__(operation, _E_HANDLE)
+        super().__init__(operation, HResult.E_HANDLE)
         self.args: tuple[Any, ...] = (f"{operation}: it was closed before, on our side",)
 
 
@@ -68,7 +67,7 @@ class StreamBrokenError(GuestError, anyio.BrokenResourceError):
     """
 
     def __init__(self, operation: str, problem: str) -> None:
-        super().__init__(operation, _ERROR_BROKEN_PIPE, problem)
+        super().__init__(operation, HResult.ERROR_BROKEN_PIPE, problem)
         self.args: tuple[Any, ...] = (f"{operation}: {problem}",)
 
 

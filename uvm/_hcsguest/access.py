@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import anyio.abc
 from attrs import define, field
@@ -13,14 +13,11 @@ from uvm._async import Flag
 from uvm._guest.access import GuestAccess
 from uvm.backend import JSON, System
 from uvm.errors import AnswerLostError, HostError, UVMError
+from uvm.hresult import HResult
 
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
-
-#: What HCS says of a handle that was closed, and of what the end of a system cut off.
-E_HANDLE: Final = 0x80070006
-_UNEXPECTED_EXIT: Final = 0x80370106
 
 
 @define(eq=False, kw_only=True)
@@ -49,7 +46,7 @@ class RelayAccess(GuestAccess):
         """Tell whether HCS refused because the VM has gone, and not only a container of it."""
         if self.container is None:
             return error.system_gone
-        cut_off = error.system_gone or error.hresult == _UNEXPECTED_EXIT
+        cut_off = error.system_gone or error.hresult == HResult.HCS_E_UNEXPECTED_EXIT
         return cut_off and await self.vm_has_gone()
 
     async def vm_has_gone(self) -> bool:
@@ -57,7 +54,7 @@ class RelayAccess(GuestAccess):
         try:
             told = await self.system.properties()
         except HostError as error:
-            return error.system_gone or error.hresult == E_HANDLE
+            return error.system_gone or error.hresult == HResult.E_HANDLE
         except UVMError as error:
             # Whoever asks is told of the exit later, by the end of the task group.
             _log.debug("%s: asking whether the VM has gone: %s", self.name, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from attrs import Factory, define, evolve
 
@@ -18,10 +18,9 @@ from uvm._hcsguest.container import create_relayed
 from uvm._hcsguest.process import start_relayed
 from uvm.backend import JSON
 from uvm.errors import HostError, NotSupportedError
+from uvm.hresult import HResult
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import LinuxHostedSystem
-
-_HCS_E_PROTOCOL_ERROR: Final = 0x80370111
 
 
 class RelayGuest(ProcessHost):
@@ -49,7 +48,7 @@ class RelayGuest(ProcessHost):
             if not isinstance(told, Mapping):
                 raise HostError(
                     f"ask about the guest of {access.name}",
-                    _HCS_E_PROTOCOL_ERROR,
+                    HResult.HCS_E_PROTOCOL_ERROR,
                     f"{name} is no object: {str(told)[:200]}",
                 )
         return cls(access, told)

@@ -34,22 +34,20 @@ import anyio
 from attrs import define, field
 
 from uvm._async import Flag
-from uvm._guest.exit import ERROR_NOT_FOUND, Exit
-from uvm._guest.process import ALREADY_STOPPED, EXITED, Process, discard
+from uvm._guest.exit import Exit
+from uvm._guest.process import EXITED, Process, discard
 from uvm._guest.signals import SignalOptions
 from uvm._guest.specs import check_writable, command, host_process
-from uvm._hcsguest.access import E_HANDLE, RelayAccess, start_served
+from uvm._hcsguest.access import RelayAccess, start_served
 from uvm.backend import BROKEN_STREAM, ByteStream, HostProcess
 from uvm.errors import HostError, UVMError
+from uvm.hresult import HResult
 from uvm.schema.json import to_json
 from uvm.schema.process import CloseHandle, ConsoleSize, ProcessModifyRequest, ProcessParameters
 
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
-
-#: What HCS says of what Windows ends already.
-_E_ACCESSDENIED: Final = 0x80070005
 
 #: How long HCS may take to end the input of a process whose streams are closed.
 CLOSE_SECONDS: Final = 5.0
@@ -224,7 +222,7 @@ class RelayedProcess(Process):
             await self._handle.terminate()
         except HostError as error:
             # Windows' word for what is ending already.
-            if error.hresult != _E_ACCESSDENIED:
+            if error.hresult != HResult.E_ACCESSDENIED:
                 raise
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -236,10 +234,14 @@ class RelayedProcess(Process):
             if self._cut_off or await self._access.lost_with_vm(error):
                 raise self._access.closed_error() from error
             if error.system_gone:
-                raise HostError(error.operation, ALREADY_STOPPED, "its container has exited") from error
-            if error.hresult == E_HANDLE and self._is_gone():
+                raise HostError(
+                    error.operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, "its container has exited"
+                ) from error
+            if error.hresult == HResult.E_HANDLE and self._is_gone():
                 # The handle went with the process.
-                raise HostError(error.operation, ALREADY_STOPPED, "it has exited") from error
+                raise HostError(
+                    error.operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, "it has exited"
+                ) from error
             raise
 
     def _require_vm(self) -> None:
@@ -258,7 +260,7 @@ class RelayedProcess(Process):
         try:
             await self._handle.modify(to_json(request))
         except HostError as error:
-            if not error.system_gone and error.hresult not in EXITED | {E_HANDLE}:
+            if not error.system_gone and error.hresult not in EXITED | {HResult.E_HANDLE}:
                 raise
             _log.debug("the input of process %d: %s", self.pid, error)
 
@@ -274,7 +276,7 @@ class RelayedProcess(Process):
         """Let go of who waits, where HCS forgets to tell of an exit."""
         await anyio.sleep(DOUBT_SECONDS)
         text = "HCS knows the process no more, and did not tell how it exited"
-        self._exit.lose(lambda: HostError(f"wait for process {self.pid}", ERROR_NOT_FOUND, text))
+        self._exit.lose(lambda: HostError(f"wait for process {self.pid}", HResult.ERROR_NOT_FOUND, text))
         self._waiting.cancel()
 
     async def _has_exited(self) -> bool:

@@ -29,14 +29,13 @@ from uvm._document import (
 )
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.options import LCOWOptions, WCOWOptions
 from uvm.schema.guest import ConfidentialOptions
 from uvm.schema.requests import ADD, ModificationRequest
 
 _log = logging.getLogger("uvm")
 
-_ALREADY_EXISTS = 0x8037010F
-_NOT_FOUND = 0x8037010E
 
 #: A signed measurement is a few KiB; anything near this is not one.
 _REFERENCE_INFO_MAX_BYTES = 1 << 20
@@ -169,7 +168,7 @@ async def _refuse_if_there(system_id: str, backend: Backend) -> None:
     :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS.
     """
     if await backend.enumerate({"Ids": [system_id]}):
-        raise HostError(f"create {system_id}", _ALREADY_EXISTS)
+        raise HostError(f"create {system_id}", HResult.HCS_E_SYSTEM_ALREADY_EXISTS)
 
 
 async def _create(plan: CreationPlan, backend: Backend, grace_seconds: float) -> System:
@@ -191,7 +190,7 @@ async def _remove_if_there(system_id: str, backend: Backend) -> None:
     try:
         system = await backend.open(system_id)
     except HostError as error:
-        if error.hresult != _NOT_FOUND:
+        if error.hresult != HResult.HCS_E_SYSTEM_NOT_FOUND:
             raise
         return
     try:

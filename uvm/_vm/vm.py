@@ -25,6 +25,7 @@ from uvm._vm.settings import RunningChanges
 from uvm._vm.startup import Arrival, OutputHandler
 from uvm.backend import JSON, Backend, Concurrency, HostInfo, System
 from uvm.errors import BridgeClosedError, ExitStatus, HostError, UnknownOutcomeError, UVMError, VMStateError
+from uvm.hresult import SYSTEM_ENDED
 
 if TYPE_CHECKING:
     from uvm.options import LCOWOptions, WCOWOptions
@@ -37,8 +38,6 @@ SHUTDOWN_SECONDS = 30.0
 
 #: Nobody was told how it ended, nor whether it did.
 _UNKNOWN_EXIT = ExitStatus("Unknown")
-
-_ALREADY_STOPPED = frozenset({0x8037010E, 0x80370110, 0xC037010E, 0xC0370110})
 
 
 class VMState(enum.Enum):
@@ -452,7 +451,7 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
         try:
             await call
         except HostError as error:
-            if error.hresult not in _ALREADY_STOPPED:
+            if error.hresult not in SYSTEM_ENDED:
                 raise
 
 

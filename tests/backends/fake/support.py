@@ -133,7 +133,7 @@ def expect_guest_refusal(code: int) -> Iterator[pytest.ExceptionInfo[GuestError]
     """The guest refuses what is in the block, with this result code."""
     with pytest.raises(GuestError) as caught:
         yield caught
-    assert f"0x{caught.value.result:08X}" == f"0x{code:08X}", str(caught.value)
+    assert f"0x{caught.value.hresult:08X}" == f"0x{code:08X}", str(caught.value)
 
 
 def add(path: str, settings: Any = None) -> JSON:

@@ -25,13 +25,8 @@ from tests.backends.fake.support import (
     vm_of,
 )
 from uvm.backends.fake import FakeBackend, FakeSystem
-from uvm.backends.fake.hresult import (
-    E_FAIL,
-    ERROR_NO_SYSTEM_RESOURCES,
-    ERROR_NOT_FOUND,
-    HCS_E_SYSTEM_ALREADY_STOPPED,
-)
 from uvm.errors import AnswerLostError, BridgeClosedError, HostError, UnknownOutcomeError, VMExitedError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -110,8 +105,8 @@ async def test_a_rule_leaves_other_calls_alone(matching: Any) -> None:
 )
 async def test_a_refused_call_changes_nothing(matching: Any) -> None:
     async with running() as system:
-        backend_of(system).faults.refuse(ERROR_NO_SYSTEM_RESOURCES, text="no luck", **matching)
-        with expect_refusal(ERROR_NO_SYSTEM_RESOURCES) as caught:
+        backend_of(system).faults.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, text="no luck", **matching)
+        with expect_refusal(HResult.ERROR_NO_SYSTEM_RESOURCES) as caught:
             await system.modify(add(slot(0), disk()))
         assert "no luck" in str(caught.value)
         assert system.vm.tree.scsi.disks == {}
@@ -119,10 +114,12 @@ async def test_a_refused_call_changes_nothing(matching: Any) -> None:
 
 async def test_the_guest_refuses_in_its_own_name() -> None:
     async with running() as system:
-        backend_of(system).faults.refuse(0xC0370110, to="guest", resource="MappedVirtualDisk")
+        backend_of(system).faults.refuse(
+            HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED, to="guest", resource="MappedVirtualDisk"
+        )
         await system.modify(add(slot(0), disk()))
         async with guest_of(system) as guest:
-            with expect_guest_refusal(0xC0370110):
+            with expect_guest_refusal(HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED):
                 await guest.modify(MOUNT)
 
 
@@ -182,7 +179,7 @@ async def test_the_undo_can_be_refused_too() -> None:
     async with running() as system:
         backend_of(system).faults.refuse(to="host", request_type="Remove", first=1)
         await system.modify(add(slot(0), disk()))
-        with expect_refusal(E_FAIL):
+        with expect_refusal(HResult.E_FAIL):
             await system.modify(remove(slot(0)))
         await system.modify(remove(slot(0)))
 
@@ -204,7 +201,7 @@ async def test_a_refusal_gets_lost_like_any_answer() -> None:
         with pytest.raises(UnknownOutcomeError) as caught:
             await system.modify(remove(slot(0)))
         assert isinstance(caught.value.__cause__, HostError)
-        assert caught.value.__cause__.hresult == ERROR_NOT_FOUND
+        assert caught.value.__cause__.hresult == HResult.ERROR_NOT_FOUND
 
 
 async def test_a_system_whose_creation_was_not_answered_can_be_opened_and_ended() -> None:
@@ -238,7 +235,7 @@ async def test_a_call_that_hangs_ends_with_the_vm() -> None:
         async with anyio.create_task_group() as tasks:
 
             async def hangs_before_the_change() -> None:
-                with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+                with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
                     await system.modify(add(slot(0), disk()))
 
             tasks.start_soon(hangs_before_the_change)
@@ -295,7 +292,7 @@ async def test_a_call_cancelled_in_its_delay_has_changed_something_or_not() -> N
 async def test_the_vm_crashes_before_the_change() -> None:
     async with running() as system:
         backend_of(system).faults.crash(to="host")
-        with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+        with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
             await system.modify(add(slot(0), disk()))
         assert (await system.wait()).exit_type == "UnexpectedExit"
 
@@ -321,7 +318,7 @@ async def test_rules_apply_in_the_order_in_which_they_were_made() -> None:
     async with running() as system:
         faults = backend_of(system).faults
         faults.lose(to="host", applied=True)
-        second = faults.refuse(ERROR_NO_SYSTEM_RESOURCES, to="host")
+        second = faults.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, to="host")
         with pytest.raises(UnknownOutcomeError) as caught:
             await system.modify(add(slot(0), disk()))
         assert isinstance(caught.value.__cause__, HostError)

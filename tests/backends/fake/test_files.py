@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.backends.fake.support import expect_refusal
 from uvm.backend import FileInfo
 from uvm.backends.fake import FakeFiles
-from uvm.backends.fake.hresult import ERROR_SHARING_VIOLATION
 from uvm.errors import HostPathError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -118,9 +118,9 @@ async def test_what_a_vm_has_open_can_neither_be_removed_nor_overwritten() -> No
     files.add(r"C:\disk", size=1)
     files.add(r"C:\other", size=1)
     files.open_disk(r"C:\disk", writable=False, operation="attach")
-    with expect_refusal(ERROR_SHARING_VIOLATION):
+    with expect_refusal(HResult.ERROR_SHARING_VIOLATION):
         await files.remove(r"C:\DISK")
-    with expect_refusal(ERROR_SHARING_VIOLATION):
+    with expect_refusal(HResult.ERROR_SHARING_VIOLATION):
         await files.copy(r"C:\other", r"C:\disk")
     files.close_disk(r"C:\disk", writable=False)
     await files.remove(r"C:\disk")
@@ -162,7 +162,7 @@ def test_any_number_read_a_file_or_one_writes_it(wishes: list[tuple[str, bool]])
     for path, writable in wishes:
         there = [w for p, w in opened if p == path]
         if any(there) or (writable and there):
-            with expect_refusal(ERROR_SHARING_VIOLATION):
+            with expect_refusal(HResult.ERROR_SHARING_VIOLATION):
                 files.open_disk(path, writable=writable, operation="open")
         else:
             files.open_disk(path, writable=writable, operation="open")

@@ -23,8 +23,8 @@ from tests.backends.fake.support import (
     slot,
 )
 from uvm.backends.fake import FakeBackend, FakeSystem, Parked
-from uvm.backends.fake.hresult import E_FAIL, HCS_E_SYSTEM_ALREADY_STOPPED
 from uvm.errors import BridgeClosedError, HostError, UnknownOutcomeError, UVMError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -67,7 +67,7 @@ async def parked_modify(decide: Any) -> tuple[UVMError | None, bool]:
 
 
 async def test_a_parked_call_is_refused_with_a_code() -> None:
-    error, attached = await parked_modify(lambda p: p.refuse(E_FAIL, "denied"))
+    error, attached = await parked_modify(lambda p: p.refuse(HResult.E_FAIL, "denied"))
     assert "denied" in str(error)
     assert not attached
 
@@ -105,7 +105,7 @@ async def test_the_exit_of_the_vm_wakes_what_is_parked() -> None:
         async with anyio.create_task_group() as tasks:
 
             async def attach() -> None:
-                with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+                with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
                     await system.modify(add(slot(0), disk()))
 
             tasks.start_soon(attach)

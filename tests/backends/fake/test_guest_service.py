@@ -30,16 +30,7 @@ from uvm._wire.ports import (
     vsock_service_id,
 )
 from uvm.backends.fake import FakeBackend, FakeSystem
-from uvm.backends.fake.hresult import (
-    E_FAIL,
-    E_INVALIDARG,
-    E_NOTIMPL,
-    ERROR_NOT_FOUND,
-    GUEST_INVALID_JSON,
-    GUEST_INVALID_STATE,
-    GUEST_SYSTEM_NOT_FOUND,
-    GUEST_UNSUPPORTED_PROTOCOL_VERSION,
-)
+from uvm.hresult import HResult
 from uvm.schema.gcs import HOST_CONTAINER_ID
 
 pytestmark = pytest.mark.anyio
@@ -244,25 +235,25 @@ async def test_a_version_that_it_does_not_speak_is_refused(lowest: int, highest:
     async with booted(negotiate=False) as host:
         assert await host.refusal(
             Procedure.NEGOTIATE_PROTOCOL, "", MinimumVersion=lowest, MaximumVersion=highest
-        ) == (GUEST_UNSUPPORTED_PROTOCOL_VERSION, "HRESULT: 0xc037010c")
+        ) == (HResult.ERROR_VMCOMPUTE_UNSUPPORTED_PROTOCOL_VERSION, "HRESULT: 0xc037010c")
         await host.negotiate()
 
 
 async def test_before_the_version_is_agreed_on_nothing_else_is_answered_and_afterwards_not_that() -> None:
     async with booted(negotiate=False) as host:
         assert await host.refusal(Procedure.GET_PROPERTIES) == (
-            E_NOTIMPL,
+            HResult.E_NOTIMPL,
             "HRESULT 0x80004001: bridge: function not supported, header type: ComputeSystemGetPropertiesV1",
         )
         await host.negotiate()
         code, _ = await host.refusal(Procedure.NEGOTIATE_PROTOCOL, MinimumVersion=4, MaximumVersion=4)
-        assert code == E_NOTIMPL
+        assert code == HResult.E_NOTIMPL
 
 
 async def test_an_unknown_procedure_is_refused_with_its_number() -> None:
     async with booted() as host:
         assert await host.refusal(0x00100E01) == (
-            E_NOTIMPL,
+            HResult.E_NOTIMPL,
             "HRESULT 0x80004001: bridge: function not supported, header type: 269487617",
         )
 
@@ -274,7 +265,7 @@ async def test_what_cannot_be_read_is_refused_with_what_came(payload: bytes) -> 
         frame = data[:4] + (16 + len(payload)).to_bytes(4, "little") + data[8:16] + payload
         await host.stream.send(frame)
         body = await host.answer(request_id)
-        assert body["Result"] & 0xFFFFFFFF == GUEST_INVALID_JSON
+        assert body["Result"] & 0xFFFFFFFF == HResult.ERROR_VMCOMPUTE_INVALID_JSON
         assert (
             f'failed to unmarshal JSON in message "{payload.decode()}": HRESULT 0xc037010d: '
             in body["ErrorMessage"]
@@ -293,10 +284,10 @@ async def test_bytes_that_are_no_message_end_the_connection_and_the_guest_dials_
 async def test_a_linux_guest_ignores_fields_that_it_does_not_know_and_a_windows_guest_refuses_them() -> None:
     async with booted() as host:
         code, _ = await host.refusal(Procedure.WAIT_FOR_PROCESS, ProcessId=1, TimeoutInMs=0, New=True)
-        assert code == ERROR_NOT_FOUND
+        assert code == HResult.ERROR_NOT_FOUND
     async with booted(wcow()) as host:
         code, message = await host.refusal(Procedure.WAIT_FOR_PROCESS, ProcessId=1, TimeoutInMs=0, New=True)
-        assert code == GUEST_INVALID_JSON
+        assert code == HResult.ERROR_VMCOMPUTE_INVALID_JSON
         assert "'New'" in message
 
 
@@ -326,9 +317,9 @@ async def test_the_guest_changes_its_settings_and_the_request_log_has_the_reques
 async def test_a_refused_change_is_answered_with_code_and_message() -> None:
     async with booted() as host:
         code, message = await host.refusal(Procedure.MODIFY_SETTINGS, Request=MOUNT)
-        assert (code, message) == (E_FAIL, "there is no disk 0:0")
+        assert (code, message) == (HResult.E_FAIL, "there is no disk 0:0")
         (entry,) = backend_of(host.system).request_log.entries(to="guest", operation="modify")
-        assert (entry.outcome, entry.code) == ("refused", E_FAIL)
+        assert (entry.outcome, entry.code) == ("refused", HResult.E_FAIL)
 
 
 async def test_requests_are_answered_out_of_order_when_one_of_them_takes_longer() -> None:
@@ -336,7 +327,7 @@ async def test_requests_are_answered_out_of_order_when_one_of_them_takes_longer(
         gate = backend_of(host.system).faults.hold(to="guest", operation="dump stacks")
         slow = await host.send(Procedure.DUMP_STACKS)
         quick = await host.send(Procedure.GET_PROPERTIES, "nobody")
-        assert (await host.answer(quick))["Result"] & 0xFFFFFFFF == GUEST_SYSTEM_NOT_FOUND
+        assert (await host.answer(quick))["Result"] & 0xFFFFFFFF == HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND
         (parked,) = await gate.wait()
         parked.proceed()
         assert "goroutine" in (await host.answer(slow))["GuestStacks"]
@@ -434,8 +425,13 @@ async def test_what_follows_a_shutdown_in_the_same_bytes_is_not_done() -> None:
 
 async def test_requests_are_matched_by_faults_by_the_name_of_their_procedure() -> None:
     async with booted() as host:
-        backend_of(host.system).faults.refuse(0xC0370109, to="guest", operation="get properties", text="busy")
-        assert await host.refusal(Procedure.GET_PROPERTIES, "nobody") == (0xC0370109, "busy")
+        backend_of(host.system).faults.refuse(
+            HResult.ERROR_VMCOMPUTE_TIMEOUT, to="guest", operation="get properties", text="busy"
+        )
+        assert await host.refusal(Procedure.GET_PROPERTIES, "nobody") == (
+            HResult.ERROR_VMCOMPUTE_TIMEOUT,
+            "busy",
+        )
 
 
 async def test_an_exception_that_no_guest_can_answer_costs_the_connection() -> None:
@@ -465,8 +461,10 @@ async def test_a_windows_guest_wants_to_be_created_and_started_first() -> None:
         assert capabilities["SendHostCreateMessage"] is capabilities["SendHostStartMessage"] is True
         assert capabilities["RuntimeOsType"] == "Windows"
         addresses = to_guest("HvSocket", "Update", LocalAddress="a", ParentAddress="b")
-        assert (await host.refusal(Procedure.MODIFY_SETTINGS, Request=addresses))[0] == GUEST_INVALID_STATE
-        assert (await host.refusal(Procedure.START))[0] == GUEST_INVALID_STATE
+        assert (await host.refusal(Procedure.MODIFY_SETTINGS, Request=addresses))[
+            0
+        ] == HResult.ERROR_VMCOMPUTE_INVALID_STATE
+        assert (await host.refusal(Procedure.START))[0] == HResult.ERROR_VMCOMPUTE_INVALID_STATE
         await host.ask(Procedure.CREATE, ContainerConfig='{"SystemType":"Container"}')
         await host.ask(Procedure.START)
         await host.ask(Procedure.MODIFY_SETTINGS, Request=addresses)
@@ -513,8 +511,8 @@ async def test_a_windows_guest_forwards_its_log_while_it_is_told_to() -> None:
 @pytest.mark.parametrize(
     ("service", "rpc", "code"),
     [
-        ("LogForwardService", "Restart", E_INVALIDARG),
-        ("OtherService", "StartLogForwarding", E_NOTIMPL),
+        ("LogForwardService", "Restart", HResult.E_INVALIDARG),
+        ("OtherService", "StartLogForwarding", HResult.E_NOTIMPL),
     ],
 )
 async def test_a_windows_guest_refuses_services_and_commands_that_it_does_not_know(
@@ -567,8 +565,8 @@ async def test_an_isolated_linux_guest_boots_as_its_image_says() -> None:
 async def test_a_guest_without_a_capability_does_not_do_it() -> None:
     backend = FakeBackend(files=host_files(), guest_capabilities={"SignalProcessSupported": True})
     async with booted(backend=backend) as host:
-        assert (await host.refusal(Procedure.DUMP_STACKS))[0] == E_NOTIMPL
-        assert (await host.refusal(Procedure.DELETE_CONTAINER_STATE, "c"))[0] == E_NOTIMPL
+        assert (await host.refusal(Procedure.DUMP_STACKS))[0] == HResult.E_NOTIMPL
+        assert (await host.refusal(Procedure.DELETE_CONTAINER_STATE, "c"))[0] == HResult.E_NOTIMPL
 
 
 async def test_a_guest_that_panics_says_so_on_its_log_and_takes_the_vm_with_it() -> None:

@@ -12,22 +12,12 @@ from tests.backends.fake.guesthost import ACTIVITY, GCS, Host, Process, booted
 from tests.backends.fake.support import JSON, backend_of, host_files, to_guest, wcow
 from uvm._wire.frames import Procedure
 from uvm.backends.fake import FakeBackend
-from uvm.backends.fake.hresult import (
-    E_FAIL,
-    E_INVALIDARG,
-    ERROR_NOT_FOUND,
-    GUEST_INVALID_JSON,
-    GUEST_INVALID_STATE,
-    GUEST_SYSTEM_ALREADY_EXISTS,
-    GUEST_SYSTEM_ALREADY_STOPPED,
-    GUEST_SYSTEM_NOT_FOUND,
-    HCS_E_INVALID_STATE,
-)
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
-UNKNOWN = (GUEST_SYSTEM_NOT_FOUND, "HRESULT: 0xc037010e")
-NOT_FOUND = (ERROR_NOT_FOUND, "HRESULT: 0x80070490")
+UNKNOWN = (HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND, "HRESULT: 0xc037010e")
+NOT_FOUND = (HResult.ERROR_NOT_FOUND, "HRESULT: 0x80070490")
 
 
 def spec(*args: str, **process: Any) -> JSON:
@@ -84,22 +74,34 @@ async def end(process: Process) -> int:
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
-        ("xx", GUEST_INVALID_JSON, 'failed to unmarshal JSON for ContainerConfig "xx": HRESULT 0xc037010d: '),
+        (
+            "xx",
+            HResult.ERROR_VMCOMPUTE_INVALID_JSON,
+            'failed to unmarshal JSON for ContainerConfig "xx": HRESULT 0xc037010d: ',
+        ),
         (
             config(spec("true"), (1, 0)),
-            GUEST_INVALID_JSON,
+            HResult.ERROR_VMCOMPUTE_INVALID_JSON,
             "HRESULT 0xc037010d: invalid schema version: {1 0}",
         ),
-        ("{}", GUEST_INVALID_JSON, "HRESULT 0xc037010d: invalid schema version: {0 0}"),
-        (config("a text"), GUEST_INVALID_JSON, "failed to unmarshal JSON for ContainerConfig"),
+        ("{}", HResult.ERROR_VMCOMPUTE_INVALID_JSON, "HRESULT 0xc037010d: invalid schema version: {0 0}"),
+        (
+            config("a text"),
+            HResult.ERROR_VMCOMPUTE_INVALID_JSON,
+            "failed to unmarshal JSON for ContainerConfig",
+        ),
         (
             config(spec("nothing")),
-            E_FAIL,
+            HResult.E_FAIL,
             "failed to create container: runc create/exec call for container c failed: exit status 1: runc "
             "create failed: unable to start container process: error during container init: "
             'exec: "nothing": executable file not found in $PATH',
         ),
-        (config(spec()), E_FAIL, "failed to create container: runc create/exec call for container c failed"),
+        (
+            config(spec()),
+            HResult.E_FAIL,
+            "failed to create container: runc create/exec call for container c failed",
+        ),
     ],
 )
 async def test_a_container_that_cannot_be_is_refused(text: str, code: int, message: str) -> None:
@@ -114,7 +116,7 @@ async def test_an_id_is_taken_until_the_container_is_deleted() -> None:
     async with booted() as host:
         await create(host, "true")
         assert await host.refusal(Procedure.CREATE, "c", ContainerConfig=config(spec("true"))) == (
-            GUEST_SYSTEM_ALREADY_EXISTS,
+            HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_EXISTS,
             "HRESULT: 0xc037010f",
         )
         await host.ask(Procedure.DELETE_CONTAINER_STATE, "c")
@@ -186,7 +188,7 @@ async def test_the_exit_of_a_container_process_is_known_when_its_output_was_read
         with pytest.raises(anyio.EndOfStream):
             await process.streams["StdOut"].receive()
         code, _ = await host.refusal(Procedure.WAIT_FOR_PROCESS, "c", ProcessId=process.pid, TimeoutInMs=0)
-        assert code == 0xC0370109
+        assert code == HResult.ERROR_VMCOMPUTE_TIMEOUT
         await process.streams["StdOut"].aclose()
         assert await process.wait() == 0
 
@@ -221,7 +223,7 @@ async def test_a_first_process_whose_program_is_gone_by_now_is_refused() -> None
         del backend_of(host.system).programs["cat"]
         settings = {"ProcessParameters": "{}"}
         code, message = await host.refusal(Procedure.EXECUTE_PROCESS, "c", Settings=settings)
-        assert (code, "executable file not found" in message) == (E_FAIL, True)
+        assert (code, "executable file not found" in message) == (HResult.E_FAIL, True)
 
 
 async def test_a_signal_to_a_process_that_has_exited_is_refused_though_nobody_waited() -> None:
@@ -240,7 +242,7 @@ async def test_what_is_no_signal_is_refused() -> None:
         process = await start(host)
         assert await host.refusal(
             Procedure.SIGNAL_PROCESS, "c", ProcessId=process.pid, Options={"Signal": 999}
-        ) == (E_FAIL, "invalid argument")
+        ) == (HResult.E_FAIL, "invalid argument")
 
 
 async def test_a_process_with_a_terminal_is_resized_and_one_without_is_not() -> None:
@@ -248,7 +250,7 @@ async def test_a_process_with_a_terminal_is_resized_and_one_without_is_not() -> 
         await create(host, "cat")
         first = await start(host)
         assert await host.refusal(Procedure.RESIZE_CONSOLE, "c", ProcessId=first.pid, Height=1, Width=1) == (
-            E_FAIL,
+            HResult.E_FAIL,
             f"pid: {first.pid}, is not a tty and cannot be resized",
         )
         size = {"height": 10, "width": 20}
@@ -281,7 +283,7 @@ async def test_a_command_that_cannot_run_is_refused(command: list[str], message:
         await start(host)
         settings = {"ProcessParameters": json.dumps({"OciProcess": {"args": command}})}
         assert await host.refusal(Procedure.EXECUTE_PROCESS, "c", Settings=settings) == (
-            E_FAIL,
+            HResult.E_FAIL,
             f"runc create/exec call for container c failed: exit status 255: exec failed: {message}",
         )
 
@@ -296,13 +298,13 @@ async def test_a_first_process_starts_once() -> None:
             "cannot start a container that has stopped",
         )
         assert await host.refusal(Procedure.EXECUTE_PROCESS, "c", **again) == (
-            E_FAIL,
+            HResult.E_FAIL,
             f"runc start failed with exit status 1: {running}\n: {running}",
         )
         await process.end_input()
         await end(process)
         assert await host.refusal(Procedure.EXECUTE_PROCESS, "c", **again) == (
-            E_FAIL,
+            HResult.E_FAIL,
             f"runc start failed with exit status 1: {stopped}\n: {stopped}",
         )
 
@@ -317,7 +319,7 @@ async def test_the_exit_is_told_after_the_answer_to_a_wait_and_only_then() -> No
         await process.read()
         await anyio.wait_all_tasks_blocked()
         code, _ = await host.refusal(Procedure.EXECUTE_PROCESS, "c", Settings={"ProcessParameters": "{}"})
-        assert (code, host.notifications) == (E_FAIL, [])
+        assert (code, host.notifications) == (HResult.E_FAIL, [])
         wait = await host.send(Procedure.WAIT_FOR_PROCESS, "c", ProcessId=process.pid)
         assert await host.notification() == {
             "ContainerId": "c",
@@ -359,14 +361,14 @@ async def test_what_an_exited_container_refuses() -> None:
         process = await start(host)
         await end(process)
         assert await host.refusal(Procedure.SHUTDOWN_FORCED, "c") == (
-            GUEST_SYSTEM_ALREADY_STOPPED,
+            HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED,
             "runc kill failed with exit status 1: container not running\n: "
             "HRESULT 0xc0370110: container not running",
         )
         assert await host.refusal(Procedure.SIGNAL_PROCESS, "c", ProcessId=process.pid) == NOT_FOUND
         settings = {"ProcessParameters": json.dumps({"OciProcess": {"args": ["true"]}})}
         code, message = await host.refusal(Procedure.EXECUTE_PROCESS, "c", Settings=settings)
-        assert (code, message.endswith("cannot exec in a stopped container")) == (E_FAIL, True)
+        assert (code, message.endswith("cannot exec in a stopped container")) == (HResult.E_FAIL, True)
         assert await properties(host, "ProcessList") == {}
         await host.ask(Procedure.DELETE_CONTAINER_STATE, "c")
         assert await host.refusal(Procedure.DELETE_CONTAINER_STATE, "c") == UNKNOWN
@@ -379,7 +381,7 @@ async def test_a_running_container_is_not_deleted_but_forgotten() -> None:
         process = await start(host)
         code, message = await host.refusal(Procedure.DELETE_CONTAINER_STATE, "c")
         assert (code, message.endswith("HRESULT 0x80370105: container not stopped")) == (
-            HCS_E_INVALID_STATE,
+            HResult.HCS_E_INVALID_STATE,
             True,
         )
         assert await host.refusal(Procedure.GET_PROPERTIES, "c") == UNKNOWN
@@ -393,7 +395,7 @@ async def test_a_container_that_was_never_started_can_be_killed() -> None:
         code, message = await host.refusal(
             Procedure.EXECUTE_PROCESS, "c", Settings={"ProcessParameters": "{}"}
         )
-        assert (code, message.endswith("cannot start a container that has stopped")) == (E_FAIL, True)
+        assert (code, message.endswith("cannot start a container that has stopped")) == (HResult.E_FAIL, True)
         assert host.notifications == []
 
 
@@ -440,11 +442,11 @@ async def test_a_container_has_no_other_settings() -> None:
         await create(host, "cat")
         request = to_guest("MappedVirtualDisk", "Add", MountPath="/m")
         assert await host.refusal(Procedure.MODIFY_SETTINGS, "c", Request=request) == (
-            E_FAIL,
+            HResult.E_FAIL,
             'the ResourceType "MappedVirtualDisk" is not supported for containers',
         )
         code, message = await host.refusal(Procedure.MODIFY_SETTINGS, "c", Request=to_guest("Foo", "Add"))
-        assert (code, message) == (E_FAIL, "invalid ResourceType 'Foo'")
+        assert (code, message) == (HResult.E_FAIL, "invalid ResourceType 'Foo'")
         request = to_guest("ContainerConstraints", "Update")
         assert await host.refusal(Procedure.MODIFY_SETTINGS, Request=request) == UNKNOWN
 
@@ -452,10 +454,12 @@ async def test_a_container_has_no_other_settings() -> None:
 async def test_the_guest_itself_has_no_properties() -> None:
     async with booted() as host:
         assert await host.refusal(Procedure.GET_PROPERTIES, Query="") == (
-            E_FAIL,
+            HResult.E_FAIL,
             "getPropertiesV2 is not supported against the UVM",
         )
-        assert (await host.refusal(Procedure.GET_PROPERTIES, Query="xx"))[0] == GUEST_INVALID_JSON
+        assert (await host.refusal(Procedure.GET_PROPERTIES, Query="xx"))[
+            0
+        ] == HResult.ERROR_VMCOMPUTE_INVALID_JSON
 
 
 # Windows containers.
@@ -472,9 +476,9 @@ async def test_a_windows_container_lives_from_its_start_to_its_shutdown() -> Non
         settings = {"ProcessParameters": json.dumps({"CommandLine": "sleep 1000"})}
         assert (await host.refusal(Procedure.EXECUTE_PROCESS, "c", Settings=settings))[
             0
-        ] == GUEST_INVALID_STATE
+        ] == HResult.ERROR_VMCOMPUTE_INVALID_STATE
         await host.ask(Procedure.START, "c")
-        assert (await host.refusal(Procedure.START, "c"))[0] == GUEST_INVALID_STATE
+        assert (await host.refusal(Procedure.START, "c"))[0] == HResult.ERROR_VMCOMPUTE_INVALID_STATE
         process = await host.start_process({"CommandLine": "sleep 1000"}, "StdOut", container="c")
         found = await properties(host, "ProcessList", "Statistics")
         assert (found["State"], found["ProcessList"]) == (
@@ -486,7 +490,9 @@ async def test_a_windows_container_lives_from_its_start_to_its_shutdown() -> Non
         assert (await host.notification())["Type"] == "GracefulExit"
         assert host.order[-2:] == [f"answer {shutdown}", "notification of c"]
         assert await process.wait() == 1
-        assert (await host.refusal(Procedure.SHUTDOWN_FORCED, "c"))[0] == GUEST_SYSTEM_ALREADY_STOPPED
+        assert (await host.refusal(Procedure.SHUTDOWN_FORCED, "c"))[
+            0
+        ] == HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED
 
 
 async def test_a_terminated_windows_container_exited_by_force() -> None:
@@ -502,10 +508,14 @@ async def test_the_state_of_a_windows_container_is_deleted_where_the_guest_can_o
     async with booted(wcow(), backend) as host:
         await windows_container(host)
         await host.ask(Procedure.START, "c")
-        assert (await host.refusal(Procedure.DELETE_CONTAINER_STATE, "c"))[0] == GUEST_INVALID_STATE
+        assert (await host.refusal(Procedure.DELETE_CONTAINER_STATE, "c"))[
+            0
+        ] == HResult.ERROR_VMCOMPUTE_INVALID_STATE
         await host.ask(Procedure.SHUTDOWN_FORCED, "c")
         await host.ask(Procedure.DELETE_CONTAINER_STATE, "c")
-        assert (await host.refusal(Procedure.DELETE_CONTAINER_STATE, "c"))[0] == GUEST_SYSTEM_NOT_FOUND
+        assert (await host.refusal(Procedure.DELETE_CONTAINER_STATE, "c"))[
+            0
+        ] == HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND
 
 
 async def test_a_windows_container_takes_changes_and_its_document_is_read_strictly() -> None:
@@ -515,9 +525,11 @@ async def test_a_windows_container_takes_changes_and_its_document_is_read_strict
         await host.ask(Procedure.MODIFY_SETTINGS, "c", Request=request)
         assert host.service.containers["c"].modifications == [request]
         for text, code in (
-            ('{"Container":{},"New":1}', GUEST_INVALID_JSON),
-            ("{}", E_INVALIDARG),
-            ('{"Container":{}}', GUEST_SYSTEM_ALREADY_EXISTS),
+            ('{"Container":{},"New":1}', HResult.ERROR_VMCOMPUTE_INVALID_JSON),
+            ("{}", HResult.E_INVALIDARG),
+            ('{"Container":{}}', HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_EXISTS),
         ):
             assert (await host.refusal(Procedure.CREATE, "c", ContainerConfig=text))[0] == code
-        assert (await host.refusal(Procedure.GET_PROPERTIES, "nobody"))[0] == GUEST_SYSTEM_NOT_FOUND
+        assert (await host.refusal(Procedure.GET_PROPERTIES, "nobody"))[
+            0
+        ] == HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND

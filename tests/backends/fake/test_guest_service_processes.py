@@ -11,21 +11,12 @@ from tests.backends.fake.guesthost import GCS, Host, booted
 from tests.backends.fake.support import backend_of, wcow
 from uvm._wire.frames import Procedure
 from uvm._wire.ports import vsock_service_id
-from uvm.backends.fake.hresult import (
-    E_FAIL,
-    E_INVALIDARG,
-    ERROR_FILE_NOT_FOUND,
-    ERROR_NOT_FOUND,
-    GUEST_INVALID_JSON,
-    GUEST_SYSTEM_NOT_FOUND,
-    GUEST_TIMEOUT,
-    WSAECONNREFUSED,
-)
+from uvm.hresult import HResult
 from uvm.schema.gcs import WAIT_FOREVER_MS
 
 pytestmark = pytest.mark.anyio
 
-NOT_FOUND = (ERROR_NOT_FOUND, "HRESULT: 0x80070490")
+NOT_FOUND = (HResult.ERROR_NOT_FOUND, "HRESULT: 0x80070490")
 
 
 async def execute(host: Host, parameters: object, **relay: object) -> tuple[int, str]:
@@ -45,7 +36,7 @@ async def execute(host: Host, parameters: object, **relay: object) -> tuple[int,
 async def test_a_command_that_does_not_exist_is_refused(parameters: object, message: str) -> None:
     async with booted() as host:
         assert await execute(host, parameters) == (
-            E_FAIL,
+            HResult.E_FAIL,
             f"failed to call Start for external process: {message}",
         )
         assert host.service.external == {}
@@ -55,7 +46,7 @@ async def test_streams_of_a_process_that_does_not_start_are_closed() -> None:
     async with booted() as host:
         listener = await host.system.listen(vsock_service_id(7))
         parameters = {"CommandArgs": ["nothing"], "CreateStdOutPipe": True}
-        assert (await execute(host, parameters, VsockStdioRelaySettings={"StdOut": 7}))[0] == E_FAIL
+        assert (await execute(host, parameters, VsockStdioRelaySettings={"StdOut": 7}))[0] == HResult.E_FAIL
         with pytest.raises(anyio.EndOfStream):
             await (await listener.accept()).receive()
 
@@ -65,7 +56,7 @@ async def test_a_stream_to_where_nobody_listens_is_refused_and_the_others_are_cl
         listener = await host.system.listen(vsock_service_id(7))
         parameters = {"CommandArgs": ["true"], "CreateStdInPipe": True, "CreateStdOutPipe": True}
         assert await execute(host, parameters, VsockStdioRelaySettings={"StdIn": 7, "StdOut": 8}) == (
-            E_FAIL,
+            HResult.E_FAIL,
             "failed creating stdout Connection: vsock Dial port (8) failed: connection refused",
         )
         with pytest.raises(anyio.EndOfStream):
@@ -76,7 +67,7 @@ async def test_a_stream_to_where_nobody_listens_is_refused_and_the_others_are_cl
 async def test_parameters_that_cannot_be_read_are_refused(parameters: str) -> None:
     async with booted() as host:
         code, message = await execute(host, parameters)
-        assert code == GUEST_INVALID_JSON
+        assert code == HResult.ERROR_VMCOMPUTE_INVALID_JSON
         assert message.startswith(
             f'failed to unmarshal JSON for ProcessParameters "{parameters}": HRESULT 0xc037010d: '
         )
@@ -85,7 +76,10 @@ async def test_parameters_that_cannot_be_read_are_refused(parameters: str) -> No
 async def test_a_command_line_that_does_not_end_is_refused() -> None:
     async with booted() as host:
         code, message = await execute(host, {"CommandLine": "echo 'a"})
-        assert (code, message.split(":")[0]) == (E_FAIL, """failed to parse command line string "echo 'a\"""")
+        assert (code, message.split(":")[0]) == (
+            HResult.E_FAIL,
+            """failed to parse command line string "echo 'a\"""",
+        )
 
 
 async def test_nothing_to_run_kills_the_guest() -> None:
@@ -124,7 +118,7 @@ async def test_a_wait_with_a_limit_ends_at_the_limit_and_the_process_goes_on() -
         for timeout_ms in (0, 20):
             assert await host.refusal(
                 Procedure.WAIT_FOR_PROCESS, ProcessId=process.pid, TimeoutInMs=timeout_ms
-            ) == (GUEST_TIMEOUT, "HRESULT: 0xc0370109")
+            ) == (HResult.ERROR_VMCOMPUTE_TIMEOUT, "HRESULT: 0xc0370109")
         wait = await host.send(Procedure.WAIT_FOR_PROCESS, ProcessId=process.pid, TimeoutInMs=60_000)
         await process.end_input()
         assert (await host.answer(wait))["ExitCode"] == 0
@@ -139,7 +133,7 @@ async def test_the_guest_does_not_know_its_own_processes_when_they_are_to_be_sig
             (Procedure.RESIZE_CONSOLE, {"Height": 1, "Width": 1}),
         ):
             assert await host.refusal(procedure, ProcessId=process.pid, **fields) == (
-                GUEST_SYSTEM_NOT_FOUND,
+                HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND,
                 "HRESULT: 0xc037010e",
             )
 
@@ -213,7 +207,7 @@ async def test_a_windows_guest_signals_and_resizes_its_own_processes() -> None:
         code, message = await host.refusal(
             Procedure.SIGNAL_PROCESS, ProcessId=process.pid, Options={"Signal": "Hup"}
         )
-        assert (code, message) == (E_INVALIDARG, "unknown signal 'Hup'")
+        assert (code, message) == (HResult.E_INVALIDARG, "unknown signal 'Hup'")
         await process.signal("CtrlBreak")
         assert await process.wait() == 0xC000013A
         assert await host.refusal(Procedure.SIGNAL_PROCESS, ProcessId=process.pid) == NOT_FOUND
@@ -221,12 +215,12 @@ async def test_a_windows_guest_signals_and_resizes_its_own_processes() -> None:
 
 async def test_a_windows_guest_refuses_what_it_cannot_start() -> None:
     async with booted(wcow()) as host:
-        assert (await execute(host, {"CommandLine": "nothing.exe"}))[0] == ERROR_FILE_NOT_FOUND
-        assert (await execute(host, {"CommandLine": "stty size"}))[0] == ERROR_FILE_NOT_FOUND
-        assert (await execute(host, {}))[0] == E_INVALIDARG
+        assert (await execute(host, {"CommandLine": "nothing.exe"}))[0] == HResult.ERROR_FILE_NOT_FOUND
+        assert (await execute(host, {"CommandLine": "stty size"}))[0] == HResult.ERROR_FILE_NOT_FOUND
+        assert (await execute(host, {}))[0] == HResult.E_INVALIDARG
         parameters = {"CommandLine": "true", "CreateStdOutPipe": True}
         relay = {"StdioRelaySettings": {"StdOut": vsock_service_id(9)}}
-        assert (await execute(host, parameters, **relay))[0] == WSAECONNREFUSED
+        assert (await execute(host, parameters, **relay))[0] == HResult.WSAECONNREFUSED
         process = await host.run("cat")
         code, _ = await host.refusal(Procedure.RESIZE_CONSOLE, ProcessId=process.pid, Height=1, Width=1)
-        assert code == E_INVALIDARG
+        assert code == HResult.E_INVALIDARG

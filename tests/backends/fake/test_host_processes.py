@@ -13,22 +13,8 @@ from tests.backends.fake.support import JSON, backend_of, expect_refusal, host_f
 from uvm._async import bare_task_group
 from uvm.backend import HostInfo, HostProcess, System
 from uvm.backends.fake import FakeBackend, FakeHostProcess, FakeProcess, FakeSystem
-from uvm.backends.fake.hresult import (
-    E_FAIL,
-    E_HANDLE,
-    E_INVALIDARG,
-    ERROR_FILE_NOT_FOUND,
-    ERROR_NOT_FOUND,
-    GUEST_SYSTEM_NOT_FOUND,
-    HCS_E_CONNECT_FAILED,
-    HCS_E_CONNECTION_CLOSED,
-    HCS_E_INVALID_JSON,
-    HCS_E_INVALID_STATE,
-    HCS_E_NOT_CONFIGURED,
-    HCS_E_PROCESS_ALREADY_STOPPED,
-    HCS_E_SYSTEM_ALREADY_STOPPED,
-)
 from uvm.errors import UnknownOutcomeError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -146,7 +132,7 @@ async def test_a_windows_process_is_signalled_and_terminated() -> None:
             await (process.signal({"Signal": "CtrlC"}) if end == "signal" else process.terminate())
             assert await process.wait() == code
             for refused in (process.terminate, lambda p=process: p.signal({"Signal": "CtrlC"})):
-                with expect_refusal(HCS_E_PROCESS_ALREADY_STOPPED):
+                with expect_refusal(HResult.HCS_E_PROCESS_ALREADY_STOPPED):
                     await refused()
             await process.close()
 
@@ -160,7 +146,7 @@ async def test_a_linux_guest_finds_no_process_of_its_own_to_signal_or_resize() -
             process.signal({"Signal": 15}),
             process.modify({"Operation": "ConsoleSize", "ConsoleSize": {"Height": 1, "Width": 1}}),
         ):
-            with expect_refusal(GUEST_SYSTEM_NOT_FOUND):
+            with expect_refusal(HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND):
                 await refused
         await process.close()
 
@@ -175,10 +161,10 @@ async def test_a_process_is_opened_by_its_id_and_lives_on_without_handles() -> N
         assert await again.properties() == {"ProcessId": pid}
         await again.terminate()
         assert await again.wait() == 1
-        with expect_refusal(HCS_E_PROCESS_ALREADY_STOPPED):
+        with expect_refusal(HResult.HCS_E_PROCESS_ALREADY_STOPPED):
             await system.open_process(pid)
         await again.close()
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.open_process(pid)
 
 
@@ -198,7 +184,7 @@ async def test_a_closed_handle_is_refused_and_whoever_waits_on_it_is_told() -> N
         process = await start(system, FOREVER)
 
         async def wait() -> None:
-            with expect_refusal(E_HANDLE):
+            with expect_refusal(HResult.E_HANDLE):
                 await process.wait()
 
         async with anyio.create_task_group() as tasks:
@@ -215,7 +201,7 @@ async def test_a_closed_handle_is_refused_and_whoever_waits_on_it_is_told() -> N
             process.modify({}),
             process.properties(),
         ):
-            with expect_refusal(E_HANDLE):
+            with expect_refusal(HResult.E_HANDLE):
                 await call
 
 
@@ -224,7 +210,7 @@ async def test_the_exit_of_the_vm_is_told_to_whoever_waits_for_a_process() -> No
         process = await start(system, FOREVER)
 
         async def wait() -> None:
-            with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+            with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
                 await process.wait()
 
         async with anyio.create_task_group() as tasks:
@@ -233,8 +219,8 @@ async def test_the_exit_of_the_vm_is_told_to_whoever_waits_for_a_process() -> No
             await system.terminate()
         status = await process.properties()
         assert status["Exited"] is True
-        assert status["LastWaitResult"] & 0xFFFFFFFF == HCS_E_SYSTEM_ALREADY_STOPPED
-        with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+        assert status["LastWaitResult"] & 0xFFFFFFFF == HResult.HCS_E_SYSTEM_ALREADY_STOPPED
+        with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
             await process.terminate()
         await process.close()
 
@@ -242,28 +228,28 @@ async def test_the_exit_of_the_vm_is_told_to_whoever_waits_for_a_process() -> No
 @EITHER
 async def test_what_cannot_be_started_is_refused_and_leaves_nothing(document: Any, cat: JSON) -> None:
     unknown = {**cat, **({"CommandArgs": ["nothing"]} if document is lcow else {"CommandLine": "nothing"})}
-    missing = E_FAIL if document is lcow else ERROR_FILE_NOT_FOUND
+    missing = HResult.E_FAIL if document is lcow else HResult.ERROR_FILE_NOT_FOUND
     unreadable: tuple[JSON, ...] = ({"CommandLin": "x"}, {"CommandArgs": "cat"}, {"Environment": {1: "x"}})
     async with running(document()) as system:
-        with expect_refusal(HCS_E_NOT_CONFIGURED):
+        with expect_refusal(HResult.HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION):
             await system.create_process(cat)
-        with expect_refusal(HCS_E_NOT_CONFIGURED):
+        with expect_refusal(HResult.HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION):
             await system.open_process(1)
     async with attended(relaying(document())) as system:
         with expect_refusal(missing) as caught:
             await system.create_process(unknown)
         assert "executable file not found" in str(caught.value) or "cannot find the file" in str(caught.value)
         for parameters in unreadable:
-            with expect_refusal(HCS_E_INVALID_JSON):
+            with expect_refusal(HResult.HCS_E_INVALID_JSON):
                 await system.create_process(parameters)
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.open_process(1)
         await system.pause()
-        with expect_refusal(HCS_E_INVALID_STATE):
+        with expect_refusal(HResult.HCS_E_INVALID_STATE):
             await system.create_process(cat)
         await system.resume()
         await system.terminate()
-        with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+        with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
             await system.create_process(cat)
 
 
@@ -277,11 +263,11 @@ async def test_changes_that_a_process_cannot_make_are_refused() -> None:
             {"Operation": "CloseHandle", "CloseHandle": {"Handle": "StdLog"}},
         )
         for request in wrong:
-            with expect_refusal(HCS_E_INVALID_JSON):
+            with expect_refusal(HResult.HCS_E_INVALID_JSON):
                 await process.modify(request)
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await process.modify({"Operation": "CloseHandle", "CloseHandle": {"Handle": "StdOut"}})
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await process.signal({"Signal": "CtrlC"})
         await process.close()
 
@@ -289,7 +275,7 @@ async def test_changes_that_a_process_cannot_make_are_refused() -> None:
 async def test_a_windows_guest_has_no_other_signals_than_those_of_its_console() -> None:
     async with attended(relaying(wcow())) as system:
         process = await start(system, WINDOWS_FOREVER)
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await process.signal({"Signal": "Term"})
         await process.terminate()
         await process.close()
@@ -297,13 +283,13 @@ async def test_a_windows_guest_has_no_other_signals_than_those_of_its_console() 
 
 async def test_without_somebody_who_waits_for_the_vm_its_guest_starts_nothing() -> None:
     async with running(relaying(lcow())) as system:
-        with expect_refusal(HCS_E_CONNECT_FAILED):
+        with expect_refusal(HResult.HCS_E_CONNECT_FAILED):
             await system.create_process(CAT)
 
 
 async def test_a_command_that_crashes_the_guests_service_gets_no_answer() -> None:
     async with attended() as system:
-        with expect_refusal(HCS_E_CONNECTION_CLOSED):
+        with expect_refusal(HResult.HCS_E_CONNECTION_CLOSED):
             await system.create_process({})
         await anyio.wait_all_tasks_blocked()
         assert system.vm.exit_status is not None
@@ -313,8 +299,10 @@ async def test_each_call_is_in_the_request_log_and_meets_faults() -> None:
     async with attended(relaying(wcow())) as system:
         backend = backend_of(system)
         process = await start(system, WINDOWS_FOREVER)
-        backend.faults.refuse(0xC0370109, to="guest", operation="signal process", first=1)
-        with expect_refusal(0xC0370109):
+        backend.faults.refuse(
+            HResult.ERROR_VMCOMPUTE_TIMEOUT, to="guest", operation="signal process", first=1
+        )
+        with expect_refusal(HResult.ERROR_VMCOMPUTE_TIMEOUT):
             await process.signal({"Signal": "CtrlC"})
         with backend.faults.hold(operation="terminate process") as gate:
             async with anyio.create_task_group() as tasks:
@@ -380,9 +368,9 @@ async def test_queries_are_answered_as_responses_by_type() -> None:
         responses = answer["PropertyResponses"]
         assert responses["GuestConnection"]["Response"] == plain["GuestConnectionInfo"]
         assert responses["ProcessorTopology"]["Response"]["LogicalProcessorCount"] == 8
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await system.properties(queries={"NoSuchThing": None})
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await system.properties(queries={"Memory": object()})
 
 
@@ -401,5 +389,5 @@ async def test_the_compute_service_tells_one_property_for_each_type_in_their_ord
     assert topology["LogicalProcessorCount"] == len(topology["LogicalProcessors"]) == 4
     assert others == [{"ProcessorQoSSupported": True}, {"CpuGroups": []}, {"Instances": []}]
     assert await backend.service_properties() == {"Properties": []}
-    with expect_refusal(HCS_E_INVALID_JSON):
+    with expect_refusal(HResult.HCS_E_INVALID_JSON):
         await backend.service_properties("Basic", "NoSuchThing")

@@ -13,24 +13,8 @@ from tests.backends.fake.support import JSON, backend_of, expect_refusal, host_f
 from tests.backends.fake.test_host_processes import attended, relaying
 from uvm.backend import System
 from uvm.backends.fake import FakeBackend, FakeHostedSystem, FakeSystem
-from uvm.backends.fake.hresult import (
-    E_FAIL,
-    E_HANDLE,
-    ERROR_FILE_NOT_FOUND,
-    ERROR_NOT_FOUND,
-    ERROR_NOT_SUPPORTED,
-    GUEST_SYSTEM_NOT_FOUND,
-    HCS_E_CONNECT_FAILED,
-    HCS_E_CONNECTION_CLOSED,
-    HCS_E_INVALID_JSON,
-    HCS_E_INVALID_STATE,
-    HCS_E_NOT_CONFIGURED,
-    HCS_E_SYSTEM_ALREADY_EXISTS,
-    HCS_E_SYSTEM_ALREADY_STOPPED,
-    HCS_E_SYSTEM_NOT_FOUND,
-    HCS_E_UNEXPECTED_EXIT,
-)
 from uvm.errors import ExitStatus, UnknownOutcomeError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -100,54 +84,54 @@ async def test_a_container_is_a_compute_system_beside_its_vm() -> None:
 async def test_what_cannot_be_hosted_is_refused_and_leaves_nothing() -> None:
     async with attended() as vm:
         backend = backend_of(vm)
-        with expect_refusal(HCS_E_SYSTEM_NOT_FOUND):
+        with expect_refusal(HResult.HCS_E_SYSTEM_NOT_FOUND):
             await backend.create("c1", hosted(vm="vm2"))
         documents: list[Any] = [None, [], "text"]
         for nothing in documents:
-            with expect_refusal(HCS_E_INVALID_JSON):
+            with expect_refusal(HResult.HCS_E_INVALID_JSON):
                 await backend.create("c1", hosted() | {"HostedSystem": nothing})
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await backend.create("c1", hosted() | {"HostingSystemId": 5})
-        with expect_refusal(HCS_E_SYSTEM_ALREADY_EXISTS):
+        with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_EXISTS):
             await backend.create("vm1", hosted())
         missing = LINUX | {"OciSpecification": LINUX["OciSpecification"] | {"process": {"args": ["nowhere"]}}}
-        with expect_refusal(E_FAIL) as refused:
+        with expect_refusal(HResult.E_FAIL) as refused:
             await backend.create("c1", hosted(missing))
         refused.match("nowhere")
-        with expect_refusal(ERROR_NOT_SUPPORTED):
+        with expect_refusal(HResult.ERROR_NOT_SUPPORTED):
             await backend.create("c1", {"Container": {}})
         assert await ids(backend) == ["vm1"]
         c1 = await backend.create("c1", hosted())
         for document in (hosted(), relaying(lcow())):
-            with expect_refusal(HCS_E_SYSTEM_ALREADY_EXISTS):
+            with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_EXISTS):
                 await backend.create("c1", document)
         await c1.close()
 
 
 async def test_the_vm_has_to_run_and_hcs_to_be_connected_to_its_guest() -> None:
     async with running() as vm:
-        with expect_refusal(HCS_E_NOT_CONFIGURED):
+        with expect_refusal(HResult.HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION):
             await backend_of(vm).create("c1", hosted())
     async with running(relaying(lcow())) as vm:
-        with expect_refusal(HCS_E_CONNECT_FAILED):
+        with expect_refusal(HResult.HCS_E_CONNECT_FAILED):
             await backend_of(vm).create("c1", hosted())
         await vm.pause()
-        with expect_refusal(HCS_E_INVALID_STATE):
+        with expect_refusal(HResult.HCS_E_INVALID_STATE):
             await backend_of(vm).create("c1", hosted())
         await vm.resume()
         await vm.terminate()
-        with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+        with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
             await backend_of(vm).create("c1", hosted())
     backend = FakeBackend(files=host_files())
     vm = await backend.create("vm1", relaying(lcow()))
-    with expect_refusal(HCS_E_INVALID_STATE):
+    with expect_refusal(HResult.HCS_E_INVALID_STATE):
         await backend.create("c1", hosted())
     await vm.close()
 
 
 async def test_a_specification_that_the_guest_dies_of_gets_no_answer() -> None:
     async with attended() as vm:
-        with expect_refusal(HCS_E_CONNECTION_CLOSED):
+        with expect_refusal(HResult.HCS_E_CONNECTION_CLOSED):
             await backend_of(vm).create("c1", hosted(LINUX | {"OciSpecification": {}}))
         assert (await vm.wait()).exit_type == "UnexpectedExit"
 
@@ -169,15 +153,15 @@ async def test_a_container_of_whose_creation_the_answer_is_lost_ends_with_its_vm
 async def test_a_linux_container_lives_as_long_as_its_first_process() -> None:
     async with container() as c1:
         for ask in (c1.shutdown, lambda: c1.create_process(PIPES), lambda: c1.open_process(1)):
-            with expect_refusal(HCS_E_INVALID_STATE):
+            with expect_refusal(HResult.HCS_E_INVALID_STATE):
                 await ask()
         await c1.start()
-        with expect_refusal(HCS_E_INVALID_STATE):
+        with expect_refusal(HResult.HCS_E_INVALID_STATE):
             await c1.start()
         init = await c1.create_process(PIPES)
         assert init.stdin is not None
         assert init.stdout is not None
-        with expect_refusal(E_FAIL) as refused:
+        with expect_refusal(HResult.E_FAIL) as refused:
             await c1.create_process(PIPES)
         refused.match("already running")
         beside = await c1.create_process({"OciProcess": {"args": ["sleep", "3600"], "cwd": "/"}})
@@ -206,7 +190,7 @@ async def test_a_windows_container_lives_until_it_is_ended() -> None:
             tasks.start_soon(c1.wait)
             process = await c1.create_process({"CommandLine": "sleep 3600"})
             assert "Memory" in (await c1.properties("Statistics"))["Statistics"]
-            with expect_refusal(ERROR_FILE_NOT_FOUND):
+            with expect_refusal(HResult.ERROR_FILE_NOT_FOUND):
                 await c1.create_process({"CommandLine": "nowhere"})
             await c1.shutdown()
         assert await c1.wait() == ExitStatus("GracefulExit")
@@ -227,14 +211,14 @@ async def test_a_process_belongs_to_its_container() -> None:
         init = await c1.create_process({})
         vm = await backend_of(c1).open("vm1")
         outside = await vm.create_process({"CommandArgs": ["sleep", "3600"]})
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await c1.open_process(outside.pid)
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await vm.open_process(init.pid)
         again = await c1.open_process(init.pid)
         await again.signal({"Signal": 15})
         # As over any connection, the guest finds none outside of its containers.
-        with expect_refusal(GUEST_SYSTEM_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND):
             await outside.terminate()
         assert await init.wait() == 128 + 15
         assert await c1.wait() == ExitStatus("GracefulExit")
@@ -248,10 +232,10 @@ async def test_a_container_is_changed_by_its_guest() -> None:
         request = {"RequestType": "Update", "ResourceType": "ContainerConstraints", "Settings": limits}
         await c1.modify(request)
         assert c1.vm.service.containers["c1"].modifications == [request]
-        with expect_refusal(E_FAIL) as refused:
+        with expect_refusal(HResult.E_FAIL) as refused:
             await c1.modify(request | {"ResourceType": "CombinedLayers"})
         refused.match("not supported for containers")
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await c1.modify({"RequestType": {1, 2}})
         [entry, *_] = backend_of(c1).request_log.entries(operation="modify", resource="c1")
         assert (entry.vm, entry.to, entry.call.request_type) == ("vm1", "guest", "Update")
@@ -275,14 +259,14 @@ async def test_what_only_virtual_machines_do_is_refused(
 ) -> None:
     async with container() as c1:
         await c1.start()
-        with expect_refusal(ERROR_NOT_SUPPORTED):
+        with expect_refusal(HResult.ERROR_NOT_SUPPORTED):
             await ask(c1)
         assert c1.vm.state == "Running"
 
 
 async def test_a_property_that_containers_do_not_have_is_refused() -> None:
     async with container() as c1:
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await c1.properties("GuestConnection")
 
 
@@ -303,7 +287,7 @@ async def test_what_has_exited_takes_no_more_requests() -> None:
             lambda: c1.open_process(1),
         ]
         for ask in asked:
-            with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+            with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
                 await ask()
 
 
@@ -313,10 +297,10 @@ async def test_a_container_ends_with_its_vm() -> None:
         await c1.start()
         process = await c1.create_process(PIPES)
         vm.vm.crash()
-        assert await c1.wait() == ExitStatus("UnexpectedExit", HCS_E_UNEXPECTED_EXIT)
-        with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+        assert await c1.wait() == ExitStatus("UnexpectedExit", HResult.HCS_E_UNEXPECTED_EXIT)
+        with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
             await process.wait()
-        with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+        with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
             await c1.terminate()
         assert "container c1 of vm1 (Stopped)" in backend_of(vm).leftovers()
         await process.close()
@@ -339,7 +323,7 @@ async def test_a_container_ends_with_its_last_handle_and_its_id_is_free_again() 
         await anyio.wait_all_tasks_blocked()
         assert await ids(backend) == ["vm1"]
         assert not c1.vm.service.containers
-        with expect_refusal(HCS_E_SYSTEM_NOT_FOUND):
+        with expect_refusal(HResult.HCS_E_SYSTEM_NOT_FOUND):
             await backend.open("c1")
         again = await backend.create("c1", hosted())
         await again.close()
@@ -363,13 +347,13 @@ async def test_a_closed_handle_takes_no_more_requests() -> None:
         async with anyio.create_task_group() as tasks:
 
             async def wait() -> None:
-                with expect_refusal(E_HANDLE):
+                with expect_refusal(HResult.E_HANDLE):
                     await second.wait()
 
             tasks.start_soon(wait)
             await anyio.wait_all_tasks_blocked()
             await second.close()
         for ask in (second.start, second.close, second.wait, second.properties):
-            with expect_refusal(E_HANDLE):
+            with expect_refusal(HResult.E_HANDLE):
                 await ask()
         assert (await c1.properties())["State"] == "Created"

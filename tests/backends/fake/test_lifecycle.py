@@ -26,19 +26,8 @@ from tests.backends.fake.support import (
 from uvm.backend import Backend, HostInfo
 from uvm.backends import backend_factory
 from uvm.backends.fake import FakeBackend, FakeSystem
-from uvm.backends.fake.hresult import (
-    E_HANDLE,
-    E_INVALIDARG,
-    ERROR_FILE_NOT_FOUND,
-    ERROR_NO_SYSTEM_RESOURCES,
-    ERROR_NOT_SUPPORTED,
-    HCS_E_INVALID_JSON,
-    HCS_E_INVALID_STATE,
-    HCS_E_SYSTEM_ALREADY_EXISTS,
-    HCS_E_SYSTEM_ALREADY_STOPPED,
-    HCS_E_SYSTEM_NOT_FOUND,
-)
 from uvm.errors import ExitStatus
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -82,7 +71,7 @@ async def test_each_state_allows_some_operations_and_refuses_the_others(state: s
     system = await FakeBackend(files=host_files()).create("vm1", lcow())
     await bring(system, state)
     if operation in REFUSED[state]:
-        with expect_refusal(HCS_E_INVALID_STATE):
+        with expect_refusal(HResult.HCS_E_INVALID_STATE):
             await OPERATIONS[operation](system)
         assert system.vm.state == state
     else:
@@ -111,7 +100,7 @@ async def test_the_guest_connects_once_its_system_runs(state: str) -> None:
 async def test_a_stopped_system_refuses_everything(operation: str) -> None:
     system = await FakeBackend(files=host_files()).create("vm1", lcow())
     await system.terminate()
-    with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+    with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
         await OPERATIONS[operation](system)
 
 
@@ -124,7 +113,7 @@ async def test_a_closed_handle_refuses_everything(operation: str) -> None:
     }
     system = await FakeBackend(files=host_files()).create("vm1", lcow())
     await system.close()
-    with expect_refusal(E_HANDLE):
+    with expect_refusal(HResult.E_HANDLE):
         await (OPERATIONS | more)[operation](system)
 
 
@@ -152,7 +141,7 @@ async def test_every_waiter_is_told_how_the_system_exited(operation: str, exit_t
 async def test_an_id_can_be_taken_once() -> None:
     backend = FakeBackend(files=host_files())
     await backend.create("vm1", lcow())
-    with expect_refusal(HCS_E_SYSTEM_ALREADY_EXISTS):
+    with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_EXISTS):
         await backend.create("vm1", lcow())
 
 
@@ -162,14 +151,14 @@ async def test_a_stopped_system_keeps_its_id_until_its_last_handle_closes() -> N
     other = await backend.open("vm1")
     await system.terminate()
     await system.close()
-    with expect_refusal(HCS_E_SYSTEM_ALREADY_EXISTS):
+    with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_EXISTS):
         await backend.create("vm1", lcow())
     await other.close()
     await backend.create("vm1", lcow())
 
 
 async def test_what_does_not_exist_cannot_be_opened() -> None:
-    with expect_refusal(HCS_E_SYSTEM_NOT_FOUND):
+    with expect_refusal(HResult.HCS_E_SYSTEM_NOT_FOUND):
         await FakeBackend().open("vm1")
 
 
@@ -207,7 +196,7 @@ async def test_closing_a_handle_wakes_its_own_waiters_only() -> None:
         async with anyio.create_task_group() as tasks:
 
             async def wait_on_the_closed_handle() -> None:
-                with expect_refusal(E_HANDLE):
+                with expect_refusal(HResult.E_HANDLE):
                     await system.wait()
 
             async def wait_on_the_other() -> None:
@@ -249,19 +238,22 @@ def without(document: JSON, *path: str) -> JSON:
 @pytest.mark.parametrize(
     ("document", "code"),
     [
-        ({}, HCS_E_INVALID_JSON),
-        (lcow() | {"Unknown": 1}, HCS_E_INVALID_JSON),
-        (lcow() | {"Owner": 5}, HCS_E_INVALID_JSON),
-        (lcow() | {"Owner": object()}, HCS_E_INVALID_JSON),
-        (lcow() | {1: "key"}, HCS_E_INVALID_JSON),
-        (lcow(Plan9={"Share": []}), HCS_E_INVALID_JSON),
-        (lcow(Scsi={"x": {"Attachments": {"first": disk()}}}), E_INVALIDARG),
-        (lcow() | {"Container": {}}, ERROR_NOT_SUPPORTED),
-        (without(lcow(), "VirtualMachine", "ComputeTopology"), E_INVALIDARG),
-        (without(lcow(), "VirtualMachine", "ComputeTopology", "Memory", "SizeInMB"), E_INVALIDARG),
-        (without(lcow(), "VirtualMachine", "ComputeTopology", "Processor", "Count"), E_INVALIDARG),
-        (lcow(NetworkAdapters={"a": {"EndpointId": "none", "MacAddress": "x"}}), E_INVALIDARG),
-        (lcow(Scsi={"x": {"Attachments": {"0": disk(r"C:\none", ReadOnly=True)}}}), ERROR_FILE_NOT_FOUND),
+        ({}, HResult.HCS_E_INVALID_JSON),
+        (lcow() | {"Unknown": 1}, HResult.HCS_E_INVALID_JSON),
+        (lcow() | {"Owner": 5}, HResult.HCS_E_INVALID_JSON),
+        (lcow() | {"Owner": object()}, HResult.HCS_E_INVALID_JSON),
+        (lcow() | {1: "key"}, HResult.HCS_E_INVALID_JSON),
+        (lcow(Plan9={"Share": []}), HResult.HCS_E_INVALID_JSON),
+        (lcow(Scsi={"x": {"Attachments": {"first": disk()}}}), HResult.E_INVALIDARG),
+        (lcow() | {"Container": {}}, HResult.ERROR_NOT_SUPPORTED),
+        (without(lcow(), "VirtualMachine", "ComputeTopology"), HResult.E_INVALIDARG),
+        (without(lcow(), "VirtualMachine", "ComputeTopology", "Memory", "SizeInMB"), HResult.E_INVALIDARG),
+        (without(lcow(), "VirtualMachine", "ComputeTopology", "Processor", "Count"), HResult.E_INVALIDARG),
+        (lcow(NetworkAdapters={"a": {"EndpointId": "none", "MacAddress": "x"}}), HResult.E_INVALIDARG),
+        (
+            lcow(Scsi={"x": {"Attachments": {"0": disk(r"C:\none", ReadOnly=True)}}}),
+            HResult.ERROR_FILE_NOT_FOUND,
+        ),
     ],
 )
 async def test_a_document_that_hcs_cannot_carry_out_is_refused_and_leaves_nothing(
@@ -276,13 +268,13 @@ async def test_a_document_that_hcs_cannot_carry_out_is_refused_and_leaves_nothin
 async def test_devices_before_the_refused_one_are_let_go() -> None:
     backend = FakeBackend(files=host_files())
     document = lcow(Scsi={"x": {"Attachments": {"0": disk(ReadOnly=True), "64": disk(ReadOnly=True)}}})
-    with expect_refusal(E_INVALIDARG):
+    with expect_refusal(HResult.E_INVALIDARG):
         await backend.create("vm1", document)
     assert not backend.files.is_open(disk()["Path"])
 
 
 async def test_the_kernel_must_exist() -> None:
-    with expect_refusal(ERROR_FILE_NOT_FOUND) as caught:
+    with expect_refusal(HResult.ERROR_FILE_NOT_FOUND) as caught:
         await FakeBackend().create("vm1", lcow())
     assert "vmlinux" in str(caught.value)
 
@@ -297,13 +289,16 @@ async def test_what_uefi_boots_from_the_host_must_exist(present: bool) -> None:
         backend.files.add(r"C:\efi\kernel")
         assert (await backend.create("vm1", document)).vm.os == "linux"
     else:
-        with expect_refusal(ERROR_FILE_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_FILE_NOT_FOUND):
             await backend.create("vm1", document)
 
 
 @pytest.mark.parametrize(
     ("host", "code"),
-    [(HostInfo(processors=1), E_INVALIDARG), (HostInfo(memory_mb=512), ERROR_NO_SYSTEM_RESOURCES)],
+    [
+        (HostInfo(processors=1), HResult.E_INVALIDARG),
+        (HostInfo(memory_mb=512), HResult.ERROR_NO_SYSTEM_RESOURCES),
+    ],
 )
 async def test_a_vm_cannot_be_larger_than_the_host(host: HostInfo, code: int) -> None:
     with expect_refusal(code):
@@ -337,7 +332,7 @@ async def test_saving_to_a_file_writes_the_file() -> None:
 
 async def test_unknown_options_are_invalid_json() -> None:
     async with running() as system:
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await system.pause({"Level": "Suspend"})
         assert system.vm.state == "Running"
 

@@ -34,8 +34,8 @@ from tests.backends.fake.support import (
 from uvm._gcs.connection import GuestConnection
 from uvm._wire.frames import Procedure
 from uvm.backends.fake import Checks, FakeBackend, FakeSystem, LinuxGuest
-from uvm.backends.fake.hresult import E_FAIL, GUEST_INVALID_JSON, GUEST_SYSTEM_NOT_FOUND
 from uvm.errors import BridgeClosedError
+from uvm.hresult import HResult
 from uvm.schema.requests import PLAN9_SHARES_PATH, network_adapter_path, virtual_pci_path
 
 pytestmark = pytest.mark.anyio
@@ -76,7 +76,7 @@ async def test_it_sees_the_disks_that_the_host_attached_and_did_not_eject() -> N
         assert [d.lun for d in state.block_devices] == [0]
         await guest.modify(eject())
         assert state.block_devices == []
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(mount())
 
 
@@ -100,7 +100,7 @@ async def test_a_mounted_disk_is_not_ejected() -> None:
     async with linux() as (system, guest, state):
         await system.modify(add(slot(0), disk()))
         await guest.modify(mount())
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(eject())
         await guest.modify(unmount())
         await guest.modify(eject())
@@ -111,7 +111,7 @@ async def test_what_is_not_attached_is_not_mounted() -> None:
     async with linux() as (system, guest, _):
         await system.modify(add(slot(0), disk()))
         for request in (mount(lun=1), mount(Controller=1)):
-            with expect_guest_refusal(E_FAIL):
+            with expect_guest_refusal(HResult.E_FAIL):
                 await guest.modify(request)
 
 
@@ -120,7 +120,7 @@ async def test_nothing_is_mounted_over_a_mount(path: str) -> None:
     async with linux() as (system, guest, _):
         await system.modify(add(slot(0), disk()))
         await guest.modify(mount("/m"))
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(mount(path, Partition=1))
 
 
@@ -135,7 +135,7 @@ async def test_one_disk_is_mounted_at_several_paths() -> None:
 async def test_a_read_only_disk_is_mounted_read_only_or_as_a_device() -> None:
     async with linux() as (system, guest, state):
         await system.modify(add(slot(0), disk(ReadOnly=True)))
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(mount())
         await guest.modify(mount("/ro", ReadOnly=True))
         await guest.modify(mount("/dev/x", BlockDev=True))
@@ -145,7 +145,7 @@ async def test_a_read_only_disk_is_mounted_read_only_or_as_a_device() -> None:
 async def test_only_known_filesystems_are_made() -> None:
     async with linux() as (system, guest, _):
         await system.modify(add(slot(0), disk()))
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(mount(EnsureFilesystem=True, Filesystem="ntfs"))
         await guest.modify(mount(EnsureFilesystem=True, Filesystem="xfs"))
 
@@ -156,10 +156,10 @@ async def test_what_is_not_mounted_there_is_not_unmounted() -> None:
         await system.modify(add(slot(1), disk(LAYER, ReadOnly=True)))
         await guest.modify(mount())
         for request in (unmount("/other"), unmount("/m", lun=1)):
-            with expect_guest_refusal(E_FAIL):
+            with expect_guest_refusal(HResult.E_FAIL):
                 await guest.modify(request)
         await guest.modify(unmount())
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(unmount())
         assert paths(state) == []
 
@@ -169,7 +169,7 @@ async def test_a_path_with_a_mount_inside_is_busy() -> None:
         await system.modify(add(slot(0), disk()))
         await guest.modify(mount("/m"))
         await guest.modify(mount("/m/inside", Partition=1))
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(unmount("/m"))
         await guest.modify(unmount("/m/inside"))
         await guest.modify(unmount("/m"))
@@ -225,7 +225,7 @@ async def test_pmem_that_is_not_there_is_not_mounted(settings: JSON) -> None:
     async with linux() as (system, guest, _):
         await system.modify(add(pmem(0), image()))
         await system.modify(add(pmem(1, 0), mapping()))
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(to_guest("VPMemDevice", "Add", MountPath="/p", **settings))
 
 
@@ -234,7 +234,7 @@ async def test_a_share_is_mounted_by_its_name_and_port() -> None:
         share = {"Name": "0", "AccessName": "0", "Path": SHARED, "Port": 564, "Flags": 4}
         await system.modify(add(PLAN9_SHARES_PATH, share))
         for wrong in ({"ShareName": "1", "Port": 564}, {"ShareName": "0", "Port": 565}):
-            with expect_guest_refusal(E_FAIL):
+            with expect_guest_refusal(HResult.E_FAIL):
                 await guest.modify(to_guest("MappedDirectory", "Add", MountPath="/s", **wrong))
         await guest.modify(to_guest("MappedDirectory", "Add", MountPath="/s", ShareName="0", Port=564))
         await system.modify(remove(PLAN9_SHARES_PATH, {"Name": "0"}))
@@ -261,10 +261,10 @@ async def test_layers_are_combined_from_what_is_mounted() -> None:
             layers("/root", "/layer", scratch="/layer/c1"),
             layers("/scratch", "/layer"),
         ):
-            with expect_guest_refusal(E_FAIL):
+            with expect_guest_refusal(HResult.E_FAIL):
                 await guest.modify(request)
         await guest.modify(layers("/scratch/c1/rootfs", "/layer", scratch="/scratch/c1"))
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(unmount("/scratch"))
         await guest.modify(unmount("/layer", lun=1))
         assert state.inconsistencies() == ["overlay at /scratch/c1/rootfs lacks its layer /layer"]
@@ -286,11 +286,11 @@ def nic(request_type: str = "Add", **settings: Any) -> JSON:
 async def test_an_adapter_is_configured_once_the_host_has_added_it() -> None:
     async with linux() as (system, guest, state):
         backend_of(system).network.add_endpoint({"ID": "e"})
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(nic())
         await system.modify(add(NIC, {"EndpointId": "e"}))
         await guest.modify(nic())
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(nic())
         assert list(state.namespaces["ns-1"]) == ["nic-1"]
         await system.modify(remove(NIC))
@@ -308,7 +308,7 @@ async def test_an_unknown_adapter_is_removed_without_complaint() -> None:
 async def test_an_assigned_adapter_is_a_pci_device() -> None:
     async with linux() as (system, guest, _):
         functions = {"Functions": [{"DeviceInstancePath": "x"}]}
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(nic(VPCIAssigned=True))
         await system.modify(add(virtual_pci_path("nic-1"), functions))
         await guest.modify(nic(VPCIAssigned=True))
@@ -317,23 +317,23 @@ async def test_an_assigned_adapter_is_a_pci_device() -> None:
 async def test_a_pci_device_is_waited_for_and_never_removed() -> None:
     async with linux() as (system, guest, _):
         request = to_guest("VPCIDevice", "Add", VMBusGUID=SERVICE)
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(request)
         await system.modify(add(virtual_pci_path(SERVICE), {"Functions": [{"DeviceInstancePath": "x"}]}))
         await guest.modify(request)
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(request | {"RequestType": "Remove"})
 
 
 async def test_the_security_policy_is_set_once_and_takes_fragments() -> None:
     async with linux() as (_, guest, state):
         fragment = to_guest("SecurityPolicyFragment", "Add", Fragment="f")
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(fragment)
         policy = to_guest("SecurityPolicy", "Add", EncodedSecurityPolicy="p")
         await guest.modify(policy)
         await guest.modify(fragment)
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(policy)
         assert state.policy is not None
         assert state.policy.encoded_security_policy == "p"
@@ -343,23 +343,23 @@ async def test_the_security_policy_is_set_once_and_takes_fragments() -> None:
 async def test_the_pod_memory_limit_is_updated_only() -> None:
     async with linux() as (_, guest, _):
         await guest.modify({"ResourceType": "PodCgroupMemoryLimit", "RequestType": "Update"})
-        with expect_guest_refusal(E_FAIL):
+        with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify({"ResourceType": "PodCgroupMemoryLimit", "RequestType": "Add"})
 
 
 @pytest.mark.parametrize(
     ("request_", "code"),
     [
-        ({"ResourceType": "Toaster", "RequestType": "Add"}, E_FAIL),
-        ({"RequestType": "Add"}, E_FAIL),
-        (to_guest("MappedVirtualDisk", "PreAdd"), E_FAIL),
-        (to_guest("SCSIDevice", "Add"), E_FAIL),
-        (mount(""), E_FAIL),
-        (mount(Colour="red"), GUEST_INVALID_JSON),
-        (mount() | {"Extra": 1}, GUEST_INVALID_JSON),
-        (to_guest("MappedVirtualDisk", "Add", MountPath="/m", Lun="0"), GUEST_INVALID_JSON),
-        ({"ResourceType": "MappedVirtualDisk", "Settings": "text"}, GUEST_INVALID_JSON),
-        (to_guest("ContainerConstraints", "Update", Linux={}), GUEST_SYSTEM_NOT_FOUND),
+        ({"ResourceType": "Toaster", "RequestType": "Add"}, HResult.E_FAIL),
+        ({"RequestType": "Add"}, HResult.E_FAIL),
+        (to_guest("MappedVirtualDisk", "PreAdd"), HResult.E_FAIL),
+        (to_guest("SCSIDevice", "Add"), HResult.E_FAIL),
+        (mount(""), HResult.E_FAIL),
+        (mount(Colour="red"), HResult.ERROR_VMCOMPUTE_INVALID_JSON),
+        (mount() | {"Extra": 1}, HResult.ERROR_VMCOMPUTE_INVALID_JSON),
+        (to_guest("MappedVirtualDisk", "Add", MountPath="/m", Lun="0"), HResult.ERROR_VMCOMPUTE_INVALID_JSON),
+        ({"ResourceType": "MappedVirtualDisk", "Settings": "text"}, HResult.ERROR_VMCOMPUTE_INVALID_JSON),
+        (to_guest("ContainerConstraints", "Update", Linux={}), HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND),
     ],
 )
 async def test_a_request_that_the_guest_cannot_read_or_does_not_know_is_refused(
@@ -375,7 +375,7 @@ async def test_a_request_that_the_guest_cannot_read_or_does_not_know_is_refused(
 async def test_a_request_that_is_no_object_is_refused() -> None:
     async with booted() as host:
         code, _ = await host.refusal(Procedure.MODIFY_SETTINGS, Request="text")
-        assert code == GUEST_INVALID_JSON
+        assert code == HResult.ERROR_VMCOMPUTE_INVALID_JSON
 
 
 async def test_a_request_without_a_type_adds() -> None:

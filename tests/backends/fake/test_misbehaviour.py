@@ -12,7 +12,7 @@ from tests.backends.fake.support import backend_of
 from tests.backends.fake.test_guest_service_containers import create, start
 from uvm._wire.frames import HEADER_SIZE, Procedure, WireError
 from uvm.backends.fake import Misbehaviour, Rule
-from uvm.backends.fake.hresult import GUEST_SYSTEM_NOT_FOUND
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +63,7 @@ async def test_a_silent_guest_has_done_what_it_was_asked() -> None:
             Procedure.EXECUTE_PROCESS, Settings={"ProcessParameters": '{"CommandArgs":["sleep","1000"]}'}
         )
         quick = await host.send(Procedure.GET_PROPERTIES, "nobody")
-        assert (await host.answer(quick))["Result"] & 0xFFFFFFFF == GUEST_SYSTEM_NOT_FOUND
+        assert (await host.answer(quick))["Result"] & 0xFFFFFFFF == HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND
         assert host.answers == {}
         assert len(host.service.processes) == 1
         assert rule.fired == 1

@@ -6,13 +6,7 @@ import pytest
 
 from tests.backends.fake.support import JSON, expect_refusal
 from uvm.backends.fake import FakeBackend, FakeNetwork
-from uvm.backends.fake.hresult import (
-    ERROR_ALREADY_EXISTS,
-    ERROR_NOT_FOUND,
-    HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS,
-    HCN_E_ENDPOINT_NOT_FOUND,
-    HCN_E_INVALID_JSON,
-)
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -45,24 +39,24 @@ async def test_an_endpoint_joins_its_namespace_whichever_is_added_first(network:
 
 
 async def test_what_is_not_there_is_not_found(network: FakeNetwork) -> None:
-    with expect_refusal(ERROR_NOT_FOUND):
+    with expect_refusal(HResult.ERROR_NOT_FOUND):
         await network.namespace("none")
-    with expect_refusal(ERROR_NOT_FOUND):
+    with expect_refusal(HResult.ERROR_NOT_FOUND):
         await network.namespace_endpoints("none")
-    with expect_refusal(HCN_E_ENDPOINT_NOT_FOUND):
+    with expect_refusal(HResult.HCN_E_ENDPOINT_NOT_FOUND):
         await network.endpoint("none")
-    with expect_refusal(ERROR_NOT_FOUND):
+    with expect_refusal(HResult.ERROR_NOT_FOUND):
         await network.add_namespace_endpoint("none", ENDPOINT)
-    with expect_refusal(HCN_E_ENDPOINT_NOT_FOUND):
+    with expect_refusal(HResult.HCN_E_ENDPOINT_NOT_FOUND):
         await network.add_namespace_endpoint(NAMESPACE, "none")
 
 
 async def test_an_endpoint_is_in_one_namespace_at_a_time(network: FakeNetwork) -> None:
     network.add_namespace({"ID": "second"})
-    with expect_refusal(HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS):
+    with expect_refusal(HResult.HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS):
         await network.add_namespace_endpoint("second", ENDPOINT)
     await network.remove_namespace_endpoint(NAMESPACE, ENDPOINT)
-    with expect_refusal(ERROR_NOT_FOUND):
+    with expect_refusal(HResult.ERROR_NOT_FOUND):
         await network.remove_namespace_endpoint(NAMESPACE, ENDPOINT)
     await network.add_namespace_endpoint("second", ENDPOINT)
     assert (await network.endpoint(ENDPOINT))["HostComputeNamespace"] == "second"
@@ -71,23 +65,23 @@ async def test_an_endpoint_is_in_one_namespace_at_a_time(network: FakeNetwork) -
 async def test_deleting_a_namespace_leaves_its_endpoints(network: FakeNetwork) -> None:
     await network.delete_namespace(NAMESPACE)
     await network.delete_namespace(NAMESPACE)
-    with expect_refusal(ERROR_NOT_FOUND):
+    with expect_refusal(HResult.ERROR_NOT_FOUND):
         await network.namespace(NAMESPACE)
     assert "HostComputeNamespace" not in await network.endpoint(ENDPOINT)
 
 
 async def test_nothing_is_added_twice(network: FakeNetwork) -> None:
-    with expect_refusal(ERROR_ALREADY_EXISTS):
+    with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
         network.add_namespace({"ID": NAMESPACE.lower()})
-    with expect_refusal(ERROR_ALREADY_EXISTS):
+    with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
         network.add_endpoint({"ID": ENDPOINT.lower()})
 
 
 @pytest.mark.parametrize("document", [{}, {"ID": 5}, {"ID": ""}])
 async def test_a_document_needs_an_id(network: FakeNetwork, document: JSON) -> None:
-    with expect_refusal(HCN_E_INVALID_JSON):
+    with expect_refusal(HResult.HCN_E_INVALID_JSON):
         network.add_endpoint(document)
-    with expect_refusal(HCN_E_INVALID_JSON):
+    with expect_refusal(HResult.HCN_E_INVALID_JSON):
         network.add_namespace(document)
 
 

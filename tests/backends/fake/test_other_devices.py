@@ -21,17 +21,7 @@ from tests.backends.fake.support import (
     wcow,
 )
 from uvm.backends.fake import Checks, FakeBackend, FakeSystem
-from uvm.backends.fake.hresult import (
-    E_INVALIDARG,
-    ERROR_ALREADY_EXISTS,
-    ERROR_NO_SYSTEM_RESOURCES,
-    ERROR_NOT_FOUND,
-    ERROR_NOT_SUPPORTED,
-    ERROR_SHARING_VIOLATION,
-    HCN_E_ENDPOINT_ALREADY_ATTACHED,
-    HCN_E_ENDPOINT_NOT_FOUND,
-    HCS_E_INVALID_JSON,
-)
+from uvm.hresult import HResult
 from uvm.schema.requests import (
     CPU_GROUP_PATH,
     CPU_LIMITS_PATH,
@@ -77,22 +67,22 @@ async def test_an_adapter_id_is_taken_once_and_an_unknown_one_is_not_found() -> 
     async with running() as system:
         network_of(system)
         await system.modify(add(NIC, adapter()))
-        with expect_refusal(ERROR_ALREADY_EXISTS):
+        with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
             await system.modify(add(network_adapter_path("NIC-1"), adapter()))
         for request in (remove, update):
-            with expect_refusal(ERROR_NOT_FOUND):
+            with expect_refusal(HResult.ERROR_NOT_FOUND):
                 await system.modify(request(network_adapter_path("nic-2"), adapter()))
 
 
 async def test_an_endpoint_must_exist_and_is_attached_once() -> None:
     backend = FakeBackend(files=host_files())
     async with running(backend=backend) as one, running(backend=backend, system_id="vm2") as two:
-        with expect_refusal(HCN_E_ENDPOINT_NOT_FOUND):
+        with expect_refusal(HResult.HCN_E_ENDPOINT_NOT_FOUND):
             await one.modify(add(NIC, adapter()))
         network_of(one)
         await one.modify(add(NIC, adapter()))
         for vm in (one, two):
-            with expect_refusal(HCN_E_ENDPOINT_ALREADY_ATTACHED):
+            with expect_refusal(HResult.HCN_E_ENDPOINT_ALREADY_ATTACHED):
                 await vm.modify(add(network_adapter_path("nic-2"), adapter()))
         await one.terminate()
         await two.modify(add(NIC, adapter()))
@@ -110,7 +100,7 @@ async def test_endpoints_are_not_looked_at_where_that_is_switched_off() -> None:
 async def test_a_mac_address_has_six_bytes(mac: str) -> None:
     async with running() as system:
         network_of(system)
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(add(NIC, adapter(mac=mac)))
         await system.modify(add(NIC, adapter()))
 
@@ -120,7 +110,7 @@ async def test_only_the_sriov_settings_of_an_adapter_change() -> None:
         network_of(system)
         await system.modify(add(NIC, adapter()))
         await system.modify(update(NIC, adapter(IovSettings={"OffloadWeight": 100})))
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(update(NIC, adapter(mac="00-15-5D-52-C0-01")))
 
 
@@ -135,10 +125,10 @@ async def test_a_pci_function_is_assigned_to_one_device_at_a_time() -> None:
     backend = FakeBackend(files=host_files())
     async with running(backend=backend) as one, running(backend=backend, system_id="vm2") as two:
         await one.modify(add(PCI, functions(0)))
-        with expect_refusal(ERROR_ALREADY_EXISTS):
+        with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
             await one.modify(add(PCI, functions(1)))
         for vm in (one, two):
-            with expect_refusal(ERROR_SHARING_VIOLATION):
+            with expect_refusal(HResult.ERROR_SHARING_VIOLATION):
                 await vm.modify(add(virtual_pci_path("other"), functions(1, 0)))
         await two.modify(add(PCI, functions(1)))
         await one.modify(remove(PCI))
@@ -151,11 +141,11 @@ async def test_a_pci_device_needs_functions_and_has_no_updates() -> None:
     async with running() as system:
         malformed: list[JSON] = [{"Functions": []}, {"Functions": [{}]}]
         for settings in malformed:
-            with expect_refusal(E_INVALIDARG):
+            with expect_refusal(HResult.E_INVALIDARG):
                 await system.modify(add(PCI, settings))
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(update(PCI, functions(0)))
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.modify(remove(PCI))
 
 
@@ -169,15 +159,15 @@ async def test_the_pci_devices_of_the_document_are_assigned_from_the_start() -> 
 async def test_a_pipe_is_mapped_once_and_has_no_settings() -> None:
     async with running(wcow()) as system:
         path = mapped_pipe_path(PIPE)
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(add(path, {"Name": "x"}))
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.modify(remove(path))
         await system.modify(add(path))
         assert system.vm.tree.pipes.pipes == [PIPE]
-        with expect_refusal(ERROR_ALREADY_EXISTS):
+        with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
             await system.modify(add(mapped_pipe_path(PIPE.upper())))
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(update(path))
         await system.modify(remove(path))
         assert system.vm.tree.pipes.pipes == []
@@ -186,11 +176,11 @@ async def test_a_pipe_is_mapped_once_and_has_no_settings() -> None:
 async def test_there_are_two_serial_ports() -> None:
     com = "VirtualMachine/Devices/ComPorts/"
     async with running(lcow(ComPorts={"0": {"NamedPipe": PIPE}})) as system:
-        with expect_refusal(ERROR_ALREADY_EXISTS):
+        with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
             await system.modify(add(com + "0", {"NamedPipe": PIPE}))
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.modify(remove(com + "1"))
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(add(com + "2", {"NamedPipe": PIPE}))
         await system.modify(add(com + "1", {"NamedPipe": PIPE}))
         await system.modify(update(com + "1", {"NamedPipe": PIPE, "OptimizeForDebugger": True}))
@@ -212,7 +202,7 @@ async def test_a_socket_service_is_made_by_an_update_and_removed_without_complai
         assert list(system.vm.tree.sockets.services) == [SERVICE]
         await system.modify(remove(path))
         assert system.vm.tree.sockets.services == {}
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(update(hvsocket_service_path("not-a-guid"), {}))
 
 
@@ -225,13 +215,13 @@ async def test_memory_is_set_without_a_request_type() -> None:
 @pytest.mark.parametrize(
     ("size", "code"),
     [
-        (3073, E_INVALIDARG),
-        (0, E_INVALIDARG),
-        (-2, E_INVALIDARG),
-        (1 << 30, ERROR_NO_SYSTEM_RESOURCES),
-        ("2048", HCS_E_INVALID_JSON),
-        (True, HCS_E_INVALID_JSON),
-        (2048.0, HCS_E_INVALID_JSON),
+        (3073, HResult.E_INVALIDARG),
+        (0, HResult.E_INVALIDARG),
+        (-2, HResult.E_INVALIDARG),
+        (1 << 30, HResult.ERROR_NO_SYSTEM_RESOURCES),
+        ("2048", HResult.HCS_E_INVALID_JSON),
+        (True, HResult.HCS_E_INVALID_JSON),
+        (2048.0, HResult.HCS_E_INVALID_JSON),
     ],
 )
 async def test_memory_is_an_even_number_of_megabytes_that_the_host_has(size: object, code: int) -> None:
@@ -266,29 +256,29 @@ async def test_processor_limits_and_the_group_are_set() -> None:
 )
 async def test_processor_settings_have_bounds(path: str, settings: JSON) -> None:
     async with running() as system:
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(update(path, settings))
 
 
 async def test_the_topology_cannot_be_removed() -> None:
     async with running() as system:
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(remove(MEMORY_SIZE_PATH))
 
 
 @pytest.mark.parametrize(
     ("request_", "code"),
     [
-        (add("VirtualMachine/Devices/Toaster"), E_INVALIDARG),
-        (add(""), E_INVALIDARG),
-        (add("VirtualMachine/Devices/Scsi/x/Attachments/one"), E_INVALIDARG),
-        (add("VirtualMachine/ComputeTopology/Gpu"), ERROR_NOT_SUPPORTED),
-        (add("VirtualMachine/Devices/FlexibleIov/x"), ERROR_NOT_SUPPORTED),
-        ({"ResourcePath": MEMORY_SIZE_PATH, "RequestType": "Grow"}, HCS_E_INVALID_JSON),
-        ({"ResourcePath": 5}, HCS_E_INVALID_JSON),
-        ({"Path": MEMORY_SIZE_PATH}, HCS_E_INVALID_JSON),
-        ({"Settings": {1, 2}}, HCS_E_INVALID_JSON),
-        ([], HCS_E_INVALID_JSON),
+        (add("VirtualMachine/Devices/Toaster"), HResult.E_INVALIDARG),
+        (add(""), HResult.E_INVALIDARG),
+        (add("VirtualMachine/Devices/Scsi/x/Attachments/one"), HResult.E_INVALIDARG),
+        (add("VirtualMachine/ComputeTopology/Gpu"), HResult.ERROR_NOT_SUPPORTED),
+        (add("VirtualMachine/Devices/FlexibleIov/x"), HResult.ERROR_NOT_SUPPORTED),
+        ({"ResourcePath": MEMORY_SIZE_PATH, "RequestType": "Grow"}, HResult.HCS_E_INVALID_JSON),
+        ({"ResourcePath": 5}, HResult.HCS_E_INVALID_JSON),
+        ({"Path": MEMORY_SIZE_PATH}, HResult.HCS_E_INVALID_JSON),
+        ({"Settings": {1, 2}}, HResult.HCS_E_INVALID_JSON),
+        ([], HResult.HCS_E_INVALID_JSON),
     ],
 )
 async def test_a_request_that_hcs_does_not_know_is_refused(request_: Any, code: int) -> None:

@@ -22,12 +22,7 @@ from tests.backends.fake.support import (
 )
 from uvm.backend import HostInfo
 from uvm.backends.fake import FakeBackend, FakeClock, Latency
-from uvm.backends.fake.hresult import (
-    HCS_E_INVALID_JSON,
-    HCS_E_INVALID_STATE,
-    HCS_E_NOT_CONFIGURED,
-    HCS_E_SYSTEM_ALREADY_STOPPED,
-)
+from uvm.hresult import HResult
 from uvm.schema.json import from_json
 from uvm.schema.properties import Properties
 from uvm.schema.requests import CPU_GROUP_PATH
@@ -114,7 +109,7 @@ async def test_the_cpu_group_is_the_one_that_was_set() -> None:
 
 async def test_the_guest_connection_is_told_where_hcs_has_one() -> None:
     async with running() as system:
-        with expect_refusal(HCS_E_NOT_CONFIGURED):
+        with expect_refusal(HResult.HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION):
             await system.properties("GuestConnection")
     document = lcow()
     document["VirtualMachine"]["GuestConnection"] = {}
@@ -126,16 +121,16 @@ async def test_the_guest_connection_is_told_where_hcs_has_one() -> None:
 @pytest.mark.parametrize("name", ["Memory", "Statistics"])
 async def test_a_vm_that_does_not_run_uses_nothing(name: str) -> None:
     system = await FakeBackend(files=host_files()).create("vm1", lcow())
-    with expect_refusal(HCS_E_INVALID_STATE):
+    with expect_refusal(HResult.HCS_E_INVALID_STATE):
         await system.properties(name)
     await system.terminate()
-    with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+    with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
         await system.properties(name)
 
 
 async def test_an_unknown_property_is_invalid_json() -> None:
     async with running() as system:
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await system.properties("Mood")
 
 
@@ -178,5 +173,5 @@ async def test_the_working_set_is_the_memory_in_use() -> None:
         statistics = (await system.properties("Statistics"))["Statistics"]
         assert await system.working_set_bytes() == statistics["Memory"]["MemoryUsagePrivateWorkingSetBytes"]
         await system.terminate()
-        with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+        with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
             await system.working_set_bytes()

@@ -17,8 +17,8 @@ from tests.backends.fake.support import (
     to_guest,
     vm_of,
 )
-from uvm.backends.fake.hresult import E_FAIL, GUEST_INVALID_JSON, HCS_E_NOT_CONFIGURED
 from uvm.errors import UnknownOutcomeError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +57,7 @@ async def test_a_request_to_the_guest_alone_is_relayed() -> None:
 
 async def test_where_the_guest_refuses_an_add_the_host_takes_it_back() -> None:
     async with running(relaying()) as system:
-        with expect_refusal(E_FAIL) as caught:
+        with expect_refusal(HResult.E_FAIL) as caught:
             wrong = to_guest("MappedVirtualDisk", "Add", MountPath="/m", Lun=9)
             await system.modify(add(slot(0), disk()) | {"GuestRequest": wrong})
         assert "there is no disk 0:9" in str(caught.value)
@@ -67,7 +67,7 @@ async def test_where_the_guest_refuses_an_add_the_host_takes_it_back() -> None:
 async def test_where_the_guest_refuses_a_remove_the_host_keeps_it() -> None:
     async with running(relaying()) as system:
         await system.modify(add(slot(0), disk()))
-        with expect_refusal(E_FAIL):
+        with expect_refusal(HResult.E_FAIL):
             await system.modify(remove(slot(0)) | {"GuestRequest": UNMOUNT})
         assert list(system.vm.tree.scsi.disks) == [(0, 0)]
 
@@ -75,14 +75,14 @@ async def test_where_the_guest_refuses_a_remove_the_host_keeps_it() -> None:
 async def test_where_the_host_refuses_an_add_the_guest_is_not_asked() -> None:
     async with running(relaying()) as system:
         await system.modify(add(slot(0), disk()))
-        with expect_refusal(0x800700B7):
+        with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
             await system.modify(add(slot(0), disk()) | {"GuestRequest": MOUNT})
         assert backend_of(system).request_log.entries(to="guest") == []
 
 
 async def test_malformed_guest_requests_are_refused() -> None:
     async with running(relaying()) as system:
-        with expect_refusal(GUEST_INVALID_JSON):
+        with expect_refusal(HResult.ERROR_VMCOMPUTE_INVALID_JSON):
             await system.modify({"GuestRequest": {"Resource": "x"}})
 
 
@@ -91,7 +91,7 @@ async def test_malformed_guest_requests_are_refused() -> None:
 )
 async def test_nothing_is_relayed_without_a_connection_of_hcs(request_: JSON) -> None:
     async with running() as system:
-        with expect_refusal(HCS_E_NOT_CONFIGURED):
+        with expect_refusal(HResult.HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION):
             await system.modify(request_)
         assert vm_of(system).tree.scsi.disks == {}
         assert vm_of(system).guest.mounts == {}

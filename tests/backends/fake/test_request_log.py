@@ -21,8 +21,8 @@ from tests.backends.fake.support import (
 )
 from uvm.backend import VM_GROUP
 from uvm.backends.fake import Entry, FakeBackend, RequestLog
-from uvm.backends.fake.hresult import E_FAIL, ERROR_NOT_FOUND
 from uvm.errors import AnswerLostError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ async def test_every_request_is_written_down_in_order_with_its_outcome() -> None
     system = await backend.create("vm1", wcow())
     await system.start()
     await system.modify(add(slot(0), disk()))
-    with expect_refusal(ERROR_NOT_FOUND):
+    with expect_refusal(HResult.ERROR_NOT_FOUND):
         await system.modify(remove(slot(1)))
     async with guest_of(system) as guest:
         await guest.modify(to_guest("MappedVirtualDisk", "Add", ContainerPath=r"C:\m", Lun=0))
@@ -65,13 +65,13 @@ async def test_every_request_is_written_down_in_order_with_its_outcome() -> None
 async def test_entries_are_found_by_what_they_are_about() -> None:
     async with running() as system:
         await system.modify(add(slot(0), disk()))
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.modify(remove(slot(1)))
         log = backend_of(system).request_log
         assert [e.call.resource for e in log.entries(to="host")] == [slot(0), slot(1)]
         assert len(log.entries(vm="vm1", request_type="Add")) == 1
         assert len(log.entries(resource="*/Attachments/1")) == 1
-        assert [e.code for e in log.entries(outcome="refused")] == [ERROR_NOT_FOUND]
+        assert [e.code for e in log.entries(outcome="refused")] == [HResult.ERROR_NOT_FOUND]
         assert log.entries(operation="pause") == []
         assert log.entries(vm="other") == []
 
@@ -89,7 +89,7 @@ async def test_an_entry_prints_as_one_line() -> None:
         backend = backend_of(system)
         backend.request_log.clear()
         await system.modify(add(slot(0), disk()))
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.modify(remove(slot(1)))
         await backend.grant_access(DISK, VM_GROUP)
         seq = next(iter(backend.request_log)).seq
@@ -116,7 +116,7 @@ async def test_secrets_are_not_printed() -> None:
 async def test_long_documents_print_in_part() -> None:
     backend = FakeBackend()
     document: JSON = {"Owner": "x" * 1000}
-    with expect_refusal(0x8037010D):
+    with expect_refusal(HResult.HCS_E_INVALID_JSON):
         await backend.create("vm1", document)
     (line,) = backend.request_log.render().splitlines()
     assert "1,013 characters" in line
@@ -138,7 +138,7 @@ async def test_a_listener_sees_each_entry_once_its_outcome_is_known() -> None:
         log, seen = backend_of(system).request_log, list[Entry]()
         stop = log.listen(seen.append)
         backend_of(system).faults.refuse(to="query", nth=1)
-        with expect_refusal(E_FAIL):
+        with expect_refusal(HResult.E_FAIL):
             await system.properties()
         stop()
         await system.properties()

@@ -20,14 +20,7 @@ from tests.backends.fake.support import (
     vm_of,
     wcow,
 )
-from uvm.backends.fake.hresult import (
-    E_INVALIDARG,
-    ERROR_ALREADY_EXISTS,
-    ERROR_DIRECTORY,
-    ERROR_NOT_FOUND,
-    ERROR_PATH_NOT_FOUND,
-    HCS_E_INVALID_JSON,
-)
+from uvm.hresult import HResult
 from uvm.schema.requests import PLAN9_SHARES_PATH, VSMB_SHARES_PATH
 
 pytestmark = pytest.mark.anyio
@@ -68,31 +61,31 @@ class TestEveryShare:
     async def test_a_name_is_taken_once(self, path: str, share: JSON, document: JSON) -> None:
         async with running(document) as system:
             await system.modify(add(path, share))
-            with expect_refusal(ERROR_ALREADY_EXISTS):
+            with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
                 await system.modify(add(path, share))
 
     async def test_an_unknown_name_can_be_neither_removed_nor_updated(
         self, path: str, share: JSON, document: JSON
     ) -> None:
         async with running(document) as system:
-            with expect_refusal(ERROR_NOT_FOUND):
+            with expect_refusal(HResult.ERROR_NOT_FOUND):
                 await system.modify(remove(path, {"Name": share["Name"]}))
-            with expect_refusal(ERROR_NOT_FOUND):
+            with expect_refusal(HResult.ERROR_NOT_FOUND):
                 await system.modify(update(path, share))
 
     async def test_the_directory_must_exist(self, path: str, share: JSON, document: JSON) -> None:
         async with running(document) as system:
-            with expect_refusal(ERROR_PATH_NOT_FOUND):
+            with expect_refusal(HResult.ERROR_PATH_NOT_FOUND):
                 await system.modify(add(path, share | {"Path": r"C:\none"}))
-            with expect_refusal(ERROR_DIRECTORY):
+            with expect_refusal(HResult.ERROR_DIRECTORY):
                 await system.modify(add(path, share | {"Path": DISK}))
 
     async def test_a_share_needs_a_name_and_a_path(self, path: str, share: JSON, document: JSON) -> None:
         async with running(document) as system:
             for field in ("Name", "Path"):
-                with expect_refusal(E_INVALIDARG):
+                with expect_refusal(HResult.E_INVALIDARG):
                     await system.modify(add(path, {k: v for k, v in share.items() if k != field}))
-            with expect_refusal(HCS_E_INVALID_JSON):
+            with expect_refusal(HResult.HCS_E_INVALID_JSON):
                 await system.modify(add(path, share | {"Nme": "x"}))
 
     async def test_an_unrestricted_share_cannot_be_updated(
@@ -100,7 +93,7 @@ class TestEveryShare:
     ) -> None:
         async with running(document) as system:
             await system.modify(add(path, share))
-            with expect_refusal(E_INVALIDARG):
+            with expect_refusal(HResult.E_INVALIDARG):
                 await system.modify(update(path, share | {"AllowedFiles": ["a"]}))
 
     async def test_the_exit_ends_the_share(self, path: str, share: JSON, document: JSON) -> None:
@@ -115,7 +108,7 @@ class TestEveryShare:
     ) -> None:
         other = lcow() if path == VSMB_SHARES_PATH else wcow()
         async with running(other) as system:
-            with expect_refusal(ERROR_NOT_FOUND):
+            with expect_refusal(HResult.ERROR_NOT_FOUND):
                 await system.modify(add(path, share))
 
 
@@ -130,7 +123,7 @@ async def test_the_allowed_files_of_a_restricted_share_can_change_and_nothing_el
             smb(path=r"C:\disks", files=["a"], RestrictFileAccess=True),
             smb(files=[], RestrictFileAccess=True),
         ):
-            with expect_refusal(E_INVALIDARG):
+            with expect_refusal(HResult.E_INVALIDARG):
                 await system.modify(update(VSMB_SHARES_PATH, other))
 
 
@@ -143,7 +136,7 @@ async def test_a_restricted_9p_share_can_change_its_allowed_files() -> None:
 
 async def test_the_shares_of_the_document_are_there_from_the_start() -> None:
     async with running(wcow(VirtualSmb={"Shares": [smb("os")]})) as system:
-        with expect_refusal(ERROR_ALREADY_EXISTS):
+        with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
             await system.modify(add(VSMB_SHARES_PATH, smb("os")))
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.backends.fake.support import SERVICE, expect_refusal, host_files, lcow, running
 from uvm.backends.fake import FakeBackend, FakeStream, FakeSystem
-from uvm.backends.fake.hresult import HCS_E_SYSTEM_ALREADY_STOPPED, WSAEADDRINUSE
 from uvm.backends.fake.streams import BUFFER_BYTES
 from uvm.errors import VMExitedError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -119,7 +119,7 @@ async def test_nobody_answers_where_nobody_listens() -> None:
 async def test_a_service_has_one_listener() -> None:
     async with running() as system:
         listener = await system.listen(SERVICE)
-        with expect_refusal(WSAEADDRINUSE):
+        with expect_refusal(HResult.WSAEADDRINUSE):
             await system.listen(SERVICE.upper())
         await listener.aclose()
         await system.listen(SERVICE)
@@ -160,7 +160,7 @@ async def test_the_exit_ends_listeners_and_connections() -> None:
             await host.receive()
         with pytest.raises(anyio.BrokenResourceError):
             await host.send(b"to nobody")
-        with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+        with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
             await system.listen(SERVICE)
 
 

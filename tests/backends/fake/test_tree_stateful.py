@@ -26,17 +26,8 @@ from tests.backends.fake.support import (
     slot,
 )
 from uvm.backends.fake import Checks, FakeBackend, FakeSystem
-from uvm.backends.fake.hresult import (
-    E_INVALIDARG,
-    ERROR_ALREADY_EXISTS,
-    ERROR_NOT_FOUND,
-    ERROR_SHARING_VIOLATION,
-    HCS_E_INVALID_STATE,
-    HCS_E_SYSTEM_ALREADY_EXISTS,
-    HCS_E_SYSTEM_ALREADY_STOPPED,
-    HCS_E_SYSTEM_NOT_FOUND,
-)
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.schema.requests import PLAN9_SHARES_PATH
 
 FILES = [rf"C:\disks\{name}.vhdx" for name in "abc"]
@@ -98,10 +89,11 @@ class Tree(Machine):
         read_only=st.booleans(),
     )
     def attach(self, vm: str, lun: int, path: str, read_only: bool) -> None:
+        expected: int
         if (vm, slot(lun)) in self.there:
-            expected = ERROR_ALREADY_EXISTS
+            expected = HResult.ERROR_ALREADY_EXISTS
         elif self.in_use(path, not read_only):
-            expected = ERROR_SHARING_VIOLATION
+            expected = HResult.ERROR_SHARING_VIOLATION
         else:
             expected = 0
             self.there[vm, slot(lun)] = (path, not read_only)
@@ -110,10 +102,11 @@ class Tree(Machine):
     @rule(vm=st.sampled_from(VMS), number=st.integers(0, 1), path=st.sampled_from(FILES))
     def add_device(self, vm: str, number: int, path: str) -> None:
         on_device = [p for v, p in self.there if v == vm and p.startswith(pmem(number))]
+        expected: int
         if on_device:
-            expected = ERROR_ALREADY_EXISTS
+            expected = HResult.ERROR_ALREADY_EXISTS
         elif self.in_use(path, writable=False):
-            expected = ERROR_SHARING_VIOLATION
+            expected = HResult.ERROR_SHARING_VIOLATION
         else:
             expected = 0
             self.there[vm, pmem(number)] = (path, False)
@@ -129,12 +122,13 @@ class Tree(Machine):
         at = {p for v, p in self.there if v == vm}
         near = [pmem(number, (half_mib + d) * MIB // 2) for d in (-1, 1)]
         here = pmem(number, half_mib * MIB // 2)
+        expected: int
         if pmem(number) in at or here in at:
-            expected = ERROR_ALREADY_EXISTS
+            expected = HResult.ERROR_ALREADY_EXISTS
         elif self.in_use(path, writable=False):
-            expected = ERROR_SHARING_VIOLATION
+            expected = HResult.ERROR_SHARING_VIOLATION
         elif at.intersection(near):
-            expected = E_INVALIDARG
+            expected = HResult.E_INVALIDARG
         else:
             expected = 0
             self.there[vm, here] = (path, False)
@@ -150,26 +144,25 @@ class Tree(Machine):
     @rule(vm=st.sampled_from(VMS), path=st.sampled_from([slot(0), slot(1), pmem(0), pmem(1, 0)]))
     def take_away_anything(self, vm: str, path: str) -> None:
         mapped = any(v == vm and p.startswith(path + "/") for v, p in self.there)
-        expected = HCS_E_INVALID_STATE if mapped else ERROR_NOT_FOUND
-        if self.there.pop((vm, path), None) is not None:
-            expected = 0
-        self.check(vm, remove(path), expected)
+        missing = HResult.HCS_E_INVALID_STATE if mapped else HResult.ERROR_NOT_FOUND
+        self.check(vm, remove(path), 0 if self.there.pop((vm, path), None) else missing)
 
     @rule(vm=st.sampled_from(VMS), name=st.sampled_from("01"), adding=st.booleans())
     def share(self, vm: str, name: str, adding: bool) -> None:
         share = {"Name": name, "Path": SHARED, "Port": 564}
+        expected: int
         if adding:
-            expected = ERROR_ALREADY_EXISTS if (vm, name) in self.shares else 0
+            expected = HResult.ERROR_ALREADY_EXISTS if (vm, name) in self.shares else 0
             self.shares.add((vm, name))
         else:
-            expected = 0 if (vm, name) in self.shares else ERROR_NOT_FOUND
+            expected = 0 if (vm, name) in self.shares else HResult.ERROR_NOT_FOUND
             self.shares.discard((vm, name))
         self.check(vm, (add if adding else remove)(PLAN9_SHARES_PATH, share), expected)
 
     @rule(vm=st.sampled_from(VMS))
     def crash_and_boot_anew(self, vm: str) -> None:
         self.backend.vms[vm].crash()
-        assert self.outcome(self.systems[vm].modify, remove(slot(0))) == HCS_E_SYSTEM_ALREADY_STOPPED
+        assert self.outcome(self.systems[vm].modify, remove(slot(0))) == HResult.HCS_E_SYSTEM_ALREADY_STOPPED
         assert self.outcome(self.systems[vm].close) == 0
         self.there = {(v, p): file for (v, p), file in self.there.items() if v != vm}
         self.shares = {(v, name) for v, name in self.shares if v != vm}
@@ -217,7 +210,7 @@ class Life(Machine):
             self.handles.append(await self.backend.create("vm1", document))
 
         if self.exists:
-            assert self.outcome(create) == HCS_E_SYSTEM_ALREADY_EXISTS
+            assert self.outcome(create) == HResult.HCS_E_SYSTEM_ALREADY_EXISTS
             return
         assert self.outcome(create) == 0
         self.ends_with_handle = ends_with_handle
@@ -233,14 +226,14 @@ class Life(Machine):
             self.state = self.MOVES[move][self.state]
         else:
             stopped = self.state == "Stopped"
-            assert code == (HCS_E_SYSTEM_ALREADY_STOPPED if stopped else HCS_E_INVALID_STATE)
+            assert code == (HResult.HCS_E_SYSTEM_ALREADY_STOPPED if stopped else HResult.HCS_E_INVALID_STATE)
 
     @rule()
     def open(self) -> None:
         async def open_handle() -> None:
             self.handles.append(await self.backend.open("vm1"))
 
-        assert self.outcome(open_handle) == (0 if self.exists else HCS_E_SYSTEM_NOT_FOUND)
+        assert self.outcome(open_handle) == (0 if self.exists else HResult.HCS_E_SYSTEM_NOT_FOUND)
 
     @rule()
     @precondition(lambda self: self.exists)

@@ -23,16 +23,7 @@ from tests.backends.fake.support import (
     wcow,
 )
 from uvm.backends.fake import Checks, FakeBackend
-from uvm.backends.fake.hresult import (
-    E_ACCESSDENIED,
-    E_INVALIDARG,
-    ERROR_ALREADY_EXISTS,
-    ERROR_FILE_NOT_FOUND,
-    ERROR_NOT_FOUND,
-    ERROR_SHARING_VIOLATION,
-    HCS_E_INVALID_JSON,
-    HCS_E_INVALID_STATE,
-)
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -49,21 +40,21 @@ async def test_a_number_holds_one_device() -> None:
     async with running() as system:
         await system.modify(add(pmem(0), image()))
         for settings in (image(), image(OTHER_LAYER)):
-            with expect_refusal(ERROR_ALREADY_EXISTS):
+            with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
                 await system.modify(add(pmem(0), settings))
-        with expect_refusal(ERROR_ALREADY_EXISTS):
+        with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
             await system.modify(add(pmem(0, 0), mapping(OTHER_LAYER)))
 
 
 async def test_numbers_are_below_the_maximum_count() -> None:
     async with running() as system:
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(add(pmem(2), image()))
 
 
 async def test_a_document_without_a_controller_has_no_vpmem() -> None:
     async with running(wcow()) as system:
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.modify(add(pmem(0), image()))
 
 
@@ -71,7 +62,7 @@ async def test_the_devices_of_the_document_are_there_from_the_start() -> None:
     controller = {"MaximumCount": 2, "MaximumSizeBytes": 16 * MIB, "Devices": {"0": image()}}
     async with running(lcow(VirtualPMem=controller)) as system:
         assert system.vm.tree.vpmem.find(0) is not None
-        with expect_refusal(ERROR_ALREADY_EXISTS):
+        with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
             await system.modify(add(pmem(0), image(OTHER_LAYER)))
 
 
@@ -81,9 +72,9 @@ async def test_a_file_must_exist_and_fit() -> None:
         files.add(r"C:\fits", size=16 * MIB)
         files.add(r"C:\large", size=16 * MIB + 1)
         for path, code in [
-            (r"C:\none", ERROR_FILE_NOT_FOUND),
-            (SHARED, E_ACCESSDENIED),
-            (r"C:\large", E_INVALIDARG),
+            (r"C:\none", HResult.ERROR_FILE_NOT_FOUND),
+            (SHARED, HResult.E_ACCESSDENIED),
+            (r"C:\large", HResult.E_INVALIDARG),
         ]:
             with expect_refusal(code):
                 await system.modify(add(pmem(0), image(path)))
@@ -95,19 +86,19 @@ async def test_a_file_must_exist_and_fit() -> None:
 
 async def test_formats_are_vhd1_and_vhdx() -> None:
     async with running() as system:
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await system.modify(add(pmem(0), image(ImageFormat="Qcow2")))
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(add(pmem(0), {"ImageFormat": "Vhd1"}))
 
 
 async def test_nothing_there_cannot_be_removed_and_nothing_can_be_updated() -> None:
     async with running() as system:
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.modify(remove(pmem(0)))
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.modify(remove(pmem(0, 0)))
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(update(pmem(0), image()))
 
 
@@ -117,9 +108,9 @@ async def test_files_are_mapped_side_by_side_and_the_device_is_there_while_one_i
         await system.modify(add(pmem(0, MIB), mapping(OTHER_LAYER)))
         mapped = {"Mappings": {"0": mapping(), str(MIB): mapping(OTHER_LAYER)}}
         assert system.vm.tree.inventory()["VirtualPMem"] == {"Devices": {"0": mapped}}
-        with expect_refusal(HCS_E_INVALID_STATE):
+        with expect_refusal(HResult.HCS_E_INVALID_STATE):
             await system.modify(remove(pmem(0)))
-        with expect_refusal(ERROR_ALREADY_EXISTS):
+        with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
             await system.modify(add(pmem(0), image()))
         await system.modify(remove(pmem(0, 0)))
         await system.modify(remove(pmem(0, MIB)))
@@ -129,7 +120,7 @@ async def test_files_are_mapped_side_by_side_and_the_device_is_there_while_one_i
 @pytest.mark.parametrize("offset", [1, 4095, MIB + 2048])
 async def test_offsets_are_whole_pages(offset: int) -> None:
     async with running() as system:
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(add(pmem(0, offset), mapping()))
 
 
@@ -137,9 +128,9 @@ async def test_offsets_are_whole_pages(offset: int) -> None:
 async def test_mappings_do_not_overlap(offset: int) -> None:
     async with running() as system:
         await system.modify(add(pmem(0, MIB), mapping()))
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(add(pmem(0, offset), mapping(OTHER_LAYER)))
-        with expect_refusal(ERROR_ALREADY_EXISTS):
+        with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
             await system.modify(add(pmem(0, MIB), mapping(OTHER_LAYER)))
         assert not backend_of(system).files.is_open(OTHER_LAYER)
 
@@ -148,32 +139,32 @@ async def test_a_file_takes_whole_pages() -> None:
     async with running() as system:
         backend_of(system).files.add(r"C:\odd", size=5000)
         await system.modify(add(pmem(0, 0), mapping(r"C:\odd")))
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(add(pmem(0, 4096), mapping()))
         await system.modify(add(pmem(0, 8192), mapping()))
 
 
 async def test_a_mapping_ends_within_the_device() -> None:
     async with running() as system:
-        with expect_refusal(E_INVALIDARG):
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(add(pmem(0, 15 * MIB + 4096), mapping()))
         await system.modify(add(pmem(0, 15 * MIB), mapping()))
 
 
 async def test_a_writable_device_has_its_file_for_itself_and_needs_access() -> None:
     async with running() as system:
-        with expect_refusal(E_ACCESSDENIED):
+        with expect_refusal(HResult.E_ACCESSDENIED):
             await system.modify(add(pmem(0), image(ReadOnly=False)))
         await backend_of(system).grant_access(LAYER, "vm1")
         await system.modify(add(pmem(0), image(ReadOnly=False)))
-        with expect_refusal(ERROR_SHARING_VIOLATION):
+        with expect_refusal(HResult.ERROR_SHARING_VIOLATION):
             await system.modify(add(pmem(1), image()))
 
 
 async def test_read_only_layers_need_access_where_all_access_is_checked() -> None:
     backend = FakeBackend(files=host_files(), checks=Checks(access="all"))
     async with running(backend=backend) as system:
-        with expect_refusal(E_ACCESSDENIED):
+        with expect_refusal(HResult.E_ACCESSDENIED):
             await system.modify(add(pmem(0, 0), mapping()))
 
 

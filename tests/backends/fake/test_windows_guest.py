@@ -25,16 +25,7 @@ from tests.backends.fake.support import (
 )
 from uvm._gcs.connection import GuestConnection
 from uvm.backends.fake import Checks, FakeBackend, FakeSystem, WindowsGuest
-from uvm.backends.fake.hresult import (
-    E_INVALIDARG,
-    ERROR_ALREADY_EXISTS,
-    ERROR_NOT_FOUND,
-    ERROR_PATH_NOT_FOUND,
-    GCN_E_NETADAPTER_NOT_FOUND,
-    GCN_E_NETCOMPARTMENT_NOT_FOUND,
-    GUEST_INVALID_JSON,
-    HCN_E_ENTITY_HAS_REFERENCES,
-)
+from uvm.hresult import HResult
 from uvm.schema.requests import VSMB_SHARES_PATH, network_adapter_path
 
 pytestmark = pytest.mark.anyio
@@ -63,11 +54,11 @@ def mount(path: str = r"C:\m", lun: int = 0, request_type: str = "Add") -> JSON:
 
 async def test_disks_of_the_first_controller_are_mounted_and_unmounted() -> None:
     async with windows() as (system, guest, state):
-        with expect_guest_refusal(ERROR_NOT_FOUND):
+        with expect_guest_refusal(HResult.ERROR_NOT_FOUND):
             await guest.modify(mount())
         await system.modify(add(slot(0), disk()))
         await guest.modify(mount(r"C:\m"))
-        with expect_guest_refusal(E_INVALIDARG):
+        with expect_guest_refusal(HResult.E_INVALIDARG):
             await guest.modify(mount("c:/M"))
         await guest.modify(mount(r"c:\M", request_type="Remove"))
         assert state.mounts == {}
@@ -76,7 +67,7 @@ async def test_disks_of_the_first_controller_are_mounted_and_unmounted() -> None
 async def test_a_directory_is_mapped_from_a_share() -> None:
     async with windows() as (_, guest, state):
         request = to_guest("MappedDirectory", "Add", HostPath=rf"{VSMB}\s1", ContainerPath=r"C:\shared")
-        with expect_guest_refusal(ERROR_PATH_NOT_FOUND):
+        with expect_guest_refusal(HResult.ERROR_PATH_NOT_FOUND):
             await guest.modify(
                 to_guest("MappedDirectory", "Add", HostPath=rf"{VSMB}\s2", ContainerPath="C:\\x")
             )
@@ -96,18 +87,18 @@ async def test_layers_are_combined_at_a_mounted_scratch_disk() -> None:
         await system.modify(add(slot(0), disk()))
         await guest.modify(mount(r"C:\c1"))
         for request, code in [
-            (combine("", rf"{VSMB}\s1"), E_INVALIDARG),
-            (combine(r"C:\c1"), E_INVALIDARG),
-            (combine(r"C:\c1", rf"{VSMB}\s2"), ERROR_PATH_NOT_FOUND),
-            (combine(r"C:\c2", rf"{VSMB}\s1"), ERROR_PATH_NOT_FOUND),
-            (combine(r"C:\c1", request_type="Remove"), ERROR_NOT_FOUND),
+            (combine("", rf"{VSMB}\s1"), HResult.E_INVALIDARG),
+            (combine(r"C:\c1"), HResult.E_INVALIDARG),
+            (combine(r"C:\c1", rf"{VSMB}\s2"), HResult.ERROR_PATH_NOT_FOUND),
+            (combine(r"C:\c2", rf"{VSMB}\s1"), HResult.ERROR_PATH_NOT_FOUND),
+            (combine(r"C:\c1", request_type="Remove"), HResult.ERROR_NOT_FOUND),
         ]:
             with expect_guest_refusal(code):
                 await guest.modify(request)
         await guest.modify(combine(r"C:\c1", rf"{VSMB}\s1\layer"))
-        with expect_guest_refusal(ERROR_ALREADY_EXISTS):
+        with expect_guest_refusal(HResult.ERROR_ALREADY_EXISTS):
             await guest.modify(combine(r"c:\C1", rf"{VSMB}\s1"))
-        with expect_guest_refusal(E_INVALIDARG):
+        with expect_guest_refusal(HResult.E_INVALIDARG):
             await guest.modify(mount(r"C:\c1", request_type="Remove"))
         await system.modify(remove(VSMB_SHARES_PATH, {"Name": "s1"}))
         assert state.inconsistencies() == [rf"overlay at C:\c1 lacks its layer {VSMB}\s1\layer"]
@@ -150,12 +141,12 @@ async def test_an_adapter_is_announced_then_added_by_the_host_then_by_the_guest(
     async with windows() as (system, guest, state):
         backend_of(system).network.add_endpoint(ENDPOINT)
         await guest.modify(to_guest("NetworkNamespace", "Add", **NAMESPACE))
-        with expect_guest_refusal(GCN_E_NETADAPTER_NOT_FOUND):
+        with expect_guest_refusal(HResult.GCN_E_NETADAPTER_NOT_FOUND):
             await guest.modify(adapter("Add"))
         await guest.modify(adapter("PreAdd", settings=ENDPOINT))
-        with expect_guest_refusal(ERROR_ALREADY_EXISTS):
+        with expect_guest_refusal(HResult.ERROR_ALREADY_EXISTS):
             await guest.modify(adapter("PreAdd", settings=ENDPOINT))
-        with expect_guest_refusal(GCN_E_NETADAPTER_NOT_FOUND):
+        with expect_guest_refusal(HResult.GCN_E_NETADAPTER_NOT_FOUND):
             await guest.modify(adapter("Add"))
         await system.modify(add(NIC, {"EndpointId": "e-1"}))
         await guest.modify(adapter("Add"))
@@ -170,7 +161,7 @@ async def test_an_adapter_is_removed_without_naming_the_resource_type() -> None:
         await guest.modify(adapter("PreAdd", settings=ENDPOINT))
         await guest.modify(removal())
         assert state.adapters == {}
-        with expect_guest_refusal(GCN_E_NETADAPTER_NOT_FOUND):
+        with expect_guest_refusal(HResult.GCN_E_NETADAPTER_NOT_FOUND):
             await guest.modify(removal())
 
 
@@ -183,11 +174,11 @@ async def test_old_builds_name_the_adapter_otherwise() -> None:
 
 async def test_an_adapter_needs_its_namespace_and_a_known_request_type() -> None:
     async with windows() as (_, guest, _):
-        with expect_guest_refusal(GCN_E_NETCOMPARTMENT_NOT_FOUND):
+        with expect_guest_refusal(HResult.GCN_E_NETCOMPARTMENT_NOT_FOUND):
             await guest.modify(adapter("PreAdd", settings=ENDPOINT))
-        with expect_guest_refusal(E_INVALIDARG):
+        with expect_guest_refusal(HResult.E_INVALIDARG):
             await guest.modify(adapter("Update"))
-        with expect_guest_refusal(GUEST_INVALID_JSON):
+        with expect_guest_refusal(HResult.ERROR_VMCOMPUTE_INVALID_JSON):
             await guest.modify(adapter("PreAdd", settings={"Id": "e-1"}))
 
 
@@ -195,13 +186,13 @@ async def test_a_namespace_goes_once_it_is_empty() -> None:
     async with windows() as (_, guest, state):
         namespace = to_guest("NetworkNamespace", "Add", **NAMESPACE)
         gone = namespace | {"RequestType": "Remove"}
-        with expect_guest_refusal(ERROR_NOT_FOUND):
+        with expect_guest_refusal(HResult.ERROR_NOT_FOUND):
             await guest.modify(gone)
         await guest.modify(namespace)
-        with expect_guest_refusal(ERROR_ALREADY_EXISTS):
+        with expect_guest_refusal(HResult.ERROR_ALREADY_EXISTS):
             await guest.modify(namespace)
         await guest.modify(adapter("PreAdd", settings=ENDPOINT))
-        with expect_guest_refusal(HCN_E_ENTITY_HAS_REFERENCES):
+        with expect_guest_refusal(HResult.HCN_E_ENTITY_HAS_REFERENCES):
             await guest.modify(gone)
         await guest.modify(removal())
         await guest.modify(gone)
@@ -212,14 +203,14 @@ async def test_block_cims_are_mounted_from_attached_disks() -> None:
     async with windows() as (system, guest, state):
         cims = {"BlockCIMs": [{"CimName": "a.cim", "Lun": 0}], "VolumeGUID": "V", "ContainerID": "c"}
         request = to_guest("WCOWBlockCims", "Add", **cims)
-        with expect_guest_refusal(ERROR_NOT_FOUND):
+        with expect_guest_refusal(HResult.ERROR_NOT_FOUND):
             await guest.modify(request)
         await system.modify(add(slot(0), disk()))
         await guest.modify(request)
-        with expect_guest_refusal(ERROR_ALREADY_EXISTS):
+        with expect_guest_refusal(HResult.ERROR_ALREADY_EXISTS):
             await guest.modify(request)
         await guest.modify(request | {"RequestType": "Remove"})
-        with expect_guest_refusal(ERROR_NOT_FOUND):
+        with expect_guest_refusal(HResult.ERROR_NOT_FOUND):
             await guest.modify(request | {"RequestType": "Remove"})
         assert state.volumes == {}
 
@@ -234,5 +225,5 @@ async def test_the_guest_is_told_its_socket_addresses() -> None:
 @pytest.mark.parametrize("resource", ["SCSIDevice", "VPMemDevice", "VPCIDevice", "Toaster", ""])
 async def test_what_only_linux_guests_know_is_refused(resource: str) -> None:
     async with windows() as (_, guest, _):
-        with expect_guest_refusal(E_INVALIDARG):
+        with expect_guest_refusal(HResult.E_INVALIDARG):
             await guest.modify(to_guest(resource, "Remove"))

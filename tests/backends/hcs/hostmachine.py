@@ -11,11 +11,9 @@ from uvm.backend import VM_GROUP, AccessMask, HostFiles, HostInfo
 from uvm.backends.fake import FakeBackend, FakeVM
 from uvm.backends.fake.properties import query
 from uvm.errors import HostError
+from uvm.hresult import HResult
 
 __all__ = ["FakeMachine"]
-
-_E_HANDLE = 0x80070006
-_ERROR_NOT_FOUND = 0x80070490
 
 
 @define
@@ -29,7 +27,7 @@ class FakeWorkingSet:
     def bytes(self) -> int:
         """Give the working set now, as the statistics tell it."""
         if self.closed:
-            raise HostError(f"measure {self.vm.id}", _E_HANDLE, "it was closed")
+            raise HostError(f"measure {self.vm.id}", HResult.E_HANDLE, "it was closed")
         answer: Any = query(self.vm, ("Statistics",), (), self.fake.info, self.fake.clock)
         used: int = answer["Statistics"]["Memory"]["MemoryUsagePrivateWorkingSetBytes"]
         return used
@@ -68,4 +66,4 @@ class FakeMachine:
         for vm in self.fake.vms.values():
             if vm.runtime_id == runtime_id and vm.state in ("Running", "Paused"):
                 return FakeWorkingSet(self.fake, vm)
-        raise HostError(f"find the memory of VM {runtime_id}", _ERROR_NOT_FOUND)
+        raise HostError(f"find the memory of VM {runtime_id}", HResult.ERROR_NOT_FOUND)

@@ -8,10 +8,9 @@ from tests.backends.hcs.documents import read, write
 from tests.backends.hcs.double.control import Answer, Question
 from uvm.backend import JSON, HostNetwork
 from uvm.errors import HostError
+from uvm.hresult import HResult
 
 __all__ = ["Networks"]
-
-_ERROR_NOT_SUPPORTED = 0x80070032
 
 
 class Networks:
@@ -48,7 +47,7 @@ class Networks:
         }
         change = changes.get(request["RequestType"])
         if request["ResourceType"] != "Endpoint" or change is None:
-            raise HostError("modify namespace", _ERROR_NOT_SUPPORTED, question.document)
+            raise HostError("modify namespace", HResult.ERROR_NOT_SUPPORTED, question.document)
         await change(namespace_id, request["Settings"]["EndpointId"])
         return Answer()
 
@@ -67,7 +66,7 @@ class Networks:
         """List the endpoint of a name, which is all that is ever asked for."""
         filters = read((read(question.document) or {}).get("Filter") or "{}")
         if set(filters) != {"Name"}:
-            raise HostError("enumerate endpoints", _ERROR_NOT_SUPPORTED, question.document)
+            raise HostError("enumerate endpoints", HResult.ERROR_NOT_SUPPORTED, question.document)
         try:
             found = [(await self._network.endpoint(filters["Name"]))["ID"]]
         except HostError:

@@ -10,9 +10,9 @@ from tests.backends.fake.support import host_files, lcow
 from tests.backends.hcs.harness import Host, hosted
 from uvm.backends.fake import FakeBackend
 from uvm.backends.hcs.backend import HCSBackend
-from uvm.backends.hcs.handles import E_HANDLE
 from uvm.backends.hcs.system import HCSSystem
 from uvm.errors import HostError
+from uvm.hresult import HResult
 
 __all__ = ["driven", "relayed", "started"]
 
@@ -44,5 +44,5 @@ async def started(
         try:
             await system.close()
         except HostError as e:
-            if e.hresult != E_HANDLE:
+            if e.hresult != HResult.E_HANDLE:
                 raise

@@ -6,6 +6,7 @@ from attrs import define, field
 
 from uvm.backends.hcs.windows.surroundings import ServiceState
 from uvm.errors import HostError
+from uvm.hresult import HResult
 
 ADMINISTRATORS, HYPERV_ADMINISTRATORS = "S-1-5-32-544", "S-1-5-32-578"
 BOOT_FILES = "C:\\Program Files\\Linux Containers"
@@ -69,4 +70,4 @@ class Imagined:
     def ask(self, question: str) -> None:
         self.asked.append(question)
         if question == self.silent:
-            raise HostError(question, 0x80070005)
+            raise HostError(question, HResult.E_ACCESSDENIED)

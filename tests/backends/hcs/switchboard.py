@@ -30,6 +30,7 @@ from uvm.backend import HostProcess
 from uvm.backends.fake import FakeBackend, FakeListener, FakeSystem
 from uvm.backends.hcs.waker import Waker
 from uvm.errors import HostError, UnknownOutcomeError
+from uvm.hresult import HResult
 
 __all__ = ["Switchboard"]
 
@@ -37,11 +38,6 @@ __all__ = ["Switchboard"]
 SYSTEM_EXITED: Final = 0x1
 PROCESS_EXITED: Final = 0x10000
 
-_HCS_E_UNEXPECTED_EXIT: Final = 0x80370106
-_HCS_E_SYSTEM_NOT_FOUND: Final = 0x8037010E
-_HCS_E_SERVICE_NOT_AVAILABLE: Final = 0x80370114
-_ERROR_FILE_NOT_FOUND: Final = 0x80070002
-_ERROR_NOT_FOUND: Final = 0x80070490
 
 #: The calls that give a handle before they are done.
 _MAKING: Final = frozenset({"HcsCreateComputeSystem", "HcsCreateProcess"})
@@ -77,7 +73,7 @@ class Switchboard:
         if question.fault is FaultKind.SYNCHRONOUSLY:
             self._double.answer(question.number, run_at_once(self._find_answer(question)))
         elif not self._waker.call_soon(self._take, question):
-            self._double.answer(question.number, Answer(_HCS_E_SERVICE_NOT_AVAILABLE))
+            self._double.answer(question.number, Answer(HResult.HCS_E_SERVICE_NOT_AVAILABLE))
 
     async def serve(self) -> None:
         """Carry out questions until cancelled."""
@@ -96,7 +92,7 @@ class Switchboard:
         for system in self._systems.values():
             if system.runtime_id == runtime_id:
                 return await system.listen(service_id)
-        raise HostError(f"listen {service_id}", _HCS_E_SYSTEM_NOT_FOUND, runtime_id)
+        raise HostError(f"listen {service_id}", HResult.HCS_E_SYSTEM_NOT_FOUND, runtime_id)
 
     # Questions and answers
 
@@ -131,7 +127,7 @@ class Switchboard:
             if system is None or system.vm.exit_status is None:
                 raise
             # What HCS has under way on a system ends with it.
-            return Answer(_HCS_E_UNEXPECTED_EXIT)
+            return Answer(HResult.HCS_E_UNEXPECTED_EXIT)
         return answer
 
     def _host_handlers(self) -> Mapping[str, _Handler]:
@@ -176,7 +172,7 @@ class Switchboard:
         found = self._systems.get(handle)
         if found is None:
             # The handle of a system whose creation failed.
-            raise HostError("use a system", _HCS_E_SYSTEM_NOT_FOUND)
+            raise HostError("use a system", HResult.HCS_E_SYSTEM_NOT_FOUND)
         return found
 
     async def _create(self, question: Question) -> Answer:
@@ -229,7 +225,7 @@ class Switchboard:
         found = self._processes.get(handle)
         if found is None:
             # The handle of a process that could not be started.
-            raise HostError("use a process", _ERROR_NOT_FOUND)
+            raise HostError("use a process", HResult.ERROR_NOT_FOUND)
         return found
 
     async def _create_process(self, question: Question) -> Answer:
@@ -281,7 +277,7 @@ class Switchboard:
         await self._fake.revoke_access(path, question.subject)
         if await self._fake.files.stat(path) is None:
             # Windows has no entry to take out of what is not there.
-            raise HostError(question.call, _ERROR_FILE_NOT_FOUND, path)
+            raise HostError(question.call, HResult.ERROR_FILE_NOT_FOUND, path)
         return Answer()
 
 

@@ -16,7 +16,7 @@ from uvm.backend import FileInfo
 from uvm.backends.hcs.availability import MINIMUM_BUILD
 from uvm.backends.hcs.declarations.__main__ import HERE, names
 from uvm.devices import plan9, vpci, vsmb
-from uvm.errors import hresult_name
+from uvm.hresult import hresult_name
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"

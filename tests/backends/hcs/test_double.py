@@ -24,6 +24,7 @@ from tests.backends.hcs.raw import (
     Once,
     Raw,
 )
+from uvm.hresult import HResult
 
 
 class TestOperations:
@@ -46,7 +47,7 @@ class TestOperations:
         operation = raw.operation()
         raw.start(system, operation)
         assert raw.result(operation) == (PENDING, "")
-        raw.double.answer(raw.questions[-1].number, Answer(0x80004005, "why"))
+        raw.double.answer(raw.questions[-1].number, Answer(HResult.E_FAIL, "why"))
         assert raw.result(operation) == (E_FAIL, "why")
 
     def test_one_is_good_for_one_call(self, raw: Raw, system: Any) -> None:
@@ -78,7 +79,7 @@ class TestOperations:
 
 class TestFaults:
     def test_a_call_that_fails_at_once_never_completes(self, raw: Raw, system: Any) -> None:
-        raw.double.fault("HcsStartComputeSystem", FaultKind.AT_ONCE, 0x80004005, "why")
+        raw.double.fault("HcsStartComputeSystem", FaultKind.AT_ONCE, HResult.E_FAIL, "why")
         done, asked = Once(), len(raw.questions)
         operation = raw.operation(raw.completion(done.complete))
         assert raw.start(system, operation) == E_FAIL
@@ -88,7 +89,7 @@ class TestFaults:
         assert raw.result(operation) == (E_FAIL, "why")
 
     def test_a_create_that_fails_at_once_gives_no_handle(self, raw: Raw) -> None:
-        raw.double.fault("HcsCreateComputeSystem", FaultKind.AT_ONCE, 0x80004005)
+        raw.double.fault("HcsCreateComputeSystem", FaultKind.AT_ONCE, HResult.E_FAIL)
         out, objects = raw.ffi.new("HCS_SYSTEM *"), raw.double.objects
         operation = raw.operation()
         args = (raw.text("vm"), raw.text("{}"), operation, raw.null, out)
@@ -98,7 +99,7 @@ class TestFaults:
         assert raw.double.objects == objects
 
     def test_one_that_fails_later_completes_without_the_host(self, raw: Raw, system: Any) -> None:
-        raw.double.fault("HcsStartComputeSystem", FaultKind.LATER, 0x80004005, "why")
+        raw.double.fault("HcsStartComputeSystem", FaultKind.LATER, HResult.E_FAIL, "why")
         done, asked = Once(), len(raw.questions)
         operation = raw.operation(raw.completion(done.complete))
         assert raw.start(system, operation) == 0
@@ -144,13 +145,16 @@ class TestFaults:
         assert raw.double.misuses() == ["HcsStartComputeSystem: the host did not answer while it was asked"]
 
     def test_the_host_is_told_to_do_it_and_say_otherwise(self, raw: Raw, system: Any) -> None:
-        raw.double.fault("HcsStartComputeSystem", FaultKind.DONE_BUT, 0x80004005)
+        raw.double.fault("HcsStartComputeSystem", FaultKind.DONE_BUT, HResult.E_FAIL)
         raw.start(system, raw.operation())
-        assert (raw.questions[-1].fault, raw.questions[-1].fault_result) == (FaultKind.DONE_BUT, 0x80004005)
+        assert (raw.questions[-1].fault, raw.questions[-1].fault_result) == (
+            FaultKind.DONE_BUT,
+            HResult.E_FAIL,
+        )
 
     def test_faults_apply_in_order_and_as_often_as_said(self, raw: Raw, system: Any) -> None:
-        raw.double.fault("HcsStartComputeSystem", FaultKind.AT_ONCE, 0x80004005, times=2)
-        raw.double.fault("HcsStartComputeSystem", FaultKind.AT_ONCE, 0x80070006)
+        raw.double.fault("HcsStartComputeSystem", FaultKind.AT_ONCE, HResult.E_FAIL, times=2)
+        raw.double.fault("HcsStartComputeSystem", FaultKind.AT_ONCE, HResult.E_HANDLE)
         results = [raw.start(system, raw.operation()) for _ in range(4)]
         assert results == [E_FAIL, E_FAIL, E_HANDLE, 0]
 
@@ -158,7 +162,7 @@ class TestFaults:
         operation = raw.operation()
         raw.start(system, operation)
         for call in ("HcsCreateOperation", "HcsGetOperationResult", "HcsSetComputeSystemCallback"):
-            raw.double.fault(call, FaultKind.AT_ONCE, 0x80004005)
+            raw.double.fault(call, FaultKind.AT_ONCE, HResult.E_FAIL)
         callback = raw.on_event(lambda event, context: None)
         assert raw.operation() == raw.null
         assert raw.result(operation) == (E_FAIL, "")
@@ -166,7 +170,7 @@ class TestFaults:
         assert raw.result(operation) == (0, "")
 
     def test_a_call_that_waits_can_fail_as_well(self, raw: Raw) -> None:
-        raw.double.fault("HcsGrantVmAccess", FaultKind.LATER, 0x80004005)
+        raw.double.fault("HcsGrantVmAccess", FaultKind.LATER, HResult.E_FAIL)
         assert raw.api.HcsGrantVmAccess(raw.text("vm"), raw.text("C:\\a")) == E_FAIL
         assert raw.api.HcsGrantVmAccess(raw.text("vm"), raw.text("C:\\a")) == 0
         assert (raw.questions[-1].subject, raw.questions[-1].document) == ("vm", "C:\\a")
@@ -277,9 +281,9 @@ class TestNetwork:
     def test_what_is_refused_has_an_error_record_of_the_other_heap(self, raw: Raw) -> None:
         network = raw.double.network
         api, ffi = network.functions, network.ffi
-        raw.answers["HcnOpenEndpoint"] = Answer(0x803B0002, '{"Error":"gone"}')
+        raw.answers["HcnOpenEndpoint"] = Answer(HResult.HCN_E_ENDPOINT_NOT_FOUND, '{"Error":"gone"}')
         out, error = ffi.new("HCN_ENDPOINT *"), ffi.new("PWSTR *")
-        assert api.HcnOpenEndpoint(self.guid(raw), out, error) == 0x803B0002 - (1 << 32)
+        assert api.HcnOpenEndpoint(self.guid(raw), out, error) == HResult.HCN_E_ENDPOINT_NOT_FOUND - (1 << 32)
         assert (out[0], ffi.string(error[0])) == (ffi.NULL, '{"Error":"gone"}')
         raw.double.core.free(error[0])
         assert raw.double.misuses() == ["LocalFree: a string of HcnOpenEndpoint, which is for CoTaskMemFree"]

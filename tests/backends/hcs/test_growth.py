@@ -17,12 +17,12 @@ from tests.backends.hcs.support import driven, relayed, started
 from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.system import HCSSystem
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.schema.requests import MEMORY_SIZE_PATH
 from uvm.testing.backends.checks import until
 
 pytestmark = pytest.mark.anyio
 
-E_FAIL = 0x80004005
 ACCOUNT = '{"Error": -2147467259, "ErrorMessage": "it did not work"}'
 RESIZE = {"ResourcePath": MEMORY_SIZE_PATH, "RequestType": "Update", "Settings": 1024}
 CAT = {"CommandArgs": ["cat"], "CreateStdInPipe": True, "CreateStdOutPipe": True}
@@ -47,13 +47,13 @@ async def ask(host: Host, backend: HCSBackend, system: HCSSystem) -> None:
 
 
 async def be_refused(host: Host, backend: HCSBackend, system: HCSSystem) -> None:
-    host.faults.at_once("HcsModifyComputeSystem", E_FAIL, ACCOUNT)
+    host.faults.at_once("HcsModifyComputeSystem", HResult.E_FAIL, ACCOUNT)
     with suppress(HostError):
         await system.modify(RESIZE)
 
 
 async def fail(host: Host, backend: HCSBackend, system: HCSSystem) -> None:
-    host.faults.later("HcsModifyComputeSystem", E_FAIL, ACCOUNT)
+    host.faults.later("HcsModifyComputeSystem", HResult.E_FAIL, ACCOUNT)
     with suppress(HostError):
         await system.modify(RESIZE)
 

@@ -12,10 +12,9 @@ from tests.backends.hcs.harness import Host
 from tests.backends.hcs.support import driven, relayed, started
 from uvm.backend import ByteStream
 from uvm.errors import HostError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
-
-E_FAIL = 0x80004005
 
 
 async def everything(stream: ByteStream) -> bytes:
@@ -88,7 +87,7 @@ async def test_a_call_that_completes_before_it_returns_was_carried_out() -> None
 
 async def test_what_is_done_though_it_is_said_to_have_failed() -> None:
     async with driven() as (host, backend), started(backend, "vm1") as system:
-        host.faults.done_but("HcsPauseComputeSystem", E_FAIL)
+        host.faults.done_but("HcsPauseComputeSystem", HResult.E_FAIL)
         with pytest.raises(HostError, match="E_FAIL"):
             await system.pause()
         assert host.fake.vms["vm1"].state == "Paused"
@@ -104,7 +103,7 @@ async def test_an_exit_of_the_fake_is_told() -> None:
 async def test_the_streams_of_a_process_are_those_of_the_fake(result: str) -> None:
     async with driven() as (host, backend), started(backend, document=relayed()) as system:
         if result == "fails":
-            host.faults.done_but("HcsCreateProcess", E_FAIL)
+            host.faults.done_but("HcsCreateProcess", HResult.E_FAIL)
         process = await system.create_process(
             {"CommandArgs": ["cat"], "CreateStdInPipe": True, "CreateStdOutPipe": True}
         )

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from tests.backends.hcs.windows_dlls import Process, Windows
-from uvm.backends.hcs.windows.workingset import ERROR_NOT_FOUND, WorkingSets
+from uvm.backends.hcs.windows.workingset import WorkingSets
 from uvm.errors import HostError
+from uvm.hresult import HResult
 
 VM = "5C3A1F10-2B7E-4B4E-9A77-0D3B6C0E8F21"
 OTHER_VM = "00000000-1111-2222-3333-444444444444"
@@ -49,7 +50,7 @@ def test_a_file_called_vmmem_is_not_it() -> None:
     windows = Windows({8: vmmem(VM, 3, "\\Device\\HarddiskVolume3\\vmmem.exe")})
     with pytest.raises(HostError) as failed:
         search(windows).open(VM)
-    assert failed.value.hresult == ERROR_NOT_FOUND
+    assert failed.value.hresult == HResult.ERROR_NOT_FOUND
     assert not windows.open
 
 
@@ -135,4 +136,4 @@ class TestOnWindows:
 
         with pytest.raises(HostError) as failed:
             WorkingSets(kernel32(), advapi32()).open(VM)
-        assert failed.value.hresult == ERROR_NOT_FOUND
+        assert failed.value.hresult == HResult.ERROR_NOT_FOUND

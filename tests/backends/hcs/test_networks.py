@@ -13,15 +13,11 @@ from tests.backends.hcs.harness import Host
 from tests.backends.hcs.support import driven
 from uvm.backend import HostNetwork
 from uvm.errors import OptionsError
+from uvm.hresult import HResult
 from uvm.testing.backends.checks import until
 
 pytestmark = pytest.mark.anyio
 
-E_FAIL = 0x80004005
-ERROR_NOT_FOUND = 0x80070490
-HCN_E_ENDPOINT_NOT_FOUND = 0x803B0002
-HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS = 0x803B002B
-HCS_E_INVALID_JSON = 0x8037010D
 
 NAMESPACE = "aaaaaaaa-1111-2222-3333-444444444444"
 FIRST = "bbbbbbbb-1111-2222-3333-444444444444"
@@ -97,8 +93,8 @@ async def test_every_call_closes_what_it_opens(call: str) -> None:
 @pytest.mark.parametrize(("call", "function"), FAILURES)
 async def test_a_failure_on_the_way_says_why_and_leaves_nothing_open(call: str, function: str) -> None:
     async with networked() as (host, network):
-        host.faults.at_once(function, E_FAIL, ACCOUNT)
-        with expect_refusal(E_FAIL) as caught:
+        host.faults.at_once(function, HResult.E_FAIL, ACCOUNT)
+        with expect_refusal(HResult.E_FAIL) as caught:
             await CALLS[call][0](network)
         assert caught.value.text == "the network is down"
         assert caught.value.name == "E_FAIL"
@@ -110,8 +106,8 @@ async def test_a_failure_on_the_way_says_why_and_leaves_nothing_open(call: str, 
 @pytest.mark.parametrize(("call", "function"), FAILURES)
 async def test_a_failure_without_an_account_is_one_too(call: str, function: str) -> None:
     async with networked() as (host, network):
-        host.faults.at_once(function, E_FAIL)
-        with expect_refusal(E_FAIL) as caught:
+        host.faults.at_once(function, HResult.E_FAIL)
+        with expect_refusal(HResult.E_FAIL) as caught:
             await CALLS[call][0](network)
         assert caught.value.text == ""
 
@@ -140,7 +136,7 @@ async def test_ids_may_be_spelled_in_any_way(spelling: Callable[[str], str]) -> 
         assert (await network.endpoint(spelling(FIRST)))["ID"] == FIRST
         assert [e["ID"] for e in await network.namespace_endpoints(spelling(NAMESPACE))] == [FIRST]
         await network.delete_namespace(spelling(NAMESPACE))
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await network.namespace(spelling(NAMESPACE))
 
 
@@ -154,7 +150,7 @@ async def test_an_endpoint_is_found_by_its_name(name: str, endpoint_id: str) -> 
 @pytest.mark.parametrize("name", ["eth1", "ETH0", "", 'eth"0', NOWHERE])
 async def test_an_endpoint_that_is_not_there_is_not_found(name: str) -> None:
     async with networked() as (_, network):
-        with expect_refusal(HCN_E_ENDPOINT_NOT_FOUND):
+        with expect_refusal(HResult.HCN_E_ENDPOINT_NOT_FOUND):
             await network.endpoint(name)
 
 
@@ -175,15 +171,15 @@ async def test_endpoints_come_in_the_order_of_the_namespace() -> None:
 
 async def test_changes_arrive_at_the_host_and_its_refusals_here() -> None:
     async with networked() as (host, network):
-        with expect_refusal(HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS) as caught:
+        with expect_refusal(HResult.HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS) as caught:
             await network.add_namespace_endpoint(NAMESPACE, FIRST)
         assert FIRST in caught.value.operation
         assert NAMESPACE in caught.value.operation
         await network.remove_namespace_endpoint(NAMESPACE, FIRST)
         assert await host.fake.network.namespace_endpoints(NAMESPACE) == []
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await network.remove_namespace_endpoint(NAMESPACE, FIRST)
-        with expect_refusal(HCN_E_ENDPOINT_NOT_FOUND):
+        with expect_refusal(HResult.HCN_E_ENDPOINT_NOT_FOUND):
             await network.add_namespace_endpoint(NAMESPACE, NOWHERE)
 
 
@@ -195,21 +191,21 @@ async def test_a_namespace_that_is_not_there_is_refused_but_deleted_in_silence()
             lambda each: network.add_namespace_endpoint(each, FIRST),
             lambda each: network.remove_namespace_endpoint(each, FIRST),
         ):
-            with expect_refusal(ERROR_NOT_FOUND):
+            with expect_refusal(HResult.ERROR_NOT_FOUND):
                 await call(NOWHERE)
         await network.delete_namespace(NOWHERE)
-        host.faults.at_once("HcnDeleteNamespace", ERROR_NOT_FOUND, ACCOUNT)
+        host.faults.at_once("HcnDeleteNamespace", HResult.ERROR_NOT_FOUND, ACCOUNT)
         await network.delete_namespace(NOWHERE)
 
 
 @pytest.mark.parametrize(
     ("record", "hresult"),
     [
-        (ACCOUNT, E_FAIL),
-        ('{"Error": "gone", "ErrorCode": 2151350274}', HCN_E_ENDPOINT_NOT_FOUND),
-        ('{"Error": "in part", "ErrorCode": 0}', E_FAIL),
-        ("[]", E_FAIL),
-        ("<no json>", E_FAIL),
+        (ACCOUNT, HResult.E_FAIL),
+        ('{"Error": "gone", "ErrorCode": 2151350274}', HResult.HCN_E_ENDPOINT_NOT_FOUND),
+        ('{"Error": "in part", "ErrorCode": 0}', HResult.E_FAIL),
+        ("[]", HResult.E_FAIL),
+        ("<no json>", HResult.E_FAIL),
     ],
 )
 @pytest.mark.parametrize("function", ["HcnOpenNamespace", "HcnModifyNamespace"])
@@ -242,10 +238,10 @@ async def test_the_id_of_a_namespace_has_to_be_a_guid(name: str) -> None:
 async def test_a_document_that_is_none_is_refused(answer: str) -> None:
     async with networked() as (host, network):
         host.faults.later("HcnQueryNamespaceProperties", 0, answer)
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await network.namespace(NAMESPACE)
         host.faults.later("HcnQueryEndpointProperties", 0, answer)
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await network.endpoint(FIRST)
 
 
@@ -253,7 +249,7 @@ async def test_a_document_that_is_none_is_refused(answer: str) -> None:
 async def test_a_list_of_endpoints_that_is_none_is_refused(answer: str) -> None:
     async with networked() as (host, network):
         host.faults.later("HcnEnumerateEndpoints", 0, answer)
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await network.endpoint("eth0")
 
 
@@ -271,7 +267,7 @@ async def test_a_list_of_endpoints_that_is_none_is_refused(answer: str) -> None:
 async def test_resources_that_cannot_be_read_are_refused(resources: str) -> None:
     async with networked() as (host, network):
         host.faults.later("HcnQueryNamespaceProperties", 0, f'{{"Resources": {resources}}}')
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await network.namespace_endpoints(NAMESPACE)
 
 

@@ -18,18 +18,13 @@ from uvm.backends.hcs import calls
 from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.calls import ComputeService
 from uvm.backends.hcs.dlls import Library
-from uvm.backends.hcs.handles import E_HANDLE
 from uvm.backends.hcs.system import HCSSystem
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import ErrorRecord, HostError, OptionsError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
-E_FAIL = 0x80004005
-E_ACCESSDENIED = 0x80070005
-HCS_E_SYSTEM_NOT_FOUND = 0x8037010E
-HCS_E_INVALID_JSON = 0x8037010D
-HCS_E_INVALID_STATE = 0x80370105
 
 #: Each call on a started system that takes an operation, by the function behind it.
 CALLS: dict[str, Callable[[HCSSystem], Awaitable[object]]] = {
@@ -53,8 +48,8 @@ ACCOUNT = (
 @pytest.mark.parametrize("function", CALLS)
 async def test_a_call_that_is_refused_at_once_says_why_and_the_system_goes_on(function: str) -> None:
     async with driven() as (host, backend), started(backend) as system:
-        host.faults.at_once(function, E_ACCESSDENIED)
-        with expect_refusal(E_ACCESSDENIED) as caught:
+        host.faults.at_once(function, HResult.E_ACCESSDENIED)
+        with expect_refusal(HResult.E_ACCESSDENIED) as caught:
             await CALLS[function](system)
         assert "vm1" in caught.value.operation
         assert (await system.properties())["State"] == "Running"
@@ -63,8 +58,8 @@ async def test_a_call_that_is_refused_at_once_says_why_and_the_system_goes_on(fu
 @pytest.mark.parametrize("function", CALLS)
 async def test_a_call_that_fails_later_gives_the_account_of_the_host(function: str) -> None:
     async with driven() as (host, backend), started(backend) as system:
-        host.faults.later(function, E_FAIL, ACCOUNT)
-        with expect_refusal(E_FAIL) as caught:
+        host.faults.later(function, HResult.E_FAIL, ACCOUNT)
+        with expect_refusal(HResult.E_FAIL) as caught:
             await CALLS[function](system)
         assert caught.value.text == "it did not work"
         assert caught.value.records == (ErrorRecord("the disk is gone", "a-provider", 7, "a-source"),)
@@ -126,26 +121,26 @@ async def test_a_name_with_a_nul_in_it_is_refused_rather_than_cut() -> None:
 
 async def test_a_document_that_is_no_json_is_refused_before_it_is_sent() -> None:
     async with driven() as (host, backend), started(backend) as system:
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await system.modify({"Settings": {1, 2}})
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await system.modify({"Settings": float("nan")})
         assert not host.fake.request_log.entries(operation="modify")
 
 
 async def test_an_account_that_is_no_json_is_given_as_text() -> None:
     async with driven() as (host, backend), started(backend) as system:
-        host.faults.later("HcsPauseComputeSystem", E_FAIL, "<not json>")
-        with expect_refusal(E_FAIL) as caught:
+        host.faults.later("HcsPauseComputeSystem", HResult.E_FAIL, "<not json>")
+        with expect_refusal(HResult.E_FAIL) as caught:
             await system.pause()
         assert caught.value.text == "<not json>"
 
 
 async def test_what_the_in_memory_host_refuses_is_refused_over_the_c_api_with_the_same_code() -> None:
     async with driven() as (_, backend), started(backend) as system:
-        with expect_refusal(HCS_E_INVALID_STATE):
+        with expect_refusal(HResult.HCS_E_INVALID_STATE):
             await system.start()
-        with expect_refusal(HCS_E_SYSTEM_NOT_FOUND):
+        with expect_refusal(HResult.HCS_E_SYSTEM_NOT_FOUND):
             await backend.open("another")
 
 
@@ -154,11 +149,11 @@ async def test_a_closed_handle_refuses_every_call() -> None:
         async with started(backend) as system:
             await system.close()
         for call in (*CALLS.values(), HCSSystem.close, HCSSystem.wait, HCSSystem.working_set_bytes):
-            with expect_refusal(E_HANDLE):
+            with expect_refusal(HResult.E_HANDLE):
                 await call(system)
-        with expect_refusal(E_HANDLE):
+        with expect_refusal(HResult.E_HANDLE):
             await system.listen("11111111-2222-3333-4444-555555555555")
-        with expect_refusal(E_HANDLE):
+        with expect_refusal(HResult.E_HANDLE):
             await system.open_process(1)
 
 
@@ -189,13 +184,13 @@ STRANGE = ("[]", '"text"', "5", "true", "<no json>")
 async def test_an_answer_that_has_to_be_an_object_and_is_not_is_refused(answer: str) -> None:
     async with driven() as (host, backend), started(backend) as system:
         host.faults.later("HcsGetComputeSystemProperties", 0, answer)
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await system.properties("Memory")
         host.faults.later("HcsGetServiceProperties", 0, answer)
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await backend.service_properties("Basic")
         host.faults.later("HcsGetComputeSystemProperties", 0, answer)
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await backend.open("vm1")
 
 
@@ -203,7 +198,7 @@ async def test_an_answer_that_has_to_be_an_object_and_is_not_is_refused(answer: 
 async def test_a_list_of_systems_that_is_none_is_refused(answer: str) -> None:
     async with driven() as (host, backend):
         host.faults.later("HcsEnumerateComputeSystems", 0, answer)
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await backend.enumerate()
 
 
@@ -219,8 +214,8 @@ async def test_no_answer_is_an_empty_one(answer: str) -> None:
 @pytest.mark.parametrize("account", ["[]", "5", '"text"', '{"ErrorMessage": 5, "ErrorEvents": {}}', "<none>"])
 async def test_an_account_in_words_of_its_own_does_not_hide_the_error(account: str) -> None:
     async with driven() as (host, backend), started(backend) as system:
-        host.faults.later("HcsPauseComputeSystem", E_FAIL, account)
-        with expect_refusal(E_FAIL):
+        host.faults.later("HcsPauseComputeSystem", HResult.E_FAIL, account)
+        with expect_refusal(HResult.E_FAIL):
             await system.pause()
 
 
@@ -231,7 +226,7 @@ async def test_a_positive_result_is_success(code: int) -> None:
         await system.pause()
 
 
-@pytest.mark.parametrize("code", [0x80370117, 0xC0370103])
+@pytest.mark.parametrize("code", [HResult.HCS_E_OPERATION_PENDING, HResult.ERROR_VMCOMPUTE_OPERATION_PENDING])
 @pytest.mark.parametrize("fault", ["at_once", "later"])
 @pytest.mark.parametrize("call", ["HcsShutDownComputeSystem", "HcsTerminateComputeSystem"])
 async def test_an_end_that_is_pending_was_asked_for(call: str, fault: str, code: int) -> None:
@@ -245,15 +240,15 @@ async def test_an_end_that_is_pending_was_asked_for(call: str, fault: str, code:
 
 async def test_no_operation_to_be_had_is_an_error() -> None:
     async with driven() as (host, backend), started(backend) as system:
-        host.faults.at_once("HcsCreateOperation", E_FAIL)
-        with expect_refusal(0x8007000E):
+        host.faults.at_once("HcsCreateOperation", HResult.E_FAIL)
+        with expect_refusal(HResult.E_OUTOFMEMORY):
             await system.pause()
 
 
 async def test_a_result_that_cannot_be_fetched_is_an_error() -> None:
     async with driven() as (host, backend), started(backend) as system:
-        host.faults.at_once("HcsGetOperationResult", 0x80370117)
-        with expect_refusal(0x80370117):
+        host.faults.at_once("HcsGetOperationResult", HResult.HCS_E_OPERATION_PENDING)
+        with expect_refusal(HResult.HCS_E_OPERATION_PENDING):
             await system.pause()
 
 

@@ -18,22 +18,14 @@ from uvm.backend import JSON, ByteStream, HostProcess
 from uvm.backends.fake import FakeBackend, FakeProcess
 from uvm.backends.hcs import process as under_test
 from uvm.backends.hcs.backend import HCSBackend
-from uvm.backends.hcs.handles import E_HANDLE
 from uvm.backends.hcs.host import Host as HostParts
 from uvm.backends.hcs.system import HCSSystem
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.testing.backends.checks import until
 
 pytestmark = pytest.mark.anyio
 
-E_FAIL = 0x80004005
-E_ACCESSDENIED = 0x80070005
-E_INVALIDARG = 0x80070057
-ERROR_NOT_FOUND = 0x80070490
-HCS_E_INVALID_JSON = 0x8037010D
-HCS_E_SYSTEM_ALREADY_STOPPED = 0x80370110
-HCS_E_SERVICE_DISCONNECT = 0x8037011E
-HCS_E_PROCESS_ALREADY_STOPPED = 0x8037011F
 
 # HCS_EVENT_TYPE of computedefs.h.
 PROCESS_EXITED = 0x00010000
@@ -154,7 +146,7 @@ async def test_it_can_be_opened_by_its_id_and_comes_without_streams() -> None:
 @pytest.mark.parametrize("pid", [4711, -1, 1 << 32])
 async def test_an_id_that_no_process_has_opens_nothing(pid: int) -> None:
     async with running() as (_, system):
-        with expect_refusal(ERROR_NOT_FOUND):
+        with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.open_process(pid)
 
 
@@ -178,7 +170,9 @@ async def test_a_kill_goes_over_handles_of_its_own_and_everybody_learns_of_the_e
             await each.close()
 
 
-@pytest.mark.parametrize("code", [E_ACCESSDENIED, HCS_E_PROCESS_ALREADY_STOPPED, ERROR_NOT_FOUND])
+@pytest.mark.parametrize(
+    "code", [HResult.E_ACCESSDENIED, HResult.HCS_E_PROCESS_ALREADY_STOPPED, HResult.ERROR_NOT_FOUND]
+)
 @pytest.mark.parametrize("function", ["HcsOpenComputeSystem", "HcsOpenProcess", "HcsTerminateProcess"])
 async def test_a_kill_that_is_refused_leaves_no_handle(function: str, code: int) -> None:
     async with running() as (host, system):
@@ -214,7 +208,7 @@ async def test_a_process_that_has_exited_takes_no_signal() -> None:
         for call in calls:
             with pytest.raises(HostError) as caught:
                 await call()
-            assert caught.value.hresult in (HCS_E_PROCESS_ALREADY_STOPPED, ERROR_NOT_FOUND)
+            assert caught.value.hresult in (HResult.HCS_E_PROCESS_ALREADY_STOPPED, HResult.ERROR_NOT_FOUND)
         assert (await process.properties())["Exited"] is True
         await process.close()
 
@@ -232,7 +226,7 @@ async def test_a_closed_handle_refuses_every_call() -> None:
             lambda: process.modify(END_OF_INPUT),
         ]
         for call in calls:
-            with expect_refusal(E_HANDLE):
+            with expect_refusal(HResult.E_HANDLE):
                 await call()
 
 
@@ -241,7 +235,7 @@ async def test_closing_it_ends_waits_and_streams_and_leaves_it_running() -> None
         process = await system.create_process(CAT)
 
         async def wait() -> None:
-            with expect_refusal(E_HANDLE):
+            with expect_refusal(HResult.E_HANDLE):
                 await process.wait()
 
         async def read() -> None:
@@ -275,7 +269,7 @@ async def test_an_end_that_nobody_watched_yet_is_known(monkeypatch: pytest.Monke
         await process.close()
 
 
-@pytest.mark.parametrize("code", [ERROR_NOT_FOUND, HCS_E_PROCESS_ALREADY_STOPPED])
+@pytest.mark.parametrize("code", [HResult.ERROR_NOT_FOUND, HResult.HCS_E_PROCESS_ALREADY_STOPPED])
 async def test_who_waits_for_a_process_that_the_host_forgot_is_let_go(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +285,7 @@ async def test_who_waits_for_a_process_that_the_host_forgot_is_let_go(
 async def test_an_exit_that_is_told_late_is_still_its_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(under_test, "_DOUBT_SECONDS", 60.0)
     async with running() as (host, system):
-        host.faults.later("HcsGetProcessProperties", ERROR_NOT_FOUND)
+        host.faults.later("HcsGetProcessProperties", HResult.ERROR_NOT_FOUND)
         process = await system.create_process(FOREVER)
         codes: list[int] = []
 
@@ -331,7 +325,7 @@ async def test_an_exit_that_cannot_be_read_is_an_exit_of_which_nobody_knows_how(
         process = await system.create_process(FOREVER)
         events(host, PROCESS_EXITED, data)
         for _ in range(2):
-            with expect_refusal(HCS_E_INVALID_JSON):
+            with expect_refusal(HResult.HCS_E_INVALID_JSON):
                 await process.wait()
         await process.close()
 
@@ -340,7 +334,7 @@ async def test_a_wait_of_the_host_that_failed_is_no_exit_code() -> None:
     async with running() as (host, system):
         process = await system.create_process(FOREVER)
         events(host, PROCESS_EXITED, '{"Exited": true, "ExitCode": 0, "LastWaitResult": -2147467259}')
-        with expect_refusal(E_FAIL):
+        with expect_refusal(HResult.E_FAIL):
             await process.wait()
         await process.close()
 
@@ -350,7 +344,7 @@ async def test_when_the_service_goes_nobody_knows_how_it_ended() -> None:
         process = await system.create_process(FOREVER)
         events(host, SERVICE_DISCONNECT)
         events(host, PROCESS_EXITED, '{"ExitCode": 5}')
-        with expect_refusal(HCS_E_SERVICE_DISCONNECT):
+        with expect_refusal(HResult.HCS_E_SERVICE_DISCONNECT):
             await process.wait()
         await process.close()
 
@@ -360,7 +354,7 @@ async def test_the_exit_of_the_system_ends_the_waits() -> None:
         process = await system.create_process(FOREVER)
 
         async def wait() -> None:
-            with expect_refusal(HCS_E_SYSTEM_ALREADY_STOPPED):
+            with expect_refusal(HResult.HCS_E_SYSTEM_ALREADY_STOPPED):
                 await process.wait()
 
         async with anyio.create_task_group() as tasks:
@@ -399,7 +393,7 @@ async def test_a_status_that_is_no_object_is_refused(answer: str) -> None:
     async with running() as (host, system):
         process = await system.create_process(FOREVER)
         host.faults.later("HcsGetProcessProperties", 0, answer)
-        with expect_refusal(HCS_E_INVALID_JSON):
+        with expect_refusal(HResult.HCS_E_INVALID_JSON):
             await process.properties()
         host.faults.later("HcsGetProcessProperties", 0, answer)
         other = await system.open_process(process.pid)
@@ -420,7 +414,7 @@ async def nothing_left(host: Host) -> AsyncIterator[None]:
 
 async def test_what_the_host_started_though_it_says_it_failed_is_asked_itself() -> None:
     async with running() as (host, system):
-        host.faults.done_but("HcsCreateProcess", E_INVALIDARG)
+        host.faults.done_but("HcsCreateProcess", HResult.E_INVALIDARG)
         process = await system.create_process(CAT)
         assert process.stdin is not None
         await process.stdin.send_eof()
@@ -432,24 +426,24 @@ async def test_what_the_host_started_though_it_says_it_failed_is_asked_itself() 
 @pytest.mark.parametrize("fault", ["at_once", "later"])
 async def test_where_it_cannot_be_asked_the_first_error_comes_out(fault: str) -> None:
     async with running() as (host, system), nothing_left(host):
-        host.faults.done_but("HcsCreateProcess", E_INVALIDARG)
-        getattr(host.faults, fault)("HcsGetProcessInfo", E_FAIL)
-        with expect_refusal(E_INVALIDARG):
+        host.faults.done_but("HcsCreateProcess", HResult.E_INVALIDARG)
+        getattr(host.faults, fault)("HcsGetProcessInfo", HResult.E_FAIL)
+        with expect_refusal(HResult.E_INVALIDARG):
             await system.create_process(CAT)
 
 
 @pytest.mark.parametrize("fault", ["at_once", "later"])
 async def test_a_start_that_is_refused_leaves_nothing(fault: str) -> None:
     async with running() as (host, system), nothing_left(host):
-        getattr(host.faults, fault)("HcsCreateProcess", E_ACCESSDENIED)
-        with expect_refusal(E_ACCESSDENIED) as caught:
+        getattr(host.faults, fault)("HcsCreateProcess", HResult.E_ACCESSDENIED)
+        with expect_refusal(HResult.E_ACCESSDENIED) as caught:
             await system.create_process(CAT)
         assert caught.value.operation == "create process in vm1"
 
 
 async def test_a_result_that_cannot_be_fetched_is_asked_for_again() -> None:
     async with running() as (host, system):
-        host.faults.at_once("HcsGetOperationResultAndProcessInfo", E_INVALIDARG)
+        host.faults.at_once("HcsGetOperationResultAndProcessInfo", HResult.E_INVALIDARG)
         process = await system.create_process(CAT)
         assert process.pid
         await process.close()
@@ -457,8 +451,8 @@ async def test_a_result_that_cannot_be_fetched_is_asked_for_again() -> None:
 
 async def test_where_it_cannot_be_watched_it_is_closed() -> None:
     async with running() as (host, system), nothing_left(host):
-        host.faults.at_once("HcsSetProcessCallback", E_FAIL)
-        with expect_refusal(E_FAIL):
+        host.faults.at_once("HcsSetProcessCallback", HResult.E_FAIL)
+        with expect_refusal(HResult.E_FAIL):
             await system.create_process(CAT)
 
 
@@ -466,15 +460,15 @@ async def test_where_an_opened_one_cannot_be_watched_it_is_closed() -> None:
     async with running() as (host, system):
         process = await system.create_process(FOREVER)
         async with nothing_left(host):
-            host.faults.at_once("HcsSetProcessCallback", E_FAIL)
-            with expect_refusal(E_FAIL):
+            host.faults.at_once("HcsSetProcessCallback", HResult.E_FAIL)
+            with expect_refusal(HResult.E_FAIL):
                 await system.open_process(process.pid)
         await process.close()
 
 
 @pytest.mark.parametrize("broken", [0, 1, 2])
 @pytest.mark.parametrize(
-    "kind", [HostError("open", E_FAIL), anyio.ClosedResourceError()], ids=["host", "closed"]
+    "kind", [HostError("open", HResult.E_FAIL), anyio.ClosedResourceError()], ids=["host", "closed"]
 )
 async def test_a_stream_that_cannot_be_taken_over_takes_the_others_with_it(
     broken: int, kind: Exception
@@ -509,7 +503,7 @@ async def test_a_stream_that_cannot_be_taken_over_takes_the_others_with_it(
 async def test_a_start_may_be_cancelled_at_each_step(steps: int, recovered: bool) -> None:
     async with running() as (host, system), nothing_left(host):
         if recovered:
-            host.faults.done_but("HcsCreateProcess", E_INVALIDARG)
+            host.faults.done_but("HcsCreateProcess", HResult.E_INVALIDARG)
         made: list[HostProcess] = []
 
         async def start() -> None:
@@ -528,7 +522,7 @@ async def test_a_start_may_be_cancelled_at_each_step(steps: int, recovered: bool
 async def test_a_start_that_hangs_can_be_cancelled(function: str) -> None:
     async with running() as (host, system), nothing_left(host):
         if function == "HcsGetProcessInfo":
-            host.faults.done_but("HcsCreateProcess", E_INVALIDARG)
+            host.faults.done_but("HcsCreateProcess", HResult.E_INVALIDARG)
         host.faults.never(function)
         with anyio.move_on_after(0.02) as scope:
             await system.create_process(CAT)

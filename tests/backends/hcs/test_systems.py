@@ -19,16 +19,14 @@ from tests.backends.hcs.hostmachine import FakeMachine, FakeWorkingSet
 from tests.backends.hcs.support import driven, started
 from uvm.backends.hcs import handles
 from uvm.backends.hcs.backend import HCSBackend
-from uvm.backends.hcs.handles import E_HANDLE
 from uvm.backends.hcs.system import HCSSystem
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import ExitStatus, HostError
+from uvm.hresult import HResult
 from uvm.testing.backends.checks import until
 
 pytestmark = pytest.mark.anyio
 
-E_FAIL = 0x80004005
-HCS_E_SERVICE_DISCONNECT = 0x8037011E
 
 # HCS_EVENT_TYPE of computedefs.h.
 EXITED = 0x1
@@ -75,7 +73,7 @@ async def test_closing_the_handle_ends_the_waits() -> None:
     async with driven() as (_, backend), started(backend) as system, anyio.create_task_group() as tasks:
 
         async def wait() -> None:
-            with expect_refusal(E_HANDLE):
+            with expect_refusal(HResult.E_HANDLE):
                 await system.wait()
 
         tasks.start_soon(wait)
@@ -99,7 +97,7 @@ async def test_a_crash_of_the_guest_is_in_the_exit_status() -> None:
         host.event("vm1", EXITED, '{"Status": -1070137082, "ExitType": "UnexpectedExit"}')
         status = await system.wait()
     assert status.exit_type == "UnexpectedExit"
-    assert status.code == 0xC0370106
+    assert status.code == HResult.ERROR_VMCOMPUTE_UNEXPECTED_EXIT
     assert status.detail is not None
     assert status.detail["CrashReport"] == {"WindowsCrashInfo": {"DumpFile": r"C:\crash.dmp"}}
     assert "GuestConnectionClosed" in status.detail
@@ -108,7 +106,7 @@ async def test_a_crash_of_the_guest_is_in_the_exit_status() -> None:
 async def test_when_the_service_goes_the_system_counts_as_ended() -> None:
     async with driven() as (host, backend), started(backend) as system:
         host.event("vm1", SERVICE_DISCONNECT)
-        assert (await system.wait()).code == HCS_E_SERVICE_DISCONNECT
+        assert (await system.wait()).code == HResult.HCS_E_SERVICE_DISCONNECT
 
 
 @pytest.mark.parametrize(
@@ -132,7 +130,7 @@ async def test_a_late_event_finds_nobody() -> None:
         async with started(backend) as system:
             for _ in range(50):
                 host.event("vm1", CRASH_REPORT, "{}")
-        with expect_refusal(E_HANDLE):
+        with expect_refusal(HResult.E_HANDLE):
             await system.wait()
 
 
@@ -251,7 +249,7 @@ async def test_a_close_that_asyncio_itself_cancels_is_made_all_the_same() -> Non
                     await system.close()
             await until(lambda: not host.fake.vms)
             tasks.cancel_scope.cancel()
-        with expect_refusal(E_HANDLE):
+        with expect_refusal(HResult.E_HANDLE):
             await system.close()
 
 
@@ -329,33 +327,33 @@ async def test_closing_twice_at_once_closes_once() -> None:
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
                 tasks.start_soon(close)
-        assert refused == [E_HANDLE, E_HANDLE]
+        assert refused == [HResult.E_HANDLE, HResult.E_HANDLE]
         assert not host.fake.vms
 
 
 @pytest.mark.parametrize("function", ["HcsSetComputeSystemCallback", "HcsGetComputeSystemProperties"])
 async def test_a_creation_that_fails_half_way_leaves_no_system(function: str) -> None:
     async with driven() as (host, backend):
-        host.faults.at_once(function, E_FAIL)
+        host.faults.at_once(function, HResult.E_FAIL)
         document = lcow()
         document["ShouldTerminateOnLastHandleClosed"] = False
-        with expect_refusal(E_FAIL):
+        with expect_refusal(HResult.E_FAIL):
             await backend.create("vm1", document)
         await until(lambda: not host.fake.leftovers())
 
 
 async def test_a_creation_that_the_host_says_failed_leaves_no_handle() -> None:
     async with driven() as (host, backend):
-        host.faults.done_but("HcsCreateComputeSystem", E_FAIL)
-        with expect_refusal(E_FAIL):
+        host.faults.done_but("HcsCreateComputeSystem", HResult.E_FAIL)
+        with expect_refusal(HResult.E_FAIL):
             await backend.create("vm1", lcow())
 
 
 @pytest.mark.parametrize("function", ["HcsSetComputeSystemCallback", "HcsGetComputeSystemProperties"])
 async def test_an_opening_that_fails_half_way_leaves_the_system_and_no_handle(function: str) -> None:
     async with driven() as (host, backend), started(backend) as system:
-        host.faults.at_once(function, E_FAIL)
-        with expect_refusal(E_FAIL):
+        host.faults.at_once(function, HResult.E_FAIL)
+        with expect_refusal(HResult.E_FAIL):
             await backend.open("vm1")
         assert (await system.properties())["State"] == "Running"
 
@@ -406,7 +404,7 @@ async def test_a_working_set_that_is_found_after_the_close_is_let_go() -> None:
         async with started(backend) as system, anyio.create_task_group() as tasks:
 
             async def measure() -> None:
-                with expect_refusal(E_HANDLE):
+                with expect_refusal(HResult.E_HANDLE):
                     await system.working_set_bytes()
 
             tasks.start_soon(measure)

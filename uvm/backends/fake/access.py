@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from uvm.backend import VM_GROUP, AccessMask
 from uvm.backends.fake.files import FakeFiles
-from uvm.backends.fake.hresult import ERROR_FILE_NOT_FOUND
 from uvm.errors import HostError
+from uvm.hresult import HResult
 
 
 class AccessTable:
@@ -22,7 +22,7 @@ class AccessTable:
         :raises HostError: ERROR_FILE_NOT_FOUND.
         """
         if self._files.look(path) is None:
-            raise HostError(f"grant access to {path}", ERROR_FILE_NOT_FOUND, "it does not exist")
+            raise HostError(f"grant access to {path}", HResult.ERROR_FILE_NOT_FOUND, "it does not exist")
         key = self._files.key(path)
         self._paths.setdefault(key, path)
         self._masks.setdefault(key, {})[to] = mask if to == VM_GROUP else "all"

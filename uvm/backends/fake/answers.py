@@ -12,9 +12,8 @@ def refusal(call: Call, code: int | BaseException, text: str = "") -> BaseExcept
     """Make the exception that refuses a call: the guest's or the host's, or the one that is given."""
     if isinstance(code, BaseException):
         return code
-    if call.to == "guest":
-        return GuestError(str(call), code, text)
-    return HostError(str(call), code, text)
+    refused = GuestError if call.to == "guest" else HostError
+    return refused(str(call), code, text)
 
 
 async def lost_answer(

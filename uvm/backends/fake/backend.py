@@ -20,18 +20,13 @@ from uvm.backends.fake.host import Checks, Host
 from uvm.backends.fake.hostedsystem import FakeHostedSystem, HostedSystem
 from uvm.backends.fake.hostprocess import FakeHostProcess
 from uvm.backends.fake.hostservice import service_property
-from uvm.backends.fake.hresult import (
-    ERROR_NOT_SUPPORTED,
-    HCS_E_INVALID_JSON,
-    HCS_E_SYSTEM_ALREADY_EXISTS,
-    HCS_E_SYSTEM_NOT_FOUND,
-)
 from uvm.backends.fake.network import FakeNetwork
 from uvm.backends.fake.properties import summary
 from uvm.backends.fake.request_log import RequestLog
 from uvm.backends.fake.system import FakeSystem
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.schema.json import SchemaError, from_json
 from uvm.schema.system import ComputeSystem
 
@@ -145,7 +140,7 @@ class FakeBackend:
         try:
             copied = copy_json(document)
         except ValueError as e:
-            raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None
+            raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None
 
         if copied.get("HostingSystemId"):
             return await self._create_hosted(system_id, copied)
@@ -172,7 +167,7 @@ class FakeBackend:
         def find() -> FakeVM:
             vm = self._vms.get(system_id)
             if vm is None:
-                raise HostError(f"open {system_id}", HCS_E_SYSTEM_NOT_FOUND)
+                raise HostError(f"open {system_id}", HResult.HCS_E_SYSTEM_NOT_FOUND)
             return vm
 
         call = self.request_log.begin("lifecycle", system_id, "open", None)
@@ -243,7 +238,7 @@ class FakeBackend:
             vm = self._vms.get(checked.hosting_system_id)
             if vm is None:
                 text = f"there is no VM {checked.hosting_system_id}"
-                raise HostError(operation, HCS_E_SYSTEM_NOT_FOUND, text)
+                raise HostError(operation, HResult.HCS_E_SYSTEM_NOT_FOUND, text)
             hosted = HostedSystem.create(vm, system_id, checked, self._forget_hosted)
             self._hosted[system_id] = hosted
             return hosted
@@ -255,7 +250,7 @@ class FakeBackend:
     def _find_hosted(self, system_id: str) -> HostedSystem:
         found = self._hosted.get(system_id)
         if found is None:
-            raise HostError(f"open {system_id}", HCS_E_SYSTEM_NOT_FOUND)
+            raise HostError(f"open {system_id}", HResult.HCS_E_SYSTEM_NOT_FOUND)
         return found
 
     def _forget_hosted(self, hosted: HostedSystem) -> None:
@@ -263,7 +258,7 @@ class FakeBackend:
 
     def _require_free(self, system_id: str) -> None:
         if system_id in self._vms or system_id in self._hosted:
-            raise HostError(f"create {system_id}", HCS_E_SYSTEM_ALREADY_EXISTS)
+            raise HostError(f"create {system_id}", HResult.HCS_E_SYSTEM_ALREADY_EXISTS)
 
     def _make(self, system_id: str, document: JSON, checked: ComputeSystem) -> FakeVM:
         runtime_id, capabilities = self.new_id(), self._guest_capabilities
@@ -289,13 +284,15 @@ def _read(document: JSON, operation: str) -> ComputeSystem:
     try:
         return from_json(ComputeSystem, document, forbid_extra=True)
     except SchemaError as e:
-        raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None
+        raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None
 
 
 def _checked(document: JSON, operation: str) -> ComputeSystem:
     system = _read(document, operation)
     if system.container is not None:
-        raise HostError(operation, ERROR_NOT_SUPPORTED, "the fake hosts containers in virtual machines only")
+        raise HostError(
+            operation, HResult.ERROR_NOT_SUPPORTED, "the fake hosts containers in virtual machines only"
+        )
     if system.virtual_machine is None:
-        raise HostError(operation, HCS_E_INVALID_JSON, "VirtualMachine is missing")
+        raise HostError(operation, HResult.HCS_E_INVALID_JSON, "VirtualMachine is missing")
     return system

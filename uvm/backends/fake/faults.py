@@ -16,6 +16,7 @@ from uvm.backends.fake.calls import Call, Machine
 from uvm.backends.fake.gates import Gate, wait_for_exit
 from uvm.backends.fake.rules import Matching, Rule, Rules
 from uvm.errors import UnknownOutcomeError
+from uvm.hresult import HResult
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ class Faults(Rules[Action]):
     """The rules of one backend. Calls that hang or are parked stay so when their rule is withdrawn."""
 
     def refuse(
-        self, code: int | BaseException = 0x80004005, *, text: str = "", **matching: Unpack[Matching]
+        self, code: int | BaseException = HResult.E_FAIL, *, text: str = "", **matching: Unpack[Matching]
     ) -> Rule[Action]:
         """Refuse calls with a result code (E_FAIL by default), or raise an exception; no change is made.
 

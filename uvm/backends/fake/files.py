@@ -14,8 +14,8 @@ from typing import Literal
 from attrs import define
 
 from uvm.backend import FileInfo
-from uvm.backends.fake.hresult import ERROR_SHARING_VIOLATION
 from uvm.errors import HostError, HostPathError
+from uvm.hresult import HResult
 
 _PERMISSIVE = FileInfo(size=1 << 20)
 
@@ -123,7 +123,7 @@ class FakeFiles:
         key = self.key(path)
         opens = self._opens.get(key) or _Opens()
         if opens.writer or (writable and opens.readers):
-            raise HostError(operation, ERROR_SHARING_VIOLATION, f"{path} is in use")
+            raise HostError(operation, HResult.ERROR_SHARING_VIOLATION, f"{path} is in use")
         opens.writer = writable
         opens.readers += not writable
         self._opens[key] = opens
@@ -193,7 +193,7 @@ class FakeFiles:
 
     def _refuse_if_open(self, path: str, operation: str) -> None:
         if self.is_open(path):
-            raise HostError(f"{operation} {path}", ERROR_SHARING_VIOLATION, "a VM has it open")
+            raise HostError(f"{operation} {path}", HResult.ERROR_SHARING_VIOLATION, "a VM has it open")
 
     def _put(self, path: str, node: _Node) -> None:
         key = self.key(path)

@@ -11,6 +11,7 @@ from attrs import define, field
 
 from uvm.backends.fake.answers import lost_answer, refusal
 from uvm.backends.fake.calls import Call, Machine
+from uvm.hresult import HResult
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ class Parked:
         """Let the host or the guest carry it out and answer."""
         self._wake()
 
-    def refuse(self, code: int | BaseException = 0x80004005, text: str = "") -> None:
+    def refuse(self, code: int | BaseException = HResult.E_FAIL, text: str = "") -> None:
         """Refuse it with a result code, or an exception; no change is made."""
         self._wake()
         self._error = refusal(self.call, code, text)

@@ -9,9 +9,9 @@ from attrs import define, field, frozen
 
 from uvm.backend import JSON
 from uvm.backends.fake.host import Checks
-from uvm.backends.fake.hresult import GUEST_INVALID_JSON
 from uvm.backends.fake.tree import DeviceTree
 from uvm.errors import GuestError
+from uvm.hresult import HResult
 from uvm.schema.guest import ConfidentialOptions, SecurityPolicyFragment
 from uvm.schema.json import SchemaError, from_json
 from uvm.schema.requests import ModificationRequest
@@ -63,7 +63,7 @@ class GuestRequest:
         try:
             return from_json(cls, {} if self.settings is None else self.settings, forbid_extra=True)
         except SchemaError as e:
-            raise self.refuse(GUEST_INVALID_JSON, str(e)) from None
+            raise self.refuse(HResult.ERROR_VMCOMPUTE_INVALID_JSON, str(e)) from None
 
     def refuse(self, code: int, text: str) -> GuestError:
         """Make the exception that refuses the request."""
@@ -112,7 +112,7 @@ class FakeGuest:
         try:
             request = from_json(ModificationRequest, document, forbid_extra=True)
         except SchemaError as e:
-            raise GuestError("modify", GUEST_INVALID_JSON, str(e)) from None
+            raise GuestError("modify", HResult.ERROR_VMCOMPUTE_INVALID_JSON, str(e)) from None
         return GuestRequest(request.request_type or "Add", request.resource_type, request.settings)
 
     def inconsistencies(self) -> list[str]:

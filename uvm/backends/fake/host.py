@@ -9,14 +9,9 @@ from attrs import Factory, define, evolve, frozen
 from uvm.backend import HostInfo
 from uvm.backends.fake.access import AccessTable
 from uvm.backends.fake.files import FakeFiles
-from uvm.backends.fake.hresult import (
-    E_ACCESSDENIED,
-    ERROR_DIRECTORY,
-    ERROR_FILE_NOT_FOUND,
-    ERROR_PATH_NOT_FOUND,
-)
 from uvm.backends.fake.network import FakeNetwork
 from uvm.errors import HostError
+from uvm.hresult import HResult
 
 
 @frozen
@@ -74,12 +69,12 @@ class Host:
         found = self.files.look(path)
         if self.checks.host_files:
             if found is None:
-                raise HostError(operation, ERROR_FILE_NOT_FOUND, path)
+                raise HostError(operation, HResult.ERROR_FILE_NOT_FOUND, path)
             if found.is_dir:
-                raise HostError(operation, E_ACCESSDENIED, f"{path} is a directory")
+                raise HostError(operation, HResult.E_ACCESSDENIED, f"{path} is a directory")
         needed = self.checks.access == "all" or (self.checks.access == "writable" and writable)
         if needed and not self.access.allows(path, vm_id, writable=writable):
-            raise HostError(operation, E_ACCESSDENIED, f"VM {vm_id} was not given access to {path}")
+            raise HostError(operation, HResult.E_ACCESSDENIED, f"VM {vm_id} was not given access to {path}")
         self.files.open_disk(path, writable=writable, operation=operation)
         return 0 if found is None else found.size
 
@@ -89,6 +84,6 @@ class Host:
             return
         found = self.files.look(path)
         if found is None:
-            raise HostError(operation, ERROR_PATH_NOT_FOUND, path)
+            raise HostError(operation, HResult.ERROR_PATH_NOT_FOUND, path)
         if not found.is_dir and not self.files.permissive:
-            raise HostError(operation, ERROR_DIRECTORY, f"{path} is a file")
+            raise HostError(operation, HResult.ERROR_DIRECTORY, f"{path} is a file")

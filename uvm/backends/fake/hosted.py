@@ -17,14 +17,9 @@ from uvm._guest.specs import execute_settings
 from uvm._wire.frames import Procedure
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON
-from uvm.backends.fake.hresult import (
-    ERROR_NOT_FOUND,
-    HCS_E_INVALID_JSON,
-    HCS_E_PROCESS_ALREADY_STOPPED,
-    HCS_E_SYSTEM_ALREADY_STOPPED,
-)
 from uvm.backends.fake.streams import FakeListener, FakeStream
 from uvm.errors import GuestError, HostError
+from uvm.hresult import HResult
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
     ExecuteProcessRequest,
@@ -128,7 +123,7 @@ class HostedProcess:
             ):
                 self._close_handle(closing.handle)
             case _:
-                raise HostError(operation, HCS_E_INVALID_JSON, f"Operation {request.operation!r}")
+                raise HostError(operation, HResult.HCS_E_INVALID_JSON, f"Operation {request.operation!r}")
 
     def status(self) -> JSON:
         """Give its ``ProcessStatus``."""
@@ -139,21 +134,21 @@ class HostedProcess:
                 process_id=self.pid,
                 exited=exited,
                 exit_code=self.exit_code or 0,
-                last_wait_result=HCS_E_SYSTEM_ALREADY_STOPPED - (1 << 32) if lost else 0,
+                last_wait_result=HResult.HCS_E_SYSTEM_ALREADY_STOPPED - (1 << 32) if lost else 0,
             )
         )
 
     def require_running(self, operation: str) -> None:
         """Refuse where it has exited, or the VM does not run."""
         if self.exit_code is not None:
-            raise HostError(operation, HCS_E_PROCESS_ALREADY_STOPPED, f"exit code {self.exit_code}")
+            raise HostError(operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, f"exit code {self.exit_code}")
         self.vm.require_relay(operation)
 
     def _close_handle(self, name: str) -> None:
         self.require_running(f"modify {self}")
         found = [self.streams[each] for each in _HANDLES[name] if each in self.streams]
         if not found:
-            raise HostError(f"modify {self}", ERROR_NOT_FOUND, f"it has no {name}")
+            raise HostError(f"modify {self}", HResult.ERROR_NOT_FOUND, f"it has no {name}")
         for stream in found:
             if stream is self.streams.get("stdin"):
                 stream.end()
@@ -190,7 +185,7 @@ def find_hosted(vm: FakeVM, pid: int, container_id: str = HOST_CONTAINER_ID) -> 
     vm.require_relay(f"open process {pid} of")
     hosted = vm.hosted.get(pid)
     if hosted is None or hosted.container_id != container_id:
-        raise HostError(operation, ERROR_NOT_FOUND)
+        raise HostError(operation, HResult.ERROR_NOT_FOUND)
     hosted.require_running(operation)
     return hosted
 
@@ -239,11 +234,11 @@ def relayed(operation: str, ask: Callable[[], JSON]) -> JSON:
     try:
         return ask()
     except GuestError as e:
-        raise HostError(operation, e.result, e.text) from None
+        raise HostError(operation, e.hresult, e.text) from None
 
 
 def _read(cls: type[T], document: JSON, operation: str) -> T:
     try:
         return from_json(cls, document, forbid_extra=True)
     except SchemaError as e:
-        raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None
+        raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None

@@ -20,16 +20,10 @@ from uvm.backends.fake.calls import Call, To
 from uvm.backends.fake.guestservice.containers import LinuxContainer
 from uvm.backends.fake.hosted import HostedProcess, find_hosted, relayed, start_hosted
 from uvm.backends.fake.hostprocess import FakeHostProcess
-from uvm.backends.fake.hresult import (
-    ERROR_NOT_SUPPORTED,
-    HCS_E_INVALID_JSON,
-    HCS_E_INVALID_STATE,
-    HCS_E_SYSTEM_ALREADY_STOPPED,
-    HCS_E_UNEXPECTED_EXIT,
-)
 from uvm.backends.fake.streams import FakeListener
 from uvm.backends.fake.system import FakeSystem, copied
 from uvm.errors import ExitStatus, HostError
+from uvm.hresult import HResult
 from uvm.schema import properties as schema
 from uvm.schema.gcs import (
     ContainerCreateRequest,
@@ -85,7 +79,7 @@ class HostedSystem:
         operation = f"create {system_id}"
         vm.require_relay("create a container in")
         if not isinstance(document.hosted_system, dict):
-            raise HostError(operation, HCS_E_INVALID_JSON, "HostedSystem should be an object")
+            raise HostError(operation, HResult.HCS_E_INVALID_JSON, "HostedSystem should be an object")
         hosted = cls(vm, system_id, document.owner, document.should_terminate_on_last_handle_closed, forget)
         config = dumps(document.hosted_system)
         request = ContainerCreateRequest(container_id=system_id, container_config=config)
@@ -103,8 +97,8 @@ class HostedSystem:
             return
         if self.state == "Stopped":
             text = f"exit: {self.exit_status}"
-            raise HostError(f"{operation} {self.id}", HCS_E_SYSTEM_ALREADY_STOPPED, text)
-        raise HostError(f"{operation} {self.id}", HCS_E_INVALID_STATE, f"it is {self.state}")
+            raise HostError(f"{operation} {self.id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, text)
+        raise HostError(f"{operation} {self.id}", HResult.HCS_E_INVALID_STATE, f"it is {self.state}")
 
     def start(self) -> None:
         """Start it: Created to Running."""
@@ -151,7 +145,7 @@ class HostedSystem:
         for name in types:
             if name not in _OF_THE_GUEST:
                 text = f"the fake knows no property {name!r} of a container"
-                raise HostError(f"query {self.id}", HCS_E_INVALID_JSON, text)
+                raise HostError(f"query {self.id}", HResult.HCS_E_INVALID_JSON, text)
         if not types:
             return self.summary()
         self.require("query", "Created", "Running")
@@ -172,7 +166,7 @@ class HostedSystem:
 
     def not_supported(self, operation: str) -> NoReturn:
         """Refuse what only virtual machines do."""
-        raise HostError(f"{operation} {self.id}", ERROR_NOT_SUPPORTED, "it is no virtual machine")
+        raise HostError(f"{operation} {self.id}", HResult.ERROR_NOT_SUPPORTED, "it is no virtual machine")
 
     def opened(self) -> None:
         """Take note of a handle."""
@@ -193,7 +187,7 @@ class HostedSystem:
         self._stop(ExitStatus(exit_type))
 
     def _vm_exited(self) -> None:
-        self._stop(ExitStatus("UnexpectedExit", HCS_E_UNEXPECTED_EXIT))
+        self._stop(ExitStatus("UnexpectedExit", HResult.HCS_E_UNEXPECTED_EXIT))
 
     def _stop(self, status: ExitStatus) -> None:
         self.vm.remove_exit_hook(self._vm_exited)

@@ -11,9 +11,9 @@ import anyio.lowlevel
 from uvm.backend import JSON
 from uvm.backends.fake.calls import To, copy_json
 from uvm.backends.fake.hosted import HostedProcess
-from uvm.backends.fake.hresult import E_HANDLE, HCS_E_INVALID_JSON
 from uvm.backends.fake.streams import FakeStream
 from uvm.errors import GuestError, HostError
+from uvm.hresult import HResult
 
 if TYPE_CHECKING:
     from uvm.backends.fake.backend import FakeBackend
@@ -129,7 +129,7 @@ class FakeHostProcess:
             await self._call("guest", operation, document, change)
         except GuestError as e:
             # What a fault has the guest say.
-            raise HostError(f"{operation} {self.pid}: {e.operation}", e.result, e.text) from None
+            raise HostError(f"{operation} {self.pid}: {e.operation}", e.hresult, e.text) from None
 
     async def _call(self, to: To, operation: str, document: Any, change: Callable[[], T]) -> T:
         def checked() -> T:
@@ -144,7 +144,7 @@ class FakeHostProcess:
         try:
             copied: JSON = copy_json(document)
         except ValueError as e:
-            raise HostError(f"{operation} {self.pid}", HCS_E_INVALID_JSON, str(e)) from None
+            raise HostError(f"{operation} {self.pid}", HResult.HCS_E_INVALID_JSON, str(e)) from None
         return copied
 
     def _require_open(self, operation: str) -> None:
@@ -152,4 +152,6 @@ class FakeHostProcess:
             raise self._closed_error(operation)
 
     def _closed_error(self, operation: str) -> HostError:
-        return HostError(f"{operation} {self.pid} of {self._hosted.vm.id}", E_HANDLE, "the handle was closed")
+        return HostError(
+            f"{operation} {self.pid} of {self._hosted.vm.id}", HResult.E_HANDLE, "the handle was closed"
+        )

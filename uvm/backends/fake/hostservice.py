@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from uvm.backend import JSON, HostInfo
-from uvm.backends.fake.hresult import HCS_E_INVALID_JSON
 from uvm.backends.fake.properties import host_processors
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.schema.json import to_json
 
 #: The minor number of the newest version 2 of the schema that a build of Windows knows, newest first.
@@ -35,7 +35,9 @@ def service_property(name: str, info: HostInfo, vms: Mapping[str, FakeVM]) -> JS
             return {"ProcessorQoSSupported": True}
         case _:
             raise HostError(
-                "query the compute service", HCS_E_INVALID_JSON, f"the fake knows no property {name!r}"
+                "query the compute service",
+                HResult.HCS_E_INVALID_JSON,
+                f"the fake knows no property {name!r}",
             )
 
 

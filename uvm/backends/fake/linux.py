@@ -10,7 +10,7 @@ from attrs import define, field
 from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.devices.vpmem import PMem
 from uvm.backends.fake.guest import FakeGuest, GuestRequest, Handler, Mount
-from uvm.backends.fake.hresult import E_FAIL, GUEST_SYSTEM_NOT_FOUND
+from uvm.hresult import HResult
 from uvm.schema.guest import (
     LCOWCombinedLayers,
     LCOWContainerConstraints,
@@ -44,7 +44,7 @@ class LinuxGuest(FakeGuest):
 
     os: ClassVar[Literal["linux", "windows"]] = "linux"
     paths: ClassVar[Any] = posixpath
-    failure: ClassVar[int] = E_FAIL
+    failure: ClassVar[int] = HResult.E_FAIL
 
     @property
     def block_devices(self) -> list[Disk]:
@@ -68,7 +68,7 @@ class LinuxGuest(FakeGuest):
             return  # the guest's UnplugDevice takes a device that is not there for unplugged
         on_it = next((m for m in self.mounts.values() if m.device is disk), None)
         if on_it is not None and self.checks.guest:
-            raise request.refuse(E_FAIL, f"the device is busy: {on_it} is mounted")
+            raise request.refuse(HResult.E_FAIL, f"the device is busy: {on_it} is mounted")
         self._ejected = {d for d in self._ejected if d.attached} | {disk}
 
     def _mapped_virtual_disk(self, request: GuestRequest) -> None:
@@ -77,14 +77,18 @@ class LinuxGuest(FakeGuest):
         disk = self._disk_at(wanted.controller, wanted.lun)
         if disk is None:
             # The real guest waits for the device until the host gives up.
-            raise request.refuse(E_FAIL, f"there is no disk {wanted.controller}:{wanted.lun}")
+            raise request.refuse(HResult.E_FAIL, f"there is no disk {wanted.controller}:{wanted.lun}")
         if request.action == "Remove":
             self.unmount(request, wanted.mount_path, disk)
             return
         if wanted.ensure_filesystem and wanted.filesystem not in _FILESYSTEMS:
-            raise request.refuse(E_FAIL, f"unsupported filesystem {wanted.filesystem} requested for device")
+            raise request.refuse(
+                HResult.E_FAIL, f"unsupported filesystem {wanted.filesystem} requested for device"
+            )
         if disk.attachment.read_only and not (wanted.read_only or wanted.block_dev):
-            raise request.refuse(E_FAIL, f"mounting: read-only file system: {disk} is attached read-only")
+            raise request.refuse(
+                HResult.E_FAIL, f"mounting: read-only file system: {disk} is attached read-only"
+            )
         mount = Mount(wanted.mount_path, "blockdev" if wanted.block_dev else "disk", disk, wanted.read_only)
         self.mount(request, mount)
 
@@ -103,9 +107,11 @@ class LinuxGuest(FakeGuest):
         pmem = self.tree.vpmem.find(wanted.device_number, offset)
         if pmem is None:
             at = "" if offset is None else f" at {offset}"
-            raise request.refuse(E_FAIL, f"there is nothing on /dev/pmem{wanted.device_number}{at}")
+            raise request.refuse(HResult.E_FAIL, f"there is nothing on /dev/pmem{wanted.device_number}{at}")
         if info is not None and pmem.length and info.device_size_in_bytes > pmem.length:
-            raise request.refuse(E_FAIL, f"{pmem} has {pmem.length} bytes, not {info.device_size_in_bytes}")
+            raise request.refuse(
+                HResult.E_FAIL, f"{pmem} has {pmem.length} bytes, not {info.device_size_in_bytes}"
+            )
         return pmem
 
     def _mapped_directory(self, request: GuestRequest) -> None:
@@ -116,7 +122,9 @@ class LinuxGuest(FakeGuest):
             self.unmount(request, wanted.mount_path, share)
             return
         if share is None or share.share.port != wanted.port:
-            raise request.refuse(E_FAIL, f"there is no share {wanted.share_name!r} at port {wanted.port}")
+            raise request.refuse(
+                HResult.E_FAIL, f"there is no share {wanted.share_name!r} at port {wanted.port}"
+            )
         self.mount(request, Mount(wanted.mount_path, "plan9", share, wanted.read_only))
 
     def _combined_layers(self, request: GuestRequest) -> None:
@@ -134,17 +142,19 @@ class LinuxGuest(FakeGuest):
 
     def _check_layers(self, request: GuestRequest, layers: list[str], scratch: str) -> None:
         if not layers:
-            raise request.refuse(E_FAIL, "an overlay needs a layer")
+            raise request.refuse(HResult.E_FAIL, "an overlay needs a layer")
         nowhere = [path for path in layers if not self.exists(path)]
         if nowhere:
-            raise request.refuse(E_FAIL, f"{nowhere[0]}: no such file or directory: nothing is mounted there")
+            raise request.refuse(
+                HResult.E_FAIL, f"{nowhere[0]}: no such file or directory: nothing is mounted there"
+            )
         if not scratch:
             return
         on = self.mount_of(scratch)
         if on is None:
-            raise request.refuse(E_FAIL, f"nothing is mounted at the scratch path {scratch}")
+            raise request.refuse(HResult.E_FAIL, f"nothing is mounted at the scratch path {scratch}")
         if on.read_only:
-            raise request.refuse(E_FAIL, f"{scratch}: read-only file system: {on}")
+            raise request.refuse(HResult.E_FAIL, f"{scratch}: read-only file system: {on}")
 
     def _network(self, request: GuestRequest) -> None:
         self.only(request, "Add", "Remove")
@@ -156,22 +166,29 @@ class LinuxGuest(FakeGuest):
             return
         there = self.namespaces.get(namespace, {})
         if adapter in there:
-            raise request.refuse(E_FAIL, f"adapter with id: '{wanted.id}' already present in namespace")
+            raise request.refuse(
+                HResult.E_FAIL, f"adapter with id: '{wanted.id}' already present in namespace"
+            )
         on_host = self.tree.pci if wanted.vpci_assigned else self.tree.adapters
         if on_host.find(wanted.id) is None:
-            raise request.refuse(E_FAIL, f"no interface for adapter {wanted.id}: the host has not added it")
+            raise request.refuse(
+                HResult.E_FAIL, f"no interface for adapter {wanted.id}: the host has not added it"
+            )
         self.namespaces.setdefault(namespace, there)[adapter] = wanted
 
     def _vpci_device(self, request: GuestRequest) -> None:
         self.only(request, "Add")
         wanted = request.parse(LCOWMappedVPCIDevice)
         if self.tree.pci.find(wanted.vmbus_guid) is None:
-            raise request.refuse(E_FAIL, f"no PCI device with VMBus GUID {wanted.vmbus_guid!r}")
+            raise request.refuse(HResult.E_FAIL, f"no PCI device with VMBus GUID {wanted.vmbus_guid!r}")
 
     def _container_constraints(self, request: GuestRequest) -> None:
         request.parse(LCOWContainerConstraints)
         # The guest itself is none of its containers.
-        raise request.refuse(GUEST_SYSTEM_NOT_FOUND, f"HRESULT: 0x{GUEST_SYSTEM_NOT_FOUND:x}")
+        raise request.refuse(
+            HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND,
+            f"HRESULT: 0x{HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND:x}",
+        )
 
     def _pod_cgroup_memory_limit(self, request: GuestRequest) -> None:
         self.only(request, "Update")

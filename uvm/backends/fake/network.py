@@ -8,15 +8,8 @@ from typing import TypeVar
 from uvm.backend import JSON
 from uvm.backends.fake.calls import copy_json
 from uvm.backends.fake.exchange import Exchange
-from uvm.backends.fake.hresult import (
-    ERROR_ALREADY_EXISTS,
-    ERROR_NOT_FOUND,
-    HCN_E_ENDPOINT_ALREADY_ATTACHED,
-    HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS,
-    HCN_E_ENDPOINT_NOT_FOUND,
-    HCN_E_INVALID_JSON,
-)
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.schema.json import SchemaError, from_json
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
 
@@ -46,7 +39,7 @@ class FakeNetwork:
         checked = _checked(HostComputeNamespace, document, "add namespace")
         key = checked.id.casefold()
         if key in self._namespaces:
-            raise HostError(f"add namespace {checked.id}", ERROR_ALREADY_EXISTS)
+            raise HostError(f"add namespace {checked.id}", HResult.ERROR_ALREADY_EXISTS)
         self._namespaces[key] = copy_json(document)
         self._members[key] = [k for k in self._endpoints if self._namespace_of(k) == key]
 
@@ -58,7 +51,7 @@ class FakeNetwork:
         checked = _checked(HostComputeEndpoint, document, "add endpoint")
         key = checked.id.casefold()
         if key in self._endpoints:
-            raise HostError(f"add endpoint {checked.id}", ERROR_ALREADY_EXISTS)
+            raise HostError(f"add endpoint {checked.id}", HResult.ERROR_ALREADY_EXISTS)
         self._endpoints[key] = copy_json(document)
         namespace = self._namespace_of(key)
         if namespace in self._members:
@@ -77,9 +70,11 @@ class FakeNetwork:
         """
         key = endpoint_id.casefold()
         if key not in self._endpoints:
-            raise HostError(operation, HCN_E_ENDPOINT_NOT_FOUND, endpoint_id)
+            raise HostError(operation, HResult.HCN_E_ENDPOINT_NOT_FOUND, endpoint_id)
         if key in self._attached:
-            raise HostError(operation, HCN_E_ENDPOINT_ALREADY_ATTACHED, f"to VM {self._attached[key]}")
+            raise HostError(
+                operation, HResult.HCN_E_ENDPOINT_ALREADY_ATTACHED, f"to VM {self._attached[key]}"
+            )
         self._attached[key] = vm_id
 
     def detach(self, endpoint_id: str) -> None:
@@ -112,7 +107,9 @@ class FakeNetwork:
             namespace = self._namespace(namespace_id)
             key = self._endpoint(endpoint_id)["ID"].casefold()
             if any(key in members for members in self._members.values()):
-                raise HostError(f"add endpoint {endpoint_id}", HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS)
+                raise HostError(
+                    f"add endpoint {endpoint_id}", HResult.HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS
+                )
             self._members[namespace_id.casefold()].append(key)
             self._endpoints[key]["HostComputeNamespace"] = namespace["ID"]
 
@@ -127,7 +124,7 @@ class FakeNetwork:
             members = self._members[namespace_id.casefold()]
             if key not in members:
                 raise HostError(
-                    f"remove endpoint {endpoint_id}", ERROR_NOT_FOUND, "it is not in the namespace"
+                    f"remove endpoint {endpoint_id}", HResult.ERROR_NOT_FOUND, "it is not in the namespace"
                 )
             members.remove(key)
             self._endpoints[key].pop("HostComputeNamespace", None)
@@ -152,7 +149,7 @@ class FakeNetwork:
     def _namespace(self, namespace_id: str) -> JSON:
         found = self._namespaces.get(namespace_id.casefold())
         if found is None:
-            raise HostError(f"open namespace {namespace_id}", ERROR_NOT_FOUND)
+            raise HostError(f"open namespace {namespace_id}", HResult.ERROR_NOT_FOUND)
         document: JSON = copy_json(found)
         return document
 
@@ -161,7 +158,7 @@ class FakeNetwork:
         if found is None:
             found = next((e for e in self._endpoints.values() if e.get("Name") == endpoint), None)
         if found is None:
-            raise HostError(f"open endpoint {endpoint}", HCN_E_ENDPOINT_NOT_FOUND)
+            raise HostError(f"open endpoint {endpoint}", HResult.HCN_E_ENDPOINT_NOT_FOUND)
         document: JSON = copy_json(found)
         return document
 
@@ -175,7 +172,7 @@ def _checked(
     try:
         checked = from_json(cls, document)
     except SchemaError as e:
-        raise HostError(operation, HCN_E_INVALID_JSON, str(e)) from None
+        raise HostError(operation, HResult.HCN_E_INVALID_JSON, str(e)) from None
     if not checked.id:
-        raise HostError(operation, HCN_E_INVALID_JSON, "ID is missing")
+        raise HostError(operation, HResult.HCN_E_INVALID_JSON, "ID is missing")
     return checked

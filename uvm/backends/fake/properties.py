@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from uvm.backend import JSON, HostInfo
 from uvm.backends.fake.clock import FakeClock
-from uvm.backends.fake.hresult import HCS_E_INVALID_JSON
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.schema import properties as schema
 from uvm.schema.common import Version
 from uvm.schema.json import to_json
@@ -64,7 +64,9 @@ def query(
     responses: JSON = {}
     for name in (*types, *queries):
         if name not in _FIELDS:
-            raise HostError(f"query {vm.id}", HCS_E_INVALID_JSON, f"the fake knows no property {name!r}")
+            raise HostError(
+                f"query {vm.id}", HResult.HCS_E_INVALID_JSON, f"the fake knows no property {name!r}"
+            )
         found = _property(vm, name, info, clock)
         if name in types and _FIELDS[name]:
             answer[_FIELDS[name]] = found

@@ -11,7 +11,8 @@ import anyio
 from attrs import frozen
 
 from uvm.backends.fake.calls import Call, To
-from uvm.errors import GuestError, HostError, UnknownOutcomeError, hresult_name
+from uvm.errors import RefusedError, UnknownOutcomeError
+from uvm.hresult import hresult_name
 from uvm.schema.secrets import scrub
 
 #: ``pending``: no answer yet; ``lost``: carried out or not, the caller was not told; ``failed``: ended by
@@ -156,10 +157,8 @@ class RequestLog:
 def _ended(call: Call, error: BaseException | None, applied: bool) -> Entry:
     if error is None:
         return Entry(call, "ok", applied=applied)
-    if isinstance(error, HostError):
+    if isinstance(error, RefusedError):
         return Entry(call, "refused", error.hresult, str(error), applied)
-    if isinstance(error, GuestError):
-        return Entry(call, "refused", error.result, str(error), applied)
     if isinstance(error, UnknownOutcomeError):
         return Entry(call, "lost", None, str(error), applied)
     if isinstance(error, anyio.get_cancelled_exc_class()):

@@ -13,8 +13,8 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
-from uvm.backends.fake.hresult import WSAEADDRINUSE
 from uvm.errors import HostError, VMExitedError
+from uvm.hresult import HResult
 
 #: What :meth:`FakeStream.receive` gives at most, by default.
 _CHUNK_BYTES: Final = 65536
@@ -278,7 +278,7 @@ class Switchboard:
         """Listen for connections to a service; WSAEADDRINUSE where somebody does."""
         key = service_id.casefold()
         if key in self._listeners:
-            raise HostError(f"listen {service_id}", WSAEADDRINUSE, f"on VM {self._vm_id}")
+            raise HostError(f"listen {service_id}", HResult.WSAEADDRINUSE, f"on VM {self._vm_id}")
         self._listeners[key] = FakeListener(service_id, lambda: self._forget(key))
         _wake(self._diallers)
         return self._listeners[key]

@@ -12,11 +12,11 @@ from uvm.backend import JSON
 from uvm.backends.fake.calls import Call, To, copy_json
 from uvm.backends.fake.hosted import HostedProcess, find_hosted, start_hosted
 from uvm.backends.fake.hostprocess import FakeHostProcess
-from uvm.backends.fake.hresult import E_HANDLE, HCS_E_INVALID_JSON
 from uvm.backends.fake.properties import query
 from uvm.backends.fake.streams import FakeListener
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import ExitStatus, GuestError, HostError
+from uvm.hresult import HResult
 from uvm.schema.json import SchemaError, from_json
 from uvm.schema.requests import ModifySettingRequest, PauseOptions, SaveOptions
 
@@ -240,7 +240,7 @@ class FakeSystem:
         try:
             return await self._call("guest", operation, document, change)
         except GuestError as e:
-            raise HostError(f"{operation} {self.id}: {e.operation}", e.result, e.text) from None
+            raise HostError(f"{operation} {self.id}: {e.operation}", e.hresult, e.text) from None
 
     async def _lifecycle(self, operation: str, document: JSON | None, change: Callable[[], None]) -> None:
         await self._call("lifecycle", operation, copied(document, f"{operation} {self.id}"), change)
@@ -272,7 +272,7 @@ class FakeSystem:
 
     def _require_open(self, operation: str) -> None:
         if self._closed:
-            raise HostError(f"{operation} {self.id}", E_HANDLE, "the handle was closed")
+            raise HostError(f"{operation} {self.id}", HResult.E_HANDLE, "the handle was closed")
 
 
 def copied(document: Any, operation: str) -> Any:
@@ -280,11 +280,11 @@ def copied(document: Any, operation: str) -> Any:
     try:
         return copy_json(document)
     except ValueError as e:
-        raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None
+        raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None
 
 
 def _parse(cls: type[T], document: Any, operation: str) -> T:
     try:
         return from_json(cls, document, forbid_extra=True)
     except SchemaError as e:
-        raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None
+        raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None

@@ -15,8 +15,8 @@ from uvm.backends.fake.devices.shares import Plan9Kind, VSmbKind
 from uvm.backends.fake.devices.topology import TopologyKind
 from uvm.backends.fake.devices.vpmem import VPMemKind
 from uvm.backends.fake.host import Host
-from uvm.backends.fake.hresult import E_INVALIDARG, ERROR_NOT_SUPPORTED, HCS_E_INVALID_JSON
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.schema.system import VirtualMachine
 
 K = TypeVar("K", bound=DeviceKind)
@@ -120,15 +120,15 @@ class DeviceTree:
         """
         checked = request_type or "Add"
         if checked not in _TYPES:
-            raise HostError(f"modify {path}", HCS_E_INVALID_JSON, f"RequestType is {request_type!r}")
+            raise HostError(f"modify {path}", HResult.HCS_E_INVALID_JSON, f"RequestType is {request_type!r}")
         for pattern, kind in _ROUTES:
             match = pattern.fullmatch(path)
             if match is not None:
                 self._kinds[kind].modify(Request(path, checked, settings, match.groups()))
                 return
         if _NOT_MODELLED.fullmatch(path):
-            raise HostError(f"{checked} {path}", ERROR_NOT_SUPPORTED, "the fake does not model it")
-        raise HostError(f"{checked} {path}", E_INVALIDARG, "unknown resource path")
+            raise HostError(f"{checked} {path}", HResult.ERROR_NOT_SUPPORTED, "the fake does not model it")
+        raise HostError(f"{checked} {path}", HResult.E_INVALIDARG, "unknown resource path")
 
     def close(self) -> None:
         """Let go of all devices: the VM has exited."""

@@ -13,19 +13,12 @@ from uvm.backend import JSON
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.guest import FakeGuest
 from uvm.backends.fake.host import Host
-from uvm.backends.fake.hresult import (
-    ERROR_FILE_NOT_FOUND,
-    HCS_E_GUEST_CRITICAL_ERROR,
-    HCS_E_INVALID_STATE,
-    HCS_E_NOT_CONFIGURED,
-    HCS_E_SYSTEM_ALREADY_STOPPED,
-    HCS_E_UNEXPECTED_EXIT,
-)
 from uvm.backends.fake.linux import LINUX_CAPABILITIES, LinuxGuest
 from uvm.backends.fake.streams import FakeListener, FakeStream, Switchboard
 from uvm.backends.fake.tree import DeviceTree
 from uvm.backends.fake.windows import WINDOWS_CAPABILITIES, WindowsGuest
-from uvm.errors import ExitStatus, GuestError, HostError, VMExitedError
+from uvm.errors import ExitStatus, HostError, RefusedError, VMExitedError
+from uvm.hresult import HResult
 from uvm.schema.system import ComputeSystem, VirtualMachine
 
 if TYPE_CHECKING:
@@ -128,7 +121,9 @@ class FakeVM:
     def guest(self) -> FakeGuest:
         """The guest; it runs from the start to the exit, and can be looked at afterwards."""
         if self._guest is None:
-            raise HostError(f"connect to the guest of {self.id}", HCS_E_INVALID_STATE, "it was not started")
+            raise HostError(
+                f"connect to the guest of {self.id}", HResult.HCS_E_INVALID_STATE, "it was not started"
+            )
         return self._guest
 
     @property
@@ -166,13 +161,13 @@ class FakeVM:
             "ExitType": "UnexpectedExit",
             "Attribution": [{"GuestCrash": {"CrashParameters": [0, 0, 0, 0, 0]}}],
         }
-        self._exit(ExitStatus("UnexpectedExit", HCS_E_GUEST_CRITICAL_ERROR, detail))
+        self._exit(ExitStatus("UnexpectedExit", HResult.HCS_E_GUEST_CRITICAL_ERROR, detail))
 
     def crash(self) -> None:
         """End unexpectedly, as when the worker process fails; nothing happens where it has ended."""
         if self.state != "Stopped":
             detail = {"ExitType": "UnexpectedExit", "Attribution": [{"WorkerExit": {"ExitCode": 1}}]}
-            self._exit(ExitStatus("UnexpectedExit", HCS_E_UNEXPECTED_EXIT, detail))
+            self._exit(ExitStatus("UnexpectedExit", HResult.HCS_E_UNEXPECTED_EXIT, detail))
 
     def pause(self) -> None:
         """Running to Paused."""
@@ -198,9 +193,9 @@ class FakeVM:
             return
         if self.state == "Stopped":
             raise HostError(
-                f"{operation} {self.id}", HCS_E_SYSTEM_ALREADY_STOPPED, f"exit: {self.exit_status}"
+                f"{operation} {self.id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, f"exit: {self.exit_status}"
             )
-        raise HostError(f"{operation} {self.id}", HCS_E_INVALID_STATE, f"it is {self.state}")
+        raise HostError(f"{operation} {self.id}", HResult.HCS_E_INVALID_STATE, f"it is {self.state}")
 
     async def until_running(self) -> None:
         """Wait until its processors run; for ever where it has exited."""
@@ -234,14 +229,16 @@ class FakeVM:
 
     def _refusals(self) -> AbstractContextManager[None]:
         """Let refusals of changes out, unless every request is to be accepted."""
-        return nullcontext() if self._host.checks.requests else suppress(HostError, GuestError)
+        return nullcontext() if self._host.checks.requests else suppress(RefusedError)
 
     def require_relay(self, operation: str = "modify") -> None:
         """Check that HCS can ask the guest for something."""
         self.require(operation, "Running")
         if not self.relays:
             raise HostError(
-                f"{operation} {self.id}", HCS_E_NOT_CONFIGURED, "HCS is not connected to the guest"
+                f"{operation} {self.id}",
+                HResult.HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION,
+                "HCS is not connected to the guest",
             )
 
     # Connections of the guest
@@ -317,7 +314,7 @@ def _require_boot_files(system_id: str, vm: VirtualMachine, host: Host) -> None:
         paths += [entry.vmbfs_root_path, entry.vmbfs_root_path + entry.device_path]
     for path in paths:
         if path and host.files.look(path) is None:
-            raise HostError(f"create {system_id}", ERROR_FILE_NOT_FOUND, path)
+            raise HostError(f"create {system_id}", HResult.ERROR_FILE_NOT_FOUND, path)
 
 
 def _boots_windows(vm: VirtualMachine) -> bool:

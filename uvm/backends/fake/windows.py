@@ -10,15 +10,7 @@ from attrs import define, field
 from uvm.backend import JSON
 from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.guest import FakeGuest, GuestRequest, Handler, Mount
-from uvm.backends.fake.hresult import (
-    E_INVALIDARG,
-    ERROR_ALREADY_EXISTS,
-    ERROR_NOT_FOUND,
-    ERROR_PATH_NOT_FOUND,
-    GCN_E_NETADAPTER_NOT_FOUND,
-    GCN_E_NETCOMPARTMENT_NOT_FOUND,
-    HCN_E_ENTITY_HAS_REFERENCES,
-)
+from uvm.hresult import HResult
 from uvm.schema.container import MappedDirectory
 from uvm.schema.guest import (
     CWCOWBlockCIMMounts,
@@ -59,7 +51,7 @@ class WindowsGuest(FakeGuest):
 
     os: ClassVar[Literal["linux", "windows"]] = "windows"
     paths: ClassVar[Any] = ntpath
-    failure: ClassVar[int] = E_INVALIDARG
+    failure: ClassVar[int] = HResult.E_INVALIDARG
 
     def read(self, document: JSON) -> GuestRequest:
         """Read a request; hcsshim removes an adapter without naming the resource type."""
@@ -73,7 +65,7 @@ class WindowsGuest(FakeGuest):
     def _disk_at(self, request: GuestRequest, lun: int) -> Disk:
         disk = self.tree.scsi.disk(0, lun)
         if disk is None:
-            raise request.refuse(ERROR_NOT_FOUND, f"there is no disk at LUN {lun}")
+            raise request.refuse(HResult.ERROR_NOT_FOUND, f"there is no disk at LUN {lun}")
         return disk
 
     def _mapped_virtual_disk(self, request: GuestRequest) -> None:
@@ -93,7 +85,7 @@ class WindowsGuest(FakeGuest):
             return
         share = self.tree.vsmb.find(wanted.host_path.removeprefix(_VSMB).partition("\\")[0])
         if share is None and self.checks.guest:
-            raise request.refuse(ERROR_PATH_NOT_FOUND, f"no share holds {wanted.host_path}")
+            raise request.refuse(HResult.ERROR_PATH_NOT_FOUND, f"no share holds {wanted.host_path}")
         self.mount(request, Mount(wanted.container_path, "directory", share, wanted.read_only))
 
     def _combined_layers(self, request: GuestRequest) -> None:
@@ -109,13 +101,15 @@ class WindowsGuest(FakeGuest):
         if request.action == "Remove":
             if self.mounts.pop(key, None) is None and self.checks.guest:
                 raise request.refuse(
-                    ERROR_NOT_FOUND, f"no layers are combined at {wanted.container_root_path}"
+                    HResult.ERROR_NOT_FOUND, f"no layers are combined at {wanted.container_root_path}"
                 )
             return
         if not wanted.container_root_path:
-            raise request.refuse(E_INVALIDARG, "ContainerRootPath is missing")
+            raise request.refuse(HResult.E_INVALIDARG, "ContainerRootPath is missing")
         if key in self.mounts:
-            raise request.refuse(ERROR_ALREADY_EXISTS, f"layers are combined at {wanted.container_root_path}")
+            raise request.refuse(
+                HResult.ERROR_ALREADY_EXISTS, f"layers are combined at {wanted.container_root_path}"
+            )
         layers = tuple(layer.path for layer in wanted.layers)
         if self.checks.guest:
             self._check_layers(request, layers, wanted.container_root_path)
@@ -123,10 +117,12 @@ class WindowsGuest(FakeGuest):
 
     def _check_layers(self, request: GuestRequest, layers: tuple[str, ...], root: str) -> None:
         if not layers:
-            raise request.refuse(E_INVALIDARG, "there are no layers to combine")
+            raise request.refuse(HResult.E_INVALIDARG, "there are no layers to combine")
         for path in (*layers, root):
             if not self.exists(path):
-                raise request.refuse(ERROR_PATH_NOT_FOUND, f"{path}: nothing is mounted or shared there")
+                raise request.refuse(
+                    HResult.ERROR_PATH_NOT_FOUND, f"{path}: nothing is mounted or shared there"
+                )
 
     def exists(self, path: str) -> bool:
         """Tell whether a path lies on something mounted or shared."""
@@ -143,13 +139,13 @@ class WindowsGuest(FakeGuest):
                 self._announce(request, key, change.settings)
             case "Add":
                 if key not in self.adapters or self.tree.adapters.find(key) is None:
-                    raise request.refuse(GCN_E_NETADAPTER_NOT_FOUND, change.adapter_id)
+                    raise request.refuse(HResult.GCN_E_NETADAPTER_NOT_FOUND, change.adapter_id)
                 self.adapters[key] = (self.adapters[key][0], True)
             case "Remove":
                 if self.adapters.pop(key, None) is None:
-                    raise request.refuse(GCN_E_NETADAPTER_NOT_FOUND, change.adapter_id)
+                    raise request.refuse(HResult.GCN_E_NETADAPTER_NOT_FOUND, change.adapter_id)
             case other:
-                raise request.refuse(E_INVALIDARG, f"the RequestType {other!r} is not supported")
+                raise request.refuse(HResult.E_INVALIDARG, f"the RequestType {other!r} is not supported")
 
     def _adapter_change(self, request: GuestRequest) -> NetworkModifyRequest:
         if isinstance(request.settings, dict) and "AdapterInstanceId" in request.settings:
@@ -162,10 +158,10 @@ class WindowsGuest(FakeGuest):
     def _announce(self, request: GuestRequest, key: str, settings: Any) -> None:
         endpoint = GuestRequest(request.action, request.resource, settings).parse(HostComputeEndpoint)
         if key in self.adapters:
-            raise request.refuse(ERROR_ALREADY_EXISTS, f"adapter {key} was announced")
+            raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"adapter {key} was announced")
         namespace = endpoint.host_compute_namespace
         if namespace and namespace.casefold() not in self.namespaces and self.checks.guest:
-            raise request.refuse(GCN_E_NETCOMPARTMENT_NOT_FOUND, namespace)
+            raise request.refuse(HResult.GCN_E_NETCOMPARTMENT_NOT_FOUND, namespace)
         self.adapters[key] = (endpoint, False)
 
     def _network_namespace(self, request: GuestRequest) -> None:
@@ -173,13 +169,13 @@ class WindowsGuest(FakeGuest):
         key = request.parse(HostComputeNamespace).id.casefold()
         if request.action == "Add":
             if key in self.namespaces:
-                raise request.refuse(ERROR_ALREADY_EXISTS, f"namespace {key} is there")
+                raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"namespace {key} is there")
             self.namespaces[key] = request.settings
             return
         if key not in self.namespaces:
-            raise request.refuse(ERROR_NOT_FOUND, f"there is no namespace {key}")
+            raise request.refuse(HResult.ERROR_NOT_FOUND, f"there is no namespace {key}")
         if any(e.host_compute_namespace.casefold() == key for e, _ in self.adapters.values()):
-            raise request.refuse(HCN_E_ENTITY_HAS_REFERENCES, f"namespace {key} has adapters")
+            raise request.refuse(HResult.HCN_E_ENTITY_HAS_REFERENCES, f"namespace {key} has adapters")
         del self.namespaces[key]
 
     def _hv_socket(self, request: GuestRequest) -> None:
@@ -192,10 +188,10 @@ class WindowsGuest(FakeGuest):
         key = wanted.volume_guid.casefold()
         if request.action == "Remove":
             if self.volumes.pop(key, None) is None:
-                raise request.refuse(ERROR_NOT_FOUND, f"there is no volume {wanted.volume_guid}")
+                raise request.refuse(HResult.ERROR_NOT_FOUND, f"there is no volume {wanted.volume_guid}")
             return
         if key in self.volumes:
-            raise request.refuse(ERROR_ALREADY_EXISTS, f"volume {wanted.volume_guid} is mounted")
+            raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"volume {wanted.volume_guid} is mounted")
         for cim in wanted.block_cims:
             self._disk_at(request, cim.lun)
         self.volumes[key] = wanted

@@ -40,12 +40,10 @@ from uvm.backends.hcs.handles import close_all
 from uvm.backends.hcs.text import check, take
 from uvm.backends.hcs.waker import Signal, Waker
 from uvm.errors import HostError
+from uvm.hresult import HResult
 
-E_OUTOFMEMORY = 0x8007000E
-#: The one event (``HCS_EVENT_TYPE``) of systems and processes alike: HCS itself goes; and its code.
+#: The one event (``HCS_EVENT_TYPE``) of systems and processes alike: HCS itself goes.
 SERVICE_DISCONNECT = 0x02000000
-HCS_E_SERVICE_DISCONNECT = 0x8037011E
-_ERROR_SHUTDOWN_IN_PROGRESS = 0x8007045B
 #: Without it HCS would report operations as events, and refuse operations that have callbacks.
 _EVENT_OPTION_NONE = 0
 
@@ -182,7 +180,7 @@ class ComputeService:
                 raise _ending(operation)
             handle = functions.HcsCreateOperation(ffi.cast("void *", number), self._completed)
             if handle == ffi.NULL:
-                raise HostError(operation, E_OUTOFMEMORY, "HcsCreateOperation gave no operation")
+                raise HostError(operation, HResult.E_OUTOFMEMORY, "HcsCreateOperation gave no operation")
             # Known before the call, because the completion may come before the call returns.
             under_way = self._under_way[number] = _Operation(operation, handle, functions.HcsCloseOperation)
         return under_way
@@ -215,7 +213,9 @@ class ComputeService:
 
 
 def _ending(operation: str) -> HostError:
-    return HostError(operation, _ERROR_SHUTDOWN_IN_PROGRESS, "the interpreter is ending; nothing was sent")
+    return HostError(
+        operation, HResult.ERROR_SHUTDOWN_IN_PROGRESS, "the interpreter is ending; nothing was sent"
+    )
 
 
 async def _wait(signal: Signal, linger_seconds: float) -> None:

@@ -9,8 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, Generic, TypeVar
 
 from uvm.errors import HostError
-
-E_HANDLE = 0x80070006
+from uvm.hresult import HResult
 
 #: How many threads close at the end.
 _CLOSERS: Final = 8
@@ -53,7 +52,7 @@ class Handle(Generic[H]):
         """
         with self._changed:
             if self._closed:
-                raise HostError(f"{operation} {self.name}", E_HANDLE, "the handle was closed")
+                raise HostError(f"{operation} {self.name}", HResult.E_HANDLE, "the handle was closed")
             self._users += 1
         try:
             yield self._value

@@ -10,24 +10,13 @@ from uuid import UUID
 
 from uvm.backend import JSON
 from uvm.backends.hcs.dlls import CData, ComputeNetwork, Library
-from uvm.backends.hcs.text import (
-    HCS_E_INVALID_JSON,
-    check,
-    compose,
-    parse_list,
-    parse_object,
-    refusal,
-    take,
-    wide,
-)
+from uvm.backends.hcs.text import check, compose, parse_list, parse_object, refusal, take, wide
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import HostError, OptionsError
+from uvm.hresult import HResult
 
 T = TypeVar("T")
 
-_E_FAIL: Final = 0x80004005
-_ERROR_NOT_FOUND: Final = 0x80070490
-_HCN_E_ENDPOINT_NOT_FOUND: Final = 0x803B0002
 _QUERY: Final[JSON] = {"SchemaVersion": {"Major": 2, "Minor": 0}}
 
 
@@ -58,7 +47,7 @@ class HCSNetwork:
             try:
                 return self._endpoint(value, endpoint)
             except HostError as e:
-                if e.hresult != _HCN_E_ENDPOINT_NOT_FOUND:
+                if e.hresult != HResult.HCN_E_ENDPOINT_NOT_FOUND:
                     raise
             # A name may look like an id: 32 hexadecimal digits do.
             return self._endpoint_by_name(endpoint)
@@ -91,7 +80,7 @@ class HCSNetwork:
             try:
                 self._ask(operation, lambda error: self._library.functions.HcnDeleteNamespace(guid, error))
             except HostError as e:
-                if e.hresult != _ERROR_NOT_FOUND:
+                if e.hresult != HResult.ERROR_NOT_FOUND:
                     raise
 
         await self._workers.run(delete)
@@ -136,13 +125,13 @@ class HCSNetwork:
                 document = self._endpoint(self._guid_value(_told_guid(each, operation)), each)
             except HostError as e:
                 # Deleted since it was listed.
-                if e.hresult != _HCN_E_ENDPOINT_NOT_FOUND:
+                if e.hresult != HResult.HCN_E_ENDPOINT_NOT_FOUND:
                     raise
                 continue
             # An HCN that does not know the filter lists them all.
             if document.get("Name") == name:
                 return document
-        raise HostError(operation, _HCN_E_ENDPOINT_NOT_FOUND, "no endpoint has this name")
+        raise HostError(operation, HResult.HCN_E_ENDPOINT_NOT_FOUND, "no endpoint has this name")
 
     def _open_namespace(self, guid: CData, operation: str) -> AbstractContextManager[CData]:
         functions = self._library.functions
@@ -204,8 +193,8 @@ def _code(record: str) -> int:
     try:
         code = json.loads(record)["ErrorCode"]
     except (ValueError, RecursionError, TypeError, KeyError):
-        return _E_FAIL
-    return code if isinstance(code, int) and code & 0x80000000 else _E_FAIL
+        return HResult.E_FAIL
+    return code if isinstance(code, int) and code & 0x80000000 else HResult.E_FAIL
 
 
 def _guid_or_none(text: str) -> UUID | None:
@@ -219,7 +208,7 @@ def _told_guid(text: str, operation: str) -> UUID:
     guid = _guid_or_none(text)
     if guid is None:
         raise HostError(
-            operation, HCS_E_INVALID_JSON, f"the host names an endpoint {text!r}, which is no GUID"
+            operation, HResult.HCS_E_INVALID_JSON, f"the host names an endpoint {text!r}, which is no GUID"
         )
     return guid
 
@@ -230,4 +219,6 @@ def _endpoint_ids(namespace: JSON, operation: str) -> list[str]:
         # HCN writes "Id"; hcsshim, whose reader is blind to case, writes "ID".
         return [str(d["Id"] if "Id" in d else d["ID"]) for d in data]
     except (AttributeError, TypeError, KeyError) as e:
-        raise HostError(operation, HCS_E_INVALID_JSON, f"the host's own list of resources: {e!r}") from None
+        raise HostError(
+            operation, HResult.HCS_E_INVALID_JSON, f"the host's own list of resources: {e!r}"
+        ) from None

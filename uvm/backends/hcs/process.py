@@ -9,19 +9,17 @@ import anyio
 from attrs import frozen
 
 from uvm.backend import JSON, ByteStream
-from uvm.backends.hcs.calls import HCS_E_SERVICE_DISCONNECT, SERVICE_DISCONNECT
+from uvm.backends.hcs.calls import SERVICE_DISCONNECT
 from uvm.backends.hcs.dlls import CData, OperationHandle, ProcessHandle, SystemHandle
-from uvm.backends.hcs.handles import E_HANDLE, Handle
+from uvm.backends.hcs.handles import Handle
 from uvm.backends.hcs.host import Host
-from uvm.backends.hcs.text import HCS_E_INVALID_JSON, parse_object, take
+from uvm.backends.hcs.text import parse_object, take
 from uvm.errors import HostError
+from uvm.hresult import HResult
 
 # HCS_EVENT_TYPE of computedefs.h.
 _PROCESS_EXITED: Final = 0x00010000
 
-_ERROR_NOT_FOUND: Final = 0x80070490
-_HCS_E_PROCESS_ALREADY_STOPPED: Final = 0x8037011F
-_HCS_E_SYSTEM_ALREADY_STOPPED: Final = 0x80370110
 _INVALID_HANDLE_VALUE: Final = (1 << 64) - 1
 
 #: How long HCS may take to tell the exit of a process after it said that there is none (hcsshim's limit).
@@ -98,7 +96,7 @@ class HCSProcess:
             return self._exit
         operation = f"wait for {self._handle.name}"
         if self._exit is None:
-            raise HostError(operation, E_HANDLE, "the handle was closed")
+            raise HostError(operation, HResult.E_HANDLE, "the handle was closed")
         raise HostError(operation, self._exit.hresult, self._exit.text)
 
     async def signal(self, options: JSON) -> None:
@@ -148,7 +146,7 @@ class HCSProcess:
 
     def lose(self) -> None:
         """Note that its system has exited, so that little more will be told of it."""
-        self._doubt(HostError("wait", _HCS_E_SYSTEM_ALREADY_STOPPED, "its system has exited"))
+        self._doubt(HostError("wait", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, "its system has exited"))
 
     async def watch(self) -> None:
         """Have HCS tell of its exit, which may have been."""
@@ -166,7 +164,7 @@ class HCSProcess:
         try:
             status = await self.properties()
         except HostError as e:
-            if e.hresult in (_ERROR_NOT_FOUND, _HCS_E_PROCESS_ALREADY_STOPPED):
+            if e.hresult in (HResult.ERROR_NOT_FOUND, HResult.HCS_E_PROCESS_ALREADY_STOPPED):
                 self._doubt(e)
         else:
             if status.get("Exited") is True:
@@ -174,7 +172,7 @@ class HCSProcess:
 
     def _require_open(self, operation: str) -> None:
         if self._handle.closed:
-            raise HostError(f"{operation} {self._handle.name}", E_HANDLE, "the handle was closed")
+            raise HostError(f"{operation} {self._handle.name}", HResult.E_HANDLE, "the handle was closed")
 
     async def _end(self) -> None:
         self._handle.retire()
@@ -193,7 +191,9 @@ class HCSProcess:
         if kind == _PROCESS_EXITED:
             self._note(_told(text))
         elif kind == SERVICE_DISCONNECT:
-            self._note(HostError("wait", HCS_E_SERVICE_DISCONNECT, "HCS is gone; nobody knows how it ended"))
+            self._note(
+                HostError("wait", HResult.HCS_E_SERVICE_DISCONNECT, "HCS is gone; nobody knows how it ended")
+            )
 
     def _note(self, outcome: int | HostError) -> None:
         if not self._over.is_set():
@@ -211,7 +211,7 @@ class HCSProcess:
 def _told(text: str) -> int | HostError:
     """Read how it ended from what HCS told of it."""
     if not text:
-        return HostError("wait", HCS_E_INVALID_JSON, "HCS told of its end, and not how it ended")
+        return HostError("wait", HResult.HCS_E_INVALID_JSON, "HCS told of its end, and not how it ended")
     try:
         return _outcome(parse_object(text, "wait"))
     except HostError as e:
@@ -222,7 +222,7 @@ def _outcome(status: JSON) -> int | HostError:
     """Read how it ended from its ``ProcessStatus``, where what is zero may be left out."""
     lost, code = (0 if status.get(k) is None else status[k] for k in ("LastWaitResult", "ExitCode"))
     if not (isinstance(lost, int) and isinstance(code, int)):
-        return HostError("wait", HCS_E_INVALID_JSON, f"HCS told of its end with {status}")
+        return HostError("wait", HResult.HCS_E_INVALID_JSON, f"HCS told of its end with {status}")
     if lost:
         return HostError("wait", lost, "HCS's own wait for the process failed")
     return code & 0xFFFFFFFF
@@ -258,7 +258,7 @@ async def open_process(host: Host, system: Handle[SystemHandle], pid: int) -> HC
     """Open a process of a system; it has no streams."""
     operation = f"open process {pid} of {system.name}"
     if not 0 <= pid < 1 << 32:
-        raise HostError(operation, _ERROR_NOT_FOUND, "no process has such an id")
+        raise HostError(operation, HResult.ERROR_NOT_FOUND, "no process has such an id")
     handle = await host.open_process(system, pid, operation)
     process = HCSProcess(host, system.name, handle, _Information(pid))
     await process.watch()

@@ -11,15 +11,16 @@ from weakref import WeakSet
 import anyio
 
 from uvm.backend import JSON, HostProcess, Listener
-from uvm.backends.hcs.calls import HCS_E_SERVICE_DISCONNECT, SERVICE_DISCONNECT
+from uvm.backends.hcs.calls import SERVICE_DISCONNECT
 from uvm.backends.hcs.dlls import CData, OperationHandle, SystemHandle
-from uvm.backends.hcs.handles import E_HANDLE, Handle
+from uvm.backends.hcs.handles import Handle
 from uvm.backends.hcs.host import Host
 from uvm.backends.hcs.machine import WorkingSet
 from uvm.backends.hcs.process import HCSProcess, create_process, open_process
 from uvm.backends.hcs.text import parse, parse_object
 from uvm.backends.hcs.transport import GuestListener
 from uvm.errors import ExitStatus, HostError
+from uvm.hresult import HResult
 
 _log = logging.getLogger("uvm")
 
@@ -29,9 +30,8 @@ _CRASH_INITIATED: Final = 0x2
 _CRASH_REPORT: Final = 0x3
 _GUEST_CONNECTION_CLOSED: Final = 0x6
 
-_ERROR_NOT_SUPPORTED: Final = 0x80070032
 #: What HCS says where it goes on with what was asked (the second is HCS v1's, which hcsshim knows).
-_PENDING: Final = frozenset({0x80370117, 0xC0370103})
+_PENDING: Final = frozenset({HResult.HCS_E_OPERATION_PENDING, HResult.ERROR_VMCOMPUTE_OPERATION_PENDING})
 
 #: A call on a system that takes an operation and a document of options.
 _Call = Callable[[SystemHandle, OperationHandle, CData], int]
@@ -197,7 +197,7 @@ class HCSSystem:
         if kind == _SYSTEM_EXITED:
             self._exited(_exit_status(text))
         elif kind == SERVICE_DISCONNECT:
-            self._exited(ExitStatus("UnexpectedExit", HCS_E_SERVICE_DISCONNECT))
+            self._exited(ExitStatus("UnexpectedExit", HResult.HCS_E_SERVICE_DISCONNECT))
         elif kind in (_CRASH_INITIATED, _CRASH_REPORT):
             _log.warning("%s: the guest crashed: %s", self.id, text)
             self._told["CrashReport"] = _document(text)
@@ -233,11 +233,11 @@ class HCSSystem:
         self._require_open(operation)
         if not self._runtime_id:
             # A container that HCS hosts in a VM, for instance.
-            raise HostError(f"{operation} {self.id}", _ERROR_NOT_SUPPORTED, "it has no VM of its own")
+            raise HostError(f"{operation} {self.id}", HResult.ERROR_NOT_SUPPORTED, "it has no VM of its own")
 
     def _require_open(self, operation: str) -> None:
         if self._handle.closed:
-            raise HostError(f"{operation} {self.id}", E_HANDLE, "the handle was closed")
+            raise HostError(f"{operation} {self.id}", HResult.E_HANDLE, "the handle was closed")
 
 
 @contextmanager

@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 
 from uvm.backends.hcs.dlls import CData, Library
 from uvm.errors import ErrorRecord, HostError, OptionsError
-
-HCS_E_INVALID_JSON = 0x8037010D
+from uvm.hresult import HResult
 
 T = TypeVar("T")
 
@@ -39,7 +38,7 @@ def compose(document: Any, operation: str) -> str:
     try:
         return json.dumps(document, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as e:
-        raise HostError(operation, HCS_E_INVALID_JSON, str(e)) from None
+        raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None
 
 
 def parse(text: str, operation: str) -> Any:
@@ -49,7 +48,9 @@ def parse(text: str, operation: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise HostError(operation, HCS_E_INVALID_JSON, f"the host's own answer is no JSON: {e}") from None
+        raise HostError(
+            operation, HResult.HCS_E_INVALID_JSON, f"the host's own answer is no JSON: {e}"
+        ) from None
 
 
 def parse_object(text: str, operation: str) -> dict[str, Any]:
@@ -75,7 +76,9 @@ def parse_list(text: str, operation: str, of: type[T]) -> list[T]:
 
 
 def _strange(operation: str, wanted: str, text: str) -> HostError:
-    return HostError(operation, HCS_E_INVALID_JSON, f"the host's own answer is not {wanted}: {text[:200]}")
+    return HostError(
+        operation, HResult.HCS_E_INVALID_JSON, f"the host's own answer is not {wanted}: {text[:200]}"
+    )
 
 
 def check(operation: str, hresult: int, document: str = "") -> None:

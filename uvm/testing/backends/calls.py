@@ -9,6 +9,7 @@ import anyio
 
 from uvm.backend import System
 from uvm.errors import HostError, UnknownOutcomeError, UVMError
+from uvm.hresult import HResult
 from uvm.testing.backends.checks import Attempt, check, equal, refused
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario
@@ -28,14 +29,14 @@ CALLS: dict[str, Callable[[System], Awaitable[Any]]] = {
 async def a_call_that_is_refused_at_once_or_later_tells_why(rig: Rig) -> None:
     for name, call in CALLS.items():
         async with running_system(rig) as system:
-            rig.host.refuse(0x800705AA, operation=name, nth=1)
+            rig.host.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, operation=name, nth=1)
             with refused("ERROR_NO_SYSTEM_RESOURCES", what=f"{name}, at once"):
                 await call(system)
             held = rig.host.hold(operation=name, nth=1)
             async with anyio.create_task_group() as tasks:
                 attempt = Attempt.begin(tasks, lambda call=call: call(system))  # type: ignore[misc]
                 [parked] = await held.wait()
-                parked.refuse(0x800705AA)
+                parked.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES)
             told = getattr(attempt.error, "name", attempt.error)
             equal(told, "ERROR_NO_SYSTEM_RESOURCES", f"what {name} was told later")
             rig.host.undisturbed()

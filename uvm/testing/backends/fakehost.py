@@ -11,9 +11,10 @@ from uvm.backend import JSON, ByteStream
 from uvm.backends.fake import Call, FakeBackend, Rule
 from uvm.backends.fake.faults import Action
 from uvm.backends.fake.rules import Matching
+from uvm.hresult import HResult
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
 from uvm.testing.backends.audit import audit
-from uvm.testing.backends.rig import E_FAIL, Control, HeldCalls, Host, HostCall, Network
+from uvm.testing.backends.rig import Control, HeldCalls, Host, HostCall, Network
 
 _DIRECTORY = "C:\\uvm-conformance"
 _BOOT = "C:\\uvm-conformance-boot"
@@ -126,7 +127,7 @@ class FakeHost(Host):
                 seen.append(HostCall(call.operation, call.vm, _resource(call), call.request_type))
         return seen
 
-    def refuse(self, code: int = E_FAIL, *, operation: str = "", nth: int = 0) -> None:
+    def refuse(self, code: int = HResult.E_FAIL, *, operation: str = "", nth: int = 0) -> None:
         """Have calls fail."""
         self._rules.append(self.fake.faults.refuse(code, **self._matching(operation, nth)))
 

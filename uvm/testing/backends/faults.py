@@ -14,12 +14,12 @@ import anyio
 from attrs import define
 
 from uvm.errors import HostError, UnknownOutcomeError, UVMError, VMExitedError
+from uvm.hresult import HResult
 from uvm.testing.backends.checks import check, equal, leaves
 from uvm.testing.backends.life import KINDS, Kind, Life, Things, put_things
 from uvm.testing.backends.rig import Control, HeldCalls, HostCall, ParkedCall, Rig
 from uvm.testing.backends.scenario import Scenario, nothing_left
 
-_NO_SYSTEM_RESOURCES = 0x800705AA
 #: Calls whose answer is not needed: the exit tells.
 _TOLD_BY_THE_EXIT = frozenset({"shutdown", "terminate"})
 #: Calls that are waited for where a creation is taken back, as they may have done something all the same.
@@ -75,7 +75,7 @@ Fault = Callable[[Disturbed], Awaitable[None]]
 
 async def fails_at_once(run: Disturbed) -> None:
     """It is refused, by the function itself."""
-    run.rig.host.refuse(_NO_SYSTEM_RESOURCES, nth=run.nth)
+    run.rig.host.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, nth=run.nth)
     await run.life.live()
     _refusal_was_told(run)
 
@@ -84,7 +84,7 @@ async def fails_later(run: Disturbed) -> None:
     """It is accepted, and completes with a refusal."""
 
     async def refuse(parked: ParkedCall, held: HeldCalls) -> None:
-        parked.refuse(_NO_SYSTEM_RESOURCES)
+        parked.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES)
 
     await run.live(refuse)
     _refusal_was_told(run)
@@ -164,7 +164,9 @@ async def is_cancelled_with_the_answer(run: Disturbed) -> None:
 
 
 def _refusal_was_told(run: Disturbed) -> None:
-    refusals = [e for e in run.told if isinstance(e, HostError) and e.hresult == _NO_SYSTEM_RESOURCES]
+    refusals = [
+        e for e in run.told if isinstance(e, HostError) and e.hresult == HResult.ERROR_NO_SYSTEM_RESOURCES
+    ]
     check(refusals, f"the refusal was told: {run.told}")
 
 

@@ -10,6 +10,7 @@ import anyio
 
 from uvm.backend import BROKEN_STREAM, JSON, HostProcess, System
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.testing.backends.checks import Attempt, check, equal, raises, refused
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario
@@ -250,14 +251,14 @@ async def a_signal_is_another_end_than_to_be_killed(rig: Rig) -> None:
 async def a_call_on_a_process_that_is_refused_at_once_or_later_tells_why(rig: Rig) -> None:
     for name, call in CALLS.items():
         async with sleeping(rig) as (_, process):
-            rig.host.refuse(0x800705AA, operation=name, nth=1)
+            rig.host.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, operation=name, nth=1)
             with refused("ERROR_NO_SYSTEM_RESOURCES", what=f"{name}, at once"):
                 await call(process)
             held = rig.host.hold(operation=name, nth=1)
             async with anyio.create_task_group() as tasks:
                 attempt = Attempt.begin(tasks, lambda call=call, on=process: call(on))  # type: ignore[misc]
                 [parked] = await held.wait()
-                parked.refuse(0x800705AA)
+                parked.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES)
             told = getattr(attempt.error, "name", attempt.error)
             equal(told, "ERROR_NO_SYSTEM_RESOURCES", f"what {name} was told later")
             rig.host.undisturbed()
@@ -298,7 +299,7 @@ async def calls_on_a_process_that_the_exit_of_its_system_overtakes_are_told(rig:
 @scenario(Control.LINUX, Control.PROGRAMS, Control.CALLS)
 async def a_start_that_is_refused_tells_why_and_the_next_one_succeeds(rig: Rig) -> None:
     async with running_system(rig) as system:
-        rig.host.refuse(0x800705AA, operation="create process", nth=1)
+        rig.host.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, operation="create process", nth=1)
         with refused("ERROR_NO_SYSTEM_RESOURCES"):
             await system.create_process(linux_command("true"))
         rig.host.undisturbed()

@@ -11,9 +11,8 @@ from attrs import Factory, frozen
 from uvm._vm.vm import UtilityVM
 from uvm.backend import JSON, Backend, ByteStream
 from uvm.errors import NotSupportedError
+from uvm.hresult import HResult
 from uvm.options import LCOWOptions, WCOWOptions
-
-E_FAIL = 0x80004005
 
 
 class Control(enum.Enum):
@@ -78,7 +77,7 @@ class ParkedCall(Protocol):
     def proceed(self) -> None:
         """Let the host carry it out and answer."""
 
-    def refuse(self, code: int = E_FAIL) -> None:
+    def refuse(self, code: int = HResult.E_FAIL) -> None:
         """Refuse it: it fails later, after it had been accepted. On HCS, the operation completes with it."""
 
     def lose(self, *, applied: bool) -> None:
@@ -165,7 +164,7 @@ class Host:
         """Give the calls that reached the host, all since the rig was made, oldest first."""
         raise NotSupportedError(f"{type(self).__name__} does not tell calls")
 
-    def refuse(self, code: int = E_FAIL, *, operation: str = "", nth: int = 0) -> None:
+    def refuse(self, code: int = HResult.E_FAIL, *, operation: str = "", nth: int = 0) -> None:
         """Have calls fail at once, with no change made. On HCS, the function itself returns the code.
 
         :param operation: only calls of this kind; any by default.

@@ -15,6 +15,7 @@ from uvm._vm.creation import Settings, create, take_back
 from uvm._vm.vm import UtilityVM
 from uvm.backend import JSON, ByteStream, System
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.options import LCOWOptions, WCOWOptions
 from uvm.schema.json import to_json
 from uvm.schema.requests import (
@@ -28,8 +29,6 @@ from uvm.testing.backends.checks import check
 from uvm.testing.backends.rig import Rig
 
 Options = LCOWOptions | WCOWOptions
-
-_E_HANDLE = 0x80070006
 
 
 def options_of(rig: Rig, os: str, **changes: Any) -> Options:
@@ -81,7 +80,7 @@ async def closed_at_the_end(system: System) -> AsyncIterator[System]:
         try:
             await system.wait()
         except HostError as error:
-            if error.hresult != _E_HANDLE:
+            if error.hresult != HResult.E_HANDLE:
                 raise
 
     async def end(failure: BaseException | None) -> BaseException | None:
@@ -103,7 +102,7 @@ async def _close(system: System) -> None:
         await system.close()
     except HostError as error:
         # The scenario closed it itself.
-        if error.hresult != _E_HANDLE:
+        if error.hresult != HResult.E_HANDLE:
             raise
 
 

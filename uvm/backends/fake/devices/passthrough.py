@@ -9,7 +9,7 @@ from attrs import define
 from uvm.backend import JSON
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
-from uvm.backends.fake.hresult import ERROR_SHARING_VIOLATION
+from uvm.hresult import HResult
 from uvm.schema.devices import VirtualPciDevice
 from uvm.schema.json import to_json
 from uvm.schema.system import VirtualMachine
@@ -95,7 +95,8 @@ class PciKind(DeviceKind):
         for function in functions:
             if function in self.host.pci:
                 raise request.refuse(
-                    ERROR_SHARING_VIOLATION, f"{function[0]} is assigned to VM {self.host.pci[function]}"
+                    HResult.ERROR_SHARING_VIOLATION,
+                    f"{function[0]} is assigned to VM {self.host.pci[function]}",
                 )
         self.host.pci.update(dict.fromkeys(functions, self.vm_id))
         self._devices[guid.casefold()] = device

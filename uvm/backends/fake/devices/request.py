@@ -8,8 +8,8 @@ from attrs import frozen
 
 from uvm.backend import JSON
 from uvm.backends.fake.host import Host
-from uvm.backends.fake.hresult import E_INVALIDARG, ERROR_ALREADY_EXISTS, ERROR_NOT_FOUND, HCS_E_INVALID_JSON
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.schema.json import SchemaError, from_json
 from uvm.schema.system import VirtualMachine
 
@@ -39,7 +39,7 @@ class Request:
         try:
             return from_json(cls, self.settings, forbid_extra=True)
         except SchemaError as e:
-            raise self.refuse(HCS_E_INVALID_JSON, str(e)) from None
+            raise self.refuse(HResult.HCS_E_INVALID_JSON, str(e)) from None
 
     def allow(self, *actions: str) -> None:
         """Refuse other request types: E_INVALIDARG."""
@@ -52,15 +52,15 @@ class Request:
 
     def invalid(self, text: str) -> HostError:
         """Make the refusal of an argument: E_INVALIDARG."""
-        return self.refuse(E_INVALIDARG, text)
+        return self.refuse(HResult.E_INVALIDARG, text)
 
     def missing(self, text: str) -> HostError:
         """Make the refusal for what is not there: ERROR_NOT_FOUND."""
-        return self.refuse(ERROR_NOT_FOUND, text)
+        return self.refuse(HResult.ERROR_NOT_FOUND, text)
 
     def taken(self, text: str) -> HostError:
         """Make the refusal for what is there already: ERROR_ALREADY_EXISTS."""
-        return self.refuse(ERROR_ALREADY_EXISTS, text)
+        return self.refuse(HResult.ERROR_ALREADY_EXISTS, text)
 
 
 class DeviceKind:

@@ -9,7 +9,7 @@ from attrs import define, evolve
 from uvm.backend import JSON
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
-from uvm.backends.fake.hresult import HCS_E_INVALID_JSON
+from uvm.hresult import HResult
 from uvm.schema.devices import Attachment
 from uvm.schema.json import to_json
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
@@ -150,7 +150,7 @@ def _checked(request: Request) -> Attachment:
     attachment = request.parse(Attachment)
     if attachment.type not in _TYPES:
         raise request.refuse(
-            HCS_E_INVALID_JSON, f"Type is {attachment.type!r}, not one of {', '.join(_TYPES)}"
+            HResult.HCS_E_INVALID_JSON, f"Type is {attachment.type!r}, not one of {', '.join(_TYPES)}"
         )
     if not attachment.path:
         raise request.invalid("Path is missing")

@@ -8,8 +8,8 @@ from uvm.backend import JSON
 from uvm.backends.fake.devices.ports import is_guid
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
-from uvm.backends.fake.hresult import E_INVALIDARG, ERROR_NO_SYSTEM_RESOURCES, HCS_E_INVALID_JSON
 from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.schema.json import to_json
 from uvm.schema.requests import ProcessorLimits
 from uvm.schema.system import CpuGroup, VirtualMachine, VirtualMachineMemory, VirtualMachineProcessor
@@ -46,9 +46,11 @@ class TopologyKind(DeviceKind):
         processor = topology.processor if topology is not None else None
         operation = f"create {self.vm_id}"
         if memory is None or processor is None:
-            raise HostError(operation, E_INVALIDARG, "ComputeTopology needs Memory and Processor")
+            raise HostError(operation, HResult.E_INVALIDARG, "ComputeTopology needs Memory and Processor")
         if not 0 < processor.count <= self.host.info.processors:
-            raise HostError(operation, E_INVALIDARG, f"the host cannot give {processor.count} processors")
+            raise HostError(
+                operation, HResult.E_INVALIDARG, f"the host cannot give {processor.count} processors"
+            )
         self.memory, self.processor = memory, processor
         self._set_memory(
             Request("VirtualMachine/ComputeTopology/Memory/SizeInMB", "Add", memory.size_in_mb, ())
@@ -96,12 +98,14 @@ class TopologyKind(DeviceKind):
     def _set_memory(self, request: Request) -> None:
         size = request.settings
         if type(size) is not int:
-            raise request.refuse(HCS_E_INVALID_JSON, "the size is a whole number of MB")
+            raise request.refuse(HResult.HCS_E_INVALID_JSON, "the size is a whole number of MB")
         # hcsshim's NormalizeMemorySize: the platform takes even sizes only.
         if size <= 0 or size % 2:
             raise request.invalid(f"a memory size is even and more than 0, not {size} MB")
         if size > self.host.info.memory_mb:
-            raise request.refuse(ERROR_NO_SYSTEM_RESOURCES, f"the host has {self.host.info.memory_mb} MB")
+            raise request.refuse(
+                HResult.ERROR_NO_SYSTEM_RESOURCES, f"the host has {self.host.info.memory_mb} MB"
+            )
         self.size_in_mb = size
 
     def _set_limits(self, request: Request) -> None:

@@ -9,7 +9,7 @@ from attrs import define
 from uvm.backend import JSON
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
-from uvm.backends.fake.hresult import HCS_E_INVALID_JSON, HCS_E_INVALID_STATE
+from uvm.hresult import HResult
 from uvm.schema.devices import VirtualPMemDevice, VirtualPMemMapping
 from uvm.schema.json import to_json
 from uvm.schema.system import VirtualMachine
@@ -135,7 +135,7 @@ class VPMemKind(DeviceKind):
     def _remove_device(self, request: Request) -> None:
         number = self._number(request)
         if number in self._mappings:
-            raise request.refuse(HCS_E_INVALID_STATE, f"files are mapped on device {number}")
+            raise request.refuse(HResult.HCS_E_INVALID_STATE, f"files are mapped on device {number}")
         if number not in self._devices:
             raise request.missing(f"there is no device {number}")
         self._release(self._devices.pop(number))
@@ -172,7 +172,7 @@ class VPMemKind(DeviceKind):
     ) -> PMem:
         if image.image_format not in _FORMATS:
             raise request.refuse(
-                HCS_E_INVALID_JSON, f"ImageFormat is {image.image_format!r}, not Vhd1 or Vhdx"
+                HResult.HCS_E_INVALID_JSON, f"ImageFormat is {image.image_format!r}, not Vhd1 or Vhdx"
             )
         if not image.host_path:
             raise request.invalid("HostPath is missing")

@@ -13,8 +13,8 @@ from uvm.backends.fake.guestservice.messages import Incoming, hresult
 from uvm.backends.fake.guestservice.processes import GuestProcess
 from uvm.backends.fake.guestservice.programs import FakeProcess
 from uvm.backends.fake.guestservice.stdio import ProcessInput, ProcessOutput, Terminal
-from uvm.backends.fake.hresult import GUEST_TIMEOUT
 from uvm.backends.fake.streams import FakeStream
+from uvm.hresult import HResult
 from uvm.schema.gcs import WAIT_FOREVER_MS
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def wait_for(service: GuestService, request: Incoming, process: GuestProcess, ti
         with limit:
             await anyio.sleep(timeout_ms / 1000)
             process.forget(tell)
-            service.refuse(request, hresult(request.operation, GUEST_TIMEOUT))
+            service.refuse(request, hresult(request.operation, HResult.ERROR_VMCOMPUTE_TIMEOUT))
 
     process.when_exited(tell)
     service.spawn(expire)

@@ -19,13 +19,7 @@ from uvm.backends.fake.guestservice.messages import Incoming, hresult, reject
 from uvm.backends.fake.guestservice.processes import SIGKILL, SIGTERM, GuestProcess
 from uvm.backends.fake.guestservice.runc import create, execute, find_container
 from uvm.backends.fake.guestservice.statistics import lcow_metrics
-from uvm.backends.fake.hresult import (
-    E_FAIL,
-    ERROR_NOT_FOUND,
-    GUEST_SYSTEM_ALREADY_STOPPED,
-    GUEST_UNSUPPORTED_PROTOCOL_VERSION,
-    HCS_E_INVALID_STATE,
-)
+from uvm.hresult import HResult
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
     PROTOCOL_VERSION,
@@ -51,7 +45,7 @@ _SIGNALS: Final = range(1, 65)
 def _negotiate(service: GuestService, request: Incoming) -> JSON:
     wanted = request.read(NegotiateProtocolRequest)
     if not wanted.minimum_version <= PROTOCOL_VERSION <= wanted.maximum_version:
-        raise hresult(request.operation, GUEST_UNSUPPORTED_PROTOCOL_VERSION)
+        raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_UNSUPPORTED_PROTOCOL_VERSION)
     service.negotiated()
     capabilities = {
         "SupportedSchemaVersions": [{"Major": 2, "Minor": 1}],
@@ -65,7 +59,7 @@ def _process(service: GuestService, request: Incoming, container_id: str, pid: i
     """Find a process in a container; processes of the guest itself are in none, and cannot be found so."""
     process = find_container(service, request, container_id).find(pid)
     if process is None:
-        raise hresult(request.operation, ERROR_NOT_FOUND)
+        raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
     return process
 
 
@@ -84,7 +78,7 @@ def _shut_down(service: GuestService, request: Incoming, *, signal: int) -> JSON
         return None
     container = find_container(service, request, wanted.container_id)
     if not container.signal_init(signal):
-        problem, code = "container not running", GUEST_SYSTEM_ALREADY_STOPPED
+        problem, code = "container not running", HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED
         text = f"runc kill failed with exit status 1: {problem}\n: HRESULT 0x{code:x}: {problem}"
         reject(request.operation, code, text)
     return {}
@@ -95,7 +89,7 @@ def _wait(service: GuestService, request: Incoming) -> JSON | None:
     if wanted.container_id == HOST_CONTAINER_ID:
         process = service.external.get(wanted.process_id)
         if process is None:
-            raise hresult(request.operation, ERROR_NOT_FOUND)
+            raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
     else:
         process = _process(service, request, wanted.container_id, wanted.process_id)
     return wait_for(service, request, process, wanted.timeout_in_ms)
@@ -107,11 +101,11 @@ def _signal(service: GuestService, request: Incoming) -> JSON:
     signal = options.signal or SIGKILL
     process = _process(service, request, wanted.container_id, wanted.process_id)
     if signal not in _SIGNALS:
-        reject(request.operation, E_FAIL, "invalid argument")
+        reject(request.operation, HResult.E_FAIL, "invalid argument")
     container = find_container(service, request, wanted.container_id)
     first = process is container.init
     if not (container.signal_init(signal) if first else process.signal(signal)):
-        raise hresult(request.operation, ERROR_NOT_FOUND)
+        raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
     return {}
 
 
@@ -119,7 +113,7 @@ def _resize(service: GuestService, request: Incoming) -> JSON:
     wanted = request.read(ResizeConsoleRequest)
     process = _process(service, request, wanted.container_id, wanted.process_id)
     if process.view.terminal is None:
-        reject(request.operation, E_FAIL, f"pid: {process.pid}, is not a tty and cannot be resized")
+        reject(request.operation, HResult.E_FAIL, f"pid: {process.pid}, is not a tty and cannot be resized")
     process.resize(wanted.height, wanted.width)
     return {}
 
@@ -130,7 +124,7 @@ def _properties(service: GuestService, request: Incoming) -> JSON:
     if wanted.query:
         query = request.read_text(PropertyQuery, "Query", wanted.query)
     if wanted.container_id == HOST_CONTAINER_ID:
-        reject(request.operation, E_FAIL, "getPropertiesV2 is not supported against the UVM")
+        reject(request.operation, HResult.E_FAIL, "getPropertiesV2 is not supported against the UVM")
     container = find_container(service, request, wanted.container_id)
     found: JSON = {}
     if "ProcessList" in query.property_types and container.pids:
@@ -148,11 +142,13 @@ def _modify(service: GuestService, request: Incoming) -> JSON:
         return {}
     change = guest.read(wanted.request)
     if change.resource not in guest.handlers:
-        reject(request.operation, E_FAIL, f"invalid ResourceType '{change.resource}'")
+        reject(request.operation, HResult.E_FAIL, f"invalid ResourceType '{change.resource}'")
     container = find_container(service, request, wanted.container_id)
     if change.resource != "ContainerConstraints":
         reject(
-            request.operation, E_FAIL, f'the ResourceType "{change.resource}" is not supported for containers'
+            request.operation,
+            HResult.E_FAIL,
+            f'the ResourceType "{change.resource}" is not supported for containers',
         )
     container.constraints = change.parse(LCOWContainerConstraints).linux
     container.modifications.append(wanted.request)
@@ -174,7 +170,7 @@ def _delete(service: GuestService, request: Incoming) -> JSON:
     if container.status == "running":
         problem, code = (
             f"cannot delete container {container.id} that is not stopped: running",
-            HCS_E_INVALID_STATE,
+            HResult.HCS_E_INVALID_STATE,
         )
         text = (
             f"runc delete failed with exit status 1: {problem}\n: HRESULT 0x{code:x}: container not stopped"

@@ -13,8 +13,8 @@ from attrs import define, field
 from uvm._wire.frames import GuestSide, Kind, Procedure, WireError, parse, procedure_name
 from uvm.backend import JSON
 from uvm.backends.fake.calls import Call
-from uvm.backends.fake.hresult import E_NOTIMPL, GUEST_INVALID_JSON
 from uvm.errors import GuestError
+from uvm.hresult import HResult
 from uvm.schema.json import SchemaError, from_json
 
 T = TypeVar("T")
@@ -103,7 +103,11 @@ class Incoming:
         self._invalid(f'failed to unmarshal JSON for {field_name} "{text}"', problem)
 
     def _invalid(self, what: str, problem: str) -> NoReturn:
-        reject(self.operation, GUEST_INVALID_JSON, f"{what}: HRESULT 0x{GUEST_INVALID_JSON:x}: {problem}")
+        reject(
+            self.operation,
+            HResult.ERROR_VMCOMPUTE_INVALID_JSON,
+            f"{what}: HRESULT 0x{HResult.ERROR_VMCOMPUTE_INVALID_JSON:x}: {problem}",
+        )
 
     def answer(self, fields: JSON) -> JSON:
         """Make the body of an answer that says yes."""
@@ -114,7 +118,7 @@ class Incoming:
 
     def refusal(self, error: GuestError) -> JSON:
         """Make the body of an answer that says no."""
-        result = error.result - (1 << 32) if error.result >> 31 else error.result
+        result = error.hresult - (1 << 32) if error.hresult >> 31 else error.hresult
         record = {
             "Result": result,
             "Message": error.text,
@@ -153,4 +157,6 @@ _GO_NAMES: Final = {
 def unknown_message(service: object, request: Incoming) -> NoReturn:
     """Refuse what the guest does not do, or not now."""
     name = _GO_NAMES.get(request.procedure) or str(Kind.REQUEST | request.procedure)
-    raise failure(request.operation, E_NOTIMPL, f"bridge: function not supported, header type: {name}")
+    raise failure(
+        request.operation, HResult.E_NOTIMPL, f"bridge: function not supported, header type: {name}"
+    )

@@ -24,14 +24,9 @@ from uvm.backends.fake.guestservice.oci import OCIProcess, OCISpec
 from uvm.backends.fake.guestservice.processes import GuestProcess
 from uvm.backends.fake.guestservice.programs import Program
 from uvm.backends.fake.guestservice.stdio import Terminal
-from uvm.backends.fake.hresult import (
-    E_FAIL,
-    GUEST_INVALID_JSON,
-    GUEST_SYSTEM_ALREADY_EXISTS,
-    GUEST_SYSTEM_NOT_FOUND,
-)
 from uvm.backends.fake.streams import FakeStream
 from uvm.errors import GuestError
+from uvm.hresult import HResult
 from uvm.schema.common import Version
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
@@ -56,9 +51,11 @@ def create(service: GuestService, request: Incoming) -> JSON | None:
     spec = request.read_document(OCISpec, "ContainerConfig", text, hosted.oci_specification or {})
     if (version.major, version.minor) < (2, 1):
         version_text = f"{{{version.major} {version.minor}}}"
-        raise failure(request.operation, GUEST_INVALID_JSON, f"invalid schema version: {version_text}")
+        raise failure(
+            request.operation, HResult.ERROR_VMCOMPUTE_INVALID_JSON, f"invalid schema version: {version_text}"
+        )
     if wanted.container_id in service.containers and hosted.oci_specification is not None:
-        raise hresult(request.operation, GUEST_SYSTEM_ALREADY_EXISTS)
+        raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_EXISTS)
     if spec.process is None or spec.root is None or spec.linux is None:
         service.die()
         return None
@@ -67,7 +64,7 @@ def create(service: GuestService, request: Incoming) -> JSON | None:
     problem = f"failed to create container: runc create/exec call for container {container.id} failed: "
     problem += "exit status 1: runc create failed: "
     if not command.args:
-        reject(request.operation, E_FAIL, problem + "args must not be empty")
+        reject(request.operation, HResult.E_FAIL, problem + "args must not be empty")
     problem += "unable to start container process: error during container init: "
     _find(service, request, command.args[0], problem)
     container.init = make_process(
@@ -85,7 +82,7 @@ def find_container(service: GuestService, request: Incoming, container_id: str) 
     """Give a container."""
     container = service.containers.get(container_id)
     if not isinstance(container, LinuxContainer):
-        raise hresult(request.operation, GUEST_SYSTEM_NOT_FOUND)
+        raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND)
     return container
 
 
@@ -135,7 +132,7 @@ def _execute_external(
         missing = f'exec: "{args[0]}": executable file not found in $PATH'
         if "/" in args[0]:
             missing = f"fork/exec {args[0]}: no such file or directory"
-        reject(request.operation, E_FAIL, f"failed to call Start for external process: {missing}")
+        reject(request.operation, HResult.E_FAIL, f"failed to call Start for external process: {missing}")
     process = make_process(service, command, external=True, on_release=service.forget)
     service.external[process.pid] = process
     return _run(service, process, program, streams)
@@ -146,7 +143,7 @@ def _split(request: Incoming, command_line: str) -> list[str]:
         return shlex.split(command_line)
     except ValueError:
         problem = f'failed to parse command line string "{command_line}": invalid command line string'
-        reject(request.operation, E_FAIL, problem)
+        reject(request.operation, HResult.E_FAIL, problem)
 
 
 def _start_init(
@@ -157,7 +154,7 @@ def _start_init(
         close_streams(streams)
         running = container.status == "running"
         text = f"cannot start {'an already running container' if running else 'a container that has stopped'}"
-        reject(request.operation, E_FAIL, f"runc start failed with exit status 1: {text}\n: {text}")
+        reject(request.operation, HResult.E_FAIL, f"runc start failed with exit status 1: {text}\n: {text}")
     try:
         program = _find(service, request, container.init.view.args[0], "runc start failed: ")
     except GuestError:
@@ -178,9 +175,9 @@ def _execute_in(
     problem = f"runc create/exec call for container {container.id} failed: exit status 255: exec failed: "
     try:
         if container.status == "stopped":
-            reject(request.operation, E_FAIL, problem + "cannot exec in a stopped container")
+            reject(request.operation, HResult.E_FAIL, problem + "cannot exec in a stopped container")
         if not command.args:
-            reject(request.operation, E_FAIL, problem + "process args cannot be empty")
+            reject(request.operation, HResult.E_FAIL, problem + "process args cannot be empty")
         problem += "unable to start container process: "
         program = _find(service, request, command.args[0], problem)
     except GuestError:
@@ -198,14 +195,14 @@ def _find(service: GuestService, request: Incoming, name: str, problem: str) -> 
         missing = "executable file not found in $PATH"
         if "/" in name:
             missing = f"stat {name}: no such file or directory"
-        reject(request.operation, E_FAIL, f'{problem}exec: "{name}": {missing}')
+        reject(request.operation, HResult.E_FAIL, f'{problem}exec: "{name}": {missing}')
     return program
 
 
 def _connect(service: GuestService, request: Incoming, ports: dict[str, int]) -> dict[str, FakeStream]:
     def refused(name: str) -> GuestError:
         problem = f"vsock Dial port ({ports[name]}) failed: connection refused"
-        return GuestError(request.operation, E_FAIL, f"failed creating {name} Connection: {problem}")
+        return GuestError(request.operation, HResult.E_FAIL, f"failed creating {name} Connection: {problem}")
 
     services = {name: vsock_service_id(port & 0xFFFFFFFF) for name, port in ports.items()}
     return connect_streams(service, services, refused)

@@ -25,9 +25,9 @@ from uvm.backends.fake.guestservice.misbehaviour import Reply
 from uvm.backends.fake.guestservice.outlet import Outlet
 from uvm.backends.fake.guestservice.processes import GuestProcess
 from uvm.backends.fake.guestservice.programs import Program
-from uvm.backends.fake.hresult import HCS_E_CONNECT_FAILED, HCS_E_CONNECTION_CLOSED
 from uvm.backends.fake.streams import FakeStream
 from uvm.errors import BridgeClosedError, GuestError, HostError
+from uvm.hresult import HResult
 from uvm.schema.json import dumps
 
 if TYPE_CHECKING:
@@ -304,12 +304,14 @@ class GuestService:
         """
         if self._tasks is None:
             raise HostError(
-                operation, HCS_E_CONNECT_FAILED, "nobody waits for the VM, so its guest does not run"
+                operation, HResult.HCS_E_CONNECT_FAILED, "nobody waits for the VM, so its guest does not run"
             )
         request = Incoming(procedure, 0, dumps(message).encode(), GuestSide(), self.vm.os == "windows")
         answer = self._handlers[procedure](self, request)
         if answer is None:
-            raise HostError(operation, HCS_E_CONNECTION_CLOSED, "the guest's compute service has gone")
+            raise HostError(
+                operation, HResult.HCS_E_CONNECTION_CLOSED, "the guest's compute service has gone"
+            )
         if request.after is not None:
             request.after()
         return answer

@@ -25,18 +25,7 @@ from uvm.backends.fake.guestservice.messages import Incoming, hresult, reject
 from uvm.backends.fake.guestservice.processes import GuestProcess
 from uvm.backends.fake.guestservice.statistics import windows_statistics
 from uvm.backends.fake.guestservice.stdio import Terminal
-from uvm.backends.fake.hresult import (
-    E_INVALIDARG,
-    E_NOTIMPL,
-    ERROR_FILE_NOT_FOUND,
-    ERROR_NOT_FOUND,
-    GUEST_INVALID_STATE,
-    GUEST_SYSTEM_ALREADY_EXISTS,
-    GUEST_SYSTEM_ALREADY_STOPPED,
-    GUEST_SYSTEM_NOT_FOUND,
-    GUEST_UNSUPPORTED_PROTOCOL_VERSION,
-    WSAECONNREFUSED,
-)
+from uvm.hresult import HResult
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
@@ -69,7 +58,7 @@ _KILL: Final = 9
 def _negotiate(service: GuestService, request: Incoming) -> JSON:
     wanted = request.read(NegotiateProtocolRequest)
     if not wanted.minimum_version <= PROTOCOL_VERSION <= wanted.maximum_version:
-        raise hresult(request.operation, GUEST_UNSUPPORTED_PROTOCOL_VERSION)
+        raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_UNSUPPORTED_PROTOCOL_VERSION)
     service.negotiated()
     capabilities = {
         "SendHostCreateMessage": True,
@@ -93,9 +82,9 @@ def _create(service: GuestService, request: Incoming) -> JSON:
     document = request.parse_text("ContainerConfig", wanted.container_config)
     hosted = request.read_document(HostedSystem, "ContainerConfig", wanted.container_config, document)
     if hosted.container is None:
-        reject(request.operation, E_INVALIDARG, "Container is missing")
+        reject(request.operation, HResult.E_INVALIDARG, "Container is missing")
     if wanted.container_id in service.containers:
-        raise hresult(request.operation, GUEST_SYSTEM_ALREADY_EXISTS)
+        raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_EXISTS)
     service.containers[wanted.container_id] = Container(wanted.container_id, wanted.activity_id, document)
     return {}
 
@@ -107,27 +96,27 @@ def _start(service: GuestService, request: Incoming) -> JSON:
         return {}
     container = _container(service, request, wanted.container_id)
     if container.status != "created":
-        raise hresult(request.operation, GUEST_INVALID_STATE)
+        raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
     container.status = "running"
     return {}
 
 
 def _advance(service: GuestService, request: Incoming, before: str, after: str) -> None:
     if service.phase != before:
-        raise hresult(request.operation, GUEST_INVALID_STATE)
+        raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
     service.phase = after
 
 
 def _require_started(service: GuestService, request: Incoming) -> None:
     if service.phase != "started":
-        raise hresult(request.operation, GUEST_INVALID_STATE)
+        raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
 
 
 def _container(service: GuestService, request: Incoming, container_id: str) -> Container:
     _require_started(service, request)
     container = service.containers.get(container_id)
     if container is None:
-        raise hresult(request.operation, GUEST_SYSTEM_NOT_FOUND)
+        raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND)
     return container
 
 
@@ -137,7 +126,7 @@ def _process(service: GuestService, request: Incoming, container_id: str, pid: i
     processes = service.external if external else _container(service, request, container_id).processes
     process = processes.get(pid)
     if process is None:
-        raise hresult(request.operation, ERROR_NOT_FOUND)
+        raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
     return process
 
 
@@ -156,7 +145,7 @@ def _end(service: GuestService, request: Incoming, exit_type: str) -> JSON:
         return {}
     container = _container(service, request, wanted.container_id)
     if container.status == "stopped":
-        raise hresult(request.operation, GUEST_SYSTEM_ALREADY_STOPPED)
+        raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED)
     container.status, container.exit_type = "stopped", exit_type
     container.kill_all()
     request.after = lambda: service.exited(container)
@@ -172,12 +161,12 @@ def _execute(service: GuestService, request: Incoming) -> JSON:
     if wanted.container_id != HOST_CONTAINER_ID:
         container = _container(service, request, wanted.container_id)
         if container.status != "running":
-            raise hresult(request.operation, GUEST_INVALID_STATE)
+            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
         processes, forget = container.processes, container.forget
     command = _command(request, parameters)
     program = service.backend.programs.find(command.args[0], "windows")
     if program is None:
-        reject(request.operation, ERROR_FILE_NOT_FOUND, "The system cannot find the file specified.")
+        reject(request.operation, HResult.ERROR_FILE_NOT_FOUND, "The system cannot find the file specified.")
     relay = wanted.settings.stdio_relay_settings or StdioRelaySettings()
     streams = {
         name: service_id
@@ -188,7 +177,9 @@ def _execute(service: GuestService, request: Incoming) -> JSON:
         )
         if asked
     }
-    connected = connect_streams(service, streams, lambda name: hresult(request.operation, WSAECONNREFUSED))
+    connected = connect_streams(
+        service, streams, lambda name: hresult(request.operation, HResult.WSAECONNREFUSED)
+    )
     process = make_process(
         service,
         command,
@@ -206,7 +197,7 @@ def _command(request: Incoming, parameters: ProcessParameters) -> Command:
     if parameters.application_name:
         args = [parameters.application_name, *args[1:]]
     if not args:
-        reject(request.operation, E_INVALIDARG, "CommandLine is missing")
+        reject(request.operation, HResult.E_INVALIDARG, "CommandLine is missing")
     terminal = None
     if parameters.emulate_console:
         height, width = (*parameters.console_size, 0, 0)[:2]
@@ -228,12 +219,12 @@ def _signal(service: GuestService, request: Incoming) -> JSON:
     signal: int | str = _KILL
     if wanted.options is not None:
         if not service.vm.guest.capabilities.get("SignalProcessSupported"):
-            raise hresult(request.operation, E_NOTIMPL)
+            raise hresult(request.operation, HResult.E_NOTIMPL)
         signal = request.read_part(SignalProcessOptionsWCOW, wanted.options).signal
         if signal not in _CONSOLE_SIGNALS:
-            reject(request.operation, E_INVALIDARG, f"unknown signal {signal!r}")
+            reject(request.operation, HResult.E_INVALIDARG, f"unknown signal {signal!r}")
     if not process.signal(signal):
-        raise hresult(request.operation, ERROR_NOT_FOUND)
+        raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
     return {}
 
 
@@ -241,7 +232,7 @@ def _resize(service: GuestService, request: Incoming) -> JSON:
     wanted = request.read(ResizeConsoleRequest)
     process = _process(service, request, wanted.container_id, wanted.process_id)
     if process.view.terminal is None:
-        reject(request.operation, E_INVALIDARG, f"process {process.pid} has no console")
+        reject(request.operation, HResult.E_INVALIDARG, f"process {process.pid} has no console")
     process.resize(wanted.height, wanted.width)
     return {}
 
@@ -281,7 +272,7 @@ def _modify_service(service: GuestService, request: Incoming) -> JSON:
     _require_started(service, request)
     known = service.vm.guest.capabilities.get("LogForwardingSupported")
     if wanted.property_type != "LogForwardService" or not known:
-        raise hresult(request.operation, E_NOTIMPL)
+        raise hresult(request.operation, HResult.E_NOTIMPL)
     command = request.read_part(LogForwardServiceRPCRequest, wanted.settings)
     match command.rpc_type:
         case "ModifyServiceSettings":
@@ -291,7 +282,7 @@ def _modify_service(service: GuestService, request: Incoming) -> JSON:
         case "StopLogForwarding":
             service.log.stop()
         case other:
-            reject(request.operation, E_INVALIDARG, f"unknown RPCType {other!r}")
+            reject(request.operation, HResult.E_INVALIDARG, f"unknown RPCType {other!r}")
     return {}
 
 
@@ -304,7 +295,7 @@ def _dump_stacks(service: GuestService, request: Incoming) -> JSON:
 def _delete(service: GuestService, request: Incoming) -> JSON:
     container = _container(service, request, request.read(RequestBase).container_id)
     if container.status == "running":
-        raise hresult(request.operation, GUEST_INVALID_STATE)
+        raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
     del service.containers[container.id]
     return {}
 

@@ -16,6 +16,7 @@ from attrs import frozen
 
 from uvm.backends.hcs.dlls import FFI, CData, LateFunctions
 from uvm.errors import HostError, HostPathError
+from uvm.hresult import hresult_from_win32
 
 L_co = TypeVar("L_co", covariant=True)
 
@@ -135,11 +136,6 @@ class SystemLibrary(Generic[L_co]):
         """Make what Python itself would raise of a Windows error code; by default, of the last call's."""
         number, text = self.last_error(code)
         return OSError(0, text, None, number)
-
-
-def hresult_from_win32(code: int) -> int:
-    """Give the HRESULT of a Windows error code (``HRESULT_FROM_WIN32``)."""
-    return code if code <= 0 or code & 0x80000000 else (code & 0xFFFF) | 0x80070000
 
 
 def wide_path(ffi: FFI, path: str) -> CData:

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from uvm.backend import FileInfo
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import HostError, HostPathError
+from uvm.hresult import HResult, hresult_from_win32
 
 _READ_BYTES: Final = 1 << 20
 
@@ -32,7 +33,6 @@ _WIN32_OF: Final = {
     errno.ENAMETOOLONG: 206,
     errno.ENOTDIR: 267,
 }
-_E_FAIL: Final = 0x80004005
 
 
 class Stop(Protocol):
@@ -218,4 +218,4 @@ def _hresult(error: OSError) -> int:
     code: int | None = getattr(error, "winerror", None)
     if code is None:
         code = _WIN32_OF.get(error.errno or 0)
-    return _E_FAIL if code is None else 0x80070000 | (code & 0xFFFF)
+    return HResult.E_FAIL if code is None else hresult_from_win32(code)

@@ -16,9 +16,7 @@ from attrs import define, field, frozen
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, SystemLibrary, closing
 from uvm.errors import HostError
-
-ERROR_NOT_FOUND: Final = 0x80070490
-_E_HANDLE: Final = 0x80070006
+from uvm.hresult import HResult
 
 #: What the process is called, before a suffix that newer versions of Windows let a VM's document choose
 #: (``HostingProcessNameSuffix``): WSL's is ``vmmemWSL``. A file's NT path begins with a backslash.
@@ -62,7 +60,7 @@ class ProcessWorkingSet:
         out.cb = size = self._kernel.ffi.sizeof(out[0])
         with self._lock:
             if self._closed:
-                raise HostError(operation, _E_HANDLE, "it was closed")
+                raise HostError(operation, HResult.E_HANDLE, "it was closed")
             if not self._kernel.functions.K32GetProcessMemoryInfo(self._process, out, size):
                 raise self._kernel.error(operation)
         return int(out.WorkingSetSize)
@@ -108,7 +106,7 @@ class WorkingSets:
                 others += bool(owner)
         raise HostError(
             f"look for the memory of VM {runtime_id}",
-            ERROR_NOT_FOUND,
+            HResult.ERROR_NOT_FOUND,
             f"no process {_IMAGE} runs as {account}; there are {others} of other VMs, "
             f"and {unknown} processes that could not be looked at",
         )
