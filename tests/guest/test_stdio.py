@@ -7,6 +7,7 @@ import pytest
 
 from tests.clocks import jumping_backends
 from tests.gcs.guests import CountedListener
+from uvm._guest.clock import GuestClock
 from uvm._guest.stdio import (
     Channel,
     ProcessInput,
@@ -32,7 +33,7 @@ class Host:
     def __init__(self) -> None:
         self.switchboard = Switchboard("vm")
         self.listeners: list[CountedListener] = []
-        self.ports = StdioPorts(self.listen)
+        self.ports = StdioPorts(self.listen, GuestClock())
 
     async def listen(self, service_id: str) -> Listener:
         listener = CountedListener(self.switchboard.listen(service_id))

@@ -22,9 +22,6 @@ T = TypeVar("T")
 
 _log = logging.getLogger("uvm")
 
-#: How long after its guest's connection the VM itself may take to go.
-_GUEST_ALONE_SECONDS = 2.0
-
 
 @define(eq=False)
 class Link:
@@ -32,6 +29,7 @@ class Link:
 
     :ivar tasks: the VM's task group; None unless the VM is running.
     :ivar exit_grace_seconds: how long to wait for the exit itself after the host said that the VM is gone.
+    :ivar guest_exit_seconds: the same after the connection to the guest closed.
     """
 
     vm_id: str
@@ -41,6 +39,7 @@ class Link:
     exited: Flag = Factory(Flag)
     exit_status: ExitStatus | None = None
     exit_grace_seconds: float = 5.0
+    guest_exit_seconds: float = 2.0
     quarantined: list[Quarantined[Any, Any]] = Factory(list)
     _guest_went_alone: bool = False
 
@@ -111,7 +110,7 @@ class Link:
             raise self.exit_error() from None
         except BridgeClosedError as error:
             # A guest goes with its VM, but may also go alone; that is waited for once.
-            if not self._guest_went_alone and await self._exit_comes(_GUEST_ALONE_SECONDS):
+            if not self._guest_went_alone and await self._exit_comes(self.guest_exit_seconds):
                 raise self.exit_error() from error
             self._guest_went_alone = True
             raise

@@ -42,6 +42,7 @@ import anyio
 import anyio.abc
 
 from uvm._gcs.calls import Call, Calls
+from uvm._guest.clock import GuestClock
 from uvm._guest.quotes import without_quotes
 from uvm._wire.frames import HEADER_SIZE, MAX_MESSAGE_SIZE, Notification, Response, WireError, procedure_name
 from uvm.backend import BROKEN_STREAM, ByteStream
@@ -74,6 +75,7 @@ class Bridge:
         closes the bridge.
     :param rpc_timeout_seconds: how long a call may take unless it says something else.
     :param max_message_size: the largest message to take from the guest, in bytes.
+    :param clock: what the limits are measured by.
     :ivar on_resume: called, in order, each time that another stream is connected after the first that was,
         before anything that was queued goes out.
     """
@@ -85,12 +87,14 @@ class Bridge:
         notify: Callable[[ContainerNotification], None],
         rpc_timeout_seconds: float = 300.0,
         max_message_size: int = MAX_MESSAGE_SIZE,
+        clock: GuestClock | None = None,
     ) -> None:
         self.on_resume: list[Callable[[], None]] = []
         self._name = name
         self._notify = notify
         self._rpc_timeout_seconds = rpc_timeout_seconds
         self._calls = Calls(max_message_size)
+        self._clock = clock or GuestClock()
         self._closed = False
         self._cause: BaseException | None = None
         self._connected = False
@@ -105,7 +109,7 @@ class Bridge:
         self._send_by = math.inf
         # What ends the reading at the earliest deadline.
         self._alarm = math.inf
-        self._reading = anyio.CancelScope()
+        self._reading = self._clock.limit(math.inf)
 
     @property
     def closed(self) -> bool:
@@ -265,7 +269,7 @@ class Bridge:
     # One stream.
 
     async def _serve(self, stream: ByteStream, greeting: Callable[[], Awaitable[None]]) -> None:
-        lost = self._calls.restart(anyio.current_time())
+        lost = self._calls.restart(self._clock.now())
         self._alarm = self._calls.next_deadline
         self._ended = False
         self._end_cause = None
@@ -313,7 +317,7 @@ class Bridge:
     async def _read(self, stream: ByteStream) -> None:
         try:
             while True:
-                with anyio.CancelScope(deadline=self._alarm) as self._reading:
+                with self._clock.limit(self._alarm) as self._reading:
                     while True:
                         self._take(await stream.receive(_CHUNK_BYTES))
                 self._check_deadlines()
@@ -381,7 +385,7 @@ class Bridge:
     def _start(self, calls: Sequence[Call]) -> None:
         if not calls:
             return
-        now = anyio.current_time()
+        now = self._clock.now()
         self._send_by = now + self._rpc_timeout_seconds
         earliest = self._send_by
         for call in calls:
@@ -391,7 +395,7 @@ class Bridge:
             self._alarm = self._reading.deadline = earliest
 
     def _check_deadlines(self) -> None:
-        now = anyio.current_time()
+        now = self._clock.now()
         self._alarm = min(self._calls.next_deadline, self._send_by)
         late = self._calls.overdue(now)
         if late is not None:

@@ -36,6 +36,7 @@ from uvm._gcs.containers import Containers
 from uvm._gcs.link import GuestLink
 from uvm._gcs.process import start_process
 from uvm._guest.access import GuestFeatures
+from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._guest.container import Container
 from uvm._guest.process import Process
 from uvm._guest.run import ProcessHost, give_size
@@ -76,6 +77,7 @@ class GuestConnection(ProcessHost):
     :param listen: listens for the guest to dial a service id (:meth:`uvm.backend.System.listen`).
     :param name: whose guest it is, for messages.
     :param redial: waits until the guest has dialled again; without it, a connection that broke is closed.
+    :param clock: measures the limits on what the guest does; its owner pauses it with the VM.
     """
 
     def __init__(
@@ -85,9 +87,11 @@ class GuestConnection(ProcessHost):
         name: str,
         timeouts: GuestTimeouts = _DEFAULT_TIMEOUTS,
         redial: Callable[[], Awaitable[ByteStream]] | None = None,
+        clock: GuestClock | None = None,
     ) -> None:
-        bridge = Bridge(name, notify=self._notify, rpc_timeout_seconds=timeouts.rpc_seconds)
-        self._link = GuestLink(name, timeouts, bridge=bridge, ports=StdioPorts(listen))
+        clock = clock or GuestClock()
+        bridge = Bridge(name, notify=self._notify, rpc_timeout_seconds=timeouts.rpc_seconds, clock=clock)
+        self._link = GuestLink(name, timeouts, clock=clock, bridge=bridge, ports=StdioPorts(listen, clock))
         self._bridge = bridge
         self._containers = Containers(self._link)
         self._redial = redial
@@ -97,7 +101,7 @@ class GuestConnection(ProcessHost):
         self._idle = Flag()
         self._idle.set()
         self._task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-        self._redialling: anyio.CancelScope | None = None
+        self._redialling: GuestLimit | None = None
         # Until when a guest that went has to be back and greeted; one that only dials would be waited for
         # without end.
         self._return_by: float | None = None
@@ -253,9 +257,8 @@ class GuestConnection(ProcessHost):
             return None
         _log.info("%s: the connection to the guest broke (%r); it may dial again", self._link.name, cause)
         if self._return_by is None:
-            self._return_by = anyio.current_time() + seconds
-        with anyio.CancelScope(deadline=self._return_by) as scope:
-            self._redialling = scope
+            self._return_by = self._link.clock.now() + seconds
+        with self._link.clock.limit(self._return_by) as self._redialling:
             try:
                 return await self._redial()
             except Exception as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import define, frozen
+from attrs import Factory, define, frozen
 
+from uvm._guest.clock import GuestClock
 from uvm._guest.timeouts import GuestTimeouts
 from uvm.errors import BridgeClosedError, NotSupportedError
 
@@ -49,12 +50,14 @@ class GuestAccess:
 
     :ivar name: whose guest it is, for messages.
     :ivar os: the guest's operating system, ``"linux"`` or ``"windows"``.
+    :ivar clock: measures every limit on what the guest does.
     """
 
     name: str
     timeouts: GuestTimeouts
     os: str = ""
     features: GuestFeatures = GuestFeatures()
+    clock: GuestClock = Factory(GuestClock)
 
     def closed_error(self) -> BridgeClosedError:
         """Say, in a fresh exception, why nothing can be asked any more."""

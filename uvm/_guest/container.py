@@ -233,7 +233,7 @@ class Container(ProcessHost):
 
     async def _see_off(self, init: Process) -> None:
         """Let what it still writes be read, for a moment; unread, it would keep the guest from telling."""
-        with anyio.move_on_after(STREAM_GRACE_SECONDS) as scope:
+        with self._guest.clock.move_on_after(STREAM_GRACE_SECONDS) as scope:
             await self._exit_of(init)
         if scope.cancelled_caught:
             await init.aclose()
@@ -244,7 +244,7 @@ class Container(ProcessHost):
         return self._guest.os == "windows" or self._init is not None
 
     async def _ends_within(self, seconds: float) -> bool:
-        with anyio.move_on_after(seconds):
+        with self._guest.clock.move_on_after(seconds):
             await self._ended.wait()
         return self._ended.is_set()
 

@@ -256,7 +256,7 @@ class Process(ABC):
         helper = await self._start_helper(*args)
         # It stands for one answer of the guest, and has as long as that.
         seconds = self._guest.timeouts.rpc_seconds
-        with anyio.move_on_after(seconds):
+        with self._guest.clock.move_on_after(seconds):
             return await helper.wait()
         raise UnknownOutcomeError(f"{args[0]} for process {self.pid} has not ended within {seconds:g} s")
 

@@ -24,6 +24,7 @@ Source: hcsshim internal/gcs/iochannel.go; internal/guest/stdio for the Linux gu
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._wire.ports import FIRST_STDIO_PORT, vsock_service_id
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
 from uvm.errors import GuestError, OptionsError, UVMError
@@ -99,15 +101,16 @@ class StdioPorts:
     :param listen: listens for the guest to dial a service id (:meth:`uvm.backend.System.listen`).
     """
 
-    def __init__(self, listen: Callable[[str], Awaitable[Listener]]) -> None:
+    def __init__(self, listen: Callable[[str], Awaitable[Listener]], clock: GuestClock) -> None:
         self._listen = listen
+        self._clock = clock
         self._next = FIRST_STDIO_PORT
 
     async def open(self) -> Channel:
         """Listen on the next port; raises what listening raises."""
         port = self._next
         self._next += 1
-        return Channel(port, await self._listen(vsock_service_id(port)))
+        return Channel(port, await self._listen(vsock_service_id(port)), self._clock)
 
 
 class Channel:
@@ -116,12 +119,13 @@ class Channel:
     :ivar port: the vsock port that the guest dials.
     """
 
-    def __init__(self, port: int, listener: Listener) -> None:
+    def __init__(self, port: int, listener: Listener, clock: GuestClock) -> None:
         self.port = port
+        self._clock = clock
         self._listener: Listener | None = listener
         self._stream: ByteStream | None = None
         self._closed = False
-        self._accepting: anyio.CancelScope | None = None
+        self._accepting: GuestLimit | None = None
         self._process_ended = False
         self._failure: Callable[[], Exception] | None = None
 
@@ -147,11 +151,9 @@ class Channel:
         return None if self._closed else self._stream
 
     async def _accept(self, listener: Listener) -> None:
-        with anyio.CancelScope() as scope:
-            if self._process_ended:
-                # From now: what the guest dialled long ago still waits to be accepted.
-                scope.deadline = anyio.current_time() + DIAL_GRACE_SECONDS
-            self._accepting = scope
+        # From now: what the guest dialled long ago still waits to be accepted.
+        seconds = DIAL_GRACE_SECONDS if self._process_ended else math.inf
+        with self._clock.move_on_after(seconds) as self._accepting:
             try:
                 self._stream = await listener.accept()
             except BROKEN_STREAM:
@@ -174,7 +176,7 @@ class Channel:
         self._failure = failure
         self._process_ended = True
         if self._accepting is not None:
-            self._accepting.deadline = anyio.current_time() + DIAL_GRACE_SECONDS
+            self._accepting.deadline = self._clock.now() + DIAL_GRACE_SECONDS
 
     async def aclose(self) -> None:
         """Close it. Again, it does nothing."""

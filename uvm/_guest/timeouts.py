@@ -16,9 +16,12 @@ class GuestTimeouts:
     :ivar boot_seconds: for the guest to be there after the start of its VM, all boot channels included.
     :ivar redial_seconds: for a guest to dial again after its connection broke. With 0 a broken connection
         stays closed, as in hcsshim outside of a live migration.
+    :ivar vm_exit_seconds: for the exit of the VM after the connection to its guest closed: an operation that
+        the guest did not answer then fails because the VM exited. Not more than once is it waited for.
     """
 
     rpc_seconds: float = 300.0
     container_seconds: float = 240.0
     boot_seconds: float = 120.0
     redial_seconds: float = 0.0
+    vm_exit_seconds: float = 2.0

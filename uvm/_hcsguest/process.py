@@ -274,7 +274,7 @@ class RelayedProcess(Process):
 
     async def _give_up(self) -> None:
         """Let go of who waits, where HCS forgets to tell of an exit."""
-        await anyio.sleep(DOUBT_SECONDS)
+        await self._access.clock.sleep(DOUBT_SECONDS)
         text = "HCS knows the process no more, and did not tell how it exited"
         self._exit.lose(lambda: HostError(f"wait for process {self.pid}", HResult.ERROR_NOT_FOUND, text))
         self._waiting.cancel()

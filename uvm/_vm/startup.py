@@ -34,6 +34,7 @@ from uvm._async import bare_task_group
 from uvm._buses.context import Context
 from uvm._gcs.boot import forward_output, give_entropy
 from uvm._gcs.connection import GuestConnection
+from uvm._guest.clock import GuestClock
 from uvm._guest.logs import log_to
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._hcsguest.access import RelayAccess
@@ -84,6 +85,7 @@ class Arrival:
     timeouts: GuestTimeouts
     output: OutputHandler | None
     channels: anyio.abc.TaskGroup | None = None
+    clock: GuestClock = field(factory=GuestClock, init=False)
     _service: Listener | None = field(default=None, init=False)
     _listeners: list[Listener] = field(factory=list, init=False)
 
@@ -131,6 +133,7 @@ class Arrival:
             context.vm_id,
             self.timeouts,
             context.plan.os,
+            clock=self.clock,
             system=context.link.system,
             create=context.backend.create,
             tasks=context.link.tasks,
@@ -167,6 +170,7 @@ class Arrival:
             link.system.listen,
             name=link.vm_id,
             timeouts=self.timeouts,
+            clock=self.clock,
             redial=self._service.accept if redials else None,
         )
         stream = await self._service.accept()

@@ -60,6 +60,7 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
 
     def __init__(self, context: Context, system: System, traces: Traces, arrival: Arrival) -> None:
         super().__init__(context)
+        context.link.guest_exit_seconds = arrival.timeouts.vm_exit_seconds
         self._system = system
         self._traces = traces
         self._arrival = arrival
@@ -260,15 +261,25 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
         return await self.wait()
 
     async def pause(self) -> None:
-        """Stop its processors."""
+        """Pause the VM: its processors stop, and the limits on what its guest does with them."""
         self.link.check_running()
-        await self.link.call(self._system.pause())
+        clock = self._arrival.clock
+        was_paused = clock.paused
+        # The guest may stand still before the host answers.
+        clock.pause()
+        try:
+            await self.link.call(self._system.pause())
+        except BaseException:
+            if not was_paused:
+                clock.resume()
+            raise
         self._unless_gone(VMState.PAUSED)
 
     async def resume(self) -> None:
-        """Let its processors go on."""
+        """Resume the paused VM: its processors and the limits on what its guest does go on."""
         self.link.check_running()
         await self.link.call(self._system.resume())
+        self._arrival.clock.resume()
         self._unless_gone(VMState.RUNNING)
 
     def _unless_gone(self, state: VMState) -> None:
@@ -433,6 +444,7 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
         if self.link.exited.is_set():
             return
         self.link.exited.set()
+        self._arrival.clock.resume()
         for scope in self._exit_scopes:
             scope.cancel()
         if self.link.guest is not None:

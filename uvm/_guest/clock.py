@@ -1,0 +1,98 @@
+"""The time that a guest has had: it stands still, with every limit on the guest, while its VM is paused."""
+
+from __future__ import annotations
+
+import math
+from types import TracebackType
+
+import anyio
+from attrs import define, field
+
+
+@define(eq=False)
+class GuestClock:
+    """A clock that can be paused. Its times are of no use to other clocks."""
+
+    _paused_at: float | None = field(default=None, init=False)
+    _paused_seconds: float = field(default=0.0, init=False)
+    _limits: set[GuestLimit] = field(factory=set, init=False)
+
+    @property
+    def paused(self) -> bool:
+        """True while the clock stands still."""
+        return self._paused_at is not None
+
+    def now(self) -> float:
+        """Return the time, in seconds."""
+        at = anyio.current_time() if self._paused_at is None else self._paused_at
+        return at - self._paused_seconds
+
+    def pause(self) -> None:
+        """Stop the clock. Does nothing if it is paused."""
+        if self._paused_at is None:
+            self._paused_at = anyio.current_time()
+            self._changed()
+
+    def resume(self) -> None:
+        """Let the clock go on. Does nothing unless it is paused."""
+        if self._paused_at is not None:
+            self._paused_seconds += anyio.current_time() - self._paused_at
+            self._paused_at = None
+            self._changed()
+
+    def move_on_after(self, seconds: float) -> GuestLimit:
+        """Return a scope that is cancelled after so many seconds of this clock."""
+        return GuestLimit(self, self.now() + seconds)
+
+    def limit(self, deadline: float) -> GuestLimit:
+        """Return a scope that is cancelled at a time of this clock."""
+        return GuestLimit(self, deadline)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for so many seconds of this clock."""
+        with self.move_on_after(seconds):
+            await anyio.sleep_forever()
+
+    def _changed(self) -> None:
+        for limit in self._limits:
+            limit.deadline = limit.deadline
+
+
+class GuestLimit:
+    """A cancel scope with a deadline of a :class:`GuestClock`; what it cancels ends quietly."""
+
+    def __init__(self, clock: GuestClock, deadline: float) -> None:
+        self._clock = clock
+        self._scope = anyio.CancelScope()
+        self.deadline = deadline
+
+    @property
+    def deadline(self) -> float:
+        """A time of the clock."""
+        return self._deadline
+
+    @deadline.setter
+    def deadline(self, deadline: float) -> None:
+        self._deadline = deadline
+        clock = self._clock
+        self._scope.deadline = math.inf if clock.paused else deadline + clock._paused_seconds
+
+    @property
+    def cancelled_caught(self) -> bool:
+        """True if the body was cancelled by this scope."""
+        return self._scope.cancelled_caught
+
+    def cancel(self) -> None:
+        """Cancel the body."""
+        self._scope.cancel()
+
+    def __enter__(self) -> GuestLimit:
+        self._scope.__enter__()
+        self._clock._limits.add(self)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        self._clock._limits.remove(self)
+        return bool(self._scope.__exit__(exc_type, exc, tb))
