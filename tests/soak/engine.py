@@ -138,8 +138,6 @@ class _Player:
     async def _live(self, vm: uvm.UtilityVM) -> None:
         if await self.tried("start", vm.start) != "ok":
             return
-        # Guests go alone here, and nobody is to wait for an exit that does not come.
-        vm.link._guest_went_alone = True
         async with anyio.create_task_group() as cancellers, anyio.create_task_group() as workers:
             for _ in range(self.random.randint(1, _MOST_WORKERS)):
                 worker = _Worker(self, vm, Random(self.random.getrandbits(64)), cancellers)

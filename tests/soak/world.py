@@ -94,7 +94,8 @@ def make_options(random: Random, backend: FakeBackend, number: int) -> LCOWOptio
 
 def make_timeouts(random: Random) -> uvm.GuestTimeouts:
     """Choose whether a guest whose connection broke is waited for. A Windows guest does not dial again."""
-    return uvm.GuestTimeouts(redial_seconds=random.choice((0.0, 0.05)))
+    # No time for an exit after the guest: guests go alone here.
+    return uvm.GuestTimeouts(redial_seconds=random.choice((0.0, 0.05)), vm_exit_seconds=0)
 
 
 # What can be attached, for both kinds of guest.

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from attrs import evolve
 
 import uvm
 from tests.clocks import jumping_backends
@@ -35,6 +36,8 @@ pytestmark = pytest.mark.anyio
 
 anyio_backend = jumping_backends
 
+#: Its guest may go without it.
+ALONE = GuestTimeouts(vm_exit_seconds=0)
 SPEC = {
     "ociVersion": "1.1.0",
     "process": {"args": ["cat"], "cwd": "/", "env": ["GREETING=hello"]},
@@ -468,14 +471,13 @@ async def test_a_guest_that_refuses_to_shut_down_leaves_the_vm_running() -> None
 
 async def test_once_the_guest_is_gone_what_was_in_it_is_released_at_once() -> None:
     # hcsshim's issue 2743.
-    async with running(timeouts=GuestTimeouts()) as run:
+    async with running(timeouts=ALONE) as run:
         mounted = await run.vm.scsi.attach(host.DISK, mount=uvm.Mount())
         layer = await run.vm.vpmem.add(host.LAYER)
         root = await run.vm.mount_layers("c1", [host.OTHER_LAYER], host.SCRATCH)
         container = await run.vm.create_container("c1", SPEC, root=root)
         service(run).drop()
         await run.vm.guest.wait_closed()
-        run.vm.link._guest_went_alone = True
         for lease in (mounted, layer, root):
             await lease.release()
             with pytest.raises(AlreadyReleasedError):
@@ -512,8 +514,7 @@ async def test_once_the_vm_is_gone_what_was_in_it_is_released_at_once() -> None:
 
 
 async def test_a_request_whose_answer_never_came_closes_the_connection_and_withholds_its_slot() -> None:
-    async with running(timeouts=GuestTimeouts()) as run:
-        run.vm.link._guest_went_alone = True
+    async with running(timeouts=ALONE) as run:
         run.vm.guest._bridge._rpc_timeout_seconds = 0
         run.backend.misbehaviour.silent(operation="modify")
         with pytest.raises(AnswerLostError, match="no answer within 0 s"):
@@ -528,8 +529,8 @@ async def test_a_request_whose_answer_never_came_closes_the_connection_and_withh
 async def test_a_guest_that_breaks_the_protocol_ends_its_own_connection_and_nothing_else(
     misdeed: str,
 ) -> None:
-    async with running() as run, beside(run) as other:
-        run.vm.link._guest_went_alone = True
+    redials = evolve(host.REDIALS, vm_exit_seconds=0)
+    async with running(timeouts=redials) as run, beside(run) as other:
         getattr(run.backend.misbehaviour, misdeed)(vm="vm1", operation="dump stacks")
         # The first of two answers is good.
         with nullcontext() if misdeed == "twice" else pytest.raises(BridgeClosedError):

@@ -26,6 +26,7 @@ from tests.vm.audit import check_at_rest
 from tests.vm.orders import Choose, run_example
 from tests.vm.support import Running, quiet, running
 from uvm._document import CreationPlan
+from uvm._guest.timeouts import GuestTimeouts
 from uvm.backend import HCS_CONCURRENCY, Concurrency
 from uvm.backends.fake import Call, Gate, Parked
 from uvm.devices.vsmb import guest_path
@@ -314,10 +315,10 @@ async def _example(choose: Choose, warnings: _Warnings) -> None:
         ),
     )
     concurrency = choose([Concurrency(), HCS_CONCURRENCY, Concurrency(2, 2, 2, 2, 2, 2, 2)], "concurrency")
-    async with running(options, concurrency=concurrency, amend=_few_slots) as run:
+    # A guest may go alone here: no example waits for an exit that does not come.
+    timeouts = GuestTimeouts(redial_seconds=3600 if os == "linux" else 0, vm_exit_seconds=0)
+    async with running(options, concurrency=concurrency, amend=_few_slots, timeouts=timeouts) as run:
         await _prepare(run)
-        # A guest may go alone here, and no example is to wait for an exit that does not come.
-        run.vm.link._guest_went_alone = True
         async with anyio.create_task_group() as tasks:
             world = World(run, tasks, run.backend.faults.hold(where=_is_work), choose)
             for _ in range(choose(range(10, 60), "steps")):
