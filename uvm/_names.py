@@ -1,0 +1,280 @@
+r"""When two names are one. Nothing else folds names: they are folded here, once, at the door.
+
+A name has a spelling that is sent: the caller's, cleaned (`host_path`, `guest_path`, `pipe_path`). And it has
+a key, equal for all its spellings (`host_path_key` and the like), for comparing only. A key is itself a
+spelling of its name: folding it again changes nothing. In doubt two names stay two, for two keys of one disk
+end in the host's refusal, and one key of two disks in the wrong disk. No file is looked at: links are the
+backend's to resolve.
+
+Windows makes an NT path of a path before a file system sees it; two paths are one if their NT paths are.
+
+- ``C:\x``, ``\\server\share\x``, ``\\.\device`` (Win32): ``/`` is ``\``; doubled separators, ``.`` and ``..``
+  go. Trailing dots and spaces of the last component go, of the others only one single dot: ``C:\a \x`` is in
+  a directory whose name ends in a space.
+- ``\\?\``, also written ``\??\`` (verbatim): the rest is the NT path. Slashes, ``.``, ``..``, trailing dots
+  and spaces are parts of names, and only empty names go: Go's Clean, which tidies more, makes another path.
+- ``C:\x`` is ``\\.\C:\x`` and ``\\?\C:\x``; ``\\s\h`` is ``\\?\UNC\s\h``. The separator of a drive or volume
+  stays: ``\\.\C:\`` is a directory, ``\\.\C:`` a device.
+
+What only ``\\?\`` can say is spelled with it, in keys too. On POSIX hosts ``..`` stays, for it may follow a
+link. In guests it goes: the places of our own mounts are compared there, and none may hide behind it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from string import ascii_lowercase, ascii_uppercase
+from typing import Literal, Protocol, TypeAlias
+from unicodedata import ucd_3_2_0
+
+from uvm.errors import OptionsError
+
+
+class PathLike(Protocol):
+    """What `os.PathLike` of text is, without `os`."""
+
+    def __fspath__(self) -> str:
+        """Return the path as text."""
+
+
+HostPath: TypeAlias = str | PathLike
+PathFlavour: TypeAlias = Literal["windows", "posix"]
+GuestOS: TypeAlias = Literal["linux", "windows"]
+
+_DEVICE, _VERBATIM = "\\\\.\\", "\\\\?\\"
+_DRIVE = re.compile(r"[A-Za-z]:\\")
+_ROOT = re.compile(r"(?ai)[a-z]:|volume\{[^\\]*\}")
+_SHARE = re.compile(r"(?ai)unc\\[^\\]+\\[^\\]+")
+_NOTHING = re.compile(r"(?ai)(unc(\\[^\\]*)?)?")
+_BRACES = re.compile(r"\{\s*([^{}]*?)\s*\}")
+_ASCII_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
+
+
+def text_of(path: HostPath, what: str = "path") -> str:
+    """Return a path as text.
+
+    :param what: what an error calls it.
+    :raises OptionsError: it is neither text nor `os.PathLike` of text, is empty, or has a NUL in it.
+    """
+    fspath = getattr(type(path), "__fspath__", None)
+    text: object = path if fspath is None else fspath(path)
+    if not isinstance(text, str):
+        raise OptionsError(f"{what}: {path!r} is neither a str nor an os.PathLike of one")
+    if not text:
+        raise OptionsError(f"{what}: it is empty; a path is wanted")
+    if "\0" in text:
+        raise OptionsError(f"{what}: {text!r} has a NUL in it, which no path can have")
+    return text
+
+
+def flavour_of(path: HostPath) -> PathFlavour:
+    """Return the flavour of the hosts on which a path is absolute; POSIX, which folds less, for ``//x/y``."""
+    return "posix" if text_of(path).startswith("/") else "windows"
+
+
+def host_path(path: HostPath, flavour: PathFlavour, what: str = "host path") -> str:
+    """Return the spelling of a host path that is sent.
+
+    :raises OptionsError: it is no path, or not an absolute one.
+    """
+    if flavour == "windows":
+        return _spelled(*_nt_path(path, what))
+    names = [name for name in _posix(path, what).split("/") if name not in ("", ".")]
+    while names[:1] == [".."]:  # The parent of the root is the root.
+        del names[0]
+    return "/" + "/".join(names)
+
+
+def host_path_key(path: HostPath, flavour: PathFlavour, what: str = "host path") -> str:
+    """Return the key of a host path; raise as `host_path` does."""
+    if flavour == "windows":
+        return windows_upper(_spelled("", _nt_path(path, what)[1]))
+    return host_path(path, flavour, what)
+
+
+def guest_path(path: HostPath, os: GuestOS, what: str = "guest path") -> str:
+    """Return the spelling of a guest path that is sent.
+
+    :raises OptionsError: it is no path, or not an absolute one.
+    """
+    if os == "windows":
+        return host_path(path, "windows", what)
+    # normpath keeps two separators at the start, which POSIX lets mean something; Linux does not.
+    return "/" + posixpath.normpath(_posix(path, what)).lstrip("/")
+
+
+def guest_path_key(path: HostPath, os: GuestOS, what: str = "guest path") -> str:
+    """Return the key of a guest path; raise as `guest_path` does."""
+    return host_path_key(path, "windows", what) if os == "windows" else guest_path(path, os, what)
+
+
+def pipe_path(path: HostPath, what: str = "named pipe") -> str:
+    r"""Return the spelling of a named pipe that is sent; HCS wants it to begin with ``\\.\pipe\``.
+
+    :raises OptionsError: it is not a named pipe of the host.
+    """
+    text = text_of(path, what)
+    name = _parsed(text)[1]
+    if name[:5].lower() != "pipe\\":
+        raise OptionsError(f"{what}: {text!r} is not a named pipe, which is {_DEVICE}pipe\\ and a name")
+    return _spelled(_DEVICE, "pipe" + name[4:])
+
+
+def pipe_key(path: HostPath, what: str = "named pipe") -> str:
+    """Return the key of a named pipe; raise as `pipe_path` does."""
+    return windows_upper(pipe_path(path, what))
+
+
+def guid_key(guid: str) -> str:
+    """Return the key of a GUID, as HCN writes it; other texts, which ids may be, are folded alike."""
+    text = guid.strip().translate(_ASCII_LOWER)
+    braced = _BRACES.fullmatch(text)
+    return braced[1] if braced else text
+
+
+def pci_key(instance_path: str) -> str:
+    r"""Return the key of a device's instance path, such as ``PCI\VEN_10DE&DEV_1EB8\4&1&0``."""
+    return windows_upper(instance_path)
+
+
+def windows_upper(text: str) -> str:
+    """Return a text in upper case, one character for one, as file systems of Windows compare names."""
+    return text.upper() if text.isascii() else "".join(map(_upper, text))
+
+
+def _upper(character: str) -> str:
+    """Return the capital of a letter if the $UpCase table of every Windows since Vista has the pair.
+
+    Those are the pairs of Unicode 3.2 in the BMP whose letters are each other's only counterparts. Sharp and
+    long s, dotless i, micro, final sigma and the Kelvin sign have none, nor have capitals that came later.
+    """
+    upper = character.upper()
+    if len(upper) > 1 or upper.lower() != character or character > "\uffff":
+        return character
+    return character if "Cn" in map(ucd_3_2_0.category, (character, upper)) else upper
+
+
+def _posix(path: HostPath, what: str) -> str:
+    """Return a path as text if it is absolute."""
+    text = text_of(path, what)
+    if not text.startswith("/"):
+        raise OptionsError(f"{what}: {text!r} is relative; a path such as /directory/file is wanted")
+    return text
+
+
+def _nt_path(path: HostPath, what: str) -> tuple[str, str]:
+    """Return the prefix and the NT path of a path if it is absolute and more than a prefix."""
+    text = text_of(path, what)
+    prefix, name = _parsed(text)
+    if not _NOTHING.fullmatch(name):
+        return prefix, name
+    if text[1:2] == ":":
+        problem = "has a drive and no root"
+    elif text[0] in "/\\":
+        problem = "names no file" if text[1:2] in ("/", "\\", "?") else "has no drive"
+    else:
+        problem = "is relative"
+    raise OptionsError(f"{what}: {text!r} {problem}; a path such as C:\\directory\\file is wanted")
+
+
+def _parsed(path: str) -> tuple[str, str]:
+    r"""Return the prefix and the NT path, without its ``\??\``; two empty texts for what is not absolute."""
+    prefix = ""
+    if path.startswith((_VERBATIM, "\\??\\")):
+        prefix, name = _VERBATIM, re.sub(r"\\+", r"\\", path[4:]).lstrip("\\")
+    else:
+        path = path.replace("/", "\\").rstrip(" ")
+        if path.startswith((_DEVICE, _VERBATIM)):
+            prefix, name = path[:4], _resolved(path[4:])
+        elif path.startswith("\\\\"):
+            server, _, rest = path.lstrip("\\").partition("\\")
+            share, _, rest = rest.lstrip("\\").partition("\\")
+            name = f"UNC\\{server}\\{share}\\{_resolved(rest)}"
+        elif _DRIVE.match(path):
+            name = path[:3] + _resolved(path[3:])
+        else:
+            return "", ""
+    stem = name.rstrip("\\")
+    is_root = _SHARE.fullmatch(stem) or (_ROOT.fullmatch(stem) and stem != name)
+    return prefix, stem + "\\" if is_root else stem
+
+
+def _resolved(path: str) -> str:
+    """Return what follows the root of a path as Win32 resolves it (GetFullPathName)."""
+    names: list[str] = []
+    for name in path.split("\\"):
+        if name == "..":
+            del names[-1:]
+        elif name not in ("", "."):
+            names.append(name[:-1] if re.search(r"[^.]\.\Z", name) else name)
+    resolved = "\\".join(names)
+    return resolved + "\\" if path.endswith("\\") else resolved.rstrip(" .")
+
+
+def _spelled(prefix: str, name: str) -> str:
+    r"""Return an NT path with a prefix, or with ``\\?\`` if another NT path would be made of that."""
+    if not prefix and _DRIVE.match(name):
+        path = name
+    elif not prefix and name[:4].upper() == "UNC\\":
+        path, name = "\\\\" + name[4:], "UNC" + name[3:]
+    else:
+        path = (prefix or _DEVICE) + name
+    return path if _parsed(path)[1] == name else _VERBATIM + name
+
+
+# Go's path/filepath on Windows, for what hcsshim makes with it and the documents show.
+
+
+def go_clean(path: str) -> str:
+    r"""Return the shortest equivalent of a path, with backslashes (Go's ``filepath.Clean`` on Windows).
+
+    Unlike `ntpath.normpath` it also tidies what follows ``\\?\`` and ``\\.\``, and knows ``C:`` for ``C:.``.
+    """
+    path = path.replace("/", "\\")
+    length = _volume_length(path)
+    volume, rest = path[:length], path[length:]
+    if not rest:
+        return volume if volume.startswith("\\\\") else volume + "."
+    rooted = rest[0] == "\\"
+    parts: list[str] = []
+    for part in rest.split("\\"):
+        if part == ".." and parts and parts[-1] != "..":
+            parts.pop()
+        elif part not in ("", ".", "..") or (part == ".." and not rooted):
+            parts.append(part)
+    cleaned = "\\".join(parts)
+    if rooted:
+        return f"{volume}\\{cleaned}"
+    return volume + (cleaned or ".")
+
+
+def go_directory_of(path: str) -> str:
+    """Return the cleaned directory of a file (Go's ``filepath.Dir`` on Windows)."""
+    path = path.replace("/", "\\")
+    end = max(path.rfind("\\") + 1, _volume_length(path))
+    return go_clean(path[:end])
+
+
+def _volume_length(path: str) -> int:
+    r"""Return the length of the volume: ``C:``, ``\\server\share``, ``\\?\C:``, ``\\.\UNC\server\share``."""
+    if path[1:2] == ":":
+        return 2
+    upper = path[:8].upper()
+    if upper.startswith("\\\\.\\UNC") and upper[7:8] in ("", "\\"):
+        return _nth_separator(path, 8, 2)
+    if upper.startswith(("\\\\.", "\\\\?", "\\??")) and upper[3:4] in ("", "\\"):
+        return _nth_separator(path, 4, 1)
+    if path.startswith("\\\\"):
+        return _nth_separator(path, 2, 2)
+    return 0
+
+
+def _nth_separator(path: str, start: int, count: int) -> int:
+    """Return the position of the count-th separator from a position on, or the end."""
+    for _ in range(count):
+        position = path.find("\\", start)
+        if position < 0:
+            return len(path)
+        start = position + 1
+    return start - 1
