@@ -299,7 +299,7 @@ async def test_a_start_that_is_refused_tells_also_that_the_vm_could_not_be_ended
     async with create(backend) as vm:
         with pytest.raises(HostError, match="start") as caught:
             await vm.start()
-        assert ["ending the VM failed" in note for note in caught.value.__notes__] == [True]
+        assert ["terminating the VM failed" in note for note in caught.value.__notes__] == [True]
         refused.remove()
     assert gone(backend)
 
@@ -642,7 +642,7 @@ async def _proceed_later(parked: Any) -> None:
 async def test_what_hangs_at_the_closing_is_abandoned_and_reported() -> None:
     backend = host_backend()
     context = create(backend, wcow(), close_grace_seconds=0.2)
-    with pytest.raises(UVMError, match="closing abandoned 'end system' after 0"):
+    with pytest.raises(UVMError, match="close vm1: terminating the VM did not finish within 0"):
         await use(context, lambda: backend.faults.hang(operation="terminate"))
     assert gone(backend), "it ends with its last handle, and what it was given is taken back"
 
@@ -656,8 +656,8 @@ async def test_one_hang_keeps_nothing_else_from_being_closed() -> None:
 
     with pytest.raises(ExceptionGroup) as caught:
         await use(create(backend, wcow(), close_grace_seconds=0.2), break_it)
-    abandoned = [str(e).split("'")[1] for e in caught.value.exceptions]
-    assert abandoned == ["end system", "revoke", "take back"]
+    abandoned = [str(e).removeprefix("close vm1: ").split(" did not")[0] for e in caught.value.exceptions]
+    assert abandoned == ["terminating the VM", "revoking access", "deleting temporary files"]
     assert not backend.vms
 
 

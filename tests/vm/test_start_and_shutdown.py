@@ -19,6 +19,7 @@ from uvm._wire.ports import vsock_service_id
 from uvm.backend import ByteStream
 from uvm.backends.fake import FakeBackend, FakeListener
 from uvm.backends.fake.streams import FakeStream
+from uvm.errors import VMExitedError
 from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
@@ -119,6 +120,11 @@ class Attempt:
 
 async def crash(attempt: Attempt) -> None:
     attempt.backend.vms[attempt.vm.id].crash()
+
+
+async def crash_and_wait(attempt: Attempt) -> None:
+    await crash(attempt)
+    await attempt.vm.wait()
 
 
 async def close(attempt: Attempt) -> None:
@@ -231,7 +237,7 @@ async def test_a_start_that_fails_and_whose_vm_hangs_says_that_ending_it_was_aba
         hang = backend.faults.hang(operation="terminate")
         with pytest.raises(uvm.HostError) as caught:
             await vm.start()
-        assert caught.value.__notes__ == ["and ending the VM was abandoned after 0.05 s"]
+        assert caught.value.__notes__ == ["and terminating the VM was abandoned after 0.05 s"]
         hang.remove()
     assert backend.leftovers() == []
 
@@ -328,6 +334,62 @@ async def test_a_handler_of_the_output_that_never_ends_is_abandoned_and_that_is_
             await end(Attempt(vm, backend))
     assert "vm1: the handler of its output was abandoned after 0.05 s" in caplog.messages
     assert backend.leftovers() == []
+
+
+@pytest.mark.parametrize("options", [lcow, wcow])
+@pytest.mark.parametrize("ends", [crash_and_wait, close, terminate, shut_down])
+async def test_the_last_output_was_handed_on_when_the_exit_is_told(options: Any, ends: Any) -> None:
+    backend = host_backend()
+    heard: list[bytes] = []
+
+    async def slow(output: ByteStream) -> None:
+        with suppress(anyio.EndOfStream):
+            while True:
+                data = await output.receive()
+                await anyio.sleep(1)
+                heard.append(data)
+
+    async with uvm.UtilityVM.create(options(), backend=backend, guest_output=slow) as vm:
+        await vm.start()
+        backend.vms[vm.id].service.log.write(b"the last words\n")
+        await ends(Attempt(vm, backend))
+        assert b"the last words\n" in b"".join(heard)
+
+
+async def test_a_handler_of_the_output_may_end_its_vm(caplog: pytest.LogCaptureFixture) -> None:
+    backend = host_backend()
+    statuses: list[str] = []
+
+    async def handler(output: ByteStream) -> None:
+        while b"GCS started" not in await output.receive():
+            pass
+        statuses.append((await vm.terminate()).exit_type)
+        await vm.close()
+
+    began = anyio.current_time()
+    async with uvm.UtilityVM.create(lcow(), backend=backend, guest_output=handler) as vm:
+        with suppress(VMExitedError):
+            await vm.start()
+        await vm.wait()
+    assert statuses == ["ForcedExit"]
+    assert "abandoned" not in caplog.text
+    assert anyio.current_time() - began < 1
+
+
+async def test_a_caller_need_not_wait_for_the_last_output() -> None:
+    backend = host_backend()
+
+    async def never_ends(output: ByteStream) -> None:
+        await anyio.sleep_forever()
+
+    created = uvm.UtilityVM.create(lcow(), backend=backend, guest_output=never_ends)
+    async with created as vm:
+        await vm.start()
+        with anyio.move_on_after(1) as scope:
+            await vm.terminate()
+        assert scope.cancelled_caught
+        assert vm.exit_status is not None
+        assert vm.state is uvm.VMState.EXITED
 
 
 async def test_a_handler_of_the_output_that_is_slow_hears_all_of_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -42,11 +42,11 @@ _REFERENCE_INFO_MAX_BYTES = 1 << 20
 
 
 @define
-class Traces:
-    """What creating a VM left on the host, to be taken back when it closes.
+class HostArtifacts:
+    """The grants and files of one VM on its host, which closing it undoes.
 
-    :ivar grants: paths to which the VM itself was given access. What was given to the VM group is shared
-        with other VMs and stays.
+    :ivar grants: paths to which the VM itself was granted access. Grants to the VM group are shared with
+        other VMs and stay.
     :ivar files: files that were made for this VM alone.
     """
 
@@ -70,7 +70,7 @@ class Settings:
 
 async def create(
     options: LCOWOptions | WCOWOptions, backend: Backend, settings: Settings
-) -> tuple[Context, System, Traces]:
+) -> tuple[Context, System, HostArtifacts]:
     """Create a compute system for options, with what its devices need to know, and what it left on the host.
 
     Where it fails or is cancelled, nothing stays behind.
@@ -79,12 +79,12 @@ async def create(
     plan = await build_plan(options, backend, host)
     if settings.amend is not None:
         plan = settings.amend(plan)
-    traces = Traces()
-    system = await create_system(plan, backend, traces, settings.grace_seconds, fresh_id=not options.id)
+    artifacts = HostArtifacts()
+    system = await create_system(plan, backend, artifacts, settings.grace_seconds, fresh_id=not options.id)
     link = Link(plan.id, system, exit_grace_seconds=settings.grace_seconds)
     concurrency = settings.concurrency or host.concurrency
     context = Context(backend, host, options, plan, concurrency, link, Access(backend, link))
-    return context, system, traces
+    return context, system, artifacts
 
 
 async def build_plan(options: LCOWOptions | WCOWOptions, backend: Backend, host: HostInfo) -> CreationPlan:
@@ -98,44 +98,48 @@ async def build_plan(options: LCOWOptions | WCOWOptions, backend: Backend, host:
     return plan_creation(options, host, files, id=system_id, new_id=backend.new_id)
 
 
-async def perform(steps: Sequence[Preparation], plan: CreationPlan, backend: Backend, traces: Traces) -> None:
+async def perform(
+    steps: Sequence[Preparation], plan: CreationPlan, backend: Backend, artifacts: HostArtifacts
+) -> None:
     """Do on the host what a plan asks for, noting what is to be taken back."""
     for step in steps:
         match step:
             case CopyFile(source, target):
-                await _copy(source, target, plan, backend, traces)
+                await _copy(source, target, plan, backend, artifacts)
             case MakeDirectory(path):
                 await backend.files.mkdir(path)
             case SetDiskId(path, disk_id):
                 await backend.files.set_disk_id(path, disk_id)
             case GrantAccess(path, to_vm_group, mask):
                 if not to_vm_group:
-                    traces.grants.append(path)
+                    artifacts.grants.append(path)
                 await backend.grant_access(path, VM_GROUP if to_vm_group else plan.id, mask)
 
 
-async def _copy(source: str, target: str, plan: CreationPlan, backend: Backend, traces: Traces) -> None:
+async def _copy(
+    source: str, target: str, plan: CreationPlan, backend: Backend, artifacts: HostArtifacts
+) -> None:
     made_for_it = target in plan.leftovers
     if made_for_it:
-        traces.files.append(target)
+        artifacts.files.append(target)
     try:
         await backend.files.copy(source, target)
     except Exception as error:
         if made_for_it and is_refusal(error):
             # Whatever is there is not ours.
-            traces.files.remove(target)
+            artifacts.files.remove(target)
         raise
 
 
-async def take_back(traces: Traces, backend: Backend, vm_id: str) -> list[Exception]:
+async def take_back(artifacts: HostArtifacts, backend: Backend, vm_id: str) -> list[Exception]:
     """Revoke and remove what was left on the host; gives the errors of what could not be."""
     errors: list[Exception] = []
-    for path in traces.grants:
+    for path in artifacts.grants:
         try:
             await backend.revoke_access(path, vm_id)
         except Exception as error:
             errors.append(error)
-    for path in traces.files:
+    for path in artifacts.files:
         try:
             await backend.files.remove(path)
         except Exception as error:
@@ -144,7 +148,7 @@ async def take_back(traces: Traces, backend: Backend, vm_id: str) -> list[Except
 
 
 async def create_system(
-    plan: CreationPlan, backend: Backend, traces: Traces, grace_seconds: float, *, fresh_id: bool
+    plan: CreationPlan, backend: Backend, artifacts: HostArtifacts, grace_seconds: float, *, fresh_id: bool
 ) -> System:
     """Prepare the host and create the system. Where it fails or is cancelled, nothing stays behind.
 
@@ -153,11 +157,11 @@ async def create_system(
     if not fresh_id:
         await _refuse_if_there(plan.id, backend)
     try:
-        await perform(plan.preparations, plan, backend, traces)
+        await perform(plan.preparations, plan, backend, artifacts)
         return await _create(plan, backend, grace_seconds)
     except BaseException as failure:
         with anyio.move_on_after(grace_seconds, shield=True):
-            for error in await take_back(traces, backend, plan.id):
+            for error in await take_back(artifacts, backend, plan.id):
                 failure.add_note(f"and taking back what had been done for it failed: {error}")
         raise
 

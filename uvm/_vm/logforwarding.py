@@ -1,4 +1,4 @@
-"""The log forwarding service of a Windows guest: what it forwards, and whether.
+"""Requests to the log forwarding service of a Windows guest.
 
 Source: hcsshim internal/uvm/log_wcow.go.
 """
@@ -15,7 +15,7 @@ _SERVICE = "LogForwardService"
 
 
 async def set_log_sources(connection: GuestConnection, options: WCOWOptions) -> None:
-    """Tell the service which ETW providers to forward: those of the options, and the default ones."""
+    """Set the ETW providers that the service forwards: those of the options, and the default ones."""
     # The sidecar of a confidential VM adds the GUIDs itself, to those providers that the policy allows.
     guids = not options.security_policy_enabled
     settings = log_settings(options.log_sources, defaults=options.default_log_sources, guids=guids)
@@ -23,12 +23,12 @@ async def set_log_sources(connection: GuestConnection, options: WCOWOptions) -> 
 
 
 async def start_log_forwarding(connection: GuestConnection) -> None:
-    """Have the service dial the host and forward what its providers tell."""
+    """Have the service dial the host and forward the events of its providers."""
     await _command(connection, "StartLogForwarding")
 
 
 async def stop_log_forwarding(connection: GuestConnection) -> None:
-    """Have the service stop."""
+    """Have the service stop forwarding."""
     await _command(connection, "StopLogForwarding")
 
 

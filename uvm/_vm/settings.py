@@ -1,4 +1,4 @@
-"""A running VM beside its devices: memory, processors, hvsocket services; its state saved; its statistics."""
+"""Settings and state of a running VM: memory, processors, hvsocket services; statistics; saved state."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _CPU_LIMITS_BUILD = 19042
 _NULL_CPU_GROUP = "00000000-0000-0000-0000-000000000000"
 
 
-class RunningChanges:
-    """What can be changed of a running VM, and asked of it. A part of :class:`~uvm._vm.vm.UtilityVM`."""
+class RuntimeSettings:
+    """Settings and state of a running VM. A part of :class:`~uvm._vm.vm.UtilityVM`."""
 
     context: Context
 

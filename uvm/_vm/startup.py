@@ -1,9 +1,9 @@
-"""How a VM comes to its guest: the channels of its boot, the connection, and the first messages.
+"""Guest start-up: the channels of the boot, the connection, and the first requests.
 
 How it works
 ------------
 
-What a guest dials while it boots is listened to before its VM is started, so that no dial is missed::
+The host listens to what a guest dials while it boots before the VM is started, so that no dial is missed::
 
     host                                             guest
       listen: entropy, output, compute service
@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -60,8 +61,11 @@ from uvm.schema.requests import UPDATE, ModificationRequest
 
 _log = logging.getLogger("uvm")
 
-#: What is done with the output of a guest: it reads the stream until its end.
+#: Reads the output of a guest until its end.
 OutputHandler: TypeAlias = Callable[[ByteStream], Awaitable[None]]
+
+#: Of the tasks of an output handler: whose output they read.
+_reading: ContextVar[GuestStartup | None] = ContextVar("uvm_reading_output_of", default=None)
 
 #: hcsshim internal/uvm/timezone.go.
 _UTC = TimeZoneInformation(
@@ -73,12 +77,13 @@ _UTC = TimeZoneInformation(
 
 
 @define(eq=False)
-class Arrival:
-    """The way of one VM from its start to a guest that takes requests.
+class GuestStartup:
+    """The start-up of the guest of one VM, until it takes requests.
 
-    :ivar output: what is done with the guest's output; by default it becomes records of :mod:`logging`.
-    :ivar channels: runs the tasks that serve the channels of its boot. They outlive the VM by a moment: what
-        it said at last is still to be read.
+    :ivar output: reads the guest's output; by default each entry becomes a record of :mod:`logging`.
+    :ivar channels: runs the tasks that serve the channels of the boot. They outlive the VM by a moment: its
+        last output is still to be read.
+    :ivar clock: measures every limit on what the guest does.
     """
 
     context: Context
@@ -90,7 +95,7 @@ class Arrival:
     _listeners: list[Listener] = field(factory=list, init=False)
 
     async def listen(self) -> None:
-        """Listen for what the guest dials, and serve the channels of its boot."""
+        """Listen to what the guest dials, and serve the channels of the boot."""
         options, name = self.context.options, self.context.vm_id
         assert self.channels is not None
         start_soon = self.channels.start_soon
@@ -102,7 +107,7 @@ class Arrival:
                 start_soon(self._forward_output(again=False), output)
         elif options.log_forwarding:
             output = await self._listen(WINDOWS_LOG_SERVICE)
-            # A Windows guest dials anew whenever its log service is started anew.
+            # A Windows guest dials again whenever its log service is restarted.
             start_soon(self._forward_output(again=True), output)
         if self._is_ours:
             self._service = await self._listen(_service_id(options))
@@ -110,13 +115,23 @@ class Arrival:
     def _forward_output(self, *, again: bool) -> Callable[[Listener], Coroutine[Any, Any, None]]:
         name = self.context.vm_id
         handler = self.output or log_to(name)
-        return partial(forward_output, handler=handler, again=again, name=name, keeps_up=self.output is None)
+
+        async def read(stream: ByteStream) -> None:
+            _reading.set(self)
+            await handler(stream)
+
+        return partial(forward_output, handler=read, again=again, name=name, keeps_up=self.output is None)
+
+    @property
+    def in_output_handler(self) -> bool:
+        """True in the tasks of the handler of this guest's output."""
+        return _reading.get() is self
 
     async def meet(self) -> Guest:
-        """Wait for the guest of the started system, and tell it what it needs to know first.
+        """Wait for the guest of the started system, and send it the first requests.
 
-        :raises BridgeClosedError: it hung up.
-        :raises NotSupportedError: it speaks another version of the protocol.
+        :raises BridgeClosedError: the guest hung up.
+        :raises NotSupportedError: the guest speaks another version of the protocol.
         """
         if not getattr(self.context.options, "use_guest_connection", True):
             return NoGuest(self.context.vm_id)
@@ -141,12 +156,12 @@ class Arrival:
         )
 
     async def stop_listening(self) -> None:
-        """Let the guest dial no more."""
+        """Stop listening to the guest."""
         while self._listeners:
             await self._stop(self._listeners[-1])
 
     async def _stop(self, listener: Listener) -> None:
-        # Off the list only when it is closed: whoever is cancelled here leaves it to the next.
+        # Off the list only when it is closed: a caller that is cancelled here leaves it to the next.
         await listener.aclose()
         if listener in self._listeners:
             self._listeners.remove(listener)
@@ -176,7 +191,7 @@ class Arrival:
         stream = await self._service.accept()
         try:
             if not redials:
-                # Nobody else is to be taken for the guest.
+                # Nothing that dials later is to be taken for the guest.
                 await self._stop(self._service)
                 self._service = None
             await link.tasks.start(connection.serve, stream)
@@ -184,7 +199,7 @@ class Arrival:
                 await self._introduce(connection)
         except BaseException:
             connection.close()
-            # Its service closes the stream too, but may never have begun.
+            # The task that serves it closes the stream too, but may never have begun.
             with anyio.CancelScope(shield=True) as scope, suppress(*BROKEN_STREAM):
                 scope.cancel()
                 await stream.aclose()
@@ -192,7 +207,7 @@ class Arrival:
         return connection
 
     async def _introduce(self, connection: GuestConnection) -> None:
-        """Send the first messages of a cold start: most go to Windows guests only."""
+        """Send the first requests of a cold start; most go to Windows guests only."""
         context = self.context
         await connection.start_guest(self._time_zone())
         if context.plan.os == "windows":
@@ -223,14 +238,14 @@ class Arrival:
             await guest.modify(to_json(policy))
 
     async def _forward_log(self, connection: GuestConnection, options: WCOWOptions) -> None:
-        """Have the guest forward its log; a failure matters only where a policy may have forbidden it."""
+        """Have the guest forward its log; that it fails matters only if a policy may have forbidden it."""
         if not options.log_forwarding or not connection.features.log_forwarding:
             return
         try:
             await set_log_sources(connection, options)
             await start_log_forwarding(connection)
         except UVMError as error:
-            # Without a connection there is no guest to go on with.
+            # Without a connection the start cannot go on.
             if options.security_policy_enabled or connection.closed:
                 raise
             _log.warning("%s: the guest does not forward its log: %s", self.context.vm_id, error)
@@ -238,9 +253,9 @@ class Arrival:
 
 @asynccontextmanager
 async def _closed_when_cancelled(connection: GuestConnection) -> AsyncIterator[None]:
-    """Close a connection when the body is cancelled: what it asks waits, shielded, for an answer.
+    """Close a connection when the body is cancelled: its requests wait, shielded, for their answers.
 
-    The VM is ended then, so that no answer matters.
+    The VM is terminated then, so that no answer matters.
     """
     done = False
 

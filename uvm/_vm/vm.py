@@ -1,4 +1,4 @@
-"""The utility VM: its life, and its devices as attributes."""
+"""The utility VM: its life, from creation to close."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from uvm._buses.lease import Pending
 from uvm._document import CreationPlan
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
-from uvm._vm.creation import Settings, Traces, create, perform, take_back
+from uvm._vm.creation import HostArtifacts, Settings, create, perform, take_back
 from uvm._vm.guest import GuestServices
 from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer, mount_layers
-from uvm._vm.settings import RunningChanges
-from uvm._vm.startup import Arrival, OutputHandler
+from uvm._vm.settings import RuntimeSettings
+from uvm._vm.startup import GuestStartup, OutputHandler
 from uvm.backend import JSON, Backend, Concurrency, HostInfo, System
 from uvm.errors import BridgeClosedError, ExitStatus, HostError, UnknownOutcomeError, UVMError, VMStateError
 from uvm.hresult import SYSTEM_ENDED
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger("uvm")
 
 CLOSE_GRACE_SECONDS = 10.0
-#: How long a guest may take to shut down before its VM is terminated (hcsshim internal/gcs/container.go).
+#: How long a guest may take to shut down before the VM is terminated (hcsshim internal/gcs/container.go).
 SHUTDOWN_SECONDS = 30.0
 
-#: Nobody was told how it ended, nor whether it did.
+#: The host did not say how the VM ended, nor whether it did.
 _UNKNOWN_EXIT = ExitStatus("Unknown")
 
 
 class VMState(enum.Enum):
-    """Where a VM is in its life."""
+    """The states of a VM."""
 
     CREATED = "created"
     STARTING = "starting"
@@ -51,22 +51,25 @@ class VMState(enum.Enum):
     CLOSED = "closed"
 
 
-class UtilityVM(Buses, RunningChanges, GuestServices):
-    """A utility VM. Make one with :meth:`create`; it lives as long as that context.
+class UtilityVM(Buses, RuntimeSettings, GuestServices):
+    """A utility VM. :meth:`create` makes one, and closes it when its context is left.
 
     Devices are attributes: ``scsi``, ``vpmem``, ``vsmb``, ``plan9``, ``vpci``, ``pipes``, ``network``,
     ``layers``. Any number of tasks may use them at once.
     """
 
-    def __init__(self, context: Context, system: System, traces: Traces, arrival: Arrival) -> None:
+    def __init__(
+        self, context: Context, system: System, artifacts: HostArtifacts, startup: GuestStartup
+    ) -> None:
         super().__init__(context)
-        context.link.guest_exit_seconds = arrival.timeouts.vm_exit_seconds
+        context.link.guest_exit_seconds = startup.timeouts.vm_exit_seconds
         self._system = system
-        self._traces = traces
-        self._arrival = arrival
+        self._artifacts = artifacts
+        self._startup = startup
         self._state = VMState.CREATED
         self._serving = Flag()
         self._system_exited = Flag()
+        self._output_ended = Flag()
         self._closed = Flag()
         self._exit_scopes: set[anyio.CancelScope] = set()
         self._detached = False
@@ -85,15 +88,17 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
     ) -> AbstractAsyncContextManager[UtilityVM]:
         """Create a VM, and close it at the end of the ``async with``; enter and leave it in one task.
 
-        An exception of the body comes out as it is. Closing ends the VM, waits for its exit, takes back
-        what it was given on the host, and raises where any of that failed.
+        On exit the VM is terminated, its access grants are revoked and its temporary files deleted. Clean-up
+        errors are raised, or added as notes to the exception of the body, which comes out unwrapped.
 
-        :param concurrency: how many operations at once, in place of what the backend says of its host.
-        :param amend: has the last word on the plan before anything is done, for what no option covers.
-        :param timeouts: how long to wait for what the guest does.
-        :param guest_output: what is done with the guest's output, its log; by default it is parsed and goes
-            to the logger ``uvm.guest``. See :data:`~uvm._vm.startup.OutputHandler`.
-        :param close_grace_seconds: how long closing waits for what hangs before it abandons it.
+        :param concurrency: how many operations run at once, instead of what the backend says of its host.
+        :param amend: called with the :class:`CreationPlan` (HCS document, grants, files) before anything
+            happens; returns the plan to use. For settings without an option.
+        :param timeouts: how long to wait for the guest.
+        :param guest_output: reads the guest's output, its log; by default each entry becomes a record of the
+            logger ``uvm.guest``. See :data:`~uvm._vm.startup.OutputHandler`.
+        :param close_grace_seconds: how long each clean-up step, and reading the guest's last output after the
+            exit, may take before it is abandoned.
         :raises OptionsError: the options cannot work on this host; nothing was created.
         :raises NotSupportedError: the host is too old for them; nothing was created.
         :raises HostError: the host refused.
@@ -101,14 +106,14 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
         settings = Settings(concurrency, amend, close_grace_seconds)
         return _created(cls, options, backend, settings, timeouts or GuestTimeouts(), guest_output)
 
-    # What it is.
+    # Facts.
 
     def __repr__(self) -> str:
         return f"<UtilityVM {self.id} ({self.os}, {self._state.value})>"
 
     @property
     def id(self) -> str:
-        """The id of its compute system."""
+        """The id of the compute system."""
         return self.context.plan.id
 
     @property
@@ -123,52 +128,53 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
 
     @property
     def options(self) -> LCOWOptions | WCOWOptions:
-        """The options that it was created with."""
+        """The options that the VM was created with."""
         return self.context.options
 
     @property
     def host(self) -> HostInfo:
-        """The facts of its host."""
+        """The facts of the host."""
         return self.context.host
 
     @property
     def plan(self) -> CreationPlan:
-        """What was decided at its creation: the document, the boot devices, the reserved slots."""
+        """What its creation decided: the document, the boot devices, the reserved slots."""
         return self.context.plan
 
     @property
     def state(self) -> VMState:
-        """Where it is in its life."""
+        """The state of the VM, as far as its calls and the host have said."""
         return self._state
 
     @property
     def exit_status(self) -> ExitStatus | None:
-        """How it exited; None while it has not."""
+        """How the VM exited; None before the exit."""
         return self.link.exit_status
 
     @property
     def capabilities(self) -> Mapping[str, Any]:
-        """What its guest said of itself.
+        """The capabilities that the guest announced, by their names in the protocol.
 
-        :raises VMStateError: it has not been started.
+        :raises VMStateError: the VM has not been started.
+        :raises VMExitedError: the VM has exited.
         """
         return self.link.capabilities()
 
-    # Its life.
+    # Life.
 
     async def start(self) -> None:
-        """Start it and wait until its guest is connected. Where that fails, it is terminated.
+        """Start the VM and wait until its guest is connected. If that fails, the VM is terminated.
 
-        :raises VMStateError: it was started before.
+        :raises VMStateError: the VM was started before.
         :raises BridgeClosedError: the guest did not connect in time.
-        :raises VMExitedError: it exited while it booted.
+        :raises VMExitedError: the VM exited while it booted.
         """
         if self._state is VMState.EXITED or self._state is VMState.CLOSED:
             raise self.link.exit_error()
         if self._state is not VMState.CREATED:
-            raise VMStateError(f"{self.id}: cannot be started: it is {self._state.value}")
+            raise VMStateError(f"start {self.id}: the VM is {self._state.value}; a VM is started once")
         self._state = VMState.STARTING
-        limit = self._arrival.timeouts.boot_seconds
+        limit = self._startup.timeouts.boot_seconds
         try:
             async with self._until_gone():
                 with anyio.fail_after(limit):
@@ -177,36 +183,36 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
             await self._end_after(failure)
             if isinstance(failure, TimeoutError):
                 raise BridgeClosedError(
-                    f"{self.id}: the guest did not connect within {limit:g} s; the VM was terminated"
+                    f"start {self.id}: the guest did not connect within {limit:g} s; the VM was terminated"
                 ) from failure
             raise
         self._state = VMState.RUNNING
 
     async def _boot(self) -> None:
         call = self.link.call
-        await call(self._arrival.listen())
+        await call(self._startup.listen())
         await call(self._system.start())
-        guest = await call(self._arrival.meet())
+        guest = await call(self._startup.meet())
         self.adopt_boot_devices()
         self.link.guest = guest
 
     async def _end_after(self, failure: BaseException) -> None:
-        """End what did not start; what fails then is told with the failure."""
+        """Terminate a VM that did not start; errors become notes of the failure."""
         with anyio.move_on_after(self._grace_seconds, shield=True) as scope:
             try:
-                # Whoever closes it meanwhile ends it, and tells what fails.
+                # A close() meanwhile terminates it, and raises what fails.
                 if self._state is not VMState.CLOSED:
                     await self._end_system()
             except Exception as error:
                 if self._state is not VMState.CLOSED:
-                    failure.add_note(f"and ending the VM failed: {error}")
-            await self._arrival.stop_listening()
+                    failure.add_note(f"and terminating the VM failed: {error}")
+            await self._startup.stop_listening()
         if scope.cancelled_caught:
-            failure.add_note(f"and ending the VM was abandoned after {self._grace_seconds:g} s")
+            failure.add_note(f"and terminating the VM was abandoned after {self._grace_seconds:g} s")
 
     @asynccontextmanager
     async def _until_gone(self) -> AsyncIterator[None]:
-        """Let the body run until the VM exits or is closed; VMExitedError then, whatever the body raises."""
+        """Run the body until the VM exits or is closed; then VMExitedError, whatever the body raises."""
         failure: Exception | None = None
         with anyio.CancelScope() as scope:
             self._exit_scopes.add(scope)
@@ -218,20 +224,25 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
                 self._exit_scopes.discard(scope)
         if self.link.exited.is_set():
             if self._state is VMState.CLOSED:
-                # Who closes it learns how it ended.
+                # The exit status is known once it is closed.
                 await self._closed.wait()
             raise self.link.exit_error() from failure
         if failure is not None:
             raise failure
 
     async def wait(self) -> ExitStatus:
-        """Wait until it has exited, and tell how. Any number of tasks may wait."""
+        """Wait until the VM has exited and its last output was handed on; return the exit status.
+
+        Any number of tasks may wait. A handler of the output that does not end is not waited for longer than
+        the grace period of :meth:`close`.
+        """
         await self._system_exited.wait()
+        await self._end_of_output()
         assert self.exit_status is not None
         return self.exit_status
 
     async def shutdown(self, *, timeout_seconds: float = SHUTDOWN_SECONDS) -> ExitStatus:
-        """Ask the guest to shut down, wait for the exit, and terminate the VM where it takes too long.
+        """Ask the guest to shut down, wait for the exit, and terminate the VM if that takes too long.
 
         After the exit it succeeds quietly.
 
@@ -247,7 +258,7 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
 
     async def _ask_to_shut_down(self) -> None:
         guest = self.link.guest
-        # Where the answer is lost, the exit tells; a guest that has gone leaves its VM to be terminated.
+        # If the answer is lost, the exit is the answer; a VM whose guest has gone is terminated.
         with suppress(BridgeClosedError, UnknownOutcomeError):
             if isinstance(guest, GuestConnection):
                 await guest.shutdown()
@@ -255,7 +266,7 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
                 await self._unless_stopped(self._system.shutdown())
 
     async def terminate(self) -> ExitStatus:
-        """End it at once and wait for the exit. After the exit it succeeds quietly."""
+        """Terminate the VM and wait for the exit. After the exit it succeeds quietly."""
         if not self._system_exited.is_set():
             await self._unless_stopped(self._system.terminate())
         return await self.wait()
@@ -263,7 +274,7 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
     async def pause(self) -> None:
         """Pause the VM: its processors stop, and the limits on what its guest does with them."""
         self.link.check_running()
-        clock = self._arrival.clock
+        clock = self._startup.clock
         was_paused = clock.paused
         # The guest may stand still before the host answers.
         clock.pause()
@@ -279,11 +290,11 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
         """Resume the paused VM: its processors and the limits on what its guest does go on."""
         self.link.check_running()
         await self.link.call(self._system.resume())
-        self._arrival.clock.resume()
+        self._startup.clock.resume()
         self._unless_gone(VMState.RUNNING)
 
     def _unless_gone(self, state: VMState) -> None:
-        """Note a state, unless the VM exited while that was done."""
+        """Note a state, unless the VM exited meanwhile."""
         if not self.link.exited.is_set():
             self._state = state
 
@@ -294,21 +305,24 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
         return await self._system.properties(*types, queries=queries)
 
     def detach(self) -> None:
-        """Leave it running when its context ends; needs the option ``survive_process``.
+        """Leave the VM running when its context ends; needs the option ``survive_process``.
 
-        What it was given on the host stays given.
+        Its file-access grants, and the files created for it, are kept.
 
-        :raises VMStateError: it was not created with that option.
+        :raises VMStateError: the VM was created without that option.
         """
         if not self.options.survive_process:
-            raise VMStateError(f"{self.id}: it ends with its last handle; create it with survive_process")
+            raise VMStateError(
+                f"detach {self.id}: created with survive_process=False, the VM is terminated when its last "
+                "handle closes"
+            )
         self._detached = True
 
     async def close(self) -> None:
-        """End it now rather than at the end of its context. Closing it again does nothing.
+        """Close the VM now rather than at the end of its context. A second close does nothing.
 
-        Terminates it, waits for its exit, and takes back what it was given on the host. What still hangs
-        after the grace period is abandoned and reported.
+        The VM is terminated, its access grants are revoked and its temporary files deleted. Each step that
+        takes longer than the grace period is abandoned, and an error says so.
         """
         with anyio.CancelScope(shield=True):
             if self._state is VMState.CLOSED:
@@ -318,8 +332,9 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
             try:
                 errors = await self._close()
             finally:
-                # Where nobody was told of an exit, whoever waits for it is let go all the same.
+                # An exit that the host did not report ends every wait for it all the same.
                 self._exited(_UNKNOWN_EXIT)
+                await self._end_of_output()
                 self._closed.set()
         if errors:
             raise errors[0] if len(errors) == 1 else ExceptionGroup(f"closing {self.id}", errors)
@@ -327,13 +342,18 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
     async def _close(self) -> list[Exception]:
         errors: list[Exception] = []
         self._devices_gone()
-        # The handle goes before anything is taken back: what could not be terminated ends with it.
-        steps = [self._end_system, self._close_guest, self._close_handle]
+        steps = {
+            "terminating the VM": self._end_system,
+            "closing the connection to the guest": self._close_guest,
+            # Before anything is revoked: a VM that could not be terminated ends with its last handle.
+            "closing the handle of the VM": self._system.close,
+            "revoking access": self._revoke,
+            "keeping files for debugging": self._keep,
+            "deleting temporary files": self._clean_up,
+        }
         if self._detached and not self._system_exited.is_set():
-            steps = [self._close_guest, self._close_handle]
-        else:
-            steps += [self._revoke, self._keep, self._take_back]
-        for step in steps:
+            steps = {name: step for name, step in steps.items() if name.startswith("closing")}
+        for name, step in steps.items():
             with anyio.move_on_after(self._grace_seconds) as scope:
                 try:
                     await step()
@@ -342,12 +362,12 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
                 except Exception as error:
                     errors.append(error)
             if scope.cancelled_caught:
-                name = step.__name__.strip("_").replace("_", " ")
+                seconds = f"{self._grace_seconds:g} s"
                 errors.append(
-                    UVMError(f"{self.id}: closing abandoned {name!r} after {self._grace_seconds:g} s")
+                    UVMError(f"close {self.id}: {name} did not finish within {seconds} and was abandoned")
                 )
         for each in errors:
-            _log.error("%s: closing: %s", self.id, each)
+            _log.error("closing %s: %s", self.id, each)
         return errors
 
     @property
@@ -356,7 +376,7 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
 
     async def _end_system(self) -> None:
         if self.exit_status is None or self.exit_status is _UNKNOWN_EXIT:
-            # Where the answer is lost, the exit tells.
+            # If the answer is lost, the exit is the answer.
             with suppress(UnknownOutcomeError):
                 await self._unless_stopped(self._system.terminate())
             self._exited(await self._system.wait())
@@ -364,19 +384,16 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
     async def _close_guest(self) -> None:
         if self.link.guest is not None:
             self.link.guest.close()
-        await self._arrival.stop_listening()
+        await self._startup.stop_listening()
 
     async def _revoke(self) -> None:
         _raise_all(await self.context.access.revoke_all())
 
     async def _keep(self) -> None:
-        await perform(self.plan.keepsakes, self.plan, self.context.backend, self._traces)
+        await perform(self.plan.keepsakes, self.plan, self.context.backend, self._artifacts)
 
-    async def _take_back(self) -> None:
-        _raise_all(await take_back(self._traces, self.context.backend, self.id))
-
-    async def _close_handle(self) -> None:
-        await self._system.close()
+    async def _clean_up(self) -> None:
+        _raise_all(await take_back(self._artifacts, self.context.backend, self.id))
 
     # Containers.
 
@@ -388,46 +405,56 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
         *,
         root: str = "",
     ) -> Pending[RootFileSystem]:
-        """Attach layers and a scratch disk and have the guest combine them to a root file system.
+        """Attach layers and a scratch disk, and have the guest combine them to a root file system.
 
         See :func:`uvm._vm.layers.mount_layers`.
         """
         return mount_layers(self, container_id, layers, scratch_path, root=root)
 
-    # What the end of the system brings.
+    # The exit.
 
     async def _serve(self) -> None:
-        """The VM's one standing task: it owns the tasks of the devices and waits for the exit.
+        """Own the tasks of the devices and wait for the exit: the VM's one standing task.
 
         It ends with the exit, or when the VM is closed, and not before: a body that is cancelled may still
         release, and shut down, in order.
         """
-        async with anyio.create_task_group() as channels:
-            channels.cancel_scope.shield = True
-            self._arrival.channels = channels
-            try:
-                async with anyio.create_task_group() as tasks:
-                    self.link.tasks = tasks
-                    self._serving.set()
-                    if not self.link.exited.is_set():
-                        self._exited(await self._exit())
-                    tasks.cancel_scope.cancel()
-            finally:
-                self._devices_gone()
-            # One that was left running goes on talking, but not to us.
-            left_running = self._detached and self.exit_status in (None, _UNKNOWN_EXIT)
-            grace_seconds = 0.0 if left_running else self._grace_seconds
-            channels.cancel_scope.deadline = anyio.current_time() + grace_seconds
-            await self._arrival.stop_listening()
-        if channels.cancel_scope.cancelled_caught and not left_running:
-            _log.warning("%s: the handler of its output was abandoned after %g s", self.id, grace_seconds)
+        try:
+            async with anyio.create_task_group() as channels:
+                channels.cancel_scope.shield = True
+                self._startup.channels = channels
+                try:
+                    async with anyio.create_task_group() as tasks:
+                        self.link.tasks = tasks
+                        self._serving.set()
+                        if not self.link.exited.is_set():
+                            self._exited(await self._exit())
+                        tasks.cancel_scope.cancel()
+                finally:
+                    self._devices_gone()
+                # A close() has yet to terminate it.
+                await self._system_exited.wait()
+                # What is left running writes on, but not to us.
+                left_running = self._detached and self.exit_status is _UNKNOWN_EXIT
+                grace_seconds = 0.0 if left_running else self._grace_seconds
+                channels.cancel_scope.deadline = anyio.current_time() + grace_seconds
+                await self._startup.stop_listening()
+            if channels.cancel_scope.cancelled_caught and not left_running:
+                _log.warning("%s: the handler of its output was abandoned after %g s", self.id, grace_seconds)
+        finally:
+            self._output_ended.set()
 
     async def _exit(self) -> ExitStatus:
         try:
             return await self._system.wait()
         except Exception as error:
-            _log.error("%s: nobody can tell any more whether it runs: %s", self.id, error)
+            _log.error("%s: lost track of the VM's state: %s", self.id, error)
             return _UNKNOWN_EXIT
+
+    async def _end_of_output(self) -> None:
+        # The handler of the output may wait for the exit, and cannot wait for itself.
+        if not self._startup.in_output_handler:
+            await self._output_ended.wait()
 
     def _exited(self, status: ExitStatus) -> None:
         if self._system_exited.is_set():
@@ -440,11 +467,11 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
         self._devices_gone()
 
     def _devices_gone(self) -> None:
-        """End everything that is attached or on its way, quietly; who waits for something is told."""
+        """End every device, quietly; every call that waits for something raises VMExitedError."""
         if self.link.exited.is_set():
             return
         self.link.exited.set()
-        self._arrival.clock.resume()
+        self._startup.clock.resume()
         for scope in self._exit_scopes:
             scope.cancel()
         if self.link.guest is not None:
@@ -456,10 +483,12 @@ class UtilityVM(Buses, RunningChanges, GuestServices):
 
     def _check_started(self) -> None:
         if self._state is VMState.CREATED:
-            raise VMStateError(f"{self.id}: it has not been started; terminate it, or leave its context")
+            raise VMStateError(
+                f"shut down {self.id}: the VM has not been started; terminate it, or leave its context"
+            )
 
     async def _unless_stopped(self, call: Awaitable[None]) -> None:
-        """Await a call, and take "it has stopped already" for success."""
+        """Await a call; that the VM has stopped already is success."""
         try:
             await call
         except HostError as error:
@@ -476,9 +505,9 @@ async def _created(
     timeouts: GuestTimeouts,
     output: OutputHandler | None,
 ) -> AsyncIterator[UtilityVM]:
-    context, system, traces = await create(options, backend, settings)
-    arrival = Arrival(context, timeouts, output)
-    vm = cls(context, system, traces, arrival)
+    context, system, artifacts = await create(options, backend, settings)
+    startup = GuestStartup(context, timeouts, output)
+    vm = cls(context, system, artifacts, startup)
     async with bare_task_group(partial(_close_after, vm)) as tasks:
         tasks.start_soon(vm._serve)
         with anyio.CancelScope(shield=True):
@@ -487,7 +516,7 @@ async def _created(
 
 
 async def _close_after(vm: UtilityVM, failure: BaseException | None) -> BaseException | None:
-    """Close a VM; what fails then is told with the body's failure, or is the failure."""
+    """Close a VM; return the body's failure, with errors of the close as notes, or else those errors."""
     try:
         await vm.close()
     except Exception as error:
@@ -500,4 +529,4 @@ async def _close_after(vm: UtilityVM, failure: BaseException | None) -> BaseExce
 
 def _raise_all(errors: list[Exception]) -> None:
     if errors:
-        raise ExceptionGroup("not all was taken back", errors)
+        raise ExceptionGroup("cleaning up failed in part", errors)
