@@ -21,6 +21,7 @@ import anyio
 from attrs import Factory, evolve, frozen
 
 from uvm.errors import ExitStatus
+from uvm.schema.common import V25H1_SERVER
 
 __all__ = [
     "AccessMask",
@@ -77,7 +78,7 @@ class HostInfo:
     :ivar paths: the flavour of host paths.
     """
 
-    build: int = 26100
+    build: int = V25H1_SERVER
     processors: int = 8
     memory_mb: int = 65536
     machine: Literal["amd64", "arm64"] = "amd64"

@@ -11,9 +11,9 @@ from uvm.backend import FileInfo, HostInfo
 from uvm.devices.base import OK, Change, Step
 from uvm.devices.ledger import Ledger
 from uvm.devices.scsi import LUNS_PER_CONTROLLER, Attachments, DiskKey
-from uvm.devices.slots import MIB
 from uvm.devices.vpmem import PackedLayers
 from uvm.options import LCOWOptions
+from uvm.schema.common import MIB
 from uvm.schema.json import dumps
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 

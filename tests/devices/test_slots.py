@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from uvm.devices.slots import (
     CLASSES,
     LARGEST_REGION_BYTES,
-    MIB,
-    PAGE_BYTES,
     Names,
     Regions,
     Slots,
     page_align,
 )
 from uvm.errors import NoSpaceError
+from uvm.schema.common import MIB, PAGE_BYTES
 
 GIB = 1 << 30
 

@@ -12,9 +12,9 @@ from tests.devices.machine import DeviceMachine, add, release, run
 from tests.devices.scripts import steps_of_script
 from uvm.devices.base import ADD, OK, REMOVE, Device, Operation, Unknown
 from uvm.devices.ledger import Ledger
-from uvm.devices.slots import MIB
 from uvm.devices.vpmem import MAPPINGS_PER_DEVICE, Layers, Mapping, PackedLayers, layer_path
 from uvm.errors import NoSpaceError, OptionsError, UnknownOutcomeError
+from uvm.schema.common import MIB
 
 GIB = 1 << 30
 

@@ -11,8 +11,8 @@ from attrs import evolve
 import uvm
 from uvm.backend import HCS_CONCURRENCY, Concurrency, HostInfo
 from uvm.backends.fake import FakeBackend, FakeFiles
-from uvm.devices.slots import MIB
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
+from uvm.schema.common import MIB
 
 __all__ = ["DISK_FILES", "Action", "acquisitions", "errands", "make_backend", "make_options", "make_timeouts"]
 

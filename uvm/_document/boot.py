@@ -8,13 +8,10 @@ from attrs import frozen
 
 from uvm._document.common import requested_processors
 from uvm._document.paths import Files, join
+from uvm._wire.ports import LINUX_ENTROPY_PORT, LINUX_LOG_PORT
 from uvm.backend import HostInfo
 from uvm.errors import OptionsError
 from uvm.options import LCOWOptions
-
-#: The vsock port from which init takes entropy, and the one to which the guest's output goes.
-ENTROPY_VSOCK_PORT = 1
-LOG_VSOCK_PORT = 109
 
 #: The first build that boots Linux kernels directly.
 KERNEL_DIRECT_BUILD = 18286
@@ -134,7 +131,7 @@ def _root(options: LCOWOptions, boot: LinuxBoot, *, vpmem: bool) -> str:
 
 def _init(options: LCOWOptions, boot: LinuxBoot) -> str:
     """Write init's arguments: entropy first, then what it runs."""
-    words = [f"-e {ENTROPY_VSOCK_PORT}"]
+    words = [f"-e {LINUX_ENTROPY_PORT}"]
     if options.writable_overlay_dirs and boot.rootfs_type == "vhd":
         words.append("-w")
     command = _command(options)
@@ -146,9 +143,9 @@ def _command(options: LCOWOptions) -> str:
     """Write what init runs: the guest's compute service, its output sent to the host."""
     words = ["/bin/vsockexec"]
     if options.forward_stdout:
-        words.append(f"-o {LOG_VSOCK_PORT}")
+        words.append(f"-o {LINUX_LOG_PORT}")
     if options.forward_stderr:
-        words.append(f"-e {LOG_VSOCK_PORT}")
+        words.append(f"-e {LINUX_LOG_PORT}")
     command = options.exec_command_line
     if command is None:
         command = f"/bin/gcs -v4 -log-format json -loglevel {options.guest_log_level}"

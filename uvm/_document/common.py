@@ -10,7 +10,7 @@ from typing import Any
 from uvm.backend import JSON, HostInfo
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import HvSocketService, Options, decode_policy
-from uvm.schema.common import StorageQoS, Version
+from uvm.schema.common import V21H1, V25H1_SERVER, StorageQoS, Version
 from uvm.schema.devices import (
     ComPort,
     Devices,
@@ -39,9 +39,6 @@ from uvm.schema.system import (
 SYSTEM_AND_ADMINISTRATORS = "D:P(A;;FA;;;SY)(A;;FA;;;BA)"
 #: The "Microsoft Windows" Secure Boot template.
 SECURE_BOOT_TEMPLATE = "1734c6e8-3154-4dda-ba5f-a874cc483422"
-
-_CPU_GROUP_BUILD = 19043
-_NUMA_BUILD = 26100
 
 
 def need_build(host: HostInfo, build: int, what: str) -> None:
@@ -81,7 +78,7 @@ def processor(options: Options, host: HostInfo) -> VirtualMachineProcessor:
         weight=options.processor_weight,
     )
     if options.cpu_group_id:
-        need_build(host, _CPU_GROUP_BUILD, "a CPU group at creation")
+        need_build(host, V21H1, "a CPU group at creation")
         made.cpu_group = CpuGroup(id=options.cpu_group_id)
     return made
 
@@ -112,7 +109,7 @@ def topology(options: Options, host: HostInfo, memory: VirtualMachineMemory) -> 
     implicit = options.numa_max_processors_per_node > 0
     if not implicit and not options.numa_mapped_physical_nodes:
         return made
-    need_build(host, _NUMA_BUILD, "virtual NUMA")
+    need_build(host, V25H1_SERVER, "virtual NUMA")
     made.numa = Numa(preferred_physical_nodes=[*options.numa_preferred_physical_nodes])
     if implicit:
         made.numa.max_size_per_node = options.numa_max_memory_per_node_mb

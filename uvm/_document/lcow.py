@@ -7,9 +7,7 @@ from collections.abc import Callable
 from attrs import frozen
 
 from uvm._document.boot import (
-    ENTROPY_VSOCK_PORT,
     KERNEL_DIRECT_BUILD,
-    LOG_VSOCK_PORT,
     LinuxBoot,
     boot_directory,
     boot_files_to_look_at,
@@ -34,9 +32,18 @@ from uvm._document.common import (
 )
 from uvm._document.paths import Files, join, need_file
 from uvm._document.plan import AssignedDevice, CopyFile, CreationPlan, GrantAccess
+from uvm._wire.ports import (
+    FIRST_STDIO_PORT,
+    LINUX_ENTROPY_PORT,
+    LINUX_GCS_PORT,
+    LINUX_LOG_PORT,
+    vsock_service_id,
+)
 from uvm.backend import HostInfo
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import LCOWOptions
+from uvm.options.lcow import LARGEST_VPMEM_BYTES
+from uvm.schema.common import RS5, V19H1
 from uvm.schema.devices import (
     Attachment,
     Devices,
@@ -65,15 +72,10 @@ from uvm.schema.system import (
 )
 
 _EVERYBODY = "D:P(A;;FA;;;WD)"
-#: The guest's compute service connects to this vsock port of the host; the next one is a container's first.
-_GCS_VSOCK_PORT = 0x40000000
 
 _DM_VERITY_ROOTFS = "rootfs.vhd"
 _DEFAULT_VPMEM_COUNT = 64
-_LARGEST_VPMEM_BYTES = 4 * 1024**3
 
-_MANY_SCSI_CONTROLLERS_BUILD = 17763
-_VPMEM_MULTI_MAPPING_BUILD = 18362
 _COLD_DISCARD_BUILD = 18967
 
 
@@ -116,10 +118,10 @@ def _counts(options: LCOWOptions, host: HostInfo) -> _Counts:
     if vpmem and host.machine == "arm64":
         raise NotSupportedError(f"vpmem_count is {vpmem}, but arm64 hosts have no VPMEM devices")
     # Without VPMEM, layers need the room.
-    many = vpmem == 0 and host.build >= _MANY_SCSI_CONTROLLERS_BUILD
+    many = vpmem == 0 and host.build >= RS5
     multi = options.vpmem_multi_mapping
     if multi is None:
-        multi = host.build >= _VPMEM_MULTI_MAPPING_BUILD
+        multi = host.build >= V19H1
     return _Counts(4 if many else options.scsi_controllers, vpmem, multi)
 
 
@@ -216,10 +218,10 @@ def _pci_device(device: AssignedDevice, nodes: Topology) -> VirtualPciDevice:
 
 
 def _check_fits_vpmem(boot: LinuxBoot, size_bytes: int) -> None:
-    if not 0 < size_bytes <= _LARGEST_VPMEM_BYTES:
+    if not 0 < size_bytes <= LARGEST_VPMEM_BYTES:
         raise OptionsError(
             f"the root file system {boot.rootfs_path} has {size_bytes} bytes;"
-            f" on VPMEM it may have 1 to {_LARGEST_VPMEM_BYTES}"
+            f" on VPMEM it may have 1 to {LARGEST_VPMEM_BYTES}"
         )
 
 
@@ -316,9 +318,9 @@ def _isolated_machine(options: LCOWOptions, host: HostInfo, devices: Devices, st
 def _isolated_sockets(options: LCOWOptions) -> HvSocketSystemConfig:
     """Open the vsock ports that an isolated guest needs, one by one."""
     table = hvsocket_services(options)
-    ports = (ENTROPY_VSOCK_PORT, LOG_VSOCK_PORT, _GCS_VSOCK_PORT, _GCS_VSOCK_PORT + 1)
+    ports = (LINUX_ENTROPY_PORT, LINUX_LOG_PORT, LINUX_GCS_PORT, FIRST_STDIO_PORT)
     for port in (*ports, *options.extra_vsock_ports):
-        table[f"{port:08x}-facb-11e6-bd58-64006a7986d3"] = HvSocketServiceConfig(
+        table[vsock_service_id(port)] = HvSocketServiceConfig(
             allow_wildcard_binds=True,
             bind_security_descriptor=_EVERYBODY,
             connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,

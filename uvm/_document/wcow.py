@@ -21,6 +21,7 @@ from uvm._document.common import (
 )
 from uvm._document.paths import Files, join, need_directory
 from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
+from uvm._wire.ports import WINDOWS_LOG_SERVICE
 from uvm.backend import HostInfo
 from uvm.options import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
 from uvm.schema import common as schema
@@ -51,8 +52,6 @@ from uvm.schema.system import (
     VirtualMachine,
 )
 
-#: The service to which the Windows guest forwards its log.
-_LOG_SERVICE = "172dad59-976d-45f2-8b6c-6d1b13f2ac4d"
 #: By this identifier a confidential guest knows a scratch disk that is not formatted.
 _UNFORMATTED_SCRATCH = "a7b3c5d1-4e2f-4a8b-9c6d-1e3f5a7b9c2d"
 _DIRECT_FILE_MAPPING_MB = 1024
@@ -145,7 +144,7 @@ def _debug_options(options: WCOWOptions, host: HostInfo, id: str) -> DebugOption
 def _services(options: WCOWOptions) -> dict[str, HvSocketServiceConfig]:
     table = hvsocket_services(options)
     if options.log_forwarding:
-        table[_LOG_SERVICE] = HvSocketServiceConfig(
+        table[WINDOWS_LOG_SERVICE] = HvSocketServiceConfig(
             allow_wildcard_binds=True,
             bind_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
             connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,

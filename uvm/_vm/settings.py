@@ -11,6 +11,7 @@ from uvm.backend import JSON
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import HvSocketService
 from uvm.options.checks import guid
+from uvm.schema.common import MIB, PAGE_BYTES, V20H2
 from uvm.schema.devices import HvSocketServiceConfig
 from uvm.schema.json import to_json
 from uvm.schema.requests import (
@@ -26,9 +27,6 @@ from uvm.schema.requests import (
 )
 from uvm.schema.system import CpuGroup
 
-_MIB = 1 << 20
-#: Windows 10 20H2; before it, HCS cannot change processor limits (hcsshim cpulimits_update.go).
-_CPU_LIMITS_BUILD = 19042
 #: Moving a VM into this group takes it out of its group (hcsshim internal/cpugroup).
 _NULL_CPU_GROUP = "00000000-0000-0000-0000-000000000000"
 
@@ -59,16 +57,16 @@ class RuntimeSettings:
 
         :raises OptionsError: the size is less than a MiB.
         """
-        if size_bytes < _MIB:
-            raise OptionsError(f"the memory size must be at least {_MIB} bytes, not {size_bytes}")
-        await self._set(MEMORY_SIZE_PATH, (size_bytes // _MIB + 1) & ~1)
+        if size_bytes < MIB:
+            raise OptionsError(f"the memory size must be at least {MIB} bytes, not {size_bytes}")
+        await self._set(MEMORY_SIZE_PATH, (size_bytes // MIB + 1) & ~1)
 
     async def assigned_memory_bytes(self) -> int:
         """Ask how much memory the host has assigned to it."""
         self.link.check_running()
         properties = await self.link.call(self.link.system.properties("Memory"))
         pages: int = properties["Memory"]["VirtualMachineMemory"]["AssignedMemory"]
-        return pages * 4096
+        return pages * PAGE_BYTES
 
     async def update_cpu_limits(
         self, *, limit: int = 0, weight: int = 0, reservation: int = 0, maximum_frequency_mhz: int = 0
@@ -79,9 +77,10 @@ class RuntimeSettings:
         :param weight: relative to other VMs.
         :raises NotSupportedError: the host is older than build 19042.
         """
-        if self.context.host.build < _CPU_LIMITS_BUILD:
+        # hcsshim cpulimits_update.go.
+        if self.context.host.build < V20H2:
             raise NotSupportedError(
-                f"changing processor limits needs Windows build {_CPU_LIMITS_BUILD}; "
+                f"changing processor limits needs Windows build {V20H2}; "
                 f"this host is {self.context.host.build}"
             )
         limits = ProcessorLimits(

@@ -5,11 +5,9 @@ from __future__ import annotations
 from attrs import frozen
 
 from uvm.backend import System
+from uvm.schema.common import PAGE_BYTES
 from uvm.schema.json import from_json
 from uvm.schema.properties import Properties
-
-#: HCS counts assigned memory in these pages, whatever the guest's page size is.
-_PAGE_BYTES = 4096
 
 
 @frozen
@@ -57,7 +55,7 @@ async def read_statistics(system: System, *, physically_backed: bool) -> VMStati
     statistics, memory = properties.statistics, properties.memory
     view = memory.virtual_machine_memory if memory else None
     if physically_backed:
-        working_set_bytes = view.assigned_memory * _PAGE_BYTES if view else 0
+        working_set_bytes = view.assigned_memory * PAGE_BYTES if view else 0
     else:
         working_set_bytes = await system.working_set_bytes()
     return VMStatistics(

@@ -13,6 +13,7 @@ from uvm.cli.requests import offset, shorten
 from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Style, Terminal
 from uvm.devices.scsi import LUNS_PER_CONTROLLER
+from uvm.schema.common import PAGE_BYTES
 
 _GROUP: Final = 8
 #: One cell of a VPMEM device is a 64th of it: of 4 GiB, the largest, that is 64 MiB.
@@ -218,8 +219,8 @@ def draw_statistics(terminal: Terminal, statistics: VMStatistics) -> list[str]:
     ]
     if statistics.memory is not None:
         rows += [
-            ("assigned", format_size(statistics.memory.assigned_pages * 4096)),
-            ("reserved", format_size(statistics.memory.reserved_pages * 4096)),
+            ("assigned", format_size(statistics.memory.assigned_pages * PAGE_BYTES)),
+            ("reserved", format_size(statistics.memory.reserved_pages * PAGE_BYTES)),
         ]
     names, values = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [f"    {terminal.paint(name.ljust(names), 'dim')}  {value.rjust(values)}" for name, value in rows]

@@ -9,10 +9,11 @@ from attrs import frozen
 
 from uvm._vm.vm import UtilityVM
 from uvm.devices.base import EntrySnapshot, LedgerSnapshot
-from uvm.devices.slots import LARGEST_REGION_BYTES, MIB, Regions
+from uvm.devices.slots import LARGEST_REGION_BYTES, Regions
 from uvm.devices.vpmem import Mapping as Region
 from uvm.devices.vpmem import layer_path
 from uvm.devices.vsmb import guest_path
+from uvm.schema.common import MIB
 
 Ledgers = Mapping[str, LedgerSnapshot[Any, Any, Any, Any]]
 

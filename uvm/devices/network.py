@@ -27,6 +27,7 @@ from uvm.devices.base import GUEST, HOST, REMOVE, Device, Entry, Operation, Step
 from uvm.devices.slots import Names
 from uvm.errors import NoSpaceError, OptionsError
 from uvm.schema import guest, requests
+from uvm.schema.common import RS5
 from uvm.schema.devices import NetworkAdapter
 from uvm.schema.network import ENCAP_OVERHEAD, HostComputeEndpoint, HostComputeNamespace
 from uvm.schema.requests import (
@@ -38,9 +39,6 @@ from uvm.schema.requests import (
 )
 
 __all__ = ["Adapter", "AdapterKey", "Adapters", "Namespaces", "encap_overhead", "lcow_adapter"]
-
-#: Windows 10 1809; older builds call an adapter's id otherwise.
-_RS5_BUILD = 17763
 
 
 class Namespaces(Device[str, HostComputeNamespace, str, HostComputeNamespace]):
@@ -260,7 +258,8 @@ class Adapters(Device[AdapterKey, Adapter, str, HostComputeEndpoint]):
         self, nic_id: str, request_type: str, settings: HostComputeEndpoint | None = None
     ) -> NetworkModifyRequest | RS4NetworkModifyRequest:
         """Make the change that a Windows guest is told, in the words of the host's build."""
-        if self._build >= _RS5_BUILD:
+        # Older builds have another name for the id of an adapter.
+        if self._build >= RS5:
             return NetworkModifyRequest(adapter_id=nic_id, request_type=request_type, settings=settings)
         return RS4NetworkModifyRequest(
             adapter_instance_id=nic_id, request_type=request_type, settings=settings

@@ -14,6 +14,7 @@ from attrs import frozen
 from uvm.devices.base import GUEST, HOST, REMOVE, Device, Entry, Operation, Step
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.schema import guest, requests
+from uvm.schema.common import V19H1
 from uvm.schema.devices import (
     PLAN9_LINUX_METADATA,
     PLAN9_READ_ONLY,
@@ -26,9 +27,6 @@ __all__ = ["PLAN9_PORT", "Plan9Shares", "SharedDirectory", "check_share"]
 
 #: The port of the 9p server (hcsshim ``internal/vm/vmutils``).
 PLAN9_PORT = 564
-
-#: Windows 10 1903, the first build whose 9p server can hide files.
-_RESTRICT_BUILD = 18362
 
 
 @frozen
@@ -53,9 +51,10 @@ def check_share(build: int, share: SharedDirectory) -> None:
     :raises NotSupportedError: files of a share cannot be hidden on that build.
     :raises OptionsError: it says no guest path.
     """
-    if share.restrict and build < _RESTRICT_BUILD:
+    # Older 9p servers cannot hide files.
+    if share.restrict and build < V19H1:
         raise NotSupportedError(
-            f"single files of {share.path} cannot be shared: that takes Windows build {_RESTRICT_BUILD}, "
+            f"single files of {share.path} cannot be shared: that takes Windows build {V19H1}, "
             f"and this is {build}"
         )
     if not share.guest_path:

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from uvm.errors import NoSpaceError
+from uvm.schema.common import MIB, PAGE_BYTES
 
-__all__ = ["LARGEST_REGION_BYTES", "MIB", "PAGE_BYTES", "Names", "Regions", "Slots", "page_align"]
-
-MIB = 1 << 20
-PAGE_BYTES = 4096
+__all__ = ["LARGEST_REGION_BYTES", "Names", "Regions", "Slots", "page_align"]
 
 #: Size classes of regions: 1 MiB << (2 * class), that is 1, 4, 16, 64, 256 MiB, 1 and 4 GiB
 #: (hcsshim internal/memory/pool.go).

@@ -15,13 +15,11 @@ from uvm.devices.base import GUEST, HOST, REMOVE, Device, Entry, Operation, Step
 from uvm.devices.slots import Names
 from uvm.errors import OptionsError
 from uvm.schema import guest, requests
+from uvm.schema.common import V25H1_SERVER
 from uvm.schema.devices import VirtualPciDevice, VirtualPciFunction
 from uvm.schema.requests import ModificationRequest, ModifySettingRequest, virtual_pci_path
 
 __all__ = ["DeviceKey", "PciDevices", "pci_device"]
-
-#: Windows Server 2025, the first build that tells the guest which NUMA node a device is close to.
-_NUMA_AFFINITY_BUILD = 26100
 
 
 class DeviceKey(NamedTuple):
@@ -35,7 +33,8 @@ def pci_device(key: DeviceKey, build: int) -> VirtualPciDevice:
     """Make the settings of a device, for a request or the create document, on a host of that build."""
     return VirtualPciDevice(
         functions=[VirtualPciFunction(device_instance_path=key.instance_path, virtual_function=key.function)],
-        propagate_numa_affinity=True if build >= _NUMA_AFFINITY_BUILD else None,
+        # Older builds cannot report to the guest which NUMA node a device is close to.
+        propagate_numa_affinity=True if build >= V25H1_SERVER else None,
     )
 
 

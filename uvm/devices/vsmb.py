@@ -25,6 +25,7 @@ from attrs import evolve, frozen
 
 from uvm.devices.base import HOST, REMOVE, UPDATE, Device, Entry, Operation, Step
 from uvm.schema import requests
+from uvm.schema.common import V19H1, V20H2
 from uvm.schema.devices import VirtualSmbShare, VirtualSmbShareOptions
 from uvm.schema.requests import VSMB_SHARES_PATH, ModifySettingRequest
 
@@ -44,8 +45,6 @@ __all__ = [
 
 #: Where a Windows guest sees shares; a name follows.
 GUEST_PREFIX = "\\\\?\\VMSMB\\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}\\"
-
-_19H1, _20H2 = 18362, 19042
 
 
 class ShareKey(NamedTuple):
@@ -105,7 +104,7 @@ def direct_map_needs_file_ids(build: int) -> bool:
     Those from 19H1 to 20H2 ask for them, and some file systems (Azure Files) have none: a share of such a
     one must have ``no_directmap``.
     """
-    return _19H1 <= build <= _20H2
+    return V19H1 <= build <= V20H2
 
 
 def guest_path(name: str, file: str = "") -> str:

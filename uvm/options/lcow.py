@@ -10,10 +10,10 @@ from attrs import field, frozen
 from uvm.errors import OptionsError
 from uvm.options.checks import U16, U32, U64, check_fields, choice, each, flag, go, instance, text, whole
 from uvm.options.common import Options, decode_policy, integers
+from uvm.schema.common import GIB, PAGE_BYTES
 
 MAX_VPMEM_DEVICES = 128
-DEFAULT_VPMEM_SIZE_BYTES = 4 * 1024**3
-_PAGE_BYTES = 4096
+LARGEST_VPMEM_BYTES = 4 * GIB
 
 
 @frozen
@@ -97,7 +97,7 @@ class LCOWOptions(Options):
     forward_stdout: bool = field(default=False, metadata=go("ForwardStdout", flag))
     forward_stderr: bool = field(default=True, metadata=go("ForwardStderr", flag))
     vpmem_count: int | None = field(default=None, metadata=go("VPMemDeviceCount", whole(MAX_VPMEM_DEVICES)))
-    vpmem_size_bytes: int = field(default=DEFAULT_VPMEM_SIZE_BYTES, metadata=go("VPMemSizeBytes", whole(U64)))
+    vpmem_size_bytes: int = field(default=LARGEST_VPMEM_BYTES, metadata=go("VPMemSizeBytes", whole(U64)))
     vpmem_multi_mapping: bool | None = field(
         default=None, metadata=go("VPMemNoMultiMapping", flag, inverted=True)
     )
@@ -121,9 +121,9 @@ class LCOWOptions(Options):
 
     def _check_together(self) -> None:
         Options._check_together(self)
-        if self.vpmem_count != 0 and self.vpmem_size_bytes % _PAGE_BYTES:
+        if self.vpmem_count != 0 and self.vpmem_size_bytes % PAGE_BYTES:
             raise OptionsError(
-                f"vpmem_size_bytes must be a multiple of {_PAGE_BYTES}, not {self.vpmem_size_bytes}"
+                f"vpmem_size_bytes must be a multiple of {PAGE_BYTES}, not {self.vpmem_size_bytes}"
             )
         for n, device in enumerate(self.assigned_devices):
             if device in self.assigned_devices[:n]:

@@ -1,4 +1,7 @@
-"""What several documents of the schema share: versions, storage limits, layers, the registry."""
+"""What several documents of the schema share: versions, storage limits, layers, the registry, sizes.
+
+The builds of Windows stand here too, by hcsshim's names (``osversion/windowsbuilds.go``).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,41 @@ from attrs import define
 from uvm.schema.field import named
 
 __all__ = [
+    "GIB",
     "Layer",
+    "MIB",
+    "PAGE_BYTES",
+    "RS5",
     "RegistryChanges",
     "RegistryKey",
     "RegistryValue",
     "StorageQoS",
+    "V19H1",
+    "V20H1",
+    "V20H2",
+    "V21H1",
+    "V21H2_SERVER",
+    "V21H2_WIN11",
+    "V25H1_SERVER",
     "Version",
 ]
+
+#: Windows 10 1809 and Windows Server 2019.
+RS5 = 17763
+V19H1 = 18362
+V20H1 = 19041
+V20H2 = 19042
+V21H1 = 19043
+#: Windows Server 2022.
+V21H2_SERVER = 20348
+V21H2_WIN11 = 22000
+#: Windows Server 2025.
+V25H1_SERVER = 26100
+
+MIB = 1 << 20
+GIB = 1 << 30
+#: HCS counts memory in these pages, whatever the guest's page size is.
+PAGE_BYTES = 4096
 
 
 @define(kw_only=True)

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 import uvm
-from uvm._document import boot, common, lcow
-from uvm._vm import settings as changes
+from uvm._document import boot, lcow
 from uvm._wire import ports
 from uvm.backend import FileInfo
-from uvm.backends.hcs.availability import MINIMUM_BUILD
 from uvm.backends.hcs.declarations.__main__ import HERE, names
-from uvm.devices import plan9, vpci, vsmb
+from uvm.devices import vsmb
 from uvm.hresult import hresult_name
+from uvm.schema.common import RS5, V19H1, V20H2, V21H1, V25H1_SERVER
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -76,18 +75,7 @@ def test_the_page_says_of_each_function_since_when_it_is_and_what_for() -> None:
 
 
 def test_the_builds_are_those_that_the_code_compares_with() -> None:
-    in_code = {
-        MINIMUM_BUILD,
-        boot.KERNEL_DIRECT_BUILD,
-        changes._CPU_LIMITS_BUILD,
-        common._CPU_GROUP_BUILD,
-        common._NUMA_BUILD,
-        lcow._COLD_DISCARD_BUILD,
-        lcow._MANY_SCSI_CONTROLLERS_BUILD,
-        lcow._VPMEM_MULTI_MAPPING_BUILD,
-        plan9._RESTRICT_BUILD,
-        vpci._NUMA_AFFINITY_BUILD,
-    }
+    in_code = {RS5, boot.KERNEL_DIRECT_BUILD, V19H1, lcow._COLD_DISCARD_BUILD, V20H2, V21H1, V25H1_SERVER}
     assert [int(row[0]) for row in rows(HOST) if row[0].isdecimal()] == sorted(in_code)
 
 

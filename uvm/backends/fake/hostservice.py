@@ -13,10 +13,11 @@ from uvm.backends.fake.properties import host_processors
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
 from uvm.hresult import HResult
+from uvm.schema.common import RS5, V19H1, V20H1, V21H2_SERVER, V21H2_WIN11
 from uvm.schema.json import to_json
 
 #: The minor number of the newest version 2 of the schema that a build of Windows knows, newest first.
-_SCHEMAS: Final = ((22000, 6), (20348, 5), (19041, 3), (18362, 2), (17763, 1))
+_SCHEMAS: Final = ((V21H2_WIN11, 6), (V21H2_SERVER, 5), (V20H1, 3), (V19H1, 2), (RS5, 1))
 
 
 def service_property(name: str, info: HostInfo, vms: Mapping[str, FakeVM]) -> JSON:

@@ -10,14 +10,12 @@ from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema import properties as schema
-from uvm.schema.common import Version
+from uvm.schema.common import MIB, PAGE_BYTES, Version
 from uvm.schema.json import to_json
 
-_MIB: Final = 1 << 20
-_PAGE: Final = 4096
 #: A guest's memory after boot, and what each device of it takes, in bytes.
-_BOOTED: Final = 96 * _MIB
-_PER_DEVICE: Final = 2 * _MIB
+_BOOTED: Final = 96 * MIB
+_PER_DEVICE: Final = 2 * MIB
 #: The share of a processor that an idle guest uses, and which part of that in the kernel.
 _IDLE: Final = 0.01
 _KERNEL: Final = 0.4
@@ -115,18 +113,18 @@ def _used_bytes(vm: FakeVM) -> int:
     devices = len(tree.scsi.disks) + len(tree.vpmem.devices) + len(tree.vpmem.mappings)
     devices += len(tree.plan9.shares) + len(tree.vsmb.shares) + len(tree.adapters.adapters)
     devices += len(vm.guest.mounts)
-    return min(_BOOTED + devices * _PER_DEVICE, tree.topology.size_in_mb * _MIB)
+    return min(_BOOTED + devices * _PER_DEVICE, tree.topology.size_in_mb * MIB)
 
 
 def _memory(vm: FakeVM) -> schema.MemoryInformationForVm:
     vm.require("query", "Running", "Paused")
     topology = vm.tree.topology
-    size = topology.size_in_mb * _MIB
+    size = topology.size_in_mb * MIB
     # A VM without overcommit has all of its memory from the start.
-    assigned = (_used_bytes(vm) if topology.memory.allow_overcommit else size) // _PAGE
+    assigned = (_used_bytes(vm) if topology.memory.allow_overcommit else size) // PAGE_BYTES
     memory = schema.VmMemory(
-        available_memory=(size - _used_bytes(vm)) // _MIB,
-        reserved_memory=size // _PAGE,
+        available_memory=(size - _used_bytes(vm)) // MIB,
+        reserved_memory=size // PAGE_BYTES,
         assigned_memory=assigned,
     )
     node = schema.VirtualNodeInfo(
@@ -158,7 +156,7 @@ def _statistics(vm: FakeVM, clock: FakeClock) -> schema.Statistics:
             memory_usage_private_working_set_bytes=used,
         ),
         "storage": schema.StorageStats(
-            read_count_normalized=64 * (1 + disks), read_size_bytes=_MIB * (1 + disks)
+            read_count_normalized=64 * (1 + disks), read_size_bytes=MIB * (1 + disks)
         ),
     }
     return schema.Statistics(**values)

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 from attrs import frozen
 
 from uvm.errors import UVMError
+from uvm.schema.common import RS5
 
 if TYPE_CHECKING:
     from uvm.backends.hcs.windows.surroundings import ServiceState
-
-#: Windows 10 1809 and Windows Server 2019, the first with computecore.dll.
-MINIMUM_BUILD: Final = 17763
 
 #: ``missing``: HCS cannot be used; ``limited``: something else cannot; ``unknown``: nobody can tell.
 Status = Literal["ok", "missing", "limited", "unknown"]
@@ -122,9 +120,10 @@ def _installed(where: Surroundings) -> Finding:
 
 def _build(where: Surroundings) -> Finding:
     build = where.build()
-    if build >= MINIMUM_BUILD:
+    # The first with computecore.dll.
+    if build >= RS5:
         return Finding("ok", f"build {build}")
-    needed = f"HCS needs build {MINIMUM_BUILD} (Windows 10 1809, Windows Server 2019)"
+    needed = f"HCS needs build {RS5} (Windows 10 1809, Windows Server 2019)"
     return Finding("missing", f"Windows build {build} is too old: {needed}", "update Windows")
 
 

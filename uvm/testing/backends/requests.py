@@ -10,6 +10,7 @@ import anyio.lowlevel
 
 from uvm.backend import BROKEN_STREAM, VM_GROUP, ByteStream
 from uvm.errors import UVMError
+from uvm.schema.common import RS5
 from uvm.schema.json import from_json
 from uvm.schema.properties import Properties
 from uvm.testing.backends.checks import Attempt, check, equal, raises, refused
@@ -157,7 +158,7 @@ async def a_running_system_occupies_memory(rig: Rig) -> None:
 @scenario()
 async def the_host_tells_facts_of_itself(rig: Rig) -> None:
     host = await rig.backend.host()
-    check(host.build >= 17763, f"its build: {host.build}")
+    check(host.build >= RS5, f"its build: {host.build}")
     check(host.processors > 0 and host.memory_mb > 0, f"its processors and memory: {host}")
     equal(await rig.backend.host(), host, "the same facts again")
 

@@ -11,6 +11,7 @@ import anyio
 from uvm._vm.vm import UtilityVM, VMState
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, BridgeClosedError, HostError, VMExitedError
+from uvm.schema.common import MIB
 from uvm.testing.backends.checks import Attempt, check, equal, raises, until
 from uvm.testing.backends.life import Kind, Life, at_rest, devices, put_things
 from uvm.testing.backends.rig import Control, Rig
@@ -18,7 +19,6 @@ from uvm.testing.backends.scenario import scenario
 from uvm.testing.backends.world import options_of, running_vm
 
 _THINGS = (Control.FILES, Control.NETWORKS, Control.DEVICES)
-_MIB = 1 << 20
 
 
 async def compare(rig: Rig, vm: UtilityVM) -> None:
@@ -135,7 +135,7 @@ async def a_disk_that_two_have_stays_until_both_released_it(rig: Rig) -> None:
 
 
 async def _plain_layer(rig: Rig, **options: Any) -> None:
-    paths = [rig.host.put_file(f"layer{number}.vhd", size_bytes=4 * _MIB) for number in range(3)]
+    paths = [rig.host.put_file(f"layer{number}.vhd", size_bytes=4 * MIB) for number in range(3)]
     async with running_vm(rig, **options) as vm:
         leases = [await vm.vpmem.add(path) for path in paths]
         equal(len({lease.guest_path for lease in leases}), 3, "different places in the guest")

@@ -10,11 +10,11 @@ from uvm.backend import JSON
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
 from uvm.hresult import HResult
+from uvm.schema.common import PAGE_BYTES
 from uvm.schema.devices import VirtualPMemDevice, VirtualPMemMapping
 from uvm.schema.json import to_json
 from uvm.schema.system import VirtualMachine
 
-PAGE_BYTES: Final = 4096
 _FORMATS: Final = ("Vhd1", "Vhdx", "")
 
 

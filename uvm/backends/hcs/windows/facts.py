@@ -10,11 +10,11 @@ from uvm.backend import HCS_CONCURRENCY, JSON, HostInfo
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.windows.dlls import Kernel32, NtDll, SystemLibrary
 from uvm.errors import NotSupportedError
+from uvm.schema.common import MIB
 from uvm.schema.guest import SystemTime, TimeZoneInformation
 
 _ALL_PROCESSOR_GROUPS: Final = 0xFFFF
 _TIME_ZONE_ID_INVALID: Final = 0xFFFFFFFF
-_MIB: Final = 1 << 20
 
 #: IMAGE_FILE_MACHINE_AMD64 and ..._ARM64.
 _MACHINES: Final[dict[int, Literal["amd64", "arm64"]]] = {0x8664: "amd64", 0xAA64: "arm64"}
@@ -64,7 +64,7 @@ class Facts:
         out.dwLength = self.kernel.ffi.sizeof(out[0])
         if not self.kernel.functions.GlobalMemoryStatusEx(out):
             raise self.kernel.error("ask for the size of the memory")
-        return int(out.ullTotalPhys) // _MIB
+        return int(out.ullTotalPhys) // MIB
 
     def machine(self) -> Literal["amd64", "arm64"]:
         """Give the processor's architecture, also where this Python runs in emulation."""
