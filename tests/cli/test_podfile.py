@@ -55,7 +55,7 @@ def test_an_endpoint_becomes_its_hcn_document(pod_file: Write) -> None:
             'dns = ["fd00::a"]\ndomain = "local"\n'
         )
     ).host.endpoints
-    assert endpoint == {
+    assert endpoint.document() == {
         "ID": GUID,
         "Name": "",
         "MacAddress": "",
@@ -100,13 +100,13 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
         ('[vm]\nos = "mac"', "[vm]: os must be 'linux' or 'windows', not 'mac'"),
         (
             f"{LINUX}[scratch]",
-            "scratch is not known here; allowed are vm, host, layers, containers, mapped_directories",
+            "scratch is not known here; the keys are vm, host, layers, containers, mapped_directories",
         ),
         (f"{LINUX}memory = 1", "[vm]: memory is not known here; did you mean memory_mb?"),
         (f"{LINUX}os_files = 1", "[vm]: os_files is not known here; did you mean"),
         (
             f'{LINUX}memory_mb = "2"',
-            "[vm]: LCOWOptions.memory_mb must be a whole number from 0 to 18446744073709551614, not '2'",
+            "[vm]: memory_mb must be a whole number from 0 to 18446744073709551614, not '2'",
         ),
         (
             f"{LINUX}deferred_commit = true\nallow_overcommit = false",
@@ -123,10 +123,16 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
             f"{LINUX}[vm.hvsocket_services.{GUID}]\nbind = 1",
             f"[vm.hvsocket_services.{GUID}]: bind is not known here; ",
         ),
-        (f"{LINUX}[host]\nbuild = true", "[host]: build must be a whole number, not True"),
-        (f"{LINUX}[host]\nprocessors = 0", "[host]: processors must be at least 1, not 0"),
+        (
+            f"{LINUX}[host]\nbuild = true",
+            "[host]: build must be a whole number from 1 to 4294967295, not True",
+        ),
+        (
+            f"{LINUX}[host]\nprocessors = 0",
+            "[host]: processors must be a whole number from 1 to 4294967295, not 0",
+        ),
         (f'{LINUX}[host]\nmachine = "arm"', "[host]: machine must be 'amd64' or 'arm64', not 'arm'"),
-        (f"{LINUX}[host]\ndirectories = [1]", "[host]: directories must be a list of strings, not [1]"),
+        (f"{LINUX}[host]\ndirectories = [1]", "[host]: directories must be a list of strings, not (1,)"),
         (
             f'{LINUX}[host.files]\na = "4 MB"',
             "[host.files]: 'a': '4 MB' is not a size such as '4 MiB' (B, KiB, MiB, GiB, TiB)",
@@ -134,14 +140,27 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
         (f"{LINUX}[host.files]\na = -1", "[host.files]: 'a' must be a size such as '4 MiB', or a number"),
         (
             f'{LINUX}[[host.namespaces]]\nid = "x"',
-            f"[[host.namespaces]] 1: id must be a GUID such as '{GUID}'",
+            f"[[host.namespaces]] 1: id must be a GUID such as {GUID}, not 'x'",
         ),
         (
             f'{LINUX}[[host.endpoints]]\nid = "{GUID}"\naddress = "10.0.0.300"',
             "[[host.endpoints]] 1: address must be an IP address such as '10.0.0.4/24', not '10.0.0.300'",
         ),
+        (f"{LINUX}[network]", "[network]: namespace must be a GUID such as"),
+        (f'{LINUX}[host]\ndirectories = "C:"', "[host]: directories must be a list of strings, not 'C:'"),
+        (
+            f'{LINUX}[[containers]]\nid = "c"\nlayers = "a"\nscratch = "s"',
+            "[[containers]] 1: layers must be a list of strings, not 'a'",
+        ),
+        (
+            f'{LINUX}[[containers]]\nid = "c"\nlayers = ["a"]\nscratch = "s"\ncommand = "echo"',
+            "[[containers]] 1: command must be a list of strings, not 'echo'",
+        ),
         (f'{LINUX}[network]\nname = "x"', "[network]: name is not known here; did you mean namespace?"),
-        (f'{LINUX}[[layers]]\nname = "a"', "[[layers]] 1: path is missing; it takes name, path, partition"),
+        (
+            f'{LINUX}[[layers]]\nname = "a"',
+            "[[layers]] 1: path is missing; the keys are name, path, partition",
+        ),
         (
             f'{LINUX}layers = 1\n[[containers]]\nid = "a"',
             "[vm]: layers is not known here; ",
@@ -152,7 +171,7 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
         ),
         (
             f'{LINUX}[[layers]]\nname = "a"\npath = "p"\nid = "{GUID}"',
-            "[[layers]] 1: id is not known here; allowed are name, path, partition",
+            "[[layers]] 1: id is not known here; the keys are name, path, partition",
         ),
         (
             f'{LINUX}[[containers]]\nid = "a"\nlayers = ["b"]\nscratch = "s"',
@@ -164,7 +183,7 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
         ),
         (
             f'{LINUX}[[mapped_directories]]\nhost = "a"\nguest = "b"\nread_only = 1',
-            "[[mapped_directories]] 1: read_only must be true or false, not 1",
+            "[[mapped_directories]] 1: read_only must be True or False, not 1",
         ),
     ],
 )
@@ -192,6 +211,12 @@ def test_what_is_not_text_is_told(run: Run, tmp_path: Path) -> None:
     path.write_bytes(b"[vm]\n\xff")
     ran = run("pod", path)
     assert (ran.status, ran.error) == (2, f"uvm: error: {path}: is not TOML: not UTF-8 at byte 5\n")
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "pod.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + LCOW.read_bytes())
+    assert read_pod_file(path).options == read_pod_file(LCOW).options
 
 
 @pytest.mark.parametrize(

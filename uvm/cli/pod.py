@@ -65,9 +65,9 @@ def _fill(backend: FakeBackend, setup: HostSetup) -> None:
     for path, size_bytes in setup.files.items():
         backend.files.add(path, size=size_bytes)
     for namespace in setup.namespaces:
-        backend.network.add_namespace(namespace)
+        backend.network.add_namespace(namespace.document())
     for endpoint in setup.endpoints:
-        backend.network.add_endpoint(endpoint)
+        backend.network.add_endpoint(endpoint.document())
 
 
 async def run_pod(terminal: Terminal, pod: PodFile, backend: Backend) -> int:

@@ -6,15 +6,16 @@ import ipaddress
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from uuid import UUID
 
 import attrs
-from attrs import Factory, frozen
+from attrs import field, frozen
 
 from uvm._vm.layers import LCOWLayer, WCOWLayer
 from uvm.backend import JSON, HostInfo
-from uvm.cli.tables import PodFileError, Table, make
+from uvm.cli.sizes import parse_size
+from uvm.cli.tables import PodFileError, Table
 from uvm.options import (
     BlockCIMBootFiles,
     HvSocketService,
@@ -24,55 +25,168 @@ from uvm.options import (
     VmbFSBootFiles,
     WCOWOptions,
 )
-
-C = TypeVar("C", bound=attrs.AttrsInstance)
-V = TypeVar("V")
+from uvm.options.checks import U32, Check, check_fields, choice, flag, go, guid, text, whole
 
 _SYSTEMS: Final[dict[str, type[LCOWOptions] | type[WCOWOptions]]] = {
     "linux": LCOWOptions,
     "windows": WCOWOptions,
 }
-_ENDPOINT_KEYS: Final = ("id", "name", "namespace", "mac_address", "address", "gateway", "dns", "domain")
+_TOP: Final = ("vm", "host", "layers", "containers", "mapped_directories", "network")
+_FACTS: Final = HostInfo()
+
+
+def _key(check: Check, **settings: Any) -> Any:
+    """Return a field that :func:`check_fields` checks."""
+    return field(metadata=go(None, check), **settings)
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain_guid(value: Any) -> Any:
+    try:
+        return str(UUID(value))
+    except (AttributeError, TypeError, ValueError):
+        return value
+
+
+def _texts(values: Any) -> str | None:
+    good = isinstance(values, tuple) and all(isinstance(each, str) for each in values)
+    return None if good else "a list of strings"
+
+
+def _network(read: Callable[[str], object], example: str) -> Check:
+    """Allow what a function of :mod:`ipaddress` reads."""
+
+    def check(value: Any) -> str | None:
+        try:
+            good = isinstance(value, str) and read(value) is not None
+        except ValueError:
+            good = False
+        return None if good else f"an IP address such as {example!r}"
+
+    return check
+
+
+def _as_read(value: Any) -> str | None:
+    return None
 
 
 @frozen
-class HostSetup:
-    """What the in-memory host has.
+class _Checked:
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+
+
+@frozen
+class Namespace(_Checked):
+    """A network namespace of the in-memory host."""
+
+    id: str = _key(guid, converter=_plain_guid)
+    type: str = _key(text, default="Host")
+
+    def document(self) -> JSON:
+        """Return its HCN document."""
+        return {"ID": self.id, "Type": self.type}
+
+
+@frozen
+class Endpoint(_Checked):
+    """An endpoint of the in-memory host."""
+
+    id: str = _key(guid, converter=_plain_guid)
+    name: str = _key(text, default="")
+    namespace: str = _key(guid, converter=_plain_guid, default="")
+    mac_address: str = _key(text, default="")
+    address: str = _key(_network(ipaddress.ip_interface, "10.0.0.4/24"), default="")
+    gateway: str = _key(_network(ipaddress.ip_address, "10.0.0.1"), default="")
+    dns: tuple[str, ...] = _key(_texts, converter=_listed, default=())
+    domain: str = _key(text, default="")
+
+    def document(self) -> JSON:
+        """Return its HCN document."""
+        document: JSON = {
+            "ID": self.id,
+            "Name": self.name,
+            "MacAddress": self.mac_address,
+            "Dns": {"Domain": self.domain, "ServerList": list(self.dns)},
+        }
+        if self.namespace:
+            document["HostComputeNamespace"] = self.namespace
+        if self.address:
+            address = ipaddress.ip_interface(self.address)
+            document["IpConfigurations"] = [
+                {"IpAddress": str(address.ip), "PrefixLength": address.network.prefixlen}
+            ]
+        if self.gateway:
+            gateway = ipaddress.ip_address(self.gateway)
+            everything = "0.0.0.0/0" if gateway.version == 4 else "::/0"
+            document["Routes"] = [{"NextHop": str(gateway), "DestinationPrefix": everything}]
+        return document
+
+
+@frozen
+class HostSetup(_Checked):
+    """The in-memory host.
 
     :ivar files: sizes in bytes by path.
-    :ivar namespaces: HCN documents; :ivar endpoints: likewise.
     :ivar latency_ms: how long each of its answers takes.
     """
 
-    info: HostInfo = Factory(HostInfo)
-    files: dict[str, int] = Factory(dict)
-    directories: tuple[str, ...] = ()
-    namespaces: tuple[JSON, ...] = ()
-    endpoints: tuple[JSON, ...] = ()
-    latency_ms: int = 0
+    build: int = _key(whole(U32, 1), default=_FACTS.build)
+    processors: int = _key(whole(U32, 1), default=_FACTS.processors)
+    memory_mb: int = _key(whole(U32, 1), default=_FACTS.memory_mb)
+    machine: Any = _key(choice("amd64", "arm64"), default="amd64")
+    files: dict[str, int] = _key(_as_read, factory=dict)
+    directories: tuple[str, ...] = _key(_texts, converter=_listed, default=())
+    namespaces: tuple[Namespace, ...] = _key(_as_read, default=())
+    endpoints: tuple[Endpoint, ...] = _key(_as_read, default=())
+    latency_ms: int = _key(whole(U32), default=0)
+
+    @property
+    def info(self) -> HostInfo:
+        """The facts of the host."""
+        return HostInfo(
+            build=self.build, processors=self.processors, memory_mb=self.memory_mb, machine=self.machine
+        )
 
 
 @frozen
-class MappedDirectory:
+class MappedDirectory(_Checked):
     """A directory, or a single file, of the host that the guest sees."""
 
-    host: str
-    guest: str
-    read_only: bool = False
+    host: str = _key(text)
+    guest: str = _key(text)
+    read_only: bool = _key(flag, default=False)
 
 
 @frozen
-class Container:
+class Container(_Checked):
     """A container.
 
     :ivar layers: names of the pod's layers, top-most first; :ivar scratch: its scratch disk on the host.
-    :ivar command: what to run in it; where it is empty, nothing is, and only its root file system is made.
+    :ivar command: what to run in it; if it is empty, only its root file system is made.
     """
 
-    id: str
-    layers: tuple[str, ...]
-    scratch: str
-    command: tuple[str, ...] = ()
+    id: str = _key(text)
+    layers: tuple[str, ...] = _key(_texts, converter=_listed)
+    scratch: str = _key(text)
+    command: tuple[str, ...] = _key(_texts, converter=_listed, default=())
+
+
+@frozen
+class _LinuxLayer(_Checked):
+    name: str = _key(text)
+    path: str = _key(text)
+    partition: int = _key(whole(U32), default=0)
+
+
+@frozen
+class _WindowsLayer(_Checked):
+    name: str = _key(text)
+    path: str = _key(text)
+    id: str = _key(guid, converter=_plain_guid)
 
 
 @frozen
@@ -102,188 +216,112 @@ def read_pod_file(path: Path) -> PodFile:
     :raises PodFileError: the file cannot be read, is not TOML, or says what is not allowed.
     """
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        # Editors of Windows put a byte order mark first, which TOML does not allow.
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise PodFileError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise PodFileError(f"{path}: is not TOML: not UTF-8 at byte {error.start}") from None
     except tomllib.TOMLDecodeError as error:
         raise PodFileError(f"{path}: is not TOML: {error}") from None
-    top = Table.of(
-        str(path), "", values, ("vm", "host", "layers", "containers", "mapped_directories", "network")
-    )
+    top = Table(str(path), "", values)
+    top.check_keys(_TOP)
     options = _options(top)
     layers = _layers(top, isinstance(options, LCOWOptions))
-    network = top.table("network", ("namespace",))
     return PodFile(
         str(path),
         options,
-        _host(top.table("host", _HOST_KEYS)),
+        _host(top.table("host")),
         layers,
         _containers(top, layers),
-        tuple(map(_mapped, top.tables("mapped_directories", ("host", "guest", "read_only")))),
-        _guid(network, "namespace") if network.values else "",
+        tuple(each.make(MappedDirectory) for each in top.tables("mapped_directories")),
+        _namespace(top.table("network")) if "network" in values else "",
     )
-
-
-# The VM.
 
 
 def _options(top: Table) -> LCOWOptions | WCOWOptions:
     if "vm" not in top.values:
         raise top.error('the table [vm] is missing; it says os = "linux" or "windows", and options of the VM')
-    given = top.open_table("vm")
-    if "os" not in given.values:
+    given = top.table("vm")
+    os = given.values.get("os")
+    if os is None:
         raise given.error("os is missing; it is 'linux' or 'windows'")
-    os = given.text("os")
-    if os not in _SYSTEMS:
+    if not isinstance(os, str) or os not in _SYSTEMS:
         raise given.error(f"os must be 'linux' or 'windows', not {os!r}")
-    cls = _SYSTEMS[os]
-    names = [field.name for field in attrs.fields(cls)]
-    table = top.table("vm", ("os", *names))
-    values = {name: value for name, value in table.values.items() if name != "os"}
-    for name, read in _NESTED.items():
-        if name in values:
-            values[name] = read(table)
-    return make(cls, table, values)
-
-
-def _several(name: str, cls: type[C]) -> Callable[[Table], list[C]]:
-    def read(vm: Table) -> list[C]:
-        return [make(cls, table, table.values) for table in vm.tables(name, _names(cls))]
-
-    return read
-
-
-def _one(parent: Table, name: str, cls: type[C]) -> C:
-    table = parent.table(name, _names(cls))
-    return make(cls, table, table.values)
+    table = attrs.evolve(given, values={key: value for key, value in given.values.items() if key != "os"})
+    nested = {name: read(table) for name, read in _NESTED.items() if name in table.values}
+    return table.make(_SYSTEMS[os], **nested)
 
 
 def _services(vm: Table) -> dict[str, HvSocketService]:
-    services = vm.open_table("hvsocket_services")
-    return {guid: _one(services, guid, HvSocketService) for guid in services.values}
+    services = vm.table("hvsocket_services")
+    return {service_id: services.table(service_id).make(HvSocketService) for service_id in services.values}
 
 
 def _boot_files(vm: Table) -> VmbFSBootFiles | BlockCIMBootFiles:
-    given = vm.open_table("boot_files")
-    if "boot_cim_vhd_path" in given.values:
-        return _one(vm, "boot_files", BlockCIMBootFiles)
-    return _one(vm, "boot_files", VmbFSBootFiles)
+    table = vm.table("boot_files")
+    if "boot_cim_vhd_path" in table.values:
+        return table.make(BlockCIMBootFiles)
+    return table.make(VmbFSBootFiles)
 
 
 #: The options that are tables themselves.
 _NESTED: Final[dict[str, Callable[[Table], Any]]] = {
-    "assigned_devices": _several("assigned_devices", PCIDevice),
-    "registry_values": _several("registry_values", RegistryValue),
+    "assigned_devices": lambda vm: [each.make(PCIDevice) for each in vm.tables("assigned_devices")],
+    "registry_values": lambda vm: [each.make(RegistryValue) for each in vm.tables("registry_values")],
     "hvsocket_services": _services,
     "boot_files": _boot_files,
 }
 
 
-def _names(cls: type[Any]) -> tuple[str, ...]:
-    return tuple(field.name for field in attrs.fields(cls))
-
-
-# The host.
-
-_HOST_KEYS: Final = (
-    "build",
-    "processors",
-    "memory_mb",
-    "machine",
-    "latency_ms",
-    "files",
-    "directories",
-    "namespaces",
-    "endpoints",
-)
-
-
 def _host(table: Table) -> HostSetup:
-    facts = HostInfo()
-    machine = table.text("machine", "amd64")
-    if machine not in ("amd64", "arm64"):
-        raise table.error(f"machine must be 'amd64' or 'arm64', not {machine!r}")
-    files = table.open_table("files")
-    return HostSetup(
-        HostInfo(
-            build=table.whole("build", facts.build, 1),
-            processors=table.whole("processors", facts.processors, 1),
-            memory_mb=table.whole("memory_mb", facts.memory_mb, 1),
-            machine="arm64" if machine == "arm64" else "amd64",
-        ),
-        {path: files.size(path) for path in files.values},
-        tuple(table.texts("directories", ())),
-        tuple({"ID": _guid(each, "id"), "Type": each.text("type", "Host")} for each in _namespaces(table)),
-        tuple(map(_endpoint, table.tables("endpoints", _ENDPOINT_KEYS))),
-        table.whole("latency_ms", 0),
+    files = table.table("files")
+    return table.make(
+        HostSetup,
+        files={path: _size(files, path) for path in files.values},
+        namespaces=tuple(each.make(Namespace) for each in table.tables("namespaces")),
+        endpoints=tuple(each.make(Endpoint) for each in table.tables("endpoints")),
     )
 
 
-def _namespaces(host: Table) -> list[Table]:
-    return host.tables("namespaces", ("id", "type"))
+def _namespace(network: Table) -> str:
+    network.check_keys(("namespace",))
+    namespace = _plain_guid(network.values.get("namespace"))
+    if (allowed := guid(namespace)) is not None:
+        raise network.error(f"namespace must be {allowed}, not {namespace!r}")
+    return str(namespace)
 
 
-def _endpoint(table: Table) -> JSON:
-    """Make the HCN document of an endpoint."""
-    document: JSON = {
-        "ID": _guid(table, "id"),
-        "Name": table.text("name", ""),
-        "MacAddress": table.text("mac_address", ""),
-        "Dns": {"Domain": table.text("domain", ""), "ServerList": table.texts("dns", ())},
-    }
-    if "namespace" in table.values:
-        document["HostComputeNamespace"] = _guid(table, "namespace")
-    if "address" in table.values:
-        address = _network_value(table, "address", ipaddress.ip_interface)
-        prefix_length = address.network.prefixlen
-        document["IpConfigurations"] = [{"IpAddress": str(address.ip), "PrefixLength": prefix_length}]
-    if "gateway" in table.values:
-        gateway = _network_value(table, "gateway", ipaddress.ip_address)
-        everything = "0.0.0.0/0" if gateway.version == 4 else "::/0"
-        document["Routes"] = [{"NextHop": str(gateway), "DestinationPrefix": everything}]
-    return document
-
-
-def _network_value(table: Table, key: str, read: Callable[[str], V]) -> V:
-    text = table.text(key)
+def _size(files: Table, path: str) -> int:
+    size = files.values[path]
+    if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
+        return size
+    if not isinstance(size, str):
+        raise files.error(f"{path!r} must be a size such as '4 MiB', or a number of bytes, not {size!r}")
     try:
-        return read(text)
-    except ValueError:
-        example = "10.0.0.4/24" if key == "address" else "10.0.0.1"
-        raise table.error(f"{key} must be an IP address such as {example!r}, not {text!r}") from None
-
-
-def _guid(table: Table, key: str) -> str:
-    text = table.text(key)
-    try:
-        return str(UUID(text))
-    except ValueError:
-        example = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
-        raise table.error(f"{key} must be a GUID such as {example!r}, not {text!r}") from None
-
-
-# What is in the VM.
+        return parse_size(size)
+    except ValueError as error:
+        raise files.error(f"{path!r}: {error}") from None
 
 
 def _layers(top: Table, linux: bool) -> dict[str, LCOWLayer | WCOWLayer]:
     layers: dict[str, LCOWLayer | WCOWLayer] = {}
-    for table in top.tables("layers", ("name", "path", "partition" if linux else "id")):
-        name, path = table.text("name"), table.text("path")
-        if name in layers:
-            raise table.error(f"name {name!r} is that of another layer")
-        layers[name] = (
-            LCOWLayer(path, table.whole("partition", 0)) if linux else WCOWLayer(path, _guid(table, "id"))
+    for table in top.tables("layers"):
+        layer = table.make(_LinuxLayer) if linux else table.make(_WindowsLayer)
+        if layer.name in layers:
+            raise table.error(f"name {layer.name!r} is that of another layer")
+        layers[layer.name] = (
+            LCOWLayer(layer.path, layer.partition)
+            if isinstance(layer, _LinuxLayer)
+            else WCOWLayer(layer.path, layer.id)
         )
     return layers
 
 
 def _containers(top: Table, layers: dict[str, LCOWLayer | WCOWLayer]) -> tuple[Container, ...]:
     containers: dict[str, Container] = {}
-    for table in top.tables("containers", ("id", "layers", "scratch", "command")):
-        command = tuple(table.texts("command")) if "command" in table.values else ()
-        container = Container(table.text("id"), tuple(table.texts("layers")), table.text("scratch"), command)
+    for table in top.tables("containers"):
+        container = table.make(Container)
         if not container.id or container.id in containers:
             raise table.error(f"id {container.id!r} is empty, or that of another container")
         if not container.layers:
@@ -294,7 +332,3 @@ def _containers(top: Table, layers: dict[str, LCOWLayer | WCOWLayer]) -> tuple[C
                 raise table.error(f"layers: there is no layer {name!r}; there are {known}")
         containers[container.id] = container
     return tuple(containers.values())
-
-
-def _mapped(table: Table) -> MappedDirectory:
-    return MappedDirectory(table.text("host"), table.text("guest"), table.flag("read_only"))

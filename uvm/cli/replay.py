@@ -62,7 +62,7 @@ def replay_file(terminal: Terminal, path: Path, script: str | None) -> int:
 
 def _load(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        cases: list[Any] = load_cases(path.read_text("utf-8"))
+        cases: list[Any] = load_cases(path.read_text("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
