@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from uvm.devices.base import STATE_NAMES, TRANSITIONS
+from uvm.devices.base import TRANSITIONS, State
 from uvm.options import HCSSHIM, INVERTED, LCOWOptions, WCOWOptions
 
 __all__ = ["write_tables"]
@@ -65,8 +65,8 @@ def _transitions() -> Iterator[str]:
     yield _row(["---"] * (len(events) + 1))
     for state in dict.fromkeys(state for state, _ in TRANSITIONS):
         following = [TRANSITIONS.get((state, event), frozenset()) for event in events]
-        cells = [", ".join(STATE_NAMES[each] for each in sorted(states)) for states in following]
-        yield _row([f"**{STATE_NAMES[state]}**", *cells])
+        cells = [", ".join(each.value for each in State if each in states) for states in following]
+        yield _row([f"**{state.value}**", *cells])
 
 
 def _options() -> Iterator[str]:

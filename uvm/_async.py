@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import wraps
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
+A = ParamSpec("A")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
 
 
@@ -67,21 +69,25 @@ async def bare_task_group(
 
 
 class Opening(Generic[C]):
-    """Something that is yet to be had: ``await`` it, or enter it with ``async with`` to have it closed."""
+    """Something yet to be opened: ``await`` it, or enter it with ``async with`` to have it closed on leaving.
 
-    __slots__ = ("_make", "_opened")
+    Either is done once. One that is neither awaited nor entered warns, as a coroutine does.
+    """
 
-    def __init__(self, make: Callable[[], Awaitable[C]]) -> None:
-        self._make = make
+    __slots__ = ("_coroutine", "_opened")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, C]) -> None:
+        self._coroutine = coroutine
         self._opened: C | None = None
 
     def __await__(self) -> Generator[Any, Any, C]:
-        return self._make().__await__()
+        return self._coroutine.__await__()
 
     async def __aenter__(self) -> C:
-        self._opened = await self._make()
-        await self._opened.__aenter__()
-        return self._opened
+        opened = await self._coroutine
+        self._opened = opened
+        await opened.__aenter__()
+        return opened
 
     async def __aexit__(
         self,
@@ -91,3 +97,13 @@ class Opening(Generic[C]):
     ) -> bool | None:
         assert self._opened is not None
         return await self._opened.__aexit__(exc_type, exc, traceback)
+
+
+def opens(function: Callable[A, Coroutine[Any, Any, C]]) -> Callable[A, Opening[C]]:
+    """Have a coroutine function return an :class:`Opening` of what it returns."""
+
+    @wraps(function)
+    def opening(*args: A.args, **kwargs: A.kwargs) -> Opening[C]:
+        return Opening(function(*args, **kwargs))
+
+    return opening

@@ -27,7 +27,9 @@ _LAYER_MIB: Final = (1, 3, 14, 60)
 _BOOT_FILES: Final = "C:\\boot"
 
 
-def _carry_out(ledger: Ledger[Any, Any, Any, Any], change: Change[Any, Any, Any, Any]) -> tuple[Step, ...]:
+def _carry_out(
+    ledger: Ledger[Any, Any, Any, Any, Any], change: Change[Any, Any, Any, Any, Any]
+) -> tuple[Step, ...]:
     """Begin the operation of a change and tell the ledger that it was done; gives its steps."""
     operation = change.operation
     assert operation is not None
@@ -39,14 +41,14 @@ def _carry_out(ledger: Ledger[Any, Any, Any, Any], change: Change[Any, Any, Any,
 def scsi() -> Iterator[Figure]:
     """Attach and detach a disk, while others are attached. The machine alone: nothing becomes JSON."""
     for others, hcsshim in _SCSI:
-        ledger = Ledger(Attachments("linux"))
+        ledger: Ledger[Any, Any, Any, Any, None] = Ledger(Attachments("linux"))
         for n in range(others):
             _, change = ledger.acquire(DiskKey(f"C:\\disks\\{n}.vhdx"), None)
             _carry_out(ledger, change)
         key = DiskKey("C:\\disks\\measured.vhdx")
 
         def attach_and_detach(
-            ledger: Ledger[Any, Any, Any, Any] = ledger, key: DiskKey = key
+            ledger: Ledger[Any, Any, Any, Any, Any] = ledger, key: DiskKey = key
         ) -> tuple[Step, ...]:
             ticket, change = ledger.acquire(key, None)
             steps = _carry_out(ledger, change)
@@ -64,7 +66,7 @@ def scsi() -> Iterator[Figure]:
 
 def vpmem() -> Iterator[Figure]:
     """Add and remove a layer, while others are mapped, with the JSON text of the four requests."""
-    ledger = Ledger(PackedLayers(64, 4096 * MIB))
+    ledger: Ledger[Any, Any, Any, Any, None] = Ledger(PackedLayers(64, 4096 * MIB))
     for n in range(_LAYERS):
         size = _LAYER_MIB[n % len(_LAYER_MIB)] * MIB
         _, change = ledger.acquire(f"C:\\layers\\{n}.vhd", size)

@@ -42,6 +42,7 @@ from tests.vm.support import (
     wcow,
 )
 from uvm.backend import HCS_CONCURRENCY, Concurrency
+from uvm.devices.base import PARTIAL
 from uvm.errors import (
     AlreadyReleasedError,
     GuestError,
@@ -84,7 +85,7 @@ async def test_awaited_it_stays_and_entered_it_goes() -> None:
             assert len(run.guest.mounts) == 1
         assert disk.released
         assert run.guest.mounts == {}
-        assert [e.key.path for e in run.vm.scsi.disks.ledger] == [DISK]
+        assert [e.key.path for e in run.vm.scsi._disks.ledger] == [DISK]
         check_at_rest(run)
 
 
@@ -92,7 +93,7 @@ async def test_entered_and_released_in_the_body_is_not_released_again() -> None:
     async with running() as run:
         async with mounted(run) as disk:
             await disk.release()
-        assert len(run.vm.scsi.disks.ledger) == 0
+        assert len(run.vm.scsi._disks.ledger) == 0
 
 
 async def test_the_same_again_is_one_more_reference() -> None:
@@ -151,7 +152,7 @@ async def test_a_release_takes_effect_before_its_first_checkpoint() -> None:
             await disk.release()
         coroutine.close()
         await quiet()
-        assert len(run.vm.scsi.disks.ledger) == 0
+        assert len(run.vm.scsi._disks.ledger) == 0
 
 
 @pytest.mark.parametrize("os", ["linux", "windows"])
@@ -179,7 +180,7 @@ async def test_cancelling_a_release_stops_only_the_waiting() -> None:
                 release.scope.cancel()
             assert disk.released
         await quiet()
-        assert len(run.vm.scsi.disks.ledger) == 0
+        assert len(run.vm.scsi._disks.ledger) == 0
 
 
 async def test_cancelling_who_waits_takes_back_what_was_begun() -> None:
@@ -325,7 +326,7 @@ async def test_a_refused_release_leaves_the_lease_with_its_owner_who_may_repeat_
         refused.remove()
         await disk.release()
         assert disk.released
-        assert len(run.vm.scsi.disks.ledger) == 0
+        assert len(run.vm.scsi._disks.ledger) == 0
         with pytest.raises(AlreadyReleasedError):
             await disk.release()
 
@@ -336,7 +337,7 @@ async def test_a_removal_that_stopped_half_way_goes_on_from_the_step_that_failed
         run.backend.faults.refuse(resource=DISKS, request_type="Remove", first=1)
         with pytest.raises(HostError):
             await disk.release()
-        assert run.vm.snapshot()["scsi.disks"].entries[0].state == "partial"
+        assert run.vm.ledgers()["scsi.disks"].entries[0].state is PARTIAL
         check_at_rest(run)
         before = len(run.sent())
         await disk.release()
@@ -372,7 +373,7 @@ async def test_an_acquire_of_something_half_removed_fails_where_the_removal_fail
             await run.vm.scsi.attach(DISK)
         refused.remove()
         await disk.release()
-        assert len(run.vm.scsi.disks.ledger) == 0
+        assert len(run.vm.scsi._disks.ledger) == 0
 
 
 async def test_a_refusal_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -396,7 +397,7 @@ async def test_a_refusal_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptu
         # It is not lost: whoever acquires it has it, and may release it.
         await (await run.vm.scsi.attach(OTHER_DISK)).release()
         await disk.release()
-        assert len(run.vm.scsi.disks.ledger) == 0
+        assert len(run.vm.scsi._disks.ledger) == 0
 
 
 async def test_other_layers_or_another_share_are_refused_where_something_still_is() -> None:
@@ -438,7 +439,7 @@ async def test_a_guest_that_refuses_has_the_host_undo_its_part(kind: str, extern
     os, add, guest_step, _ = TWO_STEPS[kind]
     async with running(_options(os, external_guest_connection=external)) as run:
         await _prepare(run)
-        before = run.vm.snapshot()
+        before = run.vm.ledgers()
         # Of a Windows adapter, the second guest step: the first only announces it.
         nth = 2 if kind == "windows adapter" else 1
         run.backend.faults.refuse(to="guest", resource=guest_step, request_type="Add", nth=nth)
@@ -446,7 +447,7 @@ async def test_a_guest_that_refuses_has_the_host_undo_its_part(kind: str, extern
             await add(run)
         check_at_rest(run)
         assert {n: s.entries for n, s in before.items()} == {
-            n: s.entries for n, s in run.vm.snapshot().items() if n in before
+            n: s.entries for n, s in run.vm.ledgers().items() if n in before
         }
         assert (await add(run)).released is False
 
@@ -485,7 +486,7 @@ async def test_a_mount_that_is_refused_lets_its_disk_go() -> None:
         run.backend.faults.refuse(resource="MappedVirtualDisk", first=1)
         with pytest.raises(GuestError):
             await mounted(run)
-        assert len(run.vm.scsi.disks.ledger) == 0
+        assert len(run.vm.scsi._disks.ledger) == 0
         check_at_rest(run)
 
 
@@ -498,7 +499,7 @@ async def test_where_the_disk_of_a_refused_mount_cannot_go_both_are_told_and_it_
         assert len(caught.value.exceptions) == 2
         check_at_rest(run)
         await run.vm.scsi.detach(DISK)
-        assert len(run.vm.scsi.disks.ledger) == 0
+        assert len(run.vm.scsi._disks.ledger) == 0
 
 
 async def test_each_waiter_of_a_refused_add_has_its_own_exception_caused_by_one() -> None:
@@ -580,7 +581,7 @@ async def test_a_place_that_has_a_name_is_withheld_under_that_name(kind: str) ->
         run.backend.faults.lose(resource=resource, request_type="Add", first=1)
         with pytest.raises(UnknownOutcomeError):
             await add(run)
-        with pytest.raises(uvm.NoSpaceError, match="nobody knows"):
+        with pytest.raises(uvm.NoSpaceError, match="is unknown"):
             await add(run)
         await quiet()
         check_at_rest(run)
@@ -937,7 +938,7 @@ async def test_a_direct_mapped_share_stays_and_another_does_not() -> None:
         other = await run.vm.vsmb.add(OTHER_SHARED, options=options)
         await mapped.release()
         await other.release()
-        assert [e.key.directory for e in run.vm.vsmb.shares.ledger] == [SHARED]
+        assert [e.key.directory for e in run.vm.vsmb._shares.ledger] == [SHARED]
         assert (await run.vm.vsmb.add(SHARED, read_only=True)).name == mapped.name
         check_at_rest(run)
 

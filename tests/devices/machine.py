@@ -7,7 +7,7 @@ steps out on a :class:`Model`. What holds after each event are its invariants.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -16,7 +16,6 @@ from uvm.devices.base import (
     ADD,
     ENDED,
     HELD,
-    HOST,
     OK,
     OWED,
     REMOVE,
@@ -24,12 +23,14 @@ from uvm.devices.base import (
     Change,
     Device,
     Entry,
+    Kind,
     Ok,
     Operation,
     Outcome,
     Refused,
     Step,
     Ticket,
+    TicketState,
     Unknown,
 )
 from uvm.devices.ledger import Ledger
@@ -56,6 +57,16 @@ from uvm.schema.requests import (
 )
 
 Name = tuple[Hashable, ...]
+
+K = TypeVar("K", bound=Hashable)
+M = TypeVar("M")
+S = TypeVar("S")
+W = TypeVar("W")
+
+
+def ledger_of(device: Device[K, M, S, W]) -> Ledger[K, M, S, W, object]:
+    """A ledger of a device, whose entries live on nothing in particular."""
+    return Ledger(device)
 
 
 def host_name(request: requests.ModifySettingRequest) -> Name:
@@ -96,10 +107,10 @@ class Model:
 
     def carry_out(self, step: Step) -> None:
         """Do what a step says; adding what is there and removing what is not fails the test."""
-        if step.target == HOST:
-            self._host(step.request)
-        else:
+        if isinstance(step.request, ModificationRequest):
             self._guest(step.request)
+        else:
+            self._host(step.request)
 
     def _host(self, request: requests.ModifySettingRequest) -> None:
         name = host_name(request)
@@ -139,7 +150,8 @@ class Model:
     def names(self, steps: tuple[Step, ...]) -> Iterator[Name]:
         """What steps are about."""
         for step in steps:
-            yield host_name(step.request) if step.target == HOST else guest_name(step.request)
+            request = step.request
+            yield guest_name(request) if isinstance(request, ModificationRequest) else host_name(request)
 
 
 def fails() -> HostError:
@@ -171,18 +183,18 @@ class DeviceMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.ledger = Ledger(self.make_device())
+        self.ledger = ledger_of(self.make_device())
         self.initial = self.taken(self.ledger.device.dump())
         self.model = Model()
         self.pending: list[Operation[Any, Any, Any, Any]] = []
         self.begun: list[tuple[Operation[Any, Any, Any, Any], tuple[Step, ...], Hashable]] = []
-        self.tickets: dict[Ticket[Any, Any], int] = {}
+        self.tickets: dict[Ticket[Any, Any, Any, Any], TicketState] = {}
         self.withheld: set[Name] = set()
         self.requests: dict[Any, Any] = {}
 
     # Events.
 
-    def heed(self, change: Change[Any, Any, Any, Any]) -> None:
+    def heed(self, change: Change[Any, Any, Any, Any, object]) -> None:
         """Take note of what an event brought about."""
         for ticket in change.granted:
             assert self.tickets[ticket] == WAITING
@@ -199,11 +211,11 @@ class DeviceMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def acquire(self, data: st.DataObject) -> None:
         key, member = self.draw_request(data)
-        before = self.ledger.snapshot()
+        before = self.ledger.dump()
         try:
             ticket, change = self.ledger.acquire(key, member)
         except (NoSpaceError, OptionsError):
-            assert self.ledger.snapshot() == before
+            assert self.ledger.dump() == before
             return
         self.tickets[ticket] = WAITING
         self.requests[key] = member
@@ -215,10 +227,10 @@ class DeviceMachine(RuleBasedStateMachine):
         ticket = data.draw(st.sampled_from(self.live()), label="ticket")
         self.drop_ticket(ticket)
 
-    def live(self) -> list[Ticket[Any, Any]]:
+    def live(self) -> list[Ticket[Any, Any, Any, Any]]:
         return [t for t, state in self.tickets.items() if state in (WAITING, HELD, OWED)]
 
-    def drop_ticket(self, ticket: Ticket[Any, Any]) -> None:
+    def drop_ticket(self, ticket: Ticket[Any, Any, Any, Any]) -> None:
         change = self.ledger.drop(ticket)
         self.tickets[ticket] = ticket.state
         self.heed(change)
@@ -290,7 +302,7 @@ class DeviceMachine(RuleBasedStateMachine):
         steps = self.steps_of(ADD, entry, value) + self.steps_of(REMOVE, entry, None)
         return set(self.model.names(steps))
 
-    def steps_of(self, kind: int, entry: Entry[Any, Any, Any, Any], target: Any) -> tuple[Step, ...]:
+    def steps_of(self, kind: Kind, entry: Entry[Any, Any, Any, Any], target: Any) -> tuple[Step, ...]:
         # On a device of its own, since steps may leave a trace in the device.
         device = self.make_device()
         device.load(self.ledger.device.dump())
@@ -353,10 +365,10 @@ class DeviceMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.pending and not self.begun)
     @rule()
     def save_and_restore(self) -> None:
-        snapshot = self.ledger.snapshot()
-        ledger = Ledger(self.make_device())
-        tickets = ledger.restore(snapshot)
-        assert ledger.snapshot() == snapshot
+        state = self.ledger.dump()
+        ledger = ledger_of(self.make_device())
+        tickets = ledger.restore(state)
+        assert ledger.dump() == state
         self.ledger = ledger
         self.tickets = {ticket: ticket.state for ticket in tickets}
 
@@ -389,12 +401,17 @@ class DeviceMachine(RuleBasedStateMachine):
         assert self.taken(self.ledger.device.dump()) == self.initial, "a slot was lost"
 
 
-def run(operation: Operation[Any, Any, Any, Any] | None, ledger: Ledger[Any, Any, Any, Any]) -> list[Any]:
+def run(
+    operation: Operation[Any, Any, Any, Any] | None, ledger: Ledger[Any, Any, Any, Any, Any]
+) -> list[Any]:
     """Carry an operation out with success, and what follows it; give the requests as the scripts do."""
     sent: list[Any] = []
     while operation is not None:
         sent += [
-            {"to": ("host", "guest")[step.target], "doc": to_json(step.request)}
+            {
+                "to": "guest" if isinstance(step.request, ModificationRequest) else "host",
+                "doc": to_json(step.request),
+            }
             for step in ledger.begin(operation)
         ]
         operation = ledger.done(operation, OK).operation
@@ -402,13 +419,13 @@ def run(operation: Operation[Any, Any, Any, Any] | None, ledger: Ledger[Any, Any
 
 
 def add(
-    ledger: Ledger[Any, Any, Any, Any], key: Any, member: Any = None
-) -> tuple[Ticket[Any, Any], list[Any]]:
+    ledger: Ledger[Any, Any, Any, Any, Any], key: Any, member: Any = None
+) -> tuple[Ticket[Any, Any, Any, Any], list[Any]]:
     """Acquire, carry out, and give the ticket and the requests."""
     ticket, change = ledger.acquire(key, member)
     return ticket, run(change.operation, ledger)
 
 
-def release(ledger: Ledger[Any, Any, Any, Any], ticket: Ticket[Any, Any]) -> list[Any]:
+def release(ledger: Ledger[Any, Any, Any, Any, Any], ticket: Ticket[Any, Any, Any, Any]) -> list[Any]:
     """Drop, carry out, and give the requests."""
     return run(ledger.drop(ticket).operation, ledger)

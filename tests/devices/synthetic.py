@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from uvm.devices.base import (
     ADD,
-    HOST,
     UPDATE,
     Change,
     Device,
@@ -20,22 +19,18 @@ from uvm.devices.base import (
 )
 from uvm.devices.ledger import Ledger
 from uvm.devices.slots import Slots
+from uvm.schema.requests import ModifySettingRequest
 
 Files = frozenset[str]
-FilesLedger = Ledger[str, str, int, Files]
+FilesLedger = Ledger[str, str, int, Files, object]
 FilesOperation = Operation[str, str, int, Files]
-FilesTicket = Ticket[str, str]
-FilesChange = Change[str, str, int, Files]
+FilesTicket = Ticket[str, str, int, Files]
+FilesChange = Change[str, str, int, Files, object]
 
 
-@frozen
-class Request:
-    """What a step of a synthetic device asks of the host: one part of it, or all of its value."""
-
-    verb: str
-    slot: int
-    part: int
-    value: Files | None
+def _request(verb: str, slot: int, part: int, value: Files | None) -> Step:
+    """A step that asks the host for one part of a device, or for all of its value."""
+    return Step(ModifySettingRequest(resource_path=f"{slot}/{part}", request_type=verb, settings=value))
 
 
 class Shelf(Device[str, str, int, Files]):
@@ -51,17 +46,17 @@ class Shelf(Device[str, str, int, Files]):
         return self.slots.take()
 
     def vacate(self, key: str, slot: int) -> None:
-        self.slots.give(slot)
+        self.slots.free(slot)
 
     def wanted(self, entry: Entry[str, str, int, Files]) -> Files | None:
         return Files() if entry.wanted else None
 
     def steps(self, operation: FilesOperation) -> tuple[Step, ...]:
         slot, value = operation.slot, operation.target
-        if operation.kind == UPDATE:
-            return (Step(HOST, Request("update", slot, 0, value)),)
-        verb = "add" if operation.kind == ADD else "remove"
-        return tuple(Step(HOST, Request(verb, slot, part, value)) for part in range(self.parts))
+        if operation.kind is UPDATE:
+            return (_request("update", slot, 0, value),)
+        verb = "add" if operation.kind is ADD else "remove"
+        return tuple(_request(verb, slot, part, value) for part in range(self.parts))
 
     def dump(self) -> int:
         return self.slots.dump()
@@ -130,17 +125,18 @@ class Host:
     at: dict[int, Placed] = field(factory=dict)
 
     def carry_out(self, step: Step) -> None:
-        request: Request = step.request
-        slot, part = request.slot, request.part
-        if request.verb == "add":
-            assert request.value is not None
-            present = self.at.setdefault(slot, Placed(0, request.value))
+        request, value = step.request, step.request.settings
+        assert isinstance(request, ModifySettingRequest)
+        slot, part = map(int, request.resource_path.split("/"))
+        if request.request_type == "add":
+            assert value is not None
+            present = self.at.setdefault(slot, Placed(0, value))
             assert present.parts == part, f"part {part} was added to {present}"
             present.parts += 1
-        elif request.verb == "update":
-            assert request.value is not None
+        elif request.request_type == "update":
+            assert value is not None
             assert self.at[slot].parts == self.parts
-            self.at[slot].value = request.value
+            self.at[slot].value = value
         else:
             assert self.parts - self.at[slot].parts == part, f"part {part} was removed from {self.at[slot]}"
             self.at[slot].parts -= 1

@@ -204,7 +204,7 @@ class StackedMachine(RuleBasedStateMachine):
             return
         self.above.wind_up()
         assert self.above.kept == []
-        withheld = {self.latest(disk) for disk in self.above.withheld.values() if disk is not None}
+        withheld = {self.latest(disk) for disk in self.above.lost}
         self.below.wind_up(keep=withheld)
 
     def latest(self, ticket: FilesTicket) -> FilesTicket:

@@ -3,7 +3,8 @@
 A script is a line of events at the key ``p``, a share of two parts that takes out each file with its last
 holder. ``+a`` acquires the file a (``+a2``: once more, for another party) and ``-a`` drops that ticket.
 ``begin`` begins the operation in flight; ``ok``, ``refused`` and ``unknown`` end it, and ``half`` is refused
-after one step. ``full`` takes every slot that is left. The last word is the event of the row.
+after one step. ``gone`` is the exit of the VM. ``full`` takes every slot that is left. The last word is the
+event of the row.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from uvm.devices.base import (
     PARTIAL,
     QUARANTINED,
     REMOVING,
-    STATE_NAMES,
     TRANSITIONS,
     UPDATING,
+    State,
 )
 
 HAVE_A = "+a begin ok"
 HAVE_AB = "+a +b begin ok"
 
-SCRIPTS: dict[tuple[int, str, int], str] = {
+Row = tuple[State, str, State]
+
+SCRIPTS: dict[Row, str] = {
     (ABSENT, "acquire", ADDING): "+a",
     (ABSENT, "acquire", ABSENT): "full +a",
     (ADDING, "acquire", ADDING): "+a +b",
@@ -69,6 +72,12 @@ SCRIPTS: dict[tuple[int, str, int], str] = {
     (REMOVING, "unknown", ADDING): f"{HAVE_A} -a begin +b unknown",
     (PARTIAL, "acquire", REMOVING): f"{HAVE_A} -a begin half +b",
     (PARTIAL, "drop", REMOVING): f"{HAVE_A} -a begin half -a",
+    (ADDING, "gone", ABSENT): "+a gone",
+    (APPLIED, "gone", ABSENT): f"{HAVE_A} gone",
+    (UPDATING, "gone", ABSENT): f"{HAVE_A} +b gone",
+    (REMOVING, "gone", ABSENT): f"{HAVE_A} -a gone",
+    (PARTIAL, "gone", ABSENT): f"{HAVE_A} -a begin half gone",
+    (QUARANTINED, "gone", ABSENT): "+a begin unknown gone",
 }
 
 
@@ -78,7 +87,7 @@ class Player:
     def __init__(self) -> None:
         self.world = World(Narrowing(slots=2, parts=2))
         self.tickets: dict[str, FilesTicket] = {}
-        self.seen: list[tuple[int, str, int]] = []
+        self.seen: list[Row] = []
 
     def play(self, script: str) -> None:
         for word in script.split():
@@ -88,8 +97,10 @@ class Player:
             before, withheld = self.state(), len(self.world.withheld)
             event = self.do(word)
             after = self.state()
-            if after == ABSENT and len(self.world.withheld) > withheld:
+            if after is ABSENT and len(self.world.withheld) > withheld:
                 after = QUARANTINED
+            elif before is ABSENT and withheld:
+                before = QUARANTINED
             if event is not None:
                 self.seen.append((before, event, after))
             self.world.check()
@@ -109,11 +120,14 @@ class Player:
         if word == "begin":
             self.world.begin("p")
             return None
+        if word == "gone":
+            self.world.gone()
+            return "gone"
         how = "refused" if word == "half" else word
         self.world.done("p", how, count=1 if word == "half" else 0)
         return how
 
-    def state(self) -> int:
+    def state(self) -> State:
         entry = self.world.ledger.get("p")
         return ABSENT if entry is None else entry.state
 
@@ -125,11 +139,11 @@ def test_there_is_a_script_for_each_row_of_the_table() -> None:
 @pytest.mark.parametrize(
     ("row", "script"),
     [
-        pytest.param(row, script, id=f"{STATE_NAMES[row[0]]}-{row[1]}-{STATE_NAMES[row[2]]}")
+        pytest.param(row, script, id=f"{row[0].value}-{row[1]}-{row[2].value}")
         for row, script in SCRIPTS.items()
     ],
 )
-def test_the_ledger_goes_through_this_row(row: tuple[int, str, int], script: str) -> None:
+def test_the_ledger_goes_through_this_row(row: Row, script: str) -> None:
     player = Player()
     player.play(script)
     assert player.seen[-1] == row

@@ -7,10 +7,9 @@ from typing import Any, Literal
 import pytest
 from hypothesis import strategies as st
 
-from tests.devices.machine import DeviceMachine, add, release
+from tests.devices.machine import DeviceMachine, add, ledger_of, release
 from tests.devices.scripts import steps_of_script
 from uvm.devices.base import Device
-from uvm.devices.ledger import Ledger
 from uvm.devices.network import Adapter, AdapterKey, Adapters, Namespaces, encap_overhead, lcow_adapter
 from uvm.errors import OptionsError
 from uvm.schema.json import from_json, to_json
@@ -77,7 +76,7 @@ TestLinuxNamespaces = LinuxNamespacesMachine.TestCase
 
 
 def test_the_recorded_script() -> None:
-    namespaces, adapters = Ledger(Namespaces("linux", True)), Ledger(Adapters("linux", 26100, True))
+    namespaces, adapters = ledger_of(Namespaces("linux", True)), ledger_of(Adapters("linux", 26100, True))
     tickets: dict[str, list[Any]] = {}
     nics = 0
     for op, requests, step in steps_of_script("lcow_network"):
@@ -104,7 +103,7 @@ def test_the_recorded_script() -> None:
 
 
 def test_a_windows_guest_is_told_of_a_namespace_with_the_whole_document() -> None:
-    ledger = Ledger(Namespaces("windows", True))
+    ledger = ledger_of(Namespaces("windows", True))
     namespace = HostComputeNamespace(id="n1", type="Host", schema_version=SchemaVersion(major=2))
     document = {"ID": "n1", "Type": "Host", "SchemaVersion": {"Major": 2, "Minor": 0}}
     ticket, sent = add(ledger, "n1", namespace)
@@ -117,13 +116,13 @@ def test_a_windows_guest_is_told_of_a_namespace_with_the_whole_document() -> Non
 def test_other_guests_are_told_nothing_of_namespaces(
     os: Literal["linux", "windows"], supported: bool
 ) -> None:
-    ledger = Ledger(Namespaces(os, supported))
+    ledger = ledger_of(Namespaces(os, supported))
     ticket, sent = add(ledger, "n1", HostComputeNamespace(id="n1"))
     assert (sent, release(ledger, ticket)) == ([], [])
 
 
 def test_a_windows_adapter_is_announced_connected_and_confirmed() -> None:
-    ledger = Ledger(Adapters("windows", 17763, True))
+    ledger = ledger_of(Adapters("windows", 17763, True))
     ticket, sent = add(ledger, KEY, Adapter("g", ENDPOINT))
     endpoint = {
         "ID": "e1",
@@ -164,7 +163,7 @@ def test_a_windows_adapter_is_announced_connected_and_confirmed() -> None:
 
 
 def test_an_old_windows_guest_knows_the_adapter_by_another_field() -> None:
-    ledger = Ledger(Adapters("windows", 17134, True))
+    ledger = ledger_of(Adapters("windows", 17134, True))
     ticket, sent = add(ledger, KEY, Adapter("g", ENDPOINT))
     removed = release(ledger, ticket)
     told = [r["doc"]["Settings"] for r in [*sent, *removed] if r["to"] == "guest"]
@@ -176,7 +175,7 @@ def test_an_old_windows_guest_knows_the_adapter_by_another_field() -> None:
 
 
 def test_each_step_of_a_windows_add_has_an_undo_of_its_own() -> None:
-    ledger = Ledger(Adapters("windows", 26100, True))
+    ledger = ledger_of(Adapters("windows", 26100, True))
     _, change = ledger.acquire(KEY, Adapter("g", ENDPOINT))
     assert change.operation is not None
     undos = [step.undo and to_json(step.undo.request) for step in ledger.begin(change.operation)]
@@ -192,7 +191,7 @@ def test_each_step_of_a_windows_add_has_an_undo_of_its_own() -> None:
 
 
 def test_a_linux_guest_without_namespaces_is_told_nothing_of_adapters() -> None:
-    ledger = Ledger(Adapters("linux", 26100, False))
+    ledger = ledger_of(Adapters("linux", 26100, False))
     ticket, sent = add(ledger, KEY, Adapter("g", ENDPOINT))
     assert [r["to"] for r in [*sent, *release(ledger, ticket)]] == ["host", "host"]
 
@@ -206,7 +205,7 @@ def test_the_domain_leads_the_search_list_and_names_are_lower_case() -> None:
 
 
 def test_policy_based_routing_is_told() -> None:
-    _, sent = add(Ledger(Adapters("linux", 26100, True, True)), KEY, Adapter("g", ENDPOINT))
+    _, sent = add(ledger_of(Adapters("linux", 26100, True, True)), KEY, Adapter("g", ENDPOINT))
     assert sent[1]["doc"]["Settings"]["PolicyBasedRouting"] is True
 
 
@@ -223,14 +222,14 @@ def test_the_last_overhead_policy_counts() -> None:
 
 @pytest.mark.parametrize("settings", [None, 5, {"Overhead": "50"}, {"Overhead": -1}, {"Overhead": 65536}])
 def test_a_malformed_overhead_policy_is_refused_before_anything_is_sent(settings: Any) -> None:
-    ledger = Ledger(Adapters("linux", 26100, True))
+    ledger = ledger_of(Adapters("linux", 26100, True))
     with pytest.raises(OptionsError, match="the endpoint e1 has an EncapOverhead policy"):
         ledger.acquire(KEY, Adapter("g", overhead(settings)))
     assert ledger.acquire(KEY, Adapter("g", ENDPOINT))[0].entry.slot == "g"
 
 
 def test_an_adapter_id_belongs_to_one_adapter() -> None:
-    ledger = Ledger(Adapters("linux", 26100, True))
+    ledger = ledger_of(Adapters("linux", 26100, True))
     add(ledger, KEY, Adapter("G", ENDPOINT))
     with pytest.raises(OptionsError, match="e2 was not added: another adapter has the id g"):
         ledger.acquire(AdapterKey("n1", "e2"), Adapter("g", ENDPOINT))

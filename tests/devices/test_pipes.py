@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from tests.devices.machine import DeviceMachine, add, release
+from tests.devices.machine import DeviceMachine, add, ledger_of, release
 from tests.devices.scripts import steps_of_script
 from uvm.devices.base import Device, Unknown
-from uvm.devices.ledger import Ledger
 from uvm.devices.pipes import Pipes, check_pipe
 from uvm.errors import NoSpaceError, OptionsError, UnknownOutcomeError
 
@@ -27,7 +26,7 @@ TestPipes = PipesMachine.TestCase
 
 
 def test_the_recorded_script() -> None:
-    ledger = Ledger(Pipes())
+    ledger = ledger_of(Pipes())
     tickets: dict[str, Any] = {}
     for op, requests, _ in steps_of_script("wcow_pipes"):
         if op["op"] == "release":
@@ -40,7 +39,7 @@ def test_the_recorded_script() -> None:
 
 
 def test_the_first_maps_and_the_last_unmaps() -> None:
-    ledger = Ledger(Pipes())
+    ledger = ledger_of(Pipes())
     first, sent = add(ledger, r"\\.\pipe\a")
     assert len(sent) == 1
     second, sent = add(ledger, r"\\.\pipe\a")
@@ -49,13 +48,13 @@ def test_the_first_maps_and_the_last_unmaps() -> None:
     assert [r["doc"]["RequestType"] for r in release(ledger, second)] == ["Remove"]
 
 
-def test_a_pipe_of_which_nobody_knows_whether_it_is_mapped_is_not_mapped_again() -> None:
-    ledger = Ledger(Pipes())
+def test_a_pipe_that_may_still_be_mapped_is_not_mapped_again() -> None:
+    ledger = ledger_of(Pipes())
     _, change = ledger.acquire(r"\\.\pipe\a", None)
     assert change.operation is not None
     ledger.begin(change.operation)
     ledger.done(change.operation, Unknown(UnknownOutcomeError("lost")))
-    with pytest.raises(NoSpaceError, match="nobody knows whether it still is"):
+    with pytest.raises(NoSpaceError, match="whether it still is mapped is unknown"):
         ledger.acquire(r"\\.\pipe\a", None)
 
 

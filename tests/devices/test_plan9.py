@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from tests.devices.machine import DeviceMachine, add, release
+from tests.devices.machine import DeviceMachine, add, ledger_of, release
 from tests.devices.scripts import steps_of_script
 from uvm.devices.base import Device
-from uvm.devices.ledger import Ledger
 from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
 from uvm.errors import NotSupportedError, OptionsError
 
@@ -33,7 +32,7 @@ TestPlan9 = Plan9Machine.TestCase
 
 def test_the_recorded_script() -> None:
     device = Plan9Shares()
-    ledger = Ledger(device)
+    ledger = ledger_of(device)
     tickets: dict[str, Any] = {}
     for op, requests, step in steps_of_script("lcow_plan9"):
         if op["op"] == "release":
@@ -69,7 +68,7 @@ def test_files_can_be_hidden_from_build_18362_on(build: int, possible: bool) -> 
 
 def test_the_same_directory_twice_is_two_shares() -> None:
     device = Plan9Shares()
-    ledger = Ledger(device)
+    ledger = ledger_of(device)
     share = SharedDirectory("C:\\d", "/mnt")
     names = [add(ledger, device.new_key(), share)[0].entry.slot for _ in range(11)]
     assert names == [str(n) for n in range(11)]
@@ -77,7 +76,7 @@ def test_the_same_directory_twice_is_two_shares() -> None:
 
 def test_the_host_share_is_undone_as_it_is_removed() -> None:
     device = Plan9Shares()
-    ledger = Ledger(device)
+    ledger = ledger_of(device)
     ticket, change = ledger.acquire(device.new_key(), SharedDirectory("C:\\d", "/mnt"))
     assert change.operation is not None
     on_host, _ = ledger.begin(change.operation)

@@ -7,9 +7,8 @@ from typing import Any, Literal
 import pytest
 from hypothesis import strategies as st
 
-from tests.devices.machine import DeviceMachine, add, release, run
+from tests.devices.machine import DeviceMachine, add, ledger_of, release, run
 from uvm.devices.base import OK, Device, Refused
-from uvm.devices.ledger import Ledger
 from uvm.devices.scsi import (
     Attachments,
     DiskKey,
@@ -54,7 +53,9 @@ class MountsMachine(DeviceMachine):
         return Mounts(self.os)
 
     def draw_request(self, data: st.DataObject) -> tuple[Any, Any]:
-        key = MountKey(ScsiSlot(0, data.draw(st.integers(0, 3))), partition=data.draw(st.integers(0, 1)))
+        key = MountKey(
+            ScsiSlot(0, data.draw(st.integers(0, 3))), mount=Mount(partition=data.draw(st.integers(0, 1)))
+        )
         return key, data.draw(st.sampled_from(self.paths))
 
     def check_slots(self, slots: list[Any]) -> None:
@@ -75,7 +76,7 @@ TestWindowsMounts = WindowsMountsMachine.TestCase
 
 
 def test_a_disk_is_attached_once_and_detached_with_its_last_lease() -> None:
-    ledger = Ledger(Attachments("linux"))
+    ledger = ledger_of(Attachments("linux"))
     first, sent = add(ledger, DiskKey(r"C:\a.vhdx"))
     assert sent == [
         {
@@ -97,7 +98,7 @@ def test_a_disk_is_attached_once_and_detached_with_its_last_lease() -> None:
 
 
 def test_a_windows_guest_is_not_asked_to_eject() -> None:
-    ledger = Ledger(Attachments("windows"))
+    ledger = ledger_of(Attachments("windows"))
     ticket, _ = add(ledger, DiskKey("a"))
     assert [r["to"] for r in release(ledger, ticket)] == ["host"]
 
@@ -112,13 +113,13 @@ def test_a_windows_guest_is_not_asked_to_eject() -> None:
     ],
 )
 def test_each_part_of_the_key_makes_another_disk(other: DiskKey) -> None:
-    ledger = Ledger(Attachments("linux"))
+    ledger = ledger_of(Attachments("linux"))
     tickets = [add(ledger, key)[0] for key in (DiskKey("a"), other)]
     assert [t.entry.slot for t in tickets] == [ScsiSlot(0, 0), ScsiSlot(0, 1)]
 
 
 def test_the_lowest_free_slot_is_taken_and_the_second_controller_follows_the_first() -> None:
-    ledger = Ledger(Attachments("linux", 2, [ScsiSlot(0, 0)]))
+    ledger = ledger_of(Attachments("linux", 2, [ScsiSlot(0, 0)]))
     tickets = [add(ledger, DiskKey(str(n)))[0] for n in range(127)]
     assert [t.entry.slot for t in tickets] == [ScsiSlot(*divmod(n, 64)) for n in range(1, 128)]
     with pytest.raises(NoSpaceError, match=r"disk\.vhdx was not attached: no SCSI slot is free"):
@@ -131,11 +132,11 @@ def test_the_lowest_free_slot_is_taken_and_the_second_controller_follows_the_fir
 
 def test_a_vm_without_controllers_has_no_slot() -> None:
     with pytest.raises(NoSpaceError):
-        Ledger(Attachments("linux", 0)).acquire(DiskKey("a"), None)
+        ledger_of(Attachments("linux", 0)).acquire(DiskKey("a"), None)
 
 
 def test_a_detach_that_the_host_refuses_goes_on_from_there() -> None:
-    ledger = Ledger(Attachments("linux"))
+    ledger = ledger_of(Attachments("linux"))
     ticket, _ = add(ledger, DiskKey("a"))
     operation = ledger.drop(ticket).operation
     assert operation is not None
@@ -166,7 +167,7 @@ def test_a_malformed_extensible_disk_path_is_refused(path: str) -> None:
 def test_an_extensible_disk_says_its_type() -> None:
     evd_type, path = parse_evd("evd://space/some/mount")
     key = DiskKey(path, DiskType.EXTENSIBLE_VIRTUAL_DISK, evd_type, read_only=True)
-    _, sent = add(Ledger(Attachments("linux")), key)
+    _, sent = add(ledger_of(Attachments("linux")), key)
     assert sent[0]["doc"]["Settings"] == {
         "Type": "ExtensibleVirtualDisk",
         "Path": "some/mount",
@@ -184,7 +185,7 @@ def test_a_linux_mount_says_everything_and_its_unmount_less() -> None:
         filesystem="ext4",
         block_device=True,
     )
-    ledger = Ledger(Mounts("linux"))
+    ledger = ledger_of(Mounts("linux"))
     ticket, sent = add(ledger, mount_key(ScsiSlot(1, 5), mount, read_only=True), "/disk")
     assert sent == [
         {
@@ -218,7 +219,7 @@ def test_a_linux_mount_says_everything_and_its_unmount_less() -> None:
 
 
 def test_a_format_with_refs_changes_the_mount_and_not_the_unmount() -> None:
-    ledger = Ledger(Mounts("windows"))
+    ledger = ledger_of(Mounts("windows"))
     ticket, sent = add(ledger, mount_key(ScsiSlot(0, 2), Mount(format_with_refs=True), False), "")
     assert sent[0]["doc"] == {
         "RequestType": "Add",
@@ -239,7 +240,7 @@ def test_the_order_of_options_makes_no_other_mount() -> None:
 
 
 def test_a_second_mount_elsewhere_gets_the_one_that_is_there() -> None:
-    ledger = Ledger(Mounts("linux"))
+    ledger = ledger_of(Mounts("linux"))
     key = MountKey(FIRST)
     add(ledger, key, "/a")
     second, sent = add(ledger, key, "/b")
@@ -247,7 +248,7 @@ def test_a_second_mount_elsewhere_gets_the_one_that_is_there() -> None:
 
 
 def test_numbers_of_mounts_are_the_lowest_free() -> None:
-    ledger = Ledger(Mounts("linux"))
+    ledger = ledger_of(Mounts("linux"))
     tickets = [add(ledger, MountKey(ScsiSlot(0, lun)), "")[0] for lun in range(3)]
     release(ledger, tickets[1])
     again, _ = add(ledger, MountKey(ScsiSlot(0, 9)), "")
@@ -266,7 +267,7 @@ def test_a_guest_path_in_use_is_refused_and_its_owner_named(
     os: Literal["linux", "windows"], taken: str, asked: str
 ) -> None:
     mounts = Mounts(os)
-    ledger = Ledger(mounts)
+    ledger = ledger_of(mounts)
     owner = MountKey(ScsiSlot(0, 7))
     add(ledger, owner, taken)
     assert mounts.conflict(None, asked) == owner
@@ -278,13 +279,13 @@ def test_a_guest_path_in_use_is_refused_and_its_owner_named(
 
 
 def test_linux_guest_paths_that_differ_in_case_are_two() -> None:
-    ledger = Ledger(Mounts("linux"))
+    ledger = ledger_of(Mounts("linux"))
     add(ledger, MountKey(FIRST), "/data")
     assert add(ledger, MountKey(ScsiSlot(0, 1)), "/Data")[0].entry.slot.path == "/Data"
 
 
 def test_a_generated_path_steps_aside_for_an_explicit_one() -> None:
-    ledger = Ledger(Mounts("linux"))
+    ledger = ledger_of(Mounts("linux"))
     add(ledger, MountKey(FIRST), "/run/mounts/scsi/m1")
     places = [add(ledger, MountKey(ScsiSlot(0, lun)), "")[0].entry.slot for lun in (1, 2, 3)]
     assert [p.path for p in places] == [f"/run/mounts/scsi/m{n}" for n in (2, 3, 4)]
@@ -320,7 +321,7 @@ def test_a_mount_checks_itself() -> None:
 
 
 def test_a_mount_drops_its_attachment_when_it_is_gone() -> None:
-    attachments, mounts = Ledger(Attachments("linux")), Ledger(Mounts("linux"))
+    attachments, mounts = ledger_of(Attachments("linux")), ledger_of(Mounts("linux"))
     disk, _ = add(attachments, DiskKey("a"))
     ticket, change = mounts.acquire(MountKey(disk.entry.slot), "", parent=disk)
     run(change.operation, mounts)

@@ -27,7 +27,7 @@ def test_slots_are_the_lowest_free_ones(moves: list[int], reserved: set[int]) ->
     slots, taken = Slots(8, reserved), {*reserved}
     for move in moves:
         if move < 8 and move in taken - reserved:
-            slots.give(move)
+            slots.free(move)
             taken.remove(move)
         elif len(taken) == 8:
             with pytest.raises(NoSpaceError, match="all 8 slots are taken"):
@@ -57,7 +57,7 @@ def test_a_name_can_be_taken_once() -> None:
     assert not names.take("a")
     other.load(names.dump())
     assert not other.take("a")
-    names.give("a")
+    names.free("a")
     assert names.take("a")
 
 
@@ -126,7 +126,7 @@ def test_regions_land_where_hcsshim_places_them(moves: list[tuple[int, bool, int
     for size, giving, which in moves:
         if giving and held:
             offset, taken = held.pop(which % len(held))
-            regions.give(offset, taken)
+            regions.free(offset, taken)
             naive.give(offset, taken)
             continue
         try:
@@ -138,7 +138,7 @@ def test_regions_land_where_hcsshim_places_them(moves: list[tuple[int, bool, int
             assert regions.take(size) == offset
             held.append((offset, size))
     for offset, size in held:
-        regions.give(offset, size)
+        regions.free(offset, size)
     assert regions.dump() == Regions().dump()
 
 
@@ -150,7 +150,7 @@ def test_nothing_reaches_beyond_a_smaller_device(capacity: int, moves: list[tupl
     regions, held = Regions(capacity), list[tuple[int, int]]()
     for size, giving, which in moves:
         if giving and held:
-            regions.give(*held.pop(which % len(held)))
+            regions.free(*held.pop(which % len(held)))
             continue
         try:
             offset = regions.take(size)
@@ -162,7 +162,7 @@ def test_nothing_reaches_beyond_a_smaller_device(capacity: int, moves: list[tupl
         spans = sorted((o, o + s) for o, s in held)
         assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     for region in held:
-        regions.give(*region)
+        regions.free(*region)
     assert regions.dump() == Regions().dump()
 
 
@@ -172,7 +172,7 @@ def test_a_region_beyond_the_end_does_not_hide_one_before_it() -> None:
     with pytest.raises(NoSpaceError):
         regions.take(MIB)
     for n in range(4):
-        regions.give(n * MIB, MIB)
+        regions.free(n * MIB, MIB)
     assert regions.take(MIB) == 0
 
 

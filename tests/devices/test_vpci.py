@@ -7,10 +7,9 @@ from typing import Any, Literal
 import pytest
 from hypothesis import strategies as st
 
-from tests.devices.machine import DeviceMachine, add, release
+from tests.devices.machine import DeviceMachine, add, ledger_of, release
 from tests.devices.scripts import steps_of_script
 from uvm.devices.base import Device
-from uvm.devices.ledger import Ledger
 from uvm.devices.vpci import DeviceKey, PciDevices
 from uvm.errors import OptionsError
 
@@ -35,7 +34,7 @@ TestWindowsPci = WindowsPciMachine.TestCase
 
 
 def test_the_recorded_script() -> None:
-    ledger = Ledger(PciDevices("linux", 26100))
+    ledger = ledger_of(PciDevices("linux", 26100))
     tickets: dict[str, Any] = {}
     for op, requests, step in steps_of_script("lcow_vpci"):
         if "error" in step:
@@ -50,19 +49,19 @@ def test_the_recorded_script() -> None:
 
 
 def test_a_windows_guest_is_told_nothing() -> None:
-    _, sent = add(Ledger(PciDevices("windows", 26100)), DeviceKey("a"), "g")
+    _, sent = add(ledger_of(PciDevices("windows", 26100)), DeviceKey("a"), "g")
     assert [r["to"] for r in sent] == ["host"]
 
 
 @pytest.mark.parametrize(("build", "settings"), [(26099, {}), (26100, {"PropagateNumaAffinity": True})])
 def test_numa_affinity_is_told_from_build_26100_on(build: int, settings: dict[str, bool]) -> None:
-    _, sent = add(Ledger(PciDevices("linux", build)), DeviceKey("a", 3), "g")
+    _, sent = add(ledger_of(PciDevices("linux", build)), DeviceKey("a", 3), "g")
     functions = [{"DeviceInstancePath": "a", "VirtualFunction": 3}]
     assert sent[0]["doc"]["Settings"] == {"Functions": functions, **settings}
 
 
 def test_a_guid_belongs_to_one_device() -> None:
-    ledger = Ledger(PciDevices("linux", 26100))
+    ledger = ledger_of(PciDevices("linux", 26100))
     ticket, _ = add(ledger, DeviceKey("a"), "G1")
     with pytest.raises(OptionsError, match="b was not assigned: another device has the VMBus GUID g1"):
         ledger.acquire(DeviceKey("b"), "g1")
@@ -71,7 +70,7 @@ def test_a_guid_belongs_to_one_device() -> None:
 
 
 def test_a_device_assigned_at_boot_is_entered_with_its_guid() -> None:
-    ledger = Ledger(PciDevices("linux", 26100))
+    ledger = ledger_of(PciDevices("linux", 26100))
     boot = ledger.adopt(DeviceKey("a"), "g1", True)
     joined, sent = add(ledger, DeviceKey("a"), "g2")
     assert (joined.entry.slot, sent) == ("g1", [])

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import strategies as st
 
-from tests.devices.machine import DeviceMachine, add, release, run
+from tests.devices.machine import DeviceMachine, add, ledger_of, release, run
 from tests.devices.scripts import steps_of_script
 from uvm.devices.base import ADD, OK, REMOVE, Device, Operation, Unknown
 from uvm.devices.ledger import Ledger
 from uvm.devices.vpmem import MAPPINGS_PER_DEVICE, Layers, Mapping, PackedLayers, layer_path
 from uvm.errors import NoSpaceError, OptionsError, UnknownOutcomeError
 from uvm.schema.common import MIB
+from uvm.schema.requests import ModifySettingRequest
 
 GIB = 1 << 30
 
@@ -69,7 +70,7 @@ TestPacked = PackedMachine.TestCase
     [("lcow_vpmem_default", Layers(64, 4 * GIB)), ("lcow_vpmem_mapped", PackedLayers(2, 4 * GIB))],
 )
 def test_the_recorded_script(script: str, device: Layers | PackedLayers) -> None:
-    ledger: Ledger[Any, Any, Any, Any] = Ledger(device)
+    ledger: Ledger[str, int, Any, bool, object] = ledger_of(device)
     sizes: dict[str, int] = {}
     tickets: dict[str, Any] = {}
     for op, requests, step in steps_of_script(script):
@@ -94,62 +95,64 @@ def test_the_recorded_script(script: str, device: Layers | PackedLayers) -> None
 @pytest.mark.parametrize("device", [Layers(2, MIB), PackedLayers(2, MIB)])
 def test_a_layer_larger_than_a_device_is_told_so(device: Layers | PackedLayers) -> None:
     with pytest.raises(NoSpaceError, match=rf"big\.vhd was not added.* a device {MIB}"):
-        Ledger[Any, Any, Any, Any](device).acquire("big.vhd", MIB + 1)
+        ledger_of(cast("Device[str, int, Any, bool]", device)).acquire("big.vhd", MIB + 1)
 
 
 @pytest.mark.parametrize("device", [Layers(2, MIB), PackedLayers(2, MIB)])
 def test_an_empty_layer_is_refused(device: Layers | PackedLayers) -> None:
     with pytest.raises(OptionsError, match=r"empty\.vhd is empty"):
-        Ledger[Any, Any, Any, Any](device).acquire("empty.vhd", 0)
+        ledger_of(cast("Device[str, int, Any, bool]", device)).acquire("empty.vhd", 0)
 
 
 def test_every_device_taken_is_told_so() -> None:
-    ledger = Ledger(Layers(1, MIB))
+    ledger = ledger_of(Layers(1, MIB))
     add(ledger, "a", 1)
     with pytest.raises(NoSpaceError, match="b was not added: no VPMEM device is free"):
         ledger.acquire("b", 1)
-    packed = Ledger(PackedLayers(1, MIB))
+    packed = ledger_of(PackedLayers(1, MIB))
     add(packed, "a", 1)
     with pytest.raises(NoSpaceError, match="b was not added: none of 1 VPMEM devices has a free region"):
         packed.acquire("b", 1)
 
 
 def test_the_boot_device_holds_no_layer() -> None:
-    assert add(Ledger(Layers(2, MIB, boot=True)), "a", 1)[0].entry.slot == 1
-    assert add(Ledger(PackedLayers(2, MIB, boot=True)), "a", 1)[0].entry.slot == Mapping(1, 0, 4096)
+    assert add(ledger_of(Layers(2, MIB, boot=True)), "a", 1)[0].entry.slot == 1
+    assert add(ledger_of(PackedLayers(2, MIB, boot=True)), "a", 1)[0].entry.slot == Mapping(1, 0, 4096)
 
 
 def test_a_layer_goes_to_the_first_device_that_has_room() -> None:
-    ledger = Ledger(PackedLayers(3, 4 * MIB))
+    ledger = ledger_of(PackedLayers(3, 4 * MIB))
     mappings = [add(ledger, name, size * MIB)[0].entry.slot for name, size in [("a", 3), ("b", 3), ("c", 1)]]
     assert [(m.device, m.offset_bytes) for m in mappings] == [(0, 0), (1, 0), (2, 0)]
     assert add(ledger, "d", MIB)[0].entry.slot == Mapping(2, MIB, MIB)
 
 
 def test_a_device_takes_1024_mappings() -> None:
-    ledger = Ledger(PackedLayers(2, 4 * GIB))
+    ledger = ledger_of(PackedLayers(2, 4 * GIB))
     mappings = [add(ledger, str(n), 1)[0].entry.slot for n in range(MAPPINGS_PER_DEVICE + 1)]
     assert [m.device for m in mappings] == [0] * 1024 + [1]
 
 
 def test_a_layer_may_have_all_of_a_device_that_is_no_power_of_four() -> None:
-    ledger = Ledger(PackedLayers(1, 100 * MIB))
+    ledger = ledger_of(PackedLayers(1, 100 * MIB))
     assert add(ledger, "a", 70 * MIB)[0].entry.slot == Mapping(0, 0, 70 * MIB)
 
 
 def test_the_host_add_is_undone_by_the_host_remove() -> None:
-    ledger = Ledger(PackedLayers(1, GIB))
+    ledger = ledger_of(PackedLayers(1, GIB))
     _, change = ledger.acquire("a", MIB)
     assert change.operation is not None
     on_host, in_guest = ledger.begin(change.operation)
     assert on_host.undo is not None
+    assert isinstance(on_host.request, ModifySettingRequest)
+    assert isinstance(on_host.undo.request, ModifySettingRequest)
     assert on_host.undo.request.resource_path == on_host.request.resource_path
     assert (on_host.undo.request.request_type, in_guest.undo) == ("Remove", None)
 
 
 def test_adds_to_a_device_go_one_at_a_time_until_something_is_mapped() -> None:
     device = PackedLayers(1, GIB)
-    ledger = Ledger(device)
+    ledger = ledger_of(device)
     (_, first), (_, second) = ledger.acquire("a", MIB), ledger.acquire("b", MIB)
     assert first.operation is not None
     assert second.operation is not None
@@ -165,7 +168,7 @@ def test_adds_to_a_device_go_one_at_a_time_until_something_is_mapped() -> None:
 
 def test_a_mapping_of_unknown_outcome_does_not_open_the_gate() -> None:
     device = PackedLayers(1, GIB)
-    ledger = Ledger(device)
+    ledger = ledger_of(device)
     _, change = ledger.acquire("a", MIB)
     assert change.operation is not None
     ledger.begin(change.operation)
@@ -183,7 +186,7 @@ def test_a_mapping_of_unknown_outcome_does_not_open_the_gate() -> None:
 
 def test_a_layer_that_went_on_to_another_device_does_not_open_the_gate_of_the_first() -> None:
     device = PackedLayers(2, 5 * MIB)
-    ledger = Ledger(device)
+    ledger = ledger_of(device)
     ticket, _ = add(ledger, "a", 3 * MIB)
     removal = ledger.drop(ticket).operation
     assert removal is not None
@@ -198,11 +201,11 @@ def test_a_layer_that_went_on_to_another_device_does_not_open_the_gate_of_the_fi
 
 
 def test_a_restored_device_knows_what_is_mapped_on_it() -> None:
-    ledger = Ledger(PackedLayers(1, GIB))
+    ledger = ledger_of(PackedLayers(1, GIB))
     add(ledger, "a", MIB)
     device = PackedLayers(1, GIB)
-    restored = Ledger(device)
-    (ticket,) = restored.restore(ledger.snapshot())
+    restored = ledger_of(device)
+    (ticket,) = restored.restore(ledger.dump())
     _, change = restored.acquire("b", MIB)
     assert change.operation is not None
     assert device.gate(change.operation) is None

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.devices.machine import DeviceMachine, add, release, run
+from tests.devices.machine import DeviceMachine, add, ledger_of, release, run
 from tests.devices.scripts import steps_of_script
 from uvm.devices.base import HELD, OK, Device, Entry
-from uvm.devices.ledger import Ledger
 from uvm.devices.vsmb import (
     Share,
     ShareKey,
@@ -94,7 +93,7 @@ TestRevokingShares = RevokingSharesMachine.TestCase
 
 
 def test_the_recorded_script() -> None:
-    ledger = Ledger(Shares())
+    ledger = ledger_of(Shares())
     tickets: dict[str, Any] = {}
     for op, requests, step in steps_of_script("wcow_vsmb_dirs"):
         if op["op"] == "release":
@@ -112,7 +111,7 @@ def allowed(sent: list[Any]) -> list[tuple[str, list[str]]]:
 
 
 def test_files_of_a_directory_share_one_share_in_the_order_in_which_they_came() -> None:
-    ledger = Ledger(Shares())
+    ledger = ledger_of(Shares())
     first, sent = add(ledger, FILES, file("b"))
     assert sent == [
         {
@@ -156,7 +155,7 @@ def test_files_of_a_directory_share_one_share_in_the_order_in_which_they_came() 
 
 
 def test_files_that_ask_during_an_update_go_together_into_the_next() -> None:
-    ledger = Ledger(Shares())
+    ledger = ledger_of(Shares())
     add(ledger, FILES, file("a"))
     _, update = ledger.acquire(FILES, file("b"))
     assert update.operation is not None
@@ -168,7 +167,7 @@ def test_files_that_ask_during_an_update_go_together_into_the_next() -> None:
 
 
 def test_a_released_file_stays_and_its_next_user_needs_no_update() -> None:
-    ledger = Ledger(Shares())
+    ledger = ledger_of(Shares())
     add(ledger, FILES, file("a"))
     ticket, _ = add(ledger, FILES, file("b"))
     assert release(ledger, ticket) == []
@@ -176,7 +175,7 @@ def test_a_released_file_stays_and_its_next_user_needs_no_update() -> None:
 
 
 def test_a_revoked_file_goes_at_once_and_never_the_last_one() -> None:
-    ledger = Ledger(Shares(revoke_released_files=True))
+    ledger = ledger_of(Shares(revoke_released_files=True))
     first, _ = add(ledger, FILES, file("a"))
     second, _ = add(ledger, FILES, file("b"))
     assert allowed(release(ledger, first)) == [("Update", [r"C:\d\b"])]
@@ -184,7 +183,7 @@ def test_a_revoked_file_goes_at_once_and_never_the_last_one() -> None:
 
 
 def test_files_of_a_direct_mapped_share_are_not_revoked() -> None:
-    ledger = Ledger(Shares(revoke_released_files=True))
+    ledger = ledger_of(Shares(revoke_released_files=True))
     tickets = [add(ledger, FILES, file(name, no_direct_map=False))[0] for name in "ab"]
     assert [release(ledger, ticket) for ticket in tickets] == [[], []]
     (entry,) = ledger
@@ -192,7 +191,7 @@ def test_files_of_a_direct_mapped_share_are_not_revoked() -> None:
 
 
 def test_a_direct_mapped_share_stays_for_whoever_comes_back() -> None:
-    ledger = Ledger(Shares())
+    ledger = ledger_of(Shares())
     key = ShareKey(r"C:\d", True, True)
     ticket, _ = add(ledger, key, directory())
     assert release(ledger, ticket) == []
@@ -201,7 +200,7 @@ def test_a_direct_mapped_share_stays_for_whoever_comes_back() -> None:
 
 
 def test_read_only_and_writable_directories_and_files_are_kept_apart() -> None:
-    ledger = Ledger(Shares())
+    ledger = ledger_of(Shares())
     names = [
         add(ledger, ShareKey(r"C:\d", read_only, True), directory(read_only))[0].entry.slot
         for read_only in (True, False)
@@ -210,7 +209,7 @@ def test_read_only_and_writable_directories_and_files_are_kept_apart() -> None:
 
 
 def test_names_count_in_hexadecimal_and_are_not_used_again() -> None:
-    ledger = Ledger(Shares())
+    ledger = ledger_of(Shares())
     for number in range(1, 18):
         ticket, _ = add(ledger, FILES, file("a"))
         assert ticket.entry.slot == f"s{number:x}"
@@ -218,7 +217,7 @@ def test_names_count_in_hexadecimal_and_are_not_used_again() -> None:
 
 
 def test_an_update_carries_the_options_of_the_newest() -> None:
-    ledger = Ledger(Shares())
+    ledger = ledger_of(Shares())
     add(ledger, FILES, file("a"))
     newest = file("b")
     newest.options.no_locks = True

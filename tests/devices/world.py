@@ -37,15 +37,20 @@ from uvm.devices.base import (
     TRANSITIONS,
     UPDATE,
     WAITING,
+    Kind,
     Outcome,
     Refused,
+    State,
     Step,
+    Ticket,
+    TicketState,
     Unknown,
 )
 from uvm.devices.ledger import Ledger
 from uvm.errors import NoSpaceError, OptionsError, VMExitedError
 
 NOTHING = Files()
+FOLLOWING: dict[tuple[State, str], frozenset[State]] = dict(TRANSITIONS.items())
 
 
 @define
@@ -71,16 +76,17 @@ class World:
     below: World | None = None
     ledger: FilesLedger = field(init=False)
     host: Host = field(init=False)
-    tickets: dict[FilesTicket, int] = field(factory=dict)
+    tickets: dict[FilesTicket, TicketState] = field(factory=dict)
     flights: dict[str, Flight] = field(factory=dict)
     past: list[FilesOperation] = field(factory=list)
-    #: The kind of the last operation, by key, where that did not end Ok; and keys whose value nobody knows.
-    troubled: dict[str, int] = field(factory=dict)
+    #: The kind of the last operation, by key, where that did not end Ok; and keys whose value is unknown.
+    troubled: dict[str, Kind] = field(factory=dict)
     doubtful: set[str] = field(factory=set)
-    withheld: dict[int, Any] = field(factory=dict)
-    #: Parents that the ledger keeps, and those that it gave back or withholds.
+    withheld: set[int] = field(factory=set)
+    #: Parents that the ledger keeps, those that it returned, and those of what is withheld.
     kept: list[Any] = field(factory=list)
     returned: list[Any] = field(factory=list)
+    lost: list[Any] = field(factory=list)
     closed: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -91,7 +97,7 @@ class World:
 
     def acquire(self, key: str, member: str, parent: Any = None) -> FilesTicket | None:
         """Acquire; None where there was no space, or no VM."""
-        before = self.ledger.snapshot()
+        before = self.ledger.dump()
         tickets: list[FilesTicket] = []
 
         def acquire() -> FilesChange:
@@ -110,19 +116,19 @@ class World:
         except VMExitedError:
             assert self.closed
         if not tickets:
-            assert self.ledger.snapshot() == before
+            assert self.ledger.dump() == before
             return None
         return tickets[0]
 
     def adopt(self, key: str, member: str) -> FilesTicket | None:
         """Enter a device that the host has already; None where the key is taken, or every slot is."""
         value = Files({member}) if isinstance(self.device, Share) else Files()
-        before = self.ledger.snapshot()
+        before = self.ledger.dump()
         known = self.ledger.get(key) is not None
         if known or self.device.slots.taken == self.device.slots.count:
             with pytest.raises(OptionsError if known else NoSpaceError):
                 self.ledger.adopt(key, member, value)
-            assert self.ledger.snapshot() == before
+            assert self.ledger.dump() == before
             return None
         ticket = self.ledger.adopt(key, member, value)
         self.host.at[ticket.entry.slot] = Placed(self.device.parts, value)
@@ -149,11 +155,11 @@ class World:
     def begin(self, key: str) -> None:
         """Begin what is in flight on a key."""
         flight = self.flights[key]
-        before = self.ledger.snapshot()
+        before = self.ledger.dump()
         flight.steps, flight.begun = self.ledger.begin(flight.operation), True
         if not flight.operation.void:
             flight.asked = Files(t.member for t in self.in_state(WAITING, HELD) if t.key == key)
-        assert self.ledger.snapshot() == before
+        assert self.ledger.dump() == before
 
     def done(self, key: str, how: str, count: int = 0) -> None:
         """End what is in flight on a key.
@@ -218,6 +224,7 @@ class World:
         self.withheld.clear()
         self.kept.clear()
         self.returned.clear()
+        self.lost.clear()
 
     def _event(
         self,
@@ -227,29 +234,32 @@ class World:
         error: BaseException | None = None,
         asked: Files = NOTHING,
     ) -> None:
-        before = self._state(key)
+        before, parent = self._state(key), self.ledger.parents.get(key)
         try:
             change = event()
         except NoSpaceError:
-            assert self._state(key) in TRANSITIONS[before, name]
+            assert self._state(key) in FOLLOWING[before, name]
             raise
         after = self._state(key)
         if change.quarantined and after == ABSENT:
             after = QUARANTINED
-        assert after in TRANSITIONS[before, name], (before, name, after)
+        assert after in FOLLOWING[before, name], (before, name, after)
+        if change.quarantined and parent is not None:
+            self.kept.remove(parent)
+            self.lost.append(parent)
         self._account(change, key, name, error, asked)
 
-    def _state(self, key: str) -> int:
+    def _state(self, key: str) -> State:
         entry = self.ledger.get(key)
         return ABSENT if entry is None else entry.state
 
     def _expect_nothing(self, event: Callable[[], FilesChange]) -> None:
-        before = self.ledger.snapshot()
+        before = self.ledger.dump()
         change = event()
         assert reported(change) == set()
-        assert self.ledger.snapshot() == before
+        assert self.ledger.dump() == before
 
-    def in_state(self, *states: int) -> list[FilesTicket]:
+    def in_state(self, *states: TicketState) -> list[FilesTicket]:
         """The tickets in one of those states."""
         return [ticket for ticket, state in self.tickets.items() if state in states]
 
@@ -282,13 +292,11 @@ class World:
         for ticket in gone:
             self._check_released(ticket, asked)
         for withheld in change.quarantined:
-            assert not gone, "released, but nobody knows"
+            assert not gone, "released, but unknown"
             assert withheld.cause is error
             assert withheld.slot not in self.withheld
-            self.withheld[withheld.slot] = withheld.parent
+            self.withheld.add(withheld.slot)
             self.doubtful.discard(key)
-            if withheld.parent is not None:
-                self.kept.remove(withheld.parent)
         if change.operation is not None:
             assert change.operation.key == key
             assert key not in self.flights
@@ -299,6 +307,7 @@ class World:
             self.kept.remove(parent)
             self.returned.append(parent)
             if self.below is not None:
+                assert isinstance(parent, Ticket)
                 self.below.drop(parent)
 
     def _check_released(self, ticket: FilesTicket, asked: Files) -> None:
@@ -325,7 +334,7 @@ class World:
         self._check_host()
 
     def _check_tickets(self) -> None:
-        found: dict[FilesTicket, int] = {}
+        found: dict[FilesTicket, TicketState] = {}
         for entry in self.ledger:
             releasers = entry.operation.releasers if entry.operation is not None else ()
             for state, tickets in (
@@ -351,9 +360,8 @@ class World:
         slots = [entry.slot for entry in self.ledger] + [held.slot for held in self.ledger.quarantined]
         assert sum(1 << slot for slot in slots) == self.device.slots.dump()
         assert len(set(slots)) == len(slots)
-        assert {held.slot: held.parent for held in self.ledger.quarantined} == self.withheld
-        parents = [entry.parent for entry in self.ledger if entry.parent is not None]
-        assert sorted(map(id, parents)) == sorted(map(id, self.kept))
+        assert {held.slot for held in self.ledger.quarantined} == self.withheld
+        assert sorted(map(id, self.ledger.parents.values())) == sorted(map(id, self.kept))
         assert len(set(map(id, self.returned))) == len(self.returned)
 
     def _check_host(self) -> None:
@@ -375,7 +383,7 @@ class World:
                 assert self.device.settled(value, Files(ticket.member for ticket in entry.holders))
             if not (entry.holders or entry.owed or self.device.retain):
                 assert self.troubled[entry.key] == REMOVE, "nobody's, and nobody tried to remove it"
-        assert set(self.host.at) <= {entry.slot for entry in self.ledger} | set(self.withheld)
+        assert set(self.host.at) <= {entry.slot for entry in self.ledger} | self.withheld
 
     # Quiet.
 
@@ -385,17 +393,13 @@ class World:
         :param parents: the new parent of each old one, by id.
         """
         assert not self.flights
-        snapshot = self.ledger.snapshot()
+        state = self.ledger.dump()
         old = [ticket for entry in self.ledger for ticket in (*entry.holders, *entry.owed)]
-        by_key = {
-            entry.key: (parents or {}).get(id(entry.parent), entry.parent)
-            for entry in self.ledger
-            if entry.parent is not None
-        }
+        by_key = {key: (parents or {}).get(id(parent), parent) for key, parent in self.ledger.parents.items()}
         self.device.load(0)
         self.ledger = Ledger(self.device)
-        new = self.ledger.restore(snapshot, by_key)
-        assert self.ledger.snapshot() == snapshot
+        new = self.ledger.restore(state, by_key)
+        assert self.ledger.dump() == state
         assert [(t.key, t.member, t.state) for t in new] == [(t.key, t.member, t.state) for t in old]
         self.kept = list(by_key.values())
         for before, after in zip(old, new, strict=True):

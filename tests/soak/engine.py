@@ -28,6 +28,7 @@ from tests.soak.world import (
 )
 from tests.vm.audit import check_at_rest
 from tests.vm.support import Running, idle
+from uvm._buses.driver import HoldState
 from uvm.backends.fake import Entry, FakeBackend
 from uvm.errors import (
     BridgeClosedError,
@@ -165,11 +166,12 @@ class _Player:
             if not lease.released:
                 await self.tried("last release", lease.release)
         await self._check(vm)
-        ledgers = {name: driver.ledger for name, driver in vm.drivers()}
-        living = [each.parent for ledger in ledgers.values() for each in (*ledger, *ledger.quarantined)]
-        needed = {parent.ticket for parent in living if parent is not None}
         held = [
-            (n, e.key) for n, ledger in ledgers.items() for e in ledger if not needed.issuperset(e.holders)
+            (name, hold.ticket.key)
+            for name, driver in vm.drivers()
+            for entry in driver.ledger
+            for hold in driver.holds_on(entry.key)
+            if hold.state is HoldState.HELD
         ]
         assert held == []
 

@@ -224,7 +224,7 @@ async def _remove_layer(vm: uvm.UtilityVM, random: Random) -> None:
 
 async def _look(vm: uvm.UtilityVM, random: Random) -> None:
     await vm.stats()
-    vm.snapshot()
+    vm.ledgers()
     vm.scsi.find(random.choice(_DISKS))
 
 

@@ -25,6 +25,7 @@ from tests.vm import support as host
 from tests.vm.audit import check_at_rest
 from tests.vm.orders import Choose, run_example
 from tests.vm.support import Running, quiet, running
+from uvm._buses.driver import HoldState
 from uvm._document import CreationPlan
 from uvm._guest.timeouts import GuestTimeouts
 from uvm.backend import HCS_CONCURRENCY, Concurrency
@@ -65,7 +66,7 @@ def _shared_options(run: Running, read_only: bool) -> Any:
 
 def _base_share(run: Running) -> str:
     """Give where the guest sees the share that is there all the time, while the VM runs."""
-    names = [e.slot for e in run.vm.vsmb.shares.ledger if e.key.directory == r"C:\os"]
+    names = [e.slot for e in run.vm.vsmb._shares.ledger if e.key.directory == r"C:\os"]
     return guest_path(*names) if names else ""
 
 
@@ -254,7 +255,7 @@ class World:
     def _check_ended(self, errors: list[BaseException]) -> None:
         vm = self.run.vm
         assert vm.state is uvm.VMState.EXITED
-        for snapshot in vm.snapshot().values():
+        for snapshot in vm.ledgers().values():
             assert not snapshot.entries
             assert not snapshot.quarantined
         for error in errors:
@@ -355,7 +356,7 @@ async def _check_release_of_all(world: World, warnings: _Warnings) -> None:
         # What is withheld may be in the way of what it lies on.
         return
     assert errors == []
-    for name, snapshot in run.vm.snapshot().items():
+    for name, snapshot in run.vm.ledgers().items():
         left = [e for e in snapshot.entries if not _may_stay(name, e, run, warnings)]
         assert left == [], name
 
@@ -370,7 +371,7 @@ def _may_stay(name: str, entry: Any, run: Running, warnings: _Warnings) -> bool:
     # It is held by what lives on it, which is judged by itself.
     driver = dict(run.vm.drivers())[name]
     holders = next(e.holders for e in driver.ledger if e.key == entry.key)
-    if holders and not any(driver._holds[ticket].with_caller for ticket in holders):
+    if holders and not any(driver._holds[ticket].state is HoldState.HELD for ticket in holders):
         return True
     # Nobody waited for its removal, which was refused: it was reported.
     return any(f"removing {entry.key}, which nobody" in message for message in warnings.messages)

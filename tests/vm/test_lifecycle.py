@@ -387,7 +387,7 @@ async def test_a_cancelled_body_may_still_take_things_down_in_order() -> None:
             finally:
                 with anyio.CancelScope(shield=True):
                     await disk.release()
-                    assert len(vm.scsi.disks.ledger) == 0
+                    assert len(vm.scsi._disks.ledger) == 0
                     assert (await vm.shutdown()).exit_type == "GracefulExit"
     assert scope.cancelled_caught
     assert gone(backend)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cached_property
 from typing import Any
 
-from uvm._buses.context import Context
+from uvm._async import Opening
+from uvm._buses.context import Bus, Context
 from uvm._buses.directories import DirectoryBus, SharedLease
 from uvm._buses.driver import Driver
 from uvm._buses.layers import LayersBus
-from uvm._buses.lease import Pending
 from uvm._buses.link import Link
 from uvm._buses.network import NetworkBus
 from uvm._buses.pipes import PipeBus
@@ -19,7 +19,7 @@ from uvm._buses.scsi import ScsiBus
 from uvm._buses.vpci import VPCIBus
 from uvm._buses.vpmem import VPMemBus
 from uvm._buses.vsmb import VSMBBus
-from uvm.devices.base import LedgerSnapshot, Quarantined
+from uvm.devices.base import LedgerState, Quarantined
 from uvm.devices.vpci import DeviceKey
 
 __all__ = ["Buses"]
@@ -35,6 +35,12 @@ class Buses:
     def link(self) -> Link:
         """The way to the host and the guest."""
         return self.context.link
+
+    # Those that live on others come first.
+
+    @cached_property
+    def _directories(self) -> DirectoryBus:
+        return DirectoryBus(self.context, self.plan9, self.vsmb)
 
     @cached_property
     def scsi(self) -> ScsiBus:
@@ -76,11 +82,7 @@ class Buses:
         """Combined root file systems."""
         return LayersBus(self.context)
 
-    @cached_property
-    def _directories(self) -> DirectoryBus:
-        return DirectoryBus(self.context, self.plan9, self.vsmb)
-
-    def share(self, path: str, guest_path: str, *, read_only: bool = False) -> Pending[SharedLease]:
+    def share(self, path: str, guest_path: str, *, read_only: bool = False) -> Opening[SharedLease]:
         """Show a directory, or a single file, of the host in the guest. Await it, or enter it.
 
         Over Plan9 in a Linux guest, over VSMB in a Windows guest.
@@ -93,20 +95,22 @@ class Buses:
         return self._directories.share(path, guest_path, read_only=read_only)
 
     def drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
-        """Name the machines that are in use, mounts before what they live on."""
-        for bus, names in _DRIVERS.items():
-            if bus in self.__dict__:
-                for name in names:
-                    yield f"{bus.strip('_')}.{name}", getattr(self.__dict__[bus], name)
+        """Yield the names and drivers of the ledgers in use, those that live on others first."""
+        for name, attribute in _members(type(self)):
+            # A bus is made when it is first used.
+            bus = self.__dict__.get(name) if isinstance(attribute, cached_property) else None
+            if isinstance(bus, Bus):
+                for ledger, driver in bus.drivers():
+                    yield f"{name.strip('_')}.{ledger}", driver
 
     @property
-    def quarantined(self) -> tuple[Quarantined[Any, Any], ...]:
-        """The slots that are withheld since nobody knows what is in them."""
+    def quarantined(self) -> tuple[Quarantined[Hashable, object], ...]:
+        """The slots that are withheld, since what is in them is unknown."""
         return tuple(self.link.quarantined)
 
-    def snapshot(self) -> dict[str, LedgerSnapshot[Any, Any, Any, Any]]:
-        """Give what is attached, per ledger, as values."""
-        return {name: driver.ledger.snapshot() for name, driver in self.drivers()}
+    def ledgers(self) -> dict[str, LedgerState[Hashable, object, object, object]]:
+        """Return what is attached, per ledger, as values."""
+        return {name: driver.ledger.dump() for name, driver in self.drivers()}
 
     def adopt_boot_devices(self) -> None:
         """Take note of the PCI devices that the VM was created with."""
@@ -114,15 +118,6 @@ class Buses:
             self.vpci.adopt(DeviceKey(device.instance_path, device.function), device.vmbus_guid)
 
 
-#: Per attribute, the drivers of that bus; what lives on something else comes first.
-_DRIVERS = {
-    "_directories": ("directories",),
-    "layers": ("roots",),
-    "network": ("adapters", "namespaces"),
-    "scsi": ("mounts", "disks"),
-    "vpmem": ("layers",),
-    "vsmb": ("shares",),
-    "plan9": ("shares",),
-    "vpci": ("devices",),
-    "pipes": ("pipes",),
-}
+def _members(cls: type) -> Iterator[tuple[str, object]]:
+    for base in reversed(cls.__mro__):
+        yield from vars(base).items()

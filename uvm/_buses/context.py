@@ -1,16 +1,26 @@
-"""What every bus of one VM needs to know."""
+"""What every bus of one VM needs, and what buses have in common."""
 
 from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 from attrs import define, field
 
 from uvm._buses.access import Access
-from uvm._buses.driver import Lane
+from uvm._buses.driver import Driver, Lane
 from uvm._buses.link import Link
 from uvm._document import CreationPlan
 from uvm.backend import Backend, Concurrency, HostInfo
+from uvm.devices.base import Device
+from uvm.devices.ledger import Ledger
 from uvm.errors import AccessDeniedError, HostPathError, NotSupportedError
 from uvm.options import LCOWOptions, WCOWOptions
+
+K = TypeVar("K", bound=Hashable)
+M = TypeVar("M")
+S = TypeVar("S")
+W = TypeVar("W")
 
 
 @define(eq=False)
@@ -32,7 +42,7 @@ class Context:
         return self.plan.id
 
     def lane(self, kind: str) -> Lane:
-        """Give the lane of one device kind, a field of :class:`~uvm.backend.Concurrency`."""
+        """Return the lane of one device kind, a field of :class:`~uvm.backend.Concurrency`."""
         if kind not in self._lanes:
             self._lanes[kind] = Lane(getattr(self.concurrency, kind))
         return self._lanes[kind]
@@ -78,3 +88,26 @@ class Context:
         if info is None:
             raise HostPathError(path, "no such file or directory on the host")
         return info.is_dir
+
+
+class Bus:
+    """The devices of one kind of a VM.
+
+    :cvar ledgers: the names of its ledgers, those that live on others first;
+        the driver of ``x`` is the attribute ``_x``.
+    """
+
+    ledgers: ClassVar[tuple[str, ...]]
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def _drive(self, device: Device[K, M, S, W], lane: str = "") -> Driver[K, M, S, W]:
+        """Return the driver of a new ledger; `lane` is a field of :class:`~uvm.backend.Concurrency`."""
+        context = self._context
+        return Driver(context.link, Ledger(device), context.lane(lane) if lane else Lane())
+
+    def drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
+        """Yield the names of its ledgers with their drivers."""
+        for name in self.ledgers:
+            yield name, getattr(self, f"_{name}")

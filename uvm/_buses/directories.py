@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from attrs import define
 
-from uvm._buses.context import Context
-from uvm._buses.driver import Driver
-from uvm._buses.lease import Lease, Pending
+from uvm._async import opens
+from uvm._buses.context import Bus, Context
+from uvm._buses.lease import Lease
 from uvm._buses.plan9 import Plan9Bus
 from uvm._buses.vsmb import VSMBBus
-from uvm.devices.directories import Directories, ShownShare, check_directory
-from uvm.devices.ledger import Ledger
+from uvm.devices.directories import Directories, ShownShare
 from uvm.errors import NotAttachedError, OptionsError, UVMError
 
 
@@ -25,18 +24,19 @@ class SharedLease(Lease):
     guest_path: str
 
 
-class DirectoryBus:
-    """What is shown at paths of choice: over Plan9 in a Linux guest, over VSMB in a Windows guest."""
+class DirectoryBus(Bus):
+    """Directories shown at paths of choice: over Plan9 in a Linux guest, over VSMB in a Windows guest."""
+
+    ledgers = ("directories",)
 
     def __init__(self, context: Context, plan9: Plan9Bus, vsmb: VSMBBus) -> None:
-        self._context = context
+        super().__init__(context)
         self._plan9 = plan9
         self._vsmb = vsmb
-        self.directories: Driver[str, ShownShare, str, ShownShare] = Driver(
-            context.link, Ledger(Directories())
-        )
+        self._directories = self._drive(Directories())
 
-    def share(self, path: str, guest_path: str, *, read_only: bool = False) -> Pending[SharedLease]:
+    @opens
+    async def share(self, path: str, guest_path: str, *, read_only: bool = False) -> SharedLease:
         """Show a directory, or a single file, of the host in the guest. Await it, or enter it.
 
         :raises HostPathError: nothing is at that path of the host.
@@ -45,7 +45,7 @@ class DirectoryBus:
         :raises GuestError: a Linux guest has something mounted there.
         """
         make = self._over_plan9 if self._context.plan.os == "linux" else self._over_vsmb
-        return Pending(lambda: make(path, guest_path, read_only))
+        return await make(path, guest_path, read_only)
 
     async def _over_plan9(self, path: str, guest_path: str, read_only: bool) -> SharedLease:
         directory, names = path, []
@@ -65,21 +65,24 @@ class DirectoryBus:
         lease = await self._vsmb.add(path, read_only=read_only)
         shown = ShownShare(lease.guest_path, read_only)
         try:
-            check_directory(self.directories.ledger.get(guest_path), shown)
-            hold = self.directories.start(guest_path, shown, parent=lease._hold)
+            self._check_same(guest_path, shown)
+            hold = self._directories.start(guest_path, shown, parent=lease._hold)
         except UVMError as error:
             await lease._hold.give_back(error)
             raise
-        await self.directories.wait(hold)
+        await self._directories.wait(hold)
         return SharedLease(hold, path, guest_path)
 
     async def _check_free(self, path: str, guest_path: str, read_only: bool) -> None:
         """Refuse, before anything is sent, a path in the guest where another share is shown."""
-        entry = self.directories.ledger.get(guest_path)
-        if entry is None:
+        if self._directories.ledger.get(guest_path) is None:
             return
         try:
             share_path = await self._vsmb.guest_path(path, read_only=read_only)
         except NotAttachedError:
             share_path = ""
-        check_directory(entry, ShownShare(share_path, read_only))
+        self._check_same(guest_path, ShownShare(share_path, read_only))
+
+    def _check_same(self, guest_path: str, shown: ShownShare) -> None:
+        taken = f"nothing was shared at {guest_path}: another share is shown there"
+        Directories.check_same(self._directories.ledger.get(guest_path), shown, taken)

@@ -1,16 +1,16 @@
-"""The one place where a device machine meets ``await``.
+"""The one place where a ledger meets ``await``.
 
 How it runs
 -----------
 
 A :class:`Driver` runs one :class:`~uvm.devices.ledger.Ledger`. Callers never talk to the host themselves:
 they put an event into the ledger and wait. What the ledger decides is carried out by tasks in the VM's
-own task group, one per operation. So a caller may be cancelled at any await, and what it had begun is
+own task group, one per operation. So a caller may be cancelled at any await, and what it began is
 still finished, or undone, by the VM.
 
 A :class:`Hold` is one caller's interest. It follows its ticket through the ledgers: when a mount is gone and
-the attachment below it is to be dropped, the hold of whoever released the mount goes on with the
-attachment's ticket. Its release is complete when the last of them is, and where one refuses, the hold
+the attachment below it is to be dropped, the hold that released the mount goes on with the
+attachment's ticket. Its release is complete when the last of them is; if one is refused, the hold
 stays on that ticket and may be released again.
 
 Operation tasks never raise: what a step raises becomes an outcome, Refused or Unknown, for the ledger.
@@ -21,8 +21,9 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
+from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import anyio
 import anyio.abc
@@ -33,7 +34,6 @@ from uvm.devices.base import (
     ADD,
     ENDED,
     OK,
-    OPERATION_NAMES,
     OWED,
     REMOVE,
     Change,
@@ -47,26 +47,25 @@ from uvm.devices.base import (
 )
 from uvm.devices.ledger import Ledger
 from uvm.errors import (
+    AlreadyReleasedError,
     UndoFailedError,
     UnknownOutcomeError,
     UVMError,
     VMExitedError,
 )
 
-if TYPE_CHECKING:
-    pass
-
 K = TypeVar("K", bound=Hashable)
 M = TypeVar("M")
 S = TypeVar("S")
 W = TypeVar("W")
+S_co = TypeVar("S_co", covariant=True)
 E = TypeVar("E", bound=BaseException)
 
 _log = logging.getLogger("uvm")
 
 
 def own(error: E) -> E:
-    """Give one waiter an exception of its own, of the same kind, caused by the original."""
+    """Return a copy of an exception for one waiter, with the original as its cause."""
     copy = error.__class__.__new__(error.__class__, *error.args)
     copy.args = error.args
     copy.__dict__.update(error.__dict__)
@@ -76,46 +75,98 @@ def own(error: E) -> E:
     return copy
 
 
-@define(eq=False)
-class Hold:
-    """One caller's interest in a device, and the ticket that it is at."""
+class HoldState(Enum):
+    """The states of a hold."""
 
-    driver: Driver[Any, Any, Any, Any]
-    ticket: Ticket[Any, Any]
-    error: BaseException | None = None
-    dropped: bool = False
-    #: What is to be done before the device is added, if this hold is what it is added for.
-    before: Callable[[], Awaitable[None]] | None = None
-    #: A release failed and left the device with us.
-    may_release_again: bool = False
-    #: A caller has it, rather than what lives on the device, or a task that is yet to be told.
-    with_caller: bool = False
-    _settled: bool = field(default=False, init=False)
-    _waker: anyio.Event | None = field(default=None, init=False)
+    WAITING = "waiting"  # for the device to be attached
+    GRANTED = "granted"  # the caller has not resumed yet, or what lives on the device has it
+    HELD = "held"  # by a caller
+    RELEASING = "releasing"
+    OWED = "owed"  # the removal was refused: may be released again
+    ENDED = "ended"
+
+
+_WAITING: Final = HoldState.WAITING
+_GRANTED: Final = HoldState.GRANTED
+_HELD: Final = HoldState.HELD
+_RELEASING: Final = HoldState.RELEASING
+_OWED: Final = HoldState.OWED
+_ENDED: Final = HoldState.ENDED
+
+
+@define(eq=False)
+class Hold(Generic[S_co]):
+    """One caller's interest in a device, and the ticket that it is at.
+
+    :ivar before: called before the device is added, if this hold is what it is added for.
+    :ivar error: what the last wait ends with, if it fails.
+    """
+
+    link: Link = field(repr=False)
+    _granted: Ticket[Hashable, object, S_co, object] = field(repr=False)
+    #: Drops the ticket, in the driver whose ledger has it.
+    _drop_ticket: Callable[[Hold[object]], None] = field(repr=False)
+    before: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)
+    ticket: Ticket[Hashable, object, object, object] = field(
+        default=Factory(lambda self: self._granted, takes_self=True), init=False
+    )
+    state: HoldState = field(default=_WAITING, init=False)
+    error: BaseException | None = field(default=None, init=False)
+    _waker: anyio.Event | None = field(default=None, init=False, repr=False)
+
+    @property
+    def slot(self) -> S_co:
+        """The slot of the device, once granted and until it is released."""
+        return self._granted.entry.slot
 
     @property
     def ended(self) -> bool:
         """Whether nothing is left to release."""
-        return self.ticket.state == ENDED
+        return self.ticket.state is ENDED
 
-    def settle(self) -> None:
-        """What it waited for has come about: it is granted, released or failed."""
-        self._settled = True
+    @property
+    def released(self) -> bool:
+        """Whether it was released and nothing is owed, or the VM has exited."""
+        return self.ended or self.state is _RELEASING or self.state is _ENDED
+
+    @property
+    def may_release_again(self) -> bool:
+        """Whether a release failed and left the device attached."""
+        return self.state is _OWED and not self.ended
+
+    def check_first_release(self, what: object) -> None:
+        """Refuse a second release.
+
+        :raises AlreadyReleasedError: it was released before, by this caller.
+        """
+        if (self.state is _RELEASING or self.state is _ENDED) and not self.link.exited.is_set():
+            raise AlreadyReleasedError(f"{what!r} was released before")
+
+    def settle(self, state: HoldState) -> None:
+        """End the wait for a grant or a release."""
+        self.state = state
         if self._waker is not None:
             self._waker.set()
 
     async def wait_settled(self) -> None:
         """Wait for :meth:`settle`."""
-        if not self._settled:
+        if self.state is _WAITING or self.state is _RELEASING:
             # Most holds are never waited for, and an event is not cheap.
             self._waker = self._waker or anyio.Event()
             await self._waker.wait()
 
     def drop(self) -> None:
-        """Give it up; takes effect at once, and the VM's tasks do what follows."""
-        self._settled, self._waker, self.error = False, None, None
-        self.dropped, self.may_release_again = True, False
-        self.driver.drop(self)
+        """Release it. This takes effect at once; the VM's tasks do what follows."""
+        self._waker = self.error = None
+        self.state = _RELEASING
+        self._drop_ticket(self)
+
+    def inherit(self, parent: Hold[object]) -> None:
+        """Go on with the ticket of what the device lived on, and release that as well."""
+        self.ticket, self._drop_ticket = parent.ticket, parent._drop_ticket
+        if self.state is not _OWED:
+            self.state = _RELEASING
+        self._drop_ticket(self)
 
     async def wait_released(self) -> None:
         """Wait until what :meth:`drop` began is complete; cancelling stops only the waiting."""
@@ -147,7 +198,7 @@ class Lane:
     queue: deque[Callable[[], None]] = Factory(deque)
 
     def enter(self, start: Callable[[], None]) -> None:
-        """Start an operation now, or when it is its turn."""
+        """Start an operation now, or when its turn comes."""
         if self.limit is not None and self.running >= self.limit:
             self.queue.append(start)
         else:
@@ -155,7 +206,7 @@ class Lane:
             start()
 
     def leave(self) -> None:
-        """An operation ended: the next one's turn."""
+        """Start the next operation, since one ended."""
         if self.queue:
             self.queue.popleft()()
         else:
@@ -170,17 +221,17 @@ class Driver(Generic[K, M, S, W]):
     """
 
     link: Link
-    ledger: Ledger[K, M, S, W]
+    ledger: Ledger[K, M, S, W, Hold[object]]
     lane: Lane = Factory(Lane)
-    _holds: dict[Ticket[K, M], Hold] = field(factory=dict, init=False)
+    _holds: dict[Ticket[K, M, S, W], Hold[object]] = field(factory=dict, init=False)
     _gates: dict[Hashable, anyio.Event] = field(factory=dict, init=False)
 
     async def acquire(
         self, key: K, member: M, *, before: Callable[[], Awaitable[None]] | None = None
-    ) -> Hold:
-        """Want a key, and wait until it is there. Cancelled or failed, nothing is left behind.
+    ) -> Hold[S]:
+        """Request a key and wait until it is attached. Cancelled or failed, nothing is left behind.
 
-        :param before: what is to be done first where it is not there yet; if it raises, so does this.
+        :param before: called first if it is not attached yet; if it raises, so does this.
         """
         hold = self.start(key, member, before=before)
         await self.wait(hold)
@@ -191,31 +242,37 @@ class Driver(Generic[K, M, S, W]):
         key: K,
         member: M,
         *,
-        parent: Hold | None = None,
+        parent: Hold[object] | None = None,
         before: Callable[[], Awaitable[None]] | None = None,
-    ) -> Hold:
-        """Put the wish into the ledger, without waiting.
+    ) -> Hold[S]:
+        """Request a key without waiting for it.
 
-        :param parent: a hold on what it lives on. The ledger takes it over, unless this raises.
-        :raises NoSpaceError: there is no place for it.
+        :param parent: a hold on what it lives on. The ledger keeps it, unless this raises.
+        :raises NoSpaceError: there is no free slot.
         """
         self.link.check_running()
         ticket, change = self.ledger.acquire(key, member, parent)
         if parent is not None:
-            parent.with_caller = False
-        hold = self._holds[ticket] = Hold(self, ticket, before=before)
+            parent.state = _GRANTED
+        hold = self._hold(ticket, before)
         self._settle(change)
         return hold
 
-    def adopt(self, key: K, member: M, applied: W) -> Hold:
-        """Enter what is there already, such as what the VM was created with; gives the hold on it."""
-        ticket = self.ledger.adopt(key, member, applied)
-        hold = self._holds[ticket] = Hold(self, ticket)
-        hold.with_caller = True
-        hold.settle()
+    def _hold(
+        self, ticket: Ticket[K, M, S, W], before: Callable[[], Awaitable[None]] | None = None
+    ) -> Hold[S]:
+        hold: Hold[S] = Hold(self.link, ticket, partial(self._drop, ticket), before)
+        self._holds[ticket] = hold
         return hold
 
-    async def wait(self, hold: Hold) -> None:
+    def adopt(self, key: K, member: M, applied: W) -> Hold[S]:
+        """Enter what is attached already, such as what the VM was created with; return the hold on it."""
+        hold = self._hold(self.ledger.adopt(key, member, applied))
+        hold.settle(_HELD)
+        return hold
+
+    @staticmethod
+    async def wait(hold: Hold[object]) -> None:
         """Wait until a hold is granted."""
         try:
             await hold.wait_settled()
@@ -224,35 +281,35 @@ class Driver(Generic[K, M, S, W]):
             raise
         if hold.error is not None:
             raise own(hold.error)
-        hold.with_caller = True
+        hold.state = _HELD
 
-    def drop(self, hold: Hold) -> None:
-        """Put a drop into the ledger."""
-        if hold.ended:
-            # The VM has gone, or somebody else's acquire finished the removal that had failed for us.
-            hold.settle()
+    def _drop(self, ticket: Ticket[K, M, S, W], hold: Hold[object]) -> None:
+        if ticket.state is ENDED:
+            # The VM exited, or another caller's acquire finished the removal that was refused.
+            hold.settle(_ENDED)
             return
-        self._settle(self.ledger.drop(hold.ticket))
+        # It may come from the ledger above.
+        self._holds[ticket] = hold
+        self._settle(self.ledger.drop(ticket))
 
     def gone(self) -> None:
-        """The VM exited: end every ticket. Whoever waits for one gets VMExitedError."""
+        """End every ticket, since the VM exited. Each wait for one raises VMExitedError."""
         self.lane.queue.clear()
         self._settle(self.ledger.gone())
-        for hold in self._holds.values():
-            hold.settle()
         self._holds.clear()
 
-    def holds_on(self, key: K) -> list[Hold]:
-        """Give every caller's granted holds on a key, in the order in which they came."""
+    def holds_on(self, key: K, wanted: Callable[[M], bool] = lambda _: True) -> list[Hold[object]]:
+        """Return all callers' holds on a key whose members are wanted, in the order in which they came."""
         entry = self.ledger.get(key)
         if entry is None:
             return []
-        held = (self._holds[ticket] for ticket in entry.holders)
-        return [*(hold for hold in held if hold.with_caller), *(self._holds[ticket] for ticket in entry.owed)]
+        tickets = [t for t in (*entry.holders, *entry.owed) if wanted(t.member)]
+        holds = (self._holds[ticket] for ticket in tickets)
+        return [hold for hold in holds if hold.state is _HELD or hold.state is _OWED]
 
-    async def release_one(self, key: K) -> bool:
-        """Give up the oldest hold on a key, whoever has it; False where nobody has."""
-        holds = self.holds_on(key)
+    async def release_one(self, key: K, wanted: Callable[[M], bool] = lambda _: True) -> bool:
+        """Release the oldest hold on a key, whichever caller has it; return False if none has."""
+        holds = self.holds_on(key, wanted)
         if not holds:
             return False
         holds[0].drop()
@@ -261,16 +318,16 @@ class Driver(Generic[K, M, S, W]):
 
     # What the ledger decided.
 
-    def _settle(self, change: Change[K, M, S, W]) -> None:
+    def _settle(self, change: Change[K, M, S, W, Hold[object]]) -> None:
         heirs = list(change.parents)
         for ticket in change.granted:
-            self._holds[ticket].settle()
+            self._holds[ticket].settle(_GRANTED)
         for ticket, error in change.failed:
             self._finish(ticket, self._explain(error), heirs)
         for ticket in change.released:
             self._finish(ticket, None, heirs)
         for parent in heirs:
-            parent.driver.drop(parent)
+            parent.drop()
         for withheld in change.quarantined:
             self._report(withheld)
         if change.operation is not None:
@@ -285,32 +342,30 @@ class Driver(Generic[K, M, S, W]):
             return self.link.exit_error()
         return error
 
-    def _finish(self, ticket: Ticket[K, M], error: BaseException | None, heirs: list[Hold]) -> None:
-        """A ticket's story is over, or stuck; a hold whose ticket lived on another goes on with that one."""
-        owed = ticket.state == OWED
+    def _finish(
+        self, ticket: Ticket[K, M, S, W], error: BaseException | None, heirs: list[Hold[object]]
+    ) -> None:
+        """Settle the hold of a ticket; one that lived on another goes on with that one's ticket."""
+        owed = ticket.state is OWED
         hold = self._holds[ticket] if owed else self._holds.pop(ticket, None)
         if hold is None:
             return
-        # Where somebody else's acquire finished a removal that had failed, its owner was not told so far.
-        hold.may_release_again = owed or (hold.may_release_again and error is None)
         if error is not None:
-            if hold.dropped:
+            if hold.state is not _WAITING:
                 _log.warning("%s: releasing %s failed: %s", self.link.vm_id, ticket.key, error)
             hold.error = error if hold.error is None else UndoFailedError.of(hold.error, error)
         if heirs and not owed:
-            parent = heirs.pop(0)
-            hold.driver, hold.ticket = parent.driver, parent.ticket
-            parent.driver._holds[parent.ticket] = hold
-            parent.driver.drop(hold)
-        else:
-            hold.settle()
+            hold.inherit(heirs.pop(0))
+        elif owed or hold.state is not _OWED or error is not None:
+            hold.settle(_OWED if owed else _ENDED)
+        # Else another caller's acquire finished the removal that was refused; its owner may still release.
 
     def _report(self, withheld: Quarantined[K, S]) -> None:
         self.link.quarantined.append(withheld)
         _log.warning(
             "%s: %s of %s at %s: the outcome is unknown, so the slot is withheld: %s",
             self.link.vm_id,
-            OPERATION_NAMES[withheld.operation],
+            withheld.operation.value,
             withheld.key,
             withheld.slot,
             withheld.cause,
@@ -331,14 +386,14 @@ class Driver(Generic[K, M, S, W]):
             self.lane.leave()
 
     def _end(self, operation: Operation[K, M, S, W], outcome: Outcome) -> None:
-        if isinstance(outcome, Refused) and operation.kind == REMOVE and not operation.releasers:
+        if isinstance(outcome, Refused) and operation.kind is REMOVE and not operation.releasers:
             # Whoever it was added for had given up, so that nobody is there to be told.
             what = f"{self.link.vm_id}: removing {operation.key}, which nobody waits for any more, failed"
             _log.warning("%s: %s; it stays until it is acquired and released again", what, outcome.error)
         self._settle(self.ledger.done(operation, outcome))
 
     async def _through_gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:
-        """Wait for what this operation must have to itself, take it and give it, if anything."""
+        """Wait for what this operation must have to itself, take it and return it, if anything."""
         while (gate := self._gate(operation)) is not None and gate in self._gates:
             await self._gates[gate].wait()
         if gate is not None:
@@ -356,21 +411,21 @@ class Driver(Generic[K, M, S, W]):
             await self._before(operation)
         except Exception as error:
             return Refused(error)
-        send = self.link.take_back if operation.kind == REMOVE else self.link.send
+        send = self.link.revoke if operation.kind is REMOVE else self.link.send
         for step in steps:
             try:
                 await send(step)
             except Exception as error:
                 if not is_refusal(error):
                     return Unknown(_as_unknown(error))
-                if operation.kind == REMOVE:
+                if operation.kind is REMOVE:
                     return Refused(error, len(done))
                 return await self._undo(done, error)
             done.append(step)
         return OK
 
     async def _before(self, operation: Operation[K, M, S, W]) -> None:
-        if operation.kind != ADD:
+        if operation.kind is not ADD:
             return
         for ticket in operation.serves:
             before = self._holds[ticket].before
@@ -383,14 +438,14 @@ class Driver(Generic[K, M, S, W]):
             if step.undo is None:
                 continue
             try:
-                await self.link.take_back(step.undo)
+                await self.link.revoke(step.undo)
             except Exception as undo_error:
                 return Unknown(UndoFailedError.of(error, undo_error))
         return Refused(error)
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether an exception says that nothing was changed."""
+    """Return whether an exception says that nothing was changed."""
     # A closed bridge says by its kind whether the request had been sent.
     return isinstance(error, UVMError) and not isinstance(error, UnknownOutcomeError | VMExitedError)
 
@@ -398,6 +453,6 @@ def is_refusal(error: Exception) -> bool:
 def _as_unknown(error: Exception) -> UVMError:
     if isinstance(error, UVMError):
         return error
-    unknown = UnknownOutcomeError(f"nobody knows whether it was done: {error!r}")
+    unknown = UnknownOutcomeError(f"whether it was done is unknown: {error!r}")
     unknown.__cause__ = error
     return unknown

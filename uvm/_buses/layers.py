@@ -7,11 +7,10 @@ from typing import Literal
 
 from attrs import define
 
-from uvm._buses.context import Context
-from uvm._buses.driver import Driver
-from uvm._buses.lease import Lease, Pending
-from uvm.devices.layers import Combination, CombinedLayers, check_combination
-from uvm.devices.ledger import Ledger
+from uvm._async import Opening
+from uvm._buses.context import Bus, Context
+from uvm._buses.lease import Lease
+from uvm.devices.layers import Combination, CombinedLayers
 from uvm.errors import NotAttachedError, OptionsError
 
 
@@ -25,13 +24,14 @@ class CombinedLease(Lease):
     root: str
 
 
-class LayersBus:
+class LayersBus(Bus):
     """The root file systems that the guest has combined."""
 
+    ledgers = ("roots",)
+
     def __init__(self, context: Context) -> None:
-        self._context = context
-        device = CombinedLayers(context.plan.os, context.options.security_policy_enabled)
-        self.roots: Driver[str, Combination, str, Combination] = Driver(context.link, Ledger(device))
+        super().__init__(context)
+        self._roots = self._drive(CombinedLayers(context.plan.os, context.options.security_policy_enabled))
 
     def combine(
         self,
@@ -41,7 +41,7 @@ class LayersBus:
         scratch_path: str = "",
         container_id: str = "",
         filter_type: Literal["", "WCIFS", "UnionFS"] = "",
-    ) -> Pending[CombinedLease]:
+    ) -> Opening[CombinedLease]:
         """Combine layers that the guest has to a root file system. Await it, or enter it.
 
         :param root: where, in the guest.
@@ -55,18 +55,19 @@ class LayersBus:
             container_id,
             filter_type,
         )
-        return Pending(lambda: self._combine(root, combination))
+        return Opening(self._combine(root, combination))
 
     async def _combine(self, root: str, combination: Combination) -> CombinedLease:
         if not root:
             raise OptionsError("combined layers need a root path in the guest")
-        check_combination(self.roots.ledger.get(root), combination)
-        return CombinedLease(await self.roots.acquire(root, combination), root)
+        taken = f"{root} was not combined: other layers are combined there"
+        CombinedLayers.check_same(self._roots.ledger.get(root), combination, taken)
+        return CombinedLease(await self._roots.acquire(root, combination), root)
 
     async def remove(self, root: str) -> None:
         """Give up the oldest reference to a root file system, by its path in the guest.
 
         :raises NotAttachedError: nothing is combined there.
         """
-        if not await self.roots.release_one(root):
+        if not await self._roots.release_one(root):
             raise NotAttachedError(f"no layers are combined at {root} in {self._context.vm_id}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -11,9 +11,10 @@ import anyio.abc
 from attrs import Factory, define
 
 from uvm._async import Flag
-from uvm.devices.base import GUEST, Quarantined, Step
+from uvm.devices.base import Quarantined, Step
 from uvm.errors import BridgeClosedError, ExitStatus, HostError, VMExitedError, VMStateError
 from uvm.schema.json import to_json
+from uvm.schema.requests import ModificationRequest
 
 if TYPE_CHECKING:
     from uvm.backend import JSON, Guest, System
@@ -40,7 +41,7 @@ class Link:
     exit_status: ExitStatus | None = None
     exit_grace_seconds: float = 5.0
     guest_exit_seconds: float = 2.0
-    quarantined: list[Quarantined[Any, Any]] = Factory(list)
+    quarantined: list[Quarantined[Hashable, object]] = Factory(list)
     _guest_went_alone: bool = False
 
     def check_running(self) -> None:
@@ -77,12 +78,12 @@ class Link:
 
     async def send(self, step: Step) -> None:
         """Send one step of an operation."""
-        send = self.modify_guest if step.target == GUEST else self.modify
+        send = self.modify_guest if isinstance(step.request, ModificationRequest) else self.modify
         await send(to_json(step.request))
 
-    async def take_back(self, step: Step) -> None:
-        """Send a step that takes something away; a guest that has gone holds nothing any more."""
-        if step.target != GUEST:
+    async def revoke(self, step: Step) -> None:
+        """Send a step that removes something; a guest that has gone holds nothing any more."""
+        if not isinstance(step.request, ModificationRequest):
             await self.modify(to_json(step.request))
             return
         self.check_running()

@@ -7,11 +7,11 @@ from typing import Any
 
 from attrs import define
 
-from uvm._buses.context import Context
-from uvm._buses.driver import Driver, Hold
-from uvm._buses.lease import Lease, Pending
+from uvm._async import Opening, opens
+from uvm._buses.context import Bus, Context
+from uvm._buses.driver import Hold
+from uvm._buses.lease import Lease
 from uvm.backend import JSON
-from uvm.devices.ledger import Ledger
 from uvm.devices.network import Adapter, AdapterKey, Adapters, Namespaces
 from uvm.errors import NotAttachedError, OptionsError
 from uvm.schema.json import from_json
@@ -40,9 +40,9 @@ class NamespaceLease(Lease):
     _bus: NetworkBus
     id: str
     #: What the release gave up: the adapters and the namespace.
-    _dropped: tuple[Hold, ...] = ()
+    _dropped: tuple[Hold[object], ...] = ()
 
-    def add_endpoint(self, endpoint: str | Mapping[str, Any]) -> Pending[AdapterLease]:
+    def add_endpoint(self, endpoint: str | Mapping[str, Any]) -> Opening[AdapterLease]:
         """Add an adapter for an endpoint; see :meth:`NetworkBus.add_endpoint`."""
         return self._bus.add_endpoint(self.id, endpoint)
 
@@ -51,9 +51,9 @@ class NamespaceLease(Lease):
         """Whether it has been given back, or the VM has gone."""
         return super().released and not self._left()
 
-    def _left(self) -> tuple[Hold, ...]:
+    def _left(self) -> tuple[Hold[object], ...]:
         """Give what a release could not remove and left with us."""
-        return tuple(hold for hold in self._dropped if hold.may_release_again and not hold.ended)
+        return tuple(hold for hold in self._dropped if hold.may_release_again)
 
     async def release(self) -> None:
         """Remove its adapters, in the order in which they came, and then itself.
@@ -63,7 +63,7 @@ class NamespaceLease(Lease):
         """
         holds = self._left()
         if not holds:
-            self._refuse_twice()
+            self._hold.check_first_release(self)
             if self._hold.ended:
                 return
             holds = (*self._bus.adapter_holds(self.id), self._hold)
@@ -71,7 +71,7 @@ class NamespaceLease(Lease):
         await _release(holds, self.id)
 
 
-async def _release(holds: Sequence[Hold], namespace_id: str) -> None:
+async def _release(holds: Sequence[Hold[object]], namespace_id: str) -> None:
     """Give up holds on a namespace and its adapters, all of them whichever fails."""
     for hold in holds:
         hold.drop()
@@ -85,43 +85,39 @@ async def _release(holds: Sequence[Hold], namespace_id: str) -> None:
         raise errors[0] if len(errors) == 1 else ExceptionGroup(f"removing namespace {namespace_id}", errors)
 
 
-class NetworkBus:
+class NetworkBus(Bus):
     """The network of a VM: namespaces of the host, with one adapter for each endpoint."""
 
+    ledgers = ("adapters", "namespaces")
+
     def __init__(self, context: Context) -> None:
-        self._context = context
+        super().__init__(context)
         plan, options = context.plan, context.options
         supported = bool(context.link.capabilities().get("NamespaceAddRequestSupported"))
-        lane = context.lane("network")
-        self.namespaces: Driver[str, HostComputeNamespace, str, HostComputeNamespace] = Driver(
-            context.link, Ledger(Namespaces(plan.os, supported)), lane
-        )
+        self._namespaces = self._drive(Namespaces(plan.os, supported), "network")
         routing = getattr(options, "policy_based_routing", False)
-        self.adapters: Driver[AdapterKey, Adapter, str, HostComputeEndpoint] = Driver(
-            context.link, Ledger(Adapters(plan.os, context.host.build, supported, routing)), lane
-        )
+        self._adapters = self._drive(Adapters(plan.os, context.host.build, supported, routing), "network")
 
-    def add_namespace(self, namespace: str | Mapping[str, Any]) -> Pending[NamespaceLease]:
+    @opens
+    async def add_namespace(self, namespace: str | Mapping[str, Any]) -> NamespaceLease:
         """Put the VM into a network namespace of the host. Await it, or enter it.
 
         :param namespace: its id, or its HCN document.
         :raises OptionsError: the VM is in it already.
         """
-        return Pending(lambda: self._add_namespace(namespace))
-
-    async def _add_namespace(self, namespace: str | Mapping[str, Any]) -> NamespaceLease:
         network = self._context.backend.network
         self._context.link.check_running()
         document = await network.namespace(namespace) if isinstance(namespace, str) else dict(namespace)
         model = from_json(HostComputeNamespace, document)
-        entry = self.namespaces.ledger.get(model.id)
+        entry = self._namespaces.ledger.get(model.id)
         if entry is not None and entry.wanted:
             raise OptionsError(f"{self._context.vm_id} is in the network namespace {model.id} already")
-        return NamespaceLease(await self.namespaces.acquire(model.id, model), self, model.id)
+        return NamespaceLease(await self._namespaces.acquire(model.id, model), self, model.id)
 
-    def add_endpoint(
+    @opens
+    async def add_endpoint(
         self, namespace_id: str, endpoint: str | Mapping[str, Any], *, nic_id: str = ""
-    ) -> Pending[AdapterLease]:
+    ) -> AdapterLease:
         """Add an adapter for an endpoint to one of the VM's namespaces. Await it, or enter it.
 
         The same endpoint again is the same adapter, with one more reference.
@@ -130,27 +126,22 @@ class NetworkBus:
         :param nic_id: the adapter's id; a fresh GUID where none is given.
         :raises NotAttachedError: the VM is not in that namespace.
         """
-        return Pending(lambda: self._add_endpoint(namespace_id, endpoint, nic_id))
-
-    async def _add_endpoint(
-        self, namespace_id: str, endpoint: str | Mapping[str, Any], nic_id: str
-    ) -> AdapterLease:
         backend = self._context.backend
         self._context.link.check_running()
         document = await backend.network.endpoint(endpoint) if isinstance(endpoint, str) else dict(endpoint)
         model = from_json(HostComputeEndpoint, document)
-        entry = self.namespaces.ledger.get(namespace_id)
+        entry = self._namespaces.ledger.get(namespace_id)
         if entry is None or not entry.holders:
             raise NotAttachedError(f"{self._context.vm_id} is not in the network namespace {namespace_id}")
-        namespace = await self.namespaces.acquire(namespace_id, next(entry.members()))
+        namespace = await self._namespaces.acquire(namespace_id, next(entry.members()))
         key = AdapterKey(namespace_id, model.id)
         try:
-            adapter = self.adapters.start(key, Adapter(nic_id or backend.new_id(), model), parent=namespace)
+            adapter = self._adapters.start(key, Adapter(nic_id or backend.new_id(), model), parent=namespace)
         except BaseException:
             namespace.drop()
             raise
-        await self.adapters.wait(adapter)
-        return AdapterLease(adapter, adapter.ticket.entry.slot, model.id, namespace_id)
+        await self._adapters.wait(adapter)
+        return AdapterLease(adapter, adapter.slot, model.id, namespace_id)
 
     async def setup(self, namespace_id: str) -> NamespaceLease:
         """Put the VM into a namespace with all its endpoints; ``...eth0`` first, to be the guest's eth0.
@@ -192,20 +183,20 @@ class NetworkBus:
 
         :raises NotAttachedError: there is none for it.
         """
-        if not await self.adapters.release_one(AdapterKey(namespace_id, endpoint_id)):
+        if not await self._adapters.release_one(AdapterKey(namespace_id, endpoint_id)):
             raise NotAttachedError(
                 f"{self._context.vm_id} has no adapter for the endpoint {endpoint_id} in {namespace_id}"
             )
 
     async def remove_namespace(self, namespace_id: str) -> None:
         """Take the VM out of a namespace, with its adapters; nothing happens where it is not in it."""
-        namespace = self.namespaces.holds_on(namespace_id)[:1]
+        namespace = self._namespaces.holds_on(namespace_id)[:1]
         await _release([*self.adapter_holds(namespace_id), *namespace], namespace_id)
 
-    def adapter_holds(self, namespace_id: str) -> list[Hold]:
+    def adapter_holds(self, namespace_id: str) -> list[Hold[object]]:
         """Give the holds on the adapters of a namespace, in the order in which the adapters came."""
-        keys = [entry.key for entry in self.adapters.ledger if entry.key.namespace_id == namespace_id]
-        return [hold for key in keys for hold in self.adapters.holds_on(key)]
+        keys = [entry.key for entry in self._adapters.ledger if entry.key.namespace_id == namespace_id]
+        return [hold for key in keys for hold in self._adapters.holds_on(key)]
 
 
 def _not_eth0(endpoint: JSON) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from attrs import define
 
-from uvm._buses.context import Context
-from uvm._buses.driver import Driver
-from uvm._buses.lease import Lease, Pending
-from uvm.devices.ledger import Ledger
+from uvm._async import opens
+from uvm._buses.context import Bus, Context
+from uvm._buses.lease import Lease
 from uvm.devices.pipes import Pipes, check_pipe
 from uvm.errors import NotAttachedError
 
@@ -22,16 +21,17 @@ class PipeLease(Lease):
     host_path: str
 
 
-class PipeBus:
+class PipeBus(Bus):
     """The named pipes that are mapped into a VM."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self.pipes: Driver[str, None, str, bool] = Driver(
-            context.link, Ledger(Pipes()), context.lane("pipes")
-        )
+    ledgers = ("pipes",)
 
-    def add(self, path: str) -> Pending[PipeLease]:
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._pipes = self._drive(Pipes(), "pipes")
+
+    @opens
+    async def add(self, path: str) -> PipeLease:
         r"""Map a named pipe of the host into the guest. Await it, or enter it.
 
         The same pipe again is the same mapping, with one more reference.
@@ -40,18 +40,14 @@ class PipeBus:
         :raises OptionsError: it is not the path of a named pipe.
         :raises NotSupportedError: the guest is Linux.
         """
-        return Pending(lambda: self._add(path))
+        self._context.need_guest("named pipes", "windows")
+        check_pipe(path)
+        return PipeLease(await self._pipes.acquire(path, None), path)
 
     async def remove(self, path: str) -> None:
         """Give up the oldest reference to a mapped pipe.
 
         :raises NotAttachedError: it is not mapped.
         """
-        if not await self.pipes.release_one(path):
+        if not await self._pipes.release_one(path):
             raise NotAttachedError(f"{path} is not mapped into {self._context.vm_id}")
-
-    async def _add(self, path: str) -> PipeLease:
-        self._context.need_guest("named pipes", "windows")
-        check_pipe(path)
-        hold = await self.pipes.acquire(path, None)
-        return PipeLease(hold, path)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from attrs import define
 
-from uvm._buses.context import Context
-from uvm._buses.driver import Driver
-from uvm._buses.lease import Lease, Pending
-from uvm.devices.ledger import Ledger
+from uvm._async import Opening
+from uvm._buses.context import Bus, Context
+from uvm._buses.lease import Lease
 from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
 
 
@@ -26,15 +25,15 @@ class Plan9Lease(Lease):
     name: str
 
 
-class Plan9Bus:
+class Plan9Bus(Bus):
     """The Plan9 shares of a VM. Every add is a share of its own."""
 
+    ledgers = ("shares",)
+
     def __init__(self, context: Context) -> None:
-        self._context = context
+        super().__init__(context)
         self._device = Plan9Shares()
-        self.shares: Driver[int, SharedDirectory, str, SharedDirectory] = Driver(
-            context.link, Ledger(self._device), context.lane("plan9")
-        )
+        self._shares = self._drive(self._device, "plan9")
 
     def add(
         self,
@@ -44,7 +43,7 @@ class Plan9Bus:
         read_only: bool = False,
         restrict: bool = False,
         allowed_names: Sequence[str] = (),
-    ) -> Pending[Plan9Lease]:
+    ) -> Opening[Plan9Lease]:
         """Share a directory and mount it in the guest. Await it, or enter it.
 
         :param restrict: share only the files of ``allowed_names``, which are names in that directory.
@@ -53,7 +52,7 @@ class Plan9Bus:
         :raises NotSupportedError: the guest is Windows, or the host is too old to restrict a share.
         """
         share = SharedDirectory(path, guest_path, read_only, restrict, tuple(allowed_names))
-        return Pending(lambda: self._add(share))
+        return Opening(self._add(share))
 
     async def _add(self, share: SharedDirectory) -> Plan9Lease:
         context = self._context
@@ -61,5 +60,5 @@ class Plan9Bus:
         check_share(context.host.build, share)
         context.check_writable_share(share.path, share.read_only)
         context.link.check_running()
-        hold = await self.shares.acquire(self._device.new_key(), share)
-        return Plan9Lease(hold, share.path, share.guest_path, hold.ticket.entry.slot)
+        hold = await self._shares.acquire(self._device.new_key(), share)
+        return Plan9Lease(hold, share.path, share.guest_path, hold.slot)

@@ -6,17 +6,16 @@ from functools import partial
 
 from attrs import define
 
-from uvm._buses.context import Context
-from uvm._buses.driver import Driver, Hold
-from uvm._buses.lease import Lease, Pending
+from uvm._async import opens
+from uvm._buses.context import Bus, Context
+from uvm._buses.driver import Hold
+from uvm._buses.lease import Lease
 from uvm.devices.base import Entry
-from uvm.devices.ledger import Ledger
 from uvm.devices.scsi import (
     Attachments,
     DiskKey,
     DiskType,
     Mount,
-    MountKey,
     MountPlace,
     Mounts,
     ScsiSlot,
@@ -42,22 +41,21 @@ class ScsiLease(Lease):
     guest_path: str = ""
 
 
-class ScsiBus:
+class ScsiBus(Bus):
     """The SCSI controllers of a VM: up to 4, with 64 disks each."""
 
+    ledgers = ("mounts", "disks")
+
     def __init__(self, context: Context) -> None:
-        self._context = context
-        lane = context.lane("scsi")
+        super().__init__(context)
         plan = context.plan
         reserved = (ScsiSlot(*slot) for slot in plan.reserved_scsi)
-        disks = Attachments(plan.os, plan.scsi_controllers, reserved)
-        self.disks: Driver[DiskKey, None, ScsiSlot, bool] = Driver(context.link, Ledger(disks), lane)
+        self._disks = self._drive(Attachments(plan.os, plan.scsi_controllers, reserved), "scsi")
         self._places = Mounts(plan.os)
-        self.mounts: Driver[MountKey, str, MountPlace, bool] = Driver(
-            context.link, Ledger(self._places), lane
-        )
+        self._mounts = self._drive(self._places, "scsi")
 
-    def attach(
+    @opens
+    async def attach(
         self,
         path: str,
         *,
@@ -65,7 +63,7 @@ class ScsiBus:
         type: DiskType = DiskType.VIRTUAL_DISK,
         mount: Mount | None = None,
         grant_access: bool = True,
-    ) -> Pending[ScsiLease]:
+    ) -> ScsiLease:
         r"""Attach a disk, and mount it in the guest if asked to. Await it, or enter it.
 
         The same disk again is the same attachment, and the same mount of it the same mount, with one more
@@ -78,26 +76,20 @@ class ScsiBus:
         :raises HostPathError: there is no such file, or it is a directory.
         :raises NotSupportedError: this guest cannot mount in that way.
         """
-        return Pending(lambda: self._attach(path, read_only, type, mount, grant_access))
-
-    async def _attach(
-        self, path: str, read_only: bool, type: DiskType, mount: Mount | None, grant_access: bool
-    ) -> ScsiLease:
         self._context.link.check_running()
         key = self._key(path, read_only, type)
         if mount is not None:
             self._check_mount(key, mount)
-        if type is DiskType.VIRTUAL_DISK and self.disks.ledger.get(key) is None:
+        if type is DiskType.VIRTUAL_DISK and self._disks.ledger.get(key) is None:
             await self._context.file_size(path)
         grants = grant_access and type is not DiskType.EXTENSIBLE_VIRTUAL_DISK
         before = partial(self._context.access.grant, path) if grants else None
-        disk = await self.disks.acquire(key, None, before=before)
-        slot: ScsiSlot = disk.ticket.entry.slot
+        disk = await self._disks.acquire(key, None, before=before)
+        slot = disk.slot
         if mount is None:
             return ScsiLease(disk, path, slot.controller, slot.lun)
-        mounted = await self._mount(disk, slot, mount, read_only)
-        place: MountPlace = mounted.ticket.entry.slot
-        return ScsiLease(mounted, path, slot.controller, slot.lun, place.path)
+        mounted = await self._mount(disk, mount, read_only)
+        return ScsiLease(mounted, path, slot.controller, slot.lun, mounted.slot.path)
 
     @staticmethod
     def _key(path: str, read_only: bool, type: DiskType) -> DiskKey:
@@ -108,10 +100,10 @@ class ScsiBus:
 
     def _check_mount(self, key: DiskKey, mount: Mount) -> None:
         """Refuse, before anything is sent, a mount that cannot be."""
-        entry = self.disks.ledger.get(key)
+        entry = self._disks.ledger.get(key)
         check_mount(self._context.plan.os, ScsiSlot(0, 0) if entry is None else entry.slot, mount)
         wanted = None if entry is None else mount_key(entry.slot, mount, key.read_only)
-        if not mount.guest_path or (wanted is not None and self.mounts.ledger.get(wanted)):
+        if not mount.guest_path or (wanted is not None and self._mounts.ledger.get(wanted)):
             return
         if (owner := self._places.conflict(wanted, mount.guest_path)) is not None:
             raise OptionsError(
@@ -119,16 +111,16 @@ class ScsiBus:
                 f"{owner.slot.controller}, LUN {owner.slot.lun} is mounted"
             )
 
-    async def _mount(self, disk: Hold, slot: ScsiSlot, mount: Mount, read_only: bool) -> Hold:
+    async def _mount(self, disk: Hold[ScsiSlot], mount: Mount, read_only: bool) -> Hold[MountPlace]:
         try:
             # Only now is it known which controller a new disk is at.
-            check_mount(self._context.plan.os, slot, mount)
-            key = mount_key(slot, mount, read_only)
-            mounted = self.mounts.start(key, mount.guest_path, parent=disk)
+            check_mount(self._context.plan.os, disk.slot, mount)
+            key = mount_key(disk.slot, mount, read_only)
+            mounted = self._mounts.start(key, mount.guest_path, parent=disk)
         except UVMError as error:
             await disk.give_back(error)
             raise
-        await self.mounts.wait(mounted)
+        await self._mounts.wait(mounted)
         return mounted
 
     async def detach(self, path: str, *, read_only: bool | None = None) -> None:
@@ -138,15 +130,15 @@ class ScsiBus:
         """
         entry = self._find(path, read_only)
         if entry is not None:
-            for mount in self.mounts.ledger:
-                if mount.key.slot == entry.slot and await self.mounts.release_one(mount.key):
+            for mount in self._mounts.ledger:
+                if mount.key.slot == entry.slot and await self._mounts.release_one(mount.key):
                     return
-            if await self.disks.release_one(entry.key):
+            if await self._disks.release_one(entry.key):
                 return
         raise NotAttachedError(f"{path} is not attached to {self._context.vm_id} over SCSI")
 
     def _find(self, path: str, read_only: bool | None) -> Entry[DiskKey, None, ScsiSlot, bool] | None:
-        for entry in self.disks.ledger:
+        for entry in self._disks.ledger:
             if entry.key.path == path and read_only in (None, entry.key.read_only):
                 return entry if entry.applied is not None else None
         return None
@@ -162,7 +154,7 @@ class ScsiBus:
         :raises NotAttachedError: it is not attached, or not mounted.
         """
         slot = self.find(path, read_only=read_only)
-        for entry in self.mounts.ledger:
+        for entry in self._mounts.ledger:
             if slot is not None and entry.key.slot == slot and entry.applied is not None:
                 return entry.slot.path
         raise NotAttachedError(f"{path} is not mounted in {self._context.vm_id} over SCSI")

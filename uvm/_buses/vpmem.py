@@ -7,10 +7,10 @@ from typing import Any
 
 from attrs import define
 
-from uvm._buses.context import Context
-from uvm._buses.driver import Driver
-from uvm._buses.lease import Lease, Pending
-from uvm.devices.ledger import Ledger
+from uvm._async import opens
+from uvm._buses.context import Bus, Context
+from uvm._buses.lease import Lease
+from uvm.devices.base import Device
 from uvm.devices.vpmem import Layers, Mapping, PackedLayers, layer_path
 from uvm.errors import NotAttachedError
 
@@ -26,21 +26,22 @@ class VPMemLease(Lease):
     guest_path: str
 
 
-class VPMemBus:
+class VPMemBus(Bus):
     """The VPMEM devices of a VM: one layer each, or many layers packed on a device."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        plan = context.plan
-        boot = plan.boot_vpmem_bytes is not None
-        device: Layers | PackedLayers = (
-            PackedLayers(plan.vpmem_count, plan.vpmem_size_bytes, boot)
-            if plan.vpmem_multi_mapping
-            else Layers(plan.vpmem_count, plan.vpmem_size_bytes, boot)
-        )
-        self.layers: Driver[str, int, Any, bool] = Driver(context.link, Ledger(device), context.lane("vpmem"))
+    ledgers = ("layers",)
 
-    def add(self, path: str, *, grant_access: bool = True) -> Pending[VPMemLease]:
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        plan = context.plan
+        kind = PackedLayers if plan.vpmem_multi_mapping else Layers
+        device: Device[str, int, Any, bool] = kind(
+            plan.vpmem_count, plan.vpmem_size_bytes, plan.boot_vpmem_bytes is not None
+        )
+        self._layers = self._drive(device, "vpmem")
+
+    @opens
+    async def add(self, path: str, *, grant_access: bool = True) -> VPMemLease:
         """Map a layer into the guest's memory and mount it, read-only. Await it, or enter it.
 
         The same path again is the same layer, with one more reference.
@@ -50,25 +51,22 @@ class VPMemBus:
         :raises HostPathError: there is no such file, or it is a directory.
         :raises NotSupportedError: the guest is Windows.
         """
-        return Pending(lambda: self._add(path, grant_access))
-
-    async def _add(self, path: str, grant_access: bool) -> VPMemLease:
         self._context.need_guest("VPMEM", "linux")
         self._context.link.check_running()
-        entry = self.layers.ledger.get(path)
+        entry = self._layers.ledger.get(path)
         # Who joins it needs no room for it.
         joins = entry is not None and entry.holders
         size_bytes = 0 if joins else await self._context.file_size(path)
         before = partial(self._context.access.grant, path) if grant_access else None
-        hold = await self.layers.acquire(path, size_bytes, before=before)
-        return VPMemLease(hold, path, _guest_path(hold.ticket.entry.slot))
+        hold = await self._layers.acquire(path, size_bytes, before=before)
+        return VPMemLease(hold, path, _guest_path(hold.slot))
 
     async def remove(self, path: str) -> None:
         """Give up the oldest reference to a layer, by its path on the host.
 
         :raises NotAttachedError: it is not there.
         """
-        if not await self.layers.release_one(path):
+        if not await self._layers.release_one(path):
             raise self._not_there(path)
 
     def _not_there(self, path: str) -> NotAttachedError:
@@ -79,7 +77,7 @@ class VPMemBus:
 
         :raises NotAttachedError: it is not there.
         """
-        entry = self.layers.ledger.get(path)
+        entry = self._layers.ledger.get(path)
         if entry is None or entry.applied is None:
             raise self._not_there(path)
         return _guest_path(entry.slot)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from attrs import define, evolve
 
-from uvm._buses.context import Context
-from uvm._buses.driver import Driver
-from uvm._buses.lease import Lease, Pending
-from uvm.devices.ledger import Ledger
+from uvm._async import Opening
+from uvm._buses.context import Bus, Context
+from uvm._buses.lease import Lease
 from uvm.devices.vsmb import (
-    Share,
     ShareKey,
     ShareMember,
     Shares,
@@ -42,18 +40,19 @@ class VSMBLease(Lease):
         return guest_path(self.name)
 
 
-class VSMBBus:
+class VSMBBus(Bus):
     """The VSMB shares of a VM.
 
     Read-only and writable shares of a directory are kept apart, and so are shares of a directory and
     shares of single files of it.
     """
 
+    ledgers = ("shares",)
+
     def __init__(self, context: Context) -> None:
-        self._context = context
-        device = Shares(revoke_released_files=context.options.revoke_released_files)
-        self.shares: Driver[ShareKey, ShareMember, str, Share] = Driver(
-            context.link, Ledger(device), context.lane("vsmb")
+        super().__init__(context)
+        self._shares = self._drive(
+            Shares(revoke_released_files=context.options.revoke_released_files), "vsmb"
         )
 
     def default_options(self, read_only: bool) -> VirtualSmbShareOptions:
@@ -64,7 +63,7 @@ class VSMBBus:
 
     def add(
         self, path: str, *, read_only: bool = False, options: VirtualSmbShareOptions | None = None
-    ) -> Pending[VSMBLease]:
+    ) -> Opening[VSMBLease]:
         """Share a directory, or a single file of one. Await it, or enter it.
 
         A direct-mapped share, which is the default, stays on the host when its last lease goes, because
@@ -75,7 +74,7 @@ class VSMBBus:
         :raises HostPathError: nothing is at that path.
         :raises NotSupportedError: the guest is Linux.
         """
-        return Pending(lambda: self._add(path, options or self.default_options(read_only)))
+        return Opening(self._add(path, evolve(options) if options else self.default_options(read_only)))
 
     async def _add(self, path: str, options: VirtualSmbShareOptions) -> VSMBLease:
         context = self._context
@@ -89,9 +88,8 @@ class VSMBBus:
             options = evolve(options, no_directmap=True)
         if file is not None:
             options = file_options(options)
-        hold = await self.shares.acquire(key, ShareMember(file, options))
-        name: str = hold.ticket.entry.slot
-        return VSMBLease(hold, path, name, guest_path(name, self._base_name(file)))
+        hold = await self._shares.acquire(key, ShareMember(file, options))
+        return VSMBLease(hold, path, hold.slot, guest_path(hold.slot, self._base_name(file)))
 
     async def _key(self, path: str, read_only: bool) -> tuple[ShareKey, str | None]:
         if await self._context.is_directory(path):
@@ -107,12 +105,8 @@ class VSMBBus:
         :raises NotAttachedError: it is not shared in that way.
         """
         key, file = await self._key(path, read_only)
-        for hold in self.shares.holds_on(key):
-            if hold.ticket.member.file == file:
-                hold.drop()
-                await hold.wait_released()
-                return
-        raise self._not_shared(path)
+        if not await self._shares.release_one(key, lambda member: member.file == file):
+            raise self._not_shared(path)
 
     def _not_shared(self, path: str) -> NotAttachedError:
         return NotAttachedError(f"{path} is not shared with {self._context.vm_id} over VSMB")
@@ -123,7 +117,7 @@ class VSMBBus:
         :raises NotAttachedError: it is not shared in that way.
         """
         key, file = await self._key(path, read_only)
-        entry = self.shares.ledger.get(key)
+        entry = self._shares.ledger.get(key)
         if entry is None or entry.applied is None or file not in (None, *entry.applied.files):
             raise self._not_shared(path)
         return guest_path(entry.slot, self._base_name(file))

@@ -373,7 +373,7 @@ class GuestConnection(ProcessHost):
         :raises UnknownOutcomeError: the answer was lost; the id stays taken.
         :raises BridgeClosedError: the connection is closed.
         """
-        return Opening(lambda: self._create_container(container_id, document))
+        return Opening(self._create_container(container_id, document))
 
     async def _create_container(
         self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]

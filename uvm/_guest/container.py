@@ -114,7 +114,7 @@ class Container(ProcessHost):
         :raises NotSupportedError: the guest runs Windows, whose containers have none.
         :raises GuestError: the guest refused.
         """
-        return Opening(lambda: self._open_init(stdin, stdout, stderr))
+        return Opening(self._open_init(stdin, stdout, stderr))
 
     async def _open_init(self, stdin: bool, stdout: bool, stderr: bool) -> Process:
         if self._guest.os == "windows":

@@ -13,7 +13,7 @@ from typing import Final
 import anyio
 from attrs import define, field, frozen
 
-from uvm._async import Opening
+from uvm._async import opens
 from uvm._guest.process import Process, discard
 from uvm._guest.specs import Command, command
 from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
@@ -53,7 +53,8 @@ class ProcessHost(ABC):
         :param pipes: whether it has ``stdin``, ``stdout`` and ``stderr``.
         """
 
-    def open_process(
+    @opens
+    async def open_process(
         self,
         args: Sequence[str],
         *,
@@ -65,7 +66,7 @@ class ProcessHost(ABC):
         stdin: bool = True,
         stdout: bool = True,
         stderr: bool = True,
-    ) -> Opening[Process]:
+    ) -> Process:
         """Start a process, and give it with its streams. Await it, or enter it.
 
         Entered, its streams are closed at the end; a process that still runs is then left running.
@@ -84,11 +85,8 @@ class ProcessHost(ABC):
         :raises BridgeClosedError: the connection to the guest is closed.
         """
         pipes = {"stdin": stdin, "stdout": stdout, "stderr": stderr and not terminal}
-        return Opening(
-            lambda: self._start(
-                command(args, env=env, cwd=cwd, user=user, terminal=terminal, size=size), pipes
-            )
-        )
+        asked = command(args, env=env, cwd=cwd, user=user, terminal=terminal, size=size)
+        return await self._start(asked, pipes)
 
     async def run(
         self,

@@ -72,7 +72,7 @@ class RelayGuest(ProcessHost):
 
         See :func:`uvm._hcsguest.container.create_relayed`.
         """
-        return Opening(lambda: create_relayed(self._access, container_id, document))
+        return Opening(create_relayed(self._access, container_id, document))
 
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
         process = await start_relayed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from uvm._async import Opening
+from uvm._async import Opening, opens
 from uvm._buses.context import Context
 from uvm._buses.link import Link
 from uvm._gcs.connection import GuestConnection
@@ -106,7 +106,8 @@ class GuestServices:
         )
         return await self._in_guest(ran)
 
-    def open_process(
+    @opens
+    async def open_process(
         self,
         args: Sequence[str],
         *,
@@ -118,24 +119,22 @@ class GuestServices:
         stdin: bool = True,
         stdout: bool = True,
         stderr: bool = True,
-    ) -> Opening[Process]:
+    ) -> Process:
         """Start a process in the guest, and give it with its streams. Await it, or enter it.
 
         See :meth:`uvm._guest.run.ProcessHost.open_process`.
         """
-        return Opening(
-            lambda: self._in_guest(
-                self._asked.open_process(
-                    args,
-                    env=env,
-                    cwd=cwd,
-                    user=user,
-                    terminal=terminal,
-                    size=size,
-                    stdin=stdin,
-                    stdout=stdout,
-                    stderr=stderr,
-                )
+        return await self._in_guest(
+            self._asked.open_process(
+                args,
+                env=env,
+                cwd=cwd,
+                user=user,
+                terminal=terminal,
+                size=size,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
             )
         )
 
@@ -161,7 +160,7 @@ class GuestServices:
         :raises HostError: through HCS, HCS refused, or the guest that it asked. The id is one of a compute
             system of the host then.
         """
-        return Opening(lambda: self._in_guest(self._create_container(container_id, spec, root)))
+        return Opening(self._in_guest(self._create_container(container_id, spec, root)))
 
     async def _create_container(
         self, container_id: str, spec: Mapping[str, Any] | HostedSystem, root: RootFileSystem | None

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import anyio
 from attrs import define, evolve, field, frozen
 
+from uvm._async import Opening
 from uvm._buses import Buses
 from uvm._buses.driver import own
-from uvm._buses.lease import Lease, Pending
+from uvm._buses.lease import Lease, Releasable
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
@@ -69,7 +70,7 @@ async def add_layer(vm: Buses, layer: LCOWLayer) -> VPMemLease | ScsiLease:
 
 
 @define(eq=False)
-class RootFileSystem:
+class RootFileSystem(Releasable):
     """A root file system in the guest, with all that it is made of. It ends with :meth:`release`, or the VM.
 
     :ivar root: its path in the guest; :ivar scratch_path: where what is written goes, in the guest.
@@ -174,7 +175,7 @@ def mount_layers(
     scratch_path: str,
     *,
     root: str = "",
-) -> Pending[RootFileSystem]:
+) -> Opening[RootFileSystem]:
     """Attach layers and a scratch disk and have the guest combine them. Await it, or enter it.
 
     :param layers: top-most first. A string is the path of a Linux layer.
@@ -193,8 +194,8 @@ def mount_layers(
             f"{kind.__name__}; given were {container_id!r} and {given}"
         )
     if kind is LCOWLayer:
-        return Pending(lambda: _mount_lcow(vm, container_id, given, scratch_path, root))
-    return Pending(lambda: _mount_wcow(vm, container_id, given, scratch_path))
+        return Opening(_mount_lcow(vm, container_id, given, scratch_path, root))
+    return Opening(_mount_wcow(vm, container_id, given, scratch_path))
 
 
 async def _mount_lcow(

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from uvm._async import Flag, bare_task_group
+from uvm._async import Flag, Opening, bare_task_group
 from uvm._buses import Buses
 from uvm._buses.context import Context
-from uvm._buses.lease import Pending
 from uvm._document import CreationPlan
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
@@ -404,7 +403,7 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
         scratch_path: str,
         *,
         root: str = "",
-    ) -> Pending[RootFileSystem]:
+    ) -> Opening[RootFileSystem]:
         """Attach layers and a scratch disk, and have the guest combine them to a root file system.
 
         See :func:`uvm._vm.layers.mount_layers`.

@@ -8,14 +8,14 @@ from typing import Any
 from attrs import frozen
 
 from uvm._vm.vm import UtilityVM
-from uvm.devices.base import EntrySnapshot, LedgerSnapshot
+from uvm.devices.base import EntryState, LedgerState
 from uvm.devices.slots import LARGEST_REGION_BYTES, Regions
 from uvm.devices.vpmem import Mapping as Region
 from uvm.devices.vpmem import layer_path
 from uvm.devices.vsmb import guest_path
 from uvm.schema.common import MIB
 
-Ledgers = Mapping[str, LedgerSnapshot[Any, Any, Any, Any]]
+Ledgers = Mapping[str, LedgerState[Any, Any, Any, Any]]
 
 
 @frozen
@@ -101,7 +101,7 @@ class Devices:
 
 def devices_of(vm: UtilityVM) -> Devices:
     """Look at what is attached to a VM."""
-    ledgers, plan = vm.snapshot(), vm.plan
+    ledgers, plan = vm.ledgers(), vm.plan
     return Devices(
         scsi_controllers=plan.scsi_controllers,
         reserved=plan.reserved_scsi,
@@ -116,7 +116,7 @@ def devices_of(vm: UtilityVM) -> Devices:
     )
 
 
-def _applied(ledgers: Ledgers, name: str) -> Iterator[tuple[EntrySnapshot[Any, Any, Any, Any], Any]]:
+def _applied(ledgers: Ledgers, name: str) -> Iterator[tuple[EntryState[Any, Any, Any, Any], Any]]:
     """Give what a ledger has applied; nothing where the VM has not used that device."""
     if name in ledgers:
         yield from ((entry, entry.applied) for entry in ledgers[name].entries if entry.applied is not None)

@@ -1,14 +1,17 @@
-"""What the ledger and the devices speak of: tickets, entries, operations and their outcomes, and the Device.
+"""What the ledger and the devices share: tickets, entries, operations and their outcomes, and the Device.
 
-How they play together is told in :mod:`uvm.devices.ledger`. Pure.
+:mod:`uvm.devices.ledger` explains how they work together. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from enum import Enum
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from attrs import define, field, frozen
+
+from uvm.schema.requests import ModificationRequest, ModifySettingRequest
 
 __all__ = [
     "ABSENT",
@@ -19,14 +22,13 @@ __all__ = [
     "Device",
     "ENDED",
     "Entry",
-    "EntrySnapshot",
-    "GUEST",
+    "EntryState",
+    "Event",
     "HELD",
-    "HOST",
+    "Kind",
     "LEAVING",
-    "LedgerSnapshot",
+    "LedgerState",
     "OK",
-    "OPERATION_NAMES",
     "OWED",
     "Ok",
     "Operation",
@@ -37,73 +39,113 @@ __all__ = [
     "REMOVE",
     "REMOVING",
     "Refused",
-    "STATE_NAMES",
+    "Request",
+    "State",
     "Step",
     "TRANSITIONS",
     "Ticket",
+    "TicketState",
     "UPDATE",
     "UPDATING",
     "Unknown",
     "WAITING",
+    "WithheldState",
 ]
 
 K = TypeVar("K", bound=Hashable)
 M = TypeVar("M")
 S = TypeVar("S")
 W = TypeVar("W")
+P = TypeVar("P")
+K_co = TypeVar("K_co", bound=Hashable, covariant=True)
+M_co = TypeVar("M_co", covariant=True)
+S_co = TypeVar("S_co", covariant=True)
+W_co = TypeVar("W_co", covariant=True)
 
-# States of a key, kinds of operation, states of a ticket and targets of a step are ints: they are
-# compared on every event.
-ABSENT: Final = 0
-ADDING: Final = 1
-APPLIED: Final = 2
-UPDATING: Final = 3
-REMOVING: Final = 4
-PARTIAL: Final = 5
-QUARANTINED: Final = 6
-STATE_NAMES: Final = ("absent", "adding", "applied", "updating", "removing", "partial", "quarantined")
+# Members are compared by identity with the module's constants: looking one up in its enum is slow.
 
-#: Make it so, from nothing.
-ADD: Final = 0
-#: Change what is applied.
-UPDATE: Final = 1
-#: Take it away.
-REMOVE: Final = 2
-OPERATION_NAMES: Final = ("add", "update", "remove")
 
-WAITING: Final = 0  # wants it, does not have it yet
-HELD: Final = 1  # has it
-LEAVING: Final = 2  # dropped; the operation that this takes is under way
-OWED: Final = 3  # dropped, and the removal failed: may be dropped again
-ENDED: Final = 4
+class State(Enum):
+    """The states of a key."""
 
-#: A step for the host.
-HOST: Final = 0
-#: A step for the guest.
-GUEST: Final = 1
+    ABSENT = "absent"
+    ADDING = "adding"
+    APPLIED = "applied"
+    UPDATING = "updating"
+    REMOVING = "removing"
+    PARTIAL = "partial"
+    QUARANTINED = "quarantined"
 
-#: Which states may follow, per state and event. The tests hold the machine to it; the docs draw it.
-TRANSITIONS: Final[dict[tuple[int, str], frozenset[int]]] = {
+
+ABSENT: Final[State] = State.ABSENT
+ADDING: Final[State] = State.ADDING
+APPLIED: Final[State] = State.APPLIED
+UPDATING: Final[State] = State.UPDATING
+REMOVING: Final[State] = State.REMOVING
+PARTIAL: Final[State] = State.PARTIAL
+QUARANTINED: Final[State] = State.QUARANTINED
+
+
+class Kind(Enum):
+    """The kinds of operation: attach, change what is applied, detach."""
+
+    ADD = "add"
+    UPDATE = "update"
+    REMOVE = "remove"
+
+
+ADD: Final[Kind] = Kind.ADD
+UPDATE: Final[Kind] = Kind.UPDATE
+REMOVE: Final[Kind] = Kind.REMOVE
+
+
+class TicketState(Enum):
+    """The states of a ticket."""
+
+    WAITING = "waiting"  # for the device to be applied
+    HELD = "held"
+    LEAVING = "leaving"  # dropped; the operation that this takes is under way
+    OWED = "owed"  # dropped, and the removal was refused: may be dropped again
+    ENDED = "ended"
+
+
+WAITING: Final[TicketState] = TicketState.WAITING
+HELD: Final[TicketState] = TicketState.HELD
+LEAVING: Final[TicketState] = TicketState.LEAVING
+OWED: Final[TicketState] = TicketState.OWED
+ENDED: Final[TicketState] = TicketState.ENDED
+
+#: The events of a key: those of the ledger, and the three outcomes of an operation.
+Event = Literal["acquire", "drop", "ok", "refused", "unknown", "gone"]
+
+#: Which states may follow, per state and event. The tests hold the ledger to it; the docs draw it.
+TRANSITIONS: Final[dict[tuple[State, Event], frozenset[State]]] = {
     (ABSENT, "acquire"): frozenset({ADDING, ABSENT}),  # ABSENT: no slot was free
     (ADDING, "acquire"): frozenset({ADDING}),
     (ADDING, "drop"): frozenset({ADDING}),
     (ADDING, "ok"): frozenset({APPLIED, UPDATING, REMOVING, ABSENT, ADDING}),  # last two: it was void
     (ADDING, "refused"): frozenset({ABSENT}),
     (ADDING, "unknown"): frozenset({QUARANTINED}),
+    (ADDING, "gone"): frozenset({ABSENT}),
     (APPLIED, "acquire"): frozenset({APPLIED, UPDATING}),
     (APPLIED, "drop"): frozenset({APPLIED, UPDATING, REMOVING}),
+    (APPLIED, "gone"): frozenset({ABSENT}),
     (UPDATING, "acquire"): frozenset({UPDATING}),
     (UPDATING, "drop"): frozenset({UPDATING}),
     (UPDATING, "ok"): frozenset({APPLIED, UPDATING, REMOVING}),
     (UPDATING, "refused"): frozenset({APPLIED, UPDATING, REMOVING}),
     (UPDATING, "unknown"): frozenset({APPLIED, UPDATING, REMOVING}),
+    (UPDATING, "gone"): frozenset({ABSENT}),
     (REMOVING, "acquire"): frozenset({REMOVING}),
     (REMOVING, "drop"): frozenset({REMOVING}),
     (REMOVING, "ok"): frozenset({ABSENT, ADDING, APPLIED, UPDATING, REMOVING}),  # last three: it was void
     (REMOVING, "refused"): frozenset({APPLIED, UPDATING, PARTIAL}),
     (REMOVING, "unknown"): frozenset({QUARANTINED, ADDING}),  # ADDING: at another slot
+    (REMOVING, "gone"): frozenset({ABSENT}),
     (PARTIAL, "acquire"): frozenset({REMOVING}),
     (PARTIAL, "drop"): frozenset({REMOVING}),
+    (PARTIAL, "gone"): frozenset({ABSENT}),
+    (QUARANTINED, "gone"): frozenset({ABSENT}),
 }
 
 
@@ -116,7 +158,7 @@ class Ok:
 class Refused:
     """A step failed and, undone, changed nothing.
 
-    :ivar progress: of a REMOVE, how many of its steps had been done (they are not undone).
+    :ivar progress: of a REMOVE, how many of its steps were done (they are not undone).
     """
 
     error: BaseException
@@ -125,7 +167,7 @@ class Refused:
 
 @frozen
 class Unknown:
-    """Nobody knows what the operation did: timed out, connection lost, cancelled, undo failed."""
+    """What the operation did is unknown: timed out, connection lost, cancelled, undo failed."""
 
     error: BaseException
 
@@ -133,31 +175,31 @@ class Unknown:
 OK: Final = Ok()
 Outcome = Ok | Refused | Unknown
 
+#: A request of a step: to the host, or to the guest.
+Request = ModifySettingRequest | ModificationRequest
+
 
 class Step(NamedTuple):
-    """One request of an operation, to the host or to the guest.
+    """One request of an operation.
 
-    :ivar target: :data:`HOST` or :data:`GUEST`.
-    :ivar request: a model of ``uvm.schema``.
-    :ivar undo: what takes it back when a later step of an ADD or UPDATE is refused.
+    :ivar undo: reverts it when a later step of an ADD or UPDATE is refused.
     """
 
-    target: int
-    request: Any
+    request: Request
     undo: Step | None = None
 
 
 @define(eq=False)
-class Ticket(Generic[K, M]):
+class Ticket(Generic[K_co, M_co, S_co, W_co]):
     """One party's interest in a key. Compared by identity."""
 
-    entry: Entry[K, M, Any, Any] = field(repr=False)
-    member: M
-    state: int = WAITING
+    entry: Entry[K_co, M_co, S_co, W_co] = field(repr=False)
+    member: M_co
+    state: TicketState = WAITING
 
     @property
-    def key(self) -> K:
-        """The key that it is about."""
+    def key(self) -> K_co:
+        """The key that the ticket is for."""
         return self.entry.key
 
 
@@ -167,35 +209,34 @@ class Entry(Generic[K, M, S, W]):
 
     key: K
     slot: S
-    parent: Any = None
     applied: W | None = None
     operation: Operation[K, M, S, W] | None = field(default=None, init=False)
-    #: Steps of the removal that are done; not 0 means that the device is only partly there.
+    #: Steps of the removal that are done; if not 0, the device is only partly there.
     progress: int = field(default=0, init=False)
     #: The last update's outcome is unknown.
     doubtful: bool = field(default=False, init=False)
-    holders: dict[Ticket[K, M], None] = field(factory=dict, init=False)
-    waiters: dict[Ticket[K, M], None] = field(factory=dict, init=False)
-    owed: tuple[Ticket[K, M], ...] = field(default=(), init=False)
-    leaving: tuple[Ticket[K, M], ...] = field(default=(), init=False)
+    holders: dict[Ticket[K, M, S, W], None] = field(factory=dict, init=False)
+    waiters: dict[Ticket[K, M, S, W], None] = field(factory=dict, init=False)
+    owed: tuple[Ticket[K, M, S, W], ...] = field(default=(), init=False)
+    leaving: tuple[Ticket[K, M, S, W], ...] = field(default=(), init=False)
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody wants it."""
+        """Whether any ticket wants it."""
         return bool(self.holders or self.waiters)
 
     def members(self) -> Iterator[M]:
-        """What those who want it want of it, in the order in which they came."""
+        """Yield the members of the tickets that want it, in the order in which they came."""
         for ticket in self.holders:
             yield ticket.member
         for ticket in self.waiters:
             yield ticket.member
 
     @property
-    def state(self) -> int:
+    def state(self) -> State:
         """The state of the key, as in :data:`TRANSITIONS`."""
         if self.operation is not None:
-            return (ADDING, UPDATING, REMOVING)[self.operation.kind]
+            return {ADD: ADDING, UPDATE: UPDATING, REMOVE: REMOVING}[self.operation.kind]
         if self.applied is None:
             return ABSENT
         return PARTIAL if self.progress else APPLIED
@@ -203,71 +244,69 @@ class Entry(Generic[K, M, S, W]):
 
 @define(eq=False)
 class Operation(Generic[K, M, S, W]):
-    """Something to be carried out: ask :meth:`Ledger.begin` for its steps, then tell the ledger how it went.
+    """An operation to carry out: ``Ledger.begin`` returns its steps, ``Ledger.done`` takes its outcome.
 
-    :ivar kind: :data:`ADD`, :data:`UPDATE` or :data:`REMOVE`.
     :ivar target: what will be applied when it is done; fixed by ``begin``.
+    :ivar void: it sends nothing: it was not begun, or ``begin`` found nothing left to do.
+    :ivar serves: the waiters when it was begun; a later one is not among them.
     """
 
-    kind: int
+    kind: Kind
     entry: Entry[K, M, S, W]
     target: W | None = None
-    void: bool = False
-    #: The waiters that it serves; who came after ``begin`` is not among them.
-    serves: tuple[Ticket[K, M], ...] = ()
-    releasers: tuple[Ticket[K, M], ...] = ()
+    void: bool = True
+    serves: tuple[Ticket[K, M, S, W], ...] = ()
+    releasers: tuple[Ticket[K, M, S, W], ...] = ()
 
     @property
     def key(self) -> K:
-        """The key that it is about."""
+        """The key of its entry."""
         return self.entry.key
 
     @property
     def slot(self) -> S:
-        """The slot that it is about."""
+        """The slot of its entry."""
         return self.entry.slot
 
 
 @frozen
-class Quarantined(Generic[K, S]):
-    """A slot that is withheld, since nobody knows what is in it.
+class Quarantined(Generic[K_co, S_co]):
+    """A slot that is withheld, since what is in it is unknown. What it lives on stays held.
 
     :ivar operation: the kind of operation whose outcome is unknown.
-    :ivar parent: the ticket of what it lives on, which stays held.
     """
 
-    key: K
-    slot: S
-    operation: int
+    key: K_co
+    slot: S_co
+    operation: Kind
     cause: BaseException = field(eq=False)
-    parent: Any = field(default=None, eq=False, repr=False)
 
 
 @define(eq=False)
-class Change(Generic[K, M, S, W]):
+class Change(Generic[K, M, S, W, P]):
     """What an event brought about.
 
-    :ivar granted: waiters who have it now.
-    :ivar released: tickets whose drop is complete, waiters that gave up, and ``OWED`` tickets of what
-        somebody else's removal has taken away.
-    :ivar failed: waiters who will not get it (now ``ENDED``) and tickets whose drop failed (``OWED``: may be
+    :ivar granted: waiters that hold the device now.
+    :ivar released: tickets whose drop is complete, waiters that gave up, and ``OWED`` tickets of a device
+        that another ticket's removal detached.
+    :ivar failed: waiters that failed (now ``ENDED``) and tickets whose drop failed (``OWED``: may be
         dropped again; ``ENDED``: the outcome is unknown), each with the cause.
-    :ivar parents: tickets of the ledger below, to be dropped there.
-    :ivar operation: what is to be carried out next on this key.
+    :ivar parents: what entries lived on and no longer need, to be dropped by the caller.
+    :ivar operation: the next operation to carry out on this key.
     """
 
-    granted: tuple[Ticket[K, M], ...] = ()
-    released: tuple[Ticket[K, M], ...] = ()
-    failed: tuple[tuple[Ticket[K, M], BaseException], ...] = ()
-    parents: tuple[Any, ...] = ()
+    granted: tuple[Ticket[K, M, S, W], ...] = ()
+    released: tuple[Ticket[K, M, S, W], ...] = ()
+    failed: tuple[tuple[Ticket[K, M, S, W], BaseException], ...] = ()
+    parents: tuple[P, ...] = ()
     quarantined: tuple[Quarantined[K, S], ...] = ()
     operation: Operation[K, M, S, W] | None = None
 
 
 class Device(Generic[K, M, S, W]):
-    """What differs between devices. Subclasses say where it goes, what is wanted, and by which steps."""
+    """What differs between devices: where one goes, what is wanted, and by which steps."""
 
-    #: An UPDATE may take away what one holder alone wanted; then its release waits for the update.
+    #: An UPDATE can revoke what only one holder wanted; that holder's release completes with it.
     narrows = False
 
     def place(self, key: K, member: M) -> S:
@@ -282,48 +321,58 @@ class Device(Generic[K, M, S, W]):
         raise NotImplementedError
 
     def wanted(self, entry: Entry[K, M, S, W]) -> W | None:
-        """What ought to be applied, given who wants it; None for nothing."""
+        """Return what ought to be applied for the tickets that want it; None for nothing."""
         raise NotImplementedError
 
     def covers(self, applied: W, member: M) -> bool:
-        """Tell whether what is applied is enough for a member; what :meth:`wanted` gives has to be."""
+        """Return whether what is applied suffices for a member; what :meth:`wanted` returns has to."""
         return True
 
     def steps(self, operation: Operation[K, M, S, W]) -> tuple[Step, ...]:
-        """The steps of an operation, in order; of a REMOVE all of them, also when it is resumed."""
+        """Return the steps of an operation, in order; of a REMOVE all of them, also when it is resumed."""
         raise NotImplementedError
 
     def gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:
-        """Give what this operation must have to itself while it runs, if anything."""
+        """Return what this operation must have to itself while it runs, if anything."""
         return None
 
     def dump(self) -> Any:
-        """The state of the allocator, as a value."""
+        """Return the state of the allocator, as a value."""
         raise NotImplementedError
 
     def load(self, state: Any) -> None:
-        """Take back what :meth:`dump` gave."""
+        """Load what :meth:`dump` returned."""
         raise NotImplementedError
 
 
 @frozen
-class EntrySnapshot(Generic[K, M, S, W]):
-    """One key, in a :class:`LedgerSnapshot`."""
+class EntryState(Generic[K_co, M_co, S_co, W_co]):
+    """One key, in a :class:`LedgerState`."""
 
-    key: K
-    slot: S
-    state: str
-    applied: W | None
-    members: tuple[M, ...]
+    key: K_co
+    slot: S_co
+    state: State
+    applied: W_co | None
+    members: tuple[M_co, ...]
     progress: int = 0
     doubtful: bool = False
-    owed: tuple[M, ...] = ()
+    owed: tuple[M_co, ...] = ()
 
 
 @frozen
-class LedgerSnapshot(Generic[K, M, S, W]):
+class WithheldState(Generic[K_co, S_co]):
+    """One quarantined slot, in a :class:`LedgerState`; ``cause`` is the text of the error."""
+
+    key: K_co
+    slot: S_co
+    operation: Kind
+    cause: str
+
+
+@frozen
+class LedgerState(Generic[K_co, M_co, S_co, W_co]):
     """The whole of a ledger, as a value that compares."""
 
-    entries: tuple[EntrySnapshot[K, M, S, W], ...]
-    quarantined: tuple[Quarantined[K, S], ...]
+    entries: tuple[EntryState[K_co, M_co, S_co, W_co], ...]
+    quarantined: tuple[WithheldState[K_co, S_co], ...]
     allocator: Any

@@ -14,14 +14,13 @@ from typing import Literal
 
 from attrs import frozen
 
-from uvm.devices.base import GUEST, REMOVE, Device, Entry, Operation, Step
-from uvm.devices.slots import Names
-from uvm.errors import NoSpaceError, OptionsError
+from uvm.devices.base import REMOVE, Operation, Step
+from uvm.devices.kinds import FirstComeDevice, NamedByKey
 from uvm.schema import guest, requests
 from uvm.schema.common import Layer
 from uvm.schema.requests import ModificationRequest
 
-__all__ = ["Combination", "CombinedLayers", "check_combination"]
+__all__ = ["Combination", "CombinedLayers"]
 
 
 @frozen
@@ -40,54 +39,22 @@ class Combination:
     filter_type: Literal["", "WCIFS", "UnionFS"] = ""
 
 
-def check_combination(entry: Entry[str, Combination, str, Combination] | None, member: Combination) -> None:
-    """Refuse other layers at a root that is there.
-
-    :raises OptionsError: they are other layers.
-    """
-    if entry is None:
-        return
-    # What is there and nobody wants may stay, for instance because its removal was refused.
-    others = (*entry.members(), entry.applied or member)
-    if any(other != member for other in others):
-        raise OptionsError(f"{entry.key} was not combined: other layers are combined there")
-
-
-class CombinedLayers(Device[str, Combination, str, Combination]):
+class CombinedLayers(NamedByKey[Combination, Combination], FirstComeDevice[str, Combination, str]):
     """The combined root file systems in a guest.
 
     :param confidential: the guest is a Windows one with a security policy.
     """
 
+    withheld = "{} was not combined: whether layers are still combined there is unknown"
+
     def __init__(self, os: Literal["linux", "windows"], confidential: bool = False) -> None:
+        super().__init__()
         self._linux = os == "linux"
         self._confidential = confidential and not self._linux
-        self._names = Names()
-
-    def place(self, key: str, member: Combination) -> str:
-        """Take the path.
-
-        :raises NoSpaceError: it is withheld.
-        """
-        if not self._names.take(key):
-            raise NoSpaceError(
-                f"{key} was not combined: nobody knows whether layers still are combined there"
-            )
-        return key
-
-    def vacate(self, key: str, slot: str) -> None:
-        """Free a path."""
-        self._names.give(slot)
-
-    def wanted(self, entry: Entry[str, Combination, str, Combination]) -> Combination | None:
-        """Give the combination, while anybody wants it."""
-        if not entry.wanted:
-            return None
-        return next(entry.members()) if entry.applied is None else entry.applied
 
     def steps(self, operation: Operation[str, Combination, str, Combination]) -> tuple[Step, ...]:
         """Combine, or take apart, in the guest."""
-        removing = operation.kind == REMOVE
+        removing = operation.kind is REMOVE
         combination = Combination(()) if removing else operation.target
         assert combination is not None
         request = ModificationRequest(
@@ -97,7 +64,7 @@ class CombinedLayers(Device[str, Combination, str, Combination]):
             else guest.RESOURCE_COMBINED_LAYERS,
             settings=self._settings(operation.slot, combination),
         )
-        return (Step(GUEST, request),)
+        return (Step(request),)
 
     def _settings(
         self, root: str, combination: Combination
@@ -115,11 +82,3 @@ class CombinedLayers(Device[str, Combination, str, Combination]):
         if not self._confidential:
             return combined
         return guest.CWCOWCombinedLayers(container_id=combination.container_id, combined_layers=combined)
-
-    def dump(self) -> tuple[str, ...]:
-        """Give the paths that are taken."""
-        return self._names.dump()
-
-    def load(self, state: tuple[str, ...]) -> None:
-        """Take back what :meth:`dump` gave."""
-        self._names.load(state)

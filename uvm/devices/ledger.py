@@ -1,26 +1,26 @@
-"""The life of every device: who wants it, what is applied, and what to do next.
+"""Reference counts of devices: what is wanted, what is applied, and which operation is next.
 
 Theory of operation
 -------------------
 
-A :class:`Ledger` is a table. Per key it knows what has been **applied** on the host and in the guest, who
-**wants** it (tickets: holders, who have it, and waiters, who wait for it), and at most one **operation** in
-flight. Four events move it::
+A :class:`Ledger` is a table. Per key it knows what is **applied** on the host and in the guest, the tickets
+that **want** it (holders, and waiters until it is applied), and at most one **operation** in flight. Four
+events change it::
 
-    acquire(key, member)    somebody wants it
-    drop(ticket)            somebody no longer does; legal in every state
+    acquire(key, member)    one more ticket wants the key
+    drop(ticket)            a ticket no longer does; legal in every state
     done(operation, how)    the operation ended: Ok, Refused or Unknown
     gone()                  the VM exited: nothing is applied any more
 
 After every event one function, ``_plan``, compares what is wanted with what is applied and decides the
 next operation on that key: ADD, UPDATE, REMOVE or none. There is no other place where that is decided.
-The event returns a :class:`Change`: who was granted, released or failed, what was quarantined, and the
+The event returns a :class:`Change`: the tickets granted, released or failed, what was quarantined, and the
 operation that the caller is to carry out. The caller asks :meth:`Ledger.begin` for its steps when it
-really starts on it (which may be later, where the host takes one at a time): only then is it fixed
+starts on it (which may be later, if the host takes one at a time): only then is it fixed
 what the operation will do, so that whatever was asked for in between rides along.
 
-What a device is like, the ledger learns from a :class:`Device`: where it goes (``place``, ``vacate``),
-what is wanted of the host given those who want it (``wanted``), and the ``steps`` of an operation.
+A :class:`Device` supplies what differs: the slot (``place``, ``vacate``), what the host should have for the
+tickets that want it (``wanted``), and the ``steps`` of an operation.
 
 States of a key::
 
@@ -35,16 +35,17 @@ States of a key::
                                Ok
 
 - **Refused** means that nothing changed (the caller undid what had been done). A refused ADD fails every
-  waiter. A refused REMOVE leaves the device with the one who released it, who may drop its ticket again;
-  where that was nobody (the waiters of its ADD had given up), with whoever acquires it next.
-- **PARTIAL** is a removal that stopped half way: the guest let go and the host refused. Nobody is given
+  waiter. A refused REMOVE leaves the device with the ticket that released it, which may be dropped again;
+  if there was none (the waiters of its ADD had given up), with the next one that acquires it.
+- **PARTIAL** is a removal that stopped half way: the guest let go and the host refused. No ticket is granted
   the device; a further drop by its owner, or an acquire by anybody, goes on from the step that failed.
-- **Unknown** means that nobody can tell. The slot is withheld (QUARANTINED) and the key leaves the table:
-  who wants it again gets another slot, and the host has the last word. An UPDATE of unknown outcome takes
+- **Unknown**: it may have happened or not. The slot is withheld (QUARANTINED) and the key leaves the table:
+  another acquire gets another slot, and the host has the last word. An UPDATE of unknown outcome takes
   no slot away; it makes the entry *doubtful*, and the next update states the whole value again.
 - An acquire while REMOVING waits and then adds anew, unless the removal had not begun: then it is void, and
-  those who were releasing are done when somebody else has the device, or go with the next removal.
-- An ADD that ends with nobody wanting is removed.
+  the tickets that were releasing end when another one is granted, or go with the next removal.
+- A device that no ticket wants when its ADD ends is removed.
+- ``gone`` leads from every state to ABSENT.
 
 This module is pure: no I/O, no clock, no randomness, no async.
 """
@@ -52,7 +53,7 @@ This module is pure: no I/O, no clock, no randomness, no async.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from uvm.devices.base import (
     ADD,
@@ -63,14 +64,13 @@ from uvm.devices.base import (
     OWED,
     PARTIAL,
     REMOVE,
-    STATE_NAMES,
     UPDATE,
     WAITING,
     Change,
     Device,
     Entry,
-    EntrySnapshot,
-    LedgerSnapshot,
+    EntryState,
+    LedgerState,
     Ok,
     Operation,
     Outcome,
@@ -79,8 +79,9 @@ from uvm.devices.base import (
     Step,
     Ticket,
     Unknown,
+    WithheldState,
 )
-from uvm.errors import OptionsError, UVMError, VMExitedError
+from uvm.errors import OptionsError, UnknownOutcomeError, UVMError, VMExitedError
 
 __all__ = ["Ledger"]
 
@@ -88,16 +89,22 @@ K = TypeVar("K", bound=Hashable)
 M = TypeVar("M")
 S = TypeVar("S")
 W = TypeVar("W")
+P = TypeVar("P")
 
 
-class Ledger(Generic[K, M, S, W]):
-    """A reference-counted table of one kind of device. See the module's theory of operation."""
+class Ledger(Generic[K, M, S, W, P]):
+    """A reference-counted table of one kind of device. See the module's theory of operation.
 
-    __slots__ = ("_closed", "_entries", "device", "quarantined")
+    ``P`` is what an entry lives on, such as a hold on an entry of the ledger below: opaque here, kept with
+    the entry and returned in :attr:`Change.parents`.
+    """
+
+    __slots__ = ("_closed", "_entries", "device", "parents", "quarantined")
 
     def __init__(self, device: Device[K, M, S, W]) -> None:
         self.device: Device[K, M, S, W] = device
         self._entries: dict[K, Entry[K, M, S, W]] = {}
+        self.parents: dict[K, P] = {}
         self.quarantined: list[Quarantined[K, S]] = []
         self._closed = False
 
@@ -113,20 +120,23 @@ class Ledger(Generic[K, M, S, W]):
 
     # Events.
 
-    def acquire(self, key: K, member: M, parent: Any = None) -> tuple[Ticket[K, M], Change[K, M, S, W]]:
-        """Somebody wants a key.
+    def acquire(
+        self, key: K, member: M, parent: P | None = None
+    ) -> tuple[Ticket[K, M, S, W], Change[K, M, S, W, P]]:
+        """Return a new ticket for a key.
 
-        :param parent: a ticket of the ledger below that this lives on. The ledger owns it from here: it
-            comes back in :attr:`Change.parents` when it is no longer needed.
+        :param parent: what the entry lives on. The ledger keeps it and returns it in
+            :attr:`Change.parents` when it is no longer needed.
         :raises NoSpaceError: there is no slot; nothing has changed, and the parent is still the caller's.
         :raises VMExitedError: after :meth:`gone`.
         """
         self._check_open()
-        change: Change[K, M, S, W] = Change()
+        change: Change[K, M, S, W, P] = Change()
         entry = self._entries.get(key)
         if entry is None:
-            entry = Entry(key, self.device.place(key, member), parent)
-            self._entries[key] = entry
+            entry = self._entries[key] = Entry(key, self.device.place(key, member))
+            if parent is not None:
+                self.parents[key] = parent
         elif parent is not None:
             change.parents += (parent,)
         ticket = Ticket(entry, member)
@@ -135,8 +145,8 @@ class Ledger(Generic[K, M, S, W]):
             self._plan(entry, change)
         return ticket, change
 
-    def adopt(self, key: K, member: M, applied: W) -> Ticket[K, M]:
-        """Enter what is applied already, such as a device that the VM boots with; gives its holder's ticket.
+    def adopt(self, key: K, member: M, applied: W) -> Ticket[K, M, S, W]:
+        """Enter what is applied already, such as a device that the VM boots with; return its holder's ticket.
 
         :raises OptionsError: the key is in the table already.
         :raises NoSpaceError: there is no slot. Either way nothing has changed.
@@ -145,20 +155,20 @@ class Ledger(Generic[K, M, S, W]):
         self._check_open()
         if key in self._entries:
             raise OptionsError(f"{key} cannot be entered as attached: it is in use already")
-        entry = self._entries[key] = Entry(key, self.device.place(key, member), applied=applied)
+        entry = self._entries[key] = Entry(key, self.device.place(key, member), applied)
         ticket = Ticket(entry, member, HELD)
         entry.holders[ticket] = None
         return ticket
 
-    def drop(self, ticket: Ticket[K, M]) -> Change[K, M, S, W]:
-        """Somebody no longer wants it: a release, or a waiter that gives up. Legal in every state."""
-        change: Change[K, M, S, W] = Change()
+    def drop(self, ticket: Ticket[K, M, S, W]) -> Change[K, M, S, W, P]:
+        """Release a held ticket, or abandon a waiting one. Legal in every state."""
+        change: Change[K, M, S, W, P] = Change()
         entry = ticket.entry
-        if ticket.state == WAITING:
+        if ticket.state is WAITING:
             del entry.waiters[ticket]
             self._release((ticket,), change)
-        elif ticket.state in (HELD, OWED):
-            if ticket.state == HELD:
+        elif ticket.state is HELD or ticket.state is OWED:
+            if ticket.state is HELD:
                 del entry.holders[ticket]
             else:
                 entry.owed = tuple(t for t in entry.owed if t is not ticket)
@@ -171,7 +181,7 @@ class Ledger(Generic[K, M, S, W]):
         return change
 
     def begin(self, operation: Operation[K, M, S, W]) -> tuple[Step, ...]:
-        """Fix what an operation will do, and give its steps; none where it has become void."""
+        """Fix what an operation will do and return its steps; none if it has become void."""
         entry = operation.entry
         if entry.operation is not operation:
             return ()
@@ -179,9 +189,10 @@ class Ledger(Generic[K, M, S, W]):
         if self._is_void(operation, wanted):
             operation.void = True
             return ()
-        operation.target = None if operation.kind == REMOVE else wanted
+        operation.void = False
+        operation.target = None if operation.kind is REMOVE else wanted
         operation.serves = tuple(entry.waiters)
-        if entry.leaving and (operation.kind == REMOVE or self.device.narrows):
+        if entry.leaving and (operation.kind is REMOVE or self.device.narrows):
             operation.releasers += entry.leaving
             entry.leaving = ()
         return self.device.steps(operation)[entry.progress :]
@@ -190,47 +201,47 @@ class Ledger(Generic[K, M, S, W]):
     def _is_void(operation: Operation[K, M, S, W], wanted: W | None) -> bool:
         """Whether there is nothing left to do; the plan that follows its end decides what is next."""
         entry = operation.entry
-        if operation.kind == REMOVE:
+        if operation.kind is REMOVE:
             return wanted is not None and not entry.progress
         if wanted is None:
             return True
         return wanted == entry.applied and not entry.doubtful
 
-    def done(self, operation: Operation[K, M, S, W], outcome: Outcome) -> Change[K, M, S, W]:
-        """Tell how an operation that was begun ended.
+    def done(self, operation: Operation[K, M, S, W], outcome: Outcome) -> Change[K, M, S, W, P]:
+        """Apply the outcome of an operation.
 
-        Ignored are a second end of the same operation and any end after :meth:`gone`. How a void one ended
-        does not matter, since it had no steps.
+        A second outcome of the same operation is ignored, and any outcome after :meth:`gone`. The outcome of
+        a void one, or of one that was not begun, means nothing, since nothing was sent.
         """
-        change: Change[K, M, S, W] = Change()
+        change: Change[K, M, S, W, P] = Change()
         entry = operation.entry
         if entry.operation is not operation:
             return change
         entry.operation = None
         if operation.void:
-            # Nothing was sent, so those who were releasing go with what comes next.
+            # Nothing was sent, so the tickets that were releasing go with what comes next.
             entry.leaving = operation.releasers + entry.leaving
             self._plan(entry, change)
         elif isinstance(outcome, Ok):
             self._carried_out(operation, change)
-        elif operation.kind == UPDATE:
+        elif operation.kind is UPDATE:
             self._not_updated(operation, outcome, change)
         elif isinstance(outcome, Unknown):
             self._quarantine(operation, outcome.error, change)
-        elif operation.kind == ADD:
+        elif operation.kind is ADD:
             self._fail(tuple(entry.waiters), outcome.error, change)
             self._forget(entry, change)
         else:
             self._not_removed(operation, outcome, change)
         return change
 
-    def gone(self) -> Change[K, M, S, W]:
-        """The VM exited: every ticket ends, every operation is void, every slot is free.
+    def gone(self) -> Change[K, M, S, W, P]:
+        """End every ticket, void every operation and free every slot, since the VM exited.
 
-        Waiters are in :attr:`Change.failed`; those who were releasing are in :attr:`Change.released`. Who
-        held or was owed something is not told, and parents end with their own ledger.
+        Waiters are in :attr:`Change.failed`, releasing tickets in :attr:`Change.released`. Held and owed
+        tickets are in neither, and parents end with their own ledger.
         """
-        change: Change[K, M, S, W] = Change()
+        change: Change[K, M, S, W, P] = Change()
         self._closed = True
         exited = VMExitedError("the VM exited")
         for entry in self._entries.values():
@@ -246,6 +257,7 @@ class Ledger(Generic[K, M, S, W]):
         for held in self.quarantined:
             self.device.vacate(held.key, held.slot)
         self._entries.clear()
+        self.parents.clear()
         self.quarantined.clear()
         return change
 
@@ -255,7 +267,7 @@ class Ledger(Generic[K, M, S, W]):
 
     # The one decision, and what leads to it.
 
-    def _plan(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W]) -> None:
+    def _plan(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
         """Compare wanted with applied; grant what can be granted and start the next operation, if any."""
         wanted = self.device.wanted(entry)
         if entry.applied is None:
@@ -275,18 +287,18 @@ class Ledger(Generic[K, M, S, W]):
                 return
             kind = REMOVE if wanted is None else UPDATE
         operation = entry.operation = change.operation = Operation(kind, entry)
-        if kind == REMOVE or self.device.narrows:
+        if kind is REMOVE or self.device.narrows:
             operation.releasers = entry.leaving
         else:
             self._release(entry.leaving, change)
         entry.leaving = ()
 
-    def _carried_out(self, operation: Operation[K, M, S, W], change: Change[K, M, S, W]) -> None:
+    def _carried_out(self, operation: Operation[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
         entry = operation.entry
         entry.applied = operation.target
         entry.doubtful = False
         self._release(operation.releasers, change)
-        if operation.kind != REMOVE:
+        if operation.kind is not REMOVE:
             self._plan(entry, change)
             return
         entry.progress = 0
@@ -294,7 +306,7 @@ class Ledger(Generic[K, M, S, W]):
         entry.owed = ()
         self._anew(entry, change)
 
-    def _anew(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W]) -> None:
+    def _anew(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
         """What was there is gone: whoever waits gets a fresh entry at a fresh slot."""
         waiters = tuple(entry.waiters)
         if not waiters:
@@ -306,23 +318,22 @@ class Ledger(Generic[K, M, S, W]):
         self._place_again(entry, waiters, change)
 
     def _place_again(
-        self, entry: Entry[K, M, S, W], waiters: tuple[Ticket[K, M], ...], change: Change[K, M, S, W]
+        self, entry: Entry[K, M, S, W], waiters: tuple[Ticket[K, M, S, W], ...], change: Change[K, M, S, W, P]
     ) -> None:
         try:
             entry.slot = self.device.place(entry.key, waiters[0].member)
         except UVMError as error:
             self._fail(waiters, error, change)
             self._entries.pop(entry.key)
-            if entry.parent is not None:
-                change.parents += (entry.parent,)
+            self._let_parent_go(entry, change)
             return
         self._plan(entry, change)
 
     def _not_updated(
-        self, operation: Operation[K, M, S, W], outcome: Refused | Unknown, change: Change[K, M, S, W]
+        self, operation: Operation[K, M, S, W], outcome: Refused | Unknown, change: Change[K, M, S, W, P]
     ) -> None:
         entry = operation.entry
-        self._fail([t for t in operation.serves if t.state == WAITING], outcome.error, change)
+        self._fail([t for t in operation.serves if t.state is WAITING], outcome.error, change)
         if isinstance(outcome, Unknown):
             entry.doubtful = True
             self._end(operation.releasers, outcome.error, change)
@@ -333,7 +344,7 @@ class Ledger(Generic[K, M, S, W]):
             self._plan(entry, change)
 
     def _not_removed(
-        self, operation: Operation[K, M, S, W], outcome: Refused, change: Change[K, M, S, W]
+        self, operation: Operation[K, M, S, W], outcome: Refused, change: Change[K, M, S, W, P]
     ) -> None:
         entry = operation.entry
         entry.progress += outcome.progress
@@ -347,34 +358,38 @@ class Ledger(Generic[K, M, S, W]):
             self._plan(entry, change)
 
     def _quarantine(
-        self, operation: Operation[K, M, S, W], error: BaseException, change: Change[K, M, S, W]
+        self, operation: Operation[K, M, S, W], error: BaseException, change: Change[K, M, S, W, P]
     ) -> None:
         entry = operation.entry
-        withheld = Quarantined(entry.key, entry.slot, operation.kind, error, entry.parent)
+        withheld = Quarantined(entry.key, entry.slot, operation.kind, error)
         self.quarantined.append(withheld)
         change.quarantined += (withheld,)
         self._end(operation.releasers + entry.leaving + entry.owed, error, change)
         waiters = tuple(entry.waiters)
-        if operation.kind == ADD:
+        if operation.kind is ADD:
             self._fail(waiters, error, change)
             waiters = ()
         entry.owed = entry.leaving = ()
-        entry.applied, entry.progress, entry.doubtful, entry.parent = None, 0, False, None
+        entry.applied, entry.progress, entry.doubtful = None, 0, False
+        self.parents.pop(entry.key, None)
         if waiters:
             self._place_again(entry, waiters, change)
         else:
             del self._entries[entry.key]
 
-    def _forget(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W]) -> None:
+    def _forget(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
         self._release(entry.leaving, change)
         del self._entries[entry.key]
         self.device.vacate(entry.key, entry.slot)
-        if entry.parent is not None:
-            change.parents += (entry.parent,)
+        self._let_parent_go(entry, change)
+
+    def _let_parent_go(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
+        if entry.key in self.parents:
+            change.parents += (self.parents.pop(entry.key),)
 
     # Ends of tickets.
 
-    def _grant(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W]) -> None:
+    def _grant(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
         applied = entry.applied
         assert applied is not None
         for ticket in tuple(entry.waiters):
@@ -384,7 +399,7 @@ class Ledger(Generic[K, M, S, W]):
                 ticket.state = HELD
                 change.granted += (ticket,)
 
-    def _release(self, tickets: tuple[Ticket[K, M], ...], change: Change[K, M, S, W]) -> None:
+    def _release(self, tickets: tuple[Ticket[K, M, S, W], ...], change: Change[K, M, S, W, P]) -> None:
         if not tickets:
             return
         for ticket in tickets:
@@ -392,20 +407,22 @@ class Ledger(Generic[K, M, S, W]):
         change.released += tickets
 
     def _fail(
-        self, tickets: Iterable[Ticket[K, M]], error: BaseException, change: Change[K, M, S, W]
+        self, tickets: Iterable[Ticket[K, M, S, W]], error: BaseException, change: Change[K, M, S, W, P]
     ) -> None:
         for ticket in tickets:
             del ticket.entry.waiters[ticket]
             ticket.state = ENDED
             change.failed += ((ticket, error),)
 
-    def _end(self, tickets: Iterable[Ticket[K, M]], error: BaseException, change: Change[K, M, S, W]) -> None:
+    def _end(
+        self, tickets: Iterable[Ticket[K, M, S, W]], error: BaseException, change: Change[K, M, S, W, P]
+    ) -> None:
         for ticket in tickets:
             ticket.state = ENDED
             change.failed += ((ticket, error),)
 
     def _owe(
-        self, operation: Operation[K, M, S, W], error: BaseException, change: Change[K, M, S, W]
+        self, operation: Operation[K, M, S, W], error: BaseException, change: Change[K, M, S, W, P]
     ) -> None:
         for ticket in operation.releasers:
             ticket.state = OWED
@@ -414,14 +431,14 @@ class Ledger(Generic[K, M, S, W]):
 
     # Values.
 
-    def snapshot(self) -> LedgerSnapshot[K, M, S, W]:
-        """Give the whole state as a value."""
-        return LedgerSnapshot(
+    def dump(self) -> LedgerState[K, M, S, W]:
+        """Return the whole state as a value."""
+        return LedgerState(
             tuple(
-                EntrySnapshot(
+                EntryState(
                     entry.key,
                     entry.slot,
-                    STATE_NAMES[entry.state],
+                    entry.state,
                     entry.applied,
                     tuple(entry.members()),
                     entry.progress,
@@ -430,44 +447,44 @@ class Ledger(Generic[K, M, S, W]):
                 )
                 for entry in self._entries.values()
             ),
-            tuple(self.quarantined),
+            tuple(
+                WithheldState(held.key, held.slot, held.operation, str(held.cause))
+                for held in self.quarantined
+            ),
             self.device.dump(),
         )
 
     def restore(
-        self, snapshot: LedgerSnapshot[K, M, S, W], parents: Mapping[K, Any] | None = None
-    ) -> list[Ticket[K, M]]:
-        """Take back a snapshot, into an empty ledger.
+        self, state: LedgerState[K, M, S, W], parents: Mapping[K, P] | None = None
+    ) -> list[Ticket[K, M, S, W]]:
+        """Load what :meth:`dump` returned into an empty ledger.
 
-        Gives the tickets, in its order: per key those of the holders, then the ``OWED`` ones.
+        Returns the tickets, in its order: per key those of the holders, then the ``OWED`` ones.
 
-        :param parents: per key, the ticket of the ledger below that it lives on.
-        :raises OptionsError: the ledger is in use, or the snapshot was taken with operations in flight.
+        :param parents: per key, what its entry lives on.
+        :raises OptionsError: the ledger is in use, or the state has operations in flight.
         :raises VMExitedError: after :meth:`gone`.
         """
         self._check_open()
-        quiet = (STATE_NAMES[APPLIED], STATE_NAMES[PARTIAL])
-        busy = [e.key for e in snapshot.entries if e.state not in quiet]
+        busy = [e.key for e in state.entries if e.state not in (APPLIED, PARTIAL)]
         if busy or self._entries or self.quarantined:
             raise OptionsError(
-                f"only a quiet snapshot can be restored, into an empty ledger; in flight: {busy}, "
+                f"only a quiet state can be restored, into an empty ledger; in flight: {busy}, "
                 f"present: {list(self._entries)}, withheld: {[held.slot for held in self.quarantined]}"
             )
-        self.device.load(snapshot.allocator)
-        self.quarantined = list(snapshot.quarantined)
-        tickets: list[Ticket[K, M]] = []
-        for saved in snapshot.entries:
-            entry: Entry[K, M, S, W] = Entry(
-                saved.key, saved.slot, (parents or {}).get(saved.key), saved.applied
-            )
-            entry.progress, entry.doubtful = saved.progress, saved.doubtful
-            self._entries[saved.key] = entry
-            for member in saved.members:
-                ticket = Ticket(entry, member, HELD)
-                entry.holders[ticket] = None
-                tickets.append(ticket)
-            for member in saved.owed:
-                ticket = Ticket(entry, member, OWED)
-                entry.owed += (ticket,)
-                tickets.append(ticket)
-        return tickets
+        self.device.load(state.allocator)
+        self.quarantined = [
+            Quarantined(held.key, held.slot, held.operation, UnknownOutcomeError(held.cause))
+            for held in state.quarantined
+        ]
+        self.parents = dict(parents or {})
+        return [ticket for saved in state.entries for ticket in self._restore(saved)]
+
+    def _restore(self, saved: EntryState[K, M, S, W]) -> Iterator[Ticket[K, M, S, W]]:
+        entry: Entry[K, M, S, W] = Entry(saved.key, saved.slot, saved.applied)
+        entry.progress, entry.doubtful = saved.progress, saved.doubtful
+        self._entries[saved.key] = entry
+        entry.holders = {Ticket(entry, member, HELD): None for member in saved.members}
+        entry.owed = tuple(Ticket(entry, member, OWED) for member in saved.owed)
+        yield from entry.holders
+        yield from entry.owed

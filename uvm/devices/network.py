@@ -23,9 +23,9 @@ from typing import Literal, NamedTuple
 
 from attrs import frozen
 
-from uvm.devices.base import GUEST, HOST, REMOVE, Device, Entry, Operation, Step
-from uvm.devices.slots import Names
-from uvm.errors import NoSpaceError, OptionsError
+from uvm.devices.base import REMOVE, Entry, Operation, Step
+from uvm.devices.kinds import FirstComeDevice, Named, NamedByKey
+from uvm.errors import OptionsError
 from uvm.schema import guest, requests
 from uvm.schema.common import RS5
 from uvm.schema.devices import NetworkAdapter
@@ -41,38 +41,19 @@ from uvm.schema.requests import (
 __all__ = ["Adapter", "AdapterKey", "Adapters", "Namespaces", "encap_overhead", "lcow_adapter"]
 
 
-class Namespaces(Device[str, HostComputeNamespace, str, HostComputeNamespace]):
+class Namespaces(
+    NamedByKey[HostComputeNamespace, HostComputeNamespace], FirstComeDevice[str, HostComputeNamespace, str]
+):
     """The network namespaces of a VM.
 
     :param supported: the guest announced that it supports namespaces.
     """
 
+    withheld = "the network namespace {} was not added: whether the guest still has it is unknown"
+
     def __init__(self, os: Literal["linux", "windows"], supported: bool) -> None:
+        super().__init__()
         self._told = os == "windows" and supported
-        self._names = Names()
-
-    def place(self, key: str, member: HostComputeNamespace) -> str:
-        """Take the id.
-
-        :raises NoSpaceError: it is withheld.
-        """
-        if not self._names.take(key):
-            raise NoSpaceError(
-                f"the network namespace {key} was not added: nobody knows whether the guest still has it"
-            )
-        return key
-
-    def vacate(self, key: str, slot: str) -> None:
-        """Free an id."""
-        self._names.give(slot)
-
-    def wanted(
-        self, entry: Entry[str, HostComputeNamespace, str, HostComputeNamespace]
-    ) -> HostComputeNamespace | None:
-        """Give the first document, while anybody wants the namespace."""
-        if not entry.wanted:
-            return None
-        return next(entry.members()) if entry.applied is None else entry.applied
 
     def steps(
         self, operation: Operation[str, HostComputeNamespace, str, HostComputeNamespace]
@@ -80,21 +61,13 @@ class Namespaces(Device[str, HostComputeNamespace, str, HostComputeNamespace]):
         """Add it to, or remove it from, a Windows guest."""
         if not self._told:
             return ()
-        removing = operation.kind == REMOVE
+        removing = operation.kind is REMOVE
         request = ModificationRequest(
             request_type=requests.REMOVE if removing else requests.ADD,
             resource_type=guest.RESOURCE_NETWORK_NAMESPACE,
             settings=operation.entry.applied if removing else operation.target,
         )
-        return (Step(GUEST, request),)
-
-    def dump(self) -> tuple[str, ...]:
-        """Give the ids that are taken."""
-        return self._names.dump()
-
-    def load(self, state: tuple[str, ...]) -> None:
-        """Take back what :meth:`dump` gave."""
-        self._names.load(state)
+        return (Step(request),)
 
 
 class AdapterKey(NamedTuple):
@@ -166,7 +139,7 @@ def _joined(names: Iterable[str]) -> str:
     return ",".join(name.lower() for name in names)
 
 
-class Adapters(Device[AdapterKey, Adapter, str, HostComputeEndpoint]):
+class Adapters(Named[AdapterKey, Adapter, HostComputeEndpoint]):
     """The network adapters of a VM.
 
     :param build: the host's Windows build.
@@ -178,11 +151,11 @@ class Adapters(Device[AdapterKey, Adapter, str, HostComputeEndpoint]):
     def __init__(
         self, os: Literal["linux", "windows"], build: int, supported: bool, policy_based_routing: bool = False
     ) -> None:
+        super().__init__(fold=str.lower)
         self._linux = os == "linux"
         self._build = build
         self._supported = supported
         self._policy_based_routing = policy_based_routing
-        self._names = Names()
 
     def place(self, key: AdapterKey, member: Adapter) -> str:
         """Take the adapter id.
@@ -191,15 +164,11 @@ class Adapters(Device[AdapterKey, Adapter, str, HostComputeEndpoint]):
         """
         if self._linux:
             encap_overhead(member.endpoint)
-        if not self._names.take(member.nic_id.lower()):
+        if not self._names.take(member.nic_id):
             raise OptionsError(
                 f"the endpoint {key.endpoint_id} was not added: another adapter has the id {member.nic_id}"
             )
         return member.nic_id
-
-    def vacate(self, key: AdapterKey, slot: str) -> None:
-        """Free an adapter id."""
-        self._names.give(slot.lower())
 
     def wanted(
         self, entry: Entry[AdapterKey, Adapter, str, HostComputeEndpoint]
@@ -212,10 +181,10 @@ class Adapters(Device[AdapterKey, Adapter, str, HostComputeEndpoint]):
     def steps(self, operation: Operation[AdapterKey, Adapter, str, HostComputeEndpoint]) -> tuple[Step, ...]:
         """Connect on the host and configure in the guest, or the reverse."""
         nic_id = operation.slot
-        endpoint = operation.entry.applied if operation.kind == REMOVE else operation.target
+        endpoint = operation.entry.applied if operation.kind is REMOVE else operation.target
         assert endpoint is not None
         off_host = self._on_host(requests.REMOVE, nic_id, endpoint)
-        if operation.kind == REMOVE:
+        if operation.kind is REMOVE:
             return *self._leave(nic_id, endpoint), off_host
         on_host = self._on_host(requests.ADD, nic_id, endpoint, undo=off_host)
         if self._linux:
@@ -234,7 +203,7 @@ class Adapters(Device[AdapterKey, Adapter, str, HostComputeEndpoint]):
             request_type=request_type,
             settings=NetworkAdapter(endpoint_id=endpoint.id, mac_address=endpoint.mac_address),
         )
-        return Step(HOST, request, undo)
+        return Step(request, undo)
 
     def _configure(self, nic_id: str, endpoint: HostComputeEndpoint) -> tuple[Step, ...]:
         """Configure the adapter in a Linux guest."""
@@ -248,7 +217,7 @@ class Adapters(Device[AdapterKey, Adapter, str, HostComputeEndpoint]):
         if not self._linux:
             settings = self._change(nic_id, requests.REMOVE)
             # hcsshim's removal says no resource type, unlike its adds.
-            return (Step(GUEST, ModificationRequest(request_type=requests.REMOVE, settings=settings)),)
+            return (Step(ModificationRequest(request_type=requests.REMOVE, settings=settings)),)
         if not self._supported:
             return ()
         left = guest.LCOWNetworkAdapter(namespace_id=endpoint.host_compute_namespace, id=nic_id)
@@ -265,17 +234,9 @@ class Adapters(Device[AdapterKey, Adapter, str, HostComputeEndpoint]):
             adapter_instance_id=nic_id, request_type=request_type, settings=settings
         )
 
-    def dump(self) -> tuple[str, ...]:
-        """Give the adapter ids that are taken."""
-        return self._names.dump()
-
-    def load(self, state: tuple[str, ...]) -> None:
-        """Take back what :meth:`dump` gave."""
-        self._names.load(state)
-
 
 def _network(request_type: str, settings: object, undo: Step | None = None) -> Step:
     request = ModificationRequest(
         request_type=request_type, resource_type=guest.RESOURCE_NETWORK, settings=settings
     )
-    return Step(GUEST, request, undo)
+    return Step(request, undo)

@@ -8,9 +8,9 @@ Source: hcsshim ``internal/uvm/pipes.go``.
 
 from __future__ import annotations
 
-from uvm.devices.base import HOST, REMOVE, Device, Entry, Operation, Step
-from uvm.devices.slots import Names
-from uvm.errors import NoSpaceError, OptionsError
+from uvm.devices.base import REMOVE, Operation, Step
+from uvm.devices.kinds import NamedByKey, PresentOrAbsent
+from uvm.errors import OptionsError
 from uvm.schema import requests
 from uvm.schema.requests import ModifySettingRequest, mapped_pipe_path
 
@@ -31,39 +31,13 @@ def check_pipe(path: str) -> None:
         )
 
 
-class Pipes(Device[str, None, str, bool]):
+class Pipes(NamedByKey[None, bool], PresentOrAbsent[str, None, str]):
     """The named pipes that are mapped into a guest."""
 
-    def __init__(self) -> None:
-        self._names = Names()
-
-    def place(self, key: str, member: None) -> str:
-        """Take the path.
-
-        :raises NoSpaceError: it is withheld.
-        """
-        if not self._names.take(key):
-            raise NoSpaceError(f"{key} was not mapped: nobody knows whether it still is")
-        return key
-
-    def vacate(self, key: str, slot: str) -> None:
-        """Free a path."""
-        self._names.give(slot)
-
-    def wanted(self, entry: Entry[str, None, str, bool]) -> bool | None:
-        """Tell whether anybody wants the pipe."""
-        return True if entry.wanted else None
+    withheld = "{} was not mapped: whether it still is mapped is unknown"
 
     def steps(self, operation: Operation[str, None, str, bool]) -> tuple[Step, ...]:
         """Map, or unmap, on the host."""
-        request_type = requests.REMOVE if operation.kind == REMOVE else requests.ADD
+        request_type = requests.REMOVE if operation.kind is REMOVE else requests.ADD
         path = mapped_pipe_path(operation.slot)
-        return (Step(HOST, ModifySettingRequest(resource_path=path, request_type=request_type)),)
-
-    def dump(self) -> tuple[str, ...]:
-        """Give the paths that are taken."""
-        return self._names.dump()
-
-    def load(self, state: tuple[str, ...]) -> None:
-        """Take back what :meth:`dump` gave."""
-        self._names.load(state)
+        return (Step(ModifySettingRequest(resource_path=path, request_type=request_type)),)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from uvm.devices.base import GUEST, HOST, REMOVE, Device, Entry, Operation, Step
+from uvm.devices.base import REMOVE, Operation, Step
+from uvm.devices.kinds import FirstComeDevice
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.schema import guest, requests
 from uvm.schema.common import V19H1
@@ -61,7 +62,7 @@ def check_share(build: int, share: SharedDirectory) -> None:
         raise OptionsError(f"{share.path} was not shared: a Plan9 share needs a guest path")
 
 
-class Plan9Shares(Device[int, SharedDirectory, str, SharedDirectory]):
+class Plan9Shares(FirstComeDevice[int, SharedDirectory, str]):
     """The Plan9 shares of a VM."""
 
     def __init__(self) -> None:
@@ -80,24 +81,17 @@ class Plan9Shares(Device[int, SharedDirectory, str, SharedDirectory]):
     def vacate(self, key: int, slot: str) -> None:
         """Free nothing: names are not used again."""
 
-    def wanted(self, entry: Entry[int, SharedDirectory, str, SharedDirectory]) -> SharedDirectory | None:
-        """Give the share, while anybody wants it."""
-        if not entry.wanted:
-            return None
-        return next(entry.members()) if entry.applied is None else entry.applied
-
     def steps(self, operation: Operation[int, SharedDirectory, str, SharedDirectory]) -> tuple[Step, ...]:
         """Share on the host and mount in the guest, or the reverse."""
         name = operation.slot
         remove = Step(
-            HOST,
             ModifySettingRequest(
                 resource_path=PLAN9_SHARES_PATH,
                 request_type=requests.REMOVE,
                 settings=Plan9Share(name=name, access_name=name, port=PLAN9_PORT),
             ),
         )
-        if operation.kind == REMOVE:
+        if operation.kind is REMOVE:
             share = operation.entry.applied
             assert share is not None
             mounted = guest.LCOWMappedDirectory(mount_path=share.guest_path, share_name=name, port=PLAN9_PORT)
@@ -110,7 +104,7 @@ class Plan9Shares(Device[int, SharedDirectory, str, SharedDirectory]):
         mounted = guest.LCOWMappedDirectory(
             mount_path=share.guest_path, share_name=name, port=PLAN9_PORT, read_only=share.read_only
         )
-        return Step(HOST, add, undo=remove), _in_guest(requests.ADD, mounted)
+        return Step(add, undo=remove), _in_guest(requests.ADD, mounted)
 
     def dump(self) -> int:
         """Give the next key."""
@@ -139,7 +133,6 @@ def _on_host(share: SharedDirectory, name: str) -> Plan9Share:
 
 def _in_guest(request_type: str, settings: guest.LCOWMappedDirectory) -> Step:
     return Step(
-        GUEST,
         ModificationRequest(
             request_type=request_type, resource_type=guest.RESOURCE_MAPPED_DIRECTORY, settings=settings
         ),

@@ -22,9 +22,10 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from uvm.devices.base import GUEST, HOST, REMOVE, Device, Entry, Operation, Step
+from uvm.devices.base import REMOVE, Operation, Step
+from uvm.devices.kinds import PresentOrAbsent
 from uvm.devices.slots import Slots
 from uvm.errors import NoSpaceError, NotSupportedError, OptionsError
 from uvm.schema import guest, requests
@@ -101,7 +102,7 @@ def parse_evd(path: str) -> tuple[str, str]:
     return evd_type, mount_path
 
 
-class Attachments(Device[DiskKey, None, ScsiSlot, bool]):
+class Attachments(PresentOrAbsent[DiskKey, None, ScsiSlot]):
     """The disks on a VM's SCSI controllers.
 
     :param os: the guest's; a Linux guest is told before a disk goes.
@@ -130,16 +131,12 @@ class Attachments(Device[DiskKey, None, ScsiSlot, bool]):
 
     def vacate(self, key: DiskKey, slot: ScsiSlot) -> None:
         """Free a slot."""
-        self._slots.give(slot.controller * LUNS_PER_CONTROLLER + slot.lun)
-
-    def wanted(self, entry: Entry[DiskKey, None, ScsiSlot, bool]) -> bool | None:
-        """Tell whether anybody wants the disk."""
-        return True if entry.holders or entry.waiters else None
+        self._slots.free(slot.controller * LUNS_PER_CONTROLLER + slot.lun)
 
     def steps(self, operation: Operation[DiskKey, None, ScsiSlot, bool]) -> tuple[Step, ...]:
         """Attach on the host; or eject in a Linux guest, then detach on the host."""
         entry = operation.entry
-        if operation.kind == REMOVE:
+        if operation.kind is REMOVE:
             return _detach(entry.slot, self._linux)
         key = entry.key
         request = ModifySettingRequest(
@@ -152,7 +149,7 @@ class Attachments(Device[DiskKey, None, ScsiSlot, bool]):
                 extensible_virtual_disk_type=key.evd_type,
             ),
         )
-        return (Step(HOST, request),)
+        return (Step(request),)
 
     def dump(self) -> int:
         """Give the slots that are taken, as bits."""
@@ -173,13 +170,12 @@ def _path(slot: ScsiSlot) -> str:
 
 @cache
 def _detach(slot: ScsiSlot, eject: bool) -> tuple[Step, ...]:
-    host = Step(HOST, ModifySettingRequest(resource_path=_path(slot), request_type=requests.REMOVE))
+    host = Step(ModifySettingRequest(resource_path=_path(slot), request_type=requests.REMOVE))
     if not eject:
         return (host,)
     device = guest.SCSIDevice(controller=slot.controller, lun=slot.lun)
     return (
         Step(
-            GUEST,
             ModificationRequest(
                 request_type=requests.REMOVE, resource_type=guest.RESOURCE_SCSI_DEVICE, settings=device
             ),
@@ -224,17 +220,15 @@ class Mount:
 
 
 class MountKey(NamedTuple):
-    """What makes two mounts one: the disk's slot and the configuration, with the options sorted."""
+    """What makes two mounts one.
+
+    :ivar read_only: the attachment is.
+    :ivar mount: normalised by :func:`mount_key`: the options are sorted, and there is no guest path.
+    """
 
     slot: ScsiSlot
     read_only: bool = False
-    partition: int = 0
-    encrypted: bool = False
-    options: tuple[str, ...] = ()
-    ensure_filesystem: bool = False
-    filesystem: str = ""
-    block_device: bool = False
-    format_with_refs: bool = False
+    mount: Mount = Mount()
 
 
 class MountPlace(NamedTuple):
@@ -245,18 +239,8 @@ class MountPlace(NamedTuple):
 
 
 def mount_key(slot: ScsiSlot, mount: Mount, read_only: bool) -> MountKey:
-    """Make the key of a mount of the disk at a slot; ``read_only`` is the attachment's."""
-    return MountKey(
-        slot,
-        read_only,
-        mount.partition,
-        mount.encrypted,
-        tuple(sorted(mount.options)),
-        mount.ensure_filesystem,
-        mount.filesystem,
-        mount.block_device,
-        mount.format_with_refs,
-    )
+    """Return the key of a mount of the disk at a slot; `read_only` is the attachment's."""
+    return MountKey(slot, read_only, evolve(mount, options=sorted(mount.options), guest_path=""))
 
 
 def check_mount(os: Literal["linux", "windows"], slot: ScsiSlot, mount: Mount) -> None:
@@ -283,7 +267,7 @@ def check_mount(os: Literal["linux", "windows"], slot: ScsiSlot, mount: Mount) -
         raise NotSupportedError(f"a Windows guest does not support {', '.join(wrong)} of a mount")
 
 
-class Mounts(Device[MountKey, str, MountPlace, bool]):
+class Mounts(PresentOrAbsent[MountKey, str, MountPlace]):
     """The mounts of SCSI disks in a guest. A member is the guest path asked for, or ``""`` for any."""
 
     def __init__(self, os: Literal["linux", "windows"]) -> None:
@@ -323,7 +307,7 @@ class Mounts(Device[MountKey, str, MountPlace, bool]):
                 break
             skipped.append(index)
         for taken in skipped:
-            self._indexes.give(taken)
+            self._indexes.free(taken)
         return MountPlace(index, path)
 
     def _folded(self, path: str) -> str:
@@ -332,43 +316,40 @@ class Mounts(Device[MountKey, str, MountPlace, bool]):
 
     def vacate(self, key: MountKey, slot: MountPlace) -> None:
         """Free the number and the path."""
-        self._indexes.give(slot.number)
+        self._indexes.free(slot.number)
         del self._paths[self._folded(slot.path)]
-
-    def wanted(self, entry: Entry[MountKey, str, MountPlace, bool]) -> bool | None:
-        """Tell whether anybody wants the mount."""
-        return True if entry.holders or entry.waiters else None
 
     def steps(self, operation: Operation[MountKey, str, MountPlace, bool]) -> tuple[Step, ...]:
         """Mount, or unmount, in the guest."""
         key, path = operation.key, operation.slot.path
-        if operation.kind == REMOVE:
+        if operation.kind is REMOVE:
             request_type, resource_type = requests.REMOVE, guest.RESOURCE_MAPPED_VIRTUAL_DISK
             settings = self._unmounted(key, path)
         else:
             request_type, resource_type = requests.ADD, guest.RESOURCE_MAPPED_VIRTUAL_DISK
-            if key.format_with_refs:
+            if key.mount.format_with_refs:
                 resource_type = guest.RESOURCE_MAPPED_VIRTUAL_DISK_FOR_CONTAINER_SCRATCH
             settings = self._mounted(key, path)
         request = ModificationRequest(
             request_type=request_type, resource_type=resource_type, settings=settings
         )
-        return (Step(GUEST, request),)
+        return (Step(request),)
 
     def _mounted(self, key: MountKey, path: str) -> guest.LCOWMappedVirtualDisk | guest.WCOWMappedVirtualDisk:
         if not self._linux:
             return guest.WCOWMappedVirtualDisk(container_path=path, lun=key.slot.lun)
+        mount = key.mount
         return guest.LCOWMappedVirtualDisk(
             mount_path=path,
             controller=key.slot.controller,
             lun=key.slot.lun,
-            partition=key.partition,
+            partition=mount.partition,
             read_only=key.read_only,
-            encrypted=key.encrypted,
-            options=list(key.options),
-            ensure_filesystem=key.ensure_filesystem,
-            filesystem=key.filesystem,
-            block_dev=key.block_device,
+            encrypted=mount.encrypted,
+            options=list(mount.options),
+            ensure_filesystem=mount.ensure_filesystem,
+            filesystem=mount.filesystem,
+            block_dev=mount.block_device,
         )
 
     def _unmounted(
@@ -381,9 +362,9 @@ class Mounts(Device[MountKey, str, MountPlace, bool]):
             mount_path=path,
             controller=key.slot.controller,
             lun=key.slot.lun,
-            partition=key.partition,
+            partition=key.mount.partition,
             read_only=key.read_only,
-            block_dev=key.block_device,
+            block_dev=key.mount.block_device,
         )
 
     def dump(self) -> Hashable:

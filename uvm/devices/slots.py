@@ -1,12 +1,12 @@
 """Allocators of places: the lowest free slot of a row, regions of a device's space, and names.
 
 The first two keep what is free as bits of an int, so that finding the lowest free place is one bit trick and
-costs the same however much is taken. Pure.
+costs the same with any number taken. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from uvm.errors import NoSpaceError
 from uvm.schema.common import MIB, PAGE_BYTES
@@ -28,7 +28,7 @@ def page_align(size_bytes: int) -> int:
 class Slots:
     """Slots 0, 1, 2, ..., of which the lowest free one is always taken next.
 
-    :ivar count: how many there are; None for any number.
+    :ivar count: how many slots there are; None for any number.
     """
 
     __slots__ = ("_taken", "count")
@@ -41,7 +41,7 @@ class Slots:
 
     @property
     def taken(self) -> int:
-        """How many slots are taken."""
+        """The number of slots that are taken."""
         return self._taken.bit_count()
 
     def take(self) -> int:
@@ -56,52 +56,57 @@ class Slots:
         self._taken |= lowest
         return slot
 
-    def give(self, slot: int) -> None:
-        """Give a slot back."""
+    def free(self, slot: int) -> None:
+        """Free a slot."""
         assert self._taken >> slot & 1, f"slot {slot} is free already"
         self._taken ^= 1 << slot
 
     def dump(self) -> int:
-        """Give the state as a number, for :meth:`load`."""
+        """Return the state as a number, for :meth:`load`."""
         return self._taken
 
     def load(self, state: int) -> None:
-        """Take back what :meth:`dump` gave."""
+        """Load what :meth:`dump` returned."""
         self._taken = state
 
 
 class Names:
-    """Names that others choose, such as GUIDs; each can be taken once."""
+    """Names that others choose, such as GUIDs; each can be taken once.
 
-    __slots__ = ("_taken",)
+    :param fold: returns one spelling for all that are the same name.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_fold", "_taken")
+
+    def __init__(self, fold: Callable[[str], str] = str) -> None:
+        self._fold = fold
         self._taken: set[str] = set()
 
     def take(self, name: str) -> bool:
-        """Take a name; False where it is taken already."""
+        """Take a name; return False if it is taken already."""
+        name = self._fold(name)
         if name in self._taken:
             return False
         self._taken.add(name)
         return True
 
-    def give(self, name: str) -> None:
-        """Give a name back."""
-        self._taken.remove(name)
+    def free(self, name: str) -> None:
+        """Free a name."""
+        self._taken.remove(self._fold(name))
 
     def dump(self) -> tuple[str, ...]:
-        """Give the names that are taken, for :meth:`load`."""
+        """Return the names that are taken, for :meth:`load`."""
         return tuple(sorted(self._taken))
 
     def load(self, state: tuple[str, ...]) -> None:
-        """Take back what :meth:`dump` gave."""
+        """Load what :meth:`dump` returned."""
         self._taken = set(state)
 
 
 class Regions:
     """Regions of one device's space, in size classes that are powers of four (a buddy allocator).
 
-    A request takes a whole region of the smallest class that holds it, at the lowest free offset; where
+    A request takes a whole region of the smallest class that holds it, at the lowest free offset; if
     there is none, a region of the next larger class that has one is split in four. Four free siblings
     merge again. The placements are those of hcsshim's ``PoolAllocator``, so that the same layers land
     at the same offsets. Like it, this divides 4 GiB, however small the device is: a region may reach beyond
@@ -119,11 +124,11 @@ class Regions:
 
     @staticmethod
     def size_class(size_bytes: int) -> int:
-        """The smallest class whose regions hold that many bytes; may be beyond the largest."""
+        """Return the smallest class whose regions hold that many bytes; it may be beyond the largest."""
         return max(0, ((size_bytes - 1) >> 20).bit_length() + 1 >> 1)
 
     def take(self, size_bytes: int) -> int:
-        """Take a region for that many bytes (at least 1) and give its offset in bytes.
+        """Take a region for that many bytes (at least 1) and return its offset in bytes.
 
         :raises NoSpaceError: no free region is large enough.
         """
@@ -133,7 +138,7 @@ class Regions:
         return offset
 
     def take_if_free(self, size_bytes: int) -> int | None:
-        """Take a region as :meth:`take` does; None where no free one is large enough."""
+        """Take a region as :meth:`take` does; return None if no free one is large enough."""
         wanted = self.size_class(size_bytes)
         last = self.capacity_bytes - size_bytes
         for size_class in range(wanted, CLASSES):
@@ -150,8 +155,8 @@ class Regions:
             self._free[size_class] |= 0b1110 << index
         return index
 
-    def give(self, offset: int, size_bytes: int) -> None:
-        """Give back the region that :meth:`take` gave for that size."""
+    def free(self, offset: int, size_bytes: int) -> None:
+        """Free the region that :meth:`take` returned for that size."""
         size_class = self.size_class(size_bytes)
         index = offset // (MIB << 2 * size_class)
         assert not self._free[size_class] >> index & 1, f"the region at {offset} is free already"
@@ -166,9 +171,9 @@ class Regions:
             self._free[size_class] |= 1 << index
 
     def dump(self) -> tuple[int, ...]:
-        """Give the state as numbers, for :meth:`load`."""
+        """Return the state as numbers, for :meth:`load`."""
         return tuple(self._free)
 
     def load(self, state: tuple[int, ...]) -> None:
-        """Take back what :meth:`dump` gave."""
+        """Load what :meth:`dump` returned."""
         self._free = list(state)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from uvm.devices.base import GUEST, HOST, REMOVE, Device, Entry, Operation, Step
-from uvm.devices.slots import Names
+from uvm.devices.base import REMOVE, Operation, Step
+from uvm.devices.kinds import Named, PresentOrAbsent
 from uvm.errors import OptionsError
 from uvm.schema import guest, requests
 from uvm.schema.common import V25H1_SERVER
@@ -38,49 +38,41 @@ def pci_device(key: DeviceKey, build: int) -> VirtualPciDevice:
     )
 
 
-class PciDevices(Device[DeviceKey, str, str, bool]):
+class PciDevices(Named[DeviceKey, str, bool], PresentOrAbsent[DeviceKey, str, str]):
     """The PCI devices of a VM.
 
     :param build: the host's Windows build.
     """
 
     def __init__(self, os: Literal["linux", "windows"], build: int) -> None:
+        super().__init__(fold=str.lower)
         self._linux = os == "linux"
         self._build = build
-        self._names = Names()
 
     def place(self, key: DeviceKey, member: str) -> str:
         """Take the VMBus GUID that was asked for.
 
         :raises OptionsError: another device has it.
         """
-        if not self._names.take(member.lower()):
+        if not self._names.take(member):
             raise OptionsError(
                 f"{key.instance_path} was not assigned: another device has the VMBus GUID {member}"
             )
         return member
 
-    def vacate(self, key: DeviceKey, slot: str) -> None:
-        """Free a VMBus GUID."""
-        self._names.give(slot.lower())
-
-    def wanted(self, entry: Entry[DeviceKey, str, str, bool]) -> bool | None:
-        """Tell whether anybody wants the device."""
-        return True if entry.wanted else None
-
     def steps(self, operation: Operation[DeviceKey, str, str, bool]) -> tuple[Step, ...]:
         """Give it on the host and announce it to a Linux guest, or take it on the host."""
         guid = operation.slot
         path = virtual_pci_path(guid)
-        remove = Step(HOST, ModifySettingRequest(resource_path=path, request_type=requests.REMOVE))
-        if operation.kind == REMOVE:
+        remove = Step(ModifySettingRequest(resource_path=path, request_type=requests.REMOVE))
+        if operation.kind is REMOVE:
             return (remove,)
         request = ModifySettingRequest(
             resource_path=path,
             request_type=requests.ADD,
             settings=pci_device(operation.key, self._build),
         )
-        add = Step(HOST, request, undo=remove)
+        add = Step(request, undo=remove)
         if not self._linux:
             return (add,)
         announce = ModificationRequest(
@@ -88,12 +80,4 @@ class PciDevices(Device[DeviceKey, str, str, bool]):
             resource_type=guest.RESOURCE_VPCI_DEVICE,
             settings=guest.LCOWMappedVPCIDevice(vmbus_guid=guid),
         )
-        return add, Step(GUEST, announce)
-
-    def dump(self) -> tuple[str, ...]:
-        """Give the GUIDs that are taken."""
-        return self._names.dump()
-
-    def load(self, state: tuple[str, ...]) -> None:
-        """Take back what :meth:`dump` gave."""
-        self._names.load(state)
+        return add, Step(announce)

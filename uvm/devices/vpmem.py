@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from attrs import Factory, define
 
-from uvm.devices.base import ADD, GUEST, HOST, REMOVE, Device, Entry, Operation, Step
+from uvm.devices.base import ADD, REMOVE, Entry, Operation, Step
+from uvm.devices.kinds import PresentOrAbsent
 from uvm.devices.slots import LARGEST_REGION_BYTES, Regions, Slots, page_align
 from uvm.errors import NoSpaceError, OptionsError
 from uvm.schema import requests
@@ -53,7 +54,7 @@ def _add(
     path: str, settings: VirtualPMemDevice | VirtualPMemMapping, mounted: LCOWMappedVPMemDevice
 ) -> tuple[Step, ...]:
     on_host = ModifySettingRequest(resource_path=path, request_type=requests.ADD, settings=settings)
-    return Step(HOST, on_host, undo=_off_host(path)), _in_guest(requests.ADD, mounted)
+    return Step(on_host, undo=_off_host(path)), _in_guest(requests.ADD, mounted)
 
 
 def _remove(path: str, mounted: LCOWMappedVPMemDevice) -> tuple[Step, ...]:
@@ -61,14 +62,14 @@ def _remove(path: str, mounted: LCOWMappedVPMemDevice) -> tuple[Step, ...]:
 
 
 def _off_host(path: str) -> Step:
-    return Step(HOST, ModifySettingRequest(resource_path=path, request_type=requests.REMOVE))
+    return Step(ModifySettingRequest(resource_path=path, request_type=requests.REMOVE))
 
 
 def _in_guest(request_type: str, mounted: LCOWMappedVPMemDevice) -> Step:
     request = ModificationRequest(
         request_type=request_type, resource_type=RESOURCE_VPMEM_DEVICE, settings=mounted
     )
-    return Step(GUEST, request)
+    return Step(request)
 
 
 def layer_path(device: int) -> str:
@@ -76,7 +77,7 @@ def layer_path(device: int) -> str:
     return f"/run/layers/p{device}"
 
 
-class Layers(Device[str, int, int, bool]):
+class Layers(PresentOrAbsent[str, int, int]):
     """One layer per device. A member is the file's size in bytes; the slot is the device's number.
 
     :param count: how many devices there are.
@@ -102,18 +103,14 @@ class Layers(Device[str, int, int, bool]):
 
     def vacate(self, key: str, slot: int) -> None:
         """Free a device."""
-        self._slots.give(slot)
-
-    def wanted(self, entry: Entry[str, int, int, bool]) -> bool | None:
-        """Tell whether anybody wants the layer."""
-        return True if entry.holders or entry.waiters else None
+        self._slots.free(slot)
 
     def steps(self, operation: Operation[str, int, int, bool]) -> tuple[Step, ...]:
         """Add the device on the host and mount it in the guest, or the reverse."""
         device = operation.slot
         path = vpmem_device_path(device)
         mounted = LCOWMappedVPMemDevice(device_number=device, mount_path=layer_path(device))
-        if operation.kind == REMOVE:
+        if operation.kind is REMOVE:
             return _remove(path, mounted)
         on_host = VirtualPMemDevice(host_path=operation.key, read_only=True, image_format=_IMAGE_FORMAT)
         return _add(path, on_host, mounted)
@@ -161,11 +158,11 @@ class _Packed:
     def stays(self, mapping: Mapping) -> bool:
         """Tell whether a mapping is applied and not about to go."""
         entry = self.mappings[mapping]
-        leaving = isinstance(entry, Entry) and entry.operation is not None and entry.operation.kind == REMOVE
+        leaving = isinstance(entry, Entry) and entry.operation is not None and entry.operation.kind is REMOVE
         return self.applied(mapping) and not leaving
 
 
-class PackedLayers(Device[str, int, Mapping, bool]):
+class PackedLayers(PresentOrAbsent[str, int, Mapping]):
     """Many layers per device. A member is the file's size in bytes.
 
     :param count: how many devices there are.
@@ -205,13 +202,9 @@ class PackedLayers(Device[str, int, Mapping, bool]):
         packed = self._devices[slot.device]
         del packed.mappings[slot]
         if packed.mappings:
-            packed.regions.give(slot.offset_bytes, slot.size_bytes)
+            packed.regions.free(slot.offset_bytes, slot.size_bytes)
         else:
             del self._devices[slot.device]
-
-    def wanted(self, entry: Entry[str, int, Mapping, bool]) -> bool | None:
-        """Tell whether anybody wants the layer."""
-        return True if entry.holders or entry.waiters else None
 
     def steps(self, operation: Operation[str, int, Mapping, bool]) -> tuple[Step, ...]:
         """Map the layer on the host and mount it in the guest, or the reverse."""
@@ -226,7 +219,7 @@ class PackedLayers(Device[str, int, Mapping, bool]):
                 device_offset_in_bytes=mapping.offset_bytes, device_size_in_bytes=mapping.size_bytes
             ),
         )
-        if operation.kind == REMOVE:
+        if operation.kind is REMOVE:
             return _remove(path, mounted)
         return _add(path, VirtualPMemMapping(host_path=entry.key, image_format=_IMAGE_FORMAT), mounted)
 
@@ -235,7 +228,7 @@ class PackedLayers(Device[str, int, Mapping, bool]):
 
         An add that began earlier, beside a mapping that has gone since, is not waited for.
         """
-        if operation.kind != ADD:
+        if operation.kind is not ADD:
             return None
         number = operation.slot.device
         packed = self._devices[number]

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from attrs import evolve, frozen
 
-from uvm.devices.base import HOST, REMOVE, UPDATE, Device, Entry, Operation, Step
+from uvm.devices.base import REMOVE, UPDATE, Device, Entry, Operation, Step
 from uvm.schema import requests
 from uvm.schema.common import V19H1, V20H2
 from uvm.schema.devices import VirtualSmbShare, VirtualSmbShareOptions
@@ -149,7 +149,7 @@ class Shares(Device[ShareKey, ShareMember, str, Share]):
 
     def steps(self, operation: Operation[ShareKey, ShareMember, str, Share]) -> tuple[Step, ...]:
         """Add the share, state the whole of it anew, or remove it, on the host."""
-        if operation.kind == REMOVE:
+        if operation.kind is REMOVE:
             return (_change(requests.REMOVE, VirtualSmbShare(name=operation.slot)),)
         share = operation.target
         assert share is not None
@@ -159,7 +159,7 @@ class Shares(Device[ShareKey, ShareMember, str, Share]):
             allowed_files=list(share.files),
             options=share.options,
         )
-        return (_change(requests.UPDATE if operation.kind == UPDATE else requests.ADD, settings),)
+        return (_change(requests.UPDATE if operation.kind is UPDATE else requests.ADD, settings),)
 
     def dump(self) -> int:
         """Give how many names were given."""
@@ -192,7 +192,6 @@ def _narrowed(share: Share, members: Iterable[ShareMember]) -> Share:
 
 def _change(request_type: str, settings: VirtualSmbShare) -> Step:
     return Step(
-        HOST,
         ModifySettingRequest(resource_path=VSMB_SHARES_PATH, request_type=request_type, settings=settings),
     )
 

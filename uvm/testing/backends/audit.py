@@ -13,13 +13,13 @@ from attrs import frozen
 
 from uvm._vm.vm import UtilityVM
 from uvm.backends.fake import FakeGuest, FakeVM, LinuxGuest, WindowsGuest
-from uvm.devices.base import EntrySnapshot
+from uvm.devices.base import EntryState
 from uvm.devices.scsi import MountPlace
 from uvm.devices.vpmem import Mapping, layer_path
 
 #: (ledger, where, what, slot): ``where`` is the host or the guest.
 Fact = tuple[str, str, Any, Any]
-Entry = EntrySnapshot[Any, Any, Any, Any]
+Entry = EntryState[Any, Any, Any, Any]
 
 _BOOT_SHARE = "os"
 
@@ -34,7 +34,7 @@ class Audit:
 
 def audit(vm: UtilityVM, machine: FakeVM) -> Audit:
     """Compare a VM that is at rest with its host and its guest."""
-    snapshots = vm.snapshot()
+    snapshots = vm.ledgers()
     withheld = {(name, place(q.slot)) for name, s in snapshots.items() for q in s.quarantined}
     doubtful = {(n, e.slot) for n, s in snapshots.items() for e in s.entries if e.doubtful}
     expected = {fact for name, s in snapshots.items() for e in s.entries for fact in _EXPECTED[name](vm, e)}

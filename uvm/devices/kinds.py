@@ -1,0 +1,84 @@
+"""What kinds of devices have in common: what is wanted of them, and how they take their slots. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import ClassVar, TypeVar
+
+from uvm.devices.base import Device, Entry
+from uvm.devices.slots import Names
+from uvm.errors import NoSpaceError, OptionsError
+
+__all__ = ["FirstComeDevice", "Named", "NamedByKey", "PresentOrAbsent"]
+
+K = TypeVar("K", bound=Hashable)
+M = TypeVar("M")
+S = TypeVar("S")
+W = TypeVar("W")
+
+
+class PresentOrAbsent(Device[K, M, S, bool]):
+    """A device that is attached or not: nothing else about it changes."""
+
+    def wanted(self, entry: Entry[K, M, S, bool]) -> bool | None:
+        """Return True while any ticket wants it."""
+        return True if entry.holders or entry.waiters else None
+
+
+class FirstComeDevice(Device[K, M, S, M]):
+    """A device that is applied as its first member asks for it."""
+
+    def wanted(self, entry: Entry[K, M, S, M]) -> M | None:
+        """Return what is applied, or the first member, while any ticket wants it."""
+        if not entry.wanted:
+            return None
+        return next(entry.members()) if entry.applied is None else entry.applied
+
+    @staticmethod
+    def check_same(entry: Entry[K, M, S, M] | None, member: M, refusal: str) -> None:
+        """Refuse a member that differs from what is applied or wanted.
+
+        :param entry: the entry of the key, if any.
+        :raises OptionsError: with ``refusal`` as its message.
+        """
+        # An applied entry without tickets exists too, for instance if its removal was refused.
+        if entry is not None and any(o != member for o in (*entry.members(), entry.applied or member)):
+            raise OptionsError(refusal)
+
+
+class Named(Device[K, M, str, W]):
+    """A device whose slots are names that others choose.
+
+    :param fold: returns one spelling for all names of the same slot.
+    """
+
+    def __init__(self, fold: Callable[[str], str] = str) -> None:
+        self._names = Names(fold)
+
+    def vacate(self, key: K, slot: str) -> None:
+        """Free the name."""
+        self._names.free(slot)
+
+    def dump(self) -> tuple[str, ...]:
+        """Return the names that are taken."""
+        return self._names.dump()
+
+    def load(self, state: tuple[str, ...]) -> None:
+        """Load what :meth:`dump` returned."""
+        self._names.load(state)
+
+
+class NamedByKey(Named[str, M, W]):
+    """A device whose slot is its key. While the slot is withheld, the key cannot be used."""
+
+    #: The refusal of a key whose slot is withheld; ``{}`` is the key.
+    withheld: ClassVar[str]
+
+    def place(self, key: str, member: M) -> str:
+        """Take the name.
+
+        :raises NoSpaceError: it is withheld.
+        """
+        if not self._names.take(key):
+            raise NoSpaceError(self.withheld.format(key))
+        return key
