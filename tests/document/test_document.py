@@ -136,6 +136,8 @@ def test_a_plan_does_not_show_its_document() -> None:
 # Any options
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=6)
+PATH = st.sampled_from(["C:\\boot", "D:/x/", "\\\\?\\C:\\y", ""])
+HOST_PATHS = ("bundle_directory", "debug_data_path", "boot_files_root_path", "uvm_reference_info_file")
 HOSTS = st.builds(
     HostInfo,
     build=st.sampled_from([17134, 17763, 18362, 19043, 26100]),
@@ -152,6 +154,7 @@ def options_of(cls: type, **special: st.SearchStrategy[Any]) -> st.SearchStrateg
         "int": st.integers(0, 4),
         "tuple[int, ...]": st.lists(st.integers(0, 3), max_size=2).map(tuple),
     }
+    special = {**dict.fromkeys(HOST_PATHS, PATH), **special}
     optional = {
         f.name: special[f.name] if f.name in special else kinds[str(f.type).removesuffix(" | None")]
         for f in attrs.fields(cls)

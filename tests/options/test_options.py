@@ -67,8 +67,8 @@ def wcow(**options: Any) -> WCOWOptions:
         ({"console_pipe": "a\0b"}, "console_pipe must be a string without NUL"),
         ({"cpu_group_id": None}, "cpu_group_id must be a string without NUL, not None"),
         (
-            {"resource_partition_id": "{" + GUID + "}"},
-            "resource_partition_id must be a GUID such as .*, not '{6fb1ab1e-",
+            {"resource_partition_id": GUID[:-1]},
+            "resource_partition_id must be a GUID such as .*, not '6fb1ab1e-",
         ),
         (
             {"hvsocket_services": {"log": HvSocketService()}},
@@ -127,7 +127,10 @@ def test_shared_options_that_cannot_work_are_refused(
         ({"guest_log_level": "loud"}, "guest_log_level must be 'trace' or"),
         ({"extra_vsock_ports": [2**32]}, "extra_vsock_ports must be a sequence, each item a whole number"),
         ({"assigned_devices": ["x"]}, "assigned_devices must be a sequence, each item PCIDevice"),
-        ({"assigned_devices": [PCIDevice("a", 1), PCIDevice("a", 1)]}, "a, function 1, is assigned twice"),
+        (
+            {"assigned_devices": [PCIDevice("a", 1), PCIDevice("A", 1)]},
+            "assigned_devices has A, function 1, twice",
+        ),
         ({"guest_state_file": "k.vmgs", "security_policy": "s3cret!"}, "security_policy is not base64"),
     ],
 )

@@ -492,7 +492,7 @@ async def test_what_cannot_be_taken_back_is_noted_on_the_failure() -> None:
     backend.faults.refuse(to="revoke")
     with pytest.raises(HostError) as caught:
         await _enter(create(backend, wcow()))
-    assert ["taking back" in note for note in caught.value.__notes__] == [True]
+    assert ["rolling back" in note for note in caught.value.__notes__] == [True]
 
 
 async def test_an_amended_plan_is_what_is_created_and_a_failing_amendment_creates_nothing() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from uvm._document.boot import boot_directory
 from uvm._document.lcow import lcow_files_to_look_at, plan_lcow
-from uvm._document.paths import Files
+from uvm._document.paths import Files, with_host_paths
 from uvm._document.plan import (
     AssignedDevice,
     CopyFile,
@@ -41,13 +41,14 @@ __all__ = [
 
 
 def files_to_look_at(options: LCOWOptions | WCOWOptions, host: HostInfo) -> tuple[str, ...]:
-    """Name the host paths whose :class:`~uvm.backend.FileInfo` decides something.
+    """Return the host paths whose :class:`~uvm.backend.FileInfo` decides something.
 
-    :raises OptionsError: the options do not say where the boot files are, and the host has no default.
+    :raises OptionsError: the options do not say where the boot files are, and the host has no default; or the
+        path of one is not an absolute one.
     """
     if isinstance(options, LCOWOptions):
         return lcow_files_to_look_at(options, host)
-    return wcow_files_to_look_at(options)
+    return wcow_files_to_look_at(options, host)
 
 
 def plan_creation(
@@ -55,12 +56,13 @@ def plan_creation(
 ) -> CreationPlan:
     """Plan the creation of a VM.
 
-    :param files: what is at the paths that :func:`files_to_look_at` names, None where nothing is.
+    :param files: what is at the paths that :func:`files_to_look_at` returns; None if nothing is there.
     :param id: the compute system's id.
     :param new_id: makes the GUIDs of assigned devices.
     :raises OptionsError: the options do not fit the host, for instance a boot file that is missing.
     :raises NotSupportedError: the host lacks what is asked; the message names the build that has it.
     """
+    options = with_host_paths(options, host)
     if isinstance(options, LCOWOptions):
         return plan_lcow(options, host, files, id=id, new_id=new_id)
     return plan_wcow(options, host, files, id=id)

@@ -8,6 +8,7 @@ from attrs import frozen
 
 from uvm._document.common import requested_processors
 from uvm._document.paths import Files, join
+from uvm._names import host_path
 from uvm._wire.ports import LINUX_ENTROPY_PORT, LINUX_LOG_PORT
 from uvm.backend import HostInfo
 from uvm.errors import OptionsError
@@ -35,12 +36,12 @@ class LinuxBoot:
 
 
 def boot_directory(options: LCOWOptions, host: HostInfo) -> str:
-    """Give the directory of the boot files.
+    """Return the directory of the boot files.
 
-    :raises OptionsError: there is no default on a host whose paths are not Windows's.
+    :raises OptionsError: there is no default on a host whose paths are not Windows's, or it is relative.
     """
     if options.boot_files_path is not None:
-        return join(host, options.boot_files_path)
+        return host_path(options.boot_files_path, host.paths, "boot_files_path")
     if host.paths != "windows":
         raise OptionsError("boot_files_path must be given: this host has no default directory of boot files")
     return _DEFAULT_DIRECTORY

@@ -7,6 +7,7 @@ import hashlib
 import json
 from typing import Any
 
+from uvm._names import guid_key, pipe_path
 from uvm.backend import JSON, HostInfo
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import HvSocketService, Options, decode_policy
@@ -182,10 +183,26 @@ def _service(service: HvSocketService) -> HvSocketServiceConfig:
     )
 
 
-def add_consoles(devices: Devices, options: Options) -> None:
+def add_service(table: dict[str, HvSocketServiceConfig], service_id: str, binds: str) -> None:
+    """Add a service that a guest needs, in place of one of the options; administrators connect to it.
+
+    :param binds: the SDDL of those who may listen.
+    """
+    for other in [each for each in table if guid_key(each) == service_id]:
+        del table[other]
+    table[service_id] = HvSocketServiceConfig(
+        allow_wildcard_binds=True,
+        bind_security_descriptor=binds,
+        connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
+    )
+
+
+def add_consoles(devices: Devices, options: Options, host: HostInfo) -> None:
     """Add the serial and the video console, where they are asked for."""
     if options.console_pipe:
-        devices.com_ports = {"0": ComPort(named_pipe=options.console_pipe)}
+        windows = host.paths == "windows"
+        pipe = pipe_path(options.console_pipe, "console_pipe") if windows else options.console_pipe
+        devices.com_ports = {"0": ComPort(named_pipe=pipe)}
     if options.graphics_console:
         devices.keyboard = Keyboard()
         devices.enhanced_mode_video = EnhancedModeVideo()

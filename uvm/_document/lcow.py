@@ -18,6 +18,7 @@ from uvm._document.common import (
     SECURE_BOOT_TEMPLATE,
     SYSTEM_AND_ADMINISTRATORS,
     add_consoles,
+    add_service,
     finish,
     hvsocket_services,
     launch_data,
@@ -32,6 +33,7 @@ from uvm._document.common import (
 )
 from uvm._document.paths import Files, join, need_file
 from uvm._document.plan import AssignedDevice, CopyFile, CreationPlan, GrantAccess
+from uvm._names import host_path_key
 from uvm._wire.ports import (
     FIRST_STDIO_PORT,
     LINUX_ENTROPY_PORT,
@@ -48,7 +50,6 @@ from uvm.schema.devices import (
     Attachment,
     Devices,
     HvSocket2,
-    HvSocketServiceConfig,
     HvSocketSystemConfig,
     Plan9,
     Scsi,
@@ -149,7 +150,7 @@ def _plan_plain(
         plan9=Plan9(),
         virtual_pci={d.vmbus_guid: _pci_device(d, nodes) for d in assigned},
     )
-    add_consoles(devices, options)
+    add_consoles(devices, options, host)
     vm = VirtualMachine(
         stop_on_reset=True,
         chipset=_chipset(boot, kernel_command_line(options, host, boot, vpmem=counts.vpmem > 0)),
@@ -254,6 +255,10 @@ def _plan_isolated(
         raise OptionsError("guest_state_file brings the root file system: rootfs_type must be 'none'")
     if not options.dm_verity_rootfs_vhd:
         raise OptionsError("guest_state_file needs dm_verity_rootfs_vhd")
+    if not options.bundle_directory:
+        raise OptionsError(
+            "guest_state_file needs bundle_directory, for the VM's own copies of its boot files"
+        )
     directory = boot_directory(options, host)
     state_template = join(host, directory, options.guest_state_file)
     need_file(files, state_template, "the guest state file")
@@ -261,9 +266,14 @@ def _plan_isolated(
     need_file(files, rootfs_template, "the dm-verity root file system")
     state = join(host, options.bundle_directory, options.guest_state_file)
     rootfs = join(host, options.bundle_directory, _DM_VERITY_ROOTFS)
-    same = host.path.normcase
-    if same(state) == same(state_template) or same(rootfs) == same(rootfs_template):
-        raise OptionsError("bundle_directory must not be boot_files_path: the VM gets copies of its files")
+    if (
+        len({host_path_key(path, host.paths) for path in (state, rootfs, state_template, rootfs_template)})
+        < 4
+    ):
+        raise OptionsError(
+            f"the VM's own copies {state} and {rootfs} would lie over each other or over {state_template} or"
+            f" {rootfs_template}: bundle_directory must not be boot_files_path"
+        )
     on_scsi = options.dm_verity_mode and counts.scsi > 0
     devices = Devices(
         scsi=_scsi(counts, rootfs if on_scsi else None),
@@ -319,12 +329,8 @@ def _isolated_sockets(options: LCOWOptions) -> HvSocketSystemConfig:
     """Open the vsock ports that an isolated guest needs, one by one."""
     table = hvsocket_services(options)
     ports = (LINUX_ENTROPY_PORT, LINUX_LOG_PORT, LINUX_GCS_PORT, FIRST_STDIO_PORT)
-    for port in (*ports, *options.extra_vsock_ports):
-        table[vsock_service_id(port)] = HvSocketServiceConfig(
-            allow_wildcard_binds=True,
-            bind_security_descriptor=_EVERYBODY,
-            connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
-        )
+    for port in dict.fromkeys((*ports, *options.extra_vsock_ports)):
+        add_service(table, vsock_service_id(port), _EVERYBODY)
     return HvSocketSystemConfig(
         default_bind_security_descriptor=_EVERYBODY,
         default_connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,

@@ -2,46 +2,74 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from functools import lru_cache
-from types import ModuleType
+from typing import Any, TypeVar
 
+from attrs import evolve
+
+from uvm._names import PathFlavour, go_clean, host_path
 from uvm.backend import FileInfo, HostInfo
 from uvm.errors import OptionsError
+from uvm.options import BlockCIMBootFiles, LCOWOptions, VmbFSBootFiles, WCOWOptions
 
-#: What was found at the paths that :func:`uvm._document.files_to_look_at` names; None where nothing is.
+#: What was found at the paths that :func:`uvm._document.files_to_look_at` names; None if nothing is there.
 Files = Mapping[str, FileInfo | None]
 
+T = TypeVar("T", bound=LCOWOptions | WCOWOptions | VmbFSBootFiles | BlockCIMBootFiles)
 
-def join(host: HostInfo, *parts: str) -> str:
-    r"""Join parts and clean the result, as Go's ``filepath.Join`` does.
+#: The options that hold paths of the host, as opposed to names of files in one.
+_HOST_PATHS: dict[type, tuple[str, ...]] = {
+    LCOWOptions: ("boot_files_path", "bundle_directory"),
+    WCOWOptions: (
+        "dump_directory",
+        "bundle_directory",
+        "debug_data_path",
+        "boot_files_root_path",
+        "guest_state_file",
+        "uvm_reference_info_file",
+        "uvm_hash_envelope_reference_info_file",
+    ),
+    VmbFSBootFiles: ("os_files_path", "scratch_vhd_path"),
+    BlockCIMBootFiles: ("boot_cim_vhd_path", "efi_vhd_path", "scratch_vhd_path"),
+}
 
-    Unlike Python's, it never drops a part: ``C:\a`` and ``\b`` are ``C:\a\b``. Nor does it make a network
-    path of what was none: ``\`` and ``\b`` are ``\b``.
+
+def with_host_paths(options: T, host: HostInfo) -> T:
+    """Return options whose host paths are cleaned.
+
+    :raises OptionsError: a path is not an absolute one of this host.
     """
-    return _joined(host.path, *parts)
+    changed: dict[str, Any] = {}
+    for name in _HOST_PATHS[type(options)]:
+        path = getattr(options, name)
+        if path and (clean := host_path(path, host.paths, name)) != path:
+            changed[name] = clean
+    return evolve(options, **changed) if changed else options
+
+
+def join(host: HostInfo, directory: str, name: str) -> str:
+    r"""Return the path of a name in a directory, cleaned as Go's ``filepath.Join`` does.
+
+    Unlike Python's, it never drops the directory: ``C:\a`` and ``\b`` are ``C:\a\b``.
+    """
+    return _joined(host.paths, directory, name)
 
 
 # The same few paths are joined when they are looked at and when the document is built.
 @lru_cache(maxsize=256)
-def _joined(path: ModuleType, *parts: str) -> str:
-    separators = path.sep + (path.altsep or "")
-    joined = ""
-    for part in filter(None, parts):
-        if not joined:
-            joined = part
-        elif joined[-1] in separators:
-            joined += part.lstrip(separators)
-        elif joined[-1] == ":" and path.altsep:
-            # On Windows, that is relative to the drive's current directory.
-            joined += part
-        else:
-            joined += path.sep + part
-    return str(path.normpath(joined)) if joined else ""
+def _joined(flavour: PathFlavour, directory: str, name: str) -> str:
+    posix = flavour == "posix"
+    separators, ends = ("/", "/") if posix else ("\\/", ("\\", "/", ":"))
+    if directory:
+        # A drive and a name are relative to the drive's current directory.
+        name = name.lstrip(separators) if directory.endswith(ends) else separators[0] + name
+    return posixpath.normpath(directory + name) if posix else go_clean(directory + name)
 
 
 def need_file(files: Files, path: str, what: str) -> FileInfo:
-    """Give what is known of a file.
+    """Return what is known of a file.
 
     :raises OptionsError: it is not there, or is a directory.
     """
@@ -54,7 +82,7 @@ def need_file(files: Files, path: str, what: str) -> FileInfo:
 
 
 def need_directory(files: Files, path: str, what: str) -> None:
-    """Make sure of a directory.
+    """Check that a directory is there.
 
     :raises OptionsError: it is not there, or is a file.
     """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from uvm._document.common import (
     SECURE_BOOT_TEMPLATE,
     SYSTEM_AND_ADMINISTRATORS,
     add_consoles,
+    add_service,
     finish,
     hvsocket_services,
     launch_data,
@@ -19,10 +20,12 @@ from uvm._document.common import (
     storage_qos,
     topology,
 )
-from uvm._document.paths import Files, join, need_directory
+from uvm._document.paths import Files, join, need_directory, with_host_paths
 from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
+from uvm._names import host_path, host_path_key
 from uvm._wire.ports import WINDOWS_LOG_SERVICE
 from uvm.backend import HostInfo
+from uvm.errors import OptionsError
 from uvm.options import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
 from uvm.schema import common as schema
 from uvm.schema.devices import (
@@ -57,9 +60,10 @@ _UNFORMATTED_SCRATCH = "a7b3c5d1-4e2f-4a8b-9c6d-1e3f5a7b9c2d"
 _DIRECT_FILE_MAPPING_MB = 1024
 
 
-def wcow_files_to_look_at(options: WCOWOptions) -> tuple[str, ...]:
-    """Name the host paths that decide something."""
-    return (options.dump_directory,) if options.dump_directory else ()
+def wcow_files_to_look_at(options: WCOWOptions, host: HostInfo) -> tuple[str, ...]:
+    """Return the host paths that decide something."""
+    directory = options.dump_directory
+    return (host_path(directory, host.paths, "dump_directory"),) if directory else ()
 
 
 @frozen
@@ -74,10 +78,11 @@ class _Boot:
 
 def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) -> CreationPlan:
     """Plan the creation of a VM with a Windows guest."""
-    if isinstance(options.boot_files, BlockCIMBootFiles):
-        boot = _boot_from_disks(options, options.boot_files, host)
+    files_of_boot = with_host_paths(options.boot_files, host)
+    if isinstance(files_of_boot, BlockCIMBootFiles):
+        boot = _boot_from_disks(options, files_of_boot, host)
     else:
-        boot = _boot_from_directory(options, options.boot_files, host)
+        boot = _boot_from_directory(options, files_of_boot, host)
     vm = VirtualMachine(
         stop_on_reset=True,
         chipset=boot.chipset,
@@ -94,7 +99,7 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
         vm.debug_options = _debug_options(options, host, id)
         preparations = (GrantAccess(options.dump_directory, to_vm_group=True, mask="all"), *preparations)
     if options.security_policy_enabled:
-        _confide(vm, options)
+        _make_confidential(vm, options)
     return CreationPlan(
         document=finish(options, vm, minor=5 if options.security_policy_enabled else 1),
         os="windows",
@@ -119,7 +124,7 @@ def _devices(options: WCOWOptions, host: HostInfo, boot: _Boot, id: str) -> Devi
         hv_socket=HvSocket2(hv_socket_config=sockets),
         virtual_smb=VirtualSmb(shares=[boot.share], direct_file_mapping_in_mb=_DIRECT_FILE_MAPPING_MB),
     )
-    add_consoles(devices, options)
+    add_consoles(devices, options, host)
     if options.dump_directory:
         dump = WindowsCrashReporting(
             dump_file_name=_dump_file(options, host, id, "windows-crash"), dump_type="Full"
@@ -144,11 +149,7 @@ def _debug_options(options: WCOWOptions, host: HostInfo, id: str) -> DebugOption
 def _services(options: WCOWOptions) -> dict[str, HvSocketServiceConfig]:
     table = hvsocket_services(options)
     if options.log_forwarding:
-        table[WINDOWS_LOG_SERVICE] = HvSocketServiceConfig(
-            allow_wildcard_binds=True,
-            bind_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
-            connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
-        )
+        add_service(table, WINDOWS_LOG_SERVICE, SYSTEM_AND_ADMINISTRATORS)
     return table
 
 
@@ -204,6 +205,9 @@ def _boot_from_directory(options: WCOWOptions, files: VmbFSBootFiles, host: Host
 
 def _boot_from_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostInfo) -> _Boot:
     """Boot a confidential VM from disks; its scratch has to be the first of them."""
+    if not options.bundle_directory:
+        raise OptionsError("a confidential VM needs bundle_directory, for the directory that is made for it")
+    files = _boot_disks(options, files, host)
     share_path = join(host, options.bundle_directory, "EmptyDoNotModify")
     share_options = VirtualSmbShareOptions(read_only=True, share_read=True, no_oplocks=True)
     return _Boot(
@@ -226,6 +230,23 @@ def _boot_from_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostI
     )
 
 
+def _boot_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostInfo) -> BlockCIMBootFiles:
+    """Return the boot disks, those that are not named under the root of the boot files.
+
+    :raises OptionsError: one disk is named twice.
+    """
+    root = options.boot_files_root_path
+    files = evolve(
+        files,
+        boot_cim_vhd_path=files.boot_cim_vhd_path or join(host, root, "rootfs.vhd"),
+        efi_vhd_path=files.efi_vhd_path or join(host, root, "boot.vhd"),
+    )
+    paths = (files.scratch_vhd_path, files.efi_vhd_path, files.boot_cim_vhd_path)
+    if len({host_path_key(path, host.paths) for path in paths}) < len(paths):
+        raise OptionsError(f"boot_files names one disk twice: {', '.join(paths)}")
+    return files
+
+
 def _confidential_chipset(options: WCOWOptions) -> Chipset:
     uefi = Uefi(apply_secure_boot_template="Skip")
     if not options.disable_secure_boot:
@@ -236,7 +257,7 @@ def _confidential_chipset(options: WCOWOptions) -> Chipset:
     return Chipset(uefi=uefi, firmware_file=FirmwareFile(parameters=parameters))
 
 
-def _confide(vm: VirtualMachine, options: WCOWOptions) -> None:
+def _make_confidential(vm: VirtualMachine, options: WCOWOptions) -> None:
     """Isolate the VM, and have the hardware attest its security policy."""
     # The first VM version with the SNP features.
     vm.version = schema.Version(major=12)
@@ -254,9 +275,9 @@ def _confide(vm: VirtualMachine, options: WCOWOptions) -> None:
 
 def _keepsakes(options: WCOWOptions, host: HostInfo, id: str) -> tuple[Preparation, ...]:
     """Say what ``debug_mode`` keeps: the scratch and the EFI disk of a confidential VM."""
-    boot = options.boot_files
-    if not options.debug_mode or not isinstance(boot, BlockCIMBootFiles):
+    if not options.debug_mode or not isinstance(options.boot_files, BlockCIMBootFiles):
         return ()
+    boot = _boot_disks(options, options.boot_files, host)
     copies = (
         CopyFile(path, join(host, options.debug_data_path, f"{id}_{host.path.basename(path)}"))
         for path in (boot.scratch_vhd_path, boot.efi_vhd_path)

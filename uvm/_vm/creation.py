@@ -1,16 +1,17 @@
-"""From options to a compute system: what is done on the host before one exists, and with its guest first.
+"""Create the compute system of a VM: decide, prepare the host, create; roll back what fails or is cancelled.
 
-Whatever fails or is cancelled on the way is taken back here.
+What has been prepared is noted as it is made, and removed when the VM closes.
 """
 
 from __future__ import annotations
 
 import base64
+import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import anyio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from uvm._buses.access import Access
 from uvm._buses.context import Context
@@ -28,10 +29,10 @@ from uvm._document import (
     plan_creation,
 )
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
-from uvm.errors import HostError
+from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError
 from uvm.hresult import HResult
 from uvm.options import LCOWOptions, WCOWOptions
-from uvm.schema.guest import ConfidentialOptions
+from uvm.schema.guest import RESOURCE_SECURITY_POLICY, ConfidentialOptions
 from uvm.schema.requests import ADD, ModificationRequest
 
 _log = logging.getLogger("uvm")
@@ -39,28 +40,96 @@ _log = logging.getLogger("uvm")
 
 #: A signed measurement is a few KiB; anything near this is not one.
 _REFERENCE_INFO_MAX_BYTES = 1 << 20
+#: Their names under the root of the boot files of a confidential Windows VM (hcsshim internal/vm/vmutils).
+_REFERENCE_INFO = ("reference_info.cose", "reference_info_hash_envelope.cose")
 
 
 @define
 class HostArtifacts:
-    """The grants and files of one VM on its host, which closing it undoes.
+    """What the creation of a VM leaves on the host, to remove when the VM closes.
 
-    :ivar grants: paths to which the VM itself was granted access. Grants to the VM group are shared with
-        other VMs and stay.
+    :ivar grants: paths to which the VM itself has access. Grants to the VM group are shared with other VMs
+        and stay.
     :ivar files: files that were made for this VM alone.
+    :ivar directories: directories that were not there before, parents first; only empty ones are removed.
     """
 
+    backend: Backend
+    host: HostInfo
+    plan: CreationPlan
     grants: list[str] = field(factory=list)
     files: list[str] = field(factory=list)
+    directories: list[str] = field(factory=list)
+
+    async def prepare(self, steps: Sequence[Preparation]) -> None:
+        """Carry out steps of the plan on the host, noting what to remove."""
+        for step in steps:
+            match step:
+                case CopyFile(source, target):
+                    await self._make_directory(self.host.path.dirname(target))
+                    await self._copy(source, target)
+                case MakeDirectory(path):
+                    await self._make_directory(path)
+                case SetDiskId(path, disk_id):
+                    await self.backend.files.set_disk_id(path, disk_id)
+                case GrantAccess(path, to_vm_group, mask):
+                    if not to_vm_group:
+                        self.grants.append(path)
+                    await self.backend.grant_access(path, VM_GROUP if to_vm_group else self.plan.id, mask)
+
+    async def _make_directory(self, path: str) -> None:
+        missing: list[str] = []
+        for directory in _upwards(path, self.host):
+            if await self.backend.files.stat(directory) is not None:
+                break
+            missing.insert(0, directory)
+        self.directories += missing
+        await self.backend.files.mkdir(path)
+
+    async def _copy(self, source: str, target: str) -> None:
+        made_for_it = target in self.plan.leftovers
+        if made_for_it:
+            self.files.append(target)
+        try:
+            await self.backend.files.copy(source, target)
+        except Exception as error:
+            if made_for_it and is_refusal(error):
+                # Whatever is there is not ours.
+                self.files.remove(target)
+            raise
+
+    async def remove(self) -> list[Exception]:
+        """Revoke and remove all of it; return the errors of what could not be."""
+        errors: list[Exception] = []
+        for path in self.grants:
+            try:
+                await self.backend.revoke_access(path, self.plan.id)
+            except Exception as error:
+                errors.append(error)
+        for path in (*self.files, *reversed(self.directories)):
+            try:
+                await self.backend.files.remove(path)
+            except Exception as error:
+                # A directory that is not empty has got another use meanwhile.
+                if path not in self.directories or not isinstance(error, HostPathError):
+                    errors.append(error)
+        return errors
+
+
+def _upwards(path: str, host: HostInfo) -> Iterator[str]:
+    """Yield a directory and its parents, without the root."""
+    while (parent := host.path.dirname(path)) != path:
+        yield path
+        path = parent
 
 
 @frozen
 class Settings:
-    """How a VM is to be created, beside its options.
+    """How to create a VM, beside its options.
 
-    :ivar concurrency: in place of what the host says.
-    :ivar amend: has the last word on the plan.
-    :ivar grace_seconds: how long to wait for what hangs, when something has to be taken back or ended.
+    :ivar concurrency: in place of the host's.
+    :ivar amend: returns the plan to carry out in place of the one that follows from the options.
+    :ivar grace_seconds: how long each step of rolling back or ending may take.
     """
 
     concurrency: Concurrency | None
@@ -71,98 +140,62 @@ class Settings:
 async def create(
     options: LCOWOptions | WCOWOptions, backend: Backend, settings: Settings
 ) -> tuple[Context, System, HostArtifacts]:
-    """Create a compute system for options, with what its devices need to know, and what it left on the host.
+    """Create a compute system, and return what its devices need to know and what is left on the host.
 
-    Where it fails or is cancelled, nothing stays behind.
+    If it fails or is cancelled, nothing stays behind.
     """
     host = await backend.host()
     plan = await build_plan(options, backend, host)
     if settings.amend is not None:
-        plan = settings.amend(plan)
-    artifacts = HostArtifacts()
-    system = await create_system(plan, backend, artifacts, settings.grace_seconds, fresh_id=not options.id)
+        plan = _amended(plan, settings.amend)
+    artifacts = HostArtifacts(backend, host, plan)
+    system = await create_system(artifacts, settings.grace_seconds, fresh_id=not options.id)
     link = Link(plan.id, system, exit_grace_seconds=settings.grace_seconds)
     concurrency = settings.concurrency or host.concurrency
     context = Context(backend, host, options, plan, concurrency, link, Access(backend, link))
     return context, system, artifacts
 
 
+def _amended(plan: CreationPlan, amend: Callable[[CreationPlan], CreationPlan]) -> CreationPlan:
+    """Return a copy of the amended plan, which the caller may go on changing."""
+    amended: object = amend(plan)
+    if not isinstance(amended, CreationPlan):
+        raise OptionsError(f"amend returned a {type(amended).__name__}, not the CreationPlan to carry out")
+    return evolve(amended, document=copy.deepcopy(amended.document))
+
+
 async def build_plan(options: LCOWOptions | WCOWOptions, backend: Backend, host: HostInfo) -> CreationPlan:
     """Look at the host and decide everything about the system to create.
 
-    :raises OptionsError: the options cannot work on this host.
-    :raises NotSupportedError: the host is too old for them.
+    :raises OptionsError: the options cannot work on this host, or one of them has no effect.
+    :raises NotSupportedError: the host is too old for them, or an option is not supported yet.
     """
+    options.check_effects()
+    if options.network_config_proxy:
+        raise NotSupportedError(
+            f"network_config_proxy: {options.network_config_proxy!r} cannot be asked for adapters:"
+            " the client of network configuration proxies is missing; attach adapters with vm.network"
+        )
     files = {path: await backend.files.stat(path) for path in files_to_look_at(options, host)}
     system_id = options.id or backend.new_id()
     return plan_creation(options, host, files, id=system_id, new_id=backend.new_id)
 
 
-async def perform(
-    steps: Sequence[Preparation], plan: CreationPlan, backend: Backend, artifacts: HostArtifacts
-) -> None:
-    """Do on the host what a plan asks for, noting what is to be taken back."""
-    for step in steps:
-        match step:
-            case CopyFile(source, target):
-                await _copy(source, target, plan, backend, artifacts)
-            case MakeDirectory(path):
-                await backend.files.mkdir(path)
-            case SetDiskId(path, disk_id):
-                await backend.files.set_disk_id(path, disk_id)
-            case GrantAccess(path, to_vm_group, mask):
-                if not to_vm_group:
-                    artifacts.grants.append(path)
-                await backend.grant_access(path, VM_GROUP if to_vm_group else plan.id, mask)
+async def create_system(artifacts: HostArtifacts, grace_seconds: float, *, fresh_id: bool) -> System:
+    """Prepare the host and create the system. If it fails or is cancelled, nothing stays behind.
 
-
-async def _copy(
-    source: str, target: str, plan: CreationPlan, backend: Backend, artifacts: HostArtifacts
-) -> None:
-    made_for_it = target in plan.leftovers
-    if made_for_it:
-        artifacts.files.append(target)
-    try:
-        await backend.files.copy(source, target)
-    except Exception as error:
-        if made_for_it and is_refusal(error):
-            # Whatever is there is not ours.
-            artifacts.files.remove(target)
-        raise
-
-
-async def take_back(artifacts: HostArtifacts, backend: Backend, vm_id: str) -> list[Exception]:
-    """Revoke and remove what was left on the host; gives the errors of what could not be."""
-    errors: list[Exception] = []
-    for path in artifacts.grants:
-        try:
-            await backend.revoke_access(path, vm_id)
-        except Exception as error:
-            errors.append(error)
-    for path in artifacts.files:
-        try:
-            await backend.files.remove(path)
-        except Exception as error:
-            errors.append(error)
-    return errors
-
-
-async def create_system(
-    plan: CreationPlan, backend: Backend, artifacts: HostArtifacts, grace_seconds: float, *, fresh_id: bool
-) -> System:
-    """Prepare the host and create the system. Where it fails or is cancelled, nothing stays behind.
-
-    :param fresh_id: nobody else can have a system of that id.
+    :param fresh_id: no other system can have that id.
     """
+    plan, backend = artifacts.plan, artifacts.backend
     if not fresh_id:
         await _refuse_if_there(plan.id, backend)
     try:
-        await perform(plan.preparations, plan, backend, artifacts)
+        await artifacts.prepare(plan.preparations)
         return await _create(plan, backend, grace_seconds)
     except BaseException as failure:
         with anyio.move_on_after(grace_seconds, shield=True):
-            for error in await take_back(artifacts, backend, plan.id):
-                failure.add_note(f"and taking back what had been done for it failed: {error}")
+            for error in await artifacts.remove():
+                failure.add_note(f"and rolling back what had been prepared for it failed: {error}")
         raise
 
 
@@ -206,20 +239,20 @@ async def _remove_if_there(system_id: str, backend: Backend) -> None:
 async def security_policy_request(
     options: LCOWOptions | WCOWOptions, plan: CreationPlan, backend: Backend, host: HostInfo
 ) -> ModificationRequest | None:
-    """Make the guest's first request of a confidential VM: its policy and signed measurements.
+    """Return the guest's first request of a confidential VM: its policy and signed measurements.
 
     Source: hcsshim internal/uvm/security_policy.go. A measurement file that does not exist is left out.
     """
     if not options.security_policy_enabled:
         return None
-    root = ""
-    if isinstance(options, LCOWOptions):
-        root = boot_directory(options, host)
+    root = boot_directory(options, host) if isinstance(options, LCOWOptions) else options.boot_files_root_path
+    # The names of a Linux VM have defaults, and empty ones mean none.
+    defaults = ("", "") if isinstance(options, LCOWOptions) or not root else _REFERENCE_INFO
 
     async def encoded(name: str) -> str:
         if not name:
             return ""
-        path = host.path.join(root, name) if root else name
+        path = host.path.join(root, name)
         if await backend.files.stat(path) is None:
             _log.debug("%s: no reference info file %s", plan.id, path)
             return ""
@@ -227,11 +260,13 @@ async def security_policy_request(
 
     return ModificationRequest(
         request_type=ADD,
-        resource_type="SecurityPolicy",
+        resource_type=RESOURCE_SECURITY_POLICY,
         settings=ConfidentialOptions(
             enforcer_type=options.security_policy_enforcer,
             encoded_security_policy=options.security_policy,
-            encoded_uvm_reference=await encoded(options.uvm_reference_info_file),
-            encoded_uvm_hash_envelope_reference=await encoded(options.uvm_hash_envelope_reference_info_file),
+            encoded_uvm_reference=await encoded(options.uvm_reference_info_file or defaults[0]),
+            encoded_uvm_hash_envelope_reference=await encoded(
+                options.uvm_hash_envelope_reference_info_file or defaults[1]
+            ),
         ),
     )

@@ -17,7 +17,7 @@ from uvm._buses.context import Context
 from uvm._document import CreationPlan
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
-from uvm._vm.creation import HostArtifacts, Settings, create, perform, take_back
+from uvm._vm.creation import HostArtifacts, Settings, create
 from uvm._vm.guest import GuestServices
 from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer, mount_layers
 from uvm._vm.settings import RuntimeSettings
@@ -389,10 +389,10 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
         _raise_all(await self.context.access.revoke_all())
 
     async def _keep(self) -> None:
-        await perform(self.plan.keepsakes, self.plan, self.context.backend, self._artifacts)
+        await self._artifacts.prepare(self.plan.keepsakes)
 
     async def _clean_up(self) -> None:
-        _raise_all(await take_back(self._artifacts, self.context.backend, self.id))
+        _raise_all(await self._artifacts.remove())
 
     # Containers.
 

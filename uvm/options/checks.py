@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -10,47 +11,86 @@ from typing import Any
 
 import attrs
 
+from uvm._arguments import are_items
+from uvm._names import HostPath
 from uvm.errors import OptionsError
 
-#: Key of an option's metadata: the field's name in hcsshim, dotted where it is nested; absent if it is ours.
+#: Key of an option's metadata: the field's name in hcsshim, dotted if it is nested; absent if it is ours.
 HCSSHIM = "hcsshim"
-#: Key of an option's metadata: True where hcsshim's field says the opposite.
+#: Key of an option's metadata: True if hcsshim's field says the opposite.
 INVERTED = "inverted"
 _CHECK = "check"
 
 U16, U32, U64, I32 = 2**16 - 1, 2**32 - 1, 2**64 - 1, 2**31 - 1
 
-#: Gives None for an allowed value, else what would be allowed.
+#: Returns None for an allowed value, else what would be allowed.
 Check = Callable[[Any], str | None]
 
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 def go(name: str | None, check: Check, *, inverted: bool = False) -> dict[str, Any]:
-    """Make the metadata of an option: its name in hcsshim (None: it is ours) and what it may hold."""
+    """Return the metadata of an option: its name in hcsshim (None if it is ours) and what it may hold."""
     return {_CHECK: check, **({HCSSHIM: name} if name else {}), **({INVERTED: True} if inverted else {})}
 
 
 @cache
 def _checked(cls: type) -> tuple[attrgetter[Any], tuple[Any, ...], tuple[attrs.Attribute[Any], ...]]:
-    """Give how to get all values, the defaults, and the fields, in the same order."""
+    """Return how to get all values, the defaults, and the fields, in the same order."""
     fields = attrs.fields(cls)
     return attrgetter(*(f.name for f in fields)), tuple(f.default for f in fields), fields
 
 
-def check_fields(options: attrs.AttrsInstance) -> None:
-    """Check each option by itself; ``__attrs_post_init__`` of every class of options.
+def check_fields(options: attrs.AttrsInstance) -> dict[str, Any]:
+    """Check each option by itself, and return those that differ from their defaults.
 
-    :raises OptionsError: naming the option, what was given (unless it is secret) and what is allowed.
+    :raises OptionsError: naming the option, its value (unless it is secret) and what is allowed.
     """
     values, defaults, fields = _checked(options.__class__)
+    given = {}
     for value, default, field in zip(values(options), defaults, fields, strict=True):
         if value is default:
             continue
         allowed = field.metadata[_CHECK](value)
         if allowed is not None:
-            given = repr(value) if field.repr else "what was given"
-            raise OptionsError(f"{options.__class__.__name__}.{field.name} must be {allowed}, not {given}")
+            shown = repr(value) if field.repr else "what was given"
+            raise OptionsError(f"{options.__class__.__name__}.{field.name} must be {allowed}, not {shown}")
+        if value != default:
+            given[field.name] = value
+    return given
+
+
+# Converters leave what is of the wrong type as it is: the checks name it.
+
+
+def path(value: HostPath) -> str:
+    """Return a path as text."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def optional_path(value: HostPath | None) -> str | None:
+    """Return a path as text; None stays."""
+    return None if value is None else path(value)
+
+
+def items_or_value(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Copy a sequence, so that nobody changes it."""
+    return tuple(values) if are_items(values) else values  # type: ignore[return-value]
+
+
+def without_mark(value: str) -> str:
+    """Return text that was read from a file without its byte order mark."""
+    given: Any = value
+    return given.removeprefix("\ufeff") if isinstance(given, str) else value
+
+
+def plain_guid(value: str) -> str:
+    """Return a GUID without braces, in the case in which it was written."""
+    given: Any = value
+    if not isinstance(given, str):
+        return value
+    plain = given.strip()
+    return plain[1:-1].strip() if plain[:1] == "{" and plain[-1:] == "}" else plain
 
 
 def whole(maximum: int, minimum: int = 0) -> Check:
@@ -75,7 +115,7 @@ def text(value: Any) -> str | None:
 
 
 def guid(value: Any) -> str | None:
-    """Allow GUIDs in their plain form."""
+    """Allow GUIDs without braces, as :func:`plain_guid` makes them."""
     good = isinstance(value, str) and _GUID.fullmatch(value)
     return None if good else "a GUID such as 6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
 

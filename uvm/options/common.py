@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from attrs import field, frozen
 
+from uvm._names import guid_key
 from uvm.errors import OptionsError
 from uvm.options.checks import (
     I32,
@@ -22,9 +23,13 @@ from uvm.options.checks import (
     guid,
     instance,
     items,
+    items_or_value,
     optional_guid,
+    path,
+    plain_guid,
     text,
     whole,
+    without_mark,
 )
 
 #: As many as there are controller GUIDs.
@@ -35,6 +40,14 @@ _ANY_PHYSICAL_NODE = 0xFF
 _MAX_PHYSICAL_NODES = 64
 #: hcsshim counts nodes from 0 and allows the number 64, so there may be one more.
 _MAX_VIRTUAL_NODES = 65
+NUMA = (
+    "numa_max_processors_per_node",
+    "numa_max_memory_per_node_mb",
+    "numa_preferred_physical_nodes",
+    "numa_mapped_physical_nodes",
+    "numa_processor_counts",
+    "numa_memory_blocks",
+)
 
 
 @frozen(kw_only=True)
@@ -50,15 +63,25 @@ class HvSocketService:
         check_fields(self)
 
 
-# Converters leave what is of the wrong type as it is: the checks that follow name it.
-def integers(value: Sequence[int]) -> tuple[int, ...]:
-    """Make a list a tuple, so that options are immutable."""
-    return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]
-
-
 def _services(value: Mapping[str, HvSocketService]) -> Mapping[str, HvSocketService]:
     given: Any = value
-    return dict(given) if isinstance(given, Mapping) else given
+    if not isinstance(given, Mapping):
+        return value
+    services: list[tuple[Any, Any]] = [(plain_guid(each), service) for each, service in given.items()]
+    refuse_twice("hvsocket_services", [guid_key(each) for each, _ in services if isinstance(each, str)])
+    return dict(services)
+
+
+def refuse_twice(what: str, keys: Iterable[Hashable]) -> None:
+    """Refuse a sequence in which one thing is twice, however it is spelled.
+
+    :raises OptionsError: it has a key twice.
+    """
+    seen = set()
+    for key in keys:
+        if key in seen:
+            raise OptionsError(f"{what} has {key} twice")
+        seen.add(key)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -70,7 +93,7 @@ def _json_text(value: str | Mapping[str, Any] | None) -> str | None:
     if value is None:
         return None
     try:
-        source = value if isinstance(value, str) else json.dumps(dict(value), allow_nan=False)
+        source = without_mark(value) if isinstance(value, str) else json.dumps(dict(value), allow_nan=False)
         document = json.loads(source, parse_constant=_refuse_constant)
     except (TypeError, ValueError, RecursionError) as e:
         raise OptionsError(f"additional_json must be a JSON object: {e}") from e
@@ -81,50 +104,55 @@ def _json_text(value: str | Mapping[str, Any] | None) -> str | None:
 
 @frozen(kw_only=True)
 class Options:
-    r"""What Linux and Windows VMs have in common. A number 0 leaves the choice to the platform.
+    r"""What Linux and Windows VMs have in common. Host paths are absolute, and may be `os.PathLike`.
 
     :ivar id: the compute system's id; empty: a fresh GUID.
-    :ivar owner: who it belongs to, for lists of compute systems.
-    :ivar memory_mb: memory; an odd size is raised to the next even one.
-    :ivar low_mmio_gap_mb: size of the MMIO space below 4 GiB.
-    :ivar high_mmio_base_mb: where the MMIO space above 4 GiB starts.
-    :ivar high_mmio_gap_mb: size of the MMIO space above 4 GiB.
+    :ivar owner: the owner that lists of compute systems show.
+    :ivar memory_mb: memory, at least 1; an odd size is raised to the next even one.
+    :ivar low_mmio_gap_mb: size of the MMIO space below 4 GiB; 0: the platform's choice.
+    :ivar high_mmio_base_mb: start of the MMIO space above 4 GiB; 0: the platform's choice.
+    :ivar high_mmio_gap_mb: size of the MMIO space above 4 GiB; 0: the platform's choice.
     :ivar allow_overcommit: back the memory with the host's virtual memory; False: with physical memory.
     :ivar fully_physically_backed: back the devices with physical memory too.
     :ivar deferred_commit: commit virtual memory when it is touched first.
     :ivar processors: virtual processors, at most the host's. None: 2, or 1 on a host with only one.
-    :ivar processor_limit: what share of each processor the VM may use, in 1/100,000: 1 to 100,000 (100 %).
-    :ivar processor_weight: weight against other VMs when the host is busy, 1 to 10,000; HCS's default is 100.
-    :ivar storage_qos_iops_max: storage operations per second, at most.
-    :ivar storage_qos_bandwidth_max: bytes of storage traffic per second, at most.
+    :ivar processor_limit: what share of each processor the VM may use, in 1/100,000: 1 to 100,000 (100 %);
+        0: no limit.
+    :ivar processor_weight: weight against other VMs when the host is busy, 1 to 10,000; 0: HCS's own, 100.
+    :ivar storage_qos_iops_max: storage operations per second, at most; 0: no limit.
+    :ivar storage_qos_bandwidth_max: bytes of storage traffic per second, at most; 0: no limit.
     :ivar disable_compartment_namespace: let a Windows container see the other network compartments.
     :ivar cpu_group_id: the CPU group to start in (build 19043 and newer).
     :ivar resource_partition_id: the resource partition to start in; not together with a CPU group.
-    :ivar network_config_proxy: the pipe of a network configuration proxy, which then supplies the adapters.
+    :ivar network_config_proxy: the pipe of a network configuration proxy that supplies the adapters. Creating
+        a VM with it raises NotSupportedError so far.
     :ivar process_dump_location: where dumps of processes go, inside the guest.
     :ivar no_writable_file_shares: deny writable SMB and Plan9 shares.
-    :ivar scsi_controllers: SCSI controllers, of 64 disks each.
+    :ivar scsi_controllers: SCSI controllers, of 64 disks each; 0: none.
     :ivar dump_directory: the host's directory for a Windows guest's crash dumps and saved states.
-    :ivar hvsocket_services: more entries of the Hyper-V socket service table, by service GUID.
+    :ivar hvsocket_services: more entries of the Hyper-V socket service table, by service GUID; those that the
+        VM needs for itself win.
     :ivar numa_max_memory_per_node_mb: implicit virtual NUMA: memory of a node, at most.
     :ivar numa_max_processors_per_node: implicit virtual NUMA: processors of a node, at most; 0 is no NUMA.
     :ivar numa_preferred_physical_nodes: physical nodes to prefer.
     :ivar numa_mapped_physical_nodes: explicit virtual NUMA: the physical node of each; all 255 is any.
     :ivar numa_processor_counts: explicit virtual NUMA: the processors of each node.
     :ivar numa_memory_blocks: explicit virtual NUMA: the memory of each node, in blocks of 1 MB.
-    :ivar graphics_console: give the VM a video console, keyboard included.
+    :ivar graphics_console: attach a video console, keyboard included.
     :ivar console_pipe: the host's named pipe of the serial console, such as ``\\.\pipe\vmpipe``.
     :ivar guest_state_file: the VMGS file: under ``boot_files_path`` for Linux, a path for Windows.
     :ivar security_policy: the security policy, base64. Never shown.
     :ivar security_policy_enabled: there is a policy to apply on real SNP hardware.
     :ivar security_policy_enforcer: which enforcer the guest uses.
-    :ivar uvm_reference_info_file: the file with the signed measurements of the VM.
-    :ivar uvm_hash_envelope_reference_info_file: the file with those signed as a hash envelope.
-    :ivar bundle_directory: the VM's own directory on the host, for the files that are made for it.
+    :ivar uvm_reference_info_file: the file with the signed measurements of the VM: under ``boot_files_path``
+        for Linux, a path for Windows.
+    :ivar uvm_hash_envelope_reference_info_file: the file with those signed as a hash envelope, likewise.
+    :ivar bundle_directory: the VM's own directory on the host, for the files that are made for it; a VM that
+        boots from ``guest_state_file`` needs it.
     :ivar additional_json: a JSON object (text or mapping), merged recursively over the finished document;
         what it says wins, lists are replaced. Never shown.
     :ivar survive_process: let the VM go on when the last handle to it closes.
-    :ivar revoke_released_files: take a released file out of its share's allowed files at once.
+    :ivar revoke_released_files: take a released file out of its VSMB share's allowed files at once.
     :ivar external_guest_connection: connect to the guest ourselves; False: through HCS.
     """
 
@@ -145,13 +173,15 @@ class Options:
     disable_compartment_namespace: bool = field(
         default=False, metadata=go("DisableCompartmentNamespace", flag)
     )
-    cpu_group_id: str = field(default="", metadata=go("CPUGroupID", text))
-    resource_partition_id: str = field(default="", metadata=go("ResourcePartitionID", optional_guid))
-    network_config_proxy: str = field(default="", metadata=go("NetworkConfigProxy", text))
+    cpu_group_id: str = field(default="", converter=plain_guid, metadata=go("CPUGroupID", text))
+    resource_partition_id: str = field(
+        default="", converter=plain_guid, metadata=go("ResourcePartitionID", optional_guid)
+    )
+    network_config_proxy: str = field(default="", converter=path, metadata=go("NetworkConfigProxy", text))
     process_dump_location: str = field(default="", metadata=go("ProcessDumpLocation", text))
     no_writable_file_shares: bool = field(default=False, metadata=go("NoWritableFileShares", flag))
     scsi_controllers: int = field(default=1, metadata=go("SCSIControllerCount", whole(MAX_SCSI_CONTROLLERS)))
-    dump_directory: str = field(default="", metadata=go("DumpDirectoryPath", text))
+    dump_directory: str = field(default="", converter=path, metadata=go("DumpDirectoryPath", text))
     hvsocket_services: Mapping[str, HvSocketService] = field(
         factory=dict,
         converter=_services,
@@ -161,28 +191,32 @@ class Options:
     numa_max_memory_per_node_mb: int = field(default=0, metadata=go("MaxMemorySizePerNumaNode", whole(U64)))
     numa_max_processors_per_node: int = field(default=0, metadata=go("MaxProcessorsPerNumaNode", whole(U32)))
     numa_preferred_physical_nodes: tuple[int, ...] = field(
-        default=(), converter=integers, metadata=go("PreferredPhysicalNumaNodes", each(whole(U32)))
+        default=(), converter=items_or_value, metadata=go("PreferredPhysicalNumaNodes", each(whole(U32)))
     )
     numa_mapped_physical_nodes: tuple[int, ...] = field(
-        default=(), converter=integers, metadata=go("NumaMappedPhysicalNodes", each(whole(U32)))
+        default=(), converter=items_or_value, metadata=go("NumaMappedPhysicalNodes", each(whole(U32)))
     )
     numa_processor_counts: tuple[int, ...] = field(
-        default=(), converter=integers, metadata=go("NumaProcessorCounts", each(whole(U32)))
+        default=(), converter=items_or_value, metadata=go("NumaProcessorCounts", each(whole(U32)))
     )
     numa_memory_blocks: tuple[int, ...] = field(
-        default=(), converter=integers, metadata=go("NumaMemoryBlocksCounts", each(whole(U64)))
+        default=(), converter=items_or_value, metadata=go("NumaMemoryBlocksCounts", each(whole(U64)))
     )
     graphics_console: bool = field(default=False, metadata=go("EnableGraphicsConsole", flag))
-    console_pipe: str = field(default="", metadata=go("ConsolePipe", text))
-    guest_state_file: str = field(default="", metadata=go("GuestStateFilePath", text))
-    security_policy: str = field(default="", repr=False, metadata=go("SecurityPolicy", text))
+    console_pipe: str = field(default="", converter=path, metadata=go("ConsolePipe", text))
+    guest_state_file: str = field(default="", converter=path, metadata=go("GuestStateFilePath", text))
+    security_policy: str = field(
+        default="", converter=without_mark, repr=False, metadata=go("SecurityPolicy", text)
+    )
     security_policy_enabled: bool = field(default=False, metadata=go("SecurityPolicyEnabled", flag))
     security_policy_enforcer: str = field(default="", metadata=go("SecurityPolicyEnforcer", text))
-    uvm_reference_info_file: str = field(default="", metadata=go("UVMReferenceInfoFile", text))
-    uvm_hash_envelope_reference_info_file: str = field(
-        default="", metadata=go("UVMHashEnvelopeReferenceInfoFile", text)
+    uvm_reference_info_file: str = field(
+        default="", converter=path, metadata=go("UVMReferenceInfoFile", text)
     )
-    bundle_directory: str = field(default="", metadata=go("BundleDirectory", text))
+    uvm_hash_envelope_reference_info_file: str = field(
+        default="", converter=path, metadata=go("UVMHashEnvelopeReferenceInfoFile", text)
+    )
+    bundle_directory: str = field(default="", converter=path, metadata=go("BundleDirectory", text))
     additional_json: str | None = field(
         default=None, converter=_json_text, repr=False, metadata=go(None, text)
     )
@@ -193,6 +227,30 @@ class Options:
     def __attrs_post_init__(self) -> None:
         check_fields(self)
         self._check_together()
+
+    def check_effects(self) -> None:
+        """Check that each option that differs from its default has an effect; a VM's creation does.
+
+        Documents are made without, as hcsshim makes them.
+
+        :raises OptionsError: nothing reads an option beside the others, or nothing chooses a value for 0.
+        """
+        given = check_fields(self)
+        for name in ("memory_mb", "processors", "vpmem_size_bytes"):
+            if given.get(name) == 0:
+                raise OptionsError(f"{name} is 0, and no platform chooses another value; leave it out")
+        for names, why in self._without_effect(given):
+            if idle := [name for name in names if name in given]:
+                raise OptionsError(f"{', '.join(idle)}: no effect {why}; leave it out")
+
+    def _without_effect(self, given: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], str]]:
+        """Yield options that nothing reads beside those that are given, and why."""
+        if not given.get("numa_max_processors_per_node"):
+            yield ("numa_max_memory_per_node_mb",), "without numa_max_processors_per_node"
+            if not given.get("numa_mapped_physical_nodes"):
+                yield NUMA[2:], "without numa_mapped_physical_nodes or numa_max_processors_per_node"
+        else:
+            yield NUMA[3:], "with numa_max_processors_per_node, for implicit virtual NUMA"
 
     def _check_together(self) -> None:
         """Check what depends on several options."""

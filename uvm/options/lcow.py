@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from attrs import field, frozen
 
+from uvm._names import pci_key
 from uvm.errors import OptionsError
-from uvm.options.checks import U16, U32, U64, check_fields, choice, each, flag, go, instance, text, whole
-from uvm.options.common import Options, decode_policy, integers
+from uvm.options.checks import (
+    U16,
+    U32,
+    U64,
+    check_fields,
+    choice,
+    each,
+    flag,
+    go,
+    instance,
+    items_or_value,
+    optional_path,
+    path,
+    text,
+    whole,
+)
+from uvm.options.common import NUMA, Options, decode_policy, refuse_twice
 from uvm.schema.common import GIB, PAGE_BYTES
 
 MAX_VPMEM_DEVICES = 128
@@ -27,17 +43,38 @@ class PCIDevice:
         check_fields(self)
 
 
-def _devices(value: Sequence[PCIDevice]) -> tuple[PCIDevice, ...]:
-    return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]
+_ISOLATED = ("dm_verity_rootfs_vhd", "extra_vsock_ports", "hcl_enabled", "use_guest_state_file")
+#: What an isolated VM has of its guest state file, or not at all.
+_NOT_ISOLATED = (
+    "kernel_file",
+    "kernel_direct",
+    "rootfs_file",
+    "kernel_boot_options",
+    "exec_command_line",
+    "guest_log_level",
+    "scrub_guest_logs",
+    "disable_time_sync",
+    "process_dump_location",
+    "vpci_enabled",
+    "writable_overlay_dirs",
+    "vpmem_size_bytes",
+    "vpmem_multi_mapping",
+    "dm_verity_create_args",
+    "graphics_console",
+    "console_pipe",
+    "assigned_devices",
+    "resource_partition_id",
+    *NUMA,
+)
 
 
 @frozen(kw_only=True)
 class LCOWOptions(Options):
     r"""The options of a VM with a Linux guest.
 
-    Where the default is None it depends on the host, as in hcsshim: see each. With ``guest_state_file`` the
-    VM boots isolated from that file, and the options of the kernel, the root file system, NUMA, the
-    consoles, assigned devices and the resource partition have no effect.
+    Defaults of None depend on the host, as in hcsshim: see each. With ``guest_state_file`` the VM boots
+    isolated from that file; options of the kernel, the root file system, VPMEM, NUMA, the consoles, assigned
+    devices and the resource partition are refused then.
 
     :ivar boot_files_path: the host's directory of the boot files.
         None: ``C:\Program Files\Linux Containers``.
@@ -67,22 +104,26 @@ class LCOWOptions(Options):
     :ivar assigned_devices: PCI devices to assign at boot.
     :ivar policy_based_routing: use policy-based routing for the guest's adapters.
     :ivar writable_overlay_dirs: lay writable overlays over /var and /etc of a VHD root file system.
-    :ivar use_guest_state_file: hcsshim's mark for "boots from VMGS"; ``guest_state_file`` is what decides.
+    :ivar use_guest_state_file: require ``guest_state_file``, which by itself has the VM boot from it.
     :ivar dm_verity_rootfs_vhd: the dm-verity root file system of an isolated VM, under ``boot_files_path``.
     :ivar dm_verity_mode: boot with a dm-verity root file system.
     :ivar dm_verity_create_args: the kernel's ``dm-mod.create``, for that on SCSI.
     """
 
     uvm_reference_info_file: str = field(
-        default="reference_info.cose", metadata=go("UVMReferenceInfoFile", text)
+        default="reference_info.cose", converter=path, metadata=go("UVMReferenceInfoFile", text)
     )
     uvm_hash_envelope_reference_info_file: str = field(
-        default="reference_info_hash_envelope.cose", metadata=go("UVMHashEnvelopeReferenceInfoFile", text)
+        default="reference_info_hash_envelope.cose",
+        converter=path,
+        metadata=go("UVMHashEnvelopeReferenceInfoFile", text),
     )
-    boot_files_path: str | None = field(default=None, metadata=go("BootFilesPath", text))
-    kernel_file: str | None = field(default=None, metadata=go("KernelFile", text))
+    boot_files_path: str | None = field(
+        default=None, converter=optional_path, metadata=go("BootFilesPath", text)
+    )
+    kernel_file: str | None = field(default=None, converter=optional_path, metadata=go("KernelFile", text))
     kernel_direct: bool | None = field(default=None, metadata=go("KernelDirect", flag))
-    rootfs_file: str | None = field(default=None, metadata=go("RootFSFile", text))
+    rootfs_file: str | None = field(default=None, converter=optional_path, metadata=go("RootFSFile", text))
     rootfs_type: Literal["initrd", "vhd", "none"] | None = field(
         default=None, metadata=go("PreferredRootFSType", choice("initrd", "vhd", "none"))
     )
@@ -107,15 +148,15 @@ class LCOWOptions(Options):
     disable_time_sync: bool = field(default=False, metadata=go("DisableTimeSyncService", flag))
     hcl_enabled: bool | None = field(default=None, metadata=go("HclEnabled", flag))
     extra_vsock_ports: tuple[int, ...] = field(
-        default=(), converter=integers, metadata=go("ExtraVSockPorts", each(whole(U32)))
+        default=(), converter=items_or_value, metadata=go("ExtraVSockPorts", each(whole(U32)))
     )
     assigned_devices: tuple[PCIDevice, ...] = field(
-        default=(), converter=_devices, metadata=go("AssignedDevices", each(instance(PCIDevice)))
+        default=(), converter=items_or_value, metadata=go("AssignedDevices", each(instance(PCIDevice)))
     )
     policy_based_routing: bool = field(default=False, metadata=go("PolicyBasedRouting", flag))
     writable_overlay_dirs: bool = field(default=False, metadata=go("WritableOverlayDirs", flag))
     use_guest_state_file: bool = field(default=False, metadata=go("UseGuestStateFile", flag))
-    dm_verity_rootfs_vhd: str = field(default="", metadata=go("DmVerityRootFsVhd", text))
+    dm_verity_rootfs_vhd: str = field(default="", converter=path, metadata=go("DmVerityRootFsVhd", text))
     dm_verity_mode: bool = field(default=False, metadata=go("DmVerityMode", flag))
     dm_verity_create_args: str = field(default="", metadata=go("DmVerityCreateArgs", text))
 
@@ -125,11 +166,18 @@ class LCOWOptions(Options):
             raise OptionsError(
                 f"vpmem_size_bytes must be a multiple of {PAGE_BYTES}, not {self.vpmem_size_bytes}"
             )
-        for n, device in enumerate(self.assigned_devices):
-            if device in self.assigned_devices[:n]:
-                raise OptionsError(f"{device.instance_path}, function {device.function}, is assigned twice")
+        devices = ((pci_key(device.instance_path), device.function) for device in self.assigned_devices)
+        refuse_twice("assigned_devices", (f"{path}, function {function}," for path, function in devices))
         if self.guest_state_file:
             decode_policy(self.security_policy)
+
+    def _without_effect(self, given: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], str]]:
+        yield ("dump_directory", "disable_compartment_namespace"), "on a Linux guest"
+        if given.get("guest_state_file"):
+            yield _NOT_ISOLATED, "with guest_state_file, from which the VM boots"
+        else:
+            yield _ISOLATED, "without guest_state_file"
+            yield from Options._without_effect(self, given)
 
     def _has_numa(self) -> bool:
         return Options._has_numa(self) and not self.guest_state_file

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from attrs import field, frozen
 
+from uvm._names import windows_upper
 from uvm.errors import OptionsError
-from uvm.options.checks import I32, check_fields, choice, each, flag, go, instance, text, whole
-from uvm.options.common import Options, decode_policy
+from uvm.options.checks import (
+    I32,
+    check_fields,
+    choice,
+    each,
+    flag,
+    go,
+    instance,
+    items_or_value,
+    path,
+    text,
+    whole,
+    without_mark,
+)
+from uvm.options.common import Options, decode_policy, refuse_twice
 
 
 @frozen(kw_only=True)
@@ -20,9 +35,9 @@ class VmbFSBootFiles:
     :ivar scratch_vhd_path: the VM's scratch disk.
     """
 
-    os_files_path: str = field(metadata=go("OSFilesPath", text))
-    os_relative_boot_directory: str = field(metadata=go("OSRelativeBootDirPath", text))
-    scratch_vhd_path: str = field(metadata=go("ScratchVHDPath", text))
+    os_files_path: str = field(converter=path, metadata=go("OSFilesPath", text))
+    os_relative_boot_directory: str = field(converter=path, metadata=go("OSRelativeBootDirPath", text))
+    scratch_vhd_path: str = field(converter=path, metadata=go("ScratchVHDPath", text))
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
@@ -32,17 +47,28 @@ class VmbFSBootFiles:
 class BlockCIMBootFiles:
     """Boot from disks, for confidential VMs.
 
-    :ivar boot_cim_vhd_path: the disk with a block CIM of the operating system's files.
-    :ivar efi_vhd_path: the disk with the EFI partition.
+    :ivar boot_cim_vhd_path: the disk with a block CIM of the operating system's files; empty: ``rootfs.vhd``
+        under ``boot_files_root_path``.
+    :ivar efi_vhd_path: the disk with the EFI partition; empty: ``boot.vhd`` in there.
     :ivar scratch_vhd_path: the VM's scratch disk, not formatted.
     """
 
-    boot_cim_vhd_path: str = field(metadata=go("BootCIMVHDPath", text))
-    efi_vhd_path: str = field(metadata=go("EFIVHDPath", text))
-    scratch_vhd_path: str = field(metadata=go("ScratchVHDPath", text))
+    boot_cim_vhd_path: str = field(default="", converter=path, metadata=go("BootCIMVHDPath", text))
+    efi_vhd_path: str = field(default="", converter=path, metadata=go("EFIVHDPath", text))
+    scratch_vhd_path: str = field(converter=path, metadata=go("ScratchVHDPath", text))
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
+
+
+#: The types with which a value of a registry value counts; with none, HCS chooses.
+_TYPES_OF_VALUES = {
+    "string_value": ("", "String", "ExpandedString", "MultiString"),
+    "binary_value": ("", "Binary", "CustomType"),
+    "dword_value": ("", "DWord"),
+    "qword_value": ("", "QWord"),
+    "custom_type": ("", "CustomType"),
+}
 
 
 @frozen(kw_only=True)
@@ -81,11 +107,29 @@ class RegistryValue:
     custom_type: int = field(default=0, metadata=go("CustomType", whole(I32, -I32 - 1)))
 
     def __attrs_post_init__(self) -> None:
-        check_fields(self)
+        given = check_fields(self)
+        wrong = [name for name, types in _TYPES_OF_VALUES.items() if name in given and self.type not in types]
+        if wrong:
+            raise OptionsError(
+                f"RegistryValue.{', '.join(wrong)}: no effect with type {self.type!r}; leave it out"
+            )
+
+    def place(self) -> str:
+        """Return where the registry has the value, in one spelling: the registry knows no case."""
+        return windows_upper("\\".join((self.hive, self.key.strip("\\"), self.name)))
 
 
-def _registry_values(value: Sequence[RegistryValue]) -> tuple[RegistryValue, ...]:
-    return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]
+#: The options of confidential VMs alone.
+_CONFIDENTIAL = (
+    "guest_state_file",
+    "boot_files_root_path",
+    "isolation_type",
+    "disable_secure_boot",
+    "firmware_parameters",
+    "writable_efi",
+    "debug_mode",
+    "debug_data_path",
+)
 
 
 @frozen(kw_only=True)
@@ -93,7 +137,8 @@ class WCOWOptions(Options):
     """The options of a VM with a Windows guest.
 
     :ivar boot_files: what it boots from; confidential VMs boot from disks, the others from a directory.
-    :ivar boot_files_root_path: where a deployment keeps the boot files of confidential VMs.
+    :ivar boot_files_root_path: the host's directory of those files of a confidential VM that are not named:
+        its boot disks and its signed measurements.
     :ivar no_direct_map: map no SMB share directly into the guest.
     :ivar inherit_time_zone: give the guest the host's time zone; False: UTC.
     :ivar registry_values: more registry values.
@@ -111,15 +156,15 @@ class WCOWOptions(Options):
     boot_files: VmbFSBootFiles | BlockCIMBootFiles = field(
         metadata=go("BootFiles", instance(VmbFSBootFiles, BlockCIMBootFiles))
     )
-    boot_files_root_path: str = field(default="", metadata=go("BootFilesRootPath", text))
+    boot_files_root_path: str = field(default="", converter=path, metadata=go("BootFilesRootPath", text))
     no_direct_map: bool = field(default=False, metadata=go("NoDirectMap", flag))
     inherit_time_zone: bool = field(default=True, metadata=go("NoInheritHostTimezone", flag, inverted=True))
     registry_values: tuple[RegistryValue, ...] = field(
         default=(),
-        converter=_registry_values,
+        converter=items_or_value,
         metadata=go("AdditionalRegistryKeys", each(instance(RegistryValue))),
     )
-    log_sources: str = field(default="", metadata=go("LogSources", text))
+    log_sources: str = field(default="", converter=without_mark, metadata=go("LogSources", text))
     log_forwarding: bool = field(default=True, metadata=go("LogForwardingEnabled", flag))
     default_log_sources: bool = field(default=True, metadata=go("DefaultLogSourcesEnabled", flag))
     isolation_type: str = field(default="", metadata=go("IsolationType", text))
@@ -127,7 +172,7 @@ class WCOWOptions(Options):
     firmware_parameters: str = field(default="", metadata=go("FirmwareParameters", text))
     writable_efi: bool = field(default=False, metadata=go("WritableEFI", flag))
     debug_mode: bool = field(default=False, metadata=go("DebugMode", flag))
-    debug_data_path: str = field(default="", metadata=go("DebugDataPath", text))
+    debug_data_path: str = field(default="", converter=path, metadata=go("DebugDataPath", text))
 
     def _check_together(self) -> None:
         Options._check_together(self)
@@ -138,15 +183,31 @@ class WCOWOptions(Options):
         if self.isolation_type == "SecureNestedPaging" and self.graphics_console:
             raise OptionsError("a graphics console cannot be had with isolation_type SecureNestedPaging")
         self._check_boot_files()
+        refuse_twice("registry_values", map(RegistryValue.place, self.registry_values))
+
+    def _without_effect(self, given: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], str]]:
+        if not given.get("security_policy_enabled"):
+            yield _CONFIDENTIAL, "without security_policy_enabled"
+        measured = (self.uvm_reference_info_file, self.uvm_hash_envelope_reference_info_file)
+        if all((*self._confidential_boot_disks(), *measured)):
+            yield ("boot_files_root_path",), "if every file in it is named"
+        yield from Options._without_effect(self, given)
 
     def _check_boot_files(self) -> None:
         if self.security_policy_enabled:
             if not self.guest_state_file:
                 raise OptionsError("security_policy_enabled needs guest_state_file")
             decode_policy(self.security_policy)
+        boot = self.boot_files
         wanted = BlockCIMBootFiles if self.security_policy_enabled else VmbFSBootFiles
-        if not isinstance(self.boot_files, wanted):
+        if not isinstance(boot, wanted):
             raise OptionsError(
                 f"with security_policy_enabled={self.security_policy_enabled} a Windows VM boots from"
-                f" {wanted.__name__}, not from {type(self.boot_files).__name__}"
+                f" {wanted.__name__}, not from {type(boot).__name__}"
             )
+        if not all(self._confidential_boot_disks()) and not self.boot_files_root_path:
+            raise OptionsError("boot_files needs boot_cim_vhd_path and efi_vhd_path, or boot_files_root_path")
+
+    def _confidential_boot_disks(self) -> tuple[str, ...]:
+        boot = self.boot_files
+        return (boot.boot_cim_vhd_path, boot.efi_vhd_path) if isinstance(boot, BlockCIMBootFiles) else ()

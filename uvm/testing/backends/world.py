@@ -11,7 +11,7 @@ from anyio.abc import TaskStatus
 from attrs import evolve
 
 from uvm._async import bare_task_group
-from uvm._vm.creation import Settings, create, take_back
+from uvm._vm.creation import Settings, create
 from uvm._vm.vm import UtilityVM
 from uvm.backend import JSON, ByteStream, System
 from uvm.errors import HostError
@@ -52,13 +52,13 @@ def grace_of(rig: Rig, *, hangs: bool = False) -> float:
 async def some_system(rig: Rig, options: Options | None = None) -> AsyncIterator[System]:
     """A system as UtilityVM creates it, not started; its guest is attended to."""
     settings = Settings(None, None, grace_of(rig))
-    _, system, traces = await create(options or linux_options(rig), rig.backend, settings)
+    _, system, artifacts = await create(options or linux_options(rig), rig.backend, settings)
     try:
         async with closed_at_the_end(system):
             yield system
     finally:
         with anyio.CancelScope(shield=True):
-            errors = await take_back(traces, rig.backend, system.id)
+            errors = await artifacts.remove()
     if errors:
         raise ExceptionGroup(f"taking back what {system.id} was given", errors)
 

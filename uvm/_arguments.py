@@ -1,0 +1,40 @@
+"""What a caller passes: taken if its meaning is plain, copied, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import TypeVar
+
+from uvm.errors import OptionsError
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Enum)
+
+
+def are_items(values: object) -> bool:
+    """Return whether a value is a sequence of items; text, a path and a mapping are not."""
+    return isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping)
+
+
+def items_of(values: Iterable[T], what: str) -> tuple[T, ...]:
+    """Return the items of a sequence.
+
+    :param what: what an error calls the sequence; its items, which may be secret, are not shown.
+    :raises OptionsError: it is no sequence.
+    """
+    if not are_items(values):
+        raise OptionsError(f"{what} must be a sequence, not one {type(values).__name__}")
+    return tuple(values)
+
+
+def member_of(cls: type[E], value: object, what: str) -> E:
+    """Return the member of an enum that a caller means by the member or by its value.
+
+    :raises OptionsError: there is none.
+    """
+    try:
+        return cls(value)
+    except ValueError:
+        members = ", ".join(f"{cls.__name__}.{each.name} ({each.value!r})" for each in cls)
+        raise OptionsError(f"{what} must be one of {members}, not {value!r}") from None
