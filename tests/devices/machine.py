@@ -71,12 +71,10 @@ def ledger_of(device: Device[K, M, S, W]) -> Ledger[K, M, S, W, object]:
 
 def host_name(request: requests.ModifySettingRequest) -> Name:
     """What a request to the host is about; shares have one path for all, and their names tell them apart."""
-    shares = (requests.VSMB_SHARES_PATH, requests.PLAN9_SHARES_PATH)
-    return (
-        "host",
-        request.resource_path,
-        *([request.settings.name] if request.resource_path in shares else []),
-    )
+    resource = requests.parse_resource_path(request.resource_path)
+    assert resource is not None, f"the host does not know {request.resource_path}"
+    shares = isinstance(resource, requests.VSMBShares | requests.Plan9Shares)
+    return ("host", resource.path, *([request.settings.name] if shares else []))
 
 
 def guest_name(request: ModificationRequest) -> Name:

@@ -28,6 +28,7 @@ MODELS = [
     for module in MODULES
     for cls in vars(module).values()
     if isinstance(cls, type) and attrs.has(cls) and cls.__module__ == module.__name__
+    if not issubclass(cls, requests.Resource)
 ]
 
 PLAIN = st.recursive(

@@ -22,11 +22,9 @@ from uvm._wire.ports import (
 from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Style, Terminal
 from uvm.schema.gcs import HOST_CONTAINER_ID
-from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+from uvm.schema.requests import ScsiAttachment, VPMemMapping, parse_resource_path
 
 _GUID: Final = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_DISK: Final = re.compile(r"Scsi/([^/]+)/Attachments/(\d+)")
-_MAPPING: Final = re.compile(r"VirtualPMem/Devices/(\d+)/Mappings/(\d+)")
 _PREFIXES: Final = ("VirtualMachine/Devices/", "VirtualMachine/ComputeTopology/")
 
 _COLOURS: Final[dict[str, Style]] = {"host": "cyan", "guest": "magenta", "grant": "yellow"}
@@ -202,14 +200,14 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _host_resource(path: str, settings: Any) -> str:
+    resource = parse_resource_path(path)
+    if isinstance(resource, ScsiAttachment):
+        number = resource.controller_number
+        return f"Scsi {resource.controller if number is None else number}:{resource.lun}"
+    if isinstance(resource, VPMemMapping):
+        return f"VirtualPMem {resource.device} at {offset(resource.offset_bytes)}"
     for prefix in _PREFIXES:
         path = path.removeprefix(prefix)
-    if match := _DISK.fullmatch(path):
-        guid = match[1].casefold()
-        known = guid in SCSI_CONTROLLER_GUIDS
-        return f"Scsi {SCSI_CONTROLLER_GUIDS.index(guid) if known else guid}:{match[2]}"
-    if match := _MAPPING.fullmatch(path):
-        return f"VirtualPMem {match[1]} at {offset(int(match[2]))}"
     if path.endswith("/Shares"):
         return f"{path.removesuffix('/Shares')} {_object(settings).get('Name', '')}"
     return path.replace("/Devices/", " ").replace("/", " ", 1)

@@ -6,9 +6,12 @@ connection or inside the former's ``guest_request``, which HCS relays.
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar
 
-from attrs import define
+from attrs import astuple, define, frozen
 
 from uvm.schema.field import named
 
@@ -17,13 +20,17 @@ __all__ = [
     "CPU_GROUP_PATH",
     "CPU_LIMITS_PATH",
     "CpuGroupAffinity",
+    "CpuGroupAssignment",
     "CpuGroupConfig",
     "CpuGroupConfigurations",
     "CpuGroupProperty",
+    "CpuLimits",
     "CreateGroupOperation",
     "DeleteGroupOperation",
     "HostProcessorModificationRequest",
     "MEMORY_SIZE_PATH",
+    "MappedPipe",
+    "MemorySize",
     "ModificationRequest",
     "ModifySettingRequest",
     "NetworkModifyRequest",
@@ -31,16 +38,27 @@ __all__ = [
     "PRE_ADD",
     "PauseNotification",
     "PauseOptions",
+    "Plan9Shares",
     "ProcessorLimits",
     "REMOVE",
     "RS4NetworkModifyRequest",
+    "Resource",
     "SCSI_CONTROLLER_GUIDS",
     "SaveOptions",
+    "ScsiAttachment",
+    "SerialPort",
+    "SocketService",
     "UPDATE",
+    "VPMemDevice",
+    "VPMemMapping",
+    "VSMBShares",
     "VSMB_SHARES_PATH",
+    "VirtualAdapter",
+    "VirtualPci",
     "hvsocket_service_path",
     "mapped_pipe_path",
     "network_adapter_path",
+    "parse_resource_path",
     "scsi_attachment_path",
     "virtual_pci_path",
     "vpmem_device_path",
@@ -61,46 +79,197 @@ SCSI_CONTROLLER_GUIDS = (
     "305891a9-b251-5dfe-91a2-c25d9212275b",
 )
 
-MEMORY_SIZE_PATH = "VirtualMachine/ComputeTopology/Memory/SizeInMB"
-CPU_GROUP_PATH = "VirtualMachine/ComputeTopology/Processor/CpuGroup"
-CPU_LIMITS_PATH = "VirtualMachine/ComputeTopology/Processor/Limits"
-PLAN9_SHARES_PATH = "VirtualMachine/Devices/Plan9/Shares"
-VSMB_SHARES_PATH = "VirtualMachine/Devices/VirtualSmb/Shares"
+
+# With slots, attrs would make each class a second time, and both would be subclasses.
+@frozen(slots=False)
+class Resource:
+    """What a resource path names.
+
+    :cvar PATH: the path, with a place for each field.
+    """
+
+    PATH: ClassVar[str]
+
+    @property
+    def path(self) -> str:
+        """The resource path."""
+        return self.PATH % astuple(self, recurse=False)
+
+
+@frozen(slots=False)
+class ScsiAttachment(Resource):
+    """A slot for a disk.
+
+    :ivar controller: the VMBus GUID of its controller, as the path has it.
+    """
+
+    PATH = "VirtualMachine/Devices/Scsi/%s/Attachments/%d"
+    controller: str
+    lun: int
+
+    @property
+    def controller_number(self) -> int | None:
+        """The number of the controller in the guest; None if the GUID is none of ours."""
+        guid = self.controller.lower()
+        return SCSI_CONTROLLER_GUIDS.index(guid) if guid in SCSI_CONTROLLER_GUIDS else None
+
+
+@frozen(slots=False)
+class VPMemDevice(Resource):
+    """A VPMEM device."""
+
+    PATH = "VirtualMachine/Devices/VirtualPMem/Devices/%d"
+    device: int
+
+
+@frozen(slots=False)
+class VPMemMapping(Resource):
+    """What is mapped at an offset of a packed VPMEM device."""
+
+    PATH = "VirtualMachine/Devices/VirtualPMem/Devices/%d/Mappings/%d"
+    device: int
+    offset_bytes: int
+
+
+@frozen(slots=False)
+class VSMBShares(Resource):
+    """The SMB shares; the settings of a request name one."""
+
+    PATH = "VirtualMachine/Devices/VirtualSmb/Shares"
+
+
+@frozen(slots=False)
+class Plan9Shares(Resource):
+    """The 9p shares; the settings of a request name one."""
+
+    PATH = "VirtualMachine/Devices/Plan9/Shares"
+
+
+@frozen(slots=False)
+class VirtualAdapter(Resource):
+    """A network adapter."""
+
+    PATH = "VirtualMachine/Devices/NetworkAdapters/%s"
+    id: str
+
+
+@frozen(slots=False)
+class VirtualPci(Resource):
+    """A PCI device, by the GUID under which the guest sees it."""
+
+    PATH = "VirtualMachine/Devices/VirtualPci/%s"
+    vmbus_guid: str
+
+
+@frozen(slots=False)
+class MappedPipe(Resource):
+    """A mapped named pipe."""
+
+    PATH = "VirtualMachine/Devices/MappedPipes/%s"
+    host_path: str
+
+
+@frozen(slots=False)
+class SerialPort(Resource):
+    """A serial port."""
+
+    PATH = "VirtualMachine/Devices/ComPorts/%d"
+    number: int
+
+
+@frozen(slots=False)
+class SocketService(Resource):
+    """An entry of the Hyper-V socket service table."""
+
+    PATH = "VirtualMachine/Devices/HvSocket/HvSocketConfig/ServiceTable/%s"
+    service_id: str
+
+
+@frozen(slots=False)
+class MemorySize(Resource):
+    """The size of the memory."""
+
+    PATH = "VirtualMachine/ComputeTopology/Memory/SizeInMB"
+
+
+@frozen(slots=False)
+class CpuGroupAssignment(Resource):
+    """The CPU group that the VM is in."""
+
+    PATH = "VirtualMachine/ComputeTopology/Processor/CpuGroup"
+
+
+@frozen(slots=False)
+class CpuLimits(Resource):
+    """The limits of the processors."""
+
+    PATH = "VirtualMachine/ComputeTopology/Processor/Limits"
+
+
+MEMORY_SIZE_PATH = MemorySize.PATH
+CPU_GROUP_PATH = CpuGroupAssignment.PATH
+CPU_LIMITS_PATH = CpuLimits.PATH
+PLAN9_SHARES_PATH = Plan9Shares.PATH
+VSMB_SHARES_PATH = VSMBShares.PATH
 
 
 def scsi_attachment_path(controller: int, lun: int) -> str:
-    """Give the path of a disk, by the number of its controller and its LUN."""
-    return f"VirtualMachine/Devices/Scsi/{SCSI_CONTROLLER_GUIDS[controller]}/Attachments/{lun}"
+    """Return the path of a disk, by the number of its controller and its LUN."""
+    return ScsiAttachment.PATH % (SCSI_CONTROLLER_GUIDS[controller], lun)
 
 
 def vpmem_device_path(device: int) -> str:
-    """Give the path of a VPMEM device."""
-    return f"VirtualMachine/Devices/VirtualPMem/Devices/{device}"
+    """Return the path of a VPMEM device."""
+    return VPMemDevice.PATH % device
 
 
 def vpmem_mapping_path(device: int, offset_bytes: int) -> str:
-    """Give the path of what is mapped at an offset of a packed VPMEM device."""
-    return f"VirtualMachine/Devices/VirtualPMem/Devices/{device}/Mappings/{offset_bytes}"
+    """Return the path of what is mapped at an offset of a packed VPMEM device."""
+    return VPMemMapping.PATH % (device, offset_bytes)
 
 
 def network_adapter_path(adapter_id: str) -> str:
-    """Give the path of a network adapter."""
-    return f"VirtualMachine/Devices/NetworkAdapters/{adapter_id}"
+    """Return the path of a network adapter."""
+    return VirtualAdapter.PATH % adapter_id
 
 
 def virtual_pci_path(vmbus_guid: str) -> str:
-    """Give the path of a PCI device, by the GUID under which the guest sees it."""
-    return f"VirtualMachine/Devices/VirtualPci/{vmbus_guid}"
+    """Return the path of a PCI device, by the GUID under which the guest sees it."""
+    return VirtualPci.PATH % vmbus_guid
 
 
 def mapped_pipe_path(host_path: str) -> str:
-    """Give the path of a mapped named pipe."""
-    return f"VirtualMachine/Devices/MappedPipes/{host_path}"
+    """Return the path of a mapped named pipe."""
+    return MappedPipe.PATH % host_path
 
 
 def hvsocket_service_path(service_id: str) -> str:
-    """Give the path of an entry of the Hyper-V socket service table."""
-    return f"VirtualMachine/Devices/HvSocket/HvSocketConfig/ServiceTable/{service_id}"
+    """Return the path of an entry of the Hyper-V socket service table."""
+    return SocketService.PATH % service_id
+
+
+def parse_resource_path(path: str) -> Resource | None:
+    """Return what a resource path names, the inverse of the functions above; None if it is none of these."""
+    for resource, pattern, kinds in _patterns():
+        if found := pattern.fullmatch(path):
+            return resource(*(kind(text) for kind, text in zip(kinds, found.groups(), strict=True)))
+    return None
+
+
+_Pattern = tuple[Callable[..., Resource], re.Pattern[str], list[type[int] | type[str]]]
+
+
+@cache
+def _patterns() -> list[_Pattern]:
+    """Return each kind of resource with the pattern of its path and the types of its fields."""
+    patterns: list[_Pattern] = []
+    for resource in Resource.__subclasses__():
+        # A pipe has a host path, with separators.
+        text = "(?s:(.+))" if resource is MappedPipe else "([^/]+)"
+        pattern = resource.PATH.replace("%s", text).replace("%d", "([0-9]{1,20})")
+        kinds = [int if place == "%d" else str for place in re.findall("%[ds]", resource.PATH)]
+        patterns.append((resource, re.compile(pattern), kinds))
+    return patterns
 
 
 @define(kw_only=True)

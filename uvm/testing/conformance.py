@@ -19,6 +19,7 @@ from uvm.backend import HCS_CONCURRENCY, FileInfo, HostInfo
 from uvm.backends.fake import FakeBackend
 from uvm.errors import UVMError
 from uvm.options import from_hcsshim
+from uvm.schema.requests import Resource, ScsiAttachment, VirtualAdapter, VSMBShares, parse_resource_path
 from uvm.testing.replay import Replay, StepResult
 
 #: What the recordings were made with.
@@ -153,12 +154,11 @@ class Normalizer:
     def _learn_adapters(self, document: dict[str, Any]) -> None:
         settings = document.get("Settings")
         settings = settings if isinstance(settings, dict) else {}
-        prefix = "VirtualMachine/Devices/NetworkAdapters/"
         found = [settings.get("AdapterId"), settings.get("AdapterInstanceId")]
         if document.get("ResourceType") == "Network":
             found.append(settings.get("ID"))
-        if str(document.get("ResourcePath", "")).startswith(prefix):
-            found.append(document["ResourcePath"][len(prefix) :])
+        if isinstance(resource := _resource_of(document), VirtualAdapter):
+            found.append(resource.id)
         for adapter in found:
             if adapter:
                 self.adapters.setdefault(adapter, f"nic-{len(self.adapters) + 1}")
@@ -176,7 +176,7 @@ class Normalizer:
     def _changes_share(self, document: dict[str, Any]) -> bool:
         """Count repeated names once, and tell whether the request then changes anything."""
         settings = document.get("Settings")
-        is_share = document.get("ResourcePath") == "VirtualMachine/Devices/VirtualSmb/Shares"
+        is_share = isinstance(_resource_of(document), VSMBShares)
         if not is_share or not isinstance(settings, dict) or "AllowedFiles" not in settings:
             return True
         files = settings["AllowedFiles"] = list(dict.fromkeys(settings["AllowedFiles"]))
@@ -188,8 +188,12 @@ class Normalizer:
 
 
 def _attaches_disk(request: dict[str, Any]) -> bool:
-    path = str(request["doc"].get("ResourcePath", ""))
-    return path.startswith("VirtualMachine/Devices/Scsi/") and request["doc"].get("RequestType") == "Add"
+    attachment = isinstance(_resource_of(request["doc"]), ScsiAttachment)
+    return attachment and request["doc"].get("RequestType") == "Add"
+
+
+def _resource_of(document: dict[str, Any]) -> Resource | None:
+    return parse_resource_path(str(document.get("ResourcePath", "")))
 
 
 # Comparing.

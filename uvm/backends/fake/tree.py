@@ -17,12 +17,13 @@ from uvm.backends.fake.devices.vpmem import VPMemKind
 from uvm.backends.fake.host import Host
 from uvm.errors import HostError
 from uvm.hresult import HResult
+from uvm.schema.requests import parse_resource_path
 from uvm.schema.system import VirtualMachine
 
-K = TypeVar("K", bound=DeviceKind)
+K = TypeVar("K", bound=DeviceKind[Any])
 
 #: All device kinds. To add a kind of device, write its class and name it here.
-KINDS: Final[tuple[type[DeviceKind], ...]] = (
+KINDS: Final[tuple[type[DeviceKind[Any]], ...]] = (
     TopologyKind,
     ScsiKind,
     VPMemKind,
@@ -35,7 +36,7 @@ KINDS: Final[tuple[type[DeviceKind], ...]] = (
     SocketKind,
 )
 
-_ROUTES: Final = [(re.compile(pattern), kind) for kind in KINDS for pattern in kind.patterns]
+_ROUTES: Final = {resource: kind for kind in KINDS for resource in kind.resources}
 _TYPES: Final = ("Add", "Update", "Remove")
 #: Paths that HCS knows and the fake does not model.
 _NOT_MODELLED: Final = re.compile(
@@ -121,11 +122,10 @@ class DeviceTree:
         checked = request_type or "Add"
         if checked not in _TYPES:
             raise HostError(f"modify {path}", HResult.HCS_E_INVALID_JSON, f"RequestType is {request_type!r}")
-        for pattern, kind in _ROUTES:
-            match = pattern.fullmatch(path)
-            if match is not None:
-                self._kinds[kind].modify(Request(path, checked, settings, match.groups()))
-                return
+        resource = parse_resource_path(path)
+        if resource is not None:
+            self._kinds[_ROUTES[type(resource)]].modify(Request(resource, checked, settings))
+            return
         if _NOT_MODELLED.fullmatch(path):
             raise HostError(f"{checked} {path}", HResult.ERROR_NOT_SUPPORTED, "the fake does not model it")
         raise HostError(f"{checked} {path}", HResult.E_INVALIDARG, "unknown resource path")

@@ -7,11 +7,13 @@ from typing import ClassVar, Final
 
 from attrs import define, evolve
 
+from uvm._names import guid_key
 from uvm.backend import JSON
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
 from uvm.schema.devices import NetworkAdapter
 from uvm.schema.json import to_json
+from uvm.schema.requests import Resource, VirtualAdapter
 from uvm.schema.system import VirtualMachine
 
 _MAC: Final = re.compile(r"[0-9A-Fa-f]{2}([-:][0-9A-Fa-f]{2}){5}")
@@ -32,12 +34,12 @@ class Adapter:
         return f"adapter {self.id}"
 
 
-class AdapterKind(DeviceKind):
+class AdapterKind(DeviceKind[VirtualAdapter]):
     """The network adapters of a VM, by id."""
 
     __slots__ = ("_adapters",)
 
-    patterns: ClassVar[tuple[str, ...]] = (r"VirtualMachine/Devices/NetworkAdapters/([^/]+)",)
+    resources: ClassVar[tuple[type[Resource], ...]] = (VirtualAdapter,)
     name: ClassVar[str] = "NetworkAdapters"
 
     def __init__(self, vm_id: str, host: Host) -> None:
@@ -47,8 +49,7 @@ class AdapterKind(DeviceKind):
     def load(self, vm: VirtualMachine) -> None:
         """Take over the adapters of the document."""
         for key, adapter in (vm.devices.network_adapters if vm.devices is not None else {}).items():
-            path = f"VirtualMachine/Devices/NetworkAdapters/{key}"
-            self.modify(Request(path, "Add", to_json(adapter), (key,)))
+            self.modify(Request(VirtualAdapter(key), "Add", to_json(adapter)))
 
     @property
     def adapters(self) -> dict[str, Adapter]:
@@ -57,11 +58,11 @@ class AdapterKind(DeviceKind):
 
     def find(self, adapter_id: str) -> Adapter | None:
         """Give an adapter; None where there is none."""
-        return self._adapters.get(adapter_id.casefold())
+        return self._adapters.get(guid_key(adapter_id))
 
-    def modify(self, request: Request) -> None:
+    def modify(self, request: Request[VirtualAdapter]) -> None:
         """Add, change or remove an adapter. What it is connected to cannot change."""
-        (adapter_id,) = request.keys
+        adapter_id = request.resource.id
         found = self.find(adapter_id)
         if request.action == "Add":
             self._add(request, adapter_id, found)
@@ -69,7 +70,7 @@ class AdapterKind(DeviceKind):
         if found is None:
             raise request.missing(f"there is no adapter {adapter_id}")
         if request.action == "Remove":
-            del self._adapters[adapter_id.casefold()]
+            del self._adapters[guid_key(adapter_id)]
             self._release(found)
             return
         settings = request.parse(NetworkAdapter)
@@ -87,7 +88,7 @@ class AdapterKind(DeviceKind):
         """Give the adapters in the form of the document."""
         return {adapter.id: to_json(adapter.settings) for adapter in self._adapters.values()}
 
-    def _add(self, request: Request, adapter_id: str, found: Adapter | None) -> None:
+    def _add(self, request: Request[VirtualAdapter], adapter_id: str, found: Adapter | None) -> None:
         settings = request.parse(NetworkAdapter)
         if found is not None:
             raise request.taken(f"{found} is there")
@@ -95,7 +96,7 @@ class AdapterKind(DeviceKind):
             raise request.invalid(f"MacAddress is {settings.mac_address!r}")
         if self.host.checks.endpoints:
             self.host.network.attach(settings.endpoint_id, self.vm_id, request.operation)
-        self._adapters[adapter_id.casefold()] = Adapter(adapter_id, settings)
+        self._adapters[guid_key(adapter_id)] = Adapter(adapter_id, settings)
 
     def _release(self, adapter: Adapter) -> None:
         adapter.attached = False

@@ -6,12 +6,15 @@ from typing import ClassVar
 
 from attrs import define
 
+from uvm._names import guid_key, pci_key, pipe_key
 from uvm.backend import JSON
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
+from uvm.errors import OptionsError
 from uvm.hresult import HResult
 from uvm.schema.devices import VirtualPciDevice
 from uvm.schema.json import to_json
+from uvm.schema.requests import MappedPipe, Resource, VirtualPci
 from uvm.schema.system import VirtualMachine
 
 
@@ -32,15 +35,15 @@ class PciDevice:
 
     def functions(self) -> list[tuple[str, int]]:
         """Give the functions in the form in which the host compares them."""
-        return [(f.device_instance_path.casefold(), f.virtual_function) for f in self.settings.functions]
+        return [(pci_key(f.device_instance_path), f.virtual_function) for f in self.settings.functions]
 
 
-class PciKind(DeviceKind):
+class PciKind(DeviceKind[VirtualPci]):
     """The assigned PCI devices of a VM, by VMBus GUID. A function is assigned to one VM at a time."""
 
     __slots__ = ("_devices",)
 
-    patterns: ClassVar[tuple[str, ...]] = (r"VirtualMachine/Devices/VirtualPci/([^/]+)",)
+    resources: ClassVar[tuple[type[Resource], ...]] = (VirtualPci,)
     name: ClassVar[str] = "VirtualPci"
 
     def __init__(self, vm_id: str, host: Host) -> None:
@@ -50,8 +53,7 @@ class PciKind(DeviceKind):
     def load(self, vm: VirtualMachine) -> None:
         """Take over the devices of the document."""
         for guid, device in (vm.devices.virtual_pci if vm.devices is not None else {}).items():
-            path = f"VirtualMachine/Devices/VirtualPci/{guid}"
-            self.modify(Request(path, "Add", to_json(device), (guid,)))
+            self.modify(Request(VirtualPci(guid), "Add", to_json(device)))
 
     @property
     def devices(self) -> dict[str, PciDevice]:
@@ -60,19 +62,19 @@ class PciKind(DeviceKind):
 
     def find(self, guid: str) -> PciDevice | None:
         """Give a device; None where there is none."""
-        return self._devices.get(guid.casefold())
+        return self._devices.get(guid_key(guid))
 
-    def modify(self, request: Request) -> None:
+    def modify(self, request: Request[VirtualPci]) -> None:
         """Assign or take away a device."""
         request.allow("Add", "Remove")
-        (guid,) = request.keys
+        guid = request.resource.vmbus_guid
         found = self.find(guid)
         if request.action == "Add":
             self._add(request, guid, found)
             return
         if found is None:
             raise request.missing(f"there is no device {guid}")
-        del self._devices[guid.casefold()]
+        del self._devices[guid_key(guid)]
         self._release(found)
 
     def close(self) -> None:
@@ -85,7 +87,7 @@ class PciKind(DeviceKind):
         """Give the devices in the form of the document."""
         return {device.guid: to_json(device.settings) for device in self._devices.values()}
 
-    def _add(self, request: Request, guid: str, found: PciDevice | None) -> None:
+    def _add(self, request: Request[VirtualPci], guid: str, found: PciDevice | None) -> None:
         device = PciDevice(guid, request.parse(VirtualPciDevice))
         if found is not None:
             raise request.taken(f"{found} is there")
@@ -99,7 +101,7 @@ class PciKind(DeviceKind):
                     f"{function[0]} is assigned to VM {self.host.pci[function]}",
                 )
         self.host.pci.update(dict.fromkeys(functions, self.vm_id))
-        self._devices[guid.casefold()] = device
+        self._devices[guid_key(guid)] = device
 
     def _release(self, device: PciDevice) -> None:
         device.attached = False
@@ -107,12 +109,12 @@ class PciKind(DeviceKind):
             self.host.pci.pop(function, None)
 
 
-class PipeKind(DeviceKind):
+class PipeKind(DeviceKind[MappedPipe]):
     """The named pipes of the host that a Windows guest sees under the same names."""
 
     __slots__ = ("_pipes",)
 
-    patterns: ClassVar[tuple[str, ...]] = (r"VirtualMachine/Devices/MappedPipes/(.+)",)
+    resources: ClassVar[tuple[type[Resource], ...]] = (MappedPipe,)
     name: ClassVar[str] = "MappedPipes"
 
     def __init__(self, vm_id: str, host: Host) -> None:
@@ -124,11 +126,14 @@ class PipeKind(DeviceKind):
         """The names of the mapped pipes."""
         return list(self._pipes.values())
 
-    def modify(self, request: Request) -> None:
+    def modify(self, request: Request[MappedPipe]) -> None:
         """Map a pipe, or end that. The settings are empty (Microsoft's HcsModifyComputeSystem says so)."""
         request.allow("Add", "Remove")
-        (pipe,) = request.keys
-        key = pipe.casefold()
+        pipe = request.resource.host_path
+        try:
+            key = pipe_key(pipe)
+        except OptionsError as e:
+            raise request.invalid(str(e)) from None
         if request.settings:
             raise request.invalid("a mapped pipe has no settings")
         if request.action == "Add":

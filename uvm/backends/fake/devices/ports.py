@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import ClassVar, Final
 from uuid import UUID
 
+from uvm._names import guid_key
 from uvm.backend import JSON
-from uvm.backends.fake.devices.request import DeviceKind, Request
+from uvm.backends.fake.devices.request import DeviceKind, Request, number_of
 from uvm.backends.fake.host import Host
 from uvm.schema.devices import ComPort, HvSocketServiceConfig
 from uvm.schema.json import to_json
+from uvm.schema.requests import Resource, SerialPort, SocketService
 from uvm.schema.system import VirtualMachine
 
 _COM_PORTS: Final = 2
 
 
-class ComPortKind(DeviceKind):
+class ComPortKind(DeviceKind[SerialPort]):
     """The two serial ports of a VM."""
 
     __slots__ = ("_ports",)
 
-    patterns: ClassVar[tuple[str, ...]] = (r"VirtualMachine/Devices/ComPorts/(\d+)",)
+    resources: ClassVar[tuple[type[Resource], ...]] = (SerialPort,)
     name: ClassVar[str] = "ComPorts"
 
     def __init__(self, vm_id: str, host: Host) -> None:
@@ -30,14 +32,11 @@ class ComPortKind(DeviceKind):
     def load(self, vm: VirtualMachine) -> None:
         """Take over the ports of the document."""
         for number, port in (vm.devices.com_ports if vm.devices is not None else {}).items():
-            path = f"VirtualMachine/Devices/ComPorts/{number}"
-            if not number.isdecimal():
-                raise Request(path, "Add", None, ()).invalid("a port number is a number")
-            self.modify(Request(path, "Add", to_json(port), (number,)))
+            self.modify(Request(SerialPort(number_of(number, "serial port")), "Add", to_json(port)))
 
-    def modify(self, request: Request) -> None:
+    def modify(self, request: Request[SerialPort]) -> None:
         """Connect, change or disconnect a port."""
-        number = int(request.keys[0])
+        number = request.resource.number
         if number >= _COM_PORTS:
             raise request.invalid(f"serial ports are below {_COM_PORTS}")
         if request.action == "Add" and number in self._ports:
@@ -58,7 +57,7 @@ class ComPortKind(DeviceKind):
         return {str(number): to_json(port) for number, port in self._ports.items()}
 
 
-class SocketKind(DeviceKind):
+class SocketKind(DeviceKind[SocketService]):
     """The Hyper-V socket services of a VM, by GUID.
 
     As hcsshim's ``hvsocket.go`` tells: an Update makes a service that is not there; one that is disabled
@@ -67,9 +66,7 @@ class SocketKind(DeviceKind):
 
     __slots__ = ("_services",)
 
-    patterns: ClassVar[tuple[str, ...]] = (
-        r"VirtualMachine/Devices/HvSocket/HvSocketConfig/ServiceTable/([^/]+)",
-    )
+    resources: ClassVar[tuple[type[Resource], ...]] = (SocketService,)
     name: ClassVar[str] = "HvSocket"
 
     def __init__(self, vm_id: str, host: Host) -> None:
@@ -81,20 +78,19 @@ class SocketKind(DeviceKind):
         device = vm.devices.hv_socket if vm.devices is not None else None
         config = device.hv_socket_config if device is not None else None
         for guid, service in (config.service_table if config is not None else {}).items():
-            path = f"VirtualMachine/Devices/HvSocket/HvSocketConfig/ServiceTable/{guid}"
-            self.modify(Request(path, "Update", to_json(service), (guid,)))
+            self.modify(Request(SocketService(guid), "Update", to_json(service)))
 
     @property
     def services(self) -> dict[str, HvSocketServiceConfig]:
         """The services by GUID, in lower case."""
         return dict(self._services)
 
-    def modify(self, request: Request) -> None:
+    def modify(self, request: Request[SocketService]) -> None:
         """Set or remove a service."""
-        (guid,) = request.keys
+        guid = request.resource.service_id
         if not is_guid(guid):
             raise request.invalid(f"{guid!r} is not a GUID")
-        key = guid.casefold()
+        key = guid_key(guid)
         if request.action == "Remove":
             self._services.pop(key, None)
             return
@@ -116,10 +112,7 @@ class SocketKind(DeviceKind):
 
 def is_guid(text: str) -> bool:
     """Tell whether a text is a GUID in its usual form, with or without braces."""
-    plain = text[1:-1] if text.startswith("{") and text.endswith("}") else text
-    if len(plain) != 36:
-        return False
     try:
-        return str(UUID(plain)) == plain.casefold()
+        return str(UUID(text)) == guid_key(text)
     except ValueError:
         return False

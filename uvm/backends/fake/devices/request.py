@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from attrs import frozen
 
@@ -11,28 +11,28 @@ from uvm.backends.fake.host import Host
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.json import SchemaError, from_json
+from uvm.schema.requests import Resource
 from uvm.schema.system import VirtualMachine
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Resource)
 
 
 @frozen
-class Request:
-    """A ``ModifySettingRequest`` whose path a device kind has recognised.
+class Request(Generic[R]):
+    """A ``ModifySettingRequest`` whose path is understood.
 
-    :ivar action: ``Add``, ``Update`` or ``Remove``; ``Add`` where none was given.
-    :ivar keys: the variable parts of the path, as text.
+    :ivar action: ``Add``, ``Update`` or ``Remove``; ``Add`` if the request names none.
     """
 
-    path: str
+    resource: R
     action: str
     settings: Any
-    keys: tuple[str, ...]
 
     @property
     def operation(self) -> str:
         """The request for a message."""
-        return f"{self.action} {self.path}"
+        return f"{self.action} {self.resource.path}"
 
     def parse(self, cls: type[T]) -> T:
         """Read the settings, as strictly as HCS does: HCS_E_INVALID_JSON."""
@@ -63,19 +63,18 @@ class Request:
         return self.refuse(HResult.ERROR_ALREADY_EXISTS, text)
 
 
-class DeviceKind:
+class DeviceKind(Generic[R]):
     """One kind of device of one VM: what is there, and the requests that change it.
 
-    A subclass names its resource paths, reads the VM's document in ``__init__``, and changes nothing when
-    it refuses a request. :meth:`close` undoes what ties it to the host.
+    A subclass names its resources, reads the VM's document in :meth:`load`, and changes nothing if it refuses
+    a request. :meth:`close` undoes what ties it to the host.
 
-    :cvar patterns: regular expressions of its resource paths; the groups become ``Request.keys``.
     :cvar name: its name in the inventory.
     """
 
     __slots__ = ("host", "vm_id")
 
-    patterns: ClassVar[tuple[str, ...]]
+    resources: ClassVar[tuple[type[Resource], ...]]
     name: ClassVar[str]
 
     def __init__(self, vm_id: str, host: Host) -> None:
@@ -85,7 +84,7 @@ class DeviceKind:
     def load(self, vm: VirtualMachine) -> None:
         """Take over what the VM's document has of this kind."""
 
-    def modify(self, request: Request) -> None:
+    def modify(self, request: Request[R]) -> None:
         """Carry out a request, or raise HostError and change nothing."""
         raise NotImplementedError
 
@@ -95,3 +94,13 @@ class DeviceKind:
     def inventory(self) -> JSON:
         """Give what is there, as a JSON object; empty where there is nothing."""
         raise NotImplementedError
+
+
+def number_of(key: str, what: str) -> int:
+    """Return the number that a key of a document is.
+
+    :raises HostError: it is none: E_INVALIDARG.
+    """
+    if not (key.isascii() and key.isdecimal() and len(key) < 20):
+        raise HostError(f"Add {what} {key}", HResult.E_INVALIDARG, f"{key!r} is not a number")
+    return int(key)

@@ -6,13 +6,14 @@ from typing import ClassVar, Final
 
 from attrs import define, evolve
 
+from uvm._names import guid_key
 from uvm.backend import JSON
-from uvm.backends.fake.devices.request import DeviceKind, Request
+from uvm.backends.fake.devices.request import DeviceKind, Request, number_of
 from uvm.backends.fake.host import Host
 from uvm.hresult import HResult
 from uvm.schema.devices import Attachment
 from uvm.schema.json import to_json
-from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+from uvm.schema.requests import SCSI_CONTROLLER_GUIDS, Resource, ScsiAttachment
 from uvm.schema.system import VirtualMachine
 
 #: LUNs of one controller.
@@ -37,12 +38,12 @@ class Disk:
         return f"disk {self.controller}:{self.lun} ({self.attachment.path})"
 
 
-class ScsiKind(DeviceKind):
+class ScsiKind(DeviceKind[ScsiAttachment]):
     """The SCSI controllers of a VM, those of its document and no others."""
 
     __slots__ = ("_controllers", "_disks")
 
-    patterns: ClassVar[tuple[str, ...]] = (r"VirtualMachine/Devices/Scsi/([^/]+)/Attachments/(\d+)",)
+    resources: ClassVar[tuple[type[Resource], ...]] = (ScsiAttachment,)
     name: ClassVar[str] = "Scsi"
 
     def __init__(self, vm_id: str, host: Host) -> None:
@@ -54,13 +55,11 @@ class ScsiKind(DeviceKind):
         """Take over the controllers and the disks of the document."""
         controllers = vm.devices.scsi if vm.devices is not None else {}
         for guid in sorted(controllers, key=_order):
-            self._controllers[guid.casefold()] = len(self._controllers)
+            self._controllers[guid_key(guid)] = len(self._controllers)
         for guid, controller in controllers.items():
             for lun, attachment in controller.attachments.items():
-                path = f"VirtualMachine/Devices/Scsi/{guid}/Attachments/{lun}"
-                if not lun.isdecimal():
-                    raise Request(path, "Add", None, ()).invalid("a LUN is a number")
-                self._add(Request(path, "Add", to_json(attachment), (guid, lun)))
+                slot = ScsiAttachment(guid, number_of(lun, "LUN"))
+                self._add(Request(slot, "Add", to_json(attachment)))
 
     @property
     def disks(self) -> dict[tuple[int, int], Disk]:
@@ -71,7 +70,7 @@ class ScsiKind(DeviceKind):
         """Give the disk in a slot; None where it is empty."""
         return self._disks.get((controller, lun))
 
-    def modify(self, request: Request) -> None:
+    def modify(self, request: Request[ScsiAttachment]) -> None:
         """Attach, change or detach a disk."""
         match request.action:
             case "Add":
@@ -98,16 +97,16 @@ class ScsiKind(DeviceKind):
             for guid, i in self._controllers.items()
         }
 
-    def _slot(self, request: Request) -> tuple[int, int]:
-        guid, lun = request.keys
-        controller = self._controllers.get(guid.casefold())
+    def _slot(self, request: Request[ScsiAttachment]) -> tuple[int, int]:
+        guid, lun = request.resource.controller, request.resource.lun
+        controller = self._controllers.get(guid_key(guid))
         if controller is None:
             raise request.missing(f"the VM has no controller {guid}")
-        if int(lun) >= LUNS:
+        if lun >= LUNS:
             raise request.invalid(f"LUNs are below {LUNS}")
-        return controller, int(lun)
+        return controller, lun
 
-    def _add(self, request: Request) -> None:
+    def _add(self, request: Request[ScsiAttachment]) -> None:
         slot = self._slot(request)
         attachment = _checked(request)
         if slot in self._disks:
@@ -118,7 +117,7 @@ class ScsiKind(DeviceKind):
             )
         self._disks[slot] = Disk(*slot, attachment)
 
-    def _update(self, request: Request) -> None:
+    def _update(self, request: Request[ScsiAttachment]) -> None:
         disk = self._disks.get(self._slot(request))
         attachment = _checked(request)
         if disk is None:
@@ -128,7 +127,7 @@ class ScsiKind(DeviceKind):
             raise request.invalid("the type, path and access of an attached disk cannot change")
         disk.attachment = attachment
 
-    def _remove(self, request: Request) -> None:
+    def _remove(self, request: Request[ScsiAttachment]) -> None:
         disk = self._disks.pop(self._slot(request), None)
         if disk is None:
             raise request.missing("no disk is there")
@@ -142,11 +141,11 @@ class ScsiKind(DeviceKind):
 
 def _order(guid: str) -> tuple[int, str]:
     """Number controllers as the guest does: the known GUIDs in their order, then others by name."""
-    key = guid.casefold()
+    key = guid_key(guid)
     return (SCSI_CONTROLLER_GUIDS.index(key) if key in SCSI_CONTROLLER_GUIDS else LUNS, key)
 
 
-def _checked(request: Request) -> Attachment:
+def _checked(request: Request[ScsiAttachment]) -> Attachment:
     attachment = request.parse(Attachment)
     if attachment.type not in _TYPES:
         raise request.refuse(

@@ -11,6 +11,7 @@ from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
 from uvm.schema.devices import PLAN9_RESTRICT_FILE_ACCESS, Plan9Share, VirtualSmbShare
 from uvm.schema.json import to_json
+from uvm.schema.requests import Plan9Shares, Resource, VSMBShares
 from uvm.schema.system import VirtualMachine
 
 S = TypeVar("S", VirtualSmbShare, Plan9Share)
@@ -30,7 +31,7 @@ class Shared(Generic[S]):
         return f"share {self.share.name} ({self.share.path})"
 
 
-class _ShareKind(DeviceKind, Generic[S]):
+class _ShareKind(DeviceKind[Resource], Generic[S]):
     """Shares by name, under one resource path; the settings of a request name the share."""
 
     __slots__ = ("_model", "_present", "_shares")
@@ -50,7 +51,7 @@ class _ShareKind(DeviceKind, Generic[S]):
         """Give a share by name; None where there is none."""
         return self._shares.get(name)
 
-    def modify(self, request: Request) -> None:
+    def modify(self, request: Request[Resource]) -> None:
         """Add, change or remove a share."""
         share = request.parse(self._model)
         if not self._present:
@@ -83,9 +84,9 @@ class _ShareKind(DeviceKind, Generic[S]):
     def _take_over(self, shares: list[S]) -> None:
         self._present = True
         for share in shares:
-            self.modify(Request(self.patterns[0], "Add", to_json(share), ()))
+            self.modify(Request(self.resources[0](), "Add", to_json(share)))
 
-    def _add(self, request: Request, share: S, found: Shared[S] | None) -> None:
+    def _add(self, request: Request[Resource], share: S, found: Shared[S] | None) -> None:
         if found is not None:
             raise request.taken(f"{found} is there")
         if not share.path:
@@ -93,7 +94,7 @@ class _ShareKind(DeviceKind, Generic[S]):
         self.host.require_directory(share.path, request.operation)
         self._shares[share.name] = Shared(share)
 
-    def _update(self, request: Request, share: S, found: Shared[S] | None) -> None:
+    def _update(self, request: Request[Resource], share: S, found: Shared[S] | None) -> None:
         if found is None:
             raise request.missing(f"there is no share {share.name}")
         old = found.share
@@ -106,7 +107,7 @@ class _ShareKind(DeviceKind, Generic[S]):
             raise request.invalid("AllowedFiles may not be empty")
         found.share = share
 
-    def _remove(self, request: Request, share: S, found: Shared[S] | None) -> None:
+    def _remove(self, request: Request[Resource], share: S, found: Shared[S] | None) -> None:
         if found is None:
             raise request.missing(f"there is no share {share.name}")
         found.attached = False
@@ -118,7 +119,7 @@ class VSmbKind(_ShareKind[VirtualSmbShare]):
 
     __slots__ = ()
 
-    patterns: ClassVar[tuple[str, ...]] = (r"VirtualMachine/Devices/VirtualSmb/Shares",)
+    resources: ClassVar[tuple[type[Resource], ...]] = (VSMBShares,)
     name: ClassVar[str] = "VirtualSmb"
 
     def __init__(self, vm_id: str, host: Host) -> None:
@@ -138,7 +139,7 @@ class Plan9Kind(_ShareKind[Plan9Share]):
 
     __slots__ = ()
 
-    patterns: ClassVar[tuple[str, ...]] = (r"VirtualMachine/Devices/Plan9/Shares",)
+    resources: ClassVar[tuple[type[Resource], ...]] = (Plan9Shares,)
     name: ClassVar[str] = "Plan9"
 
     def __init__(self, vm_id: str, host: Host) -> None:

@@ -11,7 +11,7 @@ from uvm.backends.fake.host import Host
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.json import to_json
-from uvm.schema.requests import ProcessorLimits
+from uvm.schema.requests import CpuGroupAssignment, CpuLimits, MemorySize, ProcessorLimits, Resource
 from uvm.schema.system import CpuGroup, VirtualMachine, VirtualMachineMemory, VirtualMachineProcessor
 
 #: A limit or reservation of all of a processor, in 1/100,000.
@@ -19,16 +19,12 @@ FULL: Final = 100_000
 _MAXIMUM_WEIGHT: Final = 10_000
 
 
-class TopologyKind(DeviceKind):
+class TopologyKind(DeviceKind[Resource]):
     """Memory size, processor limits and the CPU group. A request without a type sets the value."""
 
     __slots__ = ("_cpu_group", "_limits", "memory", "processor", "size_in_mb")
 
-    patterns: ClassVar[tuple[str, ...]] = (
-        r"VirtualMachine/ComputeTopology/(Memory/SizeInMB)",
-        r"VirtualMachine/ComputeTopology/(Processor/Limits)",
-        r"VirtualMachine/ComputeTopology/(Processor/CpuGroup)",
-    )
+    resources: ClassVar[tuple[type[Resource], ...]] = (MemorySize, CpuLimits, CpuGroupAssignment)
     name: ClassVar[str] = "ComputeTopology"
 
     def __init__(self, vm_id: str, host: Host) -> None:
@@ -52,9 +48,7 @@ class TopologyKind(DeviceKind):
                 operation, HResult.E_INVALIDARG, f"the host cannot give {processor.count} processors"
             )
         self.memory, self.processor = memory, processor
-        self._set_memory(
-            Request("VirtualMachine/ComputeTopology/Memory/SizeInMB", "Add", memory.size_in_mb, ())
-        )
+        self._set_memory(Request(MemorySize(), "Add", memory.size_in_mb))
         self._limits = ProcessorLimits(
             limit=processor.limit, weight=processor.weight, reservation=processor.reservation
         )
@@ -70,13 +64,13 @@ class TopologyKind(DeviceKind):
         """The id of the CPU group; empty, or the null GUID, for none."""
         return self._cpu_group
 
-    def modify(self, request: Request) -> None:
+    def modify(self, request: Request[Resource]) -> None:
         """Set a value."""
         request.allow("Add", "Update")
-        match request.keys[0]:
-            case "Memory/SizeInMB":
+        match request.resource:
+            case MemorySize():
                 self._set_memory(request)
-            case "Processor/Limits":
+            case CpuLimits():
                 self._set_limits(request)
             case _:
                 group = request.parse(CpuGroup)
@@ -95,7 +89,7 @@ class TopologyKind(DeviceKind):
             },
         }
 
-    def _set_memory(self, request: Request) -> None:
+    def _set_memory(self, request: Request[Resource]) -> None:
         size = request.settings
         if type(size) is not int:
             raise request.refuse(HResult.HCS_E_INVALID_JSON, "the size is a whole number of MB")
@@ -108,7 +102,7 @@ class TopologyKind(DeviceKind):
             )
         self.size_in_mb = size
 
-    def _set_limits(self, request: Request) -> None:
+    def _set_limits(self, request: Request[Resource]) -> None:
         limits = request.parse(ProcessorLimits)
         if not (0 <= limits.limit <= FULL and 0 <= limits.reservation <= FULL):
             raise request.invalid(f"Limit and Reservation are at most {FULL}")

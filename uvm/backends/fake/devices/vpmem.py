@@ -7,14 +7,16 @@ from typing import ClassVar, Final
 from attrs import define
 
 from uvm.backend import JSON
-from uvm.backends.fake.devices.request import DeviceKind, Request
+from uvm.backends.fake.devices.request import DeviceKind, Request, number_of
 from uvm.backends.fake.host import Host
 from uvm.hresult import HResult
 from uvm.schema.common import PAGE_BYTES
 from uvm.schema.devices import VirtualPMemDevice, VirtualPMemMapping
 from uvm.schema.json import to_json
+from uvm.schema.requests import Resource, VPMemDevice, VPMemMapping
 from uvm.schema.system import VirtualMachine
 
+_Resource = VPMemDevice | VPMemMapping
 _FORMATS: Final = ("Vhd1", "Vhdx", "")
 
 
@@ -43,15 +45,12 @@ class PMem:
         return f"pmem {self.number}{at} ({self.image.host_path})"
 
 
-class VPMemKind(DeviceKind):
+class VPMemKind(DeviceKind[_Resource]):
     """The VPMEM controller of a VM. A device of mappings is there while it has a mapping."""
 
     __slots__ = ("_devices", "_mappings", "_maximum_bytes", "_maximum_count")
 
-    patterns: ClassVar[tuple[str, ...]] = (
-        r"VirtualMachine/Devices/VirtualPMem/Devices/(\d+)",
-        r"VirtualMachine/Devices/VirtualPMem/Devices/(\d+)/Mappings/(\d+)",
-    )
+    resources: ClassVar[tuple[type[Resource], ...]] = (VPMemDevice, VPMemMapping)
     name: ClassVar[str] = "VirtualPMem"
 
     def __init__(self, vm_id: str, host: Host) -> None:
@@ -69,10 +68,8 @@ class VPMemKind(DeviceKind):
         self._maximum_count = controller.maximum_count
         self._maximum_bytes = controller.maximum_size_bytes
         for number, device in controller.devices.items():
-            path = f"VirtualMachine/Devices/VirtualPMem/Devices/{number}"
-            if not number.isdecimal():
-                raise Request(path, "Add", None, ()).invalid("a device number is a number")
-            self._add_device(Request(path, "Add", to_json(device), (number,)))
+            place = VPMemDevice(number_of(number, "VPMEM device"))
+            self._add_device(Request(place, "Add", to_json(device)))
 
     @property
     def devices(self) -> dict[int, PMem]:
@@ -90,18 +87,18 @@ class VPMemKind(DeviceKind):
             return self._devices.get(number)
         return self._mappings.get(number, {}).get(offset)
 
-    def modify(self, request: Request) -> None:
+    def modify(self, request: Request[_Resource]) -> None:
         """Attach or detach a device or a mapping."""
         request.allow("Add", "Remove")
-        match len(request.keys), request.action:
-            case 1, "Add":
-                self._add_device(request)
-            case 1, _:
-                self._remove_device(request)
+        match request.resource, request.action:
+            case VPMemMapping(offset_bytes=offset), "Add":
+                self._add_mapping(request, offset)
+            case VPMemMapping(offset_bytes=offset), _:
+                self._remove_mapping(request, offset)
             case _, "Add":
-                self._add_mapping(request)
+                self._add_device(request)
             case _:
-                self._remove_mapping(request)
+                self._remove_device(request)
 
     def close(self) -> None:
         """Let go of every file."""
@@ -117,22 +114,22 @@ class VPMemKind(DeviceKind):
             devices[str(number)] = {"Mappings": {str(o): to_json(m.image) for o, m in mappings.items()}}
         return {"Devices": devices} if devices else {}
 
-    def _number(self, request: Request) -> int:
+    def _number(self, request: Request[_Resource]) -> int:
         if not self._maximum_count:
             raise request.missing("the VM has no VPMEM controller")
-        number = int(request.keys[0])
+        number = request.resource.device
         if number >= self._maximum_count:
             raise request.invalid(f"device numbers are below {self._maximum_count}")
         return number
 
-    def _add_device(self, request: Request) -> None:
+    def _add_device(self, request: Request[_Resource]) -> None:
         number = self._number(request)
         device = request.parse(VirtualPMemDevice)
         if number in self._devices or number in self._mappings:
             raise request.taken(f"device {number} is there")
         self._devices[number] = self._open(request, number, None, device)
 
-    def _remove_device(self, request: Request) -> None:
+    def _remove_device(self, request: Request[_Resource]) -> None:
         number = self._number(request)
         if number in self._mappings:
             raise request.refuse(HResult.HCS_E_INVALID_STATE, f"files are mapped on device {number}")
@@ -140,8 +137,8 @@ class VPMemKind(DeviceKind):
             raise request.missing(f"there is no device {number}")
         self._release(self._devices.pop(number))
 
-    def _add_mapping(self, request: Request) -> None:
-        number, offset = self._number(request), int(request.keys[1])
+    def _add_mapping(self, request: Request[_Resource], offset: int) -> None:
+        number = self._number(request)
         mapping = request.parse(VirtualPMemMapping)
         if offset % PAGE_BYTES:
             raise request.invalid(f"offsets are multiples of {PAGE_BYTES}")
@@ -158,8 +155,8 @@ class VPMemKind(DeviceKind):
                 raise request.invalid(f"it overlaps {other}")
         self._mappings.setdefault(number, there)[offset] = pmem
 
-    def _remove_mapping(self, request: Request) -> None:
-        number, offset = self._number(request), int(request.keys[1])
+    def _remove_mapping(self, request: Request[_Resource], offset: int) -> None:
+        number = self._number(request)
         there = self._mappings.get(number, {})
         if offset not in there:
             raise request.missing(f"nothing is mapped on device {number} at {offset}")
@@ -168,7 +165,11 @@ class VPMemKind(DeviceKind):
             del self._mappings[number]
 
     def _open(
-        self, request: Request, number: int, offset: int | None, image: VirtualPMemDevice | VirtualPMemMapping
+        self,
+        request: Request[_Resource],
+        number: int,
+        offset: int | None,
+        image: VirtualPMemDevice | VirtualPMemMapping,
     ) -> PMem:
         if image.image_format not in _FORMATS:
             raise request.refuse(

@@ -1,0 +1,100 @@
+"""Paths of resources, made and read back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uvm.schema import requests
+from uvm.schema.requests import (
+    SCSI_CONTROLLER_GUIDS,
+    CpuGroupAssignment,
+    CpuLimits,
+    MappedPipe,
+    MemorySize,
+    Plan9Shares,
+    Resource,
+    ScsiAttachment,
+    SerialPort,
+    SocketService,
+    VirtualAdapter,
+    VirtualPci,
+    VPMemDevice,
+    VPMemMapping,
+    VSMBShares,
+    parse_resource_path,
+)
+
+NUMBERS = st.integers(0, 2**64 - 1)
+NAMES = st.text(min_size=1).filter(lambda text: "/" not in text)
+RESOURCES = st.one_of(
+    st.builds(ScsiAttachment, NAMES, NUMBERS),
+    st.builds(VPMemDevice, NUMBERS),
+    st.builds(VPMemMapping, NUMBERS, NUMBERS),
+    st.builds(VSMBShares),
+    st.builds(Plan9Shares),
+    st.builds(VirtualAdapter, NAMES),
+    st.builds(VirtualPci, NAMES),
+    st.builds(MappedPipe, st.text(min_size=1)),
+    st.builds(SerialPort, NUMBERS),
+    st.builds(SocketService, NAMES),
+    st.builds(MemorySize),
+    st.builds(CpuLimits),
+    st.builds(CpuGroupAssignment),
+)
+
+
+@given(resource=RESOURCES)
+def test_the_path_of_any_resource_is_read_back_as_that_resource(resource: Resource) -> None:
+    assert parse_resource_path(resource.path) == resource
+
+
+@given(data=st.data(), name=NAMES, number=NUMBERS, offset=NUMBERS, pipe=st.text(min_size=1))
+def test_each_function_that_makes_a_path_makes_the_path_of_its_resource(
+    data: st.DataObject, name: str, number: int, offset: int, pipe: str
+) -> None:
+    controller = data.draw(st.integers(0, 3))
+    made = {
+        requests.scsi_attachment_path(controller, number): ScsiAttachment(
+            SCSI_CONTROLLER_GUIDS[controller], number
+        ),
+        requests.vpmem_device_path(number): VPMemDevice(number),
+        requests.vpmem_mapping_path(number, offset): VPMemMapping(number, offset),
+        requests.network_adapter_path(name): VirtualAdapter(name),
+        requests.virtual_pci_path(name): VirtualPci(name),
+        requests.mapped_pipe_path(pipe): MappedPipe(pipe),
+        requests.hvsocket_service_path(name): SocketService(name),
+        requests.MEMORY_SIZE_PATH: MemorySize(),
+        requests.CPU_GROUP_PATH: CpuGroupAssignment(),
+        requests.CPU_LIMITS_PATH: CpuLimits(),
+        requests.PLAN9_SHARES_PATH: Plan9Shares(),
+        requests.VSMB_SHARES_PATH: VSMBShares(),
+    }
+    assert {path: parse_resource_path(path) for path in made} == made
+
+
+@given(controller=st.integers(0, 3), upper=st.booleans())
+def test_a_controller_of_ours_has_its_number_in_any_case(controller: int, upper: bool) -> None:
+    guid = SCSI_CONTROLLER_GUIDS[controller]
+    assert ScsiAttachment(guid.upper() if upper else guid, 0).controller_number == controller
+    assert ScsiAttachment(guid[:-1], 0).controller_number is None
+
+
+@given(path=st.one_of(st.text(), RESOURCES.map(lambda resource: f"/{resource.path}")))
+def test_any_other_path_names_nothing(path: str) -> None:
+    assert parse_resource_path(path) is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        requests.scsi_attachment_path(0, 1).replace("/1", "/one"),
+        requests.vpmem_device_path(0).replace("/0", "/" + "9" * 5000),
+        requests.network_adapter_path("a/b"),
+        requests.virtual_pci_path(""),
+        requests.MEMORY_SIZE_PATH + "/",
+    ],
+)
+def test_a_path_with_a_part_that_cannot_be_names_nothing(path: str) -> None:
+    assert parse_resource_path(path) is None
