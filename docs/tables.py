@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import tomllib
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -37,7 +38,8 @@ _DRAWN = (
 def write_tables(directory: Path) -> None:
     """Write the pages, for ``{include}``."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name, lines in (("transitions.md", _transitions()), ("options.md", _options())):
+    tables = {"transitions.md": _transitions(), "options.md": _options(), "layers.md": _layers()}
+    for name, lines in tables.items():
         (directory / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     for module in _DRAWN:
         (directory / f"{module}.md").write_text(_drawing(module), encoding="utf-8")
@@ -56,6 +58,16 @@ def _drawing(module: str) -> str:
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _layers() -> Iterator[str]:
+    """Draw the layers of packages, the highest first, as import-linter holds them."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+    (contract,) = (each for each in project["tool"]["importlinter"]["contracts"] if each["type"] == "layers")
+    yield "```text"
+    for layer in contract["layers"]:
+        yield "   ".join(each.strip() for each in layer.split("|") if "(" not in each)
+    yield "```"
 
 
 def _transitions() -> Iterator[str]:
