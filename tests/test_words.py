@@ -1,0 +1,82 @@
+"""The words of the library: docstrings, comments, messages and pages use the terms of the field."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+#: Packages, modules and pages that are held to the rules, until all of ``uvm`` and ``docs`` are.
+HELD = ("README.md", "CHANGELOG.md", "docs/index.md", "docs/api.md", "uvm/__init__.py", "uvm/_public.py")
+
+#: What is not used, and the terms that are used instead.
+INSTEAD = {
+    r"nobody knows": "unknown",
+    r"nobody|somebody|whoever": "the caller, the task, the user, none",
+    r"(?:tell|tells|told|telling)": "report, return, distinguish",
+    r"(?:take|takes|took|taken|taking) back": "roll back, revoke, undo",
+    r"(?:give|gives|gave|given|giving) (?:back|up)": "release, abandon",
+    r"(?:life|lives)": "lifetime, or what happens in it",
+    r"things?": "the name of what is meant",
+    r"ways?": "the name of what is meant: connection, means, direction",
+    r"is over": "who or what ends: the VM exits, the call returns",
+}
+RULE = re.compile("|".join(rf"\b(?:{each})\b" for each in INSTEAD), re.IGNORECASE)
+
+#: How the docstring of a function does not begin: "Return" is meant, or the subject is left out.
+OPENING = re.compile(r"(?:Gives?|Tells?|Says?|Take note|It|Its)\b")
+
+
+def held() -> list[Path]:
+    """Return the files that are held to the rules."""
+    paths = [ROOT / each for each in HELD]
+    return [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each comment and each literal of a module; of a page, each line."""
+    source = path.read_text("utf-8")
+    if path.suffix == ".md":
+        yield from enumerate(source.splitlines(), 1)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def openings(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line and the docstring of each function of a module."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))) if path.suffix == ".py" else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (said := ast.get_docstring(node)):
+            yield node.lineno, said
+
+
+@pytest.mark.parametrize("path", held(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_terms_of_the_field_are_used(path: Path) -> None:
+    found = [f"{line}: {match[0]}" for line, text in texts(path) for match in RULE.finditer(text)]
+    found += [f"{line}: {said.split()[0]} ..." for line, said in openings(path) if OPENING.match(said)]
+    assert not found, f"{path.relative_to(ROOT)} uses what has another term: {INSTEAD}"
+
+
+@pytest.mark.parametrize(
+    "text", ["Nobody knows.", "what it takes back", "It was told.", "gives up", "any way", "a THING"]
+)
+def test_a_word_that_is_not_used_is_found(text: str) -> None:
+    assert RULE.search(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["always", "anything", "gateway", "given", "overtaken", "lifetime", "untold"]
+)
+def test_a_word_within_another_is_none(text: str) -> None:
+    assert not RULE.search(text)
