@@ -25,7 +25,7 @@ INSTEAD = {
     r"(?:give|gives|gave|given|giving) (?:back|up)": "release, abandon",
     r"(?:life|lives)": "lifetime, or what happens in it",
     r"things?": "the name of what is meant",
-    r"ways?": "the name of what is meant: connection, means, direction",
+    r"(?<!under )ways?": "the name of what is meant: connection, means, direction",
     r"is over": "who or what ends: the VM exits, the call returns",
 }
 RULE = re.compile("|".join(rf"\b(?:{each})\b" for each in INSTEAD), re.IGNORECASE)
