@@ -33,7 +33,7 @@ SURFACE = {
         HostInfo HostNetwork HostProcess JSON Listener System VM_GROUP
     """,
     "uvm.backends": "backend_factory backend_names choose_backend open_backend",
-    "uvm.devices": "base directories layers ledger network pipes plan9 scsi slots vpci vpmem vsmb",
+    "uvm.devices": "base directories kinds layers ledger network pipes plan9 scsi slots vpci vpmem vsmb",
     "uvm.errors": """
         UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
