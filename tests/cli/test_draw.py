@@ -97,7 +97,7 @@ def test_what_has_no_grid() -> None:
         "    share    directory  access     refs  in the guest\n"
         "    Plan9 0  C:\\conf    read-only  1     /etc/conf\n"
         "    VSMB s1  C:\\logs    writable   kept  \\\\?\\VMSMB\\VSMB-{6fb1ab1e}\\s1\n"
-        "    kept: nobody uses them, but the guest may have their files mapped\n"
+        "    kept without references: the guest may have their files mapped\n"
         "\n"
         "  Network\n"
         "    adapter   endpoint  MAC address        addresses    namespace\n"

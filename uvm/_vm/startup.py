@@ -9,7 +9,7 @@ The host listens to what a guest dials while it boots before the VM is started, 
       listen: entropy, output, compute service
       start the system  --------------------------->  boots
       512 random bytes  <-- dials the entropy port     Linux: seeds its kernel
-      output handler    <-- dials the output port      Linux: its log; Windows: once told to forward it
+      output handler    <-- dials the output port      Linux: its log; Windows: once asked to forward it
       negotiate         <-- dials the service port
       host create, start, Hyper-V addresses ------->  Windows
       security policy ----------------------------->  confidential VMs
@@ -211,7 +211,7 @@ class GuestStartup:
         context = self.context
         await connection.start_guest(self._time_zone())
         if context.plan.os == "windows":
-            # HCS does this itself where the connection is its own (uvm/start.go).
+            # HCS does this itself if the connection is its own (uvm/start.go).
             addresses = HvSocketAddress(
                 local_address=context.link.system.runtime_id, parent_address=PARENT_ADDRESS
             )

@@ -31,7 +31,7 @@ class VMMemory:
 
 @frozen
 class VMStatistics:
-    """What :meth:`uvm._vm.settings.RuntimeSettings.stats` tells (hcsshim internal/uvm/stats.go).
+    """What :meth:`uvm._vm.settings.RuntimeSettings.stats` returns (hcsshim internal/uvm/stats.go).
 
     :ivar processor_runtime_ns: processor time used by the VM since it started.
     :ivar uptime_ns: time since it started.

@@ -1,4 +1,4 @@
-"""The utility VM: its life, from creation to close."""
+"""The utility VM, from creation to close."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
         """
         return self.link.capabilities()
 
-    # Life.
+    # From start to exit.
 
     async def start(self) -> None:
         """Start the VM and wait until its guest is connected. If that fails, the VM is terminated.

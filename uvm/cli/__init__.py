@@ -1,6 +1,6 @@
 """The command ``uvm``, also ``python -m uvm``: run a pod file, replay a recording, look at this machine.
 
-Exit status: 0 where all went well, 1 where it did not, 2 where the command line or a file is wrong.
+Exit status: 0 success, 1 failure, 2 a wrong command line or file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; gives its exit status."""
+    """Run the command and return its exit status."""
     given = _parser().parse_args(arguments)
     try:
         status: int = given.command(Terminal.of(sys.stdout), given)
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     pod = commands.add_parser(
         "pod",
         help="run the pod that a TOML file describes",
-        description="Create a VM, attach all that the file describes, show it, and take it all down again, "
+        description="Create a VM, attach all that the file describes, show it, and detach it all again, "
         "printing each request. The file is yours to edit: docs/pods.md says what may stand in it, and "
         "docs/examples has one for each guest.",
     )
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "replay",
         help="replay a recorded hcsshim script and compare the requests",
         description="Carry out a script of device operations on the in-memory host, and show each request "
-        "beside the one that hcsshim was recorded to send. Exit status 1 where any differs.",
+        "beside the one that hcsshim was recorded to send. Exit status 1 if any differs.",
     )
     replay.add_argument("file", type=Path, metavar="FILE", help="for instance tests/data/traces.json")
     replay.add_argument("--script", metavar="NAME", help="which script; without it, they are listed")
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         help="say what this machine can do and what is missing",
         description="Look at this machine: what HCS needs, and what else there may be to turn on. "
-        "Exit status 1 where the backend that was asked for, or that would be chosen here, cannot be used.",
+        "Exit status 1 if the backend that was asked for, or would be chosen, cannot be used.",
     )
     doctor.add_argument("--backend", metavar="NAME", help="the backend that is wanted, for instance hcs")
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
@@ -108,6 +108,6 @@ def _replay(terminal: Terminal, given: argparse.Namespace) -> int:
 
 
 def _doctor(terminal: Terminal, given: argparse.Namespace) -> int:
-    from uvm.cli.doctor import tell
+    from uvm.cli.doctor import report
 
-    return tell(terminal, given.backend, as_json=given.json)
+    return report(terminal, given.backend, as_json=given.json)

@@ -31,7 +31,7 @@ class Result:
     """What one check found.
 
     :ivar status: ``ok``; ``missing``: HCS needs it; ``limited``: something else does; ``unknown``.
-    :ivar remedy: what to do about it; empty where nothing is to be done.
+    :ivar remedy: what to do about it; empty if nothing is to be done.
     """
 
     name: str
@@ -86,7 +86,7 @@ def _network_service(where: Surroundings) -> Finding:
 
 
 def _virtualization(where: Surroundings) -> Finding:
-    # Its driver starts only on a running hypervisor; and who asks the firmware below one is told no.
+    # Its driver starts only on a running hypervisor; and below one the firmware's answer is no.
     if where.service("vid") == "running":
         return Finding("ok", "the hypervisor is running")
     if where.virtualization_in_firmware():
@@ -124,7 +124,7 @@ def _linux_boot_files(where: Surroundings) -> Finding:
     )
 
 
-#: All checks, in the order in which they are told. Those of HCS are about Windows.
+#: All checks, in the order in which they are printed. Those of HCS are about Windows.
 CHECKS: Final[tuple[Check, ...]] = (
     Check("Python", _python),
     *REQUIREMENTS,

@@ -1,4 +1,4 @@
-"""Telling what this machine can do: one line for each check."""
+"""What this machine can do: one line for each check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uvm.cli.terminal import Style, Terminal
 _STYLES: Final[dict[str, Style]] = {"ok": "green", "missing": "red"}
 
 
-def tell(terminal: Terminal, backend: str | None, *, as_json: bool) -> int:
+def report(terminal: Terminal, backend: str | None, *, as_json: bool) -> int:
     """Check this machine and print what was found; return 0 if the backend can be used, else 1.
 
     :param backend: the backend that is wanted; by default, the one that would be chosen.

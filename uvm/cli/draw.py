@@ -119,7 +119,7 @@ def draw_pmem(terminal: Terminal, devices: Devices) -> list[str]:
 
 
 def _letters() -> Iterator[str]:
-    """Give a, b, ..., z, aa, ab, ...: the first letter is what a cell shows."""
+    """Yield a, b, ..., z, aa, ab, ...: the first letter is what a cell shows."""
     for length in count(1):
         yield from map("".join, product(string.ascii_lowercase, repeat=length))
 
@@ -135,7 +135,7 @@ def _pmem_row(terminal: Terminal, layers: dict[str, PMemLayer], device_bytes: in
 
 
 def _cells(offset_bytes: int, size_bytes: int, device_bytes: int) -> range:
-    """Give the cells that a region touches; it may reach beyond the end of a small device."""
+    """Return the cells that a region touches; it may reach beyond the end of a small device."""
     first = offset_bytes * _CELLS // device_bytes
     last = (offset_bytes + size_bytes - 1) * _CELLS // device_bytes
     return range(first, min(last, _CELLS - 1) + 1)
@@ -177,7 +177,7 @@ def _draw_shares(terminal: Terminal, shares: Sequence[Share]) -> list[str]:
     header = ("share", "directory", "access", "refs", "in the guest")
     lines = [_title(terminal, "Shares", ""), *terminal.table(header, rows, 4)]
     if not all(share.references for share in shares):
-        why = "kept: nobody uses them, but the guest may have their files mapped"
+        why = "kept without references: the guest may have their files mapped"
         lines.append("    " + terminal.paint(why, "dim"))
     return lines
 

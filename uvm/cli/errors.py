@@ -1,4 +1,4 @@
-"""What ends a command: mistakes of its user, and errors of uvm told in one line."""
+"""What ends a command: mistakes of its user, and errors of uvm in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class UsageError(Exception):
 
 
 def in_one_line(error: UVMError | ExceptionGroup[Exception]) -> str:
-    """Tell an error, with what was noted on it, in one line; of a group, each error."""
+    """Return an error with its notes as one line; of a group, each error."""
     return printable("; ".join(_parts(error)))
 
 

@@ -84,7 +84,7 @@ class Devices:
     """The devices of a VM.
 
     :ivar reserved: slots, as (controller, LUN), of the disks that it was created with.
-    :ivar boot_pmem_bytes: the size of the root file system on VPMEM device 0; None where there is none.
+    :ivar boot_pmem_bytes: the size of the root file system on VPMEM device 0; None if there is none.
     """
 
     scsi_controllers: int = 1
@@ -117,7 +117,7 @@ def devices_of(vm: UtilityVM) -> Devices:
 
 
 def _applied(ledgers: Ledgers, name: str) -> Iterator[tuple[EntryState[Any, Any, Any, Any], Any]]:
-    """Give what a ledger has applied; nothing where the VM has not used that device."""
+    """Yield what a ledger has applied; nothing if the VM has not used that device."""
     if name in ledgers:
         yield from ((entry, entry.applied) for entry in ledgers[name].entries if entry.applied is not None)
 

@@ -34,7 +34,7 @@ _SYSTEMS = {"linux": "Linux", "windows": "Windows"}
 
 
 def run_pod_file(terminal: Terminal, path: Path, backend: str | None = None) -> int:
-    """Run a pod file; 0 where the host has nothing left afterwards, else 1.
+    """Run a pod file; return 0 if nothing is left on the host afterwards, else 1.
 
     :param backend: insist on one; the in-memory backend by default.
     """
@@ -86,7 +86,7 @@ async def run_pod(terminal: Terminal, pod: PodFile, backend: Backend) -> int:
 
 @define(eq=False)
 class _PodRun:
-    """One run of a pod: what it does, in the order in which it is done, and what is told of it."""
+    """One run of a pod: its steps, in order, and what is printed of them."""
 
     terminal: Terminal
     pod: PodFile
@@ -110,7 +110,7 @@ class _PodRun:
         )
 
     async def run(self) -> None:
-        """Set the pod up, show it, and take it down."""
+        """Attach everything, show it, and detach it again."""
         created = UtilityVM.create(self.pod.options, backend=self.backend)
         async with AsyncExitStack() as stack:
             with self._phase("Create the VM and start it"):

@@ -42,7 +42,7 @@ class Step:
 
 
 def replay_file(terminal: Terminal, path: Path, script: str | None) -> int:
-    """Replay a script of a file; 0 where all that it sends is as recorded, else 1.
+    """Replay a script of a file; return 0 if all that it sends is as recorded, else 1.
 
     :param script: which one; without it, the scripts are listed.
     :raises UsageError: the file cannot be read, or has no such script.
@@ -152,7 +152,7 @@ def draw_step(terminal: Terminal, number: int, step: Step) -> Iterator[str]:
 
 
 def _words(op: dict[str, Any]) -> Iterator[str]:
-    """Tell an operation: what it names first, then how."""
+    """Return an operation as text: what it names first, then how."""
     names = ("path", "ref", "namespace", "endpoint")
     yield op["op"]
     yield from (_name(op[key]) for key in names if key in op)

@@ -1,4 +1,4 @@
-"""A request, told in one or two lines: who is asked to do what, to which resource, with which settings."""
+"""A request in one or two lines: its receiver, verb, resource and settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PREFIXES: Final = ("VirtualMachine/Devices/", "VirtualMachine/ComputeTopology/"
 _COLOURS: Final[dict[str, Style]] = {"host": "cyan", "guest": "magenta", "grant": "yellow"}
 _TO, _VERB, _RESOURCE = 7, 10, 28
 
-#: Settings that are told without their name, or after a word.
+#: Settings that are shown without their name, or after a word.
 _WORDS: Final = {
     "ContainerPath": "at ",
     "ContainerRootPath": "at ",
@@ -43,7 +43,7 @@ _WORDS: Final = {
     "ScratchPath": "scratch ",
     "path": "",
 }
-#: Settings that are secrets, that say nothing to a reader, or that the resource has told.
+#: Settings that are secrets, that say nothing to a reader, or that the resource shows.
 _LEFT_OUT: Final = {
     "AccessName",
     "AdapterId",
@@ -120,7 +120,7 @@ def offset(size_bytes: Any) -> str:
 
 
 def summarize(to: str, document: Any, operation: str = "modify") -> Summary:
-    """Tell a request to change something, or another call, by its document.
+    """Return the summary of a request to change something, or of another call, from its document.
 
     :param to: whom it went to, in the words of the fake's request log.
     """
@@ -153,7 +153,7 @@ def draw_request(terminal: Terminal, summary: Summary, failure: str = "") -> lis
 
 
 def _guest_call(document: dict[str, Any], operation: str) -> Summary:
-    """Tell a request to the guest's compute service that changes no settings."""
+    """Return the summary of a request to the guest's compute service that changes no settings."""
     verb, _, what = operation.partition(" ")
     container = str(document.get("ContainerId") or HOST_CONTAINER_ID)
     if container == HOST_CONTAINER_ID:
@@ -166,7 +166,7 @@ def _guest_call(document: dict[str, Any], operation: str) -> Summary:
 
 
 def _command(document: dict[str, Any]) -> Iterator[str]:
-    """Tell what is to be run; the first process of a container is in its specification."""
+    """Yield the command to run; the first process of a container is in its specification."""
     text = _object(document.get("Settings")).get("ProcessParameters")
     try:
         parameters = _object(json.loads(text)) if isinstance(text, str) else {}
@@ -185,7 +185,7 @@ def _service(document: Any) -> str:
 
 
 def _topology(document: Any) -> Iterator[str]:
-    """Tell the size of a VM that is created."""
+    """Yield the size of a VM that is created."""
     topology = _object(_object(_object(document).get("VirtualMachine")).get("ComputeTopology"))
     processors = _object(topology.get("Processor")).get("Count")
     size_mb = _object(topology.get("Memory")).get("SizeInMB")
@@ -195,7 +195,7 @@ def _topology(document: Any) -> Iterator[str]:
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """Give a JSON object, an empty one for everything else."""
+    """Return a JSON object, an empty one for everything else."""
     return value if isinstance(value, dict) else {}
 
 
@@ -231,7 +231,7 @@ def _guest_resource(document: Mapping[str, Any], settings: Any) -> str:
 
 
 def _telling(settings: Any, name: str = "") -> Iterator[str]:
-    """Tell the settings that say something, each in a few words."""
+    """Yield the settings that say something, each in a few words."""
     if name in _LEFT_OUT or settings in (None, False, "", 0) or settings in ([], {}):
         return
     if isinstance(settings, dict):

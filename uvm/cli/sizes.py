@@ -14,7 +14,7 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]iB)")
 def parse_size(text: str) -> int:
     """Read ``512 KiB``, ``1.5 GiB`` or ``100 B`` as a number of bytes; a part of a byte counts as one.
 
-    :raises ValueError: it is written in another way.
+    :raises ValueError: it is written differently.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:

@@ -26,11 +26,11 @@ _CODES: Final[dict[Style, int]] = {
     "cyan": 36,
 }
 
-#: Where there is no terminal; the narrowest that a SCSI controller fits in; the widest that reads well.
+#: Without a terminal; the narrowest that a SCSI controller fits in; the widest that reads well.
 _DEFAULT_WIDTH: Final = 100
 _NARROWEST, _WIDEST = 80, 120
 
-#: What a write gives once nobody reads the pipe. The C library of Windows has no better name for it.
+#: What a write fails with once the pipe has no reader. The C library of Windows has no better name for it.
 _READER_GONE: Final = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 
 
@@ -56,7 +56,7 @@ ASCII: Final = Glyphs("-", ".", "|", "ok", "NO", "~", "=", "!")
 class Terminal:
     """Where a command writes. Everything drawn goes through :meth:`paint` and :meth:`write`.
 
-    :ivar width: columns that lines may take.
+    :ivar width: columns that lines may have.
     :ivar colour: whether :meth:`paint` paints.
     """
 
@@ -78,7 +78,7 @@ class Terminal:
         return cls(stream, min(max(columns, _NARROWEST), _WIDEST), colour, glyphs)
 
     def paint(self, text: str, *styles: Style) -> str:
-        """Give a text its styles, if there are colours. Pad before painting: the codes take no columns."""
+        """Return a text with its styles, if there are colours. Pad before: the codes take no columns."""
         if not (self.colour and styles and text):
             return text
         return f"\x1b[{';'.join(str(_CODES[style]) for style in styles)}m{text}\x1b[0m"
