@@ -49,6 +49,16 @@ SURFACE = {
     """,
     "uvm.testing": "backends conformance replay",
 }
+#: What may be done with a VM.
+VM = """
+    create id runtime_id os options host plan state exit_status capabilities features guest
+    start wait shutdown terminate pause resume crash save detach close
+    scsi vpmem vsmb plan9 vpci pipes network layers share mount_layers ledgers quarantined
+    run open_process create_container
+    stats properties assigned_memory_bytes update_memory update_cpu_limits update_container_memory_limits
+    set_cpu_group release_cpu_group update_hvsocket_service remove_hvsocket_service modify guest_request
+    inject_policy_fragment set_log_sources start_log_forwarding stop_log_forwarding dump_stacks
+"""
 #: Public, and no library: the command.
 COMMAND = {"uvm.cli", "uvm.__main__"}
 
@@ -78,3 +88,9 @@ def test_no_other_module_is_public() -> None:
     known = {name.partition(".")[2] for name in {*SURFACE, *COMMAND} - {"uvm"}}
     files = {path.stem for path in Path(uvm.__file__).parent.glob("[!_]*.py")}
     assert modules_in("uvm") | files == known - {"__main__"}
+
+
+@pytest.mark.anyio
+async def test_a_vm_shows_what_a_user_may_do_with_it() -> None:
+    async with uvm.UtilityVM.create(uvm.LCOWOptions(), backend=uvm.FakeBackend()) as vm:
+        assert sorted(name for name in dir(vm) if not name.startswith("_")) == sorted(VM.split())

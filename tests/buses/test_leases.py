@@ -167,7 +167,7 @@ async def test_a_lease_closes_properly_in_a_cancelled_scope(os: str) -> None:
         assert scope.cancelled_caught
         await quiet()
         check_at_rest(run)
-        assert not any(len(driver.ledger) for _, driver in run.vm.drivers())
+        assert not any(len(driver.ledger) for _, driver in run.vm._drivers())
 
 
 async def test_cancelling_a_release_stops_only_the_waiting() -> None:
@@ -701,7 +701,7 @@ async def test_a_namespace_whose_adapter_cannot_go_goes_on_with_the_next_release
         check_at_rest(run)
         await namespace.release()
         assert namespace.released
-        assert not any(len(driver.ledger) for _, driver in run.vm.drivers())
+        assert not any(len(driver.ledger) for _, driver in run.vm._drivers())
         with pytest.raises(AlreadyReleasedError):
             await namespace.release()
 
@@ -716,7 +716,7 @@ async def test_a_release_of_a_namespace_that_was_cancelled_and_then_refused_may_
         await quiet()
         assert not namespace.released
         await namespace.release()
-        assert not any(len(driver.ledger) for _, driver in run.vm.drivers())
+        assert not any(len(driver.ledger) for _, driver in run.vm._drivers())
 
 
 async def test_a_namespace_is_added_again_while_it_goes_and_where_nobody_has_it() -> None:
@@ -747,7 +747,7 @@ async def test_removing_a_namespace_by_its_id_waits_for_no_adapter_that_is_on_th
         assert adding.error is None
         check_at_rest(run)
         await run.vm.network.remove_namespace(NAMESPACE)
-        assert not any(len(driver.ledger) for _, driver in run.vm.drivers())
+        assert not any(len(driver.ledger) for _, driver in run.vm._drivers())
         await run.vm.network.remove_namespace(NAMESPACE)
 
 
@@ -756,7 +756,7 @@ async def test_a_set_up_that_fails_takes_the_namespace_back() -> None:
         run.backend.faults.refuse(resource=ADAPTERS, request_type="Add", nth=2)
         with pytest.raises(HostError):
             await run.vm.network.setup(NAMESPACE)
-        assert not any(len(driver.ledger) for _, driver in run.vm.drivers())
+        assert not any(len(driver.ledger) for _, driver in run.vm._drivers())
         check_at_rest(run)
 
 
@@ -889,7 +889,7 @@ async def test_a_root_file_system_that_fails_leaves_nothing(resource: str) -> No
             await run.vm.mount_layers("c1", [LAYER, OTHER_LAYER], SCRATCH)
         await quiet()
         check_at_rest(run)
-        assert not any(len(driver.ledger) for _, driver in run.vm.drivers())
+        assert not any(len(driver.ledger) for _, driver in run.vm._drivers())
 
 
 @pytest.mark.parametrize("calls", range(1, 7))
@@ -909,7 +909,7 @@ async def test_a_root_file_system_that_is_cancelled_at_any_request_leaves_nothin
                 assert mounting.done
         await quiet()
         check_at_rest(run)
-        assert not any(len(driver.ledger) for _, driver in run.vm.drivers())
+        assert not any(len(driver.ledger) for _, driver in run.vm._drivers())
 
 
 async def test_a_root_file_system_whose_release_is_refused_may_be_released_again() -> None:
@@ -925,7 +925,7 @@ async def test_a_root_file_system_whose_release_is_refused_may_be_released_again
         await root.release()
         with pytest.raises(AlreadyReleasedError):
             await root.release()
-        assert not any(len(driver.ledger) for _, driver in run.vm.drivers())
+        assert not any(len(driver.ledger) for _, driver in run.vm._drivers())
 
 
 # Things that are there when nobody holds them.

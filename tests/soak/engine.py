@@ -152,7 +152,7 @@ class _Player:
         """Wait until nothing is in flight; then the ledgers, the host and the guest have to agree."""
         calm = 0
         for _ in range(_TURNS_TO_REST):
-            calm = calm + 1 if all(idle(driver) for _, driver in vm.drivers()) else 0
+            calm = calm + 1 if all(idle(driver) for _, driver in vm._drivers()) else 0
             if calm == _TURNS_TO_HEAR:
                 break
             await anyio.lowlevel.checkpoint()
@@ -168,7 +168,7 @@ class _Player:
         await self._check(vm)
         held = [
             (name, hold.ticket.key)
-            for name, driver in vm.drivers()
+            for name, driver in vm._drivers()
             for entry in driver.ledger
             for hold in driver.holds_on(entry.key)
             if hold.state is HoldState.HELD

@@ -21,7 +21,7 @@ def compare(run: Running) -> Audit:
 
 def check_at_rest(run: Running) -> None:
     """Nothing is in flight, and ledgers, host and guest agree."""
-    for name, driver in run.vm.drivers():
+    for name, driver in run.vm._drivers():
         assert idle(driver), f"{name} is not at rest: {driver.ledger.dump()}"
         holds = set(driver._holds)
         tickets = {t for e in driver.ledger for t in (*e.holders, *e.owed)}

@@ -15,10 +15,10 @@ import trio.testing
 from attrs import define, field
 
 import uvm
-from uvm._buses import Buses
 from uvm._buses.driver import Driver
 from uvm._document import CreationPlan
 from uvm._guest.timeouts import GuestTimeouts
+from uvm._vm.devices import Devices
 from uvm.backend import Concurrency
 from uvm.backends.fake import Checks, Entry, FakeBackend, FakeFiles, FakeGuest, Gate
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
@@ -142,7 +142,7 @@ class Running:
 
     def state(self) -> tuple[Any, ...]:
         """All that a refused call must leave as it was."""
-        for name, attribute in vars(Buses).items():
+        for name, attribute in vars(Devices).items():
             # Made now, so that the first use of a bus is no change.
             if isinstance(attribute, cached_property):
                 getattr(self.vm, name)

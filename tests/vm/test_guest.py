@@ -286,16 +286,6 @@ async def test_what_is_no_container_is_refused_before_the_guest_is_asked() -> No
         assert len(run.sent()) == before
 
 
-@pytest.mark.parametrize(("options", "path"), [(lcow, "/run/mounts/m1"), (wcow, r"C:\mounts\m1")])
-async def test_paths_and_numbers_in_the_guest_are_never_given_twice(options: Any, path: str) -> None:
-    async with running(options()) as run:
-        assert [run.vm.next_container_number() for _ in range(3)] == [1, 2, 3]
-        assert run.vm.next_mount_path() == path
-        lease = await run.vm.scsi.attach(host.DISK, mount=uvm.Mount(guest_path=run.vm.next_mount_path()))
-        await lease.release()
-        assert run.vm.next_mount_path() == path.replace("m1", "m3")
-
-
 # The compute service itself.
 
 

@@ -287,7 +287,7 @@ class World:
 
     async def _release_owed(self, errors: list[BaseException]) -> None:
         """Release what only a removal by path could: its owner was told of the failure and went away."""
-        for _, driver in self.run.vm.drivers():
+        for _, driver in self.run.vm._drivers():
             for entry in list(driver.ledger):
                 for ticket in entry.owed:
                     try:
@@ -369,7 +369,7 @@ def _may_stay(name: str, entry: Any, run: Running, warnings: _Warnings) -> bool:
         if (entry.slot if name == "scsi.disks" else entry.key.slot) == disk:
             return True
     # It is held by what lives on it, which is judged by itself.
-    driver = dict(run.vm.drivers())[name]
+    driver = dict(run.vm._drivers())[name]
     holders = next(e.holders for e in driver.ledger if e.key == entry.key)
     if holders and not any(driver._holds[ticket].state is HoldState.HELD for ticket in holders):
         return True

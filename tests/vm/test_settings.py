@@ -178,7 +178,7 @@ async def test_a_share_that_the_guest_refuses_to_show_is_given_back() -> None:
         run.backend.faults.refuse(resource="MappedDirectory", first=1)
         with pytest.raises(GuestError):
             await run.vm.share(SHARED, r"C:\dir")
-        assert not any(len(driver.ledger) for _, driver in run.vm.drivers())
+        assert not any(len(driver.ledger) for _, driver in run.vm._drivers())
         check_at_rest(run)
 
 

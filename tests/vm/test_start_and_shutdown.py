@@ -444,7 +444,7 @@ async def test_those_who_wait_for_a_vm_that_ends_are_woken_in_the_order_in_which
     woken: list[int] = []
     async with running() as run, anyio.create_task_group() as tasks:
         machine = run.backend.vms[run.vm.id]
-        listener = await run.vm.link.system.listen(SERVICE)
+        listener = await run.vm._link.system.listen(SERVICE)
 
         async def receive(number: int, stream: ByteStream) -> None:
             with suppress(anyio.BrokenResourceError):

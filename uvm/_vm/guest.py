@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from uvm._async import Opening, opens
-from uvm._buses.context import Context
-from uvm._buses.link import Link
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.access import GuestFeatures
 from uvm._guest.container import Container
@@ -15,6 +13,7 @@ from uvm._guest.process import Process
 from uvm._guest.run import MAX_OUTPUT_BYTES, CompletedProcess
 from uvm._guest.specs import check_container_id, linux_container
 from uvm._hcsguest.guest import RelayGuest
+from uvm._vm.base import Part
 from uvm._vm.layers import LCOW_CONTAINERS, RootFileSystem
 from uvm._vm.logforwarding import set_log_sources, start_log_forwarding, stop_log_forwarding
 from uvm.errors import NotSupportedError, OptionsError
@@ -26,26 +25,14 @@ from uvm.schema.requests import ADD, ModificationRequest
 
 T = TypeVar("T")
 
-#: hcsshim v0.8.16 internal/uvm/constants.go.
-_MOUNTS = {"linux": "/run/mounts/m", "windows": "C:\\mounts\\m"}
 
-
-class GuestServices:
+class GuestServices(Part):
     """What the guest of a VM can be asked. A part of :class:`~uvm._vm.vm.UtilityVM`.
 
     Processes and containers work over our own connection to the guest and through HCS; the rest needs our own
     connection, and raises :class:`~uvm.errors.NotSupportedError` where there is none. Where the VM exits
     meanwhile, all of it raises :class:`~uvm.errors.VMExitedError`.
     """
-
-    context: Context
-    _containers = 0
-    _mounts = 0
-
-    @property
-    def link(self) -> Link:
-        """The way to the host and the guest."""
-        return self.context.link
 
     @property
     def guest(self) -> GuestConnection:
@@ -58,7 +45,7 @@ class GuestServices:
         guest = self._asked
         if not isinstance(guest, GuestConnection):
             raise NotSupportedError(
-                f"{self.context.vm_id}: this needs our own connection to the guest; create the VM with "
+                f"{self._context.vm_id}: this needs our own connection to the guest; create the VM with "
                 "external_guest_connection=True. Through HCS, processes and containers work"
             )
         return guest
@@ -76,11 +63,11 @@ class GuestServices:
     @property
     def _asked(self) -> GuestConnection | RelayGuest:
         """The guest, over our own connection or through HCS."""
-        self.link.check_running()
-        guest = self.link.guest
+        self._link.check_running()
+        guest = self._link.guest
         if not isinstance(guest, GuestConnection | RelayGuest):
             raise NotSupportedError(
-                f"{self.context.vm_id}: nobody is connected to the guest; create the VM with "
+                f"{self._context.vm_id}: nobody is connected to the guest; create the VM with "
                 "use_guest_connection=True"
             )
         return guest
@@ -167,7 +154,7 @@ class GuestServices:
     ) -> Container:
         guest = self._asked
         check_container_id(container_id)
-        if self.context.plan.os == "windows":
+        if self._context.plan.os == "windows":
             if root is not None:
                 raise OptionsError(
                     "the document of a Windows container names its layers itself; leave out root"
@@ -183,20 +170,6 @@ class GuestServices:
             scratch_path=root.scratch_path if root is not None else f"{bundle}/scratch/{container_id}",
         )
         return await guest.create_container(container_id, document)
-
-    def next_container_number(self) -> int:
-        """Give the next number, from 1, for the directory of a container (hcsshim's ``ContainerCounter``)."""
-        self._containers += 1
-        return self._containers
-
-    def next_mount_path(self) -> str:
-        r"""Give a path in the guest at which nothing of the VM's was ever mounted, nor will be.
-
-        ``/run/mounts/m1`` in a Linux guest, ``C:\mounts\m1`` in a Windows guest, and so on: hcsshim's paths
-        of its ``UVMMountCounter``. The mounts of SCSI disks have a directory of their own.
-        """
-        self._mounts += 1
-        return f"{_MOUNTS[self.context.plan.os]}{self._mounts}"
 
     # The compute service itself.
 
@@ -218,7 +191,7 @@ class GuestServices:
             resource_type=RESOURCE_SECURITY_POLICY_FRAGMENT,
             settings=SecurityPolicyFragment(fragment=fragment, media_type=media_type),
         )
-        await self.link.modify_guest(to_json(request))
+        await self._link.modify_guest(to_json(request))
 
     async def set_log_sources(self) -> None:
         """Tell the log forwarding service of a Windows guest anew what the VM's options want forwarded."""
@@ -234,15 +207,15 @@ class GuestServices:
         await self._in_guest(stop_log_forwarding(self._forwarding()[0]))
 
     def _forwarding(self) -> tuple[GuestConnection, WCOWOptions]:
-        self.context.need_guest("log forwarding", "windows")
-        guest, options = self.guest, self.context.options
+        self._context.need_guest("log forwarding", "windows")
+        guest, options = self.guest, self._context.options
         assert isinstance(options, WCOWOptions)
         if not guest.features.log_forwarding:
             raise NotSupportedError(
-                f"{self.context.vm_id}: the guest does not say that it can forward its log "
+                f"{self._context.vm_id}: the guest does not say that it can forward its log "
                 "(LogForwardingSupported)"
             )
         return guest, options
 
     async def _in_guest(self, call: Awaitable[T]) -> T:
-        return await self.link.call(call)
+        return await self._link.call(call)

@@ -15,12 +15,12 @@ import anyio
 from attrs import define, evolve, field, frozen
 
 from uvm._async import Opening
-from uvm._buses import Buses
 from uvm._buses.driver import own
 from uvm._buses.lease import Lease, Releasable
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
+from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError
 from uvm.options import LCOWOptions
@@ -54,12 +54,12 @@ class WCOWLayer:
     id: str
 
 
-async def add_layer(vm: Buses, layer: LCOWLayer) -> VPMemLease | ScsiLease:
+async def add_layer(vm: Devices, layer: LCOWLayer) -> VPMemLease | ScsiLease:
     """Attach a layer to a Linux guest: over VPMEM, or over SCSI where it does not fit there.
 
     Also over SCSI: a partition, and every layer of a VM whose devices are to be physically backed.
     """
-    options = vm.context.options
+    options = vm._context.options
     if not options.fully_physically_backed and not layer.partition:
         try:
             return await vm.vpmem.add(layer.path)
@@ -77,7 +77,7 @@ class RootFileSystem(Releasable):
     :ivar layers: the leases of its layers, top-most first; :ivar scratch: that of its scratch disk.
     """
 
-    _vm: Buses = field(repr=False)
+    _vm: Devices = field(repr=False)
     root: str
     scratch_path: str
     layers: tuple[Lease, ...]
@@ -89,7 +89,7 @@ class RootFileSystem(Releasable):
     @property
     def released(self) -> bool:
         """Whether it has been given back, or the VM has gone."""
-        return (self._releasing is not None and not self._errors) or self._vm.link.exited.is_set()
+        return (self._releasing is not None and not self._errors) or self._vm._link.exited.is_set()
 
     async def release(self) -> None:
         """Take it apart, then let go of its scratch and its layers.
@@ -99,8 +99,8 @@ class RootFileSystem(Releasable):
 
         :raises AlreadyReleasedError: it was released before.
         """
-        tasks = self._vm.link.tasks
-        if tasks is None or self._vm.link.exited.is_set():
+        tasks = self._vm._link.tasks
+        if tasks is None or self._vm._link.exited.is_set():
             return
         if self._releasing is not None and not self._errors:
             raise AlreadyReleasedError(f"the root file system {self.root} was released before")
@@ -169,7 +169,7 @@ def _give_up(leases: Iterable[Lease]) -> None:
 
 
 def mount_layers(
-    vm: Buses,
+    vm: Devices,
     container_id: str,
     layers: Sequence[LCOWLayer | WCOWLayer | str],
     scratch_path: str,
@@ -186,11 +186,11 @@ def mount_layers(
     :raises HostPathError: a layer or the scratch disk is not there; nothing was sent.
     """
     given = [LCOWLayer(layer) if isinstance(layer, str) else layer for layer in layers]
-    kind = LCOWLayer if vm.context.plan.os == "linux" else WCOWLayer
+    kind = LCOWLayer if vm._context.plan.os == "linux" else WCOWLayer
     wrong = [layer for layer in given if not isinstance(layer, kind)]
     if wrong or not given or not container_id:
         raise OptionsError(
-            f"a root file system in {vm.context.vm_id} takes a container id and one or more "
+            f"a root file system in {vm._context.vm_id} takes a container id and one or more "
             f"{kind.__name__}; given were {container_id!r} and {given}"
         )
     if kind is LCOWLayer:
@@ -199,15 +199,15 @@ def mount_layers(
 
 
 async def _mount_lcow(
-    vm: Buses, container_id: str, layers: Sequence[Any], scratch_path: str, root: str
+    vm: Devices, container_id: str, layers: Sequence[Any], scratch_path: str, root: str
 ) -> RootFileSystem:
-    options = vm.context.options
+    options = vm._context.options
     encrypted = isinstance(options, LCOWOptions) and options.scratch_encryption
     root = root or f"{LCOW_CONTAINERS}/{container_id}"
     # Looked at before anything is sent.
-    vm.link.check_running()
+    vm._link.check_running()
     for path in (*(layer.path for layer in layers), scratch_path):
-        await vm.context.file_size(path)
+        await vm._context.file_size(path)
     mount = Mount(
         # hcsshim formats encrypted scratch disks with xfs.
         filesystem="xfs" if encrypted else "ext4",
@@ -231,15 +231,15 @@ async def _mount_lcow(
 
 
 async def _mount_wcow(
-    vm: Buses, container_id: str, layers: Sequence[Any], scratch_path: str
+    vm: Devices, container_id: str, layers: Sequence[Any], scratch_path: str
 ) -> RootFileSystem:
     options = evolve(vm.vsmb.default_options(read_only=True), take_backup_privilege=True)
 
     # Looked at before anything is sent.
-    vm.link.check_running()
+    vm._link.check_running()
     for layer in layers:
-        await vm.context.is_directory(layer.path)
-    await vm.context.file_size(scratch_path)
+        await vm._context.is_directory(layer.path)
+    await vm._context.file_size(scratch_path)
 
     async def share(path: str) -> VSMBLease:
         return await vm.vsmb.add(path, options=options)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from uvm._buses.context import Context
-from uvm._buses.link import Link
+from uvm._vm.base import Part
 from uvm._vm.statistics import VMStatistics, read_statistics
 from uvm.backend import JSON
 from uvm.errors import NotSupportedError, OptionsError
@@ -31,26 +30,19 @@ from uvm.schema.system import CpuGroup
 _NULL_CPU_GROUP = "00000000-0000-0000-0000-000000000000"
 
 
-class RuntimeSettings:
+class RuntimeSettings(Part):
     """Settings and state of a running VM. A part of :class:`~uvm._vm.vm.UtilityVM`."""
-
-    context: Context
-
-    @property
-    def link(self) -> Link:
-        """The way to the host and the guest."""
-        return self.context.link
 
     async def modify(self, request: JSON | ModifySettingRequest) -> None:
         """Send any request to the compute system, as it is: for what uvm has no method for.
 
         What it attaches or detaches, the VM's own devices do not know of.
         """
-        await self.link.modify(_as_json(request))
+        await self._link.modify(_as_json(request))
 
     async def guest_request(self, request: JSON | ModificationRequest) -> None:
         """Send any request to the guest, as it is."""
-        await self.link.modify_guest(_as_json(request))
+        await self._link.modify_guest(_as_json(request))
 
     async def update_memory(self, size_bytes: int) -> None:
         """Change the size of its memory; rounded down to MiB and then up to an even number of them.
@@ -63,8 +55,8 @@ class RuntimeSettings:
 
     async def assigned_memory_bytes(self) -> int:
         """Ask how much memory the host has assigned to it."""
-        self.link.check_running()
-        properties = await self.link.call(self.link.system.properties("Memory"))
+        self._link.check_running()
+        properties = await self._link.call(self._link.system.properties("Memory"))
         pages: int = properties["Memory"]["VirtualMachineMemory"]["AssignedMemory"]
         return pages * PAGE_BYTES
 
@@ -78,10 +70,10 @@ class RuntimeSettings:
         :raises NotSupportedError: the host is older than build 19042.
         """
         # hcsshim cpulimits_update.go.
-        if self.context.host.build < V20H2:
+        if self._context.host.build < V20H2:
             raise NotSupportedError(
                 f"changing processor limits needs Windows build {V20H2}; "
-                f"this host is {self.context.host.build}"
+                f"this host is {self._context.host.build}"
             )
         limits = ProcessorLimits(
             limit=limit,
@@ -122,7 +114,7 @@ class RuntimeSettings:
 
     async def update_container_memory_limits(self) -> None:
         """Have a Linux guest fit its pods' memory cgroup to the VM's memory, after :meth:`update_memory`."""
-        self.context.need_guest("PodCgroupMemoryLimit", "linux")
+        self._context.need_guest("PodCgroupMemoryLimit", "linux")
         await self.guest_request(
             ModificationRequest(request_type=UPDATE, resource_type="PodCgroupMemoryLimit")
         )
@@ -132,20 +124,20 @@ class RuntimeSettings:
 
         :param as_template: save it as a template that other VMs start from.
         """
-        self.link.check_running()
+        self._link.check_running()
         save_type = "AsTemplate" if as_template else "ToFile"
-        await self.link.call(self.link.system.save({"SaveType": save_type, "SaveStateFilePath": path}))
+        await self._link.call(self._link.system.save({"SaveType": save_type, "SaveStateFilePath": path}))
 
     async def crash(self) -> None:
         """Make its guest crash, for a dump."""
-        self.link.check_running()
-        await self.link.call(self.link.system.crash())
+        self._link.check_running()
+        await self._link.call(self._link.system.crash())
 
     async def stats(self) -> VMStatistics:
         """Ask for its statistics."""
-        self.link.check_running()
-        physically_backed = not self.context.options.allow_overcommit
-        return await self.link.call(read_statistics(self.link.system, physically_backed=physically_backed))
+        self._link.check_running()
+        physically_backed = not self._context.options.allow_overcommit
+        return await self._link.call(read_statistics(self._link.system, physically_backed=physically_backed))
 
     async def _set(self, path: str, settings: Any) -> None:
         await self.modify(ModifySettingRequest(resource_path=path, settings=settings))

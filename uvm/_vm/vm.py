@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from uvm._async import Flag, Opening, bare_task_group
-from uvm._buses import Buses
 from uvm._buses.context import Context
 from uvm._document import CreationPlan
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._vm.creation import HostArtifacts, Settings, create
+from uvm._vm.devices import Devices
 from uvm._vm.guest import GuestServices
 from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer, mount_layers
 from uvm._vm.settings import RuntimeSettings
@@ -50,7 +50,7 @@ class VMState(enum.Enum):
     CLOSED = "closed"
 
 
-class UtilityVM(Buses, RuntimeSettings, GuestServices):
+class UtilityVM(Devices, RuntimeSettings, GuestServices):
     """A utility VM. :meth:`create` makes one, and closes it when its context is left.
 
     Devices are attributes: ``scsi``, ``vpmem``, ``vsmb``, ``plan9``, ``vpci``, ``pipes``, ``network``,
@@ -113,7 +113,7 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
     @property
     def id(self) -> str:
         """The id of the compute system."""
-        return self.context.plan.id
+        return self._context.plan.id
 
     @property
     def runtime_id(self) -> str:
@@ -123,22 +123,22 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
     @property
     def os(self) -> str:
         """The guest's operating system: ``"linux"`` or ``"windows"``."""
-        return self.context.plan.os
+        return self._context.plan.os
 
     @property
     def options(self) -> LCOWOptions | WCOWOptions:
         """The options that the VM was created with."""
-        return self.context.options
+        return self._context.options
 
     @property
     def host(self) -> HostInfo:
         """The facts of the host."""
-        return self.context.host
+        return self._context.host
 
     @property
     def plan(self) -> CreationPlan:
         """What its creation decided: the document, the boot devices, the reserved slots."""
-        return self.context.plan
+        return self._context.plan
 
     @property
     def state(self) -> VMState:
@@ -148,7 +148,7 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
     @property
     def exit_status(self) -> ExitStatus | None:
         """How the VM exited; None before the exit."""
-        return self.link.exit_status
+        return self._link.exit_status
 
     @property
     def capabilities(self) -> Mapping[str, Any]:
@@ -157,7 +157,7 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
         :raises VMStateError: the VM has not been started.
         :raises VMExitedError: the VM has exited.
         """
-        return self.link.capabilities()
+        return self._link.capabilities()
 
     # From start to exit.
 
@@ -169,7 +169,7 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
         :raises VMExitedError: the VM exited while it booted.
         """
         if self._state is VMState.EXITED or self._state is VMState.CLOSED:
-            raise self.link.exit_error()
+            raise self._link.exit_error()
         if self._state is not VMState.CREATED:
             raise VMStateError(f"start {self.id}: the VM is {self._state.value}; a VM is started once")
         self._state = VMState.STARTING
@@ -188,12 +188,12 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
         self._state = VMState.RUNNING
 
     async def _boot(self) -> None:
-        call = self.link.call
+        call = self._link.call
         await call(self._startup.listen())
         await call(self._system.start())
         guest = await call(self._startup.meet())
-        self.adopt_boot_devices()
-        self.link.guest = guest
+        self._adopt_boot_devices()
+        self._link.guest = guest
 
     async def _end_after(self, failure: BaseException) -> None:
         """Terminate a VM that did not start; errors become notes of the failure."""
@@ -221,11 +221,11 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
                 failure = error
             finally:
                 self._exit_scopes.discard(scope)
-        if self.link.exited.is_set():
+        if self._link.exited.is_set():
             if self._state is VMState.CLOSED:
                 # The exit status is known once it is closed.
                 await self._closed.wait()
-            raise self.link.exit_error() from failure
+            raise self._link.exit_error() from failure
         if failure is not None:
             raise failure
 
@@ -256,7 +256,7 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
         return await self.terminate()
 
     async def _ask_to_shut_down(self) -> None:
-        guest = self.link.guest
+        guest = self._link.guest
         # If the answer is lost, the exit is the answer; a VM whose guest has gone is terminated.
         with suppress(BridgeClosedError, UnknownOutcomeError):
             if isinstance(guest, GuestConnection):
@@ -272,13 +272,13 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
 
     async def pause(self) -> None:
         """Pause the VM: its processors stop, and the limits on what its guest does with them."""
-        self.link.check_running()
+        self._link.check_running()
         clock = self._startup.clock
         was_paused = clock.paused
         # The guest may stand still before the host answers.
         clock.pause()
         try:
-            await self.link.call(self._system.pause())
+            await self._link.call(self._system.pause())
         except BaseException:
             if not was_paused:
                 clock.resume()
@@ -287,20 +287,20 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
 
     async def resume(self) -> None:
         """Resume the paused VM: its processors and the limits on what its guest does go on."""
-        self.link.check_running()
-        await self.link.call(self._system.resume())
+        self._link.check_running()
+        await self._link.call(self._system.resume())
         self._startup.clock.resume()
         self._unless_gone(VMState.RUNNING)
 
     def _unless_gone(self, state: VMState) -> None:
         """Note a state, unless the VM exited meanwhile."""
-        if not self.link.exited.is_set():
+        if not self._link.exited.is_set():
             self._state = state
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties of the compute system (:meth:`uvm.backend.System.properties`)."""
         if self._state is VMState.CLOSED:
-            raise self.link.exit_error()
+            raise self._link.exit_error()
         return await self._system.properties(*types, queries=queries)
 
     def detach(self) -> None:
@@ -371,7 +371,7 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
 
     @property
     def _grace_seconds(self) -> float:
-        return self.link.exit_grace_seconds
+        return self._link.exit_grace_seconds
 
     async def _end_system(self) -> None:
         if self.exit_status is None or self.exit_status is _UNKNOWN_EXIT:
@@ -381,12 +381,12 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
             self._exited(await self._system.wait())
 
     async def _close_guest(self) -> None:
-        if self.link.guest is not None:
-            self.link.guest.close()
+        if self._link.guest is not None:
+            self._link.guest.close()
         await self._startup.stop_listening()
 
     async def _revoke(self) -> None:
-        _raise_all(await self.context.access.revoke_all())
+        _raise_all(await self._context.access.revoke_all())
 
     async def _keep(self) -> None:
         await self._artifacts.prepare(self.plan.keepsakes)
@@ -424,9 +424,9 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
                 self._startup.channels = channels
                 try:
                     async with anyio.create_task_group() as tasks:
-                        self.link.tasks = tasks
+                        self._link.tasks = tasks
                         self._serving.set()
-                        if not self.link.exited.is_set():
+                        if not self._link.exited.is_set():
                             self._exited(await self._exit())
                         tasks.cancel_scope.cancel()
                 finally:
@@ -459,7 +459,7 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
         if self._system_exited.is_set():
             return
         _log.info("%s: exited: %s", self.id, status)
-        self.link.exit_status = status
+        self._link.exit_status = status
         if self._state is not VMState.CLOSED:
             self._state = VMState.EXITED
         self._system_exited.set()
@@ -467,18 +467,18 @@ class UtilityVM(Buses, RuntimeSettings, GuestServices):
 
     def _devices_gone(self) -> None:
         """End every device, quietly; every call that waits for something raises VMExitedError."""
-        if self.link.exited.is_set():
+        if self._link.exited.is_set():
             return
-        self.link.exited.set()
+        self._link.exited.set()
         self._startup.clock.resume()
         for scope in self._exit_scopes:
             scope.cancel()
-        if self.link.guest is not None:
-            self.link.guest.close()
-        for _, driver in self.drivers():
+        if self._link.guest is not None:
+            self._link.guest.close()
+        for _, driver in self._drivers():
             driver.gone()
-        if self.link.tasks is not None:
-            self.link.tasks.cancel_scope.cancel()
+        if self._link.tasks is not None:
+            self._link.tasks.cancel_scope.cancel()
 
     def _check_started(self) -> None:
         if self._state is VMState.CREATED:

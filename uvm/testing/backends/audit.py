@@ -53,7 +53,7 @@ def audit(vm: UtilityVM, machine: FakeVM) -> Audit:
 
 def guest_is_gone(vm: UtilityVM) -> bool:
     """Whether the connection to the guest has closed, while the VM runs."""
-    return bool(getattr(vm.link.guest, "closed", False))
+    return bool(getattr(vm._link.guest, "closed", False))
 
 
 def place(slot: Any) -> Any:

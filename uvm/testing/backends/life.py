@@ -107,7 +107,7 @@ def devices(os: str, things: Things) -> dict[str, Acquire]:
 
 def at_rest(vm: UtilityVM) -> bool:
     """Whether nothing is under way to the host or the guest."""
-    drivers = [driver for _, driver in vm.drivers()]
+    drivers = [driver for _, driver in vm._drivers()]
     entries = [entry for driver in drivers for entry in driver.ledger]
     busy = any(entry.operation is not None or entry.waiters or entry.leaving for entry in entries)
     return not busy and not any(driver.lane.running or driver.lane.queue for driver in drivers)

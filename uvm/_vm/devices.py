@@ -1,0 +1,113 @@
+"""The devices of a VM as attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from functools import cached_property
+from typing import Any
+
+from uvm._async import Opening
+from uvm._buses.context import Bus
+from uvm._buses.directories import DirectoryBus, SharedLease
+from uvm._buses.driver import Driver
+from uvm._buses.layers import LayersBus
+from uvm._buses.network import NetworkBus
+from uvm._buses.pipes import PipeBus
+from uvm._buses.plan9 import Plan9Bus
+from uvm._buses.scsi import ScsiBus
+from uvm._buses.vpci import VPCIBus
+from uvm._buses.vpmem import VPMemBus
+from uvm._buses.vsmb import VSMBBus
+from uvm._vm.base import Part
+from uvm.devices.base import LedgerState, Quarantined
+from uvm.devices.vpci import DeviceKey
+
+
+class Devices(Part):
+    """The devices of a VM as attributes, each made when it is first used. A part of UtilityVM."""
+
+    # Those that live on others come first.
+
+    @cached_property
+    def _directories(self) -> DirectoryBus:
+        return DirectoryBus(self._context, self.plan9, self.vsmb)
+
+    @cached_property
+    def scsi(self) -> ScsiBus:
+        """SCSI disks and their mounts."""
+        return ScsiBus(self._context)
+
+    @cached_property
+    def vpmem(self) -> VPMemBus:
+        """VPMEM layers (Linux guests)."""
+        return VPMemBus(self._context)
+
+    @cached_property
+    def vsmb(self) -> VSMBBus:
+        """VSMB shares (Windows guests)."""
+        return VSMBBus(self._context)
+
+    @cached_property
+    def plan9(self) -> Plan9Bus:
+        """Plan9 shares (Linux guests)."""
+        return Plan9Bus(self._context)
+
+    @cached_property
+    def vpci(self) -> VPCIBus:
+        """Assigned PCI devices."""
+        return VPCIBus(self._context)
+
+    @cached_property
+    def pipes(self) -> PipeBus:
+        """Mapped named pipes (Windows guests)."""
+        return PipeBus(self._context)
+
+    @cached_property
+    def network(self) -> NetworkBus:
+        """Network namespaces and adapters. Only once the VM runs: what it does depends on the guest."""
+        return NetworkBus(self._context)
+
+    @cached_property
+    def layers(self) -> LayersBus:
+        """Combined root file systems."""
+        return LayersBus(self._context)
+
+    def share(self, path: str, guest_path: str, *, read_only: bool = False) -> Opening[SharedLease]:
+        """Show a directory, or a single file, of the host in the guest. Await it, or enter it.
+
+        Over Plan9 in a Linux guest, over VSMB in a Windows guest.
+
+        :raises HostPathError: nothing is at that path of the host.
+        :raises AccessDeniedError: it is writable, and the VM denies writable shares.
+        :raises OptionsError: the guest path is empty, or another share is shown there in a Windows guest.
+        :raises GuestError: a Linux guest has something mounted there.
+        """
+        return self._directories.share(path, guest_path, read_only=read_only)
+
+    def _drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
+        """Yield the names and drivers of the ledgers in use, those that live on others first."""
+        for name, attribute in _members(type(self)):
+            # A bus is made when it is first used.
+            bus = self.__dict__.get(name) if isinstance(attribute, cached_property) else None
+            if isinstance(bus, Bus):
+                for ledger, driver in bus.drivers():
+                    yield f"{name.strip('_')}.{ledger}", driver
+
+    @property
+    def quarantined(self) -> tuple[Quarantined[Hashable, object], ...]:
+        """The slots that are withheld, since what is in them is unknown."""
+        return tuple(self._link.quarantined)
+
+    def ledgers(self) -> dict[str, LedgerState[Hashable, object, object, object]]:
+        """Return what is attached, per ledger, as values."""
+        return {name: driver.ledger.dump() for name, driver in self._drivers()}
+
+    def _adopt_boot_devices(self) -> None:
+        """Take note of the PCI devices that the VM was created with."""
+        for device in self._context.plan.assigned_devices:
+            self.vpci.adopt(DeviceKey(device.instance_path, device.function), device.vmbus_guid)
+
+
+def _members(cls: type) -> Iterator[tuple[str, object]]:
+    for base in reversed(cls.__mro__):
+        yield from vars(base).items()
