@@ -37,7 +37,8 @@ SURFACE = {
     "uvm.errors": """
         UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
-        OptionsError RefusedError UndoFailedError UnknownOutcomeError VMExitedError VMStateError
+        OptionsError OutputLimitError RefusedError UndoFailedError UnknownOutcomeError VMExitedError
+        VMStateError WireError
     """,
     "uvm.hresult": "HResult SYSTEM_ENDED hresult hresult_from_win32 hresult_name",
     "uvm.options": """

@@ -18,7 +18,6 @@ from uvm._guest.container import Container as Container
 from uvm._guest.container import ContainerExit as ContainerExit
 from uvm._guest.process import Process as Process
 from uvm._guest.run import CompletedProcess as CompletedProcess
-from uvm._guest.run import OutputLimitError as OutputLimitError
 from uvm._guest.stdio import ProcessInput as ProcessInput
 from uvm._guest.stdio import ProcessOutput as ProcessOutput
 from uvm._guest.stdio import StreamBrokenError as StreamBrokenError
@@ -33,7 +32,6 @@ from uvm._vm.statistics import VMMemory as VMMemory
 from uvm._vm.statistics import VMStatistics as VMStatistics
 from uvm._vm.vm import UtilityVM as UtilityVM
 from uvm._vm.vm import VMState as VMState
-from uvm._wire.frames import WireError as WireError
 from uvm.backend import Backend as Backend
 from uvm.backend import ByteStream as ByteStream
 from uvm.backend import Concurrency as Concurrency
@@ -62,12 +60,14 @@ from uvm.errors import NoSpaceError as NoSpaceError
 from uvm.errors import NotAttachedError as NotAttachedError
 from uvm.errors import NotSupportedError as NotSupportedError
 from uvm.errors import OptionsError as OptionsError
+from uvm.errors import OutputLimitError as OutputLimitError
 from uvm.errors import RefusedError as RefusedError
 from uvm.errors import UndoFailedError as UndoFailedError
 from uvm.errors import UnknownOutcomeError as UnknownOutcomeError
 from uvm.errors import UVMError as UVMError
 from uvm.errors import VMExitedError as VMExitedError
 from uvm.errors import VMStateError as VMStateError
+from uvm.errors import WireError as WireError
 from uvm.options import BlockCIMBootFiles as BlockCIMBootFiles
 from uvm.options import HvSocketService as HvSocketService
 from uvm.options import LCOWOptions as LCOWOptions

@@ -25,12 +25,14 @@ __all__ = [
     "NotAttachedError",
     "NotSupportedError",
     "OptionsError",
+    "OutputLimitError",
     "RefusedError",
     "UVMError",
     "UndoFailedError",
     "UnknownOutcomeError",
     "VMExitedError",
     "VMStateError",
+    "WireError",
 ]
 
 
@@ -40,6 +42,14 @@ class UVMError(Exception):
 
 class OptionsError(UVMError, ValueError):
     """Options, or arguments, that cannot work. Raised before anything is created or sent."""
+
+
+class OutputLimitError(UVMError):
+    """A process wrote more than its caller takes, and was killed."""
+
+
+class WireError(UVMError, ValueError):
+    """Bytes from the other side that are no message of the protocol, or not one that may come now."""
 
 
 class NoSpaceError(UVMError):

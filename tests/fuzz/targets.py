@@ -24,10 +24,10 @@ from uvm._wire.frames import (
     Procedure,
     Request,
     Response,
-    WireError,
     encode,
     parse,
 )
+from uvm.errors import WireError
 from uvm.schema.gcs import (
     ContainerCreateRequest,
     ContainerModifySettingsRequest,

@@ -16,6 +16,7 @@ from tests.fuzz.__main__ import CORPUS, NAMES
 from tests.fuzz.targets import TARGETS, split
 from uvm._wire import frames as wire
 from uvm._wire.frames import FrameDecoder
+from uvm.errors import WireError
 
 FILES = sorted(path for path in CORPUS.glob("*/*") if path.is_file())
 
@@ -49,7 +50,7 @@ def test_the_corpus_with_some_bytes_changed_breaks_no_promise(target: str, data:
 def test_a_decoder_that_depends_on_the_pieces_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def feed_whole_messages_only(self: FrameDecoder, data: bytes) -> Iterator[wire.Frame]:
         if len(data) < wire.HEADER_SIZE:
-            raise wire.WireError("too little")
+            raise WireError("too little")
         self._buffer += data
         return self._frames()
 

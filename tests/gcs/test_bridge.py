@@ -18,7 +18,7 @@ from tests.clocks import jumping_backends
 from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest, no_greeting, serving
 from uvm._gcs.bridge import Bridge
 from uvm._gcs.calls import Call
-from uvm._wire.frames import HEADER_SIZE, Kind, Procedure, WireError, encode, parse
+from uvm._wire.frames import HEADER_SIZE, Kind, Procedure, encode, parse
 from uvm.errors import (
     AnswerLostError,
     BridgeClosedError,
@@ -26,6 +26,7 @@ from uvm.errors import (
     OptionsError,
     UnknownOutcomeError,
     UVMError,
+    WireError,
 )
 from uvm.hresult import HResult
 from uvm.schema.gcs import (

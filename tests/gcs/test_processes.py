@@ -13,7 +13,7 @@ import pytest
 from tests.gcs.guests import LINUX, NULL_ID, WINDOWS, Answer, Answerer, Guest, Redial, Refusal, connected
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.process import Process
-from uvm._guest.run import CompletedProcess, OutputLimitError
+from uvm._guest.run import CompletedProcess
 from uvm._guest.stdio import StreamBrokenError
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._wire.frames import Procedure
@@ -24,6 +24,7 @@ from uvm.errors import (
     GuestError,
     NotSupportedError,
     OptionsError,
+    OutputLimitError,
     UnknownOutcomeError,
 )
 from uvm.hresult import HResult
@@ -234,7 +235,7 @@ async def test_a_process_that_the_guest_does_not_know_has_no_exit_code(guest: Gu
     async with connected(guest) as connection, await connection.open_process(["true"]) as process:
         errors = []
         for _ in range(2):
-            with pytest.raises(GuestError, match="nobody knows how it exited") as caught:
+            with pytest.raises(GuestError, match="its exit code is unknown") as caught:
                 await process.wait()
             errors.append(caught.value)
         assert errors[0] is not errors[1]
@@ -343,7 +344,7 @@ async def test_a_signal_answered_not_found_ends_a_wait_that_would_never_end(gues
     guest.answers[WAIT] = lambda body: None if body["TimeoutInMs"] == FOREVER else Refusal(probe)
     async with connected(guest) as connection, await connection.open_process(["sleep"]) as process:
         assert await process.kill() is False
-        with pytest.raises(GuestError, match="nobody knows how it exited"):
+        with pytest.raises(GuestError, match="its exit code is unknown"):
             await process.wait()
 
 
@@ -466,7 +467,7 @@ async def test_a_process_that_a_guest_has_forgotten_when_it_dials_again_is_lost(
             process = await connection.open_process(["sleep"])
             await guest.until_asked(WAIT)
             await resume(guest, redial)
-            with pytest.raises(GuestError, match="nobody knows"):
+            with pytest.raises(GuestError, match="its exit code is unknown"):
                 await process.wait()
             await process.aclose()
 

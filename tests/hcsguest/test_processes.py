@@ -17,14 +17,13 @@ import uvm
 from tests.vm.orders import Choose, World, run_example
 from tests.vm.support import Attempt, Running, host_backend, lcow, quiet, running, wcow
 from uvm._guest.process import Process
-from uvm._guest.run import OutputLimitError
 from uvm._hcsguest import process as relayed
 from uvm.backends.fake import Call, FakeHostProcess, FakeProcess, FakeSystem, Parked
 from uvm.errors import (
-    BridgeClosedError,
     HostError,
     NotSupportedError,
     OptionsError,
+    OutputLimitError,
     UnknownOutcomeError,
     VMExitedError,
 )
@@ -256,11 +255,11 @@ async def test_a_process_of_a_vm_that_has_gone_cannot_be_signalled(external: boo
     async with running(lcow(external_guest_connection=external)) as run:
         process = await run.vm.open_process(FOREVER, terminal=True)
         await run.vm.terminate()
-        with pytest.raises(BridgeClosedError):
+        with pytest.raises(VMExitedError):
             await process.wait()
-        with pytest.raises(BridgeClosedError):
+        with pytest.raises(VMExitedError):
             await process.signal("TERM")
-        with pytest.raises(BridgeClosedError):
+        with pytest.raises(VMExitedError):
             await process.resize(1, 1)
         assert not await process.kill()
         await process.aclose()
@@ -458,7 +457,7 @@ async def test_the_exit_of_the_vm_ends_everything_that_waits_for_a_process() -> 
             starting = Attempt.begin(tasks, lambda: run.vm.run(["true"]))
             await quiet()
             await run.vm.terminate()
-        assert isinstance(waiting.error, BridgeClosedError)
+        assert isinstance(waiting.error, VMExitedError)
         assert isinstance(reading.error, anyio.BrokenResourceError | anyio.ClosedResourceError)
         assert isinstance(starting.error, VMExitedError)
         assert not await process.kill()
@@ -513,7 +512,7 @@ async def test_a_call_that_the_exit_of_the_vm_overtakes_is_told_that_the_guest_h
         if operation == "terminate process":
             assert (call.result, call.error) == (False, None)
         else:
-            assert isinstance(call.error, BridgeClosedError)
+            assert isinstance(call.error, VMExitedError)
         await process.aclose()
 
 

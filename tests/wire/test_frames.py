@@ -23,11 +23,11 @@ from uvm._wire.frames import (
     Procedure,
     Request,
     Response,
-    WireError,
     encode,
     parse,
     procedure_name,
 )
+from uvm.errors import WireError
 from uvm.schema.gcs import ContainerNotification, ResponseBase
 from uvm.schema.json import dumps, from_json
 

@@ -24,10 +24,10 @@ from uvm._wire.frames import (
     Procedure,
     Request,
     Response,
-    WireError,
     encode,
     parse,
 )
+from uvm.errors import WireError
 from uvm.schema.json import dumps
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 from attrs import define, field
@@ -106,6 +106,10 @@ class Bus:
         """Return the driver of a new ledger; `lane` is a field of :class:`~uvm.backend.Concurrency`."""
         context = self._context
         return Driver(context.link, Ledger(device), context.lane(lane) if lane else Lane())
+
+    def guest_paths(self) -> Iterable[str]:
+        """Return where in the guest it has something mounted at paths that callers choose."""
+        return ()
 
     def drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
         """Yield the names of its ledgers with their drivers."""

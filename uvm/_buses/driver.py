@@ -391,6 +391,8 @@ class Driver(Generic[K, M, S, W]):
             what = f"{self.link.vm_id}: removing {operation.key}, which nobody waits for any more, failed"
             _log.warning("%s: %s; it stays until it is acquired and released again", what, outcome.error)
         self._settle(self.ledger.done(operation, outcome))
+        if operation.kind == REMOVE:
+            self.link.states.unmounted()
 
     async def _through_gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:
         """Wait for what this operation must have to itself, take it and return it, if anything."""

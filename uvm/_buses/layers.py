@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from attrs import define
@@ -32,6 +32,10 @@ class LayersBus(Bus):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._roots = self._drive(CombinedLayers(context.plan.os, context.options.security_policy_enabled))
+
+    def guest_paths(self) -> Iterable[str]:
+        """Return where in the guest layers are combined."""
+        return (entry.key for entry in self._roots.ledger)
 
     def combine(
         self,

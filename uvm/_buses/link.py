@@ -11,6 +11,7 @@ import anyio.abc
 from attrs import Factory, define
 
 from uvm._async import Flag
+from uvm._guest.states import ContainerStates
 from uvm.devices.base import Quarantined, Step
 from uvm.errors import BridgeClosedError, ExitStatus, HostError, VMExitedError, VMStateError
 from uvm.schema.json import to_json
@@ -29,6 +30,7 @@ class Link:
     """What the devices of one VM share: the way to its host and guest, its tasks, and its end.
 
     :ivar tasks: the VM's task group; None unless the VM is running.
+    :ivar states: the states of the guest's containers that have ended.
     :ivar exit_grace_seconds: how long to wait for the exit itself after the host said that the VM is gone.
     :ivar guest_exit_seconds: the same after the connection to the guest closed.
     """
@@ -42,6 +44,7 @@ class Link:
     exit_grace_seconds: float = 5.0
     guest_exit_seconds: float = 2.0
     quarantined: list[Quarantined[Hashable, object]] = Factory(list)
+    states: ContainerStates = Factory(ContainerStates)
     _guest_went_alone: bool = False
 
     def check_running(self) -> None:
@@ -99,12 +102,17 @@ class Link:
     async def call(self, call: Awaitable[T]) -> T:
         """Await a call to the host or the guest; VMExitedError where it fails because the VM has gone."""
         try:
-            return await call
+            return await self.call_guest(call)
         except HostError as error:
             if not error.system_gone:
                 raise
             await self._exit_comes(self.exit_grace_seconds)
             raise self.exit_error() from error
+
+    async def call_guest(self, call: Awaitable[T], /) -> T:
+        """As :meth:`call`, where what HCS says is gone is a container, and not the VM."""
+        try:
+            return await call
         except VMExitedError:
             # One part of the host has heard of the exit before the others.
             await self._exit_comes(self.exit_grace_seconds)

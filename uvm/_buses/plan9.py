@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from attrs import define
 
@@ -34,6 +34,10 @@ class Plan9Bus(Bus):
         super().__init__(context)
         self._device = Plan9Shares()
         self._shares = self._drive(self._device, "plan9")
+
+    def guest_paths(self) -> Iterable[str]:
+        """Return where in the guest shares are mounted."""
+        return (entry.applied.guest_path for entry in self._shares.ledger if entry.applied is not None)
 
     def add(
         self,

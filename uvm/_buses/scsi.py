@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 from attrs import define
@@ -53,6 +54,10 @@ class ScsiBus(Bus):
         self._disks = self._drive(Attachments(plan.os, plan.scsi_controllers, reserved), "scsi")
         self._places = Mounts(plan.os)
         self._mounts = self._drive(self._places, "scsi")
+
+    def guest_paths(self) -> Iterable[str]:
+        """Return where in the guest disks are mounted."""
+        return (entry.slot.path for entry in self._mounts.ledger if entry.slot.path)
 
     @opens
     async def attach(

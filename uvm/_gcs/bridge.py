@@ -44,9 +44,9 @@ import anyio.abc
 from uvm._gcs.calls import Call, Calls
 from uvm._guest.clock import GuestClock
 from uvm._guest.quotes import without_quotes
-from uvm._wire.frames import HEADER_SIZE, MAX_MESSAGE_SIZE, Notification, Response, WireError, procedure_name
+from uvm._wire.frames import HEADER_SIZE, MAX_MESSAGE_SIZE, Notification, Response, procedure_name
 from uvm.backend import BROKEN_STREAM, ByteStream
-from uvm.errors import BridgeClosedError
+from uvm.errors import BridgeClosedError, WireError
 from uvm.schema.gcs import ContainerNotification, ResponseBase
 from uvm.schema.json import SchemaError, dumps, from_json
 from uvm.schema.secrets import printable, scrub

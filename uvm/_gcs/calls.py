@@ -35,7 +35,7 @@ from attrs import define, field
 
 from uvm._async import Flag
 from uvm._guest.quotes import without_quotes
-from uvm._wire.frames import HostSide, Notification, Response, WireError, procedure_name
+from uvm._wire.frames import HostSide, Notification, Response, procedure_name
 from uvm.errors import (
     AnswerLostError,
     BridgeClosedError,
@@ -43,6 +43,7 @@ from uvm.errors import (
     OptionsError,
     UnknownOutcomeError,
     UVMError,
+    WireError,
 )
 from uvm.schema.gcs import ResponseBase
 from uvm.schema.json import SchemaError, dumps, from_json

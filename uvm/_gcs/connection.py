@@ -35,17 +35,18 @@ from uvm._gcs.bridge import Bridge
 from uvm._gcs.containers import Containers
 from uvm._gcs.link import GuestLink
 from uvm._gcs.process import start_process
-from uvm._guest.access import GuestFeatures
+from uvm._guest.access import Caller, GuestFeatures, as_it_is
 from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._guest.container import Container
 from uvm._guest.process import Process
-from uvm._guest.run import ProcessHost, give_size
-from uvm._guest.specs import Command, check_writable, host_process
+from uvm._guest.run import GuestHost
+from uvm._guest.specs import check_writable
+from uvm._guest.states import ContainerStates
 from uvm._guest.stdio import StdioPorts
 from uvm._guest.timeouts import GuestTimeouts
-from uvm._wire.frames import Procedure, WireError
+from uvm._wire.frames import Procedure
 from uvm.backend import JSON, ByteStream, Listener
-from uvm.errors import BridgeClosedError, GuestError, NotSupportedError, VMStateError
+from uvm.errors import BridgeClosedError, GuestError, NotSupportedError, VMStateError, WireError
 from uvm.hresult import HResult
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import (
@@ -64,6 +65,7 @@ from uvm.schema.gcs import (
     UvmConfig,
 )
 from uvm.schema.guest import TimeZoneInformation
+from uvm.schema.process import ProcessParameters
 from uvm.schema.secrets import printable
 
 _log = logging.getLogger("uvm.gcs")
@@ -71,13 +73,15 @@ _log = logging.getLogger("uvm.gcs")
 _DEFAULT_TIMEOUTS: Final = GuestTimeouts()
 
 
-class GuestConnection(ProcessHost):
+class GuestConnection(GuestHost):
     """The compute service of one guest (:class:`~uvm.backend.Guest`). It belongs to one event loop.
 
     :param listen: listens for the guest to dial a service id (:meth:`uvm.backend.System.listen`).
     :param name: whose guest it is, for messages.
     :param redial: waits until the guest has dialled again; without it, a connection that broke is closed.
     :param clock: measures the limits on what the guest does; its owner pauses it with the VM.
+    :param call: awaits each call of a process or a container, and says what its errors mean.
+    :param states: the states of its containers that have ended.
     """
 
     def __init__(
@@ -88,10 +92,20 @@ class GuestConnection(ProcessHost):
         timeouts: GuestTimeouts = _DEFAULT_TIMEOUTS,
         redial: Callable[[], Awaitable[ByteStream]] | None = None,
         clock: GuestClock | None = None,
+        call: Caller = as_it_is,
+        states: ContainerStates | None = None,
     ) -> None:
         clock = clock or GuestClock()
         bridge = Bridge(name, notify=self._notify, rpc_timeout_seconds=timeouts.rpc_seconds, clock=clock)
-        self._link = GuestLink(name, timeouts, clock=clock, bridge=bridge, ports=StdioPorts(listen, clock))
+        self._access = self._link = GuestLink(
+            name,
+            timeouts,
+            clock=clock,
+            bridge=bridge,
+            ports=StdioPorts(listen, clock),
+            call=call,
+            states=states or ContainerStates(),
+        )
         self._bridge = bridge
         self._containers = Containers(self._link)
         self._redial = redial
@@ -163,8 +177,11 @@ class GuestConnection(ProcessHost):
         self._idle = Flag()
         self._task_status = task_status
         try:
-            await self._serve(stream)
+            async with anyio.create_task_group() as self._link.tasks:
+                await self._serve(stream)
+                self._link.tasks.cancel_scope.cancel()
         finally:
+            self._link.tasks = None
             self.close()
             self._idle.set()
         if self._agreed is None:
@@ -308,7 +325,7 @@ class GuestConnection(ProcessHost):
 
     def _resumed(self) -> None:
         self._return_by = None
-        for resumed in list(self._link.on_resume):
+        for resumed in list(self._link.on_resume.values()):
             resumed()
 
     # What it can be asked.
@@ -379,23 +396,13 @@ class GuestConnection(ProcessHost):
         self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
     ) -> Container:
         self._capabilities()
-        return await self._containers.create(container_id, document)
+        return await self._link.call(self._containers.create(container_id, document))
 
-    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
-        parameters = host_process(wanted, self.os)
-        process = await start_process(
-            self._link,
-            HOST_CONTAINER_ID,
-            wanted.args,
-            parameters,
-            stdin=pipes["stdin"],
-            stdout=pipes["stdout"],
-            stderr=pipes["stderr"],
-            terminal=wanted.terminal,
-        )
-        if wanted.size is not None and self._link.os == "linux":
-            await give_size(process, *wanted.size)
-        return process
+    async def _launch(
+        self, args: tuple[str, ...], parameters: ProcessParameters, pipes: Mapping[str, bool], terminal: bool
+    ) -> Process:
+        self._capabilities()
+        return await start_process(self._link, HOST_CONTAINER_ID, args, parameters, pipes, terminal)
 
     def _notify(self, notification: ContainerNotification) -> None:
         self._containers.notify(notification)

@@ -3,15 +3,9 @@
 How it works
 ------------
 
-The life of a container::
-
-    create --+-- the guest refuses ---------> an error; the id is free again
-             |
-             |-- the caller is cancelled ---> ended and forgotten, as soon as the guest has answered
-             v
-          THERE ---- the guest's notification ----> EXITED -- delete_state --> forgotten by the guest
-             |
-             `------ the connection closes -------> LOST: wait() raises BridgeClosedError
+After the guest has dialled again it is asked about each container that has not ended, since the report of an
+exit may have been lost with the connection: whether it knows the container, and where it is a Linux guest,
+whether the container's own process has exited, with which the container ends.
 
 Source: hcsshim internal/gcs/container.go.
 """
@@ -19,57 +13,101 @@ Source: hcsshim internal/gcs/container.go.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import suppress
+
+from attrs import define, field
 
 from uvm._gcs.bridge import Timeout
+from uvm._gcs.calls import Call
 from uvm._gcs.link import GuestLink
 from uvm._gcs.process import start_process
-from uvm._guest.container import Container
+from uvm._guest.container import ContainerExit, doubt
+from uvm._guest.exit import Exit
 from uvm._guest.process import Process
 from uvm._guest.specs import check_writable
 from uvm._wire.frames import Procedure, parse
 from uvm.backend import JSON
-from uvm.errors import UVMError, VMStateError
+from uvm.errors import GuestError, UVMError
+from uvm.hresult import SYSTEM_ENDED
 from uvm.schema.gcs import (
     ContainerModifySettingsRequest,
     GetPropertiesRequest,
     GetPropertiesResponse,
     RequestBase,
+    ResponseBase,
 )
 from uvm.schema.process import ProcessParameters
 from uvm.schema.properties import PropertyQuery
 
 
-class ConnectedContainer(Container):
-    """A container over our own connection; see :class:`~uvm._guest.container.Container`."""
+@define(eq=False)
+class ConnectedContainer:
+    """A container over our own connection (:class:`~uvm._guest.container.ContainerHandle`).
 
-    def __init__(
-        self,
-        link: GuestLink,
-        container_id: str,
-        own_process: Mapping[str, Any],
-        forget: Callable[[ConnectedContainer], None],
-    ) -> None:
-        super().__init__(link, container_id, own_process)
-        self._link = link
-        self._forget = forget
+    :ivar activity_id: of the request that creates it; the guest reports its exit under it.
+    :ivar creation: that request.
+    :ivar exit: its exit, to be.
+    """
+
+    _link: GuestLink
+    id: str
+    bundle: str
+    activity_id: str
+    #: Called when the guest has deleted its state, and when its exit is settled.
+    _free: Callable[[ConnectedContainer], None] = field(repr=False)
+    creation: Call | None = field(default=None, init=False)
+    exit: Exit[ContainerExit] = field(init=False)
+    _init: Exit[int] | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.exit = Exit(lambda: self._free(self))
 
     async def start(self) -> None:
-        """Start it; see :meth:`uvm._guest.container.Container.start`."""
+        """Start it."""
         seconds = self._link.timeouts.container_seconds
         await self._ask(Procedure.START, "start", timeout_seconds=seconds)
 
-    async def delete_state(self) -> None:
-        """Have the guest forget it; see :meth:`uvm._guest.container.Container.delete_state`."""
+    async def run(
+        self,
+        args: tuple[str, ...],
+        parameters: ProcessParameters,
+        pipes: Mapping[str, bool],
+        terminal: bool,
+        on_start: Callable[[Process], None],
+    ) -> Process:
+        """Start a process in it."""
+        return await start_process(self._link, self.id, args, parameters, pipes, terminal, on_start)
+
+    def init_started(self, exit: Exit[int]) -> None:
+        """Take note that its own process was started, with whose exit it ends."""
+        self._init = exit
+
+    async def end(self, *, forced: bool) -> None:
+        """Ask for its end."""
+        procedure = Procedure.SHUTDOWN_FORCED if forced else Procedure.SHUTDOWN_GRACEFUL
+        await self._ask(procedure, "terminate" if forced else "shut down", abandonable=True)
+
+    async def delete_state(self, *, runs: bool) -> None:
+        """Have the guest delete its state; the guest refuses where it runs."""
         supported = self._link.features.delete_container_state
         self._link.needs(supported, self._operation("delete the state of"), "DeleteContainerStateSupported")
-        await self._release(self._ask(Procedure.DELETE_CONTAINER_STATE, "delete the state of"))
-        if not self._tells_of_its_exit and not self._ended.is_set():
-            self.lost(lambda: VMStateError(f"container {self.id} was deleted before it ran"))
-            self._forget(self)
+        try:
+            await self._ask(Procedure.DELETE_CONTAINER_STATE, "delete the state of")
+        except GuestError as error:
+            if error.hresult in SYSTEM_ENDED:
+                self._free(self)
+            raise
+        self._free(self)
+
+    async def forget(self) -> bool:
+        """Have the guest delete its state; False where it cannot."""
+        if not self._link.features.delete_container_state:
+            return False
+        await self.delete_state(runs=False)
+        return True
 
     async def properties(self, *types: str) -> JSON:
-        """Query properties; see :meth:`uvm._guest.container.Container.properties`."""
+        """Query properties."""
         query = check_writable("the query", PropertyQuery(property_types=list(types)))
         answer = await self._link.bridge.call(
             Procedure.GET_PROPERTIES,
@@ -81,37 +119,44 @@ class ConnectedContainer(Container):
         return parse(answer.properties.encode())
 
     async def modify(self, request: JSON) -> None:
-        """Change it; see :meth:`uvm._guest.container.Container.modify`."""
+        """Have a ``ModificationRequest`` carried out."""
         await self._link.bridge.call(
             Procedure.MODIFY_SETTINGS,
             ContainerModifySettingsRequest(container_id=self.id, request=request),
             operation=self._operation("modify"),
         )
 
-    async def _run(
-        self,
-        args: tuple[str, ...],
-        parameters: ProcessParameters,
-        pipes: Mapping[str, bool],
-        terminal: bool,
-        on_start: Callable[[Process], None] = lambda _: None,
-    ) -> Process:
-        return await start_process(
-            self._link, self.id, args, parameters, terminal=terminal, on_start=on_start, **pipes
+    def check(self) -> None:
+        """Ask the guest whether it has ended: the report of that may have been lost."""
+        # The guest may be at its creation still.
+        if self.exit.settled or self._link.bridge.closed or not (self.creation and self.creation.done):
+            return
+        self._link.bridge.submit(
+            Procedure.GET_PROPERTIES,
+            GetPropertiesRequest(container_id=self.id),
+            operation=self._operation("ask about"),
+            then=self._checked,
         )
+        if self._init is not None and self._link.tasks is not None:
+            self._link.tasks.start_soon(self._end_with, self._init)
 
-    async def _ask_to_end(self, *, forced: bool) -> None:
-        procedure = Procedure.SHUTDOWN_FORCED if forced else Procedure.SHUTDOWN_GRACEFUL
-        await self._ask(procedure, "terminate" if forced else "shut down", abandonable=True)
+    def _checked(self, call: Call) -> None:
+        # What else is refused, or lost, says nothing of its end.
+        with suppress(UVMError):
+            try:
+                call.result(ResponseBase)
+            except GuestError as error:
+                if error.hresult in SYSTEM_ENDED:
+                    doubt(self._link, self.exit)
 
-    async def _close_state(self) -> Exception | None:
-        if not self._link.features.delete_container_state:
-            return None
-        try:
-            await self.delete_state()
-        except UVMError as error:
-            return error
-        return None
+    async def _end_with(self, init: Exit[int]) -> None:
+        with suppress(UVMError):
+            await init.wait()
+        if init.gone():
+            doubt(self._link, self.exit)
+
+    def _operation(self, verb: str) -> str:
+        return f"{verb} container {self.id}"
 
     async def _ask(
         self,

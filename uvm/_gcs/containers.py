@@ -1,12 +1,16 @@
-"""The containers over our own connection: one is made, the guest tells of its exit, it is known no more.
+"""The containers over our own connection: which ids are taken, and which exits are yet to be reported.
 
 How it works
 ------------
 
-Each container is known by its id from before its creation is asked for until the guest's notification of its
-exit. A notification for any other id, so also a second one for the same container, breaks the protocol and
-ends the connection, as in hcsshim. Where nobody can tell whether the guest has made a container, since the
-answer was lost, its id stays taken.
+The id of a container is taken from before its creation is asked for until it has ended, or the guest has
+deleted its state. If the answer to the creation is lost, it is unknown whether there is one: the id stays
+taken until its exit is reported.
+
+The report of an exit carries the activity id of the request that created the container. The first container
+of an id has none (as in hcsshim); one that follows has a number, so that a report that comes late, or again,
+ends no container but its own. A report for an id that no container ever had breaks the protocol and ends the
+connection, as in hcsshim.
 
 Source: hcsshim internal/gcs/container.go and guestconnection.go.
 """
@@ -14,56 +18,81 @@ Source: hcsshim internal/gcs/container.go and guestconnection.go.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
 from uvm._gcs.calls import Call
 from uvm._gcs.container import ConnectedContainer
 from uvm._gcs.link import GuestLink
-from uvm._guest.container import ContainerExit, container_config, own_process
+from uvm._guest.container import Container, ContainerExit, container_config, own_process
 from uvm._guest.specs import check_container_id, check_writable
-from uvm._wire.frames import Procedure, WireError
-from uvm.errors import BridgeClosedError, GuestError, OptionsError, UVMError
+from uvm._wire.frames import Procedure
+from uvm.errors import BridgeClosedError, GuestError, OptionsError, UVMError, WireError
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import ContainerCreateRequest, ContainerNotification, LinuxHostedSystem, ResponseBase
 from uvm.schema.secrets import printable
 
 _log = logging.getLogger("uvm.gcs")
 
+#: Our activity ids; the first container of an id has 0.
+_ACTIVITY: Final = "{:08x}-0000-0000-0000-000000000000"
+_OURS: Final = re.compile("[0-9a-f]{8}-0000-0000-0000-000000000000", re.IGNORECASE)
+#: How many ids are remembered after their containers have ended: reports may be late.
+_MAX_ENDED: Final = 1024
+
 
 class Containers:
-    """The containers of one guest that have not exited, by id."""
+    """The containers of one guest."""
 
     def __init__(self, link: GuestLink) -> None:
         self._link = link
-        self._known: dict[str, ConnectedContainer] = {}
+        self._taken: dict[str, ConnectedContainer] = {}
+        # By id and activity id.
+        self._awaited: dict[tuple[str, str], ConnectedContainer] = {}
+        # Ids that were taken, the oldest first.
+        self._ended: dict[str, None] = {}
+        self._numbers = 0
+        link.on_resume[self] = self._resumed
 
     async def create(
         self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
-    ) -> ConnectedContainer:
+    ) -> Container:
         """Create a container; see :meth:`uvm._gcs.connection.GuestConnection.create_container`."""
         check_container_id(container_id)
         config = container_config(document)
         process = own_process(config, self._link.os)
-        if container_id in self._known:
-            raise OptionsError(f"create container {container_id}: there is one of that id")
-        container = ConnectedContainer(self._link, container_id, process, self._forget)
-        self._known[container_id] = container
+        text = check_writable("the document of the container", config)
+        await self._link.states.check_free(container_id)
+        handle = self._take(container_id, str(config.get("OciBundlePath") or ""))
+        container = Container(self._link, handle, process)
         try:
-            await self._create(container, check_writable("the document of the container", config))
+            await self._create(container, handle, text)
         except (GuestError, OptionsError, BridgeClosedError):
-            self._forget(container)
+            self._drop(handle)
             raise
         return container
 
-    async def _create(self, container: ConnectedContainer, config: str) -> None:
-        request = ContainerCreateRequest(container_id=container.id, container_config=config)
-        call = self._link.bridge.submit(
+    def _take(self, container_id: str, bundle: str) -> ConnectedContainer:
+        if container_id in self._taken:
+            raise OptionsError(f"create container {container_id}: there is one of that id; nothing was sent")
+        number = 0
+        if container_id in self._ended:
+            number = self._numbers = self._numbers + 1
+        handle = ConnectedContainer(self._link, container_id, bundle, _ACTIVITY.format(number), self._free)
+        self._taken[container_id] = self._awaited[container_id, handle.activity_id] = handle
+        return handle
+
+    async def _create(self, container: Container, handle: ConnectedContainer, config: str) -> None:
+        request = ContainerCreateRequest(
+            container_id=handle.id, activity_id=handle.activity_id, container_config=config
+        )
+        call = handle.creation = self._link.bridge.submit(
             Procedure.CREATE,
             request,
-            operation=f"create container {container.id}",
+            operation=f"create container {handle.id}",
             timeout_seconds=self._link.timeouts.container_seconds,
         )
         try:
@@ -71,51 +100,76 @@ class Containers:
         except anyio.get_cancelled_exc_class():
             if not call.sent:
                 call.abandon()
-                self._forget(container)
+                self._drop(handle)
                 raise
             with anyio.CancelScope(shield=True):
                 await call.wait()
-                await self._discard(container, call)
+                await self._discard(container, handle, call)
             raise
         call.result(ResponseBase)
 
-    async def _discard(self, container: ConnectedContainer, call: Call) -> None:
-        """End a container, if it was created, whose caller has gone."""
+    async def _discard(self, container: Container, handle: ConnectedContainer, call: Call) -> None:
+        """End a container, if it was created, whose caller was cancelled."""
         try:
             call.result(ResponseBase)
         except UVMError as error:
             _log.debug("a container whose caller was cancelled: %s", error)
             if isinstance(error, GuestError):
-                self._forget(container)
+                self._drop(handle)
             return
         try:
             await container.aclose()
         except UVMError as error:
             _log.warning("a container whose caller was cancelled: %s", error)
 
-    def notify(self, notification: ContainerNotification) -> None:
-        """Take a notification of the guest.
+    def notify(self, report: ContainerNotification) -> None:
+        """Take the report of an exit.
 
-        :raises WireError: it is of a container that is not known, or no longer.
+        :raises WireError: no container ever had that id.
         """
-        container = self._known.pop(notification.container_id, None)
-        if container is None:
+        container_id, activity = report.container_id, report.activity_id.lower()
+        handle = self._awaited.get((container_id, activity))
+        if handle is None and not _OURS.fullmatch(activity):
+            # A guest that does not say which of them.
+            handle = self._taken.get(container_id)
+        if handle is not None:
+            self._end(handle, report)
+        elif container_id in self._taken:
+            _log.debug("%s: the report of an exit came late, or again: %s", self._link.name, container_id)
+            self._taken[container_id].check()
+        elif container_id not in self._ended:
             raise WireError(
-                f"the guest told of the exit of a container that is not there: "
-                f"{printable(notification.container_id)}"
+                "the guest reported the exit of a container that is not there: " + printable(container_id)
             )
-        exit = ContainerExit(
-            printable(notification.type), notification.result & 0xFFFFFFFF, notification.result_info
-        )
-        _log.info("%s: container %s has exited: %s", self._link.name, container.id, exit.type)
-        container.exited(exit)
+
+    def _end(self, handle: ConnectedContainer, report: ContainerNotification) -> None:
+        exit = ContainerExit(printable(report.type), report.result & 0xFFFFFFFF, report.result_info)
+        _log.info("%s: container %s has exited: %s", self._link.name, handle.id, exit.type)
+        handle.exit.tell(exit)
 
     def lose(self) -> None:
-        """The connection has closed: nobody will be told of an exit any more."""
-        for container in self._known.values():
-            container.lost(self._link.closed_error)
-        self._known.clear()
+        """Lose them all: the connection has closed, so that no exit is reported any more."""
+        for handle in [*self._awaited.values()]:
+            handle.exit.lose(self._link.closed_error, cut_off=True)
+        self._awaited.clear()
+        self._taken.clear()
+        self._link.states.clear()
 
-    def _forget(self, container: ConnectedContainer) -> None:
-        if self._known.get(container.id) is container:
-            del self._known[container.id]
+    def _resumed(self) -> None:
+        for handle in list(self._awaited.values()):
+            handle.check()
+
+    def _free(self, handle: ConnectedContainer) -> None:
+        """Take note that a container has ended, or that its state was deleted: its id is free again."""
+        if handle.exit.settled:
+            self._awaited.pop((handle.id, handle.activity_id), None)
+        if self._taken.get(handle.id) is handle:
+            del self._taken[handle.id]
+            self._ended[handle.id] = None
+            if len(self._ended) > _MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
+
+    def _drop(self, handle: ConnectedContainer) -> None:
+        """Drop a container that was never there."""
+        self._taken.pop(handle.id, None)
+        self._awaited.pop((handle.id, handle.activity_id), None)

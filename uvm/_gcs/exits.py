@@ -19,7 +19,7 @@ says that there is no process to signal. A process that still runs after the gue
 for once more, and the answer that comes first counts.
 
 The exit code of a process that the guest has forgotten is unknown. hcsshim reports 0 there, as if all had
-gone well; here the wait fails, since nobody knows.
+gone well; here the wait fails.
 
 Source: hcsshim internal/gcs/process.go.
 """
@@ -54,7 +54,9 @@ _MAX_WAITS: Final = 2
 class ExitWatch:
     """Waits for the exit of one process.
 
-    :param on_end: called once, when nothing more will be learnt; with what makes the error that tells why
+    :ivar exit: that exit.
+
+    :param on_end: called once, when nothing more will be learnt; with what makes the error that says why
         the exit code is unknown, or None where it is known.
     :raises BridgeClosedError: the connection to the guest is closed.
     """
@@ -70,23 +72,9 @@ class ExitWatch:
         self._container_id = container_id
         self._pid = pid
         self._on_end = on_end
-        self._exit = Exit()
+        self.exit: Exit[int] = Exit()
         self._waits = deque([self._ask(WAIT_FOREVER_MS, self._waited)])
-        link.on_resume.add(self._resumed)
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code; None while the process runs, or where nobody knows it."""
-        return self._exit.code
-
-    @property
-    def gone(self) -> bool:
-        """It has exited, or the guest knows it no more; not that the connection closed."""
-        return self._exit.settled and not (self._exit.code is None and self._link.bridge.closed)
-
-    async def wait(self) -> int:
-        """Wait for the exit; see :meth:`uvm._guest.process.Process.wait`."""
-        return await self._exit.wait()
+        link.on_resume[self] = self._resumed
 
     def doubt(self) -> None:
         """The guest says that there is no such process: the wait ends soon, with or without an exit code.
@@ -106,7 +94,7 @@ class ExitWatch:
         finally:
             call.abandon()
         try:
-            if not self._exit.settled:
+            if not self.exit.settled:
                 self._take(call)
         except GuestError as error:
             if error.hresult == HResult.ERROR_VMCOMPUTE_TIMEOUT:
@@ -132,12 +120,12 @@ class ExitWatch:
 
     def _waited(self, call: Call) -> None:
         """The wait without a limit was answered, or never will be."""
-        if self._exit.settled or call not in self._waits:
+        if self.exit.settled or call not in self._waits:
             return
         try:
             self._take(call)
         except BridgeClosedError:
-            self._end(self._link.closed_error)
+            self._end(self._link.closed_error, cut_off=True)
         except GuestError as error:
             if error.hresult == HResult.ERROR_NOT_FOUND:
                 self._waits.remove(call)
@@ -160,11 +148,11 @@ class ExitWatch:
         self._probe(_RESUME_PROBE_MS)
 
     def _probe(self, timeout_ms: int, *, again: bool = True) -> None:
-        if not self._exit.settled and not self._link.bridge.closed:
+        if not self.exit.settled and not self._link.bridge.closed:
             self._ask(timeout_ms, lambda call: self._probed(call, timeout_ms, again))
 
     def _probed(self, call: Call, timeout_ms: int, again: bool) -> None:
-        if self._exit.settled:
+        if self.exit.settled:
             return
         try:
             self._take(call)
@@ -193,17 +181,17 @@ class ExitWatch:
         code = call.result(WaitForProcessResponse).exit_code
         if not 0 <= code <= _MAX_UINT32:
             raise UnknownOutcomeError(f"{call.operation}: the guest's answer cannot be read: no exit code")
-        self._exit.tell(code)
+        self.exit.tell(code)
         self._end(None)
 
     def _forgotten(self) -> None:
-        text = "the guest knows the process no more, so that nobody knows how it exited"
+        text = "the guest knows the process no more, so that its exit code is unknown"
         self._end(lambda: GuestError(f"wait for process {self._pid}", HResult.ERROR_NOT_FOUND, text))
 
-    def _end(self, failure: Callable[[], Exception] | None) -> None:
+    def _end(self, failure: Callable[[], Exception] | None, *, cut_off: bool = False) -> None:
         if failure is not None:
-            self._exit.lose(failure)
-        self._link.on_resume.discard(self._resumed)
+            self.exit.lose(failure, cut_off=cut_off)
+        self._link.on_resume.pop(self, None)
         for each in self._waits:
             each.abandon()
         self._on_end(failure)

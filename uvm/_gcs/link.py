@@ -16,14 +16,14 @@ from uvm.errors import BridgeClosedError
 class GuestLink(GuestAccess):
     """The bridge to a guest and what was agreed on it.
 
-    :ivar on_resume: called, each, when the guest has dialled again; those who wait for something in the
-        guest put themselves in, and take themselves out.
+    :ivar on_resume: called, in order, when the guest has dialled again; what waits for something in the
+        guest puts itself in, as the key, and takes itself out.
     """
 
     bridge: Bridge
     ports: StdioPorts
-    on_resume: set[Callable[[], None]] = Factory(set)
+    on_resume: dict[object, Callable[[], None]] = Factory(dict)
 
     def closed_error(self) -> BridgeClosedError:
-        """Say, in a fresh exception, why nothing can be asked any more."""
+        """Return a fresh exception that says why nothing can be asked any more."""
         return self.bridge.error or super().closed_error()

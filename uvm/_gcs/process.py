@@ -18,14 +18,16 @@ Source: hcsshim internal/gcs/process.go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import anyio
-from attrs import frozen
+from attrs import define, field, frozen
 
 from uvm._gcs.exits import ExitWatch
 from uvm._gcs.link import GuestLink
+from uvm._guest.exit import Exit
 from uvm._guest.process import Process, discard
 from uvm._guest.signals import SignalOptions
 from uvm._guest.specs import check_writable, command, execute_settings, host_process
@@ -69,61 +71,67 @@ class _Channels:
                 await channel.aclose()
 
 
-class ConnectedProcess(Process):
-    """A process that was started over our own connection; see :class:`~uvm._guest.process.Process`."""
+@define(eq=False)
+class ConnectedProcess:
+    """A process over our own connection (:class:`~uvm._guest.process.ProcessHandle`)."""
 
-    def __init__(
-        self,
-        link: GuestLink,
-        container_id: str,
-        args: tuple[str, ...],
-        pid: int,
-        terminal: bool,
-        channels: _Channels,
-    ) -> None:
-        super().__init__(link, args, pid, terminal, dict(channels.named()))
-        self._link = link
-        self._container_id = container_id
-        self._exit = ExitWatch(link, container_id, pid, channels.process_ended)
+    _link: GuestLink
+    _container_id: str
+    pid: int
+    _channels: _Channels
+    _watch: ExitWatch = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._watch = ExitWatch(self._link, self._container_id, self.pid, self._channels.process_ended)
 
     @property
-    def exit_code(self) -> int | None:
-        """Its exit code, an unsigned 32-bit number; None while it runs, or where nobody knows it."""
-        return self._exit.exit_code
-
-    async def _wait_for_exit(self) -> int:
-        return await self._exit.wait()
-
-    def _is_gone(self) -> bool:
-        return self._exit.gone
-
-    @property
-    def _contained(self) -> bool:
+    def contained(self) -> bool:
+        """It runs in a container."""
         return self._container_id != HOST_CONTAINER_ID
 
-    async def _deliver(self, options: SignalOptions | None) -> None:
+    @property
+    def exit(self) -> Exit[int]:
+        """Its exit code, to be."""
+        return self._watch.exit
+
+    @property
+    def streams(self) -> Mapping[str, Channel]:
+        """Its standard streams, by name."""
+        return {name: channel for name, channel in self._channels.named() if channel is not None}
+
+    async def signal(self, options: SignalOptions | None) -> None:
+        """Have a signal sent; None to kill."""
         request = SignalProcessRequest(container_id=self._container_id, process_id=self.pid, options=options)
         operation = f"signal process {self.pid}"
         call = self._link.bridge.call
         # To kill twice is to kill once; of any other signal the caller has to know.
         await call(Procedure.SIGNAL_PROCESS, request, operation=operation, abandonable=options is None)
 
-    async def _change_size(self, height: int, width: int) -> None:
+    async def resize(self, height: int, width: int) -> None:
+        """Have the size of its terminal changed."""
         request = ResizeConsoleRequest(
             container_id=self._container_id, process_id=self.pid, height=height, width=width
         )
         operation = f"resize the terminal of process {self.pid}"
         await self._link.bridge.call(Procedure.RESIZE_CONSOLE, request, operation=operation, abandonable=True)
 
-    async def _start_helper(self, *args: str) -> Process:
-        parameters = host_process(command(args), self._link.os)
-        return await start_process(self._link, HOST_CONTAINER_ID, args, parameters)
+    def doubt(self) -> None:
+        """Settle the exit soon: the guest says that there is no such process."""
+        self._watch.doubt()
 
-    def _doubt(self) -> None:
-        self._exit.doubt()
+    async def has_exited(self) -> bool:
+        """Ask the guest whether it has exited."""
+        return await self._watch.check()
 
-    async def _has_exited(self) -> bool:
-        return await self._exit.check()
+    async def start_helper(self, *args: str) -> Process:
+        """Start a process of the guest itself, without streams."""
+        return await start_process(
+            self._link, HOST_CONTAINER_ID, args, host_process(command(args), self._link.os)
+        )
+
+
+def _ignore(process: Process) -> None:
+    pass
 
 
 async def start_process(
@@ -131,12 +139,9 @@ async def start_process(
     container_id: str,
     args: tuple[str, ...],
     parameters: ProcessParameters,
-    *,
-    stdin: bool = False,
-    stdout: bool = False,
-    stderr: bool = False,
+    pipes: Mapping[str, bool] = MappingProxyType({}),
     terminal: bool = False,
-    on_start: Callable[[Process], None] = lambda _: None,
+    on_start: Callable[[Process], None] = _ignore,
 ) -> Process:
     """Start a process in a container, or with :data:`HOST_CONTAINER_ID` in the guest itself.
 
@@ -144,13 +149,14 @@ async def start_process(
     killed then.
 
     :param parameters: what to run; which streams it has is filled in.
+    :param pipes: whether it has ``stdin``, ``stdout`` and ``stderr``.
     :param terminal: whether it has one, which can be resized then.
     :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
     :raises GuestError: the guest refused: there is no such program, for instance.
     :raises UnknownOutcomeError: the answer was lost; the process may run.
     :raises BridgeClosedError: the connection to the guest is closed, or closed meanwhile.
     """
-    channels = await _open_channels(link, stdin, stdout, stderr)
+    channels = await _open_channels(link, *(pipes.get(each, False) for each in ("stdin", "stdout", "stderr")))
     try:
         return await _execute(link, container_id, args, parameters, channels, terminal, on_start)
     except BaseException:
@@ -189,10 +195,11 @@ async def _execute(
         if not 0 <= pid <= _MAX_UINT32:
             raise UnknownOutcomeError(f"{operation}: the guest's answer cannot be read: no process id")
         try:
-            process = ConnectedProcess(link, container_id, args, pid, terminal, channels)
+            handle = ConnectedProcess(link, container_id, pid, channels)
         except BridgeClosedError as error:
-            # It runs, and nobody can be told of its exit.
+            # It runs, and its exit will not be reported.
             raise AnswerLostError(str(error)) from error.__cause__
+        process = Process(link, handle, args, terminal)
         on_start(process)
         return process
 

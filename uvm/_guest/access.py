@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Mapping
+from typing import Any, Protocol, TypeVar
 
-from attrs import Factory, define, frozen
+import anyio.abc
+from attrs import Factory, define, field, frozen
 
 from uvm._guest.clock import GuestClock
+from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
 from uvm.errors import BridgeClosedError, NotSupportedError
+
+T = TypeVar("T")
 
 
 @frozen
@@ -44,13 +48,27 @@ class GuestFeatures:
         )
 
 
+class Caller(Protocol):
+    """Awaits a call to the guest, and raises what it raises, or says that the VM has exited."""
+
+    def __call__(self, call: Awaitable[T], /) -> Awaitable[T]: ...
+
+
+async def as_it_is(call: Awaitable[T], /) -> T:
+    """Await a call."""
+    return await call
+
+
 @define(eq=False)
 class GuestAccess:
-    """The way to a guest, whoever's it is.
+    """What processes and containers need of their guest.
 
     :ivar name: whose guest it is, for messages.
     :ivar os: the guest's operating system, ``"linux"`` or ``"windows"``.
     :ivar clock: measures every limit on what the guest does.
+    :ivar call: awaits every call that a process or a container makes for its caller.
+    :ivar states: the states of containers that have ended.
+    :ivar tasks: runs what nobody waits for; None where the guest is out of reach.
     """
 
     name: str
@@ -58,9 +76,12 @@ class GuestAccess:
     os: str = ""
     features: GuestFeatures = GuestFeatures()
     clock: GuestClock = Factory(GuestClock)
+    call: Caller = field(default=as_it_is, kw_only=True)
+    states: ContainerStates = field(factory=ContainerStates, kw_only=True)
+    tasks: anyio.abc.TaskGroup | None = field(default=None, kw_only=True)
 
     def closed_error(self) -> BridgeClosedError:
-        """Say, in a fresh exception, why nothing can be asked any more."""
+        """Return a fresh exception that says why nothing can be asked any more."""
         return BridgeClosedError(f"{self.name}: the connection to the guest is closed")
 
     def needs(self, supported: bool, operation: str, capability: str) -> None:

@@ -1,25 +1,37 @@
-"""A container in a guest, whoever asks for it: what can be asked of it.
+"""A container in a guest: what can be asked of it, over the handle of either way to the guest.
 
-There are two kinds: ``uvm._gcs.container`` is one over our own connection to the guest, and
-``uvm._hcsguest.container`` one that HCS hosts.
+How it works
+------------
 
 In a Linux guest, a container is its first process: the guest does nothing at :meth:`Container.start`, and
-:meth:`Container.open_init` starts that process. The guest tells of the exit of the container only after it
-has told of the exit of that process, and of that only once its output was read to the end, or closed.
+:meth:`Container.open_init` starts that process. The guest reports the exit of the container only after it
+has reported the exit of that process, and that only once its output was read to the end, or closed.
 
-Once the guest is gone, ending and forgetting what was in it succeeds at once (hcsshim's issue 2743).
+The report of the exit may be lost with a connection. So a container that is said to be gone, by a refusal or
+by the deletion of its state, has ended :data:`~uvm._guest.exit.DOUBT_SECONDS` later, if no report comes::
+
+    THERE -- reported ------------------------------------> ENDED   wait() returns how
+      |
+      |----- said to be gone --> DOUBTED -- a second later --> ENDED   "Unknown"
+      |
+      |----- deleted before it ran -----------------------> LOST    wait() raises VMStateError
+      `----- the guest goes ------------------------------> LOST    wait() raises BridgeClosedError
+
+Closing it ends it and deletes its state, at once or when its layers were released: see
+:mod:`uvm._guest.states`. Once the guest is gone, ending and forgetting what was in it succeeds at once
+(hcsshim's issue 2743).
 
 Source: hcsshim internal/cow and internal/gcs/container.go.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
-from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar, final
 
 import anyio
 import anyio.lowlevel
@@ -27,7 +39,9 @@ from attrs import frozen
 
 from uvm._async import Flag, Opening
 from uvm._guest.access import GuestAccess
-from uvm._guest.process import Process
+from uvm._guest.clock import GuestClock
+from uvm._guest.exit import DOUBT_SECONDS, Exit
+from uvm._guest.process import Process, exit_of
 from uvm._guest.run import ProcessHost
 from uvm._guest.specs import Command, container_init, container_process, host_process, spec_of
 from uvm.backend import JSON
@@ -37,7 +51,9 @@ from uvm.errors import (
     OptionsError,
     RefusedError,
     UndoFailedError,
+    UnknownOutcomeError,
     UVMError,
+    VMStateError,
 )
 from uvm.hresult import SYSTEM_ENDED
 from uvm.schema.container import HostedSystem
@@ -46,12 +62,21 @@ from uvm.schema.json import SchemaError, from_json, to_json
 from uvm.schema.process import ProcessDetails, ProcessParameters
 from uvm.schema.properties import PROPERTY_PROCESS_LIST, PROPERTY_STATISTICS, Properties
 
+T = TypeVar("T")
+
 _log = logging.getLogger("uvm.gcs")
 
 #: hcsshim's limit for the end of a container.
 CLOSE_SECONDS: Final = 30.0
-#: How long, once it was told to end, its output may still be read.
+#: How long, once it was asked to end, its output may still be read.
 STREAM_GRACE_SECONDS: Final = 1.0
+
+
+class _Gone(enum.Enum):
+    GONE = enum.auto()
+
+
+_GONE: Final = _Gone.GONE
 
 
 @frozen
@@ -59,7 +84,7 @@ class ContainerExit:
     """How a container ended.
 
     :ivar type: ``GracefulExit`` and ``ForcedExit`` where it was asked to, ``UnexpectedExit`` where it ended
-        by itself, whatever its exit code; text of the guest's.
+        by itself, whatever its exit code; text of the guest's. ``Unknown`` where the guest's report was lost.
     :ivar result: an HRESULT, unsigned; 0 for success.
     :ivar info: what the guest has to say of it: a document as JSON text, or nothing.
     """
@@ -69,6 +94,61 @@ class ContainerExit:
     info: str = ""
 
 
+class ContainerHandle(Protocol):
+    """A container as its way to the guest reaches it. What is refused comes as GuestError or HostError."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def bundle(self) -> str:
+        """Its directory in the guest; empty for a Windows container."""
+
+    @property
+    def exit(self) -> Exit[ContainerExit]:
+        """Its exit, to be."""
+
+    async def start(self) -> None:
+        """Start it."""
+
+    async def run(
+        self,
+        args: tuple[str, ...],
+        parameters: ProcessParameters,
+        pipes: Mapping[str, bool],
+        terminal: bool,
+        on_start: Callable[[Process], None],
+    ) -> Process:
+        """Start a process in it.
+
+        :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
+        """
+
+    def init_started(self, exit: Exit[int]) -> None:
+        """Take note that its own process was started, with whose exit it ends."""
+
+    async def end(self, *, forced: bool) -> None:
+        """Ask for its end."""
+
+    async def delete_state(self, *, runs: bool) -> None:
+        """Have it forgotten.
+
+        :param runs: its exit is yet to be reported.
+        :raises VMStateError: that would end it.
+        """
+
+    async def forget(self) -> bool:
+        """Have it forgotten, at the end; False where the guest cannot."""
+
+    async def properties(self, *types: str) -> JSON:
+        """Query properties."""
+
+    async def modify(self, request: JSON) -> None:
+        """Have a ``ModificationRequest`` carried out."""
+
+
+@final
 class Container(ProcessHost):
     """A container in a guest. Made by ``create_container`` of a VM, or of a connection.
 
@@ -77,28 +157,27 @@ class Container(ProcessHost):
     :ivar id: its id.
     """
 
-    def __init__(self, guest: GuestAccess, container_id: str, own_process: Mapping[str, Any]) -> None:
+    def __init__(self, guest: GuestAccess, handle: ContainerHandle, own_process: Mapping[str, Any]) -> None:
+        self.id = handle.id
+        self.bundle = handle.bundle
         self._guest = guest
-        self._failure: Callable[[], Exception] | None = None
-        self.id = container_id
+        self._handle = handle
         self._own_process = own_process
-        self._ended = anyio.Event()
-        self._exit: ContainerExit | None = None
         self._init: Process | None = None
         self._init_there = Flag()
+        # The answer to the start of its own process was lost, so that it may run.
+        self._may_run = False
 
     def __repr__(self) -> str:
-        state = self._exit.type if self._exit else "lost" if self._ended.is_set() else "there"
+        ended = self._handle.exit
+        state = self.exit.type if self.exit else "lost" if ended.settled else "there"
         return f"<Container {self.id} ({state})>"
 
     @property
     def exit(self) -> ContainerExit | None:
-        """How it ended; None while it has not, or where nobody was told."""
-        return self._exit
+        """How it ended; None while it has not, and where that is unknown."""
+        return self._handle.exit.how
 
-    # Its life.
-
-    @abstractmethod
     async def start(self) -> None:
         """Start it. In a Linux guest it runs with its first process only: :meth:`open_init`.
 
@@ -107,12 +186,14 @@ class Container(ProcessHost):
         :raises GuestError: the guest refused.
         :raises HostError: HCS, which hosts it, refused: it was started before, say; or the guest did.
         """
+        await self._guest.call(self._handle.start())
 
     def open_init(self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True) -> Opening[Process]:
         """Start the container's own, first process, which its specification describes. Await it, or enter it.
 
         :raises NotSupportedError: the guest runs Windows, whose containers have none.
         :raises GuestError: the guest refused.
+        :raises UnknownOutcomeError: the answer was lost; it may run.
         """
         return Opening(self._open_init(stdin, stdout, stderr))
 
@@ -123,68 +204,97 @@ class Container(ProcessHost):
             )
         terminal = self._own_process.get("terminal") is True
         pipes = {"stdin": stdin, "stdout": stdout, "stderr": stderr and not terminal}
-        return await self._run((), container_init(), pipes, terminal, self._started)
+        try:
+            init = self._handle.run((), container_init(), pipes, terminal, self._started)
+            return await self._guest.call(init)
+        except UnknownOutcomeError:
+            self._may_run = True
+            raise
 
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
-        return await self._run(wanted.args, self._parameters(wanted), pipes, wanted.terminal)
+        run = self._handle.run(
+            wanted.args, self._parameters(wanted), pipes, wanted.terminal, lambda process: None
+        )
+        return await self._guest.call(run)
+
+    def _parameters(self, wanted: Command) -> ProcessParameters:
+        if self._guest.os == "windows":
+            return host_process(wanted, self._guest.os)
+        return container_process(wanted, self._own_process)
 
     def _started(self, init: Process) -> None:
         self._init = init
         self._init_there.set()
+        self._handle.init_started(exit_of(init))
 
     async def shutdown(self) -> None:
         """Ask it to end in order; where it has, or its guest has gone, nothing happens.
 
-        When it has ended, :meth:`wait` tells; it may never.
+        :meth:`wait` returns when it has ended, which may be never.
         """
-        await self._end(forced=False)
+        await self._guest.call(self._end(forced=False))
 
     async def terminate(self) -> None:
         """End it at once; where it has ended, or its guest has gone, nothing happens.
 
-        When it has ended, :meth:`wait` tells.
+        :meth:`wait` returns when it has ended.
         """
-        await self._end(forced=True)
+        await self._guest.call(self._end(forced=True))
 
     async def wait(self) -> ContainerExit:
         """Wait for its exit. Any number of tasks may wait.
 
         :raises BridgeClosedError: the connection to the guest closed before.
+        :raises VMExitedError: the VM exited before.
         :raises VMStateError: it was deleted before it ran.
         """
-        if self._guest.os == "windows" or self._ended.is_set():
-            await self._ended.wait()
-        else:
+        return await self._guest.call(self._wait())
+
+    async def _wait(self) -> ContainerExit:
+        if self._guest.os != "windows" and not self._handle.exit.settled:
             async with anyio.create_task_group() as tasks:
-                # Unread output would keep the guest from telling; this reads ahead of whoever reads it.
+                # Unread output would keep the guest from its report; this reads ahead of whoever reads it.
                 tasks.start_soon(self._exit_of_init)
-                await self._ended.wait()
+                with suppress(UVMError):
+                    await self._handle.exit.wait()
                 tasks.cancel_scope.cancel()
-        if self._exit is None:
-            assert self._failure is not None
-            raise self._failure()
-        return self._exit
+        return await self._handle.exit.wait()
 
     async def _exit_of_init(self) -> None:
         await self._init_there.wait()
         assert self._init is not None
-        await self._exit_of(self._init)
-
-    async def _exit_of(self, init: Process) -> None:
         with suppress(UVMError):
-            await init.wait()
+            await self._init.wait()
 
-    @abstractmethod
     async def delete_state(self) -> None:
         """Have it forgotten, once it has exited; where it has been already, nothing happens.
 
         :raises NotSupportedError: the guest cannot.
         :raises GuestError: the guest refused: it still runs, for instance.
-        :raises VMStateError: it still runs, and HCS, which hosts it, would end it.
+        :raises VMStateError: it still runs, and HCS, which hosts it, would end it; or something is mounted
+            in its bundle, as its layers are.
         """
+        self._guest.states.check_unmounted(self)
+        runs = self._reports_its_exit and not self._handle.exit.settled
+        await self._guest.call(self._unless_gone(self._handle.delete_state(runs=runs)))
+        self._forgotten()
+
+    async def forget(self) -> None:
+        """Have it forgotten, where the guest can, after it has ended: the second half of :meth:`aclose`."""
+        if await self._unless_gone(self._handle.forget()) is not False:
+            self._forgotten()
+
+    def _forgotten(self) -> None:
+        if self._reports_its_exit:
+            self._doubt()
+        else:
+            self._handle.exit.lose(lambda: VMStateError(f"container {self.id} was deleted before it ran"))
 
     async def aclose(self) -> None:
-        """End it, wait until it has ended, and have the guest forget it, where it can.
+        """End it, wait until it has ended, and have the guest delete its state, where it can.
+
+        While something is mounted in its bundle, as its layers are, its state is kept; it is deleted when
+        the last of it was released.
 
         :raises UVMError: part of that failed; the rest was done.
         """
@@ -213,15 +323,15 @@ class Container(ProcessHost):
             exc.add_note(f"and closing container {self.id} failed: {error}")
 
     async def _close_ending(self) -> Exception | None:
-        if self._ended.is_set():
+        if self._handle.exit.settled:
             return None
         problem: Exception | None = None
         try:
-            await self.terminate()
+            await self._repeated(lambda: self._end(forced=True))
         except UVMError as error:
             # It may be ending just now.
             problem = error
-        if not self._tells_of_its_exit:
+        if not self._reports_its_exit:
             return problem
         if self._init is not None:
             await self._see_off(self._init)
@@ -231,38 +341,49 @@ class Container(ProcessHost):
             f"container {self.id}: it was told to end, and has not within {CLOSE_SECONDS:g} s"
         )
 
+    async def _close_state(self) -> Exception | None:
+        if self._guest.states.busy(self) and self._guest.tasks is not None:
+            self._guest.states.keep(self, self._guest.tasks)
+            return None
+        try:
+            await self._repeated(self.forget)
+        except UVMError as error:
+            return error
+        return None
+
+    async def _repeated(self, request: Callable[[], Awaitable[None]]) -> None:
+        """Make a request of which two do no more than one, again where its answer was lost."""
+        try:
+            await request()
+        except UnknownOutcomeError as error:
+            _log.debug("container %s: asked again: %s", self.id, error)
+            await request()
+
     async def _see_off(self, init: Process) -> None:
-        """Let what it still writes be read, for a moment; unread, it would keep the guest from telling."""
-        with self._guest.clock.move_on_after(STREAM_GRACE_SECONDS) as scope:
-            await self._exit_of(init)
+        """Let what it still writes be read, for a moment; unread, it would keep the guest from its report."""
+        with self._guest.clock.move_on_after(STREAM_GRACE_SECONDS) as scope, suppress(UVMError):
+            await init.wait()
         if scope.cancelled_caught:
             await init.aclose()
 
     @property
-    def _tells_of_its_exit(self) -> bool:
-        """A Linux guest never tells of the exit of a container whose own process was not started."""
-        return self._guest.os == "windows" or self._init is not None
+    def _reports_its_exit(self) -> bool:
+        """A Linux guest never reports the exit of a container whose own process was not started."""
+        return self._guest.os == "windows" or self._init is not None or self._may_run
 
     async def _ends_within(self, seconds: float) -> bool:
-        with self._guest.clock.move_on_after(seconds):
-            await self._ended.wait()
-        return self._ended.is_set()
+        with self._guest.clock.move_on_after(seconds), suppress(UVMError):
+            await self._handle.exit.wait()
+        return self._handle.exit.settled
 
-    # What it can be asked.
-
-    def _parameters(self, wanted: Command) -> ProcessParameters:
-        if self._guest.os == "windows":
-            return host_process(wanted, self._guest.os)
-        return container_process(wanted, self._own_process)
-
-    @abstractmethod
     async def properties(self, *types: str) -> JSON:
-        """Query properties, by HCS's names (``Statistics``, ``ProcessList``, ...), as the guest gives them.
+        """Query properties, by HCS's names (``Statistics``, ``ProcessList``, ...), as the guest returns them.
 
         :raises GuestError: the guest refused.
         :raises HostError: HCS, which hosts it, refused: it has exited, for instance; or the guest did.
-        :raises WireError: what it gave is no JSON object.
+        :raises WireError: what it returned is no JSON object.
         """
+        return await self._guest.call(self._handle.properties(*types))
 
     async def statistics(self) -> JSON:
         """Ask for its statistics: HCS's of a Windows container, the cgroup metrics of a Linux one.
@@ -282,7 +403,6 @@ class Container(ProcessHost):
         """List its processes. Errors as of :meth:`statistics`."""
         return from_json(Properties, await self.properties(PROPERTY_PROCESS_LIST)).process_list
 
-    @abstractmethod
     async def modify(self, request: JSON) -> None:
         """Have the guest carry out a ``ModificationRequest`` on it.
 
@@ -290,65 +410,48 @@ class Container(ProcessHost):
         :raises HostError: HCS refused, which hosts it, or the guest that it asked.
         :raises UnknownOutcomeError: the answer was lost.
         """
-
-    # What the kinds do each in their way.
-
-    @abstractmethod
-    async def _run(
-        self,
-        args: tuple[str, ...],
-        parameters: ProcessParameters,
-        pipes: Mapping[str, bool],
-        terminal: bool,
-        on_start: Callable[[Process], None] = lambda _: None,
-    ) -> Process:
-        """Start a process in it.
-
-        :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
-        """
-
-    @abstractmethod
-    async def _ask_to_end(self, *, forced: bool) -> None:
-        """Ask for its end."""
-
-    @abstractmethod
-    async def _close_state(self) -> Exception | None:
-        """Have it forgotten, at the end; give what went wrong."""
+        await self._guest.call(self._handle.modify(request))
 
     # Its end.
 
-    def _operation(self, verb: str) -> str:
-        return f"{verb} container {self.id}"
-
     async def _end(self, *, forced: bool) -> None:
-        if self._ended.is_set():
+        if self._handle.exit.settled:
             await anyio.lowlevel.checkpoint()
-            return
-        await self._release(self._ask_to_end(forced=forced))
+        elif await self._unless_gone(self._handle.end(forced=forced)) is _GONE or (forced and self._may_run):
+            self._doubt()
 
-    async def _release(self, request: Awaitable[None]) -> None:
-        """Await a request for what has happened already where the container, or its guest, is gone."""
+    async def _unless_gone(self, request: Awaitable[T]) -> T | _Gone | None:
+        """Await a request for what has happened already where the container, or its guest, is gone.
+
+        :return: the answer, that the container is gone, or None where the guest is.
+        """
         try:
-            await request
+            return await request
         except BridgeClosedError as error:
             _log.debug("container %s: %s", self.id, error)
+            return None
         except RefusedError as error:
             if error.hresult not in SYSTEM_ENDED:
                 raise
+            return _GONE
 
-    def exited(self, exit: ContainerExit) -> None:
-        """It has exited."""
-        self._exit = exit
-        self._ended.set()
+    def _doubt(self) -> None:
+        doubt(self._guest, self._handle.exit)
 
-    def lost(self, failure: Callable[[], Exception]) -> None:
-        """Nobody will be told of its exit any more; the function makes the error that says why."""
-        self._failure = failure
-        self._ended.set()
+
+def doubt(guest: GuestAccess, exit: Exit[ContainerExit]) -> None:
+    """Settle the exit of a container soon, reported or not: the container is said to be gone."""
+    if guest.tasks is not None and not exit.settled:
+        guest.tasks.start_soon(_settle, guest.clock, exit)
+
+
+async def _settle(clock: GuestClock, exit: Exit[ContainerExit]) -> None:
+    await clock.sleep(DOUBT_SECONDS)
+    exit.tell(ContainerExit("Unknown"))
 
 
 def container_config(document: object) -> JSON:
-    """Give the document of a container, a model or a JSON object, as JSON.
+    """Return the document of a container, a model or a JSON object, as JSON.
 
     :raises OptionsError: it is none.
     """
@@ -363,7 +466,7 @@ def container_config(document: object) -> JSON:
 
 
 def own_process(config: JSON, os: str) -> Mapping[str, Any]:
-    """Give the first process that the document of a container describes; a Windows container has none.
+    """Return the first process that the document of a container describes; a Windows container has none.
 
     :raises OptionsError: the document of a Linux container holds no specification, or not the essential.
     """

@@ -1,23 +1,32 @@
-"""The exit of a process: yet to come, known, or lost."""
+"""The exit of a process or a container: yet to come, known, or lost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final, Generic, TypeVar
 
 from attrs import define, field
 
 from uvm._async import Flag
 
+T = TypeVar("T")
+
+#: How long an exit that is said to have happened may take to be reported (hcsshim's limit).
+DOUBT_SECONDS: Final = 1.0
+
 
 @define(eq=False)
-class Exit:
-    """The exit of a process: yet to come, known, or lost. What is said first holds.
+class Exit(Generic[T]):
+    """The exit of a process or a container: yet to come, known, or lost. What is said first holds.
 
-    :ivar code: the exit code; None while the process runs, or where nobody knows it.
+    :ivar how: an exit code, or how a container ended; None before the exit, and where it is unknown.
     """
 
-    code: int | None = field(default=None, init=False)
+    #: Called once, when it is settled.
+    _then: Callable[[], None] | None = field(default=None, repr=False)
+    how: T | None = field(default=None, init=False)
     _failure: Callable[[], Exception] | None = field(default=None, init=False)
+    _cut_off: bool = field(default=False, init=False)
     _settled: Flag = field(factory=Flag, init=False)
 
     @property
@@ -25,22 +34,36 @@ class Exit:
         """It is known, or never will be."""
         return self._settled.is_set()
 
-    def tell(self, code: int) -> None:
-        """The process has exited."""
-        if not self.settled:
-            self.code = code
-            self._settled.set()
+    def gone(self) -> bool:
+        """It has happened, rather than that the connection closed before."""
+        return self.settled and not self._cut_off
 
-    def lose(self, failure: Callable[[], Exception]) -> None:
-        """Nobody is going to know it, unless it is known; ``failure`` makes the error that says why."""
+    def tell(self, how: T) -> None:
+        """Take note of it."""
+        if not self.settled:
+            self.how = how
+            self._settle()
+
+    def lose(self, failure: Callable[[], Exception], *, cut_off: bool = False) -> None:
+        """Take note that it will stay unknown, unless it is known.
+
+        :param failure: makes the error that says why.
+        :param cut_off: it may not have happened yet: the guest is out of reach.
+        """
         if not self.settled:
             self._failure = failure
-            self._settled.set()
+            self._cut_off = cut_off
+            self._settle()
 
-    async def wait(self) -> int:
-        """Wait for it, and give the code or raise why there is none."""
+    def _settle(self) -> None:
+        self._settled.set()
+        if self._then is not None:
+            self._then()
+
+    async def wait(self) -> T:
+        """Wait for it and return it, or raise why it is unknown."""
         await self._settled.wait()
-        if self.code is None:
+        if self.how is None:
             assert self._failure is not None
             raise self._failure()
-        return self.code
+        return self.how

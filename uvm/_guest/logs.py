@@ -33,8 +33,9 @@ import anyio.lowlevel
 from attrs import frozen
 
 from uvm._guest.quotes import without_quotes
-from uvm._wire.frames import WireError, parse
+from uvm._wire.frames import parse
 from uvm.backend import BROKEN_STREAM, ByteStream
+from uvm.errors import WireError
 from uvm.schema.secrets import printable
 
 #: The longest entry that is read as one, and the most that is kept of a text.

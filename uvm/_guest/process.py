@@ -1,7 +1,7 @@
-"""A process in a guest, whoever started it: what can be asked of it.
+"""A process in a guest: what can be asked of it, over the handle of either way to the guest.
 
-There are two kinds: ``uvm._gcs.process`` starts them over our own connection to the guest, and
-``uvm._hcsguest.process`` has HCS start them over its own.
+``uvm._gcs.process`` starts processes over our own connection to the guest, and ``uvm._hcsguest.process`` has
+HCS start them over its own.
 
 Source: hcsshim internal/cow.
 """
@@ -9,15 +9,15 @@ Source: hcsshim internal/cow.
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol, final
 
 import anyio
 import anyio.lowlevel
 
 from uvm._guest.access import GuestAccess
+from uvm._guest.exit import Exit
 from uvm._guest.signals import LinuxSignal, SignalOptions, signal_options
 from uvm._guest.specs import check_size
 from uvm._guest.stdio import ProcessInput, ProcessOutput, Source
@@ -41,7 +41,43 @@ EXITED: Final = frozenset({HResult.ERROR_NOT_FOUND, HResult.HCS_E_PROCESS_ALREAD
 _DISCARD_SECONDS: Final = 10.0
 
 
-class Process(ABC):
+class ProcessHandle(Protocol):
+    """A process as its way to the guest reaches it. What is refused comes as GuestError or HostError."""
+
+    @property
+    def pid(self) -> int:
+        """Its id, in the guest or in the container."""
+
+    @property
+    def contained(self) -> bool:
+        """It runs in a container."""
+
+    @property
+    def exit(self) -> Exit[int]:
+        """Its exit code, to be."""
+
+    @property
+    def streams(self) -> Mapping[str, Source]:
+        """Its standard streams, by name."""
+
+    async def signal(self, options: SignalOptions | None) -> None:
+        """Have a signal sent; None to kill."""
+
+    async def resize(self, height: int, width: int) -> None:
+        """Have the size of its terminal changed."""
+
+    def doubt(self) -> None:
+        """Settle the exit soon, with or without a code: the process is said to be gone."""
+
+    async def has_exited(self) -> bool:
+        """Ask whether it has exited."""
+
+    async def start_helper(self, *args: str) -> Process:
+        """Start a process of the guest itself, without streams."""
+
+
+@final
+class Process:
     """A process in a guest, or in a container of one.
 
     As a context manager it closes its streams at the end; the process, where it still runs, is left running,
@@ -57,17 +93,17 @@ class Process(ABC):
     def __init__(
         self,
         guest: GuestAccess,
+        handle: ProcessHandle,
         args: tuple[str, ...],
-        pid: int,
         terminal: bool,
-        streams: Mapping[str, Source | None],
     ) -> None:
         self.args = args
-        self.pid = pid
+        self.pid = handle.pid
         self._guest = guest
+        self._handle = handle
         self._terminal = terminal
-        name = f"of process {pid} ({args[0]!r})" if args else f"of process {pid}"
-        stdin, stdout, stderr = (streams.get(each) for each in ("stdin", "stdout", "stderr"))
+        name = f"of process {self.pid} ({args[0]!r})" if args else f"of process {self.pid}"
+        stdin, stdout, stderr = (handle.streams.get(each) for each in ("stdin", "stdout", "stderr"))
         self.stdin: ProcessInput | None = ProcessInput(stdin, f"stdin {name}") if stdin else None
         self.stdout: ProcessOutput | None = ProcessOutput(stdout, f"stdout {name}") if stdout else None
         self.stderr: ProcessOutput | None = ProcessOutput(stderr, f"stderr {name}") if stderr else None
@@ -76,39 +112,44 @@ class Process(ABC):
         return f"<Process {self.pid} {list(self.args)}, exit code {self.exit_code}>"
 
     @property
-    @abstractmethod
     def exit_code(self) -> int | None:
-        """Its exit code, an unsigned 32-bit number; None while it runs, or where nobody knows it."""
+        """Its exit code, an unsigned 32-bit number; None while it runs, and where it is unknown."""
+        return self._handle.exit.how
 
     async def wait(self) -> int:
-        """Wait for its exit and give its exit code. Any number of tasks may wait, and leave at any time.
+        """Wait for its exit and return its exit code. Any number of tasks may wait, and leave at any time.
 
         A process of a Linux guest that a signal ended gives 0xFFFFFFFF, one in a container 128 and the
         signal's number. A process in a Linux container has exited only once its output was read to the end,
         or closed; what nobody reads meanwhile is read ahead, as much of each stream as a pipe would hold.
 
-        :raises GuestError: the guest knows the process no more, so that nobody knows how it exited.
+        :raises GuestError: the guest knows the process no more, so that its exit code is unknown.
         :raises HostError: HCS, which started it, does not know how it exited.
         :raises UnknownOutcomeError: the guest's answer cannot be read.
         :raises BridgeClosedError: the connection to the guest closed before the exit was known.
+        :raises VMExitedError: the VM exited before.
         """
+        return await self._guest.call(self._wait())
+
+    async def _wait(self) -> int:
+        exit = self._handle.exit
         outputs = [each for each in (self.stdout, self.stderr) if each is not None]
         # The Linux guest tells of the exit of what is in a container only once its output was taken.
-        if self._guest.os != "linux" or not self._contained or not outputs:
-            return await self._wait_for_exit()
+        if self._guest.os != "linux" or not self._handle.contained or not outputs:
+            return await exit.wait()
         failure: UVMError | None = None
         async with anyio.create_task_group() as tasks:
             for output in outputs:
                 tasks.start_soon(output.read_ahead)
             try:
-                await self._wait_for_exit()
+                await exit.wait()
             except UVMError as error:
                 # Kept out of the task group, which would wrap it.
                 failure = error
             tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
-        return await self._wait_for_exit()
+        return await exit.wait()
 
     async def signal(self, signal: int | str) -> bool:
         """Send a signal to it. False: it had exited.
@@ -121,12 +162,13 @@ class Process(ABC):
         :raises HostError: HCS refused, or the guest that it asked.
         :raises UnknownOutcomeError: the answer was lost; it may have been sent.
         :raises BridgeClosedError: the connection to the guest is closed.
+        :raises VMExitedError: the VM has exited.
         """
         options = signal_options(signal, self._guest.os)
         if options is not None:
             supported = self._guest.features.signal_process
             self._guest.needs(supported, f"signal process {self.pid}", "SignalProcessSupported")
-        return await self._signal(options)
+        return await self._guest.call(self._signal(options))
 
     async def kill(self) -> bool:
         """Kill it. False: it had exited, or the connection to its guest has closed.
@@ -147,19 +189,23 @@ class Process(ABC):
         :raises HostError: HCS refused, or the guest that it asked.
         :raises UnknownOutcomeError: the answer was lost.
         :raises BridgeClosedError: the connection to the guest is closed.
+        :raises VMExitedError: the VM has exited.
         """
         check_size(height, width)
-        operation = f"resize the terminal of process {self.pid}"
         if not self._terminal:
-            raise OptionsError(f"{operation}: it was started without one")
+            raise OptionsError(f"resize the terminal of process {self.pid}: it was started without one")
+        await self._guest.call(self._resize(height, width))
+
+    async def _resize(self, height: int, width: int) -> None:
         try:
-            await self._change_size(height, width)
+            await self._handle.resize(height, width)
         except RefusedError as error:
             if not self._guest_must_help(error):
                 raise
             terminal = f"/proc/{self.pid}/fd/0"
             code = await self._run_helper("stty", "-F", terminal, "rows", str(height), "cols", str(width))
             if code:
+                operation = f"resize the terminal of process {self.pid}"
                 raise GuestError(operation, HResult.E_FAIL, f"stty exited with {code}") from None
 
     async def aclose(self) -> None:
@@ -181,54 +227,19 @@ class Process(ABC):
     ) -> None:
         await self.aclose()
 
-    # What the kinds do each in their way.
-
-    @abstractmethod
-    async def _wait_for_exit(self) -> int:
-        """Wait for its exit and give its exit code, whatever becomes of its output."""
-
-    @abstractmethod
-    def _is_gone(self) -> bool:
-        """It has exited, or the guest knows it no more; not that the connection closed."""
-
-    @property
-    @abstractmethod
-    def _contained(self) -> bool:
-        """It runs in a container."""
-
-    @abstractmethod
-    async def _deliver(self, options: SignalOptions | None) -> None:
-        """Have a signal sent; None to kill."""
-
-    @abstractmethod
-    async def _change_size(self, height: int, width: int) -> None:
-        """Have the size of the terminal changed."""
-
-    @abstractmethod
-    async def _start_helper(self, *args: str) -> Process:
-        """Start a process of the guest itself, without streams."""
-
-    @abstractmethod
-    def _doubt(self) -> None:
-        """The process is said to be no more: the wait has to end soon, with or without an exit code."""
-
-    @abstractmethod
-    async def _has_exited(self) -> bool:
-        """Ask whether it has exited."""
-
     # Signals.
 
     async def _signal(self, options: SignalOptions | None) -> bool:
-        if self._is_gone():
+        if self._handle.exit.gone():
             await anyio.lowlevel.checkpoint()
             return False
         try:
-            await self._deliver(options)
+            await self._handle.signal(options)
         except RefusedError as error:
-            if self._is_gone():
+            if self._handle.exit.gone():
                 return False
             if error.hresult in EXITED:
-                self._doubt()
+                self._handle.doubt()
                 return False
             if self._guest_must_help(error):
                 return await self._signal_by_helper(options)
@@ -240,25 +251,30 @@ class Process(ABC):
         code = await self._run_helper("kill", f"-{number:d}", str(self.pid))
         if code == 0:
             return True
-        if await self._has_exited():
+        if await self._handle.has_exited():
             return False
         raise GuestError(f"signal process {self.pid}", HResult.E_FAIL, f"kill exited with {code}")
 
     def _guest_must_help(self, error: RefusedError) -> bool:
-        """Tell whether a Linux guest took its own id for that of a container, and found none."""
+        """Return whether a Linux guest took its own id for that of a container, and found none."""
         return (
             self._guest.os == "linux"
-            and not self._contained
+            and not self._handle.contained
             and error.hresult == HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND
         )
 
     async def _run_helper(self, *args: str) -> int:
-        helper = await self._start_helper(*args)
+        helper = await self._handle.start_helper(*args)
         # It stands for one answer of the guest, and has as long as that.
         seconds = self._guest.timeouts.rpc_seconds
         with self._guest.clock.move_on_after(seconds):
             return await helper.wait()
         raise UnknownOutcomeError(f"{args[0]} for process {self.pid} has not ended within {seconds:g} s")
+
+
+def exit_of(process: Process) -> Exit[int]:
+    """Return the exit of a process, which tells of it whether or not its output is read."""
+    return process._handle.exit
 
 
 async def discard(started: Callable[[], Process], *, shield: bool = True) -> None:

@@ -14,10 +14,12 @@ import anyio
 from attrs import define, field, frozen
 
 from uvm._async import opens
+from uvm._guest.access import GuestAccess
 from uvm._guest.process import Process, discard
-from uvm._guest.specs import Command, command
+from uvm._guest.specs import Command, command, host_process
 from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
-from uvm.errors import OptionsError, RefusedError, UVMError
+from uvm.errors import OptionsError, OutputLimitError, RefusedError, UVMError
+from uvm.schema.process import ProcessParameters
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -37,10 +39,6 @@ class CompletedProcess:
     exit_code: int
     stdout: bytes = b""
     stderr: bytes = b""
-
-
-class OutputLimitError(UVMError):
-    """A process wrote more than its caller takes, and was killed."""
 
 
 class ProcessHost(ABC):
@@ -67,7 +65,7 @@ class ProcessHost(ABC):
         stdout: bool = True,
         stderr: bool = True,
     ) -> Process:
-        """Start a process, and give it with its streams. Await it, or enter it.
+        """Start a process, and return it with its streams. Await it, or enter it.
 
         Entered, its streams are closed at the end; a process that still runs is then left running.
 
@@ -83,6 +81,7 @@ class ProcessHost(ABC):
         :raises HostError: HCS refused, or the guest that it asked.
         :raises UnknownOutcomeError: the answer was lost; the process may run.
         :raises BridgeClosedError: the connection to the guest is closed.
+        :raises VMExitedError: the VM has exited.
         """
         pipes = {"stdin": stdin, "stdout": stdout, "stderr": stderr and not terminal}
         asked = command(args, env=env, cwd=cwd, user=user, terminal=terminal, size=size)
@@ -98,7 +97,7 @@ class ProcessHost(ABC):
         user: str | None = None,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
     ) -> CompletedProcess:
-        """Run a process to its end, and give its exit code and what it wrote.
+        """Run a process to its end, and return its exit code and what it wrote.
 
         It has ended when it has exited and its output is closed, by all that inherited it. Where the caller
         is cancelled, it is killed. Parameters and errors are those of :meth:`open_process`, and:
@@ -122,7 +121,29 @@ class ProcessHost(ABC):
         )
 
 
-async def give_size(process: Process, height: int, width: int) -> None:
+class GuestHost(ProcessHost):
+    """A guest whose own processes are started, by either way to it."""
+
+    _access: GuestAccess
+
+    @abstractmethod
+    async def _launch(
+        self, args: tuple[str, ...], parameters: ProcessParameters, pipes: Mapping[str, bool], terminal: bool
+    ) -> Process:
+        """Start a process of the guest itself."""
+
+    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        return await self._access.call(self._start_sized(wanted, pipes))
+
+    async def _start_sized(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        os = self._access.os
+        process = await self._launch(wanted.args, host_process(wanted, os), pipes, wanted.terminal)
+        if wanted.size is not None and os == "linux":
+            await _give_size(process, *wanted.size)
+        return process
+
+
+async def _give_size(process: Process, height: int, width: int) -> None:
     """Give the terminal of a Linux guest's own process its size, of which that guest takes no note."""
     try:
         await process.resize(height, width)
@@ -147,7 +168,7 @@ class _Conversation:
     failure: Exception | None = None
 
     async def hold(self, text: bytes) -> int:
-        """Send the input, collect the output, and give the exit code."""
+        """Send the input, collect the output, and return the exit code."""
         exit_code: int | None = None
         async with anyio.create_task_group() as tasks:
             if self.process.stdin is not None:

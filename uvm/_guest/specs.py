@@ -263,6 +263,29 @@ def linux_container(
     )
 
 
+#: Who a container belongs to, and of which kind it is, in a pod (hcsshim pkg/annotations).
+_POD: Final = ("io.kubernetes.cri.container-type", "io.microsoft.virtualmachine.lcow.virtual-pod-id")
+
+
+def with_namespace(spec: Mapping[str, Any], container_id: str) -> Mapping[str, Any]:
+    """Return a specification with a network namespace of the container's own, if it names none.
+
+    The Linux guest knows namespaces by name, gives each to one container, and drops the one that has the
+    name of the container whose state is deleted. Without a name all containers have the same, which is
+    never dropped, so that it refuses the second container (hcsshim internal/guest/runtime/hcsv2/network.go;
+    hcsshim runs no two such containers in a VM). The containers of a pod have its namespace.
+    """
+    windows = spec.get("windows") or {}
+    network = windows.get("network") if isinstance(windows, Mapping) else None
+    annotations = spec.get("annotations") or {}
+    parts = (windows, network or {}, annotations)
+    if not all(isinstance(each, Mapping) for each in parts) or any(name in annotations for name in _POD):
+        return spec
+    network = {**(network or {})}
+    network["networkNamespace"] = network.get("networkNamespace") or container_id
+    return {**spec, "windows": {**windows, "network": network}}
+
+
 def spec_of(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """Give the OCI specification in the document of a Linux container (:class:`LinuxHostedSystem` as JSON).
 

@@ -49,6 +49,15 @@ class RelayAccess(GuestAccess):
         cut_off = error.system_gone or error.hresult == HResult.HCS_E_UNEXPECTED_EXIT
         return cut_off and await self.vm_has_gone()
 
+    async def ask(self, call: Awaitable[T]) -> T:
+        """Await a call to HCS; BridgeClosedError where it is refused because the VM has gone."""
+        try:
+            return await call
+        except HostError as error:
+            if await self.lost_with_vm(error):
+                raise self.closed_error() from error
+            raise
+
     async def vm_has_gone(self) -> bool:
         """Ask HCS whether the VM has exited."""
         try:

@@ -25,13 +25,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 from attrs import evolve
 
 from uvm._async import Flag
 from uvm._guest.container import Container, ContainerExit, container_config, own_process
+from uvm._guest.exit import Exit
 from uvm._guest.process import Process
 from uvm._guest.specs import check_container_id, check_writable
 from uvm._hcsguest.access import RelayAccess, start_served
@@ -49,13 +50,13 @@ T = TypeVar("T")
 _log = logging.getLogger("uvm.gcs")
 
 
-class RelayedContainer(Container):
-    """A container that HCS hosts; see :class:`~uvm._guest.container.Container`."""
+class RelayedContainer:
+    """A container that HCS hosts (:class:`~uvm._guest.container.ContainerHandle`)."""
 
-    def __init__(
-        self, access: RelayAccess, container_id: str, own_process: Mapping[str, Any], system: System
-    ) -> None:
-        super().__init__(access, container_id, own_process)
+    def __init__(self, access: RelayAccess, container_id: str, bundle: str, system: System) -> None:
+        self.id = container_id
+        self.bundle = bundle
+        self.exit: Exit[ContainerExit] = Exit()
         self._access = evolve(access, container=system)
         self._system = system
         # Its VM went.
@@ -66,59 +67,63 @@ class RelayedContainer(Container):
         self._waiting = anyio.CancelScope()
 
     async def start(self) -> None:
-        """Start it; see :meth:`uvm._guest.container.Container.start`."""
+        """Start it."""
         await self._ask(self._system.start)
 
-    async def delete_state(self) -> None:
-        """Have HCS forget it; see :meth:`uvm._guest.container.Container.delete_state`."""
-        if self._tells_of_its_exit and not self._ended.is_set():
-            raise VMStateError(
-                f"{self._operation('delete the state of')}: it has not exited, and HCS would end it; "
-                "nothing was done"
-            )
-        await self._give_up()
-
-    async def properties(self, *types: str) -> JSON:
-        """Query properties; see :meth:`uvm._guest.container.Container.properties`."""
-        return await self._ask(partial(self._system.properties, *types))
-
-    async def modify(self, request: JSON) -> None:
-        """Change it; see :meth:`uvm._guest.container.Container.modify`."""
-        await self._ask(partial(self._system.modify, request))
-
-    async def _run(
+    async def run(
         self,
         args: tuple[str, ...],
         parameters: ProcessParameters,
         pipes: Mapping[str, bool],
         terminal: bool,
-        on_start: Callable[[Process], None] = lambda _: None,
+        on_start: Callable[[Process], None],
     ) -> Process:
-        start = partial(start_relayed, self._access, args, parameters, terminal=terminal, on_start=on_start)
-        return await self._ask(partial(start, **pipes))
+        """Start a process in it."""
+        start = partial(start_relayed, self._access, args, parameters, pipes, terminal, on_start)
+        return await self._ask(start)
 
-    async def _ask_to_end(self, *, forced: bool) -> None:
+    def init_started(self, exit: Exit[int]) -> None:
+        """Nothing follows: HCS reports the exit of the container."""
+
+    async def end(self, *, forced: bool) -> None:
+        """Ask for its end."""
         await self._ask(self._system.terminate if forced else self._system.shutdown)
 
-    async def _close_state(self) -> Exception | None:
-        await self._give_up()
-        return None
+    async def delete_state(self, *, runs: bool) -> None:
+        """Have HCS forget it; VMStateError where it runs, since HCS would end it."""
+        if runs and not await self._has_stopped():
+            raise VMStateError(
+                f"delete the state of container {self.id}: it has not exited, and HCS would end it; "
+                "nothing was done"
+            )
+        await self.forget()
 
-    async def _give_up(self) -> None:
+    async def _has_stopped(self) -> bool:
+        properties = await self._ask(self._system.properties)
+        return properties.get("Stopped") is True or properties.get("State") == "Stopped"
+
+    async def forget(self) -> bool:
         """Have the handle closed, and wait until it is."""
-        if not self._ended.is_set():
-            self.lost(lambda: VMStateError(f"container {self.id} was given up before it exited"))
         self._given_up.set()
         self._waiting.cancel()
         await self._closed.wait()
+        return True
+
+    async def properties(self, *types: str) -> JSON:
+        """Query properties."""
+        return await self._ask(partial(self._system.properties, *types))
+
+    async def modify(self, request: JSON) -> None:
+        """Have a ``ModificationRequest`` carried out."""
+        await self._ask(partial(self._system.modify, request))
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make a call to HCS; BridgeClosedError where the VM has gone, or goes meanwhile."""
         self._require_vm()
         try:
-            return await call()
+            return await self._access.ask(call())
         except HostError as error:
-            if self._cut_off or await self._access.lost_with_vm(error):
+            if self._cut_off:
                 raise self._access.closed_error() from error
             raise
 
@@ -141,17 +146,17 @@ class RelayedContainer(Container):
             self._closed.set()
 
     def abandon(self) -> None:
-        """Have it ended, beside, and its handle closed: its caller has gone."""
+        """Have it ended in the background, and its handle closed: its caller was cancelled."""
         if not self._closed.is_set() and not self._cut_off:
             self._access.tasks.start_soon(self._abandon)
 
     async def _abandon(self) -> None:
         # Its VM may end it at any time, and does not wait for this.
         try:
-            await self.terminate()
+            await self.end(forced=True)
         except UVMError as error:
             _log.warning("a container whose caller was cancelled: %s", error)
-        await self._give_up()
+        await self.forget()
 
     async def _close(self) -> None:
         try:
@@ -167,9 +172,9 @@ class RelayedContainer(Container):
         except HostError as error:
             if await self._access.lost_with_vm(error):
                 self._cut()
-            elif not self._ended.is_set():
+            else:
                 parts = (error.operation, error.hresult, error.text, error.records)
-                self.lost(lambda: HostError(*parts))
+                self.exit.lose(lambda: HostError(*parts))
         except Exception as error:
             # Whatever it is, the VM goes on.
             _log.warning("waiting for container %s: %r", self.id, error)
@@ -179,25 +184,24 @@ class RelayedContainer(Container):
         # What went with its VM has not exited, as over our own connection.
         if await self._access.vm_has_gone():
             self._cut()
-        elif not self._ended.is_set():
+        elif not self.exit.settled:
             info = dumps(status.detail) if status.detail else ""
-            self.exited(ContainerExit(printable(status.exit_type), status.code, info))
+            self.exit.tell(ContainerExit(printable(status.exit_type), status.code, info))
             _log.info("%s: container %s has exited: %s", self._access.name, self.id, status.exit_type)
 
     def _cut(self) -> None:
-        """Its VM has gone."""
+        """Take note that its VM has gone."""
         self._cut_off = True
-        if not self._ended.is_set():
-            self.lost(self._access.closed_error)
+        self.exit.lose(self._access.closed_error, cut_off=True)
 
 
-async def create_relayed(access: RelayAccess, container_id: str, document: object) -> RelayedContainer:
+async def create_relayed(access: RelayAccess, container_id: str, document: object) -> Container:
     """Have HCS create a container in the guest, which it hosts.
 
     A caller may be cancelled at any time; the container is ended as soon as HCS has answered.
 
     :param document: as for :meth:`uvm._gcs.connection.GuestConnection.create_container`.
-    :raises OptionsError: the document is none.
+    :raises OptionsError: the document is none, or the state of the last container of that id is kept.
     :raises HostError: HCS refused: there is a compute system of that id, for instance; or the guest that it
         asked; or the VM has exited.
     :raises UnknownOutcomeError: the answer was lost; the container may be there.
@@ -207,6 +211,7 @@ async def create_relayed(access: RelayAccess, container_id: str, document: objec
     config = container_config(document)
     process = own_process(config, access.os)
     check_writable("the document of the container", config)
+    await access.states.check_free(container_id)
     hosted = ComputeSystem(
         owner=access.owner,
         schema_version=Version(major=2, minor=1),
@@ -217,6 +222,6 @@ async def create_relayed(access: RelayAccess, container_id: str, document: objec
 
     async def make() -> RelayedContainer:
         system = await access.create(container_id, to_json(hosted))
-        return RelayedContainer(access, container_id, process, system)
+        return RelayedContainer(access, container_id, str(config.get("OciBundlePath") or ""), system)
 
-    return await start_served(access, make)
+    return Container(access, await start_served(access, make), process)

@@ -11,8 +11,7 @@ from uvm._async import Opening
 from uvm._guest.access import GuestFeatures
 from uvm._guest.container import Container
 from uvm._guest.process import Process
-from uvm._guest.run import ProcessHost, give_size
-from uvm._guest.specs import Command, host_process
+from uvm._guest.run import GuestHost
 from uvm._hcsguest.access import RelayAccess
 from uvm._hcsguest.container import create_relayed
 from uvm._hcsguest.process import start_relayed
@@ -21,9 +20,10 @@ from uvm.errors import HostError, NotSupportedError
 from uvm.hresult import HResult
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import LinuxHostedSystem
+from uvm.schema.process import ProcessParameters
 
 
-class RelayGuest(ProcessHost):
+class RelayGuest(GuestHost):
     """A :class:`~uvm.backend.Guest` behind HCS's own connection to it.
 
     Each guest request goes alone, without a ``ResourcePath``, so that what the host did and what the guest
@@ -33,7 +33,7 @@ class RelayGuest(ProcessHost):
     """
 
     def __init__(self, access: RelayAccess, capabilities: Mapping[str, Any]) -> None:
-        self._access = evolve(access, features=GuestFeatures.of(capabilities))
+        self._access: RelayAccess = evolve(access, features=GuestFeatures.of(capabilities))
         self.capabilities = capabilities
 
     @classmethod
@@ -72,21 +72,16 @@ class RelayGuest(ProcessHost):
 
         See :func:`uvm._hcsguest.container.create_relayed`.
         """
-        return Opening(create_relayed(self._access, container_id, document))
+        return Opening(self._create_container(container_id, document))
 
-    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
-        process = await start_relayed(
-            self._access,
-            wanted.args,
-            host_process(wanted, self._access.os),
-            stdin=pipes["stdin"],
-            stdout=pipes["stdout"],
-            stderr=pipes["stderr"],
-            terminal=wanted.terminal,
-        )
-        if wanted.size is not None and self._access.os == "linux":
-            await give_size(process, *wanted.size)
-        return process
+    async def _create_container(self, container_id: str, document: object) -> Container:
+        access = self._access
+        return await access.call(access.ask(create_relayed(access, container_id, document)))
+
+    async def _launch(
+        self, args: tuple[str, ...], parameters: ProcessParameters, pipes: Mapping[str, bool], terminal: bool
+    ) -> Process:
+        return await self._access.ask(start_relayed(self._access, args, parameters, pipes, terminal))
 
 
 @define(eq=False)

@@ -25,16 +25,17 @@ Source: hcsshim internal/hcs/v2/process.go and system.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 import anyio
 from attrs import define, field
 
 from uvm._async import Flag
-from uvm._guest.exit import Exit
+from uvm._guest.exit import DOUBT_SECONDS, Exit
 from uvm._guest.process import EXITED, Process, discard
 from uvm._guest.signals import SignalOptions
 from uvm._guest.specs import check_writable, command, host_process
@@ -51,8 +52,6 @@ _log = logging.getLogger("uvm.gcs")
 
 #: How long HCS may take to end the input of a process whose streams are closed.
 CLOSE_SECONDS: Final = 5.0
-#: How long HCS may take to tell the exit of a process after it said that there is none (hcsshim's limit).
-DOUBT_SECONDS: Final = 1.0
 
 
 class _Pipe:
@@ -114,40 +113,31 @@ class _Input:
             await self._stream.aclose()
 
 
-class RelayedProcess(Process):
-    """A process that HCS started; see :class:`~uvm._guest.process.Process`."""
+class RelayedProcess:
+    """A process that HCS started (:class:`~uvm._guest.process.ProcessHandle`)."""
 
-    def __init__(
-        self, access: RelayAccess, args: tuple[str, ...], terminal: bool, handle: HostProcess
-    ) -> None:
+    def __init__(self, access: RelayAccess, handle: HostProcess) -> None:
         stdin = None if handle.stdin is None else _Input(handle.stdin, self._end_input)
         named: dict[str, ByteStream | None] = {
             "stdin": stdin,
             "stdout": handle.stdout,
             "stderr": handle.stderr,
         }
-        self._pipes = {
+        self.pid = handle.pid
+        self.contained = access.container is not None
+        self.exit: Exit[int] = Exit()
+        self.streams = {
             name: _Pipe(stream, self._stream_closed) for name, stream in named.items() if stream is not None
         }
-        super().__init__(access, args, handle.pid, terminal, dict(self._pipes))
         self._access = access
         self._handle = handle
-        self._exit = Exit()
         # The VM went before its exit was known.
         self._cut_off = False
-        # Nobody is going to read its output any more.
+        # Its output will not be read any more.
         self._unread = Flag()
         self._served = True
         self._waiting = anyio.CancelScope()
         self._stream_closed()
-
-    @property
-    def exit_code(self) -> int | None:
-        """Its exit code, an unsigned 32-bit number; None while it runs, or where nobody knows it."""
-        return self._exit.code
-
-    async def _wait_for_exit(self) -> int:
-        return await self._exit.wait()
 
     async def serve(self) -> None:
         """Wait for its exit, and close the handle once nobody can want it: the process's own task."""
@@ -168,25 +158,26 @@ class RelayedProcess(Process):
             _log.warning("closing the handle of process %d: %r", self.pid, error)
 
     def abandon(self) -> None:
-        """Have it killed, beside, and its streams closed: its caller has gone."""
+        """Have it killed in the background, and its streams closed: its caller was cancelled."""
         if self._served:
             self._access.tasks.start_soon(self._abandon)
 
     async def _abandon(self) -> None:
         # Its VM may end it at any time, and does not wait for this.
-        await discard(lambda: self, shield=False)
-        await self.aclose()
+        process = Process(self._access, self, (), False)
+        await discard(lambda: process, shield=False)
+        await process.aclose()
 
     async def _await_exit(self) -> None:
         try:
             with self._waiting:
-                self._exit.tell(await self._handle.wait())
+                self.exit.tell(await self._handle.wait())
         except HostError as error:
             if await self._access.lost_with_vm(error):
                 self._cut()
             else:
                 parts = (error.operation, error.hresult, error.text, error.records)
-                self._exit.lose(lambda: HostError(*parts))
+                self.exit.lose(lambda: HostError(*parts))
         except Exception as error:
             # Whatever it is, the VM goes on.
             _log.warning("waiting for process %d: %r", self.pid, error)
@@ -194,24 +185,18 @@ class RelayedProcess(Process):
 
     def _cut(self) -> None:
         """Its VM has gone."""
-        if not self._exit.settled:
+        if not self.exit.settled:
             self._cut_off = True
-            self._exit.lose(self._access.closed_error)
+            self.exit.lose(self._access.closed_error, cut_off=True)
 
     def _stream_closed(self) -> None:
-        if all(self._pipes[name].closed for name in ("stdout", "stderr") if name in self._pipes):
+        if all(self.streams[name].closed for name in ("stdout", "stderr") if name in self.streams):
             self._unread.set()
 
     # What can be asked of it.
 
-    def _is_gone(self) -> bool:
-        return self._exit.settled and not self._cut_off
-
-    @property
-    def _contained(self) -> bool:
-        return self._access.container is not None
-
-    async def _deliver(self, options: SignalOptions | None) -> None:
+    async def signal(self, options: SignalOptions | None) -> None:
+        """Have a signal sent; None to kill."""
         if options is None:
             await self._ask(self._terminate)
         else:
@@ -229,15 +214,15 @@ class RelayedProcess(Process):
         """Make a call to HCS; BridgeClosedError where the VM has gone, or goes meanwhile."""
         self._require_vm()
         try:
-            return await call()
+            return await self._access.ask(call())
         except HostError as error:
-            if self._cut_off or await self._access.lost_with_vm(error):
+            if self._cut_off:
                 raise self._access.closed_error() from error
             if error.system_gone:
                 raise HostError(
                     error.operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, "its container has exited"
                 ) from error
-            if error.hresult == HResult.E_HANDLE and self._is_gone():
+            if error.hresult == HResult.E_HANDLE and self.exit.gone():
                 # The handle went with the process.
                 raise HostError(
                     error.operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, "it has exited"
@@ -248,13 +233,14 @@ class RelayedProcess(Process):
         if self._cut_off:
             raise self._access.closed_error()
 
-    async def _change_size(self, height: int, width: int) -> None:
+    async def resize(self, height: int, width: int) -> None:
+        """Have the size of its terminal changed."""
         size = ConsoleSize(height=height, width=width)
         request = ProcessModifyRequest(operation="ConsoleSize", console_size=size)
         await self._ask(partial(self._handle.modify, to_json(request)))
 
     async def _end_input(self) -> None:
-        if self._exit.settled:
+        if self.exit.settled:
             return
         request = ProcessModifyRequest(operation="CloseHandle", close_handle=CloseHandle(handle="StdIn"))
         try:
@@ -264,22 +250,25 @@ class RelayedProcess(Process):
                 raise
             _log.debug("the input of process %d: %s", self.pid, error)
 
-    async def _start_helper(self, *args: str) -> Process:
+    async def start_helper(self, *args: str) -> Process:
+        """Start a process of the guest itself, without streams."""
         parameters = host_process(command(args), self._access.os)
         return await self._ask(partial(start_relayed, self._access, args, parameters))
 
-    def _doubt(self) -> None:
-        if not self._is_gone():
+    def doubt(self) -> None:
+        """Settle the exit soon: the process is said to be gone."""
+        if not self.exit.gone():
             self._access.tasks.start_soon(self._give_up)
 
     async def _give_up(self) -> None:
-        """Let go of who waits, where HCS forgets to tell of an exit."""
+        """Settle the exit, if HCS forgets to report it."""
         await self._access.clock.sleep(DOUBT_SECONDS)
         text = "HCS knows the process no more, and did not tell how it exited"
-        self._exit.lose(lambda: HostError(f"wait for process {self.pid}", HResult.ERROR_NOT_FOUND, text))
+        self.exit.lose(lambda: HostError(f"wait for process {self.pid}", HResult.ERROR_NOT_FOUND, text))
         self._waiting.cancel()
 
-    async def _has_exited(self) -> bool:
+    async def has_exited(self) -> bool:
+        """Ask HCS whether it has exited."""
         return await self._ask(self._ask_for_exit)
 
     async def _ask_for_exit(self) -> bool:
@@ -291,38 +280,43 @@ class RelayedProcess(Process):
         return status.get("Exited") is True
 
 
+def _exited(error: HostError, text: str) -> HostError:
+    return HostError(error.operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, text)
+
+
 async def start_relayed(
     access: RelayAccess,
     args: tuple[str, ...],
     parameters: ProcessParameters,
-    *,
-    stdin: bool = False,
-    stdout: bool = False,
-    stderr: bool = False,
+    pipes: Mapping[str, bool] = MappingProxyType({}),
     terminal: bool = False,
-    on_start: Callable[[Process], None] = lambda _: None,
-) -> RelayedProcess:
+    on_start: Callable[[Process], None] = lambda process: None,
+) -> Process:
     """Have HCS start a process in the guest, or in the container that the access means.
 
     A caller may be cancelled at any time; the process is killed as soon as HCS has answered.
 
     :param parameters: what to run; which streams it has is filled in.
+    :param pipes: whether it has ``stdin``, ``stdout`` and ``stderr``.
     :param terminal: whether it has one, which can be resized then.
     :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
     :raises HostError: HCS refused, or the guest that it asked; or the VM has exited.
     :raises UnknownOutcomeError: the answer was lost; the process may run.
     :raises AnswerLostError: the VM went before the answer.
     """
-    parameters.create_std_in_pipe = stdin
-    parameters.create_std_out_pipe = stdout
-    parameters.create_std_err_pipe = stderr
+    parameters.create_std_in_pipe = pipes.get("stdin", False)
+    parameters.create_std_out_pipe = pipes.get("stdout", False)
+    parameters.create_std_err_pipe = pipes.get("stderr", False)
     check_writable("what to run", parameters)
     document = to_json(parameters)
 
-    async def make() -> RelayedProcess:
-        handle = await access.target.create_process(document)
-        process = RelayedProcess(access, args, terminal, handle)
-        on_start(process)
-        return process
+    started: list[Process] = []
 
-    return await start_served(access, make)
+    async def make() -> RelayedProcess:
+        handle = RelayedProcess(access, await access.target.create_process(document))
+        started.append(Process(access, handle, args, terminal))
+        on_start(started[0])
+        return handle
+
+    await start_served(access, make)
+    return started[0]

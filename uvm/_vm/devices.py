@@ -18,6 +18,7 @@ from uvm._buses.scsi import ScsiBus
 from uvm._buses.vpci import VPCIBus
 from uvm._buses.vpmem import VPMemBus
 from uvm._buses.vsmb import VSMBBus
+from uvm._names import guest_path_key
 from uvm._vm.base import Part
 from uvm.devices.base import LedgerState, Quarantined
 from uvm.devices.vpci import DeviceKey
@@ -86,12 +87,25 @@ class Devices(Part):
 
     def _drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
         """Yield the names and drivers of the ledgers in use, those that live on others first."""
+        for name, bus in self._in_use():
+            for ledger, driver in bus.drivers():
+                yield f"{name.strip('_')}.{ledger}", driver
+
+    def _in_use(self) -> Iterator[tuple[str, Bus]]:
         for name, attribute in _members(type(self)):
             # A bus is made when it is first used.
             bus = self.__dict__.get(name) if isinstance(attribute, cached_property) else None
             if isinstance(bus, Bus):
-                for ledger, driver in bus.drivers():
-                    yield f"{name.strip('_')}.{ledger}", driver
+                yield name, bus
+
+    def _mounted_in(self, directory: str) -> str:
+        """Return a path in a directory of a Linux guest at which something is mounted; empty if none."""
+        inside = guest_path_key(directory, "linux") + "/"
+        for _, bus in self._in_use():
+            for path in bus.guest_paths():
+                if (guest_path_key(path, "linux") + "/").startswith(inside):
+                    return path
+        return ""
 
     @property
     def quarantined(self) -> tuple[Quarantined[Hashable, object], ...]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from uvm._async import Opening, opens
+from uvm._async import Opening
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.access import GuestFeatures
 from uvm._guest.container import Container
 from uvm._guest.process import Process
-from uvm._guest.run import MAX_OUTPUT_BYTES, CompletedProcess
-from uvm._guest.specs import check_container_id, linux_container
+from uvm._guest.run import ProcessHost
+from uvm._guest.specs import Command, check_container_id, linux_container, with_namespace
 from uvm._hcsguest.guest import RelayGuest
 from uvm._vm.base import Part
 from uvm._vm.layers import LCOW_CONTAINERS, RootFileSystem
@@ -23,10 +23,8 @@ from uvm.schema.guest import RESOURCE_SECURITY_POLICY_FRAGMENT, SecurityPolicyFr
 from uvm.schema.json import to_json
 from uvm.schema.requests import ADD, ModificationRequest
 
-T = TypeVar("T")
 
-
-class GuestServices(Part):
+class GuestServices(Part, ProcessHost):
     """What the guest of a VM can be asked. A part of :class:`~uvm._vm.vm.UtilityVM`.
 
     Processes and containers work over our own connection to the guest and through HCS; the rest needs our own
@@ -72,60 +70,8 @@ class GuestServices(Part):
             )
         return guest
 
-    # Processes of the guest itself.
-
-    async def run(
-        self,
-        args: Sequence[str],
-        *,
-        input: bytes = b"",
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        max_output_bytes: int = MAX_OUTPUT_BYTES,
-    ) -> CompletedProcess:
-        """Run a process in the guest to its end, and give its exit code and what it wrote.
-
-        See :meth:`uvm._guest.run.ProcessHost.run`.
-        """
-        ran = self._asked.run(
-            args, input=input, env=env, cwd=cwd, user=user, max_output_bytes=max_output_bytes
-        )
-        return await self._in_guest(ran)
-
-    @opens
-    async def open_process(
-        self,
-        args: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        terminal: bool = False,
-        size: tuple[int, int] | None = None,
-        stdin: bool = True,
-        stdout: bool = True,
-        stderr: bool = True,
-    ) -> Process:
-        """Start a process in the guest, and give it with its streams. Await it, or enter it.
-
-        See :meth:`uvm._guest.run.ProcessHost.open_process`.
-        """
-        return await self._in_guest(
-            self._asked.open_process(
-                args,
-                env=env,
-                cwd=cwd,
-                user=user,
-                terminal=terminal,
-                size=size,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-            )
-        )
-
-    # Containers.
+    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        return await self._asked._start(wanted, pipes)
 
     def create_container(
         self,
@@ -136,18 +82,20 @@ class GuestServices(Part):
     ) -> Opening[Container]:
         """Create a container in the guest; it is not started. Await it, or enter it.
 
-        Entered, it is ended and forgotten at the end of the ``async with``.
+        Entered, it is ended at the end of the ``async with``, and its state deleted: at once, or while its
+        layers are mounted, when they are released.
 
         :param spec: for a Linux guest an OCI runtime specification; for a Windows guest the HCS document, a
             :class:`~uvm.schema.container.HostedSystem` or the same as JSON.
         :param root: its root file system, from ``mount_layers``. A Linux specification without ``root`` gets
             it from here, or the directory where hcsshim puts it.
-        :raises OptionsError: the specification is none; or a Windows guest was given a ``root``.
+        :raises OptionsError: the specification is none; a Windows guest was given a ``root``; there is a
+            container of that id, or its state is kept while its layers are mounted.
         :raises GuestError: the guest refused.
         :raises HostError: through HCS, HCS refused, or the guest that it asked. The id is one of a compute
             system of the host then.
         """
-        return Opening(self._in_guest(self._create_container(container_id, spec, root)))
+        return Opening(self._create_container(container_id, spec, root))
 
     async def _create_container(
         self, container_id: str, spec: Mapping[str, Any] | HostedSystem, root: RootFileSystem | None
@@ -164,8 +112,9 @@ class GuestServices(Part):
             raise OptionsError(f"an OCI specification is a mapping, not a {type(spec).__name__}")
         bundle = f"{LCOW_CONTAINERS}/{container_id}"
         at = root.root if root is not None else f"{bundle}/rootfs"
+        with_root = spec if spec.get("root") is not None else {**spec, "root": {"path": at}}
         document = linux_container(
-            spec if spec.get("root") is not None else {**spec, "root": {"path": at}},
+            with_namespace(with_root, container_id),
             bundle_path=bundle,
             scratch_path=root.scratch_path if root is not None else f"{bundle}/scratch/{container_id}",
         )
@@ -178,7 +127,7 @@ class GuestServices(Part):
 
         :raises NotSupportedError: the guest cannot tell them.
         """
-        return await self._in_guest(self.guest.dump_stacks())
+        return await self._link.call(self.guest.dump_stacks())
 
     async def inject_policy_fragment(self, fragment: str, media_type: str = "") -> None:
         """Add a signed fragment to the security policy of a confidential guest, also through HCS.
@@ -196,15 +145,15 @@ class GuestServices(Part):
     async def set_log_sources(self) -> None:
         """Tell the log forwarding service of a Windows guest anew what the VM's options want forwarded."""
         guest, options = self._forwarding()
-        await self._in_guest(set_log_sources(guest, options))
+        await self._link.call(set_log_sources(guest, options))
 
     async def start_log_forwarding(self) -> None:
         """Have a Windows guest forward its log; the start of the VM has done so where its options say so."""
-        await self._in_guest(start_log_forwarding(self._forwarding()[0]))
+        await self._link.call(start_log_forwarding(self._forwarding()[0]))
 
     async def stop_log_forwarding(self) -> None:
         """Have a Windows guest stop forwarding its log."""
-        await self._in_guest(stop_log_forwarding(self._forwarding()[0]))
+        await self._link.call(stop_log_forwarding(self._forwarding()[0]))
 
     def _forwarding(self) -> tuple[GuestConnection, WCOWOptions]:
         self._context.need_guest("log forwarding", "windows")
@@ -216,6 +165,3 @@ class GuestServices(Part):
                 "(LogForwardingSupported)"
             )
         return guest, options
-
-    async def _in_guest(self, call: Awaitable[T]) -> T:
-        return await self._link.call(call)

@@ -22,7 +22,7 @@ from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
 from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
-from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError
+from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, UVMError
 from uvm.options import LCOWOptions
 
 #: Where hcsshim has the guests put containers (internal/guestpath).
@@ -78,6 +78,7 @@ class RootFileSystem(Releasable):
     """
 
     _vm: Devices = field(repr=False)
+    _container_id: str = field(repr=False)
     root: str
     scratch_path: str
     layers: tuple[Lease, ...]
@@ -92,7 +93,7 @@ class RootFileSystem(Releasable):
         return (self._releasing is not None and not self._errors) or self._vm._link.exited.is_set()
 
     async def release(self) -> None:
-        """Take it apart, then let go of its scratch and its layers.
+        """Take it apart, then release its scratch and its layers, then delete its container's state, if kept.
 
         A task of the VM does it, so cancelling this stops only the waiting. Where a part refuses, the rest
         is done as far as it can be, the errors are raised, and a further release goes on with what is left.
@@ -119,6 +120,10 @@ class RootFileSystem(Releasable):
             await _let_go([self._combined], errors)
             if not errors:
                 await _let_go([self.scratch, *self.layers], errors)
+            try:
+                await self._vm._link.states.deleted(self._container_id)
+            except UVMError as error:
+                errors.append(error)
         finally:
             self._errors = errors
             done.set()
@@ -206,6 +211,7 @@ async def _mount_lcow(
     root = root or f"{LCOW_CONTAINERS}/{container_id}"
     # Looked at before anything is sent.
     vm._link.check_running()
+    await vm._link.states.settled(container_id)
     for path in (*(layer.path for layer in layers), scratch_path):
         await vm._context.file_size(path)
     mount = Mount(
@@ -227,7 +233,7 @@ async def _mount_lcow(
             scratch_path=upper,
             container_id=container_id,
         )
-    return RootFileSystem(vm, combined.root, upper, tuple(added), scratch, combined)
+    return RootFileSystem(vm, container_id, combined.root, upper, tuple(added), scratch, combined)
 
 
 async def _mount_wcow(
@@ -252,7 +258,9 @@ async def _mount_wcow(
         combined = await vm.layers.combine(
             scratch.guest_path, ids_and_paths, container_id=container_id, filter_type="WCIFS"
         )
-    return RootFileSystem(vm, combined.root, scratch.guest_path, tuple(added), scratch, combined)
+    return RootFileSystem(
+        vm, container_id, combined.root, scratch.guest_path, tuple(added), scratch, combined
+    )
 
 
 @contextmanager

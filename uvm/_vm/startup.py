@@ -153,6 +153,8 @@ class GuestStartup:
             create=context.backend.create,
             tasks=context.link.tasks,
             owner=context.options.owner,
+            call=context.link.call_guest,
+            states=context.link.states,
         )
 
     async def stop_listening(self) -> None:
@@ -187,6 +189,8 @@ class GuestStartup:
             timeouts=self.timeouts,
             clock=self.clock,
             redial=self._service.accept if redials else None,
+            call=link.call_guest,
+            states=link.states,
         )
         stream = await self._service.accept()
         try:

@@ -72,6 +72,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         self._closed = Flag()
         self._exit_scopes: set[anyio.CancelScope] = set()
         self._detached = False
+        self._link.states.mounted = self._mounted_in
 
     @classmethod
     def create(

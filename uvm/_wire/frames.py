@@ -37,7 +37,7 @@ from collections.abc import Iterator, Mapping
 from struct import Struct
 from typing import Any, Final, NamedTuple, NoReturn
 
-from uvm.errors import UVMError
+from uvm.errors import WireError
 
 #: The largest message that a host takes, header included (hcsshim's ``MaxMsgSize``).
 MAX_MESSAGE_SIZE: Final = 0x10000
@@ -96,10 +96,6 @@ _NAMES: Final = {p.value: p.name.lower().replace("_", " ") for p in Procedure}
 def procedure_name(procedure: int) -> str:
     """Name a procedure, known or not, for a message."""
     return _NAMES.get(procedure) or f"procedure 0x{procedure:08X}"
-
-
-class WireError(UVMError, ValueError):
-    """Bytes from the other side that are no message of the protocol, or not one that may come now."""
 
 
 class Frame(NamedTuple):

@@ -10,8 +10,9 @@ import pytest
 from tests.backends.fake.guesthost import Host, booted
 from tests.backends.fake.support import backend_of
 from tests.backends.fake.test_guest_service_containers import create, start
-from uvm._wire.frames import HEADER_SIZE, Procedure, WireError
+from uvm._wire.frames import HEADER_SIZE, Procedure
 from uvm.backends.fake import Misbehaviour, Rule
+from uvm.errors import WireError
 from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio

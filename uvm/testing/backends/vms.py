@@ -10,7 +10,7 @@ import anyio
 
 from uvm._vm.vm import UtilityVM, VMState
 from uvm.devices.scsi import Mount
-from uvm.errors import AlreadyReleasedError, BridgeClosedError, HostError, VMExitedError
+from uvm.errors import AlreadyReleasedError, HostError, VMExitedError
 from uvm.schema.common import MIB
 from uvm.testing.backends.checks import Attempt, check, equal, raises, until
 from uvm.testing.backends.life import Kind, Life, at_rest, devices, put_things
@@ -200,7 +200,7 @@ async def _run(rig: Rig, os: str, **options: Any) -> None:
             check(not await process.kill(), "it is not killed again")
         async with vm.open_process(["cat"]) as process:
             await vm.terminate()
-            with raises(BridgeClosedError):
+            with raises(VMExitedError):
                 await process.wait()
 
 
@@ -292,7 +292,7 @@ async def containers_that_hcs_hosts_go_with_their_vm(rig: Rig) -> None:
             await vm.create_container("c2", document)
             await vm.terminate()
             await waiting.done.wait()
-        check(isinstance(waiting.error, BridgeClosedError), f"why the wait ended: {waiting.error!r}")
+        check(isinstance(waiting.error, VMExitedError), f"why the wait ended: {waiting.error!r}")
         equal(container.exit, None, "how it exited")
 
 

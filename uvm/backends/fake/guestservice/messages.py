@@ -10,10 +10,10 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from attrs import define, field
 
-from uvm._wire.frames import GuestSide, Kind, Procedure, WireError, parse, procedure_name
+from uvm._wire.frames import GuestSide, Kind, Procedure, parse, procedure_name
 from uvm.backend import JSON
 from uvm.backends.fake.calls import Call
-from uvm.errors import GuestError
+from uvm.errors import GuestError, WireError
 from uvm.hresult import HResult
 from uvm.schema.json import SchemaError, from_json
 

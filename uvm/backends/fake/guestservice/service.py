@@ -12,7 +12,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from uvm._wire.frames import GuestSide, Kind, Procedure, WireError, encode
+from uvm._wire.frames import GuestSide, Kind, Procedure, encode
 from uvm.backend import JSON
 from uvm.backends.fake.calls import Call
 from uvm.backends.fake.guestservice import linux, windows
@@ -26,7 +26,7 @@ from uvm.backends.fake.guestservice.outlet import Outlet
 from uvm.backends.fake.guestservice.processes import GuestProcess
 from uvm.backends.fake.guestservice.programs import Program
 from uvm.backends.fake.streams import FakeStream
-from uvm.errors import BridgeClosedError, GuestError, HostError
+from uvm.errors import BridgeClosedError, GuestError, HostError, WireError
 from uvm.hresult import HResult
 from uvm.schema.json import dumps
 
