@@ -126,8 +126,8 @@ async def test_hcs_conforms(scenario: Scenario) -> None:
     fake = FakeBackend(files=host_files())
     async with hosted(fake) as host:
         core, network = watched()
-        parts = evolve(host.parts, core=core, network=network, patience_seconds=0.1)
-        async with HCSBackend(parts=parts) as backend:
+        platform = evolve(host.platform, core=core, network=network, grace_seconds=0.1)
+        async with HCSBackend(platform=platform) as backend:
             control = HCSHost(fake, frozenset(Control) - {Control.LOSS}, hosted=host)
             rig = Rig(backend, control, control.linux(), control.windows())
             if missing := scenario.lacks(rig):

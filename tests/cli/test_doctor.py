@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.backends.hcs.surroundings import BOOT_FILES, Imagined
+from tests.backends.hcs.environment import BOOT_FILES, Imagined
 from tests.cli.conftest import Run
 from uvm.cli.diagnosis import CHECKS, Examination, examine
 from uvm.errors import OptionsError

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from uvm.backend import Backend
-from uvm.backends.hcs.availability import Surroundings, absence
+from uvm.backends.hcs.availability import Environment, absence
 from uvm.errors import NotSupportedError, OptionsError
 
 __all__ = ["backend_factory", "backend_names", "choose_backend", "open_backend"]
@@ -18,7 +18,7 @@ _log = logging.getLogger("uvm")
 _ENTRY_POINTS: Final = "uvm.backends"
 _BUILT_IN: Final = {"fake": "uvm.backends.fake:FakeBackend", "hcs": "uvm.backends.hcs.backend:HCSBackend"}
 #: The built-in backends that run real VMs, in order of preference, and what says why a machine lacks one.
-_REAL: Final[dict[str, Callable[[Surroundings | None], list[str]]]] = {"hcs": absence}
+_REAL: Final[dict[str, Callable[[Environment | None], list[str]]]] = {"hcs": absence}
 
 
 def open_backend(name: str | None = None) -> Backend:
@@ -37,7 +37,7 @@ def open_backend(name: str | None = None) -> Backend:
     return backend_factory(name)()
 
 
-def choose_backend(where: Surroundings | None = None) -> str:
+def choose_backend(where: Environment | None = None) -> str:
     """Return the name of the built-in backend that runs real VMs on this machine: HCS on Windows.
 
     A backend that the machine has but that cannot be used is chosen all the same: its own error says what is

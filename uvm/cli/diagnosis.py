@@ -17,10 +17,10 @@ from uvm.backends import backend_factory, choose_backend
 from uvm.backends.hcs.availability import (
     REQUIREMENTS,
     Check,
+    Environment,
     Finding,
-    Surroundings,
     find_library,
-    surroundings,
+    this_machine,
 )
 from uvm.errors import NotSupportedError
 from uvm.options import LCOWOptions
@@ -67,17 +67,17 @@ class Examination:
         }
 
 
-def _python(where: Surroundings) -> Finding:
+def _python(where: Environment) -> Finding:
     # An older one than is needed gets nowhere near here.
     return Finding("ok", f"{platform.python_implementation()} {platform.python_version()}")
 
 
-def _computenetwork(where: Surroundings) -> Finding:
+def _computenetwork(where: Environment) -> Finding:
     absent = Finding("limited", "computenetwork.dll is not there: no network adapters", "turn on HCS")
     return find_library(where, "computenetwork", absent)
 
 
-def _network_service(where: Surroundings) -> Finding:
+def _network_service(where: Environment) -> Finding:
     if where.service("hns") is not None:
         return Finding("ok", "the Host Network Service (hns) is installed")
     return Finding(
@@ -85,7 +85,7 @@ def _network_service(where: Surroundings) -> Finding:
     )
 
 
-def _virtualization(where: Surroundings) -> Finding:
+def _virtualization(where: Environment) -> Finding:
     # Its driver starts only on a running hypervisor; and below one the firmware's answer is no.
     if where.service("vid") == "running":
         return Finding("ok", "the hypervisor is running")
@@ -102,13 +102,13 @@ def _virtualization(where: Surroundings) -> Finding:
     )
 
 
-def _sockets(where: Surroundings) -> Finding:
+def _sockets(where: Environment) -> Finding:
     if where.has_hyperv_sockets():
         return Finding("ok", "Python's own AF_HYPERV")
     return Finding("ok", "through Winsock: Python has AF_HYPERV from 3.12 on")
 
 
-def _linux_boot_files(where: Surroundings) -> Finding:
+def _linux_boot_files(where: Environment) -> Finding:
     options = LCOWOptions()
     host = HostInfo(build=where.build(), machine="arm64" if where.machine() == "arm64" else "amd64")
     looked_at = boot_files_to_look_at(options, host)
@@ -136,14 +136,14 @@ CHECKS: Final[tuple[Check, ...]] = (
 )
 
 
-def examine(backend: str | None = None, where: Surroundings | None = None) -> Examination:
+def examine(backend: str | None = None, where: Environment | None = None) -> Examination:
     """Run the checks.
 
     :param backend: the backend that is wanted; by default, the one that :func:`uvm.open_backend` chooses.
     :param where: the machine to look at instead of this one.
     :raises OptionsError: there is no such backend.
     """
-    where = where or surroundings()
+    where = where or this_machine()
     results = []
     for check in CHECKS:
         found = check.run(where)

@@ -1,4 +1,4 @@
-"""The documents that HCS and HCN themselves write: of errors, exits and ends of processes."""
+"""The documents that HCS and HCN write: errors, exit statuses, process statuses."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["error_document", "exit_document", "network_error_document", "process
 
 
 def read(text: str) -> Any:
-    """Read a document; None of nothing."""
+    """Return the decoded document; None for an empty text."""
     return json.loads(text) if text else None
 
 
 def write(document: Any) -> str:
-    """Write a document."""
+    """Return a document as JSON."""
     return json.dumps(document, separators=(",", ":"))
 
 
 def error_document(error: HostError) -> str:
-    """HCS's account of an error (``ResultError``)."""
+    """Return HCS's record of an error (``ResultError``)."""
     events = [
         {"Message": r.message, "Provider": r.provider, "EventId": r.event_id, "Source": r.source}
         for r in error.records
@@ -31,20 +31,20 @@ def error_document(error: HostError) -> str:
 
 
 def network_error_document(error: HostError) -> str:
-    """HCN's account of an error."""
+    """Return HCN's record of an error."""
     return write({"Success": False, "Error": error.text, "ErrorCode": error.hresult})
 
 
 def exit_document(status: ExitStatus) -> str:
-    """``SystemExitStatus``."""
+    """Return a ``SystemExitStatus``."""
     return write({**(status.detail or {}), "Status": signed(status.code), "ExitType": status.exit_type})
 
 
 def process_status(pid: int, exit_code: int) -> JSON:
-    """``ProcessStatus`` of a process that has exited."""
+    """Return the ``ProcessStatus`` of a process that has exited."""
     return {"ProcessId": pid, "Exited": True, "ExitCode": exit_code, "LastWaitResult": 0}
 
 
 def signed(hresult: int) -> int:
-    """Give an HRESULT as the ``int32`` that it is in documents."""
+    """Return an HRESULT as the ``int32`` that documents hold."""
     return hresult - ((hresult & 0x80000000) << 1)

@@ -1,7 +1,7 @@
 """``python -m tests.backends.hcs.ending WAY LOOP``: a program that ends with systems open.
 
-The host runs in a thread of its own, to the very end, and so do the events that it sends. Nothing here is
-closed by the program itself. The last thing that is done says in JSON what the C API makes of it.
+The host and its events run in a thread of their own until the very end, and the program closes nothing. At
+the end of the interpreter the double's misuses and leaks are printed as JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _report() -> None:
 
 
 if __name__ == "__main__":
-    # Before the library registers what it does at the end, so that this comes after it.
+    # Registered before the library's own handler, so that it runs after it.
     atexit.register(_report)
 
 import anyio.lowlevel  # noqa: E402
@@ -40,7 +40,7 @@ from uvm.backends.fake import FakeBackend  # noqa: E402
 from uvm.backends.hcs import handles  # noqa: E402
 from uvm.backends.hcs.backend import HCSBackend  # noqa: E402
 from uvm.backends.hcs.hvsocket import HvSocketTransport  # noqa: E402
-from uvm.backends.hcs.parts import Parts  # noqa: E402
+from uvm.backends.hcs.platform import Platform  # noqa: E402
 from uvm.backends.hcs.system import HCSSystem  # noqa: E402
 from uvm.backends.hcs.workers import Workers  # noqa: E402
 from uvm.errors import HostError  # noqa: E402
@@ -56,7 +56,7 @@ _NEVER: Final = ("HcsModifyComputeSystem", "HcsSignalProcess", "HcsPauseComputeS
 
 
 class Machine:
-    """The host: the fake, in a thread of its own that is never ended."""
+    """The host: the fake, in a thread that is never ended."""
 
     def __init__(self) -> None:
         self.double = the_double()
@@ -89,12 +89,12 @@ class Machine:
 
 
 MACHINE: Machine
-#: Keeps what asyncio itself would let go.
+#: Keeps alive what asyncio refers to weakly.
 _kept: list[Any] = []
 
 
 def spawn(function: Callable[[], Awaitable[object]]) -> None:
-    """Start a task that nobody waits for. What the end of the interpreter tells it ends it."""
+    """Start a task that no other task waits for; an error at the end of the interpreter ends it."""
 
     async def run() -> None:
         with suppress(HostError, anyio.EndOfStream, *BROKEN_STREAM):
@@ -115,12 +115,12 @@ def new_backend() -> HCSBackend:
     double = MACHINE.double
     transport = HvSocketTransport(LoopbackSockets())
     return HCSBackend(
-        parts=Parts(double.core, double.network, FakeMachine(MACHINE.fake), transport, Workers())
+        platform=Platform(double.core, double.network, FakeMachine(MACHINE.fake), transport, Workers())
     )
 
 
 async def open_all() -> HCSBackend:
-    """Open systems, processes, pipes and listeners, and have calls under way on all of them."""
+    """Open systems, processes, pipes and listeners, and start calls on all of them."""
     backend = new_backend()
     for name in _NEVER:
         MACHINE.double.fault(name, FaultKind.NEVER, times=1 << 30)
@@ -130,7 +130,7 @@ async def open_all() -> HCSBackend:
 
 
 async def open_one(backend: HCSBackend, system_id: str) -> None:
-    """Open one system, and all the rest in it."""
+    """Open one system, and everything in it."""
     system = await backend.create(system_id, relayed())
     await system.start()
     spawn(system.wait)
@@ -150,7 +150,7 @@ async def open_one(backend: HCSBackend, system_id: str) -> None:
 
 
 async def keep_asking(system: HCSSystem) -> None:
-    """Ask and ask."""
+    """Query the system forever."""
     while True:
         await system.properties()
 
@@ -167,13 +167,13 @@ async def exits() -> None:
 
 
 async def raises() -> None:
-    """Let an exception out of the loop."""
+    """Raise an exception out of the loop."""
     await open_all()
     raise RuntimeError("out of the loop")
 
 
 async def drops() -> None:
-    """Have nobody refer to anything."""
+    """Drop all references."""
     await open_all()
     gc.collect()
     await anyio.lowlevel.checkpoint()
@@ -181,7 +181,7 @@ async def drops() -> None:
 
 
 async def hangs() -> None:
-    """Have calls in the thread pool which HCS never answers."""
+    """Make calls in worker threads that HCS never answers."""
     backend = await open_all()
     MACHINE.double.fault("HcsOpenComputeSystem", FaultKind.NEVER, times=1 << 30)
     for _ in range(3):
@@ -190,7 +190,7 @@ async def hangs() -> None:
 
 
 async def hangs_while_closing() -> None:
-    """Have HCS not answer when systems are closed."""
+    """Have HCS hang when systems are closed."""
     await open_all()
     MACHINE.double.fault("HcsCloseComputeSystem", FaultKind.NEVER, times=2)
 
@@ -201,7 +201,7 @@ def run(loop: str, main: Callable[[], Awaitable[None]]) -> None:
 
 
 def in_a_thread(loop: str) -> None:
-    """Run the loop in a thread that outlives the main one, which ends meanwhile."""
+    """Run the loop in a thread that outlives the main thread."""
 
     async def main() -> None:
         backend = await open_all()
@@ -212,7 +212,7 @@ def in_a_thread(loop: str) -> None:
 
 
 def in_a_daemon(loop: str) -> None:
-    """Run the loop in a thread that does not end before the interpreter."""
+    """Run the loop in a daemon thread that is still running when the interpreter ends."""
     opened = threading.Event()
 
     async def main() -> None:
@@ -225,7 +225,7 @@ def in_a_daemon(loop: str) -> None:
 
 
 def abandoned(loop: str) -> None:
-    """Leave the loop as it is, neither run nor closed."""
+    """Abandon the loop: neither run nor closed."""
     if loop == "asyncio":
         import asyncio
 
@@ -237,7 +237,7 @@ def abandoned(loop: str) -> None:
 
 
 def abandon_trio() -> None:
-    """The same for trio: as the guest of a loop that stops."""
+    """Abandon trio as the guest of a loop that stops."""
     import queue
 
     import trio

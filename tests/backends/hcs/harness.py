@@ -1,4 +1,4 @@
-"""The library's HCS backend on the in-memory host, and all between them real: cffi, the C ABI, threads.
+"""The library's HCS backend on the in-memory host, all between them real: cffi, the C ABI, threads.
 
 ::
 
@@ -6,8 +6,8 @@
         host.faults.later("HcsModifyComputeSystem", 0x80004005)
         ...
 
-At the end, what was done wrong in the C API and what was left open fails the test, unless the test asked
-for it (:meth:`Host.misuses`, :meth:`Host.leaks`).
+At the end, every misuse of the C API and everything left open fails the test, unless the test asked for it
+(:meth:`Host.misuses`, :meth:`Host.leaks`).
 """
 
 from __future__ import annotations
@@ -27,56 +27,56 @@ from tests.backends.hcs.switchboard import Switchboard
 from tests.backends.hcs.wires import HostStreams, LoopbackTransport
 from uvm.backends.fake import FakeBackend
 from uvm.backends.hcs.backend import HCSBackend
-from uvm.backends.hcs.parts import Parts
+from uvm.backends.hcs.platform import Platform
 from uvm.backends.hcs.workers import Workers
 
 __all__ = ["CallFaults", "Host", "hosted", "require_double"]
 
 
 class CallFaults:
-    """What goes wrong with the next calls of a name; the faults of a name apply in the order they came.
+    """Faults of the next calls of a name, which apply in the order in which they were added.
 
-    All of it happens in the C API itself. What the host refuses, holds up or loses, the fake's own faults do.
+    They all happen in the C API itself. The fake's own faults make the host refuse, hold up or lose a call.
     """
 
     def __init__(self, double: Double) -> None:
         self._double = double
 
     def at_once(self, call: str, hresult: int, document: str = "", *, times: int = 1) -> None:
-        """Have the call itself fail. The document is what can be fetched from its operation nevertheless."""
+        """Have the call itself fail. Its operation has the document nevertheless."""
         self._double.fault(call, FaultKind.AT_ONCE, hresult, document, times)
 
     def later(self, call: str, hresult: int, document: str = "", *, times: int = 1) -> None:
-        """Have the operation complete with this result, without the host having been asked."""
+        """Have the operation complete with this result without asking the host."""
         self._double.fault(call, FaultKind.LATER, hresult, document, times)
 
     def never(self, call: str, *, times: int = 1) -> None:
-        """Have no answer come; the host is not asked.
+        """Leave the call unanswered, without asking the host.
 
         A call without an operation hangs until the host is gone.
         """
         self._double.fault(call, FaultKind.NEVER, times=times)
 
     def twice(self, call: str, *, times: int = 1) -> None:
-        """Have the completion callback come twice, the second time even after the operation was closed."""
+        """Have the completion callback arrive twice, the second time even after the operation was closed."""
         self._double.fault(call, FaultKind.TWICE, times=times)
 
     def synchronously(self, call: str, *, times: int = 1) -> None:
-        """Have it complete before it returns, the callback on the caller's thread."""
+        """Have the operation complete before the call returns, on the caller's thread."""
         self._double.fault(call, FaultKind.SYNCHRONOUSLY, times=times)
 
     def done_but(self, call: str, hresult: int, *, times: int = 1) -> None:
-        """Have the host carry it out, and the result say that it failed."""
+        """Have the host carry it out, and the result report a failure."""
         self._double.fault(call, FaultKind.DONE_BUT, hresult, times=times)
 
 
 class Host:
     """The host that the library sees.
 
-    :ivar fake: what it is.
+    :ivar fake: the in-memory host behind it.
     :ivar double: the C side.
-    :ivar faults: what goes wrong in the C API.
-    :ivar parts: what the library's backend is made of.
+    :ivar faults: the faults of the C API.
+    :ivar platform: that of the library's backend.
     """
 
     def __init__(
@@ -85,33 +85,35 @@ class Host:
         self.double: Double = double
         self.fake: FakeBackend = fake
         self.faults: CallFaults = CallFaults(double)
-        self.parts: Parts = Parts(double.core, double.network, FakeMachine(fake), transport, Workers())
+        self.platform: Platform = Platform(
+            double.core, double.network, FakeMachine(fake), transport, Workers()
+        )
         self._switchboard = switchboard
         self._known: set[str] = set()
 
     def backend(self) -> HCSBackend:
         """Make the library's backend."""
-        return HCSBackend(parts=self.parts)
+        return HCSBackend(platform=self.platform)
 
     def event(self, system_id: str, kind: int, data: str = "") -> None:
-        """Send an event to every handle on a system."""
+        """Send an event to every handle of a system."""
         for handle in self._switchboard.handles(system_id):
             self.double.event(handle, kind, data)
 
     def misuses(self) -> list[str]:
-        """Give what was done wrong so far; the test knows of it now, so that it does not fail at its end."""
+        """Return the misuses so far; those returned do not fail the test at its end."""
         found = self.double.misuses()
         self._known.update(found)
         return found
 
     def leaks(self) -> list[str]:
-        """Give what is open now; as of :meth:`misuses`."""
+        """Return what is open now; what is returned does not fail the test at its end."""
         found = self.double.leaks()
         self._known.update(found)
         return found
 
     def complaints(self) -> list[str]:
-        """Give the misuses and leaks that the test does not know of."""
+        """Return the misuses and leaks that were not returned before."""
         return [line for line in (*self.double.misuses(), *self.double.leaks()) if line not in self._known]
 
 
@@ -133,7 +135,7 @@ async def hosted(fake: FakeBackend) -> AsyncIterator[Host]:
         try:
             yield host
             await anyio.to_thread.run_sync(_unplug, double)
-            await _until_idle(host.parts.workers)
+            await _until_idle(host.platform.workers)
             await anyio.to_thread.run_sync(double.drain)
             complaints = host.complaints()
         finally:
@@ -148,14 +150,14 @@ async def hosted(fake: FakeBackend) -> AsyncIterator[Host]:
 
 
 async def _until_idle(workers: Workers) -> None:
-    """Wait for the calls whose callers were cancelled: what these opened is closed in their threads."""
+    """Wait for the calls whose callers were cancelled: what they opened is closed in their threads."""
     limiter = workers._limiter
     for _ in range(int(limiter.total_tokens)):
         await limiter.acquire_on_behalf_of(object())
 
 
 def _unplug(double: Double) -> None:
-    """Let go what hangs in the double, and wait for the closes that nobody else waits for."""
+    """Release what hangs in the double, and wait for the closes that run in the background."""
     double.unplug()
     for thread in threading.enumerate():
         if thread.name.startswith("uvm closes "):
@@ -163,7 +165,7 @@ def _unplug(double: Double) -> None:
 
 
 def require_double() -> Double:
-    """Give the double; where there is no compiler, the test is skipped, but in CI it fails."""
+    """Return the double. Without a compiler the test is skipped; in CI it fails."""
     try:
         return the_double()
     except NoCompilerError as e:

@@ -1,4 +1,4 @@
-"""The in-memory host as the Windows machine of the library: what goes neither through HCS nor through HCN."""
+"""The in-memory host as the library's Windows machine: everything but HCS and HCN."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FakeWorkingSet:
     closed: bool = False
 
     def bytes(self) -> int:
-        """Give the working set now, as the statistics tell it."""
+        """Return the current working set, from the statistics."""
         if self.closed:
             raise HostError(f"measure {self.vm.id}", HResult.E_HANDLE, "it was closed")
         answer: Any = query(self.vm, ("Statistics",), (), self.fake.info, self.fake.clock)
@@ -33,7 +33,7 @@ class FakeWorkingSet:
         return used
 
     def close(self) -> None:
-        """Let go of it."""
+        """Stop measuring."""
         self.closed = True
 
 
@@ -45,19 +45,19 @@ class FakeMachine:
 
     @property
     def files(self) -> HostFiles:
-        """Its file system."""
+        """The machine's file system."""
         return self.fake.files
 
     async def facts(self) -> HostInfo:
-        """Ask for its facts."""
+        """Return the facts."""
         return await self.fake.host()
 
     async def grant_group(self, path: str, mask: AccessMask) -> None:
-        """Give every VM access to a path."""
+        """Grant every VM access to a path."""
         await self.fake.grant_access(path, VM_GROUP, mask)
 
     async def revoke_group(self, path: str) -> None:
-        """Take that access away."""
+        """Revoke that access."""
         await self.fake.revoke_access(path, VM_GROUP)
 
     async def open_working_set(self, runtime_id: str) -> FakeWorkingSet:

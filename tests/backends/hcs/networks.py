@@ -1,4 +1,4 @@
-"""HCN's questions, carried out on the networks of the fake."""
+"""HCN's calls, carried out on the networks of the fake."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Networks:
         return Answer()
 
     async def _query_namespace(self, question: Question) -> Answer:
-        """Answer with the document as it was when it was opened, and the endpoints that are in it now."""
+        """Answer with the document as it was on opening, and the current endpoints."""
         namespace = self._opened[question.object]
         members = await self._network.namespace_endpoints(namespace["ID"])
         resources = [{"Type": "Endpoint", "Data": {"Id": each["ID"]}} for each in members]
@@ -63,7 +63,7 @@ class Networks:
         return Answer()
 
     async def _enumerate_endpoints(self, question: Question) -> Answer:
-        """List the endpoint of a name, which is all that is ever asked for."""
+        """Return the endpoint of a name: the only filter that the library uses."""
         filters = read((read(question.document) or {}).get("Filter") or "{}")
         if set(filters) != {"Name"}:
             raise HostError("enumerate endpoints", HResult.ERROR_NOT_SUPPORTED, question.document)

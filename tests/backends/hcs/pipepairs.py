@@ -1,4 +1,4 @@
-"""Pairs of connected pipes, of the kind that the host gives for the standard streams of processes."""
+"""Pairs of connected pipes, like those that the host returns for the standard streams of processes."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ __all__ = ["HostedProcess"]
 
 
 class HostedProcess:
-    """A process, and the pipes to its streams, which are given away once.
+    """A process, and the pipes of its streams, which are handed out once.
 
-    :ivar process: the fake's handle on it.
+    :ivar process: its handle of the fake.
     """
 
     def __init__(self, process: HostProcess, task_group: TaskGroup, streams: HostStreams) -> None:
@@ -24,7 +24,7 @@ class HostedProcess:
         self._given = False
 
     def answer(self) -> Answer:
-        """Answer with the id, and with the handles where nobody has them yet."""
+        """Answer with the id, and with the handles if they were not handed out before."""
         pid = self.process.pid
         if self._given:
             return Answer(pid=pid)

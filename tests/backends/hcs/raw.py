@@ -1,4 +1,4 @@
-"""The C API of the double as it is, for the tests of the double itself."""
+"""The raw C API of the double, for its own tests."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ ALREADY_STARTED = -0x7FC8FEEA
 PENDING = -0x7FC8FEE9
 CALLBACK_ALREADY_SET = -0x7FC8FEE7
 
-#: Long enough for any machine; nothing waits for it that works.
+#: Longer than anything takes that works.
 PATIENCE_SECONDS = 30.0
 
 
 @define
 class Raw:
-    """The C API as it is, and a host that answers while it is asked.
+    """The raw C API, and a host that answers each question at once.
 
-    :ivar answers: the answer to each call by its name; None gives none. Others succeed.
-    :ivar questions: what was asked.
+    :ivar answers: the answer to each call, by its name; None leaves it unanswered. Others succeed.
+    :ivar questions: what the host was asked.
     """
 
     double: Double
@@ -116,7 +116,7 @@ class Raw:
 
 
 class Once:
-    """A callback of either kind that says when it was called, and in which thread."""
+    """A callback of either kind that records when it was called, and in which thread."""
 
     def __init__(self) -> None:
         self.called = threading.Event()

@@ -1,4 +1,4 @@
-"""What a process has open, and what the library leaves open in the C API: to see whether it grows."""
+"""What a process has open, and what the library leaves open in the C API: to check that it does not grow."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Resources:
     """Counts at one time.
 
     :ivar objects: handles and operations of HCS.
-    :ivar strings: what HCS handed out and nobody freed.
+    :ivar strings: HCS's strings that were not freed.
     :ivar descriptors: of the process; on Windows its handles.
-    :ivar threads: those that Python knows.
+    :ivar threads: Python's threads.
     """
 
     objects: int
@@ -36,7 +36,7 @@ class Resources:
 
 
 def open_descriptors() -> int:
-    """Count what the process has open."""
+    """Return how many descriptors the process has open."""
     if sys.platform == "win32":
         count = ctypes.c_ulong()
         kernel = ctypes.WinDLL("kernel32", use_last_error=True)

@@ -1,4 +1,4 @@
-"""Runs a coroutine to its end without the event loop, which is blocked in the call that asks for it."""
+"""Runs a coroutine to its end while the event loop is blocked in the call that asks for it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["run_at_once"]
 
 T = TypeVar("T")
 
-#: Far more checkpoints than any call of the fake passes.
+#: Far more checkpoints than any call of the fake has.
 _STEPS = 1000
 
 
 def run_at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that waits for nothing, and only gives others their turn, which they do not get here.
+    """Run a coroutine that has checkpoints but waits for nothing.
 
-    :raises RuntimeError: it does wait.
+    :raises RuntimeError: it waits.
     """
     value: Any = None
     try:
@@ -29,11 +29,11 @@ def run_at_once(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
     finally:
         coroutine.close()
-    raise RuntimeError("what was to be done at once waits for something")
+    raise RuntimeError("the coroutine waits for something, and cannot be run at once")
 
 
 def _nothing() -> Any:
-    """Make what the event loop resumes a task with that has had its checkpoint."""
+    """Return what the event loop resumes a task with after a checkpoint."""
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_run():
         import outcome

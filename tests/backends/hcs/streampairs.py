@@ -1,4 +1,4 @@
-"""Pairs of connected streams, of every kind that the backend makes."""
+"""Pairs of connected streams, of every kind that the backend creates."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["KINDS", "Kind", "connected", "pipes_of"]
 Pair = tuple[ByteStream, ByteStream]
 
 
-#: Makes two streams: what the first one sends, the second one receives.
+#: Makes two streams: what is sent on the first is received on the second.
 Kind = Callable[[Sockets, Pipes], Pair]
 
 
 def two_sockets(sockets: Sockets, pipes: Pipes) -> Pair:
-    """Connected sockets."""
+    """Connect two sockets."""
     first, second = socket.socketpair()
     first.setblocking(False)
     second.setblocking(False)
@@ -31,13 +31,13 @@ def two_sockets(sockets: Sockets, pipes: Pipes) -> Pair:
 
 
 def two_handles(sockets: Sockets, pipes: Pipes) -> Pair:
-    """What stands for a standard stream of a process in both directions."""
+    """Connect two handles like those of a standard stream, in both directions."""
     first, second = make_pipe_pair()
     return pipes.open(first), pipes.open(second)
 
 
 def one_way(sockets: Sockets, pipes: Pipes) -> Pair:
-    """A pipe of POSIX."""
+    """Make a POSIX pipe."""
     reading, writing = os.pipe()
     return pipes.open(writing), pipes.open(reading)
 
@@ -49,7 +49,7 @@ if sys.platform != "win32":
 
 @contextmanager
 def pipes_of(sockets: Sockets) -> Iterator[Pipes]:
-    """The system's own pipes."""
+    """Yield the system's own pipes."""
     pipes = NamedPipes() if sys.platform == "win32" else DescriptorPipes(sockets)
     try:
         yield pipes
@@ -59,7 +59,7 @@ def pipes_of(sockets: Sockets) -> Iterator[Pipes]:
 
 @asynccontextmanager
 async def connected(kind: Kind) -> AsyncIterator[Pair]:
-    """Lend a pair of streams."""
+    """Yield a pair of streams."""
     sockets = Sockets()
     try:
         with pipes_of(sockets) as pipes:

@@ -1,4 +1,4 @@
-"""What the tests of the HCS backend share."""
+"""Helpers of the HCS backend's tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["driven", "relayed", "started"]
 
 
 def relayed() -> dict[str, Any]:
-    """A document of a Linux VM whose guest HCS connects to."""
+    """Return the document of a Linux VM to whose guest HCS connects."""
     document = lcow()
     document["VirtualMachine"]["GuestConnection"] = {"UseVsock": True}
     return document
@@ -26,7 +26,7 @@ def relayed() -> dict[str, Any]:
 
 @asynccontextmanager
 async def driven(fake: FakeBackend | None = None) -> AsyncIterator[tuple[Host, HCSBackend]]:
-    """The library's backend over the double; fails where the C API was misused or something was left open."""
+    """Yield the library's backend over the double; fail on misuse of the C API and on leaks."""
     async with hosted(fake or FakeBackend(files=host_files())) as host, host.backend() as backend:
         yield host, backend
 
@@ -35,7 +35,7 @@ async def driven(fake: FakeBackend | None = None) -> AsyncIterator[tuple[Host, H
 async def started(
     backend: HCSBackend, system_id: str = "vm1", document: dict[str, Any] | None = None
 ) -> AsyncIterator[HCSSystem]:
-    """A system that was started; it is closed at the end, unless it was before."""
+    """Yield a started system; it is closed at the end, unless it was before."""
     system = await backend.create(system_id, document or lcow())
     try:
         await system.start()

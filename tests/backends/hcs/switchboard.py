@@ -1,7 +1,7 @@
-"""Carries out on the in-memory host what the double is asked, and gives its answers back.
+"""Carries out the double's questions on the in-memory host, and returns its answers.
 
-Each question gets a task in the test's own event loop. A handle of the double is a handle of the fake: what
-the library does with the one happens to the other; exits, and ends of processes, become events.
+Each question gets a task in the test's own event loop. A handle of the double stands for a handle of the
+fake; exits of systems and processes become events.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SYSTEM_EXITED: Final = 0x1
 PROCESS_EXITED: Final = 0x10000
 
 
-#: The calls that give a handle before they are done.
+#: The calls that return a handle before they complete.
 _MAKING: Final = frozenset({"HcsCreateComputeSystem", "HcsCreateProcess"})
 
 _Handler = Callable[[Question], Awaitable[Answer]]
@@ -64,12 +64,12 @@ class Switchboard:
         self._streams = streams
         self._systems: dict[int, FakeSystem] = {}
         self._processes: dict[int, HostedProcess] = {}
-        #: Handles that are being made; who closes one waits for that.
+        #: Handles that are being made; a close waits for them.
         self._making: dict[int, anyio.Event] = {}
         self._handlers: Mapping[str, _Handler] = {**self._host_handlers(), **Networks(fake.network).handlers}
 
     def ask(self, question: Question) -> None:
-        """Take a question, in any thread."""
+        """Take a question, from any thread."""
         if question.fault is FaultKind.SYNCHRONOUSLY:
             self._double.answer(question.number, run_at_once(self._find_answer(question)))
         elif not self._waker.call_soon(self._take, question):
@@ -84,7 +84,7 @@ class Switchboard:
                 self._task_group.start_soon(self._carry_out, self._questions.popleft())
 
     def handles(self, system_id: str) -> list[int]:
-        """Give the handles that are open on a system. In any thread."""
+        """Return the open handles of a system. From any thread."""
         return [handle for handle, system in self._systems.copy().items() if system.id == system_id]
 
     async def listen(self, runtime_id: str, service_id: str) -> FakeListener:
@@ -97,7 +97,7 @@ class Switchboard:
     # Questions and answers
 
     def _take(self, question: Question) -> None:
-        """Leave a question to the task that serves, as this is called outside of any task."""
+        """Pass a question to the task that serves: this is called outside of any task."""
         if question.call in _MAKING:
             self._making[question.object] = anyio.Event()
         self._questions.append(question)
@@ -107,7 +107,7 @@ class Switchboard:
         try:
             answer = await self._find_answer(question)
         except UnknownOutcomeError:
-            # The answer got lost, so that none comes.
+            # The answer was lost: none is sent.
             return
         finally:
             if question.call in _MAKING:
@@ -126,7 +126,7 @@ class Switchboard:
             system = self._systems.get(question.object)
             if system is None or system.vm.exit_status is None:
                 raise
-            # What HCS has under way on a system ends with it.
+            # Operations in progress on a system end with it.
             return Answer(HResult.HCS_E_UNEXPECTED_EXIT)
         return answer
 
@@ -188,7 +188,7 @@ class Switchboard:
         self._task_group.start_soon(self._attend, handle, system)
 
     async def _attend(self, handle: int, system: FakeSystem) -> None:
-        """Wait for the exit, in which the guest runs, and tell of it."""
+        """Wait for the exit, in which the guest runs, and send its event."""
         try:
             status = await system.wait()
         except HostError:
@@ -232,7 +232,7 @@ class Switchboard:
         system = self._system(question.parent)
         process = await system.create_process(read(question.document))
         hosted = self._adopt_process(question.object, process)
-        # Nobody would take the handles out of a result that says failure.
+        # A failed result hands out no handles.
         return Answer() if question.fault is FaultKind.DONE_BUT else hosted.answer()
 
     async def _open_process(self, question: Question) -> Answer:
@@ -276,7 +276,7 @@ class Switchboard:
         path = question.document
         await self._fake.revoke_access(path, question.subject)
         if await self._fake.files.stat(path) is None:
-            # Windows has no entry to take out of what is not there.
+            # Windows removes no entry from a path that does not exist.
             raise HostError(question.call, HResult.ERROR_FILE_NOT_FOUND, path)
         return Answer()
 

@@ -1,4 +1,4 @@
-"""Which backend ``open_backend`` gives, and what it says of that."""
+"""The backend that ``open_backend`` chooses, and what it logs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 import pytest
 
 import uvm.backends as base
-from tests.backends.hcs.surroundings import Imagined
+from tests.backends.hcs.environment import Imagined
 from uvm.backends import open_backend
 from uvm.backends.fake import FakeBackend
 from uvm.backends.hcs import availability
@@ -22,9 +22,9 @@ from uvm.errors import NotSupportedError, OptionsError
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Imagined:
-    """The machine that the choice looks at; the log is kept."""
+    """Set the machine that the choice examines; the log is kept."""
     imagined = Imagined()
-    monkeypatch.setattr(availability, "surroundings", lambda: imagined)
+    monkeypatch.setattr(availability, "this_machine", lambda: imagined)
     caplog.set_level(logging.INFO, "uvm")
     return imagined
 
@@ -36,7 +36,7 @@ def elsewhere_than_on_windows(machine: Imagined) -> str:
 
 def on_windows_without_hcs(machine: Imagined) -> str:
     del machine.libraries["computecore"]
-    return "computecore.dll is not there"
+    return "there is no computecore.dll"
 
 
 @pytest.mark.parametrize("without", [elsewhere_than_on_windows, on_windows_without_hcs])
@@ -94,7 +94,7 @@ def test_hcs_that_cannot_be_used_says_all_that_is_missing(machine: Imagined) -> 
     del machine.services["vmcompute"]
     with pytest.raises(NotSupportedError) as caught:
         open_backend()
-    assert "has not the rights" in str(caught.value)
+    assert "does not have the rights" in str(caught.value)
     assert "vmcompute" in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""The C declarations are those of Windows: a compiler says so, with the real headers at hand."""
+"""The C declarations agree with the real Windows headers: a compiler checks it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uvm.backends.hcs.declarations.__main__ import BINDINGS, HERE, PACKAGE, gene
 
 GCC = "x86_64-w64-mingw32-gcc"
 
-#: The Windows headers that declare what each group of functions holds.
+#: The Windows headers that declare each group's functions.
 HEADERS = {
     "advapi32": ["windows.h", "aclapi.h", "sddl.h"],
     "computecore": ["windows.h", "computecore.h"],
@@ -29,7 +29,7 @@ HEADERS = {
     "ws2_32": ["winsock2.h", "windows.h"],
 }
 
-#: Signed and unsigned types whose exact size the prelude says.
+#: Signed and unsigned types whose exact size the prelude states.
 SCALARS = [
     "BOOL",
     "BYTE",
@@ -81,13 +81,13 @@ def test_a_wrong_signature_does_not_compile(tmp_path: Path) -> None:
 
 
 def compile_c(source: Path) -> subprocess.CompletedProcess[str]:
-    # Windows 10: what is newer than the headers' default is declared too. Their dllimport is of no interest.
+    # Windows 10: declares also what is newer than the headers' default. Their dllimport does not matter.
     flags = ["-fsyntax-only", "-std=c11", "-Wall", "-Werror", "-Wno-attributes", "-D_WIN32_WINNT=0x0A00"]
     return subprocess.run([GCC, *flags, str(source)], capture_output=True, text=True, check=False)
 
 
 def layout(name: str) -> Iterator[str]:
-    """Say, as C conditions, how large the types of a group are and where their fields are."""
+    """Return C conditions on the sizes of a group's types and the offsets of their fields."""
     ffi: Any = importlib.import_module(f"{PACKAGE}.{name}").ffi
     for scalar in SCALARS:
         yield f"sizeof({scalar}) == {ffi.sizeof(scalar)}"

@@ -1,4 +1,4 @@
-"""How the DLLs of Windows are loaded, and what that does not load."""
+"""How the DLLs of Windows are loaded, and which modules that does not load."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_hcs_hands_over_is_freed_on_the_local_heap(monkeypatch: pytest.Monk
     ffi: Any = cffi.FFI()
     ffi.cdef("void *LocalAlloc(uint32_t flags, size_t bytes);")
     allocated = ffi.dlopen(system_library("kernel32.dll")).LocalAlloc(0, 16)
-    # LocalFree gives NULL where it has freed.
+    # LocalFree returns NULL on success.
     assert allocated != ffi.NULL
     assert library.free(allocated) == ffi.NULL
 
@@ -53,5 +53,5 @@ def test_a_function_that_this_windows_lacks_is_named(load: Any, monkeypatch: pyt
 
 
 def with_stand_ins(name: str) -> str:
-    """Give DLLs that Wine has for those that it lacks."""
+    """Return a DLL that Wine has in place of one that it lacks."""
     return system_library("kernel32.dll" if name.startswith("compute") else name)

@@ -1,4 +1,4 @@
-"""What the pages about Windows say is what the code does: functions, builds, codes, addresses, examples."""
+"""The documentation of Windows agrees with the code: functions, builds, codes, addresses, examples."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ DLLS_OF = {"iocp": {"kernel32.dll"}, "memory": {"kernel32.dll", "ole32.dll"}}
 
 
 def rows(page: str) -> Iterator[list[str]]:
-    """Give the cells of each row of each table, code marks taken off."""
+    """Return the cells of each row of each table, without code marks."""
     for line in page.splitlines():
         if line.startswith("|") and not line.startswith("|---"):
             yield [cell.strip().strip("`") for cell in line.strip("|").split("|")]
 
 
 def listed() -> list[tuple[str, str]]:
-    """Give what the page lists: DLL and function."""
+    """Return what the page lists: DLL and function."""
     found = []
     for section in re.split(r"^## ", API, flags=re.MULTILINE)[1:]:
         dll = section.splitlines()[0]
@@ -43,7 +43,7 @@ def listed() -> list[tuple[str, str]]:
 
 
 def declared(name: str) -> set[str]:
-    """Give the functions that a header declares."""
+    """Return the functions that a header declares."""
     return set(re.findall(r"\bWINAPI (\w+)\(", (HERE / f"{name}.h").read_text("utf-8")))
 
 
@@ -135,7 +135,7 @@ def examples() -> list[str]:
 
 
 def in_place_of_options(program: str, other: str) -> str:
-    """Put the second example where the first one's options are, as the page says."""
+    """Replace the first example's options by the second example, as the page says."""
     before, options, after = re.split(r"^( +options = .*\n)", program, flags=re.MULTILINE)
     indent = " " * (len(options) - len(options.lstrip()))
     return before + "".join(indent + line for line in other.splitlines(keepends=True)) + after

@@ -1,4 +1,4 @@
-"""The double against its rules, by raw calls of its C API: what the tests of the library rely on."""
+"""The double obeys its rules, on which the library's tests rely; checked by raw calls of its C API."""
 
 from __future__ import annotations
 
@@ -312,5 +312,5 @@ class TestBuilding:
 
 
 def _open(raw: Raw) -> list[int]:
-    """Give the handles that the list of leaks names."""
+    """Return the handles in the list of leaks."""
     return [int(line.split()[1], 16) for line in raw.double.leaks()]

@@ -1,4 +1,4 @@
-"""Misuse of the C API, leaks and events: the double tells of all of it, and of nothing else."""
+"""The double reports misuse of the C API, leaks and events, and nothing else."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class TestEvents:
         raw.double.event(raw.number(system), 2)
         assert begun.wait(PATIENCE_SECONDS)
         closing = raw.in_thread(lambda: raw.api.HcsCloseComputeSystem(system))
-        # From the time that the handle is refused, the close is under way.
+        # Once the handle is refused, the close is in progress.
         callback = raw.on_event(lambda event, context: None)
         while raw.api.HcsSetComputeSystemCallback(system, 0, raw.null, callback) != E_HANDLE:
             pass

@@ -1,4 +1,4 @@
-"""Thousands of calls, most of which go wrong in one way or another, leave nothing behind."""
+"""Thousands of calls, most of which fail in one way or another, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPENINGS = 200
 PROCESSES = 50
 #: More threads never block at once (:class:`~uvm.backends.hcs.workers.Workers`).
 POOL = 8
-#: Nothing takes so long that works.
+#: Longer than anything takes that works.
 PATIENCE_SECONDS = 30
 
 Act = Callable[[Host, HCSBackend, HCSSystem], Awaitable[object]]
@@ -95,7 +95,7 @@ async def leave_a_process(host: Host, backend: HCSBackend, system: HCSSystem) ->
 
 
 async def all_else_closed(host: Host) -> None:
-    """Wait until the system is all that is open: what a cancelled call gets is closed in its thread."""
+    """Wait until only the system is open: what a cancelled call opens is closed in its thread."""
     with anyio.move_on_after(PATIENCE_SECONDS):
         await until(lambda: host.double.objects == 1)
 
@@ -129,7 +129,7 @@ async def test_nothing_grows(acts: tuple[Act, ...], count: int) -> None:
         await repeat(acts, count, host, backend, system)
         after = await settled(host)
         assert (after.objects, after.strings) == (before.objects, before.strings) == (1, 0)
-        # How many are idle is chance; one for each of the calls there would be were they to stay.
+        # How many are idle is chance; if none were reused, there would be one for each call.
         threads = after.threads - before.threads
         assert threads <= POOL
         # Python has a handle of each of its threads on Windows, from 3.13 on.
@@ -144,7 +144,7 @@ async def repeat(
 
 
 async def settled(host: Host) -> Resources:
-    """Count once all callbacks have come, and what waits for them has gone."""
+    """Return the counts once all callbacks have arrived and their waiters are gone."""
     await all_else_closed(host)
     host.double.drain()
     await anyio.wait_all_tasks_blocked()

@@ -1,4 +1,4 @@
-"""The harness itself: what fails a test that uses it, and how the fake shows through the C API."""
+"""The harness itself: what fails a test that uses it, and how the fake appears through the C API."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ async def everything(stream: ByteStream) -> bytes:
 
 
 def close_what_never_was(host: Host) -> None:
-    core = host.parts.core
+    core = host.platform.core
     core.functions.HcsCloseOperation(core.ffi.cast("HCS_OPERATION", 16))
 
 
 def leave_an_operation_open(host: Host) -> None:
-    core = host.parts.core
+    core = host.platform.core
     core.functions.HcsCreateOperation(core.ffi.NULL, core.ffi.NULL)
 
 
@@ -135,7 +135,7 @@ async def test_a_connection_of_the_guest_arrives_with_its_bytes_and_its_end() ->
         await listener.aclose()
 
 
-#: Wine says goodbye on every connection that it closes, and so cannot reset one.
+# Wine shuts every connection down when it closes it, and so cannot reset one.
 BROKEN = (anyio.BrokenResourceError, anyio.EndOfStream) if os.name == "nt" else anyio.BrokenResourceError
 
 

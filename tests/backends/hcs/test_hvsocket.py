@@ -1,4 +1,4 @@
-"""The transport of Windows, over loopback addresses: the same code with another kind of address."""
+"""The transport of Windows, over loopback addresses: the same code with another address family."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ SERVICE = "40000000-facb-11e6-bd58-64006a7986d3"
 
 
 def loopback_address() -> str:
-    """Give an address of this process: other test runs share the machine's ports."""
+    """Return an address of this process: other test runs share the machine's ports."""
     if sys.platform not in ("linux", "win32"):
-        # Elsewhere there is no other.
+        # Other systems have only this one.
         return "127.0.0.1"
     high, low = divmod(os.getpid(), 250)
     return f"127.{1 + low}.{high % 256}.1"
@@ -44,7 +44,7 @@ ADDRESS = loopback_address()
 
 
 class Loopback:
-    """A kind of address in which every service of every VM is a port of its own, from 1."""
+    """An address family in which every service of every VM is a port of its own, from 1."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -155,7 +155,7 @@ async def test_where_somebody_listens_nobody_else_can(
     with pytest.raises(HostError) as caught:
         await transport.listen(VM, SERVICE)
     assert caught.value.name == ("WSAEADDRINUSE" if sys.platform == "win32" else "E_FAIL")
-    assert str(caught.value).startswith(f"listen for the VM {VM} at the service {SERVICE}: ")
+    assert str(caught.value).startswith(f"listen for VM {VM} on service {SERVICE}: ")
     assert caught.value.text
     with dial(loopback):
         pass

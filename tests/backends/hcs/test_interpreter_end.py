@@ -1,4 +1,4 @@
-"""The interpreter ends while systems are open, calls are under way, and HCS sends events all the time."""
+"""The interpreter ends while systems are open, calls are in progress, and HCS sends events all the time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.backends.hcs.harness import require_double
 
 ROOT = Path(__file__).parents[3]
 LOOPS = ("asyncio", "trio")
-#: Far longer than any takes that ends.
+#: Longer than any program takes that ends.
 PATIENCE_SECONDS = 60
 
 needs_late_threads = pytest.mark.skipif(
@@ -28,7 +28,7 @@ needs_late_threads = pytest.mark.skipif(
 class End:
     """How a program ended.
 
-    :ivar account: what the C API says of it, after all else.
+    :ivar account: the misuses and leaks of the C API after everything else.
     """
 
     status: int
@@ -64,7 +64,7 @@ def test_the_program_ends_and_nothing_stays_open(way: str, loop: str) -> None:
     ended = end(way, loop)
     assert ended.account == {"misuses": [], "leaks": []}
     assert ended.status == (EXIT_STATUS if way == "exits" else 0)
-    # Of a loop that is abandoned, the loop itself may have something to say.
+    # An abandoned loop may log something itself.
     assert ended.errors == [] or (way == "abandoned" and "abandoned" in ended.errors[0])
 
 

@@ -1,4 +1,4 @@
-"""Access of the VM group: what is asked of Windows, that all of it is freed, and what Windows makes of it."""
+"""Access of the VM group: the calls to Windows, their clean-up, and Windows's own view of the result."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ FUNCTIONS = [
 
 @define(eq=False)
 class AccessLists:
-    """A stand-in for the functions that edit access lists: it keeps account of what has to be freed.
+    """A stand-in for the functions that edit access lists, which counts what has to be freed.
 
     :ivar failing: the function that fails.
-    :ivar entries: what was asked to be changed: the rights, how, the inheritance.
+    :ivar entries: the requested changes: rights, mode, inheritance.
     """
 
     is_directory: bool = False
@@ -163,9 +163,9 @@ def test_revoking_that_is_refused_is_told() -> None:
 
 
 class Recorded:
-    """The real advapi32.dll, and the group's entries of each access list that it was to set, in SDDL.
+    """The real advapi32.dll, and the group's entries of each access list that was set, in SDDL.
 
-    What a file system keeps of an access list is its own affair: Wine's keeps no entries of unknown accounts.
+    What a file system keeps of an access list varies: Wine's keeps no entries of unknown accounts.
     """
 
     def __init__(self, real: Any) -> None:
@@ -183,7 +183,7 @@ class Recorded:
 
 
 def entries_of_group(dacl: int) -> list[str]:
-    """Have Windows write an access list as text, and take the group's entries from it."""
+    """Return the group's entries of an access list, which Windows converts to text."""
     import ctypes
     from ctypes import wintypes
 

@@ -1,4 +1,4 @@
-"""Whether HCS can be used: each thing that may be missing is named, with what to do about it."""
+"""Whether HCS can be used: the report names everything that is missing, with what to do about it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable
 import _cffi_backend
 import pytest
 
-from tests.backends.hcs.surroundings import HYPERV_ADMINISTRATORS, Imagined
+from tests.backends.hcs.environment import HYPERV_ADMINISTRATORS, Imagined
 from uvm.backends.hcs._bindings.memory import ffi
 from uvm.backends.hcs.availability import availability
 from uvm.backends.hcs.dlls import system_library
 from uvm.backends.hcs.windows.dlls import load
-from uvm.backends.hcs.windows.surroundings import missing_functions
+from uvm.backends.hcs.windows.environment import missing_functions
 from uvm.errors import NotSupportedError
 
 
@@ -49,10 +49,10 @@ def test_a_hyperv_administrator_needs_no_more_rights() -> None:
     ("take_away", "missing", "remedy"),
     [
         (old, "build 17134 is too old", "update Windows"),
-        (without_the_dll, "computecore.dll is not there", "VirtualMachinePlatform"),
+        (without_the_dll, "there is no computecore.dll", "VirtualMachinePlatform"),
         (with_a_python_of_32_bits, "a Python of 32 bits", "64-bit Python"),
         (without_the_service, "vmcompute", "Microsoft-Hyper-V-All"),
-        (without_rights, "has not the rights", "Hyper-V Administrators"),
+        (without_rights, "does not have the rights", "Hyper-V Administrators"),
     ],
 )
 def test_what_is_missing_is_named_with_what_to_do(
@@ -75,7 +75,7 @@ def test_all_that_is_missing_is_told_at_once() -> None:
 def test_where_there_is_no_windows_nothing_else_is_asked() -> None:
     machine = Imagined(system="linux")
     assert availability(machine) == [
-        "HCS needs Windows, and this is linux; use the in-memory backend (fake)",
+        "HCS needs Windows, and this is linux",
     ]
     assert machine.asked == []
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_told_is_no_hindrance(question: str) -> None:
 
 
 def test_functions_that_a_dll_lacks_are_named() -> None:
-    # Stand-ins for an old DLL: there is a function of the group in the one, and none in the other.
+    # Stand-ins for an old DLL: one has a function of the group, the other none.
     kernel = system_library("kernel32.dll") if sys.platform == "win32" else str(_cffi_backend.__file__)
     lacking = ["CoTaskMemFree"] if sys.platform == "win32" else ["CoTaskMemFree", "LocalFree"]
     assert missing_functions(ffi, kernel) == lacking
@@ -108,7 +108,7 @@ def test_on_this_machine_windows_is_missing() -> None:
 @pytest.mark.skipif(sys.platform != "win32", reason="calls Windows itself")
 class TestOnWindows:
     def test_the_functions_of_a_dll_are_looked_up(self) -> None:
-        from uvm.backends.hcs.windows.surroundings import ThisMachine
+        from uvm.backends.hcs.windows.environment import ThisMachine
 
         assert ThisMachine().missing_functions("kernel32") == []
 
@@ -118,21 +118,21 @@ class TestOnWindows:
             _ = library.functions.CoTaskMemFree
 
     def test_services_are_looked_up(self) -> None:
-        from uvm.backends.hcs.windows.surroundings import ThisMachine
+        from uvm.backends.hcs.windows.environment import ThisMachine
 
         machine = ThisMachine()
         assert machine.service("no-such-service") is None
         assert machine.service("RpcSs") in ("running", "stopped")
 
     def test_everybody_is_one_of_everyone_and_nobody_of_nobody(self) -> None:
-        from uvm.backends.hcs.windows.surroundings import ThisMachine
+        from uvm.backends.hcs.windows.environment import ThisMachine
 
         machine = ThisMachine()
         assert machine.is_member("S-1-1-0")
         assert not machine.is_member("S-1-0-0")
 
     def test_this_machine_can_be_looked_at(self) -> None:
-        from uvm.backends.hcs.windows.surroundings import ThisMachine
+        from uvm.backends.hcs.windows.environment import ThisMachine
 
         machine = ThisMachine()
         assert machine.build() > 10000
@@ -142,4 +142,4 @@ class TestOnWindows:
         assert machine.has_file(sys.executable)
         assert machine.has_library("kernel32")
         assert not machine.has_library("nosuch")
-        assert not any("cannot be told" in problem for problem in availability(machine))
+        assert not any("the check failed" in problem for problem in availability(machine))

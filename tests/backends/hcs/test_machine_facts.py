@@ -1,4 +1,4 @@
-"""The facts of the machine: what Windows gives, in the form that documents need."""
+"""The facts of the machine, from Windows, in the form that documents need."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AMD64, ARM64, I386 = 0x8664, 0xAA64, 0x014C
 
 @define(eq=False)
 class Computer:
-    """A stand-in for the functions that tell facts.
+    """A stand-in for the functions that return facts.
 
     :ivar failing: the function that fails.
     """

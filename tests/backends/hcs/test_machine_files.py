@@ -1,4 +1,4 @@
-"""The real file system, in real directories; on Windows, by its own DLLs too."""
+"""The real file system, in real directories; on Windows, through its own DLLs too."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DISK_ID = "5c3a1f10-2b7e-4b4e-9a77-0d3b6c0e8f21"
 
 @pytest.fixture
 def files() -> RealFiles:
-    """The files of this machine; what only Windows has is a stand-in elsewhere."""
+    """Return the files of this machine; elsewhere than on Windows, its DLLs are stand-ins."""
     if not ON_WINDOWS:
         return files_on(Windows())
     from uvm.backends.hcs.windows.dlls import kernel32, virtdisk
@@ -57,7 +57,7 @@ async def test_where_there_is_nothing_stat_gives_none(files: RealFiles, tmp_path
 async def test_a_path_that_cannot_be_is_refused(files: RealFiles, tmp_path: Path) -> None:
     path = str(tmp_path / "a\0b")
     for call in (files.stat(path), files.read(path, 1), files.mkdir(path), files.remove(path)):
-        with pytest.raises(HostPathError, match="no path is like that"):
+        with pytest.raises(HostPathError, match="not a valid path"):
             await call
 
 
@@ -252,7 +252,7 @@ async def test_a_disk_whose_identifier_cannot_be_set_is_closed_again(path: str, 
 
 async def test_a_disk_identifier_is_a_guid() -> None:
     files, _ = disks_on(Windows())
-    with pytest.raises(OptionsError, match="'scratch' is no GUID"):
+    with pytest.raises(OptionsError, match="must be a GUID, not 'scratch'"):
         await files.set_disk_id("a.vhdx", "scratch")
 
 

@@ -1,4 +1,4 @@
-"""Blocking calls in threads: cancelled at every point, nothing is lost and nothing is done twice."""
+"""Blocking calls in threads: cancelled at any point, nothing is lost and nothing happens twice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 @define(eq=False)
 class Opening:
-    """A blocking call that gives a handle when it is let, and what becomes of the handle."""
+    """A blocking call that returns a handle when released, and what becomes of the handle."""
 
     let: threading.Event = field(factory=threading.Event)
     begun: Signal = field(factory=lambda: Signal(Waker()))
@@ -140,7 +140,7 @@ async def test_a_call_that_nobody_waits_for_counts_until_it_ends() -> None:
 async def test_threads_are_used_again() -> None:
     workers = Workers()
     threads = {await workers.run(threading.get_ident) for _ in range(200)}
-    # More than one: who ended a call may not be idle yet when the next one comes.
+    # More than one: the thread that ended a call may not be idle yet when the next call comes.
     assert len(threads) < 20
 
 

@@ -1,4 +1,4 @@
-"""Namespaces and endpoints over the C API: how they are named, what a failure says, and what stays open."""
+"""Namespaces and endpoints over the C API: names, errors, and what stays open."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMESPACE = "aaaaaaaa-1111-2222-3333-444444444444"
 FIRST = "bbbbbbbb-1111-2222-3333-444444444444"
 SECOND = "cccccccc-1111-2222-3333-444444444444"
 NOWHERE = "dddddddd-1111-2222-3333-444444444444"
-#: A name that reads like an id.
+#: A name that looks like an id.
 HEXADECIMAL = "0123456789abcdef0123456789abcdef"
 
 ACCOUNT = '{"Success": false, "Error": "the network is down", "ErrorCode": 2147500037}'
@@ -31,7 +31,7 @@ ACCOUNT = '{"Success": false, "Error": "the network is down", "ErrorCode": 21475
 
 @asynccontextmanager
 async def networked() -> AsyncIterator[tuple[Host, HostNetwork]]:
-    """A namespace with one endpoint in it, and another endpoint; nothing may be left open between calls."""
+    """Yield a namespace with an endpoint, and another endpoint; check that calls leave nothing open."""
     async with driven() as (host, backend):
         network = host.fake.network
         network.add_namespace({"ID": NAMESPACE, "NamespaceId": 7})
@@ -99,7 +99,7 @@ async def test_a_failure_on_the_way_says_why_and_leaves_nothing_open(call: str, 
         assert caught.value.text == "the network is down"
         assert caught.value.name == "E_FAIL"
         assert (host.double.objects, host.double.strings) == (0, 0)
-        # It was only the once.
+        # The fault applies once only.
         await CALLS[call][0](network)
 
 

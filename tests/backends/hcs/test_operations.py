@@ -1,4 +1,4 @@
-"""One call over the C API: how it is refused, how it ends, how it is left, and that nothing stays open."""
+"""One call over the C API: refused, completed, cancelled; nothing stays open."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ async def test_another_loop_in_another_thread_uses_the_same_service(loop: str) -
     async with driven() as (host, backend), started(backend) as system:
 
         async def use() -> str:
-            other = HCSBackend(parts=evolve(host.parts, workers=Workers()))
+            other = HCSBackend(platform=evolve(host.platform, workers=Workers()))
             opened = await other.open("vm1")
             try:
                 for _ in range(50):

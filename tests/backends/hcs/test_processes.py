@@ -1,4 +1,4 @@
-"""A process over the C API: its streams, its end, how it is killed, and what a failed start leaves."""
+"""A process over the C API: its streams, its exit, how it is killed, and what a failed start leaves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uvm.backend import JSON, ByteStream, HostProcess
 from uvm.backends.fake import FakeBackend, FakeProcess
 from uvm.backends.hcs import process as under_test
 from uvm.backends.hcs.backend import HCSBackend
-from uvm.backends.hcs.host import Host as HostParts
+from uvm.backends.hcs.host import Host as HCSHost
 from uvm.backends.hcs.system import HCSSystem
 from uvm.errors import HostError
 from uvm.hresult import HResult
@@ -40,11 +40,11 @@ END_OF_INPUT: JSON = {"Operation": "CloseHandle", "CloseHandle": {"Handle": "Std
 
 @asynccontextmanager
 async def running(
-    fake: FakeBackend | None = None, document: JSON | None = None, patience_seconds: float = 5.0
+    fake: FakeBackend | None = None, document: JSON | None = None, grace_seconds: float = 5.0
 ) -> AsyncIterator[tuple[Host, HCSSystem]]:
-    """A system whose guest, a Linux one by default, HCS itself is connected to."""
+    """Yield a system to whose guest, by default Linux, HCS is connected."""
     async with driven(fake) as (host, _):
-        backend = HCSBackend(parts=evolve(host.parts, patience_seconds=patience_seconds))
+        backend = HCSBackend(platform=evolve(host.platform, grace_seconds=grace_seconds))
         async with started(backend, document=document or relayed()) as system:
             yield host, system
 
@@ -60,7 +60,7 @@ async def everything(stream: ByteStream | None) -> bytes:
 
 
 def exiting_with(code: int) -> FakeBackend:
-    """A host in whose guests the program ``quit`` exits at once with a code."""
+    """Return a host in whose guests the program ``quit`` exits at once with a code."""
     fake = FakeBackend(files=host_files())
 
     @fake.programs.register("quit")
@@ -76,7 +76,7 @@ def events(host: Host, kind: int, data: str = "") -> None:
         host.double.event(handle, kind, data)
 
 
-# Streams, and what can be asked of it
+# Streams and queries
 
 
 async def test_what_is_written_comes_back_unto_its_end() -> None:
@@ -162,7 +162,7 @@ async def test_a_kill_goes_over_handles_of_its_own_and_everybody_learns_of_the_e
             await anyio.wait_all_tasks_blocked()
             before = host.double.objects
             await process.terminate()
-            # What it opened is closed again.
+            # What it opened has been closed.
             assert host.double.objects == before
             assert await process.wait() == await other.wait()
             tasks.cancel_scope.cancel()
@@ -187,7 +187,7 @@ async def test_a_kill_that_is_refused_leaves_no_handle(function: str, code: int)
 
 @pytest.mark.parametrize("function", ["HcsOpenComputeSystem", "HcsOpenProcess", "HcsTerminateProcess"])
 async def test_a_kill_that_is_cancelled_leaves_no_handle(function: str) -> None:
-    async with running(patience_seconds=0.05) as (host, system):
+    async with running(grace_seconds=0.05) as (host, system):
         process = await system.create_process(FOREVER)
         host.faults.never(function)
         with anyio.move_on_after(0.02) as scope:
@@ -252,18 +252,18 @@ async def test_closing_it_ends_waits_and_streams_and_leaves_it_running() -> None
                 await process.close()
 
 
-# Its end
+# The exit
 
 
 async def test_an_end_that_nobody_watched_yet_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = HostParts.watch
+    watch = HCSHost.watch
     async with running(exiting_with(3)) as (host, system):
 
         async def watch_late(*args: Any) -> int:
             await until(lambda: all(each.ended.is_set() for each in host.fake.vms["vm1"].hosted.values()))
             return await watch(*args)
 
-        monkeypatch.setattr(HostParts, "watch", watch_late)
+        monkeypatch.setattr(HCSHost, "watch", watch_late)
         process = await system.create_process({"CommandArgs": ["quit"]})
         assert await process.wait() == 3
         await process.close()
@@ -273,7 +273,7 @@ async def test_an_end_that_nobody_watched_yet_is_known(monkeypatch: pytest.Monke
 async def test_who_waits_for_a_process_that_the_host_forgot_is_let_go(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(under_test, "_DOUBT_SECONDS", 0.01)
+    monkeypatch.setattr(under_test, "_EXIT_GRACE_SECONDS", 0.01)
     async with running() as (host, system):
         host.faults.later("HcsGetProcessProperties", code)
         process = await system.create_process(FOREVER)
@@ -283,7 +283,7 @@ async def test_who_waits_for_a_process_that_the_host_forgot_is_let_go(
 
 
 async def test_an_exit_that_is_told_late_is_still_its_exit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(under_test, "_DOUBT_SECONDS", 60.0)
+    monkeypatch.setattr(under_test, "_EXIT_GRACE_SECONDS", 60.0)
     async with running() as (host, system):
         host.faults.later("HcsGetProcessProperties", HResult.ERROR_NOT_FOUND)
         process = await system.create_process(FOREVER)
@@ -368,7 +368,7 @@ async def test_the_exit_of_the_system_ends_the_waits() -> None:
 async def test_an_exit_that_is_told_after_that_of_the_system_still_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(under_test, "_DOUBT_SECONDS", 60.0)
+    monkeypatch.setattr(under_test, "_EXIT_GRACE_SECONDS", 60.0)
     async with running() as (host, system):
         process = await system.create_process(FOREVER)
         host.event(system.id, SYSTEM_EXITED, '{"Status": 0, "ExitType": "GracefulExit"}')
@@ -401,12 +401,12 @@ async def test_a_status_that_is_no_object_is_refused(answer: str) -> None:
         await process.close()
 
 
-# A start that goes wrong
+# Failing starts
 
 
 @asynccontextmanager
 async def nothing_left(host: Host) -> AsyncIterator[None]:
-    """What the block opens, it closes: handles, operations and strings."""
+    """Check that the block closes what it opens: handles, operations and strings."""
     objects, strings = host.double.objects, host.double.strings
     yield
     await until(lambda: (host.double.objects, host.double.strings) == (objects, strings))
@@ -479,16 +479,16 @@ async def test_a_stream_that_cannot_be_taken_over_takes_the_others_with_it(
 
         class Broken:
             def open_pipe(self, handle: int) -> ByteStream:
-                opened.append(host.parts.transport.open_pipe(handle))
+                opened.append(host.platform.transport.open_pipe(handle))
                 if len(opened) == broken + 1:
                     opened[broken].close()  # type: ignore[attr-defined]
                     raise kind
                 return opened[-1]
 
             def __getattr__(self, name: str) -> Any:
-                return getattr(host.parts.transport, name)
+                return getattr(host.platform.transport, name)
 
-        backend = HCSBackend(parts=evolve(host.parts, transport=Broken()))
+        backend = HCSBackend(platform=evolve(host.platform, transport=Broken()))
         async with started(backend, document=relayed()) as system, nothing_left(host):
             with pytest.raises(type(kind)):
                 await system.create_process(CAT)
@@ -530,7 +530,7 @@ async def test_a_start_that_hangs_can_be_cancelled(function: str) -> None:
 
 
 async def test_an_opening_that_hangs_can_be_cancelled() -> None:
-    async with running(patience_seconds=0.05) as (host, system):
+    async with running(grace_seconds=0.05) as (host, system):
         process = await system.create_process(FOREVER)
         host.faults.never("HcsOpenProcess")
         with anyio.move_on_after(0.02) as scope:

@@ -1,4 +1,4 @@
-"""Listeners over sockets, and what only sockets do; for the streams see ``test_streams``."""
+"""Listeners on sockets, and what only sockets do; for all streams see ``test_streams``."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ async def test_a_listener_that_cannot_accept_is_broken(sockets: Sockets) -> None
 
 
 class Broken(socket.socket):
-    """A connection that was reset: each of its calls says so."""
+    """A connection that was reset: all of its calls fail."""
 
     def recv(self, *_: object) -> bytes:
         raise ConnectionResetError("reset")

@@ -17,7 +17,7 @@ from uvm.backends.hcs.sockets import PIECE_BYTES
 
 pytestmark = pytest.mark.anyio
 
-#: More than any of the systems buffers on the way.
+#: More than any of the systems buffers.
 MUCH = 8 << 20
 
 
@@ -238,7 +238,7 @@ async def test_a_stream_that_is_always_ready_lets_others_run(kind: Kind) -> None
 
 @frozen
 class Reception:
-    """One attempt to receive, which is given up after some turns of the event loop."""
+    """An attempt to receive, which is cancelled after some turns of the event loop."""
 
     max_bytes: int
     patience: int

@@ -150,7 +150,7 @@ async def test_a_creation_that_is_cancelled_is_waited_for_and_undone() -> None:
 
 async def test_a_creation_that_ends_after_nobody_waits_any_more_ends_with_its_handle() -> None:
     async with driven() as (host, _):
-        backend = HCSBackend(parts=evolve(host.parts, patience_seconds=0.05))
+        backend = HCSBackend(platform=evolve(host.platform, grace_seconds=0.05))
         with host.fake.faults.hold(operation="create") as gate:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(backend.create, "vm1", lcow())
@@ -201,7 +201,7 @@ async def test_an_opening_may_be_cancelled_at_each_step(steps: int) -> None:
 @pytest.mark.parametrize("function", ["HcsCreateComputeSystem", "HcsGetComputeSystemProperties"])
 async def test_a_creation_that_hangs_can_be_cancelled(function: str) -> None:
     async with driven() as (host, _):
-        backend = HCSBackend(parts=evolve(host.parts, patience_seconds=0.05))
+        backend = HCSBackend(platform=evolve(host.platform, grace_seconds=0.05))
         host.faults.never(function)
         with anyio.move_on_after(0.02) as scope:
             await backend.create("vm1", lcow())
@@ -221,8 +221,8 @@ async def test_an_opening_that_hangs_can_be_cancelled(function: str) -> None:
 
 async def test_a_handle_is_closed_even_where_all_threads_of_the_pool_hang() -> None:
     async with driven() as (host, _):
-        parts = evolve(host.parts, workers=Workers(threads=1), patience_seconds=0.05)
-        backend = HCSBackend(parts=parts)
+        platform = evolve(host.platform, workers=Workers(threads=1), grace_seconds=0.05)
+        backend = HCSBackend(platform=platform)
         system = await backend.create("vm1", lcow())
         host.faults.never("HcsGetServiceProperties")
         async with anyio.create_task_group() as tasks:
@@ -237,7 +237,7 @@ async def test_a_handle_is_closed_even_where_all_threads_of_the_pool_hang() -> N
 async def test_a_close_that_asyncio_itself_cancels_is_made_all_the_same() -> None:
     """``asyncio.timeout`` and the like pass anyio's shields."""
     async with driven() as (host, _):
-        backend = HCSBackend(parts=evolve(host.parts, workers=Workers(threads=1)))
+        backend = HCSBackend(platform=evolve(host.platform, workers=Workers(threads=1)))
         system = await backend.create("vm1", lcow())
         host.faults.never("HcsGetServiceProperties")
         async with anyio.create_task_group() as tasks:
@@ -268,7 +268,7 @@ async def test_who_waits_learns_of_a_close_that_hangs_and_that_asyncio_itself_ca
 
 
 async def refused_for_good(call: Callable[[], Awaitable[object]]) -> None:
-    """Make a call that has to end as its object is closed."""
+    """Check that a call fails once its object is closed."""
     with pytest.raises((HostError, anyio.ClosedResourceError)):
         await call()
 
@@ -307,7 +307,7 @@ async def test_a_handle_that_everybody_forgot_is_closed_at_the_end_of_the_interp
     async with driven() as (host, backend):
         await backend.create("vm1", lcow())
         gc.collect()
-        # What it is told finds it nevertheless.
+        # It still finds what it reports.
         host.event("vm1", CRASH_REPORT, "{}")
         await anyio.to_thread.run_sync(handles.close_all)
         assert not host.fake.vms
@@ -400,7 +400,7 @@ async def test_a_working_set_that_is_found_after_the_close_is_let_go() -> None:
             return found[0]
 
     async with driven() as (host, _):
-        backend = HCSBackend(parts=evolve(host.parts, machine=Slow(host.fake)))
+        backend = HCSBackend(platform=evolve(host.platform, machine=Slow(host.fake)))
         async with started(backend) as system, anyio.create_task_group() as tasks:
 
             async def measure() -> None:

@@ -1,4 +1,4 @@
-"""From other threads into the event loop."""
+"""Wake-ups of an event loop from other threads."""
 
 from __future__ import annotations
 

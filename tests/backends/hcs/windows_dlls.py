@@ -1,6 +1,6 @@
-"""A stand-in for the few functions of kernel32 and advapi32 that the machine part calls: processes, accounts.
+"""A stand-in for the functions of kernel32 and advapi32 that the machine calls for processes and accounts.
 
-It counts handles: what is closed twice, used after it was closed, or left open, shows.
+It counts handles: a handle closed twice, used after it was closed, or left open, is found.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ GENERIC_FAILURE = 31
 class Process:
     """A process of the stand-in.
 
-    :ivar image: its name as an NT path; None where it cannot be asked for.
-    :ivar account: domain and user; None where its token cannot be had.
+    :ivar image: its name as an NT path; None if it cannot be queried.
+    :ivar account: domain and user; None if its token cannot be opened.
     """
 
     image: str | None
@@ -36,9 +36,9 @@ class Process:
 
 @define(eq=False)
 class Windows:
-    """What both DLLs stand on.
+    """The state that both DLLs share.
 
-    :ivar files: for each path, whether its file system gives file ids.
+    :ivar files: for each path, whether its file system has file ids.
     :ivar calls: the names of the functions that were called.
     """
 

@@ -1,4 +1,4 @@
-"""What carries bytes between the library and the fake: pipes of processes and connections of guests."""
+"""Carries bytes between the library and the fake: pipes of processes and connections of guests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["HostStreams", "LoopbackTransport", "copy_and_close"]
 #: Listens on the fake for the guest of a VM: the VM's runtime id and the service's id.
 Listen = Callable[[str, str], Awaitable[FakeListener]]
 
-#: ``struct linger``: closed so, a connection is reset, as that to a VM that exits is.
+#: ``struct linger`` that makes a close reset the connection, as when a VM exits.
 _RESETS: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
@@ -40,17 +40,17 @@ class HostStreams:
         self._pipes: Pipes = NamedPipes() if sys.platform == "win32" else DescriptorPipes(self._sockets)
 
     def pipe(self) -> tuple[int, ByteStream]:
-        """Make a pipe for a stream of a process: the HANDLE that HCS gives away, and the host's end."""
+        """Make a pipe for a stream of a process; return the HANDLE for the library, and the host's end."""
         theirs, ours = make_pipe_pair()
         return theirs, self._pipes.open(ours)
 
     def stream(self, sock: socket.socket) -> ByteStream:
-        """Make a stream of a connected socket, which it owns."""
+        """Make a stream of a connected socket, and take the socket over."""
         sock.setblocking(False)
         return self._sockets.stream(sock)
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all streams."""
         self._pipes.close()
         self._sockets.close()
 
@@ -59,29 +59,29 @@ class HostStreams:
 class LoopbackSockets:
     """The library's sockets (``uvm.backends.hcs.hvsocket.SocketApi``), over TCP to this machine.
 
-    :ivar ports: where the guest of a VM reaches a service.
+    :ivar ports: the port of each service of a VM.
     """
 
     ports: dict[tuple[UUID, UUID], int] = Factory(dict)
 
     def listen(self, vm_id: UUID, service_id: UUID) -> socket.socket:
-        """Make a socket that listens."""
+        """Return a listening socket."""
         sock = socket.create_server(("127.0.0.1", 0), backlog=128)
         sock.setblocking(False)
         self.ports[vm_id, service_id] = sock.getsockname()[1]
         return sock
 
     def accept(self, sock: socket.socket) -> socket.socket:
-        """Accept a connection that waits."""
+        """Accept a pending connection."""
         return StandardSockets().accept(sock)
 
 
 class LoopbackTransport:
-    """The library's own transport, with TCP in place of hvsocket, and the guests of the fake who dial.
+    """The library's own transport, with TCP in place of hvsocket, and the guests of the fake.
 
     :param listen: listens on the fake.
     :param streams: the host's ends.
-    :param task_group: runs what copies the bytes.
+    :param task_group: runs the tasks that copy the bytes.
     """
 
     def __init__(self, listen: Listen, streams: HostStreams, task_group: TaskGroup) -> None:
@@ -92,7 +92,7 @@ class LoopbackTransport:
         self._transport = HvSocketTransport(self._sockets)
 
     async def listen(self, runtime_id: str, service_id: str) -> LoopbackListener:
-        """Listen for the guest: whoever dials the service of the fake dials a port of this machine."""
+        """Listen for the guest: a connection to the fake becomes one to a port of this machine."""
         fake = await self._listen(runtime_id, service_id)
         try:
             listener = await self._transport.listen(runtime_id, service_id)
@@ -104,11 +104,11 @@ class LoopbackTransport:
         return LoopbackListener(listener, fake)
 
     def open_pipe(self, handle: int) -> ByteStream:
-        """Make a stream of a HANDLE that HCS gave for a stream of a process."""
+        """Make a stream of a HANDLE of a process's stream."""
         return self._transport.open_pipe(handle)
 
     async def aclose(self) -> None:
-        """End all of it."""
+        """Close everything."""
         await self._transport.aclose()
 
     async def _bring(self, fake: FakeListener, port: int) -> None:
@@ -136,7 +136,7 @@ class LoopbackTransport:
 
 @frozen(eq=False)
 class LoopbackListener:
-    """A listener of the library, and that of the fake that it stands for."""
+    """A listener of the library, and the listener of the fake behind it."""
 
     listener: SocketListener
     fake: FakeListener
@@ -157,7 +157,7 @@ class LoopbackListener:
 
 
 async def copy(source: ByteStream, target: ByteStream) -> None:
-    """Copy until the end, and hand the end on; BROKEN_STREAM where either breaks."""
+    """Copy until the end, and pass the end on; BROKEN_STREAM if either breaks."""
     with suppress(anyio.EndOfStream):
         while True:
             await target.send(await source.receive())
@@ -173,7 +173,7 @@ async def copy_and_close(source: ByteStream, target: ByteStream) -> None:
 
 @asynccontextmanager
 async def closing(*streams: ByteStream) -> AsyncIterator[None]:
-    """Close streams at the end, whatever is cancelled."""
+    """Close streams at the end, shielded from cancellation."""
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""Whether HCS can be used on this machine, and if not, what is missing and what to do about it.
+"""Checks whether HCS can be used on this machine; if not, what is missing and what to do about it.
 
-:func:`uvm.open_backend` asks whether there is HCS (:func:`absence`), the backend whether it can be used
-(:func:`availability`); ``python -m uvm doctor`` tells the same and more.
+:func:`uvm.open_backend` asks whether HCS is present (:func:`absence`), the backend whether it can be used
+(:func:`availability`); ``python -m uvm doctor`` reports the same and more.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from uvm.errors import UVMError
 from uvm.schema.common import RS5
 
 if TYPE_CHECKING:
-    from uvm.backends.hcs.windows.surroundings import ServiceState
+    from uvm.backends.hcs.windows.environment import ServiceState
 
-#: ``missing``: HCS cannot be used; ``limited``: something else cannot; ``unknown``: nobody can tell.
+#: ``missing``: HCS cannot be used; ``limited``: something else cannot; ``unknown``: the check failed.
 Status = Literal["ok", "missing", "limited", "unknown"]
 
 _ADMINISTRATORS, _HYPERV_ADMINISTRATORS = "S-1-5-32-544", "S-1-5-32-578"
 
-_NOT_INSTALLED: Final = "computecore.dll is not there: HCS is not installed"
+_NOT_INSTALLED: Final = "there is no computecore.dll: HCS is not installed"
 _TURN_ON: Final = (
     "turn it on as an administrator and restart: 'Enable-WindowsOptionalFeature -Online -FeatureName "
     "VirtualMachinePlatform' (or Microsoft-Hyper-V-All) on Windows 10 and 11, "
@@ -33,10 +33,10 @@ _TURN_ON: Final = (
 
 @frozen
 class Finding:
-    """What a check found.
+    """The result of a check.
 
-    :ivar text: what there is.
-    :ivar remedy: what to do about it, where it is not ``ok``.
+    :ivar text: what was found.
+    :ivar remedy: what to do about it, unless it is ``ok``.
     """
 
     status: Status
@@ -47,8 +47,8 @@ class Finding:
         return f"{self.text}; {self.remedy}" if self.remedy else self.text
 
 
-class Surroundings(Protocol):
-    """The machine, as far as the checks look at it."""
+class Environment(Protocol):
+    """What the checks ask of the machine."""
 
     @property
     def system(self) -> str:
@@ -56,70 +56,70 @@ class Surroundings(Protocol):
 
     @property
     def bits(self) -> int:
-        """How wide the addresses of this Python are."""
+        """The width of this Python's addresses."""
 
     def build(self) -> int:
-        """Give the build number of Windows."""
+        """Return the build number of Windows."""
 
     def machine(self) -> str:
-        """Give the processor's architecture."""
+        """Return the processor's architecture."""
 
     def has_library(self, name: str) -> bool:
-        """Tell whether Windows has a DLL of its own, which this Python may all the same not load."""
+        """Return whether Windows has a DLL of its own, even if this Python cannot load it."""
 
     def missing_functions(self, library: str) -> list[str] | None:
-        """Name the functions that we use and that a DLL lacks; None where there is no such DLL."""
+        """Return the functions in use that a DLL lacks; None if there is no such DLL."""
 
     def service(self, name: str) -> ServiceState | None:
-        """Look at a service; None where it is not installed."""
+        """Return the state of a service; None if it is not installed."""
 
     def is_member(self, sid: str) -> bool:
-        """Tell whether we act as a member of a group."""
+        """Return whether this process acts as a member of a group."""
 
     def virtualization_in_firmware(self) -> bool:
-        """Tell whether the firmware gives virtualization to Windows."""
+        """Return whether the firmware makes virtualization available to Windows."""
 
     def has_hyperv_sockets(self) -> bool:
-        """Tell whether Python's own sockets know AF_HYPERV."""
+        """Return whether Python's own sockets support AF_HYPERV."""
 
     def has_file(self, path: str) -> bool:
-        """Tell whether there is a file."""
+        """Return whether a file exists."""
 
 
 @frozen
 class Check:
-    """Something to look at.
+    """A check of the machine.
 
-    :ivar name: what it is about, in a word or two.
-    :ivar decisive: where this is missing, what comes after it cannot be looked at.
+    :ivar name: its subject, in a word or two.
+    :ivar decisive: the checks after it make no sense if this is missing.
     """
 
     name: str
-    probe: Callable[[Surroundings], Finding]
+    probe: Callable[[Environment], Finding]
     decisive: bool = False
 
-    def run(self, where: Surroundings) -> Finding:
-        """Look at it; what cannot be looked at is ``unknown``."""
+    def run(self, environment: Environment) -> Finding:
+        """Run the check; if it fails, the status is ``unknown``."""
         try:
-            return self.probe(where)
+            return self.probe(environment)
         except UVMError as e:
-            return Finding("unknown", f"it cannot be told: {e}")
+            return Finding("unknown", f"the check failed: {e}")
 
 
-def _system(where: Surroundings) -> Finding:
-    if where.system == "win32":
+def _system(environment: Environment) -> Finding:
+    if environment.system == "win32":
         return Finding("ok", "Windows")
-    return Finding("missing", f"HCS needs Windows, and this is {where.system}")
+    return Finding("missing", f"HCS needs Windows, and this is {environment.system}")
 
 
-def _installed(where: Surroundings) -> Finding:
-    if where.has_library("computecore"):
-        return Finding("ok", "computecore.dll is there")
+def _installed(environment: Environment) -> Finding:
+    if environment.has_library("computecore"):
+        return Finding("ok", "there is a computecore.dll")
     return Finding("missing", _NOT_INSTALLED, _TURN_ON)
 
 
-def _build(where: Surroundings) -> Finding:
-    build = where.build()
+def _build(environment: Environment) -> Finding:
+    build = environment.build()
     # The first with computecore.dll.
     if build >= RS5:
         return Finding("ok", f"build {build}")
@@ -127,37 +127,37 @@ def _build(where: Surroundings) -> Finding:
     return Finding("missing", f"Windows build {build} is too old: {needed}", "update Windows")
 
 
-def _cffi(where: Surroundings) -> Finding:
+def _cffi(environment: Environment) -> Finding:
     if importlib.util.find_spec("_cffi_backend") is not None:
         return Finding("ok", "installed")
     return Finding("missing", "the package cffi is not installed", "run 'python -m pip install cffi'")
 
 
-def _computecore(where: Surroundings) -> Finding:
-    if where.bits != 64:
-        # Such a program does not see the DLL.
+def _computecore(environment: Environment) -> Finding:
+    if environment.bits != 64:
+        # A 32-bit program does not see the DLL.
         return Finding(
-            "missing", f"HCS has no DLL for a Python of {where.bits} bits", "install a 64-bit Python"
+            "missing", f"HCS has no DLL for a Python of {environment.bits} bits", "install a 64-bit Python"
         )
-    return find_library(where, "computecore", Finding("missing", _NOT_INSTALLED, _TURN_ON))
+    return find_library(environment, "computecore", Finding("missing", _NOT_INSTALLED, _TURN_ON))
 
 
-def find_library(where: Surroundings, library: str, absent: Finding) -> Finding:
-    """Look for a DLL and its functions.
+def find_library(environment: Environment, library: str, absent: Finding) -> Finding:
+    """Check for a DLL and its functions.
 
-    :param absent: what to say where there is no such DLL.
+    :param absent: the result if there is no such DLL.
     """
-    missing = where.missing_functions(library)
+    missing = environment.missing_functions(library)
     if missing is None:
         return absent
     if not missing:
         return Finding("ok", f"{library}.dll has every function that is used")
     lacks = f"{library}.dll lacks {', '.join(sorted(missing))}, which cannot be used"
-    return Finding("limited", lacks, "update Windows where they are needed")
+    return Finding("limited", lacks, "update Windows if they are needed")
 
 
-def _service(where: Surroundings) -> Finding:
-    state = where.service("vmcompute")
+def _service(environment: Environment) -> Finding:
+    state = environment.service("vmcompute")
     if state is None:
         return Finding("missing", "there is no Hyper-V Host Compute Service (vmcompute)", _TURN_ON)
     if state == "running":
@@ -169,10 +169,10 @@ def _service(where: Surroundings) -> Finding:
     )
 
 
-def _rights(where: Surroundings) -> Finding:
-    if where.is_member(_ADMINISTRATORS):
+def _rights(environment: Environment) -> Finding:
+    if environment.is_member(_ADMINISTRATORS):
         return Finding("ok", "this process has an administrator's rights")
-    if where.is_member(_HYPERV_ADMINISTRATORS):
+    if environment.is_member(_HYPERV_ADMINISTRATORS):
         # The create documents let only SYSTEM and administrators listen, as hcsshim's do.
         return Finding(
             "limited",
@@ -181,17 +181,17 @@ def _rights(where: Surroundings) -> Finding:
         )
     return Finding(
         "missing",
-        "this process has not the rights to use HCS",
+        "this process does not have the rights to use HCS",
         "run it as an administrator, or put the user into the group Hyper-V Administrators and sign in again",
     )
 
 
 _WINDOWS: Final = Check("Windows", _system, decisive=True)
 
-#: Whether there is HCS at all, which any Python can look at.
+#: Whether HCS is present; any Python can check this.
 _PRESENCE: Final = (_WINDOWS, Check("HCS", _installed))
 
-#: What HCS needs to be used.
+#: What HCS needs.
 REQUIREMENTS: Final[tuple[Check, ...]] = (
     _WINDOWS,
     Check("cffi", _cffi, decisive=True),
@@ -202,27 +202,27 @@ REQUIREMENTS: Final[tuple[Check, ...]] = (
 )
 
 
-def availability(where: Surroundings | None = None) -> list[str]:
-    """Say what is missing for HCS to be used here, and what to do about each; an empty list where nothing is.
+def availability(environment: Environment | None = None) -> list[str]:
+    """Return what HCS lacks here, each with what to do about it; an empty list if it can be used.
 
-    :param where: what to look at instead of this machine.
+    :param environment: what to check instead of this machine.
     """
-    return _missing(REQUIREMENTS, where)
+    return _missing(REQUIREMENTS, environment)
 
 
-def absence(where: Surroundings | None = None) -> list[str]:
-    """Say why there is no HCS on this machine; an empty list where there is, though it may not be usable.
+def absence(environment: Environment | None = None) -> list[str]:
+    """Return why HCS is not present on this machine; an empty list if it is, even if it cannot be used.
 
-    :param where: what to look at instead of this machine.
+    :param environment: what to check instead of this machine.
     """
-    return _missing(_PRESENCE, where)
+    return _missing(_PRESENCE, environment)
 
 
-def _missing(checks: tuple[Check, ...], where: Surroundings | None) -> list[str]:
-    where = where or surroundings()
+def _missing(checks: tuple[Check, ...], environment: Environment | None) -> list[str]:
+    environment = environment or this_machine()
     problems = []
     for check in checks:
-        found = check.run(where)
+        found = check.run(environment)
         if found.status == "missing":
             problems.append(str(found))
             if check.decisive:
@@ -230,8 +230,8 @@ def _missing(checks: tuple[Check, ...], where: Surroundings | None) -> list[str]
     return problems
 
 
-def surroundings() -> Surroundings:
-    """Give this machine."""
-    from uvm.backends.hcs.windows.surroundings import ThisMachine
+def this_machine() -> Environment:
+    """Return this machine."""
+    from uvm.backends.hcs.windows.environment import ThisMachine
 
     return ThisMachine()

@@ -14,7 +14,7 @@ from uvm.backend import JSON, VM_GROUP, AccessMask, HostFiles, HostInfo, HostNet
 from uvm.backends.hcs.calls import ComputeService
 from uvm.backends.hcs.host import Host
 from uvm.backends.hcs.network import HCSNetwork
-from uvm.backends.hcs.parts import Parts, windows_parts
+from uvm.backends.hcs.platform import Platform, windows_platform
 from uvm.backends.hcs.system import HCSSystem
 from uvm.backends.hcs.text import check, parse_list, parse_object, take
 from uvm.backends.hcs.winerrors import NOTHING_THERE
@@ -24,45 +24,44 @@ from uvm.errors import HostError
 class HCSBackend:
     """A Windows host with Hyper-V (:class:`~uvm.backend.Backend`), through computecore.dll.
 
-    :param parts: in place of Windows's own, which by default are loaded here.
+    :param platform: replaces what is otherwise loaded from Windows.
     :raises NotSupportedError: this machine lacks something that is needed; the message says what.
     """
 
-    def __init__(self, *, parts: Parts | None = None) -> None:
-        if parts is None:
-            parts = windows_parts()
-        service = ComputeService.of(parts.core)
-        self._host = Host(service, parts.workers, parts.transport, parts.machine, parts.patience_seconds)
-        self._network = HCSNetwork(parts.network, parts.workers)
+    def __init__(self, *, platform: Platform | None = None) -> None:
+        if platform is None:
+            platform = windows_platform()
+        self._host = Host(ComputeService.of(platform.core), platform)
+        self._network = HCSNetwork(platform.network, platform.workers)
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._turns_change = threading.Lock()
 
     @property
     def name(self) -> str:
-        """The name under which it is registered."""
+        """The name under which the backend is registered."""
         return "hcs"
 
     @property
     def files(self) -> HostFiles:
         """The host's file system."""
-        return self._host.machine.files
+        return self._host.platform.machine.files
 
     @property
     def network(self) -> HostNetwork:
-        """Its networks."""
+        """The host's networks."""
         return self._network
 
     @property
     def operations(self) -> int:
-        """How many calls HCS has under way, for all backends of this process."""
+        """The number of HCS operations in progress, in all backends of this process."""
         return self._host.service.operations
 
     async def host(self) -> HostInfo:
-        """Ask for the host's facts."""
-        return await self._host.machine.facts()
+        """Return facts about the host."""
+        return await self._host.platform.machine.facts()
 
     async def service_properties(self, *types: str) -> JSON:
-        """Ask HCS about itself (``HcsGetServiceProperties``)."""
+        """Return HCS's own properties (``HcsGetServiceProperties``)."""
         host, library = self._host, self._host.service.library
         operation = "query the service"
         query = host.document({"PropertyTypes": list(types)} if types else {}, operation)
@@ -74,35 +73,36 @@ class HCSBackend:
             check(operation, hresult, text)
             return text
 
-        return parse_object(await host.workers.run(ask), operation)
+        return parse_object(await host.platform.workers.run(ask), operation)
 
     async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
-        """Give a VM (``HcsGrantVmAccess``), or every VM, access to a path.
+        """Grant a VM (``HcsGrantVmAccess``), or every VM, access to a path.
 
-        HCS has no mask, and its call for the VM group came late; that access is written into the path's ACL.
+        HCS's call takes no mask, and older versions of it know no VM group, whose access is therefore written
+        into the path's ACL.
         """
         if to == VM_GROUP:
-            await self._host.machine.grant_group(path, mask)
+            await self._host.platform.machine.grant_group(path, mask)
         else:
             await self._access(
                 f"grant {to} access to {path}", path, to, self._host.functions.HcsGrantVmAccess
             )
 
     async def revoke_access(self, path: str, to: str) -> None:
-        """Take that access away (``HcsRevokeVmAccess``); quietly where nothing is at the path any more."""
+        """Revoke that access (``HcsRevokeVmAccess``). Does nothing if the path no longer exists."""
         if to == VM_GROUP:
-            await self._host.machine.revoke_group(path)
+            await self._host.platform.machine.revoke_group(path)
         else:
             revoke = self._host.functions.HcsRevokeVmAccess
             try:
                 await self._access(f"revoke access of {to} to {path}", path, to, revoke)
             except HostError as error:
-                # A scratch disk, say, that was deleted when its container had gone.
+                # A scratch disk, for example, that was deleted with its container.
                 if error.hresult not in NOTHING_THERE:
                     raise
 
     async def create(self, system_id: str, document: JSON) -> HCSSystem:
-        """Create a compute system (``HcsCreateComputeSystem``). Cancelled, it is terminated again."""
+        """Create a compute system (``HcsCreateComputeSystem``). On cancellation it is terminated."""
         host, operation = self._host, f"create {system_id}"
         out = host.service.library.ffi.new("HCS_SYSTEM *")
         name, text = host.text(system_id), host.document(document, operation)
@@ -112,13 +112,13 @@ class HCSBackend:
                 await host.service.operate(
                     operation,
                     lambda o: host.functions.HcsCreateComputeSystem(name, text, o, host.null, out),
-                    linger_seconds=host.patience_seconds,
+                    linger_seconds=host.platform.grace_seconds,
                 )
             finally:
-                # HCS gives the handle before it is done, so that there may be one whatever comes of it.
+                # HCS hands the handle out early, so there may be one whatever the outcome.
                 if out[0] != host.null:
                     made = HCSSystem(host, host.system_handle(system_id, out[0]))
-            assert made is not None, "HCS gave neither a system nor an error"
+            assert made is not None, "HCS returned neither a system nor an error"
             await made.watch()
         except BaseException:
             if made is not None:
@@ -127,7 +127,7 @@ class HCSBackend:
         return made
 
     async def open(self, system_id: str) -> HCSSystem:
-        """Open another handle (``HcsOpenComputeSystem``)."""
+        """Return a new handle of a system (``HcsOpenComputeSystem``)."""
         handle = await self._host.open_system(system_id, f"open {system_id}")
         system = HCSSystem(self._host, handle)
         try:
@@ -138,7 +138,7 @@ class HCSBackend:
         return system
 
     async def enumerate(self, query: JSON | None = None) -> list[JSON]:
-        """List compute systems (``HcsEnumerateComputeSystems``)."""
+        """Return the compute systems (``HcsEnumerateComputeSystems``)."""
         host, operation = self._host, "enumerate"
         text = host.document(query, operation)
         answer = await host.service.operate(
@@ -147,7 +147,7 @@ class HCSBackend:
         return parse_list(answer, operation, dict)
 
     def new_id(self) -> str:
-        """Make a fresh GUID."""
+        """Return a new GUID."""
         return str(uuid4())
 
     async def __aenter__(self) -> HCSBackend:
@@ -159,22 +159,22 @@ class HCSBackend:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        await self._host.transport.aclose()
+        await self._host.platform.transport.aclose()
         return None
 
     async def _access(self, operation: str, path: str, to: str, call: Any) -> None:
         name, at = self._host.text(to), self._host.text(path)
 
         def change() -> None:
-            # A grant that was cancelled goes on in its thread; what takes the access away must not pass it.
+            # A cancelled grant goes on in its thread; the revocation must not overtake it.
             with self._turn(path):
                 check(operation, call(name, at))
 
-        await self._host.workers.run(change)
+        await self._host.platform.workers.run(change)
 
     @contextmanager
     def _turn(self, path: str) -> Iterator[None]:
-        """Let one thread at a time change who has access to a path."""
+        """Hold the lock on changes of a path's access."""
         with self._turns_change:
             turn = self._turns.setdefault(path.casefold(), threading.Lock())
         with turn:

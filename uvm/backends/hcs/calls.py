@@ -3,10 +3,10 @@
 Theory of operation
 -------------------
 
-A call that takes an operation returns at once. Its completion comes as a callback in a thread of HCS's own.
-The context of each callback is a number, never a pointer: the callback looks the number up and finds
-either who waits, whom it wakes through a :class:`~uvm.backends.hcs.waker.Waker`, or nothing, where nobody
-waits any more. It does no more than that, and closes nothing.
+A call that takes an operation returns at once. Its completion arrives as a callback in a thread of HCS's own.
+The context of each callback is a number, never a pointer. The callback looks the number up: if a task still
+waits, it is woken through a :class:`~uvm.backends.hcs.waker.Waker`. The callback does nothing else, and
+closes nothing.
 
 ::
 
@@ -16,13 +16,13 @@ waits any more. It does no more than that, and closes nothing.
                                      |
                                      +--> cancelled: HcsCloseOperation; HCS finishes, and drops the result
 
-Whoever creates an operation closes it, in one ``finally``. ``HcsCancelOperation`` is not used, because
-Windows does not implement it. Events of systems and processes come the same way, under a number of their
-own, until the handle is closed, which waits for callbacks that are under way.
+The task that creates an operation closes it, in one ``finally``. ``HcsCancelOperation`` is not used, because
+Windows does not implement it. Events of systems and processes arrive likewise, under numbers of their
+own, until the handle is closed, which waits for callbacks in progress.
 
-The callbacks exist once per loaded DLL and are never freed, because HCS may call them at any time. Before
-the interpreter goes, all operations and handles are closed, so that no callback comes into what is half gone;
-a loop that still runs by then, in a daemon thread, begins nothing any more.
+The callbacks exist once per loaded DLL and are never freed, because HCS may call them at any time. Before the
+interpreter ends, all operations and handles are closed, so that no callback enters a half-finalised
+interpreter; a loop that still runs by then, in a daemon thread, cannot start calls any more.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ from uvm.backends.hcs.waker import Signal, Waker
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
-#: The one event (``HCS_EVENT_TYPE``) of systems and processes alike: HCS itself goes.
+#: The one event (``HCS_EVENT_TYPE``) of both systems and processes: HCS itself stops.
 SERVICE_DISCONNECT = 0x02000000
 #: Without it HCS would report operations as events, and refuse operations that have callbacks.
 _EVENT_OPTION_NONE = 0
 
 #: How long the end of the interpreter waits for a call that hangs in HCS.
-_PATIENCE_SECONDS = 1.0
+_GRACE_SECONDS = 1.0
 
 T = TypeVar("T")
 
-#: Hands a call to HCS, with the operation that follows it; gives the HRESULT.
+#: Passes a call and its operation to HCS; returns the HRESULT.
 Submit = Callable[[OperationHandle], int]
-#: Fetches the result of an operation that has ended: the HRESULT and the document.
+#: Fetches the result of a completed operation: the HRESULT and the document.
 Fetch = Callable[[OperationHandle], tuple[int, str]]
-#: Is told of an event, in the event loop: its type (``HCS_EVENT_TYPE``) and its document.
+#: Receives an event in the event loop: its type (``HCS_EVENT_TYPE``) and its document.
 EventHandler = Callable[[int, str], None]
 
 
 class _Operation:
-    """An operation, made in the event loop that waits for it; closed once, and not while it is used."""
+    """An operation, created in the event loop that waits for it; closed once, and not while in use."""
 
     def __init__(
         self, name: str, handle: OperationHandle, closer: Callable[[OperationHandle], object]
@@ -71,18 +71,18 @@ class _Operation:
         self._handle = handle
         self._closer = closer
         self._closed = False
-        # Only the end of the interpreter comes from another thread than the loop's.
+        # Only the end of the interpreter runs in another thread than the loop's.
         self._in_use = threading.Lock()
 
     def use(self, call: Callable[[OperationHandle], T]) -> T:
-        """Make a call with it; HostError where the end of the interpreter closed it."""
+        """Make a call with it; HostError if it was closed at the end of the interpreter."""
         with self._in_use:
             if self._closed:
                 raise _ending(self._name)
             return call(self._handle)
 
     def close(self, timeout_seconds: float = -1) -> None:
-        """Close it; again, it does nothing, nor where a call hangs on it for so long."""
+        """Close it, unless a call uses it for `timeout_seconds`. Idempotent."""
         if not self._in_use.acquire(timeout=timeout_seconds):
             return
         first, self._closed = not self._closed, True
@@ -106,14 +106,14 @@ class ComputeService:
 
     @classmethod
     def of(cls, library: Library[ComputeCore]) -> ComputeService:
-        """Give the one of a library."""
+        """Return the service of a library."""
         found = _services.get(library)
-        # Two threads may come here at once; the callbacks of one that is not kept would be freed.
+        # Two threads may arrive here at once; the callbacks of a service that is not kept would be freed.
         return _services.setdefault(library, cls(library)) if found is None else found
 
     @property
     def operations(self) -> int:
-        """How many operations are under way."""
+        """The number of operations in progress."""
         return len(self._under_way)
 
     async def operate(
@@ -123,12 +123,12 @@ class ComputeService:
         fetch: Fetch | None = None,
         linger_seconds: float = 0.0,
     ) -> str:
-        """Carry out one call and give its result document.
+        """Make one call and return its result document.
 
-        :param operation: what errors call it.
-        :param fetch: fetches the result, where there is more to it than a document.
-        :param linger_seconds: how long a cancelled caller still waits for the end of it, so that what it made
-            can be taken away again.
+        :param operation: the operation's name in errors.
+        :param fetch: fetches the result, if it is more than a document.
+        :param linger_seconds: how long a cancelled caller waits for the completion, so that what the call
+            made can be undone.
         :raises HostError: HCS refused.
         """
         number = next(self._numbers)
@@ -140,7 +140,7 @@ class ComputeService:
             check(operation, hresult, document)
             return document
         finally:
-            # In this order, so that the interpreter's end misses none.
+            # In this order, so that the end of the interpreter misses none.
             under_way.close()
             self._under_way.pop(number, None)
 
@@ -167,11 +167,11 @@ class ComputeService:
         self._handlers.pop(number, None)
 
     def end(self) -> None:
-        """Close every operation, so that no callback comes any more. For the end of the interpreter."""
+        """Close every operation, so that no callback arrives any more. For the end of the interpreter."""
         with self._begins:
             self._ended = True
         for under_way in list(self._under_way.values()):
-            under_way.close(_PATIENCE_SECONDS)
+            under_way.close(_GRACE_SECONDS)
 
     def _begin(self, operation: str, number: int) -> _Operation:
         functions, ffi = self.library.functions, self.library.ffi
@@ -180,15 +180,15 @@ class ComputeService:
                 raise _ending(operation)
             handle = functions.HcsCreateOperation(ffi.cast("void *", number), self._completed)
             if handle == ffi.NULL:
-                raise HostError(operation, HResult.E_OUTOFMEMORY, "HcsCreateOperation gave no operation")
-            # Known before the call, because the completion may come before the call returns.
+                raise HostError(operation, HResult.E_OUTOFMEMORY, "HcsCreateOperation returned no operation")
+            # Registered before the call, because it may complete before the call returns.
             under_way = self._under_way[number] = _Operation(operation, handle, functions.HcsCloseOperation)
         return under_way
 
     def _submit(self, operation: str, submit: Submit, handle: OperationHandle) -> None:
         hresult = submit(handle)
         if hresult < 0:
-            # HCS may have left an account of it; the HRESULT that comes with that is of no interest.
+            # HCS may have left an error document; the HRESULT that comes with it does not matter.
             check(operation, hresult, self._result(handle)[1])
 
     def _result(self, handle: OperationHandle) -> tuple[int, str]:
@@ -206,7 +206,7 @@ class ComputeService:
         if found is None:
             return
         waker, handler = found
-        # The document belongs to HCS, and goes when this returns.
+        # The document belongs to HCS, and is freed when this returns.
         data = event.EventData
         text = self.library.ffi.string(data) if data != self.library.ffi.NULL else ""
         waker.call_soon(handler, event.Type, text)
@@ -227,7 +227,7 @@ async def _wait(signal: Signal, linger_seconds: float) -> None:
         raise
 
 
-#: Held for good: HCS holds pointers to the callbacks in them.
+#: Never freed: HCS holds pointers to the callbacks in them.
 _services: dict[Library[Any], ComputeService] = {}
 
 

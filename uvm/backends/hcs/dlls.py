@@ -1,7 +1,7 @@
-"""The two DLLs of the host's compute services: a typed Protocol for each, and where they are found.
+"""The two DLLs of the host's compute services: a typed Protocol for each, and how they are loaded.
 
-``declarations`` holds the C side of the same functions. Functions of HCS and HCN give an HRESULT, negative
-where they failed; handles and pointers are cffi's objects.
+``declarations`` holds the C side of the same functions. Functions of HCS and HCN return an HRESULT, negative
+on failure; handles and pointers are cffi objects.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from attrs import frozen
 
 from uvm.errors import NotSupportedError
 
-#: A C value, as cffi gives it.
+#: A C value of cffi.
 CData: TypeAlias = Any
-#: What gives C types and values to one group of functions: an ``FFI`` of cffi.
+#: The C types of one group of functions: an ``FFI`` of cffi.
 FFI: TypeAlias = Any
 
 L_co = TypeVar("L_co", covariant=True)
 
 
-# The types of handles, for type checkers only: all of them are cffi's pointers.
+# The types of handles, for type checkers only: all of them are cffi pointers.
 class OperationHandle:
     """``HCS_OPERATION``."""
 
@@ -144,11 +144,11 @@ class ComputeNetwork(Protocol):
 
 @frozen(eq=False)
 class Library(Generic[L_co]):
-    """A DLL that was loaded.
+    """A loaded DLL.
 
     :ivar functions: its functions.
-    :ivar ffi: gives values of its types.
-    :ivar free: frees a string that it handed over.
+    :ivar ffi: its C types.
+    :ivar free: frees a string that it allocated.
     """
 
     functions: L_co
@@ -157,14 +157,14 @@ class Library(Generic[L_co]):
 
 
 def system_library(name: str, directory: str = "System32") -> str:
-    """Give the full path of one of Windows's own DLLs, so that no other of that name is ever loaded."""
+    """Return the full path of one of Windows's own DLLs, so that no other DLL of that name is loaded."""
     return ntpath.join(os.environ.get("SYSTEMROOT", "C:\\Windows"), directory, name)
 
 
 class LateFunctions:
-    """The functions of one of Windows's own DLLs, each looked up when it is needed: Windows got some late.
+    """The functions of one of Windows's own DLLs, looked up on first use, because old versions lack some.
 
-    Asking for one that is not there raises NotSupportedError; making it, OSError where there is no such DLL.
+    A missing function raises NotSupportedError; a missing DLL raises OSError on construction.
     """
 
     def __init__(self, ffi: FFI, name: str) -> None:
@@ -177,7 +177,7 @@ class LateFunctions:
             found = getattr(self._loaded, function)
         except (AttributeError, self._error):
             raise NotSupportedError(
-                f"{self._name} of this Windows has no {function}: it takes a newer one"
+                f"{self._name} of this Windows has no {function}; a newer Windows is needed"
             ) from None
         setattr(self, function, found)
         return found
@@ -185,7 +185,7 @@ class LateFunctions:
 
 @functools.cache
 def windows_core() -> Library[ComputeCore]:
-    """Load computecore.dll; OSError where Windows lacks it."""
+    """Load computecore.dll; OSError if Windows lacks it."""
     from uvm.backends.hcs._bindings import computecore, memory
 
     functions = LateFunctions(computecore.ffi, "computecore.dll")
@@ -195,7 +195,7 @@ def windows_core() -> Library[ComputeCore]:
 
 @functools.cache
 def windows_network() -> Library[ComputeNetwork]:
-    """Load computenetwork.dll; OSError where Windows lacks it."""
+    """Load computenetwork.dll; OSError if Windows lacks it."""
     from uvm.backends.hcs._bindings import computenetwork, memory
 
     functions = LateFunctions(computenetwork.ffi, "computenetwork.dll")

@@ -1,4 +1,4 @@
-"""A handle of HCS: lent to calls in any thread, and closed exactly once, after the last of them."""
+"""Handles of HCS: lent to calls in any thread, and closed exactly once, after the last of them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any, Final, Generic, TypeVar
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
-#: How many threads close at the end.
+#: How many threads close handles at the end of the interpreter.
 _CLOSERS: Final = 8
-#: How long the end waits for calls that hang on a handle, and again for closes that hang.
+#: How long that waits for calls that hang on a handle, and again for closes that hang.
 END_SECONDS = 1.0
 
 H = TypeVar("H")
 
-#: What is open, to be closed before the interpreter goes, whoever else has forgotten it.
+#: The open handles, to be closed before the interpreter ends, even if forgotten.
 _open: set[Handle[Any]] = set()
 
 
 class Handle(Generic[H]):
-    """One handle, and who uses it right now.
+    """A handle and the number of its users.
 
-    :param name: what errors call it.
-    :param closer: the function that closes it. It may block: it waits for callbacks that are under way.
+    :param name: its name in errors.
+    :param closer: closes the value; may block, because it waits for callbacks in progress.
     """
 
     def __init__(self, name: str, value: H, closer: Callable[[H], object]) -> None:
@@ -41,14 +41,14 @@ class Handle(Generic[H]):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed, or is about to be."""
+        """Whether the handle was closed, or is about to be."""
         return self._closed
 
     @contextmanager
     def lent(self, operation: str) -> Iterator[H]:
-        """Use it; it stays open so long. Short calls only: who closes it waits for them.
+        """Lend the value, and keep it open meanwhile. For short calls only: closing waits for them.
 
-        :raises HostError: E_HANDLE, it was closed.
+        :raises HostError: E_HANDLE: the handle was closed.
         """
         with self._changed:
             if self._closed:
@@ -62,17 +62,18 @@ class Handle(Generic[H]):
                 self._changed.notify_all()
 
     def retire(self) -> bool:
-        """Refuse it to whoever asks from now on; False where that was done before."""
+        """Lend it no more; return False if it was retired before."""
         with self._changed:
             first, self._closed = not self._closed, True
         return first
 
     def close(self, timeout_seconds: float | None = None) -> bool:
-        """Close it, after it was retired. Blocks until no call uses it and no callback of it is under way.
+        """Close the handle after it was retired. Blocks until it has neither users nor callbacks in progress.
 
-        Any number of threads may: one of them does it, and the others have nothing to do.
+        Any number of threads may call this: one of them closes it.
 
-        :param timeout_seconds: how long to wait for the calls that use it; then it stays open, and False.
+        :param timeout_seconds: how long to wait for the users; after that it stays open, and False is
+            returned.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: not self._users, timeout_seconds):
@@ -86,23 +87,23 @@ class Handle(Generic[H]):
 
 
 def close_late(handle: Handle[Any]) -> None:
-    """Close a handle, which was retired, as soon as that can be done; nobody waits for it.
+    """Close a retired handle in a thread of its own, without waiting for it.
 
-    The pool cannot be asked: where HCS hangs, all of its threads may. Where there can be no more threads, it
-    is left to the end of the interpreter.
+    A pool will not do: if HCS hangs, all of its threads may. If no more threads can be started, the handle is
+    left to the end of the interpreter.
     """
     with suppress(RuntimeError):
         threading.Thread(target=handle.close, name=f"uvm closes {handle.name}", daemon=True).start()
 
 
 def close_all() -> None:
-    """Close every handle that is still open, as far as that can be done in time."""
+    """Close every open handle, as far as the time allows."""
     left = list(_open)
     for handle in left:
-        # Also one that was retired, and whose close has not begun.
+        # Including retired ones whose close has not begun.
         handle.retire()
     closers = [
-        # Daemons: what hangs in HCS is not to keep the interpreter from ending.
+        # Daemons: a call that hangs in HCS must not keep the interpreter from ending.
         threading.Thread(target=_close_each, args=(left,), daemon=True)
         for _ in left[:_CLOSERS]
     ]
@@ -110,7 +111,7 @@ def close_all() -> None:
         for closer in closers:
             closer.start()
     except RuntimeError:
-        # CPython 3.12.0 to 3.12.2 start no thread any more by now (gh-113964).
+        # CPython 3.12.0 to 3.12.2 start no threads this late (gh-113964).
         _close_each(left)
     deadline = time.monotonic() + 2 * END_SECONDS
     for closer in closers:
@@ -119,7 +120,7 @@ def close_all() -> None:
 
 
 def _close_each(left: list[Handle[Any]]) -> None:
-    # The others take from the same list.
+    # The other closers take from the same list.
     with suppress(IndexError):
         while True:
             left.pop().close(END_SECONDS)

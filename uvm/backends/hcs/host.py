@@ -1,4 +1,4 @@
-"""What the systems and processes of one backend share: calls on handles, their opening and closing."""
+"""What the systems and processes of one backend share: calls on handles, opening and closing handles."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from attrs import frozen
 from uvm.backends.hcs.calls import ComputeService, EventHandler, Fetch
 from uvm.backends.hcs.dlls import CData, ComputeCore, OperationHandle, ProcessHandle, SystemHandle
 from uvm.backends.hcs.handles import Handle, close_late
-from uvm.backends.hcs.machine import Machine
+from uvm.backends.hcs.platform import Platform
 from uvm.backends.hcs.text import check, compose, wide
-from uvm.backends.hcs.transport import Transport
 from uvm.backends.hcs.waker import Waker
-from uvm.backends.hcs.workers import Workers
 
 _log = logging.getLogger("uvm")
 
@@ -28,16 +26,10 @@ _GENERIC_ALL: Final = 0x10000000
 
 @frozen(eq=False)
 class Host:
-    """The parts of one backend, and the calls that all of it makes.
-
-    :ivar patience_seconds: how long somebody who is cancelled, or cleans up, waits for HCS.
-    """
+    """The platform of one backend, and the calls that its systems and processes share."""
 
     service: ComputeService
-    workers: Workers
-    transport: Transport
-    machine: Machine
-    patience_seconds: float
+    platform: Platform
 
     @property
     def functions(self) -> ComputeCore:
@@ -46,15 +38,15 @@ class Host:
 
     @property
     def null(self) -> CData:
-        """A NULL for arguments that are left out."""
+        """NULL, for omitted arguments."""
         return self.service.library.ffi.NULL
 
     def text(self, text: str) -> CData:
-        """Make a C string."""
+        """Return a C string."""
         return wide(self.service.library, text)
 
     def document(self, document: Any, operation: str) -> CData:
-        """Make a C string of a document in JSON; NULL of None."""
+        """Return a C string of a document in JSON; NULL for None."""
         return self.null if document is None else self.text(compose(document, operation))
 
     async def operate(
@@ -64,9 +56,9 @@ class Host:
         call: Callable[[H, OperationHandle], int],
         fetch: Fetch | None = None,
     ) -> str:
-        """Carry out a call on a handle, and give its result document.
+        """Make a call on a handle, and return its result document.
 
-        :raises HostError: HCS refused; E_HANDLE where the handle was closed.
+        :raises HostError: HCS refused; E_HANDLE if the handle was closed.
         """
 
         def submit(follower: OperationHandle) -> int:
@@ -76,7 +68,7 @@ class Host:
         return await self.service.operate(f"{operation} {handle.name}", submit, fetch)
 
     async def open_system(self, system_id: str, operation: str) -> Handle[SystemHandle]:
-        """Open a system, in the thread pool."""
+        """Open a system, in a worker thread."""
         name = self.text(system_id)
 
         def call() -> Handle[SystemHandle]:
@@ -84,12 +76,12 @@ class Host:
             check(operation, self.functions.HcsOpenComputeSystem(name, _GENERIC_ALL, out))
             return self.system_handle(system_id, out[0])
 
-        return await self.workers.run(call, undo=_close_now)
+        return await self.platform.workers.run(call, undo=_close_now)
 
     async def open_process(
         self, system: Handle[SystemHandle], pid: int, operation: str
     ) -> Handle[ProcessHandle]:
-        """Open a process of a system, in the thread pool."""
+        """Open a process of a system, in a worker thread."""
 
         def call() -> Handle[ProcessHandle]:
             out = self.service.library.ffi.new("HCS_PROCESS *")
@@ -97,14 +89,14 @@ class Host:
                 check(operation, self.functions.HcsOpenProcess(value, pid, _GENERIC_ALL, out))
             return self.process_handle(f"{system.name}:{pid}", out[0])
 
-        return await self.workers.run(call, undo=_close_now)
+        return await self.platform.workers.run(call, undo=_close_now)
 
     def system_handle(self, system_id: str, value: SystemHandle) -> Handle[SystemHandle]:
-        """Take over a handle of a system."""
+        """Return the owner of a system's handle."""
         return Handle(system_id, value, self.functions.HcsCloseComputeSystem)
 
     def process_handle(self, name: str, value: ProcessHandle) -> Handle[ProcessHandle]:
-        """Take over a handle of a process."""
+        """Return the owner of a process's handle."""
         return Handle(name, value, self.functions.HcsCloseProcess)
 
     async def watch(
@@ -113,22 +105,22 @@ class Host:
         register: Callable[[H, int, CData, CData], int],
         handler: EventHandler,
     ) -> int:
-        """Have HCS tell of what happens to a handle, in this event loop; gives what ``forget`` takes."""
+        """Register a handle's events with this event loop; return the number of the registration."""
         waker = Waker()
 
         def call() -> int:
             with handle.lent("watch") as value:
                 return self.service.watch(lambda *args: register(value, *args), handler, waker)
 
-        return await self.workers.run(call, undo=self.service.forget)
+        return await self.platform.workers.run(call, undo=self.service.forget)
 
     async def close(self, handle: Handle[Any]) -> None:
-        """Close a handle in the thread pool, whatever is cancelled; again, nothing happens."""
+        """Close a handle in a worker thread, shielded from cancellation. Idempotent."""
         if handle.retire():
             await self.release(handle)
 
     async def release(self, handle: Handle[Any]) -> None:
-        """Close a handle that was retired: the latter half of :meth:`close`."""
+        """Close a retired handle: the latter half of :meth:`close`."""
         begun: list[bool] = []
 
         def close() -> None:
@@ -136,14 +128,14 @@ class Host:
             handle.close()
 
         try:
-            with anyio.move_on_after(self.patience_seconds, shield=True) as scope:
-                await self.workers.run(close)
+            with anyio.move_on_after(self.platform.grace_seconds, shield=True) as scope:
+                await self.platform.workers.run(close)
             if scope.cancelled_caught:
                 _log.warning(
-                    "%s: HCS has not closed the handle after %g s", handle.name, self.patience_seconds
+                    "%s: HCS has not closed the handle after %g s", handle.name, self.platform.grace_seconds
                 )
         finally:
-            # Also where asyncio itself cancels the task, which no shield of anyio's keeps off.
+            # Also if asyncio itself cancels the task, which no shield of anyio's prevents.
             if not begun:
                 close_late(handle)
 

@@ -1,7 +1,7 @@
-"""Hyper-V sockets: where the guest of a VM dials the host.
+"""Hyper-V sockets: the guest of a VM connects to the host.
 
-A listener is bound to the id of one VM and to a service, so that nobody but that VM can reach it. Which
-services a VM may dial, its document says (``HvSocketConfig``); nothing has to be registered on the host.
+A listener is bound to the id of one VM and to a service, so that only that VM can reach it. The services that
+a VM may connect to are listed in its document (``HvSocketConfig``); nothing is registered on the host.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from uvm.errors import NotSupportedError, OptionsError
 
 AF_HYPERV: Final = 34
 HV_PROTOCOL_RAW: Final = 1
-#: How many connections may wait to be accepted, as hcsshim has it; the guest's further ones are refused.
+#: The backlog, as in hcsshim; the guest's further connections are refused.
 BACKLOG: Final = 16
 
-#: Ids that stand for many partitions, or for none that is a VM of ours (hvsocket.h).
+#: Ids that stand for many partitions, or for one that is no utility VM (hvsocket.h).
 _WILDCARDS: Final = {
     UUID("00000000-0000-0000-0000-000000000000"): "every partition",
     UUID("ffffffff-ffff-ffff-ffff-ffffffffffff"): "a broadcast",
@@ -42,10 +42,10 @@ _WILDCARDS: Final = {
 
 @frozen
 class AddressFamily:
-    """A kind of sockets, and how a service of a VM is addressed in it.
+    """A family of sockets, and its addresses.
 
-    :ivar address: gives the address as the standard library takes it.
-    :ivar raw_address: gives the bytes of its ``sockaddr``.
+    :ivar address: returns the address in the form of the standard library.
+    :ivar raw_address: returns the bytes of its ``sockaddr``.
     """
 
     family: int
@@ -59,7 +59,7 @@ def _hyperv_address(vm_id: UUID, service_id: UUID) -> tuple[str, str | int]:
 
 
 def _hyperv_raw_address(vm_id: UUID, service_id: UUID) -> bytes:
-    """Give a ``SOCKADDR_HV``: family, reserved, VM, service."""
+    """Return a ``SOCKADDR_HV``: family, reserved, VM, service."""
     return struct.pack("<HH", AF_HYPERV, 0) + vm_id.bytes_le + service_id.bytes_le
 
 
@@ -68,27 +68,27 @@ HYPERV: Final = AddressFamily(AF_HYPERV, HV_PROTOCOL_RAW, _hyperv_address, _hype
 
 
 class SocketApi(Protocol):
-    """What makes sockets, all of them non-blocking, and none inherited by child processes."""
+    """Makes sockets: non-blocking, and not inherited by child processes."""
 
     def listen(self, vm_id: UUID, service_id: UUID) -> socket.socket:
-        """Make a socket that listens; OSError."""
+        """Return a listening socket; OSError if the system refuses."""
 
     def accept(self, sock: socket.socket) -> socket.socket:
-        """Accept a connection that waits; BlockingIOError where there is none, or OSError."""
+        """Accept a pending connection; BlockingIOError if there is none, or OSError."""
 
 
 @frozen
 class StandardSockets:
-    """:class:`SocketApi` of the standard library, which knows AF_HYPERV since Python 3.12."""
+    """:class:`SocketApi` of the standard library, which supports AF_HYPERV since Python 3.12."""
 
     family: AddressFamily = HYPERV
 
     def listen(self, vm_id: UUID, service_id: UUID) -> socket.socket:
-        """Make a socket that listens; OSError."""
+        """Return a listening socket; OSError if the system refuses."""
         return _listening(self.family, lambda sock: sock.bind(self.family.address(vm_id, service_id)))
 
     def accept(self, sock: socket.socket) -> socket.socket:
-        """Accept a connection that waits; BlockingIOError where there is none, or OSError."""
+        """Accept a pending connection; BlockingIOError if there is none, or OSError."""
         accepted, _ = sock.accept()
         accepted.setblocking(False)
         return accepted
@@ -96,19 +96,19 @@ class StandardSockets:
 
 @frozen
 class WinsockSockets:
-    """:class:`SocketApi` for Python 3.11: what needs an address goes to Winsock itself."""
+    """:class:`SocketApi` for Python 3.11: calls that take an address go to Winsock directly."""
 
     family: AddressFamily = HYPERV
 
     def listen(self, vm_id: UUID, service_id: UUID) -> socket.socket:
-        """Make a socket that listens; OSError."""
+        """Return a listening socket; OSError if the system refuses."""
         raw_address = self.family.raw_address(vm_id, service_id)
         return _listening(self.family, lambda sock: winsock.bind(sock.fileno(), raw_address))
 
     def accept(self, sock: socket.socket) -> socket.socket:
-        """Accept a connection that waits; BlockingIOError where there is none, or OSError."""
+        """Accept a pending connection; BlockingIOError if there is none, or OSError."""
         number = winsock.accept(sock.fileno())
-        # With all three given, Python does not have to understand the socket's address.
+        # With all three given, Python does not need to decode the socket's address.
         accepted = socket.socket(sock.family, sock.type, sock.proto, fileno=number)
         accepted.set_inheritable(False)
         accepted.setblocking(False)
@@ -128,7 +128,7 @@ def _listening(family: AddressFamily, bind: Callable[[socket.socket], None]) -> 
 
 
 def system_sockets() -> SocketApi:
-    """Give what makes Hyper-V sockets here.
+    """Return the Hyper-V sockets of this Python.
 
     :raises NotSupportedError: this is not Windows.
     """
@@ -141,9 +141,10 @@ def system_sockets() -> SocketApi:
 class HvSocketTransport:
     """The :class:`~uvm.backends.hcs.transport.Transport` of Windows.
 
-    It costs two threads for any number of VMs: one for all sockets and one for all pipes, once there are any.
+    It takes two threads for any number of VMs: one for all sockets and one for all pipes, started when
+    needed.
 
-    :param api: makes the sockets; Hyper-V's where it is left out.
+    :param api: makes the sockets; by default Hyper-V sockets.
     """
 
     def __init__(self, api: SocketApi | None = None) -> None:
@@ -157,8 +158,8 @@ class HvSocketTransport:
     async def listen(self, runtime_id: str, service_id: str) -> SocketListener:
         """Listen for one VM (its Hyper-V id) to dial a service (a GUID).
 
-        :raises OptionsError: one of the two is no GUID, or the id stands for more than one VM.
-        :raises HostError: Windows refuses, for instance with WSAEADDRINUSE where somebody listens there.
+        :raises OptionsError: an argument is no GUID, or `runtime_id` stands for more than one VM.
+        :raises HostError: Windows refuses, for instance with WSAEADDRINUSE if the address is in use.
         :raises anyio.ClosedResourceError: the transport is closed.
         """
         await anyio.lowlevel.checkpoint()
@@ -168,18 +169,18 @@ class HvSocketTransport:
         try:
             sock = self._api.listen(vm_id, service)
         except OSError as error:
-            raise host_error(f"listen for the VM {vm_id} at the service {service}", error) from error
+            raise host_error(f"listen for VM {vm_id} on service {service}", error) from error
         return self._sockets.listener(sock, self._api.accept)
 
     def open_pipe(self, handle: int) -> ByteStream:
-        """Make a stream of a standard handle that HCS gave for a process; it owns the handle from now on.
+        """Make a stream of a standard handle of a process, and take the handle over.
 
-        :raises HostError: it is not a handle for overlapped I/O; it is closed then.
+        :raises HostError: the handle does not support overlapped I/O; it has been closed.
         """
         return self._pipes.open(handle)
 
     async def aclose(self) -> None:
-        """Close all listeners and streams that are left, and end the threads. Again, it does nothing."""
+        """Close all remaining listeners and streams, and end the threads. Idempotent."""
         self._closed = True
         self._sockets.close()
         self._pipes.close()
@@ -189,7 +190,7 @@ class HvSocketTransport:
 def _vm_id(text: str) -> UUID:
     vm_id = _guid(text, "the id of a VM")
     if vm_id in _WILDCARDS:
-        raise OptionsError(f"{vm_id} is not the id of one VM but stands for {_WILDCARDS[vm_id]}")
+        raise OptionsError(f"listen for VM {vm_id}: this id stands for {_WILDCARDS[vm_id]}, not for one VM")
     return vm_id
 
 
@@ -197,4 +198,4 @@ def _guid(text: str, what: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise OptionsError(f"{what} has to be a GUID, not {text!r}") from None
+        raise OptionsError(f"{what} must be a GUID, not {text!r}") from None

@@ -20,15 +20,15 @@ _ERROR_MORE_DATA: Final = 234
 _ERROR_OPERATION_ABORTED: Final = 995
 _ERROR_IO_PENDING: Final = 997
 _INFINITE: Final = 0xFFFFFFFF
-#: How long the end of a port waits for operations that were cancelled.
+#: How long closing a port waits for its cancelled operations.
 _LINGER_MS: Final = 2000
 
-#: Operations that Windows did not give back in time: it may still write into their buffers.
+#: Operations that Windows did not complete in time: it may still write into their buffers.
 _abandoned: list[Operation] = []
 
 
 def abandoned_operations() -> int:
-    """Count the operations whose memory was left to Windows for good, because it did not end them in time."""
+    """Return how many operations have not completed in time; their memory is never freed."""
     return len(_abandoned)
 
 
@@ -54,12 +54,12 @@ def kernel() -> SystemLibrary[KernelFunctions]:
 
 @define(eq=False)
 class Operation:
-    """One read or write that is under way. Windows owns its memory until it has ended.
+    """A read or write in progress. Windows owns its memory until it completes.
 
     :ivar handle: what it reads from or writes to.
     :ivar buffer: what is read into or written from.
-    :ivar count: how many bytes it read or wrote.
-    :ivar error: the Windows error code that it ended with; 0 where it went well.
+    :ivar count: how many bytes were read or written.
+    :ivar error: the Windows error code of its completion; 0 on success.
     """
 
     handle: CData
@@ -70,7 +70,7 @@ class Operation:
     error: int = 0
 
     async def wait(self) -> None:
-        """Wait for its end; whoever is cancelled may come again, in the same event loop."""
+        """Wait for the completion; a cancelled caller may wait again, in the same event loop."""
         await self.signal.wait()
 
 
@@ -88,54 +88,51 @@ class CompletionPort:
         self._thread: threading.Thread | None = None
         self._closed = False
         invalid = self._kernel.ffi.cast("HANDLE", -1)
-        # One thread takes from it.
+        # One thread dequeues from it.
         self._port: Final = self._kernel.functions.CreateIoCompletionPort(invalid, self._null, 0, 1)
         if self._port == self._null:
             raise self._kernel.os_error()
 
     def handle(self, number: int) -> CData:
-        """Give a HANDLE from its number."""
+        """Return the HANDLE with this number."""
         return self._kernel.ffi.cast("HANDLE", number)
 
     def attach(self, handle: CData) -> None:
-        """Have what happens on a handle reported here; OSError where it is not one for overlapped I/O."""
+        """Associate a handle with the port; OSError if it does not support overlapped I/O."""
         if self._kernel.functions.CreateIoCompletionPort(handle, self._port, 0, 0) == self._null:
             raise self._kernel.os_error()
 
     def read(self, handle: CData, size: int) -> Operation:
-        """Start to read; OSError where that fails at once."""
+        """Start a read; OSError if it fails at once."""
         buffer = self._kernel.ffi.new("char[]", size)
         return self._begin(self._kernel.functions.ReadFile, handle, buffer)
 
     def write(self, handle: CData, data: bytes) -> Operation:
-        """Start to write; OSError where that fails at once."""
+        """Start a write; OSError if it fails at once."""
         return self._begin(self._kernel.functions.WriteFile, handle, self._kernel.ffi.from_buffer(data))
 
     def failure(self, operation: Operation) -> OSError | None:
-        """Give the error that an operation ended with; None where it went well."""
+        """Return the error of a completed operation; None if it succeeded."""
         return self._kernel.os_error(operation.error) if operation.error else None
 
     def data(self, operation: Operation) -> bytes:
-        """Give what an operation has read."""
+        """Return what an operation has read."""
         return bytes(self._kernel.ffi.buffer(operation.buffer, operation.count))
 
     def end(self, handle: CData) -> None:
-        """Cancel what is under way on a handle, and close it. The operations end with errors."""
+        """Cancel the operations of a handle, and close it. The operations complete with errors."""
         self._kernel.functions.CancelIoEx(handle, self._null)
         self._kernel.functions.CloseHandle(handle)
 
     def close(self) -> None:
-        """Cancel all operations, end the thread once they have ended, and close the port.
-
-        Again, it does nothing.
-        """
+        """Cancel all operations, end the thread once they have completed, and close the port. Idempotent."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             thread = self._thread
             for operation in self._operations.values():
-                # Each by itself: where its handle was closed, the number may be another file's by now.
+                # One by one: if its handle has been closed, the number may be another file's by now.
                 self._kernel.functions.CancelIoEx(operation.handle, operation.overlapped)
         if thread is not None:
             self._kernel.functions.PostQueuedCompletionStatus(self._port, 0, 0, self._null)
@@ -150,7 +147,7 @@ class CompletionPort:
             if self._closed:
                 raise anyio.ClosedResourceError
             self._run_thread()
-            # Known before the call, because its end may come before the call returns.
+            # Registered before the call, because it may complete before the call returns.
             self._operations[address] = operation
         if start(handle, buffer, len(buffer), self._null, operation.overlapped):
             return operation
@@ -170,7 +167,7 @@ class CompletionPort:
         thread = threading.Thread(target=self._run, name="uvm pipes", daemon=True)
         thread.start()
         self._thread = thread
-        # A daemon, so that the interpreter gets as far as to end it: it waits for other threads before.
+        # A daemon: the interpreter joins other threads before it runs this.
         atexit.register(self.close)
 
     # The thread.
@@ -197,7 +194,7 @@ class CompletionPort:
                 break
 
     def _abandon(self) -> None:
-        """Let go of the operations that are left, if any: nobody is to wait for them, nor to start others."""
+        """Abandon the remaining operations: their waiters fail, and no operation starts any more."""
         with self._lock:
             self._closed = True
             left = list(self._operations.values())

@@ -1,6 +1,6 @@
 """What the backend needs of Windows beyond HCS and HCN: files, access, facts, memory figures.
 
-:mod:`uvm.backends.hcs.windows` does it by Windows's own DLLs; tests put the in-memory host's in its place.
+:mod:`uvm.backends.hcs.windows` implements it with Windows's own DLLs; tests use the in-memory host's.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from uvm.backend import AccessMask, HostFiles, HostInfo
 
 
 class WorkingSet(Protocol):
-    """The memory that one VM occupies on the host. It is held open until it is closed."""
+    """The memory that one VM uses on the host, measured until it is closed."""
 
     def bytes(self) -> int:
-        """Give the working set now.
+        """Return the current working set.
 
-        :raises HostError: Windows does not tell, or it was closed.
+        :raises HostError: Windows refuses, or it was closed.
         """
 
     def close(self) -> None:
-        """Let go of it; again, it does nothing."""
+        """Stop measuring. Idempotent."""
 
 
 class Machine(Protocol):
-    """The Windows machine on which the VMs run."""
+    """The Windows machine that runs the VMs."""
 
     @property
     def files(self) -> HostFiles:
-        """Its file system."""
+        """The machine's file system."""
 
     async def facts(self) -> HostInfo:
-        """Ask for the facts that documents and devices depend on."""
+        """Return the facts that documents and devices depend on."""
 
     async def grant_group(self, path: str, mask: AccessMask) -> None:
-        """Give every VM (their group, S-1-5-83-0) access to a file or directory.
+        """Grant every VM (their group, S-1-5-83-0) access to a file or directory.
 
-        :raises HostError: there is nothing at the path, or Windows refused.
+        :raises HostError: the path does not exist, or Windows refused.
         """
 
     async def revoke_group(self, path: str) -> None:
-        """Take that access away; nothing happens where there is none, nor where the path is gone.
+        """Revoke that access. Does nothing if there is none, or if the path no longer exists.
 
         :raises HostError: Windows refused.
         """
@@ -48,5 +48,5 @@ class Machine(Protocol):
     async def open_working_set(self, runtime_id: str) -> WorkingSet:
         """Find the process that holds a virtually backed VM's memory.
 
-        :raises HostError: ERROR_NOT_FOUND where there is none.
+        :raises HostError: ERROR_NOT_FOUND if there is none.
         """

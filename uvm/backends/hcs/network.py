@@ -23,8 +23,8 @@ _QUERY: Final[JSON] = {"SchemaVersion": {"Major": 2, "Minor": 0}}
 class HCSNetwork:
     """The networks of a Windows host (:class:`~uvm.backend.HostNetwork`).
 
-    HCN has no operations: each call blocks, so it goes to the thread pool. What one of these methods does, it
-    does in one go there, and it closes what it opened.
+    HCN has no operations: its calls block. Each method makes all of its calls in one go in a worker thread,
+    and closes there what it opened.
     """
 
     def __init__(self, library: Library[ComputeNetwork], workers: Workers) -> None:
@@ -32,12 +32,12 @@ class HCSNetwork:
         self._workers = workers
 
     async def namespace(self, namespace_id: str) -> JSON:
-        """Give a namespace's document; ERROR_NOT_FOUND where there is none."""
+        """Return a namespace's document; ERROR_NOT_FOUND if there is none."""
         guid = self._guid(namespace_id)
         return await self._workers.run(lambda: self._namespace(guid, namespace_id))
 
     async def endpoint(self, endpoint: str) -> JSON:
-        """Give an endpoint's document, found by id or by name; HCN_E_ENDPOINT_NOT_FOUND."""
+        """Return the document of an endpoint; HCN_E_ENDPOINT_NOT_FOUND if none has this id or name."""
         guid = _guid_or_none(endpoint)
         if guid is None:
             return await self._workers.run(lambda: self._endpoint_by_name(endpoint))
@@ -49,31 +49,31 @@ class HCSNetwork:
             except HostError as e:
                 if e.hresult != HResult.HCN_E_ENDPOINT_NOT_FOUND:
                     raise
-            # A name may look like an id: 32 hexadecimal digits do.
+            # A name may look like an id, such as 32 hexadecimal digits.
             return self._endpoint_by_name(endpoint)
 
         return await self._workers.run(find)
 
     async def namespace_endpoints(self, namespace_id: str) -> list[JSON]:
-        """Give the documents of the endpoints that are in a namespace, in its order."""
+        """Return the documents of the endpoints of a namespace, in its order."""
         guid, operation = self._guid(namespace_id), f"query namespace {namespace_id}"
 
         def endpoints() -> list[JSON]:
             found = _endpoint_ids(self._namespace(guid, namespace_id), operation)
-            return [self._endpoint(self._guid_value(_told_guid(each, operation)), each) for each in found]
+            return [self._endpoint(self._guid_value(_listed_guid(each, operation)), each) for each in found]
 
         return await self._workers.run(endpoints)
 
     async def add_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
-        """Put an endpoint into a namespace."""
+        """Add an endpoint to a namespace."""
         await self._change(namespace_id, endpoint_id, "Add")
 
     async def remove_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
-        """Take an endpoint out of a namespace."""
+        """Remove an endpoint from a namespace."""
         await self._change(namespace_id, endpoint_id, "Remove")
 
     async def delete_namespace(self, namespace_id: str) -> None:
-        """Delete a namespace; nothing happens where it does not exist."""
+        """Delete a namespace. Does nothing if it does not exist."""
         guid, operation = self._guid(namespace_id), f"delete namespace {namespace_id}"
 
         def delete() -> None:
@@ -102,7 +102,7 @@ class HCSNetwork:
 
         await self._workers.run(change)
 
-    # In a thread of the pool.
+    # In a worker thread.
 
     def _namespace(self, guid: CData, name: str) -> JSON:
         operation = f"query namespace {name}"
@@ -122,13 +122,13 @@ class HCSNetwork:
         answer = self._answer(operation, lambda out, error: enumerate_endpoints(query, out, error))
         for each in parse_list(answer, operation, str):
             try:
-                document = self._endpoint(self._guid_value(_told_guid(each, operation)), each)
+                document = self._endpoint(self._guid_value(_listed_guid(each, operation)), each)
             except HostError as e:
                 # Deleted since it was listed.
                 if e.hresult != HResult.HCN_E_ENDPOINT_NOT_FOUND:
                     raise
                 continue
-            # An HCN that does not know the filter lists them all.
+            # An HCN without this filter lists all endpoints.
             if document.get("Name") == name:
                 return document
         raise HostError(operation, HResult.HCN_E_ENDPOINT_NOT_FOUND, "no endpoint has this name")
@@ -155,7 +155,7 @@ class HCSNetwork:
             self._ask(operation, lambda error: opener(guid, out, error))
             yield out[0]
         finally:
-            # HCN may give a handle and tell of an error.
+            # HCN may both return a handle and report an error.
             if out[0] != self._library.ffi.NULL:
                 closer(out[0])
 
@@ -172,14 +172,14 @@ class HCSNetwork:
         hresult = call(error)
         record = take(self._library, error[0])
         if record and hresult >= 0:
-            # As hcsshim has it: who tells of an error has failed, whatever else it says.
+            # As in hcsshim: an error record means failure, whatever the HRESULT.
             raise refusal(operation, _code(record), record)
         check(operation, hresult, record)
 
     def _guid(self, namespace_id: str) -> CData:
         guid = _guid_or_none(namespace_id)
         if guid is None:
-            raise OptionsError(f"the id of a namespace is a GUID, not {namespace_id!r}; nothing was asked")
+            raise OptionsError(f"a namespace id must be a GUID, not {namespace_id!r}; nothing was sent")
         return self._guid_value(guid)
 
     def _guid_value(self, guid: UUID) -> CData:
@@ -189,7 +189,7 @@ class HCSNetwork:
 
 
 def _code(record: str) -> int:
-    """Give the HRESULT that HCN's record of an error names; E_FAIL where it names none."""
+    """Return the HRESULT in HCN's error record; E_FAIL if it has none."""
     try:
         code = json.loads(record)["ErrorCode"]
     except (ValueError, RecursionError, TypeError, KeyError):
@@ -204,11 +204,11 @@ def _guid_or_none(text: str) -> UUID | None:
         return None
 
 
-def _told_guid(text: str, operation: str) -> UUID:
+def _listed_guid(text: str, operation: str) -> UUID:
     guid = _guid_or_none(text)
     if guid is None:
         raise HostError(
-            operation, HResult.HCS_E_INVALID_JSON, f"the host names an endpoint {text!r}, which is no GUID"
+            operation, HResult.HCS_E_INVALID_JSON, f"the host lists an endpoint {text!r}, which is no GUID"
         )
     return guid
 
@@ -216,7 +216,7 @@ def _told_guid(text: str, operation: str) -> UUID:
 def _endpoint_ids(namespace: JSON, operation: str) -> list[str]:
     try:
         data = [r["Data"] for r in namespace.get("Resources") or () if r.get("Type") == "Endpoint"]
-        # HCN writes "Id"; hcsshim, whose reader is blind to case, writes "ID".
+        # HCN writes "Id"; hcsshim, which ignores case when reading, writes "ID".
         return [str(d["Id"] if "Id" in d else d["ID"]) for d in data]
     except (AttributeError, TypeError, KeyError) as e:
         raise HostError(

@@ -22,25 +22,25 @@ from uvm.backends.hcs.winerrors import code_of, host_error
 _ERROR_HANDLE_EOF: Final = 38
 _ERROR_BROKEN_PIPE: Final = 109
 _ERROR_PIPE_NOT_CONNECTED: Final = 233
-#: What reading from a pipe fails with once the other end is closed and everything was read.
+#: The errors of a read once the other end is closed and everything was read.
 _END: Final = frozenset({_ERROR_HANDLE_EOF, _ERROR_BROKEN_PIPE, _ERROR_PIPE_NOT_CONNECTED})
 
 
 class Pipes(Protocol):
-    """What makes streams of the handles that the host gives for the standard streams of a process."""
+    """Makes streams of the handles that the host returns for the standard streams of a process."""
 
     def open(self, handle: int) -> ByteStream:
-        """Make a stream of a handle, which it owns from now on, also where this fails."""
+        """Make a stream of a handle, and take the handle over, also if this fails."""
 
     def close(self) -> None:
-        """Close all of them. Again, it does nothing."""
+        """Close all streams. Idempotent."""
 
 
 class PipeStream:
     """One end of a named pipe (:class:`~uvm.backend.ByteStream`), with the errors of ``SocketStream``.
 
-    A read or a write, once begun, goes on where its task is cancelled: what comes is kept for the next
-    ``receive``, and the next ``send`` waits for what is under way.
+    A read or write goes on after its task was cancelled: the data is kept for the next ``receive``, and the
+    next ``send`` waits for the write.
     """
 
     def __init__(self, port: CompletionPort, handle: CData, on_close: Callable[[PipeStream], None]) -> None:
@@ -56,7 +56,7 @@ class PipeStream:
         self._sending = anyio.ResourceGuard("sending to")
 
     async def receive(self, max_bytes: int = PIECE_BYTES) -> bytes:
-        """Receive at least one byte; anyio.EndOfStream at the end. Where it is cancelled, nothing is lost."""
+        """Receive at least one byte; anyio.EndOfStream at the end. Cancellation loses no data."""
         if max_bytes < 1:
             raise ValueError("receive at least one byte")
         with self._receiving:
@@ -68,7 +68,7 @@ class PipeStream:
             return data
 
     async def send(self, item: bytes) -> None:
-        """Send all of it. Where it is cancelled, a part may have been sent."""
+        """Send all of it. On cancellation a part may have been sent."""
         with self._sending:
             await anyio.lowlevel.checkpoint()
             await self._finish_write()
@@ -82,19 +82,19 @@ class PipeStream:
                 view = view[await self._finish_write() :]
 
     async def send_eof(self) -> None:
-        """Close the handle, after what is under way: a pipe has no direction that could be closed alone."""
+        """Close the handle after the writes in progress: a pipe has no direction that can be closed alone."""
         with self._sending:
             await anyio.lowlevel.checkpoint()
             await self._finish_write()
         self.close()
 
     async def aclose(self) -> None:
-        """Close the handle, also in a cancelled scope. Again, it does nothing."""
+        """Close the handle, also in a cancelled scope. Idempotent."""
         self.close()
         await anyio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        """Close the handle at once; what is under way is cancelled."""
+        """Close the handle at once, and cancel its operations."""
         if not self._closed:
             self._closed = True
             self._port.end(self._handle)
@@ -117,7 +117,7 @@ class PipeStream:
             raise _read_failure(failure) from failure
         data = self._port.data(operation)
         if not data:
-            # An empty message is the end of the output, as go-winio takes it, which hcsshim reads with.
+            # An empty message is the end of the output, as for go-winio, which hcsshim reads with.
             self._ended = True
             raise anyio.EndOfStream
         return data
@@ -153,9 +153,9 @@ class NamedPipes:
         self._closed = False
 
     def open(self, handle: int) -> PipeStream:
-        """Make a stream of a HANDLE, which it owns from now on, also where this fails.
+        """Make a stream of a HANDLE, and take the handle over, also if this fails.
 
-        :raises HostError: the handle is not one for overlapped I/O.
+        :raises HostError: the handle does not support overlapped I/O.
         """
         stream = PipeStream(self._port, self._port.handle(handle), self._streams.discard)
         self._streams.add(stream)
@@ -171,7 +171,7 @@ class NamedPipes:
         return stream
 
     def close(self) -> None:
-        """Close all of them, and end the thread. Again, it does nothing."""
+        """Close all streams, and end the thread. Idempotent."""
         self._closed = True
         for stream in list(self._streams):
             stream.close()
@@ -205,7 +205,7 @@ class _File(io.FileIO):
         self.close()
 
     def _require_open(self) -> None:
-        # As sockets have it, where a file has ValueError.
+        # Like a socket; a file would raise ValueError.
         if self.closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
@@ -217,7 +217,7 @@ class DescriptorPipes:
         self._sockets: Final = sockets
 
     def open(self, handle: int) -> ByteStream:
-        """Make a stream of a file descriptor, which it owns from now on."""
+        """Make a stream of a file descriptor, and take the descriptor over."""
         if stat.S_ISSOCK(os.fstat(handle).st_mode):
             sock = socket.socket(fileno=handle)
             sock.setblocking(False)
@@ -226,4 +226,4 @@ class DescriptorPipes:
         return self._sockets.stream(_File(handle))
 
     def close(self) -> None:
-        """Close all of them: they are sockets for the sockets' close."""
+        """Do nothing: the streams are closed with the sockets."""

@@ -1,4 +1,4 @@
-"""Readiness of sockets, for any number of them, in one thread."""
+"""Readiness of any number of sockets, in one thread."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from uvm.backends.hcs.waker import Signal, Waker
 
 
 class HasFileno(Protocol):
-    """What can be waited for: a socket, on POSIX anything with a file descriptor."""
+    """What can be polled: a socket; on POSIX anything with a file descriptor."""
 
     def fileno(self) -> int:
-        """Give its descriptor (on Windows its SOCKET); -1 where it is closed."""
+        """Return its descriptor (on Windows its SOCKET); -1 if it is closed."""
 
 
 class PollSet(Protocol):
-    """The descriptors that the thread waits for. Only that thread uses it."""
+    """The descriptors that the thread polls. Used by that thread only."""
 
     @property
     def readable(self) -> int:
-        """The bits of ``events`` that mean: something to receive, or the end."""
+        """The bits of ``events`` for: data to receive, or the end."""
 
     @property
     def writable(self) -> int:
-        """The bits that mean: room to send."""
+        """The bits for: room to send."""
 
     def set(self, fd: int, events: int) -> None:
-        """Wait for these events of a descriptor; for 0, no longer for the descriptor."""
+        """Set the events to poll a descriptor for; 0 removes it."""
 
     def wait(self) -> Iterable[tuple[int, int]]:
-        """Wait until there are some, and give descriptors with what was found: events, errors."""
+        """Wait until a descriptor has events, and return those that have, with their events or errors."""
 
 
 class PosixPollSet:
-    """:class:`PollSet` of ``poll``."""
+    """:class:`PollSet` that uses ``poll``."""
 
     readable: int = getattr(select, "POLLIN", 0)
     writable: int = getattr(select, "POLLOUT", 0)
@@ -53,7 +53,7 @@ class PosixPollSet:
         self._fds: set[int] = set()
 
     def set(self, fd: int, events: int) -> None:
-        """Wait for these events of a descriptor; for 0, no longer for the descriptor."""
+        """Set the events to poll a descriptor for; 0 removes it."""
         if events:
             self._fds.add(fd)
             self._poll.register(fd, events)
@@ -62,13 +62,13 @@ class PosixPollSet:
             self._poll.unregister(fd)
 
     def wait(self) -> list[tuple[int, int]]:
-        """Wait until there are some."""
+        """Wait until a descriptor has events, and return those that have, with their events or errors."""
         return self._poll.poll()
 
 
 def new_poll_set() -> PollSet:
-    """Make the system's: of ``poll``, or of WSAPoll."""
-    # Not select(), which anyio's and asyncio's selector threads use: it takes 512 sockets on Windows.
+    """Return a poll set of the system: ``poll`` or WSAPoll."""
+    # Not select(), which anyio's and asyncio's selector threads use: it is limited to 512 sockets on Windows.
     if sys.platform == "win32":
         from uvm.backends.hcs.winsock import WinsockPollSet
 
@@ -78,7 +78,7 @@ def new_poll_set() -> PollSet:
 
 @define(eq=False)
 class _Wait:
-    """One task that waits."""
+    """A waiting task."""
 
     events: int
     signal: Signal = field(factory=lambda: Signal(Waker()))
@@ -87,14 +87,14 @@ class _Wait:
 
 @define(eq=False)
 class _Interest:
-    """The tasks that wait for one socket. Another socket with the same descriptor has another one."""
+    """The tasks that wait for one socket; a successor with the same descriptor has an interest of its own."""
 
     sock: HasFileno
     waits: set[_Wait] = Factory(set)
 
     @property
     def events(self) -> int:
-        """All that they wait for."""
+        """The events that any of them waits for."""
         events = 0
         for wait in self.waits:
             events |= wait.events
@@ -105,16 +105,16 @@ class Poller:
     """Waits for sockets on behalf of tasks, in one thread, which starts with the first wait.
 
     Tasks of any number of event loops and threads may use it. It ends with :meth:`close`, at the latest with
-    the interpreter. Before a socket is closed, it has to be forgotten (:meth:`forget`).
+    the interpreter. A socket must be forgotten (:meth:`forget`) before it is closed.
 
-    :param poll_set: what the thread waits with; the system's where it is left out.
+    :param poll_set: what the thread polls with; by default the system's.
     """
 
     def __init__(self, poll_set: PollSet | None = None) -> None:
         self._set: Final = poll_set or new_poll_set()
         self._lock = threading.Lock()
         self._interests: dict[int, _Interest] = {}
-        # Whose events the poll set holds; what it finds is theirs only, never a successor's.
+        # The interests that the poll set holds: events found for one must not wake its successor.
         self._polled: dict[int, _Interest] = {}
         self._changed: set[int] = set()
         self._thread: threading.Thread | None = None
@@ -124,13 +124,13 @@ class Poller:
 
     @property
     def waiting(self) -> int:
-        """For how many sockets somebody waits."""
+        """The number of sockets that tasks wait for."""
         return len(self._interests)
 
     async def readable(self, sock: HasFileno) -> None:
         """Wait until a socket has something to receive or to accept, was ended by its peer, or broke.
 
-        :raises anyio.ClosedResourceError: it is closed, or was forgotten meanwhile.
+        :raises anyio.ClosedResourceError: the socket is closed, or was forgotten meanwhile.
         """
         await self._wait(sock, self._set.readable)
 
@@ -139,17 +139,17 @@ class Poller:
         await self._wait(sock, self._set.writable)
 
     def forget(self, sock: HasFileno) -> None:
-        """Have everybody who waits for a socket be told that it closes. To be called before it is closed."""
+        """Fail the waits for a socket. Call this before the socket is closed."""
         fd = sock.fileno()
         with self._lock:
             interest = self._interests.get(fd)
             if interest is None or interest.sock is not sock:
                 return
             self._drop(fd, interest)
-        _tell(interest.waits)
+        _fail(interest.waits)
 
     def close(self) -> None:
-        """End the thread, and tell everybody who waits. Again, it does nothing."""
+        """End the thread, and fail all waits. Idempotent."""
         with self._lock:
             thread, self._thread = self._thread, None
             if thread is not None and not self._closed:
@@ -172,7 +172,8 @@ class Poller:
         try:
             await wait.signal.wait()
         except GeneratorExit:
-            # Its loop has gone; the garbage collector comes at any time, also where this thread has the lock.
+            # Its loop has ended; the garbage collector runs at any time, also while this thread holds the
+            # lock.
             raise
         except BaseException:
             with self._lock:
@@ -181,14 +182,14 @@ class Poller:
         if wait.forgotten:
             raise anyio.ClosedResourceError
 
-    # All of these are called with the lock.
+    # All of these are called with the lock held.
 
     def _interest_in(self, sock: HasFileno, fd: int) -> _Interest:
         interest = self._interests.get(fd)
         if interest is not None and interest.sock is not sock:
-            # A socket that nobody had us forget was closed, and this one got its descriptor.
+            # That socket was closed without being forgotten, and this one got its descriptor.
             self._drop(fd, interest)
-            _tell(interest.waits)
+            _fail(interest.waits)
             interest = None
         if interest is None:
             interest = self._interests[fd] = _Interest(sock)
@@ -233,7 +234,7 @@ class Poller:
             bell.close()
             raise
         self._bell, self._thread = bell, thread
-        # A daemon, so that the interpreter gets as far as to end it: it waits for other threads before.
+        # A daemon: the interpreter joins other threads before it runs this.
         atexit.register(self.close)
 
     # The thread.
@@ -248,7 +249,7 @@ class Poller:
             bell.close()
 
     def _apply(self) -> bool:
-        """Bring the poll set up to date; False where there is to be no more waiting."""
+        """Update the poll set; return False if the poller was closed."""
         with self._lock:
             for fd in self._changed:
                 interest = self._interests.get(fd)
@@ -280,7 +281,7 @@ class Poller:
             self._rung = False
 
     def _take(self, fd: int, interest: _Interest, events: int) -> list[_Wait]:
-        # Whatever is neither of the two is an error or the end, which is for everybody to find out.
+        # All other events are errors or the end, which every waiter has to find out by itself.
         errors = events & ~(self._set.readable | self._set.writable)
         taken = [wait for wait in interest.waits if errors or wait.events & events]
         interest.waits.difference_update(taken)
@@ -291,15 +292,15 @@ class Poller:
 
     def _end(self) -> None:
         with self._lock:
-            # Also where the thread ends with an error: nobody is to wait for it.
+            # Also if the thread ends with an error: no task may wait for it any more.
             self._closed = True
             interests = list(self._interests.values())
             self._interests.clear()
         for interest in interests:
-            _tell(interest.waits)
+            _fail(interest.waits)
 
 
-def _tell(waits: Iterable[_Wait]) -> None:
+def _fail(waits: Iterable[_Wait]) -> None:
     for wait in waits:
         wait.forgotten = True
         wait.signal.set()

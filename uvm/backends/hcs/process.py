@@ -1,4 +1,4 @@
-"""A process that HCS started in a system, over its own connection to the guest."""
+"""A process that HCS started in a system, over HCS's own connection to the guest."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _PROCESS_EXITED: Final = 0x00010000
 
 _INVALID_HANDLE_VALUE: Final = (1 << 64) - 1
 
-#: How long HCS may take to tell the exit of a process after it said that there is none (hcsshim's limit).
-_DOUBT_SECONDS: Final = 1.0
+#: How long the exit of a process may follow HCS's answer that the process is gone (hcsshim's limit).
+_EXIT_GRACE_SECONDS: Final = 1.0
 
 
 @frozen
 class _Information:
-    """``HCS_PROCESS_INFORMATION``, its handles owned by streams."""
+    """``HCS_PROCESS_INFORMATION``; its handles are owned by streams."""
 
     pid: int
     stdin: ByteStream | None = None
@@ -54,11 +54,11 @@ class HCSProcess:
         self._handle = handle
         self._information = information
         self._registration = 0
-        self._over = anyio.Event()
-        #: It is over, or in doubt.
+        self._ended = anyio.Event()
+        #: The process has exited, or was reported gone.
         self._news = anyio.Event()
         self._exit: int | HostError | None = None
-        #: HCS's word that it is no more, or that its system is not, where its own exit was not told.
+        #: The report that the process or its system is gone, while its own exit has not been reported.
         self._gone: HostError | None = None
 
     @property
@@ -68,30 +68,31 @@ class HCSProcess:
 
     @property
     def stdin(self) -> ByteStream | None:
-        """Where its input goes; None where none was asked for, or where it was opened."""
+        """The process's input; None if none was asked for, or if the process was opened."""
         return self._information.stdin
 
     @property
     def stdout(self) -> ByteStream | None:
-        """Where its output comes from."""
+        """The process's output."""
         return self._information.stdout
 
     @property
     def stderr(self) -> ByteStream | None:
-        """Where its error output comes from."""
+        """The process's error output."""
         return self._information.stderr
 
     async def wait(self) -> int:
-        """Wait for its end, and give the exit code; E_HANDLE where this handle is closed meanwhile.
+        """Wait for the exit, and return the exit code; E_HANDLE if the handle is closed meanwhile.
 
-        :raises HostError: also where HCS lost it: HCS_E_SERVICE_DISCONNECT, or what its own wait ended with.
+        :raises HostError: also if HCS lost the process: HCS_E_SERVICE_DISCONNECT, or the error of its own
+            wait.
         """
         await self._news.wait()
         if self._gone is not None:
-            # Its exit may be on the way, or have been told before anybody listened.
-            with anyio.move_on_after(_DOUBT_SECONDS):
-                await self._over.wait()
-            self._note(self._gone)
+            # The exit may be about to be reported, or have been reported before this handle was watched.
+            with anyio.move_on_after(_EXIT_GRACE_SECONDS):
+                await self._ended.wait()
+            self._set_outcome(self._gone)
         if isinstance(self._exit, int):
             return self._exit
         operation = f"wait for {self._handle.name}"
@@ -108,7 +109,7 @@ class HCSProcess:
         )
 
     async def terminate(self) -> None:
-        """Kill it, over handles of its own: HCS sends the signals of one handle one after the other."""
+        """Kill the process, through a handle of its own: HCS sends the signals of a handle one by one."""
         host, operation = self._host, f"terminate {self._handle.name}"
         self._require_open("terminate")
         system = await host.open_system(self._system_id, operation)
@@ -132,7 +133,7 @@ class HCSProcess:
         )
 
     async def properties(self) -> JSON:
-        """Ask for its ``ProcessStatus``."""
+        """Return its ``ProcessStatus``."""
         host = self._host
         text = await host.operate(
             self._handle, "query", lambda h, o: host.functions.HcsGetProcessProperties(h, o, host.null)
@@ -140,35 +141,35 @@ class HCSProcess:
         return parse_object(text, f"query {self._handle.name}")
 
     async def close(self) -> None:
-        """Close the handle and the streams; E_HANDLE where that was done before."""
+        """Close the handle and the streams; E_HANDLE if they were closed before."""
         self._require_open("close")
         await self._end()
 
-    def lose(self) -> None:
-        """Note that its system has exited, so that little more will be told of it."""
-        self._doubt(HostError("wait", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, "its system has exited"))
+    def system_exited(self) -> None:
+        """Note that its system has exited, so that its own exit may never be reported."""
+        self._report_gone(HostError("wait", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, "its system has exited"))
 
     async def watch(self) -> None:
-        """Have HCS tell of its exit, which may have been."""
+        """Register for its exit, which may have happened before."""
         try:
             self._registration = await self._host.watch(
                 self._handle, self._host.functions.HcsSetProcessCallback, self._on_event
             )
-            await self._look()
+            await self._query_exit()
         except BaseException:
             await self._end()
             raise
 
-    async def _look(self) -> None:
-        """Ask whether it has exited, before it was watched; where HCS does not say, events have to."""
+    async def _query_exit(self) -> None:
+        """Ask whether it exited before it was watched; if HCS does not say, events have to."""
         try:
             status = await self.properties()
         except HostError as e:
             if e.hresult in (HResult.ERROR_NOT_FOUND, HResult.HCS_E_PROCESS_ALREADY_STOPPED):
-                self._doubt(e)
+                self._report_gone(e)
         else:
             if status.get("Exited") is True:
-                self._note(_outcome(status))
+                self._set_outcome(_outcome(status))
 
     def _require_open(self, operation: str) -> None:
         if self._handle.closed:
@@ -176,10 +177,10 @@ class HCSProcess:
 
     async def _end(self) -> None:
         self._handle.retire()
-        self._over.set()
+        self._ended.set()
         self._news.set()
         try:
-            # First, or who reads would take what HCS does to the pipes for the end of the output.
+            # First, or readers would take what HCS does to the pipes for the end of the output.
             await self._information.aclose()
         finally:
             try:
@@ -189,29 +190,31 @@ class HCSProcess:
 
     def _on_event(self, kind: int, text: str) -> None:
         if kind == _PROCESS_EXITED:
-            self._note(_told(text))
+            self._set_outcome(_reported_outcome(text))
         elif kind == SERVICE_DISCONNECT:
-            self._note(
-                HostError("wait", HResult.HCS_E_SERVICE_DISCONNECT, "HCS is gone; nobody knows how it ended")
+            self._set_outcome(
+                HostError(
+                    "wait", HResult.HCS_E_SERVICE_DISCONNECT, "HCS has stopped; the exit code is unknown"
+                )
             )
 
-    def _note(self, outcome: int | HostError) -> None:
-        if not self._over.is_set():
+    def _set_outcome(self, outcome: int | HostError) -> None:
+        if not self._ended.is_set():
             self._exit = outcome
-            self._over.set()
+            self._ended.set()
             self._news.set()
 
-    def _doubt(self, reason: HostError) -> None:
-        """HCS says that it is no more: its exit comes soon, or never."""
+    def _report_gone(self, reason: HostError) -> None:
+        """Note HCS's report that it is gone: its exit follows soon, or never."""
         if self._gone is None:
             self._gone = reason
             self._news.set()
 
 
-def _told(text: str) -> int | HostError:
-    """Read how it ended from what HCS told of it."""
+def _reported_outcome(text: str) -> int | HostError:
+    """Return the outcome from the exit's event."""
     if not text:
-        return HostError("wait", HResult.HCS_E_INVALID_JSON, "HCS told of its end, and not how it ended")
+        return HostError("wait", HResult.HCS_E_INVALID_JSON, "HCS reported the exit without an exit code")
     try:
         return _outcome(parse_object(text, "wait"))
     except HostError as e:
@@ -219,10 +222,10 @@ def _told(text: str) -> int | HostError:
 
 
 def _outcome(status: JSON) -> int | HostError:
-    """Read how it ended from its ``ProcessStatus``, where what is zero may be left out."""
+    """Return the outcome from a ``ProcessStatus``, in which zeros may be omitted."""
     lost, code = (0 if status.get(k) is None else status[k] for k in ("LastWaitResult", "ExitCode"))
     if not (isinstance(lost, int) and isinstance(code, int)):
-        return HostError("wait", HResult.HCS_E_INVALID_JSON, f"HCS told of its end with {status}")
+        return HostError("wait", HResult.HCS_E_INVALID_JSON, f"HCS reported the exit with {status}")
     if lost:
         return HostError("wait", lost, "HCS's own wait for the process failed")
     return code & 0xFFFFFFFF
@@ -244,18 +247,18 @@ async def create_process(host: Host, system: Handle[SystemHandle], parameters: J
     except HostError as e:
         failure = e
     finally:
-        # There may be a handle whatever came of the operation, and if it was cancelled.
+        # There may be a handle whatever the outcome, also on cancellation.
         handle = None if out[0] == host.null else host.process_handle(f"{system.name}: process", out[0])
         if handle is not None and failure is None and start.information is None:
             await host.close(handle)
     if handle is None:
-        assert failure is not None, "HCS gave neither a process nor an error"
+        assert failure is not None, "HCS returned neither a process nor an error"
         raise failure
     return await _started(host, system.name, handle, start, failure)
 
 
 async def open_process(host: Host, system: Handle[SystemHandle], pid: int) -> HCSProcess:
-    """Open a process of a system; it has no streams."""
+    """Return a new handle of a process of a system; it has no streams."""
     operation = f"open process {pid} of {system.name}"
     if not 0 <= pid < 1 << 32:
         raise HostError(operation, HResult.ERROR_NOT_FOUND, "no process has such an id")
@@ -269,7 +272,7 @@ async def _started(
     host: Host, system_id: str, handle: Handle[ProcessHandle], start: _Start, failure: HostError | None
 ) -> HCSProcess:
     if failure is not None:
-        await _ask(host, handle, start, failure)
+        await _fetch_from_process(host, handle, start, failure)
     assert start.information is not None
     handle.name = f"{system_id}:{start.information.pid}"
     process = HCSProcess(host, system_id, handle, start.information)
@@ -280,8 +283,10 @@ async def _started(
     return process
 
 
-async def _ask(host: Host, handle: Handle[ProcessHandle], start: _Start, failure: HostError) -> None:
-    # Server 2022 was seen to fail the operation of a process that it had started, so the process is asked.
+async def _fetch_from_process(
+    host: Host, handle: Handle[ProcessHandle], start: _Start, failure: HostError
+) -> None:
+    # Server 2022 was seen to fail the operation of a process that it had started: ask the process.
     try:
         await host.operate(handle, "ask", host.functions.HcsGetProcessInfo, start.fetch)
     except HostError:
@@ -293,7 +298,7 @@ async def _ask(host: Host, handle: Handle[ProcessHandle], start: _Start, failure
 
 
 class _Start:
-    """Fetches what the operation of a started process resulted in."""
+    """Fetches the result of the operation that started a process."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -312,12 +317,12 @@ class _Start:
 
     def _stream(self, handle: CData) -> ByteStream | None:
         number = int(self._host.service.library.ffi.cast("uintptr_t", handle))
-        # HCS gives either for a stream that was not asked for.
+        # HCS returns either for a stream that was not asked for.
         if number in (0, _INVALID_HANDLE_VALUE):
             return None
         try:
-            return self._host.transport.open_pipe(number)
+            return self._host.platform.transport.open_pipe(number)
         except Exception as e:
-            # The others have to be taken over all the same.
+            # The other handles have to be taken over all the same.
             self.broken = e
             return None

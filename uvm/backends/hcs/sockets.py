@@ -1,4 +1,4 @@
-"""Byte streams and listeners over non-blocking sockets, which wait with the :class:`Poller`."""
+"""Byte streams and listeners on non-blocking sockets, which wait with the :class:`Poller`."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import anyio.lowlevel
 
 from uvm.backends.hcs.poller import HasFileno, Poller
 
-#: A stream receives no more at once, and gives others a turn after so much, however fast its peer is.
+#: The most that a stream receives or sends before it lets other tasks run.
 PIECE_BYTES: Final = 65536
-#: How long to wait before a socket is tried again that was said to have room and has none.
+#: The pause before another attempt to send on a socket that was reported writable and is not.
 _PAUSE_SECONDS: Final = 0.005
 
 
 class Endpoint(HasFileno, Protocol):
-    """What a stream needs of a non-blocking socket; BlockingIOError where it would block."""
+    """The methods of a non-blocking socket that a stream uses; BlockingIOError if a call would block."""
 
     def recv(self, size: int, /) -> bytes:
-        """Receive what there is; nothing at the end."""
+        """Return what has arrived; nothing at the end."""
 
     def send(self, data: memoryview, /) -> int:
-        """Send a part, and say how much."""
+        """Send a part, and return its size."""
 
     def shutdown(self, how: int, /) -> None:
-        """Close our direction."""
+        """Close the sending direction."""
 
     def close(self) -> None:
-        """Close both."""
+        """Close both directions."""
 
 
 class SocketStream:
     """A connection (:class:`~uvm.backend.ByteStream`) with anyio's errors.
 
-    :class:`anyio.ClosedResourceError` after :meth:`aclose`, :class:`anyio.BrokenResourceError` where the
-    connection broke, its cause the OSError; :class:`anyio.BusyResourceError` for a second task that receives,
-    or sends, at the same time.
+    :class:`anyio.ClosedResourceError` after :meth:`aclose`, :class:`anyio.BrokenResourceError`, caused by the
+    OSError, if the connection broke, and :class:`anyio.BusyResourceError` for a second task that receives, or
+    sends, at the same time.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class SocketStream:
         self._sending = anyio.ResourceGuard("sending to")
 
     async def receive(self, max_bytes: int = PIECE_BYTES) -> bytes:
-        """Receive at least one byte; anyio.EndOfStream at the end. Where it is cancelled, nothing is lost."""
+        """Receive at least one byte; anyio.EndOfStream at the end. Cancellation loses no data."""
         if max_bytes < 1:
             raise ValueError("receive at least one byte")
         with self._receiving:
-            # First, because nothing can be given back once it is received.
+            # First, because received data must not be lost on cancellation.
             await anyio.lowlevel.checkpoint()
             while True:
                 try:
@@ -71,7 +71,7 @@ class SocketStream:
                 return data
 
     async def send(self, item: bytes) -> None:
-        """Send all of it. Where it is cancelled, a part may have been sent."""
+        """Send all of it. On cancellation a part may have been sent."""
         with self._sending:
             await anyio.lowlevel.checkpoint()
             self._require_open()
@@ -82,7 +82,7 @@ class SocketStream:
                     await anyio.lowlevel.checkpoint()
 
     async def send_eof(self) -> None:
-        """Close our direction."""
+        """Close the sending direction."""
         with self._sending:
             await anyio.lowlevel.checkpoint()
             self._require_open()
@@ -92,7 +92,7 @@ class SocketStream:
                 raise self._failure() from error
 
     async def aclose(self) -> None:
-        """Close both directions, also in a cancelled scope. Again, it does nothing."""
+        """Close both directions, also in a cancelled scope. Idempotent."""
         self.close()
         await anyio.lowlevel.checkpoint()
 
@@ -111,7 +111,7 @@ class SocketStream:
                 return self._endpoint.send(piece)
             except BlockingIOError:
                 if waited:
-                    # WSAPoll ends every wait for a connection whose peer has closed its direction.
+                    # WSAPoll reports a connection writable once its peer has closed its direction.
                     await anyio.sleep(_PAUSE_SECONDS)
                 await self._poller.writable(self._endpoint)
                 waited = True
@@ -127,10 +127,10 @@ class SocketStream:
 
 
 class SocketListener:
-    """Where somebody dials in (:class:`~uvm.backend.Listener`).
+    """A :class:`~uvm.backend.Listener` on a socket.
 
-    :param accept: accepts a connection from a non-blocking socket and gives it, non-blocking.
-    :param stream: makes a stream of it.
+    :param accept: accepts a connection from a non-blocking socket, and returns it, non-blocking.
+    :param stream: makes a stream of a connection.
     """
 
     def __init__(
@@ -163,13 +163,13 @@ class SocketListener:
             except BlockingIOError:
                 await self._poller.readable(self._socket)
             except ConnectionError:
-                # Whoever dialled has left before we came; others may wait.
+                # The peer has left already; others may wait.
                 continue
             except OSError as error:
                 raise anyio.BrokenResourceError from error
 
     async def aclose(self) -> None:
-        """Stop listening; the system ends connections that nobody accepted. Again, it does nothing."""
+        """Stop listening; the system ends connections that were not accepted. Idempotent."""
         self.close()
         await anyio.lowlevel.checkpoint()
 
@@ -183,9 +183,9 @@ class SocketListener:
 
 
 class Sockets:
-    """All streams and listeners over one poller.
+    """All streams and listeners of one poller.
 
-    :ivar poller: what they wait with.
+    :ivar poller: the poller they wait with.
     """
 
     def __init__(self) -> None:
@@ -194,7 +194,7 @@ class Sockets:
         self._closed = False
 
     def stream(self, endpoint: Endpoint) -> SocketStream:
-        """Make a stream of a connected, non-blocking socket, which it owns from now on."""
+        """Make a stream of a connected, non-blocking socket, and take the socket over."""
         stream = SocketStream(endpoint, self.poller, self._open.discard)
         self._keep(stream)
         return stream
@@ -202,13 +202,13 @@ class Sockets:
     def listener(
         self, sock: socket.socket, accept: Callable[[socket.socket], socket.socket]
     ) -> SocketListener:
-        """Make a listener of a listening, non-blocking socket, which it owns from now on."""
+        """Make a listener of a listening, non-blocking socket, and take the socket over."""
         listener = SocketListener(sock, self.poller, accept, self.stream, self._open.discard)
         self._keep(listener)
         return listener
 
     def close(self) -> None:
-        """Close all of them, and end the poller's thread. Again, it does nothing."""
+        """Close all streams and listeners, and end the poller's thread. Idempotent."""
         self._closed = True
         for each in list(self._open):
             each.close()

@@ -1,4 +1,4 @@
-"""A compute system of HCS: a handle, its calls, and what HCS tells of it."""
+"""A compute system of HCS: its handle, its calls and its events."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _CRASH_INITIATED: Final = 0x2
 _CRASH_REPORT: Final = 0x3
 _GUEST_CONNECTION_CLOSED: Final = 0x6
 
-#: What HCS says where it goes on with what was asked (the second is HCS v1's, which hcsshim knows).
+#: HCS's answers while a request goes on (the second is HCS v1's, known to hcsshim).
 _PENDING: Final = frozenset({HResult.HCS_E_OPERATION_PENDING, HResult.ERROR_VMCOMPUTE_OPERATION_PENDING})
 
-#: A call on a system that takes an operation and a document of options.
+#: A call on a system that takes an operation and an options document.
 _Call = Callable[[SystemHandle, OperationHandle, CData], int]
 
 
 class HCSSystem:
-    """A handle on a compute system (:class:`~uvm.backend.System`).
+    """A handle of a compute system (:class:`~uvm.backend.System`).
 
-    Every call but :attr:`id` and :attr:`runtime_id` is refused with E_HANDLE once the handle is closed.
+    Once the handle is closed, everything but :attr:`id` and :attr:`runtime_id` is refused with E_HANDLE.
     """
 
     def __init__(self, host: Host, handle: Handle[SystemHandle]) -> None:
@@ -48,11 +48,11 @@ class HCSSystem:
         self._handle = handle
         self._runtime_id = ""
         self._registration = 0
-        self._over = anyio.Event()
+        self._ended = anyio.Event()
         self._exit: ExitStatus | None = None
-        #: What HCS told before the exit, by the name under which the exit status will hold it.
-        self._told: dict[str, Any] = {}
-        #: Those that are open, which the transport keeps; guests have thousands, one after the other.
+        #: What HCS reported before the exit, by its key in the exit status.
+        self._reported: dict[str, Any] = {}
+        #: The open listeners, kept alive by the transport; a guest may have thousands, one after another.
         self._listeners: WeakSet[GuestListener] = WeakSet()
         self._processes: WeakSet[HCSProcess] = WeakSet()
         self._working_set: WorkingSet | None = None
@@ -60,57 +60,54 @@ class HCSSystem:
 
     @property
     def id(self) -> str:
-        """The compute system's id."""
+        """The id of the compute system."""
         return self._handle.name
 
     @property
     def runtime_id(self) -> str:
-        """The Hyper-V VM id, a GUID; empty where it is no VM."""
+        """The Hyper-V VM id, a GUID; empty if the system is no VM."""
         return self._runtime_id
 
     async def start(self) -> None:
-        """Start it (``HcsStartComputeSystem``)."""
+        """Start the system (``HcsStartComputeSystem``)."""
         await self._operate("start", None, self._host.functions.HcsStartComputeSystem)
 
     async def shutdown(self, options: JSON | None = None) -> None:
-        """Ask for an orderly shutdown (``HcsShutDownComputeSystem``)."""
+        """Request an orderly shutdown (``HcsShutDownComputeSystem``)."""
         with _under_way():
             await self._operate("shutdown", options, self._host.functions.HcsShutDownComputeSystem)
 
     async def terminate(self) -> None:
-        """End it at once (``HcsTerminateComputeSystem``)."""
+        """Terminate the system (``HcsTerminateComputeSystem``)."""
         with _under_way():
             await self._operate("terminate", None, self._host.functions.HcsTerminateComputeSystem)
 
     async def crash(self, options: JSON | None = None) -> None:
-        """Have the guest crash (``HcsCrashComputeSystem``)."""
+        """Crash the guest (``HcsCrashComputeSystem``)."""
         await self._operate("crash", options, self._host.functions.HcsCrashComputeSystem)
 
     async def pause(self, options: JSON | None = None) -> None:
-        """Stop its processors (``HcsPauseComputeSystem``)."""
+        """Pause the system (``HcsPauseComputeSystem``)."""
         await self._operate("pause", options, self._host.functions.HcsPauseComputeSystem)
 
     async def resume(self) -> None:
-        """Let its processors go on (``HcsResumeComputeSystem``)."""
+        """Resume the system (``HcsResumeComputeSystem``)."""
         await self._operate("resume", None, self._host.functions.HcsResumeComputeSystem)
 
     async def save(self, options: JSON | None = None) -> None:
-        """Save its state (``HcsSaveComputeSystem``): to a file, or as a template, as the options say."""
+        """Save the system (``HcsSaveComputeSystem``), to a file or as a template, according to `options`."""
         await self._operate("save", options, self._host.functions.HcsSaveComputeSystem)
 
     async def modify(self, request: JSON) -> None:
-        """Carry out a ``ModifySettingRequest`` (``HcsModifyComputeSystem``).
-
-        Cancelled, its outcome is unknown.
-        """
+        """Send a ``ModifySettingRequest`` (``HcsModifyComputeSystem``). Cancelled, its outcome is unknown."""
         modify, null = self._host.functions.HcsModifyComputeSystem, self._host.null
         await self._operate("modify", request, lambda h, o, document: modify(h, o, document, null))
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties (``HcsGetComputeSystemProperties``).
 
-        :param types: ``PropertyTypes`` of the query.
-        :param queries: its ``Queries``, of the newer form: by type, with arguments.
+        :param types: the query's ``PropertyTypes``.
+        :param queries: the query's newer ``Queries``: arguments by type.
         """
         query: JSON = {"PropertyTypes": list(types)} if types else {}
         if queries is not None:
@@ -119,11 +116,11 @@ class HCSSystem:
         return parse_object(text, f"query {self.id}")
 
     async def working_set_bytes(self) -> int:
-        """Give the physical memory that its vmmem process occupies; the process is found once."""
+        """Return the physical memory used by the VM's vmmem process, which is looked up once."""
         async with self._finding:
             if self._working_set is None:
                 self._require_vm("measure")
-                self._working_set = await self._host.machine.open_working_set(self._runtime_id)
+                self._working_set = await self._host.platform.machine.open_working_set(self._runtime_id)
                 if self._handle.closed:
                     self._forget_working_set()
         self._require_open("measure")
@@ -135,13 +132,13 @@ class HCSSystem:
         return self._keep(await create_process(self._host, self._handle, parameters))
 
     async def open_process(self, pid: int) -> HostProcess:
-        """Open a process that was started so (``HcsOpenProcess``)."""
+        """Open a process that :meth:`create_process` started (``HcsOpenProcess``)."""
         return self._keep(await open_process(self._host, self._handle, pid))
 
     async def listen(self, service_id: str) -> Listener:
-        """Listen on an hvsocket for connections of the guest; it ends with the VM."""
+        """Listen on an hvsocket for connections of the guest, until the VM exits."""
         self._require_vm("listen for")
-        listener = await self._host.transport.listen(self._runtime_id, service_id)
+        listener = await self._host.platform.transport.listen(self._runtime_id, service_id)
         if self._handle.closed or self._exit is not None:
             listener.close()
         else:
@@ -149,19 +146,19 @@ class HCSSystem:
         return listener
 
     async def wait(self) -> ExitStatus:
-        """Wait for the exit; E_HANDLE where this handle is closed meanwhile.
+        """Wait for the exit; E_HANDLE if this handle is closed meanwhile.
 
-        The exit status holds HCS's ``SystemExitStatus`` and, where HCS told of them, ``CrashReport`` and
-        ``GuestConnectionClosed``. Where HCS itself goes, the exit is HCS_E_SERVICE_DISCONNECT.
+        The exit status holds HCS's ``SystemExitStatus`` and, if HCS reported them, ``CrashReport`` and
+        ``GuestConnectionClosed``. If HCS itself stops, the exit status is HCS_E_SERVICE_DISCONNECT.
         """
-        await self._over.wait()
+        await self._ended.wait()
         if self._exit is None:
             self._require_open("wait for")
         assert self._exit is not None
         return self._exit
 
     async def close(self) -> None:
-        """Close the handle, whatever is cancelled; E_HANDLE where that was done before."""
+        """Close the handle, shielded from cancellation; E_HANDLE if it was closed before."""
         self._require_open("close")
         try:
             await self._host.close(self._handle)
@@ -171,7 +168,7 @@ class HCSSystem:
             self._end()
 
     async def watch(self) -> None:
-        """Have HCS tell of its exit, which may have been, and learn the VM's id. Before anything else."""
+        """Register for the exit, which may have happened before, and query the VM's id. Call this first."""
         self._registration = await self._host.watch(
             self._handle, self._host.functions.HcsSetComputeSystemCallback, self._on_event
         )
@@ -181,10 +178,10 @@ class HCSSystem:
             self._exited(ExitStatus(_exit_type(properties)))
 
     async def discard(self) -> None:
-        """Terminate and close what was made for nobody, whatever is cancelled."""
+        """Terminate and close a system whose caller has left, shielded from cancellation."""
         try:
-            # Where its creation failed there is nothing to terminate; where HCS hangs, nobody waits for it.
-            with suppress(HostError), anyio.move_on_after(self._host.patience_seconds, shield=True):
+            # After a failed creation there is nothing to terminate; a hanging HCS is not waited for.
+            with suppress(HostError), anyio.move_on_after(self._host.platform.grace_seconds, shield=True):
                 await self.terminate()
         finally:
             await self.close()
@@ -200,27 +197,27 @@ class HCSSystem:
             self._exited(ExitStatus("UnexpectedExit", HResult.HCS_E_SERVICE_DISCONNECT))
         elif kind in (_CRASH_INITIATED, _CRASH_REPORT):
             _log.warning("%s: the guest crashed: %s", self.id, text)
-            self._told["CrashReport"] = _document(text)
+            self._reported["CrashReport"] = _document(text)
         elif kind == _GUEST_CONNECTION_CLOSED:
             _log.warning("%s: HCS lost its connection to the guest", self.id)
-            self._told["GuestConnectionClosed"] = _document(text)
+            self._reported["GuestConnectionClosed"] = _document(text)
 
     def _exited(self, status: ExitStatus) -> None:
         if self._exit is None:
-            detail = {**(status.detail or {}), **self._told}
+            detail = {**(status.detail or {}), **self._reported}
             self._exit = ExitStatus(status.exit_type, status.code, detail or None)
         for process in self._processes:
-            process.lose()
+            process.system_exited()
         self._end()
 
     def _keep(self, process: HCSProcess) -> HCSProcess:
         self._processes.add(process)
         if self._exit is not None:
-            process.lose()
+            process.system_exited()
         return process
 
     def _end(self) -> None:
-        self._over.set()
+        self._ended.set()
         for listener in list(self._listeners):
             listener.close()
 
@@ -232,8 +229,10 @@ class HCSSystem:
     def _require_vm(self, operation: str) -> None:
         self._require_open(operation)
         if not self._runtime_id:
-            # A container that HCS hosts in a VM, for instance.
-            raise HostError(f"{operation} {self.id}", HResult.ERROR_NOT_SUPPORTED, "it has no VM of its own")
+            # For example a container that HCS hosts in a VM.
+            raise HostError(
+                f"{operation} {self.id}", HResult.ERROR_NOT_SUPPORTED, "the system has no VM of its own"
+            )
 
     def _require_open(self, operation: str) -> None:
         if self._handle.closed:
@@ -242,7 +241,7 @@ class HCSSystem:
 
 @contextmanager
 def _under_way() -> Iterator[None]:
-    """Take "pending" for success: that a system ends is told by its exit, not by the call."""
+    """Treat "pending" as success: the end of a system is reported by its exit, not by the call."""
     try:
         yield
     except HostError as e:

@@ -1,4 +1,4 @@
-"""Texts on their way to and from the DLLs: UTF-16, JSON, and the account that HCS gives of an error."""
+"""Strings from and for the DLLs: UTF-16, JSON, and HCS's error records."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ T = TypeVar("T")
 
 
 def wide(library: Library[Any], text: str) -> CData:
-    """Make a C string. It lives as long as what is given here.
+    """Return a C string; its memory is freed with the returned object.
 
-    :raises OptionsError: there is a NUL in it, where C would end it.
+    :raises OptionsError: `text` contains a NUL, at which C would cut it.
     """
     if "\0" in text:
-        raise OptionsError(f"{text!r} has a NUL in it; nothing was sent")
+        raise OptionsError(f"{text!r} contains a NUL character; nothing was sent")
     return library.ffi.new("char16_t[]", text)
 
 
 def take(library: Library[Any], pointer: CData) -> str:
-    """Take over a string that the DLL handed out, and free it; NULL is the empty string."""
+    """Return the text of a string that the DLL allocated, and free it; NULL is the empty string."""
     if pointer == library.ffi.NULL:
         return ""
     try:
@@ -34,7 +34,7 @@ def take(library: Library[Any], pointer: CData) -> str:
 
 
 def compose(document: Any, operation: str) -> str:
-    """Write a document as JSON; HCS_E_INVALID_JSON for what is none."""
+    """Return a document as JSON; HCS_E_INVALID_JSON if it cannot be encoded."""
     try:
         return json.dumps(document, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as e:
@@ -42,56 +42,56 @@ def compose(document: Any, operation: str) -> str:
 
 
 def parse(text: str, operation: str) -> Any:
-    """Read the JSON that HCS answered with; no text is None."""
+    """Return HCS's answer, decoded; None for an empty text."""
     if not text:
         return None
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:
         raise HostError(
-            operation, HResult.HCS_E_INVALID_JSON, f"the host's own answer is no JSON: {e}"
+            operation, HResult.HCS_E_INVALID_JSON, f"the host's answer is not JSON: {e}"
         ) from None
 
 
 def parse_object(text: str, operation: str) -> dict[str, Any]:
-    """Read an answer that has to be an object; no text, or null, is one without members.
+    """Return an answer that must be an object; an empty text, or null, is an empty one.
 
-    :raises HostError: HCS_E_INVALID_JSON, it is something else.
+    :raises HostError: HCS_E_INVALID_JSON: it is something else.
     """
     answer = parse(text, operation)
     if answer is not None and not isinstance(answer, dict):
-        raise _strange(operation, "an object", text)
+        raise _unexpected(operation, "an object", text)
     return answer or {}
 
 
 def parse_list(text: str, operation: str, of: type[T]) -> list[T]:
-    """Read an answer that has to be a list of such values; no text, or null, is one without any.
+    """Return an answer that must be a list of `of`; an empty text, or null, is an empty one.
 
-    :raises HostError: HCS_E_INVALID_JSON, it is something else.
+    :raises HostError: HCS_E_INVALID_JSON: it is something else.
     """
     answer = parse(text, operation)
     if answer is not None and not (isinstance(answer, list) and all(isinstance(a, of) for a in answer)):
-        raise _strange(operation, f"a list of {of.__name__}", text)
+        raise _unexpected(operation, f"a list of {of.__name__}", text)
     return answer or []
 
 
-def _strange(operation: str, wanted: str, text: str) -> HostError:
+def _unexpected(operation: str, wanted: str, text: str) -> HostError:
     return HostError(
-        operation, HResult.HCS_E_INVALID_JSON, f"the host's own answer is not {wanted}: {text[:200]}"
+        operation, HResult.HCS_E_INVALID_JSON, f"the host's answer is not {wanted}: {text[:200]}"
     )
 
 
 def check(operation: str, hresult: int, document: str = "") -> None:
-    """Raise what HCS refused with, if it did.
+    """Raise HCS's refusal if `hresult` is one.
 
-    :param document: HCS's ``ResultError`` (or HCN's record) in JSON, where it gave one.
+    :param document: HCS's ``ResultError`` (or HCN's record) in JSON, if there is one.
     """
     if hresult < 0:
         raise refusal(operation, hresult, document)
 
 
 def refusal(operation: str, hresult: int, document: str = "") -> HostError:
-    """Put an HRESULT and HCS's account of it into an exception."""
+    """Return the exception for an HRESULT and HCS's error document."""
     try:
         account = json.loads(document) if document else {}
     except (ValueError, RecursionError):
@@ -100,7 +100,7 @@ def refusal(operation: str, hresult: int, document: str = "") -> HostError:
         return HostError(operation, hresult, document)
     events = account.get("ErrorEvents")
     records = tuple(_record(e) for e in events if isinstance(e, dict)) if isinstance(events, list) else ()
-    # HCN's records have their text under another name.
+    # HCN's records name the message differently.
     message = account.get("ErrorMessage") or account.get("Error")
     return HostError(operation, hresult, message if isinstance(message, str) else "", records)
 

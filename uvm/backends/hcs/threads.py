@@ -1,7 +1,7 @@
-"""Threads for calls that block, none of which keeps the interpreter from ending.
+"""Daemon threads for blocking calls.
 
-Those of the standard library's pools, and anyio's on asyncio, do: the interpreter waits for what they are in
-the middle of, for good where HCS hangs.
+The interpreter waits at its end for the threads of the standard library's pools, and of anyio's on asyncio:
+forever if a call hangs in HCS. It does not wait for these.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-#: How long a thread waits for something to do.
+#: How long an idle thread waits for the next job.
 _IDLE_SECONDS: Final = 10.0
 
 
 class Threads:
-    """As many threads as there are jobs at once; they stay a while for those to come."""
+    """A pool with as many threads as there are jobs at once; idle ones are reused for a while."""
 
     def __init__(self, name: str) -> None:
         self._name: Final = name
@@ -26,9 +26,9 @@ class Threads:
         self._idle = 0
 
     def start(self, job: Callable[[], object]) -> None:
-        """Have a thread do it now. It must not raise.
+        """Run `job` in a thread now. It must not raise.
 
-        :raises RuntimeError: there can be no more threads.
+        :raises RuntimeError: no more threads can be started.
         """
         with self._changed:
             self._jobs.append(job)
@@ -39,14 +39,14 @@ class Threads:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
         except RuntimeError:
             with self._changed, suppress(ValueError):
-                # Unless another has it meanwhile.
+                # Unless another thread has taken it meanwhile.
                 self._jobs.remove(job)
                 raise
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
             job()
-            # What it holds is not to live until the next one comes.
+            # Do not keep its objects alive until the next job.
             del job
 
     def _next(self) -> Callable[[], object] | None:

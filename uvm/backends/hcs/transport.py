@@ -1,4 +1,4 @@
-"""What connects the backend with what runs in a VM."""
+"""The transport between the backend and what runs in a VM."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from uvm.backend import ByteStream, Listener
 
 
 class GuestListener(Listener, Protocol):
-    """A listener that can also be closed where nothing can be awaited: when the VM's exit is told."""
+    """A listener that can also be closed without awaiting: when the VM's exit is reported."""
 
     def close(self) -> None:
-        """Stop listening at once. Again, it does nothing."""
+        """Stop listening at once. Idempotent."""
 
 
 class Transport(Protocol):
     """Listeners for the connections of guests, and the standard streams of processes that the host started.
 
-    :class:`~uvm.backends.hcs.hvsocket.HvSocketTransport` is that of Windows; tests have others.
+    :class:`~uvm.backends.hcs.hvsocket.HvSocketTransport` is the one of Windows; tests have others.
     """
 
     async def listen(self, runtime_id: str, service_id: str) -> GuestListener:
@@ -27,10 +27,10 @@ class Transport(Protocol):
         """
 
     def open_pipe(self, handle: int) -> ByteStream:
-        """Make a stream of a standard handle that HCS gave for a process; it owns the handle from now on.
+        """Make a stream of a standard handle of a process, and take the handle over.
 
-        :raises HostError: it is not a handle for overlapped I/O; it is closed then.
+        :raises HostError: the handle does not support overlapped I/O; it has been closed.
         """
 
     async def aclose(self) -> None:
-        """Close all listeners and streams that are left, and end the threads. Again, it does nothing."""
+        """Close all remaining listeners and streams, and end the threads. Idempotent."""

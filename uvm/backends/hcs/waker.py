@@ -1,4 +1,4 @@
-"""From a thread that belongs to somebody else into the event loop."""
+"""Wake-ups of an event loop from foreign threads."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Args = TypeVarTuple("Args")
 
 
 class Waker:
-    """Runs functions in the event loop in which it was made; any thread may ask, none waits.
+    """Calls functions in the event loop in which it was created, from any thread, without blocking it.
 
-    Made inside of a running event loop, asyncio's or trio's.
+    Created inside a running event loop of asyncio or trio.
     """
 
     def __init__(self) -> None:
         trio = sys.modules.get("trio")
-        # Not there while another thread is in the middle of importing it.
+        # Absent while another thread is importing trio.
         lowlevel = getattr(trio, "lowlevel", None)
         self._soon: Callable[..., object]
         if trio is not None and lowlevel is not None and lowlevel.in_trio_run():
@@ -31,7 +31,7 @@ class Waker:
             self._gone = RuntimeError
 
     def call_soon(self, function: Callable[[*Args], object], *args: *Args) -> bool:
-        """Have the loop call a function soon; False where the loop has ended, and nothing will be called."""
+        """Schedule a call of `function`; return False if the loop has ended, which then never calls it."""
         try:
             self._soon(function, *args)
         except self._gone:
@@ -40,16 +40,16 @@ class Waker:
 
 
 class Signal:
-    """Something that happens once, told from any thread to a task of the loop in which it was made."""
+    """A one-shot event that any thread may set for the tasks of the loop in which it was created."""
 
     def __init__(self, waker: Waker) -> None:
         self._waker = waker
         self._event = anyio.Event()
 
     def set(self) -> None:
-        """Say that it has happened; again, it does nothing."""
+        """Set it. Idempotent."""
         self._waker.call_soon(self._event.set)
 
     async def wait(self) -> None:
-        """Wait until it has happened."""
+        """Wait until it is set."""
         await self._event.wait()

@@ -1,4 +1,4 @@
-"""The Windows error codes in what Python raises."""
+"""Windows error codes of Python's exceptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOTHING_THERE: Final = frozenset({HResult.ERROR_FILE_NOT_FOUND, HResult.ERROR_PA
 
 
 def code_of(error: OSError) -> int:
-    """Return the Windows code of an error; 0 if it has none, as elsewhere than on Windows."""
+    """Return the Windows code of an error; 0 if it has none, as on other systems."""
     code: int | None = getattr(error, "winerror", None)
     return code or 0
 

@@ -1,4 +1,4 @@
-"""ws2_32.dll: waiting for any number of sockets, and what Python 3.11 cannot do with an AF_HYPERV socket."""
+"""ws2_32.dll: polling of any number of sockets, and what Python 3.11 cannot do with an AF_HYPERV socket."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def winsock() -> SystemLibrary[Ws2Functions]:
 
 
 def bind(sock: int, address: bytes) -> None:
-    """Bind a SOCKET to an address, given as the bytes of its structure; OSError."""
+    """Bind a SOCKET to an address, the bytes of its structure; OSError if Winsock refuses."""
     library = winsock()
     structure = library.ffi.cast("struct sockaddr *", buffer := library.ffi.from_buffer(address))
     if library.functions.bind(sock, structure, len(buffer)):
@@ -38,7 +38,7 @@ def bind(sock: int, address: bytes) -> None:
 
 
 def accept(sock: int) -> int:
-    """Accept a connection and give its SOCKET; BlockingIOError where there is none, or OSError."""
+    """Accept a connection and return its SOCKET; BlockingIOError if there is none, or OSError."""
     library = winsock()
     accepted = library.functions.accept(sock, library.ffi.NULL, library.ffi.NULL)
     if accepted == _INVALID_SOCKET:
@@ -47,9 +47,9 @@ def accept(sock: int) -> int:
 
 
 class WinsockPollSet:
-    """A set of sockets to wait for (:class:`~uvm.backends.hcs.poller.PollSet`), with WSAPoll.
+    """A :class:`~uvm.backends.hcs.poller.PollSet` that uses WSAPoll.
 
-    The array that WSAPoll takes is kept between the calls: no change costs more where there are more of them.
+    The array for WSAPoll is kept between calls, so that the cost of a change does not depend on its length.
     """
 
     readable: int = _POLLRDNORM
@@ -65,7 +65,7 @@ class WinsockPollSet:
         self._grow(64)
 
     def set(self, fd: int, events: int) -> None:
-        """Wait for these events of a socket; for 0, no longer for the socket."""
+        """Set the events to poll a socket for; 0 removes it."""
         place = self._places.get(fd)
         if not events:
             if place is not None:
@@ -76,10 +76,10 @@ class WinsockPollSet:
         self._array[place].events = events
 
     def wait(self) -> list[tuple[int, int]]:
-        """Wait until there are some."""
+        """Wait until a socket has events, and return the sockets that have, with their events."""
         count = len(self._fds)
         if self._functions.WSAPoll(self._array, count, -1) < 0:
-            # One of them is no socket (any more). Each has to look for itself.
+            # At least one is no socket (any more): let every waiter try its own.
             return [(fd, _POLLERR) for fd in self._fds]
         found = self._found[:count].tolist()
         return list(compress(zip(self._fds, found, strict=True), found))
@@ -106,6 +106,6 @@ class WinsockPollSet:
         if self._fds:
             self._ffi.memmove(array, self._array, self._ffi.sizeof(self._array))
         self._array = array
-        # The member revents of all of them, so that looking for those with any runs no loop of Python's.
+        # A view of the member revents of all entries: finding those that are set runs no loop in Python.
         stride, offset = self._ffi.sizeof("WSAPOLLFD") // 2, self._ffi.offsetof("WSAPOLLFD", "revents") // 2
         self._found = memoryview(self._ffi.buffer(array)).cast("H")[offset::stride]

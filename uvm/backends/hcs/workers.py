@@ -1,11 +1,12 @@
-"""Blocking calls in a few threads, for the event loop.
+"""Blocking calls in a bounded number of threads, for the event loop.
 
-A thread cannot be cancelled, so there are two ways to leave a call (the end of the interpreter leaves all):
+A thread cannot be cancelled. A cancelled caller leaves a call by one of two rules (the end of the interpreter
+leaves all calls):
 
-- :meth:`Workers.run` leaves at once. What the call gives later, when nobody waits for it any more, is handed
-  to ``undo``, exactly once: a handle is closed even where its opener was cancelled.
-- :meth:`Workers.finish` waits for the end of what changes something, after it has asked the call to stop, so
-  that nothing happens behind the back of who was cancelled.
+- :meth:`Workers.run` returns at once. A result that arrives later is passed to ``undo``, exactly once: a
+  handle is closed even if its opener was cancelled.
+- :meth:`Workers.finish`, for calls that change something, asks the call to stop and waits for its end, so
+  that nothing happens after the caller has returned.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from uvm.backends.hcs.waker import Signal, Waker
 
 _log = logging.getLogger("uvm")
 
-#: How many calls block at once. HCS and HCN serialise much of this themselves.
+#: How many calls block at once. HCS and HCN serialise most of them anyway.
 _THREADS: Final = 8
 
-#: For all there are: whoever limits them counts the calls.
+#: Shared by all :class:`Workers`, which bound their own calls.
 _threads: Final = Threads("uvm worker")
 
 T = TypeVar("T")
@@ -41,12 +42,12 @@ class _State(enum.Enum):
     NEW = enum.auto()
     RUNNING = enum.auto()
     DONE = enum.auto()
-    #: Whoever asked has gone, before it began or before it ended.
+    #: The caller has left, before the call began or before it ended.
     LEFT = enum.auto()
 
 
 class _Call(Generic[T]):
-    """One call, seen from its thread and from the loop; each transition is made by one of them only."""
+    """One call, shared by its thread and the loop; each transition is made by one of them only."""
 
     def __init__(self, function: Callable[[], T], undo: Callable[[T], object] | None) -> None:
         self._function = function
@@ -58,7 +59,7 @@ class _Call(Generic[T]):
         self._ended = Signal(Waker())
 
     def run(self) -> None:
-        """Make the call, in its thread; the result is undone where it is of no use any more."""
+        """Make the call, in its thread; undo the result if the caller has left."""
         with self._lock:
             if self._state is _State.LEFT:
                 return
@@ -78,17 +79,17 @@ class _Call(Generic[T]):
             self._ended.set()
 
     def outcome(self) -> T:
-        """Give the result of a call that has ended, or raise what it raised."""
+        """Return the result of a call that has ended, or raise its exception."""
         if self._error is None:
             return self._results[0]
         try:
             raise self._error
         finally:
-            # Its traceback holds this.
+            # The exception's traceback refers to this call.
             self._error = None
 
     def leave(self) -> _State:
-        """Say that nobody waits any more; gives how far the call was."""
+        """Note that the caller has left; return the state that the call was in."""
         with self._lock:
             state = self._state
             if state is not _State.DONE:
@@ -96,7 +97,7 @@ class _Call(Generic[T]):
         return state
 
     def unclaimed(self) -> list[T]:
-        """Take what the call gave, where it has ended and there is something to undo."""
+        """Return the result that has to be undone, if there is one, and forget it."""
         results, self._results = self._results, []
         return results if self._undo is not None else []
 
@@ -108,7 +109,7 @@ class _Call(Generic[T]):
 class Workers:
     """A bounded number of threads for blocking calls.
 
-    :param threads: how many calls may block at once, those included that nobody waits for any more.
+    :param threads: how many calls may block at once, including those whose caller has left.
     """
 
     def __init__(self, threads: int = _THREADS) -> None:
@@ -117,10 +118,10 @@ class Workers:
     async def run(
         self, function: Callable[[*Args], T], *args: *Args, undo: Callable[[T], object] | None = None
     ) -> T:
-        """Make a blocking call. Cancelled, this returns at once, and the call goes on by itself.
+        """Make a blocking call. On cancellation return at once, while the call goes on.
 
-        :param undo: is given the call's result where the caller was cancelled meanwhile: at once where the
-            result is there (the cancelled caller waits for that), else in the call's thread when it is.
+        :param undo: called with the result if the caller was cancelled: by the caller if the result is there
+            (it waits for that), otherwise by the call's thread.
         """
         call = _Call(lambda: function(*args), undo)
         delivered = False
@@ -136,9 +137,9 @@ class Workers:
     async def finish(
         self, function: Callable[[*Args], T], *args: *Args, stop: Callable[[], object] | None = None
     ) -> T:
-        """Make a blocking call that changes something. Cancelled, this still waits until the call has ended.
+        """Make a blocking call that changes something. On cancellation wait until it has ended.
 
-        :param stop: asks the call to end early; is called in the event loop, where the caller is cancelled.
+        :param stop: called in the event loop on cancellation; asks the call to end early.
         """
         call = _Call(lambda: function(*args), None)
         try:
@@ -155,7 +156,7 @@ class Workers:
         for result in call.unclaimed():
             assert undo is not None
             late = _Call(functools.partial(_undo_late, undo, result), None)
-            # Without a token: all threads of the others may hang.
+            # Without a token: all other threads may hang.
             _threads.start(late.run)
             with CancelScope(shield=True):
                 await late.wait()
@@ -166,7 +167,7 @@ class Workers:
 
         def run() -> None:
             context.run(call.run)
-            # Only now, also where the caller has left.
+            # Only now, even if the caller has left.
             waker.call_soon(self._limiter.release_on_behalf_of, call)
 
         try:

@@ -1,6 +1,6 @@
 """Builds the double, once for each state of its sources.
 
-``python -m tests.backends.hcs.double.build [windows]`` says where the libraries are.
+``python -m tests.backends.hcs.double.build [windows]`` prints where the libraries are.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _SOURCES: Final = Path(__file__).parent
 _ROOT: Final = _SOURCES.parents[3]
 _DECLARATIONS: Final = _ROOT / "uvm" / "backends" / "hcs" / "declarations"
 _CACHE: Final = _ROOT / "build" / "double"
-#: Where the libraries are that were built elsewhere: for Windows' Python, which has no compiler, or with a
+#: Where libraries are that were built elsewhere: for Windows's Python, which has no compiler, or with a
 #: sanitizer.
 PREBUILT: Final = "UVM_HCS_DOUBLE"
 
 _NETWORK: Final = "computenetwork.c"
 _FLAGS: Final = ("-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-shared")
-#: At the end of the interpreter, threads still sleep in the library. macOS' linker does not know the flag.
+#: At the end of the interpreter threads still sleep in the library. macOS's linker lacks the flag.
 _NEVER_UNLOADED: Final = ("-Wl,-z,nodelete",) if sys.platform == "linux" else ()
 _NATIVE_FLAGS: Final = (
     "-D_POSIX_C_SOURCE=200809L",
@@ -44,19 +44,19 @@ _WINDOWS_COMPILER: Final = "x86_64-w64-mingw32-gcc"
 
 
 class NoCompilerError(Exception):
-    """There is no C compiler; the message says which were looked for."""
+    """There is no C compiler; the message lists those that were looked for."""
 
 
 @frozen
 class Libraries:
-    """The two libraries that were built."""
+    """The two libraries."""
 
     computecore: Path
     computenetwork: Path
 
 
 def build(target: Target = "native") -> Libraries:
-    """Build the libraries, or find those that were built of the same sources.
+    """Return the libraries, built of the current sources if they are not yet.
 
     :raises NoCompilerError: there is no compiler.
     """
@@ -97,7 +97,7 @@ def _fingerprint(target: Target, command: str) -> str:
 
 
 def _build_into(directory: Path, target: Target, command: str) -> None:
-    """Build next to the directory and rename: two processes may do it at once."""
+    """Build beside the directory and rename: two processes may build at once."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as name:
         work = Path(name) / "done"

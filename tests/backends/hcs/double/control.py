@@ -1,4 +1,4 @@
-"""The host's side of the double, as Python: what ``double.h`` exports for the tests."""
+"""The host's side of the double in Python: what ``double.h`` exports for the tests."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class FaultKind(enum.IntEnum):
 class Question:
     """What a call asks the host.
 
-    :ivar number: names it in the answer.
-    :ivar object: the handle of what it concerns or makes; 0 where none.
+    :ivar number: identifies it in the answer.
+    :ivar object: the handle of the object that it concerns or makes; 0 if none.
     :ivar parent: the system in which a process is made.
     :ivar subject: an id.
-    :ivar document: what was passed as text.
+    :ivar document: the text argument.
     """
 
     number: int
@@ -72,10 +72,10 @@ class Question:
 
 @frozen
 class Answer:
-    """What the host answers with.
+    """The host's answer.
 
     :ivar result: the HRESULT, signed or not.
-    :ivar handles: of a process's streams; they belong to whoever gets the answer.
+    :ivar handles: of a process's streams; they belong to the receiver of the answer.
     """
 
     result: int = 0
@@ -84,14 +84,14 @@ class Answer:
     handles: tuple[int, int, int] = (0, 0, 0)
 
 
-#: Takes a question, in any thread; it has to return soon.
+#: Takes a question, in any thread; must return soon.
 Host = Callable[[Question], None]
 
 
 class Double:
     """The double, of which there is one in a process.
 
-    :ivar core: computecore.dll, as the library is to be given it.
+    :ivar core: computecore.dll, in the form that the library takes.
     :ivar network: computenetwork.dll.
     """
 
@@ -110,7 +110,7 @@ class Double:
         )
 
     def plug(self, host: Host) -> None:
-        """Set who is asked. The calling thread counts as the one that must never wait for the host."""
+        """Set the receiver of questions. The calling thread is the one that must never wait for the host."""
 
         def ask(number: int, call: Any, obj: int, parent: int, *rest: Any) -> None:
             subject, document, fault, result = rest
@@ -122,7 +122,7 @@ class Double:
         self._callback = callback
 
     def unplug(self) -> None:
-        """Have nobody asked; who waits for an answer is told that the service is not available."""
+        """Remove the receiver of questions; calls in progress fail: the service is not available."""
         self._lib.DoublePlug(self._ffi.NULL)
 
     def answer(self, question: int, answer: Answer) -> None:
@@ -133,11 +133,11 @@ class Double:
         )
 
     def event(self, obj: int, kind: int, data: str = "") -> None:
-        """Send an event to who registered for those of a handle."""
+        """Send an event to those registered for the events of a handle."""
         self._lib.DoubleEvent(obj, kind, self._wide(data or None))
 
     def fault(self, call: str, kind: FaultKind, result: int = 0, document: str = "", times: int = 1) -> None:
-        """Have the next calls of a name go wrong."""
+        """Have the next calls of a name fail."""
         self._lib.DoubleFault(call.encode(), kind, _signed(result), self._wide(document or None), times)
 
     def drain(self) -> None:
@@ -145,25 +145,25 @@ class Double:
         self._lib.DoubleDrain()
 
     def misuses(self) -> list[str]:
-        """Give what was done wrong, a line each."""
+        """Return the misuses, one per line."""
         return self._lines(self._lib.DoubleMisuses())
 
     def leaks(self) -> list[str]:
-        """Give what is still open and what was not freed, a line each."""
+        """Return what is still open and what was not freed, one per line."""
         return self._lines(self._lib.DoubleLeaks())
 
     def reset(self) -> None:
-        """Unplug, and forget everything."""
+        """Remove the receiver of questions, and forget everything."""
         self._lib.DoubleReset()
 
     @property
     def objects(self) -> int:
-        """How many handles and operations are open."""
+        """The number of open handles and operations."""
         return int(self._lib.DoubleObjects())
 
     @property
     def strings(self) -> int:
-        """How many strings were handed out and not freed."""
+        """The number of strings that were not freed."""
         return int(self._lib.DoubleStrings())
 
     def _text(self, pointer: Any) -> str:
@@ -187,5 +187,5 @@ def _signed(result: int) -> int:
 
 @functools.cache
 def the_double() -> Double:
-    """Build the double, and load it; NoCompilerError where that cannot be done here."""
+    """Return the double, built and loaded; NoCompilerError if that is not possible here."""
     return Double(build())

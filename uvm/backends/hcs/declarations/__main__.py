@@ -1,4 +1,4 @@
-"""Make the modules of ``_bindings`` from the headers beside this file. Run after each change of a header."""
+"""Generate the modules of ``_bindings`` from the headers in this directory, after each change of one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ PACKAGE = "uvm.backends.hcs._bindings"
 
 
 def names() -> list[str]:
-    """Name the groups of functions: the headers with neither types nor the prelude in them."""
+    """Return the names of the groups: of the headers without those of types and the prelude."""
     return sorted(
         path.stem for path in HERE.glob("*.h") if not path.stem.endswith("_types") and path.stem != "prelude"
     )
 
 
 def source(name: str) -> str:
-    """Give the C declarations of one group, types first."""
+    """Return the C declarations of one group, types first."""
     parts = [HERE / "prelude.h", HERE / f"{name}_types.h", HERE / f"{name}.h"]
     return "\n".join(part.read_text("utf-8") for part in parts if part.exists())
 
 
 def generate(name: str) -> str:
-    """Give the text of the module for one group: cffi's out-of-line form, which parses nothing."""
+    """Return the text of the module for one group, in cffi's out-of-line form, which needs no parser."""
     from cffi import FFI
     from cffi.recompiler import make_py_source
 
@@ -39,7 +39,7 @@ def generate(name: str) -> str:
 
 
 def main() -> None:
-    """Write all of them, and remove what no header stands for any more."""
+    """Write all modules, and remove those without a header."""
     BINDINGS.mkdir(exist_ok=True)
     for stale in {path.stem for path in BINDINGS.glob("*.py")} - {*names(), "__init__"}:
         (BINDINGS / f"{stale}.py").unlink()

@@ -1,7 +1,7 @@
 """Access of all VMs to a path: an entry for their group in the path's access list.
 
-HCS grants access to one VM; for the group it has no call, so the list is edited here, as in hcsshim
-internal/security/grantvmgroupaccess.go. What exists in the list stays as it is.
+HCS has a call for one VM but none for the group, so the list is edited here, as in hcsshim
+internal/security/grantvmgroupaccess.go. Other entries are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uvm.errors import HostError
 #: ``NT VIRTUAL MACHINE\Virtual Machines``.
 VM_GROUP_SID: Final = "S-1-5-83-0"
 
-#: GENERIC_READ and GENERIC_ALL; the file system maps them to rights of its own.
+#: GENERIC_READ and GENERIC_ALL; the file system maps them to its own rights.
 _RIGHTS: Final[dict[AccessMask, int]] = {"read": 0x80000000, "all": 0x10000000}
 _READ_CONTROL, _WRITE_DAC = 0x00020000, 0x00040000
 _FILE_OBJECT: Final = 1
@@ -35,20 +35,20 @@ _FILE_STANDARD_INFO: Final = 1
 
 @frozen
 class GroupAccess:
-    """Edits access lists, blocking. Setting that of a directory visits all that is below it."""
+    """Edits access lists; its calls block. A change to a directory visits everything below it."""
 
     kernel: SystemLibrary[Kernel32]
     advapi: SystemLibrary[AdvApi32]
 
     def grant(self, path: str, mask: AccessMask) -> None:
-        """Add an entry for the VM group; a directory's holds for what is in it, too.
+        """Add an entry for the VM group; the entry of a directory is inherited by its contents.
 
-        :raises HostError: there is nothing at the path, or Windows refused.
+        :raises HostError: the path does not exist, or Windows refused.
         """
         self._edit(f"grant VM group access ({mask})", path, _RIGHTS[mask])
 
     def revoke(self, path: str) -> None:
-        """Take the group's own entries out of a path; what it inherits stays. A path that is gone has none.
+        """Remove the group's own entries; inherited ones stay. Does nothing if the path no longer exists.
 
         :raises HostError: Windows refused.
         """
@@ -65,14 +65,14 @@ class GroupAccess:
             self._access_list(operation, handle) as current,
         ):
             if current == self.advapi.ffi.NULL:
-                # No list at all lets everybody in; a list with our entry alone would shut all others out.
+                # No list lets everybody in; a list with this entry alone would shut all others out.
                 return
             with self._edited(operation, handle, current, rights) as wanted:
                 self._set(operation, handle, wanted)
 
     @contextmanager
     def _access_list(self, operation: str, handle: CData) -> Iterator[CData]:
-        """Read the access list, which is a part of a security descriptor."""
+        """Yield the access list, which is a part of a security descriptor."""
         null = self.advapi.ffi.NULL
         dacl, descriptor = self.advapi.ffi.new("PACL *"), self.advapi.ffi.new("PSECURITY_DESCRIPTOR *")
         self._check(
@@ -86,7 +86,7 @@ class GroupAccess:
 
     @contextmanager
     def _edited(self, operation: str, handle: CData, current: CData, rights: int | None) -> Iterator[CData]:
-        """Make an access list of another one, the entry of the group changed."""
+        """Yield a copy of an access list with the group's entry changed."""
         ffi = self.advapi.ffi
         with self._sid(operation) as sid:
             entry = ffi.new("EXPLICIT_ACCESS_W *")
@@ -119,7 +119,7 @@ class GroupAccess:
             yield sid[0]
 
     def _is_directory(self, operation: str, handle: CData) -> bool:
-        # Of the handle, not of the path: that may be another thing by now.
+        # Of the handle: the path may name something else by now.
         ffi = self.kernel.ffi
         out = ffi.new("FILE_STANDARD_INFO *")
         if not self.kernel.functions.GetFileInformationByHandleEx(

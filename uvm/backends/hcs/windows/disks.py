@@ -1,4 +1,4 @@
-"""What only Windows knows of a file: file ids, copying without reading, identifiers of virtual disks."""
+"""File operations of Windows alone: file ids, copying without reading, identifiers of virtual disks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from uvm.errors import OptionsError
 
 _SHARE_ALL: Final = 0x7
 _OPEN_EXISTING: Final = 3
-#: Without it no directory can be opened.
+#: Needed to open a directory.
 _FLAG_BACKUP_SEMANTICS: Final = 0x02000000
 _FILE_ID_INFO: Final = 18
 _OPEN_VERSION_2: Final = 2
-#: Which member of SET_VIRTUAL_DISK_INFO is meant: a VHD and a VHDX have different identifiers.
+#: The member of SET_VIRTUAL_DISK_INFO to use: a VHD and a VHDX have different identifiers.
 _IDENTIFIER, _VIRTUAL_DISK_ID = 2, 5
 
 
 @contextmanager
 def open_path(kernel: SystemLibrary[Kernel32], operation: str, path: str, access: int = 0) -> Iterator[CData]:
-    """Open a file or directory, and close it.
+    """Open a file or directory, and close it at the end.
 
-    :param access: the rights that are needed; none are needed to ask what it is.
+    :param access: the rights needed; a query needs none.
     :raises HostError: it cannot be opened.
     """
     functions, ffi = kernel.functions, kernel.ffi
@@ -50,7 +50,7 @@ class WindowsFileCalls:
     virtdisk: SystemLibrary[VirtDisk]
 
     def copier(self) -> tuple[CopyCall, Stop]:
-        """Make a copy by ``CopyFileExW``, which leaves moving the data to the file system where that can."""
+        """Return a copy by ``CopyFileExW``, which lets the file system move the data if it can."""
         kernel = self.kernel
         cancel = kernel.ffi.new("BOOL *")
 
@@ -66,9 +66,9 @@ class WindowsFileCalls:
         return copy, stop
 
     def has_file_ids(self, path: str) -> bool:
-        """Tell whether the file system answers ``FileIdInfo`` (hcsshim internal/uvm/vsmb.go).
+        """Return whether the file system answers ``FileIdInfo`` (hcsshim internal/uvm/vsmb.go).
 
-        Any refusal is a no: Azure Files gives ERROR_INVALID_PARAMETER, others may give something else.
+        Any refusal means no: Azure Files returns ERROR_INVALID_PARAMETER, others may return another code.
         """
         kernel = self.kernel
         with open_path(kernel, "open", path) as handle:
@@ -77,9 +77,9 @@ class WindowsFileCalls:
             return bool(kernel.functions.GetFileInformationByHandleEx(handle, _FILE_ID_INFO, out, size))
 
     def set_disk_id(self, path: str, disk_id: str) -> None:
-        """Set a virtual disk's identifier, as go-winio's ``vhd.SetVirtualDiskIdentifier``.
+        """Set a virtual disk's identifier, like go-winio's ``vhd.SetVirtualDiskIdentifier``.
 
-        :raises OptionsError: ``disk_id`` is no GUID.
+        :raises OptionsError: `disk_id` is no GUID.
         """
         library = self.virtdisk
         information = library.ffi.new("SET_VIRTUAL_DISK_INFO *")
@@ -95,11 +95,11 @@ class WindowsFileCalls:
     @contextmanager
     def _open_disk(self, operation: str, path: str) -> Iterator[CData]:
         functions, ffi = self.virtdisk.functions, self.virtdisk.ffi
-        # All zero: Windows finds out of what type the disk is.
+        # All zero: Windows detects the type of the disk.
         storage_type = ffi.new("VIRTUAL_STORAGE_TYPE *")
         parameters = ffi.new("OPEN_VIRTUAL_DISK_PARAMETERS *", {"Version": _OPEN_VERSION_2})
         handle = ffi.new("HANDLE *")
-        # Version 2 takes no rights here: what is allowed follows from the parameters.
+        # Version 2 takes no rights here: they follow from the parameters.
         code = functions.OpenVirtualDisk(storage_type, wide_path(ffi, path), 0, 0, parameters, handle)
         if code:
             raise self.virtdisk.error(operation, code)
@@ -111,4 +111,4 @@ def _guid(text: str) -> bytes:
     try:
         return uuid.UUID(text).bytes_le
     except ValueError:
-        raise OptionsError(f"{text!r} is no GUID") from None
+        raise OptionsError(f"a disk id must be a GUID, not {text!r}") from None

@@ -1,7 +1,7 @@
-"""Windows's own DLLs: a typed Protocol for each, how they are loaded, and how their errors are told.
+"""Windows's own DLLs: a typed Protocol for each, how they are loaded, and their errors.
 
-A function of kernel32 or advapi32 that gives a BOOL or a handle leaves its error aside, in its thread; the
-others give an error code, 0 where all went well.
+A function of kernel32 or advapi32 that returns a BOOL or a handle sets the last error of its thread; the
+others return an error code, 0 on success.
 """
 
 from __future__ import annotations
@@ -116,11 +116,11 @@ class NtDll(Protocol):
 
 @frozen(eq=False)
 class SystemLibrary(Generic[L_co]):
-    """A DLL that was loaded.
+    """A loaded DLL.
 
     :ivar functions: its functions.
-    :ivar ffi: gives values of its types.
-    :ivar last_error: gives a Windows error code with its text; for -1, that of the last call in this thread.
+    :ivar ffi: its C types.
+    :ivar last_error: returns a Windows error code with its text; for -1, those of the thread's last error.
     """
 
     functions: L_co
@@ -128,29 +128,29 @@ class SystemLibrary(Generic[L_co]):
     last_error: Callable[[int], tuple[int, str]]
 
     def error(self, operation: str, code: int = -1) -> HostError:
-        """Make an exception of a Windows error code; by default, of the last call's."""
+        """Return the HostError of a Windows error code; by default of the last error."""
         number, text = self.last_error(code)
         return HostError(operation, hresult_from_win32(number), text)
 
     def os_error(self, code: int = -1) -> OSError:
-        """Make what Python itself would raise of a Windows error code; by default, of the last call's."""
+        """Return the OSError of a Windows error code; by default of the last error."""
         number, text = self.last_error(code)
         return OSError(0, text, None, number)
 
 
 def wide_path(ffi: FFI, path: str) -> CData:
-    """Make a C string of a path.
+    """Return a C string of a path.
 
-    :raises HostPathError: there is a NUL in it, where C would end it.
+    :raises HostPathError: it contains a NUL, at which C would cut it.
     """
     if "\0" in path:
-        raise HostPathError(path.replace("\0", "\\0"), "there is a NUL in it; nothing was asked of Windows")
+        raise HostPathError(path.replace("\0", "\\0"), "it contains a NUL character; nothing was done")
     return ffi.new("WCHAR[]", path)
 
 
 @contextmanager
 def closing(kernel: SystemLibrary[Kernel32], handle: CData) -> Iterator[CData]:
-    """Lend a handle, and close it."""
+    """Lend a handle, and close it at the end."""
     try:
         yield handle
     finally:
@@ -182,11 +182,11 @@ def ntdll() -> SystemLibrary[NtDll]:
 
 
 def load(dll: str, binding: str | None = None) -> SystemLibrary[Any]:
-    """Load a DLL; OSError where Windows lacks it.
+    """Load a DLL; OSError if Windows lacks it.
 
-    :param binding: the group of its functions that is meant, where that is not called like the DLL.
+    :param binding: the group of its functions, if it is not named after the DLL.
     """
-    # Each binding is a module of its own, which costs nothing until its DLL is used.
+    # Each binding is a module of its own, loaded only when its DLL is used.
     ffi = import_module(f"uvm.backends.hcs._bindings.{binding or dll.removesuffix('.dll')}").ffi
     return SystemLibrary(
         LateFunctions(ffi, dll), ffi, cast(Callable[[int], tuple[int, str]], ffi.getwinerror)

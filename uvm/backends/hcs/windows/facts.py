@@ -22,15 +22,15 @@ _MACHINES: Final[dict[int, Literal["amd64", "arm64"]]] = {0x8664: "amd64", 0xAA6
 
 @frozen
 class Facts:
-    """Asks Windows, blocking. None of it depends on the program that asks, nor on its compatibility mode."""
+    """Asks Windows; its calls block. The answers do not depend on the program's compatibility mode."""
 
     kernel: SystemLibrary[Kernel32]
     ntdll: SystemLibrary[NtDll]
 
     def ask(self) -> HostInfo:
-        """Ask for all of them.
+        """Return all facts.
 
-        :raises HostError: Windows does not tell one.
+        :raises HostError: Windows refuses to answer.
         :raises NotSupportedError: the processor is neither amd64 nor arm64.
         """
         return HostInfo(
@@ -44,22 +44,22 @@ class Facts:
         )
 
     def build(self) -> int:
-        """Give the build number of Windows."""
+        """Return the build number of Windows."""
         out = self.ntdll.ffi.new("OSVERSIONINFOW *")
         out.dwOSVersionInfoSize = self.ntdll.ffi.sizeof(out[0])
-        # It does not fail.
+        # It never fails.
         self.ntdll.functions.RtlGetVersion(out)
         return int(out.dwBuildNumber)
 
     def processors(self) -> int:
-        """Count the logical processors of all processor groups."""
+        """Return the number of logical processors in all processor groups."""
         count = self.kernel.functions.GetActiveProcessorCount(_ALL_PROCESSOR_GROUPS)
         if not count:
             raise self.kernel.error("count the processors")
         return count
 
     def memory_mb(self) -> int:
-        """Give the physical memory."""
+        """Return the size of the physical memory."""
         out = self.kernel.ffi.new("MEMORYSTATUSEX *")
         out.dwLength = self.kernel.ffi.sizeof(out[0])
         if not self.kernel.functions.GlobalMemoryStatusEx(out):
@@ -67,7 +67,7 @@ class Facts:
         return int(out.ullTotalPhys) // MIB
 
     def machine(self) -> Literal["amd64", "arm64"]:
-        """Give the processor's architecture, also where this Python runs in emulation."""
+        """Return the processor's architecture, even if this Python is emulated."""
         functions, ffi = self.kernel.functions, self.kernel.ffi
         process, native = ffi.new("USHORT *"), ffi.new("USHORT *")
         if not functions.IsWow64Process2(functions.GetCurrentProcess(), process, native):
@@ -80,8 +80,8 @@ class Facts:
         return found
 
     def time_zone(self) -> JSON:
-        """Give the time zone as HCS's ``TimeZoneInformation`` (hcsshim internal/uvm/timezone.go)."""
-        # Loads cattrs, which nothing else here needs.
+        """Return the time zone as HCS's ``TimeZoneInformation`` (hcsshim internal/uvm/timezone.go)."""
+        # Here, because it loads cattrs, which nothing else in this module needs.
         from uvm.schema.json import to_json
 
         out = self.kernel.ffi.new("TIME_ZONE_INFORMATION *")
@@ -104,7 +104,7 @@ class Facts:
 
 
 def _system_time(time: CData) -> SystemTime:
-    """Take over a date as it is: a year of 0 makes it a rule for every year."""
+    """Copy a date unchanged: the year 0 makes it a rule for every year."""
     return SystemTime(
         year=time.wYear,
         month=time.wMonth,

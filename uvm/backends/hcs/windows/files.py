@@ -1,8 +1,8 @@
 """The real file system of the host (:class:`~uvm.backend.HostFiles`).
 
-What Python's standard library does is done by it; what only Windows knows of a file goes through
-:class:`FileCalls`. Looking is given up where it is cancelled. What changes something is waited for, so that
-a cancelled caller can clean up after it; a copy is told to stop.
+Uses Python's standard library, and :class:`FileCalls` for what only Windows can do. On cancellation a query
+is abandoned; a change is waited for, so that a cancelled caller can clean up after it, and a copy is asked to
+stop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uvm.hresult import HResult, hresult_from_win32
 
 _READ_BYTES: Final = 1 << 20
 
-#: Windows's codes for the errors of a C library, where the system that we are on is not Windows.
+#: Windows's codes for errno values, for other systems than Windows.
 _WIN32_OF: Final = {
     errno.ENOENT: 2,
     errno.EACCES: 5,
@@ -36,26 +36,26 @@ _WIN32_OF: Final = {
 
 
 class Stop(Protocol):
-    """Asks a call that is under way to end early."""
+    """Asks a call in progress to end early."""
 
     def __call__(self) -> object: ...
 
 
 class FileCalls(Protocol):
-    """Blocking calls on files that only the operating system has."""
+    """Blocking file operations that depend on the operating system."""
 
     def copier(self) -> tuple[CopyCall, Stop]:
-        """Make a copy operation: what carries it out, and what stops it from any thread."""
+        """Return a copy operation, and what stops it from any thread."""
 
     def has_file_ids(self, path: str) -> bool:
-        """Tell whether the path's file system answers file-id queries."""
+        """Return whether the path's file system answers file-id queries."""
 
     def set_disk_id(self, path: str, disk_id: str) -> None:
         """Set the identifier of a virtual disk file."""
 
 
 class CopyCall(Protocol):
-    """Carries out a copy operation, blocking; HostError where it fails, or was stopped."""
+    """Makes the copy, blocking; HostError if it fails, or was stopped."""
 
     def __call__(self, source: str, target: str, /) -> None: ...
 
@@ -63,8 +63,8 @@ class CopyCall(Protocol):
 class RealFiles:
     """The host's files.
 
-    :param workers: where calls block.
-    :param calls: what only the operating system has.
+    :param workers: the threads for blocking calls.
+    :param calls: the operations that depend on the operating system.
     """
 
     def __init__(self, workers: Workers, calls: FileCalls) -> None:
@@ -72,40 +72,40 @@ class RealFiles:
         self._calls = calls
 
     async def stat(self, path: str) -> FileInfo | None:
-        """Look at a path, following links; None where nothing is there.
+        """Return what is at a path, following links; None if it does not exist.
 
-        :raises HostPathError: no path can be like that.
-        :raises HostError: it cannot be looked at.
+        :raises HostPathError: the path is not valid.
+        :raises HostError: the system refused.
         """
         return await self._workers.run(_stat, path)
 
     async def read(self, path: str, max_bytes: int) -> bytes:
-        """Read a whole file. No more than ``max_bytes`` and one are ever read, whatever its size says.
+        """Return the contents of a file. At most `max_bytes` and one are ever read, whatever its size says.
 
-        :raises HostPathError: it is missing, no file, or larger than ``max_bytes``.
-        :raises HostError: it cannot be read.
+        :raises HostPathError: it does not exist, is no file, or is larger than `max_bytes`.
+        :raises HostError: the system refused.
         """
         return await self._workers.run(_read, path, max_bytes)
 
     async def copy(self, source: str, target: str) -> None:
-        """Copy a file over whatever is at the target.
+        """Copy a file, replacing the target.
 
-        :raises HostPathError: the source is missing, or no file.
+        :raises HostPathError: the source does not exist, or is no file.
         :raises HostError: the system refused.
         """
         copy, stop = self._calls.copier()
         await self._workers.finish(_copy, copy, source, target, stop=stop)
 
     async def mkdir(self, path: str) -> None:
-        """Make a directory with its parents; nothing happens where it exists.
+        """Make a directory and its parents. Does nothing if it exists.
 
-        :raises HostPathError: a file is there, or above.
+        :raises HostPathError: the path or one of its parents is a file.
         :raises HostError: the system refused.
         """
         await self._workers.finish(_mkdir, path)
 
     async def remove(self, path: str) -> None:
-        """Remove a file or an empty directory; nothing happens where it does not exist.
+        """Remove a file or an empty directory. Does nothing if it does not exist.
 
         :raises HostPathError: the directory is not empty.
         :raises HostError: the system refused, for instance because it is in use.
@@ -113,7 +113,7 @@ class RealFiles:
         await self._workers.finish(_remove, path)
 
     async def has_file_ids(self, path: str) -> bool:
-        """Tell whether the path's file system answers file-id queries (Azure Files does not).
+        """Return whether the path's file system answers file-id queries (Azure Files does not).
 
         :raises HostError: the path cannot be opened.
         """
@@ -129,7 +129,7 @@ class RealFiles:
 
 
 def _stat(path: str) -> FileInfo | None:
-    with _told("stat", path):
+    with _translated_errors("stat", path):
         try:
             found = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -151,8 +151,8 @@ def _read(path: str, max_bytes: int) -> bytes:
     found = _require_file(path)
     if found.size > max_bytes:
         raise HostPathError(path, f"it has {found.size} bytes, more than {max_bytes}")
-    with _told("read", path), open(path, "rb") as file:
-        # It may grow under our eyes, and a device has no size.
+    with _translated_errors("read", path), open(path, "rb") as file:
+        # It may grow meanwhile, and a device has no size.
         content = bytearray()
         while len(content) <= max_bytes:
             part = file.read(min(max_bytes + 1 - len(content), _READ_BYTES))
@@ -168,17 +168,17 @@ def _copy(copy: CopyCall, source: str, target: str) -> None:
 
 
 def _mkdir(path: str) -> None:
-    with _told("mkdir", path):
+    with _translated_errors("mkdir", path):
         try:
             os.makedirs(path, exist_ok=True)
         except FileExistsError:
             raise HostPathError(path, "it is a file") from None
         except NotADirectoryError:
-            raise HostPathError(path, "a file is where one of its parents has to be") from None
+            raise HostPathError(path, "one of its parents is a file") from None
 
 
 def _remove(path: str) -> None:
-    with _told("remove", path):
+    with _translated_errors("remove", path):
         try:
             if _is_real_directory(path):
                 _rmdir(path)
@@ -189,7 +189,7 @@ def _remove(path: str) -> None:
 
 
 def _is_real_directory(path: str) -> bool:
-    """Tell whether rmdir removes it: a directory, or on Windows a junction, but no link to a directory."""
+    """Return whether rmdir removes it: a directory, or a junction on Windows, but no link to a directory."""
     return stat.S_ISDIR(os.lstat(path).st_mode)
 
 
@@ -203,15 +203,15 @@ def _rmdir(path: str) -> None:
 
 
 @contextmanager
-def _told(operation: str, path: str) -> Iterator[None]:
-    """Turn what Python raises into errors of ours."""
+def _translated_errors(operation: str, path: str) -> Iterator[None]:
+    """Translate Python's exceptions into those of this library."""
     try:
         yield
     except OSError as e:
         raise HostError(f"{operation} {path}", _hresult(e), e.strerror or str(e)) from e
     except ValueError as e:
-        # A NUL, or half of a surrogate pair.
-        raise HostPathError(ascii(path), f"no path is like that: {e}") from e
+        # A NUL, or an unpaired surrogate.
+        raise HostPathError(ascii(path), f"it is not a valid path: {e}") from e
 
 
 def _hresult(error: OSError) -> int:

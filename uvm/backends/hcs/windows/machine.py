@@ -1,4 +1,4 @@
-"""The machine that this Python runs on, by Windows's own DLLs."""
+"""The machine that runs this Python, through Windows's own DLLs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from uvm.backends.hcs.workers import Workers
 class WindowsMachine:
     """:class:`~uvm.backends.hcs.machine.Machine` on Windows itself.
 
-    :ivar workers: where calls block.
+    :ivar workers: the threads for blocking calls.
     """
 
     workers: Workers
@@ -46,11 +46,11 @@ class WindowsMachine:
 
     @property
     def files(self) -> HostFiles:
-        """Its file system."""
+        """The machine's file system."""
         return self._files
 
     async def facts(self) -> HostInfo:
-        """Ask Windows for them; see :class:`~uvm.backends.hcs.windows.facts.Facts`."""
+        """Return the facts (:class:`~uvm.backends.hcs.windows.facts.Facts`)."""
         return await self.workers.run(Facts(self.kernel, self.ntdll).ask)
 
     async def grant_group(self, path: str, mask: AccessMask) -> None:
@@ -61,7 +61,7 @@ class WindowsMachine:
         await self.workers.finish(self._access.grant, path, mask)
 
     async def revoke_group(self, path: str) -> None:
-        """Take that entry out; nothing happens where there is none, nor where the path is gone.
+        """Remove that entry. Does nothing if there is none, or if the path no longer exists.
 
         :raises HostError: Windows refused.
         """
@@ -70,7 +70,7 @@ class WindowsMachine:
     async def open_working_set(self, runtime_id: str) -> WorkingSet:
         """Find the vmmem process of a VM.
 
-        :raises HostError: ERROR_NOT_FOUND where there is none.
+        :raises HostError: ERROR_NOT_FOUND if there is none.
         """
         search = WorkingSets(self.kernel, self.advapi)
         return await self.workers.run(search.open, runtime_id, undo=ProcessWorkingSet.close)

@@ -1,7 +1,7 @@
-"""How much memory a virtually backed VM occupies: the working set of its vmmem process.
+"""How much memory a virtually backed VM uses: the working set of its vmmem process.
 
-HCS does not tell it, so the process is looked for, as in hcsshim internal/uvm/stats.go. The kernel makes it
-for the VM: its image is no file, and it runs as the VM's own account.
+HCS does not report it, so the process is searched for, as in hcsshim internal/uvm/stats.go. The kernel
+creates it for the VM: its image is no file, and it runs as the VM's own account.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, SystemLibrary, clo
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
-#: What the process is called, before a suffix that newer versions of Windows let a VM's document choose
-#: (``HostingProcessNameSuffix``): WSL's is ``vmmemWSL``. A file's NT path begins with a backslash.
+#: The process's name, before a suffix that newer versions of Windows let a VM's document choose
+#: (``HostingProcessNameSuffix``): WSL's is ``vmmemWSL``. The NT path of a file begins with a backslash.
 _IMAGE: Final = "vmmem"
 #: The domain of the VMs' accounts; each is named after its VM's runtime id.
 _DOMAIN: Final = "NT VIRTUAL MACHINE"
 
 _QUERY_LIMITED_INFORMATION, _VM_READ = 0x1000, 0x0010
-#: The name as an NT path: in the form of Win32 it cannot be had of what is no file.
+#: The name as an NT path: what is no file has no Win32 path.
 _PROCESS_NAME_NATIVE: Final = 1
 _TOKEN_QUERY: Final = 0x0008
 _TOKEN_USER: Final = 1
 #: A user's name, a domain's name and an NT path are shorter.
 _NAME_CHARACTERS: Final = 1024
 _PATH_CHARACTERS: Final = 32768
-#: A token's user: a structure with a SID of at most 68 bytes behind it.
+#: A TOKEN_USER: a structure followed by a SID of at most 68 bytes.
 _TOKEN_USER_BYTES: Final = 256
 _FIRST_PIDS: Final = 1024
 
@@ -41,7 +41,7 @@ _FIRST_PIDS: Final = 1024
 class ProcessWorkingSet:
     """The working set of one process (:class:`~uvm.backends.hcs.machine.WorkingSet`).
 
-    :ivar name: what errors call it.
+    :ivar name: its name in errors.
     """
 
     name: str
@@ -51,11 +51,11 @@ class ProcessWorkingSet:
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
     def bytes(self) -> int:
-        """Give the working set now.
+        """Return the current working set.
 
-        :raises HostError: E_HANDLE where it was closed; or Windows does not tell.
+        :raises HostError: E_HANDLE if it was closed; or Windows refuses to answer.
         """
-        operation = f"ask for the working set of {self.name}"
+        operation = f"query the working set of {self.name}"
         out = self._kernel.ffi.new("PROCESS_MEMORY_COUNTERS *")
         out.cb = size = self._kernel.ffi.sizeof(out[0])
         with self._lock:
@@ -66,7 +66,7 @@ class ProcessWorkingSet:
         return int(out.WorkingSetSize)
 
     def close(self) -> None:
-        """Close the process's handle; again, it does nothing."""
+        """Close the process's handle. Idempotent."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -75,15 +75,15 @@ class ProcessWorkingSet:
 
 @frozen
 class WorkingSets:
-    """Looks for the processes of VMs, blocking."""
+    """Searches for the processes of VMs; its calls block."""
 
     kernel: SystemLibrary[Kernel32]
     advapi: SystemLibrary[AdvApi32]
 
     def open(self, runtime_id: str) -> ProcessWorkingSet:
-        """Find the process of a VM among all processes, and keep it open.
+        """Open the process of a VM.
 
-        :raises HostError: ERROR_NOT_FOUND where there is none that we may open.
+        :raises HostError: ERROR_NOT_FOUND if there is none that may be opened.
         """
         account = f"{_DOMAIN}\\{runtime_id}"
         others = unknown = 0
@@ -97,7 +97,7 @@ class WorkingSets:
                 try:
                     owner = self._vm_account(process)
                 except HostError:
-                    # It may have gone meanwhile; and of some not even their name can be had.
+                    # It may have exited meanwhile, and some do not even disclose their name.
                     unknown += 1
                     continue
                 if owner.lower() == account.lower():
@@ -105,18 +105,18 @@ class WorkingSets:
                     return ProcessWorkingSet(f"VM {runtime_id}", self.kernel, process)
                 others += bool(owner)
         raise HostError(
-            f"look for the memory of VM {runtime_id}",
+            f"find the memory of VM {runtime_id}",
             HResult.ERROR_NOT_FOUND,
             f"no process {_IMAGE} runs as {account}; there are {others} of other VMs, "
-            f"and {unknown} processes that could not be looked at",
+            f"and {unknown} processes that could not be examined",
         )
 
     def _vm_account(self, process: CData) -> str:
-        """Give the account that a process with a VM's memory runs as; empty for all other processes."""
+        """Return the account of a process with a VM's memory; empty for all other processes."""
         return self._account(process) if self._image(process).lower().startswith(_IMAGE) else ""
 
     def _pids(self) -> list[int]:
-        """List the ids of all processes."""
+        """Return the ids of all processes."""
         functions, ffi = self.kernel.functions, self.kernel.ffi
         room = _FIRST_PIDS
         while True:
@@ -126,29 +126,29 @@ class WorkingSets:
             count = needed[0] // ffi.sizeof("DWORD")
             if count < room:
                 return list(pids[0:count])
-            # What is full may have been too small; it says no more than that.
+            # A full array may have been too small; Windows does not say more.
             room *= 2
 
     def _image(self, process: CData) -> str:
         ffi = self.kernel.ffi
         name, size = ffi.new("WCHAR[]", _PATH_CHARACTERS), ffi.new("DWORD *", _PATH_CHARACTERS)
         if not self.kernel.functions.QueryFullProcessImageNameW(process, _PROCESS_NAME_NATIVE, name, size):
-            raise self.kernel.error("ask for a process's name")
+            raise self.kernel.error("query a process's name")
         return str(ffi.string(name))
 
     def _account(self, process: CData) -> str:
-        """Give the account that a process runs as: its domain, a backslash, its name."""
+        """Return the account that a process runs as: domain, backslash, name."""
         functions, ffi = self.advapi.functions, self.advapi.ffi
         with self._token(process) as token:
             user, needed = ffi.new("char[]", _TOKEN_USER_BYTES), ffi.new("DWORD *")
             if not functions.GetTokenInformation(token, _TOKEN_USER, user, _TOKEN_USER_BYTES, needed):
-                raise self.advapi.error("ask for a process's user")
+                raise self.advapi.error("query a process's user")
         name, name_size = ffi.new("WCHAR[]", _NAME_CHARACTERS), ffi.new("DWORD *", _NAME_CHARACTERS)
         domain, domain_size = ffi.new("WCHAR[]", _NAME_CHARACTERS), ffi.new("DWORD *", _NAME_CHARACTERS)
         sid = ffi.cast("TOKEN_USER *", user).User.Sid
         kind = ffi.new("SID_NAME_USE *")
         if not functions.LookupAccountSidW(ffi.NULL, sid, name, name_size, domain, domain_size, kind):
-            raise self.advapi.error("ask for the name of a process's user")
+            raise self.advapi.error("query the name of a process's user")
         return f"{ffi.string(domain)}\\{ffi.string(name)}"
 
     @contextmanager

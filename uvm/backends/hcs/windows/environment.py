@@ -1,4 +1,4 @@
-"""What can be found out about a Windows machine without using HCS: DLLs, services, groups, the processor."""
+"""Facts about a Windows machine that need no HCS: DLLs, services, groups, the processor."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _PF_VIRT_FIRMWARE_ENABLED: Final = 21
 
 @frozen
 class ThisMachine:
-    """:class:`~uvm.backends.hcs.availability.Surroundings` by Windows's own DLLs, loaded when needed.
+    """:class:`~uvm.backends.hcs.availability.Environment` by Windows's own DLLs, loaded when needed.
 
-    Whether this is Windows can be asked anywhere.
+    :attr:`system` can be asked on any operating system.
     """
 
     load_kernel: Callable[[], SystemLibrary[Kernel32]] = kernel32
@@ -37,12 +37,12 @@ class ThisMachine:
 
     @property
     def kernel(self) -> SystemLibrary[Kernel32]:
-        """Loads kernel32.dll."""
+        """kernel32.dll, loaded on first use."""
         return self.load_kernel()
 
     @property
     def advapi(self) -> SystemLibrary[AdvApi32]:
-        """Loads advapi32.dll."""
+        """advapi32.dll, loaded on first use."""
         return self.load_advapi()
 
     @property
@@ -52,34 +52,34 @@ class ThisMachine:
 
     @property
     def bits(self) -> int:
-        """How wide the addresses of this Python are."""
+        """The width of this Python's addresses."""
         return sys.maxsize.bit_length() + 1
 
     def build(self) -> int:
-        """Give the build number of Windows."""
+        """Return the build number of Windows."""
         return Facts(self.kernel, self.load_ntdll()).build()
 
     def machine(self) -> str:
-        """Give the processor's architecture."""
+        """Return the processor's architecture."""
         return Facts(self.kernel, self.load_ntdll()).machine()
 
     def has_library(self, name: str) -> bool:
-        """Tell whether Windows has a DLL of its own, which this Python may all the same not load."""
-        # A program of 32 bits is shown another directory as System32.
+        """Return whether Windows has a DLL of its own, even if this Python cannot load it."""
+        # A 32-bit program is shown another directory as System32.
         return os.path.isfile(system_library(f"{name}.dll", "System32" if self.bits == 64 else "Sysnative"))
 
     def missing_functions(self, library: str) -> list[str] | None:
-        """Name the functions that we use and that a DLL lacks; None where there is no such DLL."""
+        """Return the functions in use that a DLL lacks; None if there is no such DLL."""
         ffi = import_module(f"uvm.backends.hcs._bindings.{library}").ffi
         return missing_functions(ffi, system_library(f"{library}.dll"))
 
     def service(self, name: str) -> ServiceState | None:
-        """Look at a service; None where it is not installed.
+        """Return the state of a service; None if it is not installed.
 
-        :raises HostError: we may not look.
+        :raises HostError: Windows refuses to answer.
         """
         ffi, functions = self.advapi.ffi, self.advapi.functions
-        operation = f"look at the service {name}"
+        operation = f"query the service {name}"
         with self._opened(
             operation, functions.OpenSCManagerW(ffi.NULL, ffi.NULL, _SC_MANAGER_CONNECT)
         ) as all_:
@@ -93,9 +93,9 @@ class ThisMachine:
         return "running" if status.dwCurrentState == _SERVICE_RUNNING else "stopped"
 
     def is_member(self, sid: str) -> bool:
-        """Tell whether we act as a member of a group, now: an administrator may have to ask for it first.
+        """Return whether this process acts as a member of a group now: administrators may have to elevate.
 
-        :raises HostError: Windows does not tell.
+        :raises HostError: Windows refuses to answer.
         """
         ffi, functions = self.advapi.ffi, self.advapi.functions
         operation = f"ask for membership in {sid}"
@@ -110,15 +110,15 @@ class ThisMachine:
         return bool(answer[0])
 
     def virtualization_in_firmware(self) -> bool:
-        """Tell whether the firmware gives virtualization to Windows; a hypervisor that runs has taken it."""
+        """Return whether the firmware makes virtualization available; not if a hypervisor already uses it."""
         return bool(self.kernel.functions.IsProcessorFeaturePresent(_PF_VIRT_FIRMWARE_ENABLED))
 
     def has_hyperv_sockets(self) -> bool:
-        """Tell whether Python's own sockets know AF_HYPERV."""
+        """Return whether Python's own sockets support AF_HYPERV."""
         return hasattr(socket, "AF_HYPERV")
 
     def has_file(self, path: str) -> bool:
-        """Tell whether there is a file."""
+        """Return whether a file exists."""
         return os.path.isfile(path)
 
     @contextmanager
@@ -132,7 +132,7 @@ class ThisMachine:
 
 
 def missing_functions(ffi: FFI, path: str) -> list[str] | None:
-    """Name the functions of a group of declarations that a DLL lacks; None where it cannot be loaded."""
+    """Return the functions of a group of declarations that a DLL lacks; None if it cannot be loaded."""
     try:
         functions = ffi.dlopen(path)
     except OSError:
@@ -142,7 +142,7 @@ def missing_functions(ffi: FFI, path: str) -> list[str] | None:
 
 def _has(ffi: FFI, functions: Any, name: str) -> bool:
     try:
-        # cffi looks a function up when it is first asked for.
+        # cffi looks a function up on first use.
         getattr(functions, name)
     except ffi.error:
         return False

@@ -1,4 +1,4 @@
-"""What the backend is made of, and where a Windows machine has it."""
+"""What the backend depends on, and its implementations on Windows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from uvm.errors import NotSupportedError
 
 
 @frozen(eq=False)
-class Parts:
-    """The two DLLs, and what else the backend needs of Windows; each is replaceable.
+class Platform:
+    """The two DLLs and the rest of what the backend needs of Windows; each can be replaced.
 
-    :ivar patience_seconds: how long whoever is cancelled, or cleans up, waits for HCS.
+    :ivar grace_seconds: how long a cancelled caller, or a clean-up, waits for HCS.
     """
 
     core: Library[ComputeCore]
@@ -23,13 +23,13 @@ class Parts:
     machine: Machine
     transport: Transport
     workers: Workers
-    patience_seconds: float = 5.0
+    grace_seconds: float = 5.0
 
 
-def windows_parts() -> Parts:
-    """Give the parts of this machine.
+def windows_platform() -> Platform:
+    """Return the implementations of this machine.
 
-    :raises NotSupportedError: something is missing, all of which the message names.
+    :raises NotSupportedError: something is missing; the message lists all of it.
     """
     from uvm.backends.hcs.availability import availability
 
@@ -40,4 +40,4 @@ def windows_parts() -> Parts:
     from uvm.backends.hcs.windows.machine import WindowsMachine
 
     workers = Workers()
-    return Parts(windows_core(), windows_network(), WindowsMachine(workers), HvSocketTransport(), workers)
+    return Platform(windows_core(), windows_network(), WindowsMachine(workers), HvSocketTransport(), workers)

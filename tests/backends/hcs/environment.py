@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from uvm.backends.hcs.windows.surroundings import ServiceState
+from uvm.backends.hcs.windows.environment import ServiceState
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
@@ -14,10 +14,10 @@ BOOT_FILES = "C:\\Program Files\\Linux Containers"
 
 @define
 class Imagined:
-    """A machine on which VMs run, unless something is taken away.
+    """A machine on which VMs run, unless something is removed from it.
 
-    :ivar libraries: for each DLL, which functions it lacks.
-    :ivar silent: what it does not answer.
+    :ivar libraries: for each DLL, the functions that it lacks.
+    :ivar silent: the question that fails.
     """
 
     system: str = "win32"
@@ -47,7 +47,7 @@ class Imagined:
 
     def missing_functions(self, library: str) -> list[str] | None:
         self.ask("missing_functions")
-        # A Python of 32 bits looks among the DLLs for its like.
+        # A 32-bit Python finds 32-bit DLLs.
         return self.libraries.get(library) if self.bits == 64 else None
 
     def service(self, name: str) -> ServiceState | None:
