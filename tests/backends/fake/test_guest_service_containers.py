@@ -12,6 +12,7 @@ from tests.backends.fake.guesthost import ACTIVITY, GCS, Host, Process, booted
 from tests.backends.fake.support import JSON, backend_of, host_files, to_guest, wcow
 from uvm._wire.frames import Procedure
 from uvm.backends.fake import FakeBackend
+from uvm.backends.fake.guest import Mount
 from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
@@ -386,6 +387,26 @@ async def test_a_running_container_is_not_deleted_but_forgotten() -> None:
         )
         assert await host.refusal(Procedure.GET_PROPERTIES, "c") == UNKNOWN
         assert process.pid in host.service.processes
+
+
+@pytest.mark.parametrize("path", ["/run/gcs/c/c", "/run/gcs/c/c/rootfs", "/run/gcs//c/c/rootfs/"])
+async def test_a_state_is_not_deleted_while_something_is_mounted_in_its_bundle_but_forgotten(
+    path: str,
+) -> None:
+    """As hcsshim's guest does when the bundle cannot be removed."""
+    async with booted() as host:
+        await create(host, "true")
+        host.vm.guest.mounts[host.vm.guest.key(path)] = Mount(path, "disk")
+        code, message = await host.refusal(Procedure.DELETE_CONTAINER_STATE, "c")
+        assert (code, message) == (HResult.E_FAIL, f"unlinkat {path}: device or resource busy")
+        assert await host.refusal(Procedure.GET_PROPERTIES, "c") == UNKNOWN
+
+
+async def test_what_is_mounted_beside_a_bundle_holds_no_state() -> None:
+    async with booted() as host:
+        await create(host, "true")
+        host.vm.guest.mounts["/run/gcs/c/c2"] = Mount("/run/gcs/c/c2", "disk")
+        await host.ask(Procedure.DELETE_CONTAINER_STATE, "c")
 
 
 async def test_a_container_that_was_never_started_can_be_killed() -> None:

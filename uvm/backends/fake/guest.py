@@ -143,6 +143,12 @@ class FakeGuest:
         on = [k for k in self.mounts if key == k or key.startswith(k.rstrip(self.paths.sep) + self.paths.sep)]
         return self.mounts[max(on, key=len)] if on else None
 
+    def mount_in(self, directory: str) -> Mount | None:
+        """Return the innermost mount in a directory, or on it; None if there is none."""
+        key = self.key(directory)
+        inside = [k for k in self.mounts if k == key or k.startswith(key + self.paths.sep)]
+        return self.mounts[max(inside, key=len)] if inside else None
+
     def key(self, path: str) -> str:
         """Give the form of a guest path under which equal paths are equal."""
         return str(self.paths.normcase(self.paths.normpath(path)))

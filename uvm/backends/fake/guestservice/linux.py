@@ -177,6 +177,11 @@ def _delete(service: GuestService, request: Incoming) -> JSON:
         )
         reject(request.operation, code, text)
     container.signal_init(SIGKILL)
+    bundle = container.document.get("OciBundlePath")
+    mount = service.vm.guest.mount_in(bundle) if isinstance(bundle, str) and bundle else None
+    if mount is not None:
+        # It removes the bundle, with all that is in it.
+        reject(request.operation, HResult.E_FAIL, f"unlinkat {mount.path}: device or resource busy")
     return {}
 
 
