@@ -19,6 +19,7 @@ SURFACE = {
         DiskType Mount LCOWLayer WCOWLayer RootFileSystem
         Lease AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease SharedLease
         VPCILease VPMemLease VSMBLease
+        AttachedAdapter CombinedRoot MappedPipe Plan9Share ScsiDisk SharedPath VPCIDevice VPMemLayer VSMBShare
         GuestConnection GuestFeatures Container ContainerExit Process ProcessInput ProcessOutput
         CompletedProcess
         Backend ByteStream Concurrency FileInfo Guest HostFiles HostInfo HostNetwork HostProcess

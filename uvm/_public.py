@@ -1,16 +1,25 @@
 """The public names of :mod:`uvm`, each said once; loaded when the first of them is used."""
 
 from uvm._buses.directories import SharedLease as SharedLease
+from uvm._buses.directories import SharedPath as SharedPath
 from uvm._buses.layers import CombinedLease as CombinedLease
+from uvm._buses.layers import CombinedRoot as CombinedRoot
 from uvm._buses.lease import Lease as Lease
 from uvm._buses.network import AdapterLease as AdapterLease
+from uvm._buses.network import AttachedAdapter as AttachedAdapter
 from uvm._buses.network import NamespaceLease as NamespaceLease
+from uvm._buses.pipes import MappedPipe as MappedPipe
 from uvm._buses.pipes import PipeLease as PipeLease
 from uvm._buses.plan9 import Plan9Lease as Plan9Lease
+from uvm._buses.plan9 import Plan9Share as Plan9Share
+from uvm._buses.scsi import ScsiDisk as ScsiDisk
 from uvm._buses.scsi import ScsiLease as ScsiLease
+from uvm._buses.vpci import VPCIDevice as VPCIDevice
 from uvm._buses.vpci import VPCILease as VPCILease
+from uvm._buses.vpmem import VPMemLayer as VPMemLayer
 from uvm._buses.vpmem import VPMemLease as VPMemLease
 from uvm._buses.vsmb import VSMBLease as VSMBLease
+from uvm._buses.vsmb import VSMBShare as VSMBShare
 from uvm._document import CreationPlan as CreationPlan
 from uvm._gcs.connection import GuestConnection as GuestConnection
 from uvm._guest.access import GuestFeatures as GuestFeatures

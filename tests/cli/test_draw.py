@@ -7,16 +7,21 @@ import io
 import pytest
 
 from tests.cli.support import Screen, paper
+from uvm._buses.layers import CombinedRoot
+from uvm._buses.network import AttachedAdapter
+from uvm._buses.scsi import ScsiDisk
 from uvm._vm.statistics import VMMemory, VMStatistics
 from uvm.cli.draw import draw_devices, draw_pmem, draw_scsi, draw_statistics
-from uvm.cli.inventory import Adapter, Devices, Disk, PMemLayer, Root, Share
+from uvm.cli.inventory import Devices, PMemLayer, Share
 from uvm.cli.requests import draw_request, summarize
 from uvm.cli.terminal import ASCII, UNICODE, Terminal
+from uvm.devices.scsi import DiskType
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 
 MIB, GIB = 1 << 20, 1 << 30
 GUID = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
 ROW = " ........" * 7
+VHD = DiskType.VIRTUAL_DISK
 
 
 def drawn(lines: list[str]) -> str:
@@ -28,9 +33,9 @@ def test_the_scsi_controllers() -> None:
         scsi_controllers=2,
         reserved=((0, 0),),
         disks=(
-            Disk(0, 1, r"C:\a.vhd", True, 2, ("/run/mounts/scsi/m0",)),
-            Disk(0, 9, r"C:\b.vhdx"),
-            Disk(1, 63, r"C:\c.vhdx", False, 1, ("/c", "/d")),
+            ScsiDisk(r"C:\a.vhd", 0, 1, True, VHD, ("/run/mounts/scsi/m0",), 2),
+            ScsiDisk(r"C:\b.vhdx", 0, 9, False, VHD, (), 1),
+            ScsiDisk(r"C:\c.vhdx", 1, 63, False, VHD, ("/c", "/d"), 1),
         ),
     )
     assert drawn(draw_scsi(paper(), devices)) == (
@@ -90,7 +95,7 @@ def test_what_has_no_grid() -> None:
             Share("Plan9", "0", r"C:\conf", True, 1, "/etc/conf"),
             Share("VSMB", "s1", r"C:\logs", False, 0, rf"\\?\VMSMB\VSMB-{{{GUID}}}\s1"),
         ),
-        adapters=(Adapter(GUID, "eth0", "00-15-5D-52-C0-10", ("10.0.0.4/24",), GUID),),
+        adapters=(AttachedAdapter(GUID, GUID, "eth0", GUID, "00-15-5D-52-C0-10", ("10.0.0.4/24",)),),
     )
     assert drawn(draw_devices(paper(), devices)) == (
         "  Shares\n"
@@ -108,7 +113,10 @@ def test_what_has_no_grid() -> None:
 
 
 def test_root_file_systems() -> None:
-    devices = Devices(scsi_controllers=0, roots=(Root("/c/web/rootfs", 3, "/c/web/scratch", "web"),))
+    devices = Devices(
+        scsi_controllers=0,
+        roots=(CombinedRoot("/c/web/rootfs", ("/a", "/b", "/c"), "/c/web/scratch", "web", 1),),
+    )
     assert drawn(draw_devices(paper(), devices)) == (
         "  Containers\n"
         "    container  layers  root file system  scratch\n"
@@ -221,7 +229,12 @@ def test_a_terminal_has_colours() -> None:
 )
 def test_without_colours_nothing_is_painted(tty: bool, environ: dict[str, str]) -> None:
     terminal = Terminal.of(Screen(tty=tty), environ)
-    devices = Devices(disks=(Disk(0, 0, "a"),), pmem_devices=1, pmem_size_bytes=GIB, boot_pmem_bytes=MIB)
+    devices = Devices(
+        disks=(ScsiDisk("a", 0, 0, False, VHD, (), 1),),
+        pmem_devices=1,
+        pmem_size_bytes=GIB,
+        boot_pmem_bytes=MIB,
+    )
     assert "\x1b" not in drawn(draw_devices(terminal, devices))
 
 

@@ -70,7 +70,7 @@ TestPacked = PackedMachine.TestCase
     [("lcow_vpmem_default", Layers(64, 4 * GIB)), ("lcow_vpmem_mapped", PackedLayers(2, 4 * GIB))],
 )
 def test_the_recorded_script(script: str, device: Layers | PackedLayers) -> None:
-    ledger: Ledger[str, int, Any, bool, object] = ledger_of(device)
+    ledger: Ledger[str, int, Any, Any, object] = Ledger(cast("Device[str, int, Any, Any]", device))
     sizes: dict[str, int] = {}
     tickets: dict[str, Any] = {}
     for op, requests, step in steps_of_script(script):

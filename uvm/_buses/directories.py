@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define
+from attrs import define, frozen
 
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
@@ -24,6 +24,18 @@ class SharedLease(Lease):
     guest_path: str
 
 
+@frozen
+class SharedPath:
+    """A directory or file of the host, shown at a path of choice in the guest.
+
+    :ivar host_path: of a single file in a Linux guest, its directory.
+    """
+
+    host_path: str
+    guest_path: str
+    read_only: bool
+
+
 class DirectoryBus(Bus):
     """Directories shown at paths of choice: over Plan9 in a Linux guest, over VSMB in a Windows guest."""
 
@@ -34,6 +46,19 @@ class DirectoryBus(Bus):
         self._plan9 = plan9
         self._vsmb = vsmb
         self._directories = self._drive(Directories())
+
+    @property
+    def shared(self) -> tuple[SharedPath, ...]:
+        """What is shown at paths of choice; in a Linux guest, every Plan9 share."""
+        shown = [SharedPath(s.host_path, s.guest_path, s.read_only) for s in self._plan9.shares]
+        for entry in self._directories.attached():
+            assert entry.applied is not None
+            path, read_only = entry.applied
+            # A share's own path in the guest stands for its directory on the host.
+            hosts = {s.guest_path: s.host_path for s in self._vsmb.shares if path.startswith(s.guest_path)}
+            for share_path, host_path in hosts.items():
+                shown.append(SharedPath(path.replace(share_path, host_path, 1), entry.slot, read_only))
+        return tuple(shown)
 
     @opens
     async def share(self, path: str, guest_path: str, *, read_only: bool = False) -> SharedLease:

@@ -37,6 +37,7 @@ from uvm.devices.base import (
     OWED,
     REMOVE,
     Change,
+    Entry,
     Operation,
     Outcome,
     Quarantined,
@@ -291,6 +292,10 @@ class Driver(Generic[K, M, S, W]):
         # It may come from the ledger above.
         self._holds[ticket] = hold
         self._settle(self.ledger.drop(ticket))
+
+    def attached(self) -> list[Entry[K, M, S, W]]:
+        """Return the entries that are applied, in the order in which they came."""
+        return [entry for entry in self.ledger if entry.applied is not None]
 
     def gone(self) -> None:
         """End every ticket, since the VM exited. Each wait for one raises VMExitedError."""

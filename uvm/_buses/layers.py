@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from attrs import define
+from attrs import define, frozen
 
 from uvm._async import Opening
 from uvm._buses.context import Bus, Context
@@ -24,6 +24,22 @@ class CombinedLease(Lease):
     root: str
 
 
+@frozen
+class CombinedRoot:
+    """A root file system that the guest has combined.
+
+    :ivar root: its path in the guest.
+    :ivar layers: the guest paths of its layers, top-most first.
+    :ivar references: how many leases it has.
+    """
+
+    root: str
+    layers: tuple[str, ...]
+    scratch_path: str
+    container_id: str
+    references: int
+
+
 class LayersBus(Bus):
     """The root file systems that the guest has combined."""
 
@@ -32,6 +48,21 @@ class LayersBus(Bus):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._roots = self._drive(CombinedLayers(context.plan.os, context.options.security_policy_enabled))
+
+    @property
+    def roots(self) -> tuple[CombinedRoot, ...]:
+        """The root file systems that are combined."""
+        return tuple(
+            CombinedRoot(
+                entry.slot,
+                tuple(path for _, path in combined.layers),
+                combined.scratch_path,
+                combined.container_id,
+                len(entry.holders),
+            )
+            for entry in self._roots.attached()
+            if (combined := entry.applied)
+        )
 
     def guest_paths(self) -> Iterable[str]:
         """Return where in the guest layers are combined."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import define
+from attrs import define, frozen
 
 from uvm._async import Opening, opens
 from uvm._buses.context import Bus, Context
@@ -85,6 +85,23 @@ async def _release(holds: Sequence[Hold[object]], namespace_id: str) -> None:
         raise errors[0] if len(errors) == 1 else ExceptionGroup(f"removing namespace {namespace_id}", errors)
 
 
+@frozen
+class AttachedAdapter:
+    """A network adapter of the VM.
+
+    :ivar nic_id: its id, a GUID.
+    :ivar endpoint_name: the endpoint's name, if it has one.
+    :ivar addresses: with their prefix lengths, such as ``10.0.0.2/24``.
+    """
+
+    nic_id: str
+    endpoint_id: str
+    endpoint_name: str
+    namespace_id: str
+    mac_address: str
+    addresses: tuple[str, ...]
+
+
 class NetworkBus(Bus):
     """The network of a VM: namespaces of the host, with one adapter for each endpoint."""
 
@@ -97,6 +114,27 @@ class NetworkBus(Bus):
         self._namespaces = self._drive(Namespaces(plan.os, supported), "network")
         routing = getattr(options, "policy_based_routing", False)
         self._adapters = self._drive(Adapters(plan.os, context.host.build, supported, routing), "network")
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """The ids of the network namespaces that the VM is in."""
+        return tuple(entry.slot for entry in self._namespaces.attached())
+
+    @property
+    def adapters(self) -> tuple[AttachedAdapter, ...]:
+        """The adapters that are attached."""
+        return tuple(
+            AttachedAdapter(
+                entry.slot,
+                endpoint.id,
+                endpoint.name,
+                entry.key.namespace_id,
+                endpoint.mac_address,
+                tuple(f"{ip.ip_address}/{ip.prefix_length}" for ip in endpoint.ip_configurations),
+            )
+            for entry in self._adapters.attached()
+            if (endpoint := entry.applied)
+        )
 
     @opens
     async def add_namespace(self, namespace: str | Mapping[str, Any]) -> NamespaceLease:

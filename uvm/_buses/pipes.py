@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define
+from attrs import define, frozen
 
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
@@ -21,6 +21,17 @@ class PipeLease(Lease):
     host_path: str
 
 
+@frozen
+class MappedPipe:
+    """A named pipe of the host that the guest sees.
+
+    :ivar references: how many leases it has.
+    """
+
+    host_path: str
+    references: int
+
+
 class PipeBus(Bus):
     """The named pipes that are mapped into a VM."""
 
@@ -29,6 +40,11 @@ class PipeBus(Bus):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._pipes = self._drive(Pipes(), "pipes")
+
+    @property
+    def pipes(self) -> tuple[MappedPipe, ...]:
+        """The pipes that are mapped."""
+        return tuple(MappedPipe(entry.slot, len(entry.holders)) for entry in self._pipes.attached())
 
     @opens
     async def add(self, path: str) -> PipeLease:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from attrs import define
+from attrs import define, frozen
 
 from uvm._async import Opening
 from uvm._buses.context import Bus, Context
@@ -25,6 +25,20 @@ class Plan9Lease(Lease):
     name: str
 
 
+@frozen
+class Plan9Share:
+    """A directory of the host that a Linux guest has mounted.
+
+    :ivar allowed_names: the files that the guest sees; empty for all.
+    """
+
+    host_path: str
+    guest_path: str
+    name: str
+    read_only: bool
+    allowed_names: tuple[str, ...]
+
+
 class Plan9Bus(Bus):
     """The Plan9 shares of a VM. Every add is a share of its own."""
 
@@ -34,6 +48,14 @@ class Plan9Bus(Bus):
         super().__init__(context)
         self._device = Plan9Shares()
         self._shares = self._drive(self._device, "plan9")
+
+    @property
+    def shares(self) -> tuple[Plan9Share, ...]:
+        """The directories that are shared."""
+        shares = ((entry.slot, entry.applied) for entry in self._shares.attached())
+        return tuple(
+            Plan9Share(s.path, s.guest_path, name, s.read_only, s.allowed_files) for name, s in shares if s
+        )
 
     def guest_paths(self) -> Iterable[str]:
         """Return where in the guest shares are mounted."""

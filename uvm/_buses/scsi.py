@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from attrs import define
+from attrs import define, frozen
 
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
@@ -42,6 +42,25 @@ class ScsiLease(Lease):
     guest_path: str = ""
 
 
+@frozen
+class ScsiDisk:
+    """A disk that is attached.
+
+    :ivar host_path: the disk on the host.
+    :ivar controller: the SCSI controller, 0 to 3; :ivar lun: the LUN on it, 0 to 63.
+    :ivar mounts: where the guest has mounted it.
+    :ivar references: how many leases it has, those of its mounts included.
+    """
+
+    host_path: str
+    controller: int
+    lun: int
+    read_only: bool
+    type: DiskType
+    mounts: tuple[str, ...]
+    references: int
+
+
 class ScsiBus(Bus):
     """The SCSI controllers of a VM: up to 4, with 64 disks each."""
 
@@ -54,6 +73,23 @@ class ScsiBus(Bus):
         self._disks = self._drive(Attachments(plan.os, plan.scsi_controllers, reserved), "scsi")
         self._places = Mounts(plan.os)
         self._mounts = self._drive(self._places, "scsi")
+
+    @property
+    def disks(self) -> tuple[ScsiDisk, ...]:
+        """The disks that are attached, without those that the VM was created with."""
+        return tuple(map(self._disk, self._disks.attached()))
+
+    def _disk(self, entry: Entry[DiskKey, None, ScsiSlot, bool]) -> ScsiDisk:
+        mounts = [mount for mount in self._mounts.attached() if mount.key.slot == entry.slot]
+        return ScsiDisk(
+            entry.key.path,
+            *entry.slot,
+            entry.key.read_only,
+            entry.key.type,
+            tuple(mount.slot.path for mount in mounts),
+            # A mount is one reference to its disk, whatever the number of leases of the mount.
+            len(entry.holders) + sum(len(mount.holders) - 1 for mount in mounts),
+        )
 
     def guest_paths(self) -> Iterable[str]:
         """Return where in the guest disks are mounted."""

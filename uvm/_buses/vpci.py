@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define
+from attrs import define, frozen
 
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
@@ -25,6 +25,20 @@ class VPCILease(Lease):
     vmbus_guid: str
 
 
+@frozen
+class VPCIDevice:
+    """A function of a PCI device of the host that is assigned to the VM.
+
+    :ivar vmbus_guid: the device on the VM's VMBus.
+    :ivar references: how many leases it has; one assigned at boot counts as one.
+    """
+
+    instance_path: str
+    function: int
+    vmbus_guid: str
+    references: int
+
+
 class VPCIBus(Bus):
     """The PCI devices that are assigned to a VM."""
 
@@ -33,6 +47,11 @@ class VPCIBus(Bus):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._devices = self._drive(PciDevices(context.plan.os, context.host.build), "vpci")
+
+    @property
+    def devices(self) -> tuple[VPCIDevice, ...]:
+        """The devices that are assigned."""
+        return tuple(VPCIDevice(*e.key, e.slot, len(e.holders)) for e in self._devices.attached())
 
     @opens
     async def assign(self, instance_path: str, function: int = 0, *, vmbus_guid: str = "") -> VPCILease:

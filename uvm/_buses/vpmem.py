@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from attrs import define
+from attrs import define, frozen
 
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
-from uvm.devices.base import Device
+from uvm.devices.base import Device, Entry
 from uvm.devices.vpmem import Layers, Mapping, PackedLayers, layer_path
 from uvm.errors import NotAttachedError
 
@@ -26,6 +26,24 @@ class VPMemLease(Lease):
     guest_path: str
 
 
+@frozen
+class VPMemLayer:
+    """A layer that a Linux guest has mounted.
+
+    :ivar device: the number of its VPMEM device.
+    :ivar offset_bytes: where it begins on the device, if several layers share one.
+    :ivar size_bytes: its size; on a shared device in whole pages.
+    :ivar references: how many leases it has.
+    """
+
+    host_path: str
+    guest_path: str
+    device: int
+    offset_bytes: int
+    size_bytes: int
+    references: int
+
+
 class VPMemBus(Bus):
     """The VPMEM devices of a VM: one layer each, or many layers packed on a device."""
 
@@ -35,10 +53,20 @@ class VPMemBus(Bus):
         super().__init__(context)
         plan = context.plan
         kind = PackedLayers if plan.vpmem_multi_mapping else Layers
-        device: Device[str, int, Any, bool] = kind(
+        device: Device[str, int, Any, Any] = kind(
             plan.vpmem_count, plan.vpmem_size_bytes, plan.boot_vpmem_bytes is not None
         )
         self._layers = self._drive(device, "vpmem")
+
+    @property
+    def layers(self) -> tuple[VPMemLayer, ...]:
+        """The layers that are mapped."""
+        return tuple(map(self._layer, self._layers.attached()))
+
+    @staticmethod
+    def _layer(entry: Entry[str, int, Any, Any]) -> VPMemLayer:
+        place = entry.slot if isinstance(entry.slot, Mapping) else Mapping(entry.slot, 0, entry.applied or 0)
+        return VPMemLayer(entry.key, _guest_path(entry.slot), *place, len(entry.holders))
 
     @opens
     async def add(self, path: str, *, grant_access: bool = True) -> VPMemLease:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define, evolve
+from attrs import define, evolve, frozen
 
 from uvm._async import Opening
 from uvm._buses.context import Bus, Context
@@ -40,6 +40,23 @@ class VSMBLease(Lease):
         return guest_path(self.name)
 
 
+@frozen
+class VSMBShare:
+    """A directory of the host that a Windows guest sees.
+
+    :ivar files: host paths of the files that the guest sees; empty for all of the directory.
+    :ivar references: how many leases and shown directories it has; 0 if it is only kept because the guest may
+        have its files mapped.
+    """
+
+    host_path: str
+    guest_path: str
+    name: str
+    read_only: bool
+    files: tuple[str, ...]
+    references: int
+
+
 class VSMBBus(Bus):
     """The VSMB shares of a VM.
 
@@ -53,6 +70,21 @@ class VSMBBus(Bus):
         super().__init__(context)
         self._shares = self._drive(
             Shares(revoke_released_files=context.options.revoke_released_files), "vsmb"
+        )
+
+    @property
+    def shares(self) -> tuple[VSMBShare, ...]:
+        """The directories that are shared, wholly or certain files of them."""
+        return tuple(
+            VSMBShare(
+                entry.key.directory,
+                guest_path(entry.slot),
+                entry.slot,
+                entry.key.read_only,
+                entry.applied.files if entry.applied else (),
+                len(entry.holders),
+            )
+            for entry in self._shares.attached()
         )
 
     def default_options(self, read_only: bool) -> VirtualSmbShareOptions:

@@ -8,7 +8,7 @@ from typing import Any
 
 from uvm._async import Opening
 from uvm._buses.context import Bus
-from uvm._buses.directories import DirectoryBus, SharedLease
+from uvm._buses.directories import DirectoryBus, SharedLease, SharedPath
 from uvm._buses.driver import Driver
 from uvm._buses.layers import LayersBus
 from uvm._buses.network import NetworkBus
@@ -84,6 +84,11 @@ class Devices(Part):
         :raises GuestError: a Linux guest has something mounted there.
         """
         return self._directories.share(path, guest_path, read_only=read_only)
+
+    @property
+    def shared(self) -> tuple[SharedPath, ...]:
+        """What :meth:`share` shows in the guest; in a Linux guest, every Plan9 share."""
+        return self._directories.shared
 
     def _drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
         """Yield the names and drivers of the ledgers in use, those that live on others first."""

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, groupby, product
 from typing import Final
 
+from uvm._buses.layers import CombinedRoot
+from uvm._buses.network import AttachedAdapter
+from uvm._buses.scsi import ScsiDisk
 from uvm._vm.statistics import VMStatistics
-from uvm.cli.inventory import Adapter, Devices, Disk, PMemLayer, Root, Share
+from uvm.cli.inventory import Devices, PMemLayer, Share
 from uvm.cli.requests import offset, shorten
 from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Style, Terminal
@@ -83,11 +86,11 @@ def _style(cell: str) -> Style:
     return _STYLES.get(cell, "green" if cell.islower() else "dim")
 
 
-def _list_disks(terminal: Terminal, disks: Sequence[Disk]) -> list[str]:
+def _list_disks(terminal: Terminal, disks: Sequence[ScsiDisk]) -> list[str]:
     if not disks:
         return []
     rows = [
-        (f"{d.controller}:{d.lun}", d.path, str(d.references), ", ".join(d.guest_paths) or "not mounted")
+        (f"{d.controller}:{d.lun}", d.host_path, str(d.references), ", ".join(d.mounts) or "not mounted")
         for d in disks
     ]
     return terminal.table(("slot", "disk", "refs", "in the guest"), rows, 4)
@@ -182,13 +185,13 @@ def _draw_shares(terminal: Terminal, shares: Sequence[Share]) -> list[str]:
     return lines
 
 
-def _draw_adapters(terminal: Terminal, adapters: Sequence[Adapter]) -> list[str]:
+def _draw_adapters(terminal: Terminal, adapters: Sequence[AttachedAdapter]) -> list[str]:
     if not adapters:
         return []
     rows = [
         (
-            shorten(a.id),
-            a.endpoint,
+            shorten(a.nic_id),
+            a.endpoint_name or a.endpoint_id,
             a.mac_address,
             " ".join(a.addresses),
             shorten(a.namespace_id),
@@ -199,10 +202,10 @@ def _draw_adapters(terminal: Terminal, adapters: Sequence[Adapter]) -> list[str]
     return [_title(terminal, "Network", ""), *terminal.table(header, rows, 4)]
 
 
-def _draw_roots(terminal: Terminal, roots: Sequence[Root]) -> list[str]:
+def _draw_roots(terminal: Terminal, roots: Sequence[CombinedRoot]) -> list[str]:
     if not roots:
         return []
-    rows = [(r.container_id, str(r.layers), r.path, r.scratch_path or r.path) for r in roots]
+    rows = [(r.container_id, str(len(r.layers)), r.root, r.scratch_path or r.root) for r in roots]
     header = ("container", "layers", "root file system", "scratch")
     return [_title(terminal, "Containers", ""), *terminal.table(header, rows, 4)]
 

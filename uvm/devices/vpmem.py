@@ -20,7 +20,7 @@ from typing import NamedTuple
 from attrs import Factory, define
 
 from uvm.devices.base import ADD, REMOVE, Entry, Operation, Step
-from uvm.devices.kinds import PresentOrAbsent
+from uvm.devices.kinds import FirstComeDevice, PresentOrAbsent
 from uvm.devices.slots import LARGEST_REGION_BYTES, Regions, Slots, page_align
 from uvm.errors import NoSpaceError, OptionsError
 from uvm.schema import requests
@@ -77,7 +77,7 @@ def layer_path(device: int) -> str:
     return f"/run/layers/p{device}"
 
 
-class Layers(PresentOrAbsent[str, int, int]):
+class Layers(FirstComeDevice[str, int, int]):
     """One layer per device. A member is the file's size in bytes; the slot is the device's number.
 
     :param count: how many devices there are.
@@ -105,7 +105,7 @@ class Layers(PresentOrAbsent[str, int, int]):
         """Free a device."""
         self._slots.free(slot)
 
-    def steps(self, operation: Operation[str, int, int, bool]) -> tuple[Step, ...]:
+    def steps(self, operation: Operation[str, int, int, int]) -> tuple[Step, ...]:
         """Add the device on the host and mount it in the guest, or the reverse."""
         device = operation.slot
         path = vpmem_device_path(device)

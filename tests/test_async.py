@@ -1,0 +1,76 @@
+"""What is awaited or entered."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import pytest
+
+from uvm._async import Opening, opens
+
+pytestmark = pytest.mark.anyio
+
+
+class Door:
+    """Counts how often it is opened and closed."""
+
+    opened = closed = 0
+
+    async def __aenter__(self) -> Self:
+        self.opened += 1
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.closed += 1
+
+
+@opens
+async def door(made: list[Door]) -> Door:
+    made.append(Door())
+    return made[-1]
+
+
+async def test_awaited_it_gives_the_thing_and_leaves_it_open() -> None:
+    made: list[Door] = []
+    assert await door(made) is made[0]
+    assert (made[0].opened, made[0].closed) == (0, 0)
+
+
+async def test_entered_it_gives_the_thing_and_closes_it() -> None:
+    made: list[Door] = []
+    async with door(made) as entered:
+        assert entered is made[0]
+        assert (entered.opened, entered.closed) == (1, 0)
+    assert (entered.opened, entered.closed) == (1, 1)
+
+
+async def test_nothing_happens_before_it_is_awaited() -> None:
+    made: list[Door] = []
+    opening = door(made)
+    assert made == []
+    await opening
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("first", ["awaited", "entered"])
+@pytest.mark.parametrize("second", ["awaited", "entered"])
+async def test_it_is_awaited_or_entered_once(first: str, second: str) -> None:
+    async def use(opening: Opening[Door], how: str) -> None:
+        if how == "awaited":
+            await opening
+            return
+        async with opening:
+            pass
+
+    made: list[Door] = []
+    opening = door(made)
+    await use(opening, first)
+    with pytest.raises(RuntimeError, match="already awaited"):
+        await use(opening, second)
+    assert len(made) == 1
+
+
+async def test_a_forgotten_await_warns() -> None:
+    forgotten = [door([])]
+    with pytest.warns(RuntimeWarning, match="'door' was never awaited"):
+        forgotten.clear()
