@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,20 +31,10 @@ LAYOUT = 1
 EMBEDDED = {"3.11": "3.11.0", "3.12": "3.12.0", "3.13": "3.13.0"}
 DEFAULT_VERSION = "3.13"
 
+# Of the development tools, those that the tests need.
+TOOLS = ("hypothesis", "pytest", "sniffio", "sybil")
 # pip evaluates environment markers for where it runs: what Windows or an older Python needs is named too.
-PACKAGES = (
-    "anyio>=4.6",
-    "attrs>=24.2",
-    "cattrs>=24.1",
-    "cffi>=1.17",
-    "colorama",
-    "hypothesis>=6.115",
-    "pytest>=8.3",
-    "sybil>=9",
-    "trio>=0.27",
-    "typing_extensions",
-    "tzdata",
-)
+NEEDED_ON_WINDOWS = ("colorama", "typing_extensions", "tzdata")
 
 WINDOWS_10 = """\
 REGEDIT4
@@ -109,7 +100,7 @@ def set_up(version: str) -> Path:
         _build(home() / "prefix", WINDOWS_10, _make_prefix)
         _build(
             python_directory(version),
-            f"{EMBEDDED[version]} {PACKAGES} {CHECKOUT}",
+            f"{EMBEDDED[version]} {packages()} {CHECKOUT}",
             lambda directory: _make_python(version, directory),
         )
     return python_directory(version) / "python.exe"
@@ -134,6 +125,15 @@ def _build(directory: Path, inputs: str, make: Callable[[Path], None]) -> None:
     stamp.write_text(digest)
 
 
+def packages() -> list[str]:
+    """Return the requirements of the tests, as ``pyproject.toml`` states them."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    tools = [each for each in extras["dev"] if each.startswith(TOOLS) and "-" not in each]
+    stated = [*project["dependencies"], *extras["trio"], *tools]
+    return [*(each.partition(";")[0] for each in stated), *NEEDED_ON_WINDOWS]
+
+
 def _make_prefix(directory: Path) -> None:
     print("setting up a Wine prefix", flush=True)
     command(wine(), "wineboot", "--init")
@@ -156,7 +156,7 @@ def _make_python(version: str, directory: Path) -> None:
             "--implementation=cp",
             f"--abi={tag}",
         )
-        _download(downloads, *target, "--only-binary=:all:", *PACKAGES)
+        _download(downloads, *target, "--only-binary=:all:", *packages())
         for wheel in downloads.glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(site_packages)
