@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
 
-import anyio
-import anyio.abc
 import sniffio
 import trio.testing
 from attrs import define, field
@@ -22,6 +20,7 @@ from uvm._vm.devices import Devices
 from uvm.backend import Concurrency
 from uvm.backends.fake import Checks, Entry, FakeBackend, FakeFiles, FakeGuest, Gate
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
+from uvm.testing.backends.checks import Attempt as Attempt
 
 MIB = 1 << 20
 
@@ -185,33 +184,6 @@ async def running(
         await vm.start()
         yield Running(vm, backend)
     assert backend.leftovers() == []
-
-
-@define(eq=False)
-class Attempt:
-    """A call that a task of its own makes, and what became of it."""
-
-    call: Callable[[], Awaitable[Any]]
-    scope: anyio.CancelScope = field(factory=anyio.CancelScope)
-    result: Any = None
-    error: Any = None
-    done: bool = False
-
-    @classmethod
-    def begin(cls, tasks: anyio.abc.TaskGroup, call: Callable[[], Awaitable[Any]]) -> Attempt:
-        """Have a task make a call."""
-        attempt = cls(call)
-        tasks.start_soon(attempt.run)
-        return attempt
-
-    async def run(self) -> None:
-        """Make the call."""
-        with self.scope:
-            try:
-                self.result = await self.call()
-            except Exception as error:
-                self.error = error
-        self.done = True
 
 
 async def quiet() -> None:

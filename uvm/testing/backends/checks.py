@@ -66,25 +66,34 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 @define(eq=False)
 class Attempt:
-    """A call that a task of its own makes, and what became of it."""
+    """A call in a task of its own, with its result or its error once it has ended."""
 
     call: Callable[[], Awaitable[Any]]
     scope: anyio.CancelScope = field(factory=anyio.CancelScope)
     result: Any = None
-    error: Exception | None = None
-    done: anyio.Event = field(factory=anyio.Event)
+    error: Any = None
+    _ended: anyio.Event = field(factory=anyio.Event, init=False)
 
     @classmethod
     def begin(cls, tasks: anyio.abc.TaskGroup, call: Callable[[], Awaitable[Any]]) -> Attempt:
-        """Have a task make a call."""
+        """Start a task that makes the call."""
         attempt = cls(call)
         tasks.start_soon(attempt._make)
         return attempt
 
+    @property
+    def done(self) -> bool:
+        """Whether the call has ended, in whatever manner."""
+        return self._ended.is_set()
+
+    async def wait(self) -> None:
+        """Wait until the call has ended."""
+        await self._ended.wait()
+
     async def cancel(self) -> None:
-        """Cancel it, and wait until it has ended."""
+        """Cancel the call, and wait until it has ended."""
         self.scope.cancel()
-        await self.done.wait()
+        await self.wait()
 
     async def _make(self) -> None:
         try:
@@ -94,4 +103,4 @@ class Attempt:
                 except Exception as error:
                     self.error = error
         finally:
-            self.done.set()
+            self._ended.set()

@@ -93,7 +93,7 @@ async def many_changes_at_once_are_all_answered(rig: Rig) -> None:
             for size in range(512, 640, 2)
         ]
         for attempt in attempts:
-            await attempt.done.wait()
+            await attempt.wait()
         equal([each.error for each in attempts if each.error], [], "the errors")
 
 
@@ -218,7 +218,7 @@ async def who_accepts_is_told_when_the_listener_is_closed(rig: Rig) -> None:
         async with anyio.create_task_group() as tasks:
             waiting = Attempt.begin(tasks, listener.accept)
             await listener.aclose()
-            await waiting.done.wait()
+            await waiting.wait()
         check(isinstance(waiting.error, anyio.ClosedResourceError), f"it was told {waiting.error!r}")
         await (await system.listen(SERVICE)).aclose()
 
@@ -233,7 +233,7 @@ async def listeners_and_connections_end_with_their_system(rig: Rig) -> None:
             waiting = [Attempt.begin(tasks, listener.accept), Attempt.begin(tasks, stream.receive)]
             await system.terminate()
             for attempt in waiting:
-                await attempt.done.wait()
+                await attempt.wait()
         for attempt in waiting:
             told = attempt.error
             check(isinstance(told, (UVMError, anyio.EndOfStream, *BROKEN_STREAM)), f"it was told {told!r}")
@@ -312,10 +312,10 @@ async def a_sender_waits_for_a_reader_who_is_far_behind(rig: Rig) -> None:
     async with connected(rig) as (guest, stream), anyio.create_task_group() as tasks:
         sending = Attempt.begin(tasks, lambda: stream.send(bytes(_MUCH)))
         received = len(await guest.receive())
-        check(not sending.done.is_set(), f"{_MUCH} bytes are not all under way at once")
+        check(not sending.done, f"{_MUCH} bytes are not all under way at once")
         while received < _MUCH:
             received += len(await guest.receive())
-        await sending.done.wait()
+        await sending.wait()
         equal((sending.error, received), (None, _MUCH), "what was received")
 
 

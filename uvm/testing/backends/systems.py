@@ -233,7 +233,7 @@ async def everybody_who_waits_is_told_how_it_exited(rig: Rig) -> None:
             waiting = [Attempt.begin(tasks, system.wait) for _ in range(20)]
             await OPERATIONS[name](system)
             for attempt in waiting:
-                await attempt.done.wait()
+                await attempt.wait()
             told = {attempt.result.exit_type for attempt in waiting} | {(await system.wait()).exit_type}
             equal(told, {exit_type}, f"what those who waited were told after {name}")
             code = (await system.wait()).code
@@ -245,7 +245,7 @@ async def a_system_that_exits_by_itself_tells_so(rig: Rig) -> None:
     async with running_system(rig) as system, anyio.create_task_group() as tasks:
         waiting = Attempt.begin(tasks, system.wait)
         rig.host.crash("vm1")
-        await waiting.done.wait()
+        await waiting.wait()
         equal(waiting.result.exit_type, "UnexpectedExit", "how it exited")
         check(waiting.result.code, "there is an error code")
         check((waiting.result.detail or {}).get("Attribution"), "it is told what made it exit")
@@ -260,7 +260,7 @@ async def a_waiter_who_is_cancelled_disturbs_no_other(rig: Rig) -> None:
         await leaving.cancel()
         check(leaving.result is None and leaving.error is None, "it was cancelled")
         await system.terminate()
-        await staying.done.wait()
+        await staying.wait()
         equal(staying.result.exit_type, "ForcedExit", "what the other was told")
 
 
@@ -289,7 +289,7 @@ async def a_waiter_is_told_that_its_handle_was_closed(rig: Rig) -> None:
         async with closed_at_the_end(other), anyio.create_task_group() as tasks:
             waiting = Attempt.begin(tasks, other.wait)
             await other.close()
-            await waiting.done.wait()
+            await waiting.wait()
             equal(getattr(waiting.error, "name", None), "E_HANDLE", "what the waiter was told")
         equal(await state_of(system), "Running", "the state, over the other handle")
 

@@ -112,7 +112,7 @@ async def many_disks_are_attached_mounted_and_released_at_once(rig: Rig) -> None
                 for path in paths
             ]
             for attempt in attempts:
-                await attempt.done.wait()
+                await attempt.wait()
                 check(attempt.error is None, f"it is attached: {attempt.error}")
                 stack.push_async_callback(attempt.result.release)
             equal(len({each.result.guest_path for each in attempts}), 32, "different places in the guest")
@@ -291,7 +291,7 @@ async def containers_that_hcs_hosts_go_with_their_vm(rig: Rig) -> None:
             waiting = Attempt.begin(tasks, container.wait)
             await vm.create_container("c2", document)
             await vm.terminate()
-            await waiting.done.wait()
+            await waiting.wait()
         check(isinstance(waiting.error, VMExitedError), f"why the wait ended: {waiting.error!r}")
         equal(container.exit, None, "how it exited")
 
@@ -345,7 +345,7 @@ async def _ends(rig: Rig, end: Callable[[UtilityVM], Awaitable[object]], *exit_t
     async with running_vm(rig) as vm, anyio.create_task_group() as tasks:
         waiting = Attempt.begin(tasks, vm.wait)
         await end(vm)
-        await waiting.done.wait()
+        await waiting.wait()
         check(waiting.result.exit_type in exit_types, f"how it exited: {waiting.result}")
         equal(vm.state, VMState.EXITED, "its state")
         with raises(VMExitedError):
