@@ -53,7 +53,7 @@ add_module_names = False
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!uvm\b)\w+(\.\w+)*"),
     (r"py:data", r"[A-Z_]+"),
-    (r"py:(class|obj)", r"uvm\..*\.[A-Z]"),
+    (r"py:(class|obj)", r"uvm\..*\.[A-Z](_co)?"),
 ]
 
 

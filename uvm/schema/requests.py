@@ -103,7 +103,7 @@ class ScsiAttachment(Resource):
     :ivar controller: the VMBus GUID of its controller, as the path has it.
     """
 
-    PATH = "VirtualMachine/Devices/Scsi/%s/Attachments/%d"
+    PATH: ClassVar[str] = "VirtualMachine/Devices/Scsi/%s/Attachments/%d"
     controller: str
     lun: int
 
@@ -118,7 +118,7 @@ class ScsiAttachment(Resource):
 class VPMemDevice(Resource):
     """A VPMEM device."""
 
-    PATH = "VirtualMachine/Devices/VirtualPMem/Devices/%d"
+    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualPMem/Devices/%d"
     device: int
 
 
@@ -126,7 +126,7 @@ class VPMemDevice(Resource):
 class VPMemMapping(Resource):
     """What is mapped at an offset of a packed VPMEM device."""
 
-    PATH = "VirtualMachine/Devices/VirtualPMem/Devices/%d/Mappings/%d"
+    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualPMem/Devices/%d/Mappings/%d"
     device: int
     offset_bytes: int
 
@@ -135,21 +135,21 @@ class VPMemMapping(Resource):
 class VSMBShares(Resource):
     """The SMB shares; the settings of a request name one."""
 
-    PATH = "VirtualMachine/Devices/VirtualSmb/Shares"
+    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualSmb/Shares"
 
 
 @frozen(slots=False)
 class Plan9Shares(Resource):
     """The 9p shares; the settings of a request name one."""
 
-    PATH = "VirtualMachine/Devices/Plan9/Shares"
+    PATH: ClassVar[str] = "VirtualMachine/Devices/Plan9/Shares"
 
 
 @frozen(slots=False)
 class VirtualAdapter(Resource):
     """A network adapter."""
 
-    PATH = "VirtualMachine/Devices/NetworkAdapters/%s"
+    PATH: ClassVar[str] = "VirtualMachine/Devices/NetworkAdapters/%s"
     id: str
 
 
@@ -157,7 +157,7 @@ class VirtualAdapter(Resource):
 class VirtualPci(Resource):
     """A PCI device, by the GUID under which the guest sees it."""
 
-    PATH = "VirtualMachine/Devices/VirtualPci/%s"
+    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualPci/%s"
     vmbus_guid: str
 
 
@@ -165,7 +165,7 @@ class VirtualPci(Resource):
 class MappedPipe(Resource):
     """A mapped named pipe."""
 
-    PATH = "VirtualMachine/Devices/MappedPipes/%s"
+    PATH: ClassVar[str] = "VirtualMachine/Devices/MappedPipes/%s"
     host_path: str
 
 
@@ -173,7 +173,7 @@ class MappedPipe(Resource):
 class SerialPort(Resource):
     """A serial port."""
 
-    PATH = "VirtualMachine/Devices/ComPorts/%d"
+    PATH: ClassVar[str] = "VirtualMachine/Devices/ComPorts/%d"
     number: int
 
 
@@ -181,7 +181,7 @@ class SerialPort(Resource):
 class SocketService(Resource):
     """An entry of the Hyper-V socket service table."""
 
-    PATH = "VirtualMachine/Devices/HvSocket/HvSocketConfig/ServiceTable/%s"
+    PATH: ClassVar[str] = "VirtualMachine/Devices/HvSocket/HvSocketConfig/ServiceTable/%s"
     service_id: str
 
 
@@ -189,21 +189,21 @@ class SocketService(Resource):
 class MemorySize(Resource):
     """The size of the memory."""
 
-    PATH = "VirtualMachine/ComputeTopology/Memory/SizeInMB"
+    PATH: ClassVar[str] = "VirtualMachine/ComputeTopology/Memory/SizeInMB"
 
 
 @frozen(slots=False)
 class CpuGroupAssignment(Resource):
     """The CPU group that the VM is in."""
 
-    PATH = "VirtualMachine/ComputeTopology/Processor/CpuGroup"
+    PATH: ClassVar[str] = "VirtualMachine/ComputeTopology/Processor/CpuGroup"
 
 
 @frozen(slots=False)
 class CpuLimits(Resource):
     """The limits of the processors."""
 
-    PATH = "VirtualMachine/ComputeTopology/Processor/Limits"
+    PATH: ClassVar[str] = "VirtualMachine/ComputeTopology/Processor/Limits"
 
 
 MEMORY_SIZE_PATH = MemorySize.PATH
