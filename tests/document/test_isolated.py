@@ -105,7 +105,7 @@ def test_an_isolated_linux_vm_gets_copies_of_the_files_which_go_with_it() -> Non
         GrantAccess(state, to_vm_group=True, mask="all"),
         GrantAccess(rootfs, to_vm_group=True, mask="all"),
     )
-    assert made.leftovers == (state, rootfs)
+    assert made.temporary_files == (state, rootfs)
     assert (made.vpmem_count, made.reserved_scsi) == (0, ())
 
 

@@ -176,7 +176,7 @@ def test_a_confidential_windows_vm_can_be_opened_for_debugging() -> None:
     }
     assert vm["SecuritySettings"]["Isolation"]["IsolationType"] == "GuestStateOnly"
     assert "ReadOnly" not in vm["Devices"]["Scsi"][CONTROLLER]["Attachments"]["1"]
-    assert made.keepsakes == (
+    assert made.copies_on_exit == (
         MakeDirectory("C:\\keep"),
         CopyFile("C:\\scratch.vhdx", "C:\\keep\\vm1_scratch.vhdx"),
         CopyFile("C:\\efi.vhd", "C:\\keep\\vm1_efi.vhd"),
@@ -184,4 +184,4 @@ def test_a_confidential_windows_vm_can_be_opened_for_debugging() -> None:
 
 
 def test_a_plain_windows_vm_keeps_nothing() -> None:
-    assert wcow(debug_mode=True, debug_data_path="C:\\keep").keepsakes == ()
+    assert wcow(debug_mode=True, debug_data_path="C:\\keep").copies_on_exit == ()

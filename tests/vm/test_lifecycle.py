@@ -590,7 +590,7 @@ async def test_files_that_cannot_be_copied_are_somebody_elses_and_stay() -> None
     assert backend.files.listing(r"C:\bundle") == ["kernel.vmgs"]
 
 
-async def test_keepsakes_are_copied_when_the_vm_has_gone() -> None:
+async def test_what_debugging_keeps_is_copied_after_the_exit() -> None:
     backend = host_backend()
     options = confidential_wcow(backend, debug_mode=True, debug_data_path=r"C:\kept")
     async with create(backend, options) as vm:

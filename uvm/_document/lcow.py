@@ -295,7 +295,7 @@ def _plan_isolated(
             GrantAccess(state, to_vm_group=True, mask="all"),
             GrantAccess(rootfs, to_vm_group=True, mask="all"),
         ),
-        leftovers=(state, rootfs),
+        temporary_files=(state, rootfs),
     )
 
 

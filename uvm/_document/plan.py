@@ -65,8 +65,8 @@ class CreationPlan:
     :ivar boot_vpmem_bytes: the size of the root file system on VPMEM device 0; None where that is free.
     :ivar assigned_devices: PCI devices of the document.
     :ivar preparations: what to do on the host before, in this order.
-    :ivar leftovers: files that were made for this VM, to remove when it has gone or could not be created.
-    :ivar keepsakes: what to save when it has gone, before the leftovers are removed (``debug_mode``).
+    :ivar temporary_files: files made for this VM, deleted after its exit, or if it cannot be created.
+    :ivar copies_on_exit: what to do after the exit, before the temporary files are deleted (``debug_mode``).
     """
 
     document: JSON = field(repr=False)
@@ -83,5 +83,5 @@ class CreationPlan:
     boot_vpmem_bytes: int | None = None
     assigned_devices: tuple[AssignedDevice, ...] = ()
     preparations: tuple[Preparation, ...] = ()
-    leftovers: tuple[str, ...] = ()
-    keepsakes: tuple[Preparation, ...] = ()
+    temporary_files: tuple[str, ...] = ()
+    copies_on_exit: tuple[Preparation, ...] = ()

@@ -110,7 +110,7 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
         scsi_controllers=options.scsi_controllers,
         reserved_scsi=tuple((0, lun) for lun in range(len(boot.disks))),
         preparations=preparations,
-        keepsakes=_keepsakes(options, host, id),
+        copies_on_exit=_copies_on_exit(options, host, id),
     )
 
 
@@ -273,7 +273,7 @@ def _make_confidential(vm: VirtualMachine, options: WCOWOptions) -> None:
     )
 
 
-def _keepsakes(options: WCOWOptions, host: HostInfo, id: str) -> tuple[Preparation, ...]:
+def _copies_on_exit(options: WCOWOptions, host: HostInfo, id: str) -> tuple[Preparation, ...]:
     """Say what ``debug_mode`` keeps: the scratch and the EFI disk of a confidential VM."""
     if not options.debug_mode or not isinstance(options.boot_files, BlockCIMBootFiles):
         return ()

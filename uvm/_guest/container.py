@@ -158,8 +158,8 @@ class Container(ProcessHost):
     """
 
     def __init__(self, guest: GuestAccess, handle: ContainerHandle, own_process: Mapping[str, Any]) -> None:
-        self.id = handle.id
-        self.bundle = handle.bundle
+        self.id: str = handle.id
+        self.bundle: str = handle.bundle
         self._guest = guest
         self._handle = handle
         self._own_process = own_process

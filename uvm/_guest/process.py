@@ -98,7 +98,7 @@ class Process:
         terminal: bool,
     ) -> None:
         self.args = args
-        self.pid = handle.pid
+        self.pid: int = handle.pid
         self._guest = guest
         self._handle = handle
         self._terminal = terminal

@@ -87,7 +87,7 @@ class HostArtifacts:
         await self.backend.files.mkdir(path)
 
     async def _copy(self, source: str, target: str) -> None:
-        made_for_it = target in self.plan.leftovers
+        made_for_it = target in self.plan.temporary_files
         if made_for_it:
             self.files.append(target)
         try:

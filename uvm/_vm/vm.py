@@ -390,7 +390,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         _raise_all(await self._context.access.revoke_all())
 
     async def _keep(self) -> None:
-        await self._artifacts.prepare(self.plan.keepsakes)
+        await self._artifacts.prepare(self.plan.copies_on_exit)
 
     async def _clean_up(self) -> None:
         _raise_all(await self._artifacts.remove())
