@@ -24,7 +24,7 @@ _DRAWN = (
     "uvm.backends.hcs.calls",
     "uvm._gcs.bridge",
     "uvm._gcs.calls",
-    "uvm._gcs.container",
+    "uvm._guest.container",
     "uvm._gcs.connection",
     "uvm._gcs.exits",
     "uvm._gcs.process",
