@@ -171,10 +171,11 @@ def scsi_controllers(count: int) -> dict[str, Scsi]:
 
 def hvsocket_services(options: Options) -> dict[str, HvSocketServiceConfig]:
     """Make the service table's entries that the options hold."""
-    return {guid: _service(service) for guid, service in options.hvsocket_services.items()}
+    return {guid: hvsocket_service(service) for guid, service in options.hvsocket_services.items()}
 
 
-def _service(service: HvSocketService) -> HvSocketServiceConfig:
+def hvsocket_service(service: HvSocketService) -> HvSocketServiceConfig:
+    """Return an entry of the service table."""
     return HvSocketServiceConfig(
         bind_security_descriptor=service.bind_security_descriptor,
         connect_security_descriptor=service.connect_security_descriptor,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+from uvm._document.common import hvsocket_service
+from uvm._names import HostPath, host_path
 from uvm._vm.base import Part
-from uvm._vm.statistics import VMStatistics, read_statistics
+from uvm._vm.statistics import VMStatistics, read_assigned_memory_bytes, read_statistics
 from uvm.backend import JSON
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import HvSocketService
-from uvm.options.checks import guid
-from uvm.schema.common import MIB, PAGE_BYTES, V20H2
-from uvm.schema.devices import HvSocketServiceConfig
+from uvm.options.checks import U32, U64, guid, plain_guid, text, whole
+from uvm.options.common import MAX_PROCESSOR_LIMIT, MAX_PROCESSOR_WEIGHT
+from uvm.schema.common import MIB, V20H2
+from uvm.schema.guest import RESOURCE_POD_CGROUP_MEMORY_LIMIT
 from uvm.schema.json import to_json
 from uvm.schema.requests import (
     CPU_GROUP_PATH,
@@ -34,107 +38,115 @@ class RuntimeSettings(Part):
     """Settings and state of a running VM. A part of :class:`~uvm._vm.vm.UtilityVM`."""
 
     async def modify(self, request: JSON | ModifySettingRequest) -> None:
-        """Send any request to the compute system, as it is: for what uvm has no method for.
+        """Send a request to the compute system as it is, for what uvm has no method for.
 
-        What it attaches or detaches, the VM's own devices do not know of.
+        The VM's own devices do not know what it attaches or detaches.
         """
         await self._link.modify(_as_json(request))
 
     async def guest_request(self, request: JSON | ModificationRequest) -> None:
-        """Send any request to the guest, as it is."""
+        """Send a request to the guest as it is."""
         await self._link.modify_guest(_as_json(request))
 
-    async def update_memory(self, size_bytes: int) -> None:
-        """Change the size of its memory; rounded down to MiB and then up to an even number of them.
+    async def update_memory(self, size_bytes: int | None = None, *, memory_mb: int | None = None) -> None:
+        """Change the size of the memory, said in bytes or as :attr:`~uvm.options.Options.memory_mb` says it.
 
-        :raises OptionsError: the size is less than a MiB.
+        The VM gets an even number of MiB: bytes are rounded down to MiB, then an odd number is raised by one.
+
+        :raises OptionsError: the size is given twice or not at all, or is less than 1 MiB.
         """
-        if size_bytes < MIB:
-            raise OptionsError(f"the memory size must be at least {MIB} bytes, not {size_bytes}")
-        await self._set(MEMORY_SIZE_PATH, (size_bytes // MIB + 1) & ~1)
+        if (size_bytes is None) is (memory_mb is None):
+            raise OptionsError("update_memory takes either size_bytes or memory_mb; the memory is unchanged")
+        if size_bytes is not None:
+            memory_mb = _whole("size_bytes", size_bytes, U64, MIB) // MIB
+        size_mb = _whole("memory_mb", memory_mb, U64 - 1, 1)
+        await self._set(MEMORY_SIZE_PATH, size_mb + size_mb % 2)
 
     async def assigned_memory_bytes(self) -> int:
-        """Ask how much memory the host has assigned to it."""
+        """Return how much memory the host has assigned to the VM.
+
+        :raises SchemaError: the host left it out.
+        """
         self._link.check_running()
-        properties = await self._link.call(self._link.system.properties("Memory"))
-        pages: int = properties["Memory"]["VirtualMachineMemory"]["AssignedMemory"]
-        return pages * PAGE_BYTES
+        return await self._link.call(read_assigned_memory_bytes(self._link.system))
 
     async def update_cpu_limits(
         self, *, limit: int = 0, weight: int = 0, reservation: int = 0, maximum_frequency_mhz: int = 0
     ) -> None:
-        """Change the processor limits; what is 0 is left to the host's default.
+        """Change the processor limits; 0 leaves the choice to the host.
 
-        :param limit: the share of each virtual processor that it may use, in 1/100000.
-        :param weight: relative to other VMs.
+        :param limit: the share of each virtual processor that the VM may use, in 1/100,000: up to 100,000.
+        :param weight: weight against other VMs, up to 10,000.
+        :param reservation: the share of each virtual processor that is set aside for the VM, as `limit`.
+        :raises OptionsError: a number is out of its range; nothing was sent.
         :raises NotSupportedError: the host is older than build 19042.
         """
+        limits = ProcessorLimits(
+            limit=_whole("limit", limit, MAX_PROCESSOR_LIMIT),
+            weight=_whole("weight", weight, MAX_PROCESSOR_WEIGHT),
+            reservation=_whole("reservation", reservation, MAX_PROCESSOR_LIMIT),
+            maximum_frequency_mhz=_whole("maximum_frequency_mhz", maximum_frequency_mhz, U32),
+        )
         # hcsshim cpulimits_update.go.
         if self._context.host.build < V20H2:
             raise NotSupportedError(
                 f"changing processor limits needs Windows build {V20H2}; "
                 f"this host is {self._context.host.build}"
             )
-        limits = ProcessorLimits(
-            limit=limit,
-            weight=weight,
-            reservation=reservation,
-            maximum_frequency_mhz=maximum_frequency_mhz,
-        )
         await self._set(CPU_LIMITS_PATH, limits)
 
     async def set_cpu_group(self, group_id: str) -> None:
-        """Move it into a CPU group of the host; it must be in none (see :meth:`release_cpu_group`)."""
-        if not group_id:
+        """Move the VM into a CPU group of the host; it must be in none (see :meth:`release_cpu_group`)."""
+        plain = plain_guid(group_id)
+        if not plain or text(plain) is not None:
             raise OptionsError("a CPU group id is needed; release_cpu_group() takes the VM out of its group")
-        await self._set(CPU_GROUP_PATH, CpuGroup(id=group_id))
+        await self._set(CPU_GROUP_PATH, CpuGroup(id=plain))
 
     async def release_cpu_group(self) -> None:
-        """Take it out of its CPU group."""
+        """Move the VM out of its CPU group."""
         await self._set(CPU_GROUP_PATH, CpuGroup(id=_NULL_CPU_GROUP))
 
     async def update_hvsocket_service(self, service_id: str, service: HvSocketService) -> None:
-        """Add or change who may use an hvsocket service of the VM.
+        """Add an hvsocket service of the VM, or change who may use it.
 
         :param service_id: the service's GUID.
         """
-        config = HvSocketServiceConfig(
-            bind_security_descriptor=service.bind_security_descriptor,
-            connect_security_descriptor=service.connect_security_descriptor,
-            allow_wildcard_binds=service.allow_wildcard_binds,
-            disabled=service.disabled,
-        )
+        if not isinstance(service, HvSocketService):
+            raise OptionsError(f"a service is an HvSocketService, not a {type(service).__name__}")
         path = hvsocket_service_path(_guid(service_id))
+        config = hvsocket_service(service)
         await self.modify(ModifySettingRequest(resource_path=path, request_type=UPDATE, settings=config))
 
     async def remove_hvsocket_service(self, service_id: str) -> None:
-        """Take an hvsocket service out of the VM's table."""
+        """Remove an hvsocket service from the VM's table."""
         path = hvsocket_service_path(_guid(service_id))
         await self.modify(ModifySettingRequest(resource_path=path, request_type=REMOVE))
 
     async def update_container_memory_limits(self) -> None:
         """Have a Linux guest fit its pods' memory cgroup to the VM's memory, after :meth:`update_memory`."""
-        self._context.need_guest("PodCgroupMemoryLimit", "linux")
+        self._context.need_guest(RESOURCE_POD_CGROUP_MEMORY_LIMIT, "linux")
         await self.guest_request(
-            ModificationRequest(request_type=UPDATE, resource_type="PodCgroupMemoryLimit")
+            ModificationRequest(request_type=UPDATE, resource_type=RESOURCE_POD_CGROUP_MEMORY_LIMIT)
         )
 
-    async def save(self, path: str, *, as_template: bool = False) -> None:
-        """Save its state into a file of the host; it must be paused.
+    async def save(self, path: HostPath, *, as_template: bool = False) -> None:
+        """Save the VM's state into a file of the host; the VM must be paused.
 
         :param as_template: save it as a template that other VMs start from.
+        :raises OptionsError: the path is not an absolute one of the host.
         """
         self._link.check_running()
+        file = host_path(path, self._context.host.paths, "path")
         save_type = "AsTemplate" if as_template else "ToFile"
-        await self._link.call(self._link.system.save({"SaveType": save_type, "SaveStateFilePath": path}))
+        await self._link.call(self._link.system.save({"SaveType": save_type, "SaveStateFilePath": file}))
 
     async def crash(self) -> None:
-        """Make its guest crash, for a dump."""
+        """Crash the guest, for a dump."""
         self._link.check_running()
         await self._link.call(self._link.system.crash())
 
     async def stats(self) -> VMStatistics:
-        """Ask for its statistics."""
+        """Return statistics of the VM."""
         self._link.check_running()
         physically_backed = not self._context.options.allow_overcommit
         return await self._link.call(read_statistics(self._link.system, physically_backed=physically_backed))
@@ -144,10 +156,20 @@ class RuntimeSettings(Part):
 
 
 def _as_json(request: JSON | ModifySettingRequest | ModificationRequest) -> JSON:
-    return request if isinstance(request, dict) else to_json(request)
+    """Return a request as a JSON object that the caller does not share."""
+    return copy.deepcopy(request) if isinstance(request, dict) else to_json(request)
 
 
-def _guid(text: str) -> str:
-    if (allowed := guid(text)) is not None:
-        raise OptionsError(f"a service id is {allowed}, not {text!r}")
-    return text
+def _whole(name: str, value: Any, maximum: int, minimum: int = 0) -> int:
+    """Return a number that is a whole one of a range."""
+    if (allowed := whole(maximum, minimum)(value)) is not None:
+        raise OptionsError(f"{name} must be {allowed}, not {value!r}; nothing was sent")
+    number: int = value
+    return number
+
+
+def _guid(service_id: str) -> str:
+    plain = plain_guid(service_id)
+    if (allowed := guid(plain)) is not None:
+        raise OptionsError(f"a service id is {allowed}, not {service_id!r}")
+    return plain

@@ -6,7 +6,7 @@ from attrs import frozen
 
 from uvm.backend import System
 from uvm.schema.common import PAGE_BYTES
-from uvm.schema.json import from_json
+from uvm.schema.json import SchemaError, from_json
 from uvm.schema.properties import Properties
 
 
@@ -46,8 +46,19 @@ class VMStatistics:
     memory: VMMemory | None
 
 
+async def read_assigned_memory_bytes(system: System) -> int:
+    """Return how much memory the host has assigned to a system.
+
+    :raises SchemaError: the host left it out.
+    """
+    memory = from_json(Properties, await system.properties("Memory")).memory
+    if memory is None or memory.virtual_machine_memory is None:
+        raise SchemaError(f"{system.id}: the host's properties have no Memory.VirtualMachineMemory")
+    return memory.virtual_machine_memory.assigned_memory * PAGE_BYTES
+
+
 async def read_statistics(system: System, *, physically_backed: bool) -> VMStatistics:
-    """Query a system's statistics.
+    """Return a system's statistics.
 
     :param physically_backed: then all that is assigned is also occupied; otherwise the host is asked.
     """

@@ -34,6 +34,9 @@ from uvm.options.checks import (
 
 #: As many as there are controller GUIDs.
 MAX_SCSI_CONTROLLERS = 4
+#: All of each processor.
+MAX_PROCESSOR_LIMIT = 100_000
+MAX_PROCESSOR_WEIGHT = 10_000
 
 #: Stands for any physical NUMA node in :attr:`Options.numa_mapped_physical_nodes`.
 _ANY_PHYSICAL_NODE = 0xFF
@@ -166,8 +169,8 @@ class Options:
     fully_physically_backed: bool = field(default=False, metadata=go("FullyPhysicallyBacked", flag))
     deferred_commit: bool = field(default=False, metadata=go("EnableDeferredCommit", flag))
     processors: int | None = field(default=None, metadata=go("ProcessorCount", whole(I32)))
-    processor_limit: int = field(default=0, metadata=go("ProcessorLimit", whole(100_000)))
-    processor_weight: int = field(default=0, metadata=go("ProcessorWeight", whole(10_000)))
+    processor_limit: int = field(default=0, metadata=go("ProcessorLimit", whole(MAX_PROCESSOR_LIMIT)))
+    processor_weight: int = field(default=0, metadata=go("ProcessorWeight", whole(MAX_PROCESSOR_WEIGHT)))
     storage_qos_iops_max: int = field(default=0, metadata=go("StorageQoSIopsMaximum", whole(I32)))
     storage_qos_bandwidth_max: int = field(default=0, metadata=go("StorageQoSBandwidthMaximum", whole(I32)))
     disable_compartment_namespace: bool = field(
