@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from enum import Enum
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ def items_of(values: Iterable[T], what: str) -> tuple[T, ...]:
     :raises OptionsError: it is no sequence.
     """
     if not are_items(values):
-        raise OptionsError(f"{what} must be a sequence, not one {type(values).__name__}")
+        raise OptionsError(f"{what} must be a sequence such as a list of strings, not one {type(values).__name__}")
     return tuple(values)
 
 
@@ -38,3 +38,16 @@ def member_of(cls: type[E], value: object, what: str) -> E:
     except ValueError:
         members = ", ".join(f"{cls.__name__}.{each.name} ({each.value!r})" for each in cls)
         raise OptionsError(f"{what} must be one of {members}, not {value!r}") from None
+
+
+def refuse_twice(what: str, keys: Iterable[Hashable]) -> None:
+    """Refuse a sequence in which one thing is twice, however it is spelled.
+
+    :param keys: what the things are called when they are compared; an error shows them.
+    :raises OptionsError: a key is there twice.
+    """
+    seen = set()
+    for key in keys:
+        if key in seen:
+            raise OptionsError(f"{what} has {key} twice")
+        seen.add(key)

@@ -308,9 +308,17 @@ def test_a_windows_guest_refuses_what_only_linux_can(name: str, mount: Mount) ->
 
 
 def test_a_windows_guest_mounts_only_disks_of_controller_0() -> None:
-    check_mount("windows", ScsiSlot(0, 63), Mount(block_device=True, format_with_refs=True))
+    check_mount("windows", ScsiSlot(0, 63), Mount(format_with_refs=True))
     with pytest.raises(NotSupportedError, match="controller 1, LUN 0"):
         check_mount("windows", ScsiSlot(1, 0), Mount())
+
+
+def test_what_only_the_other_guest_can_mount_is_refused() -> None:
+    check_mount("linux", ScsiSlot(1, 0), Mount(block_device=True))
+    with pytest.raises(NotSupportedError, match="Windows guest does not support block_device"):
+        check_mount("windows", ScsiSlot(0, 0), Mount(block_device=True))
+    with pytest.raises(NotSupportedError, match="Linux guest does not support format_with_refs"):
+        check_mount("linux", ScsiSlot(0, 0), Mount(format_with_refs=True))
 
 
 def test_a_mount_checks_itself() -> None:

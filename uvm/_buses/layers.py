@@ -7,6 +7,7 @@ from typing import Literal
 
 from attrs import define, frozen
 
+from uvm._arguments import items_of
 from uvm._async import Opening
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
@@ -85,7 +86,7 @@ class LayersBus(Bus):
         :raises OptionsError: other layers are combined at that root.
         """
         combination = Combination(
-            tuple(("", layer) if isinstance(layer, str) else layer for layer in layers),
+            tuple(("", layer) if isinstance(layer, str) else layer for layer in items_of(layers, "layers")),
             scratch_path,
             container_id,
             filter_type,

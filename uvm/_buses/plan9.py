@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from attrs import define, frozen
 
+from uvm._arguments import items_of
 from uvm._async import Opening
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
@@ -77,7 +78,9 @@ class Plan9Bus(Bus):
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
         :raises NotSupportedError: the guest is Windows, or the host is too old to restrict a share.
         """
-        share = SharedDirectory(path, guest_path, read_only, restrict, tuple(allowed_names))
+        share = SharedDirectory(
+            path, guest_path, read_only, restrict, items_of(allowed_names, "allowed_names")
+        )
         return Opening(self._add(share))
 
     async def _add(self, share: SharedDirectory) -> Plan9Lease:

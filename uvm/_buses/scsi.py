@@ -7,6 +7,7 @@ from functools import partial
 
 from attrs import define, frozen
 
+from uvm._arguments import member_of
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold
@@ -101,7 +102,7 @@ class ScsiBus(Bus):
         path: str,
         *,
         read_only: bool = False,
-        type: DiskType = DiskType.VIRTUAL_DISK,
+        type: DiskType | str = DiskType.VIRTUAL_DISK,
         mount: Mount | None = None,
         grant_access: bool = True,
     ) -> ScsiLease:
@@ -112,12 +113,14 @@ class ScsiBus(Bus):
 
         :param path: a VHD or VHDX file, a physical disk (``\\.\PHYSICALDRIVE2``), or
             ``evd://TYPE/PATH`` for an extensible virtual disk.
+        :param type: a member of :class:`~uvm.devices.scsi.DiskType`, or its value.
         :param grant_access: give the VM access to the path first, where it is a new attachment.
         :raises NoSpaceError: every slot is taken.
         :raises HostPathError: there is no such file, or it is a directory.
         :raises NotSupportedError: this guest cannot mount in that way.
         """
         self._context.link.check_running()
+        type = member_of(DiskType, type, "type")
         key = self._key(path, read_only, type)
         if mount is not None:
             self._check_mount(key, mount)

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 from attrs import evolve, field, frozen
 
+from uvm._arguments import items_of
 from uvm.devices.base import REMOVE, Operation, Step
 from uvm.devices.kinds import PresentOrAbsent
 from uvm.devices.slots import Slots
@@ -185,9 +186,7 @@ def _detach(slot: ScsiSlot, eject: bool) -> tuple[Step, ...]:
 
 
 def _options(options: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(options, str):
-        raise OptionsError(f"the options of a mount are a list of strings, not the string {options!r}")
-    return tuple(options)
+    return items_of(options, "options of a mount")
 
 
 def _not_negative(mount: Mount, attribute: Any, value: int) -> None:
@@ -249,6 +248,8 @@ def check_mount(os: Literal["linux", "windows"], slot: ScsiSlot, mount: Mount) -
     :raises NotSupportedError: a Windows guest has only controller 0, and few options.
     """
     if os == "linux":
+        if mount.format_with_refs:
+            raise NotSupportedError("a Linux guest does not support format_with_refs of a mount")
         return
     if slot.controller != 0:
         raise NotSupportedError(
@@ -261,6 +262,7 @@ def check_mount(os: Literal["linux", "windows"], slot: ScsiSlot, mount: Mount) -
         "options": mount.options,
         "ensure_filesystem": mount.ensure_filesystem,
         "filesystem": mount.filesystem,
+        "block_device": mount.block_device,
     }
     wrong = [name for name, value in given.items() if value]
     if wrong:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from attrs import field, frozen
 
+from uvm._arguments import refuse_twice
 from uvm._names import guid_key
 from uvm.errors import OptionsError
 from uvm.options.checks import (
@@ -73,18 +74,6 @@ def _services(value: Mapping[str, HvSocketService]) -> Mapping[str, HvSocketServ
     services: list[tuple[Any, Any]] = [(plain_guid(each), service) for each, service in given.items()]
     refuse_twice("hvsocket_services", [guid_key(each) for each, _ in services if isinstance(each, str)])
     return dict(services)
-
-
-def refuse_twice(what: str, keys: Iterable[Hashable]) -> None:
-    """Refuse a sequence in which one thing is twice, however it is spelled.
-
-    :raises OptionsError: it has a key twice.
-    """
-    seen = set()
-    for key in keys:
-        if key in seen:
-            raise OptionsError(f"{what} has {key} twice")
-        seen.add(key)
 
 
 def _refuse_constant(name: str) -> NoReturn:

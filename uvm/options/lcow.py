@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
+from uvm._arguments import refuse_twice
 from uvm._names import pci_key
 from uvm.errors import OptionsError
 from uvm.options.checks import (
@@ -25,7 +26,7 @@ from uvm.options.checks import (
     text,
     whole,
 )
-from uvm.options.common import NUMA, Options, decode_policy, refuse_twice
+from uvm.options.common import NUMA, Options, decode_policy
 from uvm.schema.common import GIB, PAGE_BYTES
 
 MAX_VPMEM_DEVICES = 128

@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from uvm._arguments import refuse_twice
 from uvm._names import windows_upper
 from uvm.errors import OptionsError
 from uvm.options.checks import (
@@ -23,7 +24,7 @@ from uvm.options.checks import (
     whole,
     without_mark,
 )
-from uvm.options.common import Options, decode_policy, refuse_twice
+from uvm.options.common import Options, decode_policy
 
 
 @frozen(kw_only=True)
