@@ -24,7 +24,9 @@ def items_of(values: Iterable[T], what: str) -> tuple[T, ...]:
     :raises OptionsError: it is no sequence.
     """
     if not are_items(values):
-        raise OptionsError(f"{what} must be a sequence such as a list of strings, not one {type(values).__name__}")
+        raise OptionsError(
+            f"{what} must be a sequence such as a list of strings, not one {type(values).__name__}"
+        )
     return tuple(values)
 
 

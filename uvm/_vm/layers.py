@@ -6,6 +6,7 @@ the same time, and what was attached is let go again however the mounting ends.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,12 +15,14 @@ from typing import Any, TypeVar
 import anyio
 from attrs import define, evolve, field, frozen
 
+from uvm._arguments import items_of
 from uvm._async import Opening
 from uvm._buses.driver import own
 from uvm._buses.lease import Lease, Releasable
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
+from uvm._names import HostPath, text_of
 from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, UVMError
@@ -39,7 +42,7 @@ class LCOWLayer:
     :ivar partition: the partition that holds it, from 1; 0 for the whole disk.
     """
 
-    path: str
+    path: str = field(converter=text_of)
     partition: int = 0
 
 
@@ -50,7 +53,7 @@ class WCOWLayer:
     :ivar path: its directory on the host; :ivar id: its GUID, as it was imported.
     """
 
-    path: str
+    path: str = field(converter=text_of)
     id: str
 
 
@@ -176,21 +179,24 @@ def _give_up(leases: Iterable[Lease]) -> None:
 def mount_layers(
     vm: Devices,
     container_id: str,
-    layers: Sequence[LCOWLayer | WCOWLayer | str],
+    layers: Sequence[LCOWLayer | WCOWLayer | HostPath],
     scratch_path: str,
     *,
     root: str = "",
 ) -> Opening[RootFileSystem]:
     """Attach layers and a scratch disk and have the guest combine them. Await it, or enter it.
 
-    :param layers: top-most first. A string is the path of a Linux layer.
+    :param layers: top-most first. A path alone is that of a Linux layer.
     :param scratch_path: the scratch disk's VHDX on the host; a Linux guest formats it where it must.
     :param root: where a Linux guest puts it; ``/run/gcs/c/<container id>`` by default. In a Windows guest
         the root is where the scratch disk is mounted.
     :raises OptionsError: there is no layer, or one is of the other kind of guest.
     :raises HostPathError: a layer or the scratch disk is not there; nothing was sent.
     """
-    given = [LCOWLayer(layer) if isinstance(layer, str) else layer for layer in layers]
+    given = [
+        LCOWLayer(layer) if isinstance(layer, str | os.PathLike) else layer
+        for layer in items_of(layers, "layers")
+    ]
     kind = LCOWLayer if vm._context.plan.os == "linux" else WCOWLayer
     wrong = [layer for layer in given if not isinstance(layer, kind)]
     if wrong or not given or not container_id:

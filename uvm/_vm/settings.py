@@ -58,8 +58,10 @@ class RuntimeSettings(Part):
         if (size_bytes is None) is (memory_mb is None):
             raise OptionsError("update_memory takes either size_bytes or memory_mb; the memory is unchanged")
         if size_bytes is not None:
-            memory_mb = _whole("size_bytes", size_bytes, U64, MIB) // MIB
-        size_mb = _whole("memory_mb", memory_mb, U64 - 1, 1)
+            memory_mb = _whole("size_bytes", size_bytes, U64) // MIB
+        size_mb = _whole("memory_mb", memory_mb, U64 - 1)
+        if size_mb == 0:
+            raise OptionsError(f"the memory must be at least {MIB} bytes, 1 MiB; it is unchanged")
         await self._set(MEMORY_SIZE_PATH, size_mb + size_mb % 2)
 
     async def assigned_memory_bytes(self) -> int:
@@ -132,11 +134,12 @@ class RuntimeSettings(Part):
     async def save(self, path: HostPath, *, as_template: bool = False) -> None:
         """Save the VM's state into a file of the host; the VM must be paused.
 
+        :param path: empty leaves the choice to the host.
         :param as_template: save it as a template that other VMs start from.
         :raises OptionsError: the path is not an absolute one of the host.
         """
         self._link.check_running()
-        file = host_path(path, self._context.host.paths, "path")
+        file = host_path(path, self._context.host.paths, "path") if path else ""
         save_type = "AsTemplate" if as_template else "ToFile"
         await self._link.call(self._link.system.save({"SaveType": save_type, "SaveStateFilePath": file}))
 
@@ -160,9 +163,9 @@ def _as_json(request: JSON | ModifySettingRequest | ModificationRequest) -> JSON
     return copy.deepcopy(request) if isinstance(request, dict) else to_json(request)
 
 
-def _whole(name: str, value: Any, maximum: int, minimum: int = 0) -> int:
+def _whole(name: str, value: Any, maximum: int) -> int:
     """Return a number that is a whole one of a range."""
-    if (allowed := whole(maximum, minimum)(value)) is not None:
+    if (allowed := whole(maximum)(value)) is not None:
         raise OptionsError(f"{name} must be {allowed}, not {value!r}; nothing was sent")
     number: int = value
     return number

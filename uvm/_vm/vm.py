@@ -16,6 +16,7 @@ from uvm._buses.context import Context
 from uvm._document import CreationPlan
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
+from uvm._names import HostPath
 from uvm._vm.creation import HostArtifacts, Settings, create
 from uvm._vm.devices import Devices
 from uvm._vm.guest import GuestServices
@@ -400,7 +401,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
     def mount_layers(
         self,
         container_id: str,
-        layers: Sequence[LCOWLayer | WCOWLayer | str],
+        layers: Sequence[LCOWLayer | WCOWLayer | HostPath],
         scratch_path: str,
         *,
         root: str = "",

@@ -44,7 +44,7 @@ def load_cases(text: str) -> list[dict[str, Any]]:
 
     :raises ValueError: it is not a JSON list of objects.
     """
-    cases = json.loads(text)
+    cases = json.loads(text.removeprefix("\ufeff"))
     if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
         raise ValueError("a file of cases is a JSON list of objects")
     return [{"name": f"case {number}", **case} for number, case in enumerate(cases, 1)]

@@ -190,7 +190,9 @@ class FakeBackend:
         return str(UUID(int=self._ids.getrandbits(128), version=4))
 
     def leftovers(self) -> list[str]:
-        """Say what is left: VMs, containers, handles of processes, access, PCI functions, endpoints.
+        """Return what is left: VMs, containers, handles of processes, access, PCI functions, endpoints.
+
+        Also directories that were made through the backend, and are empty.
 
         Empty when everything that used the host has cleaned up.
         """
@@ -200,7 +202,7 @@ class FakeBackend:
         left += [f"access of {to} to {path}" for path, to in self.access.entries() if to != VM_GROUP]
         left += [f"PCI function {path} {n} of {vm}" for (path, n), vm in self._host.pci.items()]
         left += [f"endpoint {e} attached to {vm}" for e, vm in self.network.attachments().items()]
-        return left
+        return [*left, *(f"directory {path}, empty" for path in self.files.left_empty())]
 
     def handle_closed(self, vm: FakeVM) -> None:
         """Take note of a closed handle; a system ends with its last one where its document says so."""

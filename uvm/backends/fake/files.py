@@ -52,6 +52,7 @@ class FakeFiles:
         self._nodes: dict[str, _Node] = {}
         self._deleted: set[str] = set()
         self._opens: dict[str, _Opens] = {}
+        self._made: dict[str, None] = {}
         self.permissive = permissive
 
     def key(self, path: str) -> str:
@@ -93,6 +94,7 @@ class FakeFiles:
         inside = key + self._path.sep
         for found in [k for k in self._nodes if k == key or k.startswith(inside)]:
             del self._nodes[found]
+            self._made.pop(found, None)
         self._deleted.add(key)
 
     def listing(self, path: str) -> list[str]:
@@ -165,7 +167,13 @@ class FakeFiles:
         found = self.look(path)
         if found is not None and not found.is_dir and self.key(path) in self._nodes:
             raise HostPathError(path, "it is a file")
+        before = set(self._nodes)
         self.add_directory(path)
+        self._made |= dict.fromkeys(key for key in self._nodes if key not in before)
+
+    def left_empty(self) -> list[str]:
+        """Return the directories that were made through :meth:`mkdir` and are still there, empty."""
+        return [key for key in self._made if not self.listing(key)]
 
     async def remove(self, path: str) -> None:
         """Remove a file or an empty directory; ERROR_SHARING_VIOLATION where a VM has it open."""
