@@ -314,11 +314,10 @@ async def test_a_container_that_does_not_end_is_reported(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("uvm._guest.container.STREAM_GRACE_SECONDS", 0.0)
-    monkeypatch.setattr("uvm._guest.container.CLOSE_SECONDS", 0.0)
-    async with connected(guest) as connection:
+    async with connected(guest, timeouts=GuestTimeouts(close_seconds=0)) as connection:
         container = await created(connection)
         await container.open_init()
-        with pytest.raises(UVMError, match="told to end, and has not within 0 s"):
+        with pytest.raises(UVMError, match="did not report its exit within 0 s"):
             await container.aclose()
         assert len(guest.bodies(DELETE)) == 1
 

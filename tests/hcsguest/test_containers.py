@@ -359,7 +359,6 @@ async def test_a_container_that_was_deleted_before_it_ran_has_no_exit() -> None:
 async def test_an_exit_that_hcs_does_not_tell_in_time_is_an_error_and_the_container_is_let_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(containers, "CLOSE_SECONDS", 0.0)
     monkeypatch.setattr(containers, "STREAM_GRACE_SECONDS", 0.0)
     async with running(relay(wcow)) as run:
         container = await started(run.vm)

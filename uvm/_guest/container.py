@@ -66,8 +66,6 @@ T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
 
-#: hcsshim's limit for the end of a container.
-CLOSE_SECONDS: Final = 30.0
 #: How long, once it was asked to end, its output may still be read.
 STREAM_GRACE_SECONDS: Final = 1.0
 
@@ -335,10 +333,11 @@ class Container(ProcessHost):
             return problem
         if self._init is not None:
             await self._see_off(self._init)
-        if await self._ends_within(CLOSE_SECONDS if problem is None else STREAM_GRACE_SECONDS):
+        seconds = self._guest.timeouts.close_seconds
+        if await self._ends_within(seconds if problem is None else STREAM_GRACE_SECONDS):
             return None
         return problem or UVMError(
-            f"container {self.id}: it was told to end, and has not within {CLOSE_SECONDS:g} s"
+            f"close container {self.id}: it was terminated, and did not report its exit within {seconds:g} s"
         )
 
     async def _close_state(self) -> Exception | None:

@@ -16,6 +16,7 @@ class GuestTimeouts:
     :ivar boot_seconds: for the guest to be there after the start of its VM, all boot channels included.
     :ivar redial_seconds: for a guest to dial again after its connection broke. With 0 a broken connection
         stays closed, as in hcsshim outside of a live migration.
+    :ivar close_seconds: for the exit of a container that was terminated at the end of its ``async with``.
     :ivar vm_exit_seconds: for the exit of the VM after the connection to its guest closed: an operation that
         the guest did not answer then fails because the VM exited. Not more than once is it waited for.
     """
@@ -24,4 +25,5 @@ class GuestTimeouts:
     container_seconds: float = 240.0
     boot_seconds: float = 120.0
     redial_seconds: float = 0.0
+    close_seconds: float = 30.0
     vm_exit_seconds: float = 2.0
