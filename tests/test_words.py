@@ -22,6 +22,8 @@ HELD = (
     "uvm/__init__.py",
     "uvm/_public.py",
     "uvm/backends/hcs",
+    "uvm/_wire",
+    "uvm/schema",
 )
 
 #: What is not used, and the terms that are used instead.

@@ -1,4 +1,4 @@
-"""Paths of resources, made and read back."""
+"""Paths of resources, formatted and parsed."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
 
 
 def values(kind: Any, depth: int) -> st.SearchStrategy[Any]:
-    """Values of a field's type; structures end after a few levels."""
+    """Return values of a field's type; structures end after a few levels."""
     if kind in SCALARS:
         return SCALARS[kind]
     if attrs.has(kind):

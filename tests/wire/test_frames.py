@@ -66,7 +66,7 @@ def test_the_guest_reads_each_request_and_answers_byte_for_byte_what_is_written(
 
 
 def with_json(request: Any) -> Any:
-    """A request as it is read: what has a free form is read as JSON, not as a model."""
+    """Return a request as it is received: fields of free form hold JSON, not models."""
     return from_json(type(request), json.loads(dumps(request)))
 
 
@@ -112,7 +112,7 @@ def test_every_procedure_but_the_two_that_nobody_uses_is_in_a_conversation() -> 
 
 
 def opened(*procedures: int) -> HostSide:
-    """A host with one open request for each procedure."""
+    """Return a host with one open request for each procedure."""
     host = HostSide()
     for procedure in procedures:
         host.request(procedure, {})
@@ -196,7 +196,7 @@ def test_an_answer_that_cannot_be_written_leaves_the_request_to_be_answered() ->
 def test_a_body_that_holds_itself_cannot_be_written() -> None:
     body: dict[str, Any] = {}
     body["body"] = body
-    with pytest.raises(ValueError, match="nests too deeply, or holds itself"):
+    with pytest.raises(ValueError, match="nests too deeply, or contains itself"):
         encode(Kind.REQUEST, Procedure.START, 0, body)
 
 
@@ -209,7 +209,7 @@ def test_a_guest_takes_an_id_again_only_after_its_answer() -> None:
     guest = GuestSide()
     request = encode(Kind.REQUEST, Procedure.START, 7, {})
     assert len(list(guest.receive(request))) == 1
-    with pytest.raises(WireError, match="second request came under the id 7"):
+    with pytest.raises(WireError, match="second request arrived under the id 7"):
         list(guest.receive(request))
     guest.respond(7, {})
     assert len(list(guest.receive(request))) == 1
@@ -252,7 +252,7 @@ def header(message_type: int, size: int, message_id: int = 0) -> bytes:
 
 @pytest.mark.parametrize("size", [0, 15, MAX_MESSAGE_SIZE + 1, 0xFFFFFFFF])
 def test_a_size_that_no_message_has_is_refused_before_the_rest_comes(size: int) -> None:
-    refuse(opened(Procedure.START), header(0x20100201, size), f"says it has {size} bytes")
+    refuse(opened(Procedure.START), header(0x20100201, size), f"has {size} bytes")
 
 
 def test_the_largest_message_is_taken() -> None:
@@ -261,7 +261,7 @@ def test_the_largest_message_is_taken() -> None:
     data = response(0, body=body)
     assert len(data) == MAX_MESSAGE_SIZE
     assert list(opened(Procedure.START).receive(data)) == [Response(Procedure.START, 0, body)]
-    refuse(opened(Procedure.START), response(0, body={**body, "x": 1}), "at most 65536 are taken")
+    refuse(opened(Procedure.START), response(0, body={**body, "x": 1}), "at most 65536 are accepted")
 
 
 @pytest.mark.parametrize("message_type", [0x00100201, 0x10100201, 0x40100201, 0xF0100201])
@@ -278,7 +278,9 @@ def test_a_guest_takes_only_requests(message_type: int) -> None:
 @pytest.mark.parametrize("message_type", [0x30000000, 0x30100102, 0x30100201, 0x30200101])
 def test_a_notification_of_an_unknown_kind_is_refused(message_type: int) -> None:
     refuse(
-        HostSide(), header(message_type, 18) + b"{}", f"unknown kind came: 0x{message_type & 0xFFFFFFF:08X}"
+        HostSide(),
+        header(message_type, 18) + b"{}",
+        f"unknown kind arrived: 0x{message_type & 0xFFFFFFF:08X}",
     )
 
 
@@ -293,7 +295,7 @@ def test_bytes_after_a_bad_header_are_refused_too() -> None:
 
 
 def nested(depth: int) -> bytes:
-    """An object in which so many objects and lists nest, itself included."""
+    """Return an object in which so many objects and lists nest, itself included."""
     return b'{"x":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
 
 
@@ -340,13 +342,13 @@ def test_what_is_wrong_is_said_without_what_came() -> None:
 
 GOOD_BODIES: dict[str, tuple[bytes, dict[str, Any]]] = {
     "a line end after it, as Go writes": (b'{"Result":0}\n', {"Result": 0}),
-    "fields that nobody knows": (b'{"Result":0,"New":{"a":[1]}}', {"Result": 0, "New": {"a": [1]}}),
+    "unknown fields": (b'{"Result":0,"New":{"a":[1]}}', {"Result": 0, "New": {"a": [1]}}),
     "a field twice: the last counts, as in Go": (b'{"Result":1,"Result":2}', {"Result": 2}),
     "text beyond ASCII": ('{"m":"naïve 🙂"}'.encode(), {"m": "naïve 🙂"}),
     "a surrogate pair": (rb'{"m":"\ud83d\ude42"}', {"m": "🙂"}),
     "a lone surrogate, replaced as in Go": (rb'{"m":"a\ud83db"}', {"m": "a�b"}),
     "a lone surrogate at the end": (rb'{"m":"\uD83D"}', {"m": "�"}),
-    "surrogates the wrong way round": (rb'{"m":["\ude42\ud83d"]}', {"m": ["��"]}),
+    "surrogates in the wrong order": (rb'{"m":["\ude42\ud83d"]}', {"m": ["��"]}),
     "a lone surrogate in a name": (rb'{"\udfff":1}', {"�": 1}),
     "an escaped backslash before a u": (rb'{"m":"\\ud83d"}', {"m": r"\ud83d"}),
     "NUL, escaped": (rb'{"m":"\u0000"}', {"m": "\0"}),

@@ -42,13 +42,13 @@ procedures = st.sampled_from(Procedure)
 
 @st.composite
 def pieces_of(draw: st.DrawFn, data: bytes) -> list[bytes]:
-    """The same bytes, cut anywhere; a piece may be empty."""
+    """Cut bytes anywhere; a piece may be empty."""
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
     return [data[start:end] for start, end in pairwise([0, *cuts, len(data)])]
 
 
 def answers(conversation: list[Any]) -> bytes:
-    """All that the guest of a conversation says, in the order of the requests."""
+    """Return everything that the guest of a conversation sends, in the order of the requests."""
     steps = [s for s in conversation if not isinstance(s, Exchange) or s.response is not None]
     return b"".join(s.response_data if isinstance(s, Exchange) else s.data for s in steps)
 
@@ -64,7 +64,7 @@ def host_of(conversation: list[Any]) -> HostSide:
 def received(
     host: HostSide, pieces: list[bytes], max_size: int = MAX_MESSAGE_SIZE
 ) -> tuple[list[Any], str | None]:
-    """What a host gets from some bytes, and why it stopped; its buffer never holds a whole message."""
+    """Return the messages in some bytes, and why the host stopped; its buffer never holds a whole message."""
     messages: list[Any] = []
     try:
         for piece in pieces:

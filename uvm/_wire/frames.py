@@ -1,7 +1,7 @@
 r"""The GCS protocol as bytes: what a message is, and what each side may send when. No I/O.
 
-How it works
-------------
+Theory of operation
+-------------------
 
 Each message is a header of 16 bytes, little-endian, and a JSON object in UTF-8::
 
@@ -12,17 +12,17 @@ Each message is a header of 16 bytes, little-endian, and a JSON object in UTF-8:
 
     type  =  kind (4 bits) | category (8) | procedure (12) | version (8)
 
-The host sends requests, each under an id of its own. The guest answers each of them once, in any order,
-under the same id and procedure, and sends notifications unasked.
+The host sends requests, each under an id of its own. The guest answers each of them once, in any order, under
+the same id and procedure, and sends notifications, which answer no request.
 
-:class:`HostSide` and :class:`GuestSide` are the two ends. Each is fed the bytes that came, in whatever
-pieces, and gives the messages in them, one by one; each makes the bytes of what is to be sent. A side
-knows which requests are open, so that it finds an answer that nobody waits for, a second one, or one of
-the wrong procedure.
+:class:`HostSide` and :class:`GuestSide` are the two ends. Each is fed received bytes, in pieces of any size,
+    and
+returns the messages in them, one by one; each makes the bytes of what is to be sent. A side knows its open
+requests, so that it detects an answer to none of them, a second answer, or one of the wrong procedure.
 
-Whatever comes from the other side is not trusted: bytes that are no message of the protocol raise
-:class:`WireError`, nothing else, before memory is spent on them, and after the messages that came before
-them were given. After that the side is of no use.
+Received bytes are not trusted: bytes that are no message of the protocol raise :class:`WireError` and nothing
+else, before memory is allocated for them, and after the messages before them were returned. After that the
+side cannot be used any more.
 
 Source: hcsshim internal/gcs/prot/protocol.go and bridge.go.
 """
@@ -39,9 +39,10 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from uvm.errors import WireError
 
-#: The largest message that a host takes, header included (hcsshim's ``MaxMsgSize``).
+#: The largest message that a host accepts, header included (hcsshim's ``MaxMsgSize``).
 MAX_MESSAGE_SIZE: Final = 0x10000
-#: The largest message that our guest side takes: policies, with all that is signed, are larger than answers.
+#: The largest message that our guest side accepts: policies, with all that is signed, are larger than
+#: answers.
 MAX_REQUEST_SIZE: Final = 0x1000000
 #: How deeply the objects and lists of a message may nest.
 MAX_DEPTH: Final = 64
@@ -87,19 +88,19 @@ class Procedure(enum.IntEnum):
     MODIFY_SERVICE_SETTINGS = 0x00200101
 
 
-#: The procedure of the one notification there is: a container's exit.
+#: The procedure of the only notification: a container's exit.
 NOTIFY_CONTAINER: Final = 0x00100101
 
 _NAMES: Final = {p.value: p.name.lower().replace("_", " ") for p in Procedure}
 
 
 def procedure_name(procedure: int) -> str:
-    """Name a procedure, known or not, for a message."""
+    """Return the name of a procedure, known or not, for error messages."""
     return _NAMES.get(procedure) or f"procedure 0x{procedure:08X}"
 
 
 class Frame(NamedTuple):
-    """One message whose body has not been read."""
+    """A message whose body has not been decoded."""
 
     kind: int
     procedure: int
@@ -108,7 +109,7 @@ class Frame(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A request as a guest gets it; ``procedure`` may be one that nobody knows. See :func:`parse`."""
+    """A request as received by a guest; ``procedure`` may be unknown. See :func:`parse`."""
 
     procedure: int
     id: int
@@ -116,7 +117,7 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """An answer as a host gets it."""
+    """An answer as received by a host."""
 
     procedure: int
     id: int
@@ -124,7 +125,7 @@ class Response(NamedTuple):
 
 
 class Notification(NamedTuple):
-    """A notification as a host gets it."""
+    """A notification as received by a host."""
 
     procedure: int
     body: dict[str, Any]
@@ -134,14 +135,14 @@ def encode(kind: int, procedure: int, message_id: int, body: str | Mapping[str, 
     """Return a message as bytes.
 
     :param body: a JSON object, or the text of one.
-    :raises TypeError: the body holds what JSON has no form for.
-    :raises ValueError: it holds a number that is not finite, nests too deeply, or is too large for the
+    :raises TypeError: the body holds a value that JSON cannot represent.
+    :raises ValueError: the body holds a number that is not finite, nests too deeply, or is too large for the
         protocol.
     """
     try:
         payload = (body if isinstance(body, str) else _to_text(body)).encode()
     except RecursionError:
-        raise ValueError("the body of a message nests too deeply, or holds itself") from None
+        raise ValueError("the body of a message nests too deeply, or contains itself") from None
     size = HEADER_SIZE + len(payload)
     if size > 0xFFFFFFFF:
         raise ValueError(f"a message of {size} bytes is too large for the protocol")
@@ -149,18 +150,18 @@ def encode(kind: int, procedure: int, message_id: int, body: str | Mapping[str, 
 
 
 def parse(payload: bytes) -> dict[str, Any]:
-    """Read the body of a message.
+    """Return the decoded body of a message.
 
-    :raises WireError: it is not UTF-8 or no JSON object, nests too deeply, or holds an infinite number.
+    :raises WireError: the body is not UTF-8 or no JSON object, nests too deeply, or holds an infinite number.
     """
     try:
         body = _read_json(payload.decode())
     except (ValueError, RecursionError) as e:
-        # Without the cause, which holds the whole text; the text may be secret.
+        # Without the cause, which holds the whole text: it may be secret.
         raise WireError(f"the body of a message is not JSON: {_reason(e)}") from None
     if body.__class__ is not dict:
         raise WireError(f"the body of a message is a {type(body).__name__}, not an object")
-    # Where there are few brackets there can be no deep nesting, and counting them is cheap.
+    # Few brackets cannot nest deeply, and counting them is cheap.
     if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH:
         _check_depth(body)
     if _SURROGATE.search(payload):
@@ -169,10 +170,10 @@ def parse(payload: bytes) -> dict[str, Any]:
 
 
 class FrameDecoder:
-    """Cuts a stream of bytes into messages.
+    """Splits a stream of bytes into messages.
 
-    :param kinds: which kinds may come.
-    :param max_size: the largest message to take, header included.
+    :param kinds: the kinds that are allowed.
+    :param max_size: the largest message to accept, header included.
     """
 
     __slots__ = ("_buffer", "_kinds", "_max_size", "_wanted")
@@ -185,13 +186,13 @@ class FrameDecoder:
 
     @property
     def buffered(self) -> int:
-        """How many bytes of an unfinished message wait for the rest."""
+        """The number of bytes received of an unfinished message."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Take bytes and give the messages that they complete.
+        """Yield the messages that the bytes complete.
 
-        :raises WireError: when the iterator comes to a header that is none.
+        :raises WireError: when the iterator reaches an invalid header.
         """
         self._buffer += data
         return self._frames()
@@ -202,9 +203,9 @@ class FrameDecoder:
             message_type, size, message_id = _HEADER.unpack_from(buffer)
             kind = message_type & _KIND_MASK
             if kind not in self._kinds:
-                raise WireError(f"a message of type 0x{message_type:08X} may not come here")
+                raise WireError(f"a message of type 0x{message_type:08X} is not allowed here")
             if not HEADER_SIZE <= size <= self._max_size:
-                raise WireError(f"a message says it has {size} bytes; at most {self._max_size} are taken")
+                raise WireError(f"a message has {size} bytes; at most {self._max_size} are accepted")
             if len(buffer) < size:
                 self._wanted = size
                 return
@@ -217,7 +218,7 @@ class FrameDecoder:
 class HostSide:
     """The host's end of a connection.
 
-    :param max_size: the largest message to take from the guest.
+    :param max_size: the largest message to accept from the guest.
     """
 
     __slots__ = ("_decoder", "_max_size", "_next_id", "_open", "_unwanted")
@@ -231,16 +232,16 @@ class HostSide:
 
     @property
     def open(self) -> Mapping[int, int]:
-        """The procedures of the requests that were not answered yet, by id."""
+        """The procedures of the unanswered requests, by id."""
         return self._open
 
     @property
     def unwanted(self) -> int:
-        """How many of them were abandoned."""
+        """The number of unanswered requests that were abandoned."""
         return len(self._unwanted)
 
     def request(self, procedure: int, body: str | Mapping[str, Any]) -> tuple[int, bytes]:
-        """Open a request and give its id and its bytes; raises as :func:`encode` does."""
+        """Open a request, and return its id and its bytes; raises like :func:`encode`."""
         request_id = self._next_id
         data = encode(Kind.REQUEST, procedure, request_id, body)
         self._next_id += 1
@@ -248,7 +249,7 @@ class HostSide:
         return request_id, data
 
     def abandon(self, request_id: int) -> None:
-        """Want the answer to an open request no more: it is dropped when it comes."""
+        """Drop the answer to an open request when it arrives."""
         if request_id in self._open:
             self._unwanted.add(request_id)
 
@@ -258,9 +259,9 @@ class HostSide:
         self._unwanted.discard(request_id)
 
     def receive(self, data: bytes) -> Iterator[Response | Notification]:
-        """Take bytes of the guest and give what is in them.
+        """Yield the messages in bytes received from the guest.
 
-        :raises WireError: when the iterator comes to what a guest may not send now.
+        :raises WireError: when the iterator reaches a message that a guest may not send now.
         """
         return self._messages(self._decoder.feed(data))
 
@@ -272,17 +273,17 @@ class HostSide:
                 yield response
 
     def end(self) -> None:
-        """The guest's bytes have ended.
+        """Check that the guest's bytes do not end within a message.
 
-        :raises WireError: in the middle of a message.
+        :raises WireError: they do.
         """
         if self._decoder.buffered:
             raise WireError(f"the connection ended {self._decoder.buffered} bytes into a message")
 
     def restart(self) -> None:
-        """Go on with another connection of the same guest.
+        """Continue with another connection of the same guest.
 
-        What was open stays open: a guest that was still busy with it answers on the new connection.
+        Open requests stay open: a guest that is still processing them answers on the new connection.
         """
         self._decoder = self._new_decoder()
 
@@ -292,7 +293,7 @@ class HostSide:
     def _response(self, frame: Frame) -> Response | None:
         procedure = self._open.get(frame.id)
         if procedure is None:
-            raise WireError(f"an answer came to request {frame.id}, which is not open")
+            raise WireError(f"an answer arrived to request {frame.id}, which is not open")
         if frame.procedure != procedure:
             raise WireError(
                 f"request {frame.id}, {procedure_name(procedure)}, was answered as "
@@ -308,14 +309,14 @@ class HostSide:
 
 def _notification(frame: Frame) -> Notification:
     if frame.procedure != NOTIFY_CONTAINER:
-        raise WireError(f"a notification of an unknown kind came: 0x{frame.procedure:08X}")
+        raise WireError(f"a notification of an unknown kind arrived: 0x{frame.procedure:08X}")
     return Notification(frame.procedure, parse(frame.payload))
 
 
 class GuestSide:
     """The guest's end of a connection.
 
-    :param max_size: the largest message to take from the host.
+    :param max_size: the largest message to accept from the host.
     """
 
     __slots__ = ("_decoder", "_open")
@@ -326,34 +327,34 @@ class GuestSide:
 
     @property
     def open(self) -> Mapping[int, int]:
-        """The procedures of the requests that were not answered yet, by id."""
+        """The procedures of the unanswered requests, by id."""
         return self._open
 
     def receive(self, data: bytes) -> Iterator[Request]:
-        """Take bytes of the host and give the requests in them.
+        """Yield the requests in bytes received from the host.
 
-        :raises WireError: when the iterator comes to what is no request, or has the id of an open one.
+        :raises WireError: when the iterator reaches what is no request, or has the id of an open one.
         """
         return self._requests(self._decoder.feed(data))
 
     def _requests(self, frames: Iterator[Frame]) -> Iterator[Request]:
         for frame in frames:
             if frame.id in self._open:
-                raise WireError(f"a second request came under the id {frame.id}")
+                raise WireError(f"a second request arrived under the id {frame.id}")
             self._open[frame.id] = frame.procedure
             yield Request(frame.procedure, frame.id, frame.payload)
 
     def respond(self, request_id: int, body: str | Mapping[str, Any]) -> bytes:
-        """Answer an open request; it stays open where the body cannot be encoded (see :func:`encode`).
+        """Return the answer to an open request; it stays open if :func:`encode` raises.
 
-        :raises KeyError: it is not open.
+        :raises KeyError: the request is not open.
         """
         data = encode(Kind.RESPONSE, self._open[request_id], request_id, body)
         del self._open[request_id]
         return data
 
     def notify(self, body: str | Mapping[str, Any]) -> bytes:
-        """Tell of a container's exit."""
+        """Return the notification of a container's exit."""
         return encode(Kind.NOTIFICATION, NOTIFY_CONTAINER, 0, body)
 
 
@@ -372,7 +373,7 @@ _read_json = json.JSONDecoder(parse_float=_finite, parse_constant=_not_finite).d
 
 
 def _reason(error: Exception) -> str:
-    """Say what is wrong without quoting what came."""
+    """Return what is wrong without quoting the received bytes."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.pos}"
     if isinstance(error, UnicodeDecodeError):
@@ -396,12 +397,12 @@ def _check_depth(value: object) -> None:
         raise WireError(f"the body of a message nests more than {MAX_DEPTH} deep")
 
 
-#: An escape that may be half of a surrogate pair; alone it makes a string that cannot be written as UTF-8.
+#: An escape that may be half of a surrogate pair; alone it makes a string that UTF-8 cannot represent.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def _without_surrogates(value: Any) -> Any:
-    """Put U+FFFD in place of surrogates that have no partner, as Go's JSON does."""
+    """Replace unpaired surrogates by U+FFFD, as Go's JSON does."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, dict):

@@ -5,6 +5,6 @@ One module for each reason to change: :mod:`~uvm.schema.system` (the compute-sys
 :mod:`~uvm.schema.guest`, :mod:`~uvm.schema.properties`, :mod:`~uvm.schema.process`,
 :mod:`~uvm.schema.network`, and :mod:`~uvm.schema.json`, which converts them.
 
-Classes have the names of the HCS schema or of hcsshim, attributes those names in PEP 8; every field has
-Go's zero value as its default, None for a pointer.
+Classes have the names of the HCS schema or of hcsshim, attributes those names in PEP 8; every field has Go's
+zero value as its default, None for a pointer.
 """

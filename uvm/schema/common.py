@@ -1,6 +1,6 @@
 """What several documents of the schema share: versions, storage limits, layers, the registry, sizes.
 
-The builds of Windows stand here too, by hcsshim's names (``osversion/windowsbuilds.go``).
+And the builds of Windows, by hcsshim's names (``osversion/windowsbuilds.go``).
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ V25H1_SERVER = 26100
 
 MIB = 1 << 20
 GIB = 1 << 30
-#: HCS counts memory in these pages, whatever the guest's page size is.
+#: HCS counts memory in pages of this size, whatever the guest's page size.
 PAGE_BYTES = 4096
 
 
 @define(kw_only=True)
 class Version:
-    """A schema version; 2.1 is what the documents of plain VMs carry, 2.5 those of isolated ones."""
+    """A schema version: 2.1 for the documents of plain VMs, 2.5 for those of isolated ones."""
 
     major: int = named("Major", default=0)
     minor: int = named("Minor", default=0)
@@ -66,7 +66,7 @@ class RegistryKey:
 
 @define(kw_only=True)
 class RegistryValue:
-    """A registry value of a Windows guest; ``type`` says which of the values counts."""
+    """A registry value of a Windows guest; ``type`` selects the value in use."""
 
     key: RegistryKey | None = named("Key", default=None)
     name: str = named("Name", default="")

@@ -1,4 +1,4 @@
-"""Containers, in HCS or hosted in a VM, and what their root file systems are made of."""
+"""Containers, in HCS or hosted in a VM, and the parts of their root file systems."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ class Container:
 
 @define(kw_only=True)
 class HostedSystem:
-    """A container inside a VM, as the guest is told of it."""
+    """A container inside a VM, in the guest's view."""
 
     schema_version: Version | None = named("SchemaVersion", default=None)
     container: Container | None = named("Container", default=None)

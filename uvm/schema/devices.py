@@ -152,7 +152,7 @@ class NetworkAdapter:
 
 @define(kw_only=True)
 class RdpConnectionOptions:
-    """Who may connect to the video console, and on which pipe."""
+    """Access to the video console: its users, and its pipe."""
 
     access_sids: list[str] = named("AccessSids", factory=list)
     named_pipe: str = named("NamedPipe", default="")
@@ -186,7 +186,7 @@ class EnhancedModeVideo:
 
 @define(kw_only=True)
 class HvSocketServiceConfig:
-    """Who may bind and connect to a Hyper-V socket service: SDDL security descriptors."""
+    """The SDDL descriptors of those who may bind and connect to a Hyper-V socket service."""
 
     bind_security_descriptor: str = named("BindSecurityDescriptor", default="")
     connect_security_descriptor: str = named("ConnectSecurityDescriptor", default="")
@@ -212,7 +212,7 @@ class HvSocket2:
 
 @define(kw_only=True)
 class WindowsCrashReporting:
-    """Where a Windows guest's crash dump goes; the size is in bytes."""
+    """The destination of a Windows guest's crash dump; the size is in bytes."""
 
     dump_file_name: str = named("DumpFileName", default="")
     max_dump_size: int = named("MaxDumpSize", default=0)
@@ -221,14 +221,14 @@ class WindowsCrashReporting:
 
 @define(kw_only=True)
 class GuestCrashReporting:
-    """What happens when the guest crashes."""
+    """The reaction to a crash of the guest."""
 
     windows_crash_settings: WindowsCrashReporting | None = named("WindowsCrashSettings", default=None)
 
 
 @define(kw_only=True)
 class VirtualSmbShareOptions:
-    """How an SMB share between host and guest behaves."""
+    """The options of an SMB share between host and guest."""
 
     read_only: bool = named("ReadOnly", default=False)
     share_read: bool = named("ShareRead", default=False)
@@ -251,7 +251,7 @@ class VirtualSmbShareOptions:
 
 @define(kw_only=True)
 class VirtualSmbShare:
-    """A directory of the host that the guest sees over SMB."""
+    """A directory of the host, shared with the guest over SMB."""
 
     name: str = named("Name", default="")
     path: str = named("Path", default="")
@@ -269,7 +269,7 @@ class VirtualSmb:
 
 @define(kw_only=True)
 class Plan9Share:
-    """A directory of the host that the guest sees over 9p; ``flags`` are ``PLAN9_*`` values."""
+    """A directory of the host, shared with the guest over 9p; ``flags`` are ``PLAN9_*`` values."""
 
     name: str = named("Name", default="")
     access_name: str = named("AccessName", default="")
@@ -302,7 +302,7 @@ class FlexibleIoDevice:
 
 @define(kw_only=True)
 class SharedMemoryRegion:
-    """A section of the host's memory shared with the guest."""
+    """A section of the host's memory, shared with the guest."""
 
     section_name: str = named("SectionName", default="")
     start_offset: int = named("StartOffset", default=0)
@@ -328,7 +328,7 @@ class VirtualPciFunction:
 
 @define(kw_only=True)
 class VirtualPciDevice:
-    """Host PCI functions given to a VM."""
+    """Host PCI functions assigned to a VM."""
 
     functions: list[VirtualPciFunction] = named("Functions", factory=list)
     propagate_numa_affinity: bool | None = named("PropagateNumaAffinity", default=None)

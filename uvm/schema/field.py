@@ -1,4 +1,4 @@
-"""How a schema model writes a field: its JSON name, its zero value, whether it is always written."""
+"""The fields of schema models: JSON name, zero value, and whether the zero value is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["ALWAYS", "JSON_NAME", "named"]
 
 #: Key of a field's metadata: the name in JSON.
 JSON_NAME = "json"
-#: Key of a field's metadata: True where Go writes the field even when it holds its zero value.
+#: Key of a field's metadata: True if Go writes the field even when it holds its zero value.
 ALWAYS = "always"
 
 
@@ -23,10 +23,10 @@ def named(
     always: bool = False,
     secret: bool = False,
 ) -> Any:
-    """Declare a field under its JSON name.
+    """Declare a field by its JSON name.
 
-    :param default: the zero value; ``factory`` makes it where it is mutable.
-    :param always: write the zero value too. Otherwise it is left out, as Go's ``omitempty`` does:
+    :param default: the zero value; for a mutable one, ``factory`` makes it.
+    :param always: write the zero value too. Otherwise it is omitted, as by Go's ``omitempty``:
         0, False, an empty string, list or mapping, and None.
     :param secret: leave the field out of the model's ``repr``, so that it never reaches a log.
     """

@@ -1,7 +1,7 @@
 """The bodies of the messages between a host and the compute service of a guest, protocol version 4.
 
 Source: hcsshim internal/gcs/prot/protocol.go (the host's side) and internal/guest/prot/protocol.go (the Linux
-guest's). Fields that hold a whole document as JSON text inside a string say so.
+guest's). Fields that hold a document as JSON text are marked.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ __all__ = [
     "WaitForProcessResponse",
 ]
 
-#: The only version that is spoken today.
+#: The only version in use.
 PROTOCOL_VERSION = 4
-#: What stands for the guest itself where a message names a container (hcsshim's ``nullContainerID``).
+#: The container id of the guest itself (hcsshim's ``nullContainerID``).
 HOST_CONTAINER_ID = NULL_GUID
 #: ``TimeoutInMs`` of a wait without limit.
 WAIT_FOREVER_MS = 0xFFFFFFFF
@@ -56,9 +56,9 @@ WAIT_FOREVER_MS = 0xFFFFFFFF
 
 @define(kw_only=True)
 class RequestBase:
-    """What every request carries, and the whole of those without more: start, shutdown, dump stacks, ...
+    """The fields of every request, and all of some: start, shutdown, dump stacks, ...
 
-    ``container_id`` is :data:`HOST_CONTAINER_ID` where the guest itself is meant.
+    ``container_id`` is :data:`HOST_CONTAINER_ID` for the guest itself.
     """
 
     container_id: str = named("ContainerId", default="", always=True)
@@ -67,7 +67,7 @@ class RequestBase:
 
 @define(kw_only=True)
 class GuestErrorRecord:
-    """One record of the guest's own account of an error; ``result`` is a signed HRESULT."""
+    """One of the guest's error records; ``result`` is a signed HRESULT."""
 
     result: int = named("Result", default=0, always=True)
     message: str = named("Message", default="", always=True)
@@ -80,7 +80,7 @@ class GuestErrorRecord:
 
 @define(kw_only=True)
 class ResponseBase:
-    """What every response carries; ``result`` is an HRESULT as a signed 32-bit number, 0 for success."""
+    """The fields of every response; ``result`` is an HRESULT as a signed 32-bit number, 0 for success."""
 
     result: int = named("Result", default=0, always=True)
     error_message: str = named("ErrorMessage", default="")
@@ -90,7 +90,7 @@ class ResponseBase:
 
 @define(kw_only=True)
 class NegotiateProtocolRequest(RequestBase):
-    """The first request on a connection: the versions that the host speaks."""
+    """The first request on a connection: the versions that the host supports."""
 
     minimum_version: int = named("MinimumVersion", default=PROTOCOL_VERSION, always=True)
     maximum_version: int = named("MaximumVersion", default=PROTOCOL_VERSION, always=True)
@@ -98,7 +98,7 @@ class NegotiateProtocolRequest(RequestBase):
 
 @define(kw_only=True)
 class GcsCapabilities:
-    """What a guest can do and wants; ``guest_defined_capabilities`` is an object of its own making.
+    """The capabilities of a guest; ``guest_defined_capabilities`` is an object of the guest's own.
 
     An empty ``runtime_os_type`` means Windows.
     """
@@ -123,7 +123,7 @@ class NegotiateProtocolResponse(ResponseBase):
 
 @define(kw_only=True)
 class UvmConfig:
-    """The configuration of the guest itself, sent at a cold start to guests that want it."""
+    """The configuration of the guest itself, sent at a cold start to guests that ask for it."""
 
     system_type: str = named("SystemType", default="Container", always=True)
     time_zone_information: TimeZoneInformation | None = named("TimeZoneInformation", default=None)
@@ -142,7 +142,7 @@ class ContainerCreateRequest(RequestBase):
 
 @define(kw_only=True)
 class LinuxHostedSystem:
-    """A Linux container: an OCI runtime specification and the directories that belong to it in the guest.
+    """A Linux container: an OCI runtime specification, and its directories in the guest.
 
     Source: hcsshim internal/hcsoci/hcsdoc_lcow.go.
     """
@@ -155,7 +155,7 @@ class LinuxHostedSystem:
 
 @define(kw_only=True)
 class ContainerNotification(RequestBase):
-    """An event that the guest tells unasked, today only the exit of a container.
+    """An event reported by the guest: the exit of a container is the only one.
 
     ``type`` is GracefulExit, ForcedExit, UnexpectedExit, ...; ``result_info`` is a document as JSON text.
     """
@@ -193,7 +193,7 @@ class VsockStdioRelaySettings:
 
 @define(kw_only=True)
 class ExecuteProcessSettings:
-    """What to run (``process_parameters``, as JSON text) and where its streams go."""
+    """The process (``process_parameters``, as JSON text) and the destinations of its streams."""
 
     process_parameters: str = named("ProcessParameters", default="", always=True, secret=True)
     stdio_relay_settings: StdioRelaySettings | None = named("StdioRelaySettings", default=None)
@@ -254,7 +254,7 @@ class ResizeConsoleRequest(RequestBase):
 
 @define(kw_only=True)
 class GetPropertiesRequest(RequestBase):
-    """Ask for properties; ``query`` is a :class:`~uvm.schema.properties.PropertyQuery` as JSON text."""
+    """Query properties; ``query`` is a :class:`~uvm.schema.properties.PropertyQuery` as JSON text."""
 
     query: str = named("Query", default="", always=True)
 

@@ -1,4 +1,4 @@
-"""The settings of the requests that the guest carries out (hcsshim's ``guestresource``)."""
+"""The settings of the guest's requests (hcsshim's ``guestresource``)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ RESOURCE_POD_CGROUP_MEMORY_LIMIT = "PodCgroupMemoryLimit"
 
 @define(kw_only=True)
 class SCSIDevice:
-    """A SCSI device that the guest lets go of before the host detaches it."""
+    """A SCSI device that the guest releases before the host detaches it."""
 
     controller: int = named("Controller", default=0)
     lun: int = named("Lun", default=0)
@@ -83,7 +83,7 @@ class SCSIDevice:
 
 @define(kw_only=True)
 class DeviceVerityInfo:
-    """dm-verity data of a device; guests read it from the device themselves by now."""
+    """dm-verity data of a device; current guests read it from the device itself."""
 
     ext4_size_in_bytes: int = named("Ext4SizeInBytes", default=0)
     version: int = named("Version", default=0)
@@ -149,7 +149,7 @@ class LCOWMappedDirectory:
 
 @define(kw_only=True)
 class LCOWVPMemMappingInfo:
-    """Where on a packed VPMEM device a layer lies."""
+    """The range of a layer on a packed VPMEM device."""
 
     device_offset_in_bytes: int = named("DeviceOffsetInBytes", default=0)
     device_size_in_bytes: int = named("DeviceSizeInBytes", default=0)
@@ -221,10 +221,7 @@ class LCOWCombinedLayers:
 
 @define(kw_only=True)
 class WCOWCombinedLayers:
-    """The filter over layers that makes a Windows container's root file system.
-
-    ``filter_type`` is ``UnionFS`` or ``WCIFS``.
-    """
+    """The layers of a Windows container's root file system; ``filter_type`` is ``UnionFS`` or ``WCIFS``."""
 
     container_root_path: str = named("ContainerRootPath", default="")
     layers: list[Layer] = named("Layers", factory=list)

@@ -1,10 +1,10 @@
-"""Schema models to JSON values and back.
+"""Conversion of schema models to JSON values and back.
 
-Writing leaves out what Go's ``omitempty`` leaves out, so that a model becomes byte for byte the fields that
-hcsshim sends. Reading gives missing and null fields their zero values, and is strict about types: a
-number is never taken for a string, nor a string for a list.
+Writing omits what Go's ``omitempty`` omits, so that a model becomes exactly the fields that hcsshim sends.
+Reading sets missing and null fields to their zero values, and is strict about types: a number is not accepted
+for a string, nor a string for a list.
 
-cattrs generates one function per class and direction; it is imported at the first call, so that importing the
+cattrs generates one function per class and direction; it is imported by the first call, so that importing the
 models costs nothing.
 """
 
@@ -31,13 +31,13 @@ _KINDS = {int: "a whole number", str: "a string", bool: "true or false", float: 
 
 
 class SchemaError(UVMError, ValueError):
-    """A JSON value that is not what the schema says; the message names each field in question."""
+    """A JSON value that does not fit the schema; the message names each invalid field."""
 
 
 def to_json(model: Any) -> dict[str, Any]:
-    """Give a model as a JSON object, without what holds its zero value.
+    """Return a model as a JSON object, without fields that hold their zero value.
 
-    A field of free form (``settings``, ``guest_request``) is left out only where it is None.
+    A field of free form (``settings``, ``guest_request``) is omitted only if it is None.
     """
     cls = model.__class__
     writer = _writers.get(cls)
@@ -48,11 +48,11 @@ def to_json(model: Any) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], value: Any, *, forbid_extra: bool = False) -> T:
-    """Make a model from a JSON object.
+    """Return the model of a JSON object.
 
-    :param forbid_extra: refuse fields that the schema does not have, as HCS does with what it is sent;
-        otherwise they are ignored, so that newer hosts and guests can be read.
-    :raises SchemaError: a value has the wrong type, or a field is not known.
+    :param forbid_extra: refuse unknown fields, as HCS does. Otherwise they are ignored, so that newer hosts
+        and guests can be read.
+    :raises SchemaError: a value has the wrong type, or a field is unknown.
     """
     converter = _converter(forbid_extra)
     try:
@@ -69,17 +69,17 @@ def from_json(cls: type[T], value: Any, *, forbid_extra: bool = False) -> T:
 def dumps(value: Any) -> str:
     """Return a model, or a JSON value that may hold models, as compact JSON text.
 
-    :raises TypeError: the value holds what JSON has no form for.
+    :raises TypeError: it holds a value that JSON cannot represent.
     :raises ValueError: it holds a number that is not finite, or nests too deeply.
     """
     try:
         return _encode(value)
     except RecursionError:
-        raise ValueError("the value nests too deeply, or holds itself") from None
+        raise ValueError("the value nests too deeply, or contains itself") from None
 
 
 def _fields(model: Any) -> dict[str, Any]:
-    """Give the fields of a model as they are: the encoder asks again for the models in them."""
+    """Return the fields of a model unchanged: the encoder asks again for the models in them."""
     cls = model.__class__
     writer = _field_writers.get(cls)
     if writer is None:
@@ -100,7 +100,7 @@ _encode = JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=Fal
 
 @cache
 def _converter(forbid_extra: bool) -> Converter:
-    """Make the converter; one for each strictness."""
+    """Return the converter of one strictness."""
     from cattrs import Converter
 
     converter = Converter(omit_if_default=True, forbid_extra_keys=forbid_extra)
@@ -115,7 +115,7 @@ def _converter(forbid_extra: bool) -> Converter:
 
 @cache
 def _shallow_converter() -> Converter:
-    """Make the converter that leaves the values of fields as they are."""
+    """Return the converter that leaves the values of fields unchanged."""
     from cattrs import Converter
     from cattrs.fns import identity
 
@@ -160,7 +160,7 @@ def _class_reader(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
 
 
 def _scalar(value: Any, kind: type) -> Any:
-    # bool is a subclass of int in Python, but not a number in JSON; 1 is a valid float.
+    # bool is a subclass of int in Python, but no number in JSON; 1 is a valid float.
     if value.__class__ is kind or (kind is float and value.__class__ is int):
         return value
     raise TypeError(f"should be {_KINDS[kind]}, not {_kind_of(value)}")
@@ -189,7 +189,7 @@ def _dict_reader(kind: Any, converter: Converter) -> Callable[[Any, Any], dict[s
 
 
 def _each(items: Iterable[tuple[Any, Any]], kind: Any, converter: Converter) -> Iterator[tuple[Any, Any]]:
-    """Read the items of a list or mapping; what is wrong with one is noted with its index or key."""
+    """Convert the items of a list or mapping; an error is noted with its index or key."""
     from cattrs.errors import IterableValidationError, IterableValidationNote
 
     for key, value in items:
@@ -201,7 +201,7 @@ def _each(items: Iterable[tuple[Any, Any]], kind: Any, converter: Converter) -> 
 
 
 def _problems(error: BaseException, where: str) -> Iterator[str]:
-    """Say in words what cattrs found, each with the JSON path of its place."""
+    """Yield cattrs's errors in words, each with the JSON path of the value."""
     from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
     if isinstance(error, ForbiddenExtraKeysError):
@@ -222,7 +222,7 @@ def _problems(error: BaseException, where: str) -> Iterator[str]:
 
 
 def _kind_of(value: Any) -> str:
-    """Name the JSON kind of a value, never the value."""
+    """Return the JSON kind of a value, never the value."""
     if value is None:
         return "null"
     if isinstance(value, Mapping):

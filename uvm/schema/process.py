@@ -1,4 +1,4 @@
-"""Processes in a VM or a container, and what may be asked of a running one."""
+"""Processes in a VM or a container, and requests to a running one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 @define(kw_only=True)
 class ProcessParameters:
-    """What to run. ``console_size`` is height, then width; ``environment`` may hold secrets."""
+    """A process to start. ``console_size`` is height, then width; ``environment`` may hold secrets."""
 
     application_name: str = named("ApplicationName", default="")
     command_line: str = named("CommandLine", default="")
@@ -48,7 +48,7 @@ class ConsoleSize:
 
 @define(kw_only=True)
 class CloseHandle:
-    """Which of the standard handles to close: ``StdIn``, ``StdOut``, ``StdErr`` or ``All``."""
+    """The standard handle to close: ``StdIn``, ``StdOut``, ``StdErr`` or ``All``."""
 
     handle: str = named("Handle", default="")
 
@@ -64,7 +64,7 @@ class ProcessModifyRequest:
 
 @define(kw_only=True)
 class ProcessStatus:
-    """Whether a process has exited, and with which code."""
+    """Whether a process has exited, and its exit code."""
 
     process_id: int = named("ProcessId", default=0)
     exited: bool = named("Exited", default=False)
@@ -74,7 +74,7 @@ class ProcessStatus:
 
 @define(kw_only=True)
 class ProcessDetails:
-    """A process as a container lists it; the timestamp is RFC 3339."""
+    """A process in the list of a container; the timestamp is RFC 3339."""
 
     process_id: int = named("ProcessId", default=0)
     image_name: str = named("ImageName", default="")

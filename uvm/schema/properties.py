@@ -1,4 +1,4 @@
-"""What HCS tells of a compute system, and of the host, when asked.
+"""The properties of a compute system, and of the host, as HCS reports them.
 
 Timestamps are RFC 3339 strings, times are in units of 100 ns, sizes in bytes or pages of 4 KiB as named.
 """
@@ -60,7 +60,7 @@ PROPERTY_SYSTEM_GUID = "SystemGUID"
 
 @define(kw_only=True)
 class PropertyQuery:
-    """Which properties to give; the names are ``PROPERTY_*``."""
+    """The properties to query; the names are ``PROPERTY_*``."""
 
     property_types: list[str] = named("PropertyTypes", factory=list)
     queries: dict[str, Any] = named("Queries", factory=dict)
@@ -93,7 +93,7 @@ class MemoryStats:
 
 @define(kw_only=True)
 class StorageStats:
-    """Reads and writes, counted in units of 8 KiB where normalised."""
+    """Reads and writes; the normalised counts are in units of 8 KiB."""
 
     read_count_normalized: int = named("ReadCountNormalized", default=0)
     read_size_bytes: int = named("ReadSizeBytes", default=0)
@@ -147,7 +147,7 @@ class MemoryInformationForVm:
 
 @define(kw_only=True)
 class SharedMemoryRegionInfo:
-    """Where a shared section appears in the guest."""
+    """The address of a shared section in the guest."""
 
     section_name: str = named("SectionName", default="")
     guest_physical_address: int = named("GuestPhysicalAddress", default=0)
@@ -155,7 +155,7 @@ class SharedMemoryRegionInfo:
 
 @define(kw_only=True)
 class GuestConnectionInfo:
-    """What the guest said of itself when HCS connected to it."""
+    """The guest's facts from its connection to HCS."""
 
     supported_schema_versions: list[Version] = named("SupportedSchemaVersions", factory=list)
     protocol_version: int = named("ProtocolVersion", default=0)
@@ -213,6 +213,6 @@ class ProcessorTopology:
 
 @define(kw_only=True)
 class ServiceProperties:
-    """The answers of the service, one for each property asked."""
+    """The service's answers, one for each queried property."""
 
     properties: list[Any] = named("Properties", factory=list)

@@ -1,4 +1,4 @@
-"""The requests that change a running system, and the paths of what they change.
+"""Requests that change a running system, and the paths of the resources they change.
 
 A :class:`ModifySettingRequest` goes to HCS; a :class:`ModificationRequest` to the guest, over our own
 connection or inside the former's ``guest_request``, which HCS relays.
@@ -80,10 +80,10 @@ SCSI_CONTROLLER_GUIDS = (
 )
 
 
-# With slots, attrs would make each class a second time, and both would be subclasses.
+# With slots, attrs would create each class twice, and both would be subclasses.
 @frozen(slots=False)
 class Resource:
-    """What a resource path names.
+    """A resource named by a path.
 
     :cvar PATH: the path, with a place for each field.
     """
@@ -100,7 +100,7 @@ class Resource:
 class ScsiAttachment(Resource):
     """A slot for a disk.
 
-    :ivar controller: the VMBus GUID of its controller, as the path has it.
+    :ivar controller: the VMBus GUID of its controller, as in the path.
     """
 
     PATH: ClassVar[str] = "VirtualMachine/Devices/Scsi/%s/Attachments/%d"
@@ -109,7 +109,7 @@ class ScsiAttachment(Resource):
 
     @property
     def controller_number(self) -> int | None:
-        """The number of the controller in the guest; None if the GUID is none of ours."""
+        """The number of the controller in the guest; None if its GUID is unknown."""
         guid = self.controller.lower()
         return SCSI_CONTROLLER_GUIDS.index(guid) if guid in SCSI_CONTROLLER_GUIDS else None
 
@@ -124,7 +124,7 @@ class VPMemDevice(Resource):
 
 @frozen(slots=False)
 class VPMemMapping(Resource):
-    """What is mapped at an offset of a packed VPMEM device."""
+    """A mapping at an offset of a packed VPMEM device."""
 
     PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualPMem/Devices/%d/Mappings/%d"
     device: int
@@ -155,7 +155,7 @@ class VirtualAdapter(Resource):
 
 @frozen(slots=False)
 class VirtualPci(Resource):
-    """A PCI device, by the GUID under which the guest sees it."""
+    """A PCI device, by its GUID in the guest."""
 
     PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualPci/%s"
     vmbus_guid: str
@@ -224,7 +224,7 @@ def vpmem_device_path(device: int) -> str:
 
 
 def vpmem_mapping_path(device: int, offset_bytes: int) -> str:
-    """Return the path of what is mapped at an offset of a packed VPMEM device."""
+    """Return the path of a mapping at an offset of a packed VPMEM device."""
     return VPMemMapping.PATH % (device, offset_bytes)
 
 
@@ -234,7 +234,7 @@ def network_adapter_path(adapter_id: str) -> str:
 
 
 def virtual_pci_path(vmbus_guid: str) -> str:
-    """Return the path of a PCI device, by the GUID under which the guest sees it."""
+    """Return the path of a PCI device, by its GUID in the guest."""
     return VirtualPci.PATH % vmbus_guid
 
 
@@ -249,7 +249,7 @@ def hvsocket_service_path(service_id: str) -> str:
 
 
 def parse_resource_path(path: str) -> Resource | None:
-    """Return what a resource path names, the inverse of the functions above; None if it is none of these."""
+    """Return the resource named by a path, the inverse of the functions above; None if it is unknown."""
     for resource, pattern, kinds in _patterns():
         if found := pattern.fullmatch(path):
             return resource(*(kind(text) for kind, text in zip(kinds, found.groups(), strict=True)))
@@ -261,7 +261,7 @@ _Pattern = tuple[Callable[..., Resource], re.Pattern[str], list[type[int] | type
 
 @cache
 def _patterns() -> list[_Pattern]:
-    """Return each kind of resource with the pattern of its path and the types of its fields."""
+    """Return the pattern of each kind of resource's path, with the types of its fields."""
     patterns: list[_Pattern] = []
     for resource in Resource.__subclasses__():
         # A pipe has a host path, with separators.
@@ -354,7 +354,7 @@ class CpuGroupConfigurations:
 
 @define(kw_only=True)
 class CreateGroupOperation:
-    """Make a CPU group."""
+    """Create a CPU group."""
 
     group_id: str = named("GroupId", default="")
     logical_processor_count: int = named("LogicalProcessorCount", default=0)
@@ -378,14 +378,14 @@ class HostProcessorModificationRequest:
 
 @define(kw_only=True)
 class PauseNotification:
-    """Why a VM is paused."""
+    """The reason for a pause."""
 
     reason: str = named("Reason", default="")
 
 
 @define(kw_only=True)
 class PauseOptions:
-    """How to pause a VM."""
+    """The options of a pause."""
 
     suspension_level: str = named("SuspensionLevel", default="")
     hosted_notification: PauseNotification | None = named("HostedNotification", default=None)
@@ -393,7 +393,7 @@ class PauseOptions:
 
 @define(kw_only=True)
 class SaveOptions:
-    """How and where to save a VM's state."""
+    """The options of a save: how, and to which file."""
 
     save_type: str = named("SaveType", default="")
     save_state_file_path: str = named("SaveStateFilePath", default="")

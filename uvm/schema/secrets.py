@@ -1,4 +1,4 @@
-"""What of a message may be shown: secrets are hidden, and foreign text can do a terminal or a log no harm."""
+"""What may be shown of a message: secrets are hidden, and foreign text is harmless to a terminal or a log."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ HIDDEN: Final = frozenset(
 #: How many characters of foreign text are shown.
 MAX_SHOWN: Final = 2000
 
-#: Fields that hold a document as JSON text, which may hold secrets in its turn.
+#: Fields that hold a document as JSON text, which may itself hold secrets.
 _DOCUMENTS: Final = frozenset({"ContainerConfig", "ProcessParameters"})
 
-#: No message of the protocol nests as deeply; what does is not worth the stack.
+#: No message of the protocol nests as deeply; deeper values are hidden, to spare the stack.
 _MAX_DEPTH: Final = 100
 _MASK: Final = "(hidden)"
 
 
 def scrub(value: Any, depth: int = 0) -> Any:
-    """Give a JSON value with its secrets replaced by ``(hidden)``; the value itself is not changed.
+    """Return a copy of a JSON value with its secrets replaced by ``(hidden)``.
 
-    Documents that are JSON text inside a string are looked into as well, and hidden whole where they cannot
-    be read.
+    Documents that are JSON text inside a string are scrubbed as well, and hidden whole if they cannot be
+    decoded.
     """
     if depth > _MAX_DEPTH:
         return _MASK
@@ -68,9 +68,9 @@ def _document(text: str, depth: int) -> str:
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:
-    """Give text from the guest as one line for a log or a message: escaped, and at most so many characters.
+    """Return text from the guest as one line of at most `limit` characters, escaped, for a log or a message.
 
-    Whatever is not printable is escaped: control characters, line ends, and those that reorder text.
+    All that is not printable is escaped: control characters, line ends, and those that reorder text.
     """
     shown = text[:limit]
     if not shown.isprintable():

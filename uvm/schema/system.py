@@ -1,7 +1,7 @@
 """The compute-system document: the VM itself, its chipset, topology, security and registry.
 
 Class and JSON names are those of the HCS v2 schema; attribute names are theirs in PEP 8. Memory is in
-mebibytes where the name says MB, as HCS means it.
+mebibytes if the name says MB, as in HCS.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class FirmwareFile:
 
 @define(kw_only=True)
 class UefiBootEntry:
-    """What the firmware boots: ``device_type`` is ``VmbFs``, ``ScsiDrive``, ``File`` or ``Network``."""
+    """A boot entry of the firmware: ``device_type`` is ``VmbFs``, ``ScsiDrive``, ``File`` or ``Network``."""
 
     device_type: str = named("DeviceType", default="")
     device_path: str = named("DevicePath", default="")
@@ -98,7 +98,7 @@ class Chipset:
 
 @define(kw_only=True)
 class CpuGroup:
-    """The CPU group that a VM is in; the null GUID is none."""
+    """The CPU group of a VM; the null GUID means none."""
 
     id: str = named("Id", default="")
 
@@ -112,7 +112,7 @@ class Range:
 
 @define(kw_only=True)
 class NumaProcessors:
-    """How processors spread over virtual NUMA nodes."""
+    """The distribution of processors over virtual NUMA nodes."""
 
     count_per_node: Range = named("count_per_node", factory=Range, always=True)
     node_per_socket: int = named("node_per_socket", default=0)
@@ -194,7 +194,7 @@ class GuestState:
 
 @define(kw_only=True)
 class RestoreState:
-    """The saved state, or the template, that a VM starts from."""
+    """The saved state, or the template, to start a VM from."""
 
     save_state_file_path: str = named("SaveStateFilePath", default="")
     template_system_id: str = named("TemplateSystemId", default="")
@@ -202,7 +202,7 @@ class RestoreState:
 
 @define(kw_only=True)
 class DebugOptions:
-    """Files in which saved states go when the guest fails."""
+    """The files for saved states after a failure of the guest."""
 
     bugcheck_saved_state_file_name: str = named("BugcheckSavedStateFileName", default="")
     bugcheck_no_crashdump_saved_state_file_name: str = named(
@@ -214,7 +214,7 @@ class DebugOptions:
 
 @define(kw_only=True)
 class GuestConnection:
-    """HCS's own connection to the guest; present where HCS makes one."""
+    """HCS's own connection to the guest; absent if HCS makes none."""
 
     use_vsock: bool = named("UseVsock", default=False)
     use_connected_suspend: bool = named("UseConnectedSuspend", default=False)
@@ -241,7 +241,7 @@ class SecuritySettings:
 
 @define(kw_only=True)
 class MemoryMigrationTransferThrottleParams:
-    """How the transfer of memory is throttled in a live migration."""
+    """The throttling of the memory transfer in a live migration."""
 
     skip_throttling: bool | None = named("SkipThrottling", default=None)
     throttling_scale: float | None = named("ThrottlingScale", default=None)
@@ -277,7 +277,7 @@ class CompatibilityInfo:
 
 @define(kw_only=True)
 class MigrationInitializeOptions:
-    """How a VM takes part in a live migration."""
+    """A VM's part in a live migration."""
 
     origin: str = named("Origin", default="")
     memory_transport: str = named("MemoryTransport", default="")

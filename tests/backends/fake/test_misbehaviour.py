@@ -33,11 +33,11 @@ async def pump_on(host: Host) -> None:
 @pytest.mark.parametrize(
     ("rule", "settings", "problem"),
     [
-        ("garbage", {}, "may not come here"),
-        ("garbage", {"data": bytes(16)}, "may not come here"),
-        ("unknown_kind", {}, "may not come here"),
-        ("oversize", {}, "says it has 4294967295 bytes"),
-        ("oversize", {"size_bytes": 3}, "says it has 3 bytes"),
+        ("garbage", {}, "is not allowed here"),
+        ("garbage", {"data": bytes(16)}, "is not allowed here"),
+        ("unknown_kind", {}, "is not allowed here"),
+        ("oversize", {}, "has 4294967295 bytes"),
+        ("oversize", {"size_bytes": 3}, "has 3 bytes"),
         ("bad_json", {}, "is not JSON"),
         ("bad_json", {"payload": b"[]"}, "not an object"),
         ("bad_json", {"payload": b'"\xff"'}, "is not JSON"),
