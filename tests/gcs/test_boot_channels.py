@@ -276,6 +276,29 @@ async def test_a_handler_that_is_slow_keeps_no_guest_waiting_and_loses_whole_lin
     assert messages(caplog)[1:] == ["vm-1: 3,145,728 bytes of its output were dropped"]
 
 
+async def test_a_line_whose_beginning_was_dropped_is_dropped_to_its_end() -> None:
+    """What it quotes can be told from its beginning alone."""
+    go_on = anyio.Event()
+    collector = Collector()
+
+    async def handler(stream: ByteStream) -> None:
+        await go_on.wait()
+        await collector(stream)
+
+    async with forwarding(handler) as line:
+        guest = line.dial()
+        for _ in range(MAX_PENDING_BYTES // len(LINE)):
+            await guest.send(LINE)
+        await guest.send(b"beginning" + bytes(65536))
+        await anyio.wait_all_tasks_blocked()
+        go_on.set()
+        await anyio.wait_all_tasks_blocked()
+        await say(guest, b"the rest\nanother line\n")
+    assert b"".join(collector.outputs[0]).removeprefix(LINE * (MAX_PENDING_BYTES // len(LINE))) == (
+        b"another line\n"
+    )
+
+
 async def test_what_a_handler_never_took_is_counted_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     ended = anyio.Event()
 

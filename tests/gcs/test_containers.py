@@ -422,6 +422,8 @@ async def test_properties_are_asked_for_by_name(guest: Guest) -> None:
     async with connected(guest) as connection:
         container = await created(connection)
         assert await container.properties("Memory") == {"Memory": {"x": 1}}
+        guest.answers[PROPERTIES] = lambda _: {"Properties": '\ufeff{"Memory":{"x":1}}'}
+        assert await container.properties("Memory") == {"Memory": {"x": 1}}
         assert json.loads(guest.bodies(PROPERTIES)[0]["Query"]) == {"PropertyTypes": ["Memory"]}
 
 

@@ -139,10 +139,6 @@ def test_whatever_is_no_whole_object_is_text(data: bytes) -> None:
     assert text(data) == LogText(logging.ERROR, "guest terminated", data.decode())
 
 
-def test_a_byte_order_mark_is_text() -> None:
-    assert text(b"\xef\xbb\xbf{}").text == r"\ufeff{}"
-
-
 @pytest.mark.parametrize("data", [b"", b" \n\t\r\n"])
 def test_nothing_is_nothing(data: bytes) -> None:
     assert parsed(data) == []
@@ -326,3 +322,11 @@ async def test_a_flood_of_entries_leaves_others_their_turn(caplog: pytest.LogCap
             await anyio.lowlevel.checkpoint()
             seen.append(len(caplog.records))
     assert len(set(seen)) > 10
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_a_byte_order_mark_is_skipped(cut: int) -> None:
+    parser = LogParser()
+    data = b'\xef\xbb\xbf{"level":"info","msg":"hello"}\n\xef\xbb\xbf{"msg":"again"}\n'
+    entries = [*parser.feed(data[:cut]), *parser.feed(data[cut:]), *parser.end()]
+    assert [getattr(each, "message", None) for each in entries] == ["hello", "again"]

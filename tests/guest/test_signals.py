@@ -24,6 +24,34 @@ def test_names_of_linux_signals_include_the_aliases_and_numbers_the_real_time_si
 
 
 @pytest.mark.parametrize(
+    ("wanted", "number"),
+    [
+        ("SIGRTMIN", 34),
+        ("rtmin", 34),
+        ("SIGRTMIN+3", 37),
+        ("Rtmin+30", 64),
+        ("SIGRTMAX", 64),
+        ("RTMAX-2", 62),
+        ("sigrtmax-30", 34),
+        *([(signal.SIGRTMIN, 34), (signal.SIGRTMAX, 64)] if sys.platform == "linux" else []),
+    ],
+)
+def test_real_time_signals_have_names_and_the_numbers_of_glibc(wanted: int | str, number: int) -> None:
+    assert signal_options(wanted, "linux") == SignalProcessOptionsLCOW(signal=number)
+    with pytest.raises(OptionsError, match="a Windows guest has no signal"):
+        signal_options(wanted, "windows")
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    ["RTMIN-1", "RTMAX+1", "RTMIN+31", "RTMIN+", "RTMIN+a", "RTMIN+\u0663", "RT", "RTMIN3", "SIGSIGRTMIN"],
+)
+def test_what_is_beyond_the_real_time_signals_is_refused(wanted: str) -> None:
+    with pytest.raises(OptionsError, match="a Linux guest has no signal"):
+        signal_options(wanted, "linux")
+
+
+@pytest.mark.parametrize(
     ("wanted", "sent"),
     [
         ("CtrlC", "CtrlC"),

@@ -132,7 +132,7 @@ class GuestOutput:
     """The output of a guest, as a handler gets it (:class:`~uvm.backend.ByteStream`).
 
     A line comes when it has ended, or is 64 KiB long, or the output has ended. What was dropped before it,
-    because the handler was slow, were whole lines, save longer ones.
+    because the handler was slow, were whole lines, or the ends of longer ones.
     """
 
     def __init__(self, stream: ByteStream, name: str) -> None:
@@ -142,6 +142,8 @@ class GuestOutput:
         self._pending = bytearray()
         self._dropping = False
         self._dropped = 0
+        # The beginning of a line was dropped: what it quotes can be told from it alone.
+        self._torn = False
         self._ended = False
         self._closed = False
         self._arrived = anyio.Event()
@@ -208,6 +210,10 @@ class GuestOutput:
 
     def _pass_on(self, size: int) -> None:
         """Pass on so many bytes, or drop them."""
+        if self._torn and size:
+            rest = self._line.find(b"\n", 0, size) + 1 or size
+            self._drop(rest)
+            size -= rest
         if not size:
             return
         pending = len(self._pending)
@@ -218,7 +224,7 @@ class GuestOutput:
         else:
             self._pending += self._line[:size]
             self._arrived.set()
-        del self._line[:size]
+            del self._line[:size]
 
     def _drop(self, size: int) -> None:
         if not self._dropping:
@@ -227,6 +233,8 @@ class GuestOutput:
             say(_log, logging.WARNING, f"{self._name}: {problem}")
         self._dropping = True
         self._dropped += size
+        self._torn = self._line[size - 1] != ord("\n")
+        del self._line[:size]
 
     def _end_dropping(self) -> None:
         if self._dropping:

@@ -116,7 +116,7 @@ class ConnectedContainer:
             operation=self._operation("query"),
             abandonable=True,
         )
-        return parse(answer.properties.encode())
+        return parse(answer.properties.removeprefix("\ufeff").encode())
 
     async def modify(self, request: JSON) -> None:
         """Have a ``ModificationRequest`` carried out."""

@@ -32,7 +32,7 @@ import anyio
 import anyio.lowlevel
 from attrs import frozen
 
-from uvm._guest.quotes import without_quotes
+from uvm._guest.quotes import QuoteCleaner, without_quotes
 from uvm._wire.frames import parse
 from uvm.backend import BROKEN_STREAM, ByteStream
 from uvm.errors import WireError
@@ -81,6 +81,7 @@ class LogText:
     """Something in a log that is no entry.
 
     :ivar what: what it is, in words.
+    :ivar text: without what it quotes (:mod:`uvm._guest.quotes`).
     """
 
     level: int
@@ -95,9 +96,10 @@ class LogParser:
     a string, which JSON does not allow, ends a broken entry, so that the next line has its chance.
     """
 
-    __slots__ = ("_buffer", "_depth", "_is_text", "_lost", "_pieces", "_position", "_quoted")
+    __slots__ = ("_buffer", "_depth", "_is_text", "_lost", "_pieces", "_position", "_quoted", "_quotes")
 
-    _SPACE: Final = re.compile(rb"[ \t\r\n]*")
+    _BOM: Final = b"\xef\xbb\xbf"
+    _SPACE: Final = re.compile(rb"(?:[ \t\r\n]|\xef\xbb\xbf)*")
     _OUTSIDE_STRING: Final = re.compile(rb'["{}\[\]]')
     _INSIDE_STRING: Final = re.compile(rb'["\\\n]')
 
@@ -107,8 +109,9 @@ class LogParser:
         self._position = 0
         self._depth = 0
         self._quoted = False
-        # How many pieces of an entry that is too long were given.
+        # How many pieces of an entry that is too long were given, and what hides what they quote.
         self._pieces = 0
+        self._quotes = QuoteCleaner()
         # Nothing but text comes any more; how much of it was not kept.
         self._is_text = False
         self._lost = 0
@@ -132,7 +135,8 @@ class LogParser:
             yield self._piece(rest)
         elif rest.strip():
             lost = f" (and {self._lost:,} more bytes)" if self._lost else ""
-            yield LogText(logging.ERROR, f"guest terminated{lost}", _text(rest.strip()))
+            text = without_quotes(_text(rest.strip()), cut_off=bool(self._lost))
+            yield LogText(logging.ERROR, f"guest terminated{lost}", text)
 
     def _next(self) -> LogEntry | LogText | None:
         if not self._depth and not self._begin():
@@ -151,6 +155,8 @@ class LogParser:
         if not self._is_text:
             space = self._SPACE.match(buffer)
             del buffer[: space.end() if space else 0]
+            if self._BOM.startswith(buffer):
+                return False
             self._is_text = not buffer.startswith(b"{") and bool(buffer)
         if self._is_text:
             self._lost += max(0, len(buffer) - MAX_ENTRY_BYTES)
@@ -189,9 +195,11 @@ class LogParser:
     def _piece(self, data: bytes, *, last: bool = False) -> LogText:
         self._pieces += 1
         what = f"a log entry of more than {MAX_ENTRY_BYTES:,} bytes, part {self._pieces}"
+        text = self._quotes.clean(_text(data), last=last)
         if last:
             self._pieces = 0
-        return LogText(logging.WARNING, what, _text(data))
+            self._quotes = QuoteCleaner()
+        return LogText(logging.WARNING, what, text)
 
 
 def _text(data: bytes) -> str:
@@ -205,7 +213,8 @@ def _read(data: bytes) -> LogEntry | LogText:
         # As Go reads it: what is not UTF-8 is replaced.
         return _entry(parse(data.decode(errors="replace").encode()))
     except WireError:
-        return LogText(logging.WARNING, "an unreadable log entry", _text(data.strip()))
+        text = without_quotes(_text(data.strip()))
+        return LogText(logging.WARNING, "an unreadable log entry", text)
 
 
 def _entry(fields: dict[str, Any]) -> LogEntry:
@@ -281,10 +290,9 @@ def _record(item: LogEntry | LogText, vm_id: str) -> None:
         message = printable(without_quotes(item.message), MAX_ENTRY_BYTES)
         extra |= {"guest_time": item.time, "guest": without_quotes(item.fields)}
     else:
-        text = without_quotes(item.text)
-        first_line, *_ = text.split("\n", 1)
+        first_line, *_ = item.text.split("\n", 1)
         message = f"{item.what}: {printable(first_line)}"
-        extra |= {"guest_text": text}
+        extra |= {"guest_text": item.text}
     say(_log, item.level, message, extra=extra)
 
 

@@ -8,6 +8,7 @@ Source: hcsshim internal/signals.
 from __future__ import annotations
 
 import enum
+import re
 import signal
 from typing import Final
 
@@ -56,8 +57,9 @@ class LinuxSignal(enum.IntEnum):
     SYS = 31
 
 
-#: The real-time signals go up to here.
-_MAX_LINUX_SIGNAL: Final = 64
+#: The real-time signals of glibc, whatever C library the host has.
+_RTMIN, _RTMAX = 34, 64
+_REAL_TIME: Final = re.compile(r"RT(MIN|MAX)(?:([+-])(\d{1,2}))?", re.ASCII)
 
 #: Windows' control events under their own names, those of Python's signal module, and what comes closest to
 #: Unix's.
@@ -85,11 +87,12 @@ _WINDOWS_NUMBERS: Final = {
 
 
 def signal_options(wanted: int | str, os: str) -> SignalOptions | None:
-    """Give a signal as a guest takes it; None to kill.
+    """Return a signal as a guest takes it; None to kill.
 
     :param wanted: a number of the guest's system, a member of :class:`signal.Signals`, or a name with or
-        without ``SIG``: ``TERM``, ``SIGTERM``; for Windows ``CtrlC``, ``CtrlBreak``, ``CtrlClose``,
-        ``CtrlLogOff``, ``CtrlShutdown``; there TERM means CtrlShutdown and INT CtrlC.
+        without ``SIG``: ``TERM``, ``SIGTERM``, ``SIGRTMIN+3``, ``RTMAX``; for Windows ``CtrlC``,
+        ``CtrlBreak``, ``CtrlClose``, ``CtrlLogOff``, ``CtrlShutdown``; there TERM means CtrlShutdown and
+        INT CtrlC.
     :param os: the guest's, ``"linux"`` or ``"windows"``.
     :raises OptionsError: the guest's system has no such signal.
     """
@@ -104,7 +107,16 @@ def signal_options(wanted: int | str, os: str) -> SignalOptions | None:
         if event is not None:
             return SignalProcessOptionsWCOW(signal=event)
     else:
-        number = LinuxSignal.__members__.get(named) if isinstance(named, str) else named
-        if number is not None and 1 <= number <= _MAX_LINUX_SIGNAL:
+        number = _linux_number(named) if isinstance(named, str) else named
+        if number is not None and 1 <= number <= _RTMAX:
             return SignalProcessOptionsLCOW(signal=int(number))
     raise OptionsError(f"a {os.capitalize()} guest has no signal {value!r}")
+
+
+def _linux_number(name: str) -> int | None:
+    match = _REAL_TIME.fullmatch(name)
+    if match is None:
+        return LinuxSignal.__members__.get(name)
+    end, sign, steps = match.groups()
+    number = (_RTMIN if end == "MIN" else _RTMAX) + int(f"{sign or '+'}{steps or 0}")
+    return number if _RTMIN <= number <= _RTMAX else None
