@@ -110,6 +110,16 @@ class HostFiles(Protocol):
     async def stat(self, path: str) -> FileInfo | None:
         """Look at a path; None where nothing is there."""
 
+    async def resolve(self, path: str) -> str:
+        """Return a path with symbolic links, junctions and substituted drives resolved.
+
+        A path without any, or whose target is missing, is returned as it is. hcsshim does it in
+        ``internal/layers/lcow.go`` (``filepath.EvalSymlinks``), so that a disk has one path however it is
+        reached.
+
+        :raises HostError: its links never end.
+        """
+
     async def read(self, path: str, max_bytes: int) -> bytes:
         """Read a whole file; HostPathError where it is missing or larger than ``max_bytes``."""
 

@@ -60,6 +60,7 @@ def test_what_a_rig_lacks_is_named() -> None:
     [
         lambda host: host.put_file("a"),
         lambda host: host.put_directory("a"),
+        lambda host: host.put_link("a", "b"),
         lambda host: host.path_of("a"),
         lambda host: host.put_network(1),
         lambda host: host.put_device("a"),

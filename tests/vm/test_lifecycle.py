@@ -583,10 +583,10 @@ async def test_files_that_cannot_be_copied_are_somebody_elses_and_stay() -> None
     backend = host_backend()
     options = confidential_lcow(backend)
     backend.files.add(r"C:\bundle\kernel.vmgs", size=3)
-    backend.files.open_disk(r"C:\bundle\kernel.vmgs", writable=True, operation="another VM")
+    disk = backend.files.open_disk(r"C:\bundle\kernel.vmgs", writable=True, operation="another VM")
     with pytest.raises(HostError, match="SHARING_VIOLATION"):
         await _enter(create(backend, options))
-    backend.files.close_disk(r"C:\bundle\kernel.vmgs", writable=True)
+    disk.close()
     assert backend.files.listing(r"C:\bundle") == ["kernel.vmgs"]
 
 

@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from tests.backends.fake.support import expect_refusal
 from uvm.backend import FileInfo
 from uvm.backends.fake import FakeFiles
+from uvm.backends.fake.files import OpenDisk
 from uvm.errors import HostPathError
 from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
+
+DISK = r"C:\real\disk.vhd"
 
 
 @pytest.mark.parametrize(
@@ -117,12 +120,12 @@ async def test_what_a_vm_has_open_can_neither_be_removed_nor_overwritten() -> No
     files = FakeFiles()
     files.add(r"C:\disk", size=1)
     files.add(r"C:\other", size=1)
-    files.open_disk(r"C:\disk", writable=False, operation="attach")
+    disk = files.open_disk(r"C:\disk", writable=False, operation="attach")
     with expect_refusal(HResult.ERROR_SHARING_VIOLATION):
         await files.remove(r"C:\DISK")
     with expect_refusal(HResult.ERROR_SHARING_VIOLATION):
         await files.copy(r"C:\other", r"C:\disk")
-    files.close_disk(r"C:\disk", writable=False)
+    disk.close()
     await files.remove(r"C:\disk")
 
 
@@ -158,16 +161,97 @@ def test_a_file_and_a_directory_cannot_have_one_path() -> None:
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans()), max_size=20))
 def test_any_number_read_a_file_or_one_writes_it(wishes: list[tuple[str, bool]]) -> None:
     files = FakeFiles()
-    opened: list[tuple[str, bool]] = []
+    opened: list[tuple[str, bool, OpenDisk]] = []
     for path, writable in wishes:
-        there = [w for p, w in opened if p == path]
+        there = [w for p, w, _ in opened if p == path]
         if any(there) or (writable and there):
             with expect_refusal(HResult.ERROR_SHARING_VIOLATION):
                 files.open_disk(path, writable=writable, operation="open")
         else:
-            files.open_disk(path, writable=writable, operation="open")
-            opened.append((path, writable))
-    for path, writable in opened:
-        files.close_disk(path, writable=writable)
+            opened.append((path, writable, files.open_disk(path, writable=writable, operation="open")))
+    for _, _, disk in opened:
+        disk.close()
     assert not files.is_open("a")
     assert not files.is_open("b")
+
+
+def linked(*links: tuple[str, str]) -> FakeFiles:
+    """A Windows host with one disk, and links."""
+    files = FakeFiles()
+    files.add(DISK, content=b"disk")
+    for path, target in links:
+        files.add_link(path, target)
+    return files
+
+
+@pytest.mark.parametrize(
+    ("path", "links"),
+    [
+        (r"C:\a.vhd", [(r"C:\a.vhd", DISK)]),
+        (r"c:\A.VHD", [(r"C:\a.vhd", DISK)]),
+        (r"C:\b.vhd", [(r"C:\a.vhd", DISK), (r"C:\b.vhd", r"C:\a.vhd")]),
+        (r"C:\link\disk.vhd", [(r"C:\link", r"C:\real")]),
+        (r"S:\disk.vhd", [("S:\\", r"C:\real")]),
+        (r"C:\real\sub\a.vhd", [(r"C:\real\sub\a.vhd", r"..\disk.vhd")]),
+        (r"D:\x\y\disk.vhd", [(r"D:\x\y", r"\z"), (r"D:\z", r"C:\real")]),
+    ],
+)
+async def test_a_link_is_what_it_leads_to_wherever_it_stands_in_a_path(
+    path: str, links: list[tuple[str, str]]
+) -> None:
+    files = linked(*links)
+    assert await files.resolve(path) == DISK
+    assert await files.stat(path) == FileInfo(size=4)
+    assert await files.read(path, 10) == b"disk"
+    assert files.key(path) == files.key(DISK)
+    opened = files.open_disk(path, writable=True, operation="attach")
+    assert files.is_open(DISK)
+    opened.close()
+
+
+@pytest.mark.parametrize("path", [DISK, r"C:\REAL\.\disk.vhd", r"C:\none", r"C:\dangling", "disk.vhd"])
+async def test_a_path_that_leads_nowhere_else_is_returned_as_it_is(path: str) -> None:
+    files = linked((r"C:\dangling", r"C:\gone"))
+    assert await files.resolve(path) == path
+
+
+async def test_links_that_never_end_are_refused() -> None:
+    files = linked((r"C:\a", r"C:\b"), (r"C:\b", r"C:\a"))
+    for call in (files.resolve(r"C:\a"), files.stat(r"C:\b"), files.read(r"C:\a\below", 1)):
+        with expect_refusal(HResult.ERROR_CANT_RESOLVE_FILENAME):
+            await call
+
+
+async def test_removing_a_link_leaves_what_it_leads_to() -> None:
+    files = linked((r"C:\a.vhd", DISK), (r"C:\link", r"C:\real"))
+    opened = files.open_disk(r"C:\a.vhd", writable=True, operation="attach")
+    await files.remove(r"C:\a.vhd")
+    await files.remove(r"C:\link")
+    assert await files.stat(r"C:\a.vhd") is None
+    assert files.listing("C:\\") == ["real"]
+    assert files.is_open(DISK)
+    opened.close()
+    assert not files.is_open(DISK)
+    await files.remove(DISK)
+
+
+async def test_what_is_made_through_a_link_is_made_where_it_leads() -> None:
+    files = linked((r"C:\link", r"C:\real"))
+    await files.copy(DISK, r"C:\link\copy.vhd")
+    await files.mkdir(r"C:\link\sub")
+    assert files.listing(r"C:\real") == ["copy.vhd", "disk.vhd", "sub"]
+
+
+async def test_two_dots_lead_out_of_a_link_on_windows_and_out_of_its_target_on_posix() -> None:
+    windows = linked((r"C:\link", r"C:\real\sub"))
+    assert await windows.resolve(r"C:\link\..\real\disk.vhd") == r"C:\link\..\real\disk.vhd"
+    posix = FakeFiles("posix")
+    posix.add("/real/disk", size=1)
+    posix.add_link("/link", "real/sub")
+    posix.add_directory("/real/sub")
+    assert await posix.resolve("/link/../disk") == "/real/disk"
+
+
+def test_a_link_is_not_put_over_what_is_there() -> None:
+    with pytest.raises(ValueError, match="exists"):
+        linked((DISK, r"C:\other"))

@@ -19,6 +19,7 @@ from uvm.backends.hcs.windows.dlls import SystemLibrary
 from uvm.backends.hcs.windows.files import RealFiles
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import HostError, HostPathError, OptionsError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -56,9 +57,61 @@ async def test_where_there_is_nothing_stat_gives_none(files: RealFiles, tmp_path
 
 async def test_a_path_that_cannot_be_is_refused(files: RealFiles, tmp_path: Path) -> None:
     path = str(tmp_path / "a\0b")
-    for call in (files.stat(path), files.read(path, 1), files.mkdir(path), files.remove(path)):
+    for call in (files.stat, files.resolve, files.mkdir, files.remove):
         with pytest.raises(HostPathError, match="not a valid path"):
-            await call
+            await call(path)
+    with pytest.raises(HostPathError, match="not a valid path"):
+        await files.read(path, 1)
+
+
+def link(path: Path, target: Path) -> Path:
+    """Make a symbolic link; for a directory, on Windows, a junction, which takes no rights."""
+    if "UVM_WINE" in os.environ:
+        pytest.skip("Wine resolves no links")
+    if sys.platform == "win32" and target.is_dir():
+        import _winapi
+
+        _winapi.CreateJunction(str(target), str(path))
+        return path
+    try:
+        path.symlink_to(target)
+    except (OSError, NotImplementedError) as e:
+        pytest.skip(f"no links can be made here: {e}")
+    return path
+
+
+async def test_a_link_is_resolved_to_what_it_leads_to(files: RealFiles, tmp_path: Path) -> None:
+    root = Path(await files.resolve(str(tmp_path)))
+    (root / "file").write_bytes(b"x")
+    for path in (link(root / "link", root / "file"), link(root / "chain", root / "link")):
+        assert await files.resolve(str(path)) == str(root / "file")
+
+
+async def test_a_path_through_a_link_to_a_directory_is_resolved(files: RealFiles, tmp_path: Path) -> None:
+    root = Path(await files.resolve(str(tmp_path)))
+    (root / "real").mkdir()
+    (root / "real" / "file").write_bytes(b"x")
+    through = link(root / "link", root / "real") / "file"
+    assert await files.resolve(str(through)) == str(root / "real" / "file")
+
+
+async def test_a_path_that_leads_nowhere_else_is_returned_as_it_is(files: RealFiles, tmp_path: Path) -> None:
+    root = Path(await files.resolve(str(tmp_path)))
+    (root / "file").write_bytes(b"x")
+    spelled = f"{root}{os.sep}.{os.sep}file"
+    devices = [r"\\.\PHYSICALDRIVE2"]
+    for path in (str(root / "file"), spelled, str(root / "none"), str(root / "file" / "below"), *devices):
+        assert await files.resolve(path) == path
+    dangling = link(root / "dangling", root / "none")
+    assert await files.resolve(str(dangling)) == str(dangling)
+
+
+async def test_links_that_never_end_are_an_error(files: RealFiles, tmp_path: Path) -> None:
+    loop = link(tmp_path / "one", tmp_path / "two")
+    link(tmp_path / "two", tmp_path / "one")
+    with pytest.raises(HostError, match="resolve") as failed:
+        await files.resolve(str(loop))
+    assert failed.value.hresult == HResult.ERROR_CANT_RESOLVE_FILENAME
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096])

@@ -1,7 +1,7 @@
-"""The file system of the fake host: files of a size, directories, and who has which disk open.
+"""The file system of the fake host: files of a size, directories, links, and who has which disk open.
 
-Windows paths compare without regard to case and with both separators, as on the real thing; a path that was
-added brings its parents along. Contents are kept only where they were given.
+Names are compared as the host compares them (:mod:`uvm._names`), and links are followed where an operating
+system follows them. A path that is added brings its parents along. Contents are kept only if they are given.
 """
 
 from __future__ import annotations
@@ -9,22 +9,29 @@ from __future__ import annotations
 import ntpath
 import posixpath
 from functools import lru_cache
-from typing import Literal
+from typing import Final
 
-from attrs import define
+from attrs import define, frozen
 
+from uvm._names import PathFlavour, host_path, host_path_key
 from uvm.backend import FileInfo
-from uvm.errors import HostError, HostPathError
+from uvm.errors import HostError, HostPathError, OptionsError
 from uvm.hresult import HResult
 
+#: So many links are followed, as on Linux, before a path is taken for one that never ends.
+_MAX_LINKS: Final = 40
 _PERMISSIVE = FileInfo(size=1 << 20)
 
 
 @define
 class _Node:
-    """A file or a directory, under the name that it was made with."""
+    """A file, a directory or a link, under the name that it was made with.
+
+    :ivar target: the path that a link leads to; empty for everything else.
+    """
 
     name: str
+    target: str = ""
     is_dir: bool = False
     size: int = 0
     content: bytes = b""
@@ -40,6 +47,20 @@ class _Opens:
     writer: bool = False
 
 
+@frozen(eq=False)
+class OpenDisk:
+    """A file that a VM has open, whatever becomes of the path by which it was opened."""
+
+    size_bytes: int
+    _files: FakeFiles
+    _key: str
+    _writable: bool
+
+    def close(self) -> None:
+        """Close the file."""
+        self._files._close(self._key, self._writable)
+
+
 class FakeFiles:
     """The host's files (:class:`~uvm.backend.HostFiles`), and the calls that set them up.
 
@@ -47,17 +68,22 @@ class FakeFiles:
     :param permissive: every path that was neither added nor deleted is a file of 1 MiB.
     """
 
-    def __init__(self, flavour: Literal["windows", "posix"] = "windows", *, permissive: bool = False) -> None:
+    def __init__(self, flavour: PathFlavour = "windows", *, permissive: bool = False) -> None:
+        self._flavour: PathFlavour = flavour
         self._path = ntpath if flavour == "windows" else posixpath
         self._nodes: dict[str, _Node] = {}
         self._deleted: set[str] = set()
         self._opens: dict[str, _Opens] = {}
         self._made: dict[str, None] = {}
+        self._has_links = False
         self.permissive = permissive
 
     def key(self, path: str) -> str:
-        """Give the form of a path under which equal paths are equal."""
-        return _windows_key(path) if self._path is ntpath else _posix_key(path)
+        """Return the key of what is at a path: all its spellings, and all links to it, have the same.
+
+        :raises HostError: the links of the path never end: ERROR_CANT_RESOLVE_FILENAME.
+        """
+        return _key(self._follow(path), self._flavour)
 
     # Setting up
 
@@ -77,7 +103,7 @@ class FakeFiles:
         if found is not None and found.is_dir:
             raise ValueError(f"{path} is a directory")
         self._make_parents(path, file_ids)
-        self._put(path, _Node(self._path.basename(path), size=length, content=data, file_ids=file_ids))
+        self._put(path, _Node(self._name(path), size=length, content=data, file_ids=file_ids))
 
     def add_directory(self, path: str, *, file_ids: bool = True) -> None:
         """Add a directory, with its parents."""
@@ -86,11 +112,22 @@ class FakeFiles:
             raise ValueError(f"{path} is a file")
         if found is None:
             self._make_parents(path, file_ids)
-            self._put(path, _Node(self._path.basename(path.rstrip("\\/")), is_dir=True, file_ids=file_ids))
+            self._put(path, _Node(self._name(path), is_dir=True, file_ids=file_ids))
+
+    def add_link(self, path: str, target: str) -> None:
+        """Add a symbolic link, a junction or a substituted drive; its directories are made.
+
+        :param target: what it leads to, from its own directory on if it is relative; it need not be there.
+        """
+        if self._entry(path) in self._nodes:
+            raise ValueError(f"{path} exists")
+        self._make_parents(path, file_ids=True)
+        self._nodes[self._entry(path)] = _Node(self._name(path), target=target)
+        self._has_links = True
 
     def delete(self, path: str) -> None:
-        """Delete a file, or a directory with all that is in it, whoever has it open."""
-        key = self.key(path)
+        """Delete a file, a link, or a directory with all that is in it, whoever has it open."""
+        key = self._entry(path)
         inside = key + self._path.sep
         for found in [k for k in self._nodes if k == key or k.startswith(inside)]:
             del self._nodes[found]
@@ -98,41 +135,39 @@ class FakeFiles:
         self._deleted.add(key)
 
     def listing(self, path: str) -> list[str]:
-        """Give the names in a directory, sorted."""
+        """Return the names in a directory, sorted."""
         key = self.key(path)
         return sorted(n.name for k, n in self._nodes.items() if k != key and self._path.dirname(k) == key)
 
     def disk_id(self, path: str) -> str:
-        """Give the identifier that was set of a virtual disk; empty where none was."""
+        """Return the identifier that a virtual disk was set; empty if none was."""
         return self._file(path).disk_id
 
     # What the devices of the fake do
 
     def look(self, path: str) -> FileInfo | None:
-        """Look at a path; None where nothing is there."""
+        """Look at what is at a path; None if nothing is."""
         key = self.key(path)
         node = self._nodes.get(key)
         if node is not None:
             return FileInfo(node.size, node.is_dir)
         return _PERMISSIVE if self.permissive and key not in self._deleted else None
 
-    def open_disk(self, path: str, *, writable: bool, operation: str) -> None:
+    def open_disk(self, path: str, *, writable: bool, operation: str) -> OpenDisk:
         """Open a file for a VM: any number read it, or one writes.
 
         :raises HostError: ERROR_SHARING_VIOLATION. A path that does not exist can be opened: whether that
             is allowed is for the device to say.
         """
-        key = self.key(path)
-        opens = self._opens.get(key) or _Opens()
+        key, found = self.key(path), self.look(path)
+        opens = self._opens.setdefault(key, _Opens())
         if opens.writer or (writable and opens.readers):
             raise HostError(operation, HResult.ERROR_SHARING_VIOLATION, f"{path} is in use")
         opens.writer = writable
         opens.readers += not writable
-        self._opens[key] = opens
+        return OpenDisk(0 if found is None else found.size, self, key, writable)
 
-    def close_disk(self, path: str, *, writable: bool) -> None:
-        """Close what :meth:`open_disk` opened."""
-        key = self.key(path)
+    def _close(self, key: str, writable: bool) -> None:
         opens = self._opens[key]
         opens.writer = opens.writer and not writable
         opens.readers -= not writable
@@ -140,30 +175,30 @@ class FakeFiles:
             del self._opens[key]
 
     def is_open(self, path: str) -> bool:
-        """Tell whether a VM has a file open."""
+        """Return whether a VM has a file open."""
         return self.key(path) in self._opens
 
     # HostFiles
 
     async def stat(self, path: str) -> FileInfo | None:
-        """Look at a path; None where nothing is there."""
+        """Look at what is at a path; None if nothing is."""
         return self.look(path)
 
     async def read(self, path: str, max_bytes: int) -> bytes:
-        """Read a whole file; HostPathError where it is missing or larger than ``max_bytes``."""
+        """Read a whole file; HostPathError if it is missing or larger than `max_bytes`."""
         node = self._file(path)
         if node.size > max_bytes:
             raise HostPathError(path, f"it has {node.size} bytes, more than {max_bytes}")
         return node.content.ljust(node.size, b"\0")
 
     async def copy(self, source: str, target: str) -> None:
-        """Copy a file over whatever is at the target; ERROR_SHARING_VIOLATION where that is in use."""
+        """Copy a file over whatever is at the target; ERROR_SHARING_VIOLATION if that is in use."""
         node = self._file(source)
         self._refuse_if_open(target, "copy")
         self.add(target, size=node.size, content=node.content, file_ids=node.file_ids)
 
     async def mkdir(self, path: str) -> None:
-        """Make a directory with its parents; nothing happens where it exists."""
+        """Make a directory with its parents; do nothing if it exists."""
         found = self.look(path)
         if found is not None and not found.is_dir and self.key(path) in self._nodes:
             raise HostPathError(path, "it is a file")
@@ -176,14 +211,22 @@ class FakeFiles:
         return [key for key in self._made if not self.listing(key)]
 
     async def remove(self, path: str) -> None:
-        """Remove a file or an empty directory; ERROR_SHARING_VIOLATION where a VM has it open."""
-        self._refuse_if_open(path, "remove")
-        if self.listing(path):
-            raise HostPathError(path, "the directory is not empty")
+        """Remove a file, a link or an empty directory; ERROR_SHARING_VIOLATION if a VM has it open."""
+        entry = self._nodes.get(self._entry(path))
+        if entry is None or not entry.target:
+            self._refuse_if_open(path, "remove")
+            if self.listing(path):
+                raise HostPathError(path, "the directory is not empty")
         self.delete(path)
 
+    async def resolve(self, path: str) -> str:
+        """Return a path with its links followed; as it is if it has none or leads nowhere."""
+        followed = self._follow(path)
+        is_link = _key(followed, self._flavour) != _key(path, self._flavour)
+        return followed if is_link and self.look(followed) is not None else path
+
     async def has_file_ids(self, path: str) -> bool:
-        """Tell whether the path's file system answers file-id queries."""
+        """Return whether the path's file system answers file-id queries."""
         node = self._nodes.get(self.key(path))
         return node is None or node.file_ids
 
@@ -197,7 +240,7 @@ class FakeFiles:
             raise HostPathError(path, "it does not exist")
         if found.is_dir:
             raise HostPathError(path, "it is a directory")
-        return self._nodes.setdefault(self.key(path), _Node(self._path.basename(path), size=found.size))
+        return self._nodes.setdefault(self.key(path), _Node(self._name(path), size=found.size))
 
     def _refuse_if_open(self, path: str, operation: str) -> None:
         if self.is_open(path):
@@ -209,19 +252,60 @@ class FakeFiles:
         self._deleted.discard(key)
 
     def _make_parents(self, path: str, file_ids: bool) -> None:
-        parent = self._path.dirname(path.rstrip("\\/"))
-        if parent and self.key(parent) != self.key(path):
+        path = _spelling(path, self._flavour)
+        parent = self._path.dirname(path.rstrip(self._path.sep))
+        if parent and _key(parent, self._flavour) != _key(path, self._flavour):
             self.add_directory(parent, file_ids=file_ids)
 
+    def _name(self, path: str) -> str:
+        name: str = self._path.basename(_spelling(path, self._flavour).rstrip(self._path.sep))
+        return name
+
+    def _entry(self, path: str) -> str:
+        """Return the key of a path itself, which may be a link."""
+        return _key(self._follow(path, last=False), self._flavour)
+
+    def _follow(self, path: str, *, last: bool = True) -> str:
+        """Return a path with its links followed, that of its last name only if `last`."""
+        if not self._has_links and (self._flavour == "windows" or ".." not in path):
+            return path
+        here, names = self._split(path)
+        links = 0
+        while True:
+            node = self._nodes.get(_key(here, self._flavour))
+            if node is not None and node.target and (names or last):
+                links += 1
+                if links > _MAX_LINKS:
+                    raise HostError(
+                        f"resolve {path}", HResult.ERROR_CANT_RESOLVE_FILENAME, "its links never end"
+                    )
+                here, inside = self._split(self._path.join(self._path.dirname(here), node.target))
+                names += inside
+            elif not names:
+                return here
+            else:
+                name = names.pop()
+                here = self._path.dirname(here) if name == ".." else self._path.join(here, name)
+
+    def _split(self, path: str) -> tuple[str, list[str]]:
+        """Return the root of a path, and the names after it, the last one first."""
+        drive, rest = self._path.splitdrive(_spelling(path, self._flavour))
+        sep = self._path.sep
+        root = sep if rest.startswith(sep) else ""
+        return drive + root, [name for name in reversed(rest.split(sep)) if name]
+
 
 @lru_cache(maxsize=4096)
-def _windows_key(path: str) -> str:
-    if path.startswith("\\\\?\\") and path[5:7] == ":\\":
-        path = path[4:]
-    return ntpath.normcase(ntpath.normpath(path))
+def _key(path: str, flavour: PathFlavour) -> str:
+    """Return the key of a path; what is no path of the host is nothing but itself."""
+    try:
+        return host_path_key(path, flavour)
+    except OptionsError:
+        return path
 
 
-@lru_cache(maxsize=4096)
-def _posix_key(path: str) -> str:
-    # normpath keeps a second slash at the start, which POSIX lets mean something; no host of ours does.
-    return posixpath.normpath("/" + path.lstrip("/") if path.startswith("//") else path)
+def _spelling(path: str, flavour: PathFlavour) -> str:
+    try:
+        return host_path(path, flavour)
+    except OptionsError:
+        return path

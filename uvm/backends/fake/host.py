@@ -8,7 +8,7 @@ from attrs import Factory, define, evolve, frozen
 
 from uvm.backend import HostInfo
 from uvm.backends.fake.access import AccessTable
-from uvm.backends.fake.files import FakeFiles
+from uvm.backends.fake.files import FakeFiles, OpenDisk
 from uvm.backends.fake.network import FakeNetwork
 from uvm.errors import HostError
 from uvm.hresult import HResult
@@ -60,8 +60,8 @@ class Host:
     checks: Checks
     pci: dict[tuple[str, int], str] = Factory(dict)
 
-    def open_file(self, path: str, vm_id: str, *, writable: bool, operation: str) -> int:
-        """Open a disk or image for a VM and give its size in bytes, 0 where nobody knows it.
+    def open_file(self, path: str, vm_id: str, *, writable: bool, operation: str) -> OpenDisk:
+        """Open a disk or image for a VM.
 
         :raises HostError: ERROR_FILE_NOT_FOUND, E_ACCESSDENIED (a directory, or no access) or
             ERROR_SHARING_VIOLATION.
@@ -75,8 +75,7 @@ class Host:
         needed = self.checks.access == "all" or (self.checks.access == "writable" and writable)
         if needed and not self.access.allows(path, vm_id, writable=writable):
             raise HostError(operation, HResult.E_ACCESSDENIED, f"VM {vm_id} was not given access to {path}")
-        self.files.open_disk(path, writable=writable, operation=operation)
-        return 0 if found is None else found.size
+        return self.files.open_disk(path, writable=writable, operation=operation)
 
     def require_directory(self, path: str, operation: str) -> None:
         """Check that a directory to share exists: ERROR_PATH_NOT_FOUND, or ERROR_DIRECTORY for a file."""

@@ -80,6 +80,12 @@ class FakeHost(Host):
         self.fake.files.add_directory(path)
         return path
 
+    def put_link(self, name: str, target: str) -> str:
+        """Put a link on the host."""
+        path = self.path_of(name)
+        self.fake.files.add_link(path, target)
+        return path
+
     def put_network(self, endpoints: int) -> Network:
         """Put a namespace with endpoints on the host."""
         self._networks += 1

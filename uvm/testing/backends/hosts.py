@@ -71,6 +71,37 @@ async def a_file_tells_whether_it_has_an_id_and_a_disk_takes_one(rig: Rig) -> No
         await rig.backend.files.set_disk_id(rig.host.path_of("missing.vhdx"), rig.backend.new_id())
 
 
+@scenario(Control.FILES, Control.LINKS)
+async def a_link_is_resolved_to_what_it_leads_to(rig: Rig) -> None:
+    files, host = rig.backend.files, rig.host
+    join = (await rig.backend.host()).path.join
+    directory, file = host.put_directory("real"), host.put_file("real.vhd", size_bytes=3, content=b"abc")
+    link = host.put_link("link.vhd", file)
+    equal(await files.resolve(link), file, "the target of a link")
+    equal(await files.resolve(host.put_link("chain.vhd", link)), file, "the target of a chain of links")
+    equal(await files.read(link, 10), b"abc", "what is read through a link")
+    inside = join(directory, "inside")
+    await files.mkdir(inside)
+    through = join(host.put_link("directory-link", directory), "inside")
+    equal(await files.resolve(through), inside, "a path through a link to a directory")
+    await files.remove(link)
+    equal(await files.stat(link), None, "a link that was removed")
+    check(await files.stat(file) is not None, "the target of a link that was removed is still there")
+    await files.remove(inside)
+
+
+@scenario(Control.FILES, Control.LINKS)
+async def a_path_that_leads_nowhere_else_stays_as_it_is(rig: Rig) -> None:
+    files, host = rig.backend.files, rig.host
+    missing = host.path_of("missing.vhd")
+    for path in (host.put_file("plain.vhd"), missing, host.put_link("dangling.vhd", missing)):
+        equal(await files.resolve(path), path, "a path that leads nowhere else")
+    host.put_link("one.vhd", host.path_of("two.vhd"))
+    loop = host.put_link("two.vhd", host.path_of("one.vhd"))
+    with refused("ERROR_CANT_RESOLVE_FILENAME"):
+        await files.resolve(loop)
+
+
 # Networks.
 
 

@@ -26,6 +26,8 @@ class Control(enum.Enum):
     PROGRAMS = "programs in the guests"
     #: :meth:`Host.put_file` and its kind.
     FILES = "files of the host"
+    #: :meth:`Host.put_link`.
+    LINKS = "links on the host"
     #: :meth:`Host.put_network`.
     NETWORKS = "networks of the host"
     #: :meth:`Host.put_device`.
@@ -134,6 +136,10 @@ class Host:
     def put_directory(self, name: str) -> str:
         """Put a directory on the host and give its path; nothing happens where it exists."""
         raise NotSupportedError(f"{type(self).__name__} cannot put directories")
+
+    def put_link(self, name: str, target: str) -> str:
+        """Put a symbolic link, or a junction, to a path on the host, and return its path."""
+        raise NotSupportedError(f"{type(self).__name__} cannot put links")
 
     def path_of(self, name: str) -> str:
         """Give the path that a file of that name would have; nothing is put there."""

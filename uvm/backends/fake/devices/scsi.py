@@ -9,6 +9,7 @@ from attrs import define, evolve
 from uvm._names import guid_key
 from uvm.backend import JSON
 from uvm.backends.fake.devices.request import DeviceKind, Request, number_of
+from uvm.backends.fake.files import OpenDisk
 from uvm.backends.fake.host import Host
 from uvm.hresult import HResult
 from uvm.schema.devices import Attachment
@@ -32,6 +33,7 @@ class Disk:
     controller: int
     lun: int
     attachment: Attachment
+    file: OpenDisk | None
     attached: bool = True
 
     def __str__(self) -> str:
@@ -111,11 +113,12 @@ class ScsiKind(DeviceKind[ScsiAttachment]):
         attachment = _checked(request)
         if slot in self._disks:
             raise request.taken(f"{self._disks[slot]} is there")
+        file = None
         if attachment.type != "ExtensibleVirtualDisk":
-            self.host.open_file(
+            file = self.host.open_file(
                 attachment.path, self.vm_id, writable=not attachment.read_only, operation=request.operation
             )
-        self._disks[slot] = Disk(*slot, attachment)
+        self._disks[slot] = Disk(*slot, attachment, file)
 
     def _update(self, request: Request[ScsiAttachment]) -> None:
         disk = self._disks.get(self._slot(request))
@@ -135,8 +138,8 @@ class ScsiKind(DeviceKind[ScsiAttachment]):
 
     def _release(self, disk: Disk) -> None:
         disk.attached = False
-        if disk.attachment.type != "ExtensibleVirtualDisk":
-            self.host.files.close_disk(disk.attachment.path, writable=not disk.attachment.read_only)
+        if disk.file is not None:
+            disk.file.close()
 
 
 def _order(guid: str) -> tuple[int, str]:

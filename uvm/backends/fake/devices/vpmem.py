@@ -8,6 +8,7 @@ from attrs import define
 
 from uvm.backend import JSON
 from uvm.backends.fake.devices.request import DeviceKind, Request, number_of
+from uvm.backends.fake.files import OpenDisk
 from uvm.backends.fake.host import Host
 from uvm.hresult import HResult
 from uvm.schema.common import PAGE_BYTES
@@ -25,20 +26,19 @@ class PMem:
     """A file on a device: all of it, or mapped at an offset.
 
     :ivar offset: None for the whole device.
-    :ivar length: bytes from the offset on that it takes, in whole pages; 0 where nobody knows the size.
     :ivar attached: False once the host has taken it away.
     """
 
     number: int
     offset: int | None
     image: VirtualPMemDevice | VirtualPMemMapping
-    length: int
+    file: OpenDisk
     attached: bool = True
 
     @property
-    def writable(self) -> bool:
-        """Whether the guest may write; mapped files are always read-only."""
-        return isinstance(self.image, VirtualPMemDevice) and not self.image.read_only
+    def length(self) -> int:
+        """The bytes from the offset on that it takes, in whole pages; 0 if the size is not known."""
+        return -(-self.file.size_bytes // PAGE_BYTES) * PAGE_BYTES
 
     def __str__(self) -> str:
         at = "" if self.offset is None else f" at {self.offset}"
@@ -177,16 +177,16 @@ class VPMemKind(DeviceKind[_Resource]):
             )
         if not image.host_path:
             raise request.invalid("HostPath is missing")
-        pmem = PMem(number, offset, image, 0)
-        size = self.host.open_file(
-            image.host_path, self.vm_id, writable=pmem.writable, operation=request.operation
+        # Mapped files are always read-only.
+        writable = isinstance(image, VirtualPMemDevice) and not image.read_only
+        file = self.host.open_file(
+            image.host_path, self.vm_id, writable=writable, operation=request.operation
         )
-        pmem.length = -(-size // PAGE_BYTES) * PAGE_BYTES
-        if (offset or 0) + size > self._maximum_bytes:
-            self._release(pmem)
-            raise request.invalid(f"{size} bytes go beyond the device's {self._maximum_bytes}")
-        return pmem
+        if (offset or 0) + file.size_bytes > self._maximum_bytes:
+            file.close()
+            raise request.invalid(f"{file.size_bytes} bytes go beyond the device's {self._maximum_bytes}")
+        return PMem(number, offset, image, file)
 
     def _release(self, pmem: PMem) -> None:
         pmem.attached = False
-        self.host.files.close_disk(pmem.image.host_path, writable=pmem.writable)
+        pmem.file.close()

@@ -21,6 +21,8 @@ from uvm.hresult import HResult, hresult_from_win32
 
 _READ_BYTES: Final = 1 << 20
 
+_CANT_RESOLVE_FILENAME: Final = 1921
+
 #: Windows's codes for errno values, for other systems than Windows.
 _WIN32_OF: Final = {
     errno.ENOENT: 2,
@@ -32,6 +34,7 @@ _WIN32_OF: Final = {
     errno.ENOTEMPTY: 145,
     errno.ENAMETOOLONG: 206,
     errno.ENOTDIR: 267,
+    errno.ELOOP: _CANT_RESOLVE_FILENAME,
 }
 
 
@@ -78,6 +81,16 @@ class RealFiles:
         :raises HostError: the system refused.
         """
         return await self._workers.run(_stat, path)
+
+    async def resolve(self, path: str) -> str:
+        """Return a path with its links resolved, as ``GetFinalPathNameByHandleW`` does.
+
+        What has none, is missing or cannot be opened is returned as it is, and so is a device.
+
+        :raises HostPathError: no path can be like that.
+        :raises HostError: its links never end.
+        """
+        return await self._workers.run(_resolve, path)
 
     async def read(self, path: str, max_bytes: int) -> bytes:
         """Return the contents of a file. At most `max_bytes` and one are ever read, whatever its size says.
@@ -136,6 +149,24 @@ def _stat(path: str) -> FileInfo | None:
             return None
         is_dir = stat.S_ISDIR(found.st_mode)
         return FileInfo(0 if is_dir else found.st_size, is_dir)
+
+
+def _resolve(path: str) -> str:
+    if path.startswith("\\\\.\\"):
+        return path
+    with _translated_errors("resolve", path):
+        try:
+            if "\0" in path:
+                # From Python 3.13 on, realpath has an OSError for it, as for what is not there.
+                raise ValueError("embedded null character")
+            resolved = os.path.realpath(path, strict=True)
+        except OSError as e:
+            if e.errno == errno.ELOOP or getattr(e, "winerror", None) == _CANT_RESOLVE_FILENAME:
+                raise
+            return path
+    # It may differ in case alone, as from the name on the disk.
+    is_link = os.path.normcase(resolved) != os.path.normcase(os.path.normpath(path))
+    return resolved if is_link else path
 
 
 def _require_file(path: str) -> FileInfo:
