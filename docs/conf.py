@@ -8,7 +8,7 @@ import pkgutil
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from docutils.nodes import Element
 from sphinx.addnodes import pending_xref
@@ -49,11 +49,10 @@ python_use_unqualified_type_names = True
 add_module_names = False
 
 # A reference has to resolve. What third parties and the standard library define is named only, and so are
-# constants and type variables.
+# constants.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!uvm\b)\w+(\.\w+)*"),
     (r"py:data", r"[A-Z_]+"),
-    (r"py:(class|obj)", r"uvm\..*\.[A-Z](_co)?"),
 ]
 
 
@@ -68,8 +67,8 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: El
     """Resolve where it is defined to a name on a page, and what a module without a page defines to text."""
     target = str(node.get("reftarget"))
     found = find(target) if node.get("refdomain") == "py" else None
-    if found is None:
-        return None
+    if found is None or isinstance(found, TypeVar):
+        return None if found is None else contnode
     domain = env.domains.python_domain
     for name in domain.objects:
         if name != target and find(name) is found and hasattr(found, "__qualname__"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
@@ -16,24 +17,6 @@ import attrs
 from uvm.devices.base import TRANSITIONS, State
 from uvm.options import HCSSHIM, INVERTED, LCOWOptions, WCOWOptions
 
-__all__ = ["write_tables"]
-
-#: Modules that draw how they work in their docstring; the drawing goes to a page of the module's name.
-_DRAWN = (
-    "uvm._vm.startup",
-    "uvm.backends.hcs.calls",
-    "uvm._gcs.bridge",
-    "uvm._gcs.calls",
-    "uvm._guest.container",
-    "uvm._gcs.connection",
-    "uvm._gcs.exits",
-    "uvm._gcs.process",
-    "uvm._hcsguest.process",
-    "uvm._hcsguest.container",
-    "uvm._guest.stdio",
-    "uvm._wire.frames",
-)
-
 
 def write_tables(directory: Path) -> None:
     """Write the pages, for ``{include}``."""
@@ -41,12 +24,18 @@ def write_tables(directory: Path) -> None:
     tables = {"transitions.md": _transitions(), "options.md": _options(), "layers.md": _layers()}
     for name, lines in tables.items():
         (directory / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for module in _DRAWN:
+    for module in _drawn(directory.parents[1]):
         (directory / f"{module}.md").write_text(_drawing(module), encoding="utf-8")
 
 
+def _drawn(pages: Path) -> set[str]:
+    """Return the modules whose drawings the pages include."""
+    texts = [page.read_text("utf-8") for page in pages.glob("*.md")]
+    return {module for text in texts for module in re.findall(r"_build/tables/(uvm\..+)\.md", text)}
+
+
 def _drawing(module: str) -> str:
-    """Give the first literal block of a module's docstring."""
+    """Return the first literal block of a module's docstring."""
     text = inspect.getdoc(importlib.import_module(module)) or ""
     _, found, after = text.partition("::\n\n")
     if not found:
