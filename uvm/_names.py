@@ -126,11 +126,16 @@ def pipe_key(path: HostPath, what: str = "named pipe") -> str:
     return windows_upper(pipe_path(path, what))
 
 
-def guid_key(guid: str) -> str:
-    """Return the key of a GUID, as HCN writes it; other texts, which ids may be, are folded alike."""
-    text = guid.strip().translate(_ASCII_LOWER)
+def guid_text(guid: str) -> str:
+    """Return the spelling of a GUID that is sent: without braces, which HCS and HCN do not write."""
+    text = guid.strip()
     braced = _BRACES.fullmatch(text)
     return braced[1] if braced else text
+
+
+def guid_key(guid: str) -> str:
+    """Return the key of a GUID, as HCN writes it; other texts, which ids may be, are folded alike."""
+    return guid_text(guid).translate(_ASCII_LOWER)
 
 
 def pci_key(instance_path: str) -> str:

@@ -38,7 +38,7 @@ def test_the_recorded_script() -> None:
         if op["op"] == "release":
             assert release(ledger, tickets[op["ref"]]) == requests
             continue
-        share = SharedDirectory(
+        given = (
             op["path"],
             op["guest_path"],
             op.get("read_only", False),
@@ -46,9 +46,10 @@ def test_the_recorded_script() -> None:
             tuple(op.get("allowed_names", ())),
         )
         if "error" in step:
-            with pytest.raises(OptionsError, match="needs a guest path"):
-                check_share(26100, share)
+            with pytest.raises(OptionsError, match="guest path"):
+                SharedDirectory(*given)
             continue
+        share = SharedDirectory(*given)
         check_share(26100, share)
         tickets[op["as"]], sent = add(ledger, device.new_key(), share)
         assert sent == requests

@@ -174,7 +174,7 @@ LINUX_ARGUMENTS: dict[str, tuple[Use, str]] = {
     ),
     "a share at no path": (lambda vm: vm.plan9.add(SHARED, ""), "guest path"),
     "shown at no path": (lambda vm: vm.share(SHARED, ""), "guest path"),
-    "a root at no path": (lambda vm: vm.layers.combine("", ["/a"]), "root path"),
+    "a root at no path": (lambda vm: vm.layers.combine("", ["/a"]), "root of combined layers"),
     "a root of no layers": (lambda vm: vm.mount_layers("c1", [], DISK), "one or more LCOWLayer"),
     "a root of no container": (lambda vm: vm.mount_layers("", [LAYER], DISK), "container id"),
     "a root of the other kind of layer": (
@@ -197,7 +197,7 @@ async def test_an_argument_that_cannot_work_is_not_sent(what: str) -> None:
 WINDOWS_ARGUMENTS: dict[str, tuple[Use, str]] = {
     "no named pipe": (lambda vm: vm.pipes.add(r"C:\pipe"), "not a named pipe"),
     "a named pipe without a name": (lambda vm: vm.pipes.add("\\\\.\\pipe\\"), "not a named pipe"),
-    "shown at no path": (lambda vm: vm.share(SHARED, ""), "path in the guest"),
+    "shown at no path": (lambda vm: vm.share(SHARED, ""), "guest path"),
 }
 
 

@@ -9,8 +9,10 @@ from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
 from uvm._buses.plan9 import Plan9Bus
 from uvm._buses.vsmb import VSMBBus
+from uvm._names import guest_path as clean_guest_path
+from uvm._names import guest_path_key
 from uvm.devices.directories import Directories, ShownShare
-from uvm.errors import NotAttachedError, OptionsError, UVMError
+from uvm.errors import NotAttachedError, UVMError
 
 
 @define(eq=False)
@@ -53,11 +55,7 @@ class DirectoryBus(Bus):
         shown = [SharedPath(s.host_path, s.guest_path, s.read_only) for s in self._plan9.shares]
         for entry in self._directories.attached():
             assert entry.applied is not None
-            path, read_only = entry.applied
-            # A share's own path in the guest stands for its directory on the host.
-            hosts = {s.guest_path: s.host_path for s in self._vsmb.shares if path.startswith(s.guest_path)}
-            for share_path, host_path in hosts.items():
-                shown.append(SharedPath(path.replace(share_path, host_path, 1), entry.slot, read_only))
+            shown.append(SharedPath(entry.applied.host_path, entry.slot, entry.applied.read_only))
         return tuple(shown)
 
     @opens
@@ -84,30 +82,33 @@ class DirectoryBus(Bus):
         return SharedLease(lease._hold, path, guest_path)
 
     async def _over_vsmb(self, path: str, guest_path: str, read_only: bool) -> SharedLease:
-        if not guest_path:
-            raise OptionsError(f"{path} was not shared: a path in the guest is needed")
-        await self._check_free(path, guest_path, read_only)
+        shown_at = clean_guest_path(guest_path, "windows", f"{path} was not shared: guest path")
+        await self._check_free(path, shown_at, read_only)
         lease = await self._vsmb.add(path, read_only=read_only)
-        shown = ShownShare(lease.guest_path, read_only)
+        shown = ShownShare(lease.guest_path, read_only, path, shown_at)
         try:
-            self._check_same(guest_path, shown)
-            hold = self._directories.start(guest_path, shown, parent=lease._hold)
+            self._check_same(shown)
+            hold = self._directories.start(self._key(shown_at), shown, parent=lease._hold)
         except UVMError as error:
             await lease._hold.give_back(error)
             raise
         await self._directories.wait(hold)
-        return SharedLease(hold, path, guest_path)
+        return SharedLease(hold, path, hold.slot)
 
     async def _check_free(self, path: str, guest_path: str, read_only: bool) -> None:
         """Refuse, before anything is sent, a path in the guest where another share is shown."""
-        if self._directories.ledger.get(guest_path) is None:
+        if self._directories.ledger.get(self._key(guest_path)) is None:
             return
         try:
             share_path = await self._vsmb.guest_path(path, read_only=read_only)
         except NotAttachedError:
             share_path = ""
-        self._check_same(guest_path, ShownShare(share_path, read_only))
+        self._check_same(ShownShare(share_path, read_only, path, guest_path))
 
-    def _check_same(self, guest_path: str, shown: ShownShare) -> None:
-        taken = f"nothing was shared at {guest_path}: another share is shown there"
-        Directories.check_same(self._directories.ledger.get(guest_path), shown, taken)
+    def _check_same(self, shown: ShownShare) -> None:
+        taken = f"nothing was shared at {shown.guest_path}: another share is shown there"
+        Directories.check_same(self._directories.ledger.get(self._key(shown.guest_path)), shown, taken)
+
+    @staticmethod
+    def _key(guest_path: str) -> str:
+        return guest_path_key(guest_path, "windows")

@@ -8,11 +8,12 @@ from typing import Literal
 from attrs import define, frozen
 
 from uvm._arguments import items_of
-from uvm._async import Opening
+from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
+from uvm._names import guest_path_key
 from uvm.devices.layers import Combination, CombinedLayers
-from uvm.errors import NotAttachedError, OptionsError
+from uvm.errors import NotAttachedError
 
 
 @define(eq=False)
@@ -69,7 +70,8 @@ class LayersBus(Bus):
         """Return where in the guest layers are combined."""
         return (entry.key for entry in self._roots.ledger)
 
-    def combine(
+    @opens
+    async def combine(
         self,
         root: str,
         layers: Sequence[str | tuple[str, str]],
@@ -77,33 +79,28 @@ class LayersBus(Bus):
         scratch_path: str = "",
         container_id: str = "",
         filter_type: Literal["", "WCIFS", "UnionFS"] = "",
-    ) -> Opening[CombinedLease]:
+    ) -> CombinedLease:
         """Combine layers that the guest has to a root file system. Await it, or enter it.
 
-        :param root: where, in the guest.
+        :param root: the path of the root, in the guest.
         :param layers: their paths in the guest, top-most first; for Windows each as (id, path).
         :param scratch_path: where writes go, for Linux; Windows writes to ``root``, which is the scratch.
         :raises OptionsError: other layers are combined at that root.
         """
-        combination = Combination(
-            tuple(("", layer) if isinstance(layer, str) else layer for layer in items_of(layers, "layers")),
-            scratch_path,
-            container_id,
-            filter_type,
+        os = self._context.plan.os
+        combination = Combination.of(
+            os, root, items_of(layers, "layers"), scratch_path, container_id, filter_type
         )
-        return Opening(self._combine(root, combination))
-
-    async def _combine(self, root: str, combination: Combination) -> CombinedLease:
-        if not root:
-            raise OptionsError("combined layers need a root path in the guest")
+        key = guest_path_key(root, os)
         taken = f"{root} was not combined: other layers are combined there"
-        CombinedLayers.check_same(self._roots.ledger.get(root), combination, taken)
-        return CombinedLease(await self._roots.acquire(root, combination), root)
+        CombinedLayers.check_same(self._roots.ledger.get(key), combination, taken)
+        hold = await self._roots.acquire(key, combination)
+        return CombinedLease(hold, hold.slot)
 
     async def remove(self, root: str) -> None:
         """Give up the oldest reference to a root file system, by its path in the guest.
 
         :raises NotAttachedError: nothing is combined there.
         """
-        if not await self._roots.release_one(root):
+        if not await self._roots.release_one(guest_path_key(root, self._context.plan.os)):
             raise NotAttachedError(f"no layers are combined at {root} in {self._context.vm_id}")

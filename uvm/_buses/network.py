@@ -11,8 +11,9 @@ from uvm._async import Opening, opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold
 from uvm._buses.lease import Lease
+from uvm._names import guid_key
 from uvm.backend import JSON
-from uvm.devices.network import Adapter, AdapterKey, Adapters, Namespaces
+from uvm.devices.network import Adapter, Adapters, Namespaces, adapter_key
 from uvm.errors import NotAttachedError, OptionsError
 from uvm.schema.json import from_json
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
@@ -147,10 +148,13 @@ class NetworkBus(Bus):
         self._context.link.check_running()
         document = await network.namespace(namespace) if isinstance(namespace, str) else dict(namespace)
         model = from_json(HostComputeNamespace, document)
-        entry = self._namespaces.ledger.get(model.id)
+        if not model.id:
+            raise OptionsError("no network namespace was added: its document has no ID")
+        key = guid_key(model.id)
+        entry = self._namespaces.ledger.get(key)
         if entry is not None and entry.wanted:
             raise OptionsError(f"{self._context.vm_id} is in the network namespace {model.id} already")
-        return NamespaceLease(await self._namespaces.acquire(model.id, model), self, model.id)
+        return NamespaceLease(await self._namespaces.acquire(key, model), self, model.id)
 
     @opens
     async def add_endpoint(
@@ -168,18 +172,20 @@ class NetworkBus(Bus):
         self._context.link.check_running()
         document = await backend.network.endpoint(endpoint) if isinstance(endpoint, str) else dict(endpoint)
         model = from_json(HostComputeEndpoint, document)
-        entry = self._namespaces.ledger.get(namespace_id)
+        if not model.id:
+            raise OptionsError("no adapter was added: the document of its endpoint has no ID")
+        entry = self._namespaces.ledger.get(guid_key(namespace_id))
         if entry is None or not entry.holders:
             raise NotAttachedError(f"{self._context.vm_id} is not in the network namespace {namespace_id}")
-        namespace = await self._namespaces.acquire(namespace_id, next(entry.members()))
-        key = AdapterKey(namespace_id, model.id)
+        namespace = await self._namespaces.acquire(entry.key, next(entry.members()))
+        wanted = Adapter.joining(nic_id or backend.new_id(), model, namespace.slot)
         try:
-            adapter = self._adapters.start(key, Adapter(nic_id or backend.new_id(), model), parent=namespace)
+            adapter = self._adapters.start(adapter_key(entry.key, model.id), wanted, parent=namespace)
         except BaseException:
             namespace.drop()
             raise
         await self._adapters.wait(adapter)
-        return AdapterLease(adapter, adapter.slot, model.id, namespace_id)
+        return AdapterLease(adapter, adapter.slot, model.id, namespace.slot)
 
     async def setup(self, namespace_id: str) -> NamespaceLease:
         """Put the VM into a namespace with all its endpoints; ``...eth0`` first, to be the guest's eth0.
@@ -221,19 +227,20 @@ class NetworkBus(Bus):
 
         :raises NotAttachedError: there is none for it.
         """
-        if not await self._adapters.release_one(AdapterKey(namespace_id, endpoint_id)):
+        if not await self._adapters.release_one(adapter_key(namespace_id, endpoint_id)):
             raise NotAttachedError(
                 f"{self._context.vm_id} has no adapter for the endpoint {endpoint_id} in {namespace_id}"
             )
 
     async def remove_namespace(self, namespace_id: str) -> None:
         """Take the VM out of a namespace, with its adapters; nothing happens where it is not in it."""
-        namespace = self._namespaces.holds_on(namespace_id)[:1]
+        namespace = self._namespaces.holds_on(guid_key(namespace_id))[:1]
         await _release([*self.adapter_holds(namespace_id), *namespace], namespace_id)
 
     def adapter_holds(self, namespace_id: str) -> list[Hold[object]]:
         """Give the holds on the adapters of a namespace, in the order in which the adapters came."""
-        keys = [entry.key for entry in self._adapters.ledger if entry.key.namespace_id == namespace_id]
+        namespace = guid_key(namespace_id)
+        keys = [entry.key for entry in self._adapters.ledger if entry.key.namespace_id == namespace]
         return [hold for key in keys for hold in self._adapters.holds_on(key)]
 
 

@@ -1,15 +1,15 @@
 """Directories of a Windows guest that show a VSMB share at a path of choice.
 
-The key, and the slot, is the path in the guest; a member is what is shown there. A directory lives on its
-share and holds a ticket of it. ADD: guest ``MappedDirectory`` Add. REMOVE: guest Remove, which hcsshim never
-sends.
+The key is the folded path in the guest, the slot the path; a member is what is shown there. A directory lives
+on its share and holds a ticket of it. ADD: guest ``MappedDirectory`` Add. REMOVE: guest Remove, which hcsshim
+never sends.
 
 Source: hcsshim ``internal/uvm/share.go``.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from attrs import field, frozen
 
 from uvm.devices.base import REMOVE, Operation, Step
 from uvm.devices.kinds import FirstComeDevice, NamedByKey
@@ -20,17 +20,24 @@ from uvm.schema.requests import ModificationRequest
 __all__ = ["Directories", "ShownShare"]
 
 
-class ShownShare(NamedTuple):
-    """A share's path in the guest, and whether it may only be read."""
+@frozen
+class ShownShare:
+    """A share that is shown at a path of the guest; equal to the same share with paths spelled otherwise."""
 
     share_path: str
     read_only: bool
+    host_path: str = field(eq=False)
+    guest_path: str = field(eq=False)
 
 
 class Directories(NamedByKey[ShownShare, ShownShare], FirstComeDevice[str, ShownShare, str]):
     """The directories of a Windows guest that show shares."""
 
     withheld = "nothing was shared at {}: whether another share is still shown there is unknown"
+
+    def spelling(self, key: str, member: ShownShare) -> str:
+        """Return the path at which the share is shown."""
+        return member.guest_path
 
     def steps(self, operation: Operation[str, ShownShare, str, ShownShare]) -> tuple[Step, ...]:
         """Show it, or no longer, in the guest."""

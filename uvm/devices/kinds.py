@@ -69,16 +69,28 @@ class Named(Device[K, M, str, W]):
 
 
 class NamedByKey(Named[str, M, W]):
-    """A device whose slot is its key. While the slot is withheld, the key cannot be used."""
+    """A device whose slot is its key, as its first member spells it.
 
-    #: The refusal of a key whose slot is withheld; ``{}`` is the key.
+    While the slot is withheld, the key cannot be used.
+    """
+
+    #: The refusal of a key whose slot is withheld; ``{}`` is the name.
     withheld: ClassVar[str]
 
+    def spelling(self, key: str, member: M) -> str:
+        """Return the name that is sent for a key."""
+        return key
+
     def place(self, key: str, member: M) -> str:
-        """Take the name.
+        """Take the key, and return its name.
 
         :raises NoSpaceError: it is withheld.
         """
+        name = self.spelling(key, member)
         if not self._names.take(key):
-            raise NoSpaceError(self.withheld.format(key))
-        return key
+            raise NoSpaceError(self.withheld.format(name))
+        return name
+
+    def vacate(self, key: str, slot: str) -> None:
+        """Free the key."""
+        self._names.free(key)

@@ -1,7 +1,7 @@
 """Container root file systems: read-only layers and a scratch space, combined by the guest.
 
-The key is the path of the root in the guest, a member is what is combined there (:class:`Combination`); the
-slot is the path too. ADD: guest ``CombinedLayers`` Add. REMOVE: guest Remove. Confidential Windows guests
+The key is the folded path of the root in the guest, the slot the path; a member is what is combined there
+(:class:`Combination`). ADD: guest ``CombinedLayers`` Add. REMOVE: guest Remove. Confidential Windows guests
 take ``CWCOWCombinedLayers`` instead. hcsshim sends every request that it is asked for; here a root that is
 there has one more reference, and other layers at the same root are refused.
 
@@ -10,10 +10,12 @@ Source: hcsshim ``internal/uvm/combine_layers.go``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
+from uvm._names import GuestOS, guest_path, guest_path_key, guid_key, guid_text
 from uvm.devices.base import REMOVE, Operation, Step
 from uvm.devices.kinds import FirstComeDevice, NamedByKey
 from uvm.schema import guest, requests
@@ -25,18 +27,49 @@ __all__ = ["Combination", "CombinedLayers"]
 
 @frozen
 class Combination:
-    """What makes a container's root file system.
+    """What makes a container's root file system. Two are equal whatever the spelling of their paths.
 
+    :ivar root: the path of the root.
     :ivar layers: (id, guest path) of the read-only layers, top-most first; Linux layers have no id.
-    :ivar scratch_path: where writes go, in a Linux guest; a Windows guest writes to the root itself.
-    :ivar filter_type: ``UnionFS``, or ``WCIFS``, which is the default and therefore never sent: older
-        Windows guests refuse the field (microsoft/hcsshim#2714).
+    :ivar scratch_path: the directory that a Linux guest writes to; a Windows guest writes to the root itself.
+    :ivar filter_type: ``UnionFS``, or empty for ``WCIFS``, the default, which is never sent: older Windows
+        guests refuse the field (microsoft/hcsshim#2714).
+    :ivar places: the folded layers and scratch path.
     """
 
-    layers: tuple[tuple[str, str], ...]
-    scratch_path: str = ""
-    container_id: str = ""
-    filter_type: Literal["", "WCIFS", "UnionFS"] = ""
+    root: str = field(eq=False)
+    layers: tuple[tuple[str, str], ...] = field(eq=False)
+    scratch_path: str = field(eq=False)
+    container_id: str
+    filter_type: str
+    places: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        os: GuestOS,
+        root: str,
+        layers: Iterable[str | tuple[str, str]],
+        scratch_path: str = "",
+        container_id: str = "",
+        filter_type: Literal["", "WCIFS", "UnionFS"] = "",
+    ) -> Combination:
+        """Return the combination of layers, each a path or (id, path), at a root.
+
+        :raises OptionsError: a path is relative, or the root is empty.
+        """
+        pairs = [("", layer) if isinstance(layer, str) else layer for layer in layers]
+        paths = [*(path for _, path in pairs), *([scratch_path] if scratch_path else [])]
+        cleaned = [guest_path(path, os) for path in paths]
+        folded = [guest_path_key(path, os) for path in cleaned]
+        return cls(
+            root=guest_path(root, os, "root of combined layers"),
+            layers=tuple((guid_text(each[0]), path) for each, path in zip(pairs, cleaned, strict=False)),
+            scratch_path=cleaned[-1] if scratch_path else "",
+            container_id=container_id,
+            filter_type="" if filter_type == "WCIFS" else filter_type,
+            places=(*folded, *(guid_key(layer_id) for layer_id, _ in pairs)),
+        )
 
 
 class CombinedLayers(NamedByKey[Combination, Combination], FirstComeDevice[str, Combination, str]):
@@ -52,33 +85,40 @@ class CombinedLayers(NamedByKey[Combination, Combination], FirstComeDevice[str, 
         self._linux = os == "linux"
         self._confidential = confidential and not self._linux
 
+    def spelling(self, key: str, member: Combination) -> str:
+        """Return the path of the root."""
+        return member.root
+
     def steps(self, operation: Operation[str, Combination, str, Combination]) -> tuple[Step, ...]:
         """Combine, or take apart, in the guest."""
         removing = operation.kind is REMOVE
-        combination = Combination(()) if removing else operation.target
-        assert combination is not None
         request = ModificationRequest(
             request_type=requests.REMOVE if removing else requests.ADD,
             resource_type=guest.RESOURCE_CWCOW_COMBINED_LAYERS
             if self._confidential
             else guest.RESOURCE_COMBINED_LAYERS,
-            settings=self._settings(operation.slot, combination),
+            settings=self._settings(operation.slot, None if removing else operation.target),
         )
         return (Step(request),)
 
     def _settings(
-        self, root: str, combination: Combination
+        self, root: str, combined: Combination | None
     ) -> guest.LCOWCombinedLayers | guest.WCOWCombinedLayers | guest.CWCOWCombinedLayers:
-        layers = [Layer(id=layer_id, path=path) for layer_id, path in combination.layers]
+        """Return the settings of a request; a removal says the root alone."""
+        layers = [] if combined is None else [Layer(id=i, path=path) for i, path in combined.layers]
+        container_id = "" if combined is None else combined.container_id
         if self._linux:
             return guest.LCOWCombinedLayers(
-                container_id=combination.container_id,
+                container_id=container_id,
                 container_root_path=root,
                 layers=layers,
-                scratch_path=combination.scratch_path,
+                scratch_path="" if combined is None else combined.scratch_path,
             )
-        filter_type = "" if combination.filter_type == "WCIFS" else combination.filter_type
-        combined = guest.WCOWCombinedLayers(container_root_path=root, layers=layers, filter_type=filter_type)
+        settings = guest.WCOWCombinedLayers(
+            container_root_path=root,
+            layers=layers,
+            filter_type="" if combined is None else combined.filter_type,
+        )
         if not self._confidential:
-            return combined
-        return guest.CWCOWCombinedLayers(container_id=combination.container_id, combined_layers=combined)
+            return settings
+        return guest.CWCOWCombinedLayers(container_id=container_id, combined_layers=settings)

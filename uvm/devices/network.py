@@ -3,11 +3,12 @@
 Two machines: an adapter (:class:`Adapters`) lives in a namespace (:class:`Namespaces`) and holds a ticket
 of it.
 
-- A namespace: the key and the slot are its id, a member is its HCN document. On a Windows guest ADD and
-  REMOVE are guest ``NetworkNamespace`` Add and Remove with the whole document; on Linux nothing is sent, as
-  the guest makes the namespace with its first adapter.
-- An adapter: the key is the namespace's and the endpoint's id; a member names the adapter and holds the
-  endpoint's HCN document; the slot is the adapter's id.
+- A namespace: the key is its folded id, the slot its id, a member is its HCN document. On a Windows guest ADD
+  and REMOVE are guest ``NetworkNamespace`` Add and Remove with the whole document; on Linux nothing is sent,
+  as the guest makes the namespace with its first adapter.
+- An adapter: the key is the namespace's and the endpoint's folded id (:func:`adapter_key`); a member names
+  the adapter and holds the endpoint's HCN document, which says the namespace of the key; the slot is the
+  adapter's id.
   ADD on Linux: host Add, guest ``Network`` Add with the whole configuration.
   ADD on Windows: guest pre-add with the endpoint, host Add, guest Add.
   REMOVE: guest Remove, host Remove.
@@ -21,8 +22,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from uvm._names import guid_key, guid_text
 from uvm.devices.base import REMOVE, Entry, Operation, Step
 from uvm.devices.kinds import FirstComeDevice, Named, NamedByKey
 from uvm.errors import OptionsError
@@ -38,7 +40,7 @@ from uvm.schema.requests import (
     network_adapter_path,
 )
 
-__all__ = ["Adapter", "AdapterKey", "Adapters", "Namespaces", "encap_overhead", "lcow_adapter"]
+__all__ = ["Adapter", "AdapterKey", "Adapters", "Namespaces", "adapter_key", "encap_overhead", "lcow_adapter"]
 
 
 class Namespaces(
@@ -54,6 +56,10 @@ class Namespaces(
     def __init__(self, os: Literal["linux", "windows"], supported: bool) -> None:
         super().__init__()
         self._told = os == "windows" and supported
+
+    def spelling(self, key: str, member: HostComputeNamespace) -> str:
+        """Return the id of the namespace."""
+        return member.id
 
     def steps(
         self, operation: Operation[str, HostComputeNamespace, str, HostComputeNamespace]
@@ -71,10 +77,15 @@ class Namespaces(
 
 
 class AdapterKey(NamedTuple):
-    """An endpoint in a namespace, by their ids."""
+    """An endpoint in a namespace, by their folded ids."""
 
     namespace_id: str
     endpoint_id: str
+
+
+def adapter_key(namespace_id: str, endpoint_id: str) -> AdapterKey:
+    """Return the key of the adapter for an endpoint in a namespace, however their ids are spelled."""
+    return AdapterKey(guid_key(namespace_id), guid_key(endpoint_id))
 
 
 @frozen
@@ -83,6 +94,16 @@ class Adapter:
 
     nic_id: str
     endpoint: HostComputeEndpoint
+
+    @classmethod
+    def joining(cls, nic_id: str, endpoint: HostComputeEndpoint, namespace_id: str) -> Adapter:
+        """Return an adapter that puts an endpoint into a namespace, whichever its document names.
+
+        hcsshim has the guest put it into the one of the document, or into none.
+        """
+        if guid_key(endpoint.host_compute_namespace) != guid_key(namespace_id):
+            endpoint = evolve(endpoint, host_compute_namespace=namespace_id)
+        return cls(guid_text(nic_id), endpoint)
 
 
 def encap_overhead(endpoint: HostComputeEndpoint) -> int:
@@ -151,7 +172,7 @@ class Adapters(Named[AdapterKey, Adapter, HostComputeEndpoint]):
     def __init__(
         self, os: Literal["linux", "windows"], build: int, supported: bool, policy_based_routing: bool = False
     ) -> None:
-        super().__init__(fold=str.lower)
+        super().__init__(fold=guid_key)
         self._linux = os == "linux"
         self._build = build
         self._supported = supported

@@ -9,11 +9,12 @@ Source: hcsshim ``internal/uvm/plan9.go``.
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
 
+from uvm._names import guest_path
 from uvm.devices.base import REMOVE, Operation, Step
 from uvm.devices.kinds import FirstComeDevice
-from uvm.errors import NotSupportedError, OptionsError
+from uvm.errors import NotSupportedError
 from uvm.schema import guest, requests
 from uvm.schema.common import V19H1
 from uvm.schema.devices import (
@@ -30,16 +31,21 @@ __all__ = ["PLAN9_PORT", "Plan9Shares", "SharedDirectory", "check_share"]
 PLAN9_PORT = 564
 
 
+def _cleaned(path: str) -> str:
+    return guest_path(path, "linux")
+
+
 @frozen
 class SharedDirectory:
-    """A directory to be shared, and where the guest mounts it.
+    """A directory to be shared.
 
     :ivar path: the host path.
+    :ivar guest_path: the path at which the guest mounts it; cleaned, OptionsError for a relative one.
     :ivar restrict: only ``allowed_files``, which are names in the directory, are visible.
     """
 
     path: str
-    guest_path: str
+    guest_path: str = field(converter=_cleaned)
     read_only: bool = False
     restrict: bool = False
     allowed_files: tuple[str, ...] = ()
@@ -50,7 +56,6 @@ def check_share(build: int, share: SharedDirectory) -> None:
 
     :param build: the host's Windows build.
     :raises NotSupportedError: files of a share cannot be hidden on that build.
-    :raises OptionsError: it says no guest path.
     """
     # Older 9p servers cannot hide files.
     if share.restrict and build < V19H1:
@@ -58,8 +63,6 @@ def check_share(build: int, share: SharedDirectory) -> None:
             f"single files of {share.path} cannot be shared: that takes Windows build {V19H1}, "
             f"and this is {build}"
         )
-    if not share.guest_path:
-        raise OptionsError(f"{share.path} was not shared: a Plan9 share needs a guest path")
 
 
 class Plan9Shares(FirstComeDevice[int, SharedDirectory, str]):

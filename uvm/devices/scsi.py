@@ -15,8 +15,6 @@ Source: hcsshim ``internal/uvm/scsi`` (``manager.go``, ``attach.go``, ``mount.go
 
 from __future__ import annotations
 
-import ntpath
-import posixpath
 from collections.abc import Hashable, Iterable
 from enum import StrEnum
 from functools import cache
@@ -25,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 from attrs import evolve, field, frozen
 
 from uvm._arguments import items_of
+from uvm._names import guest_path, guest_path_key
 from uvm.devices.base import REMOVE, Operation, Step
 from uvm.devices.kinds import PresentOrAbsent
 from uvm.devices.slots import Slots
@@ -245,8 +244,11 @@ def mount_key(slot: ScsiSlot, mount: Mount, read_only: bool) -> MountKey:
 def check_mount(os: Literal["linux", "windows"], slot: ScsiSlot, mount: Mount) -> None:
     """Refuse what the guest cannot mount.
 
+    :raises OptionsError: the guest path is no absolute one.
     :raises NotSupportedError: a Windows guest has only controller 0, and few options.
     """
+    if mount.guest_path:
+        guest_path(mount.guest_path, os)
     if os == "linux":
         if mount.format_with_refs:
             raise NotSupportedError("a Linux guest does not support format_with_refs of a mount")
@@ -273,13 +275,14 @@ class Mounts(PresentOrAbsent[MountKey, str, MountPlace]):
     """The mounts of SCSI disks in a guest. A member is the guest path asked for, or ``""`` for any."""
 
     def __init__(self, os: Literal["linux", "windows"]) -> None:
+        self._os = os
         self._linux = os == "linux"
         self._indexes = Slots()
         self._paths: dict[str, MountKey] = {}
 
     def conflict(self, key: MountKey | None, guest_path: str) -> MountKey | None:
         """Give the other mount that has a guest path, if any; a key of None is no mount so far."""
-        owner = self._paths.get(self._folded(guest_path))
+        owner = self._paths.get(guest_path_key(guest_path, self._os))
         return None if owner == key else owner
 
     def place(self, key: MountKey, member: str) -> MountPlace:
@@ -289,14 +292,14 @@ class Mounts(PresentOrAbsent[MountKey, str, MountPlace]):
         """
         if not member:
             place = self._generated()
-        elif owner := self._paths.get(self._folded(member)):
+        elif owner := self._paths.get(guest_path_key(member, self._os)):
             raise OptionsError(
                 f"nothing was mounted at {member}: the disk at controller {owner.slot.controller}, "
                 f"LUN {owner.slot.lun} is mounted there"
             )
         else:
-            place = MountPlace(self._indexes.take(), member)
-        self._paths[self._folded(place.path)] = key
+            place = MountPlace(self._indexes.take(), guest_path(member, self._os))
+        self._paths[guest_path_key(place.path, self._os)] = key
         return place
 
     def _generated(self) -> MountPlace:
@@ -305,21 +308,17 @@ class Mounts(PresentOrAbsent[MountKey, str, MountPlace]):
         while True:
             index = self._indexes.take()
             path = f"/run/mounts/scsi/m{index}" if self._linux else rf"c:\mounts\scsi\m{index}"
-            if self._folded(path) not in self._paths:
+            if guest_path_key(path, self._os) not in self._paths:
                 break
             skipped.append(index)
         for taken in skipped:
             self._indexes.free(taken)
         return MountPlace(index, path)
 
-    def _folded(self, path: str) -> str:
-        """Give one spelling for all that name the same place in the guest."""
-        return posixpath.normpath(path) if self._linux else ntpath.normcase(ntpath.normpath(path))
-
     def vacate(self, key: MountKey, slot: MountPlace) -> None:
         """Free the number and the path."""
         self._indexes.free(slot.number)
-        del self._paths[self._folded(slot.path)]
+        del self._paths[guest_path_key(slot.path, self._os)]
 
     def steps(self, operation: Operation[MountKey, str, MountPlace, bool]) -> tuple[Step, ...]:
         """Mount, or unmount, in the guest."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from uvm._names import guid_key
 from uvm.backend import JSON
 from uvm.backends.fake.calls import copy_json
 from uvm.backends.fake.exchange import Exchange
@@ -37,7 +38,7 @@ class FakeNetwork:
         :raises HostError: HCN_E_INVALID_JSON, or ERROR_ALREADY_EXISTS.
         """
         checked = _checked(HostComputeNamespace, document, "add namespace")
-        key = checked.id.casefold()
+        key = guid_key(checked.id)
         if key in self._namespaces:
             raise HostError(f"add namespace {checked.id}", HResult.ERROR_ALREADY_EXISTS)
         self._namespaces[key] = copy_json(document)
@@ -49,7 +50,7 @@ class FakeNetwork:
         :raises HostError: HCN_E_INVALID_JSON, or ERROR_ALREADY_EXISTS.
         """
         checked = _checked(HostComputeEndpoint, document, "add endpoint")
-        key = checked.id.casefold()
+        key = guid_key(checked.id)
         if key in self._endpoints:
             raise HostError(f"add endpoint {checked.id}", HResult.ERROR_ALREADY_EXISTS)
         self._endpoints[key] = copy_json(document)
@@ -68,7 +69,7 @@ class FakeNetwork:
 
         :raises HostError: HCN_E_ENDPOINT_NOT_FOUND, or HCN_E_ENDPOINT_ALREADY_ATTACHED.
         """
-        key = endpoint_id.casefold()
+        key = guid_key(endpoint_id)
         if key not in self._endpoints:
             raise HostError(operation, HResult.HCN_E_ENDPOINT_NOT_FOUND, endpoint_id)
         if key in self._attached:
@@ -79,7 +80,7 @@ class FakeNetwork:
 
     def detach(self, endpoint_id: str) -> None:
         """Disconnect an endpoint."""
-        self._attached.pop(endpoint_id.casefold(), None)
+        self._attached.pop(guid_key(endpoint_id), None)
 
     # HostNetwork
 
@@ -96,7 +97,7 @@ class FakeNetwork:
 
         def endpoints() -> list[JSON]:
             self._namespace(namespace_id)
-            return [copy_json(self._endpoints[k]) for k in self._members[namespace_id.casefold()]]
+            return [copy_json(self._endpoints[k]) for k in self._members[guid_key(namespace_id)]]
 
         return await self._ask("namespace endpoints", {"ID": namespace_id}, endpoints)
 
@@ -105,12 +106,12 @@ class FakeNetwork:
 
         def add() -> None:
             namespace = self._namespace(namespace_id)
-            key = self._endpoint(endpoint_id)["ID"].casefold()
+            key = guid_key(self._endpoint(endpoint_id)["ID"])
             if any(key in members for members in self._members.values()):
                 raise HostError(
                     f"add endpoint {endpoint_id}", HResult.HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS
                 )
-            self._members[namespace_id.casefold()].append(key)
+            self._members[guid_key(namespace_id)].append(key)
             self._endpoints[key]["HostComputeNamespace"] = namespace["ID"]
 
         await self._ask("add endpoint", {"ID": namespace_id, "EndpointId": endpoint_id}, add)
@@ -120,8 +121,8 @@ class FakeNetwork:
 
         def remove() -> None:
             self._namespace(namespace_id)
-            key = self._endpoint(endpoint_id)["ID"].casefold()
-            members = self._members[namespace_id.casefold()]
+            key = guid_key(self._endpoint(endpoint_id)["ID"])
+            members = self._members[guid_key(namespace_id)]
             if key not in members:
                 raise HostError(
                     f"remove endpoint {endpoint_id}", HResult.ERROR_NOT_FOUND, "it is not in the namespace"
@@ -135,7 +136,7 @@ class FakeNetwork:
         """Delete a namespace; its endpoints stay. Nothing happens where it does not exist."""
 
         def delete() -> None:
-            key = namespace_id.casefold()
+            key = guid_key(namespace_id)
             self._namespaces.pop(key, None)
             for member in self._members.pop(key, ()):
                 self._endpoints[member].pop("HostComputeNamespace", None)
@@ -147,14 +148,14 @@ class FakeNetwork:
         return await self._exchange.carry_out(call, change)
 
     def _namespace(self, namespace_id: str) -> JSON:
-        found = self._namespaces.get(namespace_id.casefold())
+        found = self._namespaces.get(guid_key(namespace_id))
         if found is None:
             raise HostError(f"open namespace {namespace_id}", HResult.ERROR_NOT_FOUND)
         document: JSON = copy_json(found)
         return document
 
     def _endpoint(self, endpoint: str) -> JSON:
-        found = self._endpoints.get(endpoint.casefold())
+        found = self._endpoints.get(guid_key(endpoint))
         if found is None:
             found = next((e for e in self._endpoints.values() if e.get("Name") == endpoint), None)
         if found is None:
@@ -163,7 +164,7 @@ class FakeNetwork:
         return document
 
     def _namespace_of(self, endpoint_key: str) -> str:
-        return str(self._endpoints[endpoint_key].get("HostComputeNamespace") or "").casefold()
+        return guid_key(str(self._endpoints[endpoint_key].get("HostComputeNamespace") or ""))
 
 
 def _checked(
