@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from copy import deepcopy
 
 from tests.vm.support import Running, idle
-from uvm.devices.base import LedgerState
+from uvm._vm.devices import Devices
+from uvm.devices.plan9 import Plan9Shares
+from uvm.devices.scsi import MountPlace
+from uvm.devices.vsmb import Shares
 from uvm.testing.backends import audit
-from uvm.testing.backends.audit import Audit, place
+from uvm.testing.backends.audit import Audit
 
 
 def compare(run: Running) -> Audit:
@@ -30,7 +32,7 @@ def check_at_rest(run: Running) -> None:
     withheld = [(q.key, q.slot, q.operation) for s in run.vm.ledgers().values() for q in s.quarantined]
     assert sorted(map(str, reported)) == sorted(map(str, withheld))
     found = compare(run)
-    assert found.expected == found.actual
+    assert found.expected == found.actual, found.expected ^ found.actual
     _check_guest(run)
     _check_allocators(run)
 
@@ -39,48 +41,21 @@ def _check_guest(run: Running) -> None:
     """Nothing hangs in the air in the guest, but a root file system that is withheld itself."""
     if audit.guest_is_gone(run.vm):
         return
-    withheld = {place(q.slot) for q in run.vm.quarantined}
+    withheld = {q.slot.path if isinstance(q.slot, MountPlace) else str(q.slot) for q in run.vm.quarantined}
     for problem in run.guest.inconsistencies():
-        assert any(str(slot) in problem for slot in withheld), problem
+        assert any(slot in problem for slot in withheld), problem
 
 
 def _check_allocators(run: Running) -> None:
     """Every slot that is taken is an entry's, or withheld, or was reserved at creation; and none is twice."""
-    for name, snapshot in run.vm.ledgers().items():
-        slots = [*(e.slot for e in snapshot.entries), *(q.slot for q in snapshot.quarantined)]
-        assert len(slots) == len(set(slots)), name
-        check = _ALLOCATED.get(name)
-        if check is not None:
-            check(run, snapshot, slots)
-
-
-def _scsi_slots(run: Running, snapshot: LedgerState[Any, Any, Any, Any], slots: list[Any]) -> None:
-    taken = {64 * controller + lun for controller, lun in (*slots, *run.vm.plan.reserved_scsi)}
-    assert snapshot.allocator == sum(1 << slot for slot in taken)
-
-
-def _mount_numbers(run: Running, snapshot: LedgerState[Any, Any, Any, Any], slots: list[Any]) -> None:
-    numbers, paths = snapshot.allocator
-    assert numbers == sum(1 << slot.number for slot in slots)
-    assert len(paths) == len(slots)
-
-
-def _vpmem_slots(run: Running, snapshot: LedgerState[Any, Any, Any, Any], slots: list[Any]) -> None:
-    if not run.vm.plan.vpmem_multi_mapping:
-        assert snapshot.allocator == sum(1 << slot for slot in slots)
-        return
-    assert {m for _, _, mappings in snapshot.allocator for m, _ in mappings} == set(slots)
-
-
-def _names(run: Running, snapshot: LedgerState[Any, Any, Any, Any], slots: list[Any]) -> None:
-    assert snapshot.allocator == tuple(sorted(slots))
-
-
-_ALLOCATED: dict[str, Callable[[Running, LedgerState[Any, Any, Any, Any], list[Any]], None]] = {
-    "scsi.disks": _scsi_slots,
-    "scsi.mounts": _mount_numbers,
-    "vpmem.layers": _vpmem_slots,
-    "vpci.devices": _names,
-    "pipes.pipes": _names,
-    "network.adapters": _names,
-}
+    fresh = Devices(run.vm._context)
+    for name, bus in run.vm._in_use():
+        for (ledger, driver), (_, other) in zip(bus.drivers(), getattr(fresh, name).drivers(), strict=True):
+            taken = [*driver.ledger, *driver.ledger.quarantined]
+            assert len(taken) == len({each.slot for each in taken}), (name, ledger)
+            device = deepcopy(driver.ledger.device)
+            for each in taken:
+                device.vacate(each.key, each.slot)
+            # Names from counters are used once.
+            if not isinstance(device, Shares | Plan9Shares):
+                assert device.dump() == other.ledger.device.dump(), (name, ledger)

@@ -34,6 +34,11 @@ class Devices(Part):
         return DirectoryBus(self._context, self.plan9, self.vsmb)
 
     @cached_property
+    def layers(self) -> LayersBus:
+        """Combined root file systems."""
+        return LayersBus(self._context)
+
+    @cached_property
     def scsi(self) -> ScsiBus:
         """SCSI disks and their mounts."""
         return ScsiBus(self._context)
@@ -67,11 +72,6 @@ class Devices(Part):
     def network(self) -> NetworkBus:
         """Network namespaces and adapters. Only once the VM runs: what it does depends on the guest."""
         return NetworkBus(self._context)
-
-    @cached_property
-    def layers(self) -> LayersBus:
-        """Combined root file systems."""
-        return LayersBus(self._context)
 
     def share(self, path: str, guest_path: str, *, read_only: bool = False) -> Opening[SharedLease]:
         """Show a directory, or a single file, of the host in the guest. Await it, or enter it.

@@ -274,11 +274,13 @@ class Quarantined(Generic[K_co, S_co]):
     """A slot that is withheld, since what is in it is unknown. What it lives on stays held.
 
     :ivar operation: the kind of operation whose outcome is unknown.
+    :ivar value: what may be applied there.
     """
 
     key: K_co
     slot: S_co
     operation: Kind
+    value: object
     cause: BaseException = field(eq=False)
 
 
@@ -366,6 +368,7 @@ class WithheldState(Generic[K_co, S_co]):
     key: K_co
     slot: S_co
     operation: Kind
+    value: object
     cause: str
 
 

@@ -361,7 +361,8 @@ class Ledger(Generic[K, M, S, W, P]):
         self, operation: Operation[K, M, S, W], error: BaseException, change: Change[K, M, S, W, P]
     ) -> None:
         entry = operation.entry
-        withheld = Quarantined(entry.key, entry.slot, operation.kind, error)
+        value = operation.target if operation.kind is ADD else entry.applied
+        withheld = Quarantined(entry.key, entry.slot, operation.kind, value, error)
         self.quarantined.append(withheld)
         change.quarantined += (withheld,)
         self._end(operation.releasers + entry.leaving + entry.owed, error, change)
@@ -448,7 +449,7 @@ class Ledger(Generic[K, M, S, W, P]):
                 for entry in self._entries.values()
             ),
             tuple(
-                WithheldState(held.key, held.slot, held.operation, str(held.cause))
+                WithheldState(held.key, held.slot, held.operation, held.value, str(held.cause))
                 for held in self.quarantined
             ),
             self.device.dump(),
@@ -474,7 +475,7 @@ class Ledger(Generic[K, M, S, W, P]):
             )
         self.device.load(state.allocator)
         self.quarantined = [
-            Quarantined(held.key, held.slot, held.operation, UnknownOutcomeError(held.cause))
+            Quarantined(held.key, held.slot, held.operation, held.value, UnknownOutcomeError(held.cause))
             for held in state.quarantined
         ]
         self.parents = dict(parents or {})
