@@ -45,28 +45,12 @@ class PCIDevice:
 
 
 _ISOLATED = ("dm_verity_rootfs_vhd", "extra_vsock_ports", "hcl_enabled", "use_guest_state_file")
+_KERNEL = ("kernel_file", "kernel_direct", "kernel_boot_options", "rootfs_file", "vpci_enabled")
+_INIT = ("exec_command_line", "guest_log_level", "scrub_guest_logs", "disable_time_sync")
+_DISKS = ("writable_overlay_dirs", "dm_verity_create_args", "vpmem_size_bytes", "vpmem_multi_mapping")
+_CONSOLES = ("graphics_console", "console_pipe", "process_dump_location")
 #: What an isolated VM has of its guest state file, or not at all.
-_NOT_ISOLATED = (
-    "kernel_file",
-    "kernel_direct",
-    "rootfs_file",
-    "kernel_boot_options",
-    "exec_command_line",
-    "guest_log_level",
-    "scrub_guest_logs",
-    "disable_time_sync",
-    "process_dump_location",
-    "vpci_enabled",
-    "writable_overlay_dirs",
-    "vpmem_size_bytes",
-    "vpmem_multi_mapping",
-    "dm_verity_create_args",
-    "graphics_console",
-    "console_pipe",
-    "assigned_devices",
-    "resource_partition_id",
-    *NUMA,
-)
+_NOT_ISOLATED = (*_KERNEL, *_INIT, *_DISKS, *_CONSOLES, "assigned_devices", "resource_partition_id", *NUMA)
 
 
 @frozen(kw_only=True)

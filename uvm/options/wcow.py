@@ -62,6 +62,7 @@ class BlockCIMBootFiles:
         check_fields(self)
 
 
+_TYPES = ("None", "String", "ExpandedString", "MultiString", "Binary", "DWord", "QWord", "CustomType")
 #: The types with which a value of a registry value counts; with none, HCS chooses.
 _TYPES_OF_VALUES = {
     "string_value": ("", "String", "ExpandedString", "MultiString"),
@@ -84,23 +85,7 @@ class RegistryValue:
     key: str = field(metadata=go("Key.Name", text))
     volatile: bool = field(default=False, metadata=go("Key.Volatile", flag))
     name: str = field(default="", metadata=go("Name", text))
-    type: str = field(
-        default="",
-        metadata=go(
-            "Type",
-            choice(
-                "None",
-                "String",
-                "ExpandedString",
-                "MultiString",
-                "Binary",
-                "DWord",
-                "QWord",
-                "CustomType",
-                "",
-            ),
-        ),
-    )
+    type: str = field(default="", metadata=go("Type", choice(*_TYPES, "")))
     string_value: str = field(default="", metadata=go("StringValue", text))
     binary_value: str = field(default="", metadata=go("BinaryValue", text))
     dword_value: int = field(default=0, metadata=go("DWordValue", whole(I32, -I32 - 1)))
@@ -120,17 +105,9 @@ class RegistryValue:
         return windows_upper("\\".join((self.hive, self.key.strip("\\"), self.name)))
 
 
+_FIRMWARE = ("isolation_type", "disable_secure_boot", "firmware_parameters", "writable_efi")
 #: The options of confidential VMs alone.
-_CONFIDENTIAL = (
-    "guest_state_file",
-    "boot_files_root_path",
-    "isolation_type",
-    "disable_secure_boot",
-    "firmware_parameters",
-    "writable_efi",
-    "debug_mode",
-    "debug_data_path",
-)
+_CONFIDENTIAL = (*_FIRMWARE, "guest_state_file", "boot_files_root_path", "debug_mode", "debug_data_path")
 
 
 @frozen(kw_only=True)

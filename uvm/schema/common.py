@@ -9,26 +9,6 @@ from attrs import define
 
 from uvm.schema.field import named
 
-__all__ = [
-    "GIB",
-    "Layer",
-    "MIB",
-    "PAGE_BYTES",
-    "RS5",
-    "RegistryChanges",
-    "RegistryKey",
-    "RegistryValue",
-    "StorageQoS",
-    "V19H1",
-    "V20H1",
-    "V20H2",
-    "V21H1",
-    "V21H2_SERVER",
-    "V21H2_WIN11",
-    "V25H1_SERVER",
-    "Version",
-]
-
 #: Windows 10 1809 and Windows Server 2019.
 RS5 = 17763
 V19H1 = 18362

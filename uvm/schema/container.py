@@ -8,31 +8,6 @@ from uvm.schema.common import Layer, RegistryChanges, StorageQoS, Version
 from uvm.schema.devices import HvSocketSystemConfig
 from uvm.schema.field import named
 
-__all__ = [
-    "Container",
-    "ContainerCredentialGuardState",
-    "ContainerDefinitionDevice",
-    "Device",
-    "DeviceCategory",
-    "DeviceExtension",
-    "DeviceExtensionNamespace",
-    "DeviceInstance",
-    "DeviceNamespace",
-    "GuestOs",
-    "HostedSystem",
-    "HvSocket",
-    "InterfaceClass",
-    "MappedDirectory",
-    "MappedPipe",
-    "Memory",
-    "Networking",
-    "ObjectDirectory",
-    "ObjectNamespace",
-    "ObjectSymlink",
-    "Processor",
-    "Storage",
-]
-
 
 @define(kw_only=True)
 class GuestOs:

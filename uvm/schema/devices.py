@@ -9,60 +9,12 @@ from attrs import define
 
 from uvm.schema.field import named
 
-__all__ = [
-    "Attachment",
-    "Battery",
-    "ComPort",
-    "Devices",
-    "EnhancedModeVideo",
-    "FlexibleIoDevice",
-    "GuestCrashReporting",
-    "HvSocket2",
-    "HvSocketServiceConfig",
-    "HvSocketSystemConfig",
-    "IovSettings",
-    "Keyboard",
-    "Mouse",
-    "NetworkAdapter",
-    "PLAN9_CASE_SENSITIVE",
-    "PLAN9_LINUX_METADATA",
-    "PLAN9_NONE",
-    "PLAN9_READ_ONLY",
-    "PLAN9_RESTRICT_FILE_ACCESS",
-    "PLAN9_UNLIMITED_CONNECTIONS",
-    "PLAN9_USE_SHARE_ROOT_IDENTITY",
-    "Plan9",
-    "Plan9Share",
-    "RdpConnectionOptions",
-    "Scsi",
-    "SharedMemoryConfiguration",
-    "SharedMemoryRegion",
-    "VideoMonitor",
-    "VirtualPMemController",
-    "VirtualPMemDevice",
-    "VirtualPMemMapping",
-    "VirtualPciDevice",
-    "VirtualPciFunction",
-    "VirtualSmb",
-    "VirtualSmbShare",
-    "VirtualSmbShareOptions",
-    "WindowsCrashReporting",
-]
-
-#: Flags of :attr:`Plan9Share.flags`.
-PLAN9_NONE = 0x0
 #: The guest may not write.
 PLAN9_READ_ONLY = 0x1
 #: Linux metadata (mode, owner, symbolic links) is kept.
 PLAN9_LINUX_METADATA = 0x4
-#: Directories are made case-sensitive.
-PLAN9_CASE_SENSITIVE = 0x8
-#: Files are opened as the identity of the share's root.
-PLAN9_USE_SHARE_ROOT_IDENTITY = 0x10
 #: Only the allowed files are visible.
 PLAN9_RESTRICT_FILE_ACCESS = 0x80
-#: Any number of connections to the share.
-PLAN9_UNLIMITED_CONNECTIONS = 0x100
 
 
 @define(kw_only=True)

@@ -7,8 +7,6 @@ from typing import Any
 
 from attrs import NOTHING, Factory, field
 
-__all__ = ["ALWAYS", "JSON_NAME", "named"]
-
 #: Key of a field's metadata: the name in JSON.
 JSON_NAME = "json"
 #: Key of a field's metadata: True if Go writes the field even when it holds its zero value.

@@ -15,37 +15,6 @@ from uvm.schema.field import named
 from uvm.schema.guest import NULL_GUID, TimeZoneInformation
 from uvm.schema.process import ProcessParameters
 
-__all__ = [
-    "ContainerCreateRequest",
-    "ContainerModifySettingsRequest",
-    "ContainerNotification",
-    "DumpStacksResponse",
-    "ExecuteProcessRequest",
-    "ExecuteProcessResponse",
-    "ExecuteProcessSettings",
-    "GcsCapabilities",
-    "GetPropertiesRequest",
-    "GetPropertiesResponse",
-    "GuestErrorRecord",
-    "HOST_CONTAINER_ID",
-    "LinuxHostedSystem",
-    "LinuxProcessParameters",
-    "NegotiateProtocolRequest",
-    "NegotiateProtocolResponse",
-    "PROTOCOL_VERSION",
-    "RequestBase",
-    "ResizeConsoleRequest",
-    "ResponseBase",
-    "ServiceModificationRequest",
-    "SignalProcessRequest",
-    "StdioRelaySettings",
-    "UvmConfig",
-    "VsockStdioRelaySettings",
-    "WAIT_FOREVER_MS",
-    "WaitForProcessRequest",
-    "WaitForProcessResponse",
-]
-
 #: The only version in use.
 PROTOCOL_VERSION = 4
 #: The container id of the guest itself (hcsshim's ``nullContainerID``).

@@ -9,49 +9,6 @@ from attrs import define
 from uvm.schema.common import Layer
 from uvm.schema.field import named
 
-__all__ = [
-    "BlockCIMDevice",
-    "CWCOWBlockCIMMounts",
-    "CWCOWCombinedLayers",
-    "ConfidentialOptions",
-    "DeviceVerityInfo",
-    "HvSocketAddress",
-    "LCOWCombinedLayers",
-    "LCOWContainerConstraints",
-    "LCOWIPConfig",
-    "LCOWMappedDirectory",
-    "LCOWMappedVPCIDevice",
-    "LCOWMappedVPMemDevice",
-    "LCOWMappedVirtualDisk",
-    "LCOWNetworkAdapter",
-    "LCOWRoute",
-    "LCOWVPMemMappingInfo",
-    "NULL_GUID",
-    "LogForwardServiceRPCRequest",
-    "RESOURCE_COMBINED_LAYERS",
-    "RESOURCE_CONTAINER_CONSTRAINTS",
-    "RESOURCE_CWCOW_COMBINED_LAYERS",
-    "RESOURCE_HV_SOCKET",
-    "RESOURCE_MAPPED_DIRECTORY",
-    "RESOURCE_MAPPED_VIRTUAL_DISK",
-    "RESOURCE_MAPPED_VIRTUAL_DISK_FOR_CONTAINER_SCRATCH",
-    "RESOURCE_NETWORK",
-    "RESOURCE_NETWORK_NAMESPACE",
-    "RESOURCE_POD_CGROUP_MEMORY_LIMIT",
-    "RESOURCE_SCSI_DEVICE",
-    "RESOURCE_SECURITY_POLICY",
-    "RESOURCE_SECURITY_POLICY_FRAGMENT",
-    "RESOURCE_VPCI_DEVICE",
-    "RESOURCE_VPMEM_DEVICE",
-    "RESOURCE_WCOW_BLOCK_CIMS",
-    "SCSIDevice",
-    "SecurityPolicyFragment",
-    "SystemTime",
-    "TimeZoneInformation",
-    "WCOWCombinedLayers",
-    "WCOWMappedVirtualDisk",
-]
-
 NULL_GUID = "00000000-0000-0000-0000-000000000000"
 
 #: Resource types of the requests to the guest.
@@ -59,7 +16,6 @@ RESOURCE_MAPPED_DIRECTORY = "MappedDirectory"
 RESOURCE_SCSI_DEVICE = "SCSIDevice"
 RESOURCE_MAPPED_VIRTUAL_DISK = "MappedVirtualDisk"
 RESOURCE_MAPPED_VIRTUAL_DISK_FOR_CONTAINER_SCRATCH = "MappedVirtualDiskForContainerScratch"
-RESOURCE_WCOW_BLOCK_CIMS = "WCOWBlockCims"
 RESOURCE_NETWORK = "Network"
 RESOURCE_NETWORK_NAMESPACE = "NetworkNamespace"
 RESOURCE_COMBINED_LAYERS = "CombinedLayers"

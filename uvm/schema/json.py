@@ -23,7 +23,6 @@ from uvm.schema.field import ALWAYS, JSON_NAME
 if TYPE_CHECKING:
     from cattrs import Converter
 
-__all__ = ["SchemaError", "dumps", "from_json", "to_json"]
 
 T = TypeVar("T")
 

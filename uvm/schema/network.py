@@ -12,26 +12,6 @@ from attrs import define
 
 from uvm.schema.field import named
 
-__all__ = [
-    "Dns",
-    "ENCAP_OVERHEAD",
-    "EncapOverheadEndpointPolicySetting",
-    "EndpointPolicy",
-    "ExtraParams",
-    "Health",
-    "HostComputeEndpoint",
-    "HostComputeNamespace",
-    "HostComputeQuery",
-    "IOV",
-    "IovPolicySetting",
-    "IpConfig",
-    "ModifyEndpointSettingRequest",
-    "ModifyNamespaceSettingRequest",
-    "NamespaceResource",
-    "Route",
-    "SchemaVersion",
-]
-
 ENCAP_OVERHEAD = "EncapOverhead"
 IOV = "Iov"
 
@@ -42,15 +22,6 @@ class SchemaVersion:
 
     major: int = named("Major", default=0, always=True)
     minor: int = named("Minor", default=0, always=True)
-
-
-@define(kw_only=True)
-class HostComputeQuery:
-    """A query; ``filter`` is a JSON object as text."""
-
-    schema_version: SchemaVersion = named("SchemaVersion", factory=SchemaVersion, always=True)
-    flags: int = named("Flags", default=0)
-    filter: str = named("Filter", default="")
 
 
 @define(kw_only=True)

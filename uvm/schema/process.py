@@ -6,17 +6,6 @@ from attrs import define
 
 from uvm.schema.field import named
 
-__all__ = [
-    "CloseHandle",
-    "ConsoleSize",
-    "ProcessDetails",
-    "ProcessModifyRequest",
-    "ProcessParameters",
-    "ProcessStatus",
-    "SignalProcessOptionsLCOW",
-    "SignalProcessOptionsWCOW",
-]
-
 
 @define(kw_only=True)
 class ProcessParameters:

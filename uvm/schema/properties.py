@@ -13,46 +13,12 @@ from uvm.schema.common import Version
 from uvm.schema.field import named
 from uvm.schema.process import ProcessDetails
 
-__all__ = [
-    "GuestConnectionInfo",
-    "LogicalProcessor",
-    "MemoryInformationForVm",
-    "MemoryStats",
-    "PROPERTY_CONTAINER_CREDENTIAL_GUARD",
-    "PROPERTY_CPU_GROUP",
-    "PROPERTY_GUEST_CONNECTION",
-    "PROPERTY_GUEST_MEMORY",
-    "PROPERTY_IC_HEARTBEAT_STATUS",
-    "PROPERTY_MEMORY",
-    "PROPERTY_PROCESSOR_TOPOLOGY",
-    "PROPERTY_PROCESS_LIST",
-    "PROPERTY_SHARED_MEMORY_REGION",
-    "PROPERTY_STATISTICS",
-    "PROPERTY_SYSTEM_GUID",
-    "PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED",
-    "ProcessorStats",
-    "ProcessorTopology",
-    "Properties",
-    "PropertyQuery",
-    "PropertyResponse",
-    "ServiceProperties",
-    "SharedMemoryRegionInfo",
-    "Statistics",
-    "StorageStats",
-    "VirtualNodeInfo",
-    "VmMemory",
-]
-
 #: Names of properties, for :class:`PropertyQuery`.
 PROPERTY_MEMORY = "Memory"
-PROPERTY_GUEST_MEMORY = "GuestMemory"
 PROPERTY_STATISTICS = "Statistics"
 PROPERTY_PROCESS_LIST = "ProcessList"
 PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED = "TerminateOnLastHandleClosed"
-PROPERTY_SHARED_MEMORY_REGION = "SharedMemoryRegion"
-PROPERTY_CONTAINER_CREDENTIAL_GUARD = "ContainerCredentialGuard"
 PROPERTY_GUEST_CONNECTION = "GuestConnection"
-PROPERTY_IC_HEARTBEAT_STATUS = "ICHeartbeatStatus"
 PROPERTY_PROCESSOR_TOPOLOGY = "ProcessorTopology"
 PROPERTY_CPU_GROUP = "CpuGroup"
 PROPERTY_SYSTEM_GUID = "SystemGUID"

@@ -7,8 +7,6 @@ from typing import Any, Final
 
 from uvm.schema.json import dumps
 
-__all__ = ["HIDDEN", "MAX_SHOWN", "printable", "scrub"]
-
 #: Fields whose values are secrets, or too long to read. Lower case: the OCI specification's.
 HIDDEN: Final = frozenset(
     {

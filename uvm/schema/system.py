@@ -15,34 +15,6 @@ from uvm.schema.container import Container
 from uvm.schema.devices import Devices
 from uvm.schema.field import named
 
-__all__ = [
-    "Chipset",
-    "CompatibilityInfo",
-    "ComputeSystem",
-    "CpuGroup",
-    "DebugOptions",
-    "FirmwareFile",
-    "GuestConnection",
-    "GuestState",
-    "IsolationSettings",
-    "LinuxKernelDirect",
-    "MemoryMigrationTransferThrottleParams",
-    "MigrationCompressionSettings",
-    "MigrationInitializeOptions",
-    "Numa",
-    "NumaProcessors",
-    "NumaSetting",
-    "Range",
-    "RestoreState",
-    "SecuritySettings",
-    "Topology",
-    "Uefi",
-    "UefiBootEntry",
-    "VirtualMachine",
-    "VirtualMachineMemory",
-    "VirtualMachineProcessor",
-]
-
 
 @define(kw_only=True)
 class LinuxKernelDirect:
