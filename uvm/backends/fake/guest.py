@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from attrs import define, field, frozen
 
+from uvm._names import guest_path_key
 from uvm.backend import JSON
 from uvm.backends.fake.host import Checks
 from uvm.backends.fake.tree import DeviceTree
-from uvm.errors import GuestError
+from uvm.errors import GuestError, OptionsError
 from uvm.hresult import HResult
 from uvm.schema.guest import ConfidentialOptions, SecurityPolicyFragment
 from uvm.schema.json import SchemaError, from_json
@@ -150,8 +151,11 @@ class FakeGuest:
         return self.mounts[max(inside, key=len)] if inside else None
 
     def key(self, path: str) -> str:
-        """Give the form of a guest path under which equal paths are equal."""
-        return str(self.paths.normcase(self.paths.normpath(path)))
+        """Return the key of a guest path; what is no path of the guest is nothing but itself."""
+        try:
+            return guest_path_key(path, self.os)
+        except OptionsError:
+            return path
 
     def mount(self, request: GuestRequest, mount: Mount) -> None:
         """Mount something where nothing is mounted."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from attrs import define, field
 
+from uvm._names import guid_key
 from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.devices.vpmem import PMem
 from uvm.backends.fake.guest import FakeGuest, GuestRequest, Handler, Mount
@@ -159,7 +160,7 @@ class LinuxGuest(FakeGuest):
     def _network(self, request: GuestRequest) -> None:
         self.only(request, "Add", "Remove")
         wanted = request.parse(LCOWNetworkAdapter)
-        namespace, adapter = wanted.namespace_id.casefold(), wanted.id.casefold()
+        namespace, adapter = guid_key(wanted.namespace_id), guid_key(wanted.id)
         if request.action == "Remove":
             # As in the guest: neither an unknown namespace nor an unknown adapter is an error.
             self.namespaces.get(namespace, {}).pop(adapter, None)

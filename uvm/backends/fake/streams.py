@@ -13,6 +13,7 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
+from uvm._names import guid_key
 from uvm.errors import HostError, VMExitedError
 from uvm.hresult import HResult
 
@@ -276,7 +277,7 @@ class Switchboard:
 
     def listen(self, service_id: str) -> FakeListener:
         """Listen for connections to a service; WSAEADDRINUSE where somebody does."""
-        key = service_id.casefold()
+        key = guid_key(service_id)
         if key in self._listeners:
             raise HostError(f"listen {service_id}", HResult.WSAEADDRINUSE, f"on VM {self._vm_id}")
         self._listeners[key] = FakeListener(service_id, lambda: self._forget(key))
@@ -285,7 +286,7 @@ class Switchboard:
 
     def dial(self, service_id: str) -> FakeStream:
         """Connect from the guest to a service of the host; ConnectionRefusedError where nobody listens."""
-        listener = self._listeners.get(service_id.casefold())
+        listener = self._listeners.get(guid_key(service_id))
         if listener is None:
             raise ConnectionRefusedError(f"nobody listens to service {service_id} of VM {self._vm_id}")
         ours, theirs = stream_pair(self._forget_stream)
@@ -295,7 +296,7 @@ class Switchboard:
 
     async def wait_for_listener(self, service_id: str) -> None:
         """Wait until somebody listens to a service."""
-        while service_id.casefold() not in self._listeners:
+        while guid_key(service_id) not in self._listeners:
             await _wait(self._diallers)
 
     def close(self, error: VMExitedError) -> None:

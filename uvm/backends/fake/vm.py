@@ -324,4 +324,4 @@ def _boots_windows(vm: VirtualMachine) -> bool:
     if vm.registry_changes is not None:
         return True
     entry = chipset.uefi.boot_this if chipset is not None and chipset.uefi is not None else None
-    return entry is not None and entry.device_path.casefold().endswith(".efi")
+    return entry is not None and entry.device_path.lower().endswith(".efi")

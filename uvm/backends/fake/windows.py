@@ -7,9 +7,11 @@ from typing import Any, ClassVar, Final, Literal
 
 from attrs import define, field
 
+from uvm._names import guid_key
 from uvm.backend import JSON
 from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.guest import FakeGuest, GuestRequest, Handler, Mount
+from uvm.devices.vsmb import GUEST_PREFIX
 from uvm.hresult import HResult
 from uvm.schema.container import MappedDirectory
 from uvm.schema.guest import (
@@ -30,8 +32,6 @@ WINDOWS_CAPABILITIES: Final = {
     "LogForwardingSupported": True,
     "HostProcessContainerSupported": True,
 }
-
-_VSMB: Final = "\\\\?\\VMSMB\\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}\\"
 
 
 @define(eq=False)
@@ -83,7 +83,7 @@ class WindowsGuest(FakeGuest):
         if request.action == "Remove":
             self.unmount(request, wanted.container_path, None)
             return
-        share = self.tree.vsmb.find(wanted.host_path.removeprefix(_VSMB).partition("\\")[0])
+        share = self.tree.vsmb.find(wanted.host_path.removeprefix(GUEST_PREFIX).partition("\\")[0])
         if share is None and self.checks.guest:
             raise request.refuse(HResult.ERROR_PATH_NOT_FOUND, f"no share holds {wanted.host_path}")
         self.mount(request, Mount(wanted.container_path, "directory", share, wanted.read_only))
@@ -128,12 +128,12 @@ class WindowsGuest(FakeGuest):
         """Tell whether a path lies on something mounted or shared."""
         if self.mount_of(path) is not None or path.startswith("\\\\?\\Volume{"):
             return True
-        name = path.removeprefix(_VSMB).partition("\\")[0]
-        return path.startswith(_VSMB) and self.tree.vsmb.find(name) is not None
+        name = path.removeprefix(GUEST_PREFIX).partition("\\")[0]
+        return path.startswith(GUEST_PREFIX) and self.tree.vsmb.find(name) is not None
 
     def _network(self, request: GuestRequest) -> None:
         change = self._adapter_change(request)
-        key = change.adapter_id.casefold()
+        key = guid_key(change.adapter_id)
         match change.request_type:
             case "PreAdd":
                 self._announce(request, key, change.settings)
@@ -160,13 +160,13 @@ class WindowsGuest(FakeGuest):
         if key in self.adapters:
             raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"adapter {key} was announced")
         namespace = endpoint.host_compute_namespace
-        if namespace and namespace.casefold() not in self.namespaces and self.checks.guest:
+        if namespace and guid_key(namespace) not in self.namespaces and self.checks.guest:
             raise request.refuse(HResult.GCN_E_NETCOMPARTMENT_NOT_FOUND, namespace)
         self.adapters[key] = (endpoint, False)
 
     def _network_namespace(self, request: GuestRequest) -> None:
         self.only(request, "Add", "Remove")
-        key = request.parse(HostComputeNamespace).id.casefold()
+        key = guid_key(request.parse(HostComputeNamespace).id)
         if request.action == "Add":
             if key in self.namespaces:
                 raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"namespace {key} is there")
@@ -174,7 +174,7 @@ class WindowsGuest(FakeGuest):
             return
         if key not in self.namespaces:
             raise request.refuse(HResult.ERROR_NOT_FOUND, f"there is no namespace {key}")
-        if any(e.host_compute_namespace.casefold() == key for e, _ in self.adapters.values()):
+        if any(guid_key(e.host_compute_namespace) == key for e, _ in self.adapters.values()):
             raise request.refuse(HResult.HCN_E_ENTITY_HAS_REFERENCES, f"namespace {key} has adapters")
         del self.namespaces[key]
 
@@ -185,7 +185,7 @@ class WindowsGuest(FakeGuest):
     def _block_cims(self, request: GuestRequest) -> None:
         self.only(request, "Add", "Remove")
         wanted = request.parse(CWCOWBlockCIMMounts)
-        key = wanted.volume_guid.casefold()
+        key = guid_key(wanted.volume_guid)
         if request.action == "Remove":
             if self.volumes.pop(key, None) is None:
                 raise request.refuse(HResult.ERROR_NOT_FOUND, f"there is no volume {wanted.volume_guid}")

@@ -90,7 +90,7 @@ class Programs(MutableMapping[str, Program]):
         """Find the program of a command as a guest of that operating system names it."""
         if os == "linux":
             return self._programs.get(posixpath.basename(command))
-        name = ntpath.basename(command).casefold().removesuffix(".exe")
+        name = ntpath.basename(command).lower().removesuffix(".exe")
         return None if name in LINUX_ONLY else self._programs.get(name)
 
     def __getitem__(self, name: str) -> Program:
