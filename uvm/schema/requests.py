@@ -7,7 +7,6 @@ connection or inside the former's ``guest_request``, which HCS relays.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
 
@@ -200,26 +199,20 @@ def hvsocket_service_path(service_id: str) -> str:
 
 def parse_resource_path(path: str) -> Resource | None:
     """Return the resource named by a path, the inverse of the functions above; None if it is unknown."""
-    for resource, pattern, kinds in _patterns():
+    for resource in Resource.__subclasses__():
+        pattern, kinds = _pattern(resource.PATH)
         if found := pattern.fullmatch(path):
             return resource(*(kind(text) for kind, text in zip(kinds, found.groups(), strict=True)))
     return None
 
 
-_Pattern = tuple[Callable[..., Resource], re.Pattern[str], list[type[int] | type[str]]]
-
-
 @cache
-def _patterns() -> list[_Pattern]:
-    """Return the pattern of each kind of resource's path, with the types of its fields."""
-    patterns: list[_Pattern] = []
-    for resource in Resource.__subclasses__():
-        # A pipe has a host path, with separators.
-        text = "(?s:(.+))" if resource is MappedPipe else "([^/]+)"
-        pattern = resource.PATH.replace("%s", text).replace("%d", "([0-9]{1,20})")
-        kinds = [int if place == "%d" else str for place in re.findall("%[ds]", resource.PATH)]
-        patterns.append((resource, re.compile(pattern), kinds))
-    return patterns
+def _pattern(path: str) -> tuple[re.Pattern[str], list[type[int] | type[str]]]:
+    """Return the pattern of a kind's paths and the types of its fields."""
+    # A pipe has a host path, with separators.
+    text = "(?s:(.+))" if path == MappedPipe.PATH else "([^/]+)"
+    pattern = re.compile(path.replace("%s", text).replace("%d", "([0-9]{1,20})"))
+    return pattern, [int if place == "%d" else str for place in re.findall("%[ds]", path)]
 
 
 @define(kw_only=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
 from uvm.backend import JSON
 from uvm.backends.fake.devices.adapters import AdapterKind
 from uvm.backends.fake.devices.passthrough import PciKind, PipeKind
-from uvm.backends.fake.devices.ports import ComPortKind, SocketKind
+from uvm.backends.fake.devices.ports import SocketKind
 from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.devices.scsi import ScsiKind
 from uvm.backends.fake.devices.shares import Plan9Kind, VSmbKind
@@ -22,21 +23,6 @@ from uvm.schema.system import VirtualMachine
 
 K = TypeVar("K", bound=DeviceKind[Any])
 
-#: All device kinds. To add a kind of device, write its class and name it here.
-KINDS: Final[tuple[type[DeviceKind[Any]], ...]] = (
-    TopologyKind,
-    ScsiKind,
-    VPMemKind,
-    VSmbKind,
-    Plan9Kind,
-    AdapterKind,
-    PciKind,
-    PipeKind,
-    ComPortKind,
-    SocketKind,
-)
-
-_ROUTES: Final = {resource: kind for kind in KINDS for resource in kind.resources}
 _TYPES: Final = ("Add", "Update", "Remove")
 #: Paths that HCS knows and the fake does not model.
 _NOT_MODELLED: Final = re.compile(
@@ -55,7 +41,7 @@ class DeviceTree:
 
         :raises HostError: a device of the document is refused; none of them is left behind.
         """
-        self._kinds = {kind: kind(vm_id, host) for kind in KINDS}
+        self._kinds = {kind: kind(vm_id, host) for kind in _kinds(DeviceKind)}
         try:
             for kind in self._kinds.values():
                 kind.load(vm)
@@ -124,7 +110,8 @@ class DeviceTree:
             raise HostError(f"modify {path}", HResult.HCS_E_INVALID_JSON, f"RequestType is {request_type!r}")
         resource = parse_resource_path(path)
         if resource is not None:
-            self._kinds[_ROUTES[type(resource)]].modify(Request(resource, checked, settings))
+            kind = next(kind for kind in self._kinds if type(resource) in kind.resources)
+            self._kinds[kind].modify(Request(resource, checked, settings))
             return
         if _NOT_MODELLED.fullmatch(path):
             raise HostError(f"{checked} {path}", HResult.ERROR_NOT_SUPPORTED, "the fake does not model it")
@@ -138,3 +125,11 @@ class DeviceTree:
     def inventory(self) -> JSON:
         """Give what there is, kind by kind, under HCS's names."""
         return {kind.name: found for kind in self._kinds.values() if (found := kind.inventory())}
+
+
+def _kinds(base: type[DeviceKind[Any]]) -> Iterator[type[DeviceKind[Any]]]:
+    """Yield all device kinds. To add one, write its class."""
+    for kind in base.__subclasses__():
+        if "resources" in vars(kind):
+            yield kind
+        yield from _kinds(kind)
