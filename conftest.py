@@ -1,4 +1,7 @@
-"""Runs every Python block of the README and of the documentation as a test."""
+"""Runs every Python block of the README and of the documentation as a test.
+
+A block marked ``py`` takes a Windows host; ``tests/backends/hcs/test_docs.py`` runs it on the fake.
+"""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ ROOT = Path(__file__).parents[1]
 HELD = (
     "README.md",
     "CHANGELOG.md",
-    "docs/index.md",
-    "docs/api.md",
+    "docs",
     "uvm/__init__.py",
     "uvm/_public.py",
     "uvm/backends/hcs",
@@ -47,14 +46,15 @@ OPENING = re.compile(r"(?:Gives?|Tells?|Says?|Take note|It|Its)\b")
 def held() -> list[Path]:
     """Return the files that are held to the rules."""
     paths = [ROOT / each for each in HELD]
-    return [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+    within = [file for path in paths for file in path.rglob("*") if "_build" not in file.parts]
+    return sorted({*filter(Path.is_file, paths), *(each for each in within if each.suffix in (".py", ".md"))})
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the line and the text of each comment and each literal of a module; of a page, each line."""
+    """Yield the line and the text of each comment and each literal of a module; of a page, each line, without what is code."""
     source = path.read_text("utf-8")
     if path.suffix == ".md":
-        yield from enumerate(source.splitlines(), 1)
+        yield from enumerate(re.sub(r"`[^`\n]+`", "", source).splitlines(), 1)
         return
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:

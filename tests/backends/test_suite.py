@@ -185,5 +185,5 @@ async def test_a_fault_that_fails_names_the_call(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(AssertionError, match="the refusal was told") as caught:
         await play("any_call_of_a_linux_vm_fails_at_once")
     assert caught.value.__notes__ == [
-        "in the life of a linux VM, own connection, the fault was at its call 1: enumerate"
+        "in the run of a linux VM, own connection, the fault was at its call 1: enumerate"
     ]

@@ -131,7 +131,7 @@ def test_the_boot_files_are_those_that_are_looked_for(present: set[str]) -> None
 
 
 def examples() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", HOST, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```py\n(.*?)^```$", HOST, flags=re.DOTALL | re.MULTILINE)
 
 
 def in_place_of_options(program: str, other: str) -> str:

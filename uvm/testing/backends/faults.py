@@ -197,7 +197,7 @@ async def _disturb_each_call(rig: Rig, *, kind: Kind, fault: Fault) -> None:
         try:
             await _disturb(rig, Disturbed(Life(rig, kind, things), call, nth), fault)
         except BaseException as error:
-            error.add_note(f"in the life of a {kind}, the fault was at its call {nth}: {call}")
+            error.add_note(f"in the run of a {kind}, the fault was at its call {nth}: {call}")
             raise
 
 
