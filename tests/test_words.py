@@ -51,7 +51,7 @@ def held() -> list[Path]:
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the line and the text of each comment and each literal of a module; of a page, each line, without what is code."""
+    """Yield the line and the text of comments and literals of a module, or of a page without its code."""
     source = path.read_text("utf-8")
     if path.suffix == ".md":
         yield from enumerate(re.sub(r"`[^`\n]+`", "", source).splitlines(), 1)
