@@ -279,7 +279,7 @@ class Container(ProcessHost):
 
     async def forget(self) -> None:
         """Have it forgotten, where the guest can, after it has ended: the second half of :meth:`aclose`."""
-        if await self._unless_gone(self._handle.forget()) is not False:
+        if await self._repeated(lambda: self._unless_gone(self._handle.forget())) is not False:
             self._forgotten()
 
     def _forgotten(self) -> None:
@@ -345,18 +345,18 @@ class Container(ProcessHost):
             self._guest.states.keep(self, self._guest.tasks)
             return None
         try:
-            await self._repeated(self.forget)
+            await self.forget()
         except UVMError as error:
             return error
         return None
 
-    async def _repeated(self, request: Callable[[], Awaitable[None]]) -> None:
+    async def _repeated(self, request: Callable[[], Awaitable[T]]) -> T:
         """Make a request of which two do no more than one, again where its answer was lost."""
         try:
-            await request()
+            return await request()
         except UnknownOutcomeError as error:
             _log.debug("container %s: asked again: %s", self.id, error)
-            await request()
+            return await request()
 
     async def _see_off(self, init: Process) -> None:
         """Let what it still writes be read, for a moment; unread, it would keep the guest from its report."""

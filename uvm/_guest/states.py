@@ -51,11 +51,19 @@ def _nothing(directory: str) -> str:
 
 
 @define(eq=False)
-class _Deletion:
-    """The deletion of one state, in its task."""
+class Deletion:
+    """The deletion of one state, to be.
 
-    done: Flag = field(factory=Flag)
-    error: UVMError | None = None
+    :ivar begun: nothing keeps it any more.
+    :ivar done: it was deleted, or that failed.
+    :ivar error: what failed.
+    """
+
+    container: Ended
+    tasks: anyio.abc.TaskGroup
+    begun: bool = field(default=False, init=False)
+    done: Flag = field(factory=Flag, init=False)
+    error: UVMError | None = field(default=None, init=False)
 
 
 @define(eq=False)
@@ -67,8 +75,7 @@ class ContainerStates:
     """
 
     mounted: Callable[[str], str] = _nothing
-    _kept: dict[str, tuple[Ended, anyio.abc.TaskGroup]] = field(factory=dict, init=False)
-    _deleting: dict[str, _Deletion] = field(factory=dict, init=False)
+    _deletions: dict[str, Deletion] = field(factory=dict, init=False)
 
     def busy(self, container: Ended) -> str:
         """Return a path in the container's bundle at which something is mounted; empty if none."""
@@ -88,55 +95,52 @@ class ContainerStates:
 
         :param tasks: runs its deletion.
         """
-        self._kept[container.id] = (container, tasks)
+        self._deletions[container.id] = Deletion(container, tasks)
 
     def unmounted(self) -> None:
-        """Begin to delete the states that nothing holds any more: something was unmounted."""
-        for container, tasks in list(self._kept.values()):
-            if not self.busy(container):
-                del self._kept[container.id]
-                self._deleting[container.id] = _Deletion()
-                tasks.start_soon(self._delete, container)
+        """Begin to delete the states that nothing keeps any more: something was unmounted."""
+        for deletion in list(self._deletions.values()):
+            if not deletion.begun and not self.busy(deletion.container):
+                deletion.begun = True
+                deletion.tasks.start_soon(self._delete, deletion)
 
-    def clear(self) -> None:
-        """Drop them all: the guest has gone."""
-        self._kept.clear()
-        for deletion in self._deleting.values():
-            deletion.done.set()
-        self._deleting.clear()
-
-    async def _delete(self, container: Ended) -> None:
-        deletion = self._deleting[container.id]
+    async def _delete(self, deletion: Deletion) -> None:
+        container = deletion.container
         try:
             await container.forget()
         except UVMError as error:
             _log.warning("deleting the state of container %s: %s", container.id, error)
             deletion.error = error
         finally:
-            self._deleting.pop(container.id, None)
+            self._deletions.pop(container.id, None)
             deletion.done.set()
 
-    async def check_free(self, container_id: str) -> None:
-        """Wait for a deletion in flight of that id.
+    def clear(self) -> None:
+        """Drop them all: the guest has gone."""
+        for deletion in self._deletions.values():
+            deletion.done.set()
+        self._deletions.clear()
 
-        :raises OptionsError: the last container of that id has ended, and its state is kept.
-        """
-        if container_id in self._kept:
-            container, _ = self._kept[container_id]
-            raise OptionsError(
-                f"create container {container_id}: the last one of that id has ended, and its state is kept "
-                f"while something is mounted at {self.busy(container)}; nothing was sent. Release that first"
-            )
-        await self.settled(container_id)
+    def pending(self, container_id: str) -> Deletion | None:
+        """Return the deletion of that container's state that is to be, or in flight."""
+        return self._deletions.get(container_id)
 
     async def settled(self, container_id: str) -> None:
-        """Wait for a deletion in flight of that id, whatever comes of it."""
-        if (deletion := self._deleting.get(container_id)) is not None:
+        """Wait for a deletion in flight of that container's state, whatever comes of it."""
+        deletion = self.pending(container_id)
+        if deletion is not None and deletion.begun:
             await deletion.done.wait()
 
-    async def deleted(self, container_id: str) -> None:
-        """Wait for a deletion in flight of that id; raises what it raised."""
-        if (deletion := self._deleting.get(container_id)) is not None:
-            await deletion.done.wait()
-            if deletion.error is not None:
-                raise deletion.error
+    async def check_free(self, container_id: str) -> None:
+        """Wait for a deletion in flight of that container's state.
+
+        :raises OptionsError: it is kept.
+        """
+        deletion = self.pending(container_id)
+        if deletion is not None and not deletion.begun:
+            raise OptionsError(
+                f"create container {container_id}: the last one of that id has ended, and its state is kept "
+                f"while something is mounted at {self.busy(deletion.container)}; nothing was sent. Release "
+                "that first"
+            )
+        await self.settled(container_id)

@@ -25,7 +25,7 @@ from uvm._buses.vsmb import VSMBLease
 from uvm._names import HostPath, text_of
 from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
-from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, UVMError
+from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError
 from uvm.options import LCOWOptions
 
 #: Where hcsshim has the guests put containers (internal/guestpath).
@@ -118,15 +118,15 @@ class RootFileSystem(Releasable):
 
     async def _take_apart(self, done: anyio.Event) -> None:
         errors: list[Exception] = []
+        deletion = self._vm._link.states.pending(self._container_id)
         try:
             # While the guest still has them combined, its layers cannot go.
             await _let_go([self._combined], errors)
             if not errors:
                 await _let_go([self.scratch, *self.layers], errors)
-            try:
-                await self._vm._link.states.deleted(self._container_id)
-            except UVMError as error:
-                errors.append(error)
+            if deletion is not None and deletion.begun:
+                await deletion.done.wait()
+                errors += [deletion.error] if deletion.error else []
         finally:
             self._errors = errors
             done.set()

@@ -1,0 +1,466 @@
+"""How containers end: whatever report of it is lost, and in whatever order their layers are released."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+import uvm
+from tests.clocks import jumping_backends
+from tests.vm.orders import Choose, run_example
+from tests.vm.support import (
+    DISK,
+    LAYER,
+    OTHER_LAYER,
+    SCRATCH,
+    SHARED,
+    Attempt,
+    Running,
+    lcow,
+    quiet,
+    running,
+    wcow,
+)
+from uvm._guest.container import Container
+from uvm._guest.exit import DOUBT_SECONDS
+from uvm.backends.fake.hostedsystem import FakeHostedSystem
+from uvm.errors import (
+    GuestError,
+    OptionsError,
+    UnknownOutcomeError,
+    UVMError,
+    VMExitedError,
+    VMStateError,
+)
+
+anyio_backend = jumping_backends
+
+anyio_test = pytest.mark.anyio
+
+SPEC = {"process": {"args": ["cat"], "cwd": "/"}, "linux": {}}
+TRUE = {"process": {"args": ["true"], "cwd": "/"}, "linux": {}}
+EITHER_WAY = pytest.mark.parametrize("external", [True, False], ids=["our own", "through HCS"])
+
+
+def containers(run: Running) -> list[str]:
+    """The containers that the guest knows."""
+    return list(run.backend.vms[run.vm.id].service.containers)
+
+
+def at_rest(run: Running) -> None:
+    """Look that nothing is left of containers and their layers."""
+    assert containers(run) == []
+    assert run.guest.mounts == {}
+    assert [each for each in run.backend.leftovers() if "container" in each] == []
+
+
+async def exited(vm: uvm.UtilityVM, spec: Any = TRUE, **more: Any) -> Container:
+    """Create a container whose own process exits at once, and wait for that."""
+    container = await vm.create_container("c1", spec, **more)
+    await container.start()
+    init = await container.open_init()
+    assert await init.wait() == 0
+    return container
+
+
+async def connected_again(run: Running) -> None:
+    assert (await run.vm.run(["echo", "here"])).exit_code == 0
+
+
+# The report of the exit is lost.
+
+
+@anyio_test
+@pytest.mark.parametrize("asks", ["terminate", "delete_state", "shutdown"])
+async def test_a_container_that_the_guest_says_is_gone_has_ended_a_moment_later(asks: str) -> None:
+    async with running() as run:
+        run.backend.misbehaviour.silent(operation="notification")
+        container = await exited(run.vm)
+        with anyio.move_on_after(3600) as scope:
+            await container.wait()
+        assert scope.cancelled_caught
+        before = anyio.current_time()
+        await getattr(container, asks)()
+        assert (await container.wait()).type == "Unknown"
+        assert anyio.current_time() - before == pytest.approx(DOUBT_SECONDS)
+        await container.aclose()
+        assert await run.vm.create_container("c1", SPEC) is not container
+
+
+@anyio_test
+async def test_a_report_that_comes_in_the_moment_after_says_how_it_ended() -> None:
+    async with running() as run:
+        run.backend.misbehaviour.slow(0.5, operation="notification")
+        container = await exited(run.vm)
+        await container.terminate()
+        assert (await container.wait()).type == "UnexpectedExit"
+
+
+@anyio_test
+async def test_a_guest_that_dials_again_is_asked_about_its_containers() -> None:
+    async with running() as run:
+        run.backend.misbehaviour.drop(operation="notification", first=1)
+        container = await exited(run.vm)
+        assert (await container.wait()).type == "Unknown"
+        assert container.exit is not None
+        await container.aclose()
+        at_rest(run)
+
+
+@anyio_test
+async def test_a_container_that_runs_when_its_guest_dials_again_runs_on() -> None:
+    async with running() as run:
+        container = await run.vm.create_container("c1", SPEC)
+        init = await container.open_init(stdin=True)
+        run.backend.vms[run.vm.id].service.drop()
+        await connected_again(run)
+        await anyio.sleep(10 * DOUBT_SECONDS)
+        assert container.exit is None
+        assert init.stdin is not None
+        await init.stdin.send_eof()
+        assert (await container.wait()).type == "UnexpectedExit"
+        await container.aclose()
+
+
+@anyio_test
+async def test_what_the_guest_forgot_is_found_out_when_it_dials_again() -> None:
+    async with running() as run:
+        container = await run.vm.create_container("c1", SPEC)
+        await container.open_init(stdin=True)
+        service = run.backend.vms[run.vm.id].service
+        service.containers.clear()
+        service.drop()
+        assert (await container.wait()).type == "Unknown"
+        await container.aclose()
+
+
+@anyio_test
+async def test_the_id_of_a_container_that_the_guest_never_heard_of_is_free_when_it_dials_again() -> None:
+    async with running() as run:
+        run.backend.faults.refuse(operation="create", first=1, where=lambda call: call.to == "guest")
+        run.backend.misbehaviour.drop(operation="create", first=1)
+        with pytest.raises(UnknownOutcomeError):
+            await run.vm.create_container("c1", SPEC)
+        await connected_again(run)
+        await anyio.sleep(2 * DOUBT_SECONDS)
+        async with run.vm.create_container("c1", SPEC):
+            pass
+
+
+@anyio_test
+async def test_a_start_whose_answer_was_lost_is_ended_all_the_same() -> None:
+    async with running() as run:
+        run.backend.misbehaviour.drop(operation="execute process", first=1)
+        async with run.vm.create_container("c1", SPEC) as container:
+            with pytest.raises(UnknownOutcomeError):
+                await container.open_init(stdin=True)
+        assert (await container.wait()).type == "Unknown"
+        at_rest(run)
+
+
+@anyio_test
+@pytest.mark.parametrize("operation", ["shutdown forced", "delete container state", "notification"])
+async def test_closing_a_container_asks_again_where_the_answer_is_lost(operation: str) -> None:
+    async with running() as run:
+        run.backend.misbehaviour.drop(operation=operation, first=1)
+        async with run.vm.create_container("c1", SPEC) as container:
+            await container.open_init(stdin=True)
+        at_rest(run)
+        assert (await container.wait()).type in ("ForcedExit", "Unknown")
+
+
+# The report comes twice, early or late.
+
+
+@anyio_test
+async def test_an_exit_that_is_reported_again_harms_nothing() -> None:
+    async with running() as run:
+        run.backend.misbehaviour.twice(operation="notification")
+        async with run.vm.create_container("c1", TRUE) as container:
+            init = await container.open_init()
+            assert await init.wait() == 0
+            assert (await container.wait()).type == "UnexpectedExit"
+        await quiet()
+        await connected_again(run)
+        assert not run.vm.guest.closed
+
+
+@anyio_test
+async def test_a_late_report_ends_no_later_container_of_that_id() -> None:
+    async with running() as run:
+        run.backend.misbehaviour.slow(60, operation="notification", first=1)
+        first = await exited(run.vm)
+        await first.aclose()
+        assert (await first.wait()).type == "Unknown"
+        second = await run.vm.create_container("c1", SPEC)
+        init = await second.open_init(stdin=True)
+        await anyio.sleep(100)
+        assert second.exit is None
+        assert not run.vm.guest.closed
+        await init.kill()
+        assert (await second.wait()).type == "ForcedExit"
+        await second.aclose()
+        at_rest(run)
+
+
+@anyio_test
+async def test_a_container_may_have_ended_before_its_creation_is_answered() -> None:
+    async with running() as run:
+        run.backend.misbehaviour.slow(5, operation="create")
+        async with anyio.create_task_group() as tasks:
+            creating = Attempt.begin(tasks, lambda: run.vm.create_container("c1", SPEC))
+            await quiet()
+            run.backend.vms[run.vm.id].service.notify("c1", "UnexpectedExit")
+        assert (await creating.result.wait()).type == "UnexpectedExit"
+        await creating.result.aclose()
+
+
+@anyio_test
+@pytest.mark.parametrize("asks", ["terminate", "delete_state"])
+async def test_a_container_of_which_hcs_reports_no_exit_ends_when_it_says_so(
+    asks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(system: FakeHostedSystem) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(FakeHostedSystem, "wait", never)
+    async with running(lcow(external_guest_connection=False)) as run:
+        container = await run.vm.create_container("c1", TRUE)
+        await container.start()
+        init = await container.open_init()
+        assert await init.wait() == 0
+        await getattr(container, asks)()
+        assert (await container.wait()).type == "Unknown"
+        await container.aclose()
+        at_rest(run)
+        await (await run.vm.create_container("c1", SPEC)).aclose()
+
+
+#: The answers, and the report, with which the connection may break.
+LOSSES = (
+    "start",
+    "execute process",
+    "wait for process",
+    "shutdown forced",
+    "delete container state",
+    "notification",
+    "get properties",
+)
+
+
+async def _live(run: Running, choose: Choose) -> None:
+    root = await run.vm.mount_layers("c1", [LAYER], DISK) if choose([True, False], "on layers") else None
+    container = await run.vm.create_container("c1", choose([TRUE, SPEC], "program"), root=root)
+    async with anyio.create_task_group() as tasks:
+        waiting = Attempt.begin(tasks, lambda: _ended(container))
+        steps: list[Callable[[], Awaitable[Any]]] = [container.start, container.open_init]
+        if choose([True, False], "terminated"):
+            steps.append(container.terminate)
+        for step in steps:
+            try:
+                await step()
+            except UVMError as error:
+                event(f"{type(error).__name__} from {step.__name__}")
+        await container.aclose()
+        if root is not None:
+            try:
+                await root.release()
+            except UVMError as error:
+                # Disks have other rules: they are withheld.
+                assert run.vm.quarantined
+                event(f"{type(error).__name__} from the release")
+    assert waiting.error is None
+
+
+async def _ended(container: Container) -> None:
+    try:
+        event((await container.wait()).type)
+    except VMStateError:
+        event("deleted before it ran")
+
+
+async def _example(choose: Choose) -> None:
+    async with running() as run:
+        for operation in choose(
+            [*[(each,) for each in LOSSES], *[(a, b) for a in LOSSES for b in LOSSES]], "lost"
+        ):
+            run.backend.misbehaviour.drop(operation=operation, first=1)
+        await _live(run, choose)
+        at_rest(run)
+        async with run.vm.create_container("c1", SPEC):
+            pass
+        at_rest(run)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data())
+def test_whatever_is_lost_a_container_ends_and_its_id_is_free_again(
+    backend: str, data: st.DataObject
+) -> None:
+    run_example(_example, backend, data)
+
+
+# Its layers.
+
+
+@anyio_test
+@EITHER_WAY
+async def test_the_layers_may_outlive_the_container_that_is_on_them(external: bool) -> None:
+    async with running(lcow(external_guest_connection=external)) as run:
+        async with run.vm.mount_layers("c1", [LAYER], DISK) as root:
+            async with run.vm.create_container("c1", SPEC, root=root) as container:
+                await container.start()
+                await container.open_init(stdin=True)
+            assert (await container.wait()).type == "ForcedExit"
+            assert containers(run) == ["c1"]
+            with pytest.raises(OptionsError, match=r"its state is kept.*/run/gcs/c/c1.*Release that first"):
+                await run.vm.create_container("c1", SPEC, root=root)
+        at_rest(run)
+        async with run.vm.create_container("c1", SPEC):
+            pass
+
+
+@anyio_test
+@EITHER_WAY
+async def test_a_container_may_outlive_the_lease_of_its_layers(external: bool) -> None:
+    async with running(lcow(external_guest_connection=external)) as run:
+        async with run.vm.create_container("c1", SPEC) as container:
+            async with run.vm.mount_layers("c1", [LAYER], DISK):
+                await container.start()
+                await container.open_init(stdin=True)
+            assert containers(run) == ["c1"]
+        at_rest(run)
+
+
+@anyio_test
+async def test_a_container_on_layers_that_are_never_released_goes_with_its_vm() -> None:
+    async with running() as run:
+        root = await run.vm.mount_layers("c1", [LAYER], DISK)
+        async with run.vm.create_container("c1", SPEC, root=root):
+            pass
+        assert containers(run) == ["c1"]
+
+
+@anyio_test
+@EITHER_WAY
+async def test_the_vm_may_exit_between_the_end_of_a_container_and_that_of_its_layers(external: bool) -> None:
+    async with running(lcow(external_guest_connection=external)) as run:
+        root = await run.vm.mount_layers("c1", [LAYER], DISK)
+        await (await run.vm.create_container("c1", SPEC, root=root)).aclose()
+        run.backend.vms[run.vm.id].crash()
+        await run.vm.wait()
+        await root.release()
+        with pytest.raises(VMExitedError):
+            await run.vm.create_container("c1", SPEC)
+
+
+@anyio_test
+@EITHER_WAY
+async def test_a_release_that_is_cancelled_deletes_the_state_all_the_same(external: bool) -> None:
+    async with running(lcow(external_guest_connection=external)) as run:
+        root = await run.vm.mount_layers("c1", [LAYER], DISK)
+        await (await run.vm.create_container("c1", SPEC, root=root)).aclose()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await root.release()
+        await quiet()
+        at_rest(run)
+        await (await run.vm.create_container("c1", SPEC)).aclose()
+
+
+@anyio_test
+async def test_the_state_goes_after_the_last_that_is_mounted_in_its_bundle() -> None:
+    async with running() as run:
+        async with run.vm.create_container("c1", SPEC):
+            disk = await run.vm.scsi.attach(DISK, mount=uvm.Mount(guest_path="/run/gcs/c/c1"))
+            share = await run.vm.plan9.add(SHARED, "/run/gcs/c/c1/data")
+            layer = await run.vm.vpmem.add(LAYER)
+            upper = f"{disk.guest_path}/upper"
+            combined = await run.vm.layers.combine(
+                "/run/gcs/c/c1/rootfs", [layer.guest_path], scratch_path=upper
+            )
+            beside = await run.vm.scsi.attach(SCRATCH, mount=uvm.Mount(guest_path="/run/gcs/c/c10"))
+        for lease in (combined, share):
+            await lease.release()
+            assert containers(run) == ["c1"]
+        await disk.release()
+        await quiet()
+        assert containers(run) == []
+        await layer.release()
+        await beside.release()
+
+
+@anyio_test
+async def test_a_disk_that_two_containers_share_keeps_the_state_of_the_one_that_mounted_it() -> None:
+    """The bundle of the first is the disk; to remove it would remove what the second one wrote."""
+    async with running() as run:
+        first = await run.vm.mount_layers("c1", [LAYER], DISK)
+        second = await run.vm.mount_layers("c2", [OTHER_LAYER], DISK)
+        await (await run.vm.create_container("c1", SPEC, root=first)).aclose()
+        await first.release()
+        assert containers(run) == ["c1"]
+        async with run.vm.create_container("c2", SPEC, root=second):
+            pass
+        await second.release()
+        await quiet()
+        at_rest(run)
+
+
+@anyio_test
+@EITHER_WAY
+async def test_a_state_is_not_deleted_by_hand_while_layers_are_mounted(external: bool) -> None:
+    async with running(lcow(external_guest_connection=external)) as run:
+        root = await run.vm.mount_layers("c1", [LAYER], DISK)
+        container = await run.vm.create_container("c1", SPEC, root=root)
+        with pytest.raises(VMStateError, match=r"mounted at /run/gcs/c/c1.*Release it first"):
+            await container.delete_state()
+        assert containers(run) == ["c1"]
+        await root.release()
+        await container.delete_state()
+        at_rest(run)
+
+
+@anyio_test
+async def test_what_the_deletion_of_a_state_is_refused_with_comes_out_of_the_release() -> None:
+    async with running() as run:
+        root = await run.vm.mount_layers("c1", [LAYER], DISK)
+        await (await run.vm.create_container("c1", SPEC, root=root)).aclose()
+        run.backend.faults.refuse(operation="delete container state")
+        with pytest.raises(GuestError, match="delete the state of container c1"):
+            await root.release()
+        assert run.guest.mounts == {}
+        await root.release()
+        assert root.released
+
+
+@anyio_test
+async def test_the_layers_of_a_windows_container_keep_no_state() -> None:
+    async with running(wcow()) as run, run.vm.mount_layers("c1", [uvm.WCOWLayer(SHARED, "a")], DISK):
+        async with run.vm.create_container("c1", {"Container": {}}) as container:
+            await container.start()
+        assert (await container.wait()).type == "ForcedExit"
+        assert run.vm._link.states.pending("c1") is None
+
+
+# Its network namespace.
+
+
+@anyio_test
+async def test_a_container_that_names_no_network_namespace_has_one_of_its_own() -> None:
+    async with running() as run:
+        for name, network in (("c1", None), ("c2", {"networkNamespace": "n"}), ("c3", {})):
+            spec = SPEC if network is None else {**SPEC, "windows": {"network": network}}
+            async with run.vm.create_container(name, spec):
+                document = run.backend.vms[run.vm.id].service.containers[name].document
+                named = document["OciSpecification"]["windows"]["network"]["networkNamespace"]
+                assert named == ("n" if name == "c2" else name)
+        in_a_pod = {**SPEC, "annotations": {"io.kubernetes.cri.container-type": "container"}}
+        async with run.vm.create_container("c4", in_a_pod):
+            document = run.backend.vms[run.vm.id].service.containers["c4"].document
+            assert "windows" not in document["OciSpecification"]
