@@ -20,6 +20,7 @@ SURFACE = {
         Lease AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease SharedLease
         VPCILease VPMemLease VSMBLease
         AttachedAdapter CombinedRoot MappedPipe Plan9Share ScsiDisk SharedPath VPCIDevice VPMemLayer VSMBShare
+        connect_unix listen_unix
         GuestConnection GuestFeatures Container ContainerExit Process ProcessInput ProcessOutput
         CompletedProcess
         Backend ByteStream Concurrency FileInfo Guest HostFiles HostInfo HostNetwork HostProcess

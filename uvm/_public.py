@@ -22,6 +22,8 @@ from uvm._buses.vsmb import VSMBLease as VSMBLease
 from uvm._buses.vsmb import VSMBShare as VSMBShare
 from uvm._document import CreationPlan as CreationPlan
 from uvm._gcs.connection import GuestConnection as GuestConnection
+from uvm._gcs.unix import connect_unix as connect_unix
+from uvm._gcs.unix import listen_unix as listen_unix
 from uvm._guest.access import GuestFeatures as GuestFeatures
 from uvm._guest.container import Container as Container
 from uvm._guest.container import ContainerExit as ContainerExit
