@@ -73,7 +73,7 @@ async def test_what_was_recorded_is_what_we_do(name: str) -> None:
 async def test_a_document_with_another_value_differs() -> None:
     case = recorded("lcow_default")
     case["document"]["Owner"] = "somebody"
-    assert await difference(case) == '$.Owner: "somebody" was recorded, ours is "golden"'
+    assert await difference(case) == '$.Owner: "somebody" was recorded, this library has "golden"'
 
 
 @pytest.mark.anyio
@@ -81,7 +81,7 @@ async def test_options_that_hcsshim_refuses_and_we_accept_differ() -> None:
     case = recorded("lcow_default")
     del case["document"]
     case["error"] = "no"
-    assert await difference(case) == "accepted, where hcsshim refuses: no"
+    assert await difference(case) == "accepted, but hcsshim refuses: no"
 
 
 @pytest.mark.anyio
@@ -97,7 +97,7 @@ async def test_a_request_with_another_value_differs_and_its_step_is_named() -> N
     case["steps"][2]["requests"][0]["doc"]["Settings"]["ReadOnly"] = False
     found = await difference(case)
     assert re.fullmatch(
-        r'step 2, \{.*"as": "b".*\}: \$\[0\]\.doc\.Settings\.ReadOnly: false was recorded, ours is true',
+        r'step 2, \{.*"as": "b".*\}: \$\[0\]\.doc\.Settings\.ReadOnly: false was recorded, .* has true',
         found,
     )
 
@@ -135,7 +135,7 @@ async def test_an_error_where_none_was_recorded_differs() -> None:
 async def test_no_error_where_one_was_recorded_differs() -> None:
     case = recorded("wcow_pipes")
     case["steps"][0]["error"] = "no"
-    assert "error: 'no' was recorded, ours is None" in await difference(case)
+    assert "error: 'no' was recorded, this library has None" in await difference(case)
 
 
 # The rules of comparison.

@@ -23,6 +23,7 @@ HELD = (
     "uvm/backends/hcs",
     "uvm/_wire",
     "uvm/schema",
+    "uvm/testing",
 )
 
 #: What is not used, and the terms that are used instead.

@@ -1,1 +1,1 @@
-"""Backends, as the conformance suite of the library sees them."""
+"""Backends under the library's conformance suite."""

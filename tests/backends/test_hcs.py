@@ -24,7 +24,7 @@ LOOPS = ("asyncio", "trio") if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True)]
 
-#: The functions that ask the host, by the operation that the suite knows them as.
+#: The functions that ask the host, by their operations in the suite.
 FUNCTIONS = {
     "enumerate": "HcsEnumerateComputeSystems",
     "create": "HcsCreateComputeSystem",
@@ -57,7 +57,7 @@ ASKING = frozenset(FUNCTIONS.values())
 
 
 class Watched:
-    """The functions of a DLL; whoever is interested is told before one is called that asks the host."""
+    """The functions of a DLL; a hook runs before each that asks the host."""
 
     def __init__(self, functions: Any) -> None:
         self._functions = functions
@@ -77,33 +77,33 @@ class Watched:
 
 @functools.cache
 def watched() -> tuple[Library[Any], Library[Any]]:
-    """The two DLLs of the double, watched. Once: what is loaded is never unloaded."""
+    """Return the two DLLs of the double, watched; cached, because a loaded DLL is never unloaded."""
     double = require_double()
     return tuple(evolve(each, functions=Watched(each.functions)) for each in (double.core, double.network))  # type: ignore[return-value]
 
 
 @define(eq=False)
 class HCSHost(FakeHost):
-    """The in-memory host behind the double, where calls can also go wrong in the C API itself."""
+    """The in-memory host behind the double; calls can also fail in the C API itself."""
 
     hosted: Hosted = field(kw_only=True)
 
     def refuse(self, code: int = HResult.E_FAIL, *, operation: str = "", nth: int = 0) -> None:
-        """Have the function itself give the code; the host hears nothing of it."""
+        """Have the function itself return the code, without asking the host."""
         self._plan(lambda name: self.hosted.faults.at_once(name, code), operation, nth)
 
     def answer_twice(self, *, operation: str = "", nth: int = 0) -> None:
-        """Have the completion callback come twice."""
+        """Have the completion callback arrive twice."""
         self._plan(self.hosted.faults.twice, operation, nth)
 
     def undisturbed(self) -> None:
-        """Withdraw these too."""
+        """Undo these too."""
         super().undisturbed()
         for library in watched():
             library.functions.before = lambda name: None
 
     def leftovers(self) -> list[str]:
-        """Say what is left on the host, and of the C API."""
+        """Return what is left on the host, and in the C API."""
         return [*super().leftovers(), *self.hosted.double.leaks()]
 
     def _plan(self, fault: Callable[[str], None], operation: str, nth: int) -> None:

@@ -1,4 +1,4 @@
-"""The conformance suite itself: it finds what is wrong, and says what it did not look at."""
+"""The conformance suite itself: it finds faults, and states what it did not check."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ anyio_backend = jumping_backends
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 
-async def play(name: str, *, patience_seconds: float = 30.0) -> None:
+async def play(name: str, *, timeout_seconds: float = 30.0) -> None:
     fake = FakeBackend()
     host = FakeHost(fake)
-    rig = Rig(fake, host, host.linux(), host.windows(), patience_seconds)
+    rig = Rig(fake, host, host.linux(), host.windows(), timeout_seconds)
     await BY_NAME[name].play(rig)
 
 
@@ -50,7 +50,7 @@ async def test_a_rig_without_any_control_plays_what_needs_none() -> None:
 
 
 def test_what_a_rig_lacks_is_named() -> None:
-    lacks = BY_NAME["a_linux_vm_lives"].lacks(Rig(FakeBackend()))
+    lacks = BY_NAME["a_linux_vm_runs_from_creation_to_exit"].lacks(Rig(FakeBackend()))
     assert "Linux VMs" in lacks
     assert "an audit of the host" in lacks
 
@@ -85,7 +85,7 @@ async def test_a_backend_that_leaves_something_behind_is_found(monkeypatch: pyte
 
     monkeypatch.setattr(FakeBackend, "revoke_access", forget)
     with pytest.raises(AssertionError, match="what is left on the host"):
-        await play("a_windows_vm_lives", patience_seconds=5)
+        await play("a_windows_vm_runs_from_creation_to_exit", timeout_seconds=5)
 
 
 async def test_a_backend_that_refuses_with_another_code_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ async def test_a_backend_that_does_not_refuse_is_found(monkeypatch: pytest.Monke
     monkeypatch.setattr(FakeBackend, "grant_access", grant)
     monkeypatch.setattr(FakeBackend, "enumerate", enumerate_nothing)
     with pytest.raises(AssertionError, match="it was not refused"):
-        await play("access_is_given_to_what_exists_and_taken_back_quietly")
+        await play("access_is_granted_to_what_exists_and_revoked_more_than_once")
     with pytest.raises(AssertionError):
         await play("systems_are_found_by_owner_by_id_and_by_type")
 
@@ -119,7 +119,7 @@ async def test_a_backend_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(FakeListener, "accept", never)
     with pytest.raises(TimeoutError):
-        await play("what_a_guest_sends_arrives_and_is_answered", patience_seconds=0.1)
+        await play("what_a_guest_sends_arrives_and_is_answered", timeout_seconds=0.1)
 
 
 async def test_a_backend_that_forgets_a_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ async def test_a_backend_that_forgets_a_device_is_found(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(FakeSystem, "modify", forgetful)
     with pytest.raises(AssertionError, match="the ledgers have"):
-        await play("a_windows_vm_lives")
+        await play("a_windows_vm_runs_from_creation_to_exit")
 
 
 async def test_a_backend_that_tells_of_no_exit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ async def test_a_backend_that_tells_of_no_exit_is_found(monkeypatch: pytest.Monk
         return ExitStatus("GracefulExit")
 
     monkeypatch.setattr(FakeSystem, "wait", graceful)
-    with pytest.raises(AssertionError, match="how it exited"):
+    with pytest.raises(AssertionError, match="the type of the exit"):
         await play("a_system_saved_as_a_template_only_ends")
 
 
@@ -156,7 +156,7 @@ async def test_a_handle_that_a_cancelled_start_leaves_is_found(monkeypatch: pyte
 
     monkeypatch.setattr(FakeSystem, "create_process", slow_to_answer)
     with pytest.raises(AssertionError, match="handle of process"):
-        await play("a_start_whose_caller_is_cancelled_leaves_no_handle", patience_seconds=0.5)
+        await play("a_start_whose_caller_is_cancelled_leaves_no_handle", timeout_seconds=0.5)
 
 
 async def test_a_stream_that_loses_what_it_received_when_cancelled_is_found(
@@ -171,18 +171,18 @@ async def test_a_stream_that_loses_what_it_received_when_cancelled_is_found(
 
     monkeypatch.setattr(FakeStream, "receive", careless)
     with pytest.raises(AssertionError, match="what was received"):
-        await play("a_reader_who_is_cancelled_with_the_data_loses_none")
+        await play("a_reader_cancelled_with_the_data_loses_none")
 
 
 async def test_a_process_that_is_killed_by_any_signal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeHostProcess, "signal", lambda self, options: self.terminate())
     with pytest.raises(AssertionError, match="Ctrl"):
-        await play("a_signal_is_another_end_than_to_be_killed")
+        await play("a_signalled_process_exits_otherwise_than_a_killed_one")
 
 
 async def test_a_fault_that_fails_names_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeHost, "refuse", lambda self, code, *, nth: None)
-    with pytest.raises(AssertionError, match="the refusal was told") as caught:
+    with pytest.raises(AssertionError, match="the refusal was reported") as caught:
         await play("any_call_of_a_linux_vm_fails_at_once")
     assert caught.value.__notes__ == [
         "in the run of a linux VM, own connection, the fault was at its call 1: enumerate"

@@ -1,1 +1,1 @@
-"""For the people who use uvm: replaying what hcsshim was recorded to build and send."""
+"""Tools for tests: conformance of backends, and replay of recorded operations."""

@@ -1,8 +1,8 @@
-"""Recorded behaviour of hcsshim against this library, on the in-memory backend.
+"""Comparison of this library, on the in-memory backend, with recorded behaviour of hcsshim.
 
-Two formats, described in the README beside the recorded data: create documents for given options, and scripts
-of device operations with the requests that each of them sent. Requests are compared as JSON values, after
-the rules of comparison there.
+Two formats, described in the README next to the recorded data: create documents for given options, and
+scripts of device operations with the requests of each. Requests are compared as JSON values, after the rules
+of comparison described there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uvm.options import from_hcsshim
 from uvm.schema.requests import Resource, ScsiAttachment, VirtualAdapter, VSMBShares, parse_resource_path
 from uvm.testing.replay import Replay, StepResult
 
-#: What the recordings were made with.
+#: The parameters of the recordings.
 VM_ID, OWNER = "vm1", "golden"
 BOOT_FILE_BYTES = 1 << 20
 HOST_PROCESSORS = 8
@@ -30,9 +30,9 @@ HOST_PROCESSORS = 8
 
 @frozen
 class CaseResult:
-    """How a case came out.
+    """The result of a case.
 
-    :ivar difference: lines that say what differs; empty where nothing does.
+    :ivar difference: lines that say what differs; empty if nothing does.
     """
 
     name: str
@@ -40,9 +40,9 @@ class CaseResult:
 
 
 def load_cases(text: str) -> list[dict[str, Any]]:
-    """Read a file of cases in either format. A case without a name is called by its number, from 1.
+    """Return the cases of a file in either format. A case without a name is named by its number, from 1.
 
-    :raises ValueError: it is not a JSON list of objects.
+    :raises ValueError: the file is not a JSON list of objects.
     """
     cases = json.loads(text.removeprefix("\ufeff"))
     if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
@@ -51,7 +51,7 @@ def load_cases(text: str) -> list[dict[str, Any]]:
 
 
 async def check_case(case: dict[str, Any]) -> CaseResult:
-    """Run one case and compare. A case that cannot be run differs, whatever stands in its way."""
+    """Run one case and compare. A case that cannot be run differs, for whatever reason."""
     try:
         found = await _check_script(case) if "ops" in case else list(_check_document(case))
     except Exception as error:
@@ -60,7 +60,7 @@ async def check_case(case: dict[str, Any]) -> CaseResult:
 
 
 def host_of(case: dict[str, Any]) -> HostInfo:
-    """Make the host that a case was recorded on."""
+    """Return the host that a case was recorded on."""
     return HostInfo(build=case["build"], processors=HOST_PROCESSORS, concurrency=HCS_CONCURRENCY)
 
 
@@ -82,7 +82,7 @@ def _check_document(case: dict[str, Any]) -> Iterator[str]:
             yield f"refused: {error}"
         return
     if "error" in case:
-        yield f"accepted, where hcsshim refuses: {case['error']}"
+        yield f"accepted, but hcsshim refuses: {case['error']}"
         return
     yield from differences(case["document"], plan.document)
 
@@ -102,7 +102,7 @@ async def _check_script(case: dict[str, Any]) -> list[str]:
             try:
                 result = ours.step(await replay.run(op))
             except Exception as error:
-                # What follows depends on it.
+                # The following steps depend on it.
                 return [*found, f"step {number}, {json.dumps(op)}: {_not_run(error)}"]
             lines = compare_step(expected, result)
             found += [f"step {number}, {json.dumps(op)}: {line}" for line in lines]
@@ -114,20 +114,20 @@ def _not_run(error: Exception) -> str:
 
 
 def compare_step(expected: StepResult, result: StepResult) -> Iterator[str]:
-    """Say, line by line, where a normalized step differs from the recorded one."""
+    """Yield, line by line, the differences of a normalized step from the recorded one."""
     if (expected.error is None) != (result.error is None):
-        yield f"error: {expected.error!r} was recorded, ours is {result.error!r}"
+        yield f"error: {expected.error!r} was recorded, this library has {result.error!r}"
         return
-    # An error that is found before anything is sent may send nothing.
+    # An error that is detected before anything is sent may send nothing.
     if expected.error is None or result.requests:
         yield from differences(expected.requests, result.requests)
     if expected.error is not None:
         return
     for name, value in expected.values.items():
-        # Of a single shared file, a recording may give the share's path or the file's in it.
+        # For a single shared file, a recording may have the share's path or the file's in it.
         share_path = result.values.get("share_path") if name == "guest_path" else None
         if value not in (result.values.get(name), share_path):
-            yield f"{name}: {value!r} was recorded, ours is {result.values.get(name)!r}"
+            yield f"{name}: {value!r} was recorded, this library has {result.values.get(name)!r}"
 
 
 @define
@@ -140,7 +140,7 @@ class Normalizer:
     def step(self, step: StepResult) -> StepResult:
         requests = list(self._requests(copy.deepcopy(step.requests)))
         if not any(_attaches_disk(request) for request in requests):
-            # hcsshim repeats the grant on every add; it counts where a new attachment is made.
+            # hcsshim repeats the grant on every add; it counts only for a new attachment.
             requests = [request for request in requests if request["to"] != "grant"]
         return StepResult(requests, step.values, step.error)
 
@@ -174,7 +174,7 @@ class Normalizer:
         return value
 
     def _changes_share(self, document: dict[str, Any]) -> bool:
-        """Count repeated names once, and tell whether the request then changes anything."""
+        """Count repeated names once, and return whether the request then changes anything."""
         settings = document.get("Settings")
         is_share = isinstance(_resource_of(document), VSMBShares)
         if not is_share or not isinstance(settings, dict) or "AllowedFiles" not in settings:
@@ -196,11 +196,11 @@ def _resource_of(document: dict[str, Any]) -> Resource | None:
     return parse_resource_path(str(document.get("ResourcePath", "")))
 
 
-# Comparing.
+# Comparison.
 
 
 def differences(expected: Any, ours: Any, at: str = "$") -> Iterator[str]:
-    """Say, line by line, where two JSON values differ."""
+    """Yield, line by line, the differences of two JSON values."""
     if isinstance(expected, dict) and isinstance(ours, dict):
         for key in sorted({*expected, *ours}):
             if key not in ours:
@@ -211,10 +211,10 @@ def differences(expected: Any, ours: Any, at: str = "$") -> Iterator[str]:
                 yield from differences(expected[key], ours[key], f"{at}.{key}")
     elif isinstance(expected, list) and isinstance(ours, list):
         if len(expected) != len(ours):
-            yield f"{at}: {json.dumps(expected)} was recorded, ours is {json.dumps(ours)}"
+            yield f"{at}: {json.dumps(expected)} was recorded, this library has {json.dumps(ours)}"
             return
         for index, (each, our) in enumerate(zip(expected, ours, strict=True)):
             yield from differences(each, our, f"{at}[{index}]")
     # In JSON, true is not 1.
     elif expected != ours or isinstance(expected, bool) != isinstance(ours, bool):
-        yield f"{at}: {json.dumps(expected)} was recorded, ours is {json.dumps(ours)}"
+        yield f"{at}: {json.dumps(expected)} was recorded, this library has {json.dumps(ours)}"

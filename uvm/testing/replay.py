@@ -1,7 +1,7 @@
-"""Carry out a recorded script of device operations on a VM on the in-memory backend.
+"""Replay of a recorded script of device operations on a VM of the in-memory backend.
 
-The operations are those of the README beside the recorded data. What hcsshim leaves to its caller is done
-here as its callers do: access is granted only where the script says so.
+The operations are described in the README next to the recorded data. What hcsshim leaves to its caller is
+done here as by its callers: access is granted only if the script does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uvm.errors import NotAttachedError, UVMError
 from uvm.options import HvSocketService, LCOWOptions, WCOWOptions, from_hcsshim
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 
-#: What a VM boots from where a script does not say it; none of these files decides what its operations send.
+#: What a VM boots from unless the script states it; none of these files affects the requests.
 _LINUX_BOOT = {"BootFilesPath": "C:\\boot", "KernelFile": "kernel", "RootFSFile": "initrd.img"}
 _WINDOWS_BOOT = {
     "BootFiles": {
@@ -51,15 +51,15 @@ _RECORDED_VALUES = ("controller", "lun", "guest_path")
 
 
 class ScriptError(ValueError):
-    """A script that cannot be carried out as it is written."""
+    """A script that cannot be carried out as written."""
 
 
 @frozen
 class StepResult:
-    """What one operation sent and gave.
+    """The requests and results of one operation.
 
     :ivar requests: each with ``to`` (host, guest or grant) and ``doc``.
-    :ivar values: ``controller``, ``lun``, ``guest_path`` where the operation gives them.
+    :ivar values: ``controller``, ``lun``, ``guest_path``, as far as the operation has them.
     """
 
     requests: list[dict[str, Any]] = Factory(list)
@@ -68,7 +68,7 @@ class StepResult:
 
     @classmethod
     def of_recorded(cls, step: Mapping[str, Any]) -> StepResult:
-        """Read a recorded step."""
+        """Return the result of a recorded step."""
         values = {name: step[name] for name in _RECORDED_VALUES if name in step}
         return cls(list(step.get("requests") or []), values, step.get("error"))
 
@@ -77,7 +77,7 @@ class StepResult:
 class Replay:
     """A VM that carries out a script, operation by operation. Enter it with ``async with``.
 
-    :ivar settings: the script's ``vm``: options under hcsshim's names, and ``reserved_slots``.
+    :ivar settings: the script's ``vm``: options by hcsshim's names, and ``reserved_slots``.
     """
 
     backend: FakeBackend
@@ -91,7 +91,7 @@ class Replay:
 
     @staticmethod
     def checks() -> Checks:
-        """Give what the recording host checked: nothing."""
+        """Return the checks of the recording host: none."""
         return Checks.accepting()
 
     @property
@@ -104,7 +104,7 @@ class Replay:
         files = self.backend.files
         if dumps := self.settings.get("DumpDirectoryPath"):
             files.add_directory(dumps)
-        # What it is created from is on the host; of the rest, what the script makes.
+        # The host has what the VM is created from; the rest is made by the script.
         files.permissive = True
         created = UtilityVM.create(self._options(), backend=self.backend, amend=self._place_disks)
         self._vm = await self._stack.enter_async_context(created)
@@ -126,12 +126,12 @@ class Replay:
             given = {"PreferredRootFSType": _INITRD, **_LINUX_BOOT, **given}
             return from_hcsshim("linux", given, id=self.vm_id, owner=self.owner)
         boot = _CONFIDENTIAL_WINDOWS_BOOT if given.get("SecurityPolicyEnabled") else _WINDOWS_BOOT
-        # See _place_disks: a Windows VM is not created with more than one.
+        # See _place_disks: a Windows VM is created with one at most.
         given.pop("SCSIControllerCount", None)
         return from_hcsshim(self.os, {**boot, **given}, id=self.vm_id, owner=self.owner)
 
     def _place_disks(self, plan: CreationPlan) -> CreationPlan:
-        """Have exactly the SCSI controllers and the taken slots that the script says."""
+        """Set exactly the script's SCSI controllers and occupied slots."""
         count = plan.scsi_controllers
         if plan.os == "windows":
             count = self.settings.get("SCSIControllerCount", count)
@@ -146,9 +146,9 @@ class Replay:
         return evolve(plan, document=document, scsi_controllers=count, reserved_scsi=reserved)
 
     async def run(self, op: Mapping[str, Any]) -> StepResult:
-        """Carry out one operation, and tell what it sent and gave.
+        """Carry out one operation, and return its requests and results.
 
-        :raises ScriptError: there is no such operation, or it lacks what it needs.
+        :raises ScriptError: there is no such operation, or it lacks an argument.
         """
         do: Callable[[Mapping[str, Any]], Awaitable[dict[str, Any] | None]] | None
         do = getattr(self, f"_do_{op.get('op')}", None)
@@ -176,7 +176,7 @@ class Replay:
         if "as" in op:
             self._leases[op["as"]] = lease
 
-    # The operations, under the names that the scripts use.
+    # The operations, by their names in scripts.
 
     async def _do_mkfile(self, op: Mapping[str, Any]) -> None:
         self.backend.files.add(op["path"], size=op.get("size", 0))
@@ -190,7 +190,7 @@ class Replay:
             disk_type is not DiskType.EXTENSIBLE_VIRTUAL_DISK
             and await self.backend.files.stat(op["path"]) is None
         ):
-            # hcsshim does not look at a disk, and the recording host had them all.
+            # hcsshim does not look for a disk, and the recording host had them all.
             self.backend.files.add(op["path"], size=1 << 20)
         lease = await self.vm.scsi.attach(
             op["path"],
@@ -297,7 +297,7 @@ def _layer(text: str) -> tuple[str, str]:
 
 
 def _mount(op: Mapping[str, Any]) -> Mount | None:
-    """Read a script's mount; its keys may be spelled as hcsshim's ``MountConfig`` or as ours."""
+    """Return a script's mount; its keys may be spelled as in hcsshim's ``MountConfig`` or as here."""
     if op.get("mount") is None:
         return None
     given = {key.replace("_", "").lower(): value for key, value in op["mount"].items()}

@@ -1,8 +1,8 @@
-"""Conformance of backends: what every backend has to get right, as scenarios that anybody can play.
+"""Conformance of backends: the requirements on every backend, as scenarios for any test framework.
 
-``docs/testing-a-backend.md`` is the manual. In short: make a :class:`Rig` of a backend, entered, and of
-as much control of its host as there is; then, in any test framework, for each scenario and each event loop:
-where ``scenario.lacks(rig)`` names something, skip it; else ``await scenario.play(rig)``.
+``docs/testing-a-backend.md`` is the manual. In short: make a :class:`Rig` of an entered backend and of
+whatever control of its host there is; then, for each scenario and each event loop, skip it if
+``scenario.lacks(rig)`` names something, and otherwise ``await scenario.play(rig)``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
     "Scenario",
 ]
 
-#: All scenarios: of hosts and systems first, of the whole lives of VMs last.
+#: All scenarios: first of hosts and systems, last of VMs from creation to exit.
 SCENARIOS: tuple[Scenario, ...] = (
     scenarios_of(hosts, systems, calls, requests, processes, vms) + faults.SCENARIOS
 )

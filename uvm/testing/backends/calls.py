@@ -1,4 +1,4 @@
-"""Scenarios: calls on a system that are under way when something else happens."""
+"""Scenarios: calls on a system that are in progress when something else happens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CALLS: dict[str, Callable[[System], Awaitable[Any]]] = {
 
 
 @scenario(Control.LINUX, Control.CALLS)
-async def a_call_that_is_refused_at_once_or_later_tells_why(rig: Rig) -> None:
+async def a_call_refused_at_once_or_later_reports_the_reason(rig: Rig) -> None:
     for name, call in CALLS.items():
         async with running_system(rig) as system:
             rig.host.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, operation=name, nth=1)
@@ -37,8 +37,8 @@ async def a_call_that_is_refused_at_once_or_later_tells_why(rig: Rig) -> None:
                 attempt = Attempt.begin(tasks, lambda call=call: call(system))  # type: ignore[misc]
                 [parked] = await held.wait()
                 parked.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES)
-            told = getattr(attempt.error, "name", attempt.error)
-            equal(told, "ERROR_NO_SYSTEM_RESOURCES", f"what {name} was told later")
+            found = getattr(attempt.error, "name", attempt.error)
+            equal(found, "ERROR_NO_SYSTEM_RESOURCES", f"the later error of {name}")
             rig.host.undisturbed()
             await call(system)
 
@@ -52,7 +52,7 @@ async def a_call_that_never_completes_is_cancelled_and_the_system_goes_on(rig: R
                 attempt = Attempt.begin(tasks, lambda call=call: call(system))  # type: ignore[misc]
                 await held.wait()
                 await attempt.cancel()
-            equal((attempt.result, attempt.error), (None, None), f"what the cancelled {name} gave")
+            equal((attempt.result, attempt.error), (None, None), f"the result of the cancelled {name}")
             for parked in held.pending:
                 parked.refuse()
             rig.host.undisturbed()
@@ -60,7 +60,7 @@ async def a_call_that_never_completes_is_cancelled_and_the_system_goes_on(rig: R
 
 
 @scenario(Control.LINUX, Control.CALLS)
-async def a_call_whose_answer_comes_after_its_caller_left_does_no_harm(rig: Rig) -> None:
+async def a_call_answered_after_its_caller_left_does_no_harm(rig: Rig) -> None:
     for _ in range(10):
         async with running_system(rig) as system:
             held = rig.host.hold(operation="modify")
@@ -84,7 +84,7 @@ async def an_answer_that_is_lost_is_an_unknown_outcome(rig: Rig) -> None:
                 attempt = Attempt.begin(tasks, lambda: CALLS["modify"](system))
                 [parked] = await held.wait()
                 parked.lose(applied=applied)
-            check(isinstance(attempt.error, UnknownOutcomeError), f"it was told {attempt.error!r}")
+            check(isinstance(attempt.error, UnknownOutcomeError), f"the error of the call: {attempt.error!r}")
 
 
 @scenario(Control.LINUX, Control.CALLS)
@@ -99,13 +99,13 @@ async def answers_in_any_order_reach_their_callers(rig: Rig) -> None:
                     call.proceed()
                 else:
                     call.refuse(0x80070000 + number)
-        told = sorted(e.error.hresult - 0x80070000 for e in attempts if isinstance(e.error, HostError))
-        equal(told, list(range(0, 16, 2)), "the refusals that arrived")
+        found = sorted(e.error.hresult - 0x80070000 for e in attempts if isinstance(e.error, HostError))
+        equal(found, list(range(0, 16, 2)), "the refusals that arrived")
         equal(sum(each.error is None for each in attempts), 8, "the calls that succeeded")
 
 
 @scenario(Control.LINUX, Control.CALLS, Control.EXIT)
-async def calls_that_the_exit_overtakes_are_told(rig: Rig) -> None:
+async def calls_overtaken_by_the_exit_fail(rig: Rig) -> None:
     for name, call in CALLS.items():
         async with running_system(rig) as system:
             held = rig.host.hold(operation=name, nth=1)
@@ -114,16 +114,16 @@ async def calls_that_the_exit_overtakes_are_told(rig: Rig) -> None:
                 await held.wait()
                 rig.host.crash(system.id)
             rig.host.undisturbed()
-            equal((await system.wait()).exit_type, "UnexpectedExit", "how it exited")
+            equal((await system.wait()).exit_type, "UnexpectedExit", "the type of the exit")
             if name == "properties":
                 with refused("HCS_E_SYSTEM_ALREADY_STOPPED"):
                     await call(system)
-            told = getattr(attempt.error, "name", attempt.error)
-            equal(told, "HCS_E_SYSTEM_ALREADY_STOPPED", f"what {name} was told")
+            found = getattr(attempt.error, "name", attempt.error)
+            equal(found, "HCS_E_SYSTEM_ALREADY_STOPPED", f"the error of {name}")
 
 
 @scenario(Control.LINUX, Control.CALLS)
-async def a_handle_can_be_closed_while_calls_are_under_way(rig: Rig) -> None:
+async def a_handle_can_be_closed_while_calls_are_in_progress(rig: Rig) -> None:
     async with running_system(rig) as system:
         held = rig.host.hold(operation="modify")
         async with anyio.create_task_group() as tasks:
@@ -132,7 +132,7 @@ async def a_handle_can_be_closed_while_calls_are_under_way(rig: Rig) -> None:
             await system.close()
             held.close()
         for attempt in attempts:
-            check(isinstance(attempt.error, UVMError), f"it was told {attempt.error!r}")
+            check(isinstance(attempt.error, UVMError), f"the error of the call: {attempt.error!r}")
 
 
 @scenario(Control.LINUX, Control.CALLS, Control.TWICE)

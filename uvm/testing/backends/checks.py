@@ -1,4 +1,4 @@
-"""What scenarios state. Functions, not ``assert`` statements, so that they hold under ``python -O`` too."""
+"""The checks of scenarios: functions, not ``assert`` statements, so that ``python -O`` keeps them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from attrs import define, field
 
 from uvm.errors import HostError
 
-#: How often a condition is looked at that nothing tells of.
+#: The interval between looks at a condition that nothing signals.
 _LOOK_SECONDS = 0.001
 
 
 def check(holds: object, what: str) -> None:
-    """Fail where something does not hold; ``what`` says what should."""
+    """Fail unless `holds`; ``what`` says what should hold."""
     if not holds:
         raise AssertionError(what)
 
 
 def equal(actual: object, expected: object, what: str) -> None:
-    """Fail where two values differ."""
+    """Fail if two values differ."""
     if actual != expected:
         raise AssertionError(f"{what}: {actual!r}, expected {expected!r}")
 
 
 @contextmanager
 def raises(*kinds: type[BaseException]) -> Iterator[None]:
-    """Fail where the body does not raise one of these."""
+    """Fail unless the body raises one of these."""
     try:
         yield
     except kinds:
@@ -40,7 +40,7 @@ def raises(*kinds: type[BaseException]) -> Iterator[None]:
 
 @contextmanager
 def refused(*names: str, what: str = "") -> Iterator[None]:
-    """Fail where the body is not refused by the host with one of these codes, by their symbolic names."""
+    """Fail unless the host refuses the body with one of these codes, by their symbolic names."""
     about = f"{what}: " if what else ""
     try:
         yield
@@ -52,13 +52,13 @@ def refused(*names: str, what: str = "") -> Iterator[None]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds of which nothing tells; the patience of the rig ends it."""
+    """Wait until a condition holds that nothing signals, up to the rig's timeout."""
     while not condition():  # noqa: ASYNC110
         await anyio.sleep(_LOOK_SECONDS)
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """Give the errors of a group, of its groups, and so on; or the one that there is."""
+    """Return the errors in a group and its subgroups; a single error is returned alone."""
     if isinstance(error, BaseExceptionGroup):
         return [leaf for each in error.exceptions for leaf in leaves(each)]
     return [error]
@@ -66,7 +66,7 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 @define(eq=False)
 class Attempt:
-    """A call in a task of its own, with its result or its error once it has ended."""
+    """A call in a task of its own, and its result or error."""
 
     call: Callable[[], Awaitable[Any]]
     scope: anyio.CancelScope = field(factory=anyio.CancelScope)
@@ -83,7 +83,7 @@ class Attempt:
 
     @property
     def done(self) -> bool:
-        """Whether the call has ended, in whatever manner."""
+        """Whether the call has ended, by whatever means."""
         return self._ended.is_set()
 
     async def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""The in-memory backend as the host that answers: directly, or behind a stand-in for the DLLs of HCS."""
+"""The in-memory backend as the host: used directly, or behind a stand-in for the DLLs of HCS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DIRECTORY = "C:\\uvm-conformance"
 _BOOT = "C:\\uvm-conformance-boot"
 _NOT_HCS = frozenset({"close", "close process", "listen", "working set"})
 
-#: What HCS has the guest do, where it is HCS that is connected to it.
+#: What HCS has the guest do if HCS is connected to it.
 _RELAYED = frozenset({"modify", "create process", "signal process", "terminate process", "modify process"})
 
 
@@ -28,9 +28,9 @@ _RELAYED = frozenset({"modify", "create process", "signal process", "terminate p
 class FakeHost(Host):
     """Control of a host that is a :class:`~uvm.backends.fake.FakeBackend`.
 
-    Of a rig whose backend is the fake itself, or one that gets its answers from it. There, override
-    :meth:`refuse`, where calls can fail before they reach the fake, :meth:`answer_twice`, and :meth:`dial`,
-    where connections do not go through the fake; and add to ``controls`` what that makes possible.
+    For a rig whose backend is the fake itself, or one that gets its answers from it. For the latter, override
+    :meth:`refuse`, if calls can fail before they reach the fake, :meth:`answer_twice`, and :meth:`dial`, if
+    connections bypass the fake; and add to ``controls`` what that makes possible.
 
     :ivar fake: the host.
     """
@@ -42,16 +42,16 @@ class FakeHost(Host):
     _gates: list[HeldCalls] = field(factory=list, init=False)
     _networks: int = field(default=0, init=False)
 
-    # What boots there.
+    # Boot.
 
     def linux(self) -> LCOWOptions:
-        """Put boot files there, and give options of a Linux VM that boots from them."""
+        """Put boot files on the host, and return the options of a Linux VM that boots from them."""
         for name in ("vmlinux", "kernel", "initrd.img"):
             self.fake.files.add(f"{_BOOT}\\{name}", size=1 << 20)
         return LCOWOptions(boot_files_path=_BOOT)
 
     def windows(self) -> WCOWOptions:
-        """Put boot files there, and give options of a Windows VM that boots from them."""
+        """Put boot files on the host, and return the options of a Windows VM that boots from them."""
         self.fake.files.add_directory(f"{_BOOT}\\os")
         self.fake.files.add(f"{_BOOT}\\scratch.vhdx", size=1 << 20)
         return WCOWOptions(
@@ -62,10 +62,10 @@ class FakeHost(Host):
             )
         )
 
-    # Putting things there.
+    # Set-up.
 
     def path_of(self, name: str) -> str:
-        """Give the path that a file of that name would have."""
+        """Return the path that a file of that name would have."""
         return f"{_DIRECTORY}\\{name}"
 
     def put_file(self, name: str, *, size_bytes: int = 1 << 20, content: bytes = b"") -> str:
@@ -106,10 +106,10 @@ class FakeHost(Host):
         return Network(namespace_id, documents)
 
     def put_device(self, name: str) -> str:
-        """Name a device: every instance path is one."""
+        """Return the instance path of a device: the fake takes every one."""
         return f"PCI\\VEN_5EED\\{name}"
 
-    # Making things happen.
+    # Events.
 
     def crash(self, system_id: str) -> None:
         """Have a system exit by itself."""
@@ -118,15 +118,15 @@ class FakeHost(Host):
             machine.crash()
 
     async def dial(self, system_id: str, service_id: str) -> ByteStream:
-        """Connect as the guest does."""
+        """Connect like the guest."""
         return self.fake.vms[system_id].dial(service_id)
 
     def calls(self) -> Sequence[HostCall]:
-        """Give the calls that reached the fake and that the host of a real backend would see as well."""
+        """Return the calls to the fake that the host of a real backend would see as well."""
         seen: list[HostCall] = []
         relayed: dict[str, bool] = {}
         for call in (entry.call for entry in self.fake.request_log):
-            # What has a resource is a container in the VM.
+            # A call with a resource concerns a container in the VM.
             if call.operation == "create" and not call.resource:
                 relayed[call.vm] = _relays(call.document)
             if relayed.get(call.vm) if _may_be_relayed(call) else _is_of_the_host(call):
@@ -144,7 +144,7 @@ class FakeHost(Host):
         return gate
 
     def undisturbed(self) -> None:
-        """Withdraw all rules, and let go on what is parked."""
+        """Remove all rules, and let the parked calls proceed."""
         for rule in self._rules:
             rule.remove()
         for gate in self._gates:
@@ -164,14 +164,14 @@ class FakeHost(Host):
             return machine is not None and _relays(machine.document)
         return _is_of_the_host(call)
 
-    # Looking.
+    # Inspection.
 
     def leftovers(self) -> list[str]:
-        """Say what is left, open handles of systems included: a system is there while one is open."""
+        """Return what is left, including open handles of systems: a system exists while one is open."""
         return self.fake.leftovers()
 
     def differences(self, vm: UtilityVM) -> list[str]:
-        """Compare the ledgers with the device tree and the guest of the fake."""
+        """Return the differences between the ledgers and the device tree and guest of the fake."""
         machine = self.fake.vms[vm.id]
         found = audit(vm, machine)
         missing = [f"the ledgers have {fact}" for fact in sorted(found.expected - found.actual, key=repr)]

@@ -1,7 +1,7 @@
-"""Scenarios: the life of a VM with a fault in each call that reaches the host, one after the other.
+"""Scenarios: a VM from creation to exit with a fault in each call that reaches the host, one after the other.
 
-Each scenario lives an undisturbed life first, to see which calls there are, then one life for each of them.
-After each the VM is closed, what failed was told, the ledgers and the host agree, and nothing is left.
+Each scenario runs a VM without a fault first, to list the calls, then one VM for each of them. After each the
+VM is closed, the failures were reported, the ledgers and the host agree, and nothing is left.
 """
 
 from __future__ import annotations
@@ -16,165 +16,165 @@ from attrs import define
 from uvm.errors import HostError, UnknownOutcomeError, UVMError, VMExitedError
 from uvm.hresult import HResult
 from uvm.testing.backends.checks import check, equal, leaves
-from uvm.testing.backends.life import KINDS, Kind, Life, Things, put_things
+from uvm.testing.backends.lifecycle import KINDS, Kind, Lifecycle, Resources, put_resources
 from uvm.testing.backends.rig import Control, HeldCalls, HostCall, ParkedCall, Rig
 from uvm.testing.backends.scenario import Scenario, nothing_left
 
-#: Calls whose answer is not needed: the exit tells.
-_TOLD_BY_THE_EXIT = frozenset({"shutdown", "terminate"})
-#: Calls that are waited for where a creation is taken back, as they may have done something all the same.
+#: Calls whose answer is not needed: the exit reports their success.
+_REPORTED_BY_THE_EXIT = frozenset({"shutdown", "terminate"})
+#: Calls that undoing a creation waits for, because they may have made a change nevertheless.
 _OF_THE_CREATION = frozenset({"grant", "create"})
-#: Calls that the closing makes.
+#: Calls made by closing a VM.
 _OF_THE_CLOSING = frozenset({"terminate", "revoke"})
 
 
 @define
-class Disturbed:
-    """A life that is disturbed at one of its calls."""
+class DisturbedRun:
+    """A run that is disturbed at one of its calls."""
 
-    life: Life
+    lifecycle: Lifecycle
     call: HostCall
     nth: int
     reached: bool = False
 
     @property
     def rig(self) -> Rig:
-        """The rig it lives on."""
-        return self.life.rig
+        """The rig of the run."""
+        return self.lifecycle.rig
 
     @property
-    def told(self) -> list[BaseException]:
-        """What failed in it, one by one."""
-        return [leaf for error in self.life.errors for leaf in leaves(error)]
+    def errors(self) -> list[BaseException]:
+        """The failures of the run, one by one."""
+        return [leaf for error in self.lifecycle.errors for leaf in leaves(error)]
 
-    async def live(self, disturb: Callable[[ParkedCall, HeldCalls], Awaitable[None]]) -> None:
-        """Have it live; the call is parked, and then disturbed."""
+    async def with_fault(self, disturb: Callable[[ParkedCall, HeldCalls], Awaitable[None]]) -> None:
+        """Run the VM; the call is parked, and then disturbed."""
         held = self.rig.host.hold(nth=self.nth)
 
-        async def saboteur() -> None:
+        async def disturber() -> None:
             [parked] = await held.wait()
             self.reached = True
             await disturb(parked, held)
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(saboteur)
-            await self.life.live()
+            tasks.start_soon(disturber)
+            await self.lifecycle.run()
             if not self.reached:
                 tasks.cancel_scope.cancel()
         for parked in held.pending:
-            # So that what nobody waits for any more is not done after all.
+            # A call without a caller must not be carried out after all.
             parked.refuse()
-        check(self.reached, "the call came")
+        check(self.reached, "the call was made")
 
 
-Fault = Callable[[Disturbed], Awaitable[None]]
+Fault = Callable[[DisturbedRun], Awaitable[None]]
 
 
-# The faults. Each has the life lived, and checks what was told of the fault.
+# The faults. Each runs the VM, and checks what was reported of the fault.
 
 
-async def fails_at_once(run: Disturbed) -> None:
-    """It is refused, by the function itself."""
+async def fails_at_once(run: DisturbedRun) -> None:
+    """Have the function itself refuse the call."""
     run.rig.host.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, nth=run.nth)
-    await run.life.live()
-    _refusal_was_told(run)
+    await run.lifecycle.run()
+    _refusal_was_reported(run)
 
 
-async def fails_later(run: Disturbed) -> None:
-    """It is accepted, and completes with a refusal."""
+async def fails_later(run: DisturbedRun) -> None:
+    """Have the call accepted, and completed with a refusal."""
 
     async def refuse(parked: ParkedCall, held: HeldCalls) -> None:
         parked.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES)
 
-    await run.live(refuse)
-    _refusal_was_told(run)
+    await run.with_fault(refuse)
+    _refusal_was_reported(run)
 
 
-async def never_completes(run: Disturbed) -> None:
-    """It never completes; its caller is cancelled, and the VM is closed while it is still under way."""
+async def never_completes(run: DisturbedRun) -> None:
+    """Never complete the call; its caller is cancelled, and the VM is closed meanwhile."""
     if run.call.operation in run.rig.host.blocking:
         return
 
     async def leave(parked: ParkedCall, held: HeldCalls) -> None:
-        run.life.cancel(cut_short=True)
-        await run.life.until_step_is_over()
+        run.lifecycle.cancel(cut_short=True)
+        await run.lifecycle.step_ended()
 
-    run.life.hangs = run.call.operation in _OF_THE_CREATION | _OF_THE_CLOSING
-    await run.live(leave)
+    run.lifecycle.hangs = run.call.operation in _OF_THE_CREATION | _OF_THE_CLOSING
+    await run.with_fault(leave)
 
 
-async def loses_its_answer(run: Disturbed, *, applied: bool) -> None:
-    """Nobody is told whether it was carried out, which it was or was not."""
+async def loses_its_answer(run: DisturbedRun, *, applied: bool) -> None:
+    """Lose the answer, with or without the change."""
 
     async def lose(parked: ParkedCall, held: HeldCalls) -> None:
         parked.lose(applied=applied)
 
-    told_by_the_exit = run.call.operation in _TOLD_BY_THE_EXIT
-    run.life.hangs = told_by_the_exit and not applied
-    await run.live(lose)
-    if not told_by_the_exit:
+    reported_by_the_exit = run.call.operation in _REPORTED_BY_THE_EXIT
+    run.lifecycle.hangs = reported_by_the_exit and not applied
+    await run.with_fault(lose)
+    if not reported_by_the_exit:
         check(
-            any(isinstance(each, UnknownOutcomeError) for each in run.told),
-            f"an unknown outcome was told: {run.told}",
+            any(isinstance(each, UnknownOutcomeError) for each in run.errors),
+            f"an unknown outcome was reported: {run.errors}",
         )
 
 
-async def completes_twice(run: Disturbed) -> None:
-    """It is answered, and answered again."""
+async def completes_twice(run: DisturbedRun) -> None:
+    """Complete the call twice."""
     run.rig.host.answer_twice(nth=run.nth)
-    await run.life.live()
-    equal(run.told, [], "what failed")
+    await run.lifecycle.run()
+    equal(run.errors, [], "what failed")
 
 
-async def is_overtaken_by_the_exit(run: Disturbed) -> None:
-    """The system exits by itself while it is under way."""
+async def is_overtaken_by_the_exit(run: DisturbedRun) -> None:
+    """Have the system exit by itself while the call is in progress."""
 
     async def crash(parked: ParkedCall, held: HeldCalls) -> None:
         run.rig.host.crash("vm1")
         held.close()
 
-    await run.live(crash)
-    others = [each for each in run.told if not isinstance(each, VMExitedError)]
-    equal(others, [], "what was told beside the exit")
+    await run.with_fault(crash)
+    others = [each for each in run.errors if not isinstance(each, VMExitedError)]
+    equal(others, [], "what was reported besides the exit")
 
 
-async def is_cancelled_before_the_answer(run: Disturbed) -> None:
-    """Its caller is cancelled and gone when the answer comes."""
+async def is_cancelled_before_the_answer(run: DisturbedRun) -> None:
+    """Cancel the caller, which is gone when the answer arrives."""
 
     async def cancel(parked: ParkedCall, held: HeldCalls) -> None:
-        run.life.cancel()
-        if not run.life.closing and run.call.operation not in run.rig.host.blocking:
-            await run.life.until_step_is_over()
+        run.lifecycle.cancel()
+        if not run.lifecycle.closing and run.call.operation not in run.rig.host.blocking:
+            await run.lifecycle.step_ended()
         held.close()
 
-    run.life.hangs = run.call.operation in _OF_THE_CREATION
-    await run.live(cancel)
+    run.lifecycle.hangs = run.call.operation in _OF_THE_CREATION
+    await run.with_fault(cancel)
     _nothing_else_failed(run)
 
 
-async def is_cancelled_with_the_answer(run: Disturbed) -> None:
-    """Its caller is cancelled at the moment when the answer comes."""
+async def is_cancelled_with_the_answer(run: DisturbedRun) -> None:
+    """Cancel the caller at the moment when the answer arrives."""
 
     async def cancel(parked: ParkedCall, held: HeldCalls) -> None:
         parked.proceed()
-        run.life.cancel()
+        run.lifecycle.cancel()
 
-    await run.live(cancel)
+    await run.with_fault(cancel)
     _nothing_else_failed(run)
 
 
-def _refusal_was_told(run: Disturbed) -> None:
+def _refusal_was_reported(run: DisturbedRun) -> None:
     refusals = [
-        e for e in run.told if isinstance(e, HostError) and e.hresult == HResult.ERROR_NO_SYSTEM_RESOURCES
+        e for e in run.errors if isinstance(e, HostError) and e.hresult == HResult.ERROR_NO_SYSTEM_RESOURCES
     ]
-    check(refusals, f"the refusal was told: {run.told}")
+    check(refusals, f"the refusal was reported: {run.errors}")
 
 
-def _nothing_else_failed(run: Disturbed) -> None:
-    equal(run.told, [], "what failed because of a cancellation")
+def _nothing_else_failed(run: DisturbedRun) -> None:
+    equal(run.errors, [], "what failed because of a cancellation")
 
 
-#: By name, with what they need beyond :data:`Control.CALLS`.
+#: The faults by name, with what they need beyond :data:`Control.CALLS`.
 FAULTS: dict[str, tuple[Fault, Control | None]] = {
     "fails_at_once": (fails_at_once, None),
     "fails_later": (fails_later, None),
@@ -188,41 +188,41 @@ FAULTS: dict[str, tuple[Fault, Control | None]] = {
 }
 
 
-# Living, over and over.
+# The runs.
 
 
 async def _disturb_each_call(rig: Rig, *, kind: Kind, fault: Fault) -> None:
-    things = put_things(rig)
-    for nth, call in enumerate(await _calls_of(rig, kind, things), 1):
+    resources = put_resources(rig)
+    for nth, call in enumerate(await _calls_of(rig, kind, resources), 1):
         try:
-            await _disturb(rig, Disturbed(Life(rig, kind, things), call, nth), fault)
+            await _disturb(rig, DisturbedRun(Lifecycle(rig, kind, resources), call, nth), fault)
         except BaseException as error:
             error.add_note(f"in the run of a {kind}, the fault was at its call {nth}: {call}")
             raise
 
 
-async def _calls_of(rig: Rig, kind: Kind, things: Things) -> list[HostCall]:
-    """Live an undisturbed life, and give the calls that reached the host."""
+async def _calls_of(rig: Rig, kind: Kind, resources: Resources) -> list[HostCall]:
+    """Return the calls that reach the host in a run without faults."""
     before = len(rig.host.calls())
-    life = Life(rig, kind, things)
-    with anyio.fail_after(rig.patience_seconds):
-        await life.live()
-    equal(life.errors, [], "what failed in an undisturbed life")
+    lifecycle = Lifecycle(rig, kind, resources)
+    with anyio.fail_after(rig.timeout_seconds):
+        await lifecycle.run()
+    equal(lifecycle.errors, [], "what failed without a fault")
     return list(rig.host.calls())[before:]
 
 
-async def _disturb(rig: Rig, run: Disturbed, fault: Fault) -> None:
+async def _disturb(rig: Rig, run: DisturbedRun, fault: Fault) -> None:
     try:
-        with anyio.fail_after(rig.patience_seconds):
+        with anyio.fail_after(rig.timeout_seconds):
             await fault(run)
     finally:
         rig.host.undisturbed()
-    strange = [each for each in run.told if not isinstance(each, UVMError)]
-    equal(strange, [], "what failed with other errors than ours")
+    strange = [each for each in run.errors if not isinstance(each, UVMError)]
+    equal(strange, [], "what failed with other errors than the library's")
     if run.call.operation == "revoke":
-        # The one call that may leave something: what it, and those after it, were to take away.
+        # The only call that may leave something: what it, and those after it, were to revoke.
         left = rig.host.leftovers()
-        check(run.life.errors or not left, f"whoever closed the VM was told of what is left: {left}")
+        check(run.lifecycle.errors or not left, f"closing the VM reported what is left: {left}")
         for path in {each.resource for each in rig.host.calls() if each.operation == "grant"}:
             await rig.backend.revoke_access(path, run.call.system_id)
     await nothing_left(rig)
@@ -238,7 +238,7 @@ def _scenarios() -> Iterator[Scenario]:
                 f"any_call_of_a_{kind_name}_vm_{fault_name}",
                 partial(_disturb_each_call, kind=kind, fault=fault),
                 frozenset(needs),
-                lives=100,
+                timeouts=100,
             )
 
 

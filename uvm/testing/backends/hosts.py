@@ -13,7 +13,7 @@ NOBODY = "deadbeef-0000-0000-0000-000000000000"
 
 
 @scenario(Control.FILES)
-async def files_and_directories_are_looked_at(rig: Rig) -> None:
+async def files_and_directories_are_found(rig: Rig) -> None:
     files = rig.backend.files
     file = await files.stat(rig.host.put_file("some.txt", size_bytes=3, content=b"abc"))
     check(file is not None and file.size == 3 and not file.is_dir, f"a file of 3 bytes: {file}")
@@ -63,9 +63,9 @@ async def directories_are_made_with_their_parents_and_removed_when_empty(rig: Ri
 
 
 @scenario(Control.FILES)
-async def a_file_tells_whether_it_has_an_id_and_a_disk_takes_one(rig: Rig) -> None:
+async def a_file_has_an_id_and_a_disk_takes_one(rig: Rig) -> None:
     path = rig.host.put_file("disk.vhdx")
-    check(await rig.backend.files.has_file_ids(path), "its file system has file ids")
+    check(await rig.backend.files.has_file_ids(path), "the file system has file ids")
     await rig.backend.files.set_disk_id(path, rig.backend.new_id())
     with raises(HostPathError):
         await rig.backend.files.set_disk_id(rig.host.path_of("missing.vhdx"), rig.backend.new_id())
@@ -109,9 +109,9 @@ async def a_path_that_leads_nowhere_else_stays_as_it_is(rig: Rig) -> None:
 async def a_namespace_and_its_endpoints_are_found(rig: Rig) -> None:
     network, found = rig.backend.network, rig.host.put_network(2)
     namespace = await network.namespace(found.id)
-    equal(namespace["ID"].casefold(), found.id.casefold(), "its id")
+    equal(namespace["ID"].casefold(), found.id.casefold(), "the id")
     endpoints = await network.namespace_endpoints(found.id)
-    equal([each["ID"] for each in endpoints], [each["ID"] for each in found.endpoints], "its endpoints")
+    equal([each["ID"] for each in endpoints], [each["ID"] for each in found.endpoints], "the endpoints")
 
 
 @scenario(Control.NETWORKS)
@@ -129,7 +129,7 @@ async def what_is_not_there_is_not_found(rig: Rig) -> None:
         await network.namespace(NOBODY)
     with refused("ERROR_NOT_FOUND"):
         await network.namespace_endpoints(NOBODY)
-    for endpoint in (NOBODY, "nobody"):
+    for endpoint in (NOBODY, "no-one"):
         with refused("HCN_E_ENDPOINT_NOT_FOUND"):
             await network.endpoint(endpoint)
     with refused("ERROR_NOT_FOUND"):
@@ -149,7 +149,7 @@ async def an_endpoint_is_in_one_namespace_at_a_time(rig: Rig) -> None:
     with refused("ERROR_NOT_FOUND"):
         await network.remove_namespace_endpoint(first.id, endpoint)
     await network.add_namespace_endpoint(second.id, endpoint)
-    equal([each["ID"] for each in await network.namespace_endpoints(second.id)], [endpoint], "its endpoints")
+    equal([each["ID"] for each in await network.namespace_endpoints(second.id)], [endpoint], "the endpoints")
     equal(await network.namespace_endpoints(first.id), [], "what is left in the first")
 
 
@@ -160,4 +160,4 @@ async def a_namespace_is_deleted_once_or_more_and_leaves_its_endpoints(rig: Rig)
     await network.delete_namespace(there.id)
     with refused("ERROR_NOT_FOUND"):
         await network.namespace(there.id)
-    equal((await network.endpoint(there.endpoints[0]["ID"]))["ID"], there.endpoints[0]["ID"], "its endpoint")
+    equal((await network.endpoint(there.endpoints[0]["ID"]))["ID"], there.endpoints[0]["ID"], "the endpoint")

@@ -22,7 +22,7 @@ _PIPES = {"CreateStdInPipe": True, "CreateStdOutPipe": True, "CreateStdErrPipe":
 _SLEEP: JSON = {"CommandLine": "sleep 3600", **_PIPES}
 _CTRL_C: JSON = {"Signal": "CtrlC"}
 
-#: What can be asked of a process of a Windows guest, by the operation that reaches the host.
+#: The calls on a process of a Windows guest, by the operation that reaches the host.
 CALLS: dict[str, Callable[[HostProcess], Awaitable[Any]]] = {
     "process properties": lambda process: process.properties(),
     "modify process": lambda process: process.modify(close_handle("StdIn")),
@@ -32,18 +32,18 @@ CALLS: dict[str, Callable[[HostProcess], Awaitable[Any]]] = {
 
 
 def close_handle(name: str) -> JSON:
-    """A request to close one of the streams of a process."""
+    """Return a request to close one of the streams of a process."""
     return {"Operation": "CloseHandle", "CloseHandle": {"Handle": name}}
 
 
 def linux_command(*args: str, pipes: bool = True) -> JSON:
-    """The parameters of a process in a Linux guest."""
+    """Return the parameters of a process in a Linux guest."""
     return {"CommandArgs": list(args), "WorkingDirectory": "/", **(_PIPES if pipes else {})}
 
 
 @asynccontextmanager
 async def started(system: System, parameters: JSON) -> AsyncIterator[HostProcess]:
-    """A process; its handle is closed at the end."""
+    """Yield a process; its handle is closed at the end."""
     process = await system.create_process(parameters)
     try:
         yield process
@@ -58,12 +58,12 @@ async def a_process_writes_and_exits(rig: Rig) -> None:
         running_system(rig) as system,
         started(system, linux_command("echo", "hello")) as process,
     ):
-        check(process.pid > 0, f"its id: {process.pid}")
-        equal(await everything(process.stdout), b"hello\n", "its output")
-        equal(await everything(process.stderr), b"", "its error output")
-        equal([await process.wait() for _ in range(2)], [0, 0], "how it exited")
-        told = await process.properties()
-        equal((told["ProcessId"], told.get("Exited")), (process.pid, True), "its id, and that it exited")
+        check(process.pid > 0, f"the id: {process.pid}")
+        equal(await everything(process.stdout), b"hello\n", "the output")
+        equal(await everything(process.stderr), b"", "the error output")
+        equal([await process.wait() for _ in range(2)], [0, 0], "the exit code")
+        found = await process.properties()
+        equal((found["ProcessId"], found.get("Exited")), (process.pid, True), "the id, and that it exited")
 
 
 @scenario(Control.LINUX, Control.PROGRAMS)
@@ -80,7 +80,7 @@ async def a_process_reads_to_the_end_of_its_input(rig: Rig) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(feed)
             equal(await everything(process.stdout), data, "what it read and wrote")
-        equal(await process.wait(), 0, "how it exited")
+        equal(await process.wait(), 0, "the exit code")
 
 
 @scenario(Control.LINUX, Control.PROGRAMS)
@@ -88,22 +88,22 @@ async def the_input_of_a_process_can_be_ended_by_a_request(rig: Rig) -> None:
     async with running_system(rig) as system, started(system, linux_command("cat")) as process:
         await process.modify(close_handle("StdIn"))
         equal(await everything(process.stdout), b"", "what it wrote")
-        equal(await process.wait(), 0, "how it exited")
+        equal(await process.wait(), 0, "the exit code")
 
 
 @scenario(Control.LINUX, Control.PROGRAMS)
-async def a_process_without_streams_has_none_and_tells_its_exit(rig: Rig) -> None:
+async def a_process_without_streams_has_none_and_reports_its_exit(rig: Rig) -> None:
     async with (
         running_system(rig) as system,
         started(system, linux_command("false", pipes=False)) as process,
     ):
-        equal((process.stdin, process.stdout, process.stderr), (None, None, None), "its streams")
-        equal(await process.wait(), 1, "how it exited")
-        equal((await process.properties())["ExitCode"], 1, "its exit code")
+        equal((process.stdin, process.stdout, process.stderr), (None, None, None), "the streams")
+        equal(await process.wait(), 1, "the exit code")
+        equal((await process.properties())["ExitCode"], 1, "the exit code")
 
 
 @scenario(Control.LINUX, Control.PROGRAMS)
-async def everybody_who_waits_for_a_process_is_told_its_exit(rig: Rig) -> None:
+async def every_waiter_of_a_process_gets_its_exit_code(rig: Rig) -> None:
     async with running_system(rig) as system, started(system, linux_command("cat")) as process:
         other = await system.open_process(process.pid)
         equal((other.pid, other.stdin, other.stdout), (process.pid, None, None), "what was opened")
@@ -111,7 +111,7 @@ async def everybody_who_waits_for_a_process_is_told_its_exit(rig: Rig) -> None:
             waiting = [Attempt.begin(tasks, each.wait) for each in [process, other] * 10]
             assert process.stdin is not None
             await process.stdin.send_eof()
-        equal({attempt.result for attempt in waiting}, {0}, "what those who waited were told")
+        equal({attempt.result for attempt in waiting}, {0}, "the exit codes in all waits")
         await other.close()
 
 
@@ -122,7 +122,7 @@ async def the_handle_of_a_process_is_closed_once_and_refuses_everything_then(rig
         async with anyio.create_task_group() as tasks:
             waiting = Attempt.begin(tasks, other.wait)
             await other.close()
-        equal(getattr(waiting.error, "name", None), "E_HANDLE", "what who waited was told")
+        equal(getattr(waiting.error, "name", None), "E_HANDLE", "the error of the wait")
         for call in (other.wait, other.terminate, other.properties, other.close):
             with refused("E_HANDLE"):
                 await call()
@@ -146,24 +146,24 @@ async def what_a_process_wrote_can_be_read_after_its_exit(rig: Rig) -> None:
         running_system(rig) as system,
         started(system, linux_command("cat", "no-such-file")) as process,
     ):
-        equal(await process.wait(), 1, "how it exited")
+        equal(await process.wait(), 1, "the exit code")
         check(b"no-such-file" in await everything(process.stderr), "the complaint is in its error output")
-        equal(await everything(process.stdout), b"", "its output")
+        equal(await everything(process.stdout), b"", "the output")
 
 
 @scenario(Control.LINUX, Control.PROGRAMS)
-async def a_process_has_the_environment_that_it_was_given(rig: Rig) -> None:
+async def a_process_has_its_environment(rig: Rig) -> None:
     command = linux_command("env") | {"Environment": {"NAME": "some value"}}
     async with running_system(rig) as system, started(system, command) as process:
         lines = (await everything(process.stdout)).splitlines()
-        check(b"NAME=some value" in lines, f"its environment: {lines}")
+        check(b"NAME=some value" in lines, f"the environment: {lines}")
 
 
 @scenario(Control.LINUX, Control.PROGRAMS)
 async def with_a_console_both_outputs_are_one(rig: Rig) -> None:
     command = linux_command("cat", "no-such-file") | {"EmulateConsole": True, "CreateStdErrPipe": False}
     async with running_system(rig) as system, started(system, command) as process:
-        equal(process.stderr, None, "its error output")
+        equal(process.stderr, None, "the error output")
         check(b"no-such-file" in await everything(process.stdout), "the complaint is in its output")
 
 
@@ -182,7 +182,7 @@ async def the_streams_of_a_process_close_with_its_handle(rig: Rig) -> None:
 
 
 @scenario(Control.LINUX, Control.PROGRAMS)
-async def closing_a_process_takes_effect_where_the_caller_is_cancelled(rig: Rig) -> None:
+async def closing_a_process_takes_effect_if_the_caller_is_cancelled(rig: Rig) -> None:
     async with running_system(rig) as system:
         process = await system.create_process(linux_command("cat"))
         with anyio.CancelScope() as scope:
@@ -193,14 +193,14 @@ async def closing_a_process_takes_effect_where_the_caller_is_cancelled(rig: Rig)
 
 
 @scenario(Control.LINUX, Control.PROGRAMS)
-async def a_waiter_of_a_process_who_is_cancelled_disturbs_no_other(rig: Rig) -> None:
+async def a_cancelled_waiter_of_a_process_disturbs_no_other(rig: Rig) -> None:
     async with running_system(rig) as system, started(system, linux_command("cat")) as process:
         async with anyio.create_task_group() as tasks:
             staying, leaving = Attempt.begin(tasks, process.wait), Attempt.begin(tasks, process.wait)
             await leaving.cancel()
-            check(leaving.result is None and leaving.error is None, "it was cancelled")
+            check(leaving.result is None and leaving.error is None, "the wait was cancelled")
             await process.modify(close_handle("StdIn"))
-        equal(staying.result, 0, "what the other was told")
+        equal(staying.result, 0, "the exit code in the other wait")
 
 
 @scenario(Control.LINUX, Control.PROGRAMS)
@@ -218,7 +218,7 @@ async def requests_to_a_process_that_make_no_sense_are_refused(rig: Rig) -> None
 
 @asynccontextmanager
 async def sleeping(rig: Rig) -> AsyncIterator[tuple[System, HostProcess]]:
-    """A process of a Windows guest, which can be signalled and killed."""
+    """Yield a process of a Windows guest, which can be signalled and killed."""
     options = options_of(rig, "windows", external_guest_connection=False)
     async with running_system(rig, options) as system, started(system, _SLEEP) as process:
         yield system, process
@@ -234,21 +234,21 @@ async def a_process_of_a_windows_guest_is_killed_once(rig: Rig) -> None:
 
 
 @scenario(Control.WINDOWS, Control.PROGRAMS)
-async def a_signal_is_another_end_than_to_be_killed(rig: Rig) -> None:
+async def a_signalled_process_exits_otherwise_than_a_killed_one(rig: Rig) -> None:
     ends = []
     for name in ("signal process", "terminate process"):
         async with sleeping(rig) as (_, process):
             await CALLS[name](process)
             ends.append(await process.wait())
-    equal(ends[0], 0xC000013A, "how a process exits that was sent Ctrl+C")
-    check(ends[0] != ends[1], f"another exit code where it was killed: {ends[1]:#x}")
+    equal(ends[0], 0xC000013A, "the exit code after Ctrl+C")
+    check(ends[0] != ends[1], f"another exit code after a kill: {ends[1]:#x}")
 
 
 # Calls that are disturbed.
 
 
 @scenario(Control.WINDOWS, Control.PROGRAMS, Control.CALLS)
-async def a_call_on_a_process_that_is_refused_at_once_or_later_tells_why(rig: Rig) -> None:
+async def a_call_on_a_process_refused_at_once_or_later_reports_the_reason(rig: Rig) -> None:
     for name, call in CALLS.items():
         async with sleeping(rig) as (_, process):
             rig.host.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, operation=name, nth=1)
@@ -259,8 +259,8 @@ async def a_call_on_a_process_that_is_refused_at_once_or_later_tells_why(rig: Ri
                 attempt = Attempt.begin(tasks, lambda call=call, on=process: call(on))  # type: ignore[misc]
                 [parked] = await held.wait()
                 parked.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES)
-            told = getattr(attempt.error, "name", attempt.error)
-            equal(told, "ERROR_NO_SYSTEM_RESOURCES", f"what {name} was told later")
+            found = getattr(attempt.error, "name", attempt.error)
+            equal(found, "ERROR_NO_SYSTEM_RESOURCES", f"the later error of {name}")
             rig.host.undisturbed()
             await call(process)
 
@@ -274,7 +274,7 @@ async def a_call_on_a_process_that_never_completes_is_cancelled(rig: Rig) -> Non
                 attempt = Attempt.begin(tasks, lambda call=call, on=process: call(on))  # type: ignore[misc]
                 await held.wait()
                 await attempt.cancel()
-            equal((attempt.result, attempt.error), (None, None), f"what the cancelled {name} gave")
+            equal((attempt.result, attempt.error), (None, None), f"the result of the cancelled {name}")
             for parked in held.pending:
                 parked.refuse()
             rig.host.undisturbed()
@@ -282,7 +282,7 @@ async def a_call_on_a_process_that_never_completes_is_cancelled(rig: Rig) -> Non
 
 
 @scenario(Control.WINDOWS, Control.PROGRAMS, Control.CALLS, Control.EXIT)
-async def calls_on_a_process_that_the_exit_of_its_system_overtakes_are_told(rig: Rig) -> None:
+async def calls_on_a_process_overtaken_by_the_exit_of_its_system_end(rig: Rig) -> None:
     for name, call in CALLS.items():
         async with sleeping(rig) as (system, process):
             held = rig.host.hold(operation=name, nth=1)
@@ -291,25 +291,25 @@ async def calls_on_a_process_that_the_exit_of_its_system_overtakes_are_told(rig:
                 await held.wait()
                 rig.host.crash(system.id)
             rig.host.undisturbed()
-            # What HCS knows of a process it may tell also when the system has gone.
+            # HCS may return what it knows of a process even after the system has exited.
             answered = name == "process properties" and attempt.error is None
-            check(answered or isinstance(attempt.error, HostError), f"{name} was told {attempt.error!r}")
+            check(answered or isinstance(attempt.error, HostError), f"the error of {name}: {attempt.error!r}")
 
 
 @scenario(Control.LINUX, Control.PROGRAMS, Control.CALLS)
-async def a_start_that_is_refused_tells_why_and_the_next_one_succeeds(rig: Rig) -> None:
+async def a_refused_start_reports_the_reason_and_the_next_one_succeeds(rig: Rig) -> None:
     async with running_system(rig) as system:
         rig.host.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, operation="create process", nth=1)
         with refused("ERROR_NO_SYSTEM_RESOURCES"):
             await system.create_process(linux_command("true"))
         rig.host.undisturbed()
         async with started(system, linux_command("true")) as process:
-            equal(await process.wait(), 0, "how it exited")
+            equal(await process.wait(), 0, "the exit code")
 
 
 @scenario(Control.LINUX, Control.PROGRAMS, Control.CALLS)
 async def a_start_whose_caller_is_cancelled_leaves_no_handle(rig: Rig) -> None:
-    """Before the answer, and with it."""
+    """Cancel the caller before the answer, and with it."""
     async with running_system(rig) as system:
         for with_it in (False, True):
             held = rig.host.hold(operation="create process", nth=1)
@@ -323,11 +323,11 @@ async def a_start_whose_caller_is_cancelled_leaves_no_handle(rig: Rig) -> None:
                 await attempt.result.close()
             rig.host.undisturbed()
         async with started(system, linux_command("true")) as process:
-            equal(await process.wait(), 0, "how the next one exited")
+            equal(await process.wait(), 0, "the exit code")
 
 
 @scenario(Control.LINUX)
-async def no_process_starts_where_hcs_is_not_connected_to_the_guest(rig: Rig) -> None:
+async def no_process_starts_if_hcs_is_not_connected_to_the_guest(rig: Rig) -> None:
     async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
         with refused("HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION"):
             await system.create_process(linux_command("true"))
@@ -339,4 +339,4 @@ async def processes_end_with_their_system(rig: Rig) -> None:
         async with anyio.create_task_group() as tasks:
             waiting = Attempt.begin(tasks, process.wait)
             await system.terminate()
-        check(isinstance(waiting.error, HostError), f"who waited was told {waiting.error!r}")
+        check(isinstance(waiting.error, HostError), f"the error of the wait: {waiting.error!r}")

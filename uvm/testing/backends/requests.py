@@ -1,4 +1,4 @@
-"""Scenarios: what a system is asked and told: changes, properties, connections; and access to files."""
+"""Scenarios: changes to systems, their properties and connections; and access to files."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _MUCH = 32 << 20
 async def a_disk_is_attached_once_and_detached_once(rig: Rig) -> None:
     path = rig.host.put_file("disk.vhdx")
     async with running_system(rig) as system:
-        with refused("E_ACCESSDENIED", what="a disk that the VM was not given access to"):
+        with refused("E_ACCESSDENIED", what="a disk to which the VM has no access"):
             await system.modify(attach_disk(path))
         await rig.backend.grant_access(path, system.id)
         await system.modify(attach_disk(path))
-        with refused("ERROR_ALREADY_EXISTS", what="another at the same place"):
+        with refused("ERROR_ALREADY_EXISTS", what="another disk at the same slot"):
             await system.modify(attach_disk(path))
         await system.modify(detach_disk())
-        with refused("ERROR_NOT_FOUND", what="detaching what is not there"):
+        with refused("ERROR_NOT_FOUND", what="detaching a disk that is not attached"):
             await system.modify(detach_disk())
         await rig.backend.revoke_access(path, system.id)
 
@@ -78,7 +78,7 @@ async def a_request_to_the_guest_is_relayed_after_an_add_and_before_a_remove(rig
 
 
 @scenario(Control.LINUX)
-async def nothing_is_relayed_where_hcs_is_not_connected_to_the_guest(rig: Rig) -> None:
+async def nothing_is_relayed_if_hcs_is_not_connected_to_the_guest(rig: Rig) -> None:
     request = {"GuestRequest": {"ResourceType": "MappedVirtualDisk", "RequestType": "Remove"}}
     async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
         with refused("HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION"):
@@ -103,35 +103,37 @@ async def many_changes_at_once_are_all_answered(rig: Rig) -> None:
 @scenario(Control.LINUX)
 async def without_types_there_is_a_summary_in_every_state(rig: Rig) -> None:
     async with some_system(rig) as system:
-        told = await system.properties()
-        equal((told["Id"], told["State"]), ("vm1", "Created"), "its id and state")
-        equal(told["RuntimeId"].casefold(), system.runtime_id.casefold(), "its runtime id")
+        found = await system.properties()
+        equal((found["Id"], found["State"]), ("vm1", "Created"), "the id and state")
+        equal(found["RuntimeId"].casefold(), system.runtime_id.casefold(), "the runtime id")
         await system.terminate()
         await system.wait()
-        told = await system.properties()
-        equal((told["State"], told["Stopped"], told["ExitType"]), ("Stopped", True, "ForcedExit"), "its end")
+        found = await system.properties()
+        equal(
+            (found["State"], found["Stopped"], found["ExitType"]), ("Stopped", True, "ForcedExit"), "the end"
+        )
 
 
 @scenario(Control.LINUX)
-async def each_type_of_property_is_told_and_fits_the_schema(rig: Rig) -> None:
+async def each_type_of_property_is_reported_and_fits_the_schema(rig: Rig) -> None:
     async with running_system(rig, linux_options(rig, memory_mb=1024, processors=2)) as system:
-        told = from_json(Properties, await system.properties("Memory", "Statistics"))
-        check(told.memory is not None and told.memory.virtual_machine_memory is not None, "its memory")
-        check(told.statistics is not None and told.statistics.processor is not None, "its statistics")
-        told = from_json(Properties, await system.properties("TerminateOnLastHandleClosed", "SystemGUID"))
-        check(told.terminate_on_last_handle_closed, "that it ends with its last handle")
-        equal(told.system_guid.casefold(), system.runtime_id.casefold(), "its GUID")
-        told = from_json(Properties, await system.properties("GuestConnection"))
-        check(told.guest_connection_info is not None, "the connection to its guest")
-        told = from_json(Properties, await system.properties("ProcessorTopology", "CpuGroup"))
-        equal({*told.property_responses}, {"ProcessorTopology", "CpuGroup"}, "the responses")
+        found = from_json(Properties, await system.properties("Memory", "Statistics"))
+        check(found.memory is not None and found.memory.virtual_machine_memory is not None, "the memory")
+        check(found.statistics is not None and found.statistics.processor is not None, "the statistics")
+        found = from_json(Properties, await system.properties("TerminateOnLastHandleClosed", "SystemGUID"))
+        check(found.terminate_on_last_handle_closed, "that it ends with its last handle")
+        equal(found.system_guid.casefold(), system.runtime_id.casefold(), "the GUID")
+        found = from_json(Properties, await system.properties("GuestConnection"))
+        check(found.guest_connection_info is not None, "the connection to its guest")
+        found = from_json(Properties, await system.properties("ProcessorTopology", "CpuGroup"))
+        equal({*found.property_responses}, {"ProcessorTopology", "CpuGroup"}, "the responses")
 
 
 @scenario(Control.LINUX)
 async def properties_are_queried_with_arguments(rig: Rig) -> None:
     async with running_system(rig) as system:
-        told = await system.properties(queries={"Memory": {}})
-        check("Response" in told["PropertyResponses"]["Memory"], f"a response: {told}")
+        found = await system.properties(queries={"Memory": {}})
+        check("Response" in found["PropertyResponses"]["Memory"], f"a response: {found}")
 
 
 @scenario(Control.LINUX)
@@ -156,18 +158,18 @@ async def a_running_system_occupies_memory(rig: Rig) -> None:
 
 
 @scenario()
-async def the_host_tells_facts_of_itself(rig: Rig) -> None:
+async def the_host_reports_its_facts(rig: Rig) -> None:
     host = await rig.backend.host()
-    check(host.build >= RS5, f"its build: {host.build}")
-    check(host.processors > 0 and host.memory_mb > 0, f"its processors and memory: {host}")
+    check(host.build >= RS5, f"the build: {host.build}")
+    check(host.processors > 0 and host.memory_mb > 0, f"the processors and memory: {host}")
     equal(await rig.backend.host(), host, "the same facts again")
 
 
 @scenario()
-async def the_compute_service_tells_of_itself(rig: Rig) -> None:
-    told = (await rig.backend.service_properties("Basic", "ProcessorTopology"))["Properties"]
-    equal(len(told), 2, "how many properties it tells")
-    check(told[0]["SupportedSchemaVersions"], "the schemas that it knows")
+async def the_compute_service_reports_its_properties(rig: Rig) -> None:
+    found = (await rig.backend.service_properties("Basic", "ProcessorTopology"))["Properties"]
+    equal(len(found), 2, "the number of its properties")
+    check(found[0]["SupportedSchemaVersions"], "the schema versions")
     with refused("HCS_E_INVALID_JSON"):
         await rig.backend.service_properties("Weather")
 
@@ -212,14 +214,14 @@ async def each_connection_is_accepted_once_and_by_its_own_service(rig: Rig) -> N
 
 
 @scenario(Control.LINUX, Control.DIAL)
-async def who_accepts_is_told_when_the_listener_is_closed(rig: Rig) -> None:
+async def an_accept_ends_when_its_listener_is_closed(rig: Rig) -> None:
     async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
         listener = await system.listen(SERVICE)
         async with anyio.create_task_group() as tasks:
             waiting = Attempt.begin(tasks, listener.accept)
             await listener.aclose()
             await waiting.wait()
-        check(isinstance(waiting.error, anyio.ClosedResourceError), f"it was told {waiting.error!r}")
+        check(isinstance(waiting.error, anyio.ClosedResourceError), f"the error: {waiting.error!r}")
         await (await system.listen(SERVICE)).aclose()
 
 
@@ -235,8 +237,8 @@ async def listeners_and_connections_end_with_their_system(rig: Rig) -> None:
             for attempt in waiting:
                 await attempt.wait()
         for attempt in waiting:
-            told = attempt.error
-            check(isinstance(told, (UVMError, anyio.EndOfStream, *BROKEN_STREAM)), f"it was told {told!r}")
+            found = attempt.error
+            check(isinstance(found, (UVMError, anyio.EndOfStream, *BROKEN_STREAM)), f"the error: {found!r}")
         await stream.aclose()
         await guest.aclose()
         await listener.aclose()
@@ -244,7 +246,7 @@ async def listeners_and_connections_end_with_their_system(rig: Rig) -> None:
 
 @asynccontextmanager
 async def connected(rig: Rig) -> AsyncIterator[tuple[ByteStream, ByteStream]]:
-    """A connection of a running system to the host: the guest's end, and the host's."""
+    """Yield a connection of a running system to the host: the guest's end, and the host's."""
     async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
         listener = await system.listen(SERVICE)
         guest = await rig.host.dial(system.id, SERVICE)
@@ -255,7 +257,7 @@ async def connected(rig: Rig) -> AsyncIterator[tuple[ByteStream, ByteStream]]:
 
 
 async def moments(number: int) -> None:
-    """Let others run for none to four moments, so that repetitions meet at different ones."""
+    """Pass none to four checkpoints, so that repetitions meet at different ones."""
     for _ in range(number % 5):
         await anyio.lowlevel.checkpoint()
 
@@ -273,7 +275,7 @@ async def no_more_is_received_than_was_asked_for(rig: Rig) -> None:
 
 
 @scenario(Control.LINUX, Control.DIAL)
-async def a_reader_who_is_cancelled_with_the_data_loses_none(rig: Rig) -> None:
+async def a_reader_cancelled_with_the_data_loses_none(rig: Rig) -> None:
     async with connected(rig) as (guest, stream):
         received = b""
         for number in range(_MANY):
@@ -289,7 +291,7 @@ async def a_reader_who_is_cancelled_with_the_data_loses_none(rig: Rig) -> None:
 
 
 @scenario(Control.LINUX, Control.DIAL)
-async def who_is_cancelled_with_a_connection_leaves_it_to_the_next(rig: Rig) -> None:
+async def an_accept_cancelled_with_a_connection_leaves_it_to_the_next(rig: Rig) -> None:
     async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
         listener = await system.listen(SERVICE)
         for number in range(_MANY):
@@ -301,18 +303,18 @@ async def who_is_cancelled_with_a_connection_leaves_it_to_the_next(rig: Rig) -> 
                 await attempt.cancel()
             await guest.send(bytes([number]))
             stream = attempt.result or await listener.accept()
-            equal(await stream.receive(), bytes([number]), "what came over the connection")
+            equal(await stream.receive(), bytes([number]), "what arrived over the connection")
             await stream.aclose()
             await guest.aclose()
         await listener.aclose()
 
 
 @scenario(Control.LINUX, Control.DIAL)
-async def a_sender_waits_for_a_reader_who_is_far_behind(rig: Rig) -> None:
+async def a_sender_waits_for_a_slow_reader(rig: Rig) -> None:
     async with connected(rig) as (guest, stream), anyio.create_task_group() as tasks:
         sending = Attempt.begin(tasks, lambda: stream.send(bytes(_MUCH)))
         received = len(await guest.receive())
-        check(not sending.done, f"{_MUCH} bytes are not all under way at once")
+        check(not sending.done, f"{_MUCH} bytes are not all in flight at once")
         while received < _MUCH:
             received += len(await guest.receive())
         await sending.wait()
@@ -323,7 +325,7 @@ async def a_sender_waits_for_a_reader_who_is_far_behind(rig: Rig) -> None:
 
 
 @scenario(Control.FILES)
-async def access_is_given_to_what_exists_and_taken_back_quietly(rig: Rig) -> None:
+async def access_is_granted_to_what_exists_and_revoked_more_than_once(rig: Rig) -> None:
     path = rig.host.put_file("disk.vhdx")
     with refused("ERROR_FILE_NOT_FOUND"):
         await rig.backend.grant_access(rig.host.path_of("missing.vhdx"), "vm1")
@@ -341,7 +343,7 @@ async def access_of_the_vm_group_goes_by_its_mask(rig: Rig) -> None:
     path = rig.host.put_file("disk.vhdx")
     async with running_system(rig) as system:
         await rig.backend.grant_access(path, VM_GROUP, "read")
-        with refused("E_ACCESSDENIED", what="writing what may be read"):
+        with refused("E_ACCESSDENIED", what="writing with access to read"):
             await system.modify(attach_disk(path))
         await rig.backend.grant_access(path, VM_GROUP, "all")
         await system.modify(attach_disk(path))
@@ -350,7 +352,7 @@ async def access_of_the_vm_group_goes_by_its_mask(rig: Rig) -> None:
 
 
 @scenario(Control.LINUX, Control.FILES)
-async def access_that_is_taken_from_one_is_left_to_the_others(rig: Rig) -> None:
+async def access_revoked_from_one_is_kept_by_the_others(rig: Rig) -> None:
     path = rig.host.put_file("disk.vhdx")
     async with running_system(rig) as system:
         await rig.backend.grant_access(path, system.id)

@@ -1,4 +1,4 @@
-"""What a suite needs of a backend under test: the backend, and control of the host that answers it."""
+"""What the suite needs of a backend under test: the backend, and control of its host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uvm.options import LCOWOptions, WCOWOptions
 
 
 class Control(enum.Enum):
-    """What a rig can make happen, or boot. A scenario says which of these it needs."""
+    """What a rig can boot, or make the host do. A scenario states which of these it needs."""
 
     #: Linux VMs boot: ``Rig.linux`` has options for one.
     LINUX = "Linux VMs"
@@ -24,7 +24,7 @@ class Control(enum.Enum):
     WINDOWS = "Windows VMs"
     #: The guests have ``echo``, ``cat``, ``env``, ``sleep``, ``true`` and ``false`` on their path.
     PROGRAMS = "programs in the guests"
-    #: :meth:`Host.put_file` and its kind.
+    #: :meth:`Host.put_file` and the methods like it.
     FILES = "files of the host"
     #: :meth:`Host.put_link`.
     LINKS = "links on the host"
@@ -35,7 +35,7 @@ class Control(enum.Enum):
     #: :meth:`Host.crash`.
     EXIT = "a VM that exits by itself"
     #: :meth:`Host.dial`.
-    DIAL = "a guest that dials"
+    DIAL = "a guest that connects"
     #: :meth:`Host.calls`, :meth:`Host.refuse`, :meth:`Host.hold` and :meth:`Host.undisturbed`.
     CALLS = "calls that are disturbed"
     #: :meth:`ParkedCall.lose`.
@@ -50,17 +50,16 @@ class Control(enum.Enum):
 class HostCall:
     """A call that reached the host.
 
-    What counts as one is what HCS or HCN answers: ``create``, ``open``, ``enumerate``, ``start``,
-    ``shutdown``, ``terminate``, ``crash``, ``pause``, ``resume``, ``save``, ``modify``, ``properties``,
-    ``grant``, ``revoke``, ``service properties``; of processes ``create process``, ``open process``,
+    Only calls that HCS or HCN answers count: ``create``, ``open``, ``enumerate``, ``start``, ``shutdown``,
+    ``terminate``, ``crash``, ``pause``, ``resume``, ``save``, ``modify``, ``properties``, ``grant``,
+    ``revoke``, ``service properties``; of processes ``create process``, ``open process``,
     ``process properties``, ``signal process``, ``terminate process`` and ``modify process``; and those of the
-    network, whose names no scenario gives. Closing a handle and listening are none:
-    the host cannot refuse the one, and the other is a socket's affair on HCS. Nor are requests to the guest,
-    but those that the host relays.
+    network, which no scenario names. Closing a handle does not count, as the host cannot refuse it, nor does
+    listening, which on HCS is the matter of a socket, nor requests to the guest that the host does not relay.
 
-    :ivar resource: the resource path of a ``modify``, the type of a request to the guest that is relayed, or
-        the path that access is about.
-    :ivar request_type: its request type.
+    :ivar resource: the resource path of a ``modify``, the type of a relayed request to the guest, or the path
+        of a grant or revocation.
+    :ivar request_type: the request type of a ``modify``.
     """
 
     operation: str
@@ -74,37 +73,37 @@ class HostCall:
 
 
 class ParkedCall(Protocol):
-    """A call that has reached the host and waits there. One of these is called, once."""
+    """A call that has reached the host and waits there. One of its methods is called, once."""
 
     def proceed(self) -> None:
         """Let the host carry it out and answer."""
 
     def refuse(self, code: int = HResult.E_FAIL) -> None:
-        """Refuse it: it fails later, after it had been accepted. On HCS, the operation completes with it."""
+        """Refuse it after it was accepted. On HCS, the operation completes with the error."""
 
     def lose(self, *, applied: bool) -> None:
-        """Lose the answer, with the change made or not: who waits gets an UnknownOutcomeError."""
+        """Lose the answer, with or without the change: the caller gets an UnknownOutcomeError."""
 
 
 class HeldCalls(Protocol):
-    """The calls that are parked."""
+    """Calls that are parked."""
 
     @property
     def pending(self) -> Sequence[ParkedCall]:
-        """Those that wait, in the order in which they came."""
+        """The waiting calls, in the order of their arrival."""
 
     async def wait(self, count: int = 1) -> Sequence[ParkedCall]:
-        """Wait until so many wait, and give them."""
+        """Wait until so many calls wait, and return them."""
 
     def close(self) -> None:
-        """Park no more, and let go on what waits."""
+        """Stop parking calls, and let the waiting ones proceed."""
 
 
 @frozen
 class Network:
     """A network namespace of the host.
 
-    :ivar endpoints: the HCN documents of the endpoints that are in it; each has an ``ID`` and a ``Name``.
+    :ivar endpoints: the HCN documents of its endpoints; each has an ``ID`` and a ``Name``.
     """
 
     id: str
@@ -112,29 +111,29 @@ class Network:
 
 
 class Host:
-    """Control of the host that answers the backend under test.
+    """Control of the host of the backend under test.
 
-    Where the backend is HCS over a stand-in for its DLLs, that is whoever answers behind the stand-in, not
-    the backend. Derive from it, override what can be done, and name that in ``controls``; scenarios that
+    If the backend is HCS over a stand-in for its DLLs, the host is what answers behind the stand-in, not the
+    backend. Derive from this class, override what can be done, and state it in ``controls``; scenarios that
     need more are skipped.
 
     :ivar controls: what can be done.
-    :ivar blocking: operations (of :class:`HostCall`) whose caller waits for the answer though it is
-        cancelled: on HCS those that take no operation, as a thread is in the function. They are
-        not held for ever.
+    :ivar blocking: the operations (of :class:`HostCall`) whose caller waits for the answer even if cancelled:
+        on HCS those that take no HCS operation, because a thread is in the function. They are not held for
+        ever.
     """
 
     controls: frozenset[Control] = frozenset()
     blocking: frozenset[str] = frozenset()
 
-    # Putting things there.
+    # Set-up.
 
     def put_file(self, name: str, *, size_bytes: int = 1 << 20, content: bytes = b"") -> str:
-        """Put a file on the host, over what is there, and give its path."""
+        """Put a file on the host, replacing what is there, and return its path."""
         raise NotSupportedError(f"{type(self).__name__} cannot put files")
 
     def put_directory(self, name: str) -> str:
-        """Put a directory on the host and give its path; nothing happens where it exists."""
+        """Make a directory on the host unless it exists, and return its path."""
         raise NotSupportedError(f"{type(self).__name__} cannot put directories")
 
     def put_link(self, name: str, target: str) -> str:
@@ -142,47 +141,47 @@ class Host:
         raise NotSupportedError(f"{type(self).__name__} cannot put links")
 
     def path_of(self, name: str) -> str:
-        """Give the path that a file of that name would have; nothing is put there."""
-        raise NotSupportedError(f"{type(self).__name__} has no place for files")
+        """Return the path that a file of that name would have, without making it."""
+        raise NotSupportedError(f"{type(self).__name__} has no paths of files")
 
     def put_network(self, endpoints: int) -> Network:
         """Put a namespace with so many endpoints on the host."""
         raise NotSupportedError(f"{type(self).__name__} cannot put networks")
 
     def put_device(self, name: str) -> str:
-        """Put a PCI device on the host that can be assigned, and give its instance path."""
+        """Put an assignable PCI device on the host, and return its instance path."""
         raise NotSupportedError(f"{type(self).__name__} cannot put devices")
 
-    # Making things happen.
+    # Events.
 
     def crash(self, system_id: str) -> None:
-        """Have a system exit by itself, as when its worker process fails; nothing where it is not there."""
+        """Have a system exit by itself, as if its worker process failed; nothing if it does not exist."""
         raise NotSupportedError(f"{type(self).__name__} cannot crash systems")
 
     async def dial(self, system_id: str, service_id: str) -> ByteStream:
-        """Connect to a service of the host as the guest of a running system does; give the guest's end.
+        """Connect to a service of the host like the guest of a running system, and return the guest's end.
 
-        :raises ConnectionRefusedError: nobody listens.
+        :raises ConnectionRefusedError: the host does not listen on the service.
         """
         raise NotSupportedError(f"{type(self).__name__} cannot dial")
 
     def calls(self) -> Sequence[HostCall]:
-        """Give the calls that reached the host, all since the rig was made, oldest first."""
-        raise NotSupportedError(f"{type(self).__name__} does not tell calls")
+        """Return the calls that have reached the host since the rig was made, oldest first."""
+        raise NotSupportedError(f"{type(self).__name__} does not record calls")
 
     def refuse(self, code: int = HResult.E_FAIL, *, operation: str = "", nth: int = 0) -> None:
-        """Have calls fail at once, with no change made. On HCS, the function itself returns the code.
+        """Have calls fail at once, without any change. On HCS, the function itself returns the code.
 
-        :param operation: only calls of this kind; any by default.
-        :param nth: only this one of them, counted from 1 and from now; all by default.
+        :param operation: only calls of this operation; by default of any.
+        :param nth: only the nth of them from now on, from 1; by default all.
         """
         raise NotSupportedError(f"{type(self).__name__} cannot refuse calls")
 
     def hold(self, *, operation: str = "", nth: int = 0) -> HeldCalls:
-        """Park calls: they are accepted, and complete when the scenario says so, or never.
+        """Park calls: they are accepted, and complete when the scenario lets them, or never.
 
-        When a system exits, calls to it that are parked go on, and find it gone. One whose caller is
-        cancelled may or may not be carried out when it is let go on; it can always be refused.
+        When a system exits, its parked calls proceed, and find it gone. A call whose caller was cancelled may
+        or may not be carried out when it proceeds; it can always be refused.
         """
         raise NotSupportedError(f"{type(self).__name__} cannot hold calls")
 
@@ -191,43 +190,43 @@ class Host:
         raise NotSupportedError(f"{type(self).__name__} cannot answer twice")
 
     def undisturbed(self) -> None:
-        """Take back what :meth:`refuse`, :meth:`hold` and :meth:`answer_twice` said of calls to come."""
+        """Undo :meth:`refuse`, :meth:`hold` and :meth:`answer_twice` for future calls."""
         raise NotSupportedError(f"{type(self).__name__} cannot disturb calls")
 
-    # Looking.
+    # Inspection.
 
     def leftovers(self) -> list[str]:
-        """Say what is left on the host that systems had: the systems, handles, access, devices, endpoints."""
-        raise NotSupportedError(f"{type(self).__name__} cannot tell what is left")
+        """Return what systems have left on the host: systems, handles, access, devices, endpoints."""
+        raise NotSupportedError(f"{type(self).__name__} cannot list leftovers")
 
     def differences(self, vm: UtilityVM) -> list[str]:
-        """Compare what the ledgers of a VM at rest say with what its machine and its guest have."""
+        """Return the differences between the ledgers of a VM at rest and its host and guest."""
         raise NotSupportedError(f"{type(self).__name__} cannot compare")
 
 
 @frozen
 class Rig:
-    """A backend under test, entered, and what a scenario can do around it. Make a new one for each scenario.
+    """A backend under test, entered, and the means of a scenario. Make a new one for each scenario.
 
     :ivar backend: the backend.
-    :ivar host: control of the host that answers.
-    :ivar linux: options of a Linux VM that boots there; ``id`` and the like are the scenario's.
-    :ivar windows: those of a Windows VM.
-    :ivar patience_seconds: how long a scenario may take. It fails then: something hangs. Closing a VM may
-        take half of it for each of its steps.
-    :ivar grace_seconds: the same where a call hangs on purpose that the closing waits for: the scenario takes
-        as long. What does not hang there has to be done in it.
+    :ivar host: control of its host.
+    :ivar linux: options of a Linux VM that boots there; a scenario sets ``id`` and the like.
+    :ivar windows: options of a Windows VM.
+    :ivar timeout_seconds: how long a scenario may take before it fails as hanging. Each step of closing a VM
+        may take half of it.
+    :ivar grace_seconds: how long each such step may take if a call hangs on purpose: the scenario waits that
+        long.
     """
 
     backend: Backend
     host: Host = Factory(Host)
     linux: LCOWOptions | None = None
     windows: WCOWOptions | None = None
-    patience_seconds: float = 30.0
+    timeout_seconds: float = 30.0
     grace_seconds: float = 0.5
 
     @property
     def controls(self) -> frozenset[Control]:
-        """What it can do."""
+        """What the rig can do."""
         boots = {Control.LINUX: self.linux, Control.WINDOWS: self.windows}
         return self.host.controls | {control for control, options in boots.items() if options is not None}

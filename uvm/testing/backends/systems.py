@@ -43,12 +43,12 @@ REFUSED: dict[str, tuple[str, ...]] = {
 
 
 async def listed(rig: Rig, query: JSON) -> list[str]:
-    """Give the ids of the systems that a query finds."""
+    """Return the ids of the systems that a query finds."""
     return [each["Id"] for each in await rig.backend.enumerate(query)]
 
 
 async def state_of(system: System) -> str:
-    """Give the state of a system."""
+    """Return the state of a system."""
     return str((await system.properties())["State"])
 
 
@@ -62,21 +62,21 @@ async def bring(system: System, state: str) -> None:
         await system.save({"SaveType": "AsTemplate"})
 
 
-# What there is.
+# Listing.
 
 
 @scenario(Control.LINUX)
 async def a_system_is_listed_from_its_creation_to_its_last_handle(rig: Rig) -> None:
-    equal(await listed(rig, {"Ids": ["vm1"]}), [], "listed before it was created")
-    async with some_system(rig, linux_options(rig, owner="somebody")) as system:
-        equal(system.id, "vm1", "its id")
-        [told] = await rig.backend.enumerate({"Ids": ["vm1"]})
-        equal((told["Owner"], told["State"]), ("somebody", "Created"), "its owner and state")
-        equal(told["SystemType"], "VirtualMachine", "its type")
-        equal(told["RuntimeId"].casefold(), system.runtime_id.casefold(), "its runtime id")
+    equal(await listed(rig, {"Ids": ["vm1"]}), [], "listed before the creation")
+    async with some_system(rig, linux_options(rig, owner="an owner")) as system:
+        equal(system.id, "vm1", "the id")
+        [found] = await rig.backend.enumerate({"Ids": ["vm1"]})
+        equal((found["Owner"], found["State"]), ("an owner", "Created"), "the owner and state")
+        equal(found["SystemType"], "VirtualMachine", "the type")
+        equal(found["RuntimeId"].casefold(), system.runtime_id.casefold(), "the runtime id")
         await system.start()
-        [told] = await rig.backend.enumerate({"Ids": ["vm1"]})
-        equal(told["State"], "Running", "its state")
+        [found] = await rig.backend.enumerate({"Ids": ["vm1"]})
+        equal(found["State"], "Running", "the state")
         await system.terminate()
     equal(await listed(rig, {"Ids": ["vm1"]}), [], "listed after its last handle closed")
 
@@ -84,10 +84,10 @@ async def a_system_is_listed_from_its_creation_to_its_last_handle(rig: Rig) -> N
 @scenario(Control.LINUX)
 async def systems_are_found_by_owner_by_id_and_by_type(rig: Rig) -> None:
     async with (
-        some_system(rig, linux_options(rig, owner="somebody")),
-        some_system(rig, linux_options(rig, id="vm2", owner="somebody else")),
+        some_system(rig, linux_options(rig, owner="an owner")),
+        some_system(rig, linux_options(rig, id="vm2", owner="another owner")),
     ):
-        equal(await listed(rig, {"Owners": ["somebody else"]}), ["vm2"], "found by owner")
+        equal(await listed(rig, {"Owners": ["another owner"]}), ["vm2"], "found by owner")
         equal(sorted(await listed(rig, {"Ids": ["vm1", "vm2"]})), ["vm1", "vm2"], "found by id")
         of_vms = {"Ids": ["vm1"], "Types": ["VirtualMachine"]}
         equal(await listed(rig, of_vms), ["vm1"], "found by id among the virtual machines")
@@ -105,7 +105,7 @@ async def an_id_can_be_taken_once(rig: Rig) -> None:
 @scenario(Control.WINDOWS)
 async def a_container_is_a_system_that_a_vm_hosts(rig: Rig) -> None:
     document: JSON = {
-        "Owner": "somebody",
+        "Owner": "an owner",
         "SchemaVersion": {"Major": 2, "Minor": 1},
         "HostingSystemId": "vm1",
         "HostedSystem": {"Container": {"Storage": {"Path": "C:\\c1"}}},
@@ -117,8 +117,8 @@ async def a_container_is_a_system_that_a_vm_hosts(rig: Rig) -> None:
         running_system(rig, options_of(rig, "windows", external_guest_connection=False)) as vm,
         closed_at_the_end(await rig.backend.create("c1", document)) as container,
     ):
-        equal(container.id, "c1", "its id")
-        equal(await listed(rig, {"Types": ["Container"], "Owners": ["somebody"]}), ["c1"], "found by type")
+        equal(container.id, "c1", "the id")
+        equal(await listed(rig, {"Types": ["Container"], "Owners": ["an owner"]}), ["c1"], "found by type")
         with refused("HCS_E_SYSTEM_ALREADY_EXISTS"):
             await rig.backend.create("c1", document)
         with refused("HCS_E_INVALID_STATE"):
@@ -127,16 +127,16 @@ async def a_container_is_a_system_that_a_vm_hosts(rig: Rig) -> None:
         with refused("ERROR_NOT_SUPPORTED"):
             await container.listen(rig.backend.new_id())
         async with closed_at_the_end(await rig.backend.open("c1")) as second:
-            equal(await state_of(second), "Running", "its state")
+            equal(await state_of(second), "Running", "the state")
             await second.terminate()
-            equal((await container.wait()).exit_type, "ForcedExit", "how it exits")
+            equal((await container.wait()).exit_type, "ForcedExit", "the type of the exit")
         equal(await state_of(vm), "Running", "the state of its VM")
 
 
 @scenario()
 async def what_does_not_exist_cannot_be_opened(rig: Rig) -> None:
     with refused("HCS_E_SYSTEM_NOT_FOUND"):
-        await rig.backend.open("nobody")
+        await rig.backend.open("no-one")
 
 
 @scenario()
@@ -165,7 +165,7 @@ async def each_state_allows_some_operations_and_refuses_the_others(rig: Rig) -> 
             for name in wrong:
                 with refused("HCS_E_INVALID_STATE", what=f"{name} in state {state}"):
                     await OPERATIONS[name](system)
-            equal(await state_of(system), state, "its state after the refusals")
+            equal(await state_of(system), state, "the state after the refusals")
 
 
 @scenario(Control.LINUX)
@@ -179,33 +179,33 @@ async def a_system_that_has_ended_refuses_everything(rig: Rig) -> None:
 
 
 @scenario(Control.LINUX)
-async def a_paused_system_goes_on_when_it_is_resumed(rig: Rig) -> None:
+async def a_paused_system_is_resumed(rig: Rig) -> None:
     async with running_system(rig) as system:
         for _ in range(2):
             await system.pause({"SuspensionLevel": "Suspend"})
-            equal(await state_of(system), "Paused", "its state")
+            equal(await state_of(system), "Paused", "the state")
             await system.resume()
-            equal(await state_of(system), "Running", "its state")
+            equal(await state_of(system), "Running", "the state")
 
 
 @scenario(Control.LINUX, Control.FILES)
-async def a_paused_system_is_saved_to_a_file_and_goes_on(rig: Rig) -> None:
+async def a_paused_system_is_saved_to_a_file_and_resumed(rig: Rig) -> None:
     path = rig.host.path_of("saved.vmrs")
     async with running_system(rig) as system:
         await system.pause()
         await system.save({"SaveType": "ToFile", "SaveStateFilePath": path})
         check(await rig.backend.files.stat(path), "the file is there")
         await system.resume()
-        equal(await state_of(system), "Running", "its state")
+        equal(await state_of(system), "Running", "the state")
 
 
 @scenario(Control.LINUX)
 async def a_system_saved_as_a_template_only_ends(rig: Rig) -> None:
     async with running_system(rig) as system:
         await bring_to_template(system)
-        equal(await state_of(system), "SavedAsTemplate", "its state")
+        equal(await state_of(system), "SavedAsTemplate", "the state")
         await system.terminate()
-        equal((await system.wait()).exit_type, "ForcedExit", "how it exited")
+        equal((await system.wait()).exit_type, "ForcedExit", "the type of the exit")
 
 
 async def bring_to_template(system: System) -> None:
@@ -219,14 +219,14 @@ async def options_that_cannot_be_read_are_refused(rig: Rig) -> None:
     async with running_system(rig) as system:
         with refused("HCS_E_INVALID_JSON"):
             await system.pause({"Level": "Suspend"})
-        equal(await state_of(system), "Running", "its state")
+        equal(await state_of(system), "Running", "the state")
 
 
-# The end.
+# The exit.
 
 
 @scenario(Control.LINUX)
-async def everybody_who_waits_is_told_how_it_exited(rig: Rig) -> None:
+async def every_waiter_gets_the_exit_status(rig: Rig) -> None:
     exits = {"terminate": "ForcedExit", "shutdown": "GracefulExit", "crash": "UnexpectedExit"}
     for name, exit_type in exits.items():
         async with running_system(rig) as system, anyio.create_task_group() as tasks:
@@ -234,34 +234,34 @@ async def everybody_who_waits_is_told_how_it_exited(rig: Rig) -> None:
             await OPERATIONS[name](system)
             for attempt in waiting:
                 await attempt.wait()
-            told = {attempt.result.exit_type for attempt in waiting} | {(await system.wait()).exit_type}
-            equal(told, {exit_type}, f"what those who waited were told after {name}")
+            found = {attempt.result.exit_type for attempt in waiting} | {(await system.wait()).exit_type}
+            equal(found, {exit_type}, f"the exits after {name}")
             code = (await system.wait()).code
             equal(bool(code), name == "crash", f"whether the exit after {name} has an error ({code:#x})")
 
 
 @scenario(Control.LINUX, Control.EXIT)
-async def a_system_that_exits_by_itself_tells_so(rig: Rig) -> None:
+async def a_system_that_exits_by_itself_reports_it(rig: Rig) -> None:
     async with running_system(rig) as system, anyio.create_task_group() as tasks:
         waiting = Attempt.begin(tasks, system.wait)
         rig.host.crash("vm1")
         await waiting.wait()
-        equal(waiting.result.exit_type, "UnexpectedExit", "how it exited")
+        equal(waiting.result.exit_type, "UnexpectedExit", "the type of the exit")
         check(waiting.result.code, "there is an error code")
-        check((waiting.result.detail or {}).get("Attribution"), "it is told what made it exit")
+        check((waiting.result.detail or {}).get("Attribution"), "the cause of the exit is reported")
         with refused("HCS_E_SYSTEM_ALREADY_STOPPED"):
             await system.terminate()
 
 
 @scenario(Control.LINUX)
-async def a_waiter_who_is_cancelled_disturbs_no_other(rig: Rig) -> None:
+async def a_cancelled_waiter_disturbs_no_other(rig: Rig) -> None:
     async with running_system(rig) as system, anyio.create_task_group() as tasks:
         staying, leaving = Attempt.begin(tasks, system.wait), Attempt.begin(tasks, system.wait)
         await leaving.cancel()
-        check(leaving.result is None and leaving.error is None, "it was cancelled")
+        check(leaving.result is None and leaving.error is None, "the wait was cancelled")
         await system.terminate()
         await staying.wait()
-        equal(staying.result.exit_type, "ForcedExit", "what the other was told")
+        equal(staying.result.exit_type, "ForcedExit", "the exit in the other wait")
 
 
 # Handles.
@@ -279,23 +279,23 @@ async def a_handle_is_closed_once_and_refuses_everything_then(rig: Rig) -> None:
         for name, operation in (OPERATIONS | more).items():
             with refused("E_HANDLE", what=name):
                 await operation(system)
-        equal(system.id, "vm1", "its id, which is still told")
+        equal(system.id, "vm1", "the id, which is still known")
 
 
 @scenario(Control.LINUX)
-async def a_waiter_is_told_that_its_handle_was_closed(rig: Rig) -> None:
+async def a_wait_ends_when_its_handle_is_closed(rig: Rig) -> None:
     async with running_system(rig) as system:
         other = await rig.backend.open("vm1")
         async with closed_at_the_end(other), anyio.create_task_group() as tasks:
             waiting = Attempt.begin(tasks, other.wait)
             await other.close()
             await waiting.wait()
-            equal(getattr(waiting.error, "name", None), "E_HANDLE", "what the waiter was told")
+            equal(getattr(waiting.error, "name", None), "E_HANDLE", "the error of the wait")
         equal(await state_of(system), "Running", "the state, over the other handle")
 
 
 @scenario(Control.LINUX)
-async def closing_takes_effect_where_the_caller_is_cancelled(rig: Rig) -> None:
+async def closing_takes_effect_if_the_caller_is_cancelled(rig: Rig) -> None:
     async with running_system(rig) as system:
         with anyio.CancelScope() as scope:
             scope.cancel()
@@ -310,13 +310,13 @@ async def several_handles_are_one_system(rig: Rig) -> None:
     async with some_system(rig) as first:
         other = await rig.backend.open("vm1")
         async with closed_at_the_end(other):
-            equal(other.runtime_id.casefold(), first.runtime_id.casefold(), "its runtime id")
+            equal(other.runtime_id.casefold(), first.runtime_id.casefold(), "the runtime id")
             await other.start()
-            equal(await state_of(first), "Running", "its state, over the first handle")
+            equal(await state_of(first), "Running", "the state, over the first handle")
             await first.close()
-            equal(await state_of(other), "Running", "its state, when the first handle was closed")
+            equal(await state_of(other), "Running", "the state, when the first handle was closed")
             await other.terminate()
-            equal((await other.wait()).exit_type, "ForcedExit", "how it exited")
+            equal((await other.wait()).exit_type, "ForcedExit", "the type of the exit")
 
 
 @scenario(Control.LINUX)
@@ -330,12 +330,12 @@ async def a_system_ends_with_its_last_handle(rig: Rig) -> None:
 
 
 @scenario(Control.LINUX)
-async def a_system_outlives_its_handles_where_its_document_says_so(rig: Rig) -> None:
+async def a_system_outlives_its_handles_if_its_document_says_so(rig: Rig) -> None:
     async with running_system(rig, linux_options(rig, survive_process=True)) as system:
         await system.close()
         again = await rig.backend.open("vm1")
         async with closed_at_the_end(again):
-            equal(await state_of(again), "Running", "its state")
+            equal(await state_of(again), "Running", "the state")
             await again.terminate()
     equal(await listed(rig, {"Ids": ["vm1"]}), [], "the system that was ended")
 
@@ -347,8 +347,8 @@ async def a_system_that_has_ended_can_be_opened_while_a_handle_is_left(rig: Rig)
         await system.wait()
         other = await rig.backend.open("vm1")
         async with closed_at_the_end(other):
-            equal((await other.wait()).exit_type, "ForcedExit", "how it exited, over the other handle")
-            equal(await state_of(other), "Stopped", "its state")
+            equal((await other.wait()).exit_type, "ForcedExit", "the type of the exit, over the other handle")
+            equal(await state_of(other), "Stopped", "the state")
             with refused("HCS_E_SYSTEM_ALREADY_STOPPED"):
                 await other.terminate()
     with refused("HCS_E_SYSTEM_NOT_FOUND"):

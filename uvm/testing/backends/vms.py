@@ -1,4 +1,4 @@
-"""Scenarios: utility VMs, with everything that they do, where nothing goes wrong."""
+"""Scenarios: everything that utility VMs do, without faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, HostError, VMExitedError
 from uvm.schema.common import MIB
 from uvm.testing.backends.checks import Attempt, check, equal, raises, until
-from uvm.testing.backends.life import Kind, Life, at_rest, devices, put_things
+from uvm.testing.backends.lifecycle import Kind, Lifecycle, at_rest, devices, put_resources
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario
 from uvm.testing.backends.world import options_of, running_vm
@@ -22,44 +22,44 @@ _THINGS = (Control.FILES, Control.NETWORKS, Control.DEVICES)
 
 
 async def compare(rig: Rig, vm: UtilityVM) -> None:
-    """Wait until a VM is at rest, and look that the ledgers, the host and the guest agree."""
+    """Wait until a VM is at rest, and check that the ledgers, the host and the guest agree."""
     await until(lambda: at_rest(vm))
     if Control.AUDIT in rig.controls:
-        equal(rig.host.differences(vm), [], "what the ledgers say and what is there")
+        equal(rig.host.differences(vm), [], "the differences between the ledgers and the VM")
 
 
-async def live(rig: Rig, kind: Kind) -> None:
-    """Live a whole life in which nothing fails."""
-    life = Life(rig, kind, put_things(rig))
-    await life.live()
-    equal(life.errors, [], "what failed")
+async def run_lifecycle(rig: Rig, kind: Kind) -> None:
+    """Run a VM from creation to exit without a fault."""
+    lifecycle = Lifecycle(rig, kind, put_resources(rig))
+    await lifecycle.run()
+    equal(lifecycle.errors, [], "what failed")
 
 
-# Whole lives.
-
-
-@scenario(Control.LINUX, Control.AUDIT, *_THINGS)
-async def a_linux_vm_lives(rig: Rig) -> None:
-    await live(rig, Kind("linux"))
+# From creation to exit.
 
 
 @scenario(Control.LINUX, Control.AUDIT, *_THINGS)
-async def a_linux_vm_lives_whose_guest_hcs_connects_to(rig: Rig) -> None:
-    await live(rig, Kind("linux", relayed=True))
+async def a_linux_vm_runs_from_creation_to_exit(rig: Rig) -> None:
+    await run_lifecycle(rig, Kind("linux"))
+
+
+@scenario(Control.LINUX, Control.AUDIT, *_THINGS)
+async def a_linux_vm_whose_guest_hcs_connects_to_runs_from_creation_to_exit(rig: Rig) -> None:
+    await run_lifecycle(rig, Kind("linux", relayed=True))
 
 
 @scenario(Control.WINDOWS, Control.AUDIT, *_THINGS)
-async def a_windows_vm_lives(rig: Rig) -> None:
-    await live(rig, Kind("windows"))
+async def a_windows_vm_runs_from_creation_to_exit(rig: Rig) -> None:
+    await run_lifecycle(rig, Kind("windows"))
 
 
 @scenario(Control.WINDOWS, Control.AUDIT, *_THINGS)
-async def a_windows_vm_lives_whose_guest_hcs_connects_to(rig: Rig) -> None:
-    await live(rig, Kind("windows", relayed=True))
+async def a_windows_vm_whose_guest_hcs_connects_to_runs_from_creation_to_exit(rig: Rig) -> None:
+    await run_lifecycle(rig, Kind("windows", relayed=True))
 
 
 @scenario(Control.LINUX, Control.WINDOWS, Control.PROGRAMS)
-async def vms_beside_each_other_do_not_disturb_each_other(rig: Rig) -> None:
+async def concurrent_vms_do_not_disturb_each_other(rig: Rig) -> None:
     async with (
         running_vm(rig, "linux") as first,
         running_vm(rig, "windows", id="vm2") as second,
@@ -67,20 +67,20 @@ async def vms_beside_each_other_do_not_disturb_each_other(rig: Rig) -> None:
     ):
         await second.terminate()
         for vm in (first, third):
-            equal((await vm.run(["echo", "hello"])).stdout, b"hello\n", f"what {vm.id} says")
+            equal((await vm.run(["echo", "hello"])).stdout, b"hello\n", f"the output of {vm.id}")
 
 
 # Devices.
 
 
 async def _all_at_once(rig: Rig, os: str) -> None:
-    things = put_things(rig)
+    resources = put_resources(rig)
     async with running_vm(rig, os) as vm:
         leases: list[Any] = []
         async with anyio.create_task_group() as tasks:
             attempts = [
                 Attempt.begin(tasks, lambda acquire=acquire: acquire(vm))  # type: ignore[misc]
-                for acquire in devices(os, things).values()
+                for acquire in devices(os, resources).values()
             ]
         equal([each.error for each in attempts if each.error], [], "what failed to attach")
         leases = [each.result for each in attempts]
@@ -93,12 +93,12 @@ async def _all_at_once(rig: Rig, os: str) -> None:
 
 
 @scenario(Control.LINUX, *_THINGS)
-async def all_devices_of_a_linux_vm_come_and_go_at_once(rig: Rig) -> None:
+async def all_devices_of_a_linux_vm_are_attached_and_released_at_once(rig: Rig) -> None:
     await _all_at_once(rig, "linux")
 
 
 @scenario(Control.WINDOWS, *_THINGS)
-async def all_devices_of_a_windows_vm_come_and_go_at_once(rig: Rig) -> None:
+async def all_devices_of_a_windows_vm_are_attached_and_released_at_once(rig: Rig) -> None:
     await _all_at_once(rig, "windows")
 
 
@@ -113,7 +113,7 @@ async def many_disks_are_attached_mounted_and_released_at_once(rig: Rig) -> None
             ]
             for attempt in attempts:
                 await attempt.wait()
-                check(attempt.error is None, f"it is attached: {attempt.error}")
+                check(attempt.error is None, f"the disk is attached: {attempt.error}")
                 stack.push_async_callback(attempt.result.release)
             equal(len({each.result.guest_path for each in attempts}), 32, "different places in the guest")
             await compare(rig, vm)
@@ -121,16 +121,16 @@ async def many_disks_are_attached_mounted_and_released_at_once(rig: Rig) -> None
 
 
 @scenario(Control.LINUX, Control.FILES)
-async def a_disk_that_two_have_stays_until_both_released_it(rig: Rig) -> None:
+async def a_disk_stays_until_the_last_of_its_leases_is_released(rig: Rig) -> None:
     path = rig.host.put_file("disk.vhdx")
     async with running_vm(rig) as vm:
         first, second = await vm.scsi.attach(path), await vm.scsi.attach(path)
         await first.release()
-        check(vm.scsi.find(path) is not None, "it is attached")
+        check(vm.scsi.find(path) is not None, "the disk is attached")
         with raises(AlreadyReleasedError):
             await first.release()
         await second.release()
-        equal(vm.scsi.find(path), None, "where it is")
+        equal(vm.scsi.find(path), None, "the slot of the disk")
         await compare(rig, vm)
 
 
@@ -154,7 +154,7 @@ async def layers_share_a_vpmem_device(rig: Rig) -> None:
 
 
 @scenario(Control.LINUX, Control.FILES)
-async def layers_have_a_vpmem_device_each_where_they_are_not_packed(rig: Rig) -> None:
+async def unpacked_layers_have_a_vpmem_device_each(rig: Rig) -> None:
     await _plain_layer(rig, vpmem_multi_mapping=False)
 
 
@@ -174,7 +174,7 @@ async def files_of_one_directory_are_one_share(rig: Rig) -> None:
 
 
 async def _converse(vm: UtilityVM) -> None:
-    """Have a process say again what it hears, and end its input when it has."""
+    """Have a process echo its input, and end the input."""
     data = bytes(range(256)) * 1024
     async with vm.open_process(["cat"]) as process, anyio.create_task_group() as tasks:
         assert process.stdin is not None
@@ -183,21 +183,21 @@ async def _converse(vm: UtilityVM) -> None:
         heard = b""
         while len(heard) < len(data):
             heard += await process.stdout.receive()
-        equal(heard, data, "what cat says of 256 KiB")
+        equal(heard, data, "the output of cat for 256 KiB")
         await process.stdin.send_eof()
-        equal(await process.wait(), 0, "how cat exits at the end of its input")
+        equal(await process.wait(), 0, "the exit code of cat at the end of its input")
 
 
 async def _run(rig: Rig, os: str, **options: Any) -> None:
     async with running_vm(rig, os, **options) as vm:
-        equal((await vm.run(["echo", "hello"])).stdout, b"hello\n", "what echo says")
+        equal((await vm.run(["echo", "hello"])).stdout, b"hello\n", "the output of echo")
         await _converse(vm)
-        equal((await vm.run(["false"])).exit_code, 1, "how false exits")
+        equal((await vm.run(["false"])).exit_code, 1, "the exit code of false")
         async with vm.open_process(["sleep", "3600"], terminal=True, size=(24, 80)) as process:
             await process.resize(50, 132)
-            check(await process.kill(), "it is killed")
-            check(await process.wait() != 0, "it did not exit by itself")
-            check(not await process.kill(), "it is not killed again")
+            check(await process.kill(), "the process is killed")
+            check(await process.wait() != 0, "the process did not exit by itself")
+            check(not await process.kill(), "the process is not killed again")
         async with vm.open_process(["cat"]) as process:
             await vm.terminate()
             with raises(VMExitedError):
@@ -225,17 +225,17 @@ async def processes_run_in_a_windows_guest_that_hcs_connects_to(rig: Rig) -> Non
 
 
 async def _run_on_layers(rig: Rig, **options: Any) -> None:
-    things = put_things(rig)
+    resources = put_resources(rig)
     spec = {"ociVersion": "1.1.0", "process": {"args": ["echo", "hello"], "cwd": "/"}, "linux": {}}
     async with running_vm(rig, **options) as vm:
-        root = await vm.mount_layers("c1", [things.layer], things.scratch)
+        root = await vm.mount_layers("c1", [resources.layer], resources.scratch)
         async with vm.create_container("c1", spec, root=root) as container:
             await container.start()
             async with container.open_init(stderr=False) as init:
-                check(init.stdout is not None, "it has an output")
+                check(init.stdout is not None, "the process has an output")
                 assert init.stdout is not None
-                equal(b"".join([each async for each in init.stdout]), b"hello\n", "what it says")
-                equal(await init.wait(), 0, "how it exits")
+                equal(b"".join([each async for each in init.stdout]), b"hello\n", "the output")
+                equal(await init.wait(), 0, "the exit code")
             await container.wait()
         await root.release()
         await compare(rig, vm)
@@ -258,15 +258,15 @@ async def _run_in_windows_container(rig: Rig, **options: Any) -> None:
         vm.create_container("c1", document) as container,
     ):
         await container.start()
-        equal((await container.run(["echo", "hello"])).stdout, b"hello\n", "what it says")
-        check("Memory" in await container.statistics(), "its statistics have the memory")
+        equal((await container.run(["echo", "hello"])).stdout, b"hello\n", "the output")
+        check("Memory" in await container.statistics(), "the statistics include the memory")
         async with container.open_process(["sleep", "3600"]) as process:
             listed = [each.process_id for each in await container.processes()]
-            equal(listed, [process.pid], "its processes")
-            check(await process.kill(), "it is killed")
-            check(await process.wait() != 0, "it did not exit by itself")
+            equal(listed, [process.pid], "the processes")
+            check(await process.kill(), "the process is killed")
+            check(await process.wait() != 0, "the process did not exit by itself")
         await container.shutdown()
-        equal((await container.wait()).type, "GracefulExit", "how it exits")
+        equal((await container.wait()).type, "GracefulExit", "the type of the exit")
 
 
 @scenario(Control.WINDOWS, Control.PROGRAMS)
@@ -280,7 +280,7 @@ async def a_windows_container_that_hcs_hosts_runs_commands(rig: Rig) -> None:
 
 
 @scenario(Control.WINDOWS, Control.PROGRAMS)
-async def containers_that_hcs_hosts_go_with_their_vm(rig: Rig) -> None:
+async def containers_that_hcs_hosts_end_with_their_vm(rig: Rig) -> None:
     document = {"Container": {"Storage": {"Path": "C:\\c1"}}}
     async with (
         running_vm(rig, "windows", external_guest_connection=False) as vm,
@@ -292,47 +292,47 @@ async def containers_that_hcs_hosts_go_with_their_vm(rig: Rig) -> None:
             await vm.create_container("c2", document)
             await vm.terminate()
             await waiting.wait()
-        check(isinstance(waiting.error, VMExitedError), f"why the wait ended: {waiting.error!r}")
-        equal(container.exit, None, "how it exited")
+        check(isinstance(waiting.error, VMExitedError), f"the error of the wait: {waiting.error!r}")
+        equal(container.exit, None, "the exit of the container")
 
 
-# Changes and questions.
+# Changes and queries.
 
 
 @scenario(Control.LINUX)
-async def memory_changes_and_statistics_tell(rig: Rig) -> None:
+async def memory_changes_and_statistics_show_it(rig: Rig) -> None:
     async with running_vm(rig, allow_overcommit=False) as vm:
         before = await vm.assigned_memory_bytes()
         await vm.update_memory(before // 2)
         check(await vm.assigned_memory_bytes() < before, "less memory is assigned")
         statistics = await vm.stats()
-        check(statistics.memory is not None, "the statistics have the memory")
-        check(statistics.working_set_bytes > 0, "it occupies memory")
+        check(statistics.memory is not None, "the statistics include the memory")
+        check(statistics.working_set_bytes > 0, "the VM uses memory")
     async with running_vm(rig, allow_overcommit=True) as vm:
-        check((await vm.stats()).working_set_bytes > 0, "one that is virtually backed does, too")
+        check((await vm.stats()).working_set_bytes > 0, "a virtually backed VM uses memory, too")
 
 
 @scenario(Control.LINUX, Control.FILES)
-async def a_paused_vm_is_saved_and_goes_on(rig: Rig) -> None:
+async def a_paused_vm_is_saved_and_resumed(rig: Rig) -> None:
     async with running_vm(rig) as vm:
         await vm.pause()
-        equal(vm.state, VMState.PAUSED, "its state")
+        equal(vm.state, VMState.PAUSED, "the state")
         await vm.save(rig.host.path_of("saved.vmrs"))
         await vm.resume()
-        equal(vm.state, VMState.RUNNING, "its state")
-        equal((await vm.shutdown()).exit_type, "GracefulExit", "how it exits")
+        equal(vm.state, VMState.RUNNING, "the state")
+        equal((await vm.shutdown()).exit_type, "GracefulExit", "the type of the exit")
 
 
-# Its end.
+# The exit.
 
 
 @scenario(Control.LINUX, Control.FILES)
-async def a_vm_that_is_closed_gives_everything_back(rig: Rig) -> None:
+async def a_closed_vm_leaves_nothing_on_the_host(rig: Rig) -> None:
     path = rig.host.put_file("disk.vhdx")
     async with running_vm(rig) as vm:
         await vm.scsi.attach(path, mount=Mount())
         await vm.close()
-        equal(vm.state, VMState.CLOSED, "its state")
+        equal(vm.state, VMState.CLOSED, "the state")
         if Control.AUDIT in rig.controls:
             equal(rig.host.leftovers(), [], "what is left on the host")
         with raises(VMExitedError):
@@ -341,16 +341,16 @@ async def a_vm_that_is_closed_gives_everything_back(rig: Rig) -> None:
 
 
 async def _ends(rig: Rig, end: Callable[[UtilityVM], Awaitable[object]], *exit_types: str) -> None:
-    """Whoever waits for a VM, or uses it, is told of its end."""
+    """Check that waiters and callers learn of the exit."""
     async with running_vm(rig) as vm, anyio.create_task_group() as tasks:
         waiting = Attempt.begin(tasks, vm.wait)
         await end(vm)
         await waiting.wait()
-        check(waiting.result.exit_type in exit_types, f"how it exited: {waiting.result}")
-        equal(vm.state, VMState.EXITED, "its state")
+        check(waiting.result.exit_type in exit_types, f"the exit: {waiting.result}")
+        equal(vm.state, VMState.EXITED, "the state")
         with raises(VMExitedError):
             await vm.stats()
-        equal(await vm.terminate(), waiting.result, "how it exited, once more")
+        equal(await vm.terminate(), waiting.result, "the exit, once more")
 
 
 @scenario(Control.LINUX)
@@ -377,13 +377,13 @@ async def a_vm_that_exits_by_itself_has_exited(rig: Rig) -> None:
 
 
 @scenario(Control.LINUX)
-async def a_vm_that_is_left_running_can_be_opened_and_ended(rig: Rig) -> None:
+async def a_vm_left_running_can_be_opened_and_terminated(rig: Rig) -> None:
     created = UtilityVM.create(options_of(rig, "linux", survive_process=True), backend=rig.backend)
     async with created as vm:
         await vm.start()
         vm.detach()
     system = await rig.backend.open("vm1")
-    equal((await system.properties())["State"], "Running", "its state")
+    equal((await system.properties())["State"], "Running", "the state")
     await system.terminate()
     await system.close()
 
@@ -393,12 +393,12 @@ async def an_id_that_is_in_use_is_refused_and_the_other_vm_goes_on(rig: Rig) -> 
     async with running_vm(rig) as vm:
         with raises(HostError):
             async with UtilityVM.create(options_of(rig, "linux"), backend=rig.backend):
-                check(False, "it is not created")
-        equal((await vm.properties())["State"], "Running", "the state of the other")
+                check(False, "the VM is not created")
+        equal((await vm.properties())["State"], "Running", "the state of the other VM")
 
 
 @scenario(Control.LINUX)
 async def a_vm_that_was_not_started_is_closed(rig: Rig) -> None:
     async with UtilityVM.create(options_of(rig, "linux"), backend=rig.backend) as vm:
-        equal(vm.state, VMState.CREATED, "its state")
-    equal(vm.state, VMState.CLOSED, "its state")
+        equal(vm.state, VMState.CREATED, "the state")
+    equal(vm.state, VMState.CLOSED, "the state")

@@ -1,4 +1,4 @@
-"""Systems and VMs for scenarios: made from the rig's options, attended to, and closed at the end."""
+"""Systems and VMs of scenarios: made from the rig's options, watched, and closed at the end."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ Options = LCOWOptions | WCOWOptions
 
 
 def options_of(rig: Rig, os: str, **changes: Any) -> Options:
-    """Give options of a VM of some operating system; its id is ``vm1``."""
+    """Return the options of a VM with an operating system; its id is ``vm1``."""
     options = rig.windows if os == "windows" else rig.linux
-    assert options is not None, "the scenario does not say that it needs this"
+    assert options is not None, "the scenario does not state that it needs this"
     return evolve(options, **{"id": "vm1", **changes})
 
 
 def linux_options(rig: Rig, **changes: Any) -> Options:
-    """Give options of a Linux VM that HCS connects to the guest of; its id is ``vm1``."""
+    """Return the options of a Linux VM to whose guest HCS connects; its id is ``vm1``."""
     return options_of(rig, "linux", **{"external_guest_connection": False, **changes})
 
 
 def grace_of(rig: Rig, *, hangs: bool = False) -> float:
-    """Give how long to wait for what has to end: that of the rig where something hangs on purpose."""
-    return rig.grace_seconds if hangs else rig.patience_seconds / 2
+    """Return how long to wait for an end: the rig's grace if a call hangs on purpose."""
+    return rig.grace_seconds if hangs else rig.timeout_seconds / 2
 
 
 @asynccontextmanager
 async def some_system(rig: Rig, options: Options | None = None) -> AsyncIterator[System]:
-    """A system as UtilityVM creates it, not started; its guest is attended to."""
+    """Yield a system as UtilityVM creates it, not started; its exit is waited for."""
     settings = Settings(None, None, grace_of(rig))
     _, system, artifacts = await create(options or linux_options(rig), rig.backend, settings)
     try:
@@ -60,12 +60,12 @@ async def some_system(rig: Rig, options: Options | None = None) -> AsyncIterator
         with anyio.CancelScope(shield=True):
             errors = await artifacts.remove()
     if errors:
-        raise ExceptionGroup(f"taking back what {system.id} was given", errors)
+        raise ExceptionGroup(f"undoing the creation of {system.id}", errors)
 
 
 @asynccontextmanager
 async def running_system(rig: Rig, options: Options | None = None) -> AsyncIterator[System]:
-    """A running system, by default a Linux VM that HCS relays requests to the guest of."""
+    """Yield a running system, by default a Linux VM to whose guest HCS relays requests."""
     async with some_system(rig, options) as system:
         await system.start()
         yield system
@@ -73,7 +73,7 @@ async def running_system(rig: Rig, options: Options | None = None) -> AsyncItera
 
 @asynccontextmanager
 async def closed_at_the_end(system: System) -> AsyncIterator[System]:
-    """Somebody waits for the system all the time, as has to be; at the end its handle is closed."""
+    """Wait for the exit of the system all the time, as a backend demands, and close its handle at the end."""
 
     async def attend(*, task_status: TaskStatus[None]) -> None:
         task_status.started()
@@ -89,7 +89,7 @@ async def closed_at_the_end(system: System) -> AsyncIterator[System]:
 
     try:
         async with bare_task_group(end) as tasks:
-            # Not before somebody waits may anything be asked of it.
+            # Nothing may be asked of the system before its exit is waited for.
             await tasks.start(attend)
             yield system
     finally:
@@ -108,7 +108,7 @@ async def _close(system: System) -> None:
 
 @asynccontextmanager
 async def running_vm(rig: Rig, os: str = "linux", **changes: Any) -> AsyncIterator[UtilityVM]:
-    """A started UtilityVM."""
+    """Yield a started UtilityVM."""
     created = UtilityVM.create(
         options_of(rig, os, **changes), backend=rig.backend, close_grace_seconds=grace_of(rig)
     )
@@ -117,12 +117,12 @@ async def running_vm(rig: Rig, os: str = "linux", **changes: Any) -> AsyncIterat
         yield vm
 
 
-# What comes over a stream.
+# Reading streams.
 
 
 async def everything(stream: ByteStream | None) -> bytes:
-    """Receive all that comes."""
-    check(stream is not None, "it has the stream that was asked for")
+    """Receive until the end of a stream."""
+    check(stream is not None, "the requested stream exists")
     assert stream is not None
     pieces: list[bytes] = []
     try:
@@ -132,11 +132,11 @@ async def everything(stream: ByteStream | None) -> bytes:
         return b"".join(pieces)
 
 
-# Requests, as the library writes them.
+# Requests in the form of the library.
 
 
 def attach_disk(path: str, lun: int = 0, **settings: Any) -> JSON:
-    """A request to attach a virtual disk to the first controller."""
+    """Return a request to attach a virtual disk to the first controller."""
     return {
         "ResourcePath": scsi_attachment_path(0, lun),
         "RequestType": ADD,
@@ -145,10 +145,10 @@ def attach_disk(path: str, lun: int = 0, **settings: Any) -> JSON:
 
 
 def detach_disk(lun: int = 0) -> JSON:
-    """A request to detach what is there."""
+    """Return a request to detach the disk at a LUN."""
     return {"ResourcePath": scsi_attachment_path(0, lun), "RequestType": REMOVE}
 
 
 def resize_memory(size_mb: int) -> JSON:
-    """A request to change the size of the memory."""
+    """Return a request to change the size of the memory."""
     return to_json(ModifySettingRequest(resource_path=MEMORY_SIZE_PATH, settings=size_mb))

@@ -1,4 +1,4 @@
-"""The whole life of a VM, step by step: what the scenarios with faults disturb."""
+"""A VM from creation to exit, step by step: the run that the scenarios with faults disturb."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 class Releasable(Protocol):
-    """What is held of a VM."""
+    """A lease."""
 
     @property
     def released(self) -> bool:
-        """Whether it was given back, or the VM has gone."""
+        """Whether the lease was released, or the VM has exited."""
 
     async def release(self) -> None:
-        """Give it back."""
+        """Release the lease."""
 
 
 Acquire = Callable[[UtilityVM], Awaitable[Releasable]]
@@ -36,9 +36,9 @@ Acquire = Callable[[UtilityVM], Awaitable[Releasable]]
 class Kind:
     """A kind of VM.
 
-    :ivar relayed: HCS connects to its guest and relays; else the library does.
-    :ivar shuts_down: it ends by a shutdown; else it is terminated, when it is closed.
-    :ivar without: devices that it does not get, as others' lives have them.
+    :ivar relayed: HCS connects to its guest and relays requests; otherwise the library connects.
+    :ivar shuts_down: it ends by a shutdown; otherwise it is terminated on closing.
+    :ivar without: the devices that are left to other kinds.
     """
 
     os: Literal["linux", "windows"]
@@ -50,7 +50,7 @@ class Kind:
         return f"{self.os} VM, {'relayed' if self.relayed else 'own connection'}"
 
 
-#: The kinds whose lives are disturbed. A root file system has a disk of its own, so none needs another.
+#: The kinds that are disturbed. A root file system has a disk of its own, so none needs another.
 KINDS = {
     "linux": Kind("linux", without=frozenset({"disk"})),
     "windows": Kind("windows", shuts_down=False, without=frozenset({"disk", "device"})),
@@ -59,8 +59,8 @@ KINDS = {
 
 
 @frozen
-class Things:
-    """What is on the host for a VM to have."""
+class Resources:
+    """What the host has for a VM."""
 
     disk: str
     layer: str
@@ -71,10 +71,10 @@ class Things:
     device: str
 
 
-def put_things(rig: Rig) -> Things:
-    """Put on the host what a VM is to have."""
+def put_resources(rig: Rig) -> Resources:
+    """Put the resources of a VM on the host."""
     host = rig.host
-    return Things(
+    return Resources(
         disk=host.put_file("disk.vhdx"),
         layer=host.put_file("base.vhd"),
         scratch=host.put_file("scratch.vhdx"),
@@ -85,28 +85,28 @@ def put_things(rig: Rig) -> Things:
     )
 
 
-def devices(os: str, things: Things) -> dict[str, Acquire]:
-    """Give what a life attaches: a device of each kind, some of them for a root file system."""
+def devices(os: str, resources: Resources) -> dict[str, Acquire]:
+    """Return how to attach a device of each kind, some of them for a root file system."""
     everywhere: dict[str, Acquire] = {
-        "disk": lambda vm: vm.scsi.attach(things.disk, mount=Mount()),
-        "network": lambda vm: vm.network.setup(things.namespace),
-        "device": lambda vm: vm.vpci.assign(things.device),
+        "disk": lambda vm: vm.scsi.attach(resources.disk, mount=Mount()),
+        "network": lambda vm: vm.network.setup(resources.namespace),
+        "device": lambda vm: vm.vpci.assign(resources.device),
     }
     if os == "windows":
-        layers = [WCOWLayer(things.layer_directory, "base")]
+        layers = [WCOWLayer(resources.layer_directory, "base")]
         return everywhere | {
-            "directory": lambda vm: vm.share(things.shared, "C:\\shared"),
+            "directory": lambda vm: vm.share(resources.shared, "C:\\shared"),
             "pipe": lambda vm: vm.pipes.add(r"\\.\pipe\uvm-conformance"),
-            "root": lambda vm: vm.mount_layers("c1", layers, things.scratch),
+            "root": lambda vm: vm.mount_layers("c1", layers, resources.scratch),
         }
     return everywhere | {
-        "directory": lambda vm: vm.share(things.shared, "/shared"),
-        "root": lambda vm: vm.mount_layers("c1", [things.layer], things.scratch),
+        "directory": lambda vm: vm.share(resources.shared, "/shared"),
+        "root": lambda vm: vm.mount_layers("c1", [resources.layer], resources.scratch),
     }
 
 
 def at_rest(vm: UtilityVM) -> bool:
-    """Whether nothing is under way to the host or the guest."""
+    """Return whether no request to the host or the guest is in progress."""
     drivers = [driver for _, driver in vm._drivers()]
     entries = [entry for driver in drivers for entry in driver.ledger]
     busy = any(entry.operation is not None or entry.waiters or entry.leaving for entry in entries)
@@ -114,27 +114,27 @@ def at_rest(vm: UtilityVM) -> bool:
 
 
 @define(eq=False)
-class Life:
-    """One life of one VM. What fails on the way is noted, and it goes on as far as it can.
+class Lifecycle:
+    """One run of one VM. A failure is recorded, and the run continues as far as it can.
 
-    :ivar hangs: a call hangs on purpose that whoever ends it, or takes back its creation, waits for.
-    :ivar errors: what failed, in order.
+    :ivar hangs: a call hangs on purpose that ending the VM, or undoing its creation, waits for.
+    :ivar errors: the failures, in order.
     :ivar vm: the VM, once it was created.
-    :ivar closing: it is being closed, and no cancellation stops that.
+    :ivar closing: the VM is being closed, which no cancellation stops.
     """
 
     rig: Rig
     kind: Kind
-    things: Things
+    resources: Resources
     hangs: bool = False
     errors: list[Exception] = field(factory=list)
     vm: UtilityVM | None = None
     closing: bool = False
     _scope: anyio.CancelScope = field(factory=anyio.CancelScope)
-    _step_over: anyio.Event = field(factory=anyio.Event)
+    _step_ended: anyio.Event = field(factory=anyio.Event)
     _cut_short: bool = False
 
-    async def live(self) -> None:
+    async def run(self) -> None:
         """Create a VM, start it, use it, and close it."""
         options = options_of(self.rig, self.kind.os, external_guest_connection=not self.kind.relayed)
         created = UtilityVM.create(options, backend=self.rig.backend, close_grace_seconds=self._grace_seconds)
@@ -147,21 +147,21 @@ class Life:
                     self.closing, self._scope = True, whole
         except Exception as error:
             self.errors.append(error)
-        self._step_over.set()
+        self._step_ended.set()
 
     def cancel(self, *, cut_short: bool = False) -> None:
-        """Cancel the step that it is at.
+        """Cancel the current step.
 
         :param cut_short: take no further step, but close the VM.
         """
         self._cut_short = cut_short
         self._scope.cancel()
 
-    async def until_step_is_over(self) -> None:
-        """Wait for the end of the step that it is at."""
-        await self._step_over.wait()
+    async def step_ended(self) -> None:
+        """Wait for the end of the current step."""
+        await self._step_ended.wait()
 
-    # Its steps.
+    # The steps.
 
     @property
     def _grace_seconds(self) -> float:
@@ -170,7 +170,7 @@ class Life:
     async def _use(self, vm: UtilityVM) -> None:
         await self._step(vm.start)
         held: list[Releasable] = []
-        for name, acquire in devices(self.kind.os, self.things).items():
+        for name, acquire in devices(self.kind.os, self.resources).items():
             if name in self.kind.without:
                 continue
             lease = await self._step(lambda acquire=acquire: acquire(vm))  # type: ignore[misc]
@@ -187,27 +187,27 @@ class Life:
             await self._step(lambda: vm.shutdown(timeout_seconds=self._grace_seconds))
 
     async def _step(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        """Take a step, unless the life was cut short or has ended."""
+        """Take a step, unless the run was cut short or the VM has exited."""
         result: T | None = None
         ended = self.vm is None or self.vm.state in (VMState.EXITED, VMState.CLOSED)
         if self._cut_short or ended:
             return None
-        self._step_over = anyio.Event()
+        self._step_ended = anyio.Event()
         with anyio.CancelScope() as self._scope:
             try:
                 result = await call()
             except Exception as error:
                 self.errors.append(error)
-        self._step_over.set()
+        self._step_ended.set()
         return result
 
     async def _compare(self, vm: UtilityVM) -> None:
-        """What the ledgers say, the machine and the guest have; while it runs, and once it is at rest."""
+        """Check the ledgers against the host and the guest, while the VM runs and once it is at rest."""
         if self._cut_short:
             return
         await until(lambda: at_rest(vm) or vm.state is not VMState.RUNNING)
         if vm.state is VMState.RUNNING:
-            equal(self.rig.host.differences(vm), [], "what the ledgers say and what is there")
+            equal(self.rig.host.differences(vm), [], "the differences between the ledgers and the VM")
 
 
 async def _pause_and_resume(vm: UtilityVM) -> bool:
