@@ -376,6 +376,20 @@ async def test_a_handler_of_the_output_may_end_its_vm(caplog: pytest.LogCaptureF
     assert anyio.current_time() - began < 1
 
 
+async def test_a_handler_of_the_output_may_close_its_vm_while_it_is_closed() -> None:
+    backend = host_backend()
+
+    async def handler(output: ByteStream) -> None:
+        with suppress(anyio.EndOfStream):
+            while True:
+                await output.receive()
+        await vm.close()
+
+    async with uvm.UtilityVM.create(lcow(), backend=backend, guest_output=handler) as vm:
+        await vm.start()
+    assert backend.leftovers() == []
+
+
 async def test_a_caller_need_not_wait_for_the_last_output() -> None:
     backend = host_backend()
 

@@ -327,7 +327,9 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         """
         with anyio.CancelScope(shield=True):
             if self._state is VMState.CLOSED:
-                await self._closed.wait()
+                # The other close() may wait for the handler of the output, which must not wait for it.
+                if not self._startup.in_output_handler:
+                    await self._closed.wait()
                 return
             self._state = VMState.CLOSED
             try:
