@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from pathlib import PureWindowsPath
 from typing import Any
 
 import attrs
@@ -177,6 +178,63 @@ def test_parts_of_options_check_themselves_too() -> None:
 
 def test_what_is_given_as_a_list_is_kept_as_a_tuple() -> None:
     assert lcow(extra_vsock_ports=[1, 2]).extra_vsock_ports == (1, 2)
+
+
+@pytest.mark.parametrize("given", [[1, 2], (1, 2), range(1, 3), iter([1, 2])])
+def test_any_sequence_is_kept_as_a_tuple(given: Any) -> None:
+    assert lcow(extra_vsock_ports=given).extra_vsock_ports == (1, 2)
+
+
+@pytest.mark.parametrize("given", ["12", b"12", {1: 2}, 12, None])
+def test_what_is_no_sequence_is_refused(given: Any) -> None:
+    with pytest.raises(OptionsError, match="extra_vsock_ports must be a sequence"):
+        lcow(extra_vsock_ports=given)
+
+
+def test_guids_are_kept_without_braces_in_their_own_case() -> None:
+    braced = "{" + GUID.upper() + "}"
+    assert lcow(cpu_group_id=braced).cpu_group_id == GUID.upper()
+    assert lcow(resource_partition_id=braced).resource_partition_id == GUID.upper()
+    assert list(lcow(hvsocket_services={braced: HvSocketService()}).hvsocket_services) == [GUID.upper()]
+
+
+@pytest.mark.parametrize("other", [GUID.upper(), "{" + GUID + "}", f" {GUID}"])
+def test_one_service_is_not_in_the_table_twice(other: str) -> None:
+    with pytest.raises(OptionsError, match=f"hvsocket_services has {GUID} twice"):
+        lcow(hvsocket_services={GUID: HvSocketService(), other: HvSocketService(disabled=True)})
+
+
+def test_one_registry_value_is_not_set_twice() -> None:
+    first = RegistryValue(hive="System", key="Select\\A", name="v", type="DWord", dword_value=1)
+    again = RegistryValue(hive="System", key="SELECT\\a\\", name="V", type="QWord", qword_value=2)
+    with pytest.raises(OptionsError, match=r"registry_values has .* twice"):
+        wcow(registry_values=[first, again])
+    assert len(wcow(registry_values=[first, attrs.evolve(again, name="w")]).registry_values) == 2
+
+
+def test_a_registry_value_of_another_type_is_refused() -> None:
+    with pytest.raises(OptionsError, match="string_value: no effect with type 'DWord'"):
+        RegistryValue(hive="System", key="k", type="DWord", string_value="1")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text() -> None:
+    mark = "\ufeff"
+    assert lcow(security_policy=mark + POLICY, guest_state_file="v").security_policy == POLICY
+    assert lcow(additional_json=mark + "{}").additional_json == "{}"
+    assert wcow(log_sources=mark + "e30=").log_sources == "e30="
+
+
+def test_paths_may_be_pathlibs() -> None:
+    options = wcow(
+        boot_files=VmbFSBootFiles(
+            os_files_path=PureWindowsPath("C:/os"),
+            os_relative_boot_directory=PureWindowsPath("\\EFI"),
+            scratch_vhd_path=PureWindowsPath("C:/scratch.vhdx"),
+        ),
+        dump_directory=PureWindowsPath("C:/dumps"),
+        console_pipe=PureWindowsPath(r"\\.\pipe\p"),
+    )
+    assert options == wcow(dump_directory="C:\\dumps", console_pipe=r"\\.\pipe\p")
 
 
 def test_an_isolated_linux_vm_has_no_numa_to_check() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import PureWindowsPath
 from typing import Any
 
 import pytest
+from attrs import define
 
 import uvm
 from tests.vm.audit import check_at_rest
@@ -25,7 +27,8 @@ from tests.vm.support import (
     running,
     wcow,
 )
-from uvm.errors import GuestError, HostError, NotAttachedError
+from uvm._vm.statistics import read_assigned_memory_bytes
+from uvm.errors import GuestError, HostError, NotAttachedError, OptionsError
 from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
@@ -53,6 +56,92 @@ async def test_memory_is_changed_in_even_mebibytes(options: Any) -> None:
                 "Settings": size_mb,
             }
             assert run.inventory["ComputeTopology"]["Memory"]["SizeInMB"] == size_mb
+
+
+async def test_memory_is_changed_in_megabytes_as_it_is_created() -> None:
+    async with running() as run:
+        for memory_mb, size_mb in ((2048, 2048), (2049, 2050), (1, 2)):
+            await run.vm.update_memory(memory_mb=memory_mb)
+            assert last(run)["Settings"] == size_mb
+
+
+@pytest.mark.parametrize(
+    "size",
+    [{}, {"size_bytes": MIB, "memory_mb": 1}, {"memory_mb": 0}, {"memory_mb": True}, {"size_bytes": "1G"}],
+)
+async def test_a_size_that_is_none_changes_nothing(size: dict[str, Any]) -> None:
+    async with running() as run:
+        before = len(run.sent())
+        with pytest.raises(OptionsError):
+            await run.vm.update_memory(**size)
+        assert len(run.sent()) == before
+
+
+@define
+class Asked:
+    """A system whose host answers in a way of its own."""
+
+    answer: Any
+    id: str = "vm1"
+
+    async def properties(self, *types: str) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, {"Memory": {}}, {"Memory": {"VirtualMachineMemory": {"AssignedMemory": "?"}}}]
+)
+async def test_a_host_that_leaves_out_the_memory_is_an_error(answer: Any) -> None:
+    system: Any = Asked(answer)
+    with pytest.raises(uvm.SchemaError, match=r"AssignedMemory|VirtualMachineMemory"):
+        await read_assigned_memory_bytes(system)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"limit": 100_001},
+        {"limit": -1},
+        {"weight": 10_001},
+        {"reservation": 100_001},
+        {"maximum_frequency_mhz": 2**32},
+        {"weight": "100"},
+    ],
+)
+async def test_processor_limits_have_the_ranges_of_the_options(limits: dict[str, Any]) -> None:
+    async with running() as run:
+        before = len(run.sent())
+        with pytest.raises(OptionsError, match=next(iter(limits))):
+            await run.vm.update_cpu_limits(**limits)
+        assert len(run.sent()) == before
+
+
+async def test_guids_may_have_braces() -> None:
+    async with running() as run:
+        await run.vm.set_cpu_group("{" + GROUP + "}")
+        assert last(run)["Settings"] == {"Id": GROUP}
+        await run.vm.update_hvsocket_service("{" + SERVICE + "}", uvm.HvSocketService())
+        assert last(run)["ResourcePath"].endswith(f"ServiceTable/{SERVICE}")
+
+
+async def test_a_request_that_is_changed_afterwards_stays_in_the_log_as_it_was() -> None:
+    async with running() as run:
+        request: dict[str, Any] = {
+            "ResourcePath": "VirtualMachine/ComputeTopology/Memory/SizeInMB",
+            "Settings": 512,
+        }
+        await run.vm.modify(request)
+        request["Settings"] = 1
+        assert last(run)["Settings"] == 512
+
+
+async def test_the_state_is_saved_at_an_absolute_path() -> None:
+    async with running() as run:
+        await run.vm.pause()
+        with pytest.raises(OptionsError, match="no root"):
+            await run.vm.save("D:saved.vmrs")
+        await run.vm.save(PureWindowsPath(r"C:\vm\saved.vmrs"))
+        assert await run.backend.files.stat(r"C:\vm\saved.vmrs") is not None
 
 
 async def test_assigned_memory_is_told_in_bytes() -> None:

@@ -28,6 +28,7 @@ from uvm._document import (
     files_to_look_at,
     plan_creation,
 )
+from uvm._names import host_path_key
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
 from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError
 from uvm.hresult import HResult
@@ -178,7 +179,21 @@ async def build_plan(options: LCOWOptions | WCOWOptions, backend: Backend, host:
         )
     files = {path: await backend.files.stat(path) for path in files_to_look_at(options, host)}
     system_id = options.id or backend.new_id()
-    return plan_creation(options, host, files, id=system_id, new_id=backend.new_id)
+    plan = plan_creation(options, host, files, id=system_id, new_id=backend.new_id)
+    await _refuse_copies_over_sources(plan, backend, host)
+    return plan
+
+
+async def _refuse_copies_over_sources(plan: CreationPlan, backend: Backend, host: HostInfo) -> None:
+    """Refuse to copy a file over itself, or over another that is copied, through links of the host."""
+    copies = [step for step in plan.preparations if isinstance(step, CopyFile)]
+    sources = {host_path_key(await backend.files.resolve(step.source), host.paths) for step in copies}
+    for step in copies:
+        target = await backend.files.resolve(step.target)
+        if host_path_key(target, host.paths) in sources:
+            raise OptionsError(
+                f"{step.target} is {target}, which is copied itself: bundle_directory must be apart"
+            )
 
 
 async def create_system(artifacts: HostArtifacts, grace_seconds: float, *, fresh_id: bool) -> System:
