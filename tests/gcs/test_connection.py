@@ -408,12 +408,14 @@ async def test_a_guest_that_comes_back_each_time_may_go_any_number_of_times(gues
                 await anyio.sleep(2)
                 redial.dial()
                 await connection.modify({})
+                assert not connection.closed
 
 
-async def test_who_gives_up_the_set_up_of_a_guest_need_not_wait_for_its_answer(guest: Guest) -> None:
+async def test_a_cancelled_set_up_of_a_guest_waits_for_no_answer(guest: Guest) -> None:
     guest.capabilities = WINDOWS
     guest.answers[Procedure.CREATE] = lambda _: None
     async with connected(guest) as connection, anyio.create_task_group() as tasks:
         tasks.start_soon(connection.start_guest)
         await guest.until_asked(Procedure.CREATE)
         tasks.cancel_scope.cancel()
+    assert tasks.cancel_scope.cancelled_caught

@@ -51,13 +51,20 @@ async def test_who_dials_is_accepted(sockets: Sockets) -> None:
         assert guest.recv(100) == b"welcome"
 
 
-async def test_accept_waits_for_somebody(sockets: Sockets) -> None:
+async def test_accept_waits_until_a_guest_dials(sockets: Sockets) -> None:
     listener, address = listening(sockets)
+    accepted = anyio.Event()
+
+    async def accept() -> None:
+        await listener.accept()
+        accepted.set()
+
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.accept)
+        tasks.start_soon(accept)
         await anyio.wait_all_tasks_blocked()
+        assert not accepted.is_set()
         with dialled(address):
-            pass
+            await accepted.wait()
 
 
 async def test_connections_are_accepted_in_their_order(sockets: Sockets) -> None:

@@ -14,12 +14,19 @@ from uvm.backends.hcs.waker import Signal, Waker
 pytestmark = pytest.mark.anyio
 
 
-async def test_another_thread_tells_a_task() -> None:
-    signal = Signal(Waker())
-    with anyio.fail_after(60):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(signal.wait)
-            await anyio.to_thread.run_sync(signal.set)
+async def test_a_signal_of_another_thread_wakes_the_task_that_waits() -> None:
+    signal, woken = Signal(Waker()), anyio.Event()
+
+    async def wait() -> None:
+        await signal.wait()
+        woken.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        assert not woken.is_set()
+        await anyio.to_thread.run_sync(signal.set)
+        await woken.wait()
 
 
 def test_a_loop_that_has_ended_is_no_longer_called(anyio_backend_name: str) -> None:

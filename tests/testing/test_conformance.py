@@ -17,7 +17,7 @@ from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 from uvm.testing.conformance import check_case, differences, load_cases
 from uvm.testing.replay import Replay, ScriptError
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 CASES = {
     case["name"]: case
     for name in ("documents.json", "traces.json")
