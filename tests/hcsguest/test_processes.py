@@ -389,7 +389,7 @@ async def test_where_hcs_forgets_to_tell_of_an_exit_the_wait_ends(monkeypatch: p
         process = await run.vm.open_process(FOREVER)
         run.backend.faults.refuse(HResult.ERROR_NOT_FOUND, operation="terminate process")
         assert not await process.kill()
-        with pytest.raises(HostError, match="did not tell how it exited"):
+        with pytest.raises(HostError, match="did not report how it exited"):
             await process.wait()
         assert process.exit_code is None
         await process.aclose()

@@ -45,7 +45,7 @@ _GONE: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, VMExitedEr
 async def give_entropy(
     listener: Listener, source: Callable[[int], bytes] = os.urandom, name: str = "the guest"
 ) -> None:
-    """Give a Linux guest the random bytes that its init waits for, once, and close the listener.
+    """Send a Linux guest the random bytes that its init waits for, once, and close the listener.
 
     :param source: gives so many random bytes.
     :param name: whose guest it is, for messages.
@@ -142,7 +142,7 @@ class GuestOutput:
         self._pending = bytearray()
         self._dropping = False
         self._dropped = 0
-        # The beginning of a line was dropped: what it quotes can be told from it alone.
+        # The beginning of a line was dropped: what the rest is can be seen from it alone.
         self._torn = False
         self._ended = False
         self._closed = False
@@ -244,12 +244,12 @@ class GuestOutput:
 
 
 def _say_failure(problem: str, error: Exception) -> None:
-    """Log an error; that a VM has ended, or nobody listens any more, is none."""
+    """Log an error; that a VM has exited, or that the host listens no more, is none."""
     say(_log, logging.DEBUG if isinstance(error, _GONE) else logging.ERROR, problem, error=error)
 
 
 async def _close(resource: ByteStream | Listener) -> None:
-    # As anyio.aclose_forcefully: nobody waits for a guest that may be gone.
+    # As anyio.aclose_forcefully: the guest may be gone.
     with anyio.CancelScope(shield=True) as scope:
         scope.cancel()
         try:

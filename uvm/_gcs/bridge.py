@@ -113,7 +113,7 @@ class Bridge:
 
     @property
     def closed(self) -> bool:
-        """It is closed, for good."""
+        """True once it is closed, for good."""
         return self._closed
 
     @property
@@ -133,7 +133,7 @@ class Bridge:
 
     @property
     def unanswered(self) -> int:
-        """How many requests the guest may still answer, those that nobody waits for any more included."""
+        """How many requests the guest may still answer, those whose calls have ended included."""
         return self._calls.unanswered
 
     async def run(self, stream: ByteStream, greeting: Callable[[], Awaitable[None]]) -> Exception | None:
@@ -141,7 +141,7 @@ class Bridge:
 
         :param greeting: what comes before everything else on a new stream; its calls have to be urgent.
             One that raises closes the bridge. It is cancelled where the stream ends before.
-        :return: what ended it; None where the guest closed the stream in an orderly way, or the bridge was
+        :return: what ended it; None where the guest closed the stream in order, or the bridge was
             closed without a cause. Whether the bridge is closed now, :attr:`closed` says.
         :raises RuntimeError: another stream is being served.
         """
@@ -174,8 +174,8 @@ class Bridge:
         :param timeout_seconds: how long the guest may take, from when the request is sent.
         :param urgent: it is a part of the greeting: it goes out before it is done, and ends with the stream.
         :param survives: it stays over the end of a stream, for an answer on the next one. Whether that comes
-            nobody knows: request or answer may have been lost with the stream.
-        :param then: called once, when the call has ended, in whatever way. It must not raise.
+            is unknown: request or answer may have been lost with the stream.
+        :param then: called once, when the call has ended, however it did. It must not raise.
         :raises BridgeClosedError: the bridge is closed.
         :raises OptionsError: JSON has no form for the request.
         """
@@ -326,7 +326,7 @@ class Bridge:
         except BROKEN_STREAM as e:
             self._drop(e)
         except Exception as e:
-            # A stream of somebody else's backend may raise anything; the owner's tasks are not to end by it.
+            # A stream of another backend may raise anything; the owner's tasks are not to end by it.
             self.close(e)
         finally:
             # Neither dropped nor closed: run is cancelled.
@@ -356,7 +356,7 @@ class Bridge:
 
     async def _write(self, stream: ByteStream) -> None:
         try:
-            # Nothing is sent any more once the stream has ended: its calls have been told.
+            # Nothing is sent any more once the stream has ended: its calls have ended.
             while not self._ended and (data := self._next_data()):
                 await stream.send(data)
         except BROKEN_STREAM as e:

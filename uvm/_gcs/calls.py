@@ -18,7 +18,7 @@ A call has one of three states::
       if urgent |                             |   dropped
     close       | ended: BridgeClosedError    | ended: AnswerLostError
 
-and ``ended`` is the last. Whoever ends a call removes it from the table first, so that it ends once.
+and ``ended`` is the last. A call is removed from the table first, so that it ends once.
 
 A drop is the end of a stream, a resume is the end of the greeting on the next one. Urgent calls belong to a
 greeting, and a greeting to one stream: their answers are of no use on another.
@@ -86,7 +86,7 @@ class Call:
     _ended: Flag = field(factory=Flag, init=False, repr=False)
 
     def result(self, response_type: type[R]) -> R:
-        """Give the response of a call that has ended.
+        """Return the response of a call that has ended.
 
         :raises GuestError: the guest refused.
         :raises BridgeClosedError: the connection closed; UnknownOutcomeError as well where the request had
@@ -127,7 +127,7 @@ class Call:
         try:
             self._then(self)
         except Exception:
-            # Others are still to be told, and the one who could be told of this is the one who failed.
+            # Other calls are still to end, and the caller that could get this error is the one that failed.
             _log.exception("%s: the function to be called at the end failed", self.operation)
 
 
@@ -198,7 +198,7 @@ class Calls:
         return self._host.receive(data)
 
     def receive_end(self) -> None:
-        """The guest's bytes have ended; WireError where they may not."""
+        """Note that the guest's bytes have ended; WireError where they may not."""
         self._host.end()
 
     def answer(self, response: Response) -> None:
@@ -240,11 +240,11 @@ class Calls:
                 self._forget(call, UnknownOutcomeError(problem) if call.sent else BridgeClosedError(problem))
 
     def drop(self, why: str) -> None:
-        """The stream has ended: end the urgent calls."""
+        """End the urgent calls: the stream has ended."""
         self.lose([call for call in self._open.values() if call.urgent], why)
 
     def overdue(self, now: float) -> Call | None:
-        """Give a call that should have been answered by now."""
+        """Return a call that should have been answered by now."""
         return next((call for call in self._open.values() if call.deadline <= now), None)
 
     def close(self, error: Callable[[type[BridgeClosedError]], BridgeClosedError]) -> None:

@@ -3,7 +3,7 @@
 How it works
 ------------
 
-The life of a connection::
+The states of a connection::
 
     NEW -- serve --> GREETING -- the guest speaks our version --> CONNECTED -- close, or the end --> CLOSED
                         |                                          |     ^
@@ -111,7 +111,7 @@ class GuestConnection(GuestHost):
         self._redial = redial
         self._agreed: GcsCapabilities | None = None
         self._closed = Flag()
-        # Set while nobody serves it.
+        # Set while it is not served.
         self._idle = Flag()
         self._idle.set()
         self._task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
@@ -131,7 +131,7 @@ class GuestConnection(GuestHost):
 
     @property
     def os(self) -> str:
-        """Its operating system: ``"linux"`` or ``"windows"``. Errors as of :attr:`capabilities`."""
+        """The guest's operating system: ``"linux"`` or ``"windows"``. Errors as of :attr:`capabilities`."""
         self._capabilities()
         return self._link.os
 
@@ -160,7 +160,7 @@ class GuestConnection(GuestHost):
             raise VMStateError(f"{self._link.name}: the guest has not been connected yet")
         return self._agreed
 
-    # Its life.
+    # From its start to its end.
 
     async def serve(
         self, stream: ByteStream, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
@@ -168,7 +168,7 @@ class GuestConnection(GuestHost):
         """Serve the connection until it is closed: ``await tasks.start(connection.serve, stream)``.
 
         It has started once the guest was greeted. After that it raises nothing; :meth:`wait_closed` and
-        the error of any call tell why the connection closed.
+        the error of any call says why the connection closed.
 
         :param stream: the connection that the guest has made; it is closed at the end.
         :raises NotSupportedError: the guest speaks another version of the protocol.
@@ -203,7 +203,7 @@ class GuestConnection(GuestHost):
             container_config=check_writable("the configuration of the guest", config),
         )
         seconds = self._link.timeouts.container_seconds
-        # A guest whose set-up is given up is of no more use, so that nobody has to know its answer.
+        # A guest whose set-up is cancelled is of no more use, so that its answer does not matter.
         call = partial(self._bridge.call, timeout_seconds=seconds, abandonable=True)
         await call(Procedure.CREATE, create, operation="set up the guest")
         if agreed.send_host_start_message:
@@ -232,7 +232,7 @@ class GuestConnection(GuestHost):
 
     @property
     def closed(self) -> bool:
-        """It is closed, for good."""
+        """True once it is closed, for good."""
         return self._bridge.closed
 
     async def wait_closed(self) -> None:
@@ -266,7 +266,7 @@ class GuestConnection(GuestHost):
             self.close(cause or EOFError("the guest has ended it"))
 
     async def _next_stream(self, cause: Exception | None) -> ByteStream | None:
-        """Wait for the guest to dial again; None where nobody does that, or it does not."""
+        """Wait for the guest to dial again; None where that is not waited for, or it does not."""
         seconds = self._link.timeouts.redial_seconds
         if self._bridge.closed or self._agreed is None or self._shutting_down:
             return None

@@ -79,7 +79,7 @@ class ConnectedContainer:
         return await start_process(self._link, self.id, args, parameters, pipes, terminal, on_start)
 
     def init_started(self, exit: Exit[int]) -> None:
-        """Take note that its own process was started, with whose exit it ends."""
+        """Note that the container's own process was started, with whose exit the container ends."""
         self._init = exit
 
     async def end(self, *, forced: bool) -> None:

@@ -145,7 +145,7 @@ class Containers:
     def _end(self, handle: ConnectedContainer, report: ContainerNotification) -> None:
         exit = ContainerExit(printable(report.type), report.result & 0xFFFFFFFF, report.result_info)
         _log.info("%s: container %s has exited: %s", self._link.name, handle.id, exit.type)
-        handle.exit.tell(exit)
+        handle.exit.report(exit)
 
     def lose(self) -> None:
         """Lose them all: the connection has closed, so that no exit is reported any more."""
@@ -160,7 +160,7 @@ class Containers:
             handle.check()
 
     def _free(self, handle: ConnectedContainer) -> None:
-        """Take note that a container has ended, or that its state was deleted: its id is free again."""
+        """Free the id of a container that has ended, or whose state was deleted."""
         if handle.exit.settled:
             self._awaited.pop((handle.id, handle.activity_id), None)
         if self._taken.get(handle.id) is handle:

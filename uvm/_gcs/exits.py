@@ -77,7 +77,7 @@ class ExitWatch:
         link.on_resume[self] = self._resumed
 
     def doubt(self) -> None:
-        """The guest says that there is no such process: the wait ends soon, with or without an exit code.
+        """End the wait soon, with or without an exit code: the guest says that there is no such process.
 
         So it does where the guest has lost the exit (hcsshim's issue 2846).
         """
@@ -119,7 +119,7 @@ class ExitWatch:
         )
 
     def _waited(self, call: Call) -> None:
-        """The wait without a limit was answered, or never will be."""
+        """Take the answer to the wait without a limit, or that there will be none."""
         if self.exit.settled or call not in self._waits:
             return
         try:
@@ -138,7 +138,7 @@ class ExitWatch:
             self._end(lambda: UnknownOutcomeError(problem))
 
     def _refused(self) -> None:
-        """The guest does not know the process; unless that is because another wait has been answered."""
+        """Take it that the guest does not know the process, unless another wait has been answered."""
         if self._waits:
             self.doubt()
         else:
@@ -165,7 +165,7 @@ class ExitWatch:
             elif error.hresult in (HResult.ERROR_NOT_FOUND, HResult.ERROR_VMCOMPUTE_TIMEOUT):
                 self._forgotten()
         except UVMError as error:
-            # The wait without a limit tells, now or after the next connection.
+            # The wait without a limit is answered, now or after the next connection.
             _log.debug("a probe of process %d: %s", self._pid, error)
 
     def _wait_anew(self) -> None:
@@ -181,7 +181,7 @@ class ExitWatch:
         code = call.result(WaitForProcessResponse).exit_code
         if not 0 <= code <= _MAX_UINT32:
             raise UnknownOutcomeError(f"{call.operation}: the guest's answer cannot be read: no exit code")
-        self.exit.tell(code)
+        self.exit.report(code)
         self._end(None)
 
     def _forgotten(self) -> None:

@@ -3,11 +3,11 @@ r"""Processes in a guest that are started over our own connection to it.
 How it works
 ------------
 
-The life of a process::
+The states of a process::
 
     start_process --+-- the guest refuses -----------> an error; its channels are closed
                     |
-                    |-- the caller is cancelled -----> killed, as soon as the guest has told its id
+                    |-- the caller is cancelled -----> killed, as soon as the guest has sent its id
                     v
                  RUNNING -- exit, or loss -----------> see uvm._gcs.exits; what it wrote can still be read
                     |
@@ -86,17 +86,17 @@ class ConnectedProcess:
 
     @property
     def contained(self) -> bool:
-        """It runs in a container."""
+        """True for a process in a container."""
         return self._container_id != HOST_CONTAINER_ID
 
     @property
     def exit(self) -> Exit[int]:
-        """Its exit code, to be."""
+        """The exit code, to be."""
         return self._watch.exit
 
     @property
     def streams(self) -> Mapping[str, Channel]:
-        """Its standard streams, by name."""
+        """The standard streams, by name."""
         return {name: channel for name, channel in self._channels.named() if channel is not None}
 
     async def signal(self, options: SignalOptions | None) -> None:

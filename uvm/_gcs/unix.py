@@ -45,12 +45,12 @@ def connect_unix(
 
     The connection is closed, and the sockets that were made are removed, at the end of the ``async with``;
     an exception of its body comes out as it is. Where ``timeouts.redial_seconds`` is not 0, a connection
-    that broke is made again, once somebody listens again.
+    that broke is made again, once the path is listened at again.
 
     :param listen_at: says at which path the guest dials a port of the host; by default ``<path>_<port>``.
     :param cold_start: the guest was just started, so that it is set up, as far as it wants that.
     :param time_zone: the time zone of a Windows guest at a cold start.
-    :raises HostPathError: nobody listens at the path.
+    :raises HostPathError: the path is not listened at.
     :raises BridgeClosedError: the guest did not greet, or not within ``timeouts.boot_seconds``.
     :raises NotSupportedError: it speaks another version of the protocol.
     """
@@ -101,7 +101,7 @@ def listen_unix(
                 await on_listening()
         stream = await listening[0].accept()
         if timeouts.redial_seconds <= 0:
-            # Nobody else is to be taken for the guest.
+            # No other client is to be taken for the guest.
             await listening[0].aclose()
         return stream
 
@@ -128,8 +128,8 @@ class _UnixListener:
     async def aclose(self) -> None:
         """Stop listening, and remove the socket."""
         if self in self.sockets.open:
-            self.sockets.open.discard(self)
-            # Whoever is cancelled here would leave the socket behind.
+            del self.sockets.open[self]
+            # A caller that is cancelled here would leave the socket behind.
             with anyio.CancelScope(shield=True):
                 try:
                     await self.socket.aclose()
@@ -142,7 +142,7 @@ class _Sockets:
     """The sockets that the guest dials."""
 
     path_of: Callable[[int], StrPath]
-    open: set[_UnixListener] = field(factory=set)
+    open: dict[_UnixListener, None] = field(factory=dict)
 
     async def listen(self, service_id: str) -> _UnixListener:
         """Listen for the guest to dial the port of a service."""
@@ -160,7 +160,7 @@ class _Sockets:
         except OSError as error:
             raise HostPathError(path, f"no socket can be made there: {error}") from error
         listener = _UnixListener(path, socket, self)
-        self.open.add(listener)
+        self.open[listener] = None
         return listener
 
     async def aclose(self) -> None:

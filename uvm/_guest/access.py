@@ -22,7 +22,7 @@ class GuestFeatures:
 
     :ivar signal_process: signals to processes; without it they can only be killed.
     :ivar delete_container_state: forgetting a container that has exited.
-    :ivar dump_stacks: telling the stacks of its compute service.
+    :ivar dump_stacks: reporting the stacks of its compute service.
     :ivar namespace_add: network namespaces as objects of their own.
     :ivar host_process_container: containers that are processes of the guest itself. Windows only.
     :ivar log_forwarding: sending its logs to the host. Windows only.
@@ -68,7 +68,7 @@ class GuestAccess:
     :ivar clock: measures every limit on what the guest does.
     :ivar call: awaits every call that a process or a container makes for its caller.
     :ivar states: the states of containers that have ended.
-    :ivar tasks: runs what nobody waits for; None where the guest is out of reach.
+    :ivar tasks: runs what no caller waits for; None where the guest is out of reach.
     """
 
     name: str

@@ -15,7 +15,7 @@ class GuestClock:
 
     _paused_at: float | None = field(default=None, init=False)
     _paused_seconds: float = field(default=0.0, init=False)
-    _limits: set[GuestLimit] = field(factory=set, init=False)
+    _limits: dict[GuestLimit, None] = field(factory=dict, init=False)
 
     @property
     def paused(self) -> bool:
@@ -88,11 +88,11 @@ class GuestLimit:
 
     def __enter__(self) -> GuestLimit:
         self._scope.__enter__()
-        self._clock._limits.add(self)
+        self._clock._limits[self] = None
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool:
-        self._clock._limits.remove(self)
+        del self._clock._limits[self]
         return bool(self._scope.__exit__(exc_type, exc, tb))

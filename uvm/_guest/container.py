@@ -1,4 +1,4 @@
-"""A container in a guest: what can be asked of it, over the handle of either way to the guest.
+"""A container in a guest: what can be asked of it, over our own connection or through HCS.
 
 How it works
 ------------
@@ -93,19 +93,19 @@ class ContainerExit:
 
 
 class ContainerHandle(Protocol):
-    """A container as its way to the guest reaches it. What is refused comes as GuestError or HostError."""
+    """A container, by either connection. What is refused comes as GuestError or HostError."""
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The container's id."""
 
     @property
     def bundle(self) -> str:
-        """Its directory in the guest; empty for a Windows container."""
+        """The container's directory in the guest; empty for a Windows container."""
 
     @property
     def exit(self) -> Exit[ContainerExit]:
-        """Its exit, to be."""
+        """The container's exit, to be."""
 
     async def start(self) -> None:
         """Start it."""
@@ -124,7 +124,7 @@ class ContainerHandle(Protocol):
         """
 
     def init_started(self, exit: Exit[int]) -> None:
-        """Take note that its own process was started, with whose exit it ends."""
+        """Note that the container's own process was started, with whose exit the container ends."""
 
     async def end(self, *, forced: bool) -> None:
         """Ask for its end."""
@@ -251,7 +251,7 @@ class Container(ProcessHost):
     async def _wait(self) -> ContainerExit:
         if self._guest.os != "windows" and not self._handle.exit.settled:
             async with anyio.create_task_group() as tasks:
-                # Unread output would keep the guest from its report; this reads ahead of whoever reads it.
+                # Unread output would keep the guest from its report; this reads ahead of the reader.
                 tasks.start_soon(self._exit_of_init)
                 with suppress(UVMError):
                     await self._handle.exit.wait()
@@ -446,7 +446,7 @@ def doubt(guest: GuestAccess, exit: Exit[ContainerExit]) -> None:
 
 async def _settle(clock: GuestClock, exit: Exit[ContainerExit]) -> None:
     await clock.sleep(DOUBT_SECONDS)
-    exit.tell(ContainerExit("Unknown"))
+    exit.report(ContainerExit("Unknown"))
 
 
 def container_config(document: object) -> JSON:

@@ -1,4 +1,4 @@
-"""What the log forwarding service of a Windows guest is told to forward: providers of event tracing (ETW).
+"""What the log forwarding service of a Windows guest is asked to forward: providers of event tracing (ETW).
 
 Source: hcsshim internal/vm/vmutils/etw. The well-known providers are in ``etw_providers.txt`` beside this
 module, a GUID and a name in each line.
@@ -93,7 +93,7 @@ def log_settings(sources: str, *, defaults: bool, guids: bool) -> str:
 
 
 def provider_guid(name: str) -> str:
-    """Give the GUID of a well-known provider, by its name in any case; empty where nobody knows it."""
+    """Return the GUID of a well-known provider, by its name in any case; empty if it is unknown."""
     return _providers().get(name.lower(), "")
 
 
@@ -123,7 +123,7 @@ _NAMES: Final = {name.lower(): name for name in _FIELDS}
 
 
 def _renamed(value: Any) -> Any:
-    """Give a document with its fields under their usual names, as Go finds them in any case."""
+    """Return a document with its fields under their usual names, as Go finds them in any case."""
     if isinstance(value, dict):
         return {_NAMES.get(name.lower(), name): _renamed(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -166,7 +166,7 @@ _GUID: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
 def _checked_guid(provider: _Provider) -> str:
-    """Give the GUID of a provider in the usual form; it may stand in braces. Empty where there is none."""
+    """Return the GUID of a provider in the usual form; it may stand in braces. Empty where there is none."""
     text = provider.guid.strip().removeprefix("{").removesuffix("}").strip().lower()
     if provider.guid and not _GUID.fullmatch(text):
         raise OptionsError(f"log_sources: {provider.guid!r}, of the provider {provider.name!r}, is no GUID")

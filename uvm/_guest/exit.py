@@ -31,21 +31,21 @@ class Exit(Generic[T]):
 
     @property
     def settled(self) -> bool:
-        """It is known, or never will be."""
+        """True once the exit is known, or will stay unknown."""
         return self._settled.is_set()
 
     def gone(self) -> bool:
-        """It has happened, rather than that the connection closed before."""
+        """Return whether it has happened, rather than that the connection closed before."""
         return self.settled and not self._cut_off
 
-    def tell(self, how: T) -> None:
-        """Take note of it."""
+    def report(self, how: T) -> None:
+        """Settle it as known."""
         if not self.settled:
             self.how = how
             self._settle()
 
     def lose(self, failure: Callable[[], Exception], *, cut_off: bool = False) -> None:
-        """Take note that it will stay unknown, unless it is known.
+        """Settle it as unknown, unless it is known.
 
         :param failure: makes the error that says why.
         :param cut_off: it may not have happened yet: the guest is out of reach.

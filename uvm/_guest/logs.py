@@ -128,7 +128,7 @@ class LogParser:
             yield item
 
     def end(self) -> Iterator[LogEntry | LogText]:
-        """The log has ended: give what was left."""
+        """Return what was left when the log ended."""
         rest = bytes(self._buffer)
         self._buffer.clear()
         if self._pieces:
@@ -254,7 +254,7 @@ def _take_time(fields: dict[str, Any]) -> datetime | None:
 
 
 def log_to(vm_id: str) -> Callable[[ByteStream], Awaitable[None]]:
-    """Give a handler of a VM's output that makes it into records; see :func:`read_log`."""
+    """Return a handler of a VM's output that makes it into records; see :func:`read_log`."""
 
     async def handler(stream: ByteStream) -> None:
         await read_log(stream, vm_id)
@@ -308,7 +308,7 @@ def say(
     error: BaseException | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> None:
-    """Log a message as it is, and go on whatever the handlers do: one that raises is told of on stderr."""
+    """Log a message as it is, and go on whatever the handlers do: one that raises is reported on stderr."""
     if not logger.isEnabledFor(level):
         return
     exc_info = None if error is None else (type(error), error, error.__traceback__)

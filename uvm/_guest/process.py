@@ -1,4 +1,4 @@
-"""A process in a guest: what can be asked of it, over the handle of either way to the guest.
+"""A process in a guest: what can be asked of it, over our own connection or through HCS.
 
 ``uvm._gcs.process`` starts processes over our own connection to the guest, and ``uvm._hcsguest.process`` has
 HCS start them over its own.
@@ -37,28 +37,28 @@ _log = logging.getLogger("uvm.gcs")
 #: A guest does not know the process (any more); HCS says that it has exited.
 EXITED: Final = frozenset({HResult.ERROR_NOT_FOUND, HResult.HCS_E_PROCESS_ALREADY_STOPPED})
 
-#: How long a process is taken care of that nobody wants any more.
+#: How long to try to kill a process whose caller was cancelled.
 _DISCARD_SECONDS: Final = 10.0
 
 
 class ProcessHandle(Protocol):
-    """A process as its way to the guest reaches it. What is refused comes as GuestError or HostError."""
+    """A process, by either connection. What is refused comes as GuestError or HostError."""
 
     @property
     def pid(self) -> int:
-        """Its id, in the guest or in the container."""
+        """The process id, in the guest or in the container."""
 
     @property
     def contained(self) -> bool:
-        """It runs in a container."""
+        """True for a process in a container."""
 
     @property
     def exit(self) -> Exit[int]:
-        """Its exit code, to be."""
+        """The exit code, to be."""
 
     @property
     def streams(self) -> Mapping[str, Source]:
-        """Its standard streams, by name."""
+        """The standard streams, by name."""
 
     async def signal(self, options: SignalOptions | None) -> None:
         """Have a signal sent; None to kill."""
@@ -113,7 +113,7 @@ class Process:
 
     @property
     def exit_code(self) -> int | None:
-        """Its exit code, an unsigned 32-bit number; None while it runs, and where it is unknown."""
+        """The exit code, an unsigned 32-bit number; None while it runs, and where it is unknown."""
         return self._handle.exit.how
 
     async def wait(self) -> int:
@@ -121,7 +121,7 @@ class Process:
 
         A process of a Linux guest that a signal ended gives 0xFFFFFFFF, one in a container 128 and the
         signal's number. A process in a Linux container has exited only once its output was read to the end,
-        or closed; what nobody reads meanwhile is read ahead, as much of each stream as a pipe would hold.
+        or closed; what is not read meanwhile is read ahead, as much of each stream as a pipe would hold.
 
         :raises GuestError: the guest knows the process no more, so that its exit code is unknown.
         :raises HostError: HCS, which started it, does not know how it exited.
@@ -134,7 +134,7 @@ class Process:
     async def _wait(self) -> int:
         exit = self._handle.exit
         outputs = [each for each in (self.stdout, self.stderr) if each is not None]
-        # The Linux guest tells of the exit of what is in a container only once its output was taken.
+        # The Linux guest reports the exit of what is in a container only once its output was taken.
         if self._guest.os != "linux" or not self._handle.contained or not outputs:
             return await exit.wait()
         failure: UVMError | None = None
@@ -173,7 +173,7 @@ class Process:
     async def kill(self) -> bool:
         """Kill it. False: it had exited, or the connection to its guest has closed.
 
-        It may still run for a moment; :meth:`wait` tells when it has exited. Other errors are those of
+        It may still run for a moment; :meth:`wait` returns when it has exited. Other errors are those of
         :meth:`signal`.
         """
         try:
@@ -273,7 +273,7 @@ class Process:
 
 
 def exit_of(process: Process) -> Exit[int]:
-    """Return the exit of a process, which tells of it whether or not its output is read."""
+    """Return the exit of a process, to wait for without reading its output."""
     return process._handle.exit
 
 

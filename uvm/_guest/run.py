@@ -23,7 +23,7 @@ from uvm.schema.process import ProcessParameters
 
 _log = logging.getLogger("uvm.gcs")
 
-#: How much output :meth:`ProcessHost.run` takes unless told otherwise.
+#: How much output :meth:`ProcessHost.run` takes by default.
 MAX_OUTPUT_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -122,7 +122,7 @@ class ProcessHost(ABC):
 
 
 class GuestHost(ProcessHost):
-    """A guest whose own processes are started, by either way to it."""
+    """A guest in which processes are started, by either connection."""
 
     _access: GuestAccess
 
@@ -144,7 +144,7 @@ class GuestHost(ProcessHost):
 
 
 async def _give_size(process: Process, height: int, width: int) -> None:
-    """Give the terminal of a Linux guest's own process its size, of which that guest takes no note."""
+    """Set the size of the terminal of a Linux guest's own process, which that guest does not read."""
     try:
         await process.resize(height, width)
     except RefusedError as error:
@@ -164,7 +164,7 @@ class _Conversation:
     max_bytes: int
     stdout: bytearray = field(factory=bytearray)
     stderr: bytearray = field(factory=bytearray)
-    # The first thing that went wrong; kept out of the task group, which would wrap it.
+    # The first error; kept out of the task group, which would wrap it.
     failure: Exception | None = None
 
     async def hold(self, text: bytes) -> int:
@@ -174,7 +174,7 @@ class _Conversation:
             if self.process.stdin is not None:
                 tasks.start_soon(self._feed, self.process.stdin, text, tasks.cancel_scope)
             exit_code = await self._listen()
-            # Nobody is left to take the rest of the input.
+            # The process reads no more of the input.
             tasks.cancel_scope.cancel()
         if self.failure is not None:
             raise self.failure

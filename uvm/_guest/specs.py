@@ -146,7 +146,7 @@ def _environment(env: object) -> Mapping[str, str] | None:
 
 
 def host_process(wanted: Command, os: str) -> ProcessParameters:
-    """Give a command as a process of the guest itself, or of a Windows container; without its pipes.
+    """Return a command as a process of the guest itself, or of a Windows container; without its pipes.
 
     :raises NotSupportedError: a Linux guest runs its own processes as root and takes no other user.
     """
@@ -173,7 +173,7 @@ def host_process(wanted: Command, os: str) -> ProcessParameters:
 
 
 def container_process(wanted: Command, own: Mapping[str, Any]) -> LinuxProcessParameters:
-    """Give a command as one more process of a Linux container; without its pipes.
+    """Return a command as one more process of a Linux container; without its pipes.
 
     :param own: the container's own, first process (``process`` of its specification), whose environment,
         directory, user, capabilities and limits hold where the command says nothing.
@@ -196,7 +196,7 @@ def container_process(wanted: Command, own: Mapping[str, Any]) -> LinuxProcessPa
 
 
 def execute_settings(os: str, parameters: str, ports: Mapping[str, int]) -> ExecuteProcessSettings:
-    """Give what to run, as JSON text, together with the ports that the guest dials for its streams.
+    """Return what to run, as JSON text, together with the ports that the guest dials for its streams.
 
     :param ports: by ``stdin``, ``stdout`` and ``stderr``; a stream without a port is not there.
     """
@@ -216,7 +216,7 @@ def execute_settings(os: str, parameters: str, ports: Mapping[str, int]) -> Exec
 
 
 def container_init() -> LinuxProcessParameters:
-    """Give the container's own, first process, which its specification describes; without its pipes."""
+    """Return the container's own, first process, which its specification describes; without its pipes."""
     return LinuxProcessParameters()
 
 
@@ -237,7 +237,7 @@ def _oci_user(user: str) -> dict[str, int]:
 def linux_container(
     spec: Mapping[str, Any], *, bundle_path: str, scratch_path: str = ""
 ) -> LinuxHostedSystem:
-    """Give an OCI runtime specification as the document of a Linux container.
+    """Return an OCI runtime specification as the document of a Linux container.
 
     The specification is copied, and cleaned of what is the host's or what the guest does not support: hooks,
     the path of its cgroup, limits of devices, pids, block I/O, huge pages and network, all of Windows but
@@ -287,7 +287,7 @@ def with_namespace(spec: Mapping[str, Any], container_id: str) -> Mapping[str, A
 
 
 def spec_of(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give the OCI specification in the document of a Linux container (:class:`LinuxHostedSystem` as JSON).
+    """Return the OCI specification in the document of a Linux container (:class:`LinuxHostedSystem` as JSON).
 
     :raises OptionsError: it has none, or one that the Linux guest's service is known to crash on: without
         a ``process``, without ``linux`` or without ``root``.
@@ -341,7 +341,7 @@ def _copy(what: str, document: object) -> dict[str, Any]:
 
 
 def check_writable(what: str, document: object) -> str:
-    """Give a model or a JSON value as JSON text.
+    """Return a model or a JSON value as JSON text.
 
     :raises OptionsError: it holds what JSON has no form for.
     """

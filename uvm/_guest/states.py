@@ -36,11 +36,11 @@ class Ended(Protocol):
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The container's id."""
 
     @property
     def bundle(self) -> str:
-        """Its directory in the guest; empty for a Windows container."""
+        """The container's directory in the guest; empty for a Windows container."""
 
     async def forget(self) -> None:
         """Delete its state."""

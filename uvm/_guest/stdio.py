@@ -4,18 +4,18 @@ How it works
 ------------
 
 Before a process is asked for, the host listens for each of its streams; the guest dials while it starts the
-process. The life of such a channel::
+process. The states of such a channel::
 
     LISTENING --- first use ---> ACCEPTING --- the guest's connection ---> CONNECTED
         |                            |                                         |
-        |                            | the process has ended, and nobody       | end of the stream,
+        |                            | the process has ended, and the guest    | end of the stream,
         |                            | has dialled for a second                | or closed
         |                            v                                         v
         +--------- closed -------> CLOSED <------------------------------------+
 
 The connection is accepted at the first use of the stream, and its bytes go straight to the reader: until then
 they wait in the guest, so that back-pressure reaches the process, and a reader who is slow costs no memory.
-Only while somebody waits for the exit of a process in a Linux container, which that guest tells once the
+Only during a wait for the exit of a process in a Linux container, which that guest reports once the
 output was taken, is a pipe's worth of each stream read ahead.
 
 Source: hcsshim internal/gcs/iochannel.go; internal/guest/stdio for the Linux guest.
@@ -46,7 +46,7 @@ _log = logging.getLogger("uvm.gcs")
 DIAL_GRACE_SECONDS: Final = 1.0
 
 _CHUNK_BYTES: Final = 65536
-#: How much is read of what nobody reads, while somebody waits for the exit: what a pipe of Linux holds.
+#: How much is read ahead of the reader during a wait for the exit: what a pipe of Linux holds.
 READ_AHEAD_BYTES: Final = 65536
 
 
@@ -86,10 +86,10 @@ class Source(Protocol):
 
     @property
     def closed(self) -> bool:
-        """It was closed, on our side."""
+        """True once it was closed on our side."""
 
     async def stream(self) -> ByteStream | None:
-        """Give the connection, once it is there; None where it never came, or was closed."""
+        """Return the connection, once it is there; None where it never came, or was closed."""
 
     async def aclose(self) -> None:
         """Close it. Again, it does nothing."""
@@ -136,11 +136,11 @@ class Channel:
 
     @property
     def closed(self) -> bool:
-        """It was closed."""
+        """True once it was closed."""
         return self._closed
 
     async def stream(self) -> ByteStream | None:
-        """Give the guest's connection, once it is there; None where it never came, or the channel is closed.
+        """Return the guest's connection, once it is there; None if it never came, or the channel is closed.
 
         Raises what the listener raises, and where the connection to the guest closed first, why.
         """
@@ -170,8 +170,8 @@ class Channel:
     def process_ended(self, failure: Callable[[], Exception] | None = None) -> None:
         """Wait no more than a moment for the guest's connection.
 
-        :param failure: makes the error to tell instead of an end of the stream; None where the process
-            has ended in an orderly way.
+        :param failure: makes the error to raise instead of an end of the stream; None where the process
+            has ended in order.
         """
         self._failure = failure
         self._process_ended = True
@@ -236,7 +236,7 @@ class _Stdio:
             self._busy = False
 
     async def aclose(self) -> None:
-        """Close it, also under a task that uses it, which is told. Again, it does nothing."""
+        """Close it, also under a task that uses it, which gets an error. Again, it does nothing."""
         await self._channel.aclose()
 
 
@@ -250,7 +250,7 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
     async def send(self, item: bytes) -> None:
         """Send all of it; waits while the process is far behind.
 
-        Where that is cancelled, nobody knows how much of it was sent.
+        Where that is cancelled, how much of it was sent is unknown.
 
         :raises StreamClosedError: the stream was closed, or its end was sent.
         :raises StreamBrokenError: the process closed it, or ended.
@@ -266,7 +266,7 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
             await stream.send(item)
 
     async def send_eof(self) -> None:
-        """Tell the process that there is no more input. Again, or after the process ended, it does nothing.
+        """End the input. Again, or after the process ended, it does nothing.
 
         :raises StreamClosedError: the stream was closed.
         :raises StreamBusyError: another task is sending.
@@ -283,7 +283,7 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
             except BROKEN_STREAM as e:
                 if self._channel.closed:
                     raise
-                _log.debug("%s: nobody reads it any more: %r", operation, e)
+                _log.debug("%s: the process reads it no more: %r", operation, e)
             self._at_end = True
 
     async def _connected(self, operation: str) -> ByteStream | None:
@@ -336,7 +336,7 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
             self._say_change()
 
     async def read_ahead(self) -> None:
-        """Read what nobody reads, as much as a pipe would hold, until the stream ends or we are cancelled."""
+        """Read ahead of the reader, as much as a pipe would hold, until the stream ends."""
         while not self._at_end and not self._channel.closed:
             if self._pumping or self._reading or self._ahead_bytes >= READ_AHEAD_BYTES:
                 await self._change()
@@ -347,14 +347,14 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
                 self._ahead.append(data)
                 self._ahead_bytes += len(data)
             except (anyio.EndOfStream, UVMError):
-                # Whoever reads is told.
+                # The reader gets the same.
                 return
             finally:
                 self._pumping = False
                 self._say_change()
 
     async def aclose(self) -> None:
-        """Close it, also under a task that reads it, which is told. Again, it does nothing."""
+        """Close it, also under a task that reads it, which gets an error. Again, it does nothing."""
         self._ahead.clear()
         self._ahead_bytes = 0
         await super().aclose()

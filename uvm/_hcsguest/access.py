@@ -1,4 +1,4 @@
-"""The way to a guest through HCS, and the tasks in which what HCS made there is taken care of."""
+"""A guest as HCS reaches it, and the tasks that serve what HCS made there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger("uvm.gcs")
 
 @define(eq=False, kw_only=True)
 class RelayAccess(GuestAccess):
-    """The way to a guest through HCS.
+    """A guest as HCS reaches it.
 
     :ivar system: the VM.
     :ivar create: creates a compute system (:meth:`uvm.backend.Backend.create`).
@@ -43,7 +43,7 @@ class RelayAccess(GuestAccess):
         return self.system if self.container is None else self.container
 
     async def lost_with_vm(self, error: HostError) -> bool:
-        """Tell whether HCS refused because the VM has gone, and not only a container of it."""
+        """Return whether HCS refused because the VM has gone, and not only a container of it."""
         if self.container is None:
             return error.system_gone
         cut_off = error.system_gone or error.hresult == HResult.HCS_E_UNEXPECTED_EXIT
@@ -61,24 +61,24 @@ class RelayAccess(GuestAccess):
     async def vm_has_gone(self) -> bool:
         """Ask HCS whether the VM has exited."""
         try:
-            told = await self.system.properties()
+            answer = await self.system.properties()
         except HostError as error:
             return error.system_gone or error.hresult == HResult.E_HANDLE
         except UVMError as error:
-            # Whoever asks is told of the exit later, by the end of the task group.
+            # The caller gets the exit later, by the end of the task group.
             _log.debug("%s: asking whether the VM has gone: %s", self.name, error)
             return False
-        return told.get("Stopped") is True or told.get("State") == "Stopped"
+        return answer.get("Stopped") is True or answer.get("State") == "Stopped"
 
 
 class Served(Protocol):
     """What HCS made, with a task of its own."""
 
     async def serve(self) -> None:
-        """Take care of it until nobody can want it any more."""
+        """Serve it until no caller can want it any more."""
 
     def abandon(self) -> None:
-        """Do away with it, beside: its caller has gone."""
+        """End it in the background: its caller was cancelled."""
 
 
 S = TypeVar("S", bound=Served)
@@ -128,13 +128,13 @@ class _Start(Generic[S]):
             await self._made.serve()
 
     def abandon(self) -> None:
-        """The caller has gone."""
+        """Note that the caller was cancelled."""
         self._abandoned = True
         if self._made is not None:
             self._made.abandon()
 
     def result(self) -> S:
-        """Give what was made, or raise why there is nothing."""
+        """Return what was made, or raise why there is nothing."""
         if self._made is not None:
             return self._made
         if self._failure is not None:

@@ -61,7 +61,7 @@ class RelayedContainer:
         self._system = system
         # Its VM went.
         self._cut_off = False
-        # Nobody wants it any more.
+        # It is to be closed.
         self._given_up = Flag()
         self._closed = Flag()
         self._waiting = anyio.CancelScope()
@@ -134,7 +134,7 @@ class RelayedContainer:
     # Its task.
 
     async def serve(self) -> None:
-        """Wait for its exit, and close the handle once nobody wants it: the container's own task."""
+        """Wait for its exit, and close the handle once it is to be closed: the container's own task."""
         try:
             await self._await_exit()
             await self._given_up.wait()
@@ -168,7 +168,7 @@ class RelayedContainer:
     async def _await_exit(self) -> None:
         try:
             with self._waiting:
-                await self._tell(await self._system.wait())
+                await self._report(await self._system.wait())
         except HostError as error:
             if await self._access.lost_with_vm(error):
                 self._cut()
@@ -180,17 +180,17 @@ class RelayedContainer:
             _log.warning("waiting for container %s: %r", self.id, error)
             self._cut()
 
-    async def _tell(self, status: ExitStatus) -> None:
+    async def _report(self, status: ExitStatus) -> None:
         # What went with its VM has not exited, as over our own connection.
         if await self._access.vm_has_gone():
             self._cut()
         elif not self.exit.settled:
             info = dumps(status.detail) if status.detail else ""
-            self.exit.tell(ContainerExit(printable(status.exit_type), status.code, info))
+            self.exit.report(ContainerExit(printable(status.exit_type), status.code, info))
             _log.info("%s: container %s has exited: %s", self._access.name, self.id, status.exit_type)
 
     def _cut(self) -> None:
-        """Take note that its VM has gone."""
+        """Note that its VM has gone."""
         self._cut_off = True
         self.exit.lose(self._access.closed_error, cut_off=True)
 

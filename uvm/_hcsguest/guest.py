@@ -27,7 +27,7 @@ class RelayGuest(GuestHost):
     """A :class:`~uvm.backend.Guest` behind HCS's own connection to it.
 
     Each guest request goes alone, without a ``ResourcePath``, so that what the host did and what the guest
-    did are told apart when one of them refuses.
+    did are distinguished when one of them refuses.
 
     :ivar capabilities: what the guest said of itself.
     """
@@ -40,18 +40,18 @@ class RelayGuest(GuestHost):
     async def connect(cls, access: RelayAccess) -> RelayGuest:
         """Ask HCS about its connection to the guest (``GuestConnectionInfo``).
 
-        :raises HostError: HCS refused; HCS_E_PROTOCOL_ERROR where the guest told nonsense of itself.
+        :raises HostError: HCS refused; HCS_E_PROTOCOL_ERROR if what the guest says of itself cannot be read.
         """
-        told: Any = await access.system.properties("GuestConnection")
+        said: Any = await access.system.properties("GuestConnection")
         for name in ("GuestConnectionInfo", "GuestDefinedCapabilities"):
-            told = told.get(name) or {}
-            if not isinstance(told, Mapping):
+            said = said.get(name) or {}
+            if not isinstance(said, Mapping):
                 raise HostError(
                     f"ask about the guest of {access.name}",
                     HResult.HCS_E_PROTOCOL_ERROR,
-                    f"{name} is no object: {str(told)[:200]}",
+                    f"{name} is no object: {str(said)[:200]}",
                 )
-        return cls(access, told)
+        return cls(access, said)
 
     @property
     def features(self) -> GuestFeatures:
@@ -86,7 +86,7 @@ class RelayGuest(GuestHost):
 
 @define(eq=False)
 class NoGuest:
-    """The guest of a VM that was created with ``use_guest_connection=False``: nobody to talk to."""
+    """The guest of a VM that was created with ``use_guest_connection=False``: it cannot be asked."""
 
     vm_id: str
     capabilities: Mapping[str, Any] = Factory(dict)

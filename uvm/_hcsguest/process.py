@@ -4,7 +4,7 @@ How it works
 ------------
 
 Each process has one task, in the task group of its VM. It asks HCS for the process, waits for its exit, and
-holds the handle for as long as somebody may want something of it::
+holds the handle for as long as a caller may use it::
 
     start_relayed --+-- HCS, or the guest, refuses -----> an error
                     |
@@ -63,7 +63,7 @@ class _Pipe:
         self.closed = False
 
     async def stream(self) -> ByteStream | None:
-        """Give the stream; None once it was closed."""
+        """Return the stream; None once it was closed."""
         return None if self.closed else self._stream
 
     async def aclose(self) -> None:
@@ -140,7 +140,7 @@ class RelayedProcess:
         self._stream_closed()
 
     async def serve(self) -> None:
-        """Wait for its exit, and close the handle once nobody can want it: the process's own task."""
+        """Wait for its exit, and close the handle once no caller can use it: the process's own task."""
         try:
             await self._await_exit()
             await self._unread.wait()
@@ -171,7 +171,7 @@ class RelayedProcess:
     async def _await_exit(self) -> None:
         try:
             with self._waiting:
-                self.exit.tell(await self._handle.wait())
+                self.exit.report(await self._handle.wait())
         except HostError as error:
             if await self._access.lost_with_vm(error):
                 self._cut()
@@ -184,7 +184,7 @@ class RelayedProcess:
             self._cut()
 
     def _cut(self) -> None:
-        """Its VM has gone."""
+        """Note that its VM has gone."""
         if not self.exit.settled:
             self._cut_off = True
             self.exit.lose(self._access.closed_error, cut_off=True)
@@ -263,7 +263,7 @@ class RelayedProcess:
     async def _give_up(self) -> None:
         """Settle the exit, if HCS forgets to report it."""
         await self._access.clock.sleep(DOUBT_SECONDS)
-        text = "HCS knows the process no more, and did not tell how it exited"
+        text = "HCS knows the process no more, and did not report how it exited"
         self.exit.lose(lambda: HostError(f"wait for process {self.pid}", HResult.ERROR_NOT_FOUND, text))
         self._waiting.cancel()
 

@@ -54,7 +54,7 @@ class GuestServices(Part, ProcessHost):
 
         :raises VMStateError: the VM is not running.
         :raises VMExitedError: it has exited.
-        :raises NotSupportedError: nobody can ask the guest (``use_guest_connection=False``).
+        :raises NotSupportedError: the guest cannot be asked (``use_guest_connection=False``).
         """
         return self._asked.features
 
@@ -65,7 +65,7 @@ class GuestServices(Part, ProcessHost):
         guest = self._link.guest
         if not isinstance(guest, GuestConnection | RelayGuest):
             raise NotSupportedError(
-                f"{self._context.vm_id}: nobody is connected to the guest; create the VM with "
+                f"{self._context.vm_id}: there is no connection to the guest; create the VM with "
                 "use_guest_connection=True"
             )
         return guest
@@ -125,7 +125,7 @@ class GuestServices(Part, ProcessHost):
     async def dump_stacks(self) -> str:
         """Ask for the stacks of the guest's compute service, as text.
 
-        :raises NotSupportedError: the guest cannot tell them.
+        :raises NotSupportedError: the guest cannot report them.
         """
         return await self._link.call(self.guest.dump_stacks())
 
@@ -143,7 +143,7 @@ class GuestServices(Part, ProcessHost):
         await self._link.modify_guest(to_json(request))
 
     async def set_log_sources(self) -> None:
-        """Tell the log forwarding service of a Windows guest anew what the VM's options want forwarded."""
+        """Send the log forwarding service of a Windows guest anew what the VM's options want forwarded."""
         guest, options = self._forwarding()
         await self._link.call(set_log_sources(guest, options))
 

@@ -92,7 +92,7 @@ class RootFileSystem(Releasable):
 
     @property
     def released(self) -> bool:
-        """Whether it has been given back, or the VM has gone."""
+        """Whether it has been released, or the VM has gone."""
         return (self._releasing is not None and not self._errors) or self._vm._link.exited.is_set()
 
     async def release(self) -> None:
