@@ -80,6 +80,13 @@ def test_a_linux_guest_takes_arguments_and_gets_a_path() -> None:
     }
 
 
+def test_a_windows_variable_is_not_set_twice_in_another_case() -> None:
+    twice = command(["x"], env={"Path": "a", "PATH": "b"})
+    with pytest.raises(OptionsError, match="the environment has PATH twice"):
+        host_process(twice, "windows")
+    assert host_process(twice, "linux").environment == {"Path": "a", "PATH": "b"}
+
+
 def test_an_environment_that_is_given_is_the_whole_environment() -> None:
     wanted = command(["env"], env={"A": "", "B": "c"}, cwd="/tmp")
     parameters = host_process(wanted, "linux")

@@ -19,6 +19,8 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
+from uvm._arguments import refuse_twice
+from uvm._names import windows_upper
 from uvm._wire.ports import vsock_service_id
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.schema.gcs import (
@@ -158,6 +160,7 @@ def host_process(wanted: Command, os: str) -> ProcessParameters:
     if os == "windows":
         parameters.command_line = subprocess.list2cmdline(wanted.args)
         parameters.working_directory = wanted.cwd or WINDOWS_DIRECTORY
+        refuse_twice("the environment", map(windows_upper, wanted.env or ()))
         # hcsshim sends no empty values: a Windows variable that is empty is not there.
         parameters.environment = {k: v for k, v in (wanted.env or {}).items() if v}
         return parameters

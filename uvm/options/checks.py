@@ -41,6 +41,15 @@ def _checked(cls: type) -> tuple[attrgetter[Any], tuple[Any, ...], tuple[attrs.A
     return attrgetter(*(f.name for f in fields)), tuple(f.default for f in fields), fields
 
 
+class Checked:
+    """The base of options, which check themselves when they are made."""
+
+    __slots__ = ()
+
+    def __attrs_post_init__(self: Any) -> None:
+        check_fields(self)
+
+
 def check_fields(options: attrs.AttrsInstance) -> dict[str, Any]:
     """Check each option by itself, and return those that differ from their defaults.
 

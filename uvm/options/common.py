@@ -17,6 +17,7 @@ from uvm.options.checks import (
     I32,
     U32,
     U64,
+    Checked,
     check_fields,
     each,
     flag,
@@ -55,16 +56,13 @@ NUMA = (
 
 
 @frozen(kw_only=True)
-class HvSocketService:
+class HvSocketService(Checked):
     """An entry of the Hyper-V socket service table; the descriptors are SDDL."""
 
     bind_security_descriptor: str = field(default="", metadata=go("BindSecurityDescriptor", text))
     connect_security_descriptor: str = field(default="", metadata=go("ConnectSecurityDescriptor", text))
     allow_wildcard_binds: bool = field(default=False, metadata=go("AllowWildcardBinds", flag))
     disabled: bool = field(default=False, metadata=go("Disabled", flag))
-
-    def __attrs_post_init__(self) -> None:
-        check_fields(self)
 
 
 def _services(value: Mapping[str, HvSocketService]) -> Mapping[str, HvSocketService]:

@@ -14,7 +14,7 @@ from uvm.options.checks import (
     U16,
     U32,
     U64,
-    check_fields,
+    Checked,
     choice,
     each,
     flag,
@@ -34,14 +34,11 @@ LARGEST_VPMEM_BYTES = 4 * GIB
 
 
 @frozen
-class PCIDevice:
+class PCIDevice(Checked):
     """A PCI device of the host: its instance path, and which of its virtual functions."""
 
     instance_path: str = field(metadata=go("deviceInstanceID", text))
     function: int = field(default=0, metadata=go("virtualFunctionIndex", whole(U16)))
-
-    def __attrs_post_init__(self) -> None:
-        check_fields(self)
 
 
 _ISOLATED = ("dm_verity_rootfs_vhd", "extra_vsock_ports", "hcl_enabled", "use_guest_state_file")

@@ -12,6 +12,7 @@ from uvm._names import windows_upper
 from uvm.errors import OptionsError
 from uvm.options.checks import (
     I32,
+    Checked,
     check_fields,
     choice,
     each,
@@ -28,7 +29,7 @@ from uvm.options.common import Options, decode_policy
 
 
 @frozen(kw_only=True)
-class VmbFSBootFiles:
+class VmbFSBootFiles(Checked):
     """Boot from a directory of the host.
 
     :ivar os_files_path: the directory with the operating system's files.
@@ -40,12 +41,9 @@ class VmbFSBootFiles:
     os_relative_boot_directory: str = field(converter=path, metadata=go("OSRelativeBootDirPath", text))
     scratch_vhd_path: str = field(converter=path, metadata=go("ScratchVHDPath", text))
 
-    def __attrs_post_init__(self) -> None:
-        check_fields(self)
-
 
 @frozen(kw_only=True)
-class BlockCIMBootFiles:
+class BlockCIMBootFiles(Checked):
     """Boot from disks, for confidential VMs.
 
     :ivar boot_cim_vhd_path: the disk with a block CIM of the operating system's files; empty: ``rootfs.vhd``
@@ -57,9 +55,6 @@ class BlockCIMBootFiles:
     boot_cim_vhd_path: str = field(default="", converter=path, metadata=go("BootCIMVHDPath", text))
     efi_vhd_path: str = field(default="", converter=path, metadata=go("EFIVHDPath", text))
     scratch_vhd_path: str = field(converter=path, metadata=go("ScratchVHDPath", text))
-
-    def __attrs_post_init__(self) -> None:
-        check_fields(self)
 
 
 _TYPES = ("None", "String", "ExpandedString", "MultiString", "Binary", "DWord", "QWord", "CustomType")
