@@ -17,7 +17,7 @@ SURFACE = {
         BlockCIMBootFiles HvSocketService PCIDevice RegistryValue VmbFSBootFiles CreationPlan
         GuestTimeouts OutputHandler VMMemory VMStatistics Quarantined
         DiskType Mount LCOWLayer WCOWLayer RootFileSystem
-        Lease AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease SharedLease
+        Lease Orphan AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease SharedLease
         VPCILease VPMemLease VSMBLease
         AttachedAdapter CombinedRoot MappedPipe Plan9Share ScsiDisk SharedPath VPCIDevice VPMemLayer VSMBShare
         connect_unix listen_unix
@@ -56,7 +56,7 @@ SURFACE = {
 VM = """
     create id runtime_id os options host plan state exit_status capabilities features guest
     start wait shutdown terminate pause resume crash save detach close
-    scsi vpmem vsmb plan9 vpci pipes network layers share shared mount_layers ledgers quarantined
+    scsi vpmem vsmb plan9 vpci pipes network layers share shared mount_layers ledgers quarantined orphans
     run open_process create_container
     stats properties assigned_memory_bytes update_memory update_cpu_limits update_container_memory_limits
     set_cpu_group release_cpu_group update_hvsocket_service remove_hvsocket_service modify guest_request

@@ -5,6 +5,7 @@ from uvm._buses.directories import SharedPath as SharedPath
 from uvm._buses.layers import CombinedLease as CombinedLease
 from uvm._buses.layers import CombinedRoot as CombinedRoot
 from uvm._buses.lease import Lease as Lease
+from uvm._buses.lease import Orphan as Orphan
 from uvm._buses.network import AdapterLease as AdapterLease
 from uvm._buses.network import AttachedAdapter as AttachedAdapter
 from uvm._buses.network import NamespaceLease as NamespaceLease

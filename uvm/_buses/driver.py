@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from enum import Enum
 from functools import partial
 from typing import Final, Generic, TypeVar
@@ -113,6 +113,8 @@ class Hold(Generic[S_co]):
     )
     state: HoldState = field(default=_WAITING, init=False)
     error: BaseException | None = field(default=None, init=False)
+    #: No caller has it or waits for it any more.
+    abandoned: bool = field(default=False, init=False)
     _waker: anyio.Event | None = field(default=None, init=False, repr=False)
 
     @property
@@ -159,8 +161,19 @@ class Hold(Generic[S_co]):
     def drop(self) -> None:
         """Release it. This takes effect at once; the VM's tasks do what follows."""
         self._waker = self.error = None
-        self.state = _RELEASING
+        self.state, self.abandoned = _RELEASING, False
         self._drop_ticket(self)
+
+    def abandon(self) -> None:
+        """Release it for no caller: if that is refused, it is an orphan."""
+        self._waker = self.error = None
+        self.state, self.abandoned = _RELEASING, True
+        self._drop_ticket(self)
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether its removal was refused and no caller has the device."""
+        return self.abandoned and self.may_release_again and not self.ticket.entry.holders
 
     def inherit(self, parent: Hold[object]) -> None:
         """Go on with the ticket of what the device lived on, and release that as well."""
@@ -171,7 +184,11 @@ class Hold(Generic[S_co]):
 
     async def wait_released(self) -> None:
         """Wait until what :meth:`drop` began is complete; cancelling stops only the waiting."""
-        await self.wait_settled()
+        try:
+            await self.wait_settled()
+        except BaseException:
+            self.abandoned = True
+            raise
         if self.error is not None:
             raise own(self.error)
 
@@ -180,7 +197,7 @@ class Hold(Generic[S_co]):
 
         :raises UndoFailedError: that failed as well.
         """
-        self.drop()
+        self.abandon()
         try:
             await self.wait_released()
         except UVMError as undo_error:
@@ -278,9 +295,10 @@ class Driver(Generic[K, M, S, W]):
         try:
             await hold.wait_settled()
         except BaseException:
-            hold.drop()
+            hold.abandon()
             raise
         if hold.error is not None:
+            hold.abandoned = True
             raise own(hold.error)
         hold.state = _HELD
 
@@ -291,6 +309,11 @@ class Driver(Generic[K, M, S, W]):
             return
         # It may come from the ledger above.
         self._holds[ticket] = hold
+        operation = ticket.entry.operation
+        if operation is not None and operation.kind is ADD and ticket in operation.serves:
+            # It is dropped once the device is attached, so that a refused removal has an owner.
+            hold.state, hold.abandoned = _WAITING, True
+            return
         self._settle(self.ledger.drop(ticket))
 
     def attached(self) -> list[Entry[K, M, S, W]]:
@@ -312,6 +335,16 @@ class Driver(Generic[K, M, S, W]):
         holds = (self._holds[ticket] for ticket in tickets)
         return [hold for hold in holds if hold.state is _HELD or hold.state is _OWED]
 
+    def in_use(self, key: K) -> bool:
+        """Return whether a caller, or what lives on it, has a key or waits for it."""
+        entry = self.ledger.get(key)
+        tickets = () if entry is None else (*entry.holders, *entry.waiters)
+        return not all(self._holds[ticket].abandoned for ticket in tickets)
+
+    def orphans(self) -> Iterator[Hold[object]]:
+        """Yield the holds on what is attached and has no caller, since its removal was refused."""
+        return (hold for hold in self._holds.values() if hold.orphaned)
+
     async def release_one(self, key: K, wanted: Callable[[M], bool] = lambda _: True) -> bool:
         """Release the oldest hold on a key, whichever caller has it; return False if none has."""
         holds = self.holds_on(key, wanted)
@@ -327,16 +360,19 @@ class Driver(Generic[K, M, S, W]):
         heirs = list(change.parents)
         for ticket in change.granted:
             self._holds[ticket].settle(_GRANTED)
+        abandoned = [hold for ticket in change.granted if (hold := self._holds[ticket]).abandoned]
         for ticket, error in change.failed:
             self._finish(ticket, self._explain(error), heirs)
         for ticket in change.released:
             self._finish(ticket, None, heirs)
         for parent in heirs:
-            parent.drop()
+            parent.abandon()
         for withheld in change.quarantined:
             self._report(withheld)
         if change.operation is not None:
             self.lane.enter(partial(self._start, change.operation))
+        for hold in abandoned:
+            hold.abandon()
 
     def _start(self, operation: Operation[K, M, S, W]) -> None:
         if self.link.tasks is not None:
@@ -391,10 +427,6 @@ class Driver(Generic[K, M, S, W]):
             self.lane.leave()
 
     def _end(self, operation: Operation[K, M, S, W], outcome: Outcome) -> None:
-        if isinstance(outcome, Refused) and operation.kind is REMOVE and not operation.releasers:
-            # Whoever it was added for had given up, so that nobody is there to be told.
-            what = f"{self.link.vm_id}: removing {operation.key}, which nobody waits for any more, failed"
-            _log.warning("%s: %s; it stays until it is acquired and released again", what, outcome.error)
         self._settle(self.ledger.done(operation, outcome))
         if operation.kind == REMOVE:
             self.link.states.unmounted()

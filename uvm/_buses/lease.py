@@ -1,11 +1,11 @@
-"""What callers get: leases."""
+"""What callers get: leases; and the orphans, which no caller has."""
 
 from __future__ import annotations
 
 from types import TracebackType
 from typing import Self
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from uvm._buses.driver import Hold
 
@@ -68,4 +68,27 @@ class Lease(Releasable):
     def give_up(self) -> None:
         """Release the lease without waiting, unless it was released; what then fails is logged."""
         if not self.released:
-            self._hold.drop()
+            self._hold.abandon()
+
+
+@frozen
+class Orphan:
+    """What is attached and has no caller: its removal was refused, and the caller failed or was cancelled.
+
+    It goes too when another caller attaches the same and releases it.
+
+    :ivar ledger: where it is in :meth:`UtilityVM.ledgers`.
+    :ivar key: what makes it one device, such as its host path.
+    :ivar error: what the removal failed with.
+    """
+
+    ledger: str
+    key: object
+    slot: object
+    error: BaseException | None = field(eq=False)
+    _hold: Hold[object] = field(repr=False)
+
+    async def release(self) -> None:
+        """Try again to remove it. Nothing happens if it has gone meanwhile."""
+        self._hold.abandon()
+        await self._hold.wait_released()

@@ -151,8 +151,7 @@ class NetworkBus(Bus):
         if not model.id:
             raise OptionsError("no network namespace was added: its document has no ID")
         key = guid_key(model.id)
-        entry = self._namespaces.ledger.get(key)
-        if entry is not None and entry.wanted:
+        if self._namespaces.in_use(key):
             raise OptionsError(f"{self._context.vm_id} is in the network namespace {model.id} already")
         return NamespaceLease(await self._namespaces.acquire(key, model), self, model.id)
 
@@ -182,7 +181,7 @@ class NetworkBus(Bus):
         try:
             adapter = self._adapters.start(adapter_key(entry.key, model.id), wanted, parent=namespace)
         except BaseException:
-            namespace.drop()
+            namespace.abandon()
             raise
         await self._adapters.wait(adapter)
         return AdapterLease(adapter, adapter.slot, model.id, namespace.slot)

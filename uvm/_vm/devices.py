@@ -11,6 +11,7 @@ from uvm._buses.context import Bus
 from uvm._buses.directories import DirectoryBus, SharedLease, SharedPath
 from uvm._buses.driver import Driver
 from uvm._buses.layers import LayersBus
+from uvm._buses.lease import Orphan
 from uvm._buses.network import NetworkBus
 from uvm._buses.pipes import PipeBus
 from uvm._buses.plan9 import Plan9Bus
@@ -116,6 +117,15 @@ class Devices(Part):
     def quarantined(self) -> tuple[Quarantined[Hashable, object], ...]:
         """The slots that are withheld, since what is in them is unknown."""
         return tuple(self._link.quarantined)
+
+    @property
+    def orphans(self) -> tuple[Orphan, ...]:
+        """What is attached and has no caller, since its removal was refused."""
+        return tuple(
+            Orphan(name, hold.ticket.key, hold.ticket.entry.slot, hold.error, hold)
+            for name, driver in self._drivers()
+            for hold in driver.orphans()
+        )
 
     def ledgers(self) -> dict[str, LedgerState[Hashable, object, object, object]]:
         """Return what is attached, per ledger, as values."""
