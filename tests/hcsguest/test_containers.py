@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import uvm
+from tests.vm.audit import check_at_rest
 from tests.vm.orders import Choose, World, run_example
 from tests.vm.support import DISK, LAYER, Attempt, Running, host_backend, lcow, quiet, running, wcow
 from uvm._guest import container as containers
@@ -114,6 +115,7 @@ async def test_a_linux_container_runs_its_own_process_and_others_beside_it(exter
             with pytest.raises((GuestError, HostError)):
                 await container.run(["true"])
         await root.release()
+        check_at_rest(run)
         assert in_guest(run) == []
         assert left(run.backend) == []
 
@@ -155,7 +157,9 @@ async def test_the_exit_of_a_container_process_is_told_though_nobody_has_read_wh
         await container.open_init(stdin=True)
         process = await container.open_process(["echo", "still here"])
         assert await process.wait() == 0
-        assert await everything(process) == b"still here\n"
+        assert process.stdout is not None
+        assert await process.stdout.receive(5) == b"still"
+        assert await everything(process) == b" here\n"
 
 
 @anyio_test

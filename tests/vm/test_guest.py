@@ -43,8 +43,6 @@ SPEC = {
     "process": {"args": ["cat"], "cwd": "/", "env": ["GREETING=hello"]},
     "linux": {},
 }
-WINDOWS_CONTAINER = {"SchemaVersion": {"Major": 2, "Minor": 1}, "Container": {"Storage": {"Layers": []}}}
-
 OPTIONS = pytest.mark.parametrize("options", [lcow, wcow])
 
 
@@ -61,12 +59,6 @@ async def beside(run: host.Running) -> AsyncIterator[uvm.UtilityVM]:
         yield vm
 
 
-async def say(process: Process, data: bytes) -> None:
-    """Send something to a process."""
-    assert process.stdin is not None
-    await process.stdin.send(data)
-
-
 async def hush(process: Process) -> None:
     """Tell a process that there is no more to read."""
     assert process.stdin is not None
@@ -79,23 +71,7 @@ async def hear(process: Process, max_bytes: int = 65536) -> bytes:
     return await process.stdout.receive(max_bytes)
 
 
-async def everything(process: Process) -> bytes:
-    """Receive all that a process writes."""
-    assert process.stdout is not None
-    return b"".join([chunk async for chunk in process.stdout])
-
-
-# Processes.
-
-
-@OPTIONS
-async def test_a_command_gives_its_exit_code_and_what_it_wrote(options: Any) -> None:
-    async with running(options()) as run:
-        done = await run.vm.run(["echo", "hello", "world"])
-        assert (done.exit_code, done.stdout, done.stderr) == (0, b"hello world\n", b"")
-        assert (await run.vm.run(["false"])).exit_code == 1
-        assert (await run.vm.run(["cat"], input=b"in and out")).stdout == b"in and out"
-        assert b"NAME=value" in (await run.vm.run(["env"], env={"NAME": "value"})).stdout
+# Processes. What holds over either connection is in tests/hcsguest.
 
 
 @OPTIONS
@@ -104,18 +80,6 @@ async def test_a_command_that_the_guest_does_not_have_is_refused_and_the_vm_goes
         with pytest.raises(GuestError, match="no-such-command"):
             await run.vm.run(["no-such-command"])
         assert (await run.vm.run(["true"])).exit_code == 0
-
-
-async def test_a_process_is_spoken_to_while_it_runs_and_told_the_end_of_its_input() -> None:
-    async with running() as run, run.vm.open_process(["cat"]) as process:
-        await say(process, b"one")
-        assert await hear(process) == b"one"
-        await say(process, b"two")
-        await hush(process)
-        assert await everything(process) == b"two"
-        assert await process.wait() == 0
-        with pytest.raises(anyio.ClosedResourceError):
-            await say(process, b"three")
 
 
 async def test_what_a_process_writes_waits_in_the_guest_until_somebody_reads_it() -> None:
@@ -138,38 +102,6 @@ async def test_what_a_process_writes_waits_in_the_guest_until_somebody_reads_it(
         assert written > ahead
         await process.kill()
         await process.wait()
-
-
-async def test_a_terminal_has_a_size_that_can_be_changed() -> None:
-    backend = host_backend()
-
-    @backend.programs.register("sizes")
-    async def sizes(process: FakeProcess) -> int:
-        assert process.terminal is not None
-        for _ in range(2):
-            await process.stdin.receive()
-            await process.stdout.send(f"{process.terminal.height}x{process.terminal.width}".encode())
-        return 0
-
-    async with (
-        running(backend=backend) as run,
-        run.vm.open_process(["sizes"], terminal=True, size=(24, 80)) as process,
-    ):
-        assert process.stderr is None
-        await say(process, b"now")
-        assert b"24x80" in await hear(process)
-        await process.resize(50, 132)
-        await say(process, b"now")
-        assert b"50x132" in await everything(process)
-        await process.wait()
-
-
-@OPTIONS
-async def test_a_process_is_signalled_until_it_has_exited(options: Any) -> None:
-    async with running(options()) as run, run.vm.open_process(["sleep", "1000"]) as process:
-        assert await process.kill()
-        assert await process.wait() != 0
-        assert not await process.kill()
 
 
 async def test_a_wait_that_is_cancelled_leaves_the_process_to_the_next_wait() -> None:
@@ -209,69 +141,7 @@ async def test_many_processes_run_at_once() -> None:
         assert outputs == {f"{number}\n".encode() for number in range(50)}
 
 
-async def test_more_output_than_the_caller_takes_kills_the_process_and_not_the_host() -> None:
-    async with running() as run:
-        with pytest.raises(uvm.UVMError, match="more than 1000 bytes"):
-            await run.vm.run(["yes"], max_output_bytes=1000)
-        await quiet()
-        assert not service(run).external
-
-
 # Containers.
-
-
-async def test_a_linux_container_runs_its_own_process_and_others_beside_it() -> None:
-    async with running() as run:
-        root = await run.vm.mount_layers("c1", [host.LAYER], host.SCRATCH)
-        async with run.vm.create_container("c1", SPEC, root=root) as container:
-            await container.start()
-            init = await container.open_init(stdin=True)
-            beside = await container.run(["env"])
-            assert b"GREETING=hello" in beside.stdout
-            assert [each.process_id for each in await container.processes()] == [init.pid]
-            await say(init, b"to the container")
-            await hush(init)
-            assert await everything(init) == b"to the container"
-            assert await init.wait() == 0
-            assert (await container.wait()).type == "UnexpectedExit"
-            with pytest.raises(GuestError, match="stopped container"):
-                await container.run(["true"])
-        await root.release()
-        assert not service(run).containers
-        check_at_rest(run)
-
-
-async def test_the_exit_of_a_container_process_is_told_though_nobody_has_read_what_it_wrote() -> None:
-    async with running() as run, run.vm.create_container("c1", SPEC) as container:
-        await container.start()
-        await container.open_init(stdin=True)
-        process = await container.open_process(["echo", "still here"])
-        assert await process.wait() == 0
-        assert await hear(process, 5) == b"still"
-        assert await everything(process) == b" here\n"
-
-
-async def test_a_container_that_is_left_is_ended_and_forgotten() -> None:
-    async with running() as run:
-        async with run.vm.create_container("c1", SPEC) as container:
-            await container.start()
-            await container.open_init(stdin=True)
-        assert container.exit is not None
-        assert container.exit.type == "ForcedExit"
-        assert not service(run).containers
-        async with run.vm.create_container("c1", SPEC):
-            pass
-
-
-async def test_a_windows_container_runs_processes() -> None:
-    async with (
-        running(wcow()) as run,
-        run.vm.create_container("c1", WINDOWS_CONTAINER) as container,
-    ):
-        await container.start()
-        assert (await container.run(["echo", "from inside"])).stdout.split() == [b"from", b"inside"]
-        with pytest.raises(NotSupportedError):
-            await container.open_init()
 
 
 async def test_what_is_no_container_is_refused_before_the_guest_is_asked() -> None:
