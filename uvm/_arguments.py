@@ -43,9 +43,10 @@ def member_of(cls: type[E], value: object, what: str) -> E:
 
 
 def refuse_twice(what: str, keys: Iterable[Hashable]) -> None:
-    """Refuse a sequence in which one thing is twice, however it is spelled.
+    """Refuse keys of which one is there twice.
 
-    :param keys: what the things are called when they are compared; an error shows them.
+    :param what: what an error calls what has the keys.
+    :param keys: the names, in one spelling; an error shows them.
     :raises OptionsError: a key is there twice.
     """
     seen = set()

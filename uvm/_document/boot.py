@@ -52,7 +52,7 @@ def _kernel_direct_by_default(host: HostInfo) -> bool:
 
 
 def boot_files_to_look_at(options: LCOWOptions, host: HostInfo) -> tuple[str, ...]:
-    """Name the files that may be booted from, and those whose presence decides it."""
+    """Return the files that may be booted from, and those whose presence decides it."""
     directory = boot_directory(options, host)
     kernels = (_UNCOMPRESSED_KERNEL, _KERNEL) if options.kernel_file is None else (options.kernel_file,)
     root_files = (_VHD, _INITRD) if options.rootfs_file is None else (options.rootfs_file, _VHD)
@@ -60,7 +60,7 @@ def boot_files_to_look_at(options: LCOWOptions, host: HostInfo) -> tuple[str, ..
 
 
 def resolve_boot(options: LCOWOptions, host: HostInfo, files: Files) -> LinuxBoot:
-    """Fill in what the options leave to the host, as hcsshim's ``UpdateBootFilesPath`` does.
+    """Return the boot files, with defaults as of hcsshim's ``UpdateBootFilesPath``.
 
     Each default is decided by itself: an explicit ``kernel_direct`` has no say in which kernel is the
     default one, nor a ``rootfs_file`` in the type of the root file system.
@@ -87,7 +87,7 @@ def resolve_boot(options: LCOWOptions, host: HostInfo, files: Files) -> LinuxBoo
 
 
 def kernel_command_line(options: LCOWOptions, host: HostInfo, boot: LinuxBoot, *, vpmem: bool) -> str:
-    """Write the kernel's command line; init's own arguments follow ``--``."""
+    """Return the kernel's command line; init's own arguments follow ``--``."""
     arm = host.machine == "arm64"
     words = [_root(options, boot, vpmem=vpmem)]
     # hv_sock has to be the transport, in kernels that have virtio's too.
@@ -100,13 +100,13 @@ def kernel_command_line(options: LCOWOptions, host: HostInfo, boot: LinuxBoot, *
     if options.graphics_console:
         words.append("console=tty")
     if not _has_console(options):
-        # With nobody watching, a panic has to end the VM.
+        # Without a console to show a panic on, it has to end the VM.
         words.append("panic=-1 quiet")
     if options.kernel_boot_options:
         words.append(options.kernel_boot_options)
     if not options.vpci_enabled:
         words.append("pci=off")
-    # The count that was asked for, even where the VM gets fewer: hcsshim's choice.
+    # The count that was asked for, even if the VM gets fewer: hcsshim's choice.
     words.append(f"nr_cpus={requested_processors(options, host)}")
     words.append(f"brd.rd_nr=0 pmtmr=0 -- {_init(options, boot)}")
     return " ".join(words)
@@ -131,7 +131,7 @@ def _root(options: LCOWOptions, boot: LinuxBoot, *, vpmem: bool) -> str:
 
 
 def _init(options: LCOWOptions, boot: LinuxBoot) -> str:
-    """Write init's arguments: entropy first, then what it runs."""
+    """Return init's arguments: entropy first, then what it runs."""
     words = [f"-e {LINUX_ENTROPY_PORT}"]
     if options.writable_overlay_dirs and boot.rootfs_type == "vhd":
         words.append("-w")
@@ -141,7 +141,7 @@ def _init(options: LCOWOptions, boot: LinuxBoot) -> str:
 
 
 def _command(options: LCOWOptions) -> str:
-    """Write what init runs: the guest's compute service, its output sent to the host."""
+    """Return what init runs: the guest's compute service, its output sent to the host."""
     words = ["/bin/vsockexec"]
     if options.forward_stdout:
         words.append(f"-o {LINUX_LOG_PORT}")

@@ -36,14 +36,14 @@ from uvm.schema.system import (
     VirtualMachineProcessor,
 )
 
-#: SDDL: full access for SYSTEM and the administrators, for nobody else.
+#: SDDL: full access for SYSTEM and the administrators alone.
 SYSTEM_AND_ADMINISTRATORS = "D:P(A;;FA;;;SY)(A;;FA;;;BA)"
 #: The "Microsoft Windows" Secure Boot template.
 SECURE_BOOT_TEMPLATE = "1734c6e8-3154-4dda-ba5f-a874cc483422"
 
 
 def need_build(host: HostInfo, build: int, what: str) -> None:
-    """Make sure that the host is new enough.
+    """Check that the host is new enough.
 
     :raises NotSupportedError: it is not.
     """
@@ -57,19 +57,19 @@ def memory_mb(options: Options) -> int:
 
 
 def requested_processors(options: Options, host: HostInfo) -> int:
-    """Give the processors that were asked for, by default hcsshim's default."""
+    """Return the number of processors that were asked for, by default hcsshim's default."""
     if options.processors is not None:
         return options.processors
     return 1 if host.processors == 1 else 2
 
 
 def processor_count(options: Options, host: HostInfo) -> int:
-    """Give the processors of the VM: at most the host's."""
+    """Return the number of processors of the VM: at most the host's."""
     return min(requested_processors(options, host), host.processors)
 
 
 def processor(options: Options, host: HostInfo) -> VirtualMachineProcessor:
-    """Make the processors.
+    """Return the processors.
 
     :raises NotSupportedError: the host is too old for a CPU group.
     """
@@ -87,7 +87,7 @@ def processor(options: Options, host: HostInfo) -> VirtualMachineProcessor:
 def memory(
     options: Options, *, hot_hint: bool = False, cold_discard_hint: bool = False
 ) -> VirtualMachineMemory:
-    """Make the memory, with the hints to the host of what the guest uses."""
+    """Return the memory, with the hints to the host of what the guest uses."""
     return VirtualMachineMemory(
         size_in_mb=memory_mb(options),
         allow_overcommit=options.allow_overcommit,
@@ -101,7 +101,7 @@ def memory(
 
 
 def topology(options: Options, host: HostInfo, memory: VirtualMachineMemory) -> Topology:
-    """Put processors to the memory, and virtual NUMA nodes where they are asked for.
+    """Return the memory with processors, and with virtual NUMA nodes if they are asked for.
 
     :raises NotSupportedError: the host is too old for virtual NUMA, or for a CPU group.
     :raises OptionsError: the nodes do not add up to the VM.
@@ -155,7 +155,7 @@ def _check_numa_totals(options: Options, host: HostInfo) -> None:
 
 
 def storage_qos(options: Options) -> StorageQoS | None:
-    """Make the limits of storage, where there are any."""
+    """Return the limits of storage, None without any."""
     if not options.storage_qos_iops_max and not options.storage_qos_bandwidth_max:
         return None
     return StorageQoS(
@@ -165,12 +165,12 @@ def storage_qos(options: Options) -> StorageQoS | None:
 
 
 def scsi_controllers(count: int) -> dict[str, Scsi]:
-    """Make empty SCSI controllers."""
+    """Return empty SCSI controllers."""
     return {guid: Scsi() for guid in SCSI_CONTROLLER_GUIDS[:count]}
 
 
 def hvsocket_services(options: Options) -> dict[str, HvSocketServiceConfig]:
-    """Make the service table's entries that the options hold."""
+    """Return the service table's entries that the options hold."""
     return {guid: hvsocket_service(service) for guid, service in options.hvsocket_services.items()}
 
 
@@ -199,7 +199,7 @@ def add_service(table: dict[str, HvSocketServiceConfig], service_id: str, binds:
 
 
 def add_consoles(devices: Devices, options: Options, host: HostInfo) -> None:
-    """Add the serial and the video console, where they are asked for."""
+    """Add the serial and the video console, if they are asked for."""
     if options.console_pipe:
         windows = host.paths == "windows"
         pipe = pipe_path(options.console_pipe, "console_pipe") if windows else options.console_pipe
@@ -211,13 +211,13 @@ def add_consoles(devices: Devices, options: Options, host: HostInfo) -> None:
 
 
 def launch_data(options: Options) -> str:
-    """Give what the hardware attests of the security policy: its SHA-256, in base64 as HCS takes it."""
+    """Return what the hardware attests of the security policy: its SHA-256, in base64 as HCS takes it."""
     digest = hashlib.sha256(decode_policy(options.security_policy)).digest()
     return base64.b64encode(digest).decode("ascii")
 
 
 def finish(options: Options, vm: VirtualMachine, *, minor: int = 1) -> JSON:
-    """Make the whole document, with schema version 2.``minor``, and merge ``additional_json`` over it."""
+    """Return the whole document, of schema version 2.`minor`, with ``additional_json`` merged over it."""
     document = to_json(
         ComputeSystem(
             owner=options.owner,

@@ -90,7 +90,7 @@ class _Counts:
 
 
 def lcow_files_to_look_at(options: LCOWOptions, host: HostInfo) -> tuple[str, ...]:
-    """Name the host paths that decide something."""
+    """Return the host paths that decide something."""
     if not options.guest_state_file:
         return boot_files_to_look_at(options, host)
     directory = boot_directory(options, host)
@@ -186,7 +186,7 @@ def _sockets(options: LCOWOptions) -> HvSocketSystemConfig:
 
 
 def _scsi(counts: _Counts, boot_disk: str | None) -> dict[str, Scsi]:
-    """Make the SCSI controllers, and attach the disk that the guest boots from to the first slot."""
+    """Return the SCSI controllers, the disk that the guest boots from in the first slot."""
     controllers = scsi_controllers(counts.scsi)
     if boot_disk is None:
         return controllers
@@ -198,7 +198,7 @@ def _scsi(counts: _Counts, boot_disk: str | None) -> dict[str, Scsi]:
 
 
 def _vpmem(options: LCOWOptions, counts: _Counts, boot_disk: str | None) -> VirtualPMemController | None:
-    """Make the VPMEM controller, and attach the disk that the guest boots from to device 0."""
+    """Return the VPMEM controller, the disk that the guest boots from at device 0."""
     if not counts.vpmem:
         return None
     controller = VirtualPMemController(
@@ -315,7 +315,7 @@ def _isolated_machine(options: LCOWOptions, host: HostInfo, devices: Devices, st
             processor=processor(options, host),
         ),
         devices=devices,
-        # Transient: the file is where the images come from, not where state goes.
+        # Transient: the file is the source of the images; no state goes into it.
         guest_state=GuestState(
             guest_state_file_path=state, guest_state_file_type="FileMode", force_transient_state=True
         ),

@@ -42,7 +42,7 @@ def with_host_paths(options: T, host: HostInfo) -> T:
     :raises OptionsError: a path is not an absolute one of this host.
     """
     changed: dict[str, Any] = {}
-    for name in _HOST_PATHS[type(options)]:
+    for name in next(names for cls, names in _HOST_PATHS.items() if isinstance(options, cls)):
         path = getattr(options, name)
         if path and (clean := host_path(path, host.paths, name)) != path:
             changed[name] = clean

@@ -26,7 +26,7 @@ class MakeDirectory:
 
 @frozen
 class GrantAccess:
-    """Give this VM, or every VM, access to a host path."""
+    """Grant this VM, or every VM, access to a host path."""
 
     path: str
     to_vm_group: bool = False
@@ -61,8 +61,8 @@ class CreationPlan:
     :ivar processors: virtual processors, after fitting them to the host.
     :ivar memory_mb: memory, after alignment.
     :ivar reserved_scsi: (controller, LUN) of the disks that the document attaches.
-    :ivar vpmem_count: VPMEM devices of the VM; 0 where it has none.
-    :ivar boot_vpmem_bytes: the size of the root file system on VPMEM device 0; None where that is free.
+    :ivar vpmem_count: VPMEM devices of the VM; 0 if it has none.
+    :ivar boot_vpmem_bytes: the size of the root file system on VPMEM device 0; None if that is free.
     :ivar assigned_devices: PCI devices of the document.
     :ivar preparations: what to do on the host before, in this order.
     :ivar temporary_files: files made for this VM, deleted after its exit, or if it cannot be created.

@@ -274,7 +274,7 @@ def _make_confidential(vm: VirtualMachine, options: WCOWOptions) -> None:
 
 
 def _copies_on_exit(options: WCOWOptions, host: HostInfo, id: str) -> tuple[Preparation, ...]:
-    """Say what ``debug_mode`` keeps: the scratch and the EFI disk of a confidential VM."""
+    """Return the copies that ``debug_mode`` keeps: the scratch and the EFI disk of a confidential VM."""
     if not options.debug_mode or not isinstance(options.boot_files, BlockCIMBootFiles):
         return ()
     boot = _boot_disks(options, options.boot_files, host)

@@ -32,7 +32,7 @@ from uvm._names import host_path_key
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
 from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError
 from uvm.hresult import HResult
-from uvm.options import LCOWOptions, WCOWOptions
+from uvm.options import LCOWOptions, Options, WCOWOptions
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY, ConfidentialOptions
 from uvm.schema.requests import ADD, ModificationRequest
 
@@ -171,6 +171,9 @@ async def build_plan(options: LCOWOptions | WCOWOptions, backend: Backend, host:
     :raises OptionsError: the options cannot work on this host, or one of them has no effect.
     :raises NotSupportedError: the host is too old for them, or an option is not supported yet.
     """
+    given: object = options
+    if not isinstance(given, Options):
+        raise OptionsError(f"options are LCOWOptions or WCOWOptions, not {given!r}")
     options.check_effects()
     if options.network_config_proxy:
         raise NotSupportedError(

@@ -83,7 +83,7 @@ def optional_path(value: HostPath | None) -> str | None:
 
 
 def items_or_value(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Copy a sequence, so that nobody changes it."""
+    """Return a copy of a sequence."""
     return tuple(values) if are_items(values) else values  # type: ignore[return-value]
 
 
@@ -119,7 +119,7 @@ def flag(value: Any) -> str | None:
 
 
 def text(value: Any) -> str | None:
-    """Allow strings, which cannot hold a NUL on their way to the host."""
+    """Allow strings, which the host takes without NUL."""
     return None if isinstance(value, str) and "\0" not in value else "a string without NUL"
 
 

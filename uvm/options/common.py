@@ -79,7 +79,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _json_text(value: str | Mapping[str, Any] | None) -> str | None:
-    """Make ``additional_json`` text, which nobody can change afterwards."""
+    """Return ``additional_json`` as text, which cannot be changed afterwards."""
     if value is None:
         return None
     try:

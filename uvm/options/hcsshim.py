@@ -1,4 +1,4 @@
-"""Options under hcsshim's names, for those who come from there and for the conformance runner."""
+"""Options under hcsshim's names, for users of hcsshim and for the conformance runner."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def from_hcsshim(
 def from_hcsshim(
     os: str, options: Mapping[str, Any], *, id: str = "", owner: str = "uvm"
 ) -> LCOWOptions | WCOWOptions:
-    """Make options from the fields of hcsshim's ``OptionsLCOW`` or ``OptionsWCOW``, as JSON values.
+    """Return options made from the fields of hcsshim's ``OptionsLCOW`` or ``OptionsWCOW``, as JSON values.
 
     Fields of embedded structures stand at the top, as Go writes them; those that are missing keep hcsshim's
     defaults.
@@ -52,7 +52,7 @@ def from_hcsshim(
     if cls is WCOWOptions:
         given.setdefault("boot_files", None)
         if not given.get("debug_data_path"):
-            # Told to keep a VM's disks but not where, hcsshim keeps none.
+            # Without a directory to keep a VM's disks in, hcsshim keeps none.
             given.pop("debug_mode", None)
     made: LCOWOptions | WCOWOptions = cls(**given)
     return made
@@ -64,7 +64,7 @@ def _fields(cls: type) -> dict[str, attrs.Attribute[Any]]:
 
 
 def _arguments(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the arguments of a class for values under hcsshim's names."""
+    """Return the arguments of a class for values under hcsshim's names."""
     if not isinstance(values, Mapping):
         raise OptionsError(f"hcsshim's fields of {cls.__name__} must be a mapping, not {values!r}")
     fields, arguments = _fields(cls), {}
@@ -93,7 +93,7 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _made(cls: type, values: Any) -> Any:
-    """Make a part of the options; for what is missing or null, Go has empty strings."""
+    """Return a part of the options; for what is missing or null, Go has empty strings."""
     empty = {name: "" for name, field in _fields(cls).items() if field.default is attrs.NOTHING}
     given = {name: value for name, value in values.items() if value is not None}
     return cls(**_arguments(cls, empty | given))

@@ -77,7 +77,7 @@ class LCOWOptions(Options):
     :ivar vpmem_count: VPMEM devices, at most 128; 0: layers go to SCSI. None: 64, on arm64 0.
     :ivar vpmem_size_bytes: the size of each at most, in whole pages of 4 KiB.
     :ivar vpmem_multi_mapping: pack several layers on a VPMEM device. None: from build 18362 on.
-    :ivar cold_discard_hint: tell the host which memory is unused (build 18967 and newer).
+    :ivar cold_discard_hint: hint to the host which memory is unused (build 18967 and newer).
     :ivar vpci_enabled: let the kernel use PCI.
     :ivar scratch_encryption: encrypt container scratches.
     :ivar disable_time_sync: run without the time synchronisation service.
