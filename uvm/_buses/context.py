@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
 
 from attrs import define, field
 
@@ -12,15 +12,10 @@ from uvm._buses.driver import Driver, Lane
 from uvm._buses.link import Link
 from uvm._document import CreationPlan
 from uvm.backend import Backend, Concurrency, HostInfo
-from uvm.devices.base import Device
+from uvm.devices.base import Device, K, M, S, W
 from uvm.devices.ledger import Ledger
 from uvm.errors import AccessDeniedError, HostPathError, NotSupportedError
 from uvm.options import LCOWOptions, WCOWOptions
-
-K = TypeVar("K", bound=Hashable)
-M = TypeVar("M")
-S = TypeVar("S")
-W = TypeVar("W")
 
 
 @define(eq=False)

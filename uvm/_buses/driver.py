@@ -38,13 +38,17 @@ from uvm.devices.base import (
     REMOVE,
     Change,
     Entry,
+    K,
+    M,
     Operation,
     Outcome,
     Quarantined,
     Refused,
+    S,
     Step,
     Ticket,
     Unknown,
+    W,
 )
 from uvm.devices.ledger import Ledger
 from uvm.errors import (
@@ -55,10 +59,6 @@ from uvm.errors import (
     VMExitedError,
 )
 
-K = TypeVar("K", bound=Hashable)
-M = TypeVar("M")
-S = TypeVar("S")
-W = TypeVar("W")
 S_co = TypeVar("S_co", covariant=True)
 E = TypeVar("E", bound=BaseException)
 

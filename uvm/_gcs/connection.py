@@ -30,7 +30,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from uvm._async import Flag, Opening
+from uvm._async import Flag, opens
 from uvm._gcs.bridge import Bridge
 from uvm._gcs.containers import Containers
 from uvm._gcs.link import GuestLink
@@ -372,9 +372,10 @@ class GuestConnection(GuestHost):
         )
         return answer.guest_stacks
 
-    def create_container(
+    @opens
+    async def create_container(
         self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
-    ) -> Opening[Container]:
+    ) -> Container:
         """Create a container in the guest. It is not started. Await it, or enter it.
 
         Entered, it is ended and forgotten at the end of the ``async with``.
@@ -390,11 +391,6 @@ class GuestConnection(GuestHost):
         :raises UnknownOutcomeError: the answer was lost; the id stays taken.
         :raises BridgeClosedError: the connection is closed.
         """
-        return Opening(self._create_container(container_id, document))
-
-    async def _create_container(
-        self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
-    ) -> Container:
         self._capabilities()
         return await self._link.call(self._containers.create(container_id, document))
 

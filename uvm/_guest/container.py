@@ -37,7 +37,7 @@ import anyio
 import anyio.lowlevel
 from attrs import frozen
 
-from uvm._async import Flag, Opening
+from uvm._async import Flag, opens
 from uvm._guest.access import GuestAccess
 from uvm._guest.clock import GuestClock
 from uvm._guest.exit import DOUBT_SECONDS, Exit
@@ -186,16 +186,14 @@ class Container(ProcessHost):
         """
         await self._guest.call(self._handle.start())
 
-    def open_init(self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True) -> Opening[Process]:
+    @opens
+    async def open_init(self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True) -> Process:
         """Start the container's own, first process, which its specification describes. Await it, or enter it.
 
         :raises NotSupportedError: the guest runs Windows, whose containers have none.
         :raises GuestError: the guest refused.
         :raises UnknownOutcomeError: the answer was lost; it may run.
         """
-        return Opening(self._open_init(stdin, stdout, stderr))
-
-    async def _open_init(self, stdin: bool, stdout: bool, stderr: bool) -> Process:
         if self._guest.os == "windows":
             raise NotSupportedError(
                 f"container {self.id}: a Windows container has no process of its own; run one in it"

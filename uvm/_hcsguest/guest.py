@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Factory, define, evolve
 
-from uvm._async import Opening
+from uvm._async import opens
 from uvm._guest.access import GuestFeatures
 from uvm._guest.container import Container
 from uvm._guest.process import Process
@@ -65,16 +65,14 @@ class RelayGuest(GuestHost):
     def close(self) -> None:
         """Nothing is ours to close."""
 
-    def create_container(
+    @opens
+    async def create_container(
         self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
-    ) -> Opening[Container]:
+    ) -> Container:
         """Have HCS create a container in the guest. It is not started. Await it, or enter it.
 
         See :func:`uvm._hcsguest.container.create_relayed`.
         """
-        return Opening(self._create_container(container_id, document))
-
-    async def _create_container(self, container_id: str, document: object) -> Container:
         access = self._access
         return await access.call(access.ask(create_relayed(access, container_id, document)))
 

@@ -13,45 +13,6 @@ from attrs import define, field, frozen
 
 from uvm.schema.requests import ModificationRequest, ModifySettingRequest
 
-__all__ = [
-    "ABSENT",
-    "ADD",
-    "ADDING",
-    "APPLIED",
-    "Change",
-    "Device",
-    "ENDED",
-    "Entry",
-    "EntryState",
-    "Event",
-    "HELD",
-    "Kind",
-    "LEAVING",
-    "LedgerState",
-    "OK",
-    "OWED",
-    "Ok",
-    "Operation",
-    "Outcome",
-    "PARTIAL",
-    "QUARANTINED",
-    "Quarantined",
-    "REMOVE",
-    "REMOVING",
-    "Refused",
-    "Request",
-    "State",
-    "Step",
-    "TRANSITIONS",
-    "Ticket",
-    "TicketState",
-    "UPDATE",
-    "UPDATING",
-    "Unknown",
-    "WAITING",
-    "WithheldState",
-]
-
 K = TypeVar("K", bound=Hashable)
 M = TypeVar("M")
 S = TypeVar("S")

@@ -17,8 +17,6 @@ from uvm.schema import guest, requests
 from uvm.schema.container import MappedDirectory
 from uvm.schema.requests import ModificationRequest
 
-__all__ = ["Directories", "ShownShare"]
-
 
 @frozen
 class ShownShare:

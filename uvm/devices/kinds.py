@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import ClassVar, TypeVar
+from collections.abc import Callable
+from typing import ClassVar
 
-from uvm.devices.base import Device, Entry
+from uvm.devices.base import Device, Entry, K, M, S, W
 from uvm.devices.slots import Names
 from uvm.errors import NoSpaceError, OptionsError
-
-__all__ = ["FirstComeDevice", "Named", "NamedByKey", "PresentOrAbsent"]
-
-K = TypeVar("K", bound=Hashable)
-M = TypeVar("M")
-S = TypeVar("S")
-W = TypeVar("W")
 
 
 class PresentOrAbsent(Device[K, M, S, bool]):

@@ -22,8 +22,6 @@ from uvm.schema import guest, requests
 from uvm.schema.common import Layer
 from uvm.schema.requests import ModificationRequest
 
-__all__ = ["Combination", "CombinedLayers"]
-
 
 @frozen
 class Combination:

@@ -52,8 +52,8 @@ This module is pure: no I/O, no clock, no randomness, no async.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Generic
 
 from uvm.devices.base import (
     ADD,
@@ -70,26 +70,23 @@ from uvm.devices.base import (
     Device,
     Entry,
     EntryState,
+    K,
     LedgerState,
+    M,
     Ok,
     Operation,
     Outcome,
+    P,
     Quarantined,
     Refused,
+    S,
     Step,
     Ticket,
     Unknown,
+    W,
     WithheldState,
 )
 from uvm.errors import OptionsError, UnknownOutcomeError, UVMError, VMExitedError
-
-__all__ = ["Ledger"]
-
-K = TypeVar("K", bound=Hashable)
-M = TypeVar("M")
-S = TypeVar("S")
-W = TypeVar("W")
-P = TypeVar("P")
 
 
 class Ledger(Generic[K, M, S, W, P]):

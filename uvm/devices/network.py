@@ -40,8 +40,6 @@ from uvm.schema.requests import (
     network_adapter_path,
 )
 
-__all__ = ["Adapter", "AdapterKey", "Adapters", "Namespaces", "adapter_key", "encap_overhead", "lcow_adapter"]
-
 
 class Namespaces(
     NamedByKey[HostComputeNamespace, HostComputeNamespace], FirstComeDevice[str, HostComputeNamespace, str]

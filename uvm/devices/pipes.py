@@ -14,8 +14,6 @@ from uvm.errors import OptionsError
 from uvm.schema import requests
 from uvm.schema.requests import ModifySettingRequest, mapped_pipe_path
 
-__all__ = ["PIPE_PREFIX", "Pipes", "check_pipe"]
-
 #: What the host path of every named pipe begins with.
 PIPE_PREFIX = "\\\\.\\pipe\\"
 

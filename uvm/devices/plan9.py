@@ -25,8 +25,6 @@ from uvm.schema.devices import (
 )
 from uvm.schema.requests import PLAN9_SHARES_PATH, ModificationRequest, ModifySettingRequest
 
-__all__ = ["PLAN9_PORT", "Plan9Shares", "SharedDirectory", "check_share"]
-
 #: The port of the 9p server (hcsshim ``internal/vm/vmutils``).
 PLAN9_PORT = 564
 

@@ -32,21 +32,6 @@ from uvm.schema import guest, requests
 from uvm.schema.devices import Attachment
 from uvm.schema.requests import ModificationRequest, ModifySettingRequest, scsi_attachment_path
 
-__all__ = [
-    "LUNS_PER_CONTROLLER",
-    "Attachments",
-    "DiskKey",
-    "DiskType",
-    "Mount",
-    "MountKey",
-    "MountPlace",
-    "Mounts",
-    "ScsiSlot",
-    "check_mount",
-    "mount_key",
-    "parse_evd",
-]
-
 LUNS_PER_CONTROLLER = 64
 
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable
 from uvm.errors import NoSpaceError
 from uvm.schema.common import MIB, PAGE_BYTES
 
-__all__ = ["LARGEST_REGION_BYTES", "Names", "Regions", "Slots", "page_align"]
-
 #: Size classes of regions: 1 MiB << (2 * class), that is 1, 4, 16, 64, 256 MiB, 1 and 4 GiB
 #: (hcsshim internal/memory/pool.go).
 CLASSES = 7

@@ -19,8 +19,6 @@ from uvm.schema.common import V25H1_SERVER
 from uvm.schema.devices import VirtualPciDevice, VirtualPciFunction
 from uvm.schema.requests import ModificationRequest, ModifySettingRequest, virtual_pci_path
 
-__all__ = ["DeviceKey", "PciDevices", "pci_device"]
-
 
 class DeviceKey(NamedTuple):
     """A function of a PCI device of the host."""

@@ -33,8 +33,6 @@ from uvm.schema.requests import (
     vpmem_mapping_path,
 )
 
-__all__ = ["MAPPINGS_PER_DEVICE", "Layers", "Mapping", "PackedLayers", "layer_path"]
-
 #: hcsshim's ``MaxMappedDeviceCount``.
 MAPPINGS_PER_DEVICE = 1024
 

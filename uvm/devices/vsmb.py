@@ -29,20 +29,6 @@ from uvm.schema.common import V19H1, V20H2
 from uvm.schema.devices import VirtualSmbShare, VirtualSmbShareOptions
 from uvm.schema.requests import VSMB_SHARES_PATH, ModifySettingRequest
 
-__all__ = [
-    "GUEST_PREFIX",
-    "Share",
-    "ShareKey",
-    "ShareMember",
-    "Shares",
-    "clean",
-    "default_options",
-    "direct_map_needs_file_ids",
-    "directory_of",
-    "file_options",
-    "guest_path",
-]
-
 #: Where a Windows guest sees shares; a name follows.
 GUEST_PREFIX = "\\\\?\\VMSMB\\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}\\"
 
