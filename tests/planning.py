@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from uvm._document import (
-    CreationPlan,
-    files_to_look_at,
-    plan_creation,
-)
+from uvm._document import files_to_look_at, plan_creation
+from uvm._document.plan import CreationPlan
 from uvm.backend import FileInfo, HostInfo
 from uvm.options import (
     BlockCIMBootFiles,

@@ -21,7 +21,7 @@ from uvm._buses.vpmem import VPMemLayer as VPMemLayer
 from uvm._buses.vpmem import VPMemLease as VPMemLease
 from uvm._buses.vsmb import VSMBLease as VSMBLease
 from uvm._buses.vsmb import VSMBShare as VSMBShare
-from uvm._document import CreationPlan as CreationPlan
+from uvm._document.plan import CreationPlan as CreationPlan
 from uvm._gcs.connection import GuestConnection as GuestConnection
 from uvm._gcs.unix import connect_unix as connect_unix
 from uvm._gcs.unix import listen_unix as listen_unix

@@ -12,11 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.planning import BOOT, CONTROLLER, DISKS, GUID, MIB, POLICY, lcow, machine, plan, wcow
-from uvm._document import (
-    CreationPlan,
-    files_to_look_at,
-    plan_creation,
-)
+from uvm._document import files_to_look_at, plan_creation
+from uvm._document.plan import CreationPlan
 from uvm.backend import FileInfo, HostInfo
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import (

@@ -13,10 +13,7 @@ from tests.planning import (
     SERVICE,
     lcow,
 )
-from uvm._document import (
-    CopyFile,
-    GrantAccess,
-)
+from uvm._document.plan import CopyFile, GrantAccess
 from uvm.errors import OptionsError
 
 ISOLATED: dict[str, Any] = {

@@ -21,10 +21,8 @@ from tests.planning import (
     plan,
     wcow,
 )
-from uvm._document import (
-    AssignedDevice,
-    files_to_look_at,
-)
+from uvm._document import files_to_look_at
+from uvm._document.plan import AssignedDevice
 from uvm.backend import FileInfo, HostInfo
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import (

@@ -8,12 +8,7 @@ import attrs
 import pytest
 
 from tests.planning import BOOT, CONTROLLER, DISKS, POLICY, POLICY_DIGEST, machine, wcow
-from uvm._document import (
-    CopyFile,
-    GrantAccess,
-    MakeDirectory,
-    SetDiskId,
-)
+from uvm._document.plan import CopyFile, GrantAccess, MakeDirectory, SetDiskId
 from uvm.errors import OptionsError
 from uvm.options import (
     HvSocketService,

@@ -11,7 +11,7 @@ import pytest
 
 import uvm
 from tests.planning import BOOT, DISKS, GUID, MIB, POLICY, plan
-from uvm._document import CreationPlan
+from uvm._document.plan import CreationPlan
 from uvm.backend import FileInfo
 from uvm.errors import OptionsError
 from uvm.options import (

@@ -14,7 +14,7 @@ from attrs import define, field
 
 import uvm
 from uvm._buses.driver import Driver
-from uvm._document import CreationPlan
+from uvm._document.plan import CreationPlan
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._vm.devices import Devices
 from uvm.backend import Concurrency

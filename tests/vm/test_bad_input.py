@@ -26,7 +26,7 @@ from tests.vm.support import (
     running,
     wcow,
 )
-from uvm._document import CreationPlan
+from uvm._document.plan import CreationPlan
 from uvm.backend import HostInfo
 from uvm.errors import (
     AccessDeniedError,

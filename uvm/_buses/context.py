@@ -10,7 +10,7 @@ from attrs import define, field
 from uvm._buses.access import Access
 from uvm._buses.driver import Driver, Lane
 from uvm._buses.link import Link
-from uvm._document import CreationPlan
+from uvm._document.plan import CreationPlan
 from uvm.backend import Backend, Concurrency, HostInfo
 from uvm.devices.base import Device, K, M, S, W
 from uvm.devices.ledger import Ledger

@@ -9,35 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from uvm._document.boot import boot_directory
 from uvm._document.lcow import lcow_files_to_look_at, plan_lcow
 from uvm._document.paths import Files, with_host_paths
-from uvm._document.plan import (
-    AssignedDevice,
-    CopyFile,
-    CreationPlan,
-    GrantAccess,
-    MakeDirectory,
-    Preparation,
-    SetDiskId,
-)
+from uvm._document.plan import CreationPlan
 from uvm._document.wcow import plan_wcow, wcow_files_to_look_at
 from uvm.backend import HostInfo
 from uvm.options import LCOWOptions, WCOWOptions
-
-__all__ = [
-    "AssignedDevice",
-    "CopyFile",
-    "CreationPlan",
-    "Files",
-    "GrantAccess",
-    "MakeDirectory",
-    "Preparation",
-    "SetDiskId",
-    "boot_directory",
-    "files_to_look_at",
-    "plan_creation",
-]
 
 
 def files_to_look_at(options: LCOWOptions | WCOWOptions, host: HostInfo) -> tuple[str, ...]:

@@ -72,7 +72,6 @@ class CreationPlan:
     document: JSON = field(repr=False)
     os: Literal["linux", "windows"]
     id: str
-    owner: str
     processors: int
     memory_mb: int
     scsi_controllers: int

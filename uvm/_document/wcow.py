@@ -104,7 +104,6 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
         document=finish(options, vm, minor=5 if options.security_policy_enabled else 1),
         os="windows",
         id=id,
-        owner=options.owner,
         processors=processor_count(options, host),
         memory_mb=memory_mb(options),
         scsi_controllers=options.scsi_controllers,

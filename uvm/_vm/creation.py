@@ -17,17 +17,9 @@ from uvm._buses.access import Access
 from uvm._buses.context import Context
 from uvm._buses.driver import is_refusal
 from uvm._buses.link import Link
-from uvm._document import (
-    CopyFile,
-    CreationPlan,
-    GrantAccess,
-    MakeDirectory,
-    Preparation,
-    SetDiskId,
-    boot_directory,
-    files_to_look_at,
-    plan_creation,
-)
+from uvm._document import files_to_look_at, plan_creation
+from uvm._document.boot import boot_directory
+from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
 from uvm._names import host_path_key
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
 from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError

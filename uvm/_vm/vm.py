@@ -13,7 +13,7 @@ import anyio
 
 from uvm._async import Flag, Opening, bare_task_group
 from uvm._buses.context import Context
-from uvm._document import CreationPlan
+from uvm._document.plan import CreationPlan
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._names import HostPath

@@ -260,7 +260,7 @@ def _services(vm: Table) -> dict[str, HvSocketService]:
 
 def _boot_files(vm: Table) -> VmbFSBootFiles | BlockCIMBootFiles:
     table = vm.table("boot_files")
-    if "boot_cim_vhd_path" in table.values:
+    if "boot_cim_vhd_path" in table.values or vm.values.get("security_policy_enabled") is True:
         return table.make(BlockCIMBootFiles)
     return table.make(VmbFSBootFiles)
 

@@ -14,7 +14,7 @@ from typing import Any
 from attrs import Factory, define, evolve, frozen
 
 from uvm._buses.lease import Lease
-from uvm._document import CreationPlan
+from uvm._document.plan import CreationPlan
 from uvm._vm.vm import UtilityVM
 from uvm.backends.fake import Checks, FakeBackend
 from uvm.devices.scsi import DiskType, Mount
