@@ -164,6 +164,23 @@ async def test_a_start_whose_answer_was_lost_is_ended_all_the_same() -> None:
 
 
 @anyio_test
+@pytest.mark.parametrize("applied", [True, False])
+async def test_a_container_whose_start_was_lost_ends_when_its_process_does(applied: bool) -> None:
+    async with running() as run:
+        if not applied:
+            run.backend.faults.refuse(to="guest", operation="execute process", first=1)
+        run.backend.misbehaviour.drop(operation="execute process", first=1)
+        container = await run.vm.create_container("c1", TRUE)
+        with pytest.raises(UnknownOutcomeError):
+            await container.open_init(stdout=False, stderr=False)
+        if not applied:
+            await container.open_init()
+        assert (await container.wait()).type == ("Unknown" if applied else "UnexpectedExit")
+        await container.aclose()
+        at_rest(run)
+
+
+@anyio_test
 @pytest.mark.parametrize("operation", ["shutdown forced", "delete container state", "notification"])
 async def test_closing_a_container_asks_again_where_the_answer_is_lost(operation: str) -> None:
     async with running() as run:
@@ -339,6 +356,17 @@ async def test_a_container_may_outlive_the_lease_of_its_layers(external: bool) -
 
 
 @anyio_test
+async def test_a_root_file_system_beside_the_bundle_keeps_the_state_too() -> None:
+    async with running() as run:
+        root = await run.vm.mount_layers("c1", [LAYER], DISK, root="/mnt/c1")
+        async with run.vm.create_container("c1", SPEC, root=root):
+            pass
+        assert containers(run) == ["c1"]
+        await root.release()
+        at_rest(run)
+
+
+@anyio_test
 async def test_a_container_on_layers_that_are_never_released_goes_with_its_vm() -> None:
     async with running() as run:
         root = await run.vm.mount_layers("c1", [LAYER], DISK)
@@ -418,7 +446,7 @@ async def test_a_state_is_not_deleted_by_hand_while_layers_are_mounted(external:
     async with running(lcow(external_guest_connection=external)) as run:
         root = await run.vm.mount_layers("c1", [LAYER], DISK)
         container = await run.vm.create_container("c1", SPEC, root=root)
-        with pytest.raises(VMStateError, match=r"mounted at /run/gcs/c/c1.*Release it first"):
+        with pytest.raises(VMStateError, match=r"mounted at /run/gcs/c/c1.*Release that first"):
             await container.delete_state()
         assert containers(run) == ["c1"]
         await root.release()

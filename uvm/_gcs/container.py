@@ -19,6 +19,7 @@ from attrs import define, field
 
 from uvm._gcs.bridge import Timeout
 from uvm._gcs.calls import Call
+from uvm._gcs.exits import ExitWatch
 from uvm._gcs.link import GuestLink
 from uvm._gcs.process import start_process
 from uvm._guest.container import ContainerExit, doubt
@@ -36,8 +37,9 @@ from uvm.schema.gcs import (
     RequestBase,
     ResponseBase,
 )
+from uvm.schema.json import from_json
 from uvm.schema.process import ProcessParameters
-from uvm.schema.properties import PropertyQuery
+from uvm.schema.properties import PROPERTY_PROCESS_LIST, Properties, PropertyQuery
 
 
 @define(eq=False)
@@ -51,13 +53,15 @@ class ConnectedContainer:
 
     _link: GuestLink
     id: str
-    bundle: str
+    directories: tuple[str, ...]
     activity_id: str
     #: Called when the guest has deleted its state, and when its exit is settled.
     _free: Callable[[ConnectedContainer], None] = field(repr=False)
     creation: Call | None = field(default=None, init=False)
     exit: Exit[ContainerExit] = field(init=False)
     _init: Exit[int] | None = field(default=None, init=False)
+    # A task ends the container with its own process.
+    _followed: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.exit = Exit(lambda: self._free(self))
@@ -81,6 +85,18 @@ class ConnectedContainer:
     def init_started(self, exit: Exit[int]) -> None:
         """Note that the container's own process was started, with whose exit the container ends."""
         self._init = exit
+
+    def start_lost(self) -> None:
+        """Find out what became of the container's own process: the answer to its start was lost."""
+        if self._link.tasks is not None:
+            self._link.tasks.start_soon(self._find_init)
+
+    async def _find_init(self) -> None:
+        with suppress(UVMError):
+            found = from_json(Properties, await self.properties(PROPERTY_PROCESS_LIST)).process_list
+            if found:
+                await ExitWatch(self._link, self.id, found[0].process_id, lambda failure: None).exit.wait()
+            doubt(self._link, self.exit)
 
     async def end(self, *, forced: bool) -> None:
         """Ask for its end."""
@@ -137,7 +153,8 @@ class ConnectedContainer:
             operation=self._operation("ask about"),
             then=self._checked,
         )
-        if self._init is not None and self._link.tasks is not None:
+        if self._init is not None and self._link.tasks is not None and not self._followed:
+            self._followed = True
             self._link.tasks.start_soon(self._end_with, self._init)
 
     def _checked(self, call: Call) -> None:

@@ -27,7 +27,7 @@ import anyio
 from uvm._gcs.calls import Call
 from uvm._gcs.container import ConnectedContainer
 from uvm._gcs.link import GuestLink
-from uvm._guest.container import Container, ContainerExit, container_config, own_process
+from uvm._guest.container import Container, ContainerExit, container_config, directories_of, own_process
 from uvm._guest.specs import check_container_id, check_writable
 from uvm._wire.frames import Procedure
 from uvm.errors import BridgeClosedError, GuestError, OptionsError, UVMError, WireError
@@ -66,7 +66,7 @@ class Containers:
         process = own_process(config, self._link.os)
         text = check_writable("the document of the container", config)
         await self._link.states.check_free(container_id)
-        handle = self._take(container_id, str(config.get("OciBundlePath") or ""))
+        handle = self._take(container_id, directories_of(config))
         container = Container(self._link, handle, process)
         try:
             await self._create(container, handle, text)
@@ -75,13 +75,15 @@ class Containers:
             raise
         return container
 
-    def _take(self, container_id: str, bundle: str) -> ConnectedContainer:
+    def _take(self, container_id: str, directories: tuple[str, ...]) -> ConnectedContainer:
         if container_id in self._taken:
             raise OptionsError(f"create container {container_id}: there is one of that id; nothing was sent")
         number = 0
         if container_id in self._ended:
             number = self._numbers = self._numbers + 1
-        handle = ConnectedContainer(self._link, container_id, bundle, _ACTIVITY.format(number), self._free)
+        handle = ConnectedContainer(
+            self._link, container_id, directories, _ACTIVITY.format(number), self._free
+        )
         self._taken[container_id] = self._awaited[container_id, handle.activity_id] = handle
         return handle
 

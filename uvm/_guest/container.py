@@ -100,8 +100,8 @@ class ContainerHandle(Protocol):
         """The container's id."""
 
     @property
-    def bundle(self) -> str:
-        """The container's directory in the guest; empty for a Windows container."""
+    def directories(self) -> tuple[str, ...]:
+        """The container's directories in the guest, as of :func:`directories_of`."""
 
     @property
     def exit(self) -> Exit[ContainerExit]:
@@ -125,6 +125,9 @@ class ContainerHandle(Protocol):
 
     def init_started(self, exit: Exit[int]) -> None:
         """Note that the container's own process was started, with whose exit the container ends."""
+
+    def start_lost(self) -> None:
+        """Find out what became of the container's own process: the answer to its start was lost."""
 
     async def end(self, *, forced: bool) -> None:
         """Ask for its end."""
@@ -157,7 +160,6 @@ class Container(ProcessHost):
 
     def __init__(self, guest: GuestAccess, handle: ContainerHandle, own_process: Mapping[str, Any]) -> None:
         self.id: str = handle.id
-        self.bundle: str = handle.bundle
         self._guest = guest
         self._handle = handle
         self._own_process = own_process
@@ -205,6 +207,7 @@ class Container(ProcessHost):
             return await self._guest.call(init)
         except UnknownOutcomeError:
             self._may_run = True
+            self._handle.start_lost()
             raise
 
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
@@ -267,16 +270,16 @@ class Container(ProcessHost):
 
         :raises NotSupportedError: the guest cannot.
         :raises GuestError: the guest refused: it still runs, for instance.
-        :raises VMStateError: it still runs, and HCS, which hosts it, would end it; or something is mounted
-            in its bundle, as its layers are.
+        :raises VMStateError: it still runs, and HCS, which hosts it, would end it; or its layers are mounted,
+            or something else in its bundle.
         """
-        self._guest.states.check_unmounted(self)
+        self._guest.states.check_unmounted(self._handle)
         runs = self._reports_its_exit and not self._handle.exit.settled
         await self._guest.call(self._unless_gone(self._handle.delete_state(runs=runs)))
         self._forgotten()
 
-    async def forget(self) -> None:
-        """Have it forgotten, where the guest can, after it has ended: the second half of :meth:`aclose`."""
+    async def _forget(self) -> None:
+        """Have it forgotten, where the guest can, after it has ended."""
         if await self._repeated(lambda: self._unless_gone(self._handle.forget())) is not False:
             self._forgotten()
 
@@ -289,8 +292,8 @@ class Container(ProcessHost):
     async def aclose(self) -> None:
         """End it, wait until it has ended, and have the guest delete its state, where it can.
 
-        While something is mounted in its bundle, as its layers are, its state is kept; it is deleted when
-        the last of it was released.
+        While its layers are mounted, or something else in its bundle, its state is kept; it is deleted when
+        the last of that was released.
 
         :raises UVMError: part of that failed; the rest was done.
         """
@@ -339,11 +342,11 @@ class Container(ProcessHost):
         )
 
     async def _close_state(self) -> Exception | None:
-        if self._guest.states.busy(self) and self._guest.tasks is not None:
-            self._guest.states.keep(self, self._guest.tasks)
+        if self._guest.states.busy(self._handle) and self._guest.tasks is not None:
+            self._guest.states.keep(self._handle, self._forget, self._guest.tasks)
             return None
         try:
-            await self.forget()
+            await self._forget()
         except UVMError as error:
             return error
         return None
@@ -460,6 +463,15 @@ def container_config(document: object) -> JSON:
     if isinstance(document, Mapping):
         return dict(document)
     raise OptionsError(f"the document of a container is a JSON object, not a {type(document).__name__}")
+
+
+def directories_of(config: JSON) -> tuple[str, ...]:
+    """Return the bundle of a Linux container and its root file system, where that is another directory."""
+    bundle, spec = config.get("OciBundlePath"), config.get("OciSpecification")
+    root = spec.get("root") if isinstance(spec, Mapping) else None
+    path = root.get("path") if isinstance(root, Mapping) else None
+    # A relative one is in the bundle.
+    return tuple(each for each in (bundle, path) if isinstance(each, str) and each.startswith("/"))
 
 
 def own_process(config: JSON, os: str) -> Mapping[str, Any]:

@@ -4,10 +4,11 @@ How it works
 ------------
 
 A Linux guest deletes the state of a container by removing its bundle directory, with all that is in it. What
-is mounted there would be emptied, and the removal would fail: ``device or resource busy``. So the state of a
-container that is closed while something is mounted in its bundle is kept::
+is mounted there would be emptied, and the removal would fail: ``device or resource busy``. A confidential
+guest refuses while the root file system is mounted, wherever that is. So the state of a container that is
+closed while something is mounted in these directories is kept::
 
-    ENDED -- nothing is mounted in its bundle ------------------------> DELETING -- answered --> deleted
+    ENDED -- nothing is mounted there --------------------------------> DELETING -- answered --> deleted
       |                                                                    ^
       `----- something is --> KEPT -- the last of it was unmounted --------'
 
@@ -19,7 +20,7 @@ Source: hcsshim internal/controller/linuxcontainer/container.go (``releaseResour
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import anyio.abc
@@ -39,11 +40,8 @@ class Ended(Protocol):
         """The container's id."""
 
     @property
-    def bundle(self) -> str:
-        """The container's directory in the guest; empty for a Windows container."""
-
-    async def forget(self) -> None:
-        """Delete its state."""
+    def directories(self) -> tuple[str, ...]:
+        """The container's directories in the guest, as of :func:`uvm._guest.container.directories_of`."""
 
 
 def _nothing(directory: str) -> str:
@@ -60,6 +58,7 @@ class Deletion:
     """
 
     container: Ended
+    forget: Callable[[], Awaitable[None]]
     tasks: anyio.abc.TaskGroup
     begun: bool = field(default=False, init=False)
     done: Flag = field(factory=Flag, init=False)
@@ -78,24 +77,26 @@ class ContainerStates:
     _deletions: dict[str, Deletion] = field(factory=dict, init=False)
 
     def busy(self, container: Ended) -> str:
-        """Return a path in the container's bundle at which something is mounted; empty if none."""
-        return self.mounted(container.bundle) if container.bundle else ""
+        """Return a path in a container's directories at which something is mounted; empty if none."""
+        return next(filter(None, map(self.mounted, container.directories)), "")
 
     def check_unmounted(self, container: Ended) -> None:
-        """Raise VMStateError where something is mounted in the container's bundle."""
+        """Raise VMStateError where something is mounted in the container's directories."""
         if path := self.busy(container):
             raise VMStateError(
-                f"delete the state of container {container.id}: something is mounted at {path}, in its "
-                "bundle; nothing was sent. Release it first, or close the container: its state is deleted "
-                "then when the last of it was released"
+                f"delete the state of container {container.id}: something of it is mounted at {path}; "
+                "nothing was sent. Release that first, or close the container: its state is deleted then "
+                "when all of that was released"
             )
 
-    def keep(self, container: Ended, tasks: anyio.abc.TaskGroup) -> None:
-        """Keep a state until nothing is mounted in its bundle any more.
+    def keep(
+        self, container: Ended, forget: Callable[[], Awaitable[None]], tasks: anyio.abc.TaskGroup
+    ) -> None:
+        """Keep a state until nothing is mounted in the container's directories any more.
 
-        :param tasks: runs its deletion.
+        :param forget: deletes it, in a task of `tasks`.
         """
-        self._deletions[container.id] = Deletion(container, tasks)
+        self._deletions.setdefault(container.id, Deletion(container, forget, tasks))
 
     def unmounted(self) -> None:
         """Begin to delete the states that nothing keeps any more: something was unmounted."""
@@ -107,7 +108,7 @@ class ContainerStates:
     async def _delete(self, deletion: Deletion) -> None:
         container = deletion.container
         try:
-            await container.forget()
+            await deletion.forget()
         except UVMError as error:
             _log.warning("deleting the state of container %s: %s", container.id, error)
             deletion.error = error

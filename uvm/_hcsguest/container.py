@@ -31,7 +31,7 @@ import anyio
 from attrs import evolve
 
 from uvm._async import Flag
-from uvm._guest.container import Container, ContainerExit, container_config, own_process
+from uvm._guest.container import Container, ContainerExit, container_config, directories_of, own_process
 from uvm._guest.exit import Exit
 from uvm._guest.process import Process
 from uvm._guest.specs import check_container_id, check_writable
@@ -53,9 +53,11 @@ _log = logging.getLogger("uvm.gcs")
 class RelayedContainer:
     """A container that HCS hosts (:class:`~uvm._guest.container.ContainerHandle`)."""
 
-    def __init__(self, access: RelayAccess, container_id: str, bundle: str, system: System) -> None:
+    def __init__(
+        self, access: RelayAccess, container_id: str, directories: tuple[str, ...], system: System
+    ) -> None:
         self.id = container_id
-        self.bundle = bundle
+        self.directories = directories
         self.exit: Exit[ContainerExit] = Exit()
         self._access = evolve(access, container=system)
         self._system = system
@@ -83,7 +85,10 @@ class RelayedContainer:
         return await self._ask(start)
 
     def init_started(self, exit: Exit[int]) -> None:
-        """Nothing follows: HCS reports the exit of the container."""
+        """Do nothing: HCS reports the exit of the container."""
+
+    def start_lost(self) -> None:
+        """Do nothing: HCS reports the exit of the container."""
 
     async def end(self, *, forced: bool) -> None:
         """Ask for its end."""
@@ -222,6 +227,6 @@ async def create_relayed(access: RelayAccess, container_id: str, document: objec
 
     async def make() -> RelayedContainer:
         system = await access.create(container_id, to_json(hosted))
-        return RelayedContainer(access, container_id, str(config.get("OciBundlePath") or ""), system)
+        return RelayedContainer(access, container_id, directories_of(config), system)
 
     return Container(access, await start_served(access, make), process)
