@@ -132,7 +132,7 @@ class Devices(Part):
         return {name: driver.ledger.dump() for name, driver in self._drivers()}
 
     def _adopt_boot_devices(self) -> None:
-        """Take note of the PCI devices that the VM was created with."""
+        """Enter the PCI devices that the VM was created with into their ledger."""
         for device in self._context.plan.assigned_devices:
             self.vpci.adopt(DeviceKey(device.instance_path, device.function), device.vmbus_guid)
 

@@ -46,7 +46,7 @@ def run_pod_file(terminal: Terminal, path: Path, backend: str | None = None) -> 
 def make_host(pod: PodFile) -> FakeBackend:
     """Make the in-memory host that the pod file describes.
 
-    :raises PodFileError: a path is a file and a directory, or the same GUID names two things.
+    :raises PodFileError: a path is a file and a directory, or one GUID is used twice.
     """
     setup = pod.host
     each_ms = setup.latency_ms
@@ -98,7 +98,7 @@ class _PodRun:
     _namespace: NamespaceLease | None = field(default=None, init=False)
 
     async def introduce(self) -> None:
-        """Say what will run, and where."""
+        """Print what will run, and on which host."""
         pod, host = self.pod, await self.backend.host()
         facts = f"build {host.build}, {host.processors} processors, {format_size(host.memory_mb << 20)}"
         where = f"an in-memory host ({facts})" if self._fake else f"the backend {self.backend.name} ({facts})"
@@ -203,7 +203,7 @@ class _PodRun:
             what = f"left behind: {'; '.join(left)}" if left else "the VM is gone, and nothing is left of it"
             self.terminal.write(self.terminal.paint(f"  cleaned up: {what}", "dim"))
 
-    # Telling.
+    # Printing.
 
     @property
     def _fake(self) -> bool:
@@ -282,7 +282,7 @@ def _number(number: int, what: str) -> str:
 
 
 def _failure(entry: Entry) -> str:
-    """Say what became of a request that did not succeed, without the request itself; else nothing."""
+    """Return why a request did not succeed, without the request itself; empty if it did."""
     if entry.outcome == "ok":
         return ""
     _, named, why = entry.error.partition(f"{entry.call.resource}: ")

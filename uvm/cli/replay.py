@@ -77,7 +77,7 @@ def _load(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _problem(case: dict[str, Any]) -> str:
-    """Say what a script lacks; its operations are looked at as they run."""
+    """Return what a script lacks; its operations are looked at as they run."""
     if case.get("os") not in ("linux", "windows"):
         return "os must be 'linux' or 'windows'"
     if not isinstance(case.get("build"), int):

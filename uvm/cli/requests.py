@@ -97,7 +97,7 @@ class Summary:
 
     :ivar to: ``host``, ``guest`` or ``grant``; :ivar verb: in lower case.
     :ivar resource: HCS's own name, with the place: ``Scsi 0:1``.
-    :ivar settings: the telling ones.
+    :ivar settings: those that say something to a reader.
     """
 
     to: str
@@ -115,7 +115,7 @@ def shorten(text: str) -> str:
 
 
 def offset(size_bytes: Any) -> str:
-    """Write an offset; what is no number, in a recording that somebody changed, as it is."""
+    """Write an offset; what is no number, in a recording that was edited, as it is."""
     return format_size(size_bytes) if size_bytes and isinstance(size_bytes, int) else str(size_bytes)
 
 

@@ -94,7 +94,7 @@ class Terminal:
         except OSError as error:
             if error.errno not in _READER_GONE:
                 raise
-            # What runs is still to be cleaned up, whoever reads. Python would complain again at its exit.
+            # What runs is still to be cleaned up. Python would complain again at its exit.
             self._broken = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
