@@ -64,7 +64,7 @@ def test_a_request_with_another_setting_is_different(run: Run, traces: Write) ->
     ran = run("replay", traces(doctored(change)), "--script", BASIC)
     assert ran.status == 1
     assert len([line for line in ran.lines if line.startswith("     ≠ ")]) == 1
-    assert "       $[0].doc.Settings.ReadOnly: false was recorded, ours is true" in ran.lines
+    assert "       $[0].doc.Settings.ReadOnly: false was recorded, this library has true" in ran.lines
     assert ran.lines[-2] == f"✗ different: 1 of the 8 operations of {BASIC} are not as recorded."
 
 
@@ -93,7 +93,7 @@ def test_another_slot_is_different_though_the_requests_are_the_same(run: Run, tr
 
     ran = run("replay", traces(doctored(change)), "--script", BASIC)
     assert ran.status == 1
-    assert "       lun: 5 was recorded, ours is 0" in ran.lines
+    assert "       lun: 5 was recorded, this library has 0" in ran.lines
 
 
 def test_without_a_name_the_scripts_are_listed(run: Run) -> None:
