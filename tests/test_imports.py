@@ -107,3 +107,60 @@ def test_devices_call_no_builtin_with_effects(device_sources: dict[str, ast.Modu
         name: BUILTINS_WITH_EFFECTS.intersection(called_in(tree)) for name, tree in device_sources.items()
     }
     assert {name: calls for name, calls in found.items() if calls} == {}
+
+
+def modules_of_uvm() -> dict[str, ast.Module]:
+    """Every module of uvm with its syntax tree."""
+    root = Path(uvm.__file__).parent
+    found = {}
+    for path in root.rglob("*.py"):
+        parts = ("uvm", *path.relative_to(root).with_suffix("").parts)
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imports_between(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """The modules that each module imports: those for type checkers and those in functions too."""
+    edges: dict[str, set[str]] = {name: set() for name in modules}
+    for name, tree in modules.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                edges[name] |= {alias.name for alias in node.names if alias.name in modules}
+            elif isinstance(node, ast.ImportFrom) and node.module in modules:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                # What is no module is a name in the package itself.
+                edges[name] |= inner & modules.keys()
+                edges[name] |= {node.module} if inner - modules.keys() else set()
+    return edges
+
+
+def circles(edges: dict[str, set[str]]) -> list[set[str]]:
+    """The groups of modules that reach each other."""
+
+    def reached(name: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [name]
+        while todo:
+            new = edges[todo.pop()] - seen
+            seen |= new
+            todo += new
+        return seen
+
+    reach = {name: reached(name) for name in edges}
+    groups = {frozenset(other for other in reach[name] if name in reach[other]) for name in edges}
+    return sorted((set(group) for group in groups if group), key=sorted)
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a", "d"}, "e": set()}) == [
+        {"a", "b", "c"},
+        {"d"},
+    ]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    edges = imports_between(modules_of_uvm())
+    # For type checkers the package names what _public has; at run time it looks there.
+    edges["uvm"] = set()
+    assert circles(edges) == []

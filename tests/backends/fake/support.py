@@ -117,7 +117,9 @@ async def guest_of(system: FakeSystem) -> AsyncIterator[GuestConnection]:
 
 def backend_of(system: FakeSystem) -> FakeBackend:
     """The backend that a handle belongs to."""
-    return system._backend
+    backend = system._host.backend
+    assert isinstance(backend, FakeBackend)
+    return backend
 
 
 @contextmanager

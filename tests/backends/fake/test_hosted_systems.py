@@ -163,7 +163,7 @@ async def test_a_linux_container_lives_as_long_as_its_first_process() -> None:
         assert init.stdout is not None
         with expect_refusal(HResult.E_FAIL) as refused:
             await c1.create_process(PIPES)
-        refused.match("already running")
+        refused.match("that is running")
         beside = await c1.create_process({"OciProcess": {"args": ["sleep", "3600"], "cwd": "/"}})
         listed = (await c1.properties("ProcessList"))["ProcessList"]
         assert [each["ProcessId"] for each in listed] == [init.pid, beside.pid]

@@ -28,7 +28,7 @@ async def test_a_guid_is_one_in_any_case_and_with_braces(spelling: str) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        (r"C:\STRASSE", r"C:\stra\u00dfe", False),
+        (r"C:\STRASSE", r"C:\straße", False),
         (r"C:\É", r"C:\é", True),
         (r"C:\a. ", r"C:\a", True),
         (r"\\?\C:\a.", r"C:\a.", False),
@@ -37,4 +37,4 @@ async def test_a_guid_is_one_in_any_case_and_with_braces(spelling: str) -> None:
 )
 def test_files_of_windows_compare_by_one_to_one_upper_casing(one: str, other: str, same: bool) -> None:
     files = FakeFiles()
-    assert (files.key(one) == files.key(other.replace(r"\u00df", "\u00df"))) is same
+    assert (files.key(one) == files.key(other)) is same

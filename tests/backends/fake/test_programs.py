@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.backends.fake.guesthost import STREAMS, Host, booted
 from tests.backends.fake.support import backend_of, wcow
 from uvm.backends.fake import FakeProcess, Programs
-from uvm.backends.fake.guestservice.commandline import split_command_line
-from uvm.backends.fake.guestservice.programs import Program
+from uvm.backends.fake.guest.programs import Program
+from uvm.backends.fake.guest.windows.commandline import split_command_line
 
 pytestmark = pytest.mark.anyio
 

@@ -16,6 +16,7 @@ from tests.backends.hcs.harness import Host
 from tests.backends.hcs.support import driven, relayed, started
 from uvm.backend import JSON, ByteStream, HostProcess
 from uvm.backends.fake import FakeBackend, FakeProcess
+from uvm.backends.fake.hosted import HostedProcess
 from uvm.backends.hcs import process as under_test
 from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.host import Host as HCSHost
@@ -260,7 +261,10 @@ async def test_an_end_that_nobody_watched_yet_is_known(monkeypatch: pytest.Monke
     async with running(exiting_with(3)) as (host, system):
 
         async def watch_late(*args: Any) -> int:
-            await until(lambda: all(each.ended.is_set() for each in host.fake.vms["vm1"].hosted.values()))
+            hosted = [
+                each for each in host.fake.vms["vm1"].hosted.values() if isinstance(each, HostedProcess)
+            ]
+            await until(lambda: all(each.ended.is_set() for each in hosted))
             return await watch(*args)
 
         monkeypatch.setattr(HCSHost, "watch", watch_late)

@@ -12,8 +12,7 @@ from uvm.backends.fake.exchange import Latency
 from uvm.backends.fake.faults import Faults
 from uvm.backends.fake.files import FakeFiles
 from uvm.backends.fake.gates import Gate, Parked
-from uvm.backends.fake.guest import FakeGuest, Mount
-from uvm.backends.fake.guestservice import (
+from uvm.backends.fake.guest import (
     Container,
     FakeProcess,
     GuestProcess,
@@ -23,10 +22,12 @@ from uvm.backends.fake.guestservice import (
     Program,
     Programs,
 )
+from uvm.backends.fake.guest.linux.mounts import LinuxGuest
+from uvm.backends.fake.guest.state import FakeGuest, Mount
+from uvm.backends.fake.guest.windows.mounts import WindowsGuest
 from uvm.backends.fake.host import Checks
 from uvm.backends.fake.hostedsystem import FakeHostedSystem, HostedSystem
 from uvm.backends.fake.hostprocess import FakeHostProcess
-from uvm.backends.fake.linux import LinuxGuest
 from uvm.backends.fake.network import FakeNetwork
 from uvm.backends.fake.request_log import Entry, RequestLog
 from uvm.backends.fake.rules import Rule
@@ -34,7 +35,6 @@ from uvm.backends.fake.streams import FakeListener, FakeStream
 from uvm.backends.fake.system import FakeSystem
 from uvm.backends.fake.tree import DeviceTree
 from uvm.backends.fake.vm import FakeVM
-from uvm.backends.fake.windows import WindowsGuest
 
 __all__ = [
     "Call",

@@ -15,10 +15,13 @@ from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.exchange import Exchange, Latency
 from uvm.backends.fake.faults import Faults
 from uvm.backends.fake.files import FakeFiles
-from uvm.backends.fake.guestservice import BUILT_IN, GuestService, Misbehaviour, Programs
+from uvm.backends.fake.guest import BUILT_IN, Misbehaviour, Programs
+from uvm.backends.fake.guest.linux.service import LinuxService
+from uvm.backends.fake.guest.service import GuestEnvironment
+from uvm.backends.fake.guest.windows.service import WindowsService
+from uvm.backends.fake.handle import HostSide
 from uvm.backends.fake.host import Checks, Host
 from uvm.backends.fake.hostedsystem import FakeHostedSystem, HostedSystem
-from uvm.backends.fake.hostprocess import FakeHostProcess
 from uvm.backends.fake.hostservice import service_property
 from uvm.backends.fake.network import FakeNetwork
 from uvm.backends.fake.properties import summary
@@ -77,8 +80,8 @@ class FakeBackend:
         self.network: FakeNetwork = FakeNetwork(self.exchange)
         self._host = Host(self.info, self.files, self.access, self.network, checks or Checks())
         self._ids = Random(seed)
-        # In the order in which they were opened.
-        self._process_handles: dict[FakeHostProcess, None] = {}
+        self._side = HostSide(self, self.exchange, self.info)
+        self._guests = GuestEnvironment(self.exchange, self.programs, self.misbehaviour)
         self._vms: dict[str, FakeVM] = {}
         self._hosted: dict[str, HostedSystem] = {}
         self._guest_capabilities = guest_capabilities
@@ -149,12 +152,11 @@ class FakeBackend:
             self._require_free(system_id)
             vm = self._make(system_id, copied, _checked(copied, operation))
             self._vms[system_id] = vm
-            vm.add_exit_hook(lambda: self._forget_if_unused(vm))
             return vm
 
         call = self.request_log.begin("lifecycle", system_id, "create", copied)
         # The handle comes last: where the answer gets lost, the system is there and nobody has a handle.
-        return FakeSystem(self, await self.exchange.carry_out(call, create))
+        return FakeSystem(self._side, await self.exchange.carry_out(call, create))
 
     async def open(self, system_id: str) -> FakeSystem:
         """Open another handle; HCS_E_SYSTEM_NOT_FOUND where there is no such system."""
@@ -162,7 +164,7 @@ class FakeBackend:
         if hosted is not None:
             call = self.request_log.begin("lifecycle", hosted.vm.id, "open", None, system_id)
             found = await self.exchange.carry_out(call, lambda: self._find_hosted(system_id), hosted.vm)
-            return FakeHostedSystem(self, found)
+            return FakeHostedSystem(self._side, found)
 
         def find() -> FakeVM:
             vm = self._vms.get(system_id)
@@ -171,7 +173,7 @@ class FakeBackend:
             return vm
 
         call = self.request_log.begin("lifecycle", system_id, "open", None)
-        return FakeSystem(self, await self.exchange.carry_out(call, find, self._vms.get(system_id)))
+        return FakeSystem(self._side, await self.exchange.carry_out(call, find, self._vms.get(system_id)))
 
     async def enumerate(self, query: JSON | None = None) -> list[JSON]:
         """List compute systems; ``Ids``, ``Names``, ``Types`` and ``Owners`` choose among them."""
@@ -198,27 +200,11 @@ class FakeBackend:
         """
         left = [f"VM {vm.id} ({vm.state})" for vm in self._vms.values()]
         left += [f"{hosted}" for hosted in self._hosted.values()]
-        left += [f"handle of {process}" for process in self._process_handles]
+        left += [f"handle of {process}" for process in self._side.processes]
         left += [f"access of {to} to {path}" for path, to in self.access.entries() if to != VM_GROUP]
         left += [f"PCI function {path} {n} of {vm}" for (path, n), vm in self._host.pci.items()]
         left += [f"endpoint {e} attached to {vm}" for e, vm in self.network.attachments().items()]
         return [*left, *(f"directory {path}, empty" for path in self.files.left_empty())]
-
-    def handle_closed(self, vm: FakeVM) -> None:
-        """Take note of a closed handle; a system ends with its last one where its document says so."""
-        vm.handles -= 1
-        if vm.handles or vm.state == "Stopped":
-            self._forget_if_unused(vm)
-        elif vm.ends_with_last_handle:
-            vm.terminate()
-
-    def process_opened(self, process: FakeHostProcess) -> None:
-        """Take note of a handle of a process."""
-        self._process_handles[process] = None
-
-    def process_closed(self, process: FakeHostProcess) -> None:
-        """Take note of a handle of a process that was closed."""
-        del self._process_handles[process]
 
     async def __aenter__(self) -> FakeBackend:
         return self
@@ -247,13 +233,16 @@ class FakeBackend:
 
         call = self.request_log.begin("lifecycle", hosting_id, "create", document, system_id)
         made = await self.exchange.carry_out(call, create, self._vms.get(hosting_id))
-        return FakeHostedSystem(self, made)
+        return FakeHostedSystem(self._side, made)
 
     def _find_hosted(self, system_id: str) -> HostedSystem:
         found = self._hosted.get(system_id)
         if found is None:
             raise HostError(f"open {system_id}", HResult.HCS_E_SYSTEM_NOT_FOUND)
         return found
+
+    def _forget_vm(self, vm: FakeVM) -> None:
+        self._vms.pop(vm.id, None)
 
     def _forget_hosted(self, hosted: HostedSystem) -> None:
         del self._hosted[hosted.id]
@@ -264,14 +253,13 @@ class FakeBackend:
 
     def _make(self, system_id: str, document: JSON, checked: ComputeSystem) -> FakeVM:
         runtime_id, capabilities = self.new_id(), self._guest_capabilities
-        vm = FakeVM(system_id, runtime_id, document, checked, self._host, self.clock, capabilities)
+        vm = FakeVM(
+            system_id, runtime_id, document, checked, self._host, self.clock, self._forget_vm, capabilities
+        )
         assert checked.virtual_machine is not None
-        vm.service = GuestService(vm, checked.virtual_machine, self)
+        kind = LinuxService if vm.os == "linux" else WindowsService
+        vm.service = kind(vm, checked.virtual_machine, self._guests)
         return vm
-
-    def _forget_if_unused(self, vm: FakeVM) -> None:
-        if vm.state == "Stopped" and not vm.handles:
-            self._vms.pop(vm.id, None)
 
 
 def _boot_files(info: HostInfo) -> FakeFiles:

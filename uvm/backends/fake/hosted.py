@@ -7,7 +7,7 @@ exit of each from the start, and keeps what it learns for as long as a handle is
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 import anyio
 from attrs import define, field
@@ -18,6 +18,7 @@ from uvm._wire.frames import Procedure
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON
 from uvm.backends.fake.streams import FakeListener, FakeStream
+from uvm.backends.fake.vm import FakeVM
 from uvm.errors import GuestError, HostError
 from uvm.hresult import HResult
 from uvm.schema.gcs import (
@@ -37,9 +38,6 @@ from uvm.schema.process import (
     SignalProcessOptionsLCOW,
     SignalProcessOptionsWCOW,
 )
-
-if TYPE_CHECKING:
-    from uvm.backends.fake.vm import FakeVM
 
 T = TypeVar("T")
 
@@ -184,7 +182,7 @@ def find_hosted(vm: FakeVM, pid: int, container_id: str = HOST_CONTAINER_ID) -> 
     operation = f"open process {pid} of {vm.id}"
     vm.require_relay(f"open process {pid} of")
     hosted = vm.hosted.get(pid)
-    if hosted is None or hosted.container_id != container_id:
+    if not isinstance(hosted, HostedProcess) or hosted.container_id != container_id:
         raise HostError(operation, HResult.ERROR_NOT_FOUND)
     hosted.require_running(operation)
     return hosted

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
-import anyio
 from attrs import define, field
 
 from uvm._async import Flag
 from uvm._wire.frames import Procedure, parse
 from uvm.backend import JSON
-from uvm.backends.fake.calls import Call, To
-from uvm.backends.fake.guestservice.containers import LinuxContainer
+from uvm.backends.fake.guest.containers import LinuxContainer
+from uvm.backends.fake.handle import HostSide
 from uvm.backends.fake.hosted import HostedProcess, find_hosted, relayed, start_hosted
-from uvm.backends.fake.hostprocess import FakeHostProcess
-from uvm.backends.fake.streams import FakeListener
-from uvm.backends.fake.system import FakeSystem, copied
+from uvm.backends.fake.system import FakeSystem
+from uvm.backends.fake.vm import FakeVM
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
 from uvm.schema import properties as schema
@@ -34,10 +32,6 @@ from uvm.schema.gcs import (
 )
 from uvm.schema.json import dumps, from_json, to_json
 from uvm.schema.system import ComputeSystem
-
-if TYPE_CHECKING:
-    from uvm.backends.fake.backend import FakeBackend
-    from uvm.backends.fake.vm import FakeVM
 
 State = Literal["Created", "Running", "Stopped"]
 
@@ -84,7 +78,7 @@ class HostedSystem:
         config = dumps(document.hosted_system)
         request = ContainerCreateRequest(container_id=system_id, container_config=config)
         hosted._ask(Procedure.CREATE, request, "create")
-        vm.hosted_systems[system_id] = hosted
+        vm.service.watchers[system_id] = hosted.exited
         vm.add_exit_hook(hosted._vm_exited)
         return hosted
 
@@ -164,9 +158,13 @@ class HostedSystem:
         self.require(f"open process {pid} of", "Running")
         return find_hosted(self.vm, pid, self.id)
 
-    def not_supported(self, operation: str) -> NoReturn:
+    def refuse(self, *arguments: object) -> NoReturn:
         """Refuse what only virtual machines do."""
-        raise HostError(f"{operation} {self.id}", HResult.ERROR_NOT_SUPPORTED, "it is no virtual machine")
+        raise HostError(
+            f"ask {self.id}", HResult.ERROR_NOT_SUPPORTED, "it is a container, not a virtual machine"
+        )
+
+    crash_guest = pause = resume = save = listen = refuse
 
     def opened(self) -> None:
         """Take note of a handle."""
@@ -197,9 +195,9 @@ class HostedSystem:
         self._forget_if_unused()
 
     def _forget_if_unused(self) -> None:
-        if self.state != "Stopped" or self.handles or self.vm.hosted_systems.get(self.id) is not self:
+        if self.state != "Stopped" or self.handles or self.vm.service.watchers.get(self.id) != self.exited:
             return
-        del self.vm.hosted_systems[self.id]
+        del self.vm.service.watchers[self.id]
         self._forget(self)
         if self.vm.state == "Running":
             message = RequestBase(container_id=self.id)
@@ -236,9 +234,9 @@ class FakeHostedSystem(FakeSystem):
 
     __slots__ = ("hosted",)
 
-    def __init__(self, backend: FakeBackend, hosted: HostedSystem) -> None:
+    def __init__(self, host: HostSide, hosted: HostedSystem) -> None:
         self.hosted: HostedSystem = hosted
-        super().__init__(backend, hosted.vm)
+        super().__init__(host, hosted.vm, hosted)
 
     @property
     def id(self) -> str:
@@ -250,97 +248,27 @@ class FakeHostedSystem(FakeSystem):
         """Nothing: it is no VM of its own."""
         return ""
 
-    async def start(self) -> None:
-        """Have the guest start it; HCS_E_INVALID_STATE where it was started."""
-        await self._lifecycle("start", None, self.hosted.start)
-
-    async def shutdown(self, options: JSON | None = None) -> None:
-        """Have the guest end it in order."""
-        await self._lifecycle("shutdown", options, self.hosted.shutdown)
-
-    async def terminate(self) -> None:
-        """Have the guest end it at once; HCS_E_SYSTEM_ALREADY_STOPPED where it has exited."""
-        await self._lifecycle("terminate", None, self.hosted.terminate)
-
-    async def crash(self, options: JSON | None = None) -> None:
-        """Refused."""
-        await self._lifecycle("crash", options, lambda: self.hosted.not_supported("crash"))
-
-    async def pause(self, options: JSON | None = None) -> None:
-        """Refused."""
-        await self._lifecycle("pause", options, lambda: self.hosted.not_supported("pause"))
-
-    async def resume(self) -> None:
-        """Refused."""
-        await self._lifecycle("resume", None, lambda: self.hosted.not_supported("resume"))
-
-    async def save(self, options: JSON | None = None) -> None:
-        """Refused."""
-        await self._lifecycle("save", options, lambda: self.hosted.not_supported("save"))
-
     async def modify(self, request: JSON) -> None:
         """Have the guest carry out a ``ModificationRequest`` on it; its refusal becomes a HostError."""
-        document = copied(request, f"modify {self.id}")
+        document = self._copied("modify", request)
         await self._guest_call("modify", document, lambda: self.hosted.modify(document))
 
-    async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
-        """Query ``Statistics`` and ``ProcessList``, as the guest has them.
+    def _start_process(self, document: JSON) -> HostedProcess:
+        return self.hosted.create_process(document)
 
-        :raises HostError: HCS_E_INVALID_JSON for another type; ERROR_NOT_SUPPORTED for ``queries``.
-        """
+    def _find_process(self, pid: int) -> HostedProcess:
+        return self.hosted.open_process(pid)
 
-        def query() -> JSON:
-            if queries is not None:
-                self.hosted.not_supported("query with arguments")
-            return self.hosted.query(types)
+    def _query(self, types: tuple[str, ...], queries: JSON | None) -> JSON:
+        if queries is not None:
+            self.hosted.refuse()
+        return self.hosted.query(types)
 
-        return await self._call("query", "properties", {"PropertyTypes": list(types)}, query)
+    def _measure(self) -> int:
+        return self.hosted.refuse()
 
-    async def create_process(self, parameters: JSON) -> FakeHostProcess:
-        """Start a process in it; its refusal becomes a HostError.
+    async def _ended(self) -> None:
+        await self.hosted.over.wait()
 
-        ``OciProcess`` describes it in a Linux container; without that it is the container's own.
-        """
-        return await self._start_process(parameters, self.hosted.create_process)
-
-    async def open_process(self, pid: int) -> FakeHostProcess:
-        """Open a process of it; ERROR_NOT_FOUND, or HCS_E_PROCESS_ALREADY_STOPPED where it has exited."""
-        found = await self._call(
-            "lifecycle", "open process", {"ProcessId": pid}, lambda: self.hosted.open_process(pid)
-        )
-        return FakeHostProcess(self._backend, found, opened=True)
-
-    async def working_set_bytes(self) -> int:
-        """Refused."""
-        return await self._call("query", "working set", None, lambda: self.hosted.not_supported("measure"))
-
-    async def listen(self, service_id: str) -> FakeListener:
-        """Refused."""
-        return await self._call(
-            "host", "listen", {"ServiceId": service_id}, lambda: self.hosted.not_supported("listen on")
-        )
-
-    async def wait(self) -> ExitStatus:
-        """Wait for the exit; E_HANDLE where this handle is closed meanwhile."""
-        self._require_open("wait for")
-        with anyio.CancelScope() as scope:
-            self._waiting.append(scope.cancel)
-            try:
-                await self.hosted.over.wait()
-            finally:
-                self._waiting.remove(scope.cancel)
-        if self.hosted.exit_status is None:
-            self._require_open("wait for")
-        assert self.hosted.exit_status is not None
-        return self.hosted.exit_status
-
-    def _opened(self) -> None:
-        self.hosted.opened()
-
-    def _closed_now(self) -> None:
-        self.hosted.closed()
-
-    def _begin(self, to: To, operation: str, document: Any) -> Call:
-        fields = document if operation == "modify" and isinstance(document, dict) else {}
-        request_type = str(fields.get("RequestType") or "")
-        return self._backend.request_log.begin(to, self.vm.id, operation, document, self.id, request_type)
+    def _resource(self, operation: str, document: Any) -> tuple[str, str]:
+        return self.id, super()._resource(operation, document)[1]

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import anyio
 import anyio.lowlevel
 
 from uvm.backend import JSON
 from uvm.backends.fake.clock import FakeClock
-from uvm.backends.fake.guest import FakeGuest
+from uvm.backends.fake.guest.linux.mounts import LINUX_CAPABILITIES, LinuxGuest
+from uvm.backends.fake.guest.service import GuestService
+from uvm.backends.fake.guest.state import FakeGuest
+from uvm.backends.fake.guest.windows.mounts import WINDOWS_CAPABILITIES, WindowsGuest
 from uvm.backends.fake.host import Host
-from uvm.backends.fake.linux import LINUX_CAPABILITIES, LinuxGuest
 from uvm.backends.fake.streams import FakeListener, FakeStream, Switchboard
 from uvm.backends.fake.tree import DeviceTree
-from uvm.backends.fake.windows import WINDOWS_CAPABILITIES, WindowsGuest
 from uvm.errors import ExitStatus, HostError, RefusedError, VMExitedError
 from uvm.hresult import HResult
 from uvm.schema.system import ComputeSystem, VirtualMachine
-
-if TYPE_CHECKING:
-    from uvm.backends.fake.guestservice import GuestService
-    from uvm.backends.fake.hosted import HostedProcess
-    from uvm.backends.fake.hostedsystem import HostedSystem
 
 State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
 
@@ -45,12 +41,12 @@ class FakeVM:
     :ivar service: the compute service inside the guest, which speaks with the host over connections.
     :ivar relays: HCS itself is connected to the guest, as its document says.
     :ivar hosted: the processes that HCS started over that connection and keeps, by process id.
-    :ivar hosted_systems: the containers that HCS hosts in it, by id.
     """
 
     __slots__ = (
         "_clock",
         "_exit_hooks",
+        "_forget",
         "_guest",
         "_guest_capabilities",
         "_host",
@@ -63,7 +59,6 @@ class FakeVM:
         "exited_ticks",
         "handles",
         "hosted",
-        "hosted_systems",
         "id",
         "os",
         "owner",
@@ -82,6 +77,7 @@ class FakeVM:
         checked: ComputeSystem,
         host: Host,
         clock: FakeClock,
+        forget: Callable[[FakeVM], None],
         guest_capabilities: Mapping[str, Any] | None = None,
     ) -> None:
         self.id: str = system_id
@@ -100,8 +96,8 @@ class FakeVM:
         self.exited_ticks: int | None = None
         self.handles: int = 0
         self.service: GuestService
-        self.hosted: dict[int, HostedProcess] = {}
-        self.hosted_systems: dict[str, HostedSystem] = {}
+        self.hosted: dict[int, object] = {}
+        self._forget = forget
         self._host = host
         self._clock = clock
         self._guest_capabilities = guest_capabilities
@@ -299,6 +295,23 @@ class FakeVM:
         hooks, self._exit_hooks = self._exit_hooks, []
         for hook in hooks:
             hook()
+        self._forget_if_unused()
+
+    def opened(self) -> None:
+        """Count a handle."""
+        self.handles += 1
+
+    def closed(self) -> None:
+        """Count a handle that was closed; with the last one the VM ends if its document says so."""
+        self.handles -= 1
+        if not self.handles and self.ends_with_last_handle and self.state != "Stopped":
+            self.terminate()
+        else:
+            self._forget_if_unused()
+
+    def _forget_if_unused(self) -> None:
+        if self.state == "Stopped" and not self.handles:
+            self._forget(self)
 
 
 def _require_boot_files(system_id: str, vm: VirtualMachine, host: Host) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import anyio
 from attrs import define, field
 
+from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.streams import FakeStream
-
-if TYPE_CHECKING:
-    from uvm.backends.fake.vm import FakeVM
 
 
 @define(eq=False)
@@ -24,7 +21,7 @@ class Outlet:
     """
 
     stream: FakeStream
-    _vm: FakeVM
+    _vm: GuestMachine
     _spawn: Callable[..., bool]
     _backlog: deque[bytes] | None = field(default=None, init=False)
 

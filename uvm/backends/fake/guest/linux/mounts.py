@@ -10,7 +10,7 @@ from attrs import define, field
 from uvm._names import guid_key
 from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.devices.vpmem import PMem
-from uvm.backends.fake.guest import FakeGuest, GuestRequest, Handler, Mount
+from uvm.backends.fake.guest.state import FakeGuest, GuestRequest, Handler, Mount
 from uvm.hresult import HResult
 from uvm.schema.guest import (
     LCOWCombinedLayers,

@@ -6,8 +6,8 @@ from typing import Any
 
 from attrs import define
 
-from uvm.backends.fake.guestservice.execution import Command
-from uvm.backends.fake.guestservice.stdio import Terminal
+from uvm.backends.fake.guest.execution import Command
+from uvm.backends.fake.guest.stdio import Terminal
 from uvm.schema.field import named
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 from attrs import define, field
 
 from uvm.backends.fake.clock import FakeClock
-from uvm.backends.fake.guestservice.outlet import Outlet
+from uvm.backends.fake.guest.machine import GuestMachine
+from uvm.backends.fake.guest.outlet import Outlet
 from uvm.backends.fake.streams import FakeStream
-
-if TYPE_CHECKING:
-    from uvm.backends.fake.vm import FakeVM
 
 #: How long a guest that ends waits for the host to read its last words.
 LAST_WORDS_SECONDS: Final = 1.0
@@ -28,7 +26,7 @@ class GuestLog:
     :ivar service_id: where a Windows guest forwards its log to; empty while it does not.
     """
 
-    _vm: FakeVM = field(repr=False)
+    _vm: GuestMachine = field(repr=False)
     _clock: FakeClock = field(repr=False)
     _spawn: Callable[..., bool] = field(repr=False)
     service_id: str = field(default="", init=False)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from uvm.backend import JSON
 from uvm.backends.fake.clock import FakeClock
-from uvm.backends.fake.guestservice.containers import Container, LinuxContainer
+from uvm.backends.fake.guest.containers import Container, LinuxContainer
 
 _PROCESS_BYTES: Final = 1 << 20
 _CACHE_BYTES: Final = 4096

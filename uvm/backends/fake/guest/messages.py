@@ -154,7 +154,7 @@ _GO_NAMES: Final = {
 }
 
 
-def unknown_message(service: object, request: Incoming) -> NoReturn:
+def unknown_message(request: Incoming) -> NoReturn:
     """Refuse what the guest does not do, or not now."""
     name = _GO_NAMES.get(request.procedure) or str(Kind.REQUEST | request.procedure)
     raise failure(

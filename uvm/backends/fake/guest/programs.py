@@ -5,17 +5,29 @@ from __future__ import annotations
 import ntpath
 import posixpath
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
 from attrs import define, field
 
-from uvm.backends.fake.guestservice.stdio import ProcessInput, ProcessOutput, Terminal
-
-if TYPE_CHECKING:
-    from uvm.backends.fake.vm import FakeVM
+from uvm.backends.fake.guest.machine import GuestMachine
+from uvm.backends.fake.guest.stdio import ProcessInput, ProcessOutput, Terminal
 
 #: Called with the number of a signal of a Linux guest, or the name of one of a Windows guest.
 SignalHandler: TypeAlias = Callable[[int | str], None]
+
+
+class Peer(Protocol):
+    """Another process of the guest, as a program sees it."""
+
+    @property
+    def view(self) -> FakeProcess:
+        """The process as its own program sees it."""
+
+    def signal(self, signal: int | str) -> bool:
+        """Signal it; False if it has exited."""
+
+    def resize(self, height: int, width: int) -> None:
+        """Change the size of its terminal."""
 
 
 @define(eq=False)
@@ -29,6 +41,7 @@ class FakeProcess:
     :ivar pid: its id in the guest.
     :ivar terminal: its terminal, whose size changes with the host's; None where it has none.
     :ivar vm: the VM that it runs in.
+    :ivar peers: what runs in the guest, by process id.
     """
 
     args: tuple[str, ...]
@@ -36,7 +49,8 @@ class FakeProcess:
     cwd: str
     user: str
     pid: int
-    vm: FakeVM = field(repr=False)
+    vm: GuestMachine = field(repr=False)
+    peers: Mapping[int, Peer] = field(repr=False)
     stdin: ProcessInput = field(repr=False)
     stdout: ProcessOutput = field(repr=False)
     stderr: ProcessOutput = field(repr=False)

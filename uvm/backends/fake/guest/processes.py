@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 from attrs import define, field
 
-from uvm.backends.fake.guestservice.programs import FakeProcess, Program
+from uvm.backends.fake.guest.programs import FakeProcess, Program
 
 SIGKILL: Final = 9
 SIGPIPE: Final = 13

@@ -10,7 +10,7 @@ from attrs import define, field
 from uvm._names import guid_key
 from uvm.backend import JSON
 from uvm.backends.fake.devices.scsi import Disk
-from uvm.backends.fake.guest import FakeGuest, GuestRequest, Handler, Mount
+from uvm.backends.fake.guest.state import FakeGuest, GuestRequest, Handler, Mount
 from uvm.devices.vsmb import GUEST_PREFIX
 from uvm.hresult import HResult
 from uvm.schema.container import MappedDirectory

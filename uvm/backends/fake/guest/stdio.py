@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import anyio
 import anyio.lowlevel
 from attrs import define
 
+from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.streams import FakeStream
-
-if TYPE_CHECKING:
-    from uvm.backends.fake.vm import FakeVM
 
 
 @define(eq=False)
@@ -26,7 +22,7 @@ class Terminal:
 class ProcessInput:
     """The standard input of a program; at its end from the start where the host gave none."""
 
-    _vm: FakeVM
+    _vm: GuestMachine
     _stream: FakeStream | None
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
@@ -63,7 +59,7 @@ class ProcessOutput:
     out, it dies as of SIGPIPE.
     """
 
-    _vm: FakeVM
+    _vm: GuestMachine
     _stream: FakeStream | None
     _terminal: bool = False
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import anyio
 
-from uvm.backends.fake.guestservice.programs import FakeProcess, Program
+from uvm.backends.fake.guest.programs import FakeProcess, Program
 
 #: What ``yes`` writes at once.
 _YES_BYTES: Final = 65536
@@ -103,7 +103,7 @@ async def _kill(process: FakeProcess) -> int:
         return await _fail(process, "use kill [-number] pid...")
     code = 0
     for word in words:
-        target = process.vm.service.processes.get(int(word))
+        target = process.peers.get(int(word))
         if target is None or not target.signal(int(number)):
             code = await _fail(process, f"can't kill pid {word}: No such process")
     return code
@@ -115,7 +115,7 @@ _STDIN_OF: Final = re.compile(r"/proc/(\d+)/fd/0")
 async def _stty(process: FakeProcess) -> int:
     """Tell or change the size of a terminal: ``stty [-F /proc/<pid>/fd/0] size | rows <n> cols <n>``."""
     words = list(process.args[1:])
-    processes = process.vm.service.processes
+    processes = process.peers
     target = processes[process.pid]
     if words[:1] == ["-F"] and len(words) > 1:
         device = _STDIN_OF.fullmatch(words[1])

@@ -5,41 +5,64 @@ It runs inside the task of somebody who waits for the VM (:meth:`~uvm.backends.f
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, ClassVar, Final, NoReturn, TypeAlias
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
+from attrs import frozen
 
 from uvm._wire.frames import GuestSide, Kind, Procedure, encode
 from uvm.backend import JSON
 from uvm.backends.fake.calls import Call
-from uvm.backends.fake.guestservice import linux, windows
-from uvm.backends.fake.guestservice.boot import boot_plan, take_entropy
-from uvm.backends.fake.guestservice.containers import Container
-from uvm.backends.fake.guestservice.hosting import Hosting
-from uvm.backends.fake.guestservice.log import LAST_WORDS_SECONDS, GuestLog
-from uvm.backends.fake.guestservice.messages import Incoming, unknown_message
-from uvm.backends.fake.guestservice.misbehaviour import Reply
-from uvm.backends.fake.guestservice.outlet import Outlet
-from uvm.backends.fake.guestservice.processes import GuestProcess
-from uvm.backends.fake.guestservice.programs import Program
+from uvm.backends.fake.clock import FakeClock
+from uvm.backends.fake.exchange import Exchange
+from uvm.backends.fake.guest.boot import boot_plan, take_entropy
+from uvm.backends.fake.guest.containers import Container
+from uvm.backends.fake.guest.execution import Command, attach_streams, close_streams
+from uvm.backends.fake.guest.hosting import Hosting
+from uvm.backends.fake.guest.log import LAST_WORDS_SECONDS, GuestLog
+from uvm.backends.fake.guest.machine import GuestMachine
+from uvm.backends.fake.guest.messages import Incoming, hresult, reject, unknown_message
+from uvm.backends.fake.guest.misbehaviour import Misbehaviour, Reply
+from uvm.backends.fake.guest.outlet import Outlet
+from uvm.backends.fake.guest.processes import GuestProcess
+from uvm.backends.fake.guest.programs import FakeProcess, Program, Programs
+from uvm.backends.fake.guest.stdio import ProcessInput, ProcessOutput
 from uvm.backends.fake.streams import FakeStream
 from uvm.errors import BridgeClosedError, GuestError, HostError, WireError
 from uvm.hresult import HResult
+from uvm.schema.gcs import (
+    PROTOCOL_VERSION,
+    WAIT_FOREVER_MS,
+    GetPropertiesRequest,
+    NegotiateProtocolRequest,
+    ResizeConsoleRequest,
+)
 from uvm.schema.json import dumps
+from uvm.schema.properties import PropertyQuery
+from uvm.schema.system import VirtualMachine
 
-if TYPE_CHECKING:
-    from uvm.backends.fake.backend import FakeBackend
-    from uvm.backends.fake.vm import FakeVM
-    from uvm.schema.system import VirtualMachine
+#: Carries out a request: returns what a yes consists of, or None if the answer comes later or never.
+Handler: TypeAlias = Callable[[Incoming], JSON | None]
 
 #: What a guest that lacks a capability does not do.
 _NEEDED: Final[dict[int, str]] = {
     Procedure.DUMP_STACKS: "DumpStacksSupported",
     Procedure.DELETE_CONTAINER_STATE: "DeleteContainerStateSupported",
 }
+
+_NAMES: Final = {procedure.value: procedure.name.lower() for procedure in Procedure}
+
+
+@frozen
+class GuestEnvironment:
+    """What the guests of a backend share."""
+
+    exchange: Exchange
+    programs: Programs
+    misbehaviour: Misbehaviour
 
 
 class GuestService:
@@ -51,12 +74,13 @@ class GuestService:
     :ivar entropy: the random bytes that a Linux guest took from the host when it booted.
     :ivar log: what it writes for the host to read.
     :ivar log_settings: what the host last told a Windows guest's log forwarding service to record.
+    :ivar watchers: what to call in place of a notification, by the id of the container that ended.
     :ivar phase: how far the host has come with a Windows guest: ``new``, ``created``, ``started``.
     """
 
     __slots__ = (
-        "_backend",
         "_booted",
+        "_environment",
         "_hosting",
         "_last_pid",
         "_negotiated",
@@ -73,21 +97,26 @@ class GuestService:
         "phase",
         "processes",
         "vm",
+        "watchers",
     )
 
-    def __init__(self, vm: FakeVM, machine: VirtualMachine, backend: FakeBackend) -> None:
-        self.vm: FakeVM = vm
+    #: What it says of itself beside its capabilities.
+    facts: ClassVar[JSON] = {}
+
+    def __init__(self, vm: GuestMachine, machine: VirtualMachine, environment: GuestEnvironment) -> None:
+        self.vm: GuestMachine = vm
         self.processes: dict[int, GuestProcess] = {}
         self.external: dict[int, GuestProcess] = {}
         self.containers: dict[str, Container] = {}
         self.entropy: bytes = b""
-        self.log: GuestLog = GuestLog(vm, backend.clock, self.spawn)
+        self.log: GuestLog = GuestLog(vm, environment.exchange.clock, self.spawn)
         self.log_settings: str = ""
         # HCS sets the guest up that it is connected to itself.
         self.phase: str = "started" if vm.relays else "new"
-        self._backend = backend
+        self.watchers: dict[str, Callable[[str], None]] = {}
+        self._environment = environment
         self._plan = boot_plan(machine, vm.os)
-        self._hosting = Hosting(self._run)
+        self._hosting = Hosting(self._run_guest)
         self._booted = False
         self._last_pid = 0
         self._negotiated = False
@@ -102,9 +131,14 @@ class GuestService:
         return self._outlet is not None
 
     @property
-    def backend(self) -> FakeBackend:
-        """The backend that the VM belongs to."""
-        return self._backend
+    def clock(self) -> FakeClock:
+        """The clock of the host."""
+        return self._environment.exchange.clock
+
+    @property
+    def programs(self) -> Programs:
+        """The programs that the guest can run."""
+        return self._environment.programs
 
     def attend(self) -> Awaitable[NoReturn]:
         """Run the guest, or be ready to, until cancelled."""
@@ -124,9 +158,9 @@ class GuestService:
 
     def notify(self, container_id: str, exit_type: str, activity_id: str = "") -> None:
         """Tell the exit of a container: HCS where it hosts that, else as soon as there is a connection."""
-        hosted = self.vm.hosted_systems.get(container_id)
-        if hosted is not None:
-            hosted.exited(exit_type)
+        watcher = self.watchers.get(container_id)
+        if watcher is not None:
+            watcher(exit_type)
             return
         body = {"ContainerId": container_id, "ActivityId": activity_id, "Type": exit_type}
         self._notify({**body, "Operation": "None", "Result": 0})
@@ -173,9 +207,9 @@ class GuestService:
 
     def shut_down(self) -> None:
         """End the VM in order, once the host has read what was sent to it."""
-        self.spawn(self._shut_down)
+        self.spawn(self._power_off)
 
-    async def _shut_down(self) -> None:
+    async def _power_off(self) -> None:
         if self._outlet is not None:
             with anyio.move_on_after(LAST_WORDS_SECONDS):
                 await self._outlet.stream.flush()
@@ -184,7 +218,7 @@ class GuestService:
             self._outlet.stream.close()
         self.vm.shutdown()
 
-    async def _run(self, tasks: anyio.abc.TaskGroup) -> None:
+    async def _run_guest(self, tasks: anyio.abc.TaskGroup) -> None:
         self._tasks = tasks
         try:
             await self.vm.until_running()
@@ -203,9 +237,9 @@ class GuestService:
     async def _dial(self) -> FakeStream:
         """Dial the host's end of the connection, unless a fault has it that the guest does not come."""
         await self.vm.until_listening(self._plan.service)
-        call = self._backend.request_log.begin("guest", self.vm.id, "connect", None)
+        call = self._environment.exchange.request_log.begin("guest", self.vm.id, "connect", None)
         try:
-            await self._backend.exchange.carry_out(call, lambda: None, self.vm)
+            await self._environment.exchange.carry_out(call, lambda: None, self.vm)
         except Exception as e:
             self.log.line(f"bridge: {e}", level="error")
             await anyio.sleep_forever()
@@ -248,14 +282,14 @@ class GuestService:
         return self.vm.state != "Running"
 
     def _take(self, request: Incoming) -> None:
-        exchange = self._backend.exchange
+        exchange = self._environment.exchange
         handler = self._handler(request)
         call = request.call = self._begin(request)
 
         def change() -> JSON | None:
             if self.vm.state == "Stopped":
                 raise BridgeClosedError(f"the guest of {self.vm.id} does not answer: the VM has exited")
-            return handler(self, request)
+            return handler(request)
 
         if not exchange.is_immediate("guest"):
             self.spawn(self._carry_out, request, change)
@@ -277,13 +311,13 @@ class GuestService:
             document = request.body.get("Request")
             change = document if isinstance(document, dict) else {}
         resource, request_type = change.get("ResourceType") or "", change.get("RequestType") or ""
-        return self._backend.request_log.begin(
+        return self._environment.exchange.request_log.begin(
             "guest", self.vm.id, request.operation, document, str(resource), str(request_type)
         )
 
     async def _carry_out(self, request: Incoming, change: Callable[[], JSON | None]) -> None:
         try:
-            answer = await self._backend.exchange.carry_out(request.call, change, self.vm)
+            answer = await self._environment.exchange.carry_out(request.call, change, self.vm)
         except GuestError as e:
             self.refuse(request, e)
         except Exception as e:
@@ -307,7 +341,7 @@ class GuestService:
                 operation, HResult.HCS_E_CONNECT_FAILED, "nobody waits for the VM, so its guest does not run"
             )
         request = Incoming(procedure, 0, dumps(message).encode(), GuestSide(), self.vm.os == "windows")
-        answer = self._handlers[procedure](self, request)
+        answer = self._handler_of(procedure)(request)
         if answer is None:
             raise HostError(
                 operation, HResult.HCS_E_CONNECTION_CLOSED, "the guest's compute service has gone"
@@ -316,20 +350,135 @@ class GuestService:
             request.after()
         return answer
 
-    @property
-    def _handlers(self) -> dict[int, Callable[[GuestService, Incoming], JSON | None]]:
-        return linux.HANDLERS if self.vm.os == "linux" else windows.HANDLERS
-
-    def _handler(self, request: Incoming) -> Callable[[GuestService, Incoming], JSON | None]:
+    def _handler(self, request: Incoming) -> Handler:
         negotiates = request.procedure == Procedure.NEGOTIATE_PROTOCOL
         needed = _NEEDED.get(request.procedure)
         if negotiates is self._negotiated or (needed and not self.vm.guest.capabilities.get(needed)):
             return unknown_message
-        return self._handlers.get(request.procedure, unknown_message)
+        return self._handler_of(request.procedure)
 
-    def negotiated(self) -> None:
-        """The host and the guest have agreed on a version: now the other requests are answered."""
+    def _handler_of(self, procedure: int) -> Handler:
+        """Return the method that is named after a procedure: ``on_create`` and its kind."""
+        if procedure not in _NAMES:
+            return unknown_message
+        handler: Handler = getattr(self, f"on_{_NAMES[procedure]}", unknown_message)
+        return handler
+
+    # What guests of both kinds do alike.
+
+    def _process(self, request: Incoming, container_id: str, pid: int) -> GuestProcess:
+        """Find a process to signal or to resize."""
+        raise NotImplementedError
+
+    def on_negotiate_protocol(self, request: Incoming) -> JSON:
+        wanted = request.read(NegotiateProtocolRequest)
+        if not wanted.minimum_version <= PROTOCOL_VERSION <= wanted.maximum_version:
+            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_UNSUPPORTED_PROTOCOL_VERSION)
         self._negotiated = True
+        capabilities = {
+            **self.facts,
+            "SupportedSchemaVersions": [{"Major": 2, "Minor": 1}],
+            "RuntimeOsType": self.vm.os.capitalize(),
+            "GuestDefinedCapabilities": dict(self.vm.guest.capabilities),
+        }
+        return {"Version": PROTOCOL_VERSION, "Capabilities": capabilities}
+
+    def on_resize_console(self, request: Incoming) -> JSON:
+        wanted = request.read(ResizeConsoleRequest)
+        process = self._process(request, wanted.container_id, wanted.process_id)
+        if process.view.terminal is None:
+            reject(request.operation, self.vm.guest.failure, f"process {process.pid} has no terminal")
+        process.resize(wanted.height, wanted.width)
+        return {}
+
+    def _properties_query(self, request: Incoming) -> tuple[str, list[str]]:
+        """Read which properties of which container are wanted."""
+        wanted = request.read(GetPropertiesRequest)
+        query = PropertyQuery()
+        if wanted.query:
+            query = request.read_text(PropertyQuery, "Query", wanted.query)
+        return wanted.container_id, query.property_types
+
+    def _make_process(
+        self,
+        command: Command,
+        *,
+        external: bool,
+        on_exit: Callable[[GuestProcess], None] | None = None,
+        on_release: Callable[[GuestProcess], None],
+    ) -> GuestProcess:
+        """Make a process that does not run yet, and has no streams.
+
+        :param on_exit: called when it has exited, before anybody is told.
+        :param on_release: called when somebody has been told.
+        """
+        vm = self.vm
+        view = FakeProcess(
+            args=command.args,
+            env=command.env,
+            cwd=command.cwd,
+            user=command.user,
+            pid=self.new_pid(),
+            vm=vm,
+            peers=self.processes,
+            stdin=ProcessInput(vm, None),
+            stdout=ProcessOutput(vm, None),
+            stderr=ProcessOutput(vm, None),
+            terminal=command.terminal,
+        )
+
+        def exited(process: GuestProcess) -> None:
+            self.processes.pop(process.pid, None)
+            if on_exit is not None:
+                on_exit(process)
+
+        return GuestProcess(view, external, exited, on_release)
+
+    def _connect_streams(
+        self, wanted: Mapping[str, str], refuse: Callable[[str], Exception]
+    ) -> dict[str, FakeStream]:
+        """Connect standard streams to services of the host: all of them, or none.
+
+        :param wanted: services by the name of the stream.
+        :param refuse: makes the exception for a stream at whose service nobody listens.
+        """
+        streams: dict[str, FakeStream] = {}
+        for name, service_id in wanted.items():
+            try:
+                streams[name] = self.vm.dial(service_id)
+            except ConnectionRefusedError:
+                close_streams(streams)
+                raise refuse(name) from None
+        return streams
+
+    def _wait_for(self, request: Incoming, process: GuestProcess, timeout_ms: int) -> JSON | None:
+        """Answer with the exit code, now or when it is known."""
+        if process.exit_code is not None:
+            request.after = process.release
+            return {"ExitCode": process.exit_code}
+        if timeout_ms == WAIT_FOREVER_MS:
+            process.when_exited(lambda code: self.answer(request, {"ExitCode": code}))
+            return None
+        limit = anyio.CancelScope()
+
+        def tell(code: int) -> None:
+            limit.cancel()
+            self.answer(request, {"ExitCode": code})
+
+        async def expire() -> None:
+            with limit:
+                await anyio.sleep(timeout_ms / 1000)
+                process.forget(tell)
+                self.refuse(request, hresult(request.operation, HResult.ERROR_VMCOMPUTE_TIMEOUT))
+
+        process.when_exited(tell)
+        self.spawn(expire)
+        return None
+
+    def _run(self, process: GuestProcess, program: Program, streams: Mapping[str, FakeStream]) -> JSON:
+        attach_streams(process, streams)
+        self.start_process(process, program)
+        return {"ProcessId": process.pid}
 
     def answer(self, request: Incoming, fields: JSON | None) -> None:
         """Answer a request with what a yes consists of; None where the answer comes later."""
@@ -359,7 +508,7 @@ class GuestService:
         self._send(Reply(call, self._side.notify(body)))
 
     def _send(self, reply: Reply) -> None:
-        self._backend.misbehaviour.apply(reply)
+        self._environment.misbehaviour.apply(reply)
         if reply.delay_seconds:
             self.spawn(self._send_late, reply)
         else:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from attrs import define, field
 
 from uvm.backend import JSON
-from uvm.backends.fake.guestservice.processes import SIGKILL, SIGTERM, GuestProcess
+from uvm.backends.fake.guest.processes import SIGKILL, SIGTERM, GuestProcess
 
 #: ``created``: nothing of it runs yet.
 Status = Literal["created", "running", "stopped"]

@@ -1,0 +1,247 @@
+"""How the Windows guest answers requests, as far as hcsshim relies on it.
+
+Its source is not public. What is known: the messages and their order (hcsshim internal/gcs), that unknown
+fields are refused, and that it wants to be created and started by the host before anything else.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from uvm._wire.ports import WINDOWS_LOG_SERVICE
+from uvm.backend import JSON
+from uvm.backends.fake.guest.containers import Container
+from uvm.backends.fake.guest.execution import (
+    Command,
+    asked_streams,
+)
+from uvm.backends.fake.guest.messages import Incoming, hresult, reject
+from uvm.backends.fake.guest.processes import GuestProcess
+from uvm.backends.fake.guest.service import GuestService
+from uvm.backends.fake.guest.statistics import windows_statistics
+from uvm.backends.fake.guest.stdio import Terminal
+from uvm.backends.fake.guest.windows.commandline import split_command_line
+from uvm.hresult import HResult
+from uvm.schema.container import HostedSystem
+from uvm.schema.gcs import (
+    HOST_CONTAINER_ID,
+    ContainerCreateRequest,
+    ContainerModifySettingsRequest,
+    ExecuteProcessRequest,
+    RequestBase,
+    ServiceModificationRequest,
+    SignalProcessRequest,
+    StdioRelaySettings,
+    UvmConfig,
+    WaitForProcessRequest,
+)
+from uvm.schema.guest import LogForwardServiceRPCRequest
+from uvm.schema.json import dumps
+from uvm.schema.process import ProcessParameters, SignalProcessOptionsWCOW
+
+_CONSOLE_SIGNALS: Final = frozenset({"CtrlC", "CtrlBreak", "CtrlClose", "CtrlLogOff", "CtrlShutdown"})
+_KILL: Final = 9
+
+
+def _command(request: Incoming, parameters: ProcessParameters) -> Command:
+    args = split_command_line(parameters.command_line)
+    if parameters.application_name:
+        args = [parameters.application_name, *args[1:]]
+    if not args:
+        reject(request.operation, HResult.E_INVALIDARG, "CommandLine is missing")
+    terminal = None
+    if parameters.emulate_console:
+        height, width = (*parameters.console_size, 0, 0)[:2]
+        terminal = Terminal(height, width)
+    return Command(
+        tuple(args), parameters.environment, parameters.working_directory, parameters.user, terminal
+    )
+
+
+class WindowsService(GuestService):
+    """The compute service of a Windows guest."""
+
+    __slots__ = ()
+
+    facts: ClassVar[JSON] = {
+        "SendHostCreateMessage": True,
+        "SendHostStartMessage": True,
+        "HvSocketConfigOnStartup": True,
+        "ModifyServiceSettingsSupported": True,
+    }
+
+    def on_create(self, request: Incoming) -> JSON:
+        wanted = request.read(ContainerCreateRequest)
+        if wanted.container_id == HOST_CONTAINER_ID:
+            request.read_text(UvmConfig, "ContainerConfig", wanted.container_config)
+            self._advance(request, "new", "created")
+            return {}
+        self._require_started(request)
+        document = request.parse_text("ContainerConfig", wanted.container_config)
+        hosted = request.read_document(HostedSystem, "ContainerConfig", wanted.container_config, document)
+        if hosted.container is None:
+            reject(request.operation, HResult.E_INVALIDARG, "Container is missing")
+        if wanted.container_id in self.containers:
+            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_EXISTS)
+        self.containers[wanted.container_id] = Container(wanted.container_id, wanted.activity_id, document)
+        return {}
+
+    def on_start(self, request: Incoming) -> JSON:
+        wanted = request.read(RequestBase)
+        if wanted.container_id == HOST_CONTAINER_ID:
+            self._advance(request, "created", "started")
+            return {}
+        container = self._container(request, wanted.container_id)
+        if container.status != "created":
+            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
+        container.status = "running"
+        return {}
+
+    def _advance(self, request: Incoming, before: str, after: str) -> None:
+        if self.phase != before:
+            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
+        self.phase = after
+
+    def _require_started(self, request: Incoming) -> None:
+        if self.phase != "started":
+            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
+
+    def _container(self, request: Incoming, container_id: str) -> Container:
+        self._require_started(request)
+        container = self.containers.get(container_id)
+        if container is None:
+            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND)
+        return container
+
+    def _process(self, request: Incoming, container_id: str, pid: int) -> GuestProcess:
+        self._require_started(request)
+        external = container_id == HOST_CONTAINER_ID
+        processes = self.external if external else self._container(request, container_id).processes
+        process = processes.get(pid)
+        if process is None:
+            raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
+        return process
+
+    def on_shutdown_graceful(self, request: Incoming) -> JSON:
+        return self._end(request, "GracefulExit")
+
+    def on_shutdown_forced(self, request: Incoming) -> JSON:
+        return self._end(request, "ForcedExit")
+
+    def _end(self, request: Incoming, exit_type: str) -> JSON:
+        wanted = request.read(RequestBase)
+        if wanted.container_id == HOST_CONTAINER_ID:
+            request.after = self.shut_down
+            return {}
+        container = self._container(request, wanted.container_id)
+        if container.status == "stopped":
+            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED)
+        container.status, container.exit_type = "stopped", exit_type
+        container.kill_all()
+        request.after = lambda: self.exited(container)
+        return {}
+
+    def on_execute_process(self, request: Incoming) -> JSON:
+        wanted = request.read(ExecuteProcessRequest)
+        self._require_started(request)
+        text = wanted.settings.process_parameters
+        parameters = request.read_text(ProcessParameters, "ProcessParameters", text)
+        processes, forget = self.external, self.forget
+        if wanted.container_id != HOST_CONTAINER_ID:
+            container = self._container(request, wanted.container_id)
+            if container.status != "running":
+                raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
+            processes, forget = container.processes, container.forget
+        command = _command(request, parameters)
+        program = self.programs.find(command.args[0], "windows")
+        if program is None:
+            reject(
+                request.operation, HResult.ERROR_FILE_NOT_FOUND, "The system cannot find the file specified."
+            )
+        relay = wanted.settings.stdio_relay_settings or StdioRelaySettings()
+        streams = asked_streams(parameters, (relay.std_in, relay.std_out, relay.std_err))
+        connected = self._connect_streams(
+            streams, lambda name: hresult(request.operation, HResult.WSAECONNREFUSED)
+        )
+        process = self._make_process(
+            command,
+            external=processes is self.external,
+            on_release=forget,
+        )
+        processes[process.pid] = process
+        return self._run(process, program, connected)
+
+    def on_wait_for_process(self, request: Incoming) -> JSON | None:
+        wanted = request.read(WaitForProcessRequest)
+        process = self._process(request, wanted.container_id, wanted.process_id)
+        return self._wait_for(request, process, wanted.timeout_in_ms)
+
+    def on_signal_process(self, request: Incoming) -> JSON:
+        wanted = request.read(SignalProcessRequest)
+        process = self._process(request, wanted.container_id, wanted.process_id)
+        signal: int | str = _KILL
+        if wanted.options is not None:
+            if not self.vm.guest.capabilities.get("SignalProcessSupported"):
+                raise hresult(request.operation, HResult.E_NOTIMPL)
+            signal = request.read_part(SignalProcessOptionsWCOW, wanted.options).signal
+            if signal not in _CONSOLE_SIGNALS:
+                reject(request.operation, HResult.E_INVALIDARG, f"unknown signal {signal!r}")
+        if not process.signal(signal):
+            raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
+        return {}
+
+    def on_get_properties(self, request: Incoming) -> JSON:
+        container_id, types = self._properties_query(request)
+        container = self._container(request, container_id)
+        stopped = container.status == "stopped"
+        found: JSON = {"Id": container.id, "SystemType": "Container", "RuntimeOsType": "Windows"}
+        found |= {"State": container.status.capitalize(), **({"Stopped": True} if stopped else {})}
+        if "ProcessList" in types:
+            found["ProcessList"] = [
+                {"ProcessId": pid, "ImageName": container.processes[pid].view.args[0]}
+                for pid in container.pids
+            ]
+        if "Statistics" in types:
+            found["Statistics"] = windows_statistics(container, self.clock)
+        return {"Properties": dumps(found)}
+
+    def on_modify_settings(self, request: Incoming) -> JSON:
+        wanted = request.read(ContainerModifySettingsRequest)
+        self._require_started(request)
+        if wanted.container_id == HOST_CONTAINER_ID:
+            self.vm.apply_in_guest(wanted.request)
+            return {}
+        container = self._container(request, wanted.container_id)
+        self.vm.guest.read(wanted.request)
+        container.modifications.append(wanted.request)
+        return {}
+
+    def on_modify_service_settings(self, request: Incoming) -> JSON:
+        wanted = request.read(ServiceModificationRequest)
+        self._require_started(request)
+        known = self.vm.guest.capabilities.get("LogForwardingSupported")
+        if wanted.property_type != "LogForwardService" or not known:
+            raise hresult(request.operation, HResult.E_NOTIMPL)
+        command = request.read_part(LogForwardServiceRPCRequest, wanted.settings)
+        match command.rpc_type:
+            case "ModifyServiceSettings":
+                self.log_settings = command.settings
+            case "StartLogForwarding":
+                self.log.forward(WINDOWS_LOG_SERVICE)
+            case "StopLogForwarding":
+                self.log.stop()
+            case other:
+                reject(request.operation, HResult.E_INVALIDARG, f"unknown RPCType {other!r}")
+        return {}
+
+    def on_dump_stacks(self, request: Incoming) -> JSON:
+        self._require_started(request)
+        stacks = (f"process {pid}: {' '.join(p.view.args)}" for pid, p in self.processes.items())
+        return {"GuestStacks": "\n".join(["process 4: vmcompute", *stacks])}
+
+    def on_delete_container_state(self, request: Incoming) -> JSON:
+        container = self._container(request, request.read(RequestBase).container_id)
+        if container.status == "running":
+            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
+        del self.containers[container.id]
+        return {}

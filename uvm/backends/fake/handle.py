@@ -1,0 +1,135 @@
+"""What handles of systems and of processes have in common: their calls, waiting, and closing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, TypeVar
+
+import anyio
+import anyio.lowlevel
+from attrs import define, field
+
+from uvm.backend import Backend, HostInfo
+from uvm.backends.fake.calls import Call, To, copy_json
+from uvm.backends.fake.exchange import Exchange
+from uvm.backends.fake.vm import FakeVM
+from uvm.errors import GuestError, HostError
+from uvm.hresult import HResult
+from uvm.schema.json import SchemaError, from_json
+
+T = TypeVar("T")
+
+
+@define(eq=False)
+class HostSide:
+    """What the handles of a backend share.
+
+    :ivar backend: the backend, for tests to look at.
+    :ivar processes: the open handles of processes, in the order in which they were opened.
+    """
+
+    backend: Backend
+    exchange: Exchange
+    info: HostInfo
+    processes: dict[Handle, None] = field(factory=dict, init=False)
+
+
+class Handle:
+    """A handle. Once it is closed, every call is refused with E_HANDLE.
+
+    :ivar vm: the VM that it concerns, for tests to look at.
+    """
+
+    __slots__ = ("_closed", "_host", "_waiting", "vm")
+
+    #: What follows the name of an operation in the request log.
+    _suffix: ClassVar[str] = ""
+
+    def __init__(self, host: HostSide, vm: FakeVM) -> None:
+        self._host = host
+        self._closed = False
+        self._waiting: list[anyio.CancelScope] = []
+        self.vm: FakeVM = vm
+        self._opened()
+
+    async def close(self) -> None:
+        """Close the handle, at once, whatever is cancelled. Closing it again is refused."""
+        log, operation = self._host.exchange.request_log, f"close{self._suffix}"
+        call = self._begin("lifecycle", operation, None)
+        try:
+            self._require_open(operation)
+        except HostError as e:
+            log.finish(call, e, applied=False)
+            raise
+        self._closed = True
+        self._closed_now()
+        for scope in self._waiting:
+            scope.cancel()
+        log.finish(call, None, applied=True)
+        await anyio.lowlevel.checkpoint()
+
+    def _name(self) -> str:
+        """Return what an error calls what the handle is of."""
+        raise NotImplementedError
+
+    def _resource(self, operation: str, document: Any) -> tuple[str, str]:
+        """Return the resource of a call, and its request type, for the request log."""
+        raise NotImplementedError
+
+    def _opened(self) -> None:
+        """Count the handle."""
+        raise NotImplementedError
+
+    def _closed_now(self) -> None:
+        """Count the handle no more."""
+        raise NotImplementedError
+
+    def _begin(self, to: To, operation: str, document: Any) -> Call:
+        resource, request_type = self._resource(operation, document)
+        log = self._host.exchange.request_log
+        return log.begin(to, self.vm.id, operation, document, resource, request_type)
+
+    async def _call(self, to: To, operation: str, document: Any, change: Callable[[], T]) -> T:
+        def checked() -> T:
+            self._require_open(operation)
+            return change()
+
+        return await self._host.exchange.carry_out(self._begin(to, operation, document), checked, self.vm)
+
+    async def _guest_call(self, operation: str, document: Any, change: Callable[[], T]) -> T:
+        """Make a call that HCS passes on to the guest, whose refusal it passes back."""
+        try:
+            return await self._call("guest", operation, document, change)
+        except GuestError as e:
+            raise HostError(f"{operation} {self._name()}: {e.operation}", e.hresult, e.text) from None
+
+    async def _unless_closed(self, wait: Callable[[], Awaitable[T]]) -> T:
+        operation = f"wait for{self._suffix}"
+        self._require_open(operation)
+        with anyio.CancelScope() as scope:
+            self._waiting.append(scope)
+            try:
+                return await wait()
+            finally:
+                self._waiting.remove(scope)
+        raise self._closed_error(operation)
+
+    def _copied(self, operation: str, document: Any) -> Any:
+        """Copy a document; HCS_E_INVALID_JSON if it is no JSON value."""
+        try:
+            return copy_json(document)
+        except ValueError as e:
+            raise HostError(f"{operation} {self._name()}", HResult.HCS_E_INVALID_JSON, str(e)) from None
+
+    def _parse(self, cls: type[T], document: Any, operation: str) -> T:
+        try:
+            return from_json(cls, document, forbid_extra=True)
+        except SchemaError as e:
+            raise HostError(f"{operation} {self._name()}", HResult.HCS_E_INVALID_JSON, str(e)) from None
+
+    def _require_open(self, operation: str) -> None:
+        if self._closed:
+            raise self._closed_error(operation)
+
+    def _closed_error(self, operation: str) -> HostError:
+        return HostError(f"{operation} {self._name()}", HResult.E_HANDLE, "the handle was closed")
