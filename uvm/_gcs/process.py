@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Final
 
 import anyio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from uvm._gcs.exits import ExitWatch
 from uvm._gcs.link import GuestLink
@@ -46,31 +46,6 @@ from uvm.schema.process import ProcessParameters
 _MAX_UINT32: Final = 0xFFFFFFFF
 
 
-@frozen
-class _Channels:
-    """The channels of a process; None where it has no such stream."""
-
-    stdin: Channel | None = None
-    stdout: Channel | None = None
-    stderr: Channel | None = None
-
-    def named(self) -> list[tuple[str, Channel | None]]:
-        return [("stdin", self.stdin), ("stdout", self.stdout), ("stderr", self.stderr)]
-
-    def opened(self) -> list[Channel]:
-        return [each for _, each in self.named() if each is not None]
-
-    def process_ended(self, failure: Callable[[], Exception] | None) -> None:
-        for channel in self.opened():
-            channel.process_ended(failure)
-
-    async def aclose(self) -> None:
-        # One that is closed already would let a cancellation in before the others are.
-        with anyio.CancelScope(shield=True):
-            for channel in self.opened():
-                await channel.aclose()
-
-
 @define(eq=False)
 class ConnectedProcess:
     """A process over our own connection (:class:`~uvm._guest.process.ProcessHandle`)."""
@@ -78,11 +53,12 @@ class ConnectedProcess:
     _link: GuestLink
     _container_id: str
     pid: int
-    _channels: _Channels
+    #: Its standard streams, by name.
+    streams: Mapping[str, Channel]
     _watch: ExitWatch = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._watch = ExitWatch(self._link, self._container_id, self.pid, self._channels.process_ended)
+        self._watch = ExitWatch(self._link, self._container_id, self.pid, self._ended)
 
     @property
     def contained(self) -> bool:
@@ -94,10 +70,9 @@ class ConnectedProcess:
         """The exit code, to be."""
         return self._watch.exit
 
-    @property
-    def streams(self) -> Mapping[str, Channel]:
-        """The standard streams, by name."""
-        return {name: channel for name, channel in self._channels.named() if channel is not None}
+    def _ended(self, failure: Callable[[], Exception] | None) -> None:
+        for channel in self.streams.values():
+            channel.process_ended(failure)
 
     async def signal(self, options: SignalOptions | None) -> None:
         """Have a signal sent; None to kill."""
@@ -156,25 +131,18 @@ async def start_process(
     :raises UnknownOutcomeError: the answer was lost; the process may run.
     :raises BridgeClosedError: the connection to the guest is closed, or closed meanwhile.
     """
-    channels = await _open_channels(link, *(pipes.get(each, False) for each in ("stdin", "stdout", "stderr")))
+    channels: dict[str, Channel] = {}
     try:
+        for name, wanted in pipes.items():
+            if wanted:
+                channels[name] = await link.ports.open()
         return await _execute(link, container_id, args, parameters, channels, terminal, on_start)
     except BaseException:
-        await channels.aclose()
+        # One that is closed already would let a cancellation in before the others are.
+        with anyio.CancelScope(shield=True):
+            for channel in channels.values():
+                await channel.aclose()
         raise
-
-
-async def _open_channels(link: GuestLink, *wanted: bool) -> _Channels:
-    channels = _Channels()
-    opened: list[Channel | None] = []
-    try:
-        for each in wanted:
-            opened.append(await link.ports.open() if each else None)
-            channels = _Channels(*opened)
-    except BaseException:
-        await channels.aclose()
-        raise
-    return channels
 
 
 async def _execute(
@@ -182,7 +150,7 @@ async def _execute(
     container_id: str,
     args: tuple[str, ...],
     parameters: ProcessParameters,
-    channels: _Channels,
+    channels: Mapping[str, Channel],
     terminal: bool,
     on_start: Callable[[Process], None],
 ) -> Process:
@@ -217,12 +185,12 @@ async def _execute(
 
 
 def _request(
-    link: GuestLink, container_id: str, parameters: ProcessParameters, channels: _Channels
+    link: GuestLink, container_id: str, parameters: ProcessParameters, channels: Mapping[str, Channel]
 ) -> ExecuteProcessRequest:
-    parameters.create_std_in_pipe = channels.stdin is not None
-    parameters.create_std_out_pipe = channels.stdout is not None
-    parameters.create_std_err_pipe = channels.stderr is not None
+    parameters.create_std_in_pipe = "stdin" in channels
+    parameters.create_std_out_pipe = "stdout" in channels
+    parameters.create_std_err_pipe = "stderr" in channels
     text = check_writable("what to run", parameters)
-    ports = {name: channel.port for name, channel in channels.named() if channel is not None}
+    ports = {name: channel.port for name, channel in channels.items()}
     settings = execute_settings(link.os, text, ports)
     return ExecuteProcessRequest(container_id=container_id, settings=settings)
