@@ -79,7 +79,7 @@ def test_a_control_that_a_host_does_not_have_says_so(use: Callable[[Any], object
         use(Host())
 
 
-async def test_a_backend_that_leaves_something_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_backend_with_leftovers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     async def forget(self: FakeBackend, path: str, to: str) -> None:
         await anyio.lowlevel.checkpoint()
 
@@ -134,7 +134,7 @@ async def test_a_backend_that_forgets_a_device_is_found(monkeypatch: pytest.Monk
         await play("a_windows_vm_runs_from_creation_to_exit")
 
 
-async def test_a_backend_that_tells_of_no_exit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_backend_that_reports_no_exit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     wait = FakeSystem.wait
 
     async def graceful(self: FakeSystem) -> ExitStatus:

@@ -96,5 +96,5 @@ def test_any_other_path_names_nothing(path: str) -> None:
         requests.MEMORY_SIZE_PATH + "/",
     ],
 )
-def test_a_path_with_a_part_that_cannot_be_names_nothing(path: str) -> None:
+def test_a_path_with_an_invalid_part_names_nothing(path: str) -> None:
     assert parse_resource_path(path) is None

@@ -103,7 +103,7 @@ def test_answers_may_come_in_any_order_and_all_at_once(conversation: Conversatio
     assert len(host.open) == len(exchanges(conversation)) - len(answered)
 
 
-def test_every_procedure_but_the_two_that_nobody_uses_is_in_a_conversation() -> None:
+def test_every_procedure_in_use_is_in_a_conversation() -> None:
     said = {step.procedure for step in exchanges(LINUX) + exchanges(WINDOWS)}
     assert set(Procedure) - said == {Procedure.UPDATE_CONTAINER, Procedure.LIFECYCLE_NOTIFICATION}
 
@@ -128,7 +128,7 @@ def refuse(host: HostSide, data: bytes, match: str) -> None:
         list(host.receive(data))
 
 
-def test_an_answer_to_a_request_that_nobody_made_is_refused() -> None:
+def test_an_answer_to_no_request_is_refused() -> None:
     refuse(HostSide(), response(0), "request 0, which is not open")
 
 
@@ -215,7 +215,7 @@ def test_a_guest_takes_an_id_again_only_after_its_answer() -> None:
     assert len(list(guest.receive(request))) == 1
 
 
-def test_a_guest_is_given_requests_of_procedures_that_nobody_knows() -> None:
+def test_a_guest_gets_requests_of_unknown_procedures() -> None:
     (request,) = GuestSide().receive(encode(Kind.REQUEST, 0x0ABCDE01, 1, {}))
     assert (request.procedure, procedure_name(request.procedure)) == (0x0ABCDE01, "procedure 0x0ABCDE01")
 
@@ -238,7 +238,7 @@ def test_a_stream_may_end_only_between_messages() -> None:
         host.end()
 
 
-def test_the_messages_before_the_first_bad_byte_are_given() -> None:
+def test_the_messages_before_the_first_bad_byte_are_returned() -> None:
     host = opened(Procedure.START)
     messages = host.receive(response(0) + b"\xff" * HEADER_SIZE)
     assert next(messages)[1] == 0
@@ -251,7 +251,7 @@ def header(message_type: int, size: int, message_id: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 15, MAX_MESSAGE_SIZE + 1, 0xFFFFFFFF])
-def test_a_size_that_no_message_has_is_refused_before_the_rest_comes(size: int) -> None:
+def test_an_impossible_size_is_refused_before_the_rest_arrives(size: int) -> None:
     refuse(opened(Procedure.START), header(0x20100201, size), f"has {size} bytes")
 
 
@@ -332,7 +332,7 @@ def test_a_body_that_is_no_sound_json_object_is_refused(body: bytes) -> None:
     refuse(opened(Procedure.START), data, "the body of a message")
 
 
-def test_what_is_wrong_is_said_without_what_came() -> None:
+def test_an_error_does_not_quote_the_received_bytes() -> None:
     with pytest.raises(WireError) as caught:
         parse(b'{"Environment":{"TOKEN":"hunter2"}')
     assert "hunter2" not in repr(caught.value)

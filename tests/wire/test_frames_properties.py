@@ -77,7 +77,7 @@ def received(
 
 @pytest.mark.parametrize("conversation", [LINUX, WINDOWS], ids=["linux", "windows"])
 @given(data=st.data())
-def test_any_split_of_a_conversation_gives_the_same_messages(
+def test_any_split_of_a_conversation_yields_the_same_messages(
     conversation: list[Any], data: st.DataObject
 ) -> None:
     stream = answers(conversation)
@@ -88,7 +88,7 @@ def test_any_split_of_a_conversation_gives_the_same_messages(
 
 
 @given(st.data())
-def test_any_split_of_a_damaged_conversation_gives_the_same_messages_and_the_same_error(
+def test_any_split_of_a_damaged_conversation_yields_the_same_messages_and_the_same_error(
     data: st.DataObject,
 ) -> None:
     stream = bytearray(answers(LINUX))

@@ -1,4 +1,4 @@
-"""``python -m tests.backends.hcs.ending WAY LOOP``: a program that ends with systems open.
+"""``python -m tests.backends.hcs.ending ENDING LOOP``: a program that ends with systems open.
 
 The host and its events run in a thread of their own until the very end, and the program closes nothing. At
 the end of the interpreter the double's misuses and leaks are printed as JSON.
@@ -45,7 +45,7 @@ from uvm.backends.hcs.system import HCSSystem  # noqa: E402
 from uvm.backends.hcs.workers import Workers  # noqa: E402
 from uvm.errors import HostError  # noqa: E402
 
-__all__ = ["EXIT_STATUS", "WAYS"]
+__all__ = ["EXIT_STATUS", "ENDINGS"]
 
 EXIT_STATUS: Final = 3
 _SYSTEMS: Final = ("vm1", "vm2", "vm3")
@@ -260,7 +260,7 @@ def _in_the_main_thread(main: Callable[[], Awaitable[None]]) -> Callable[[str], 
     return lambda loop: run(loop, main)
 
 
-WAYS: Final[dict[str, Callable[[str], None]]] = {
+ENDINGS: Final[dict[str, Callable[[str], None]]] = {
     "returns": _in_the_main_thread(returns),
     "exits": _in_the_main_thread(exits),
     "raises": _in_the_main_thread(raises),
@@ -278,4 +278,4 @@ if __name__ == "__main__":
     if sys.argv[1] != "hangs while closing":
         # A busy machine is not HCS that hangs.
         handles.END_SECONDS = 20.0
-    WAYS[sys.argv[1]](sys.argv[2])
+    ENDINGS[sys.argv[1]](sys.argv[2])

@@ -40,7 +40,7 @@ def on_windows_without_hcs(machine: Imagined) -> str:
 
 
 @pytest.mark.parametrize("without", [elsewhere_than_on_windows, on_windows_without_hcs])
-def test_without_hcs_the_fake_is_named_and_not_given(
+def test_without_hcs_the_fake_is_named_but_not_chosen(
     machine: Imagined, without: Callable[[Imagined], str]
 ) -> None:
     reason = without(machine)
@@ -48,9 +48,7 @@ def test_without_hcs_the_fake_is_named_and_not_given(
         open_backend()
 
 
-def test_a_simulation_that_is_asked_for_by_name_is_given(
-    machine: Imagined, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_simulation_is_opened_by_name(machine: Imagined, caplog: pytest.LogCaptureFixture) -> None:
     machine.system = "linux"
     assert isinstance(open_backend("fake"), FakeBackend)
     assert "backend fake: asked for by name" in caplog.text
@@ -99,7 +97,7 @@ def test_hcs_that_cannot_be_used_says_all_that_is_missing(machine: Imagined) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="about other systems")
-def test_who_insists_on_hcs_elsewhere_is_told_that_it_needs_windows() -> None:
+def test_hcs_by_name_is_refused_elsewhere_because_it_needs_windows() -> None:
     with pytest.raises(NotSupportedError, match="HCS needs Windows"):
         open_backend("hcs")
 
@@ -110,7 +108,7 @@ def test_without_cffi_it_is_not_the_fake_either(machine: Imagined, monkeypatch: 
         open_backend()
 
 
-def test_a_backend_that_nobody_registered_is_named_with_those_that_there_are() -> None:
+def test_an_unknown_backend_is_refused_with_the_list_of_known_ones() -> None:
     assert {"fake", "hcs"} <= set(base.backend_names())
     with pytest.raises(OptionsError, match="fake, hcs"):
         open_backend("qemu")

@@ -96,7 +96,7 @@ def test_there_are_codes() -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), codes())
-def test_a_code_is_told_by_the_name_that_its_exception_has(name: str, code: str) -> None:
+def test_a_code_has_the_name_in_its_exception(name: str, code: str) -> None:
     assert hresult_name(int(code, 16)) == name
 
 

@@ -58,7 +58,7 @@ class TestOperations:
             "HcsStartComputeSystem: the operation was used before, by HcsStartComputeSystem"
         ]
 
-    def test_no_callback_comes_after_the_close(self, raw: Raw, system: Any) -> None:
+    def test_no_callback_arrives_after_the_close(self, raw: Raw, system: Any) -> None:
         raw.answers["HcsStartComputeSystem"] = None
         done = Once()
         operation = raw.operation(raw.completion(done.complete))
@@ -69,7 +69,7 @@ class TestOperations:
         assert done.threads == []
         assert raw.double.misuses() == []
 
-    def test_the_question_says_who_is_asked_what(self, raw: Raw, system: Any) -> None:
+    def test_the_question_names_the_object_and_the_call(self, raw: Raw, system: Any) -> None:
         raw.api.HcsModifyComputeSystem(system, raw.operation(), raw.text('{"x":1}'), raw.null)
         question = raw.questions[-1]
         assert question.call == "HcsModifyComputeSystem"
@@ -88,7 +88,7 @@ class TestFaults:
         assert len(raw.questions) == asked
         assert raw.result(operation) == (E_FAIL, "why")
 
-    def test_a_create_that_fails_at_once_gives_no_handle(self, raw: Raw) -> None:
+    def test_a_create_that_fails_at_once_returns_no_handle(self, raw: Raw) -> None:
         raw.double.fault("HcsCreateComputeSystem", FaultKind.AT_ONCE, HResult.E_FAIL)
         out, objects = raw.ffi.new("HCS_SYSTEM *"), raw.double.objects
         operation = raw.operation()
@@ -113,7 +113,7 @@ class TestFaults:
         assert raw.start(system, operation) == 0
         assert raw.result(operation)[0] == PENDING
 
-    def test_the_second_completion_comes_even_after_the_close(self, raw: Raw, system: Any) -> None:
+    def test_the_second_completion_arrives_even_after_the_close(self, raw: Raw, system: Any) -> None:
         raw.double.fault("HcsStartComputeSystem", FaultKind.TWICE)
         calls: list[int] = []
         first, closed, second = threading.Event(), threading.Event(), threading.Event()
@@ -138,13 +138,13 @@ class TestFaults:
         assert done.threads == [threading.get_ident()]
         assert raw.double.misuses() == []
 
-    def test_a_host_that_does_not_answer_at_once_is_told_of(self, raw: Raw, system: Any) -> None:
+    def test_a_host_that_does_not_answer_at_once_is_reported(self, raw: Raw, system: Any) -> None:
         raw.double.fault("HcsStartComputeSystem", FaultKind.SYNCHRONOUSLY)
         raw.answers["HcsStartComputeSystem"] = None
         raw.start(system, raw.operation())
         assert raw.double.misuses() == ["HcsStartComputeSystem: the host did not answer while it was asked"]
 
-    def test_the_host_is_told_to_do_it_and_say_otherwise(self, raw: Raw, system: Any) -> None:
+    def test_the_host_carries_a_call_out_and_reports_a_failure(self, raw: Raw, system: Any) -> None:
         raw.double.fault("HcsStartComputeSystem", FaultKind.DONE_BUT, HResult.E_FAIL)
         raw.start(system, raw.operation())
         assert (raw.questions[-1].fault, raw.questions[-1].fault_result) == (
@@ -158,7 +158,7 @@ class TestFaults:
         results = [raw.start(system, raw.operation()) for _ in range(4)]
         assert results == [E_FAIL, E_FAIL, E_HANDLE, 0]
 
-    def test_calls_that_ask_nobody_can_fail_too(self, raw: Raw, system: Any) -> None:
+    def test_calls_that_do_not_ask_the_host_can_fail_too(self, raw: Raw, system: Any) -> None:
         operation = raw.operation()
         raw.start(system, operation)
         for call in ("HcsCreateOperation", "HcsGetOperationResult", "HcsSetComputeSystemCallback"):
@@ -187,7 +187,7 @@ class TestTheHost:
         assert raw.number(system) not in _open(raw)
         assert raw.double.misuses() == []
 
-    def test_whoever_waits_is_told_when_it_goes(self, raw: Raw) -> None:
+    def test_calls_in_progress_fail_when_the_host_is_removed(self, raw: Raw) -> None:
         results: list[int] = []
         asked, out = threading.Event(), raw.ffi.new("HCS_SYSTEM *")
         raw.double.plug(lambda question: asked.set())
@@ -215,7 +215,7 @@ class TestTheHost:
         assert results == [0]
         assert raw.number(out[0]) == questions[0].object
 
-    def test_answers_to_what_nobody_asked_are_ignored(self, raw: Raw) -> None:
+    def test_answers_to_no_question_are_ignored(self, raw: Raw) -> None:
         raw.double.answer(0, Answer())
         raw.double.answer(0xFFFF_FFFF_FFFF_FFFF, Answer(document="{}"))
         assert raw.double.misuses() == []
@@ -223,7 +223,7 @@ class TestTheHost:
 
 @pytest.mark.skipif(os.name == "nt", reason="a HANDLE is a file descriptor on POSIX only")
 class TestHandlesOfProcesses:
-    def test_they_belong_to_who_fetches_them(self, raw: Raw, system: Any) -> None:
+    def test_they_belong_to_the_caller_that_fetches_them(self, raw: Raw, system: Any) -> None:
         with socket.socket() as a, socket.socket() as b, socket.socket() as c:
             handles = (a.fileno(), b.fileno(), c.fileno())
             raw.answers["HcsCreateProcess"] = Answer(pid=42, handles=handles)
@@ -238,7 +238,7 @@ class TestHandlesOfProcesses:
             assert all(os.fstat(handle) for handle in handles)
 
     @pytest.mark.parametrize("when", ["closed in flight", "closed after"])
-    def test_those_that_nobody_fetched_are_closed(self, raw: Raw, system: Any, when: str) -> None:
+    def test_those_that_were_not_fetched_are_closed(self, raw: Raw, system: Any, when: str) -> None:
         ours, theirs = socket.socketpair()
         raw.answers["HcsCreateProcess"] = None
         answer = Answer(pid=1, handles=(0, theirs.detach(), 0))

@@ -170,7 +170,7 @@ class TestEvents:
         raw.double.drain()
         assert calls == ["second"]
 
-    def test_a_close_waits_for_the_callback_under_way(self, raw: Raw, system: Any) -> None:
+    def test_a_close_waits_for_the_callback_in_progress(self, raw: Raw, system: Any) -> None:
         order: list[str] = []
         begun, go_on = threading.Event(), threading.Event()
 
@@ -198,7 +198,7 @@ class TestEvents:
         raw.double.drain()
         assert order == ["callback ended", "HcsCloseComputeSystem"]
 
-    def test_nobody_hears_of_what_happened_before_the_registration(self, raw: Raw, system: Any) -> None:
+    def test_events_before_the_registration_are_not_sent(self, raw: Raw, system: Any) -> None:
         calls: list[int] = []
         raw.double.event(raw.number(system), 1)
         callback = raw.on_event(lambda event, context: calls.append(event.Type))

@@ -1,4 +1,4 @@
-"""Thousands of calls, most of which fail in one way or another, leave nothing behind."""
+"""Thousands of calls, most of which fail, leave nothing behind."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ async def test_a_call_that_completes_before_it_returns_was_carried_out() -> None
         assert host.fake.vms["vm1"].state == "Paused"
 
 
-async def test_what_is_done_though_it_is_said_to_have_failed() -> None:
+async def test_a_call_may_be_carried_out_although_it_fails() -> None:
     async with driven() as (host, backend), started(backend, "vm1") as system:
         host.faults.done_but("HcsPauseComputeSystem", HResult.E_FAIL)
         with pytest.raises(HostError, match="E_FAIL"):
@@ -93,7 +93,7 @@ async def test_what_is_done_though_it_is_said_to_have_failed() -> None:
         assert host.fake.vms["vm1"].state == "Paused"
 
 
-async def test_an_exit_of_the_fake_is_told() -> None:
+async def test_an_exit_of_the_fake_is_reported() -> None:
     async with driven() as (host, backend), started(backend, "vm1") as system:
         host.fake.vms["vm1"].crash()
         assert (await system.wait()).exit_type == "UnexpectedExit"
@@ -139,7 +139,7 @@ async def test_a_connection_of_the_guest_arrives_with_its_bytes_and_its_end() ->
 BROKEN = (anyio.BrokenResourceError, anyio.EndOfStream) if os.name == "nt" else anyio.BrokenResourceError
 
 
-async def test_a_connection_breaks_where_the_vm_exits() -> None:
+async def test_a_connection_breaks_when_the_vm_exits() -> None:
     service = "0000f0f0-facb-11e6-bd58-64006a7986d3"
     async with driven() as (host, backend), started(backend, "vm1") as system:
         listener = await system.listen(service)

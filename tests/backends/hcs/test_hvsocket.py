@@ -148,9 +148,7 @@ async def test_a_closed_listener_is_gone(transport: HvSocketTransport, loopback:
     await transport.listen(VM, SERVICE)
 
 
-async def test_where_somebody_listens_nobody_else_can(
-    transport: HvSocketTransport, loopback: Loopback
-) -> None:
+async def test_a_service_has_one_listener(transport: HvSocketTransport, loopback: Loopback) -> None:
     await transport.listen(VM, SERVICE)
     with pytest.raises(HostError) as caught:
         await transport.listen(VM, SERVICE)

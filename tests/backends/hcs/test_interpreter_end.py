@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from tests.backends.hcs.ending import EXIT_STATUS, WAYS
+from tests.backends.hcs.ending import ENDINGS, EXIT_STATUS
 from tests.backends.hcs.harness import require_double
 
 ROOT = Path(__file__).parents[3]
@@ -36,11 +36,11 @@ class End:
     account: dict[str, Any]
 
 
-def end(way: str, loop: str) -> End:
+def end(ending: str, loop: str) -> End:
     """Run ``tests.backends.hcs.ending`` to its end."""
     require_double()
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-m", "tests.backends.hcs.ending", way, loop],
+        [sys.executable, "-X", "faulthandler", "-m", "tests.backends.hcs.ending", ending, loop],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -54,18 +54,18 @@ def end(way: str, loop: str) -> End:
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize(
-    "way",
+    "ending",
     [
-        pytest.param(way, marks=needs_late_threads if way == "in a thread" else ())
-        for way in sorted(WAYS.keys() - {"raises", "hangs while closing"})
+        pytest.param(each, marks=needs_late_threads if each == "in a thread" else ())
+        for each in sorted(ENDINGS.keys() - {"raises", "hangs while closing"})
     ],
 )
-def test_the_program_ends_and_nothing_stays_open(way: str, loop: str) -> None:
-    ended = end(way, loop)
+def test_the_program_ends_and_nothing_stays_open(ending: str, loop: str) -> None:
+    ended = end(ending, loop)
     assert ended.account == {"misuses": [], "leaks": []}
-    assert ended.status == (EXIT_STATUS if way == "exits" else 0)
+    assert ended.status == (EXIT_STATUS if ending == "exits" else 0)
     # An abandoned loop may log something itself.
-    assert ended.errors == [] or (way == "abandoned" and "abandoned" in ended.errors[0])
+    assert ended.errors == [] or (ending == "abandoned" and "abandoned" in ended.errors[0])
 
 
 @pytest.mark.parametrize("loop", LOOPS)

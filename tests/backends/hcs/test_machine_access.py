@@ -47,7 +47,7 @@ class AccessLists:
     @property
     def access(self) -> GroupAccess:
         def error(code: int) -> tuple[int, str]:
-            return (self.code if code == -1 else code), "as told"
+            return (self.code if code == -1 else code), "as refused"
 
         me: Any = self
         return GroupAccess(SystemLibrary(me, ffi, error), SystemLibrary(me, advapi_ffi, error))
@@ -133,7 +133,7 @@ def test_the_entries_of_the_group_are_taken_out() -> None:
     assert lists.held == []
 
 
-def test_where_everybody_has_access_nobody_is_shut_out() -> None:
+def test_a_path_without_an_access_list_stays_open_to_all() -> None:
     lists = AccessLists(has_list=False)
     lists.access.grant("C:\\layer", "read")
     assert lists.lists_set == 0
@@ -143,21 +143,21 @@ def test_where_everybody_has_access_nobody_is_shut_out() -> None:
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_whatever_fails_all_is_freed_and_the_error_says_what_was_asked(function: str) -> None:
     lists = AccessLists(failing=function)
-    with pytest.raises(HostError, match=r"grant VM group access \(read\) C:.layer.*as told") as failed:
+    with pytest.raises(HostError, match=r"grant VM group access \(read\) C:.layer.*as refused") as failed:
         lists.access.grant("C:\\layer", "read")
     assert failed.value.name == "E_ACCESSDENIED"
     assert lists.held == []
     assert lists.lists_set == 0
 
 
-def test_what_is_gone_needs_no_revoking_but_cannot_be_granted() -> None:
+def test_a_missing_path_needs_no_revocation_but_cannot_be_granted() -> None:
     lists = AccessLists(failing="CreateFileW", code=FILE_NOT_FOUND)
     lists.access.revoke("C:\\gone")
     with pytest.raises(HostError, match="ERROR_FILE_NOT_FOUND"):
         lists.access.grant("C:\\gone", "read")
 
 
-def test_revoking_that_is_refused_is_told() -> None:
+def test_a_refused_revocation_is_reported() -> None:
     with pytest.raises(HostError, match="revoke VM group access"):
         AccessLists(failing="SetSecurityInfo").access.revoke("C:\\layer")
 

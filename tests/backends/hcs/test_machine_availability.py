@@ -65,14 +65,14 @@ def test_what_is_missing_is_named_with_what_to_do(
     assert remedy in problem
 
 
-def test_all_that_is_missing_is_told_at_once() -> None:
+def test_everything_that_is_missing_is_reported_at_once() -> None:
     machine = Imagined()
     for take_away in (old, without_the_dll, without_the_service, without_rights):
         take_away(machine)
     assert len(availability(machine)) == 4
 
 
-def test_where_there_is_no_windows_nothing_else_is_asked() -> None:
+def test_without_windows_nothing_else_is_asked() -> None:
     machine = Imagined(system="linux")
     assert availability(machine) == [
         "HCS needs Windows, and this is linux",
@@ -87,7 +87,7 @@ def test_a_service_that_is_stopped_and_a_function_that_is_missing_are_no_hindran
 
 
 @pytest.mark.parametrize("question", ["build", "service", "is_member"])
-def test_what_cannot_be_told_is_no_hindrance(question: str) -> None:
+def test_a_failed_check_is_no_hindrance(question: str) -> None:
     assert availability(Imagined(silent=question)) == []
 
 
@@ -124,7 +124,7 @@ class TestOnWindows:
         assert machine.service("no-such-service") is None
         assert machine.service("RpcSs") in ("running", "stopped")
 
-    def test_everybody_is_one_of_everyone_and_nobody_of_nobody(self) -> None:
+    def test_every_process_is_a_member_of_everyone_and_none_of_nobody(self) -> None:
         from uvm.backends.hcs.windows.environment import ThisMachine
 
         machine = ThisMachine()

@@ -48,7 +48,7 @@ async def test_a_file_has_a_size_and_a_directory_is_one(files: RealFiles, tmp_pa
     assert await files.stat(str(tmp_path)) == FileInfo(0, is_dir=True)
 
 
-async def test_where_there_is_nothing_stat_gives_none(files: RealFiles, tmp_path: Path) -> None:
+async def test_stat_of_a_missing_path_returns_none(files: RealFiles, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert await files.stat(str(tmp_path / "none")) is None
     assert await files.stat(str(tmp_path / "none" / "below")) is None
@@ -207,7 +207,7 @@ async def test_files_and_empty_directories_are_removed(files: RealFiles, tmp_pat
         assert not (tmp_path / name).exists()
 
 
-async def test_a_directory_with_something_in_it_stays(files: RealFiles, tmp_path: Path) -> None:
+async def test_a_directory_that_is_not_empty_stays(files: RealFiles, tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "directory" / "file").write_bytes(b"x")
     with pytest.raises(HostPathError, match="the directory is not empty"):
@@ -225,14 +225,14 @@ async def test_of_a_link_to_a_directory_only_the_link_is_removed(files: RealFile
     assert not (tmp_path / "link").exists()
 
 
-async def test_what_the_system_refuses_comes_with_its_code(files: RealFiles, tmp_path: Path) -> None:
+async def test_a_refusal_of_the_system_has_its_code(files: RealFiles, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="mkdir") as failed:
         await files.mkdir(str(tmp_path / ("y" * 300)))
     assert failed.value.hresult & 0xFFFF0000 == 0x80070000
 
 
 @pytest.mark.parametrize("answer", [True, False])
-async def test_file_ids_are_there_where_windows_answers(answer: bool) -> None:
+async def test_a_path_has_file_ids_if_windows_answers(answer: bool) -> None:
     windows = Windows(files={"D:\\share": answer})
     assert await files_on(windows).has_file_ids("D:\\share") is answer
     assert not windows.open
@@ -310,7 +310,9 @@ async def test_a_disk_identifier_is_a_guid() -> None:
 
 
 @only_on_windows
-async def test_windows_tells_of_file_ids_of_files_and_directories(files: RealFiles, tmp_path: Path) -> None:
+async def test_windows_answers_for_file_ids_of_files_and_directories(
+    files: RealFiles, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     answers = [await files.has_file_ids(str(path)) for path in (tmp_path, tmp_path / "file")]
     assert answers in ([True, True], [False, False])

@@ -38,10 +38,10 @@ class Opening:
 
 
 def fail() -> str:
-    raise LookupError("no such thing")
+    raise LookupError("no such call")
 
 
-async def test_the_result_is_given_and_not_undone() -> None:
+async def test_the_result_is_returned_and_not_undone() -> None:
     opening = Opening()
     opening.let.set()
     assert await Workers().run(opening.open, "mine", undo=opening.close) == "mine"
@@ -50,9 +50,9 @@ async def test_the_result_is_given_and_not_undone() -> None:
 
 async def test_what_the_call_raises_is_raised() -> None:
     opening = Opening()
-    with pytest.raises(LookupError, match="no such thing"):
+    with pytest.raises(LookupError, match="no such call"):
         await Workers().run(fail, undo=opening.close)
-    with pytest.raises(LookupError, match="no such thing"):
+    with pytest.raises(LookupError, match="no such call"):
         await Workers().finish(fail)
     assert opening.closed == []
 
@@ -122,7 +122,7 @@ async def test_no_more_calls_block_at_once_than_there_are_threads() -> None:
     assert sum(opening.calls for opening in openings) == 5
 
 
-async def test_a_call_that_nobody_waits_for_counts_until_it_ends() -> None:
+async def test_an_abandoned_call_counts_until_it_ends() -> None:
     first, second, workers = Opening(), Opening(), Workers(threads=1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(workers.run, first.open, "handle")
@@ -144,7 +144,7 @@ async def test_threads_are_used_again() -> None:
     assert len(threads) < 20
 
 
-async def test_what_changes_something_is_stopped_and_waited_for() -> None:
+async def test_a_call_that_makes_changes_is_stopped_and_waited_for() -> None:
     opening, workers = Opening(), Workers()
     ended: list[str] = []
 

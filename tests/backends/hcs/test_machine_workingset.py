@@ -17,7 +17,7 @@ OTHER_VM = "00000000-1111-2222-3333-444444444444"
 DOMAIN = "NT VIRTUAL MACHINE"
 MIB = 1 << 20
 
-EXPLORER = Process("\\Device\\HarddiskVolume3\\Windows\\explorer.exe", ("HOST", "somebody"))
+EXPLORER = Process("\\Device\\HarddiskVolume3\\Windows\\explorer.exe", ("HOST", "user"))
 WORKER = Process("\\Device\\HarddiskVolume3\\Windows\\System32\\vmwp.exe", (DOMAIN, VM))
 
 
@@ -69,7 +69,7 @@ def test_processes_that_cannot_be_looked_at_are_passed_over() -> None:
     found.close()
 
 
-def test_where_there_is_none_the_error_says_what_was_seen() -> None:
+def test_if_there_is_none_the_error_counts_the_other_processes() -> None:
     windows = Windows({4: Process("System", may_open=False), 8: vmmem(OTHER_VM, 1), 12: Process(None)})
     with pytest.raises(HostError, match=f"{VM}.*1 of other VMs, and 2 processes that could not") as failed:
         search(windows).open(VM)
@@ -107,7 +107,7 @@ def test_closing_again_does_nothing_and_asking_then_is_refused() -> None:
 
 @pytest.mark.skipif(sys.platform != "win32", reason="calls Windows itself")
 class TestOnWindows:
-    def test_the_working_set_of_a_process_is_told(self) -> None:
+    def test_the_working_set_of_a_process_is_read(self) -> None:
         from uvm.backends.hcs.windows.dlls import advapi32, kernel32
         from uvm.backends.hcs.windows.workingset import ProcessWorkingSet
 
@@ -120,7 +120,7 @@ class TestOnWindows:
             own.bytes()
         assert os.getpid() in WorkingSets(kernel, advapi32())._pids()
 
-    def test_the_name_and_the_account_of_a_process_are_told(self) -> None:
+    def test_the_name_and_the_account_of_a_process_are_read(self) -> None:
         from uvm.backends.hcs.windows.dlls import advapi32, kernel32
 
         kernel = kernel32()

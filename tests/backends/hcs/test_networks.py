@@ -91,7 +91,7 @@ async def test_every_call_closes_what_it_opens(call: str) -> None:
 
 
 @pytest.mark.parametrize(("call", "function"), FAILURES)
-async def test_a_failure_on_the_way_says_why_and_leaves_nothing_open(call: str, function: str) -> None:
+async def test_a_failing_call_gives_its_reason_and_leaves_nothing_open(call: str, function: str) -> None:
     async with networked() as (host, network):
         host.faults.at_once(function, HResult.E_FAIL, ACCOUNT)
         with expect_refusal(HResult.E_FAIL) as caught:
@@ -130,7 +130,7 @@ async def test_a_call_that_hangs_can_be_cancelled_and_closes_what_it_opened_late
     [str.lower, str.upper, "{{{}}}".format, lambda text: text.replace("-", "")],
     ids=["lower", "upper", "braces", "bare"],
 )
-async def test_ids_may_be_spelled_in_any_way(spelling: Callable[[str], str]) -> None:
+async def test_ids_may_have_any_spelling(spelling: Callable[[str], str]) -> None:
     async with networked() as (_, network):
         assert (await network.namespace(spelling(NAMESPACE)))["ID"] == NAMESPACE
         assert (await network.endpoint(spelling(FIRST)))["ID"] == FIRST
@@ -154,7 +154,7 @@ async def test_an_endpoint_that_is_not_there_is_not_found(name: str) -> None:
             await network.endpoint(name)
 
 
-async def test_by_name_where_the_host_lists_all_endpoints() -> None:
+async def test_an_endpoint_is_found_by_name_if_the_host_lists_all() -> None:
     async with networked() as (host, network):
         host.faults.later("HcnEnumerateEndpoints", 0, f'["{SECOND}", "{NOWHERE}", "{FIRST}"]')
         assert (await network.endpoint("eth0"))["ID"] == FIRST
@@ -209,7 +209,7 @@ async def test_a_namespace_that_is_not_there_is_refused_but_deleted_in_silence()
     ],
 )
 @pytest.mark.parametrize("function", ["HcnOpenNamespace", "HcnModifyNamespace"])
-async def test_who_tells_of_an_error_has_failed_whatever_else_it_says(
+async def test_an_error_record_means_failure_whatever_the_result(
     function: str, record: str, hresult: int
 ) -> None:
     async with networked() as (host, network):

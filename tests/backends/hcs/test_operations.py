@@ -56,7 +56,7 @@ async def test_a_call_that_is_refused_at_once_says_why_and_the_system_goes_on(fu
 
 
 @pytest.mark.parametrize("function", CALLS)
-async def test_a_call_that_fails_later_gives_the_account_of_the_host(function: str) -> None:
+async def test_a_call_that_fails_later_has_the_error_document_of_the_host(function: str) -> None:
     async with driven() as (host, backend), started(backend) as system:
         host.faults.later(function, HResult.E_FAIL, ACCOUNT)
         with expect_refusal(HResult.E_FAIL) as caught:
@@ -77,7 +77,7 @@ async def test_a_call_that_never_ends_can_be_cancelled(function: str) -> None:
 
 
 @pytest.mark.parametrize("function", ["HcsGetComputeSystemProperties", "HcsPauseComputeSystem"])
-async def test_a_completion_that_comes_twice_counts_once(function: str) -> None:
+async def test_a_second_completion_does_not_count(function: str) -> None:
     async with driven() as (host, backend), started(backend) as system:
         host.faults.twice(function)
         await CALLS[function](system)
@@ -89,7 +89,7 @@ async def test_a_call_may_complete_before_it_returns() -> None:
         assert (await system.properties())["Id"] == "vm1"
 
 
-async def test_any_number_of_calls_may_be_under_way_at_once() -> None:
+async def test_any_number_of_calls_may_be_in_progress_at_once() -> None:
     async with driven() as (host, backend), started(backend) as system:
         with host.fake.faults.hold(operation="properties") as gate:
             async with anyio.create_task_group() as tasks:
@@ -128,7 +128,7 @@ async def test_a_document_that_is_no_json_is_refused_before_it_is_sent() -> None
         assert not host.fake.request_log.entries(operation="modify")
 
 
-async def test_an_account_that_is_no_json_is_given_as_text() -> None:
+async def test_an_error_document_that_is_not_json_is_kept_as_text() -> None:
     async with driven() as (host, backend), started(backend) as system:
         host.faults.later("HcsPauseComputeSystem", HResult.E_FAIL, "<not json>")
         with expect_refusal(HResult.E_FAIL) as caught:

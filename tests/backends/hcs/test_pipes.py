@@ -67,7 +67,7 @@ def is_open(handle: int) -> bool:
     return True
 
 
-async def test_a_read_goes_on_where_its_task_is_cancelled(pipes: Pipes) -> None:
+async def test_a_read_continues_after_its_task_is_cancelled(pipes: Pipes) -> None:
     stream, peer = map(pipes.open, make_pipe_pair())
     for patience in range(6):
         async with anyio.create_task_group() as tasks:
@@ -137,7 +137,7 @@ async def test_a_handle_that_is_not_for_overlapped_io_is_refused_and_closed(pipe
 
 
 @windows_only
-async def test_windows_gives_back_every_operation(pipes: Pipes) -> None:
+async def test_windows_completes_every_operation(pipes: Pipes) -> None:
     from uvm.backends.hcs import iocp
 
     abandoned = iocp.abandoned_operations()
@@ -155,7 +155,7 @@ async def test_windows_gives_back_every_operation(pipes: Pipes) -> None:
 
 
 @windows_only
-async def test_a_port_that_closes_ends_what_is_under_way_and_waits_for_it() -> None:
+async def test_closing_a_port_cancels_its_operations_and_waits_for_them() -> None:
     from uvm.backends.hcs import iocp
     from uvm.backends.hcs.winerrors import code_of
 
@@ -233,7 +233,7 @@ print("leaving")
 """
 
 
-def test_the_interpreter_goes_while_somebody_reads_and_somebody_writes() -> None:
+def test_the_interpreter_ends_during_a_read_and_a_write() -> None:
     done = subprocess.run(
         [sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=60, check=False
     )

@@ -43,7 +43,7 @@ def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def fill(sock: socket.socket) -> int:
-    """Send until there is no more room."""
+    """Send until the buffer is full, and return how much."""
     sent = 0
     try:
         while True:
@@ -56,7 +56,7 @@ def poller_threads() -> int:
     return sum(thread.name == "uvm sockets" for thread in threading.enumerate())
 
 
-async def test_a_socket_is_readable_once_something_came() -> None:
+async def test_a_socket_is_readable_once_data_has_arrived() -> None:
     with a_poller() as poller, connected() as (a, b):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(poller.readable, a)
@@ -108,7 +108,7 @@ async def test_both_directions_of_a_socket_are_waited_for_at_once() -> None:
         assert poller.waiting == 0
 
 
-async def test_everybody_who_waits_for_a_socket_is_woken() -> None:
+async def test_every_task_that_waits_for_a_socket_is_woken() -> None:
     with a_poller() as poller, connected() as (a, b):
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
@@ -117,7 +117,7 @@ async def test_everybody_who_waits_for_a_socket_is_woken() -> None:
             b.send(b"x")
 
 
-async def test_who_waits_for_a_socket_that_is_forgotten_is_told_that_it_closes() -> None:
+async def test_waits_for_a_socket_fail_when_it_is_forgotten() -> None:
     with a_poller() as poller, connected() as (a, _):
         told = []
 
@@ -138,7 +138,7 @@ async def test_who_waits_for_a_socket_that_is_forgotten_is_told_that_it_closes()
             await poller.readable(a)
 
 
-async def test_a_socket_for_which_nobody_waits_can_be_forgotten() -> None:
+async def test_a_socket_without_waits_can_be_forgotten() -> None:
     with a_poller() as poller, connected() as (a, b):
         poller.forget(a)
         b.send(b"x")
@@ -155,7 +155,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
                 await anyio.wait_all_tasks_blocked()
                 tasks.cancel_scope.cancel()
             assert poller.waiting == 0
-        # Its end reaches the peer: the thread does not hold on to it.
+        # The end reaches the peer: the thread holds no reference.
         a.close()
         await another.readable(b)
         assert b.recv(1) == b""
@@ -163,7 +163,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
 
 @define(eq=False)
 class Numbered:
-    """A socket object of its own with the descriptor of another, as where a number was given out again."""
+    """A second socket object with the descriptor of another, as if the number was reused."""
 
     sock: socket.socket
 
@@ -194,7 +194,7 @@ class Wrapped:
 
 @define(eq=False)
 class HeldBack(Wrapped):
-    """A poll set that holds back what it found, once, about one descriptor."""
+    """A poll set that delays what it found, once, about one descriptor."""
 
     fd: int
     found: threading.Event = field(factory=threading.Event)
@@ -208,7 +208,7 @@ class HeldBack(Wrapped):
         return found
 
 
-async def test_what_was_found_about_a_closed_socket_wakes_nobody_who_waits_for_its_successor() -> None:
+async def test_an_event_of_a_closed_socket_does_not_wake_the_waits_for_its_successor() -> None:
     with connected() as (a, b), connected() as (c, d):
         held = HeldBack(a.fileno())
         with a_poller(held) as poller, anyio.fail_after(60):
@@ -240,7 +240,7 @@ async def test_what_was_found_about_a_closed_socket_wakes_nobody_who_waits_for_i
                 b.send(b"for the new one")
 
 
-async def test_a_socket_that_takes_the_number_of_one_that_nobody_forgot_ends_its_waits() -> None:
+async def test_a_socket_with_the_number_of_one_that_was_not_forgotten_ends_its_waits() -> None:
     with a_poller() as poller, connected() as (a, b):
         old, new = Numbered(a), Numbered(a)
 
@@ -317,7 +317,7 @@ async def test_tasks_of_several_event_loops_use_one_poller(anyio_backend_name: s
         assert a.recv(10) == b"hello"
 
 
-async def test_a_poller_ends_with_its_thread_and_tells_who_waits() -> None:
+async def test_closing_a_poller_ends_its_thread_and_fails_its_waits() -> None:
     before = poller_threads()
     poller = Poller()
     with connected() as (a, _):
@@ -337,7 +337,7 @@ async def test_a_poller_ends_with_its_thread_and_tells_who_waits() -> None:
             await poller.readable(a)
 
 
-async def test_a_poller_that_nobody_used_has_no_thread() -> None:
+async def test_an_unused_poller_has_no_thread() -> None:
     before = poller_threads()
     with a_poller():
         assert poller_threads() == before
@@ -360,7 +360,7 @@ async def test_a_thread_that_cannot_start_is_tried_again(monkeypatch: pytest.Mon
 
 @define(eq=False)
 class Failing(Wrapped):
-    """A poll set that cannot wait any more once it was told so."""
+    """A poll set that fails once the test sets it to."""
 
     broken: bool = False
 
@@ -370,7 +370,7 @@ class Failing(Wrapped):
         return list(self.inner.wait())
 
 
-async def test_where_the_thread_fails_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_thread_fails_all_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     failing, failures = Failing(), list[threading.ExceptHookArgs]()
     monkeypatch.setattr(threading, "excepthook", failures.append)
     with a_poller(failing) as poller, connected() as (a, _), connected() as (b, _), anyio.fail_after(60):
@@ -383,7 +383,7 @@ async def test_where_the_thread_fails_nobody_waits_for_it(monkeypatch: pytest.Mo
             tasks.start_soon(wait, a)
             await anyio.wait_all_tasks_blocked()
             failing.broken = True
-            # This makes the thread look up, and wait again.
+            # This wakes the thread, which then waits again.
             tasks.start_soon(wait, b)
         await wait(b)
         poller.close()
@@ -392,7 +392,7 @@ async def test_where_the_thread_fails_nobody_waits_for_it(monkeypatch: pytest.Mo
 
 @define(eq=False)
 class Collecting(Wrapped):
-    """A poll set during whose changes garbage is collected: what was found to be."""
+    """A poll set whose changes trigger garbage collection."""
 
     garbage: list[Coroutine[object, object, None]] = field(factory=list)
 
@@ -402,7 +402,7 @@ class Collecting(Wrapped):
         self.inner.set(fd, events)
 
 
-async def test_a_wait_whose_loop_has_gone_may_be_collected_at_any_time() -> None:
+async def test_a_wait_whose_loop_has_ended_may_be_collected_at_any_time() -> None:
     collecting = Collecting()
     with a_poller(collecting) as poller, connected() as (a, _), connected() as (c, d):
 
@@ -444,7 +444,7 @@ print("leaving")
 """
 
 
-def test_the_interpreter_goes_while_somebody_waits() -> None:
+def test_the_interpreter_ends_during_a_wait() -> None:
     done = subprocess.run(
         [sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=60, check=False
     )

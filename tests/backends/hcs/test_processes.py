@@ -80,7 +80,7 @@ def events(host: Host, kind: int, data: str = "") -> None:
 # Streams and queries
 
 
-async def test_what_is_written_comes_back_unto_its_end() -> None:
+async def test_everything_that_is_written_is_echoed() -> None:
     data = bytes(range(256)) * 8192
     async with running() as (_, system):
         process = await system.create_process(CAT)
@@ -130,7 +130,7 @@ async def test_its_exit_code_is_an_unsigned_number(code: int) -> None:
         await process.close()
 
 
-async def test_it_can_be_opened_by_its_id_and_comes_without_streams() -> None:
+async def test_a_process_opened_by_its_id_has_no_streams() -> None:
     async with running() as (_, system):
         process = await system.create_process(CAT)
         other = await system.open_process(process.pid)
@@ -151,7 +151,7 @@ async def test_an_id_that_no_process_has_opens_nothing(pid: int) -> None:
             await system.open_process(pid)
 
 
-async def test_a_kill_goes_over_handles_of_its_own_and_everybody_learns_of_the_end() -> None:
+async def test_a_kill_uses_handles_of_its_own_and_every_waiter_gets_the_exit() -> None:
     document = wcow()
     document["VirtualMachine"]["GuestConnection"] = {}
     async with running(document=document) as (host, system):
@@ -256,7 +256,7 @@ async def test_closing_it_ends_waits_and_streams_and_leaves_it_running() -> None
 # The exit
 
 
-async def test_an_end_that_nobody_watched_yet_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_exit_before_the_registration_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = HCSHost.watch
     async with running(exiting_with(3)) as (host, system):
 
@@ -274,7 +274,7 @@ async def test_an_end_that_nobody_watched_yet_is_known(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("code", [HResult.ERROR_NOT_FOUND, HResult.HCS_E_PROCESS_ALREADY_STOPPED])
-async def test_who_waits_for_a_process_that_the_host_forgot_is_let_go(
+async def test_a_wait_for_a_process_that_the_host_forgot_ends(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(under_test, "_EXIT_GRACE_SECONDS", 0.01)
@@ -286,7 +286,7 @@ async def test_who_waits_for_a_process_that_the_host_forgot_is_let_go(
         await process.close()
 
 
-async def test_an_exit_that_is_told_late_is_still_its_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_exit_that_is_reported_late_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(under_test, "_EXIT_GRACE_SECONDS", 60.0)
     async with running() as (host, system):
         host.faults.later("HcsGetProcessProperties", HResult.ERROR_NOT_FOUND)
@@ -324,7 +324,7 @@ async def test_what_is_left_out_of_an_exit_is_zero(data: str, code: int) -> None
 @pytest.mark.parametrize(
     "data", ["", "<no json>", "[]", '"0"', '{"ExitCode": "0"}', '{"LastWaitResult": []}']
 )
-async def test_an_exit_that_cannot_be_read_is_an_exit_of_which_nobody_knows_how(data: str) -> None:
+async def test_an_exit_that_cannot_be_decoded_has_an_unknown_code(data: str) -> None:
     async with running() as (host, system):
         process = await system.create_process(FOREVER)
         events(host, PROCESS_EXITED, data)
@@ -343,7 +343,7 @@ async def test_a_wait_of_the_host_that_failed_is_no_exit_code() -> None:
         await process.close()
 
 
-async def test_when_the_service_goes_nobody_knows_how_it_ended() -> None:
+async def test_when_the_service_stops_the_exit_code_is_unknown() -> None:
     async with running() as (host, system):
         process = await system.create_process(FOREVER)
         events(host, SERVICE_DISCONNECT)
@@ -369,7 +369,7 @@ async def test_the_exit_of_the_system_ends_the_waits() -> None:
         await process.close()
 
 
-async def test_an_exit_that_is_told_after_that_of_the_system_still_counts(
+async def test_an_exit_reported_after_that_of_the_system_still_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(under_test, "_EXIT_GRACE_SECONDS", 60.0)
@@ -428,7 +428,7 @@ async def test_what_the_host_started_though_it_says_it_failed_is_asked_itself() 
 
 
 @pytest.mark.parametrize("fault", ["at_once", "later"])
-async def test_where_it_cannot_be_asked_the_first_error_comes_out(fault: str) -> None:
+async def test_if_the_process_cannot_be_asked_the_first_error_is_raised(fault: str) -> None:
     async with running() as (host, system), nothing_left(host):
         host.faults.done_but("HcsCreateProcess", HResult.E_INVALIDARG)
         getattr(host.faults, fault)("HcsGetProcessInfo", HResult.E_FAIL)
@@ -453,14 +453,14 @@ async def test_a_result_that_cannot_be_fetched_is_asked_for_again() -> None:
         await process.close()
 
 
-async def test_where_it_cannot_be_watched_it_is_closed() -> None:
+async def test_a_process_that_cannot_be_watched_is_closed() -> None:
     async with running() as (host, system), nothing_left(host):
         host.faults.at_once("HcsSetProcessCallback", HResult.E_FAIL)
         with expect_refusal(HResult.E_FAIL):
             await system.create_process(CAT)
 
 
-async def test_where_an_opened_one_cannot_be_watched_it_is_closed() -> None:
+async def test_an_opened_process_that_cannot_be_watched_is_closed() -> None:
     async with running() as (host, system):
         process = await system.create_process(FOREVER)
         async with nothing_left(host):

@@ -43,7 +43,7 @@ def dialled(address: tuple[str, int]) -> Iterator[socket.socket]:
         yield sock
 
 
-async def test_who_dials_is_accepted(sockets: Sockets) -> None:
+async def test_a_connection_is_accepted(sockets: Sockets) -> None:
     listener, address = listening(sockets)
     with dialled(address) as guest:
         stream = await listener.accept()
@@ -75,7 +75,7 @@ async def test_connections_are_accepted_in_their_order(sockets: Sockets) -> None
         assert [await (await listener.accept()).receive() for _ in range(2)] == [b"1", b"2"]
 
 
-async def test_closing_a_listener_wakes_who_accepts(sockets: Sockets) -> None:
+async def test_closing_a_listener_ends_an_accept(sockets: Sockets) -> None:
     listener, _ = listening(sockets)
     async with anyio.create_task_group() as tasks:
 
@@ -101,7 +101,7 @@ async def test_a_listener_is_closed_in_a_cancelled_scope(sockets: Sockets) -> No
         socket.create_connection(address)
 
 
-async def test_a_connection_that_nobody_accepted_ends_with_the_listener(sockets: Sockets) -> None:
+async def test_a_connection_that_was_not_accepted_ends_with_the_listener(sockets: Sockets) -> None:
     listener, address = listening(sockets)
     with dialled(address) as guest:
         await listener.aclose()
@@ -123,7 +123,7 @@ async def test_a_cancelled_accept_loses_no_connection(sockets: Sockets) -> None:
         assert await (await listener.accept()).receive() == b"still here"
 
 
-async def test_a_connection_that_is_gone_before_it_is_accepted_is_passed_over(sockets: Sockets) -> None:
+async def test_a_connection_that_ends_before_it_is_accepted_is_skipped(sockets: Sockets) -> None:
     failures = [ConnectionAbortedError(), ConnectionResetError()]
 
     def accept_later(sock: socket.socket) -> socket.socket:

@@ -88,7 +88,7 @@ async def test_sending_waits_for_a_slow_peer(kind: Kind) -> None:
         assert await receive_exactly(b, MUCH) == data
 
 
-async def test_the_end_comes_after_everything_and_again(kind: Kind) -> None:
+async def test_the_end_follows_all_data_and_repeats(kind: Kind) -> None:
     async with connected(kind) as (a, b):
         await a.send(b"last words")
         await a.send_eof()
@@ -97,7 +97,7 @@ async def test_the_end_comes_after_everything_and_again(kind: Kind) -> None:
             await b.receive()
 
 
-async def test_the_end_wakes_who_receives(kind: Kind) -> None:
+async def test_the_end_wakes_a_receiver(kind: Kind) -> None:
     async with connected(kind) as (a, b), anyio.create_task_group() as tasks:
 
         async def receive() -> None:
@@ -139,7 +139,7 @@ async def test_a_closed_stream_is_of_no_more_use(kind: Kind) -> None:
                 await call()
 
 
-async def test_closing_wakes_who_receives(kind: Kind) -> None:
+async def test_closing_wakes_a_receiver(kind: Kind) -> None:
     async with connected(kind) as (_, b), anyio.create_task_group() as tasks:
 
         async def receive() -> None:
@@ -151,7 +151,7 @@ async def test_closing_wakes_who_receives(kind: Kind) -> None:
         await b.aclose()
 
 
-async def test_closing_wakes_who_sends(kind: Kind) -> None:
+async def test_closing_wakes_a_sender(kind: Kind) -> None:
     async with connected(kind) as (a, _), anyio.create_task_group() as tasks:
 
         async def send() -> None:

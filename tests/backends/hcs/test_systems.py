@@ -35,7 +35,7 @@ GUEST_CONNECTION_CLOSED = 0x6
 SERVICE_DISCONNECT = 0x02000000
 
 
-async def test_everybody_who_waits_learns_of_the_exit() -> None:
+async def test_every_waiter_gets_the_exit() -> None:
     statuses: list[ExitStatus] = []
     async with driven() as (_, backend), started(backend) as system:
 
@@ -51,7 +51,7 @@ async def test_everybody_who_waits_learns_of_the_exit() -> None:
     assert len(statuses) == 11
 
 
-async def test_the_exit_is_told_over_every_handle() -> None:
+async def test_the_exit_is_reported_over_every_handle() -> None:
     async with driven() as (_, backend), started(backend) as system:
         other = await backend.open("vm1")
         assert other.runtime_id == system.runtime_id
@@ -112,7 +112,7 @@ async def test_when_the_service_goes_the_system_counts_as_ended() -> None:
 @pytest.mark.parametrize(
     "data", ["", "<no json>", "[]", '{"Status": "x", "ExitType": null}', '{"ExitType": [1]}', '"text"']
 )
-async def test_an_exit_that_is_told_in_words_of_its_own_is_an_exit(data: str) -> None:
+async def test_an_exit_in_an_unknown_format_is_an_exit(data: str) -> None:
     async with driven() as (host, backend), started(backend) as system:
         host.event("vm1", EXITED, data)
         assert (await system.wait()).exit_type == "Unknown"
@@ -125,7 +125,7 @@ async def test_an_event_of_an_unknown_kind_changes_nothing() -> None:
         assert (await system.properties())["State"] == "Running"
 
 
-async def test_a_late_event_finds_nobody() -> None:
+async def test_a_late_event_is_ignored() -> None:
     async with driven() as (host, backend):
         async with started(backend) as system:
             for _ in range(50):
@@ -148,7 +148,7 @@ async def test_a_creation_that_is_cancelled_is_waited_for_and_undone() -> None:
         assert host.fake.leftovers() == []
 
 
-async def test_a_creation_that_ends_after_nobody_waits_any_more_ends_with_its_handle() -> None:
+async def test_an_abandoned_creation_is_closed_when_it_completes() -> None:
     async with driven() as (host, _):
         backend = HCSBackend(platform=evolve(host.platform, grace_seconds=0.05))
         with host.fake.faults.hold(operation="create") as gate:
@@ -219,7 +219,7 @@ async def test_an_opening_that_hangs_can_be_cancelled(function: str) -> None:
         assert scope.cancelled_caught
 
 
-async def test_a_handle_is_closed_even_where_all_threads_of_the_pool_hang() -> None:
+async def test_a_handle_is_closed_even_if_all_threads_of_the_pool_hang() -> None:
     async with driven() as (host, _):
         platform = evolve(host.platform, workers=Workers(threads=1), grace_seconds=0.05)
         backend = HCSBackend(platform=platform)
@@ -254,7 +254,7 @@ async def test_a_close_that_asyncio_itself_cancels_is_made_all_the_same() -> Non
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_who_waits_learns_of_a_close_that_hangs_and_that_asyncio_itself_cancels() -> None:
+async def test_a_wait_ends_with_a_hanging_close_that_asyncio_itself_cancels() -> None:
     async with driven() as (host, backend):
         system = await backend.create("vm1", lcow())
         host.faults.never("HcsCloseComputeSystem")
@@ -281,7 +281,7 @@ async def test_a_listener_that_was_closed_is_forgotten() -> None:
         assert not list(system._listeners)
 
 
-async def test_where_there_can_be_no_more_threads_handles_are_closed_all_the_same(
+async def test_handles_are_closed_even_if_no_more_threads_can_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(handles, "_open", set())
@@ -299,7 +299,7 @@ async def test_where_there_can_be_no_more_threads_handles_are_closed_all_the_sam
     assert sorted(closed) == [0, 1, 2]
 
 
-async def test_a_handle_that_everybody_forgot_is_closed_at_the_end_of_the_interpreter(
+async def test_a_forgotten_handle_is_closed_at_the_end_of_the_interpreter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(handles, "_open", set())
@@ -332,7 +332,7 @@ async def test_closing_twice_at_once_closes_once() -> None:
 
 
 @pytest.mark.parametrize("function", ["HcsSetComputeSystemCallback", "HcsGetComputeSystemProperties"])
-async def test_a_creation_that_fails_half_way_leaves_no_system(function: str) -> None:
+async def test_a_creation_that_fails_late_leaves_no_system(function: str) -> None:
     async with driven() as (host, backend):
         host.faults.at_once(function, HResult.E_FAIL)
         document = lcow()
@@ -350,7 +350,7 @@ async def test_a_creation_that_the_host_says_failed_leaves_no_handle() -> None:
 
 
 @pytest.mark.parametrize("function", ["HcsSetComputeSystemCallback", "HcsGetComputeSystemProperties"])
-async def test_an_opening_that_fails_half_way_leaves_the_system_and_no_handle(function: str) -> None:
+async def test_an_opening_that_fails_late_leaves_the_system_and_no_handle(function: str) -> None:
     async with driven() as (host, backend), started(backend) as system:
         host.faults.at_once(function, HResult.E_FAIL)
         with expect_refusal(HResult.E_FAIL):
