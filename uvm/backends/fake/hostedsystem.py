@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, ClassVar, Final, Literal, NoReturn
 
 from attrs import define, field
 
@@ -164,7 +164,11 @@ class HostedSystem:
             f"ask {self.id}", HResult.ERROR_NOT_SUPPORTED, "it is a container, not a virtual machine"
         )
 
-    crash_guest = pause = resume = save = listen = refuse
+    crash_guest: ClassVar[Callable[..., NoReturn]] = refuse
+    pause: ClassVar[Callable[..., NoReturn]] = refuse
+    resume: ClassVar[Callable[..., NoReturn]] = refuse
+    save: ClassVar[Callable[..., NoReturn]] = refuse
+    listen: ClassVar[Callable[..., NoReturn]] = refuse
 
     def opened(self) -> None:
         """Take note of a handle."""

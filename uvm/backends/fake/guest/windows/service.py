@@ -225,7 +225,7 @@ class WindowsService(GuestService):
         command = request.read_part(LogForwardServiceRPCRequest, wanted.settings)
         match command.rpc_type:
             case "ModifyServiceSettings":
-                self.log_settings = command.settings
+                self.log_settings: str = command.settings
             case "StartLogForwarding":
                 self.log.forward(WINDOWS_LOG_SERVICE)
             case "StopLogForwarding":
