@@ -17,7 +17,7 @@ C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
 
 
 class Flag:
-    """An event that nobody may ever wait for, and that takes little memory until somebody does."""
+    """An event that takes little memory until a task waits for it."""
 
     __slots__ = ("_event", "_set")
 
@@ -26,11 +26,11 @@ class Flag:
         self._event: anyio.Event | None = None
 
     def is_set(self) -> bool:
-        """It was set."""
+        """Return whether it was set."""
         return self._set
 
     def set(self) -> None:
-        """Let all go that wait. Again, it does nothing."""
+        """Wake every waiter. A second call does nothing."""
         self._set = True
         if self._event is not None:
             self._event.set()
@@ -49,9 +49,9 @@ class Flag:
 async def bare_task_group(
     close: Callable[[BaseException | None], Awaitable[BaseException | None]],
 ) -> AsyncIterator[anyio.abc.TaskGroup]:
-    """Run tasks beside a body, whose exception comes out as the object that it is, not wrapped in a group.
+    """Run tasks beside a body, whose exception is raised as it is, not wrapped in a group.
 
-    :param close: called at the end of the body, with its exception, to have the tasks end; it gives the
+    :param close: called at the end of the body, with its exception, to have the tasks end; it returns the
         exception to raise, if any.
     """
     failure: BaseException | None = None

@@ -1,4 +1,4 @@
-"""Access of the VM to host paths: asked for with each new attachment, taken back when the VM closes."""
+"""Access of the VM to host paths: granted with each new attachment, revoked when the VM closes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class _Flight:
 class Access:
     """Grants of one VM.
 
-    One request per path is in flight at a time; who asks meanwhile shares its outcome. It is asked for as
-    a part of the operation that attaches, so by a task of the VM, which no caller cancels.
+    One request per path is in flight at a time; other callers meanwhile share its outcome. It is a part of
+    the operation that attaches, so a task of the VM sends it, which no caller cancels.
     """
 
     backend: Backend
@@ -30,7 +30,7 @@ class Access:
     _flights: dict[str, _Flight] = field(factory=dict, init=False)
 
     async def grant(self, path: str) -> None:
-        """Give the VM access to a path; raises what the host raises."""
+        """Grant the VM access to a path; raise what the host raises."""
         flight = self._flights.get(path)
         if flight is None:
             flight = self._flights[path] = _Flight(anyio.Event())
@@ -42,7 +42,7 @@ class Access:
 
     async def _fly(self, path: str, flight: _Flight) -> None:
         had = path in self.granted
-        # Noted before it is asked for: an answer that is lost may have been a yes.
+        # Noted before it is requested: an answer that is lost may have been a yes.
         self.granted[path] = None
         try:
             await self.backend.grant_access(path, self.link.vm_id)
@@ -55,7 +55,7 @@ class Access:
             flight.landed.set()
 
     async def revoke_all(self) -> list[Exception]:
-        """Take back everything that was granted, all at once; gives the errors of what could not be."""
+        """Revoke everything that was granted, all at once; return the errors of what was not revoked."""
         paths = list(self.granted)
         errors: list[Exception] = []
         self.granted.clear()

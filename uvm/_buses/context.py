@@ -52,7 +52,7 @@ class Context:
             raise NotSupportedError(f"{what}: needs {kinds[os]}; {self.vm_id} has {kinds[self.plan.os]}")
 
     def check_writable_share(self, path: str, read_only: bool) -> None:
-        """Refuse a writable share where the VM's options deny those.
+        """Refuse a writable share if the VM's options deny those.
 
         :raises AccessDeniedError: they do.
         """
@@ -103,7 +103,7 @@ class Bus:
         return Driver(context.link, Ledger(device), context.lane(lane) if lane else Lane())
 
     def guest_paths(self) -> Iterable[str]:
-        """Return where in the guest it has something mounted at paths that callers choose."""
+        """Return the paths in the guest, chosen by callers, at which it has something mounted."""
         return ()
 
     def drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:

@@ -1,4 +1,4 @@
-"""The one place where a ledger meets ``await``.
+"""The only module in which a ledger meets ``await``.
 
 How it runs
 -----------

@@ -77,7 +77,7 @@ class Orphan:
 
     It goes too when another caller attaches the same and releases it.
 
-    :ivar ledger: where it is in :meth:`UtilityVM.ledgers`.
+    :ivar ledger: the name of its ledger in :meth:`UtilityVM.ledgers`.
     :ivar key: what makes it one device, such as its host path.
     :ivar error: what the removal failed with.
     """

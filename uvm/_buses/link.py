@@ -1,4 +1,4 @@
-"""What the devices of one VM share: the way to its host and guest, its tasks, and its end."""
+"""What the devices of one VM share: access to its host and guest, its tasks, and its exit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = logging.getLogger("uvm")
 
 @define(eq=False)
 class Link:
-    """What the devices of one VM share: the way to its host and guest, its tasks, and its end.
+    """What the devices of one VM share: access to its host and guest, its tasks, and its exit.
 
     :ivar tasks: the VM's task group; None unless the VM is running.
     :ivar states: the states of the guest's containers that have ended.
@@ -59,22 +59,22 @@ class Link:
             raise VMStateError(f"{self.vm_id}: the VM is not running; start it first")
 
     def capabilities(self) -> Mapping[str, Any]:
-        """What the guest said of itself; raises as :meth:`check_running` does."""
+        """Return what the guest reported of itself; raise as :meth:`check_running` does."""
         self.check_running()
         assert self.guest is not None
         return self.guest.capabilities
 
     def exit_error(self) -> VMExitedError:
-        """Make the error that says that the VM has gone."""
+        """Return the error that says that the VM has exited."""
         return VMExitedError(f"{self.vm_id}: the VM has exited", self.exit_status)
 
     async def modify(self, request: JSON) -> None:
-        """Change the running system; raises what the host raised, or VMExitedError."""
+        """Change the running system; raise what the host raised, or VMExitedError."""
         self.check_running()
         await self.call(self.system.modify(request))
 
     async def modify_guest(self, request: JSON) -> None:
-        """Have the guest change something; raises what it raised, or VMExitedError."""
+        """Have the guest change something; raise what it raised, or VMExitedError."""
         self.check_running()
         assert self.guest is not None
         await self.call(self.guest.modify(request))
@@ -100,7 +100,7 @@ class Link:
             _log.debug("%s: the guest has gone, and what it held: %s", self.vm_id, error)
 
     async def call(self, call: Awaitable[T]) -> T:
-        """Await a call to the host or the guest; VMExitedError where it fails because the VM has gone."""
+        """Await a call to the host or the guest; VMExitedError if it fails because the VM has exited."""
         try:
             return await self.call_guest(call)
         except HostError as error:
@@ -110,7 +110,7 @@ class Link:
             raise self.exit_error() from error
 
     async def call_guest(self, call: Awaitable[T], /) -> T:
-        """As :meth:`call`, where what HCS says is gone is a container, and not the VM."""
+        """Do as :meth:`call`, if what HCS reports as gone is a container rather than the VM."""
         try:
             return await call
         except VMExitedError:
@@ -125,7 +125,7 @@ class Link:
             raise
 
     async def _exit_comes(self, seconds: float) -> bool:
-        """Wait a little for the exit; it voids every operation, so that no answer is judged by itself."""
+        """Wait a little for the exit, which voids every operation, so that no answer is judged by itself."""
         with anyio.move_on_after(seconds):
             await self.exited.wait()
         return self.exited.is_set()

@@ -36,7 +36,7 @@ States of a key::
 
 - **Refused** means that nothing changed (the caller undid what had been done). A refused ADD fails every
   waiter. A refused REMOVE leaves the device with the ticket that released it, which may be dropped again;
-  if there was none (the waiters of its ADD had given up), with the next one that acquires it.
+  if there was none (its ADD had no waiter left), with the next one that acquires it.
 - **PARTIAL** is a removal that stopped half way: the guest let go and the host refused. No ticket is granted
   the device; a further drop by its owner, or an acquire by anybody, goes on from the step that failed.
 - **Unknown**: it may have happened or not. The slot is withheld (QUARANTINED) and the key leaves the table:
@@ -196,7 +196,7 @@ class Ledger(Generic[K, M, S, W, P]):
 
     @staticmethod
     def _is_void(operation: Operation[K, M, S, W], wanted: W | None) -> bool:
-        """Whether there is nothing left to do; the plan that follows its end decides what is next."""
+        """Return whether nothing is left to do; the plan that follows its end decides what is next."""
         entry = operation.entry
         if operation.kind is REMOVE:
             return wanted is not None and not entry.progress
@@ -275,7 +275,7 @@ class Ledger(Generic[K, M, S, W, P]):
         elif entry.progress:
             kind = REMOVE
         else:
-            # An update that may have taken away has to be settled before anybody is granted what it left.
+            # An update that may have revoked has to be settled before a ticket is granted what it left.
             if entry.waiters and not (entry.doubtful and self.device.narrows):
                 self._grant(entry, change)
             if wanted == entry.applied and not (entry.doubtful and entry.waiters):
@@ -304,7 +304,7 @@ class Ledger(Generic[K, M, S, W, P]):
         self._anew(entry, change)
 
     def _anew(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
-        """What was there is gone: whoever waits gets a fresh entry at a fresh slot."""
+        """Place the waiters of a device that is gone at a fresh slot, or forget the entry."""
         waiters = tuple(entry.waiters)
         if not waiters:
             self._forget(entry, change)
@@ -336,7 +336,7 @@ class Ledger(Generic[K, M, S, W, P]):
             self._end(operation.releasers, outcome.error, change)
         else:
             self._owe(operation, outcome.error, change)
-        # The same update is not tried again before somebody asks; a removal was not tried yet.
+        # The same update is not tried again before the next event; a removal was not tried yet.
         if entry.waiters or entry.leaving or self.device.wanted(entry) is None:
             self._plan(entry, change)
 
@@ -350,7 +350,7 @@ class Ledger(Generic[K, M, S, W, P]):
         self._owe(operation, outcome.error, change)
         if entry.progress:
             self._fail(tuple(entry.waiters), outcome.error, change)
-        # Not tried again before somebody asks.
+        # Not tried again before the next event.
         if entry.waiters:
             self._plan(entry, change)
 
