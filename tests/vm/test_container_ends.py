@@ -28,7 +28,7 @@ from tests.vm.support import (
 )
 from uvm._guest.container import Container
 from uvm._guest.exit import DOUBT_SECONDS
-from uvm.backends.fake.hostedsystem import FakeHostedSystem
+from uvm.backends.fake.system import FakeHostedSystem
 from uvm.errors import (
     GuestError,
     OptionsError,

@@ -26,13 +26,13 @@ from uvm.backends.fake.guest.linux.mounts import LinuxGuest
 from uvm.backends.fake.guest.state import FakeGuest, Mount
 from uvm.backends.fake.guest.windows.mounts import WindowsGuest
 from uvm.backends.fake.host import Checks
-from uvm.backends.fake.hostedsystem import FakeHostedSystem, HostedSystem
+from uvm.backends.fake.hostedsystem import HostedSystem
 from uvm.backends.fake.hostprocess import FakeHostProcess
 from uvm.backends.fake.network import FakeNetwork
 from uvm.backends.fake.request_log import Entry, RequestLog
 from uvm.backends.fake.rules import Rule
 from uvm.backends.fake.streams import FakeListener, FakeStream
-from uvm.backends.fake.system import FakeSystem
+from uvm.backends.fake.system import FakeHostedSystem, FakeSystem
 from uvm.backends.fake.tree import DeviceTree
 from uvm.backends.fake.vm import FakeVM
 

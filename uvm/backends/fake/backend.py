@@ -21,12 +21,12 @@ from uvm.backends.fake.guest.service import GuestEnvironment
 from uvm.backends.fake.guest.windows.service import WindowsService
 from uvm.backends.fake.handle import HostSide
 from uvm.backends.fake.host import Checks, Host
-from uvm.backends.fake.hostedsystem import FakeHostedSystem, HostedSystem
+from uvm.backends.fake.hostedsystem import HostedSystem
 from uvm.backends.fake.hostservice import service_property
 from uvm.backends.fake.network import FakeNetwork
 from uvm.backends.fake.properties import summary
 from uvm.backends.fake.request_log import RequestLog
-from uvm.backends.fake.system import FakeSystem
+from uvm.backends.fake.system import FakeHostedSystem, FakeSystem
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
 from uvm.hresult import HResult

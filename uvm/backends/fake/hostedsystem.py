@@ -16,9 +16,7 @@ from uvm._async import Flag
 from uvm._wire.frames import Procedure, parse
 from uvm.backend import JSON
 from uvm.backends.fake.guest.containers import LinuxContainer
-from uvm.backends.fake.handle import HostSide
 from uvm.backends.fake.hosted import HostedProcess, find_hosted, relayed, start_hosted
-from uvm.backends.fake.system import FakeSystem
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
@@ -224,55 +222,3 @@ class HostedSystem:
         operation = f"{verb} {self.id}"
         self.vm.require_relay(f"{verb} container {self.id} of")
         return relayed(operation, lambda: self.vm.service.ask(procedure, message, operation))
-
-
-class FakeHostedSystem(FakeSystem):
-    """A handle on a container that HCS hosts in a VM (:class:`~uvm.backend.System`).
-
-    The request log has its calls under the VM, with the container's id as the resource. What only virtual
-    machines do is refused with ERROR_NOT_SUPPORTED.
-
-    :ivar vm: the VM that hosts it.
-    :ivar hosted: the container itself, for tests to look at.
-    """
-
-    __slots__ = ("hosted",)
-
-    def __init__(self, host: HostSide, hosted: HostedSystem) -> None:
-        self.hosted: HostedSystem = hosted
-        super().__init__(host, hosted.vm, hosted)
-
-    @property
-    def id(self) -> str:
-        """The compute system's id."""
-        return self.hosted.id
-
-    @property
-    def runtime_id(self) -> str:
-        """Nothing: it is no VM of its own."""
-        return ""
-
-    async def modify(self, request: JSON) -> None:
-        """Have the guest carry out a ``ModificationRequest`` on it; its refusal becomes a HostError."""
-        document = self._copied("modify", request)
-        await self._guest_call("modify", document, lambda: self.hosted.modify(document))
-
-    def _start_process(self, document: JSON) -> HostedProcess:
-        return self.hosted.create_process(document)
-
-    def _find_process(self, pid: int) -> HostedProcess:
-        return self.hosted.open_process(pid)
-
-    def _query(self, types: tuple[str, ...], queries: JSON | None) -> JSON:
-        if queries is not None:
-            self.hosted.refuse()
-        return self.hosted.query(types)
-
-    def _measure(self) -> int:
-        return self.hosted.refuse()
-
-    async def _ended(self) -> None:
-        await self.hosted.over.wait()
-
-    def _resource(self, operation: str, document: Any) -> tuple[str, str]:
-        return self.id, super()._resource(operation, document)[1]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
 from uvm.backend import JSON
 from uvm.backends.fake.handle import Handle, HostSide
 from uvm.backends.fake.hosted import HostedProcess, find_hosted, start_hosted
+from uvm.backends.fake.hostedsystem import HostedSystem
 from uvm.backends.fake.hostprocess import FakeHostProcess
 from uvm.backends.fake.properties import query
 from uvm.backends.fake.streams import FakeListener
@@ -20,38 +21,13 @@ from uvm.schema.requests import ModifySettingRequest, PauseOptions, SaveOptions
 T = TypeVar("T")
 
 
-class ComputeSystem(Protocol):
-    """What a handle of a system asks of it: a VM, or a container that HCS hosts in one."""
-
-    exit_status: ExitStatus | None
-
-    @property
-    def start(self) -> Callable[[], None]: ...
-    @property
-    def shutdown(self) -> Callable[[], None]: ...
-    @property
-    def terminate(self) -> Callable[[], None]: ...
-    @property
-    def crash_guest(self) -> Callable[[], None]: ...
-    @property
-    def pause(self) -> Callable[[], None]: ...
-    @property
-    def resume(self) -> Callable[[], None]: ...
-    @property
-    def save(self) -> Callable[[str, str], None]: ...
-    @property
-    def listen(self) -> Callable[[str], FakeListener]: ...
-    def opened(self) -> None: ...
-    def closed(self) -> None: ...
-
-
 class FakeSystem(Handle):
     """A handle on a compute system (:class:`~uvm.backend.System`)."""
 
     __slots__ = ("_system",)
 
-    def __init__(self, host: HostSide, vm: FakeVM, system: ComputeSystem | None = None) -> None:
-        self._system: ComputeSystem = vm if system is None else system
+    def __init__(self, host: HostSide, vm: FakeVM, system: HostedSystem | None = None) -> None:
+        self._system: FakeVM | HostedSystem = vm if system is None else system
         super().__init__(host, vm)
 
     @property
@@ -245,3 +221,55 @@ class FakeSystem(Handle):
 
     def _closed_now(self) -> None:
         self._system.closed()
+
+
+class FakeHostedSystem(FakeSystem):
+    """A handle on a container that HCS hosts in a VM (:class:`~uvm.backend.System`).
+
+    The request log has its calls under the VM, with the container's id as the resource. What only virtual
+    machines do is refused with ERROR_NOT_SUPPORTED.
+
+    :ivar vm: the VM that hosts it.
+    :ivar hosted: the container itself, for tests to look at.
+    """
+
+    __slots__ = ("hosted",)
+
+    def __init__(self, host: HostSide, hosted: HostedSystem) -> None:
+        self.hosted: HostedSystem = hosted
+        super().__init__(host, hosted.vm, hosted)
+
+    @property
+    def id(self) -> str:
+        """The compute system's id."""
+        return self.hosted.id
+
+    @property
+    def runtime_id(self) -> str:
+        """Nothing: it is no VM of its own."""
+        return ""
+
+    async def modify(self, request: JSON) -> None:
+        """Have the guest carry out a ``ModificationRequest`` on it; its refusal becomes a HostError."""
+        document = self._copied("modify", request)
+        await self._guest_call("modify", document, lambda: self.hosted.modify(document))
+
+    def _start_process(self, document: JSON) -> HostedProcess:
+        return self.hosted.create_process(document)
+
+    def _find_process(self, pid: int) -> HostedProcess:
+        return self.hosted.open_process(pid)
+
+    def _query(self, types: tuple[str, ...], queries: JSON | None) -> JSON:
+        if queries is not None:
+            self.hosted.refuse()
+        return self.hosted.query(types)
+
+    def _measure(self) -> int:
+        return self.hosted.refuse()
+
+    async def _ended(self) -> None:
+        await self.hosted.over.wait()
+
+    def _resource(self, operation: str, document: Any) -> tuple[str, str]:
+        return self.id, super()._resource(operation, document)[1]
