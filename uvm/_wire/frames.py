@@ -16,9 +16,8 @@ The host sends requests, each under an id of its own. The guest answers each of 
 the same id and procedure, and sends notifications, which answer no request.
 
 :class:`HostSide` and :class:`GuestSide` are the two ends. Each is fed received bytes, in pieces of any size,
-    and
-returns the messages in them, one by one; each makes the bytes of what is to be sent. A side knows its open
-requests, so that it detects an answer to none of them, a second answer, or one of the wrong procedure.
+and returns the messages in them, one by one; each makes the bytes of what is to be sent. A side knows its
+open requests, so that it detects an answer to none of them, a second answer, or one of the wrong procedure.
 
 Received bytes are not trusted: bytes that are no message of the protocol raise :class:`WireError` and nothing
 else, before memory is allocated for them, and after the messages before them were returned. After that the

@@ -148,7 +148,7 @@ HRESULT WINAPI HcsSetComputeSystemCallback(
 
 /* Processes */
 
-/* The number of a system's handle; 0 where it is not open. */
+/* The number of a system's handle; 0 if it is not open. */
 static uint64_t open_system(HCS_SYSTEM system, const char *call)
 {
     double_acquire();

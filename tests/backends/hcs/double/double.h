@@ -4,25 +4,25 @@
    -------------------
    The double is a switchboard. It knows how the API behaves (handles, operations, callbacks, who frees what) and
    nothing of compute systems: each call becomes a question, which goes to the host through one function pointer
-   (DoublePlug), and the host gives the answer back with DoubleAnswer, from any thread, whenever it likes.
+   (DoublePlug), and the host answers with DoubleAnswer, from any thread, at any time.
 
    Objects. Systems, processes, namespaces, endpoints, operations, and the waits of calls that return with the answer
    all are objects in one table. A handle is an index into it with a generation and the object's kind, so that no
-   handle is ever used twice, and a handle that is closed, invented or of another kind is told for sure.
+   handle is ever used twice, and a handle that is closed, invented or of another kind is detected.
 
    Operations. An operation is good for one question, whose number is the operation's handle. The answer is kept in
    the operation and its completion callback is queued. A call without an operation asks the same way, and waits.
    An answer to an operation that was closed meanwhile is thrown away, with the handles in it.
 
    Threads. Callbacks run on a small pool of threads of the double's own; those of one object come one after the
-   other. Closing an object, or taking its callback away, waits for the callback that is running, and none comes
-   after. One lock guards everything. It is never held while foreign code runs: the host, or a callback.
+   other. Closing an object, or removing its callback, waits for the callback that is running, and none
+   follows. One lock guards everything. It is never held while foreign code runs: the host, or a callback.
 
-   Misuse. What no correct caller does is written down as a line of text (DoubleMisuses), and what nobody closed or
+   Misuse. What no correct caller does is written down as a line of text (DoubleMisuses), and what was not closed or
    freed is listed by DoubleLeaks. The strings handed out are kept in a list with the heap that they belong to, and
-   what was freed stays reserved for a while, so that freeing it again, or to the wrong heap, is told as well.
+   what was freed stays reserved for a while, so that freeing it again, or to the wrong heap, is detected as well.
 
-   Faults. DoubleFault makes the next calls of a name go wrong in a way that the host itself has no say in.
+   Faults. DoubleFault makes the next calls of a name fail without the host.
 
    computenetwork.dll is linked with computecore.dll, which holds all that they share. */
 #ifndef UVM_DOUBLE_H
@@ -43,11 +43,11 @@ typedef WCHAR text_t;
 
 /* The host's side: exported, for the tests. */
 
-/* What goes wrong with a call. The host is not asked in the first three cases. Of the calls that never ask it,
+/* The faults of a call. The host is not asked in the first three cases. Of the calls that never ask it,
    those that can fail do so at once: HcsCreateOperation, the fetching of results, and setting callbacks.
    AT_ONCE: the call itself fails. LATER: the operation completes, with this result and document. NEVER: no answer
-   comes. TWICE: the completion callback comes twice, the second time even after the operation was closed.
-   SYNCHRONOUSLY: it comes on the caller's own thread, before the call returns; the host has to answer while it is
+   arrives. TWICE: the completion callback arrives twice, the second time even after the operation was closed.
+   SYNCHRONOUSLY: it arrives on the caller's own thread, before the call returns; the host has to answer while it is
    asked. DONE_BUT: the host carries it out, and is to answer with this result nevertheless. */
 enum double_fault {
     FAULT_NONE,
@@ -59,7 +59,7 @@ enum double_fault {
     FAULT_DONE_BUT
 };
 
-/* A question. The object is the handle of what it concerns or makes, 0 where none; the parent is the system in which
+/* A question. The object is the handle of what it concerns or makes, 0 if none; the parent is the system in which
    a process is made; the subject is an id; the document is what was passed as text. The texts may be NULL, and live
    until the function returns. */
 typedef void (*double_host)(
@@ -72,7 +72,7 @@ typedef void (*double_host)(
     int32_t fault,
     int32_t fault_result);
 
-/* Set who is asked, or NULL; returns when nobody is being asked any more. Who waits for an answer is told that the
+/* Set who is asked, or NULL; returns once no question is being asked. Calls that wait for an answer fail: the
    service is not available. The calling thread counts as the one that must never wait for the host. */
 void DoublePlug(double_host host);
 /* Answer a question. The handles belong to the double from here on. Unknown questions are ignored. */
@@ -84,7 +84,7 @@ void DoubleAnswer(
     void *input,
     void *output,
     void *error);
-/* Send an event to whoever registered for those of an object; it is lost where nobody did. */
+/* Send an event to those registered for the events of an object; it is lost if there are none. */
 void DoubleEvent(uint64_t object, int32_t type, const text_t *data);
 void DoubleFault(const char *call, int32_t fault, int32_t result, const text_t *document, uint32_t count);
 /* Wait until every callback has been called. */
@@ -101,7 +101,7 @@ uint64_t DoubleStrings(void);
 void *DoubleLocalFree(void *memory);
 void DoubleCoTaskMemFree(void *memory);
 
-/* What the parts of the double have in common; the lock is held where nothing else is said. */
+/* What the parts of the double have in common; the lock is held unless stated otherwise. */
 
 void double_acquire(void);
 void double_release(void);
@@ -149,9 +149,9 @@ struct object {
 };
 
 struct object *object_make(enum kind kind, const text_t *subject);
-/* NULL, and a misuse, where the handle is not an open one of that kind. */
+/* NULL, and a misuse, if the handle is not an open one of that kind. */
 struct object *object_find(const void *handle, enum kind kind, const char *call);
-/* NULL where there is no such object; one that is being closed counts. */
+/* NULL if there is no such object; one that is being closed counts. */
 struct object *object_look(uint64_t handle);
 /* Take it out of the table, and free it. */
 void object_drop(struct object *object);
@@ -170,10 +170,10 @@ size_t text_length(const text_t *text);
 text_t *text_copy(const text_t *text);
 char *text_narrow(const text_t *text);
 
-/* Hand a copy of a text to the caller; does nothing where there is no text. The call names it among the leaks. */
+/* Hand a copy of a text to the caller; does nothing if there is no text. The call names it among the leaks. */
 void string_hand_out(enum heap heap, const char *call, const text_t *text, PWSTR *result);
 
-/* What a call that asks nobody is to fail with now, or S_OK. */
+/* What a call that does not ask the host is to fail with now, or S_OK. */
 HRESULT planned_failure(const char *call);
 
 /* Queue callbacks. A stray one is called though its operation was closed. */
@@ -200,9 +200,9 @@ HRESULT ask_and_wait(const struct request *request, struct answer *answer);
 void answer_dispose(struct answer *answer);
 /* Ask, wait, and hand the document of the answer to the caller, as the result or as the error's. */
 HRESULT ask_for_text(const struct request *request, enum heap heap, PWSTR *result, PWSTR *error);
-/* Give the caller the handle of what was made, or NULL where the call failed. */
+/* Hand the new handle to the caller, or NULL if the call failed. */
 void *give_or_drop(struct object *object, HRESULT result);
-/* Ask, wait, and give the caller the handle of a new object; none where it was refused. */
+/* Ask, wait, and hand the handle of a new object to the caller; none if it was refused. */
 HRESULT ask_for_handle(
     const struct request *request, enum kind kind, void **handle, enum heap heap, PWSTR *error);
 /* Close an object and tell the host. */

@@ -1,4 +1,4 @@
-/* Questions to the host, its answers, and what goes wrong between. */
+/* Questions to the host, its answers, and the faults between. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -84,7 +84,7 @@ void DoublePlug(double_host host)
     double_release();
 }
 
-/* Put a question to the host, with the lock released meanwhile; false where there is no host. */
+/* Put a question to the host, with the lock released meanwhile; false if there is no host. */
 static bool ask(uint64_t question, const struct request *request, const struct fault *fault)
 {
     double_host host = plugged;
@@ -109,7 +109,7 @@ void answer_dispose(struct answer *answer)
     *answer = (struct answer){0};
 }
 
-/* Keep an answer, and let whoever is to know of it know. The answer belongs to the object from here on. */
+/* Keep an answer, and notify its receivers. The answer belongs to the object from here on. */
 static void settle(struct object *object, const struct answer *answer)
 {
     object->state = STATE_DONE;
@@ -262,7 +262,7 @@ HRESULT ask_for_text(const struct request *request, enum heap heap, PWSTR *resul
     struct answer answer;
     HRESULT outcome = ask_and_wait(request, &answer);
     double_acquire();
-    /* A call that has no result may still tell of an error. */
+    /* A call that has no result may still report an error. */
     string_hand_out(heap, request->call, answer.document, outcome < 0 || result == NULL ? error : result);
     double_release();
     answer_dispose(&answer);

@@ -13,7 +13,7 @@ struct lines {
 void lines_add(struct lines *lines, const char *line);
 void lines_clear(struct lines *lines);
 
-/* The memory, or the end of the process where there is none. */
+/* The memory, or the end of the process if there is none. */
 void *checked(void *memory);
 
 /* Wait, with the lock released meanwhile. */

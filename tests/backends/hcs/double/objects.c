@@ -1,4 +1,4 @@
-/* The table of objects, and the account of what was done wrong. */
+/* The table of objects, and the list of misuses. */
 #define __USE_MINGW_ANSI_STDIO 1
 #include <inttypes.h>
 #include <stdarg.h>

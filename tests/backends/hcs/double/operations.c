@@ -39,7 +39,7 @@ static HRESULT readiness(const struct object *operation)
     return operation->state == STATE_PENDING ? HCS_E_OPERATION_PENDING_ : S_OK;
 }
 
-/* Give the handles to the caller, to whom they belong from now on. */
+/* Hand the handles over to the caller. */
 static void hand_out_process(struct object *operation, HCS_PROCESS_INFORMATION *information)
 {
     if (operation->process_fetched)

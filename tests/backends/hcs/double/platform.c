@@ -38,7 +38,7 @@ static DWORD WINAPI run_thread(void *run)
     return 0;
 }
 
-/* So that it stays as long as a thread sleeps in it; build.py says the same to the linker elsewhere. */
+/* So that it stays as long as a thread sleeps in it; build.py sets the linker flag elsewhere. */
 static void stay_loaded(void)
 {
     HMODULE pinned;

@@ -148,7 +148,7 @@ void strings_describe(struct lines *lines)
     }
 }
 
-/* Whoever has them may still free them. */
+/* Their owners may still free them. */
 void strings_forget(void)
 {
     for (struct string *string = handed_out; string != NULL; string = string->next)

@@ -1,4 +1,4 @@
-/* The threads that callbacks come from. */
+/* The threads that run callbacks. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,7 +25,7 @@ static bool started;
 
 static void dispose(struct job *job)
 {
-    /* Whoever kept the pointer finds no text there. */
+    /* A kept pointer points to no text. */
     if (job->data != NULL)
         memset(job->data, 0xDD, text_length(job->data) * sizeof *job->data);
     free(job->data);
