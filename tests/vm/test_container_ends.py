@@ -191,6 +191,21 @@ async def test_closing_a_container_asks_again_where_the_answer_is_lost(operation
         assert (await container.wait()).type in ("ForcedExit", "Unknown")
 
 
+@anyio_test
+@pytest.mark.parametrize("options", [lcow, wcow])
+async def test_closing_a_container_whose_exit_is_never_reported_takes_a_moment(options: Any) -> None:
+    async with running(options()) as run:
+        run.backend.misbehaviour.silent(operation="notification")
+        before = anyio.current_time()
+        document = SPEC if run.vm.os == "linux" else {"Container": {}}
+        async with run.vm.create_container("c1", document) as container:
+            await container.start()
+            if run.vm.os == "linux":
+                await container.open_init(stdin=True)
+        assert container.exit is not None
+        assert anyio.current_time() - before < 5
+
+
 # The report comes twice, early or late.
 
 

@@ -335,6 +335,10 @@ class Container(ProcessHost):
         if self._init is not None:
             await self._see_off(self._init)
         seconds = self._guest.timeouts.close_seconds
+        if problem is None and not await self._ends_within(min(DOUBT_SECONDS, seconds)):
+            # The report of its exit may be lost: asked again, the guest says that it is gone.
+            with suppress(UVMError):
+                await self._end(forced=True)
         if await self._ends_within(seconds if problem is None else STREAM_GRACE_SECONDS):
             return None
         return problem or UVMError(
