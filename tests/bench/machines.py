@@ -11,7 +11,7 @@ from uvm.backend import FileInfo, HostInfo
 from uvm.devices.base import OK, Change, Step
 from uvm.devices.ledger import Ledger
 from uvm.devices.scsi import LUNS_PER_CONTROLLER, Attachments, DiskKey
-from uvm.devices.vpmem import PackedLayers
+from uvm.devices.vpmem import Layer, PackedLayers
 from uvm.options import LCOWOptions
 from uvm.schema.common import MIB
 from uvm.schema.json import dumps
@@ -43,14 +43,14 @@ def scsi() -> Iterator[Figure]:
     for others, hcsshim in _SCSI:
         ledger: Ledger[Any, Any, Any, Any, None] = Ledger(Attachments("linux"))
         for n in range(others):
-            _, change = ledger.acquire(DiskKey(f"C:\\disks\\{n}.vhdx"), None)
+            _, change = ledger.acquire(DiskKey(f"C:\\DISKS\\{n}.VHDX"), f"C:\\disks\\{n}.vhdx")
             _carry_out(ledger, change)
-        key = DiskKey("C:\\disks\\measured.vhdx")
+        key = DiskKey("C:\\DISKS\\MEASURED.VHDX")
 
         def attach_and_detach(
             ledger: Ledger[Any, Any, Any, Any, Any] = ledger, key: DiskKey = key
         ) -> tuple[Step, ...]:
-            ticket, change = ledger.acquire(key, None)
+            ticket, change = ledger.acquire(key, "C:\\disks\\measured.vhdx")
             steps = _carry_out(ledger, change)
             return steps + _carry_out(ledger, ledger.drop(ticket))
 
@@ -69,11 +69,13 @@ def vpmem() -> Iterator[Figure]:
     ledger: Ledger[Any, Any, Any, Any, None] = Ledger(PackedLayers(64, 4096 * MIB))
     for n in range(_LAYERS):
         size = _LAYER_MIB[n % len(_LAYER_MIB)] * MIB
-        _, change = ledger.acquire(f"C:\\layers\\{n}.vhd", size)
+        _, change = ledger.acquire(f"C:\\LAYERS\\{n}.VHD", Layer(f"C:\\layers\\{n}.vhd", size))
         _carry_out(ledger, change)
 
+    measured = Layer("C:\\layers\\measured.vhd", 3 * MIB)
+
     def add_and_remove() -> list[str]:
-        ticket, change = ledger.acquire("C:\\layers\\measured.vhd", 3 * MIB)
+        ticket, change = ledger.acquire("C:\\LAYERS\\MEASURED.VHD", measured)
         steps = _carry_out(ledger, change)
         steps += _carry_out(ledger, ledger.drop(ticket))
         return [dumps(step.request) for step in steps]

@@ -85,7 +85,7 @@ async def test_awaited_it_stays_and_entered_it_goes() -> None:
             assert len(run.guest.mounts) == 1
         assert disk.released
         assert run.guest.mounts == {}
-        assert [e.key.path for e in run.vm.scsi._disks.ledger] == [DISK]
+        assert [disk.host_path for disk in run.vm.scsi.disks] == [DISK]
         check_at_rest(run)
 
 
@@ -938,7 +938,7 @@ async def test_a_direct_mapped_share_stays_and_another_does_not() -> None:
         other = await run.vm.vsmb.add(OTHER_SHARED, options=options)
         await mapped.release()
         await other.release()
-        assert [e.key.directory for e in run.vm.vsmb._shares.ledger] == [SHARED]
+        assert [share.host_path for share in run.vm.vsmb.shares] == [SHARED]
         assert (await run.vm.vsmb.add(SHARED, read_only=True)).name == mapped.name
         check_at_rest(run)
 

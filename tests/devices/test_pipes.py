@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from tests.devices.machine import DeviceMachine, add, ledger_of, release
 from tests.devices.scripts import steps_of_script
+from uvm._names import pipe_key, pipe_path
 from uvm.devices.base import Device, Unknown
-from uvm.devices.pipes import Pipes, check_pipe
-from uvm.errors import NoSpaceError, OptionsError, UnknownOutcomeError
+from uvm.devices.pipes import Pipes
+from uvm.errors import NoSpaceError, UnknownOutcomeError
 
 
 class PipesMachine(DeviceMachine):
@@ -19,7 +20,8 @@ class PipesMachine(DeviceMachine):
         return Pipes()
 
     def draw_request(self, data: st.DataObject) -> tuple[Any, Any]:
-        return rf"\\.\pipe\{data.draw(st.integers(0, 9))}", None
+        path = rf"\\.\pipe\{data.draw(st.integers(0, 9))}"
+        return path.upper(), path
 
 
 TestPipes = PipesMachine.TestCase
@@ -32,17 +34,16 @@ def test_the_recorded_script() -> None:
         if op["op"] == "release":
             assert release(ledger, tickets[op["ref"]]) == requests
         else:
-            check_pipe(op["path"])
-            tickets[op["as"]], sent = add(ledger, op["path"])
+            tickets[op["as"]], sent = add(ledger, pipe_key(op["path"]), pipe_path(op["path"]))
             assert sent == requests
     assert len(ledger) == 0
 
 
 def test_the_first_maps_and_the_last_unmaps() -> None:
     ledger = ledger_of(Pipes())
-    first, sent = add(ledger, r"\\.\pipe\a")
+    first, sent = add(ledger, "A", r"\\.\pipe\a")
     assert len(sent) == 1
-    second, sent = add(ledger, r"\\.\pipe\a")
+    second, sent = add(ledger, "A", r"\\.\pipe\a")
     assert sent == []
     assert release(ledger, first) == []
     assert [r["doc"]["RequestType"] for r in release(ledger, second)] == ["Remove"]
@@ -50,15 +51,9 @@ def test_the_first_maps_and_the_last_unmaps() -> None:
 
 def test_a_pipe_that_may_still_be_mapped_is_not_mapped_again() -> None:
     ledger = ledger_of(Pipes())
-    _, change = ledger.acquire(r"\\.\pipe\a", None)
+    _, change = ledger.acquire("A", r"\\.\pipe\a")
     assert change.operation is not None
     ledger.begin(change.operation)
     ledger.done(change.operation, Unknown(UnknownOutcomeError("lost")))
     with pytest.raises(NoSpaceError, match="whether it still is mapped is unknown"):
-        ledger.acquire(r"\\.\pipe\a", None)
-
-
-@pytest.mark.parametrize("path", [r"C:\a", "", r"\\.\pipe", "\\\\.\\pipe\\", r"\\server\pipe\a"])
-def test_what_is_no_pipe_of_the_host_is_refused(path: str) -> None:
-    with pytest.raises(OptionsError, match="is not a named pipe"):
-        check_pipe(path)
+        ledger.acquire("A", r"\\.\pipe\a")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.devices.machine import DeviceMachine, add, ledger_of, release, run
 from uvm.devices.base import OK, Device, Refused
+from uvm.devices.ledger import Ledger
 from uvm.devices.scsi import (
     Attachments,
     DiskKey,
@@ -29,6 +30,10 @@ CONTROLLER_0 = "VirtualMachine/Devices/Scsi/df6d0690-79e5-55b6-a5ec-c1e2f77f580a
 FIRST = ScsiSlot(0, 0)
 
 
+def attach(ledger: Ledger[Any, Any, Any, Any, Any], key: DiskKey) -> tuple[Any, list[Any]]:
+    return add(ledger, key, key.path)
+
+
 class AttachmentsMachine(DeviceMachine):
     os: Literal["linux", "windows"] = "linux"
 
@@ -38,7 +43,7 @@ class AttachmentsMachine(DeviceMachine):
 
     def draw_request(self, data: st.DataObject) -> tuple[Any, Any]:
         path = data.draw(st.sampled_from(["a", "b", "c"]))
-        return DiskKey(path, read_only=data.draw(st.booleans())), None
+        return DiskKey(path, read_only=data.draw(st.booleans())), path
 
 
 class WindowsAttachmentsMachine(AttachmentsMachine):
@@ -77,7 +82,7 @@ TestWindowsMounts = WindowsMountsMachine.TestCase
 
 def test_a_disk_is_attached_once_and_detached_with_its_last_lease() -> None:
     ledger = ledger_of(Attachments("linux"))
-    first, sent = add(ledger, DiskKey(r"C:\a.vhdx"))
+    first, sent = attach(ledger, DiskKey(r"C:\a.vhdx"))
     assert sent == [
         {
             "to": "host",
@@ -88,7 +93,7 @@ def test_a_disk_is_attached_once_and_detached_with_its_last_lease() -> None:
             },
         }
     ]
-    second, sent = add(ledger, DiskKey(r"C:\a.vhdx"))
+    second, sent = attach(ledger, DiskKey(r"C:\a.vhdx"))
     assert sent == []
     assert release(ledger, first) == []
     assert release(ledger, second) == [
@@ -99,7 +104,7 @@ def test_a_disk_is_attached_once_and_detached_with_its_last_lease() -> None:
 
 def test_a_windows_guest_is_not_asked_to_eject() -> None:
     ledger = ledger_of(Attachments("windows"))
-    ticket, _ = add(ledger, DiskKey("a"))
+    ticket, _ = attach(ledger, DiskKey("a"))
     assert [r["to"] for r in release(ledger, ticket)] == ["host"]
 
 
@@ -114,30 +119,30 @@ def test_a_windows_guest_is_not_asked_to_eject() -> None:
 )
 def test_each_part_of_the_key_makes_another_disk(other: DiskKey) -> None:
     ledger = ledger_of(Attachments("linux"))
-    tickets = [add(ledger, key)[0] for key in (DiskKey("a"), other)]
+    tickets = [attach(ledger, key)[0] for key in (DiskKey("a"), other)]
     assert [t.entry.slot for t in tickets] == [ScsiSlot(0, 0), ScsiSlot(0, 1)]
 
 
 def test_the_lowest_free_slot_is_taken_and_the_second_controller_follows_the_first() -> None:
     ledger = ledger_of(Attachments("linux", 2, [ScsiSlot(0, 0)]))
-    tickets = [add(ledger, DiskKey(str(n)))[0] for n in range(127)]
+    tickets = [attach(ledger, DiskKey(str(n)))[0] for n in range(127)]
     assert [t.entry.slot for t in tickets] == [ScsiSlot(*divmod(n, 64)) for n in range(1, 128)]
     with pytest.raises(NoSpaceError, match=r"disk\.vhdx was not attached: no SCSI slot is free"):
-        ledger.acquire(DiskKey("disk.vhdx"), None)
+        ledger.acquire(DiskKey("disk.vhdx"), "disk.vhdx")
     release(ledger, tickets[70])
     release(ledger, tickets[3])
-    assert add(ledger, DiskKey("x"))[0].entry.slot == ScsiSlot(0, 4)
-    assert add(ledger, DiskKey("y"))[0].entry.slot == ScsiSlot(1, 7)
+    assert attach(ledger, DiskKey("x"))[0].entry.slot == ScsiSlot(0, 4)
+    assert attach(ledger, DiskKey("y"))[0].entry.slot == ScsiSlot(1, 7)
 
 
 def test_a_vm_without_controllers_has_no_slot() -> None:
     with pytest.raises(NoSpaceError):
-        ledger_of(Attachments("linux", 0)).acquire(DiskKey("a"), None)
+        ledger_of(Attachments("linux", 0)).acquire(DiskKey("a"), "a")
 
 
 def test_a_detach_that_the_host_refuses_goes_on_from_there() -> None:
     ledger = ledger_of(Attachments("linux"))
-    ticket, _ = add(ledger, DiskKey("a"))
+    ticket, _ = attach(ledger, DiskKey("a"))
     operation = ledger.drop(ticket).operation
     assert operation is not None
     ledger.begin(operation)
@@ -167,7 +172,7 @@ def test_a_malformed_extensible_disk_path_is_refused(path: str) -> None:
 def test_an_extensible_disk_says_its_type() -> None:
     evd_type, path = parse_evd("evd://space/some/mount")
     key = DiskKey(path, DiskType.EXTENSIBLE_VIRTUAL_DISK, evd_type, read_only=True)
-    _, sent = add(ledger_of(Attachments("linux")), key)
+    _, sent = attach(ledger_of(Attachments("linux")), key)
     assert sent[0]["doc"]["Settings"] == {
         "Type": "ExtensibleVirtualDisk",
         "Path": "some/mount",
@@ -330,7 +335,7 @@ def test_a_mount_checks_itself() -> None:
 
 def test_a_mount_drops_its_attachment_when_it_is_gone() -> None:
     attachments, mounts = ledger_of(Attachments("linux")), ledger_of(Mounts("linux"))
-    disk, _ = add(attachments, DiskKey("a"))
+    disk, _ = attach(attachments, DiskKey("a"))
     ticket, change = mounts.acquire(MountKey(disk.entry.slot), "", parent=disk)
     run(change.operation, mounts)
     operation = mounts.drop(ticket).operation

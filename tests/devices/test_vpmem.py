@@ -12,7 +12,7 @@ from tests.devices.machine import DeviceMachine, add, ledger_of, release, run
 from tests.devices.scripts import steps_of_script
 from uvm.devices.base import ADD, OK, REMOVE, Device, Operation, Unknown
 from uvm.devices.ledger import Ledger
-from uvm.devices.vpmem import MAPPINGS_PER_DEVICE, Layers, Mapping, PackedLayers, layer_path
+from uvm.devices.vpmem import MAPPINGS_PER_DEVICE, Layer, Layers, Mapping, PackedLayers, layer_path
 from uvm.errors import NoSpaceError, OptionsError, UnknownOutcomeError
 from uvm.schema.common import MIB
 from uvm.schema.requests import ModifySettingRequest
@@ -20,12 +20,19 @@ from uvm.schema.requests import ModifySettingRequest
 GIB = 1 << 30
 
 
+def layer(path: str, size_bytes: int) -> tuple[str, Layer]:
+    """The key and the member of a layer."""
+    return path, Layer(path, size_bytes)
+
+
 class LayersMachine(DeviceMachine):
     def make_device(self) -> Device[Any, Any, Any, Any]:
         return Layers(4, GIB, boot=True)
 
     def draw_request(self, data: st.DataObject) -> tuple[Any, Any]:
-        return data.draw(st.sampled_from("abcde")), data.draw(st.sampled_from([0, 1, MIB, GIB, GIB + 1]))
+        return layer(
+            data.draw(st.sampled_from("abcde")), data.draw(st.sampled_from([0, 1, MIB, GIB, GIB + 1]))
+        )
 
 
 class PackedMachine(DeviceMachine):
@@ -35,8 +42,8 @@ class PackedMachine(DeviceMachine):
         return PackedLayers(3, 6 * MIB, boot=True)
 
     def draw_request(self, data: st.DataObject) -> tuple[Any, Any]:
-        return data.draw(st.sampled_from("abcdefg")), data.draw(
-            st.sampled_from([0, 1, MIB, 3 * MIB, 5 * MIB])
+        return layer(
+            data.draw(st.sampled_from("abcdefg")), data.draw(st.sampled_from([0, 1, MIB, 3 * MIB, 5 * MIB]))
         )
 
     def check_slots(self, slots: list[Any]) -> None:
@@ -70,7 +77,7 @@ TestPacked = PackedMachine.TestCase
     [("lcow_vpmem_default", Layers(64, 4 * GIB)), ("lcow_vpmem_mapped", PackedLayers(2, 4 * GIB))],
 )
 def test_the_recorded_script(script: str, device: Layers | PackedLayers) -> None:
-    ledger: Ledger[str, int, Any, Any, object] = Ledger(cast("Device[str, int, Any, Any]", device))
+    ledger: Ledger[str, Layer, Any, Layer, object] = ledger_of(device)
     sizes: dict[str, int] = {}
     tickets: dict[str, Any] = {}
     for op, requests, step in steps_of_script(script):
@@ -82,9 +89,9 @@ def test_the_recorded_script(script: str, device: Layers | PackedLayers) -> None
             continue  # it is the facade that looks for the file
         elif "error" in step:
             with pytest.raises(NoSpaceError):
-                ledger.acquire(op["path"], sizes[op["path"]])
+                ledger.acquire(op["path"], Layer(op["path"], sizes[op["path"]]))
         else:
-            tickets[op["as"]], sent = add(ledger, op["path"], sizes[op["path"]])
+            tickets[op["as"]], sent = add(ledger, *layer(op["path"], sizes[op["path"]]))
             assert sent == requests
             slot = tickets[op["as"]].entry.slot
             path = slot.guest_path if isinstance(slot, Mapping) else layer_path(slot)
@@ -95,52 +102,56 @@ def test_the_recorded_script(script: str, device: Layers | PackedLayers) -> None
 @pytest.mark.parametrize("device", [Layers(2, MIB), PackedLayers(2, MIB)])
 def test_a_layer_larger_than_a_device_is_told_so(device: Layers | PackedLayers) -> None:
     with pytest.raises(NoSpaceError, match=rf"big\.vhd was not added.* a device {MIB}"):
-        ledger_of(cast("Device[str, int, Any, bool]", device)).acquire("big.vhd", MIB + 1)
+        ledger_of(cast("Device[str, Layer, Any, Layer]", device)).acquire(*layer("big.vhd", MIB + 1))
 
 
 @pytest.mark.parametrize("device", [Layers(2, MIB), PackedLayers(2, MIB)])
 def test_an_empty_layer_is_refused(device: Layers | PackedLayers) -> None:
     with pytest.raises(OptionsError, match=r"empty\.vhd is empty"):
-        ledger_of(cast("Device[str, int, Any, bool]", device)).acquire("empty.vhd", 0)
+        ledger_of(cast("Device[str, Layer, Any, Layer]", device)).acquire(*layer("empty.vhd", 0))
 
 
 def test_every_device_taken_is_told_so() -> None:
     ledger = ledger_of(Layers(1, MIB))
-    add(ledger, "a", 1)
+    add(ledger, *layer("a", 1))
     with pytest.raises(NoSpaceError, match="b was not added: no VPMEM device is free"):
-        ledger.acquire("b", 1)
+        ledger.acquire(*layer("b", 1))
     packed = ledger_of(PackedLayers(1, MIB))
-    add(packed, "a", 1)
+    add(packed, *layer("a", 1))
     with pytest.raises(NoSpaceError, match="b was not added: none of 1 VPMEM devices has a free region"):
-        packed.acquire("b", 1)
+        packed.acquire(*layer("b", 1))
 
 
 def test_the_boot_device_holds_no_layer() -> None:
-    assert add(ledger_of(Layers(2, MIB, boot=True)), "a", 1)[0].entry.slot == 1
-    assert add(ledger_of(PackedLayers(2, MIB, boot=True)), "a", 1)[0].entry.slot == Mapping(1, 0, 4096)
+    assert add(ledger_of(Layers(2, MIB, boot=True)), *layer("a", 1))[0].entry.slot == 1
+    assert add(ledger_of(PackedLayers(2, MIB, boot=True)), *layer("a", 1))[0].entry.slot == Mapping(
+        1, 0, 4096
+    )
 
 
 def test_a_layer_goes_to_the_first_device_that_has_room() -> None:
     ledger = ledger_of(PackedLayers(3, 4 * MIB))
-    mappings = [add(ledger, name, size * MIB)[0].entry.slot for name, size in [("a", 3), ("b", 3), ("c", 1)]]
+    mappings = [
+        add(ledger, *layer(name, size * MIB))[0].entry.slot for name, size in [("a", 3), ("b", 3), ("c", 1)]
+    ]
     assert [(m.device, m.offset_bytes) for m in mappings] == [(0, 0), (1, 0), (2, 0)]
-    assert add(ledger, "d", MIB)[0].entry.slot == Mapping(2, MIB, MIB)
+    assert add(ledger, *layer("d", MIB))[0].entry.slot == Mapping(2, MIB, MIB)
 
 
 def test_a_device_takes_1024_mappings() -> None:
     ledger = ledger_of(PackedLayers(2, 4 * GIB))
-    mappings = [add(ledger, str(n), 1)[0].entry.slot for n in range(MAPPINGS_PER_DEVICE + 1)]
+    mappings = [add(ledger, *layer(str(n), 1))[0].entry.slot for n in range(MAPPINGS_PER_DEVICE + 1)]
     assert [m.device for m in mappings] == [0] * 1024 + [1]
 
 
 def test_a_layer_may_have_all_of_a_device_that_is_no_power_of_four() -> None:
     ledger = ledger_of(PackedLayers(1, 100 * MIB))
-    assert add(ledger, "a", 70 * MIB)[0].entry.slot == Mapping(0, 0, 70 * MIB)
+    assert add(ledger, *layer("a", 70 * MIB))[0].entry.slot == Mapping(0, 0, 70 * MIB)
 
 
 def test_the_host_add_is_undone_by_the_host_remove() -> None:
     ledger = ledger_of(PackedLayers(1, GIB))
-    _, change = ledger.acquire("a", MIB)
+    _, change = ledger.acquire(*layer("a", MIB))
     assert change.operation is not None
     on_host, in_guest = ledger.begin(change.operation)
     assert on_host.undo is not None
@@ -153,7 +164,7 @@ def test_the_host_add_is_undone_by_the_host_remove() -> None:
 def test_adds_to_a_device_go_one_at_a_time_until_something_is_mapped() -> None:
     device = PackedLayers(1, GIB)
     ledger = ledger_of(device)
-    (_, first), (_, second) = ledger.acquire("a", MIB), ledger.acquire("b", MIB)
+    (_, first), (_, second) = ledger.acquire(*layer("a", MIB)), ledger.acquire(*layer("b", MIB))
     assert first.operation is not None
     assert second.operation is not None
     assert device.gate(first.operation) == device.gate(second.operation) == ("vpmem", 0)
@@ -169,17 +180,17 @@ def test_adds_to_a_device_go_one_at_a_time_until_something_is_mapped() -> None:
 def test_a_mapping_of_unknown_outcome_does_not_open_the_gate() -> None:
     device = PackedLayers(1, GIB)
     ledger = ledger_of(device)
-    _, change = ledger.acquire("a", MIB)
+    _, change = ledger.acquire(*layer("a", MIB))
     assert change.operation is not None
     ledger.begin(change.operation)
     ledger.done(change.operation, Unknown(UnknownOutcomeError("lost")))
-    _, change = ledger.acquire("a", MIB)
+    _, change = ledger.acquire(*layer("a", MIB))
     assert change.operation is not None
     assert change.operation.slot == Mapping(0, MIB, MIB)
     assert device.gate(change.operation) == ("vpmem", 0)
     ledger.begin(change.operation)
     ledger.done(change.operation, OK)
-    _, change = ledger.acquire("b", MIB)
+    _, change = ledger.acquire(*layer("b", MIB))
     assert change.operation is not None
     assert device.gate(change.operation) is None
 
@@ -187,26 +198,26 @@ def test_a_mapping_of_unknown_outcome_does_not_open_the_gate() -> None:
 def test_a_layer_that_went_on_to_another_device_does_not_open_the_gate_of_the_first() -> None:
     device = PackedLayers(2, 5 * MIB)
     ledger = ledger_of(device)
-    ticket, _ = add(ledger, "a", 3 * MIB)
+    ticket, _ = add(ledger, *layer("a", 3 * MIB))
     removal = ledger.drop(ticket).operation
     assert removal is not None
     ledger.begin(removal)
-    again, _ = ledger.acquire("a", 3 * MIB)
+    again, _ = ledger.acquire(*layer("a", 3 * MIB))
     change = ledger.done(removal, Unknown(UnknownOutcomeError("lost")))
     run(change.operation, ledger)
     assert again.entry.slot == Mapping(1, 0, 3 * MIB)
-    _, change = ledger.acquire("b", MIB)
+    _, change = ledger.acquire(*layer("b", MIB))
     assert change.operation is not None
     assert device.gate(change.operation) == ("vpmem", 0)
 
 
 def test_a_restored_device_knows_what_is_mapped_on_it() -> None:
     ledger = ledger_of(PackedLayers(1, GIB))
-    add(ledger, "a", MIB)
+    add(ledger, *layer("a", MIB))
     device = PackedLayers(1, GIB)
     restored = ledger_of(device)
     (ticket,) = restored.restore(ledger.dump())
-    _, change = restored.acquire("b", MIB)
+    _, change = restored.acquire(*layer("b", MIB))
     assert change.operation is not None
     assert device.gate(change.operation) is None
     assert [r["to"] for r in release(restored, ticket)] == ["guest", "host"]

@@ -1,25 +1,23 @@
-"""VSMB: directories, single files, and paths."""
+"""VSMB: directories and single files."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.devices.machine import DeviceMachine, add, ledger_of, release, run
 from tests.devices.scripts import steps_of_script
+from uvm._names import host_path_key
 from uvm.devices.base import HELD, OK, Device, Entry
 from uvm.devices.vsmb import (
-    Share,
+    SharedFile,
     ShareKey,
     ShareMember,
     Shares,
-    clean,
     default_options,
     direct_map_needs_file_ids,
-    directory_of,
     file_options,
     guest_path,
 )
@@ -30,11 +28,12 @@ FILES = ShareKey(r"C:\d", True, False)
 
 
 def file(name: str, no_direct_map: bool = True) -> ShareMember:
-    return ShareMember(rf"C:\d\{name}", file_options(default_options(True, no_direct_map)))
+    shared = SharedFile(name.upper(), rf"C:\d\{name}")
+    return ShareMember(r"C:\d", shared, file_options(default_options(True, no_direct_map)))
 
 
 def directory(read_only: bool = True, no_direct_map: bool = False) -> ShareMember:
-    return ShareMember(None, default_options(read_only, no_direct_map))
+    return ShareMember(r"C:\d", None, default_options(read_only, no_direct_map))
 
 
 class SharesMachine(DeviceMachine):
@@ -50,10 +49,12 @@ class SharesMachine(DeviceMachine):
         key = ShareKey(r"C:\no" if no_direct_map else r"C:\direct", True, is_directory)
         options = default_options(True, no_direct_map)
         if is_directory:
-            return key, ShareMember(None, options)
+            return key, ShareMember(key.directory, None, options)
         options = file_options(options)
         options.no_locks = data.draw(st.booleans())
-        return key, ShareMember(data.draw(st.sampled_from(["f", "g", "h"])), options)
+        name = data.draw(st.sampled_from(["f", "g", "h"]))
+        shared = SharedFile(name, data.draw(st.sampled_from([name, name.upper()])))
+        return key, ShareMember(key.directory, shared, options)
 
     def is_retained(self, entry: Entry[Any, Any, Any, Any]) -> bool:
         assert entry.applied is not None
@@ -65,7 +66,7 @@ class SharesMachine(DeviceMachine):
     def finish(self, operation: Any, steps: Any, reached: int, outcome: Any) -> None:
         for step in steps:
             settings = step.request.settings
-            assert len(set(settings.allowed_files)) == len(settings.allowed_files)
+            assert len({name.lower() for name in settings.allowed_files}) == len(settings.allowed_files)
             if step.request.request_type != "Remove":
                 assert bool(settings.allowed_files) == settings.options.restrict_file_access
         super().finish(operation, steps, reached, outcome)
@@ -99,8 +100,9 @@ def test_the_recorded_script() -> None:
         if op["op"] == "release":
             assert release(ledger, tickets[op["ref"]]) == requests
         elif op["op"] == "vsmb_add":
-            key = ShareKey(clean(op["path"]), op["read_only"], True)
-            tickets[op["as"]], sent = add(ledger, key, directory(op["read_only"]))
+            key = ShareKey(host_path_key(op["path"], "windows"), op["read_only"], True)
+            member = ShareMember(op["path"], None, default_options(op["read_only"], False))
+            tickets[op["as"]], sent = add(ledger, key, member)
             # hcsshim writes the options even where they are empty, and so does the model's JSON.
             assert sent == requests
             assert guest_path(tickets[op["as"]].entry.slot) == step["guest_path"]
@@ -187,7 +189,8 @@ def test_files_of_a_direct_mapped_share_are_not_revoked() -> None:
     tickets = [add(ledger, FILES, file(name, no_direct_map=False))[0] for name in "ab"]
     assert [release(ledger, ticket) for ticket in tickets] == [[], []]
     (entry,) = ledger
-    assert entry.applied == Share(tickets[0].member.options, (r"C:\d\a", r"C:\d\b"))
+    assert entry.applied is not None
+    assert [file.path for file in entry.applied.files] == [r"C:\d\a", r"C:\d\b"]
 
 
 def test_a_direct_mapped_share_stays_for_whoever_comes_back() -> None:
@@ -243,66 +246,3 @@ def test_builds_19h1_to_20h2_ask_for_file_ids(build: int, needs: bool) -> None:
 def test_guest_paths() -> None:
     assert guest_path("s1") == PREFIX + "s1"
     assert guest_path("sa", "f.txt") == PREFIX + r"sa\f.txt"
-
-
-# Known values of Go's filepath.Clean on Windows.
-CLEANED = [
-    ("", "."),
-    (".", "."),
-    ("abc", "abc"),
-    ("abc/def/", r"abc\def"),
-    ("abc/def/../../..", ".."),
-    ("abc/../../././../def", r"..\..\def"),
-    ("/../abc", r"\abc"),
-    ("/", "\\"),
-    ("c:", "c:."),
-    ("c:\\", "c:\\"),
-    (r"c:\abc", r"c:\abc"),
-    (r"c:abc\..\..\.\.\..\def", r"c:..\..\def"),
-    (r"c:\abc\def\..\..", "c:\\"),
-    (r"c:\..\abc", r"c:\abc"),
-    (r"C:/gold//d1/", r"C:\gold\d1"),
-    (r"\\i\..\c$", r"\\i\..\c$"),
-    (r"\\host\share\foo\..\bar", r"\\host\share\bar"),
-    ("//host/share/foo/../baz", r"\\host\share\baz"),
-    (r"\\host\share\foo\..\..\..\..\bar", r"\\host\share\bar"),
-    (r"\\a\b", r"\\a\b"),
-    ("\\\\a\\b\\", "\\\\a\\b\\"),
-    (r"\\.\C:\a\..\..\..\..\bar", r"\\.\C:\bar"),
-    (r"\\.\C:\\\\a", r"\\.\C:\a"),
-    (r"\\?\C:\a\.\b\..", r"\\?\C:\a"),
-    ("\\\\?\\C:\\", "\\\\?\\C:\\"),
-    (r"\\?\Volume{1}\a\..\b", r"\\?\Volume{1}\b"),
-    (r"\\.\UNC\server\share\a\..\..\b", r"\\.\UNC\server\share\b"),
-    ("//abc", r"\\abc"),
-    ("//abc//", "\\\\abc\\\\"),
-    (r"\\.", r"\\."),
-]
-
-
-@pytest.mark.parametrize(("path", "cleaned"), CLEANED)
-def test_paths_are_cleaned_as_go_cleans_them(path: str, cleaned: str) -> None:
-    assert clean(path) == cleaned
-
-
-@given(st.text(alphabet="ab.:?\\/", max_size=20))
-def test_cleaning_a_clean_path_changes_nothing(path: str) -> None:
-    cleaned = clean(path)
-    # "x/../c:" would become a drive; Go guards relative paths against that, and shares have none.
-    if path[1:2] == ":" or ":" not in path:
-        assert clean(cleaned) == cleaned
-    assert "/" not in cleaned
-
-
-@pytest.mark.parametrize(
-    ("path", "parent"),
-    [
-        (r"C:\d\f.txt", r"C:\d"),
-        ("C:/d//e/../f.txt", r"C:\d"),
-        (r"C:\f.txt", "C:\\"),
-        (r"\\host\share\f.txt", "\\\\host\\share\\"),
-        (r"\\?\C:\d\f.txt", r"\\?\C:\d"),
-    ],
-)
-def test_the_directory_of_a_file(path: str, parent: str) -> None:
-    assert directory_of(path) == parent

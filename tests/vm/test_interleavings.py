@@ -65,7 +65,7 @@ def _shared_options(run: Running, read_only: bool) -> Any:
 
 def _base_share(run: Running) -> str:
     """Give where the guest sees the share that is there all the time, while the VM runs."""
-    names = [e.slot for e in run.vm.vsmb._shares.ledger if e.key.directory == r"C:\os"]
+    names = [share.name for share in run.vm.vsmb.shares if share.host_path == r"C:\os"]
     return guest_path(*names) if names else ""
 
 

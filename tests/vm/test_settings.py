@@ -239,10 +239,11 @@ async def test_a_directory_and_a_file_are_shared_with_a_linux_guest() -> None:
         directory = await run.vm.share(SHARED, "/dir")
         file = await run.vm.share(FILE, "/file", read_only=True)
         assert (directory.host_path, directory.guest_path) == (SHARED, "/dir")
-        assert (file.host_path, file.guest_path) == (FILE, "/file")
+        assert (file.host_path, file.guest_path) == (FILE, "/file/one.txt")
         shares = run.inventory["Plan9"]["Shares"]
         assert [share.get("AllowedFiles") for share in shares] == [None, ["one.txt"]]
         assert [mount.read_only for mount in run.guest.mounts.values()] == [False, True]
+        assert [shown.guest_path for shown in run.vm.shared] == ["/dir", "/file/one.txt"]
         check_at_rest(run)
         await directory.release()
         await file.release()

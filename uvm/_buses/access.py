@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import anyio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from uvm._buses.driver import is_refusal, own
 from uvm._buses.link import Link
 from uvm.backend import Backend
+
+
+@frozen
+class HostName:
+    """A path of the host that a caller named.
+
+    :ivar path: the path that it leads to, in the caller's spelling, cleaned; it is sent and granted.
+    :ivar names: what look-ups know it by; the last is the key of `path`.
+    """
+
+    path: str
+    names: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The key of :attr:`path`."""
+        return self.names[-1]
 
 
 @define(eq=False)
@@ -22,41 +39,43 @@ class Access:
 
     One request per path is in flight at a time; other callers meanwhile share its outcome. It is a part of
     the operation that attaches, so a task of the VM sends it, which no caller cancels.
+
+    :ivar granted: paths as they were sent, by their keys.
     """
 
     backend: Backend
     link: Link
-    granted: dict[str, None] = field(factory=dict)
+    granted: dict[str, str] = field(factory=dict)
     _flights: dict[str, _Flight] = field(factory=dict, init=False)
 
-    async def grant(self, path: str) -> None:
+    async def grant(self, path: HostName) -> None:
         """Grant the VM access to a path; raise what the host raises."""
-        flight = self._flights.get(path)
+        flight = self._flights.get(path.key)
         if flight is None:
-            flight = self._flights[path] = _Flight(anyio.Event())
+            flight = self._flights[path.key] = _Flight(anyio.Event())
             await self._fly(path, flight)
         else:
             await flight.landed.wait()
         if flight.error is not None:
             raise own(flight.error)
 
-    async def _fly(self, path: str, flight: _Flight) -> None:
-        had = path in self.granted
+    async def _fly(self, path: HostName, flight: _Flight) -> None:
+        had = path.key in self.granted
         # Noted before it is requested: an answer that is lost may have been a yes.
-        self.granted[path] = None
+        sent = self.granted.setdefault(path.key, path.path)
         try:
-            await self.backend.grant_access(path, self.link.vm_id)
+            await self.backend.grant_access(sent, self.link.vm_id)
         except Exception as error:
             flight.error = error
             if is_refusal(error) and not had:
-                del self.granted[path]
+                del self.granted[path.key]
         finally:
-            del self._flights[path]
+            del self._flights[path.key]
             flight.landed.set()
 
     async def revoke_all(self) -> list[Exception]:
         """Revoke everything that was granted, all at once; return the errors of what was not revoked."""
-        paths = list(self.granted)
+        paths = list(self.granted.values())
         errors: list[Exception] = []
         self.granted.clear()
 

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from attrs import define, field
 
-from uvm._buses.access import Access
+from uvm._buses.access import Access, HostName
 from uvm._buses.driver import Driver, Lane
 from uvm._buses.link import Link
 from uvm._document.plan import CreationPlan
+from uvm._names import HostPath, host_path, host_path_key
 from uvm.backend import Backend, Concurrency, HostInfo
 from uvm.devices.base import Device, K, M, S, W
 from uvm.devices.ledger import Ledger
@@ -51,7 +52,7 @@ class Context:
             kinds = {"linux": "a Linux guest (LCOW)", "windows": "a Windows guest (WCOW)"}
             raise NotSupportedError(f"{what}: needs {kinds[os]}; {self.vm_id} has {kinds[self.plan.os]}")
 
-    def check_writable_share(self, path: str, read_only: bool) -> None:
+    def check_writable_share(self, path: HostPath, read_only: bool) -> None:
         """Refuse a writable share if the VM's options deny those.
 
         :raises AccessDeniedError: they do.
@@ -62,11 +63,35 @@ class Context:
                 "share it with read_only=True"
             )
 
-    async def file_size(self, path: str) -> int:
-        """Look at a file of the host.
+    def key(self, path: HostPath) -> str:
+        """Return the key of a host path as it is spelled, without looking at the host.
 
+        :raises OptionsError: it is no absolute path.
+        """
+        return host_path_key(path, self.host.paths)
+
+    async def named(self, path: HostPath) -> HostName:
+        """Return a host path with its links resolved.
+
+        :raises OptionsError: it is no absolute path.
+        """
+        given = host_path(path, self.host.paths)
+        sent = host_path(await self.backend.files.resolve(given), self.host.paths)
+        names = (self.key(given), self.key(sent))
+        return HostName(sent, names if names[0] != names[1] else names[1:])
+
+    def split(self, path: str) -> tuple[str, str]:
+        """Return the directory of a file of the host and its name; `path` is one that is sent."""
+        directory, separator, name = path.rpartition(self.host.path.sep)
+        return host_path(directory + separator, self.host.paths), name
+
+    async def file_size(self, path: HostPath) -> int:
+        """Return the size of a file of the host.
+
+        :raises OptionsError: it is no absolute path.
         :raises HostPathError: it is not there, or is a directory.
         """
+        path = host_path(path, self.host.paths)
         info = await self.backend.files.stat(path)
         if info is None:
             raise HostPathError(path, "no such file on the host")
@@ -74,11 +99,13 @@ class Context:
             raise HostPathError(path, "is a directory; a disk image file is needed")
         return info.size
 
-    async def is_directory(self, path: str) -> bool:
-        """Look whether a path of the host is a directory or a file.
+    async def is_directory(self, path: HostPath) -> bool:
+        """Return whether a path of the host is a directory, rather than a file.
 
+        :raises OptionsError: it is no absolute path.
         :raises HostPathError: nothing is there.
         """
+        path = host_path(path, self.host.paths)
         info = await self.backend.files.stat(path)
         if info is None:
             raise HostPathError(path, "no such file or directory on the host")

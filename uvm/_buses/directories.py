@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+
 from attrs import define, frozen
 
 from uvm._async import opens
@@ -9,9 +11,10 @@ from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
 from uvm._buses.plan9 import Plan9Bus
 from uvm._buses.vsmb import VSMBBus
+from uvm._names import HostPath, guest_path_key
 from uvm._names import guest_path as clean_guest_path
-from uvm._names import guest_path_key
 from uvm.devices.directories import Directories, ShownShare
+from uvm.devices.plan9 import SharedDirectory
 from uvm.errors import NotAttachedError, UVMError
 
 
@@ -19,7 +22,9 @@ from uvm.errors import NotAttachedError, UVMError
 class SharedLease(Lease):
     """A directory or file of the host in the guest.
 
-    :ivar host_path: on the host; :ivar guest_path: in the guest.
+    :ivar host_path: its path on the host, links resolved.
+    :ivar guest_path: its path in the guest. A Linux guest has a single file in a directory, which is mounted
+        at the path that was asked for.
     """
 
     host_path: str
@@ -28,10 +33,7 @@ class SharedLease(Lease):
 
 @frozen
 class SharedPath:
-    """A directory or file of the host, shown at a path of choice in the guest.
-
-    :ivar host_path: of a single file in a Linux guest, its directory.
-    """
+    """A directory or file of the host, shown at a path of choice in the guest."""
 
     host_path: str
     guest_path: str
@@ -52,15 +54,24 @@ class DirectoryBus(Bus):
     @property
     def shared(self) -> tuple[SharedPath, ...]:
         """What is shown at paths of choice; in a Linux guest, every Plan9 share."""
-        shown = [SharedPath(s.host_path, s.guest_path, s.read_only) for s in self._plan9.shares]
+        join = self._context.host.path.join
+        shown = [
+            SharedPath(join(s.host_path, name), posixpath.join(s.guest_path, name), s.read_only)
+            if name
+            else SharedPath(s.host_path, s.guest_path, s.read_only)
+            for s in self._plan9.shares
+            for name in s.allowed_names or ("",)
+        ]
         for entry in self._directories.attached():
             assert entry.applied is not None
             shown.append(SharedPath(entry.applied.host_path, entry.slot, entry.applied.read_only))
         return tuple(shown)
 
     @opens
-    async def share(self, path: str, guest_path: str, *, read_only: bool = False) -> SharedLease:
+    async def share(self, path: HostPath, guest_path: str, *, read_only: bool = False) -> SharedLease:
         """Show a directory, or a single file, of the host in the guest. Await it, or enter it.
+
+        In a Linux guest a single file is in a directory at `guest_path`; see :attr:`SharedLease.guest_path`.
 
         :raises HostPathError: nothing is at that path of the host.
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
@@ -70,22 +81,22 @@ class DirectoryBus(Bus):
         make = self._over_plan9 if self._context.plan.os == "linux" else self._over_vsmb
         return await make(path, guest_path, read_only)
 
-    async def _over_plan9(self, path: str, guest_path: str, read_only: bool) -> SharedLease:
-        directory, names = path, []
-        if not await self._context.is_directory(path):
-            name = self._context.host.path.basename(path)
+    async def _over_plan9(self, path: HostPath, guest_path: str, read_only: bool) -> SharedLease:
+        named = await self._context.named(path)
+        share = SharedDirectory(named.path, guest_path, read_only)
+        if not await self._context.is_directory(named.path):
+            directory, name = self._context.split(named.path)
             # hcsshim keeps the separator, and the recorded requests have it.
-            directory, names = path[: len(path) - len(name)], [name]
-        lease = await self._plan9.add(
-            directory, guest_path, read_only=read_only, restrict=bool(names), allowed_names=names
-        )
-        return SharedLease(lease._hold, path, guest_path)
+            directory = self._context.host.path.join(directory, "")
+            share = SharedDirectory(directory, guest_path, read_only, restrict=True, allowed_files=(name,))
+        lease = await self._plan9._share(share)
+        return SharedLease(lease._hold, named.path, *(lease.files or (lease.guest_path,)))
 
-    async def _over_vsmb(self, path: str, guest_path: str, read_only: bool) -> SharedLease:
+    async def _over_vsmb(self, path: HostPath, guest_path: str, read_only: bool) -> SharedLease:
         shown_at = clean_guest_path(guest_path, "windows", f"{path} was not shared: guest path")
         await self._check_free(path, shown_at, read_only)
         lease = await self._vsmb.add(path, read_only=read_only)
-        shown = ShownShare(lease.guest_path, read_only, path, shown_at)
+        shown = ShownShare(lease.guest_path, read_only, lease.host_path, shown_at)
         try:
             self._check_same(shown)
             hold = self._directories.start(self._key(shown_at), shown, parent=lease._hold)
@@ -93,17 +104,18 @@ class DirectoryBus(Bus):
             await lease._hold.give_back(error)
             raise
         await self._directories.wait(hold)
-        return SharedLease(hold, path, hold.slot)
+        return SharedLease(hold, lease.host_path, hold.slot)
 
-    async def _check_free(self, path: str, guest_path: str, read_only: bool) -> None:
+    async def _check_free(self, path: HostPath, guest_path: str, read_only: bool) -> None:
         """Refuse, before anything is sent, a path in the guest where another share is shown."""
         if self._directories.ledger.get(self._key(guest_path)) is None:
             return
+        named = await self._context.named(path)
         try:
-            share_path = await self._vsmb.guest_path(path, read_only=read_only)
+            share_path = await self._vsmb.guest_path(named.path, read_only=read_only)
         except NotAttachedError:
             share_path = ""
-        self._check_same(ShownShare(share_path, read_only, path, guest_path))
+        self._check_same(ShownShare(share_path, read_only, named.path, guest_path))
 
     def _check_same(self, shown: ShownShare) -> None:
         taken = f"nothing was shared at {shown.guest_path}: another share is shown there"

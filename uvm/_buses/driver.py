@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from enum import Enum
 from functools import partial
+from itertools import count
 from typing import Final, Generic, TypeVar
 
 import anyio
@@ -100,6 +101,7 @@ class Hold(Generic[S_co]):
     """One caller's interest in a device, and the ticket that it is at.
 
     :ivar before: called before the device is added, if this hold is what it is added for.
+    :ivar number: of two holds, the older has the lower one.
     :ivar error: what the last wait ends with, if it fails.
     """
 
@@ -108,6 +110,7 @@ class Hold(Generic[S_co]):
     #: Drops the ticket, in the driver whose ledger has it.
     _drop_ticket: Callable[[Hold[object]], None] = field(repr=False)
     before: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)
+    number: int = field(factory=count().__next__, init=False)
     ticket: Ticket[Hashable, object, object, object] = field(
         default=Factory(lambda self: self._granted, takes_self=True), init=False
     )
@@ -245,13 +248,19 @@ class Driver(Generic[K, M, S, W]):
     _gates: dict[Hashable, anyio.Event] = field(factory=dict, init=False)
 
     async def acquire(
-        self, key: K, member: M, *, before: Callable[[], Awaitable[None]] | None = None
+        self,
+        key: K,
+        member: M,
+        *,
+        before: Callable[[], Awaitable[None]] | None = None,
+        names: tuple[Hashable, ...] = (),
     ) -> Hold[S]:
         """Request a key and wait until it is attached. Cancelled or failed, nothing is left behind.
 
         :param before: called first if it is not attached yet; if it raises, so does this.
+        :param names: what look-ups know it by; the last is its own.
         """
-        hold = self.start(key, member, before=before)
+        hold = self.start(key, member, before=before, names=names)
         await self.wait(hold)
         return hold
 
@@ -262,6 +271,7 @@ class Driver(Generic[K, M, S, W]):
         *,
         parent: Hold[object] | None = None,
         before: Callable[[], Awaitable[None]] | None = None,
+        names: tuple[Hashable, ...] = (),
     ) -> Hold[S]:
         """Request a key without waiting for it.
 
@@ -269,7 +279,7 @@ class Driver(Generic[K, M, S, W]):
         :raises NoSpaceError: there is no free slot.
         """
         self.link.check_running()
-        ticket, change = self.ledger.acquire(key, member, parent)
+        ticket, change = self.ledger.acquire(key, member, parent, names)
         if parent is not None:
             parent.state = _GRANTED
         hold = self._hold(ticket, before)
@@ -347,12 +357,7 @@ class Driver(Generic[K, M, S, W]):
 
     async def release_one(self, key: K, wanted: Callable[[M], bool] = lambda _: True) -> bool:
         """Release the oldest hold on a key, whichever caller has it; return False if none has."""
-        holds = self.holds_on(key, wanted)
-        if not holds:
-            return False
-        holds[0].drop()
-        await holds[0].wait_released()
-        return True
+        return await release_oldest(self.holds_on(key, wanted))
 
     # What the ledger decided.
 
@@ -481,6 +486,16 @@ class Driver(Generic[K, M, S, W]):
             except Exception as undo_error:
                 return Unknown(UndoFailedError.of(error, undo_error))
         return Refused(error)
+
+
+async def release_oldest(holds: Iterable[Hold[object]]) -> bool:
+    """Release the oldest of some holds; return False if there is none."""
+    oldest = min(holds, key=lambda hold: hold.number, default=None)
+    if oldest is None:
+        return False
+    oldest.drop()
+    await oldest.wait_released()
+    return True
 
 
 def is_refusal(error: Exception) -> bool:

@@ -7,7 +7,8 @@ from attrs import define, frozen
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
-from uvm.devices.pipes import Pipes, check_pipe
+from uvm._names import HostPath, pipe_key, pipe_path
+from uvm.devices.pipes import Pipes
 from uvm.errors import NotAttachedError
 
 
@@ -47,23 +48,24 @@ class PipeBus(Bus):
         return tuple(MappedPipe(entry.slot, len(entry.holders)) for entry in self._pipes.attached())
 
     @opens
-    async def add(self, path: str) -> PipeLease:
+    async def add(self, path: HostPath) -> PipeLease:
         r"""Map a named pipe of the host into the guest. Await it, or enter it.
 
-        The same pipe again is the same mapping, with one more reference.
+        The same pipe again, however its path is spelled, is the same mapping, with one more reference.
 
         :param path: such as ``\\.\pipe\docker_engine``.
         :raises OptionsError: it is not the path of a named pipe.
         :raises NotSupportedError: the guest is Linux.
         """
         self._context.need_guest("named pipes", "windows")
-        check_pipe(path)
-        return PipeLease(await self._pipes.acquire(path, None), path)
+        hold = await self._pipes.acquire(pipe_key(path), pipe_path(path))
+        return PipeLease(hold, hold.slot)
 
-    async def remove(self, path: str) -> None:
-        """Give up the oldest reference to a mapped pipe.
+    async def remove(self, path: HostPath) -> None:
+        """Release the oldest lease of a mapped pipe, however its path is spelled.
 
+        :raises OptionsError: it is not the path of a named pipe.
         :raises NotAttachedError: it is not mapped.
         """
-        if not await self._pipes.release_one(path):
+        if not await self._pipes.release_one(pipe_key(path)):
             raise NotAttachedError(f"{path} is not mapped into {self._context.vm_id}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Sequence
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from uvm._arguments import items_of
 from uvm._async import Opening
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
+from uvm._names import HostPath, text_of
 from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
 
 
@@ -17,13 +19,15 @@ from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
 class Plan9Lease(Lease):
     """A shared directory.
 
-    :ivar host_path: the directory on the host; :ivar guest_path: where the guest mounted it.
+    :ivar host_path: the directory on the host, links resolved; :ivar guest_path: its mount in the guest.
     :ivar name: the share's name.
+    :ivar files: if only certain files of it are shared, their paths in the guest.
     """
 
     host_path: str
     guest_path: str
     name: str
+    files: tuple[str, ...] = ()
 
 
 @frozen
@@ -64,7 +68,7 @@ class Plan9Bus(Bus):
 
     def add(
         self,
-        path: str,
+        path: HostPath,
         guest_path: str,
         *,
         read_only: bool = False,
@@ -73,21 +77,31 @@ class Plan9Bus(Bus):
     ) -> Opening[Plan9Lease]:
         """Share a directory and mount it in the guest. Await it, or enter it.
 
-        :param restrict: share only the files of ``allowed_names``, which are names in that directory.
-        :raises OptionsError: there is no guest path.
+        :param restrict: share only the files of ``allowed_names``, which are names in that directory; the
+            guest sees them in a directory at ``guest_path``.
+        :raises OptionsError: the path is no absolute one, or there is no guest path.
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
         :raises NotSupportedError: the guest is Windows, or the host is too old to restrict a share.
         """
         share = SharedDirectory(
-            path, guest_path, read_only, restrict, items_of(allowed_names, "allowed_names")
+            text_of(path), guest_path, read_only, restrict, items_of(allowed_names, "allowed_names")
         )
         return Opening(self._add(share))
 
     async def _add(self, share: SharedDirectory) -> Plan9Lease:
+        self._check(share)
+        named = await self._context.named(share.path)
+        return await self._share(evolve(share, path=named.path))
+
+    def _check(self, share: SharedDirectory) -> None:
         context = self._context
         context.need_guest("Plan9", "linux")
         check_share(context.host.build, share)
         context.check_writable_share(share.path, share.read_only)
         context.link.check_running()
+
+    async def _share(self, share: SharedDirectory) -> Plan9Lease:
+        self._check(share)
         hold = await self._shares.acquire(self._device.new_key(), share)
-        return Plan9Lease(hold, share.path, share.guest_path, hold.slot)
+        files = tuple(posixpath.join(share.guest_path, name) for name in share.allowed_files)
+        return Plan9Lease(hold, share.path, share.guest_path, hold.slot, files)

@@ -9,9 +9,11 @@ from attrs import define, frozen
 
 from uvm._arguments import member_of
 from uvm._async import opens
+from uvm._buses.access import HostName
 from uvm._buses.context import Bus, Context
-from uvm._buses.driver import Hold
+from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
+from uvm._names import HostPath, text_of
 from uvm.devices.base import Entry
 from uvm.devices.scsi import (
     Attachments,
@@ -22,6 +24,7 @@ from uvm.devices.scsi import (
     Mounts,
     ScsiSlot,
     check_mount,
+    evd_name,
     mount_key,
     parse_evd,
 )
@@ -30,11 +33,11 @@ from uvm.errors import NotAttachedError, OptionsError, UVMError
 
 @define(eq=False)
 class ScsiLease(Lease):
-    """A disk that is attached, and mounted where that was asked for.
+    """A disk that is attached, and mounted if that was asked for.
 
-    :ivar host_path: the disk on the host.
+    :ivar host_path: the disk on the host, links resolved; or ``evd://TYPE/PATH``.
     :ivar controller: the SCSI controller, 0 to 3; :ivar lun: the LUN on it, 0 to 63.
-    :ivar guest_path: where the guest mounted it; empty where it did not.
+    :ivar guest_path: its mount in the guest; empty without one.
     """
 
     host_path: str
@@ -47,7 +50,7 @@ class ScsiLease(Lease):
 class ScsiDisk:
     """A disk that is attached.
 
-    :ivar host_path: the disk on the host.
+    :ivar host_path: the disk on the host, links resolved; or ``evd://TYPE/PATH``.
     :ivar controller: the SCSI controller, 0 to 3; :ivar lun: the LUN on it, 0 to 63.
     :ivar mounts: where the guest has mounted it.
     :ivar references: how many leases it has, those of its mounts included.
@@ -80,10 +83,10 @@ class ScsiBus(Bus):
         """The disks that are attached, without those that the VM was created with."""
         return tuple(map(self._disk, self._disks.attached()))
 
-    def _disk(self, entry: Entry[DiskKey, None, ScsiSlot, bool]) -> ScsiDisk:
+    def _disk(self, entry: Entry[DiskKey, str, ScsiSlot, str]) -> ScsiDisk:
         mounts = [mount for mount in self._mounts.attached() if mount.key.slot == entry.slot]
         return ScsiDisk(
-            entry.key.path,
+            _shown(entry.key, entry.applied or ""),
             *entry.slot,
             entry.key.read_only,
             entry.key.type,
@@ -99,7 +102,7 @@ class ScsiBus(Bus):
     @opens
     async def attach(
         self,
-        path: str,
+        path: HostPath,
         *,
         read_only: bool = False,
         type: DiskType | str = DiskType.VIRTUAL_DISK,
@@ -108,41 +111,41 @@ class ScsiBus(Bus):
     ) -> ScsiLease:
         r"""Attach a disk, and mount it in the guest if asked to. Await it, or enter it.
 
-        The same disk again is the same attachment, and the same mount of it the same mount, with one more
-        reference; a second mount with another explicit path gets the path of the first.
+        The same disk again, however its path is spelled and by links as well, is the same attachment, and the
+        same mount of it the same mount, with one more reference; a second mount with another explicit path
+        gets the path of the first.
 
         :param path: a VHD or VHDX file, a physical disk (``\\.\PHYSICALDRIVE2``), or
             ``evd://TYPE/PATH`` for an extensible virtual disk.
         :param type: a member of :class:`~uvm.devices.scsi.DiskType`, or its value.
-        :param grant_access: give the VM access to the path first, where it is a new attachment.
+        :param grant_access: grant the VM access to the path first, if it is a new attachment.
+        :raises OptionsError: the path is no absolute one, or its mount is not possible.
         :raises NoSpaceError: every slot is taken.
         :raises HostPathError: there is no such file, or it is a directory.
         :raises NotSupportedError: this guest cannot mount in that way.
         """
         self._context.link.check_running()
         type = member_of(DiskType, type, "type")
-        key = self._key(path, read_only, type)
-        if mount is not None:
-            self._check_mount(key, mount)
-        if type is DiskType.VIRTUAL_DISK and self._disks.ledger.get(key) is None:
-            await self._context.file_size(path)
-        grants = grant_access and type is not DiskType.EXTENSIBLE_VIRTUAL_DISK
-        before = partial(self._context.access.grant, path) if grants else None
-        disk = await self._disks.acquire(key, None, before=before)
-        slot = disk.slot
-        if mount is None:
-            return ScsiLease(disk, path, slot.controller, slot.lun)
-        mounted = await self._mount(disk, mount, read_only)
-        return ScsiLease(mounted, path, slot.controller, slot.lun, mounted.slot.path)
-
-    @staticmethod
-    def _key(path: str, read_only: bool, type: DiskType) -> DiskKey:
+        evd_type, named = "", None
         if type is DiskType.EXTENSIBLE_VIRTUAL_DISK:
-            evd_type, path = parse_evd(path)
-            return DiskKey(path, type, evd_type, read_only)
-        return DiskKey(path, type, "", read_only)
+            evd_type, sent = parse_evd(text_of(path))
+            named = HostName(sent, (evd_name(text_of(path), self._context.host.paths),))
+        named = named or await self._context.named(path)
+        key = DiskKey(named.key, type, evd_type, read_only)
+        if mount is not None:
+            self._check_mount(key, named.path, mount)
+        if type is DiskType.VIRTUAL_DISK and self._disks.ledger.get(key) is None:
+            await self._context.file_size(named.path)
+        grants = grant_access and not evd_type
+        before = partial(self._context.access.grant, named) if grants else None
+        disk = await self._disks.acquire(key, named.path, before=before, names=named.names)
+        slot, shown = disk.slot, _shown(key, named.path)
+        if mount is None:
+            return ScsiLease(disk, shown, slot.controller, slot.lun)
+        mounted = await self._mount(disk, mount, read_only)
+        return ScsiLease(mounted, shown, slot.controller, slot.lun, mounted.slot.path)
 
-    def _check_mount(self, key: DiskKey, mount: Mount) -> None:
+    def _check_mount(self, key: DiskKey, path: str, mount: Mount) -> None:
         """Refuse, before anything is sent, a mount that cannot be."""
         entry = self._disks.ledger.get(key)
         check_mount(self._context.plan.os, ScsiSlot(0, 0) if entry is None else entry.slot, mount)
@@ -151,7 +154,7 @@ class ScsiBus(Bus):
             return
         if (owner := self._places.conflict(wanted, mount.guest_path)) is not None:
             raise OptionsError(
-                f"{key.path} was not attached: {mount.guest_path} is where the disk at controller "
+                f"{path} was not attached: {mount.guest_path} is where the disk at controller "
                 f"{owner.slot.controller}, LUN {owner.slot.lun} is mounted"
             )
 
@@ -167,38 +170,55 @@ class ScsiBus(Bus):
         await self._mounts.wait(mounted)
         return mounted
 
-    async def detach(self, path: str, *, read_only: bool | None = None) -> None:
-        """Give up the oldest reference to a disk, by its path on the host, its mount first.
+    async def detach(self, path: HostPath, *, read_only: bool | None = None) -> None:
+        """Release the oldest lease of a disk, by any path that :meth:`attach` took for it.
 
+        :raises OptionsError: the path is no absolute one.
         :raises NotAttachedError: it is not attached.
         """
-        entry = self._find(path, read_only)
-        if entry is not None:
-            for mount in self._mounts.ledger:
-                if mount.key.slot == entry.slot and await self._mounts.release_one(mount.key):
-                    return
-            if await self._disks.release_one(entry.key):
-                return
-        raise NotAttachedError(f"{path} is not attached to {self._context.vm_id} over SCSI")
+        holds: list[Hold[object]] = []
+        for disk in self._find(path, read_only):
+            mounts = [mount.key for mount in self._mounts.ledger if mount.key.slot == disk.slot]
+            holds += [hold for key in mounts for hold in self._mounts.holds_on(key)]
+            holds += self._disks.holds_on(disk.key)
+        if not await release_oldest(holds):
+            raise NotAttachedError(f"{path} is not attached to {self._context.vm_id} over SCSI")
 
-    def _find(self, path: str, read_only: bool | None) -> Entry[DiskKey, None, ScsiSlot, bool] | None:
-        for entry in self._disks.ledger:
-            if entry.key.path == path and read_only in (None, entry.key.read_only):
-                return entry if entry.applied is not None else None
-        return None
+    def _find(self, path: HostPath, read_only: bool | None) -> list[Entry[DiskKey, str, ScsiSlot, str]]:
+        """Return what is attached of the disks that a path was taken for, the newest first."""
+        text, ledger = text_of(path), self._disks.ledger
+        try:
+            found = ledger.named(self._context.key(text))
+        except OptionsError:
+            # The path of an extensible virtual disk is no path of the host.
+            found = ledger.named(evd_name(text, self._context.host.paths))
+            if not found and not text.startswith("evd://"):
+                raise
+        return [entry for entry, _ in found if read_only in (None, entry.key.read_only)]
 
-    def find(self, path: str, *, read_only: bool | None = None) -> ScsiSlot | None:
-        """Find where a disk is attached, by its path on the host; None where it is not."""
-        entry = self._find(path, read_only)
-        return None if entry is None else entry.slot
+    def find(self, path: HostPath, *, read_only: bool | None = None) -> ScsiSlot | None:
+        """Return the slot of a disk, by any path that :meth:`attach` took for it; None if it is not attached.
 
-    def guest_path(self, path: str, *, read_only: bool | None = None) -> str:
-        """Give where the guest has mounted a disk, by its path on the host; of several, the first.
+        The host is not asked: a link that has another target now is still the disk that it was attached for;
+        if it was for several that are attached, the newest.
 
+        :raises OptionsError: the path is no absolute one.
+        """
+        return next((entry.slot for entry in self._find(path, read_only)), None)
+
+    def guest_path(self, path: HostPath, *, read_only: bool | None = None) -> str:
+        """Return the path of a disk's mount in the guest, found as by :meth:`find`; of several, the first.
+
+        :raises OptionsError: the path is no absolute one.
         :raises NotAttachedError: it is not attached, or not mounted.
         """
-        slot = self.find(path, read_only=read_only)
-        for entry in self._mounts.ledger:
-            if slot is not None and entry.key.slot == slot and entry.applied is not None:
-                return entry.slot.path
+        for disk in self._find(path, read_only):
+            for mount in self._mounts.attached():
+                if mount.key.slot == disk.slot:
+                    return mount.slot.path
         raise NotAttachedError(f"{path} is not mounted in {self._context.vm_id} over SCSI")
+
+
+def _shown(key: DiskKey, path: str) -> str:
+    """Return the path of a disk, so that look-ups take it."""
+    return f"evd://{key.evd_type}/{path}" if key.evd_type else path

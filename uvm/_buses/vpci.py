@@ -8,7 +8,8 @@ from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold
 from uvm._buses.lease import Lease
-from uvm.devices.vpci import DeviceKey, PciDevices
+from uvm._names import pci_key
+from uvm.devices.vpci import DeviceKey, PciDevice, PciDevices
 from uvm.errors import NotAttachedError
 
 
@@ -51,30 +52,36 @@ class VPCIBus(Bus):
     @property
     def devices(self) -> tuple[VPCIDevice, ...]:
         """The devices that are assigned."""
-        return tuple(VPCIDevice(*e.key, e.slot, len(e.holders)) for e in self._devices.attached())
+        devices = ((entry.applied, entry) for entry in self._devices.attached())
+        return tuple(
+            VPCIDevice(device.instance_path, device.function, entry.slot, len(entry.holders))
+            for device, entry in devices
+            if device is not None
+        )
 
     @opens
     async def assign(self, instance_path: str, function: int = 0, *, vmbus_guid: str = "") -> VPCILease:
         """Assign a device. Await it, or enter it.
 
-        The same function of the same device again is the same assignment, with one more reference.
+        The same function of the same device again, however its path is spelled, is the same assignment,
+        with one more reference.
 
-        :param vmbus_guid: the GUID it gets on the VM's VMBus; a fresh one where none is given.
+        :param vmbus_guid: the GUID that it gets on the VM's VMBus; a fresh one by default.
         """
-        key = DeviceKey(instance_path, function)
-        hold = await self._devices.acquire(key, vmbus_guid or self._context.backend.new_id())
+        device = PciDevice(instance_path, function, vmbus_guid or self._context.backend.new_id())
+        hold = await self._devices.acquire(device.key, device)
         return VPCILease(hold, instance_path, function, hold.slot)
 
-    def adopt(self, key: DeviceKey, vmbus_guid: str) -> Hold[str]:
-        """Take note of a device that the VM was created with; it stays until its holder gives it up."""
-        return self._devices.adopt(key, vmbus_guid, True)
+    def adopt(self, device: PciDevice) -> Hold[str]:
+        """Take note of a device that the VM was created with; it stays until its holder releases it."""
+        return self._devices.adopt(device.key, device, device)
 
     async def remove(self, instance_path: str, function: int = 0) -> None:
-        """Give up one reference to a device, by its path on the host: also of one assigned at boot.
+        """Release the oldest lease of a device, however its path is spelled; also of one assigned at boot.
 
         :raises NotAttachedError: it is not assigned.
         """
-        if not await self._devices.release_one(DeviceKey(instance_path, function)):
+        if not await self._devices.release_one(DeviceKey(pci_key(instance_path), function)):
             raise NotAttachedError(
                 f"no device {instance_path} with function {function} is assigned to {self._context.vm_id}"
             )

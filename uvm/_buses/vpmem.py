@@ -9,9 +9,11 @@ from attrs import define, frozen
 
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
+from uvm._buses.driver import release_oldest
 from uvm._buses.lease import Lease
+from uvm._names import HostPath
 from uvm.devices.base import Device, Entry
-from uvm.devices.vpmem import Layers, Mapping, PackedLayers, layer_path
+from uvm.devices.vpmem import Layer, Layers, Mapping, PackedLayers, layer_path
 from uvm.errors import NotAttachedError
 
 
@@ -19,7 +21,7 @@ from uvm.errors import NotAttachedError
 class VPMemLease(Lease):
     """A layer that is mapped and mounted.
 
-    :ivar host_path: the layer's VHD on the host; :ivar guest_path: where the guest mounted it.
+    :ivar host_path: the layer's VHD on the host, links resolved; :ivar guest_path: its mount in the guest.
     """
 
     host_path: str
@@ -53,7 +55,7 @@ class VPMemBus(Bus):
         super().__init__(context)
         plan = context.plan
         kind = PackedLayers if plan.vpmem_multi_mapping else Layers
-        device: Device[str, int, Any, Any] = kind(
+        device: Device[str, Layer, Any, Layer] = kind(
             plan.vpmem_count, plan.vpmem_size_bytes, plan.boot_vpmem_bytes is not None
         )
         self._layers = self._drive(device, "vpmem")
@@ -64,51 +66,67 @@ class VPMemBus(Bus):
         return tuple(map(self._layer, self._layers.attached()))
 
     @staticmethod
-    def _layer(entry: Entry[str, int, Any, Any]) -> VPMemLayer:
-        place = entry.slot if isinstance(entry.slot, Mapping) else Mapping(entry.slot, 0, entry.applied or 0)
-        return VPMemLayer(entry.key, _guest_path(entry.slot), *place, len(entry.holders))
+    def _layer(entry: Entry[str, Layer, Any, Layer]) -> VPMemLayer:
+        assert entry.applied is not None
+        path, slot = entry.applied.path, entry.slot
+        place = slot if isinstance(slot, Mapping) else Mapping(slot, 0, entry.applied.size_bytes)
+        return VPMemLayer(path, _guest_path(slot), *place, len(entry.holders))
 
     @opens
-    async def add(self, path: str, *, grant_access: bool = True) -> VPMemLease:
+    async def add(self, path: HostPath, *, grant_access: bool = True) -> VPMemLease:
         """Map a layer into the guest's memory and mount it, read-only. Await it, or enter it.
 
-        The same path again is the same layer, with one more reference.
+        The same layer again, however its path is spelled and by links as well, gets one more reference.
 
-        :param grant_access: give the VM access to the path first, where it is a new layer.
+        :param grant_access: grant the VM access to the path first, if it is a new layer.
+        :raises OptionsError: the path is no absolute one.
         :raises NoSpaceError: no device has room for it, or it is larger than any.
         :raises HostPathError: there is no such file, or it is a directory.
         :raises NotSupportedError: the guest is Windows.
         """
-        self._context.need_guest("VPMEM", "linux")
-        self._context.link.check_running()
-        entry = self._layers.ledger.get(path)
-        # Who joins it needs no room for it.
-        joins = entry is not None and entry.holders
-        size_bytes = 0 if joins else await self._context.file_size(path)
-        before = partial(self._context.access.grant, path) if grant_access else None
-        hold = await self._layers.acquire(path, size_bytes, before=before)
-        return VPMemLease(hold, path, _guest_path(hold.slot))
+        context = self._context
+        context.need_guest("VPMEM", "linux")
+        context.link.check_running()
+        named = await context.named(path)
+        layer = self._known(named.key) or Layer(named.path, await context.file_size(named.path))
+        before = partial(context.access.grant, named) if grant_access else None
+        hold = await self._layers.acquire(named.key, layer, before=before, names=named.names)
+        return VPMemLease(hold, named.path, _guest_path(hold.slot))
 
-    async def remove(self, path: str) -> None:
-        """Give up the oldest reference to a layer, by its path on the host.
+    def _known(self, key: str) -> Layer | None:
+        """Return a layer that is mapped or wanted: its file is not looked at again, and may have gone."""
+        entry = self._layers.ledger.get(key)
+        return None if entry is None else entry.applied or next(entry.members(), None)
 
-        :raises NotAttachedError: it is not there.
+    async def remove(self, path: HostPath) -> None:
+        """Release the oldest lease of a layer, by any path that :meth:`add` took for it.
+
+        :raises OptionsError: the path is no absolute one.
+        :raises NotAttachedError: it is not mapped.
         """
-        if not await self._layers.release_one(path):
+        keys = [entry.key for entry in self._find(path)]
+        if not await release_oldest(hold for key in keys for hold in self._layers.holds_on(key)):
             raise self._not_there(path)
 
-    def _not_there(self, path: str) -> NotAttachedError:
+    def _find(self, path: HostPath) -> list[Entry[str, Layer, Any, Layer]]:
+        return [entry for entry, _ in self._layers.ledger.named(self._context.key(path))]
+
+    def _not_there(self, path: HostPath) -> NotAttachedError:
         return NotAttachedError(f"{path} is not mapped in {self._context.vm_id} over VPMEM")
 
-    def guest_path(self, path: str) -> str:
-        """Give where the guest has mounted a layer, by its path on the host.
+    def guest_path(self, path: HostPath) -> str:
+        """Return the path of a layer in the guest, by any path that :meth:`add` took for it.
 
-        :raises NotAttachedError: it is not there.
+        The host is not asked: a link that has another target now is still the layer that it was added for; if
+        it was for several that are mapped, the newest.
+
+        :raises OptionsError: the path is no absolute one.
+        :raises NotAttachedError: it is not mapped, or the guest has unmounted it.
         """
-        entry = self._layers.ledger.get(path)
-        if entry is None or entry.applied is None:
-            raise self._not_there(path)
-        return _guest_path(entry.slot)
+        for entry in self._find(path):
+            if not entry.progress:
+                return _guest_path(entry.slot)
+        raise self._not_there(path)
 
 
 def _guest_path(slot: int | Mapping) -> str:

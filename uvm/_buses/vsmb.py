@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from attrs import define, evolve, frozen
 
 from uvm._async import Opening
 from uvm._buses.context import Bus, Context
+from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
+from uvm._names import HostPath
+from uvm.devices.base import Entry
 from uvm.devices.vsmb import (
+    Share,
+    SharedFile,
     ShareKey,
     ShareMember,
     Shares,
-    clean,
     default_options,
     direct_map_needs_file_ids,
-    directory_of,
     file_options,
     guest_path,
 )
@@ -26,8 +31,8 @@ from uvm.schema.devices import VirtualSmbShareOptions
 class VSMBLease(Lease):
     """A shared directory or file.
 
-    :ivar host_path: the directory or file on the host; :ivar guest_path: its path in the guest.
-    :ivar name: the share's name.
+    :ivar host_path: the directory or file on the host, links resolved.
+    :ivar guest_path: its path in the guest; :ivar name: the share's name.
     """
 
     host_path: str
@@ -75,81 +80,108 @@ class VSMBBus(Bus):
     @property
     def shares(self) -> tuple[VSMBShare, ...]:
         """The directories that are shared, wholly or certain files of them."""
+        shares = ((entry, entry.applied) for entry in self._shares.attached())
         return tuple(
             VSMBShare(
-                entry.key.directory,
+                share.directory,
                 guest_path(entry.slot),
                 entry.slot,
                 entry.key.read_only,
-                entry.applied.files if entry.applied else (),
+                tuple(file.path for file in share.files),
                 len(entry.holders),
             )
-            for entry in self._shares.attached()
+            for entry, share in shares
+            if share is not None
         )
 
     def default_options(self, read_only: bool) -> VirtualSmbShareOptions:
-        """Give the options that :meth:`add` uses where it is given none."""
+        """Return the options that :meth:`add` uses by default."""
         options = self._context.options
         no_direct_map = options.fully_physically_backed or getattr(options, "no_direct_map", False)
         return default_options(read_only, no_direct_map)
 
     def add(
-        self, path: str, *, read_only: bool = False, options: VirtualSmbShareOptions | None = None
+        self, path: HostPath, *, read_only: bool = False, options: VirtualSmbShareOptions | None = None
     ) -> Opening[VSMBLease]:
         """Share a directory, or a single file of one. Await it, or enter it.
 
-        A direct-mapped share, which is the default, stays on the host when its last lease goes, because
-        the guest may have its files mapped; the same directory again then gets the same share.
+        The same again, however its path is spelled and by links as well, is the same share, with one more
+        reference. A direct-mapped share, which is the default, stays on the host after its last lease,
+        because the guest may have its files mapped; the same directory again then gets the same share.
 
         :param options: the share's options in place of :meth:`default_options`; ``read_only`` is theirs.
+        :raises OptionsError: the path is no absolute one.
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
         :raises HostPathError: nothing is at that path.
         :raises NotSupportedError: the guest is Linux.
         """
         return Opening(self._add(path, evolve(options) if options else self.default_options(read_only)))
 
-    async def _add(self, path: str, options: VirtualSmbShareOptions) -> VSMBLease:
+    async def _add(self, path: HostPath, options: VirtualSmbShareOptions) -> VSMBLease:
         context = self._context
         context.need_guest("VSMB", "windows")
         context.check_writable_share(path, options.read_only)
         context.link.check_running()
-        key, file = await self._key(path, options.read_only)
+        named = await context.named(path)
+        directory, file = named.path, None
+        if not await context.is_directory(named.path):
+            directory, file = context.split(named.path)[0], SharedFile(named.key, named.path)
         if direct_map_needs_file_ids(context.host.build) and not await context.backend.files.has_file_ids(
-            key.directory
+            directory
         ):
             options = evolve(options, no_directmap=True)
         if file is not None:
             options = file_options(options)
-        hold = await self._shares.acquire(key, ShareMember(file, options))
-        return VSMBLease(hold, path, hold.slot, guest_path(hold.slot, self._base_name(file)))
+        key = ShareKey(context.key(directory), options.read_only, file is None)
+        hold = await self._shares.acquire(key, ShareMember(directory, file, options), names=named.names)
+        entry = self._shares.ledger.get(key)
+        if file is not None and entry is not None and entry.applied is not None:
+            # One file has one path in the guest, in the spelling that was sent.
+            file = entry.applied.file(file.key) or file
+        return VSMBLease(hold, named.path, hold.slot, self._guest_path(hold.slot, file))
 
-    async def _key(self, path: str, read_only: bool) -> tuple[ShareKey, str | None]:
-        if await self._context.is_directory(path):
-            return ShareKey(clean(path), read_only, True), None
-        return ShareKey(clean(directory_of(path)), read_only, False), path
+    def _guest_path(self, name: str, file: SharedFile | None) -> str:
+        return guest_path(name, "" if file is None else self._context.split(file.path)[1])
 
-    def _base_name(self, file: str | None) -> str:
-        return "" if file is None else self._context.host.path.basename(file)
+    def _find(
+        self, path: HostPath, read_only: bool
+    ) -> list[tuple[Entry[ShareKey, ShareMember, str, Share], SharedFile | None]]:
+        """Return the shares of what a path was taken for, each with its file if it is one of files."""
+        found = self._shares.ledger.named(self._context.key(path))
+        return [
+            (entry, entry.applied.file(str(own)))
+            for entry, own in found
+            if entry.key.read_only == read_only and entry.applied is not None
+        ]
 
-    async def remove(self, path: str, *, read_only: bool) -> None:
-        """Give up the oldest reference to a shared directory or file, by its path on the host.
+    async def remove(self, path: HostPath, *, read_only: bool) -> None:
+        """Release the oldest lease of a directory or file, by any path that :meth:`add` took for it.
 
+        :raises OptionsError: the path is no absolute one.
         :raises NotAttachedError: it is not shared in that way.
         """
-        key, file = await self._key(path, read_only)
-        if not await self._shares.release_one(key, lambda member: member.file == file):
+        holds: list[Hold[object]] = []
+        for entry, file in self._find(path, read_only):
+            holds += self._shares.holds_on(entry.key, partial(_is_for, file))
+        if not await release_oldest(holds):
             raise self._not_shared(path)
 
-    def _not_shared(self, path: str) -> NotAttachedError:
+    def _not_shared(self, path: HostPath) -> NotAttachedError:
         return NotAttachedError(f"{path} is not shared with {self._context.vm_id} over VSMB")
 
-    async def guest_path(self, path: str, *, read_only: bool) -> str:
-        """Give the guest's path of a shared directory or file, by its path on the host.
+    async def guest_path(self, path: HostPath, *, read_only: bool) -> str:
+        """Return the guest's path of a directory or file, by any path that :meth:`add` took for it.
 
+        The host is not asked: a link that has another target now is still what it was added for; if it was
+        for several that are shared, the newest.
+
+        :raises OptionsError: the path is no absolute one.
         :raises NotAttachedError: it is not shared in that way.
         """
-        key, file = await self._key(path, read_only)
-        entry = self._shares.ledger.get(key)
-        if entry is None or entry.applied is None or file not in (None, *entry.applied.files):
-            raise self._not_shared(path)
-        return guest_path(entry.slot, self._base_name(file))
+        for entry, file in self._find(path, read_only):
+            return self._guest_path(entry.slot, file)
+        raise self._not_shared(path)
+
+
+def _is_for(file: SharedFile | None, member: ShareMember) -> bool:
+    return member.file == file

@@ -19,10 +19,10 @@ from uvm._buses.scsi import ScsiBus
 from uvm._buses.vpci import VPCIBus
 from uvm._buses.vpmem import VPMemBus
 from uvm._buses.vsmb import VSMBBus
-from uvm._names import guest_path_key
+from uvm._names import HostPath, guest_path_key
 from uvm._vm.base import Part
 from uvm.devices.base import LedgerState, Quarantined
-from uvm.devices.vpci import DeviceKey
+from uvm.devices.vpci import PciDevice
 
 
 class Devices(Part):
@@ -74,10 +74,11 @@ class Devices(Part):
         """Network namespaces and adapters. Only once the VM runs: what it does depends on the guest."""
         return NetworkBus(self._context)
 
-    def share(self, path: str, guest_path: str, *, read_only: bool = False) -> Opening[SharedLease]:
+    def share(self, path: HostPath, guest_path: str, *, read_only: bool = False) -> Opening[SharedLease]:
         """Show a directory, or a single file, of the host in the guest. Await it, or enter it.
 
-        Over Plan9 in a Linux guest, over VSMB in a Windows guest.
+        Over Plan9 in a Linux guest, over VSMB in a Windows guest. A Linux guest has a single file in a
+        directory at `guest_path`; the lease's ``guest_path`` is that of the file.
 
         :raises HostPathError: nothing is at that path of the host.
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
@@ -134,7 +135,7 @@ class Devices(Part):
     def _adopt_boot_devices(self) -> None:
         """Enter the PCI devices that the VM was created with into their ledger."""
         for device in self._context.plan.assigned_devices:
-            self.vpci.adopt(DeviceKey(device.instance_path, device.function), device.vmbus_guid)
+            self.vpci.adopt(PciDevice(device.instance_path, device.function, device.vmbus_guid))
 
 
 def _members(cls: type) -> Iterator[tuple[str, object]]:

@@ -152,11 +152,15 @@ class Step(NamedTuple):
 
 @define(eq=False)
 class Ticket(Generic[K_co, M_co, S_co, W_co]):
-    """One party's interest in a key. Compared by identity."""
+    """One party's interest in a key. Compared by identity.
+
+    :ivar names: what it was asked for as, by which it is looked up once it is granted; the last is its own.
+    """
 
     entry: Entry[K_co, M_co, S_co, W_co] = field(repr=False)
     member: M_co
     state: TicketState = WAITING
+    names: tuple[Hashable, ...] = ()
 
     @property
     def key(self) -> K_co:
@@ -180,6 +184,8 @@ class Entry(Generic[K, M, S, W]):
     waiters: dict[Ticket[K, M, S, W], None] = field(factory=dict, init=False)
     owed: tuple[Ticket[K, M, S, W], ...] = field(default=(), init=False)
     leaving: tuple[Ticket[K, M, S, W], ...] = field(default=(), init=False)
+    #: Each name that it was asked for as, with the own name of what was meant; and its member.
+    names: dict[tuple[Hashable, Hashable], M] = field(factory=dict, init=False)
 
     @property
     def wanted(self) -> bool:
@@ -320,6 +326,7 @@ class EntryState(Generic[K_co, M_co, S_co, W_co]):
     progress: int = 0
     doubtful: bool = False
     owed: tuple[M_co, ...] = ()
+    names: tuple[tuple[tuple[Hashable, Hashable], M_co], ...] = ()
 
 
 @frozen

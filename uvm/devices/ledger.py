@@ -47,12 +47,16 @@ States of a key::
 - A device that no ticket wants when its ADD ends is removed.
 - ``gone`` leads from every state to ABSENT.
 
+Besides its key, an entry has **names**: whatever its tickets were asked for as. Look-ups by name
+(:meth:`Ledger.named`) answer from what is applied. A name comes with the grant of a ticket, and goes with
+what is applied, not with the ticket.
+
 This module is pure: no I/O, no clock, no randomness, no async.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Generic
 
 from uvm.devices.base import (
@@ -64,6 +68,7 @@ from uvm.devices.base import (
     OWED,
     PARTIAL,
     REMOVE,
+    REMOVING,
     UPDATE,
     WAITING,
     Change,
@@ -96,11 +101,13 @@ class Ledger(Generic[K, M, S, W, P]):
     the entry and returned in :attr:`Change.parents`.
     """
 
-    __slots__ = ("_closed", "_entries", "device", "parents", "quarantined")
+    __slots__ = ("_closed", "_entries", "_named", "device", "parents", "quarantined")
 
     def __init__(self, device: Device[K, M, S, W]) -> None:
         self.device: Device[K, M, S, W] = device
         self._entries: dict[K, Entry[K, M, S, W]] = {}
+        #: By name, the newest last: entries, each with the own name of what was meant.
+        self._named: dict[Hashable, dict[tuple[Entry[K, M, S, W], Hashable], None]] = {}
         self.parents: dict[K, P] = {}
         self.quarantined: list[Quarantined[K, S]] = []
         self._closed = False
@@ -115,15 +122,25 @@ class Ledger(Generic[K, M, S, W, P]):
         """Look up a key."""
         return self._entries.get(key)
 
+    def named(self, name: Hashable) -> list[tuple[Entry[K, M, S, W], Hashable]]:
+        """Look up what is applied and was asked for by a name; of each, return the entry and its own name.
+
+        The newest comes first, what is being removed last.
+        """
+        known = reversed(self._named.get(name, {}))
+        found = [(entry, own) for entry, own in known if self._covers(entry, (name, own))]
+        return sorted(found, key=lambda each: each[0].state in (REMOVING, PARTIAL))
+
     # Events.
 
     def acquire(
-        self, key: K, member: M, parent: P | None = None
+        self, key: K, member: M, parent: P | None = None, names: tuple[Hashable, ...] = ()
     ) -> tuple[Ticket[K, M, S, W], Change[K, M, S, W, P]]:
         """Return a new ticket for a key.
 
         :param parent: what the entry lives on. The ledger keeps it and returns it in
             :attr:`Change.parents` when it is no longer needed.
+        :param names: what :meth:`named` finds it by, from the grant on until its entry ends.
         :raises NoSpaceError: there is no slot; nothing has changed, and the parent is still the caller's.
         :raises VMExitedError: after :meth:`gone`.
         """
@@ -136,7 +153,7 @@ class Ledger(Generic[K, M, S, W, P]):
                 self.parents[key] = parent
         elif parent is not None:
             change.parents += (parent,)
-        ticket = Ticket(entry, member)
+        ticket = Ticket(entry, member, names=names)
         entry.waiters[ticket] = None
         if entry.operation is None:
             self._plan(entry, change)
@@ -254,6 +271,7 @@ class Ledger(Generic[K, M, S, W, P]):
         for held in self.quarantined:
             self.device.vacate(held.key, held.slot)
         self._entries.clear()
+        self._named.clear()
         self.parents.clear()
         self.quarantined.clear()
         return change
@@ -296,9 +314,12 @@ class Ledger(Generic[K, M, S, W, P]):
         entry.doubtful = False
         self._release(operation.releasers, change)
         if operation.kind is not REMOVE:
+            if self.device.narrows:
+                self._unname(entry, [each for each in entry.names if not self._covers(entry, each)])
             self._plan(entry, change)
             return
         entry.progress = 0
+        self._unname(entry, [*entry.names])
         self._release(entry.owed, change)
         entry.owed = ()
         self._anew(entry, change)
@@ -367,6 +388,7 @@ class Ledger(Generic[K, M, S, W, P]):
         if operation.kind is ADD:
             self._fail(waiters, error, change)
             waiters = ()
+        self._unname(entry, [*entry.names])
         entry.owed = entry.leaving = ()
         entry.applied, entry.progress, entry.doubtful = None, 0, False
         self.parents.pop(entry.key, None)
@@ -385,6 +407,26 @@ class Ledger(Generic[K, M, S, W, P]):
         if entry.key in self.parents:
             change.parents += (self.parents.pop(entry.key),)
 
+    # Names.
+
+    def _covers(self, entry: Entry[K, M, S, W], name: tuple[Hashable, Hashable]) -> bool:
+        return entry.applied is not None and self.device.covers(entry.applied, entry.names[name])
+
+    def _name(self, entry: Entry[K, M, S, W], ticket: Ticket[K, M, S, W]) -> None:
+        """File an entry under the names of a ticket."""
+        for name in ticket.names:
+            own = ticket.names[-1]
+            named = self._named.setdefault(name, {})
+            named.pop((entry, own), None)
+            named[entry, own] = None
+            entry.names[name, own] = ticket.member
+
+    def _unname(self, entry: Entry[K, M, S, W], names: Iterable[tuple[Hashable, Hashable]]) -> None:
+        for name, own in names:
+            del entry.names[name, own], self._named[name][entry, own]
+            if not self._named[name]:
+                del self._named[name]
+
     # Ends of tickets.
 
     def _grant(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
@@ -395,6 +437,7 @@ class Ledger(Generic[K, M, S, W, P]):
                 del entry.waiters[ticket]
                 entry.holders[ticket] = None
                 ticket.state = HELD
+                self._name(entry, ticket)
                 change.granted += (ticket,)
 
     def _release(self, tickets: tuple[Ticket[K, M, S, W], ...], change: Change[K, M, S, W, P]) -> None:
@@ -442,6 +485,7 @@ class Ledger(Generic[K, M, S, W, P]):
                     entry.progress,
                     entry.doubtful,
                     tuple(ticket.member for ticket in entry.owed),
+                    tuple(entry.names.items()),
                 )
                 for entry in self._entries.values()
             ),
@@ -484,5 +528,8 @@ class Ledger(Generic[K, M, S, W, P]):
         self._entries[saved.key] = entry
         entry.holders = {Ticket(entry, member, HELD): None for member in saved.members}
         entry.owed = tuple(Ticket(entry, member, OWED) for member in saved.owed)
+        entry.names = dict(saved.names)
+        for name, own in entry.names:
+            self._named.setdefault(name, {})[entry, own] = None
         yield from entry.holders
         yield from entry.owed

@@ -2,9 +2,10 @@
 
 Two machines, one on top of the other, because one disk can be mounted several times:
 
-- :class:`Attachments`. The key is what makes two requests one disk (:class:`DiskKey`); the slot is the lowest
-  free LUN over all controllers. ADD: host Add. REMOVE: guest ``SCSIDevice`` Remove (Linux: the guest lets go
-  of the disk first; Windows has no such request), host Remove.
+- :class:`Attachments`. The key is what makes two requests one disk (:class:`DiskKey`); a member is the path
+  that is sent; the slot is the lowest free LUN over all controllers. ADD: host Add. REMOVE: guest
+  ``SCSIDevice`` Remove (Linux: the guest lets go of the disk first; Windows has no such request), then host
+  Remove.
 - :class:`Mounts`. The key is the attachment's slot with the configuration of the mount (:class:`MountKey`);
   the slot is a number and a guest path (:class:`MountPlace`). The path is no part of the key: who asks for
   the same mount elsewhere is given the one that is there. ADD: guest Add. REMOVE: guest Remove.
@@ -16,6 +17,7 @@ Source: hcsshim ``internal/uvm/scsi`` (``manager.go``, ``attach.go``, ``mount.go
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from enum import StrEnum
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -23,9 +25,9 @@ from typing import Any, Literal, NamedTuple
 from attrs import evolve, field, frozen
 
 from uvm._arguments import items_of
-from uvm._names import guest_path, guest_path_key
+from uvm._names import PathFlavour, guest_path, guest_path_key, host_path_key
 from uvm.devices.base import REMOVE, Operation, Step
-from uvm.devices.kinds import PresentOrAbsent
+from uvm.devices.kinds import FirstComeDevice, PresentOrAbsent
 from uvm.devices.slots import Slots
 from uvm.errors import NoSpaceError, NotSupportedError, OptionsError
 from uvm.schema import guest, requests
@@ -46,7 +48,7 @@ class DiskType(StrEnum):
 class DiskKey(NamedTuple):
     """What makes two requests for a disk one.
 
-    :ivar path: the host path; of an extensible virtual disk, the part after its type.
+    :ivar path: the key of the host path; of an extensible virtual disk, its :func:`evd_name`.
     :ivar evd_type: the type of an extensible virtual disk, else empty.
     """
 
@@ -87,7 +89,18 @@ def parse_evd(path: str) -> tuple[str, str]:
     return evd_type, mount_path
 
 
-class Attachments(PresentOrAbsent[DiskKey, None, ScsiSlot]):
+def evd_name(path: str, flavour: PathFlavour) -> str:
+    """Return one name for all spellings of the path of an extensible virtual disk.
+
+    What follows the type is its provider's to read: only an absolute path of the host is folded.
+    """
+    evd_type, _, mount_path = path.removeprefix("evd://").partition("/")
+    with suppress(OptionsError):
+        mount_path = host_path_key(mount_path, flavour)
+    return f"evd://{evd_type}/{mount_path}"
+
+
+class Attachments(FirstComeDevice[DiskKey, str, ScsiSlot]):
     """The disks on a VM's SCSI controllers.
 
     :param os: the guest's; a Linux guest is told before a disk goes.
@@ -104,7 +117,7 @@ class Attachments(PresentOrAbsent[DiskKey, None, ScsiSlot]):
             (controller * LUNS_PER_CONTROLLER + lun for controller, lun in reserved),
         )
 
-    def place(self, key: DiskKey, member: None) -> ScsiSlot:
+    def place(self, key: DiskKey, member: str) -> ScsiSlot:
         """Take the lowest free slot.
 
         :raises NoSpaceError: every slot is taken.
@@ -112,24 +125,25 @@ class Attachments(PresentOrAbsent[DiskKey, None, ScsiSlot]):
         try:
             return _SLOTS[self._slots.take()]
         except NoSpaceError as e:
-            raise NoSpaceError(f"{key.path} was not attached: no SCSI slot is free ({e})") from None
+            raise NoSpaceError(f"{member} was not attached: no SCSI slot is free ({e})") from None
 
     def vacate(self, key: DiskKey, slot: ScsiSlot) -> None:
         """Free a slot."""
         self._slots.free(slot.controller * LUNS_PER_CONTROLLER + slot.lun)
 
-    def steps(self, operation: Operation[DiskKey, None, ScsiSlot, bool]) -> tuple[Step, ...]:
+    def steps(self, operation: Operation[DiskKey, str, ScsiSlot, str]) -> tuple[Step, ...]:
         """Attach on the host; or eject in a Linux guest, then detach on the host."""
         entry = operation.entry
         if operation.kind is REMOVE:
             return _detach(entry.slot, self._linux)
-        key = entry.key
+        key, path = entry.key, operation.target
+        assert path is not None
         request = ModifySettingRequest(
             resource_path=_path(entry.slot),
             request_type=requests.ADD,
             settings=Attachment(
                 type=key.type.value,
-                path=key.path,
+                path=path,
                 read_only=key.read_only,
                 extensible_virtual_disk_type=key.evd_type,
             ),

@@ -1,8 +1,9 @@
 """PCI devices of the host, given to a VM.
 
-The key is the device's instance path and function; a member is the VMBus GUID under which the guest is to see
-it, and the slot is the GUID of who came first. ADD: host Add, guest ``VPCIDevice`` Add (Linux only: it waits
-for the device). REMOVE: host Remove only; the guest is not asked.
+The key is the folded instance path of the device, and its function; a member has the path that is sent and
+the VMBus GUID under which the guest is to see it; the slot is the GUID of the first member. ADD: host Add,
+guest ``VPCIDevice`` Add (Linux only: it waits for the device). REMOVE: host Remove only; the guest is not
+asked.
 
 Source: hcsshim ``internal/uvm/virtual_device.go``.
 """
@@ -11,8 +12,11 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from attrs import field, frozen
+
+from uvm._names import guid_key, guid_text, pci_key
 from uvm.devices.base import REMOVE, Operation, Step
-from uvm.devices.kinds import Named, PresentOrAbsent
+from uvm.devices.kinds import FirstComeDevice, Named
 from uvm.errors import OptionsError
 from uvm.schema import guest, requests
 from uvm.schema.common import V25H1_SERVER
@@ -21,54 +25,58 @@ from uvm.schema.requests import ModificationRequest, ModifySettingRequest, virtu
 
 
 class DeviceKey(NamedTuple):
-    """A function of a PCI device of the host."""
+    """A function of a PCI device of the host, by the key of its instance path."""
 
     instance_path: str
     function: int = 0
 
 
-def pci_device(key: DeviceKey, build: int) -> VirtualPciDevice:
-    """Make the settings of a device, for a request or the create document, on a host of that build."""
-    return VirtualPciDevice(
-        functions=[VirtualPciFunction(device_instance_path=key.instance_path, virtual_function=key.function)],
-        # Older builds cannot report to the guest which NUMA node a device is close to.
-        propagate_numa_affinity=True if build >= V25H1_SERVER else None,
-    )
+@frozen
+class PciDevice:
+    """A function of a PCI device as it is sent; the GUID is the one that it has on the VM's VMBus."""
+
+    instance_path: str
+    function: int
+    vmbus_guid: str = field(converter=guid_text)
+
+    @property
+    def key(self) -> DeviceKey:
+        """What makes two devices one."""
+        return DeviceKey(pci_key(self.instance_path), self.function)
 
 
-class PciDevices(Named[DeviceKey, str, bool], PresentOrAbsent[DeviceKey, str, str]):
+class PciDevices(Named[DeviceKey, PciDevice, PciDevice], FirstComeDevice[DeviceKey, PciDevice, str]):
     """The PCI devices of a VM.
 
     :param build: the host's Windows build.
     """
 
     def __init__(self, os: Literal["linux", "windows"], build: int) -> None:
-        super().__init__(fold=str.lower)
+        super().__init__(fold=guid_key)
         self._linux = os == "linux"
         self._build = build
 
-    def place(self, key: DeviceKey, member: str) -> str:
+    def place(self, key: DeviceKey, member: PciDevice) -> str:
         """Take the VMBus GUID that was asked for.
 
         :raises OptionsError: another device has it.
         """
-        if not self._names.take(member):
+        if not self._names.take(member.vmbus_guid):
             raise OptionsError(
-                f"{key.instance_path} was not assigned: another device has the VMBus GUID {member}"
+                f"{member.instance_path} was not assigned: another device has the VMBus GUID "
+                f"{member.vmbus_guid}"
             )
-        return member
+        return member.vmbus_guid
 
-    def steps(self, operation: Operation[DeviceKey, str, str, bool]) -> tuple[Step, ...]:
-        """Give it on the host and announce it to a Linux guest, or take it on the host."""
+    def steps(self, operation: Operation[DeviceKey, PciDevice, str, PciDevice]) -> tuple[Step, ...]:
+        """Assign it on the host and announce it to a Linux guest, or remove it on the host."""
         guid = operation.slot
         path = virtual_pci_path(guid)
         remove = Step(ModifySettingRequest(resource_path=path, request_type=requests.REMOVE))
         if operation.kind is REMOVE:
             return (remove,)
         request = ModifySettingRequest(
-            resource_path=path,
-            request_type=requests.ADD,
-            settings=pci_device(operation.key, self._build),
+            resource_path=path, request_type=requests.ADD, settings=self._settings(operation.target)
         )
         add = Step(request, undo=remove)
         if not self._linux:
@@ -79,3 +87,15 @@ class PciDevices(Named[DeviceKey, str, bool], PresentOrAbsent[DeviceKey, str, st
             settings=guest.LCOWMappedVPCIDevice(vmbus_guid=guid),
         )
         return add, Step(announce)
+
+    def _settings(self, device: PciDevice | None) -> VirtualPciDevice:
+        assert device is not None
+        return VirtualPciDevice(
+            functions=[
+                VirtualPciFunction(
+                    device_instance_path=device.instance_path, virtual_function=device.function
+                )
+            ],
+            # Older builds cannot report to the guest which NUMA node a device is close to.
+            propagate_numa_affinity=True if self._build >= V25H1_SERVER else None,
+        )

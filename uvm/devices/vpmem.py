@@ -1,4 +1,4 @@
-"""VPMEM: read-only layers of a Linux guest, as persistent memory. The key is the layer's host path.
+"""VPMEM: read-only layers of a Linux guest, as persistent memory. The key is that of the layer's host path.
 
 Two machines, of which a VM has one:
 
@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import NamedTuple
 
-from attrs import Factory, define
+from attrs import Factory, define, evolve, frozen
 
 from uvm.devices.base import ADD, REMOVE, Entry, Operation, Step
-from uvm.devices.kinds import FirstComeDevice, PresentOrAbsent
+from uvm.devices.kinds import FirstComeDevice
 from uvm.devices.slots import LARGEST_REGION_BYTES, Regions, Slots, page_align
 from uvm.errors import NoSpaceError, OptionsError
 from uvm.schema import requests
@@ -39,12 +39,20 @@ MAPPINGS_PER_DEVICE = 1024
 _IMAGE_FORMAT = "Vhd1"
 
 
-def _check_size(path: str, size_bytes: int, most_bytes: int) -> None:
-    if size_bytes <= 0:
-        raise OptionsError(f"{path} is empty: there is no layer to add to VPMEM")
-    if size_bytes > most_bytes:
+@frozen
+class Layer:
+    """The file of a layer: its host path as it is sent, and its size."""
+
+    path: str
+    size_bytes: int
+
+
+def _check_size(layer: Layer, most_bytes: int) -> None:
+    if layer.size_bytes <= 0:
+        raise OptionsError(f"{layer.path} is empty: there is no layer to add to VPMEM")
+    if layer.size_bytes > most_bytes:
         raise NoSpaceError(
-            f"{path} was not added to VPMEM: it has {size_bytes} bytes, and a device {most_bytes}"
+            f"{layer.path} was not added to VPMEM: it has {layer.size_bytes} bytes, and a device {most_bytes}"
         )
 
 
@@ -75,8 +83,8 @@ def layer_path(device: int) -> str:
     return f"/run/layers/p{device}"
 
 
-class Layers(FirstComeDevice[str, int, int]):
-    """One layer per device. A member is the file's size in bytes; the slot is the device's number.
+class Layers(FirstComeDevice[str, Layer, int]):
+    """One layer per device. A member is its file; the slot is the device's number.
 
     :param count: how many devices there are.
     :param max_size_bytes: the size of each at most.
@@ -87,30 +95,33 @@ class Layers(FirstComeDevice[str, int, int]):
         self._slots = Slots(count, (0,) if boot else ())
         self._max_size_bytes = max_size_bytes
 
-    def place(self, key: str, member: int) -> int:
+    def place(self, key: str, member: Layer) -> int:
         """Take the lowest free device.
 
         :raises NoSpaceError: none is free, or the layer is larger than a device.
         :raises OptionsError: the layer is empty.
         """
-        _check_size(key, member, self._max_size_bytes)
+        _check_size(member, self._max_size_bytes)
         try:
             return self._slots.take()
         except NoSpaceError as e:
-            raise NoSpaceError(f"{key} was not added: no VPMEM device is free ({e})") from None
+            raise NoSpaceError(f"{member.path} was not added: no VPMEM device is free ({e})") from None
 
     def vacate(self, key: str, slot: int) -> None:
         """Free a device."""
         self._slots.free(slot)
 
-    def steps(self, operation: Operation[str, int, int, int]) -> tuple[Step, ...]:
+    def steps(self, operation: Operation[str, Layer, int, Layer]) -> tuple[Step, ...]:
         """Add the device on the host and mount it in the guest, or the reverse."""
         device = operation.slot
         path = vpmem_device_path(device)
         mounted = LCOWMappedVPMemDevice(device_number=device, mount_path=layer_path(device))
         if operation.kind is REMOVE:
             return _remove(path, mounted)
-        on_host = VirtualPMemDevice(host_path=operation.key, read_only=True, image_format=_IMAGE_FORMAT)
+        assert operation.target is not None
+        on_host = VirtualPMemDevice(
+            host_path=operation.target.path, read_only=True, image_format=_IMAGE_FORMAT
+        )
         return _add(path, on_host, mounted)
 
     def dump(self) -> int:
@@ -144,7 +155,7 @@ class _Packed:
     """
 
     regions: Regions
-    mappings: dict[Mapping, Entry[str, int, Mapping, bool] | bool] = Factory(dict)
+    mappings: dict[Mapping, Entry[str, Layer, Mapping, Layer] | bool] = Factory(dict)
 
     def applied(self, mapping: Mapping) -> bool:
         entry = self.mappings[mapping]
@@ -160,8 +171,8 @@ class _Packed:
         return self.applied(mapping) and not leaving
 
 
-class PackedLayers(PresentOrAbsent[str, int, Mapping]):
-    """Many layers per device. A member is the file's size in bytes.
+class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
+    """Many layers per device. A member is the layer's file.
 
     :param count: how many devices there are.
     :param size_bytes: the size of each; of more than 4 GiB the rest is not used.
@@ -173,14 +184,14 @@ class PackedLayers(PresentOrAbsent[str, int, Mapping]):
         self._size_bytes = min(size_bytes, LARGEST_REGION_BYTES)
         self._devices: dict[int, _Packed] = {}
 
-    def place(self, key: str, member: int) -> Mapping:
+    def place(self, key: str, member: Layer) -> Mapping:
         """Take a region on the first device that has one.
 
         :raises NoSpaceError: no device has one, or the layer is larger than a device.
         :raises OptionsError: the layer is empty.
         """
-        size_bytes = page_align(member)
-        _check_size(key, size_bytes, self._size_bytes)
+        size_bytes = page_align(member.size_bytes)
+        _check_size(evolve(member, size_bytes=size_bytes), self._size_bytes)
         for number in self._numbers:
             packed = self._devices.get(number)
             if packed is None:
@@ -191,8 +202,8 @@ class PackedLayers(PresentOrAbsent[str, int, Mapping]):
                 packed.mappings[mapping] = False
                 return mapping
         raise NoSpaceError(
-            f"{key} was not added: none of {len(self._numbers)} VPMEM devices has a free region for its "
-            f"{size_bytes} bytes"
+            f"{member.path} was not added: none of {len(self._numbers)} VPMEM devices has a free region for "
+            f"its {size_bytes} bytes"
         )
 
     def vacate(self, key: str, slot: Mapping) -> None:
@@ -204,7 +215,7 @@ class PackedLayers(PresentOrAbsent[str, int, Mapping]):
         else:
             del self._devices[slot.device]
 
-    def steps(self, operation: Operation[str, int, Mapping, bool]) -> tuple[Step, ...]:
+    def steps(self, operation: Operation[str, Layer, Mapping, Layer]) -> tuple[Step, ...]:
         """Map the layer on the host and mount it in the guest, or the reverse."""
         entry = operation.entry
         mapping = entry.slot
@@ -219,9 +230,11 @@ class PackedLayers(PresentOrAbsent[str, int, Mapping]):
         )
         if operation.kind is REMOVE:
             return _remove(path, mounted)
-        return _add(path, VirtualPMemMapping(host_path=entry.key, image_format=_IMAGE_FORMAT), mounted)
+        assert operation.target is not None
+        on_host = VirtualPMemMapping(host_path=operation.target.path, image_format=_IMAGE_FORMAT)
+        return _add(path, on_host, mounted)
 
-    def gate(self, operation: Operation[str, int, Mapping, bool]) -> Hashable | None:
+    def gate(self, operation: Operation[str, Layer, Mapping, Layer]) -> Hashable | None:
         """Let adds go one at a time that begin while nothing is mapped on the device, or all of it is to go.
 
         An add that began earlier, beside a mapping that has gone since, is not waited for.
