@@ -28,7 +28,7 @@ class AccessTable:
         self._masks.setdefault(key, {})[to] = mask if to == VM_GROUP else "all"
 
     def revoke(self, path: str, to: str) -> None:
-        """Remove an entry; nothing happens where there is none, or nothing at the path any more."""
+        """Remove an entry; does nothing if there is none, or nothing at the path any more."""
         key = self._files.key(path)
         masks = self._masks.get(key, {})
         masks.pop(to, None)
@@ -36,19 +36,19 @@ class AccessTable:
             del self._masks[key], self._paths[key]
 
     def allows(self, path: str, vm_id: str, *, writable: bool) -> bool:
-        """Tell whether a VM may open a path."""
+        """Return whether a VM may open a path."""
         masks = self._masks.get(self._files.key(path), {})
         given = (masks.get(vm_id), masks.get(VM_GROUP))
         return "all" in given or ("read" in given and not writable)
 
     def granted(self, path: str) -> dict[str, AccessMask]:
-        """Give the entries of a path: VM ids, and the VM group, to masks."""
+        """Return the entries of a path: VM ids, and the VM group, to masks."""
         return dict(self._masks.get(self._files.key(path), {}))
 
     def paths(self, to: str) -> list[str]:
-        """Give the paths, as they were first granted, that a VM or the VM group has entries on."""
+        """Return the paths, as they were first granted, that a VM or the VM group has entries on."""
         return [path for path, holder in self.entries() if holder == to]
 
     def entries(self) -> list[tuple[str, str]]:
-        """Give every entry: the path, as it was first granted, and who was given access."""
+        """Return every entry: the path, as it was first granted, and who was given access."""
         return [(self._paths[key], to) for key, masks in self._masks.items() for to in masks]

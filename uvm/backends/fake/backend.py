@@ -102,11 +102,11 @@ class FakeBackend:
         return MappingProxyType(self._hosted)
 
     async def host(self) -> HostInfo:
-        """Give the host's facts."""
+        """Return the host's facts."""
         return self.info
 
     async def service_properties(self, *types: str) -> JSON:
-        """Give properties of the compute service, in the order of the types.
+        """Return properties of the compute service, in the order of the types.
 
         :raises HostError: HCS_E_INVALID_JSON for a type that is not known.
         """
@@ -116,7 +116,7 @@ class FakeBackend:
         )
 
     async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
-        """Give a VM, or the VM group, access to a path; ERROR_FILE_NOT_FOUND where it does not exist.
+        """Grant a VM, or the VM group, access to a path; ERROR_FILE_NOT_FOUND if it does not exist.
 
         A VM's own access always includes writing, as that of ``HcsGrantVmAccess`` does; the VM group's goes
         by the mask.
@@ -126,7 +126,7 @@ class FakeBackend:
         await self.exchange.carry_out(call, lambda: self.access.grant(path, to, mask), self._vms.get(to))
 
     async def revoke_access(self, path: str, to: str) -> None:
-        """Take access away; nothing happens where there is none."""
+        """Revoke access; does nothing if there is none."""
         call = self.request_log.begin(
             "revoke", "" if to == VM_GROUP else to, "revoke", {"path": path, "vm": to}
         )

@@ -80,7 +80,7 @@ class Exchange:
         return result
 
     def is_immediate(self, to: To) -> bool:
-        """Tell whether nothing can hold up a call: there is no rule, and answers take no time."""
+        """Return whether nothing can hold up a call: there is no rule, and answers take no time."""
         return not self.faults.rules and not self.latency.of(to)
 
     def carry_out_at_once(self, call: Call, change: Callable[[], T]) -> T:

@@ -46,7 +46,7 @@ class Faults(Rules[Action]):
         return self._add(_Delay(seconds, applied), matching)
 
     def hang(self, *, applied: bool = False, **matching: Unpack[Matching]) -> Rule[Action]:
-        """Give no answer until the call is cancelled or the VM exits; ``applied`` makes the change first."""
+        """Leave calls unanswered until they are cancelled or the VM exits; `applied` changes first."""
         return self._add(_Hang(applied), matching)
 
     def lose(self, *, applied: bool = True, **matching: Unpack[Matching]) -> Rule[Action]:

@@ -124,7 +124,7 @@ class HostedProcess:
                 raise HostError(operation, HResult.HCS_E_INVALID_JSON, f"Operation {request.operation!r}")
 
     def status(self) -> JSON:
-        """Give its ``ProcessStatus``."""
+        """Return its ``ProcessStatus``."""
         exited = self.ended.is_set()
         lost = exited and self.exit_code is None
         return to_json(

@@ -115,7 +115,7 @@ class HostedSystem:
         self._ask(Procedure.MODIFY_SETTINGS, message, "modify")
 
     def summary(self) -> JSON:
-        """Give what an enumeration and a query without types tell of it."""
+        """Return what an enumeration and a query without types tell of it."""
         properties = schema.Properties(
             id=self.id,
             system_type="Container",
@@ -130,7 +130,7 @@ class HostedSystem:
         return to_json(properties)
 
     def query(self, types: tuple[str, ...]) -> JSON:
-        """Give properties: those that the guest has, on top of the summary.
+        """Return properties: those that the guest has, on top of the summary.
 
         :raises HostError: HCS_E_INVALID_JSON for a type that is not known; or what the guest refuses with.
         """

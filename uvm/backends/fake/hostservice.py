@@ -21,7 +21,7 @@ _SCHEMAS: Final = ((V21H2_WIN11, 6), (V21H2_SERVER, 5), (V20H1, 3), (V19H1, 2), 
 
 
 def service_property(name: str, info: HostInfo, vms: Mapping[str, FakeVM]) -> JSON:
-    """Give one property; HCS_E_INVALID_JSON where its type is not known."""
+    """Return one property; HCS_E_INVALID_JSON where its type is not known."""
     match name:
         case "Basic":
             return {"SupportedSchemaVersions": _schema_versions(info.build)}
@@ -43,6 +43,6 @@ def service_property(name: str, info: HostInfo, vms: Mapping[str, FakeVM]) -> JS
 
 
 def _schema_versions(build: int) -> list[JSON]:
-    """Give the newest version of each schema; the older ones are meant with it."""
+    """Return the newest version of each schema; the older ones are meant with it."""
     minor = next((minor for since, minor in _SCHEMAS if build >= since), 0)
     return [{"Major": 1, "Minor": 0}, {"Major": 2, "Minor": minor}]

@@ -59,7 +59,7 @@ class FakeNetwork:
             self._members[namespace].append(key)
 
     def attachments(self) -> dict[str, str]:
-        """Give which VM each attached endpoint is attached to."""
+        """Return which VM each attached endpoint is attached to."""
         return dict(self._attached)
 
     # What the network adapters of the fake do
@@ -85,15 +85,15 @@ class FakeNetwork:
     # HostNetwork
 
     async def namespace(self, namespace_id: str) -> JSON:
-        """Give a namespace's document; HostError ERROR_NOT_FOUND where there is none."""
+        """Return a namespace's document; HostError ERROR_NOT_FOUND where there is none."""
         return await self._ask("namespace", {"ID": namespace_id}, lambda: self._namespace(namespace_id))
 
     async def endpoint(self, endpoint: str) -> JSON:
-        """Give an endpoint's document, found by id or by name; HCN_E_ENDPOINT_NOT_FOUND."""
+        """Return an endpoint's document, found by id or by name; HCN_E_ENDPOINT_NOT_FOUND."""
         return await self._ask("endpoint", {"ID": endpoint}, lambda: self._endpoint(endpoint))
 
     async def namespace_endpoints(self, namespace_id: str) -> list[JSON]:
-        """Give the documents of the endpoints that are in a namespace, in the order in which they came."""
+        """Return the documents of the endpoints that are in a namespace, in the order in which they came."""
 
         def endpoints() -> list[JSON]:
             self._namespace(namespace_id)

@@ -33,7 +33,7 @@ _FIELDS: Final = {
 
 
 def summary(vm: FakeVM) -> JSON:
-    """Give what an enumeration and a query without types tell of a VM."""
+    """Return what an enumeration and a query without types tell of a VM."""
     properties = schema.Properties(
         id=vm.id,
         system_type="VirtualMachine",
@@ -51,7 +51,7 @@ def summary(vm: FakeVM) -> JSON:
 def query(
     vm: FakeVM, types: tuple[str, ...], queries: tuple[str, ...], info: HostInfo, clock: FakeClock
 ) -> JSON:
-    """Give the properties of the named types, on top of the summary.
+    """Return the properties of the named types, on top of the summary.
 
     :param queries: the types that are asked for as ``Queries`` and answered in ``PropertyResponses``, as are
         those types that have no field of their own.
@@ -92,7 +92,7 @@ def _property(vm: FakeVM, name: str, info: HostInfo, clock: FakeClock) -> Any:
 
 
 def host_processors(info: HostInfo) -> schema.ProcessorTopology:
-    """Give the processors of the host; two of them share a core."""
+    """Return the processors of the host; two of them share a core."""
     processors = [
         schema.LogicalProcessor(lp_index=i, core_id=i // 2, root_vp_index=i) for i in range(info.processors)
     ]

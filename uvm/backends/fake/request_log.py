@@ -106,7 +106,7 @@ class RequestLog:
         request_type: str | None = None,
         outcome: Outcome | None = None,
     ) -> list[Entry]:
-        """Give the entries that fit all that is given; ``resource`` may hold ``*`` and ``?``."""
+        """Return the entries that fit all that is given; ``resource`` may hold ``*`` and ``?``."""
         targets = {to} if isinstance(to, str) else None if to is None else set(to)
         return [
             entry

@@ -66,7 +66,7 @@ class Matcher:
             raise ValueError("a probability is between 0 and 1")
 
     def fits(self, call: Call) -> bool:
-        """Tell whether the rule is about a call."""
+        """Return whether the rule is about a call."""
         return (
             self.to in (None, call.to)
             and self.vm in (None, call.vm)
@@ -77,7 +77,7 @@ class Matcher:
         )
 
     def chooses(self, count: int, random: Random) -> bool:
-        """Tell whether the rule applies to the call that is the ``count``-th to fit."""
+        """Return whether the rule applies to the call that is the ``count``-th to fit."""
         if self.nth is not None:
             return count == self.nth
         if self.every is not None:
@@ -102,7 +102,7 @@ class Rule(Generic[A]):
     fired: int = field(default=0, init=False)
 
     def remove(self) -> None:
-        """Withdraw the rule; nothing happens where that was done."""
+        """Withdraw the rule; does nothing if that was done."""
         self._withdraw(self)
 
     def takes(self, call: Call, random: Random) -> bool:
@@ -138,7 +138,7 @@ class Rules(Generic[A]):
         return rule
 
     def _choose(self, call: Call) -> list[Rule[A]]:
-        """Give the rules that apply to a call, which each of them counts."""
+        """Return the rules that apply to a call, which each of them counts."""
         return [rule for rule in self._rules if rule.takes(call, self._random)]
 
     def _remove(self, rule: Rule[A]) -> None:

@@ -136,7 +136,7 @@ class FakeSystem(Handle):
         return FakeHostProcess(self._host, found, opened=True)
 
     async def working_set_bytes(self) -> int:
-        """Give the physical memory that the VM occupies; it must be running."""
+        """Return the physical memory that the VM occupies; it must be running."""
         return await self._call("query", "working set", None, self._measure)
 
     async def listen(self, service_id: str) -> FakeListener:

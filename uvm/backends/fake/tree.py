@@ -95,7 +95,7 @@ class DeviceTree:
         return self.of(SocketKind)
 
     def of(self, kind: type[K]) -> K:
-        """Give the devices of a kind."""
+        """Return the devices of a kind."""
         found = self._kinds[kind]
         assert isinstance(found, kind)
         return found
@@ -123,7 +123,7 @@ class DeviceTree:
             kind.close()
 
     def inventory(self) -> JSON:
-        """Give what there is, kind by kind, under HCS's names."""
+        """Return what there is, kind by kind, under HCS's names."""
         return {kind.name: found for kind in self._kinds.values() if (found := kind.inventory())}
 
 

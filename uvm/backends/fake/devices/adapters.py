@@ -57,7 +57,7 @@ class AdapterKind(DeviceKind[VirtualAdapter]):
         return dict(self._adapters)
 
     def find(self, adapter_id: str) -> Adapter | None:
-        """Give an adapter; None where there is none."""
+        """Return an adapter; None if there is none."""
         return self._adapters.get(guid_key(adapter_id))
 
     def modify(self, request: Request[VirtualAdapter]) -> None:
@@ -85,7 +85,7 @@ class AdapterKind(DeviceKind[VirtualAdapter]):
         self._adapters.clear()
 
     def inventory(self) -> JSON:
-        """Give the adapters in the form of the document."""
+        """Return the adapters in the form of the document."""
         return {adapter.id: to_json(adapter.settings) for adapter in self._adapters.values()}
 
     def _add(self, request: Request[VirtualAdapter], adapter_id: str, found: Adapter | None) -> None:

@@ -34,7 +34,7 @@ class PciDevice:
         return f"PCI device {self.guid}"
 
     def functions(self) -> list[tuple[str, int]]:
-        """Give the functions in the form in which the host compares them."""
+        """Return the functions in the form in which the host compares them."""
         return [(pci_key(f.device_instance_path), f.virtual_function) for f in self.settings.functions]
 
 
@@ -61,7 +61,7 @@ class PciKind(DeviceKind[VirtualPci]):
         return dict(self._devices)
 
     def find(self, guid: str) -> PciDevice | None:
-        """Give a device; None where there is none."""
+        """Return a device; None if there is none."""
         return self._devices.get(guid_key(guid))
 
     def modify(self, request: Request[VirtualPci]) -> None:
@@ -78,13 +78,13 @@ class PciKind(DeviceKind[VirtualPci]):
         self._release(found)
 
     def close(self) -> None:
-        """Give all functions back to the host."""
+        """Return all functions to the host."""
         for device in self._devices.values():
             self._release(device)
         self._devices.clear()
 
     def inventory(self) -> JSON:
-        """Give the devices in the form of the document."""
+        """Return the devices in the form of the document."""
         return {device.guid: to_json(device.settings) for device in self._devices.values()}
 
     def _add(self, request: Request[VirtualPci], guid: str, found: PciDevice | None) -> None:
@@ -149,5 +149,5 @@ class PipeKind(DeviceKind[MappedPipe]):
         self._pipes.clear()
 
     def inventory(self) -> JSON:
-        """Give the pipes by name."""
+        """Return the pipes by name."""
         return {pipe: {} for pipe in self._pipes.values()}

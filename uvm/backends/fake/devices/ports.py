@@ -53,7 +53,7 @@ class ComPortKind(DeviceKind[SerialPort]):
         self._ports.clear()
 
     def inventory(self) -> JSON:
-        """Give the ports in the form of the document."""
+        """Return the ports in the form of the document."""
         return {str(number): to_json(port) for number, port in self._ports.items()}
 
 
@@ -106,12 +106,12 @@ class SocketKind(DeviceKind[SocketService]):
         self._services.clear()
 
     def inventory(self) -> JSON:
-        """Give the service table."""
+        """Return the service table."""
         return {guid: to_json(service) for guid, service in self._services.items()}
 
 
 def is_guid(text: str) -> bool:
-    """Tell whether a text is a GUID in its usual form, with or without braces."""
+    """Return whether a text is a GUID in its usual form, with or without braces."""
     try:
         return str(UUID(text)) == guid_key(text)
     except ValueError:

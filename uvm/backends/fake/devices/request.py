@@ -92,7 +92,7 @@ class DeviceKind(Generic[R]):
         """Let go of everything: the VM has exited."""
 
     def inventory(self) -> JSON:
-        """Give what is there, as a JSON object; empty where there is nothing."""
+        """Return what is there, as a JSON object; empty where there is nothing."""
         raise NotImplementedError
 
 

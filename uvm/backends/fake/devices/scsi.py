@@ -69,7 +69,7 @@ class ScsiKind(DeviceKind[ScsiAttachment]):
         return dict(self._disks)
 
     def disk(self, controller: int, lun: int) -> Disk | None:
-        """Give the disk in a slot; None where it is empty."""
+        """Return the disk in a slot; None if it is empty."""
         return self._disks.get((controller, lun))
 
     def modify(self, request: Request[ScsiAttachment]) -> None:
@@ -89,7 +89,7 @@ class ScsiKind(DeviceKind[ScsiAttachment]):
         self._disks.clear()
 
     def inventory(self) -> JSON:
-        """Give the controllers in the form of the document."""
+        """Return the controllers in the form of the document."""
         return {
             guid: {
                 "Attachments": {

@@ -48,7 +48,7 @@ class _ShareKind(DeviceKind[Resource], Generic[S]):
         return {name: shared.share for name, shared in self._shares.items()}
 
     def find(self, name: str) -> Shared[S] | None:
-        """Give a share by name; None where there is none."""
+        """Return a share by name; None if there is none."""
         return self._shares.get(name)
 
     def modify(self, request: Request[Resource]) -> None:
@@ -74,11 +74,11 @@ class _ShareKind(DeviceKind[Resource], Generic[S]):
         self._shares.clear()
 
     def inventory(self) -> JSON:
-        """Give the shares in the form of the document."""
+        """Return the shares in the form of the document."""
         return {"Shares": [to_json(shared.share) for shared in self._shares.values()]} if self._shares else {}
 
     def _restricted(self, share: S) -> bool:
-        """Tell whether a share shows only its allowed files."""
+        """Return whether a share shows only its allowed files."""
         raise NotImplementedError
 
     def _take_over(self, shares: list[S]) -> None:

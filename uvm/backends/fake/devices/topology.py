@@ -79,7 +79,7 @@ class TopologyKind(DeviceKind[Resource]):
                 self._cpu_group = group.id
 
     def inventory(self) -> JSON:
-        """Give the values in force."""
+        """Return the values in force."""
         return {
             "Memory": {"SizeInMB": self.size_in_mb},
             "Processor": {

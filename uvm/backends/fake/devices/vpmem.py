@@ -82,7 +82,7 @@ class VPMemKind(DeviceKind[_Resource]):
         return {(n, offset): m for n, at in self._mappings.items() for offset, m in at.items()}
 
     def find(self, number: int, offset: int | None = None) -> PMem | None:
-        """Give the device of one file, or the file mapped at an offset; None where there is none."""
+        """Return the device of one file, or the file mapped at an offset; None if there is none."""
         if offset is None:
             return self._devices.get(number)
         return self._mappings.get(number, {}).get(offset)
@@ -108,7 +108,7 @@ class VPMemKind(DeviceKind[_Resource]):
         self._mappings.clear()
 
     def inventory(self) -> JSON:
-        """Give the devices and mappings, by number and offset."""
+        """Return the devices and mappings, by number and offset."""
         devices: JSON = {str(n): to_json(d.image) for n, d in self._devices.items()}
         for number, mappings in self._mappings.items():
             devices[str(number)] = {"Mappings": {str(o): to_json(m.image) for o, m in mappings.items()}}

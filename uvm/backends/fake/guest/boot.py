@@ -60,7 +60,7 @@ def boot_plan(vm: VirtualMachine, os: Literal["linux", "windows"]) -> BootPlan:
 
 
 def _init_arguments(vm: VirtualMachine) -> str:
-    """Give what the kernel hands to init: what follows ``--`` on its command line."""
+    """Return what the kernel hands to init: what follows ``--`` on its command line."""
     chipset = vm.chipset
     if chipset is None:
         return ""

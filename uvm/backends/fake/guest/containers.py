@@ -78,7 +78,7 @@ class LinuxContainer(Container):
         return first + super().pids
 
     def find(self, pid: int) -> GuestProcess | None:
-        """Give a process of it, its first one even long after its exit."""
+        """Return a process of it, its first one even long after its exit."""
         return self.init if pid == self.init.pid else self.processes.get(pid)
 
     def signal_init(self, signal: int) -> bool:

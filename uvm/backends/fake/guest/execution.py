@@ -43,7 +43,7 @@ def close_streams(streams: Mapping[str, FakeStream]) -> None:
 
 
 def attach_streams(process: GuestProcess, streams: Mapping[str, FakeStream]) -> None:
-    """Give a process its streams; on a terminal, both outputs are one."""
+    """Attach the streams of a process; on a terminal, both outputs are one."""
     view, vm = process.view, process.view.vm
     view.stdin = ProcessInput(vm, streams.get("stdin"))
     terminal = view.terminal is not None

@@ -29,7 +29,7 @@ _UNKNOWN_EXIT: Final = 0xFFFFFFFF
 
 
 def died_of(signal: int | str, *, os: str, external: bool) -> int:
-    """Give the exit code of a process that was killed by a signal."""
+    """Return the exit code of a process that was killed by a signal."""
     if os == "windows":
         return _CONTROL_C_EXIT if isinstance(signal, str) else _TERMINATED
     return _UNKNOWN_EXIT if external or isinstance(signal, str) else 128 + signal

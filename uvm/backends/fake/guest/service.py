@@ -183,7 +183,7 @@ class GuestService:
         return True
 
     def new_pid(self) -> int:
-        """Give a process id; Windows's are multiples of four."""
+        """Return a process id; Windows's are multiples of four."""
         self._last_pid += 1 if self.vm.os == "linux" else 4
         return 1000 + self._last_pid
 
@@ -330,7 +330,7 @@ class GuestService:
             self.answer(request, answer)
 
     def ask(self, procedure: Procedure, message: object, operation: str) -> JSON:
-        """Carry out a request that came over HCS's own connection, and give the answer.
+        """Carry out a request that came over HCS's own connection, and return the answer.
 
         :raises GuestError: it is refused.
         :raises HostError: HCS_E_CONNECT_FAILED where nobody runs the guest (:meth:`FakeSystem.wait`);

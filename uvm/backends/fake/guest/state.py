@@ -117,7 +117,7 @@ class FakeGuest:
         return GuestRequest(request.request_type or "Add", request.resource_type, request.settings)
 
     def inconsistencies(self) -> list[str]:
-        """Say what hangs in the air: mounts whose device is gone, overlays without a layer."""
+        """Return dangling references: mounts whose device is gone, overlays without a layer."""
         found = [
             f"{m} is no longer attached" for m in self.mounts.values() if m.device and not m.device.attached
         ]
@@ -135,11 +135,11 @@ class FakeGuest:
         self.mounts.clear()
 
     def exists(self, path: str) -> bool:
-        """Tell whether a path lies on something mounted; a guest's own root holds no layers."""
+        """Return whether a path lies on something mounted; a guest's own root holds no layers."""
         return self.mount_of(path) is not None
 
     def mount_of(self, path: str) -> Mount | None:
-        """Give the mount that a path lies on; None where it lies on the guest's own root."""
+        """Return the mount that a path lies on; None if it lies on the guest's own root."""
         key = self.key(path)
         on = [k for k in self.mounts if key == k or key.startswith(k.rstrip(self.paths.sep) + self.paths.sep)]
         return self.mounts[max(on, key=len)] if on else None

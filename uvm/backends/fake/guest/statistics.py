@@ -17,7 +17,7 @@ _NS_PER_TICK: Final = 1
 
 
 def lcow_metrics(container: LinuxContainer, clock: FakeClock) -> JSON:
-    """Give the metrics of a Linux container, in the form of containerd's cgroup v1 ``Metrics``."""
+    """Return the metrics of a Linux container, in the form of containerd's cgroup v1 ``Metrics``."""
     running = len(container.pids) if container.status == "running" else 0
     used = running * _PROCESS_BYTES
     total = clock.ticks * _NS_PER_TICK
@@ -56,7 +56,7 @@ def _at(value: Any, *path: str) -> Any:
 
 
 def windows_statistics(container: Container, clock: FakeClock) -> JSON:
-    """Give the statistics of a Windows container, as the HCS schema has them."""
+    """Return the statistics of a Windows container, as the HCS schema has them."""
     used = len(container.pids) * _PROCESS_BYTES
     return {
         "Timestamp": clock.timestamp(),

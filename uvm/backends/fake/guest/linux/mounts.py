@@ -52,11 +52,6 @@ class LinuxGuest(FakeGuest):
         """The disks that the guest sees: what the host attached, without what was ejected."""
         return [disk for disk in self.tree.scsi.disks.values() if disk not in self._ejected]
 
-    def key(self, path: str) -> str:
-        """Give the form of a guest path under which equal paths are equal."""
-        # normpath keeps a second slash at the start, which POSIX lets mean something; Linux does not.
-        return "/" + posixpath.normpath(path).lstrip("/")
-
     def _disk_at(self, controller: int, lun: int) -> Disk | None:
         disk = self.tree.scsi.disk(controller, lun)
         return None if disk in self._ejected else disk
@@ -209,7 +204,7 @@ class LinuxGuest(FakeGuest):
     }
 
     def inconsistencies(self) -> list[str]:
-        """Say what hangs in the air: mounts, and adapters that the host has taken away."""
+        """Return dangling references: mounts, and adapters that the host has taken away."""
         gone = [
             f"adapter {adapter.id} in namespace {namespace} is no longer attached"
             for namespace, adapters in self.namespaces.items()

@@ -39,7 +39,7 @@ class OCIProcess:
     user: OCIUser | None = named("user", default=None)
 
     def command(self) -> Command:
-        """Give what to run."""
+        """Return what to run."""
         size = self.console_size or OCIConsoleSize()
         user = self.user or OCIUser()
         return Command(

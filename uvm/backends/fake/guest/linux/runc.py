@@ -86,7 +86,7 @@ class RuncService(GuestService):
         return {"SelectedProtocolVersion": 0}
 
     def _container(self, request: Incoming, container_id: str) -> LinuxContainer:
-        """Give a container."""
+        """Return a container."""
         container = self.containers.get(container_id)
         if not isinstance(container, LinuxContainer):
             raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND)

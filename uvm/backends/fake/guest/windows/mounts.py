@@ -125,7 +125,7 @@ class WindowsGuest(FakeGuest):
                 )
 
     def exists(self, path: str) -> bool:
-        """Tell whether a path lies on something mounted or shared."""
+        """Return whether a path lies on something mounted or shared."""
         if self.mount_of(path) is not None or path.startswith("\\\\?\\Volume{"):
             return True
         name = path.removeprefix(GUEST_PREFIX).partition("\\")[0]
@@ -211,7 +211,7 @@ class WindowsGuest(FakeGuest):
     }
 
     def inconsistencies(self) -> list[str]:
-        """Say what hangs in the air: mounts, and adapters that are up but that the host has taken away."""
+        """Return dangling references: mounts, and adapters that are up but that the host has taken away."""
         gone = [
             f"adapter {key} is no longer attached"
             for key, (_, up) in self.adapters.items()
