@@ -1,6 +1,6 @@
 """Build the sdist, the wheel from it, and try the wheel in an empty environment: ``python -m tests.wheels``.
 
-What is tried runs outside of the checkout: ``python -m uvm doctor``, and the program of the README.
+What is tried runs outside of the checkout: ``doctor --backend fake``, and the program of the README.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
         venv.create(directory / "venv", with_pip=True)
         python = directory / "venv" / "bin" / "python"
         run(directory, python, *PIP, "install", wheel)
-        run(directory, python, "-m", "uvm", "doctor")
+        run(directory, python, "-m", "uvm", "doctor", "--backend", "fake")
         (directory / "first_minute.py").write_text(first_minute(), "utf-8")
         run(directory, python, "first_minute.py")
 
