@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 
 from uvm._names import (
     flavour_of,
-    go_clean,
-    go_directory_of,
     guest_path,
     guest_path_key,
     guid_key,
@@ -494,73 +492,3 @@ def test_every_respelling_of_a_posix_path_has_its_key(data: st.DataObject, names
     noise = st.sampled_from(["/", "//", "/./", "///.//"])
     path = "".join(data.draw(noise) + name for name in names) + data.draw(noise)
     assert posix_key(path) == guest_path_key(path, "linux") == "/" + "/".join(names)
-
-
-# Known values of Go's filepath.Clean on Windows.
-CLEANED = [
-    ("", "."),
-    (".", "."),
-    ("abc", "abc"),
-    ("abc/def/", r"abc\def"),
-    ("abc/def/../../..", ".."),
-    ("abc/../../././../def", r"..\..\def"),
-    ("/../abc", r"\abc"),
-    ("/", "\\"),
-    ("c:", "c:."),
-    ("c:\\", "c:\\"),
-    (r"c:\abc", r"c:\abc"),
-    (r"c:abc\..\..\.\.\..\def", r"c:..\..\def"),
-    (r"c:\abc\def\..\..", "c:\\"),
-    (r"c:\..\abc", r"c:\abc"),
-    (r"C:/gold//d1/", r"C:\gold\d1"),
-    (r"\\i\..\c$", r"\\i\..\c$"),
-    (r"\\host\share\foo\..\bar", r"\\host\share\bar"),
-    ("//host/share/foo/../baz", r"\\host\share\baz"),
-    (r"\\host\share\foo\..\..\..\..\bar", r"\\host\share\bar"),
-    (r"\\a\b", r"\\a\b"),
-    ("\\\\a\\b\\", "\\\\a\\b\\"),
-    (r"\\.\C:\a\..\..\..\..\bar", r"\\.\C:\bar"),
-    (r"\\.\C:\\\\a", r"\\.\C:\a"),
-    (r"\\?\C:\a\.\b\..", r"\\?\C:\a"),
-    ("\\\\?\\C:\\", "\\\\?\\C:\\"),
-    (r"\\?\Volume{1}\a\..\b", r"\\?\Volume{1}\b"),
-    (r"\\.\UNC\server\share\a\..\..\b", r"\\.\UNC\server\share\b"),
-    ("//abc", r"\\abc"),
-    ("//abc//", "\\\\abc\\\\"),
-    (r"\\.", r"\\."),
-]
-
-
-@pytest.mark.parametrize(("path", "cleaned"), CLEANED)
-def test_go_clean_gives_what_go_gives(path: str, cleaned: str) -> None:
-    assert go_clean(path) == cleaned
-
-
-@given(st.text(alphabet="ab.:?\\/", max_size=20))
-def test_cleaning_a_clean_path_as_go_does_changes_nothing(path: str) -> None:
-    cleaned = go_clean(path)
-    # "x/../c:" would become a drive; Go guards relative paths against that, and shares have none. A prefix
-    # of devices with nothing after it gets a dot each time.
-    if (path[1:2] == ":" or ":" not in path) and not path.startswith(("\\??", "/??")):
-        assert go_clean(cleaned) == cleaned
-    assert "/" not in cleaned
-
-
-@given(st.data(), PATHS)
-def test_go_clean_keeps_the_key_of_a_path_with_a_drive(data: st.DataObject, names: list[list[str]]) -> None:
-    path = "C:\\" + data.draw(spellings(names, SEPARATORS))
-    assert windows_key(go_clean(path)) == windows_key(path)
-
-
-@pytest.mark.parametrize(
-    ("path", "parent"),
-    [
-        (r"C:\d\f.txt", r"C:\d"),
-        ("C:/d//e/../f.txt", r"C:\d"),
-        (r"C:\f.txt", "C:\\"),
-        (r"\\host\share\f.txt", "\\\\host\\share\\"),
-        (r"\\?\C:\d\f.txt", r"\\?\C:\d"),
-    ],
-)
-def test_the_directory_of_a_file_is_what_go_gives(path: str, parent: str) -> None:
-    assert go_directory_of(path) == parent

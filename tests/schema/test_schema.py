@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 import uvm.schema
 from uvm.errors import UVMError
 from uvm.schema import devices, guest, network, process, requests, system
-from uvm.schema.container import ObjectDirectory
 from uvm.schema.field import ALWAYS, JSON_NAME
 from uvm.schema.json import SchemaError, dumps, from_json, to_json
 from uvm.schema.secrets import HIDDEN
@@ -162,11 +161,6 @@ def test_text_of_what_json_cannot_say_is_an_error() -> None:
 def test_missing_and_null_fields_get_their_zero_values() -> None:
     assert from_json(devices.Attachment, {"Path": "p", "ReadOnly": None}) == devices.Attachment(path="p")
     assert from_json(devices.Scsi, {"Attachments": None}, forbid_extra=True) == devices.Scsi()
-
-
-def test_recursive_structures_read_and_write() -> None:
-    document = {"name": "a", "objdir": [{"name": "b", "objdir": [{"name": "c"}]}]}
-    assert to_json(from_json(ObjectDirectory, document)) == document
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
 from attrs import evolve
 
-from uvm._names import PathFlavour, go_clean, host_path
+from uvm._names import PathFlavour, host_path
 from uvm.backend import FileInfo, HostInfo
 from uvm.errors import OptionsError
 from uvm.options import BlockCIMBootFiles, LCOWOptions, VmbFSBootFiles, WCOWOptions
@@ -50,9 +49,9 @@ def with_host_paths(options: T, host: HostInfo) -> T:
 
 
 def join(host: HostInfo, directory: str, name: str) -> str:
-    r"""Return the path of a name in a directory, cleaned as Go's ``filepath.Join`` does.
+    r"""Return the path of a name in a directory of the host, cleaned.
 
-    Unlike Python's, it never drops the directory: ``C:\a`` and ``\b`` are ``C:\a\b``.
+    Unlike Python's ``join`` it never drops the directory: ``C:\a`` and ``\b`` are ``C:\a\b``.
     """
     return _joined(host.paths, directory, name)
 
@@ -60,12 +59,7 @@ def join(host: HostInfo, directory: str, name: str) -> str:
 # The same few paths are joined when they are looked at and when the document is built.
 @lru_cache(maxsize=256)
 def _joined(flavour: PathFlavour, directory: str, name: str) -> str:
-    posix = flavour == "posix"
-    separators, ends = ("/", "/") if posix else ("\\/", ("\\", "/", ":"))
-    if directory:
-        # A drive and a name are relative to the drive's current directory.
-        name = name.lstrip(separators) if directory.endswith(ends) else separators[0] + name
-    return posixpath.normpath(directory + name) if posix else go_clean(directory + name)
+    return host_path(directory + ("/" if flavour == "posix" else "\\") + name, flavour)
 
 
 def need_file(files: Files, path: str, what: str) -> FileInfo:

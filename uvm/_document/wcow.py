@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ntpath
 
 from attrs import evolve, frozen
 
@@ -82,7 +83,7 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
     if isinstance(files_of_boot, BlockCIMBootFiles):
         boot = _boot_from_disks(options, files_of_boot, host)
     else:
-        boot = _boot_from_directory(options, files_of_boot, host)
+        boot = _boot_from_directory(options, files_of_boot)
     vm = VirtualMachine(
         stop_on_reset=True,
         chipset=boot.chipset,
@@ -183,9 +184,9 @@ def _dword(hive: str, key: str, name: str, value: int) -> schema.RegistryValue:
     )
 
 
-def _boot_from_directory(options: WCOWOptions, files: VmbFSBootFiles, host: HostInfo) -> _Boot:
+def _boot_from_directory(options: WCOWOptions, files: VmbFSBootFiles) -> _Boot:
     """Boot from a directory of the host, which is a share."""
-    loader = join(host, files.os_relative_boot_directory, "bootmgfw.efi")
+    loader = ntpath.normpath(ntpath.join(files.os_relative_boot_directory, "bootmgfw.efi"))
     share_options = VirtualSmbShareOptions(
         read_only=True,
         share_read=True,

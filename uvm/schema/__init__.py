@@ -6,5 +6,6 @@ One module for each reason to change: :mod:`~uvm.schema.system` (the compute-sys
 :mod:`~uvm.schema.network`, and :mod:`~uvm.schema.json`, which converts them.
 
 Classes have the names of the HCS schema or of hcsshim, attributes those names in PEP 8; every field has Go's
-zero value as its default, None for a pointer.
+zero value as its default, None for a pointer. Structures that the library neither writes nor reads are JSON
+values of free form (``Any``).
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import define
 
 from uvm.schema.common import Layer, RegistryChanges, StorageQoS, Version
@@ -90,96 +92,6 @@ class Device:
 
 
 @define(kw_only=True)
-class InterfaceClass:
-    """A class of device interface."""
-
-    type: str = named("type", default="")
-    identifier: str = named("identifier", default="")
-    recurse: bool = named("recurse", default=False)
-
-
-@define(kw_only=True)
-class DeviceCategory:
-    """A category of devices."""
-
-    name: str = named("name", default="")
-    interface_class: list[InterfaceClass] = named("interface_class", factory=list)
-
-
-@define(kw_only=True)
-class ObjectDirectory:
-    """A directory of the object namespace."""
-
-    name: str = named("name", default="")
-    clonesd: str = named("clonesd", default="")
-    shadow: str = named("shadow", default="")
-    symlink: list[ObjectSymlink] = named("symlink", factory=list)
-    objdir: list[ObjectDirectory] = named("objdir", factory=list)
-
-
-@define(kw_only=True)
-class ObjectSymlink:
-    """A symbolic link of the object namespace."""
-
-    name: str = named("name", default="")
-    path: str = named("path", default="")
-    scope: str = named("scope", default="")
-    pathtoclone: str = named("pathtoclone", default="")
-    access_mask: int = named("access_mask", default=0)
-
-
-@define(kw_only=True)
-class ObjectNamespace:
-    """Objects that a container sees."""
-
-    shadow: str = named("shadow", default="")
-    symlink: list[ObjectSymlink] = named("symlink", factory=list)
-    objdir: list[ObjectDirectory] = named("objdir", factory=list)
-
-
-@define(kw_only=True)
-class DeviceInstance:
-    """One instance of a device."""
-
-    id: str = named("id", default="")
-    location_path: str = named("location_path", default="")
-    port_name: str = named("port_name", default="")
-    interface_class: list[InterfaceClass] = named("interface_class", factory=list)
-
-
-@define(kw_only=True)
-class DeviceNamespace:
-    """Devices that a container sees."""
-
-    requires_driverstore: bool = named("requires_driverstore", default=False)
-    device_category: list[DeviceCategory] = named("device_category", factory=list)
-    device_instance: list[DeviceInstance] = named("device_instance", factory=list)
-
-
-@define(kw_only=True)
-class DeviceExtensionNamespace:
-    """Objects and devices of an extension."""
-
-    ob: ObjectNamespace | None = named("ob", default=None)
-    device: DeviceNamespace | None = named("device", default=None)
-
-
-@define(kw_only=True)
-class DeviceExtension:
-    """An extension of the devices a container sees."""
-
-    device_category: DeviceCategory | None = named("device_category", default=None)
-    namespace: DeviceExtensionNamespace | None = named("namespace", default=None)
-
-
-@define(kw_only=True)
-class ContainerDefinitionDevice:
-    """Extensions of the device namespace of a container."""
-
-    device_extension: list[DeviceExtension] = named("device_extension", factory=list)
-
-
-@define(kw_only=True)
 class Storage:
     """Root file system of a container."""
 
@@ -206,9 +118,7 @@ class Container:
     )
     registry_changes: RegistryChanges | None = named("RegistryChanges", default=None)
     assigned_devices: list[Device] = named("AssignedDevices", factory=list)
-    additional_device_namespace: ContainerDefinitionDevice | None = named(
-        "AdditionalDeviceNamespace", default=None
-    )
+    additional_device_namespace: Any = named("AdditionalDeviceNamespace", default=None)
     isolation_type: str = named("IsolationType", default="")
 
 

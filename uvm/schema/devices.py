@@ -5,6 +5,8 @@ The same structures are the settings of the requests that attach and detach devi
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import define
 
 from uvm.schema.field import named
@@ -103,20 +105,12 @@ class NetworkAdapter:
 
 
 @define(kw_only=True)
-class RdpConnectionOptions:
-    """Access to the video console: its users, and its pipe."""
-
-    access_sids: list[str] = named("AccessSids", factory=list)
-    named_pipe: str = named("NamedPipe", default="")
-
-
-@define(kw_only=True)
 class VideoMonitor:
     """The monitor of the video console, in pixels."""
 
     horizontal_resolution: int = named("HorizontalResolution", default=0)
     vertical_resolution: int = named("VerticalResolution", default=0)
-    connection_options: RdpConnectionOptions | None = named("ConnectionOptions", default=None)
+    connection_options: Any = named("ConnectionOptions", default=None)
 
 
 @define(kw_only=True)
@@ -125,15 +119,10 @@ class Keyboard:
 
 
 @define(kw_only=True)
-class Mouse:
-    """A mouse."""
-
-
-@define(kw_only=True)
 class EnhancedModeVideo:
     """The video console over RDP."""
 
-    connection_options: RdpConnectionOptions | None = named("ConnectionOptions", default=None)
+    connection_options: Any = named("ConnectionOptions", default=None)
 
 
 @define(kw_only=True)
@@ -239,38 +228,6 @@ class Plan9:
 
 
 @define(kw_only=True)
-class Battery:
-    """A virtual battery that mirrors the host's."""
-
-
-@define(kw_only=True)
-class FlexibleIoDevice:
-    """A device that a process of the host emulates."""
-
-    emulator_id: str = named("EmulatorId", default="")
-    hosting_model: str = named("HostingModel", default="")
-    configuration: list[str] = named("Configuration", factory=list)
-
-
-@define(kw_only=True)
-class SharedMemoryRegion:
-    """A section of the host's memory, shared with the guest."""
-
-    section_name: str = named("SectionName", default="")
-    start_offset: int = named("StartOffset", default=0)
-    length: int = named("Length", default=0)
-    allow_guest_write: bool = named("AllowGuestWrite", default=False)
-    hidden_from_guest: bool = named("HiddenFromGuest", default=False)
-
-
-@define(kw_only=True)
-class SharedMemoryConfiguration:
-    """Memory shared between host and guest."""
-
-    regions: list[SharedMemoryRegion] = named("Regions", factory=list)
-
-
-@define(kw_only=True)
 class VirtualPciFunction:
     """One function of a host PCI device."""
 
@@ -296,13 +253,13 @@ class Devices:
     network_adapters: dict[str, NetworkAdapter] = named("NetworkAdapters", factory=dict)
     video_monitor: VideoMonitor | None = named("VideoMonitor", default=None)
     keyboard: Keyboard | None = named("Keyboard", default=None)
-    mouse: Mouse | None = named("Mouse", default=None)
+    mouse: Any = named("Mouse", default=None)
     hv_socket: HvSocket2 | None = named("HvSocket", default=None)
     enhanced_mode_video: EnhancedModeVideo | None = named("EnhancedModeVideo", default=None)
     guest_crash_reporting: GuestCrashReporting | None = named("GuestCrashReporting", default=None)
     virtual_smb: VirtualSmb | None = named("VirtualSmb", default=None)
     plan9: Plan9 | None = named("Plan9", default=None)
-    battery: Battery | None = named("Battery", default=None)
-    flexible_iov: dict[str, FlexibleIoDevice] = named("FlexibleIov", factory=dict)
-    shared_memory: SharedMemoryConfiguration | None = named("SharedMemory", default=None)
+    battery: Any = named("Battery", default=None)
+    flexible_iov: dict[str, Any] = named("FlexibleIov", factory=dict)
+    shared_memory: Any = named("SharedMemory", default=None)
     virtual_pci: dict[str, VirtualPciDevice] = named("VirtualPci", factory=dict)

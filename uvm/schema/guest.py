@@ -38,19 +38,6 @@ class SCSIDevice:
 
 
 @define(kw_only=True)
-class DeviceVerityInfo:
-    """dm-verity data of a device; current guests read it from the device itself."""
-
-    ext4_size_in_bytes: int = named("Ext4SizeInBytes", default=0)
-    version: int = named("Version", default=0)
-    algorithm: str = named("Algorithm", default="")
-    super_block: bool = named("SuperBlock", default=False)
-    root_digest: str = named("RootDigest", default="")
-    salt: str = named("Salt", default="")
-    block_size: int = named("BlockSize", default=0)
-
-
-@define(kw_only=True)
 class LCOWMappedVirtualDisk:
     """A disk mounted in a Linux guest; partition 0 is the whole disk."""
 
@@ -62,7 +49,7 @@ class LCOWMappedVirtualDisk:
     encrypted: bool = named("Encrypted", default=False)
     options: list[str] = named("Options", factory=list)
     block_dev: bool = named("BlockDev", default=False)
-    verity_info: DeviceVerityInfo | None = named("VerityInfo", default=None)
+    verity_info: Any = named("VerityInfo", default=None)
     ensure_filesystem: bool = named("EnsureFilesystem", default=False)
     filesystem: str = named("Filesystem", default="")
 
@@ -118,7 +105,7 @@ class LCOWMappedVPMemDevice:
     device_number: int = named("DeviceNumber", default=0)
     mount_path: str = named("MountPath", default="")
     mapping_info: LCOWVPMemMappingInfo | None = named("MappingInfo", default=None)
-    verity_info: DeviceVerityInfo | None = named("VerityInfo", default=None)
+    verity_info: Any = named("VerityInfo", default=None)
 
 
 @define(kw_only=True)

@@ -52,23 +52,11 @@ class Dns:
 
 
 @define(kw_only=True)
-class ExtraParams:
-    """Details of an endpoint's health."""
-
-    resources: Any = named("Resources", default=None)
-    shared_containers: Any = named("SharedContainers", default=None)
-    layered_on: str = named("LayeredOn", default="")
-    switch_guid: str = named("SwitchGuid", default="")
-    utility_vm: str = named("UtilityVM", default="")
-    virtual_machine: str = named("VirtualMachine", default="")
-
-
-@define(kw_only=True)
 class Health:
     """The health of an endpoint."""
 
     data: Any = named("Data", default=None)
-    extra: ExtraParams = named("Extra", factory=ExtraParams, always=True)
+    extra: dict[str, Any] = named("Extra", factory=dict, always=True)
 
 
 @define(kw_only=True)
@@ -77,13 +65,6 @@ class EndpointPolicy:
 
     type: str = named("Type", default="", always=True)
     settings: Any = named("Settings", default=None)
-
-
-@define(kw_only=True)
-class EncapOverheadEndpointPolicySetting:
-    """Settings of an ``EncapOverhead`` policy: the bytes that encapsulation takes."""
-
-    overhead: int = named("Overhead", default=0)
 
 
 @define(kw_only=True)
@@ -114,15 +95,6 @@ class HostComputeEndpoint:
 
 
 @define(kw_only=True)
-class ModifyEndpointSettingRequest:
-    """A change of an endpoint."""
-
-    resource_type: str = named("ResourceType", default="")
-    request_type: str = named("RequestType", default="")
-    settings: Any = named("Settings", default=None)
-
-
-@define(kw_only=True)
 class NamespaceResource:
     """A member of a namespace; ``type`` is ``Container`` or ``Endpoint``, ``data`` holds its ``ID``."""
 
@@ -139,12 +111,3 @@ class HostComputeNamespace:
     type: str = named("Type", default="")
     resources: list[NamespaceResource] = named("Resources", factory=list)
     schema_version: SchemaVersion = named("SchemaVersion", factory=SchemaVersion, always=True)
-
-
-@define(kw_only=True)
-class ModifyNamespaceSettingRequest:
-    """A change of a namespace: add or remove an endpoint or a container."""
-
-    resource_type: str = named("ResourceType", default="")
-    request_type: str = named("RequestType", default="")
-    settings: Any = named("Settings", default=None)

@@ -33,13 +33,6 @@ class PropertyQuery:
 
 
 @define(kw_only=True)
-class PropertyResponse:
-    """The answer to one property."""
-
-    response: Any = named("Response", default=None)
-
-
-@define(kw_only=True)
 class ProcessorStats:
     """Processor time used."""
 
@@ -112,14 +105,6 @@ class MemoryInformationForVm:
 
 
 @define(kw_only=True)
-class SharedMemoryRegionInfo:
-    """The address of a shared section in the guest."""
-
-    section_name: str = named("SectionName", default="")
-    guest_physical_address: int = named("GuestPhysicalAddress", default=0)
-
-
-@define(kw_only=True)
 class GuestConnectionInfo:
     """The guest's facts from its connection to HCS."""
 
@@ -152,9 +137,9 @@ class Properties:
     process_list: list[ProcessDetails] = named("ProcessList", factory=list)
     terminate_on_last_handle_closed: bool = named("TerminateOnLastHandleClosed", default=False)
     hosting_system_id: str = named("HostingSystemId", default="")
-    shared_memory_region_info: list[SharedMemoryRegionInfo] = named("SharedMemoryRegionInfo", factory=list)
+    shared_memory_region_info: list[Any] = named("SharedMemoryRegionInfo", factory=list)
     guest_connection_info: GuestConnectionInfo | None = named("GuestConnectionInfo", default=None)
-    property_responses: dict[str, PropertyResponse] = named("PropertyResponses", factory=dict)
+    property_responses: dict[str, Any] = named("PropertyResponses", factory=dict)
     lcow_metrics: Any = named("LCOWMetrics", default=None)
 
 
@@ -175,10 +160,3 @@ class ProcessorTopology:
 
     logical_processor_count: int = named("LogicalProcessorCount", default=0)
     logical_processors: list[LogicalProcessor] = named("LogicalProcessors", factory=list)
-
-
-@define(kw_only=True)
-class ServiceProperties:
-    """The service's answers, one for each queried property."""
-
-    properties: list[Any] = named("Properties", factory=list)

@@ -212,59 +212,6 @@ class SecuritySettings:
 
 
 @define(kw_only=True)
-class MemoryMigrationTransferThrottleParams:
-    """The throttling of the memory transfer in a live migration."""
-
-    skip_throttling: bool | None = named("SkipThrottling", default=None)
-    throttling_scale: float | None = named("ThrottlingScale", default=None)
-    minimum_throttle_percentage: int | None = named("MinimumThrottlePercentage", default=None)
-    target_number_of_brownout_transfer_passes: int | None = named(
-        "TargetNumberOfBrownoutTransferPasses", default=None
-    )
-    starting_brownout_pass_number_for_throttling: int | None = named(
-        "StartingBrownoutPassNumberForThrottling", default=None
-    )
-    maximum_number_of_brownout_transfer_passes: int | None = named(
-        "MaximumNumberOfBrownoutTransferPasses", default=None
-    )
-    target_blackout_transfer_time: int | None = named("TargetBlackoutTransferTime", default=None)
-    blackout_time_threshold_for_cancelling_migration: int | None = named(
-        "BlackoutTimeThresholdForCancellingMigration", default=None
-    )
-
-
-@define(kw_only=True)
-class MigrationCompressionSettings:
-    """Compression of a live migration's traffic."""
-
-    throttle_worker_count: int | None = named("ThrottleWorkerCount", default=None)
-
-
-@define(kw_only=True)
-class CompatibilityInfo:
-    """Compatibility data of a live migration's source: base64."""
-
-    data: str = named("Data", default="")
-
-
-@define(kw_only=True)
-class MigrationInitializeOptions:
-    """A VM's part in a live migration."""
-
-    origin: str = named("Origin", default="")
-    memory_transport: str = named("MemoryTransport", default="")
-    memory_transfer_throttle_params: MemoryMigrationTransferThrottleParams | None = named(
-        "MemoryTransferThrottleParams", default=None
-    )
-    compression_settings: MigrationCompressionSettings | None = named("CompressionSettings", default=None)
-    checksum_verification: bool = named("ChecksumVerification", default=False)
-    perf_tracing_enabled: bool = named("PerfTracingEnabled", default=False)
-    cancel_if_blackout_threshold_exceeds: bool = named("CancelIfBlackoutThresholdExceeds", default=False)
-    prepare_memory_transfer_mode: bool = named("PrepareMemoryTransferMode", default=False)
-    compatibility_data: CompatibilityInfo | None = named("CompatibilityData", default=None)
-
-
-@define(kw_only=True)
 class VirtualMachine:
     """A virtual machine."""
 
@@ -281,7 +228,7 @@ class VirtualMachine:
     guest_connection: GuestConnection | None = named("GuestConnection", default=None)
     security_settings: SecuritySettings | None = named("SecuritySettings", default=None)
     resource_partition_id: str = named("ResourcePartitionId", default="")
-    migration_options: MigrationInitializeOptions | None = named("MigrationOptions", default=None)
+    migration_options: Any = named("MigrationOptions", default=None)
 
 
 @define(kw_only=True)
