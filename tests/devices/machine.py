@@ -211,7 +211,8 @@ class DeviceMachine(RuleBasedStateMachine):
         key, member = self.draw_request(data)
         before = self.ledger.dump()
         try:
-            ticket, change = self.ledger.acquire(key, member)
+            names = (data.draw(st.sampled_from(["one name", "another"])), key)
+            ticket, change = self.ledger.acquire(key, member, names=names)
         except (NoSpaceError, OptionsError):
             assert self.ledger.dump() == before
             return
@@ -346,6 +347,17 @@ class DeviceMachine(RuleBasedStateMachine):
         ]
         assert len(found) == len(set(found))
         assert set(found) == {t for t, state in self.tickets.items() if state != ENDED}
+
+    @invariant()
+    def what_is_held_is_found_by_every_name_that_it_was_taken_by(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        for ticket in self.tickets:
+            if ticket.state == HELD:
+                for name in ticket.names:
+                    assert (ticket.entry, ticket.names[-1]) in self.ledger.named(name)
+        named = [entry for names in self.ledger._named.values() for entry, _ in names]
+        assert {entry.key for entry in named} <= {e.key for e in self.ledger if e.applied is not None}
 
     @invariant()
     def no_slot_is_given_twice(self) -> None:
