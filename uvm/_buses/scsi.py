@@ -126,11 +126,7 @@ class ScsiBus(Bus):
         """
         self._context.link.check_running()
         type = member_of(DiskType, type, "type")
-        evd_type, named = "", None
-        if type is DiskType.EXTENSIBLE_VIRTUAL_DISK:
-            evd_type, sent = parse_evd(text_of(path))
-            named = HostName(sent, (evd_name(text_of(path), self._context.host.paths),))
-        named = named or await self._context.named(path)
+        named, evd_type = await self._named(path, type)
         key = DiskKey(named.key, type, evd_type, read_only)
         if mount is not None:
             self._check_mount(key, named.path, mount)
@@ -144,6 +140,14 @@ class ScsiBus(Bus):
             return ScsiLease(disk, shown, slot.controller, slot.lun)
         mounted = await self._mount(disk, mount, read_only)
         return ScsiLease(mounted, shown, slot.controller, slot.lun, mounted.slot.path)
+
+    async def _named(self, path: HostPath, type: DiskType) -> tuple[HostName, str]:
+        """Return the name of a disk, and the type of an extensible one."""
+        if type is not DiskType.EXTENSIBLE_VIRTUAL_DISK:
+            return await self._context.named(path), ""
+        text = text_of(path)
+        evd_type, sent = parse_evd(text)
+        return HostName(sent, (evd_name(text, self._context.host.paths),)), evd_type
 
     def _check_mount(self, key: DiskKey, path: str, mount: Mount) -> None:
         """Refuse, before anything is sent, a mount that cannot be."""

@@ -180,7 +180,7 @@ def mount_layers(
     vm: Devices,
     container_id: str,
     layers: Sequence[LCOWLayer | WCOWLayer | HostPath],
-    scratch_path: str,
+    scratch_path: HostPath,
     *,
     root: str = "",
 ) -> Opening[RootFileSystem]:
@@ -210,7 +210,7 @@ def mount_layers(
 
 
 async def _mount_lcow(
-    vm: Devices, container_id: str, layers: Sequence[Any], scratch_path: str, root: str
+    vm: Devices, container_id: str, layers: Sequence[Any], scratch_path: HostPath, root: str
 ) -> RootFileSystem:
     options = vm._context.options
     encrypted = isinstance(options, LCOWOptions) and options.scratch_encryption
@@ -243,7 +243,7 @@ async def _mount_lcow(
 
 
 async def _mount_wcow(
-    vm: Devices, container_id: str, layers: Sequence[Any], scratch_path: str
+    vm: Devices, container_id: str, layers: Sequence[Any], scratch_path: HostPath
 ) -> RootFileSystem:
     options = evolve(vm.vsmb.default_options(read_only=True), take_backup_privilege=True)
 

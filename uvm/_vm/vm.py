@@ -404,7 +404,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         self,
         container_id: str,
         layers: Sequence[LCOWLayer | WCOWLayer | HostPath],
-        scratch_path: str,
+        scratch_path: HostPath,
         *,
         root: str = "",
     ) -> Opening[RootFileSystem]:
