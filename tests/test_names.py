@@ -12,7 +12,6 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from uvm._names import (
-    flavour_of,
     guest_path,
     guest_path_key,
     guid_key,
@@ -210,21 +209,6 @@ def test_what_is_no_path_is_refused_by_what_it_was_given_for(path: Any) -> None:
 def test_pathlib_paths_are_taken(path: Any, sent: str) -> None:
     assert text_of(path) == str(path)
     assert host_path(path, "windows") == sent
-
-
-@pytest.mark.parametrize(
-    ("path", "flavour"),
-    [
-        ("/srv/a", "posix"),
-        ("//server/share/a", "posix"),
-        ("C:/a", "windows"),
-        (r"\\server\share", "windows"),
-        ("D:", "windows"),
-        ("a", "windows"),
-    ],
-)
-def test_the_flavour_of_a_path_is_that_of_the_hosts_where_it_is_absolute(path: str, flavour: str) -> None:
-    assert flavour_of(path) == flavour
 
 
 # Guests.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
 from types import TracebackType
@@ -66,6 +66,22 @@ async def bare_task_group(
             raise failure
     if failure is not None:
         raise failure
+
+
+async def errors_of(calls: Iterable[Callable[[], Awaitable[object]]]) -> list[Exception]:
+    """Make calls at once, and return the errors of those that fail."""
+    errors: list[Exception] = []
+
+    async def one(call: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await call()
+        except Exception as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for call in calls:
+            tasks.start_soon(one, call)
+    return errors
 
 
 class Opening(Generic[C]):

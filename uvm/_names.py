@@ -68,11 +68,6 @@ def text_of(path: HostPath, what: str = "path") -> str:
     return text
 
 
-def flavour_of(path: HostPath) -> PathFlavour:
-    """Return the flavour of the hosts on which a path is absolute; POSIX, which folds less, for ``//x/y``."""
-    return "posix" if text_of(path).startswith("/") else "windows"
-
-
 def host_path(path: HostPath, flavour: PathFlavour, what: str = "host path") -> str:
     """Return the spelling of a host path that is sent.
 

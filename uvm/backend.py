@@ -18,8 +18,9 @@ from types import ModuleType, TracebackType
 from typing import Any, Final, Literal, Protocol
 
 import anyio
-from attrs import Factory, evolve, frozen
+from attrs import Factory, frozen
 
+from uvm._names import PathFlavour
 from uvm.errors import ExitStatus
 from uvm.schema.common import V25H1_SERVER
 
@@ -83,17 +84,13 @@ class HostInfo:
     memory_mb: int = 65536
     machine: Literal["amd64", "arm64"] = "amd64"
     time_zone: Mapping[str, Any] = Factory(dict)
-    paths: Literal["windows", "posix"] = "windows"
+    paths: PathFlavour = "windows"
     concurrency: Concurrency = Concurrency()
 
     @property
     def path(self) -> ModuleType:
         """The path module of the host's flavour: ``ntpath`` or ``posixpath``."""
         return ntpath if self.paths == "windows" else posixpath
-
-    def with_concurrency(self, concurrency: Concurrency) -> HostInfo:
-        """Give these facts with other limits."""
-        return evolve(self, concurrency=concurrency)
 
 
 @frozen

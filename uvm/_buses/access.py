@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
 from attrs import define, field, frozen
 
+from uvm._async import errors_of
 from uvm._buses.driver import is_refusal, own
 from uvm._buses.link import Link
 from uvm.backend import Backend
@@ -76,16 +79,5 @@ class Access:
     async def revoke_all(self) -> list[Exception]:
         """Revoke everything that was granted, all at once; return the errors of what was not revoked."""
         paths = list(self.granted.values())
-        errors: list[Exception] = []
         self.granted.clear()
-
-        async def revoke(path: str) -> None:
-            try:
-                await self.backend.revoke_access(path, self.link.vm_id)
-            except Exception as error:
-                errors.append(error)
-
-        async with anyio.create_task_group() as tasks:
-            for path in paths:
-                tasks.start_soon(revoke, path)
-        return errors
+        return await errors_of(partial(self.backend.revoke_access, path, self.link.vm_id) for path in paths)

@@ -15,6 +15,7 @@ from uvm._names import guid_key
 from uvm.backend import JSON
 from uvm.devices.network import Adapter, Adapters, Namespaces, adapter_key
 from uvm.errors import NotAttachedError, OptionsError
+from uvm.options import LCOWOptions
 from uvm.schema.json import from_json
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
 
@@ -113,7 +114,7 @@ class NetworkBus(Bus):
         plan, options = context.plan, context.options
         supported = bool(context.link.capabilities().get("NamespaceAddRequestSupported"))
         self._namespaces = self._drive(Namespaces(plan.os, supported), "network")
-        routing = getattr(options, "policy_based_routing", False)
+        routing = isinstance(options, LCOWOptions) and options.policy_based_routing
         self._adapters = self._drive(Adapters(plan.os, context.host.build, supported, routing), "network")
 
     @property

@@ -24,6 +24,7 @@ from uvm.devices.vsmb import (
     guest_path,
 )
 from uvm.errors import NotAttachedError
+from uvm.options import WCOWOptions
 from uvm.schema.devices import VirtualSmbShareOptions
 
 
@@ -97,7 +98,9 @@ class VSMBBus(Bus):
     def default_options(self, read_only: bool) -> VirtualSmbShareOptions:
         """Return the options that :meth:`add` uses by default."""
         options = self._context.options
-        no_direct_map = options.fully_physically_backed or getattr(options, "no_direct_map", False)
+        no_direct_map = options.fully_physically_backed or (
+            isinstance(options, WCOWOptions) and options.no_direct_map
+        )
         return default_options(read_only, no_direct_map)
 
     def add(

@@ -7,10 +7,13 @@ import hashlib
 import json
 from typing import Any
 
+from attrs import asdict
+
+from uvm._document.plan import CreationPlan
 from uvm._names import guid_key, pipe_path
 from uvm.backend import JSON, HostInfo
 from uvm.errors import NotSupportedError, OptionsError
-from uvm.options import HvSocketService, Options, decode_policy
+from uvm.options import HvSocketService, LCOWOptions, Options, WCOWOptions, decode_policy
 from uvm.schema.common import V21H1, V25H1_SERVER, StorageQoS, Version
 from uvm.schema.devices import (
     ComPort,
@@ -18,11 +21,9 @@ from uvm.schema.devices import (
     EnhancedModeVideo,
     HvSocketServiceConfig,
     Keyboard,
-    Scsi,
     VideoMonitor,
 )
 from uvm.schema.json import to_json
-from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 from uvm.schema.system import (
     ComputeSystem,
     CpuGroup,
@@ -68,11 +69,7 @@ def processor_count(options: Options, host: HostInfo) -> int:
     return min(requested_processors(options, host), host.processors)
 
 
-def processor(options: Options, host: HostInfo) -> VirtualMachineProcessor:
-    """Return the processors.
-
-    :raises NotSupportedError: the host is too old for a CPU group.
-    """
+def _processor(options: Options, host: HostInfo) -> VirtualMachineProcessor:
     made = VirtualMachineProcessor(
         count=processor_count(options, host),
         limit=options.processor_limit,
@@ -84,15 +81,13 @@ def processor(options: Options, host: HostInfo) -> VirtualMachineProcessor:
     return made
 
 
-def memory(
-    options: Options, *, hot_hint: bool = False, cold_discard_hint: bool = False
-) -> VirtualMachineMemory:
+def _memory(options: Options) -> VirtualMachineMemory:
     """Return the memory, with the hints to the host of what the guest uses."""
     return VirtualMachineMemory(
         size_in_mb=memory_mb(options),
         allow_overcommit=options.allow_overcommit,
-        enable_hot_hint=hot_hint,
-        enable_cold_discard_hint=cold_discard_hint,
+        enable_hot_hint=isinstance(options, WCOWOptions) and options.allow_overcommit,
+        enable_cold_discard_hint=isinstance(options, LCOWOptions) and options.cold_discard_hint,
         enable_deferred_commit=options.deferred_commit,
         low_mmio_gap_in_mb=options.low_mmio_gap_mb,
         high_mmio_base_in_mb=options.high_mmio_base_mb,
@@ -100,19 +95,19 @@ def memory(
     )
 
 
-def topology(options: Options, host: HostInfo, memory: VirtualMachineMemory) -> Topology:
-    """Return the memory with processors, and with virtual NUMA nodes if they are asked for.
+def topology(options: Options, host: HostInfo) -> Topology:
+    """Return the memory and the processors, with virtual NUMA nodes if they are asked for.
 
     :raises NotSupportedError: the host is too old for virtual NUMA, or for a CPU group.
     :raises OptionsError: the nodes do not add up to the VM.
     """
-    made = Topology(memory=memory, processor=(processors := processor(options, host)))
-    implicit = options.numa_max_processors_per_node > 0
-    if not implicit and not options.numa_mapped_physical_nodes:
+    memory, processors = _memory(options), _processor(options, host)
+    made = Topology(memory=memory, processor=processors)
+    if not options.has_numa:
         return made
     need_build(host, V25H1_SERVER, "virtual NUMA")
     made.numa = Numa(preferred_physical_nodes=[*options.numa_preferred_physical_nodes])
-    if implicit:
+    if options.numa_max_processors_per_node:
         made.numa.max_size_per_node = options.numa_max_memory_per_node_mb
         count = Range(max=options.numa_max_processors_per_node)
         processors.numa_processors_settings = NumaProcessors(count_per_node=count)
@@ -154,21 +149,6 @@ def _check_numa_totals(options: Options, host: HostInfo) -> None:
             raise OptionsError(f"the virtual NUMA nodes have {nodes} {what}, the VM has {vm}")
 
 
-def storage_qos(options: Options) -> StorageQoS | None:
-    """Return the limits of storage, None without any."""
-    if not options.storage_qos_iops_max and not options.storage_qos_bandwidth_max:
-        return None
-    return StorageQoS(
-        iops_maximum=options.storage_qos_iops_max,
-        bandwidth_maximum=options.storage_qos_bandwidth_max,
-    )
-
-
-def scsi_controllers(count: int) -> dict[str, Scsi]:
-    """Return empty SCSI controllers."""
-    return {guid: Scsi() for guid in SCSI_CONTROLLER_GUIDS[:count]}
-
-
 def hvsocket_services(options: Options) -> dict[str, HvSocketServiceConfig]:
     """Return the service table's entries that the options hold."""
     return {guid: hvsocket_service(service) for guid, service in options.hvsocket_services.items()}
@@ -176,12 +156,7 @@ def hvsocket_services(options: Options) -> dict[str, HvSocketServiceConfig]:
 
 def hvsocket_service(service: HvSocketService) -> HvSocketServiceConfig:
     """Return an entry of the service table."""
-    return HvSocketServiceConfig(
-        bind_security_descriptor=service.bind_security_descriptor,
-        connect_security_descriptor=service.connect_security_descriptor,
-        allow_wildcard_binds=service.allow_wildcard_binds,
-        disabled=service.disabled,
-    )
+    return HvSocketServiceConfig(**asdict(service))
 
 
 def add_service(table: dict[str, HvSocketServiceConfig], service_id: str, binds: str) -> None:
@@ -216,8 +191,26 @@ def launch_data(options: Options) -> str:
     return base64.b64encode(digest).decode("ascii")
 
 
-def finish(options: Options, vm: VirtualMachine, *, minor: int = 1) -> JSON:
-    """Return the whole document, of schema version 2.`minor`, with ``additional_json`` merged over it."""
+def finish(options: Options, host: HostInfo, vm: VirtualMachine, *, id: str, minor: int = 1) -> CreationPlan:
+    """Return a plan with what the options say of any VM, its document in schema version 2.`minor`."""
+    vm.stop_on_reset = True
+    limits = StorageQoS(
+        iops_maximum=options.storage_qos_iops_max, bandwidth_maximum=options.storage_qos_bandwidth_max
+    )
+    if limits != StorageQoS():
+        vm.storage_qos = limits
+    return CreationPlan(
+        document=_document(options, vm, minor),
+        os="linux" if isinstance(options, LCOWOptions) else "windows",
+        id=id,
+        processors=processor_count(options, host),
+        memory_mb=memory_mb(options),
+        scsi_controllers=options.scsi_controllers,
+    )
+
+
+def _document(options: Options, vm: VirtualMachine, minor: int) -> JSON:
+    """Return the whole document, with ``additional_json`` merged over it."""
     document = to_json(
         ComputeSystem(
             owner=options.owner,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from uvm._document.boot import (
     KERNEL_DIRECT_BUILD,
@@ -22,16 +22,10 @@ from uvm._document.common import (
     finish,
     hvsocket_services,
     launch_data,
-    memory,
-    memory_mb,
     need_build,
-    processor,
-    processor_count,
-    scsi_controllers,
-    storage_qos,
     topology,
 )
-from uvm._document.paths import Files, join, need_file
+from uvm._document.paths import Files, join, need
 from uvm._document.plan import AssignedDevice, CopyFile, CreationPlan, GrantAccess
 from uvm._names import host_path_key
 from uvm._wire.ports import (
@@ -135,13 +129,13 @@ def _plan_plain(
     new_id: Callable[[], str],
 ) -> CreationPlan:
     boot = resolve_boot(options, host, files)
-    need_file(files, boot.kernel_path, "the kernel")
-    rootfs_bytes = need_file(files, boot.rootfs_path, "the root file system").size
+    need(files, boot.kernel_path, "the kernel")
+    rootfs_bytes = need(files, boot.rootfs_path, "the root file system").size
     on_vpmem = boot.rootfs_type == "vhd" and counts.vpmem > 0
     on_scsi = boot.rootfs_type == "vhd" and not on_vpmem
     if on_vpmem and counts.multi_mapping:
         _check_fits_vpmem(boot, rootfs_bytes)
-    nodes = topology(options, host, memory(options, cold_discard_hint=options.cold_discard_hint))
+    nodes = topology(options, host)
     assigned = tuple(AssignedDevice(d.instance_path, d.function, new_id()) for d in options.assigned_devices)
     devices = Devices(
         scsi=_scsi(counts, boot.rootfs_path if on_scsi else None),
@@ -152,20 +146,14 @@ def _plan_plain(
     )
     add_consoles(devices, options, host)
     vm = VirtualMachine(
-        stop_on_reset=True,
         chipset=_chipset(boot, kernel_command_line(options, host, boot, vpmem=counts.vpmem > 0)),
         compute_topology=nodes,
         devices=devices,
-        storage_qos=storage_qos(options),
         guest_connection=_guest_connection(options),
         resource_partition_id=options.resource_partition_id.lower(),
     )
-    return CreationPlan(
-        document=finish(options, vm),
-        os="linux",
-        id=id,
-        processors=processor_count(options, host),
-        memory_mb=memory_mb(options),
+    return evolve(
+        finish(options, host, vm, id=id),
         scsi_controllers=counts.scsi,
         reserved_scsi=((0, 0),) if on_scsi else (),
         vpmem_count=counts.vpmem,
@@ -186,7 +174,7 @@ def _sockets(options: LCOWOptions) -> HvSocketSystemConfig:
 
 def _scsi(counts: _Counts, boot_disk: str | None) -> dict[str, Scsi]:
     """Return the SCSI controllers, the disk that the guest boots from in the first slot."""
-    controllers = scsi_controllers(counts.scsi)
+    controllers = {guid: Scsi() for guid in SCSI_CONTROLLER_GUIDS[: counts.scsi]}
     if boot_disk is None:
         return controllers
     if not controllers:
@@ -260,9 +248,9 @@ def _plan_isolated(
         )
     directory = boot_directory(options, host)
     state_template = join(host, directory, options.guest_state_file)
-    need_file(files, state_template, "the guest state file")
+    need(files, state_template, "the guest state file")
     rootfs_template = join(host, directory, options.dm_verity_rootfs_vhd)
-    need_file(files, rootfs_template, "the dm-verity root file system")
+    need(files, rootfs_template, "the dm-verity root file system")
     state = join(host, options.bundle_directory, options.guest_state_file)
     rootfs = join(host, options.bundle_directory, _DM_VERITY_ROOTFS)
     if (
@@ -279,12 +267,8 @@ def _plan_isolated(
         hv_socket=HvSocket2(hv_socket_config=_isolated_sockets(options)),
         plan9=Plan9(),
     )
-    return CreationPlan(
-        document=finish(options, _isolated_machine(options, host, devices, state), minor=5),
-        os="linux",
-        id=id,
-        processors=processor_count(options, host),
-        memory_mb=memory_mb(options),
+    return evolve(
+        finish(options, host, _isolated_machine(options, host, devices, state), id=id, minor=5),
         scsi_controllers=counts.scsi,
         reserved_scsi=((0, 0),) if on_scsi else (),
         preparations=(
@@ -304,20 +288,15 @@ def _isolated_machine(options: LCOWOptions, host: HostInfo, devices: Devices, st
         hcl_enabled=options.hcl_enabled,
     )
     return VirtualMachine(
-        stop_on_reset=True,
         chipset=Chipset(
             uefi=Uefi(apply_secure_boot_template="Apply", secure_boot_template_id=SECURE_BOOT_TEMPLATE)
         ),
-        compute_topology=Topology(
-            memory=memory(options, cold_discard_hint=options.cold_discard_hint),
-            processor=processor(options, host),
-        ),
+        compute_topology=topology(options, host),
         devices=devices,
         # Transient: the file is the source of the images; no state goes into it.
         guest_state=GuestState(
             guest_state_file_path=state, guest_state_file_type="FileMode", force_transient_state=True
         ),
-        storage_qos=storage_qos(options),
         guest_connection=_guest_connection(options),
         security_settings=SecuritySettings(isolation=isolation),
     )

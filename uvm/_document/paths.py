@@ -62,26 +62,14 @@ def _joined(flavour: PathFlavour, directory: str, name: str) -> str:
     return host_path(directory + ("/" if flavour == "posix" else "\\") + name, flavour)
 
 
-def need_file(files: Files, path: str, what: str) -> FileInfo:
-    """Return what is known of a file.
+def need(files: Files, path: str, what: str, *, directory: bool = False) -> FileInfo:
+    """Return what is known of a file, or of a directory.
 
-    :raises OptionsError: it is not there, or is a directory.
+    :raises OptionsError: it is not there, or is the other of the two.
     """
     info = files.get(path)
     if info is None:
         raise OptionsError(f"{what}: {path} was not found on the host")
-    if info.is_dir:
-        raise OptionsError(f"{what}: {path} is a directory")
+    if info.is_dir is not directory:
+        raise OptionsError(f"{what}: {path} is {'a' if info.is_dir else 'not a'} directory")
     return info
-
-
-def need_directory(files: Files, path: str, what: str) -> None:
-    """Check that a directory is there.
-
-    :raises OptionsError: it is not there, or is a file.
-    """
-    info = files.get(path)
-    if info is None:
-        raise OptionsError(f"{what}: {path} was not found on the host")
-    if not info.is_dir:
-        raise OptionsError(f"{what}: {path} is not a directory")

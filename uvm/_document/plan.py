@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from attrs import field, frozen
 
+from uvm._names import GuestOS
 from uvm.backend import JSON, AccessMask
 
 
@@ -70,7 +69,7 @@ class CreationPlan:
     """
 
     document: JSON = field(repr=False)
-    os: Literal["linux", "windows"]
+    os: GuestOS
     id: str
     processors: int
     memory_mb: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import ntpath
 
-from attrs import evolve, frozen
+from attrs import asdict, evolve, frozen
 
 from uvm._document.common import (
     SECURE_BOOT_TEMPLATE,
@@ -15,13 +15,9 @@ from uvm._document.common import (
     finish,
     hvsocket_services,
     launch_data,
-    memory,
-    memory_mb,
-    processor_count,
-    storage_qos,
     topology,
 )
-from uvm._document.paths import Files, join, need_directory, with_host_paths
+from uvm._document.paths import Files, join, need, with_host_paths
 from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
 from uvm._names import host_path, host_path_key
 from uvm._wire.ports import WINDOWS_LOG_SERVICE
@@ -75,42 +71,36 @@ class _Boot:
     share: VirtualSmbShare
     disks: tuple[Attachment, ...]
     preparations: tuple[Preparation, ...]
+    copies_on_exit: tuple[Preparation, ...] = ()
 
 
 def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) -> CreationPlan:
     """Plan the creation of a VM with a Windows guest."""
     files_of_boot = with_host_paths(options.boot_files, host)
     if isinstance(files_of_boot, BlockCIMBootFiles):
-        boot = _boot_from_disks(options, files_of_boot, host)
+        boot = _boot_from_disks(options, files_of_boot, host, id)
     else:
         boot = _boot_from_directory(options, files_of_boot)
     vm = VirtualMachine(
-        stop_on_reset=True,
         chipset=boot.chipset,
-        compute_topology=topology(options, host, memory(options, hot_hint=options.allow_overcommit)),
+        compute_topology=topology(options, host),
         devices=_devices(options, host, boot, id),
         registry_changes=schema.RegistryChanges(add_values=_registry_values(options)),
-        storage_qos=storage_qos(options),
         guest_connection=None if options.external_guest_connection else GuestConnection(),
         resource_partition_id=options.resource_partition_id.lower(),
     )
     preparations = boot.preparations
     if options.dump_directory:
-        need_directory(files, options.dump_directory, "dump_directory")
+        need(files, options.dump_directory, "dump_directory", directory=True)
         vm.debug_options = _debug_options(options, host, id)
         preparations = (GrantAccess(options.dump_directory, to_vm_group=True, mask="all"), *preparations)
     if options.security_policy_enabled:
         _make_confidential(vm, options)
-    return CreationPlan(
-        document=finish(options, vm, minor=5 if options.security_policy_enabled else 1),
-        os="windows",
-        id=id,
-        processors=processor_count(options, host),
-        memory_mb=memory_mb(options),
-        scsi_controllers=options.scsi_controllers,
+    return evolve(
+        finish(options, host, vm, id=id, minor=5 if options.security_policy_enabled else 1),
         reserved_scsi=tuple((0, lun) for lun in range(len(boot.disks))),
         preparations=preparations,
-        copies_on_exit=_copies_on_exit(options, host, id),
+        copies_on_exit=boot.copies_on_exit,
     )
 
 
@@ -166,16 +156,9 @@ def _registry_values(options: WCOWOptions) -> list[schema.RegistryValue]:
 
 
 def _registry_value(value: RegistryValue) -> schema.RegistryValue:
-    return schema.RegistryValue(
-        key=schema.RegistryKey(hive=value.hive, name=value.key, volatile=value.volatile),
-        name=value.name,
-        type=value.type,
-        string_value=value.string_value,
-        binary_value=value.binary_value,
-        dword_value=value.dword_value,
-        qword_value=value.qword_value,
-        custom_type=value.custom_type,
-    )
+    values = asdict(value)
+    hive, name, volatile = (values.pop(each) for each in ("hive", "key", "volatile"))
+    return schema.RegistryValue(key=schema.RegistryKey(hive=hive, name=name, volatile=volatile), **values)
 
 
 def _dword(hive: str, key: str, name: str, value: int) -> schema.RegistryValue:
@@ -203,7 +186,7 @@ def _boot_from_directory(options: WCOWOptions, files: VmbFSBootFiles) -> _Boot:
     )
 
 
-def _boot_from_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostInfo) -> _Boot:
+def _boot_from_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostInfo, id: str) -> _Boot:
     """Boot a confidential VM from disks; its scratch has to be the first of them."""
     if not options.bundle_directory:
         raise OptionsError("a confidential VM needs bundle_directory, for the directory that is made for it")
@@ -227,6 +210,7 @@ def _boot_from_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostI
             MakeDirectory(share_path),
             GrantAccess(share_path),
         ),
+        copies_on_exit=_copies_on_exit(options, files, host, id),
     )
 
 
@@ -273,13 +257,14 @@ def _make_confidential(vm: VirtualMachine, options: WCOWOptions) -> None:
     )
 
 
-def _copies_on_exit(options: WCOWOptions, host: HostInfo, id: str) -> tuple[Preparation, ...]:
+def _copies_on_exit(
+    options: WCOWOptions, files: BlockCIMBootFiles, host: HostInfo, id: str
+) -> tuple[Preparation, ...]:
     """Return the copies that ``debug_mode`` keeps: the scratch and the EFI disk of a confidential VM."""
-    if not options.debug_mode or not isinstance(options.boot_files, BlockCIMBootFiles):
+    if not options.debug_mode:
         return ()
-    boot = _boot_disks(options, options.boot_files, host)
     copies = (
         CopyFile(path, join(host, options.debug_data_path, f"{id}_{host.path.basename(path)}"))
-        for path in (boot.scratch_vhd_path, boot.efi_vhd_path)
+        for path in (files.scratch_vhd_path, files.efi_vhd_path)
     )
     return (MakeDirectory(options.debug_data_path), *copies)

@@ -141,8 +141,17 @@ async def create(
     plan = await build_plan(options, backend, host)
     if settings.amend is not None:
         plan = _amended(plan, settings.amend)
+    if options.id:
+        await _refuse_if_there(plan.id, backend)
     artifacts = HostArtifacts(backend, host, plan)
-    system = await create_system(artifacts, settings.grace_seconds, fresh_id=not options.id)
+    try:
+        await artifacts.prepare(plan.preparations)
+        system = await _create(plan, backend, settings.grace_seconds)
+    except BaseException as failure:
+        with anyio.move_on_after(settings.grace_seconds, shield=True):
+            for error in await artifacts.remove():
+                failure.add_note(f"and rolling back what had been prepared for it failed: {error}")
+        raise
     link = Link(plan.id, system, exit_grace_seconds=settings.grace_seconds)
     concurrency = settings.concurrency or host.concurrency
     context = Context(backend, host, options, plan, concurrency, link, Access(backend, link))
@@ -189,24 +198,6 @@ async def _refuse_copies_over_sources(plan: CreationPlan, backend: Backend, host
             raise OptionsError(
                 f"{step.target} is {target}, which is copied itself: bundle_directory must be apart"
             )
-
-
-async def create_system(artifacts: HostArtifacts, grace_seconds: float, *, fresh_id: bool) -> System:
-    """Prepare the host and create the system. If it fails or is cancelled, nothing stays behind.
-
-    :param fresh_id: no other system can have that id.
-    """
-    plan, backend = artifacts.plan, artifacts.backend
-    if not fresh_id:
-        await _refuse_if_there(plan.id, backend)
-    try:
-        await artifacts.prepare(plan.preparations)
-        return await _create(plan, backend, grace_seconds)
-    except BaseException as failure:
-        with anyio.move_on_after(grace_seconds, shield=True):
-            for error in await artifacts.remove():
-                failure.add_note(f"and rolling back what had been prepared for it failed: {error}")
-        raise
 
 
 async def _refuse_if_there(system_id: str, backend: Backend) -> None:

@@ -1,7 +1,7 @@
 """A container's root file system in a VM: its layers, its scratch space, and what the guest combines of them.
 
 Source: hcsshim ``internal/layers`` (``lcow.go``, ``wcow_mount.go``). Unlike there, all layers are attached at
-the same time, and what was attached is let go again however the mounting ends.
+the same time, and released again if the mounting fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import anyio
 from attrs import define, evolve, field, frozen
 
 from uvm._arguments import items_of
-from uvm._async import Opening
+from uvm._async import Opening, errors_of
 from uvm._buses.driver import own
 from uvm._buses.lease import Lease, Releasable
 from uvm._buses.scsi import ScsiLease
@@ -28,7 +28,7 @@ from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError
 from uvm.options import LCOWOptions
 
-#: Where hcsshim has the guests put containers (internal/guestpath).
+#: The directory of containers in Linux guests (hcsshim internal/guestpath).
 LCOW_CONTAINERS = "/run/gcs/c"
 
 L = TypeVar("L", bound=Lease)
@@ -58,7 +58,7 @@ class WCOWLayer:
 
 
 async def add_layer(vm: Devices, layer: LCOWLayer) -> VPMemLease | ScsiLease:
-    """Attach a layer to a Linux guest: over VPMEM, or over SCSI where it does not fit there.
+    """Attach a layer to a Linux guest: over VPMEM, or over SCSI if it does not fit there.
 
     Also over SCSI: a partition, and every layer of a VM whose devices are to be physically backed.
     """
@@ -74,9 +74,9 @@ async def add_layer(vm: Devices, layer: LCOWLayer) -> VPMemLease | ScsiLease:
 
 @define(eq=False)
 class RootFileSystem(Releasable):
-    """A root file system in the guest, with all that it is made of. It ends with :meth:`release`, or the VM.
+    """A root file system in the guest, with its parts. It ends with :meth:`release`, or with the VM.
 
-    :ivar root: its path in the guest; :ivar scratch_path: where what is written goes, in the guest.
+    :ivar root: its path in the guest; :ivar scratch_path: the directory in the guest for what is written.
     :ivar layers: the leases of its layers, top-most first; :ivar scratch: that of its scratch disk.
     """
 
@@ -92,13 +92,13 @@ class RootFileSystem(Releasable):
 
     @property
     def released(self) -> bool:
-        """Whether it has been released, or the VM has gone."""
+        """Whether it was released, or the VM has exited."""
         return (self._releasing is not None and not self._errors) or self._vm._link.exited.is_set()
 
     async def release(self) -> None:
-        """Take it apart, then release its scratch and its layers, then delete its container's state, if kept.
+        """Release the combined root, then scratch and layers; then delete the container's state, if kept.
 
-        A task of the VM does it, so cancelling this stops only the waiting. Where a part refuses, the rest
+        A task of the VM does it, so cancelling this stops only the waiting. If a part is refused, the rest
         is done as far as it can be, the errors are raised, and a further release goes on with what is left.
 
         :raises AlreadyReleasedError: it was released before.
@@ -120,31 +120,16 @@ class RootFileSystem(Releasable):
         errors: list[Exception] = []
         deletion = self._vm._link.states.pending(self._container_id)
         try:
-            # While the guest still has them combined, its layers cannot go.
-            await _let_go([self._combined], errors)
-            if not errors:
-                await _let_go([self.scratch, *self.layers], errors)
+            # Layers that the guest has combined cannot be unmounted.
+            for leases in ([self._combined], [self.scratch, *self.layers]):
+                held = (lease.release for lease in leases if not lease.released)
+                errors = errors or await errors_of(held)
             if deletion is not None and deletion.begun:
                 await deletion.done.wait()
                 errors += [deletion.error] if deletion.error else []
         finally:
             self._errors = errors
             done.set()
-
-
-async def _let_go(leases: Sequence[Lease], errors: list[Exception]) -> None:
-    """Release leases at once, noting what fails; those that were released are passed over."""
-
-    async def one(lease: Lease) -> None:
-        try:
-            await lease.release()
-        except Exception as error:
-            errors.append(error)
-
-    async with anyio.create_task_group() as tasks:
-        for lease in leases:
-            if not lease.released:
-                tasks.start_soon(one, lease)
 
 
 async def _all(makers: Sequence[Callable[[], Awaitable[L]]]) -> list[L]:
@@ -159,21 +144,13 @@ async def _all(makers: Sequence[Callable[[], Awaitable[L]]]) -> list[L]:
             errors.append(error)
             tasks.cancel_scope.cancel()
 
-    try:
+    with _released_on_failure(got.values()):
         async with anyio.create_task_group() as tasks:
             for index, make in enumerate(makers):
                 tasks.start_soon(one, index, make)
         if errors:
             raise errors[0]
-    except BaseException:
-        _give_up(got.values())
-        raise
     return [got[index] for index in range(len(makers))]
-
-
-def _give_up(leases: Iterable[Lease]) -> None:
-    for lease in leases:
-        lease.give_up()
 
 
 def mount_layers(
@@ -187,9 +164,9 @@ def mount_layers(
     """Attach layers and a scratch disk and have the guest combine them. Await it, or enter it.
 
     :param layers: top-most first. A path alone is that of a Linux layer.
-    :param scratch_path: the scratch disk's VHDX on the host; a Linux guest formats it where it must.
-    :param root: where a Linux guest puts it; ``/run/gcs/c/<container id>`` by default. In a Windows guest
-        the root is where the scratch disk is mounted.
+    :param scratch_path: the scratch disk's VHDX on the host; a Linux guest formats one without file system.
+    :param root: its directory in a Linux guest; ``/run/gcs/c/<container id>`` by default. In a Windows guest
+        the root is the mount point of the scratch disk.
     :raises OptionsError: there is no layer, or one is of the other kind of guest.
     :raises HostPathError: a layer or the scratch disk is not there; nothing was sent.
     """
@@ -215,7 +192,7 @@ async def _mount_lcow(
     options = vm._context.options
     encrypted = isinstance(options, LCOWOptions) and options.scratch_encryption
     root = root or f"{LCOW_CONTAINERS}/{container_id}"
-    # Looked at before anything is sent.
+    # Checked before anything is sent.
     vm._link.check_running()
     await vm._link.states.settled(container_id)
     for path in (*(layer.path for layer in layers), scratch_path):
@@ -228,9 +205,9 @@ async def _mount_lcow(
         guest_path=root,
     )
     added = await _all([partial(add_layer, vm, layer) for layer in layers])
-    with _given_up_on_failure(added):
+    with _released_on_failure(added):
         scratch = await vm.scsi.attach(scratch_path, mount=mount)
-    with _given_up_on_failure([*added, scratch]):
+    with _released_on_failure([*added, scratch]):
         # The scratch disk may serve several containers, and this is the part of this one.
         upper = f"{scratch.guest_path}/scratch/{container_id}"
         combined = await vm.layers.combine(
@@ -247,7 +224,7 @@ async def _mount_wcow(
 ) -> RootFileSystem:
     options = evolve(vm.vsmb.default_options(read_only=True), take_backup_privilege=True)
 
-    # Looked at before anything is sent.
+    # Checked before anything is sent.
     vm._link.check_running()
     for layer in layers:
         await vm._context.is_directory(layer.path)
@@ -257,9 +234,9 @@ async def _mount_wcow(
         return await vm.vsmb.add(path, options=options)
 
     added = await _all([partial(share, layer.path) for layer in layers])
-    with _given_up_on_failure(added):
+    with _released_on_failure(added):
         scratch = await vm.scsi.attach(scratch_path, mount=Mount())
-    with _given_up_on_failure([*added, scratch]):
+    with _released_on_failure([*added, scratch]):
         ids_and_paths = [(layer.id, lease.guest_path) for layer, lease in zip(layers, added, strict=True)]
         combined = await vm.layers.combine(
             scratch.guest_path, ids_and_paths, container_id=container_id, filter_type="WCIFS"
@@ -270,9 +247,10 @@ async def _mount_wcow(
 
 
 @contextmanager
-def _given_up_on_failure(leases: Sequence[Lease]) -> Iterator[None]:
+def _released_on_failure(leases: Iterable[Lease]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _give_up(leases)
+        for lease in leases:
+            lease.give_up()
         raise

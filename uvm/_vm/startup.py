@@ -133,7 +133,7 @@ class GuestStartup:
         :raises BridgeClosedError: the guest hung up.
         :raises NotSupportedError: the guest speaks another version of the protocol.
         """
-        if not getattr(self.context.options, "use_guest_connection", True):
+        if not _uses_guest_connection(self.context.options):
             return NoGuest(self.context.vm_id)
         if self._is_ours:
             return await self._connect()
@@ -171,7 +171,7 @@ class GuestStartup:
     @property
     def _is_ours(self) -> bool:
         options = self.context.options
-        return options.external_guest_connection and getattr(options, "use_guest_connection", True)
+        return options.external_guest_connection and _uses_guest_connection(options)
 
     async def _listen(self, service_id: str) -> Listener:
         listener = await self.context.link.system.listen(service_id)
@@ -279,6 +279,10 @@ async def _closed_when_cancelled(connection: GuestConnection) -> AsyncIterator[N
     async with bare_task_group(end) as tasks:
         tasks.start_soon(close_when_cancelled)
         yield
+
+
+def _uses_guest_connection(options: LCOWOptions | WCOWOptions) -> bool:
+    return isinstance(options, WCOWOptions) or options.use_guest_connection
 
 
 def _service_id(options: LCOWOptions | WCOWOptions) -> str:

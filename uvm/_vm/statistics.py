@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import astuple, frozen
 
 from uvm.backend import System
 from uvm.schema.common import PAGE_BYTES
 from uvm.schema.json import SchemaError, from_json
-from uvm.schema.properties import Properties
+from uvm.schema.properties import MemoryInformationForVm, ProcessorStats, Properties, Statistics
 
 
 @frozen
@@ -63,28 +63,19 @@ async def read_statistics(system: System, *, physically_backed: bool) -> VMStati
     :param physically_backed: then all that is assigned is also occupied; otherwise the host is asked.
     """
     properties = from_json(Properties, await system.properties("Statistics", "Memory"))
-    statistics, memory = properties.statistics, properties.memory
-    view = memory.virtual_machine_memory if memory else None
+    statistics = properties.statistics or Statistics()
+    processor = statistics.processor or ProcessorStats()
+    memory = properties.memory or MemoryInformationForVm()
+    view = memory.virtual_machine_memory
     if physically_backed:
         working_set_bytes = view.assigned_memory * PAGE_BYTES if view else 0
     else:
         working_set_bytes = await system.working_set_bytes()
     return VMStatistics(
-        processor_runtime_ns=statistics.processor.total_runtime_100ns * 100
-        if statistics and statistics.processor
-        else 0,
-        uptime_ns=statistics.uptime_100ns * 100 if statistics else 0,
+        processor_runtime_ns=processor.total_runtime_100ns * 100,
+        uptime_ns=statistics.uptime_100ns * 100,
         working_set_bytes=working_set_bytes,
-        virtual_nodes=memory.virtual_node_count if memory else 0,
-        memory=None
-        if view is None
-        else VMMemory(
-            available=view.available_memory,
-            available_buffer=view.available_memory_buffer,
-            reserved_pages=view.reserved_memory,
-            assigned_pages=view.assigned_memory,
-            slp_active=view.slp_active,
-            balancing_enabled=view.balancing_enabled,
-            dynamic_operation_in_progress=view.dm_operation_in_progress,
-        ),
+        virtual_nodes=memory.virtual_node_count,
+        # The fields are in the order of the schema.
+        memory=None if view is None else VMMemory(*astuple(view)),
     )

@@ -250,10 +250,12 @@ class Options:
             )
         if self.resource_partition_id and self.cpu_group_id:
             raise OptionsError("a VM is in a resource partition or in a CPU group, not in both")
-        if self._has_numa():
+        if self.has_numa:
             self._check_numa()
 
-    def _has_numa(self) -> bool:
+    @property
+    def has_numa(self) -> bool:
+        """Whether the VM gets virtual NUMA nodes."""
         return self.numa_max_processors_per_node > 0 or bool(self.numa_mapped_physical_nodes)
 
     def _check_numa(self) -> None:

@@ -161,5 +161,7 @@ class LCOWOptions(Options):
             yield _ISOLATED, "without guest_state_file"
             yield from Options._without_effect(self, given)
 
-    def _has_numa(self) -> bool:
-        return Options._has_numa(self) and not self.guest_state_file
+    @property
+    def has_numa(self) -> bool:
+        """Whether the VM gets virtual NUMA nodes; an isolated one does not."""
+        return not self.guest_state_file and super().has_numa
