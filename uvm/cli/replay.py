@@ -8,37 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from attrs import frozen
 
-from uvm.backends.fake import FakeBackend
 from uvm.cli.errors import UsageError
 from uvm.cli.requests import shorten, summarize
 from uvm.cli.terminal import Terminal
-from uvm.testing.conformance import (
-    OWNER,
-    VM_ID,
-    Normalizer,
-    compare_step,
-    differences,
-    host_of,
-    load_cases,
-)
-from uvm.testing.replay import Replay, ScriptError, StepResult
-
-
-@frozen
-class Step:
-    """One operation of a script: what was recorded of it and what we did, both by the rules of comparison.
-
-    :ivar repeated: recorded requests that the rules leave out, because they repeat earlier ones.
-    :ivar difference: lines that say what differs.
-    """
-
-    op: dict[str, Any]
-    recorded: StepResult
-    ours: StepResult
-    repeated: int
-    difference: tuple[str, ...]
+from uvm.testing.conformance import ComparedStep, differences, load_cases, replay_script
 
 
 def replay_file(terminal: Terminal, path: Path, script: str | None) -> int:
@@ -92,27 +66,6 @@ def _requests(case: dict[str, Any]) -> int:
     return sum(len(step.get("requests") or ()) for step in case["steps"])
 
 
-async def replay_script(case: dict[str, Any]) -> list[Step]:
-    """Carry out a script on a fresh in-memory host.
-
-    :raises UsageError: an operation is unknown, or lacks something.
-    """
-    backend = FakeBackend(host=host_of(case), checks=Replay.checks())
-    ours, theirs = Normalizer(), Normalizer()
-    steps = []
-    async with Replay(backend, case["os"], case.get("vm") or {}, VM_ID, OWNER) as replay:
-        for number, (op, step) in enumerate(zip(case["ops"], case["steps"], strict=True), 1):
-            try:
-                recorded, result = theirs.step(StepResult.of_recorded(step)), ours.step(await replay.run(op))
-                repeated = len(step.get("requests") or ()) - len(recorded.requests)
-                difference = tuple(compare_step(recorded, result))
-            except (ScriptError, AttributeError, KeyError, TypeError) as error:
-                what = f"operation {number} cannot be replayed: {op}: {error!r}"
-                raise UsageError(f"script {case['name']}: {what}") from error
-            steps.append(Step(op, recorded, result, repeated, difference))
-    return steps
-
-
 async def _replay(terminal: Terminal, case: dict[str, Any]) -> int:
     system = "Linux" if case["os"] == "linux" else "Windows"
     terminal.write(
@@ -122,6 +75,9 @@ async def _replay(terminal: Terminal, case: dict[str, Any]) -> int:
         *_header(terminal),
     )
     steps = await replay_script(case)
+    if steps and (failure := steps[-1].failure):
+        what = f"operation {len(steps)} cannot be replayed: {steps[-1].op}: {failure!r}"
+        raise UsageError(f"script {case['name']}: {what}") from failure
     for number, step in enumerate(steps, 1):
         terminal.write(*draw_step(terminal, number, step))
     terminal.write("", *_verdict(terminal, case["name"], steps), "")
@@ -131,7 +87,7 @@ async def _replay(terminal: Terminal, case: dict[str, Any]) -> int:
 # Drawing.
 
 
-def draw_step(terminal: Terminal, number: int, step: Step) -> Iterator[str]:
+def draw_step(terminal: Terminal, number: int, step: ComparedStep) -> Iterator[str]:
     """Draw an operation: what is asked, the requests in pairs, what it gave, what differs."""
     asked = terminal.fit(" ".join(_words(step.op)), terminal.width - 26)
     # What is refused before anything is sent counts as the same, whatever hcsshim sent until it refused.
@@ -202,7 +158,7 @@ def _told(terminal: Terminal, request: Any, width: int) -> list[str]:
     return [terminal.fit(head, width), *(f"      {line}" for line in settings)]
 
 
-def _verdict(terminal: Terminal, name: str, steps: list[Step]) -> Iterator[str]:
+def _verdict(terminal: Terminal, name: str, steps: list[ComparedStep]) -> Iterator[str]:
     requests = sum(len(step.ours.requests) for step in steps)
     wrong = sum(bool(step.difference) for step in steps)
     if wrong:

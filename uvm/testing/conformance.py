@@ -15,17 +15,14 @@ from typing import Any
 from attrs import Factory, define, frozen
 
 from uvm._document import files_to_look_at, plan_creation
-from uvm.backend import HCS_CONCURRENCY, FileInfo, HostInfo
+from uvm.backend import FileInfo
 from uvm.backends.fake import FakeBackend
 from uvm.errors import UVMError
 from uvm.options import from_hcsshim
 from uvm.schema.requests import Resource, ScsiAttachment, VirtualAdapter, VSMBShares, parse_resource_path
-from uvm.testing.replay import Replay, StepResult
+from uvm.testing.replay import OWNER, VM_ID, Replay, StepResult, host_of
 
-#: The parameters of the recordings.
-VM_ID, OWNER = "vm1", "golden"
 BOOT_FILE_BYTES = 1 << 20
-HOST_PROCESSORS = 8
 
 
 @frozen
@@ -59,11 +56,6 @@ async def check_case(case: dict[str, Any]) -> CaseResult:
     return CaseResult(case["name"], tuple(found))
 
 
-def host_of(case: dict[str, Any]) -> HostInfo:
-    """Return the host that a case was recorded on."""
-    return HostInfo(build=case["build"], processors=HOST_PROCESSORS, concurrency=HCS_CONCURRENCY)
-
-
 # Documents.
 
 
@@ -90,22 +82,47 @@ def _check_document(case: dict[str, Any]) -> Iterator[str]:
 # Scripts.
 
 
-async def _check_script(case: dict[str, Any]) -> list[str]:
-    backend = FakeBackend(host=host_of(case), checks=Replay.checks())
-    replay = Replay(backend, case["os"], case.get("vm") or {}, VM_ID, OWNER)
+@frozen
+class ComparedStep:
+    """One operation of a script: what was recorded of it and what we did, both by the rules of comparison.
+
+    :ivar repeated: how many recorded requests the rules leave out, because they repeat earlier ones.
+    :ivar difference: lines that say what differs.
+    :ivar failure: why the operation could not be carried out; the script ends with it.
+    """
+
+    op: dict[str, Any]
+    recorded: StepResult = Factory(StepResult)
+    ours: StepResult = Factory(StepResult)
+    repeated: int = 0
+    difference: tuple[str, ...] = ()
+    failure: Exception | None = None
+
+
+async def replay_script(case: dict[str, Any]) -> list[ComparedStep]:
+    """Carry out a script on a fresh in-memory host, and compare each step."""
     ours, theirs = Normalizer(), Normalizer()
-    ops, steps = case["ops"], case["steps"]
-    found = [] if len(ops) == len(steps) else [f"{len(ops)} operations, but {len(steps)} steps"]
-    async with replay:
-        for number, (op, recorded) in enumerate(zip(ops, steps, strict=False)):
-            expected = theirs.step(StepResult.of_recorded(recorded))
+    steps = []
+    async with Replay.of(case) as replay:
+        for op, step in zip(case["ops"], case["steps"], strict=False):
             try:
-                result = ours.step(await replay.run(op))
+                recorded, result = theirs.step(StepResult.of_recorded(step)), ours.step(await replay.run(op))
             except Exception as error:
                 # The following steps depend on it.
-                return [*found, f"step {number}, {json.dumps(op)}: {_not_run(error)}"]
-            lines = compare_step(expected, result)
-            found += [f"step {number}, {json.dumps(op)}: {line}" for line in lines]
+                steps.append(ComparedStep(op, failure=error))
+                break
+            repeated = len(step.get("requests") or ()) - len(recorded.requests)
+            difference = tuple(compare_step(recorded, result))
+            steps.append(ComparedStep(op, recorded, result, repeated, difference))
+    return steps
+
+
+async def _check_script(case: dict[str, Any]) -> list[str]:
+    ops, steps = len(case["ops"]), len(case["steps"])
+    found = [] if ops == steps else [f"{ops} operations, but {steps} steps"]
+    for number, step in enumerate(await replay_script(case)):
+        lines = step.difference if step.failure is None else [_not_run(step.failure)]
+        found += [f"step {number}, {json.dumps(step.op)}: {line}" for line in lines]
     return found
 
 
