@@ -9,10 +9,13 @@ import pytest
 from tests.cli.support import Screen, paper
 from uvm._buses.layers import CombinedRoot
 from uvm._buses.network import AttachedAdapter
+from uvm._buses.plan9 import Plan9Share
 from uvm._buses.scsi import ScsiDisk
+from uvm._buses.vpmem import VPMemLayer
+from uvm._buses.vsmb import VSMBShare
 from uvm._vm.statistics import VMMemory, VMStatistics
-from uvm.cli.draw import draw_devices, draw_pmem, draw_scsi, draw_statistics
-from uvm.cli.inventory import Devices, PMemLayer, Share
+from uvm.cli.draw import draw_devices, draw_scsi, draw_statistics, draw_vpmem
+from uvm.cli.inventory import Devices
 from uvm.cli.requests import draw_request, summarize
 from uvm.cli.terminal import ASCII, UNICODE, Terminal
 from uvm.devices.scsi import DiskType
@@ -57,17 +60,17 @@ def test_a_vm_without_scsi_has_no_grid() -> None:
 
 def test_vpmem_devices_to_scale() -> None:
     devices = Devices(
-        pmem_devices=4,
-        pmem_size_bytes=4 * GIB,
-        boot_pmem_bytes=96 * MIB,
-        pmem_layers=(
-            PMemLayer(1, 0, 310 * MIB, GIB, r"C:\python.vhd", 2, "/run/layers/p1-0"),
-            PMemLayer(1, GIB, 12 * MIB, 16 * MIB, r"C:\tiny.vhd"),
-            PMemLayer(1, GIB + 16 * MIB, 9 * MIB, 16 * MIB, r"C:\small.vhd"),
-            PMemLayer(2, 0, 4 * GIB, 4 * GIB, r"C:\full.vhd"),
+        vpmem_devices=4,
+        vpmem_size_bytes=4 * GIB,
+        boot_vpmem_bytes=96 * MIB,
+        layers=(
+            VPMemLayer(r"C:\python.vhd", "/run/layers/p1-0", 1, 0, 310 * MIB, 2),
+            VPMemLayer(r"C:\tiny.vhd", "", 1, GIB, 12 * MIB, 1),
+            VPMemLayer(r"C:\small.vhd", "", 1, GIB + 16 * MIB, 9 * MIB, 1),
+            VPMemLayer(r"C:\full.vhd", "", 2, 0, 4 * GIB, 1),
         ),
     )
-    assert drawn(draw_pmem(paper(), devices)) == (
+    assert drawn(draw_vpmem(paper(), devices)) == (
         "  VPMEM  3 of 4 devices taken, of 4 GiB each\n"
         "  0 # root file system of the VM itself, 96 MiB\n"
         "  1 aaaaa-----------+" + "." * 47 + "\n"
@@ -82,19 +85,17 @@ def test_vpmem_devices_to_scale() -> None:
 
 
 def test_a_region_that_reaches_beyond_a_small_device_is_cut_at_its_end() -> None:
-    layer = PMemLayer(0, 64 * MIB, 20 * MIB, 64 * MIB, "x")
-    devices = Devices(pmem_devices=1, pmem_size_bytes=96 * MIB, pmem_layers=(layer,))
-    row = draw_pmem(paper(), devices)[1]
+    layer = VPMemLayer("x", "", 0, 64 * MIB, 20 * MIB, 1)
+    devices = Devices(vpmem_devices=1, vpmem_size_bytes=96 * MIB, layers=(layer,))
+    row = draw_vpmem(paper(), devices)[1]
     assert row == "  0 " + "." * 42 + "a" * 14 + "-" * 8
 
 
 def test_what_has_no_grid() -> None:
     devices = Devices(
         scsi_controllers=0,
-        shares=(
-            Share("Plan9", "0", r"C:\conf", True, 1, "/etc/conf"),
-            Share("VSMB", "s1", r"C:\logs", False, 0, rf"\\?\VMSMB\VSMB-{{{GUID}}}\s1"),
-        ),
+        plan9=(Plan9Share(r"C:\conf", "/etc/conf", "0", True, ()),),
+        vsmb=(VSMBShare(r"C:\logs", rf"\\?\VMSMB\VSMB-{{{GUID}}}\s1", "s1", False, (), 0),),
         adapters=(AttachedAdapter(GUID, GUID, "eth0", GUID, "00-15-5D-52-C0-10", ("10.0.0.4/24",)),),
     )
     assert drawn(draw_devices(paper(), devices)) == (
@@ -231,9 +232,9 @@ def test_without_colours_nothing_is_painted(tty: bool, environ: dict[str, str]) 
     terminal = Terminal.of(Screen(tty=tty), environ)
     devices = Devices(
         disks=(ScsiDisk("a", 0, 0, False, VHD, (), 1),),
-        pmem_devices=1,
-        pmem_size_bytes=GIB,
-        boot_pmem_bytes=MIB,
+        vpmem_devices=1,
+        vpmem_size_bytes=GIB,
+        boot_vpmem_bytes=MIB,
     )
     assert "\x1b" not in drawn(draw_devices(terminal, devices))
 

@@ -7,16 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, groupby, product
 from typing import Final
 
-from uvm._buses.layers import CombinedRoot
-from uvm._buses.network import AttachedAdapter
-from uvm._buses.scsi import ScsiDisk
+from uvm._buses.plan9 import Plan9Share
+from uvm._buses.vpmem import VPMemLayer
+from uvm._buses.vsmb import VSMBShare
 from uvm._vm.statistics import VMStatistics
-from uvm.cli.inventory import Devices, PMemLayer, Share
+from uvm.cli.inventory import Devices
 from uvm.cli.requests import offset, shorten
 from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Style, Terminal
 from uvm.devices.scsi import LUNS_PER_CONTROLLER
-from uvm.schema.common import PAGE_BYTES
+from uvm.devices.slots import LARGEST_REGION_BYTES, Regions
+from uvm.schema.common import MIB, PAGE_BYTES
 
 _GROUP: Final = 8
 #: One cell of a VPMEM device is a 64th of it: of 4 GiB, the largest, that is 64 MiB.
@@ -28,12 +29,12 @@ _STYLES: Final[dict[str, Style]] = {_RESERVED: "blue", _READ_ONLY: "green", _WRI
 def draw_devices(terminal: Terminal, devices: Devices) -> list[str]:
     """Draw all devices, those that the VM can have or has."""
     others = {
-        "Shares": _draw_shares(terminal, devices.shares),
-        "Network": _draw_adapters(terminal, devices.adapters),
-        "Containers": _draw_roots(terminal, devices.roots),
+        "Shares": _draw_shares(terminal, devices),
+        "Network": _draw_adapters(terminal, devices),
+        "Containers": _draw_roots(terminal, devices),
     }
     none = ", ".join(name for name, lines in others.items() if not lines)
-    parts = [draw_scsi(terminal, devices), draw_pmem(terminal, devices), *others.values()]
+    parts = [draw_scsi(terminal, devices), draw_vpmem(terminal, devices), *others.values()]
     parts.append([_title(terminal, none, "none")] if none else [])
     drawn: list[str] = []
     for part in filter(None, parts):
@@ -64,7 +65,11 @@ def draw_scsi(terminal: Terminal, devices: Devices) -> list[str]:
     if devices.reserved:
         legend = f"{_RESERVED} disk of the VM itself   {legend}"
     lines.append("    " + terminal.paint(legend, "dim"))
-    return lines + _list_disks(terminal, devices.disks)
+    rows = [
+        (f"{d.controller}:{d.lun}", d.host_path, str(d.references), ", ".join(d.mounts) or "not mounted")
+        for d in devices.disks
+    ]
+    return lines + terminal.table(("slot", "disk", "refs", "in the guest"), rows, 4)
 
 
 def _lun_numbers() -> str:
@@ -86,39 +91,40 @@ def _style(cell: str) -> Style:
     return _STYLES.get(cell, "green" if cell.islower() else "dim")
 
 
-def _list_disks(terminal: Terminal, disks: Sequence[ScsiDisk]) -> list[str]:
-    if not disks:
-        return []
-    rows = [
-        (f"{d.controller}:{d.lun}", d.host_path, str(d.references), ", ".join(d.mounts) or "not mounted")
-        for d in disks
-    ]
-    return terminal.table(("slot", "disk", "refs", "in the guest"), rows, 4)
-
-
 # VPMEM.
 
 
-def draw_pmem(terminal: Terminal, devices: Devices) -> list[str]:
+def draw_vpmem(terminal: Terminal, devices: Devices) -> list[str]:
     """Draw each VPMEM device in use to scale, a letter for each layer, and list the layers."""
-    if not devices.pmem_devices:
+    if not devices.vpmem_devices:
         return []
-    layers = dict(zip(_letters(), devices.pmem_layers, strict=False))
-    used = sorted({layer.device for layer in devices.pmem_layers})
-    taken = len(used) + (devices.boot_pmem_bytes is not None)
-    size = format_size(devices.pmem_size_bytes)
-    lines = [_title(terminal, "VPMEM", f"{taken} of {devices.pmem_devices} devices taken, of {size} each")]
-    if devices.boot_pmem_bytes is not None:
-        boot = f"root file system of the VM itself, {format_size(devices.boot_pmem_bytes)}"
+    layers = dict(zip(_letters(), devices.layers, strict=False))
+    used = sorted({layer.device for layer in devices.layers})
+    taken = len(used) + (devices.boot_vpmem_bytes is not None)
+    size = format_size(devices.vpmem_size_bytes)
+    lines = [_title(terminal, "VPMEM", f"{taken} of {devices.vpmem_devices} devices taken, of {size} each")]
+    if devices.boot_vpmem_bytes is not None:
+        boot = f"root file system of the VM itself, {format_size(devices.boot_vpmem_bytes)}"
         lines.append(f"{0:>3} " + terminal.paint(_RESERVED, "blue") + " " + terminal.paint(boot, "dim"))
     for device in used:
         there = {letter: layer for letter, layer in layers.items() if layer.device == device}
-        lines.append(f"{device:>3} " + _pmem_row(terminal, there, devices.pmem_size_bytes))
+        lines.append(f"{device:>3} " + _vpmem_row(terminal, there, devices))
     if used:
-        cell = format_size(devices.pmem_size_bytes // _CELLS)
+        cell = format_size(devices.vpmem_size_bytes // _CELLS)
         legend = f"one cell is {cell}   {_REST} rest of a layer's region   {_SEVERAL} several layers"
         lines.append("    " + terminal.paint(f"{legend}   {terminal.glyphs.free} free", "dim"))
-    return lines + _list_layers(terminal, layers)
+    rows = [
+        (
+            letter,
+            f"{layer.device} at {offset(layer.offset_bytes)}",
+            layer.host_path,
+            format_size(layer.size_bytes),
+            str(layer.references),
+            layer.guest_path,
+        )
+        for letter, layer in layers.items()
+    ]
+    return lines + terminal.table(("", "device", "layer", "size", "refs", "in the guest"), rows, 4)
 
 
 def _letters() -> Iterator[str]:
@@ -127,11 +133,14 @@ def _letters() -> Iterator[str]:
         yield from map("".join, product(string.ascii_lowercase, repeat=length))
 
 
-def _pmem_row(terminal: Terminal, layers: dict[str, PMemLayer], device_bytes: int) -> str:
+def _vpmem_row(terminal: Terminal, layers: dict[str, VPMemLayer], devices: Devices) -> str:
     cells = [terminal.glyphs.free] * _CELLS
     for mark, layer in [(_REST, layer) for layer in layers.values()] + list(layers.items()):
-        size_bytes = layer.region_bytes if mark == _REST else layer.size_bytes
-        for cell in _cells(layer.offset_bytes, size_bytes, device_bytes):
+        size_bytes = layer.size_bytes
+        if mark == _REST and devices.vpmem_packed:
+            # What the allocator has set aside for it.
+            size_bytes = min(MIB << 2 * Regions.size_class(size_bytes), LARGEST_REGION_BYTES)
+        for cell in _cells(layer.offset_bytes, size_bytes, devices.vpmem_size_bytes):
             taken = mark != _REST and cells[cell] not in (_REST, terminal.glyphs.free)
             cells[cell] = _SEVERAL if taken else mark[0]
     return _paint(terminal, cells)
@@ -144,50 +153,38 @@ def _cells(offset_bytes: int, size_bytes: int, device_bytes: int) -> range:
     return range(first, min(last, _CELLS - 1) + 1)
 
 
-def _list_layers(terminal: Terminal, layers: dict[str, PMemLayer]) -> list[str]:
-    if not layers:
-        return []
-    rows = [
-        (
-            letter,
-            f"{layer.device} at {offset(layer.offset_bytes)}",
-            layer.path,
-            format_size(layer.size_bytes),
-            str(layer.references),
-            layer.guest_path,
-        )
-        for letter, layer in layers.items()
-    ]
-    return terminal.table(("", "device", "layer", "size", "refs", "in the guest"), rows, 4)
-
-
 # What has no grid.
 
 
-def _draw_shares(terminal: Terminal, shares: Sequence[Share]) -> list[str]:
-    if not shares:
-        return []
+def _section(
+    terminal: Terminal, title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
+) -> list[str]:
+    table = terminal.table(header, rows, 4)
+    return [_title(terminal, title, ""), *table] if table else []
+
+
+def _draw_shares(terminal: Terminal, devices: Devices) -> list[str]:
+    shares: list[tuple[str, Plan9Share | VSMBShare, int]] = []
+    shares += [("Plan9", share, 1) for share in devices.plan9]
+    shares += [("VSMB", share, share.references) for share in devices.vsmb]
     rows = [
         (
-            f"{s.kind} {s.name}",
-            s.path,
-            "read-only" if s.read_only else "writable",
-            str(s.references or "kept"),
-            shorten(s.guest_path),
+            f"{kind} {share.name}",
+            share.host_path,
+            "read-only" if share.read_only else "writable",
+            str(references or "kept"),
+            shorten(share.guest_path),
         )
-        for s in shares
+        for kind, share, references in shares
     ]
-    header = ("share", "directory", "access", "refs", "in the guest")
-    lines = [_title(terminal, "Shares", ""), *terminal.table(header, rows, 4)]
-    if not all(share.references for share in shares):
+    lines = _section(terminal, "Shares", ("share", "directory", "access", "refs", "in the guest"), rows)
+    if not all(share.references for share in devices.vsmb):
         why = "kept without references: the guest may have their files mapped"
         lines.append("    " + terminal.paint(why, "dim"))
     return lines
 
 
-def _draw_adapters(terminal: Terminal, adapters: Sequence[AttachedAdapter]) -> list[str]:
-    if not adapters:
-        return []
+def _draw_adapters(terminal: Terminal, devices: Devices) -> list[str]:
     rows = [
         (
             shorten(a.nic_id),
@@ -196,18 +193,16 @@ def _draw_adapters(terminal: Terminal, adapters: Sequence[AttachedAdapter]) -> l
             " ".join(a.addresses),
             shorten(a.namespace_id),
         )
-        for a in adapters
+        for a in devices.adapters
     ]
     header = ("adapter", "endpoint", "MAC address", "addresses", "namespace")
-    return [_title(terminal, "Network", ""), *terminal.table(header, rows, 4)]
+    return _section(terminal, "Network", header, rows)
 
 
-def _draw_roots(terminal: Terminal, roots: Sequence[CombinedRoot]) -> list[str]:
-    if not roots:
-        return []
-    rows = [(r.container_id, str(len(r.layers)), r.root, r.scratch_path or r.root) for r in roots]
+def _draw_roots(terminal: Terminal, devices: Devices) -> list[str]:
+    rows = [(r.container_id, str(len(r.layers)), r.root, r.scratch_path or r.root) for r in devices.roots]
     header = ("container", "layers", "root file system", "scratch")
-    return [_title(terminal, "Containers", ""), *terminal.table(header, rows, 4)]
+    return _section(terminal, "Containers", header, rows)
 
 
 # Statistics.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 from attrs import frozen
@@ -32,55 +32,22 @@ _TO, _VERB, _RESOURCE = 7, 10, 28
 
 #: Settings that are shown without their name, or after a word.
 _WORDS: Final = {
-    "ContainerPath": "at ",
-    "ContainerRootPath": "at ",
-    "Filesystem": "",
-    "HostPath": "",
-    "MountPath": "at ",
+    **dict.fromkeys(("Filesystem", "HostPath", "Options", "Path", "path"), ""),
+    **dict.fromkeys(("ContainerPath", "ContainerRootPath", "MountPath"), "at "),
     "NamespaceID": "namespace ",
-    "Options": "",
-    "Path": "",
     "ScratchPath": "scratch ",
-    "path": "",
 }
-#: Settings that are secrets, that say nothing to a reader, or that the resource shows.
-_LEFT_OUT: Final = {
-    "AccessName",
-    "AdapterId",
-    "CacheIo",
-    "ContainerID",
-    "Controller",
-    "DNSServerList",
-    "DNSSuffix",
-    "DeviceNumber",
-    "DeviceOffsetInBytes",
-    "Dns",
-    "EncodedSecurityPolicy",
-    "EncodedUVMHashEnvelopeReference",
-    "EncodedUVMReference",
-    "Environment",
-    "Flags",
-    "Fragment",
-    "Health",
-    "ID",
-    "ImageFormat",
-    "LaunchData",
-    "Lun",
-    "Name",
-    "Port",
-    "PseudoOplocks",
-    "RequestType",
-    "Resources",
-    "Routes",
-    "SchemaVersion",
-    "ShareName",
-    "ShareRead",
-    "Type",
-    "vm",
-}
+#: Settings that the resource shows.
+_PLACES: Final = {"AdapterId", "ContainerID", "Controller", "DeviceNumber", "DeviceOffsetInBytes", "ID"}
+_NAMES: Final = {"Lun", "Name", "ShareName"}
+_SECRETS: Final = {"EncodedSecurityPolicy", "Environment", "Fragment"}
+#: Settings that say little to a reader.
+_OF_NETWORKS: Final = {"DNSServerList", "DNSSuffix", "Dns", "Health", "Resources", "Routes", "SchemaVersion"}
+_OF_SHARES: Final = {"AccessName", "CacheIo", "Flags", "Port", "PseudoOplocks", "ShareRead"}
+_OF_POLICIES: Final = {"EncodedUVMHashEnvelopeReference", "EncodedUVMReference", "LaunchData"}
+_OTHERS: Final = {"ImageFormat", "RequestType", "Type", "vm"}
+_LEFT_OUT: Final = _PLACES | _NAMES | _SECRETS | _OF_NETWORKS | _OF_SHARES | _OF_POLICIES | _OTHERS
 _ADDRESSES: Final = {"IPConfigs", "IpConfigurations"}
-
-
 _SERVICES: Final = {
     vsock_service_id(LINUX_ENTROPY_PORT): "for the guest's entropy",
     vsock_service_id(LINUX_LOG_PORT): "for the guest's log",
@@ -115,31 +82,32 @@ def shorten(text: str) -> str:
 
 
 def offset(size_bytes: Any) -> str:
-    """Write an offset; what is no number, in a recording that was edited, as it is."""
+    """Return an offset as text; a recording that was edited may have something else than a number."""
     return format_size(size_bytes) if size_bytes and isinstance(size_bytes, int) else str(size_bytes)
 
 
 def summarize(to: str, document: Any, operation: str = "modify") -> Summary:
     """Return the summary of a request to change something, or of another call, from its document.
 
-    :param to: whom it went to, in the words of the fake's request log.
+    :param to: its receiver, as in the fake's request log.
     """
     if to in ("grant", "revoke"):
-        return Summary("grant", "access" if to == "grant" else "revoke", str(_object(document).get("path")))
+        return Summary("grant", "access" if to == "grant" else "revoke", str(_at(document, "path")))
     if to == "guest" and operation != "modify":
-        return _guest_call(_object(document), operation)
+        return _guest_call(document, operation)
     if operation != "modify" or not isinstance(document, dict):
         return Summary("host", operation, _service(document) or "VM", tuple(_topology(document)))
     settings = document.get("Settings")
     # The requests about a Windows guest's adapter have another one inside.
-    verb = _object(settings).get("RequestType") or document.get("RequestType") or "set"
+    verb = _at(settings, "RequestType") or document.get("RequestType") or "set"
     path = str(document.get("ResourcePath", ""))
-    resource = _host_resource(path, settings) if path else _guest_resource(document, settings)
-    return Summary(to, str(verb).lower(), shorten(resource), tuple(_telling(settings)))
+    kind = document.get("ResourceType")
+    resource = _host_resource(path, settings) if path else _guest_resource(kind, settings)
+    return Summary(to, str(verb).lower(), shorten(resource), tuple(_shown(settings)))
 
 
 def draw_request(terminal: Terminal, summary: Summary, failure: str = "") -> list[str]:
-    """Draw a request as lines, with what it was refused for."""
+    """Return the lines of a request, and of the error that refused it."""
     indent = 2 + _TO + _VERB + _RESOURCE
     first, *more = terminal.flow(summary.settings, terminal.width - indent, 2)
     resource = terminal.fit(summary.resource, _RESOURCE - 1).ljust(_RESOURCE)
@@ -147,15 +115,15 @@ def draw_request(terminal: Terminal, summary: Summary, failure: str = "") -> lis
     lines = [f"  {to}{summary.verb.ljust(_VERB)}{resource}{terminal.paint(first, 'dim')}"]
     lines += [" " * indent + terminal.paint(line, "dim") for line in more]
     if failure:
-        told = terminal.wrap(failure, terminal.width - 2 - _TO)
-        lines += [" " * (2 + _TO) + terminal.paint(line, "red") for line in told]
+        refusal = terminal.wrap(failure, terminal.width - 2 - _TO)
+        lines += [" " * (2 + _TO) + terminal.paint(line, "red") for line in refusal]
     return lines
 
 
-def _guest_call(document: dict[str, Any], operation: str) -> Summary:
+def _guest_call(document: Any, operation: str) -> Summary:
     """Return the summary of a request to the guest's compute service that changes no settings."""
     verb, _, what = operation.partition(" ")
-    container = str(document.get("ContainerId") or HOST_CONTAINER_ID)
+    container = str(_at(document, "ContainerId") or HOST_CONTAINER_ID)
     if container == HOST_CONTAINER_ID:
         resource = what or "VM"
     elif not what:
@@ -165,38 +133,38 @@ def _guest_call(document: dict[str, Any], operation: str) -> Summary:
     return Summary("guest", verb, resource, tuple(_command(document)))
 
 
-def _command(document: dict[str, Any]) -> Iterator[str]:
+def _command(document: Any) -> Iterator[str]:
     """Yield the command to run; the first process of a container is in its specification."""
-    text = _object(document.get("Settings")).get("ProcessParameters")
     try:
-        parameters = _object(json.loads(text)) if isinstance(text, str) else {}
-    except ValueError:
+        parameters = json.loads(_at(document, "Settings", "ProcessParameters") or "{}")
+    except (TypeError, ValueError):
         return
-    args = _object(parameters.get("OciProcess")).get("args") or parameters.get("CommandArgs") or ()
-    if command := parameters.get("CommandLine") or " ".join(map(str, args)):
+    args = _at(parameters, "OciProcess", "args") or _at(parameters, "CommandArgs") or ()
+    if command := _at(parameters, "CommandLine") or " ".join(map(str, args)):
         yield str(command)
 
 
 def _service(document: Any) -> str:
     """Name the service that the host listens to."""
-    service_id = str(_object(document).get("ServiceId", ""))
+    service_id = str(_at(document, "ServiceId") or "")
     port = vsock_port(service_id)
     return _SERVICES.get(service_id) or (f"vsock port {port}" if port is not None else shorten(service_id))
 
 
 def _topology(document: Any) -> Iterator[str]:
     """Yield the size of a VM that is created."""
-    topology = _object(_object(_object(document).get("VirtualMachine")).get("ComputeTopology"))
-    processors = _object(topology.get("Processor")).get("Count")
-    size_mb = _object(topology.get("Memory")).get("SizeInMB")
+    topology = _at(document, "VirtualMachine", "ComputeTopology")
+    processors, size_mb = _at(topology, "Processor", "Count"), _at(topology, "Memory", "SizeInMB")
     if isinstance(processors, int) and isinstance(size_mb, int):
         yield f"{processors} processor{'' if processors == 1 else 's'}"
         yield format_size(size_mb << 20)
 
 
-def _object(value: Any) -> dict[str, Any]:
-    """Return a JSON object, an empty one for everything else."""
-    return value if isinstance(value, dict) else {}
+def _at(value: Any, *names: str) -> Any:
+    """Return the value at a path of names in a JSON value; None if there is none."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _host_resource(path: str, settings: Any) -> str:
@@ -209,40 +177,39 @@ def _host_resource(path: str, settings: Any) -> str:
     for prefix in _PREFIXES:
         path = path.removeprefix(prefix)
     if path.endswith("/Shares"):
-        return f"{path.removesuffix('/Shares')} {_object(settings).get('Name', '')}"
+        return f"{path.removesuffix('/Shares')} {_at(settings, 'Name') or ''}"
     return path.replace("/Devices/", " ").replace("/", " ", 1)
 
 
-def _guest_resource(document: Mapping[str, Any], settings: Any) -> str:
+def _guest_resource(kind: Any, settings: Any) -> str:
     # hcsshim removes a Windows guest's adapter without naming the resource.
-    resource = str(document.get("ResourceType") or "Network")
-    place = _object(settings)
+    resource = str(kind or "Network")
     if resource.startswith("Network"):
-        return f"{resource} {place.get('ID') or place.get('AdapterId') or ''}"
+        return f"{resource} {_at(settings, 'ID') or _at(settings, 'AdapterId') or ''}"
     if resource == "MappedDirectory":
-        return f"{resource} {place.get('ShareName', '')}"
+        return f"{resource} {_at(settings, 'ShareName') or ''}"
     if "VPMem" in resource:
-        mapped = _object(place.get("MappingInfo"))
-        at = f" at {offset(mapped.get('DeviceOffsetInBytes', 0))}" if mapped else ""
-        return f"{resource} {place.get('DeviceNumber', 0)}{at}"
+        mapped = _at(settings, "MappingInfo")
+        at = f" at {offset(_at(mapped, 'DeviceOffsetInBytes') or 0)}" if mapped else ""
+        return f"{resource} {_at(settings, 'DeviceNumber') or 0}{at}"
     if resource == "SCSIDevice" or resource.startswith("MappedVirtualDisk"):
-        return f"{resource} {place.get('Controller', 0)}:{place.get('Lun', 0)}"
+        return f"{resource} {_at(settings, 'Controller') or 0}:{_at(settings, 'Lun') or 0}"
     return resource
 
 
-def _telling(settings: Any, name: str = "") -> Iterator[str]:
+def _shown(settings: Any, name: str = "") -> Iterator[str]:
     """Yield the settings that say something, each in a few words."""
     if name in _LEFT_OUT or settings in (None, False, "", 0) or settings in ([], {}):
         return
     if isinstance(settings, dict):
         for key, value in settings.items():
-            yield from _telling(value, key)
+            yield from _shown(value, key)
     elif isinstance(settings, list) and name in _ADDRESSES:
-        yield from ("/".join(map(str, _object(address).values())) for address in settings)
+        yield from ("/".join(map(str, each.values())) for each in settings if isinstance(each, dict))
     elif name == "Layers":
         yield f"{len(settings)} layer{'' if len(settings) == 1 else 's'}"
     elif isinstance(settings, list):
-        yield _word(name) + " ".join(shorten(" ".join(_telling(each, "Path"))) for each in settings)
+        yield _word(name) + " ".join(shorten(" ".join(_shown(each, "Path"))) for each in settings)
     elif settings is True:
         yield _lower(name)
     elif isinstance(settings, int) and name.endswith("InBytes"):

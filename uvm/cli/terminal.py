@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, TextIO
 
-from attrs import define, frozen
+from attrs import astuple, define, frozen
 
 Style = Literal["bold", "dim", "red", "green", "yellow", "blue", "magenta", "cyan"]
 
@@ -30,7 +30,7 @@ _CODES: Final[dict[Style, int]] = {
 _DEFAULT_WIDTH: Final = 100
 _NARROWEST, _WIDEST = 80, 120
 
-#: What a write fails with once the pipe has no reader. The C library of Windows has no better name for it.
+#: The errors of a write to a pipe without a reader; the C library of Windows reports EINVAL.
 _READER_GONE: Final = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 
 
@@ -54,7 +54,7 @@ ASCII: Final = Glyphs("-", ".", "|", "ok", "NO", "~", "=", "!")
 
 @define
 class Terminal:
-    """Where a command writes. Everything drawn goes through :meth:`paint` and :meth:`write`.
+    """The output of a command: everything drawn goes through :meth:`paint` and :meth:`write`.
 
     :ivar width: columns that lines may have.
     :ivar colour: whether :meth:`paint` paints.
@@ -68,7 +68,10 @@ class Terminal:
 
     @classmethod
     def of(cls, stream: TextIO, environ: Mapping[str, str] = os.environ) -> Terminal:
-        """Look at a stream: colours on a terminal unless NO_COLOR is set, Unicode where it can be encoded."""
+        """Return the terminal of a stream: with colours if it is one and NO_COLOR is not set.
+
+        Drawings are in Unicode if the stream can encode it.
+        """
         colour = stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
         columns = shutil.get_terminal_size((_DEFAULT_WIDTH, 24)).columns
         glyphs = UNICODE if _can_write(stream, UNICODE) else ASCII
@@ -78,13 +81,13 @@ class Terminal:
         return cls(stream, min(max(columns, _NARROWEST), _WIDEST), colour, glyphs)
 
     def paint(self, text: str, *styles: Style) -> str:
-        """Return a text with its styles, if there are colours. Pad before: the codes take no columns."""
+        """Return a text in its styles, if there are colours. Pad first: the codes take no columns."""
         if not (self.colour and styles and text):
             return text
         return f"\x1b[{';'.join(str(_CODES[style]) for style in styles)}m{text}\x1b[0m"
 
     def write(self, *lines: str) -> None:
-        """Write lines; an empty one without any. Once the reader has gone, nothing is written any more."""
+        """Write lines, an empty one if there are none; once the reader has closed the pipe, nothing."""
         if self._broken:
             return
         try:
@@ -94,7 +97,7 @@ class Terminal:
         except OSError as error:
             if error.errno not in _READER_GONE:
                 raise
-            # What runs is still to be cleaned up. Python would complain again at its exit.
+            # The command still has to clean up. Python would report the error again when it exits.
             self._broken = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
@@ -126,8 +129,13 @@ class Terminal:
         return f"{self.paint(rule * 2, 'dim')} {self.paint(title, 'bold')} {self.paint(line, 'dim')}"
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[str]], indent: int = 2) -> list[str]:
-        """Draw a table, its columns as wide as what is in them; the last one is cut to fit."""
+        """Draw a table, its columns as wide as what is in them; the last one is cut to fit.
+
+        Without rows, nothing is drawn.
+        """
         cells = [header, *rows]
+        if len(cells) == 1:
+            return []
         widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
         widths[-1] = max(self.width - indent - sum(widths[:-1]) - 2 * (len(header) - 1), 8)
         lines = [
@@ -139,9 +147,8 @@ class Terminal:
 
 
 def _can_write(stream: TextIO, glyphs: Glyphs) -> bool:
-    characters = glyphs.rule + glyphs.free + glyphs.bar + glyphs.yes + glyphs.no + glyphs.ellipsis
     try:
-        (characters + glyphs.differs).encode(stream.encoding or "ascii")
+        "".join(astuple(glyphs)).encode(stream.encoding or "ascii")
     except (LookupError, UnicodeEncodeError):
         return False
     return True
