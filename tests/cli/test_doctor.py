@@ -9,36 +9,28 @@ import pytest
 
 from tests.backends.hcs.environment import BOOT_FILES, Imagined
 from tests.cli.conftest import Run
-from uvm.cli.diagnosis import CHECKS, Examination, examine
+from uvm.cli.diagnosis import CHECKS, examine
 from uvm.errors import OptionsError
 
 not_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="Windows has more to say")
 
 
-def status(found: Examination, name: str) -> str:
-    return next(result.status for result in found.results if result.name == name)
-
-
-def text(found: Examination, name: str) -> str:
-    return next(f"{result.text}; {result.remedy}" for result in found.results if result.name == name)
-
-
 def test_a_machine_that_has_everything_passes_every_check() -> None:
     found = examine(where=Imagined())
-    assert [result.name for result in found.results] == [check.name for check in CHECKS]
-    assert {result.status for result in found.results} == {"ok"}
+    assert list(found.findings) == [check.name for check in CHECKS]
+    assert {finding.status for finding in found.findings.values()} == {"ok"}
     assert (found.backend, found.usable) == ("hcs", True)
 
 
 def test_every_check_that_finds_something_amiss_says_what_to_do() -> None:
     nothing = Imagined(windows_build=17134, libraries={}, services={}, groups=set(), files=set())
     found = examine("hcs", nothing)
-    amiss = [result for result in found.results if result.status != "ok"]
-    assert {result.name for result in amiss} == {
+    amiss = {name: finding for name, finding in found.findings.items() if finding.status != "ok"}
+    assert set(amiss) == {
         "Windows build", "HCS", "HCS service", "rights", "hypervisor", "network", "network service",
         "Linux boot files",
     }  # fmt: skip
-    assert all(result.remedy for result in amiss)
+    assert all(finding.remedy for finding in amiss.values())
     assert not found.usable
     assert "17134" in found.problem
 
@@ -63,8 +55,8 @@ def test_what_hcs_can_do_without_is_no_reason_against_it() -> None:
     machine = Imagined(libraries={"computecore": ["HcsCrashComputeSystem"]}, files=set())
     found = examine(where=machine)
     assert (found.backend, found.usable) == ("hcs", True)
-    assert "HcsCrashComputeSystem" in text(found, "HCS")
-    assert status(found, "network") == "limited"
+    assert "HcsCrashComputeSystem" in str(found.findings["HCS"])
+    assert found.findings["network"].status == "limited"
 
 
 @pytest.mark.parametrize(("firmware", "advice"), [(True, "hypervisorlaunchtype"), (False, "VT-x")])
@@ -73,20 +65,20 @@ def test_without_a_hypervisor_no_vm_runs(firmware: bool, advice: str) -> None:
     machine.services["vid"] = "stopped"
     found = examine(where=machine)
     assert (found.backend, found.usable) == ("hcs", False)
-    assert advice in text(found, "hypervisor")
+    assert advice in str(found.findings["hypervisor"])
 
 
 def test_the_boot_files_that_options_look_for_are_looked_for() -> None:
-    assert f"{BOOT_FILES}\\vmlinux" in text(examine(where=Imagined()), "Linux boot files")
+    assert f"{BOOT_FILES}\\vmlinux" in str(examine(where=Imagined()).findings["Linux boot files"])
     no_disk = Imagined(files={f"{BOOT_FILES}\\kernel"})
-    assert f"{BOOT_FILES}\\initrd.img" in text(examine(where=no_disk), "Linux boot files")
-    assert status(examine(where=no_disk), "Linux boot files") == "limited"
+    assert f"{BOOT_FILES}\\initrd.img" in str(examine(where=no_disk).findings["Linux boot files"])
+    assert examine(where=no_disk).findings["Linux boot files"].status == "limited"
 
 
 def test_what_may_not_be_looked_at_is_unknown() -> None:
     found = examine(where=Imagined(silent="service"))
-    assert status(found, "HCS service") == "unknown"
-    assert "E_ACCESSDENIED" in text(found, "HCS service")
+    assert found.findings["HCS service"].status == "unknown"
+    assert "E_ACCESSDENIED" in str(found.findings["HCS service"])
 
 
 def test_a_backend_that_nobody_knows_is_an_error() -> None:

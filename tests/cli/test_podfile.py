@@ -10,9 +10,9 @@ import pytest
 from tests.cli.conftest import Run
 from tests.cli.support import LCOW, WCOW
 from uvm._vm.layers import LCOWLayer, WCOWLayer
+from uvm.cli.errors import UsageError
 from uvm.cli.podfile import Container, MappedDirectory, read_pod_file
 from uvm.cli.sizes import format_size, parse_size
-from uvm.cli.tables import PodFileError
 from uvm.options import (
     BlockCIMBootFiles,
     HvSocketService,
@@ -94,16 +94,16 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
     ("text", "message"),
     [
         ("x = [", "is not TOML: Invalid value (at end of document)"),
-        ("", 'the table [vm] is missing; it says os = "linux" or "windows", and options of the VM'),
+        ("", "[vm]: os must be 'linux' or 'windows', not 'missing'"),
         ("vm = 1", "[vm]: must be a table, not 1"),
-        ("[vm]\nmemory_mb = 1024", "[vm]: os is missing; it is 'linux' or 'windows'"),
+        ("[vm]\nmemory_mb = 1024", "[vm]: os must be 'linux' or 'windows', not 'missing'"),
         ('[vm]\nos = "mac"', "[vm]: os must be 'linux' or 'windows', not 'mac'"),
         (
             f"{LINUX}[scratch]",
-            "scratch is not known here; the keys are vm, host, layers, containers, mapped_directories",
+            "scratch is unknown here; the keys are vm, host, layers, containers, mapped_directories",
         ),
-        (f"{LINUX}memory = 1", "[vm]: memory is not known here; did you mean memory_mb?"),
-        (f"{LINUX}os_files = 1", "[vm]: os_files is not known here; did you mean"),
+        (f"{LINUX}memory = 1", "[vm]: memory is unknown here; did you mean memory_mb?"),
+        (f"{LINUX}os_files = 1", "[vm]: os_files is unknown here; did you mean"),
         (
             f'{LINUX}memory_mb = "2"',
             "[vm]: memory_mb must be a whole number from 0 to 18446744073709551614, not '2'",
@@ -121,7 +121,7 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
         ),
         (
             f"{LINUX}[vm.hvsocket_services.{GUID}]\nbind = 1",
-            f"[vm.hvsocket_services.{GUID}]: bind is not known here; ",
+            f"[vm.hvsocket_services.{GUID}]: bind is unknown here; ",
         ),
         (
             f"{LINUX}[host]\nbuild = true",
@@ -132,7 +132,10 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
             "[host]: processors must be a whole number from 1 to 4294967295, not 0",
         ),
         (f'{LINUX}[host]\nmachine = "arm"', "[host]: machine must be 'amd64' or 'arm64', not 'arm'"),
-        (f"{LINUX}[host]\ndirectories = [1]", "[host]: directories must be a list of strings, not (1,)"),
+        (
+            f"{LINUX}[host]\ndirectories = [1]",
+            "[host]: directories must be a sequence, each item a string",
+        ),
         (
             f'{LINUX}[host.files]\na = "4 MB"',
             "[host.files]: 'a': '4 MB' is not a size such as '4 MiB' (B, KiB, MiB, GiB, TiB)",
@@ -147,23 +150,23 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
             "[[host.endpoints]] 1: address must be an IP address such as '10.0.0.4/24', not '10.0.0.300'",
         ),
         (f"{LINUX}[network]", "[network]: namespace must be a GUID such as"),
-        (f'{LINUX}[host]\ndirectories = "C:"', "[host]: directories must be a list of strings, not 'C:'"),
+        (f'{LINUX}[host]\ndirectories = "C:"', "[host]: directories must be a sequence, not 'C:'"),
         (
             f'{LINUX}[[containers]]\nid = "c"\nlayers = "a"\nscratch = "s"',
-            "[[containers]] 1: layers must be a list of strings, not 'a'",
+            "[[containers]] 1: layers must be a sequence, not 'a'",
         ),
         (
             f'{LINUX}[[containers]]\nid = "c"\nlayers = ["a"]\nscratch = "s"\ncommand = "echo"',
-            "[[containers]] 1: command must be a list of strings, not 'echo'",
+            "[[containers]] 1: command must be a sequence, not 'echo'",
         ),
-        (f'{LINUX}[network]\nname = "x"', "[network]: name is not known here; did you mean namespace?"),
+        (f'{LINUX}[network]\nname = "x"', "[network]: name is unknown here; did you mean namespace?"),
         (
             f'{LINUX}[[layers]]\nname = "a"',
             "[[layers]] 1: path is missing; the keys are name, path, partition",
         ),
         (
             f'{LINUX}layers = 1\n[[containers]]\nid = "a"',
-            "[vm]: layers is not known here; ",
+            "[vm]: layers is unknown here; ",
         ),
         (
             f'{LINUX}[[layers]]\nname = "a"\npath = "p"\n[[layers]]\nname = "a"\npath = "q"',
@@ -171,7 +174,7 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
         ),
         (
             f'{LINUX}[[layers]]\nname = "a"\npath = "p"\nid = "{GUID}"',
-            "[[layers]] 1: id is not known here; the keys are name, path, partition",
+            "[[layers]] 1: id is unknown here; the keys are name, path, partition",
         ),
         (
             f'{LINUX}[[containers]]\nid = "a"\nlayers = ["b"]\nscratch = "s"',
@@ -189,7 +192,7 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
 )
 def test_an_error_says_where_and_what_is_allowed(pod_file: Write, text: str, message: str) -> None:
     path = pod_file(text)
-    with pytest.raises(PodFileError) as caught:
+    with pytest.raises(UsageError) as caught:
         read_pod_file(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
@@ -199,7 +202,7 @@ def test_a_wrong_file_is_one_line_and_exit_status_2(run: Run, pod_file: Write, t
     assert wrong.status == 2
     assert (
         wrong.error
-        == f"uvm: error: {tmp_path / 'pod.toml'}: [vm]: os is missing; it is 'linux' or 'windows'\n"
+        == f"uvm: error: {tmp_path / 'pod.toml'}: [vm]: os must be 'linux' or 'windows', not 'missing'\n"
     )
     missing = run("pod", tmp_path / "no.toml")
     assert (missing.status, missing.output) == (2, "")

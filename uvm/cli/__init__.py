@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from uvm import __version__
@@ -24,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     given = _parser().parse_args(arguments)
     try:
-        status: int = given.command(Terminal.of(sys.stdout), given)
+        # What a command needs is loaded when it runs, so that --help is there at once.
+        command = import_module(f"uvm.cli.{given.command}")
+        status: int = command.run(Terminal.of(sys.stdout), given)
     except UsageError as error:
         return _fail(str(error), 2)
     except UVMError as error:
@@ -48,27 +51,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="uvm",
         description="Utility VMs, on an in-memory host: run a pod, or compare with recordings of hcsshim.",
-        epilog="Exit status: 0 all went well, 1 it did not, 2 the command line or a file is wrong. "
-        "NO_COLOR=1 takes the colours away; COLUMNS sets the width.",
+        epilog="Exit status: 0 success, 1 failure, 2 a wrong command line or file. "
+        "NO_COLOR=1 switches colours off; COLUMNS sets the width.",
     )
     parser.add_argument("--version", action="version", version=f"uvm {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
 
     pod = commands.add_parser(
         "pod",
         help="run the pod that a TOML file describes",
         description="Create a VM, attach all that the file describes, show it, and detach it all again, "
-        "printing each request. The file is yours to edit: docs/pods.md says what may stand in it, and "
-        "docs/examples has one for each guest.",
+        "printing each request. Edit the file as you like: docs/pods.md describes it, and docs/examples has "
+        "one for each guest.",
     )
     pod.add_argument("file", type=Path, metavar="FILE", help="for instance docs/examples/lcow-pod.toml")
     pod.add_argument(
         "--backend",
         metavar="NAME",
-        help="run on this backend instead of the in-memory one (fake); what the file says of the host "
+        help="run on this backend instead of the in-memory one (fake); the table [host] of the file "
         "has no effect there",
     )
-    pod.set_defaults(command=_pod)
 
     replay = commands.add_parser(
         "replay",
@@ -78,36 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("file", type=Path, metavar="FILE", help="for instance tests/data/traces.json")
     replay.add_argument("--script", metavar="NAME", help="which script; without it, they are listed")
-    replay.set_defaults(command=_replay)
 
     doctor = commands.add_parser(
         "doctor",
-        help="say what this machine can do and what is missing",
-        description="Look at this machine: what HCS needs, and what else there may be to turn on. "
-        "Exit status 1 if the backend that was asked for, or would be chosen, cannot be used.",
+        help="check what this machine can do and what is missing",
+        description="Check this machine for what HCS needs, and for optional features. "
+        "Exit status 1 if the backend that is asked for, or would be chosen, cannot be used.",
     )
     doctor.add_argument("--backend", metavar="NAME", help="the backend that is wanted, for instance hcs")
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
-    doctor.set_defaults(command=_doctor)
     return parser
-
-
-# What a command needs is loaded when it runs, so that --help is there at once.
-
-
-def _pod(terminal: Terminal, given: argparse.Namespace) -> int:
-    from uvm.cli.pod import run_pod_file
-
-    return run_pod_file(terminal, given.file, given.backend)
-
-
-def _replay(terminal: Terminal, given: argparse.Namespace) -> int:
-    from uvm.cli.replay import replay_file
-
-    return replay_file(terminal, given.file, given.script)
-
-
-def _doctor(terminal: Terminal, given: argparse.Namespace) -> int:
-    from uvm.cli.doctor import report
-
-    return report(terminal, given.backend, as_json=given.json)

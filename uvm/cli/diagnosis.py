@@ -1,7 +1,6 @@
-"""What this machine can do, and what is missing: the checks behind ``python -m uvm doctor``.
+"""The checks behind ``python -m uvm doctor``: what this machine can do, and what is missing.
 
-:data:`CHECKS` lists them. :func:`examine` makes them, as far as they make sense: without Windows, the checks
-of Windows are left out.
+:data:`CHECKS` lists them. :func:`examine` runs them; without Windows, the checks of Windows are left out.
 """
 
 from __future__ import annotations
@@ -27,30 +26,17 @@ from uvm.options import LCOWOptions
 
 
 @frozen
-class Result:
-    """What one check found.
-
-    :ivar status: ``ok``; ``missing``: HCS needs it; ``limited``: something else does; ``unknown``.
-    :ivar remedy: what to do about it; empty if nothing is to be done.
-    """
-
-    name: str
-    status: str
-    text: str
-    remedy: str = ""
-
-
-@frozen
 class Examination:
-    """What all checks found.
+    """The results of all checks.
 
     :ivar backend: the name of the backend that was asked for, or would be chosen; empty if none would be.
     :ivar problem: why VMs cannot be run on it; empty if they can.
+    :ivar findings: by the names of the checks.
     """
 
     backend: str
     problem: str
-    results: tuple[Result, ...]
+    findings: dict[str, Finding]
 
     @property
     def usable(self) -> bool:
@@ -63,12 +49,12 @@ class Examination:
             "backend": self.backend,
             "usable": self.usable,
             "problem": self.problem,
-            "checks": [asdict(result) for result in self.results],
+            "checks": [{"name": name, **asdict(finding)} for name, finding in self.findings.items()],
         }
 
 
 def _python(where: Environment) -> Finding:
-    # An older one than is needed gets nowhere near here.
+    # A Python that is too old does not get here.
     return Finding("ok", f"{platform.python_implementation()} {platform.python_version()}")
 
 
@@ -86,13 +72,13 @@ def _network_service(where: Environment) -> Finding:
 
 
 def _virtualization(where: Environment) -> Finding:
-    # Its driver starts only on a running hypervisor; and below one the firmware's answer is no.
+    # The driver starts only on a running hypervisor; under one, the firmware reports no virtualization.
     if where.service("vid") == "running":
         return Finding("ok", "the hypervisor is running")
     if where.virtualization_in_firmware():
         return Finding(
             "missing",
-            "the hypervisor is not running, though the firmware would let it",
+            "the hypervisor is not running, though the firmware allows it",
             "run 'bcdedit /set hypervisorlaunchtype auto' as an administrator and restart; HCS has to be on",
         )
     return Finding(
@@ -119,7 +105,7 @@ def _linux_boot_files(where: Environment) -> Finding:
         return Finding("ok", f"{boot.kernel_path}, {boot.rootfs_path}")
     return Finding(
         "limited",
-        f"no Linux VM boots without more ado: not there: {', '.join(missing)}",
+        f"no Linux VM boots with the default options: missing: {', '.join(missing)}",
         f"put a kernel and a root file system into {boot.directory}, or name the directory (boot_files_path)",
     )
 
@@ -144,19 +130,18 @@ def examine(backend: str | None = None, where: Environment | None = None) -> Exa
     :raises OptionsError: there is no such backend.
     """
     where = where or this_machine()
-    results = []
+    findings: dict[str, Finding] = {}
     for check in CHECKS:
-        found = check.run(where)
-        results.append(Result(check.name, found.status, found.text, found.remedy))
+        findings[check.name] = found = check.run(where)
         if check.decisive and found.status == "missing":
             break
     problem = ""
     try:
         backend = backend or choose_backend(where)
         if backend == "hcs":
-            problem = "; ".join(result.text for result in results if result.status == "missing")
+            problem = "; ".join(each.text for each in findings.values() if each.status == "missing")
         else:
             backend_factory(backend)
     except NotSupportedError as error:
         problem = str(error)
-    return Examination(backend or "", problem, tuple(results))
+    return Examination(backend or "", problem, findings)

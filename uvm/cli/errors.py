@@ -1,4 +1,4 @@
-"""What ends a command: mistakes of its user, and errors of uvm in one line."""
+"""What ends a command: a wrong command line or file, and errors of uvm in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uvm.errors import UVMError
 
 
 class UsageError(Exception):
-    """The command line, or a file that it names, asks for what cannot be done. Exit status 2."""
+    """The command line is wrong, or a file that it names. Exit status 2."""
 
 
 def in_one_line(error: UVMError | ExceptionGroup[Exception]) -> str:
@@ -17,7 +17,7 @@ def in_one_line(error: UVMError | ExceptionGroup[Exception]) -> str:
 
 
 def printable(text: str) -> str:
-    """Leave out what ends a line or commands a terminal: a guest may have written it."""
+    """Replace characters that end a line or control a terminal: a guest may have written the text."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 

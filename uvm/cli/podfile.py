@@ -7,15 +7,15 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID
 
 import attrs
 from attrs import field, frozen
 
 from uvm._vm.layers import LCOWLayer, WCOWLayer
 from uvm.backend import JSON, HostInfo
+from uvm.cli.errors import UsageError
 from uvm.cli.sizes import parse_size
-from uvm.cli.tables import PodFileError, Table
+from uvm.cli.tables import Table
 from uvm.options import (
     BlockCIMBootFiles,
     HvSocketService,
@@ -25,7 +25,23 @@ from uvm.options import (
     VmbFSBootFiles,
     WCOWOptions,
 )
-from uvm.options.checks import U32, Check, check_fields, choice, flag, go, guid, text, whole
+from uvm.options.checks import (
+    U32,
+    U64,
+    Check,
+    Checked,
+    choice,
+    each,
+    flag,
+    go,
+    guid,
+    instance,
+    items,
+    items_or_value,
+    plain_guid,
+    text,
+    whole,
+)
 
 _SYSTEMS: Final[dict[str, type[LCOWOptions] | type[WCOWOptions]]] = {
     "linux": LCOWOptions,
@@ -40,20 +56,12 @@ def _key(check: Check, **settings: Any) -> Any:
     return field(metadata=go(None, check), **settings)
 
 
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _guid(**settings: Any) -> Any:
+    return _key(guid, converter=plain_guid, **settings)
 
 
-def _plain_guid(value: Any) -> Any:
-    try:
-        return str(UUID(value))
-    except (AttributeError, TypeError, ValueError):
-        return value
-
-
-def _texts(values: Any) -> str | None:
-    good = isinstance(values, tuple) and all(isinstance(each, str) for each in values)
-    return None if good else "a list of strings"
+def _texts(**settings: Any) -> Any:
+    return _key(each(text), converter=items_or_value, **settings)
 
 
 def _network(read: Callable[[str], object], example: str) -> Check:
@@ -69,21 +77,11 @@ def _network(read: Callable[[str], object], example: str) -> Check:
     return check
 
 
-def _as_read(value: Any) -> str | None:
-    return None
-
-
 @frozen
-class _Checked:
-    def __attrs_post_init__(self) -> None:
-        check_fields(self)
-
-
-@frozen
-class Namespace(_Checked):
+class Namespace(Checked):
     """A network namespace of the in-memory host."""
 
-    id: str = _key(guid, converter=_plain_guid)
+    id: str = _guid()
     type: str = _key(text, default="Host")
 
     def document(self) -> JSON:
@@ -92,16 +90,16 @@ class Namespace(_Checked):
 
 
 @frozen
-class Endpoint(_Checked):
+class Endpoint(Checked):
     """An endpoint of the in-memory host."""
 
-    id: str = _key(guid, converter=_plain_guid)
+    id: str = _guid()
     name: str = _key(text, default="")
-    namespace: str = _key(guid, converter=_plain_guid, default="")
+    namespace: str = _guid(default="")
     mac_address: str = _key(text, default="")
     address: str = _key(_network(ipaddress.ip_interface, "10.0.0.4/24"), default="")
     gateway: str = _key(_network(ipaddress.ip_address, "10.0.0.1"), default="")
-    dns: tuple[str, ...] = _key(_texts, converter=_listed, default=())
+    dns: tuple[str, ...] = _texts(default=())
     domain: str = _key(text, default="")
 
     def document(self) -> JSON:
@@ -127,21 +125,21 @@ class Endpoint(_Checked):
 
 
 @frozen
-class HostSetup(_Checked):
+class HostSetup(Checked):
     """The in-memory host.
 
     :ivar files: sizes in bytes by path.
-    :ivar latency_ms: how long each of its answers takes.
+    :ivar latency_ms: the time until each of its answers.
     """
 
     build: int = _key(whole(U32, 1), default=_FACTS.build)
     processors: int = _key(whole(U32, 1), default=_FACTS.processors)
     memory_mb: int = _key(whole(U32, 1), default=_FACTS.memory_mb)
     machine: Any = _key(choice("amd64", "arm64"), default="amd64")
-    files: dict[str, int] = _key(_as_read, factory=dict)
-    directories: tuple[str, ...] = _key(_texts, converter=_listed, default=())
-    namespaces: tuple[Namespace, ...] = _key(_as_read, default=())
-    endpoints: tuple[Endpoint, ...] = _key(_as_read, default=())
+    files: dict[str, int] = _key(items(text, whole(U64)), factory=dict)
+    directories: tuple[str, ...] = _texts(default=())
+    namespaces: tuple[Namespace, ...] = _key(each(instance(Namespace)), default=())
+    endpoints: tuple[Endpoint, ...] = _key(each(instance(Endpoint)), default=())
     latency_ms: int = _key(whole(U32), default=0)
 
     @property
@@ -153,7 +151,7 @@ class HostSetup(_Checked):
 
 
 @frozen
-class MappedDirectory(_Checked):
+class MappedDirectory(Checked):
     """A directory, or a single file, of the host that the guest sees."""
 
     host: str = _key(text)
@@ -162,36 +160,42 @@ class MappedDirectory(_Checked):
 
 
 @frozen
-class Container(_Checked):
+class Container(Checked):
     """A container.
 
     :ivar layers: names of the pod's layers, top-most first; :ivar scratch: its scratch disk on the host.
-    :ivar command: what to run in it; if it is empty, only its root file system is made.
+    :ivar command: the command to run in it; if it is empty, only its root file system is mounted.
     """
 
     id: str = _key(text)
-    layers: tuple[str, ...] = _key(_texts, converter=_listed)
+    layers: tuple[str, ...] = _texts()
     scratch: str = _key(text)
-    command: tuple[str, ...] = _key(_texts, converter=_listed, default=())
+    command: tuple[str, ...] = _texts(default=())
 
 
 @frozen
-class _LinuxLayer(_Checked):
+class _LinuxLayer(Checked):
     name: str = _key(text)
     path: str = _key(text)
     partition: int = _key(whole(U32), default=0)
 
+    def layer(self) -> LCOWLayer:
+        return LCOWLayer(self.path, self.partition)
+
 
 @frozen
-class _WindowsLayer(_Checked):
+class _WindowsLayer(Checked):
     name: str = _key(text)
     path: str = _key(text)
-    id: str = _key(guid, converter=_plain_guid)
+    id: str = _guid()
+
+    def layer(self) -> WCOWLayer:
+        return WCOWLayer(self.path, self.id)
 
 
 @frozen
 class PodFile:
-    """All that a pod file says.
+    """The contents of a pod file.
 
     :ivar layers: by name; :ivar namespace: the network namespace to join, empty for none.
     """
@@ -211,19 +215,19 @@ class PodFile:
 
 
 def read_pod_file(path: Path) -> PodFile:
-    """Read a pod file and check all of it that can be checked without a host.
+    """Read a pod file, and check all that can be checked without a host.
 
-    :raises PodFileError: the file cannot be read, is not TOML, or says what is not allowed.
+    :raises UsageError: the file cannot be read, is not TOML, or has a value that is not allowed.
     """
     try:
         # Editors of Windows put a byte order mark first, which TOML does not allow.
         values = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
-        raise PodFileError(f"{path}: {error.strerror or error}") from None
+        raise UsageError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise PodFileError(f"{path}: is not TOML: not UTF-8 at byte {error.start}") from None
+        raise UsageError(f"{path}: is not TOML: not UTF-8 at byte {error.start}") from None
     except tomllib.TOMLDecodeError as error:
-        raise PodFileError(f"{path}: is not TOML: {error}") from None
+        raise UsageError(f"{path}: is not TOML: {error}") from None
     top = Table(str(path), "", values)
     top.check_keys(_TOP)
     options = _options(top)
@@ -240,12 +244,8 @@ def read_pod_file(path: Path) -> PodFile:
 
 
 def _options(top: Table) -> LCOWOptions | WCOWOptions:
-    if "vm" not in top.values:
-        raise top.error('the table [vm] is missing; it says os = "linux" or "windows", and options of the VM')
     given = top.table("vm")
-    os = given.values.get("os")
-    if os is None:
-        raise given.error("os is missing; it is 'linux' or 'windows'")
+    os = given.values.get("os", "missing")
     if not isinstance(os, str) or os not in _SYSTEMS:
         raise given.error(f"os must be 'linux' or 'windows', not {os!r}")
     table = attrs.evolve(given, values={key: value for key, value in given.values.items() if key != "os"})
@@ -286,10 +286,10 @@ def _host(table: Table) -> HostSetup:
 
 def _namespace(network: Table) -> str:
     network.check_keys(("namespace",))
-    namespace = _plain_guid(network.values.get("namespace"))
+    namespace = plain_guid(network.values.get("namespace", ""))
     if (allowed := guid(namespace)) is not None:
         raise network.error(f"namespace must be {allowed}, not {namespace!r}")
-    return str(namespace)
+    return namespace
 
 
 def _size(files: Table, path: str) -> int:
@@ -310,11 +310,7 @@ def _layers(top: Table, linux: bool) -> dict[str, LCOWLayer | WCOWLayer]:
         layer = table.make(_LinuxLayer) if linux else table.make(_WindowsLayer)
         if layer.name in layers:
             raise table.error(f"name {layer.name!r} is that of another layer")
-        layers[layer.name] = (
-            LCOWLayer(layer.path, layer.partition)
-            if isinstance(layer, _LinuxLayer)
-            else WCOWLayer(layer.path, layer.id)
-        )
+        layers[layer.name] = layer.layer()
     return layers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -15,12 +16,14 @@ from uvm.cli.terminal import Terminal
 from uvm.testing.conformance import ComparedStep, differences, load_cases, replay_script
 
 
-def replay_file(terminal: Terminal, path: Path, script: str | None) -> int:
+def run(terminal: Terminal, given: Namespace) -> int:
     """Replay a script of a file; return 0 if all that it sends is as recorded, else 1.
 
-    :param script: which one; without it, the scripts are listed.
+    Without a script, list those of the file.
+
     :raises UsageError: the file cannot be read, or has no such script.
     """
+    path, script = given.file, given.script
     scripts = _load(path)
     if script is None:
         rows = [
@@ -88,7 +91,7 @@ async def _replay(terminal: Terminal, case: dict[str, Any]) -> int:
 
 
 def draw_step(terminal: Terminal, number: int, step: ComparedStep) -> Iterator[str]:
-    """Draw an operation: what is asked, the requests in pairs, what it gave, what differs."""
+    """Draw an operation: its arguments, the requests in pairs, the error, the differences."""
     asked = terminal.fit(" ".join(_words(step.op)), terminal.width - 26)
     # What is refused before anything is sent counts as the same, whatever hcsshim sent until it refused.
     early = step.recorded.error is not None and not step.ours.requests
@@ -140,20 +143,20 @@ def _pair(terminal: Terminal, recorded: Any, ours: Any) -> Iterator[str]:
     same = recorded is not None and ours is not None and not list(differences(recorded, ours))
     glyphs, width = terminal.glyphs, _column(terminal)
     mark = terminal.paint(glyphs.same, "green") if same else terminal.paint(glyphs.differs, "red")
-    left, right = (_told(terminal, request, width) for request in (recorded, ours))
+    left, right = (_described(terminal, request, width) for request in (recorded, ours))
     bar = terminal.paint(glyphs.bar, "dim")
     for line, (one, other) in enumerate(zip_longest(left, right, fillvalue="")):
         yield f"     {' ' if line else mark} {one.ljust(width)} {bar} {other}"
 
 
-def _told(terminal: Terminal, request: Any, width: int) -> list[str]:
+def _described(terminal: Terminal, request: Any, width: int) -> list[str]:
     if request is None:
         return ["nothing"]
     summary = summarize(request["to"], request["doc"])
     head = f"{summary.to:<5} {summary.verb:<6} {summary.resource}"
-    told = f"{head}  {', '.join(summary.settings)}"
-    if len(told) <= width:
-        return [told]
+    line = f"{head}  {', '.join(summary.settings)}"
+    if len(line) <= width:
+        return [line]
     settings = terminal.flow(summary.settings, width - 6, 2) if summary.settings else []
     return [terminal.fit(head, width), *(f"      {line}" for line in settings)]
 

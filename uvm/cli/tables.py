@@ -1,4 +1,4 @@
-"""Reading the tables of a TOML file as attrs classes; errors say file, table, key and what is allowed."""
+"""Tables of a TOML file, read as attrs classes; errors name the file, the table, the key, what is allowed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ from uvm.errors import OptionsError
 C = TypeVar("C", bound=attrs.AttrsInstance)
 
 
-class PodFileError(UsageError):
-    """A pod file cannot be read, or asks for what does not exist."""
-
-
 @frozen
 class Table:
     """One table of a file.
@@ -30,21 +26,21 @@ class Table:
     name: str
     values: Mapping[str, Any]
 
-    def error(self, problem: str) -> PodFileError:
-        """Return the error that says what is wrong in this table."""
-        return PodFileError(": ".join(filter(None, (self.file, self.name, problem))))
+    def error(self, problem: str) -> UsageError:
+        """Return an error that names the file and this table."""
+        return UsageError(": ".join(filter(None, (self.file, self.name, problem))))
 
     def table(self, key: str) -> Table:
         """Return the table ``[key]``, an empty one if there is none.
 
-        :raises PodFileError: the value is not a table.
+        :raises UsageError: the value is not a table.
         """
         return self._of(f"[{self._path(key)}]", self.values.get(key, {}))
 
     def tables(self, key: str) -> list[Table]:
         """Return the tables ``[[key]]``, numbered from 1 in messages.
 
-        :raises PodFileError: the value is not a list of tables.
+        :raises UsageError: the value is not a list of tables.
         """
         value = self.values.get(key, [])
         if not isinstance(value, list):
@@ -54,8 +50,8 @@ class Table:
     def make(self, cls: type[C], **read: Any) -> C:
         """Make an attrs class that checks itself.
 
-        :param read: instead of the table's own values, or in addition to them.
-        :raises PodFileError: a key is not known or missing, or a value is refused.
+        :param read: values instead of the table's own, or in addition to them.
+        :raises UsageError: a key is unknown or missing, or a value is refused.
         """
         self.check_keys([field.name for field in attrs.fields(cls)])
         values = {**self.values, **read}
@@ -71,13 +67,13 @@ class Table:
     def check_keys(self, allowed: Sequence[str]) -> None:
         """Refuse every other key.
 
-        :raises PodFileError: there is one.
+        :raises UsageError: there is one.
         """
         for key in self.values:
             if key not in allowed:
                 close = " or ".join(difflib.get_close_matches(key, allowed, 3))
                 instead = f"did you mean {close}?" if close else f"the keys are {', '.join(allowed)}"
-                raise self.error(f"{key} is not known here; {instead}")
+                raise self.error(f"{key} is unknown here; {instead}")
 
     def _path(self, key: str) -> str:
         return f"{self.name.strip('[]')}.{key}" if self.name else key
