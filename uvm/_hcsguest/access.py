@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
+import anyio
 import anyio.abc
-from attrs import define, field
+from attrs import define
 
 from uvm._async import Flag
 from uvm._guest.access import GuestAccess
-from uvm.backend import JSON, System
+from uvm._guest.exit import Exit
+from uvm.backend import JSON, HostProcess, System
 from uvm.errors import AnswerLostError, HostError, UVMError
 from uvm.hresult import HResult
 
+E = TypeVar("E")
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
@@ -71,17 +75,91 @@ class RelayAccess(GuestAccess):
         return answer.get("Stopped") is True or answer.get("State") == "Stopped"
 
 
-class Served(Protocol):
-    """What HCS made, with a task of its own."""
+class Relayed(ABC, Generic[E]):
+    """What HCS made in the guest: a process, or a container, with a task of its own.
+
+    :ivar exit: its exit, to be.
+    """
+
+    def __init__(self, access: RelayAccess, made: HostProcess | System, name: str) -> None:
+        self.exit: Exit[E] = Exit()
+        self._access = access
+        self._made = made
+        self._name = name
+        # Its VM went.
+        self._cut_off = False
+        # No caller can use its handle any more, or needs it.
+        self._unused = Flag()
+        self._closed = Flag()
+        self._waiting = anyio.CancelScope()
+
+    @abstractmethod
+    async def _report_exit(self) -> None:
+        """Wait for its exit, and report it."""
+
+    @abstractmethod
+    async def _abandon(self) -> None:
+        """End it, and have its handle closed."""
 
     async def serve(self) -> None:
-        """Serve it until no caller can want it any more."""
+        """Wait for its exit, and close the handle once it is not used any more: the task of its own."""
+        try:
+            await self._await_exit()
+            await self._unused.wait()
+        except BaseException:
+            self._cut()
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._close()
+            self._closed.set()
 
     def abandon(self) -> None:
         """End it in the background: its caller was cancelled."""
+        # Its VM may end it at any time, and does not wait for this.
+        if not self._closed.is_set() and not self._cut_off:
+            self._access.tasks.start_soon(self._abandon)
+
+    async def _await_exit(self) -> None:
+        try:
+            with self._waiting:
+                await self._report_exit()
+        except HostError as error:
+            if await self._access.lost_with_vm(error):
+                self._cut()
+            else:
+                parts = (error.operation, error.hresult, error.text, error.records)
+                self.exit.lose(lambda: HostError(*parts))
+        except Exception as error:
+            # Whatever it is, the VM goes on.
+            _log.warning("waiting for %s: %r", self._name, error)
+            self._cut()
+
+    async def _close(self) -> None:
+        try:
+            await self._made.close()
+        except Exception as error:
+            # Nothing depends on it any more; what does go on is not to be ended by it.
+            _log.warning("closing the handle of %s: %r", self._name, error)
+
+    def _cut(self) -> None:
+        """Note that its VM has gone."""
+        self._cut_off = True
+        self.exit.lose(self._access.closed_error, cut_off=True)
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call to HCS; BridgeClosedError where the VM has gone, or goes meanwhile."""
+        if self._cut_off:
+            raise self._access.closed_error()
+        try:
+            return await self._access.ask(call())
+        except HostError as error:
+            if self._cut_off:
+                raise self._access.closed_error() from error
+            raise
 
 
-S = TypeVar("S", bound=Served)
+S = TypeVar("S", bound=Relayed[Any])
 
 
 async def start_served(access: RelayAccess, make: Callable[[], Awaitable[S]]) -> S:
@@ -91,53 +169,35 @@ async def start_served(access: RelayAccess, make: Callable[[], Awaitable[S]]) ->
 
     :raises AnswerLostError: the VM went before the answer.
     """
-    start = _Start(access, make)
-    access.tasks.start_soon(start.run)
-    try:
-        await start.answered.wait()
-    except BaseException:
-        start.abandon()
-        raise
-    return start.result()
+    made: list[S] = []
+    failures: list[Exception] = []
+    answered, left = Flag(), Flag()
 
-
-@define(eq=False)
-class _Start(Generic[S]):
-    """The making of something, in its task, and the caller who waits for it."""
-
-    access: RelayAccess
-    make: Callable[[], Awaitable[S]]
-    answered: Flag = field(factory=Flag, init=False)
-    _abandoned: bool = field(default=False, init=False)
-    _made: S | None = field(default=None, init=False)
-    _failure: Exception | None = field(default=None, init=False)
-
-    async def run(self) -> None:
-        """Make it, and serve it from then on."""
+    async def run() -> None:
         try:
-            self._made = await self.make()
+            made.append(await make())
         except Exception as error:
-            if self._abandoned:
-                _log.debug("%s: what a cancelled caller wanted: %s", self.access.name, error)
-            self._failure = error
+            failures.append(error)
+            if left.is_set():
+                _log.debug("%s: what a cancelled caller wanted: %s", access.name, error)
         finally:
-            self.answered.set()
-        if self._made is not None:
-            if self._abandoned:
-                self._made.abandon()
-            await self._made.serve()
+            answered.set()
+        for each in made:
+            if left.is_set():
+                each.abandon()
+            await each.serve()
 
-    def abandon(self) -> None:
-        """Note that the caller was cancelled."""
-        self._abandoned = True
-        if self._made is not None:
-            self._made.abandon()
-
-    def result(self) -> S:
-        """Return what was made, or raise why there is nothing."""
-        if self._made is not None:
-            return self._made
-        if self._failure is not None:
-            raise self._failure
-        closed = self.access.closed_error()
-        raise AnswerLostError(str(closed)) from closed.__cause__
+    access.tasks.start_soon(run)
+    try:
+        await answered.wait()
+    except BaseException:
+        left.set()
+        for each in made:
+            each.abandon()
+        raise
+    if failures:
+        raise failures[0]
+    if made:
+        return made[0]
+    closed = access.closed_error()
+    raise AnswerLostError(str(closed)) from closed.__cause__

@@ -23,50 +23,38 @@ Source: hcsshim internal/uvm/create.go and internal/hcs/v2/system.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar
 
-import anyio
 from attrs import evolve
 
-from uvm._async import Flag
 from uvm._guest.container import Container, ContainerExit, container_config, directories_of, own_process
 from uvm._guest.exit import Exit
 from uvm._guest.process import Process
 from uvm._guest.specs import check_container_id, check_writable
-from uvm._hcsguest.access import RelayAccess, start_served
+from uvm._hcsguest.access import RelayAccess, Relayed, start_served
 from uvm._hcsguest.process import start_relayed
 from uvm.backend import JSON, System
-from uvm.errors import ExitStatus, HostError, UVMError, VMStateError
+from uvm.errors import UVMError, VMStateError
 from uvm.schema.common import Version
 from uvm.schema.json import dumps, to_json
 from uvm.schema.process import ProcessParameters
 from uvm.schema.secrets import printable
 from uvm.schema.system import ComputeSystem
 
-T = TypeVar("T")
-
 _log = logging.getLogger("uvm.gcs")
 
 
-class RelayedContainer:
+class RelayedContainer(Relayed[ContainerExit]):
     """A container that HCS hosts (:class:`~uvm._guest.container.ContainerHandle`)."""
 
     def __init__(
         self, access: RelayAccess, container_id: str, directories: tuple[str, ...], system: System
     ) -> None:
+        super().__init__(evolve(access, container=system), system, f"container {container_id}")
         self.id = container_id
         self.directories = directories
-        self.exit: Exit[ContainerExit] = Exit()
-        self._access = evolve(access, container=system)
         self._system = system
-        # Its VM went.
-        self._cut_off = False
-        # It is to be closed.
-        self._given_up = Flag()
-        self._closed = Flag()
-        self._waiting = anyio.CancelScope()
 
     async def start(self) -> None:
         """Start it."""
@@ -109,7 +97,7 @@ class RelayedContainer:
 
     async def forget(self) -> bool:
         """Have the handle closed, and wait until it is."""
-        self._given_up.set()
+        self._unused.set()
         self._waiting.cancel()
         await self._closed.wait()
         return True
@@ -122,70 +110,17 @@ class RelayedContainer:
         """Have a ``ModificationRequest`` carried out."""
         await self._ask(partial(self._system.modify, request))
 
-    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call to HCS; BridgeClosedError where the VM has gone, or goes meanwhile."""
-        self._require_vm()
-        try:
-            return await self._access.ask(call())
-        except HostError as error:
-            if self._cut_off:
-                raise self._access.closed_error() from error
-            raise
-
-    def _require_vm(self) -> None:
-        if self._cut_off:
-            raise self._access.closed_error()
-
     # Its task.
 
-    async def serve(self) -> None:
-        """Wait for its exit, and close the handle once it is to be closed: the container's own task."""
-        try:
-            await self._await_exit()
-            await self._given_up.wait()
-        finally:
-            if not self._given_up.is_set():
-                self._cut()
-            with anyio.CancelScope(shield=True):
-                await self._close()
-            self._closed.set()
-
-    def abandon(self) -> None:
-        """Have it ended in the background, and its handle closed: its caller was cancelled."""
-        if not self._closed.is_set() and not self._cut_off:
-            self._access.tasks.start_soon(self._abandon)
-
     async def _abandon(self) -> None:
-        # Its VM may end it at any time, and does not wait for this.
         try:
             await self.end(forced=True)
         except UVMError as error:
             _log.warning("a container whose caller was cancelled: %s", error)
         await self.forget()
 
-    async def _close(self) -> None:
-        try:
-            await self._system.close()
-        except Exception as error:
-            # Nothing depends on it any more; what does go on is not to be ended by it.
-            _log.warning("closing the handle of container %s: %r", self.id, error)
-
-    async def _await_exit(self) -> None:
-        try:
-            with self._waiting:
-                await self._report(await self._system.wait())
-        except HostError as error:
-            if await self._access.lost_with_vm(error):
-                self._cut()
-            else:
-                parts = (error.operation, error.hresult, error.text, error.records)
-                self.exit.lose(lambda: HostError(*parts))
-        except Exception as error:
-            # Whatever it is, the VM goes on.
-            _log.warning("waiting for container %s: %r", self.id, error)
-            self._cut()
-
-    async def _report(self, status: ExitStatus) -> None:
+    async def _report_exit(self) -> None:
+        status = await self._system.wait()
         # What went with its VM has not exited, as over our own connection.
         if await self._access.vm_has_gone():
             self._cut()
@@ -193,11 +128,6 @@ class RelayedContainer:
             info = dumps(status.detail) if status.detail else ""
             self.exit.report(ContainerExit(printable(status.exit_type), status.code, info))
             _log.info("%s: container %s has exited: %s", self._access.name, self.id, status.exit_type)
-
-    def _cut(self) -> None:
-        """Note that its VM has gone."""
-        self._cut_off = True
-        self.exit.lose(self._access.closed_error, cut_off=True)
 
 
 async def create_relayed(access: RelayAccess, container_id: str, document: object) -> Container:

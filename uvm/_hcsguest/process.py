@@ -34,12 +34,11 @@ from typing import Final, TypeVar
 import anyio
 from attrs import define, field
 
-from uvm._async import Flag
-from uvm._guest.exit import DOUBT_SECONDS, Exit
+from uvm._guest.exit import DOUBT_SECONDS
 from uvm._guest.process import EXITED, Process, discard
 from uvm._guest.signals import SignalOptions
 from uvm._guest.specs import check_writable, command, host_process
-from uvm._hcsguest.access import RelayAccess, start_served
+from uvm._hcsguest.access import RelayAccess, Relayed, start_served
 from uvm.backend import BROKEN_STREAM, ByteStream, HostProcess
 from uvm.errors import HostError, UVMError
 from uvm.hresult import HResult
@@ -113,10 +112,11 @@ class _Input:
             await self._stream.aclose()
 
 
-class RelayedProcess:
+class RelayedProcess(Relayed[int]):
     """A process that HCS started (:class:`~uvm._guest.process.ProcessHandle`)."""
 
     def __init__(self, access: RelayAccess, handle: HostProcess) -> None:
+        super().__init__(access, handle, f"process {handle.pid}")
         stdin = None if handle.stdin is None else _Input(handle.stdin, self._end_input)
         named: dict[str, ByteStream | None] = {
             "stdin": stdin,
@@ -125,73 +125,24 @@ class RelayedProcess:
         }
         self.pid = handle.pid
         self.contained = access.container is not None
-        self.exit: Exit[int] = Exit()
         self.streams = {
             name: _Pipe(stream, self._stream_closed) for name, stream in named.items() if stream is not None
         }
-        self._access = access
         self._handle = handle
-        # The VM went before its exit was known.
-        self._cut_off = False
-        # Its output will not be read any more.
-        self._unread = Flag()
-        self._served = True
-        self._waiting = anyio.CancelScope()
         self._stream_closed()
 
-    async def serve(self) -> None:
-        """Wait for its exit, and close the handle once no caller can use it: the process's own task."""
-        try:
-            await self._await_exit()
-            await self._unread.wait()
-        finally:
-            self._served = False
-            self._cut()
-            with anyio.CancelScope(shield=True):
-                await self._close()
-
-    async def _close(self) -> None:
-        try:
-            await self._handle.close()
-        except Exception as error:
-            # Nothing depends on it any more; what does go on is not to be ended by it.
-            _log.warning("closing the handle of process %d: %r", self.pid, error)
-
-    def abandon(self) -> None:
-        """Have it killed in the background, and its streams closed: its caller was cancelled."""
-        if self._served:
-            self._access.tasks.start_soon(self._abandon)
+    async def _report_exit(self) -> None:
+        self.exit.report(await self._handle.wait())
 
     async def _abandon(self) -> None:
-        # Its VM may end it at any time, and does not wait for this.
         process = Process(self._access, self, (), False)
         await discard(lambda: process, shield=False)
         await process.aclose()
 
-    async def _await_exit(self) -> None:
-        try:
-            with self._waiting:
-                self.exit.report(await self._handle.wait())
-        except HostError as error:
-            if await self._access.lost_with_vm(error):
-                self._cut()
-            else:
-                parts = (error.operation, error.hresult, error.text, error.records)
-                self.exit.lose(lambda: HostError(*parts))
-        except Exception as error:
-            # Whatever it is, the VM goes on.
-            _log.warning("waiting for process %d: %r", self.pid, error)
-            self._cut()
-
-    def _cut(self) -> None:
-        """Note that its VM has gone."""
-        if not self.exit.settled:
-            self._cut_off = True
-            self.exit.lose(self._access.closed_error, cut_off=True)
-
     def _stream_closed(self) -> None:
+        # Its output will not be read any more.
         if all(self.streams[name].closed for name in ("stdout", "stderr") if name in self.streams):
-            self._unread.set()
+            self._unused.set()
 
     # What can be asked of it.
 
@@ -211,27 +162,17 @@ class RelayedProcess:
                 raise
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call to HCS; BridgeClosedError where the VM has gone, or goes meanwhile."""
-        self._require_vm()
         try:
-            return await self._access.ask(call())
+            return await super()._ask(call)
         except HostError as error:
-            if self._cut_off:
-                raise self._access.closed_error() from error
             if error.system_gone:
-                raise HostError(
-                    error.operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, "its container has exited"
-                ) from error
-            if error.hresult == HResult.E_HANDLE and self.exit.gone():
+                text = "its container has exited"
+            elif error.hresult == HResult.E_HANDLE and self.exit.gone():
                 # The handle went with the process.
-                raise HostError(
-                    error.operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, "it has exited"
-                ) from error
-            raise
-
-    def _require_vm(self) -> None:
-        if self._cut_off:
-            raise self._access.closed_error()
+                text = "it has exited"
+            else:
+                raise
+            raise HostError(error.operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, text) from error
 
     async def resize(self, height: int, width: int) -> None:
         """Have the size of its terminal changed."""
@@ -278,10 +219,6 @@ class RelayedProcess:
             # It went with its VM, for instance.
             raise HostError(f"wait for process {self.pid}", lost)
         return status.get("Exited") is True
-
-
-def _exited(error: HostError, text: str) -> HostError:
-    return HostError(error.operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, text)
 
 
 async def start_relayed(
