@@ -15,7 +15,7 @@ from tests.gcs.guests import Guest, Refusal, connected
 from tests.gcs.support import stream_pair
 from uvm._guest.logs import read_log
 from uvm._guest.quotes import QuoteCleaner, without_quotes
-from uvm._guest.specs import command, linux_container
+from uvm._guest.specs import Command, linux_container
 from uvm._wire.frames import Procedure
 from uvm.errors import GuestError
 from uvm.hresult import HResult
@@ -71,7 +71,7 @@ def test_other_text_stays() -> None:
 
 
 def test_the_environment_of_a_command_is_not_in_its_repr() -> None:
-    assert "s3cret" not in repr(command(["env"], env={"TOKEN": "s3cret"}))
+    assert "s3cret" not in repr(Command(["env"], env={"TOKEN": "s3cret"}))
 
 
 @pytest.mark.anyio

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from uvm._guest.specs import check_size, command, container_process, host_process, linux_container, spec_of
+from uvm._guest.specs import Command, check_size, container_process, host_process, linux_container, spec_of
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.schema.json import to_json
 
@@ -43,7 +43,7 @@ def cleaned(spec: dict[str, Any]) -> Any:
 )
 def test_a_command_is_a_list_of_strings(args: Any) -> None:
     with pytest.raises(OptionsError):
-        command(args)
+        Command(args)
 
 
 @pytest.mark.parametrize(
@@ -51,29 +51,29 @@ def test_a_command_is_a_list_of_strings(args: Any) -> None:
 )
 def test_an_environment_maps_names_to_strings(env: Any) -> None:
     with pytest.raises(OptionsError):
-        command(["env"], env=env)
+        Command(["env"], env=env)
 
 
 def test_what_is_wrong_with_an_environment_is_told_without_its_values() -> None:
     with pytest.raises(OptionsError) as caught:
-        command(["env"], env={"TOKEN=hunter2": "hunter2"})
+        Command(["env"], env={"TOKEN=hunter2": "hunter2"})
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [(0, 80), (24, 65536), (24,), 24, (True, 80), ("24", "80")])
 def test_the_size_of_a_terminal_is_two_16_bit_numbers(size: Any) -> None:
     with pytest.raises(OptionsError):
-        command(["sh"], terminal=True, size=size)
+        Command(["sh"], terminal=True, size=size)
 
 
 def test_a_size_needs_a_terminal() -> None:
     with pytest.raises(OptionsError, match="no terminal"):
-        command(["sh"], size=(24, 80))
+        Command(["sh"], size=(24, 80))
     check_size(1, 65535)
 
 
 def test_a_linux_guest_takes_arguments_and_gets_a_path() -> None:
-    assert to_json(host_process(command(["uname", "-a"]), "linux")) == {
+    assert to_json(host_process(Command(["uname", "-a"]), "linux")) == {
         "CommandArgs": ["uname", "-a"],
         "WorkingDirectory": "/",
         "Environment": {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -81,21 +81,21 @@ def test_a_linux_guest_takes_arguments_and_gets_a_path() -> None:
 
 
 def test_a_windows_variable_is_not_set_twice_in_another_case() -> None:
-    twice = command(["x"], env={"Path": "a", "PATH": "b"})
+    twice = Command(["x"], env={"Path": "a", "PATH": "b"})
     with pytest.raises(OptionsError, match="the environment has PATH twice"):
         host_process(twice, "windows")
     assert host_process(twice, "linux").environment == {"Path": "a", "PATH": "b"}
 
 
 def test_an_environment_that_is_given_is_the_whole_environment() -> None:
-    wanted = command(["env"], env={"A": "", "B": "c"}, cwd="/tmp")
+    wanted = Command(["env"], env={"A": "", "B": "c"}, cwd="/tmp")
     parameters = host_process(wanted, "linux")
     assert parameters.environment == {"A": "", "B": "c"}
     assert parameters.working_directory == "/tmp"
 
 
 def test_a_windows_guest_takes_one_escaped_command_line() -> None:
-    wanted = command(["cmd", "/c", 'say "hi there"', ""], env={"A": "", "B": "c"}, user="ContainerUser")
+    wanted = Command(["cmd", "/c", 'say "hi there"', ""], env={"A": "", "B": "c"}, user="ContainerUser")
     assert to_json(host_process(wanted, "windows")) == {
         "CommandLine": 'cmd /c "say \\"hi there\\"" ""',
         "User": "ContainerUser",
@@ -105,23 +105,23 @@ def test_a_windows_guest_takes_one_escaped_command_line() -> None:
 
 
 def test_a_terminal_is_an_emulated_console_of_a_height_and_a_width() -> None:
-    parameters = host_process(command(["sh"], terminal=True, size=(24, 80)), "linux")
+    parameters = host_process(Command(["sh"], terminal=True, size=(24, 80)), "linux")
     assert parameters.emulate_console
     assert parameters.console_size == [24, 80]
 
 
 def test_a_linux_guest_has_no_other_users_than_root_outside_of_containers() -> None:
     with pytest.raises(NotSupportedError, match="as root"):
-        host_process(command(["id"], user="nobody"), "linux")
+        host_process(Command(["id"], user="nobody"), "linux")
 
 
 def test_a_process_in_a_linux_container_is_like_the_containers_own() -> None:
-    process = container_process(command(["ls"]), SPEC["process"] | {"terminal": True}).oci_process
+    process = container_process(Command(["ls"]), SPEC["process"] | {"terminal": True}).oci_process
     assert process == SPEC["process"] | {"args": ["ls"], "terminal": False}
 
 
 def test_a_process_in_a_linux_container_differs_in_what_the_command_says() -> None:
-    wanted = command(["sh"], env={"A": "b"}, cwd="/tmp", user="1000:100", terminal=True, size=(24, 80))
+    wanted = Command(["sh"], env={"A": "b"}, cwd="/tmp", user="1000:100", terminal=True, size=(24, 80))
     process = container_process(wanted, SPEC["process"]).oci_process
     assert process["env"] == ["A=b"]
     assert process["cwd"] == "/tmp"
@@ -134,7 +134,7 @@ def test_a_process_in_a_linux_container_differs_in_what_the_command_says() -> No
 @pytest.mark.parametrize("user", ["root", "1000:", ":5", "1:2:3", "-1", "4294967296", "٣"])
 def test_a_user_of_a_linux_container_is_numbers(user: str) -> None:
     with pytest.raises(OptionsError, match="uid"):
-        container_process(command(["id"], user=user), SPEC["process"])
+        container_process(Command(["id"], user=user), SPEC["process"])
 
 
 # Containers.

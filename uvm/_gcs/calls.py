@@ -28,9 +28,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
+import anyio
 from attrs import define, field
 
 from uvm._async import Flag
@@ -102,6 +103,21 @@ class Call:
     async def wait(self) -> None:
         """Wait for the end of the call. Any number of tasks may; none that leaves disturbs the call."""
         await self._ended.wait()
+
+    async def wait_or_discard(self, discard: Callable[[], Awaitable[None]]) -> None:
+        """Wait for the end of the call, also where the caller is cancelled once it is sent.
+
+        :param discard: awaited then, to undo what the guest did; also where it never was sent.
+        """
+        try:
+            await self.wait()
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                if self.sent:
+                    await self.wait()
+                self.abandon()
+                await discard()
+            raise
 
     def abandon(self) -> None:
         """Want the answer no more. What was not sent never is; nothing happens where the call has ended."""

@@ -38,7 +38,7 @@ from uvm._gcs.process import start_process
 from uvm._guest.access import Caller, GuestFeatures, as_it_is
 from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._guest.container import Container
-from uvm._guest.process import Process
+from uvm._guest.process import Launch, Process
 from uvm._guest.run import GuestHost
 from uvm._guest.specs import check_writable
 from uvm._guest.states import ContainerStates
@@ -65,7 +65,6 @@ from uvm.schema.gcs import (
     UvmConfig,
 )
 from uvm.schema.guest import TimeZoneInformation
-from uvm.schema.process import ProcessParameters
 from uvm.schema.secrets import printable
 
 _log = logging.getLogger("uvm.gcs")
@@ -394,11 +393,9 @@ class GuestConnection(GuestHost):
         self._capabilities()
         return await self._link.call(self._containers.create(container_id, document))
 
-    async def _launch(
-        self, args: tuple[str, ...], parameters: ProcessParameters, pipes: Mapping[str, bool], terminal: bool
-    ) -> Process:
+    async def _launch(self, launch: Launch) -> Process:
         self._capabilities()
-        return await start_process(self._link, HOST_CONTAINER_ID, args, parameters, pipes, terminal)
+        return await start_process(self._link, HOST_CONTAINER_ID, launch)
 
     def _notify(self, notification: ContainerNotification) -> None:
         self._containers.notify(notification)

@@ -12,7 +12,7 @@ Source: hcsshim internal/gcs/container.go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 
 from attrs import define, field
@@ -24,7 +24,7 @@ from uvm._gcs.link import GuestLink
 from uvm._gcs.process import start_process
 from uvm._guest.container import ContainerExit, doubt
 from uvm._guest.exit import Exit
-from uvm._guest.process import Process
+from uvm._guest.process import Launch, Process
 from uvm._guest.specs import check_writable
 from uvm._wire.frames import Procedure, parse
 from uvm.backend import JSON
@@ -38,7 +38,6 @@ from uvm.schema.gcs import (
     ResponseBase,
 )
 from uvm.schema.json import from_json
-from uvm.schema.process import ProcessParameters
 from uvm.schema.properties import PROPERTY_PROCESS_LIST, Properties, PropertyQuery
 
 
@@ -53,7 +52,6 @@ class ConnectedContainer:
 
     _link: GuestLink
     id: str
-    directories: tuple[str, ...]
     activity_id: str
     #: Called when the guest has deleted its state, and when its exit is settled.
     _free: Callable[[ConnectedContainer], None] = field(repr=False)
@@ -71,16 +69,9 @@ class ConnectedContainer:
         seconds = self._link.timeouts.container_seconds
         await self._ask(Procedure.START, "start", timeout_seconds=seconds)
 
-    async def run(
-        self,
-        args: tuple[str, ...],
-        parameters: ProcessParameters,
-        pipes: Mapping[str, bool],
-        terminal: bool,
-        on_start: Callable[[Process], None],
-    ) -> Process:
+    async def run(self, launch: Launch) -> Process:
         """Start a process in it."""
-        return await start_process(self._link, self.id, args, parameters, pipes, terminal, on_start)
+        return await start_process(self._link, self.id, launch)
 
     def init_started(self, exit: Exit[int]) -> None:
         """Note that the container's own process was started, with whose exit the container ends."""
@@ -95,7 +86,7 @@ class ConnectedContainer:
         with suppress(UVMError):
             found = from_json(Properties, await self.properties(PROPERTY_PROCESS_LIST)).process_list
             if found:
-                await ExitWatch(self._link, self.id, found[0].process_id, lambda failure: None).exit.wait()
+                await ExitWatch(self._link, self.id, found[0].process_id).exit.wait()
             doubt(self._link, self.exit)
 
     async def end(self, *, forced: bool) -> None:

@@ -20,19 +20,18 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
-
-import anyio
 
 from uvm._gcs.calls import Call
 from uvm._gcs.container import ConnectedContainer
 from uvm._gcs.link import GuestLink
-from uvm._guest.container import Container, ContainerExit, container_config, directories_of, own_process
-from uvm._guest.specs import check_container_id, check_writable
+from uvm._guest.container import Container, ContainerExit, container_config
 from uvm._wire.frames import Procedure
 from uvm.errors import BridgeClosedError, GuestError, OptionsError, UVMError, WireError
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import ContainerCreateRequest, ContainerNotification, LinuxHostedSystem, ResponseBase
+from uvm.schema.json import dumps
 from uvm.schema.secrets import printable
 
 _log = logging.getLogger("uvm.gcs")
@@ -61,54 +60,35 @@ class Containers:
         self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
     ) -> Container:
         """Create a container; see :meth:`uvm._gcs.connection.GuestConnection.create_container`."""
-        check_container_id(container_id)
-        config = container_config(document)
-        process = own_process(config, self._link.os)
-        text = check_writable("the document of the container", config)
-        await self._link.states.check_free(container_id)
-        handle = self._take(container_id, directories_of(config))
-        container = Container(self._link, handle, process)
+        config = await container_config(self._link, container_id, document)
+        handle = self._take(container_id)
+        container = Container(self._link, handle, config)
+        request = ContainerCreateRequest(
+            container_id=container_id, activity_id=handle.activity_id, container_config=dumps(config)
+        )
         try:
-            await self._create(container, handle, text)
+            call = handle.creation = self._link.bridge.submit(
+                Procedure.CREATE,
+                request,
+                operation=f"create container {container_id}",
+                timeout_seconds=self._link.timeouts.container_seconds,
+            )
+            await call.wait_or_discard(partial(self._discard, container, handle, call))
+            call.result(ResponseBase)
         except (GuestError, OptionsError, BridgeClosedError):
             self._drop(handle)
             raise
         return container
 
-    def _take(self, container_id: str, directories: tuple[str, ...]) -> ConnectedContainer:
+    def _take(self, container_id: str) -> ConnectedContainer:
         if container_id in self._taken:
             raise OptionsError(f"create container {container_id}: there is one of that id; nothing was sent")
         number = 0
         if container_id in self._ended:
             number = self._numbers = self._numbers + 1
-        handle = ConnectedContainer(
-            self._link, container_id, directories, _ACTIVITY.format(number), self._free
-        )
+        handle = ConnectedContainer(self._link, container_id, _ACTIVITY.format(number), self._free)
         self._taken[container_id] = self._awaited[container_id, handle.activity_id] = handle
         return handle
-
-    async def _create(self, container: Container, handle: ConnectedContainer, config: str) -> None:
-        request = ContainerCreateRequest(
-            container_id=handle.id, activity_id=handle.activity_id, container_config=config
-        )
-        call = handle.creation = self._link.bridge.submit(
-            Procedure.CREATE,
-            request,
-            operation=f"create container {handle.id}",
-            timeout_seconds=self._link.timeouts.container_seconds,
-        )
-        try:
-            await call.wait()
-        except anyio.get_cancelled_exc_class():
-            if not call.sent:
-                call.abandon()
-                self._drop(handle)
-                raise
-            with anyio.CancelScope(shield=True):
-                await call.wait()
-                await self._discard(container, handle, call)
-            raise
-        call.result(ResponseBase)
 
     async def _discard(self, container: Container, handle: ConnectedContainer, call: Call) -> None:
         """End a container, if it was created, whose caller was cancelled."""
@@ -116,7 +96,7 @@ class Containers:
             call.result(ResponseBase)
         except UVMError as error:
             _log.debug("a container whose caller was cancelled: %s", error)
-            if isinstance(error, GuestError):
+            if isinstance(error, GuestError) or not call.sent:
                 self._drop(handle)
             return
         try:

@@ -41,7 +41,7 @@ from uvm.schema.gcs import WAIT_FOREVER_MS, WaitForProcessRequest, WaitForProces
 
 _log = logging.getLogger("uvm.gcs")
 
-_MAX_UINT32: Final = 0xFFFFFFFF
+MAX_UINT32: Final = 0xFFFFFFFF
 
 #: How long a probe lets the guest wait: hcsshim's ``exitProbeTimeoutMs`` after the guest dialled again, and
 #: longer for a process that cannot be signalled: its exit is about to be known, or never will be.
@@ -55,23 +55,15 @@ class ExitWatch:
     """Waits for the exit of one process.
 
     :ivar exit: that exit.
+    :ivar pid: the process.
 
-    :param on_end: called once, when nothing more will be learnt; with what makes the error that says why
-        the exit code is unknown, or None where it is known.
     :raises BridgeClosedError: the connection to the guest is closed.
     """
 
-    def __init__(
-        self,
-        link: GuestLink,
-        container_id: str,
-        pid: int,
-        on_end: Callable[[Callable[[], Exception] | None], None],
-    ) -> None:
+    def __init__(self, link: GuestLink, container_id: str, pid: int) -> None:
         self._link = link
         self._container_id = container_id
-        self._pid = pid
-        self._on_end = on_end
+        self.pid = pid
         self.exit: Exit[int] = Exit()
         self._waits = deque([self._ask(WAIT_FOREVER_MS, self._waited)])
         link.on_resume[self] = self._resumed
@@ -83,7 +75,7 @@ class ExitWatch:
         """
         self._probe(_SIGNAL_PROBE_MS)
 
-    async def check(self) -> bool:
+    async def has_exited(self) -> bool:
         """Ask the guest. True: it has exited, or the guest knows it no more. False: it runs.
 
         :raises UVMError: the guest did not say.
@@ -106,13 +98,13 @@ class ExitWatch:
 
     def _ask(self, timeout_ms: int, then: Callable[[Call], None]) -> Call:
         request = WaitForProcessRequest(
-            container_id=self._container_id, process_id=self._pid, timeout_in_ms=timeout_ms
+            container_id=self._container_id, process_id=self.pid, timeout_in_ms=timeout_ms
         )
         forever = timeout_ms == WAIT_FOREVER_MS
         return self._link.bridge.submit(
             Procedure.WAIT_FOR_PROCESS,
             request,
-            operation=f"wait for process {self._pid}",
+            operation=f"wait for process {self.pid}",
             timeout_seconds=None if forever else "default",
             survives=forever,
             then=then,
@@ -166,7 +158,7 @@ class ExitWatch:
                 self._forgotten()
         except UVMError as error:
             # The wait without a limit is answered, now or after the next connection.
-            _log.debug("a probe of process %d: %s", self._pid, error)
+            _log.debug("a probe of process %d: %s", self.pid, error)
 
     def _wait_anew(self) -> None:
         """Ask once more without a limit: the request before may have been lost, or not."""
@@ -179,19 +171,22 @@ class ExitWatch:
     def _take(self, call: Call) -> None:
         """Take the exit code out of an answer; raises what the answer says instead."""
         code = call.result(WaitForProcessResponse).exit_code
-        if not 0 <= code <= _MAX_UINT32:
+        if not 0 <= code <= MAX_UINT32:
             raise UnknownOutcomeError(f"{call.operation}: the guest's answer cannot be read: no exit code")
         self.exit.report(code)
         self._end(None)
 
     def _forgotten(self) -> None:
         text = "the guest knows the process no more, so that its exit code is unknown"
-        self._end(lambda: GuestError(f"wait for process {self._pid}", HResult.ERROR_NOT_FOUND, text))
+        self._end(lambda: GuestError(f"wait for process {self.pid}", HResult.ERROR_NOT_FOUND, text))
 
     def _end(self, failure: Callable[[], Exception] | None, *, cut_off: bool = False) -> None:
+        """Note that nothing more will be learnt.
+
+        :param failure: makes the error that says why the exit code is unknown; None where it is known.
+        """
         if failure is not None:
             self.exit.lose(failure, cut_off=cut_off)
         self._link.on_resume.pop(self, None)
         for each in self._waits:
             each.abandon()
-        self._on_end(failure)

@@ -19,18 +19,15 @@ Source: hcsshim internal/gcs/process.go.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Final
+from functools import partial
 
 import anyio
-from attrs import define, field
 
-from uvm._gcs.exits import ExitWatch
+from uvm._gcs.exits import MAX_UINT32, ExitWatch
 from uvm._gcs.link import GuestLink
-from uvm._guest.exit import Exit
-from uvm._guest.process import Process, discard
+from uvm._guest.process import Launch, Process, discard
 from uvm._guest.signals import SignalOptions
-from uvm._guest.specs import check_writable, command, execute_settings, host_process
+from uvm._guest.specs import execute_settings
 from uvm._guest.stdio import Channel
 from uvm._wire.frames import Procedure
 from uvm.errors import AnswerLostError, BridgeClosedError, UnknownOutcomeError
@@ -41,36 +38,25 @@ from uvm.schema.gcs import (
     ResizeConsoleRequest,
     SignalProcessRequest,
 )
-from uvm.schema.process import ProcessParameters
-
-_MAX_UINT32: Final = 0xFFFFFFFF
 
 
-@define(eq=False)
-class ConnectedProcess:
-    """A process over our own connection (:class:`~uvm._guest.process.ProcessHandle`)."""
+class ConnectedProcess(ExitWatch):
+    """A process over our own connection (:class:`~uvm._guest.process.ProcessHandle`).
 
-    _link: GuestLink
-    _container_id: str
-    pid: int
-    #: Its standard streams, by name.
-    streams: Mapping[str, Channel]
-    _watch: ExitWatch = field(init=False)
+    :ivar streams: its standard streams, by name.
+    """
 
-    def __attrs_post_init__(self) -> None:
-        self._watch = ExitWatch(self._link, self._container_id, self.pid, self._ended)
+    def __init__(self, link: GuestLink, container_id: str, pid: int, streams: Mapping[str, Channel]) -> None:
+        super().__init__(link, container_id, pid)
+        self.streams = streams
 
     @property
     def contained(self) -> bool:
         """True for a process in a container."""
         return self._container_id != HOST_CONTAINER_ID
 
-    @property
-    def exit(self) -> Exit[int]:
-        """The exit code, to be."""
-        return self._watch.exit
-
-    def _ended(self, failure: Callable[[], Exception] | None) -> None:
+    def _end(self, failure: Callable[[], Exception] | None, *, cut_off: bool = False) -> None:
+        super()._end(failure, cut_off=cut_off)
         for channel in self.streams.values():
             channel.process_ended(failure)
 
@@ -90,53 +76,27 @@ class ConnectedProcess:
         operation = f"resize the terminal of process {self.pid}"
         await self._link.bridge.call(Procedure.RESIZE_CONSOLE, request, operation=operation, abandonable=True)
 
-    def doubt(self) -> None:
-        """Settle the exit soon: the guest says that there is no such process."""
-        self._watch.doubt()
-
-    async def has_exited(self) -> bool:
-        """Ask the guest whether it has exited."""
-        return await self._watch.check()
-
     async def start_helper(self, *args: str) -> Process:
         """Start a process of the guest itself, without streams."""
-        return await start_process(
-            self._link, HOST_CONTAINER_ID, args, host_process(command(args), self._link.os)
-        )
+        return await start_process(self._link, HOST_CONTAINER_ID, Launch.of_helper(self._link.os, args))
 
 
-def _ignore(process: Process) -> None:
-    pass
-
-
-async def start_process(
-    link: GuestLink,
-    container_id: str,
-    args: tuple[str, ...],
-    parameters: ProcessParameters,
-    pipes: Mapping[str, bool] = MappingProxyType({}),
-    terminal: bool = False,
-    on_start: Callable[[Process], None] = _ignore,
-) -> Process:
+async def start_process(link: GuestLink, container_id: str, launch: Launch) -> Process:
     """Start a process in a container, or with :data:`HOST_CONTAINER_ID` in the guest itself.
 
     A caller who is cancelled once the request is out stays until the guest has answered, and the process is
     killed then.
 
-    :param parameters: what to run; which streams it has is filled in.
-    :param pipes: whether it has ``stdin``, ``stdout`` and ``stderr``.
-    :param terminal: whether it has one, which can be resized then.
-    :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
     :raises GuestError: the guest refused: there is no such program, for instance.
     :raises UnknownOutcomeError: the answer was lost; the process may run.
     :raises BridgeClosedError: the connection to the guest is closed, or closed meanwhile.
     """
     channels: dict[str, Channel] = {}
     try:
-        for name, wanted in pipes.items():
+        for name, wanted in launch.pipes.items():
             if wanted:
                 channels[name] = await link.ports.open()
-        return await _execute(link, container_id, args, parameters, channels, terminal, on_start)
+        return await _execute(link, container_id, launch, channels)
     except BaseException:
         # One that is closed already would let a cancellation in before the others are.
         with anyio.CancelScope(shield=True):
@@ -146,51 +106,26 @@ async def start_process(
 
 
 async def _execute(
-    link: GuestLink,
-    container_id: str,
-    args: tuple[str, ...],
-    parameters: ProcessParameters,
-    channels: Mapping[str, Channel],
-    terminal: bool,
-    on_start: Callable[[Process], None],
+    link: GuestLink, container_id: str, launch: Launch, channels: Mapping[str, Channel]
 ) -> Process:
-    request = _request(link, container_id, parameters, channels)
-    operation = f"run {args[0]!r}" if args else "run the container's own process"
+    ports = {name: channel.port for name, channel in channels.items()}
+    settings = execute_settings(link.os, launch.text(), ports)
+    request = ExecuteProcessRequest(container_id=container_id, settings=settings)
+    operation = f"run {launch.args[0]!r}" if launch.args else "run the container's own process"
     call = link.bridge.submit(Procedure.EXECUTE_PROCESS, request, operation=operation)
 
     def started() -> Process:
         pid = call.result(ExecuteProcessResponse).process_id
-        if not 0 <= pid <= _MAX_UINT32:
+        if not 0 <= pid <= MAX_UINT32:
             raise UnknownOutcomeError(f"{operation}: the guest's answer cannot be read: no process id")
         try:
             handle = ConnectedProcess(link, container_id, pid, channels)
         except BridgeClosedError as error:
             # It runs, and its exit will not be reported.
             raise AnswerLostError(str(error)) from error.__cause__
-        process = Process(link, handle, args, terminal)
-        on_start(process)
+        process = Process(link, handle, launch.args, launch.terminal)
+        launch.on_start(process)
         return process
 
-    try:
-        await call.wait()
-    except anyio.get_cancelled_exc_class():
-        if not call.sent:
-            call.abandon()
-            raise
-        with anyio.CancelScope(shield=True):
-            await call.wait()
-        await discard(started)
-        raise
+    await call.wait_or_discard(partial(discard, started))
     return started()
-
-
-def _request(
-    link: GuestLink, container_id: str, parameters: ProcessParameters, channels: Mapping[str, Channel]
-) -> ExecuteProcessRequest:
-    parameters.create_std_in_pipe = "stdin" in channels
-    parameters.create_std_out_pipe = "stdout" in channels
-    parameters.create_std_err_pipe = "stderr" in channels
-    text = check_writable("what to run", parameters)
-    ports = {name: channel.port for name, channel in channels.items()}
-    settings = execute_settings(link.os, text, ports)
-    return ExecuteProcessRequest(container_id=container_id, settings=settings)

@@ -26,11 +26,10 @@ Source: hcsshim internal/cow and internal/gcs/container.go.
 
 from __future__ import annotations
 
-import enum
+import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar, final
 
 import anyio
@@ -41,9 +40,16 @@ from uvm._async import Flag, opens
 from uvm._guest.access import GuestAccess
 from uvm._guest.clock import GuestClock
 from uvm._guest.exit import DOUBT_SECONDS, Exit
-from uvm._guest.process import Process, exit_of
+from uvm._guest.process import Launch, Process, exit_of
 from uvm._guest.run import ProcessHost
-from uvm._guest.specs import Command, container_init, container_process, host_process, spec_of
+from uvm._guest.specs import (
+    Command,
+    check_container_id,
+    check_writable,
+    container_process,
+    host_process,
+    spec_of,
+)
 from uvm.backend import JSON
 from uvm.errors import (
     BridgeClosedError,
@@ -57,9 +63,9 @@ from uvm.errors import (
 )
 from uvm.hresult import SYSTEM_ENDED
 from uvm.schema.container import HostedSystem
-from uvm.schema.gcs import LinuxHostedSystem
+from uvm.schema.gcs import LinuxHostedSystem, LinuxProcessParameters
 from uvm.schema.json import SchemaError, from_json, to_json
-from uvm.schema.process import ProcessDetails, ProcessParameters
+from uvm.schema.process import ProcessDetails
 from uvm.schema.properties import PROPERTY_PROCESS_LIST, PROPERTY_STATISTICS, Properties
 
 T = TypeVar("T")
@@ -68,13 +74,6 @@ _log = logging.getLogger("uvm.gcs")
 
 #: How long, once it was asked to end, its output may still be read.
 STREAM_GRACE_SECONDS: Final = 1.0
-
-
-class _Gone(enum.Enum):
-    GONE = enum.auto()
-
-
-_GONE: Final = _Gone.GONE
 
 
 @frozen
@@ -100,28 +99,14 @@ class ContainerHandle(Protocol):
         """The container's id."""
 
     @property
-    def directories(self) -> tuple[str, ...]:
-        """The container's directories in the guest, as of :func:`directories_of`."""
-
-    @property
     def exit(self) -> Exit[ContainerExit]:
         """The container's exit, to be."""
 
     async def start(self) -> None:
         """Start it."""
 
-    async def run(
-        self,
-        args: tuple[str, ...],
-        parameters: ProcessParameters,
-        pipes: Mapping[str, bool],
-        terminal: bool,
-        on_start: Callable[[Process], None],
-    ) -> Process:
-        """Start a process in it.
-
-        :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
-        """
+    async def run(self, launch: Launch) -> Process:
+        """Start a process in it."""
 
     def init_started(self, exit: Exit[int]) -> None:
         """Note that the container's own process was started, with whose exit the container ends."""
@@ -158,11 +143,12 @@ class Container(ProcessHost):
     :ivar id: its id.
     """
 
-    def __init__(self, guest: GuestAccess, handle: ContainerHandle, own_process: Mapping[str, Any]) -> None:
+    def __init__(self, guest: GuestAccess, handle: ContainerHandle, config: JSON) -> None:
         self.id: str = handle.id
         self._guest = guest
         self._handle = handle
-        self._own_process = own_process
+        self._own_process: Mapping[str, Any] = spec_of(config)["process"] if guest.os == "linux" else {}
+        self._directories = _directories_of(config)
         self._init: Process | None = None
         self._init_there = Flag()
         # The answer to the start of its own process was lost, so that it may run.
@@ -202,24 +188,21 @@ class Container(ProcessHost):
             )
         terminal = self._own_process.get("terminal") is True
         pipes = {"stdin": stdin, "stdout": stdout, "stderr": stderr and not terminal}
+        launch = Launch((), LinuxProcessParameters(), pipes, terminal, self._started)
         try:
-            init = self._handle.run((), container_init(), pipes, terminal, self._started)
-            return await self._guest.call(init)
+            return await self._guest.call(self._handle.run(launch))
         except UnknownOutcomeError:
             self._may_run = True
             self._handle.start_lost()
             raise
 
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
-        run = self._handle.run(
-            wanted.args, self._parameters(wanted), pipes, wanted.terminal, lambda process: None
-        )
-        return await self._guest.call(run)
-
-    def _parameters(self, wanted: Command) -> ProcessParameters:
         if self._guest.os == "windows":
-            return host_process(wanted, self._guest.os)
-        return container_process(wanted, self._own_process)
+            parameters = host_process(wanted, self._guest.os)
+        else:
+            parameters = container_process(wanted, self._own_process)
+        launch = Launch(wanted.args, parameters, pipes, wanted.terminal)
+        return await self._guest.call(self._handle.run(launch))
 
     def _started(self, init: Process) -> None:
         self._init = init
@@ -273,7 +256,7 @@ class Container(ProcessHost):
         :raises VMStateError: it still runs, and HCS, which hosts it, would end it; or its layers are mounted,
             or something else in its bundle.
         """
-        self._guest.states.check_unmounted(self._handle)
+        self._guest.states.check_unmounted(self.id, self._directories)
         runs = self._reports_its_exit and not self._handle.exit.settled
         await self._guest.call(self._unless_gone(self._handle.delete_state(runs=runs)))
         self._forgotten()
@@ -308,12 +291,7 @@ class Container(ProcessHost):
     async def __aenter__(self) -> Container:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         try:
             await self.aclose()
         except Exception as error:
@@ -346,8 +324,9 @@ class Container(ProcessHost):
         )
 
     async def _close_state(self) -> Exception | None:
-        if self._guest.states.busy(self._handle) and self._guest.tasks is not None:
-            self._guest.states.keep(self._handle, self._forget, self._guest.tasks)
+        states, tasks = self._guest.states, self._guest.tasks
+        if states.busy(self._directories) and tasks is not None:
+            states.keep(self.id, self._directories, self._forget, tasks)
             return None
         try:
             await self._forget()
@@ -421,23 +400,25 @@ class Container(ProcessHost):
     async def _end(self, *, forced: bool) -> None:
         if self._handle.exit.settled:
             await anyio.lowlevel.checkpoint()
-        elif await self._unless_gone(self._handle.end(forced=forced)) is _GONE or (forced and self._may_run):
+            return
+        await self._unless_gone(self._handle.end(forced=forced))
+        if forced and self._may_run:
             self._doubt()
 
-    async def _unless_gone(self, request: Awaitable[T]) -> T | _Gone | None:
+    async def _unless_gone(self, request: Awaitable[T]) -> T | None:
         """Await a request for what has happened already where the container, or its guest, is gone.
 
-        :return: the answer, that the container is gone, or None where the guest is.
+        :return: the answer; None where there is none for that reason.
         """
         try:
             return await request
         except BridgeClosedError as error:
             _log.debug("container %s: %s", self.id, error)
-            return None
         except RefusedError as error:
             if error.hresult not in SYSTEM_ENDED:
                 raise
-            return _GONE
+            self._doubt()
+        return None
 
     def _doubt(self) -> None:
         doubt(self._guest, self._handle.exit)
@@ -454,34 +435,27 @@ async def _settle(clock: GuestClock, exit: Exit[ContainerExit]) -> None:
     exit.report(ContainerExit("Unknown"))
 
 
-def container_config(document: object) -> JSON:
-    """Return the document of a container, a model or a JSON object, as JSON.
+async def container_config(guest: GuestAccess, container_id: str, document: object) -> JSON:
+    """Return a copy of the document of a container to be created, a model or a JSON object, as JSON.
 
-    :raises OptionsError: it is none.
+    :raises OptionsError: it is none, or is no document of a Linux container; there is no such id, or the
+        state of the last container of that id is kept.
     """
-    if isinstance(document, LinuxHostedSystem | HostedSystem):
-        try:
-            return to_json(document)
-        except RecursionError:
-            raise OptionsError("the document of the container nests too deeply") from None
-    if isinstance(document, Mapping):
-        return dict(document)
-    raise OptionsError(f"the document of a container is a JSON object, not a {type(document).__name__}")
+    check_container_id(container_id)
+    if not isinstance(document, LinuxHostedSystem | HostedSystem | Mapping):
+        raise OptionsError(f"the document of a container is a JSON object, not a {type(document).__name__}")
+    document = dict(document) if isinstance(document, Mapping) else document
+    config: JSON = json.loads(check_writable("the document of the container", document))
+    if guest.os == "linux":
+        spec_of(config)
+    await guest.states.check_free(container_id)
+    return config
 
 
-def directories_of(config: JSON) -> tuple[str, ...]:
+def _directories_of(config: JSON) -> tuple[str, ...]:
     """Return the bundle of a Linux container and its root file system, where that is another directory."""
     bundle, spec = config.get("OciBundlePath"), config.get("OciSpecification")
     root = spec.get("root") if isinstance(spec, Mapping) else None
     path = root.get("path") if isinstance(root, Mapping) else None
     # A relative one is in the bundle.
     return tuple(each for each in (bundle, path) if isinstance(each, str) and each.startswith("/"))
-
-
-def own_process(config: JSON, os: str) -> Mapping[str, Any]:
-    """Return the first process that the document of a container describes; a Windows container has none.
-
-    :raises OptionsError: the document of a Linux container holds no specification, or not the essential.
-    """
-    process: Mapping[str, Any] = spec_of(config)["process"] if os == "linux" else {}
-    return process

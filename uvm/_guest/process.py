@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Final, Protocol, final
 
 import anyio
+import anyio.abc
 import anyio.lowlevel
+from attrs import define, field
 
 from uvm._guest.access import GuestAccess
 from uvm._guest.exit import Exit
 from uvm._guest.signals import LinuxSignal, SignalOptions, signal_options
-from uvm._guest.specs import check_size
+from uvm._guest.specs import Command, check_size, check_writable, host_process
 from uvm._guest.stdio import ProcessInput, ProcessOutput, Source
 from uvm.errors import (
     BridgeClosedError,
@@ -30,7 +31,7 @@ from uvm.errors import (
     UVMError,
 )
 from uvm.hresult import HResult
-from uvm.schema.process import SignalProcessOptionsLCOW
+from uvm.schema.process import ProcessParameters, SignalProcessOptionsLCOW
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -77,7 +78,7 @@ class ProcessHandle(Protocol):
 
 
 @final
-class Process:
+class Process(anyio.abc.AsyncResource):
     """A process in a guest, or in a container of one.
 
     As a context manager it closes its streams at the end; the process, where it still runs, is left running,
@@ -216,17 +217,6 @@ class Process:
                 if stream is not None:
                     await stream.aclose()
 
-    async def __aenter__(self) -> Process:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
     # Signals.
 
     async def _signal(self, options: SignalOptions | None) -> bool:
@@ -270,6 +260,38 @@ class Process:
         with self._guest.clock.move_on_after(seconds):
             return await helper.wait()
         raise UnknownOutcomeError(f"{args[0]} for process {self.pid} has not ended within {seconds:g} s")
+
+
+@define(eq=False)
+class Launch:
+    """A process to be started.
+
+    :ivar args: what is run, for messages; empty for a container's own process.
+    :ivar parameters: what to run; which streams it has is filled in.
+    :ivar pipes: whether it has ``stdin``, ``stdout`` and ``stderr``.
+    :ivar terminal: whether it has one, which can be resized then.
+    :ivar on_start: called when it was started, also where the caller has been cancelled meanwhile.
+    """
+
+    args: tuple[str, ...]
+    parameters: ProcessParameters
+    pipes: Mapping[str, bool] = field(factory=dict)
+    terminal: bool = False
+    on_start: Callable[[Process], None] = lambda process: None
+
+    def __attrs_post_init__(self) -> None:
+        self.parameters.create_std_in_pipe = self.pipes.get("stdin", False)
+        self.parameters.create_std_out_pipe = self.pipes.get("stdout", False)
+        self.parameters.create_std_err_pipe = self.pipes.get("stderr", False)
+
+    @classmethod
+    def of_helper(cls, os: str, args: tuple[str, ...]) -> Launch:
+        """Return a process of the guest itself, without streams."""
+        return cls(args, host_process(Command(args), os))
+
+    def text(self) -> str:
+        """Return the parameters as JSON text; OptionsError where they hold what JSON has no form for."""
+        return check_writable("what to run", self.parameters)
 
 
 def exit_of(process: Process) -> Exit[int]:

@@ -15,11 +15,10 @@ from attrs import define, field, frozen
 
 from uvm._async import opens
 from uvm._guest.access import GuestAccess
-from uvm._guest.process import Process, discard
-from uvm._guest.specs import Command, command, host_process
+from uvm._guest.process import Launch, Process, discard
+from uvm._guest.specs import Command, host_process
 from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
 from uvm.errors import OptionsError, OutputLimitError, RefusedError, UVMError
-from uvm.schema.process import ProcessParameters
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -84,7 +83,7 @@ class ProcessHost(ABC):
         :raises VMExitedError: the VM has exited.
         """
         pipes = {"stdin": stdin, "stdout": stdout, "stderr": stderr and not terminal}
-        asked = command(args, env=env, cwd=cwd, user=user, terminal=terminal, size=size)
+        asked = Command(args, env, cwd, user, terminal, size)
         return await self._start(asked, pipes)
 
     async def run(
@@ -127,9 +126,7 @@ class GuestHost(ProcessHost):
     _access: GuestAccess
 
     @abstractmethod
-    async def _launch(
-        self, args: tuple[str, ...], parameters: ProcessParameters, pipes: Mapping[str, bool], terminal: bool
-    ) -> Process:
+    async def _launch(self, launch: Launch) -> Process:
         """Start a process of the guest itself."""
 
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
@@ -137,7 +134,7 @@ class GuestHost(ProcessHost):
 
     async def _start_sized(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
         os = self._access.os
-        process = await self._launch(wanted.args, host_process(wanted, os), pipes, wanted.terminal)
+        process = await self._launch(Launch(wanted.args, host_process(wanted, os), pipes, wanted.terminal))
         if wanted.size is not None and os == "linux":
             await _give_size(process, *wanted.size)
         return process

@@ -50,33 +50,7 @@ _NO_CPU_QUOTA: Final = -1
 _UNSUPPORTED_RESOURCES: Final = ("devices", "pids", "blockIO", "hugepageLimits", "network")
 
 
-@frozen
-class Command:
-    """What to run. None leaves the choice to where it runs: the guest's defaults, or the container's own."""
-
-    args: tuple[str, ...]
-    env: Mapping[str, str] | None = field(default=None, repr=False)
-    cwd: str | None = None
-    user: str | None = None
-    terminal: bool = False
-    #: Height and width of the terminal, in characters.
-    size: tuple[int, int] | None = None
-
-
-def command(
-    args: Sequence[str],
-    *,
-    env: Mapping[str, str] | None = None,
-    cwd: str | None = None,
-    user: str | None = None,
-    terminal: bool = False,
-    size: tuple[int, int] | None = None,
-) -> Command:
-    """Check what is to be run.
-
-    :raises OptionsError: the command is no list of strings, or is empty; a name in the environment is no
-        name; a string holds NUL or what UTF-8 has no form for; a size without a terminal.
-    """
+def _arguments(args: object) -> tuple[str, ...]:
     if isinstance(args, str | bytes) or not isinstance(args, Sequence):
         raise OptionsError(f"a command is a list of strings, not {_kind(args)}")
     if not args:
@@ -85,14 +59,55 @@ def command(
         check_text("an argument of the command", each)
     if not args[0]:
         raise OptionsError("the command names no program")
-    for what, text in (("the working directory", cwd), ("the user", user)):
-        if text is not None:
-            check_text(what, text)
-    if size is not None:
-        if not terminal:
-            raise OptionsError("a size was given for a terminal, but no terminal was asked for")
-        check_size(*_pair(size))
-    return Command(tuple(args), _environment(env), cwd, user, terminal, size)
+    return tuple(args)
+
+
+def _environment(env: object) -> Mapping[str, str] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise OptionsError(f"an environment is a mapping of names to values, not {_kind(env)}")
+    for name, value in env.items():
+        check_text("a name in the environment", name)
+        # Not quoted: what stands behind the "=" may be secret.
+        if not name or "=" in name:
+            raise OptionsError('a name in the environment is empty or holds "="')
+        check_text(f"{name} in the environment", value)
+    return dict(env)
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise OptionsError("the size of a terminal is its height and its width")
+    return size[0], size[1]
+
+
+@frozen
+class Command:
+    """What to run. None leaves the choice to where it runs: the guest's defaults, or the container's own.
+
+    :raises OptionsError: the command is no list of strings, or is empty; a name in the environment is no
+        name; a string holds NUL or what UTF-8 has no form for; a size without a terminal.
+    """
+
+    args: tuple[str, ...] = field(converter=_arguments)
+    env: Mapping[str, str] | None = field(default=None, converter=_environment, repr=False)
+    cwd: str | None = None
+    user: str | None = None
+    terminal: bool = False
+    #: Height and width of the terminal, in characters.
+    size: tuple[int, int] | None = field(default=None, converter=_pair)
+
+    def __attrs_post_init__(self) -> None:
+        for what, text in (("the working directory", self.cwd), ("the user", self.user)):
+            if text is not None:
+                check_text(what, text)
+        if self.size is not None:
+            if not self.terminal:
+                raise OptionsError("a size was given for a terminal, but no terminal was asked for")
+            check_size(*self.size)
 
 
 def check_text(what: str, text: object) -> None:
@@ -122,26 +137,6 @@ def check_container_id(container_id: object) -> None:
     check_text("the id of a container", container_id)
     if not container_id:
         raise OptionsError("the id of a container is empty")
-
-
-def _pair(size: object) -> tuple[object, object]:
-    if not isinstance(size, tuple | list) or len(size) != 2:
-        raise OptionsError("the size of a terminal is its height and its width")
-    return size[0], size[1]
-
-
-def _environment(env: object) -> Mapping[str, str] | None:
-    if env is None:
-        return None
-    if not isinstance(env, Mapping):
-        raise OptionsError(f"an environment is a mapping of names to values, not {_kind(env)}")
-    for name, value in env.items():
-        check_text("a name in the environment", name)
-        # Not quoted: what stands behind the "=" may be secret.
-        if not name or "=" in name:
-            raise OptionsError('a name in the environment is empty or holds "="')
-        check_text(f"{name} in the environment", value)
-    return dict(env)
 
 
 # Processes.
@@ -216,11 +211,6 @@ def execute_settings(os: str, parameters: str, ports: Mapping[str, int]) -> Exec
             std_in=ports.get("stdin", 0), std_out=ports.get("stdout", 0), std_err=ports.get("stderr", 0)
         )
     return settings
-
-
-def container_init() -> LinuxProcessParameters:
-    """Return the container's own, first process, which its specification describes; without its pipes."""
-    return LinuxProcessParameters()
 
 
 _USER: Final = re.compile(r"(\d{1,10})(?::(\d{1,10}))?", re.ASCII)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 import anyio.abc
 from attrs import define, field
@@ -30,18 +29,6 @@ from uvm._async import Flag
 from uvm.errors import OptionsError, UVMError, VMStateError
 
 _log = logging.getLogger("uvm.gcs")
-
-
-class Ended(Protocol):
-    """A container that has ended."""
-
-    @property
-    def id(self) -> str:
-        """The container's id."""
-
-    @property
-    def directories(self) -> tuple[str, ...]:
-        """The container's directories in the guest, as of :func:`uvm._guest.container.directories_of`."""
 
 
 def _nothing(directory: str) -> str:
@@ -57,7 +44,7 @@ class Deletion:
     :ivar error: what failed.
     """
 
-    container: Ended
+    directories: tuple[str, ...]
     forget: Callable[[], Awaitable[None]]
     tasks: anyio.abc.TaskGroup
     begun: bool = field(default=False, init=False)
@@ -76,44 +63,47 @@ class ContainerStates:
     mounted: Callable[[str], str] = _nothing
     _deletions: dict[str, Deletion] = field(factory=dict, init=False)
 
-    def busy(self, container: Ended) -> str:
-        """Return a path in a container's directories at which something is mounted; empty if none."""
-        return next(filter(None, map(self.mounted, container.directories)), "")
+    def busy(self, directories: tuple[str, ...]) -> str:
+        """Return a path in these directories at which something is mounted; empty if none."""
+        return next(filter(None, map(self.mounted, directories)), "")
 
-    def check_unmounted(self, container: Ended) -> None:
+    def check_unmounted(self, container_id: str, directories: tuple[str, ...]) -> None:
         """Raise VMStateError where something is mounted in the container's directories."""
-        if path := self.busy(container):
+        if path := self.busy(directories):
             raise VMStateError(
-                f"delete the state of container {container.id}: something of it is mounted at {path}; "
+                f"delete the state of container {container_id}: something of it is mounted at {path}; "
                 "nothing was sent. Release that first, or close the container: its state is deleted then "
                 "when all of that was released"
             )
 
     def keep(
-        self, container: Ended, forget: Callable[[], Awaitable[None]], tasks: anyio.abc.TaskGroup
+        self,
+        container_id: str,
+        directories: tuple[str, ...],
+        forget: Callable[[], Awaitable[None]],
+        tasks: anyio.abc.TaskGroup,
     ) -> None:
         """Keep a state until nothing is mounted in the container's directories any more.
 
         :param forget: deletes it, in a task of `tasks`.
         """
-        self._deletions.setdefault(container.id, Deletion(container, forget, tasks))
+        self._deletions.setdefault(container_id, Deletion(directories, forget, tasks))
 
     def unmounted(self) -> None:
         """Begin to delete the states that nothing keeps any more: something was unmounted."""
-        for deletion in list(self._deletions.values()):
-            if not deletion.begun and not self.busy(deletion.container):
+        for container_id, deletion in list(self._deletions.items()):
+            if not deletion.begun and not self.busy(deletion.directories):
                 deletion.begun = True
-                deletion.tasks.start_soon(self._delete, deletion)
+                deletion.tasks.start_soon(self._delete, container_id, deletion)
 
-    async def _delete(self, deletion: Deletion) -> None:
-        container = deletion.container
+    async def _delete(self, container_id: str, deletion: Deletion) -> None:
         try:
             await deletion.forget()
         except UVMError as error:
-            _log.warning("deleting the state of container %s: %s", container.id, error)
+            _log.warning("deleting the state of container %s: %s", container_id, error)
             deletion.error = error
         finally:
-            self._deletions.pop(container.id, None)
+            self._deletions.pop(container_id, None)
             deletion.done.set()
 
     def clear(self) -> None:
@@ -141,7 +131,7 @@ class ContainerStates:
         if deletion is not None and not deletion.begun:
             raise OptionsError(
                 f"create container {container_id}: the last one of that id has ended, and its state is kept "
-                f"while something is mounted at {self.busy(deletion.container)}; nothing was sent. Release "
+                f"while something is mounted at {self.busy(deletion.directories)}; nothing was sent. Release "
                 "that first"
             )
         await self.settled(container_id)

@@ -23,22 +23,19 @@ Source: hcsshim internal/uvm/create.go and internal/hcs/v2/system.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from functools import partial
 
 from attrs import evolve
 
-from uvm._guest.container import Container, ContainerExit, container_config, directories_of, own_process
+from uvm._guest.container import Container, ContainerExit, container_config
 from uvm._guest.exit import Exit
-from uvm._guest.process import Process
-from uvm._guest.specs import check_container_id, check_writable
+from uvm._guest.process import Launch, Process
 from uvm._hcsguest.access import RelayAccess, Relayed, start_served
 from uvm._hcsguest.process import start_relayed
 from uvm.backend import JSON, System
 from uvm.errors import UVMError, VMStateError
 from uvm.schema.common import Version
 from uvm.schema.json import dumps, to_json
-from uvm.schema.process import ProcessParameters
 from uvm.schema.secrets import printable
 from uvm.schema.system import ComputeSystem
 
@@ -48,29 +45,18 @@ _log = logging.getLogger("uvm.gcs")
 class RelayedContainer(Relayed[ContainerExit]):
     """A container that HCS hosts (:class:`~uvm._guest.container.ContainerHandle`)."""
 
-    def __init__(
-        self, access: RelayAccess, container_id: str, directories: tuple[str, ...], system: System
-    ) -> None:
+    def __init__(self, access: RelayAccess, container_id: str, system: System) -> None:
         super().__init__(evolve(access, container=system), system, f"container {container_id}")
         self.id = container_id
-        self.directories = directories
         self._system = system
 
     async def start(self) -> None:
         """Start it."""
         await self._ask(self._system.start)
 
-    async def run(
-        self,
-        args: tuple[str, ...],
-        parameters: ProcessParameters,
-        pipes: Mapping[str, bool],
-        terminal: bool,
-        on_start: Callable[[Process], None],
-    ) -> Process:
+    async def run(self, launch: Launch) -> Process:
         """Start a process in it."""
-        start = partial(start_relayed, self._access, args, parameters, pipes, terminal, on_start)
-        return await self._ask(start)
+        return await self._ask(partial(start_relayed, self._access, launch))
 
     def init_started(self, exit: Exit[int]) -> None:
         """Do nothing: HCS reports the exit of the container."""
@@ -142,11 +128,7 @@ async def create_relayed(access: RelayAccess, container_id: str, document: objec
     :raises UnknownOutcomeError: the answer was lost; the container may be there.
     :raises AnswerLostError: the VM went before the answer.
     """
-    check_container_id(container_id)
-    config = container_config(document)
-    process = own_process(config, access.os)
-    check_writable("the document of the container", config)
-    await access.states.check_free(container_id)
+    config = await container_config(access, container_id, document)
     hosted = ComputeSystem(
         owner=access.owner,
         schema_version=Version(major=2, minor=1),
@@ -156,7 +138,6 @@ async def create_relayed(access: RelayAccess, container_id: str, document: objec
     )
 
     async def make() -> RelayedContainer:
-        system = await access.create(container_id, to_json(hosted))
-        return RelayedContainer(access, container_id, directories_of(config), system)
+        return RelayedContainer(access, container_id, await access.create(container_id, to_json(hosted)))
 
-    return Container(access, await start_served(access, make), process)
+    return Container(access, await start_served(access, make), config)

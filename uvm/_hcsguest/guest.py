@@ -10,7 +10,7 @@ from attrs import Factory, define, evolve
 from uvm._async import opens
 from uvm._guest.access import GuestFeatures
 from uvm._guest.container import Container
-from uvm._guest.process import Process
+from uvm._guest.process import Launch, Process
 from uvm._guest.run import GuestHost
 from uvm._hcsguest.access import RelayAccess
 from uvm._hcsguest.container import create_relayed
@@ -20,7 +20,6 @@ from uvm.errors import HostError, NotSupportedError
 from uvm.hresult import HResult
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import LinuxHostedSystem
-from uvm.schema.process import ProcessParameters
 
 
 class RelayGuest(GuestHost):
@@ -76,10 +75,8 @@ class RelayGuest(GuestHost):
         access = self._access
         return await access.call(access.ask(create_relayed(access, container_id, document)))
 
-    async def _launch(
-        self, args: tuple[str, ...], parameters: ProcessParameters, pipes: Mapping[str, bool], terminal: bool
-    ) -> Process:
-        return await self._access.ask(start_relayed(self._access, args, parameters, pipes, terminal))
+    async def _launch(self, launch: Launch) -> Process:
+        return await self._access.ask(start_relayed(self._access, launch))
 
 
 @define(eq=False)

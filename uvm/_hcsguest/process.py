@@ -24,26 +24,25 @@ Source: hcsshim internal/hcs/v2/process.go and system.go.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from types import MappingProxyType
 from typing import Final, TypeVar
 
 import anyio
 from attrs import define, field
 
 from uvm._guest.exit import DOUBT_SECONDS
-from uvm._guest.process import EXITED, Process, discard
+from uvm._guest.process import EXITED, Launch, Process, discard
 from uvm._guest.signals import SignalOptions
-from uvm._guest.specs import check_writable, command, host_process
 from uvm._hcsguest.access import RelayAccess, Relayed, start_served
 from uvm.backend import BROKEN_STREAM, ByteStream, HostProcess
 from uvm.errors import HostError, UVMError
 from uvm.hresult import HResult
 from uvm.schema.json import to_json
-from uvm.schema.process import CloseHandle, ConsoleSize, ProcessModifyRequest, ProcessParameters
+from uvm.schema.process import CloseHandle, ConsoleSize, ProcessModifyRequest
 
 T = TypeVar("T")
 
@@ -193,8 +192,8 @@ class RelayedProcess(Relayed[int]):
 
     async def start_helper(self, *args: str) -> Process:
         """Start a process of the guest itself, without streams."""
-        parameters = host_process(command(args), self._access.os)
-        return await self._ask(partial(start_relayed, self._access, args, parameters))
+        launch = Launch.of_helper(self._access.os, args)
+        return await self._ask(partial(start_relayed, self._access, launch))
 
     def doubt(self) -> None:
         """Settle the exit soon: the process is said to be gone."""
@@ -221,38 +220,22 @@ class RelayedProcess(Relayed[int]):
         return status.get("Exited") is True
 
 
-async def start_relayed(
-    access: RelayAccess,
-    args: tuple[str, ...],
-    parameters: ProcessParameters,
-    pipes: Mapping[str, bool] = MappingProxyType({}),
-    terminal: bool = False,
-    on_start: Callable[[Process], None] = lambda process: None,
-) -> Process:
+async def start_relayed(access: RelayAccess, launch: Launch) -> Process:
     """Have HCS start a process in the guest, or in the container that the access means.
 
     A caller may be cancelled at any time; the process is killed as soon as HCS has answered.
 
-    :param parameters: what to run; which streams it has is filled in.
-    :param pipes: whether it has ``stdin``, ``stdout`` and ``stderr``.
-    :param terminal: whether it has one, which can be resized then.
-    :param on_start: called when it was started, also where the caller has been cancelled meanwhile.
     :raises HostError: HCS refused, or the guest that it asked; or the VM has exited.
     :raises UnknownOutcomeError: the answer was lost; the process may run.
     :raises AnswerLostError: the VM went before the answer.
     """
-    parameters.create_std_in_pipe = pipes.get("stdin", False)
-    parameters.create_std_out_pipe = pipes.get("stdout", False)
-    parameters.create_std_err_pipe = pipes.get("stderr", False)
-    check_writable("what to run", parameters)
-    document = to_json(parameters)
-
+    document = json.loads(launch.text())
     started: list[Process] = []
 
     async def make() -> RelayedProcess:
         handle = RelayedProcess(access, await access.target.create_process(document))
-        started.append(Process(access, handle, args, terminal))
-        on_start(started[0])
+        started.append(Process(access, handle, launch.args, launch.terminal))
+        launch.on_start(started[0])
         return handle
 
     await start_served(access, make)
