@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import pytest
-from attrs import define, frozen
+from attrs import define
 
 from tests.vm.audit import check_at_rest, compare
 from tests.vm.support import Running, lcow, quiet, running
@@ -31,9 +31,7 @@ pytestmark = pytest.mark.anyio
 # The schema.
 
 
-@frozen(slots=False)
-class Toy(Resource):
-    PATH = "VirtualMachine/Devices/Toys/%s"
+class Toy(Resource, path="VirtualMachine/Devices/Toys/%s"):
     name: str
 
 

@@ -144,12 +144,7 @@ def lcow_adapter(
             guest.LCOWIPConfig(ip_address=address.ip_address, prefix_length=address.prefix_length)
             for address in endpoint.ip_configurations
         ],
-        routes=[
-            guest.LCOWRoute(
-                next_hop=route.next_hop, destination_prefix=route.destination_prefix, metric=route.metric
-            )
-            for route in endpoint.routes
-        ],
+        routes=endpoint.routes,
         policy_based_routing=policy_based_routing,
     )
 

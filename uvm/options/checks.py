@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from uvm._arguments import are_items
-from uvm._names import HostPath
+from uvm._names import HostPath, guid_text
 from uvm.errors import OptionsError
 
 #: Key of an option's metadata: the field's name in hcsshim, dotted if it is nested; absent if it is ours.
@@ -96,10 +96,7 @@ def without_mark(value: str) -> str:
 def plain_guid(value: str) -> str:
     """Return a GUID without braces, in the case in which it was written."""
     given: Any = value
-    if not isinstance(given, str):
-        return value
-    plain = given.strip()
-    return plain[1:-1].strip() if plain[:1] == "{" and plain[-1:] == "}" else plain
+    return guid_text(given) if isinstance(given, str) else value
 
 
 def whole(maximum: int, minimum: int = 0) -> Check:

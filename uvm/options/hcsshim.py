@@ -9,17 +9,14 @@ from typing import Any, Literal, overload
 import attrs
 
 from uvm.errors import OptionsError
-from uvm.options.checks import HCSSHIM, INVERTED
+from uvm.options.checks import HCSSHIM, INVERTED, whole
 from uvm.options.common import HvSocketService
 from uvm.options.lcow import LCOWOptions, PCIDevice
 from uvm.options.wcow import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
 
 #: hcsshim's ``PreferredRootFSType`` and ``WCOWBootFilesType``, by number.
 _ROOTFS_TYPES = ("initrd", "vhd", "none")
-_BOOT_TYPES: tuple[tuple[str, type], ...] = (
-    ("VmbFSFiles", VmbFSBootFiles),
-    ("BlockCIMFiles", BlockCIMBootFiles),
-)
+_BOOT_TYPES = (("VmbFSFiles", VmbFSBootFiles), ("BlockCIMFiles", BlockCIMBootFiles))
 
 
 @overload
@@ -86,9 +83,9 @@ def _read(name: str, value: Any) -> Any:
         return value
     try:
         return reader(value)
+    except OptionsError:
+        raise
     except (AttributeError, TypeError, ValueError) as e:
-        if isinstance(e, OptionsError):
-            raise
         raise OptionsError(f"hcsshim's {name} has another form than {value!r}") from e
 
 
@@ -99,17 +96,13 @@ def _made(cls: type, values: Any) -> Any:
     return cls(**_arguments(cls, empty | given))
 
 
-def _number(value: Any, below: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
-
-
 def _rootfs_type(number: Any) -> Any:
-    return _ROOTFS_TYPES[number] if _number(number, len(_ROOTFS_TYPES)) else number
+    return number if whole(len(_ROOTFS_TYPES) - 1)(number) else _ROOTFS_TYPES[number]
 
 
 def _boot_files(value: Any) -> Any:
     number: Any = (value.get("BootType") or 0) if isinstance(value, Mapping) else None
-    if not _number(number, len(_BOOT_TYPES)):
+    if whole(len(_BOOT_TYPES) - 1)(number):
         raise OptionsError(f"BootFiles.BootType must be 0 (VmbFS) or 1 (block CIM), not {number!r}")
     name, cls = _BOOT_TYPES[number]
     if value.get(name) is None:

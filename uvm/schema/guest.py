@@ -8,6 +8,7 @@ from attrs import define
 
 from uvm.schema.common import Layer
 from uvm.schema.field import named
+from uvm.schema.network import Route
 
 NULL_GUID = "00000000-0000-0000-0000-000000000000"
 
@@ -124,15 +125,6 @@ class LCOWIPConfig:
 
 
 @define(kw_only=True)
-class LCOWRoute:
-    """A route of a network adapter."""
-
-    next_hop: str = named("NextHop", default="")
-    destination_prefix: str = named("DestinationPrefix", default="")
-    metric: int = named("Metric", default=0)
-
-
-@define(kw_only=True)
 class LCOWNetworkAdapter:
     """A network adapter of a Linux guest and its configuration.
 
@@ -147,7 +139,7 @@ class LCOWNetworkAdapter:
     encap_overhead: int = named("EncapOverhead", default=0)
     vpci_assigned: bool = named("VPCIAssigned", default=False)
     ip_configs: list[LCOWIPConfig] = named("IPConfigs", factory=list)
-    routes: list[LCOWRoute] = named("Routes", factory=list)
+    routes: list[Route] = named("Routes", factory=list)
     policy_based_routing: bool = named("PolicyBasedRouting", default=False)
     enable_low_metric: bool = named("EnableLowMetric", default=False)
 

@@ -34,7 +34,7 @@ class IpConfig:
 
 @define(kw_only=True)
 class Route:
-    """A route of an endpoint."""
+    """A route of an endpoint, or of the adapter of a Linux guest."""
 
     next_hop: str = named("NextHop", default="")
     destination_prefix: str = named("DestinationPrefix", default="")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, dataclass_transform
 
-from attrs import astuple, define, frozen
+from attrs import define, frozen
 
 from uvm.schema.field import named
 
@@ -29,8 +29,7 @@ SCSI_CONTROLLER_GUIDS = (
 )
 
 
-# With slots, attrs would create each class twice, and both would be subclasses.
-@frozen(slots=False)
+@dataclass_transform(frozen_default=True)
 class Resource:
     """A resource named by a path.
 
@@ -39,20 +38,23 @@ class Resource:
 
     PATH: ClassVar[str]
 
+    def __init_subclass__(cls, path: str) -> None:
+        cls.PATH = path
+        # With slots, attrs would create the class again, and both would be subclasses.
+        frozen(cls, slots=False)
+
     @property
     def path(self) -> str:
         """The resource path."""
-        return self.PATH % astuple(self, recurse=False)
+        return self.PATH % tuple(vars(self).values())
 
 
-@frozen(slots=False)
-class ScsiAttachment(Resource):
+class ScsiAttachment(Resource, path="VirtualMachine/Devices/Scsi/%s/Attachments/%d"):
     """A slot for a disk.
 
     :ivar controller: the VMBus GUID of its controller, as in the path.
     """
 
-    PATH: ClassVar[str] = "VirtualMachine/Devices/Scsi/%s/Attachments/%d"
     controller: str
     lun: int
 
@@ -63,96 +65,67 @@ class ScsiAttachment(Resource):
         return SCSI_CONTROLLER_GUIDS.index(guid) if guid in SCSI_CONTROLLER_GUIDS else None
 
 
-@frozen(slots=False)
-class VPMemDevice(Resource):
+class VPMemDevice(Resource, path="VirtualMachine/Devices/VirtualPMem/Devices/%d"):
     """A VPMEM device."""
 
-    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualPMem/Devices/%d"
     device: int
 
 
-@frozen(slots=False)
-class VPMemMapping(Resource):
+class VPMemMapping(Resource, path="VirtualMachine/Devices/VirtualPMem/Devices/%d/Mappings/%d"):
     """A mapping at an offset of a packed VPMEM device."""
 
-    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualPMem/Devices/%d/Mappings/%d"
     device: int
     offset_bytes: int
 
 
-@frozen(slots=False)
-class VSMBShares(Resource):
+class VSMBShares(Resource, path="VirtualMachine/Devices/VirtualSmb/Shares"):
     """The SMB shares; the settings of a request name one."""
 
-    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualSmb/Shares"
 
-
-@frozen(slots=False)
-class Plan9Shares(Resource):
+class Plan9Shares(Resource, path="VirtualMachine/Devices/Plan9/Shares"):
     """The 9p shares; the settings of a request name one."""
 
-    PATH: ClassVar[str] = "VirtualMachine/Devices/Plan9/Shares"
 
-
-@frozen(slots=False)
-class VirtualAdapter(Resource):
+class VirtualAdapter(Resource, path="VirtualMachine/Devices/NetworkAdapters/%s"):
     """A network adapter."""
 
-    PATH: ClassVar[str] = "VirtualMachine/Devices/NetworkAdapters/%s"
     id: str
 
 
-@frozen(slots=False)
-class VirtualPci(Resource):
+class VirtualPci(Resource, path="VirtualMachine/Devices/VirtualPci/%s"):
     """A PCI device, by its GUID in the guest."""
 
-    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualPci/%s"
     vmbus_guid: str
 
 
-@frozen(slots=False)
-class MappedPipe(Resource):
+class MappedPipe(Resource, path="VirtualMachine/Devices/MappedPipes/%s"):
     """A mapped named pipe."""
 
-    PATH: ClassVar[str] = "VirtualMachine/Devices/MappedPipes/%s"
     host_path: str
 
 
-@frozen(slots=False)
-class SerialPort(Resource):
+class SerialPort(Resource, path="VirtualMachine/Devices/ComPorts/%d"):
     """A serial port."""
 
-    PATH: ClassVar[str] = "VirtualMachine/Devices/ComPorts/%d"
     number: int
 
 
-@frozen(slots=False)
-class SocketService(Resource):
+class SocketService(Resource, path="VirtualMachine/Devices/HvSocket/HvSocketConfig/ServiceTable/%s"):
     """An entry of the Hyper-V socket service table."""
 
-    PATH: ClassVar[str] = "VirtualMachine/Devices/HvSocket/HvSocketConfig/ServiceTable/%s"
     service_id: str
 
 
-@frozen(slots=False)
-class MemorySize(Resource):
+class MemorySize(Resource, path="VirtualMachine/ComputeTopology/Memory/SizeInMB"):
     """The size of the memory."""
 
-    PATH: ClassVar[str] = "VirtualMachine/ComputeTopology/Memory/SizeInMB"
 
-
-@frozen(slots=False)
-class CpuGroupAssignment(Resource):
+class CpuGroupAssignment(Resource, path="VirtualMachine/ComputeTopology/Processor/CpuGroup"):
     """The CPU group that the VM is in."""
 
-    PATH: ClassVar[str] = "VirtualMachine/ComputeTopology/Processor/CpuGroup"
 
-
-@frozen(slots=False)
-class CpuLimits(Resource):
+class CpuLimits(Resource, path="VirtualMachine/ComputeTopology/Processor/Limits"):
     """The limits of the processors."""
-
-    PATH: ClassVar[str] = "VirtualMachine/ComputeTopology/Processor/Limits"
 
 
 MEMORY_SIZE_PATH = MemorySize.PATH
