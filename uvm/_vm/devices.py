@@ -89,7 +89,7 @@ class Devices(Part):
 
     @property
     def shared(self) -> tuple[SharedPath, ...]:
-        """What :meth:`share` shows in the guest; in a Linux guest, every Plan9 share."""
+        """The directories and files that :meth:`share` shows; in a Linux guest, every Plan9 share."""
         return self._directories.shared
 
     def _drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
@@ -99,10 +99,9 @@ class Devices(Part):
                 yield f"{name.strip('_')}.{ledger}", driver
 
     def _in_use(self) -> Iterator[tuple[str, Bus]]:
-        for name, attribute in _members(type(self)):
+        for name in (name for cls in reversed(type(self).__mro__) for name in vars(cls)):
             # A bus is made when it is first used.
-            bus = self.__dict__.get(name) if isinstance(attribute, cached_property) else None
-            if isinstance(bus, Bus):
+            if isinstance(bus := self.__dict__.get(name), Bus):
                 yield name, bus
 
     def _mounted_in(self, directory: str) -> str:
@@ -136,8 +135,3 @@ class Devices(Part):
         """Enter the PCI devices that the VM was created with into their ledger."""
         for device in self._context.plan.assigned_devices:
             self.vpci.adopt(PciDevice(device.instance_path, device.function, device.vmbus_guid))
-
-
-def _members(cls: type) -> Iterator[tuple[str, object]]:
-    for base in reversed(cls.__mro__):
-        yield from vars(base).items()

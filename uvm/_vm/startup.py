@@ -21,11 +21,11 @@ Source: hcsshim internal/uvm/start.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import anyio
 import anyio.abc
@@ -96,23 +96,20 @@ class GuestStartup:
 
     async def listen(self) -> None:
         """Listen to what the guest dials, and serve the channels of the boot."""
-        options, name = self.context.options, self.context.vm_id
-        assert self.channels is not None
-        start_soon = self.channels.start_soon
+        options = self.context.options
         if isinstance(options, LCOWOptions):
             entropy = await self._listen(vsock_service_id(LINUX_ENTROPY_PORT))
-            start_soon(partial(give_entropy, entropy, name=name))
+            assert self.channels is not None
+            self.channels.start_soon(partial(give_entropy, entropy, name=self.context.vm_id))
             if options.forward_stdout or options.forward_stderr:
-                output = await self._listen(vsock_service_id(LINUX_LOG_PORT))
-                start_soon(self._forward_output(again=False), output)
+                await self._forward_output(vsock_service_id(LINUX_LOG_PORT), again=False)
         elif options.log_forwarding:
-            output = await self._listen(WINDOWS_LOG_SERVICE)
             # A Windows guest dials again whenever its log service is restarted.
-            start_soon(self._forward_output(again=True), output)
+            await self._forward_output(WINDOWS_LOG_SERVICE, again=True)
         if self._is_ours:
             self._service = await self._listen(_service_id(options))
 
-    def _forward_output(self, *, again: bool) -> Callable[[Listener], Coroutine[Any, Any, None]]:
+    async def _forward_output(self, service_id: str, *, again: bool) -> None:
         name = self.context.vm_id
         handler = self.output or log_to(name)
 
@@ -120,7 +117,9 @@ class GuestStartup:
             _reading.set(self)
             await handler(stream)
 
-        return partial(forward_output, handler=read, again=again, name=name, keeps_up=self.output is None)
+        output = await self._listen(service_id)
+        assert self.channels is not None
+        self.channels.start_soon(forward_output, output, read, again, name, self.output is None)
 
     @property
     def in_output_handler(self) -> bool:
@@ -137,14 +136,9 @@ class GuestStartup:
             return NoGuest(self.context.vm_id)
         if self._is_ours:
             return await self._connect()
-        guest = await RelayGuest.connect(self._relay())
-        await self._set_policy(guest)
-        return guest
-
-    def _relay(self) -> RelayAccess:
         context = self.context
         assert context.link.tasks is not None
-        return RelayAccess(
+        access = RelayAccess(
             context.vm_id,
             self.timeouts,
             context.plan.os,
@@ -156,6 +150,9 @@ class GuestStartup:
             call=context.link.call_guest,
             states=context.link.states,
         )
+        guest = await RelayGuest.connect(access)
+        await self._set_policy(guest)
+        return guest
 
     async def stop_listening(self) -> None:
         """Stop listening to the guest."""

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from uvm._async import Flag, Opening, bare_task_group
+from uvm._async import Flag, bare_task_group
 from uvm._buses.context import Context
 from uvm._document.plan import CreationPlan
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
-from uvm._names import HostPath
+from uvm._vm import layers
 from uvm._vm.creation import HostArtifacts, Settings, create
 from uvm._vm.devices import Devices
 from uvm._vm.guest import GuestServices
-from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer, mount_layers
 from uvm._vm.settings import RuntimeSettings
 from uvm._vm.startup import GuestStartup, OutputHandler
 from uvm.backend import JSON, Backend, Concurrency, HostInfo, System
@@ -71,12 +70,13 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         self._system_exited = Flag()
         self._output_ended = Flag()
         self._closed = Flag()
-        self._exit_scopes: set[anyio.CancelScope] = set()
+        self._booting = anyio.CancelScope()
         self._detached = False
         self._link.states.mounted = self._mounted_in
 
     @classmethod
-    def create(
+    @asynccontextmanager
+    async def create(
         cls,
         options: LCOWOptions | WCOWOptions,
         *,
@@ -86,7 +86,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         timeouts: GuestTimeouts | None = None,
         guest_output: OutputHandler | None = None,
         close_grace_seconds: float = CLOSE_GRACE_SECONDS,
-    ) -> AbstractAsyncContextManager[UtilityVM]:
+    ) -> AsyncIterator[UtilityVM]:
         """Create a VM, and close it at the end of the ``async with``; enter and leave it in one task.
 
         On exit the VM is terminated, its access grants are revoked and its temporary files deleted. Clean-up
@@ -105,7 +105,14 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         :raises HostError: the host refused.
         """
         settings = Settings(concurrency, amend, close_grace_seconds)
-        return _created(cls, options, backend, settings, timeouts or GuestTimeouts(), guest_output)
+        context, system, artifacts = await create(options, backend, settings)
+        startup = GuestStartup(context, timeouts or GuestTimeouts(), guest_output)
+        vm = cls(context, system, artifacts, startup)
+        async with bare_task_group(vm._close_after) as tasks:
+            tasks.start_soon(vm._serve)
+            with anyio.CancelScope(shield=True):
+                await vm._serving.wait()
+            yield vm
 
     # Facts.
 
@@ -175,27 +182,39 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         if self._state is not VMState.CREATED:
             raise VMStateError(f"start {self.id}: the VM is {self._state.value}; a VM is started once")
         self._state = VMState.STARTING
-        limit = self._startup.timeouts.boot_seconds
         try:
-            async with self._until_gone():
-                with anyio.fail_after(limit):
-                    await self._boot()
+            await self._boot()
         except BaseException as failure:
             await self._end_after(failure)
-            if isinstance(failure, TimeoutError):
-                raise BridgeClosedError(
-                    f"start {self.id}: the guest did not connect within {limit:g} s; the VM was terminated"
-                ) from failure
             raise
         self._state = VMState.RUNNING
 
     async def _boot(self) -> None:
-        call = self._link.call
-        await call(self._startup.listen())
-        await call(self._system.start())
-        guest = await call(self._startup.meet())
-        self._adopt_boot_devices()
-        self._link.guest = guest
+        """Boot until the guest is connected; VMExitedError if the VM exits or is closed meanwhile."""
+        call, limit = self._link.call, self._startup.timeouts.boot_seconds
+        failure: Exception | None = None
+        with self._booting:
+            try:
+                with anyio.fail_after(limit):
+                    await call(self._startup.listen())
+                    await call(self._system.start())
+                    guest = await call(self._startup.meet())
+                    self._adopt_boot_devices()
+                    self._link.guest = guest
+            except TimeoutError as error:
+                failure = BridgeClosedError(
+                    f"start {self.id}: the guest did not connect within {limit:g} s; the VM was terminated"
+                )
+                failure.__cause__ = error
+            except Exception as error:
+                failure = error
+        if self._link.exited.is_set():
+            if self._state is VMState.CLOSED:
+                # The exit status is known once it is closed.
+                await self._closed.wait()
+            raise self._link.exit_error() from failure
+        if failure is not None:
+            raise failure
 
     async def _end_after(self, failure: BaseException) -> None:
         """Terminate a VM that did not start; errors become notes of the failure."""
@@ -210,26 +229,6 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
             await self._startup.stop_listening()
         if scope.cancelled_caught:
             failure.add_note(f"and terminating the VM was abandoned after {self._grace_seconds:g} s")
-
-    @asynccontextmanager
-    async def _until_gone(self) -> AsyncIterator[None]:
-        """Run the body until the VM exits or is closed; then VMExitedError, whatever the body raises."""
-        failure: Exception | None = None
-        with anyio.CancelScope() as scope:
-            self._exit_scopes.add(scope)
-            try:
-                yield
-            except Exception as error:
-                failure = error
-            finally:
-                self._exit_scopes.discard(scope)
-        if self._link.exited.is_set():
-            if self._state is VMState.CLOSED:
-                # The exit status is known once it is closed.
-                await self._closed.wait()
-            raise self._link.exit_error() from failure
-        if failure is not None:
-            raise failure
 
     async def wait(self) -> ExitStatus:
         """Wait until the VM has exited and its last output was handed on; return the exit status.
@@ -251,7 +250,10 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         :raises GuestError: the guest refused; the VM goes on.
         """
         if not self._system_exited.is_set():
-            self._check_started()
+            if self._state is VMState.CREATED:
+                raise VMStateError(
+                    f"shut down {self.id}: the VM has not been started; terminate it, or leave its context"
+                )
             with anyio.move_on_after(timeout_seconds):
                 await self._ask_to_shut_down()
                 return await self.wait()
@@ -345,23 +347,21 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
     async def _close(self) -> list[Exception]:
         errors: list[Exception] = []
         self._devices_gone()
-        steps = {
+        steps: dict[str, Callable[[], Awaitable[list[Exception] | None]]] = {
             "terminating the VM": self._end_system,
             "closing the connection to the guest": self._close_guest,
             # Before anything is revoked: a VM that could not be terminated ends with its last handle.
             "closing the handle of the VM": self._system.close,
-            "revoking access": self._revoke,
-            "keeping files for debugging": self._keep,
-            "deleting temporary files": self._clean_up,
+            "revoking access": self._context.access.revoke_all,
+            "keeping files for debugging": partial(self._artifacts.prepare, self.plan.copies_on_exit),
+            "deleting temporary files": self._artifacts.remove,
         }
         if self._detached and not self._system_exited.is_set():
             steps = {name: step for name, step in steps.items() if name.startswith("closing")}
         for name, step in steps.items():
             with anyio.move_on_after(self._grace_seconds) as scope:
                 try:
-                    await step()
-                except ExceptionGroup as group:
-                    errors += group.exceptions
+                    errors += await step() or ()
                 except Exception as error:
                     errors.append(error)
             if scope.cancelled_caught:
@@ -389,30 +389,18 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
             self._link.guest.close()
         await self._startup.stop_listening()
 
-    async def _revoke(self) -> None:
-        _raise_all(await self._context.access.revoke_all())
+    async def _close_after(self, failure: BaseException | None) -> BaseException | None:
+        """Close the VM; return the body's failure with the errors as notes, or else the errors."""
+        try:
+            await self.close()
+        except Exception as error:
+            if failure is None:
+                return error
+            for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
+                failure.add_note(f"and closing the VM failed: {each}")
+        return failure
 
-    async def _keep(self) -> None:
-        await self._artifacts.prepare(self.plan.copies_on_exit)
-
-    async def _clean_up(self) -> None:
-        _raise_all(await self._artifacts.remove())
-
-    # Containers.
-
-    def mount_layers(
-        self,
-        container_id: str,
-        layers: Sequence[LCOWLayer | WCOWLayer | HostPath],
-        scratch_path: HostPath,
-        *,
-        root: str = "",
-    ) -> Opening[RootFileSystem]:
-        """Attach layers and a scratch disk, and have the guest combine them to a root file system.
-
-        See :func:`uvm._vm.layers.mount_layers`.
-        """
-        return mount_layers(self, container_id, layers, scratch_path, root=root)
+    mount_layers = layers.mount_layers
 
     # The exit.
 
@@ -475,20 +463,13 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
             return
         self._link.exited.set()
         self._startup.clock.resume()
-        for scope in self._exit_scopes:
-            scope.cancel()
+        self._booting.cancel()
         if self._link.guest is not None:
             self._link.guest.close()
         for _, driver in self._drivers():
             driver.gone()
         if self._link.tasks is not None:
             self._link.tasks.cancel_scope.cancel()
-
-    def _check_started(self) -> None:
-        if self._state is VMState.CREATED:
-            raise VMStateError(
-                f"shut down {self.id}: the VM has not been started; terminate it, or leave its context"
-            )
 
     async def _unless_stopped(self, call: Awaitable[None]) -> None:
         """Await a call; that the VM has stopped already is success."""
@@ -497,39 +478,3 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         except HostError as error:
             if error.hresult not in SYSTEM_ENDED:
                 raise
-
-
-@asynccontextmanager
-async def _created(
-    cls: type[UtilityVM],
-    options: LCOWOptions | WCOWOptions,
-    backend: Backend,
-    settings: Settings,
-    timeouts: GuestTimeouts,
-    output: OutputHandler | None,
-) -> AsyncIterator[UtilityVM]:
-    context, system, artifacts = await create(options, backend, settings)
-    startup = GuestStartup(context, timeouts, output)
-    vm = cls(context, system, artifacts, startup)
-    async with bare_task_group(partial(_close_after, vm)) as tasks:
-        tasks.start_soon(vm._serve)
-        with anyio.CancelScope(shield=True):
-            await vm._serving.wait()
-        yield vm
-
-
-async def _close_after(vm: UtilityVM, failure: BaseException | None) -> BaseException | None:
-    """Close a VM; return the body's failure, with errors of the close as notes, or else those errors."""
-    try:
-        await vm.close()
-    except Exception as error:
-        if failure is None:
-            return error
-        for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
-            failure.add_note(f"and closing the VM failed: {each}")
-    return failure
-
-
-def _raise_all(errors: list[Exception]) -> None:
-    if errors:
-        raise ExceptionGroup("cleaning up failed in part", errors)
