@@ -89,19 +89,16 @@ class Plan9Bus(Bus):
         return Opening(self._add(share))
 
     async def _add(self, share: SharedDirectory) -> Plan9Lease:
-        self._check(share)
         named = await self._context.named(share.path)
         return await self._share(evolve(share, path=named.path))
 
-    def _check(self, share: SharedDirectory) -> None:
+    async def _share(self, share: SharedDirectory) -> Plan9Lease:
+        """Share a directory, whose path is sent as it is."""
         context = self._context
         context.need_guest("Plan9", "linux")
         check_share(context.host.build, share)
         context.check_writable_share(share.path, share.read_only)
         context.link.check_running()
-
-    async def _share(self, share: SharedDirectory) -> Plan9Lease:
-        self._check(share)
         hold = await self._shares.acquire(self._device.new_key(), share)
         files = tuple(posixpath.join(share.guest_path, name) for name in share.allowed_files)
         return Plan9Lease(hold, share.path, share.guest_path, hold.slot, files)

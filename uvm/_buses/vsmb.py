@@ -7,6 +7,7 @@ from functools import partial
 from attrs import define, evolve, frozen
 
 from uvm._async import Opening
+from uvm._buses.access import HostName
 from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
@@ -126,22 +127,25 @@ class VSMBBus(Bus):
         context.check_writable_share(path, options.read_only)
         context.link.check_running()
         named = await context.named(path)
-        directory, file = named.path, None
-        if not await context.is_directory(named.path):
-            directory, file = context.split(named.path)[0], SharedFile(named.key, named.path)
-        if direct_map_needs_file_ids(context.host.build) and not await context.backend.files.has_file_ids(
-            directory
-        ):
-            options = evolve(options, no_directmap=True)
-        if file is not None:
-            options = file_options(options)
-        key = ShareKey(context.key(directory), options.read_only, file is None)
-        hold = await self._shares.acquire(key, ShareMember(directory, file, options), names=named.names)
-        entry = self._shares.ledger.get(key)
+        member = await self._member(named, options)
+        key = ShareKey(context.key(member.directory), options.read_only, member.file is None)
+        hold = await self._shares.acquire(key, member, names=named.names)
+        entry, file = self._shares.ledger.get(key), member.file
         if file is not None and entry is not None and entry.applied is not None:
             # One file has one path in the guest, in the spelling that was sent.
             file = entry.applied.file(file.key) or file
         return VSMBLease(hold, named.path, hold.slot, self._guest_path(hold.slot, file))
+
+    async def _member(self, named: HostName, options: VirtualSmbShareOptions) -> ShareMember:
+        """Look at a directory or file of the host, and return what is wanted of its share."""
+        context, directory, file = self._context, named.path, None
+        if not await context.is_directory(named.path):
+            directory, file = context.split(named.path)[0], SharedFile(named.key, named.path)
+            options = file_options(options)
+        needs_file_ids = direct_map_needs_file_ids(context.host.build)
+        if needs_file_ids and not await context.backend.files.has_file_ids(directory):
+            options = evolve(options, no_directmap=True)
+        return ShareMember(directory, file, options)
 
     def _guest_path(self, name: str, file: SharedFile | None) -> str:
         return guest_path(name, "" if file is None else self._context.split(file.path)[1])
