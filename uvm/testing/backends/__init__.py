@@ -26,6 +26,4 @@ __all__ = [
 ]
 
 #: All scenarios: first of hosts and systems, last of VMs from creation to exit.
-SCENARIOS: tuple[Scenario, ...] = (
-    scenarios_of(hosts, systems, calls, requests, processes, vms) + faults.SCENARIOS
-)
+SCENARIOS: tuple[Scenario, ...] = scenarios_of(hosts, systems, calls, requests, processes, vms, faults)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVarTuple
 
 import anyio
 import anyio.abc
 from attrs import define, field
 
 from uvm.errors import HostError
+
+Args = TypeVarTuple("Args")
 
 #: The interval between looks at a condition that nothing signals.
 _LOOK_SECONDS = 0.001
@@ -75,11 +78,18 @@ class Attempt:
     _ended: anyio.Event = field(factory=anyio.Event, init=False)
 
     @classmethod
-    def begin(cls, tasks: anyio.abc.TaskGroup, call: Callable[[], Awaitable[Any]]) -> Attempt:
+    def begin(
+        cls, tasks: anyio.abc.TaskGroup, call: Callable[[*Args], Awaitable[Any]], *args: *Args
+    ) -> Attempt:
         """Start a task that makes the call."""
-        attempt = cls(call)
+        attempt = cls(partial(call, *args))
         tasks.start_soon(attempt._make)
         return attempt
+
+    @property
+    def refusal(self) -> Any:
+        """The symbolic name of the host's refusal; otherwise the error, or None."""
+        return getattr(self.error, "name", self.error)
 
     @property
     def done(self) -> bool:

@@ -6,19 +6,19 @@ VM is closed, the failures were reported, the ledgers and the host agree, and no
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 import anyio
 from attrs import define
 
 from uvm.errors import HostError, UnknownOutcomeError, UVMError, VMExitedError
 from uvm.hresult import HResult
-from uvm.testing.backends.checks import check, equal, leaves
+from uvm.testing.backends.checks import Attempt, check, equal, leaves, until
 from uvm.testing.backends.lifecycle import KINDS, Kind, Lifecycle, Resources, put_resources
-from uvm.testing.backends.rig import Control, HeldCalls, HostCall, ParkedCall, Rig
-from uvm.testing.backends.scenario import Scenario, nothing_left
+from uvm.testing.backends.rig import Control, HeldCalls, HostCall, Rig
+from uvm.testing.backends.scenario import Scenario, booting, nothing_left
 
 #: Calls whose answer is not needed: the exit reports their success.
 _REPORTED_BY_THE_EXIT = frozenset({"shutdown", "terminate"})
@@ -35,7 +35,6 @@ class DisturbedRun:
     lifecycle: Lifecycle
     call: HostCall
     nth: int
-    reached: bool = False
 
     @property
     def rig(self) -> Rig:
@@ -47,24 +46,22 @@ class DisturbedRun:
         """The failures of the run, one by one."""
         return [leaf for error in self.lifecycle.errors for leaf in leaves(error)]
 
-    async def with_fault(self, disturb: Callable[[ParkedCall, HeldCalls], Awaitable[None]]) -> None:
-        """Run the VM; the call is parked, and then disturbed."""
+    @asynccontextmanager
+    async def held(self, *, hangs: bool = False) -> AsyncIterator[HeldCalls]:
+        """Run the VM, and park the call: the body decides its outcome. Ends with the run.
+
+        :param hangs: ending the VM, or undoing its creation, waits for the call.
+        """
+        self.lifecycle.hangs = hangs
         held = self.rig.host.hold(nth=self.nth)
-
-        async def disturber() -> None:
-            [parked] = await held.wait()
-            self.reached = True
-            await disturb(parked, held)
-
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(disturber)
-            await self.lifecycle.run()
-            if not self.reached:
-                tasks.cancel_scope.cancel()
+            attempt = Attempt.begin(tasks, self.lifecycle.run)
+            await until(lambda: held.pending or attempt.done)
+            check(held.pending, "the call was made")
+            yield held
         for parked in held.pending:
             # A call without a caller must not be carried out after all.
             parked.refuse()
-        check(self.reached, "the call was made")
 
 
 Fault = Callable[[DisturbedRun], Awaitable[None]]
@@ -82,41 +79,26 @@ async def fails_at_once(run: DisturbedRun) -> None:
 
 async def fails_later(run: DisturbedRun) -> None:
     """Have the call accepted, and completed with a refusal."""
-
-    async def refuse(parked: ParkedCall, held: HeldCalls) -> None:
-        parked.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES)
-
-    await run.with_fault(refuse)
+    async with run.held() as held:
+        held.pending[0].refuse(HResult.ERROR_NO_SYSTEM_RESOURCES)
     _refusal_was_reported(run)
 
 
 async def never_completes(run: DisturbedRun) -> None:
     """Never complete the call; its caller is cancelled, and the VM is closed meanwhile."""
-    if run.call.operation in run.rig.host.blocking:
-        return
-
-    async def leave(parked: ParkedCall, held: HeldCalls) -> None:
-        run.lifecycle.cancel(cut_short=True)
-        await run.lifecycle.step_ended()
-
-    run.lifecycle.hangs = run.call.operation in _OF_THE_CREATION | _OF_THE_CLOSING
-    await run.with_fault(leave)
+    if run.call.operation not in run.rig.host.blocking:
+        async with run.held(hangs=run.call.operation in _OF_THE_CREATION | _OF_THE_CLOSING):
+            run.lifecycle.cancel(cut_short=True)
+            await run.lifecycle.step_ended()
 
 
 async def loses_its_answer(run: DisturbedRun, *, applied: bool) -> None:
     """Lose the answer, with or without the change."""
-
-    async def lose(parked: ParkedCall, held: HeldCalls) -> None:
-        parked.lose(applied=applied)
-
     reported_by_the_exit = run.call.operation in _REPORTED_BY_THE_EXIT
-    run.lifecycle.hangs = reported_by_the_exit and not applied
-    await run.with_fault(lose)
-    if not reported_by_the_exit:
-        check(
-            any(isinstance(each, UnknownOutcomeError) for each in run.errors),
-            f"an unknown outcome was reported: {run.errors}",
-        )
+    async with run.held(hangs=reported_by_the_exit and not applied) as held:
+        held.pending[0].lose(applied=applied)
+    unknown = any(isinstance(each, UnknownOutcomeError) for each in run.errors)
+    check(unknown or reported_by_the_exit, f"an unknown outcome was reported: {run.errors}")
 
 
 async def completes_twice(run: DisturbedRun) -> None:
@@ -128,39 +110,29 @@ async def completes_twice(run: DisturbedRun) -> None:
 
 async def is_overtaken_by_the_exit(run: DisturbedRun) -> None:
     """Have the system exit by itself while the call is in progress."""
-
-    async def crash(parked: ParkedCall, held: HeldCalls) -> None:
+    async with run.held() as held:
         run.rig.host.crash("vm1")
         held.close()
-
-    await run.with_fault(crash)
     others = [each for each in run.errors if not isinstance(each, VMExitedError)]
     equal(others, [], "what was reported besides the exit")
 
 
 async def is_cancelled_before_the_answer(run: DisturbedRun) -> None:
     """Cancel the caller, which is gone when the answer arrives."""
-
-    async def cancel(parked: ParkedCall, held: HeldCalls) -> None:
+    async with run.held(hangs=run.call.operation in _OF_THE_CREATION) as held:
         run.lifecycle.cancel()
         if not run.lifecycle.closing and run.call.operation not in run.rig.host.blocking:
             await run.lifecycle.step_ended()
         held.close()
-
-    run.lifecycle.hangs = run.call.operation in _OF_THE_CREATION
-    await run.with_fault(cancel)
-    _nothing_else_failed(run)
+    equal(run.errors, [], "what failed because of a cancellation")
 
 
 async def is_cancelled_with_the_answer(run: DisturbedRun) -> None:
     """Cancel the caller at the moment when the answer arrives."""
-
-    async def cancel(parked: ParkedCall, held: HeldCalls) -> None:
-        parked.proceed()
+    async with run.held() as held:
+        held.pending[0].proceed()
         run.lifecycle.cancel()
-
-    await run.with_fault(cancel)
-    _nothing_else_failed(run)
+    equal(run.errors, [], "what failed because of a cancellation")
 
 
 def _refusal_was_reported(run: DisturbedRun) -> None:
@@ -170,21 +142,17 @@ def _refusal_was_reported(run: DisturbedRun) -> None:
     check(refusals, f"the refusal was reported: {run.errors}")
 
 
-def _nothing_else_failed(run: DisturbedRun) -> None:
-    equal(run.errors, [], "what failed because of a cancellation")
-
-
 #: The faults by name, with what they need beyond :data:`Control.CALLS`.
-FAULTS: dict[str, tuple[Fault, Control | None]] = {
-    "fails_at_once": (fails_at_once, None),
-    "fails_later": (fails_later, None),
-    "never_completes": (never_completes, None),
+FAULTS: dict[str, tuple[Fault, *tuple[Control, ...]]] = {
+    "fails_at_once": (fails_at_once,),
+    "fails_later": (fails_later,),
+    "never_completes": (never_completes,),
     "is_lost_and_was_carried_out": (partial(loses_its_answer, applied=True), Control.LOSS),
     "is_lost_and_was_not_carried_out": (partial(loses_its_answer, applied=False), Control.LOSS),
     "completes_twice": (completes_twice, Control.TWICE),
     "is_overtaken_by_the_exit": (is_overtaken_by_the_exit, Control.EXIT),
-    "is_cancelled_before_the_answer": (is_cancelled_before_the_answer, None),
-    "is_cancelled_with_the_answer": (is_cancelled_with_the_answer, None),
+    "is_cancelled_before_the_answer": (is_cancelled_before_the_answer,),
+    "is_cancelled_with_the_answer": (is_cancelled_with_the_answer,),
 }
 
 
@@ -228,19 +196,16 @@ async def _disturb(rig: Rig, run: DisturbedRun, fault: Fault) -> None:
     await nothing_left(rig)
 
 
-def _scenarios() -> Iterator[Scenario]:
-    for fault_name, (fault, extra) in FAULTS.items():
-        for kind_name, kind in KINDS.items():
-            needs: set[Any] = {Control.CALLS, Control.FILES, Control.NETWORKS, Control.DEVICES, Control.AUDIT}
-            needs |= {Control.WINDOWS if kind.os == "windows" else Control.LINUX}
-            needs |= {extra} if extra is not None else set()
-            yield Scenario(
-                f"any_call_of_a_{kind_name}_vm_{fault_name}",
-                partial(_disturb_each_call, kind=kind, fault=fault),
-                frozenset(needs),
-                timeouts=100,
-            )
-
+_NEEDS = {Control.CALLS, Control.FILES, Control.NETWORKS, Control.DEVICES, Control.AUDIT}
 
 #: One for each fault and each kind of VM.
-SCENARIOS = tuple(_scenarios())
+SCENARIOS = tuple(
+    Scenario(
+        f"any_call_of_a_{kind_name}_vm_{fault_name}",
+        partial(_disturb_each_call, kind=kind, fault=fault),
+        frozenset({booting(kind.os), *_NEEDS, *needs}),
+        timeouts=100,
+    )
+    for fault_name, (fault, *needs) in FAULTS.items()
+    for kind_name, kind in KINDS.items()
+)

@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.lowlevel
 
-from uvm.backend import BROKEN_STREAM, VM_GROUP, ByteStream
+from uvm.backend import BROKEN_STREAM, VM_GROUP, ByteStream, Listener, System
 from uvm.errors import UVMError
 from uvm.schema.common import RS5
 from uvm.schema.json import from_json
 from uvm.schema.properties import Properties
 from uvm.testing.backends.checks import Attempt, check, equal, raises, refused
 from uvm.testing.backends.rig import Control, Rig
-from uvm.testing.backends.scenario import scenario
+from uvm.testing.backends.scenario import scenario, within
 from uvm.testing.backends.world import (
     attach_disk,
     detach_disk,
@@ -36,45 +36,44 @@ _MUCH = 32 << 20
 # Changes.
 
 
-@scenario(Control.LINUX, Control.FILES)
-async def a_disk_is_attached_once_and_detached_once(rig: Rig) -> None:
+@within(running_system, Control.LINUX, Control.FILES)
+async def a_disk_is_attached_once_and_detached_once(rig: Rig, system: System) -> None:
     path = rig.host.put_file("disk.vhdx")
-    async with running_system(rig) as system:
-        with refused("E_ACCESSDENIED", what="a disk to which the VM has no access"):
-            await system.modify(attach_disk(path))
-        await rig.backend.grant_access(path, system.id)
+    with refused("E_ACCESSDENIED", what="a disk to which the VM has no access"):
         await system.modify(attach_disk(path))
-        with refused("ERROR_ALREADY_EXISTS", what="another disk at the same slot"):
-            await system.modify(attach_disk(path))
+    await rig.backend.grant_access(path, system.id)
+    await system.modify(attach_disk(path))
+    with refused("ERROR_ALREADY_EXISTS", what="another disk at the same slot"):
+        await system.modify(attach_disk(path))
+    await system.modify(detach_disk())
+    with refused("ERROR_NOT_FOUND", what="detaching a disk that is not attached"):
         await system.modify(detach_disk())
-        with refused("ERROR_NOT_FOUND", what="detaching a disk that is not attached"):
-            await system.modify(detach_disk())
-        await rig.backend.revoke_access(path, system.id)
+    await rig.backend.revoke_access(path, system.id)
 
 
-@scenario(Control.LINUX)
-async def requests_that_make_no_sense_are_refused_and_change_nothing(rig: Rig) -> None:
-    async with running_system(rig) as system:
-        with refused("E_INVALIDARG", what="an unknown path"):
-            await system.modify({"ResourcePath": "VirtualMachine/Nothing", "RequestType": "Add"})
-        with refused("HCS_E_INVALID_JSON", what="an unknown field"):
-            await system.modify({"ResourcePth": "VirtualMachine/Nothing"})
-        with refused("HCS_E_INVALID_JSON", what="an unknown type of request"):
-            await system.modify(detach_disk() | {"RequestType": "Perhaps"})
-        await system.modify(resize_memory(1026))
+@within(running_system, Control.LINUX)
+async def requests_that_make_no_sense_are_refused_and_change_nothing(rig: Rig, system: System) -> None:
+    with refused("E_INVALIDARG", what="an unknown path"):
+        await system.modify({"ResourcePath": "VirtualMachine/Nothing", "RequestType": "Add"})
+    with refused("HCS_E_INVALID_JSON", what="an unknown field"):
+        await system.modify({"ResourcePth": "VirtualMachine/Nothing"})
+    with refused("HCS_E_INVALID_JSON", what="an unknown type of request"):
+        await system.modify(detach_disk() | {"RequestType": "Perhaps"})
+    await system.modify(resize_memory(1026))
 
 
-@scenario(Control.LINUX, Control.FILES)
-async def a_request_to_the_guest_is_relayed_after_an_add_and_before_a_remove(rig: Rig) -> None:
+@within(running_system, Control.LINUX, Control.FILES)
+async def a_request_to_the_guest_is_relayed_after_an_add_and_before_a_remove(
+    rig: Rig, system: System
+) -> None:
     path = rig.host.put_file("disk.vhdx")
     disk = {"ResourceType": "MappedVirtualDisk", "Settings": {"MountPath": "/mnt/disk"}}
-    async with running_system(rig) as system:
-        await rig.backend.grant_access(path, system.id)
-        await system.modify(attach_disk(path) | {"GuestRequest": disk | {"RequestType": "Add"}})
+    await rig.backend.grant_access(path, system.id)
+    await system.modify(attach_disk(path) | {"GuestRequest": disk | {"RequestType": "Add"}})
+    await system.modify(detach_disk() | {"GuestRequest": disk | {"RequestType": "Remove"}})
+    with refused("ERROR_NOT_FOUND", "E_FAIL", "E_INVALIDARG", what="once more"):
         await system.modify(detach_disk() | {"GuestRequest": disk | {"RequestType": "Remove"}})
-        with refused("ERROR_NOT_FOUND", "E_FAIL", "E_INVALIDARG", what="once more"):
-            await system.modify(detach_disk() | {"GuestRequest": disk | {"RequestType": "Remove"}})
-        await rig.backend.revoke_access(path, system.id)
+    await rig.backend.revoke_access(path, system.id)
 
 
 @scenario(Control.LINUX)
@@ -85,33 +84,26 @@ async def nothing_is_relayed_if_hcs_is_not_connected_to_the_guest(rig: Rig) -> N
             await system.modify(request)
 
 
-@scenario(Control.LINUX)
-async def many_changes_at_once_are_all_answered(rig: Rig) -> None:
-    async with running_system(rig) as system, anyio.create_task_group() as tasks:
-        attempts = [
-            Attempt.begin(tasks, lambda size=size: system.modify(resize_memory(size)))  # type: ignore[misc]
-            for size in range(512, 640, 2)
-        ]
-        for attempt in attempts:
-            await attempt.wait()
-        equal([each.error for each in attempts if each.error], [], "the errors")
+@within(running_system, Control.LINUX)
+async def many_changes_at_once_are_all_answered(rig: Rig, system: System) -> None:
+    async with anyio.create_task_group() as tasks:
+        sizes = range(512, 640, 2)
+        attempts = [Attempt.begin(tasks, system.modify, resize_memory(size)) for size in sizes]
+    equal([each.error for each in attempts if each.error], [], "the errors")
 
 
 # Properties.
 
 
-@scenario(Control.LINUX)
-async def without_types_there_is_a_summary_in_every_state(rig: Rig) -> None:
-    async with some_system(rig) as system:
-        found = await system.properties()
-        equal((found["Id"], found["State"]), ("vm1", "Created"), "the id and state")
-        equal(found["RuntimeId"].casefold(), system.runtime_id.casefold(), "the runtime id")
-        await system.terminate()
-        await system.wait()
-        found = await system.properties()
-        equal(
-            (found["State"], found["Stopped"], found["ExitType"]), ("Stopped", True, "ForcedExit"), "the end"
-        )
+@within(some_system, Control.LINUX)
+async def without_types_there_is_a_summary_in_every_state(rig: Rig, system: System) -> None:
+    found = await system.properties()
+    equal((found["Id"], found["State"]), ("vm1", "Created"), "the id and state")
+    equal(found["RuntimeId"].casefold(), system.runtime_id.casefold(), "the runtime id")
+    await system.terminate()
+    await system.wait()
+    found = await system.properties()
+    equal((found["State"], found["Stopped"], found["ExitType"]), ("Stopped", True, "ForcedExit"), "the end")
 
 
 @scenario(Control.LINUX)
@@ -129,32 +121,28 @@ async def each_type_of_property_is_reported_and_fits_the_schema(rig: Rig) -> Non
         equal({*found.property_responses}, {"ProcessorTopology", "CpuGroup"}, "the responses")
 
 
-@scenario(Control.LINUX)
-async def properties_are_queried_with_arguments(rig: Rig) -> None:
-    async with running_system(rig) as system:
-        found = await system.properties(queries={"Memory": {}})
-        check("Response" in found["PropertyResponses"]["Memory"], f"a response: {found}")
+@within(running_system, Control.LINUX)
+async def properties_are_queried_with_arguments(rig: Rig, system: System) -> None:
+    found = await system.properties(queries={"Memory": {}})
+    check("Response" in found["PropertyResponses"]["Memory"], f"a response: {found}")
 
 
-@scenario(Control.LINUX)
-async def an_unknown_type_of_property_is_refused(rig: Rig) -> None:
-    async with running_system(rig) as system:
-        with refused("HCS_E_INVALID_JSON"):
-            await system.properties("Memory", "Weather")
+@within(running_system, Control.LINUX)
+async def an_unknown_type_of_property_is_refused(rig: Rig, system: System) -> None:
+    with refused("HCS_E_INVALID_JSON"):
+        await system.properties("Memory", "Weather")
 
 
-@scenario(Control.LINUX)
-async def a_system_that_does_not_run_has_no_statistics(rig: Rig) -> None:
-    async with some_system(rig) as system:
-        with refused("HCS_E_INVALID_STATE"):
-            await system.properties("Statistics")
+@within(some_system, Control.LINUX)
+async def a_system_that_does_not_run_has_no_statistics(rig: Rig, system: System) -> None:
+    with refused("HCS_E_INVALID_STATE"):
+        await system.properties("Statistics")
 
 
-@scenario(Control.LINUX)
-async def a_running_system_occupies_memory(rig: Rig) -> None:
-    async with running_system(rig) as system:
-        first, second = await system.working_set_bytes(), await system.working_set_bytes()
-        check(first > 0 and second > 0, f"the working set: {first}, then {second} bytes")
+@within(running_system, Control.LINUX)
+async def a_running_system_occupies_memory(rig: Rig, system: System) -> None:
+    first, second = await system.working_set_bytes(), await system.working_set_bytes()
+    check(first > 0 and second > 0, f"the working set: {first}, then {second} bytes")
 
 
 @scenario()
@@ -177,6 +165,26 @@ async def the_compute_service_reports_its_properties(rig: Rig) -> None:
 # Connections of the guest.
 
 
+@asynccontextmanager
+async def listening(rig: Rig) -> AsyncIterator[tuple[System, Listener]]:
+    """Yield a running system, to whose guest HCS does not connect, and a listener for the guest."""
+    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
+        listener = await system.listen(SERVICE)
+        yield system, listener
+        await listener.aclose()
+
+
+@asynccontextmanager
+async def connected(rig: Rig) -> AsyncIterator[tuple[ByteStream, ByteStream]]:
+    """Yield a connection of a running system to the host: the guest's end, and the host's."""
+    async with listening(rig) as (system, listener):
+        guest = await rig.host.dial(system.id, SERVICE)
+        stream = await listener.accept()
+        yield guest, stream
+        await stream.aclose()
+        await guest.aclose()
+
+
 @scenario(Control.LINUX, Control.DIAL)
 async def what_a_guest_sends_arrives_and_is_answered(rig: Rig) -> None:
     async with some_system(rig, linux_options(rig, external_guest_connection=True)) as system:
@@ -191,69 +199,47 @@ async def what_a_guest_sends_arrives_and_is_answered(rig: Rig) -> None:
         await guest.send_eof()
         with raises(anyio.EndOfStream):
             await stream.receive()
-        await stream.aclose()
-        await guest.aclose()
-        await listener.aclose()
-        await listener.aclose()
+        for each in (stream, guest, listener, listener):
+            await each.aclose()
 
 
 @scenario(Control.LINUX, Control.DIAL)
 async def each_connection_is_accepted_once_and_by_its_own_service(rig: Rig) -> None:
-    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
-        names = {SERVICE: await system.listen(SERVICE), OTHER_SERVICE: await system.listen(OTHER_SERVICE)}
-        for _ in range(3):
-            for service, listener in names.items():
-                guest = await rig.host.dial(system.id, service)
-                stream = await listener.accept()
-                await guest.send(service.encode())
-                equal(await stream.receive(), service.encode(), "what was received over this service")
-                await guest.aclose()
-                await stream.aclose()
-        for listener in names.values():
-            await listener.aclose()
+    async with listening(rig) as (system, first):
+        second = await system.listen(OTHER_SERVICE)
+        for service, listener in [(SERVICE, first), (OTHER_SERVICE, second)] * 3:
+            guest = await rig.host.dial(system.id, service)
+            stream = await listener.accept()
+            await guest.send(service.encode())
+            equal(await stream.receive(), service.encode(), "what was received over this service")
+            await guest.aclose()
+            await stream.aclose()
+        await second.aclose()
 
 
 @scenario(Control.LINUX, Control.DIAL)
 async def an_accept_ends_when_its_listener_is_closed(rig: Rig) -> None:
-    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
-        listener = await system.listen(SERVICE)
+    async with listening(rig) as (system, listener):
         async with anyio.create_task_group() as tasks:
             waiting = Attempt.begin(tasks, listener.accept)
             await listener.aclose()
-            await waiting.wait()
         check(isinstance(waiting.error, anyio.ClosedResourceError), f"the error: {waiting.error!r}")
         await (await system.listen(SERVICE)).aclose()
 
 
 @scenario(Control.LINUX, Control.DIAL)
 async def listeners_and_connections_end_with_their_system(rig: Rig) -> None:
-    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
-        listener = await system.listen(SERVICE)
+    async with listening(rig) as (system, listener):
         guest = await rig.host.dial(system.id, SERVICE)
         stream = await listener.accept()
         async with anyio.create_task_group() as tasks:
             waiting = [Attempt.begin(tasks, listener.accept), Attempt.begin(tasks, stream.receive)]
             await system.terminate()
-            for attempt in waiting:
-                await attempt.wait()
         for attempt in waiting:
             found = attempt.error
             check(isinstance(found, (UVMError, anyio.EndOfStream, *BROKEN_STREAM)), f"the error: {found!r}")
         await stream.aclose()
         await guest.aclose()
-        await listener.aclose()
-
-
-@asynccontextmanager
-async def connected(rig: Rig) -> AsyncIterator[tuple[ByteStream, ByteStream]]:
-    """Yield a connection of a running system to the host: the guest's end, and the host's."""
-    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
-        listener = await system.listen(SERVICE)
-        guest = await rig.host.dial(system.id, SERVICE)
-        stream = await listener.accept()
-        yield guest, stream
-        for each in (stream, guest, listener):
-            await each.aclose()
 
 
 async def moments(number: int) -> None:
@@ -292,8 +278,7 @@ async def a_reader_cancelled_with_the_data_loses_none(rig: Rig) -> None:
 
 @scenario(Control.LINUX, Control.DIAL)
 async def an_accept_cancelled_with_a_connection_leaves_it_to_the_next(rig: Rig) -> None:
-    async with running_system(rig, linux_options(rig, external_guest_connection=True)) as system:
-        listener = await system.listen(SERVICE)
+    async with listening(rig) as (system, listener):
         for number in range(_MANY):
             async with anyio.create_task_group() as tasks:
                 attempt = Attempt.begin(tasks, listener.accept)
@@ -306,13 +291,12 @@ async def an_accept_cancelled_with_a_connection_leaves_it_to_the_next(rig: Rig) 
             equal(await stream.receive(), bytes([number]), "what arrived over the connection")
             await stream.aclose()
             await guest.aclose()
-        await listener.aclose()
 
 
 @scenario(Control.LINUX, Control.DIAL)
 async def a_sender_waits_for_a_slow_reader(rig: Rig) -> None:
     async with connected(rig) as (guest, stream), anyio.create_task_group() as tasks:
-        sending = Attempt.begin(tasks, lambda: stream.send(bytes(_MUCH)))
+        sending = Attempt.begin(tasks, stream.send, bytes(_MUCH))
         received = len(await guest.receive())
         check(not sending.done, f"{_MUCH} bytes are not all in flight at once")
         while received < _MUCH:
@@ -326,16 +310,15 @@ async def a_sender_waits_for_a_slow_reader(rig: Rig) -> None:
 
 @scenario(Control.FILES)
 async def access_is_granted_to_what_exists_and_revoked_more_than_once(rig: Rig) -> None:
-    path = rig.host.put_file("disk.vhdx")
+    backend, path = rig.backend, rig.host.put_file("disk.vhdx")
     with refused("ERROR_FILE_NOT_FOUND"):
-        await rig.backend.grant_access(rig.host.path_of("missing.vhdx"), "vm1")
-    await rig.backend.grant_access(path, "vm1")
-    await rig.backend.grant_access(path, "vm1")
-    await rig.backend.revoke_access(path, "vm1")
-    await rig.backend.revoke_access(path, "vm1")
-    await rig.backend.grant_access(path, "vm1")
-    await rig.backend.files.remove(path)
-    await rig.backend.revoke_access(path, "vm1")
+        await backend.grant_access(rig.host.path_of("missing.vhdx"), "vm1")
+    for change in (backend.grant_access, backend.revoke_access):
+        await change(path, "vm1")
+        await change(path, "vm1")
+    await backend.grant_access(path, "vm1")
+    await backend.files.remove(path)
+    await backend.revoke_access(path, "vm1")
 
 
 @scenario(Control.LINUX, Control.FILES)

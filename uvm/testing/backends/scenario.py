@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 import anyio
 from attrs import frozen
@@ -10,7 +13,11 @@ from attrs import frozen
 from uvm.testing.backends.checks import equal, until
 from uvm.testing.backends.rig import Control, Rig
 
+T = TypeVar("T")
+
 Play = Callable[[Rig], Awaitable[None]]
+#: A function of a rig and of further arguments, by name.
+Variable = Callable[..., Awaitable[None]]
 
 
 @frozen
@@ -63,6 +70,45 @@ def scenario(*needs: Control, timeouts: int = 1) -> Callable[[Play], Scenario]:
     return make
 
 
+def within(
+    context: Callable[[Rig], AbstractAsyncContextManager[T]], *needs: Control
+) -> Callable[[Callable[[Rig, T], Awaitable[None]]], Scenario]:
+    """Return a decorator for a scenario within a context, such as a running system, which it gets."""
+
+    def make(function: Callable[[Rig, T], Awaitable[None]]) -> Scenario:
+        @wraps(function)
+        async def play(rig: Rig) -> None:
+            async with context(rig) as entered:
+                await function(rig, entered)
+
+        return scenario(*needs)(play)
+
+    return make
+
+
+def variants(*needs: Control, **arguments: dict[str, Any]) -> Callable[[Variable], tuple[Scenario, ...]]:
+    """Return a decorator that makes scenarios of one function.
+
+    :param arguments: the names of the scenarios, and the arguments of the function in each. Its ``os`` is the
+        operating system of a VM that boots, ``linux`` unless stated.
+    """
+
+    def make(function: Variable) -> tuple[Scenario, ...]:
+        return tuple(
+            Scenario(name, partial(function, **given), frozenset({*needs, booting(given.get("os", "linux"))}))
+            for name, given in arguments.items()
+        )
+
+    return make
+
+
+def booting(os: str) -> Control:
+    """Return the control that lets VMs with an operating system boot."""
+    return Control[os.upper()]
+
+
 def scenarios_of(*modules: object) -> tuple[Scenario, ...]:
     """Return the scenarios of modules, in the order of their definition."""
-    return tuple(each for module in modules for each in vars(module).values() if isinstance(each, Scenario))
+    values = [value for module in modules for value in vars(module).values()]
+    found = (each for value in values for each in (value if isinstance(value, tuple) else (value,)))
+    return tuple(each for each in found if isinstance(each, Scenario))

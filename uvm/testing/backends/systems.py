@@ -10,10 +10,11 @@ import anyio
 from uvm.backend import JSON, System
 from uvm.testing.backends.checks import Attempt, check, equal, refused
 from uvm.testing.backends.rig import Control, Rig
-from uvm.testing.backends.scenario import scenario
+from uvm.testing.backends.scenario import scenario, within
 from uvm.testing.backends.world import (
     closed_at_the_end,
     linux_options,
+    opened,
     options_of,
     resize_memory,
     running_system,
@@ -168,24 +169,22 @@ async def each_state_allows_some_operations_and_refuses_the_others(rig: Rig) -> 
             equal(await state_of(system), state, "the state after the refusals")
 
 
-@scenario(Control.LINUX)
-async def a_system_that_has_ended_refuses_everything(rig: Rig) -> None:
-    async with running_system(rig) as system:
-        await system.terminate()
-        await system.wait()
-        for name, operation in OPERATIONS.items():
-            with refused("HCS_E_SYSTEM_ALREADY_STOPPED", what=name):
-                await operation(system)
+@within(running_system, Control.LINUX)
+async def a_system_that_has_ended_refuses_everything(rig: Rig, system: System) -> None:
+    await system.terminate()
+    await system.wait()
+    for name, operation in OPERATIONS.items():
+        with refused("HCS_E_SYSTEM_ALREADY_STOPPED", what=name):
+            await operation(system)
 
 
-@scenario(Control.LINUX)
-async def a_paused_system_is_resumed(rig: Rig) -> None:
-    async with running_system(rig) as system:
-        for _ in range(2):
-            await system.pause({"SuspensionLevel": "Suspend"})
-            equal(await state_of(system), "Paused", "the state")
-            await system.resume()
-            equal(await state_of(system), "Running", "the state")
+@within(running_system, Control.LINUX)
+async def a_paused_system_is_resumed(rig: Rig, system: System) -> None:
+    for _ in range(2):
+        await system.pause({"SuspensionLevel": "Suspend"})
+        equal(await state_of(system), "Paused", "the state")
+        await system.resume()
+        equal(await state_of(system), "Running", "the state")
 
 
 @scenario(Control.LINUX, Control.FILES)
@@ -199,27 +198,19 @@ async def a_paused_system_is_saved_to_a_file_and_resumed(rig: Rig) -> None:
         equal(await state_of(system), "Running", "the state")
 
 
-@scenario(Control.LINUX)
-async def a_system_saved_as_a_template_only_ends(rig: Rig) -> None:
-    async with running_system(rig) as system:
-        await bring_to_template(system)
-        equal(await state_of(system), "SavedAsTemplate", "the state")
-        await system.terminate()
-        equal((await system.wait()).exit_type, "ForcedExit", "the type of the exit")
+@within(some_system, Control.LINUX)
+async def a_system_saved_as_a_template_only_ends(rig: Rig, system: System) -> None:
+    await bring(system, "SavedAsTemplate")
+    equal(await state_of(system), "SavedAsTemplate", "the state")
+    await system.terminate()
+    equal((await system.wait()).exit_type, "ForcedExit", "the type of the exit")
 
 
-async def bring_to_template(system: System) -> None:
-    """Save a running system as a template."""
-    await system.pause()
-    await system.save({"SaveType": "AsTemplate"})
-
-
-@scenario(Control.LINUX)
-async def options_that_cannot_be_read_are_refused(rig: Rig) -> None:
-    async with running_system(rig) as system:
-        with refused("HCS_E_INVALID_JSON"):
-            await system.pause({"Level": "Suspend"})
-        equal(await state_of(system), "Running", "the state")
+@within(running_system, Control.LINUX)
+async def options_that_cannot_be_read_are_refused(rig: Rig, system: System) -> None:
+    with refused("HCS_E_INVALID_JSON"):
+        await system.pause({"Level": "Suspend"})
+    equal(await state_of(system), "Running", "the state")
 
 
 # The exit.
@@ -282,16 +273,14 @@ async def a_handle_is_closed_once_and_refuses_everything_then(rig: Rig) -> None:
         equal(system.id, "vm1", "the id, which is still known")
 
 
-@scenario(Control.LINUX)
-async def a_wait_ends_when_its_handle_is_closed(rig: Rig) -> None:
-    async with running_system(rig) as system:
-        other = await rig.backend.open("vm1")
-        async with closed_at_the_end(other), anyio.create_task_group() as tasks:
-            waiting = Attempt.begin(tasks, other.wait)
-            await other.close()
-            await waiting.wait()
-            equal(getattr(waiting.error, "name", None), "E_HANDLE", "the error of the wait")
-        equal(await state_of(system), "Running", "the state, over the other handle")
+@within(running_system, Control.LINUX)
+async def a_wait_ends_when_its_handle_is_closed(rig: Rig, system: System) -> None:
+    async with opened(rig) as other, anyio.create_task_group() as tasks:
+        waiting = Attempt.begin(tasks, other.wait)
+        await other.close()
+        await waiting.wait()
+        equal(waiting.refusal, "E_HANDLE", "the error of the wait")
+    equal(await state_of(system), "Running", "the state, over the other handle")
 
 
 @scenario(Control.LINUX)
@@ -307,34 +296,30 @@ async def closing_takes_effect_if_the_caller_is_cancelled(rig: Rig) -> None:
 
 @scenario(Control.LINUX)
 async def several_handles_are_one_system(rig: Rig) -> None:
-    async with some_system(rig) as first:
-        other = await rig.backend.open("vm1")
-        async with closed_at_the_end(other):
-            equal(other.runtime_id.casefold(), first.runtime_id.casefold(), "the runtime id")
-            await other.start()
-            equal(await state_of(first), "Running", "the state, over the first handle")
-            await first.close()
-            equal(await state_of(other), "Running", "the state, when the first handle was closed")
-            await other.terminate()
-            equal((await other.wait()).exit_type, "ForcedExit", "the type of the exit")
+    async with some_system(rig) as first, opened(rig) as other:
+        equal(other.runtime_id.casefold(), first.runtime_id.casefold(), "the runtime id")
+        await other.start()
+        equal(await state_of(first), "Running", "the state, over the first handle")
+        await first.close()
+        equal(await state_of(other), "Running", "the state, when the first handle was closed")
+        await other.terminate()
+        equal((await other.wait()).exit_type, "ForcedExit", "the type of the exit")
 
 
-@scenario(Control.LINUX)
-async def a_system_ends_with_its_last_handle(rig: Rig) -> None:
-    async with running_system(rig) as system:
-        other = await rig.backend.open("vm1")
-        await system.close()
-        equal(await listed(rig, {"Ids": ["vm1"]}), ["vm1"], "the system, with a handle")
-        await other.close()
-        equal(await listed(rig, {"Ids": ["vm1"]}), [], "the system, without a handle")
+@within(running_system, Control.LINUX)
+async def a_system_ends_with_its_last_handle(rig: Rig, system: System) -> None:
+    other = await rig.backend.open("vm1")
+    await system.close()
+    equal(await listed(rig, {"Ids": ["vm1"]}), ["vm1"], "the system, with a handle")
+    await other.close()
+    equal(await listed(rig, {"Ids": ["vm1"]}), [], "the system, without a handle")
 
 
 @scenario(Control.LINUX)
 async def a_system_outlives_its_handles_if_its_document_says_so(rig: Rig) -> None:
     async with running_system(rig, linux_options(rig, survive_process=True)) as system:
         await system.close()
-        again = await rig.backend.open("vm1")
-        async with closed_at_the_end(again):
+        async with opened(rig) as again:
             equal(await state_of(again), "Running", "the state")
             await again.terminate()
     equal(await listed(rig, {"Ids": ["vm1"]}), [], "the system that was ended")
@@ -345,8 +330,7 @@ async def a_system_that_has_ended_can_be_opened_while_a_handle_is_left(rig: Rig)
     async with running_system(rig) as system:
         await system.terminate()
         await system.wait()
-        other = await rig.backend.open("vm1")
-        async with closed_at_the_end(other):
+        async with opened(rig) as other:
             equal((await other.wait()).exit_type, "ForcedExit", "the type of the exit, over the other handle")
             equal(await state_of(other), "Stopped", "the state")
             with refused("HCS_E_SYSTEM_ALREADY_STOPPED"):

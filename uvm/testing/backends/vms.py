@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import anyio
@@ -15,10 +15,14 @@ from uvm.schema.common import MIB
 from uvm.testing.backends.checks import Attempt, check, equal, raises, until
 from uvm.testing.backends.lifecycle import Kind, Lifecycle, at_rest, devices, put_resources
 from uvm.testing.backends.rig import Control, Rig
-from uvm.testing.backends.scenario import scenario
-from uvm.testing.backends.world import options_of, running_vm
+from uvm.testing.backends.scenario import scenario, variants, within
+from uvm.testing.backends.world import existing, options_of, running_vm
 
 _THINGS = (Control.FILES, Control.NETWORKS, Control.DEVICES)
+#: The option by which HCS connects to the guest.
+_RELAYED = {"external_guest_connection": False}
+#: The document of a Windows container.
+_CONTAINER = {"Container": {"Storage": {"Path": "C:\\c1"}}}
 
 
 async def compare(rig: Rig, vm: UtilityVM) -> None:
@@ -28,34 +32,21 @@ async def compare(rig: Rig, vm: UtilityVM) -> None:
         equal(rig.host.differences(vm), [], "the differences between the ledgers and the VM")
 
 
-async def run_lifecycle(rig: Rig, kind: Kind) -> None:
-    """Run a VM from creation to exit without a fault."""
-    lifecycle = Lifecycle(rig, kind, put_resources(rig))
-    await lifecycle.run()
-    equal(lifecycle.errors, [], "what failed")
-
-
 # From creation to exit.
 
 
-@scenario(Control.LINUX, Control.AUDIT, *_THINGS)
-async def a_linux_vm_runs_from_creation_to_exit(rig: Rig) -> None:
-    await run_lifecycle(rig, Kind("linux"))
-
-
-@scenario(Control.LINUX, Control.AUDIT, *_THINGS)
-async def a_linux_vm_whose_guest_hcs_connects_to_runs_from_creation_to_exit(rig: Rig) -> None:
-    await run_lifecycle(rig, Kind("linux", relayed=True))
-
-
-@scenario(Control.WINDOWS, Control.AUDIT, *_THINGS)
-async def a_windows_vm_runs_from_creation_to_exit(rig: Rig) -> None:
-    await run_lifecycle(rig, Kind("windows"))
-
-
-@scenario(Control.WINDOWS, Control.AUDIT, *_THINGS)
-async def a_windows_vm_whose_guest_hcs_connects_to_runs_from_creation_to_exit(rig: Rig) -> None:
-    await run_lifecycle(rig, Kind("windows", relayed=True))
+@variants(
+    Control.AUDIT,
+    *_THINGS,
+    a_linux_vm_runs_from_creation_to_exit={"os": "linux"},
+    a_linux_vm_whose_guest_hcs_connects_to_runs_from_creation_to_exit={"os": "linux", "relayed": True},
+    a_windows_vm_runs_from_creation_to_exit={"os": "windows"},
+    a_windows_vm_whose_guest_hcs_connects_to_runs_from_creation_to_exit={"os": "windows", "relayed": True},
+)
+async def _run_from_creation_to_exit(rig: Rig, **kind: Any) -> None:
+    lifecycle = Lifecycle(rig, Kind(**kind), put_resources(rig))
+    await lifecycle.run()
+    equal(lifecycle.errors, [], "what failed")
 
 
 @scenario(Control.LINUX, Control.WINDOWS, Control.PROGRAMS)
@@ -73,68 +64,58 @@ async def concurrent_vms_do_not_disturb_each_other(rig: Rig) -> None:
 # Devices.
 
 
-async def _all_at_once(rig: Rig, os: str) -> None:
-    resources = put_resources(rig)
+@variants(
+    *_THINGS,
+    all_devices_of_a_linux_vm_are_attached_and_released_at_once={"os": "linux"},
+    all_devices_of_a_windows_vm_are_attached_and_released_at_once={"os": "windows"},
+)
+async def _attach_all_at_once(rig: Rig, os: str) -> None:
+    acquiring = devices(os, put_resources(rig)).values()
     async with running_vm(rig, os) as vm:
-        leases: list[Any] = []
         async with anyio.create_task_group() as tasks:
-            attempts = [
-                Attempt.begin(tasks, lambda acquire=acquire: acquire(vm))  # type: ignore[misc]
-                for acquire in devices(os, resources).values()
-            ]
+            attempts = [Attempt.begin(tasks, acquire, vm) for acquire in acquiring]
         equal([each.error for each in attempts if each.error], [], "what failed to attach")
-        leases = [each.result for each in attempts]
         await compare(rig, vm)
         async with anyio.create_task_group() as tasks:
-            for lease in leases:
-                tasks.start_soon(lease.release)
+            for attempt in attempts:
+                tasks.start_soon(attempt.result.release)
         await compare(rig, vm)
         equal(vm.quarantined, (), "what is withheld")
 
 
-@scenario(Control.LINUX, *_THINGS)
-async def all_devices_of_a_linux_vm_are_attached_and_released_at_once(rig: Rig) -> None:
-    await _all_at_once(rig, "linux")
-
-
-@scenario(Control.WINDOWS, *_THINGS)
-async def all_devices_of_a_windows_vm_are_attached_and_released_at_once(rig: Rig) -> None:
-    await _all_at_once(rig, "windows")
-
-
-@scenario(Control.LINUX, Control.FILES)
-async def many_disks_are_attached_mounted_and_released_at_once(rig: Rig) -> None:
+@within(running_vm, Control.LINUX, Control.FILES)
+async def many_disks_are_attached_mounted_and_released_at_once(rig: Rig, vm: UtilityVM) -> None:
     paths = [rig.host.put_file(f"disk{number}.vhdx") for number in range(32)]
-    async with running_vm(rig) as vm:
-        async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
-            attempts = [
-                Attempt.begin(tasks, lambda path=path: vm.scsi.attach(path, mount=Mount()))  # type: ignore[misc]
-                for path in paths
-            ]
-            for attempt in attempts:
-                await attempt.wait()
-                check(attempt.error is None, f"the disk is attached: {attempt.error}")
-                stack.push_async_callback(attempt.result.release)
-            equal(len({each.result.guest_path for each in attempts}), 32, "different places in the guest")
-            await compare(rig, vm)
-        await compare(rig, vm)
+    async with anyio.create_task_group() as tasks:
+        attempts = [Attempt.begin(tasks, partial(vm.scsi.attach, path, mount=Mount())) for path in paths]
+    equal([each.error for each in attempts if each.error], [], "what failed to attach")
+    equal(len({each.result.guest_path for each in attempts}), 32, "different places in the guest")
+    await compare(rig, vm)
+    async with anyio.create_task_group() as tasks:
+        for attempt in attempts:
+            tasks.start_soon(attempt.result.release)
+    await compare(rig, vm)
 
 
-@scenario(Control.LINUX, Control.FILES)
-async def a_disk_stays_until_the_last_of_its_leases_is_released(rig: Rig) -> None:
+@within(running_vm, Control.LINUX, Control.FILES)
+async def a_disk_stays_until_the_last_of_its_leases_is_released(rig: Rig, vm: UtilityVM) -> None:
     path = rig.host.put_file("disk.vhdx")
-    async with running_vm(rig) as vm:
-        first, second = await vm.scsi.attach(path), await vm.scsi.attach(path)
+    first, second = await vm.scsi.attach(path), await vm.scsi.attach(path)
+    await first.release()
+    check(vm.scsi.find(path) is not None, "the disk is attached")
+    with raises(AlreadyReleasedError):
         await first.release()
-        check(vm.scsi.find(path) is not None, "the disk is attached")
-        with raises(AlreadyReleasedError):
-            await first.release()
-        await second.release()
-        equal(vm.scsi.find(path), None, "the slot of the disk")
-        await compare(rig, vm)
+    await second.release()
+    equal(vm.scsi.find(path), None, "the slot of the disk")
+    await compare(rig, vm)
 
 
-async def _plain_layer(rig: Rig, **options: Any) -> None:
+@variants(
+    Control.FILES,
+    layers_share_a_vpmem_device={},
+    unpacked_layers_have_a_vpmem_device_each={"vpmem_multi_mapping": False},
+)
+async def _add_layers(rig: Rig, **options: Any) -> None:
     paths = [rig.host.put_file(f"layer{number}.vhd", size_bytes=4 * MIB) for number in range(3)]
     async with running_vm(rig, **options) as vm:
         leases = [await vm.vpmem.add(path) for path in paths]
@@ -146,16 +127,6 @@ async def _plain_layer(rig: Rig, **options: Any) -> None:
         for lease in leases:
             await lease.release()
         await compare(rig, vm)
-
-
-@scenario(Control.LINUX, Control.FILES)
-async def layers_share_a_vpmem_device(rig: Rig) -> None:
-    await _plain_layer(rig)
-
-
-@scenario(Control.LINUX, Control.FILES)
-async def unpacked_layers_have_a_vpmem_device_each(rig: Rig) -> None:
-    await _plain_layer(rig, vpmem_multi_mapping=False)
 
 
 @scenario(Control.WINDOWS, Control.FILES)
@@ -177,17 +148,23 @@ async def _converse(vm: UtilityVM) -> None:
     """Have a process echo its input, and end the input."""
     data = bytes(range(256)) * 1024
     async with vm.open_process(["cat"]) as process, anyio.create_task_group() as tasks:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        tasks.start_soon(process.stdin.send, data)
+        stdin, stdout = existing(process.stdin), existing(process.stdout)
+        tasks.start_soon(stdin.send, data)
         heard = b""
         while len(heard) < len(data):
-            heard += await process.stdout.receive()
+            heard += await stdout.receive()
         equal(heard, data, "the output of cat for 256 KiB")
-        await process.stdin.send_eof()
+        await stdin.send_eof()
         equal(await process.wait(), 0, "the exit code of cat at the end of its input")
 
 
+@variants(
+    Control.PROGRAMS,
+    processes_run_in_a_linux_guest={"os": "linux"},
+    processes_run_in_a_windows_guest={"os": "windows"},
+    processes_run_in_a_linux_guest_that_hcs_connects_to={"os": "linux", **_RELAYED},
+    processes_run_in_a_windows_guest_that_hcs_connects_to={"os": "windows", **_RELAYED},
+)
 async def _run(rig: Rig, os: str, **options: Any) -> None:
     async with running_vm(rig, os, **options) as vm:
         equal((await vm.run(["echo", "hello"])).stdout, b"hello\n", "the output of echo")
@@ -204,26 +181,12 @@ async def _run(rig: Rig, os: str, **options: Any) -> None:
                 await process.wait()
 
 
-@scenario(Control.LINUX, Control.PROGRAMS)
-async def processes_run_in_a_linux_guest(rig: Rig) -> None:
-    await _run(rig, "linux")
-
-
-@scenario(Control.WINDOWS, Control.PROGRAMS)
-async def processes_run_in_a_windows_guest(rig: Rig) -> None:
-    await _run(rig, "windows")
-
-
-@scenario(Control.LINUX, Control.PROGRAMS)
-async def processes_run_in_a_linux_guest_that_hcs_connects_to(rig: Rig) -> None:
-    await _run(rig, "linux", external_guest_connection=False)
-
-
-@scenario(Control.WINDOWS, Control.PROGRAMS)
-async def processes_run_in_a_windows_guest_that_hcs_connects_to(rig: Rig) -> None:
-    await _run(rig, "windows", external_guest_connection=False)
-
-
+@variants(
+    Control.PROGRAMS,
+    *_THINGS,
+    a_container_runs_on_its_layers={},
+    a_container_that_hcs_hosts_runs_on_its_layers=_RELAYED,
+)
 async def _run_on_layers(rig: Rig, **options: Any) -> None:
     resources = put_resources(rig)
     spec = {"ociVersion": "1.1.0", "process": {"args": ["echo", "hello"], "cwd": "/"}, "linux": {}}
@@ -232,31 +195,21 @@ async def _run_on_layers(rig: Rig, **options: Any) -> None:
         async with vm.create_container("c1", spec, root=root) as container:
             await container.start()
             async with container.open_init(stderr=False) as init:
-                check(init.stdout is not None, "the process has an output")
-                assert init.stdout is not None
-                equal(b"".join([each async for each in init.stdout]), b"hello\n", "the output")
+                output = [piece async for piece in existing(init.stdout)]
+                equal(b"".join(output), b"hello\n", "the output")
                 equal(await init.wait(), 0, "the exit code")
             await container.wait()
         await root.release()
         await compare(rig, vm)
 
 
-@scenario(Control.LINUX, Control.PROGRAMS, *_THINGS)
-async def a_container_runs_on_its_layers(rig: Rig) -> None:
-    await _run_on_layers(rig)
-
-
-@scenario(Control.LINUX, Control.PROGRAMS, *_THINGS)
-async def a_container_that_hcs_hosts_runs_on_its_layers(rig: Rig) -> None:
-    await _run_on_layers(rig, external_guest_connection=False)
-
-
+@variants(
+    Control.PROGRAMS,
+    a_windows_container_runs_commands={"os": "windows"},
+    a_windows_container_that_hcs_hosts_runs_commands={"os": "windows", **_RELAYED},
+)
 async def _run_in_windows_container(rig: Rig, **options: Any) -> None:
-    document = {"Container": {"Storage": {"Path": "C:\\c1"}}}
-    async with (
-        running_vm(rig, "windows", **options) as vm,
-        vm.create_container("c1", document) as container,
-    ):
+    async with running_vm(rig, **options) as vm, vm.create_container("c1", _CONTAINER) as container:
         await container.start()
         equal((await container.run(["echo", "hello"])).stdout, b"hello\n", "the output")
         check("Memory" in await container.statistics(), "the statistics include the memory")
@@ -270,28 +223,14 @@ async def _run_in_windows_container(rig: Rig, **options: Any) -> None:
 
 
 @scenario(Control.WINDOWS, Control.PROGRAMS)
-async def a_windows_container_runs_commands(rig: Rig) -> None:
-    await _run_in_windows_container(rig)
-
-
-@scenario(Control.WINDOWS, Control.PROGRAMS)
-async def a_windows_container_that_hcs_hosts_runs_commands(rig: Rig) -> None:
-    await _run_in_windows_container(rig, external_guest_connection=False)
-
-
-@scenario(Control.WINDOWS, Control.PROGRAMS)
 async def containers_that_hcs_hosts_end_with_their_vm(rig: Rig) -> None:
-    document = {"Container": {"Storage": {"Path": "C:\\c1"}}}
-    async with (
-        running_vm(rig, "windows", external_guest_connection=False) as vm,
-        vm.create_container("c1", document) as container,
-    ):
+    relayed = running_vm(rig, "windows", **_RELAYED)
+    async with relayed as vm, vm.create_container("c1", _CONTAINER) as container:
         await container.start()
         async with anyio.create_task_group() as tasks:
             waiting = Attempt.begin(tasks, container.wait)
-            await vm.create_container("c2", document)
+            await vm.create_container("c2", _CONTAINER)
             await vm.terminate()
-            await waiting.wait()
         check(isinstance(waiting.error, VMExitedError), f"the error of the wait: {waiting.error!r}")
         equal(container.exit, None, "the exit of the container")
 
@@ -312,60 +251,50 @@ async def memory_changes_and_statistics_show_it(rig: Rig) -> None:
         check((await vm.stats()).working_set_bytes > 0, "a virtually backed VM uses memory, too")
 
 
-@scenario(Control.LINUX, Control.FILES)
-async def a_paused_vm_is_saved_and_resumed(rig: Rig) -> None:
-    async with running_vm(rig) as vm:
-        await vm.pause()
-        equal(vm.state, VMState.PAUSED, "the state")
-        await vm.save(rig.host.path_of("saved.vmrs"))
-        await vm.resume()
-        equal(vm.state, VMState.RUNNING, "the state")
-        equal((await vm.shutdown()).exit_type, "GracefulExit", "the type of the exit")
+@within(running_vm, Control.LINUX, Control.FILES)
+async def a_paused_vm_is_saved_and_resumed(rig: Rig, vm: UtilityVM) -> None:
+    await vm.pause()
+    equal(vm.state, VMState.PAUSED, "the state")
+    await vm.save(rig.host.path_of("saved.vmrs"))
+    await vm.resume()
+    equal(vm.state, VMState.RUNNING, "the state")
+    equal((await vm.shutdown()).exit_type, "GracefulExit", "the type of the exit")
 
 
 # The exit.
 
 
-@scenario(Control.LINUX, Control.FILES)
-async def a_closed_vm_leaves_nothing_on_the_host(rig: Rig) -> None:
+@within(running_vm, Control.LINUX, Control.FILES)
+async def a_closed_vm_leaves_nothing_on_the_host(rig: Rig, vm: UtilityVM) -> None:
     path = rig.host.put_file("disk.vhdx")
-    async with running_vm(rig) as vm:
-        await vm.scsi.attach(path, mount=Mount())
-        await vm.close()
-        equal(vm.state, VMState.CLOSED, "the state")
-        if Control.AUDIT in rig.controls:
-            equal(rig.host.leftovers(), [], "what is left on the host")
-        with raises(VMExitedError):
-            await vm.scsi.attach(path)
-        await vm.close()
+    await vm.scsi.attach(path, mount=Mount())
+    await vm.close()
+    equal(vm.state, VMState.CLOSED, "the state")
+    if Control.AUDIT in rig.controls:
+        equal(rig.host.leftovers(), [], "what is left on the host")
+    with raises(VMExitedError):
+        await vm.scsi.attach(path)
+    await vm.close()
 
 
-async def _ends(rig: Rig, end: Callable[[UtilityVM], Awaitable[object]], *exit_types: str) -> None:
+async def _check_exit(rig: Rig, end: Callable[[UtilityVM], Awaitable[object]], exit_type: str) -> None:
     """Check that waiters and callers learn of the exit."""
-    async with running_vm(rig) as vm, anyio.create_task_group() as tasks:
-        waiting = Attempt.begin(tasks, vm.wait)
-        await end(vm)
-        await waiting.wait()
-        check(waiting.result.exit_type in exit_types, f"the exit: {waiting.result}")
+    async with running_vm(rig) as vm:
+        async with anyio.create_task_group() as tasks:
+            waiting = Attempt.begin(tasks, vm.wait)
+            await end(vm)
+        equal(waiting.result.exit_type, exit_type, "the type of the exit")
         equal(vm.state, VMState.EXITED, "the state")
         with raises(VMExitedError):
             await vm.stats()
         equal(await vm.terminate(), waiting.result, "the exit, once more")
 
 
-@scenario(Control.LINUX)
-async def a_vm_that_shuts_down_has_exited(rig: Rig) -> None:
-    await _ends(rig, lambda vm: vm.shutdown(), "GracefulExit")
-
-
-@scenario(Control.LINUX)
-async def a_vm_that_is_terminated_has_exited(rig: Rig) -> None:
-    await _ends(rig, lambda vm: vm.terminate(), "ForcedExit")
-
-
-@scenario(Control.LINUX)
-async def a_vm_that_is_made_to_crash_has_exited(rig: Rig) -> None:
-    await _ends(rig, lambda vm: vm.crash(), "UnexpectedExit")
+ENDS = variants(
+    a_vm_that_shuts_down_has_exited={"end": UtilityVM.shutdown, "exit_type": "GracefulExit"},
+    a_vm_that_is_terminated_has_exited={"end": UtilityVM.terminate, "exit_type": "ForcedExit"},
+    a_vm_that_is_made_to_crash_has_exited={"end": UtilityVM.crash, "exit_type": "UnexpectedExit"},
+)(_check_exit)
 
 
 @scenario(Control.LINUX, Control.EXIT)
@@ -373,7 +302,7 @@ async def a_vm_that_exits_by_itself_has_exited(rig: Rig) -> None:
     async def crash(vm: UtilityVM) -> None:
         rig.host.crash(vm.id)
 
-    await _ends(rig, crash, "UnexpectedExit")
+    await _check_exit(rig, crash, "UnexpectedExit")
 
 
 @scenario(Control.LINUX)
@@ -388,13 +317,12 @@ async def a_vm_left_running_can_be_opened_and_terminated(rig: Rig) -> None:
     await system.close()
 
 
-@scenario(Control.LINUX)
-async def an_id_that_is_in_use_is_refused_and_the_other_vm_goes_on(rig: Rig) -> None:
-    async with running_vm(rig) as vm:
-        with raises(HostError):
-            async with UtilityVM.create(options_of(rig, "linux"), backend=rig.backend):
-                check(False, "the VM is not created")
-        equal((await vm.properties())["State"], "Running", "the state of the other VM")
+@within(running_vm, Control.LINUX)
+async def an_id_that_is_in_use_is_refused_and_the_other_vm_goes_on(rig: Rig, vm: UtilityVM) -> None:
+    with raises(HostError):
+        async with UtilityVM.create(options_of(rig, "linux"), backend=rig.backend):
+            check(False, "the VM is not created")
+    equal((await vm.properties())["State"], "Running", "the state of the other VM")
 
 
 @scenario(Control.LINUX)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
@@ -25,8 +25,9 @@ from uvm.schema.requests import (
     ModifySettingRequest,
     scsi_attachment_path,
 )
-from uvm.testing.backends.checks import check
 from uvm.testing.backends.rig import Rig
+
+S = TypeVar("S")
 
 Options = LCOWOptions | WCOWOptions
 
@@ -72,16 +73,20 @@ async def running_system(rig: Rig, options: Options | None = None) -> AsyncItera
 
 
 @asynccontextmanager
+async def opened(rig: Rig, system_id: str = "vm1") -> AsyncIterator[System]:
+    """Yield another handle of a system, which is closed at the end."""
+    async with closed_at_the_end(await rig.backend.open(system_id)) as system:
+        yield system
+
+
+@asynccontextmanager
 async def closed_at_the_end(system: System) -> AsyncIterator[System]:
     """Wait for the exit of the system all the time, as a backend demands, and close its handle at the end."""
 
     async def attend(*, task_status: TaskStatus[None]) -> None:
         task_status.started()
-        try:
+        with _unless_closed():
             await system.wait()
-        except HostError as error:
-            if error.hresult != HResult.E_HANDLE:
-                raise
 
     async def end(failure: BaseException | None) -> BaseException | None:
         tasks.cancel_scope.cancel()
@@ -93,15 +98,16 @@ async def closed_at_the_end(system: System) -> AsyncIterator[System]:
             await tasks.start(attend)
             yield system
     finally:
-        with anyio.CancelScope(shield=True):
-            await _close(system)
+        with anyio.CancelScope(shield=True), _unless_closed():
+            await system.close()
 
 
-async def _close(system: System) -> None:
+@contextmanager
+def _unless_closed() -> Iterator[None]:
+    """Suppress E_HANDLE: the scenario closed the handle itself."""
     try:
-        await system.close()
+        yield
     except HostError as error:
-        # The scenario closed it itself.
         if error.hresult != HResult.E_HANDLE:
             raise
 
@@ -120,11 +126,16 @@ async def running_vm(rig: Rig, os: str = "linux", **changes: Any) -> AsyncIterat
 # Reading streams.
 
 
+def existing(stream: S | None) -> S:
+    """Return a stream of a process that was requested."""
+    if stream is None:
+        raise AssertionError("the requested stream exists")
+    return stream
+
+
 async def everything(stream: ByteStream | None) -> bytes:
     """Receive until the end of a stream."""
-    check(stream is not None, "the requested stream exists")
-    assert stream is not None
-    pieces: list[bytes] = []
+    stream, pieces = existing(stream), list[bytes]()
     try:
         while True:
             pieces.append(await stream.receive())
