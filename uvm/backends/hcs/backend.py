@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
@@ -17,39 +15,29 @@ from uvm.backends.hcs.network import HCSNetwork
 from uvm.backends.hcs.platform import Platform, windows_platform
 from uvm.backends.hcs.system import HCSSystem
 from uvm.backends.hcs.text import check, parse_list, parse_object, take
-from uvm.backends.hcs.winerrors import NOTHING_THERE
-from uvm.errors import HostError
+from uvm.backends.hcs.winerrors import NOTHING_THERE, tolerating
 
 
 class HCSBackend:
     """A Windows host with Hyper-V (:class:`~uvm.backend.Backend`), through computecore.dll.
 
     :param platform: replaces what is otherwise loaded from Windows.
+    :ivar name: the name under which the backend is registered.
+    :ivar files: the host's file system.
+    :ivar network: the host's networks.
     :raises NotSupportedError: this machine lacks something that is needed; the message says what.
     """
+
+    name: Final = "hcs"
 
     def __init__(self, *, platform: Platform | None = None) -> None:
         if platform is None:
             platform = windows_platform()
         self._host = Host(ComputeService.of(platform.core), platform)
-        self._network = HCSNetwork(platform.network, platform.workers)
+        self.files: Final[HostFiles] = platform.machine.files
+        self.network: Final[HostNetwork] = HCSNetwork(platform.network, platform.workers)
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._turns_change = threading.Lock()
-
-    @property
-    def name(self) -> str:
-        """The name under which the backend is registered."""
-        return "hcs"
-
-    @property
-    def files(self) -> HostFiles:
-        """The host's file system."""
-        return self._host.platform.machine.files
-
-    @property
-    def network(self) -> HostNetwork:
-        """The host's networks."""
-        return self._network
 
     @property
     def operations(self) -> int:
@@ -84,9 +72,8 @@ class HCSBackend:
         if to == VM_GROUP:
             await self._host.platform.machine.grant_group(path, mask)
         else:
-            await self._access(
-                f"grant {to} access to {path}", path, to, self._host.functions.HcsGrantVmAccess
-            )
+            grant = self._host.functions.HcsGrantVmAccess
+            await self._access(f"grant {to} access to {path}", path, to, grant)
 
     async def revoke_access(self, path: str, to: str) -> None:
         """Revoke that access (``HcsRevokeVmAccess``). Does nothing if the path no longer exists."""
@@ -94,12 +81,9 @@ class HCSBackend:
             await self._host.platform.machine.revoke_group(path)
         else:
             revoke = self._host.functions.HcsRevokeVmAccess
-            try:
+            # What is not there may be a scratch disk that was deleted with its container.
+            with tolerating(*NOTHING_THERE):
                 await self._access(f"revoke access of {to} to {path}", path, to, revoke)
-            except HostError as error:
-                # A scratch disk, for example, that was deleted with its container.
-                if error.hresult not in NOTHING_THERE:
-                    raise
 
     async def create(self, system_id: str, document: JSON) -> HCSSystem:
         """Create a compute system (``HcsCreateComputeSystem``). On cancellation it is terminated."""
@@ -139,12 +123,9 @@ class HCSBackend:
 
     async def enumerate(self, query: JSON | None = None) -> list[JSON]:
         """Return the compute systems (``HcsEnumerateComputeSystems``)."""
-        host, operation = self._host, "enumerate"
-        text = host.document(query, operation)
-        answer = await host.service.operate(
-            operation, lambda o: host.functions.HcsEnumerateComputeSystems(text, o)
-        )
-        return parse_list(answer, operation, dict)
+        call, text = self._host.functions.HcsEnumerateComputeSystems, self._host.document(query, "enumerate")
+        answer = await self._host.service.operate("enumerate", lambda o: call(text, o))
+        return parse_list(answer, "enumerate", dict)
 
     def new_id(self) -> str:
         """Return a new GUID."""
@@ -172,10 +153,7 @@ class HCSBackend:
 
         await self._host.platform.workers.run(change)
 
-    @contextmanager
-    def _turn(self, path: str) -> Iterator[None]:
-        """Hold the lock on changes of a path's access."""
+    def _turn(self, path: str) -> threading.Lock:
+        """Return the lock on changes of a path's access."""
         with self._turns_change:
-            turn = self._turns.setdefault(path.casefold(), threading.Lock())
-        with turn:
-            yield
+            return self._turns.setdefault(path.casefold(), threading.Lock())

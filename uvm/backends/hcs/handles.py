@@ -44,6 +44,11 @@ class Handle(Generic[H]):
         """Whether the handle was closed, or is about to be."""
         return self._closed
 
+    def require_open(self, operation: str) -> None:
+        """Raise E_HANDLE if the handle was closed."""
+        if self._closed:
+            raise HostError(f"{operation} {self.name}", HResult.E_HANDLE, "the handle was closed")
+
     @contextmanager
     def lent(self, operation: str) -> Iterator[H]:
         """Lend the value, and keep it open meanwhile. For short calls only: closing waits for them.
@@ -51,8 +56,7 @@ class Handle(Generic[H]):
         :raises HostError: E_HANDLE: the handle was closed.
         """
         with self._changed:
-            if self._closed:
-                raise HostError(f"{operation} {self.name}", HResult.E_HANDLE, "the handle was closed")
+            self.require_open(operation)
             self._users += 1
         try:
             yield self._value

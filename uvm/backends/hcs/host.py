@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import anyio
 from attrs import frozen
 
+from uvm.backend import JSON
 from uvm.backends.hcs.calls import ComputeService, EventHandler, Fetch
 from uvm.backends.hcs.dlls import CData, ComputeCore, OperationHandle, ProcessHandle, SystemHandle
 from uvm.backends.hcs.handles import Handle, close_late
@@ -19,6 +20,9 @@ from uvm.backends.hcs.waker import Waker
 _log = logging.getLogger("uvm")
 
 H = TypeVar("H")
+
+#: A function that takes a handle, an operation and a document; returns the HRESULT.
+Call = Callable[[H, OperationHandle, CData], int]
 
 #: The access that hcsshim opens systems and processes with.
 _GENERIC_ALL: Final = 0x10000000
@@ -66,6 +70,13 @@ class Host:
                 return call(value, follower)
 
         return await self.service.operate(f"{operation} {handle.name}", submit, fetch)
+
+    async def request(
+        self, handle: Handle[H], operation: str, call: Call[H], document: JSON | None = None
+    ) -> str:
+        """Make a call on a handle with a document, and return its result document. Errors as of operate."""
+        text = self.document(document, f"{operation} {handle.name}")
+        return await self.operate(handle, operation, lambda value, follower: call(value, follower, text))
 
     async def open_system(self, system_id: str, operation: str) -> Handle[SystemHandle]:
         """Open a system, in a worker thread."""

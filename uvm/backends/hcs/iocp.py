@@ -46,10 +46,8 @@ class KernelFunctions(Protocol):
     def CloseHandle(self, handle: CData, /) -> int: ...
 
 
-@functools.cache
-def kernel() -> SystemLibrary[KernelFunctions]:
-    """Load kernel32.dll."""
-    return load("kernel32.dll", "iocp")
+#: Loads kernel32.dll.
+kernel: Callable[[], SystemLibrary[KernelFunctions]] = functools.partial(load, "kernel32.dll", "iocp")
 
 
 @define(eq=False)

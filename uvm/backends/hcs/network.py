@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Final, TypeVar
+from contextlib import contextmanager
+from typing import Final
 from uuid import UUID
 
 from uvm.backend import JSON
 from uvm.backends.hcs.dlls import CData, ComputeNetwork, Library
 from uvm.backends.hcs.text import check, compose, parse_list, parse_object, refusal, take, wide
+from uvm.backends.hcs.winerrors import tolerating
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import HostError, OptionsError
 from uvm.hresult import HResult
-
-T = TypeVar("T")
 
 _QUERY: Final[JSON] = {"SchemaVersion": {"Major": 2, "Minor": 0}}
 
@@ -39,17 +38,12 @@ class HCSNetwork:
     async def endpoint(self, endpoint: str) -> JSON:
         """Return the document of an endpoint; HCN_E_ENDPOINT_NOT_FOUND if none has this id or name."""
         guid = _guid_or_none(endpoint)
-        if guid is None:
-            return await self._workers.run(lambda: self._endpoint_by_name(endpoint))
-        value = self._guid_value(guid)
 
         def find() -> JSON:
-            try:
-                return self._endpoint(value, endpoint)
-            except HostError as e:
-                if e.hresult != HResult.HCN_E_ENDPOINT_NOT_FOUND:
-                    raise
-            # A name may look like an id, such as 32 hexadecimal digits.
+            if guid is not None:
+                with tolerating(HResult.HCN_E_ENDPOINT_NOT_FOUND):
+                    return self._endpoint(guid, endpoint)
+            # Also if it looks like an id, such as 32 hexadecimal digits.
             return self._endpoint_by_name(endpoint)
 
         return await self._workers.run(find)
@@ -60,7 +54,7 @@ class HCSNetwork:
 
         def endpoints() -> list[JSON]:
             found = _endpoint_ids(self._namespace(guid, namespace_id), operation)
-            return [self._endpoint(self._guid_value(_listed_guid(each, operation)), each) for each in found]
+            return [self._endpoint(_listed_guid(each, operation), each) for each in found]
 
         return await self._workers.run(endpoints)
 
@@ -77,11 +71,8 @@ class HCSNetwork:
         guid, operation = self._guid(namespace_id), f"delete namespace {namespace_id}"
 
         def delete() -> None:
-            try:
+            with tolerating(HResult.ERROR_NOT_FOUND):
                 self._ask(operation, lambda error: self._library.functions.HcnDeleteNamespace(guid, error))
-            except HostError as e:
-                if e.hresult != HResult.ERROR_NOT_FOUND:
-                    raise
 
         await self._workers.run(delete)
 
@@ -96,24 +87,28 @@ class HCSNetwork:
         settings = wide(self._library, compose(request, operation))
 
         def change() -> None:
-            with self._open_namespace(guid, operation) as namespace:
-                modify = self._library.functions.HcnModifyNamespace
-                self._ask(operation, lambda error: modify(namespace, settings, error))
+            functions = self._library.functions
+            opener, closer = functions.HcnOpenNamespace, functions.HcnCloseNamespace
+            with self._open(operation, guid, opener, closer) as handle:
+                self._ask(operation, lambda error: functions.HcnModifyNamespace(handle, settings, error))
 
         await self._workers.run(change)
 
     # In a worker thread.
 
     def _namespace(self, guid: CData, name: str) -> JSON:
-        operation = f"query namespace {name}"
-        with self._open_namespace(guid, operation) as namespace:
-            return self._properties(operation, namespace, self._library.functions.HcnQueryNamespaceProperties)
+        functions, operation = self._library.functions, f"query namespace {name}"
+        with self._open(operation, guid, functions.HcnOpenNamespace, functions.HcnCloseNamespace) as handle:
+            return self._properties(operation, handle, functions.HcnQueryNamespaceProperties)
 
-    def _endpoint(self, guid: CData, name: str) -> JSON:
-        operation = f"query endpoint {name}"
-        functions = self._library.functions
-        with self._open(operation, guid, functions.HcnOpenEndpoint, functions.HcnCloseEndpoint) as endpoint:
-            return self._properties(operation, endpoint, functions.HcnQueryEndpointProperties)
+    def _endpoint(self, guid: UUID, name: str) -> JSON:
+        functions, operation, value = (
+            self._library.functions,
+            f"query endpoint {name}",
+            self._guid_value(guid),
+        )
+        with self._open(operation, value, functions.HcnOpenEndpoint, functions.HcnCloseEndpoint) as handle:
+            return self._properties(operation, handle, functions.HcnQueryEndpointProperties)
 
     def _endpoint_by_name(self, name: str) -> JSON:
         operation = f"find endpoint {name}"
@@ -121,21 +116,13 @@ class HCSNetwork:
         enumerate_endpoints = self._library.functions.HcnEnumerateEndpoints
         answer = self._answer(operation, lambda out, error: enumerate_endpoints(query, out, error))
         for each in parse_list(answer, operation, str):
-            try:
-                document = self._endpoint(self._guid_value(_listed_guid(each, operation)), each)
-            except HostError as e:
-                # Deleted since it was listed.
-                if e.hresult != HResult.HCN_E_ENDPOINT_NOT_FOUND:
-                    raise
-                continue
-            # An HCN without this filter lists all endpoints.
-            if document.get("Name") == name:
-                return document
+            # It may have been deleted since it was listed.
+            with tolerating(HResult.HCN_E_ENDPOINT_NOT_FOUND):
+                document = self._endpoint(_listed_guid(each, operation), each)
+                # An HCN without this filter lists all endpoints.
+                if document.get("Name") == name:
+                    return document
         raise HostError(operation, HResult.HCN_E_ENDPOINT_NOT_FOUND, "no endpoint has this name")
-
-    def _open_namespace(self, guid: CData, operation: str) -> AbstractContextManager[CData]:
-        functions = self._library.functions
-        return self._open(operation, guid, functions.HcnOpenNamespace, functions.HcnCloseNamespace)
 
     def _properties(self, operation: str, handle: CData, query: Callable[..., int]) -> JSON:
         text = wide(self._library, compose(_QUERY, operation))

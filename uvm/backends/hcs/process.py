@@ -44,7 +44,13 @@ class _Information:
 
 
 class HCSProcess:
-    """A process in a guest (:class:`~uvm.backend.HostProcess`)."""
+    """A process in a guest (:class:`~uvm.backend.HostProcess`).
+
+    :ivar pid: its id in the guest.
+    :ivar stdin: its input; None if none was asked for, or if the process was opened.
+    :ivar stdout: its output, likewise.
+    :ivar stderr: its error output, likewise.
+    """
 
     def __init__(
         self, host: Host, system_id: str, handle: Handle[ProcessHandle], information: _Information
@@ -52,6 +58,10 @@ class HCSProcess:
         self._host = host
         self._system_id = system_id
         self._handle = handle
+        self.pid: Final = information.pid
+        self.stdin: Final = information.stdin
+        self.stdout: Final = information.stdout
+        self.stderr: Final = information.stderr
         self._information = information
         self._registration = 0
         self._ended = anyio.Event()
@@ -60,26 +70,6 @@ class HCSProcess:
         self._exit: int | HostError | None = None
         #: The report that the process or its system is gone, while its own exit has not been reported.
         self._gone: HostError | None = None
-
-    @property
-    def pid(self) -> int:
-        """The process's id in the guest."""
-        return self._information.pid
-
-    @property
-    def stdin(self) -> ByteStream | None:
-        """The process's input; None if none was asked for, or if the process was opened."""
-        return self._information.stdin
-
-    @property
-    def stdout(self) -> ByteStream | None:
-        """The process's output."""
-        return self._information.stdout
-
-    @property
-    def stderr(self) -> ByteStream | None:
-        """The process's error output."""
-        return self._information.stderr
 
     async def wait(self) -> int:
         """Wait for the exit, and return the exit code; E_HANDLE if the handle is closed meanwhile.
@@ -95,30 +85,24 @@ class HCSProcess:
             self._set_outcome(self._gone)
         if isinstance(self._exit, int):
             return self._exit
-        operation = f"wait for {self._handle.name}"
         if self._exit is None:
-            raise HostError(operation, HResult.E_HANDLE, "the handle was closed")
-        raise HostError(operation, self._exit.hresult, self._exit.text)
+            self._handle.require_open("wait for")
+        assert self._exit is not None
+        raise HostError(f"wait for {self._handle.name}", self._exit.hresult, self._exit.text)
 
     async def signal(self, options: JSON) -> None:
         """Send a signal (``SignalProcessOptionsLCOW`` or ``...WCOW``)."""
-        host = self._host
-        document = host.document(options, "signal")
-        await host.operate(
-            self._handle, "signal", lambda h, o: host.functions.HcsSignalProcess(h, o, document)
-        )
+        await self._host.request(self._handle, "signal", self._host.functions.HcsSignalProcess, options)
 
     async def terminate(self) -> None:
         """Kill the process, through a handle of its own: HCS sends the signals of a handle one by one."""
         host, operation = self._host, f"terminate {self._handle.name}"
-        self._require_open("terminate")
+        self._handle.require_open("terminate")
         system = await host.open_system(self._system_id, operation)
         try:
             process = await host.open_process(system, self.pid, operation)
             try:
-                await host.operate(
-                    process, "terminate", lambda h, o: host.functions.HcsTerminateProcess(h, o, host.null)
-                )
+                await host.request(process, "terminate", host.functions.HcsTerminateProcess)
             finally:
                 await host.close(process)
         finally:
@@ -126,23 +110,17 @@ class HCSProcess:
 
     async def modify(self, request: JSON) -> None:
         """Carry out a ``ProcessModifyRequest``."""
-        host = self._host
-        document = host.document(request, "modify")
-        await host.operate(
-            self._handle, "modify", lambda h, o: host.functions.HcsModifyProcess(h, o, document)
-        )
+        await self._host.request(self._handle, "modify", self._host.functions.HcsModifyProcess, request)
 
     async def properties(self) -> JSON:
         """Return its ``ProcessStatus``."""
-        host = self._host
-        text = await host.operate(
-            self._handle, "query", lambda h, o: host.functions.HcsGetProcessProperties(h, o, host.null)
-        )
+        ask = self._host.functions.HcsGetProcessProperties
+        text = await self._host.request(self._handle, "query", ask)
         return parse_object(text, f"query {self._handle.name}")
 
     async def close(self) -> None:
         """Close the handle and the streams; E_HANDLE if they were closed before."""
-        self._require_open("close")
+        self._handle.require_open("close")
         await self._end()
 
     def system_exited(self) -> None:
@@ -171,10 +149,6 @@ class HCSProcess:
             if status.get("Exited") is True:
                 self._set_outcome(_outcome(status))
 
-    def _require_open(self, operation: str) -> None:
-        if self._handle.closed:
-            raise HostError(f"{operation} {self._handle.name}", HResult.E_HANDLE, "the handle was closed")
-
     async def _end(self) -> None:
         self._handle.retire()
         self._ended.set()
@@ -192,11 +166,8 @@ class HCSProcess:
         if kind == _PROCESS_EXITED:
             self._set_outcome(_reported_outcome(text))
         elif kind == SERVICE_DISCONNECT:
-            self._set_outcome(
-                HostError(
-                    "wait", HResult.HCS_E_SERVICE_DISCONNECT, "HCS has stopped; the exit code is unknown"
-                )
-            )
+            text = "HCS has stopped; the exit code is unknown"
+            self._set_outcome(HostError("wait", HResult.HCS_E_SERVICE_DISCONNECT, text))
 
     def _set_outcome(self, outcome: int | HostError) -> None:
         if not self._ended.is_set():
@@ -233,28 +204,45 @@ def _outcome(status: JSON) -> int | HostError:
 
 async def create_process(host: Host, system: Handle[SystemHandle], parameters: JSON) -> HCSProcess:
     """Start a process in a system (``HcsCreateProcess``)."""
+    handle, start = await _start(host, system, parameters)
+    assert start.information is not None
+    handle.name = f"{system.name}:{start.information.pid}"
+    process = HCSProcess(host, system.name, handle, start.information)
+    if start.broken is not None:
+        await process.close()
+        raise start.broken
+    await process.watch()
+    return process
+
+
+async def _start(
+    host: Host, system: Handle[SystemHandle], parameters: JSON
+) -> tuple[Handle[ProcessHandle], _Start]:
+    create, null = host.functions.HcsCreateProcess, host.null
     document = host.document(parameters, f"create process in {system.name}")
-    out = host.service.library.ffi.new("HCS_PROCESS *")
-    start = _Start(host)
-    failure: HostError | None = None
+    out, start = host.service.library.ffi.new("HCS_PROCESS *"), _Start(host)
     try:
         await host.operate(
-            system,
-            "create process in",
-            lambda h, o: host.functions.HcsCreateProcess(h, document, o, host.null, out),
-            start.fetch,
+            system, "create process in", lambda h, o: create(h, document, o, null, out), start.fetch
         )
-    except HostError as e:
-        failure = e
-    finally:
+    except BaseException as failure:
         # There may be a handle whatever the outcome, also on cancellation.
-        handle = None if out[0] == host.null else host.process_handle(f"{system.name}: process", out[0])
-        if handle is not None and failure is None and start.information is None:
+        if out[0] == null:
+            raise
+        handle = host.process_handle(f"{system.name}: process", out[0])
+        try:
+            if not isinstance(failure, HostError):
+                raise
+            # Server 2022 was seen to fail the operation of a process that it had started: ask the process.
+            await host.operate(handle, "ask", host.functions.HcsGetProcessInfo, start.fetch)
+        except BaseException as error:
             await host.close(handle)
-    if handle is None:
-        assert failure is not None, "HCS returned neither a process nor an error"
-        raise failure
-    return await _started(host, system.name, handle, start, failure)
+            if isinstance(error, HostError):
+                raise failure from None
+            raise
+        return handle, start
+    assert out[0] != null, "HCS returned neither a process nor an error"
+    return host.process_handle(f"{system.name}: process", out[0]), start
 
 
 async def open_process(host: Host, system: Handle[SystemHandle], pid: int) -> HCSProcess:
@@ -266,35 +254,6 @@ async def open_process(host: Host, system: Handle[SystemHandle], pid: int) -> HC
     process = HCSProcess(host, system.name, handle, _Information(pid))
     await process.watch()
     return process
-
-
-async def _started(
-    host: Host, system_id: str, handle: Handle[ProcessHandle], start: _Start, failure: HostError | None
-) -> HCSProcess:
-    if failure is not None:
-        await _fetch_from_process(host, handle, start, failure)
-    assert start.information is not None
-    handle.name = f"{system_id}:{start.information.pid}"
-    process = HCSProcess(host, system_id, handle, start.information)
-    if start.broken is not None:
-        await process.close()
-        raise start.broken
-    await process.watch()
-    return process
-
-
-async def _fetch_from_process(
-    host: Host, handle: Handle[ProcessHandle], start: _Start, failure: HostError
-) -> None:
-    # Server 2022 was seen to fail the operation of a process that it had started: ask the process.
-    try:
-        await host.operate(handle, "ask", host.functions.HcsGetProcessInfo, start.fetch)
-    except HostError:
-        await host.close(handle)
-        raise failure from None
-    except BaseException:
-        await host.close(handle)
-        raise
 
 
 class _Start:

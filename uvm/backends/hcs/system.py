@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -12,13 +11,14 @@ import anyio
 
 from uvm.backend import JSON, HostProcess, Listener
 from uvm.backends.hcs.calls import SERVICE_DISCONNECT
-from uvm.backends.hcs.dlls import CData, OperationHandle, SystemHandle
+from uvm.backends.hcs.dlls import SystemHandle
 from uvm.backends.hcs.handles import Handle
-from uvm.backends.hcs.host import Host
+from uvm.backends.hcs.host import Call, Host
 from uvm.backends.hcs.machine import WorkingSet
 from uvm.backends.hcs.process import HCSProcess, create_process, open_process
 from uvm.backends.hcs.text import parse, parse_object
 from uvm.backends.hcs.transport import GuestListener
+from uvm.backends.hcs.winerrors import tolerating
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
 
@@ -30,23 +30,25 @@ _CRASH_INITIATED: Final = 0x2
 _CRASH_REPORT: Final = 0x3
 _GUEST_CONNECTION_CLOSED: Final = 0x6
 
-#: HCS's answers while a request goes on (the second is HCS v1's, known to hcsshim).
-_PENDING: Final = frozenset({HResult.HCS_E_OPERATION_PENDING, HResult.ERROR_VMCOMPUTE_OPERATION_PENDING})
-
-#: A call on a system that takes an operation and an options document.
-_Call = Callable[[SystemHandle, OperationHandle, CData], int]
+#: HCS's answers while a request goes on (the second is HCS v1's, known to hcsshim): success, because the exit
+#: reports the end of a system.
+_PENDING: Final = (HResult.HCS_E_OPERATION_PENDING, HResult.ERROR_VMCOMPUTE_OPERATION_PENDING)
 
 
 class HCSSystem:
     """A handle of a compute system (:class:`~uvm.backend.System`).
 
     Once the handle is closed, everything but :attr:`id` and :attr:`runtime_id` is refused with E_HANDLE.
+
+    :ivar id: the id of the compute system.
+    :ivar runtime_id: the Hyper-V VM id, a GUID; empty if the system is no VM.
     """
 
     def __init__(self, host: Host, handle: Handle[SystemHandle]) -> None:
         self._host = host
         self._handle = handle
-        self._runtime_id = ""
+        self.id: Final = handle.name
+        self.runtime_id = ""
         self._registration = 0
         self._ended = anyio.Event()
         self._exit: ExitStatus | None = None
@@ -58,50 +60,40 @@ class HCSSystem:
         self._working_set: WorkingSet | None = None
         self._finding = anyio.Lock()
 
-    @property
-    def id(self) -> str:
-        """The id of the compute system."""
-        return self._handle.name
-
-    @property
-    def runtime_id(self) -> str:
-        """The Hyper-V VM id, a GUID; empty if the system is no VM."""
-        return self._runtime_id
-
     async def start(self) -> None:
         """Start the system (``HcsStartComputeSystem``)."""
-        await self._operate("start", None, self._host.functions.HcsStartComputeSystem)
+        await self._request("start", self._host.functions.HcsStartComputeSystem)
 
     async def shutdown(self, options: JSON | None = None) -> None:
         """Request an orderly shutdown (``HcsShutDownComputeSystem``)."""
-        with _under_way():
-            await self._operate("shutdown", options, self._host.functions.HcsShutDownComputeSystem)
+        with tolerating(*_PENDING):
+            await self._request("shutdown", self._host.functions.HcsShutDownComputeSystem, options)
 
     async def terminate(self) -> None:
         """Terminate the system (``HcsTerminateComputeSystem``)."""
-        with _under_way():
-            await self._operate("terminate", None, self._host.functions.HcsTerminateComputeSystem)
+        with tolerating(*_PENDING):
+            await self._request("terminate", self._host.functions.HcsTerminateComputeSystem)
 
     async def crash(self, options: JSON | None = None) -> None:
         """Crash the guest (``HcsCrashComputeSystem``)."""
-        await self._operate("crash", options, self._host.functions.HcsCrashComputeSystem)
+        await self._request("crash", self._host.functions.HcsCrashComputeSystem, options)
 
     async def pause(self, options: JSON | None = None) -> None:
         """Pause the system (``HcsPauseComputeSystem``)."""
-        await self._operate("pause", options, self._host.functions.HcsPauseComputeSystem)
+        await self._request("pause", self._host.functions.HcsPauseComputeSystem, options)
 
     async def resume(self) -> None:
         """Resume the system (``HcsResumeComputeSystem``)."""
-        await self._operate("resume", None, self._host.functions.HcsResumeComputeSystem)
+        await self._request("resume", self._host.functions.HcsResumeComputeSystem)
 
     async def save(self, options: JSON | None = None) -> None:
         """Save the system (``HcsSaveComputeSystem``), to a file or as a template, according to `options`."""
-        await self._operate("save", options, self._host.functions.HcsSaveComputeSystem)
+        await self._request("save", self._host.functions.HcsSaveComputeSystem, options)
 
     async def modify(self, request: JSON) -> None:
         """Send a ``ModifySettingRequest`` (``HcsModifyComputeSystem``). Cancelled, its outcome is unknown."""
         modify, null = self._host.functions.HcsModifyComputeSystem, self._host.null
-        await self._operate("modify", request, lambda h, o, document: modify(h, o, document, null))
+        await self._request("modify", lambda h, o, text: modify(h, o, text, null), request)
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties (``HcsGetComputeSystemProperties``).
@@ -112,18 +104,18 @@ class HCSSystem:
         query: JSON = {"PropertyTypes": list(types)} if types else {}
         if queries is not None:
             query["Queries"] = queries
-        text = await self._operate("query", query, self._host.functions.HcsGetComputeSystemProperties)
-        return parse_object(text, f"query {self.id}")
+        ask = self._host.functions.HcsGetComputeSystemProperties
+        return parse_object(await self._request("query", ask, query), f"query {self.id}")
 
     async def working_set_bytes(self) -> int:
         """Return the physical memory used by the VM's vmmem process, which is looked up once."""
         async with self._finding:
             if self._working_set is None:
                 self._require_vm("measure")
-                self._working_set = await self._host.platform.machine.open_working_set(self._runtime_id)
+                self._working_set = await self._host.platform.machine.open_working_set(self.runtime_id)
                 if self._handle.closed:
                     self._forget_working_set()
-        self._require_open("measure")
+        self._handle.require_open("measure")
         assert self._working_set is not None
         return self._working_set.bytes()
 
@@ -138,7 +130,7 @@ class HCSSystem:
     async def listen(self, service_id: str) -> Listener:
         """Listen on an hvsocket for connections of the guest, until the VM exits."""
         self._require_vm("listen for")
-        listener = await self._host.platform.transport.listen(self._runtime_id, service_id)
+        listener = await self._host.platform.transport.listen(self.runtime_id, service_id)
         if self._handle.closed or self._exit is not None:
             listener.close()
         else:
@@ -153,13 +145,13 @@ class HCSSystem:
         """
         await self._ended.wait()
         if self._exit is None:
-            self._require_open("wait for")
+            self._handle.require_open("wait for")
         assert self._exit is not None
         return self._exit
 
     async def close(self) -> None:
         """Close the handle, shielded from cancellation; E_HANDLE if it was closed before."""
-        self._require_open("close")
+        self._handle.require_open("close")
         try:
             await self._host.close(self._handle)
         finally:
@@ -173,7 +165,7 @@ class HCSSystem:
             self._handle, self._host.functions.HcsSetComputeSystemCallback, self._on_event
         )
         properties = await self.properties()
-        self._runtime_id = str(properties.get("RuntimeId") or "")
+        self.runtime_id = str(properties.get("RuntimeId") or "")
         if properties.get("Stopped") is True or properties.get("State") == "Stopped":
             self._exited(ExitStatus(_exit_type(properties)))
 
@@ -186,9 +178,8 @@ class HCSSystem:
         finally:
             await self.close()
 
-    async def _operate(self, operation: str, options: JSON | None, call: _Call) -> str:
-        document = self._host.document(options, f"{operation} {self.id}")
-        return await self._host.operate(self._handle, operation, lambda h, o: call(h, o, document))
+    async def _request(self, operation: str, call: Call[SystemHandle], document: JSON | None = None) -> str:
+        return await self._host.request(self._handle, operation, call, document)
 
     def _on_event(self, kind: int, text: str) -> None:
         if kind == _SYSTEM_EXITED:
@@ -227,26 +218,12 @@ class HCSSystem:
             self._working_set = None
 
     def _require_vm(self, operation: str) -> None:
-        self._require_open(operation)
-        if not self._runtime_id:
+        self._handle.require_open(operation)
+        if not self.runtime_id:
             # For example a container that HCS hosts in a VM.
             raise HostError(
                 f"{operation} {self.id}", HResult.ERROR_NOT_SUPPORTED, "the system has no VM of its own"
             )
-
-    def _require_open(self, operation: str) -> None:
-        if self._handle.closed:
-            raise HostError(f"{operation} {self.id}", HResult.E_HANDLE, "the handle was closed")
-
-
-@contextmanager
-def _under_way() -> Iterator[None]:
-    """Treat "pending" as success: the end of a system is reported by its exit, not by the call."""
-    try:
-        yield
-    except HostError as e:
-        if e.hresult not in _PENDING:
-            raise
 
 
 def _document(text: str) -> Any:

@@ -1,13 +1,25 @@
-"""Windows error codes of Python's exceptions."""
+"""Windows error codes: of Python's exceptions, and of refusals that are as good as success."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from uvm.errors import HostError
 from uvm.hresult import HResult, hresult_from_win32
 
 NOTHING_THERE: Final = frozenset({HResult.ERROR_FILE_NOT_FOUND, HResult.ERROR_PATH_NOT_FOUND})
+
+
+@contextmanager
+def tolerating(*codes: int) -> Iterator[None]:
+    """Treat refusals with one of these HRESULTs as success."""
+    try:
+        yield
+    except HostError as error:
+        if error.hresult not in codes:
+            raise
 
 
 def code_of(error: OSError) -> int:

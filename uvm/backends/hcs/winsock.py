@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from itertools import compress
 from typing import Any, Final, Protocol
 
@@ -23,10 +24,8 @@ class Ws2Functions(Protocol):
     def WSAPoll(self, array: CData, count: int, timeout_ms: int, /) -> int: ...
 
 
-@functools.cache
-def winsock() -> SystemLibrary[Ws2Functions]:
-    """Load ws2_32.dll."""
-    return load("ws2_32.dll")
+#: Loads ws2_32.dll.
+winsock: Callable[[], SystemLibrary[Ws2Functions]] = functools.partial(load, "ws2_32.dll")
 
 
 def bind(sock: int, address: bytes) -> None:

@@ -16,8 +16,7 @@ from uvm.backend import AccessMask
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.windows.disks import open_path
 from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, SystemLibrary
-from uvm.backends.hcs.winerrors import NOTHING_THERE
-from uvm.errors import HostError
+from uvm.backends.hcs.winerrors import NOTHING_THERE, tolerating
 
 #: ``NT VIRTUAL MACHINE\Virtual Machines``.
 VM_GROUP_SID: Final = "S-1-5-83-0"
@@ -52,11 +51,8 @@ class GroupAccess:
 
         :raises HostError: Windows refused.
         """
-        try:
+        with tolerating(*NOTHING_THERE):
             self._edit("revoke VM group access", path, None)
-        except HostError as error:
-            if error.hresult not in NOTHING_THERE:
-                raise
 
     def _edit(self, what: str, path: str, rights: int | None) -> None:
         operation = f"{what} {path}"

@@ -158,29 +158,6 @@ def closing(kernel: SystemLibrary[Kernel32], handle: CData) -> Iterator[CData]:
 
 
 @functools.cache
-def kernel32() -> SystemLibrary[Kernel32]:
-    """Load kernel32.dll."""
-    return load("kernel32.dll")
-
-
-@functools.cache
-def advapi32() -> SystemLibrary[AdvApi32]:
-    """Load advapi32.dll."""
-    return load("advapi32.dll")
-
-
-@functools.cache
-def virtdisk() -> SystemLibrary[VirtDisk]:
-    """Load virtdisk.dll."""
-    return load("virtdisk.dll")
-
-
-@functools.cache
-def ntdll() -> SystemLibrary[NtDll]:
-    """Load ntdll.dll."""
-    return load("ntdll.dll")
-
-
 def load(dll: str, binding: str | None = None) -> SystemLibrary[Any]:
     """Load a DLL; OSError if Windows lacks it.
 
@@ -191,3 +168,10 @@ def load(dll: str, binding: str | None = None) -> SystemLibrary[Any]:
     return SystemLibrary(
         LateFunctions(ffi, dll), ffi, cast(Callable[[int], tuple[int, str]], ffi.getwinerror)
     )
+
+
+#: Each loads one DLL; OSError if Windows lacks it.
+kernel32: Callable[[], SystemLibrary[Kernel32]] = functools.partial(load, "kernel32.dll")
+advapi32: Callable[[], SystemLibrary[AdvApi32]] = functools.partial(load, "advapi32.dll")
+virtdisk: Callable[[], SystemLibrary[VirtDisk]] = functools.partial(load, "virtdisk.dll")
+ntdll: Callable[[], SystemLibrary[NtDll]] = functools.partial(load, "ntdll.dll")

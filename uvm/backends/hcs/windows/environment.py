@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Final, Literal
 
-from attrs import frozen
-
 from uvm.backends.hcs.dlls import FFI, CData, system_library
-from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, NtDll, SystemLibrary, advapi32, kernel32, ntdll
+from uvm.backends.hcs.windows.dlls import advapi32, kernel32, ntdll
 from uvm.backends.hcs.windows.facts import Facts
 
 ServiceState = Literal["running", "stopped"]
@@ -24,26 +22,11 @@ _ERROR_SERVICE_DOES_NOT_EXIST: Final = 1060
 _PF_VIRT_FIRMWARE_ENABLED: Final = 21
 
 
-@frozen
 class ThisMachine:
     """:class:`~uvm.backends.hcs.availability.Environment` by Windows's own DLLs, loaded when needed.
 
     :attr:`system` can be asked on any operating system.
     """
-
-    load_kernel: Callable[[], SystemLibrary[Kernel32]] = kernel32
-    load_advapi: Callable[[], SystemLibrary[AdvApi32]] = advapi32
-    load_ntdll: Callable[[], SystemLibrary[NtDll]] = ntdll
-
-    @property
-    def kernel(self) -> SystemLibrary[Kernel32]:
-        """kernel32.dll, loaded on first use."""
-        return self.load_kernel()
-
-    @property
-    def advapi(self) -> SystemLibrary[AdvApi32]:
-        """advapi32.dll, loaded on first use."""
-        return self.load_advapi()
 
     @property
     def system(self) -> str:
@@ -57,11 +40,11 @@ class ThisMachine:
 
     def build(self) -> int:
         """Return the build number of Windows."""
-        return Facts(self.kernel, self.load_ntdll()).build()
+        return Facts(kernel32(), ntdll()).build()
 
     def machine(self) -> str:
         """Return the processor's architecture."""
-        return Facts(self.kernel, self.load_ntdll()).machine()
+        return Facts(kernel32(), ntdll()).machine()
 
     def has_library(self, name: str) -> bool:
         """Return whether Windows has a DLL of its own, even if this Python cannot load it."""
@@ -78,18 +61,18 @@ class ThisMachine:
 
         :raises HostError: Windows refuses to answer.
         """
-        ffi, functions = self.advapi.ffi, self.advapi.functions
+        ffi, functions = advapi32().ffi, advapi32().functions
         operation = f"query the service {name}"
         with self._opened(
             operation, functions.OpenSCManagerW(ffi.NULL, ffi.NULL, _SC_MANAGER_CONNECT)
         ) as all_:
             service = functions.OpenServiceW(all_, ffi.new("WCHAR[]", name), _SERVICE_QUERY_STATUS)
-            if service == ffi.NULL and self.advapi.last_error(-1)[0] == _ERROR_SERVICE_DOES_NOT_EXIST:
+            if service == ffi.NULL and advapi32().last_error(-1)[0] == _ERROR_SERVICE_DOES_NOT_EXIST:
                 return None
             with self._opened(operation, service):
                 status = ffi.new("SERVICE_STATUS *")
                 if not functions.QueryServiceStatus(service, status):
-                    raise self.advapi.error(operation)
+                    raise advapi32().error(operation)
         return "running" if status.dwCurrentState == _SERVICE_RUNNING else "stopped"
 
     def is_member(self, sid: str) -> bool:
@@ -97,21 +80,21 @@ class ThisMachine:
 
         :raises HostError: Windows refuses to answer.
         """
-        ffi, functions = self.advapi.ffi, self.advapi.functions
+        ffi, functions = advapi32().ffi, advapi32().functions
         operation = f"ask for membership in {sid}"
         group, answer = ffi.new("PSID *"), ffi.new("BOOL *")
         if not functions.ConvertStringSidToSidW(ffi.new("WCHAR[]", sid), group):
-            raise self.advapi.error(operation)
+            raise advapi32().error(operation)
         try:
             if not functions.CheckTokenMembership(ffi.NULL, group[0], answer):
-                raise self.advapi.error(operation)
+                raise advapi32().error(operation)
         finally:
-            self.kernel.functions.LocalFree(group[0])
+            kernel32().functions.LocalFree(group[0])
         return bool(answer[0])
 
     def virtualization_in_firmware(self) -> bool:
         """Return whether the firmware makes virtualization available; not if a hypervisor already uses it."""
-        return bool(self.kernel.functions.IsProcessorFeaturePresent(_PF_VIRT_FIRMWARE_ENABLED))
+        return bool(kernel32().functions.IsProcessorFeaturePresent(_PF_VIRT_FIRMWARE_ENABLED))
 
     def has_hyperv_sockets(self) -> bool:
         """Return whether Python's own sockets support AF_HYPERV."""
@@ -123,12 +106,12 @@ class ThisMachine:
 
     @contextmanager
     def _opened(self, operation: str, handle: CData) -> Iterator[CData]:
-        if handle == self.advapi.ffi.NULL:
-            raise self.advapi.error(operation)
+        if handle == advapi32().ffi.NULL:
+            raise advapi32().error(operation)
         try:
             yield handle
         finally:
-            self.advapi.functions.CloseServiceHandle(handle)
+            advapi32().functions.CloseServiceHandle(handle)
 
 
 def missing_functions(ffi: FFI, path: str) -> list[str] | None:

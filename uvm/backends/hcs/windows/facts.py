@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from attrs import frozen
 
@@ -11,7 +11,6 @@ from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.windows.dlls import Kernel32, NtDll, SystemLibrary
 from uvm.errors import NotSupportedError
 from uvm.schema.common import MIB
-from uvm.schema.guest import SystemTime, TimeZoneInformation
 
 _ALL_PROCESSOR_GROUPS: Final = 0xFFFF
 _TIME_ZONE_ID_INVALID: Final = 0xFFFFFFFF
@@ -81,37 +80,22 @@ class Facts:
 
     def time_zone(self) -> JSON:
         """Return the time zone as HCS's ``TimeZoneInformation`` (hcsshim internal/uvm/timezone.go)."""
-        # Here, because it loads cattrs, which nothing else in this module needs.
-        from uvm.schema.json import to_json
-
         out = self.kernel.ffi.new("TIME_ZONE_INFORMATION *")
         if self.kernel.functions.GetTimeZoneInformation(out) == _TIME_ZONE_ID_INVALID:
             raise self.kernel.error("ask for the time zone")
-        document: Any = to_json(self._time_zone(out))
-        return dict(document)
+        return self._document(out[0])
 
-    def _time_zone(self, zone: CData) -> TimeZoneInformation:
-        text = self.kernel.ffi.string
-        return TimeZoneInformation(
-            bias=zone.Bias,
-            standard_name=text(zone.StandardName),
-            standard_date=_system_time(zone.StandardDate),
-            standard_bias=zone.StandardBias,
-            daylight_name=text(zone.DaylightName),
-            daylight_date=_system_time(zone.DaylightDate),
-            daylight_bias=zone.DaylightBias,
-        )
+    def _document(self, structure: CData) -> JSON:
+        """Return a structure in HCS's form: the names of Win32 without the ``w`` of a WORD; zeros omitted.
 
+        A date stays as it is: the year 0 makes it a rule for every year.
+        """
+        members = ((name, getattr(structure, name)) for name, _ in self.kernel.ffi.typeof(structure).fields)
+        found = {name.removeprefix("w"): self._value(member) for name, member in members}
+        return {name: value for name, value in found.items() if value not in (0, "")}
 
-def _system_time(time: CData) -> SystemTime:
-    """Copy a date unchanged: the year 0 makes it a rule for every year."""
-    return SystemTime(
-        year=time.wYear,
-        month=time.wMonth,
-        day_of_week=time.wDayOfWeek,
-        day=time.wDay,
-        hour=time.wHour,
-        minute=time.wMinute,
-        second=time.wSecond,
-        milliseconds=time.wMilliseconds,
-    )
+    def _value(self, member: CData) -> int | str | JSON:
+        if isinstance(member, int):
+            return member
+        is_text = self.kernel.ffi.typeof(member).kind == "array"
+        return str(self.kernel.ffi.string(member)) if is_text else self._document(member)

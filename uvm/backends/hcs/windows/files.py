@@ -10,11 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
+from attrs import frozen
+
 from uvm.backend import FileInfo
+from uvm.backends.hcs.winerrors import code_of
 from uvm.backends.hcs.workers import Workers
 from uvm.errors import HostError, HostPathError
 from uvm.hresult import HResult, hresult_from_win32
@@ -38,10 +41,10 @@ _WIN32_OF: Final = {
 }
 
 
-class Stop(Protocol):
-    """Asks a call in progress to end early."""
-
-    def __call__(self) -> object: ...
+#: Makes a copy of a file, blocking; HostError if it fails, or was stopped.
+CopyCall = Callable[[str, str], None]
+#: Asks a call in progress to end early.
+Stop = Callable[[], object]
 
 
 class FileCalls(Protocol):
@@ -57,12 +60,7 @@ class FileCalls(Protocol):
         """Set the identifier of a virtual disk file."""
 
 
-class CopyCall(Protocol):
-    """Makes the copy, blocking; HostError if it fails, or was stopped."""
-
-    def __call__(self, source: str, target: str, /) -> None: ...
-
-
+@frozen
 class RealFiles:
     """The host's files.
 
@@ -70,9 +68,8 @@ class RealFiles:
     :param calls: the operations that depend on the operating system.
     """
 
-    def __init__(self, workers: Workers, calls: FileCalls) -> None:
-        self._workers = workers
-        self._calls = calls
+    _workers: Workers
+    _calls: FileCalls
 
     async def stat(self, path: str) -> FileInfo | None:
         """Return what is at a path, following links; None if it does not exist.
@@ -161,7 +158,7 @@ def _resolve(path: str) -> str:
                 raise ValueError("embedded null character")
             resolved = os.path.realpath(path, strict=True)
         except OSError as e:
-            if e.errno == errno.ELOOP or getattr(e, "winerror", None) == _CANT_RESOLVE_FILENAME:
+            if e.errno == errno.ELOOP or code_of(e) == _CANT_RESOLVE_FILENAME:
                 raise
             return path
     # It may differ in case alone, as from the name on the disk.
@@ -246,7 +243,5 @@ def _translated_errors(operation: str, path: str) -> Iterator[None]:
 
 
 def _hresult(error: OSError) -> int:
-    code: int | None = getattr(error, "winerror", None)
-    if code is None:
-        code = _WIN32_OF.get(error.errno or 0)
+    code = code_of(error) or _WIN32_OF.get(error.errno or 0)
     return HResult.E_FAIL if code is None else hresult_from_win32(code)
