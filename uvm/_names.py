@@ -1,4 +1,4 @@
-r"""When two names are one. Nothing else folds names: they are folded here, once, at the door.
+r"""When two names are one. Names are folded here alone, once, when a caller passes them.
 
 A name has a spelling that is sent: the caller's, cleaned (`host_path`, `guest_path`, `pipe_path`). And it has
 a key, equal for all its spellings (`host_path_key` and the like), for comparing only. A key is itself a
@@ -17,7 +17,7 @@ Windows makes an NT path of a path before a file system sees it; two paths are o
   stays: ``\\.\C:\`` is a directory, ``\\.\C:`` a device.
 
 What only ``\\?\`` can say is spelled with it, in keys too. On POSIX hosts ``..`` stays, for it may follow a
-link. In guests it goes: the places of our own mounts are compared there, and none may hide behind it.
+link. In guests it goes: our own mount points are compared there, and none may hide behind it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-r"""What a hypervisor must offer to uvm, as protocols.
+r"""The protocols that a hypervisor's backend implements.
 
-The protocols are HCS-shaped, because HCS is the reference: documents in, documents out, as JSON
-values under HCS's own names. A call that the host refuses raises :class:`~uvm.errors.HostError` and
-has changed nothing; a call whose outcome nobody knows raises
-:class:`~uvm.errors.UnknownOutcomeError` or is cancelled.
+They have the shape of HCS, which is the reference: documents in, documents out, as JSON values under HCS's
+own names. A call that the host refuses raises :class:`~uvm.errors.HostError` and has changed nothing; the
+outcome of a call that raises :class:`~uvm.errors.UnknownOutcomeError`, or is cancelled, is unknown.
 
-Everything that reads a host path goes through :class:`HostFiles`, so that ``C:\layers\base.vhd``
-means the same on a Linux CI machine with the fake as on a Windows host.
+Host paths are read through :class:`HostFiles` alone, so that ``C:\layers\base.vhd`` means the same on a
+Linux CI machine with the fake as on a Windows host.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ JSON = dict[str, Any]
 class Concurrency:
     """How many operations of one kind the host takes at once; None is any number.
 
-    A fact of the host. The defaults are "no limit"; a real host says what it can do.
+    A fact of the host; by default it has no limits.
     """
 
     scsi: int | None = None
@@ -95,17 +94,17 @@ class HostInfo:
 
 @frozen
 class FileInfo:
-    """What :meth:`HostFiles.stat` tells of a path."""
+    """What :meth:`HostFiles.stat` returns of a path."""
 
     size: int = 0
     is_dir: bool = False
 
 
 class HostFiles(Protocol):
-    """The file system of the host, as far as uvm needs it. Paths are the host's."""
+    """The operations on the host's file system that uvm needs. Paths are the host's."""
 
     async def stat(self, path: str) -> FileInfo | None:
-        """Look at a path; None where nothing is there."""
+        """Return what is at a path; None if nothing is."""
 
     async def resolve(self, path: str) -> str:
         """Return a path with symbolic links, junctions and substituted drives resolved.
@@ -118,19 +117,19 @@ class HostFiles(Protocol):
         """
 
     async def read(self, path: str, max_bytes: int) -> bytes:
-        """Read a whole file; HostPathError where it is missing or larger than ``max_bytes``."""
+        """Read a whole file; HostPathError if it is missing or larger than `max_bytes`."""
 
     async def copy(self, source: str, target: str) -> None:
         """Copy a file over whatever is at the target."""
 
     async def mkdir(self, path: str) -> None:
-        """Make a directory with its parents; nothing happens where it exists."""
+        """Make a directory with its parents, unless it exists."""
 
     async def remove(self, path: str) -> None:
-        """Remove a file or an empty directory; nothing happens where it does not exist."""
+        """Remove a file or an empty directory, if it exists."""
 
     async def has_file_ids(self, path: str) -> bool:
-        """Tell whether the path's file system answers file-id queries (Azure Files does not)."""
+        """Return whether the path's file system answers file-id queries (Azure Files does not)."""
 
     async def set_disk_id(self, path: str, disk_id: str) -> None:
         """Set the identifier of a virtual disk file (virtdisk's SetVirtualDiskInformation)."""
@@ -140,32 +139,32 @@ class HostNetwork(Protocol):
     """Host Compute Network: documents of namespaces and endpoints, under HCN's names."""
 
     async def namespace(self, namespace_id: str) -> JSON:
-        """Give a namespace's document; HostError ERROR_NOT_FOUND where there is none."""
+        """Return a namespace's document; HostError ERROR_NOT_FOUND if there is none."""
 
     async def endpoint(self, endpoint: str) -> JSON:
-        """Give an endpoint's document, found by id or by name."""
+        """Return an endpoint's document, found by id or by name."""
 
     async def namespace_endpoints(self, namespace_id: str) -> list[JSON]:
-        """Give the documents of the endpoints that are in a namespace, in its order."""
+        """Return the documents of the endpoints that are in a namespace, in its order."""
 
     async def add_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
-        """Put an endpoint into a namespace."""
+        """Add an endpoint to a namespace."""
 
     async def remove_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
-        """Take an endpoint out of a namespace."""
+        """Remove an endpoint from a namespace."""
 
     async def delete_namespace(self, namespace_id: str) -> None:
-        """Delete a namespace; nothing happens where it does not exist."""
+        """Delete a namespace, if it exists."""
 
 
 class ByteStream(Protocol):
-    """A connected byte stream, such as anyio's. An empty ``receive`` never happens."""
+    """A connected byte stream, such as anyio's. ``receive`` never returns empty bytes."""
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """Receive at least one byte; anyio.EndOfStream at the end. Where it is cancelled, nothing is lost."""
+        """Receive at least one byte; anyio.EndOfStream at the end. If it is cancelled, no byte is lost."""
 
     async def send(self, item: bytes) -> None:
-        """Send all of it."""
+        """Send all the bytes."""
 
     async def send_eof(self) -> None:
         """Close our direction."""
@@ -174,18 +173,18 @@ class ByteStream(Protocol):
         """Close both directions."""
 
 
-#: What a byte stream raises when it is of no more use.
+#: The exceptions that mean that a byte stream is broken or closed.
 BROKEN_STREAM: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
 class Listener(Protocol):
-    """Where the guest of one VM dials in."""
+    """A listener for the connections of one VM's guest."""
 
     async def accept(self) -> ByteStream:
         """Wait for the next connection."""
 
     async def aclose(self) -> None:
-        """Stop listening; :meth:`accept` raises anyio.ClosedResourceError then. Again, it does nothing."""
+        """Stop listening: :meth:`accept` raises anyio.ClosedResourceError then. Idempotent."""
 
 
 class Guest(Protocol):
@@ -193,23 +192,23 @@ class Guest(Protocol):
 
     @property
     def capabilities(self) -> Mapping[str, Any]:
-        """What the guest said of itself (``GuestDefinedCapabilities``)."""
+        """The capabilities that the guest reported (``GuestDefinedCapabilities``)."""
 
     async def modify(self, request: JSON) -> None:
         """Have the guest carry out a ``ModificationRequest``.
 
-        :raises GuestError: it refuses.
-        :raises BridgeClosedError: the connection is gone; where the request had been sent, AnswerLostError.
+        :raises GuestError: the guest refuses.
+        :raises BridgeClosedError: the connection is closed; AnswerLostError if the request had been sent.
         """
 
     def close(self) -> None:
-        """End the connection, at once; whoever waits for an answer is told."""
+        """Close the connection at once; requests that wait for an answer fail."""
 
 
 class HostProcess(Protocol):
     """A process in a VM that the host itself started, over its own connection to the guest.
 
-    :class:`System` makes it. The handle is closed exactly once, by :meth:`close`; the process lives on.
+    :class:`System` makes it. The handle is closed exactly once, by :meth:`close`; the process runs on.
     """
 
     @property
@@ -218,36 +217,36 @@ class HostProcess(Protocol):
 
     @property
     def stdin(self) -> ByteStream | None:
-        """Where its input goes; None without ``CreateStdInPipe``, and where the process was opened by pid."""
+        """The standard input; None without ``CreateStdInPipe``, or if the process was opened by pid."""
 
     @property
     def stdout(self) -> ByteStream | None:
-        """Where its output comes from (``CreateStdOutPipe``)."""
+        """The standard output (``CreateStdOutPipe``)."""
 
     @property
     def stderr(self) -> ByteStream | None:
-        """Where its error output comes from (``CreateStdErrPipe``)."""
+        """The standard error (``CreateStdErrPipe``)."""
 
     async def wait(self) -> int:
-        """Wait for its end, and give the exit code. Any number of callers may wait, and nobody has to.
+        """Wait for the process to exit, and return its exit code. Any number of callers may wait, or none.
 
-        :raises HostError: E_HANDLE where this handle is closed meanwhile; or what the host lost it with.
+        :raises HostError: E_HANDLE if this handle is closed meanwhile; or the error of a lost process.
         """
 
     async def signal(self, options: JSON) -> None:
         """Send a signal (``SignalProcessOptionsLCOW`` or ``...WCOW``).
 
-        :raises HostError: ERROR_NOT_FOUND or HCS_E_PROCESS_ALREADY_STOPPED where it has exited.
+        :raises HostError: ERROR_NOT_FOUND or HCS_E_PROCESS_ALREADY_STOPPED if it has exited.
         """
 
     async def terminate(self) -> None:
-        """Kill it; it does not wait for signals that are under way. Errors as of :meth:`signal`."""
+        """Kill the process, without waiting for signals in flight. Errors as of :meth:`signal`."""
 
     async def modify(self, request: JSON) -> None:
-        """Carry out a ``ProcessModifyRequest``: the size of its console, the end of its input."""
+        """Carry out a ``ProcessModifyRequest``: resize its console, close its input."""
 
     async def properties(self) -> JSON:
-        """Ask for its ``ProcessStatus``: ``ProcessId``, ``Exited``, ``ExitCode``."""
+        """Return its ``ProcessStatus``: ``ProcessId``, ``Exited``, ``ExitCode``."""
 
     async def close(self) -> None:
         """Close the handle and the streams."""
@@ -265,31 +264,31 @@ class System(Protocol):
         """The Hyper-V VM id, a GUID."""
 
     async def start(self) -> None:
-        """Start it."""
+        """Start the system."""
 
     async def shutdown(self, options: JSON | None = None) -> None:
-        """Ask for an orderly shutdown; it has exited when :meth:`wait` says so."""
+        """Ask for an orderly shutdown; the system has exited when :meth:`wait` returns."""
 
     async def terminate(self) -> None:
-        """End it at once; HCS_E_SYSTEM_ALREADY_STOPPED where it has exited."""
+        """Terminate the system at once; HCS_E_SYSTEM_ALREADY_STOPPED if it has exited."""
 
     async def crash(self, options: JSON | None = None) -> None:
-        """Make the guest crash, for a dump."""
+        """Crash the guest, for a dump."""
 
     async def pause(self, options: JSON | None = None) -> None:
-        """Stop its processors."""
+        """Pause its processors."""
 
     async def resume(self) -> None:
-        """Let its processors go on."""
+        """Resume its processors."""
 
     async def save(self, options: JSON | None = None) -> None:
-        """Save its state; it must be paused."""
+        """Save its state; the system must be paused."""
 
     async def modify(self, request: JSON) -> None:
         """Carry out a ``ModifySettingRequest``. Cancelled means that the outcome is unknown."""
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
-        """Query properties, by HCS's names (``Memory``, ``Statistics``, ``GuestConnection``, ...).
+        """Return properties, by HCS's names (``Memory``, ``Statistics``, ``GuestConnection``, ...).
 
         :param types: ``PropertyTypes`` of the query, which every version of HCS knows.
         :param queries: ``Queries``, those with arguments of their own, by type; newer versions of HCS.
@@ -298,18 +297,18 @@ class System(Protocol):
     async def create_process(self, parameters: JSON) -> HostProcess:
         """Start a process in the guest (``ProcessParameters``), over the host's own connection to it.
 
-        :raises HostError: HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION where the document has no
-            ``GuestConnection``; or what the guest refused with.
+        :raises HostError: HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION if the document has no
+            ``GuestConnection``; or the guest's own error.
         """
 
     async def open_process(self, pid: int) -> HostProcess:
-        """Open a process that was started so; it comes without streams.
+        """Open a process that was started so, without its streams.
 
-        :raises HostError: ERROR_NOT_FOUND where there is none.
+        :raises HostError: ERROR_NOT_FOUND if there is none.
         """
 
     async def working_set_bytes(self) -> int:
-        """Physical memory that a virtually backed VM occupies on the host (its vmmem process)."""
+        """Return the physical memory that a virtually backed VM occupies on the host (its vmmem process)."""
 
     async def listen(self, service_id: str) -> Listener:
         """Listen for connections of the guest to a service id (a GUID)."""
@@ -317,14 +316,14 @@ class System(Protocol):
     async def wait(self) -> ExitStatus:
         """Wait for the exit. Any number of callers may wait.
 
-        One has to wait all the time that the system runs: a backend may do its work for it in that task.
+        One has to wait as long as the system runs: a backend may do its work for the system in that task.
         """
 
     async def close(self) -> None:
-        """Close the handle. The system ends with its last handle where its document says so."""
+        """Close the handle. The system ends with its last handle if its document says so."""
 
 
-#: To whom access to a host path is given: one VM by its id, or every VM (the VM group).
+#: What access to a host path is granted to instead of one VM, by its id: every VM (the VM group).
 VM_GROUP: Literal["VM_GROUP"] = "VM_GROUP"
 
 AccessMask = Literal["read", "all"]
@@ -339,38 +338,38 @@ class Backend(Protocol):
 
     @property
     def files(self) -> HostFiles:
-        """Its file system."""
+        """The host's file system."""
 
     @property
     def network(self) -> HostNetwork:
-        """Its networks."""
+        """The host's networks."""
 
     async def host(self) -> HostInfo:
-        """Ask for the host's facts."""
+        """Return the host's facts."""
 
     async def service_properties(self, *types: str) -> JSON:
-        """Ask the host's compute service about itself (``Basic``, ``ProcessorTopology``, ``CpuGroup``, ...).
+        """Return properties of the compute service: ``Basic``, ``ProcessorTopology``, ``CpuGroup``, ...
 
         :raises HostError: HCS_E_INVALID_JSON for a type that is not known.
         """
 
     async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
-        """Give a VM (its id), or :data:`VM_GROUP`, access to a path."""
+        """Grant a VM (its id), or :data:`VM_GROUP`, access to a path."""
 
     async def revoke_access(self, path: str, to: str) -> None:
-        """Take that access away; quietly where there is none, or nothing at the path any more."""
+        """Revoke that access; nothing happens if there is none, or nothing at the path any more."""
 
     async def create(self, system_id: str, document: JSON) -> System:
         """Create a compute system."""
 
     async def open(self, system_id: str) -> System:
-        """Open one that exists."""
+        """Open a compute system that exists."""
 
     async def enumerate(self, query: JSON | None = None) -> list[JSON]:
         """List compute systems (``Id``, ``Owner``, ``State``, ``SystemType``, ``RuntimeId``)."""
 
     def new_id(self) -> str:
-        """Make a fresh GUID."""
+        """Return a fresh GUID."""
 
     async def __aenter__(self) -> Backend: ...
 

@@ -37,45 +37,45 @@ __all__ = [
 
 
 class UVMError(Exception):
-    """The root of everything that uvm raises."""
+    """The root of all errors that uvm raises."""
 
 
 class OptionsError(UVMError, ValueError):
-    """Options, or arguments, that cannot work. Raised before anything is created or sent."""
+    """Options or arguments cannot work. Raised before anything is created or sent."""
 
 
 class OutputLimitError(UVMError):
-    """A process wrote more than its caller takes, and was killed."""
+    """A process wrote more output than the caller allows, and was killed."""
 
 
 class WireError(UVMError, ValueError):
-    """Bytes from the other side that are no message of the protocol, or not one that may come now."""
+    """The other end sent bytes that are no message of the protocol, or none that is allowed now."""
 
 
 class NoSpaceError(UVMError):
-    """Every slot that could hold the device is taken, or the device is larger than any slot."""
+    """Every slot for the device is in use, or the device is larger than any slot."""
 
 
 class NotAttachedError(UVMError, LookupError):
-    """What was named is not attached to this VM."""
+    """The device that was named is not attached to this VM."""
 
 
 class AlreadyReleasedError(UVMError):
-    """The lease was released before; releasing is not idempotent, so that double frees show."""
+    """The lease was released before; a second release is an error, so that double frees show."""
 
 
 class NotSupportedError(UVMError):
-    """The operating system, the build or the guest lacks what was asked; the message names it."""
+    """The operating system, the build or the guest lacks what the operation needs; the message names it."""
 
 
 class AccessDeniedError(UVMError, PermissionError):
-    """The VM's options or the host deny it, for instance writable shares where those are denied."""
+    """The VM's options or the host deny access, for instance to a writable share."""
 
 
 class HostPathError(UVMError):
-    """A host path that does not exist, or is of the wrong kind.
+    """A host path does not exist, or is of the wrong kind.
 
-    :ivar path: the path as it was given.
+    :ivar path: the path as the caller spelled it.
     """
 
     def __init__(self, path: str, problem: str) -> None:
@@ -84,7 +84,7 @@ class HostPathError(UVMError):
 
 
 class VMStateError(UVMError):
-    """The VM is not in a state in which this can be done (not started yet, started already)."""
+    """The VM is in another state than the operation needs: not started yet, or started already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,21 +146,21 @@ class GuestError(RefusedError):
 
 
 class UnknownOutcomeError(UVMError):
-    """Nobody knows whether it happened: the answer was lost, timed out or was cancelled.
+    """The outcome is unknown: the answer was lost, timed out or was cancelled.
 
-    What it concerned is quarantined: its slot is not handed out again while the VM lives.
+    The slot concerned is quarantined: no other device gets it while the VM runs.
     """
 
 
 class UndoFailedError(ExceptionGroup[Exception], UnknownOutcomeError):
-    """Something failed, and taking back what had been done for it failed as well: both errors, in order.
+    """An operation failed, and rolling it back failed as well: both errors, in order.
 
-    It can be caught as what it is, as any :class:`UVMError`, or in parts with ``except*``.
+    It can be caught by its own class, as any :class:`UVMError`, or in parts with ``except*``.
     """
 
     @classmethod
     def of(cls, error: BaseException, undo_error: BaseException) -> UndoFailedError:
-        """Put an error together with the error of its undo."""
+        """Return the error of an operation and that of its undo as one."""
         errors: list[Exception] = []
         for each in (error, undo_error):
             errors += each.exceptions if isinstance(each, cls) else [_as_exception(each)]
@@ -171,7 +171,7 @@ class UndoFailedError(ExceptionGroup[Exception], UnknownOutcomeError):
         return self.message
 
     def derive(self, excs: Sequence[Exception]) -> UndoFailedError:  # type: ignore[override]
-        """Make a group of a part of the errors."""
+        """Return a group of a part of the errors."""
         return UndoFailedError(self.message, excs)
 
 
@@ -180,14 +180,14 @@ def _as_exception(error: BaseException) -> Exception:
 
 
 class BridgeClosedError(UVMError):
-    """The connection to the guest is gone; the cause, where known, is ``__cause__``.
+    """The connection to the guest is closed; ``__cause__`` is the cause, if it is known.
 
-    What raises this and no :class:`AnswerLostError` was never sent, so that nothing was changed.
+    A request that fails with this, and not with :class:`AnswerLostError`, was not sent: nothing was changed.
     """
 
 
 class AnswerLostError(BridgeClosedError, UnknownOutcomeError):
-    """The connection to the guest went while the guest was at it: nobody knows whether it was done."""
+    """The connection to the guest closed between a request and its answer: the outcome is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ class ExitStatus:
     """How a VM ended (``SystemExitStatus`` of the HCS schema).
 
     :ivar exit_type: HCS's ``ExitType``: GracefulExit, ForcedExit, UnexpectedExit, Reset, ...
-    :ivar code: the HRESULT of the exit; 0 where it ended as it was asked to.
+    :ivar code: the HRESULT of the exit; 0 if the VM ended as requested.
     """
 
     exit_type: str
@@ -209,7 +209,7 @@ class ExitStatus:
 class VMExitedError(UVMError):
     """The VM has exited, so this can no longer be done.
 
-    :ivar status: how it exited; None where nobody was told.
+    :ivar status: how it exited; None if that is unknown.
     """
 
     def __init__(self, message: str, status: ExitStatus | None = None) -> None:

@@ -162,7 +162,7 @@ def hvsocket_service(service: HvSocketService) -> HvSocketServiceConfig:
 def add_service(table: dict[str, HvSocketServiceConfig], service_id: str, binds: str) -> None:
     """Add a service that a guest needs, in place of one of the options; administrators connect to it.
 
-    :param binds: the SDDL of those who may listen.
+    :param binds: the SDDL descriptor for listening.
     """
     for other in [each for each in table if guid_key(each) == service_id]:
         del table[other]

@@ -109,7 +109,7 @@ class RuntimeSettings(Part):
         await self._set(CPU_GROUP_PATH, CpuGroup(id=_NULL_CPU_GROUP))
 
     async def update_hvsocket_service(self, service_id: str, service: HvSocketService) -> None:
-        """Add an hvsocket service of the VM, or change who may use it.
+        """Add an hvsocket service of the VM, or change the access to it.
 
         :param service_id: the service's GUID.
         """

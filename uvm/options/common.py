@@ -116,7 +116,7 @@ class Options:
     :ivar resource_partition_id: the resource partition to start in; not together with a CPU group.
     :ivar network_config_proxy: the pipe of a network configuration proxy that supplies the adapters. Creating
         a VM with it raises NotSupportedError so far.
-    :ivar process_dump_location: where dumps of processes go, inside the guest.
+    :ivar process_dump_location: the guest's directory for dumps of processes.
     :ivar no_writable_file_shares: deny writable SMB and Plan9 shares.
     :ivar scsi_controllers: SCSI controllers, of 64 disks each; 0: none.
     :ivar dump_directory: the host's directory for a Windows guest's crash dumps and saved states.
@@ -141,8 +141,8 @@ class Options:
         boots from ``guest_state_file`` needs it.
     :ivar additional_json: a JSON object (text or mapping), merged recursively over the finished document;
         what it says wins, lists are replaced. Never shown.
-    :ivar survive_process: let the VM go on when the last handle to it closes.
-    :ivar revoke_released_files: take a released file out of its VSMB share's allowed files at once.
+    :ivar survive_process: keep the VM running when the last handle to it closes.
+    :ivar revoke_released_files: remove a released file from its VSMB share's allowed files at once.
     :ivar external_guest_connection: connect to the guest ourselves; False: through HCS.
     """
 

@@ -96,7 +96,7 @@ class RegistryValue:
             )
 
     def place(self) -> str:
-        """Return where the registry has the value, in one spelling: the registry knows no case."""
+        """Return the value's place in the registry, in one spelling: the registry ignores case."""
         return windows_upper("\\".join((self.hive, self.key.strip("\\"), self.name)))
 
 
@@ -113,7 +113,7 @@ class WCOWOptions(Options):
     :ivar boot_files_root_path: the host's directory of those files of a confidential VM that are not named:
         its boot disks and its signed measurements.
     :ivar no_direct_map: map no SMB share directly into the guest.
-    :ivar inherit_time_zone: give the guest the host's time zone; False: UTC.
+    :ivar inherit_time_zone: have the guest use the host's time zone; False: UTC.
     :ivar registry_values: more registry values.
     :ivar log_sources: the ETW providers whose events are forwarded: base64 of JSON.
     :ivar log_forwarding: forward the guest's log to the host.

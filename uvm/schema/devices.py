@@ -127,7 +127,7 @@ class EnhancedModeVideo:
 
 @define(kw_only=True)
 class HvSocketServiceConfig:
-    """The SDDL descriptors of those who may bind and connect to a Hyper-V socket service."""
+    """The SDDL descriptors for binding and connecting to a Hyper-V socket service."""
 
     bind_security_descriptor: str = named("BindSecurityDescriptor", default="")
     connect_security_descriptor: str = named("ConnectSecurityDescriptor", default="")
