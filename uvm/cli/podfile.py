@@ -24,23 +24,7 @@ from uvm.options import (
     RegistryValue,
     VmbFSBootFiles,
     WCOWOptions,
-)
-from uvm.options.checks import (
-    U32,
-    U64,
-    Check,
-    Checked,
-    choice,
-    each,
-    flag,
-    go,
-    guid,
-    instance,
-    items,
-    items_or_value,
-    plain_guid,
-    text,
-    whole,
+    checks,
 )
 
 _SYSTEMS: Final[dict[str, type[LCOWOptions] | type[WCOWOptions]]] = {
@@ -51,20 +35,20 @@ _TOP: Final = ("vm", "host", "layers", "containers", "mapped_directories", "netw
 _FACTS: Final = HostInfo()
 
 
-def _key(check: Check, **settings: Any) -> Any:
+def _key(check: checks.Check, **settings: Any) -> Any:
     """Return a field that :func:`check_fields` checks."""
-    return field(metadata=go(None, check), **settings)
+    return field(metadata=checks.go(None, check), **settings)
 
 
 def _guid(**settings: Any) -> Any:
-    return _key(guid, converter=plain_guid, **settings)
+    return _key(checks.guid, converter=checks.plain_guid, **settings)
 
 
 def _texts(**settings: Any) -> Any:
-    return _key(each(text), converter=items_or_value, **settings)
+    return _key(checks.each(checks.text), converter=checks.items_or_value, **settings)
 
 
-def _network(read: Callable[[str], object], example: str) -> Check:
+def _network(read: Callable[[str], object], example: str) -> checks.Check:
     """Allow what a function of :mod:`ipaddress` reads."""
 
     def check(value: Any) -> str | None:
@@ -78,11 +62,11 @@ def _network(read: Callable[[str], object], example: str) -> Check:
 
 
 @frozen
-class Namespace(Checked):
+class Namespace(checks.Checked):
     """A network namespace of the in-memory host."""
 
     id: str = _guid()
-    type: str = _key(text, default="Host")
+    type: str = _key(checks.text, default="Host")
 
     def document(self) -> JSON:
         """Return its HCN document."""
@@ -90,17 +74,17 @@ class Namespace(Checked):
 
 
 @frozen
-class Endpoint(Checked):
+class Endpoint(checks.Checked):
     """An endpoint of the in-memory host."""
 
     id: str = _guid()
-    name: str = _key(text, default="")
+    name: str = _key(checks.text, default="")
     namespace: str = _guid(default="")
-    mac_address: str = _key(text, default="")
+    mac_address: str = _key(checks.text, default="")
     address: str = _key(_network(ipaddress.ip_interface, "10.0.0.4/24"), default="")
     gateway: str = _key(_network(ipaddress.ip_address, "10.0.0.1"), default="")
     dns: tuple[str, ...] = _texts(default=())
-    domain: str = _key(text, default="")
+    domain: str = _key(checks.text, default="")
 
     def document(self) -> JSON:
         """Return its HCN document."""
@@ -125,22 +109,22 @@ class Endpoint(Checked):
 
 
 @frozen
-class HostSetup(Checked):
+class HostSetup(checks.Checked):
     """The in-memory host.
 
     :ivar files: sizes in bytes by path.
     :ivar latency_ms: the time until each of its answers.
     """
 
-    build: int = _key(whole(U32, 1), default=_FACTS.build)
-    processors: int = _key(whole(U32, 1), default=_FACTS.processors)
-    memory_mb: int = _key(whole(U32, 1), default=_FACTS.memory_mb)
-    machine: Any = _key(choice("amd64", "arm64"), default="amd64")
-    files: dict[str, int] = _key(items(text, whole(U64)), factory=dict)
+    build: int = _key(checks.whole(checks.U32, 1), default=_FACTS.build)
+    processors: int = _key(checks.whole(checks.U32, 1), default=_FACTS.processors)
+    memory_mb: int = _key(checks.whole(checks.U32, 1), default=_FACTS.memory_mb)
+    machine: Any = _key(checks.choice("amd64", "arm64"), default="amd64")
+    files: dict[str, int] = _key(checks.items(checks.text, checks.whole(checks.U64)), factory=dict)
     directories: tuple[str, ...] = _texts(default=())
-    namespaces: tuple[Namespace, ...] = _key(each(instance(Namespace)), default=())
-    endpoints: tuple[Endpoint, ...] = _key(each(instance(Endpoint)), default=())
-    latency_ms: int = _key(whole(U32), default=0)
+    namespaces: tuple[Namespace, ...] = _key(checks.each(checks.instance(Namespace)), default=())
+    endpoints: tuple[Endpoint, ...] = _key(checks.each(checks.instance(Endpoint)), default=())
+    latency_ms: int = _key(checks.whole(checks.U32), default=0)
 
     @property
     def info(self) -> HostInfo:
@@ -151,42 +135,42 @@ class HostSetup(Checked):
 
 
 @frozen
-class MappedDirectory(Checked):
+class MappedDirectory(checks.Checked):
     """A directory, or a single file, of the host that the guest sees."""
 
-    host: str = _key(text)
-    guest: str = _key(text)
-    read_only: bool = _key(flag, default=False)
+    host: str = _key(checks.text)
+    guest: str = _key(checks.text)
+    read_only: bool = _key(checks.flag, default=False)
 
 
 @frozen
-class Container(Checked):
+class Container(checks.Checked):
     """A container.
 
     :ivar layers: names of the pod's layers, top-most first; :ivar scratch: its scratch disk on the host.
     :ivar command: the command to run in it; if it is empty, only its root file system is mounted.
     """
 
-    id: str = _key(text)
+    id: str = _key(checks.text)
     layers: tuple[str, ...] = _texts()
-    scratch: str = _key(text)
+    scratch: str = _key(checks.text)
     command: tuple[str, ...] = _texts(default=())
 
 
 @frozen
-class _LinuxLayer(Checked):
-    name: str = _key(text)
-    path: str = _key(text)
-    partition: int = _key(whole(U32), default=0)
+class _LinuxLayer(checks.Checked):
+    name: str = _key(checks.text)
+    path: str = _key(checks.text)
+    partition: int = _key(checks.whole(checks.U32), default=0)
 
     def layer(self) -> LCOWLayer:
         return LCOWLayer(self.path, self.partition)
 
 
 @frozen
-class _WindowsLayer(Checked):
-    name: str = _key(text)
-    path: str = _key(text)
+class _WindowsLayer(checks.Checked):
+    name: str = _key(checks.text)
+    path: str = _key(checks.text)
     id: str = _guid()
 
     def layer(self) -> WCOWLayer:
@@ -286,8 +270,8 @@ def _host(table: Table) -> HostSetup:
 
 def _namespace(network: Table) -> str:
     network.check_keys(("namespace",))
-    namespace = plain_guid(network.values.get("namespace", ""))
-    if (allowed := guid(namespace)) is not None:
+    namespace = checks.plain_guid(network.values.get("namespace", ""))
+    if (allowed := checks.guid(namespace)) is not None:
         raise network.error(f"namespace must be {allowed}, not {namespace!r}")
     return namespace
 
