@@ -209,28 +209,24 @@ class GuestStartup:
 
     async def _introduce(self, connection: GuestConnection) -> None:
         """Send the first requests of a cold start; most go to Windows guests only."""
-        context = self.context
-        await connection.start_guest(self._time_zone())
-        if context.plan.os == "windows":
-            # HCS does this itself if the connection is its own (uvm/start.go).
-            addresses = HvSocketAddress(
-                local_address=context.link.system.runtime_id, parent_address=PARENT_ADDRESS
-            )
-            request = ModificationRequest(
-                request_type=UPDATE, resource_type=RESOURCE_HV_SOCKET, settings=addresses
-            )
-            await connection.modify(to_json(request))
+        context, options = self.context, self.context.options
+        if isinstance(options, LCOWOptions):
+            await connection.start_guest()
+            await self._set_policy(connection)
+            return
+        host_zone = context.host.time_zone if options.inherit_time_zone else None
+        time_zone = _UTC if host_zone is None else from_json(TimeZoneInformation, dict(host_zone))
+        await connection.start_guest(time_zone)
+        # HCS does this itself if the connection is its own (uvm/start.go).
+        addresses = HvSocketAddress(
+            local_address=context.link.system.runtime_id, parent_address=PARENT_ADDRESS
+        )
+        request = ModificationRequest(
+            request_type=UPDATE, resource_type=RESOURCE_HV_SOCKET, settings=addresses
+        )
+        await connection.modify(to_json(request))
         await self._set_policy(connection)
-        if isinstance(context.options, WCOWOptions):
-            await self._forward_log(connection, context.options)
-
-    def _time_zone(self) -> TimeZoneInformation | None:
-        options = self.context.options
-        if not isinstance(options, WCOWOptions):
-            return None
-        if not options.inherit_time_zone:
-            return _UTC
-        return from_json(TimeZoneInformation, dict(self.context.host.time_zone))
+        await self._forward_log(connection, options)
 
     async def _set_policy(self, guest: Guest) -> None:
         context = self.context

@@ -56,9 +56,10 @@ def draw_scsi(terminal: Terminal, devices: Devices) -> list[str]:
     marks = dict.fromkeys(devices.reserved, _RESERVED)
     marks |= {(d.controller, d.lun): _READ_ONLY if d.read_only else _WRITABLE for d in devices.disks}
     slots = devices.scsi_controllers * LUNS_PER_CONTROLLER
+    numbers = " ".join(str(lun).ljust(_GROUP) for lun in range(0, LUNS_PER_CONTROLLER, _GROUP)).rstrip()
     lines = [
         _title(terminal, "SCSI", f"{len(marks)} of {slots} slots taken"),
-        "    " + terminal.paint(_lun_numbers(), "dim"),
+        "    " + terminal.paint(numbers, "dim"),
     ]
     lines += [f"  {number} {_lun_row(terminal, marks, number)}" for number in range(devices.scsi_controllers)]
     legend = f"{_READ_ONLY} read-only disk   {_WRITABLE} writable disk   {terminal.glyphs.free} free"
@@ -70,10 +71,6 @@ def draw_scsi(terminal: Terminal, devices: Devices) -> list[str]:
         for d in devices.disks
     ]
     return lines + terminal.table(("slot", "disk", "refs", "in the guest"), rows, 4)
-
-
-def _lun_numbers() -> str:
-    return " ".join(str(lun).ljust(_GROUP) for lun in range(0, LUNS_PER_CONTROLLER, _GROUP)).rstrip()
 
 
 def _lun_row(terminal: Terminal, marks: dict[tuple[int, int], str], controller: int) -> str:

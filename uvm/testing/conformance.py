@@ -156,7 +156,7 @@ class Normalizer:
 
     def step(self, step: StepResult) -> StepResult:
         requests = list(self._requests(copy.deepcopy(step.requests)))
-        if not any(_attaches_disk(request) for request in requests):
+        if not any(_attaches_disk(request["doc"]) for request in requests):
             # hcsshim repeats the grant on every add; it counts only for a new attachment.
             requests = [request for request in requests if request["to"] != "grant"]
         return StepResult(requests, step.values, step.error)
@@ -169,8 +169,7 @@ class Normalizer:
                 yield {"to": request["to"], "doc": self._renamed(document)}
 
     def _learn_adapters(self, document: dict[str, Any]) -> None:
-        settings = document.get("Settings")
-        settings = settings if isinstance(settings, dict) else {}
+        settings = _settings_of(document)
         found = [settings.get("AdapterId"), settings.get("AdapterInstanceId")]
         if document.get("ResourceType") == "Network":
             found.append(settings.get("ID"))
@@ -192,21 +191,22 @@ class Normalizer:
 
     def _changes_share(self, document: dict[str, Any]) -> bool:
         """Count repeated names once, and return whether the request then changes anything."""
-        settings = document.get("Settings")
-        is_share = isinstance(_resource_of(document), VSMBShares)
-        if not is_share or not isinstance(settings, dict) or "AllowedFiles" not in settings:
+        settings = _settings_of(document)
+        if not isinstance(_resource_of(document), VSMBShares) or "AllowedFiles" not in settings:
             return True
         files = settings["AllowedFiles"] = list(dict.fromkeys(settings["AllowedFiles"]))
-        unchanged = (
-            document.get("RequestType") == "Update" and self.allowed_files.get(settings["Name"]) == files
-        )
+        before = self.allowed_files.get(settings["Name"])
         self.allowed_files[settings["Name"]] = files
-        return not unchanged
+        return document.get("RequestType") != "Update" or before != files
 
 
-def _attaches_disk(request: dict[str, Any]) -> bool:
-    attachment = isinstance(_resource_of(request["doc"]), ScsiAttachment)
-    return attachment and request["doc"].get("RequestType") == "Add"
+def _attaches_disk(document: dict[str, Any]) -> bool:
+    return document.get("RequestType") == "Add" and isinstance(_resource_of(document), ScsiAttachment)
+
+
+def _settings_of(document: dict[str, Any]) -> dict[str, Any]:
+    settings = document.get("Settings")
+    return settings if isinstance(settings, dict) else {}
 
 
 def _resource_of(document: dict[str, Any]) -> Resource | None:
