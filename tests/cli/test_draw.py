@@ -200,7 +200,8 @@ DISK_PATH = f"VirtualMachine/Devices/Scsi/{SCSI_CONTROLLER_GUIDS[2]}/Attachments
     ],
 )
 def test_a_request_in_a_few_words(to: str, document: dict[str, object], told: str) -> None:
-    assert str(summarize(to, document)) == told
+    words = summarize(to, document)
+    assert " ".join(filter(None, (words.to, words.verb, words.resource, ", ".join(words.settings)))) == told
 
 
 def test_a_request_with_many_settings_takes_two_lines_and_its_refusal_more() -> None:
@@ -254,7 +255,7 @@ def test_the_width_is_the_terminals_within_reason(
 def test_what_cannot_be_encoded_is_drawn_in_ascii() -> None:
     assert Terminal.of(io.TextIOWrapper(io.BytesIO(), "cp437"), {}).glyphs is ASCII
     assert Terminal.of(io.TextIOWrapper(io.BytesIO(), "utf-8"), {}).glyphs is UNICODE
-    for glyph in (ASCII.rule, ASCII.free, ASCII.bar, ASCII.ellipsis, ASCII.same, ASCII.differs):
+    for glyph in (ASCII.rule, ASCII.free, ASCII.bar, ASCII.ellipsis, ASCII.differs):
         assert len(glyph) == 1
 
 

@@ -75,7 +75,7 @@ async def _replay(terminal: Terminal, case: dict[str, Any]) -> int:
         terminal.paint(f"script {case['name']}", "bold"),
         f"What hcsshim was recorded to send, and what uvm sends: a {system} VM, build {case['build']}.",
         "",
-        *_header(terminal),
+        terminal.paint(f"       {'recorded'.ljust(_column(terminal))} {terminal.glyphs.bar} ours", "dim"),
     )
     steps = await replay_script(case)
     if steps and (failure := steps[-1].failure):
@@ -133,16 +133,11 @@ def _column(terminal: Terminal) -> int:
     return (terminal.width - 5 - 2 - 3) // 2
 
 
-def _header(terminal: Terminal) -> Iterator[str]:
-    width = _column(terminal)
-    yield terminal.paint("       " + "recorded".ljust(width) + f" {terminal.glyphs.bar} ours", "dim")
-
-
 def _pair(terminal: Terminal, recorded: Any, ours: Any) -> Iterator[str]:
     """Draw two requests side by side, with a mark that says whether they are the same."""
     same = recorded is not None and ours is not None and not list(differences(recorded, ours))
     glyphs, width = terminal.glyphs, _column(terminal)
-    mark = terminal.paint(glyphs.same, "green") if same else terminal.paint(glyphs.differs, "red")
+    mark = terminal.paint("=", "green") if same else terminal.paint(glyphs.differs, "red")
     left, right = (_described(terminal, request, width) for request in (recorded, ours))
     bar = terminal.paint(glyphs.bar, "dim")
     for line, (one, other) in enumerate(zip_longest(left, right, fillvalue="")):

@@ -72,9 +72,6 @@ class Summary:
     resource: str
     settings: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        return " ".join(filter(None, (self.to, self.verb, self.resource, ", ".join(self.settings))))
-
 
 def shorten(text: str) -> str:
     """Shorten each GUID in a text to its first part."""

@@ -53,12 +53,12 @@ class Table:
         :param read: values instead of the table's own, or in addition to them.
         :raises UsageError: a key is unknown or missing, or a value is refused.
         """
-        self.check_keys([field.name for field in attrs.fields(cls)])
+        names = [field.name for field in attrs.fields(cls)]
+        self.check_keys(names)
         values = {**self.values, **read}
         for field in attrs.fields(cls):
             if field.default is attrs.NOTHING and field.name not in values:
-                names = ", ".join(each.name for each in attrs.fields(cls))
-                raise self.error(f"{field.name} is missing; the keys are {names}")
+                raise self.error(f"{field.name} is missing; the keys are {', '.join(names)}")
         try:
             return cls(**values)
         except OptionsError as error:

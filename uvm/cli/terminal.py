@@ -44,12 +44,11 @@ class Glyphs:
     yes: str
     no: str
     ellipsis: str
-    same: str
     differs: str
 
 
-UNICODE: Final = Glyphs("─", "·", "│", "✓", "✗", "…", "=", "≠")
-ASCII: Final = Glyphs("-", ".", "|", "ok", "NO", "~", "=", "!")
+UNICODE: Final = Glyphs("─", "·", "│", "✓", "✗", "…", "≠")
+ASCII: Final = Glyphs("-", ".", "|", "ok", "NO", "~", "!")
 
 
 @define
