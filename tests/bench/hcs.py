@@ -27,7 +27,7 @@ from tests.bench.vms import LOOPS, OPTIONS, boot_files
 from uvm import FakeBackend, UtilityVM
 from uvm.backend import System
 from uvm.backends.fake import Latency
-from uvm.schema.requests import MEMORY_SIZE_PATH
+from uvm.schema.requests import MemorySize
 
 __all__ = ["calls", "growth_over", "in_flight", "lives", "possible"]
 
@@ -41,7 +41,7 @@ _LIVES: Final = 100
 #: As many calls as the fake's request log keeps, so that it does not count as growth.
 _FIRST: Final = 10_000
 _RESIZE: Final[dict[str, Any]] = {
-    "ResourcePath": MEMORY_SIZE_PATH,
+    "ResourcePath": MemorySize.PATH,
     "RequestType": "Update",
     "Settings": 1024,
 }

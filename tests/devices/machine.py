@@ -52,8 +52,8 @@ from uvm.schema.requests import (
     ModificationRequest,
     NetworkModifyRequest,
     RS4NetworkModifyRequest,
+    VirtualPci,
     scsi_attachment_path,
-    virtual_pci_path,
 )
 
 Name = tuple[Hashable, ...]
@@ -87,7 +87,7 @@ def guest_name(request: ModificationRequest) -> Name:
         case LCOWMappedVPMemDevice(mount_path=path) | LCOWMappedDirectory(mount_path=path):
             return ("guest", "mount", path)
         case LCOWMappedVPCIDevice(vmbus_guid=guid):
-            return ("guest", "pci", virtual_pci_path(guid))
+            return ("guest", "pci", VirtualPci(guid).path)
         case LCOWNetworkAdapter(id=nic) | NetworkModifyRequest(adapter_id=nic):
             return ("guest", "nic", nic)
         case RS4NetworkModifyRequest(adapter_instance_id=nic):

@@ -50,28 +50,10 @@ def test_the_path_of_any_resource_is_read_back_as_that_resource(resource: Resour
     assert parse_resource_path(resource.path) == resource
 
 
-@given(data=st.data(), name=NAMES, number=NUMBERS, offset=NUMBERS, pipe=st.text(min_size=1))
-def test_each_function_that_makes_a_path_makes_the_path_of_its_resource(
-    data: st.DataObject, name: str, number: int, offset: int, pipe: str
-) -> None:
-    controller = data.draw(st.integers(0, 3))
-    made = {
-        requests.scsi_attachment_path(controller, number): ScsiAttachment(
-            SCSI_CONTROLLER_GUIDS[controller], number
-        ),
-        requests.vpmem_device_path(number): VPMemDevice(number),
-        requests.vpmem_mapping_path(number, offset): VPMemMapping(number, offset),
-        requests.network_adapter_path(name): VirtualAdapter(name),
-        requests.virtual_pci_path(name): VirtualPci(name),
-        requests.mapped_pipe_path(pipe): MappedPipe(pipe),
-        requests.hvsocket_service_path(name): SocketService(name),
-        requests.MEMORY_SIZE_PATH: MemorySize(),
-        requests.CPU_GROUP_PATH: CpuGroupAssignment(),
-        requests.CPU_LIMITS_PATH: CpuLimits(),
-        requests.PLAN9_SHARES_PATH: Plan9Shares(),
-        requests.VSMB_SHARES_PATH: VSMBShares(),
-    }
-    assert {path: parse_resource_path(path) for path in made} == made
+@given(controller=st.integers(0, 3), lun=NUMBERS)
+def test_the_path_of_a_disk_names_its_controller_and_its_lun(controller: int, lun: int) -> None:
+    disk = parse_resource_path(requests.scsi_attachment_path(controller, lun))
+    assert disk == ScsiAttachment(SCSI_CONTROLLER_GUIDS[controller], lun)
 
 
 @given(controller=st.integers(0, 3), upper=st.booleans())
@@ -90,10 +72,10 @@ def test_any_other_path_names_nothing(path: str) -> None:
     "path",
     [
         requests.scsi_attachment_path(0, 1).replace("/1", "/one"),
-        requests.vpmem_device_path(0).replace("/0", "/" + "9" * 5000),
-        requests.network_adapter_path("a/b"),
-        requests.virtual_pci_path(""),
-        requests.MEMORY_SIZE_PATH + "/",
+        requests.VPMemDevice(0).path.replace("/0", "/" + "9" * 5000),
+        requests.VirtualAdapter("a/b").path,
+        requests.VirtualPci("").path,
+        requests.MemorySize.PATH + "/",
     ],
 )
 def test_a_path_with_an_invalid_part_names_nothing(path: str) -> None:

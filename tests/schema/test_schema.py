@@ -131,7 +131,7 @@ def test_structures_held_by_value_are_always_written() -> None:
 
 @pytest.mark.parametrize("settings", [0, "", {}, [], False, 3074])
 def test_free_form_settings_are_left_out_only_when_there_are_none(settings: Any) -> None:
-    path = requests.MEMORY_SIZE_PATH
+    path = requests.MemorySize.PATH
     written = to_json(requests.ModifySettingRequest(resource_path=path, settings=settings))
     assert written == {"ResourcePath": path, "Settings": settings}
     assert "Settings" not in to_json(requests.ModifySettingRequest(resource_path=path))
@@ -248,12 +248,12 @@ def test_resource_paths_are_hcss() -> None:
         "VirtualMachine/Devices/Scsi/0110f83b-de10-5172-a266-78bca56bf50a/Attachments/5"
     )
     paths = {
-        requests.vpmem_device_path(3): "VirtualPMem/Devices/3",
-        requests.vpmem_mapping_path(3, 4096): "VirtualPMem/Devices/3/Mappings/4096",
-        requests.network_adapter_path("n"): "NetworkAdapters/n",
-        requests.virtual_pci_path("g"): "VirtualPci/g",
-        requests.mapped_pipe_path("\\\\.\\pipe\\p"): "MappedPipes/\\\\.\\pipe\\p",
-        requests.hvsocket_service_path("g"): "HvSocket/HvSocketConfig/ServiceTable/g",
+        requests.VPMemDevice(3).path: "VirtualPMem/Devices/3",
+        requests.VPMemMapping(3, 4096).path: "VirtualPMem/Devices/3/Mappings/4096",
+        requests.VirtualAdapter("n").path: "NetworkAdapters/n",
+        requests.VirtualPci("g").path: "VirtualPci/g",
+        requests.MappedPipe("\\\\.\\pipe\\p").path: "MappedPipes/\\\\.\\pipe\\p",
+        requests.SocketService("g").path: "HvSocket/HvSocketConfig/ServiceTable/g",
     }
     assert {path: f"VirtualMachine/Devices/{end}" for path, end in paths.items()} == {p: p for p in paths}
 

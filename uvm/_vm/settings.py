@@ -18,15 +18,15 @@ from uvm.schema.common import MIB, V20H2
 from uvm.schema.guest import RESOURCE_POD_CGROUP_MEMORY_LIMIT
 from uvm.schema.json import to_json
 from uvm.schema.requests import (
-    CPU_GROUP_PATH,
-    CPU_LIMITS_PATH,
-    MEMORY_SIZE_PATH,
     REMOVE,
     UPDATE,
+    CpuGroupAssignment,
+    CpuLimits,
+    MemorySize,
     ModificationRequest,
     ModifySettingRequest,
     ProcessorLimits,
-    hvsocket_service_path,
+    SocketService,
 )
 from uvm.schema.system import CpuGroup
 
@@ -62,7 +62,7 @@ class RuntimeSettings(Part):
         size_mb = _whole("memory_mb", memory_mb, U64 - 1)
         if size_mb == 0:
             raise OptionsError(f"the memory must be at least {MIB} bytes, 1 MiB; it is unchanged")
-        await self._set(MEMORY_SIZE_PATH, size_mb + size_mb % 2)
+        await self._set(MemorySize.PATH, size_mb + size_mb % 2)
 
     async def assigned_memory_bytes(self) -> int:
         """Return how much memory the host has assigned to the VM.
@@ -95,18 +95,18 @@ class RuntimeSettings(Part):
                 f"changing processor limits needs Windows build {V20H2}; "
                 f"this host is {self._context.host.build}"
             )
-        await self._set(CPU_LIMITS_PATH, limits)
+        await self._set(CpuLimits.PATH, limits)
 
     async def set_cpu_group(self, group_id: str) -> None:
         """Move the VM into a CPU group of the host; it must be in none (see :meth:`release_cpu_group`)."""
         plain = plain_guid(group_id)
         if not plain or text(plain) is not None:
             raise OptionsError("a CPU group id is needed; release_cpu_group() takes the VM out of its group")
-        await self._set(CPU_GROUP_PATH, CpuGroup(id=plain))
+        await self._set(CpuGroupAssignment.PATH, CpuGroup(id=plain))
 
     async def release_cpu_group(self) -> None:
         """Move the VM out of its CPU group."""
-        await self._set(CPU_GROUP_PATH, CpuGroup(id=_NULL_CPU_GROUP))
+        await self._set(CpuGroupAssignment.PATH, CpuGroup(id=_NULL_CPU_GROUP))
 
     async def update_hvsocket_service(self, service_id: str, service: HvSocketService) -> None:
         """Add an hvsocket service of the VM, or change the access to it.
@@ -115,13 +115,13 @@ class RuntimeSettings(Part):
         """
         if not isinstance(service, HvSocketService):
             raise OptionsError(f"a service is an HvSocketService, not a {type(service).__name__}")
-        path = hvsocket_service_path(_guid(service_id))
+        path = SocketService(_guid(service_id)).path
         config = hvsocket_service(service)
         await self.modify(ModifySettingRequest(resource_path=path, request_type=UPDATE, settings=config))
 
     async def remove_hvsocket_service(self, service_id: str) -> None:
         """Remove an hvsocket service from the VM's table."""
-        path = hvsocket_service_path(_guid(service_id))
+        path = SocketService(_guid(service_id)).path
         await self.modify(ModifySettingRequest(resource_path=path, request_type=REMOVE))
 
     async def update_container_memory_limits(self) -> None:

@@ -37,7 +37,7 @@ from uvm.schema.requests import (
     ModifySettingRequest,
     NetworkModifyRequest,
     RS4NetworkModifyRequest,
-    network_adapter_path,
+    VirtualAdapter,
 )
 
 
@@ -213,7 +213,7 @@ class Adapters(Named[AdapterKey, Adapter, HostComputeEndpoint]):
         request_type: str, nic_id: str, endpoint: HostComputeEndpoint, undo: Step | None = None
     ) -> Step:
         request = ModifySettingRequest(
-            resource_path=network_adapter_path(nic_id),
+            resource_path=VirtualAdapter(nic_id).path,
             request_type=request_type,
             settings=NetworkAdapter(endpoint_id=endpoint.id, mac_address=endpoint.mac_address),
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from uvm.devices.base import REMOVE, Operation, Step
 from uvm.devices.kinds import NamedByKey, PresentOrAbsent
 from uvm.schema import requests
-from uvm.schema.requests import ModifySettingRequest, mapped_pipe_path
+from uvm.schema.requests import MappedPipe, ModifySettingRequest
 
 
 class Pipes(NamedByKey[str, bool], PresentOrAbsent[str, str, str]):
@@ -26,5 +26,5 @@ class Pipes(NamedByKey[str, bool], PresentOrAbsent[str, str, str]):
     def steps(self, operation: Operation[str, str, str, bool]) -> tuple[Step, ...]:
         """Map, or unmap, on the host."""
         request_type = requests.REMOVE if operation.kind is REMOVE else requests.ADD
-        path = mapped_pipe_path(operation.slot)
+        path = MappedPipe(operation.slot).path
         return (Step(ModifySettingRequest(resource_path=path, request_type=request_type)),)

@@ -23,7 +23,7 @@ from uvm.schema.devices import (
     PLAN9_RESTRICT_FILE_ACCESS,
     Plan9Share,
 )
-from uvm.schema.requests import PLAN9_SHARES_PATH, ModificationRequest, ModifySettingRequest
+from uvm.schema.requests import ModificationRequest, ModifySettingRequest
 
 #: The port of the 9p server (hcsshim ``internal/vm/vmutils``).
 PLAN9_PORT = 564
@@ -87,7 +87,7 @@ class Plan9Shares(FirstComeDevice[int, SharedDirectory, str]):
         name = operation.slot
         remove = Step(
             ModifySettingRequest(
-                resource_path=PLAN9_SHARES_PATH,
+                resource_path=requests.Plan9Shares.PATH,
                 request_type=requests.REMOVE,
                 settings=Plan9Share(name=name, access_name=name, port=PLAN9_PORT),
             ),
@@ -100,7 +100,7 @@ class Plan9Shares(FirstComeDevice[int, SharedDirectory, str]):
         share = operation.target
         assert share is not None
         add = ModifySettingRequest(
-            resource_path=PLAN9_SHARES_PATH, request_type=requests.ADD, settings=_on_host(share, name)
+            resource_path=requests.Plan9Shares.PATH, request_type=requests.ADD, settings=_on_host(share, name)
         )
         mounted = guest.LCOWMappedDirectory(
             mount_path=share.guest_path, share_name=name, port=PLAN9_PORT, read_only=share.read_only

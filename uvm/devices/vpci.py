@@ -21,7 +21,7 @@ from uvm.errors import OptionsError
 from uvm.schema import guest, requests
 from uvm.schema.common import V25H1_SERVER
 from uvm.schema.devices import VirtualPciDevice, VirtualPciFunction
-from uvm.schema.requests import ModificationRequest, ModifySettingRequest, virtual_pci_path
+from uvm.schema.requests import ModificationRequest, ModifySettingRequest, VirtualPci
 
 
 class DeviceKey(NamedTuple):
@@ -71,7 +71,7 @@ class PciDevices(Named[DeviceKey, PciDevice, PciDevice], FirstComeDevice[DeviceK
     def steps(self, operation: Operation[DeviceKey, PciDevice, str, PciDevice]) -> tuple[Step, ...]:
         """Assign it on the host and announce it to a Linux guest, or remove it on the host."""
         guid = operation.slot
-        path = virtual_pci_path(guid)
+        path = VirtualPci(guid).path
         remove = Step(ModifySettingRequest(resource_path=path, request_type=requests.REMOVE))
         if operation.kind is REMOVE:
             return (remove,)

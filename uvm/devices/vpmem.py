@@ -26,12 +26,7 @@ from uvm.errors import NoSpaceError, OptionsError
 from uvm.schema import requests
 from uvm.schema.devices import VirtualPMemDevice, VirtualPMemMapping
 from uvm.schema.guest import RESOURCE_VPMEM_DEVICE, LCOWMappedVPMemDevice, LCOWVPMemMappingInfo
-from uvm.schema.requests import (
-    ModificationRequest,
-    ModifySettingRequest,
-    vpmem_device_path,
-    vpmem_mapping_path,
-)
+from uvm.schema.requests import ModificationRequest, ModifySettingRequest, VPMemDevice, VPMemMapping
 
 #: hcsshim's ``MaxMappedDeviceCount``.
 MAPPINGS_PER_DEVICE = 1024
@@ -114,7 +109,7 @@ class Layers(FirstComeDevice[str, Layer, int]):
     def steps(self, operation: Operation[str, Layer, int, Layer]) -> tuple[Step, ...]:
         """Add the device on the host and mount it in the guest, or the reverse."""
         device = operation.slot
-        path = vpmem_device_path(device)
+        path = VPMemDevice(device).path
         mounted = LCOWMappedVPMemDevice(device_number=device, mount_path=layer_path(device))
         if operation.kind is REMOVE:
             return _remove(path, mounted)
@@ -220,7 +215,7 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
         entry = operation.entry
         mapping = entry.slot
         self._devices[mapping.device].mappings[mapping] = entry
-        path = vpmem_mapping_path(mapping.device, mapping.offset_bytes)
+        path = VPMemMapping(mapping.device, mapping.offset_bytes).path
         mounted = LCOWMappedVPMemDevice(
             device_number=mapping.device,
             mount_path=mapping.guest_path,

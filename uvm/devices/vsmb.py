@@ -27,7 +27,7 @@ from uvm.devices.base import REMOVE, UPDATE, Device, Entry, Operation, Step
 from uvm.schema import requests
 from uvm.schema.common import V19H1, V20H2
 from uvm.schema.devices import VirtualSmbShare, VirtualSmbShareOptions
-from uvm.schema.requests import VSMB_SHARES_PATH, ModifySettingRequest
+from uvm.schema.requests import ModifySettingRequest, VSMBShares
 
 #: Where a Windows guest sees shares; a name follows.
 GUEST_PREFIX = "\\\\?\\VMSMB\\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}\\"
@@ -196,5 +196,5 @@ def _narrowed(share: Share, members: Iterable[ShareMember]) -> Share:
 
 def _change(request_type: str, settings: VirtualSmbShare) -> Step:
     return Step(
-        ModifySettingRequest(resource_path=VSMB_SHARES_PATH, request_type=request_type, settings=settings),
+        ModifySettingRequest(resource_path=VSMBShares.PATH, request_type=request_type, settings=settings),
     )

@@ -128,50 +128,13 @@ class CpuLimits(Resource, path="VirtualMachine/ComputeTopology/Processor/Limits"
     """The limits of the processors."""
 
 
-MEMORY_SIZE_PATH = MemorySize.PATH
-CPU_GROUP_PATH = CpuGroupAssignment.PATH
-CPU_LIMITS_PATH = CpuLimits.PATH
-PLAN9_SHARES_PATH = Plan9Shares.PATH
-VSMB_SHARES_PATH = VSMBShares.PATH
-
-
 def scsi_attachment_path(controller: int, lun: int) -> str:
     """Return the path of a disk, by the number of its controller and its LUN."""
     return ScsiAttachment.PATH % (SCSI_CONTROLLER_GUIDS[controller], lun)
 
 
-def vpmem_device_path(device: int) -> str:
-    """Return the path of a VPMEM device."""
-    return VPMemDevice.PATH % device
-
-
-def vpmem_mapping_path(device: int, offset_bytes: int) -> str:
-    """Return the path of a mapping at an offset of a packed VPMEM device."""
-    return VPMemMapping.PATH % (device, offset_bytes)
-
-
-def network_adapter_path(adapter_id: str) -> str:
-    """Return the path of a network adapter."""
-    return VirtualAdapter.PATH % adapter_id
-
-
-def virtual_pci_path(vmbus_guid: str) -> str:
-    """Return the path of a PCI device, by its GUID in the guest."""
-    return VirtualPci.PATH % vmbus_guid
-
-
-def mapped_pipe_path(host_path: str) -> str:
-    """Return the path of a mapped named pipe."""
-    return MappedPipe.PATH % host_path
-
-
-def hvsocket_service_path(service_id: str) -> str:
-    """Return the path of an entry of the Hyper-V socket service table."""
-    return SocketService.PATH % service_id
-
-
 def parse_resource_path(path: str) -> Resource | None:
-    """Return the resource named by a path, the inverse of the functions above; None if it is unknown."""
+    """Return the resource named by a path, the inverse of :attr:`Resource.path`; None if it is unknown."""
     for resource in Resource.__subclasses__():
         pattern, kinds = _pattern(resource.PATH)
         if found := pattern.fullmatch(path):
@@ -293,18 +256,11 @@ class HostProcessorModificationRequest:
 
 
 @define(kw_only=True)
-class PauseNotification:
-    """The reason for a pause."""
-
-    reason: str = named("Reason", default="")
-
-
-@define(kw_only=True)
 class PauseOptions:
     """The options of a pause."""
 
     suspension_level: str = named("SuspensionLevel", default="")
-    hosted_notification: PauseNotification | None = named("HostedNotification", default=None)
+    hosted_notification: Any = named("HostedNotification", default=None)
 
 
 @define(kw_only=True)

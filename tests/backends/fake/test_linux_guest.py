@@ -36,11 +36,11 @@ from uvm._wire.frames import Procedure
 from uvm.backends.fake import Checks, FakeBackend, FakeSystem, LinuxGuest
 from uvm.errors import BridgeClosedError
 from uvm.hresult import HResult
-from uvm.schema.requests import PLAN9_SHARES_PATH, network_adapter_path, virtual_pci_path
+from uvm.schema.requests import Plan9Shares, VirtualAdapter, VirtualPci
 
 pytestmark = pytest.mark.anyio
 
-NIC = network_adapter_path("nic-1")
+NIC = VirtualAdapter("nic-1").path
 
 
 @asynccontextmanager
@@ -232,12 +232,12 @@ async def test_pmem_that_is_not_there_is_not_mounted(settings: JSON) -> None:
 async def test_a_share_is_mounted_by_its_name_and_port() -> None:
     async with linux() as (system, guest, state):
         share = {"Name": "0", "AccessName": "0", "Path": SHARED, "Port": 564, "Flags": 4}
-        await system.modify(add(PLAN9_SHARES_PATH, share))
+        await system.modify(add(Plan9Shares.PATH, share))
         for wrong in ({"ShareName": "1", "Port": 564}, {"ShareName": "0", "Port": 565}):
             with expect_guest_refusal(HResult.E_FAIL):
                 await guest.modify(to_guest("MappedDirectory", "Add", MountPath="/s", **wrong))
         await guest.modify(to_guest("MappedDirectory", "Add", MountPath="/s", ShareName="0", Port=564))
-        await system.modify(remove(PLAN9_SHARES_PATH, {"Name": "0"}))
+        await system.modify(remove(Plan9Shares.PATH, {"Name": "0"}))
         assert state.inconsistencies() == [rf"share 0 ({SHARED}) at /s is no longer attached"]
         await guest.modify(to_guest("MappedDirectory", "Remove", MountPath="/s", ShareName="0", Port=564))
         assert state.inconsistencies() == []
@@ -310,7 +310,7 @@ async def test_an_assigned_adapter_is_a_pci_device() -> None:
         functions = {"Functions": [{"DeviceInstancePath": "x"}]}
         with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(nic(VPCIAssigned=True))
-        await system.modify(add(virtual_pci_path("nic-1"), functions))
+        await system.modify(add(VirtualPci("nic-1").path, functions))
         await guest.modify(nic(VPCIAssigned=True))
 
 
@@ -319,7 +319,7 @@ async def test_a_pci_device_is_waited_for_and_never_removed() -> None:
         request = to_guest("VPCIDevice", "Add", VMBusGUID=SERVICE)
         with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(request)
-        await system.modify(add(virtual_pci_path(SERVICE), {"Functions": [{"DeviceInstancePath": "x"}]}))
+        await system.modify(add(VirtualPci(SERVICE).path, {"Functions": [{"DeviceInstancePath": "x"}]}))
         await guest.modify(request)
         with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(request | {"RequestType": "Remove"})

@@ -23,20 +23,20 @@ from tests.backends.fake.support import (
 from uvm.backends.fake import Checks, FakeBackend, FakeSystem
 from uvm.hresult import HResult
 from uvm.schema.requests import (
-    CPU_GROUP_PATH,
-    CPU_LIMITS_PATH,
-    MEMORY_SIZE_PATH,
-    hvsocket_service_path,
-    mapped_pipe_path,
-    network_adapter_path,
-    virtual_pci_path,
+    CpuGroupAssignment,
+    CpuLimits,
+    MappedPipe,
+    MemorySize,
+    SocketService,
+    VirtualAdapter,
+    VirtualPci,
 )
 
 pytestmark = pytest.mark.anyio
 
-NIC = network_adapter_path("nic-1")
+NIC = VirtualAdapter("nic-1").path
 ENDPOINT = "bbbbbbbb-0000-0000-0000-000000000001"
-PCI = virtual_pci_path(SERVICE)
+PCI = VirtualPci(SERVICE).path
 GPU = r"PCIP\VEN_10DE&DEV_1EB8\1"
 PIPE = r"\\.\pipe\docker_engine"
 
@@ -68,10 +68,10 @@ async def test_an_adapter_id_is_taken_once_and_an_unknown_one_is_not_found() -> 
         network_of(system)
         await system.modify(add(NIC, adapter()))
         with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
-            await system.modify(add(network_adapter_path("NIC-1"), adapter()))
+            await system.modify(add(VirtualAdapter("NIC-1").path, adapter()))
         for request in (remove, update):
             with expect_refusal(HResult.ERROR_NOT_FOUND):
-                await system.modify(request(network_adapter_path("nic-2"), adapter()))
+                await system.modify(request(VirtualAdapter("nic-2").path, adapter()))
 
 
 async def test_an_endpoint_must_exist_and_is_attached_once() -> None:
@@ -83,7 +83,7 @@ async def test_an_endpoint_must_exist_and_is_attached_once() -> None:
         await one.modify(add(NIC, adapter()))
         for vm in (one, two):
             with expect_refusal(HResult.HCN_E_ENDPOINT_ALREADY_ATTACHED):
-                await vm.modify(add(network_adapter_path("nic-2"), adapter()))
+                await vm.modify(add(VirtualAdapter("nic-2").path, adapter()))
         await one.terminate()
         await two.modify(add(NIC, adapter()))
 
@@ -129,10 +129,10 @@ async def test_a_pci_function_is_assigned_to_one_device_at_a_time() -> None:
             await one.modify(add(PCI, functions(1)))
         for vm in (one, two):
             with expect_refusal(HResult.ERROR_SHARING_VIOLATION):
-                await vm.modify(add(virtual_pci_path("other"), functions(1, 0)))
+                await vm.modify(add(VirtualPci("other").path, functions(1, 0)))
         await two.modify(add(PCI, functions(1)))
         await one.modify(remove(PCI))
-        await two.modify(add(virtual_pci_path("other"), functions(0)))
+        await two.modify(add(VirtualPci("other").path, functions(0)))
         await two.terminate()
         assert [line for line in backend.leftovers() if "PCI" in line] == []
 
@@ -158,7 +158,7 @@ async def test_the_pci_devices_of_the_document_are_assigned_from_the_start() -> 
 
 async def test_a_pipe_is_mapped_once_and_has_no_settings() -> None:
     async with running(wcow()) as system:
-        path = mapped_pipe_path(PIPE)
+        path = MappedPipe(PIPE).path
         with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(add(path, {"Name": "x"}))
         with expect_refusal(HResult.ERROR_NOT_FOUND):
@@ -166,7 +166,7 @@ async def test_a_pipe_is_mapped_once_and_has_no_settings() -> None:
         await system.modify(add(path))
         assert system.vm.tree.pipes.pipes == [PIPE]
         with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
-            await system.modify(add(mapped_pipe_path(PIPE.upper())))
+            await system.modify(add(MappedPipe(PIPE.upper()).path))
         with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(update(path))
         await system.modify(remove(path))
@@ -191,7 +191,7 @@ async def test_there_are_two_serial_ports() -> None:
 
 
 async def test_a_socket_service_is_made_by_an_update_and_removed_without_complaint() -> None:
-    path = hvsocket_service_path(SERVICE)
+    path = SocketService(SERVICE).path
     async with running() as system:
         await system.modify(remove(path))
         await system.modify(update(path, {"BindSecurityDescriptor": "D:P", "AllowWildcardBinds": True}))
@@ -203,12 +203,12 @@ async def test_a_socket_service_is_made_by_an_update_and_removed_without_complai
         await system.modify(remove(path))
         assert system.vm.tree.sockets.services == {}
         with expect_refusal(HResult.E_INVALIDARG):
-            await system.modify(update(hvsocket_service_path("not-a-guid"), {}))
+            await system.modify(update(SocketService("not-a-guid").path, {}))
 
 
 async def test_memory_is_set_without_a_request_type() -> None:
     async with running() as system:
-        await system.modify({"ResourcePath": MEMORY_SIZE_PATH, "Settings": 3074})
+        await system.modify({"ResourcePath": MemorySize.PATH, "Settings": 3074})
         assert system.vm.tree.topology.size_in_mb == 3074
 
 
@@ -227,14 +227,14 @@ async def test_memory_is_set_without_a_request_type() -> None:
 async def test_memory_is_an_even_number_of_megabytes_that_the_host_has(size: object, code: int) -> None:
     async with running() as system:
         with expect_refusal(code):
-            await system.modify(update(MEMORY_SIZE_PATH, size))
+            await system.modify(update(MemorySize.PATH, size))
         assert system.vm.tree.topology.size_in_mb == 1024
 
 
 async def test_processor_limits_and_the_group_are_set() -> None:
     async with running() as system:
-        await system.modify({"ResourcePath": CPU_LIMITS_PATH, "Settings": {"Limit": 5000, "Weight": 100}})
-        await system.modify({"ResourcePath": CPU_GROUP_PATH, "Settings": {"Id": SERVICE}})
+        await system.modify({"ResourcePath": CpuLimits.PATH, "Settings": {"Limit": 5000, "Weight": 100}})
+        await system.modify({"ResourcePath": CpuGroupAssignment.PATH, "Settings": {"Id": SERVICE}})
         assert system.vm.tree.inventory()["ComputeTopology"]["Processor"] == {
             "Count": 2,
             "Limit": 5000,
@@ -246,12 +246,12 @@ async def test_processor_limits_and_the_group_are_set() -> None:
 @pytest.mark.parametrize(
     ("path", "settings"),
     [
-        (CPU_LIMITS_PATH, {"Limit": 100_001}),
-        (CPU_LIMITS_PATH, {"Limit": -1}),
-        (CPU_LIMITS_PATH, {"Weight": 10_001}),
-        (CPU_LIMITS_PATH, {"Reservation": 100_001}),
-        (CPU_GROUP_PATH, {"Id": ""}),
-        (CPU_GROUP_PATH, {"Id": "group"}),
+        (CpuLimits.PATH, {"Limit": 100_001}),
+        (CpuLimits.PATH, {"Limit": -1}),
+        (CpuLimits.PATH, {"Weight": 10_001}),
+        (CpuLimits.PATH, {"Reservation": 100_001}),
+        (CpuGroupAssignment.PATH, {"Id": ""}),
+        (CpuGroupAssignment.PATH, {"Id": "group"}),
     ],
 )
 async def test_processor_settings_have_bounds(path: str, settings: JSON) -> None:
@@ -263,7 +263,7 @@ async def test_processor_settings_have_bounds(path: str, settings: JSON) -> None
 async def test_the_topology_cannot_be_removed() -> None:
     async with running() as system:
         with expect_refusal(HResult.E_INVALIDARG):
-            await system.modify(remove(MEMORY_SIZE_PATH))
+            await system.modify(remove(MemorySize.PATH))
 
 
 @pytest.mark.parametrize(
@@ -274,9 +274,9 @@ async def test_the_topology_cannot_be_removed() -> None:
         (add("VirtualMachine/Devices/Scsi/x/Attachments/one"), HResult.E_INVALIDARG),
         (add("VirtualMachine/ComputeTopology/Gpu"), HResult.ERROR_NOT_SUPPORTED),
         (add("VirtualMachine/Devices/FlexibleIov/x"), HResult.ERROR_NOT_SUPPORTED),
-        ({"ResourcePath": MEMORY_SIZE_PATH, "RequestType": "Grow"}, HResult.HCS_E_INVALID_JSON),
+        ({"ResourcePath": MemorySize.PATH, "RequestType": "Grow"}, HResult.HCS_E_INVALID_JSON),
         ({"ResourcePath": 5}, HResult.HCS_E_INVALID_JSON),
-        ({"Path": MEMORY_SIZE_PATH}, HResult.HCS_E_INVALID_JSON),
+        ({"Path": MemorySize.PATH}, HResult.HCS_E_INVALID_JSON),
         ({"Settings": {1, 2}}, HResult.HCS_E_INVALID_JSON),
         ([], HResult.HCS_E_INVALID_JSON),
     ],

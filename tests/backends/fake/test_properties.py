@@ -25,7 +25,7 @@ from uvm.backends.fake import FakeBackend, FakeClock, Latency
 from uvm.hresult import HResult
 from uvm.schema.json import from_json
 from uvm.schema.properties import Properties
-from uvm.schema.requests import CPU_GROUP_PATH
+from uvm.schema.requests import CpuGroupAssignment
 
 pytestmark = pytest.mark.anyio
 
@@ -102,7 +102,7 @@ async def test_the_processors_are_those_of_the_host() -> None:
 
 async def test_the_cpu_group_is_the_one_that_was_set() -> None:
     async with running() as system:
-        await system.modify({"ResourcePath": CPU_GROUP_PATH, "Settings": {"Id": SERVICE}})
+        await system.modify({"ResourcePath": CpuGroupAssignment.PATH, "Settings": {"Id": SERVICE}})
         told = (await system.properties("CpuGroup"))["PropertyResponses"]["CpuGroup"]["Response"]
         assert told == {"CpuGroups": [{"GroupId": SERVICE}]}
 

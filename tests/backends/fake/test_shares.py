@@ -21,7 +21,7 @@ from tests.backends.fake.support import (
     wcow,
 )
 from uvm.hresult import HResult
-from uvm.schema.requests import PLAN9_SHARES_PATH, VSMB_SHARES_PATH
+from uvm.schema.requests import Plan9Shares, VSMBShares
 
 pytestmark = pytest.mark.anyio
 
@@ -38,10 +38,10 @@ def p9(name: str = "0", path: str = SHARED, files: list[str] | None = None, flag
 
 async def test_smb_shares_are_there_by_name_until_they_are_removed() -> None:
     async with running(wcow()) as system:
-        await system.modify(add(VSMB_SHARES_PATH, smb("s1")))
-        await system.modify(add(VSMB_SHARES_PATH, smb("s2")))
+        await system.modify(add(VSMBShares.PATH, smb("s1")))
+        await system.modify(add(VSMBShares.PATH, smb("s2")))
         assert list(system.vm.tree.vsmb.shares) == ["s1", "s2"]
-        await system.modify(remove(VSMB_SHARES_PATH, {"Name": "s1"}))
+        await system.modify(remove(VSMBShares.PATH, {"Name": "s1"}))
         assert system.vm.tree.inventory()["VirtualSmb"]["Shares"] == [
             {"Name": "s2", "Path": SHARED, "Options": {}}
         ]
@@ -49,13 +49,13 @@ async def test_smb_shares_are_there_by_name_until_they_are_removed() -> None:
 
 async def test_9p_shares_are_there_by_name_until_they_are_removed() -> None:
     async with running() as system:
-        await system.modify(add(PLAN9_SHARES_PATH, p9("0")))
-        await system.modify(remove(PLAN9_SHARES_PATH, {"Name": "0", "AccessName": "0", "Port": 564}))
+        await system.modify(add(Plan9Shares.PATH, p9("0")))
+        await system.modify(remove(Plan9Shares.PATH, {"Name": "0", "AccessName": "0", "Port": 564}))
         assert system.vm.tree.plan9.shares == {}
 
 
 @pytest.mark.parametrize(
-    ("path", "share", "document"), [(VSMB_SHARES_PATH, smb(), wcow()), (PLAN9_SHARES_PATH, p9(), lcow())]
+    ("path", "share", "document"), [(VSMBShares.PATH, smb(), wcow()), (Plan9Shares.PATH, p9(), lcow())]
 )
 class TestEveryShare:
     async def test_a_name_is_taken_once(self, path: str, share: JSON, document: JSON) -> None:
@@ -106,7 +106,7 @@ class TestEveryShare:
     async def test_a_vm_without_the_device_has_no_shares(
         self, path: str, share: JSON, document: JSON
     ) -> None:
-        other = lcow() if path == VSMB_SHARES_PATH else wcow()
+        other = lcow() if path == VSMBShares.PATH else wcow()
         async with running(other) as system:
             with expect_refusal(HResult.ERROR_NOT_FOUND):
                 await system.modify(add(path, share))
@@ -114,8 +114,8 @@ class TestEveryShare:
 
 async def test_the_allowed_files_of_a_restricted_share_can_change_and_nothing_else() -> None:
     async with running(wcow()) as system:
-        await system.modify(add(VSMB_SHARES_PATH, smb(files=["a"], RestrictFileAccess=True)))
-        await system.modify(update(VSMB_SHARES_PATH, smb(files=["a", "b"], RestrictFileAccess=True)))
+        await system.modify(add(VSMBShares.PATH, smb(files=["a"], RestrictFileAccess=True)))
+        await system.modify(update(VSMBShares.PATH, smb(files=["a", "b"], RestrictFileAccess=True)))
         assert system.vm.tree.vsmb.shares["s1"].allowed_files == ["a", "b"]
         for other in (
             smb(files=["a"], RestrictFileAccess=True, ReadOnly=True),
@@ -124,24 +124,24 @@ async def test_the_allowed_files_of_a_restricted_share_can_change_and_nothing_el
             smb(files=[], RestrictFileAccess=True),
         ):
             with expect_refusal(HResult.E_INVALIDARG):
-                await system.modify(update(VSMB_SHARES_PATH, other))
+                await system.modify(update(VSMBShares.PATH, other))
 
 
 async def test_a_restricted_9p_share_can_change_its_allowed_files() -> None:
     async with running() as system:
-        await system.modify(add(PLAN9_SHARES_PATH, p9(files=["a"], flags=0x84)))
-        await system.modify(update(PLAN9_SHARES_PATH, p9(files=["b"], flags=0x84)))
+        await system.modify(add(Plan9Shares.PATH, p9(files=["a"], flags=0x84)))
+        await system.modify(update(Plan9Shares.PATH, p9(files=["b"], flags=0x84)))
         assert system.vm.tree.plan9.shares["0"].allowed_files == ["b"]
 
 
 async def test_the_shares_of_the_document_are_there_from_the_start() -> None:
     async with running(wcow(VirtualSmb={"Shares": [smb("os")]})) as system:
         with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
-            await system.modify(add(VSMB_SHARES_PATH, smb("os")))
+            await system.modify(add(VSMBShares.PATH, smb("os")))
 
 
 async def test_a_permissive_file_system_shares_anything() -> None:
     async with running() as system:
         backend_of(system).files.permissive = True
-        await system.modify(add(PLAN9_SHARES_PATH, p9(path=r"C:\anything")))
+        await system.modify(add(Plan9Shares.PATH, p9(path=r"C:\anything")))
         assert len(vm_of(system).tree.plan9.shares) == 1

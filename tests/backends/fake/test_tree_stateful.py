@@ -28,7 +28,7 @@ from tests.backends.fake.support import (
 from uvm.backends.fake import Checks, FakeBackend, FakeSystem
 from uvm.errors import HostError
 from uvm.hresult import HResult
-from uvm.schema.requests import PLAN9_SHARES_PATH
+from uvm.schema.requests import Plan9Shares
 
 FILES = [rf"C:\disks\{name}.vhdx" for name in "abc"]
 VMS = ("vm1", "vm2")
@@ -157,7 +157,7 @@ class Tree(Machine):
         else:
             expected = 0 if (vm, name) in self.shares else HResult.ERROR_NOT_FOUND
             self.shares.discard((vm, name))
-        self.check(vm, (add if adding else remove)(PLAN9_SHARES_PATH, share), expected)
+        self.check(vm, (add if adding else remove)(Plan9Shares.PATH, share), expected)
 
     @rule(vm=st.sampled_from(VMS))
     def crash_and_boot_anew(self, vm: str) -> None:

@@ -26,14 +26,14 @@ from tests.backends.fake.support import (
 from uvm._gcs.connection import GuestConnection
 from uvm.backends.fake import Checks, FakeBackend, FakeSystem, WindowsGuest
 from uvm.hresult import HResult
-from uvm.schema.requests import VSMB_SHARES_PATH, network_adapter_path
+from uvm.schema.requests import VirtualAdapter, VSMBShares
 
 pytestmark = pytest.mark.anyio
 
 VSMB = r"\\?\VMSMB\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}"
 NAMESPACE = {"ID": "NS-1", "NamespaceId": 3, "Type": "Host"}
 ENDPOINT = {"ID": "e-1", "HostComputeNamespace": "ns-1"}
-NIC = network_adapter_path("nic-1")
+NIC = VirtualAdapter("nic-1").path
 
 
 @asynccontextmanager
@@ -43,7 +43,7 @@ async def windows(
     async with running(wcow(), backend) as system:
         guest = system.vm.guest
         assert isinstance(guest, WindowsGuest)
-        await system.modify(add(VSMB_SHARES_PATH, {"Name": "s1", "Path": SHARED}))
+        await system.modify(add(VSMBShares.PATH, {"Name": "s1", "Path": SHARED}))
         async with guest_of(system) as connection:
             yield system, connection, guest
 
@@ -100,7 +100,7 @@ async def test_layers_are_combined_at_a_mounted_scratch_disk() -> None:
             await guest.modify(combine(r"c:\C1", rf"{VSMB}\s1"))
         with expect_guest_refusal(HResult.E_INVALIDARG):
             await guest.modify(mount(r"C:\c1", request_type="Remove"))
-        await system.modify(remove(VSMB_SHARES_PATH, {"Name": "s1"}))
+        await system.modify(remove(VSMBShares.PATH, {"Name": "s1"}))
         assert state.inconsistencies() == [rf"overlay at C:\c1 lacks its layer {VSMB}\s1\layer"]
         await guest.modify(combine(r"C:\c1", request_type="Remove"))
         await guest.modify(mount(r"C:\c1", request_type="Remove"))

@@ -18,13 +18,13 @@ from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.system import HCSSystem
 from uvm.errors import HostError
 from uvm.hresult import HResult
-from uvm.schema.requests import MEMORY_SIZE_PATH
+from uvm.schema.requests import MemorySize
 from uvm.testing.backends.checks import until
 
 pytestmark = pytest.mark.anyio
 
 ACCOUNT = '{"Error": -2147467259, "ErrorMessage": "it did not work"}'
-RESIZE = {"ResourcePath": MEMORY_SIZE_PATH, "RequestType": "Update", "Settings": 1024}
+RESIZE = {"ResourcePath": MemorySize.PATH, "RequestType": "Update", "Settings": 1024}
 CAT = {"CommandArgs": ["cat"], "CreateStdInPipe": True, "CreateStdOutPipe": True}
 
 OPERATIONS = 3000

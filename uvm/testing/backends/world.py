@@ -18,13 +18,7 @@ from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.options import LCOWOptions, WCOWOptions
 from uvm.schema.json import to_json
-from uvm.schema.requests import (
-    ADD,
-    MEMORY_SIZE_PATH,
-    REMOVE,
-    ModifySettingRequest,
-    scsi_attachment_path,
-)
+from uvm.schema.requests import ADD, REMOVE, MemorySize, ModifySettingRequest, scsi_attachment_path
 from uvm.testing.backends.rig import Rig
 
 S = TypeVar("S")
@@ -162,4 +156,4 @@ def detach_disk(lun: int = 0) -> JSON:
 
 def resize_memory(size_mb: int) -> JSON:
     """Return a request to change the size of the memory."""
-    return to_json(ModifySettingRequest(resource_path=MEMORY_SIZE_PATH, settings=size_mb))
+    return to_json(ModifySettingRequest(resource_path=MemorySize.PATH, settings=size_mb))
