@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections import deque
+from typing import Any, Self
 
 import pytest
 
@@ -25,19 +26,19 @@ class Door:
 
 
 @opens
-async def door(made: list[Door]) -> Door:
+async def door(made: deque[Door]) -> Door:
     made.append(Door())
     return made[-1]
 
 
 async def test_awaited_it_gives_the_thing_and_leaves_it_open() -> None:
-    made: list[Door] = []
+    made: deque[Door] = deque()
     assert await door(made) is made[0]
     assert (made[0].opened, made[0].closed) == (0, 0)
 
 
 async def test_entered_it_gives_the_thing_and_closes_it() -> None:
-    made: list[Door] = []
+    made: deque[Door] = deque()
     async with door(made) as entered:
         assert entered is made[0]
         assert (entered.opened, entered.closed) == (1, 0)
@@ -45,9 +46,9 @@ async def test_entered_it_gives_the_thing_and_closes_it() -> None:
 
 
 async def test_nothing_happens_before_it_is_awaited() -> None:
-    made: list[Door] = []
+    made: deque[Door] = deque()
     opening = door(made)
-    assert made == []
+    assert not made
     await opening
     assert len(made) == 1
 
@@ -62,7 +63,7 @@ async def test_it_is_awaited_or_entered_once(first: str, second: str) -> None:
         async with opening:
             pass
 
-    made: list[Door] = []
+    made: deque[Door] = deque()
     opening = door(made)
     await use(opening, first)
     with pytest.raises(RuntimeError, match="already awaited"):
@@ -71,6 +72,26 @@ async def test_it_is_awaited_or_entered_once(first: str, second: str) -> None:
 
 
 async def test_a_forgotten_await_warns() -> None:
-    forgotten = [door([])]
+    forgotten = [door(deque())]
     with pytest.warns(RuntimeWarning, match="'door' was never awaited"):
         forgotten.clear()
+
+
+@opens
+async def papers(items: list[Any], **document: Any) -> Any:
+    return Paper(items, document)
+
+
+class Paper(Door):
+    """Holds what it was opened with."""
+
+    def __init__(self, *given: Any) -> None:
+        self.given = given
+
+
+async def test_lists_and_documents_are_copied_before_it_is_awaited() -> None:
+    items, inner = ["a"], {"b": [1]}
+    opening = papers(items, inner=inner)
+    items.append("later")
+    inner["b"].append(2)
+    assert (await opening).given == (["a"], {"inner": {"b": [1]}})

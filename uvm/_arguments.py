@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Iterable, Mapping
 from enum import Enum
 from typing import TypeVar
@@ -28,6 +29,15 @@ def items_of(values: Iterable[T], what: str) -> tuple[T, ...]:
             f"{what} must be a sequence such as a list of strings, not one {type(values).__name__}"
         )
     return tuple(values)
+
+
+def copied(value: T) -> T:
+    """Return a copy of a list or document, which its caller may go on changing."""
+    try:
+        return copy.deepcopy(value)
+    except (RecursionError, TypeError):
+        # What cannot be copied cannot be written as JSON either, and is refused there.
+        return value
 
 
 def member_of(cls: type[E], value: object, what: str) -> E:

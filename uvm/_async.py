@@ -12,6 +12,8 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from uvm._arguments import copied
+
 A = ParamSpec("A")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
 
@@ -116,10 +118,19 @@ class Opening(Generic[C]):
 
 
 def opens(function: Callable[A, Coroutine[Any, Any, C]]) -> Callable[A, Opening[C]]:
-    """Have a coroutine function return an :class:`Opening` of what it returns."""
+    """Have a coroutine function return an :class:`Opening` of what it returns.
+
+    Lists and documents that the caller passes are copied at once: the call may be awaited later.
+    """
 
     @wraps(function)
     def opening(*args: A.args, **kwargs: A.kwargs) -> Opening[C]:
-        return Opening(function(*args, **kwargs))
+        # A ParamSpec says nothing of single arguments.
+        own: Any = [*map(_own, args)], {name: _own(value) for name, value in kwargs.items()}
+        return Opening(function(*own[0], **own[1]))
 
     return opening
+
+
+def _own(argument: object) -> object:
+    return copied(argument) if isinstance(argument, list | dict) else argument

@@ -50,7 +50,7 @@ def test_the_recorded_script() -> None:
                 SharedDirectory(*given)
             continue
         share = SharedDirectory(*given)
-        check_share(26100, share)
+        check_share(26100, "\\", share)
         tickets[op["as"]], sent = add(ledger, device.new_key(), share)
         assert sent == requests
     assert len(ledger) == 0
@@ -59,12 +59,12 @@ def test_the_recorded_script() -> None:
 @pytest.mark.parametrize(("build", "possible"), [(17763, False), (18361, False), (18362, True)])
 def test_files_can_be_hidden_from_build_18362_on(build: int, possible: bool) -> None:
     share = SharedDirectory("C:\\d", "/mnt", restrict=True, allowed_files=("f",))
-    check_share(build, SharedDirectory("C:\\d", "/mnt"))
+    check_share(build, "\\", SharedDirectory("C:\\d", "/mnt"))
     if possible:
-        check_share(build, share)
+        check_share(build, "\\", share)
     else:
         with pytest.raises(NotSupportedError, match=f"takes Windows build 18362, and this is {build}"):
-            check_share(build, share)
+            check_share(build, "\\", share)
 
 
 def test_the_same_directory_twice_is_two_shares() -> None:

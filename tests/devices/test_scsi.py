@@ -327,10 +327,10 @@ def test_what_only_the_other_guest_can_mount_is_refused() -> None:
 
 
 def test_a_mount_checks_itself() -> None:
-    with pytest.raises(OptionsError, match="list of strings"):
-        Mount(options="ro")
-    with pytest.raises(OptionsError, match="partition"):
-        Mount(partition=-1)
+    wrong: dict[str, Any] = {"options": "ro", "partition": -1, "encrypted": "no", "filesystem": 4}
+    for name, value in wrong.items():
+        with pytest.raises(OptionsError, match=f"Mount.{name} must be"):
+            Mount(**{name: value})
 
 
 def test_a_mount_drops_its_attachment_when_it_is_gone() -> None:

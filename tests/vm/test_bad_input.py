@@ -40,10 +40,11 @@ from uvm.errors import (
     UVMError,
     VMExitedError,
 )
+from uvm.schema.devices import VirtualSmbShareOptions
 
 pytestmark = pytest.mark.anyio
 
-Use = Callable[[uvm.UtilityVM], Awaitable[Any]]
+Use = Callable[[Any], Awaitable[Any]]
 MISSING = r"C:\missing\disk.vhdx"
 
 
@@ -184,6 +185,28 @@ LINUX_ARGUMENTS: dict[str, tuple[Use, str]] = {
     "no memory": (lambda vm: vm.update_memory(0), "at least"),
     "no CPU group": (lambda vm: vm.set_cpu_group(""), "CPU group id"),
     "a service that is no GUID": (lambda vm: vm.remove_hvsocket_service("me"), "GUID"),
+    "a mount that is none": (lambda vm: vm.scsi.attach(DISK, mount="/mnt"), "a Mount"),
+    "a filter of a Linux guest": (
+        lambda vm: vm.layers.combine("/r", ["/a"], filter_type="UnionFS"),
+        "filter_type: no effect",
+    ),
+    "an id of a Linux layer": (lambda vm: vm.layers.combine("/r", [("a", "/a")]), "ids of layers: no effect"),
+    "a layer that is none": (lambda vm: vm.layers.combine("/r", [5]), "neither a str"),
+    "files of a share that is not restricted": (
+        lambda vm: vm.plan9.add(SHARED, "/mnt", allowed_names=["a"]),
+        "no effect without restrict",
+    ),
+    "files elsewhere": (
+        lambda vm: vm.plan9.add(SHARED, "/mnt", restrict=True, allowed_names=["..\\a"]),
+        "no name of a file",
+    ),
+    "a VMBus GUID that is none": (lambda vm: vm.vpci.assign("PCI\\A", vmbus_guid="me"), "GUID"),
+    "no function of a device": (lambda vm: vm.vpci.assign("PCI\\A", -1), "function"),
+    "a device at no path": (lambda vm: vm.vpci.assign(""), "empty"),
+    "an adapter's id that is no GUID": (
+        lambda vm: vm.network.add_endpoint(NAMESPACE, {"ID": "e"}, nic_id="me"),
+        "GUID",
+    ),
 }
 
 
@@ -198,6 +221,20 @@ WINDOWS_ARGUMENTS: dict[str, tuple[Use, str]] = {
     "no named pipe": (lambda vm: vm.pipes.add(r"C:\pipe"), "not a named pipe"),
     "a named pipe without a name": (lambda vm: vm.pipes.add("\\\\.\\pipe\\"), "not a named pipe"),
     "shown at no path": (lambda vm: vm.share(SHARED, ""), "guest path"),
+    "options that are none": (lambda vm: vm.vsmb.add(SHARED, options={"ReadOnly": True}), "are VirtualSmb"),
+    "read-only, by other options": (
+        lambda vm: vm.vsmb.add(SHARED, read_only=True, options=VirtualSmbShareOptions()),
+        "options.read_only is False",
+    ),
+    "a scratch of a Windows root": (
+        lambda vm: vm.layers.combine(r"C:\r", [("a", r"C:\a")], scratch_path=r"C:\s"),
+        "scratch_path: no effect",
+    ),
+    "no filter": (lambda vm: vm.layers.combine(r"C:\r", [("a", r"C:\a")], filter_type="zfs"), "filter_type"),
+    "a root of choice": (
+        lambda vm: vm.mount_layers("c1", [uvm.WCOWLayer(SHARED, "a")], DISK, root=r"C:\r"),
+        "leave out root",
+    ),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 from attrs import define, frozen
 
@@ -12,7 +11,7 @@ from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
 from uvm._names import guest_path_key
-from uvm.devices.layers import Combination, CombinedLayers
+from uvm.devices.layers import Combination, CombinedLayers, FilterType
 from uvm.errors import NotAttachedError
 
 
@@ -78,14 +77,15 @@ class LayersBus(Bus):
         *,
         scratch_path: str = "",
         container_id: str = "",
-        filter_type: Literal["", "WCIFS", "UnionFS"] = "",
+        filter_type: FilterType = "",
     ) -> CombinedLease:
         """Combine layers that the guest has to a root file system. Await it, or enter it.
 
         :param root: the path of the root, in the guest.
         :param layers: their paths in the guest, top-most first; for Windows each as (id, path).
         :param scratch_path: where writes go, for Linux; Windows writes to ``root``, which is the scratch.
-        :raises OptionsError: other layers are combined at that root.
+        :param filter_type: the filter of a Windows guest, ``WCIFS`` by default.
+        :raises OptionsError: other layers are combined at that root, or the guest does not read an argument.
         """
         os = self._context.plan.os
         combination = Combination.of(

@@ -16,6 +16,7 @@ from uvm.backend import JSON
 from uvm.devices.network import Adapter, Adapters, Namespaces, adapter_key
 from uvm.errors import NotAttachedError, OptionsError
 from uvm.options import LCOWOptions
+from uvm.options.checks import guid_of
 from uvm.schema.json import from_json
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
 
@@ -147,7 +148,7 @@ class NetworkBus(Bus):
         """
         network = self._context.backend.network
         self._context.link.check_running()
-        document = await network.namespace(namespace) if isinstance(namespace, str) else dict(namespace)
+        document = await network.namespace(namespace) if isinstance(namespace, str) else namespace
         model = from_json(HostComputeNamespace, document)
         if not model.id:
             raise OptionsError("no network namespace was added: its document has no ID")
@@ -170,15 +171,16 @@ class NetworkBus(Bus):
         """
         backend = self._context.backend
         self._context.link.check_running()
-        document = await backend.network.endpoint(endpoint) if isinstance(endpoint, str) else dict(endpoint)
+        document = await backend.network.endpoint(endpoint) if isinstance(endpoint, str) else endpoint
         model = from_json(HostComputeEndpoint, document)
         if not model.id:
             raise OptionsError("no adapter was added: the document of its endpoint has no ID")
+        nic_id = guid_of(nic_id or backend.new_id(), "the id of an adapter")
         entry = self._namespaces.ledger.get(guid_key(namespace_id))
         if entry is None or not entry.holders:
             raise NotAttachedError(f"{self._context.vm_id} is not in the network namespace {namespace_id}")
         namespace = await self._namespaces.acquire(entry.key, next(entry.members()))
-        wanted = Adapter.joining(nic_id or backend.new_id(), model, namespace.slot)
+        wanted = Adapter.joining(nic_id, model, namespace.slot)
         try:
             adapter = self._adapters.start(adapter_key(entry.key, model.id), wanted, parent=namespace)
         except BaseException:

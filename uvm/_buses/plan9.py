@@ -79,7 +79,8 @@ class Plan9Bus(Bus):
 
         :param restrict: share only the files of ``allowed_names``, which are names in that directory; the
             guest sees them in a directory at ``guest_path``.
-        :raises OptionsError: the path is no absolute one, or there is no guest path.
+        :raises OptionsError: the path is no absolute one, there is no guest path, or ``allowed_names`` are
+            not names, or have no effect without ``restrict``.
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
         :raises NotSupportedError: the guest is Windows, or the host is too old to restrict a share.
         """
@@ -96,7 +97,7 @@ class Plan9Bus(Bus):
         """Share a directory, whose path is sent as it is."""
         context = self._context
         context.need_guest("Plan9", "linux")
-        check_share(context.host.build, share)
+        check_share(context.host.build, context.host.path.sep, share)
         context.check_writable_share(share.path, share.read_only)
         context.link.check_running()
         hold = await self._shares.acquire(self._device.new_key(), share)

@@ -126,6 +126,8 @@ class ScsiBus(Bus):
         """
         self._context.link.check_running()
         type = member_of(DiskType, type, "type")
+        if not isinstance(mount, Mount | None):
+            raise OptionsError(f"{path} was not attached: mount is a Mount, not {mount!r}")
         named, evd_type = await self._named(path, type)
         key = DiskKey(named.key, type, evd_type, read_only)
         if mount is not None:

@@ -8,9 +8,10 @@ from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold
 from uvm._buses.lease import Lease
-from uvm._names import pci_key
+from uvm._names import pci_key, text_of
 from uvm.devices.vpci import DeviceKey, PciDevice, PciDevices
-from uvm.errors import NotAttachedError
+from uvm.errors import NotAttachedError, OptionsError
+from uvm.options.checks import U16, guid_of, whole
 
 
 @define(eq=False)
@@ -67,8 +68,12 @@ class VPCIBus(Bus):
         with one more reference.
 
         :param vmbus_guid: the GUID that it gets on the VM's VMBus; a fresh one by default.
+        :raises OptionsError: an argument is of the wrong kind, or another device has that GUID.
         """
-        device = PciDevice(instance_path, function, vmbus_guid or self._context.backend.new_id())
+        if allowed := whole(U16)(function):
+            raise OptionsError(f"the function of a PCI device is {allowed}, not {function!r}")
+        vmbus_guid = guid_of(vmbus_guid or self._context.backend.new_id(), "a VMBus GUID")
+        device = PciDevice(text_of(instance_path, "a PCI device"), function, vmbus_guid)
         hold = await self._devices.acquire(device.key, device)
         return VPCILease(hold, instance_path, function, hold.slot)
 

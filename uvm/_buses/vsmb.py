@@ -24,7 +24,7 @@ from uvm.devices.vsmb import (
     file_options,
     guest_path,
 )
-from uvm.errors import NotAttachedError
+from uvm.errors import NotAttachedError, OptionsError
 from uvm.options import WCOWOptions
 from uvm.schema.devices import VirtualSmbShareOptions
 
@@ -114,12 +114,18 @@ class VSMBBus(Bus):
         because the guest may have its files mapped; the same directory again then gets the same share.
 
         :param options: the share's options in place of :meth:`default_options`; ``read_only`` is theirs.
-        :raises OptionsError: the path is no absolute one.
+        :raises OptionsError: the path is no absolute one, or `read_only` is asked for beside other options.
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
         :raises HostPathError: nothing is at that path.
         :raises NotSupportedError: the guest is Linux.
         """
-        return Opening(self._add(path, evolve(options) if options else self.default_options(read_only)))
+        if options is None:
+            return Opening(self._add(path, self.default_options(read_only)))
+        if not isinstance(options, VirtualSmbShareOptions):
+            raise OptionsError(f"{path} was not shared: options are VirtualSmbShareOptions, not {options!r}")
+        if read_only and not options.read_only:
+            raise OptionsError(f"{path} was not shared: read_only=True, but options.read_only is False")
+        return Opening(self._add(path, evolve(options)))
 
     async def _add(self, path: HostPath, options: VirtualSmbShareOptions) -> VSMBLease:
         context = self._context

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from uvm._async import opens
+from uvm._arguments import copied
+from uvm._async import Opening
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.access import GuestFeatures
 from uvm._guest.container import Container
@@ -73,14 +74,13 @@ class GuestServices(Part, ProcessHost):
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
         return await self._asked._start(wanted, pipes)
 
-    @opens
-    async def create_container(
+    def create_container(
         self,
         container_id: str,
         spec: Mapping[str, Any] | HostedSystem,
         *,
         root: RootFileSystem | None = None,
-    ) -> Container:
+    ) -> Opening[Container]:
         """Create a container in the guest; it is not started. Await it, or enter it.
 
         Entered, it is ended at the end of the ``async with``, and its state deleted: at once, or while its
@@ -96,6 +96,11 @@ class GuestServices(Part, ProcessHost):
         :raises HostError: through HCS, HCS refused, or the guest that it asked. The id is one of a compute
             system of the host then.
         """
+        return Opening(self._create_container(container_id, copied(spec), root))
+
+    async def _create_container(
+        self, container_id: str, spec: Mapping[str, Any] | HostedSystem, root: RootFileSystem | None
+    ) -> Container:
         guest = self._asked
         check_container_id(container_id)
         if self._context.plan.os == "windows":

@@ -27,6 +27,7 @@ from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError
 from uvm.options import LCOWOptions
+from uvm.options.checks import U32, Checked, go, text, whole
 
 #: The directory of containers in Linux guests (hcsshim internal/guestpath).
 LCOW_CONTAINERS = "/run/gcs/c"
@@ -35,26 +36,26 @@ L = TypeVar("L", bound=Lease)
 
 
 @frozen
-class LCOWLayer:
+class LCOWLayer(Checked):
     """A read-only layer of a Linux container.
 
     :ivar path: its VHD on the host.
     :ivar partition: the partition that holds it, from 1; 0 for the whole disk.
     """
 
-    path: str = field(converter=text_of)
-    partition: int = 0
+    path: str = field(converter=text_of, metadata=go(None, text))
+    partition: int = field(default=0, metadata=go(None, whole(U32)))
 
 
 @frozen
-class WCOWLayer:
+class WCOWLayer(Checked):
     """A read-only layer of a Windows container.
 
     :ivar path: its directory on the host; :ivar id: its GUID, as it was imported.
     """
 
-    path: str = field(converter=text_of)
-    id: str
+    path: str = field(converter=text_of, metadata=go(None, text))
+    id: str = field(metadata=go(None, text))
 
 
 async def add_layer(vm: Devices, layer: LCOWLayer) -> VPMemLease | ScsiLease:
@@ -181,6 +182,8 @@ def mount_layers(
             f"a root file system in {vm._context.vm_id} takes a container id and one or more "
             f"{kind.__name__}; given were {container_id!r} and {given}"
         )
+    if kind is WCOWLayer and root:
+        raise OptionsError("the root of a Windows container is its scratch disk's mount; leave out root")
     if kind is LCOWLayer:
         return Opening(_mount_lcow(vm, container_id, given, scratch_path, root))
     return Opening(_mount_wcow(vm, container_id, given, scratch_path))

@@ -12,7 +12,7 @@ from uvm._vm.statistics import VMStatistics, read_assigned_memory_bytes, read_st
 from uvm.backend import JSON
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import HvSocketService
-from uvm.options.checks import U32, U64, guid, plain_guid, text, whole
+from uvm.options.checks import U32, U64, guid_of, plain_guid, text, whole
 from uvm.options.common import MAX_PROCESSOR_LIMIT, MAX_PROCESSOR_WEIGHT
 from uvm.schema.common import MIB, V20H2
 from uvm.schema.guest import RESOURCE_POD_CGROUP_MEMORY_LIMIT
@@ -115,13 +115,13 @@ class RuntimeSettings(Part):
         """
         if not isinstance(service, HvSocketService):
             raise OptionsError(f"a service is an HvSocketService, not a {type(service).__name__}")
-        path = SocketService(_guid(service_id)).path
+        path = SocketService(guid_of(service_id, "a service id")).path
         config = hvsocket_service(service)
         await self.modify(ModifySettingRequest(resource_path=path, request_type=UPDATE, settings=config))
 
     async def remove_hvsocket_service(self, service_id: str) -> None:
         """Remove an hvsocket service from the VM's table."""
-        path = SocketService(_guid(service_id)).path
+        path = SocketService(guid_of(service_id, "a service id")).path
         await self.modify(ModifySettingRequest(resource_path=path, request_type=REMOVE))
 
     async def update_container_memory_limits(self) -> None:
@@ -169,10 +169,3 @@ def _whole(name: str, value: Any, maximum: int) -> int:
         raise OptionsError(f"{name} must be {allowed}, not {value!r}; nothing was sent")
     number: int = value
     return number
-
-
-def _guid(service_id: str) -> str:
-    plain = plain_guid(service_id)
-    if (allowed := guid(plain)) is not None:
-        raise OptionsError(f"a service id is {allowed}, not {service_id!r}")
-    return plain

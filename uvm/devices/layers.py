@@ -11,16 +11,19 @@ Source: hcsshim ``internal/uvm/combine_layers.go``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from attrs import field, frozen
 
 from uvm._names import GuestOS, guest_path, guest_path_key, guid_key, guid_text
 from uvm.devices.base import REMOVE, Operation, Step
 from uvm.devices.kinds import FirstComeDevice, NamedByKey
+from uvm.errors import OptionsError
 from uvm.schema import guest, requests
 from uvm.schema.common import Layer
 from uvm.schema.requests import ModificationRequest
+
+FilterType: TypeAlias = Literal["", "WCIFS", "UnionFS"]
 
 
 @frozen
@@ -50,13 +53,14 @@ class Combination:
         layers: Iterable[str | tuple[str, str]],
         scratch_path: str = "",
         container_id: str = "",
-        filter_type: Literal["", "WCIFS", "UnionFS"] = "",
+        filter_type: FilterType = "",
     ) -> Combination:
         """Return the combination of layers, each a path or (id, path), at a root.
 
-        :raises OptionsError: a path is relative, or the root is empty.
+        :raises OptionsError: a path is relative, the root is empty, or the guest does not read an argument.
         """
-        pairs = [("", layer) if isinstance(layer, str) else layer for layer in layers]
+        pairs = [_layer(layer) for layer in layers]
+        _check_effects(os, root, scratch_path, filter_type, any(layer_id for layer_id, _ in pairs))
         paths = [*(path for _, path in pairs), *([scratch_path] if scratch_path else [])]
         cleaned = [guest_path(path, os) for path in paths]
         folded = [guest_path_key(path, os) for path in cleaned]
@@ -68,6 +72,24 @@ class Combination:
             filter_type="" if filter_type == "WCIFS" else filter_type,
             places=(*folded, *(guid_key(layer_id) for layer_id, _ in pairs)),
         )
+
+
+def _layer(layer: object) -> tuple[str, str]:
+    """Return the id and the path of a layer, which may be a path alone."""
+    pair = layer if isinstance(layer, tuple) else ("", layer)
+    if len(pair) != 2 or not isinstance(pair[0], str):
+        raise OptionsError(f"a layer is a path, or an id and a path, not {layer!r}; nothing was combined")
+    return pair
+
+
+def _check_effects(os: GuestOS, root: str, scratch_path: str, filter_type: str, ids: bool) -> None:
+    """Refuse what no guest of that kind reads."""
+    if os == "windows":
+        wrong = {"scratch_path": scratch_path, "filter_type": filter_type not in get_args(FilterType)}
+    else:
+        wrong = {"filter_type": filter_type, "ids of layers": ids}
+    if names := [name for name, given in wrong.items() if given]:
+        raise OptionsError(f"{root} was not combined: {', '.join(names)}: no effect on a {os} guest")
 
 
 class CombinedLayers(NamedByKey[Combination, Combination], FirstComeDevice[str, Combination, str]):

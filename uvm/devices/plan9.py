@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from uvm._names import guest_path
+from uvm._names import guest_path, text_of
 from uvm.devices.base import REMOVE, Operation, Step
 from uvm.devices.kinds import FirstComeDevice
-from uvm.errors import NotSupportedError
+from uvm.errors import NotSupportedError, OptionsError
 from uvm.schema import guest, requests
 from uvm.schema.common import V19H1
 from uvm.schema.devices import (
@@ -49,12 +49,19 @@ class SharedDirectory:
     allowed_files: tuple[str, ...] = ()
 
 
-def check_share(build: int, share: SharedDirectory) -> None:
+def check_share(build: int, separator: str, share: SharedDirectory) -> None:
     """Refuse what cannot be shared.
 
-    :param build: the host's Windows build.
+    :param build: the host's Windows build; :param separator: of its paths.
+    :raises OptionsError: ``allowed_files`` are not names in the directory, or have no effect.
     :raises NotSupportedError: files of a share cannot be hidden on that build.
     """
+    if share.allowed_files and not share.restrict:
+        raise OptionsError(f"{share.path} was not shared: allowed_names: no effect without restrict=True")
+    for name in share.allowed_files:
+        text = text_of(name, "allowed_names")
+        if text in (".", "..") or "/" in text or separator in text:
+            raise OptionsError(f"{share.path} was not shared: allowed_names: {name!r} is no name of a file")
     # Older 9p servers cannot hide files.
     if share.restrict and build < V19H1:
         raise NotSupportedError(

@@ -24,12 +24,12 @@ from typing import Any, Literal, NamedTuple
 
 from attrs import evolve, field, frozen
 
-from uvm._arguments import items_of
 from uvm._names import PathFlavour, guest_path, guest_path_key, host_path_key
 from uvm.devices.base import REMOVE, Operation, Step
 from uvm.devices.kinds import FirstComeDevice, PresentOrAbsent
 from uvm.devices.slots import Slots
 from uvm.errors import NoSpaceError, NotSupportedError, OptionsError
+from uvm.options.checks import U32, Checked, each, flag, go, items_or_value, path, text, whole
 from uvm.schema import guest, requests
 from uvm.schema.devices import Attachment
 from uvm.schema.requests import ModificationRequest, ModifySettingRequest, scsi_attachment_path
@@ -183,17 +183,8 @@ def _detach(slot: ScsiSlot, eject: bool) -> tuple[Step, ...]:
     )
 
 
-def _options(options: Iterable[str]) -> tuple[str, ...]:
-    return items_of(options, "options of a mount")
-
-
-def _not_negative(mount: Mount, attribute: Any, value: int) -> None:
-    if value < 0:
-        raise OptionsError(f"{attribute.name} of a mount is 0 (the whole disk) or more, not {value}")
-
-
 @frozen(kw_only=True)
-class Mount:
+class Mount(Checked):
     """How a disk is mounted in the guest. All but ``guest_path`` is for Linux guests, save the ReFS format.
 
     :ivar partition: which partition, from 1; 0 is the whole disk.
@@ -206,14 +197,14 @@ class Mount:
     :ivar guest_path: where; empty for a path that is made up.
     """
 
-    partition: int = field(default=0, validator=_not_negative)
-    encrypted: bool = False
-    options: tuple[str, ...] = field(default=(), converter=_options)
-    ensure_filesystem: bool = False
-    filesystem: str = ""
-    block_device: bool = False
-    format_with_refs: bool = False
-    guest_path: str = ""
+    partition: int = field(default=0, metadata=go(None, whole(U32)))
+    encrypted: bool = field(default=False, metadata=go(None, flag))
+    options: tuple[str, ...] = field(default=(), converter=items_or_value, metadata=go(None, each(text)))
+    ensure_filesystem: bool = field(default=False, metadata=go(None, flag))
+    filesystem: str = field(default="", metadata=go(None, text))
+    block_device: bool = field(default=False, metadata=go(None, flag))
+    format_with_refs: bool = field(default=False, metadata=go(None, flag))
+    guest_path: str = field(default="", converter=path, metadata=go(None, text))
 
 
 class MountKey(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -74,7 +73,8 @@ def check_fields(options: attrs.AttrsInstance) -> dict[str, Any]:
 
 def path(value: HostPath) -> str:
     """Return a path as text."""
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    fspath: Callable[[HostPath], str] | None = getattr(type(value), "__fspath__", None)
+    return value if fspath is None else fspath(value)  # type: ignore[return-value]
 
 
 def optional_path(value: HostPath | None) -> str | None:
@@ -97,6 +97,17 @@ def plain_guid(value: str) -> str:
     """Return a GUID without braces, in the case in which it was written."""
     given: Any = value
     return guid_text(given) if isinstance(given, str) else value
+
+
+def guid_of(value: str, what: str) -> str:
+    """Return a GUID without braces; `what` is what an error calls it.
+
+    :raises OptionsError: it is none.
+    """
+    plain = plain_guid(value)
+    if (allowed := guid(plain)) is not None:
+        raise OptionsError(f"{what} is {allowed}, not {value!r}")
+    return plain
 
 
 def whole(maximum: int, minimum: int = 0) -> Check:
