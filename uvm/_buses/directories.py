@@ -62,9 +62,10 @@ class DirectoryBus(Bus):
             for s in self._plan9.shares
             for name in s.allowed_names or ("",)
         ]
-        for entry in self._directories.attached():
-            assert entry.applied is not None
-            shown.append(SharedPath(entry.applied.host_path, entry.slot, entry.applied.read_only))
+        shown += [
+            SharedPath(share.host_path, entry.slot, share.read_only)
+            for entry, share in self._directories.attached()
+        ]
         return tuple(shown)
 
     @opens
@@ -99,11 +100,11 @@ class DirectoryBus(Bus):
         shown = ShownShare(lease.guest_path, read_only, lease.host_path, shown_at)
         try:
             self._check_same(shown)
-            hold = self._directories.start(self._key(shown_at), shown, parent=lease._hold)
+            hold = self._directories.acquire(self._key(shown_at), shown, parent=lease._hold)
         except UVMError as error:
-            await lease._hold.give_back(error)
+            await lease._hold.undo(error)
             raise
-        await self._directories.wait(hold)
+        await hold
         return SharedLease(hold, lease.host_path, hold.slot)
 
     async def _check_free(self, path: HostPath, guest_path: str, read_only: bool) -> None:

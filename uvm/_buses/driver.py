@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Iterator
 from enum import Enum
 from functools import partial
 from itertools import count
-from typing import Final, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import anyio
 import anyio.abc
@@ -54,6 +54,7 @@ from uvm.devices.base import (
 from uvm.devices.ledger import Ledger
 from uvm.errors import (
     AlreadyReleasedError,
+    NotAttachedError,
     UndoFailedError,
     UnknownOutcomeError,
     UVMError,
@@ -88,17 +89,12 @@ class HoldState(Enum):
     ENDED = "ended"
 
 
-_WAITING: Final = HoldState.WAITING
-_GRANTED: Final = HoldState.GRANTED
-_HELD: Final = HoldState.HELD
-_RELEASING: Final = HoldState.RELEASING
-_OWED: Final = HoldState.OWED
-_ENDED: Final = HoldState.ENDED
+_WAITING, _GRANTED, _HELD, _RELEASING, _OWED, _ENDED = HoldState
 
 
 @define(eq=False)
 class Hold(Generic[S_co]):
-    """One caller's interest in a device, and the ticket that it is at.
+    """One caller's interest in a device, and the ticket that it is at. Await it to have it granted.
 
     :ivar before: called before the device is added, if this hold is what it is added for.
     :ivar number: of two holds, the older has the lower one.
@@ -148,30 +144,44 @@ class Hold(Generic[S_co]):
         if (self.state is _RELEASING or self.state is _ENDED) and not self.link.exited.is_set():
             raise AlreadyReleasedError(f"{what!r} was released before")
 
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self._wait_granted().__await__()
+
+    async def _wait_granted(self) -> Self:
+        """Wait until it is granted. Cancelled or failed, nothing is left behind."""
+        try:
+            await self._wait_settled()
+        except BaseException:
+            self.abandon()
+            raise
+        if self.error is not None:
+            self.abandoned = True
+            raise own(self.error)
+        self.state = _HELD
+        return self
+
     def settle(self, state: HoldState) -> None:
         """End the wait for a grant or a release."""
         self.state = state
         if self._waker is not None:
             self._waker.set()
 
-    async def wait_settled(self) -> None:
+    async def _wait_settled(self) -> None:
         """Wait for :meth:`settle`."""
         if self.state is _WAITING or self.state is _RELEASING:
             # Most holds are never waited for, and an event is not cheap.
             self._waker = self._waker or anyio.Event()
             await self._waker.wait()
 
-    def drop(self) -> None:
+    def drop(self, *, abandoned: bool = False) -> None:
         """Release it. This takes effect at once; the VM's tasks do what follows."""
         self._waker = self.error = None
-        self.state, self.abandoned = _RELEASING, False
+        self.state, self.abandoned = _RELEASING, abandoned
         self._drop_ticket(self)
 
     def abandon(self) -> None:
         """Release it for no caller: if that is refused, it is an orphan."""
-        self._waker = self.error = None
-        self.state, self.abandoned = _RELEASING, True
-        self._drop_ticket(self)
+        self.drop(abandoned=True)
 
     @property
     def orphaned(self) -> bool:
@@ -188,14 +198,14 @@ class Hold(Generic[S_co]):
     async def wait_released(self) -> None:
         """Wait until what :meth:`drop` began is complete; cancelling stops only the waiting."""
         try:
-            await self.wait_settled()
+            await self._wait_settled()
         except BaseException:
             self.abandoned = True
             raise
         if self.error is not None:
             raise own(self.error)
 
-    async def give_back(self, error: UVMError) -> None:
+    async def undo(self, error: UVMError) -> None:
         """Release it because of an error, and wait until it is gone.
 
         :raises UndoFailedError: that failed as well.
@@ -247,24 +257,7 @@ class Driver(Generic[K, M, S, W]):
     _holds: dict[Ticket[K, M, S, W], Hold[object]] = field(factory=dict, init=False)
     _gates: dict[Hashable, anyio.Event] = field(factory=dict, init=False)
 
-    async def acquire(
-        self,
-        key: K,
-        member: M,
-        *,
-        before: Callable[[], Awaitable[None]] | None = None,
-        names: tuple[Hashable, ...] = (),
-    ) -> Hold[S]:
-        """Request a key and wait until it is attached. Cancelled or failed, nothing is left behind.
-
-        :param before: called first if it is not attached yet; if it raises, so does this.
-        :param names: what look-ups know it by; the last is its own.
-        """
-        hold = self.start(key, member, before=before, names=names)
-        await self.wait(hold)
-        return hold
-
-    def start(
+    def acquire(
         self,
         key: K,
         member: M,
@@ -273,9 +266,11 @@ class Driver(Generic[K, M, S, W]):
         before: Callable[[], Awaitable[None]] | None = None,
         names: tuple[Hashable, ...] = (),
     ) -> Hold[S]:
-        """Request a key without waiting for it.
+        """Request a key, and return the hold to await.
 
         :param parent: a hold on what it lives on. The ledger keeps it, unless this raises.
+        :param before: called first if it is not attached yet; if it raises, so does the hold.
+        :param names: what look-ups know it by; the last is its own.
         :raises NoSpaceError: there is no free slot.
         """
         self.link.check_running()
@@ -299,19 +294,6 @@ class Driver(Generic[K, M, S, W]):
         hold.settle(_HELD)
         return hold
 
-    @staticmethod
-    async def wait(hold: Hold[object]) -> None:
-        """Wait until a hold is granted."""
-        try:
-            await hold.wait_settled()
-        except BaseException:
-            hold.abandon()
-            raise
-        if hold.error is not None:
-            hold.abandoned = True
-            raise own(hold.error)
-        hold.state = _HELD
-
     def _drop(self, ticket: Ticket[K, M, S, W], hold: Hold[object]) -> None:
         if ticket.state is ENDED:
             # The VM exited, or another caller's acquire finished the removal that was refused.
@@ -326,9 +308,9 @@ class Driver(Generic[K, M, S, W]):
             return
         self._settle(self.ledger.drop(ticket))
 
-    def attached(self) -> list[Entry[K, M, S, W]]:
-        """Return the entries that are applied, in the order in which they came."""
-        return [entry for entry in self.ledger if entry.applied is not None]
+    def attached(self) -> list[tuple[Entry[K, M, S, W], W]]:
+        """Return the entries that are applied, each with what is, in the order in which they came."""
+        return [(entry, entry.applied) for entry in self.ledger if entry.applied is not None]
 
     def gone(self) -> None:
         """End every ticket, since the VM exited. Each wait for one raises VMExitedError."""
@@ -354,10 +336,6 @@ class Driver(Generic[K, M, S, W]):
     def orphans(self) -> Iterator[Hold[object]]:
         """Yield the holds on what is attached and has no caller, since its removal was refused."""
         return (hold for hold in self._holds.values() if hold.orphaned)
-
-    async def release_one(self, key: K, wanted: Callable[[M], bool] = lambda _: True) -> bool:
-        """Release the oldest hold on a key, whichever caller has it; return False if none has."""
-        return await release_oldest(self.holds_on(key, wanted))
 
     # What the ledger decided.
 
@@ -488,14 +466,16 @@ class Driver(Generic[K, M, S, W]):
         return Refused(error)
 
 
-async def release_oldest(holds: Iterable[Hold[object]]) -> bool:
-    """Release the oldest of some holds; return False if there is none."""
+async def release_oldest(holds: Iterable[Hold[object]], missing: str) -> None:
+    """Release the oldest of some holds.
+
+    :raises NotAttachedError: there is none; `missing` is the message.
+    """
     oldest = min(holds, key=lambda hold: hold.number, default=None)
     if oldest is None:
-        return False
+        raise NotAttachedError(missing)
     oldest.drop()
     await oldest.wait_released()
-    return True
 
 
 def is_refusal(error: Exception) -> bool:

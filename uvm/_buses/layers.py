@@ -9,10 +9,10 @@ from attrs import define, frozen
 from uvm._arguments import items_of
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
+from uvm._buses.driver import release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import guest_path_key
 from uvm.devices.layers import Combination, CombinedLayers, FilterType
-from uvm.errors import NotAttachedError
 
 
 @define(eq=False)
@@ -61,12 +61,11 @@ class LayersBus(Bus):
                 combined.container_id,
                 len(entry.holders),
             )
-            for entry in self._roots.attached()
-            if (combined := entry.applied)
+            for entry, combined in self._roots.attached()
         )
 
     def guest_paths(self) -> Iterable[str]:
-        """Return where in the guest layers are combined."""
+        """Return the paths in the guest at which layers are combined."""
         return (entry.key for entry in self._roots.ledger)
 
     @opens
@@ -98,9 +97,9 @@ class LayersBus(Bus):
         return CombinedLease(hold, hold.slot)
 
     async def remove(self, root: str) -> None:
-        """Give up the oldest reference to a root file system, by its path in the guest.
+        """Release the oldest lease of a root file system, by its path in the guest.
 
         :raises NotAttachedError: nothing is combined there.
         """
-        if not await self._roots.release_one(guest_path_key(root, self._context.plan.os)):
-            raise NotAttachedError(f"no layers are combined at {root} in {self._context.vm_id}")
+        holds = self._roots.holds_on(guest_path_key(root, self._context.plan.os))
+        await release_oldest(holds, f"no layers are combined at {root} in {self._context.vm_id}")

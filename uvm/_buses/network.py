@@ -9,7 +9,7 @@ from attrs import define, frozen
 
 from uvm._async import Opening, opens
 from uvm._buses.context import Bus, Context
-from uvm._buses.driver import Hold
+from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import guid_key
 from uvm.backend import JSON
@@ -121,7 +121,7 @@ class NetworkBus(Bus):
     @property
     def namespaces(self) -> tuple[str, ...]:
         """The ids of the network namespaces that the VM is in."""
-        return tuple(entry.slot for entry in self._namespaces.attached())
+        return tuple(entry.slot for entry, _ in self._namespaces.attached())
 
     @property
     def adapters(self) -> tuple[AttachedAdapter, ...]:
@@ -135,8 +135,7 @@ class NetworkBus(Bus):
                 endpoint.mac_address,
                 tuple(f"{ip.ip_address}/{ip.prefix_length}" for ip in endpoint.ip_configurations),
             )
-            for entry in self._adapters.attached()
-            if (endpoint := entry.applied)
+            for entry, endpoint in self._adapters.attached()
         )
 
     @opens
@@ -182,11 +181,11 @@ class NetworkBus(Bus):
         namespace = await self._namespaces.acquire(entry.key, next(entry.members()))
         wanted = Adapter.joining(nic_id, model, namespace.slot)
         try:
-            adapter = self._adapters.start(adapter_key(entry.key, model.id), wanted, parent=namespace)
+            adapter = self._adapters.acquire(adapter_key(entry.key, model.id), wanted, parent=namespace)
         except BaseException:
             namespace.abandon()
             raise
-        await self._adapters.wait(adapter)
+        await adapter
         return AdapterLease(adapter, adapter.slot, model.id, namespace.slot)
 
     async def setup(self, namespace_id: str) -> NamespaceLease:
@@ -229,10 +228,10 @@ class NetworkBus(Bus):
 
         :raises NotAttachedError: there is none for it.
         """
-        if not await self._adapters.release_one(adapter_key(namespace_id, endpoint_id)):
-            raise NotAttachedError(
-                f"{self._context.vm_id} has no adapter for the endpoint {endpoint_id} in {namespace_id}"
-            )
+        await release_oldest(
+            self._adapters.holds_on(adapter_key(namespace_id, endpoint_id)),
+            f"{self._context.vm_id} has no adapter for the endpoint {endpoint_id} in {namespace_id}",
+        )
 
     async def remove_namespace(self, namespace_id: str) -> None:
         """Take the VM out of a namespace, with its adapters; nothing happens where it is not in it."""

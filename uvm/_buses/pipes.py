@@ -6,10 +6,10 @@ from attrs import define, frozen
 
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
+from uvm._buses.driver import release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import HostPath, pipe_key, pipe_path
 from uvm.devices.pipes import Pipes
-from uvm.errors import NotAttachedError
 
 
 @define(eq=False)
@@ -45,7 +45,7 @@ class PipeBus(Bus):
     @property
     def pipes(self) -> tuple[MappedPipe, ...]:
         """The pipes that are mapped."""
-        return tuple(MappedPipe(entry.slot, len(entry.holders)) for entry in self._pipes.attached())
+        return tuple(MappedPipe(entry.slot, len(entry.holders)) for entry, _ in self._pipes.attached())
 
     @opens
     async def add(self, path: HostPath) -> PipeLease:
@@ -67,5 +67,5 @@ class PipeBus(Bus):
         :raises OptionsError: it is not the path of a named pipe.
         :raises NotAttachedError: it is not mapped.
         """
-        if not await self._pipes.release_one(pipe_key(path)):
-            raise NotAttachedError(f"{path} is not mapped into {self._context.vm_id}")
+        holds = self._pipes.holds_on(pipe_key(path))
+        await release_oldest(holds, f"{path} is not mapped into {self._context.vm_id}")

@@ -57,14 +57,14 @@ class Plan9Bus(Bus):
     @property
     def shares(self) -> tuple[Plan9Share, ...]:
         """The directories that are shared."""
-        shares = ((entry.slot, entry.applied) for entry in self._shares.attached())
         return tuple(
-            Plan9Share(s.path, s.guest_path, name, s.read_only, s.allowed_files) for name, s in shares if s
+            Plan9Share(share.path, share.guest_path, entry.slot, share.read_only, share.allowed_files)
+            for entry, share in self._shares.attached()
         )
 
     def guest_paths(self) -> Iterable[str]:
-        """Return where in the guest shares are mounted."""
-        return (entry.applied.guest_path for entry in self._shares.ledger if entry.applied is not None)
+        """Return the paths in the guest at which shares are mounted."""
+        return (share.guest_path for _, share in self._shares.attached())
 
     def add(
         self,

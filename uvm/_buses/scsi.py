@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from itertools import starmap
 
 from attrs import define, frozen
 
@@ -20,6 +21,7 @@ from uvm.devices.scsi import (
     DiskKey,
     DiskType,
     Mount,
+    MountKey,
     MountPlace,
     Mounts,
     ScsiSlot,
@@ -81,12 +83,12 @@ class ScsiBus(Bus):
     @property
     def disks(self) -> tuple[ScsiDisk, ...]:
         """The disks that are attached, without those that the VM was created with."""
-        return tuple(map(self._disk, self._disks.attached()))
+        return tuple(starmap(self._disk, self._disks.attached()))
 
-    def _disk(self, entry: Entry[DiskKey, str, ScsiSlot, str]) -> ScsiDisk:
-        mounts = [mount for mount in self._mounts.attached() if mount.key.slot == entry.slot]
+    def _disk(self, entry: Entry[DiskKey, str, ScsiSlot, str], path: str) -> ScsiDisk:
+        mounts = self._mounted(entry.slot)
         return ScsiDisk(
-            _shown(entry.key, entry.applied or ""),
+            _shown(entry.key, path),
             *entry.slot,
             entry.key.read_only,
             entry.key.type,
@@ -95,8 +97,12 @@ class ScsiBus(Bus):
             len(entry.holders) + sum(len(mount.holders) - 1 for mount in mounts),
         )
 
+    def _mounted(self, slot: ScsiSlot) -> list[Entry[MountKey, str, MountPlace, bool]]:
+        """Return the mounts of the disk at a slot."""
+        return [mount for mount, _ in self._mounts.attached() if mount.key.slot == slot]
+
     def guest_paths(self) -> Iterable[str]:
-        """Return where in the guest disks are mounted."""
+        """Return the paths in the guest at which disks are mounted."""
         return (entry.slot.path for entry in self._mounts.ledger if entry.slot.path)
 
     @opens
@@ -152,7 +158,7 @@ class ScsiBus(Bus):
         return HostName(sent, (evd_name(text, self._context.host.paths),)), evd_type
 
     def _check_mount(self, key: DiskKey, path: str, mount: Mount) -> None:
-        """Refuse, before anything is sent, a mount that cannot be."""
+        """Refuse, before anything is sent, a mount that is not possible."""
         entry = self._disks.ledger.get(key)
         check_mount(self._context.plan.os, ScsiSlot(0, 0) if entry is None else entry.slot, mount)
         wanted = None if entry is None else mount_key(entry.slot, mount, key.read_only)
@@ -169,12 +175,11 @@ class ScsiBus(Bus):
             # Only now is it known which controller a new disk is at.
             check_mount(self._context.plan.os, disk.slot, mount)
             key = mount_key(disk.slot, mount, read_only)
-            mounted = self._mounts.start(key, mount.guest_path, parent=disk)
+            mounted = self._mounts.acquire(key, mount.guest_path, parent=disk)
         except UVMError as error:
-            await disk.give_back(error)
+            await disk.undo(error)
             raise
-        await self._mounts.wait(mounted)
-        return mounted
+        return await mounted
 
     async def detach(self, path: HostPath, *, read_only: bool | None = None) -> None:
         """Release the oldest lease of a disk, by any path that :meth:`attach` took for it.
@@ -187,8 +192,7 @@ class ScsiBus(Bus):
             mounts = [mount.key for mount in self._mounts.ledger if mount.key.slot == disk.slot]
             holds += [hold for key in mounts for hold in self._mounts.holds_on(key)]
             holds += self._disks.holds_on(disk.key)
-        if not await release_oldest(holds):
-            raise NotAttachedError(f"{path} is not attached to {self._context.vm_id} over SCSI")
+        await release_oldest(holds, f"{path} is not attached to {self._context.vm_id} over SCSI")
 
     def _find(self, path: HostPath, read_only: bool | None) -> list[Entry[DiskKey, str, ScsiSlot, str]]:
         """Return what is attached of the disks that a path was taken for, the newest first."""
@@ -219,9 +223,8 @@ class ScsiBus(Bus):
         :raises NotAttachedError: it is not attached, or not mounted.
         """
         for disk in self._find(path, read_only):
-            for mount in self._mounts.attached():
-                if mount.key.slot == disk.slot:
-                    return mount.slot.path
+            for mount in self._mounted(disk.slot):
+                return mount.slot.path
         raise NotAttachedError(f"{path} is not mounted in {self._context.vm_id} over SCSI")
 
 

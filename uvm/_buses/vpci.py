@@ -6,11 +6,11 @@ from attrs import define, frozen
 
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
-from uvm._buses.driver import Hold
+from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import pci_key, text_of
 from uvm.devices.vpci import DeviceKey, PciDevice, PciDevices
-from uvm.errors import NotAttachedError, OptionsError
+from uvm.errors import OptionsError
 from uvm.options.checks import U16, guid_of, whole
 
 
@@ -53,11 +53,9 @@ class VPCIBus(Bus):
     @property
     def devices(self) -> tuple[VPCIDevice, ...]:
         """The devices that are assigned."""
-        devices = ((entry.applied, entry) for entry in self._devices.attached())
         return tuple(
             VPCIDevice(device.instance_path, device.function, entry.slot, len(entry.holders))
-            for device, entry in devices
-            if device is not None
+            for entry, device in self._devices.attached()
         )
 
     @opens
@@ -78,7 +76,7 @@ class VPCIBus(Bus):
         return VPCILease(hold, instance_path, function, hold.slot)
 
     def adopt(self, device: PciDevice) -> Hold[str]:
-        """Take note of a device that the VM was created with; it stays until its holder releases it."""
+        """Enter a device that the VM was created with; it stays until its hold is released."""
         return self._devices.adopt(device.key, device, device)
 
     async def remove(self, instance_path: str, function: int = 0) -> None:
@@ -86,7 +84,7 @@ class VPCIBus(Bus):
 
         :raises NotAttachedError: it is not assigned.
         """
-        if not await self._devices.release_one(DeviceKey(pci_key(instance_path), function)):
-            raise NotAttachedError(
-                f"no device {instance_path} with function {function} is assigned to {self._context.vm_id}"
-            )
+        await release_oldest(
+            self._devices.holds_on(DeviceKey(pci_key(instance_path), function)),
+            f"no device {instance_path} with function {function} is assigned to {self._context.vm_id}",
+        )

@@ -63,14 +63,12 @@ class VPMemBus(Bus):
     @property
     def layers(self) -> tuple[VPMemLayer, ...]:
         """The layers that are mapped."""
-        return tuple(map(self._layer, self._layers.attached()))
-
-    @staticmethod
-    def _layer(entry: Entry[str, Layer, Any, Layer]) -> VPMemLayer:
-        assert entry.applied is not None
-        path, slot = entry.applied.path, entry.slot
-        place = slot if isinstance(slot, Mapping) else Mapping(slot, 0, entry.applied.size_bytes)
-        return VPMemLayer(path, _guest_path(slot), *place, len(entry.holders))
+        return tuple(
+            VPMemLayer(
+                layer.path, _guest_path(entry.slot), *_place(entry.slot, layer), references=len(entry.holders)
+            )
+            for entry, layer in self._layers.attached()
+        )
 
     @opens
     async def add(self, path: HostPath, *, grant_access: bool = True) -> VPMemLease:
@@ -105,14 +103,14 @@ class VPMemBus(Bus):
         :raises NotAttachedError: it is not mapped.
         """
         keys = [entry.key for entry in self._find(path)]
-        if not await release_oldest(hold for key in keys for hold in self._layers.holds_on(key)):
-            raise self._not_there(path)
+        holds = (hold for key in keys for hold in self._layers.holds_on(key))
+        await release_oldest(holds, self._not_mapped(path))
 
     def _find(self, path: HostPath) -> list[Entry[str, Layer, Any, Layer]]:
         return [entry for entry, _ in self._layers.ledger.named(self._context.key(path))]
 
-    def _not_there(self, path: HostPath) -> NotAttachedError:
-        return NotAttachedError(f"{path} is not mapped in {self._context.vm_id} over VPMEM")
+    def _not_mapped(self, path: HostPath) -> str:
+        return f"{path} is not mapped in {self._context.vm_id} over VPMEM"
 
     def guest_path(self, path: HostPath) -> str:
         """Return the path of a layer in the guest, by any path that :meth:`add` took for it.
@@ -126,7 +124,11 @@ class VPMemBus(Bus):
         for entry in self._find(path):
             if not entry.progress:
                 return _guest_path(entry.slot)
-        raise self._not_there(path)
+        raise NotAttachedError(self._not_mapped(path))
+
+
+def _place(slot: int | Mapping, layer: Layer) -> Mapping:
+    return slot if isinstance(slot, Mapping) else Mapping(slot, 0, layer.size_bytes)
 
 
 def _guest_path(slot: int | Mapping) -> str:

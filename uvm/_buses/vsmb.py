@@ -82,7 +82,6 @@ class VSMBBus(Bus):
     @property
     def shares(self) -> tuple[VSMBShare, ...]:
         """The directories that are shared, wholly or certain files of them."""
-        shares = ((entry, entry.applied) for entry in self._shares.attached())
         return tuple(
             VSMBShare(
                 share.directory,
@@ -92,8 +91,7 @@ class VSMBBus(Bus):
                 tuple(file.path for file in share.files),
                 len(entry.holders),
             )
-            for entry, share in shares
-            if share is not None
+            for entry, share in self._shares.attached()
         )
 
     def default_options(self, read_only: bool) -> VirtualSmbShareOptions:
@@ -176,11 +174,10 @@ class VSMBBus(Bus):
         holds: list[Hold[object]] = []
         for entry, file in self._find(path, read_only):
             holds += self._shares.holds_on(entry.key, partial(_is_for, file))
-        if not await release_oldest(holds):
-            raise self._not_shared(path)
+        await release_oldest(holds, self._not_shared(path))
 
-    def _not_shared(self, path: HostPath) -> NotAttachedError:
-        return NotAttachedError(f"{path} is not shared with {self._context.vm_id} over VSMB")
+    def _not_shared(self, path: HostPath) -> str:
+        return f"{path} is not shared with {self._context.vm_id} over VSMB"
 
     async def guest_path(self, path: HostPath, *, read_only: bool) -> str:
         """Return the guest's path of a directory or file, by any path that :meth:`add` took for it.
@@ -193,7 +190,7 @@ class VSMBBus(Bus):
         """
         for entry, file in self._find(path, read_only):
             return self._guest_path(entry.slot, file)
-        raise self._not_shared(path)
+        raise NotAttachedError(self._not_shared(path))
 
 
 def _is_for(file: SharedFile | None, member: ShareMember) -> bool:

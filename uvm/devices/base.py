@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from enum import Enum
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from attrs import define, field, frozen
 
+from uvm.devices.slots import Allocator
 from uvm.schema.requests import ModificationRequest, ModifySettingRequest
 
 K = TypeVar("K", bound=Hashable)
@@ -23,7 +24,8 @@ M_co = TypeVar("M_co", covariant=True)
 S_co = TypeVar("S_co", covariant=True)
 W_co = TypeVar("W_co", covariant=True)
 
-# Members are compared by identity with the module's constants: looking one up in its enum is slow.
+# Members are compared by identity with the module's constants, which are in the same order: looking one up in
+# its enum is slow.
 
 
 class State(Enum):
@@ -38,26 +40,18 @@ class State(Enum):
     QUARANTINED = "quarantined"
 
 
-ABSENT: Final[State] = State.ABSENT
-ADDING: Final[State] = State.ADDING
-APPLIED: Final[State] = State.APPLIED
-UPDATING: Final[State] = State.UPDATING
-REMOVING: Final[State] = State.REMOVING
-PARTIAL: Final[State] = State.PARTIAL
-QUARANTINED: Final[State] = State.QUARANTINED
+ABSENT, ADDING, APPLIED, UPDATING, REMOVING, PARTIAL, QUARANTINED = State
 
 
 class Kind(Enum):
-    """The kinds of operation: attach, change what is applied, detach."""
+    """The kinds of operation: attach, change what is applied, detach. The values are types of requests."""
 
-    ADD = "add"
-    UPDATE = "update"
-    REMOVE = "remove"
+    ADD = "Add"
+    UPDATE = "Update"
+    REMOVE = "Remove"
 
 
-ADD: Final[Kind] = Kind.ADD
-UPDATE: Final[Kind] = Kind.UPDATE
-REMOVE: Final[Kind] = Kind.REMOVE
+ADD, UPDATE, REMOVE = Kind
 
 
 class TicketState(Enum):
@@ -70,11 +64,7 @@ class TicketState(Enum):
     ENDED = "ended"
 
 
-WAITING: Final[TicketState] = TicketState.WAITING
-HELD: Final[TicketState] = TicketState.HELD
-LEAVING: Final[TicketState] = TicketState.LEAVING
-OWED: Final[TicketState] = TicketState.OWED
-ENDED: Final[TicketState] = TicketState.ENDED
+WAITING, HELD, LEAVING, OWED, ENDED = TicketState
 
 #: The events of a key: those of the ledger, and the three outcomes of an operation.
 Event = Literal["acquire", "drop", "ok", "refused", "unknown", "gone"]
@@ -148,6 +138,18 @@ class Step(NamedTuple):
 
     request: Request
     undo: Step | None = None
+
+
+def on_host(request_type: str, path: str, settings: object = None, undo: Step | None = None) -> Step:
+    """Return the step that changes a resource of the host."""
+    request = ModifySettingRequest(resource_path=path, request_type=request_type, settings=settings)
+    return Step(request, undo)
+
+
+def in_guest(request_type: str, resource_type: str, settings: object, undo: Step | None = None) -> Step:
+    """Return the step that changes a resource of the guest."""
+    request = ModificationRequest(request_type=request_type, resource_type=resource_type, settings=settings)
+    return Step(request, undo)
 
 
 @define(eq=False)
@@ -235,6 +237,13 @@ class Operation(Generic[K, M, S, W]):
         """The slot of its entry."""
         return self.entry.slot
 
+    @property
+    def value(self) -> W:
+        """What it applies or, for a REMOVE, removes."""
+        value = self.entry.applied if self.kind is REMOVE else self.target
+        assert value is not None
+        return value
+
 
 @frozen
 class Quarantined(Generic[K_co, S_co]):
@@ -271,12 +280,29 @@ class Change(Generic[K, M, S, W, P]):
     quarantined: tuple[Quarantined[K, S], ...] = ()
     operation: Operation[K, M, S, W] | None = None
 
+    def release(self, tickets: tuple[Ticket[K, M, S, W], ...]) -> None:
+        """End tickets, whose drop is complete."""
+        for ticket in tickets:
+            ticket.state = ENDED
+        self.released += tickets
+
+    def fail(
+        self, tickets: Iterable[Ticket[K, M, S, W]], error: BaseException, state: TicketState = ENDED
+    ) -> None:
+        """Fail tickets, which are no waiters any more."""
+        for ticket in tuple(tickets):
+            ticket.entry.waiters.pop(ticket, None)
+            ticket.state = state
+            self.failed += ((ticket, error),)
+
 
 class Device(Generic[K, M, S, W]):
     """What differs between devices: where one goes, what is wanted, and by which steps."""
 
     #: An UPDATE can revoke what only one holder wanted; that holder's release completes with it.
     narrows = False
+    #: The allocator of its slots, if it has one alone.
+    _slots: Allocator
 
     def place(self, key: K, member: M) -> S:
         """Choose and take a slot.
@@ -287,7 +313,7 @@ class Device(Generic[K, M, S, W]):
 
     def vacate(self, key: K, slot: S) -> None:
         """Free a slot."""
-        raise NotImplementedError
+        self._slots.free(slot)
 
     def wanted(self, entry: Entry[K, M, S, W]) -> W | None:
         """Return what ought to be applied for the tickets that want it; None for nothing."""
@@ -307,11 +333,11 @@ class Device(Generic[K, M, S, W]):
 
     def dump(self) -> Any:
         """Return the state of the allocator, as a value."""
-        raise NotImplementedError
+        return self._slots.dump()
 
     def load(self, state: Any) -> None:
         """Load what :meth:`dump` returned."""
-        raise NotImplementedError
+        self._slots.load(state)
 
 
 @frozen
@@ -330,20 +356,9 @@ class EntryState(Generic[K_co, M_co, S_co, W_co]):
 
 
 @frozen
-class WithheldState(Generic[K_co, S_co]):
-    """One quarantined slot, in a :class:`LedgerState`; ``cause`` is the text of the error."""
-
-    key: K_co
-    slot: S_co
-    operation: Kind
-    value: object
-    cause: str
-
-
-@frozen
 class LedgerState(Generic[K_co, M_co, S_co, W_co]):
     """The whole of a ledger, as a value that compares."""
 
     entries: tuple[EntryState[K_co, M_co, S_co, W_co], ...]
-    quarantined: tuple[WithheldState[K_co, S_co], ...]
+    quarantined: tuple[Quarantined[K_co, S_co], ...]
     allocator: Any

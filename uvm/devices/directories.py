@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from uvm.devices.base import REMOVE, Operation, Step
+from uvm.devices.base import Operation, Step, in_guest
 from uvm.devices.kinds import FirstComeDevice, NamedByKey
-from uvm.schema import guest, requests
+from uvm.schema import guest
 from uvm.schema.container import MappedDirectory
-from uvm.schema.requests import ModificationRequest
 
 
 @frozen
@@ -38,15 +37,9 @@ class Directories(NamedByKey[ShownShare, ShownShare], FirstComeDevice[str, Shown
         return member.guest_path
 
     def steps(self, operation: Operation[str, ShownShare, str, ShownShare]) -> tuple[Step, ...]:
-        """Show it, or no longer, in the guest."""
-        removing = operation.kind is REMOVE
-        shown = operation.entry.applied if removing else operation.target
-        assert shown is not None
-        request = ModificationRequest(
-            request_type=requests.REMOVE if removing else requests.ADD,
-            resource_type=guest.RESOURCE_MAPPED_DIRECTORY,
-            settings=MappedDirectory(
-                host_path=shown.share_path, container_path=operation.slot, read_only=shown.read_only
-            ),
+        """Show the share in the guest, or no longer."""
+        shown = operation.value
+        directory = MappedDirectory(
+            host_path=shown.share_path, container_path=operation.slot, read_only=shown.read_only
         )
-        return (Step(request),)
+        return (in_guest(operation.kind.value, guest.RESOURCE_MAPPED_DIRECTORY, directory),)

@@ -23,7 +23,7 @@ class FirstComeDevice(Device[K, M, S, M]):
 
     def wanted(self, entry: Entry[K, M, S, M]) -> M | None:
         """Return what is applied, or the first member, while any ticket wants it."""
-        if not entry.wanted:
+        if not (entry.holders or entry.waiters):
             return None
         return next(entry.members()) if entry.applied is None else entry.applied
 
@@ -46,19 +46,7 @@ class Named(Device[K, M, str, W]):
     """
 
     def __init__(self, fold: Callable[[str], str] = str) -> None:
-        self._names = Names(fold)
-
-    def vacate(self, key: K, slot: str) -> None:
-        """Free the name."""
-        self._names.free(slot)
-
-    def dump(self) -> tuple[str, ...]:
-        """Return the names that are taken."""
-        return self._names.dump()
-
-    def load(self, state: tuple[str, ...]) -> None:
-        """Load what :meth:`dump` returned."""
-        self._names.load(state)
+        self._slots: Names = Names(fold)
 
 
 class NamedByKey(Named[str, M, W]):
@@ -80,10 +68,10 @@ class NamedByKey(Named[str, M, W]):
         :raises NoSpaceError: it is withheld.
         """
         name = self.spelling(key, member)
-        if not self._names.take(key):
+        if not self._slots.take(key):
             raise NoSpaceError(self.withheld.format(name))
         return name
 
     def vacate(self, key: str, slot: str) -> None:
         """Free the key."""
-        self._names.free(key)
+        self._slots.free(key)

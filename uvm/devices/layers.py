@@ -13,15 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, TypeAlias, get_args
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from uvm._names import GuestOS, guest_path, guest_path_key, guid_key, guid_text
-from uvm.devices.base import REMOVE, Operation, Step
+from uvm.devices.base import REMOVE, Operation, Step, in_guest
 from uvm.devices.kinds import FirstComeDevice, NamedByKey
 from uvm.errors import OptionsError
-from uvm.schema import guest, requests
+from uvm.schema import guest
 from uvm.schema.common import Layer
-from uvm.schema.requests import ModificationRequest
 
 FilterType: TypeAlias = Literal["", "WCIFS", "UnionFS"]
 
@@ -100,7 +99,7 @@ class CombinedLayers(NamedByKey[Combination, Combination], FirstComeDevice[str, 
 
     withheld = "{} was not combined: whether layers are still combined there is unknown"
 
-    def __init__(self, os: Literal["linux", "windows"], confidential: bool = False) -> None:
+    def __init__(self, os: GuestOS, confidential: bool = False) -> None:
         super().__init__()
         self._linux = os == "linux"
         self._confidential = confidential and not self._linux
@@ -110,35 +109,25 @@ class CombinedLayers(NamedByKey[Combination, Combination], FirstComeDevice[str, 
         return member.root
 
     def steps(self, operation: Operation[str, Combination, str, Combination]) -> tuple[Step, ...]:
-        """Combine, or take apart, in the guest."""
-        removing = operation.kind is REMOVE
-        request = ModificationRequest(
-            request_type=requests.REMOVE if removing else requests.ADD,
-            resource_type=guest.RESOURCE_CWCOW_COMBINED_LAYERS
-            if self._confidential
-            else guest.RESOURCE_COMBINED_LAYERS,
-            settings=self._settings(operation.slot, None if removing else operation.target),
-        )
-        return (Step(request),)
-
-    def _settings(
-        self, root: str, combined: Combination | None
-    ) -> guest.LCOWCombinedLayers | guest.WCOWCombinedLayers | guest.CWCOWCombinedLayers:
-        """Return the settings of a request; a removal says the root alone."""
-        layers = [] if combined is None else [Layer(id=i, path=path) for i, path in combined.layers]
-        container_id = "" if combined is None else combined.container_id
+        """Combine, or take apart, in the guest; a removal says the root alone."""
+        kind, root, combined = operation.kind.value, operation.slot, operation.value
+        if operation.kind is REMOVE:
+            combined = evolve(combined, layers=(), scratch_path="", container_id="", filter_type="")
+        layers = [Layer(id=layer_id, path=path) for layer_id, path in combined.layers]
         if self._linux:
-            return guest.LCOWCombinedLayers(
-                container_id=container_id,
+            in_linux = guest.LCOWCombinedLayers(
+                container_id=combined.container_id,
                 container_root_path=root,
                 layers=layers,
-                scratch_path="" if combined is None else combined.scratch_path,
+                scratch_path=combined.scratch_path,
             )
-        settings = guest.WCOWCombinedLayers(
-            container_root_path=root,
-            layers=layers,
-            filter_type="" if combined is None else combined.filter_type,
+            return (in_guest(kind, guest.RESOURCE_COMBINED_LAYERS, in_linux),)
+        in_windows = guest.WCOWCombinedLayers(
+            container_root_path=root, layers=layers, filter_type=combined.filter_type
         )
         if not self._confidential:
-            return settings
-        return guest.CWCOWCombinedLayers(container_id=container_id, combined_layers=settings)
+            return (in_guest(kind, guest.RESOURCE_COMBINED_LAYERS, in_windows),)
+        confidential = guest.CWCOWCombinedLayers(
+            container_id=combined.container_id, combined_layers=in_windows
+        )
+        return (in_guest(kind, guest.RESOURCE_CWCOW_COMBINED_LAYERS, confidential),)

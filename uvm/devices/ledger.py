@@ -30,15 +30,16 @@ States of a key::
           |  +--------------------+              Refused |   | last drop  Ok, Refused, Unknown
           |                       | Unknown              |   v
           |                       +-----> QUARANTINED <-- REMOVING <----------+
-          |                                      Unknown   |  |   half way     |  drop, acquire
+          |                                      Unknown   |  |   some steps   |  drop, acquire
           +------------------------------------------------+  +---------> PARTIAL
                                Ok
 
 - **Refused** means that nothing changed (the caller undid what had been done). A refused ADD fails every
   waiter. A refused REMOVE leaves the device with the ticket that released it, which may be dropped again;
   if there was none (its ADD had no waiter left), with the next one that acquires it.
-- **PARTIAL** is a removal that stopped half way: the guest let go and the host refused. No ticket is granted
-  the device; a further drop by its owner, or an acquire by anybody, goes on from the step that failed.
+- **PARTIAL** is a removal that stopped between its steps: the guest removed the device and the host refused.
+  No ticket is granted the device; a further drop by its owner, or any acquire, goes on from the step that
+  failed.
 - **Unknown**: it may have happened or not. The slot is withheld (QUARANTINED) and the key leaves the table:
   another acquire gets another slot, and the host has the last word. An UPDATE of unknown outcome takes
   no slot away; it makes the entry *doubtful*, and the next update states the whole value again.
@@ -89,9 +90,8 @@ from uvm.devices.base import (
     Ticket,
     Unknown,
     W,
-    WithheldState,
 )
-from uvm.errors import OptionsError, UnknownOutcomeError, UVMError, VMExitedError
+from uvm.errors import OptionsError, UVMError, VMExitedError
 
 
 class Ledger(Generic[K, M, S, W, P]):
@@ -180,7 +180,7 @@ class Ledger(Generic[K, M, S, W, P]):
         entry = ticket.entry
         if ticket.state is WAITING:
             del entry.waiters[ticket]
-            self._release((ticket,), change)
+            change.release((ticket,))
         elif ticket.state is HELD or ticket.state is OWED:
             if ticket.state is HELD:
                 del entry.holders[ticket]
@@ -243,8 +243,8 @@ class Ledger(Generic[K, M, S, W, P]):
         elif isinstance(outcome, Unknown):
             self._quarantine(operation, outcome.error, change)
         elif operation.kind is ADD:
-            self._fail(tuple(entry.waiters), outcome.error, change)
-            self._forget(entry, change)
+            change.fail(entry.waiters, outcome.error)
+            self._detached(entry, change)
         else:
             self._not_removed(operation, outcome, change)
         return change
@@ -260,8 +260,8 @@ class Ledger(Generic[K, M, S, W, P]):
         exited = VMExitedError("the VM exited")
         for entry in self._entries.values():
             releasing = entry.leaving + (entry.operation.releasers if entry.operation else ())
-            self._fail(tuple(entry.waiters), exited, change)
-            self._release(releasing, change)
+            change.fail(entry.waiters, exited)
+            change.release(releasing)
             for ticket in (*entry.holders, *entry.owed):
                 ticket.state = ENDED
             entry.holders.clear()
@@ -287,7 +287,7 @@ class Ledger(Generic[K, M, S, W, P]):
         wanted = self.device.wanted(entry)
         if entry.applied is None:
             if wanted is None:
-                self._forget(entry, change)
+                self._detached(entry, change)
                 return
             kind = ADD
         elif entry.progress:
@@ -297,7 +297,7 @@ class Ledger(Generic[K, M, S, W, P]):
             if entry.waiters and not (entry.doubtful and self.device.narrows):
                 self._grant(entry, change)
             if wanted == entry.applied and not (entry.doubtful and entry.waiters):
-                self._release(entry.leaving, change)
+                change.release(entry.leaving)
                 entry.leaving = ()
                 return
             kind = REMOVE if wanted is None else UPDATE
@@ -305,14 +305,14 @@ class Ledger(Generic[K, M, S, W, P]):
         if kind is REMOVE or self.device.narrows:
             operation.releasers = entry.leaving
         else:
-            self._release(entry.leaving, change)
+            change.release(entry.leaving)
         entry.leaving = ()
 
     def _carried_out(self, operation: Operation[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
         entry = operation.entry
         entry.applied = operation.target
         entry.doubtful = False
-        self._release(operation.releasers, change)
+        change.release(operation.releasers)
         if operation.kind is not REMOVE:
             if self.device.narrows:
                 self._unname(entry, [each for each in entry.names if not self._covers(entry, each)])
@@ -320,41 +320,18 @@ class Ledger(Generic[K, M, S, W, P]):
             return
         entry.progress = 0
         self._unname(entry, [*entry.names])
-        self._release(entry.owed, change)
+        change.release(entry.owed)
         entry.owed = ()
-        self._anew(entry, change)
-
-    def _anew(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
-        """Place the waiters of a device that is gone at a fresh slot, or forget the entry."""
-        waiters = tuple(entry.waiters)
-        if not waiters:
-            self._forget(entry, change)
-            return
-        self._release(entry.leaving, change)
-        entry.leaving = ()
-        self.device.vacate(entry.key, entry.slot)
-        self._place_again(entry, waiters, change)
-
-    def _place_again(
-        self, entry: Entry[K, M, S, W], waiters: tuple[Ticket[K, M, S, W], ...], change: Change[K, M, S, W, P]
-    ) -> None:
-        try:
-            entry.slot = self.device.place(entry.key, waiters[0].member)
-        except UVMError as error:
-            self._fail(waiters, error, change)
-            self._entries.pop(entry.key)
-            self._let_parent_go(entry, change)
-            return
-        self._plan(entry, change)
+        self._detached(entry, change)
 
     def _not_updated(
         self, operation: Operation[K, M, S, W], outcome: Refused | Unknown, change: Change[K, M, S, W, P]
     ) -> None:
         entry = operation.entry
-        self._fail([t for t in operation.serves if t.state is WAITING], outcome.error, change)
+        change.fail([t for t in operation.serves if t.state is WAITING], outcome.error)
         if isinstance(outcome, Unknown):
             entry.doubtful = True
-            self._end(operation.releasers, outcome.error, change)
+            change.fail(operation.releasers, outcome.error)
         else:
             self._owe(operation, outcome.error, change)
         # The same update is not tried again before the next event; a removal was not tried yet.
@@ -370,7 +347,7 @@ class Ledger(Generic[K, M, S, W, P]):
         entry.leaving = ()
         self._owe(operation, outcome.error, change)
         if entry.progress:
-            self._fail(tuple(entry.waiters), outcome.error, change)
+            change.fail(entry.waiters, outcome.error)
         # Not tried again before the next event.
         if entry.waiters:
             self._plan(entry, change)
@@ -383,27 +360,33 @@ class Ledger(Generic[K, M, S, W, P]):
         withheld = Quarantined(entry.key, entry.slot, operation.kind, value, error)
         self.quarantined.append(withheld)
         change.quarantined += (withheld,)
-        self._end(operation.releasers + entry.leaving + entry.owed, error, change)
-        waiters = tuple(entry.waiters)
+        change.fail(operation.releasers + entry.leaving + entry.owed, error)
         if operation.kind is ADD:
-            self._fail(waiters, error, change)
-            waiters = ()
+            change.fail(entry.waiters, error)
         self._unname(entry, [*entry.names])
         entry.owed = entry.leaving = ()
         entry.applied, entry.progress, entry.doubtful = None, 0, False
         self.parents.pop(entry.key, None)
-        if waiters:
-            self._place_again(entry, waiters, change)
-        else:
-            del self._entries[entry.key]
+        self._place_again(entry, change)
 
-    def _forget(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
-        self._release(entry.leaving, change)
-        del self._entries[entry.key]
+    def _detached(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
+        """Free the slot of what is not applied, for others or for the waiters of the entry."""
+        change.release(entry.leaving)
+        entry.leaving = ()
         self.device.vacate(entry.key, entry.slot)
-        self._let_parent_go(entry, change)
+        self._place_again(entry, change)
 
-    def _let_parent_go(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
+    def _place_again(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
+        """Place the waiters of an entry at a fresh slot; forget the entry without any."""
+        if entry.waiters:
+            try:
+                entry.slot = self.device.place(entry.key, next(iter(entry.waiters)).member)
+            except UVMError as error:
+                change.fail(entry.waiters, error)
+            else:
+                self._plan(entry, change)
+                return
+        del self._entries[entry.key]
         if entry.key in self.parents:
             change.parents += (self.parents.pop(entry.key),)
 
@@ -440,34 +423,10 @@ class Ledger(Generic[K, M, S, W, P]):
                 self._name(entry, ticket)
                 change.granted += (ticket,)
 
-    def _release(self, tickets: tuple[Ticket[K, M, S, W], ...], change: Change[K, M, S, W, P]) -> None:
-        if not tickets:
-            return
-        for ticket in tickets:
-            ticket.state = ENDED
-        change.released += tickets
-
-    def _fail(
-        self, tickets: Iterable[Ticket[K, M, S, W]], error: BaseException, change: Change[K, M, S, W, P]
-    ) -> None:
-        for ticket in tickets:
-            del ticket.entry.waiters[ticket]
-            ticket.state = ENDED
-            change.failed += ((ticket, error),)
-
-    def _end(
-        self, tickets: Iterable[Ticket[K, M, S, W]], error: BaseException, change: Change[K, M, S, W, P]
-    ) -> None:
-        for ticket in tickets:
-            ticket.state = ENDED
-            change.failed += ((ticket, error),)
-
     def _owe(
         self, operation: Operation[K, M, S, W], error: BaseException, change: Change[K, M, S, W, P]
     ) -> None:
-        for ticket in operation.releasers:
-            ticket.state = OWED
-            change.failed += ((ticket, error),)
+        change.fail(operation.releasers, error, OWED)
         operation.entry.owed += operation.releasers
 
     # Values.
@@ -489,10 +448,7 @@ class Ledger(Generic[K, M, S, W, P]):
                 )
                 for entry in self._entries.values()
             ),
-            tuple(
-                WithheldState(held.key, held.slot, held.operation, held.value, str(held.cause))
-                for held in self.quarantined
-            ),
+            tuple(self.quarantined),
             self.device.dump(),
         )
 
@@ -515,10 +471,7 @@ class Ledger(Generic[K, M, S, W, P]):
                 f"present: {list(self._entries)}, withheld: {[held.slot for held in self.quarantined]}"
             )
         self.device.load(state.allocator)
-        self.quarantined = [
-            Quarantined(held.key, held.slot, held.operation, held.value, UnknownOutcomeError(held.cause))
-            for held in state.quarantined
-        ]
+        self.quarantined = [*state.quarantined]
         self.parents = dict(parents or {})
         return [ticket for saved in state.entries for ticket in self._restore(saved)]
 

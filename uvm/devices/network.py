@@ -20,25 +20,19 @@ Source: hcsshim ``internal/uvm/network.go`` (``AddNetNS``, ``addNIC``, ``removeN
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from attrs import evolve, frozen
 
-from uvm._names import guid_key, guid_text
-from uvm.devices.base import REMOVE, Entry, Operation, Step
+from uvm._names import GuestOS, guid_key, guid_text
+from uvm.devices.base import REMOVE, Entry, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice, Named, NamedByKey
 from uvm.errors import OptionsError
 from uvm.schema import guest, requests
 from uvm.schema.common import RS5
 from uvm.schema.devices import NetworkAdapter
 from uvm.schema.network import ENCAP_OVERHEAD, HostComputeEndpoint, HostComputeNamespace
-from uvm.schema.requests import (
-    ModificationRequest,
-    ModifySettingRequest,
-    NetworkModifyRequest,
-    RS4NetworkModifyRequest,
-    VirtualAdapter,
-)
+from uvm.schema.requests import NetworkModifyRequest, RS4NetworkModifyRequest, VirtualAdapter
 
 
 class Namespaces(
@@ -51,9 +45,9 @@ class Namespaces(
 
     withheld = "the network namespace {} was not added: whether the guest still has it is unknown"
 
-    def __init__(self, os: Literal["linux", "windows"], supported: bool) -> None:
+    def __init__(self, os: GuestOS, supported: bool) -> None:
         super().__init__()
-        self._told = os == "windows" and supported
+        self._in_guest = os == "windows" and supported
 
     def spelling(self, key: str, member: HostComputeNamespace) -> str:
         """Return the id of the namespace."""
@@ -63,15 +57,9 @@ class Namespaces(
         self, operation: Operation[str, HostComputeNamespace, str, HostComputeNamespace]
     ) -> tuple[Step, ...]:
         """Add it to, or remove it from, a Windows guest."""
-        if not self._told:
+        if not self._in_guest:
             return ()
-        removing = operation.kind is REMOVE
-        request = ModificationRequest(
-            request_type=requests.REMOVE if removing else requests.ADD,
-            resource_type=guest.RESOURCE_NETWORK_NAMESPACE,
-            settings=operation.entry.applied if removing else operation.target,
-        )
-        return (Step(request),)
+        return (in_guest(operation.kind.value, guest.RESOURCE_NETWORK_NAMESPACE, operation.value),)
 
 
 class AdapterKey(NamedTuple):
@@ -105,7 +93,7 @@ class Adapter:
 
 
 def encap_overhead(endpoint: HostComputeEndpoint) -> int:
-    """Give the bytes that encapsulation takes from each packet, by the endpoint's last policy on it.
+    """Return the bytes that encapsulation takes from each packet, by the endpoint's last policy on it.
 
     :raises OptionsError: the policy's settings do not say a 16-bit number.
     """
@@ -126,7 +114,7 @@ def encap_overhead(endpoint: HostComputeEndpoint) -> int:
 def lcow_adapter(
     nic_id: str, endpoint: HostComputeEndpoint, policy_based_routing: bool
 ) -> guest.LCOWNetworkAdapter:
-    """Make a Linux guest's configuration of an adapter.
+    """Return a Linux guest's configuration of an adapter.
 
     The guest takes ``DNSSuffix`` for the search list of its ``resolv.conf``; the domain comes first in it.
 
@@ -157,14 +145,12 @@ class Adapters(Named[AdapterKey, Adapter, HostComputeEndpoint]):
     """The network adapters of a VM.
 
     :param build: the host's Windows build.
-    :param supported: the guest announced that it supports namespaces; otherwise a Linux guest is told
-        nothing. A Windows guest is told in any case, as hcsshim does.
-    :param policy_based_routing: a Linux guest is to route by policy.
+    :param supported: the guest announced that it supports namespaces; to a Linux guest that did not, nothing
+        is sent. To a Windows guest adapters are sent in any case, as by hcsshim.
+    :param policy_based_routing: have a Linux guest route by policy.
     """
 
-    def __init__(
-        self, os: Literal["linux", "windows"], build: int, supported: bool, policy_based_routing: bool = False
-    ) -> None:
+    def __init__(self, os: GuestOS, build: int, supported: bool, policy_based_routing: bool = False) -> None:
         super().__init__(fold=guid_key)
         self._linux = os == "linux"
         self._build = build
@@ -178,7 +164,7 @@ class Adapters(Named[AdapterKey, Adapter, HostComputeEndpoint]):
         """
         if self._linux:
             encap_overhead(member.endpoint)
-        if not self._names.take(member.nic_id):
+        if not self._slots.take(member.nic_id):
             raise OptionsError(
                 f"the endpoint {key.endpoint_id} was not added: another adapter has the id {member.nic_id}"
             )
@@ -187,70 +173,48 @@ class Adapters(Named[AdapterKey, Adapter, HostComputeEndpoint]):
     def wanted(
         self, entry: Entry[AdapterKey, Adapter, str, HostComputeEndpoint]
     ) -> HostComputeEndpoint | None:
-        """Give the endpoint as who came first has it, while anybody wants it."""
+        """Return the endpoint of what is applied, or of the first member, while any ticket wants it."""
         if not entry.wanted:
             return None
         return next(entry.members()).endpoint if entry.applied is None else entry.applied
 
     def steps(self, operation: Operation[AdapterKey, Adapter, str, HostComputeEndpoint]) -> tuple[Step, ...]:
         """Connect on the host and configure in the guest, or the reverse."""
-        nic_id = operation.slot
-        endpoint = operation.entry.applied if operation.kind is REMOVE else operation.target
-        assert endpoint is not None
-        off_host = self._on_host(requests.REMOVE, nic_id, endpoint)
+        nic_id, endpoint = operation.slot, operation.value
+        path = VirtualAdapter(nic_id).path
+        adapter = NetworkAdapter(endpoint_id=endpoint.id, mac_address=endpoint.mac_address)
+        off_host = on_host(requests.REMOVE, path, adapter)
         if operation.kind is REMOVE:
             return *self._leave(nic_id, endpoint), off_host
-        on_host = self._on_host(requests.ADD, nic_id, endpoint, undo=off_host)
-        if self._linux:
-            return on_host, *self._configure(nic_id, endpoint)
-        (leave,) = self._leave(nic_id, endpoint)
-        announce = _network(requests.ADD, self._change(nic_id, requests.PRE_ADD, endpoint), leave)
-        connect = _network(requests.ADD, self._change(nic_id, requests.ADD))
-        return announce, on_host, connect
-
-    @staticmethod
-    def _on_host(
-        request_type: str, nic_id: str, endpoint: HostComputeEndpoint, undo: Step | None = None
-    ) -> Step:
-        request = ModifySettingRequest(
-            resource_path=VirtualAdapter(nic_id).path,
-            request_type=request_type,
-            settings=NetworkAdapter(endpoint_id=endpoint.id, mac_address=endpoint.mac_address),
-        )
-        return Step(request, undo)
-
-    def _configure(self, nic_id: str, endpoint: HostComputeEndpoint) -> tuple[Step, ...]:
-        """Configure the adapter in a Linux guest."""
+        add = on_host(requests.ADD, path, adapter, off_host)
+        if not self._linux:
+            (leave,) = self._leave(nic_id, endpoint)
+            announced = self._change(nic_id, requests.PRE_ADD, endpoint)
+            announce = in_guest(requests.ADD, guest.RESOURCE_NETWORK, announced, leave)
+            connected = self._change(nic_id, requests.ADD)
+            return announce, add, in_guest(requests.ADD, guest.RESOURCE_NETWORK, connected)
         if not self._supported:
-            return ()
-        settings = lcow_adapter(nic_id, endpoint, self._policy_based_routing)
-        return (_network(requests.ADD, settings),)
+            return (add,)
+        configured = lcow_adapter(nic_id, endpoint, self._policy_based_routing)
+        return add, in_guest(requests.ADD, guest.RESOURCE_NETWORK, configured)
 
     def _leave(self, nic_id: str, endpoint: HostComputeEndpoint) -> tuple[Step, ...]:
-        """Let the guest give the adapter up; also what undoes a Windows pre-add."""
+        """Return the steps that remove the adapter from the guest; also what undoes a Windows pre-add."""
         if not self._linux:
-            settings = self._change(nic_id, requests.REMOVE)
             # hcsshim's removal says no resource type, unlike its adds.
-            return (Step(ModificationRequest(request_type=requests.REMOVE, settings=settings)),)
+            return (in_guest(requests.REMOVE, "", self._change(nic_id, requests.REMOVE)),)
         if not self._supported:
             return ()
         left = guest.LCOWNetworkAdapter(namespace_id=endpoint.host_compute_namespace, id=nic_id)
-        return (_network(requests.REMOVE, left),)
+        return (in_guest(requests.REMOVE, guest.RESOURCE_NETWORK, left),)
 
     def _change(
         self, nic_id: str, request_type: str, settings: HostComputeEndpoint | None = None
     ) -> NetworkModifyRequest | RS4NetworkModifyRequest:
-        """Make the change that a Windows guest is told, in the words of the host's build."""
+        """Return the change for a Windows guest, in the schema of the host's build."""
         # Older builds have another name for the id of an adapter.
         if self._build >= RS5:
             return NetworkModifyRequest(adapter_id=nic_id, request_type=request_type, settings=settings)
         return RS4NetworkModifyRequest(
             adapter_instance_id=nic_id, request_type=request_type, settings=settings
         )
-
-
-def _network(request_type: str, settings: object, undo: Step | None = None) -> Step:
-    request = ModificationRequest(
-        request_type=request_type, resource_type=guest.RESOURCE_NETWORK, settings=settings
-    )
-    return Step(request, undo)

@@ -8,10 +8,9 @@ Source: hcsshim ``internal/uvm/pipes.go``.
 
 from __future__ import annotations
 
-from uvm.devices.base import REMOVE, Operation, Step
+from uvm.devices.base import Operation, Step, on_host
 from uvm.devices.kinds import NamedByKey, PresentOrAbsent
-from uvm.schema import requests
-from uvm.schema.requests import MappedPipe, ModifySettingRequest
+from uvm.schema.requests import MappedPipe
 
 
 class Pipes(NamedByKey[str, bool], PresentOrAbsent[str, str, str]):
@@ -24,7 +23,5 @@ class Pipes(NamedByKey[str, bool], PresentOrAbsent[str, str, str]):
         return member
 
     def steps(self, operation: Operation[str, str, str, bool]) -> tuple[Step, ...]:
-        """Map, or unmap, on the host."""
-        request_type = requests.REMOVE if operation.kind is REMOVE else requests.ADD
-        path = MappedPipe(operation.slot).path
-        return (Step(ModifySettingRequest(resource_path=path, request_type=request_type)),)
+        """Map the pipe, or unmap it, on the host."""
+        return (on_host(operation.kind.value, MappedPipe(operation.slot).path),)

@@ -1,6 +1,6 @@
 """Plan9 shares: directories of the host that a Linux guest mounts over 9p.
 
-Every add is a share of its own, so keys are numbers that :meth:`Plan9Shares.new_key` gives, each only once;
+Every add is a share of its own, so keys are numbers that :meth:`Plan9Shares.new_key` returns, each only once;
 the slot is the share's name, the number in decimal. ADD: host Add, guest ``MappedDirectory`` Add.
 REMOVE: guest Remove, host Remove.
 
@@ -12,8 +12,9 @@ from __future__ import annotations
 from attrs import field, frozen
 
 from uvm._names import guest_path, text_of
-from uvm.devices.base import REMOVE, Operation, Step
+from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice
+from uvm.devices.slots import Numbers
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.schema import guest, requests
 from uvm.schema.common import V19H1
@@ -23,7 +24,6 @@ from uvm.schema.devices import (
     PLAN9_RESTRICT_FILE_ACCESS,
     Plan9Share,
 )
-from uvm.schema.requests import ModificationRequest, ModifySettingRequest
 
 #: The port of the 9p server (hcsshim ``internal/vm/vmutils``).
 PLAN9_PORT = 564
@@ -74,56 +74,35 @@ class Plan9Shares(FirstComeDevice[int, SharedDirectory, str]):
     """The Plan9 shares of a VM."""
 
     def __init__(self) -> None:
-        self._next_key = 0
+        self._slots: Numbers = Numbers()
 
     def new_key(self) -> int:
-        """Give the key of one more share; never the same one twice, so that no name is."""
-        key = self._next_key
-        self._next_key += 1
-        return key
+        """Return the key of one more share; never the same one twice, so that no name is."""
+        return self._slots.take()
 
     def place(self, key: int, member: SharedDirectory) -> str:
-        """Give the name."""
+        """Return the name."""
         return str(key)
-
-    def vacate(self, key: int, slot: str) -> None:
-        """Free nothing: names are not used again."""
 
     def steps(self, operation: Operation[int, SharedDirectory, str, SharedDirectory]) -> tuple[Step, ...]:
         """Share on the host and mount in the guest, or the reverse."""
-        name = operation.slot
-        remove = Step(
-            ModifySettingRequest(
-                resource_path=requests.Plan9Shares.PATH,
-                request_type=requests.REMOVE,
-                settings=Plan9Share(name=name, access_name=name, port=PLAN9_PORT),
-            ),
-        )
-        if operation.kind is REMOVE:
-            share = operation.entry.applied
-            assert share is not None
-            mounted = guest.LCOWMappedDirectory(mount_path=share.guest_path, share_name=name, port=PLAN9_PORT)
-            return _in_guest(requests.REMOVE, mounted), remove
-        share = operation.target
-        assert share is not None
-        add = ModifySettingRequest(
-            resource_path=requests.Plan9Shares.PATH, request_type=requests.ADD, settings=_on_host(share, name)
-        )
+        share, name = operation.value, operation.slot
+        removed = Plan9Share(name=name, access_name=name, port=PLAN9_PORT)
+        remove = on_host(requests.REMOVE, requests.Plan9Shares.PATH, removed)
+        removing = operation.kind is REMOVE
         mounted = guest.LCOWMappedDirectory(
-            mount_path=share.guest_path, share_name=name, port=PLAN9_PORT, read_only=share.read_only
+            mount_path=share.guest_path,
+            share_name=name,
+            port=PLAN9_PORT,
+            read_only=share.read_only and not removing,
         )
-        return Step(add, undo=remove), _in_guest(requests.ADD, mounted)
-
-    def dump(self) -> int:
-        """Give the next key."""
-        return self._next_key
-
-    def load(self, state: int) -> None:
-        """Take back what :meth:`dump` gave."""
-        self._next_key = state
+        mount = in_guest(operation.kind.value, guest.RESOURCE_MAPPED_DIRECTORY, mounted)
+        if removing:
+            return mount, remove
+        return on_host(requests.ADD, requests.Plan9Shares.PATH, _settings(share, name), undo=remove), mount
 
 
-def _on_host(share: SharedDirectory, name: str) -> Plan9Share:
+def _settings(share: SharedDirectory, name: str) -> Plan9Share:
     flags = PLAN9_LINUX_METADATA
     if share.read_only:
         flags |= PLAN9_READ_ONLY
@@ -136,12 +115,4 @@ def _on_host(share: SharedDirectory, name: str) -> Plan9Share:
         port=PLAN9_PORT,
         flags=flags,
         allowed_files=list(share.allowed_files),
-    )
-
-
-def _in_guest(request_type: str, settings: guest.LCOWMappedDirectory) -> Step:
-    return Step(
-        ModificationRequest(
-            request_type=request_type, resource_type=guest.RESOURCE_MAPPED_DIRECTORY, settings=settings
-        ),
     )

@@ -4,11 +4,11 @@ Two machines, one on top of the other, because one disk can be mounted several t
 
 - :class:`Attachments`. The key is what makes two requests one disk (:class:`DiskKey`); a member is the path
   that is sent; the slot is the lowest free LUN over all controllers. ADD: host Add. REMOVE: guest
-  ``SCSIDevice`` Remove (Linux: the guest lets go of the disk first; Windows has no such request), then host
+  ``SCSIDevice`` Remove (Linux: the guest ejects the disk first; Windows has no such request), then host
   Remove.
 - :class:`Mounts`. The key is the attachment's slot with the configuration of the mount (:class:`MountKey`);
-  the slot is a number and a guest path (:class:`MountPlace`). The path is no part of the key: who asks for
-  the same mount elsewhere is given the one that is there. ADD: guest Add. REMOVE: guest Remove.
+  the slot is a number and a guest path (:class:`MountPlace`). The path is no part of the key: the same mount
+  at another path is the one that is there. ADD: guest Add. REMOVE: guest Remove.
   A mount holds a ticket of its attachment.
 
 Source: hcsshim ``internal/uvm/scsi`` (``manager.go``, ``attach.go``, ``mount.go``, ``backend.go``).
@@ -20,19 +20,19 @@ from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from enum import StrEnum
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field, fields_dict, frozen
 
-from uvm._names import PathFlavour, guest_path, guest_path_key, host_path_key
-from uvm.devices.base import REMOVE, Operation, Step
+from uvm._names import GuestOS, PathFlavour, guest_path, guest_path_key, host_path_key
+from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice, PresentOrAbsent
 from uvm.devices.slots import Slots
 from uvm.errors import NoSpaceError, NotSupportedError, OptionsError
 from uvm.options.checks import U32, Checked, each, flag, go, items_or_value, path, text, whole
 from uvm.schema import guest, requests
 from uvm.schema.devices import Attachment
-from uvm.schema.requests import ModificationRequest, ModifySettingRequest, scsi_attachment_path
+from uvm.schema.requests import scsi_attachment_path
 
 LUNS_PER_CONTROLLER = 64
 
@@ -103,16 +103,14 @@ def evd_name(path: str, flavour: PathFlavour) -> str:
 class Attachments(FirstComeDevice[DiskKey, str, ScsiSlot]):
     """The disks on a VM's SCSI controllers.
 
-    :param os: the guest's; a Linux guest is told before a disk goes.
+    :param os: the guest's; a Linux guest ejects a disk before it is detached.
     :param controllers: how many there are, 0 to 4.
     :param reserved: slots that are taken for good, for instance by the boot disk.
     """
 
-    def __init__(
-        self, os: Literal["linux", "windows"], controllers: int = 4, reserved: Iterable[ScsiSlot] = ()
-    ) -> None:
+    def __init__(self, os: GuestOS, controllers: int = 4, reserved: Iterable[ScsiSlot] = ()) -> None:
         self._linux = os == "linux"
-        self._slots = Slots(
+        self._slots: Slots = Slots(
             controllers * LUNS_PER_CONTROLLER,
             (controller * LUNS_PER_CONTROLLER + lun for controller, lun in reserved),
         )
@@ -128,7 +126,7 @@ class Attachments(FirstComeDevice[DiskKey, str, ScsiSlot]):
             raise NoSpaceError(f"{member} was not attached: no SCSI slot is free ({e})") from None
 
     def vacate(self, key: DiskKey, slot: ScsiSlot) -> None:
-        """Free a slot."""
+        """Free the slot."""
         self._slots.free(slot.controller * LUNS_PER_CONTROLLER + slot.lun)
 
     def steps(self, operation: Operation[DiskKey, str, ScsiSlot, str]) -> tuple[Step, ...]:
@@ -136,27 +134,14 @@ class Attachments(FirstComeDevice[DiskKey, str, ScsiSlot]):
         entry = operation.entry
         if operation.kind is REMOVE:
             return _detach(entry.slot, self._linux)
-        key, path = entry.key, operation.target
-        assert path is not None
-        request = ModifySettingRequest(
-            resource_path=_path(entry.slot),
-            request_type=requests.ADD,
-            settings=Attachment(
-                type=key.type.value,
-                path=path,
-                read_only=key.read_only,
-                extensible_virtual_disk_type=key.evd_type,
-            ),
+        key = entry.key
+        attachment = Attachment(
+            type=key.type.value,
+            path=operation.value,
+            read_only=key.read_only,
+            extensible_virtual_disk_type=key.evd_type,
         )
-        return (Step(request),)
-
-    def dump(self) -> int:
-        """Give the slots that are taken, as bits."""
-        return self._slots.dump()
-
-    def load(self, state: int) -> None:
-        """Take back what :meth:`dump` gave."""
-        self._slots.load(state)
+        return (on_host(requests.ADD, _path(entry.slot), attachment),)
 
 
 # There are 256 slots and requests are never changed, so these are made once and shared by all VMs.
@@ -169,18 +154,11 @@ def _path(slot: ScsiSlot) -> str:
 
 @cache
 def _detach(slot: ScsiSlot, eject: bool) -> tuple[Step, ...]:
-    host = Step(ModifySettingRequest(resource_path=_path(slot), request_type=requests.REMOVE))
+    host = on_host(requests.REMOVE, _path(slot))
     if not eject:
         return (host,)
     device = guest.SCSIDevice(controller=slot.controller, lun=slot.lun)
-    return (
-        Step(
-            ModificationRequest(
-                request_type=requests.REMOVE, resource_type=guest.RESOURCE_SCSI_DEVICE, settings=device
-            ),
-        ),
-        host,
-    )
+    return in_guest(requests.REMOVE, guest.RESOURCE_SCSI_DEVICE, device), host
 
 
 @frozen(kw_only=True)
@@ -192,9 +170,9 @@ class Mount(Checked):
     :ivar options: mount flags and data; their order means nothing.
     :ivar ensure_filesystem: format with ``filesystem`` unless that is what it holds already.
     :ivar filesystem: for instance ``ext4``; empty for the guest's choice.
-    :ivar block_device: give the block device itself at the guest path.
+    :ivar block_device: have the block device itself at the guest path.
     :ivar format_with_refs: format the scratch disk of a confidential Windows container with ReFS.
-    :ivar guest_path: where; empty for a path that is made up.
+    :ivar guest_path: the path in the guest; empty for a generated one.
     """
 
     partition: int = field(default=0, metadata=go(None, whole(U32)))
@@ -205,6 +183,9 @@ class Mount(Checked):
     block_device: bool = field(default=False, metadata=go(None, flag))
     format_with_refs: bool = field(default=False, metadata=go(None, flag))
     guest_path: str = field(default="", converter=path, metadata=go(None, text))
+
+
+_LINUX_ONLY = tuple(name for name in fields_dict(Mount) if name not in ("format_with_refs", "guest_path"))
 
 
 class MountKey(NamedTuple):
@@ -220,7 +201,7 @@ class MountKey(NamedTuple):
 
 
 class MountPlace(NamedTuple):
-    """Where a mount is: its number, which makes the generated paths, and its guest path."""
+    """The place of a mount: its number, which makes the generated paths, and its guest path."""
 
     number: int
     path: str
@@ -231,7 +212,7 @@ def mount_key(slot: ScsiSlot, mount: Mount, read_only: bool) -> MountKey:
     return MountKey(slot, read_only, evolve(mount, options=sorted(mount.options), guest_path=""))
 
 
-def check_mount(os: Literal["linux", "windows"], slot: ScsiSlot, mount: Mount) -> None:
+def check_mount(os: GuestOS, slot: ScsiSlot, mount: Mount) -> None:
     """Refuse what the guest cannot mount.
 
     :raises OptionsError: the guest path is no absolute one.
@@ -248,30 +229,21 @@ def check_mount(os: Literal["linux", "windows"], slot: ScsiSlot, mount: Mount) -
             f"a Windows guest mounts disks of SCSI controller 0 only, and this one would be at "
             f"controller {slot.controller}, LUN {slot.lun}"
         )
-    given = {
-        "partition": mount.partition,
-        "encrypted": mount.encrypted,
-        "options": mount.options,
-        "ensure_filesystem": mount.ensure_filesystem,
-        "filesystem": mount.filesystem,
-        "block_device": mount.block_device,
-    }
-    wrong = [name for name, value in given.items() if value]
-    if wrong:
+    if wrong := [name for name in _LINUX_ONLY if getattr(mount, name)]:
         raise NotSupportedError(f"a Windows guest does not support {', '.join(wrong)} of a mount")
 
 
 class Mounts(PresentOrAbsent[MountKey, str, MountPlace]):
     """The mounts of SCSI disks in a guest. A member is the guest path asked for, or ``""`` for any."""
 
-    def __init__(self, os: Literal["linux", "windows"]) -> None:
+    def __init__(self, os: GuestOS) -> None:
         self._os = os
         self._linux = os == "linux"
         self._indexes = Slots()
         self._paths: dict[str, MountKey] = {}
 
     def conflict(self, key: MountKey | None, guest_path: str) -> MountKey | None:
-        """Give the other mount that has a guest path, if any; a key of None is no mount so far."""
+        """Return the other mount that has a guest path, if any; a key of None is no mount so far."""
         owner = self._paths.get(guest_path_key(guest_path, self._os))
         return None if owner == key else owner
 
@@ -293,7 +265,7 @@ class Mounts(PresentOrAbsent[MountKey, str, MountPlace]):
         return place
 
     def _generated(self) -> MountPlace:
-        """Take the lowest number whose path nobody asked for explicitly."""
+        """Take the lowest number whose path no mount was asked for at."""
         skipped = []
         while True:
             index = self._indexes.take()
@@ -311,59 +283,36 @@ class Mounts(PresentOrAbsent[MountKey, str, MountPlace]):
         del self._paths[guest_path_key(slot.path, self._os)]
 
     def steps(self, operation: Operation[MountKey, str, MountPlace, bool]) -> tuple[Step, ...]:
-        """Mount, or unmount, in the guest."""
-        key, path = operation.key, operation.slot.path
-        if operation.kind is REMOVE:
-            request_type, resource_type = requests.REMOVE, guest.RESOURCE_MAPPED_VIRTUAL_DISK
-            settings = self._unmounted(key, path)
-        else:
-            request_type, resource_type = requests.ADD, guest.RESOURCE_MAPPED_VIRTUAL_DISK
-            if key.mount.format_with_refs:
-                resource_type = guest.RESOURCE_MAPPED_VIRTUAL_DISK_FOR_CONTAINER_SCRATCH
-            settings = self._mounted(key, path)
-        request = ModificationRequest(
-            request_type=request_type, resource_type=resource_type, settings=settings
-        )
-        return (Step(request),)
-
-    def _mounted(self, key: MountKey, path: str) -> guest.LCOWMappedVirtualDisk | guest.WCOWMappedVirtualDisk:
+        """Mount the disk in the guest, or unmount it, which says less than the mount did."""
+        key, mount, path = operation.key, operation.key.mount, operation.slot.path
+        removing = operation.kind is REMOVE
+        resource_type = guest.RESOURCE_MAPPED_VIRTUAL_DISK
+        if mount.format_with_refs and not removing:
+            resource_type = guest.RESOURCE_MAPPED_VIRTUAL_DISK_FOR_CONTAINER_SCRATCH
         if not self._linux:
-            return guest.WCOWMappedVirtualDisk(container_path=path, lun=key.slot.lun)
-        mount = key.mount
-        return guest.LCOWMappedVirtualDisk(
+            disk = guest.WCOWMappedVirtualDisk(container_path=path, lun=key.slot.lun)
+            return (in_guest(operation.kind.value, resource_type, disk),)
+        mounted = guest.LCOWMappedVirtualDisk(
             mount_path=path,
             controller=key.slot.controller,
             lun=key.slot.lun,
             partition=mount.partition,
             read_only=key.read_only,
-            encrypted=mount.encrypted,
-            options=list(mount.options),
-            ensure_filesystem=mount.ensure_filesystem,
-            filesystem=mount.filesystem,
             block_dev=mount.block_device,
         )
-
-    def _unmounted(
-        self, key: MountKey, path: str
-    ) -> guest.LCOWMappedVirtualDisk | guest.WCOWMappedVirtualDisk:
-        """Give the settings of an unmount, which says less than the mount did."""
-        if not self._linux:
-            return guest.WCOWMappedVirtualDisk(container_path=path, lun=key.slot.lun)
-        return guest.LCOWMappedVirtualDisk(
-            mount_path=path,
-            controller=key.slot.controller,
-            lun=key.slot.lun,
-            partition=key.mount.partition,
-            read_only=key.read_only,
-            block_dev=key.mount.block_device,
-        )
+        if not removing:
+            mounted.encrypted = mount.encrypted
+            mounted.options = list(mount.options)
+            mounted.ensure_filesystem = mount.ensure_filesystem
+            mounted.filesystem = mount.filesystem
+        return (in_guest(operation.kind.value, resource_type, mounted),)
 
     def dump(self) -> Hashable:
-        """Give the numbers that are taken, as bits, and who has which path."""
+        """Return the numbers that are taken, as bits, and the mount at each path."""
         return self._indexes.dump(), tuple(sorted(self._paths.items()))
 
     def load(self, state: Any) -> None:
-        """Take back what :meth:`dump` gave."""
+        """Load what :meth:`dump` returned."""
         indexes, paths = state
         self._indexes.load(indexes)
         self._paths = dict(paths)

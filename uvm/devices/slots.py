@@ -7,6 +7,7 @@ costs the same with any number taken. Pure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from uvm.errors import NoSpaceError
 from uvm.schema.common import MIB, PAGE_BYTES
@@ -21,6 +22,44 @@ LARGEST_REGION_BYTES = MIB << 2 * (CLASSES - 1)
 def page_align(size_bytes: int) -> int:
     """Round a size up to whole 4 KiB pages."""
     return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
+class Allocator(Protocol):
+    """What the allocators of a device's slots have in common."""
+
+    def free(self, slot: Any, /) -> None:
+        """Free a slot."""
+
+    def dump(self) -> Any:
+        """Return the state as a value, for :meth:`load`."""
+
+    def load(self, state: Any, /) -> None:
+        """Load what :meth:`dump` returned."""
+
+
+class Numbers:
+    """Numbers 0, 1, 2, ..., each of which is taken only once."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self) -> int:
+        """Return the next number."""
+        self._next += 1
+        return self._next - 1
+
+    def free(self, number: object) -> None:
+        """Free nothing: a number is not used again."""
+
+    def dump(self) -> int:
+        """Return the next number, for :meth:`load`."""
+        return self._next
+
+    def load(self, state: int) -> None:
+        """Load what :meth:`dump` returned."""
+        self._next = state
 
 
 class Slots:

@@ -1,4 +1,4 @@
-"""PCI devices of the host, given to a VM.
+"""PCI devices of the host, assigned to a VM.
 
 The key is the folded instance path of the device, and its function; a member has the path that is sent and
 the VMBus GUID under which the guest is to see it; the slot is the GUID of the first member. ADD: host Add,
@@ -10,18 +10,18 @@ Source: hcsshim ``internal/uvm/virtual_device.go``.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from attrs import field, frozen
 
-from uvm._names import guid_key, guid_text, pci_key
-from uvm.devices.base import REMOVE, Operation, Step
+from uvm._names import GuestOS, guid_key, guid_text, pci_key
+from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice, Named
 from uvm.errors import OptionsError
 from uvm.schema import guest, requests
 from uvm.schema.common import V25H1_SERVER
 from uvm.schema.devices import VirtualPciDevice, VirtualPciFunction
-from uvm.schema.requests import ModificationRequest, ModifySettingRequest, VirtualPci
+from uvm.schema.requests import VirtualPci
 
 
 class DeviceKey(NamedTuple):
@@ -51,7 +51,7 @@ class PciDevices(Named[DeviceKey, PciDevice, PciDevice], FirstComeDevice[DeviceK
     :param build: the host's Windows build.
     """
 
-    def __init__(self, os: Literal["linux", "windows"], build: int) -> None:
+    def __init__(self, os: GuestOS, build: int) -> None:
         super().__init__(fold=guid_key)
         self._linux = os == "linux"
         self._build = build
@@ -61,7 +61,7 @@ class PciDevices(Named[DeviceKey, PciDevice, PciDevice], FirstComeDevice[DeviceK
 
         :raises OptionsError: another device has it.
         """
-        if not self._names.take(member.vmbus_guid):
+        if not self._slots.take(member.vmbus_guid):
             raise OptionsError(
                 f"{member.instance_path} was not assigned: another device has the VMBus GUID "
                 f"{member.vmbus_guid}"
@@ -70,32 +70,19 @@ class PciDevices(Named[DeviceKey, PciDevice, PciDevice], FirstComeDevice[DeviceK
 
     def steps(self, operation: Operation[DeviceKey, PciDevice, str, PciDevice]) -> tuple[Step, ...]:
         """Assign it on the host and announce it to a Linux guest, or remove it on the host."""
-        guid = operation.slot
+        device, guid = operation.value, operation.slot
         path = VirtualPci(guid).path
-        remove = Step(ModifySettingRequest(resource_path=path, request_type=requests.REMOVE))
+        remove = on_host(requests.REMOVE, path)
         if operation.kind is REMOVE:
             return (remove,)
-        request = ModifySettingRequest(
-            resource_path=path, request_type=requests.ADD, settings=self._settings(operation.target)
+        function = VirtualPciFunction(
+            device_instance_path=device.instance_path, virtual_function=device.function
         )
-        add = Step(request, undo=remove)
+        # Older builds cannot report to the guest which NUMA node a device is close to.
+        numa = True if self._build >= V25H1_SERVER else None
+        settings = VirtualPciDevice(functions=[function], propagate_numa_affinity=numa)
+        add = on_host(requests.ADD, path, settings, undo=remove)
         if not self._linux:
             return (add,)
-        announce = ModificationRequest(
-            request_type=requests.ADD,
-            resource_type=guest.RESOURCE_VPCI_DEVICE,
-            settings=guest.LCOWMappedVPCIDevice(vmbus_guid=guid),
-        )
-        return add, Step(announce)
-
-    def _settings(self, device: PciDevice | None) -> VirtualPciDevice:
-        assert device is not None
-        return VirtualPciDevice(
-            functions=[
-                VirtualPciFunction(
-                    device_instance_path=device.instance_path, virtual_function=device.function
-                )
-            ],
-            # Older builds cannot report to the guest which NUMA node a device is close to.
-            propagate_numa_affinity=True if self._build >= V25H1_SERVER else None,
-        )
+        announced = guest.LCOWMappedVPCIDevice(vmbus_guid=guid)
+        return add, in_guest(requests.ADD, guest.RESOURCE_VPCI_DEVICE, announced)

@@ -2,7 +2,7 @@
 
 Two machines, of which a VM has one:
 
-- :class:`Layers` gives each layer a device of its own; the slot is the lowest free device number.
+- :class:`Layers` has a device for each layer; the slot is the lowest free device number.
 - :class:`PackedLayers` maps many layers on a device; the slot is a :class:`Mapping`, the first place that
   hcsshim's region allocator finds on the first device that has one. A device is never added nor removed as
   such: HCS makes it when something is mapped on it.
@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 from attrs import Factory, define, evolve, frozen
 
-from uvm.devices.base import ADD, REMOVE, Entry, Operation, Step
+from uvm.devices.base import ADD, REMOVE, Entry, Kind, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice
 from uvm.devices.slots import LARGEST_REGION_BYTES, Regions, Slots, page_align
 from uvm.errors import NoSpaceError, OptionsError
 from uvm.schema import requests
 from uvm.schema.devices import VirtualPMemDevice, VirtualPMemMapping
 from uvm.schema.guest import RESOURCE_VPMEM_DEVICE, LCOWMappedVPMemDevice, LCOWVPMemMappingInfo
-from uvm.schema.requests import ModificationRequest, ModifySettingRequest, VPMemDevice, VPMemMapping
+from uvm.schema.requests import VPMemDevice, VPMemMapping
 
 #: hcsshim's ``MaxMappedDeviceCount``.
 MAPPINGS_PER_DEVICE = 1024
@@ -51,30 +51,17 @@ def _check_size(layer: Layer, most_bytes: int) -> None:
         )
 
 
-def _add(
-    path: str, settings: VirtualPMemDevice | VirtualPMemMapping, mounted: LCOWMappedVPMemDevice
+def _steps(
+    kind: Kind, path: str, settings: VirtualPMemDevice | VirtualPMemMapping, mounted: LCOWMappedVPMemDevice
 ) -> tuple[Step, ...]:
-    on_host = ModifySettingRequest(resource_path=path, request_type=requests.ADD, settings=settings)
-    return Step(on_host, undo=_off_host(path)), _in_guest(requests.ADD, mounted)
-
-
-def _remove(path: str, mounted: LCOWMappedVPMemDevice) -> tuple[Step, ...]:
-    return _in_guest(requests.REMOVE, mounted), _off_host(path)
-
-
-def _off_host(path: str) -> Step:
-    return Step(ModifySettingRequest(resource_path=path, request_type=requests.REMOVE))
-
-
-def _in_guest(request_type: str, mounted: LCOWMappedVPMemDevice) -> Step:
-    request = ModificationRequest(
-        request_type=request_type, resource_type=RESOURCE_VPMEM_DEVICE, settings=mounted
-    )
-    return Step(request)
+    """Return the steps that add what is at a path and mount it, or the reverse."""
+    off_host = on_host(requests.REMOVE, path)
+    mount = in_guest(kind.value, RESOURCE_VPMEM_DEVICE, mounted)
+    return (mount, off_host) if kind is REMOVE else (on_host(requests.ADD, path, settings, off_host), mount)
 
 
 def layer_path(device: int) -> str:
-    """Give the guest path of the layer that has a device of its own."""
+    """Return the guest path of the layer that has a device of its own."""
     return f"/run/layers/p{device}"
 
 
@@ -87,7 +74,7 @@ class Layers(FirstComeDevice[str, Layer, int]):
     """
 
     def __init__(self, count: int, max_size_bytes: int, boot: bool = False) -> None:
-        self._slots = Slots(count, (0,) if boot else ())
+        self._slots: Slots = Slots(count, (0,) if boot else ())
         self._max_size_bytes = max_size_bytes
 
     def place(self, key: str, member: Layer) -> int:
@@ -102,34 +89,18 @@ class Layers(FirstComeDevice[str, Layer, int]):
         except NoSpaceError as e:
             raise NoSpaceError(f"{member.path} was not added: no VPMEM device is free ({e})") from None
 
-    def vacate(self, key: str, slot: int) -> None:
-        """Free a device."""
-        self._slots.free(slot)
-
     def steps(self, operation: Operation[str, Layer, int, Layer]) -> tuple[Step, ...]:
         """Add the device on the host and mount it in the guest, or the reverse."""
         device = operation.slot
         path = VPMemDevice(device).path
         mounted = LCOWMappedVPMemDevice(device_number=device, mount_path=layer_path(device))
-        if operation.kind is REMOVE:
-            return _remove(path, mounted)
-        assert operation.target is not None
-        on_host = VirtualPMemDevice(
-            host_path=operation.target.path, read_only=True, image_format=_IMAGE_FORMAT
-        )
-        return _add(path, on_host, mounted)
-
-    def dump(self) -> int:
-        """Give the devices that are taken, as bits."""
-        return self._slots.dump()
-
-    def load(self, state: int) -> None:
-        """Take back what :meth:`dump` gave."""
-        self._slots.load(state)
+        host_path = operation.value.path
+        settings = VirtualPMemDevice(host_path=host_path, read_only=True, image_format=_IMAGE_FORMAT)
+        return _steps(operation.kind, path, settings, mounted)
 
 
 class Mapping(NamedTuple):
-    """Where a layer lies on a packed device; the size is whole pages."""
+    """The place of a layer on a packed device; the size is whole pages."""
 
     device: int
     offset_bytes: int
@@ -137,7 +108,7 @@ class Mapping(NamedTuple):
 
     @property
     def guest_path(self) -> str:
-        """Where the guest mounts it."""
+        """The path at which the guest mounts it."""
         return f"/run/layers/p{self.device}-{self.offset_bytes}-{self.size_bytes}"
 
 
@@ -145,8 +116,8 @@ class Mapping(NamedTuple):
 class _Packed:
     """A device and what is mapped on it.
 
-    The value of a mapping is its entry in the ledger, from which to tell whether it is applied; True or
-    False where there is none (after a restore; before its first operation).
+    The value of a mapping is its entry in the ledger, which says whether it is applied; True or False if
+    there is none (after a restore; before its first operation).
     """
 
     regions: Regions
@@ -160,7 +131,7 @@ class _Packed:
         return entry.applied is not None and entry.slot == mapping
 
     def stays(self, mapping: Mapping) -> bool:
-        """Tell whether a mapping is applied and not about to go."""
+        """Return whether a mapping is applied and not about to go."""
         entry = self.mappings[mapping]
         leaving = isinstance(entry, Entry) and entry.operation is not None and entry.operation.kind is REMOVE
         return self.applied(mapping) and not leaving
@@ -223,11 +194,8 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
                 device_offset_in_bytes=mapping.offset_bytes, device_size_in_bytes=mapping.size_bytes
             ),
         )
-        if operation.kind is REMOVE:
-            return _remove(path, mounted)
-        assert operation.target is not None
-        on_host = VirtualPMemMapping(host_path=operation.target.path, image_format=_IMAGE_FORMAT)
-        return _add(path, on_host, mounted)
+        settings = VirtualPMemMapping(host_path=operation.value.path, image_format=_IMAGE_FORMAT)
+        return _steps(operation.kind, path, settings, mounted)
 
     def gate(self, operation: Operation[str, Layer, Mapping, Layer]) -> Hashable | None:
         """Let adds go one at a time that begin while nothing is mapped on the device, or all of it is to go.
@@ -241,14 +209,14 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
         return None if any(map(packed.stays, packed.mappings)) else ("vpmem", number)
 
     def dump(self) -> tuple[tuple[int, tuple[int, ...], tuple[tuple[Mapping, bool], ...]], ...]:
-        """Give, per device in use, its free regions and its mappings, each with whether it is applied."""
+        """Return, per device in use, its free regions and its mappings, each with whether it is applied."""
         return tuple(
             (number, packed.regions.dump(), tuple((m, packed.applied(m)) for m in sorted(packed.mappings)))
             for number, packed in sorted(self._devices.items())
         )
 
     def load(self, state: tuple[tuple[int, tuple[int, ...], tuple[tuple[Mapping, bool], ...]], ...]) -> None:
-        """Take back what :meth:`dump` gave."""
+        """Load what :meth:`dump` returned."""
         self._devices = {}
         for number, regions, mappings in state:
             packed = self._devices[number] = _Packed(Regions(self._size_bytes), dict(mappings))

@@ -23,11 +23,11 @@ from typing import NamedTuple
 
 from attrs import evolve, field, frozen
 
-from uvm.devices.base import REMOVE, UPDATE, Device, Entry, Operation, Step
-from uvm.schema import requests
+from uvm.devices.base import REMOVE, Device, Entry, Operation, Step, on_host
+from uvm.devices.slots import Numbers
 from uvm.schema.common import V19H1, V20H2
 from uvm.schema.devices import VirtualSmbShare, VirtualSmbShareOptions
-from uvm.schema.requests import ModifySettingRequest, VSMBShares
+from uvm.schema.requests import VSMBShares
 
 #: Where a Windows guest sees shares; a name follows.
 GUEST_PREFIX = "\\\\?\\VMSMB\\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}\\"
@@ -72,7 +72,7 @@ class ShareMember:
 
 @frozen
 class Share:
-    """What the host is told of a share.
+    """A share as the host has it.
 
     :ivar files: the allowed files, in the order in which they were asked for.
     """
@@ -125,15 +125,11 @@ class Shares(Device[ShareKey, ShareMember, str, Share]):
 
     def __init__(self, revoke_released_files: bool = False) -> None:
         self.narrows = revoke_released_files
-        self._names = 0
+        self._slots: Numbers = Numbers()
 
     def place(self, key: ShareKey, member: ShareMember) -> str:
         """Return a name that was never used before; the first is ``s1``."""
-        self._names += 1
-        return f"s{self._names:x}"
-
-    def vacate(self, key: ShareKey, slot: str) -> None:
-        """Free nothing: names are not used again."""
+        return f"s{self._slots.take() + 1:x}"
 
     def wanted(self, entry: Entry[ShareKey, ShareMember, str, Share]) -> Share | None:
         """Return the share with the files that are asked for and those that stay."""
@@ -153,25 +149,16 @@ class Shares(Device[ShareKey, ShareMember, str, Share]):
 
     def steps(self, operation: Operation[ShareKey, ShareMember, str, Share]) -> tuple[Step, ...]:
         """Add the share, state the whole of it anew, or remove it, on the host."""
-        if operation.kind is REMOVE:
-            return (_change(requests.REMOVE, VirtualSmbShare(name=operation.slot)),)
-        share = operation.target
-        assert share is not None
-        settings = VirtualSmbShare(
-            name=operation.slot,
-            path=share.directory,
-            allowed_files=[file.path for file in share.files],
-            options=share.options,
-        )
-        return (_change(requests.UPDATE if operation.kind is UPDATE else requests.ADD, settings),)
-
-    def dump(self) -> int:
-        """Return how many names were used."""
-        return self._names
-
-    def load(self, state: int) -> None:
-        """Load what :meth:`dump` returned."""
-        self._names = state
+        settings = VirtualSmbShare(name=operation.slot)
+        if operation.kind is not REMOVE:
+            share = operation.value
+            settings = VirtualSmbShare(
+                name=operation.slot,
+                path=share.directory,
+                allowed_files=[file.path for file in share.files],
+                options=share.options,
+            )
+        return (on_host(operation.kind.value, VSMBShares.PATH, settings),)
 
 
 def _extended(share: Share | None, members: Iterable[ShareMember]) -> Share | None:
@@ -192,9 +179,3 @@ def _narrowed(share: Share, members: Iterable[ShareMember]) -> Share:
     kept = {member.file for member in members}
     files = tuple(file for file in share.files if file in kept)
     return share if files == share.files else evolve(share, files=files)
-
-
-def _change(request_type: str, settings: VirtualSmbShare) -> Step:
-    return Step(
-        ModifySettingRequest(resource_path=VSMBShares.PATH, request_type=request_type, settings=settings),
-    )
