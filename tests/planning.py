@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from uvm._document import files_to_look_at, plan_creation
+from uvm._document import files_to_stat, plan_creation
 from uvm._document.plan import CreationPlan
 from uvm.backend import FileInfo, HostInfo
 from uvm.options import (
@@ -56,13 +56,13 @@ class Looked(Mapping[str, FileInfo | None]):
 def plan(
     options: LCOWOptions | WCOWOptions, files: Mapping[str, FileInfo | int] | None = None, **host: Any
 ) -> CreationPlan:
-    """Plan on a host with these files, seeing only those that ``files_to_look_at`` names."""
+    """Plan on a host with these files, seeing only those that ``files_to_stat`` names."""
     facts = HostInfo(**{"processors": 8, **host})
     there = {p: f if isinstance(f, FileInfo) else FileInfo(f) for p, f in (files or {}).items()}
     looked = Looked(there)
     guids = iter(f"guid-{n}" for n in range(100))
     made = plan_creation(options, facts, looked, id="vm1", new_id=lambda: next(guids))
-    assert looked.asked <= set(files_to_look_at(options, facts))
+    assert looked.asked <= set(files_to_stat(options, facts))
     return made
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from tests.bench.figures import Figure, time_per_call
-from uvm._document import files_to_look_at, plan_creation
+from uvm._document import files_to_stat, plan_creation
 from uvm.backend import FileInfo, HostInfo
 from uvm.devices.base import OK, Change, Step
 from uvm.devices.ledger import Ledger
@@ -96,7 +96,7 @@ def document() -> Iterator[Figure]:
 
     def from_options() -> str:
         options = LCOWOptions(memory_mb=2048, processors=2, boot_files_path=_BOOT_FILES)
-        files = dict.fromkeys(files_to_look_at(options, host), FileInfo(MIB))
+        files = dict.fromkeys(files_to_stat(options, host), FileInfo(MIB))
         plan = plan_creation(options, host, files, id="vm", new_id=lambda: "")
         return dumps(plan.document)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.planning import BOOT, CONTROLLER, DISKS, GUID, MIB, POLICY, lcow, machine, plan, wcow
-from uvm._document import files_to_look_at, plan_creation
+from uvm._document import files_to_stat, plan_creation
 from uvm._document.plan import CreationPlan
 from uvm.backend import FileInfo, HostInfo
 from uvm.errors import NotSupportedError, OptionsError
@@ -176,7 +176,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
 
 def check_any(options: Any, host: HostInfo) -> None:
     """Either it is refused, or the document is one that HCS would parse, and holds what the plan says."""
-    files = {path: FileInfo(MIB) for path in files_to_look_at(options, host)}
+    files = {path: FileInfo(MIB) for path in files_to_stat(options, host)}
     try:
         made = plan_creation(options, host, files, id="vm1", new_id=lambda: GUID)
     except (OptionsError, NotSupportedError):

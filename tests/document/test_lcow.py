@@ -21,7 +21,7 @@ from tests.planning import (
     plan,
     wcow,
 )
-from uvm._document import files_to_look_at
+from uvm._document import files_to_stat
 from uvm._document.plan import AssignedDevice
 from uvm.backend import FileInfo, HostInfo
 from uvm.errors import NotSupportedError, OptionsError
@@ -34,10 +34,10 @@ from uvm.options import (
 
 
 def test_the_default_boot_files_are_those_of_lcow() -> None:
-    looked = files_to_look_at(LCOWOptions(), HostInfo())
+    looked = files_to_stat(LCOWOptions(), HostInfo())
     assert "C:\\Program Files\\Linux Containers\\vmlinux" in looked
     with pytest.raises(OptionsError, match="boot_files_path must be given"):
-        files_to_look_at(LCOWOptions(), HostInfo(paths="posix"))
+        files_to_stat(LCOWOptions(), HostInfo(paths="posix"))
 
 
 def test_a_vhd_is_preferred_to_an_initrd_and_vmlinux_to_kernel() -> None:

@@ -1,31 +1,31 @@
-"""From options and facts of the host to the compute-system document. Pure: nothing is read or done here.
+"""From options and facts of the host to the compute-system document. Pure: no I/O.
 
-First :func:`files_to_look_at` says which paths of the host decide something; the caller looks at them, and
-:func:`plan_creation` makes of it all a :class:`CreationPlan`. The documents are those of hcsshim 0.15
-(``create_lcow.go``, ``create_wcow.go``), recorded cases of which are in the tests.
+The plan depends on files of the host: the caller stats those that :func:`files_to_stat` names, and
+:func:`plan_creation` returns the :class:`CreationPlan`. The documents are those of hcsshim 0.15
+(``create_lcow.go``, ``create_wcow.go``); the tests compare recorded ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from uvm._document.lcow import lcow_files_to_look_at, plan_lcow
+from uvm._document.lcow import lcow_files_to_stat, plan_lcow
 from uvm._document.paths import Files, with_host_paths
 from uvm._document.plan import CreationPlan
-from uvm._document.wcow import plan_wcow, wcow_files_to_look_at
+from uvm._document.wcow import plan_wcow, wcow_files_to_stat
 from uvm.backend import HostInfo
 from uvm.options import LCOWOptions, WCOWOptions
 
 
-def files_to_look_at(options: LCOWOptions | WCOWOptions, host: HostInfo) -> tuple[str, ...]:
-    """Return the host paths whose :class:`~uvm.backend.FileInfo` decides something.
+def files_to_stat(options: LCOWOptions | WCOWOptions, host: HostInfo) -> tuple[str, ...]:
+    """Return the host paths whose :class:`~uvm.backend.FileInfo` the plan depends on.
 
-    :raises OptionsError: the options do not say where the boot files are, and the host has no default; or the
-        path of one is not an absolute one.
+    :raises OptionsError: the options name no directory of boot files, and the host has no default one; or a
+        path is not absolute.
     """
     if isinstance(options, LCOWOptions):
-        return lcow_files_to_look_at(options, host)
-    return wcow_files_to_look_at(options, host)
+        return lcow_files_to_stat(options, host)
+    return wcow_files_to_stat(options, host)
 
 
 def plan_creation(
@@ -33,11 +33,11 @@ def plan_creation(
 ) -> CreationPlan:
     """Plan the creation of a VM.
 
-    :param files: what is at the paths that :func:`files_to_look_at` returns; None if nothing is there.
+    :param files: what is at the paths that :func:`files_to_stat` returns; None if nothing is there.
     :param id: the compute system's id.
     :param new_id: makes the GUIDs of assigned devices.
     :raises OptionsError: the options do not fit the host, for instance a boot file that is missing.
-    :raises NotSupportedError: the host lacks what is asked; the message names the build that has it.
+    :raises NotSupportedError: the host lacks what the options need; the message names the build that has it.
     """
     options = with_host_paths(options, host)
     if isinstance(options, LCOWOptions):

@@ -24,7 +24,7 @@ _INITRD, _VHD = "initrd.img", "rootfs.vhd"
 
 @frozen
 class LinuxBoot:
-    """The boot files and how they are used, with hcsshim's defaults filled in."""
+    """The boot files and their use, with hcsshim's defaults filled in."""
 
     directory: str
     kernel_file: str
@@ -51,8 +51,8 @@ def _kernel_direct_by_default(host: HostInfo) -> bool:
     return host.build >= KERNEL_DIRECT_BUILD and host.machine != "arm64"
 
 
-def boot_files_to_look_at(options: LCOWOptions, host: HostInfo) -> tuple[str, ...]:
-    """Return the files that may be booted from, and those whose presence decides it."""
+def boot_files_to_stat(options: LCOWOptions, host: HostInfo) -> tuple[str, ...]:
+    """Return the files to boot from, and those on whose presence the choice depends."""
     directory = boot_directory(options, host)
     kernels = (_UNCOMPRESSED_KERNEL, _KERNEL) if options.kernel_file is None else (options.kernel_file,)
     root_files = (_VHD, _INITRD) if options.rootfs_file is None else (options.rootfs_file, _VHD)
@@ -62,8 +62,8 @@ def boot_files_to_look_at(options: LCOWOptions, host: HostInfo) -> tuple[str, ..
 def resolve_boot(options: LCOWOptions, host: HostInfo, files: Files) -> LinuxBoot:
     """Return the boot files, with defaults as of hcsshim's ``UpdateBootFilesPath``.
 
-    Each default is decided by itself: an explicit ``kernel_direct`` has no say in which kernel is the
-    default one, nor a ``rootfs_file`` in the type of the root file system.
+    Each default is independent of the other options: an explicit ``kernel_direct`` does not change the
+    default kernel, nor a ``rootfs_file`` the type of the root file system.
     """
     directory = boot_directory(options, host)
     has_vhd = files.get(join(host, directory, _VHD)) is not None
@@ -100,13 +100,13 @@ def kernel_command_line(options: LCOWOptions, host: HostInfo, boot: LinuxBoot, *
     if options.graphics_console:
         words.append("console=tty")
     if not _has_console(options):
-        # Without a console to show a panic on, it has to end the VM.
+        # A panic that no console shows has to end the VM.
         words.append("panic=-1 quiet")
     if options.kernel_boot_options:
         words.append(options.kernel_boot_options)
     if not options.vpci_enabled:
         words.append("pci=off")
-    # The count that was asked for, even if the VM gets fewer: hcsshim's choice.
+    # The requested count, even if the VM gets fewer: hcsshim's choice.
     words.append(f"nr_cpus={requested_processors(options, host)}")
     words.append(f"brd.rd_nr=0 pmtmr=0 -- {_init(options, boot)}")
     return " ".join(words)
@@ -131,7 +131,7 @@ def _root(options: LCOWOptions, boot: LinuxBoot, *, vpmem: bool) -> str:
 
 
 def _init(options: LCOWOptions, boot: LinuxBoot) -> str:
-    """Return init's arguments: entropy first, then what it runs."""
+    """Return init's arguments: entropy first, then the command."""
     words = [f"-e {LINUX_ENTROPY_PORT}"]
     if options.writable_overlay_dirs and boot.rootfs_type == "vhd":
         words.append("-w")
@@ -141,7 +141,7 @@ def _init(options: LCOWOptions, boot: LinuxBoot) -> str:
 
 
 def _command(options: LCOWOptions) -> str:
-    """Return what init runs: the guest's compute service, its output sent to the host."""
+    """Return init's command: the guest's compute service, its output sent to the host."""
     words = ["/bin/vsockexec"]
     if options.forward_stdout:
         words.append(f"-o {LINUX_LOG_PORT}")

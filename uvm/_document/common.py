@@ -58,7 +58,7 @@ def memory_mb(options: Options) -> int:
 
 
 def requested_processors(options: Options, host: HostInfo) -> int:
-    """Return the number of processors that were asked for, by default hcsshim's default."""
+    """Return the requested number of processors, by default hcsshim's default."""
     if options.processors is not None:
         return options.processors
     return 1 if host.processors == 1 else 2
@@ -115,7 +115,7 @@ def topology(options: Options, host: HostInfo) -> Topology:
         _check_numa_totals(options, host)
         made.numa.virtual_node_count = len(options.numa_mapped_physical_nodes)
         made.numa.settings = _numa_nodes(options)
-    # The guest learns of its nodes from the ACPI tables.
+    # The ACPI tables describe the nodes to the guest.
     memory.slit_type = "FirmwareFallbackMeasured"
     return made
 
@@ -150,7 +150,7 @@ def _check_numa_totals(options: Options, host: HostInfo) -> None:
 
 
 def hvsocket_services(options: Options) -> dict[str, HvSocketServiceConfig]:
-    """Return the service table's entries that the options hold."""
+    """Return the entries of the service table that are in the options."""
     return {guid: hvsocket_service(service) for guid, service in options.hvsocket_services.items()}
 
 
@@ -160,7 +160,7 @@ def hvsocket_service(service: HvSocketService) -> HvSocketServiceConfig:
 
 
 def add_service(table: dict[str, HvSocketServiceConfig], service_id: str, binds: str) -> None:
-    """Add a service that a guest needs, in place of one of the options; administrators connect to it.
+    """Add a service that a guest needs, instead of one of the options; administrators may connect to it.
 
     :param binds: the SDDL descriptor for listening.
     """
@@ -186,13 +186,13 @@ def add_consoles(devices: Devices, options: Options, host: HostInfo) -> None:
 
 
 def launch_data(options: Options) -> str:
-    """Return what the hardware attests of the security policy: its SHA-256, in base64 as HCS takes it."""
+    """Return the SHA-256 of the security policy, which the hardware attests, in base64."""
     digest = hashlib.sha256(decode_policy(options.security_policy)).digest()
     return base64.b64encode(digest).decode("ascii")
 
 
 def finish(options: Options, host: HostInfo, vm: VirtualMachine, *, id: str, minor: int = 1) -> CreationPlan:
-    """Return a plan with what the options say of any VM, its document in schema version 2.`minor`."""
+    """Return the plan of a VM, without what its guest system adds; the schema version is 2.`minor`."""
     vm.stop_on_reset = True
     limits = StorageQoS(
         iops_maximum=options.storage_qos_iops_max, bandwidth_maximum=options.storage_qos_bandwidth_max
@@ -226,7 +226,7 @@ def _document(options: Options, vm: VirtualMachine, minor: int) -> JSON:
 
 
 def _merged(ours: Any, theirs: Any) -> Any:
-    """Lay ``theirs`` over ``ours``; objects are merged, anything else is replaced.
+    """Merge `theirs` over `ours`: objects are merged, anything else is replaced.
 
     A null leaves an object as it is, but replaces anything else (hcsshim's ``mergemaps``).
     """

@@ -10,7 +10,7 @@ from uvm._document.boot import (
     KERNEL_DIRECT_BUILD,
     LinuxBoot,
     boot_directory,
-    boot_files_to_look_at,
+    boot_files_to_stat,
     kernel_command_line,
     resolve_boot,
 )
@@ -66,7 +66,7 @@ from uvm.schema.system import (
     VirtualMachine,
 )
 
-_EVERYBODY = "D:P(A;;FA;;;WD)"
+_EVERYONE = "D:P(A;;FA;;;WD)"
 
 _DM_VERITY_ROOTFS = "rootfs.vhd"
 _DEFAULT_VPMEM_COUNT = 64
@@ -76,17 +76,17 @@ _COLD_DISCARD_BUILD = 18967
 
 @frozen
 class _Counts:
-    """How many controllers and devices the VM has, with hcsshim's defaults filled in."""
+    """The numbers of controllers and devices, with hcsshim's defaults filled in."""
 
     scsi: int
     vpmem: int
     multi_mapping: bool
 
 
-def lcow_files_to_look_at(options: LCOWOptions, host: HostInfo) -> tuple[str, ...]:
-    """Return the host paths that decide something."""
+def lcow_files_to_stat(options: LCOWOptions, host: HostInfo) -> tuple[str, ...]:
+    """Return the host paths that the plan depends on."""
     if not options.guest_state_file:
-        return boot_files_to_look_at(options, host)
+        return boot_files_to_stat(options, host)
     directory = boot_directory(options, host)
     templates = (options.guest_state_file, options.dm_verity_rootfs_vhd)
     return tuple(join(host, directory, name) for name in templates if name)
@@ -112,7 +112,7 @@ def _counts(options: LCOWOptions, host: HostInfo) -> _Counts:
         vpmem = 0 if host.machine == "arm64" else _DEFAULT_VPMEM_COUNT
     if vpmem and host.machine == "arm64":
         raise NotSupportedError(f"vpmem_count is {vpmem}, but arm64 hosts have no VPMEM devices")
-    # Without VPMEM, layers need the room.
+    # Without VPMEM, layers are on SCSI.
     many = vpmem == 0 and host.build >= RS5
     multi = options.vpmem_multi_mapping
     if multi is None:
@@ -166,7 +166,7 @@ def _plan_plain(
 
 def _sockets(options: LCOWOptions) -> HvSocketSystemConfig:
     return HvSocketSystemConfig(
-        # Lets us, running as an administrator, listen for the guest's log.
+        # uvm, which an administrator runs, listens for the guest's log.
         default_bind_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
         service_table=hvsocket_services(options),
     )
@@ -192,7 +192,7 @@ def _vpmem(options: LCOWOptions, counts: _Counts, boot_disk: str | None) -> Virt
         maximum_count=counts.vpmem, maximum_size_bytes=options.vpmem_size_bytes
     )
     if boot_disk is not None:
-        # hcsshim says Vhd1 of a .vhdx too, as its test of the extension never holds.
+        # hcsshim sends Vhd1 for a .vhdx too: its test of the extension is never true.
         device = VirtualPMemDevice(host_path=boot_disk, read_only=True, image_format="Vhd1")
         controller.devices["0"] = device
     return controller
@@ -258,7 +258,7 @@ def _plan_isolated(
         < 4
     ):
         raise OptionsError(
-            f"the VM's own copies {state} and {rootfs} would lie over each other or over {state_template} or"
+            f"the VM's own copies {state} and {rootfs} would overwrite each other, or {state_template} or"
             f" {rootfs_template}: bundle_directory must not be boot_files_path"
         )
     on_scsi = options.dm_verity_mode and counts.scsi > 0
@@ -293,7 +293,7 @@ def _isolated_machine(options: LCOWOptions, host: HostInfo, devices: Devices, st
         ),
         compute_topology=topology(options, host),
         devices=devices,
-        # Transient: the file is the source of the images; no state goes into it.
+        # Transient: the guest's state is not written to the file, which is the source of the images.
         guest_state=GuestState(
             guest_state_file_path=state, guest_state_file_type="FileMode", force_transient_state=True
         ),
@@ -307,9 +307,9 @@ def _isolated_sockets(options: LCOWOptions) -> HvSocketSystemConfig:
     table = hvsocket_services(options)
     ports = (LINUX_ENTROPY_PORT, LINUX_LOG_PORT, LINUX_GCS_PORT, FIRST_STDIO_PORT)
     for port in dict.fromkeys((*ports, *options.extra_vsock_ports)):
-        add_service(table, vsock_service_id(port), _EVERYBODY)
+        add_service(table, vsock_service_id(port), _EVERYONE)
     return HvSocketSystemConfig(
-        default_bind_security_descriptor=_EVERYBODY,
+        default_bind_security_descriptor=_EVERYONE,
         default_connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
         service_table=table,
     )

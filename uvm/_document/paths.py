@@ -13,7 +13,7 @@ from uvm.backend import FileInfo, HostInfo
 from uvm.errors import OptionsError
 from uvm.options import BlockCIMBootFiles, LCOWOptions, VmbFSBootFiles, WCOWOptions
 
-#: What was found at the paths that :func:`uvm._document.files_to_look_at` names; None if nothing is there.
+#: The stat of each path that :func:`uvm._document.files_to_stat` returns; None if nothing is there.
 Files = Mapping[str, FileInfo | None]
 
 T = TypeVar("T", bound=LCOWOptions | WCOWOptions | VmbFSBootFiles | BlockCIMBootFiles)
@@ -56,16 +56,16 @@ def join(host: HostInfo, directory: str, name: str) -> str:
     return _joined(host.paths, directory, name)
 
 
-# The same few paths are joined when they are looked at and when the document is built.
+# The same few paths are joined for the stats and for the document.
 @lru_cache(maxsize=256)
 def _joined(flavour: PathFlavour, directory: str, name: str) -> str:
     return host_path(directory + ("/" if flavour == "posix" else "\\") + name, flavour)
 
 
 def need(files: Files, path: str, what: str, *, directory: bool = False) -> FileInfo:
-    """Return what is known of a file, or of a directory.
+    """Return the stat of a file or a directory that has to exist.
 
-    :raises OptionsError: it is not there, or is the other of the two.
+    :raises OptionsError: it does not exist, or is the other of the two.
     """
     info = files.get(path)
     if info is None:

@@ -10,7 +10,7 @@ from uvm.backend import JSON, AccessMask
 
 @frozen
 class CopyFile:
-    """Copy a file of the host, over whatever is at the target."""
+    """Copy a file of the host, and overwrite the target."""
 
     source: str
     target: str
@@ -45,7 +45,7 @@ Preparation = CopyFile | MakeDirectory | GrantAccess | SetDiskId
 
 @frozen
 class AssignedDevice:
-    """A PCI device that the VM has from the start, and the GUID under which the guest sees it."""
+    """A PCI device of the document, and its GUID in the guest."""
 
     instance_path: str
     function: int
@@ -54,7 +54,7 @@ class AssignedDevice:
 
 @frozen(kw_only=True)
 class CreationPlan:
-    """Everything that follows from options, host and boot files.
+    """The document of a VM, and what has to be done on the host around its creation.
 
     :ivar document: the JSON object for :meth:`~uvm.backend.Backend.create`. It may hold secrets.
     :ivar processors: virtual processors, after fitting them to the host.
@@ -63,9 +63,9 @@ class CreationPlan:
     :ivar vpmem_count: VPMEM devices of the VM; 0 if it has none.
     :ivar boot_vpmem_bytes: the size of the root file system on VPMEM device 0; None if that is free.
     :ivar assigned_devices: PCI devices of the document.
-    :ivar preparations: what to do on the host before, in this order.
+    :ivar preparations: the steps on the host before the creation, in order.
     :ivar temporary_files: files made for this VM, deleted after its exit, or if it cannot be created.
-    :ivar copies_on_exit: what to do after the exit, before the temporary files are deleted (``debug_mode``).
+    :ivar copies_on_exit: the steps after the exit, before the temporary files are deleted (``debug_mode``).
     """
 
     document: JSON = field(repr=False)

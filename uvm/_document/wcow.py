@@ -52,20 +52,20 @@ from uvm.schema.system import (
     VirtualMachine,
 )
 
-#: By this identifier a confidential guest knows a scratch disk that is not formatted.
+#: The identifier of a scratch disk that a confidential guest has to format.
 _UNFORMATTED_SCRATCH = "a7b3c5d1-4e2f-4a8b-9c6d-1e3f5a7b9c2d"
 _DIRECT_FILE_MAPPING_MB = 1024
 
 
-def wcow_files_to_look_at(options: WCOWOptions, host: HostInfo) -> tuple[str, ...]:
-    """Return the host paths that decide something."""
+def wcow_files_to_stat(options: WCOWOptions, host: HostInfo) -> tuple[str, ...]:
+    """Return the host paths that the plan depends on."""
     directory = options.dump_directory
     return (host_path(directory, host.paths, "dump_directory"),) if directory else ()
 
 
 @frozen
 class _Boot:
-    """What follows from how the VM boots; the disks are those of the first LUNs, in order."""
+    """The parts of the plan that depend on the boot files; the disks are on the first LUNs, in order."""
 
     chipset: Chipset
     share: VirtualSmbShare
@@ -92,7 +92,11 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
     preparations = boot.preparations
     if options.dump_directory:
         need(files, options.dump_directory, "dump_directory", directory=True)
-        vm.debug_options = _debug_options(options, host, id)
+        without_dump = _dump_file(options, host, id, "savedstate_nocrashdump.vmrs")
+        vm.debug_options = DebugOptions(
+            bugcheck_saved_state_file_name=_dump_file(options, host, id, "savedstate.vmrs"),
+            bugcheck_no_crashdump_saved_state_file_name=without_dump,
+        )
         preparations = (GrantAccess(options.dump_directory, to_vm_group=True, mask="all"), *preparations)
     if options.security_policy_enabled:
         _make_confidential(vm, options)
@@ -127,15 +131,6 @@ def _dump_file(options: WCOWOptions, host: HostInfo, id: str, what: str) -> str:
     return join(host, options.dump_directory, f"{id}-{what}")
 
 
-def _debug_options(options: WCOWOptions, host: HostInfo, id: str) -> DebugOptions:
-    return DebugOptions(
-        bugcheck_saved_state_file_name=_dump_file(options, host, id, "savedstate.vmrs"),
-        bugcheck_no_crashdump_saved_state_file_name=_dump_file(
-            options, host, id, "savedstate_nocrashdump.vmrs"
-        ),
-    )
-
-
 def _services(options: WCOWOptions) -> dict[str, HvSocketServiceConfig]:
     table = hvsocket_services(options)
     if options.log_forwarding:
@@ -146,7 +141,7 @@ def _services(options: WCOWOptions) -> dict[str, HvSocketServiceConfig]:
 def _registry_values(options: WCOWOptions) -> list[schema.RegistryValue]:
     values = []
     if options.process_dump_location:
-        # Dumps are saved, not uploaded; and only a running WerSvc writes those of every exception.
+        # Dumps are saved, not uploaded. WerSvc writes those of every exception only while it runs.
         values.append(_dword("System", "ControlSet001\\Services\\WerSvc", "Start", 2))
         values.append(_dword("Software", "Microsoft\\Windows\\Windows Error Reporting", "Disabled", 1))
     if not options.disable_compartment_namespace:
@@ -215,7 +210,7 @@ def _boot_from_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostI
 
 
 def _boot_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostInfo) -> BlockCIMBootFiles:
-    """Return the boot disks, those that are not named under the root of the boot files.
+    """Return the boot disks; one that has no path is under the root of the boot files.
 
     :raises OptionsError: one disk is named twice.
     """

@@ -17,7 +17,7 @@ from uvm._buses.access import Access
 from uvm._buses.context import Context
 from uvm._buses.driver import is_refusal
 from uvm._buses.link import Link
-from uvm._document import files_to_look_at, plan_creation
+from uvm._document import files_to_stat, plan_creation
 from uvm._document.boot import boot_directory
 from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
 from uvm._names import host_path_key
@@ -39,7 +39,7 @@ _REFERENCE_INFO = ("reference_info.cose", "reference_info_hash_envelope.cose")
 
 @define
 class HostArtifacts:
-    """What the creation of a VM leaves on the host, to remove when the VM closes.
+    """The artifacts of a VM's creation on the host, to remove when the VM closes.
 
     :ivar grants: paths to which the VM itself has access. Grants to the VM group are shared with other VMs
         and stay.
@@ -87,7 +87,7 @@ class HostArtifacts:
             await self.backend.files.copy(source, target)
         except Exception as error:
             if made_for_it and is_refusal(error):
-                # Whatever is there is not ours.
+                # A file that is there is not ours.
                 self.files.remove(target)
             raise
 
@@ -103,7 +103,7 @@ class HostArtifacts:
             try:
                 await self.backend.files.remove(path)
             except Exception as error:
-                # A directory that is not empty has got another use meanwhile.
+                # A directory that is not empty is in use by others.
                 if path not in self.directories or not isinstance(error, HostPathError):
                     errors.append(error)
         return errors
@@ -118,7 +118,7 @@ def _upwards(path: str, host: HostInfo) -> Iterator[str]:
 
 @frozen
 class Settings:
-    """How to create a VM, beside its options.
+    """The settings of a creation, beside the VM's options.
 
     :ivar concurrency: in place of the host's.
     :ivar amend: returns the plan to carry out in place of the one that follows from the options.
@@ -133,7 +133,7 @@ class Settings:
 async def create(
     options: LCOWOptions | WCOWOptions, backend: Backend, settings: Settings
 ) -> tuple[Context, System, HostArtifacts]:
-    """Create a compute system, and return what its devices need to know and what is left on the host.
+    """Create a compute system, and return it with the context of its devices and its artifacts on the host.
 
     If it fails or is cancelled, nothing stays behind.
     """
@@ -167,7 +167,7 @@ def _amended(plan: CreationPlan, amend: Callable[[CreationPlan], CreationPlan]) 
 
 
 async def build_plan(options: LCOWOptions | WCOWOptions, backend: Backend, host: HostInfo) -> CreationPlan:
-    """Look at the host and decide everything about the system to create.
+    """Plan the creation of a system on this host.
 
     :raises OptionsError: the options cannot work on this host, or one of them has no effect.
     :raises NotSupportedError: the host is too old for them, or an option is not supported yet.
@@ -181,7 +181,7 @@ async def build_plan(options: LCOWOptions | WCOWOptions, backend: Backend, host:
             f"network_config_proxy: {options.network_config_proxy!r} cannot be asked for adapters:"
             " the client of network configuration proxies is missing; attach adapters with vm.network"
         )
-    files = {path: await backend.files.stat(path) for path in files_to_look_at(options, host)}
+    files = {path: await backend.files.stat(path) for path in files_to_stat(options, host)}
     system_id = options.id or backend.new_id()
     plan = plan_creation(options, host, files, id=system_id, new_id=backend.new_id)
     await _refuse_copies_over_sources(plan, backend, host)
@@ -215,7 +215,7 @@ async def _create(plan: CreationPlan, backend: Backend, grace_seconds: float) ->
     except HostError:
         raise
     except BaseException as failure:
-        # Cancelled, or the answer was lost: it may be there all the same.
+        # Cancelled, or the answer was lost: the system may exist.
         with anyio.move_on_after(grace_seconds, shield=True):
             try:
                 await _remove_if_there(plan.id, backend)

@@ -38,7 +38,7 @@ class RuntimeSettings(Part):
     """Settings and state of a running VM. A part of :class:`~uvm._vm.vm.UtilityVM`."""
 
     async def modify(self, request: JSON | ModifySettingRequest) -> None:
-        """Send a request to the compute system as it is, for what uvm has no method for.
+        """Send a request to the compute system as it is, if uvm has no method for it.
 
         The VM's own devices do not know what it attaches or detaches.
         """
@@ -49,7 +49,7 @@ class RuntimeSettings(Part):
         await self._link.modify_guest(_as_json(request))
 
     async def update_memory(self, size_bytes: int | None = None, *, memory_mb: int | None = None) -> None:
-        """Change the size of the memory, said in bytes or as :attr:`~uvm.options.Options.memory_mb` says it.
+        """Change the size of the memory, in bytes or in MB as :attr:`~uvm.options.Options.memory_mb`.
 
         The VM gets an even number of MiB: bytes are rounded down to MiB, then an odd number is raised by one.
 
@@ -164,7 +164,7 @@ def _as_json(request: JSON | ModifySettingRequest | ModificationRequest) -> JSON
 
 
 def _whole(name: str, value: Any, maximum: int) -> int:
-    """Return a number that is a whole one of a range."""
+    """Check that a number is a whole one up to a maximum, and return it."""
     if (allowed := whole(maximum)(value)) is not None:
         raise OptionsError(f"{name} must be {allowed}, not {value!r}; nothing was sent")
     number: int = value

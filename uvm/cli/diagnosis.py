@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import asdict, frozen
 
-from uvm._document.boot import boot_files_to_look_at, resolve_boot
+from uvm._document.boot import boot_files_to_stat, resolve_boot
 from uvm.backend import FileInfo, HostInfo
 from uvm.backends import backend_factory, choose_backend
 from uvm.backends.hcs.availability import (
@@ -97,7 +97,7 @@ def _sockets(where: Environment) -> Finding:
 def _linux_boot_files(where: Environment) -> Finding:
     options = LCOWOptions()
     host = HostInfo(build=where.build(), machine="arm64" if where.machine() == "arm64" else "amd64")
-    looked_at = boot_files_to_look_at(options, host)
+    looked_at = boot_files_to_stat(options, host)
     files = {path: FileInfo(1) if where.has_file(path) else None for path in looked_at}
     boot = resolve_boot(options, host, files)
     missing = [path for path in (boot.kernel_path, boot.rootfs_path) if files[path] is None]

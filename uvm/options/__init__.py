@@ -1,4 +1,4 @@
-"""The options of utility VMs: frozen classes that check themselves when they are made.
+"""The options of utility VMs: frozen classes that check their values when they are made.
 
 Every option of hcsshim 0.15 is here, under a PEP 8 name with its unit; the field's metadata ``hcsshim`` holds
 its name there, and :func:`from_hcsshim` reads options under those names. The defaults are hcsshim's. What

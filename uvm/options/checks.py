@@ -1,4 +1,4 @@
-"""What the value of an option may be, and the metadata that every option carries."""
+"""Checks of the values of options, and the metadata of every option."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 def go(name: str | None, check: Check, *, inverted: bool = False) -> dict[str, Any]:
-    """Return the metadata of an option: its name in hcsshim (None if it is ours) and what it may hold."""
+    """Return the metadata of an option: its name in hcsshim (None if it is ours) and its check."""
     return {_CHECK: check, **({HCSSHIM: name} if name else {}), **({INVERTED: True} if inverted else {})}
 
 
@@ -41,7 +41,7 @@ def _checked(cls: type) -> tuple[attrgetter[Any], tuple[Any, ...], tuple[attrs.A
 
 
 class Checked:
-    """The base of options, which check themselves when they are made."""
+    """The base of options, which check their values when they are made."""
 
     __slots__ = ()
 

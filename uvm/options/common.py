@@ -34,9 +34,9 @@ from uvm.options.checks import (
     without_mark,
 )
 
-#: As many as there are controller GUIDs.
+#: The number of controller GUIDs.
 MAX_SCSI_CONTROLLERS = 4
-#: All of each processor.
+#: The whole of each processor.
 MAX_PROCESSOR_LIMIT = 100_000
 MAX_PROCESSOR_WEIGHT = 10_000
 
@@ -219,11 +219,11 @@ class Options:
         self._check_together()
 
     def check_effects(self) -> None:
-        """Check that each option that differs from its default has an effect; a VM's creation does.
+        """Check that each option that differs from its default has an effect. The creation of a VM checks it.
 
-        Documents are made without, as hcsshim makes them.
+        Documents are built without this check, as hcsshim builds them.
 
-        :raises OptionsError: nothing reads an option beside the others, or nothing chooses a value for 0.
+        :raises OptionsError: an option has no effect beside the others, or is 0 and has no default.
         """
         given = check_fields(self)
         for name in ("memory_mb", "processors", "vpmem_size_bytes"):
@@ -234,7 +234,7 @@ class Options:
                 raise OptionsError(f"{', '.join(idle)}: no effect {why}; leave it out")
 
     def _without_effect(self, given: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], str]]:
-        """Yield options that nothing reads beside those that are given, and why."""
+        """Yield options that have no effect beside those that are given, and why."""
         if not given.get("numa_max_processors_per_node"):
             yield ("numa_max_memory_per_node_mb",), "without numa_max_processors_per_node"
             if not given.get("numa_mapped_physical_nodes"):
@@ -289,7 +289,7 @@ class Options:
 
 
 def decode_policy(policy: str) -> bytes:
-    """Decode a security policy; the error says nothing of what it holds.
+    """Decode a security policy; the error does not quote it.
 
     :raises OptionsError: it is not base64.
     """

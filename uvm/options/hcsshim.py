@@ -90,7 +90,7 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _made(cls: type, values: Any) -> Any:
-    """Return a part of the options; for what is missing or null, Go has empty strings."""
+    """Return a part of the options; missing or null strings are empty, as in Go."""
     empty = {name: "" for name, field in _fields(cls).items() if field.default is attrs.NOTHING}
     given = {name: value for name, value in values.items() if value is not None}
     return cls(**_arguments(cls, empty | given))
@@ -129,7 +129,7 @@ def _device(value: Any) -> Any:
     return _made(PCIDevice, value)
 
 
-#: How the values are read that are not plain, by hcsshim's name.
+#: The readers of structured values, by hcsshim's name.
 _READERS: dict[str, Callable[[Any], Any]] = {
     "PreferredRootFSType": _rootfs_type,
     "BootFiles": _boot_files,

@@ -58,7 +58,7 @@ class BlockCIMBootFiles(Checked):
 
 
 _TYPES = ("None", "String", "ExpandedString", "MultiString", "Binary", "DWord", "QWord", "CustomType")
-#: The types with which a value of a registry value counts; with none, HCS chooses.
+#: The types that use each value of a registry value; without a type, HCS chooses.
 _TYPES_OF_VALUES = {
     "string_value": ("", "String", "ExpandedString", "MultiString"),
     "binary_value": ("", "Binary", "CustomType"),
@@ -70,7 +70,7 @@ _TYPES_OF_VALUES = {
 
 @frozen(kw_only=True)
 class RegistryValue:
-    """A value to set in the guest's registry before it boots; ``type`` says which of the values counts.
+    """A value to set in the guest's registry before it boots; ``type`` selects the value in use.
 
     ``binary_value`` is base64, ``custom_type`` the number of a type that has no name. An empty ``hive`` or
     ``type`` is left out of the document, for HCS to choose.
@@ -154,7 +154,7 @@ class WCOWOptions(Options):
         if self.debug_mode and not self.debug_data_path:
             raise OptionsError("debug_mode needs debug_data_path, the directory to keep the disks in")
         if self.isolation_type == "SecureNestedPaging" and self.graphics_console:
-            raise OptionsError("a graphics console cannot be had with isolation_type SecureNestedPaging")
+            raise OptionsError("a graphics console is not available with isolation_type SecureNestedPaging")
         self._check_boot_files()
         refuse_twice("registry_values", map(RegistryValue.place, self.registry_values))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
-from uvm._document import files_to_look_at, plan_creation
+from uvm._document import files_to_stat, plan_creation
 from uvm.backend import FileInfo
 from uvm.backends.fake import FakeBackend
 from uvm.errors import UVMError
@@ -66,7 +66,7 @@ def _check_document(case: dict[str, Any]) -> Iterator[str]:
         present = {host.path.normcase(path) for path in case["files"]}
         files = {
             path: FileInfo(BOOT_FILE_BYTES) if host.path.normcase(path) in present else None
-            for path in files_to_look_at(options, host)
+            for path in files_to_stat(options, host)
         }
         plan = plan_creation(options, host, files, id=VM_ID, new_id=FakeBackend().new_id)
     except UVMError as error:

@@ -120,7 +120,7 @@ def test_the_services_that_guests_dial_are_those_that_are_listened_to() -> None:
 @pytest.mark.parametrize("present", [{"vmlinux", "rootfs.vhd"}, set()])
 def test_the_boot_files_are_those_that_are_looked_for(present: set[str]) -> None:
     options, host = uvm.LCOWOptions(), uvm.HostInfo()
-    paths = boot.boot_files_to_look_at(options, host)
+    paths = boot.boot_files_to_stat(options, host)
     files = {path: FileInfo(1) if path.rpartition("\\")[2] in present else None for path in paths}
     found = boot.resolve_boot(options, host, files)
     assert f"`{found.directory}`" in HOST
