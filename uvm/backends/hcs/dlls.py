@@ -37,6 +37,16 @@ class ProcessHandle:
     """``HCS_PROCESS``."""
 
 
+H = TypeVar("H")
+
+#: Takes a handle, an operation and a document (options, a query or settings).
+Request: TypeAlias = Callable[[H, OperationHandle, CData], int]
+#: Takes an id or a parent's handle, a document, an operation, a security descriptor and a place for a handle.
+Creation: TypeAlias = Callable[[H, CData, OperationHandle, CData, CData], int]
+#: Takes a handle, options, a context and a callback.
+Registration: TypeAlias = Callable[[H, int, CData, CData], int]
+
+
 class ComputeCore(Protocol):
     """computecore.dll: systems, processes and the operations on them (computecore.h)."""
 
@@ -48,79 +58,48 @@ class ComputeCore(Protocol):
     ) -> int: ...
 
     def HcsEnumerateComputeSystems(self, query: CData, operation: OperationHandle, /) -> int: ...
-    def HcsCreateComputeSystem(
-        self,
-        system_id: CData,
-        configuration: CData,
-        operation: OperationHandle,
-        security: CData,
-        system: CData,
-        /,
-    ) -> int: ...
+
+    HcsCreateComputeSystem: Creation[CData]
+
     def HcsOpenComputeSystem(self, system_id: CData, access: int, system: CData, /) -> int: ...
     def HcsCloseComputeSystem(self, system: SystemHandle, /) -> None: ...
-    def HcsStartComputeSystem(
-        self, system: SystemHandle, operation: OperationHandle, options: CData, /
-    ) -> int: ...
-    def HcsShutDownComputeSystem(
-        self, system: SystemHandle, operation: OperationHandle, options: CData, /
-    ) -> int: ...
-    def HcsTerminateComputeSystem(
-        self, system: SystemHandle, operation: OperationHandle, options: CData, /
-    ) -> int: ...
-    def HcsCrashComputeSystem(
-        self, system: SystemHandle, operation: OperationHandle, options: CData, /
-    ) -> int: ...
-    def HcsPauseComputeSystem(
-        self, system: SystemHandle, operation: OperationHandle, options: CData, /
-    ) -> int: ...
-    def HcsResumeComputeSystem(
-        self, system: SystemHandle, operation: OperationHandle, options: CData, /
-    ) -> int: ...
-    def HcsSaveComputeSystem(
-        self, system: SystemHandle, operation: OperationHandle, options: CData, /
-    ) -> int: ...
-    def HcsGetComputeSystemProperties(
-        self, system: SystemHandle, operation: OperationHandle, query: CData, /
-    ) -> int: ...
+
+    HcsStartComputeSystem: Request[SystemHandle]
+    HcsShutDownComputeSystem: Request[SystemHandle]
+    HcsTerminateComputeSystem: Request[SystemHandle]
+    HcsCrashComputeSystem: Request[SystemHandle]
+    HcsPauseComputeSystem: Request[SystemHandle]
+    HcsResumeComputeSystem: Request[SystemHandle]
+    HcsSaveComputeSystem: Request[SystemHandle]
+    HcsGetComputeSystemProperties: Request[SystemHandle]
+
     def HcsModifyComputeSystem(
         self, system: SystemHandle, operation: OperationHandle, configuration: CData, identity: CData, /
     ) -> int: ...
-    def HcsSetComputeSystemCallback(
-        self, system: SystemHandle, options: int, context: CData, callback: CData, /
-    ) -> int: ...
 
-    def HcsCreateProcess(
-        self,
-        system: SystemHandle,
-        parameters: CData,
-        operation: OperationHandle,
-        security: CData,
-        process: CData,
-        /,
-    ) -> int: ...
+    HcsSetComputeSystemCallback: Registration[SystemHandle]
+
+    HcsCreateProcess: Creation[SystemHandle]
+
     def HcsOpenProcess(self, system: SystemHandle, pid: int, access: int, process: CData, /) -> int: ...
     def HcsCloseProcess(self, process: ProcessHandle, /) -> None: ...
-    def HcsTerminateProcess(
-        self, process: ProcessHandle, operation: OperationHandle, options: CData, /
-    ) -> int: ...
-    def HcsSignalProcess(
-        self, process: ProcessHandle, operation: OperationHandle, options: CData, /
-    ) -> int: ...
+
+    HcsTerminateProcess: Request[ProcessHandle]
+    HcsSignalProcess: Request[ProcessHandle]
+
     def HcsGetProcessInfo(self, process: ProcessHandle, operation: OperationHandle, /) -> int: ...
-    def HcsGetProcessProperties(
-        self, process: ProcessHandle, operation: OperationHandle, query: CData, /
-    ) -> int: ...
-    def HcsModifyProcess(
-        self, process: ProcessHandle, operation: OperationHandle, settings: CData, /
-    ) -> int: ...
-    def HcsSetProcessCallback(
-        self, process: ProcessHandle, options: int, context: CData, callback: CData, /
-    ) -> int: ...
+
+    HcsGetProcessProperties: Request[ProcessHandle]
+    HcsModifyProcess: Request[ProcessHandle]
+    HcsSetProcessCallback: Registration[ProcessHandle]
 
     def HcsGetServiceProperties(self, query: CData, result: CData, /) -> int: ...
     def HcsGrantVmAccess(self, vm_id: CData, path: CData, /) -> int: ...
     def HcsRevokeVmAccess(self, vm_id: CData, path: CData, /) -> int: ...
+
+
+#: Takes a handle, a query and places for the properties and an error record.
+NetworkQuery: TypeAlias = Callable[[CData, CData, CData, CData], int]
 
 
 class ComputeNetwork(Protocol):
@@ -128,17 +107,17 @@ class ComputeNetwork(Protocol):
 
     def HcnOpenNamespace(self, namespace_id: CData, namespace: CData, error: CData, /) -> int: ...
     def HcnModifyNamespace(self, namespace: CData, settings: CData, error: CData, /) -> int: ...
-    def HcnQueryNamespaceProperties(
-        self, namespace: CData, query: CData, properties: CData, error: CData, /
-    ) -> int: ...
+
+    HcnQueryNamespaceProperties: NetworkQuery
+
     def HcnDeleteNamespace(self, namespace_id: CData, error: CData, /) -> int: ...
     def HcnCloseNamespace(self, namespace: CData, /) -> int: ...
 
     def HcnEnumerateEndpoints(self, query: CData, endpoints: CData, error: CData, /) -> int: ...
     def HcnOpenEndpoint(self, endpoint_id: CData, endpoint: CData, error: CData, /) -> int: ...
-    def HcnQueryEndpointProperties(
-        self, endpoint: CData, query: CData, properties: CData, error: CData, /
-    ) -> int: ...
+
+    HcnQueryEndpointProperties: NetworkQuery
+
     def HcnCloseEndpoint(self, endpoint: CData, /) -> int: ...
 
 

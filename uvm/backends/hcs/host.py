@@ -11,7 +11,15 @@ from attrs import frozen
 
 from uvm.backend import JSON
 from uvm.backends.hcs.calls import ComputeService, EventHandler, Fetch
-from uvm.backends.hcs.dlls import CData, ComputeCore, OperationHandle, ProcessHandle, SystemHandle
+from uvm.backends.hcs.dlls import (
+    CData,
+    ComputeCore,
+    OperationHandle,
+    ProcessHandle,
+    Registration,
+    Request,
+    SystemHandle,
+)
 from uvm.backends.hcs.handles import Handle, close_late
 from uvm.backends.hcs.platform import Platform
 from uvm.backends.hcs.text import check, compose, wide
@@ -20,9 +28,6 @@ from uvm.backends.hcs.waker import Waker
 _log = logging.getLogger("uvm")
 
 H = TypeVar("H")
-
-#: A function that takes a handle, an operation and a document; returns the HRESULT.
-Call = Callable[[H, OperationHandle, CData], int]
 
 #: The access that hcsshim opens systems and processes with.
 _GENERIC_ALL: Final = 0x10000000
@@ -72,7 +77,7 @@ class Host:
         return await self.service.operate(f"{operation} {handle.name}", submit, fetch)
 
     async def request(
-        self, handle: Handle[H], operation: str, call: Call[H], document: JSON | None = None
+        self, handle: Handle[H], operation: str, call: Request[H], document: JSON | None = None
     ) -> str:
         """Make a call on a handle with a document, and return its result document. Errors as of operate."""
         text = self.document(document, f"{operation} {handle.name}")
@@ -113,7 +118,7 @@ class Host:
     async def watch(
         self,
         handle: Handle[H],
-        register: Callable[[H, int, CData, CData], int],
+        register: Registration[H],
         handler: EventHandler,
     ) -> int:
         """Register a handle's events with this event loop; return the number of the registration."""

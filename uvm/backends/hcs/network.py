@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from uvm.backend import JSON
-from uvm.backends.hcs.dlls import CData, ComputeNetwork, Library
+from uvm.backends.hcs.dlls import CData, ComputeNetwork, Library, NetworkQuery
 from uvm.backends.hcs.text import check, compose, parse_list, parse_object, refusal, take, wide
 from uvm.backends.hcs.winerrors import tolerating
 from uvm.backends.hcs.workers import Workers
@@ -124,7 +124,7 @@ class HCSNetwork:
                     return document
         raise HostError(operation, HResult.HCN_E_ENDPOINT_NOT_FOUND, "no endpoint has this name")
 
-    def _properties(self, operation: str, handle: CData, query: Callable[..., int]) -> JSON:
+    def _properties(self, operation: str, handle: CData, query: NetworkQuery) -> JSON:
         text = wide(self._library, compose(_QUERY, operation))
         answer = self._answer(operation, lambda out, error: query(handle, text, out, error))
         return parse_object(answer, operation)

@@ -11,9 +11,9 @@ import anyio
 
 from uvm.backend import JSON, HostProcess, Listener
 from uvm.backends.hcs.calls import SERVICE_DISCONNECT
-from uvm.backends.hcs.dlls import SystemHandle
+from uvm.backends.hcs.dlls import Request, SystemHandle
 from uvm.backends.hcs.handles import Handle
-from uvm.backends.hcs.host import Call, Host
+from uvm.backends.hcs.host import Host
 from uvm.backends.hcs.machine import WorkingSet
 from uvm.backends.hcs.process import HCSProcess, create_process, open_process
 from uvm.backends.hcs.text import parse, parse_object
@@ -178,8 +178,8 @@ class HCSSystem:
         finally:
             await self.close()
 
-    async def _request(self, operation: str, call: Call[SystemHandle], document: JSON | None = None) -> str:
-        return await self._host.request(self._handle, operation, call, document)
+    async def _request(self, operation: str, call: Request[SystemHandle], body: JSON | None = None) -> str:
+        return await self._host.request(self._handle, operation, call, body)
 
     def _on_event(self, kind: int, text: str) -> None:
         if kind == _SYSTEM_EXITED:

@@ -12,15 +12,13 @@ leaves all calls):
 from __future__ import annotations
 
 import contextvars
-import enum
-import functools
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar, TypeVarTuple
+from concurrent.futures import Future
+from typing import Final, TypeVar, TypeVarTuple
 
 import anyio
-import anyio.lowlevel
 from anyio import CancelScope, CapacityLimiter
 
 from uvm.backends.hcs.threads import Threads
@@ -36,74 +34,6 @@ _threads: Final = Threads("uvm worker")
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
-
-
-class _State(enum.Enum):
-    NEW = enum.auto()
-    RUNNING = enum.auto()
-    DONE = enum.auto()
-    #: The caller has left, before the call began or before it ended.
-    LEFT = enum.auto()
-
-
-class _Call(Generic[T]):
-    """One call, shared by its thread and the loop; each transition is made by one of them only."""
-
-    def __init__(self, function: Callable[[], T], undo: Callable[[T], object] | None) -> None:
-        self._function = function
-        self._undo = undo
-        self._lock = threading.Lock()
-        self._state = _State.NEW
-        self._results: list[T] = []
-        self._error: BaseException | None = None
-        self._ended = Signal(Waker())
-
-    def run(self) -> None:
-        """Make the call, in its thread; undo the result if the caller has left."""
-        with self._lock:
-            if self._state is _State.LEFT:
-                return
-            self._state = _State.RUNNING
-        try:
-            result = self._function()
-            with self._lock:
-                left = self._state is _State.LEFT
-                if not left:
-                    self._state = _State.DONE
-                    self._results.append(result)
-            if left and self._undo is not None:
-                _undo_late(self._undo, result)
-        except BaseException as e:
-            self._error = e
-        finally:
-            self._ended.set()
-
-    def outcome(self) -> T:
-        """Return the result of a call that has ended, or raise its exception."""
-        if self._error is None:
-            return self._results[0]
-        try:
-            raise self._error
-        finally:
-            # The exception's traceback refers to this call.
-            self._error = None
-
-    def leave(self) -> _State:
-        """Note that the caller has left; return the state that the call was in."""
-        with self._lock:
-            state = self._state
-            if state is not _State.DONE:
-                self._state = _State.LEFT
-        return state
-
-    def unclaimed(self) -> list[T]:
-        """Return the result that has to be undone, if there is one, and forget it."""
-        results, self._results = self._results, []
-        return results if self._undo is not None else []
-
-    async def wait(self) -> None:
-        """Wait for the call's end."""
-        await self._ended.wait()
 
 
 class Workers:
@@ -123,16 +53,13 @@ class Workers:
         :param undo: called with the result if the caller was cancelled: by the caller if the result is there
             (it waits for that), otherwise by the call's thread.
         """
-        call = _Call(lambda: function(*args), undo)
-        delivered = False
+        call, ended = Future[T](), Signal(Waker())
         try:
-            result = await self._start(call)
-            delivered = True
-            return result
-        finally:
-            if not delivered:
-                call.leave()
-                await self._undo_now(call, undo)
+            return await self._result(call, ended, lambda: function(*args))
+        except BaseException:
+            if undo is not None and not call.cancel():
+                await _undo_result(call, undo)
+            raise
 
     async def finish(
         self, function: Callable[[*Args], T], *args: *Args, stop: Callable[[], object] | None = None
@@ -141,46 +68,62 @@ class Workers:
 
         :param stop: called in the event loop on cancellation; asks the call to end early.
         """
-        call = _Call(lambda: function(*args), None)
+        call, ended = Future[T](), Signal(Waker())
         try:
-            return await self._start(call)
+            return await self._result(call, ended, lambda: function(*args))
         except anyio.get_cancelled_exc_class():
-            if call.leave() is _State.RUNNING:
+            if not call.cancel():
                 if stop is not None:
                     stop()
                 with CancelScope(shield=True):
-                    await call.wait()
+                    await ended.wait()
             raise
 
-    async def _undo_now(self, call: _Call[T], undo: Callable[[T], object] | None) -> None:
-        for result in call.unclaimed():
-            assert undo is not None
-            late = _Call(functools.partial(_undo_late, undo, result), None)
-            # Without a token: all other threads may hang.
-            _threads.start(late.run)
-            with CancelScope(shield=True):
-                await late.wait()
-
-    async def _start(self, call: _Call[T]) -> T:
+    async def _result(self, call: Future[T], ended: Signal, function: Callable[[], T]) -> T:
         await self._limiter.acquire_on_behalf_of(call)
         waker, context = Waker(), contextvars.copy_context()
+        call.add_done_callback(lambda _: ended.set())
 
-        def run() -> None:
-            context.run(call.run)
+        def work() -> None:
+            if call.set_running_or_notify_cancel():
+                try:
+                    result = context.run(function)
+                except BaseException as error:
+                    call.set_exception(error)
+                else:
+                    call.set_result(result)
             # Only now, even if the caller has left.
             waker.call_soon(self._limiter.release_on_behalf_of, call)
 
         try:
-            _threads.start(run)
+            _threads.start(work)
         except RuntimeError:
             self._limiter.release_on_behalf_of(call)
             raise
-        await call.wait()
-        return call.outcome()
+        await ended.wait()
+        return call.result()
 
 
-def _undo_late(undo: Callable[[T], object], result: T) -> None:
-    try:
-        undo(result)
-    except Exception:
-        _log.exception("undoing a call whose caller was cancelled failed")
+async def _undo_result(call: Future[T], undo: Callable[[T], object]) -> None:
+    """Undo the result of a call whose caller has left: now if it is there, or once it is."""
+    if (there := call.done()) and call.exception() is not None:
+        return
+    undone, loop = Signal(Waker()), threading.get_ident()
+
+    def undo_result() -> None:
+        try:
+            if call.exception() is None:
+                undo(call.result())
+        except Exception:
+            _log.exception("undoing a call whose caller was cancelled failed")
+        finally:
+            undone.set()
+
+    def ended(_: Future[T]) -> None:
+        # Not in the event loop, and not with a token of the limiter: all other threads may hang.
+        _threads.start(undo_result) if threading.get_ident() == loop else undo_result()
+
+    call.add_done_callback(ended)
+    if there:
+        with CancelScope(shield=True):
+            await undone.wait()

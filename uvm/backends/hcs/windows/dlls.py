@@ -24,17 +24,9 @@ L_co = TypeVar("L_co", covariant=True)
 class Kernel32(Protocol):
     """kernel32.dll: handles, files, processes, the machine's figures."""
 
-    def CreateFileW(
-        self,
-        path: CData,
-        access: int,
-        share: int,
-        security: CData,
-        disposition: int,
-        flags: int,
-        template: CData,
-        /,
-    ) -> CData: ...
+    #: Takes a path, access, share mode, a security descriptor, disposition, flags and a template.
+    CreateFileW: Callable[[CData, int, int, CData, int, int, CData], CData]
+
     def CloseHandle(self, handle: CData, /) -> int: ...
     def GetFileInformationByHandleEx(self, file: CData, kind: int, out: CData, size: int, /) -> int: ...
     def CopyFileExW(
@@ -58,18 +50,9 @@ class Kernel32(Protocol):
 class AdvApi32(Protocol):
     """advapi32.dll: access lists, accounts, tokens, services."""
 
-    def GetSecurityInfo(
-        self,
-        handle: CData,
-        kind: int,
-        parts: int,
-        owner: CData,
-        group: CData,
-        dacl: CData,
-        sacl: CData,
-        descriptor: CData,
-        /,
-    ) -> int: ...
+    #: Takes a handle, its kind, the parts, and places for owner, group, DACL, SACL and the descriptor.
+    GetSecurityInfo: Callable[[CData, int, int, CData, CData, CData, CData, CData], int]
+
     def SetSecurityInfo(
         self, handle: CData, kind: int, parts: int, owner: CData, group: CData, dacl: CData, sacl: CData, /
     ) -> int: ...
@@ -80,17 +63,10 @@ class AdvApi32(Protocol):
     def GetTokenInformation(
         self, token: CData, kind: int, out: CData, size: int, needed: CData, /
     ) -> int: ...
-    def LookupAccountSidW(
-        self,
-        system: CData,
-        sid: CData,
-        name: CData,
-        name_size: CData,
-        domain: CData,
-        domain_size: CData,
-        kind: CData,
-        /,
-    ) -> int: ...
+
+    #: Takes a machine, a SID, and places for the name, its size, the domain, its size, and the kind.
+    LookupAccountSidW: Callable[[CData, CData, CData, CData, CData, CData, CData], int]
+
     def CheckTokenMembership(self, token: CData, sid: CData, is_member: CData, /) -> int: ...
 
     def OpenSCManagerW(self, machine: CData, database: CData, access: int, /) -> CData: ...
