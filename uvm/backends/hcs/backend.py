@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import Any, Final
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -134,14 +133,8 @@ class HCSBackend:
     async def __aenter__(self) -> HCSBackend:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self._host.platform.transport.aclose()
-        return None
 
     async def _access(self, operation: str, path: str, to: str, call: Any) -> None:
         name, at = self._host.text(to), self._host.text(path)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import anyio
 from attrs import define, field, frozen
 
+from uvm._buses.lease import Releasable
 from uvm._vm.layers import WCOWLayer
 from uvm._vm.vm import UtilityVM, VMState
 from uvm.devices.scsi import Mount
@@ -16,17 +17,6 @@ from uvm.testing.backends.rig import Rig
 from uvm.testing.backends.world import grace_of, options_of
 
 T = TypeVar("T")
-
-
-class Releasable(Protocol):
-    """A lease."""
-
-    @property
-    def released(self) -> bool:
-        """Whether the lease was released, or the VM has exited."""
-
-    async def release(self) -> None:
-        """Release the lease."""
 
 
 Acquire = Callable[[UtilityVM], Awaitable[Releasable]]

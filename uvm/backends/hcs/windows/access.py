@@ -15,7 +15,7 @@ from attrs import frozen
 from uvm.backend import AccessMask
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.windows.disks import open_path
-from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, SystemLibrary
+from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, SystemLibrary, freeing, security_id
 from uvm.backends.hcs.winerrors import NOTHING_THERE, tolerating
 
 #: ``NT VIRTUAL MACHINE\Virtual Machines``.
@@ -64,27 +64,24 @@ class GroupAccess:
                 # No list lets everybody in; a list with this entry alone would shut all others out.
                 return
             with self._edited(operation, handle, current, rights) as wanted:
-                self._set(operation, handle, wanted)
+                null, change = self.advapi.ffi.NULL, self.advapi.functions.SetSecurityInfo
+                self.advapi.check(operation, change(handle, _FILE_OBJECT, _DACL, null, null, wanted, null))
 
     @contextmanager
     def _access_list(self, operation: str, handle: CData) -> Iterator[CData]:
         """Yield the access list, which is a part of a security descriptor."""
-        null = self.advapi.ffi.NULL
+        null, get = self.advapi.ffi.NULL, self.advapi.functions.GetSecurityInfo
         dacl, descriptor = self.advapi.ffi.new("PACL *"), self.advapi.ffi.new("PSECURITY_DESCRIPTOR *")
-        self._check(
-            operation,
-            self.advapi.functions.GetSecurityInfo(
-                handle, _FILE_OBJECT, _DACL, null, null, dacl, null, descriptor
-            ),
-        )
-        with self._freeing(descriptor[0]):
+        code = get(handle, _FILE_OBJECT, _DACL, null, null, dacl, null, descriptor)
+        self.advapi.check(operation, code)
+        with freeing(self.kernel, descriptor[0]):
             yield dacl[0]
 
     @contextmanager
     def _edited(self, operation: str, handle: CData, current: CData, rights: int | None) -> Iterator[CData]:
         """Yield a copy of an access list with the group's entry changed."""
         ffi = self.advapi.ffi
-        with self._sid(operation) as sid:
+        with security_id(self.kernel, self.advapi, operation, VM_GROUP_SID) as sid:
             entry = ffi.new("EXPLICIT_ACCESS_W *")
             entry.grfAccessPermissions = rights or 0
             entry.grfAccessMode = _REVOKE_ACCESS if rights is None else _GRANT_ACCESS
@@ -94,43 +91,13 @@ class GroupAccess:
             entry.Trustee.TrusteeType = _TRUSTEE_IS_WELL_KNOWN_GROUP
             entry.Trustee.ptstrName = ffi.cast("PWSTR", sid)
             edited = ffi.new("PACL *")
-            self._check(operation, self.advapi.functions.SetEntriesInAclW(1, entry, current, edited))
-        with self._freeing(edited[0]):
-            yield edited[0]
-
-    def _set(self, operation: str, handle: CData, wanted: CData) -> None:
-        null = self.advapi.ffi.NULL
-        self._check(
-            operation,
-            self.advapi.functions.SetSecurityInfo(handle, _FILE_OBJECT, _DACL, null, null, wanted, null),
-        )
-
-    @contextmanager
-    def _sid(self, operation: str) -> Iterator[CData]:
-        ffi = self.advapi.ffi
-        sid = ffi.new("PSID *")
-        if not self.advapi.functions.ConvertStringSidToSidW(ffi.new("WCHAR[]", VM_GROUP_SID), sid):
-            raise self.advapi.error(operation)
-        with self._freeing(sid[0]):
-            yield sid[0]
+            self.advapi.check(operation, self.advapi.functions.SetEntriesInAclW(1, entry, current, edited))
+        with freeing(self.kernel, edited[0]) as wanted:
+            yield wanted
 
     def _is_directory(self, operation: str, handle: CData) -> bool:
         # Of the handle: the path may name something else by now.
-        ffi = self.kernel.ffi
+        ask, ffi = self.kernel.functions.GetFileInformationByHandleEx, self.kernel.ffi
         out = ffi.new("FILE_STANDARD_INFO *")
-        if not self.kernel.functions.GetFileInformationByHandleEx(
-            handle, _FILE_STANDARD_INFO, out, ffi.sizeof(out[0])
-        ):
-            raise self.kernel.error(operation)
+        self.kernel.require(operation, ask(handle, _FILE_STANDARD_INFO, out, ffi.sizeof(out[0])))
         return bool(out.Directory)
-
-    @contextmanager
-    def _freeing(self, memory: CData) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self.kernel.functions.LocalFree(self.advapi.ffi.cast("void *", memory))
-
-    def _check(self, operation: str, code: int) -> None:
-        if code:
-            raise self.advapi.error(operation, code)

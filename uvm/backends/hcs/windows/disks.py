@@ -57,8 +57,8 @@ class WindowsFileCalls:
         def copy(source: str, target: str) -> None:
             ffi = kernel.ffi
             names = wide_path(ffi, source), wide_path(ffi, target)
-            if not kernel.functions.CopyFileExW(*names, ffi.NULL, ffi.NULL, cancel, 0):
-                raise kernel.error(f"copy {source} to {target}")
+            copied = kernel.functions.CopyFileExW(*names, ffi.NULL, ffi.NULL, cancel, 0)
+            kernel.require(f"copy {source} to {target}", copied)
 
         def stop() -> None:
             cancel[0] = 1
@@ -88,9 +88,7 @@ class WindowsFileCalls:
         library.ffi.buffer(library.ffi.addressof(information[0], "UniqueIdentifier"))[:] = _guid(disk_id)
         operation = f"set the identifier of {path} to {disk_id}"
         with self._open_disk(operation, path) as disk:
-            code = library.functions.SetVirtualDiskInformation(disk, information)
-        if code:
-            raise library.error(operation, code)
+            library.check(operation, library.functions.SetVirtualDiskInformation(disk, information))
 
     @contextmanager
     def _open_disk(self, operation: str, path: str) -> Iterator[CData]:
@@ -101,8 +99,7 @@ class WindowsFileCalls:
         handle = ffi.new("HANDLE *")
         # Version 2 takes no rights here: they follow from the parameters.
         code = functions.OpenVirtualDisk(storage_type, wide_path(ffi, path), 0, 0, parameters, handle)
-        if code:
-            raise self.virtdisk.error(operation, code)
+        self.virtdisk.check(operation, code)
         with closing(self.kernel, handle[0]) as disk:
             yield disk
 

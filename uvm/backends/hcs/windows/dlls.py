@@ -19,6 +19,7 @@ from uvm.errors import HostError, HostPathError
 from uvm.hresult import hresult_from_win32
 
 L_co = TypeVar("L_co", covariant=True)
+R = TypeVar("R")
 
 
 class Kernel32(Protocol):
@@ -108,6 +109,17 @@ class SystemLibrary(Generic[L_co]):
         number, text = self.last_error(code)
         return HostError(operation, hresult_from_win32(number), text)
 
+    def require(self, operation: str, result: R) -> R:
+        """Return the result of a function that sets the last error; raise the error if it is 0 or NULL."""
+        if not result:
+            raise self.error(operation)
+        return result
+
+    def check(self, operation: str, code: int) -> None:
+        """Raise the HostError of an error code, unless it is 0."""
+        if code:
+            raise self.error(operation, code)
+
     def os_error(self, code: int = -1) -> OSError:
         """Return the OSError of a Windows error code; by default of the last error."""
         number, text = self.last_error(code)
@@ -131,6 +143,26 @@ def closing(kernel: SystemLibrary[Kernel32], handle: CData) -> Iterator[CData]:
         yield handle
     finally:
         kernel.functions.CloseHandle(handle)
+
+
+@contextmanager
+def freeing(kernel: SystemLibrary[Kernel32], memory: CData) -> Iterator[CData]:
+    """Lend memory that Windows allocated, and free it at the end."""
+    try:
+        yield memory
+    finally:
+        kernel.functions.LocalFree(memory)
+
+
+@contextmanager
+def security_id(
+    kernel: SystemLibrary[Kernel32], advapi: SystemLibrary[AdvApi32], operation: str, text: str
+) -> Iterator[CData]:
+    """Lend a SID made of its text."""
+    sid, name = advapi.ffi.new("PSID *"), advapi.ffi.new("WCHAR[]", text)
+    advapi.require(operation, advapi.functions.ConvertStringSidToSidW(name, sid))
+    with freeing(kernel, sid[0]):
+        yield sid[0]
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, Final, Literal
 
 from uvm.backends.hcs.dlls import FFI, CData, system_library
-from uvm.backends.hcs.windows.dlls import advapi32, kernel32, ntdll
+from uvm.backends.hcs.windows.dlls import advapi32, kernel32, ntdll, security_id
 from uvm.backends.hcs.windows.facts import Facts
 
 ServiceState = Literal["running", "stopped"]
@@ -71,8 +71,7 @@ class ThisMachine:
                 return None
             with self._opened(operation, service):
                 status = ffi.new("SERVICE_STATUS *")
-                if not functions.QueryServiceStatus(service, status):
-                    raise advapi32().error(operation)
+                advapi32().require(operation, functions.QueryServiceStatus(service, status))
         return "running" if status.dwCurrentState == _SERVICE_RUNNING else "stopped"
 
     def is_member(self, sid: str) -> bool:
@@ -80,16 +79,10 @@ class ThisMachine:
 
         :raises HostError: Windows refuses to answer.
         """
-        ffi, functions = advapi32().ffi, advapi32().functions
-        operation = f"ask for membership in {sid}"
-        group, answer = ffi.new("PSID *"), ffi.new("BOOL *")
-        if not functions.ConvertStringSidToSidW(ffi.new("WCHAR[]", sid), group):
-            raise advapi32().error(operation)
-        try:
-            if not functions.CheckTokenMembership(ffi.NULL, group[0], answer):
-                raise advapi32().error(operation)
-        finally:
-            kernel32().functions.LocalFree(group[0])
+        ffi, check = advapi32().ffi, advapi32().functions.CheckTokenMembership
+        operation, answer = f"ask for membership in {sid}", ffi.new("BOOL *")
+        with security_id(kernel32(), advapi32(), operation, sid) as group:
+            advapi32().require(operation, check(ffi.NULL, group, answer))
         return bool(answer[0])
 
     def virtualization_in_firmware(self) -> bool:
@@ -106,10 +99,8 @@ class ThisMachine:
 
     @contextmanager
     def _opened(self, operation: str, handle: CData) -> Iterator[CData]:
-        if handle == advapi32().ffi.NULL:
-            raise advapi32().error(operation)
         try:
-            yield handle
+            yield advapi32().require(operation, handle)
         finally:
             advapi32().functions.CloseServiceHandle(handle)
 

@@ -53,24 +53,21 @@ class Facts:
     def processors(self) -> int:
         """Return the number of logical processors in all processor groups."""
         count = self.kernel.functions.GetActiveProcessorCount(_ALL_PROCESSOR_GROUPS)
-        if not count:
-            raise self.kernel.error("count the processors")
-        return count
+        return self.kernel.require("count the processors", count)
 
     def memory_mb(self) -> int:
         """Return the size of the physical memory."""
         out = self.kernel.ffi.new("MEMORYSTATUSEX *")
         out.dwLength = self.kernel.ffi.sizeof(out[0])
-        if not self.kernel.functions.GlobalMemoryStatusEx(out):
-            raise self.kernel.error("ask for the size of the memory")
+        self.kernel.require("ask for the size of the memory", self.kernel.functions.GlobalMemoryStatusEx(out))
         return int(out.ullTotalPhys) // MIB
 
     def machine(self) -> Literal["amd64", "arm64"]:
         """Return the processor's architecture, even if this Python is emulated."""
         functions, ffi = self.kernel.functions, self.kernel.ffi
         process, native = ffi.new("USHORT *"), ffi.new("USHORT *")
-        if not functions.IsWow64Process2(functions.GetCurrentProcess(), process, native):
-            raise self.kernel.error("ask for the processor architecture")
+        answered = functions.IsWow64Process2(functions.GetCurrentProcess(), process, native)
+        self.kernel.require("ask for the processor architecture", answered)
         found = _MACHINES.get(native[0])
         if found is None:
             raise NotSupportedError(

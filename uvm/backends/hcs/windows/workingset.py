@@ -61,8 +61,8 @@ class ProcessWorkingSet:
         with self._lock:
             if self._closed:
                 raise HostError(operation, HResult.E_HANDLE, "it was closed")
-            if not self._kernel.functions.K32GetProcessMemoryInfo(self._process, out, size):
-                raise self._kernel.error(operation)
+            answered = self._kernel.functions.K32GetProcessMemoryInfo(self._process, out, size)
+            self._kernel.require(operation, answered)
         return int(out.WorkingSetSize)
 
     def close(self) -> None:
@@ -121,8 +121,8 @@ class WorkingSets:
         room = _FIRST_PIDS
         while True:
             pids, needed = ffi.new("DWORD[]", room), ffi.new("DWORD *")
-            if not functions.K32EnumProcesses(pids, ffi.sizeof(pids), needed):
-                raise self.kernel.error("list the processes")
+            listed = functions.K32EnumProcesses(pids, ffi.sizeof(pids), needed)
+            self.kernel.require("list the processes", listed)
             count = needed[0] // ffi.sizeof("DWORD")
             if count < room:
                 return list(pids[0:count])
@@ -130,10 +130,9 @@ class WorkingSets:
             room *= 2
 
     def _image(self, process: CData) -> str:
-        ffi = self.kernel.ffi
+        ffi, query = self.kernel.ffi, self.kernel.functions.QueryFullProcessImageNameW
         name, size = ffi.new("WCHAR[]", _PATH_CHARACTERS), ffi.new("DWORD *", _PATH_CHARACTERS)
-        if not self.kernel.functions.QueryFullProcessImageNameW(process, _PROCESS_NAME_NATIVE, name, size):
-            raise self.kernel.error("query a process's name")
+        self.kernel.require("query a process's name", query(process, _PROCESS_NAME_NATIVE, name, size))
         return str(ffi.string(name))
 
     def _account(self, process: CData) -> str:
@@ -141,20 +140,20 @@ class WorkingSets:
         functions, ffi = self.advapi.functions, self.advapi.ffi
         with self._token(process) as token:
             user, needed = ffi.new("char[]", _TOKEN_USER_BYTES), ffi.new("DWORD *")
-            if not functions.GetTokenInformation(token, _TOKEN_USER, user, _TOKEN_USER_BYTES, needed):
-                raise self.advapi.error("query a process's user")
+            known = functions.GetTokenInformation(token, _TOKEN_USER, user, _TOKEN_USER_BYTES, needed)
+            self.advapi.require("query a process's user", known)
         name, name_size = ffi.new("WCHAR[]", _NAME_CHARACTERS), ffi.new("DWORD *", _NAME_CHARACTERS)
         domain, domain_size = ffi.new("WCHAR[]", _NAME_CHARACTERS), ffi.new("DWORD *", _NAME_CHARACTERS)
         sid = ffi.cast("TOKEN_USER *", user).User.Sid
         kind = ffi.new("SID_NAME_USE *")
-        if not functions.LookupAccountSidW(ffi.NULL, sid, name, name_size, domain, domain_size, kind):
-            raise self.advapi.error("query the name of a process's user")
+        found = functions.LookupAccountSidW(ffi.NULL, sid, name, name_size, domain, domain_size, kind)
+        self.advapi.require("query the name of a process's user", found)
         return f"{ffi.string(domain)}\\{ffi.string(name)}"
 
     @contextmanager
     def _token(self, process: CData) -> Iterator[CData]:
         token = self.advapi.ffi.new("HANDLE *")
-        if not self.advapi.functions.OpenProcessToken(process, _TOKEN_QUERY, token):
-            raise self.advapi.error("open a process's token")
-        with closing(self.kernel, token[0]) as opened:
-            yield opened
+        opened = self.advapi.functions.OpenProcessToken(process, _TOKEN_QUERY, token)
+        self.advapi.require("open a process's token", opened)
+        with closing(self.kernel, token[0]):
+            yield token[0]
