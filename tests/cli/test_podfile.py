@@ -213,7 +213,7 @@ def test_what_is_not_text_is_told(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "pod.toml"
     path.write_bytes(b"[vm]\n\xff")
     ran = run("pod", path)
-    assert (ran.status, ran.error) == (2, f"uvm: error: {path}: is not TOML: not UTF-8 at byte 5\n")
+    assert (ran.status, ran.error) == (2, f"uvm: error: {path}: not UTF-8 at byte 5\n")
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ class Devices(Part):
 
     @property
     def orphans(self) -> tuple[Orphan, ...]:
-        """What is attached and has no caller, since its removal was refused."""
+        """The devices that are attached but held by no caller, since their removal was refused."""
         return tuple(
             Orphan(name, hold.ticket.key, hold.ticket.entry.slot, hold.error, hold)
             for name, driver in self._drivers()
@@ -128,7 +128,7 @@ class Devices(Part):
         )
 
     def ledgers(self) -> dict[str, LedgerState[Hashable, object, object, object]]:
-        """Return what is attached, per ledger, as values."""
+        """Return the state of each ledger, as values."""
         return {name: driver.ledger.dump() for name, driver in self._drivers()}
 
     def _adopt_boot_devices(self) -> None:

@@ -1,4 +1,4 @@
-"""What can be done inside a running guest: processes, containers, and questions to its compute service."""
+"""Processes and containers in a running guest, and requests to its compute service."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from uvm.schema.requests import ADD, ModificationRequest
 
 
 class GuestServices(Part, ProcessHost):
-    """What the guest of a VM can be asked. A part of :class:`~uvm._vm.vm.UtilityVM`.
+    """Requests to the guest of a VM. A part of :class:`~uvm._vm.vm.UtilityVM`.
 
     Processes and containers work over our own connection to the guest and through HCS; the rest needs our own
-    connection, and raises :class:`~uvm.errors.NotSupportedError` where there is none. Where the VM exits
+    connection, and raises :class:`~uvm.errors.NotSupportedError` if there is none. If the VM exits
     meanwhile, all of it raises :class:`~uvm.errors.VMExitedError`.
     """
 
@@ -51,7 +51,7 @@ class GuestServices(Part, ProcessHost):
 
     @property
     def features(self) -> GuestFeatures:
-        """Which abilities the guest says that it has.
+        """The features that the guest reports.
 
         :raises VMStateError: the VM is not running.
         :raises VMExitedError: it has exited.
@@ -90,7 +90,7 @@ class GuestServices(Part, ProcessHost):
             :class:`~uvm.schema.container.HostedSystem` or the same as JSON.
         :param root: its root file system, from ``mount_layers``. A Linux specification without ``root`` gets
             it from here, or the directory where hcsshim puts it.
-        :raises OptionsError: the specification is none; a Windows guest was given a ``root``; there is a
+        :raises OptionsError: the specification is invalid; a Windows guest was given a ``root``; there is a
             container of that id, or its state is kept while its layers are mounted.
         :raises GuestError: the guest refused.
         :raises HostError: through HCS, HCS refused, or the guest that it asked. The id is one of a compute
@@ -124,7 +124,7 @@ class GuestServices(Part, ProcessHost):
     # The compute service itself.
 
     async def dump_stacks(self) -> str:
-        """Ask for the stacks of the guest's compute service, as text.
+        """Return the stacks of the guest's compute service, as text.
 
         :raises NotSupportedError: the guest cannot report them.
         """
@@ -144,12 +144,12 @@ class GuestServices(Part, ProcessHost):
         await self._link.modify_guest(to_json(request))
 
     async def set_log_sources(self) -> None:
-        """Send the log forwarding service of a Windows guest anew what the VM's options want forwarded."""
+        """Set the log sources of a Windows guest again to those of the VM's options."""
         guest, options = self._forwarding()
         await self._link.call(set_log_sources(guest, options))
 
     async def start_log_forwarding(self) -> None:
-        """Have a Windows guest forward its log; the start of the VM has done so where its options say so."""
+        """Have a Windows guest forward its log; the start of the VM does so if its options ask for it."""
         await self._link.call(start_log_forwarding(self._forwarding()[0]))
 
     async def stop_log_forwarding(self) -> None:
@@ -162,7 +162,6 @@ class GuestServices(Part, ProcessHost):
         assert isinstance(options, WCOWOptions)
         if not guest.features.log_forwarding:
             raise NotSupportedError(
-                f"{self._context.vm_id}: the guest does not say that it can forward its log "
-                "(LogForwardingSupported)"
+                f"{self._context.vm_id}: the guest does not report log forwarding (LogForwardingSupported)"
             )
         return guest, options

@@ -64,7 +64,7 @@ _log = logging.getLogger("uvm")
 #: Reads the output of a guest until its end.
 OutputHandler: TypeAlias = Callable[[ByteStream], Awaitable[None]]
 
-#: Of the tasks of an output handler: whose output they read.
+#: In the tasks of an output handler: the start-up of the guest whose output they read.
 _reading: ContextVar[GuestStartup | None] = ContextVar("uvm_reading_output_of", default=None)
 
 #: hcsshim internal/uvm/timezone.go.
@@ -160,7 +160,7 @@ class GuestStartup:
             await self._stop(self._listeners[-1])
 
     async def _stop(self, listener: Listener) -> None:
-        # Off the list only when it is closed: a caller that is cancelled here leaves it to the next.
+        # Removed only once it is closed: if this call is cancelled, the next one closes it.
         await listener.aclose()
         if listener in self._listeners:
             self._listeners.remove(listener)
@@ -192,7 +192,7 @@ class GuestStartup:
         stream = await self._service.accept()
         try:
             if not redials:
-                # Nothing that dials later is to be taken for the guest.
+                # A later dial must not be mistaken for the guest.
                 await self._stop(self._service)
                 self._service = None
             await link.tasks.start(connection.serve, stream)
@@ -235,7 +235,7 @@ class GuestStartup:
             await guest.modify(to_json(policy))
 
     async def _forward_log(self, connection: GuestConnection, options: WCOWOptions) -> None:
-        """Have the guest forward its log; that it fails matters only if a policy may have forbidden it."""
+        """Have the guest forward its log; a failure is raised only if a policy may have forbidden it."""
         if not options.log_forwarding or not connection.features.log_forwarding:
             return
         try:

@@ -35,7 +35,7 @@ CLOSE_GRACE_SECONDS = 10.0
 #: How long a guest may take to shut down before the VM is terminated (hcsshim internal/gcs/container.go).
 SHUTDOWN_SECONDS = 30.0
 
-#: The host did not say how the VM ended, nor whether it did.
+#: The host did not report how the VM exited, nor whether it did.
 _UNKNOWN_EXIT = ExitStatus("Unknown")
 
 
@@ -90,9 +90,9 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         """Create a VM, and close it at the end of the ``async with``; enter and leave it in one task.
 
         On exit the VM is terminated, its access grants are revoked and its temporary files deleted. Clean-up
-        errors are raised, or added as notes to the exception of the body, which comes out unwrapped.
+        errors are raised, or added as notes to the exception of the body, which propagates unwrapped.
 
-        :param concurrency: how many operations run at once, instead of what the backend says of its host.
+        :param concurrency: how many operations run at once, in place of the limits of the host.
         :param amend: called with the :class:`CreationPlan` (HCS document, grants, files) before anything
             happens; returns the plan to use. For settings without an option.
         :param timeouts: how long to wait for the guest.
@@ -146,12 +146,12 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
 
     @property
     def plan(self) -> CreationPlan:
-        """What its creation decided: the document, the boot devices, the reserved slots."""
+        """The plan that the VM was created by: the document, the boot devices, the reserved slots."""
         return self._context.plan
 
     @property
     def state(self) -> VMState:
-        """The state of the VM, as far as its calls and the host have said."""
+        """The state of the VM, as last reported by its calls and the host."""
         return self._state
 
     @property
@@ -231,10 +231,10 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
             failure.add_note(f"and terminating the VM was abandoned after {self._grace_seconds:g} s")
 
     async def wait(self) -> ExitStatus:
-        """Wait until the VM has exited and its last output was handed on; return the exit status.
+        """Wait until the VM has exited and its last output was read; return the exit status.
 
-        Any number of tasks may wait. A handler of the output that does not end is not waited for longer than
-        the grace period of :meth:`close`.
+        Any number of tasks may wait. A handler of the output that does not return is abandoned after the
+        grace period of :meth:`close`.
         """
         await self._system_exited.wait()
         await self._end_of_output()
@@ -247,7 +247,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         After the exit it succeeds quietly.
 
         :param timeout_seconds: how long to wait before the VM is terminated.
-        :raises GuestError: the guest refused; the VM goes on.
+        :raises GuestError: the guest refused; the VM keeps running.
         """
         if not self._system_exited.is_set():
             if self._state is VMState.CREATED:
@@ -275,11 +275,11 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         return await self.wait()
 
     async def pause(self) -> None:
-        """Pause the VM: its processors stop, and the limits on what its guest does with them."""
+        """Pause the VM: its processors stop, and so do the time limits on its guest."""
         self._link.check_running()
         clock = self._startup.clock
         was_paused = clock.paused
-        # The guest may stand still before the host answers.
+        # The guest may stop before the host answers.
         clock.pause()
         try:
             await self._link.call(self._system.pause())
@@ -290,7 +290,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         self._unless_gone(VMState.PAUSED)
 
     async def resume(self) -> None:
-        """Resume the paused VM: its processors and the limits on what its guest does go on."""
+        """Resume the paused VM: its processors go on, and so do the time limits on its guest."""
         self._link.check_running()
         await self._link.call(self._system.resume())
         self._startup.clock.resume()
@@ -325,7 +325,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         """Close the VM now rather than at the end of its context. A second close does nothing.
 
         The VM is terminated, its access grants are revoked and its temporary files deleted. Each step that
-        takes longer than the grace period is abandoned, and an error says so.
+        takes longer than the grace period is abandoned and reported as an error.
         """
         with anyio.CancelScope(shield=True):
             if self._state is VMState.CLOSED:
@@ -425,7 +425,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
                     self._devices_gone()
                 # A close() has yet to terminate it.
                 await self._system_exited.wait()
-                # What is left running writes on, but not to us.
+                # A VM that is left running goes on writing, but its output is not read.
                 left_running = self._detached and self.exit_status is _UNKNOWN_EXIT
                 grace_seconds = 0.0 if left_running else self._grace_seconds
                 channels.cancel_scope.deadline = anyio.current_time() + grace_seconds
@@ -458,7 +458,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         self._devices_gone()
 
     def _devices_gone(self) -> None:
-        """End every device, quietly; every call that waits for something raises VMExitedError."""
+        """End every device; every call that waits raises VMExitedError."""
         if self._link.exited.is_set():
             return
         self._link.exited.set()
@@ -472,7 +472,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
             self._link.tasks.cancel_scope.cancel()
 
     async def _unless_stopped(self, call: Awaitable[None]) -> None:
-        """Await a call; that the VM has stopped already is success."""
+        """Await a call, which also succeeds if the VM has stopped already."""
         try:
             await call
         except HostError as error:

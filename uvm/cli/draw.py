@@ -27,7 +27,7 @@ _STYLES: Final[dict[str, Style]] = {_RESERVED: "blue", _READ_ONLY: "green", _WRI
 
 
 def draw_devices(terminal: Terminal, devices: Devices) -> list[str]:
-    """Draw all devices, those that the VM can have or has."""
+    """Draw the devices that the VM has or can have."""
     others = {
         "Shares": _draw_shares(terminal, devices),
         "Network": _draw_adapters(terminal, devices),
@@ -150,7 +150,7 @@ def _cells(offset_bytes: int, size_bytes: int, device_bytes: int) -> range:
     return range(first, min(last, _CELLS - 1) + 1)
 
 
-# What has no grid.
+# Devices without a grid.
 
 
 def _section(

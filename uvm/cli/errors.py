@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from uvm.errors import UVMError
 
 
 class UsageError(Exception):
     """The command line is wrong, or a file that it names. Exit status 2."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file of the user's, without its byte order mark.
+
+    :raises UsageError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
 def in_one_line(error: UVMError | ExceptionGroup[Exception]) -> str:

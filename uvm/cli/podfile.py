@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from uvm._vm.layers import LCOWLayer, WCOWLayer
 from uvm.backend import JSON, HostInfo
-from uvm.cli.errors import UsageError
+from uvm.cli.errors import UsageError, read_text
 from uvm.cli.sizes import parse_size
 from uvm.cli.tables import Table
 from uvm.options import (
@@ -204,12 +204,7 @@ def read_pod_file(path: Path) -> PodFile:
     :raises UsageError: the file cannot be read, is not TOML, or has a value that is not allowed.
     """
     try:
-        # Editors of Windows put a byte order mark first, which TOML does not allow.
-        values = tomllib.loads(path.read_text("utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not TOML: not UTF-8 at byte {error.start}") from None
+        values = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: is not TOML: {error}") from None
     top = Table(str(path), "", values)

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-from uvm.cli.errors import UsageError
+from uvm.cli.errors import UsageError, read_text
 from uvm.cli.requests import shorten, summarize
 from uvm.cli.terminal import Terminal
 from uvm.testing.conformance import ComparedStep, differences, load_cases, replay_script
@@ -27,7 +27,8 @@ def run(terminal: Terminal, given: Namespace) -> int:
     scripts = _load(path)
     if script is None:
         rows = [
-            (name, case["os"], str(len(case["ops"])), str(_requests(case))) for name, case in scripts.items()
+            (name, case["os"], str(len(case["ops"])), str(sum(_requests(step) for step in case["steps"])))
+            for name, case in scripts.items()
         ]
         terminal.write(f"The scripts of {path}; choose one with --script NAME.", "")
         terminal.write(*terminal.table(("script", "guest", "operations", "requests"), rows))
@@ -39,12 +40,10 @@ def run(terminal: Terminal, given: Namespace) -> int:
 
 def _load(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        cases: list[Any] = load_cases(path.read_text("utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
+        cases = load_cases(read_text(path))
     except ValueError as error:
         raise UsageError(f"{path}: is no file of recorded scripts: {error}") from None
-    scripts = {str(case.get("name")): case for case in cases if isinstance(case, dict) and "ops" in case}
+    scripts = {str(case.get("name")): case for case in cases if "ops" in case}
     if not scripts:
         raise UsageError(f"{path}: has no scripts")
     for name, case in scripts.items():
@@ -54,7 +53,7 @@ def _load(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _problem(case: dict[str, Any]) -> str:
-    """Return what a script lacks; its operations are looked at as they run."""
+    """Return what a script lacks; its operations are checked as they run."""
     if case.get("os") not in ("linux", "windows"):
         return "os must be 'linux' or 'windows'"
     if not isinstance(case.get("build"), int):
@@ -65,15 +64,15 @@ def _problem(case: dict[str, Any]) -> str:
     return ""
 
 
-def _requests(case: dict[str, Any]) -> int:
-    return sum(len(step.get("requests") or ()) for step in case["steps"])
+def _requests(step: dict[str, Any]) -> int:
+    return len(step.get("requests") or ())
 
 
 async def _replay(terminal: Terminal, case: dict[str, Any]) -> int:
-    system = "Linux" if case["os"] == "linux" else "Windows"
     terminal.write(
         terminal.paint(f"script {case['name']}", "bold"),
-        f"What hcsshim was recorded to send, and what uvm sends: a {system} VM, build {case['build']}.",
+        "What hcsshim was recorded to send, and what uvm sends: "
+        f"a {case['os'].capitalize()} VM, build {case['build']}.",
         "",
         terminal.paint(f"       {'recorded'.ljust(_column(terminal))} {terminal.glyphs.bar} ours", "dim"),
     )

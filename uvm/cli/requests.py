@@ -64,7 +64,7 @@ class Summary:
 
     :ivar to: ``host``, ``guest`` or ``grant``; :ivar verb: in lower case.
     :ivar resource: HCS's own name, with the place: ``Scsi 0:1``.
-    :ivar settings: those that say something to a reader.
+    :ivar settings: those of interest to a reader.
     """
 
     to: str
@@ -195,7 +195,7 @@ def _guest_resource(kind: Any, settings: Any) -> str:
 
 
 def _shown(settings: Any, name: str = "") -> Iterator[str]:
-    """Yield the settings that say something, each in a few words."""
+    """Yield the settings to show, each in a few words."""
     if name in _LEFT_OUT or settings in (None, False, "", 0) or settings in ([], {}):
         return
     if isinstance(settings, dict):
@@ -220,5 +220,5 @@ def _word(name: str) -> str:
 
 
 def _lower(name: str) -> str:
-    """Write ReadOnly as read-only."""
+    """Return ReadOnly as read-only."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()

@@ -12,9 +12,9 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]iB)")
 
 
 def parse_size(text: str) -> int:
-    """Read ``512 KiB``, ``1.5 GiB`` or ``100 B`` as a number of bytes; a part of a byte counts as one.
+    """Return the number of bytes of ``512 KiB``, ``1.5 GiB`` or ``100 B``, rounded up.
 
-    :raises ValueError: it is written differently.
+    :raises ValueError: the text has another form.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -23,6 +23,6 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """Write a number of bytes in the largest unit that it fills, with two decimals at most."""
+    """Return a number of bytes in the largest unit that it fills, with two decimals at most."""
     name, unit = next((n, u) for n, u in reversed(_UNITS.items()) if size_bytes >= u or u == 1)
     return f"{size_bytes / unit:.2f}".rstrip("0").rstrip(".") + f" {name}"

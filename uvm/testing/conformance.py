@@ -48,7 +48,7 @@ def load_cases(text: str) -> list[dict[str, Any]]:
 
 
 async def check_case(case: dict[str, Any]) -> CaseResult:
-    """Run one case and compare. A case that cannot be run differs, for whatever reason."""
+    """Run one case and compare. A case that cannot be run counts as different."""
     try:
         found = await _check_script(case) if "ops" in case else list(_check_document(case))
     except Exception as error:

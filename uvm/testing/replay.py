@@ -25,28 +25,19 @@ from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 
 #: What a VM boots from unless the script states it; none of these files affects the requests.
 _LINUX_BOOT = {"BootFilesPath": "C:\\boot", "KernelFile": "kernel", "RootFSFile": "initrd.img"}
-_WINDOWS_BOOT = {
-    "BootFiles": {
-        "BootType": 0,
-        "VmbFSFiles": {
-            "OSFilesPath": "C:\\layers\\base\\UtilityVM\\Files",
-            "OSRelativeBootDirPath": "\\EFI\\Microsoft\\Boot",
-            "ScratchVHDPath": "C:\\scratch\\sandbox.vhdx",
-        },
+_WINDOWS_BOOT_FILES = {
+    "VmbFSFiles": {
+        "OSFilesPath": "C:\\layers\\base\\UtilityVM\\Files",
+        "OSRelativeBootDirPath": "\\EFI\\Microsoft\\Boot",
+        "ScratchVHDPath": "C:\\scratch\\sandbox.vhdx",
+    },
+    "BlockCIMFiles": {
+        "BootCIMVHDPath": "C:\\boot\\bootcim.vhd",
+        "EFIVHDPath": "C:\\boot\\efi.vhd",
+        "ScratchVHDPath": "C:\\scratch\\sandbox.vhdx",
     },
 }
-_CONFIDENTIAL_WINDOWS_BOOT = {
-    "GuestStateFilePath": "C:\\boot\\cwcow.vmgs",
-    "BundleDirectory": "C:\\bundle",
-    "BootFiles": {
-        "BootType": 1,
-        "BlockCIMFiles": {
-            "BootCIMVHDPath": "C:\\boot\\bootcim.vhd",
-            "EFIVHDPath": "C:\\boot\\efi.vhd",
-            "ScratchVHDPath": "C:\\scratch\\sandbox.vhdx",
-        },
-    },
-}
+_CONFIDENTIAL = {"GuestStateFilePath": "C:\\boot\\cwcow.vmgs", "BundleDirectory": "C:\\bundle"}
 _INITRD = 0
 #: The parameters of the recordings.
 VM_ID, OWNER, HOST_PROCESSORS = "vm1", "golden", 8
@@ -225,7 +216,9 @@ def _options(os: str, settings: Mapping[str, Any]) -> LCOWOptions | WCOWOptions:
     given = {name: value for name, value in settings.items() if name not in left_out}
     boot: dict[str, Any] = {"PreferredRootFSType": _INITRD, **_LINUX_BOOT}
     if os == "windows":
-        boot = _CONFIDENTIAL_WINDOWS_BOOT if given.get("SecurityPolicyEnabled") else _WINDOWS_BOOT
+        confidential = bool(given.get("SecurityPolicyEnabled"))
+        boot = {"BootFiles": {"BootType": int(confidential), **_WINDOWS_BOOT_FILES}}
+        boot |= _CONFIDENTIAL if confidential else {}
     return from_hcsshim(os, {**boot, **given}, id=VM_ID, owner=OWNER)
 
 
