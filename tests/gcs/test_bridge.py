@@ -65,7 +65,7 @@ class Caller:
         """Make the call."""
         try:
             with self.scope:
-                self.response = await bridge.call(MODIFY, GUEST, operation=operation, **options)
+                self.response = await bridge.call(MODIFY, GUEST, ResponseBase, operation=operation, **options)
         except UVMError as e:
             self.error = e
         finally:
@@ -164,7 +164,7 @@ async def test_a_request_that_json_has_no_form_for_is_refused_before_anything_is
             with pytest.raises(OptionsError, match="modify: the request cannot be written as JSON"):
                 bridge.submit(MODIFY, request, operation="modify")
 
-        assert (bridge.pending, bridge.unanswered) == (0, 0)
+        assert (len(bridge.calls), bridge.calls.unanswered) == (0, 0)
 
 
 async def test_a_request_says_what_held_when_it_was_submitted() -> None:
@@ -256,7 +256,9 @@ async def test_before_the_greeting_is_done_only_its_own_calls_go_out() -> None:
 
     async def negotiate() -> None:
         assert not bridge.connected
-        await bridge.call(Procedure.NEGOTIATE_PROTOCOL, GUEST, operation="negotiate", urgent=True)
+        await bridge.call(
+            Procedure.NEGOTIATE_PROTOCOL, GUEST, ResponseBase, operation="negotiate", urgent=True
+        )
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bridge.run, guest.dial(), negotiate)
@@ -331,7 +333,7 @@ async def test_a_guest_that_breaks_the_protocol_closes_the_bridge_for_all(misbeh
         assert all(isinstance(error and error.__cause__, WireError) for error in lost)
         assert lost[0] is not lost[1]
         assert bridge.closed
-    assert (bridge.pending, guest.stream.incoming.state) == (0, "ended")
+    assert (len(bridge.calls), guest.stream.incoming.state) == (0, "ended")
 
 
 async def test_an_answer_to_a_request_that_was_not_sent_yet_breaks_the_protocol() -> None:
@@ -419,7 +421,7 @@ class TestDeadlines:
     async def test_a_guest_that_does_not_answer_in_time_is_given_up(self) -> None:
         async with serving(ScriptedGuest(), rpc_timeout_seconds=0.01) as bridge:
             with pytest.raises(AnswerLostError) as caught:
-                await bridge.call(MODIFY, GUEST, operation="add disk 3")
+                await bridge.call(MODIFY, GUEST, ResponseBase, operation="add disk 3")
 
             assert str(caught.value.__cause__) == "add disk 3: no answer within 0.01 s"
             assert bridge.closed
@@ -429,7 +431,7 @@ class TestDeadlines:
             bridge.submit(MODIFY, GUEST, operation="slow", timeout_seconds=1000)
             bridge.submit(MODIFY, GUEST, operation="endless", timeout_seconds=None)
             with pytest.raises(AnswerLostError, match=r"quick: no answer within 0\.01 s"):
-                await bridge.call(MODIFY, GUEST, operation="quick", timeout_seconds=0.01)
+                await bridge.call(MODIFY, GUEST, ResponseBase, operation="quick", timeout_seconds=0.01)
 
     async def test_a_call_that_was_answered_or_abandoned_has_no_deadline_any_more(self) -> None:
         guest = ScriptedGuest()
@@ -441,7 +443,7 @@ class TestDeadlines:
             await guest.next()
             abandoned.abandon()
             with pytest.raises(AnswerLostError, match="last: no answer"):
-                await bridge.call(MODIFY, GUEST, operation="last", timeout_seconds=0.02)
+                await bridge.call(MODIFY, GUEST, ResponseBase, operation="last", timeout_seconds=0.02)
 
     async def test_the_time_counts_from_when_the_request_is_sent(self) -> None:
         guest = ScriptedGuest()
@@ -470,7 +472,7 @@ class TestDeadlines:
             guest.send(encode(Kind.RESPONSE, MODIFY, sent.id, {"Result": 0}))
             await sent.wait()
             with pytest.raises(BridgeClosedError, match=r"taken no bytes for 0\.01 s"):
-                await bridge.call(MODIFY, GUEST, operation="behind it")
+                await bridge.call(MODIFY, GUEST, ResponseBase, operation="behind it")
 
     async def test_an_answer_that_was_lost_has_no_deadline_to_miss(self) -> None:
         guest = ScriptedGuest()
@@ -502,9 +504,9 @@ async def test_a_cancelled_caller_withdraws_a_request_that_was_not_sent() -> Non
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(caller.call, bridge)
         await anyio.wait_all_tasks_blocked()
-        assert bridge.pending == 1
+        assert len(bridge.calls) == 1
         caller.scope.cancel()
-    assert (bridge.pending, bridge.unanswered) == (0, 0)
+    assert (len(bridge.calls), bridge.calls.unanswered) == (0, 0)
 
     guest = ScriptedGuest()
     async with anyio.create_task_group() as tasks:
@@ -522,7 +524,7 @@ async def test_a_cancelled_caller_leaves_an_abandonable_call_and_the_late_answer
         request = await guest.next()
         caller.scope.cancel()
         await caller.left.wait()
-        assert (bridge.pending, bridge.unanswered) == (0, 1)
+        assert (len(bridge.calls), bridge.calls.unanswered) == (0, 1)
 
         guest.respond(request)
         following = bridge.submit(MODIFY, GUEST, operation="modify")
@@ -530,7 +532,7 @@ async def test_a_cancelled_caller_leaves_an_abandonable_call_and_the_late_answer
         await following.wait()
 
         assert following.error is None
-        assert bridge.unanswered == 0
+        assert bridge.calls.unanswered == 0
 
 
 async def test_a_cancelled_caller_stays_with_another_call_until_its_answer() -> None:
@@ -639,7 +641,7 @@ async def test_a_closed_bridge_refuses_calls_each_with_a_fresh_exception() -> No
     with pytest.raises(BridgeClosedError, match=r"^vm: the connection to the guest is closed$") as first:
         bridge.submit(MODIFY, GUEST, operation="modify")
     with pytest.raises(BridgeClosedError) as second:
-        await bridge.call(MODIFY, GUEST, operation="modify")
+        await bridge.call(MODIFY, GUEST, ResponseBase, operation="modify")
     assert first.value is not second.value
 
 
@@ -662,7 +664,9 @@ async def test_cancelling_the_service_of_a_stream_closes_the_bridge(when: str) -
     async def negotiate() -> None:
         if when == "while it greets":
             # Sent and not abandonable, so that the greeting stays for the answer.
-            await bridge.call(Procedure.NEGOTIATE_PROTOCOL, GUEST, operation="negotiate", urgent=True)
+            await bridge.call(
+                Procedure.NEGOTIATE_PROTOCOL, GUEST, ResponseBase, operation="negotiate", urgent=True
+            )
 
     with anyio.fail_after(PATIENCE_SECONDS):
         async with anyio.create_task_group() as tasks:
@@ -723,7 +727,9 @@ async def test_a_greeting_whose_stream_ends_is_cancelled_and_closes_nothing() ->
     bridge = Bridge("vm", notify=lambda _: None)
 
     async def negotiate() -> None:
-        await bridge.call(Procedure.NEGOTIATE_PROTOCOL, GUEST, operation="negotiate", urgent=True)
+        await bridge.call(
+            Procedure.NEGOTIATE_PROTOCOL, GUEST, ResponseBase, operation="negotiate", urgent=True
+        )
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bridge.run, guest.dial(), negotiate)
@@ -731,7 +737,7 @@ async def test_a_greeting_whose_stream_ends_is_cancelled_and_closes_nothing() ->
         guest.hang_up()
 
     assert not bridge.closed
-    assert bridge.pending == 0
+    assert len(bridge.calls) == 0
 
 
 class TestResume:
@@ -806,7 +812,7 @@ class TestResume:
         async with resumable() as (guest, bridge, drop_and_redial):
             call = bridge.submit(MODIFY, GUEST, operation="modify")
             await guest.next()
-            bridge.on_resume.append(lambda: seen.append(call.done and bridge.connected))
+            bridge.on_resume["seen"] = lambda: seen.append(call.done and bridge.connected)
             await drop_and_redial()
 
         assert seen == [True]

@@ -113,7 +113,7 @@ class World:
         Nobody can know whether the answer to a call that survives was lost with a stream: those may wait.
         """
         waiting = [c for c in self.callers.values() if not c.ends and not self._may_wait(c)]
-        heard = (self.bridge.unanswered, self.told) == (0, self.notified)
+        heard = (self.bridge.calls.unanswered, self.told) == (0, self.notified)
         return not waiting and (heard or self.drops > 0)
 
     def _may_wait(self, caller: Caller) -> bool:
@@ -134,6 +134,7 @@ class World:
                 response = await self.bridge.call(
                     Procedure.MODIFY_SETTINGS,
                     {"Token": caller.token},
+                    ResponseBase,
                     operation=caller.token,
                     abandonable=abandonable,
                 )
@@ -267,7 +268,9 @@ class World:
         self.drops += 1
 
     async def _greet(self) -> None:
-        await self.bridge.call(Procedure.NEGOTIATE_PROTOCOL, {}, operation="greeting", urgent=True)
+        await self.bridge.call(
+            Procedure.NEGOTIATE_PROTOCOL, {}, ResponseBase, operation="greeting", urgent=True
+        )
 
     def close(self) -> None:
         """The owner closes the bridge."""
@@ -314,7 +317,7 @@ async def play(world: World, steps: list[str]) -> None:
         done = getattr(world, step)()
         if done is not None:
             await done
-        assert world.bridge.pending <= len(world.callers) + 1
+        assert len(world.bridge.calls) <= len(world.callers) + 1
         assert not (world.bridge.connected and not world.serving)
 
 
@@ -373,7 +376,7 @@ def test_every_call_ends_once_and_as_it_should_whatever_the_guest_does(
     world = anyio.run(run, data, script, backend=backend)
 
     check_ends(world)
-    assert world.bridge.pending == 0
+    assert len(world.bridge.calls) == 0
     assert not world.serving
     with pytest.raises(BridgeClosedError):
         world.bridge.submit(Procedure.START, {}, operation="late")

@@ -7,16 +7,17 @@ import pytest
 
 from tests.clocks import jumping_backends
 from tests.gcs.guests import CountedListener
-from uvm._guest.clock import GuestClock
+from uvm._gcs.bridge import Bridge
+from uvm._gcs.link import GuestLink
 from uvm._guest.stdio import (
     Channel,
     ProcessInput,
     ProcessOutput,
-    StdioPorts,
     StreamBrokenError,
     StreamBusyError,
     StreamClosedError,
 )
+from uvm._guest.timeouts import GuestTimeouts
 from uvm._wire.ports import FIRST_STDIO_PORT, vsock_service_id
 from uvm.backend import Listener
 from uvm.backends.fake.streams import FakeStream, Switchboard
@@ -33,7 +34,8 @@ class Host:
     def __init__(self) -> None:
         self.switchboard = Switchboard("vm")
         self.listeners: list[CountedListener] = []
-        self.ports = StdioPorts(self.listen, GuestClock())
+        bridge = Bridge("vm", notify=lambda _: None)
+        self.link = GuestLink("vm", GuestTimeouts(), bridge=bridge, listen=self.listen)
 
     async def listen(self, service_id: str) -> Listener:
         listener = CountedListener(self.switchboard.listen(service_id))
@@ -45,22 +47,22 @@ class Host:
 
 
 @pytest.fixture
-def host() -> Host:
+async def host() -> Host:
     return Host()
 
 
 async def output_of(host: Host) -> tuple[ProcessOutput, FakeStream, Channel]:
-    channel = await host.ports.open()
+    channel = await host.link.open_channel()
     return ProcessOutput(channel, "stdout of a process"), host.dial(channel), channel
 
 
 async def input_of(host: Host) -> tuple[ProcessInput, FakeStream, Channel]:
-    channel = await host.ports.open()
+    channel = await host.link.open_channel()
     return ProcessInput(channel, "stdin of a process"), host.dial(channel), channel
 
 
 async def test_each_stream_has_a_port_of_its_own(host: Host) -> None:
-    channels = [await host.ports.open() for _ in range(3)]
+    channels = [await host.link.open_channel() for _ in range(3)]
     assert [each.port for each in channels] == [FIRST_STDIO_PORT + i for i in range(3)]
     assert channels[0].service_id == vsock_service_id(FIRST_STDIO_PORT)
 
@@ -129,7 +131,7 @@ async def test_writing_after_the_end_of_input_is_a_clear_error(host: Host) -> No
 
 
 async def test_input_that_is_closed_while_its_end_is_sent_says_so(host: Host) -> None:
-    channel = await host.ports.open()
+    channel = await host.link.open_channel()
     stdin = ProcessInput(channel, "stdin of a process")
 
     async def send_eof() -> None:
@@ -199,7 +201,7 @@ async def test_two_tasks_cannot_use_one_stream_at_once(host: Host) -> None:
 
 @pytest.mark.parametrize("dialled", [True, False])
 async def test_a_reader_is_told_when_the_stream_is_closed_under_it(host: Host, dialled: bool) -> None:
-    channel = await host.ports.open()
+    channel = await host.link.open_channel()
     stdout = ProcessOutput(channel, "stdout of a process")
     if dialled:
         host.dial(channel)
@@ -238,7 +240,7 @@ async def test_a_listener_is_closed_once_where_nobody_used_the_stream(host: Host
 
 
 async def test_a_reader_that_is_cancelled_while_it_waits_for_the_guest_may_come_back(host: Host) -> None:
-    channel = await host.ports.open()
+    channel = await host.link.open_channel()
     stdout = ProcessOutput(channel, "stdout of a process")
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -263,7 +265,7 @@ async def test_a_stream_that_a_guest_never_dialled_is_at_its_end_after_the_proce
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("uvm._guest.stdio.DIAL_GRACE_SECONDS", 0.0)
-    channel, other = await host.ports.open(), await host.ports.open()
+    channel, other = await host.link.open_channel(), await host.link.open_channel()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_expect_end, ProcessOutput(channel, "stdout"))
         await anyio.wait_all_tasks_blocked()
@@ -285,7 +287,7 @@ async def test_a_stream_that_was_never_dialled_tells_that_the_connection_closed(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("uvm._guest.stdio.DIAL_GRACE_SECONDS", 0.0)
-    channel = await host.ports.open()
+    channel = await host.link.open_channel()
     channel.process_ended(lambda: BridgeClosedError("the guest is gone"))
     with pytest.raises(BridgeClosedError):
         await ProcessOutput(channel, "stdout").receive()
@@ -303,7 +305,7 @@ async def test_output_that_waits_is_read_also_after_the_process_has_ended(
 
 
 async def test_the_exit_of_the_vm_is_told_to_readers(host: Host) -> None:
-    unused = ProcessOutput(await host.ports.open(), "stdout")
+    unused = ProcessOutput(await host.link.open_channel(), "stdout")
     stdout, guest, _ = await output_of(host)
     await guest.send(b"x")
     await stdout.receive()

@@ -36,7 +36,7 @@ import json
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Literal, TypeVar, overload
+from typing import Any, Final, Literal, TypeVar
 
 import anyio
 import anyio.abc
@@ -76,8 +76,10 @@ class Bridge:
     :param rpc_timeout_seconds: how long a call may take unless it says something else.
     :param max_message_size: the largest message to take from the guest, in bytes.
     :param clock: what the limits are measured by.
+    :ivar calls: the calls that have not ended.
     :ivar on_resume: called, in order, each time that another stream is connected after the first that was,
-        before anything that was queued goes out.
+        before anything that was queued goes out; what waits for something in the guest puts itself in, as
+        the key, and takes itself out.
     """
 
     def __init__(
@@ -89,11 +91,11 @@ class Bridge:
         max_message_size: int = MAX_MESSAGE_SIZE,
         clock: GuestClock | None = None,
     ) -> None:
-        self.on_resume: list[Callable[[], None]] = []
+        self.on_resume: dict[object, Callable[[], None]] = {}
         self._name = name
         self._notify = notify
         self._rpc_timeout_seconds = rpc_timeout_seconds
-        self._calls = Calls(max_message_size)
+        self.calls = Calls(max_message_size)
         self._clock = clock or GuestClock()
         self._closed = False
         self._cause: BaseException | None = None
@@ -125,16 +127,6 @@ class Bridge:
     def connected(self) -> bool:
         """A stream is served, and the greeting on it is done."""
         return self._connected
-
-    @property
-    def pending(self) -> int:
-        """How many calls have not ended, sent or not."""
-        return len(self._calls)
-
-    @property
-    def unanswered(self) -> int:
-        """How many requests the guest may still answer, those whose calls have ended included."""
-        return self._calls.unanswered
 
     async def run(self, stream: ByteStream, greeting: Callable[[], Awaitable[None]]) -> Exception | None:
         """Serve a stream until it ends or the bridge closes, and close the stream.
@@ -179,32 +171,19 @@ class Bridge:
         :raises BridgeClosedError: the bridge is closed.
         :raises OptionsError: JSON has no form for the request.
         """
-        if self._calls.unwanted > _MAX_UNWANTED:
+        if self.calls.host.unwanted > _MAX_UNWANTED:
             self.close(WireError(f"the guest owes more than {_MAX_UNWANTED:,} answers of calls that ended"))
         if self._closed:
             raise self._new_error(BridgeClosedError)
-        request_id, data = self._calls.encode(procedure, request, operation)
+        request_id, data = self.calls.encode(procedure, request, operation)
         timeout = self._rpc_timeout_seconds if timeout_seconds == "default" else timeout_seconds
         call = Call(
-            self._calls, request_id, data, procedure, operation, timeout, urgent, survives=survives, then=then
+            self.calls, request_id, data, procedure, operation, timeout, urgent, survives=survives, then=then
         )
-        self._calls.queue(call)
+        self.calls.queue(call)
         self._start_writer()
         return call
 
-    @overload
-    async def call(
-        self,
-        procedure: int,
-        request: object,
-        *,
-        operation: str,
-        abandonable: bool = False,
-        timeout_seconds: Timeout = "default",
-        urgent: bool = False,
-    ) -> ResponseBase: ...
-
-    @overload
     async def call(
         self,
         procedure: int,
@@ -215,21 +194,10 @@ class Bridge:
         abandonable: bool = False,
         timeout_seconds: Timeout = "default",
         urgent: bool = False,
-    ) -> R: ...
+    ) -> R:
+        """Send a request and return the guest's response; parameters and errors as of :meth:`submit`, and:
 
-    async def call(
-        self,
-        procedure: int,
-        request: object,
-        response_type: type[ResponseBase] = ResponseBase,
-        *,
-        operation: str,
-        abandonable: bool = False,
-        timeout_seconds: Timeout = "default",
-        urgent: bool = False,
-    ) -> ResponseBase:
-        """Send a request and give the guest's response; parameters and errors as of :meth:`submit`, and:
-
+        :param response_type: the model of the response.
         :param abandonable: once it is sent, a cancelled caller leaves at once and the answer is dropped.
             Otherwise the caller stays until the call has ended, and leaves then. A call that is not sent
             yet is withdrawn in both cases.
@@ -258,7 +226,7 @@ class Bridge:
         self._cause = cause
         _log.debug("%s: the bridge closes: %r", self._name, cause)
         self._end_stream(cause if isinstance(cause, Exception) else None)
-        self._calls.close(self._new_error)
+        self.calls.close(self._new_error)
 
     def _new_error(self, error_type: type[BridgeClosedError]) -> BridgeClosedError:
         reason = "" if self._cause is None else f": {printable(str(self._cause) or repr(self._cause))}"
@@ -269,8 +237,8 @@ class Bridge:
     # One stream.
 
     async def _serve(self, stream: ByteStream, greeting: Callable[[], Awaitable[None]]) -> None:
-        lost = self._calls.restart(self._clock.now())
-        self._alarm = self._calls.next_deadline
+        lost = self.calls.restart(self._clock.now())
+        self._alarm = self.calls.next_deadline
         self._ended = False
         self._end_cause = None
         async with anyio.create_task_group() as tasks:
@@ -291,11 +259,11 @@ class Bridge:
     def _connect(self, lost: Sequence[Call]) -> None:
         self._connected = True
         self._start_writer()
-        self._calls.lose(lost, "the connection to the guest broke before the answer came")
+        self.calls.lose(lost, "the connection to the guest broke before the answer came")
         if not self._greeted:
             self._greeted = True
             return
-        for resumed in list(self.on_resume):
+        for resumed in list(self.on_resume.values()):
             resumed()
 
     def _drop(self, cause: Exception | None) -> None:
@@ -303,7 +271,7 @@ class Bridge:
             _log.debug("%s: the stream has ended: %r", self._name, cause)
             self._end_stream(cause)
             # A greeting may wait, shielded, for an answer that cannot come any more.
-            self._calls.drop("the connection to the guest broke during the greeting")
+            self.calls.drop("the connection to the guest broke during the greeting")
 
     def _end_stream(self, cause: Exception | None) -> None:
         if self._ended:
@@ -335,20 +303,20 @@ class Bridge:
 
     def _truncation(self) -> WireError | None:
         try:
-            self._calls.receive_end()
+            self.calls.host.end()
         except WireError as e:
             return e
         return None
 
     def _take(self, data: bytes) -> None:
         try:
-            for message in self._calls.receive(data):
+            for message in self.calls.host.receive(data):
                 if self._closed:
                     return
                 if _log.isEnabledFor(logging.DEBUG):
                     self._trace_received(message)
                 if isinstance(message, Response):
-                    self._calls.answer(message)
+                    self.calls.answer(message)
                 else:
                     self._notify(_notification(message))
         except Exception as e:
@@ -369,7 +337,7 @@ class Bridge:
 
     def _next_data(self) -> bytes:
         """Take what is to be sent next; its calls count as sent from now on."""
-        calls = self._calls.take(only_urgent=not self._connected)
+        calls = self.calls.take(only_urgent=not self._connected)
         if _log.isEnabledFor(logging.DEBUG):
             self._trace_sent(calls)
         data = b"".join([call.data for call in calls])
@@ -396,8 +364,8 @@ class Bridge:
 
     def _check_deadlines(self) -> None:
         now = self._clock.now()
-        self._alarm = min(self._calls.next_deadline, self._send_by)
-        late = self._calls.overdue(now)
+        self._alarm = min(self.calls.next_deadline, self._send_by)
+        late = self.calls.overdue(now)
         if late is not None:
             self.close(TimeoutError(f"{late.operation}: no answer within {late.timeout_seconds:g} s"))
         elif self._send_by <= now:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -36,7 +36,7 @@ from attrs import define, field
 
 from uvm._async import Flag
 from uvm._guest.quotes import without_quotes
-from uvm._wire.frames import HostSide, Notification, Response, procedure_name
+from uvm._wire.frames import HostSide, Response, procedure_name
 from uvm.errors import (
     AnswerLostError,
     BridgeClosedError,
@@ -151,12 +151,13 @@ class Calls:
     """The calls that have not ended.
 
     :param max_message_size: the largest message to take from the guest.
+    :ivar host: the host's end of the connection: it takes the bytes of the guest.
     """
 
-    __slots__ = ("_host", "_open", "_queued", "_urgent")
+    __slots__ = ("_open", "_queued", "_urgent", "host")
 
     def __init__(self, max_message_size: int) -> None:
-        self._host = HostSide(max_message_size)
+        self.host = HostSide(max_message_size)
         self._open: dict[int, Call] = {}
         # Queues that a call can leave at any place.
         self._queued: dict[int, Call] = {}
@@ -168,12 +169,7 @@ class Calls:
     @property
     def unanswered(self) -> int:
         """How many requests were sent and not answered, those of calls that have ended included."""
-        return len(self._host.open) - len(self._queued) - len(self._urgent)
-
-    @property
-    def unwanted(self) -> int:
-        """How many of them belong to calls that have ended."""
-        return self._host.unwanted
+        return len(self.host.open) - len(self._queued) - len(self._urgent)
 
     @property
     def next_deadline(self) -> float:
@@ -183,7 +179,7 @@ class Calls:
     def encode(self, procedure: int, request: object, operation: str) -> tuple[int, bytes]:
         """Open a request; OptionsError where it cannot be written."""
         try:
-            return self._host.request(procedure, dumps(request))
+            return self.host.request(procedure, dumps(request))
         except (TypeError, ValueError) as e:
             raise OptionsError(f"{operation}: the request cannot be written as JSON: {e}") from e
 
@@ -209,14 +205,6 @@ class Calls:
             del queue[call.id]
         return taken
 
-    def receive(self, data: bytes) -> Iterator[Response | Notification]:
-        """Take bytes of the guest; WireError when the iterator comes to what may not come."""
-        return self._host.receive(data)
-
-    def receive_end(self) -> None:
-        """Note that the guest's bytes have ended; WireError where they may not."""
-        self._host.end()
-
     def answer(self, response: Response) -> None:
         """End the call that a response answers.
 
@@ -239,7 +227,7 @@ class Calls:
 
     def restart(self, now: float) -> list[Call]:
         """Begin with another stream; give the calls whose answers were lost with the last one."""
-        self._host.restart()
+        self.host.restart()
         sent = [call for call in self._open.values() if call.sent]
         for call in sent:
             # An answer that was lost has no deadline to miss; one that may still come has all its time again.
@@ -272,11 +260,11 @@ class Calls:
     def _forget(self, call: Call, error: Exception) -> None:
         del self._open[call.id]
         if call.sent:
-            self._host.abandon(call.id)
+            self.host.abandon(call.id)
         else:
             # It is not open where a guest has answered what it cannot know.
-            if call.id in self._host.open:
-                self._host.withdraw(call.id)
+            if call.id in self.host.open:
+                self.host.withdraw(call.id)
             del (self._urgent if call.urgent else self._queued)[call.id]
         call.end(None, error)
 

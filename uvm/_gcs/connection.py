@@ -42,7 +42,6 @@ from uvm._guest.process import Launch, Process
 from uvm._guest.run import GuestHost
 from uvm._guest.specs import check_writable
 from uvm._guest.states import ContainerStates
-from uvm._guest.stdio import StdioPorts
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._wire.frames import Procedure
 from uvm.backend import JSON, ByteStream, Listener
@@ -61,6 +60,7 @@ from uvm.schema.gcs import (
     NegotiateProtocolRequest,
     NegotiateProtocolResponse,
     RequestBase,
+    ResponseBase,
     ServiceModificationRequest,
     UvmConfig,
 )
@@ -101,12 +101,11 @@ class GuestConnection(GuestHost):
             timeouts,
             clock=clock,
             bridge=bridge,
-            ports=StdioPorts(listen, clock),
+            listen=listen,
             call=call,
             states=states or ContainerStates(),
         )
         self._bridge = bridge
-        self._containers = Containers(self._link)
         self._redial = redial
         self._agreed: GcsCapabilities | None = None
         self._closed = Flag()
@@ -120,7 +119,8 @@ class GuestConnection(GuestHost):
         self._return_by: float | None = None
         # A guest that was asked to shut down does not dial again.
         self._shutting_down = 0
-        bridge.on_resume.append(self._resumed)
+        bridge.on_resume[self] = self._resumed
+        self._containers = Containers(self._link)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "connected" if self._bridge.connected else "not connected"
@@ -204,10 +204,10 @@ class GuestConnection(GuestHost):
         seconds = self._link.timeouts.container_seconds
         # A guest whose set-up is cancelled is of no more use, so that its answer does not matter.
         call = partial(self._bridge.call, timeout_seconds=seconds, abandonable=True)
-        await call(Procedure.CREATE, create, operation="set up the guest")
+        await call(Procedure.CREATE, create, ResponseBase, operation="set up the guest")
         if agreed.send_host_start_message:
             start = RequestBase(container_id=HOST_CONTAINER_ID)
-            await call(Procedure.START, start, operation="start the guest")
+            await call(Procedure.START, start, ResponseBase, operation="start the guest")
 
     async def shutdown(self) -> None:
         """Ask the guest to shut down. It has when its VM has exited.
@@ -222,7 +222,7 @@ class GuestConnection(GuestHost):
             request = RequestBase(container_id=HOST_CONTAINER_ID)
             operation = "shut the guest down"
             await self._bridge.call(
-                Procedure.SHUTDOWN_GRACEFUL, request, operation=operation, abandonable=True
+                Procedure.SHUTDOWN_GRACEFUL, request, ResponseBase, operation=operation, abandonable=True
             )
         except BridgeClosedError as error:
             _log.debug("%s: shutting down: %s", self._link.name, error)
@@ -322,10 +322,11 @@ class GuestConnection(GuestHost):
             raise NotSupportedError(f"{ours}, and the guest version {answer.version}")
         return answer
 
+    def _notify(self, notification: ContainerNotification) -> None:
+        self._containers.notify(notification)
+
     def _resumed(self) -> None:
         self._return_by = None
-        for resumed in list(self._link.on_resume.values()):
-            resumed()
 
     # What it can be asked.
 
@@ -340,7 +341,7 @@ class GuestConnection(GuestHost):
         """
         operation = f"{request.get('RequestType', 'modify')} {request.get('ResourceType', 'the guest')}"
         body = ContainerModifySettingsRequest(container_id=HOST_CONTAINER_ID, request=request)
-        await self._bridge.call(Procedure.MODIFY_SETTINGS, body, operation=operation)
+        await self._bridge.call(Procedure.MODIFY_SETTINGS, body, ResponseBase, operation=operation)
 
     async def modify_service(self, property_type: str, settings: object) -> None:
         """Change a service of a Windows guest (``LogForwardService``).
@@ -355,7 +356,7 @@ class GuestConnection(GuestHost):
         body = ServiceModificationRequest(
             container_id=HOST_CONTAINER_ID, property_type=property_type, settings=settings
         )
-        await self._bridge.call(Procedure.MODIFY_SERVICE_SETTINGS, body, operation=operation)
+        await self._bridge.call(Procedure.MODIFY_SERVICE_SETTINGS, body, ResponseBase, operation=operation)
 
     async def dump_stacks(self) -> str:
         """Ask for the stacks of the guest's compute service, as text of the guest's.
@@ -396,6 +397,3 @@ class GuestConnection(GuestHost):
     async def _launch(self, launch: Launch) -> Process:
         self._capabilities()
         return await start_process(self._link, HOST_CONTAINER_ID, launch)
-
-    def _notify(self, notification: ContainerNotification) -> None:
-        self._containers.notify(notification)

@@ -130,6 +130,7 @@ class ConnectedContainer:
         await self._link.bridge.call(
             Procedure.MODIFY_SETTINGS,
             ContainerModifySettingsRequest(container_id=self.id, request=request),
+            ResponseBase,
             operation=self._operation("modify"),
         )
 
@@ -177,6 +178,7 @@ class ConnectedContainer:
         await self._link.bridge.call(
             procedure,
             RequestBase(container_id=self.id),
+            ResponseBase,
             operation=self._operation(verb),
             timeout_seconds=timeout_seconds,
             abandonable=abandonable,

@@ -54,7 +54,7 @@ class Containers:
         # Ids that were taken, the oldest first.
         self._ended: dict[str, None] = {}
         self._numbers = 0
-        link.on_resume[self] = self._resumed
+        link.bridge.on_resume[self] = self._resumed
 
     async def create(
         self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]

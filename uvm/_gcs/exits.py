@@ -66,7 +66,7 @@ class ExitWatch:
         self.pid = pid
         self.exit: Exit[int] = Exit()
         self._waits = deque([self._ask(WAIT_FOREVER_MS, self._waited)])
-        link.on_resume[self] = self._resumed
+        link.bridge.on_resume[self] = self._resumed
 
     def doubt(self) -> None:
         """End the wait soon, with or without an exit code: the guest says that there is no such process.
@@ -187,6 +187,6 @@ class ExitWatch:
         """
         if failure is not None:
             self.exit.lose(failure, cut_off=cut_off)
-        self._link.on_resume.pop(self, None)
+        self._link.bridge.on_resume.pop(self, None)
         for each in self._waits:
             each.abandon()

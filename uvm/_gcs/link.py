@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from attrs import Factory, define
+from attrs import define, field
 
 from uvm._gcs.bridge import Bridge
 from uvm._guest.access import GuestAccess
-from uvm._guest.stdio import StdioPorts
+from uvm._guest.stdio import Channel
+from uvm._wire.ports import FIRST_STDIO_PORT, vsock_service_id
+from uvm.backend import Listener
 from uvm.errors import BridgeClosedError
 
 
@@ -16,14 +18,19 @@ from uvm.errors import BridgeClosedError
 class GuestLink(GuestAccess):
     """The bridge to a guest and what was agreed on it.
 
-    :ivar on_resume: called, in order, when the guest has dialled again; what waits for something in the
-        guest puts itself in, as the key, and takes itself out.
+    :ivar listen: listens for the guest to dial a service id (:meth:`uvm.backend.System.listen`).
     """
 
     bridge: Bridge
-    ports: StdioPorts
-    on_resume: dict[object, Callable[[], None]] = Factory(dict)
+    listen: Callable[[str], Awaitable[Listener]]
+    _next_port: int = field(default=FIRST_STDIO_PORT, init=False)
 
     def closed_error(self) -> BridgeClosedError:
         """Return a fresh exception that says why nothing can be asked any more."""
         return self.bridge.error or super().closed_error()
+
+    async def open_channel(self) -> Channel:
+        """Listen for a standard stream, on a port that was never used; raises what listening raises."""
+        port = self._next_port
+        self._next_port += 1
+        return Channel(port, await self.listen(vsock_service_id(port)), self.clock)

@@ -36,6 +36,7 @@ from uvm.schema.gcs import (
     ExecuteProcessRequest,
     ExecuteProcessResponse,
     ResizeConsoleRequest,
+    ResponseBase,
     SignalProcessRequest,
 )
 
@@ -64,9 +65,9 @@ class ConnectedProcess(ExitWatch):
         """Have a signal sent; None to kill."""
         request = SignalProcessRequest(container_id=self._container_id, process_id=self.pid, options=options)
         operation = f"signal process {self.pid}"
-        call = self._link.bridge.call
+        call = partial(self._link.bridge.call, Procedure.SIGNAL_PROCESS, request, ResponseBase)
         # To kill twice is to kill once; of any other signal the caller has to know.
-        await call(Procedure.SIGNAL_PROCESS, request, operation=operation, abandonable=options is None)
+        await call(operation=operation, abandonable=options is None)
 
     async def resize(self, height: int, width: int) -> None:
         """Have the size of its terminal changed."""
@@ -74,7 +75,8 @@ class ConnectedProcess(ExitWatch):
             container_id=self._container_id, process_id=self.pid, height=height, width=width
         )
         operation = f"resize the terminal of process {self.pid}"
-        await self._link.bridge.call(Procedure.RESIZE_CONSOLE, request, operation=operation, abandonable=True)
+        call = partial(self._link.bridge.call, Procedure.RESIZE_CONSOLE, request, ResponseBase)
+        await call(operation=operation, abandonable=True)
 
     async def start_helper(self, *args: str) -> Process:
         """Start a process of the guest itself, without streams."""
@@ -95,7 +97,7 @@ async def start_process(link: GuestLink, container_id: str, launch: Launch) -> P
     try:
         for name, wanted in launch.pipes.items():
             if wanted:
-                channels[name] = await link.ports.open()
+                channels[name] = await link.open_channel()
         return await _execute(link, container_id, launch, channels)
     except BaseException:
         # One that is closed already would let a cancellation in before the others are.

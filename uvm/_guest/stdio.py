@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -35,7 +35,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from uvm._guest.clock import GuestClock, GuestLimit
-from uvm._wire.ports import FIRST_STDIO_PORT, vsock_service_id
+from uvm._wire.ports import vsock_service_id
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
 from uvm.errors import GuestError, OptionsError, UVMError
 from uvm.hresult import HResult
@@ -95,28 +95,11 @@ class Source(Protocol):
         """Close it. Again, it does nothing."""
 
 
-class StdioPorts:
-    """Hands out the ports of standard streams; none is used twice.
-
-    :param listen: listens for the guest to dial a service id (:meth:`uvm.backend.System.listen`).
-    """
-
-    def __init__(self, listen: Callable[[str], Awaitable[Listener]], clock: GuestClock) -> None:
-        self._listen = listen
-        self._clock = clock
-        self._next = FIRST_STDIO_PORT
-
-    async def open(self) -> Channel:
-        """Listen on the next port; raises what listening raises."""
-        port = self._next
-        self._next += 1
-        return Channel(port, await self._listen(vsock_service_id(port)), self._clock)
-
-
 class Channel:
     """One stream of a process, from the host's listening to its end. For one task at a time, but for closing.
 
     :ivar port: the vsock port that the guest dials.
+    :ivar closed: it was closed on our side.
     """
 
     def __init__(self, port: int, listener: Listener, clock: GuestClock) -> None:
@@ -124,7 +107,7 @@ class Channel:
         self._clock = clock
         self._listener: Listener | None = listener
         self._stream: ByteStream | None = None
-        self._closed = False
+        self.closed = False
         self._accepting: GuestLimit | None = None
         self._process_ended = False
         self._failure: Callable[[], Exception] | None = None
@@ -134,11 +117,6 @@ class Channel:
         """The Hyper-V service that the guest dials, a GUID."""
         return vsock_service_id(self.port)
 
-    @property
-    def closed(self) -> bool:
-        """True once it was closed."""
-        return self._closed
-
     async def stream(self) -> ByteStream | None:
         """Return the guest's connection, once it is there; None if it never came, or the channel is closed.
 
@@ -146,9 +124,9 @@ class Channel:
         """
         if self._stream is None and self._listener is not None:
             await self._accept(self._listener)
-        if self._stream is None and not self._closed and self._failure is not None:
+        if self._stream is None and not self.closed and self._failure is not None:
             raise self._failure()
-        return None if self._closed else self._stream
+        return None if self.closed else self._stream
 
     async def _accept(self, listener: Listener) -> None:
         # From now: what the guest dialled long ago still waits to be accepted.
@@ -158,11 +136,11 @@ class Channel:
                 self._stream = await listener.accept()
             except BROKEN_STREAM:
                 # The listener of a channel that is being closed says so.
-                if not self._closed:
+                if not self.closed:
                     raise
             finally:
                 self._accepting = None
-        if self._closed:
+        if self.closed:
             # It came just as the channel was closed.
             await _close(self._stream)
         await self._stop_listening()
@@ -180,10 +158,10 @@ class Channel:
 
     async def aclose(self) -> None:
         """Close it. Again, it does nothing."""
-        if self._closed:
+        if self.closed:
             await anyio.lowlevel.checkpoint()
             return
-        self._closed = True
+        self.closed = True
         if self._accepting is not None:
             self._accepting.cancel()
         await self._stop_listening()
