@@ -174,7 +174,7 @@ def _log_items(pieces: list[bytes]) -> list[LogEntry | LogText]:
     items: list[LogEntry | LogText] = []
     for piece in pieces:
         items += parser.feed(piece)
-        assert parser.buffered <= MAX_ENTRY_BYTES
+        assert len(parser.buffer) <= MAX_ENTRY_BYTES
     return [*items, *parser.end()]
 
 

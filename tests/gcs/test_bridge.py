@@ -429,7 +429,7 @@ class TestDeadlines:
     async def test_a_later_call_may_have_an_earlier_deadline(self) -> None:
         async with serving(ScriptedGuest()) as bridge:
             bridge.submit(MODIFY, GUEST, operation="slow", timeout_seconds=1000)
-            bridge.submit(MODIFY, GUEST, operation="endless", timeout_seconds=None)
+            bridge.submit(MODIFY, GUEST, operation="endless", timeout_seconds=math.inf)
             with pytest.raises(AnswerLostError, match=r"quick: no answer within 0\.01 s"):
                 await bridge.call(MODIFY, GUEST, ResponseBase, operation="quick", timeout_seconds=0.01)
 
@@ -780,7 +780,7 @@ class TestResume:
                 Procedure.WAIT_FOR_PROCESS,
                 WaitForProcessRequest(container_id=HOST_CONTAINER_ID, process_id=7),
                 operation="wait for process 7",
-                timeout_seconds=None,
+                timeout_seconds=math.inf,
                 survives=True,
             )
             request = await guest.next()

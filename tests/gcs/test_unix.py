@@ -224,7 +224,7 @@ async def test_a_second_guest_is_not_listened_to(path: Path) -> None:
 
 
 async def test_sockets_are_removed_also_in_a_cancelled_scope(path: Path) -> None:
-    sockets = _Sockets(lambda port: f"{path}_{port}")
+    sockets = _Sockets(str(path))
     listener = await sockets.listen_to_port(7)
     with anyio.CancelScope() as scope:
         scope.cancel()

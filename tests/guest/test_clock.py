@@ -36,7 +36,7 @@ async def test_a_limit_that_begins_in_a_pause_counts_from_its_end() -> None:
         clock.resume()
         began = anyio.current_time()
         await anyio.sleep_forever()
-    assert limit.cancelled_caught
+    assert limit.scope.cancelled_caught
     assert anyio.current_time() - began == pytest.approx(10)
 
 

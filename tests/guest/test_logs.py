@@ -29,7 +29,7 @@ def parsed(data: bytes | Iterable[bytes]) -> list[LogEntry | LogText]:
     items: list[LogEntry | LogText] = []
     for piece in [data] if isinstance(data, bytes) else data:
         items += parser.feed(piece)
-        assert parser.buffered <= MAX_ENTRY_BYTES
+        assert len(parser.buffer) <= MAX_ENTRY_BYTES
     return [*items, *parser.end()]
 
 

@@ -96,28 +96,19 @@ async def forward_output(
 async def _forward(
     stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str, keeps_up: bool
 ) -> None:
+    output = GuestOutput(stream, name)
     try:
         if keeps_up:
             await _handle(stream, handler, name)
-            await _drain(stream, name)
+            output.close()
+            await output.pump()
         else:
-            await _buffer(stream, handler, name)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(output.pump)
+                await _handle(output, handler, name)
+                output.close()
     finally:
         await _close(stream)
-
-
-async def _buffer(stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str) -> None:
-    output = GuestOutput(stream, name)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(output.pump)
-        await _handle(output, handler, name)
-        output.close()
-
-
-async def _drain(stream: ByteStream, name: str) -> None:
-    rest = GuestOutput(stream, name)
-    rest.close()
-    await rest.pump()
 
 
 async def _handle(stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str) -> None:

@@ -36,7 +36,7 @@ import json
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.abc
@@ -52,9 +52,6 @@ from uvm.schema.json import SchemaError, dumps, from_json
 from uvm.schema.secrets import printable, scrub
 
 R = TypeVar("R", bound=ResponseBase)
-
-#: How long a call may take, in seconds; None is any time, ``"default"`` the bridge's own limit.
-Timeout = float | Literal["default"] | None
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -154,7 +151,7 @@ class Bridge:
         request: object,
         *,
         operation: str,
-        timeout_seconds: Timeout = "default",
+        timeout_seconds: float | None = None,
         urgent: bool = False,
         survives: bool = False,
         then: Callable[[Call], None] | None = None,
@@ -163,7 +160,8 @@ class Bridge:
 
         :param request: a model of :mod:`uvm.schema.gcs`, or a JSON object; it is written down at once.
         :param operation: what is asked, for messages.
-        :param timeout_seconds: how long the guest may take, from when the request is sent.
+        :param timeout_seconds: how long the guest may take, from when the request is sent; None is the
+            bridge's own limit, infinity any time.
         :param urgent: it is a part of the greeting: it goes out before it is done, and ends with the stream.
         :param survives: it stays over the end of a stream, for an answer on the next one. Whether that comes
             is unknown: request or answer may have been lost with the stream.
@@ -176,7 +174,7 @@ class Bridge:
         if self._closed:
             raise self._new_error(BridgeClosedError)
         request_id, data = self.calls.encode(procedure, request, operation)
-        timeout = self._rpc_timeout_seconds if timeout_seconds == "default" else timeout_seconds
+        timeout = self._rpc_timeout_seconds if timeout_seconds is None else timeout_seconds
         call = Call(
             self.calls, request_id, data, procedure, operation, timeout, urgent, survives=survives, then=then
         )
@@ -192,7 +190,7 @@ class Bridge:
         *,
         operation: str,
         abandonable: bool = False,
-        timeout_seconds: Timeout = "default",
+        timeout_seconds: float | None = None,
         urgent: bool = False,
     ) -> R:
         """Send a request and return the guest's response; parameters and errors as of :meth:`submit`, and:

@@ -75,7 +75,7 @@ class Call:
     data: bytes = field(repr=False)
     procedure: int
     operation: str
-    timeout_seconds: float | None = None
+    timeout_seconds: float = math.inf
     urgent: bool = False
     survives: bool = False
     _then: Callable[[Call], None] | None = field(default=None, repr=False)
@@ -128,8 +128,7 @@ class Call:
         """Count the time for the answer from now on."""
         self.sent = True
         self.data = b""
-        if self.timeout_seconds is not None:
-            self.deadline = now + self.timeout_seconds
+        self.deadline = now + self.timeout_seconds
 
     def end(self, body: dict[str, Any] | None, error: Exception | None = None) -> None:
         """End the call; only its table does."""

@@ -246,7 +246,7 @@ class GuestConnection(GuestHost):
         self._bridge.close(cause)
         self._containers.lose()
         if self._redialling is not None:
-            self._redialling.cancel()
+            self._redialling.scope.cancel()
         self._closed.set()
 
     async def aclose(self) -> None:

@@ -17,7 +17,6 @@ from contextlib import suppress
 
 from attrs import define, field
 
-from uvm._gcs.bridge import Timeout
 from uvm._gcs.calls import Call
 from uvm._gcs.exits import ExitWatch
 from uvm._gcs.link import GuestLink
@@ -172,7 +171,7 @@ class ConnectedContainer:
         procedure: Procedure,
         verb: str,
         *,
-        timeout_seconds: Timeout = "default",
+        timeout_seconds: float | None = None,
         abandonable: bool = False,
     ) -> None:
         await self._link.bridge.call(

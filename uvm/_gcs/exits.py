@@ -27,8 +27,10 @@ Source: hcsshim internal/gcs/process.go.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from uvm._gcs.calls import Call
@@ -66,7 +68,7 @@ class ExitWatch:
         self.pid = pid
         self.exit: Exit[int] = Exit()
         self._waits = deque([self._ask(WAIT_FOREVER_MS, self._waited)])
-        link.bridge.on_resume[self] = self._resumed
+        link.bridge.on_resume[self] = partial(self._probe, _RESUME_PROBE_MS)
 
     def doubt(self) -> None:
         """End the wait soon, with or without an exit code: the guest says that there is no such process.
@@ -105,7 +107,7 @@ class ExitWatch:
             Procedure.WAIT_FOR_PROCESS,
             request,
             operation=f"wait for process {self.pid}",
-            timeout_seconds=None if forever else "default",
+            timeout_seconds=math.inf if forever else None,
             survives=forever,
             then=then,
         )
@@ -121,23 +123,17 @@ class ExitWatch:
         except GuestError as error:
             if error.hresult == HResult.ERROR_NOT_FOUND:
                 self._waits.remove(call)
-                self._refused()
+                if self._waits:
+                    # The other may be answered.
+                    self.doubt()
+                else:
+                    self._forgotten()
             else:
                 result, text = error.hresult, error.text
                 self._end(lambda: GuestError(call.operation, result, text))
         except UVMError as error:
             problem = str(error)
             self._end(lambda: UnknownOutcomeError(problem))
-
-    def _refused(self) -> None:
-        """Take it that the guest does not know the process, unless another wait has been answered."""
-        if self._waits:
-            self.doubt()
-        else:
-            self._forgotten()
-
-    def _resumed(self) -> None:
-        self._probe(_RESUME_PROBE_MS)
 
     def _probe(self, timeout_ms: int, *, again: bool = True) -> None:
         if not self.exit.settled and not self._link.bridge.closed:

@@ -68,9 +68,8 @@ def connect_unix(
                 return await dial()
             await anyio.sleep(REDIAL_PAUSE_SECONDS)
 
-    sockets = _Sockets(listen_at or _beside(base))
-    connection = GuestConnection(sockets.listen, name=base, timeouts=timeouts, redial=dial_again)
-    return _connected(connection, dial, sockets, cold_start, time_zone, timeouts)
+    sockets = _Sockets(base, listen_at)
+    return _connected(sockets, dial, dial_again, cold_start, time_zone, timeouts)
 
 
 def listen_unix(
@@ -90,8 +89,7 @@ def listen_unix(
     :param on_listening: awaited when the guest may be started.
     :raises HostPathError: a socket cannot be made there.
     """
-    base = os.fspath(path)
-    sockets = _Sockets(listen_at or _beside(base))
+    sockets = _Sockets(os.fspath(path), listen_at)
     listening: list[_UnixListener] = []
 
     async def accept() -> ByteStream:
@@ -105,12 +103,7 @@ def listen_unix(
             await listening[0].aclose()
         return stream
 
-    connection = GuestConnection(sockets.listen, name=base, timeouts=timeouts, redial=accept)
-    return _connected(connection, accept, sockets, cold_start, time_zone, timeouts)
-
-
-def _beside(base: str) -> Callable[[int], StrPath]:
-    return lambda port: f"{base}_{port}"
+    return _connected(sockets, accept, accept, cold_start, time_zone, timeouts)
 
 
 @define(eq=False)
@@ -141,7 +134,8 @@ class _UnixListener:
 class _Sockets:
     """The sockets that the guest dials."""
 
-    path_of: Callable[[int], StrPath]
+    base: str
+    path_of: Callable[[int], StrPath] | None = None
     open: dict[_UnixListener, None] = field(factory=dict)
 
     async def listen(self, service_id: str) -> _UnixListener:
@@ -152,7 +146,7 @@ class _Sockets:
 
     async def listen_to_port(self, port: int) -> _UnixListener:
         """Listen for the guest to dial a port; HostPathError where no socket can be made."""
-        path = os.fspath(self.path_of(port))
+        path = os.fspath(self.path_of(port)) if self.path_of else f"{self.base}_{port}"
         try:
             # A thread makes it, also for a caller who has left.
             with anyio.CancelScope(shield=True):
@@ -172,14 +166,15 @@ class _Sockets:
 
 @asynccontextmanager
 async def _connected(
-    connection: GuestConnection,
-    dial: Callable[[], Awaitable[ByteStream]],
     sockets: _Sockets,
+    dial: Callable[[], Awaitable[ByteStream]],
+    redial: Callable[[], Awaitable[ByteStream]],
     cold_start: bool,
     time_zone: TimeZoneInformation | None,
     timeouts: GuestTimeouts,
 ) -> AsyncIterator[GuestConnection]:
     """Connect, and close at the end."""
+    connection = GuestConnection(sockets.listen, name=sockets.base, timeouts=timeouts, redial=redial)
 
     async def close(failure: BaseException | None) -> BaseException | None:
         connection.close()
@@ -187,22 +182,12 @@ async def _connected(
         return failure
 
     async with bare_task_group(close) as tasks:
-        await _greet(tasks, connection, dial, cold_start, time_zone, timeouts)
+        try:
+            with anyio.fail_after(timeouts.boot_seconds):
+                await tasks.start(connection.serve, await dial())
+                if cold_start:
+                    await connection.start_guest(time_zone)
+        except TimeoutError as error:
+            late = f"the guest did not connect within {timeouts.boot_seconds:g} s"
+            raise BridgeClosedError(late) from error
         yield connection
-
-
-async def _greet(
-    tasks: anyio.abc.TaskGroup,
-    connection: GuestConnection,
-    dial: Callable[[], Awaitable[ByteStream]],
-    cold_start: bool,
-    time_zone: TimeZoneInformation | None,
-    timeouts: GuestTimeouts,
-) -> None:
-    try:
-        with anyio.fail_after(timeouts.boot_seconds):
-            await tasks.start(connection.serve, await dial())
-            if cold_start:
-                await connection.start_guest(time_zone)
-    except TimeoutError as error:
-        raise BridgeClosedError(f"the guest did not connect within {timeouts.boot_seconds:g} s") from error

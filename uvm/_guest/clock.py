@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from types import TracebackType
+from typing import Any
 
 import anyio
 from attrs import define, field
@@ -59,11 +59,14 @@ class GuestClock:
 
 
 class GuestLimit:
-    """A cancel scope with a deadline of a :class:`GuestClock`; what it cancels ends quietly."""
+    """A cancel scope with a deadline of a :class:`GuestClock`; what it cancels ends quietly.
+
+    :ivar scope: that scope.
+    """
 
     def __init__(self, clock: GuestClock, deadline: float) -> None:
         self._clock = clock
-        self._scope = anyio.CancelScope()
+        self.scope = anyio.CancelScope()
         self.deadline = deadline
 
     @property
@@ -75,24 +78,13 @@ class GuestLimit:
     def deadline(self, deadline: float) -> None:
         self._deadline = deadline
         clock = self._clock
-        self._scope.deadline = math.inf if clock.paused else deadline + clock._paused_seconds
-
-    @property
-    def cancelled_caught(self) -> bool:
-        """True if the body was cancelled by this scope."""
-        return self._scope.cancelled_caught
-
-    def cancel(self) -> None:
-        """Cancel the body."""
-        self._scope.cancel()
+        self.scope.deadline = math.inf if clock.paused else deadline + clock._paused_seconds
 
     def __enter__(self) -> GuestLimit:
-        self._scope.__enter__()
+        self.scope.__enter__()
         self._clock._limits[self] = None
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
+    def __exit__(self, *exc_info: Any) -> bool:
         del self._clock._limits[self]
-        return bool(self._scope.__exit__(exc_type, exc, tb))
+        return bool(self.scope.__exit__(*exc_info))

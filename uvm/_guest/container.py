@@ -344,9 +344,9 @@ class Container(ProcessHost):
 
     async def _see_off(self, init: Process) -> None:
         """Let what it still writes be read, for a moment; unread, it would keep the guest from its report."""
-        with self._guest.clock.move_on_after(STREAM_GRACE_SECONDS) as scope, suppress(UVMError):
+        with self._guest.clock.move_on_after(STREAM_GRACE_SECONDS) as limit, suppress(UVMError):
             await init.wait()
-        if scope.cancelled_caught:
+        if limit.scope.cancelled_caught:
             await init.aclose()
 
     @property

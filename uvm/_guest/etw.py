@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
@@ -47,10 +46,6 @@ class _Provider:
     level: str = named("level", default="")
     keywords: str = named("keywords", default="")
 
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.name, self.guid
-
 
 @define(kw_only=True)
 class _Source:
@@ -82,13 +77,18 @@ def log_settings(sources: str, *, defaults: bool, guids: bool) -> str:
     :return: base64 of JSON.
     :raises OptionsError: the sources cannot be read, or hold a GUID that is none.
     """
-    given = _read(sources).log_config.sources if sources else None
-    merged = _merge([_default_source()] if defaults else None, given)
-    finish = _with_guid if guids else _without_guid
-    for source in merged or []:
-        if source.providers:
-            source.providers = [finish(provider) for provider in source.providers]
-    document = _LogSources(log_config=_LogConfig(sources=merged))
+    found = [_default_source()] if defaults else []
+    if sources:
+        found += _read(sources).log_config.sources or []
+    merged: dict[str, _Source] = {}
+    for source in found:
+        same = merged.setdefault(source.type, source)
+        if same is not source:
+            both = [*(same.providers or []), *(source.providers or [])]
+            same.providers = list({(each.name, each.guid): each for each in both}.values())
+    for source in merged.values():
+        source.providers = source.providers and [_finished(each, guids) for each in source.providers]
+    document = _LogSources(log_config=_LogConfig(sources=list(merged.values()) or None))
     return base64.b64encode(dumps(document).encode()).decode()
 
 
@@ -131,35 +131,14 @@ def _renamed(value: Any) -> Any:
     return value
 
 
-def _merge(sources: list[_Source] | None, given: list[_Source] | None) -> list[_Source] | None:
-    """Add sources to sources: those of one type become one."""
-    for source in given or []:
-        sources = sources or []
-        same = next((s for s in sources if s.type == source.type), None)
-        if same is None:
-            sources.append(source)
-        else:
-            same.providers = _merge_providers(same.providers or [], source.providers or [])
-    return sources
-
-
-def _merge_providers(providers: Iterable[_Provider], given: Iterable[_Provider]) -> list[_Provider]:
-    merged = {provider.key: provider for provider in providers}
-    merged.update((provider.key, provider) for provider in given)
-    return list(merged.values())
-
-
-def _with_guid(provider: _Provider) -> _Provider:
-    return evolve(provider, guid=_checked_guid(provider) or provider_guid(provider.name))
-
-
-def _without_guid(provider: _Provider) -> _Provider:
-    if not provider.name or not provider.guid:
+def _finished(provider: _Provider, guids: bool) -> _Provider:
+    """Return a provider with the GUID that its name is known by, or without what says no more."""
+    guid, known = _checked_guid(provider), provider_guid(provider.name)
+    if guids:
+        return evolve(provider, guid=guid or known)
+    if not provider.name or not guid:
         return provider
-    guid = _checked_guid(provider)
-    if guid == provider_guid(provider.name):
-        return evolve(provider, guid="")
-    return evolve(provider, name="", guid=guid)
+    return evolve(provider, guid="") if guid == known else evolve(provider, name="", guid=guid)
 
 
 _GUID: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")

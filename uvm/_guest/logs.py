@@ -26,6 +26,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -53,8 +54,8 @@ _LEVELS: Final = {
     "fatal": logging.ERROR,
     "panic": logging.ERROR,
 }
-#: Levels of which logging has the same, so that the guest's own name says no more.
-_SAME_LEVELS: Final = frozenset({"debug", "info", "warn", "warning", "error"})
+#: Those of which logging has not the same, so that the guest's own name says more.
+_OTHER_LEVELS: Final = frozenset({"trace", "fatal", "panic"})
 
 #: After so many records others get their turn.
 _TURN: Final = 64
@@ -94,9 +95,11 @@ class LogParser:
 
     It follows the strings and brackets of an entry to its end, and holds no more than one. A line end inside
     a string, which JSON does not allow, ends a broken entry, so that the next line has its chance.
+
+    :ivar buffer: the bytes that it holds.
     """
 
-    __slots__ = ("_buffer", "_depth", "_is_text", "_lost", "_pieces", "_position", "_quoted", "_quotes")
+    __slots__ = ("_depth", "_is_text", "_lost", "_pieces", "_position", "_quoted", "_quotes", "buffer")
 
     _BOM: Final = b"\xef\xbb\xbf"
     _SPACE: Final = re.compile(rb"(?:[ \t\r\n]|\xef\xbb\xbf)*")
@@ -104,7 +107,7 @@ class LogParser:
     _INSIDE_STRING: Final = re.compile(rb'["\\\n]')
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self.buffer = bytearray()
         # Within an entry: where to look next, how many brackets are open, whether in a string.
         self._position = 0
         self._depth = 0
@@ -116,21 +119,16 @@ class LogParser:
         self._is_text = False
         self._lost = 0
 
-    @property
-    def buffered(self) -> int:
-        """How many bytes are held."""
-        return len(self._buffer)
-
     def feed(self, data: bytes) -> Iterator[LogEntry | LogText]:
         """Take bytes and give what they complete."""
-        self._buffer += data
+        self.buffer += data
         while (item := self._next()) is not None:
             yield item
 
     def end(self) -> Iterator[LogEntry | LogText]:
         """Return what was left when the log ended."""
-        rest = bytes(self._buffer)
-        self._buffer.clear()
+        rest = bytes(self.buffer)
+        self.buffer.clear()
         if self._pieces:
             yield self._piece(rest)
         elif rest.strip():
@@ -145,23 +143,22 @@ class LogParser:
         if not self._depth:
             data = self._take(self._position)
             return self._piece(data, last=True) if self._pieces else _read(data)
-        if len(self._buffer) >= MAX_ENTRY_BYTES:
+        if len(self.buffer) >= MAX_ENTRY_BYTES:
             return self._piece(self._take(MAX_ENTRY_BYTES))
         return None
 
     def _begin(self) -> bool:
         """Begin with the next entry, if one has come."""
-        buffer = self._buffer
+        buffer = self.buffer
         if not self._is_text:
             space = self._SPACE.match(buffer)
             del buffer[: space.end() if space else 0]
             if self._BOM.startswith(buffer):
                 return False
-            self._is_text = not buffer.startswith(b"{") and bool(buffer)
+            self._is_text = not buffer.startswith(b"{")
         if self._is_text:
             self._lost += max(0, len(buffer) - MAX_ENTRY_BYTES)
             del buffer[MAX_ENTRY_BYTES:]
-        if self._is_text or not buffer:
             return False
         self._depth = self._position = 1
         return True
@@ -170,9 +167,9 @@ class LogParser:
         """Go on to the end of the entry, or of what may be looked at."""
         while self._depth:
             pattern = self._INSIDE_STRING if self._quoted else self._OUTSIDE_STRING
-            match = pattern.search(self._buffer, self._position, MAX_ENTRY_BYTES)
+            match = pattern.search(self.buffer, self._position, MAX_ENTRY_BYTES)
             if match is None:
-                self._position = max(self._position, min(len(self._buffer), MAX_ENTRY_BYTES))
+                self._position = max(self._position, min(len(self.buffer), MAX_ENTRY_BYTES))
                 return
             self._position = match.end()
             match match[0]:
@@ -187,8 +184,8 @@ class LogParser:
                     self._depth += 1 if bracket in b"{[" else -1
 
     def _take(self, size: int) -> bytes:
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
+        data = bytes(self.buffer[:size])
+        del self.buffer[:size]
         self._position -= size
         return data
 
@@ -225,29 +222,30 @@ def _entry(fields: dict[str, Any]) -> LogEntry:
 
 
 def _take_level(fields: dict[str, Any]) -> int:
-    name = fields.get("level")
-    level = _LEVELS.get(name.lower()) if isinstance(name, str) else None
-    if isinstance(name, str) and name.lower() in _SAME_LEVELS:
+    name = str(fields.get("level")).lower()
+    level = _LEVELS.get(name)
+    if level is not None and name not in _OTHER_LEVELS:
         del fields["level"]
     return logging.INFO if level is None else level
 
 
 def _take_message(fields: dict[str, Any]) -> str:
-    message = fields.pop("msg") if isinstance(fields.get("msg"), str) else ""
+    message = _take_text(fields, "msg")
     if fields.get("Source") == "ETW":
-        for name in ("message", "Message"):
-            if isinstance(fields.get(name), str):
-                return str(fields.pop(name))
-    return str(message)
+        message = _take_text(fields, "message") or _take_text(fields, "Message") or message
+    return message
+
+
+def _take_text(fields: dict[str, Any], name: str) -> str:
+    return str(fields.pop(name)) if isinstance(fields.get(name), str) else ""
 
 
 def _take_time(fields: dict[str, Any]) -> datetime | None:
-    text = fields.get("time")
     try:
-        time = datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
+        time = datetime.fromisoformat(fields["time"])
+    except (KeyError, TypeError, ValueError):
         return None
-    if time is None or time.tzinfo is None:
+    if time.tzinfo is None:
         return None
     del fields["time"]
     return time
@@ -255,11 +253,7 @@ def _take_time(fields: dict[str, Any]) -> datetime | None:
 
 def log_to(vm_id: str) -> Callable[[ByteStream], Awaitable[None]]:
     """Return a handler of a VM's output that makes it into records; see :func:`read_log`."""
-
-    async def handler(stream: ByteStream) -> None:
-        await read_log(stream, vm_id)
-
-    return handler
+    return partial(read_log, vm_id=vm_id)
 
 
 async def read_log(stream: ByteStream, vm_id: str) -> None:
@@ -309,11 +303,7 @@ def say(
     extra: Mapping[str, object] | None = None,
 ) -> None:
     """Log a message as it is, and go on whatever the handlers do: one that raises is reported on stderr."""
-    if not logger.isEnabledFor(level):
-        return
-    exc_info = None if error is None else (type(error), error, error.__traceback__)
-    record = logger.makeRecord(logger.name, level, "(guest)", 0, message, (), exc_info, extra=extra)
     try:
-        logger.handle(record)
+        logger.log(level, "%s", message, exc_info=error, extra=extra)
     except Exception:
-        _on_error(record)
+        _on_error(logging.makeLogRecord({"msg": message}))

@@ -166,31 +166,26 @@ class _Conversation:
 
     async def hold(self, text: bytes) -> int:
         """Send the input, collect the output, and return the exit code."""
+        process = self.process
         exit_code: int | None = None
         async with anyio.create_task_group() as tasks:
-            if self.process.stdin is not None:
-                tasks.start_soon(self._feed, self.process.stdin, text, tasks.cancel_scope)
-            exit_code = await self._listen()
+            if process.stdin is not None:
+                tasks.start_soon(self._feed, process.stdin, text, tasks.cancel_scope)
+            async with anyio.create_task_group() as outputs:
+                for stream, into in ((process.stdout, self.stdout), (process.stderr, self.stderr)):
+                    if stream is not None:
+                        outputs.start_soon(self._collect, stream, into, tasks.cancel_scope)
+                try:
+                    exit_code = await process.wait()
+                except UVMError as error:
+                    # It says more than what a stream says of the same end.
+                    self.failure = error
+                    tasks.cancel_scope.cancel()
             # The process reads no more of the input.
             tasks.cancel_scope.cancel()
         if self.failure is not None:
             raise self.failure
         assert exit_code is not None
-        return exit_code
-
-    async def _listen(self) -> int | None:
-        process = self.process
-        exit_code: int | None = None
-        async with anyio.create_task_group() as tasks:
-            for stream, into in ((process.stdout, self.stdout), (process.stderr, self.stderr)):
-                if stream is not None:
-                    tasks.start_soon(self._collect, stream, into, tasks.cancel_scope)
-            try:
-                exit_code = await process.wait()
-            except UVMError as error:
-                # It says more than what a stream says of the same end.
-                self.failure = error
-                tasks.cancel_scope.cancel()
         return exit_code
 
     async def _feed(self, stdin: ProcessInput, text: bytes, scope: anyio.CancelScope) -> None:

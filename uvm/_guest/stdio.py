@@ -34,6 +34,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from uvm._async import Flag
 from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
@@ -163,7 +164,7 @@ class Channel:
             return
         self.closed = True
         if self._accepting is not None:
-            self._accepting.cancel()
+            self._accepting.scope.cancel()
         await self._stop_listening()
         await _close(self._stream)
 
@@ -189,6 +190,7 @@ class _Stdio:
         self._channel = channel
         self._name = name
         self._busy = False
+        self._at_end = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name}>"
@@ -213,6 +215,12 @@ class _Stdio:
         finally:
             self._busy = False
 
+    async def _connected(self, operation: str) -> ByteStream | None:
+        stream = await self._channel.stream()
+        if self._channel.closed:
+            raise StreamClosedError(operation)
+        return stream
+
     async def aclose(self) -> None:
         """Close it, also under a task that uses it, which gets an error. Again, it does nothing."""
         await self._channel.aclose()
@@ -220,10 +228,6 @@ class _Stdio:
 
 class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
     """The standard input of a process in a guest."""
-
-    def __init__(self, channel: Source, name: str) -> None:
-        super().__init__(channel, name)
-        self._at_end = False
 
     async def send(self, item: bytes) -> None:
         """Send all of it; waits while the process is far behind.
@@ -264,25 +268,18 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
                 _log.debug("%s: the process reads it no more: %r", operation, e)
             self._at_end = True
 
-    async def _connected(self, operation: str) -> ByteStream | None:
-        stream = await self._channel.stream()
-        if self._channel.closed:
-            raise StreamClosedError(operation)
-        return stream
-
 
 class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
     """The standard output, or standard error, of a process in a guest; iterate over it for its bytes."""
 
     def __init__(self, channel: Source, name: str) -> None:
         super().__init__(channel, name)
-        self._at_end = False
         # What was read ahead of the reader, and what wakes those who wait for that to change.
         self._ahead: deque[bytes] = deque()
         self._ahead_bytes = 0
         self._pumping = False
         self._reading = False
-        self._changed: anyio.Event | None = None
+        self._changed = Flag()
 
     async def receive(self, max_bytes: int = _CHUNK_BYTES) -> bytes:
         """Receive at least one byte.
@@ -299,7 +296,7 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
         self._reading = True
         try:
             while self._pumping and not self._ahead:
-                await self._change()
+                await self._changed.wait()
             if self._ahead:
                 await anyio.lowlevel.checkpoint()
             # Meanwhile it may have been closed.
@@ -317,7 +314,7 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
         """Read ahead of the reader, as much as a pipe would hold, until the stream ends."""
         while not self._at_end and not self._channel.closed:
             if self._pumping or self._reading or self._ahead_bytes >= READ_AHEAD_BYTES:
-                await self._change()
+                await self._changed.wait()
                 continue
             self._pumping = True
             try:
@@ -340,9 +337,7 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
 
     async def _receive(self, max_bytes: int) -> bytes:
         with self._use("read from") as operation:
-            stream = await self._channel.stream()
-            if self._channel.closed:
-                raise StreamClosedError(operation)
+            stream = await self._connected(operation)
             try:
                 if stream is None:
                     raise anyio.EndOfStream
@@ -361,12 +356,6 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
         self._ahead_bytes -= len(data)
         return data
 
-    async def _change(self) -> None:
-        if self._changed is None:
-            self._changed = anyio.Event()
-        await self._changed.wait()
-
     def _say_change(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+        changed, self._changed = self._changed, Flag()
+        changed.set()
