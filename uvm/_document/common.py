@@ -14,28 +14,9 @@ from uvm._names import guid_key, pipe_path
 from uvm.backend import JSON, HostInfo
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import HvSocketService, LCOWOptions, Options, WCOWOptions, decode_policy
+from uvm.schema import devices, system
 from uvm.schema.common import V21H1, V25H1_SERVER, StorageQoS, Version
-from uvm.schema.devices import (
-    ComPort,
-    Devices,
-    EnhancedModeVideo,
-    HvSocketServiceConfig,
-    Keyboard,
-    VideoMonitor,
-)
 from uvm.schema.json import to_json
-from uvm.schema.system import (
-    ComputeSystem,
-    CpuGroup,
-    Numa,
-    NumaProcessors,
-    NumaSetting,
-    Range,
-    Topology,
-    VirtualMachine,
-    VirtualMachineMemory,
-    VirtualMachineProcessor,
-)
 
 #: SDDL: full access for SYSTEM and the administrators alone.
 SYSTEM_AND_ADMINISTRATORS = "D:P(A;;FA;;;SY)(A;;FA;;;BA)"
@@ -69,21 +50,21 @@ def processor_count(options: Options, host: HostInfo) -> int:
     return min(requested_processors(options, host), host.processors)
 
 
-def _processor(options: Options, host: HostInfo) -> VirtualMachineProcessor:
-    made = VirtualMachineProcessor(
+def _processor(options: Options, host: HostInfo) -> system.VirtualMachineProcessor:
+    made = system.VirtualMachineProcessor(
         count=processor_count(options, host),
         limit=options.processor_limit,
         weight=options.processor_weight,
     )
     if options.cpu_group_id:
         need_build(host, V21H1, "a CPU group at creation")
-        made.cpu_group = CpuGroup(id=options.cpu_group_id)
+        made.cpu_group = system.CpuGroup(id=options.cpu_group_id)
     return made
 
 
-def _memory(options: Options) -> VirtualMachineMemory:
+def _memory(options: Options) -> system.VirtualMachineMemory:
     """Return the memory, with the hints to the host of what the guest uses."""
-    return VirtualMachineMemory(
+    return system.VirtualMachineMemory(
         size_in_mb=memory_mb(options),
         allow_overcommit=options.allow_overcommit,
         enable_hot_hint=isinstance(options, WCOWOptions) and options.allow_overcommit,
@@ -95,22 +76,22 @@ def _memory(options: Options) -> VirtualMachineMemory:
     )
 
 
-def topology(options: Options, host: HostInfo) -> Topology:
+def topology(options: Options, host: HostInfo) -> system.Topology:
     """Return the memory and the processors, with virtual NUMA nodes if they are asked for.
 
     :raises NotSupportedError: the host is too old for virtual NUMA, or for a CPU group.
     :raises OptionsError: the nodes do not add up to the VM.
     """
     memory, processors = _memory(options), _processor(options, host)
-    made = Topology(memory=memory, processor=processors)
+    made = system.Topology(memory=memory, processor=processors)
     if not options.has_numa:
         return made
     need_build(host, V25H1_SERVER, "virtual NUMA")
-    made.numa = Numa(preferred_physical_nodes=[*options.numa_preferred_physical_nodes])
+    made.numa = system.Numa(preferred_physical_nodes=[*options.numa_preferred_physical_nodes])
     if options.numa_max_processors_per_node:
         made.numa.max_size_per_node = options.numa_max_memory_per_node_mb
-        count = Range(max=options.numa_max_processors_per_node)
-        processors.numa_processors_settings = NumaProcessors(count_per_node=count)
+        count = system.Range(max=options.numa_max_processors_per_node)
+        processors.numa_processors_settings = system.NumaProcessors(count_per_node=count)
     else:
         _check_numa_totals(options, host)
         made.numa.virtual_node_count = len(options.numa_mapped_physical_nodes)
@@ -120,7 +101,7 @@ def topology(options: Options, host: HostInfo) -> Topology:
     return made
 
 
-def _numa_nodes(options: Options) -> list[NumaSetting]:
+def _numa_nodes(options: Options) -> list[system.NumaSetting]:
     nodes = zip(
         options.numa_mapped_physical_nodes,
         options.numa_processor_counts,
@@ -128,7 +109,7 @@ def _numa_nodes(options: Options) -> list[NumaSetting]:
         strict=True,
     )
     return [
-        NumaSetting(
+        system.NumaSetting(
             virtual_node_number=n,
             virtual_socket_number=n,
             physical_node_number=physical,
@@ -149,40 +130,40 @@ def _check_numa_totals(options: Options, host: HostInfo) -> None:
             raise OptionsError(f"the virtual NUMA nodes have {nodes} {what}, the VM has {vm}")
 
 
-def hvsocket_services(options: Options) -> dict[str, HvSocketServiceConfig]:
+def hvsocket_services(options: Options) -> dict[str, devices.HvSocketServiceConfig]:
     """Return the entries of the service table that are in the options."""
     return {guid: hvsocket_service(service) for guid, service in options.hvsocket_services.items()}
 
 
-def hvsocket_service(service: HvSocketService) -> HvSocketServiceConfig:
+def hvsocket_service(service: HvSocketService) -> devices.HvSocketServiceConfig:
     """Return an entry of the service table."""
-    return HvSocketServiceConfig(**asdict(service))
+    return devices.HvSocketServiceConfig(**asdict(service))
 
 
-def add_service(table: dict[str, HvSocketServiceConfig], service_id: str, binds: str) -> None:
+def add_service(table: dict[str, devices.HvSocketServiceConfig], service_id: str, binds: str) -> None:
     """Add a service that a guest needs, instead of one of the options; administrators may connect to it.
 
     :param binds: the SDDL descriptor for listening.
     """
     for other in [each for each in table if guid_key(each) == service_id]:
         del table[other]
-    table[service_id] = HvSocketServiceConfig(
+    table[service_id] = devices.HvSocketServiceConfig(
         allow_wildcard_binds=True,
         bind_security_descriptor=binds,
         connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
     )
 
 
-def add_consoles(devices: Devices, options: Options, host: HostInfo) -> None:
+def add_consoles(vm_devices: devices.Devices, options: Options, host: HostInfo) -> None:
     """Add the serial and the video console, if they are asked for."""
     if options.console_pipe:
         windows = host.paths == "windows"
         pipe = pipe_path(options.console_pipe, "console_pipe") if windows else options.console_pipe
-        devices.com_ports = {"0": ComPort(named_pipe=pipe)}
+        vm_devices.com_ports = {"0": devices.ComPort(named_pipe=pipe)}
     if options.graphics_console:
-        devices.keyboard = Keyboard()
-        devices.enhanced_mode_video = EnhancedModeVideo()
-        devices.video_monitor = VideoMonitor()
+        vm_devices.keyboard = devices.Keyboard()
+        vm_devices.enhanced_mode_video = devices.EnhancedModeVideo()
+        vm_devices.video_monitor = devices.VideoMonitor()
 
 
 def launch_data(options: Options) -> str:
@@ -191,7 +172,9 @@ def launch_data(options: Options) -> str:
     return base64.b64encode(digest).decode("ascii")
 
 
-def finish(options: Options, host: HostInfo, vm: VirtualMachine, *, id: str, minor: int = 1) -> CreationPlan:
+def finish(
+    options: Options, host: HostInfo, vm: system.VirtualMachine, *, id: str, minor: int = 1
+) -> CreationPlan:
     """Return the plan of a VM, without what its guest system adds; the schema version is 2.`minor`."""
     vm.stop_on_reset = True
     limits = StorageQoS(
@@ -209,10 +192,10 @@ def finish(options: Options, host: HostInfo, vm: VirtualMachine, *, id: str, min
     )
 
 
-def _document(options: Options, vm: VirtualMachine, minor: int) -> JSON:
+def _document(options: Options, vm: system.VirtualMachine, minor: int) -> JSON:
     """Return the whole document, with ``additional_json`` merged over it."""
     document = to_json(
-        ComputeSystem(
+        system.ComputeSystem(
             owner=options.owner,
             schema_version=Version(major=2, minor=minor),
             virtual_machine=vm,

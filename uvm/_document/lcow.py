@@ -39,32 +39,9 @@ from uvm.backend import HostInfo
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import LCOWOptions
 from uvm.options.lcow import LARGEST_VPMEM_BYTES
+from uvm.schema import devices, system
 from uvm.schema.common import RS5, V19H1
-from uvm.schema.devices import (
-    Attachment,
-    Devices,
-    HvSocket2,
-    HvSocketSystemConfig,
-    Plan9,
-    Scsi,
-    VirtualPciDevice,
-    VirtualPciFunction,
-    VirtualPMemController,
-    VirtualPMemDevice,
-)
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
-from uvm.schema.system import (
-    Chipset,
-    GuestConnection,
-    GuestState,
-    IsolationSettings,
-    LinuxKernelDirect,
-    SecuritySettings,
-    Topology,
-    Uefi,
-    UefiBootEntry,
-    VirtualMachine,
-)
 
 _EVERYONE = "D:P(A;;FA;;;WD)"
 
@@ -137,18 +114,18 @@ def _plan_plain(
         _check_fits_vpmem(boot, rootfs_bytes)
     nodes = topology(options, host)
     assigned = tuple(AssignedDevice(d.instance_path, d.function, new_id()) for d in options.assigned_devices)
-    devices = Devices(
+    vm_devices = devices.Devices(
         scsi=_scsi(counts, boot.rootfs_path if on_scsi else None),
         virtual_pmem=_vpmem(options, counts, boot.rootfs_path if on_vpmem else None),
-        hv_socket=HvSocket2(hv_socket_config=_sockets(options)),
-        plan9=Plan9(),
+        hv_socket=devices.HvSocket2(hv_socket_config=_sockets(options)),
+        plan9=devices.Plan9(),
         virtual_pci={d.vmbus_guid: _pci_device(d, nodes) for d in assigned},
     )
-    add_consoles(devices, options, host)
-    vm = VirtualMachine(
+    add_consoles(vm_devices, options, host)
+    vm = system.VirtualMachine(
         chipset=_chipset(boot, kernel_command_line(options, host, boot, vpmem=counts.vpmem > 0)),
         compute_topology=nodes,
-        devices=devices,
+        devices=vm_devices,
         guest_connection=_guest_connection(options),
         resource_partition_id=options.resource_partition_id.lower(),
     )
@@ -164,45 +141,49 @@ def _plan_plain(
     )
 
 
-def _sockets(options: LCOWOptions) -> HvSocketSystemConfig:
-    return HvSocketSystemConfig(
+def _sockets(options: LCOWOptions) -> devices.HvSocketSystemConfig:
+    return devices.HvSocketSystemConfig(
         # uvm, which an administrator runs, listens for the guest's log.
         default_bind_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
         service_table=hvsocket_services(options),
     )
 
 
-def _scsi(counts: _Counts, boot_disk: str | None) -> dict[str, Scsi]:
+def _scsi(counts: _Counts, boot_disk: str | None) -> dict[str, devices.Scsi]:
     """Return the SCSI controllers, the disk that the guest boots from in the first slot."""
-    controllers = {guid: Scsi() for guid in SCSI_CONTROLLER_GUIDS[: counts.scsi]}
+    controllers = {guid: devices.Scsi() for guid in SCSI_CONTROLLER_GUIDS[: counts.scsi]}
     if boot_disk is None:
         return controllers
     if not controllers:
         raise OptionsError("the root file system is on SCSI, but scsi_controllers is 0")
-    disk = Attachment(type="VirtualDisk", path=boot_disk, read_only=True)
+    disk = devices.Attachment(type="VirtualDisk", path=boot_disk, read_only=True)
     controllers[SCSI_CONTROLLER_GUIDS[0]].attachments["0"] = disk
     return controllers
 
 
-def _vpmem(options: LCOWOptions, counts: _Counts, boot_disk: str | None) -> VirtualPMemController | None:
+def _vpmem(
+    options: LCOWOptions, counts: _Counts, boot_disk: str | None
+) -> devices.VirtualPMemController | None:
     """Return the VPMEM controller, the disk that the guest boots from at device 0."""
     if not counts.vpmem:
         return None
-    controller = VirtualPMemController(
+    controller = devices.VirtualPMemController(
         maximum_count=counts.vpmem, maximum_size_bytes=options.vpmem_size_bytes
     )
     if boot_disk is not None:
         # hcsshim sends Vhd1 for a .vhdx too: its test of the extension is never true.
-        device = VirtualPMemDevice(host_path=boot_disk, read_only=True, image_format="Vhd1")
+        device = devices.VirtualPMemDevice(host_path=boot_disk, read_only=True, image_format="Vhd1")
         controller.devices["0"] = device
     return controller
 
 
-def _pci_device(device: AssignedDevice, nodes: Topology) -> VirtualPciDevice:
-    function = VirtualPciFunction(device_instance_path=device.instance_path, virtual_function=device.function)
+def _pci_device(device: AssignedDevice, nodes: system.Topology) -> devices.VirtualPciDevice:
+    function = devices.VirtualPciFunction(
+        device_instance_path=device.instance_path, virtual_function=device.function
+    )
     # Every build that has virtual NUMA knows the affinity.
     affinity = None if nodes.numa is None else True
-    return VirtualPciDevice(functions=[function], propagate_numa_affinity=affinity)
+    return devices.VirtualPciDevice(functions=[function], propagate_numa_affinity=affinity)
 
 
 def _check_fits_vpmem(boot: LinuxBoot, size_bytes: int) -> None:
@@ -213,25 +194,25 @@ def _check_fits_vpmem(boot: LinuxBoot, size_bytes: int) -> None:
         )
 
 
-def _chipset(boot: LinuxBoot, command_line: str) -> Chipset:
+def _chipset(boot: LinuxBoot, command_line: str) -> system.Chipset:
     if boot.kernel_direct:
-        kernel = LinuxKernelDirect(kernel_file_path=boot.kernel_path, kernel_cmd_line=command_line)
+        kernel = system.LinuxKernelDirect(kernel_file_path=boot.kernel_path, kernel_cmd_line=command_line)
         if boot.rootfs_type == "initrd":
             kernel.initrd_path = boot.rootfs_path
-        return Chipset(linux_kernel_direct=kernel)
-    entry = UefiBootEntry(
+        return system.Chipset(linux_kernel_direct=kernel)
+    entry = system.UefiBootEntry(
         device_type="VmbFs",
         device_path=f"\\{boot.kernel_file}",
         vmbfs_root_path=boot.directory,
         optional_data=command_line,
     )
-    return Chipset(uefi=Uefi(boot_this=entry))
+    return system.Chipset(uefi=system.Uefi(boot_this=entry))
 
 
-def _guest_connection(options: LCOWOptions) -> GuestConnection | None:
+def _guest_connection(options: LCOWOptions) -> system.GuestConnection | None:
     if options.external_guest_connection or not options.use_guest_connection:
         return None
-    return GuestConnection(use_vsock=True, use_connected_suspend=True)
+    return system.GuestConnection(use_vsock=True, use_connected_suspend=True)
 
 
 def _plan_isolated(
@@ -262,13 +243,13 @@ def _plan_isolated(
             f" {rootfs_template}: bundle_directory must not be boot_files_path"
         )
     on_scsi = options.dm_verity_mode and counts.scsi > 0
-    devices = Devices(
+    vm_devices = devices.Devices(
         scsi=_scsi(counts, rootfs if on_scsi else None),
-        hv_socket=HvSocket2(hv_socket_config=_isolated_sockets(options)),
-        plan9=Plan9(),
+        hv_socket=devices.HvSocket2(hv_socket_config=_isolated_sockets(options)),
+        plan9=devices.Plan9(),
     )
     return evolve(
-        finish(options, host, _isolated_machine(options, host, devices, state), id=id, minor=5),
+        finish(options, host, _isolated_machine(options, host, vm_devices, state), id=id, minor=5),
         scsi_controllers=counts.scsi,
         reserved_scsi=((0, 0),) if on_scsi else (),
         preparations=(
@@ -281,34 +262,36 @@ def _plan_isolated(
     )
 
 
-def _isolated_machine(options: LCOWOptions, host: HostInfo, devices: Devices, state: str) -> VirtualMachine:
-    isolation = IsolationSettings(
+def _isolated_machine(
+    options: LCOWOptions, host: HostInfo, vm_devices: devices.Devices, state: str
+) -> system.VirtualMachine:
+    isolation = system.IsolationSettings(
         isolation_type="SecureNestedPaging",
         launch_data=launch_data(options),
         hcl_enabled=options.hcl_enabled,
     )
-    return VirtualMachine(
-        chipset=Chipset(
-            uefi=Uefi(apply_secure_boot_template="Apply", secure_boot_template_id=SECURE_BOOT_TEMPLATE)
+    return system.VirtualMachine(
+        chipset=system.Chipset(
+            uefi=system.Uefi(apply_secure_boot_template="Apply", secure_boot_template_id=SECURE_BOOT_TEMPLATE)
         ),
         compute_topology=topology(options, host),
-        devices=devices,
+        devices=vm_devices,
         # Transient: the guest's state is not written to the file, which is the source of the images.
-        guest_state=GuestState(
+        guest_state=system.GuestState(
             guest_state_file_path=state, guest_state_file_type="FileMode", force_transient_state=True
         ),
         guest_connection=_guest_connection(options),
-        security_settings=SecuritySettings(isolation=isolation),
+        security_settings=system.SecuritySettings(isolation=isolation),
     )
 
 
-def _isolated_sockets(options: LCOWOptions) -> HvSocketSystemConfig:
+def _isolated_sockets(options: LCOWOptions) -> devices.HvSocketSystemConfig:
     """Open the vsock ports that an isolated guest needs, one by one."""
     table = hvsocket_services(options)
     ports = (LINUX_ENTROPY_PORT, LINUX_LOG_PORT, LINUX_GCS_PORT, FIRST_STDIO_PORT)
     for port in dict.fromkeys((*ports, *options.extra_vsock_ports)):
         add_service(table, vsock_service_id(port), _EVERYONE)
-    return HvSocketSystemConfig(
+    return devices.HvSocketSystemConfig(
         default_bind_security_descriptor=_EVERYONE,
         default_connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
         service_table=table,

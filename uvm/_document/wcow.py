@@ -25,32 +25,8 @@ from uvm.backend import HostInfo
 from uvm.errors import OptionsError
 from uvm.options import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
 from uvm.schema import common as schema
-from uvm.schema.devices import (
-    Attachment,
-    Devices,
-    GuestCrashReporting,
-    HvSocket2,
-    HvSocketServiceConfig,
-    HvSocketSystemConfig,
-    Scsi,
-    VirtualSmb,
-    VirtualSmbShare,
-    VirtualSmbShareOptions,
-    WindowsCrashReporting,
-)
+from uvm.schema import devices, system
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
-from uvm.schema.system import (
-    Chipset,
-    DebugOptions,
-    FirmwareFile,
-    GuestConnection,
-    GuestState,
-    IsolationSettings,
-    SecuritySettings,
-    Uefi,
-    UefiBootEntry,
-    VirtualMachine,
-)
 
 #: The identifier of a scratch disk that a confidential guest has to format.
 _UNFORMATTED_SCRATCH = "a7b3c5d1-4e2f-4a8b-9c6d-1e3f5a7b9c2d"
@@ -67,9 +43,9 @@ def wcow_files_to_stat(options: WCOWOptions, host: HostInfo) -> tuple[str, ...]:
 class _Boot:
     """The parts of the plan that depend on the boot files; the disks are on the first LUNs, in order."""
 
-    chipset: Chipset
-    share: VirtualSmbShare
-    disks: tuple[Attachment, ...]
+    chipset: system.Chipset
+    share: devices.VirtualSmbShare
+    disks: tuple[devices.Attachment, ...]
     preparations: tuple[Preparation, ...]
     copies_on_exit: tuple[Preparation, ...] = ()
 
@@ -81,19 +57,19 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
         boot = _boot_from_disks(options, files_of_boot, host, id)
     else:
         boot = _boot_from_directory(options, files_of_boot)
-    vm = VirtualMachine(
+    vm = system.VirtualMachine(
         chipset=boot.chipset,
         compute_topology=topology(options, host),
         devices=_devices(options, host, boot, id),
         registry_changes=schema.RegistryChanges(add_values=_registry_values(options)),
-        guest_connection=None if options.external_guest_connection else GuestConnection(),
+        guest_connection=None if options.external_guest_connection else system.GuestConnection(),
         resource_partition_id=options.resource_partition_id.lower(),
     )
     preparations = boot.preparations
     if options.dump_directory:
         need(files, options.dump_directory, "dump_directory", directory=True)
         without_dump = _dump_file(options, host, id, "savedstate_nocrashdump.vmrs")
-        vm.debug_options = DebugOptions(
+        vm.debug_options = system.DebugOptions(
             bugcheck_saved_state_file_name=_dump_file(options, host, id, "savedstate.vmrs"),
             bugcheck_no_crashdump_saved_state_file_name=without_dump,
         )
@@ -108,30 +84,32 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
     )
 
 
-def _devices(options: WCOWOptions, host: HostInfo, boot: _Boot, id: str) -> Devices:
-    sockets = HvSocketSystemConfig(
+def _devices(options: WCOWOptions, host: HostInfo, boot: _Boot, id: str) -> devices.Devices:
+    sockets = devices.HvSocketSystemConfig(
         default_bind_security_descriptor=SYSTEM_AND_ADMINISTRATORS, service_table=_services(options)
     )
     disks = {str(lun): disk for lun, disk in enumerate(boot.disks)}
-    devices = Devices(
-        scsi={SCSI_CONTROLLER_GUIDS[0]: Scsi(attachments=disks)},
-        hv_socket=HvSocket2(hv_socket_config=sockets),
-        virtual_smb=VirtualSmb(shares=[boot.share], direct_file_mapping_in_mb=_DIRECT_FILE_MAPPING_MB),
+    vm_devices = devices.Devices(
+        scsi={SCSI_CONTROLLER_GUIDS[0]: devices.Scsi(attachments=disks)},
+        hv_socket=devices.HvSocket2(hv_socket_config=sockets),
+        virtual_smb=devices.VirtualSmb(
+            shares=[boot.share], direct_file_mapping_in_mb=_DIRECT_FILE_MAPPING_MB
+        ),
     )
-    add_consoles(devices, options, host)
+    add_consoles(vm_devices, options, host)
     if options.dump_directory:
-        dump = WindowsCrashReporting(
+        dump = devices.WindowsCrashReporting(
             dump_file_name=_dump_file(options, host, id, "windows-crash"), dump_type="Full"
         )
-        devices.guest_crash_reporting = GuestCrashReporting(windows_crash_settings=dump)
-    return devices
+        vm_devices.guest_crash_reporting = devices.GuestCrashReporting(windows_crash_settings=dump)
+    return vm_devices
 
 
 def _dump_file(options: WCOWOptions, host: HostInfo, id: str, what: str) -> str:
     return join(host, options.dump_directory, f"{id}-{what}")
 
 
-def _services(options: WCOWOptions) -> dict[str, HvSocketServiceConfig]:
+def _services(options: WCOWOptions) -> dict[str, devices.HvSocketServiceConfig]:
     table = hvsocket_services(options)
     if options.log_forwarding:
         add_service(table, WINDOWS_LOG_SERVICE, SYSTEM_AND_ADMINISTRATORS)
@@ -165,7 +143,7 @@ def _dword(hive: str, key: str, name: str, value: int) -> schema.RegistryValue:
 def _boot_from_directory(options: WCOWOptions, files: VmbFSBootFiles) -> _Boot:
     """Boot from a directory of the host, which is a share."""
     loader = ntpath.normpath(ntpath.join(files.os_relative_boot_directory, "bootmgfw.efi"))
-    share_options = VirtualSmbShareOptions(
+    share_options = devices.VirtualSmbShareOptions(
         read_only=True,
         share_read=True,
         cache_io=True,
@@ -174,9 +152,11 @@ def _boot_from_directory(options: WCOWOptions, files: VmbFSBootFiles) -> _Boot:
         no_directmap=options.fully_physically_backed or options.no_direct_map,
     )
     return _Boot(
-        chipset=Chipset(uefi=Uefi(boot_this=UefiBootEntry(device_type="VmbFs", device_path=loader))),
-        share=VirtualSmbShare(name="os", path=files.os_files_path, options=share_options),
-        disks=(Attachment(type="VirtualDisk", path=files.scratch_vhd_path),),
+        chipset=system.Chipset(
+            uefi=system.Uefi(boot_this=system.UefiBootEntry(device_type="VmbFs", device_path=loader))
+        ),
+        share=devices.VirtualSmbShare(name="os", path=files.os_files_path, options=share_options),
+        disks=(devices.Attachment(type="VirtualDisk", path=files.scratch_vhd_path),),
         preparations=(GrantAccess(files.scratch_vhd_path),),
     )
 
@@ -187,14 +167,16 @@ def _boot_from_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostI
         raise OptionsError("a confidential VM needs bundle_directory, for the directory that is made for it")
     files = _boot_disks(options, files, host)
     share_path = join(host, options.bundle_directory, "EmptyDoNotModify")
-    share_options = VirtualSmbShareOptions(read_only=True, share_read=True, no_oplocks=True)
+    share_options = devices.VirtualSmbShareOptions(read_only=True, share_read=True, no_oplocks=True)
     return _Boot(
         chipset=_confidential_chipset(options),
-        share=VirtualSmbShare(name="defaultEmptyShare", path=share_path, options=share_options),
+        share=devices.VirtualSmbShare(name="defaultEmptyShare", path=share_path, options=share_options),
         disks=(
-            Attachment(type="VirtualDisk", path=files.scratch_vhd_path),
-            Attachment(type="VirtualDisk", path=files.efi_vhd_path, read_only=not options.writable_efi),
-            Attachment(type="VirtualDisk", path=files.boot_cim_vhd_path, read_only=True),
+            devices.Attachment(type="VirtualDisk", path=files.scratch_vhd_path),
+            devices.Attachment(
+                type="VirtualDisk", path=files.efi_vhd_path, read_only=not options.writable_efi
+            ),
+            devices.Attachment(type="VirtualDisk", path=files.boot_cim_vhd_path, read_only=True),
         ),
         preparations=(
             GrantAccess(options.guest_state_file),
@@ -226,25 +208,25 @@ def _boot_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostInfo) 
     return files
 
 
-def _confidential_chipset(options: WCOWOptions) -> Chipset:
-    uefi = Uefi(apply_secure_boot_template="Skip")
+def _confidential_chipset(options: WCOWOptions) -> system.Chipset:
+    uefi = system.Uefi(apply_secure_boot_template="Skip")
     if not options.disable_secure_boot:
-        uefi = Uefi(apply_secure_boot_template="Apply", secure_boot_template_id=SECURE_BOOT_TEMPLATE)
+        uefi = system.Uefi(apply_secure_boot_template="Apply", secure_boot_template_id=SECURE_BOOT_TEMPLATE)
     if not options.firmware_parameters:
-        return Chipset(uefi=uefi)
+        return system.Chipset(uefi=uefi)
     parameters = base64.b64encode(options.firmware_parameters.encode()).decode("ascii")
-    return Chipset(uefi=uefi, firmware_file=FirmwareFile(parameters=parameters))
+    return system.Chipset(uefi=uefi, firmware_file=system.FirmwareFile(parameters=parameters))
 
 
-def _make_confidential(vm: VirtualMachine, options: WCOWOptions) -> None:
+def _make_confidential(vm: system.VirtualMachine, options: WCOWOptions) -> None:
     """Isolate the VM, and have the hardware attest its security policy."""
     # The first VM version with the SNP features.
     vm.version = schema.Version(major=12)
-    vm.guest_state = GuestState(
+    vm.guest_state = system.GuestState(
         guest_state_file_path=options.guest_state_file, guest_state_file_type="BlockStorage"
     )
-    vm.security_settings = SecuritySettings(
-        isolation=IsolationSettings(
+    vm.security_settings = system.SecuritySettings(
+        isolation=system.IsolationSettings(
             isolation_type=options.isolation_type or "SecureNestedPaging",
             launch_data=launch_data(options),
             hcl_enabled=True,
