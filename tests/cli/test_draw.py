@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,6 @@ from uvm._buses.vpmem import VPMemLayer
 from uvm._buses.vsmb import VSMBShare
 from uvm._vm.statistics import VMMemory, VMStatistics
 from uvm.cli.draw import draw_devices, draw_scsi, draw_statistics, draw_vpmem
-from uvm.cli.inventory import Devices
 from uvm.cli.requests import draw_request, summarize
 from uvm.cli.terminal import ASCII, UNICODE, Terminal
 from uvm.devices.scsi import DiskType
@@ -27,21 +28,45 @@ ROW = " ........" * 7
 VHD = DiskType.VIRTUAL_DISK
 
 
+def vm_with(
+    *,
+    disks: tuple[ScsiDisk, ...] = (),
+    layers: tuple[VPMemLayer, ...] = (),
+    plan9: tuple[Plan9Share, ...] = (),
+    vsmb: tuple[VSMBShare, ...] = (),
+    adapters: tuple[AttachedAdapter, ...] = (),
+    roots: tuple[CombinedRoot, ...] = (),
+    **plan: Any,
+) -> Any:
+    """A VM as far as it is drawn: what its buses list, and what its plan says."""
+    nothing = {"scsi_controllers": 0, "reserved_scsi": (), "vpmem_count": 0, "vpmem_multi_mapping": True}
+    return SimpleNamespace(
+        plan=SimpleNamespace(**nothing | {"boot_vpmem_bytes": None} | plan),
+        scsi=SimpleNamespace(disks=disks),
+        vpmem=SimpleNamespace(layers=layers),
+        plan9=SimpleNamespace(shares=plan9),
+        vsmb=SimpleNamespace(shares=vsmb),
+        network=SimpleNamespace(adapters=adapters),
+        layers=SimpleNamespace(roots=roots),
+        shared=(),
+    )
+
+
 def drawn(lines: list[str]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
 def test_the_scsi_controllers() -> None:
-    devices = Devices(
+    vm = vm_with(
         scsi_controllers=2,
-        reserved=((0, 0),),
+        reserved_scsi=((0, 0),),
         disks=(
             ScsiDisk(r"C:\a.vhd", 0, 1, True, VHD, ("/run/mounts/scsi/m0",), 2),
             ScsiDisk(r"C:\b.vhdx", 0, 9, False, VHD, (), 1),
             ScsiDisk(r"C:\c.vhdx", 1, 63, False, VHD, ("/c", "/d"), 1),
         ),
     )
-    assert drawn(draw_scsi(paper(), devices)) == (
+    assert drawn(draw_scsi(paper(), vm)) == (
         "  SCSI  4 of 128 slots taken\n"
         "    0        8        16       24       32       40       48       56\n"
         "  0 #R...... .W......" + ROW[9:] + "\n"
@@ -55,12 +80,12 @@ def test_the_scsi_controllers() -> None:
 
 
 def test_a_vm_without_scsi_has_no_grid() -> None:
-    assert draw_scsi(paper(), Devices(scsi_controllers=0)) == []
+    assert draw_scsi(paper(), vm_with()) == []
 
 
 def test_vpmem_devices_to_scale() -> None:
-    devices = Devices(
-        vpmem_devices=4,
+    vm = vm_with(
+        vpmem_count=4,
         vpmem_size_bytes=4 * GIB,
         boot_vpmem_bytes=96 * MIB,
         layers=(
@@ -70,7 +95,7 @@ def test_vpmem_devices_to_scale() -> None:
             VPMemLayer(r"C:\full.vhd", "", 2, 0, 4 * GIB, 1),
         ),
     )
-    assert drawn(draw_vpmem(paper(), devices)) == (
+    assert drawn(draw_vpmem(paper(), vm)) == (
         "  VPMEM  3 of 4 devices taken, of 4 GiB each\n"
         "  0 # root file system of the VM itself, 96 MiB\n"
         "  1 aaaaa-----------+" + "." * 47 + "\n"
@@ -86,19 +111,18 @@ def test_vpmem_devices_to_scale() -> None:
 
 def test_a_region_that_reaches_beyond_a_small_device_is_cut_at_its_end() -> None:
     layer = VPMemLayer("x", "", 0, 64 * MIB, 20 * MIB, 1)
-    devices = Devices(vpmem_devices=1, vpmem_size_bytes=96 * MIB, layers=(layer,))
-    row = draw_vpmem(paper(), devices)[1]
+    vm = vm_with(vpmem_count=1, vpmem_size_bytes=96 * MIB, layers=(layer,))
+    row = draw_vpmem(paper(), vm)[1]
     assert row == "  0 " + "." * 42 + "a" * 14 + "-" * 8
 
 
 def test_what_has_no_grid() -> None:
-    devices = Devices(
-        scsi_controllers=0,
+    vm = vm_with(
         plan9=(Plan9Share(r"C:\conf", "/etc/conf", "0", True, ()),),
         vsmb=(VSMBShare(r"C:\logs", rf"\\?\VMSMB\VSMB-{{{GUID}}}\s1", "s1", False, (), 0),),
         adapters=(AttachedAdapter(GUID, GUID, "eth0", GUID, "00-15-5D-52-C0-10", ("10.0.0.4/24",)),),
     )
-    assert drawn(draw_devices(paper(), devices)) == (
+    assert drawn(draw_devices(paper(), vm)) == (
         "  Shares\n"
         "    share    directory  access     refs  in the guest\n"
         "    Plan9 0  C:\\conf    read-only  1     /etc/conf\n"
@@ -114,11 +138,10 @@ def test_what_has_no_grid() -> None:
 
 
 def test_root_file_systems() -> None:
-    devices = Devices(
-        scsi_controllers=0,
+    vm = vm_with(
         roots=(CombinedRoot("/c/web/rootfs", ("/a", "/b", "/c"), "/c/web/scratch", "web", 1),),
     )
-    assert drawn(draw_devices(paper(), devices)) == (
+    assert drawn(draw_devices(paper(), vm)) == (
         "  Containers\n"
         "    container  layers  root file system  scratch\n"
         "    web        3       /c/web/rootfs     /c/web/scratch\n"
@@ -231,13 +254,14 @@ def test_a_terminal_has_colours() -> None:
 )
 def test_without_colours_nothing_is_painted(tty: bool, environ: dict[str, str]) -> None:
     terminal = Terminal.of(Screen(tty=tty), environ)
-    devices = Devices(
+    vm = vm_with(
+        scsi_controllers=1,
         disks=(ScsiDisk("a", 0, 0, False, VHD, (), 1),),
-        vpmem_devices=1,
+        vpmem_count=1,
         vpmem_size_bytes=GIB,
         boot_vpmem_bytes=MIB,
     )
-    assert "\x1b" not in drawn(draw_devices(terminal, devices))
+    assert "\x1b" not in drawn(draw_devices(terminal, vm))
 
 
 def test_an_empty_no_color_counts_as_not_set() -> None:

@@ -1,4 +1,4 @@
-"""Drawings of a VM's devices and statistics: values in, lines out."""
+"""Drawings of a VM's devices and statistics, as lines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Final
 from uvm._buses.plan9 import Plan9Share
 from uvm._buses.vpmem import VPMemLayer
 from uvm._buses.vsmb import VSMBShare
+from uvm._document.plan import CreationPlan
 from uvm._vm.statistics import VMStatistics
-from uvm.cli.inventory import Devices
+from uvm._vm.vm import UtilityVM
 from uvm.cli.requests import offset, shorten
 from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Style, Terminal
@@ -26,15 +27,15 @@ _RESERVED, _READ_ONLY, _WRITABLE, _SEVERAL, _REST = "#", "R", "W", "+", "-"
 _STYLES: Final[dict[str, Style]] = {_RESERVED: "blue", _READ_ONLY: "green", _WRITABLE: "yellow"}
 
 
-def draw_devices(terminal: Terminal, devices: Devices) -> list[str]:
+def draw_devices(terminal: Terminal, vm: UtilityVM) -> list[str]:
     """Draw the devices that the VM has or can have."""
     others = {
-        "Shares": _draw_shares(terminal, devices),
-        "Network": _draw_adapters(terminal, devices),
-        "Containers": _draw_roots(terminal, devices),
+        "Shares": _draw_shares(terminal, vm),
+        "Network": _draw_adapters(terminal, vm),
+        "Containers": _draw_roots(terminal, vm),
     }
     none = ", ".join(name for name, lines in others.items() if not lines)
-    parts = [draw_scsi(terminal, devices), draw_vpmem(terminal, devices), *others.values()]
+    parts = [draw_scsi(terminal, vm), draw_vpmem(terminal, vm), *others.values()]
     parts.append([_title(terminal, none, "none")] if none else [])
     drawn: list[str] = []
     for part in filter(None, parts):
@@ -49,26 +50,28 @@ def _title(terminal: Terminal, name: str, what: str) -> str:
 # SCSI.
 
 
-def draw_scsi(terminal: Terminal, devices: Devices) -> list[str]:
+def draw_scsi(terminal: Terminal, vm: UtilityVM) -> list[str]:
     """Draw every LUN of every controller as a cell, and list the disks."""
-    if not devices.scsi_controllers:
+    controllers = vm.plan.scsi_controllers
+    if not controllers:
         return []
-    marks = dict.fromkeys(devices.reserved, _RESERVED)
-    marks |= {(d.controller, d.lun): _READ_ONLY if d.read_only else _WRITABLE for d in devices.disks}
-    slots = devices.scsi_controllers * LUNS_PER_CONTROLLER
+    disks = sorted(vm.scsi.disks, key=lambda disk: (disk.controller, disk.lun))
+    marks = dict.fromkeys(vm.plan.reserved_scsi, _RESERVED)
+    marks |= {(d.controller, d.lun): _READ_ONLY if d.read_only else _WRITABLE for d in disks}
+    slots = controllers * LUNS_PER_CONTROLLER
     numbers = " ".join(str(lun).ljust(_GROUP) for lun in range(0, LUNS_PER_CONTROLLER, _GROUP)).rstrip()
     lines = [
         _title(terminal, "SCSI", f"{len(marks)} of {slots} slots taken"),
         "    " + terminal.paint(numbers, "dim"),
     ]
-    lines += [f"  {number} {_lun_row(terminal, marks, number)}" for number in range(devices.scsi_controllers)]
+    lines += [f"  {number} {_lun_row(terminal, marks, number)}" for number in range(controllers)]
     legend = f"{_READ_ONLY} read-only disk   {_WRITABLE} writable disk   {terminal.glyphs.free} free"
-    if devices.reserved:
+    if vm.plan.reserved_scsi:
         legend = f"{_RESERVED} disk of the VM itself   {legend}"
     lines.append("    " + terminal.paint(legend, "dim"))
     rows = [
         (f"{d.controller}:{d.lun}", d.host_path, str(d.references), ", ".join(d.mounts) or "not mounted")
-        for d in devices.disks
+        for d in disks
     ]
     return lines + terminal.table(("slot", "disk", "refs", "in the guest"), rows, 4)
 
@@ -91,23 +94,25 @@ def _style(cell: str) -> Style:
 # VPMEM.
 
 
-def draw_vpmem(terminal: Terminal, devices: Devices) -> list[str]:
+def draw_vpmem(terminal: Terminal, vm: UtilityVM) -> list[str]:
     """Draw each VPMEM device in use to scale, a letter for each layer, and list the layers."""
-    if not devices.vpmem_devices:
+    plan = vm.plan
+    if not plan.vpmem_count:
         return []
-    layers = dict(zip(_letters(), devices.layers, strict=False))
-    used = sorted({layer.device for layer in devices.layers})
-    taken = len(used) + (devices.boot_vpmem_bytes is not None)
-    size = format_size(devices.vpmem_size_bytes)
-    lines = [_title(terminal, "VPMEM", f"{taken} of {devices.vpmem_devices} devices taken, of {size} each")]
-    if devices.boot_vpmem_bytes is not None:
-        boot = f"root file system of the VM itself, {format_size(devices.boot_vpmem_bytes)}"
+    in_order = sorted(vm.vpmem.layers, key=lambda layer: (layer.device, layer.offset_bytes))
+    layers = dict(zip(_letters(), in_order, strict=False))
+    used = sorted({layer.device for layer in in_order})
+    taken = len(used) + (plan.boot_vpmem_bytes is not None)
+    size = format_size(plan.vpmem_size_bytes)
+    lines = [_title(terminal, "VPMEM", f"{taken} of {plan.vpmem_count} devices taken, of {size} each")]
+    if plan.boot_vpmem_bytes is not None:
+        boot = f"root file system of the VM itself, {format_size(plan.boot_vpmem_bytes)}"
         lines.append(f"{0:>3} " + terminal.paint(_RESERVED, "blue") + " " + terminal.paint(boot, "dim"))
     for device in used:
         there = {letter: layer for letter, layer in layers.items() if layer.device == device}
-        lines.append(f"{device:>3} " + _vpmem_row(terminal, there, devices))
+        lines.append(f"{device:>3} " + _vpmem_row(terminal, there, plan))
     if used:
-        cell = format_size(devices.vpmem_size_bytes // _CELLS)
+        cell = format_size(plan.vpmem_size_bytes // _CELLS)
         legend = f"one cell is {cell}   {_REST} rest of a layer's region   {_SEVERAL} several layers"
         lines.append("    " + terminal.paint(f"{legend}   {terminal.glyphs.free} free", "dim"))
     rows = [
@@ -130,14 +135,14 @@ def _letters() -> Iterator[str]:
         yield from map("".join, product(string.ascii_lowercase, repeat=length))
 
 
-def _vpmem_row(terminal: Terminal, layers: dict[str, VPMemLayer], devices: Devices) -> str:
+def _vpmem_row(terminal: Terminal, layers: dict[str, VPMemLayer], plan: CreationPlan) -> str:
     cells = [terminal.glyphs.free] * _CELLS
     for mark, layer in [(_REST, layer) for layer in layers.values()] + list(layers.items()):
         size_bytes = layer.size_bytes
-        if mark == _REST and devices.vpmem_packed:
+        if mark == _REST and plan.vpmem_multi_mapping:
             # What the allocator has set aside for it.
             size_bytes = min(MIB << 2 * Regions.size_class(size_bytes), LARGEST_REGION_BYTES)
-        for cell in _cells(layer.offset_bytes, size_bytes, devices.vpmem_size_bytes):
+        for cell in _cells(layer.offset_bytes, size_bytes, plan.vpmem_size_bytes):
             taken = mark != _REST and cells[cell] not in (_REST, terminal.glyphs.free)
             cells[cell] = _SEVERAL if taken else mark[0]
     return _paint(terminal, cells)
@@ -160,28 +165,29 @@ def _section(
     return [_title(terminal, title, ""), *table] if table else []
 
 
-def _draw_shares(terminal: Terminal, devices: Devices) -> list[str]:
+def _draw_shares(terminal: Terminal, vm: UtilityVM) -> list[str]:
     shares: list[tuple[str, Plan9Share | VSMBShare, int]] = []
-    shares += [("Plan9", share, 1) for share in devices.plan9]
-    shares += [("VSMB", share, share.references) for share in devices.vsmb]
+    shares += [("Plan9", share, 1) for share in vm.plan9.shares]
+    shares += [("VSMB", share, share.references) for share in vm.vsmb.shares]
+    paths = {(each.host_path, each.read_only): each.guest_path for each in vm.shared}
     rows = [
         (
             f"{kind} {share.name}",
             share.host_path,
             "read-only" if share.read_only else "writable",
             str(references or "kept"),
-            shorten(share.guest_path),
+            shorten(paths.get((share.host_path, share.read_only), share.guest_path)),
         )
         for kind, share, references in shares
     ]
     lines = _section(terminal, "Shares", ("share", "directory", "access", "refs", "in the guest"), rows)
-    if not all(share.references for share in devices.vsmb):
+    if not all(share.references for share in vm.vsmb.shares):
         why = "kept without references: the guest may have their files mapped"
         lines.append("    " + terminal.paint(why, "dim"))
     return lines
 
 
-def _draw_adapters(terminal: Terminal, devices: Devices) -> list[str]:
+def _draw_adapters(terminal: Terminal, vm: UtilityVM) -> list[str]:
     rows = [
         (
             shorten(a.nic_id),
@@ -190,14 +196,14 @@ def _draw_adapters(terminal: Terminal, devices: Devices) -> list[str]:
             " ".join(a.addresses),
             shorten(a.namespace_id),
         )
-        for a in devices.adapters
+        for a in vm.network.adapters
     ]
     header = ("adapter", "endpoint", "MAC address", "addresses", "namespace")
     return _section(terminal, "Network", header, rows)
 
 
-def _draw_roots(terminal: Terminal, devices: Devices) -> list[str]:
-    rows = [(r.container_id, str(len(r.layers)), r.root, r.scratch_path or r.root) for r in devices.roots]
+def _draw_roots(terminal: Terminal, vm: UtilityVM) -> list[str]:
+    rows = [(r.container_id, str(len(r.layers)), r.root, r.scratch_path or r.root) for r in vm.layers.roots]
     header = ("container", "layers", "root file system", "scratch")
     return _section(terminal, "Containers", header, rows)
 

@@ -20,7 +20,6 @@ from uvm.backends import open_backend
 from uvm.backends.fake import Entry, FakeBackend, FakeFiles, Latency
 from uvm.cli.draw import draw_devices, draw_statistics
 from uvm.cli.errors import UsageError, printable
-from uvm.cli.inventory import devices_of
 from uvm.cli.podfile import Container, PodFile, read_pod_file
 from uvm.cli.requests import draw_request, summarize
 from uvm.cli.sizes import format_size
@@ -217,7 +216,7 @@ class _PodRun:
 
     def _show_devices(self, vm: UtilityVM, title: str) -> None:
         self.terminal.write("", self.terminal.rule(title))
-        self.terminal.write(*draw_devices(self.terminal, devices_of(vm)))
+        self.terminal.write(*draw_devices(self.terminal, vm))
 
     def _write_dim(self, line: str) -> None:
         self.terminal.write(self.terminal.paint(line, "dim"))
