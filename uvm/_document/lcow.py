@@ -28,13 +28,7 @@ from uvm._document.common import (
 from uvm._document.paths import Files, join, need
 from uvm._document.plan import AssignedDevice, CopyFile, CreationPlan, GrantAccess
 from uvm._names import host_path_key
-from uvm._wire.ports import (
-    FIRST_STDIO_PORT,
-    LINUX_ENTROPY_PORT,
-    LINUX_GCS_PORT,
-    LINUX_LOG_PORT,
-    vsock_service_id,
-)
+from uvm._wire import ports
 from uvm.backend import HostInfo
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import LCOWOptions
@@ -288,9 +282,9 @@ def _isolated_machine(
 def _isolated_sockets(options: LCOWOptions) -> devices.HvSocketSystemConfig:
     """Open the vsock ports that an isolated guest needs, one by one."""
     table = hvsocket_services(options)
-    ports = (LINUX_ENTROPY_PORT, LINUX_LOG_PORT, LINUX_GCS_PORT, FIRST_STDIO_PORT)
-    for port in dict.fromkeys((*ports, *options.extra_vsock_ports)):
-        add_service(table, vsock_service_id(port), _EVERYONE)
+    needed = (ports.LINUX_ENTROPY_PORT, ports.LINUX_LOG_PORT, ports.LINUX_GCS_PORT, ports.FIRST_STDIO_PORT)
+    for port in dict.fromkeys((*needed, *options.extra_vsock_ports)):
+        add_service(table, ports.vsock_service_id(port), _EVERYONE)
     return devices.HvSocketSystemConfig(
         default_bind_security_descriptor=_EVERYONE,
         default_connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,

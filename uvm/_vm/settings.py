@@ -14,20 +14,10 @@ from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import HvSocketService
 from uvm.options.checks import U32, U64, guid_of, plain_guid, text, whole
 from uvm.options.common import MAX_PROCESSOR_LIMIT, MAX_PROCESSOR_WEIGHT
+from uvm.schema import requests
 from uvm.schema.common import MIB, V20H2
 from uvm.schema.guest import RESOURCE_POD_CGROUP_MEMORY_LIMIT
 from uvm.schema.json import to_json
-from uvm.schema.requests import (
-    REMOVE,
-    UPDATE,
-    CpuGroupAssignment,
-    CpuLimits,
-    MemorySize,
-    ModificationRequest,
-    ModifySettingRequest,
-    ProcessorLimits,
-    SocketService,
-)
 from uvm.schema.system import CpuGroup
 
 #: Moving a VM into this group takes it out of its group (hcsshim internal/cpugroup).
@@ -37,14 +27,14 @@ _NULL_CPU_GROUP = "00000000-0000-0000-0000-000000000000"
 class RuntimeSettings(Part):
     """Settings and state of a running VM. A part of :class:`~uvm._vm.vm.UtilityVM`."""
 
-    async def modify(self, request: JSON | ModifySettingRequest) -> None:
+    async def modify(self, request: JSON | requests.ModifySettingRequest) -> None:
         """Send a request to the compute system as it is, if uvm has no method for it.
 
         The VM's own devices do not know what it attaches or detaches.
         """
         await self._link.modify(_as_json(request))
 
-    async def guest_request(self, request: JSON | ModificationRequest) -> None:
+    async def guest_request(self, request: JSON | requests.ModificationRequest) -> None:
         """Send a request to the guest as it is."""
         await self._link.modify_guest(_as_json(request))
 
@@ -62,7 +52,7 @@ class RuntimeSettings(Part):
         size_mb = _whole("memory_mb", memory_mb, U64 - 1)
         if size_mb == 0:
             raise OptionsError(f"the memory must be at least {MIB} bytes, 1 MiB; it is unchanged")
-        await self._set(MemorySize.PATH, size_mb + size_mb % 2)
+        await self._set(requests.MemorySize.PATH, size_mb + size_mb % 2)
 
     async def assigned_memory_bytes(self) -> int:
         """Return how much memory the host has assigned to the VM.
@@ -83,7 +73,7 @@ class RuntimeSettings(Part):
         :raises OptionsError: a number is out of its range; nothing was sent.
         :raises NotSupportedError: the host is older than build 19042.
         """
-        limits = ProcessorLimits(
+        limits = requests.ProcessorLimits(
             limit=_whole("limit", limit, MAX_PROCESSOR_LIMIT),
             weight=_whole("weight", weight, MAX_PROCESSOR_WEIGHT),
             reservation=_whole("reservation", reservation, MAX_PROCESSOR_LIMIT),
@@ -95,18 +85,18 @@ class RuntimeSettings(Part):
                 f"changing processor limits needs Windows build {V20H2}; "
                 f"this host is {self._context.host.build}"
             )
-        await self._set(CpuLimits.PATH, limits)
+        await self._set(requests.CpuLimits.PATH, limits)
 
     async def set_cpu_group(self, group_id: str) -> None:
         """Move the VM into a CPU group of the host; it must be in none (see :meth:`release_cpu_group`)."""
         plain = plain_guid(group_id)
         if not plain or text(plain) is not None:
             raise OptionsError("a CPU group id is needed; release_cpu_group() takes the VM out of its group")
-        await self._set(CpuGroupAssignment.PATH, CpuGroup(id=plain))
+        await self._set(requests.CpuGroupAssignment.PATH, CpuGroup(id=plain))
 
     async def release_cpu_group(self) -> None:
         """Move the VM out of its CPU group."""
-        await self._set(CpuGroupAssignment.PATH, CpuGroup(id=_NULL_CPU_GROUP))
+        await self._set(requests.CpuGroupAssignment.PATH, CpuGroup(id=_NULL_CPU_GROUP))
 
     async def update_hvsocket_service(self, service_id: str, service: HvSocketService) -> None:
         """Add an hvsocket service of the VM, or change the access to it.
@@ -115,20 +105,24 @@ class RuntimeSettings(Part):
         """
         if not isinstance(service, HvSocketService):
             raise OptionsError(f"a service is an HvSocketService, not a {type(service).__name__}")
-        path = SocketService(guid_of(service_id, "a service id")).path
+        path = requests.SocketService(guid_of(service_id, "a service id")).path
         config = hvsocket_service(service)
-        await self.modify(ModifySettingRequest(resource_path=path, request_type=UPDATE, settings=config))
+        await self.modify(
+            requests.ModifySettingRequest(resource_path=path, request_type=requests.UPDATE, settings=config)
+        )
 
     async def remove_hvsocket_service(self, service_id: str) -> None:
         """Remove an hvsocket service from the VM's table."""
-        path = SocketService(guid_of(service_id, "a service id")).path
-        await self.modify(ModifySettingRequest(resource_path=path, request_type=REMOVE))
+        path = requests.SocketService(guid_of(service_id, "a service id")).path
+        await self.modify(requests.ModifySettingRequest(resource_path=path, request_type=requests.REMOVE))
 
     async def update_container_memory_limits(self) -> None:
         """Have a Linux guest fit its pods' memory cgroup to the VM's memory, after :meth:`update_memory`."""
         self._context.need_guest(RESOURCE_POD_CGROUP_MEMORY_LIMIT, "linux")
         await self.guest_request(
-            ModificationRequest(request_type=UPDATE, resource_type=RESOURCE_POD_CGROUP_MEMORY_LIMIT)
+            requests.ModificationRequest(
+                request_type=requests.UPDATE, resource_type=RESOURCE_POD_CGROUP_MEMORY_LIMIT
+            )
         )
 
     async def save(self, path: HostPath, *, as_template: bool = False) -> None:
@@ -155,10 +149,10 @@ class RuntimeSettings(Part):
         return await self._link.call(read_statistics(self._link.system, physically_backed=physically_backed))
 
     async def _set(self, path: str, settings: Any) -> None:
-        await self.modify(ModifySettingRequest(resource_path=path, settings=settings))
+        await self.modify(requests.ModifySettingRequest(resource_path=path, settings=settings))
 
 
-def _as_json(request: JSON | ModifySettingRequest | ModificationRequest) -> JSON:
+def _as_json(request: JSON | requests.ModifySettingRequest | requests.ModificationRequest) -> JSON:
     """Return a request as a JSON object that the caller does not share."""
     return copy.deepcopy(request) if isinstance(request, dict) else to_json(request)
 
