@@ -15,7 +15,7 @@ from uvm._gcs.connection import GuestConnection
 from uvm._guest.specs import linux_container
 from uvm._wire.ports import FIRST_STDIO_PORT, vsock_service_id
 from uvm.backends.fake import FakeBackend
-from uvm.backends.fake.guest import GuestService
+from uvm.backends.fake.guest.service import GuestService
 from uvm.backends.fake.vm import FakeVM
 
 pytestmark = pytest.mark.anyio

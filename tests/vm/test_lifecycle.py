@@ -678,7 +678,7 @@ async def test_a_detached_vm_goes_on_with_all_it_was_given() -> None:
         vm.detach()
     machine = backend.vms["vm1"]
     assert machine.state == "Running"
-    assert machine.tree.scsi.disk(0, 0) is not None
+    assert machine.tree.scsi.find((0, 0)) is not None
     assert backend.access.granted(DISK) == {"vm1": "all"}
     with pytest.raises(VMExitedError):
         await vm.scsi.attach(OTHER_DISK)

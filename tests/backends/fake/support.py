@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -12,6 +13,7 @@ from uvm._async import bare_task_group
 from uvm._gcs.connection import GuestConnection
 from uvm._wire.ports import LINUX_GCS_PORT, WINDOWS_GCS_SERVICE, vsock_service_id
 from uvm.backends.fake import FakeBackend, FakeFiles, FakeSystem, FakeVM
+from uvm.backends.fake.exchange import Exchange
 from uvm.errors import GuestError, HostError
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 
@@ -24,6 +26,9 @@ OTHER_LAYER = r"C:\layers\top.vhd"
 SHARED = r"C:\shared"
 SERVICE = "11111111-2222-3333-4444-555555555555"
 MIB = 1 << 20
+
+#: The backends of running VMs, by what all handles of a backend share.
+_BACKENDS: WeakKeyDictionary[Exchange, FakeBackend] = WeakKeyDictionary()
 
 
 def lcow(**devices: Any) -> JSON:
@@ -81,6 +86,7 @@ async def running(
 ) -> AsyncIterator[FakeSystem]:
     """A started VM that may open the disks of the tests, Linux by default."""
     backend = backend or FakeBackend(files=host_files())
+    _BACKENDS[backend.exchange] = backend
     for path in (DISK, OTHER_DISK):
         await backend.grant_access(path, system_id)
     system = await backend.create(system_id, document or lcow())
@@ -117,9 +123,7 @@ async def guest_of(system: FakeSystem) -> AsyncIterator[GuestConnection]:
 
 def backend_of(system: FakeSystem) -> FakeBackend:
     """The backend that a handle belongs to."""
-    backend = system._host.backend
-    assert isinstance(backend, FakeBackend)
-    return backend
+    return _BACKENDS[system._host.exchange]
 
 
 @contextmanager

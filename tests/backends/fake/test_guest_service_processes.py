@@ -30,7 +30,7 @@ async def execute(host: Host, parameters: object, **relay: object) -> tuple[int,
     [
         ({"CommandArgs": ["nothing"]}, 'exec: "nothing": executable file not found in $PATH'),
         ({"CommandLine": "nothing -x"}, 'exec: "nothing": executable file not found in $PATH'),
-        ({"CommandArgs": ["/no/such"]}, "fork/exec /no/such: no such file or directory"),
+        ({"CommandArgs": ["/no/such"]}, 'exec: "/no/such": no such file or directory'),
     ],
 )
 async def test_a_command_that_does_not_exist_is_refused(parameters: object, message: str) -> None:

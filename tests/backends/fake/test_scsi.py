@@ -194,7 +194,7 @@ async def test_only_what_can_change_of_an_attached_disk_is_updated() -> None:
     async with running() as system:
         await system.modify(add(slot(0), disk()))
         await system.modify(update(slot(0), disk(IgnoreFlushes=True)))
-        assert system.vm.tree.scsi.disks[0, 0].attachment.ignore_flushes
+        assert system.vm.tree.scsi.disks[0, 0].settings.ignore_flushes
         for other in (disk(OTHER_DISK), disk(ReadOnly=True), {"Type": "PassThru", "Path": DISK}):
             with expect_refusal(HResult.E_INVALIDARG):
                 await system.modify(update(slot(0), other))

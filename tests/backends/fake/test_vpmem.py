@@ -61,7 +61,7 @@ async def test_a_document_without_a_controller_has_no_vpmem() -> None:
 async def test_the_devices_of_the_document_are_there_from_the_start() -> None:
     controller = {"MaximumCount": 2, "MaximumSizeBytes": 16 * MIB, "Devices": {"0": image()}}
     async with running(lcow(VirtualPMem=controller)) as system:
-        assert system.vm.tree.vpmem.find(0) is not None
+        assert system.vm.tree.vpmem.find((0, None)) is not None
         with expect_refusal(HResult.ERROR_ALREADY_EXISTS):
             await system.modify(add(pmem(0), image(OTHER_LAYER)))
 

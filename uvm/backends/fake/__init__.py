@@ -12,17 +12,12 @@ from uvm.backends.fake.exchange import Latency
 from uvm.backends.fake.faults import Faults
 from uvm.backends.fake.files import FakeFiles
 from uvm.backends.fake.gates import Gate, Parked
-from uvm.backends.fake.guest import (
-    Container,
-    FakeProcess,
-    GuestProcess,
-    GuestService,
-    LinuxContainer,
-    Misbehaviour,
-    Program,
-    Programs,
-)
+from uvm.backends.fake.guest.containers import Container, LinuxContainer
 from uvm.backends.fake.guest.linux.mounts import LinuxGuest
+from uvm.backends.fake.guest.misbehaviour import Misbehaviour
+from uvm.backends.fake.guest.processes import GuestProcess
+from uvm.backends.fake.guest.programs import FakeProcess, Program, Programs
+from uvm.backends.fake.guest.service import GuestService
 from uvm.backends.fake.guest.state import FakeGuest, Mount
 from uvm.backends.fake.guest.windows.mounts import WindowsGuest
 from uvm.backends.fake.host import Checks

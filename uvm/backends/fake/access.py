@@ -1,4 +1,4 @@
-"""Who may open which host path: the access-control entries that ``HcsGrantVmAccess`` adds."""
+"""Access of VMs to host paths: the access-control entries that ``HcsGrantVmAccess`` adds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class AccessTable:
         self._paths: dict[str, str] = {}
 
     def grant(self, path: str, to: str, mask: AccessMask) -> None:
-        """Add an entry; a VM's own entry lets it write too, as that of ``HcsGrantVmAccess`` does.
+        """Add an entry; a VM's own entry includes writing, as that of ``HcsGrantVmAccess`` does.
 
         :raises HostError: ERROR_FILE_NOT_FOUND.
         """
@@ -28,7 +28,7 @@ class AccessTable:
         self._masks.setdefault(key, {})[to] = mask if to == VM_GROUP else "all"
 
     def revoke(self, path: str, to: str) -> None:
-        """Remove an entry; does nothing if there is none, or nothing at the path any more."""
+        """Remove an entry; does nothing if there is none, or nothing at the path."""
         key = self._files.key(path)
         masks = self._masks.get(key, {})
         masks.pop(to, None)
@@ -50,5 +50,5 @@ class AccessTable:
         return [path for path, holder in self.entries() if holder == to]
 
     def entries(self) -> list[tuple[str, str]]:
-        """Return every entry: the path, as it was first granted, and who was given access."""
+        """Return every entry: the path, as it was first granted, and the VM, or the VM group."""
         return [(self._paths[key], to) for key, masks in self._masks.items() for to in masks]

@@ -10,30 +10,30 @@ from uuid import UUID
 
 from uvm.backend import JSON, VM_GROUP, AccessMask, HostInfo
 from uvm.backends.fake.access import AccessTable
-from uvm.backends.fake.calls import copy_json
+from uvm.backends.fake.calls import copy_document, read_json
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.exchange import Exchange, Latency
 from uvm.backends.fake.faults import Faults
 from uvm.backends.fake.files import FakeFiles
-from uvm.backends.fake.guest import BUILT_IN, Misbehaviour, Programs
+from uvm.backends.fake.guest.builtin import BUILT_IN
 from uvm.backends.fake.guest.linux.service import LinuxService
+from uvm.backends.fake.guest.misbehaviour import Misbehaviour
+from uvm.backends.fake.guest.programs import Programs
 from uvm.backends.fake.guest.service import GuestEnvironment
 from uvm.backends.fake.guest.windows.service import WindowsService
 from uvm.backends.fake.handle import HostSide
 from uvm.backends.fake.host import Checks, Host
 from uvm.backends.fake.hostedsystem import HostedSystem
-from uvm.backends.fake.hostservice import service_property
 from uvm.backends.fake.network import FakeNetwork
-from uvm.backends.fake.properties import summary
+from uvm.backends.fake.properties import service_property
 from uvm.backends.fake.request_log import RequestLog
 from uvm.backends.fake.system import FakeHostedSystem, FakeSystem
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
 from uvm.hresult import HResult
-from uvm.schema.json import SchemaError, from_json
 from uvm.schema.system import ComputeSystem
 
-#: Where hcsshim looks for the kernel and the root file system of Linux VMs, and how large they are there.
+#: The directory in which hcsshim expects the boot files of Linux VMs, and the files with their sizes.
 _BOOT_DIRECTORY = "C:\\Program Files\\Linux Containers"
 _BOOT_FILES = {"kernel": 11 << 20, "vmlinux": 46 << 20, "initrd.img": 38 << 20}
 
@@ -43,18 +43,18 @@ _FILTERS = {"Ids": "Id", "Names": "Name", "Types": "SystemType", "Owners": "Owne
 class FakeBackend:
     """A hypervisor host in memory (:class:`~uvm.backend.Backend`).
 
-    It refuses what HCS refuses, with the same result codes, and the same calls always give the same answers.
+    It refuses what HCS refuses, with the same result codes, and the same calls always have the same answers.
 
     :param host: the facts of the host.
-    :param files: its file system. By default it holds the files that Linux VMs boot from, in the directory
-        where they are looked for by default, and nothing else.
-    :param seed: of the ids that it makes and of faults with a probability.
-    :param checks: how strictly it looks at what requests name.
-    :param latency: how long its answers take.
+    :param files: its file system. By default it holds the files that Linux VMs boot from, in hcsshim's
+        directory for them, and nothing else.
+    :param seed: the seed of its new ids and of faults with a probability.
+    :param checks: how strictly it checks what requests name.
+    :param latency: the time that its answers take.
     :param request_log_entries: how many calls the request log keeps.
-    :param guest_capabilities: what guests say of themselves, in place of what they do by default.
+    :param guest_capabilities: the capabilities that guests report, in place of their own.
     :ivar programs: the programs that its guests can run.
-    :ivar misbehaviour: what goes wrong with the answers of its guests.
+    :ivar misbehaviour: the rules that spoil the answers of its guests.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class FakeBackend:
         self.network: FakeNetwork = FakeNetwork(self.exchange)
         self._host = Host(self.info, self.files, self.access, self.network, checks or Checks())
         self._ids = Random(seed)
-        self._side = HostSide(self, self.exchange, self.info)
+        self._side = HostSide(self.exchange, self.info)
         self._guests = GuestEnvironment(self.exchange, self.programs, self.misbehaviour)
         self._vms: dict[str, FakeVM] = {}
         self._hosted: dict[str, HostedSystem] = {}
@@ -108,7 +108,7 @@ class FakeBackend:
     async def service_properties(self, *types: str) -> JSON:
         """Return properties of the compute service, in the order of the types.
 
-        :raises HostError: HCS_E_INVALID_JSON for a type that is not known.
+        :raises HostError: HCS_E_INVALID_JSON for an unknown type.
         """
         call = self.request_log.begin("query", "", "service properties", {"PropertyTypes": list(types)})
         return await self.exchange.carry_out(
@@ -126,7 +126,7 @@ class FakeBackend:
         await self.exchange.carry_out(call, lambda: self.access.grant(path, to, mask), self._vms.get(to))
 
     async def revoke_access(self, path: str, to: str) -> None:
-        """Revoke access; does nothing if there is none."""
+        """Revoke access; do nothing if there is none."""
         call = self.request_log.begin(
             "revoke", "" if to == VM_GROUP else to, "revoke", {"path": path, "vm": to}
         )
@@ -136,15 +136,11 @@ class FakeBackend:
         """Create a compute system: a VM, or with ``HostingSystemId`` a container that HCS hosts in a VM.
 
         :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS; HCS_E_INVALID_JSON for a document that HCS cannot
-            read; or what a device of the document is refused with. For a container HCS_E_SYSTEM_NOT_FOUND
-            where there is no such VM, and what its guest refuses with.
+            read; or the refusal of a device of the document. For a container HCS_E_SYSTEM_NOT_FOUND
+            if there is no such VM, and its guest's refusal.
         """
         operation = f"create {system_id}"
-        try:
-            copied = copy_json(document)
-        except ValueError as e:
-            raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None
-
+        copied = copy_document(document, operation)
         if copied.get("HostingSystemId"):
             return await self._create_hosted(system_id, copied)
 
@@ -155,48 +151,47 @@ class FakeBackend:
             return vm
 
         call = self.request_log.begin("lifecycle", system_id, "create", copied)
-        # The handle comes last: where the answer gets lost, the system is there and nobody has a handle.
+        # The handle comes last: if the answer is lost, the system exists without a handle.
         return FakeSystem(self._side, await self.exchange.carry_out(call, create))
 
     async def open(self, system_id: str) -> FakeSystem:
-        """Open another handle; HCS_E_SYSTEM_NOT_FOUND where there is no such system."""
+        """Open another handle; HCS_E_SYSTEM_NOT_FOUND if there is no such system."""
         hosted = self._hosted.get(system_id)
-        if hosted is not None:
-            call = self.request_log.begin("lifecycle", hosted.vm.id, "open", None, system_id)
-            found = await self.exchange.carry_out(call, lambda: self._find_hosted(system_id), hosted.vm)
-            return FakeHostedSystem(self._side, found)
+        vm = self._vms.get(system_id) if hosted is None else hosted.vm
 
-        def find() -> FakeVM:
-            vm = self._vms.get(system_id)
-            if vm is None:
+        def find() -> FakeVM | HostedSystem:
+            found = self._vms.get(system_id) or self._hosted.get(system_id)
+            if found is None:
                 raise HostError(f"open {system_id}", HResult.HCS_E_SYSTEM_NOT_FOUND)
-            return vm
+            return found
 
-        call = self.request_log.begin("lifecycle", system_id, "open", None)
-        return FakeSystem(self._side, await self.exchange.carry_out(call, find, self._vms.get(system_id)))
+        log_id, resource = (system_id, "") if hosted is None else (hosted.vm.id, system_id)
+        call = self.request_log.begin("lifecycle", log_id, "open", None, resource)
+        found = await self.exchange.carry_out(call, find, vm)
+        if isinstance(found, HostedSystem):
+            return FakeHostedSystem(self._side, found)
+        return FakeSystem(self._side, found)
 
     async def enumerate(self, query: JSON | None = None) -> list[JSON]:
         """List compute systems; ``Ids``, ``Names``, ``Types`` and ``Owners`` choose among them."""
         wanted = {_FILTERS[k]: v for k, v in (query or {}).items() if k in _FILTERS and v}
 
         def listed() -> list[JSON]:
-            found = [summary(vm) for vm in self._vms.values()]
-            found += [hosted.summary() for hosted in self._hosted.values()]
+            found = [system.summary() for system in (*self._vms.values(), *self._hosted.values())]
             return [s for s in found if all(s.get(field, "") in values for field, values in wanted.items())]
 
         call = self.request_log.begin("query", "", "enumerate", query)
         return await self.exchange.carry_out(call, listed)
 
     def new_id(self) -> str:
-        """Make a fresh GUID; the seed says which."""
+        """Return a new GUID, determined by the seed."""
         return str(UUID(int=self._ids.getrandbits(128), version=4))
 
     def leftovers(self) -> list[str]:
         """Return what is left: VMs, containers, handles of processes, access, PCI functions, endpoints.
 
-        Also directories that were made through the backend, and are empty.
-
-        Empty when everything that used the host has cleaned up.
+        Also directories that were made through the backend, and are empty. Nothing is left when everything
+        that used the host has cleaned up.
         """
         left = [f"VM {vm.id} ({vm.state})" for vm in self._vms.values()]
         left += [f"{hosted}" for hosted in self._hosted.values()]
@@ -221,25 +216,19 @@ class FakeBackend:
         operation, hosting_id = f"create {system_id}", str(document["HostingSystemId"])
 
         def create() -> HostedSystem:
-            checked = _read(document, operation)
+            checked = read_json(ComputeSystem, document, operation)
             self._require_free(system_id)
             vm = self._vms.get(checked.hosting_system_id)
             if vm is None:
                 text = f"there is no VM {checked.hosting_system_id}"
                 raise HostError(operation, HResult.HCS_E_SYSTEM_NOT_FOUND, text)
-            hosted = HostedSystem.create(vm, system_id, checked, self._forget_hosted)
+            hosted = HostedSystem(vm, system_id, checked, self._forget_hosted)
             self._hosted[system_id] = hosted
             return hosted
 
         call = self.request_log.begin("lifecycle", hosting_id, "create", document, system_id)
         made = await self.exchange.carry_out(call, create, self._vms.get(hosting_id))
         return FakeHostedSystem(self._side, made)
-
-    def _find_hosted(self, system_id: str) -> HostedSystem:
-        found = self._hosted.get(system_id)
-        if found is None:
-            raise HostError(f"open {system_id}", HResult.HCS_E_SYSTEM_NOT_FOUND)
-        return found
 
     def _forget_vm(self, vm: FakeVM) -> None:
         self._vms.pop(vm.id, None)
@@ -270,19 +259,11 @@ def _boot_files(info: HostInfo) -> FakeFiles:
     return files
 
 
-def _read(document: JSON, operation: str) -> ComputeSystem:
-    try:
-        return from_json(ComputeSystem, document, forbid_extra=True)
-    except SchemaError as e:
-        raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None
-
-
 def _checked(document: JSON, operation: str) -> ComputeSystem:
-    system = _read(document, operation)
+    system = read_json(ComputeSystem, document, operation)
     if system.container is not None:
-        raise HostError(
-            operation, HResult.ERROR_NOT_SUPPORTED, "the fake hosts containers in virtual machines only"
-        )
+        text = "the fake hosts containers in virtual machines only"
+        raise HostError(operation, HResult.ERROR_NOT_SUPPORTED, text)
     if system.virtual_machine is None:
         raise HostError(operation, HResult.HCS_E_INVALID_JSON, "VirtualMachine is missing")
     return system

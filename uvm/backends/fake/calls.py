@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from fnmatch import fnmatchcase
+from typing import Any, Literal, Protocol, TypeVar
 
 from attrs import frozen
 
-#: Who is asked. ``lifecycle`` is create, open, start and their kind; ``query`` asks for properties.
+from uvm.errors import HostError
+from uvm.hresult import HResult
+from uvm.schema.json import SchemaError, from_json
+
+T = TypeVar("T")
+
+#: What a call is to. ``lifecycle`` is create, open, start and their kind; ``query`` asks for properties.
 To = Literal["grant", "revoke", "host", "guest", "lifecycle", "network", "query"]
 
 
 @frozen
 class Call:
-    """One call. The document belongs to the request log: nobody changes it.
+    """One call. The document belongs to the request log: do not change it.
 
     :ivar seq: the number of the call, from 1, over all VMs of a backend.
-    :ivar vm: the id of the VM; empty where the call concerns none.
+    :ivar vm: the id of the VM; empty if the call concerns none.
     :ivar operation: ``modify``, ``create``, ``start``, ``connect``, ``grant``, ...
     :ivar document: what was sent, as a JSON value.
     :ivar resource: the resource path (host) or resource type (guest) of a modify request.
@@ -35,24 +42,40 @@ class Call:
         words = (self.operation, self.request_type, self.resource)
         return " ".join(word for word in words if word)
 
+    def fits(
+        self,
+        *,
+        vm: str | None = None,
+        operation: str | None = None,
+        resource: str | None = None,
+        request_type: str | None = None,
+    ) -> bool:
+        """Return whether the call has all that is not None; ``resource`` may hold ``*`` and ``?``."""
+        return (
+            vm in (None, self.vm)
+            and operation in (None, self.operation)
+            and request_type in (None, self.request_type)
+            and (resource is None or fnmatchcase(self.resource, resource))
+        )
+
 
 class Machine(Protocol):
     """What a fault needs of the VM that a call goes to."""
 
     def crash(self) -> None:
-        """End unexpectedly; nothing happens where it has ended."""
+        """Exit unexpectedly; do nothing if the VM has exited."""
 
     def add_exit_hook(self, hook: Callable[[], None]) -> None:
-        """Have the hook called at the exit, or now where that was before."""
+        """Call a hook at the exit, or at once if the VM has exited."""
 
     def remove_exit_hook(self, hook: Callable[[], None]) -> None:
-        """Forget a hook."""
+        """Remove a hook."""
 
 
 def copy_json(value: Any) -> Any:
-    """Copy a JSON value, so that what the caller changes later changes nothing here.
+    """Return a copy of a JSON value, which does not change with the caller's.
 
-    :raises ValueError: it is not a JSON value; the message says where.
+    :raises ValueError: it is not a JSON value; the message names the part that is not.
     """
     if value is None or isinstance(value, str | int | float):
         return value
@@ -64,3 +87,19 @@ def copy_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [copy_json(item) for item in value]
     raise ValueError(f"{type(value).__name__} is no JSON type")
+
+
+def copy_document(document: Any, operation: str) -> Any:
+    """Return a copy of a document of the caller; HCS_E_INVALID_JSON if it is no JSON value."""
+    try:
+        return copy_json(document)
+    except ValueError as e:
+        raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None
+
+
+def read_json(cls: type[T], document: Any, operation: str) -> T:
+    """Return a document as a model, read as strictly as HCS does: HCS_E_INVALID_JSON."""
+    try:
+        return from_json(cls, document, forbid_extra=True)
+    except SchemaError as e:
+        raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None

@@ -1,4 +1,4 @@
-"""The clock of the fake: it moves with what happens, not with time, so that every run gives the same."""
+"""The clock of the fake: it moves with the calls, not with time, so that every run has the same times."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class FakeClock:
     ticks: int = 0
 
     def tick(self) -> None:
-        """Let the time of one call pass."""
+        """Advance by the time of one call."""
         self.ticks += _CALL
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance by a number of seconds."""
         if seconds < 0:
             raise ValueError("time does not go backwards")
         self.ticks += round(seconds * TICKS_PER_SECOND)
 
     def timestamp(self, ticks: int | None = None) -> str:
-        """Write a time (now, by default) as an RFC 3339 string."""
+        """Return a time (now, by default) as an RFC 3339 string."""
         at = _EPOCH + timedelta(microseconds=(self.ticks if ticks is None else ticks) / 10)
         return at.isoformat().replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""The one way in which a call is carried out: request log, latency, faults, then the change itself."""
+"""How every call is carried out: request log, latency, faults, then the change itself."""
 
 from __future__ import annotations
 
@@ -33,21 +33,13 @@ class Latency:
     lifecycle_ms: float = 0.0
 
     def of(self, to: To) -> float:
-        """The time of a call, in milliseconds."""
-        match to:
-            case "host":
-                return self.host_ms
-            case "guest":
-                return self.guest_ms
-            case "grant" | "revoke":
-                return self.grant_ms
-            case "lifecycle":
-                return self.lifecycle_ms
-            case _:
-                return 0.0
+        """Return the time of a call, in milliseconds."""
+        if to in ("grant", "revoke"):
+            return self.grant_ms
+        return {"host": self.host_ms, "guest": self.guest_ms, "lifecycle": self.lifecycle_ms}.get(to, 0.0)
 
 
-@define
+@define(eq=False)
 class Exchange:
     """Carries out calls.
 

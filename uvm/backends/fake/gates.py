@@ -1,32 +1,73 @@
-"""Gates: places where calls are parked until a test decides what becomes of each of them."""
+"""Gates: calls are parked there until a test decides what becomes of each of them."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeAlias
 
 import anyio
 from attrs import define, field
 
-from uvm.backends.fake.answers import lost_answer, refusal
 from uvm.backends.fake.calls import Call, Machine
+from uvm.errors import GuestError, HostError, UnknownOutcomeError, UVMError
 from uvm.hresult import HResult
 
-T = TypeVar("T")
+#: Goes on to the next rule, and in the end carries out the call.
+Proceed: TypeAlias = Callable[[], Awaitable[Any]]
+#: What a rule does with a call that it chose.
+Action: TypeAlias = Callable[[Call, Proceed, Machine | None], Awaitable[Any]]
+
+
+def refusing(code: int | BaseException, text: str = "") -> Action:
+    """Return the action that refuses a call with a code of the guest or the host, or with an exception."""
+
+    async def refuse(call: Call, proceed: Proceed, machine: Machine | None) -> Any:
+        if isinstance(code, BaseException):
+            raise code
+        refused = GuestError if call.to == "guest" else HostError
+        raise refused(str(call), code, text)
+
+    return refuse
+
+
+def losing(*, applied: bool) -> Action:
+    """Return the action that loses the answer to a call. A refusal is an answer too; it becomes the cause."""
+
+    async def lose(call: Call, proceed: Proceed, machine: Machine | None) -> Any:
+        refused: UVMError | None = None
+        if applied:
+            try:
+                await proceed()
+            except UVMError as e:
+                refused = e
+        raise UnknownOutcomeError(f"{call}: the answer was lost") from refused
+
+    return lose
+
+
+async def _proceed(call: Call, proceed: Proceed, machine: Machine | None) -> Any:
+    return await proceed()
+
+
+@contextmanager
+def on_exit(machine: Machine | None, hook: Callable[[], None]) -> Iterator[None]:
+    """Have a hook called if a VM exits meanwhile, or has exited; never if the call concerns no VM."""
+    if machine is not None:
+        machine.add_exit_hook(hook)
+    try:
+        yield
+    finally:
+        if machine is not None:
+            machine.remove_exit_hook(hook)
 
 
 async def wait_for_exit(machine: Machine | None) -> None:
-    """Wait until a VM exits; where the call concerns no VM, until it is cancelled."""
-    if machine is None:
-        await anyio.sleep_forever()
-        return
+    """Wait until a VM exits; if the call concerns no VM, until the call is cancelled."""
     exited = anyio.Event()
-    machine.add_exit_hook(exited.set)
-    try:
+    with on_exit(machine, exited.set):
         await exited.wait()
-    finally:
-        machine.remove_exit_hook(exited.set)
 
 
 @define(eq=False)
@@ -39,94 +80,82 @@ class Parked:
     call: Call
     _pending: list[Parked] = field(repr=False)
     _woken: anyio.Event = field(factory=anyio.Event, repr=False)
-    _error: BaseException | None = field(default=None, repr=False)
-    _lost: bool | None = field(default=None, repr=False)
+    _action: Action = field(default=_proceed, repr=False)
 
     def proceed(self) -> None:
-        """Let the host or the guest carry it out and answer."""
-        self._wake()
+        """Have the host or the guest carry it out and answer."""
+        self._decide(_proceed)
 
     def refuse(self, code: int | BaseException = HResult.E_FAIL, text: str = "") -> None:
         """Refuse it with a result code, or an exception; no change is made."""
-        self._wake()
-        self._error = refusal(self.call, code, text)
+        self._decide(refusing(code, text))
 
     def lose(self, *, applied: bool) -> None:
         """Lose the answer, with the change made or not."""
-        self._wake()
-        self._lost = applied
+        self._decide(losing(applied=applied))
 
-    def _wake(self) -> None:
+    def _decide(self, action: Action) -> None:
         if self not in self._pending:
             raise RuntimeError(f"{self.call} is no longer parked")
         self._pending.remove(self)
+        self._action = action
         self._woken.set()
 
-    async def _decided(self, proceed: Callable[[], Awaitable[T]]) -> T:
-        if self._error is not None:
-            raise self._error
-        if self._lost is None:
-            return await proceed()
-        raise await lost_answer(self.call, proceed, applied=self._lost)
+    def _exited(self) -> None:
+        if self in self._pending:
+            self.proceed()
+
+    async def _decided(self, machine: Machine | None) -> Action:
+        try:
+            with on_exit(machine, self._exited):
+                await self._woken.wait()
+        finally:
+            if self in self._pending:
+                self._pending.remove(self)
+        return self._action
 
 
 class Gate:
     """Parks the calls that its rule chooses.
 
-    As a context manager it is closed at the end, which lets go on what is still parked.
+    As a context manager it is closed at the end, which lets all that is still parked proceed.
     """
 
     def __init__(self) -> None:
         self._pending: list[Parked] = []
-        self._arrival: anyio.Event | None = None
+        self._arrival = anyio.Event()
         self._on_close: Callable[[], None] | None = None
 
     @property
     def pending(self) -> tuple[Parked, ...]:
-        """The parked calls, in the order in which they came."""
+        """The parked calls, in the order of their arrival."""
         return tuple(self._pending)
 
     async def wait(self, count: int = 1) -> tuple[Parked, ...]:
-        """Wait until so many calls are parked, and give them."""
+        """Wait until that many calls are parked, and return them."""
         while len(self._pending) < count:
-            if self._arrival is None:
-                self._arrival = anyio.Event()
             await self._arrival.wait()
         return self.pending
 
     def close(self) -> None:
-        """Park no more calls, and let go on those that are parked."""
+        """Park no more calls, and let those that are parked proceed."""
         if self._on_close is not None:
             self._on_close()
         for parked in self.pending:
             parked.proceed()
 
     def when_closed(self, action: Callable[[], None]) -> None:
-        """Have something done at the closing."""
+        """Call a function when the gate is closed."""
         self._on_close = action
 
-    async def park(self, call: Call, proceed: Callable[[], Awaitable[T]], machine: Machine | None) -> T:
-        """Park a call. Where the VM exits meanwhile it goes on, and finds a VM that has exited."""
+    async def park(self, call: Call, proceed: Proceed, machine: Machine | None) -> Any:
+        """Park a call. If the VM exits meanwhile the call proceeds, and finds a VM that has exited."""
         parked = Parked(call, self._pending)
         self._pending.append(parked)
-        if self._arrival is not None:
-            self._arrival.set()
-            self._arrival = None
-
-        def exited() -> None:
-            if parked in self._pending:
-                parked.proceed()
-
-        if machine is not None:
-            machine.add_exit_hook(exited)
-        try:
-            await parked._woken.wait()
-        finally:
-            if machine is not None:
-                machine.remove_exit_hook(exited)
-            if parked in self._pending:
-                self._pending.remove(parked)
-        return await parked._decided(proceed)
+        self._arrival.set()
+        self._arrival = anyio.Event()
+        action = await parked._decided(machine)
+        return await action(call, proceed, machine)
 
     def __enter__(self) -> Gate:
         return self

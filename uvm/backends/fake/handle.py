@@ -9,13 +9,13 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field
 
-from uvm.backend import Backend, HostInfo
-from uvm.backends.fake.calls import Call, To, copy_json
+from uvm.backend import HostInfo
+from uvm.backends.fake.calls import Call, To, copy_document
+from uvm.backends.fake.computesystem import Opened
 from uvm.backends.fake.exchange import Exchange
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import GuestError, HostError
 from uvm.hresult import HResult
-from uvm.schema.json import SchemaError, from_json
 
 T = TypeVar("T")
 
@@ -24,11 +24,9 @@ T = TypeVar("T")
 class HostSide:
     """What the handles of a backend share.
 
-    :ivar backend: the backend, for tests to look at.
     :ivar processes: the open handles of processes, in the order in which they were opened.
     """
 
-    backend: Backend
     exchange: Exchange
     info: HostInfo
     processes: dict[Handle, None] = field(factory=dict, init=False)
@@ -40,17 +38,23 @@ class Handle:
     :ivar vm: the VM that it concerns, for tests to look at.
     """
 
-    __slots__ = ("_closed", "_host", "_waiting", "vm")
-
     #: What follows the name of an operation in the request log.
     _suffix: ClassVar[str] = ""
 
-    def __init__(self, host: HostSide, vm: FakeVM) -> None:
+    def __init__(self, host: HostSide, vm: FakeVM, target: Opened, name: str, resource: str = "") -> None:
+        """Open a handle.
+
+        :param name: the name of the target in errors.
+        :param resource: the resource of its calls in the request log; by default what a request names.
+        """
         self._host = host
+        self._target = target
+        self._name = name
+        self._resource = resource
         self._closed = False
         self._waiting: list[anyio.CancelScope] = []
         self.vm: FakeVM = vm
-        self._opened()
+        target.opened()
 
     async def close(self) -> None:
         """Close the handle, at once, whatever is cancelled. Closing it again is refused."""
@@ -62,30 +66,20 @@ class Handle:
             log.finish(call, e, applied=False)
             raise
         self._closed = True
-        self._closed_now()
+        self._release()
         for scope in self._waiting:
             scope.cancel()
         log.finish(call, None, applied=True)
         await anyio.lowlevel.checkpoint()
 
-    def _name(self) -> str:
-        """Return what an error calls what the handle is of."""
-        raise NotImplementedError
-
-    def _resource(self, operation: str, document: Any) -> tuple[str, str]:
-        """Return the resource of a call, and its request type, for the request log."""
-        raise NotImplementedError
-
-    def _opened(self) -> None:
-        """Count the handle."""
-        raise NotImplementedError
-
-    def _closed_now(self) -> None:
-        """Count the handle no more."""
-        raise NotImplementedError
+    def _release(self) -> None:
+        """Release what the handle holds."""
+        self._target.closed()
 
     def _begin(self, to: To, operation: str, document: Any) -> Call:
-        resource, request_type = self._resource(operation, document)
+        fields = document if operation == "modify" and isinstance(document, dict) else {}
+        resource = self._resource or str(fields.get("ResourcePath") or fields.get("ResourceType") or "")
+        request_type = str(fields.get("RequestType") or "")
         log = self._host.exchange.request_log
         return log.begin(to, self.vm.id, operation, document, resource, request_type)
 
@@ -97,11 +91,11 @@ class Handle:
         return await self._host.exchange.carry_out(self._begin(to, operation, document), checked, self.vm)
 
     async def _guest_call(self, operation: str, document: Any, change: Callable[[], T]) -> T:
-        """Make a call that HCS passes on to the guest, whose refusal it passes back."""
+        """Make a call that HCS relays to the guest, whose refusal becomes a HostError."""
         try:
             return await self._call("guest", operation, document, change)
         except GuestError as e:
-            raise HostError(f"{operation} {self._name()}: {e.operation}", e.hresult, e.text) from None
+            raise HostError(f"{operation} {self._name}: {e.operation}", e.hresult, e.text) from None
 
     async def _unless_closed(self, wait: Callable[[], Awaitable[T]]) -> T:
         operation = f"wait for{self._suffix}"
@@ -115,21 +109,11 @@ class Handle:
         raise self._closed_error(operation)
 
     def _copied(self, operation: str, document: Any) -> Any:
-        """Copy a document; HCS_E_INVALID_JSON if it is no JSON value."""
-        try:
-            return copy_json(document)
-        except ValueError as e:
-            raise HostError(f"{operation} {self._name()}", HResult.HCS_E_INVALID_JSON, str(e)) from None
-
-    def _parse(self, cls: type[T], document: Any, operation: str) -> T:
-        try:
-            return from_json(cls, document, forbid_extra=True)
-        except SchemaError as e:
-            raise HostError(f"{operation} {self._name()}", HResult.HCS_E_INVALID_JSON, str(e)) from None
+        return copy_document(document, f"{operation} {self._name}")
 
     def _require_open(self, operation: str) -> None:
         if self._closed:
             raise self._closed_error(operation)
 
     def _closed_error(self, operation: str) -> HostError:
-        return HostError(f"{operation} {self._name()}", HResult.E_HANDLE, "the handle was closed")
+        return HostError(f"{operation} {self._name}", HResult.E_HANDLE, "the handle was closed")

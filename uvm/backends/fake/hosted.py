@@ -1,23 +1,24 @@
 """The processes that HCS starts in a guest over its own connection, and what it keeps of them.
 
-HCS asks the guest for them in the same messages as anybody else does who is connected to it. It waits for the
-exit of each from the start, and keeps what it learns for as long as a handle is open.
+HCS asks the guest for them in the same messages as every other host. It waits for the exit of each from the
+start, and keeps what it learns for as long as a handle is open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
 import anyio
-from attrs import define, field
 
 from uvm._async import Flag
 from uvm._guest.specs import execute_settings
 from uvm._wire.frames import Procedure
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON
-from uvm.backends.fake.streams import FakeListener, FakeStream
+from uvm.backends.fake.calls import read_json
+from uvm.backends.fake.computesystem import Opened
+from uvm.backends.fake.guest.execution import asked_streams
+from uvm.backends.fake.streams import FakeStream
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import GuestError, HostError
 from uvm.hresult import HResult
@@ -29,7 +30,7 @@ from uvm.schema.gcs import (
     ResizeConsoleRequest,
     SignalProcessRequest,
 )
-from uvm.schema.json import SchemaError, dumps, from_json, to_json
+from uvm.schema.json import dumps, from_json, to_json
 from uvm.schema.process import (
     ConsoleSize,
     ProcessModifyRequest,
@@ -39,57 +40,48 @@ from uvm.schema.process import (
     SignalProcessOptionsWCOW,
 )
 
-T = TypeVar("T")
-
-#: Where HCS listens for the standard streams. It takes the connections before it listens again.
-_PORTS: Final = {"stdin": 0xC0000000, "stdout": 0xC0000001, "stderr": 0xC0000002}
+#: The ports on which HCS listens for the standard streams. It accepts them before it listens again.
+_STDIN, _STDOUT, _STDERR = 0xC0000000, 0xC0000001, 0xC0000002
 #: The handles that a process can be told to close, by HCS's names.
-_HANDLES: Final = {"StdIn": ("stdin",), "StdOut": ("stdout",), "StdErr": ("stderr",), "All": tuple(_PORTS)}
+_HANDLES: Final = {
+    "StdIn": ("stdin",),
+    "StdOut": ("stdout",),
+    "StdErr": ("stderr",),
+    "All": ("stdin", "stdout", "stderr"),
+}
 
 
-@define(eq=False)
-class HostedProcess:
+class HostedProcess(Opened):
     """A process that HCS started.
 
     :ivar container_id: the container that it runs in, or :data:`HOST_CONTAINER_ID`.
     :ivar streams: the host's ends of its standard streams, by name, as far as they were asked for.
-    :ivar handles: how many handles are open.
-    :ivar exit_code: None while it runs, and where the VM exited before it was known.
-    :ivar ended: nothing more is going to be learnt.
+    :ivar exit_code: None while it runs, and if the VM exited before it was known.
+    :ivar ended: the process, or the VM, has exited.
     """
 
-    vm: FakeVM = field(repr=False)
-    pid: int
-    container_id: str
-    streams: dict[str, FakeStream] = field(repr=False)
-    handles: int = field(default=0, init=False)
-    exit_code: int | None = field(default=None, init=False)
-    ended: Flag = field(factory=Flag, init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.vm.hosted[self.pid] = self
-        self.vm.add_exit_hook(self._end)
-        self.vm.service.processes[self.pid].when_exited(self._exited)
+    def __init__(self, vm: FakeVM, pid: int, container_id: str, streams: dict[str, FakeStream]) -> None:
+        super().__init__()
+        self.vm: FakeVM = vm
+        self.pid: int = pid
+        self.container_id: str = container_id
+        self.streams: dict[str, FakeStream] = streams
+        self.exit_code: int | None = None
+        self.ended: Flag = Flag()
+        vm.hosted[pid] = self
+        vm.add_exit_hook(self._end)
+        vm.service.processes[pid].when_exited(self._exited)
 
     def __str__(self) -> str:
         return f"process {self.pid} of {self.vm.id}"
 
-    def opened(self) -> None:
-        """Take note of a handle."""
-        self.handles += 1
-
-    def closed(self) -> None:
-        """Take note of a handle that was closed."""
-        self.handles -= 1
-        self._forget_if_unused()
-
-    def close_streams(self) -> None:
-        """Close the host's ends of its streams."""
-        for stream in self.streams.values():
-            stream.close()
+    def last_closed(self) -> None:
+        """Forget the process if it has ended."""
+        if self.ended.is_set():
+            self.vm.hosted.pop(self.pid, None)
 
     async def wait(self) -> int:
-        """Wait for the exit; HCS_E_SYSTEM_ALREADY_STOPPED where the VM exited before it was known."""
+        """Wait for the exit; HCS_E_SYSTEM_ALREADY_STOPPED if the VM exits before it is known."""
         await self.ended.wait()
         if self.exit_code is None:
             self.vm.require(f"wait for process {self.pid} of", "Running")
@@ -99,14 +91,14 @@ class HostedProcess:
     def signal(self, options: JSON | None) -> None:
         """Signal it, or with None kill it."""
         kind = SignalProcessOptionsLCOW if self.vm.os == "linux" else SignalProcessOptionsWCOW
-        read = None if options is None else _read(kind, options, f"signal {self}")
+        read = None if options is None else read_json(kind, options, f"signal {self}")
         request = SignalProcessRequest(container_id=self.container_id, process_id=self.pid, options=read)
         self._ask(Procedure.SIGNAL_PROCESS, request, "signal")
 
     def modify(self, document: JSON) -> None:
         """Carry out a ``ProcessModifyRequest``."""
         operation = f"modify {self}"
-        request = _read(ProcessModifyRequest, document, operation)
+        request = read_json(ProcessModifyRequest, document, operation)
         match request:
             case ProcessModifyRequest(operation="ConsoleSize", console_size=ConsoleSize() as size):
                 resize = ResizeConsoleRequest(
@@ -125,40 +117,34 @@ class HostedProcess:
 
     def status(self) -> JSON:
         """Return its ``ProcessStatus``."""
-        exited = self.ended.is_set()
-        lost = exited and self.exit_code is None
-        return to_json(
-            ProcessStatus(
-                process_id=self.pid,
-                exited=exited,
-                exit_code=self.exit_code or 0,
-                last_wait_result=HResult.HCS_E_SYSTEM_ALREADY_STOPPED - (1 << 32) if lost else 0,
-            )
-        )
+        status = ProcessStatus(process_id=self.pid, exited=self.ended.is_set(), exit_code=self.exit_code or 0)
+        if status.exited and self.exit_code is None:
+            status.last_wait_result = HResult.HCS_E_SYSTEM_ALREADY_STOPPED - (1 << 32)
+        return to_json(status)
 
     def require_running(self, operation: str) -> None:
-        """Refuse where it has exited, or the VM does not run."""
+        """Refuse if it has exited, or the VM does not run."""
         if self.exit_code is not None:
             raise HostError(operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, f"exit code {self.exit_code}")
         self.vm.require_relay(operation)
 
     def _close_handle(self, name: str) -> None:
         self.require_running(f"modify {self}")
-        found = [self.streams[each] for each in _HANDLES[name] if each in self.streams]
+        found = [each for each in _HANDLES[name] if each in self.streams]
         if not found:
             raise HostError(f"modify {self}", HResult.ERROR_NOT_FOUND, f"it has no {name}")
-        for stream in found:
-            if stream is self.streams.get("stdin"):
-                stream.end()
+        for each in found:
+            if each == "stdin":
+                self.streams[each].end()
             else:
-                stream.close()
+                self.streams[each].close()
 
     def _ask(self, procedure: Procedure, message: object, action: str) -> None:
         self.require_running(f"{action} {self}")
-        relayed(f"{action} {self}", lambda: self.vm.service.ask(procedure, message, f"{action} {self}"))
+        ask_guest(self.vm, procedure, message, f"{action} {self}")
 
     def _exited(self, code: int) -> None:
-        # What was cut off by the exit of the VM has no exit code.
+        # What the exit of the VM cut off has no exit code.
         if not self.ended.is_set():
             self.exit_code = code
             self._end()
@@ -166,18 +152,14 @@ class HostedProcess:
     def _end(self) -> None:
         self.vm.remove_exit_hook(self._end)
         self.ended.set()
-        self._forget_if_unused()
-
-    def _forget_if_unused(self) -> None:
-        if self.ended.is_set() and not self.handles:
-            self.vm.hosted.pop(self.pid, None)
+        if not self.handles:
+            self.last_closed()
 
 
-def find_hosted(vm: FakeVM, pid: int, container_id: str = HOST_CONTAINER_ID) -> HostedProcess:
-    """Find a process to open, of the guest itself or of a container.
+def find_hosted(vm: FakeVM, pid: int, container_id: str) -> HostedProcess:
+    """Return a process to open, of the guest itself or of a container.
 
-    :raises HostError: ERROR_NOT_FOUND; HCS_E_PROCESS_ALREADY_STOPPED where it has exited and a handle
-        is open.
+    :raises HostError: ERROR_NOT_FOUND; HCS_E_PROCESS_ALREADY_STOPPED if it has exited and a handle is open.
     """
     operation = f"open process {pid} of {vm.id}"
     vm.require_relay(f"open process {pid} of")
@@ -188,55 +170,38 @@ def find_hosted(vm: FakeVM, pid: int, container_id: str = HOST_CONTAINER_ID) -> 
     return hosted
 
 
-def start_hosted(vm: FakeVM, document: JSON, container_id: str = HOST_CONTAINER_ID) -> HostedProcess:
+def start_hosted(vm: FakeVM, document: JSON, container_id: str) -> HostedProcess:
     """Start a process (``ProcessParameters``), of the guest itself or in a container.
 
     :raises HostError: HCS_E_INVALID_JSON, HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION, HCS_E_INVALID_STATE,
-        or what the guest refuses with.
+        or the guest's refusal.
     """
     operation = f"create a process in {vm.id}"
     vm.require_relay("create a process in")
     in_linux_container = vm.os == "linux" and container_id != HOST_CONTAINER_ID
     kind = LinuxProcessParameters if in_linux_container else ProcessParameters
-    parameters = _read(kind, document, operation)
+    parameters = read_json(kind, document, operation)
     if parameters.emulate_console:
         # With a console, both outputs are one.
         parameters.create_std_err_pipe = False
-    asked = (
-        ("stdin", parameters.create_std_in_pipe),
-        ("stdout", parameters.create_std_out_pipe),
-        ("stderr", parameters.create_std_err_pipe),
-    )
-    ports = {name: _PORTS[name] for name, wanted in asked if wanted}
+    ports = asked_streams(parameters, (_STDIN, _STDOUT, _STDERR))
     listeners = {name: vm.listen(vsock_service_id(port)) for name, port in ports.items()}
-    request = ExecuteProcessRequest(
-        container_id=container_id, settings=execute_settings(vm.os, dumps(parameters), ports)
-    )
+    settings = execute_settings(vm.os, dumps(parameters), ports)
+    request = ExecuteProcessRequest(container_id=container_id, settings=settings)
     try:
-        answer = relayed(operation, lambda: vm.service.ask(Procedure.EXECUTE_PROCESS, request, operation))
-        pid = from_json(ExecuteProcessResponse, answer).process_id
-        return HostedProcess(vm, pid, container_id, _accept(listeners))
+        answer = ask_guest(vm, Procedure.EXECUTE_PROCESS, request, operation)
+        # The guest connected before it answered.
+        dialled = {name: listener.accept_nowait() for name, listener in listeners.items()}
+        streams = {name: stream for name, stream in dialled.items() if stream is not None}
+        return HostedProcess(vm, from_json(ExecuteProcessResponse, answer).process_id, container_id, streams)
     finally:
         for listener in listeners.values():
             listener.end(anyio.ClosedResourceError())
 
 
-def _accept(listeners: dict[str, FakeListener]) -> dict[str, FakeStream]:
-    """Take the connections that the guest made before it answered."""
-    dialled = {name: listener.accept_nowait() for name, listener in listeners.items()}
-    return {name: stream for name, stream in dialled.items() if stream is not None}
-
-
-def relayed(operation: str, ask: Callable[[], JSON]) -> JSON:
-    """Ask the guest; its refusal is HCS's, with the guest's code."""
+def ask_guest(vm: FakeVM, procedure: Procedure, message: object, operation: str) -> JSON:
+    """Ask the guest as HCS does; its refusal becomes HCS's, with the guest's code."""
     try:
-        return ask()
+        return vm.service.ask(procedure, message, operation)
     except GuestError as e:
         raise HostError(operation, e.hresult, e.text) from None
-
-
-def _read(cls: type[T], document: JSON, operation: str) -> T:
-    try:
-        return from_json(cls, document, forbid_extra=True)
-    except SchemaError as e:
-        raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None

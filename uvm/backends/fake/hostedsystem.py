@@ -1,22 +1,19 @@
 """Containers that HCS hosts in a fake VM: compute systems of their own, carried out by the VM's guest.
 
-HCS asks the guest for them in the same messages as anybody else does who is connected to it, and the guest
-tells HCS of their exit.
+HCS asks the guest for them in the same messages as every other host, and the guest reports their exit to HCS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, ClassVar, Final, Literal, NoReturn
-
-from attrs import define, field
+from typing import Any, ClassVar, Final, NoReturn
 
 from uvm._async import Flag
 from uvm._wire.frames import Procedure, parse
 from uvm.backend import JSON
+from uvm.backends.fake.computesystem import FakeComputeSystem
 from uvm.backends.fake.guest.containers import LinuxContainer
-from uvm.backends.fake.hosted import HostedProcess, find_hosted, relayed, start_hosted
+from uvm.backends.fake.hosted import ask_guest
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
@@ -28,69 +25,45 @@ from uvm.schema.gcs import (
     GetPropertiesResponse,
     RequestBase,
 )
-from uvm.schema.json import dumps, from_json, to_json
+from uvm.schema.json import dumps, from_json
 from uvm.schema.system import ComputeSystem
-
-State = Literal["Created", "Running", "Stopped"]
 
 #: The properties that the guest is asked for.
 _OF_THE_GUEST: Final = frozenset({schema.PROPERTY_STATISTICS, schema.PROPERTY_PROCESS_LIST})
 
 
-@define(eq=False)
-class HostedSystem:
+class HostedSystem(FakeComputeSystem):
     """A container that HCS hosts in a VM. Every method is one atomic step, and raises HostError if refused.
 
     :ivar vm: the VM that hosts it.
-    :ivar ends_with_last_handle: it is terminated when its last handle is closed.
-    :ivar handles: how many handles are open.
-    :ivar exit_status: how it ended; None while it has not.
-    :ivar over: it has ended.
+    :ivar over: set when it has exited.
     """
 
-    vm: FakeVM = field(repr=False)
-    id: str
-    owner: str
-    ends_with_last_handle: bool
-    _forget: Callable[[HostedSystem], None] = field(repr=False)
-    state: State = field(default="Created", init=False)
-    handles: int = field(default=0, init=False)
-    exit_status: ExitStatus | None = field(default=None, init=False)
-    over: Flag = field(factory=Flag, init=False, repr=False)
-
-    @classmethod
-    def create(
-        cls, vm: FakeVM, system_id: str, document: ComputeSystem, forget: Callable[[HostedSystem], None]
-    ) -> HostedSystem:
+    def __init__(
+        self, vm: FakeVM, system_id: str, document: ComputeSystem, forget: Callable[[HostedSystem], None]
+    ) -> None:
         """Have the guest create it.
 
-        :param forget: called when it has ended and no handle is open.
+        :param forget: called when it has exited and no handle is open.
         :raises HostError: HCS_E_INVALID_JSON, HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION, HCS_E_INVALID_STATE,
-            or what the guest refuses with.
+            or the guest's refusal.
         """
-        operation = f"create {system_id}"
+        super().__init__(system_id, document.owner, document.should_terminate_on_last_handle_closed)
+        self.vm: FakeVM = vm
+        self.over: Flag = Flag()
+        self._forget = forget
         vm.require_relay("create a container in")
         if not isinstance(document.hosted_system, dict):
-            raise HostError(operation, HResult.HCS_E_INVALID_JSON, "HostedSystem should be an object")
-        hosted = cls(vm, system_id, document.owner, document.should_terminate_on_last_handle_closed, forget)
+            text = "HostedSystem should be an object"
+            raise HostError(f"create {system_id}", HResult.HCS_E_INVALID_JSON, text)
         config = dumps(document.hosted_system)
         request = ContainerCreateRequest(container_id=system_id, container_config=config)
-        hosted._ask(Procedure.CREATE, request, "create")
-        vm.service.watchers[system_id] = hosted.exited
-        vm.add_exit_hook(hosted._vm_exited)
-        return hosted
+        self._ask(Procedure.CREATE, request, "create")
+        vm.service.watchers[system_id] = self.exited
+        vm.add_exit_hook(self._vm_exited)
 
     def __str__(self) -> str:
         return f"container {self.id} of {self.vm.id} ({self.state})"
-
-    def require(self, operation: str, *states: State) -> None:
-        """Refuse in other states, as :meth:`FakeVM.require` does."""
-        if self.state in states:
-            return
-        if self.state == "Stopped":
-            text = f"exit: {self.exit_status}"
-            raise HostError(f"{operation} {self.id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, text)
-        raise HostError(f"{operation} {self.id}", HResult.HCS_E_INVALID_STATE, f"it is {self.state}")
 
     def start(self) -> None:
         """Start it: Created to Running."""
@@ -99,12 +72,12 @@ class HostedSystem:
         self.state = "Running"
 
     def shutdown(self) -> None:
-        """Have the guest end it in order; it has ended when the guest says so."""
+        """Have the guest shut it down; it exits when the guest reports it."""
         self.require("shut down", "Running")
         self._end(Procedure.SHUTDOWN_GRACEFUL, "shut down")
 
     def terminate(self) -> None:
-        """Have the guest end it at once; it has ended when the guest says so."""
+        """Have the guest kill it; it exits when the guest reports it."""
         self.require("terminate", "Created", "Running")
         self._end(Procedure.SHUTDOWN_FORCED, "terminate")
 
@@ -114,29 +87,20 @@ class HostedSystem:
         message = ContainerModifySettingsRequest(container_id=self.id, request=request)
         self._ask(Procedure.MODIFY_SETTINGS, message, "modify")
 
-    def summary(self) -> JSON:
-        """Return what an enumeration and a query without types tell of it."""
-        properties = schema.Properties(
-            id=self.id,
-            system_type="Container",
-            runtime_os_type=self.vm.os.capitalize(),
-            name=self.id,
-            owner=self.owner,
-            hosting_system_id=self.vm.id,
-            state=self.state,
-            stopped=self.state == "Stopped",
-            exit_type=self.exit_status.exit_type if self.exit_status is not None else "",
-        )
-        return to_json(properties)
+    def describe(self, properties: schema.Properties) -> None:
+        """Add to the summary what only a container has."""
+        properties.system_type = "Container"
+        properties.runtime_os_type = self.vm.os.capitalize()
+        properties.hosting_system_id = self.vm.id
 
     def query(self, types: tuple[str, ...]) -> JSON:
-        """Return properties: those that the guest has, on top of the summary.
+        """Return the summary, and properties that the guest has.
 
-        :raises HostError: HCS_E_INVALID_JSON for a type that is not known; or what the guest refuses with.
+        :raises HostError: HCS_E_INVALID_JSON for an unknown type; or the guest's refusal.
         """
         for name in types:
             if name not in _OF_THE_GUEST:
-                text = f"the fake knows no property {name!r} of a container"
+                text = f"unknown property {name!r} of a container"
                 raise HostError(f"query {self.id}", HResult.HCS_E_INVALID_JSON, text)
         if not types:
             return self.summary()
@@ -146,21 +110,10 @@ class HostedSystem:
         answer = from_json(GetPropertiesResponse, self._ask(Procedure.GET_PROPERTIES, message, "query"))
         return {**parse(answer.properties.encode()), **self.summary()}
 
-    def create_process(self, document: JSON) -> HostedProcess:
-        """Start a process in it (``ProcessParameters``, in a Linux container with ``OciProcess``)."""
-        self.require("create a process in", "Running")
-        return start_hosted(self.vm, document, self.id)
-
-    def open_process(self, pid: int) -> HostedProcess:
-        """Find a process of it to open; ERROR_NOT_FOUND where there is none."""
-        self.require(f"open process {pid} of", "Running")
-        return find_hosted(self.vm, pid, self.id)
-
     def refuse(self, *arguments: object) -> NoReturn:
         """Refuse what only virtual machines do."""
-        raise HostError(
-            f"ask {self.id}", HResult.ERROR_NOT_SUPPORTED, "it is a container, not a virtual machine"
-        )
+        text = "it is a container, not a virtual machine"
+        raise HostError(f"ask {self.id}", HResult.ERROR_NOT_SUPPORTED, text)
 
     crash_guest: ClassVar[Callable[..., NoReturn]] = refuse
     pause: ClassVar[Callable[..., NoReturn]] = refuse
@@ -168,22 +121,14 @@ class HostedSystem:
     save: ClassVar[Callable[..., NoReturn]] = refuse
     listen: ClassVar[Callable[..., NoReturn]] = refuse
 
-    def opened(self) -> None:
-        """Take note of a handle."""
-        self.handles += 1
-
-    def closed(self) -> None:
-        """Take note of a handle that was closed."""
-        self.handles -= 1
-        if self.handles:
-            return
+    def last_closed(self) -> None:
+        """Terminate it if its document says so; forget it if it has exited."""
         if self.state != "Stopped" and self.ends_with_last_handle:
-            # Nobody is there to be told of a refusal.
             self._try(self.terminate)
         self._forget_if_unused()
 
     def exited(self, exit_type: str) -> None:
-        """The guest says that it has exited."""
+        """Stop: the guest reports the exit."""
         self._stop(ExitStatus(exit_type))
 
     def _vm_exited(self) -> None:
@@ -203,9 +148,10 @@ class HostedSystem:
         self._forget(self)
         if self.vm.state == "Running":
             message = RequestBase(container_id=self.id)
-            self._try(partial(self._ask, Procedure.DELETE_CONTAINER_STATE, message, "delete the state of"))
+            self._try(lambda: self._ask(Procedure.DELETE_CONTAINER_STATE, message, "delete the state of"))
 
     def _try(self, step: Callable[[], object]) -> None:
+        """Log a refusal, which has no caller."""
         try:
             step()
         except HostError as e:
@@ -215,10 +161,9 @@ class HostedSystem:
         self._ask(procedure, RequestBase(container_id=self.id), verb)
         container = self.vm.service.containers.get(self.id)
         if isinstance(container, LinuxContainer) and not container.init.started:
-            # The guest tells of the exit only of what has run.
+            # The guest reports the exit only of what has run.
             self.exited(container.exit_type)
 
     def _ask(self, procedure: Procedure, message: object, verb: str) -> JSON:
-        operation = f"{verb} {self.id}"
         self.vm.require_relay(f"{verb} container {self.id} of")
-        return relayed(operation, lambda: self.vm.service.ask(procedure, message, operation))
+        return ask_guest(self.vm, procedure, message, f"{verb} {self.id}")

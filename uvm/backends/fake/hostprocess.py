@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from uvm.backend import JSON
 from uvm.backends.fake.handle import Handle, HostSide
@@ -17,17 +17,16 @@ class FakeHostProcess(Handle):
     connection, a Linux guest finds no process outside of its containers when it is asked to signal one, or to
     resize its terminal: 0xC037010E.
 
-    :param opened: it was opened by its id, and has no streams.
+    :param opened: the process was opened by its id, and has no streams.
     """
-
-    __slots__ = ("_hosted", "_with_streams")
 
     _suffix: ClassVar[str] = " process"
 
     def __init__(self, host: HostSide, hosted: HostedProcess, *, opened: bool = False) -> None:
+        super().__init__(host, hosted.vm, hosted, f"{hosted.pid} of {hosted.vm.id}", str(hosted.pid))
         self._hosted = hosted
-        self._with_streams = not opened
-        super().__init__(host, hosted.vm)
+        self._streams = {} if opened else hosted.streams
+        host.processes[self] = None
 
     def __str__(self) -> str:
         return str(self._hosted)
@@ -39,24 +38,21 @@ class FakeHostProcess(Handle):
 
     @property
     def stdin(self) -> FakeStream | None:
-        """Where its input goes."""
-        return self._stream("stdin")
+        """The stream of its input."""
+        return self._streams.get("stdin")
 
     @property
     def stdout(self) -> FakeStream | None:
-        """Where its output comes from."""
-        return self._stream("stdout")
+        """The stream of its output."""
+        return self._streams.get("stdout")
 
     @property
     def stderr(self) -> FakeStream | None:
-        """Where its error output comes from; None with a console, where all is in :attr:`stdout`."""
-        return self._stream("stderr")
-
-    def _stream(self, name: str) -> FakeStream | None:
-        return self._hosted.streams.get(name) if self._with_streams else None
+        """The stream of its error output; None with a console, whose output is all in :attr:`stdout`."""
+        return self._streams.get("stderr")
 
     async def wait(self) -> int:
-        """Wait for its end, and return the exit code.
+        """Wait for its exit, and return the exit code.
 
         :raises HostError: E_HANDLE if this handle is closed meanwhile; HCS_E_SYSTEM_ALREADY_STOPPED if the VM
             exits before the exit of the process is known.
@@ -85,18 +81,8 @@ class FakeHostProcess(Handle):
         """Return its ``ProcessStatus``."""
         return await self._call("query", "process properties", None, self._hosted.status)
 
-    def _name(self) -> str:
-        return f"{self.pid} of {self.vm.id}"
-
-    def _resource(self, operation: str, document: Any) -> tuple[str, str]:
-        return str(self.pid), ""
-
-    def _opened(self) -> None:
-        self._hosted.opened()
-        self._host.processes[self] = None
-
-    def _closed_now(self) -> None:
-        if self._with_streams:
-            self._hosted.close_streams()
-        self._hosted.closed()
+    def _release(self) -> None:
+        for stream in self._streams.values():
+            stream.close()
+        super()._release()
         del self._host.processes[self]

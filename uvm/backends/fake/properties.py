@@ -1,7 +1,8 @@
-"""What HCS tells of a VM when asked: numbers that follow from what happened to it."""
+"""Properties of VMs and of the compute service: numbers that follow from what happened on the host."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from uvm.backend import JSON, HostInfo
@@ -10,7 +11,7 @@ from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema import properties as schema
-from uvm.schema.common import MIB, PAGE_BYTES, Version
+from uvm.schema.common import MIB, PAGE_BYTES, RS5, V19H1, V20H1, V21H2_SERVER, V21H2_WIN11, Version
 from uvm.schema.json import to_json
 
 #: A guest's memory after boot, and what each device of it takes, in bytes.
@@ -20,32 +21,26 @@ _PER_DEVICE: Final = 2 * MIB
 _IDLE: Final = 0.01
 _KERNEL: Final = 0.4
 
-#: The field of the answer that holds a property; nothing for those that are answered as responses only.
-_FIELDS: Final = {
-    schema.PROPERTY_MEMORY: "Memory",
-    schema.PROPERTY_STATISTICS: "Statistics",
-    schema.PROPERTY_GUEST_CONNECTION: "GuestConnectionInfo",
-    schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED: "TerminateOnLastHandleClosed",
-    schema.PROPERTY_SYSTEM_GUID: "SystemGUID",
-    schema.PROPERTY_PROCESSOR_TOPOLOGY: "",
-    schema.PROPERTY_CPU_GROUP: "",
+#: The minor number of the newest version 2 of the schema that a build of Windows knows, newest first.
+_SCHEMAS: Final = ((V21H2_WIN11, 6), (V21H2_SERVER, 5), (V20H1, 3), (V19H1, 2), (RS5, 1))
+
+
+#: The field of the answer that holds a property, empty for those that are responses only; and its value.
+_PROPERTIES: Final[dict[str, tuple[str, Callable[[FakeVM, HostInfo, FakeClock], Any]]]] = {
+    schema.PROPERTY_MEMORY: ("Memory", lambda vm, info, clock: to_json(_memory(vm))),
+    schema.PROPERTY_STATISTICS: ("Statistics", lambda vm, info, clock: to_json(_statistics(vm, clock))),
+    schema.PROPERTY_GUEST_CONNECTION: (
+        "GuestConnectionInfo",
+        lambda vm, info, clock: to_json(_guest_connection(vm)),
+    ),
+    schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED: (
+        "TerminateOnLastHandleClosed",
+        lambda vm, info, clock: vm.ends_with_last_handle,
+    ),
+    schema.PROPERTY_SYSTEM_GUID: ("SystemGUID", lambda vm, info, clock: vm.runtime_id),
+    schema.PROPERTY_PROCESSOR_TOPOLOGY: ("", lambda vm, info, clock: to_json(_host_processors(info))),
+    schema.PROPERTY_CPU_GROUP: ("", lambda vm, info, clock: _cpu_groups([vm.tree.topology.cpu_group])),
 }
-
-
-def summary(vm: FakeVM) -> JSON:
-    """Return what an enumeration and a query without types tell of a VM."""
-    properties = schema.Properties(
-        id=vm.id,
-        system_type="VirtualMachine",
-        runtime_os_type=vm.os.capitalize(),
-        name=vm.id,
-        owner=vm.owner,
-        runtime_id=vm.runtime_id,
-        state=vm.state,
-        stopped=vm.state == "Stopped",
-        exit_type=vm.exit_status.exit_type if vm.exit_status is not None else "",
-    )
-    return to_json(properties)
 
 
 def query(
@@ -55,43 +50,48 @@ def query(
 
     :param queries: the types that are asked for as ``Queries`` and answered in ``PropertyResponses``, as are
         those types that have no field of their own.
-    :raises HostError: HCS_E_INVALID_JSON for a type that is not known; where a type needs a running VM and
-        this one is not.
+    :raises HostError: HCS_E_INVALID_JSON for an unknown type; a type needs a running VM and this one is not.
     """
-    answer = summary(vm)
+    answer = vm.summary()
     responses: JSON = {}
     for name in (*types, *queries):
-        if name not in _FIELDS:
-            raise HostError(
-                f"query {vm.id}", HResult.HCS_E_INVALID_JSON, f"the fake knows no property {name!r}"
-            )
-        found = _property(vm, name, info, clock)
-        if name in types and _FIELDS[name]:
-            answer[_FIELDS[name]] = found
-        if name in queries or not _FIELDS[name]:
+        if name not in _PROPERTIES:
+            raise HostError(f"query {vm.id}", HResult.HCS_E_INVALID_JSON, f"unknown property {name!r}")
+        field, value = _PROPERTIES[name]
+        found = value(vm, info, clock)
+        if name in types and field:
+            answer[field] = found
+        if name in queries or not field:
             responses[name] = {"Response": found}
     return {**answer, "PropertyResponses": responses} if responses else answer
 
 
-def _property(vm: FakeVM, name: str, info: HostInfo, clock: FakeClock) -> Any:
+def service_property(name: str, info: HostInfo, vms: Mapping[str, FakeVM]) -> JSON:
+    """Return one property of the host's compute service; HCS_E_INVALID_JSON if its type is unknown.
+
+    Source: the HCS schema (``GetPropertyType``, ``BasicInformation``, ``CpuGroupConfigurations``, ...).
+    """
     match name:
-        case schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED:
-            return vm.ends_with_last_handle
-        case schema.PROPERTY_SYSTEM_GUID:
-            return vm.runtime_id
-        case schema.PROPERTY_GUEST_CONNECTION:
-            return to_json(_guest_connection(vm))
-        case schema.PROPERTY_MEMORY:
-            return to_json(_memory(vm))
-        case schema.PROPERTY_PROCESSOR_TOPOLOGY:
-            return to_json(host_processors(info))
-        case schema.PROPERTY_CPU_GROUP:
-            return {"CpuGroups": [{"GroupId": vm.tree.topology.cpu_group}]}
-        case _:
-            return to_json(_statistics(vm, clock))
+        case "Basic":
+            minor = next((minor for since, minor in _SCHEMAS if info.build >= since), 0)
+            # The newest version of each schema includes the older ones.
+            return {"SupportedSchemaVersions": [{"Major": 1, "Minor": 0}, {"Major": 2, "Minor": minor}]}
+        case "ProcessorTopology":
+            return to_json(_host_processors(info))
+        case "CpuGroup":
+            return _cpu_groups(sorted({vm.tree.topology.cpu_group for vm in vms.values()} - {""}))
+        case "ContainerCredentialGuard":
+            return {"Instances": []}
+        case "QoSCapabilities":
+            return {"ProcessorQoSSupported": True}
+    raise HostError("query the compute service", HResult.HCS_E_INVALID_JSON, f"unknown property {name!r}")
 
 
-def host_processors(info: HostInfo) -> schema.ProcessorTopology:
+def _cpu_groups(groups: list[str]) -> JSON:
+    return {"CpuGroups": [{"GroupId": group} for group in groups]}
+
+
+def _host_processors(info: HostInfo) -> schema.ProcessorTopology:
     """Return the processors of the host; two of them share a core."""
     processors = [
         schema.LogicalProcessor(lp_index=i, core_id=i // 2, root_vp_index=i) for i in range(info.processors)
@@ -143,20 +143,19 @@ def _statistics(vm: FakeVM, clock: FakeClock) -> schema.Statistics:
     kernel = round(runtime * _KERNEL)
     used = _used_bytes(vm)
     disks = len(vm.tree.scsi.disks)
-    values: dict[str, Any] = {
-        "timestamp": clock.timestamp(),
-        "container_start_time": clock.timestamp(started),
-        "uptime_100ns": uptime,
-        "processor": schema.ProcessorStats(
+    return schema.Statistics(
+        timestamp=clock.timestamp(),
+        container_start_time=clock.timestamp(started),
+        uptime_100ns=uptime,
+        processor=schema.ProcessorStats(
             total_runtime_100ns=runtime, runtime_user_100ns=runtime - kernel, runtime_kernel_100ns=kernel
         ),
-        "memory": schema.MemoryStats(
+        memory=schema.MemoryStats(
             memory_usage_commit_bytes=used,
             memory_usage_commit_peak_bytes=used,
             memory_usage_private_working_set_bytes=used,
         ),
-        "storage": schema.StorageStats(
+        storage=schema.StorageStats(
             read_count_normalized=64 * (1 + disks), read_size_bytes=MIB * (1 + disks)
         ),
-    }
-    return schema.Statistics(**values)
+    )

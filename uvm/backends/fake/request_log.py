@@ -1,10 +1,9 @@
-"""The request log: every request that reached the fake, in order, and what became of it."""
+"""The request log: every request that reached the fake, in order, and its outcome."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from fnmatch import fnmatchcase
 from typing import Any, Final, Literal
 
 import anyio
@@ -15,8 +14,8 @@ from uvm.errors import RefusedError, UnknownOutcomeError
 from uvm.hresult import hresult_name
 from uvm.schema.secrets import scrub
 
-#: ``pending``: no answer yet; ``lost``: carried out or not, the caller was not told; ``failed``: ended by
-#: an exception that is neither a refusal nor a cancellation, such as a connection that closed.
+#: ``pending``: no answer yet; ``lost``: the answer did not reach the caller; ``failed``: raised an exception
+#: that is neither a refusal nor a cancellation, such as a connection that closed.
 Outcome = Literal["pending", "ok", "refused", "lost", "cancelled", "failed"]
 
 #: How much of a document is printed; requests fit, documents of whole VMs do not.
@@ -25,10 +24,10 @@ _WIDTH: Final = 400
 
 @frozen
 class Entry:
-    """A call and what became of it.
+    """A call and its outcome.
 
     :ivar code: the result code of a refusal.
-    :ivar applied: the call was carried out, whatever its caller was told.
+    :ivar applied: the call was carried out, whatever its caller received.
     """
 
     call: Call
@@ -44,12 +43,12 @@ class Entry:
 
     @property
     def vm(self) -> str:
-        """The id of the VM; empty where the call concerns none."""
+        """The id of the VM; empty if the call concerns none."""
         return self.call.vm
 
     @property
     def to(self) -> To:
-        """Who was asked."""
+        """What the call was to: the host, the guest, ..."""
         return self.call.to
 
     @property
@@ -58,7 +57,7 @@ class Entry:
         return self.call.document
 
     def render(self) -> str:
-        """Write the entry as one line. Security policies and environments are left out."""
+        """Return the entry as one line. Security policies and environments are left out."""
         call = self.call
         document = call.document
         if call.operation == "modify" and isinstance(document, dict):
@@ -68,11 +67,8 @@ class Entry:
             text = f"{text[:_WIDTH]}... ({len(text):,} characters)"
         what = str(call).removeprefix("modify ")
         outcome = self.outcome if self.code is None else f"{self.outcome} {hresult_name(self.code)}"
-        return " ".join(
-            part
-            for part in (f"{call.seq:>5} {call.vm or '-'} {call.to:<9} {what}", text, f"-> {outcome}")
-            if part
-        )
+        parts = (f"{call.seq:>5} {call.vm or '-'} {call.to:<9} {what}", text, f"-> {outcome}")
+        return " ".join(part for part in parts if part)
 
 
 class RequestLog:
@@ -106,37 +102,35 @@ class RequestLog:
         request_type: str | None = None,
         outcome: Outcome | None = None,
     ) -> list[Entry]:
-        """Return the entries that fit all that is given; ``resource`` may hold ``*`` and ``?``."""
+        """Return the entries that fit all that is not None; ``resource`` may hold ``*`` and ``?``."""
         targets = {to} if isinstance(to, str) else None if to is None else set(to)
+        named = {"vm": vm, "operation": operation, "resource": resource, "request_type": request_type}
         return [
             entry
             for entry in self._entries.values()
             if (targets is None or entry.to in targets)
-            and (vm is None or entry.vm == vm)
-            and (operation is None or entry.call.operation == operation)
-            and (resource is None or fnmatchcase(entry.call.resource, resource))
-            and (request_type is None or entry.call.request_type == request_type)
-            and (outcome is None or entry.outcome == outcome)
+            and outcome in (None, entry.outcome)
+            and entry.call.fits(**named)
         ]
 
     def render(self, entries: Iterable[Entry] | None = None) -> str:
-        """Write entries (all, by default), one tidy line each."""
+        """Return entries (all, by default), one line each."""
         return "\n".join(entry.render() for entry in (self if entries is None else entries))
 
     def listen(self, listener: Callable[[Entry], None]) -> Callable[[], None]:
-        """Have every entry shown to a listener once its outcome is known; call the result to end that."""
+        """Call a listener with every entry once its outcome is known; call the result to remove it."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
     def clear(self) -> None:
-        """Forget all entries; numbers go on."""
+        """Remove all entries; numbers continue."""
         self._entries.clear()
         self.dropped = 0
 
     def begin(
         self, to: To, vm: str, operation: str, document: Any, resource: str = "", request_type: str = ""
     ) -> Call:
-        """Write down a call that begins."""
+        """Log a call that begins."""
         self._seq += 1
         call = Call(self._seq, to, vm, operation, document, resource, request_type)
         self._entries[call.seq] = Entry(call)
@@ -146,7 +140,7 @@ class RequestLog:
         return call
 
     def finish(self, call: Call, error: BaseException | None, applied: bool) -> None:
-        """Write down how a call ended."""
+        """Log the outcome of a call."""
         entry = _ended(call, error, applied)
         if call.seq in self._entries:
             self._entries[call.seq] = entry

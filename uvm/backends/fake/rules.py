@@ -1,13 +1,12 @@
-"""Rules: which calls something is done to. Faults are rules, and so is the guest's misbehaviour.
+"""Rules that choose calls, and what they do to them: faults are rules, and so is the guest's misbehaviour.
 
 A rule is a matcher, a choice among the calls that match, and an action. Those of one backend apply in the
-order in which they were made. Which they choose is deterministic, given the seed and the calls.
+order in which they were made. Their choice is deterministic, given the seed and the calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from random import Random
 from typing import Generic, TypedDict, TypeVar
 
@@ -19,7 +18,7 @@ A = TypeVar("A")
 
 
 class Matching(TypedDict, total=False):
-    """Which calls a rule is about; what is not given fits every call.
+    """The calls that a rule is about; what is left out fits every call.
 
     ``to``, ``vm``, ``operation`` and ``request_type`` compare with the fields of a
     :class:`~uvm.backends.fake.Call`; ``resource`` is its resource path or resource type and may hold
@@ -67,14 +66,10 @@ class Matcher:
 
     def fits(self, call: Call) -> bool:
         """Return whether the rule is about a call."""
-        return (
-            self.to in (None, call.to)
-            and self.vm in (None, call.vm)
-            and self.operation in (None, call.operation)
-            and self.request_type in (None, call.request_type)
-            and (self.resource is None or fnmatchcase(call.resource, self.resource))
-            and (self.where is None or self.where(call))
+        named = call.fits(
+            vm=self.vm, operation=self.operation, resource=self.resource, request_type=self.request_type
         )
+        return self.to in (None, call.to) and named and (self.where is None or self.where(call))
 
     def chooses(self, count: int, random: Random) -> bool:
         """Return whether the rule applies to the call that is the ``count``-th to fit."""
@@ -97,23 +92,23 @@ class Rule(Generic[A]):
 
     matcher: Matcher
     action: A = field(repr=False)
-    _withdraw: Callable[[Rule[A]], None] = field(repr=False)
+    _rules: list[Rule[A]] = field(repr=False)
     seen: int = field(default=0, init=False)
     fired: int = field(default=0, init=False)
 
     def remove(self) -> None:
-        """Withdraw the rule; does nothing if that was done."""
-        self._withdraw(self)
+        """Remove the rule; does nothing if it was removed."""
+        if self in self._rules:
+            self._rules.remove(self)
 
     def takes(self, call: Call, random: Random) -> bool:
-        """Count a call, and tell whether to apply the rule to it."""
+        """Count a call, and return whether the rule applies to it."""
         if not self.matcher.fits(call):
             return False
         self.seen += 1
-        if not self.matcher.chooses(self.seen, random):
-            return False
-        self.fired += 1
-        return True
+        chosen = self.matcher.chooses(self.seen, random)
+        self.fired += chosen
+        return chosen
 
 
 class Rules(Generic[A]):
@@ -129,18 +124,14 @@ class Rules(Generic[A]):
         return tuple(self._rules)
 
     def clear(self) -> None:
-        """Withdraw all rules."""
+        """Remove all rules."""
         self._rules.clear()
 
     def _add(self, action: A, matching: Matching) -> Rule[A]:
-        rule = Rule(Matcher(**matching), action, self._remove)
+        rule = Rule(Matcher(**matching), action, self._rules)
         self._rules.append(rule)
         return rule
 
     def _choose(self, call: Call) -> list[Rule[A]]:
         """Return the rules that apply to a call, which each of them counts."""
         return [rule for rule in self._rules if rule.takes(call, self._random)]
-
-    def _remove(self, rule: Rule[A]) -> None:
-        if rule in self._rules:
-            self._rules.remove(rule)

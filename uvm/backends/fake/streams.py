@@ -1,13 +1,13 @@
 """Connections between host and guest, in memory: what Hyper-V sockets are on Windows.
 
-Bytes are handed on as they are: a ``bytes`` object that is sent is the one that is received where the reader
-takes it whole. How many bytes may be on their way is bounded, so that a sender waits for a slow reader.
+Bytes are not copied: the ``bytes`` object that is sent is the one that is received if the reader takes it
+whole. The number of bytes in transit is bounded, so that a sender waits for a slow reader.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -17,27 +17,29 @@ from uvm._names import guid_key
 from uvm.errors import HostError, VMExitedError
 from uvm.hresult import HResult
 
-#: What :meth:`FakeStream.receive` gives at most, by default.
+#: The most that :meth:`FakeStream.receive` returns by default.
 _CHUNK_BYTES: Final = 65536
-#: A sender waits while so much is on its way. What is sent at once goes in pieces of this size.
+#: A sender waits while so much is in transit. Larger items are sent in pieces of this size.
 BUFFER_BYTES: Final = 131072
 
 
 class _Pipe:
     """One direction of a connection.
 
-    :ivar size: how many bytes are on their way.
-    :ivar ended: nothing more is going to be sent.
-    :ivar broken: nobody is going to receive.
-    :ivar cut: it ended without the sender having said so.
+    :ivar size: how many bytes are in transit.
+    :ivar ended: nothing more will be sent.
+    :ivar broken: the receiver has closed.
+    :ivar cut: it ended without an end of stream.
+    :ivar receivers: those that wait for data.
+    :ivar senders: those that wait until half of the buffer is free.
     """
 
-    __slots__ = ("_chunks", "_receivers", "_senders", "broken", "cut", "ended", "size")
+    __slots__ = ("_chunks", "broken", "cut", "ended", "receivers", "senders", "size")
 
     def __init__(self) -> None:
         self._chunks: deque[bytes | memoryview] | None = None
-        self._receivers: list[anyio.Event] = []
-        self._senders: list[anyio.Event] = []
+        self.receivers: list[anyio.Event] = []
+        self.senders: list[anyio.Event] = []
         self.size: int = 0
         self.ended: bool = False
         self.broken: bool = False
@@ -45,25 +47,24 @@ class _Pipe:
 
     @property
     def has_room(self) -> bool:
-        """Nobody needs to wait to put something."""
+        """Whether a sender need not wait."""
         return self.size < BUFFER_BYTES or self.broken
 
     @property
     def is_quiet(self) -> bool:
-        """There is nothing to receive yet, nor to say to who wants to."""
+        """Whether a receiver has to wait."""
         return not (self.size or self.ended or self.broken)
 
     def put(self, piece: bytes | memoryview) -> None:
-        """Put a piece that is at most as large as the buffer."""
+        """Add a piece that is at most as large as the buffer."""
         if self._chunks is None:
             self._chunks = deque()
         self._chunks.append(piece)
         self.size += len(piece)
-        if self._receivers:
-            _wake(self._receivers)
+        wake(self.receivers)
 
     def take(self, max_bytes: int) -> bytes:
-        """Take what comes next, of which there is some."""
+        """Remove and return what comes next; the pipe is not empty."""
         assert self._chunks
         piece = self._chunks.popleft()
         if len(piece) > max_bytes:
@@ -74,32 +75,26 @@ class _Pipe:
             # Most connections are idle most of the time.
             self._chunks = None
         self.size -= len(piece)
-        # Not at once when there is room again: the two sides would take turns at every piece.
-        if self._senders and self.size <= BUFFER_BYTES // 2:
-            _wake(self._senders)
+        # Not as soon as there is room: the two sides would alternate at every piece.
+        if self.senders and self.size <= BUFFER_BYTES // 2:
+            wake(self.senders)
         return piece if isinstance(piece, bytes) else bytes(piece)
 
     def end(self, *, cut: bool = False) -> None:
         self.cut = self.cut or (cut and not self.ended)
         self.ended = True
-        _wake(self._receivers)
+        wake(self.receivers)
 
     def break_off(self) -> None:
         self.broken = True
         self._chunks = None
         self.size = 0
-        _wake(self._senders)
-        _wake(self._receivers)
-
-    def wait_for_data(self) -> Awaitable[None]:
-        return _wait(self._receivers)
-
-    def wait_for_room(self) -> Awaitable[None]:
-        """Wait until half of the buffer is free."""
-        return _wait(self._senders)
+        wake(self.senders)
+        wake(self.receivers)
 
 
-async def _wait(line: list[anyio.Event]) -> None:
+async def wait_in(line: list[anyio.Event]) -> None:
+    """Wait until those that wait in a line are woken."""
     event = anyio.Event()
     line.append(event)
     try:
@@ -109,7 +104,8 @@ async def _wait(line: list[anyio.Event]) -> None:
             line.remove(event)
 
 
-def _wake(line: list[anyio.Event]) -> None:
+def wake(line: list[anyio.Event]) -> None:
+    """Wake all that wait in a line."""
     for event in line:
         event.set()
     line.clear()
@@ -118,7 +114,7 @@ def _wake(line: list[anyio.Event]) -> None:
 class FakeStream:
     """One end of a connection (:class:`~uvm.backend.ByteStream`).
 
-    Its errors are those of anyio's streams: :class:`anyio.ClosedResourceError` where this end was closed,
+    Its errors are those of anyio's streams: :class:`anyio.ClosedResourceError` if this end was closed,
     :class:`anyio.BrokenResourceError` for sending to an end that was, :class:`anyio.EndOfStream`.
     """
 
@@ -137,7 +133,7 @@ class FakeStream:
         if not pipe.is_quiet:
             await anyio.lowlevel.checkpoint()
         while pipe.is_quiet:
-            await pipe.wait_for_data()
+            await wait_in(pipe.receivers)
         if pipe.size:
             return pipe.take(max_bytes)
         if pipe.broken:
@@ -145,9 +141,9 @@ class FakeStream:
         raise anyio.BrokenResourceError if pipe.cut else anyio.EndOfStream
 
     async def send(self, item: bytes) -> None:
-        """Send all of it; waits while the other end is far behind.
+        """Send an item; waits while the other end is far behind.
 
-        What is no larger than :data:`BUFFER_BYTES` is not mixed with what others send at the same time.
+        An item of up to :data:`BUFFER_BYTES` is not interleaved with what other tasks send.
         """
         await anyio.lowlevel.checkpoint()
         data = item if item.__class__ is bytes else bytes(item)
@@ -159,7 +155,7 @@ class FakeStream:
             await self._put(view[start : start + BUFFER_BYTES])
 
     def send_nowait(self, item: bytes) -> bool:
-        """Send at most :data:`BUFFER_BYTES` at once, or nothing where the other end is far behind."""
+        """Send at most :data:`BUFFER_BYTES` at once, or nothing if the other end is far behind."""
         pipe = self._outgoing
         if len(item) > BUFFER_BYTES or not pipe.has_room:
             return False
@@ -172,7 +168,7 @@ class FakeStream:
         """Wait until the other end has received everything, or was closed."""
         await anyio.lowlevel.checkpoint()
         while self._outgoing.size:
-            await self._outgoing.wait_for_room()
+            await wait_in(self._outgoing.senders)
 
     async def send_eof(self) -> None:
         """Close our direction."""
@@ -191,7 +187,7 @@ class FakeStream:
     def close(self, *, cut: bool = False) -> None:
         """Close both directions at once.
 
-        :param cut: have the other end, once it has received what was sent, find the connection broken.
+        :param cut: the other end, once it has received what was sent, finds the connection broken.
         """
         self._outgoing.end(cut=cut)
         self._incoming.break_off()
@@ -200,7 +196,7 @@ class FakeStream:
     async def _put(self, piece: bytes | memoryview) -> None:
         pipe = self._outgoing
         while not pipe.has_room:
-            await pipe.wait_for_room()
+            await wait_in(pipe.senders)
         self._require_open()
         if piece:
             pipe.put(piece)
@@ -213,17 +209,15 @@ class FakeStream:
 
 
 def stream_pair(on_close: Callable[[FakeStream], None]) -> tuple[FakeStream, FakeStream]:
-    """Make a connection and give its two ends; the function is told of each that closes."""
+    """Return the two ends of a connection; the function is called with each that closes."""
     to_a, to_b = _Pipe(), _Pipe()
     return FakeStream(to_a, to_b, on_close), FakeStream(to_b, to_a, on_close)
 
 
 class FakeListener:
-    """Where the guest of one VM dials in (:class:`~uvm.backend.Listener`)."""
+    """Accepts connections of the guest of one VM (:class:`~uvm.backend.Listener`)."""
 
-    __slots__ = ("_callers", "_dialled", "_end", "_on_close", "service_id")
-
-    def __init__(self, service_id: str, on_close: Callable[[], None]) -> None:
+    def __init__(self, service_id: str, on_close: Callable[[], object]) -> None:
         self.service_id: str = service_id
         self._dialled: list[FakeStream] = []
         self._callers: list[anyio.Event] = []
@@ -236,78 +230,73 @@ class FakeListener:
         while not self._dialled:
             if self._end is not None:
                 raise self._end
-            await _wait(self._callers)
+            await wait_in(self._callers)
         return self._dialled.pop(0)
 
     def accept_nowait(self) -> FakeStream | None:
-        """Accept a connection that has been made; None where there is none."""
+        """Accept a connection that was made; None if there is none."""
         return self._dialled.pop(0) if self._dialled else None
 
     async def aclose(self) -> None:
-        """Stop listening; connections that nobody accepted are closed."""
+        """Stop listening; connections that were not accepted are closed."""
         self.end(anyio.ClosedResourceError())
         await anyio.lowlevel.checkpoint()
 
     def offer(self, stream: FakeStream) -> None:
-        """Bring a connection to be accepted."""
+        """Add a connection to be accepted."""
         self._dialled.append(stream)
-        _wake(self._callers)
+        wake(self._callers)
 
     def end(self, error: Exception) -> None:
-        """Stop listening, for a reason."""
+        """Stop listening; `accept` raises an error from now on."""
         if self._end is None:
             self._end = error
             self._on_close()
             while self._dialled:
                 self._dialled.pop(0).close()
-            _wake(self._callers)
+            wake(self._callers)
 
 
 class Switchboard:
     """The listeners and connections of one VM, by service id."""
 
-    __slots__ = ("_diallers", "_listeners", "_streams", "_vm_id")
-
     def __init__(self, vm_id: str) -> None:
         self._vm_id = vm_id
         self._listeners: dict[str, FakeListener] = {}
-        # In the order in which they were made: what wakes first at the exit must not depend on addresses.
+        # In the order in which they were made: the order of waking at the exit must not depend on addresses.
         self._streams: dict[FakeStream, None] = {}
         self._diallers: list[anyio.Event] = []
 
     def listen(self, service_id: str) -> FakeListener:
-        """Listen for connections to a service; WSAEADDRINUSE where somebody does."""
+        """Listen for connections to a service; WSAEADDRINUSE if it has a listener."""
         key = guid_key(service_id)
         if key in self._listeners:
             raise HostError(f"listen {service_id}", HResult.WSAEADDRINUSE, f"on VM {self._vm_id}")
-        self._listeners[key] = FakeListener(service_id, lambda: self._forget(key))
-        _wake(self._diallers)
+        self._listeners[key] = FakeListener(service_id, lambda: self._listeners.pop(key, None))
+        wake(self._diallers)
         return self._listeners[key]
 
     def dial(self, service_id: str) -> FakeStream:
-        """Connect from the guest to a service of the host; ConnectionRefusedError where nobody listens."""
+        """Connect from the guest to a service of the host; ConnectionRefusedError without a listener."""
         listener = self._listeners.get(guid_key(service_id))
         if listener is None:
-            raise ConnectionRefusedError(f"nobody listens to service {service_id} of VM {self._vm_id}")
-        ours, theirs = stream_pair(self._forget_stream)
+            raise ConnectionRefusedError(f"service {service_id} of VM {self._vm_id} has no listener")
+        ours, theirs = stream_pair(self._forget)
         self._streams[ours] = None
         listener.offer(theirs)
         return ours
 
     async def wait_for_listener(self, service_id: str) -> None:
-        """Wait until somebody listens to a service."""
+        """Wait until a service has a listener."""
         while guid_key(service_id) not in self._listeners:
-            await _wait(self._diallers)
+            await wait_in(self._diallers)
 
     def close(self, error: VMExitedError) -> None:
-        """End all of it: the VM has exited. What had arrived at the host can still be received there."""
+        """Close all connections: the VM has exited. The host can still receive what had arrived."""
         for listener in list(self._listeners.values()):
             listener.end(error)
         for stream in list(self._streams):
             stream.close(cut=True)
 
-    def _forget_stream(self, stream: FakeStream) -> None:
+    def _forget(self, stream: FakeStream) -> None:
         self._streams.pop(stream, None)
-
-    def _forget(self, key: str) -> None:
-        self._listeners.pop(key, None)

@@ -18,6 +18,7 @@ from uvm.backends.fake.devices.vpmem import VPMemKind
 from uvm.backends.fake.host import Host
 from uvm.errors import HostError
 from uvm.hresult import HResult
+from uvm.schema.devices import Devices
 from uvm.schema.requests import parse_resource_path
 from uvm.schema.system import VirtualMachine
 
@@ -32,67 +33,40 @@ _NOT_MODELLED: Final = re.compile(
 
 
 class DeviceTree:
-    """The devices of one VM, kind by kind."""
+    """The devices of one VM, kind by kind.
 
-    __slots__ = ("_kinds",)
+    :ivar topology: memory and processors.
+    :ivar scsi: SCSI controllers and disks.
+    :ivar vpmem: VPMEM devices and mappings.
+    :ivar vsmb: SMB shares.
+    :ivar plan9: 9p shares.
+    :ivar adapters: network adapters.
+    :ivar pci: assigned PCI devices.
+    :ivar pipes: mapped pipes.
+    :ivar sockets: Hyper-V socket services.
+    """
 
     def __init__(self, vm_id: str, host: Host, vm: VirtualMachine) -> None:
-        """Make the devices of a document.
+        """Attach the devices of a document.
 
-        :raises HostError: a device of the document is refused; none of them is left behind.
+        :raises HostError: a device of the document is refused; none of them remains attached.
         """
         self._kinds = {kind: kind(vm_id, host) for kind in _kinds(DeviceKind)}
+        self.topology: TopologyKind = self.of(TopologyKind)
+        self.scsi: ScsiKind = self.of(ScsiKind)
+        self.vpmem: VPMemKind = self.of(VPMemKind)
+        self.vsmb: VSmbKind = self.of(VSmbKind)
+        self.plan9: Plan9Kind = self.of(Plan9Kind)
+        self.adapters: AdapterKind = self.of(AdapterKind)
+        self.pci: PciKind = self.of(PciKind)
+        self.pipes: PipeKind = self.of(PipeKind)
+        self.sockets: SocketKind = self.of(SocketKind)
         try:
             for kind in self._kinds.values():
-                kind.load(vm)
+                kind.load(vm, vm.devices or Devices())
         except HostError:
             self.close()
             raise
-
-    @property
-    def topology(self) -> TopologyKind:
-        """Memory and processors."""
-        return self.of(TopologyKind)
-
-    @property
-    def scsi(self) -> ScsiKind:
-        """SCSI controllers and disks."""
-        return self.of(ScsiKind)
-
-    @property
-    def vpmem(self) -> VPMemKind:
-        """VPMEM devices and mappings."""
-        return self.of(VPMemKind)
-
-    @property
-    def vsmb(self) -> VSmbKind:
-        """SMB shares."""
-        return self.of(VSmbKind)
-
-    @property
-    def plan9(self) -> Plan9Kind:
-        """9p shares."""
-        return self.of(Plan9Kind)
-
-    @property
-    def adapters(self) -> AdapterKind:
-        """Network adapters."""
-        return self.of(AdapterKind)
-
-    @property
-    def pci(self) -> PciKind:
-        """Assigned PCI devices."""
-        return self.of(PciKind)
-
-    @property
-    def pipes(self) -> PipeKind:
-        """Mapped pipes."""
-        return self.of(PipeKind)
-
-    @property
-    def sockets(self) -> SocketKind:
-        """Hyper-V socket services."""
-        return self.of(SocketKind)
 
     def of(self, kind: type[K]) -> K:
         """Return the devices of a kind."""
@@ -118,12 +92,12 @@ class DeviceTree:
         raise HostError(f"{checked} {path}", HResult.E_INVALIDARG, "unknown resource path")
 
     def close(self) -> None:
-        """Let go of all devices: the VM has exited."""
+        """Detach all devices: the VM has exited."""
         for kind in self._kinds.values():
             kind.close()
 
     def inventory(self) -> JSON:
-        """Return what there is, kind by kind, under HCS's names."""
+        """Return what is attached, kind by kind, under HCS's names."""
         return {kind.name: found for kind in self._kinds.values() if (found := kind.inventory())}
 
 

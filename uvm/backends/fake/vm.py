@@ -1,4 +1,4 @@
-"""One compute system of the fake host: its state, its devices, its guest, and how it ends."""
+"""One VM of the fake host: its state, its devices, its guest, and its exit."""
 
 from __future__ import annotations
 
@@ -11,63 +11,34 @@ import anyio.lowlevel
 
 from uvm.backend import JSON
 from uvm.backends.fake.clock import FakeClock
-from uvm.backends.fake.guest.linux.mounts import LINUX_CAPABILITIES, LinuxGuest
+from uvm.backends.fake.computesystem import FakeComputeSystem, Opened, State
+from uvm.backends.fake.guest.linux.mounts import LinuxGuest
 from uvm.backends.fake.guest.service import GuestService
 from uvm.backends.fake.guest.state import FakeGuest
-from uvm.backends.fake.guest.windows.mounts import WINDOWS_CAPABILITIES, WindowsGuest
+from uvm.backends.fake.guest.windows.mounts import WindowsGuest
 from uvm.backends.fake.host import Host
-from uvm.backends.fake.streams import FakeListener, FakeStream, Switchboard
+from uvm.backends.fake.streams import FakeListener, FakeStream, Switchboard, wait_in, wake
 from uvm.backends.fake.tree import DeviceTree
 from uvm.errors import ExitStatus, HostError, RefusedError, VMExitedError
 from uvm.hresult import HResult
+from uvm.schema.properties import Properties
 from uvm.schema.system import ComputeSystem, VirtualMachine
 
-State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
 
+class FakeVM(FakeComputeSystem):
+    """A virtual machine. Any number of handles (:class:`~uvm.backends.fake.FakeSystem`) are open on it.
 
-class FakeVM:
-    """A compute system. Any number of handles (:class:`~uvm.backends.fake.FakeSystem`) are open on it.
-
-    Every method is one atomic step, and raises HostError where HCS refuses it in this state.
+    Every method is one atomic step, and raises HostError if HCS refuses it in this state.
 
     :ivar document: the document it was created with. It belongs to the request log: do not change it.
-    :ivar os: the operating system of the guest, judged from how the document boots it.
-    :ivar owner: who the document says that it belongs to.
-    :ivar ends_with_last_handle: it is terminated when its last handle is closed.
-    :ivar exit_status: how it ended; None while it has not.
+    :ivar os: the operating system of the guest, from how the document boots it.
     :ivar started_ticks: when it was started, by the backend's clock; None before.
-    :ivar handles: how many handles are open.
-    :ivar exited_ticks: when it ended.
-    :ivar service: the compute service inside the guest, which speaks with the host over connections.
+    :ivar exited_ticks: when it exited.
+    :ivar tree: the devices that the host has attached; none after the exit.
+    :ivar service: the compute service inside the guest, which the host is connected to.
     :ivar relays: HCS itself is connected to the guest, as its document says.
     :ivar hosted: the processes that HCS started over that connection and keeps, by process id.
     """
-
-    __slots__ = (
-        "_clock",
-        "_exit_hooks",
-        "_forget",
-        "_guest",
-        "_guest_capabilities",
-        "_host",
-        "_state_hooks",
-        "_switchboard",
-        "_tree",
-        "document",
-        "ends_with_last_handle",
-        "exit_status",
-        "exited_ticks",
-        "handles",
-        "hosted",
-        "id",
-        "os",
-        "owner",
-        "relays",
-        "runtime_id",
-        "service",
-        "started_ticks",
-        "state",
-    )
 
     def __init__(
         self,
@@ -80,46 +51,35 @@ class FakeVM:
         forget: Callable[[FakeVM], None],
         guest_capabilities: Mapping[str, Any] | None = None,
     ) -> None:
-        self.id: str = system_id
+        super().__init__(system_id, checked.owner, checked.should_terminate_on_last_handle_closed)
         self.runtime_id: str = runtime_id
         # The model itself would be a tenth of all that an idle VM takes.
         self.document: JSON = document
         machine = checked.virtual_machine
         assert machine is not None
         self.os: Literal["linux", "windows"] = "windows" if _boots_windows(machine) else "linux"
-        self.owner: str = checked.owner
-        self.ends_with_last_handle: bool = checked.should_terminate_on_last_handle_closed
         self.relays: bool = machine.guest_connection is not None
-        self.state: State = "Created"
-        self.exit_status: ExitStatus | None = None
         self.started_ticks: int | None = None
         self.exited_ticks: int | None = None
-        self.handles: int = 0
         self.service: GuestService
-        self.hosted: dict[int, object] = {}
+        self.hosted: dict[int, Opened] = {}
         self._forget = forget
         self._host = host
         self._clock = clock
         self._guest_capabilities = guest_capabilities
         _require_boot_files(system_id, machine, host)
-        self._tree = DeviceTree(system_id, host, machine)
+        self.tree: DeviceTree = DeviceTree(system_id, host, machine)
         self._guest: FakeGuest | None = None
         self._switchboard: Switchboard | None = None
         self._exit_hooks: list[Callable[[], None]] = []
         self._state_hooks: list[anyio.Event] = []
 
     @property
-    def tree(self) -> DeviceTree:
-        """The devices that the host has attached; none once it has exited."""
-        return self._tree
-
-    @property
     def guest(self) -> FakeGuest:
-        """The guest; it runs from the start to the exit, and can be looked at afterwards."""
+        """The guest; it runs from the start to the exit, and can be inspected afterwards."""
         if self._guest is None:
-            raise HostError(
-                f"connect to the guest of {self.id}", HResult.HCS_E_INVALID_STATE, "it was not started"
-            )
+            operation = f"connect to the guest of {self.id}"
+            raise HostError(operation, HResult.HCS_E_INVALID_STATE, "it was not started")
         return self._guest
 
     @property
@@ -127,26 +87,23 @@ class FakeVM:
         """The architecture of its processors, the host's."""
         return self._host.info.machine
 
-    # The life of the VM
-
     def start(self) -> None:
         """Start it: Created to Running."""
         self.require("start", "Created")
         self.started_ticks = self._clock.ticks
-        kind, own = (
-            (WindowsGuest, WINDOWS_CAPABILITIES) if self.os == "windows" else (LinuxGuest, LINUX_CAPABILITIES)
-        )
+        kind = WindowsGuest if self.os == "windows" else LinuxGuest
         stated = self._guest_capabilities
-        self._guest = kind(self._tree, self._host.checks, own if stated is None else stated)
+        capabilities = kind.own_capabilities if stated is None else stated
+        self._guest = kind(self.tree, self._host.checks, capabilities)
         self._become("Running")
 
     def shutdown(self) -> None:
-        """Have the guest shut down; it does so at once."""
+        """Have the guest shut down, at once."""
         self.require("shut down", "Running")
         self._exit(ExitStatus("GracefulExit"))
 
     def terminate(self) -> None:
-        """End it, in any state."""
+        """Terminate it, in any state."""
         self.require("terminate", "Created", "Running", "Paused", "SavedAsTemplate")
         self._exit(ExitStatus("ForcedExit"))
 
@@ -160,102 +117,83 @@ class FakeVM:
         self._exit(ExitStatus("UnexpectedExit", HResult.HCS_E_GUEST_CRITICAL_ERROR, detail))
 
     def crash(self) -> None:
-        """End unexpectedly, as when the worker process fails; nothing happens where it has ended."""
+        """Exit unexpectedly, as when the worker process fails; do nothing if it has exited."""
         if self.state != "Stopped":
             detail = {"ExitType": "UnexpectedExit", "Attribution": [{"WorkerExit": {"ExitCode": 1}}]}
             self._exit(ExitStatus("UnexpectedExit", HResult.HCS_E_UNEXPECTED_EXIT, detail))
 
     def pause(self) -> None:
-        """Running to Paused."""
+        """Pause it: Running to Paused."""
         self.require("pause", "Running")
         self._become("Paused")
 
     def resume(self) -> None:
-        """Paused to Running."""
+        """Resume it: Paused to Running."""
         self.require("resume", "Paused")
         self._become("Running")
 
     def save(self, save_type: str, path: str) -> None:
-        """Save a paused VM to a file, where one is named; ``AsTemplate`` makes it a template."""
+        """Save a paused VM to a file, if one is named; ``AsTemplate`` makes it a template."""
         self.require("save", "Paused")
         if path:
-            self._host.files.add(path, size=self._tree.topology.size_in_mb << 20)
+            self._host.files.add(path, size=self.tree.topology.size_in_mb << 20)
         if save_type == "AsTemplate":
             self._become("SavedAsTemplate")
 
-    def require(self, operation: str, *states: State) -> None:
-        """Refuse in other states: HCS_E_SYSTEM_ALREADY_STOPPED once it has exited, or HCS_E_INVALID_STATE."""
-        if self.state in states:
-            return
-        if self.state == "Stopped":
-            raise HostError(
-                f"{operation} {self.id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, f"exit: {self.exit_status}"
-            )
-        raise HostError(f"{operation} {self.id}", HResult.HCS_E_INVALID_STATE, f"it is {self.state}")
+    def describe(self, properties: Properties) -> None:
+        """Add to the summary what only a VM has."""
+        properties.system_type = "VirtualMachine"
+        properties.runtime_os_type = self.os.capitalize()
+        properties.runtime_id = self.runtime_id
 
     async def until_running(self) -> None:
-        """Wait until its processors run; for ever where it has exited."""
+        """Wait until it runs; for ever if it has exited."""
         while self.state != "Running":
-            changed = anyio.Event()
-            self._state_hooks.append(changed)
-            try:
-                await changed.wait()
-            finally:
-                if changed in self._state_hooks:
-                    self._state_hooks.remove(changed)
+            await wait_in(self._state_hooks)
 
     def _become(self, state: State) -> None:
         self.state = state
-        hooks, self._state_hooks = self._state_hooks, []
-        for changed in hooks:
-            changed.set()
-
-    # Changes while it runs
+        wake(self._state_hooks)
 
     def modify(self, path: str, request_type: str, settings: Any) -> None:
         """Change the devices."""
         self.require("modify", "Running")
         with self._refusals():
-            self._tree.modify(path, request_type, settings)
+            self.tree.modify(path, request_type, settings)
 
     def apply_in_guest(self, request: JSON) -> None:
-        """Have the guest carry out a request that has reached it; GuestError where it refuses."""
+        """Have the guest carry out a request that has reached it; GuestError if it refuses."""
         with self._refusals():
             self.guest.modify(request)
 
     def _refusals(self) -> AbstractContextManager[None]:
-        """Let refusals of changes out, unless every request is to be accepted."""
+        """Return a context that suppresses refusals if every request is to be accepted."""
         return nullcontext() if self._host.checks.requests else suppress(RefusedError)
 
     def require_relay(self, operation: str = "modify") -> None:
-        """Check that HCS can ask the guest for something."""
+        """Refuse if HCS is not connected to the guest, or it does not run."""
         self.require(operation, "Running")
         if not self.relays:
-            raise HostError(
-                f"{operation} {self.id}",
-                HResult.HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION,
-                "HCS is not connected to the guest",
-            )
-
-    # Connections of the guest
+            code = HResult.HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION
+            raise HostError(f"{operation} {self.id}", code, "HCS is not connected to the guest")
 
     def listen(self, service_id: str) -> FakeListener:
-        """Listen for connections of the guest; before the start too, so that none is missed."""
+        """Listen for connections of the guest; before the start too."""
         self.require("listen on", "Created", "Running", "Paused")
         return self._connections().listen(service_id)
 
     def dial(self, service_id: str) -> FakeStream:
-        """Connect as the guest does; ConnectionRefusedError where nobody listens."""
+        """Connect as the guest does; ConnectionRefusedError if the host does not listen."""
         if self.state != "Running" or self._switchboard is None:
-            raise ConnectionRefusedError(f"nobody listens to service {service_id} of VM {self.id}")
+            raise ConnectionRefusedError(f"VM {self.id} does not run, or has no listener")
         return self._switchboard.dial(service_id)
 
     async def until_listening(self, service_id: str) -> None:
-        """Wait until somebody listens to a service."""
+        """Wait until the host listens to a service."""
         await self._connections().wait_for_listener(service_id)
 
     async def dial_when_listening(self, service_id: str) -> FakeStream:
-        """Connect as the guest does, once the VM runs and somebody listens; for ever where it has exited."""
+        """Connect as the guest does, once the VM runs and the host listens; for ever if it has exited."""
         await anyio.lowlevel.checkpoint()
         while True:
             await self.until_running()
@@ -269,17 +207,15 @@ class FakeVM:
             self._switchboard = Switchboard(self.id)
         return self._switchboard
 
-    # The exit
-
     def add_exit_hook(self, hook: Callable[[], None]) -> None:
-        """Have the hook called at the exit, or now where that was before."""
+        """Call a hook at the exit, or at once if the VM has exited."""
         if self.state == "Stopped":
             hook()
         else:
             self._exit_hooks.append(hook)
 
     def remove_exit_hook(self, hook: Callable[[], None]) -> None:
-        """Forget a hook; nothing happens where it was called."""
+        """Remove a hook; do nothing if it was called."""
         if hook in self._exit_hooks:
             self._exit_hooks.remove(hook)
 
@@ -287,7 +223,7 @@ class FakeVM:
         self.exit_status = status
         self.exited_ticks = self._clock.ticks
         self._become("Stopped")
-        self._tree.close()
+        self.tree.close()
         if self._guest is not None:
             self._guest.end()
         if self._switchboard is not None:
@@ -297,14 +233,9 @@ class FakeVM:
             hook()
         self._forget_if_unused()
 
-    def opened(self) -> None:
-        """Count a handle."""
-        self.handles += 1
-
-    def closed(self) -> None:
-        """Count a handle that was closed; with the last one the VM ends if its document says so."""
-        self.handles -= 1
-        if not self.handles and self.ends_with_last_handle and self.state != "Stopped":
+    def last_closed(self) -> None:
+        """Terminate it if its document says so; forget it if it has exited."""
+        if self.ends_with_last_handle and self.state != "Stopped":
             self.terminate()
         else:
             self._forget_if_unused()
@@ -315,7 +246,7 @@ class FakeVM:
 
 
 def _require_boot_files(system_id: str, vm: VirtualMachine, host: Host) -> None:
-    """Check that what the firmware loads is there: ERROR_FILE_NOT_FOUND."""
+    """Check that what the firmware loads exists: ERROR_FILE_NOT_FOUND."""
     chipset = vm.chipset
     if chipset is None or not host.checks.host_files:
         return

@@ -9,7 +9,7 @@ from attrs import define, field
 from uvm._vm.vm import UtilityVM
 from uvm.backend import JSON, ByteStream
 from uvm.backends.fake import Call, FakeBackend, Rule
-from uvm.backends.fake.faults import Action
+from uvm.backends.fake.gates import Action
 from uvm.backends.fake.rules import Matching
 from uvm.hresult import HResult
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions

@@ -2,88 +2,67 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeAlias
 from uuid import UUID
 
 from uvm._names import guid_key
-from uvm.backend import JSON
-from uvm.backends.fake.devices.request import DeviceKind, Request, number_of
-from uvm.backends.fake.host import Host
-from uvm.schema.devices import ComPort, HvSocketServiceConfig
+from uvm.backends.fake.devices.request import Device, DeviceTable, Request, number_of
+from uvm.schema.devices import ComPort, Devices, HvSocketServiceConfig
 from uvm.schema.json import to_json
 from uvm.schema.requests import Resource, SerialPort, SocketService
 from uvm.schema.system import VirtualMachine
 
 _COM_PORTS: Final = 2
 
+_Service: TypeAlias = Device[HvSocketServiceConfig]
 
-class ComPortKind(DeviceKind[SerialPort]):
+
+class ComPortKind(DeviceTable[SerialPort, int, Device[ComPort]]):
     """The two serial ports of a VM."""
-
-    __slots__ = ("_ports",)
 
     resources: ClassVar[tuple[type[Resource], ...]] = (SerialPort,)
     name: ClassVar[str] = "ComPorts"
 
-    def __init__(self, vm_id: str, host: Host) -> None:
-        super().__init__(vm_id, host)
-        self._ports: dict[int, ComPort] = {}
-
-    def load(self, vm: VirtualMachine) -> None:
-        """Take over the ports of the document."""
-        for number, port in (vm.devices.com_ports if vm.devices is not None else {}).items():
+    def load(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Connect the ports of the document."""
+        for number, port in devices.com_ports.items():
             self.modify(Request(SerialPort(number_of(number, "serial port")), "Add", to_json(port)))
 
-    def modify(self, request: Request[SerialPort]) -> None:
-        """Connect, change or disconnect a port."""
-        number = request.resource.number
-        if number >= _COM_PORTS:
+    def key(self, request: Request[SerialPort]) -> int:
+        """Return the number of the port."""
+        if request.resource.number >= _COM_PORTS:
             raise request.invalid(f"serial ports are below {_COM_PORTS}")
-        if request.action == "Add" and number in self._ports:
-            raise request.taken(f"port {number} is connected")
-        if request.action != "Add" and number not in self._ports:
-            raise request.missing(f"port {number} is not connected")
-        if request.action == "Remove":
-            del self._ports[number]
-        else:
-            self._ports[number] = request.parse(ComPort)
+        return request.resource.number
 
-    def close(self) -> None:
-        """Disconnect the ports."""
-        self._ports.clear()
+    def make(self, request: Request[SerialPort]) -> Device[ComPort]:
+        """Return the port that a request describes."""
+        return Device(str(request.resource.number), request.parse(ComPort))
 
-    def inventory(self) -> JSON:
-        """Return the ports in the form of the document."""
-        return {str(number): to_json(port) for number, port in self._ports.items()}
+    def update(self, request: Request[SerialPort], device: Device[ComPort]) -> None:
+        """Change the settings of a port."""
+        device.settings = request.parse(ComPort)
 
 
-class SocketKind(DeviceKind[SocketService]):
+class SocketKind(DeviceTable[SocketService, str, _Service]):
     """The Hyper-V socket services of a VM, by GUID.
 
-    As hcsshim's ``hvsocket.go`` tells: an Update makes a service that is not there; one that is disabled
-    and has no descriptors is removed; removing what is not there is no error.
+    As in hcsshim's ``hvsocket.go``, an Update makes a service that does not exist; one that is disabled and
+    has no descriptors is removed; removing what does not exist is no error.
     """
-
-    __slots__ = ("_services",)
 
     resources: ClassVar[tuple[type[Resource], ...]] = (SocketService,)
     name: ClassVar[str] = "HvSocket"
 
-    def __init__(self, vm_id: str, host: Host) -> None:
-        super().__init__(vm_id, host)
-        self._services: dict[str, HvSocketServiceConfig] = {}
-
-    def load(self, vm: VirtualMachine) -> None:
-        """Take over the service table of the document."""
-        device = vm.devices.hv_socket if vm.devices is not None else None
-        config = device.hv_socket_config if device is not None else None
+    def load(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Load the service table of the document."""
+        config = devices.hv_socket.hv_socket_config if devices.hv_socket is not None else None
         for guid, service in (config.service_table if config is not None else {}).items():
             self.modify(Request(SocketService(guid), "Update", to_json(service)))
 
     @property
     def services(self) -> dict[str, HvSocketServiceConfig]:
         """The services by GUID, in lower case."""
-        return dict(self._services)
+        return {key: service.settings for key, service in self._attached.items()}
 
     def modify(self, request: Request[SocketService]) -> None:
         """Set or remove a service."""
@@ -92,22 +71,14 @@ class SocketKind(DeviceKind[SocketService]):
             raise request.invalid(f"{guid!r} is not a GUID")
         key = guid_key(guid)
         if request.action == "Remove":
-            self._services.pop(key, None)
+            self._attached.pop(key, None)
             return
         service = request.parse(HvSocketServiceConfig)
         described = service.bind_security_descriptor or service.connect_security_descriptor
-        if service.disabled and not described and key in self._services:
-            del self._services[key]
+        if service.disabled and not described and key in self._attached:
+            del self._attached[key]
         else:
-            self._services[key] = service
-
-    def close(self) -> None:
-        """Forget the services."""
-        self._services.clear()
-
-    def inventory(self) -> JSON:
-        """Return the service table."""
-        return {guid: to_json(service) for guid, service in self._services.items()}
+            self._attached[key] = Device(key, service)
 
 
 def is_guid(text: str) -> bool:

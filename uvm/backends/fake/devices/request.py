@@ -1,26 +1,31 @@
-"""One modify request to the host, and what a device kind is to the device tree."""
+"""One modify request to the host, and the kinds of devices that it can be about."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Generic, TypeVar
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from uvm.backend import JSON
+from uvm.backends.fake.calls import read_json
 from uvm.backends.fake.host import Host
 from uvm.errors import HostError
 from uvm.hresult import HResult
-from uvm.schema.json import SchemaError, from_json
+from uvm.schema.devices import Devices
+from uvm.schema.json import to_json
 from uvm.schema.requests import Resource
 from uvm.schema.system import VirtualMachine
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Resource)
+K = TypeVar("K")
+M = TypeVar("M")
+D = TypeVar("D", bound="Device[Any]")
 
 
 @frozen
 class Request(Generic[R]):
-    """A ``ModifySettingRequest`` whose path is understood.
+    """A ``ModifySettingRequest`` with its resource path parsed.
 
     :ivar action: ``Add``, ``Update`` or ``Remove``; ``Add`` if the request names none.
     """
@@ -31,48 +36,43 @@ class Request(Generic[R]):
 
     @property
     def operation(self) -> str:
-        """The request for a message."""
+        """The request in an error message."""
         return f"{self.action} {self.resource.path}"
 
     def parse(self, cls: type[T]) -> T:
-        """Read the settings, as strictly as HCS does: HCS_E_INVALID_JSON."""
-        try:
-            return from_json(cls, self.settings, forbid_extra=True)
-        except SchemaError as e:
-            raise self.refuse(HResult.HCS_E_INVALID_JSON, str(e)) from None
+        """Parse the settings, as strictly as HCS does: HCS_E_INVALID_JSON."""
+        return read_json(cls, self.settings, self.operation)
 
     def allow(self, *actions: str) -> None:
         """Refuse other request types: E_INVALIDARG."""
         if self.action not in actions:
-            raise self.invalid(f"only {' and '.join(actions)} can be done to this")
+            raise self.invalid(f"its RequestType is {' or '.join(actions)}")
 
     def refuse(self, code: int, text: str = "") -> HostError:
-        """Make the exception that refuses the request."""
+        """Return the error that refuses the request."""
         return HostError(self.operation, code, text)
 
     def invalid(self, text: str) -> HostError:
-        """Make the refusal of an argument: E_INVALIDARG."""
+        """Return the error for an invalid argument: E_INVALIDARG."""
         return self.refuse(HResult.E_INVALIDARG, text)
 
     def missing(self, text: str) -> HostError:
-        """Make the refusal for what is not there: ERROR_NOT_FOUND."""
+        """Return the error for what does not exist: ERROR_NOT_FOUND."""
         return self.refuse(HResult.ERROR_NOT_FOUND, text)
 
     def taken(self, text: str) -> HostError:
-        """Make the refusal for what is there already: ERROR_ALREADY_EXISTS."""
+        """Return the error for what exists already: ERROR_ALREADY_EXISTS."""
         return self.refuse(HResult.ERROR_ALREADY_EXISTS, text)
 
 
 class DeviceKind(Generic[R]):
-    """One kind of device of one VM: what is there, and the requests that change it.
+    """One kind of device of one VM: what is attached, and the requests that change it.
 
-    A subclass names its resources, reads the VM's document in :meth:`load`, and changes nothing if it refuses
-    a request. :meth:`close` undoes what ties it to the host.
+    A subclass names its resources, loads the VM's document in :meth:`load`, and changes nothing if it refuses
+    a request. :meth:`close` releases what it holds on the host.
 
     :cvar name: its name in the inventory.
     """
-
-    __slots__ = ("host", "vm_id")
 
     resources: ClassVar[tuple[type[Resource], ...]]
     name: ClassVar[str]
@@ -81,25 +81,105 @@ class DeviceKind(Generic[R]):
         self.vm_id: str = vm_id
         self.host: Host = host
 
-    def load(self, vm: VirtualMachine) -> None:
-        """Take over what the VM's document has of this kind."""
+    def load(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Attach what the VM's document has of this kind."""
 
     def modify(self, request: Request[R]) -> None:
         """Carry out a request, or raise HostError and change nothing."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of everything: the VM has exited."""
+        """Release everything: the VM has exited."""
 
     def inventory(self) -> JSON:
-        """Return what is there, as a JSON object; empty where there is nothing."""
+        """Return what is attached, as a JSON object; empty if nothing is."""
         raise NotImplementedError
+
+
+@define(eq=False)
+class Device(Generic[M]):
+    """A device that the host has attached.
+
+    :ivar name: its name in messages, and in the inventory unless its kind has another form.
+    :ivar attached: False once the host has detached it.
+    """
+
+    name: str
+    settings: M
+    attached: bool = field(default=True, init=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class DeviceTable(DeviceKind[R], Generic[R, K, D]):
+    """Devices by key: an Add needs a free key, all else a device.
+
+    :cvar actions: the request types that it takes.
+    """
+
+    actions: ClassVar[tuple[str, ...]] = ("Add", "Update", "Remove")
+
+    def __init__(self, vm_id: str, host: Host) -> None:
+        super().__init__(vm_id, host)
+        self._attached: dict[K, D] = {}
+
+    def find(self, key: K) -> D | None:
+        """Return a device; None if there is none."""
+        return self._attached.get(key)
+
+    def modify(self, request: Request[R]) -> None:
+        """Attach, update or detach a device."""
+        request.allow(*self.actions)
+        key = self.key(request)
+        found = self._attached.get(key)
+        if request.action == "Add":
+            device = self.make(request)
+            if found is not None:
+                raise request.taken(f"{found} is attached")
+            self.attach(request, device)
+            self._attached[key] = device
+        elif found is None:
+            raise request.missing("nothing is attached there")
+        elif request.action == "Update":
+            self.update(request, found)
+        else:
+            self.detach(self._attached.pop(key))
+
+    def key(self, request: Request[R]) -> K:
+        """Return the key of the device that a request is about."""
+        raise NotImplementedError
+
+    def make(self, request: Request[R]) -> D:
+        """Return the device that a request describes, checked on its own."""
+        raise NotImplementedError
+
+    def attach(self, request: Request[R], device: D) -> None:
+        """Take what a device needs of the host."""
+
+    def update(self, request: Request[R], device: D) -> None:
+        """Change the settings of a device."""
+        raise NotImplementedError
+
+    def detach(self, device: D) -> None:
+        """Release what a device holds of the host."""
+        device.attached = False
+
+    def close(self) -> None:
+        """Detach every device."""
+        for device in self._attached.values():
+            self.detach(device)
+        self._attached.clear()
+
+    def inventory(self) -> JSON:
+        """Return the devices in the form of the document."""
+        return {device.name: to_json(device.settings) for device in self._attached.values()}
 
 
 def number_of(key: str, what: str) -> int:
     """Return the number that a key of a document is.
 
-    :raises HostError: it is none: E_INVALIDARG.
+    :raises HostError: the key is no number: E_INVALIDARG.
     """
     if not (key.isascii() and key.isdecimal() and len(key) < 20):
         raise HostError(f"Add {what} {key}", HResult.E_INVALIDARG, f"{key!r} is not a number")

@@ -2,133 +2,95 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeAlias, TypeVar
 
-from attrs import define, evolve
+from attrs import evolve
 
 from uvm.backend import JSON
-from uvm.backends.fake.devices.request import DeviceKind, Request
+from uvm.backends.fake.devices.request import Device, DeviceTable, Request
 from uvm.backends.fake.host import Host
-from uvm.schema.devices import PLAN9_RESTRICT_FILE_ACCESS, Plan9Share, VirtualSmbShare
+from uvm.schema.devices import PLAN9_RESTRICT_FILE_ACCESS, Devices, Plan9Share, VirtualSmbShare
 from uvm.schema.json import to_json
 from uvm.schema.requests import Plan9Shares, Resource, VSMBShares
 from uvm.schema.system import VirtualMachine
 
 S = TypeVar("S", VirtualSmbShare, Plan9Share)
+Shared: TypeAlias = Device[S]
 
 
-@define(eq=False)
-class Shared(Generic[S]):
-    """A share in force.
-
-    :ivar attached: False once the host has taken it away.
-    """
-
-    share: S
-    attached: bool = True
-
-    def __str__(self) -> str:
-        return f"share {self.share.name} ({self.share.path})"
-
-
-class _ShareKind(DeviceKind[Resource], Generic[S]):
+class _ShareKind(DeviceTable[Resource, str, Device[S]], Generic[S]):
     """Shares by name, under one resource path; the settings of a request name the share."""
 
-    __slots__ = ("_model", "_present", "_shares")
+    model: type[S]
 
-    def __init__(self, vm_id: str, host: Host, model: type[S]) -> None:
+    def __init__(self, vm_id: str, host: Host) -> None:
         super().__init__(vm_id, host)
-        self._model: type[S] = model
         self._present = False
-        self._shares: dict[str, Shared[S]] = {}
 
     @property
     def shares(self) -> dict[str, S]:
         """The shares by name."""
-        return {name: shared.share for name, shared in self._shares.items()}
+        return {name: shared.settings for name, shared in self._attached.items()}
 
-    def find(self, name: str) -> Shared[S] | None:
-        """Return a share by name; None if there is none."""
-        return self._shares.get(name)
-
-    def modify(self, request: Request[Resource]) -> None:
-        """Add, change or remove a share."""
-        share = request.parse(self._model)
+    def key(self, request: Request[Resource]) -> str:
+        """Return the name of the share."""
+        share = request.parse(self.model)
         if not self._present:
             raise request.missing(f"the VM has no {self.name} device")
         if not share.name:
             raise request.invalid("Name is missing")
-        found = self._shares.get(share.name)
-        match request.action:
-            case "Add":
-                self._add(request, share, found)
-            case "Update":
-                self._update(request, share, found)
-            case _:
-                self._remove(request, share, found)
+        return share.name
 
-    def close(self) -> None:
-        """Take all shares away."""
-        for shared in self._shares.values():
-            shared.attached = False
-        self._shares.clear()
+    def make(self, request: Request[Resource]) -> Device[S]:
+        """Return the share that a request describes."""
+        share = request.parse(self.model)
+        if not share.path:
+            raise request.invalid("Path is missing")
+        return Device(f"share {share.name} ({share.path})", share)
+
+    def attach(self, request: Request[Resource], device: Device[S]) -> None:
+        """Check the directory of a share."""
+        self.host.require_directory(device.settings.path, request.operation)
+
+    def update(self, request: Request[Resource], device: Device[S]) -> None:
+        """Change the allowed files of a share.
+
+        Source: hcsshim's vsmb.go. All else, and the files of a share that is not restricted, cannot change.
+        """
+        share = request.parse(self.model)
+        if not self._restricted(device.settings):
+            raise request.invalid(f"{device} does not restrict file access")
+        if share != evolve(device.settings, allowed_files=share.allowed_files):
+            raise request.invalid(f"only the allowed files of {device} can change")
+        if not share.allowed_files:
+            raise request.invalid("AllowedFiles may not be empty")
+        device.settings = share
 
     def inventory(self) -> JSON:
         """Return the shares in the form of the document."""
-        return {"Shares": [to_json(shared.share) for shared in self._shares.values()]} if self._shares else {}
+        return {"Shares": [to_json(share) for share in self.shares.values()]} if self._attached else {}
 
     def _restricted(self, share: S) -> bool:
         """Return whether a share shows only its allowed files."""
         raise NotImplementedError
 
-    def _take_over(self, shares: list[S]) -> None:
+    def _add_all(self, shares: list[S]) -> None:
         self._present = True
         for share in shares:
             self.modify(Request(self.resources[0](), "Add", to_json(share)))
-
-    def _add(self, request: Request[Resource], share: S, found: Shared[S] | None) -> None:
-        if found is not None:
-            raise request.taken(f"{found} is there")
-        if not share.path:
-            raise request.invalid("Path is missing")
-        self.host.require_directory(share.path, request.operation)
-        self._shares[share.name] = Shared(share)
-
-    def _update(self, request: Request[Resource], share: S, found: Shared[S] | None) -> None:
-        if found is None:
-            raise request.missing(f"there is no share {share.name}")
-        old = found.share
-        # hcsshim's vsmb.go: an Update can only change the allowed files, and only of a restricted share.
-        if not self._restricted(old):
-            raise request.invalid(f"{found} does not restrict file access")
-        if share != evolve(old, allowed_files=share.allowed_files):
-            raise request.invalid(f"only the allowed files of {found} can change")
-        if not share.allowed_files:
-            raise request.invalid("AllowedFiles may not be empty")
-        found.share = share
-
-    def _remove(self, request: Request[Resource], share: S, found: Shared[S] | None) -> None:
-        if found is None:
-            raise request.missing(f"there is no share {share.name}")
-        found.attached = False
-        del self._shares[share.name]
 
 
 class VSmbKind(_ShareKind[VirtualSmbShare]):
     """The SMB server of a VM."""
 
-    __slots__ = ()
-
     resources: ClassVar[tuple[type[Resource], ...]] = (VSMBShares,)
     name: ClassVar[str] = "VirtualSmb"
+    model = VirtualSmbShare
 
-    def __init__(self, vm_id: str, host: Host) -> None:
-        super().__init__(vm_id, host, VirtualSmbShare)
-
-    def load(self, vm: VirtualMachine) -> None:
-        """Take over the shares of the document."""
-        if vm.devices is not None and vm.devices.virtual_smb is not None:
-            self._take_over(vm.devices.virtual_smb.shares)
+    def load(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Add the shares of the document."""
+        if devices.virtual_smb is not None:
+            self._add_all(devices.virtual_smb.shares)
 
     def _restricted(self, share: VirtualSmbShare) -> bool:
         return share.options is not None and share.options.restrict_file_access
@@ -137,18 +99,14 @@ class VSmbKind(_ShareKind[VirtualSmbShare]):
 class Plan9Kind(_ShareKind[Plan9Share]):
     """The 9p server of a VM."""
 
-    __slots__ = ()
-
     resources: ClassVar[tuple[type[Resource], ...]] = (Plan9Shares,)
     name: ClassVar[str] = "Plan9"
+    model = Plan9Share
 
-    def __init__(self, vm_id: str, host: Host) -> None:
-        super().__init__(vm_id, host, Plan9Share)
-
-    def load(self, vm: VirtualMachine) -> None:
-        """Take over the shares of the document."""
-        if vm.devices is not None and vm.devices.plan9 is not None:
-            self._take_over(vm.devices.plan9.shares)
+    def load(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Add the shares of the document."""
+        if devices.plan9 is not None:
+            self._add_all(devices.plan9.shares)
 
     def _restricted(self, share: Plan9Share) -> bool:
         return bool(share.flags & PLAN9_RESTRICT_FILE_ACCESS)

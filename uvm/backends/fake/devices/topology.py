@@ -10,6 +10,7 @@ from uvm.backends.fake.devices.request import DeviceKind, Request
 from uvm.backends.fake.host import Host
 from uvm.errors import HostError
 from uvm.hresult import HResult
+from uvm.schema.devices import Devices
 from uvm.schema.json import to_json
 from uvm.schema.requests import CpuGroupAssignment, CpuLimits, MemorySize, ProcessorLimits, Resource
 from uvm.schema.system import CpuGroup, VirtualMachine, VirtualMachineMemory, VirtualMachineProcessor
@@ -20,9 +21,11 @@ _MAXIMUM_WEIGHT: Final = 10_000
 
 
 class TopologyKind(DeviceKind[Resource]):
-    """Memory size, processor limits and the CPU group. A request without a type sets the value."""
+    """Memory size, processor limits and the CPU group. A request without a type sets the value.
 
-    __slots__ = ("_cpu_group", "_limits", "memory", "processor", "size_in_mb")
+    :ivar limits: the processor limits in force.
+    :ivar cpu_group: the id of the CPU group; empty, or the null GUID, for none.
+    """
 
     resources: ClassVar[tuple[type[Resource], ...]] = (MemorySize, CpuLimits, CpuGroupAssignment)
     name: ClassVar[str] = "ComputeTopology"
@@ -32,11 +35,11 @@ class TopologyKind(DeviceKind[Resource]):
         self.memory: VirtualMachineMemory = VirtualMachineMemory()
         self.processor: VirtualMachineProcessor = VirtualMachineProcessor()
         self.size_in_mb: int = 0
-        self._limits = ProcessorLimits()
-        self._cpu_group = ""
+        self.limits: ProcessorLimits = ProcessorLimits()
+        self.cpu_group: str = ""
 
-    def load(self, vm: VirtualMachine) -> None:
-        """Take over the topology of the document, which must say how much memory and how many processors."""
+    def load(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Set the topology of the document, which must have memory and processors."""
         topology = vm.compute_topology
         memory = topology.memory if topology is not None else None
         processor = topology.processor if topology is not None else None
@@ -44,25 +47,14 @@ class TopologyKind(DeviceKind[Resource]):
         if memory is None or processor is None:
             raise HostError(operation, HResult.E_INVALIDARG, "ComputeTopology needs Memory and Processor")
         if not 0 < processor.count <= self.host.info.processors:
-            raise HostError(
-                operation, HResult.E_INVALIDARG, f"the host cannot give {processor.count} processors"
-            )
+            text = f"the VM has {processor.count} processors, the host {self.host.info.processors}"
+            raise HostError(operation, HResult.E_INVALIDARG, text)
         self.memory, self.processor = memory, processor
         self._set_memory(Request(MemorySize(), "Add", memory.size_in_mb))
-        self._limits = ProcessorLimits(
+        self.limits = ProcessorLimits(
             limit=processor.limit, weight=processor.weight, reservation=processor.reservation
         )
-        self._cpu_group = processor.cpu_group.id if processor.cpu_group is not None else ""
-
-    @property
-    def limits(self) -> ProcessorLimits:
-        """The limits in force."""
-        return self._limits
-
-    @property
-    def cpu_group(self) -> str:
-        """The id of the CPU group; empty, or the null GUID, for none."""
-        return self._cpu_group
+        self.cpu_group = processor.cpu_group.id if processor.cpu_group is not None else ""
 
     def modify(self, request: Request[Resource]) -> None:
         """Set a value."""
@@ -76,7 +68,7 @@ class TopologyKind(DeviceKind[Resource]):
                 group = request.parse(CpuGroup)
                 if not is_guid(group.id):
                     raise request.invalid(f"Id is {group.id!r}, not a GUID")
-                self._cpu_group = group.id
+                self.cpu_group = group.id
 
     def inventory(self) -> JSON:
         """Return the values in force."""
@@ -84,8 +76,8 @@ class TopologyKind(DeviceKind[Resource]):
             "Memory": {"SizeInMB": self.size_in_mb},
             "Processor": {
                 "Count": self.processor.count,
-                **to_json(self._limits),
-                **({"CpuGroup": {"Id": self._cpu_group}} if self._cpu_group else {}),
+                **to_json(self.limits),
+                **({"CpuGroup": {"Id": self.cpu_group}} if self.cpu_group else {}),
             },
         }
 
@@ -97,9 +89,8 @@ class TopologyKind(DeviceKind[Resource]):
         if size <= 0 or size % 2:
             raise request.invalid(f"a memory size is even and more than 0, not {size} MB")
         if size > self.host.info.memory_mb:
-            raise request.refuse(
-                HResult.ERROR_NO_SYSTEM_RESOURCES, f"the host has {self.host.info.memory_mb} MB"
-            )
+            text = f"the host has {self.host.info.memory_mb} MB"
+            raise request.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, text)
         self.size_in_mb = size
 
     def _set_limits(self, request: Request[Resource]) -> None:
@@ -108,4 +99,4 @@ class TopologyKind(DeviceKind[Resource]):
             raise request.invalid(f"Limit and Reservation are at most {FULL}")
         if not 0 <= limits.weight <= _MAXIMUM_WEIGHT:
             raise request.invalid(f"Weight is at most {_MAXIMUM_WEIGHT}")
-        self._limits = limits
+        self.limits = limits

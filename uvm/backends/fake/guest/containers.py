@@ -1,4 +1,4 @@
-"""The containers of the fake guest: what is known of one, and how it ends."""
+"""The containers of the fake guest: their state, and their exit."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from attrs import define, field
 from uvm.backend import JSON
 from uvm.backends.fake.guest.processes import SIGKILL, SIGTERM, GuestProcess
 
-#: ``created``: nothing of it runs yet.
+#: ``created``: no process of it runs yet.
 Status = Literal["created", "running", "stopped"]
 
-#: What a container is said to have died of, whoever sent the signal.
+#: The exit type of a container by the signal that ended its first process.
 _EXIT_TYPES: Final = {SIGTERM: "GracefulExit", SIGKILL: "ForcedExit"}
 
 
 @define(eq=False)
 class Container:
-    """A container, and all of a Windows one.
+    """A container; Windows ones are no more than this.
 
-    :ivar activity_id: of the request that created it; its exit is told under it.
+    :ivar activity_id: of the request that created it; its exit is reported under it.
     :ivar document: what it was created from.
-    :ivar processes: its processes whose exit nobody has been told yet, by id.
+    :ivar processes: its processes whose exit was not reported yet, by id.
     :ivar modifications: the requests that changed it, in order.
-    :ivar exit_type: how it ended, or is going to be said to have ended.
+    :ivar exit_type: how it exited, or will be reported to have exited.
     """
 
     id: str
@@ -42,16 +42,8 @@ class Container:
         return [pid for pid, process in self.processes.items() if process.exit_code is None]
 
     def forget(self, process: GuestProcess) -> None:
-        """Forget a process whose exit has been told."""
+        """Forget a process whose exit was reported."""
         self.processes.pop(process.pid, None)
-
-    def set_status(self, status: Status) -> None:
-        """Take note of where it is in its life."""
-        self.status = status
-
-    def end_as(self, exit_type: str) -> None:
-        """Settle what its exit will be said to have been."""
-        self.exit_type = exit_type
 
     def kill_all(self) -> None:
         """Kill every process of it."""
@@ -64,7 +56,7 @@ class LinuxContainer(Container):
     """A Linux container. It is its first process, which exists from its creation and runs from its start.
 
     :ivar init: that process.
-    :ivar constraints: the OCI resources that it was given last.
+    :ivar constraints: its latest OCI resources.
     """
 
     init: GuestProcess = field(init=False)
@@ -73,7 +65,7 @@ class LinuxContainer(Container):
 
     @property
     def pids(self) -> list[int]:
-        """The processes that run, or are there to be started."""
+        """The processes that run, or have yet to start."""
         first = [self.init.pid] if self.init.exit_code is None else []
         return first + super().pids
 
@@ -82,17 +74,17 @@ class LinuxContainer(Container):
         return self.init if pid == self.init.pid else self.processes.get(pid)
 
     def signal_init(self, signal: int) -> bool:
-        """Signal the first process, started or not; False where it has ended."""
+        """Signal the first process, started or not; False if it has exited."""
         if not self.init.signal(signal):
             return False
-        self.end_as(_EXIT_TYPES.get(signal, self.exit_type))
+        self.exit_type = _EXIT_TYPES.get(signal, self.exit_type)
         return True
 
     def init_exited(self, process: GuestProcess) -> None:
-        """Take note that the first process has exited: nothing else in the container survives it."""
-        self.set_status("stopped")
+        """Stop: no other process of the container survives the first one."""
+        self.status = "stopped"
         self.kill_all()
 
     def init_released(self, process: GuestProcess) -> None:
-        """Tell the exit of the container, which the guest does when somebody heard of its process's."""
+        """Report the exit of the container, as the guest does once that of its first process was reported."""
         self._exited(self)

@@ -1,4 +1,4 @@
-"""From a request to a running process: its command, its streams, its program; and waiting for it."""
+"""Commands of processes, and their streams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from attrs import Factory, frozen
 
-from uvm.backends.fake.guest.processes import GuestProcess
+from uvm.backends.fake.guest.programs import FakeProcess
 from uvm.backends.fake.guest.stdio import ProcessInput, ProcessOutput, Terminal
 from uvm.backends.fake.streams import FakeStream
 from uvm.schema.gcs import LinuxProcessParameters
@@ -18,7 +18,7 @@ V = TypeVar("V")
 
 @frozen
 class Command:
-    """What to run."""
+    """A command to run."""
 
     args: tuple[str, ...]
     env: Mapping[str, str] = Factory(dict)
@@ -30,7 +30,7 @@ class Command:
 def asked_streams(
     parameters: LinuxProcessParameters | ProcessParameters, places: tuple[V, V, V]
 ) -> dict[str, V]:
-    """Return where the standard streams go that a process is to have, by name."""
+    """Return the places of the standard streams that a process is to have, by name."""
     asked = (parameters.create_std_in_pipe, parameters.create_std_out_pipe, parameters.create_std_err_pipe)
     streams = zip(("stdin", "stdout", "stderr"), places, asked, strict=True)
     return {name: place for name, place, wanted in streams if wanted}
@@ -42,10 +42,9 @@ def close_streams(streams: Mapping[str, FakeStream]) -> None:
         stream.close()
 
 
-def attach_streams(process: GuestProcess, streams: Mapping[str, FakeStream]) -> None:
+def attach_streams(view: FakeProcess, streams: Mapping[str, FakeStream]) -> None:
     """Attach the streams of a process; on a terminal, both outputs are one."""
-    view, vm = process.view, process.view.vm
-    view.stdin = ProcessInput(vm, streams.get("stdin"))
+    view.stdin = ProcessInput(view.vm, streams.get("stdin"))
     terminal = view.terminal is not None
-    view.stdout = ProcessOutput(vm, streams.get("stdout"), terminal)
-    view.stderr = view.stdout if terminal else ProcessOutput(vm, streams.get("stderr"))
+    view.stdout = ProcessOutput(view.vm, streams.get("stdout"), terminal)
+    view.stderr = view.stdout if terminal else ProcessOutput(view.vm, streams.get("stderr"))

@@ -1,6 +1,6 @@
-"""Requests and answers of the fake guest, and how the real guests word their refusals.
+"""Requests and answers of the fake guest, and the texts of the real guests' refusals.
 
-Source: hcsshim internal/guest/bridge/bridge.go, internal/bridgeutils, and what its guest was seen to answer.
+Source: hcsshim internal/guest/bridge/bridge.go, internal/bridgeutils, and answers seen of its guest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uvm.schema.json import SchemaError, from_json
 
 T = TypeVar("T")
 
-#: What stands in an error record where the guest does not know the line.
+#: The line of an error record if the guest does not know it.
 _NO_LINE: Final = 0xFFFFFFFF
 
 
@@ -27,10 +27,10 @@ _NO_LINE: Final = 0xFFFFFFFF
 class Incoming:
     """A request as it came.
 
-    :ivar body: what is in it; empty where it cannot be read, and then ``problem`` says why.
+    :ivar body: its JSON object; empty if it cannot be read, and then ``problem`` is the reason.
     :ivar side: the connection that it came on.
-    :ivar call: what the request log and the faults see.
-    :ivar after: called when the answer is on its way.
+    :ivar call: the call for the request log and the faults.
+    :ivar after: called when the answer has been sent.
     """
 
     procedure: int
@@ -51,73 +51,73 @@ class Incoming:
 
     @property
     def operation(self) -> str:
-        """What is asked, for a message."""
+        """The name of the request in a message."""
         return "modify" if self.procedure == Procedure.MODIFY_SETTINGS else procedure_name(self.procedure)
 
     @property
     def activity_id(self) -> str:
-        """The id under which the host follows what it does; the answer repeats it."""
+        """The id by which the host correlates its activities; the answer repeats it."""
         found = self.body.get("ActivityId")
         return found if isinstance(found, str) else ""
 
     def read(self, cls: type[T]) -> T:
-        """Read it as a message of one kind; a Windows guest refuses fields that it does not know.
+        """Return it as a message of one kind; a Windows guest refuses unknown fields.
 
-        :raises GuestError: it is none.
+        :raises GuestError: it is no such message.
         """
-        if self.problem:
-            self._unreadable(self.problem)
         return self.read_part(cls, self.body)
 
     def read_part(self, cls: type[T], value: Any) -> T:
-        """Read a part of the message."""
+        """Return a part of the message as a model."""
+        if self.problem:
+            self._unreadable(self.problem)
         try:
             return from_json(cls, value, forbid_extra=self.strict)
         except SchemaError as e:
             self._unreadable(str(e))
 
     def read_text(self, cls: type[T], field_name: str, text: str) -> T:
-        """Read a document that a message holds as text."""
+        """Return a document that a message holds as text."""
         return self.read_document(cls, field_name, text, self.parse_text(field_name, text))
 
     def parse_text(self, field_name: str, text: str) -> JSON:
-        """Take the JSON object out of a text."""
+        """Return the JSON object in a text."""
         try:
             return parse(text.encode(errors="replace"))
         except WireError as e:
-            self._unreadable_text(field_name, text, str(e))
+            self._invalid(f'for {field_name} "{text}"', str(e))
 
     def read_document(self, cls: type[T], field_name: str, text: str, document: Any) -> T:
-        """Read a document that came as a text."""
+        """Return a document that came as a text."""
         try:
             return from_json(cls, document, forbid_extra=self.strict)
         except SchemaError as e:
-            self._unreadable_text(field_name, text, str(e))
+            self._invalid(f'for {field_name} "{text}"', str(e))
 
     def _unreadable(self, problem: str) -> NoReturn:
-        self._invalid(
-            f'failed to unmarshal JSON in message "{self.payload.decode(errors="replace")}"', problem
-        )
-
-    def _unreadable_text(self, field_name: str, text: str, problem: str) -> NoReturn:
-        self._invalid(f'failed to unmarshal JSON for {field_name} "{text}"', problem)
+        self._invalid(f'in message "{self.payload.decode(errors="replace")}"', problem)
 
     def _invalid(self, what: str, problem: str) -> NoReturn:
-        reject(
-            self.operation,
-            HResult.ERROR_VMCOMPUTE_INVALID_JSON,
-            f"{what}: HRESULT 0x{HResult.ERROR_VMCOMPUTE_INVALID_JSON:x}: {problem}",
-        )
+        code = HResult.ERROR_VMCOMPUTE_INVALID_JSON
+        raise self.refuse(code, f"failed to unmarshal JSON {what}: HRESULT 0x{code:x}: {problem}")
+
+    def refuse(self, code: int, text: str = "") -> GuestError:
+        """Return the error that refuses the request; the text names the code by default."""
+        return GuestError(self.operation, code, text or f"HRESULT: 0x{code:x}")
+
+    def fail(self, code: int, text: str) -> GuestError:
+        """Return the error that refuses the request, with the code in the text too."""
+        return self.refuse(code, f"HRESULT 0x{code:x}: {text}")
 
     def answer(self, fields: JSON) -> JSON:
-        """Make the body of an answer that says yes."""
+        """Return the body of an answer of success."""
         body: JSON = {"Result": 0, **fields}
         if self.activity_id:
             body["ActivityId"] = self.activity_id
         return body
 
     def refusal(self, error: GuestError) -> JSON:
-        """Make the body of an answer that says no."""
+        """Return the body of an answer of failure."""
         result = error.hresult - (1 << 32) if error.hresult >> 31 else error.hresult
         record = {
             "Result": result,
@@ -126,27 +126,10 @@ class Incoming:
             "FileName": "",
             "Line": _NO_LINE,
         }
-        body = self.answer({"ErrorMessage": error.text, "ErrorRecords": [record]})
-        body["Result"] = result
-        return body
+        return self.answer({"Result": result, "ErrorMessage": error.text, "ErrorRecords": [record]})
 
 
-def reject(operation: str, code: int, text: str) -> NoReturn:
-    """Refuse with a code and a text."""
-    raise GuestError(operation, code, text)
-
-
-def hresult(operation: str, code: int) -> GuestError:
-    """Make a refusal that has nothing to say beyond its code."""
-    return GuestError(operation, code, f"HRESULT: 0x{code:x}")
-
-
-def failure(operation: str, code: int, text: str) -> GuestError:
-    """Make a refusal of which the code, too, is told in the text."""
-    return GuestError(operation, code, f"HRESULT 0x{code:x}: {text}")
-
-
-#: What hcsshim's guest calls the procedures that it knows.
+#: The names in hcsshim's guest of the procedures that it knows.
 _GO_NAMES: Final = {
     procedure.value: f"ComputeSystem{procedure.name.title().replace('_', '')}V1"
     for procedure in Procedure
@@ -157,6 +140,4 @@ _GO_NAMES: Final = {
 def unknown_message(request: Incoming) -> NoReturn:
     """Refuse what the guest does not do, or not now."""
     name = _GO_NAMES.get(request.procedure) or str(Kind.REQUEST | request.procedure)
-    raise failure(
-        request.operation, HResult.E_NOTIMPL, f"bridge: function not supported, header type: {name}"
-    )
+    raise request.fail(HResult.E_NOTIMPL, f"bridge: function not supported, header type: {name}")

@@ -1,10 +1,11 @@
-"""Programs of the fake guest: what one is given, and under which names they are found."""
+"""Programs of the fake guest: the process that one runs as, and the names under which they are found."""
 
 from __future__ import annotations
 
 import ntpath
 import posixpath
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeAlias
 
 from attrs import define, field
@@ -37,9 +38,9 @@ class FakeProcess:
     :ivar args: its arguments, from its own name on.
     :ivar env: its environment.
     :ivar cwd: its working directory. There is no file system: any path will do.
-    :ivar user: who runs it, as it was asked for.
+    :ivar user: the user that was asked for.
     :ivar pid: its id in the guest.
-    :ivar terminal: its terminal, whose size changes with the host's; None where it has none.
+    :ivar terminal: its terminal, whose size changes with the host's; None if it has none.
     :ivar vm: the VM that it runs in.
     :ivar peers: what runs in the guest, by process id.
     """
@@ -51,14 +52,14 @@ class FakeProcess:
     pid: int
     vm: GuestMachine = field(repr=False)
     peers: Mapping[int, Peer] = field(repr=False)
-    stdin: ProcessInput = field(repr=False)
-    stdout: ProcessOutput = field(repr=False)
-    stderr: ProcessOutput = field(repr=False)
+    stdin: ProcessInput = field(init=False, repr=False)
+    stdout: ProcessOutput = field(init=False, repr=False)
+    stderr: ProcessOutput = field(init=False, repr=False)
     terminal: Terminal | None = None
     handlers: dict[int | str, SignalHandler] = field(factory=dict, init=False, repr=False)
 
     def on_signal(self, signal: int | str, handler: SignalHandler | None) -> None:
-        """Have a function called for a signal in place of what it does by default; None undoes that.
+        """Call a function for a signal, in place of its default action; None restores that.
 
         Most signals kill a process. 9 (SIGKILL) cannot be handled.
 
@@ -72,12 +73,12 @@ class FakeProcess:
             self.handlers[signal] = handler
 
 
-#: A program: gives its exit code; None is 0. What it raises ends it with code 1 and the traceback on stderr.
+#: A program returns its exit code; None is 0. An exception ends it with 1 and the traceback on stderr.
 Program: TypeAlias = Callable[[FakeProcess], Awaitable[int | None]]
 
 
-class Programs(MutableMapping[str, Program]):
-    r"""The programs of a backend's guests, by name: the built-in ones, and what is put here.
+class Programs(UserDict[str, Program]):
+    r"""The programs of a backend's guests, by name: the built-in ones, and those that are added.
 
     A command is found by the last part of its path: ``/bin/cat`` is ``cat``, and in a Windows guest
     ``C:\tools\Cat.EXE`` is, too. ::
@@ -88,11 +89,8 @@ class Programs(MutableMapping[str, Program]):
             return 0
     """
 
-    def __init__(self, programs: Mapping[str, Program]) -> None:
-        self._programs: dict[str, Program] = dict(programs)
-
     def register(self, name: str) -> Callable[[Program], Program]:
-        """Register the decorated function under a name, in place of what may be there."""
+        """Register the decorated function under a name, in place of one that has it."""
 
         def registered(program: Program) -> Program:
             self[name] = program
@@ -101,29 +99,17 @@ class Programs(MutableMapping[str, Program]):
         return registered
 
     def find(self, command: str, os: str) -> Program | None:
-        """Find the program of a command as a guest of that operating system names it."""
+        """Return the program of a command, as a guest of that operating system finds it."""
         if os == "linux":
-            return self._programs.get(posixpath.basename(command))
+            return self.get(posixpath.basename(command))
         name = ntpath.basename(command).lower().removesuffix(".exe")
-        return None if name in LINUX_ONLY else self._programs.get(name)
-
-    def __getitem__(self, name: str) -> Program:
-        return self._programs[name]
+        return None if name in LINUX_ONLY else self.get(name)
 
     def __setitem__(self, name: str, program: Program) -> None:
         if not name or posixpath.basename(name) != name or ntpath.basename(name) != name:
             raise ValueError(f"{name!r} is not the name of a program")
-        self._programs[name] = program
-
-    def __delitem__(self, name: str) -> None:
-        del self._programs[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._programs)
-
-    def __len__(self) -> int:
-        return len(self._programs)
+        super().__setitem__(name, program)
 
 
-#: Built-in programs that a Windows guest has not.
+#: Built-in programs that a Windows guest lacks.
 LINUX_ONLY = frozenset({"kill", "stty", "uname"})

@@ -1,11 +1,11 @@
-"""The compute service of a fake guest: its connection to the host, and who answers which request.
+"""The compute service of a fake guest: its connection to the host, and the handlers of requests.
 
-It runs inside the task of somebody who waits for the VM (:meth:`~uvm.backends.fake.FakeSystem.wait`).
+It runs inside a task that waits for the VM (:meth:`~uvm.backends.fake.FakeSystem.wait`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar, Final, NoReturn, TypeAlias
 
 import anyio
@@ -21,15 +21,13 @@ from uvm.backends.fake.exchange import Exchange
 from uvm.backends.fake.guest.boot import boot_plan, take_entropy
 from uvm.backends.fake.guest.containers import Container
 from uvm.backends.fake.guest.execution import Command, attach_streams, close_streams
-from uvm.backends.fake.guest.hosting import Hosting
 from uvm.backends.fake.guest.log import LAST_WORDS_SECONDS, GuestLog
 from uvm.backends.fake.guest.machine import GuestMachine
-from uvm.backends.fake.guest.messages import Incoming, hresult, reject, unknown_message
+from uvm.backends.fake.guest.messages import Incoming, unknown_message
 from uvm.backends.fake.guest.misbehaviour import Misbehaviour, Reply
 from uvm.backends.fake.guest.outlet import Outlet
 from uvm.backends.fake.guest.processes import GuestProcess
 from uvm.backends.fake.guest.programs import FakeProcess, Program, Programs
-from uvm.backends.fake.guest.stdio import ProcessInput, ProcessOutput
 from uvm.backends.fake.streams import FakeStream
 from uvm.errors import BridgeClosedError, GuestError, HostError, WireError
 from uvm.hresult import HResult
@@ -39,15 +37,16 @@ from uvm.schema.gcs import (
     GetPropertiesRequest,
     NegotiateProtocolRequest,
     ResizeConsoleRequest,
+    WaitForProcessRequest,
 )
 from uvm.schema.json import dumps
 from uvm.schema.properties import PropertyQuery
 from uvm.schema.system import VirtualMachine
 
-#: Carries out a request: returns what a yes consists of, or None if the answer comes later or never.
+#: Carries out a request: returns the fields of the answer, or None if that comes later or never.
 Handler: TypeAlias = Callable[[Incoming], JSON | None]
 
-#: What a guest that lacks a capability does not do.
+#: The capabilities that procedures need.
 _NEEDED: Final[dict[int, str]] = {
     Procedure.DUMP_STACKS: "DumpStacksSupported",
     Procedure.DELETE_CONTAINER_STATE: "DeleteContainerStateSupported",
@@ -69,38 +68,16 @@ class GuestService:
     """The compute service of one VM's guest. Its state outlives its connections.
 
     :ivar processes: everything that runs in the guest, by process id.
-    :ivar external: the processes outside of containers whose exit nobody has been told yet.
+    :ivar external: the processes outside of containers whose exit was not reported yet.
     :ivar containers: the containers, by id.
-    :ivar entropy: the random bytes that a Linux guest took from the host when it booted.
-    :ivar log: what it writes for the host to read.
+    :ivar entropy: the random bytes that a Linux guest received from the host when it booted.
+    :ivar log: its log, for the host to read.
     :ivar log_settings: what the host last told a Windows guest's log forwarding service to record.
-    :ivar watchers: what to call in place of a notification, by the id of the container that ended.
-    :ivar phase: how far the host has come with a Windows guest: ``new``, ``created``, ``started``.
+    :ivar watchers: called in place of a notification, by the id of the container that exited.
+    :ivar phase: the state of a Windows guest: ``new``, ``created`` or ``started`` by the host.
     """
 
-    __slots__ = (
-        "_booted",
-        "_environment",
-        "_hosting",
-        "_last_pid",
-        "_negotiated",
-        "_outlet",
-        "_plan",
-        "_side",
-        "_tasks",
-        "_unsent",
-        "containers",
-        "entropy",
-        "external",
-        "log",
-        "log_settings",
-        "phase",
-        "processes",
-        "vm",
-        "watchers",
-    )
-
-    #: What it says of itself beside its capabilities.
+    #: What it reports beside its capabilities.
     facts: ClassVar[JSON] = {}
 
     def __init__(self, vm: GuestMachine, machine: VirtualMachine, environment: GuestEnvironment) -> None:
@@ -111,12 +88,12 @@ class GuestService:
         self.entropy: bytes = b""
         self.log: GuestLog = GuestLog(vm, environment.exchange.clock, self.spawn)
         self.log_settings: str = ""
-        # HCS sets the guest up that it is connected to itself.
+        # HCS creates and starts a guest that it is connected to.
         self.phase: str = "started" if vm.relays else "new"
         self.watchers: dict[str, Callable[[str], None]] = {}
         self._environment = environment
         self._plan = boot_plan(machine, vm.os)
-        self._hosting = Hosting(self._run_guest)
+        self._turn = anyio.Lock()
         self._booted = False
         self._last_pid = 0
         self._negotiated = False
@@ -127,7 +104,7 @@ class GuestService:
 
     @property
     def connected(self) -> bool:
-        """It has a connection to the host."""
+        """Whether it has a connection to the host."""
         return self._outlet is not None
 
     @property
@@ -140,24 +117,26 @@ class GuestService:
         """The programs that the guest can run."""
         return self._environment.programs
 
-    def attend(self) -> Awaitable[NoReturn]:
-        """Run the guest, or be ready to, until cancelled."""
-        return self._hosting.attend()
+    async def attend(self) -> NoReturn:
+        """Run the guest until cancelled. One task at a time runs it; the others wait for it to leave."""
+        while True:
+            async with self._turn, anyio.create_task_group() as tasks:
+                await self._run_guest(tasks)
 
-    # What a test, or the host's misfortune, has it do.
+    # What a test has it do.
 
     def drop(self) -> None:
-        """Lose the connection; what is on its way to the host arrives. A Linux guest dials again."""
+        """Lose the connection; what is in transit to the host arrives. A Linux guest dials again."""
         if self._outlet is not None:
             self._outlet.close()
 
     def send(self, data: bytes) -> None:
-        """Send bytes that need not be a message; nothing happens without a connection."""
+        """Send bytes that need not be a message; do nothing without a connection."""
         if self._outlet is not None:
             self._outlet.send(data)
 
     def notify(self, container_id: str, exit_type: str, activity_id: str = "") -> None:
-        """Tell the exit of a container: HCS where it hosts that, else as soon as there is a connection."""
+        """Report the exit of a container: to HCS if it hosts that, else as soon as there is a connection."""
         watcher = self.watchers.get(container_id)
         if watcher is not None:
             watcher(exit_type)
@@ -168,7 +147,7 @@ class GuestService:
     async def panic(
         self, reason: str = "runtime error: invalid memory address or nil pointer dereference"
     ) -> None:
-        """Die as a Linux guest's service does: words on the log that are no JSON, and the end of the VM."""
+        """Crash as a Linux guest's service does: the last log lines are no JSON, and the VM exits."""
         self.drop()
         await self.log.last_words(f"panic: {reason}\n\ngoroutine 1 [running]:\nmain.main()\n".encode())
         self.vm.crash()
@@ -176,37 +155,31 @@ class GuestService:
     # Its tasks.
 
     def spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> bool:
-        """Start a task; False, and nothing happens, where nobody runs the guest any more."""
+        """Start a task, and return whether the guest runs; does nothing if it does not."""
         if self._tasks is None:
             return False
         self._tasks.start_soon(function, *args)
         return True
 
-    def new_pid(self) -> int:
-        """Return a process id; Windows's are multiples of four."""
+    def _new_pid(self) -> int:
+        """Return a new process id; those of Windows are multiples of four."""
         self._last_pid += 1 if self.vm.os == "linux" else 4
         return 1000 + self._last_pid
 
-    def start_process(self, process: GuestProcess, program: Program) -> None:
-        """Run a process."""
-        self.processes[process.pid] = process
-        process.started = True
-        self.spawn(process.run, program)
-
     def forget(self, process: GuestProcess) -> None:
-        """Forget a process outside of containers, whose exit has been told."""
+        """Forget a process outside of containers, whose exit was reported."""
         self.external.pop(process.pid, None)
 
     def die(self) -> None:
-        """Panic, as Go programs do that follow a pointer to nowhere; no answer comes."""
+        """Crash, as Go programs do at a nil pointer; no answer comes."""
         self.spawn(self.panic)
 
     def exited(self, container: Container) -> None:
-        """Tell of a container that ended."""
+        """Report the exit of a container."""
         self.notify(container.id, container.exit_type, container.activity_id)
 
     def shut_down(self) -> None:
-        """End the VM in order, once the host has read what was sent to it."""
+        """Shut the VM down, once the host has read what was sent to it."""
         self.spawn(self._power_off)
 
     async def _power_off(self) -> None:
@@ -235,7 +208,7 @@ class GuestService:
             self._tasks = None
 
     async def _dial(self) -> FakeStream:
-        """Dial the host's end of the connection, unless a fault has it that the guest does not come."""
+        """Dial the host's end of the connection, unless a fault prevents it."""
         await self.vm.until_listening(self._plan.service)
         call = self._environment.exchange.request_log.begin("guest", self.vm.id, "connect", None)
         try:
@@ -265,7 +238,7 @@ class GuestService:
         try:
             while True:
                 data = await stream.receive()
-                if self._paused:
+                if self.vm.state != "Running":
                     await self.vm.until_running()
                 for request in side.receive(data):
                     self._take(Incoming(*request, side, self.vm.os == "windows"))
@@ -276,10 +249,6 @@ class GuestService:
         finally:
             stream.close()
             self._outlet = self._side = None
-
-    @property
-    def _paused(self) -> bool:
-        return self.vm.state != "Running"
 
     def _take(self, request: Incoming) -> None:
         exchange = self._environment.exchange
@@ -304,7 +273,7 @@ class GuestService:
             self.answer(request, answer)
 
     def _begin(self, request: Incoming) -> Call:
-        """Log the request; one that changes settings, as the change that it asks for."""
+        """Log the request; one that changes settings, as that change."""
         document: Any = request.body
         change: JSON = {}
         if request.procedure == Procedure.MODIFY_SETTINGS:
@@ -323,7 +292,7 @@ class GuestService:
         except Exception as e:
             if self.vm.state == "Stopped":
                 return
-            # The answer is lost, or a fault raised what no guest can answer: the request log knows which.
+            # The answer is lost, or a fault raised what no guest can answer: the request log has which.
             self.log.line(f"bridge: {type(e).__name__}", level="error")
             self.drop()
         else:
@@ -333,19 +302,17 @@ class GuestService:
         """Carry out a request that came over HCS's own connection, and return the answer.
 
         :raises GuestError: it is refused.
-        :raises HostError: HCS_E_CONNECT_FAILED where nobody runs the guest (:meth:`FakeSystem.wait`);
-            HCS_E_CONNECTION_CLOSED where no answer comes.
+        :raises HostError: HCS_E_CONNECT_FAILED if no task runs the guest (:meth:`FakeSystem.wait`);
+            HCS_E_CONNECTION_CLOSED if no answer comes.
         """
         if self._tasks is None:
-            raise HostError(
-                operation, HResult.HCS_E_CONNECT_FAILED, "nobody waits for the VM, so its guest does not run"
-            )
+            text = "no task waits for the VM, so its guest does not run"
+            raise HostError(operation, HResult.HCS_E_CONNECT_FAILED, text)
         request = Incoming(procedure, 0, dumps(message).encode(), GuestSide(), self.vm.os == "windows")
         answer = self._handler_of(procedure)(request)
         if answer is None:
-            raise HostError(
-                operation, HResult.HCS_E_CONNECTION_CLOSED, "the guest's compute service has gone"
-            )
+            text = "the guest's compute service has crashed"
+            raise HostError(operation, HResult.HCS_E_CONNECTION_CLOSED, text)
         if request.after is not None:
             request.after()
         return answer
@@ -364,16 +331,20 @@ class GuestService:
         handler: Handler = getattr(self, f"on_{_NAMES[procedure]}", unknown_message)
         return handler
 
-    # What guests of both kinds do alike.
+    # What is common to both kinds of guest.
 
     def _process(self, request: Incoming, container_id: str, pid: int) -> GuestProcess:
-        """Find a process to signal or to resize."""
+        """Return a process to signal or to resize."""
         raise NotImplementedError
+
+    def _waited(self, request: Incoming, container_id: str, pid: int) -> GuestProcess:
+        """Return a process to wait for."""
+        return self._process(request, container_id, pid)
 
     def on_negotiate_protocol(self, request: Incoming) -> JSON:
         wanted = request.read(NegotiateProtocolRequest)
         if not wanted.minimum_version <= PROTOCOL_VERSION <= wanted.maximum_version:
-            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_UNSUPPORTED_PROTOCOL_VERSION)
+            raise request.refuse(HResult.ERROR_VMCOMPUTE_UNSUPPORTED_PROTOCOL_VERSION)
         self._negotiated = True
         capabilities = {
             **self.facts,
@@ -387,12 +358,12 @@ class GuestService:
         wanted = request.read(ResizeConsoleRequest)
         process = self._process(request, wanted.container_id, wanted.process_id)
         if process.view.terminal is None:
-            reject(request.operation, self.vm.guest.failure, f"process {process.pid} has no terminal")
+            raise request.refuse(self.vm.guest.failure, f"process {process.pid} has no terminal")
         process.resize(wanted.height, wanted.width)
         return {}
 
     def _properties_query(self, request: Incoming) -> tuple[str, list[str]]:
-        """Read which properties of which container are wanted."""
+        """Return the id of a container, and the properties of it that are queried."""
         wanted = request.read(GetPropertiesRequest)
         query = PropertyQuery()
         if wanted.query:
@@ -407,23 +378,19 @@ class GuestService:
         on_exit: Callable[[GuestProcess], None] | None = None,
         on_release: Callable[[GuestProcess], None],
     ) -> GuestProcess:
-        """Make a process that does not run yet, and has no streams.
+        """Return a new process, which does not run yet, and has no streams.
 
-        :param on_exit: called when it has exited, before anybody is told.
-        :param on_release: called when somebody has been told.
+        :param on_exit: called when it has exited, before that is reported.
+        :param on_release: called when the exit has been reported.
         """
-        vm = self.vm
         view = FakeProcess(
             args=command.args,
             env=command.env,
             cwd=command.cwd,
             user=command.user,
-            pid=self.new_pid(),
-            vm=vm,
+            pid=self._new_pid(),
+            vm=self.vm,
             peers=self.processes,
-            stdin=ProcessInput(vm, None),
-            stdout=ProcessOutput(vm, None),
-            stderr=ProcessOutput(vm, None),
             terminal=command.terminal,
         )
 
@@ -440,7 +407,7 @@ class GuestService:
         """Connect standard streams to services of the host: all of them, or none.
 
         :param wanted: services by the name of the stream.
-        :param refuse: makes the exception for a stream at whose service nobody listens.
+        :param refuse: makes the error for a stream whose service has no listener.
         """
         streams: dict[str, FakeStream] = {}
         for name, service_id in wanted.items():
@@ -451,12 +418,14 @@ class GuestService:
                 raise refuse(name) from None
         return streams
 
-    def _wait_for(self, request: Incoming, process: GuestProcess, timeout_ms: int) -> JSON | None:
+    def on_wait_for_process(self, request: Incoming) -> JSON | None:
         """Answer with the exit code, now or when it is known."""
+        wanted = request.read(WaitForProcessRequest)
+        process = self._waited(request, wanted.container_id, wanted.process_id)
         if process.exit_code is not None:
             request.after = process.release
             return {"ExitCode": process.exit_code}
-        if timeout_ms == WAIT_FOREVER_MS:
+        if wanted.timeout_in_ms == WAIT_FOREVER_MS:
             process.when_exited(lambda code: self.answer(request, {"ExitCode": code}))
             return None
         limit = anyio.CancelScope()
@@ -467,21 +436,23 @@ class GuestService:
 
         async def expire() -> None:
             with limit:
-                await anyio.sleep(timeout_ms / 1000)
+                await anyio.sleep(wanted.timeout_in_ms / 1000)
                 process.forget(tell)
-                self.refuse(request, hresult(request.operation, HResult.ERROR_VMCOMPUTE_TIMEOUT))
+                self.refuse(request, request.refuse(HResult.ERROR_VMCOMPUTE_TIMEOUT))
 
         process.when_exited(tell)
         self.spawn(expire)
         return None
 
     def _run(self, process: GuestProcess, program: Program, streams: Mapping[str, FakeStream]) -> JSON:
-        attach_streams(process, streams)
-        self.start_process(process, program)
+        attach_streams(process.view, streams)
+        self.processes[process.pid] = process
+        process.started = True
+        self.spawn(process.run, program)
         return {"ProcessId": process.pid}
 
     def answer(self, request: Incoming, fields: JSON | None) -> None:
-        """Answer a request with what a yes consists of; None where the answer comes later."""
+        """Answer a request with success; None if the answer comes later."""
         if fields is None:
             return
         self._reply(request, request.answer(fields))
@@ -489,14 +460,14 @@ class GuestService:
             request.after()
 
     def refuse(self, request: Incoming, error: GuestError) -> None:
-        """Answer a request with no."""
+        """Answer a request with a failure."""
         self._reply(request, request.refusal(error))
 
     def _reply(self, request: Incoming, body: JSON) -> None:
         if request.side is self._side and request.id in request.side.open:
             frame = request.side.respond(request.id, body)
         else:
-            # It came on an earlier connection; as the real guest does, it is answered on this one.
+            # It came on an earlier connection; as in the real guest, it is answered on this one.
             frame = encode(Kind.RESPONSE, request.procedure, request.id, body)
         self._send(Reply(request.call, frame))
 

@@ -1,14 +1,15 @@
-"""The compute service inside a fake VM: what Linux and Windows guests have in common."""
+"""The state of the guest in a fake VM: what Linux and Windows guests have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from attrs import define, field, frozen
 
 from uvm._names import guest_path_key
 from uvm.backend import JSON
+from uvm.backends.fake.devices import request as devices
 from uvm.backends.fake.host import Checks
 from uvm.backends.fake.tree import DeviceTree
 from uvm.errors import GuestError, OptionsError
@@ -18,19 +19,12 @@ from uvm.schema.json import SchemaError, from_json
 from uvm.schema.requests import ModificationRequest
 
 T = TypeVar("T")
-
-
-class Device(Protocol):
-    """Something that the host attached."""
-
-    @property
-    def attached(self) -> bool:
-        """False once the host has taken it away."""
+Device: TypeAlias = devices.Device[Any]
 
 
 @frozen
 class Mount:
-    """Something mounted in a guest.
+    """A mount in a guest.
 
     :ivar kind: ``blockdev`` is a link to a disk's device node, ``directory`` a mapped directory.
     :ivar layers: the layers, and the scratch, of an ``overlay``.
@@ -48,27 +42,40 @@ class Mount:
 
 @frozen
 class GuestRequest:
-    """A ``ModificationRequest`` to one kind of resource."""
+    """A ``ModificationRequest`` to one kind of resource.
+
+    :ivar failure: the guest's code for a request that it cannot carry out.
+    """
 
     action: str
     resource: str
     settings: Any
+    failure: int
 
     @property
     def operation(self) -> str:
-        """The request for a message."""
+        """The request in an error message."""
         return f"{self.action} {self.resource or 'request'}"
 
     def parse(self, cls: type[T]) -> T:
-        """Read the settings; unknown fields and wrong types are refused."""
+        """Return the settings as a model; unknown fields and wrong types are refused."""
         try:
             return from_json(cls, {} if self.settings is None else self.settings, forbid_extra=True)
         except SchemaError as e:
             raise self.refuse(HResult.ERROR_VMCOMPUTE_INVALID_JSON, str(e)) from None
 
     def refuse(self, code: int, text: str) -> GuestError:
-        """Make the exception that refuses the request."""
+        """Return the error that refuses the request."""
         return GuestError(self.operation, code, text)
+
+    def fail(self, text: str) -> GuestError:
+        """Return the error for a request that the guest cannot carry out."""
+        return self.refuse(self.failure, text)
+
+    def only(self, *actions: str) -> None:
+        """Refuse other request types."""
+        if self.action not in actions:
+            raise self.fail(f"the RequestType {self.action!r} is not supported")
 
 
 #: Carries out a request to one kind of resource, or raises GuestError and changes nothing.
@@ -79,8 +86,8 @@ Handler = Callable[[Any, GuestRequest], None]
 class FakeGuest:
     """The state of a running guest. Everything is checked against what the host has attached.
 
-    :ivar mounts: what is mounted where, by path as the guest compares paths.
-    :ivar policy: the security policy's document, once it was set.
+    :ivar mounts: the mounts, by path as the guest compares paths.
+    :ivar policy: the security policy's document; None until it is set.
     :ivar fragments: the policy fragments, in order.
     """
 
@@ -93,8 +100,9 @@ class FakeGuest:
 
     os: ClassVar[Literal["linux", "windows"]]
     paths: ClassVar[Any]
+    own_capabilities: ClassVar[Mapping[str, bool]]
     handlers: ClassVar[dict[str, Handler]]
-    #: What the guest says to a request that it cannot carry out, and to an unknown resource type.
+    #: The code for a request that it cannot carry out, and for an unknown resource type.
     failure: ClassVar[int]
 
     def modify(self, document: JSON) -> None:
@@ -105,33 +113,30 @@ class FakeGuest:
         request = self.read(document)
         handler = self.handlers.get(request.resource)
         if handler is None:
-            raise request.refuse(self.failure, f"invalid ResourceType {request.resource!r}")
+            raise request.fail(f"invalid ResourceType {request.resource!r}")
         handler(self, request)
 
     def read(self, document: JSON) -> GuestRequest:
-        """Read a request; one without a type adds."""
+        """Return a request, parsed; one without a type adds."""
         try:
             request = from_json(ModificationRequest, document, forbid_extra=True)
         except SchemaError as e:
             raise GuestError("modify", HResult.ERROR_VMCOMPUTE_INVALID_JSON, str(e)) from None
-        return GuestRequest(request.request_type or "Add", request.resource_type, request.settings)
+        return GuestRequest(
+            request.request_type or "Add", request.resource_type, request.settings, self.failure
+        )
 
     def inconsistencies(self) -> list[str]:
         """Return dangling references: mounts whose device is gone, overlays without a layer."""
-        found = [
-            f"{m} is no longer attached" for m in self.mounts.values() if m.device and not m.device.attached
-        ]
+        mounts = self.mounts.values()
+        found = [f"{m} is no longer attached" for m in mounts if m.device and not m.device.attached]
         if self.checks.guest:
-            found += [
-                f"{mount} lacks its layer {layer}"
-                for mount in self.mounts.values()
-                for layer in mount.layers
-                if not self.exists(layer)
-            ]
+            layers = [(mount, layer) for mount in mounts for layer in mount.layers]
+            found += [f"{m} lacks its layer {layer}" for m, layer in layers if not self.exists(layer)]
         return found
 
     def end(self) -> None:
-        """Forget everything: the VM has exited."""
+        """Remove all mounts: the VM has exited."""
         self.mounts.clear()
 
     def exists(self, path: str) -> bool:
@@ -151,52 +156,47 @@ class FakeGuest:
         return self.mounts[max(inside, key=len)] if inside else None
 
     def key(self, path: str) -> str:
-        """Return the key of a guest path; what is no path of the guest is nothing but itself."""
+        """Return the key of a guest path; what is no path of the guest is its own key."""
         try:
             return guest_path_key(path, self.os)
         except OptionsError:
             return path
 
     def mount(self, request: GuestRequest, mount: Mount) -> None:
-        """Mount something where nothing is mounted."""
+        """Mount at a path that has no mount."""
         if not mount.path:
-            raise request.refuse(self.failure, "the path to mount at is missing")
+            raise request.fail("the path to mount at is missing")
         key = self.key(mount.path)
         if key in self.mounts:
-            raise request.refuse(self.failure, f"{self.mounts[key]} is mounted there")
+            raise request.fail(f"{self.mounts[key]} is mounted there")
         self.mounts[key] = mount
 
     def unmount(self, request: GuestRequest, path: str, device: Device | None) -> None:
-        """Unmount a path on which nothing else is mounted.
+        """Unmount a path that has no mount inside.
 
-        :param device: what should be mounted there; None where the request does not say.
+        :param device: the device that is expected there; None if the request names none.
         """
         key = self.key(path)
         mount = self.mounts.get(key)
         if mount is None or (device is not None and mount.device is not device):
             if self.checks.guest:
-                raise request.refuse(self.failure, f"{device or 'nothing'} is not mounted at {path!r}")
+                raise request.fail(f"{device or 'nothing'} is not mounted at {path!r}")
             return
         inside = [m for k, m in self.mounts.items() if k.startswith(key + self.paths.sep)]
         if inside:
-            raise request.refuse(self.failure, f"{path} is busy: {inside[0]} is mounted on it")
+            raise request.fail(f"{path} is busy: {inside[0]} is mounted on it")
         del self.mounts[key]
 
-    def only(self, request: GuestRequest, *actions: str) -> None:
-        """Refuse other request types."""
-        if request.action not in actions:
-            raise request.refuse(self.failure, f"the RequestType {request.action!r} is not supported")
-
     def set_policy(self, request: GuestRequest) -> None:
-        """Set the security policy, which is done once."""
+        """Set the security policy, once."""
         policy = request.parse(ConfidentialOptions)
         if self.policy is not None:
-            raise request.refuse(self.failure, "the security policy has been set")
+            raise request.fail("the security policy has been set")
         self.policy = policy
 
     def inject_fragment(self, request: GuestRequest) -> None:
         """Add a fragment to the security policy."""
         fragment = request.parse(SecurityPolicyFragment)
         if self.checks.guest and self.policy is None:
-            raise request.refuse(self.failure, "there is no security policy")
+            raise request.fail("there is no security policy")
         self.fragments = (*self.fragments, fragment)

@@ -1,8 +1,9 @@
-"""The Linux guest: hcsshim's ``internal/guest``, as far as the host can tell."""
+"""The state of the Linux guest: hcsshim's ``internal/guest``, as far as the host can observe it."""
 
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal
 
 from attrs import define, field
@@ -23,13 +24,6 @@ from uvm.schema.guest import (
     SCSIDevice,
 )
 
-LINUX_CAPABILITIES: Final = {
-    "NamespaceAddRequestSupported": True,
-    "SignalProcessSupported": True,
-    "DumpStacksSupported": True,
-    "DeleteContainerStateSupported": True,
-}
-
 _FILESYSTEMS: Final = ("ext4", "xfs")
 
 
@@ -45,51 +39,53 @@ class LinuxGuest(FakeGuest):
 
     os: ClassVar[Literal["linux", "windows"]] = "linux"
     paths: ClassVar[Any] = posixpath
+    own_capabilities: ClassVar[Mapping[str, bool]] = {
+        "NamespaceAddRequestSupported": True,
+        "SignalProcessSupported": True,
+        "DumpStacksSupported": True,
+        "DeleteContainerStateSupported": True,
+    }
     failure: ClassVar[int] = HResult.E_FAIL
 
     @property
     def block_devices(self) -> list[Disk]:
-        """The disks that the guest sees: what the host attached, without what was ejected."""
+        """The disks that the guest sees: the attached ones, without those that were ejected."""
         return [disk for disk in self.tree.scsi.disks.values() if disk not in self._ejected]
 
     def _disk_at(self, controller: int, lun: int) -> Disk | None:
-        disk = self.tree.scsi.disk(controller, lun)
+        disk = self.tree.scsi.find((controller, lun))
         return None if disk in self._ejected else disk
 
     def _scsi_device(self, request: GuestRequest) -> None:
-        self.only(request, "Remove")
+        request.only("Remove")
         slot = request.parse(SCSIDevice)
         disk = self._disk_at(slot.controller, slot.lun)
         if disk is None:
-            return  # the guest's UnplugDevice takes a device that is not there for unplugged
+            return  # the guest's UnplugDevice succeeds if there is no device
         on_it = next((m for m in self.mounts.values() if m.device is disk), None)
         if on_it is not None and self.checks.guest:
-            raise request.refuse(HResult.E_FAIL, f"the device is busy: {on_it} is mounted")
+            raise request.fail(f"the device is busy: {on_it} is mounted")
         self._ejected = {d for d in self._ejected if d.attached} | {disk}
 
     def _mapped_virtual_disk(self, request: GuestRequest) -> None:
-        self.only(request, "Add", "Remove")
+        request.only("Add", "Remove")
         wanted = request.parse(LCOWMappedVirtualDisk)
         disk = self._disk_at(wanted.controller, wanted.lun)
         if disk is None:
             # The real guest waits for the device until the host gives up.
-            raise request.refuse(HResult.E_FAIL, f"there is no disk {wanted.controller}:{wanted.lun}")
+            raise request.fail(f"there is no disk {wanted.controller}:{wanted.lun}")
         if request.action == "Remove":
             self.unmount(request, wanted.mount_path, disk)
             return
         if wanted.ensure_filesystem and wanted.filesystem not in _FILESYSTEMS:
-            raise request.refuse(
-                HResult.E_FAIL, f"unsupported filesystem {wanted.filesystem} requested for device"
-            )
-        if disk.attachment.read_only and not (wanted.read_only or wanted.block_dev):
-            raise request.refuse(
-                HResult.E_FAIL, f"mounting: read-only file system: {disk} is attached read-only"
-            )
+            raise request.fail(f"unsupported filesystem {wanted.filesystem}")
+        if disk.settings.read_only and not (wanted.read_only or wanted.block_dev):
+            raise request.fail(f"read-only file system: {disk} is attached read-only")
         mount = Mount(wanted.mount_path, "blockdev" if wanted.block_dev else "disk", disk, wanted.read_only)
         self.mount(request, mount)
 
     def _vpmem_device(self, request: GuestRequest) -> None:
-        self.only(request, "Add", "Remove")
+        request.only("Add", "Remove")
         wanted = request.parse(LCOWMappedVPMemDevice)
         pmem = self._pmem(request, wanted)
         if request.action == "Remove":
@@ -100,31 +96,27 @@ class LinuxGuest(FakeGuest):
     def _pmem(self, request: GuestRequest, wanted: LCOWMappedVPMemDevice) -> PMem:
         info = wanted.mapping_info
         offset = None if info is None else info.device_offset_in_bytes
-        pmem = self.tree.vpmem.find(wanted.device_number, offset)
+        pmem = self.tree.vpmem.find((wanted.device_number, offset))
         if pmem is None:
             at = "" if offset is None else f" at {offset}"
-            raise request.refuse(HResult.E_FAIL, f"there is nothing on /dev/pmem{wanted.device_number}{at}")
+            raise request.fail(f"there is nothing on /dev/pmem{wanted.device_number}{at}")
         if info is not None and pmem.length and info.device_size_in_bytes > pmem.length:
-            raise request.refuse(
-                HResult.E_FAIL, f"{pmem} has {pmem.length} bytes, not {info.device_size_in_bytes}"
-            )
+            raise request.fail(f"{pmem} has {pmem.length} bytes, not {info.device_size_in_bytes}")
         return pmem
 
     def _mapped_directory(self, request: GuestRequest) -> None:
-        self.only(request, "Add", "Remove")
+        request.only("Add", "Remove")
         wanted = request.parse(LCOWMappedDirectory)
         share = self.tree.plan9.find(wanted.share_name)
         if request.action == "Remove":
             self.unmount(request, wanted.mount_path, share)
             return
-        if share is None or share.share.port != wanted.port:
-            raise request.refuse(
-                HResult.E_FAIL, f"there is no share {wanted.share_name!r} at port {wanted.port}"
-            )
+        if share is None or share.settings.port != wanted.port:
+            raise request.fail(f"there is no share {wanted.share_name!r} at port {wanted.port}")
         self.mount(request, Mount(wanted.mount_path, "plan9", share, wanted.read_only))
 
     def _combined_layers(self, request: GuestRequest) -> None:
-        self.only(request, "Add", "Remove")
+        request.only("Add", "Remove")
         wanted = request.parse(LCOWCombinedLayers)
         root = wanted.container_root_path
         if request.action == "Remove":
@@ -138,22 +130,20 @@ class LinuxGuest(FakeGuest):
 
     def _check_layers(self, request: GuestRequest, layers: list[str], scratch: str) -> None:
         if not layers:
-            raise request.refuse(HResult.E_FAIL, "an overlay needs a layer")
+            raise request.fail("an overlay needs a layer")
         nowhere = [path for path in layers if not self.exists(path)]
         if nowhere:
-            raise request.refuse(
-                HResult.E_FAIL, f"{nowhere[0]}: no such file or directory: nothing is mounted there"
-            )
+            raise request.fail(f"{nowhere[0]}: no such file or directory")
         if not scratch:
             return
         on = self.mount_of(scratch)
         if on is None:
-            raise request.refuse(HResult.E_FAIL, f"nothing is mounted at the scratch path {scratch}")
+            raise request.fail(f"nothing is mounted at the scratch path {scratch}")
         if on.read_only:
-            raise request.refuse(HResult.E_FAIL, f"{scratch}: read-only file system: {on}")
+            raise request.fail(f"{scratch}: read-only file system: {on}")
 
     def _network(self, request: GuestRequest) -> None:
-        self.only(request, "Add", "Remove")
+        request.only("Add", "Remove")
         wanted = request.parse(LCOWNetworkAdapter)
         namespace, adapter = guid_key(wanted.namespace_id), guid_key(wanted.id)
         if request.action == "Remove":
@@ -162,32 +152,26 @@ class LinuxGuest(FakeGuest):
             return
         there = self.namespaces.get(namespace, {})
         if adapter in there:
-            raise request.refuse(
-                HResult.E_FAIL, f"adapter with id: '{wanted.id}' already present in namespace"
-            )
+            raise request.fail(f"adapter {wanted.id} is already present in the namespace")
         on_host = self.tree.pci if wanted.vpci_assigned else self.tree.adapters
         if on_host.find(wanted.id) is None:
-            raise request.refuse(
-                HResult.E_FAIL, f"no interface for adapter {wanted.id}: the host has not added it"
-            )
+            raise request.fail(f"the host has not added adapter {wanted.id}")
         self.namespaces.setdefault(namespace, there)[adapter] = wanted
 
     def _vpci_device(self, request: GuestRequest) -> None:
-        self.only(request, "Add")
+        request.only("Add")
         wanted = request.parse(LCOWMappedVPCIDevice)
         if self.tree.pci.find(wanted.vmbus_guid) is None:
-            raise request.refuse(HResult.E_FAIL, f"no PCI device with VMBus GUID {wanted.vmbus_guid!r}")
+            raise request.fail(f"no PCI device with VMBus GUID {wanted.vmbus_guid!r}")
 
     def _container_constraints(self, request: GuestRequest) -> None:
         request.parse(LCOWContainerConstraints)
         # The guest itself is none of its containers.
-        raise request.refuse(
-            HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND,
-            f"HRESULT: 0x{HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND:x}",
-        )
+        code = HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND
+        raise request.refuse(code, f"HRESULT: 0x{code:x}")
 
     def _pod_cgroup_memory_limit(self, request: GuestRequest) -> None:
-        self.only(request, "Update")
+        request.only("Update")
 
     handlers: ClassVar[dict[str, Handler]] = {
         "SCSIDevice": _scsi_device,
@@ -204,7 +188,7 @@ class LinuxGuest(FakeGuest):
     }
 
     def inconsistencies(self) -> list[str]:
-        """Return dangling references: mounts, and adapters that the host has taken away."""
+        """Return dangling references: mounts, and adapters that the host has detached."""
         gone = [
             f"adapter {adapter.id} in namespace {namespace} is no longer attached"
             for namespace, adapters in self.namespaces.items()
@@ -214,7 +198,7 @@ class LinuxGuest(FakeGuest):
         return super().inconsistencies() + gone
 
     def end(self) -> None:
-        """Forget everything: the VM has exited."""
+        """Remove everything: the VM has exited."""
         super().end()
         self.namespaces.clear()
         self._ejected.clear()

@@ -1,25 +1,39 @@
-"""How the Linux guest answers requests.
+"""How the Linux guest answers requests; it creates containers and starts processes through runc.
 
-Source: hcsshim internal/guest/bridge/bridge_v2.go and internal/guest/runtime/hcsv2; what the guest says of a
-refusal is as it was seen to say it.
+Source: hcsshim internal/guest/bridge/bridge_v2.go, internal/guest/runtime/hcsv2, internal/guest/runtime/runc.
+Refusals of the guest itself are as seen; those of runc follow its sources, in shorter texts.
 """
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from typing import Final
 
+from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON
-from uvm.backends.fake.guest.linux.runc import RuncService
-from uvm.backends.fake.guest.messages import Incoming, failure, hresult, reject
+from uvm.backends.fake.guest.containers import LinuxContainer
+from uvm.backends.fake.guest.execution import Command, asked_streams, close_streams
+from uvm.backends.fake.guest.linux.oci import OCIProcess, OCISpec
+from uvm.backends.fake.guest.messages import Incoming
 from uvm.backends.fake.guest.processes import SIGKILL, SIGTERM, GuestProcess
+from uvm.backends.fake.guest.programs import Program
+from uvm.backends.fake.guest.service import GuestService
 from uvm.backends.fake.guest.statistics import lcow_metrics
+from uvm.backends.fake.guest.stdio import Terminal
+from uvm.errors import GuestError
 from uvm.hresult import HResult
+from uvm.schema.common import Version
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
+    ContainerCreateRequest,
     ContainerModifySettingsRequest,
+    ExecuteProcessRequest,
+    LinuxHostedSystem,
+    LinuxProcessParameters,
     RequestBase,
     SignalProcessRequest,
-    WaitForProcessRequest,
+    VsockStdioRelaySettings,
 )
 from uvm.schema.guest import LCOWContainerConstraints
 from uvm.schema.json import dumps
@@ -28,22 +42,145 @@ from uvm.schema.process import SignalProcessOptionsLCOW
 _SIGNALS: Final = range(1, 65)
 
 
-class LinuxService(RuncService):
+def _command(request: Incoming, parameters: LinuxProcessParameters) -> Command:
+    args = parameters.command_args
+    if not args:
+        try:
+            args = shlex.split(parameters.command_line)
+        except ValueError:
+            text = f'failed to parse command line string "{parameters.command_line}": invalid command line'
+            raise request.refuse(HResult.E_FAIL, text) from None
+    # A terminal of the guest itself has no size at first, whatever the host asked for.
+    terminal = Terminal() if parameters.emulate_console else None
+    return Command(
+        tuple(args), parameters.environment, parameters.working_directory, parameters.user, terminal
+    )
+
+
+class LinuxService(GuestService):
     """The compute service of a Linux guest."""
 
-    __slots__ = ()
-
-    def _process(self, request: Incoming, container_id: str, pid: int) -> GuestProcess:
-        """Find a process in a container; processes of the guest itself are in none, and are not found."""
-        process = self._container(request, container_id).find(pid)
-        if process is None:
-            raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
-        return process
+    def on_create(self, request: Incoming) -> JSON | None:
+        """Create a container. A document without the essential crashes the service."""
+        wanted = request.read(ContainerCreateRequest)
+        text = wanted.container_config
+        document = request.parse_text("ContainerConfig", text)
+        version = request.read_document(Version, "ContainerConfig", text, document.get("SchemaVersion") or {})
+        hosted = request.read_document(LinuxHostedSystem, "ContainerConfig", text, document)
+        spec = request.read_document(OCISpec, "ContainerConfig", text, hosted.oci_specification or {})
+        if (version.major, version.minor) < (2, 1):
+            problem = f"invalid schema version: {{{version.major} {version.minor}}}"
+            raise request.fail(HResult.ERROR_VMCOMPUTE_INVALID_JSON, problem)
+        if wanted.container_id in self.containers and hosted.oci_specification is not None:
+            raise request.refuse(HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_EXISTS)
+        if spec.process is None or spec.root is None or spec.linux is None:
+            self.die()
+            return None
+        container = LinuxContainer(wanted.container_id, wanted.activity_id, document, exited=self.exited)
+        command = spec.process.command()
+        self._find(request, "failed to create container", *command.args)
+        container.init = self._make_process(
+            command,
+            external=False,
+            on_exit=container.init_exited,
+            on_release=container.init_released,
+        )
+        self.containers[container.id] = container
+        return {"SelectedProtocolVersion": 0}
 
     def on_start(self, request: Incoming) -> JSON:
-        """Nothing: a container starts with its first process."""
+        """Do nothing: a container starts with its first process."""
         request.read(RequestBase)
         return {}
+
+    def on_execute_process(self, request: Incoming) -> JSON | None:
+        """Run a process of the guest itself, the first process of a container, or another one in it."""
+        wanted = request.read(ExecuteProcessRequest)
+        text = wanted.settings.process_parameters
+        parameters = request.read_text(LinuxProcessParameters, "ProcessParameters", text)
+        relay = wanted.settings.vsock_stdio_relay_settings or VsockStdioRelaySettings()
+        ports = asked_streams(parameters, (relay.std_in, relay.std_out, relay.std_err))
+        if wanted.container_id == HOST_CONTAINER_ID:
+            external = _command(request, parameters)
+            if not external.args:
+                self.die()
+                return None
+            return self._execute(request, ports, lambda: self._external(request, external))
+        container = self._container(request, wanted.container_id)
+        if parameters.oci_process is None:
+            return self._execute(request, ports, lambda: self._init(request, container))
+        process = request.read_document(OCIProcess, "ProcessParameters", text, parameters.oci_process)
+        return self._execute(request, ports, lambda: self._inner(request, container, process.command()))
+
+    def _execute(
+        self, request: Incoming, ports: dict[str, int], make: Callable[[], tuple[GuestProcess, Program]]
+    ) -> JSON:
+        """Connect the standard streams, then make and run a process; a refusal closes the streams."""
+
+        def refused(name: str) -> GuestError:
+            problem = f"vsock Dial port ({ports[name]}) failed: connection refused"
+            return request.refuse(HResult.E_FAIL, f"failed creating {name} Connection: {problem}")
+
+        services = {name: vsock_service_id(port & 0xFFFFFFFF) for name, port in ports.items()}
+        streams = self._connect_streams(services, refused)
+        try:
+            process, program = make()
+        except GuestError:
+            close_streams(streams)
+            raise
+        return self._run(process, program, streams)
+
+    def _external(self, request: Incoming, command: Command) -> tuple[GuestProcess, Program]:
+        program = self._find(request, "failed to call Start for external process", *command.args)
+        process = self._make_process(command, external=True, on_release=self.forget)
+        self.external[process.pid] = process
+        return process, program
+
+    def _init(self, request: Incoming, container: LinuxContainer) -> tuple[GuestProcess, Program]:
+        if container.status != "created" or container.init.exit_code is not None:
+            raise request.refuse(HResult.E_FAIL, f"cannot start a container that is {container.status}")
+        program = self._find(request, "runc start failed", *container.init.view.args)
+        container.status = "running"
+        return container.init, program
+
+    def _inner(
+        self, request: Incoming, container: LinuxContainer, command: Command
+    ) -> tuple[GuestProcess, Program]:
+        if container.status == "stopped":
+            raise request.refuse(HResult.E_FAIL, "exec failed: cannot exec in a stopped container")
+        program = self._find(request, "exec failed", *command.args)
+        process = self._make_process(command, external=False, on_release=container.forget)
+        container.processes[process.pid] = process
+        return process, program
+
+    def _find(self, request: Incoming, problem: str, name: str = "", *arguments: str) -> Program:
+        """Return the program of a command."""
+        program = self.programs.find(name, "linux")
+        if program is None:
+            missing = "no such file or directory" if "/" in name else "executable file not found in $PATH"
+            raise request.refuse(HResult.E_FAIL, f'{problem}: exec: "{name}": {missing}')
+        return program
+
+    def _container(self, request: Incoming, container_id: str) -> LinuxContainer:
+        container = self.containers.get(container_id)
+        if not isinstance(container, LinuxContainer):
+            raise request.refuse(HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND)
+        return container
+
+    def _process(self, request: Incoming, container_id: str, pid: int) -> GuestProcess:
+        """Return a process in a container; processes of the guest itself are in none, and are not found."""
+        process = self._container(request, container_id).find(pid)
+        if process is None:
+            raise request.refuse(HResult.ERROR_NOT_FOUND)
+        return process
+
+    def _waited(self, request: Incoming, container_id: str, pid: int) -> GuestProcess:
+        if container_id != HOST_CONTAINER_ID:
+            return self._process(request, container_id, pid)
+        process = self.external.get(pid)
+        if process is None:
+            raise request.refuse(HResult.ERROR_NOT_FOUND)
+        return process
 
     def on_shutdown_graceful(self, request: Incoming) -> JSON | None:
         return self._end(request, SIGTERM)
@@ -54,25 +191,14 @@ class LinuxService(RuncService):
     def _end(self, request: Incoming, signal: int) -> JSON | None:
         wanted = request.read(RequestBase)
         if wanted.container_id == HOST_CONTAINER_ID:
-            # The real one closes its connection, and then switches the machine off.
+            # The real one closes its connection, and then powers the VM off.
             self.drop()
             self.vm.shutdown()
             return None
         container = self._container(request, wanted.container_id)
         if not container.signal_init(signal):
-            code = HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED
-            raise failure(request.operation, code, "container not running")
+            raise request.fail(HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED, "container not running")
         return {}
-
-    def on_wait_for_process(self, request: Incoming) -> JSON | None:
-        wanted = request.read(WaitForProcessRequest)
-        if wanted.container_id == HOST_CONTAINER_ID:
-            process = self.external.get(wanted.process_id)
-            if process is None:
-                raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
-        else:
-            process = self._process(request, wanted.container_id, wanted.process_id)
-        return self._wait_for(request, process, wanted.timeout_in_ms)
 
     def on_signal_process(self, request: Incoming) -> JSON:
         wanted = request.read(SignalProcessRequest)
@@ -80,17 +206,17 @@ class LinuxService(RuncService):
         signal = options.signal or SIGKILL
         process = self._process(request, wanted.container_id, wanted.process_id)
         if signal not in _SIGNALS:
-            reject(request.operation, HResult.E_FAIL, "invalid argument")
+            raise request.refuse(HResult.E_FAIL, "invalid argument")
         container = self._container(request, wanted.container_id)
         first = process is container.init
         if not (container.signal_init(signal) if first else process.signal(signal)):
-            raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
+            raise request.refuse(HResult.ERROR_NOT_FOUND)
         return {}
 
     def on_get_properties(self, request: Incoming) -> JSON:
         container_id, types = self._properties_query(request)
         if container_id == HOST_CONTAINER_ID:
-            reject(request.operation, HResult.E_FAIL, "getPropertiesV2 is not supported against the UVM")
+            raise request.refuse(HResult.E_FAIL, "getPropertiesV2 is not supported against the UVM")
         container = self._container(request, container_id)
         found: JSON = {}
         if "ProcessList" in types and container.pids:
@@ -107,10 +233,10 @@ class LinuxService(RuncService):
             return {}
         change = guest.read(wanted.request)
         if change.resource not in guest.handlers:
-            reject(request.operation, HResult.E_FAIL, f"invalid ResourceType '{change.resource}'")
+            raise request.refuse(HResult.E_FAIL, f"invalid ResourceType '{change.resource}'")
         container = self._container(request, wanted.container_id)
         if change.resource != "ContainerConstraints":
-            reject(request.operation, HResult.E_FAIL, f"{change.resource} is not supported for containers")
+            raise request.refuse(HResult.E_FAIL, f"{change.resource} is not supported for containers")
         container.constraints = change.parse(LCOWContainerConstraints).linux
         container.modifications.append(wanted.request)
         return {}
@@ -122,16 +248,15 @@ class LinuxService(RuncService):
         return {"GuestStacks": "\n".join(["goroutine 1 [running]:\nmain.main()\n", *stacks])}
 
     def on_delete_container_state(self, request: Incoming) -> JSON:
-        wanted = request.read(RequestBase)
-        container = self._container(request, wanted.container_id)
-        # The guest forgets it whatever runc says.
+        container = self._container(request, request.read(RequestBase).container_id)
+        # The guest forgets it whatever runc answers.
         del self.containers[container.id]
         if container.status == "running":
-            raise failure(request.operation, HResult.HCS_E_INVALID_STATE, "container not stopped")
+            raise request.fail(HResult.HCS_E_INVALID_STATE, "container not stopped")
         container.signal_init(SIGKILL)
         bundle = container.document.get("OciBundlePath")
         mount = self.vm.guest.mount_in(bundle) if isinstance(bundle, str) and bundle else None
         if mount is not None:
             # It removes the bundle, with all that is in it.
-            reject(request.operation, HResult.E_FAIL, f"unlinkat {mount.path}: device or resource busy")
+            raise request.refuse(HResult.E_FAIL, f"unlinkat {mount.path}: device or resource busy")
         return {}

@@ -1,11 +1,12 @@
-"""The Windows guest: Microsoft's GCS and hcsshim's sidecar, as far as the host can tell."""
+"""The state of the Windows guest: Microsoft's GCS and hcsshim's sidecar, as far as the host observes it."""
 
 from __future__ import annotations
 
 import ntpath
-from typing import Any, ClassVar, Final, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from uvm._names import guid_key
 from uvm.backend import JSON
@@ -24,23 +25,14 @@ from uvm.schema.guest import (
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
 from uvm.schema.requests import NetworkModifyRequest, RS4NetworkModifyRequest
 
-WINDOWS_CAPABILITIES: Final = {
-    "NamespaceAddRequestSupported": True,
-    "SignalProcessSupported": True,
-    "DumpStacksSupported": True,
-    "DeleteContainerStateSupported": False,
-    "LogForwardingSupported": True,
-    "HostProcessContainerSupported": True,
-}
-
 
 @define(eq=False)
 class WindowsGuest(FakeGuest):
     """A Windows guest.
 
     :ivar namespaces: the documents of the network namespaces (compartments), by id in lower case.
-    :ivar adapters: by adapter id in lower case, the endpoint it was announced with, and whether it is up.
-    :ivar addresses: its Hyper-V socket addresses, once the host told them.
+    :ivar adapters: by adapter id in lower case, the endpoint that was announced, and whether it is up.
+    :ivar addresses: its Hyper-V socket addresses; None until the host sends them.
     :ivar volumes: the mounted block CIMs, by volume GUID in lower case.
     """
 
@@ -51,34 +43,42 @@ class WindowsGuest(FakeGuest):
 
     os: ClassVar[Literal["linux", "windows"]] = "windows"
     paths: ClassVar[Any] = ntpath
+    own_capabilities: ClassVar[Mapping[str, bool]] = {
+        "NamespaceAddRequestSupported": True,
+        "SignalProcessSupported": True,
+        "DumpStacksSupported": True,
+        "DeleteContainerStateSupported": False,
+        "LogForwardingSupported": True,
+        "HostProcessContainerSupported": True,
+    }
     failure: ClassVar[int] = HResult.E_INVALIDARG
 
     def read(self, document: JSON) -> GuestRequest:
-        """Read a request; hcsshim removes an adapter without naming the resource type."""
+        """Return a request, parsed; hcsshim removes an adapter without naming the resource type."""
         request = super().read(document)
         settings = request.settings
         adapter = isinstance(settings, dict) and ("AdapterId" in settings or "AdapterInstanceId" in settings)
         if not request.resource and request.action == "Remove" and adapter:
-            return GuestRequest(request.action, "Network", settings)
+            return evolve(request, resource="Network")
         return request
 
     def _disk_at(self, request: GuestRequest, lun: int) -> Disk:
-        disk = self.tree.scsi.disk(0, lun)
+        disk = self.tree.scsi.find((0, lun))
         if disk is None:
             raise request.refuse(HResult.ERROR_NOT_FOUND, f"there is no disk at LUN {lun}")
         return disk
 
     def _mapped_virtual_disk(self, request: GuestRequest) -> None:
-        self.only(request, "Add", "Remove")
+        request.only("Add", "Remove")
         wanted = request.parse(WCOWMappedVirtualDisk)
         disk = self._disk_at(request, wanted.lun)
         if request.action == "Remove":
             self.unmount(request, wanted.container_path, disk)
         else:
-            self.mount(request, Mount(wanted.container_path, "disk", disk, disk.attachment.read_only))
+            self.mount(request, Mount(wanted.container_path, "disk", disk, disk.settings.read_only))
 
     def _mapped_directory(self, request: GuestRequest) -> None:
-        self.only(request, "Add", "Remove")
+        request.only("Add", "Remove")
         wanted = request.parse(MappedDirectory)
         if request.action == "Remove":
             self.unmount(request, wanted.container_path, None)
@@ -95,34 +95,29 @@ class WindowsGuest(FakeGuest):
         self._combine(request, request.parse(CWCOWCombinedLayers).combined_layers)
 
     def _combine(self, request: GuestRequest, wanted: WCOWCombinedLayers) -> None:
-        self.only(request, "Add", "Remove")
+        request.only("Add", "Remove")
         # The filter lies on the scratch disk at the same path, which can then not be unmounted.
-        key = self.key(wanted.container_root_path) + self.paths.sep + "filter"
+        root = wanted.container_root_path
+        key = self.key(root) + self.paths.sep + "filter"
         if request.action == "Remove":
             if self.mounts.pop(key, None) is None and self.checks.guest:
-                raise request.refuse(
-                    HResult.ERROR_NOT_FOUND, f"no layers are combined at {wanted.container_root_path}"
-                )
+                raise request.refuse(HResult.ERROR_NOT_FOUND, f"no layers are combined at {root}")
             return
-        if not wanted.container_root_path:
-            raise request.refuse(HResult.E_INVALIDARG, "ContainerRootPath is missing")
+        if not root:
+            raise request.fail("ContainerRootPath is missing")
         if key in self.mounts:
-            raise request.refuse(
-                HResult.ERROR_ALREADY_EXISTS, f"layers are combined at {wanted.container_root_path}"
-            )
+            raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"layers are combined at {root}")
         layers = tuple(layer.path for layer in wanted.layers)
         if self.checks.guest:
-            self._check_layers(request, layers, wanted.container_root_path)
-        self.mounts[key] = Mount(wanted.container_root_path, "overlay", None, False, layers)
+            self._check_layers(request, layers, root)
+        self.mounts[key] = Mount(root, "overlay", None, False, layers)
 
     def _check_layers(self, request: GuestRequest, layers: tuple[str, ...], root: str) -> None:
         if not layers:
-            raise request.refuse(HResult.E_INVALIDARG, "there are no layers to combine")
+            raise request.fail("there are no layers to combine")
         for path in (*layers, root):
             if not self.exists(path):
-                raise request.refuse(
-                    HResult.ERROR_PATH_NOT_FOUND, f"{path}: nothing is mounted or shared there"
-                )
+                raise request.refuse(HResult.ERROR_PATH_NOT_FOUND, f"{path} is not on a mount or share")
 
     def exists(self, path: str) -> bool:
         """Return whether a path lies on something mounted or shared."""
@@ -145,7 +140,7 @@ class WindowsGuest(FakeGuest):
                 if self.adapters.pop(key, None) is None:
                     raise request.refuse(HResult.GCN_E_NETADAPTER_NOT_FOUND, change.adapter_id)
             case other:
-                raise request.refuse(HResult.E_INVALIDARG, f"the RequestType {other!r} is not supported")
+                raise request.fail(f"the RequestType {other!r} is not supported")
 
     def _adapter_change(self, request: GuestRequest) -> NetworkModifyRequest:
         if isinstance(request.settings, dict) and "AdapterInstanceId" in request.settings:
@@ -156,7 +151,7 @@ class WindowsGuest(FakeGuest):
         return request.parse(NetworkModifyRequest)
 
     def _announce(self, request: GuestRequest, key: str, settings: Any) -> None:
-        endpoint = GuestRequest(request.action, request.resource, settings).parse(HostComputeEndpoint)
+        endpoint = evolve(request, settings=settings).parse(HostComputeEndpoint)
         if key in self.adapters:
             raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"adapter {key} was announced")
         namespace = endpoint.host_compute_namespace
@@ -165,7 +160,7 @@ class WindowsGuest(FakeGuest):
         self.adapters[key] = (endpoint, False)
 
     def _network_namespace(self, request: GuestRequest) -> None:
-        self.only(request, "Add", "Remove")
+        request.only("Add", "Remove")
         key = guid_key(request.parse(HostComputeNamespace).id)
         if request.action == "Add":
             if key in self.namespaces:
@@ -179,11 +174,11 @@ class WindowsGuest(FakeGuest):
         del self.namespaces[key]
 
     def _hv_socket(self, request: GuestRequest) -> None:
-        self.only(request, "Add", "Update")
+        request.only("Add", "Update")
         self.addresses = request.parse(HvSocketAddress)
 
     def _block_cims(self, request: GuestRequest) -> None:
-        self.only(request, "Add", "Remove")
+        request.only("Add", "Remove")
         wanted = request.parse(CWCOWBlockCIMMounts)
         key = guid_key(wanted.volume_guid)
         if request.action == "Remove":
@@ -211,7 +206,7 @@ class WindowsGuest(FakeGuest):
     }
 
     def inconsistencies(self) -> list[str]:
-        """Return dangling references: mounts, and adapters that are up but that the host has taken away."""
+        """Return dangling references: mounts, and adapters that are up but that the host has detached."""
         gone = [
             f"adapter {key} is no longer attached"
             for key, (_, up) in self.adapters.items()
@@ -220,7 +215,7 @@ class WindowsGuest(FakeGuest):
         return super().inconsistencies() + gone
 
     def end(self) -> None:
-        """Forget everything: the VM has exited."""
+        """Remove everything: the VM has exited."""
         super().end()
         self.namespaces.clear()
         self.adapters.clear()

@@ -1,7 +1,7 @@
 """How the Windows guest answers requests, as far as hcsshim relies on it.
 
-Its source is not public. What is known: the messages and their order (hcsshim internal/gcs), that unknown
-fields are refused, and that it wants to be created and started by the host before anything else.
+Its source is not public. Known are the messages and their order (hcsshim internal/gcs), that unknown fields
+are refused, and that the host has to create and start it before anything else.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ from typing import ClassVar, Final
 from uvm._wire.ports import WINDOWS_LOG_SERVICE
 from uvm.backend import JSON
 from uvm.backends.fake.guest.containers import Container
-from uvm.backends.fake.guest.execution import (
-    Command,
-    asked_streams,
-)
-from uvm.backends.fake.guest.messages import Incoming, hresult, reject
+from uvm.backends.fake.guest.execution import Command, asked_streams
+from uvm.backends.fake.guest.messages import Incoming
 from uvm.backends.fake.guest.processes import GuestProcess
 from uvm.backends.fake.guest.service import GuestService
 from uvm.backends.fake.guest.statistics import windows_statistics
@@ -33,7 +30,6 @@ from uvm.schema.gcs import (
     SignalProcessRequest,
     StdioRelaySettings,
     UvmConfig,
-    WaitForProcessRequest,
 )
 from uvm.schema.guest import LogForwardServiceRPCRequest
 from uvm.schema.json import dumps
@@ -48,7 +44,7 @@ def _command(request: Incoming, parameters: ProcessParameters) -> Command:
     if parameters.application_name:
         args = [parameters.application_name, *args[1:]]
     if not args:
-        reject(request.operation, HResult.E_INVALIDARG, "CommandLine is missing")
+        raise request.refuse(HResult.E_INVALIDARG, "CommandLine is missing")
     terminal = None
     if parameters.emulate_console:
         height, width = (*parameters.console_size, 0, 0)[:2]
@@ -61,8 +57,6 @@ def _command(request: Incoming, parameters: ProcessParameters) -> Command:
 class WindowsService(GuestService):
     """The compute service of a Windows guest."""
 
-    __slots__ = ()
-
     facts: ClassVar[JSON] = {
         "SendHostCreateMessage": True,
         "SendHostStartMessage": True,
@@ -74,52 +68,50 @@ class WindowsService(GuestService):
         wanted = request.read(ContainerCreateRequest)
         if wanted.container_id == HOST_CONTAINER_ID:
             request.read_text(UvmConfig, "ContainerConfig", wanted.container_config)
-            self._advance(request, "new", "created")
+            self._require(request, "new")
+            self.phase = "created"
             return {}
-        self._require_started(request)
+        self._require(request)
         document = request.parse_text("ContainerConfig", wanted.container_config)
         hosted = request.read_document(HostedSystem, "ContainerConfig", wanted.container_config, document)
         if hosted.container is None:
-            reject(request.operation, HResult.E_INVALIDARG, "Container is missing")
+            raise request.refuse(HResult.E_INVALIDARG, "Container is missing")
         if wanted.container_id in self.containers:
-            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_EXISTS)
+            raise request.refuse(HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_EXISTS)
         self.containers[wanted.container_id] = Container(wanted.container_id, wanted.activity_id, document)
         return {}
 
     def on_start(self, request: Incoming) -> JSON:
         wanted = request.read(RequestBase)
         if wanted.container_id == HOST_CONTAINER_ID:
-            self._advance(request, "created", "started")
+            self._require(request, "created")
+            self.phase = "started"
             return {}
         container = self._container(request, wanted.container_id)
         if container.status != "created":
-            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
+            raise request.refuse(HResult.ERROR_VMCOMPUTE_INVALID_STATE)
         container.status = "running"
         return {}
 
-    def _advance(self, request: Incoming, before: str, after: str) -> None:
-        if self.phase != before:
-            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
-        self.phase = after
-
-    def _require_started(self, request: Incoming) -> None:
-        if self.phase != "started":
-            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
+    def _require(self, request: Incoming, phase: str = "started") -> None:
+        """Refuse unless the host has come as far as a phase."""
+        if self.phase != phase:
+            raise request.refuse(HResult.ERROR_VMCOMPUTE_INVALID_STATE)
 
     def _container(self, request: Incoming, container_id: str) -> Container:
-        self._require_started(request)
+        self._require(request)
         container = self.containers.get(container_id)
         if container is None:
-            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND)
+            raise request.refuse(HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND)
         return container
 
     def _process(self, request: Incoming, container_id: str, pid: int) -> GuestProcess:
-        self._require_started(request)
+        self._require(request)
         external = container_id == HOST_CONTAINER_ID
         processes = self.external if external else self._container(request, container_id).processes
         process = processes.get(pid)
         if process is None:
-            raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
+            raise request.refuse(HResult.ERROR_NOT_FOUND)
         return process
 
     def on_shutdown_graceful(self, request: Incoming) -> JSON:
@@ -135,7 +127,7 @@ class WindowsService(GuestService):
             return {}
         container = self._container(request, wanted.container_id)
         if container.status == "stopped":
-            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED)
+            raise request.refuse(HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED)
         container.status, container.exit_type = "stopped", exit_type
         container.kill_all()
         request.after = lambda: self.exited(container)
@@ -143,38 +135,26 @@ class WindowsService(GuestService):
 
     def on_execute_process(self, request: Incoming) -> JSON:
         wanted = request.read(ExecuteProcessRequest)
-        self._require_started(request)
+        self._require(request)
         text = wanted.settings.process_parameters
         parameters = request.read_text(ProcessParameters, "ProcessParameters", text)
         processes, forget = self.external, self.forget
         if wanted.container_id != HOST_CONTAINER_ID:
             container = self._container(request, wanted.container_id)
             if container.status != "running":
-                raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
+                raise request.refuse(HResult.ERROR_VMCOMPUTE_INVALID_STATE)
             processes, forget = container.processes, container.forget
         command = _command(request, parameters)
         program = self.programs.find(command.args[0], "windows")
         if program is None:
-            reject(
-                request.operation, HResult.ERROR_FILE_NOT_FOUND, "The system cannot find the file specified."
-            )
+            text = "The system cannot find the file specified."
+            raise request.refuse(HResult.ERROR_FILE_NOT_FOUND, text)
         relay = wanted.settings.stdio_relay_settings or StdioRelaySettings()
         streams = asked_streams(parameters, (relay.std_in, relay.std_out, relay.std_err))
-        connected = self._connect_streams(
-            streams, lambda name: hresult(request.operation, HResult.WSAECONNREFUSED)
-        )
-        process = self._make_process(
-            command,
-            external=processes is self.external,
-            on_release=forget,
-        )
+        connected = self._connect_streams(streams, lambda name: request.refuse(HResult.WSAECONNREFUSED))
+        process = self._make_process(command, external=processes is self.external, on_release=forget)
         processes[process.pid] = process
         return self._run(process, program, connected)
-
-    def on_wait_for_process(self, request: Incoming) -> JSON | None:
-        wanted = request.read(WaitForProcessRequest)
-        process = self._process(request, wanted.container_id, wanted.process_id)
-        return self._wait_for(request, process, wanted.timeout_in_ms)
 
     def on_signal_process(self, request: Incoming) -> JSON:
         wanted = request.read(SignalProcessRequest)
@@ -182,12 +162,12 @@ class WindowsService(GuestService):
         signal: int | str = _KILL
         if wanted.options is not None:
             if not self.vm.guest.capabilities.get("SignalProcessSupported"):
-                raise hresult(request.operation, HResult.E_NOTIMPL)
+                raise request.refuse(HResult.E_NOTIMPL)
             signal = request.read_part(SignalProcessOptionsWCOW, wanted.options).signal
             if signal not in _CONSOLE_SIGNALS:
-                reject(request.operation, HResult.E_INVALIDARG, f"unknown signal {signal!r}")
+                raise request.refuse(HResult.E_INVALIDARG, f"unknown signal {signal!r}")
         if not process.signal(signal):
-            raise hresult(request.operation, HResult.ERROR_NOT_FOUND)
+            raise request.refuse(HResult.ERROR_NOT_FOUND)
         return {}
 
     def on_get_properties(self, request: Incoming) -> JSON:
@@ -207,7 +187,7 @@ class WindowsService(GuestService):
 
     def on_modify_settings(self, request: Incoming) -> JSON:
         wanted = request.read(ContainerModifySettingsRequest)
-        self._require_started(request)
+        self._require(request)
         if wanted.container_id == HOST_CONTAINER_ID:
             self.vm.apply_in_guest(wanted.request)
             return {}
@@ -218,10 +198,10 @@ class WindowsService(GuestService):
 
     def on_modify_service_settings(self, request: Incoming) -> JSON:
         wanted = request.read(ServiceModificationRequest)
-        self._require_started(request)
+        self._require(request)
         known = self.vm.guest.capabilities.get("LogForwardingSupported")
         if wanted.property_type != "LogForwardService" or not known:
-            raise hresult(request.operation, HResult.E_NOTIMPL)
+            raise request.refuse(HResult.E_NOTIMPL)
         command = request.read_part(LogForwardServiceRPCRequest, wanted.settings)
         match command.rpc_type:
             case "ModifyServiceSettings":
@@ -231,17 +211,17 @@ class WindowsService(GuestService):
             case "StopLogForwarding":
                 self.log.stop()
             case other:
-                reject(request.operation, HResult.E_INVALIDARG, f"unknown RPCType {other!r}")
+                raise request.refuse(HResult.E_INVALIDARG, f"unknown RPCType {other!r}")
         return {}
 
     def on_dump_stacks(self, request: Incoming) -> JSON:
-        self._require_started(request)
+        self._require(request)
         stacks = (f"process {pid}: {' '.join(p.view.args)}" for pid, p in self.processes.items())
         return {"GuestStacks": "\n".join(["process 4: vmcompute", *stacks])}
 
     def on_delete_container_state(self, request: Incoming) -> JSON:
         container = self._container(request, request.read(RequestBase).container_id)
         if container.status == "running":
-            raise hresult(request.operation, HResult.ERROR_VMCOMPUTE_INVALID_STATE)
+            raise request.refuse(HResult.ERROR_VMCOMPUTE_INVALID_STATE)
         del self.containers[container.id]
         return {}
