@@ -28,6 +28,7 @@ import anyio
 import anyio.lowlevel
 
 from uvm._guest.logs import say
+from uvm._guest.stdio import close_quietly
 from uvm._wire.ports import ENTROPY_BYTES
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
 from uvm.errors import VMExitedError
@@ -55,11 +56,11 @@ async def give_entropy(
         try:
             await stream.send(source(ENTROPY_BYTES))
         finally:
-            await _close(stream)
+            await close_quietly(stream, 0)
     except Exception as e:
         _say_failure(f"{name}: it got no random bytes to boot with", e)
     finally:
-        await _close(listener)
+        await close_quietly(listener, 0)
 
 
 async def forward_output(
@@ -85,12 +86,12 @@ async def forward_output(
             stream = await listener.accept()
             more = again
             if not more:
-                await _close(listener)
+                await close_quietly(listener, 0)
             await _forward(stream, handler, name, keeps_up)
     except Exception as e:
         _say_failure(f"{name}: its output cannot be listened to any more", e)
     finally:
-        await _close(listener)
+        await close_quietly(listener, 0)
 
 
 async def _forward(
@@ -108,7 +109,7 @@ async def _forward(
                 await _handle(output, handler, name)
                 output.close()
     finally:
-        await _close(stream)
+        await close_quietly(stream, 0)
 
 
 async def _handle(stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str) -> None:
@@ -237,13 +238,3 @@ class GuestOutput:
 def _say_failure(problem: str, error: Exception) -> None:
     """Log an error; that a VM has exited, or that the host listens no more, is none."""
     say(_log, logging.DEBUG if isinstance(error, _GONE) else logging.ERROR, problem, error=error)
-
-
-async def _close(resource: ByteStream | Listener) -> None:
-    # As anyio.aclose_forcefully: the guest may be gone.
-    with anyio.CancelScope(shield=True) as scope:
-        scope.cancel()
-        try:
-            await resource.aclose()
-        except BROKEN_STREAM as e:
-            say(_log, logging.DEBUG, f"closing what had ended: {e!r}")

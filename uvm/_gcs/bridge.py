@@ -44,6 +44,7 @@ import anyio.abc
 from uvm._gcs.calls import Call, Calls
 from uvm._guest.clock import GuestClock
 from uvm._guest.quotes import without_quotes
+from uvm._guest.stdio import close_quietly
 from uvm._wire.frames import HEADER_SIZE, MAX_MESSAGE_SIZE, Notification, Response, procedure_name
 from uvm.backend import BROKEN_STREAM, ByteStream
 from uvm.errors import BridgeClosedError, WireError
@@ -73,6 +74,8 @@ class Bridge:
     :param rpc_timeout_seconds: how long a call may take unless it says something else.
     :param max_message_size: the largest message to take from the guest, in bytes.
     :param clock: what the limits are measured by.
+    :ivar closed: it is closed, for good.
+    :ivar connected: a stream is served, and the greeting on it is done.
     :ivar calls: the calls that have not ended.
     :ivar on_resume: called, in order, each time that another stream is connected after the first that was,
         before anything that was queued goes out; what waits for something in the guest puts itself in, as
@@ -94,9 +97,9 @@ class Bridge:
         self._rpc_timeout_seconds = rpc_timeout_seconds
         self.calls = Calls(max_message_size)
         self._clock = clock or GuestClock()
-        self._closed = False
+        self.closed = False
         self._cause: BaseException | None = None
-        self._connected = False
+        self.connected = False
         self._greeted = False
         # Of the stream that is served.
         self._stream: ByteStream | None = None
@@ -111,19 +114,9 @@ class Bridge:
         self._reading = self._clock.limit(math.inf)
 
     @property
-    def closed(self) -> bool:
-        """True once it is closed, for good."""
-        return self._closed
-
-    @property
     def error(self) -> BridgeClosedError | None:
         """Why nothing can be asked any more, as a fresh exception; None while the bridge is open."""
-        return self._new_error(BridgeClosedError) if self._closed else None
-
-    @property
-    def connected(self) -> bool:
-        """A stream is served, and the greeting on it is done."""
-        return self._connected
+        return self._new_error(BridgeClosedError) if self.closed else None
 
     async def run(self, stream: ByteStream, greeting: Callable[[], Awaitable[None]]) -> Exception | None:
         """Serve a stream until it ends or the bridge closes, and close the stream.
@@ -137,12 +130,12 @@ class Bridge:
         if self._tasks is not None:
             raise RuntimeError(f"{self._name}: the bridge serves a stream already")
         try:
-            if self._closed:
+            if self.closed:
                 return self.error
             await self._serve(stream, greeting)
         finally:
             self._stream = self._tasks = None
-            await _close(stream)
+            await close_quietly(stream, _CLOSE_SECONDS)
         return self._end_cause
 
     def submit(
@@ -171,7 +164,7 @@ class Bridge:
         """
         if self.calls.host.unwanted > _MAX_UNWANTED:
             self.close(WireError(f"the guest owes more than {_MAX_UNWANTED:,} answers of calls that ended"))
-        if self._closed:
+        if self.closed:
             raise self._new_error(BridgeClosedError)
         request_id, data = self.calls.encode(procedure, request, operation)
         timeout = self._rpc_timeout_seconds if timeout_seconds is None else timeout_seconds
@@ -218,9 +211,9 @@ class Bridge:
 
     def close(self, cause: BaseException | None = None) -> None:
         """Close the bridge for good: end all calls and the service of the stream. Again, it does nothing."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self._cause = cause
         _log.debug("%s: the bridge closes: %r", self._name, cause)
         self._end_stream(cause if isinstance(cause, Exception) else None)
@@ -255,7 +248,7 @@ class Bridge:
                 self.close(e)
 
     def _connect(self, lost: Sequence[Call]) -> None:
-        self._connected = True
+        self.connected = True
         self._start_writer()
         self.calls.lose(lost, "the connection to the guest broke before the answer came")
         if not self._greeted:
@@ -275,7 +268,7 @@ class Bridge:
         if self._ended:
             return
         self._ended = True
-        self._connected = False
+        self.connected = False
         self._end_cause = cause
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
@@ -309,7 +302,7 @@ class Bridge:
     def _take(self, data: bytes) -> None:
         try:
             for message in self.calls.host.receive(data):
-                if self._closed:
+                if self.closed:
                     return
                 if _log.isEnabledFor(logging.DEBUG):
                     self._trace_received(message)
@@ -335,7 +328,7 @@ class Bridge:
 
     def _next_data(self) -> bytes:
         """Take what is to be sent next; its calls count as sent from now on."""
-        calls = self.calls.take(only_urgent=not self._connected)
+        calls = self.calls.take(only_urgent=not self.connected)
         if _log.isEnabledFor(logging.DEBUG):
             self._trace_sent(calls)
         data = b"".join([call.data for call in calls])
@@ -393,11 +386,3 @@ def _notification(message: Notification) -> ContainerNotification:
         return from_json(ContainerNotification, message.body)
     except SchemaError as e:
         raise WireError(f"a notification cannot be read: {printable(str(e))}") from None
-
-
-async def _close(stream: ByteStream) -> None:
-    with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
-        try:
-            await stream.aclose()
-        except Exception as e:
-            _log.debug("closing a stream that had ended: %r", e)

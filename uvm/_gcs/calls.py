@@ -98,7 +98,23 @@ class Call:
             raise self.error
         if self.body is None:
             raise RuntimeError(f"{self.operation}: the call has not ended")
-        return _read(self.operation, self.body, response_type)
+        result = self.body.get("Result")
+        if result and result.__class__ is int:
+            raise self._refusal(result, self.body)
+        try:
+            return from_json(response_type, self.body)
+        except SchemaError as e:
+            problem = f"{self.operation}: the guest's answer cannot be read: {printable(str(e))}"
+            raise UnknownOutcomeError(problem) from None
+
+    def _refusal(self, result: int, body: dict[str, Any]) -> GuestError:
+        message = body.get("ErrorMessage")
+        text = printable(without_quotes(message)) if isinstance(message, str) else ""
+        error = GuestError(self.operation, result, text)
+        if (records := body.get("ErrorRecords")) and _log.isEnabledFor(logging.DEBUG):
+            shown = printable(dumps(scrub(without_quotes(records))))
+            _log.debug("%s: %s: error records %s", self.operation, error.name, shown)
+        return error
 
     async def wait(self) -> None:
         """Wait for the end of the call. Any number of tasks may; none that leaves disturbs the call."""
@@ -266,28 +282,3 @@ class Calls:
                 self.host.withdraw(call.id)
             del (self._urgent if call.urgent else self._queued)[call.id]
         call.end(None, error)
-
-
-def _read(operation: str, body: dict[str, Any], response_type: type[R]) -> R:
-    result = body.get("Result")
-    if result and result.__class__ is int:
-        raise _refusal(operation, result, body)
-    try:
-        return from_json(response_type, body)
-    except SchemaError as e:
-        problem = printable(str(e))
-        raise UnknownOutcomeError(f"{operation}: the guest's answer cannot be read: {problem}") from None
-
-
-def _refusal(operation: str, result: int, body: dict[str, Any]) -> GuestError:
-    message = body.get("ErrorMessage")
-    text = printable(without_quotes(message)) if isinstance(message, str) else ""
-    error = GuestError(operation, result, text)
-    if (records := body.get("ErrorRecords")) and _log.isEnabledFor(logging.DEBUG):
-        _log.debug(
-            "%s: %s: error records %s",
-            operation,
-            error.name,
-            printable(dumps(scrub(without_quotes(records)))),
-        )
-    return error

@@ -50,11 +50,7 @@ class ConnectedProcess(ExitWatch):
     def __init__(self, link: GuestLink, container_id: str, pid: int, streams: Mapping[str, Channel]) -> None:
         super().__init__(link, container_id, pid)
         self.streams = streams
-
-    @property
-    def contained(self) -> bool:
-        """True for a process in a container."""
-        return self._container_id != HOST_CONTAINER_ID
+        self.contained = container_id != HOST_CONTAINER_ID
 
     def _end(self, failure: Callable[[], Exception] | None, *, cut_off: bool = False) -> None:
         super()._end(failure, cut_off=cut_off)

@@ -92,15 +92,14 @@ class ContainerExit:
 
 
 class ContainerHandle(Protocol):
-    """A container, by either connection. What is refused comes as GuestError or HostError."""
+    """A container, by either connection. What is refused comes as GuestError or HostError.
 
-    @property
-    def id(self) -> str:
-        """The container's id."""
+    :ivar id: the container's id.
+    :ivar exit: the container's exit, to be.
+    """
 
-    @property
-    def exit(self) -> Exit[ContainerExit]:
-        """The container's exit, to be."""
+    id: str
+    exit: Exit[ContainerExit]
 
     async def start(self) -> None:
         """Start it."""

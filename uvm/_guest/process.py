@@ -19,7 +19,7 @@ from attrs import define, field
 
 from uvm._guest.access import GuestAccess
 from uvm._guest.exit import Exit
-from uvm._guest.signals import LinuxSignal, SignalOptions, signal_options
+from uvm._guest.signals import LINUX_KILL, SignalOptions, signal_options
 from uvm._guest.specs import Command, check_size, check_writable, host_process
 from uvm._guest.stdio import ProcessInput, ProcessOutput, Source
 from uvm.errors import (
@@ -43,19 +43,16 @@ _DISCARD_SECONDS: Final = 10.0
 
 
 class ProcessHandle(Protocol):
-    """A process, by either connection. What is refused comes as GuestError or HostError."""
+    """A process, by either connection. What is refused comes as GuestError or HostError.
 
-    @property
-    def pid(self) -> int:
-        """The process id, in the guest or in the container."""
+    :ivar pid: the process id, in the guest or in the container.
+    :ivar contained: it is a process in a container.
+    :ivar exit: the exit code, to be.
+    """
 
-    @property
-    def contained(self) -> bool:
-        """True for a process in a container."""
-
-    @property
-    def exit(self) -> Exit[int]:
-        """The exit code, to be."""
+    pid: int
+    contained: bool
+    exit: Exit[int]
 
     @property
     def streams(self) -> Mapping[str, Source]:
@@ -237,7 +234,7 @@ class Process(anyio.abc.AsyncResource):
         return True
 
     async def _signal_by_helper(self, options: SignalOptions | None) -> bool:
-        number = options.signal if isinstance(options, SignalProcessOptionsLCOW) else LinuxSignal.KILL
+        number = options.signal if isinstance(options, SignalProcessOptionsLCOW) else LINUX_KILL
         code = await self._run_helper("kill", f"-{number:d}", str(self.pid))
         if code == 0:
             return True

@@ -7,7 +7,6 @@ Source: hcsshim internal/signals.
 
 from __future__ import annotations
 
-import enum
 import re
 import signal
 from typing import Final
@@ -18,44 +17,18 @@ from uvm.schema.process import SignalProcessOptionsLCOW, SignalProcessOptionsWCO
 SignalOptions = SignalProcessOptionsLCOW | SignalProcessOptionsWCOW
 
 
-class LinuxSignal(enum.IntEnum):
-    """The signals of a Linux guest that have names."""
-
-    HUP = 1
-    INT = 2
-    QUIT = 3
-    ILL = 4
-    TRAP = 5
-    ABRT = 6
-    IOT = 6
-    BUS = 7
-    FPE = 8
-    KILL = 9
-    USR1 = 10
-    SEGV = 11
-    USR2 = 12
-    PIPE = 13
-    ALRM = 14
-    TERM = 15
-    STKFLT = 16
-    CHLD = 17
-    CLD = 17
-    CONT = 18
-    STOP = 19
-    TSTP = 20
-    TTIN = 21
-    TTOU = 22
-    URG = 23
-    XCPU = 24
-    XFSZ = 25
-    VTALRM = 26
-    PROF = 27
-    WINCH = 28
-    IO = 29
-    POLL = 29
-    PWR = 30
-    SYS = 31
-
+#: The signals of a Linux guest that have names, from 1 on; and other names of some.
+_LINUX_NAMES: Final = (
+    "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN "
+    "TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS"
+)
+_LINUX_NUMBERS: Final = {
+    **{name: number for number, name in enumerate(_LINUX_NAMES.split(), 1)},
+    "IOT": 6,
+    "CLD": 17,
+    "POLL": 29,
+}
+LINUX_KILL: Final = 9
 
 #: The real-time signals of glibc, whatever C library the host has.
 _RTMIN, _RTMAX = 34, 64
@@ -100,7 +73,7 @@ def signal_options(wanted: int | str, os: str) -> SignalOptions | None:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise OptionsError(f"a signal is a number or a name, not a {type(value).__name__}")
     named = value.upper().removeprefix("SIG") if isinstance(value, str) else value
-    if named in ("KILL", LinuxSignal.KILL):
+    if named in ("KILL", LINUX_KILL):
         return None
     if os == "windows":
         event = _WINDOWS_NAMES.get(named) if isinstance(named, str) else _WINDOWS_NUMBERS.get(named)
@@ -109,14 +82,14 @@ def signal_options(wanted: int | str, os: str) -> SignalOptions | None:
     else:
         number = _linux_number(named) if isinstance(named, str) else named
         if number is not None and 1 <= number <= _RTMAX:
-            return SignalProcessOptionsLCOW(signal=int(number))
+            return SignalProcessOptionsLCOW(signal=number)
     raise OptionsError(f"a {os.capitalize()} guest has no signal {value!r}")
 
 
 def _linux_number(name: str) -> int | None:
     match = _REAL_TIME.fullmatch(name)
     if match is None:
-        return LinuxSignal.__members__.get(name)
+        return _LINUX_NUMBERS.get(name)
     end, sign, steps = match.groups()
     number = (_RTMIN if end == "MIN" else _RTMAX) + int(f"{sign or '+'}{steps or 0}")
     return number if _RTMIN <= number <= _RTMAX else None

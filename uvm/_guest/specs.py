@@ -243,14 +243,11 @@ def linux_container(
     clean = _copy("the specification", spec)
     spec_of({"OciSpecification": clean})
     _clean_windows(clean)
+    _clean_resources(clean)
     clean.pop("hooks", None)
-    linux = clean["linux"]
-    linux.pop("cgroupsPath", None)
-    if (resources := _part(linux, "linux", "resources")) is not None:
-        _clean_resources(resources)
-    annotations = _part(clean, "", "annotations") or {}
-    if annotations.get(_PRIVILEGED) in _TRUE:
-        linux.pop("seccomp", None)
+    clean["linux"].pop("cgroupsPath", None)
+    if _part(clean, "annotations").get(_PRIVILEGED) in _TRUE:
+        clean["linux"].pop("seccomp", None)
     return LinuxHostedSystem(
         oci_bundle_path=bundle_path, oci_specification=clean, scratch_dir_path=scratch_path
     )
@@ -296,10 +293,11 @@ def spec_of(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return spec
 
 
-def _clean_resources(resources: dict[str, Any]) -> None:
+def _clean_resources(spec: dict[str, Any]) -> None:
+    resources = _part(spec, "linux.resources")
     for name in _UNSUPPORTED_RESOURCES:
         resources.pop(name, None)
-    cpu = _part(resources, "linux.resources", "cpu") or {}
+    cpu = _part(spec, "linux.resources.cpu")
     if cpu.get("period") == 0:
         cpu["period"] = _DEFAULT_CPU_PERIOD
     if cpu.get("quota") == 0:
@@ -307,23 +305,23 @@ def _clean_resources(resources: dict[str, Any]) -> None:
 
 
 def _clean_windows(spec: dict[str, Any]) -> None:
-    windows = _part(spec, "", "windows") or {}
-    network = _part(windows, "windows", "network") or {}
-    kept: dict[str, Any] = {}
-    if network.get("networkNamespace"):
-        kept["network"] = {"networkNamespace": network["networkNamespace"]}
-    if windows.get("devices") is not None:
-        kept["devices"] = windows["devices"]
+    namespace = _part(spec, "windows.network").get("networkNamespace")
+    devices = _part(spec, "windows").get("devices")
     spec.pop("windows", None)
-    if kept:
-        spec["windows"] = kept
+    if namespace:
+        spec["windows"] = {"network": {"networkNamespace": namespace}}
+    if devices is not None:
+        spec.setdefault("windows", {})["devices"] = devices
 
 
-def _part(of: dict[str, Any], path: str, name: str) -> dict[str, Any] | None:
-    part = of.get(name)
-    if part is None or isinstance(part, dict):
-        return part
-    raise OptionsError(f"{path}{'.' if path else ''}{name} of the specification is {_kind(part)}")
+def _part(spec: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return a part of a specification; an empty one where it has none."""
+    part = spec
+    for name in path.split("."):
+        part = {} if part.get(name) is None else part[name]
+        if not isinstance(part, dict):
+            raise OptionsError(f"{path} of the specification is {_kind(part)}")
+    return part
 
 
 def _copy(what: str, document: object) -> dict[str, Any]:

@@ -36,6 +36,7 @@ import anyio.lowlevel
 
 from uvm._async import Flag
 from uvm._guest.clock import GuestClock, GuestLimit
+from uvm._guest.logs import say
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
 from uvm.errors import GuestError, OptionsError, UVMError
@@ -83,11 +84,12 @@ class StreamBusyError(UVMError, anyio.BusyResourceError):
 
 
 class Source(Protocol):
-    """Where a stream of a process comes from: a :class:`Channel`, or a pipe of HCS's."""
+    """Where a stream of a process comes from: a :class:`Channel`, or a pipe of HCS's.
 
-    @property
-    def closed(self) -> bool:
-        """True once it was closed on our side."""
+    :ivar closed: it was closed on our side.
+    """
+
+    closed: bool
 
     async def stream(self) -> ByteStream | None:
         """Return the connection, once it is there; None where it never came, or was closed."""
@@ -143,7 +145,7 @@ class Channel:
                 self._accepting = None
         if self.closed:
             # It came just as the channel was closed.
-            await _close(self._stream)
+            await close_quietly(self._stream)
         await self._stop_listening()
 
     def process_ended(self, failure: Callable[[], Exception] | None = None) -> None:
@@ -166,21 +168,25 @@ class Channel:
         if self._accepting is not None:
             self._accepting.scope.cancel()
         await self._stop_listening()
-        await _close(self._stream)
+        await close_quietly(self._stream)
 
     async def _stop_listening(self) -> None:
         listener, self._listener = self._listener, None
-        await _close(listener)
+        await close_quietly(listener)
 
 
-async def _close(resource: Listener | ByteStream | None) -> None:
-    """Close what there is, to its end, also where the caller is cancelled."""
-    with anyio.CancelScope(shield=True):
+async def close_quietly(resource: Listener | ByteStream | None, seconds: float = math.inf) -> None:
+    """Close what there is, also where the caller is cancelled; that it had ended is no error.
+
+    :param seconds: how long that may take; with 0 it is not waited for.
+    """
+    with anyio.move_on_after(seconds, shield=True):
         try:
             if resource is not None:
                 await resource.aclose()
-        except BROKEN_STREAM as e:
-            _log.debug("closing what had ended: %r", e)
+        except Exception as e:
+            # A stream of another backend may raise anything.
+            say(_log, logging.DEBUG, f"closing what had ended: {e!r}")
 
 
 class _Stdio:

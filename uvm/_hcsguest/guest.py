@@ -29,11 +29,13 @@ class RelayGuest(GuestHost):
     did are distinguished when one of them refuses.
 
     :ivar capabilities: what the guest said of itself.
+    :ivar features: what of that uvm knows of.
     """
 
     def __init__(self, access: RelayAccess, capabilities: Mapping[str, Any]) -> None:
-        self._access: RelayAccess = evolve(access, features=GuestFeatures.of(capabilities))
+        self.features = GuestFeatures.of(capabilities)
         self.capabilities = capabilities
+        self._access: RelayAccess = evolve(access, features=self.features)
 
     @classmethod
     async def connect(cls, access: RelayAccess) -> RelayGuest:
@@ -51,11 +53,6 @@ class RelayGuest(GuestHost):
                     f"{name} is no object: {str(said)[:200]}",
                 )
         return cls(access, said)
-
-    @property
-    def features(self) -> GuestFeatures:
-        """What of its capabilities uvm knows of."""
-        return self._access.features
 
     async def modify(self, request: JSON) -> None:
         """Have HCS relay one request; HostError with the guest's code where the guest refuses."""

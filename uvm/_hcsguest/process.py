@@ -27,7 +27,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -37,8 +36,9 @@ from attrs import define, field
 from uvm._guest.exit import DOUBT_SECONDS
 from uvm._guest.process import EXITED, Launch, Process, discard
 from uvm._guest.signals import SignalOptions
+from uvm._guest.stdio import close_quietly
 from uvm._hcsguest.access import RelayAccess, Relayed, start_served
-from uvm.backend import BROKEN_STREAM, ByteStream, HostProcess
+from uvm.backend import ByteStream, HostProcess
 from uvm.errors import HostError, UVMError
 from uvm.hresult import HResult
 from uvm.schema.json import to_json
@@ -57,7 +57,7 @@ class _Pipe:
 
     def __init__(self, stream: ByteStream, closed: Callable[[], None]) -> None:
         self._stream = stream
-        self._tell = closed
+        self._on_close = closed
         self.closed = False
 
     async def stream(self) -> ByteStream | None:
@@ -69,9 +69,8 @@ class _Pipe:
         if self.closed:
             return
         self.closed = True
-        with anyio.CancelScope(shield=True), suppress(*BROKEN_STREAM):
-            await self._stream.aclose()
-        self._tell()
+        await close_quietly(self._stream)
+        self._on_close()
 
 
 @define(eq=False)
@@ -116,12 +115,8 @@ class RelayedProcess(Relayed[int]):
 
     def __init__(self, access: RelayAccess, handle: HostProcess) -> None:
         super().__init__(access, handle, f"process {handle.pid}")
-        stdin = None if handle.stdin is None else _Input(handle.stdin, self._end_input)
-        named: dict[str, ByteStream | None] = {
-            "stdin": stdin,
-            "stdout": handle.stdout,
-            "stderr": handle.stderr,
-        }
+        stdin = handle.stdin and _Input(handle.stdin, self._end_input)
+        named = {"stdin": stdin, "stdout": handle.stdout, "stderr": handle.stderr}
         self.pid = handle.pid
         self.contained = access.container is not None
         self.streams = {
