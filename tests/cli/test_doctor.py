@@ -9,7 +9,7 @@ import pytest
 
 from tests.backends.hcs.environment import BOOT_FILES, Imagined
 from tests.cli.conftest import Run
-from uvm.cli.diagnosis import CHECKS, examine
+from uvm.cli.doctor import CHECKS, examine
 from uvm.errors import OptionsError
 
 not_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="Windows has more to say")

@@ -108,16 +108,21 @@ class ProcessHost(ABC):
         if not isinstance(input, bytes | bytearray | memoryview):
             raise OptionsError(f"the input of a process is bytes, not a {type(input).__name__}")
         process = await self.open_process(args, env=env, cwd=cwd, user=user, stdin=bool(input))
-        conversation = _Conversation(process, max_output_bytes)
-        async with process:
-            try:
-                exit_code = await conversation.hold(input)
-            except BaseException:
-                await discard(lambda: process)
-                raise
-        return CompletedProcess(
-            process.args, exit_code, bytes(conversation.stdout), bytes(conversation.stderr)
-        )
+        return await run_to_end(process, input, max_output_bytes)
+
+
+async def run_to_end(
+    process: Process, input: bytes = b"", max_output_bytes: int = MAX_OUTPUT_BYTES
+) -> CompletedProcess:
+    """Exchange input and output with a process until its end; if that fails or is cancelled, kill it."""
+    conversation = _Conversation(process, max_output_bytes)
+    async with process:
+        try:
+            exit_code = await conversation.hold(input)
+        except BaseException:
+            await discard(lambda: process)
+            raise
+    return CompletedProcess(process.args, exit_code, bytes(conversation.stdout), bytes(conversation.stderr))
 
 
 class GuestHost(ProcessHost):

@@ -1,16 +1,156 @@
-"""What this machine can do: one line for each check."""
+"""The subcommand ``doctor``: checks of what this machine can do, and what is missing.
+
+:data:`CHECKS` lists them. :func:`examine` runs them; without Windows, the checks of Windows are left out.
+"""
 
 from __future__ import annotations
 
 import json
+import platform
 from argparse import Namespace
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
-from uvm.cli.diagnosis import Examination, examine
+from attrs import asdict, frozen
+
+from uvm._document.boot import boot_files_to_stat, resolve_boot
+from uvm.backend import FileInfo, HostInfo
+from uvm.backends import backend_factory, choose_backend
+from uvm.backends.hcs.availability import (
+    REQUIREMENTS,
+    Check,
+    Environment,
+    Finding,
+    find_library,
+    this_machine,
+)
 from uvm.cli.terminal import Style, Terminal
+from uvm.errors import NotSupportedError
+from uvm.options import LCOWOptions
 
 _STYLES: Final[dict[str, Style]] = {"ok": "green", "missing": "red"}
+
+
+@frozen
+class Examination:
+    """The results of all checks.
+
+    :ivar backend: the name of the backend that was asked for, or would be chosen; empty if none would be.
+    :ivar problem: why VMs cannot be run on it; empty if they can.
+    :ivar findings: by the names of the checks.
+    """
+
+    backend: str
+    problem: str
+    findings: dict[str, Finding]
+
+    @property
+    def usable(self) -> bool:
+        """True if there is a backend that can be used."""
+        return not self.problem
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the findings as a JSON value."""
+        return {
+            "backend": self.backend,
+            "usable": self.usable,
+            "problem": self.problem,
+            "checks": [{"name": name, **asdict(finding)} for name, finding in self.findings.items()],
+        }
+
+
+def _python(where: Environment) -> Finding:
+    # A Python that is too old does not get here.
+    return Finding("ok", f"{platform.python_implementation()} {platform.python_version()}")
+
+
+def _computenetwork(where: Environment) -> Finding:
+    absent = Finding("limited", "computenetwork.dll is not there: no network adapters", "turn on HCS")
+    return find_library(where, "computenetwork", absent)
+
+
+def _network_service(where: Environment) -> Finding:
+    if where.service("hns") is not None:
+        return Finding("ok", "the Host Network Service (hns) is installed")
+    return Finding(
+        "limited", "there is no Host Network Service (hns): VMs get no network adapters", "turn on HCS"
+    )
+
+
+def _virtualization(where: Environment) -> Finding:
+    # The driver starts only on a running hypervisor; under one, the firmware reports no virtualization.
+    if where.service("vid") == "running":
+        return Finding("ok", "the hypervisor is running")
+    if where.virtualization_in_firmware():
+        return Finding(
+            "missing",
+            "the hypervisor is not running, though the firmware allows it",
+            "run 'bcdedit /set hypervisorlaunchtype auto' as an administrator and restart; HCS has to be on",
+        )
+    return Finding(
+        "missing",
+        "no hypervisor is running, and the firmware does not offer virtualization",
+        "turn on VT-x, AMD-V or SVM in the firmware's settings; in a VM, turn on nested virtualization",
+    )
+
+
+def _sockets(where: Environment) -> Finding:
+    if where.has_hyperv_sockets():
+        return Finding("ok", "Python's own AF_HYPERV")
+    return Finding("ok", "through Winsock: Python has AF_HYPERV from 3.12 on")
+
+
+def _linux_boot_files(where: Environment) -> Finding:
+    options = LCOWOptions()
+    host = HostInfo(build=where.build(), machine="arm64" if where.machine() == "arm64" else "amd64")
+    looked_at = boot_files_to_stat(options, host)
+    files = {path: FileInfo(1) if where.has_file(path) else None for path in looked_at}
+    boot = resolve_boot(options, host, files)
+    missing = [path for path in (boot.kernel_path, boot.rootfs_path) if files[path] is None]
+    if not missing:
+        return Finding("ok", f"{boot.kernel_path}, {boot.rootfs_path}")
+    return Finding(
+        "limited",
+        f"no Linux VM boots with the default options: missing: {', '.join(missing)}",
+        f"put a kernel and a root file system into {boot.directory}, or name the directory (boot_files_path)",
+    )
+
+
+#: All checks, in the order in which they are printed. Those of HCS are about Windows.
+CHECKS: Final[tuple[Check, ...]] = (
+    Check("Python", _python),
+    *REQUIREMENTS,
+    Check("hypervisor", _virtualization),
+    Check("network", _computenetwork),
+    Check("network service", _network_service),
+    Check("guest connection", _sockets),
+    Check("Linux boot files", _linux_boot_files),
+)
+
+
+def examine(backend: str | None = None, where: Environment | None = None) -> Examination:
+    """Run the checks.
+
+    :param backend: the backend that is wanted; by default, the one that :func:`uvm.open_backend` chooses.
+    :param where: the machine to look at instead of this one.
+    :raises OptionsError: there is no such backend.
+    """
+    where = where or this_machine()
+    findings: dict[str, Finding] = {}
+    for check in CHECKS:
+        findings[check.name] = found = check.run(where)
+        if check.decisive and found.status == "missing":
+            break
+    problem = ""
+    try:
+        backend = backend or choose_backend(where)
+        if backend == "hcs":
+            problem = "; ".join(each.text for each in findings.values() if each.status == "missing")
+        else:
+            backend_factory(backend)
+    except NotSupportedError as error:
+        problem = str(error)
+    return Examination(backend or "", problem, findings)
 
 
 def run(terminal: Terminal, given: Namespace) -> int:

@@ -11,8 +11,7 @@ import anyio
 from attrs import define, field
 
 from uvm._buses.lease import Releasable
-from uvm._guest.run import CompletedProcess
-from uvm._guest.stdio import ProcessOutput
+from uvm._guest.run import CompletedProcess, run_to_end
 from uvm._vm.layers import RootFileSystem
 from uvm._vm.vm import UtilityVM
 from uvm.backend import Backend
@@ -232,20 +231,9 @@ async def run_in_container(
             await container.start()
             return await container.run(command)
     spec = {"process": {"args": list(command), "cwd": "/"}, "linux": {}}
-    output = bytearray()
-
-    async def collect(stream: ProcessOutput | None) -> None:
-        assert stream is not None
-        async for data in stream:
-            output.extend(data)
-
     async with vm.create_container(container_id, spec, root=root) as container:
         await container.start()
-        async with container.open_init() as init, anyio.create_task_group() as tasks:
-            tasks.start_soon(collect, init.stdout)
-            tasks.start_soon(collect, init.stderr)
-            exit_code = await init.wait()
-    return CompletedProcess(tuple(command), exit_code, bytes(output))
+        return await run_to_end(await container.open_init())
 
 
 def _number(number: int, what: str) -> str:
