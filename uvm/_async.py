@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
-from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import anyio
@@ -87,7 +86,7 @@ async def errors_of(calls: Iterable[Callable[[], Awaitable[object]]]) -> list[Ex
 
 
 class Opening(Generic[C]):
-    """Something yet to be opened: ``await`` it, or enter it with ``async with`` to have it closed on leaving.
+    """What is yet to be opened: ``await`` it, or enter it with ``async with`` to have it closed on leaving.
 
     Either is done once. One that is neither awaited nor entered warns, as a coroutine does.
     """
@@ -107,14 +106,9 @@ class Opening(Generic[C]):
         await opened.__aenter__()
         return opened
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    async def __aexit__(self, *error: Any) -> bool | None:
         assert self._opened is not None
-        return await self._opened.__aexit__(exc_type, exc, traceback)
+        return await self._opened.__aexit__(*error)
 
 
 def opens(function: Callable[A, Coroutine[Any, Any, C]]) -> Callable[A, Opening[C]]:

@@ -345,7 +345,8 @@ class Driver(Generic[K, M, S, W]):
             self._holds[ticket].settle(_GRANTED)
         abandoned = [hold for ticket in change.granted if (hold := self._holds[ticket]).abandoned]
         for ticket, error in change.failed:
-            self._finish(ticket, self._explain(error), heirs)
+            exited = isinstance(error, VMExitedError)
+            self._finish(ticket, self.link.exit_error() if exited else error, heirs)
         for ticket in change.released:
             self._finish(ticket, None, heirs)
         for parent in heirs:
@@ -360,11 +361,6 @@ class Driver(Generic[K, M, S, W]):
     def _start(self, operation: Operation[K, M, S, W]) -> None:
         if self.link.tasks is not None:
             self.link.tasks.start_soon(self._run, operation)
-
-    def _explain(self, error: BaseException) -> BaseException:
-        if isinstance(error, VMExitedError):
-            return self.link.exit_error()
-        return error
 
     def _finish(
         self, ticket: Ticket[K, M, S, W], error: BaseException | None, heirs: list[Hold[object]]
@@ -405,14 +401,11 @@ class Driver(Generic[K, M, S, W]):
             finally:
                 if gate is not None:
                     self._gates.pop(gate).set()
-            self._end(operation, outcome)
+            self._settle(self.ledger.done(operation, outcome))
+            if operation.kind is REMOVE:
+                self.link.states.unmounted()
         finally:
             self.lane.leave()
-
-    def _end(self, operation: Operation[K, M, S, W], outcome: Outcome) -> None:
-        self._settle(self.ledger.done(operation, outcome))
-        if operation.kind == REMOVE:
-            self.link.states.unmounted()
 
     async def _through_gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:
         """Wait for what this operation must have to itself, take it and return it, if anything."""
@@ -430,7 +423,8 @@ class Driver(Generic[K, M, S, W]):
         done: list[Step] = []
         try:
             steps = self.ledger.begin(operation)
-            await self._before(operation)
+            if operation.kind is ADD:
+                await self._before(operation)
         except Exception as error:
             return Refused(error)
         send = self.link.revoke if operation.kind is REMOVE else self.link.send
@@ -447,13 +441,9 @@ class Driver(Generic[K, M, S, W]):
         return OK
 
     async def _before(self, operation: Operation[K, M, S, W]) -> None:
-        if operation.kind is not ADD:
-            return
-        for ticket in operation.serves:
-            before = self._holds[ticket].before
-            if before is not None:
-                await before()
-                return
+        given = (self._holds[ticket].before for ticket in operation.serves)
+        if before := next(filter(None, given), None):
+            await before()
 
     async def _undo(self, done: list[Step], error: Exception) -> Outcome:
         for step in reversed(done):

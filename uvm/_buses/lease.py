@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
 from attrs import define, field, frozen
@@ -11,7 +10,7 @@ from uvm._buses.driver import Hold
 
 
 class Releasable:
-    """Something to release once. Leaving it as an async context manager releases what still is held."""
+    """What is released once. As an async context manager it is released on leaving, unless it was before."""
 
     __slots__ = ()
 
@@ -27,12 +26,7 @@ class Releasable:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         if not self.released:
             await self.release()
 

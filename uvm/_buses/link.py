@@ -47,8 +47,8 @@ class Link:
     states: ContainerStates = Factory(ContainerStates)
     _guest_went_alone: bool = False
 
-    def check_running(self) -> None:
-        """Refuse what needs a running VM.
+    def check_running(self) -> Guest:
+        """Return the guest of a VM that is running.
 
         :raises VMExitedError: it has exited, or was closed.
         :raises VMStateError: it has not been started.
@@ -57,12 +57,11 @@ class Link:
             raise self.exit_error()
         if self.guest is None or self.tasks is None:
             raise VMStateError(f"{self.vm_id}: the VM is not running; start it first")
+        return self.guest
 
     def capabilities(self) -> Mapping[str, Any]:
         """Return what the guest reported of itself; raise as :meth:`check_running` does."""
-        self.check_running()
-        assert self.guest is not None
-        return self.guest.capabilities
+        return self.check_running().capabilities
 
     def exit_error(self) -> VMExitedError:
         """Return the error that says that the VM has exited."""
@@ -74,10 +73,8 @@ class Link:
         await self.call(self.system.modify(request))
 
     async def modify_guest(self, request: JSON) -> None:
-        """Have the guest change something; raise what it raised, or VMExitedError."""
-        self.check_running()
-        assert self.guest is not None
-        await self.call(self.guest.modify(request))
+        """Change the guest; raise what it raised, or VMExitedError."""
+        await self.call(self.check_running().modify(request))
 
     async def send(self, step: Step) -> None:
         """Send one step of an operation."""
@@ -89,9 +86,7 @@ class Link:
         if not isinstance(step.request, ModificationRequest):
             await self.modify(to_json(step.request))
             return
-        self.check_running()
-        assert self.guest is not None
-        await self.call(self._unless_gone(self.guest.modify(to_json(step.request))))
+        await self.call(self._unless_gone(self.check_running().modify(to_json(step.request))))
 
     async def _unless_gone(self, call: Awaitable[None]) -> None:
         try:
@@ -114,7 +109,7 @@ class Link:
         try:
             return await call
         except VMExitedError:
-            # One part of the host has heard of the exit before the others.
+            # One part of the host reports the exit before the others.
             await self._exit_comes(self.exit_grace_seconds)
             raise self.exit_error() from None
         except BridgeClosedError as error:

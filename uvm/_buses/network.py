@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import define, frozen
 
-from uvm._async import Opening, opens
+from uvm._async import Opening, errors_of, opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
@@ -35,14 +35,14 @@ class AdapterLease(Lease):
 
 @define(eq=False)
 class NamespaceLease(Lease):
-    """A network namespace of the host that the VM is in. Released, it takes its adapters along.
+    """A network namespace of the host that the VM is in. It is released with its adapters.
 
     :ivar id: its id, a GUID.
     """
 
     _bus: NetworkBus
     id: str
-    #: What the release gave up: the adapters and the namespace.
+    #: What the release dropped: the adapters and the namespace.
     _dropped: tuple[Hold[object], ...] = ()
 
     def add_endpoint(self, endpoint: str | Mapping[str, Any]) -> Opening[AdapterLease]:
@@ -51,17 +51,17 @@ class NamespaceLease(Lease):
 
     @property
     def released(self) -> bool:
-        """Whether it has been given back, or the VM has gone."""
+        """Whether it was released, or the VM has exited."""
         return super().released and not self._left()
 
     def _left(self) -> tuple[Hold[object], ...]:
-        """Give what a release could not remove and left with us."""
+        """Return what a release did not remove, and may be released again."""
         return tuple(hold for hold in self._dropped if hold.may_release_again)
 
     async def release(self) -> None:
         """Remove its adapters, in the order in which they came, and then itself.
 
-        Where some of that is refused, the rest is done all the same, the errors are raised, and a further
+        If some of that is refused, the rest is done all the same, the errors are raised, and a further
         release goes on with what is left.
         """
         holds = self._left()
@@ -75,15 +75,10 @@ class NamespaceLease(Lease):
 
 
 async def _release(holds: Sequence[Hold[object]], namespace_id: str) -> None:
-    """Give up holds on a namespace and its adapters, all of them whichever fails."""
+    """Release holds on a namespace and its adapters, all of them whichever fails."""
     for hold in holds:
         hold.drop()
-    errors: list[Exception] = []
-    for hold in holds:
-        try:
-            await hold.wait_released()
-        except Exception as error:
-            errors.append(error)
+    errors = await errors_of([hold.wait_released for hold in holds])
     if errors:
         raise errors[0] if len(errors) == 1 else ExceptionGroup(f"removing namespace {namespace_id}", errors)
 
@@ -165,7 +160,7 @@ class NetworkBus(Bus):
         The same endpoint again is the same adapter, with one more reference.
 
         :param endpoint: its id, its name, or its HCN document.
-        :param nic_id: the adapter's id; a fresh GUID where none is given.
+        :param nic_id: the adapter's id; a fresh GUID by default.
         :raises NotAttachedError: the VM is not in that namespace.
         """
         backend = self._context.backend
@@ -191,9 +186,9 @@ class NetworkBus(Bus):
     async def setup(self, namespace_id: str) -> NamespaceLease:
         """Put the VM into a namespace with all its endpoints; ``...eth0`` first, to be the guest's eth0.
 
-        Where an endpoint fails, the namespace is removed again.
+        If an endpoint fails, the namespace is removed again.
 
-        :raises NotAttachedError: somebody removed the namespace meanwhile; its adapters are given up.
+        :raises NotAttachedError: the namespace was removed meanwhile; its adapters are removed as well.
         """
         endpoints = await self._context.backend.network.namespace_endpoints(namespace_id)
         endpoints.sort(key=_not_eth0)
@@ -201,32 +196,27 @@ class NetworkBus(Bus):
         adapters: list[AdapterLease] = []
         try:
             for endpoint in endpoints:
-                # One by one: those that are there are to be known where the next one fails.
+                # One by one: if the next one fails, the adapters so far are removed.
                 adapters.append(await namespace.add_endpoint(endpoint))  # noqa: PERF401
             self._context.link.check_running()
             if namespace.released:
                 raise NotAttachedError(f"{namespace_id} was removed from {self._context.vm_id} meanwhile")
         except BaseException as failure:
             try:
-                await self._take_apart(namespace, adapters)
+                if not namespace.released:
+                    await namespace.release()
+                # Those that came too late to go with their namespace.
+                for adapter in adapters:
+                    adapter.give_up()
             except Exception as error:
                 failure.add_note(f"and removing the namespace again failed: {error}")
             raise
         return namespace
 
-    @staticmethod
-    async def _take_apart(namespace: NamespaceLease, adapters: list[AdapterLease]) -> None:
-        """Remove a namespace; or, where somebody did, the adapters that came too late to go with it."""
-        if not namespace.released:
-            await namespace.release()
-            return
-        for adapter in adapters:
-            adapter.give_up()
-
     async def remove_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
-        """Give up the oldest reference to an adapter, by its endpoint.
+        """Release the oldest lease of an adapter, by its endpoint.
 
-        :raises NotAttachedError: there is none for it.
+        :raises NotAttachedError: the endpoint has no adapter.
         """
         await release_oldest(
             self._adapters.holds_on(adapter_key(namespace_id, endpoint_id)),
@@ -234,12 +224,12 @@ class NetworkBus(Bus):
         )
 
     async def remove_namespace(self, namespace_id: str) -> None:
-        """Take the VM out of a namespace, with its adapters; nothing happens where it is not in it."""
+        """Take the VM out of a namespace, with its adapters; do nothing if the VM is not in it."""
         namespace = self._namespaces.holds_on(guid_key(namespace_id))[:1]
         await _release([*self.adapter_holds(namespace_id), *namespace], namespace_id)
 
     def adapter_holds(self, namespace_id: str) -> list[Hold[object]]:
-        """Give the holds on the adapters of a namespace, in the order in which the adapters came."""
+        """Return the holds on the adapters of a namespace, in the order in which the adapters came."""
         namespace = guid_key(namespace_id)
         keys = [entry.key for entry in self._adapters.ledger if entry.key.namespace_id == namespace]
         return [hold for key in keys for hold in self._adapters.holds_on(key)]

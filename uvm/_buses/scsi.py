@@ -189,8 +189,8 @@ class ScsiBus(Bus):
         """
         holds: list[Hold[object]] = []
         for disk in self._find(path, read_only):
-            mounts = [mount.key for mount in self._mounts.ledger if mount.key.slot == disk.slot]
-            holds += [hold for key in mounts for hold in self._mounts.holds_on(key)]
+            for mount in self._mounted(disk.slot):
+                holds += self._mounts.holds_on(mount.key)
             holds += self._disks.holds_on(disk.key)
         await release_oldest(holds, f"{path} is not attached to {self._context.vm_id} over SCSI")
 

@@ -162,8 +162,9 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
             packed = self._devices.get(number)
             if packed is None:
                 packed = self._devices[number] = _Packed(Regions(self._size_bytes))
-            offset_bytes = _take(packed, size_bytes)
-            if offset_bytes is not None:
+            if len(packed.mappings) >= MAPPINGS_PER_DEVICE:
+                continue
+            if (offset_bytes := packed.regions.take_if_free(size_bytes)) is not None:
                 mapping = Mapping(number, offset_bytes, size_bytes)
                 packed.mappings[mapping] = False
                 return mapping
@@ -221,9 +222,3 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
         for number, regions, mappings in state:
             packed = self._devices[number] = _Packed(Regions(self._size_bytes), dict(mappings))
             packed.regions.load(regions)
-
-
-def _take(packed: _Packed, size_bytes: int) -> int | None:
-    if len(packed.mappings) >= MAPPINGS_PER_DEVICE:
-        return None
-    return packed.regions.take_if_free(size_bytes)
