@@ -108,7 +108,7 @@ class DirectoryBus(Bus):
         return SharedLease(hold, lease.host_path, hold.slot)
 
     async def _check_free(self, path: HostPath, guest_path: str, read_only: bool) -> None:
-        """Refuse, before anything is sent, a path in the guest where another share is shown."""
+        """Refuse, before anything is sent, a path in the guest at which another share is shown."""
         if self._directories.ledger.get(self._key(guest_path)) is None:
             return
         named = await self._context.named(path)

@@ -4,9 +4,9 @@ How it runs
 -----------
 
 A :class:`Driver` runs one :class:`~uvm.devices.ledger.Ledger`. Callers never talk to the host themselves:
-they put an event into the ledger and wait. What the ledger decides is carried out by tasks in the VM's
-own task group, one per operation. So a caller may be cancelled at any await, and what it began is
-still finished, or undone, by the VM.
+they put an event into the ledger and wait. What the ledger decides is carried out by tasks in the VM's own
+task group, one per operation. So a caller may be cancelled at any await, and the VM still finishes or undoes
+what it began.
 
 A :class:`Hold` is one caller's interest. It follows its ticket through the ledgers: when a mount is gone and
 the attachment below it is to be dropped, the hold that released the mount goes on with the
@@ -82,7 +82,7 @@ class HoldState(Enum):
     """The states of a hold."""
 
     WAITING = "waiting"  # for the device to be attached
-    GRANTED = "granted"  # the caller has not resumed yet, or what lives on the device has it
+    GRANTED = "granted"  # the caller has not resumed yet, or it is held for what depends on it
     HELD = "held"  # by a caller
     RELEASING = "releasing"
     OWED = "owed"  # the removal was refused: may be released again
@@ -112,7 +112,7 @@ class Hold(Generic[S_co]):
     )
     state: HoldState = field(default=_WAITING, init=False)
     error: BaseException | None = field(default=None, init=False)
-    #: No caller has it or waits for it any more.
+    #: No caller holds it or waits for it any more.
     abandoned: bool = field(default=False, init=False)
     _waker: anyio.Event | None = field(default=None, init=False, repr=False)
 
@@ -185,11 +185,11 @@ class Hold(Generic[S_co]):
 
     @property
     def orphaned(self) -> bool:
-        """Whether its removal was refused and no caller has the device."""
+        """Whether its removal was refused and no caller holds the device."""
         return self.abandoned and self.may_release_again and not self.ticket.entry.holders
 
     def inherit(self, parent: Hold[object]) -> None:
-        """Go on with the ticket of what the device lived on, and release that as well."""
+        """Go on with the ticket of what the device depended on, and release that as well."""
         self.ticket, self._drop_ticket = parent.ticket, parent._drop_ticket
         if self.state is not _OWED:
             self.state = _RELEASING
@@ -206,7 +206,7 @@ class Hold(Generic[S_co]):
             raise own(self.error)
 
     async def undo(self, error: UVMError) -> None:
-        """Release it because of an error, and wait until it is gone.
+        """Release it because of an error, and wait until it is released.
 
         :raises UndoFailedError: that failed as well.
         """
@@ -268,7 +268,7 @@ class Driver(Generic[K, M, S, W]):
     ) -> Hold[S]:
         """Request a key, and return the hold to await.
 
-        :param parent: a hold on what it lives on. The ledger keeps it, unless this raises.
+        :param parent: a hold on what it depends on. The ledger keeps it, unless this raises.
         :param before: called first if it is not attached yet; if it raises, so does the hold.
         :param names: what look-ups know it by; the last is its own.
         :raises NoSpaceError: there is no free slot.
@@ -328,7 +328,7 @@ class Driver(Generic[K, M, S, W]):
         return [hold for hold in holds if hold.state is _HELD or hold.state is _OWED]
 
     def in_use(self, key: K) -> bool:
-        """Return whether a caller, or what lives on it, has a key or waits for it."""
+        """Return whether a caller, or what depends on it, holds a key or waits for it."""
         entry = self.ledger.get(key)
         tickets = () if entry is None else (*entry.holders, *entry.waiters)
         return not all(self._holds[ticket].abandoned for ticket in tickets)
@@ -365,7 +365,7 @@ class Driver(Generic[K, M, S, W]):
     def _finish(
         self, ticket: Ticket[K, M, S, W], error: BaseException | None, heirs: list[Hold[object]]
     ) -> None:
-        """Settle the hold of a ticket; one that lived on another goes on with that one's ticket."""
+        """Settle the hold of a ticket; one that depended on another goes on with the other's ticket."""
         owed = ticket.state is OWED
         hold = self._holds[ticket] if owed else self._holds.pop(ticket, None)
         if hold is None:
@@ -416,7 +416,7 @@ class Driver(Generic[K, M, S, W]):
         return gate
 
     def _gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:
-        # Once the VM has gone, the operation is void, and its slot is not known any more.
+        # Once the VM has exited, the operation is void, and its slot unknown.
         return None if self.link.exited.is_set() else self.ledger.device.gate(operation)
 
     async def _carry_out(self, operation: Operation[K, M, S, W]) -> Outcome:
@@ -441,8 +441,8 @@ class Driver(Generic[K, M, S, W]):
         return OK
 
     async def _before(self, operation: Operation[K, M, S, W]) -> None:
-        given = (self._holds[ticket].before for ticket in operation.serves)
-        if before := next(filter(None, given), None):
+        calls = (self._holds[ticket].before for ticket in operation.serves)
+        if before := next(filter(None, calls), None):
             await before()
 
     async def _undo(self, done: list[Step], error: Exception) -> Outcome:

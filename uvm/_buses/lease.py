@@ -1,4 +1,4 @@
-"""What callers get: leases; and the orphans, which no caller has."""
+"""What callers hold: leases; and orphans, which no caller holds."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class Lease(Releasable):
 
 @frozen
 class Orphan:
-    """What is attached and has no caller: its removal was refused, and the caller failed or was cancelled.
+    """What is attached and no caller holds: its removal was refused, and the caller failed or was cancelled.
 
-    It goes too when another caller attaches the same and releases it.
+    It is also removed when another caller attaches the same and releases it.
 
     :ivar ledger: the name of its ledger in :meth:`UtilityVM.ledgers`.
     :ivar key: what makes it one device, such as its host path.
@@ -83,6 +83,6 @@ class Orphan:
     _hold: Hold[object] = field(repr=False)
 
     async def release(self) -> None:
-        """Try again to remove it. Nothing happens if it has gone meanwhile."""
+        """Try again to remove it; do nothing if it was removed meanwhile."""
         self._hold.abandon()
         await self._hold.wait_released()

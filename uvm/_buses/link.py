@@ -31,7 +31,7 @@ class Link:
 
     :ivar tasks: the VM's task group; None unless the VM is running.
     :ivar states: the states of the guest's containers that have ended.
-    :ivar exit_grace_seconds: how long to wait for the exit itself after the host said that the VM is gone.
+    :ivar exit_grace_seconds: how long to wait for the exit itself after the host reported the VM as gone.
     :ivar guest_exit_seconds: the same after the connection to the guest closed.
     """
 
@@ -82,7 +82,7 @@ class Link:
         await send(to_json(step.request))
 
     async def revoke(self, step: Step) -> None:
-        """Send a step that removes something; a guest that has gone holds nothing any more."""
+        """Send a step that removes a device; a guest that has exited holds none any more."""
         if not isinstance(step.request, ModificationRequest):
             await self.modify(to_json(step.request))
             return
@@ -92,7 +92,7 @@ class Link:
         try:
             await call
         except BridgeClosedError as error:
-            _log.debug("%s: the guest has gone, and what it held: %s", self.vm_id, error)
+            _log.debug("%s: the guest has exited, and holds nothing any more: %s", self.vm_id, error)
 
     async def call(self, call: Awaitable[T]) -> T:
         """Await a call to the host or the guest; VMExitedError if it fails because the VM has exited."""
@@ -113,7 +113,7 @@ class Link:
             await self._exit_comes(self.exit_grace_seconds)
             raise self.exit_error() from None
         except BridgeClosedError as error:
-            # A guest goes with its VM, but may also go alone; that is waited for once.
+            # A guest exits with its VM, but may also exit alone; that is waited for once.
             if not self._guest_went_alone and await self._exit_comes(self.guest_exit_seconds):
                 raise self.exit_error() from error
             self._guest_went_alone = True

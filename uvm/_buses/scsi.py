@@ -54,7 +54,7 @@ class ScsiDisk:
 
     :ivar host_path: the disk on the host, links resolved; or ``evd://TYPE/PATH``.
     :ivar controller: the SCSI controller, 0 to 3; :ivar lun: the LUN on it, 0 to 63.
-    :ivar mounts: where the guest has mounted it.
+    :ivar mounts: the paths in the guest at which it is mounted.
     :ivar references: how many leases it has, those of its mounts included.
     """
 
@@ -128,7 +128,7 @@ class ScsiBus(Bus):
         :raises OptionsError: the path is no absolute one, or its mount is not possible.
         :raises NoSpaceError: every slot is taken.
         :raises HostPathError: there is no such file, or it is a directory.
-        :raises NotSupportedError: this guest cannot mount in that way.
+        :raises NotSupportedError: this guest does not support such a mount.
         """
         self._context.link.check_running()
         type = member_of(DiskType, type, "type")
@@ -172,7 +172,7 @@ class ScsiBus(Bus):
 
     async def _mount(self, disk: Hold[ScsiSlot], mount: Mount, read_only: bool) -> Hold[MountPlace]:
         try:
-            # Only now is it known which controller a new disk is at.
+            # Which controller a new disk is at is known only now.
             check_mount(self._context.plan.os, disk.slot, mount)
             key = mount_key(disk.slot, mount, read_only)
             mounted = self._mounts.acquire(key, mount.guest_path, parent=disk)

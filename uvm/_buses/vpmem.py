@@ -33,7 +33,7 @@ class VPMemLayer:
     """A layer that a Linux guest has mounted.
 
     :ivar device: the number of its VPMEM device.
-    :ivar offset_bytes: where it begins on the device, if several layers share one.
+    :ivar offset_bytes: its offset on the device, if several layers share one.
     :ivar size_bytes: its size; on a shared device in whole pages.
     :ivar references: how many leases it has.
     """
@@ -92,7 +92,7 @@ class VPMemBus(Bus):
         return VPMemLease(hold, named.path, _guest_path(hold.slot))
 
     def _known(self, key: str) -> Layer | None:
-        """Return a layer that is mapped or wanted: its file is not looked at again, and may have gone."""
+        """Return a layer that is mapped or wanted: its file is not looked at again, and may be removed."""
         entry = self._layers.ledger.get(key)
         return None if entry is None else entry.applied or next(entry.members(), None)
 

@@ -169,7 +169,7 @@ class VSMBBus(Bus):
         """Release the oldest lease of a directory or file, by any path that :meth:`add` took for it.
 
         :raises OptionsError: the path is no absolute one.
-        :raises NotAttachedError: it is not shared in that way.
+        :raises NotAttachedError: it is not shared, or not with that `read_only`.
         """
         holds: list[Hold[object]] = []
         for entry, file in self._find(path, read_only):
@@ -186,7 +186,7 @@ class VSMBBus(Bus):
         for several that are shared, the newest.
 
         :raises OptionsError: the path is no absolute one.
-        :raises NotAttachedError: it is not shared in that way.
+        :raises NotAttachedError: it is not shared, or not with that `read_only`.
         """
         for entry, file in self._find(path, read_only):
             return self._guest_path(entry.slot, file)

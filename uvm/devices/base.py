@@ -154,7 +154,7 @@ def in_guest(request_type: str, resource_type: str, settings: object, undo: Step
 
 @define(eq=False)
 class Ticket(Generic[K_co, M_co, S_co, W_co]):
-    """One party's interest in a key. Compared by identity.
+    """One interest in a key. Compared by identity.
 
     :ivar names: what it was asked for as, by which it is looked up once it is granted; the last is its own.
     """
@@ -172,15 +172,15 @@ class Ticket(Generic[K_co, M_co, S_co, W_co]):
 
 @define(eq=False)
 class Entry(Generic[K, M, S, W]):
-    """What the ledger knows of one key."""
+    """The state of one key in the ledger."""
 
     key: K
     slot: S
     applied: W | None = None
     operation: Operation[K, M, S, W] | None = field(default=None, init=False)
-    #: Steps of the removal that are done; if not 0, the device is only partly there.
+    #: Steps of the removal that are done; if not 0, the device is only partly attached.
     progress: int = field(default=0, init=False)
-    #: The last update's outcome is unknown.
+    #: The outcome of the last update is unknown.
     doubtful: bool = field(default=False, init=False)
     holders: dict[Ticket[K, M, S, W], None] = field(factory=dict, init=False)
     waiters: dict[Ticket[K, M, S, W], None] = field(factory=dict, init=False)
@@ -247,7 +247,7 @@ class Operation(Generic[K, M, S, W]):
 
 @frozen
 class Quarantined(Generic[K_co, S_co]):
-    """A slot that is withheld, since what is in it is unknown. What it lives on stays held.
+    """A slot that is withheld, since what is in it is unknown. What it depends on stays held.
 
     :ivar operation: the kind of operation whose outcome is unknown.
     :ivar value: what may be applied there.
@@ -265,11 +265,11 @@ class Change(Generic[K, M, S, W, P]):
     """What an event brought about.
 
     :ivar granted: waiters that hold the device now.
-    :ivar released: tickets whose drop is complete, waiters that gave up, and ``OWED`` tickets of a device
+    :ivar released: tickets whose drop is complete, waiters that were dropped, and ``OWED`` tickets of a device
         that another ticket's removal detached.
     :ivar failed: waiters that failed (now ``ENDED``) and tickets whose drop failed (``OWED``: may be
         dropped again; ``ENDED``: the outcome is unknown), each with the cause.
-    :ivar parents: what entries lived on and no longer need, to be dropped by the caller.
+    :ivar parents: what entries depended on and no longer need, to be dropped by the caller.
     :ivar operation: the next operation to carry out on this key.
     """
 
@@ -297,7 +297,7 @@ class Change(Generic[K, M, S, W, P]):
 
 
 class Device(Generic[K, M, S, W]):
-    """What differs between devices: where one goes, what is wanted, and by which steps."""
+    """What differs between devices: their slots, what is wanted of them, and the steps to it."""
 
     #: An UPDATE can revoke what only one holder wanted; that holder's release completes with it.
     narrows = False

@@ -1,6 +1,6 @@
 """Directories of a Windows guest that show a VSMB share at a path of choice.
 
-The key is the folded path in the guest, the slot the path; a member is what is shown there. A directory lives
+The key is the folded path in the guest, the slot the path; a member is what is shown there. A directory depends
 on its share and holds a ticket of it. ADD: guest ``MappedDirectory`` Add. REMOVE: guest Remove, which hcsshim
 never sends.
 

@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 
-A :class:`Ledger` is a table. Per key it knows what is **applied** on the host and in the guest, the tickets
+A :class:`Ledger` is a table. Per key it holds what is **applied** on the host and in the guest, the tickets
 that **want** it (holders, and waiters until it is applied), and at most one **operation** in flight. Four
 events change it::
 
@@ -13,7 +13,7 @@ events change it::
     gone()                  the VM exited: nothing is applied any more
 
 After every event one function, ``_plan``, compares what is wanted with what is applied and decides the
-next operation on that key: ADD, UPDATE, REMOVE or none. There is no other place where that is decided.
+next operation on that key: ADD, UPDATE, REMOVE or none. It is decided nowhere else.
 The event returns a :class:`Change`: the tickets granted, released or failed, what was quarantined, and the
 operation that the caller is to carry out. The caller asks :meth:`Ledger.begin` for its steps when it
 starts on it (which may be later, if the host takes one at a time): only then is it fixed
@@ -41,15 +41,15 @@ States of a key::
   No ticket is granted the device; a further drop by its owner, or any acquire, goes on from the step that
   failed.
 - **Unknown**: it may have happened or not. The slot is withheld (QUARANTINED) and the key leaves the table:
-  another acquire gets another slot, and the host has the last word. An UPDATE of unknown outcome takes
-  no slot away; it makes the entry *doubtful*, and the next update states the whole value again.
+  another acquire gets another slot, and the host may refuse it. An UPDATE of unknown outcome withholds no
+  slot; it makes the entry *doubtful*, and the next update states the whole value again.
 - An acquire while REMOVING waits and then adds anew, unless the removal had not begun: then it is void, and
   the tickets that were releasing end when another one is granted, or go with the next removal.
 - A device that no ticket wants when its ADD ends is removed.
 - ``gone`` leads from every state to ABSENT.
 
 Besides its key, an entry has **names**: whatever its tickets were asked for as. Look-ups by name
-(:meth:`Ledger.named`) answer from what is applied. A name comes with the grant of a ticket, and goes with
+(:meth:`Ledger.named`) answer from what is applied. A name is entered with the grant of a ticket, and leaves with
 what is applied, not with the ticket.
 
 This module is pure: no I/O, no clock, no randomness, no async.
@@ -97,7 +97,7 @@ from uvm.errors import OptionsError, UVMError, VMExitedError
 class Ledger(Generic[K, M, S, W, P]):
     """A reference-counted table of one kind of device. See the module's theory of operation.
 
-    ``P`` is what an entry lives on, such as a hold on an entry of the ledger below: opaque here, kept with
+    ``P`` is what an entry depends on, such as a hold on an entry of the ledger below: opaque here, kept with
     the entry and returned in :attr:`Change.parents`.
     """
 
@@ -138,7 +138,7 @@ class Ledger(Generic[K, M, S, W, P]):
     ) -> tuple[Ticket[K, M, S, W], Change[K, M, S, W, P]]:
         """Return a new ticket for a key.
 
-        :param parent: what the entry lives on. The ledger keeps it and returns it in
+        :param parent: what the entry depends on. The ledger keeps it and returns it in
             :attr:`Change.parents` when it is no longer needed.
         :param names: what :meth:`named` finds it by, from the grant on until its entry ends.
         :raises NoSpaceError: there is no slot; nothing has changed, and the parent is still the caller's.
@@ -163,7 +163,7 @@ class Ledger(Generic[K, M, S, W, P]):
         """Enter what is applied already, such as a device that the VM boots with; return its holder's ticket.
 
         :raises OptionsError: the key is in the table already.
-        :raises NoSpaceError: there is no slot. Either way nothing has changed.
+        :raises NoSpaceError: there is no slot. In both cases nothing has changed.
         :raises VMExitedError: after :meth:`gone`.
         """
         self._check_open()
@@ -459,7 +459,7 @@ class Ledger(Generic[K, M, S, W, P]):
 
         Returns the tickets, in its order: per key those of the holders, then the ``OWED`` ones.
 
-        :param parents: per key, what its entry lives on.
+        :param parents: per key, what its entry depends on.
         :raises OptionsError: the ledger is in use, or the state has operations in flight.
         :raises VMExitedError: after :meth:`gone`.
         """

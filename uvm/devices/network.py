@@ -1,6 +1,6 @@
 """Network namespaces, and the adapters in them.
 
-Two machines: an adapter (:class:`Adapters`) lives in a namespace (:class:`Namespaces`) and holds a ticket
+Two machines: an adapter (:class:`Adapters`) is in a namespace (:class:`Namespaces`) and holds a ticket
 of it.
 
 - A namespace: the key is its folded id, the slot its id, a member is its HCN document. On a Windows guest ADD

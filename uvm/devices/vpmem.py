@@ -127,7 +127,7 @@ class _Packed:
         entry = self.mappings[mapping]
         if isinstance(entry, bool):
             return entry
-        # An entry whose mapping was quarantined may have gone on to another.
+        # An entry whose mapping was quarantined may be at another now.
         return entry.applied is not None and entry.slot == mapping
 
     def stays(self, mapping: Mapping) -> bool:
@@ -199,9 +199,9 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
         return _steps(operation.kind, path, settings, mounted)
 
     def gate(self, operation: Operation[str, Layer, Mapping, Layer]) -> Hashable | None:
-        """Let adds go one at a time that begin while nothing is mapped on the device, or all of it is to go.
+        """Serialise adds that begin while nothing is mapped on the device, or all of it is being removed.
 
-        An add that began earlier, beside a mapping that has gone since, is not waited for.
+        An add that began earlier, beside a mapping that has been removed since, is not waited for.
         """
         if operation.kind is not ADD:
             return None

@@ -9,7 +9,7 @@ ADD: host Add. UPDATE (only of shares of files): host Update with the whole list
 while one is under way go together into the next. REMOVE: host Remove, with nothing but the name.
 
 - A released file stays in the list, as in hcsshim, unless ``revoke_released_files`` takes it out. The list
-  is never sent empty: the last file goes with its share.
+  is never sent empty: the last file is removed with its share.
 - A direct-mapped share stays on the host after its last ticket, with all of its files: the guest may have it
   mapped, and removing it would take memory from under the guest.
 
@@ -58,7 +58,7 @@ class SharedFile:
 
 @frozen
 class ShareMember:
-    """What one party wants of a share.
+    """What one ticket wants of a share.
 
     :ivar directory: its host path, as it is sent.
     :ivar file: one file of it; None for all of the directory.
@@ -162,7 +162,7 @@ class Shares(Device[ShareKey, ShareMember, str, Share]):
 
 
 def _extended(share: Share | None, members: Iterable[ShareMember]) -> Share | None:
-    """Add the files that a share lacks; its options become those of the last who brought one."""
+    """Add the files that a share lacks; its options become those of the last member with one."""
     added: dict[SharedFile, VirtualSmbShareOptions] = {}
     for member in members:
         if share is None:
