@@ -82,7 +82,8 @@ class LayersBus(Bus):
 
         :param root: the path of the root, in the guest.
         :param layers: their paths in the guest, top-most first; for Windows each as (id, path).
-        :param scratch_path: the directory that a Linux guest writes to; Windows writes to ``root``, which is the scratch.
+        :param scratch_path: the directory that a Linux guest writes to; a Windows guest writes to
+            ``root``, which is the scratch.
         :param filter_type: the filter of a Windows guest, ``WCIFS`` by default.
         :raises OptionsError: other layers are combined at that root, or the guest does not read an argument.
         """

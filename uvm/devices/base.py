@@ -265,8 +265,8 @@ class Change(Generic[K, M, S, W, P]):
     """What an event brought about.
 
     :ivar granted: waiters that hold the device now.
-    :ivar released: tickets whose drop is complete, waiters that were dropped, and ``OWED`` tickets of a device
-        that another ticket's removal detached.
+    :ivar released: tickets whose drop is complete, waiters that were dropped, and ``OWED`` tickets of a
+        device that another ticket's removal detached.
     :ivar failed: waiters that failed (now ``ENDED``) and tickets whose drop failed (``OWED``: may be
         dropped again; ``ENDED``: the outcome is unknown), each with the cause.
     :ivar parents: what entries depended on and no longer need, to be dropped by the caller.

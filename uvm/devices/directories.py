@@ -1,8 +1,8 @@
 """Directories of a Windows guest that show a VSMB share at a path of choice.
 
-The key is the folded path in the guest, the slot the path; a member is what is shown there. A directory depends
-on its share and holds a ticket of it. ADD: guest ``MappedDirectory`` Add. REMOVE: guest Remove, which hcsshim
-never sends.
+The key is the folded path in the guest, the slot the path; a member is what is shown there. A directory
+depends on its share and holds a ticket of it. ADD: guest ``MappedDirectory`` Add. REMOVE: guest Remove, which
+hcsshim never sends.
 
 Source: hcsshim ``internal/uvm/share.go``.
 """

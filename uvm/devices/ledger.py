@@ -49,8 +49,8 @@ States of a key::
 - ``gone`` leads from every state to ABSENT.
 
 Besides its key, an entry has **names**: whatever its tickets were asked for as. Look-ups by name
-(:meth:`Ledger.named`) answer from what is applied. A name is entered with the grant of a ticket, and leaves with
-what is applied, not with the ticket.
+(:meth:`Ledger.named`) answer from what is applied. A name is entered with the grant of a ticket, and leaves
+with what is applied, not with the ticket.
 
 This module is pure: no I/O, no clock, no randomness, no async.
 """
