@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.abc import TaskStatus
 
 from uvm._async import Flag, bare_task_group
 from uvm._buses.context import Context
@@ -66,7 +67,6 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         self._artifacts = artifacts
         self._startup = startup
         self._state = VMState.CREATED
-        self._serving = Flag()
         self._system_exited = Flag()
         self._output_ended = Flag()
         self._closed = Flag()
@@ -109,9 +109,8 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
         startup = GuestStartup(context, timeouts or GuestTimeouts(), guest_output)
         vm = cls(context, system, artifacts, startup)
         async with bare_task_group(vm._close_after) as tasks:
-            tasks.start_soon(vm._serve)
             with anyio.CancelScope(shield=True):
-                await vm._serving.wait()
+                await tasks.start(vm._serve)
             yield vm
 
     # Facts.
@@ -404,7 +403,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
 
     # The exit.
 
-    async def _serve(self) -> None:
+    async def _serve(self, *, task_status: TaskStatus[None]) -> None:
         """Own the tasks of the devices and wait for the exit: the VM's one standing task.
 
         It ends with the exit, or when the VM is closed, and not before: a body that is cancelled may still
@@ -417,7 +416,7 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
                 try:
                     async with anyio.create_task_group() as tasks:
                         self._link.tasks = tasks
-                        self._serving.set()
+                        task_status.started()
                         if not self._link.exited.is_set():
                             self._exited(await self._exit())
                         tasks.cancel_scope.cancel()

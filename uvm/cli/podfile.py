@@ -27,10 +27,7 @@ from uvm.options import (
     checks,
 )
 
-_SYSTEMS: Final[dict[str, type[LCOWOptions] | type[WCOWOptions]]] = {
-    "linux": LCOWOptions,
-    "windows": WCOWOptions,
-}
+_SYSTEMS: Final[dict[str, type[LCOWOptions | WCOWOptions]]] = {"linux": LCOWOptions, "windows": WCOWOptions}
 _TOP: Final = ("vm", "host", "layers", "containers", "mapped_directories", "network")
 _FACTS: Final = HostInfo()
 

@@ -9,22 +9,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal, TextIO
+from typing import Final, Literal, TextIO, get_args
 
 from attrs import astuple, define, frozen
 
 Style = Literal["bold", "dim", "red", "green", "yellow", "blue", "magenta", "cyan"]
 
-_CODES: Final[dict[Style, int]] = {
-    "bold": 1,
-    "dim": 2,
-    "red": 31,
-    "green": 32,
-    "yellow": 33,
-    "blue": 34,
-    "magenta": 35,
-    "cyan": 36,
-}
+_CODES: Final = dict(zip(get_args(Style), (1, 2, 31, 32, 33, 34, 35, 36), strict=True))
 
 #: Without a terminal; the narrowest that a SCSI controller fits in; the widest that reads well.
 _DEFAULT_WIDTH: Final = 100
