@@ -7,7 +7,7 @@ import io
 import os
 import socket
 import stat
-from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 import anyio
@@ -16,7 +16,7 @@ import anyio.lowlevel
 from uvm.backend import ByteStream
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.iocp import CompletionPort, Operation
-from uvm.backends.hcs.sockets import PIECE_BYTES, Sockets
+from uvm.backends.hcs.sockets import PIECE_BYTES, Closing, Sockets
 from uvm.backends.hcs.winerrors import code_of, host_error
 
 _ERROR_HANDLE_EOF: Final = 38
@@ -36,18 +36,18 @@ class Pipes(Protocol):
         """Close all streams. Idempotent."""
 
 
-class PipeStream:
+class PipeStream(Closing):
     """One end of a named pipe (:class:`~uvm.backend.ByteStream`), with the errors of ``SocketStream``.
 
     A read or write goes on after its task was cancelled: the data is kept for the next ``receive``, and the
     next ``send`` waits for the write.
     """
 
-    def __init__(self, port: CompletionPort, handle: CData, on_close: Callable[[PipeStream], None]) -> None:
+    def __init__(self, port: CompletionPort, handle: CData, siblings: set[Closing]) -> None:
+        # Closing the handle cancels its operations.
+        super().__init__(partial(port.end, handle), siblings)
         self._port: Final = port
         self._handle: Final = handle
-        self._on_close: Final = on_close
-        self._closed = False
         self._ended = False
         self._kept = memoryview(b"")
         self._read: Operation | None = None
@@ -88,18 +88,6 @@ class PipeStream:
             await self._finish_write()
         self.close()
 
-    async def aclose(self) -> None:
-        """Close the handle, also in a cancelled scope. Idempotent."""
-        self.close()
-        await anyio.lowlevel.checkpoint()
-
-    def close(self) -> None:
-        """Close the handle at once, and cancel its operations."""
-        if not self._closed:
-            self._closed = True
-            self._port.end(self._handle)
-            self._on_close(self)
-
     async def _next(self, size: int) -> bytes:
         if self._ended:
             raise anyio.EndOfStream
@@ -135,10 +123,6 @@ class PipeStream:
             raise anyio.BrokenResourceError from error
         return operation.count
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise anyio.ClosedResourceError
-
 
 def _read_failure(error: OSError) -> Exception:
     return anyio.EndOfStream() if code_of(error) in _END else anyio.BrokenResourceError()
@@ -149,7 +133,7 @@ class NamedPipes:
 
     def __init__(self) -> None:
         self._port: Final = CompletionPort()
-        self._streams: Final[set[PipeStream]] = set()
+        self._streams: Final[set[Closing]] = set()
         self._closed = False
 
     def open(self, handle: int) -> PipeStream:
@@ -157,8 +141,7 @@ class NamedPipes:
 
         :raises HostError: the handle does not support overlapped I/O.
         """
-        stream = PipeStream(self._port, self._port.handle(handle), self._streams.discard)
-        self._streams.add(stream)
+        stream = PipeStream(self._port, self._port.handle(handle), self._streams)
         try:
             if self._closed:
                 raise anyio.ClosedResourceError

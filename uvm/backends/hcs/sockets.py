@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from uvm.backends.hcs.poller import HasFileno, Poller
+
+C = TypeVar("C", bound="Closing")
 
 #: The most that a stream receives or sends before it lets other tasks run.
 PIECE_BYTES: Final = 65536
@@ -33,7 +36,37 @@ class Endpoint(HasFileno, Protocol):
         """Close both directions."""
 
 
-class SocketStream:
+class Closing:
+    """A stream or listener, which is closed once, with or without awaiting.
+
+    :param shut: closes what it has.
+    :param siblings: those that are open; it is one of them until it is closed.
+    """
+
+    def __init__(self, shut: Callable[[], object], siblings: set[Closing]) -> None:
+        self._closed = False
+        self._shut: Final = shut
+        self._siblings: Final = siblings
+        siblings.add(self)
+
+    async def aclose(self) -> None:
+        """Close it, also in a cancelled scope. Idempotent."""
+        self.close()
+        await anyio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Close it at once. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._shut()
+            self._siblings.discard(self)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+
+
+class SocketStream(Closing):
     """A connection (:class:`~uvm.backend.ByteStream`) with anyio's errors.
 
     :class:`anyio.ClosedResourceError` after :meth:`aclose`, :class:`anyio.BrokenResourceError`, caused by the
@@ -41,13 +74,10 @@ class SocketStream:
     sends, at the same time.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, poller: Poller, on_close: Callable[[SocketStream], object]
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, poller: Poller, siblings: set[Closing]) -> None:
+        super().__init__(partial(_close, endpoint, poller), siblings)
         self._endpoint: Final = endpoint
         self._poller: Final = poller
-        self._on_close: Final = on_close
-        self._closed = False
         self._receiving = anyio.ResourceGuard("receiving from")
         self._sending = anyio.ResourceGuard("sending to")
 
@@ -91,19 +121,6 @@ class SocketStream:
             except OSError as error:
                 raise self._failure() from error
 
-    async def aclose(self) -> None:
-        """Close both directions, also in a cancelled scope. Idempotent."""
-        self.close()
-        await anyio.lowlevel.checkpoint()
-
-    def close(self) -> None:
-        """Close both directions at once."""
-        if not self._closed:
-            self._closed = True
-            self._poller.forget(self._endpoint)
-            self._endpoint.close()
-            self._on_close(self)
-
     async def _send_piece(self, piece: memoryview) -> int:
         waited = False
         while True:
@@ -118,16 +135,17 @@ class SocketStream:
             except OSError as error:
                 raise self._failure() from error
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise anyio.ClosedResourceError
-
     def _failure(self) -> Exception:
         return anyio.ClosedResourceError() if self._closed else anyio.BrokenResourceError()
 
 
-class SocketListener:
-    """A :class:`~uvm.backend.Listener` on a socket.
+def _close(endpoint: Endpoint | socket.socket, poller: Poller) -> None:
+    poller.forget(endpoint)
+    endpoint.close()
+
+
+class SocketListener(Closing):
+    """A :class:`~uvm.backend.Listener` on a socket. The system ends connections that were not accepted.
 
     :param accept: accepts a connection from a non-blocking socket, and returns it, non-blocking.
     :param stream: makes a stream of a connection.
@@ -139,14 +157,13 @@ class SocketListener:
         poller: Poller,
         accept: Callable[[socket.socket], socket.socket],
         stream: Callable[[socket.socket], SocketStream],
-        on_close: Callable[[SocketListener], object],
+        siblings: set[Closing],
     ) -> None:
+        super().__init__(partial(_close, sock, poller), siblings)
         self._socket: Final = sock
         self._poller: Final = poller
-        self._on_close: Final = on_close
         self._accept: Final = accept
         self._stream: Final = stream
-        self._closed = False
 
     async def accept(self) -> SocketStream:
         """Wait for the next connection.
@@ -156,8 +173,7 @@ class SocketListener:
         """
         while True:
             await anyio.lowlevel.checkpoint()
-            if self._closed:
-                raise anyio.ClosedResourceError
+            self._require_open()
             try:
                 return self._stream(self._accept(self._socket))
             except BlockingIOError:
@@ -168,19 +184,6 @@ class SocketListener:
             except OSError as error:
                 raise anyio.BrokenResourceError from error
 
-    async def aclose(self) -> None:
-        """Stop listening; the system ends connections that were not accepted. Idempotent."""
-        self.close()
-        await anyio.lowlevel.checkpoint()
-
-    def close(self) -> None:
-        """Stop listening at once."""
-        if not self._closed:
-            self._closed = True
-            self._poller.forget(self._socket)
-            self._socket.close()
-            self._on_close(self)
-
 
 class Sockets:
     """All streams and listeners of one poller.
@@ -190,22 +193,18 @@ class Sockets:
 
     def __init__(self) -> None:
         self.poller: Final = Poller()
-        self._open: Final[set[SocketStream | SocketListener]] = set()
+        self._open: Final[set[Closing]] = set()
         self._closed = False
 
     def stream(self, endpoint: Endpoint) -> SocketStream:
         """Make a stream of a connected, non-blocking socket, and take the socket over."""
-        stream = SocketStream(endpoint, self.poller, self._open.discard)
-        self._keep(stream)
-        return stream
+        return self._kept(SocketStream(endpoint, self.poller, self._open))
 
     def listener(
         self, sock: socket.socket, accept: Callable[[socket.socket], socket.socket]
     ) -> SocketListener:
         """Make a listener of a listening, non-blocking socket, and take the socket over."""
-        listener = SocketListener(sock, self.poller, accept, self.stream, self._open.discard)
-        self._keep(listener)
-        return listener
+        return self._kept(SocketListener(sock, self.poller, accept, self.stream, self._open))
 
     def close(self) -> None:
         """Close all streams and listeners, and end the poller's thread. Idempotent."""
@@ -214,8 +213,8 @@ class Sockets:
             each.close()
         self.poller.close()
 
-    def _keep(self, made: SocketStream | SocketListener) -> None:
+    def _kept(self, made: C) -> C:
         if self._closed:
             made.close()
             raise anyio.ClosedResourceError
-        self._open.add(made)
+        return made
