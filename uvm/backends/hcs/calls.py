@@ -31,12 +31,12 @@ import atexit
 import itertools
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 
 from uvm.backends.hcs.dlls import CData, ComputeCore, Library, OperationHandle
-from uvm.backends.hcs.handles import close_all
+from uvm.backends.hcs.handles import Handle, close_all
 from uvm.backends.hcs.text import check, take
 from uvm.backends.hcs.waker import Signal, Waker
 from uvm.errors import HostError
@@ -50,45 +50,12 @@ _EVENT_OPTION_NONE = 0
 #: How long the end of the interpreter waits for a call that hangs in HCS.
 _GRACE_SECONDS = 1.0
 
-T = TypeVar("T")
-
 #: Passes a call and its operation to HCS; returns the HRESULT.
 Submit = Callable[[OperationHandle], int]
 #: Fetches the result of a completed operation: the HRESULT and the document.
 Fetch = Callable[[OperationHandle], tuple[int, str]]
 #: Receives an event in the event loop: its type (``HCS_EVENT_TYPE``) and its document.
 EventHandler = Callable[[int, str], None]
-
-
-class _Operation:
-    """An operation, created in the event loop that waits for it; closed once, and not while in use."""
-
-    def __init__(
-        self, name: str, handle: OperationHandle, closer: Callable[[OperationHandle], object]
-    ) -> None:
-        self.ended = Signal(Waker())
-        self._name = name
-        self._handle = handle
-        self._closer = closer
-        self._closed = False
-        # Only the end of the interpreter runs in another thread than the loop's.
-        self._in_use = threading.Lock()
-
-    def use(self, call: Callable[[OperationHandle], T]) -> T:
-        """Make a call with it; HostError if it was closed at the end of the interpreter."""
-        with self._in_use:
-            if self._closed:
-                raise _ending(self._name)
-            return call(self._handle)
-
-    def close(self, timeout_seconds: float = -1) -> None:
-        """Close it, unless a call uses it for `timeout_seconds`. Idempotent."""
-        if not self._in_use.acquire(timeout=timeout_seconds):
-            return
-        first, self._closed = not self._closed, True
-        self._in_use.release()
-        if first:
-            self._closer(self._handle)
 
 
 class ComputeService:
@@ -99,7 +66,7 @@ class ComputeService:
         self._numbers = itertools.count(1)
         self._ended = False
         self._begins = threading.Lock()
-        self._under_way: dict[int, _Operation] = {}
+        self._under_way: dict[int, tuple[Handle[OperationHandle], Signal]] = {}
         self._handlers: dict[int, tuple[Waker, EventHandler]] = {}
         self._completed = library.ffi.callback("HCS_OPERATION_COMPLETION", self._on_completion)
         self._happened = library.ffi.callback("HCS_EVENT_CALLBACK", self._on_event)
@@ -132,16 +99,19 @@ class ComputeService:
         :raises HostError: HCS refused.
         """
         number = next(self._numbers)
-        under_way = self._begin(operation, number)
+        handle, ended = self._begin(operation, number)
         try:
-            under_way.use(lambda handle: self._submit(operation, submit, handle))
-            await _wait(under_way.ended, linger_seconds)
-            hresult, document = under_way.use(fetch or self._result)
+            with handle.lent("make the call") as follower:
+                self._submit(operation, submit, follower)
+            await _wait(ended, linger_seconds)
+            with handle.lent("fetch the result of") as follower:
+                hresult, document = (fetch or self._result)(follower)
             check(operation, hresult, document)
             return document
         finally:
             # In this order, so that the end of the interpreter misses none.
-            under_way.close()
+            handle.retire()
+            handle.close()
             self._under_way.pop(number, None)
 
     def watch(self, register: Callable[[int, CData, CData], int], handler: EventHandler, waker: Waker) -> int:
@@ -170,20 +140,22 @@ class ComputeService:
         """Close every operation, so that no callback arrives any more. For the end of the interpreter."""
         with self._begins:
             self._ended = True
-        for under_way in list(self._under_way.values()):
-            under_way.close(_GRACE_SECONDS)
+        for handle, _ in list(self._under_way.values()):
+            handle.retire()
+            handle.close(_GRACE_SECONDS)
 
-    def _begin(self, operation: str, number: int) -> _Operation:
+    def _begin(self, operation: str, number: int) -> tuple[Handle[OperationHandle], Signal]:
         functions, ffi = self.library.functions, self.library.ffi
         with self._begins:
             if self._ended:
                 raise _ending(operation)
-            handle = functions.HcsCreateOperation(ffi.cast("void *", number), self._completed)
-            if handle == ffi.NULL:
+            value = functions.HcsCreateOperation(ffi.cast("void *", number), self._completed)
+            if value == ffi.NULL:
                 raise HostError(operation, HResult.E_OUTOFMEMORY, "HcsCreateOperation returned no operation")
             # Registered before the call, because it may complete before the call returns.
-            under_way = self._under_way[number] = _Operation(operation, handle, functions.HcsCloseOperation)
-        return under_way
+            begun = Handle(operation, value, functions.HcsCloseOperation), Signal(Waker())
+            self._under_way[number] = begun
+        return begun
 
     def _submit(self, operation: str, submit: Submit, handle: OperationHandle) -> None:
         hresult = submit(handle)
@@ -197,9 +169,9 @@ class ComputeService:
         return hresult, take(self.library, document[0])
 
     def _on_completion(self, operation: CData, context: CData) -> None:
-        under_way = self._under_way.get(int(self.library.ffi.cast("uintptr_t", context)))
-        if under_way is not None:
-            under_way.ended.set()
+        found = self._under_way.get(int(self.library.ffi.cast("uintptr_t", context)))
+        if found is not None:
+            found[1].set()
 
     def _on_event(self, event: CData, context: CData) -> None:
         found = self._handlers.get(int(self.library.ffi.cast("uintptr_t", context)))

@@ -16,7 +16,7 @@ from attrs import define
 from uvm.errors import HostError, UnknownOutcomeError, UVMError, VMExitedError
 from uvm.hresult import HResult
 from uvm.testing.backends.checks import Attempt, check, equal, leaves, until
-from uvm.testing.backends.lifecycle import KINDS, Kind, Lifecycle, Resources, put_resources
+from uvm.testing.backends.lifecycle import KINDS, Kind, Lifecycle, Resources
 from uvm.testing.backends.rig import Control, HeldCalls, HostCall, Rig
 from uvm.testing.backends.scenario import Scenario, booting, nothing_left
 
@@ -160,7 +160,7 @@ FAULTS: dict[str, tuple[Fault, *tuple[Control, ...]]] = {
 
 
 async def _disturb_each_call(rig: Rig, *, kind: Kind, fault: Fault) -> None:
-    resources = put_resources(rig)
+    resources = Resources(rig.host)
     for nth, call in enumerate(await _calls_of(rig, kind, resources), 1):
         try:
             await _disturb(rig, DisturbedRun(Lifecycle(rig, kind, resources), call, nth), fault)

@@ -13,7 +13,7 @@ from uvm._vm.layers import WCOWLayer
 from uvm._vm.vm import UtilityVM, VMState
 from uvm.devices.scsi import Mount
 from uvm.testing.backends.checks import equal, until
-from uvm.testing.backends.rig import Rig
+from uvm.testing.backends.rig import Host, Rig
 from uvm.testing.backends.world import grace_of, options_of
 
 T = TypeVar("T")
@@ -48,31 +48,17 @@ KINDS = {
 }
 
 
-@frozen
 class Resources:
-    """What the host has for a VM."""
+    """What the host has for a VM: put there when this is made."""
 
-    disk: str
-    layer: str
-    scratch: str
-    shared: str
-    layer_directory: str
-    namespace: str
-    device: str
-
-
-def put_resources(rig: Rig) -> Resources:
-    """Put the resources of a VM on the host."""
-    host = rig.host
-    return Resources(
-        disk=host.put_file("disk.vhdx"),
-        layer=host.put_file("base.vhd"),
-        scratch=host.put_file("scratch.vhdx"),
-        shared=host.put_directory("shared"),
-        layer_directory=host.put_directory("layer"),
-        namespace=host.put_network(1).id,
-        device=host.put_device("1"),
-    )
+    def __init__(self, host: Host) -> None:
+        self.disk = host.put_file("disk.vhdx")
+        self.layer = host.put_file("base.vhd")
+        self.scratch = host.put_file("scratch.vhdx")
+        self.shared = host.put_directory("shared")
+        self.layer_directory = host.put_directory("layer")
+        self.namespace = host.put_network(1).id
+        self.device = host.put_device("1")
 
 
 def devices(os: str, resources: Resources) -> dict[str, Acquire]:

@@ -13,7 +13,7 @@ from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, HostError, VMExitedError
 from uvm.schema.common import MIB
 from uvm.testing.backends.checks import Attempt, check, equal, raises, until
-from uvm.testing.backends.lifecycle import Kind, Lifecycle, at_rest, devices, put_resources
+from uvm.testing.backends.lifecycle import Kind, Lifecycle, Resources, at_rest, devices
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario, variants, within
 from uvm.testing.backends.world import existing, options_of, running_vm
@@ -44,7 +44,7 @@ async def compare(rig: Rig, vm: UtilityVM) -> None:
     a_windows_vm_whose_guest_hcs_connects_to_runs_from_creation_to_exit={"os": "windows", "relayed": True},
 )
 async def _run_from_creation_to_exit(rig: Rig, **kind: Any) -> None:
-    lifecycle = Lifecycle(rig, Kind(**kind), put_resources(rig))
+    lifecycle = Lifecycle(rig, Kind(**kind), Resources(rig.host))
     await lifecycle.run()
     equal(lifecycle.errors, [], "what failed")
 
@@ -70,7 +70,7 @@ async def concurrent_vms_do_not_disturb_each_other(rig: Rig) -> None:
     all_devices_of_a_windows_vm_are_attached_and_released_at_once={"os": "windows"},
 )
 async def _attach_all_at_once(rig: Rig, os: str) -> None:
-    acquiring = devices(os, put_resources(rig)).values()
+    acquiring = devices(os, Resources(rig.host)).values()
     async with running_vm(rig, os) as vm:
         async with anyio.create_task_group() as tasks:
             attempts = [Attempt.begin(tasks, acquire, vm) for acquire in acquiring]
@@ -188,7 +188,7 @@ async def _run(rig: Rig, os: str, **options: Any) -> None:
     a_container_that_hcs_hosts_runs_on_its_layers=_RELAYED,
 )
 async def _run_on_layers(rig: Rig, **options: Any) -> None:
-    resources = put_resources(rig)
+    resources = Resources(rig.host)
     spec = {"ociVersion": "1.1.0", "process": {"args": ["echo", "hello"], "cwd": "/"}, "linux": {}}
     async with running_vm(rig, **options) as vm:
         root = await vm.mount_layers("c1", [resources.layer], resources.scratch)
