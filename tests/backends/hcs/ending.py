@@ -30,6 +30,7 @@ import anyio.to_thread  # noqa: E402
 import sniffio  # noqa: E402
 
 from tests.backends.fake.support import SERVICE, host_files  # noqa: E402
+from tests.backends.hcs.descriptors import system_pipes  # noqa: E402
 from tests.backends.hcs.double.control import FaultKind, the_double  # noqa: E402
 from tests.backends.hcs.hostmachine import FakeMachine  # noqa: E402
 from tests.backends.hcs.support import relayed  # noqa: E402
@@ -113,7 +114,7 @@ def spawn(function: Callable[[], Awaitable[object]]) -> None:
 def new_backend() -> HCSBackend:
     """Make the library's backend."""
     double = MACHINE.double
-    transport = HvSocketTransport(LoopbackSockets())
+    transport = HvSocketTransport(LoopbackSockets(), system_pipes)
     return HCSBackend(
         platform=Platform(double.core, double.network, FakeMachine(MACHINE.fake), transport, Workers())
     )

@@ -8,9 +8,10 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+from tests.backends.hcs.descriptors import system_pipes
 from tests.backends.hcs.pipepairs import make_pipe_pair
 from uvm.backend import ByteStream
-from uvm.backends.hcs.pipes import DescriptorPipes, NamedPipes, Pipes
+from uvm.backends.hcs.pipes import Pipes
 from uvm.backends.hcs.sockets import Sockets
 
 __all__ = ["KINDS", "Kind", "connected", "pipes_of"]
@@ -50,7 +51,7 @@ if sys.platform != "win32":
 @contextmanager
 def pipes_of(sockets: Sockets) -> Iterator[Pipes]:
     """Yield the system's own pipes."""
-    pipes = NamedPipes() if sys.platform == "win32" else DescriptorPipes(sockets)
+    pipes = system_pipes(sockets)
     try:
         yield pipes
     finally:

@@ -15,11 +15,11 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 from attrs import Factory, frozen
 
+from tests.backends.hcs.descriptors import system_pipes
 from tests.backends.hcs.pipepairs import make_pipe_pair
 from uvm.backend import BROKEN_STREAM, ByteStream
 from uvm.backends.fake import FakeListener
 from uvm.backends.hcs.hvsocket import HvSocketTransport, StandardSockets
-from uvm.backends.hcs.pipes import DescriptorPipes, NamedPipes, Pipes
 from uvm.backends.hcs.sockets import SocketListener, Sockets, SocketStream
 from uvm.errors import VMExitedError
 
@@ -37,7 +37,7 @@ class HostStreams:
 
     def __init__(self) -> None:
         self._sockets = Sockets()
-        self._pipes: Pipes = NamedPipes() if sys.platform == "win32" else DescriptorPipes(self._sockets)
+        self._pipes = system_pipes(self._sockets)
 
     def pipe(self) -> tuple[int, ByteStream]:
         """Make a pipe for a stream of a process; return the HANDLE for the library, and the host's end."""
@@ -89,7 +89,7 @@ class LoopbackTransport:
         self._streams = streams
         self._task_group = task_group
         self._sockets = LoopbackSockets()
-        self._transport = HvSocketTransport(self._sockets)
+        self._transport = HvSocketTransport(self._sockets, system_pipes)
 
     async def listen(self, runtime_id: str, service_id: str) -> LoopbackListener:
         """Listen for the guest: a connection to the fake becomes one to a port of this machine."""

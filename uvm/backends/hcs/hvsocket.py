@@ -19,7 +19,7 @@ from attrs import frozen
 
 from uvm.backend import ByteStream
 from uvm.backends.hcs import winsock
-from uvm.backends.hcs.pipes import DescriptorPipes, NamedPipes, Pipes
+from uvm.backends.hcs.pipes import NamedPipes, Pipes
 from uvm.backends.hcs.sockets import SocketListener, Sockets
 from uvm.backends.hcs.winerrors import host_error
 from uvm.errors import NotSupportedError, OptionsError
@@ -145,14 +145,13 @@ class HvSocketTransport:
     needed.
 
     :param api: makes the sockets; by default Hyper-V sockets.
+    :param pipes: makes what makes streams of handles; by default named pipes.
     """
 
-    def __init__(self, api: SocketApi | None = None) -> None:
+    def __init__(self, api: SocketApi | None = None, pipes: Callable[[Sockets], Pipes] | None = None) -> None:
         self._api: Final = api or system_sockets()
         self._sockets: Final = Sockets()
-        self._pipes: Final[Pipes] = (
-            NamedPipes() if sys.platform == "win32" else DescriptorPipes(self._sockets)
-        )
+        self._pipes: Final = pipes(self._sockets) if pipes is not None else NamedPipes()
         self._closed = False
 
     async def listen(self, runtime_id: str, service_id: str) -> SocketListener:

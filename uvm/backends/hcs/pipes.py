@@ -1,12 +1,7 @@
-"""The standard handles of processes: overlapped named pipes on Windows, file descriptors elsewhere."""
+"""The standard handles of processes: overlapped named pipes."""
 
 from __future__ import annotations
 
-import errno
-import io
-import os
-import socket
-import stat
 from functools import partial
 from typing import Final, Protocol
 
@@ -16,7 +11,7 @@ import anyio.lowlevel
 from uvm.backend import ByteStream
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.iocp import CompletionPort, Operation
-from uvm.backends.hcs.sockets import PIECE_BYTES, Closing, Sockets
+from uvm.backends.hcs.sockets import PIECE_BYTES, Closing
 from uvm.backends.hcs.winerrors import code_of, host_error
 
 _ERROR_HANDLE_EOF: Final = 38
@@ -159,54 +154,3 @@ class NamedPipes:
         for stream in list(self._streams):
             stream.close()
         self._port.close()
-
-
-class _File(io.FileIO):
-    """A pipe's descriptor as an :class:`~uvm.backends.hcs.sockets.Endpoint`; its direction is the pipe's."""
-
-    def __init__(self, fd: int) -> None:
-        super().__init__(fd, "r+b")
-
-    def fileno(self) -> int:
-        return -1 if self.closed else super().fileno()
-
-    def recv(self, size: int, /) -> bytes:
-        self._require_open()
-        data: bytes | None = self.read(size)
-        if data is None:
-            raise BlockingIOError
-        return data
-
-    def send(self, data: memoryview, /) -> int:
-        self._require_open()
-        sent: int | None = self.write(data)
-        if sent is None:
-            raise BlockingIOError
-        return sent
-
-    def shutdown(self, how: int, /) -> None:
-        self.close()
-
-    def _require_open(self) -> None:
-        # Like a socket; a file would raise ValueError.
-        if self.closed:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-
-
-class DescriptorPipes:
-    """:class:`Pipes` elsewhere: file descriptors of pipes and of Unix sockets."""
-
-    def __init__(self, sockets: Sockets) -> None:
-        self._sockets: Final = sockets
-
-    def open(self, handle: int) -> ByteStream:
-        """Make a stream of a file descriptor, and take the descriptor over."""
-        if stat.S_ISSOCK(os.fstat(handle).st_mode):
-            sock = socket.socket(fileno=handle)
-            sock.setblocking(False)
-            return self._sockets.stream(sock)
-        os.set_blocking(handle, False)
-        return self._sockets.stream(_File(handle))
-
-    def close(self) -> None:
-        """Do nothing: the streams are closed with the sockets."""
