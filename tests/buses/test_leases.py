@@ -7,7 +7,6 @@ from typing import Any
 
 import anyio
 import pytest
-from attrs import evolve
 
 import uvm
 from tests.clocks import jumping_backends
@@ -933,7 +932,7 @@ async def test_a_root_file_system_whose_release_is_refused_may_be_released_again
 
 async def test_a_direct_mapped_share_stays_and_another_does_not() -> None:
     async with running(wcow()) as run:
-        options = evolve(run.vm.vsmb.default_options(read_only=True), no_directmap=True)
+        options = run.vm.vsmb.default_options(read_only=True).replaced(no_directmap=True)
         mapped = await run.vm.vsmb.add(SHARED, read_only=True)
         other = await run.vm.vsmb.add(OTHER_SHARED, options=options)
         await mapped.release()

@@ -60,7 +60,7 @@ async def _endpoint(run: Running, endpoint: str) -> Any:
 
 
 def _shared_options(run: Running, read_only: bool) -> Any:
-    return evolve(run.vm.vsmb.default_options(read_only), no_directmap=True)
+    return run.vm.vsmb.default_options(read_only).replaced(no_directmap=True)
 
 
 def _base_share(run: Running) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from attrs import define, evolve, frozen
+from attrs import define, frozen
 
 from uvm._async import Opening
 from uvm._buses.access import HostName
@@ -123,7 +123,7 @@ class VSMBBus(Bus):
             raise OptionsError(f"{path} was not shared: options are VirtualSmbShareOptions, not {options!r}")
         if read_only and not options.read_only:
             raise OptionsError(f"{path} was not shared: read_only=True, but options.read_only is False")
-        return Opening(self._add(path, evolve(options)))
+        return Opening(self._add(path, options.replaced()))
 
     async def _add(self, path: HostPath, options: VirtualSmbShareOptions) -> VSMBLease:
         context = self._context
@@ -148,7 +148,7 @@ class VSMBBus(Bus):
             options = file_options(options)
         needs_file_ids = direct_map_needs_file_ids(context.host.build)
         if needs_file_ids and not await context.backend.files.has_file_ids(directory):
-            options = evolve(options, no_directmap=True)
+            options = options.replaced(no_directmap=True)
         return ShareMember(directory, file, options)
 
     def _guest_path(self, name: str, file: SharedFile | None) -> str:

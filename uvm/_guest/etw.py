@@ -13,10 +13,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
-from attrs import define, evolve
-
 from uvm.errors import OptionsError
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 from uvm.schema.json import SchemaError, dumps, from_json
 
 _ETW: Final = "ETW"
@@ -39,28 +37,24 @@ DEFAULT_PROVIDERS: Final = (
 )
 
 
-@define(kw_only=True)
-class _Provider:
+class _Provider(Model):
     name: str = named("providerName", default="")
     guid: str = named("providerGuid", default="")
     level: str = named("level", default="")
     keywords: str = named("keywords", default="")
 
 
-@define(kw_only=True)
-class _Source:
+class _Source(Model):
     type: str = named("type", default="", always=True)
     # None, which Go writes as null, is not the same as none of them.
     providers: list[_Provider] | None = named("providers", default=None, always=True)
 
 
-@define(kw_only=True)
-class _LogConfig:
+class _LogConfig(Model):
     sources: list[_Source] | None = named("sources", default=None, always=True)
 
 
-@define(kw_only=True)
-class _LogSources:
+class _LogSources(Model):
     log_config: _LogConfig = named("LogConfig", factory=_LogConfig, always=True)
 
 
@@ -135,10 +129,10 @@ def _finished(provider: _Provider, guids: bool) -> _Provider:
     """Return a provider with the GUID that its name is known by, or without what says no more."""
     guid, known = _checked_guid(provider), provider_guid(provider.name)
     if guids:
-        return evolve(provider, guid=guid or known)
+        return provider.replaced(guid=guid or known)
     if not provider.name or not guid:
         return provider
-    return evolve(provider, guid="") if guid == known else evolve(provider, name="", guid=guid)
+    return provider.replaced(guid="") if guid == known else provider.replaced(name="", guid=guid)
 
 
 _GUID: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")

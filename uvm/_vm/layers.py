@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import anyio
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from uvm._arguments import items_of
 from uvm._async import Opening, errors_of
@@ -225,7 +225,7 @@ async def _mount_lcow(
 async def _mount_wcow(
     vm: Devices, container_id: str, layers: Sequence[Any], scratch_path: HostPath
 ) -> RootFileSystem:
-    options = evolve(vm.vsmb.default_options(read_only=True), take_backup_privilege=True)
+    options = vm.vsmb.default_options(read_only=True).replaced(take_backup_privilege=True)
 
     # Checked before anything is sent.
     vm._link.check_running()

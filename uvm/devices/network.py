@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from uvm._names import GuestOS, guid_key, guid_text
 from uvm.devices.base import REMOVE, Entry, Operation, Step, in_guest, on_host
@@ -88,7 +88,7 @@ class Adapter:
         hcsshim has the guest put it into the one of the document, or into none.
         """
         if guid_key(endpoint.host_compute_namespace) != guid_key(namespace_id):
-            endpoint = evolve(endpoint, host_compute_namespace=namespace_id)
+            endpoint = endpoint.replaced(host_compute_namespace=namespace_id)
         return cls(guid_text(nic_id), endpoint)
 
 

@@ -99,7 +99,7 @@ def default_options(read_only: bool, no_direct_map: bool) -> VirtualSmbShareOpti
 
 def file_options(options: VirtualSmbShareOptions) -> VirtualSmbShareOptions:
     """Return the options of a directory of which only certain files are shared."""
-    return evolve(options, restrict_file_access=True, single_file_mapping=True)
+    return options.replaced(restrict_file_access=True, single_file_mapping=True)
 
 
 def direct_map_needs_file_ids(build: int) -> bool:

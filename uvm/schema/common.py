@@ -5,9 +5,7 @@ And the builds of Windows, by hcsshim's names (``osversion/windowsbuilds.go``).
 
 from __future__ import annotations
 
-from attrs import define
-
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 
 #: Windows 10 1809 and Windows Server 2019.
 RS5 = 17763
@@ -27,16 +25,14 @@ GIB = 1 << 30
 PAGE_BYTES = 4096
 
 
-@define(kw_only=True)
-class Version:
+class Version(Model):
     """A schema version: 2.1 for the documents of plain VMs, 2.5 for those of isolated ones."""
 
     major: int = named("Major", default=0)
     minor: int = named("Minor", default=0)
 
 
-@define(kw_only=True)
-class RegistryKey:
+class RegistryKey(Model):
     """A registry key of a Windows guest."""
 
     hive: str = named("Hive", default="")
@@ -44,8 +40,7 @@ class RegistryKey:
     volatile: bool = named("Volatile", default=False)
 
 
-@define(kw_only=True)
-class RegistryValue:
+class RegistryValue(Model):
     """A registry value of a Windows guest; ``type`` selects the value in use."""
 
     key: RegistryKey | None = named("Key", default=None)
@@ -58,24 +53,21 @@ class RegistryValue:
     custom_type: int = named("CustomType", default=0)
 
 
-@define(kw_only=True)
-class RegistryChanges:
+class RegistryChanges(Model):
     """Changes to the registry of a Windows guest before it boots."""
 
     add_values: list[RegistryValue] = named("AddValues", factory=list)
     delete_keys: list[RegistryKey] = named("DeleteKeys", factory=list)
 
 
-@define(kw_only=True)
-class StorageQoS:
+class StorageQoS(Model):
     """Limits of storage: operations and bytes per second."""
 
     iops_maximum: int = named("IopsMaximum", default=0)
     bandwidth_maximum: int = named("BandwidthMaximum", default=0)
 
 
-@define(kw_only=True)
-class Layer:
+class Layer(Model):
     """A read-only layer; ``cache`` is ``Disabled``, ``Enabled``, ``Private`` or ``PrivateAllowSharing``."""
 
     id: str = named("Id", default="")

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import define
-
 from uvm.schema.common import Layer, RegistryChanges, StorageQoS, Version
 from uvm.schema.devices import HvSocketSystemConfig
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 
 
-@define(kw_only=True)
-class GuestOs:
+class GuestOs(Model):
     """The name of the container's host."""
 
     host_name: str = named("HostName", default="")
 
 
-@define(kw_only=True)
-class MappedDirectory:
+class MappedDirectory(Model):
     """A directory mapped into a Windows container or guest."""
 
     host_path: str = named("HostPath", default="")
@@ -28,8 +24,7 @@ class MappedDirectory:
     read_only: bool = named("ReadOnly", default=False)
 
 
-@define(kw_only=True)
-class MappedPipe:
+class MappedPipe(Model):
     """A named pipe of the host mapped into a container."""
 
     container_pipe_name: str = named("ContainerPipeName", default="")
@@ -37,15 +32,13 @@ class MappedPipe:
     host_path_type: str = named("HostPathType", default="")
 
 
-@define(kw_only=True)
-class Memory:
+class Memory(Model):
     """Memory of a container, in MB."""
 
     size_in_mb: int = named("SizeInMB", default=0)
 
 
-@define(kw_only=True)
-class Processor:
+class Processor(Model):
     """Processors of a container: ``maximum`` in 1/10,000 of all, ``weight`` 0 to 10,000."""
 
     count: int = named("Count", default=0)
@@ -53,8 +46,7 @@ class Processor:
     weight: int = named("Weight", default=0)
 
 
-@define(kw_only=True)
-class Networking:
+class Networking(Model):
     """Network of a container; ``namespace`` is an HCN namespace."""
 
     allow_unqualified_dns_query: bool = named("AllowUnqualifiedDnsQuery", default=False)
@@ -64,8 +56,7 @@ class Networking:
     network_adapters: list[str] = named("NetworkAdapters", factory=list)
 
 
-@define(kw_only=True)
-class ContainerCredentialGuardState:
+class ContainerCredentialGuardState(Model):
     """Credentials (a group managed service account) of a container."""
 
     cookie: str = named("Cookie", default="", secret=True)
@@ -74,16 +65,14 @@ class ContainerCredentialGuardState:
     credential_spec: str = named("CredentialSpec", default="", secret=True)
 
 
-@define(kw_only=True)
-class HvSocket:
+class HvSocket(Model):
     """Hyper-V sockets of a container."""
 
     config: HvSocketSystemConfig | None = named("Config", default=None)
     enable_power_shell_direct: bool = named("EnablePowerShellDirect", default=False)
 
 
-@define(kw_only=True)
-class Device:
+class Device(Model):
     """A host device in a container."""
 
     type: str = named("Type", default="")
@@ -91,8 +80,7 @@ class Device:
     location_path: str = named("LocationPath", default="")
 
 
-@define(kw_only=True)
-class Storage:
+class Storage(Model):
     """Root file system of a container."""
 
     layers: list[Layer] = named("Layers", factory=list)
@@ -101,8 +89,7 @@ class Storage:
     privileged_container_root_path: str = named("PrivilegedContainerRootPath", default="")
 
 
-@define(kw_only=True)
-class Container:
+class Container(Model):
     """A container."""
 
     guest_os: GuestOs | None = named("GuestOs", default=None)
@@ -122,8 +109,7 @@ class Container:
     isolation_type: str = named("IsolationType", default="")
 
 
-@define(kw_only=True)
-class HostedSystem:
+class HostedSystem(Model):
     """A container inside a VM, in the guest's view."""
 
     schema_version: Version | None = named("SchemaVersion", default=None)

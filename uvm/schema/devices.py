@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import define
-
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 
 #: The guest may not write.
 PLAN9_READ_ONLY = 0x1
@@ -19,16 +17,14 @@ PLAN9_LINUX_METADATA = 0x4
 PLAN9_RESTRICT_FILE_ACCESS = 0x80
 
 
-@define(kw_only=True)
-class ComPort:
+class ComPort(Model):
     """A serial port on a named pipe."""
 
     named_pipe: str = named("NamedPipe", default="")
     optimize_for_debugger: bool = named("OptimizeForDebugger", default=False)
 
 
-@define(kw_only=True)
-class Attachment:
+class Attachment(Model):
     """A disk on a SCSI controller.
 
     ``type`` is ``VirtualDisk``, ``Iso``, ``PassThru`` or ``ExtensibleVirtualDisk``; the last names its
@@ -49,15 +45,13 @@ class Attachment:
     extensible_virtual_disk_type: str = named("ExtensibleVirtualDiskType", default="")
 
 
-@define(kw_only=True)
-class Scsi:
+class Scsi(Model):
     """A SCSI controller; the keys of the attachments are LUNs."""
 
     attachments: dict[str, Attachment] = named("Attachments", factory=dict)
 
 
-@define(kw_only=True)
-class VirtualPMemDevice:
+class VirtualPMemDevice(Model):
     """A file as a persistent-memory device; ``image_format`` is ``Vhd1`` or ``Vhdx``."""
 
     host_path: str = named("HostPath", default="")
@@ -65,16 +59,14 @@ class VirtualPMemDevice:
     image_format: str = named("ImageFormat", default="")
 
 
-@define(kw_only=True)
-class VirtualPMemMapping:
+class VirtualPMemMapping(Model):
     """A file mapped into a part of a persistent-memory device."""
 
     host_path: str = named("HostPath", default="")
     image_format: str = named("ImageFormat", default="")
 
 
-@define(kw_only=True)
-class VirtualPMemController:
+class VirtualPMemController(Model):
     """The controller of the persistent-memory devices.
 
     ``maximum_size_bytes`` is the size of each device at most; the keys of ``devices`` are device numbers.
@@ -86,8 +78,7 @@ class VirtualPMemController:
     backing: str = named("Backing", default="")
 
 
-@define(kw_only=True)
-class IovSettings:
+class IovSettings(Model):
     """SR-IOV of a network adapter."""
 
     offload_weight: int | None = named("OffloadWeight", default=None)
@@ -95,8 +86,7 @@ class IovSettings:
     interrupt_moderation: str | None = named("InterruptModeration", default=None)
 
 
-@define(kw_only=True)
-class NetworkAdapter:
+class NetworkAdapter(Model):
     """A network adapter, connected to an HCN endpoint."""
 
     endpoint_id: str = named("EndpointId", default="")
@@ -104,8 +94,7 @@ class NetworkAdapter:
     iov_settings: IovSettings | None = named("IovSettings", default=None)
 
 
-@define(kw_only=True)
-class VideoMonitor:
+class VideoMonitor(Model):
     """The monitor of the video console, in pixels."""
 
     horizontal_resolution: int = named("HorizontalResolution", default=0)
@@ -113,20 +102,17 @@ class VideoMonitor:
     connection_options: Any = named("ConnectionOptions", default=None)
 
 
-@define(kw_only=True)
-class Keyboard:
+class Keyboard(Model):
     """A keyboard."""
 
 
-@define(kw_only=True)
-class EnhancedModeVideo:
+class EnhancedModeVideo(Model):
     """The video console over RDP."""
 
     connection_options: Any = named("ConnectionOptions", default=None)
 
 
-@define(kw_only=True)
-class HvSocketServiceConfig:
+class HvSocketServiceConfig(Model):
     """The SDDL descriptors for binding and connecting to a Hyper-V socket service."""
 
     bind_security_descriptor: str = named("BindSecurityDescriptor", default="")
@@ -135,8 +121,7 @@ class HvSocketServiceConfig:
     disabled: bool = named("Disabled", default=False)
 
 
-@define(kw_only=True)
-class HvSocketSystemConfig:
+class HvSocketSystemConfig(Model):
     """Hyper-V sockets of a VM; the keys of the service table are service GUIDs."""
 
     default_bind_security_descriptor: str = named("DefaultBindSecurityDescriptor", default="")
@@ -144,15 +129,13 @@ class HvSocketSystemConfig:
     service_table: dict[str, HvSocketServiceConfig] = named("ServiceTable", factory=dict)
 
 
-@define(kw_only=True)
-class HvSocket2:
+class HvSocket2(Model):
     """The Hyper-V socket device of a VM."""
 
     hv_socket_config: HvSocketSystemConfig | None = named("HvSocketConfig", default=None)
 
 
-@define(kw_only=True)
-class WindowsCrashReporting:
+class WindowsCrashReporting(Model):
     """The destination of a Windows guest's crash dump; the size is in bytes."""
 
     dump_file_name: str = named("DumpFileName", default="")
@@ -160,15 +143,13 @@ class WindowsCrashReporting:
     dump_type: str = named("DumpType", default="")
 
 
-@define(kw_only=True)
-class GuestCrashReporting:
+class GuestCrashReporting(Model):
     """The reaction to a crash of the guest."""
 
     windows_crash_settings: WindowsCrashReporting | None = named("WindowsCrashSettings", default=None)
 
 
-@define(kw_only=True)
-class VirtualSmbShareOptions:
+class VirtualSmbShareOptions(Model):
     """The options of an SMB share between host and guest."""
 
     read_only: bool = named("ReadOnly", default=False)
@@ -190,8 +171,7 @@ class VirtualSmbShareOptions:
     single_file_mapping: bool = named("SingleFileMapping", default=False)
 
 
-@define(kw_only=True)
-class VirtualSmbShare:
+class VirtualSmbShare(Model):
     """A directory of the host, shared with the guest over SMB."""
 
     name: str = named("Name", default="")
@@ -200,16 +180,14 @@ class VirtualSmbShare:
     options: VirtualSmbShareOptions | None = named("Options", default=None)
 
 
-@define(kw_only=True)
-class VirtualSmb:
+class VirtualSmb(Model):
     """The SMB server of a VM. ``direct_file_mapping_in_mb`` is the window for direct maps."""
 
     shares: list[VirtualSmbShare] = named("Shares", factory=list)
     direct_file_mapping_in_mb: int = named("DirectFileMappingInMB", default=0)
 
 
-@define(kw_only=True)
-class Plan9Share:
+class Plan9Share(Model):
     """A directory of the host, shared with the guest over 9p; ``flags`` are ``PLAN9_*`` values."""
 
     name: str = named("Name", default="")
@@ -220,31 +198,27 @@ class Plan9Share:
     allowed_files: list[str] = named("AllowedFiles", factory=list)
 
 
-@define(kw_only=True)
-class Plan9:
+class Plan9(Model):
     """The 9p server of a VM."""
 
     shares: list[Plan9Share] = named("Shares", factory=list)
 
 
-@define(kw_only=True)
-class VirtualPciFunction:
+class VirtualPciFunction(Model):
     """One function of a host PCI device."""
 
     device_instance_path: str = named("DeviceInstancePath", default="")
     virtual_function: int = named("VirtualFunction", default=0)
 
 
-@define(kw_only=True)
-class VirtualPciDevice:
+class VirtualPciDevice(Model):
     """Host PCI functions assigned to a VM."""
 
     functions: list[VirtualPciFunction] = named("Functions", factory=list)
     propagate_numa_affinity: bool | None = named("PropagateNumaAffinity", default=None)
 
 
-@define(kw_only=True)
-class Devices:
+class Devices(Model):
     """The devices of a VM; the keys of ``scsi`` and ``virtual_pci`` are VMBus GUIDs."""
 
     com_ports: dict[str, ComPort] = named("ComPorts", factory=dict)

@@ -1,11 +1,11 @@
-"""The fields of schema models: JSON name, zero value, and whether the zero value is written."""
+"""The base of schema models, and their fields: JSON name, zero value, and whether that is written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Self, dataclass_transform
 
-from attrs import NOTHING, Factory, field
+from attrs import NOTHING, Factory, define, field
 
 #: Key of a field's metadata: the name in JSON.
 JSON_NAME = "json"
@@ -30,3 +30,18 @@ def named(
     """
     value = default if factory is None else Factory(factory)
     return field(default=value, repr=not secret, metadata={JSON_NAME: json_name, ALWAYS: always})
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(named,))
+class Model:
+    """The base of schema models: attrs classes of which each field is :func:`named`, by keyword alone."""
+
+    __attrs_attrs__: ClassVar[tuple[Any, ...]]
+
+    def __init_subclass__(cls) -> None:
+        # With slots, attrs would create the class again.
+        define(cls, kw_only=True, slots=False)
+
+    def replaced(self, **changes: Any) -> Self:
+        """Return a copy with other values of some fields; the copy shares the rest."""
+        return type(self)(**vars(self) | changes)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import define
-
 from uvm.schema.common import Version
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 from uvm.schema.guest import NULL_GUID, TimeZoneInformation
 from uvm.schema.process import ProcessParameters
 
@@ -23,8 +21,7 @@ HOST_CONTAINER_ID = NULL_GUID
 WAIT_FOREVER_MS = 0xFFFFFFFF
 
 
-@define(kw_only=True)
-class RequestBase:
+class RequestBase(Model):
     """The fields of every request, and all of some: start, shutdown, dump stacks, ...
 
     ``container_id`` is :data:`HOST_CONTAINER_ID` for the guest itself.
@@ -34,8 +31,7 @@ class RequestBase:
     activity_id: str = named("ActivityId", default=NULL_GUID, always=True)
 
 
-@define(kw_only=True)
-class GuestErrorRecord:
+class GuestErrorRecord(Model):
     """One of the guest's error records; ``result`` is a signed HRESULT."""
 
     result: int = named("Result", default=0, always=True)
@@ -47,8 +43,7 @@ class GuestErrorRecord:
     function_name: str = named("FunctionName", default="")
 
 
-@define(kw_only=True)
-class ResponseBase:
+class ResponseBase(Model):
     """The fields of every response; ``result`` is an HRESULT as a signed 32-bit number, 0 for success."""
 
     result: int = named("Result", default=0, always=True)
@@ -57,7 +52,6 @@ class ResponseBase:
     error_records: list[GuestErrorRecord] = named("ErrorRecords", factory=list)
 
 
-@define(kw_only=True)
 class NegotiateProtocolRequest(RequestBase):
     """The first request on a connection: the versions that the host supports."""
 
@@ -65,8 +59,7 @@ class NegotiateProtocolRequest(RequestBase):
     maximum_version: int = named("MaximumVersion", default=PROTOCOL_VERSION, always=True)
 
 
-@define(kw_only=True)
-class GcsCapabilities:
+class GcsCapabilities(Model):
     """The capabilities of a guest; ``guest_defined_capabilities`` is an object of the guest's own.
 
     An empty ``runtime_os_type`` means Windows.
@@ -82,7 +75,6 @@ class GcsCapabilities:
     guest_defined_capabilities: dict[str, Any] = named("GuestDefinedCapabilities", factory=dict)
 
 
-@define(kw_only=True)
 class NegotiateProtocolResponse(ResponseBase):
     """The version that the guest chose, and its capabilities."""
 
@@ -90,15 +82,13 @@ class NegotiateProtocolResponse(ResponseBase):
     capabilities: GcsCapabilities | None = named("Capabilities", default=None)
 
 
-@define(kw_only=True)
-class UvmConfig:
+class UvmConfig(Model):
     """The configuration of the guest itself, sent at a cold start to guests that ask for it."""
 
     system_type: str = named("SystemType", default="Container", always=True)
     time_zone_information: TimeZoneInformation | None = named("TimeZoneInformation", default=None)
 
 
-@define(kw_only=True)
 class ContainerCreateRequest(RequestBase):
     """Create a container; ``container_config`` is a document as JSON text.
 
@@ -109,8 +99,7 @@ class ContainerCreateRequest(RequestBase):
     container_config: str = named("ContainerConfig", default="", always=True, secret=True)
 
 
-@define(kw_only=True)
-class LinuxHostedSystem:
+class LinuxHostedSystem(Model):
     """A Linux container: an OCI runtime specification, and its directories in the guest.
 
     Source: hcsshim internal/hcsoci/hcsdoc_lcow.go.
@@ -122,7 +111,6 @@ class LinuxHostedSystem:
     scratch_dir_path: str = named("ScratchDirPath", default="", always=True)
 
 
-@define(kw_only=True)
 class ContainerNotification(RequestBase):
     """An event reported by the guest: the exit of a container is the only one.
 
@@ -135,15 +123,13 @@ class ContainerNotification(RequestBase):
     result_info: str = named("ResultInfo", default="")
 
 
-@define(kw_only=True)
 class LinuxProcessParameters(ProcessParameters):
     """A process of a Linux container; without ``oci_process`` the container's own, first process."""
 
     oci_process: Any = named("OciProcess", default=None, secret=True)
 
 
-@define(kw_only=True)
-class StdioRelaySettings:
+class StdioRelaySettings(Model):
     """The services (GUIDs) that a Windows guest connects the standard streams of a process to."""
 
     std_in: str = named("StdIn", default="")
@@ -151,8 +137,7 @@ class StdioRelaySettings:
     std_err: str = named("StdErr", default="")
 
 
-@define(kw_only=True)
-class VsockStdioRelaySettings:
+class VsockStdioRelaySettings(Model):
     """The vsock ports that a Linux guest connects the standard streams of a process to."""
 
     std_in: int = named("StdIn", default=0)
@@ -160,8 +145,7 @@ class VsockStdioRelaySettings:
     std_err: int = named("StdErr", default=0)
 
 
-@define(kw_only=True)
-class ExecuteProcessSettings:
+class ExecuteProcessSettings(Model):
     """The process (``process_parameters``, as JSON text) and the destinations of its streams."""
 
     process_parameters: str = named("ProcessParameters", default="", always=True, secret=True)
@@ -171,21 +155,18 @@ class ExecuteProcessSettings:
     )
 
 
-@define(kw_only=True)
 class ExecuteProcessRequest(RequestBase):
     """Run a process in a container, or in the guest itself."""
 
     settings: ExecuteProcessSettings = named("Settings", factory=ExecuteProcessSettings, always=True)
 
 
-@define(kw_only=True)
 class ExecuteProcessResponse(ResponseBase):
     """The id of the process in its container."""
 
     process_id: int = named("ProcessId", default=0, always=True)
 
 
-@define(kw_only=True)
 class WaitForProcessRequest(RequestBase):
     """Wait for the exit of a process; :data:`WAIT_FOREVER_MS` is no limit."""
 
@@ -193,14 +174,12 @@ class WaitForProcessRequest(RequestBase):
     timeout_in_ms: int = named("TimeoutInMs", default=WAIT_FOREVER_MS, always=True)
 
 
-@define(kw_only=True)
 class WaitForProcessResponse(ResponseBase):
     """The exit code, as an unsigned 32-bit number."""
 
     exit_code: int = named("ExitCode", default=0, always=True)
 
 
-@define(kw_only=True)
 class SignalProcessRequest(RequestBase):
     """Signal a process; without ``options`` kill it.
 
@@ -212,7 +191,6 @@ class SignalProcessRequest(RequestBase):
     options: Any = named("Options", default=None)
 
 
-@define(kw_only=True)
 class ResizeConsoleRequest(RequestBase):
     """Change the size of a process's terminal, in characters."""
 
@@ -221,28 +199,24 @@ class ResizeConsoleRequest(RequestBase):
     width: int = named("Width", default=0, always=True)
 
 
-@define(kw_only=True)
 class GetPropertiesRequest(RequestBase):
     """Query properties; ``query`` is a :class:`~uvm.schema.properties.PropertyQuery` as JSON text."""
 
     query: str = named("Query", default="", always=True)
 
 
-@define(kw_only=True)
 class GetPropertiesResponse(ResponseBase):
     """The properties, as JSON text."""
 
     properties: str = named("Properties", default="", always=True)
 
 
-@define(kw_only=True)
 class ContainerModifySettingsRequest(RequestBase):
     """Change the guest or a container; ``request`` is a ``ModificationRequest``."""
 
     request: Any = named("Request", default=None, always=True, secret=True)
 
 
-@define(kw_only=True)
 class ServiceModificationRequest(RequestBase):
     """Change a service of a Windows guest; ``property_type`` names it (``LogForwardService``)."""
 
@@ -250,7 +224,6 @@ class ServiceModificationRequest(RequestBase):
     settings: Any = named("Settings", default=None, secret=True)
 
 
-@define(kw_only=True)
 class DumpStacksResponse(ResponseBase):
     """The stacks of the guest's compute service, as text."""
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import define
-
 from uvm.schema.common import Layer
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 from uvm.schema.network import Route
 
 NULL_GUID = "00000000-0000-0000-0000-000000000000"
@@ -30,16 +28,14 @@ RESOURCE_SECURITY_POLICY_FRAGMENT = "SecurityPolicyFragment"
 RESOURCE_POD_CGROUP_MEMORY_LIMIT = "PodCgroupMemoryLimit"
 
 
-@define(kw_only=True)
-class SCSIDevice:
+class SCSIDevice(Model):
     """A SCSI device that the guest releases before the host detaches it."""
 
     controller: int = named("Controller", default=0)
     lun: int = named("Lun", default=0)
 
 
-@define(kw_only=True)
-class LCOWMappedVirtualDisk:
+class LCOWMappedVirtualDisk(Model):
     """A disk mounted in a Linux guest; partition 0 is the whole disk."""
 
     mount_path: str = named("MountPath", default="")
@@ -55,24 +51,21 @@ class LCOWMappedVirtualDisk:
     filesystem: str = named("Filesystem", default="")
 
 
-@define(kw_only=True)
-class WCOWMappedVirtualDisk:
+class WCOWMappedVirtualDisk(Model):
     """A disk mounted in a Windows guest."""
 
     container_path: str = named("ContainerPath", default="")
     lun: int = named("Lun", default=0)
 
 
-@define(kw_only=True)
-class BlockCIMDevice:
+class BlockCIMDevice(Model):
     """A block CIM: the name of the CIM on a disk."""
 
     cim_name: str = named("CimName", default="", always=True)
     lun: int = named("Lun", default=0, always=True)
 
 
-@define(kw_only=True)
-class CWCOWBlockCIMMounts:
+class CWCOWBlockCIMMounts(Model):
     """Block CIMs mounted in a confidential Windows guest: the merged one, then layer n to 1."""
 
     block_cims: list[BlockCIMDevice] = named("BlockCIMs", factory=list)
@@ -81,8 +74,7 @@ class CWCOWBlockCIMMounts:
     container_id: str = named("ContainerID", default="")
 
 
-@define(kw_only=True)
-class LCOWMappedDirectory:
+class LCOWMappedDirectory(Model):
     """A Plan9 share mounted in a Linux guest."""
 
     mount_path: str = named("MountPath", default="")
@@ -91,16 +83,14 @@ class LCOWMappedDirectory:
     read_only: bool = named("ReadOnly", default=False)
 
 
-@define(kw_only=True)
-class LCOWVPMemMappingInfo:
+class LCOWVPMemMappingInfo(Model):
     """The range of a layer on a packed VPMEM device."""
 
     device_offset_in_bytes: int = named("DeviceOffsetInBytes", default=0)
     device_size_in_bytes: int = named("DeviceSizeInBytes", default=0)
 
 
-@define(kw_only=True)
-class LCOWMappedVPMemDevice:
+class LCOWMappedVPMemDevice(Model):
     """A VPMEM layer mounted in a Linux guest."""
 
     device_number: int = named("DeviceNumber", default=0)
@@ -109,23 +99,20 @@ class LCOWMappedVPMemDevice:
     verity_info: Any = named("VerityInfo", default=None)
 
 
-@define(kw_only=True)
-class LCOWMappedVPCIDevice:
+class LCOWMappedVPCIDevice(Model):
     """A PCI device that a Linux guest waits for."""
 
     vmbus_guid: str = named("VMBusGUID", default="")
 
 
-@define(kw_only=True)
-class LCOWIPConfig:
+class LCOWIPConfig(Model):
     """An address of a network adapter."""
 
     ip_address: str = named("IPAddress", default="")
     prefix_length: int = named("PrefixLength", default=0)
 
 
-@define(kw_only=True)
-class LCOWNetworkAdapter:
+class LCOWNetworkAdapter(Model):
     """A network adapter of a Linux guest and its configuration.
 
     ``dns_suffix`` is the search list and ``dns_server_list`` the servers, both joined with commas.
@@ -144,8 +131,7 @@ class LCOWNetworkAdapter:
     enable_low_metric: bool = named("EnableLowMetric", default=False)
 
 
-@define(kw_only=True)
-class LCOWCombinedLayers:
+class LCOWCombinedLayers(Model):
     """The union of layers and a scratch directory: a container's root file system."""
 
     container_id: str = named("ContainerID", default="")
@@ -154,8 +140,7 @@ class LCOWCombinedLayers:
     scratch_path: str = named("ScratchPath", default="")
 
 
-@define(kw_only=True)
-class WCOWCombinedLayers:
+class WCOWCombinedLayers(Model):
     """The layers of a Windows container's root file system; ``filter_type`` is ``UnionFS`` or ``WCIFS``."""
 
     container_root_path: str = named("ContainerRootPath", default="")
@@ -164,24 +149,21 @@ class WCOWCombinedLayers:
     filter_type: str = named("FilterType", default="")
 
 
-@define(kw_only=True)
-class CWCOWCombinedLayers:
+class CWCOWCombinedLayers(Model):
     """Combined layers of a confidential Windows guest, which are bound to a container."""
 
     container_id: str = named("ContainerID", default="")
     combined_layers: WCOWCombinedLayers = named("CombinedLayers", factory=WCOWCombinedLayers, always=True)
 
 
-@define(kw_only=True)
-class LCOWContainerConstraints:
+class LCOWContainerConstraints(Model):
     """Limits of a container, as OCI resources of the guest's kind."""
 
     windows: dict[str, Any] = named("Windows", factory=dict, always=True)
     linux: dict[str, Any] = named("Linux", factory=dict, always=True)
 
 
-@define(kw_only=True)
-class ConfidentialOptions:
+class ConfidentialOptions(Model):
     """The security policy and its enforcer, and the measurements of the VM; all base64."""
 
     enforcer_type: str = named("EnforcerType", default="")
@@ -190,24 +172,21 @@ class ConfidentialOptions:
     encoded_uvm_hash_envelope_reference: str = named("EncodedUVMHashEnvelopeReference", default="")
 
 
-@define(kw_only=True)
-class SecurityPolicyFragment:
+class SecurityPolicyFragment(Model):
     """A part of a security policy, and its media type."""
 
     fragment: str = named("Fragment", default="", secret=True)
     media_type: str = named("MediaType", default="")
 
 
-@define(kw_only=True)
-class HvSocketAddress:
+class HvSocketAddress(Model):
     """The Hyper-V socket addresses (GUIDs) of the guest and its parent."""
 
     local_address: str = named("LocalAddress", default="")
     parent_address: str = named("ParentAddress", default="")
 
 
-@define(kw_only=True)
-class SystemTime:
+class SystemTime(Model):
     """A date of a time zone's change, as in Win32's ``SYSTEMTIME``."""
 
     year: int = named("Year", default=0)
@@ -220,8 +199,7 @@ class SystemTime:
     milliseconds: int = named("Milliseconds", default=0)
 
 
-@define(kw_only=True)
-class TimeZoneInformation:
+class TimeZoneInformation(Model):
     """A time zone, as in Win32's ``TIME_ZONE_INFORMATION``; biases are in minutes."""
 
     bias: int = named("Bias", default=0)
@@ -233,8 +211,7 @@ class TimeZoneInformation:
     daylight_bias: int = named("DaylightBias", default=0)
 
 
-@define(kw_only=True)
-class LogForwardServiceRPCRequest:
+class LogForwardServiceRPCRequest(Model):
     """A command to the log forwarding service of a Windows guest."""
 
     rpc_type: str = named("RPCType", default="")

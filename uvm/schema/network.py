@@ -8,32 +8,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import define
-
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 
 ENCAP_OVERHEAD = "EncapOverhead"
 IOV = "Iov"
 
 
-@define(kw_only=True)
-class SchemaVersion:
+class SchemaVersion(Model):
     """A version of the HCN schema; 2.0 is the one in use."""
 
     major: int = named("Major", default=0, always=True)
     minor: int = named("Minor", default=0, always=True)
 
 
-@define(kw_only=True)
-class IpConfig:
+class IpConfig(Model):
     """An address of an endpoint."""
 
     ip_address: str = named("IpAddress", default="")
     prefix_length: int = named("PrefixLength", default=0)
 
 
-@define(kw_only=True)
-class Route:
+class Route(Model):
     """A route of an endpoint, or of the adapter of a Linux guest."""
 
     next_hop: str = named("NextHop", default="")
@@ -41,8 +36,7 @@ class Route:
     metric: int = named("Metric", default=0)
 
 
-@define(kw_only=True)
-class Dns:
+class Dns(Model):
     """Name resolution of an endpoint."""
 
     domain: str = named("Domain", default="")
@@ -51,24 +45,21 @@ class Dns:
     options: list[str] = named("Options", factory=list)
 
 
-@define(kw_only=True)
-class Health:
+class Health(Model):
     """The health of an endpoint."""
 
     data: Any = named("Data", default=None)
     extra: dict[str, Any] = named("Extra", factory=dict, always=True)
 
 
-@define(kw_only=True)
-class EndpointPolicy:
+class EndpointPolicy(Model):
     """A policy of an endpoint; ``settings`` depends on the type."""
 
     type: str = named("Type", default="", always=True)
     settings: Any = named("Settings", default=None)
 
 
-@define(kw_only=True)
-class IovPolicySetting:
+class IovPolicySetting(Model):
     """Settings of an ``Iov`` policy."""
 
     iov_offload_weight: int = named("IovOffloadWeight", default=0)
@@ -76,8 +67,7 @@ class IovPolicySetting:
     interrupt_moderation: int = named("InterruptModeration", default=0)
 
 
-@define(kw_only=True)
-class HostComputeEndpoint:
+class HostComputeEndpoint(Model):
     """An endpoint: an adapter's place on a network."""
 
     id: str = named("ID", default="")
@@ -94,16 +84,14 @@ class HostComputeEndpoint:
     schema_version: SchemaVersion = named("SchemaVersion", factory=SchemaVersion, always=True)
 
 
-@define(kw_only=True)
-class NamespaceResource:
+class NamespaceResource(Model):
     """A member of a namespace; ``type`` is ``Container`` or ``Endpoint``, ``data`` holds its ``ID``."""
 
     type: str = named("Type", default="", always=True)
     data: Any = named("Data", default=None, always=True)
 
 
-@define(kw_only=True)
-class HostComputeNamespace:
+class HostComputeNamespace(Model):
     """A namespace (a network compartment): ``Host``, ``HostDefault``, ``Guest`` or ``GuestDefault``."""
 
     id: str = named("ID", default="")

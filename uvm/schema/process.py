@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from attrs import define
-
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 
 
-@define(kw_only=True)
-class ProcessParameters:
+class ProcessParameters(Model):
     """A process to start. ``console_size`` is height, then width; ``environment`` may hold secrets."""
 
     application_name: str = named("ApplicationName", default="")
@@ -27,23 +24,20 @@ class ProcessParameters:
     use_legacy_console: bool = named("UseLegacyConsole", default=False)
 
 
-@define(kw_only=True)
-class ConsoleSize:
+class ConsoleSize(Model):
     """The size of a console, in characters."""
 
     height: int = named("Height", default=0)
     width: int = named("Width", default=0)
 
 
-@define(kw_only=True)
-class CloseHandle:
+class CloseHandle(Model):
     """The standard handle to close: ``StdIn``, ``StdOut``, ``StdErr`` or ``All``."""
 
     handle: str = named("Handle", default="")
 
 
-@define(kw_only=True)
-class ProcessModifyRequest:
+class ProcessModifyRequest(Model):
     """A change of a running process: ``operation`` is ``ConsoleSize`` or ``CloseHandle``."""
 
     operation: str = named("Operation", default="")
@@ -51,8 +45,7 @@ class ProcessModifyRequest:
     close_handle: CloseHandle | None = named("CloseHandle", default=None)
 
 
-@define(kw_only=True)
-class ProcessStatus:
+class ProcessStatus(Model):
     """Whether a process has exited, and its exit code."""
 
     process_id: int = named("ProcessId", default=0)
@@ -61,8 +54,7 @@ class ProcessStatus:
     last_wait_result: int = named("LastWaitResult", default=0)
 
 
-@define(kw_only=True)
-class ProcessDetails:
+class ProcessDetails(Model):
     """A process in the list of a container; the timestamp is RFC 3339."""
 
     process_id: int = named("ProcessId", default=0)
@@ -75,15 +67,13 @@ class ProcessDetails:
     memory_working_set_shared_bytes: int = named("MemoryWorkingSetSharedBytes", default=0)
 
 
-@define(kw_only=True)
-class SignalProcessOptionsLCOW:
+class SignalProcessOptionsLCOW(Model):
     """The signal to send to a process of a Linux guest, by number."""
 
     signal: int = named("Signal", default=0)
 
 
-@define(kw_only=True)
-class SignalProcessOptionsWCOW:
+class SignalProcessOptionsWCOW(Model):
     """The signal for a process of a Windows guest: ``CtrlC``, ``CtrlBreak``, ..."""
 
     signal: str = named("Signal", default="")

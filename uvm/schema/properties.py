@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import define
-
 from uvm.schema.common import Version
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 from uvm.schema.process import ProcessDetails
 
 #: Names of properties, for :class:`PropertyQuery`.
@@ -24,16 +22,14 @@ PROPERTY_CPU_GROUP = "CpuGroup"
 PROPERTY_SYSTEM_GUID = "SystemGUID"
 
 
-@define(kw_only=True)
-class PropertyQuery:
+class PropertyQuery(Model):
     """The properties to query; the names are ``PROPERTY_*``."""
 
     property_types: list[str] = named("PropertyTypes", factory=list)
     queries: dict[str, Any] = named("Queries", factory=dict)
 
 
-@define(kw_only=True)
-class ProcessorStats:
+class ProcessorStats(Model):
     """Processor time used."""
 
     total_runtime_100ns: int = named("TotalRuntime100ns", default=0)
@@ -41,8 +37,7 @@ class ProcessorStats:
     runtime_kernel_100ns: int = named("RuntimeKernel100ns", default=0)
 
 
-@define(kw_only=True)
-class MemoryStats:
+class MemoryStats(Model):
     """Memory used."""
 
     memory_usage_commit_bytes: int = named("MemoryUsageCommitBytes", default=0)
@@ -50,8 +45,7 @@ class MemoryStats:
     memory_usage_private_working_set_bytes: int = named("MemoryUsagePrivateWorkingSetBytes", default=0)
 
 
-@define(kw_only=True)
-class StorageStats:
+class StorageStats(Model):
     """Reads and writes; the normalised counts are in units of 8 KiB."""
 
     read_count_normalized: int = named("ReadCountNormalized", default=0)
@@ -60,8 +54,7 @@ class StorageStats:
     write_size_bytes: int = named("WriteSizeBytes", default=0)
 
 
-@define(kw_only=True)
-class Statistics:
+class Statistics(Model):
     """Statistics of a VM or a container."""
 
     timestamp: str = named("Timestamp", default="")
@@ -72,8 +65,7 @@ class Statistics:
     storage: StorageStats | None = named("Storage", default=None)
 
 
-@define(kw_only=True)
-class VmMemory:
+class VmMemory(Model):
     """The memory of a VM, in pages."""
 
     available_memory: int = named("AvailableMemory", default=0)
@@ -85,8 +77,7 @@ class VmMemory:
     dm_operation_in_progress: bool = named("DmOperationInProgress", default=False)
 
 
-@define(kw_only=True)
-class VirtualNodeInfo:
+class VirtualNodeInfo(Model):
     """A virtual NUMA node."""
 
     virtual_node_index: int = named("VirtualNodeIndex", default=0)
@@ -95,8 +86,7 @@ class VirtualNodeInfo:
     memory_usage_in_pages: int = named("MemoryUsageInPages", default=0)
 
 
-@define(kw_only=True)
-class MemoryInformationForVm:
+class MemoryInformationForVm(Model):
     """The memory of a VM and its virtual NUMA nodes."""
 
     virtual_node_count: int = named("VirtualNodeCount", default=0)
@@ -104,8 +94,7 @@ class MemoryInformationForVm:
     virtual_nodes: list[VirtualNodeInfo] = named("VirtualNodes", factory=list)
 
 
-@define(kw_only=True)
-class GuestConnectionInfo:
+class GuestConnectionInfo(Model):
     """The guest's facts from its connection to HCS."""
 
     supported_schema_versions: list[Version] = named("SupportedSchemaVersions", factory=list)
@@ -113,8 +102,7 @@ class GuestConnectionInfo:
     guest_defined_capabilities: Any = named("GuestDefinedCapabilities", default=None)
 
 
-@define(kw_only=True)
-class Properties:
+class Properties(Model):
     """The properties of a compute system.
 
     ``state`` is ``Created``, ``Running``, ``Paused``, ``Stopped``, ``SavedAsTemplate`` or ``Unknown``.
@@ -143,8 +131,7 @@ class Properties:
     lcow_metrics: Any = named("LCOWMetrics", default=None)
 
 
-@define(kw_only=True)
-class LogicalProcessor:
+class LogicalProcessor(Model):
     """A logical processor of the host."""
 
     lp_index: int = named("LpIndex", default=0)
@@ -154,8 +141,7 @@ class LogicalProcessor:
     root_vp_index: int = named("RootVpIndex", default=0)
 
 
-@define(kw_only=True)
-class ProcessorTopology:
+class ProcessorTopology(Model):
     """The logical processors of the host."""
 
     logical_processor_count: int = named("LogicalProcessorCount", default=0)

@@ -10,9 +10,9 @@ import re
 from functools import cache
 from typing import Any, ClassVar, dataclass_transform
 
-from attrs import define, frozen
+from attrs import frozen
 
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 
 ADD = "Add"
 REMOVE = "Remove"
@@ -151,8 +151,7 @@ def _pattern(path: str) -> tuple[re.Pattern[str], list[type[int] | type[str]]]:
     return pattern, [int if place == "%d" else str for place in re.findall("%[ds]", path)]
 
 
-@define(kw_only=True)
-class ModifySettingRequest:
+class ModifySettingRequest(Model):
     """A change on the host; ``settings`` depends on the path and the request type."""
 
     resource_path: str = named("ResourcePath", default="")
@@ -161,8 +160,7 @@ class ModifySettingRequest:
     guest_request: Any = named("GuestRequest", default=None)
 
 
-@define(kw_only=True)
-class ModificationRequest:
+class ModificationRequest(Model):
     """A change in the guest; ``settings`` depends on the resource type."""
 
     request_type: str = named("RequestType", default="")
@@ -170,8 +168,7 @@ class ModificationRequest:
     settings: Any = named("Settings", default=None)
 
 
-@define(kw_only=True)
-class NetworkModifyRequest:
+class NetworkModifyRequest(Model):
     """A change of a Windows guest's adapter, on Windows 10 1809 (build 17763) and newer."""
 
     adapter_id: str = named("AdapterId", default="")
@@ -179,8 +176,7 @@ class NetworkModifyRequest:
     settings: Any = named("Settings", default=None)
 
 
-@define(kw_only=True)
-class RS4NetworkModifyRequest:
+class RS4NetworkModifyRequest(Model):
     """A change of a Windows guest's adapter, on builds before 17763."""
 
     adapter_instance_id: str = named("AdapterInstanceId", default="")
@@ -188,8 +184,7 @@ class RS4NetworkModifyRequest:
     settings: Any = named("Settings", default=None)
 
 
-@define(kw_only=True)
-class ProcessorLimits:
+class ProcessorLimits(Model):
     """New limits of the processors: limit and reservation in 1/100,000, weight relative."""
 
     limit: int = named("Limit", default=0)
@@ -198,24 +193,21 @@ class ProcessorLimits:
     maximum_frequency_mhz: int = named("MaximumFrequencyMHz", default=0)
 
 
-@define(kw_only=True)
-class CpuGroupProperty:
+class CpuGroupProperty(Model):
     """A property of a CPU group."""
 
     property_code: int = named("PropertyCode", default=0)
     property_value: int = named("PropertyValue", default=0)
 
 
-@define(kw_only=True)
-class CpuGroupAffinity:
+class CpuGroupAffinity(Model):
     """The logical processors of a CPU group."""
 
     logical_processor_count: int = named("LogicalProcessorCount", default=0)
     logical_processors: list[int] = named("LogicalProcessors", factory=list)
 
 
-@define(kw_only=True)
-class CpuGroupConfig:
+class CpuGroupConfig(Model):
     """A CPU group."""
 
     group_id: str = named("GroupId", default="")
@@ -224,15 +216,13 @@ class CpuGroupConfig:
     hypervisor_group_id: int = named("HypervisorGroupId", default=0)
 
 
-@define(kw_only=True)
-class CpuGroupConfigurations:
+class CpuGroupConfigurations(Model):
     """The CPU groups of the host."""
 
     cpu_groups: list[CpuGroupConfig] = named("CpuGroups", factory=list)
 
 
-@define(kw_only=True)
-class CreateGroupOperation:
+class CreateGroupOperation(Model):
     """Create a CPU group."""
 
     group_id: str = named("GroupId", default="")
@@ -240,31 +230,27 @@ class CreateGroupOperation:
     logical_processors: list[int] = named("LogicalProcessors", factory=list)
 
 
-@define(kw_only=True)
-class DeleteGroupOperation:
+class DeleteGroupOperation(Model):
     """Delete a CPU group."""
 
     group_id: str = named("GroupId", default="")
 
 
-@define(kw_only=True)
-class HostProcessorModificationRequest:
+class HostProcessorModificationRequest(Model):
     """A change of the host's CPU groups."""
 
     operation: str = named("Operation", default="")
     operation_details: Any = named("OperationDetails", default=None)
 
 
-@define(kw_only=True)
-class PauseOptions:
+class PauseOptions(Model):
     """The options of a pause."""
 
     suspension_level: str = named("SuspensionLevel", default="")
     hosted_notification: Any = named("HostedNotification", default=None)
 
 
-@define(kw_only=True)
-class SaveOptions:
+class SaveOptions(Model):
     """The options of a save: how, and to which file."""
 
     save_type: str = named("SaveType", default="")

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import define
-
 from uvm.schema.common import RegistryChanges, StorageQoS, Version
 from uvm.schema.container import Container
 from uvm.schema.devices import Devices
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 
 
-@define(kw_only=True)
-class LinuxKernelDirect:
+class LinuxKernelDirect(Model):
     """Boot of a Linux kernel without firmware; the paths are the host's."""
 
     kernel_file_path: str = named("KernelFilePath", default="")
@@ -25,15 +22,13 @@ class LinuxKernelDirect:
     kernel_cmd_line: str = named("KernelCmdLine", default="")
 
 
-@define(kw_only=True)
-class FirmwareFile:
+class FirmwareFile(Model):
     """Parameters for the firmware: base64 of their bytes."""
 
     parameters: str = named("Parameters", default="")
 
 
-@define(kw_only=True)
-class UefiBootEntry:
+class UefiBootEntry(Model):
     """A boot entry of the firmware: ``device_type`` is ``VmbFs``, ``ScsiDrive``, ``File`` or ``Network``."""
 
     device_type: str = named("DeviceType", default="")
@@ -43,8 +38,7 @@ class UefiBootEntry:
     vmbfs_root_path: str = named("VmbFsRootPath", default="")
 
 
-@define(kw_only=True)
-class Uefi:
+class Uefi(Model):
     """UEFI firmware. ``console`` is ``Default``, ``Disabled``, ``ComPort1`` or ``ComPort2``."""
 
     enable_debugger: bool = named("EnableDebugger", default=False)
@@ -54,8 +48,7 @@ class Uefi:
     console: str = named("Console", default="")
 
 
-@define(kw_only=True)
-class Chipset:
+class Chipset(Model):
     """Firmware and identity of the mainboard."""
 
     uefi: Uefi | None = named("Uefi", default=None)
@@ -68,30 +61,26 @@ class Chipset:
     firmware_file: FirmwareFile | None = named("FirmwareFile", default=None)
 
 
-@define(kw_only=True)
-class CpuGroup:
+class CpuGroup(Model):
     """The CPU group of a VM; the null GUID means none."""
 
     id: str = named("Id", default="")
 
 
-@define(kw_only=True)
-class Range:
+class Range(Model):
     """The bound of a processor count."""
 
     max: int = named("max", default=0)
 
 
-@define(kw_only=True)
-class NumaProcessors:
+class NumaProcessors(Model):
     """The distribution of processors over virtual NUMA nodes."""
 
     count_per_node: Range = named("count_per_node", factory=Range, always=True)
     node_per_socket: int = named("node_per_socket", default=0)
 
 
-@define(kw_only=True)
-class VirtualMachineProcessor:
+class VirtualMachineProcessor(Model):
     """Processors of a VM.
 
     ``limit`` is in 1/100,000 of a processor (100,000 is no limit), ``weight`` is relative to other VMs
@@ -106,8 +95,7 @@ class VirtualMachineProcessor:
     numa_processors_settings: NumaProcessors | None = named("NumaProcessorsSettings", default=None)
 
 
-@define(kw_only=True)
-class VirtualMachineMemory:
+class VirtualMachineMemory(Model):
     """Memory of a VM, in MB. ``slit_type`` is a virtual SLIT's source, ``backing`` a memory backing type."""
 
     size_in_mb: int = named("SizeInMB", default=0)
@@ -123,8 +111,7 @@ class VirtualMachineMemory:
     slit_type: str | None = named("SlitType", default=None)
 
 
-@define(kw_only=True)
-class NumaSetting:
+class NumaSetting(Model):
     """One virtual NUMA node; a memory block is one MB."""
 
     virtual_node_number: int = named("VirtualNodeNumber", default=0)
@@ -135,8 +122,7 @@ class NumaSetting:
     memory_backing_type: str = named("MemoryBackingType", default="")
 
 
-@define(kw_only=True)
-class Numa:
+class Numa(Model):
     """Virtual NUMA nodes; ``max_size_per_node`` is in MB."""
 
     virtual_node_count: int = named("VirtualNodeCount", default=0)
@@ -145,8 +131,7 @@ class Numa:
     max_size_per_node: int = named("MaxSizePerNode", default=0)
 
 
-@define(kw_only=True)
-class Topology:
+class Topology(Model):
     """Memory, processors and NUMA nodes."""
 
     memory: VirtualMachineMemory | None = named("Memory", default=None)
@@ -154,8 +139,7 @@ class Topology:
     numa: Numa | None = named("Numa", default=None)
 
 
-@define(kw_only=True)
-class GuestState:
+class GuestState(Model):
     """The guest state (VMGS) file and the runtime state file."""
 
     guest_state_file_path: str = named("GuestStateFilePath", default="")
@@ -164,16 +148,14 @@ class GuestState:
     force_transient_state: bool = named("ForceTransientState", default=False)
 
 
-@define(kw_only=True)
-class RestoreState:
+class RestoreState(Model):
     """The saved state, or the template, to start a VM from."""
 
     save_state_file_path: str = named("SaveStateFilePath", default="")
     template_system_id: str = named("TemplateSystemId", default="")
 
 
-@define(kw_only=True)
-class DebugOptions:
+class DebugOptions(Model):
     """The files for saved states after a failure of the guest."""
 
     bugcheck_saved_state_file_name: str = named("BugcheckSavedStateFileName", default="")
@@ -184,16 +166,14 @@ class DebugOptions:
     firmware_dump_file_name: str = named("FirmwareDumpFileName", default="")
 
 
-@define(kw_only=True)
-class GuestConnection:
+class GuestConnection(Model):
     """HCS's own connection to the guest; absent if HCS makes none."""
 
     use_vsock: bool = named("UseVsock", default=False)
     use_connected_suspend: bool = named("UseConnectedSuspend", default=False)
 
 
-@define(kw_only=True)
-class IsolationSettings:
+class IsolationSettings(Model):
     """Isolation of a VM; ``launch_data`` is base64."""
 
     isolation_type: str = named("IsolationType", default="")
@@ -203,16 +183,14 @@ class IsolationSettings:
     hcl_enabled: bool | None = named("HclEnabled", default=None)
 
 
-@define(kw_only=True)
-class SecuritySettings:
+class SecuritySettings(Model):
     """TPM and isolation."""
 
     enable_tpm: bool = named("EnableTpm", default=False)
     isolation: IsolationSettings | None = named("Isolation", default=None)
 
 
-@define(kw_only=True)
-class VirtualMachine:
+class VirtualMachine(Model):
     """A virtual machine."""
 
     version: Version | None = named("Version", default=None)
@@ -231,8 +209,7 @@ class VirtualMachine:
     migration_options: Any = named("MigrationOptions", default=None)
 
 
-@define(kw_only=True)
-class ComputeSystem:
+class ComputeSystem(Model):
     """The document of ``HcsCreateComputeSystem``."""
 
     owner: str = named("Owner", default="")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final, TypeAlias
 
-from attrs import evolve
-
 from uvm._names import guid_key
 from uvm.backends.fake.devices.request import Device, DeviceTable, Request
 from uvm.schema.devices import Devices, NetworkAdapter
@@ -58,7 +56,7 @@ class AdapterKind(DeviceTable[VirtualAdapter, str, Adapter]):
     def update(self, request: Request[VirtualAdapter], device: Adapter) -> None:
         """Change the SR-IOV settings of an adapter. Its endpoint cannot change."""
         settings = request.parse(NetworkAdapter)
-        if settings != evolve(device.settings, iov_settings=settings.iov_settings):
+        if settings != device.settings.replaced(iov_settings=settings.iov_settings):
             raise request.invalid("only the SR-IOV settings of an adapter can change")
         device.settings = settings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from attrs import define, evolve
+from attrs import define
 
 from uvm._names import guid_key
 from uvm.backend import JSON
@@ -91,7 +91,7 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
     def update(self, request: Request[ScsiAttachment], device: Disk) -> None:
         """Change the settings of a disk, without its type, path and access."""
         new, old = _checked(request), device.settings
-        if new != evolve(new, type=old.type, path=old.path, read_only=old.read_only):
+        if new != new.replaced(type=old.type, path=old.path, read_only=old.read_only):
             raise request.invalid("the type, path and access of an attached disk cannot change")
         device.settings = new
 

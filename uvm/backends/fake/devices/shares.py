@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
-from attrs import evolve
-
 from uvm.backend import JSON
 from uvm.backends.fake.devices.request import Device, DeviceTable, Request
 from uvm.backends.fake.host import Host
@@ -60,7 +58,7 @@ class _ShareKind(DeviceTable[Resource, str, Device[S]], Generic[S]):
         share = request.parse(self.model)
         if not self._restricted(device.settings):
             raise request.invalid(f"{device} does not restrict file access")
-        if share != evolve(device.settings, allowed_files=share.allowed_files):
+        if share != device.settings.replaced(allowed_files=share.allowed_files):
             raise request.invalid(f"only the allowed files of {device} can change")
         if not share.allowed_files:
             raise request.invalid("AllowedFiles may not be empty")

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import define
-
 from uvm.backends.fake.guest.execution import Command
 from uvm.backends.fake.guest.stdio import Terminal
-from uvm.schema.field import named
+from uvm.schema.field import Model, named
 
 
-@define(kw_only=True)
-class OCIConsoleSize:
+class OCIConsoleSize(Model):
     """The size of a terminal, in characters."""
 
     height: int = named("height", default=0)
     width: int = named("width", default=0)
 
 
-@define(kw_only=True)
-class OCIUser:
+class OCIUser(Model):
     """Who runs a process."""
 
     username: str = named("username", default="")
     uid: int = named("uid", default=0)
 
 
-@define(kw_only=True)
-class OCIProcess:
+class OCIProcess(Model):
     """A process."""
 
     args: list[str] = named("args", factory=list)
@@ -51,8 +46,7 @@ class OCIProcess:
         )
 
 
-@define(kw_only=True)
-class OCISpec:
+class OCISpec(Model):
     """A container. hcsshim's guest dies of one without these."""
 
     process: OCIProcess | None = named("process", default=None)
