@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cli.support import Screen, paper
+from uvm._buses.directories import SharedPath
 from uvm._buses.layers import CombinedRoot
 from uvm._buses.network import AttachedAdapter
 from uvm._buses.plan9 import Plan9Share
@@ -36,6 +37,7 @@ def vm_with(
     vsmb: tuple[VSMBShare, ...] = (),
     adapters: tuple[AttachedAdapter, ...] = (),
     roots: tuple[CombinedRoot, ...] = (),
+    shared: tuple[SharedPath, ...] = (),
     **plan: Any,
 ) -> Any:
     """A VM as far as it is drawn: what its buses list, and what its plan says."""
@@ -48,7 +50,7 @@ def vm_with(
         vsmb=SimpleNamespace(shares=vsmb),
         network=SimpleNamespace(adapters=adapters),
         layers=SimpleNamespace(roots=roots),
-        shared=(),
+        shared=shared,
     )
 
 
@@ -135,6 +137,15 @@ def test_what_has_no_grid() -> None:
         "\n"
         "  Containers  none"
     )
+
+
+def test_a_share_is_drawn_where_the_guest_sees_it() -> None:
+    vm = vm_with(
+        plan9=(Plan9Share("C:\\a", "/one", "0", True, ()), Plan9Share("C:\\a", "/two", "1", True, ())),
+        vsmb=(VSMBShare("C:\\b", "unc", "s1", True, (), 1),),
+        shared=(SharedPath("C:\\a", "/two", True), SharedPath("C:\\b", "C:\\shown", True)),
+    )
+    assert [line.split()[-1] for line in draw_devices(paper(), vm)[2:5]] == ["/one", "/two", "C:\\shown"]
 
 
 def test_root_file_systems() -> None:

@@ -166,19 +166,21 @@ def _section(
 
 
 def _draw_shares(terminal: Terminal, vm: UtilityVM) -> list[str]:
-    shares: list[tuple[str, Plan9Share | VSMBShare, int]] = []
-    shares += [("Plan9", share, 1) for share in vm.plan9.shares]
-    shares += [("VSMB", share, share.references) for share in vm.vsmb.shares]
-    paths = {(each.host_path, each.read_only): each.guest_path for each in vm.shared}
+    links = {(each.host_path, each.read_only): each.guest_path for each in vm.shared}
+    shares: list[tuple[str, Plan9Share | VSMBShare, int, str]] = []
+    shares += [("Plan9", each, 1, each.guest_path) for each in vm.plan9.shares]
+    for each in vm.vsmb.shares:
+        shown_at = links.get((each.host_path, each.read_only), each.guest_path)
+        shares.append(("VSMB", each, each.references, shown_at))
     rows = [
         (
             f"{kind} {share.name}",
             share.host_path,
             "read-only" if share.read_only else "writable",
             str(references or "kept"),
-            shorten(paths.get((share.host_path, share.read_only), share.guest_path)),
+            shorten(guest_path),
         )
-        for kind, share, references in shares
+        for kind, share, references, guest_path in shares
     ]
     lines = _section(terminal, "Shares", ("share", "directory", "access", "refs", "in the guest"), rows)
     if not all(share.references for share in vm.vsmb.shares):
