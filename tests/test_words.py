@@ -33,6 +33,7 @@ HELD = (
     "uvm/_wire",
     "uvm/backend.py",
     "uvm/backends/__init__.py",
+    "uvm/backends/fake",
     "uvm/backends/hcs",
     "uvm/cli",
     "uvm/devices",

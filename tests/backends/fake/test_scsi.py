@@ -153,7 +153,7 @@ async def test_a_writable_disk_needs_access_of_the_vm() -> None:
         backend = backend_of(system)
         with expect_refusal(HResult.E_ACCESSDENIED) as caught:
             await system.modify(add(slot(0), disk(LAYER)))
-        assert "VM vm1 was not given access" in str(caught.value)
+        assert "VM vm1 has no access" in str(caught.value)
         await backend.grant_access(LAYER.upper(), "vm1")
         await system.modify(add(slot(0), disk(LAYER)))
         await system.modify(remove(slot(0)))

@@ -38,8 +38,8 @@ class AccessTable:
     def allows(self, path: str, vm_id: str, *, writable: bool) -> bool:
         """Return whether a VM may open a path."""
         masks = self._masks.get(self._files.key(path), {})
-        given = (masks.get(vm_id), masks.get(VM_GROUP))
-        return "all" in given or ("read" in given and not writable)
+        granted = (masks.get(vm_id), masks.get(VM_GROUP))
+        return "all" in granted or ("read" in granted and not writable)
 
     def granted(self, path: str) -> dict[str, AccessMask]:
         """Return the entries of a path: VM ids, and the VM group, to masks."""

@@ -1,7 +1,7 @@
-"""The file system of the fake host: files of a size, directories, links, and who has which disk open.
+"""The file system of the fake host: files of a size, directories, links, and open disks.
 
-Names are compared as the host compares them (:mod:`uvm._names`), and links are followed where an operating
-system follows them. A path that is added brings its parents along. Contents are kept only if they are given.
+Names are compared as the host compares them (:mod:`uvm._names`), and links are followed as an
+operating system follows them. Parents of a path are added with it. Files have contents only if set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from uvm.backend import FileInfo
 from uvm.errors import HostError, HostPathError, OptionsError
 from uvm.hresult import HResult
 
-#: So many links are followed, as on Linux, before a path is taken for one that never ends.
+#: The limit of links that are followed, as on Linux.
 _MAX_LINKS: Final = 40
 _PERMISSIVE = FileInfo(size=1 << 20)
 
@@ -41,7 +41,7 @@ class _Node:
 
 @define
 class _Opens:
-    """Who has a file open."""
+    """How a file is open."""
 
     readers: int = 0
     writer: bool = False
@@ -49,7 +49,7 @@ class _Opens:
 
 @frozen(eq=False)
 class OpenDisk:
-    """A file that a VM has open, whatever becomes of the path by which it was opened."""
+    """A file that a VM has open, which does not depend on the path by which it was opened."""
 
     size_bytes: int
     _files: FakeFiles
@@ -81,7 +81,7 @@ class FakeFiles:
     def key(self, path: str) -> str:
         """Return the key of what is at a path: all its spellings, and all links to it, have the same.
 
-        :raises HostError: the links of the path never end: ERROR_CANT_RESOLVE_FILENAME.
+        :raises HostError: the path has too many links: ERROR_CANT_RESOLVE_FILENAME.
         """
         return _key(self._follow(path), self._flavour)
 
@@ -90,9 +90,9 @@ class FakeFiles:
     def add(
         self, path: str, *, size: int | None = None, content: bytes | None = None, file_ids: bool = True
     ) -> None:
-        """Add a file, or replace it; its directories are made.
+        """Add or replace a file; its directories are made.
 
-        :param size: in bytes; that of the content by default. A longer file ends in zeros.
+        :param size: in bytes; that of the content by default. A longer file is padded with zeros.
         :param file_ids: whether the file system answers file-id queries (Azure Files does not).
         """
         data = content or b""
@@ -117,7 +117,7 @@ class FakeFiles:
     def add_link(self, path: str, target: str) -> None:
         """Add a symbolic link, a junction or a substituted drive; its directories are made.
 
-        :param target: what it leads to, from its own directory on if it is relative; it need not be there.
+        :param target: the path that it leads to, from its own directory if it is relative; it need not exist.
         """
         if self._entry(path) in self._nodes:
             raise ValueError(f"{path} exists")
@@ -126,7 +126,7 @@ class FakeFiles:
         self._has_links = True
 
     def delete(self, path: str) -> None:
-        """Delete a file, a link, or a directory with all that is in it, whoever has it open."""
+        """Delete a file, a link, or a directory with all that is in it, even if it is open."""
         key = self._entry(path)
         inside = key + self._path.sep
         for found in [k for k in self._nodes if k == key or k.startswith(inside)]:
@@ -140,13 +140,13 @@ class FakeFiles:
         return sorted(n.name for k, n in self._nodes.items() if k != key and self._path.dirname(k) == key)
 
     def disk_id(self, path: str) -> str:
-        """Return the identifier that a virtual disk was set; empty if none was."""
+        """Return the identifier that was set on a virtual disk; empty if none was."""
         return self._file(path).disk_id
 
-    # What the devices of the fake do
+    # For the devices of the fake
 
     def look(self, path: str) -> FileInfo | None:
-        """Look at what is at a path; None if nothing is."""
+        """Return what is at a path; None if nothing is."""
         key = self.key(path)
         node = self._nodes.get(key)
         if node is not None:
@@ -154,10 +154,10 @@ class FakeFiles:
         return _PERMISSIVE if self.permissive and key not in self._deleted else None
 
     def open_disk(self, path: str, *, writable: bool, operation: str) -> OpenDisk:
-        """Open a file for a VM: any number read it, or one writes.
+        """Open a file for a VM: for any number of readers, or for one writer.
 
-        :raises HostError: ERROR_SHARING_VIOLATION. A path that does not exist can be opened: whether that
-            is allowed is for the device to say.
+        :raises HostError: ERROR_SHARING_VIOLATION. A path that does not exist can be opened; devices check
+            whether that is allowed.
         """
         key, found = self.key(path), self.look(path)
         opens = self._opens.setdefault(key, _Opens())
@@ -181,7 +181,7 @@ class FakeFiles:
     # HostFiles
 
     async def stat(self, path: str) -> FileInfo | None:
-        """Look at what is at a path; None if nothing is."""
+        """Return what is at a path; None if nothing is."""
         return self.look(path)
 
     async def read(self, path: str, max_bytes: int) -> bytes:
@@ -192,7 +192,7 @@ class FakeFiles:
         return node.content.ljust(node.size, b"\0")
 
     async def copy(self, source: str, target: str) -> None:
-        """Copy a file over whatever is at the target; ERROR_SHARING_VIOLATION if that is in use."""
+        """Copy a file, replacing the target; ERROR_SHARING_VIOLATION if that is in use."""
         node = self._file(source)
         self._refuse_if_open(target, "copy")
         self.add(target, size=node.size, content=node.content, file_ids=node.file_ids)
@@ -207,7 +207,7 @@ class FakeFiles:
         self._made |= dict.fromkeys(key for key in self._nodes if key not in before)
 
     def left_empty(self) -> list[str]:
-        """Return the directories that were made through :meth:`mkdir` and are still there, empty."""
+        """Return the directories that were made through :meth:`mkdir` and are empty."""
         return [key for key in self._made if not self.listing(key)]
 
     async def remove(self, path: str) -> None:
@@ -220,7 +220,7 @@ class FakeFiles:
         self.delete(path)
 
     async def resolve(self, path: str) -> str:
-        """Return a path with its links followed; as it is if it has none or leads nowhere."""
+        """Return a path with its links followed; unchanged if it has none, or its target does not exist."""
         followed = self._follow(path)
         is_link = _key(followed, self._flavour) != _key(path, self._flavour)
         return followed if is_link and self.look(followed) is not None else path
@@ -266,7 +266,7 @@ class FakeFiles:
         return _key(self._follow(path, last=False), self._flavour)
 
     def _follow(self, path: str, *, last: bool = True) -> str:
-        """Return a path with its links followed, that of its last name only if `last`."""
+        """Return a path with its links followed, its last name only if `last`."""
         if not self._has_links and (self._flavour == "windows" or ".." not in path):
             return path
         here, names = self._split(path)
@@ -276,9 +276,8 @@ class FakeFiles:
             if node is not None and node.target and (names or last):
                 links += 1
                 if links > _MAX_LINKS:
-                    raise HostError(
-                        f"resolve {path}", HResult.ERROR_CANT_RESOLVE_FILENAME, "its links never end"
-                    )
+                    code = HResult.ERROR_CANT_RESOLVE_FILENAME
+                    raise HostError(f"resolve {path}", code, "it has too many links")
                 here, inside = self._split(self._path.join(self._path.dirname(here), node.target))
                 names += inside
             elif not names:
@@ -297,7 +296,7 @@ class FakeFiles:
 
 @lru_cache(maxsize=4096)
 def _key(path: str, flavour: PathFlavour) -> str:
-    """Return the key of a path; what is no path of the host is nothing but itself."""
+    """Return the key of a path; what is no path of the host is its own key."""
     try:
         return host_path_key(path, flavour)
     except OptionsError:

@@ -57,7 +57,7 @@ class Handle:
         target.opened()
 
     async def close(self) -> None:
-        """Close the handle, at once, whatever is cancelled. Closing it again is refused."""
+        """Close the handle at once, even in a cancelled scope. Closing it again is refused."""
         log, operation = self._host.exchange.request_log, f"close{self._suffix}"
         call = self._begin("lifecycle", operation, None)
         try:

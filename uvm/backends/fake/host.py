@@ -1,4 +1,4 @@
-"""The host as the devices of the fake see it, and how strictly the fake looks at what it is asked."""
+"""The host as the devices of the fake see it, and how strictly the fake checks requests."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from uvm.hresult import HResult
 
 @frozen
 class Checks:
-    """What is checked beyond the shape of a request and the state of the VM.
+    """The checks beyond the shape of a request and the state of the VM.
 
-    :ivar access: which disks a VM needs access to: the ``"writable"`` ones (the default; whoever unpacks
-        read-only layers gives the VM group access to them, so hcsshim grants none), ``"all"``, or ``"none"``.
+    :ivar access: the disks that a VM needs access to: ``"writable"`` ones (the default; hcsshim grants none
+        to read-only layers: they were unpacked with access of the VM group), ``"all"``, or ``"none"``.
     :ivar host_files: disks and shared directories exist and are of the right kind.
     :ivar endpoints: adapters connect to endpoints that exist, each to one adapter.
     :ivar guest: the guest refuses what a correct caller never asks: to unmount what is not mounted, to
-        eject a disk that is mounted, to combine layers that are nowhere. A Linux guest would take the first
-        two for done, and a mount would dangle.
+        eject a disk that is mounted, to combine layers that do not exist. The first two would succeed in a
+        real Linux guest, and a mount would dangle.
     :ivar requests: modify requests that cannot be carried out are refused. Otherwise they are accepted, and
         change nothing.
     """
@@ -50,7 +50,7 @@ class Checks:
 class Host:
     """What the VMs of a backend share.
 
-    :ivar pci: which VM each assigned PCI function (instance path, function) is assigned to.
+    :ivar pci: the VM that each assigned PCI function (instance path, function) is assigned to.
     """
 
     info: HostInfo
@@ -74,7 +74,7 @@ class Host:
                 raise HostError(operation, HResult.E_ACCESSDENIED, f"{path} is a directory")
         needed = self.checks.access == "all" or (self.checks.access == "writable" and writable)
         if needed and not self.access.allows(path, vm_id, writable=writable):
-            raise HostError(operation, HResult.E_ACCESSDENIED, f"VM {vm_id} was not given access to {path}")
+            raise HostError(operation, HResult.E_ACCESSDENIED, f"VM {vm_id} has no access to {path}")
         return self.files.open_disk(path, writable=writable, operation=operation)
 
     def require_directory(self, path: str, operation: str) -> None:

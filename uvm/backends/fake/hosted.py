@@ -42,7 +42,7 @@ from uvm.schema.process import (
 
 #: The ports on which HCS listens for the standard streams. It accepts them before it listens again.
 _STDIN, _STDOUT, _STDERR = 0xC0000000, 0xC0000001, 0xC0000002
-#: The handles that a process can be told to close, by HCS's names.
+#: The handles of a process that can be closed, by HCS's names.
 _HANDLES: Final = {
     "StdIn": ("stdin",),
     "StdOut": ("stdout",),

@@ -20,7 +20,7 @@ T = TypeVar("T")
 class FakeNetwork:
     """The host's networks (:class:`~uvm.backend.HostNetwork`), and the calls that set them up.
 
-    A namespace that is not there is ERROR_NOT_FOUND: HCN has no code of its own for it.
+    A namespace that does not exist is ERROR_NOT_FOUND: HCN has no code of its own for it.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -33,36 +33,28 @@ class FakeNetwork:
     # Setting up
 
     def add_namespace(self, document: JSON) -> None:
-        """Add a namespace by its HCN document; ``ID`` names it.
+        """Add a namespace by its HCN document; ``ID`` is its id.
 
         :raises HostError: HCN_E_INVALID_JSON, or ERROR_ALREADY_EXISTS.
         """
-        checked = _checked(HostComputeNamespace, document, "add namespace")
-        key = guid_key(checked.id)
-        if key in self._namespaces:
-            raise HostError(f"add namespace {checked.id}", HResult.ERROR_ALREADY_EXISTS)
-        self._namespaces[key] = copy_json(document)
+        key = _add(self._namespaces, HostComputeNamespace, document, "add namespace")
         self._members[key] = [k for k in self._endpoints if self._namespace_of(k) == key]
 
     def add_endpoint(self, document: JSON) -> None:
-        """Add an endpoint by its HCN document; it joins its ``HostComputeNamespace`` where that exists.
+        """Add an endpoint by its HCN document; it joins its ``HostComputeNamespace`` if that exists.
 
         :raises HostError: HCN_E_INVALID_JSON, or ERROR_ALREADY_EXISTS.
         """
-        checked = _checked(HostComputeEndpoint, document, "add endpoint")
-        key = guid_key(checked.id)
-        if key in self._endpoints:
-            raise HostError(f"add endpoint {checked.id}", HResult.ERROR_ALREADY_EXISTS)
-        self._endpoints[key] = copy_json(document)
+        key = _add(self._endpoints, HostComputeEndpoint, document, "add endpoint")
         namespace = self._namespace_of(key)
         if namespace in self._members:
             self._members[namespace].append(key)
 
     def attachments(self) -> dict[str, str]:
-        """Return which VM each attached endpoint is attached to."""
+        """Return the VM of each attached endpoint."""
         return dict(self._attached)
 
-    # What the network adapters of the fake do
+    # For the network adapters of the fake
 
     def attach(self, endpoint_id: str, vm_id: str, operation: str) -> None:
         """Connect an endpoint to an adapter.
@@ -73,9 +65,8 @@ class FakeNetwork:
         if key not in self._endpoints:
             raise HostError(operation, HResult.HCN_E_ENDPOINT_NOT_FOUND, endpoint_id)
         if key in self._attached:
-            raise HostError(
-                operation, HResult.HCN_E_ENDPOINT_ALREADY_ATTACHED, f"to VM {self._attached[key]}"
-            )
+            text = f"to VM {self._attached[key]}"
+            raise HostError(operation, HResult.HCN_E_ENDPOINT_ALREADY_ATTACHED, text)
         self._attached[key] = vm_id
 
     def detach(self, endpoint_id: str) -> None:
@@ -85,7 +76,7 @@ class FakeNetwork:
     # HostNetwork
 
     async def namespace(self, namespace_id: str) -> JSON:
-        """Return a namespace's document; HostError ERROR_NOT_FOUND where there is none."""
+        """Return a namespace's document; ERROR_NOT_FOUND if there is none."""
         return await self._ask("namespace", {"ID": namespace_id}, lambda: self._namespace(namespace_id))
 
     async def endpoint(self, endpoint: str) -> JSON:
@@ -93,7 +84,7 @@ class FakeNetwork:
         return await self._ask("endpoint", {"ID": endpoint}, lambda: self._endpoint(endpoint))
 
     async def namespace_endpoints(self, namespace_id: str) -> list[JSON]:
-        """Return the documents of the endpoints that are in a namespace, in the order in which they came."""
+        """Return the documents of the endpoints in a namespace, in the order in which they were added."""
 
         def endpoints() -> list[JSON]:
             self._namespace(namespace_id)
@@ -102,38 +93,36 @@ class FakeNetwork:
         return await self._ask("namespace endpoints", {"ID": namespace_id}, endpoints)
 
     async def add_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
-        """Put an endpoint into a namespace; HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS where it is in one."""
+        """Put an endpoint into a namespace; HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS if it is in one."""
 
         def add() -> None:
             namespace = self._namespace(namespace_id)
             key = guid_key(self._endpoint(endpoint_id)["ID"])
             if any(key in members for members in self._members.values()):
-                raise HostError(
-                    f"add endpoint {endpoint_id}", HResult.HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS
-                )
+                code = HResult.HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS
+                raise HostError(f"add endpoint {endpoint_id}", code)
             self._members[guid_key(namespace_id)].append(key)
             self._endpoints[key]["HostComputeNamespace"] = namespace["ID"]
 
         await self._ask("add endpoint", {"ID": namespace_id, "EndpointId": endpoint_id}, add)
 
     async def remove_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
-        """Take an endpoint out of a namespace; ERROR_NOT_FOUND where it is not in it."""
+        """Remove an endpoint from a namespace; ERROR_NOT_FOUND if it is not in it."""
 
         def remove() -> None:
             self._namespace(namespace_id)
             key = guid_key(self._endpoint(endpoint_id)["ID"])
             members = self._members[guid_key(namespace_id)]
             if key not in members:
-                raise HostError(
-                    f"remove endpoint {endpoint_id}", HResult.ERROR_NOT_FOUND, "it is not in the namespace"
-                )
+                text = "it is not in the namespace"
+                raise HostError(f"remove endpoint {endpoint_id}", HResult.ERROR_NOT_FOUND, text)
             members.remove(key)
             self._endpoints[key].pop("HostComputeNamespace", None)
 
         await self._ask("remove endpoint", {"ID": namespace_id, "EndpointId": endpoint_id}, remove)
 
     async def delete_namespace(self, namespace_id: str) -> None:
-        """Delete a namespace; its endpoints stay. Nothing happens where it does not exist."""
+        """Delete a namespace, without its endpoints; do nothing if it does not exist."""
 
         def delete() -> None:
             key = guid_key(namespace_id)
@@ -167,13 +156,21 @@ class FakeNetwork:
         return guid_key(str(self._endpoints[endpoint_key].get("HostComputeNamespace") or ""))
 
 
-def _checked(
-    cls: type[HostComputeNamespace] | type[HostComputeEndpoint], document: JSON, operation: str
-) -> HostComputeNamespace | HostComputeEndpoint:
+def _add(
+    documents: dict[str, JSON],
+    cls: type[HostComputeNamespace] | type[HostComputeEndpoint],
+    document: JSON,
+    operation: str,
+) -> str:
+    """Check and add a document, and return its key."""
     try:
         checked = from_json(cls, document)
     except SchemaError as e:
         raise HostError(operation, HResult.HCN_E_INVALID_JSON, str(e)) from None
     if not checked.id:
         raise HostError(operation, HResult.HCN_E_INVALID_JSON, "ID is missing")
-    return checked
+    key = guid_key(checked.id)
+    if key in documents:
+        raise HostError(f"{operation} {checked.id}", HResult.ERROR_ALREADY_EXISTS)
+    documents[key] = copy_json(document)
+    return key

@@ -27,7 +27,7 @@ class Entry:
     """A call and its outcome.
 
     :ivar code: the result code of a refusal.
-    :ivar applied: the call was carried out, whatever its caller received.
+    :ivar applied: the call was carried out, even if the answer was lost.
     """
 
     call: Call

@@ -21,6 +21,8 @@ from uvm.hresult import HResult
 _CHUNK_BYTES: Final = 65536
 #: A sender waits while so much is in transit. Larger items are sent in pieces of this size.
 BUFFER_BYTES: Final = 131072
+#: Raised when nothing can be received, or sent, any more.
+ENDED: Final = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
 class _Pipe:
@@ -139,6 +141,15 @@ class FakeStream:
         if pipe.broken:
             raise anyio.ClosedResourceError
         raise anyio.BrokenResourceError if pipe.cut else anyio.EndOfStream
+
+    async def receive_all(self) -> bytes:
+        """Receive until the connection ends or breaks."""
+        received = b""
+        try:
+            while True:
+                received += await self.receive()
+        except ENDED:
+            return received
 
     async def send(self, item: bytes) -> None:
         """Send an item; waits while the other end is far behind.

@@ -1,11 +1,10 @@
-"""How the fake guest boots as far as its host can tell: what it dials before its compute service runs."""
+"""How the fake guest boots: the services of the host that it dials, and in which order."""
 
 from __future__ import annotations
 
 import re
 from typing import Final, Literal
 
-import anyio
 from attrs import frozen
 
 from uvm._wire.ports import (
@@ -14,10 +13,9 @@ from uvm._wire.ports import (
     WINDOWS_SIDECAR_SERVICE,
     vsock_service_id,
 )
-from uvm.backends.fake.streams import FakeStream
 from uvm.schema.system import VirtualMachine
 
-#: ``-e`` of init itself, and ``-e`` or ``-o`` of what it runs, each with the port that they are sent to.
+#: ``-e`` of init itself, and ``-e`` or ``-o`` of the command that it runs, each with a port.
 _ENTROPY: Final = re.compile(r"-e (\d+)")
 _OUTPUT: Final = re.compile(r"(?: -[oe] (\d+))(?: -[oe] (\d+))?")
 _ISOLATED_INIT: Final = "-e 1 /bin/vsockexec -e 109 /bin/gcs"
@@ -25,11 +23,11 @@ _ISOLATED_INIT: Final = "-e 1 /bin/vsockexec -e 109 /bin/gcs"
 
 @frozen
 class BootPlan:
-    """What a guest dials.
+    """The services that a guest dials.
 
-    :ivar entropy: the service that it takes random bytes from; empty for none.
-    :ivar output: the service that the output of its compute service goes to; empty for none.
-    :ivar service: where its compute service dials.
+    :ivar service: the one for its compute service.
+    :ivar entropy: the one that it receives random bytes from; empty for none.
+    :ivar output: the one for the output of its compute service; empty for none.
     """
 
     service: str
@@ -38,10 +36,10 @@ class BootPlan:
 
 
 def boot_plan(vm: VirtualMachine, os: Literal["linux", "windows"]) -> BootPlan:
-    """Tell from the document of a VM what its guest dials.
+    """Return the services that the guest of a document dials.
 
-    A Linux guest does what its kernel command line says after ``--``; in a confidential Windows VM the
-    sidecar takes the place of the compute service.
+    Those of a Linux guest are on its kernel command line, after ``--``; in a confidential Windows VM the
+    sidecar replaces the compute service.
     """
     if os == "windows":
         isolation = vm.security_settings.isolation if vm.security_settings is not None else None
@@ -60,7 +58,7 @@ def boot_plan(vm: VirtualMachine, os: Literal["linux", "windows"]) -> BootPlan:
 
 
 def _init_arguments(vm: VirtualMachine) -> str:
-    """Return what the kernel hands to init: what follows ``--`` on its command line."""
+    """Return the arguments of init: what follows ``--`` on the kernel command line."""
     chipset = vm.chipset
     if chipset is None:
         return ""
@@ -70,15 +68,3 @@ def _init_arguments(vm: VirtualMachine) -> str:
     elif chipset.uefi is not None and chipset.uefi.boot_this is not None:
         line = chipset.uefi.boot_this.optional_data
     return f" {line}".partition(" -- ")[2]
-
-
-async def take_entropy(stream: FakeStream) -> bytes:
-    """Read random bytes until the host closes the connection, as init does."""
-    taken = b""
-    try:
-        while True:
-            taken += await stream.receive()
-    except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-        return taken
-    finally:
-        stream.close()

@@ -1,4 +1,4 @@
-"""The built-in programs of the fake guest: small versions of what every Linux system has."""
+"""The built-in programs of the fake guest: small versions of common Linux programs."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ async def _uname(process: FakeProcess) -> int:
     wanted = "".join(word.removeprefix("-") for word in process.args[1:]) or "s"
     if unknown := set(wanted) - {*facts, "a"}:
         return await _fail(process, f"invalid option -- {min(unknown)!r}")
-    told = [fact for letter, fact in facts.items() if letter in wanted or "a" in wanted]
-    await process.stdout.send(f"{' '.join(told)}\n".encode())
+    printed = [fact for letter, fact in facts.items() if letter in wanted or "a" in wanted]
+    await process.stdout.send(f"{' '.join(printed)}\n".encode())
     return 0
 
 
@@ -113,7 +113,7 @@ _STDIN_OF: Final = re.compile(r"/proc/(\d+)/fd/0")
 
 
 async def _stty(process: FakeProcess) -> int:
-    """Tell or change the size of a terminal: ``stty [-F /proc/<pid>/fd/0] size | rows <n> cols <n>``."""
+    """Print or change the size of a terminal: ``stty [-F /proc/<pid>/fd/0] size | rows <n> cols <n>``."""
     words = list(process.args[1:])
     processes = process.peers
     target = processes[process.pid]

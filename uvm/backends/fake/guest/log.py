@@ -14,16 +14,16 @@ from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.guest.outlet import Outlet
 from uvm.backends.fake.streams import FakeStream
 
-#: How long a guest that ends waits for the host to read its last words.
+#: How long a guest that exits waits for the host to read its last output.
 LAST_WORDS_SECONDS: Final = 1.0
 
 
 @define(eq=False)
 class GuestLog:
-    """What goes to the host's log connection: the output of a Linux guest's compute service, or what the log
-    forwarding service of a Windows guest sends.
+    """The log connection to the host: the output of a Linux guest's compute service, or the events that the
+    log forwarding service of a Windows guest sends.
 
-    :ivar service_id: where a Windows guest forwards its log to; empty while it does not.
+    :ivar service_id: the service that a Windows guest forwards its log to; empty while it does not.
     """
 
     _vm: GuestMachine = field(repr=False)
@@ -34,14 +34,14 @@ class GuestLog:
     _forwarding: anyio.CancelScope | None = field(default=None, init=False, repr=False)
 
     def line(self, message: str, *, level: str = "info", **fields: Any) -> None:
-        """Write a line; nothing happens where there is no connection."""
-        # A Windows guest forwards events of ETW, which name their message otherwise.
+        """Write a line; do nothing without a connection."""
+        # A Windows guest forwards events of ETW, in which the message has another name.
         said = {"msg": message} if self._vm.os == "linux" else {"Source": "ETW", "Message": message}
         line = {"level": level, **said, "time": self._clock.timestamp(), **fields}
         self.write(json.dumps(line).encode() + b"\n")
 
     def write(self, data: bytes) -> None:
-        """Write anything."""
+        """Write bytes; do nothing without a connection."""
         if self._outlet is not None:
             self._outlet.send(data)
 
@@ -56,7 +56,7 @@ class GuestLog:
             self._outlet = None
 
     async def last_words(self, data: bytes) -> None:
-        """Write something, and nothing after it; wait a little for the host to read it."""
+        """Write for the last time, and wait a little for the host to read it."""
         outlet, self._outlet = self._outlet, None
         if outlet is not None:
             outlet.send(data)
@@ -64,14 +64,14 @@ class GuestLog:
                 await outlet.stream.flush()
 
     def forward(self, service_id: str) -> None:
-        """Connect to a service of the host whenever somebody listens there."""
+        """Connect to a service of the host whenever the host listens."""
         self.service_id = service_id
         if self._forwarding is None:
             self._forwarding = anyio.CancelScope()
             self._spawn(self._forward, self._forwarding)
 
     def stop(self) -> None:
-        """Forward no more."""
+        """Stop forwarding."""
         self.service_id = ""
         if self._forwarding is not None:
             self._forwarding.cancel()
@@ -84,16 +84,10 @@ class GuestLog:
                 while True:
                     self.open(await self._vm.dial_when_listening(self.service_id))
                     self.line("log forwarding started")
-                    await self._until_closed()
+                    assert self._outlet is not None
+                    await self._outlet.stream.receive_all()
+                    self.close()
         finally:
             if self._forwarding is scope:
                 self._forwarding = None
                 self.close()
-
-    async def _until_closed(self) -> None:
-        assert self._outlet is not None
-        try:
-            while True:
-                await self._outlet.stream.receive()
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-            self.close()

@@ -1,4 +1,4 @@
-"""What a guest knows of the world around it: its own VM, and what all guests of a backend share."""
+"""The VM as its guest sees it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Misbehaviour of the guest on demand: rules that say which of its answers come out wrong, and how.
+"""Misbehaviour of the guest on demand: rules that spoil the bytes that it sends.
 
-What the guest does with a request, and how it refuses one, is the matter of
-:class:`~uvm.backends.fake.Faults`; this is about the bytes that it sends.
+What the guest does with a request is changed by :class:`~uvm.backends.fake.Faults`.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from uvm.backends.fake.rules import Matching, Rule, Rules
 
 @define(eq=False)
 class Reply:
-    """What is about to be sent: an answer or, as the operation ``notification``, news of a container.
+    """A message about to be sent: an answer or, as the operation ``notification``, the exit of a container.
 
-    :ivar call: what is answered.
+    :ivar call: the request that is answered.
     :ivar frame: the message as it should be.
-    :ivar frames: what is going to be sent.
+    :ivar frames: the bytes that will be sent.
     :ivar ending: what happens then.
     """
 
@@ -36,7 +35,7 @@ class Reply:
         self.frames = [self.frame]
 
 
-#: What a rule does to a reply that it chose.
+#: Changes a reply that a rule chose.
 Spoil: TypeAlias = Callable[[Reply], None]
 
 
@@ -50,7 +49,7 @@ class Misbehaviour(Rules[Spoil]):
     """
 
     def slow(self, seconds: float, **matching: Unpack[Matching]) -> Rule[Spoil]:
-        """Send late. What the request asked for has been done in time."""
+        """Send late. The request was carried out in time."""
 
         def spoil(reply: Reply) -> None:
             reply.delay_seconds += seconds
@@ -58,7 +57,7 @@ class Misbehaviour(Rules[Spoil]):
         return self._add(spoil, matching)
 
     def silent(self, **matching: Unpack[Matching]) -> Rule[Spoil]:
-        """Never send: an answer that does not come, a container whose exit is not told."""
+        """Send nothing: no answer comes, or the exit of a container is not reported."""
         return self.replace(lambda frame: [], **matching)
 
     def twice(self, **matching: Unpack[Matching]) -> Rule[Spoil]:
@@ -66,7 +65,7 @@ class Misbehaviour(Rules[Spoil]):
         return self.replace(lambda frame: [frame, frame], **matching)
 
     def wrong_procedure(self, **matching: Unpack[Matching]) -> Rule[Spoil]:
-        """Answer as if something else had been asked."""
+        """Answer another procedure."""
         return self.replace(lambda frame: [bytes([frame[0], frame[1] ^ 0x0F]) + frame[2:]], **matching)
 
     def unknown_id(self, **matching: Unpack[Matching]) -> Rule[Spoil]:
@@ -98,11 +97,11 @@ class Misbehaviour(Rules[Spoil]):
         )
 
     def flood(self, count: int, **matching: Unpack[Matching]) -> Rule[Spoil]:
-        """Send it so many times."""
+        """Send it that many times."""
         return self.replace(lambda frame: [frame] * count, **matching)
 
     def drop(self, *, after_bytes: int = 0, **matching: Unpack[Matching]) -> Rule[Spoil]:
-        """Lose the connection after so many bytes of it."""
+        """Lose the connection after that many bytes of the message."""
 
         def spoil(reply: Reply) -> None:
             reply.frames = [frame[:after_bytes] for frame in reply.frames[:1] if after_bytes]
@@ -111,7 +110,7 @@ class Misbehaviour(Rules[Spoil]):
         return self._add(spoil, matching)
 
     def panic(self, **matching: Unpack[Matching]) -> Rule[Spoil]:
-        """Die in place of sending: the last words on the log are no JSON, and the VM exits unexpectedly."""
+        """Crash instead of sending: the last output on the log is no JSON, and the VM exits unexpectedly."""
 
         def spoil(reply: Reply) -> None:
             reply.frames = []
@@ -120,7 +119,7 @@ class Misbehaviour(Rules[Spoil]):
         return self._add(spoil, matching)
 
     def replace(self, change: Callable[[bytes], list[bytes]], **matching: Unpack[Matching]) -> Rule[Spoil]:
-        """Send what a function makes of the message."""
+        """Send what a function returns for the message."""
 
         def spoil(reply: Reply) -> None:
             reply.frames = [made for frame in reply.frames for made in change(frame)]
@@ -128,12 +127,12 @@ class Misbehaviour(Rules[Spoil]):
         return self._add(spoil, matching)
 
     def apply(self, reply: Reply) -> None:
-        """Spoil an answer as the rules say."""
+        """Apply the rules to a message."""
         if self._rules:
             for rule in self._choose(reply.call):
                 rule.action(reply)
 
 
 def _with_field(frame: bytes, offset: int, size: int, value: int) -> bytes:
-    """Change a field of a message's header."""
+    """Return a message with a field of its header changed."""
     return frame[:offset] + value.to_bytes(size, "little") + frame[offset + size :]

@@ -1,4 +1,4 @@
-"""Sending without waiting: what a stream does not take at once goes out later, in order."""
+"""Sending without waiting: what a stream does not accept at once is sent later, in order."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from uvm.backends.fake.streams import FakeStream
 
 @define(eq=False)
 class Outlet:
-    """Sends on a connection of the guest. There is no task for it unless something has to wait.
+    """Sends on a connection of the guest. It has a task only while data waits.
 
-    Nothing goes out while the VM is paused. As in the real guest, what waits for a host that does not read is
-    not bounded by the guest; the host's requests bound it.
+    Nothing is sent while the VM is paused. As in the real guest, what waits for a host that does not read is
+    bounded only by the host's requests.
     """
 
     stream: FakeStream
@@ -26,7 +26,7 @@ class Outlet:
     _backlog: deque[bytes] | None = field(default=None, init=False)
 
     def send(self, data: bytes) -> None:
-        """Send, now or later; what cannot be sent since the connection ended is lost."""
+        """Send, now or later; what cannot be sent when the connection has ended is lost."""
         if self._backlog is not None:
             self._backlog.append(data)
             return
@@ -49,6 +49,6 @@ class Outlet:
                 await self._vm.until_running()
                 await self.stream.send(backlog.popleft())
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            return  # the connection ended; so does what was to be sent
+            return  # the connection ended; what was to be sent is lost
         finally:
             self._backlog = None

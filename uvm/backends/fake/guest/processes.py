@@ -1,4 +1,4 @@
-"""The processes of the fake guest: how one runs, ends, and is signalled and waited for."""
+"""The processes of the fake guest: how they run, exit, and are signalled and waited for."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SIGPIPE: Final = 13
 SIGTERM: Final = 15
 _SIGWINCH: Final = 28
 
-#: Signals that do nothing unless they are handled: those that are ignored by default, and those that stop a
-#: process and let it go on, which the fake does not do.
+#: Signals that do nothing unless they are handled: those that are ignored by default, and those that stop and
+#: continue a process, which the fake does not model.
 _HARMLESS: Final = frozenset({17, 18, 19, 20, 21, 22, 23, _SIGWINCH})
 
-#: How Windows processes end: of a console signal (STATUS_CONTROL_C_EXIT), and when they are terminated.
+#: Exit codes of Windows processes: after a console signal (STATUS_CONTROL_C_EXIT), and when terminated.
 _CONTROL_C_EXIT: Final = 0xC000013A
 _TERMINATED: Final = 1
 
-#: What a guest's runtime reports of an external process that died of a signal (Go's -1).
+#: The exit code that a guest reports of an external process killed by a signal (Go's -1).
 _UNKNOWN_EXIT: Final = 0xFFFFFFFF
 
 
@@ -42,10 +42,10 @@ class GuestProcess:
     :ivar view: what its program sees.
     :ivar external: it runs in no container.
     :ivar started: it has a task, or had one.
-    :ivar alive: its program has not ended. Then its exit is told as soon as its streams are done.
-    :ivar exit_code: None while nobody may know it.
+    :ivar alive: its program runs. Its exit is reported after that, once its streams are done.
+    :ivar exit_code: None until its exit is reported.
     :ivar on_exit: called when it has exited, before those that wait for it.
-    :ivar on_release: called once, when somebody who waited has been told: then its guest forgets it.
+    :ivar on_release: called once, when its exit was reported to a waiter: then its guest forgets it.
     """
 
     view: FakeProcess
@@ -63,7 +63,7 @@ class GuestProcess:
 
     @property
     def pid(self) -> int:
-        """Its id, which is its own in the whole guest."""
+        """The process id, unique in the guest."""
         return self.view.pid
 
     async def run(self, program: Program) -> None:
@@ -80,39 +80,39 @@ class GuestProcess:
             self.alive = False
             await self._finish_streams()
         finally:
-            # Without a code where nobody runs the guest any more: then nothing in it goes on.
+            # Without a code if the guest does not run any more: then no process of it continues.
             self.alive = False
             self._close_streams()
             self.exited(self._death(SIGKILL) if code is None else code)
 
     def exited(self, code: int) -> None:
-        """Tell everybody that waits."""
+        """Report the exit to all waiters."""
         self.alive = False
         self.exit_code = code
         self.on_exit(self)
         waiting, self._waiting = self._waiting, []
-        for tell in waiting:
-            tell(code)
+        for report in waiting:
+            report(code)
         if waiting:
             self.release()
 
-    def when_exited(self, tell: Callable[[int], None]) -> None:
-        """Have a function called with the exit code, which is not known yet."""
-        self._waiting.append(tell)
+    def when_exited(self, report: Callable[[int], None]) -> None:
+        """Call a function with the exit code, once it is known."""
+        self._waiting.append(report)
 
-    def forget(self, tell: Callable[[int], None]) -> None:
-        """Do not call a function after all."""
-        if tell in self._waiting:
-            self._waiting.remove(tell)
+    def forget(self, report: Callable[[int], None]) -> None:
+        """Remove a function that waits for the exit code."""
+        if report in self._waiting:
+            self._waiting.remove(report)
 
     def release(self) -> None:
-        """Somebody has been told the exit code."""
+        """Release it: its exit was reported."""
         if not self._released:
             self._released = True
             self.on_release(self)
 
     def signal(self, signal: int | str) -> bool:
-        """Signal it; False where it has ended."""
+        """Signal it, and return whether its program runs."""
         if not self.alive:
             return False
         handler = self.view.handlers.get(signal)
@@ -130,7 +130,7 @@ class GuestProcess:
         return True
 
     def resize(self, height: int, width: int) -> None:
-        """Change the size of its terminal, which it has, and tell it (SIGWINCH)."""
+        """Change the size of its terminal, and signal that (SIGWINCH)."""
         terminal = self.view.terminal
         assert terminal is not None
         terminal.height, terminal.width = height, width
@@ -161,13 +161,13 @@ class GuestProcess:
         try:
             await self.view.stderr.send(text.encode(errors="backslashreplace"))
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            return  # nobody reads it
+            return  # it has no reader
 
     def _death(self, signal: int | str) -> int:
         return died_of(signal, os=self.view.vm.os, external=self.external)
 
     async def _finish_streams(self) -> None:
-        """End the streams; what the runtime of a container relays, it sees read to the end first."""
+        """End the streams; the runtime of a container waits until what it relays was read."""
         self.view.stdin.close()
         if self.external or self.view.vm.os == "windows":
             return

@@ -18,7 +18,7 @@ from uvm.backend import JSON
 from uvm.backends.fake.calls import Call
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.exchange import Exchange
-from uvm.backends.fake.guest.boot import boot_plan, take_entropy
+from uvm.backends.fake.guest.boot import boot_plan
 from uvm.backends.fake.guest.containers import Container
 from uvm.backends.fake.guest.execution import Command, attach_streams, close_streams
 from uvm.backends.fake.guest.log import LAST_WORDS_SECONDS, GuestLog
@@ -28,7 +28,7 @@ from uvm.backends.fake.guest.misbehaviour import Misbehaviour, Reply
 from uvm.backends.fake.guest.outlet import Outlet
 from uvm.backends.fake.guest.processes import GuestProcess
 from uvm.backends.fake.guest.programs import FakeProcess, Program, Programs
-from uvm.backends.fake.streams import FakeStream
+from uvm.backends.fake.streams import ENDED, FakeStream
 from uvm.errors import BridgeClosedError, GuestError, HostError, WireError
 from uvm.hresult import HResult
 from uvm.schema.gcs import (
@@ -67,12 +67,12 @@ class GuestEnvironment:
 class GuestService:
     """The compute service of one VM's guest. Its state outlives its connections.
 
-    :ivar processes: everything that runs in the guest, by process id.
+    :ivar processes: all processes that run in the guest, by process id.
     :ivar external: the processes outside of containers whose exit was not reported yet.
     :ivar containers: the containers, by id.
     :ivar entropy: the random bytes that a Linux guest received from the host when it booted.
     :ivar log: its log, for the host to read.
-    :ivar log_settings: what the host last told a Windows guest's log forwarding service to record.
+    :ivar log_settings: the latest settings of a Windows guest's log forwarding service, from the host.
     :ivar watchers: called in place of a notification, by the id of the container that exited.
     :ivar phase: the state of a Windows guest: ``new``, ``created`` or ``started`` by the host.
     """
@@ -220,7 +220,11 @@ class GuestService:
 
     async def _boot(self) -> None:
         if self._plan.entropy:
-            self.entropy = await take_entropy(await self.vm.dial_when_listening(self._plan.entropy))
+            stream = await self.vm.dial_when_listening(self._plan.entropy)
+            try:
+                self.entropy = await stream.receive_all()
+            finally:
+                stream.close()
         if self._plan.output:
             self.log.open(await self.vm.dial_when_listening(self._plan.output))
         self._booted = True
@@ -242,7 +246,7 @@ class GuestService:
                     await self.vm.until_running()
                 for request in side.receive(data):
                     self._take(Incoming(*request, side, self.vm.os == "windows"))
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        except ENDED:
             return
         except WireError as e:
             self.log.line(f"bridge: {e}", level="error")
@@ -430,17 +434,17 @@ class GuestService:
             return None
         limit = anyio.CancelScope()
 
-        def tell(code: int) -> None:
+        def report(code: int) -> None:
             limit.cancel()
             self.answer(request, {"ExitCode": code})
 
         async def expire() -> None:
             with limit:
                 await anyio.sleep(wanted.timeout_in_ms / 1000)
-                process.forget(tell)
+                process.forget(report)
                 self.refuse(request, request.refuse(HResult.ERROR_VMCOMPUTE_TIMEOUT))
 
-        process.when_exited(tell)
+        process.when_exited(report)
         self.spawn(expire)
         return None
 

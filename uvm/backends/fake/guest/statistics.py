@@ -1,4 +1,4 @@
-"""What the fake guest tells of the use of its containers: numbers that follow from the fake's clock."""
+"""Statistics of containers in the fake guest: numbers that follow from the fake's clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uvm.backends.fake.guest.containers import Container, LinuxContainer
 
 _PROCESS_BYTES: Final = 1 << 20
 _CACHE_BYTES: Final = 4096
-#: What cgroups call no limit.
+#: The limit that means none in cgroups.
 _NO_LIMIT: Final = 0x7FFFFFFFFFFFF000
 #: Nanoseconds of processor time for each tick (100 ns) of the clock: one per cent.
 _NS_PER_TICK: Final = 1
@@ -56,7 +56,7 @@ def _at(value: Any, *path: str) -> Any:
 
 
 def windows_statistics(container: Container, clock: FakeClock) -> JSON:
-    """Return the statistics of a Windows container, as the HCS schema has them."""
+    """Return the statistics of a Windows container, in the form of the HCS schema."""
     used = len(container.pids) * _PROCESS_BYTES
     return {
         "Timestamp": clock.timestamp(),

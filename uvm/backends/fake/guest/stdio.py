@@ -12,7 +12,7 @@ from uvm.backends.fake.streams import FakeStream
 
 @define(eq=False)
 class Terminal:
-    """The terminal of a program, in characters. Nobody edits lines, and input is not echoed."""
+    """The terminal of a program, its size in characters. Lines are not edited, and input is not echoed."""
 
     height: int = 0
     width: int = 0
@@ -20,7 +20,7 @@ class Terminal:
 
 @define(eq=False)
 class ProcessInput:
-    """The standard input of a program; at its end from the start where the host gave none."""
+    """The standard input of a program; empty if the host connected none."""
 
     _vm: GuestMachine
     _stream: FakeStream | None
@@ -46,17 +46,17 @@ class ProcessInput:
             raise StopAsyncIteration from None
 
     def close(self) -> None:
-        """Take no more; what the host sends then fails."""
+        """Close it; the host cannot send any more."""
         if self._stream is not None:
             self._stream.close()
 
 
 @define(eq=False)
 class ProcessOutput:
-    """An output stream of a program; what is sent is dropped where the host does not want it.
+    """An output stream of a program; what is sent is dropped if the host connected none.
 
-    A program that sends to a stream whose reader is gone gets anyio.BrokenResourceError; where it lets that
-    out, it dies as of SIGPIPE.
+    Sending to a stream whose reader has closed raises anyio.BrokenResourceError; a program that does not
+    catch it is killed as by SIGPIPE.
     """
 
     _vm: GuestMachine
@@ -64,7 +64,7 @@ class ProcessOutput:
     _terminal: bool = False
 
     async def send(self, item: bytes) -> None:
-        """Send all of it; waits while the reader is far behind. A terminal puts a CR before each LF."""
+        """Send an item; waits while the reader is far behind. A terminal puts a CR before each LF."""
         if self._vm.state == "Paused":
             await self._vm.until_running()
         if self._stream is None:
@@ -79,11 +79,7 @@ class ProcessOutput:
 
     async def finish(self) -> None:
         """End it, and wait until the reader has closed it."""
-        if self._stream is None:
-            return
-        try:
+        if self._stream is not None:
             await self._stream.send_eof()
-            while True:
-                await self._stream.receive()
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            await self._stream.receive_all()
             self._stream.close()

@@ -72,7 +72,7 @@ class LinuxGuest(FakeGuest):
         wanted = request.parse(LCOWMappedVirtualDisk)
         disk = self._disk_at(wanted.controller, wanted.lun)
         if disk is None:
-            # The real guest waits for the device until the host gives up.
+            # The real guest waits for the device until the host stops waiting.
             raise request.fail(f"there is no disk {wanted.controller}:{wanted.lun}")
         if request.action == "Remove":
             self.unmount(request, wanted.mount_path, disk)
@@ -131,9 +131,9 @@ class LinuxGuest(FakeGuest):
     def _check_layers(self, request: GuestRequest, layers: list[str], scratch: str) -> None:
         if not layers:
             raise request.fail("an overlay needs a layer")
-        nowhere = [path for path in layers if not self.exists(path)]
-        if nowhere:
-            raise request.fail(f"{nowhere[0]}: no such file or directory")
+        missing = [path for path in layers if not self.exists(path)]
+        if missing:
+            raise request.fail(f"{missing[0]}: no such file or directory")
         if not scratch:
             return
         on = self.mount_of(scratch)

@@ -1,4 +1,4 @@
-"""What the fake Linux guest looks at of an OCI runtime specification."""
+"""The parts of an OCI runtime specification that the fake Linux guest reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class OCIConsoleSize(Model):
 
 
 class OCIUser(Model):
-    """Who runs a process."""
+    """The user that runs a process."""
 
     username: str = named("username", default="")
     uid: int = named("uid", default=0)
@@ -34,7 +34,7 @@ class OCIProcess(Model):
     user: OCIUser | None = named("user", default=None)
 
     def command(self) -> Command:
-        """Return what to run."""
+        """Return the command to run."""
         size = self.console_size or OCIConsoleSize()
         user = self.user or OCIUser()
         return Command(
@@ -47,7 +47,7 @@ class OCIProcess(Model):
 
 
 class OCISpec(Model):
-    """A container. hcsshim's guest dies of one without these."""
+    """A container. hcsshim's guest crashes on one without these."""
 
     process: OCIProcess | None = named("process", default=None)
     root: Any = named("root", default=None)

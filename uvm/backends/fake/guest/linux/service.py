@@ -50,7 +50,7 @@ def _command(request: Incoming, parameters: LinuxProcessParameters) -> Command:
         except ValueError:
             text = f'failed to parse command line string "{parameters.command_line}": invalid command line'
             raise request.refuse(HResult.E_FAIL, text) from None
-    # A terminal of the guest itself has no size at first, whatever the host asked for.
+    # A terminal of the guest itself has no size at first, not even the one that the host asked for.
     terminal = Terminal() if parameters.emulate_console else None
     return Command(
         tuple(args), parameters.environment, parameters.working_directory, parameters.user, terminal
@@ -249,7 +249,7 @@ class LinuxService(GuestService):
 
     def on_delete_container_state(self, request: Incoming) -> JSON:
         container = self._container(request, request.read(RequestBase).container_id)
-        # The guest forgets it whatever runc answers.
+        # The guest forgets it even if runc refuses.
         del self.containers[container.id]
         if container.status == "running":
             raise request.fail(HResult.HCS_E_INVALID_STATE, "container not stopped")

@@ -6,7 +6,7 @@ from __future__ import annotations
 def split_command_line(line: str) -> list[str]:
     """Split a command line as Windows programs do: the inverse of :func:`subprocess.list2cmdline`.
 
-    Backslashes stand for themselves, except before a quote, where two make one and an odd one escapes it.
+    Backslashes stand for themselves, except before a quote: there two make one, and an odd one escapes it.
     """
     args: list[str] = []
     word: str | None = None
