@@ -15,7 +15,7 @@ import pytest
 from uvm._gcs.unix import _Sockets, connect_unix, listen_unix
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._wire.frames import GuestSide, Procedure, parse
-from uvm._wire.ports import LINUX_GCS_PORT
+from uvm._wire.ports import LINUX_GCS_PORT, vsock_service_id
 from uvm.errors import BridgeClosedError, HostPathError, NotSupportedError
 
 pytestmark = [
@@ -225,7 +225,7 @@ async def test_a_second_guest_is_not_listened_to(path: Path) -> None:
 
 async def test_sockets_are_removed_also_in_a_cancelled_scope(path: Path) -> None:
     sockets = _Sockets(str(path))
-    listener = await sockets.listen_to_port(7)
+    listener = await sockets.listen(vsock_service_id(7))
     with anyio.CancelScope() as scope:
         scope.cancel()
         await listener.aclose()

@@ -45,7 +45,7 @@ from uvm._gcs.calls import Call, Calls
 from uvm._guest.clock import GuestClock
 from uvm._guest.quotes import without_quotes
 from uvm._guest.stdio import close_quietly
-from uvm._wire.frames import HEADER_SIZE, MAX_MESSAGE_SIZE, Notification, Response, procedure_name
+from uvm._wire.frames import HEADER_SIZE, Notification, Response, procedure_name
 from uvm.backend import BROKEN_STREAM, ByteStream
 from uvm.errors import BridgeClosedError, WireError
 from uvm.schema.gcs import ContainerNotification, ResponseBase
@@ -72,7 +72,6 @@ class Bridge:
     :param notify: called with each notification of the guest, in order, between the answers. What it raises
         closes the bridge.
     :param rpc_timeout_seconds: how long a call may take unless it says something else.
-    :param max_message_size: the largest message to take from the guest, in bytes.
     :param clock: what the limits are measured by.
     :ivar closed: it is closed, for good.
     :ivar connected: a stream is served, and the greeting on it is done.
@@ -88,14 +87,13 @@ class Bridge:
         *,
         notify: Callable[[ContainerNotification], None],
         rpc_timeout_seconds: float = 300.0,
-        max_message_size: int = MAX_MESSAGE_SIZE,
         clock: GuestClock | None = None,
     ) -> None:
         self.on_resume: dict[object, Callable[[], None]] = {}
         self._name = name
         self._notify = notify
         self._rpc_timeout_seconds = rpc_timeout_seconds
-        self.calls = Calls(max_message_size)
+        self.calls = Calls()
         self._clock = clock or GuestClock()
         self.closed = False
         self._cause: BaseException | None = None
@@ -285,7 +283,8 @@ class Bridge:
         except BROKEN_STREAM as e:
             self._drop(e)
         except Exception as e:
-            # A stream of another backend may raise anything; the owner's tasks are not to end by it.
+            # The guest broke the protocol, or the one to be notified failed; and a stream of another backend
+            # may raise anything. The owner's tasks are not to end by it.
             self.close(e)
         finally:
             # Neither dropped nor closed: run is cancelled.
@@ -300,18 +299,15 @@ class Bridge:
         return None
 
     def _take(self, data: bytes) -> None:
-        try:
-            for message in self.calls.host.receive(data):
-                if self.closed:
-                    return
-                if _log.isEnabledFor(logging.DEBUG):
-                    self._trace_received(message)
-                if isinstance(message, Response):
-                    self.calls.answer(message)
-                else:
-                    self._notify(_notification(message))
-        except Exception as e:
-            self.close(e)
+        for message in self.calls.host.receive(data):
+            if self.closed:
+                return
+            if _log.isEnabledFor(logging.DEBUG):
+                self._trace_received(message)
+            if isinstance(message, Response):
+                self.calls.answer(message)
+            else:
+                self._notify(_notification(message))
 
     async def _write(self, stream: ByteStream) -> None:
         try:

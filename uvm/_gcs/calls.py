@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
@@ -165,18 +166,17 @@ class Call:
 class Calls:
     """The calls that have not ended.
 
-    :param max_message_size: the largest message to take from the guest.
     :ivar host: the host's end of the connection: it takes the bytes of the guest.
     """
 
     __slots__ = ("_open", "_queued", "_urgent", "host")
 
-    def __init__(self, max_message_size: int) -> None:
-        self.host = HostSide(max_message_size)
+    def __init__(self) -> None:
+        self.host = HostSide()
         self._open: dict[int, Call] = {}
         # Queues that a call can leave at any place.
-        self._queued: dict[int, Call] = {}
-        self._urgent: dict[int, Call] = {}
+        self._queued: OrderedDict[int, Call] = OrderedDict()
+        self._urgent: OrderedDict[int, Call] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -205,19 +205,13 @@ class Calls:
 
     def take(self, *, only_urgent: bool) -> list[Call]:
         """Take calls out of the queues, urgent ones first, for one send."""
-        queue = self._urgent or ({} if only_urgent else self._queued)
+        queue = self._urgent if self._urgent or only_urgent else self._queued
         taken: list[Call] = []
         size = 0
-        for call in queue.values():
+        while queue and size < _BATCH_BYTES:
+            _, call = queue.popitem(last=False)
             taken.append(call)
             size += len(call.data)
-            if size >= _BATCH_BYTES:
-                break
-        if len(taken) == len(queue):
-            queue.clear()
-            return taken
-        for call in taken:
-            del queue[call.id]
         return taken
 
     def answer(self, response: Response) -> None:

@@ -126,12 +126,8 @@ class ConnectedContainer:
 
     async def modify(self, request: JSON) -> None:
         """Have a ``ModificationRequest`` carried out."""
-        await self._link.bridge.call(
-            Procedure.MODIFY_SETTINGS,
-            ContainerModifySettingsRequest(container_id=self.id, request=request),
-            ResponseBase,
-            operation=self._operation("modify"),
-        )
+        body = ContainerModifySettingsRequest(container_id=self.id, request=request)
+        await self._ask(Procedure.MODIFY_SETTINGS, "modify", body)
 
     def check(self) -> None:
         """Ask the guest whether it has ended: the report of that may have been lost."""
@@ -170,13 +166,14 @@ class ConnectedContainer:
         self,
         procedure: Procedure,
         verb: str,
+        request: RequestBase | None = None,
         *,
         timeout_seconds: float | None = None,
         abandonable: bool = False,
     ) -> None:
         await self._link.bridge.call(
             procedure,
-            RequestBase(container_id=self.id),
+            request or RequestBase(container_id=self.id),
             ResponseBase,
             operation=self._operation(verb),
             timeout_seconds=timeout_seconds,

@@ -115,7 +115,9 @@ class Containers:
             # A guest that does not say which of them.
             handle = self._taken.get(container_id)
         if handle is not None:
-            self._end(handle, report)
+            exit = ContainerExit(printable(report.type), report.result & 0xFFFFFFFF, report.result_info)
+            _log.info("%s: container %s has exited: %s", self._link.name, handle.id, exit.type)
+            handle.exit.report(exit)
         elif container_id in self._taken:
             _log.debug("%s: the report of an exit came late, or again: %s", self._link.name, container_id)
             self._taken[container_id].check()
@@ -123,11 +125,6 @@ class Containers:
             raise WireError(
                 "the guest reported the exit of a container that is not there: " + printable(container_id)
             )
-
-    def _end(self, handle: ConnectedContainer, report: ContainerNotification) -> None:
-        exit = ContainerExit(printable(report.type), report.result & 0xFFFFFFFF, report.result_info)
-        _log.info("%s: container %s has exited: %s", self._link.name, handle.id, exit.type)
-        handle.exit.report(exit)
 
     def lose(self) -> None:
         """Lose them all: the connection has closed, so that no exit is reported any more."""

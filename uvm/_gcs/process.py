@@ -74,9 +74,9 @@ class ConnectedProcess(ExitWatch):
         call = partial(self._link.bridge.call, Procedure.RESIZE_CONSOLE, request, ResponseBase)
         await call(operation=operation, abandonable=True)
 
-    async def start_helper(self, *args: str) -> Process:
-        """Start a process of the guest itself, without streams."""
-        return await start_process(self._link, HOST_CONTAINER_ID, Launch.of_helper(self._link.os, args))
+    async def start_helper(self, launch: Launch) -> Process:
+        """Start a process of the guest itself."""
+        return await start_process(self._link, HOST_CONTAINER_ID, launch)
 
 
 async def start_process(link: GuestLink, container_id: str, launch: Launch) -> Process:

@@ -20,7 +20,7 @@ from attrs import define, field
 from uvm._async import bare_task_group
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
-from uvm._wire.ports import LINUX_GCS_PORT, vsock_port
+from uvm._wire.ports import LINUX_GCS_PORT, vsock_port, vsock_service_id
 from uvm.backend import ByteStream
 from uvm.errors import BridgeClosedError, HostPathError
 from uvm.schema.guest import TimeZoneInformation
@@ -94,7 +94,7 @@ def listen_unix(
 
     async def accept() -> ByteStream:
         if not listening:
-            listening.append(await sockets.listen_to_port(LINUX_GCS_PORT))
+            listening.append(await sockets.listen(vsock_service_id(LINUX_GCS_PORT)))
             if on_listening is not None:
                 await on_listening()
         stream = await listening[0].accept()
@@ -139,13 +139,9 @@ class _Sockets:
     open: dict[_UnixListener, None] = field(factory=dict)
 
     async def listen(self, service_id: str) -> _UnixListener:
-        """Listen for the guest to dial the port of a service."""
+        """Listen for the guest to dial the port of a service; HostPathError where no socket can be made."""
         port = vsock_port(service_id)
         assert port is not None, "the ports of processes have services of their own"
-        return await self.listen_to_port(port)
-
-    async def listen_to_port(self, port: int) -> _UnixListener:
-        """Listen for the guest to dial a port; HostPathError where no socket can be made."""
         path = os.fspath(self.path_of(port)) if self.path_of else f"{self.base}_{port}"
         try:
             # A thread makes it, also for a caller who has left.

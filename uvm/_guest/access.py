@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import anyio.abc
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, field, fields, frozen
 
 from uvm._guest.clock import GuestClock
 from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
 from uvm.errors import BridgeClosedError, NotSupportedError
+from uvm.schema.field import JSON_NAME, named
 
 T = TypeVar("T")
 
@@ -28,24 +29,17 @@ class GuestFeatures:
     :ivar log_forwarding: sending its logs to the host. Windows only.
     """
 
-    signal_process: bool = False
-    delete_container_state: bool = False
-    dump_stacks: bool = False
-    namespace_add: bool = False
-    host_process_container: bool = False
-    log_forwarding: bool = False
+    signal_process: bool = named("SignalProcessSupported", default=False)
+    delete_container_state: bool = named("DeleteContainerStateSupported", default=False)
+    dump_stacks: bool = named("DumpStacksSupported", default=False)
+    namespace_add: bool = named("NamespaceAddRequestSupported", default=False)
+    host_process_container: bool = named("HostProcessContainerSupported", default=False)
+    log_forwarding: bool = named("LogForwardingSupported", default=False)
 
     @classmethod
     def of(cls, capabilities: Mapping[str, Any]) -> GuestFeatures:
         """Read them from a guest's ``GuestDefinedCapabilities``; what is not ``true`` is not there."""
-        return cls(
-            signal_process=capabilities.get("SignalProcessSupported") is True,
-            delete_container_state=capabilities.get("DeleteContainerStateSupported") is True,
-            dump_stacks=capabilities.get("DumpStacksSupported") is True,
-            namespace_add=capabilities.get("NamespaceAddRequestSupported") is True,
-            host_process_container=capabilities.get("HostProcessContainerSupported") is True,
-            log_forwarding=capabilities.get("LogForwardingSupported") is True,
-        )
+        return cls(**{f.name: capabilities.get(f.metadata[JSON_NAME]) is True for f in fields(cls)})
 
 
 class Caller(Protocol):

@@ -70,8 +70,8 @@ class ProcessHandle(Protocol):
     async def has_exited(self) -> bool:
         """Ask whether it has exited."""
 
-    async def start_helper(self, *args: str) -> Process:
-        """Start a process of the guest itself, without streams."""
+    async def start_helper(self, launch: Launch) -> Process:
+        """Start a process of the guest itself."""
 
 
 @final
@@ -251,7 +251,8 @@ class Process(anyio.abc.AsyncResource):
         )
 
     async def _run_helper(self, *args: str) -> int:
-        helper = await self._handle.start_helper(*args)
+        launch = Launch(args, host_process(Command(args), self._guest.os))
+        helper = await self._handle.start_helper(launch)
         # It stands for one answer of the guest, and has as long as that.
         seconds = self._guest.timeouts.rpc_seconds
         with self._guest.clock.move_on_after(seconds):
@@ -280,11 +281,6 @@ class Launch:
         self.parameters.create_std_in_pipe = self.pipes.get("stdin", False)
         self.parameters.create_std_out_pipe = self.pipes.get("stdout", False)
         self.parameters.create_std_err_pipe = self.pipes.get("stderr", False)
-
-    @classmethod
-    def of_helper(cls, os: str, args: tuple[str, ...]) -> Launch:
-        """Return a process of the guest itself, without streams."""
-        return cls(args, host_process(Command(args), os))
 
     def text(self) -> str:
         """Return the parameters as JSON text; OptionsError where they hold what JSON has no form for."""

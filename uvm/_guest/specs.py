@@ -132,13 +132,6 @@ def check_size(height: object, width: object) -> None:
             raise OptionsError(f"the {what} of a terminal is 1 to {MAX_TERMINAL_SIZE}, not {value!r}")
 
 
-def check_container_id(container_id: object) -> None:
-    """Check the id of a container to be made; raises OptionsError."""
-    check_text("the id of a container", container_id)
-    if not container_id:
-        raise OptionsError("the id of a container is empty")
-
-
 # Processes.
 
 

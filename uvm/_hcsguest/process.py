@@ -185,9 +185,8 @@ class RelayedProcess(Relayed[int]):
                 raise
             _log.debug("the input of process %d: %s", self.pid, error)
 
-    async def start_helper(self, *args: str) -> Process:
-        """Start a process of the guest itself, without streams."""
-        launch = Launch.of_helper(self._access.os, args)
+    async def start_helper(self, launch: Launch) -> Process:
+        """Start a process of the guest itself."""
         return await self._ask(partial(start_relayed, self._access, launch))
 
     def doubt(self) -> None:

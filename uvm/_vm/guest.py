@@ -12,7 +12,7 @@ from uvm._guest.access import GuestFeatures
 from uvm._guest.container import Container
 from uvm._guest.process import Process
 from uvm._guest.run import ProcessHost
-from uvm._guest.specs import Command, check_container_id, linux_container, with_namespace
+from uvm._guest.specs import Command, linux_container, with_namespace
 from uvm._hcsguest.guest import RelayGuest
 from uvm._vm.base import Part
 from uvm._vm.layers import LCOW_CONTAINERS, RootFileSystem
@@ -102,7 +102,6 @@ class GuestServices(Part, ProcessHost):
         self, container_id: str, spec: Mapping[str, Any] | HostedSystem, root: RootFileSystem | None
     ) -> Container:
         guest = self._asked
-        check_container_id(container_id)
         if self._context.plan.os == "windows":
             if root is not None:
                 raise OptionsError(
