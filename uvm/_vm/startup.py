@@ -42,16 +42,7 @@ from uvm._hcsguest.access import RelayAccess
 from uvm._hcsguest.guest import NoGuest, RelayGuest
 from uvm._vm.creation import security_policy_request
 from uvm._vm.logforwarding import set_log_sources, start_log_forwarding
-from uvm._wire.ports import (
-    LINUX_ENTROPY_PORT,
-    LINUX_GCS_PORT,
-    LINUX_LOG_PORT,
-    PARENT_ADDRESS,
-    WINDOWS_GCS_SERVICE,
-    WINDOWS_LOG_SERVICE,
-    WINDOWS_SIDECAR_SERVICE,
-    vsock_service_id,
-)
+from uvm._wire import ports
 from uvm.backend import BROKEN_STREAM, ByteStream, Guest, Listener
 from uvm.errors import UVMError
 from uvm.options import LCOWOptions, WCOWOptions
@@ -98,14 +89,14 @@ class GuestStartup:
         """Listen to what the guest dials, and serve the channels of the boot."""
         options = self.context.options
         if isinstance(options, LCOWOptions):
-            entropy = await self._listen(vsock_service_id(LINUX_ENTROPY_PORT))
+            entropy = await self._listen(ports.vsock_service_id(ports.LINUX_ENTROPY_PORT))
             assert self.channels is not None
             self.channels.start_soon(partial(give_entropy, entropy, name=self.context.vm_id))
             if options.forward_stdout or options.forward_stderr:
-                await self._forward_output(vsock_service_id(LINUX_LOG_PORT), again=False)
+                await self._forward_output(ports.vsock_service_id(ports.LINUX_LOG_PORT), again=False)
         elif options.log_forwarding:
             # A Windows guest dials again whenever its log service is restarted.
-            await self._forward_output(WINDOWS_LOG_SERVICE, again=True)
+            await self._forward_output(ports.WINDOWS_LOG_SERVICE, again=True)
         if self._is_ours:
             self._service = await self._listen(_service_id(options))
 
@@ -219,7 +210,7 @@ class GuestStartup:
         await connection.start_guest(time_zone)
         # HCS does this itself if the connection is its own (uvm/start.go).
         addresses = HvSocketAddress(
-            local_address=context.link.system.runtime_id, parent_address=PARENT_ADDRESS
+            local_address=context.link.system.runtime_id, parent_address=ports.PARENT_ADDRESS
         )
         request = ModificationRequest(
             request_type=UPDATE, resource_type=RESOURCE_HV_SOCKET, settings=addresses
@@ -280,5 +271,5 @@ def _uses_guest_connection(options: LCOWOptions | WCOWOptions) -> bool:
 
 def _service_id(options: LCOWOptions | WCOWOptions) -> str:
     if isinstance(options, LCOWOptions):
-        return vsock_service_id(LINUX_GCS_PORT)
-    return WINDOWS_SIDECAR_SERVICE if options.security_policy_enabled else WINDOWS_GCS_SERVICE
+        return ports.vsock_service_id(ports.LINUX_GCS_PORT)
+    return ports.WINDOWS_SIDECAR_SERVICE if options.security_policy_enabled else ports.WINDOWS_GCS_SERVICE

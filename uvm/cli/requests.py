@@ -9,16 +9,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from uvm._wire.ports import (
-    LINUX_ENTROPY_PORT,
-    LINUX_GCS_PORT,
-    LINUX_LOG_PORT,
-    WINDOWS_GCS_SERVICE,
-    WINDOWS_LOG_SERVICE,
-    WINDOWS_SIDECAR_SERVICE,
-    vsock_port,
-    vsock_service_id,
-)
+from uvm._wire import ports
 from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Style, Terminal
 from uvm.schema.gcs import HOST_CONTAINER_ID
@@ -49,12 +40,12 @@ _OTHERS: Final = {"ImageFormat", "RequestType", "Type", "vm"}
 _LEFT_OUT: Final = _PLACES | _NAMES | _SECRETS | _OF_NETWORKS | _OF_SHARES | _OF_POLICIES | _OTHERS
 _ADDRESSES: Final = {"IPConfigs", "IpConfigurations"}
 _SERVICES: Final = {
-    vsock_service_id(LINUX_ENTROPY_PORT): "for the guest's entropy",
-    vsock_service_id(LINUX_LOG_PORT): "for the guest's log",
-    vsock_service_id(LINUX_GCS_PORT): "for the guest",
-    WINDOWS_LOG_SERVICE: "for the guest's log",
-    WINDOWS_GCS_SERVICE: "for the guest",
-    WINDOWS_SIDECAR_SERVICE: "for the guest",
+    ports.vsock_service_id(ports.LINUX_ENTROPY_PORT): "for the guest's entropy",
+    ports.vsock_service_id(ports.LINUX_LOG_PORT): "for the guest's log",
+    ports.vsock_service_id(ports.LINUX_GCS_PORT): "for the guest",
+    ports.WINDOWS_LOG_SERVICE: "for the guest's log",
+    ports.WINDOWS_GCS_SERVICE: "for the guest",
+    ports.WINDOWS_SIDECAR_SERVICE: "for the guest",
 }
 
 
@@ -144,7 +135,7 @@ def _command(document: Any) -> Iterator[str]:
 def _service(document: Any) -> str:
     """Name the service that the host listens to."""
     service_id = str(_at(document, "ServiceId") or "")
-    port = vsock_port(service_id)
+    port = ports.vsock_port(service_id)
     return _SERVICES.get(service_id) or (f"vsock port {port}" if port is not None else shorten(service_id))
 
 
