@@ -43,7 +43,13 @@ ISOLATED: dict[str, Any] = PLAIN | {
     "bundle_directory": r"C:\bundle",
     "vpmem_count": 0,
 }
-ON_SCSI: dict[str, Any] = PLAIN | {"vpmem_count": 0, "rootfs_type": "vhd", "dm_verity_create_args": "root"}
+ENFORCED: dict[str, Any] = PLAIN | {"security_policy_enabled": True}
+ON_SCSI: dict[str, Any] = PLAIN | {
+    "vpmem_count": 0,
+    "rootfs_type": "vhd",
+    "dm_verity_mode": True,
+    "dm_verity_create_args": "root",
+}
 WINDOWS: dict[str, Any] = {"boot_files": BOOT}
 CONFIDENTIAL: dict[str, Any] = {
     "boot_files": DISKS,
@@ -93,16 +99,20 @@ LINUX_ONLY: dict[str, tuple[dict[str, Any], Any]] = {
     "dm_verity_rootfs_vhd": (ISOLATED, "x"),
     "hcl_enabled": (ISOLATED, True),
     "extra_vsock_ports": (ISOLATED, [5]),
-    "dm_verity_mode": (ON_SCSI, True),
-    "dm_verity_create_args": (ON_SCSI | {"dm_verity_mode": True}, "x"),
+    "dm_verity_mode": (ISOLATED, True),
+    "dm_verity_create_args": (ON_SCSI, "x"),
+    "uvm_reference_info_file": (ENFORCED, "x"),
+    "uvm_hash_envelope_reference_info_file": (ENFORCED, "x"),
+    "security_policy_enforcer": (ENFORCED, "x"),
     "writable_overlay_dirs": (PLAIN | {"rootfs_type": "vhd"}, True),
 }
 WINDOWS_ONLY: dict[str, tuple[dict[str, Any], Any]] = {
     "boot_files": (WINDOWS, attrs.evolve(BOOT, os_files_path=r"C:\x")),
     "registry_values": (WINDOWS, [RegistryValue(hive="System", key="k")]),
     "dump_directory": (WINDOWS, r"C:\x"),
-    "uvm_reference_info_file": (WINDOWS, r"C:\x"),
-    "uvm_hash_envelope_reference_info_file": (WINDOWS, r"C:\x"),
+    "uvm_reference_info_file": (CONFIDENTIAL, r"C:\x"),
+    "uvm_hash_envelope_reference_info_file": (CONFIDENTIAL, r"C:\x"),
+    "security_policy_enforcer": (CONFIDENTIAL, "x"),
     "security_policy": (CONFIDENTIAL, POLICY),
     "guest_state_file": (CONFIDENTIAL, r"C:\x"),
     "bundle_directory": (CONFIDENTIAL, r"C:\x"),
@@ -121,7 +131,12 @@ WINDOWS_ONLY: dict[str, tuple[dict[str, Any], Any]] = {
 }
 #: Options that have no effect beside the others here.
 REFUSED = {
-    LCOWOptions: {"dump_directory", "disable_compartment_namespace", "use_guest_state_file"},
+    LCOWOptions: {
+        "dump_directory",
+        "disable_compartment_namespace",
+        "revoke_released_files",
+        "use_guest_state_file",
+    },
     WCOWOptions: {"scsi_controllers", "security_policy_enabled"},
 }
 #: Options that are read when the VM lives: what they decide has tests where it is done.

@@ -71,7 +71,6 @@ def make_options(random: Random, backend: FakeBackend, number: int) -> LCOWOptio
     common: dict[str, Any] = {
         "id": random.choice(("", f"vm{number}")),
         "no_writable_file_shares": random.random() < 0.1,
-        "revoke_released_files": random.random() < 0.5,
         "external_guest_connection": random.random() < 0.7,
     }
     if random.random() < 0.5:
@@ -84,6 +83,7 @@ def make_options(random: Random, backend: FakeBackend, number: int) -> LCOWOptio
             policy_based_routing=random.random() < 0.5,
             **common,
         )
+    common["revoke_released_files"] = random.random() < 0.5
     scratch = rf"C:\vms\{number}.vhdx"
     backend.files.add(scratch, size=MIB)
     boot = VmbFSBootFiles(

@@ -155,6 +155,13 @@ async def test_an_empty_directory_that_was_made_is_told_as_left() -> None:
         ({"use_guest_state_file": True}, "use_guest_state_file: no effect without guest_state_file"),
         ({"dump_directory": r"C:\shared"}, "dump_directory: no effect on a Linux guest"),
         ({"extra_vsock_ports": [5]}, "extra_vsock_ports: no effect"),
+        ({"revoke_released_files": True}, "revoke_released_files: no effect on a Linux guest"),
+        ({"bundle_directory": r"C:\bundle"}, "bundle_directory: no effect"),
+        ({"security_policy": "cG9saWN5"}, "security_policy: no effect"),
+        ({"uvm_reference_info_file": "x"}, "uvm_reference_info_file: no effect"),
+        ({"dm_verity_create_args": "x"}, "dm_verity_create_args: no effect"),
+        ({"writable_overlay_dirs": True, "rootfs_type": "initrd"}, "writable_overlay_dirs: no effect"),
+        ({"guest_log_level": "debug", "exec_command_line": "x"}, "guest_log_level: no effect"),
         ({"numa_preferred_physical_nodes": [1]}, "numa_preferred_physical_nodes: no effect"),
         ({"memory_mb": 0}, "memory_mb is 0"),
         ({"processors": 0}, "processors is 0"),
@@ -173,6 +180,8 @@ async def test_an_option_that_has_no_effect_creates_nothing(options: dict[str, A
     [
         ({"firmware_parameters": "x", "debug_data_path": r"C:\x"}, "firmware_parameters, debug_data_path"),
         ({"boot_files_root_path": r"C:\x"}, "boot_files_root_path: no effect"),
+        ({"security_policy": "cG9saWN5"}, "security_policy: no effect"),
+        ({"security_policy_enforcer": "x"}, "security_policy_enforcer: no effect"),
         ({"dump_directory": r"\dumps"}, "dump_directory: .* has no drive"),
     ],
 )

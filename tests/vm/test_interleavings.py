@@ -292,12 +292,11 @@ def _few_slots(plan: CreationPlan) -> CreationPlan:
 async def _example(choose: Choose) -> None:
     os = choose(["linux", "windows"], "os")
     options = host.OPTIONS[os](
-        revoke_released_files=choose([False, True], "revoke_released_files"),
         external_guest_connection=choose([True, False], "external_guest_connection"),
         **(
             {"vpmem_multi_mapping": choose([True, False], "packed"), "vpmem_count": 2}
             if os == "linux"
-            else {}
+            else {"revoke_released_files": choose([False, True], "revoke_released_files")}
         ),
     )
     concurrency = choose([Concurrency(), HCS_CONCURRENCY, Concurrency(2, 2, 2, 2, 2, 2, 2)], "concurrency")

@@ -53,6 +53,8 @@ NUMA = (
     "numa_processor_counts",
     "numa_memory_blocks",
 )
+#: What the guest's first request says beside the policy.
+_POLICY = ("security_policy_enforcer", "uvm_reference_info_file", "uvm_hash_envelope_reference_info_file")
 
 
 @frozen(kw_only=True)
@@ -235,6 +237,8 @@ class Options:
 
     def _without_effect(self, given: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], str]]:
         """Yield options that have no effect beside those that are given, and why."""
+        if not self.security_policy_enabled:
+            yield _POLICY, "without security_policy_enabled"
         if not given.get("numa_max_processors_per_node"):
             yield ("numa_max_memory_per_node_mb",), "without numa_max_processors_per_node"
             if not given.get("numa_mapped_physical_nodes"):

@@ -41,7 +41,14 @@ class PCIDevice(Checked):
     function: int = field(default=0, metadata=go("virtualFunctionIndex", whole(U16)))
 
 
-_ISOLATED = ("dm_verity_rootfs_vhd", "extra_vsock_ports", "hcl_enabled", "use_guest_state_file")
+_WINDOWS = ("dump_directory", "disable_compartment_namespace", "revoke_released_files")
+_ISOLATED = (
+    "bundle_directory",
+    "dm_verity_rootfs_vhd",
+    "extra_vsock_ports",
+    "hcl_enabled",
+    "use_guest_state_file",
+)
 _KERNEL = ("kernel_file", "kernel_direct", "kernel_boot_options", "rootfs_file", "vpci_enabled")
 _INIT = ("exec_command_line", "guest_log_level", "scrub_guest_logs", "disable_time_sync")
 _DISKS = ("writable_overlay_dirs", "dm_verity_create_args", "vpmem_size_bytes", "vpmem_multi_mapping")
@@ -154,12 +161,20 @@ class LCOWOptions(Options):
             decode_policy(self.security_policy)
 
     def _without_effect(self, given: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], str]]:
-        yield ("dump_directory", "disable_compartment_namespace"), "on a Linux guest"
-        if given.get("guest_state_file"):
+        yield _WINDOWS, "on a Linux guest"
+        yield from Options._without_effect(self, given)
+        if self.guest_state_file:
             yield _NOT_ISOLATED, "with guest_state_file, from which the VM boots"
-        else:
-            yield _ISOLATED, "without guest_state_file"
-            yield from Options._without_effect(self, given)
+            return
+        yield _ISOLATED, "without guest_state_file"
+        if not self.security_policy_enabled:
+            yield ("security_policy",), "without security_policy_enabled or guest_state_file"
+        if not self.dm_verity_mode:
+            yield ("dm_verity_create_args",), "without dm_verity_mode"
+        if self.rootfs_type in ("initrd", "none"):
+            yield ("writable_overlay_dirs", "dm_verity_mode"), f"with rootfs_type {self.rootfs_type!r}"
+        if self.exec_command_line is not None:
+            yield ("guest_log_level",), "with exec_command_line, which has its own arguments"
 
     @property
     def has_numa(self) -> bool:

@@ -102,7 +102,15 @@ class RegistryValue:
 
 _FIRMWARE = ("isolation_type", "disable_secure_boot", "firmware_parameters", "writable_efi")
 #: The options of confidential VMs alone.
-_CONFIDENTIAL = (*_FIRMWARE, "guest_state_file", "boot_files_root_path", "debug_mode", "debug_data_path")
+_CONFIDENTIAL = (
+    *_FIRMWARE,
+    "security_policy",
+    "guest_state_file",
+    "bundle_directory",
+    "boot_files_root_path",
+    "debug_mode",
+    "debug_data_path",
+)
 
 
 @frozen(kw_only=True)
