@@ -83,6 +83,19 @@ async def test_an_adapter_id_is_taken_however_it_is_spelled(spell: Callable[[str
 
 
 @pytest.mark.parametrize("os", ["linux", "windows"])
+async def test_ids_of_documents_are_sent_and_shown_in_one_spelling(os: str) -> None:
+    ids = [guid.upper() for guid in (NAMESPACE, ENDPOINT)]
+    async with running(lcow() if os == "linux" else wcow()) as run:
+        async with run.vm.network.add_namespace({"ID": f"{{{ids[0]}}}"}) as namespace:
+            lease = await namespace.add_endpoint({"ID": f"{{{ids[1]}}}"})
+            (adapter,) = run.vm.network.adapters
+            assert [namespace.id, lease.namespace_id, adapter.namespace_id] == ids[:1] * 3
+            assert [lease.endpoint_id, adapter.endpoint_id] == ids[1:] * 2
+        sent = str([each.call.document for each in run.sent()])
+        assert all(f"{{{each}" not in sent for each in ids)
+
+
+@pytest.mark.parametrize("os", ["linux", "windows"])
 @pytest.mark.parametrize("named", ["", ELSEWHERE, NAMESPACE.upper()])
 async def test_an_adapter_is_in_the_namespace_that_was_asked_for_whatever_its_endpoint_names(
     os: str, named: str

@@ -11,7 +11,7 @@ from uvm._async import Opening, errors_of, opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
-from uvm._names import guid_key
+from uvm._names import guid_key, guid_text
 from uvm.backend import JSON
 from uvm.devices.network import Adapter, Adapters, Namespaces, adapter_key
 from uvm.errors import NotAttachedError, OptionsError
@@ -126,7 +126,7 @@ class NetworkBus(Bus):
                 entry.slot,
                 endpoint.id,
                 endpoint.name,
-                entry.key.namespace_id,
+                endpoint.host_compute_namespace,
                 endpoint.mac_address,
                 tuple(f"{ip.ip_address}/{ip.prefix_length}" for ip in endpoint.ip_configurations),
             )
@@ -146,6 +146,7 @@ class NetworkBus(Bus):
         model = from_json(HostComputeNamespace, document)
         if not model.id:
             raise OptionsError("no network namespace was added: its document has no ID")
+        model.id = guid_text(model.id)
         key = guid_key(model.id)
         if self._namespaces.in_use(key):
             raise OptionsError(f"{self._context.vm_id} is in the network namespace {model.id} already")
@@ -181,7 +182,7 @@ class NetworkBus(Bus):
             namespace.abandon()
             raise
         await adapter
-        return AdapterLease(adapter, adapter.slot, model.id, namespace.slot)
+        return AdapterLease(adapter, adapter.slot, wanted.endpoint.id, namespace.slot)
 
     async def setup(self, namespace_id: str) -> NamespaceLease:
         """Put the VM into a namespace with all its endpoints; ``...eth0`` first, to be the guest's eth0.

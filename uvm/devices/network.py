@@ -87,9 +87,8 @@ class Adapter:
 
         hcsshim has the guest put it into the one of the document, or into none.
         """
-        if guid_key(endpoint.host_compute_namespace) != guid_key(namespace_id):
-            endpoint = endpoint.replaced(host_compute_namespace=namespace_id)
-        return cls(guid_text(nic_id), endpoint)
+        ids = {"id": guid_text(endpoint.id), "host_compute_namespace": namespace_id}
+        return cls(guid_text(nic_id), endpoint.replaced(**ids))
 
 
 def encap_overhead(endpoint: HostComputeEndpoint) -> int:
