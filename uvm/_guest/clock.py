@@ -66,7 +66,7 @@ class GuestLimit:
 
     def __init__(self, clock: GuestClock, deadline: float) -> None:
         self._clock = clock
-        self.scope = anyio.CancelScope()
+        self.scope: anyio.CancelScope = anyio.CancelScope()
         self.deadline = deadline
 
     @property

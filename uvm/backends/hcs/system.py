@@ -48,7 +48,7 @@ class HCSSystem:
         self._host = host
         self._handle = handle
         self.id: Final = handle.name
-        self.runtime_id = ""
+        self.runtime_id: str = ""
         self._registration = 0
         self._ended = anyio.Event()
         self._exit: ExitStatus | None = None

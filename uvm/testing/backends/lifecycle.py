@@ -52,13 +52,13 @@ class Resources:
     """What the host has for a VM: put there when this is made."""
 
     def __init__(self, host: Host) -> None:
-        self.disk = host.put_file("disk.vhdx")
-        self.layer = host.put_file("base.vhd")
-        self.scratch = host.put_file("scratch.vhdx")
-        self.shared = host.put_directory("shared")
-        self.layer_directory = host.put_directory("layer")
-        self.namespace = host.put_network(1).id
-        self.device = host.put_device("1")
+        self.disk: str = host.put_file("disk.vhdx")
+        self.layer: str = host.put_file("base.vhd")
+        self.scratch: str = host.put_file("scratch.vhdx")
+        self.shared: str = host.put_directory("shared")
+        self.layer_directory: str = host.put_directory("layer")
+        self.namespace: str = host.put_network(1).id
+        self.device: str = host.put_device("1")
 
 
 def devices(os: str, resources: Resources) -> dict[str, Acquire]:
