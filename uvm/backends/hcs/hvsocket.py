@@ -21,6 +21,7 @@ from uvm.backend import ByteStream
 from uvm.backends.hcs import winsock
 from uvm.backends.hcs.pipes import NamedPipes, Pipes
 from uvm.backends.hcs.sockets import SocketListener, Sockets
+from uvm.backends.hcs.text import guid
 from uvm.backends.hcs.winerrors import host_error
 from uvm.errors import NotSupportedError, OptionsError
 
@@ -164,7 +165,7 @@ class HvSocketTransport:
         await anyio.lowlevel.checkpoint()
         if self._closed:
             raise anyio.ClosedResourceError
-        vm_id, service = _vm_id(runtime_id), _guid(service_id, "the id of a service")
+        vm_id, service = _vm_id(runtime_id), guid(service_id, "the id of a service")
         try:
             sock = self._api.listen(vm_id, service)
         except OSError as error:
@@ -187,14 +188,7 @@ class HvSocketTransport:
 
 
 def _vm_id(text: str) -> UUID:
-    vm_id = _guid(text, "the id of a VM")
+    vm_id = guid(text, "the id of a VM")
     if vm_id in _WILDCARDS:
         raise OptionsError(f"listen for VM {vm_id}: this id stands for {_WILDCARDS[vm_id]}, not for one VM")
     return vm_id
-
-
-def _guid(text: str, what: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise OptionsError(f"{what} must be a GUID, not {text!r}") from None

@@ -10,12 +10,14 @@ from uuid import UUID
 
 from uvm.backend import JSON
 from uvm.backends.hcs.dlls import CData, ComputeNetwork, Library, NetworkQuery
-from uvm.backends.hcs.text import check, compose, parse_list, parse_object, refusal, take, wide
+from uvm.backends.hcs.text import check, compose, guid, parse_list, parse_object, refusal, take, wide
 from uvm.backends.hcs.winerrors import tolerating
 from uvm.backends.hcs.workers import Workers
-from uvm.errors import HostError, OptionsError
+from uvm.errors import HostError
 from uvm.hresult import HResult
 
+#: What an error calls the id of a namespace.
+_WHAT: Final = "a namespace id"
 _QUERY: Final[JSON] = {"SchemaVersion": {"Major": 2, "Minor": 0}}
 
 
@@ -32,29 +34,31 @@ class HCSNetwork:
 
     async def namespace(self, namespace_id: str) -> JSON:
         """Return a namespace's document; ERROR_NOT_FOUND if there is none."""
-        guid = self._guid(namespace_id)
-        return await self._workers.run(lambda: self._namespace(guid, namespace_id))
+        wanted = guid(namespace_id, _WHAT)
+        return await self._workers.run(self._namespace, wanted)
 
     async def endpoint(self, endpoint: str) -> JSON:
         """Return the document of an endpoint; HCN_E_ENDPOINT_NOT_FOUND if none has this id or name."""
-        guid = _guid_or_none(endpoint)
 
         def find() -> JSON:
-            if guid is not None:
-                with tolerating(HResult.HCN_E_ENDPOINT_NOT_FOUND):
-                    return self._endpoint(guid, endpoint)
-            # Also if it looks like an id, such as 32 hexadecimal digits.
+            try:
+                wanted = UUID(endpoint)
+            except ValueError:
+                return self._endpoint_by_name(endpoint)
+            with tolerating(HResult.HCN_E_ENDPOINT_NOT_FOUND):
+                return self._endpoint(wanted)
+            # A name may look like an id, such as 32 hexadecimal digits.
             return self._endpoint_by_name(endpoint)
 
         return await self._workers.run(find)
 
     async def namespace_endpoints(self, namespace_id: str) -> list[JSON]:
         """Return the documents of the endpoints of a namespace, in its order."""
-        guid, operation = self._guid(namespace_id), f"query namespace {namespace_id}"
+        wanted, operation = guid(namespace_id, _WHAT), f"query namespace {namespace_id}"
 
         def endpoints() -> list[JSON]:
-            found = _endpoint_ids(self._namespace(guid, namespace_id), operation)
-            return [self._endpoint(_listed_guid(each, operation), each) for each in found]
+            found = _endpoint_ids(self._namespace(wanted), operation)
+            return [self._endpoint(_listed_guid(each, operation)) for each in found]
 
         return await self._workers.run(endpoints)
 
@@ -68,16 +72,16 @@ class HCSNetwork:
 
     async def delete_namespace(self, namespace_id: str) -> None:
         """Delete a namespace. Does nothing if it does not exist."""
-        guid, operation = self._guid(namespace_id), f"delete namespace {namespace_id}"
+        value, operation = self._value_of(guid(namespace_id, _WHAT)), f"delete namespace {namespace_id}"
 
         def delete() -> None:
             with tolerating(HResult.ERROR_NOT_FOUND):
-                self._ask(operation, lambda error: self._library.functions.HcnDeleteNamespace(guid, error))
+                self._ask(operation, lambda error: self._library.functions.HcnDeleteNamespace(value, error))
 
         await self._workers.run(delete)
 
     async def _change(self, namespace_id: str, endpoint_id: str, request_type: str) -> None:
-        guid = self._guid(namespace_id)
+        wanted = guid(namespace_id, _WHAT)
         operation = f"{request_type.lower()} endpoint {endpoint_id} of namespace {namespace_id}"
         request = {
             "ResourceType": "Endpoint",
@@ -89,25 +93,21 @@ class HCSNetwork:
         def change() -> None:
             functions = self._library.functions
             opener, closer = functions.HcnOpenNamespace, functions.HcnCloseNamespace
-            with self._open(operation, guid, opener, closer) as handle:
+            with self._open(operation, wanted, opener, closer) as handle:
                 self._ask(operation, lambda error: functions.HcnModifyNamespace(handle, settings, error))
 
         await self._workers.run(change)
 
     # In a worker thread.
 
-    def _namespace(self, guid: CData, name: str) -> JSON:
-        functions, operation = self._library.functions, f"query namespace {name}"
-        with self._open(operation, guid, functions.HcnOpenNamespace, functions.HcnCloseNamespace) as handle:
+    def _namespace(self, wanted: UUID) -> JSON:
+        functions, operation = self._library.functions, f"query namespace {wanted}"
+        with self._open(operation, wanted, functions.HcnOpenNamespace, functions.HcnCloseNamespace) as handle:
             return self._properties(operation, handle, functions.HcnQueryNamespaceProperties)
 
-    def _endpoint(self, guid: UUID, name: str) -> JSON:
-        functions, operation, value = (
-            self._library.functions,
-            f"query endpoint {name}",
-            self._guid_value(guid),
-        )
-        with self._open(operation, value, functions.HcnOpenEndpoint, functions.HcnCloseEndpoint) as handle:
+    def _endpoint(self, wanted: UUID) -> JSON:
+        functions, operation = self._library.functions, f"query endpoint {wanted}"
+        with self._open(operation, wanted, functions.HcnOpenEndpoint, functions.HcnCloseEndpoint) as handle:
             return self._properties(operation, handle, functions.HcnQueryEndpointProperties)
 
     def _endpoint_by_name(self, name: str) -> JSON:
@@ -118,7 +118,7 @@ class HCSNetwork:
         for each in parse_list(answer, operation, str):
             # It may have been deleted since it was listed.
             with tolerating(HResult.HCN_E_ENDPOINT_NOT_FOUND):
-                document = self._endpoint(_listed_guid(each, operation), each)
+                document = self._endpoint(_listed_guid(each, operation))
                 # An HCN without this filter lists all endpoints.
                 if document.get("Name") == name:
                     return document
@@ -133,13 +133,13 @@ class HCSNetwork:
     def _open(
         self,
         operation: str,
-        guid: CData,
+        wanted: UUID,
         opener: Callable[[CData, CData, CData], int],
         closer: Callable[[CData], object],
     ) -> Iterator[CData]:
-        out = self._library.ffi.new("void **")
+        value, out = self._value_of(wanted), self._library.ffi.new("void **")
         try:
-            self._ask(operation, lambda error: opener(guid, out, error))
+            self._ask(operation, lambda error: opener(value, out, error))
             yield out[0]
         finally:
             # HCN may both return a handle and report an error.
@@ -163,15 +163,9 @@ class HCSNetwork:
             raise refusal(operation, _code(record), record)
         check(operation, hresult, record)
 
-    def _guid(self, namespace_id: str) -> CData:
-        guid = _guid_or_none(namespace_id)
-        if guid is None:
-            raise OptionsError(f"a namespace id must be a GUID, not {namespace_id!r}; nothing was sent")
-        return self._guid_value(guid)
-
-    def _guid_value(self, guid: UUID) -> CData:
+    def _value_of(self, wanted: UUID) -> CData:
         value = self._library.ffi.new("GUID *")
-        self._library.ffi.buffer(value)[:] = guid.bytes_le
+        self._library.ffi.buffer(value)[:] = wanted.bytes_le
         return value
 
 
@@ -184,20 +178,12 @@ def _code(record: str) -> int:
     return code if isinstance(code, int) and code & 0x80000000 else HResult.E_FAIL
 
 
-def _guid_or_none(text: str) -> UUID | None:
+def _listed_guid(text: str, operation: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        return None
-
-
-def _listed_guid(text: str, operation: str) -> UUID:
-    guid = _guid_or_none(text)
-    if guid is None:
-        raise HostError(
-            operation, HResult.HCS_E_INVALID_JSON, f"the host lists an endpoint {text!r}, which is no GUID"
-        )
-    return guid
+        problem = f"the host lists an endpoint {text!r}, which is no GUID"
+        raise HostError(operation, HResult.HCS_E_INVALID_JSON, problem) from None
 
 
 def _endpoint_ids(namespace: JSON, operation: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any, TypeVar
+from uuid import UUID
 
 from uvm.backends.hcs.dlls import CData, Library
 from uvm.errors import ErrorRecord, HostError, OptionsError
@@ -31,6 +32,18 @@ def take(library: Library[Any], pointer: CData) -> str:
         return text
     finally:
         library.free(pointer)
+
+
+def guid(text: str, what: str) -> UUID:
+    """Return the GUID in a text of the caller's.
+
+    :param what: what an error calls it.
+    :raises OptionsError: it is none.
+    """
+    try:
+        return UUID(text)
+    except ValueError:
+        raise OptionsError(f"{what} must be a GUID, not {text!r}; nothing was sent") from None
 
 
 def compose(document: Any, operation: str) -> str:
@@ -95,7 +108,7 @@ def refusal(operation: str, hresult: int, document: str = "") -> HostError:
     try:
         account = json.loads(document) if document else {}
     except (ValueError, RecursionError):
-        return HostError(operation, hresult, document)
+        account = None
     if not isinstance(account, dict):
         return HostError(operation, hresult, document)
     events = account.get("ErrorEvents")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from uvm.errors import HostError
@@ -12,14 +10,16 @@ from uvm.hresult import HResult, hresult_from_win32
 NOTHING_THERE: Final = frozenset({HResult.ERROR_FILE_NOT_FOUND, HResult.ERROR_PATH_NOT_FOUND})
 
 
-@contextmanager
-def tolerating(*codes: int) -> Iterator[None]:
-    """Treat refusals with one of these HRESULTs as success."""
-    try:
-        yield
-    except HostError as error:
-        if error.hresult not in codes:
-            raise
+class tolerating:
+    """A context manager that treats refusals with one of these HRESULTs as success."""
+
+    def __init__(self, *codes: int) -> None:
+        self._codes = codes
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
+        return isinstance(error, HostError) and error.hresult in self._codes
 
 
 def code_of(error: OSError) -> int:

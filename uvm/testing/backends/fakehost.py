@@ -151,12 +151,10 @@ class FakeHost(Host):
             gate.close()
 
     def _matching(self, operation: str, nth: int) -> Matching:
-        matching = Matching(where=self._reaches_the_host)
-        if operation:
-            matching["operation"] = operation
-        if nth:
-            matching["nth"] = nth
-        return matching
+        def fits(call: Call) -> bool:
+            return operation in ("", call.operation) and self._reaches_the_host(call)
+
+        return {"where": fits, "nth": nth} if nth else {"where": fits}
 
     def _reaches_the_host(self, call: Call) -> bool:
         if _may_be_relayed(call):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -10,9 +9,9 @@ from typing import Final
 from attrs import frozen
 
 from uvm.backends.hcs.dlls import CData
+from uvm.backends.hcs.text import guid
 from uvm.backends.hcs.windows.dlls import Kernel32, SystemLibrary, VirtDisk, closing, wide_path
 from uvm.backends.hcs.windows.files import CopyCall, Stop
-from uvm.errors import OptionsError
 
 _SHARE_ALL: Final = 0x7
 _OPEN_EXISTING: Final = 3
@@ -81,11 +80,11 @@ class WindowsFileCalls:
 
         :raises OptionsError: `disk_id` is no GUID.
         """
-        library = self.virtdisk
+        library, wanted = self.virtdisk, guid(disk_id, "a disk id")
         information = library.ffi.new("SET_VIRTUAL_DISK_INFO *")
         # .vhdx, and .avhdx of checkpoints.
         information.Version = _VIRTUAL_DISK_ID if path.lower().endswith("vhdx") else _IDENTIFIER
-        library.ffi.buffer(library.ffi.addressof(information[0], "UniqueIdentifier"))[:] = _guid(disk_id)
+        library.ffi.buffer(library.ffi.addressof(information[0], "UniqueIdentifier"))[:] = wanted.bytes_le
         operation = f"set the identifier of {path} to {disk_id}"
         with self._open_disk(operation, path) as disk:
             library.check(operation, library.functions.SetVirtualDiskInformation(disk, information))
@@ -102,10 +101,3 @@ class WindowsFileCalls:
         self.virtdisk.check(operation, code)
         with closing(self.kernel, handle[0]) as disk:
             yield disk
-
-
-def _guid(text: str) -> bytes:
-    try:
-        return uuid.UUID(text).bytes_le
-    except ValueError:
-        raise OptionsError(f"a disk id must be a GUID, not {text!r}") from None
