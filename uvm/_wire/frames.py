@@ -193,11 +193,8 @@ class FrameDecoder:
 
         :raises WireError: when the iterator reaches an invalid header.
         """
-        self._buffer += data
-        return self._frames()
-
-    def _frames(self) -> Iterator[Frame]:
         buffer = self._buffer
+        buffer += data
         while len(buffer) >= self._wanted:
             message_type, size, message_id = _HEADER.unpack_from(buffer)
             kind = message_type & _KIND_MASK
@@ -262,10 +259,7 @@ class HostSide:
 
         :raises WireError: when the iterator reaches a message that a guest may not send now.
         """
-        return self._messages(self._decoder.feed(data))
-
-    def _messages(self, frames: Iterator[Frame]) -> Iterator[Response | Notification]:
-        for frame in frames:
+        for frame in self._decoder.feed(data):
             if frame.kind == Kind.NOTIFICATION:
                 yield _notification(frame)
             elif (response := self._response(frame)) is not None:
@@ -334,10 +328,7 @@ class GuestSide:
 
         :raises WireError: when the iterator reaches what is no request, or has the id of an open one.
         """
-        return self._requests(self._decoder.feed(data))
-
-    def _requests(self, frames: Iterator[Frame]) -> Iterator[Request]:
-        for frame in frames:
+        for frame in self._decoder.feed(data):
             if frame.id in self._open:
                 raise WireError(f"a second request arrived under the id {frame.id}")
             self._open[frame.id] = frame.procedure

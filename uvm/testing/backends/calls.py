@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from operator import methodcaller
 from typing import Any, TypeVar
 
 import anyio
@@ -21,7 +22,7 @@ T = TypeVar("T")
 
 CALLS: dict[str, Operation] = {
     "modify": OPERATIONS["modify"],
-    "properties": lambda system: system.properties("Memory"),
+    "properties": methodcaller("properties", "Memory"),
     **{name: OPERATIONS[name] for name in ("pause", "crash", "shutdown", "terminate")},
 }
 

@@ -114,3 +114,13 @@ class Attempt:
                     self.error = error
         finally:
             self._ended.set()
+
+
+async def cancel_one_waiter(wait: Callable[[], Awaitable[Any]], end: Callable[[], Awaitable[object]]) -> Any:
+    """Cancel one of two waits, have what they wait for end, and return the result of the other wait."""
+    async with anyio.create_task_group() as tasks:
+        staying, leaving = Attempt.begin(tasks, wait), Attempt.begin(tasks, wait)
+        await leaving.cancel()
+        equal((leaving.result, leaving.error), (None, None), "the result of the cancelled wait")
+        await end()
+    return staying.result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,7 +18,7 @@ from uvm.testing.backends.calls import (
     overtake_by_the_exit,
     refuse_at_once_and_later,
 )
-from uvm.testing.backends.checks import Attempt, check, equal, raises, refused
+from uvm.testing.backends.checks import Attempt, cancel_one_waiter, check, equal, raises, refused
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import Scenario, scenario, within
 from uvm.testing.backends.world import everything, existing, linux_options, options_of, running_system
@@ -194,12 +195,8 @@ async def closing_a_process_takes_effect_if_the_caller_is_cancelled(rig: Rig, sy
 
 @with_process("cat")
 async def a_cancelled_waiter_of_a_process_disturbs_no_other(rig: Rig, process: HostProcess) -> None:
-    async with anyio.create_task_group() as tasks:
-        staying, leaving = Attempt.begin(tasks, process.wait), Attempt.begin(tasks, process.wait)
-        await leaving.cancel()
-        check(leaving.result is None and leaving.error is None, "the wait was cancelled")
-        await process.modify(close_handle("StdIn"))
-    equal(staying.result, 0, "the exit code in the other wait")
+    found = await cancel_one_waiter(process.wait, partial(process.modify, close_handle("StdIn")))
+    equal(found, 0, "the exit code in the other wait")
 
 
 @with_process("sleep", "3600", pipes=False)

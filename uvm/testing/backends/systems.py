@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from operator import methodcaller
 from typing import Any
 
 import anyio
 
 from uvm.backend import JSON, System
-from uvm.testing.backends.checks import Attempt, check, equal, refused
+from uvm.testing.backends.checks import Attempt, cancel_one_waiter, check, equal, refused
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario, within
 from uvm.testing.backends.world import (
@@ -23,15 +24,11 @@ from uvm.testing.backends.world import (
 
 Operation = Callable[[System], Awaitable[Any]]
 
+#: Operations by the names of their methods.
 OPERATIONS: dict[str, Operation] = {
-    "start": lambda system: system.start(),
-    "shutdown": lambda system: system.shutdown(),
-    "terminate": lambda system: system.terminate(),
-    "crash": lambda system: system.crash(),
-    "pause": lambda system: system.pause(),
-    "resume": lambda system: system.resume(),
-    "save": lambda system: system.save({"SaveType": "AsTemplate"}),
-    "modify": lambda system: system.modify(resize_memory(1026)),
+    **{name: methodcaller(name) for name in ("start", "shutdown", "terminate", "crash", "pause", "resume")},
+    "save": methodcaller("save", {"SaveType": "AsTemplate"}),
+    "modify": methodcaller("modify", resize_memory(1026)),
 }
 
 #: What a state refuses, with HCS_E_INVALID_STATE.
@@ -220,57 +217,45 @@ async def options_that_cannot_be_read_are_refused(rig: Rig, system: System) -> N
 async def every_waiter_gets_the_exit_status(rig: Rig) -> None:
     exits = {"terminate": "ForcedExit", "shutdown": "GracefulExit", "crash": "UnexpectedExit"}
     for name, exit_type in exits.items():
-        async with running_system(rig) as system, anyio.create_task_group() as tasks:
-            waiting = [Attempt.begin(tasks, system.wait) for _ in range(20)]
-            await OPERATIONS[name](system)
-            for attempt in waiting:
-                await attempt.wait()
+        async with running_system(rig) as system:
+            async with anyio.create_task_group() as tasks:
+                waiting = [Attempt.begin(tasks, system.wait) for _ in range(20)]
+                await OPERATIONS[name](system)
             found = {attempt.result.exit_type for attempt in waiting} | {(await system.wait()).exit_type}
             equal(found, {exit_type}, f"the exits after {name}")
             code = (await system.wait()).code
             equal(bool(code), name == "crash", f"whether the exit after {name} has an error ({code:#x})")
 
 
-@scenario(Control.LINUX, Control.EXIT)
-async def a_system_that_exits_by_itself_reports_it(rig: Rig) -> None:
-    async with running_system(rig) as system, anyio.create_task_group() as tasks:
+@within(running_system, Control.LINUX, Control.EXIT)
+async def a_system_that_exits_by_itself_reports_it(rig: Rig, system: System) -> None:
+    async with anyio.create_task_group() as tasks:
         waiting = Attempt.begin(tasks, system.wait)
         rig.host.crash("vm1")
-        await waiting.wait()
-        equal(waiting.result.exit_type, "UnexpectedExit", "the type of the exit")
-        check(waiting.result.code, "there is an error code")
-        check((waiting.result.detail or {}).get("Attribution"), "the cause of the exit is reported")
-        with refused("HCS_E_SYSTEM_ALREADY_STOPPED"):
-            await system.terminate()
-
-
-@scenario(Control.LINUX)
-async def a_cancelled_waiter_disturbs_no_other(rig: Rig) -> None:
-    async with running_system(rig) as system, anyio.create_task_group() as tasks:
-        staying, leaving = Attempt.begin(tasks, system.wait), Attempt.begin(tasks, system.wait)
-        await leaving.cancel()
-        check(leaving.result is None and leaving.error is None, "the wait was cancelled")
+    equal(waiting.result.exit_type, "UnexpectedExit", "the type of the exit")
+    check(waiting.result.code, "there is an error code")
+    check((waiting.result.detail or {}).get("Attribution"), "the cause of the exit is reported")
+    with refused("HCS_E_SYSTEM_ALREADY_STOPPED"):
         await system.terminate()
-        await staying.wait()
-        equal(staying.result.exit_type, "ForcedExit", "the exit in the other wait")
+
+
+@within(running_system, Control.LINUX)
+async def a_cancelled_waiter_disturbs_no_other(rig: Rig, system: System) -> None:
+    found = await cancel_one_waiter(system.wait, system.terminate)
+    equal(found.exit_type, "ForcedExit", "the exit in the other wait")
 
 
 # Handles.
 
 
-@scenario(Control.LINUX)
-async def a_handle_is_closed_once_and_refuses_everything_then(rig: Rig) -> None:
-    more: dict[str, Operation] = {
-        "properties": lambda system: system.properties(),
-        "wait": lambda system: system.wait(),
-        "close": lambda system: system.close(),
-    }
-    async with running_system(rig) as system:
-        await system.close()
-        for name, operation in (OPERATIONS | more).items():
-            with refused("E_HANDLE", what=name):
-                await operation(system)
-        equal(system.id, "vm1", "the id, which is still known")
+@within(running_system, Control.LINUX)
+async def a_handle_is_closed_once_and_refuses_everything_then(rig: Rig, system: System) -> None:
+    await system.close()
+    more = {name: methodcaller(name) for name in ("properties", "wait", "close")}
+    for name, operation in (OPERATIONS | more).items():
+        with refused("E_HANDLE", what=name):
+            await operation(system)
+    equal(system.id, "vm1", "the id, which is still known")
 
 
 @within(running_system, Control.LINUX)
