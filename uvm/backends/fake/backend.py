@@ -127,9 +127,8 @@ class FakeBackend:
 
     async def revoke_access(self, path: str, to: str) -> None:
         """Revoke access; do nothing if there is none."""
-        call = self.request_log.begin(
-            "revoke", "" if to == VM_GROUP else to, "revoke", {"path": path, "vm": to}
-        )
+        document = {"path": path, "vm": to}
+        call = self.request_log.begin("revoke", "" if to == VM_GROUP else to, "revoke", document)
         await self.exchange.carry_out(call, lambda: self.access.revoke(path, to), self._vms.get(to))
 
     async def create(self, system_id: str, document: JSON) -> FakeSystem:

@@ -1,4 +1,4 @@
-"""A call on the fake as a value: what the request log keeps and what the rules of faults look at."""
+"""A call on the fake as a value, which the request log keeps and rules match; and JSON of callers."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class FakeComputeSystem(Opened):
         raise HostError(operation, HResult.HCS_E_INVALID_STATE, f"it is {self.state}")
 
     def summary(self) -> JSON:
-        """Return what an enumeration, and a query without types, has of it."""
+        """Return the properties that an enumeration, and a query without types, has."""
         properties = Properties(id=self.id, name=self.id, owner=self.owner, state=self.state)
         properties.stopped = self.state == "Stopped"
         properties.exit_type = self.exit_status.exit_type if self.exit_status is not None else ""
@@ -72,5 +72,5 @@ class FakeComputeSystem(Opened):
         return to_json(properties)
 
     def describe(self, properties: Properties) -> None:
-        """Add to the summary what only a VM, or only a container, has."""
+        """Set the properties that only a VM, or only a container, has."""
         raise NotImplementedError

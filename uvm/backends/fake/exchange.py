@@ -72,11 +72,11 @@ class Exchange:
         return result
 
     def is_immediate(self, to: To) -> bool:
-        """Return whether nothing can hold up a call: there is no rule, and answers take no time."""
+        """Return whether calls are never delayed: there is no rule, and answers take no time."""
         return not self.faults.rules and not self.latency.of(to)
 
     def carry_out_at_once(self, call: Call, change: Callable[[], T]) -> T:
-        """Carry out a call that nothing can hold up (:meth:`is_immediate`), without waiting."""
+        """Carry out a call without waiting, faults and latency."""
         self.clock.tick()
         try:
             result = change()

@@ -53,7 +53,7 @@ async def _proceed(call: Call, proceed: Proceed, machine: Machine | None) -> Any
 
 @contextmanager
 def on_exit(machine: Machine | None, hook: Callable[[], None]) -> Iterator[None]:
-    """Have a hook called if a VM exits meanwhile, or has exited; never if the call concerns no VM."""
+    """Call a hook if the VM of a call exits within the context, or has exited before."""
     if machine is not None:
         machine.add_exit_hook(hook)
     try:
@@ -83,11 +83,11 @@ class Parked:
     _action: Action = field(default=_proceed, repr=False)
 
     def proceed(self) -> None:
-        """Have the host or the guest carry it out and answer."""
+        """Carry out the call, and answer it."""
         self._decide(_proceed)
 
     def refuse(self, code: int | BaseException = HResult.E_FAIL, text: str = "") -> None:
-        """Refuse it with a result code, or an exception; no change is made."""
+        """Refuse the call with a result code, or an exception; no change is made."""
         self._decide(refusing(code, text))
 
     def lose(self, *, applied: bool) -> None:

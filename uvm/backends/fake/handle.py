@@ -1,4 +1,4 @@
-"""What handles of systems and of processes have in common: their calls, waiting, and closing."""
+"""Handles of systems and of processes: their calls, waiting, and closing."""
 
 from __future__ import annotations
 
@@ -58,18 +58,16 @@ class Handle:
 
     async def close(self) -> None:
         """Close the handle at once, even in a cancelled scope. Closing it again is refused."""
-        log, operation = self._host.exchange.request_log, f"close{self._suffix}"
-        call = self._begin("lifecycle", operation, None)
-        try:
+        operation = f"close{self._suffix}"
+
+        def close() -> None:
             self._require_open(operation)
-        except HostError as e:
-            log.finish(call, e, applied=False)
-            raise
-        self._closed = True
-        self._release()
-        for scope in self._waiting:
-            scope.cancel()
-        log.finish(call, None, applied=True)
+            self._closed = True
+            self._release()
+            for scope in self._waiting:
+                scope.cancel()
+
+        self._host.exchange.carry_out_at_once(self._begin("lifecycle", operation, None), close)
         await anyio.lowlevel.checkpoint()
 
     def _release(self) -> None:

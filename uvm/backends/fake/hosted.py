@@ -89,7 +89,7 @@ class HostedProcess(Opened):
         return self.exit_code
 
     def signal(self, options: JSON | None) -> None:
-        """Signal it, or with None kill it."""
+        """Signal the process, or with None kill it."""
         kind = SignalProcessOptionsLCOW if self.vm.os == "linux" else SignalProcessOptionsWCOW
         read = None if options is None else read_json(kind, options, f"signal {self}")
         request = SignalProcessRequest(container_id=self.container_id, process_id=self.pid, options=read)
@@ -116,14 +116,14 @@ class HostedProcess(Opened):
                 raise HostError(operation, HResult.HCS_E_INVALID_JSON, f"Operation {request.operation!r}")
 
     def status(self) -> JSON:
-        """Return its ``ProcessStatus``."""
+        """Return the ``ProcessStatus``."""
         status = ProcessStatus(process_id=self.pid, exited=self.ended.is_set(), exit_code=self.exit_code or 0)
         if status.exited and self.exit_code is None:
             status.last_wait_result = HResult.HCS_E_SYSTEM_ALREADY_STOPPED - (1 << 32)
         return to_json(status)
 
     def require_running(self, operation: str) -> None:
-        """Refuse if it has exited, or the VM does not run."""
+        """Refuse if the process has exited, or the VM does not run."""
         if self.exit_code is not None:
             raise HostError(operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, f"exit code {self.exit_code}")
         self.vm.require_relay(operation)
@@ -144,7 +144,7 @@ class HostedProcess(Opened):
         ask_guest(self.vm, procedure, message, f"{action} {self}")
 
     def _exited(self, code: int) -> None:
-        # What the exit of the VM cut off has no exit code.
+        # A process that was cut off by the exit of the VM has no exit code.
         if not self.ended.is_set():
             self.exit_code = code
             self._end()

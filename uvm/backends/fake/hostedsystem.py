@@ -42,7 +42,7 @@ class HostedSystem(FakeComputeSystem):
     def __init__(
         self, vm: FakeVM, system_id: str, document: ComputeSystem, forget: Callable[[HostedSystem], None]
     ) -> None:
-        """Have the guest create it.
+        """Have the guest create the container.
 
         :param forget: called when it has exited and no handle is open.
         :raises HostError: HCS_E_INVALID_JSON, HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION, HCS_E_INVALID_STATE,
@@ -66,29 +66,29 @@ class HostedSystem(FakeComputeSystem):
         return f"container {self.id} of {self.vm.id} ({self.state})"
 
     def start(self) -> None:
-        """Start it: Created to Running."""
+        """Start the container: Created to Running."""
         self.require("start", "Created")
         self._ask(Procedure.START, RequestBase(container_id=self.id), "start")
         self.state = "Running"
 
     def shutdown(self) -> None:
-        """Have the guest shut it down; it exits when the guest reports it."""
+        """Have the guest shut the container down; it exits when the guest reports that."""
         self.require("shut down", "Running")
         self._end(Procedure.SHUTDOWN_GRACEFUL, "shut down")
 
     def terminate(self) -> None:
-        """Have the guest kill it; it exits when the guest reports it."""
+        """Have the guest kill the container; it exits when the guest reports that."""
         self.require("terminate", "Created", "Running")
         self._end(Procedure.SHUTDOWN_FORCED, "terminate")
 
     def modify(self, request: Any) -> None:
-        """Have the guest carry out a ``ModificationRequest`` on it."""
+        """Have the guest carry out a ``ModificationRequest`` on the container."""
         self.require("modify", "Created", "Running")
         message = ContainerModifySettingsRequest(container_id=self.id, request=request)
         self._ask(Procedure.MODIFY_SETTINGS, message, "modify")
 
     def describe(self, properties: schema.Properties) -> None:
-        """Add to the summary what only a container has."""
+        """Set the properties that only a container has."""
         properties.system_type = "Container"
         properties.runtime_os_type = self.vm.os.capitalize()
         properties.hosting_system_id = self.vm.id
@@ -122,13 +122,13 @@ class HostedSystem(FakeComputeSystem):
     listen: ClassVar[Callable[..., NoReturn]] = refuse
 
     def last_closed(self) -> None:
-        """Terminate it if its document says so; forget it if it has exited."""
+        """Terminate the container if its document demands that; forget it if it has exited."""
         if self.state != "Stopped" and self.ends_with_last_handle:
             self._try(self.terminate)
         self._forget_if_unused()
 
     def exited(self, exit_type: str) -> None:
-        """Stop: the guest reports the exit."""
+        """Stop the container: the guest reports its exit."""
         self._stop(ExitStatus(exit_type))
 
     def _vm_exited(self) -> None:

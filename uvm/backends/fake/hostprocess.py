@@ -38,21 +38,21 @@ class FakeHostProcess(Handle):
 
     @property
     def stdin(self) -> FakeStream | None:
-        """The stream of its input."""
+        """The stream of the process's input."""
         return self._streams.get("stdin")
 
     @property
     def stdout(self) -> FakeStream | None:
-        """The stream of its output."""
+        """The stream of the process's output."""
         return self._streams.get("stdout")
 
     @property
     def stderr(self) -> FakeStream | None:
-        """The stream of its error output; None with a console, whose output is all in :attr:`stdout`."""
+        """The stream of the process's error output; None with a console, which has all in :attr:`stdout`."""
         return self._streams.get("stderr")
 
     async def wait(self) -> int:
-        """Wait for its exit, and return the exit code.
+        """Wait for the process to exit, and return the exit code.
 
         :raises HostError: E_HANDLE if this handle is closed meanwhile; HCS_E_SYSTEM_ALREADY_STOPPED if the VM
             exits before the exit of the process is known.
@@ -60,16 +60,16 @@ class FakeHostProcess(Handle):
         return await self._unless_closed(self._hosted.wait)
 
     async def signal(self, options: JSON) -> None:
-        """Have the guest signal it; HCS_E_PROCESS_ALREADY_STOPPED if it has exited."""
+        """Have the guest signal the process; HCS_E_PROCESS_ALREADY_STOPPED if it has exited."""
         document = self._copied("signal process", options)
         await self._guest_call("signal process", document, lambda: self._hosted.signal(document))
 
     async def terminate(self) -> None:
-        """Have the guest kill it; HCS_E_PROCESS_ALREADY_STOPPED if it has exited."""
+        """Have the guest kill the process; HCS_E_PROCESS_ALREADY_STOPPED if it has exited."""
         await self._guest_call("terminate process", None, lambda: self._hosted.signal(None))
 
     async def modify(self, request: JSON) -> None:
-        """Have the guest resize its console, or close host ends of its streams.
+        """Have the guest resize the console, or close host ends of the streams.
 
         :raises HostError: HCS_E_PROCESS_ALREADY_STOPPED if it has exited; ERROR_NOT_FOUND for a stream
             that it does not have; HCS_E_INVALID_JSON.
@@ -78,7 +78,7 @@ class FakeHostProcess(Handle):
         await self._guest_call("modify process", document, lambda: self._hosted.modify(document))
 
     async def properties(self) -> JSON:
-        """Return its ``ProcessStatus``."""
+        """Return the ``ProcessStatus``."""
         return await self._call("query", "process properties", None, self._hosted.status)
 
     def _release(self) -> None:

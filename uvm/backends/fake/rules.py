@@ -1,4 +1,4 @@
-"""Rules that choose calls, and what they do to them: faults are rules, and so is the guest's misbehaviour.
+"""Rules: faults, and misbehaviour of the guest.
 
 A rule is a matcher, a choice among the calls that match, and an action. Those of one backend apply in the
 order in which they were made. Their choice is deterministic, given the seed and the calls.

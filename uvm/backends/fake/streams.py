@@ -32,8 +32,8 @@ class _Pipe:
     :ivar ended: nothing more will be sent.
     :ivar broken: the receiver has closed.
     :ivar cut: it ended without an end of stream.
-    :ivar receivers: those that wait for data.
-    :ivar senders: those that wait until half of the buffer is free.
+    :ivar receivers: the waiters for data.
+    :ivar senders: the waiters for half of the buffer to be free.
     """
 
     __slots__ = ("_chunks", "broken", "cut", "ended", "receivers", "senders", "size")
@@ -95,22 +95,22 @@ class _Pipe:
         wake(self.receivers)
 
 
-async def wait_in(line: list[anyio.Event]) -> None:
-    """Wait until those that wait in a line are woken."""
+async def wait_in(waiters: list[anyio.Event]) -> None:
+    """Wait for the next :func:`wake` of a list of waiters."""
     event = anyio.Event()
-    line.append(event)
+    waiters.append(event)
     try:
         await event.wait()
     finally:
-        if event in line:
-            line.remove(event)
+        if event in waiters:
+            waiters.remove(event)
 
 
-def wake(line: list[anyio.Event]) -> None:
-    """Wake all that wait in a line."""
-    for event in line:
+def wake(waiters: list[anyio.Event]) -> None:
+    """Wake all waiters of a list."""
+    for event in waiters:
         event.set()
-    line.clear()
+    waiters.clear()
 
 
 class FakeStream:
@@ -182,12 +182,12 @@ class FakeStream:
             await wait_in(self._outgoing.senders)
 
     async def send_eof(self) -> None:
-        """Close our direction."""
+        """Close the direction to the other end."""
         self.end()
         await anyio.lowlevel.checkpoint()
 
     def end(self) -> None:
-        """Close our direction at once."""
+        """Close the direction to the other end at once."""
         self._outgoing.end()
 
     async def aclose(self) -> None:

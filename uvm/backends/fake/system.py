@@ -1,4 +1,4 @@
-"""A handle on a fake VM: what the library above works with."""
+"""Handles on the VMs of the fake, and on the containers that HCS hosts in them."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class FakeSystem(Handle):
         return self.vm.runtime_id
 
     async def start(self) -> None:
-        """Start it; HCS_E_INVALID_STATE if it was started."""
+        """Start the system; HCS_E_INVALID_STATE if it was started."""
         await self._lifecycle("start", None, self._system.start)
 
     async def shutdown(self, options: JSON | None = None) -> None:
-        """Have the guest shut down, which it does at once."""
+        """Shut the system down through its guest, at once for a VM."""
         await self._lifecycle("shutdown", options, self._system.shutdown)
 
     async def terminate(self) -> None:
-        """Terminate it; HCS_E_SYSTEM_ALREADY_STOPPED if it has exited."""
+        """Terminate the system; HCS_E_SYSTEM_ALREADY_STOPPED if it has exited."""
         await self._lifecycle("terminate", None, self._system.terminate)
 
     async def crash(self, options: JSON | None = None) -> None:
@@ -59,7 +59,7 @@ class FakeSystem(Handle):
         await self._lifecycle("crash", options, self._system.crash_guest)
 
     async def pause(self, options: JSON | None = None) -> None:
-        """Pause it; it must be running."""
+        """Pause the VM, which must be running."""
 
         def pause() -> None:
             read_json(PauseOptions, options or {}, f"pause {self.id}")
@@ -68,11 +68,11 @@ class FakeSystem(Handle):
         await self._lifecycle("pause", options, pause)
 
     async def resume(self) -> None:
-        """Resume it; it must be paused."""
+        """Resume the VM, which must be paused."""
         await self._lifecycle("resume", None, self._system.resume)
 
     async def save(self, options: JSON | None = None) -> None:
-        """Save its state; it must be paused."""
+        """Save the state of the VM, which must be paused."""
 
         def save() -> None:
             checked = read_json(SaveOptions, options or {}, f"save {self.id}")
@@ -177,7 +177,7 @@ class FakeSystem(Handle):
     async def wait(self) -> ExitStatus:
         """Wait for the exit; E_HANDLE if this handle is closed meanwhile.
 
-        The guest runs inside of this call: the first task that waits for a VM, over any handle, runs its
+        The guest runs inside this call: the first task that waits for a VM, over any handle, runs its
         compute service and its programs. When that task stops waiting, what runs in the guest is killed, and
         the next task has the guest connect again.
         """
@@ -217,11 +217,11 @@ class FakeHostedSystem(FakeSystem):
 
     @property
     def runtime_id(self) -> str:
-        """The empty string: it is no VM of its own."""
+        """The empty string: a container has no VM of its own."""
         return ""
 
     async def modify(self, request: JSON) -> None:
-        """Have the guest carry out a ``ModificationRequest`` on it; its refusal becomes a HostError."""
+        """Have the guest carry out a ``ModificationRequest``; its refusal becomes a HostError."""
         document = self._copied("modify", request)
         await self._guest_call("modify", document, lambda: self.hosted.modify(document))
 

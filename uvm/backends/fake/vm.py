@@ -76,7 +76,7 @@ class FakeVM(FakeComputeSystem):
 
     @property
     def guest(self) -> FakeGuest:
-        """The guest; it runs from the start to the exit, and can be inspected afterwards."""
+        """The guest, which runs from the start to the exit, and can be inspected afterwards."""
         if self._guest is None:
             operation = f"connect to the guest of {self.id}"
             raise HostError(operation, HResult.HCS_E_INVALID_STATE, "it was not started")
@@ -88,7 +88,7 @@ class FakeVM(FakeComputeSystem):
         return self._host.info.machine
 
     def start(self) -> None:
-        """Start it: Created to Running."""
+        """Start the VM: Created to Running."""
         self.require("start", "Created")
         self.started_ticks = self._clock.ticks
         kind = WindowsGuest if self.os == "windows" else LinuxGuest
@@ -103,7 +103,7 @@ class FakeVM(FakeComputeSystem):
         self._exit(ExitStatus("GracefulExit"))
 
     def terminate(self) -> None:
-        """Terminate it, in any state."""
+        """Terminate the VM, in any state."""
         self.require("terminate", "Created", "Running", "Paused", "SavedAsTemplate")
         self._exit(ExitStatus("ForcedExit"))
 
@@ -117,18 +117,18 @@ class FakeVM(FakeComputeSystem):
         self._exit(ExitStatus("UnexpectedExit", HResult.HCS_E_GUEST_CRITICAL_ERROR, detail))
 
     def crash(self) -> None:
-        """Exit unexpectedly, as when the worker process fails; do nothing if it has exited."""
+        """Exit unexpectedly, as if the worker process failed; do nothing if the VM has exited."""
         if self.state != "Stopped":
             detail = {"ExitType": "UnexpectedExit", "Attribution": [{"WorkerExit": {"ExitCode": 1}}]}
             self._exit(ExitStatus("UnexpectedExit", HResult.HCS_E_UNEXPECTED_EXIT, detail))
 
     def pause(self) -> None:
-        """Pause it: Running to Paused."""
+        """Pause the VM: Running to Paused."""
         self.require("pause", "Running")
         self._become("Paused")
 
     def resume(self) -> None:
-        """Resume it: Paused to Running."""
+        """Resume the VM: Paused to Running."""
         self.require("resume", "Paused")
         self._become("Running")
 
@@ -141,13 +141,13 @@ class FakeVM(FakeComputeSystem):
             self._become("SavedAsTemplate")
 
     def describe(self, properties: Properties) -> None:
-        """Add to the summary what only a VM has."""
+        """Set the properties that only a VM has."""
         properties.system_type = "VirtualMachine"
         properties.runtime_os_type = self.os.capitalize()
         properties.runtime_id = self.runtime_id
 
     async def until_running(self) -> None:
-        """Wait until it runs; for ever if it has exited."""
+        """Wait until the VM runs; for ever if it has exited."""
         while self.state != "Running":
             await wait_in(self._state_hooks)
 
@@ -162,7 +162,7 @@ class FakeVM(FakeComputeSystem):
             self.tree.modify(path, request_type, settings)
 
     def apply_in_guest(self, request: JSON) -> None:
-        """Have the guest carry out a request that has reached it; GuestError if it refuses."""
+        """Have the guest carry out a request; GuestError if it refuses."""
         with self._refusals():
             self.guest.modify(request)
 
@@ -171,7 +171,7 @@ class FakeVM(FakeComputeSystem):
         return nullcontext() if self._host.checks.requests else suppress(RefusedError)
 
     def require_relay(self, operation: str = "modify") -> None:
-        """Refuse if HCS is not connected to the guest, or it does not run."""
+        """Refuse if HCS is not connected to the guest, or the VM does not run."""
         self.require(operation, "Running")
         if not self.relays:
             code = HResult.HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION
@@ -234,7 +234,7 @@ class FakeVM(FakeComputeSystem):
         self._forget_if_unused()
 
     def last_closed(self) -> None:
-        """Terminate it if its document says so; forget it if it has exited."""
+        """Terminate the VM if its document demands that; forget it if it has exited."""
         if self.ends_with_last_handle and self.state != "Stopped":
             self.terminate()
         else:

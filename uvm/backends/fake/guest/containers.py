@@ -46,7 +46,7 @@ class Container:
         self.processes.pop(process.pid, None)
 
     def kill_all(self) -> None:
-        """Kill every process of it."""
+        """Kill every process of the container."""
         for process in list(self.processes.values()):
             process.signal(SIGKILL)
 
@@ -70,7 +70,7 @@ class LinuxContainer(Container):
         return first + super().pids
 
     def find(self, pid: int) -> GuestProcess | None:
-        """Return a process of it, its first one even long after its exit."""
+        """Return a process of the container, the first one even long after its exit."""
         return self.init if pid == self.init.pid else self.processes.get(pid)
 
     def signal_init(self, signal: int) -> bool:
@@ -81,7 +81,7 @@ class LinuxContainer(Container):
         return True
 
     def init_exited(self, process: GuestProcess) -> None:
-        """Stop: no other process of the container survives the first one."""
+        """Stop the container: no other process survives the first one."""
         self.status = "stopped"
         self.kill_all()
 

@@ -61,7 +61,7 @@ class Incoming:
         return found if isinstance(found, str) else ""
 
     def read(self, cls: type[T]) -> T:
-        """Return it as a message of one kind; a Windows guest refuses unknown fields.
+        """Return the request as a message of one kind; a Windows guest refuses unknown fields.
 
         :raises GuestError: it is no such message.
         """

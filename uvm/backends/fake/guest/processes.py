@@ -106,13 +106,13 @@ class GuestProcess:
             self._waiting.remove(report)
 
     def release(self) -> None:
-        """Release it: its exit was reported."""
+        """Release the process: its exit was reported."""
         if not self._released:
             self._released = True
             self.on_release(self)
 
     def signal(self, signal: int | str) -> bool:
-        """Signal it, and return whether its program runs."""
+        """Signal the process; False if it has exited."""
         if not self.alive:
             return False
         handler = self.view.handlers.get(signal)
@@ -130,7 +130,7 @@ class GuestProcess:
         return True
 
     def resize(self, height: int, width: int) -> None:
-        """Change the size of its terminal, and signal that (SIGWINCH)."""
+        """Change the size of the terminal, and signal that (SIGWINCH)."""
         terminal = self.view.terminal
         assert terminal is not None
         terminal.height, terminal.width = height, width

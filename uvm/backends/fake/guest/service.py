@@ -123,7 +123,7 @@ class GuestService:
             async with self._turn, anyio.create_task_group() as tasks:
                 await self._run_guest(tasks)
 
-    # What a test has it do.
+    # For tests.
 
     def drop(self) -> None:
         """Lose the connection; what is in transit to the host arrives. A Linux guest dials again."""
@@ -277,7 +277,7 @@ class GuestService:
             self.answer(request, answer)
 
     def _begin(self, request: Incoming) -> Call:
-        """Log the request; one that changes settings, as that change."""
+        """Log a request; a change of settings as that change."""
         document: Any = request.body
         change: JSON = {}
         if request.procedure == Procedure.MODIFY_SETTINGS:
@@ -335,7 +335,7 @@ class GuestService:
         handler: Handler = getattr(self, f"on_{_NAMES[procedure]}", unknown_message)
         return handler
 
-    # What is common to both kinds of guest.
+    # Common to both kinds of guest.
 
     def _process(self, request: Incoming, container_id: str, pid: int) -> GuestProcess:
         """Return a process to signal or to resize."""
@@ -456,7 +456,7 @@ class GuestService:
         return {"ProcessId": process.pid}
 
     def answer(self, request: Incoming, fields: JSON | None) -> None:
-        """Answer a request with success; None if the answer comes later."""
+        """Answer a request with success; do nothing if `fields` is None, and the answer comes later."""
         if fields is None:
             return
         self._reply(request, request.answer(fields))

@@ -46,7 +46,7 @@ class ProcessInput:
             raise StopAsyncIteration from None
 
     def close(self) -> None:
-        """Close it; the host cannot send any more."""
+        """Close the stream; the host cannot send any more."""
         if self._stream is not None:
             self._stream.close()
 
@@ -73,12 +73,12 @@ class ProcessOutput:
         await self._stream.send(item.replace(b"\n", b"\r\n") if self._terminal else item)
 
     def close(self) -> None:
-        """Close it; what was sent can still be received."""
+        """Close the stream; what was sent can still be received."""
         if self._stream is not None:
             self._stream.close()
 
     async def finish(self) -> None:
-        """End it, and wait until the reader has closed it."""
+        """End the stream, and wait until the reader has closed it."""
         if self._stream is not None:
             await self._stream.send_eof()
             await self._stream.receive_all()

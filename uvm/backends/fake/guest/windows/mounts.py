@@ -164,7 +164,7 @@ class WindowsGuest(FakeGuest):
         key = guid_key(request.parse(HostComputeNamespace).id)
         if request.action == "Add":
             if key in self.namespaces:
-                raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"namespace {key} is there")
+                raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"namespace {key} exists")
             self.namespaces[key] = request.settings
             return
         if key not in self.namespaces:

@@ -94,7 +94,7 @@ class WindowsService(GuestService):
         return {}
 
     def _require(self, request: Incoming, phase: str = "started") -> None:
-        """Refuse unless the host has come as far as a phase."""
+        """Refuse unless the guest is in a phase."""
         if self.phase != phase:
             raise request.refuse(HResult.ERROR_VMCOMPUTE_INVALID_STATE)
 
