@@ -273,12 +273,12 @@ def test_a_guest_path_in_use_is_refused_and_its_owner_named(
 ) -> None:
     mounts = Mounts(os)
     ledger = ledger_of(mounts)
-    owner = MountKey(ScsiSlot(0, 7))
-    add(ledger, owner, taken)
-    assert mounts.conflict(None, asked) == owner
-    assert mounts.conflict(MountKey(FIRST), asked) == owner
-    assert mounts.conflict(owner, asked) is None
-    with pytest.raises(OptionsError, match="the disk at controller 0, LUN 7 is mounted there"):
+    mounts.check_free(asked, "nothing was attached")
+    add(ledger, MountKey(ScsiSlot(0, 7)), taken)
+    said = "is where the disk at controller 0, LUN 7 is mounted"
+    with pytest.raises(OptionsError, match=f"nothing was attached: .* {said}"):
+        mounts.check_free(asked, "nothing was attached")
+    with pytest.raises(OptionsError, match=said):
         ledger.acquire(MountKey(FIRST), asked)
     assert len(ledger) == 1
 

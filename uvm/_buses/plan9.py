@@ -5,13 +5,13 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Sequence
 
-from attrs import define, evolve, frozen
+from attrs import define, frozen
 
 from uvm._arguments import items_of
-from uvm._async import Opening
+from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
-from uvm._names import HostPath, text_of
+from uvm._names import HostPath
 from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
 
 
@@ -66,7 +66,8 @@ class Plan9Bus(Bus):
         """Return the paths in the guest at which shares are mounted."""
         return (share.guest_path for _, share in self._shares.attached())
 
-    def add(
+    @opens
+    async def add(
         self,
         path: HostPath,
         guest_path: str,
@@ -74,7 +75,7 @@ class Plan9Bus(Bus):
         read_only: bool = False,
         restrict: bool = False,
         allowed_names: Sequence[str] = (),
-    ) -> Opening[Plan9Lease]:
+    ) -> Plan9Lease:
         """Share a directory and mount it in the guest. Await it, or enter it.
 
         :param restrict: share only the files of ``allowed_names``, which are names in that directory; the
@@ -84,14 +85,9 @@ class Plan9Bus(Bus):
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
         :raises NotSupportedError: the guest is Windows, or the host is too old to restrict a share.
         """
-        share = SharedDirectory(
-            text_of(path), guest_path, read_only, restrict, items_of(allowed_names, "allowed_names")
-        )
-        return Opening(self._add(share))
-
-    async def _add(self, share: SharedDirectory) -> Plan9Lease:
-        named = await self._context.named(share.path)
-        return await self._share(evolve(share, path=named.path))
+        names = items_of(allowed_names, "allowed_names")
+        named = await self._context.named(path)
+        return await self._share(SharedDirectory(named.path, guest_path, read_only, restrict, names))
 
     async def _share(self, share: SharedDirectory) -> Plan9Lease:
         """Share a directory, whose path is sent as it is."""

@@ -162,13 +162,8 @@ class ScsiBus(Bus):
         entry = self._disks.ledger.get(key)
         check_mount(self._context.plan.os, ScsiSlot(0, 0) if entry is None else entry.slot, mount)
         wanted = None if entry is None else mount_key(entry.slot, mount, key.read_only)
-        if not mount.guest_path or (wanted is not None and self._mounts.ledger.get(wanted)):
-            return
-        if (owner := self._places.conflict(wanted, mount.guest_path)) is not None:
-            raise OptionsError(
-                f"{path} was not attached: {mount.guest_path} is where the disk at controller "
-                f"{owner.slot.controller}, LUN {owner.slot.lun} is mounted"
-            )
+        if mount.guest_path and (wanted is None or self._mounts.ledger.get(wanted) is None):
+            self._places.check_free(mount.guest_path, f"{path} was not attached")
 
     async def _mount(self, disk: Hold[ScsiSlot], mount: Mount, read_only: bool) -> Hold[MountPlace]:
         try:

@@ -217,9 +217,7 @@ class Ledger(Generic[K, M, S, W, P]):
         entry = operation.entry
         if operation.kind is REMOVE:
             return wanted is not None and not entry.progress
-        if wanted is None:
-            return True
-        return wanted == entry.applied and not entry.doubtful
+        return wanted is None or (wanted == entry.applied and not entry.doubtful)
 
     def done(self, operation: Operation[K, M, S, W], outcome: Outcome) -> Change[K, M, S, W, P]:
         """Apply the outcome of an operation.
@@ -333,7 +331,8 @@ class Ledger(Generic[K, M, S, W, P]):
             entry.doubtful = True
             change.fail(operation.releasers, outcome.error)
         else:
-            self._owe(operation, outcome.error, change)
+            change.fail(operation.releasers, outcome.error, OWED)
+            entry.owed += operation.releasers
         # The same update is not tried again before the next event; a removal was not tried yet.
         if entry.waiters or entry.leaving or self.device.wanted(entry) is None:
             self._plan(entry, change)
@@ -343,9 +342,10 @@ class Ledger(Generic[K, M, S, W, P]):
     ) -> None:
         entry = operation.entry
         entry.progress += outcome.progress
-        operation.releasers += entry.leaving
+        releasers = operation.releasers + entry.leaving
         entry.leaving = ()
-        self._owe(operation, outcome.error, change)
+        change.fail(releasers, outcome.error, OWED)
+        entry.owed += releasers
         if entry.progress:
             change.fail(entry.waiters, outcome.error)
         # Not tried again before the next event.
@@ -422,12 +422,6 @@ class Ledger(Generic[K, M, S, W, P]):
                 ticket.state = HELD
                 self._name(entry, ticket)
                 change.granted += (ticket,)
-
-    def _owe(
-        self, operation: Operation[K, M, S, W], error: BaseException, change: Change[K, M, S, W, P]
-    ) -> None:
-        change.fail(operation.releasers, error, OWED)
-        operation.entry.owed += operation.releasers
 
     # Values.
 

@@ -238,29 +238,30 @@ class Mounts(PresentOrAbsent[MountKey, str, MountPlace]):
 
     def __init__(self, os: GuestOS) -> None:
         self._os = os
-        self._linux = os == "linux"
         self._indexes = Slots()
         self._paths: dict[str, MountKey] = {}
 
-    def conflict(self, key: MountKey | None, guest_path: str) -> MountKey | None:
-        """Return the other mount that has a guest path, if any; a key of None is no mount so far."""
-        owner = self._paths.get(guest_path_key(guest_path, self._os))
-        return None if owner == key else owner
+    def check_free(self, guest_path: str, refusal: str) -> None:
+        """Refuse a guest path at which a disk is mounted.
+
+        :raises OptionsError: with ``refusal`` at the beginning of its message.
+        """
+        if owner := self._paths.get(guest_path_key(guest_path, self._os)):
+            raise OptionsError(
+                f"{refusal}: {guest_path} is where the disk at controller {owner.slot.controller}, "
+                f"LUN {owner.slot.lun} is mounted"
+            )
 
     def place(self, key: MountKey, member: str) -> MountPlace:
         """Take the lowest free number, and the path asked for or one made of the number.
 
         :raises OptionsError: the path asked for is in use.
         """
-        if not member:
-            place = self._generated()
-        elif owner := self._paths.get(guest_path_key(member, self._os)):
-            raise OptionsError(
-                f"nothing was mounted at {member}: the disk at controller {owner.slot.controller}, "
-                f"LUN {owner.slot.lun} is mounted there"
-            )
-        else:
+        if member:
+            self.check_free(member, "the disk was not mounted")
             place = MountPlace(self._indexes.take(), guest_path(member, self._os))
+        else:
+            place = self._generated()
         self._paths[guest_path_key(place.path, self._os)] = key
         return place
 
@@ -269,7 +270,7 @@ class Mounts(PresentOrAbsent[MountKey, str, MountPlace]):
         skipped = []
         while True:
             index = self._indexes.take()
-            path = f"/run/mounts/scsi/m{index}" if self._linux else rf"c:\mounts\scsi\m{index}"
+            path = f"/run/mounts/scsi/m{index}" if self._os == "linux" else rf"c:\mounts\scsi\m{index}"
             if guest_path_key(path, self._os) not in self._paths:
                 break
             skipped.append(index)
@@ -289,7 +290,7 @@ class Mounts(PresentOrAbsent[MountKey, str, MountPlace]):
         resource_type = guest.RESOURCE_MAPPED_VIRTUAL_DISK
         if mount.format_with_refs and not removing:
             resource_type = guest.RESOURCE_MAPPED_VIRTUAL_DISK_FOR_CONTAINER_SCRATCH
-        if not self._linux:
+        if self._os == "windows":
             disk = guest.WCOWMappedVirtualDisk(container_path=path, lun=key.slot.lun)
             return (in_guest(operation.kind.value, resource_type, disk),)
         mounted = guest.LCOWMappedVirtualDisk(
