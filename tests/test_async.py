@@ -8,6 +8,7 @@ from typing import Any, Self
 import pytest
 
 from uvm._async import Opening, opens
+from uvm.schema.devices import VirtualSmbShareOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -89,9 +90,11 @@ class Paper(Door):
         self.given = given
 
 
-async def test_lists_and_documents_are_copied_before_it_is_awaited() -> None:
-    items, inner = ["a"], {"b": [1]}
-    opening = papers(items, inner=inner)
+async def test_lists_documents_and_models_are_copied_before_it_is_awaited() -> None:
+    items, inner, model = ["a"], {"b": [1]}, VirtualSmbShareOptions()
+    opening = papers(items, inner=inner, model=model)
     items.append("later")
     inner["b"].append(2)
-    assert (await opening).given == (["a"], {"inner": {"b": [1]}})
+    model.read_only = True
+    given = {"inner": {"b": [1]}, "model": VirtualSmbShareOptions()}
+    assert (await opening).given == (["a"], given)

@@ -31,13 +31,15 @@ def items_of(values: Iterable[T], what: str) -> tuple[T, ...]:
     return tuple(values)
 
 
-def copied(value: T) -> T:
-    """Return a copy of a list or document, which its caller may go on changing."""
+def own(argument: object) -> object:
+    """Return a copy of a list, a document or a model, which its caller may go on changing; others as they are."""
+    if not isinstance(argument, list | dict) and not hasattr(argument, "__struct_fields__"):
+        return argument
     try:
-        return copy.deepcopy(value)
+        return copy.deepcopy(argument)
     except (RecursionError, TypeError):
         # What cannot be copied cannot be written as JSON either, and is refused there.
-        return value
+        return argument
 
 
 def member_of(cls: type[E], value: object, what: str) -> E:

@@ -11,7 +11,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from uvm._arguments import copied
+from uvm._arguments import own
 
 A = ParamSpec("A")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
@@ -114,17 +114,13 @@ class Opening(Generic[C]):
 def opens(function: Callable[A, Coroutine[Any, Any, C]]) -> Callable[A, Opening[C]]:
     """Have a coroutine function return an :class:`Opening` of what it returns.
 
-    Lists and documents that the caller passes are copied at once: the call may be awaited later.
+    Lists, documents and models that the caller passes are copied at once: the call may be awaited later.
     """
 
     @wraps(function)
     def opening(*args: A.args, **kwargs: A.kwargs) -> Opening[C]:
         # A ParamSpec says nothing of single arguments.
-        own: Any = [*map(_own, args)], {name: _own(value) for name, value in kwargs.items()}
-        return Opening(function(*own[0], **own[1]))
+        copies: Any = [*map(own, args)], {name: own(value) for name, value in kwargs.items()}
+        return Opening(function(*copies[0], **copies[1]))
 
     return opening
-
-
-def _own(argument: object) -> object:
-    return copied(argument) if isinstance(argument, list | dict) else argument

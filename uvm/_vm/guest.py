@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from uvm._arguments import copied
-from uvm._async import Opening
+from uvm._async import opens
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.access import GuestFeatures
 from uvm._guest.container import Container
@@ -19,6 +18,7 @@ from uvm._vm.layers import LCOW_CONTAINERS, RootFileSystem
 from uvm._vm.logforwarding import set_log_sources, start_log_forwarding, stop_log_forwarding
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import WCOWOptions
+from uvm.options.checks import without_mark
 from uvm.schema.container import HostedSystem
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY_FRAGMENT, SecurityPolicyFragment
 from uvm.schema.json import to_json
@@ -74,13 +74,14 @@ class GuestServices(Part, ProcessHost):
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
         return await self._asked._start(wanted, pipes)
 
-    def create_container(
+    @opens
+    async def create_container(
         self,
         container_id: str,
         spec: Mapping[str, Any] | HostedSystem,
         *,
         root: RootFileSystem | None = None,
-    ) -> Opening[Container]:
+    ) -> Container:
         """Create a container in the guest; it is not started. Await it, or enter it.
 
         Entered, it is ended at the end of the ``async with``, and its state deleted: at once, or while its
@@ -96,11 +97,6 @@ class GuestServices(Part, ProcessHost):
         :raises HostError: through HCS, HCS refused, or the guest that it asked. The id is one of a compute
             system of the host then.
         """
-        return Opening(self._create_container(container_id, copied(spec), root))
-
-    async def _create_container(
-        self, container_id: str, spec: Mapping[str, Any] | HostedSystem, root: RootFileSystem | None
-    ) -> Container:
         guest = self._asked
         if self._context.plan.os == "windows":
             if root is not None:
@@ -138,7 +134,7 @@ class GuestServices(Part, ProcessHost):
         request = ModificationRequest(
             request_type=ADD,
             resource_type=RESOURCE_SECURITY_POLICY_FRAGMENT,
-            settings=SecurityPolicyFragment(fragment=fragment, media_type=media_type),
+            settings=SecurityPolicyFragment(fragment=without_mark(fragment), media_type=media_type),
         )
         await self._link.modify_guest(to_json(request))
 
