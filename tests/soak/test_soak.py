@@ -10,7 +10,7 @@ from tests.soak.engine import Tally, play_round
 
 pytestmark = pytest.mark.anyio
 
-SEEDS = range(1, 7)
+SEEDS = range(1, 13)
 
 
 async def played(seeds: range) -> Tally:
