@@ -238,22 +238,19 @@ class Bridge:
     async def _greet(self, greeting: Callable[[], Awaitable[None]], lost: Sequence[Call]) -> None:
         try:
             await greeting()
-            if not self._ended:
-                self._connect(lost)
+            if self._ended:
+                return
+            self.connected = True
+            self._start_writer()
+            self.calls.lose(lost, "the connection to the guest broke before the answer came")
+            resumed = list(self.on_resume.values()) if self._greeted else []
+            self._greeted = True
+            for each in resumed:
+                each()
         except Exception as e:
             # One that fails because its stream has ended is no failed greeting.
             if not self._ended:
                 self.close(e)
-
-    def _connect(self, lost: Sequence[Call]) -> None:
-        self.connected = True
-        self._start_writer()
-        self.calls.lose(lost, "the connection to the guest broke before the answer came")
-        if not self._greeted:
-            self._greeted = True
-            return
-        for resumed in list(self.on_resume.values()):
-            resumed()
 
     def _drop(self, cause: Exception | None) -> None:
         if not self._ended:

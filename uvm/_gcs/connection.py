@@ -267,9 +267,8 @@ class GuestConnection(GuestHost):
     async def _next_stream(self, cause: Exception | None) -> ByteStream | None:
         """Wait for the guest to dial again; None where that is not waited for, or it does not."""
         seconds = self._link.timeouts.redial_seconds
-        if self._bridge.closed or self._agreed is None or self._shutting_down:
-            return None
-        if self._redial is None or seconds <= 0:
+        over = self._bridge.closed or self._agreed is None or self._shutting_down
+        if over or self._redial is None or seconds <= 0:
             return None
         _log.info("%s: the connection to the guest broke (%r); it may dial again", self._link.name, cause)
         if self._return_by is None:

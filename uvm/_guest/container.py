@@ -267,7 +267,7 @@ class Container(ProcessHost):
 
     def _forgotten(self) -> None:
         if self._reports_its_exit:
-            self._doubt()
+            doubt(self._guest, self._handle.exit)
         else:
             self._handle.exit.lose(lambda: VMStateError(f"container {self.id} was deleted before it ran"))
 
@@ -402,7 +402,7 @@ class Container(ProcessHost):
             return
         await self._unless_gone(self._handle.end(forced=forced))
         if forced and self._may_run:
-            self._doubt()
+            doubt(self._guest, self._handle.exit)
 
     async def _unless_gone(self, request: Awaitable[T]) -> T | None:
         """Await a request for what has happened already where the container, or its guest, is gone.
@@ -416,11 +416,8 @@ class Container(ProcessHost):
         except RefusedError as error:
             if error.hresult not in SYSTEM_ENDED:
                 raise
-            self._doubt()
+            doubt(self._guest, self._handle.exit)
         return None
-
-    def _doubt(self) -> None:
-        doubt(self._guest, self._handle.exit)
 
 
 def doubt(guest: GuestAccess, exit: Exit[ContainerExit]) -> None:

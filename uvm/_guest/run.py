@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import anyio
-from attrs import define, field, frozen
+from attrs import frozen
 
 from uvm._async import opens
 from uvm._guest.access import GuestAccess
@@ -115,14 +115,12 @@ async def run_to_end(
     process: Process, input: bytes = b"", max_output_bytes: int = MAX_OUTPUT_BYTES
 ) -> CompletedProcess:
     """Exchange input and output with a process until its end; if that fails or is cancelled, kill it."""
-    conversation = _Conversation(process, max_output_bytes)
     async with process:
         try:
-            exit_code = await conversation.hold(input)
+            return await _converse(process, input, max_output_bytes)
         except BaseException:
             await discard(lambda: process)
             raise
-    return CompletedProcess(process.args, exit_code, bytes(conversation.stdout), bytes(conversation.stderr))
 
 
 class GuestHost(ProcessHost):
@@ -158,42 +156,13 @@ async def _give_size(process: Process, height: int, width: int) -> None:
         raise
 
 
-@define(eq=False)
-class _Conversation:
-    """What goes to and comes from one process until its end."""
+async def _converse(process: Process, text: bytes, max_bytes: int) -> CompletedProcess:
+    """Send the input, collect the output, and wait for the exit."""
+    stdout, stderr = bytearray(), bytearray()
+    # The most telling first; kept out of the task groups, which would wrap them.
+    failures: list[Exception] = []
 
-    process: Process
-    max_bytes: int
-    stdout: bytearray = field(factory=bytearray)
-    stderr: bytearray = field(factory=bytearray)
-    # The first error; kept out of the task group, which would wrap it.
-    failure: Exception | None = None
-
-    async def hold(self, text: bytes) -> int:
-        """Send the input, collect the output, and return the exit code."""
-        process = self.process
-        exit_code: int | None = None
-        async with anyio.create_task_group() as tasks:
-            if process.stdin is not None:
-                tasks.start_soon(self._feed, process.stdin, text, tasks.cancel_scope)
-            async with anyio.create_task_group() as outputs:
-                for stream, into in ((process.stdout, self.stdout), (process.stderr, self.stderr)):
-                    if stream is not None:
-                        outputs.start_soon(self._collect, stream, into, tasks.cancel_scope)
-                try:
-                    exit_code = await process.wait()
-                except UVMError as error:
-                    # It says more than what a stream says of the same end.
-                    self.failure = error
-                    tasks.cancel_scope.cancel()
-            # The process reads no more of the input.
-            tasks.cancel_scope.cancel()
-        if self.failure is not None:
-            raise self.failure
-        assert exit_code is not None
-        return exit_code
-
-    async def _feed(self, stdin: ProcessInput, text: bytes, scope: anyio.CancelScope) -> None:
+    async def feed(stdin: ProcessInput) -> None:
         try:
             await stdin.send(text)
             await stdin.send_eof()
@@ -201,19 +170,38 @@ class _Conversation:
             # No process has to read its input.
             _log.debug("%s", error)
         except Exception as error:
-            self.failure = self.failure or error
+            failures.append(error)
             # It may wait for the end of its input for ever.
-            scope.cancel()
+            tasks.cancel_scope.cancel()
 
-    async def _collect(self, stream: ProcessOutput, into: bytearray, scope: anyio.CancelScope) -> None:
+    async def collect(stream: ProcessOutput, into: bytearray) -> None:
         try:
             async for data in stream:
                 into += data
-                if len(self.stdout) + len(self.stderr) > self.max_bytes:
-                    self.failure = OutputLimitError(
-                        f"{self.process.args[0]!r} wrote more than {self.max_bytes} bytes; it was killed"
-                    )
-                    scope.cancel()
+                if len(stdout) + len(stderr) > max_bytes:
+                    too_much = f"{process.args[0]!r} wrote more than {max_bytes} bytes; it was killed"
+                    failures.insert(0, OutputLimitError(too_much))
+                    tasks.cancel_scope.cancel()
                     return
         except Exception as error:
-            self.failure = self.failure or error
+            failures.append(error)
+
+    exit_code = 0
+    async with anyio.create_task_group() as tasks:
+        if process.stdin is not None:
+            tasks.start_soon(feed, process.stdin)
+        async with anyio.create_task_group() as outputs:
+            for stream, into in ((process.stdout, stdout), (process.stderr, stderr)):
+                if stream is not None:
+                    outputs.start_soon(collect, stream, into)
+            try:
+                exit_code = await process.wait()
+            except UVMError as error:
+                # It says more than what a stream says of the same end.
+                failures.insert(0, error)
+                tasks.cancel_scope.cancel()
+        # The process reads no more of the input.
+        tasks.cancel_scope.cancel()
+    if failures:
+        raise failures[0]
+    return CompletedProcess(process.args, exit_code, bytes(stdout), bytes(stderr))

@@ -186,24 +186,20 @@ def container_process(wanted: Command, own: Mapping[str, Any]) -> LinuxProcessPa
     return LinuxProcessParameters(oci_process=process)
 
 
+_STREAM_FIELDS: Final = {"stdin": "std_in", "stdout": "std_out", "stderr": "std_err"}
+
+
 def execute_settings(os: str, parameters: str, ports: Mapping[str, int]) -> ExecuteProcessSettings:
     """Return what to run, as JSON text, together with the ports that the guest dials for its streams.
 
     :param ports: by ``stdin``, ``stdout`` and ``stderr``; a stream without a port is not there.
     """
-    settings = ExecuteProcessSettings(process_parameters=parameters)
+    named = {_STREAM_FIELDS[name]: port for name, port in ports.items()}
     if os == "windows":
-        services = {name: vsock_service_id(port) for name, port in ports.items()}
-        settings.stdio_relay_settings = StdioRelaySettings(
-            std_in=services.get("stdin", ""),
-            std_out=services.get("stdout", ""),
-            std_err=services.get("stderr", ""),
-        )
-    else:
-        settings.vsock_stdio_relay_settings = VsockStdioRelaySettings(
-            std_in=ports.get("stdin", 0), std_out=ports.get("stdout", 0), std_err=ports.get("stderr", 0)
-        )
-    return settings
+        services = StdioRelaySettings(**{name: vsock_service_id(port) for name, port in named.items()})
+        return ExecuteProcessSettings(process_parameters=parameters, stdio_relay_settings=services)
+    relay = VsockStdioRelaySettings(**named)
+    return ExecuteProcessSettings(process_parameters=parameters, vsock_stdio_relay_settings=relay)
 
 
 _USER: Final = re.compile(r"(\d{1,10})(?::(\d{1,10}))?", re.ASCII)

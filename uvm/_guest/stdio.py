@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
@@ -281,8 +280,7 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
     def __init__(self, channel: Source, name: str) -> None:
         super().__init__(channel, name)
         # What was read ahead of the reader, and what wakes those who wait for that to change.
-        self._ahead: deque[bytes] = deque()
-        self._ahead_bytes = 0
+        self._ahead = bytearray()
         self._pumping = False
         self._reading = False
         self._changed = Flag()
@@ -307,7 +305,9 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
                 await anyio.lowlevel.checkpoint()
             # Meanwhile it may have been closed.
             if self._ahead:
-                return self._take_ahead(max_bytes)
+                data = bytes(self._ahead[:max_bytes])
+                del self._ahead[:max_bytes]
+                return data
             if self._at_end:
                 await anyio.lowlevel.checkpoint()
                 raise anyio.EndOfStream
@@ -319,14 +319,12 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
     async def read_ahead(self) -> None:
         """Read ahead of the reader, as much as a pipe would hold, until the stream ends."""
         while not self._at_end and not self._channel.closed:
-            if self._pumping or self._reading or self._ahead_bytes >= READ_AHEAD_BYTES:
+            if self._pumping or self._reading or len(self._ahead) >= READ_AHEAD_BYTES:
                 await self._changed.wait()
                 continue
             self._pumping = True
             try:
-                data = await self._receive(_CHUNK_BYTES)
-                self._ahead.append(data)
-                self._ahead_bytes += len(data)
+                self._ahead += await self._receive(_CHUNK_BYTES)
             except (anyio.EndOfStream, UVMError):
                 # The reader gets the same.
                 return
@@ -337,7 +335,6 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
     async def aclose(self) -> None:
         """Close it, also under a task that reads it, which gets an error. Again, it does nothing."""
         self._ahead.clear()
-        self._ahead_bytes = 0
         await super().aclose()
         self._say_change()
 
@@ -353,14 +350,6 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
                 self._at_end = True
                 await self._channel.aclose()
                 raise
-
-    def _take_ahead(self, max_bytes: int) -> bytes:
-        data = self._ahead.popleft()
-        if len(data) > max_bytes:
-            self._ahead.appendleft(data[max_bytes:])
-            data = data[:max_bytes]
-        self._ahead_bytes -= len(data)
-        return data
 
     def _say_change(self) -> None:
         changed, self._changed = self._changed, Flag()

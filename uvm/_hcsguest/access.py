@@ -41,11 +41,6 @@ class RelayAccess(GuestAccess):
     owner: str = ""
     container: System | None = None
 
-    @property
-    def target(self) -> System:
-        """The compute system in which processes are started."""
-        return self.system if self.container is None else self.container
-
     async def lost_with_vm(self, error: HostError) -> bool:
         """Return whether HCS refused because the VM has gone, and not only a container of it."""
         if self.container is None:

@@ -52,37 +52,22 @@ _log = logging.getLogger("uvm.gcs")
 CLOSE_SECONDS: Final = 5.0
 
 
+@define(eq=False)
 class _Pipe:
-    """A stream of a process, made by HCS (:class:`~uvm._guest.stdio.Source`)."""
+    """A stream of a process, made by HCS (:class:`~uvm._guest.stdio.Source`, and that stream itself)."""
 
-    def __init__(self, stream: ByteStream, closed: Callable[[], None]) -> None:
-        self._stream = stream
-        self._on_close = closed
-        self.closed = False
+    _stream: ByteStream
+    _on_close: Callable[[], None]
+    #: Asks HCS to pass on the end of the input, once.
+    _end_input: Callable[[], Awaitable[None]] | None = None
+    closed: bool = field(default=False, init=False)
 
     async def stream(self) -> ByteStream | None:
         """Return the stream; None once it was closed."""
-        return None if self.closed else self._stream
-
-    async def aclose(self) -> None:
-        """Close it, to its end, also where the caller is cancelled. Again, it does nothing."""
-        if self.closed:
-            return
-        self.closed = True
-        await close_quietly(self._stream)
-        self._on_close()
-
-
-@define(eq=False)
-class _Input:
-    """The standard input as a stream whose end HCS is asked to pass on."""
-
-    _stream: ByteStream
-    _ask: Callable[[], Awaitable[None]]
-    _ended: bool = field(default=False, init=False)
+        return None if self.closed else self
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """Nothing comes from it."""
+        """Receive at least one byte."""
         return await self._stream.receive(max_bytes)
 
     async def send(self, item: bytes) -> None:
@@ -90,24 +75,27 @@ class _Input:
         await self._stream.send(item)
 
     async def send_eof(self) -> None:
-        """End it."""
+        """End the input."""
         await self._end()
         await self._stream.aclose()
 
     async def _end(self) -> None:
-        if not self._ended:
-            await self._ask()
-            self._ended = True
+        if self._end_input is not None:
+            await self._end_input()
+            self._end_input = None
 
     async def aclose(self) -> None:
-        """End it, as far as HCS answers, and close it."""
+        """End the input, as far as HCS answers, and close it, also where the caller is cancelled."""
+        if self.closed:
+            return
+        self.closed = True
         try:
-            with anyio.move_on_after(CLOSE_SECONDS):
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                 await self._end()
         except UVMError as error:
             _log.debug("closing the input of a process: %s", error)
-        finally:
-            await self._stream.aclose()
+        await close_quietly(self._stream)
+        self._on_close()
 
 
 class RelayedProcess(Relayed[int]):
@@ -115,12 +103,13 @@ class RelayedProcess(Relayed[int]):
 
     def __init__(self, access: RelayAccess, handle: HostProcess) -> None:
         super().__init__(access, handle, f"process {handle.pid}")
-        stdin = handle.stdin and _Input(handle.stdin, self._end_input)
-        named = {"stdin": stdin, "stdout": handle.stdout, "stderr": handle.stderr}
+        named = {"stdin": handle.stdin, "stdout": handle.stdout, "stderr": handle.stderr}
         self.pid = handle.pid
         self.contained = access.container is not None
         self.streams = {
-            name: _Pipe(stream, self._stream_closed) for name, stream in named.items() if stream is not None
+            name: _Pipe(stream, self._stream_closed, self._end_input if name == "stdin" else None)
+            for name, stream in named.items()
+            if stream is not None
         }
         self._handle = handle
         self._stream_closed()
@@ -227,7 +216,7 @@ async def start_relayed(access: RelayAccess, launch: Launch) -> Process:
     started: list[Process] = []
 
     async def make() -> RelayedProcess:
-        handle = RelayedProcess(access, await access.target.create_process(document))
+        handle = RelayedProcess(access, await (access.container or access.system).create_process(document))
         started.append(Process(access, handle, launch.args, launch.terminal))
         launch.on_start(started[0])
         return handle
