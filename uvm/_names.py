@@ -122,20 +122,31 @@ def pipe_key(path: HostPath, what: str = "named pipe") -> str:
 
 
 def guid_text(guid: str) -> str:
-    """Return the spelling of a GUID that is sent: without braces, which HCS and HCN do not write."""
+    """Return the spelling of a GUID that is sent: without braces, which HCS and HCN do not write.
+
+    :raises OptionsError: it is no text.
+    """
+    if not isinstance(guid, str):
+        raise OptionsError(f"a GUID is a str, not {guid!r}")
     text = guid.strip()
     braced = _BRACES.fullmatch(text)
     return braced[1] if braced else text
 
 
 def guid_key(guid: str) -> str:
-    """Return the key of a GUID, as HCN writes it; other texts, which ids may be, are folded alike."""
+    """Return the key of a GUID, as HCN writes it; other texts, which ids may be, are folded alike.
+
+    :raises OptionsError: it is no text.
+    """
     return guid_text(guid).translate(_ASCII_LOWER)
 
 
 def pci_key(instance_path: str) -> str:
-    r"""Return the key of a device's instance path, such as ``PCI\VEN_10DE&DEV_1EB8\4&1&0``."""
-    return windows_upper(instance_path)
+    r"""Return the key of a device's instance path, such as ``PCI\VEN_10DE&DEV_1EB8\4&1&0``.
+
+    :raises OptionsError: it is no text, or empty.
+    """
+    return windows_upper(text_of(instance_path, "a PCI device"))
 
 
 def windows_upper(text: str) -> str:

@@ -203,6 +203,10 @@ LINUX_ARGUMENTS: dict[str, tuple[Use, str]] = {
     "a VMBus GUID that is none": (lambda vm: vm.vpci.assign("PCI\\A", vmbus_guid="me"), "GUID"),
     "no function of a device": (lambda vm: vm.vpci.assign("PCI\\A", -1), "function"),
     "a device at no path": (lambda vm: vm.vpci.assign(""), "empty"),
+    "a device of another type": (lambda vm: vm.vpci.remove(5), "a PCI device"),
+    "a function of another type": (lambda vm: vm.vpci.remove("PCI\\A", [0]), "function"),
+    "a namespace of another type": (lambda vm: vm.network.remove_namespace(5), "a GUID is a str"),
+    "an endpoint of another type": (lambda vm: vm.network.remove_endpoint("a", b"e"), "a GUID is a str"),
     "an adapter's id that is no GUID": (
         lambda vm: vm.network.add_endpoint(NAMESPACE, {"ID": "e"}, nic_id="me"),
         "GUID",

@@ -135,7 +135,7 @@ class ScsiBus(Bus):
         if not isinstance(mount, Mount | None):
             raise OptionsError(f"{path} was not attached: mount is a Mount, not {mount!r}")
         named, evd_type = await self._named(path, type)
-        key = DiskKey(named.key, type, evd_type, read_only)
+        key = DiskKey(named.key, type, evd_type, bool(read_only))
         if mount is not None:
             self._check_mount(key, named.path, mount)
         if type is DiskType.VIRTUAL_DISK and self._disks.ledger.get(key) is None:
@@ -146,7 +146,7 @@ class ScsiBus(Bus):
         slot, shown = disk.slot, _shown(key, named.path)
         if mount is None:
             return ScsiLease(disk, shown, slot.controller, slot.lun)
-        mounted = await self._mount(disk, mount, read_only)
+        mounted = await self._mount(disk, mount, key.read_only)
         return ScsiLease(mounted, shown, slot.controller, slot.lun, mounted.slot.path)
 
     async def _named(self, path: HostPath, type: DiskType) -> tuple[HostName, str]:

@@ -68,11 +68,9 @@ class VPCIBus(Bus):
         :param vmbus_guid: the GUID that it gets on the VM's VMBus; a fresh one by default.
         :raises OptionsError: an argument is of the wrong kind, or another device has that GUID.
         """
-        if allowed := whole(U16)(function):
-            raise OptionsError(f"the function of a PCI device is {allowed}, not {function!r}")
+        key = _key(instance_path, function)
         vmbus_guid = guid_of(vmbus_guid or self._context.backend.new_id(), "a VMBus GUID")
-        device = PciDevice(text_of(instance_path, "a PCI device"), function, vmbus_guid)
-        hold = await self._devices.acquire(device.key, device)
+        hold = await self._devices.acquire(key, PciDevice(text_of(instance_path), function, vmbus_guid))
         return VPCILease(hold, instance_path, function, hold.slot)
 
     def adopt(self, device: PciDevice) -> Hold[str]:
@@ -82,9 +80,16 @@ class VPCIBus(Bus):
     async def remove(self, instance_path: str, function: int = 0) -> None:
         """Release the oldest lease of a device, however its path is spelled; also of one assigned at boot.
 
+        :raises OptionsError: an argument is of the wrong kind.
         :raises NotAttachedError: it is not assigned.
         """
         await release_oldest(
-            self._devices.holds_on(DeviceKey(pci_key(instance_path), function)),
+            self._devices.holds_on(_key(instance_path, function)),
             f"no device {instance_path} with function {function} is assigned to {self._context.vm_id}",
         )
+
+
+def _key(instance_path: str, function: int) -> DeviceKey:
+    if allowed := whole(U16)(function):
+        raise OptionsError(f"the function of a PCI device is {allowed}, not {function!r}")
+    return DeviceKey(pci_key(instance_path), function)

@@ -118,7 +118,7 @@ class VSMBBus(Bus):
         :raises NotSupportedError: the guest is Linux.
         """
         if options is None:
-            return Opening(self._add(path, self.default_options(read_only)))
+            return Opening(self._add(path, self.default_options(bool(read_only))))
         if not isinstance(options, VirtualSmbShareOptions):
             raise OptionsError(f"{path} was not shared: options are VirtualSmbShareOptions, not {options!r}")
         if read_only and not options.read_only:
@@ -132,7 +132,7 @@ class VSMBBus(Bus):
         context.link.check_running()
         named = await context.named(path)
         member = await self._member(named, options)
-        key = ShareKey(context.key(member.directory), options.read_only, member.file is None)
+        key = ShareKey(context.key(member.directory), bool(options.read_only), member.file is None)
         hold = await self._shares.acquire(key, member, names=named.names)
         entry, file = self._shares.ledger.get(key), member.file
         if file is not None and entry is not None and entry.applied is not None:
