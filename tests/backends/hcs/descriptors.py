@@ -1,20 +1,48 @@
-"""The standard handles of processes on systems other than Windows: file descriptors."""
+"""What takes the place of WSAPoll and of named pipes elsewhere than on Windows: ``poll``, descriptors."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import select
 import socket
 import stat
 import sys
 from typing import Final
 
 from uvm.backend import ByteStream
+from uvm.backends.hcs.hvsocket import HvSocketTransport, SocketApi
 from uvm.backends.hcs.pipes import NamedPipes, Pipes
+from uvm.backends.hcs.poller import Poller, PollSet
 from uvm.backends.hcs.sockets import Sockets
 
-__all__ = ["system_pipes"]
+__all__ = ["new_poll_set", "new_poller", "new_sockets", "new_transport", "system_pipes"]
+
+
+def new_poll_set() -> PollSet:
+    """Return a poll set of this system."""
+    if sys.platform == "win32":
+        from uvm.backends.hcs.winsock import WinsockPollSet
+
+        return WinsockPollSet()
+    return PosixPollSet()
+
+
+def new_poller() -> Poller:
+    """Return a poller of this system."""
+    return Poller(new_poll_set())
+
+
+def new_sockets() -> Sockets:
+    """Return the sockets of this system."""
+    return Sockets(new_poller())
+
+
+def new_transport(api: SocketApi) -> HvSocketTransport:
+    """Return the library's transport over the sockets of an API."""
+    sockets = new_sockets()
+    return HvSocketTransport(api, sockets, system_pipes(sockets))
 
 
 def system_pipes(sockets: Sockets) -> Pipes:
@@ -71,3 +99,27 @@ class DescriptorPipes:
 
     def close(self) -> None:
         """Do nothing: the streams are closed with the sockets."""
+
+
+class PosixPollSet:
+    """:class:`PollSet` that uses ``poll``."""
+
+    readable: int = getattr(select, "POLLIN", 0)
+    writable: int = getattr(select, "POLLOUT", 0)
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._fds: set[int] = set()
+
+    def set(self, fd: int, events: int) -> None:
+        """Set the events to poll a descriptor for; 0 removes it."""
+        if events:
+            self._fds.add(fd)
+            self._poll.register(fd, events)
+        elif fd in self._fds:
+            self._fds.discard(fd)
+            self._poll.unregister(fd)
+
+    def wait(self) -> list[tuple[int, int]]:
+        """Wait until a descriptor has events, and return those that have, with their events or errors."""
+        return self._poll.poll()

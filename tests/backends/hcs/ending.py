@@ -30,7 +30,7 @@ import anyio.to_thread  # noqa: E402
 import sniffio  # noqa: E402
 
 from tests.backends.fake.support import SERVICE, host_files  # noqa: E402
-from tests.backends.hcs.descriptors import system_pipes  # noqa: E402
+from tests.backends.hcs.descriptors import new_transport  # noqa: E402
 from tests.backends.hcs.double.control import FaultKind, the_double  # noqa: E402
 from tests.backends.hcs.hostmachine import FakeMachine  # noqa: E402
 from tests.backends.hcs.support import relayed  # noqa: E402
@@ -40,7 +40,6 @@ from uvm.backend import BROKEN_STREAM  # noqa: E402
 from uvm.backends.fake import FakeBackend  # noqa: E402
 from uvm.backends.hcs import handles  # noqa: E402
 from uvm.backends.hcs.backend import HCSBackend  # noqa: E402
-from uvm.backends.hcs.hvsocket import HvSocketTransport  # noqa: E402
 from uvm.backends.hcs.platform import Platform  # noqa: E402
 from uvm.backends.hcs.system import HCSSystem  # noqa: E402
 from uvm.backends.hcs.workers import Workers  # noqa: E402
@@ -114,7 +113,7 @@ def spawn(function: Callable[[], Awaitable[object]]) -> None:
 def new_backend() -> HCSBackend:
     """Make the library's backend."""
     double = MACHINE.double
-    transport = HvSocketTransport(LoopbackSockets(), system_pipes)
+    transport = new_transport(LoopbackSockets())
     return HCSBackend(
         platform=Platform(double.core, double.network, FakeMachine(MACHINE.fake), transport, Workers())
     )

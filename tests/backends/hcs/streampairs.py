@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from tests.backends.hcs.descriptors import system_pipes
+from tests.backends.hcs.descriptors import new_sockets, system_pipes
 from tests.backends.hcs.pipepairs import make_pipe_pair
 from uvm.backend import ByteStream
 from uvm.backends.hcs.pipes import Pipes
@@ -61,7 +61,7 @@ def pipes_of(sockets: Sockets) -> Iterator[Pipes]:
 @asynccontextmanager
 async def connected(kind: Kind) -> AsyncIterator[Pair]:
     """Yield a pair of streams."""
-    sockets = Sockets()
+    sockets = new_sockets()
     try:
         with pipes_of(sockets) as pipes:
             yield kind(sockets, pipes)

@@ -13,7 +13,7 @@ from uuid import UUID
 import anyio
 import pytest
 
-from tests.backends.hcs.descriptors import system_pipes
+from tests.backends.hcs.descriptors import new_transport
 from tests.backends.hcs.pipepairs import make_pipe_pair
 from uvm.backends.hcs.hvsocket import (
     HYPERV,
@@ -86,7 +86,7 @@ def api(request: pytest.FixtureRequest, loopback: Loopback) -> SocketApi:
 
 @pytest.fixture
 async def transport(api: SocketApi) -> AsyncIterator[HvSocketTransport]:
-    made = HvSocketTransport(api, system_pipes)
+    made = new_transport(api)
     yield made
     await made.aclose()
 

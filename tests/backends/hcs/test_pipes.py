@@ -12,11 +12,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from tests.backends.hcs.descriptors import new_sockets
 from tests.backends.hcs.pipepairs import make_pipe_pair
 from tests.backends.hcs.streampairs import pipes_of
 from uvm.backend import ByteStream
 from uvm.backends.hcs.pipes import Pipes
-from uvm.backends.hcs.sockets import Sockets
 from uvm.errors import HostError
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +28,7 @@ windows_only = pytest.mark.skipif(sys.platform != "win32", reason="named pipes a
 
 @pytest.fixture
 def pipes() -> Iterator[Pipes]:
-    sockets = Sockets()
+    sockets = new_sockets()
     with pipes_of(sockets) as made:
         yield made
     sockets.close()
@@ -212,10 +212,10 @@ import threading
 import anyio
 from tests.backends.hcs.pipepairs import make_pipe_pair
 from tests.backends.hcs.streampairs import pipes_of
-from uvm.backends.hcs.sockets import Sockets
+from tests.backends.hcs.descriptors import new_sockets
 
 waits = threading.Event()
-keep = pipes_of(Sockets())
+keep = pipes_of(new_sockets())
 pipes = keep.__enter__()
 
 async def main():

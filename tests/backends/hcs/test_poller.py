@@ -16,7 +16,8 @@ import anyio.to_thread
 import pytest
 from attrs import define, field
 
-from uvm.backends.hcs.poller import Poller, PollSet, new_poll_set
+from tests.backends.hcs.descriptors import new_poll_set, new_poller
+from uvm.backends.hcs.poller import Poller, PollSet
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +27,7 @@ SOCKETS = 600
 
 @contextmanager
 def a_poller(poll_set: PollSet | None = None) -> Iterator[Poller]:
-    poller = Poller(poll_set)
+    poller = Poller(poll_set or new_poll_set())
     try:
         yield poller
     finally:
@@ -319,7 +320,7 @@ async def test_tasks_of_several_event_loops_use_one_poller(anyio_backend_name: s
 
 async def test_closing_a_poller_ends_its_thread_and_fails_its_waits() -> None:
     before = poller_threads()
-    poller = Poller()
+    poller = new_poller()
     with connected() as (a, _):
 
         async def wait() -> None:
@@ -427,9 +428,9 @@ async def test_a_wait_whose_loop_has_ended_may_be_collected_at_any_time() -> Non
 AT_EXIT = """
 import socket, sys, threading
 import anyio
-from uvm.backends.hcs.poller import Poller
+from tests.backends.hcs.descriptors import new_poller
 
-poller, (a, b) = Poller(), socket.socketpair()
+poller, (a, b) = new_poller(), socket.socketpair()
 waits = threading.Event()
 
 async def main():

@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from tests.backends.hcs.descriptors import new_sockets
 from uvm.backends.hcs.sockets import SocketListener, Sockets
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +20,7 @@ MUCH = 8 << 20
 
 @pytest.fixture
 def sockets() -> Iterator[Sockets]:
-    made = Sockets()
+    made = new_sockets()
     yield made
     made.close()
 

@@ -15,12 +15,12 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 from attrs import Factory, frozen
 
-from tests.backends.hcs.descriptors import system_pipes
+from tests.backends.hcs.descriptors import new_sockets, new_transport, system_pipes
 from tests.backends.hcs.pipepairs import make_pipe_pair
 from uvm.backend import BROKEN_STREAM, ByteStream
 from uvm.backends.fake import FakeListener
-from uvm.backends.hcs.hvsocket import HvSocketTransport, StandardSockets
-from uvm.backends.hcs.sockets import SocketListener, Sockets, SocketStream
+from uvm.backends.hcs.hvsocket import StandardSockets
+from uvm.backends.hcs.sockets import SocketListener, SocketStream
 from uvm.errors import VMExitedError
 
 __all__ = ["HostStreams", "LoopbackTransport", "copy_and_close"]
@@ -36,7 +36,7 @@ class HostStreams:
     """The host's ends of pipes and connections."""
 
     def __init__(self) -> None:
-        self._sockets = Sockets()
+        self._sockets = new_sockets()
         self._pipes = system_pipes(self._sockets)
 
     def pipe(self) -> tuple[int, ByteStream]:
@@ -89,7 +89,7 @@ class LoopbackTransport:
         self._streams = streams
         self._task_group = task_group
         self._sockets = LoopbackSockets()
-        self._transport = HvSocketTransport(self._sockets, system_pipes)
+        self._transport = new_transport(self._sockets)
 
     async def listen(self, runtime_id: str, service_id: str) -> LoopbackListener:
         """Listen for the guest: a connection to the fake becomes one to a port of this machine."""

@@ -146,13 +146,16 @@ class HvSocketTransport:
     needed.
 
     :param api: makes the sockets; by default Hyper-V sockets.
-    :param pipes: makes what makes streams of handles; by default named pipes.
+    :param sockets: has its streams and listeners, and is closed with it.
+    :param pipes: makes streams of handles, and is closed with it; by default named pipes.
     """
 
-    def __init__(self, api: SocketApi | None = None, pipes: Callable[[Sockets], Pipes] | None = None) -> None:
+    def __init__(
+        self, api: SocketApi | None = None, sockets: Sockets | None = None, pipes: Pipes | None = None
+    ) -> None:
         self._api: Final = api or system_sockets()
-        self._sockets: Final = Sockets()
-        self._pipes: Final = pipes(self._sockets) if pipes is not None else NamedPipes()
+        self._sockets: Final = sockets or Sockets()
+        self._pipes: Final = pipes or NamedPipes()
         self._closed = False
 
     async def listen(self, runtime_id: str, service_id: str) -> SocketListener:

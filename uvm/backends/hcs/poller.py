@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import select
 import socket
-import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,6 +13,7 @@ import anyio
 from attrs import Factory, define, field
 
 from uvm.backends.hcs.waker import Signal, Waker
+from uvm.backends.hcs.winsock import WinsockPollSet
 
 
 class HasFileno(Protocol):
@@ -40,40 +39,6 @@ class PollSet(Protocol):
 
     def wait(self) -> Iterable[tuple[int, int]]:
         """Wait until a descriptor has events, and return those that have, with their events or errors."""
-
-
-class PosixPollSet:
-    """:class:`PollSet` that uses ``poll``."""
-
-    readable: int = getattr(select, "POLLIN", 0)
-    writable: int = getattr(select, "POLLOUT", 0)
-
-    def __init__(self) -> None:
-        self._poll = select.poll()
-        self._fds: set[int] = set()
-
-    def set(self, fd: int, events: int) -> None:
-        """Set the events to poll a descriptor for; 0 removes it."""
-        if events:
-            self._fds.add(fd)
-            self._poll.register(fd, events)
-        elif fd in self._fds:
-            self._fds.discard(fd)
-            self._poll.unregister(fd)
-
-    def wait(self) -> list[tuple[int, int]]:
-        """Wait until a descriptor has events, and return those that have, with their events or errors."""
-        return self._poll.poll()
-
-
-def new_poll_set() -> PollSet:
-    """Return a poll set of the system: ``poll`` or WSAPoll."""
-    # Not select(), which anyio's and asyncio's selector threads use: it is limited to 512 sockets on Windows.
-    if sys.platform == "win32":
-        from uvm.backends.hcs.winsock import WinsockPollSet
-
-        return WinsockPollSet()
-    return PosixPollSet()
 
 
 @define(eq=False)
@@ -107,11 +72,12 @@ class Poller:
     Tasks of any number of event loops and threads may use it. It ends with :meth:`close`, at the latest with
     the interpreter. A socket must be forgotten (:meth:`forget`) before it is closed.
 
-    :param poll_set: what the thread polls with; by default the system's.
+    :param poll_set: what the thread polls with; by default WSAPoll. Not select(), which anyio's and asyncio's
+        selector threads use: it is limited to 512 sockets on Windows.
     """
 
     def __init__(self, poll_set: PollSet | None = None) -> None:
-        self._set: Final = poll_set or new_poll_set()
+        self._set: Final = poll_set or WinsockPollSet()
         self._lock = threading.Lock()
         self._interests: dict[int, _Interest] = {}
         # The interests that the poll set holds: events found for one must not wake its successor.

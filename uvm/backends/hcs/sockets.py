@@ -191,8 +191,8 @@ class Sockets:
     :ivar poller: the poller they wait with.
     """
 
-    def __init__(self) -> None:
-        self.poller: Final = Poller()
+    def __init__(self, poller: Poller | None = None) -> None:
+        self.poller: Final = poller or Poller()
         self._open: Final[set[Closing]] = set()
         self._closed = False
 

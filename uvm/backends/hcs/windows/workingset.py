@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Final
 
 from attrs import define, field, frozen
@@ -92,18 +92,16 @@ class WorkingSets:
             if process == self.kernel.ffi.NULL:
                 unknown += 1
                 continue
-            with ExitStack() as stack:
-                stack.callback(self.kernel.functions.CloseHandle, process)
-                try:
-                    owner = self._vm_account(process)
-                except HostError:
-                    # It may have exited meanwhile, and some do not even disclose their name.
-                    unknown += 1
-                    continue
-                if owner.lower() == account.lower():
-                    stack.pop_all()
-                    return ProcessWorkingSet(f"VM {runtime_id}", self.kernel, process)
-                others += bool(owner)
+            owner = ""
+            try:
+                owner = self._vm_account(process)
+            except HostError:
+                # It may have exited meanwhile, and some do not even disclose their name.
+                unknown += 1
+            if owner.lower() == account.lower():
+                return ProcessWorkingSet(f"VM {runtime_id}", self.kernel, process)
+            self.kernel.functions.CloseHandle(process)
+            others += bool(owner)
         raise HostError(
             f"find the memory of VM {runtime_id}",
             HResult.ERROR_NOT_FOUND,
