@@ -38,10 +38,15 @@ class PMem(Device[VirtualPMemDevice | VirtualPMemMapping]):
         """The bytes that it takes from the offset on, in whole pages; 0 if the size is not known."""
         return -(-self.file.size_bytes // PAGE_BYTES) * PAGE_BYTES
 
-    def overlaps(self, other: PMem) -> bool:
-        """Return whether two mappings of one device overlap."""
-        start, there = self.offset or 0, other.offset or 0
-        return there < start + self.length and start < there + other.length
+    def overlapped(self, mappings: list[PMem]) -> PMem | None:
+        """Return the first of the mappings of a device that this one overlaps."""
+        start = self.offset or 0
+        end = start + self.length
+        for other in mappings:
+            there = other.offset or 0
+            if there < end and start < there + other.length:
+                return other
+        return None
 
 
 class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
@@ -121,7 +126,7 @@ class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
         text = ""
         if (device.offset or 0) + size > self._maximum_bytes:
             text = f"{size} bytes go beyond the device's {self._maximum_bytes}"
-        elif device.offset is not None and (other := next(filter(device.overlaps, mapped), None)) is not None:
+        elif (other := device.overlapped(mapped)) is not None:
             text = f"it overlaps {other}"
         if text:
             device.file.close()
@@ -142,4 +147,5 @@ class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
 
     def _mapped(self, number: int) -> list[PMem]:
         """Return the mappings on a device."""
-        return [pmem for (n, _), pmem in self.mappings.items() if n == number]
+        found = self._attached.items()
+        return [pmem for (n, offset), pmem in found if n == number and offset is not None]
