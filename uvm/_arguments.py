@@ -32,8 +32,9 @@ def items_of(values: Iterable[T], what: str) -> tuple[T, ...]:
 
 
 def own(argument: object) -> object:
-    """Return a copy of a list, a document or a model, which its caller may go on changing; others as they are."""
-    if not isinstance(argument, list | dict) and not hasattr(argument, "__struct_fields__"):
+    """Return a copy of a list, document or model, which its caller may go on changing; others as they are."""
+    # A model is known by what all have: this module is below uvm.schema.
+    if not isinstance(argument, list | dict) and not hasattr(argument, "replaced"):
         return argument
     try:
         return copy.deepcopy(argument)
