@@ -17,10 +17,9 @@ from uvm._buses.context import Context
 from uvm._document.plan import CreationPlan
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
-from uvm._vm import layers
 from uvm._vm.creation import HostArtifacts, Settings, create
-from uvm._vm.devices import Devices
 from uvm._vm.guest import GuestServices
+from uvm._vm.layers import RootFileSystems
 from uvm._vm.settings import RuntimeSettings
 from uvm._vm.startup import GuestStartup, OutputHandler
 from uvm.backend import JSON, Backend, Concurrency, HostInfo, System
@@ -51,7 +50,7 @@ class VMState(enum.Enum):
     CLOSED = "closed"
 
 
-class UtilityVM(Devices, RuntimeSettings, GuestServices):
+class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
     """A utility VM. :meth:`create` makes one, and closes it when its context is left.
 
     Devices are attributes: ``scsi``, ``vpmem``, ``vsmb``, ``plan9``, ``vpci``, ``pipes``, ``network``,
@@ -398,8 +397,6 @@ class UtilityVM(Devices, RuntimeSettings, GuestServices):
             for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
                 failure.add_note(f"and closing the VM failed: {each}")
         return failure
-
-    mount_layers = layers.mount_layers
 
     # The exit.
 
