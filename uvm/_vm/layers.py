@@ -238,8 +238,8 @@ class RootFileSystems(Devices):
         """Attach layers and a scratch disk and have the guest combine them. Await it, or enter it.
 
         :param layers: top-most first. A path alone is that of a Linux layer.
-        :param scratch_path: the VHDX of the scratch disk on the host; a Linux guest formats one without a file
-            system.
+        :param scratch_path: the VHDX of the scratch disk on the host; a Linux guest formats one without
+            a file system.
         :param root: the directory in a Linux guest; ``/run/gcs/c/<container id>`` by default. In a Windows
             guest the root is the mount point of the scratch disk.
         :raises OptionsError: there is no layer, or one is of the other kind of guest.
