@@ -159,7 +159,7 @@ async def _give_size(process: Process, height: int, width: int) -> None:
 async def _converse(process: Process, text: bytes, max_bytes: int) -> CompletedProcess:
     """Send the input, collect the output, and wait for the exit."""
     stdout, stderr = bytearray(), bytearray()
-    # The most telling first; kept out of the task groups, which would wrap them.
+    # The one to raise comes first; kept out of the task groups, which would wrap them.
     failures: list[Exception] = []
 
     async def feed(stdin: ProcessInput) -> None:
