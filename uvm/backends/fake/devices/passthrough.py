@@ -45,9 +45,12 @@ class PciKind(DeviceTable[VirtualPci, str, PciDevice]):
     def make(self, request: Request[VirtualPci]) -> PciDevice:
         """Return the device that a request describes."""
         device = Device(request.resource.vmbus_guid, request.parse(VirtualPciDevice))
-        functions = _functions(device)
-        if not functions or not all(path for path, _ in functions):
-            raise request.invalid("a device needs functions, and each its DeviceInstancePath")
+        try:
+            functions = _functions(device)
+        except OptionsError as e:
+            raise request.invalid(str(e)) from None
+        if not functions:
+            raise request.invalid("a PCI device has functions")
         return device
 
     def attach(self, request: Request[VirtualPci], device: PciDevice) -> None:

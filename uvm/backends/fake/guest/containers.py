@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from attrs import define, field
@@ -41,10 +40,6 @@ class Container:
         """The processes that run."""
         return [pid for pid, process in self.processes.items() if process.exit_code is None]
 
-    def forget(self, process: GuestProcess) -> None:
-        """Forget a process whose exit was reported."""
-        self.processes.pop(process.pid, None)
-
     def kill_all(self) -> None:
         """Kill every process of the container."""
         for process in list(self.processes.values()):
@@ -61,7 +56,6 @@ class LinuxContainer(Container):
 
     init: GuestProcess = field(init=False)
     constraints: JSON = field(factory=dict, init=False)
-    _exited: Callable[[Container], None] = field(kw_only=True, repr=False)
 
     @property
     def pids(self) -> list[int]:
@@ -84,7 +78,3 @@ class LinuxContainer(Container):
         """Stop the container: no other process survives the first one."""
         self.status = "stopped"
         self.kill_all()
-
-    def init_released(self, process: GuestProcess) -> None:
-        """Report the exit of the container, as the guest does once that of its first process was reported."""
-        self._exited(self)

@@ -51,7 +51,7 @@ class GuestProcess:
     view: FakeProcess
     external: bool
     on_exit: Callable[[GuestProcess], None] = field(repr=False)
-    on_release: Callable[[GuestProcess], None] = field(repr=False)
+    on_release: Callable[[GuestProcess], object] = field(repr=False)
     started: bool = field(default=False, init=False)
     alive: bool = field(default=True, init=False)
     exit_code: int | None = field(default=None, init=False)

@@ -166,10 +166,6 @@ class GuestService:
         self._last_pid += 1 if self.vm.os == "linux" else 4
         return 1000 + self._last_pid
 
-    def forget(self, process: GuestProcess) -> None:
-        """Forget a process outside of containers, whose exit was reported."""
-        self.external.pop(process.pid, None)
-
     def die(self) -> None:
         """Crash, as Go programs do at a nil pointer; no answer comes."""
         self.spawn(self.panic)
@@ -374,13 +370,19 @@ class GuestService:
             query = request.read_text(PropertyQuery, "Query", wanted.query)
         return wanted.container_id, query.property_types
 
-    def _make_process(
+    def _make_process(self, command: Command, processes: dict[int, GuestProcess]) -> GuestProcess:
+        """Return a new process, which is one of `processes` until its exit has been reported."""
+        external = processes is self.external
+        process = self._new_process(command, external, lambda p: None, lambda p: processes.pop(p.pid, None))
+        processes[process.pid] = process
+        return process
+
+    def _new_process(
         self,
         command: Command,
-        *,
         external: bool,
-        on_exit: Callable[[GuestProcess], None] | None = None,
-        on_release: Callable[[GuestProcess], None],
+        on_exit: Callable[[GuestProcess], object],
+        on_release: Callable[[GuestProcess], object],
     ) -> GuestProcess:
         """Return a new process, which does not run yet, and has no streams.
 
@@ -400,8 +402,7 @@ class GuestService:
 
         def exited(process: GuestProcess) -> None:
             self.processes.pop(process.pid, None)
-            if on_exit is not None:
-                on_exit(process)
+            on_exit(process)
 
         return GuestProcess(view, external, exited, on_release)
 

@@ -76,14 +76,12 @@ class LinuxService(GuestService):
         if spec.process is None or spec.root is None or spec.linux is None:
             self.die()
             return None
-        container = LinuxContainer(wanted.container_id, wanted.activity_id, document, exited=self.exited)
+        container = LinuxContainer(wanted.container_id, wanted.activity_id, document)
         command = spec.process.command()
         self._find(request, "failed to create container", *command.args)
-        container.init = self._make_process(
-            command,
-            external=False,
-            on_exit=container.init_exited,
-            on_release=container.init_released,
+        # The exit of a container is reported once that of its first process was.
+        container.init = self._new_process(
+            command, False, container.init_exited, lambda process: self.exited(container)
         )
         self.containers[container.id] = container
         return {"SelectedProtocolVersion": 0}
@@ -132,9 +130,7 @@ class LinuxService(GuestService):
 
     def _external(self, request: Incoming, command: Command) -> tuple[GuestProcess, Program]:
         program = self._find(request, "failed to call Start for external process", *command.args)
-        process = self._make_process(command, external=True, on_release=self.forget)
-        self.external[process.pid] = process
-        return process, program
+        return self._make_process(command, self.external), program
 
     def _init(self, request: Incoming, container: LinuxContainer) -> tuple[GuestProcess, Program]:
         if container.status != "created" or container.init.exit_code is not None:
@@ -149,9 +145,7 @@ class LinuxService(GuestService):
         if container.status == "stopped":
             raise request.refuse(HResult.E_FAIL, "exec failed: cannot exec in a stopped container")
         program = self._find(request, "exec failed", *command.args)
-        process = self._make_process(command, external=False, on_release=container.forget)
-        container.processes[process.pid] = process
-        return process, program
+        return self._make_process(command, container.processes), program
 
     def _find(self, request: Incoming, problem: str, name: str = "", *arguments: str) -> Program:
         """Return the program of a command."""

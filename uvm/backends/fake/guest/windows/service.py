@@ -138,12 +138,12 @@ class WindowsService(GuestService):
         self._require(request)
         text = wanted.settings.process_parameters
         parameters = request.read_text(ProcessParameters, "ProcessParameters", text)
-        processes, forget = self.external, self.forget
+        processes = self.external
         if wanted.container_id != HOST_CONTAINER_ID:
             container = self._container(request, wanted.container_id)
             if container.status != "running":
                 raise request.refuse(HResult.ERROR_VMCOMPUTE_INVALID_STATE)
-            processes, forget = container.processes, container.forget
+            processes = container.processes
         command = _command(request, parameters)
         program = self.programs.find(command.args[0], "windows")
         if program is None:
@@ -152,9 +152,7 @@ class WindowsService(GuestService):
         relay = wanted.settings.stdio_relay_settings or StdioRelaySettings()
         streams = asked_streams(parameters, (relay.std_in, relay.std_out, relay.std_err))
         connected = self._connect_streams(streams, lambda name: request.refuse(HResult.WSAECONNREFUSED))
-        process = self._make_process(command, external=processes is self.external, on_release=forget)
-        processes[process.pid] = process
-        return self._run(process, program, connected)
+        return self._run(self._make_process(command, processes), program, connected)
 
     def on_signal_process(self, request: Incoming) -> JSON:
         wanted = request.read(SignalProcessRequest)
