@@ -183,11 +183,6 @@ class Hold(Generic[S_co]):
         """Release it for no caller: if that is refused, it is an orphan."""
         self.drop(abandoned=True)
 
-    @property
-    def orphaned(self) -> bool:
-        """Whether its removal was refused and no caller holds the device."""
-        return self.abandoned and self.may_release_again and not self.ticket.entry.holders
-
     def inherit(self, parent: Hold[object]) -> None:
         """Go on with the ticket of what the device depended on, and release that as well."""
         self.ticket, self._drop_ticket = parent.ticket, parent._drop_ticket
@@ -335,7 +330,9 @@ class Driver(Generic[K, M, S, W]):
 
     def orphans(self) -> Iterator[Hold[object]]:
         """Yield the holds on what is attached and has no caller, since its removal was refused."""
-        return (hold for hold in self._holds.values() if hold.orphaned)
+        for hold in self._holds.values():
+            if hold.abandoned and hold.may_release_again and not hold.ticket.entry.holders:
+                yield hold
 
     # What the ledger decided.
 
@@ -423,8 +420,9 @@ class Driver(Generic[K, M, S, W]):
         done: list[Step] = []
         try:
             steps = self.ledger.begin(operation)
-            if operation.kind is ADD:
-                await self._before(operation)
+            calls = (self._holds[ticket].before for ticket in operation.serves)
+            if operation.kind is ADD and (before := next(filter(None, calls), None)):
+                await before()
         except Exception as error:
             return Refused(error)
         send = self.link.revoke if operation.kind is REMOVE else self.link.send
@@ -439,11 +437,6 @@ class Driver(Generic[K, M, S, W]):
                 return await self._undo(done, error)
             done.append(step)
         return OK
-
-    async def _before(self, operation: Operation[K, M, S, W]) -> None:
-        calls = (self._holds[ticket].before for ticket in operation.serves)
-        if before := next(filter(None, calls), None):
-            await before()
 
     async def _undo(self, done: list[Step], error: Exception) -> Outcome:
         for step in reversed(done):

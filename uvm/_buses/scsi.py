@@ -193,13 +193,13 @@ class ScsiBus(Bus):
         """Return what is attached of the disks that a path was taken for, the newest first."""
         text, ledger = text_of(path), self._disks.ledger
         try:
-            found = ledger.named(self._context.key(text))
+            name = self._context.key(text)
         except OptionsError:
             # The path of an extensible virtual disk is no path of the host.
-            found = ledger.named(evd_name(text, self._context.host.paths))
-            if not found and not text.startswith("evd://"):
+            name = evd_name(text, self._context.host.paths)
+            if not text.startswith("evd://") and not ledger.named(name):
                 raise
-        return [entry for entry, _ in found if read_only in (None, entry.key.read_only)]
+        return [entry for entry, _ in ledger.named(name) if read_only in (None, entry.key.read_only)]
 
     def find(self, path: HostPath, *, read_only: bool | None = None) -> ScsiSlot | None:
         """Return the slot of a disk, by any path that :meth:`attach` took for it; None if it is not attached.

@@ -6,7 +6,7 @@ from functools import partial
 
 from attrs import define, frozen
 
-from uvm._async import Opening
+from uvm._async import opens
 from uvm._buses.access import HostName
 from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold, release_oldest
@@ -102,9 +102,10 @@ class VSMBBus(Bus):
         )
         return default_options(read_only, no_direct_map)
 
-    def add(
+    @opens
+    async def add(
         self, path: HostPath, *, read_only: bool = False, options: VirtualSmbShareOptions | None = None
-    ) -> Opening[VSMBLease]:
+    ) -> VSMBLease:
         """Share a directory, or a single file of one. Await it, or enter it.
 
         The same again, however its path is spelled and by links as well, is the same share, with one more
@@ -117,16 +118,13 @@ class VSMBBus(Bus):
         :raises HostPathError: nothing is at that path.
         :raises NotSupportedError: the guest is Linux.
         """
-        if options is None:
-            return Opening(self._add(path, self.default_options(bool(read_only))))
-        if not isinstance(options, VirtualSmbShareOptions):
-            raise OptionsError(f"{path} was not shared: options are VirtualSmbShareOptions, not {options!r}")
-        if read_only and not options.read_only:
-            raise OptionsError(f"{path} was not shared: read_only=True, but options.read_only is False")
-        return Opening(self._add(path, options.replaced()))
-
-    async def _add(self, path: HostPath, options: VirtualSmbShareOptions) -> VSMBLease:
         context = self._context
+        if options is None:
+            options = self.default_options(bool(read_only))
+        elif not isinstance(options, VirtualSmbShareOptions):
+            raise OptionsError(f"{path} was not shared: options are VirtualSmbShareOptions, not {options!r}")
+        elif read_only and not options.read_only:
+            raise OptionsError(f"{path} was not shared: read_only=True, but options.read_only is False")
         context.need_guest("VSMB", "windows")
         context.check_writable_share(path, options.read_only)
         context.link.check_running()

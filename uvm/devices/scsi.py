@@ -20,6 +20,7 @@ from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from enum import StrEnum
 from functools import cache
+from itertools import product, starmap
 from typing import Any, NamedTuple
 
 from attrs import evolve, field, fields_dict, frozen
@@ -67,9 +68,7 @@ class ScsiSlot(NamedTuple):
 
 #: Every slot, in the order in which they are taken.
 _SLOTS = tuple(
-    ScsiSlot(controller, lun)
-    for controller in range(len(requests.SCSI_CONTROLLER_GUIDS))
-    for lun in range(LUNS_PER_CONTROLLER)
+    starmap(ScsiSlot, product(range(len(requests.SCSI_CONTROLLER_GUIDS)), range(LUNS_PER_CONTROLLER)))
 )
 
 
