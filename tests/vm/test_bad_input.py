@@ -177,7 +177,12 @@ LINUX_ARGUMENTS: dict[str, tuple[Use, str]] = {
     "shown at no path": (lambda vm: vm.share(SHARED, ""), "guest path"),
     "a root at no path": (lambda vm: vm.layers.combine("", ["/a"]), "root of combined layers"),
     "a root of no layers": (lambda vm: vm.mount_layers("c1", [], DISK), "one or more LCOWLayer"),
-    "a root of no container": (lambda vm: vm.mount_layers("", [LAYER], DISK), "container id"),
+    "a root of no container": (lambda vm: vm.mount_layers("", [LAYER], DISK), "id of a container"),
+    "a root elsewhere": (lambda vm: vm.mount_layers("..", [LAYER], DISK), "name of a directory"),
+    "a container elsewhere": (
+        lambda vm: vm.create_container("../c1", {"process": {"args": ["true"], "cwd": "/"}, "linux": {}}),
+        "name of a directory",
+    ),
     "a root of the other kind of layer": (
         lambda vm: vm.mount_layers("c1", [uvm.WCOWLayer(SHARED, "a")], DISK),
         "LCOWLayer",

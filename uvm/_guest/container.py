@@ -44,7 +44,7 @@ from uvm._guest.process import Launch, Process, exit_of
 from uvm._guest.run import ProcessHost
 from uvm._guest.specs import (
     Command,
-    check_text,
+    check_container_id,
     check_writable,
     container_process,
     host_process,
@@ -437,9 +437,7 @@ async def container_config(guest: GuestAccess, container_id: str, document: obje
     :raises OptionsError: it is none, or is no document of a Linux container; there is no such id, or the
         state of the last container of that id is kept.
     """
-    check_text("the id of a container", container_id)
-    if not container_id:
-        raise OptionsError("the id of a container is empty")
+    check_container_id(container_id)
     if not isinstance(document, LinuxHostedSystem | HostedSystem | Mapping):
         raise OptionsError(f"the document of a container is a JSON object, not a {type(document).__name__}")
     document = dict(document) if isinstance(document, Mapping) else document

@@ -125,6 +125,13 @@ def check_text(what: str, text: object) -> None:
         raise OptionsError(f"{what} cannot be written as UTF-8: {e.reason} at character {e.start}") from None
 
 
+def check_container_id(container_id: object) -> None:
+    """Check the id of a container, of which directories of the guest are named; raises OptionsError."""
+    check_text("the id of a container", container_id)
+    if container_id in ("", ".", "..") or "/" in str(container_id):
+        raise OptionsError(f"the id of a container is {container_id!r}, which is no name of a directory")
+
+
 def check_size(height: object, width: object) -> None:
     """Check the size of a terminal, in characters; raises OptionsError."""
     for what, value in (("height", height), ("width", width)):

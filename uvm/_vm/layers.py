@@ -22,6 +22,7 @@ from uvm._buses.lease import Lease, Releasable
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
+from uvm._guest.specs import check_container_id
 from uvm._names import HostPath, text_of
 from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
@@ -245,16 +246,17 @@ class RootFileSystems(Devices):
         :raises OptionsError: there is no layer, or one is of the other kind of guest.
         :raises HostPathError: a layer or the scratch disk is not there; nothing was sent.
         """
+        check_container_id(container_id)
         given = [
             LCOWLayer(layer) if isinstance(layer, str | os.PathLike) else layer
             for layer in items_of(layers, "layers")
         ]
         kind = LCOWLayer if self._context.plan.os == "linux" else WCOWLayer
         wrong = [layer for layer in given if not isinstance(layer, kind)]
-        if wrong or not given or not container_id:
+        if wrong or not given:
             raise OptionsError(
-                f"a root file system in {self._context.vm_id} takes a container id and one or more "
-                f"{kind.__name__}; given were {container_id!r} and {given}"
+                f"a root file system in {self._context.vm_id} takes one or more "
+                f"{kind.__name__}; given were {given}"
             )
         if kind is WCOWLayer and root:
             raise OptionsError("the root of a Windows container is its scratch disk's mount; leave out root")
