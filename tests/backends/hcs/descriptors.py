@@ -9,7 +9,7 @@ import select
 import socket
 import stat
 import sys
-from typing import Final
+from typing import Final, cast
 
 from uvm.backend import ByteStream
 from uvm.backends.hcs.hvsocket import HvSocketTransport, SocketApi
@@ -51,7 +51,7 @@ def system_pipes(sockets: Sockets) -> Pipes:
 
 
 class _File(io.FileIO):
-    """A pipe's descriptor as an :class:`~uvm.backends.hcs.sockets.Endpoint`; its direction is the pipe's."""
+    """A pipe's descriptor with the methods of a socket that a stream uses; its direction is the pipe's."""
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd, "r+b")
@@ -95,7 +95,7 @@ class DescriptorPipes:
             sock.setblocking(False)
             return self._sockets.stream(sock)
         os.set_blocking(handle, False)
-        return self._sockets.stream(_File(handle))
+        return self._sockets.stream(cast(socket.socket, _File(handle)))
 
     def close(self) -> None:
         """Do nothing: the streams are closed with the sockets."""

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import cast
 
 import anyio
 import anyio.lowlevel
@@ -193,6 +194,11 @@ class Wrapped:
         return list(self.inner.wait())
 
 
+def namesakes(sock: socket.socket) -> tuple[socket.socket, socket.socket]:
+    """Return what stands for two sockets that had the same descriptor, one after the other."""
+    return cast(socket.socket, Numbered(sock)), cast(socket.socket, Numbered(sock))
+
+
 @define(eq=False)
 class HeldBack(Wrapped):
     """A poll set that delays what it found, once, about one descriptor."""
@@ -214,7 +220,7 @@ async def test_an_event_of_a_closed_socket_does_not_wake_the_waits_for_its_succe
         held = HeldBack(a.fileno())
         with a_poller(held) as poller, anyio.fail_after(60):
             woken = anyio.Event()
-            old, new = Numbered(a), Numbered(a)
+            old, new = namesakes(a)
 
             async def wait_for_old() -> None:
                 with pytest.raises(anyio.ClosedResourceError):
@@ -243,7 +249,7 @@ async def test_an_event_of_a_closed_socket_does_not_wake_the_waits_for_its_succe
 
 async def test_a_socket_with_the_number_of_one_that_was_not_forgotten_ends_its_waits() -> None:
     with a_poller() as poller, connected() as (a, b):
-        old, new = Numbered(a), Numbered(a)
+        old, new = namesakes(a)
 
         async def wait_for_old() -> None:
             with pytest.raises(anyio.ClosedResourceError):

@@ -16,13 +16,6 @@ from uvm.backends.hcs.waker import Signal, Waker
 from uvm.backends.hcs.winsock import WinsockPollSet
 
 
-class HasFileno(Protocol):
-    """What can be polled: a socket; on POSIX anything with a file descriptor."""
-
-    def fileno(self) -> int:
-        """Return its descriptor (on Windows its SOCKET); -1 if it is closed."""
-
-
 class PollSet(Protocol):
     """The descriptors that the thread polls. Used by that thread only."""
 
@@ -54,7 +47,7 @@ class _Wait:
 class _Interest:
     """The tasks that wait for one socket; a successor with the same descriptor has an interest of its own."""
 
-    sock: HasFileno
+    sock: socket.socket
     waits: set[_Wait] = Factory(set)
 
     @property
@@ -93,18 +86,18 @@ class Poller:
         """The number of sockets that tasks wait for."""
         return len(self._interests)
 
-    async def readable(self, sock: HasFileno) -> None:
+    async def readable(self, sock: socket.socket) -> None:
         """Wait until a socket has something to receive or to accept, was ended by its peer, or broke.
 
         :raises anyio.ClosedResourceError: the socket is closed, or was forgotten meanwhile.
         """
         await self._wait(sock, self._set.readable)
 
-    async def writable(self, sock: HasFileno) -> None:
+    async def writable(self, sock: socket.socket) -> None:
         """Wait until a socket has room to send, or broke. Errors as of :meth:`readable`."""
         await self._wait(sock, self._set.writable)
 
-    def forget(self, sock: HasFileno) -> None:
+    def forget(self, sock: socket.socket) -> None:
         """Fail the waits for a socket. Call this before the socket is closed."""
         fd = sock.fileno()
         with self._lock:
@@ -125,7 +118,7 @@ class Poller:
             thread.join()
             atexit.unregister(self.close)
 
-    async def _wait(self, sock: HasFileno, events: int) -> None:
+    async def _wait(self, sock: socket.socket, events: int) -> None:
         wait = _Wait(events)
         with self._lock:
             fd = sock.fileno()
@@ -150,7 +143,7 @@ class Poller:
 
     # All of these are called with the lock held.
 
-    def _interest_in(self, sock: HasFileno, fd: int) -> _Interest:
+    def _interest_in(self, sock: socket.socket, fd: int) -> _Interest:
         interest = self._interests.get(fd)
         if interest is not None and interest.sock is not sock:
             # That socket was closed without being forgotten, and this one got its descriptor.

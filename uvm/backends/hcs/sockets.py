@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import anyio
 import anyio.lowlevel
 
-from uvm.backends.hcs.poller import HasFileno, Poller
+from uvm.backends.hcs.poller import Poller
 
 C = TypeVar("C", bound="Closing")
 
@@ -18,22 +18,6 @@ C = TypeVar("C", bound="Closing")
 PIECE_BYTES: Final = 65536
 #: The pause before another attempt to send on a socket that was reported writable and is not.
 _PAUSE_SECONDS: Final = 0.005
-
-
-class Endpoint(HasFileno, Protocol):
-    """The methods of a non-blocking socket that a stream uses; BlockingIOError if a call would block."""
-
-    def recv(self, size: int, /) -> bytes:
-        """Return what has arrived; nothing at the end."""
-
-    def send(self, data: memoryview, /) -> int:
-        """Send a part, and return its size."""
-
-    def shutdown(self, how: int, /) -> None:
-        """Close the sending direction."""
-
-    def close(self) -> None:
-        """Close both directions."""
 
 
 class Closing:
@@ -74,9 +58,9 @@ class SocketStream(Closing):
     sends, at the same time.
     """
 
-    def __init__(self, endpoint: Endpoint, poller: Poller, siblings: set[Closing]) -> None:
-        super().__init__(partial(_close, endpoint, poller), siblings)
-        self._endpoint: Final = endpoint
+    def __init__(self, sock: socket.socket, poller: Poller, siblings: set[Closing]) -> None:
+        super().__init__(partial(_close, sock, poller), siblings)
+        self._socket: Final = sock
         self._poller: Final = poller
         self._receiving = anyio.ResourceGuard("receiving from")
         self._sending = anyio.ResourceGuard("sending to")
@@ -90,9 +74,9 @@ class SocketStream(Closing):
             await anyio.lowlevel.checkpoint()
             while True:
                 try:
-                    data = self._endpoint.recv(min(max_bytes, PIECE_BYTES))
+                    data = self._socket.recv(min(max_bytes, PIECE_BYTES))
                 except BlockingIOError:
-                    await self._poller.readable(self._endpoint)
+                    await self._poller.readable(self._socket)
                     continue
                 except OSError as error:
                     raise self._failure() from error
@@ -117,7 +101,7 @@ class SocketStream(Closing):
             await anyio.lowlevel.checkpoint()
             self._require_open()
             try:
-                self._endpoint.shutdown(socket.SHUT_WR)
+                self._socket.shutdown(socket.SHUT_WR)
             except OSError as error:
                 raise self._failure() from error
 
@@ -125,12 +109,12 @@ class SocketStream(Closing):
         waited = False
         while True:
             try:
-                return self._endpoint.send(piece)
+                return self._socket.send(piece)
             except BlockingIOError:
                 if waited:
                     # WSAPoll reports a connection writable once its peer has closed its direction.
                     await anyio.sleep(_PAUSE_SECONDS)
-                await self._poller.writable(self._endpoint)
+                await self._poller.writable(self._socket)
                 waited = True
             except OSError as error:
                 raise self._failure() from error
@@ -139,9 +123,9 @@ class SocketStream(Closing):
         return anyio.ClosedResourceError() if self._closed else anyio.BrokenResourceError()
 
 
-def _close(endpoint: Endpoint | socket.socket, poller: Poller) -> None:
-    poller.forget(endpoint)
-    endpoint.close()
+def _close(sock: socket.socket, poller: Poller) -> None:
+    poller.forget(sock)
+    sock.close()
 
 
 class SocketListener(Closing):
@@ -196,9 +180,9 @@ class Sockets:
         self._open: Final[set[Closing]] = set()
         self._closed = False
 
-    def stream(self, endpoint: Endpoint) -> SocketStream:
+    def stream(self, sock: socket.socket) -> SocketStream:
         """Make a stream of a connected, non-blocking socket, and take the socket over."""
-        return self._kept(SocketStream(endpoint, self.poller, self._open))
+        return self._kept(SocketStream(sock, self.poller, self._open))
 
     def listener(
         self, sock: socket.socket, accept: Callable[[socket.socket], socket.socket]

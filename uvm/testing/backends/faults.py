@@ -13,6 +13,7 @@ from functools import partial
 import anyio
 from attrs import define
 
+from uvm._async import bare_task_group
 from uvm.errors import HostError, UnknownOutcomeError, UVMError, VMExitedError
 from uvm.hresult import HResult
 from uvm.testing.backends.checks import Attempt, check, equal, leaves, until
@@ -54,7 +55,13 @@ class DisturbedRun:
         """
         self.lifecycle.hangs = hangs
         held = self.rig.host.hold(nth=self.nth)
-        async with anyio.create_task_group() as tasks:
+
+        async def end(failure: BaseException | None) -> BaseException | None:
+            if failure is not None:
+                tasks.cancel_scope.cancel()
+            return failure
+
+        async with bare_task_group(end) as tasks:
             attempt = Attempt.begin(tasks, self.lifecycle.run)
             await until(lambda: held.pending or attempt.done)
             check(held.pending, "the call was made")
