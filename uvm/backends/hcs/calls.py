@@ -36,7 +36,7 @@ from typing import Any
 import anyio
 
 from uvm.backends.hcs.dlls import CData, ComputeCore, Library, OperationHandle
-from uvm.backends.hcs.handles import Handle, close_all
+from uvm.backends.hcs.handles import END_SECONDS, Handle, close_all
 from uvm.backends.hcs.text import check, take
 from uvm.backends.hcs.waker import Signal, Waker
 from uvm.errors import HostError
@@ -46,9 +46,6 @@ from uvm.hresult import HResult
 SERVICE_DISCONNECT = 0x02000000
 #: Without it HCS would report operations as events, and refuse operations that have callbacks.
 _EVENT_OPTION_NONE = 0
-
-#: How long the end of the interpreter waits for a call that hangs in HCS.
-_GRACE_SECONDS = 1.0
 
 #: Passes a call and its operation to HCS; returns the HRESULT.
 Submit = Callable[[OperationHandle], int]
@@ -142,7 +139,7 @@ class ComputeService:
             self._ended = True
         for handle, _ in list(self._under_way.values()):
             handle.retire()
-            handle.close(_GRACE_SECONDS)
+            handle.close(END_SECONDS)
 
     def _begin(self, operation: str, number: int) -> tuple[Handle[OperationHandle], Signal]:
         functions, ffi = self.library.functions, self.library.ffi

@@ -115,12 +115,7 @@ class Host:
         """Return the owner of a process's handle."""
         return Handle(name, value, self.functions.HcsCloseProcess)
 
-    async def watch(
-        self,
-        handle: Handle[H],
-        register: Registration[H],
-        handler: EventHandler,
-    ) -> int:
+    async def watch(self, handle: Handle[H], register: Registration[H], handler: EventHandler) -> int:
         """Register a handle's events with this event loop; return the number of the registration."""
         waker = Waker()
 

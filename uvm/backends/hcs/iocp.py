@@ -23,13 +23,8 @@ _INFINITE: Final = 0xFFFFFFFF
 #: How long closing a port waits for its cancelled operations.
 _LINGER_MS: Final = 2000
 
-#: Operations that Windows did not complete in time: it may still write into their buffers.
-_abandoned: list[Operation] = []
-
-
-def abandoned_operations() -> int:
-    """Return how many operations have not completed in time; their memory is never freed."""
-    return len(_abandoned)
+#: Operations that Windows did not complete in time: their memory is kept, as it may still write into it.
+abandoned: list[Operation] = []
 
 
 class KernelFunctions(Protocol):
@@ -197,7 +192,7 @@ class CompletionPort:
             self._closed = True
             left = list(self._operations.values())
             self._operations.clear()
-            _abandoned.extend(left)
+            abandoned.extend(left)
         for operation in left:
             operation.error = _ERROR_OPERATION_ABORTED
             operation.signal.set()

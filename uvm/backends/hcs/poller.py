@@ -81,11 +81,6 @@ class Poller:
         self._rung = False
         self._closed = False
 
-    @property
-    def waiting(self) -> int:
-        """The number of sockets that tasks wait for."""
-        return len(self._interests)
-
     async def readable(self, sock: socket.socket) -> None:
         """Wait until a socket has something to receive or to accept, was ended by its peer, or broke.
 

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 from attrs import frozen
 
@@ -173,9 +173,7 @@ def load(dll: str, binding: str | None = None) -> SystemLibrary[Any]:
     """
     # Each binding is a module of its own, loaded only when its DLL is used.
     ffi = import_module(f"uvm.backends.hcs._bindings.{binding or dll.removesuffix('.dll')}").ffi
-    return SystemLibrary(
-        LateFunctions(ffi, dll), ffi, cast(Callable[[int], tuple[int, str]], ffi.getwinerror)
-    )
+    return SystemLibrary(LateFunctions(ffi, dll), ffi, ffi.getwinerror)
 
 
 #: Each loads one DLL; OSError if Windows lacks it.

@@ -208,26 +208,17 @@ def _mkdir(path: str) -> None:
 def _remove(path: str) -> None:
     with _translated_errors("remove", path):
         try:
-            if _is_real_directory(path):
-                _rmdir(path)
+            # As rmdir sees it: a directory, or a junction on Windows, but no link to a directory.
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                os.rmdir(path)
             else:
                 os.unlink(path)
         except (FileNotFoundError, NotADirectoryError):
             return
-
-
-def _is_real_directory(path: str) -> bool:
-    """Return whether rmdir removes it: a directory, or a junction on Windows, but no link to a directory."""
-    return stat.S_ISDIR(os.lstat(path).st_mode)
-
-
-def _rmdir(path: str) -> None:
-    try:
-        os.rmdir(path)
-    except OSError as e:
-        if e.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise HostPathError(path, "the directory is not empty") from None
-        raise
+        except OSError as e:
+            if e.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise HostPathError(path, "the directory is not empty") from None
+            raise
 
 
 @contextmanager
