@@ -44,7 +44,7 @@ async def test_a_deadline_that_is_moved_counts_from_then() -> None:
     clock, began = GuestClock(), anyio.current_time()
     with clock.limit(clock.now() + 10) as limit:
         clock.pause()
-        limit.deadline = clock.now() + 20
+        limit.move(clock.now() + 20)
         clock.resume()
         await anyio.sleep_forever()
     assert anyio.current_time() - began == pytest.approx(20)

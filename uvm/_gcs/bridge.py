@@ -344,7 +344,8 @@ class Bridge:
             call.start(now)
             earliest = min(earliest, call.deadline)
         if earliest < self._alarm:
-            self._alarm = self._reading.deadline = earliest
+            self._alarm = earliest
+            self._reading.move(earliest)
 
     def _check_deadlines(self) -> None:
         now = self._clock.now()

@@ -55,28 +55,24 @@ class GuestClock:
 
     def _changed(self) -> None:
         for limit in self._limits:
-            limit.deadline = limit.deadline
+            limit.move(limit.deadline)
 
 
 class GuestLimit:
     """A cancel scope with a deadline of a :class:`GuestClock`; what it cancels ends quietly.
 
     :ivar scope: that scope.
+    :ivar deadline: a time of the clock; infinite for none.
     """
 
     def __init__(self, clock: GuestClock, deadline: float) -> None:
         self._clock = clock
         self.scope: anyio.CancelScope = anyio.CancelScope()
+        self.move(deadline)
+
+    def move(self, deadline: float) -> None:
+        """Set the deadline, a time of the clock."""
         self.deadline = deadline
-
-    @property
-    def deadline(self) -> float:
-        """A time of the clock."""
-        return self._deadline
-
-    @deadline.setter
-    def deadline(self, deadline: float) -> None:
-        self._deadline = deadline
         clock = self._clock
         self.scope.deadline = math.inf if clock.paused else deadline + clock._paused_seconds
 

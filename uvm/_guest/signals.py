@@ -34,28 +34,14 @@ LINUX_KILL: Final = 9
 _RTMIN, _RTMAX = 34, 64
 _REAL_TIME: Final = re.compile(r"RT(MIN|MAX)(?:([+-])(\d{1,2}))?", re.ASCII)
 
-#: Windows' control events under their own names, those of Python's signal module, and what comes closest to
-#: Unix's.
-_WINDOWS_NAMES: Final = {
-    "CTRLC": "CtrlC",
-    "CTRL_C_EVENT": "CtrlC",
-    "INT": "CtrlC",
-    "CTRLBREAK": "CtrlBreak",
-    "CTRL_BREAK_EVENT": "CtrlBreak",
-    "BREAK": "CtrlBreak",
-    "CTRLCLOSE": "CtrlClose",
-    "CTRLLOGOFF": "CtrlLogOff",
-    "CTRLSHUTDOWN": "CtrlShutdown",
-    "TERM": "CtrlShutdown",
-}
-#: Windows' numbers of its control events, and Unix's TERM.
-_WINDOWS_NUMBERS: Final = {
-    0: "CtrlC",
-    1: "CtrlBreak",
-    2: "CtrlClose",
-    5: "CtrlLogOff",
-    6: "CtrlShutdown",
-    15: "CtrlShutdown",
+#: Windows' control events, by their own names, those of Python's signal module, what comes closest of Unix's,
+#: and numbers: Windows', and Unix's TERM.
+_WINDOWS_EVENTS: Final[dict[str, tuple[str | int, ...]]] = {
+    "CtrlC": ("CTRLC", "CTRL_C_EVENT", "INT", 0),
+    "CtrlBreak": ("CTRLBREAK", "CTRL_BREAK_EVENT", "BREAK", 1),
+    "CtrlClose": ("CTRLCLOSE", 2),
+    "CtrlLogOff": ("CTRLLOGOFF", 5),
+    "CtrlShutdown": ("CTRLSHUTDOWN", "TERM", 6, 15),
 }
 
 
@@ -76,9 +62,9 @@ def signal_options(wanted: int | str, os: str) -> SignalOptions | None:
     if named in ("KILL", LINUX_KILL):
         return None
     if os == "windows":
-        event = _WINDOWS_NAMES.get(named) if isinstance(named, str) else _WINDOWS_NUMBERS.get(named)
-        if event is not None:
-            return SignalProcessOptionsWCOW(signal=event)
+        for event, names in _WINDOWS_EVENTS.items():
+            if named in names:
+                return SignalProcessOptionsWCOW(signal=event)
     else:
         number = _linux_number(named) if isinstance(named, str) else named
         if number is not None and 1 <= number <= _RTMAX:

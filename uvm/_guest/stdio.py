@@ -156,7 +156,7 @@ class Channel:
         self._failure = failure
         self._process_ended = True
         if self._accepting is not None:
-            self._accepting.deadline = self._clock.now() + DIAL_GRACE_SECONDS
+            self._accepting.move(self._clock.now() + DIAL_GRACE_SECONDS)
 
     async def aclose(self) -> None:
         """Close it. Again, it does nothing."""

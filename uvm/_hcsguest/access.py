@@ -67,7 +67,12 @@ class RelayAccess(GuestAccess):
             # The caller gets the exit later, by the end of the task group.
             _log.debug("%s: asking whether the VM has gone: %s", self.name, error)
             return False
-        return answer.get("Stopped") is True or answer.get("State") == "Stopped"
+        return has_stopped(answer)
+
+
+def has_stopped(properties: JSON) -> bool:
+    """Return whether a compute system has exited, by its properties."""
+    return properties.get("Stopped") is True or properties.get("State") == "Stopped"
 
 
 class Relayed(ABC, Generic[E]):

@@ -30,7 +30,7 @@ from attrs import evolve
 from uvm._guest.container import Container, ContainerExit, container_config
 from uvm._guest.exit import Exit
 from uvm._guest.process import Launch, Process
-from uvm._hcsguest.access import RelayAccess, Relayed, start_served
+from uvm._hcsguest.access import RelayAccess, Relayed, has_stopped, start_served
 from uvm._hcsguest.process import start_relayed
 from uvm.backend import JSON, System
 from uvm.errors import UVMError, VMStateError
@@ -70,16 +70,12 @@ class RelayedContainer(Relayed[ContainerExit]):
 
     async def delete_state(self, *, runs: bool) -> None:
         """Have HCS forget it; VMStateError where it runs, since HCS would end it."""
-        if runs and not await self._has_stopped():
+        if runs and not has_stopped(await self._ask(self._system.properties)):
             raise VMStateError(
                 f"delete the state of container {self.id}: it has not exited, and HCS would end it; "
                 "nothing was done"
             )
         await self.forget()
-
-    async def _has_stopped(self) -> bool:
-        properties = await self._ask(self._system.properties)
-        return properties.get("Stopped") is True or properties.get("State") == "Stopped"
 
     async def forget(self) -> bool:
         """Have the handle closed, and wait until it is."""
