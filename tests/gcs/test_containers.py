@@ -170,7 +170,9 @@ async def test_a_container_that_was_refused_while_its_caller_left_leaves_nothing
         await created(connection)
 
 
-async def test_the_id_of_a_container_stays_taken_where_nobody_knows_whether_it_exists(guest: Guest) -> None:
+async def test_a_container_of_which_it_is_unknown_whether_it_exists_is_ended_and_its_id_free_then(
+    guest: Guest,
+) -> None:
     guest.answers[CREATE] = lambda _: None
     async with anyio.create_task_group() as tasks:
         redial = Redial(guest, tasks)
@@ -183,9 +185,12 @@ async def test_the_id_of_a_container_stays_taken_where_nobody_knows_whether_it_e
                 redial.dial()
             with pytest.raises(OptionsError):
                 await created(connection)
-            guest.script.notify("c1")
+            await guest.until_asked(DELETE)
             await connection.dump_stacks()
-            assert not connection.closed
+            assert [len(guest.bodies(each)) for each in (FORCED, DELETE)] == [1, 1]
+            guest.script.notify("c1")
+            del guest.answers[CREATE]
+            await created(connection)
 
 
 async def test_a_container_is_not_asked_for_any_more_where_its_caller_left_before_it_was(

@@ -4,8 +4,8 @@ How it works
 ------------
 
 The id of a container is taken from before its creation is asked for until it has ended, or the guest has
-deleted its state. If the answer to the creation is lost, it is unknown whether there is one: the id stays
-taken until its exit is reported.
+deleted its state. If the answer to the creation is lost, it is unknown whether there is one: it is ended and
+its state deleted, as that of a container whose caller was cancelled, and the id stays taken until then.
 
 The report of an exit carries the activity id of the request that created the container. The first container
 of an id has none (as in hcsshim); one that follows has a number, so that a report that comes late, or again,
@@ -28,7 +28,7 @@ from uvm._gcs.container import ConnectedContainer
 from uvm._gcs.link import GuestLink
 from uvm._guest.container import Container, ContainerExit, container_config
 from uvm._wire.frames import Procedure
-from uvm.errors import BridgeClosedError, GuestError, OptionsError, UVMError, WireError
+from uvm.errors import BridgeClosedError, GuestError, OptionsError, UnknownOutcomeError, UVMError, WireError
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import ContainerCreateRequest, ContainerNotification, LinuxHostedSystem, ResponseBase
 from uvm.schema.json import dumps
@@ -78,6 +78,9 @@ class Containers:
         except (GuestError, OptionsError, BridgeClosedError):
             self._drop(handle)
             raise
+        except UnknownOutcomeError:
+            self._end_later(container)
+            raise
         return container
 
     def _take(self, container_id: str) -> ConnectedContainer:
@@ -94,15 +97,25 @@ class Containers:
         """End a container, if it was created, whose caller was cancelled."""
         try:
             call.result(ResponseBase)
+        except UnknownOutcomeError:
+            self._end_later(container)
         except UVMError as error:
             _log.debug("a container whose caller was cancelled: %s", error)
-            if isinstance(error, GuestError) or not call.sent:
-                self._drop(handle)
-            return
+            self._drop(handle)
+        else:
+            await self._end_abandoned(container)
+
+    def _end_later(self, container: Container) -> None:
+        if self._link.tasks is not None:
+            self._link.tasks.start_soon(self._end_abandoned, container)
+
+    @staticmethod
+    async def _end_abandoned(container: Container) -> None:
+        """End a container that no caller has, if it was created."""
         try:
             await container.aclose()
         except UVMError as error:
-            _log.warning("a container whose caller was cancelled: %s", error)
+            _log.warning("a container whose caller has gone: %s", error)
 
     def notify(self, report: ContainerNotification) -> None:
         """Take the report of an exit.
