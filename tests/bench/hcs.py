@@ -124,7 +124,7 @@ async def _many_at_once() -> tuple[list[float], int]:
                 for _ in range(_IN_FLIGHT):
                     tasks.start_soon(system.modify, _RESIZE)
                 await anyio.wait_all_tasks_blocked()
-                assert backend.operations == _IN_FLIGHT
+                assert backend._host.service.operations == _IN_FLIGHT
                 threads = max(threads, threading.active_count() - before)
             took.append(time.perf_counter() - start)
     return took, threads

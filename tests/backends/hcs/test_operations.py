@@ -73,7 +73,7 @@ async def test_a_call_that_never_ends_can_be_cancelled(function: str) -> None:
         with anyio.move_on_after(0.01) as scope:
             await CALLS[function](system)
         assert scope.cancelled_caught
-        assert backend.operations == 0
+        assert backend._host.service.operations == 0
 
 
 @pytest.mark.parametrize("function", ["HcsGetComputeSystemProperties", "HcsPauseComputeSystem"])
@@ -97,7 +97,7 @@ async def test_any_number_of_calls_may_be_in_progress_at_once() -> None:
                     tasks.start_soon(system.properties)
                 for parked in await gate.wait(300):
                     parked.proceed()
-        assert backend.operations == 0
+        assert backend._host.service.operations == 0
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ async def test_closing_a_port_cancels_its_operations_and_waits_for_them() -> Non
     assert len(iocp.abandoned) == abandoned
     with anyio.fail_after(60):
         for operation in operations:
-            await operation.wait()
+            await operation.signal.wait()
             failure = port.failure(operation)
             assert failure is not None
             assert code_of(failure) == ERROR_OPERATION_ABORTED
@@ -200,7 +200,7 @@ async def test_a_port_whose_thread_cannot_start_tries_again(monkeypatch: pytest.
     operation = port.read(handle, 10)
     write_message(theirs, b"hello")
     with anyio.fail_after(60):
-        await operation.wait()
+        await operation.signal.wait()
     assert port.data(operation) == b"hello"
     for number in (ours, theirs):
         port.end(port.handle(number))

@@ -38,11 +38,6 @@ class HCSBackend:
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._turns_change = threading.Lock()
 
-    @property
-    def operations(self) -> int:
-        """The number of HCS operations in progress, in all backends of this process."""
-        return self._host.service.operations
-
     async def host(self) -> HostInfo:
         """Return facts about the host."""
         return await self._host.platform.machine.facts()

@@ -51,6 +51,7 @@ class Operation:
 
     :ivar handle: what it reads from or writes to.
     :ivar buffer: what is read into or written from.
+    :ivar signal: set on completion; a cancelled caller may wait again, in the same event loop.
     :ivar count: how many bytes were read or written.
     :ivar error: the Windows error code of its completion; 0 on success.
     """
@@ -61,10 +62,6 @@ class Operation:
     signal: Signal = field(factory=lambda: Signal(Waker()))
     count: int = 0
     error: int = 0
-
-    async def wait(self) -> None:
-        """Wait for the completion; a cancelled caller may wait again, in the same event loop."""
-        await self.signal.wait()
 
 
 class CompletionPort:

@@ -92,7 +92,7 @@ class PipeStream(Closing):
             except OSError as error:
                 raise _read_failure(error) from error
         operation = self._read
-        await operation.wait()
+        await operation.signal.wait()
         self._read = None
         self._require_open()
         failure = self._port.failure(operation)
@@ -108,7 +108,7 @@ class PipeStream(Closing):
     async def _finish_write(self) -> int:
         operation = self._write
         if operation is not None:
-            await operation.wait()
+            await operation.signal.wait()
             self._write = None
         self._require_open()
         if operation is None:

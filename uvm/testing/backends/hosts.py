@@ -7,7 +7,7 @@ from uvm.testing.backends.checks import check, equal, raises, refused
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario
 
-NOBODY = "deadbeef-0000-0000-0000-000000000000"
+UNKNOWN_ID = "deadbeef-0000-0000-0000-000000000000"
 
 # Files.
 
@@ -126,16 +126,16 @@ async def an_endpoint_is_found_by_id_in_any_case_and_by_name(rig: Rig) -> None:
 async def what_is_not_there_is_not_found(rig: Rig) -> None:
     network, there = rig.backend.network, rig.host.put_network(1)
     with refused("ERROR_NOT_FOUND"):
-        await network.namespace(NOBODY)
+        await network.namespace(UNKNOWN_ID)
     with refused("ERROR_NOT_FOUND"):
-        await network.namespace_endpoints(NOBODY)
-    for endpoint in (NOBODY, "no-one"):
+        await network.namespace_endpoints(UNKNOWN_ID)
+    for endpoint in (UNKNOWN_ID, "unknown"):
         with refused("HCN_E_ENDPOINT_NOT_FOUND"):
             await network.endpoint(endpoint)
     with refused("ERROR_NOT_FOUND"):
-        await network.add_namespace_endpoint(NOBODY, there.endpoints[0]["ID"])
+        await network.add_namespace_endpoint(UNKNOWN_ID, there.endpoints[0]["ID"])
     with refused("HCN_E_ENDPOINT_NOT_FOUND"):
-        await network.add_namespace_endpoint(there.id, NOBODY)
+        await network.add_namespace_endpoint(there.id, UNKNOWN_ID)
 
 
 @scenario(Control.NETWORKS)

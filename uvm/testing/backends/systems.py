@@ -134,7 +134,7 @@ async def a_container_is_a_system_that_a_vm_hosts(rig: Rig) -> None:
 @scenario()
 async def what_does_not_exist_cannot_be_opened(rig: Rig) -> None:
     with refused("HCS_E_SYSTEM_NOT_FOUND"):
-        await rig.backend.open("no-one")
+        await rig.backend.open("unknown")
 
 
 @scenario()

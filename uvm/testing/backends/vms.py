@@ -18,7 +18,7 @@ from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario, variants, within
 from uvm.testing.backends.world import existing, options_of, running_vm
 
-_THINGS = (Control.FILES, Control.NETWORKS, Control.DEVICES)
+_ATTACHABLE = (Control.FILES, Control.NETWORKS, Control.DEVICES)
 #: The option by which HCS connects to the guest.
 _RELAYED = {"external_guest_connection": False}
 #: The document of a Windows container.
@@ -37,7 +37,7 @@ async def compare(rig: Rig, vm: UtilityVM) -> None:
 
 @variants(
     Control.AUDIT,
-    *_THINGS,
+    *_ATTACHABLE,
     a_linux_vm_runs_from_creation_to_exit={"os": "linux"},
     a_linux_vm_whose_guest_hcs_connects_to_runs_from_creation_to_exit={"os": "linux", "relayed": True},
     a_windows_vm_runs_from_creation_to_exit={"os": "windows"},
@@ -65,7 +65,7 @@ async def concurrent_vms_do_not_disturb_each_other(rig: Rig) -> None:
 
 
 @variants(
-    *_THINGS,
+    *_ATTACHABLE,
     all_devices_of_a_linux_vm_are_attached_and_released_at_once={"os": "linux"},
     all_devices_of_a_windows_vm_are_attached_and_released_at_once={"os": "windows"},
 )
@@ -183,7 +183,7 @@ async def _run(rig: Rig, os: str, **options: Any) -> None:
 
 @variants(
     Control.PROGRAMS,
-    *_THINGS,
+    *_ATTACHABLE,
     a_container_runs_on_its_layers={},
     a_container_that_hcs_hosts_runs_on_its_layers=_RELAYED,
 )
