@@ -132,7 +132,7 @@ class GuestOutput:
         self._name = name
         self._line = bytearray()
         self._pending = bytearray()
-        self._dropping = False
+        # How many bytes were dropped since the handler kept up.
         self._dropped = 0
         # The beginning of a line was dropped: what the rest is can be seen from it alone.
         self._torn = False
@@ -209,9 +209,9 @@ class GuestOutput:
         if not size:
             return
         pending = len(self._pending)
-        if self._dropping and pending <= MAX_PENDING_BYTES // 2:
+        if self._dropped and pending <= MAX_PENDING_BYTES // 2:
             self._end_dropping()
-        if self._dropping or pending + size > MAX_PENDING_BYTES:
+        if self._dropped or pending + size > MAX_PENDING_BYTES:
             self._drop(size)
         else:
             self._pending += self._line[:size]
@@ -219,19 +219,17 @@ class GuestOutput:
             del self._line[:size]
 
     def _drop(self, size: int) -> None:
-        if not self._dropping:
+        if not self._dropped:
             behind = f"{len(self._pending):,} bytes behind"
             problem = f"the handler of its output is {behind}; output is dropped"
             say(_log, logging.WARNING, f"{self._name}: {problem}")
-        self._dropping = True
         self._dropped += size
         self._torn = self._line[size - 1] != ord("\n")
         del self._line[:size]
 
     def _end_dropping(self) -> None:
-        if self._dropping:
+        if self._dropped:
             say(_log, logging.WARNING, f"{self._name}: {self._dropped:,} bytes of its output were dropped")
-        self._dropping = False
         self._dropped = 0
 
 
