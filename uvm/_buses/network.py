@@ -124,13 +124,13 @@ class NetworkBus(Bus):
         return tuple(
             AttachedAdapter(
                 entry.slot,
-                endpoint.id,
-                endpoint.name,
-                endpoint.host_compute_namespace,
-                endpoint.mac_address,
-                tuple(f"{ip.ip_address}/{ip.prefix_length}" for ip in endpoint.ip_configurations),
+                adapter.endpoint.id,
+                adapter.endpoint.name,
+                adapter.endpoint.host_compute_namespace,
+                adapter.endpoint.mac_address,
+                tuple(f"{ip.ip_address}/{ip.prefix_length}" for ip in adapter.endpoint.ip_configurations),
             )
-            for entry, endpoint in self._adapters.attached()
+            for entry, adapter in self._adapters.attached()
         )
 
     @opens

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from attrs import frozen
 
 from uvm._names import GuestOS, guid_key, guid_text
-from uvm.devices.base import REMOVE, Entry, Operation, Step, in_guest, on_host
+from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice, Named, NamedByKey
 from uvm.errors import OptionsError
 from uvm.schema import guest, requests
@@ -140,7 +140,7 @@ def _joined(names: Iterable[str]) -> str:
     return ",".join(name.lower() for name in names)
 
 
-class Adapters(Named[AdapterKey, Adapter, HostComputeEndpoint]):
+class Adapters(Named[AdapterKey, Adapter, Adapter], FirstComeDevice[AdapterKey, Adapter, str]):
     """The network adapters of a VM.
 
     :param build: the host's Windows build.
@@ -169,17 +169,9 @@ class Adapters(Named[AdapterKey, Adapter, HostComputeEndpoint]):
             )
         return member.nic_id
 
-    def wanted(
-        self, entry: Entry[AdapterKey, Adapter, str, HostComputeEndpoint]
-    ) -> HostComputeEndpoint | None:
-        """Return the endpoint of what is applied, or of the first member, while any ticket wants it."""
-        if not entry.wanted:
-            return None
-        return next(entry.members()).endpoint if entry.applied is None else entry.applied
-
-    def steps(self, operation: Operation[AdapterKey, Adapter, str, HostComputeEndpoint]) -> tuple[Step, ...]:
+    def steps(self, operation: Operation[AdapterKey, Adapter, str, Adapter]) -> tuple[Step, ...]:
         """Connect on the host and configure in the guest, or the reverse."""
-        nic_id, endpoint = operation.slot, operation.value
+        nic_id, endpoint = operation.slot, operation.value.endpoint
         path = VirtualAdapter(nic_id).path
         adapter = NetworkAdapter(endpoint_id=endpoint.id, mac_address=endpoint.mac_address)
         off_host = on_host(requests.REMOVE, path, adapter)
