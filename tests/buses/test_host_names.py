@@ -391,6 +391,18 @@ async def test_a_disk_that_is_leaving_hides_none_that_is_attached() -> None:
                 gate.close()
 
 
+async def test_a_layer_that_the_guest_has_unmounted_is_not_found_while_the_host_removes_it() -> None:
+    async with running() as run:
+        layer = await run.vm.vpmem.add(LAYER)
+        with run.hold(to="host", request_type="Remove") as gate:
+            async with anyio.create_task_group() as tasks:
+                Attempt.begin(tasks, layer.release)
+                await gate.wait()
+                with pytest.raises(NotAttachedError):
+                    run.vm.vpmem.guest_path(LAYER)
+                gate.close()
+
+
 async def test_shares_of_a_directory_and_of_its_files_are_told_apart() -> None:
     async with running(wcow(no_direct_map=True)) as run:
         directory = await run.vm.vsmb.add(SHARED, read_only=True)

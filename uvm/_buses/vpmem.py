@@ -12,7 +12,7 @@ from uvm._buses.context import Bus, Context
 from uvm._buses.driver import release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import HostPath
-from uvm.devices.base import Device, Entry
+from uvm.devices.base import APPLIED, Device, Entry
 from uvm.devices.vpmem import Layer, Layers, Mapping, PackedLayers, layer_path
 from uvm.errors import NotAttachedError
 
@@ -119,10 +119,10 @@ class VPMemBus(Bus):
         it was for several that are mapped, the newest.
 
         :raises OptionsError: the path is no absolute one.
-        :raises NotAttachedError: it is not mapped, or the guest has unmounted it.
+        :raises NotAttachedError: it is not mapped, or is being removed, which the guest's unmount begins.
         """
         for entry in self._find(path):
-            if not entry.progress:
+            if entry.state is APPLIED:
                 return _guest_path(entry.slot)
         raise NotAttachedError(self._not_mapped(path))
 
