@@ -46,10 +46,12 @@ HELD = (
 #: What is not used, and the terms that are used instead.
 INSTEAD = {
     r"nobody knows": "unknown",
-    r"nobody|somebody|whoever": "the caller, the task, the user, none",
+    r"nobody|somebody|anybody|anyone|someone|whoever": "the caller, the task, the user, none",
     r"(?:tell|tells|told|telling)": "report, return, distinguish",
     r"(?:take|takes|took|taken|taking) back": "roll back, revoke, undo",
     r"(?:give|gives|gave|given|giving) (?:back|up)": "release, abandon",
+    r"(?:let|lets|letting) go": "release, detach, eject",
+    r"comes? out|last word": "is raised, is returned, decides",
     r"(?:life|lives)": "lifetime, or what happens in it",
     r"things?": "the name of what is meant",
     r"(?<!under )ways?": "the name of what is meant: connection, means, direction",

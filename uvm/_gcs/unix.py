@@ -44,7 +44,7 @@ def connect_unix(
     """Connect to a guest's compute service that listens at a path.
 
     The connection is closed, and the sockets that were made are removed, at the end of the ``async with``;
-    an exception of its body comes out as it is. Where ``timeouts.redial_seconds`` is not 0, a connection
+    an exception of its body is raised as it is. Where ``timeouts.redial_seconds`` is not 0, a connection
     that broke is made again, once the path is listened at again.
 
     :param listen_at: says at which path the guest dials a port of the host; by default ``<path>_<port>``.

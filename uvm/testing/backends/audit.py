@@ -90,7 +90,7 @@ class _Account:
             name, settings = _name(request.resource_path, to_json(request).get("Settings"))
             self.host.pop(name, None)
             if request.request_type != requests.REMOVE:
-                # PCI devices of the document are in a ledger too, and the document has the last word on them.
+                # PCI devices of the document are in a ledger too; the settings of the document hold.
                 self.host[name] = created.get(name, settings)
 
     def facts(self, places: tuple[str, ...], withheld: set[str], doubtful: set[str]) -> Iterator[Fact]:
