@@ -53,6 +53,13 @@ class FakeComputeSystem(Opened):
         self.state: State = "Created"
         self.exit_status: ExitStatus | None = None
 
+    def _become(self, state: State) -> None:
+        self.state = state
+
+    def _ended(self, status: ExitStatus) -> None:
+        self.exit_status = status
+        self._become("Stopped")
+
     def require(self, operation: str, *states: State) -> None:
         """Refuse in other states: HCS_E_SYSTEM_ALREADY_STOPPED after the exit, else HCS_E_INVALID_STATE."""
         if self.state in states:

@@ -69,7 +69,7 @@ class HostedSystem(FakeComputeSystem):
         """Start the container: Created to Running."""
         self.require("start", "Created")
         self._ask(Procedure.START, RequestBase(container_id=self.id), "start")
-        self.state = "Running"
+        self._become("Running")
 
     def shutdown(self) -> None:
         """Have the guest shut the container down; it exits when the guest reports that."""
@@ -136,8 +136,7 @@ class HostedSystem(FakeComputeSystem):
 
     def _stop(self, status: ExitStatus) -> None:
         self.vm.remove_exit_hook(self._vm_exited)
-        self.exit_status = status
-        self.state = "Stopped"
+        self._ended(status)
         self.over.set()
         self._forget_if_unused()
 

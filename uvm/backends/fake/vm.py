@@ -152,7 +152,7 @@ class FakeVM(FakeComputeSystem):
             await wait_in(self._state_hooks)
 
     def _become(self, state: State) -> None:
-        self.state = state
+        super()._become(state)
         wake(self._state_hooks)
 
     def modify(self, path: str, request_type: str, settings: Any) -> None:
@@ -220,9 +220,8 @@ class FakeVM(FakeComputeSystem):
             self._exit_hooks.remove(hook)
 
     def _exit(self, status: ExitStatus) -> None:
-        self.exit_status = status
         self.exited_ticks = self._clock.ticks
-        self._become("Stopped")
+        self._ended(status)
         self.tree.close()
         if self._guest is not None:
             self._guest.end()

@@ -71,10 +71,10 @@ class LinuxContainer(Container):
         """Signal the first process, started or not; False if it has exited."""
         if not self.init.signal(signal):
             return False
-        self.exit_type = _EXIT_TYPES.get(signal, self.exit_type)
+        self.exit_type: str = _EXIT_TYPES.get(signal, self.exit_type)
         return True
 
     def init_exited(self, process: GuestProcess) -> None:
         """Stop the container: no other process survives the first one."""
-        self.status = "stopped"
+        self.status: Status = "stopped"
         self.kill_all()

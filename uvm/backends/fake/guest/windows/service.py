@@ -69,7 +69,7 @@ class WindowsService(GuestService):
         if wanted.container_id == HOST_CONTAINER_ID:
             request.read_text(UvmConfig, "ContainerConfig", wanted.container_config)
             self._require(request, "new")
-            self.phase = "created"
+            self.phase: str = "created"
             return {}
         self._require(request)
         document = request.parse_text("ContainerConfig", wanted.container_config)
