@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from tests.devices.synthetic import Files, FilesLedger, FilesTicket, Narrowing, Share, Shelf
@@ -21,7 +23,14 @@ from uvm.devices.base import (
     Unknown,
 )
 from uvm.devices.ledger import Ledger
-from uvm.errors import NoSpaceError, OptionsError, VMExitedError
+from uvm.errors import (
+    HostPathError,
+    NoSpaceError,
+    OptionsError,
+    UndoFailedError,
+    UnknownOutcomeError,
+    VMExitedError,
+)
 
 
 def started(world: World, *wishes: tuple[str, str]) -> list[FilesTicket]:
@@ -430,6 +439,20 @@ def test_a_snapshot_is_not_restored_over_what_is_withheld() -> None:
     assert len(world.ledger) == 0
     with pytest.raises(OptionsError, match="withheld"):
         world.ledger.restore(empty)
+
+
+def test_a_snapshot_with_a_withheld_slot_can_be_stored_elsewhere() -> None:
+    ledger: FilesLedger = Ledger(Shelf())
+    _, change = ledger.acquire("p", "a")
+    assert change.operation is not None
+    ledger.begin(change.operation)
+    lost = UndoFailedError.of(HostPathError("C:\\a", "is missing"), UnknownOutcomeError("no answer"))
+    ledger.done(change.operation, Unknown(lost))
+    stored = pickle.loads(pickle.dumps(ledger.dump()))
+    assert stored == ledger.dump()
+    restored: FilesLedger = Ledger(Shelf())
+    restored.restore(stored)
+    assert [(held.key, str(held.cause)) for held in restored.quarantined] == [("p", str(lost))]
 
 
 def test_a_restored_ledger_is_not_open_to_a_vm_that_has_gone() -> None:

@@ -60,6 +60,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Generic
 
+from attrs import evolve
+
 from uvm.devices.base import (
     ADD,
     APPLIED,
@@ -91,7 +93,7 @@ from uvm.devices.base import (
     Unknown,
     W,
 )
-from uvm.errors import OptionsError, UVMError, VMExitedError
+from uvm.errors import OptionsError, UnknownOutcomeError, UVMError, VMExitedError
 
 
 class Ledger(Generic[K, M, S, W, P]):
@@ -442,7 +444,8 @@ class Ledger(Generic[K, M, S, W, P]):
                 )
                 for entry in self._entries.values()
             ),
-            tuple(self.quarantined),
+            # An error holds frames, and not each can be pickled.
+            tuple(evolve(held, cause=UnknownOutcomeError(str(held.cause))) for held in self.quarantined),
             self.device.dump(),
         )
 
