@@ -63,6 +63,12 @@ def test_a_host_that_cannot_boot_kernels_directly_boots_kernel_with_uefi() -> No
     assert entry["OptionalData"].startswith("initrd=/initrd.img initcall_blacklist=")
 
 
+def test_a_boot_file_of_a_volume_without_a_letter_is_found_in_a_subdirectory() -> None:
+    volume = "\\\\?\\Volume{6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11}\\"
+    looked = files_to_stat(LCOWOptions(boot_files_path=volume, kernel_file="x64/kernel"), HostInfo())
+    assert f"{volume}x64\\kernel" in looked
+
+
 def test_the_boot_directory_is_cleaned() -> None:
     made = lcow(boot_files_path="C:/boot/x/..\\", kernel_direct=False)
     assert machine(made)["Chipset"]["Uefi"]["BootThis"]["VmbFsRootPath"] == "C:\\boot"

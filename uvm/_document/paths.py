@@ -59,7 +59,10 @@ def join(host: HostInfo, directory: str, name: str) -> str:
 # The same few paths are joined for the stats and for the document.
 @lru_cache(maxsize=256)
 def _joined(flavour: PathFlavour, directory: str, name: str) -> str:
-    return host_path(directory + ("/" if flavour == "posix" else "\\") + name, flavour)
+    if flavour == "posix":
+        return host_path(f"{directory}/{name}", flavour)
+    # Under \\?\ a slash is a part of a name.
+    return host_path(directory + "\\" + name.replace("/", "\\"), flavour)
 
 
 def need(files: Files, path: str, what: str, *, directory: bool = False) -> FileInfo:
