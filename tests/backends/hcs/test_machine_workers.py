@@ -10,6 +10,7 @@ import anyio.lowlevel
 import pytest
 from attrs import define, field
 
+from uvm.backends.hcs import workers as workers_module
 from uvm.backends.hcs.waker import Signal, Waker
 from uvm.backends.hcs.workers import Workers
 
@@ -105,6 +106,42 @@ async def test_a_result_that_meets_the_cancellation_is_undone_once() -> None:
         if not given:
             await opening.undone.wait()
         assert [given, *opening.closed] in (["handle"], ["", "handle"])
+
+
+async def test_a_result_is_undone_even_if_no_more_threads_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opening = Opening()
+    jobs: list[Callable[[], object]] = []
+
+    def start_one(job: Callable[[], object]) -> None:
+        if jobs:
+            raise RuntimeError("can't start new thread")
+        jobs.append(job)
+
+    monkeypatch.setattr(workers_module._threads, "start", start_one)
+    opening.let.set()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: Workers().run(opening.open, undo=opening.close))
+        await anyio.wait_all_tasks_blocked()
+        # The result is there, and not delivered yet.
+        jobs[0]()
+        tasks.cancel_scope.cancel()
+    assert opening.closed == ["handle"]
+
+
+async def test_a_call_whose_thread_has_not_begun_is_not_made_after_its_caller_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opening = Opening()
+    jobs: list[Callable[[], object]] = []
+    monkeypatch.setattr(workers_module._threads, "start", jobs.append)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: Workers().run(opening.open))
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    jobs[0]()
+    assert opening.calls == 0
 
 
 async def test_no_more_calls_block_at_once_than_there_are_threads() -> None:

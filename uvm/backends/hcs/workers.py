@@ -57,7 +57,7 @@ class Workers:
         try:
             return await self._result(call, ended, lambda: function(*args))
         except BaseException:
-            if undo is not None and not call.cancel():
+            if not call.cancel() and undo is not None:
                 await _undo_result(call, undo)
             raise
 
@@ -120,8 +120,12 @@ async def _undo_result(call: Future[T], undo: Callable[[T], object]) -> None:
             undone.set()
 
     def ended(_: Future[T]) -> None:
-        # Not in the event loop, and not with a token of the limiter: all other threads may hang.
-        _threads.start(undo_result) if threading.get_ident() == loop else undo_result()
+        # Not in the event loop if a thread can be started, and not with a token of the limiter: all other
+        # threads may hang.
+        try:
+            _threads.start(undo_result) if threading.get_ident() == loop else undo_result()
+        except RuntimeError:
+            undo_result()
 
     call.add_done_callback(ended)
     if there:

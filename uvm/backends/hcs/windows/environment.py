@@ -99,8 +99,9 @@ class ThisMachine:
 
     @contextmanager
     def _opened(self, operation: str, handle: CData) -> Iterator[CData]:
+        advapi32().require(operation, handle)
         try:
-            yield advapi32().require(operation, handle)
+            yield handle
         finally:
             advapi32().functions.CloseServiceHandle(handle)
 
