@@ -11,7 +11,7 @@ from uvm._buses.access import Access, HostName
 from uvm._buses.driver import Driver, Lane
 from uvm._buses.link import Link
 from uvm._document.plan import CreationPlan
-from uvm._names import HostPath, host_path, host_path_key
+from uvm._names import GuestOS, HostPath, host_path, host_path_key
 from uvm.backend import Backend, Concurrency, HostInfo
 from uvm.devices.base import Device, K, M, S, W
 from uvm.devices.ledger import Ledger
@@ -43,7 +43,7 @@ class Context:
             self._lanes[kind] = Lane(getattr(self.concurrency, kind))
         return self._lanes[kind]
 
-    def need_guest(self, what: str, os: str) -> None:
+    def need_guest(self, what: str, os: GuestOS) -> None:
         """Refuse a device that this VM's kind of guest does not have.
 
         :raises NotSupportedError: the guest is of the other kind.

@@ -15,6 +15,7 @@ from attrs import Factory, define, evolve, fields, frozen
 
 from uvm._buses.lease import Lease
 from uvm._document.plan import CreationPlan
+from uvm._names import GuestOS
 from uvm._vm.vm import UtilityVM
 from uvm.backend import HCS_CONCURRENCY, HostInfo
 from uvm.backends.fake import Checks, FakeBackend
@@ -210,7 +211,7 @@ def _given(op: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: op[name] for name in names if op.get(name) is not None}
 
 
-def _options(os: str, settings: Mapping[str, Any]) -> LCOWOptions | WCOWOptions:
+def _options(os: GuestOS, settings: Mapping[str, Any]) -> LCOWOptions | WCOWOptions:
     # See _place_disks: a Windows VM is created with one controller at most.
     left_out = ("reserved_slots",) if os == "linux" else ("reserved_slots", "SCSIControllerCount")
     given = {name: value for name, value in settings.items() if name not in left_out}

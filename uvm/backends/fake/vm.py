@@ -9,6 +9,7 @@ from typing import Any, Literal
 import anyio
 import anyio.lowlevel
 
+from uvm._names import GuestOS
 from uvm.backend import JSON
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.computesystem import FakeComputeSystem, Opened, State
@@ -57,7 +58,7 @@ class FakeVM(FakeComputeSystem):
         self.document: JSON = document
         machine = checked.virtual_machine
         assert machine is not None
-        self.os: Literal["linux", "windows"] = "windows" if _boots_windows(machine) else "linux"
+        self.os: GuestOS = "windows" if _boots_windows(machine) else "linux"
         self.relays: bool = machine.guest_connection is not None
         self.started_ticks: int | None = None
         self.exited_ticks: int | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import anyio
 from attrs import define, field, frozen
 
 from uvm._buses.lease import Releasable
+from uvm._names import GuestOS
 from uvm._vm.layers import WCOWLayer
 from uvm._vm.vm import UtilityVM, VMState
 from uvm.devices.scsi import Mount
@@ -31,7 +32,7 @@ class Kind:
     :ivar without: the devices that are left to other kinds.
     """
 
-    os: Literal["linux", "windows"]
+    os: GuestOS
     relayed: bool = False
     shuts_down: bool = True
     without: frozenset[str] = frozenset()
@@ -61,7 +62,7 @@ class Resources:
         self.device: str = host.put_device("1")
 
 
-def devices(os: str, resources: Resources) -> dict[str, Acquire]:
+def devices(os: GuestOS, resources: Resources) -> dict[str, Acquire]:
     """Return how to attach a device of each kind, some of them for a root file system."""
     everywhere: dict[str, Acquire] = {
         "disk": lambda vm: vm.scsi.attach(resources.disk, mount=Mount()),

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import anyio
 from attrs import frozen
 
+from uvm._names import GuestOS
 from uvm.testing.backends.checks import equal, until
 from uvm.testing.backends.rig import Control, Rig
 
@@ -102,7 +103,7 @@ def variants(*needs: Control, **arguments: dict[str, Any]) -> Callable[[Variable
     return make
 
 
-def booting(os: str) -> Control:
+def booting(os: GuestOS) -> Control:
     """Return the control that lets VMs with an operating system boot."""
     return Control[os.upper()]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 
+from uvm._names import GuestOS
 from uvm._vm.vm import UtilityVM, VMState
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, HostError, VMExitedError
@@ -69,7 +70,7 @@ async def concurrent_vms_do_not_disturb_each_other(rig: Rig) -> None:
     all_devices_of_a_linux_vm_are_attached_and_released_at_once={"os": "linux"},
     all_devices_of_a_windows_vm_are_attached_and_released_at_once={"os": "windows"},
 )
-async def _attach_all_at_once(rig: Rig, os: str) -> None:
+async def _attach_all_at_once(rig: Rig, os: GuestOS) -> None:
     acquiring = devices(os, Resources(rig.host)).values()
     async with running_vm(rig, os) as vm:
         async with anyio.create_task_group() as tasks:
@@ -165,7 +166,7 @@ async def _converse(vm: UtilityVM) -> None:
     processes_run_in_a_linux_guest_that_hcs_connects_to={"os": "linux", **_RELAYED},
     processes_run_in_a_windows_guest_that_hcs_connects_to={"os": "windows", **_RELAYED},
 )
-async def _run(rig: Rig, os: str, **options: Any) -> None:
+async def _run(rig: Rig, os: GuestOS, **options: Any) -> None:
     async with running_vm(rig, os, **options) as vm:
         equal((await vm.run(["echo", "hello"])).stdout, b"hello\n", "the output of echo")
         await _converse(vm)

@@ -11,6 +11,7 @@ from anyio.abc import TaskStatus
 from attrs import evolve
 
 from uvm._async import bare_task_group
+from uvm._names import GuestOS
 from uvm._vm.creation import Settings, create
 from uvm._vm.vm import UtilityVM
 from uvm.backend import JSON, ByteStream, System
@@ -26,7 +27,7 @@ S = TypeVar("S")
 Options = LCOWOptions | WCOWOptions
 
 
-def options_of(rig: Rig, os: str, **changes: Any) -> Options:
+def options_of(rig: Rig, os: GuestOS, **changes: Any) -> Options:
     """Return the options of a VM with an operating system; its id is ``vm1``."""
     options = rig.windows if os == "windows" else rig.linux
     assert options is not None, "the scenario does not state that it needs this"
@@ -107,7 +108,7 @@ def _unless_closed() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def running_vm(rig: Rig, os: str = "linux", **changes: Any) -> AsyncIterator[UtilityVM]:
+async def running_vm(rig: Rig, os: GuestOS = "linux", **changes: Any) -> AsyncIterator[UtilityVM]:
     """Yield a started UtilityVM."""
     created = UtilityVM.create(
         options_of(rig, os, **changes), backend=rig.backend, close_grace_seconds=grace_of(rig)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Final, Literal
+from typing import Final
 
 from attrs import frozen
 
+from uvm._names import GuestOS
 from uvm._wire.ports import (
     LINUX_GCS_PORT,
     WINDOWS_GCS_SERVICE,
@@ -35,7 +36,7 @@ class BootPlan:
     output: str = ""
 
 
-def boot_plan(vm: VirtualMachine, os: Literal["linux", "windows"]) -> BootPlan:
+def boot_plan(vm: VirtualMachine, os: GuestOS) -> BootPlan:
     """Return the services that the guest of a document dials.
 
     Those of a Linux guest are on its kernel command line, after ``--``; in a confidential Windows VM the

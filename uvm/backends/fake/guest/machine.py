@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from uvm._names import GuestOS
 from uvm.backend import JSON
 from uvm.backends.fake.calls import Machine
 from uvm.backends.fake.guest.state import FakeGuest
@@ -18,7 +19,7 @@ class GuestMachine(Machine, Protocol):
         """The id of the VM."""
 
     @property
-    def os(self) -> Literal["linux", "windows"]:
+    def os(self) -> GuestOS:
         """The operating system of the guest."""
 
     @property

@@ -9,6 +9,7 @@ from typing import Final
 import anyio
 from attrs import define, field
 
+from uvm._names import GuestOS
 from uvm.backends.fake.guest.programs import FakeProcess, Program
 
 SIGKILL: Final = 9
@@ -28,7 +29,7 @@ _TERMINATED: Final = 1
 _UNKNOWN_EXIT: Final = 0xFFFFFFFF
 
 
-def died_of(signal: int | str, *, os: str, external: bool) -> int:
+def died_of(signal: int | str, *, os: GuestOS, external: bool) -> int:
     """Return the exit code of a process that was killed by a signal."""
     if os == "windows":
         return _CONTROL_C_EXIT if isinstance(signal, str) else _TERMINATED

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 
 from attrs import define, field
 
+from uvm._names import GuestOS
 from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.guest.stdio import ProcessInput, ProcessOutput, Terminal
 
@@ -98,7 +99,7 @@ class Programs(UserDict[str, Program]):
 
         return registered
 
-    def find(self, command: str, os: str) -> Program | None:
+    def find(self, command: str, os: GuestOS) -> Program | None:
         """Return the program of a command, as a guest of that operating system finds it."""
         if os == "linux":
             return self.get(posixpath.basename(command))

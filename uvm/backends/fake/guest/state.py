@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from attrs import define, field, frozen
 
-from uvm._names import guest_path_key
+from uvm._names import GuestOS, guest_path_key
 from uvm.backend import JSON
 from uvm.backends.fake.devices import request as devices
 from uvm.backends.fake.host import Checks
@@ -98,7 +98,7 @@ class FakeGuest:
     policy: ConfidentialOptions | None = field(default=None, init=False)
     fragments: tuple[SecurityPolicyFragment, ...] = field(default=(), init=False)
 
-    os: ClassVar[Literal["linux", "windows"]]
+    os: ClassVar[GuestOS]
     paths: ClassVar[Any]
     own_capabilities: ClassVar[Mapping[str, bool]]
     handlers: ClassVar[dict[str, Handler]]

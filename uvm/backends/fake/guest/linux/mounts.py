@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 from attrs import define, field
 
-from uvm._names import guid_key
+from uvm._names import GuestOS, guid_key
 from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.devices.vpmem import PMem
 from uvm.backends.fake.guest.state import FakeGuest, GuestRequest, Handler, Mount
@@ -37,7 +37,7 @@ class LinuxGuest(FakeGuest):
     namespaces: dict[str, dict[str, LCOWNetworkAdapter]] = field(factory=dict, init=False)
     _ejected: set[Disk] = field(factory=set, init=False)
 
-    os: ClassVar[Literal["linux", "windows"]] = "linux"
+    os: ClassVar[GuestOS] = "linux"
     paths: ClassVar[Any] = posixpath
     own_capabilities: ClassVar[Mapping[str, bool]] = {
         "NamespaceAddRequestSupported": True,

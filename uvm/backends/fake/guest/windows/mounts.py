@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ntpath
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from attrs import define, evolve, field
 
-from uvm._names import guid_key
+from uvm._names import GuestOS, guid_key
 from uvm.backend import JSON
 from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.guest.state import FakeGuest, GuestRequest, Handler, Mount
@@ -41,7 +41,7 @@ class WindowsGuest(FakeGuest):
     addresses: HvSocketAddress | None = field(default=None, init=False)
     volumes: dict[str, CWCOWBlockCIMMounts] = field(factory=dict, init=False)
 
-    os: ClassVar[Literal["linux", "windows"]] = "windows"
+    os: ClassVar[GuestOS] = "windows"
     paths: ClassVar[Any] = ntpath
     own_capabilities: ClassVar[Mapping[str, bool]] = {
         "NamespaceAddRequestSupported": True,
