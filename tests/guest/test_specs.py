@@ -192,9 +192,9 @@ def test_of_windows_only_the_network_namespace_and_the_devices_are_kept() -> Non
 
 
 @pytest.mark.parametrize(
-    ("value", "filtered"), [("true", False), ("1", False), ("yes", True), ("false", True)]
+    ("value", "filtered"), [("true", False), ("1", False), ("yes", True), ("false", True), (["true"], True)]
 )
-def test_a_privileged_container_has_no_seccomp_filter(value: str, filtered: bool) -> None:
+def test_a_privileged_container_has_no_seccomp_filter(value: Any, filtered: bool) -> None:
     annotations = {"io.microsoft.virtualmachine.lcow.privileged": value}
     spec = spec_with(annotations=annotations, linux={"seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}})
     assert ("seccomp" in cleaned(spec)["linux"]) is filtered
@@ -214,7 +214,7 @@ def test_a_privileged_container_has_no_seccomp_filter(value: str, filtered: bool
         (spec_with(root="/"), "'root'"),
         (spec_with(linux={"resources": 5}), r"linux\.resources"),
         (spec_with(linux={"resources": {"cpu": 5}}), r"linux\.resources\.cpu"),
-        (spec_with(windows=5), "windows"),
+        (spec_with(windows=5), "^windows of"),
         (spec_with(windows={"network": 5}), r"windows\.network"),
         (spec_with(annotations=5), "annotations"),
         (spec_with(extra={1, 2}), "JSON"),

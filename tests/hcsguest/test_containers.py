@@ -20,6 +20,7 @@ from tests.vm.support import DISK, LAYER, Attempt, Running, host_backend, lcow, 
 from uvm._guest import container as containers
 from uvm._guest.container import Container, ContainerExit
 from uvm._guest.process import Process
+from uvm._guest.run import run_to_end
 from uvm.backends.fake import Call, FakeBackend, FakeProcess, Parked
 from uvm.errors import (
     AnswerLostError,
@@ -27,6 +28,7 @@ from uvm.errors import (
     HostError,
     NotSupportedError,
     OptionsError,
+    OutputLimitError,
     UnknownOutcomeError,
     VMExitedError,
     VMStateError,
@@ -118,6 +120,21 @@ async def test_a_linux_container_runs_its_own_process_and_others_beside_it(exter
         check_at_rest(run)
         assert in_guest(run) == []
         assert left(run.backend) == []
+
+
+@anyio_test
+@EITHER_WAY
+async def test_a_container_whose_own_process_writes_too_much_is_told(external: bool) -> None:
+    spec = SPEC | {"process": {"args": ["yes"], "cwd": "/"}}
+    async with running(lcow(external_guest_connection=external)) as run:
+        async with run.vm.create_container("c1", spec) as container:
+            await container.start()
+            with (
+                anyio.fail_after(5),
+                pytest.raises(OutputLimitError, match="own process wrote more than 1000 "),
+            ):
+                await run_to_end(await container.open_init(), max_output_bytes=1000)
+        assert in_guest(run) == []
 
 
 @anyio_test

@@ -303,6 +303,26 @@ async def test_a_handle_that_cannot_be_closed_is_reported_and_the_vm_goes_on(
         assert (await run.vm.run(["true"])).exit_code == 0
 
 
+@anyio_test
+async def test_streams_are_closed_whatever_the_host_raises_at_the_end_of_the_input(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(process: FakeHostProcess, document: Any) -> None:
+        raise OSError("the host is out of order")
+
+    async with running(relay()) as run:
+        process = await run.vm.open_process(["cat"])
+        with monkeypatch.context() as patched:
+            patched.setattr(FakeHostProcess, "modify", refuse)
+            await process.aclose()
+        assert process.stdout is not None
+        with pytest.raises(anyio.ClosedResourceError):
+            await process.stdout.receive()
+        assert await process.wait() == 0
+        await quiet()
+        assert handles(run) == []
+
+
 # What is HCS's own.
 
 

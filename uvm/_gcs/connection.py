@@ -387,7 +387,8 @@ class GuestConnection(GuestHost):
             guest a :class:`~uvm.schema.container.HostedSystem`; or the same as a JSON object.
         :raises OptionsError: there is a container of that id already, or the document is none.
         :raises GuestError: the guest refused.
-        :raises UnknownOutcomeError: the answer was lost; the id stays taken.
+        :raises UnknownOutcomeError: the answer was lost; a container that is there is ended and forgotten,
+            and the id stays taken until then.
         :raises BridgeClosedError: the connection is closed.
         """
         self._capabilities()

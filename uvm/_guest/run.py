@@ -179,7 +179,8 @@ async def _converse(process: Process, text: bytes, max_bytes: int) -> CompletedP
             async for data in stream:
                 into += data
                 if len(stdout) + len(stderr) > max_bytes:
-                    too_much = f"{process.args[0]!r} wrote more than {max_bytes} bytes; it was killed"
+                    what = repr(process.args[0]) if process.args else "the container's own process"
+                    too_much = f"{what} wrote more than {max_bytes} bytes; it was killed"
                     failures.insert(0, OutputLimitError(too_much))
                     tasks.cancel_scope.cancel()
                     return

@@ -42,7 +42,7 @@ WINDOWS_DIRECTORY: Final = "C:\\"
 MAX_TERMINAL_SIZE: Final = 0xFFFF
 
 #: Sources of hcsshim's ``ParseAnnotationsBool``: what Go's ``strconv.ParseBool`` takes for true.
-_TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
+_TRUE: Final = ("1", "t", "T", "true", "TRUE", "True")
 _PRIVILEGED: Final = "io.microsoft.virtualmachine.lcow.privileged"
 _DEFAULT_CPU_PERIOD: Final = 100_000
 _NO_CPU_QUOTA: Final = -1
@@ -301,8 +301,8 @@ def _clean_resources(spec: dict[str, Any]) -> None:
 
 
 def _clean_windows(spec: dict[str, Any]) -> None:
-    namespace = _part(spec, "windows.network").get("networkNamespace")
     devices = _part(spec, "windows").get("devices")
+    namespace = _part(spec, "windows.network").get("networkNamespace")
     spec.pop("windows", None)
     if namespace:
         spec["windows"] = {"network": {"networkNamespace": namespace}}

@@ -39,7 +39,7 @@ from uvm._guest.signals import SignalOptions
 from uvm._guest.stdio import close_quietly
 from uvm._hcsguest.access import RelayAccess, Relayed, start_served
 from uvm.backend import ByteStream, HostProcess
-from uvm.errors import HostError, UVMError
+from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.json import to_json
 from uvm.schema.process import CloseHandle, ConsoleSize, ProcessModifyRequest
@@ -92,8 +92,9 @@ class _Pipe:
         try:
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                 await self._end()
-        except UVMError as error:
-            _log.debug("closing the input of a process: %s", error)
+        except Exception as error:
+            # Whatever it is, all streams are closed, and the handle after them.
+            _log.debug("closing the input of a process: %r", error)
         await close_quietly(self._stream)
         self._on_close()
 
