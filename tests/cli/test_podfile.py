@@ -94,6 +94,7 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
     ("text", "message"),
     [
         ("x = [", "is not TOML: Invalid value (at end of document)"),
+        pytest.param("x = " + "[" * 9999, "is not TOML: maximum recursion depth exceeded", id="too deep"),
         ("", "[vm]: os must be 'linux' or 'windows', not 'missing'"),
         ("vm = 1", "[vm]: must be a table, not 1"),
         ("[vm]\nmemory_mb = 1024", "[vm]: os must be 'linux' or 'windows', not 'missing'"),

@@ -135,6 +135,14 @@ def test_an_unknown_script_is_told_with_those_that_there_are(run: Run, traces: W
     )
 
 
+def test_a_file_that_nests_too_deep_is_no_file_of_scripts(run: Run, traces: Write) -> None:
+    path = traces([])
+    path.write_text("[" * 9999, "utf-8")
+    ran = run("replay", path)
+    assert ran.status == 2
+    assert ran.error.startswith(f"uvm: error: {path}: is no file of recorded scripts: ")
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [([], "has no scripts"), ({}, "is no file of recorded scripts: ")]
 )

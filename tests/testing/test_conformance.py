@@ -265,6 +265,8 @@ async def test_a_mount_may_be_spelled_as_hcsshim_spells_it(mount: JSON) -> None:
     mounted = sent("guest", RequestType="Add", ResourceType="MappedVirtualDisk", Settings=settings)
     add = {"op": "scsi_add", "path": DISK, "mount": mount, "guest_path": "/mnt"}
     assert await difference(script(add, steps=[{"requests": [disk_added(0), mounted]}])) == ""
+    own = {"op": "scsi_add", "path": DISK, "mount": mount | {"guest_path": "/mnt"}, "guest_path": ""}
+    assert await difference(script(own, steps=[{"requests": [disk_added(0), mounted]}])) == ""
 
 
 @pytest.mark.anyio

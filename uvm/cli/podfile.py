@@ -202,7 +202,7 @@ def read_pod_file(path: Path) -> PodFile:
     """
     try:
         values = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: is not TOML: {error}") from None
     top = Table(str(path), "", values)
     top.check_keys(_TOP)

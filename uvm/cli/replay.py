@@ -41,7 +41,7 @@ def run(terminal: Terminal, given: Namespace) -> int:
 def _load(path: Path) -> dict[str, dict[str, Any]]:
     try:
         cases = load_cases(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is no file of recorded scripts: {error}") from None
     scripts = {str(case.get("name")): case for case in cases if "ops" in case}
     if not scripts:

@@ -251,4 +251,4 @@ def _mount(op: Mapping[str, Any]) -> Mount | None:
     names["blockdev"] = "block_device"
     spelled = ((names.get(key.replace("_", "").lower()), value) for key, value in op["mount"].items())
     given = {name: value for name, value in spelled if name and value is not None}
-    return Mount(**given | _given(op, "guest_path"))
+    return Mount(**given | ({"guest_path": op["guest_path"]} if op.get("guest_path") else {}))
