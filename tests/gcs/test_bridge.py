@@ -231,9 +231,10 @@ async def test_notifications_come_in_order_between_the_answers() -> None:
     assert told == ["nginx GracefulExit", "answered", "redis UnexpectedExit"]
 
 
-async def test_whoever_refuses_a_notification_closes_the_bridge() -> None:
+@pytest.mark.parametrize("error", [WireError, OSError, anyio.ClosedResourceError])
+async def test_whoever_refuses_a_notification_closes_the_bridge(error: type[Exception]) -> None:
     def refuse(notification: ContainerNotification) -> None:
-        raise WireError(f"{notification.container_id} is no container")
+        raise error(f"{notification.container_id} is no container")
 
     guest = ScriptedGuest()
     bridge = Bridge("vm", notify=refuse)

@@ -138,9 +138,10 @@ def test_sources_that_cannot_be_read_are_refused(sources: str) -> None:
 
 @pytest.mark.parametrize("guids", [True, False])
 @pytest.mark.parametrize("guid", ["nope", "{}", f"{OTHER_GUID}0", "g" + OTHER_GUID[1:]])
-def test_a_guid_that_is_none_is_refused_by_name(guid: str, guids: bool) -> None:
-    with pytest.raises(OptionsError, match=f"{re.escape(repr(guid))}, of the provider 'mine', is no GUID"):
-        log_settings(etw({"providerName": "mine", "providerGuid": guid}), defaults=False, guids=guids)
+@pytest.mark.parametrize("name", ["mine", ""])
+def test_a_guid_that_is_none_is_refused_by_name(name: str, guid: str, guids: bool) -> None:
+    with pytest.raises(OptionsError, match=f"{re.escape(repr(guid))}, of the provider '{name}', is no GUID"):
+        log_settings(etw({"providerName": name, "providerGuid": guid}), defaults=False, guids=guids)
 
 
 def test_nobody_knows_the_guid_of_a_provider_that_is_not_well_known() -> None:

@@ -280,8 +280,7 @@ class Bridge:
         except BROKEN_STREAM as e:
             self._drop(e)
         except Exception as e:
-            # The guest broke the protocol, or the one to be notified failed; and a stream of another backend
-            # may raise anything. The owner's tasks are not to end by it.
+            # A stream of another backend may raise anything; the owner's tasks are not to end by it.
             self.close(e)
         finally:
             # Neither dropped nor closed: run is cancelled.
@@ -296,15 +295,19 @@ class Bridge:
         return None
 
     def _take(self, data: bytes) -> None:
-        for message in self.calls.host.receive(data):
-            if self.closed:
-                return
-            if _log.isEnabledFor(logging.DEBUG):
-                self._trace_received(message)
-            if isinstance(message, Response):
-                self.calls.answer(message)
-            else:
-                self._notify(_notification(message))
+        try:
+            for message in self.calls.host.receive(data):
+                if self.closed:
+                    return
+                if _log.isEnabledFor(logging.DEBUG):
+                    self._trace_received(message)
+                if isinstance(message, Response):
+                    self.calls.answer(message)
+                else:
+                    self._notify(_notification(message))
+        except Exception as e:
+            # Not what the stream raises: another stream would not mend it.
+            self.close(e)
 
     async def _write(self, stream: ByteStream) -> None:
         try:
