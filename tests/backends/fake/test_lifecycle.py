@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import reduce
 from typing import Any
 
 import anyio
@@ -235,6 +236,9 @@ def without(document: JSON, *path: str) -> JSON:
     return document
 
 
+TOO_DEEP: list[Any] = reduce(lambda inner, _: [inner], range(9999), [])
+
+
 @pytest.mark.parametrize(
     ("document", "code"),
     [
@@ -242,6 +246,7 @@ def without(document: JSON, *path: str) -> JSON:
         (lcow() | {"Unknown": 1}, HResult.HCS_E_INVALID_JSON),
         (lcow() | {"Owner": 5}, HResult.HCS_E_INVALID_JSON),
         (lcow() | {"Owner": object()}, HResult.HCS_E_INVALID_JSON),
+        (lcow() | {"Owner": TOO_DEEP}, HResult.HCS_E_INVALID_JSON),
         (lcow() | {1: "key"}, HResult.HCS_E_INVALID_JSON),
         (lcow(Plan9={"Share": []}), HResult.HCS_E_INVALID_JSON),
         (lcow(Scsi={"x": {"Attachments": {"first": disk()}}}), HResult.E_INVALIDARG),

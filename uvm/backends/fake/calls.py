@@ -93,7 +93,7 @@ def copy_document(document: Any, operation: str) -> Any:
     """Return a copy of a document of the caller; HCS_E_INVALID_JSON if it is no JSON value."""
     try:
         return copy_json(document)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None
 
 
