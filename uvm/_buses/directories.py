@@ -6,6 +6,7 @@ import posixpath
 
 from attrs import define, frozen
 
+from uvm._arguments import flag_of
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
@@ -80,7 +81,7 @@ class DirectoryBus(Bus):
         :raises GuestError: a Linux guest has something mounted there.
         """
         make = self._over_plan9 if self._context.plan.os == "linux" else self._over_vsmb
-        return await make(path, guest_path, read_only)
+        return await make(path, guest_path, flag_of(read_only, "read_only"))
 
     async def _over_plan9(self, path: HostPath, guest_path: str, read_only: bool) -> SharedLease:
         named = await self._context.named(path)

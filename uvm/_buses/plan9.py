@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from attrs import define, frozen
 
-from uvm._arguments import items_of
+from uvm._arguments import flag_of, items_of
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
@@ -87,6 +87,7 @@ class Plan9Bus(Bus):
         """
         names = items_of(allowed_names, "allowed_names")
         named = await self._context.named(path)
+        read_only, restrict = flag_of(read_only, "read_only"), flag_of(restrict, "restrict")
         return await self._share(SharedDirectory(named.path, guest_path, read_only, restrict, names))
 
     async def _share(self, share: SharedDirectory) -> Plan9Lease:

@@ -8,7 +8,7 @@ from itertools import starmap
 
 from attrs import define, frozen
 
-from uvm._arguments import member_of
+from uvm._arguments import flag_of, member_of
 from uvm._async import opens
 from uvm._buses.access import HostName
 from uvm._buses.context import Bus, Context
@@ -135,7 +135,7 @@ class ScsiBus(Bus):
         if not isinstance(mount, Mount | None):
             raise OptionsError(f"{path} was not attached: mount is a Mount, not {mount!r}")
         named, evd_type = await self._named(path, type)
-        key = DiskKey(named.key, type, evd_type, bool(read_only))
+        key = DiskKey(named.key, type, evd_type, flag_of(read_only, "read_only"))
         if mount is not None:
             self._check_mount(key, named.path, mount)
         if type is DiskType.VIRTUAL_DISK and self._disks.ledger.get(key) is None:
@@ -192,6 +192,7 @@ class ScsiBus(Bus):
     def _find(self, path: HostPath, read_only: bool | None) -> list[Entry[DiskKey, str, ScsiSlot, str]]:
         """Return what is attached of the disks that a path was taken for, the newest first."""
         text, ledger = text_of(path), self._disks.ledger
+        wanted = (True, False) if read_only is None else (flag_of(read_only, "read_only"),)
         try:
             name = self._context.key(text)
         except OptionsError:
@@ -199,7 +200,7 @@ class ScsiBus(Bus):
             name = evd_name(text, self._context.host.paths)
             if not text.startswith("evd://") and not ledger.named(name):
                 raise
-        return [entry for entry, _ in ledger.named(name) if read_only in (None, entry.key.read_only)]
+        return [entry for entry, _ in ledger.named(name) if entry.key.read_only in wanted]
 
     def find(self, path: HostPath, *, read_only: bool | None = None) -> ScsiSlot | None:
         """Return the slot of a disk, by any path that :meth:`attach` took for it; None if it is not attached.

@@ -6,6 +6,7 @@ from functools import partial
 
 from attrs import define, frozen
 
+from uvm._arguments import flag_of
 from uvm._async import opens
 from uvm._buses.access import HostName
 from uvm._buses.context import Bus, Context
@@ -120,7 +121,7 @@ class VSMBBus(Bus):
         """
         context = self._context
         if options is None:
-            options = self.default_options(bool(read_only))
+            options = self.default_options(flag_of(read_only, "read_only"))
         elif not isinstance(options, VirtualSmbShareOptions):
             raise OptionsError(f"{path} was not shared: options are VirtualSmbShareOptions, not {options!r}")
         elif read_only and not options.read_only:
@@ -156,11 +157,11 @@ class VSMBBus(Bus):
         self, path: HostPath, read_only: bool
     ) -> list[tuple[Entry[ShareKey, ShareMember, str, Share], SharedFile | None]]:
         """Return the shares of what a path was taken for, each with its file if it is one of files."""
-        found = self._shares.ledger.named(self._context.key(path))
+        found, wanted = self._shares.ledger.named(self._context.key(path)), flag_of(read_only, "read_only")
         return [
             (entry, entry.applied.file(str(own)))
             for entry, own in found
-            if entry.key.read_only == read_only and entry.applied is not None
+            if entry.key.read_only is wanted and entry.applied is not None
         ]
 
     async def remove(self, path: HostPath, *, read_only: bool) -> None:
