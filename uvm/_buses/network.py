@@ -138,7 +138,7 @@ class NetworkBus(Bus):
         """Put the VM into a network namespace of the host. Await it, or enter it.
 
         :param namespace: its id, or its HCN document.
-        :raises OptionsError: the VM is in it already.
+        :raises OptionsError: the VM is in it already, or the document has no ID.
         """
         network = self._context.backend.network
         self._context.link.check_running()
@@ -162,6 +162,7 @@ class NetworkBus(Bus):
 
         :param endpoint: its id, its name, or its HCN document.
         :param nic_id: the adapter's id; a fresh GUID by default.
+        :raises OptionsError: the document has no ID, or `nic_id` is no GUID or that of another adapter.
         :raises NotAttachedError: the VM is not in that namespace.
         """
         backend = self._context.backend
