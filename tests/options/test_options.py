@@ -399,6 +399,14 @@ def test_the_type_of_a_registry_value_is_read_under_its_go_name_too(name: str) -
     assert options.registry_values == (RegistryValue(hive="Sam", key="k", type="QWord"),)
 
 
+def test_the_bundle_that_hcsshims_shim_always_names_counts_for_isolated_vms_alone() -> None:
+    bundle = {"BundleDirectory": "C:\\bundle"}
+    assert from_hcsshim("windows", PLAIN_WINDOWS | bundle).bundle_directory == ""
+    assert from_hcsshim("linux", bundle).bundle_directory == ""
+    isolated = from_hcsshim("linux", bundle | {"GuestStateFilePath": "a.vmgs", "PreferredRootFSType": 2})
+    assert isolated.bundle_directory == "C:\\bundle"
+
+
 def test_disks_that_hcsshim_would_not_keep_are_not_kept() -> None:
     assert not from_hcsshim("windows", {**PLAIN_WINDOWS, "DebugMode": True}).debug_mode
     kept = from_hcsshim("windows", {**PLAIN_WINDOWS, "DebugMode": True, "DebugDataPath": "C:\\keep"})

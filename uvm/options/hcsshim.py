@@ -51,6 +51,9 @@ def from_hcsshim(
         if not given.get("debug_data_path"):
             # Without a directory to keep a VM's disks in, hcsshim keeps none.
             given.pop("debug_mode", None)
+    if not given.get("guest_state_file" if cls is LCOWOptions else "security_policy_enabled"):
+        # hcsshim's shim names the bundle for every VM, and only isolated ones have files there.
+        given.pop("bundle_directory", None)
     made: LCOWOptions | WCOWOptions = cls(**given)
     return made
 
