@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from functools import lru_cache
 from string import ascii_lowercase, ascii_uppercase
 from typing import Literal, Protocol, TypeAlias
 from unicodedata import ucd_3_2_0
@@ -189,6 +190,8 @@ def _nt_path(path: HostPath, what: str) -> tuple[str, str]:
     raise OptionsError(f"{what}: {text!r} {problem}; a path such as C:\\directory\\file is wanted")
 
 
+# The same few paths are parsed for the door, the key and each look-up.
+@lru_cache(maxsize=1024)
 def _parsed(path: str) -> tuple[str, str]:
     r"""Return the prefix and the NT path, without its ``\??\``; two empty texts for what is not absolute."""
     prefix = ""
