@@ -1,7 +1,7 @@
 """HRESULTs of HCS, HCN, Windows and guests, by their names in ``winerror.h``.
 
-The facility tells who answers: ``0x8037xxxx`` is HCS, ``0xC037xxxx`` a guest (or HCS's first version),
-``0x803Bxxxx`` the network service HCN, ``0x8007xxxx`` an error code of Windows.
+The facility names the service that answers: ``0x8037xxxx`` is HCS, ``0xC037xxxx`` a guest (or HCS's first
+version), ``0x803Bxxxx`` the network service HCN, ``0x8007xxxx`` an error code of Windows.
 """
 
 from __future__ import annotations
