@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
+from uvm._names import guid_key
 from uvm.errors import OptionsError
 from uvm.schema.field import Model, named
 from uvm.schema.json import SchemaError, dumps, from_json
@@ -140,7 +141,7 @@ _GUID: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 def _checked_guid(provider: _Provider) -> str:
     """Return the GUID of a provider in the usual form; it may stand in braces. Empty where there is none."""
-    text = provider.guid.strip().removeprefix("{").removesuffix("}").strip().lower()
+    text = guid_key(provider.guid)
     if provider.guid and not _GUID.fullmatch(text):
         raise OptionsError(f"log_sources: {provider.guid!r}, of the provider {provider.name!r}, is no GUID")
     return text

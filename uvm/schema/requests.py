@@ -12,6 +12,7 @@ from typing import Any, ClassVar, dataclass_transform
 
 from attrs import frozen
 
+from uvm._names import guid_key
 from uvm.schema.field import Model, named
 
 ADD = "Add"
@@ -61,7 +62,7 @@ class ScsiAttachment(Resource, path="VirtualMachine/Devices/Scsi/%s/Attachments/
     @property
     def controller_number(self) -> int | None:
         """The number of the controller in the guest; None if its GUID is unknown."""
-        guid = self.controller.lower()
+        guid = guid_key(self.controller)
         return SCSI_CONTROLLER_GUIDS.index(guid) if guid in SCSI_CONTROLLER_GUIDS else None
 
 

@@ -177,6 +177,13 @@ async def test_hosts_properties_and_access_go_through_the_c_api() -> None:
             await backend.grant_access(r"C:\nowhere", "vm1")
 
 
+async def test_changes_of_the_access_to_one_path_wait_for_each_other_in_every_spelling() -> None:
+    async with driven() as (_, backend):
+        turn = backend._turn(r"C:\disks\a.vhdx")
+        assert backend._turn("c:/DISKS/A.vhdx") is backend._turn(r"\\?\C:\disks\a.vhdx") is turn
+        assert backend._turn(r"C:\disks\b.vhdx") is not turn
+
+
 STRANGE = ("[]", '"text"', "5", "true", "<no json>")
 
 

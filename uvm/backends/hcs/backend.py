@@ -7,6 +7,7 @@ from typing import Any, Final
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
+from uvm._names import host_path_key
 from uvm.backend import JSON, VM_GROUP, AccessMask, HostFiles, HostInfo, HostNetwork
 from uvm.backends.hcs.calls import ComputeService
 from uvm.backends.hcs.host import Host
@@ -144,4 +145,4 @@ class HCSBackend:
     def _turn(self, path: str) -> threading.Lock:
         """Return the lock on changes of a path's access."""
         with self._turns_change:
-            return self._turns.setdefault(path.casefold(), threading.Lock())
+            return self._turns.setdefault(host_path_key(path, "windows"), threading.Lock())
