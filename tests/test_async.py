@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import Any, Self
 
+import anyio
 import pytest
+import trio
 
 from uvm._async import Opening, opens
 from uvm.schema.devices import VirtualSmbShareOptions
@@ -70,6 +73,91 @@ async def test_it_is_awaited_or_entered_once(first: str, second: str) -> None:
     with pytest.raises(RuntimeError, match="already awaited"):
         await use(opening, second)
     assert len(made) == 1
+
+
+@opens
+async def slow_door(made: deque[Door], unlocked: anyio.Event) -> Door:
+    await unlocked.wait()
+    made.append(Door())
+    return made[-1]
+
+
+async def test_it_runs_as_a_task() -> None:
+    made: deque[Door] = deque()
+    unlocked = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(slow_door, made, unlocked)
+        tasks.start_soon(slow_door, made, unlocked)
+        await anyio.wait_all_tasks_blocked()
+        unlocked.set()
+    assert len(made) == 2
+
+
+async def test_a_task_that_runs_it_is_cancelled() -> None:
+    made: deque[Door] = deque()
+    unlocked = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(slow_door, made, unlocked)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    unlocked.set()
+    await anyio.wait_all_tasks_blocked()
+    assert not made
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_it_is_what_asyncio_makes_tasks_of() -> None:
+    made: deque[Door] = deque()
+    task = asyncio.create_task(door(made))
+    assert "door" in repr(task)
+    first = await task
+    rest = await asyncio.gather(door(made), door(made))
+    async with asyncio.TaskGroup() as tasks:
+        last = tasks.create_task(door(made))
+    assert [first, *rest, last.result()] == list(made)
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_it_is_what_a_nursery_of_trio_starts() -> None:
+    made: deque[Door] = deque()
+    unlocked = anyio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slow_door, made, unlocked)
+        await anyio.wait_all_tasks_blocked()
+        (task,) = nursery.child_tasks
+        assert "slow_door" in task.name
+        assert next(frame.f_code.co_name for frame, _ in task.iter_await_frames()) == "slow_door"
+        unlocked.set()
+    assert len(made) == 1
+
+
+async def test_it_is_not_awaited_by_two_tasks_at_once() -> None:
+    made: deque[Door] = deque()
+    opening = slow_door(made, anyio.Event())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: opening)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(RuntimeError, match=r"slow_door.*already awaited"):
+            await opening
+        tasks.cancel_scope.cancel()
+
+
+async def test_closed_it_opens_nothing_and_does_not_warn() -> None:
+    made: deque[Door] = deque()
+    opening = door(made)
+    opening.close()
+    with pytest.raises(RuntimeError, match="already awaited"):
+        await opening
+    assert not made
+
+
+async def test_a_use_of_what_was_not_awaited_says_so() -> None:
+    opening = door(deque())
+    with pytest.raises(AttributeError, match="'opened': await or enter it first"):
+        _ = opening.opened  # type: ignore[attr-defined]
+    assert repr(opening) == "<Opening door, CORO_CREATED>"
+    opening.close()
 
 
 async def test_a_forgotten_await_warns() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
-from typing import Any, Generic, ParamSpec, TypeVar
+from inspect import CORO_CREATED, getcoroutinestate
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import anyio
 import anyio.abc
@@ -85,23 +86,41 @@ async def errors_of(calls: Iterable[Callable[[], Awaitable[object]]]) -> list[Ex
     return errors
 
 
-class Opening(Generic[C]):
+class Opening(Coroutine[Any, Any, C]):
     """What is yet to be opened: ``await`` it, or enter it with ``async with`` to have it closed on leaving.
 
-    Either is done once. One that is neither awaited nor entered warns, as a coroutine does.
+    Either is done once. It is a coroutine: tasks can be made of it, and one that is never awaited warns.
     """
 
     __slots__ = ("_coroutine", "_opened")
 
     def __init__(self, coroutine: Coroutine[Any, Any, C]) -> None:
-        self._coroutine = coroutine
+        self._coroutine: Any = coroutine
         self._opened: C | None = None
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._coroutine.__qualname__}, {getcoroutinestate(self._coroutine)}>"
+
+    def send(self, value: Any, /) -> Any:
+        """Go on, as an event loop does."""
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise an exception in it, as an event loop does to cancel."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """End it, without opening anything if it was not awaited yet."""
+        self._coroutine.close()
+
     def __await__(self) -> Generator[Any, Any, C]:
-        return self._coroutine.__await__()
+        if getcoroutinestate(self._coroutine) != CORO_CREATED:
+            name = self._coroutine.__qualname__
+            raise RuntimeError(f"{name}: what it returned was already awaited or entered; call it again")
+        return self._coroutine.__await__()  # type: ignore[no-any-return]
 
     async def __aenter__(self) -> C:
-        opened = await self._coroutine
+        opened = await self
         self._opened = opened
         await opened.__aenter__()
         return opened
@@ -109,6 +128,14 @@ class Opening(Generic[C]):
     async def __aexit__(self, *error: Any) -> bool | None:
         assert self._opened is not None
         return await self._opened.__aexit__(*error)
+
+    if not TYPE_CHECKING:  # To a type checker it has no attributes but its own.
+
+        def __getattr__(self, name: str) -> Any:
+            """Return what event loops and debuggers read of a coroutine: its frame, its name."""
+            if name.startswith("cr_") or name in ("__name__", "__qualname__"):
+                return getattr(self._coroutine, name)
+            raise AttributeError(f"{self!r} has no attribute {name!r}: await or enter it first")
 
 
 def opens(function: Callable[A, Coroutine[Any, Any, C]]) -> Callable[A, Opening[C]]:

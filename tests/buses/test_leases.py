@@ -76,6 +76,14 @@ async def _other_endpoint(run: Running) -> Any:
 # Having them and giving them back.
 
 
+async def test_disks_are_attached_by_tasks_made_of_the_calls() -> None:
+    async with running() as run:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run.vm.scsi.attach, DISK)
+            tasks.start_soon(run.vm.scsi.attach, OTHER_DISK)
+        assert {each.host_path for each in run.vm.scsi.disks} == {DISK, OTHER_DISK}
+
+
 async def test_awaited_it_stays_and_entered_it_goes() -> None:
     async with running() as run:
         await run.vm.scsi.attach(DISK)
