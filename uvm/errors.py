@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from uvm.hresult import HResult, hresult, hresult_name
 
@@ -36,8 +36,46 @@ __all__ = [
 ]
 
 
+E = TypeVar("E", bound=BaseException)
+
+
 class UVMError(Exception):
-    """The root of all errors that uvm raises."""
+    """The root of all errors that uvm raises.
+
+    All of them can be pickled and copied, with their fields, notes and cause; they compare by identity.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduced(self)
+
+
+def _reduced(error: E) -> tuple[Any, tuple[type[E], Any], dict[str, Any]]:
+    """Return of what an exception is made again, as ``__reduce__`` does: its message is not built anew."""
+    # An OSError has more than its `args` say: the file.
+    base = OSError if isinstance(error, OSError) else BaseException
+    state = {
+        **error.__dict__,
+        "__cause__": error.__cause__,
+        "__suppress_context__": error.__suppress_context__,
+    }
+    if "__notes__" in state:
+        state["__notes__"] = list(state["__notes__"])
+    args: Any = base.__reduce__(error)[1]
+    return _remade, (type(error), args), state
+
+
+def _remade(cls: type[E], args: tuple[Any, ...]) -> E:
+    # Without `__init__`, which takes what the message is built of.
+    return cls.__new__(cls, *args)
+
+
+def own(error: E) -> E:
+    """Return a copy of an exception for one caller of several, with the original as its cause."""
+    make, of, state = _reduced(error)
+    copy: E = make(*of)
+    copy.__setstate__(state)
+    copy.__cause__ = error
+    return copy
 
 
 class OptionsError(UVMError, ValueError):

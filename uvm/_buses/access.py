@@ -8,9 +8,10 @@ import anyio
 from attrs import define, field, frozen
 
 from uvm._async import errors_of
-from uvm._buses.driver import is_refusal, own
+from uvm._buses.driver import is_refusal
 from uvm._buses.link import Link
 from uvm.backend import Backend
+from uvm.errors import own
 
 
 @frozen

@@ -59,23 +59,12 @@ from uvm.errors import (
     UnknownOutcomeError,
     UVMError,
     VMExitedError,
+    own,
 )
 
 S_co = TypeVar("S_co", covariant=True)
-E = TypeVar("E", bound=BaseException)
 
 _log = logging.getLogger("uvm")
-
-
-def own(error: E) -> E:
-    """Return a copy of an exception for one waiter, with the original as its cause."""
-    copy = error.__class__.__new__(error.__class__, *error.args)
-    copy.args = error.args
-    copy.__dict__.update(error.__dict__)
-    if hasattr(error, "__notes__"):
-        copy.__notes__ = list(error.__notes__)
-    copy.__cause__ = error
-    return copy
 
 
 class HoldState(Enum):

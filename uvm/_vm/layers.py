@@ -17,7 +17,6 @@ from attrs import define, field, frozen
 
 from uvm._arguments import items_of
 from uvm._async import Opening, errors_of
-from uvm._buses.driver import own
 from uvm._buses.lease import Lease, Releasable
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
@@ -26,7 +25,7 @@ from uvm._guest.specs import check_container_id
 from uvm._names import HostPath, text_of
 from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
-from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError
+from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, own
 from uvm.options import LCOWOptions
 from uvm.options.checks import U32, Checked, go, text, whole
 

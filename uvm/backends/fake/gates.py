@@ -11,7 +11,7 @@ import anyio
 from attrs import define, field
 
 from uvm.backends.fake.calls import Call, Machine
-from uvm.errors import GuestError, HostError, UnknownOutcomeError, UVMError
+from uvm.errors import GuestError, HostError, UnknownOutcomeError, UVMError, own
 from uvm.hresult import HResult
 
 #: Goes on to the next rule, and in the end carries out the call.
@@ -25,7 +25,7 @@ def refusing(code: int | BaseException, text: str = "") -> Action:
 
     async def refuse(call: Call, proceed: Proceed, machine: Machine | None) -> Any:
         if isinstance(code, BaseException):
-            raise code
+            raise own(code)
         refused = GuestError if call.to == "guest" else HostError
         raise refused(str(call), code, text)
 

@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 
 from uvm._names import guid_key
-from uvm.errors import HostError, VMExitedError
+from uvm.errors import HostError, VMExitedError, own
 from uvm.hresult import HResult
 
 #: The most that :meth:`FakeStream.receive` returns by default.
@@ -240,7 +240,7 @@ class FakeListener:
         await anyio.lowlevel.checkpoint()
         while not self._dialled:
             if self._end is not None:
-                raise self._end
+                raise own(self._end)
             await wait_in(self._callers)
         return self._dialled.pop(0)
 
