@@ -20,6 +20,7 @@ import anyio
 from attrs import Factory, frozen
 
 from uvm._names import PathFlavour
+from uvm._repr import call_of
 from uvm.errors import ExitStatus
 from uvm.schema.common import V25H1_SERVER
 
@@ -53,6 +54,8 @@ class Concurrency:
     A fact of the host; by default it has no limits.
     """
 
+    __repr__ = call_of
+
     scsi: int | None = None
     vpmem: int | None = None
     vsmb: int | None = None
@@ -77,6 +80,8 @@ class HostInfo:
     :ivar time_zone: HCS's ``TimeZoneInformation`` document.
     :ivar paths: the flavour of host paths.
     """
+
+    __repr__ = call_of
 
     build: int = V25H1_SERVER
     processors: int = 8

@@ -12,6 +12,7 @@ from uvm._buses.driver import Driver, Lane
 from uvm._buses.link import Link
 from uvm._document.plan import CreationPlan
 from uvm._names import GuestOS, HostPath, host_path, host_path_key
+from uvm._repr import counted
 from uvm.backend import Backend, Concurrency, HostInfo
 from uvm.devices.base import Device, K, M, S, W
 from uvm.devices.ledger import Ledger
@@ -123,6 +124,10 @@ class Bus:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+
+    def __repr__(self) -> str:
+        counts = [counted(len(driver.attached()), name) for name, driver in reversed([*self.drivers()])]
+        return f"<{type(self).__name__} of {self._context.vm_id}: {', '.join(counts)}>"
 
     def _drive(self, device: Device[K, M, S, W], lane: str = "") -> Driver[K, M, S, W]:
         """Return the driver of a new ledger; `lane` is a field of :class:`~uvm.backend.Concurrency`."""

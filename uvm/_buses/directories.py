@@ -19,7 +19,7 @@ from uvm.devices.plan9 import SharedDirectory
 from uvm.errors import NotAttachedError, UVMError
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class SharedLease(Lease):
     """A directory or file of the host in the guest.
 

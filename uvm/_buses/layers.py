@@ -12,10 +12,11 @@ from uvm._buses.context import Bus, Context
 from uvm._buses.driver import release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import guest_path_key
+from uvm._repr import brief_call
 from uvm.devices.layers import Combination, CombinedLayers, FilterType
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class CombinedLease(Lease):
     """A combined root file system.
 
@@ -33,6 +34,8 @@ class CombinedRoot:
     :ivar layers: the guest paths of its layers, top-most first.
     :ivar references: how many leases it has.
     """
+
+    __repr__ = brief_call
 
     root: str
     layers: tuple[str, ...]

@@ -7,6 +7,7 @@ from typing import Self
 from attrs import define, field, frozen
 
 from uvm._buses.driver import Hold
+from uvm._repr import arguments_of, brief, brief_call
 
 
 class Releasable:
@@ -39,6 +40,10 @@ class Lease(Releasable):
     """
 
     _hold: Hold[object] = field(repr=False)
+
+    def __repr__(self) -> str:
+        state = "released" if self.released else "held"
+        return brief(f"<{type(self).__name__} of {self._hold.link.vm_id}: {arguments_of(self)} ({state})>")
 
     @property
     def released(self) -> bool:
@@ -75,6 +80,8 @@ class Orphan:
     :ivar key: what makes it one device, such as its host path.
     :ivar error: what the removal failed with.
     """
+
+    __repr__ = brief_call
 
     ledger: str
     key: object

@@ -21,7 +21,7 @@ from uvm.schema.json import from_json
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class AdapterLease(Lease):
     """A network adapter of the VM.
 
@@ -33,7 +33,7 @@ class AdapterLease(Lease):
     namespace_id: str
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class NamespaceLease(Lease):
     """A network namespace of the host that the VM is in. It is released with its adapters.
 

@@ -12,7 +12,7 @@ from uvm._names import HostPath, pipe_key, pipe_path
 from uvm.devices.pipes import Pipes
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class PipeLease(Lease):
     """A mapped pipe.
 

@@ -12,10 +12,11 @@ from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
 from uvm._names import HostPath
+from uvm._repr import brief_call
 from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Plan9Lease(Lease):
     """A shared directory.
 
@@ -36,6 +37,8 @@ class Plan9Share:
 
     :ivar allowed_names: the files that the guest sees; empty for all.
     """
+
+    __repr__ = brief_call
 
     host_path: str
     guest_path: str

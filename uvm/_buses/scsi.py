@@ -33,7 +33,7 @@ from uvm.devices.scsi import (
 from uvm.errors import NotAttachedError, OptionsError, UVMError
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ScsiLease(Lease):
     """A disk that is attached, and mounted if that was asked for.
 

@@ -14,7 +14,7 @@ from uvm.errors import OptionsError
 from uvm.options.checks import U16, guid_of, whole
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class VPCILease(Lease):
     """An assigned device.
 

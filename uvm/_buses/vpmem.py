@@ -17,7 +17,7 @@ from uvm.devices.vpmem import Layer, Layers, Mapping, PackedLayers, layer_path
 from uvm.errors import NotAttachedError
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class VPMemLease(Lease):
     """A layer that is mapped and mounted.
 

@@ -13,6 +13,7 @@ from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import HostPath
+from uvm._repr import brief_call
 from uvm.devices.base import Entry
 from uvm.devices.vsmb import (
     Share,
@@ -30,7 +31,7 @@ from uvm.options import WCOWOptions
 from uvm.schema.devices import VirtualSmbShareOptions
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class VSMBLease(Lease):
     """A shared directory or file.
 
@@ -56,6 +57,8 @@ class VSMBShare:
     :ivar references: how many leases and shown directories it has; 0 if it is only kept because the guest may
         have its files mapped.
     """
+
+    __repr__ = brief_call
 
     host_path: str
     guest_path: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attrs import field, frozen
 
 from uvm._names import GuestOS
+from uvm._repr import brief_call
 from uvm.backend import JSON, AccessMask
 
 
@@ -67,6 +68,8 @@ class CreationPlan:
     :ivar temporary_files: files made for this VM, deleted after its exit, or if it cannot be created.
     :ivar copies_on_exit: the steps after the exit, before the temporary files are deleted (``debug_mode``).
     """
+
+    __repr__ = brief_call
 
     document: JSON = field(repr=False)
     os: GuestOS

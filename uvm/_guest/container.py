@@ -50,6 +50,7 @@ from uvm._guest.specs import (
     host_process,
     spec_of,
 )
+from uvm._repr import brief, brief_call
 from uvm.backend import JSON
 from uvm.errors import (
     BridgeClosedError,
@@ -85,6 +86,8 @@ class ContainerExit:
     :ivar result: an HRESULT, unsigned; 0 for success.
     :ivar info: what the guest has to say of it: a document as JSON text, or nothing.
     """
+
+    __repr__ = brief_call
 
     type: str
     result: int = 0
@@ -149,14 +152,19 @@ class Container(ProcessHost):
         self._own_process: Mapping[str, Any] = spec_of(config)["process"] if guest.os == "linux" else {}
         self._directories = _directories_of(config)
         self._init: Process | None = None
+        self._runs = False
         self._init_there = Flag()
         # The answer to the start of its own process was lost, so that it may run.
         self._may_run = False
 
     def __repr__(self) -> str:
-        ended = self._handle.exit
-        state = self.exit.type if self.exit else "lost" if ended.settled else "there"
-        return f"<Container {self.id} ({state})>"
+        if self.exit is not None:
+            state = f"exited: {self.exit.type}"
+        elif self._handle.exit.settled:
+            state = "lost"
+        else:
+            state = "running" if self._runs else "created"
+        return brief(f"<Container {self.id} ({state})>")
 
     @property
     def exit(self) -> ContainerExit | None:
@@ -172,6 +180,8 @@ class Container(ProcessHost):
         :raises HostError: HCS, which hosts it, refused: it was started before, say; or the guest did.
         """
         await self._guest.call(self._handle.start())
+        # A Linux container runs with its own process.
+        self._runs = self._guest.os == "windows"
 
     @opens
     async def open_init(self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True) -> Process:
@@ -204,7 +214,7 @@ class Container(ProcessHost):
         return await self._guest.call(self._handle.run(launch))
 
     def _started(self, init: Process) -> None:
-        self._init = init
+        self._init, self._runs = init, True
         self._init_there.set()
         self._handle.init_started(exit_of(init))
 

@@ -22,6 +22,7 @@ from uvm._guest.exit import Exit
 from uvm._guest.signals import LINUX_KILL, SignalOptions, signal_options
 from uvm._guest.specs import Command, check_size, check_writable, host_process
 from uvm._guest.stdio import ProcessInput, ProcessOutput, Source
+from uvm._repr import brief
 from uvm.errors import (
     BridgeClosedError,
     GuestError,
@@ -107,7 +108,12 @@ class Process(anyio.abc.AsyncResource):
         self.stderr: ProcessOutput | None = ProcessOutput(stderr, f"stderr {name}") if stderr else None
 
     def __repr__(self) -> str:
-        return f"<Process {self.pid} {list(self.args)}, exit code {self.exit_code}>"
+        exit = self._handle.exit
+        state = (
+            "running" if not exit.settled else "exit unknown" if exit.how is None else f"exited: {exit.how}"
+        )
+        ran = list(self.args) or "of a container's own"
+        return brief(f"<Process {self.pid} {ran} ({state})>")
 
     @property
     def exit_code(self) -> int | None:

@@ -18,6 +18,7 @@ from uvm._guest.access import GuestAccess
 from uvm._guest.process import Launch, Process, discard
 from uvm._guest.specs import Command, host_process
 from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
+from uvm._repr import brief_call
 from uvm.errors import OptionsError, OutputLimitError, RefusedError, UVMError
 
 _log = logging.getLogger("uvm.gcs")
@@ -33,6 +34,8 @@ class CompletedProcess:
     :ivar args: what was run.
     :ivar exit_code: its exit code, an unsigned 32-bit number.
     """
+
+    __repr__ = brief_call
 
     args: tuple[str, ...]
     exit_code: int

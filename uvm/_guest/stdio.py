@@ -36,6 +36,7 @@ import anyio.lowlevel
 from uvm._async import Flag
 from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._guest.logs import say
+from uvm._repr import brief
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
 from uvm.errors import GuestError, OptionsError, UVMError
@@ -198,7 +199,8 @@ class _Stdio:
         self._at_end = False
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name}>"
+        state = "at its end" if self._at_end else "closed" if self._channel.closed else "open"
+        return brief(f"<{type(self).__name__} {self._name} ({state})>")
 
     @contextmanager
     def _use(self, action: str) -> Iterator[str]:

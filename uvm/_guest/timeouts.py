@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from uvm._repr import call_of
+
 
 @frozen
 class GuestTimeouts:
@@ -20,6 +22,8 @@ class GuestTimeouts:
     :ivar vm_exit_seconds: for the exit of the VM after the connection to its guest closed: an operation that
         the guest did not answer then fails because the VM exited. Not more than once is it waited for.
     """
+
+    __repr__ = call_of
 
     rpc_seconds: float = 300.0
     container_seconds: float = 240.0

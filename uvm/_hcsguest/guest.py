@@ -37,6 +37,9 @@ class RelayGuest(GuestHost):
         self.capabilities = capabilities
         self._access: RelayAccess = evolve(access, features=self.features)
 
+    def __repr__(self) -> str:
+        return f"<RelayGuest of {self._access.name}>"
+
     @classmethod
     async def connect(cls, access: RelayAccess) -> RelayGuest:
         """Ask HCS about its connection to the guest (``GuestConnectionInfo``).

@@ -23,6 +23,7 @@ from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
 from uvm._guest.specs import check_container_id
 from uvm._names import HostPath, text_of
+from uvm._repr import brief, counted
 from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, own
@@ -73,7 +74,7 @@ async def add_layer(vm: Devices, layer: LCOWLayer) -> VPMemLease | ScsiLease:
     return await vm.scsi.attach(layer.path, read_only=True, mount=mount)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class RootFileSystem(Releasable):
     """A root file system in the guest, with its parts. It ends with :meth:`release`, or with the VM.
 
@@ -90,6 +91,11 @@ class RootFileSystem(Releasable):
     _combined: Lease = field(repr=False)
     _releasing: anyio.Event | None = field(default=None, repr=False)
     _errors: list[Exception] = field(factory=list, repr=False)
+
+    def __repr__(self) -> str:
+        state = "released" if self.released else "held"
+        parts = f"{counted(len(self.layers), 'layers')}, scratch {self.scratch.host_path}"
+        return brief(f"<RootFileSystem of {self._vm._link.vm_id}: {self.root}, {parts} ({state})>")
 
     @property
     def released(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import astuple, frozen
 
+from uvm._repr import brief_call
 from uvm.backend import System
 from uvm.schema.common import PAGE_BYTES
 from uvm.schema.json import SchemaError, from_json
@@ -38,6 +39,8 @@ class VMStatistics:
     :ivar working_set_bytes: physical memory that it occupies on the host.
     :ivar virtual_nodes: virtual NUMA nodes.
     """
+
+    __repr__ = brief_call
 
     processor_runtime_ns: int
     uptime_ns: int

@@ -11,6 +11,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from attrs import define, field, frozen
 
+from uvm._repr import brief_call, shown
 from uvm.devices.slots import Allocator
 from uvm.schema.requests import ModificationRequest, ModifySettingRequest
 
@@ -253,6 +254,8 @@ class Quarantined(Generic[K_co, S_co]):
     :ivar value: what may be applied there.
     """
 
+    __repr__ = brief_call
+
     key: K_co
     slot: S_co
     operation: Kind
@@ -344,6 +347,8 @@ class Device(Generic[K, M, S, W]):
 class EntryState(Generic[K_co, M_co, S_co, W_co]):
     """One key, in a :class:`LedgerState`."""
 
+    __repr__ = brief_call
+
     key: K_co
     slot: S_co
     state: State
@@ -358,6 +363,8 @@ class EntryState(Generic[K_co, M_co, S_co, W_co]):
 @frozen
 class LedgerState(Generic[K_co, M_co, S_co, W_co]):
     """The whole of a ledger, as a value that compares."""
+
+    __repr__ = shown("entries", "quarantined")
 
     entries: tuple[EntryState[K_co, M_co, S_co, W_co], ...]
     quarantined: tuple[Quarantined[K_co, S_co], ...]

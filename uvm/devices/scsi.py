@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from attrs import evolve, field, fields_dict, frozen
 
 from uvm._names import GuestOS, PathFlavour, guest_path, guest_path_key, host_path_key
+from uvm._repr import call_of
 from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice, PresentOrAbsent
 from uvm.devices.slots import Slots
@@ -173,6 +174,8 @@ class Mount(Checked):
     :ivar format_with_refs: format the scratch disk of a confidential Windows container with ReFS.
     :ivar guest_path: the path in the guest; empty for a generated one.
     """
+
+    __repr__ = call_of
 
     partition: int = field(default=0, metadata=go(None, whole(U32)))
     encrypted: bool = field(default=False, metadata=go(None, flag))

@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 from uvm._arguments import refuse_twice
 from uvm._names import guid_key
+from uvm._repr import call_of
 from uvm.errors import OptionsError
 from uvm.options.checks import (
     I32,
@@ -60,6 +61,8 @@ _POLICY = ("security_policy_enforcer", "uvm_reference_info_file", "uvm_hash_enve
 @frozen(kw_only=True)
 class HvSocketService(Checked):
     """An entry of the Hyper-V socket service table; the descriptors are SDDL."""
+
+    __repr__ = call_of
 
     bind_security_descriptor: str = field(default="", metadata=go("BindSecurityDescriptor", text))
     connect_security_descriptor: str = field(default="", metadata=go("ConnectSecurityDescriptor", text))
@@ -147,6 +150,8 @@ class Options:
     :ivar revoke_released_files: remove a released file from its VSMB share's allowed files at once.
     :ivar external_guest_connection: connect to the guest ourselves; False: through HCS.
     """
+
+    __repr__ = call_of
 
     id: str = field(default="", metadata=go("ID", text))
     owner: str = field(default="uvm", metadata=go("Owner", text))

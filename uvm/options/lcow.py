@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from uvm._arguments import refuse_twice
 from uvm._names import pci_key
+from uvm._repr import call_of
 from uvm.errors import OptionsError
 from uvm.options.checks import (
     U16,
@@ -98,6 +99,8 @@ class LCOWOptions(Options):
     :ivar dm_verity_mode: boot with a dm-verity root file system.
     :ivar dm_verity_create_args: the kernel's ``dm-mod.create``, for that on SCSI.
     """
+
+    __repr__ = call_of
 
     uvm_reference_info_file: str = field(
         default="reference_info.cose", converter=path, metadata=go("UVMReferenceInfoFile", text)

@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from uvm._arguments import refuse_twice
 from uvm._names import windows_upper
+from uvm._repr import call_of
 from uvm.errors import OptionsError
 from uvm.options.checks import (
     I32,
@@ -133,6 +134,8 @@ class WCOWOptions(Options):
     :ivar debug_mode: keep a confidential VM's scratch and EFI disks when it has gone.
     :ivar debug_data_path: the host's directory in which they are kept.
     """
+
+    __repr__ = call_of
 
     boot_files: VmbFSBootFiles | BlockCIMBootFiles = field(
         metadata=go("BootFiles", instance(VmbFSBootFiles, BlockCIMBootFiles))

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Self, dataclass_transform
 
 from attrs import NOTHING, Factory, define, field
 
+from uvm._repr import brief_call
+
 #: Key of a field's metadata: the name in JSON.
 JSON_NAME = "json"
 #: Key of a field's metadata: True if Go writes the field even when it holds its zero value.
@@ -40,7 +42,9 @@ class Model:
 
     def __init_subclass__(cls) -> None:
         # With slots, attrs would create the class again.
-        define(cls, kw_only=True, slots=False)
+        define(cls, kw_only=True, slots=False, repr=False)
+
+    __repr__ = brief_call
 
     def replaced(self, **changes: Any) -> Self:
         """Return a copy with other values of some fields; the copy shares the rest."""

@@ -15,6 +15,7 @@ from typing import Any
 from attrs import Factory, define, frozen
 
 from uvm._document import files_to_stat, plan_creation
+from uvm._repr import brief_call
 from uvm.backend import FileInfo
 from uvm.backends.fake import FakeBackend
 from uvm.errors import UVMError
@@ -31,6 +32,8 @@ class CaseResult:
 
     :ivar difference: lines that say what differs; empty if nothing does.
     """
+
+    __repr__ = brief_call
 
     name: str
     difference: tuple[str, ...] = ()

@@ -11,11 +11,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from attrs import Factory, define, evolve, fields, frozen
+from attrs import Factory, define, evolve, field, fields, frozen
 
 from uvm._buses.lease import Lease
 from uvm._document.plan import CreationPlan
 from uvm._names import GuestOS
+from uvm._repr import brief_call
 from uvm._vm.vm import UtilityVM
 from uvm.backend import HCS_CONCURRENCY, HostInfo
 from uvm.backends.fake import Checks, FakeBackend
@@ -59,6 +60,8 @@ class StepResult:
     :ivar values: ``controller``, ``lun``, ``guest_path``, as far as the operation has them.
     """
 
+    __repr__ = brief_call
+
     requests: list[dict[str, Any]] = Factory(list)
     values: dict[str, Any] = Factory(dict)
     error: str | None = None
@@ -81,7 +84,7 @@ class Replay:
 
     vm: UtilityVM
     backend: FakeBackend
-    _leases: dict[str, Lease] = Factory(dict)
+    _leases: dict[str, Lease] = field(factory=dict, repr=False)
 
     @classmethod
     @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from uvm._repr import shown
 from uvm.backend import VM_GROUP, AccessMask
 from uvm.backends.fake.files import FakeFiles
 from uvm.errors import HostError
@@ -10,6 +11,8 @@ from uvm.hresult import HResult
 
 class AccessTable:
     """Entries by path. Granting the same access to the same VM again is one entry, not a count."""
+
+    __repr__ = shown("entries")
 
     def __init__(self, files: FakeFiles) -> None:
         self._files = files

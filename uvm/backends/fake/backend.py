@@ -8,6 +8,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 from uuid import UUID
 
+from uvm._repr import shown
 from uvm.backend import JSON, VM_GROUP, AccessMask, HostInfo
 from uvm.backends.fake.access import AccessTable
 from uvm.backends.fake.calls import copy_document, read_json
@@ -56,6 +57,8 @@ class FakeBackend:
     :ivar programs: the programs that its guests can run.
     :ivar misbehaviour: the rules that spoil the answers of its guests.
     """
+
+    __repr__ = shown("vms", "hosted_systems", "request_log")
 
     def __init__(
         self,

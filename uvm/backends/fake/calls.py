@@ -6,8 +6,9 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol, TypeVar
 
-from attrs import frozen
+from attrs import field, frozen
 
+from uvm._repr import brief_call
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.json import SchemaError, from_json
@@ -30,11 +31,13 @@ class Call:
     :ivar request_type: its request type.
     """
 
+    __repr__ = brief_call
+
     seq: int
     to: To
     vm: str
     operation: str
-    document: Any = None
+    document: Any = field(default=None, repr=False)
     resource: str = ""
     request_type: str = ""
 

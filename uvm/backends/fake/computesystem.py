@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
@@ -44,6 +45,8 @@ class FakeComputeSystem(Opened):
     :ivar ends_with_last_handle: it is terminated when its last handle is closed.
     :ivar exit_status: how it exited; None before.
     """
+
+    __repr__ = shown("id", "state")
 
     def __init__(self, system_id: str, owner: str, ends_with_last_handle: bool) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define, frozen
 
+from uvm._repr import call_of, shown
 from uvm.backends.fake.calls import Call, Machine, To
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.faults import Faults
@@ -26,6 +27,8 @@ class Latency:
     :ivar grant_ms: granting and revoking access to a path.
     :ivar lifecycle_ms: create, start, terminate and their kind.
     """
+
+    __repr__ = call_of
 
     host_ms: float = 0.0
     guest_ms: float = 0.0
@@ -46,6 +49,8 @@ class Exchange:
     Nothing is awaited between the check and the change, so that each change is atomic; latency comes
     before, and so does every fault that does not say otherwise.
     """
+
+    __repr__ = shown("latency")
 
     request_log: RequestLog
     faults: Faults

@@ -14,6 +14,7 @@ from typing import Final
 from attrs import define, frozen
 
 from uvm._names import PathFlavour, host_path, host_path_key
+from uvm._repr import shown
 from uvm.backend import FileInfo
 from uvm.errors import HostError, HostPathError, OptionsError
 from uvm.hresult import HResult
@@ -51,6 +52,8 @@ class _Opens:
 class OpenDisk:
     """A file that a VM has open, which does not depend on the path by which it was opened."""
 
+    __repr__ = shown("size_bytes")
+
     size_bytes: int
     _files: FakeFiles
     _key: str
@@ -77,6 +80,9 @@ class FakeFiles:
         self._made: dict[str, None] = {}
         self._has_links = False
         self.permissive = permissive
+
+    def __repr__(self) -> str:
+        return f"<FakeFiles ({self._flavour}): {len(self._nodes):,} files and directories>"
 
     def key(self, path: str) -> str:
         """Return the key of what is at a path: all its spellings, and all links to it, have the same.

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import anyio
 from attrs import define, field
 
+from uvm._repr import shown
 from uvm.backends.fake.calls import Call, Machine
 from uvm.errors import GuestError, HostError, UnknownOutcomeError, UVMError, own
 from uvm.hresult import HResult
@@ -77,6 +78,8 @@ class Parked:
     :ivar call: the call, with its document.
     """
 
+    __repr__ = shown("call")
+
     call: Call
     _pending: list[Parked] = field(repr=False)
     _woken: anyio.Event = field(factory=anyio.Event, repr=False)
@@ -120,6 +123,8 @@ class Gate:
 
     As a context manager it is closed at the end, which lets all that is still parked proceed.
     """
+
+    __repr__ = shown("pending")
 
     def __init__(self) -> None:
         self._pending: list[Parked] = []

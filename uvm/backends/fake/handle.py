@@ -56,6 +56,9 @@ class Handle:
         self.vm: FakeVM = vm
         target.opened()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._name} ({'closed' if self._closed else 'open'})>"
+
     async def close(self) -> None:
         """Close the handle at once, even in a cancelled scope. Closing it again is refused."""
         operation = f"close{self._suffix}"

@@ -6,6 +6,7 @@ from typing import Literal
 
 from attrs import Factory, define, evolve, frozen
 
+from uvm._repr import call_of, shown
 from uvm.backend import HostInfo
 from uvm.backends.fake.access import AccessTable
 from uvm.backends.fake.files import FakeFiles, OpenDisk
@@ -28,6 +29,8 @@ class Checks:
     :ivar requests: modify requests that cannot be carried out are refused. Otherwise they are accepted, and
         change nothing.
     """
+
+    __repr__ = call_of
 
     access: Literal["writable", "all", "none"] = "writable"
     host_files: bool = True
@@ -52,6 +55,8 @@ class Host:
 
     :ivar pci: the VM that each assigned PCI function (instance path, function) is assigned to.
     """
+
+    __repr__ = shown("info")
 
     info: HostInfo
     files: FakeFiles

@@ -12,6 +12,7 @@ import anyio
 
 from uvm._async import Flag
 from uvm._guest.specs import execute_settings
+from uvm._repr import shown
 from uvm._wire.frames import Procedure
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON
@@ -59,6 +60,8 @@ class HostedProcess(Opened):
     :ivar exit_code: None while it runs, and if the VM exited before it was known.
     :ivar ended: the process, or the VM, has exited.
     """
+
+    __repr__ = shown("pid", "container_id", "exit_code")
 
     def __init__(self, vm: FakeVM, pid: int, container_id: str, streams: dict[str, FakeStream]) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from uvm._names import guid_key
+from uvm._repr import counted
 from uvm.backend import JSON
 from uvm.backends.fake.calls import copy_json
 from uvm.backends.fake.exchange import Exchange
@@ -29,6 +30,10 @@ class FakeNetwork:
         self._members: dict[str, list[str]] = {}
         self._endpoints: dict[str, JSON] = {}
         self._attached: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        counts = counted(len(self._namespaces), "namespaces"), counted(len(self._endpoints), "endpoints")
+        return f"<FakeNetwork: {', '.join(counts)}>"
 
     # Setting up
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import anyio
 from attrs import frozen
 
+from uvm._repr import brief_call, shown
 from uvm.backends.fake.calls import Call, To
 from uvm.errors import RefusedError, UnknownOutcomeError
 from uvm.hresult import hresult_name
@@ -29,6 +30,8 @@ class Entry:
     :ivar code: the result code of a refusal.
     :ivar applied: the call was carried out, even if the answer was lost.
     """
+
+    __repr__ = brief_call
 
     call: Call
     outcome: Outcome = "pending"
@@ -76,6 +79,8 @@ class RequestLog:
 
     :param max_entries: how many are kept; older ones are dropped and counted in ``dropped``.
     """
+
+    __repr__ = shown("entries", "dropped")
 
     def __init__(self, max_entries: int = 10_000) -> None:
         if max_entries < 1:

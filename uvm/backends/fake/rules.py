@@ -12,6 +12,7 @@ from typing import Generic, TypedDict, TypeVar
 
 from attrs import define, field, frozen
 
+from uvm._repr import brief_call, shown
 from uvm.backends.fake.calls import Call, To
 
 A = TypeVar("A")
@@ -44,12 +45,14 @@ class Matching(TypedDict, total=False):
 class Matcher:
     """The checked form of :class:`Matching`."""
 
+    __repr__ = brief_call
+
     to: To | None = None
     vm: str | None = None
     operation: str | None = None
     resource: str | None = None
     request_type: str | None = None
-    where: Callable[[Call], bool] | None = None
+    where: Callable[[Call], bool] | None = field(default=None, repr=False)
     nth: int | None = None
     every: int | None = None
     first: int | None = None
@@ -90,6 +93,8 @@ class Rule(Generic[A]):
     :ivar fired: to how many of them it was applied.
     """
 
+    __repr__ = shown("matcher", "seen", "fired")
+
     matcher: Matcher
     action: A = field(repr=False)
     _rules: list[Rule[A]] = field(repr=False)
@@ -113,6 +118,8 @@ class Rule(Generic[A]):
 
 class Rules(Generic[A]):
     """The rules of one kind that a backend has."""
+
+    __repr__ = shown("rules")
 
     def __init__(self, seed: int = 0) -> None:
         self._random = Random(seed)

@@ -14,6 +14,7 @@ import anyio
 import anyio.lowlevel
 
 from uvm._names import guid_key
+from uvm._repr import shown
 from uvm.errors import HostError, VMExitedError, own
 from uvm.hresult import HResult
 
@@ -119,6 +120,8 @@ class FakeStream:
     Its errors are those of anyio's streams: :class:`anyio.ClosedResourceError` if this end was closed,
     :class:`anyio.BrokenResourceError` for sending to an end that was, :class:`anyio.EndOfStream`.
     """
+
+    __repr__ = shown()
 
     __slots__ = ("_incoming", "_on_close", "_outgoing")
 
@@ -227,6 +230,8 @@ def stream_pair(on_close: Callable[[FakeStream], None]) -> tuple[FakeStream, Fak
 
 class FakeListener:
     """Accepts connections of the guest of one VM (:class:`~uvm.backend.Listener`)."""
+
+    __repr__ = shown("service_id")
 
     def __init__(self, service_id: str, on_close: Callable[[], object]) -> None:
         self.service_id: str = service_id

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
+from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.backends.fake.devices.adapters import AdapterKind
 from uvm.backends.fake.devices.passthrough import PciKind, PipeKind
@@ -45,6 +46,8 @@ class DeviceTree:
     :ivar pipes: mapped pipes.
     :ivar sockets: Hyper-V socket services.
     """
+
+    __repr__ = shown("inventory")
 
     def __init__(self, vm_id: str, host: Host, vm: VirtualMachine) -> None:
         """Attach the devices of a document.

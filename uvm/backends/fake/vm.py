@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 
 from uvm._names import GuestOS
+from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.computesystem import FakeComputeSystem, Opened, State
@@ -40,6 +41,8 @@ class FakeVM(FakeComputeSystem):
     :ivar relays: HCS itself is connected to the guest, as its document says.
     :ivar hosted: the processes that HCS started over that connection and keeps, by process id.
     """
+
+    __repr__ = shown("id", "os", "state")
 
     def __init__(
         self,

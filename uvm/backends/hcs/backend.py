@@ -39,6 +39,9 @@ class HCSBackend:
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._turns_change = threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
     async def host(self) -> HostInfo:
         """Return facts about the host."""
         return await self._host.platform.machine.facts()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 from uuid import UUID
 
+from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.backends.hcs.dlls import CData, ComputeNetwork, Library, NetworkQuery
 from uvm.backends.hcs.text import check, compose, guid, parse_list, parse_object, refusal, take, wide
@@ -27,6 +28,8 @@ class HCSNetwork:
     HCN has no operations: its calls block. Each method makes all of its calls in one go in a worker thread,
     and closes there what it opened.
     """
+
+    __repr__ = shown()
 
     def __init__(self, library: Library[ComputeNetwork], workers: Workers) -> None:
         self._library = library

@@ -71,6 +71,10 @@ class HCSProcess:
         #: The report that the process or its system is gone, while its own exit has not been reported.
         self._gone: HostError | None = None
 
+    def __repr__(self) -> str:
+        state = "running" if self._exit is None else f"exited: {self._exit}"
+        return f"<HCSProcess {self.pid} of {self._system_id} ({state})>"
+
     async def wait(self) -> int:
         """Wait for the exit, and return the exit code; E_HANDLE if the handle is closed meanwhile.
 

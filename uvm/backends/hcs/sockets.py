@@ -33,6 +33,9 @@ class Closing:
         self._siblings: Final = siblings
         siblings.add(self)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} ({'closed' if self._closed else 'open'})>"
+
     async def aclose(self) -> None:
         """Close it, also in a cancelled scope. Idempotent."""
         self.close()

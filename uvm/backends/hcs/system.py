@@ -60,6 +60,10 @@ class HCSSystem:
         self._working_set: WorkingSet | None = None
         self._finding = anyio.Lock()
 
+    def __repr__(self) -> str:
+        state = "exited" if self._exit is not None else "closed" if self._handle.closed else "open"
+        return f"<HCSSystem {self.id} ({state})>"
+
     async def start(self) -> None:
         """Start the system (``HcsStartComputeSystem``)."""
         await self._request("start", self._host.functions.HcsStartComputeSystem)

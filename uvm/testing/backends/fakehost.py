@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
+from uvm._repr import shown
 from uvm._vm.vm import UtilityVM
 from uvm.backend import JSON, ByteStream
 from uvm.backends.fake import Call, FakeBackend, Rule
@@ -34,6 +35,8 @@ class FakeHost(Host):
 
     :ivar fake: the host.
     """
+
+    __repr__ = shown("fake")
 
     fake: FakeBackend
     controls: frozenset[Control] = frozenset(Control) - {Control.LINUX, Control.WINDOWS, Control.TWICE}

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from attrs import Factory, frozen
 
+from uvm._repr import brief_call, shown
 from uvm._vm.vm import UtilityVM
 from uvm.backend import JSON, Backend, ByteStream
 from uvm.errors import NotSupportedError
@@ -106,6 +107,8 @@ class Network:
     :ivar endpoints: the HCN documents of its endpoints; each has an ``ID`` and a ``Name``.
     """
 
+    __repr__ = brief_call
+
     id: str
     endpoints: tuple[JSON, ...]
 
@@ -122,6 +125,8 @@ class Host:
         on HCS those that take no HCS operation, because a thread is in the function. They are not held for
         ever.
     """
+
+    __repr__ = shown("controls")
 
     controls: frozenset[Control] = frozenset()
     blocking: frozenset[str] = frozenset()
@@ -217,6 +222,8 @@ class Rig:
     :ivar grace_seconds: how long each such step may take if a call hangs on purpose: the scenario waits that
         long.
     """
+
+    __repr__ = brief_call
 
     backend: Backend
     host: Host = Factory(Host)

@@ -11,6 +11,7 @@ import anyio
 from attrs import frozen
 
 from uvm._names import GuestOS
+from uvm._repr import shown
 from uvm.testing.backends.checks import equal, until
 from uvm.testing.backends.rig import Control, Rig
 
@@ -30,6 +31,8 @@ class Scenario:
     :ivar needs: what the rig must be able to do.
     :ivar timeouts: how many of the rig's timeouts it may take: one for each of its successive VMs.
     """
+
+    __repr__ = shown("name")
 
     name: str
     function: Play

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from attrs import define, field, frozen
 
+from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.backends.fake.calls import read_json
 from uvm.backends.fake.host import Host
@@ -74,6 +75,8 @@ class DeviceKind(Generic[R]):
     :cvar name: its name in the inventory.
     """
 
+    __repr__ = shown("vm_id", "name")
+
     resources: ClassVar[tuple[type[Resource], ...]]
     name: ClassVar[str]
 
@@ -103,6 +106,8 @@ class Device(Generic[M]):
     :ivar name: its name in messages, and in the inventory unless its kind has another form.
     :ivar attached: False once the host has detached it.
     """
+
+    __repr__ = shown("name", "attached")
 
     name: str
     settings: M

@@ -22,7 +22,7 @@ LUNS: Final = 64
 _TYPES: Final = ("VirtualDisk", "Iso", "PassThru", "ExtensibleVirtualDisk")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Disk(Device[Attachment]):
     """A disk on a controller.
 

@@ -23,7 +23,7 @@ _Key = tuple[int, int | None]
 _FORMATS: Final = ("Vhd1", "Vhdx", "")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class PMem(Device[VirtualPMemDevice | VirtualPMemMapping]):
     """A file on a device: all of it, or mapped at an offset.
 

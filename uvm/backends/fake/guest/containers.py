@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from attrs import define, field
 
+from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.backends.fake.guest.processes import SIGKILL, SIGTERM, GuestProcess
 
@@ -27,6 +28,8 @@ class Container:
     :ivar exit_type: how it exited, or will be reported to have exited.
     """
 
+    __repr__ = shown("id", "status", "processes")
+
     id: str
     activity_id: str
     document: JSON = field(repr=False)
@@ -46,7 +49,7 @@ class Container:
             process.signal(SIGKILL)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class LinuxContainer(Container):
     """A Linux container. It is its first process, which exists from its creation and runs from its start.
 

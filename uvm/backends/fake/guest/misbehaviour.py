@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, Unpack
 
 from attrs import define, field
 
+from uvm._repr import shown
 from uvm._wire.frames import HEADER_SIZE, Kind
 from uvm.backends.fake.calls import Call
 from uvm.backends.fake.rules import Matching, Rule, Rules
@@ -24,6 +25,8 @@ class Reply:
     :ivar frames: the bytes that will be sent.
     :ivar ending: what happens then.
     """
+
+    __repr__ = shown("call")
 
     call: Call
     frame: bytes

@@ -10,6 +10,7 @@ import anyio
 from attrs import define, field
 
 from uvm._names import GuestOS
+from uvm._repr import shown
 from uvm.backends.fake.guest.programs import FakeProcess, Program
 
 SIGKILL: Final = 9
@@ -48,6 +49,8 @@ class GuestProcess:
     :ivar on_exit: called when it has exited, before those that wait for it.
     :ivar on_release: called once, when its exit was reported to a waiter: then its guest forgets it.
     """
+
+    __repr__ = shown("view", "started", "alive", "exit_code")
 
     view: FakeProcess
     external: bool

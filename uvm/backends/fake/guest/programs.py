@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 from attrs import define, field
 
 from uvm._names import GuestOS
+from uvm._repr import brief
 from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.guest.stdio import ProcessInput, ProcessOutput, Terminal
 
@@ -59,6 +60,9 @@ class FakeProcess:
     terminal: Terminal | None = None
     handlers: dict[int | str, SignalHandler] = field(factory=dict, init=False, repr=False)
 
+    def __repr__(self) -> str:
+        return brief(f"<FakeProcess {self.pid} {list(self.args)}>")
+
     def on_signal(self, signal: int | str, handler: SignalHandler | None) -> None:
         """Call a function for a signal, in place of its default action; None restores that.
 
@@ -89,6 +93,9 @@ class Programs(UserDict[str, Program]):
             await process.stdout.send(b"hello\n")
             return 0
     """
+
+    def __repr__(self) -> str:
+        return brief(f"<Programs {', '.join(self)}>")
 
     def register(self, name: str) -> Callable[[Program], Program]:
         """Register the decorated function under a name, in place of one that has it."""

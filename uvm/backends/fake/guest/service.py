@@ -13,6 +13,7 @@ import anyio.abc
 import anyio.lowlevel
 from attrs import frozen
 
+from uvm._repr import shown
 from uvm._wire.frames import GuestSide, Kind, Procedure, encode
 from uvm.backend import JSON
 from uvm.backends.fake.calls import Call
@@ -76,6 +77,8 @@ class GuestService:
     :ivar watchers: called in place of a notification, by the id of the container that exited.
     :ivar phase: the state of a Windows guest: ``new``, ``created`` or ``started`` by the host.
     """
+
+    __repr__ = shown("processes", "containers", "connected")
 
     #: What it reports beside its capabilities.
     facts: ClassVar[JSON] = {}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 from attrs import define, field, frozen
 
 from uvm._names import GuestOS, guest_path_key
+from uvm._repr import brief_call, shown
 from uvm.backend import JSON
 from uvm.backends.fake.devices import request as devices
 from uvm.backends.fake.host import Checks
@@ -29,6 +30,8 @@ class Mount:
     :ivar kind: ``blockdev`` is a link to a disk's device node, ``directory`` a mapped directory.
     :ivar layers: the layers, and the scratch, of an ``overlay``.
     """
+
+    __repr__ = brief_call
 
     path: str
     kind: Literal["disk", "blockdev", "pmem", "plan9", "directory", "overlay"]
@@ -90,6 +93,8 @@ class FakeGuest:
     :ivar policy: the security policy's document; None until it is set.
     :ivar fragments: the policy fragments, in order.
     """
+
+    __repr__ = shown("mounts", "fragments")
 
     tree: DeviceTree
     checks: Checks

@@ -6,6 +6,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define
 
+from uvm._repr import shown
 from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.streams import FakeStream
 
@@ -21,6 +22,8 @@ class Terminal:
 @define(eq=False)
 class ProcessInput:
     """The standard input of a program; empty if the host connected none."""
+
+    __repr__ = shown()
 
     _vm: GuestMachine
     _stream: FakeStream | None
@@ -58,6 +61,8 @@ class ProcessOutput:
     Sending to a stream whose reader has closed raises anyio.BrokenResourceError; a program that does not
     catch it is killed as by SIGPIPE.
     """
+
+    __repr__ = shown()
 
     _vm: GuestMachine
     _stream: FakeStream | None

@@ -27,7 +27,7 @@ from uvm.schema.guest import (
 _FILESYSTEMS: Final = ("ext4", "xfs")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class LinuxGuest(FakeGuest):
     """A Linux guest. Most of its errors are E_FAIL with a message, as hcsshim's guest answers them.
 

@@ -26,7 +26,7 @@ from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
 from uvm.schema.requests import NetworkModifyRequest, RS4NetworkModifyRequest
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class WindowsGuest(FakeGuest):
     """A Windows guest.
 

@@ -1,0 +1,63 @@
+"""What is printed of an object: short, and nothing of it that is private or secret."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import NOTHING, Factory, fields
+
+_MAX_CHARACTERS = 300
+
+
+def brief(text: str) -> str:
+    """Return a text, cut before its last character if it is long."""
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 4]}...{text[-1]}"
+
+
+def arguments_of(value: Any) -> str:
+    """Return the fields of an attrs object that differ from their defaults, as arguments.
+
+    A secret, a field without ``repr``, is shown as ``...``, which makes no other object.
+    """
+    arguments = []
+    for each in fields(type(value)):
+        if each.name.startswith("_") or not each.init:
+            continue
+        default, given = each.default, getattr(value, each.name)
+        if isinstance(default, Factory):  # type: ignore[arg-type]
+            default = NOTHING if default.takes_self else default.factory()
+        if given != default:
+            arguments.append(f"{each.name}={given!r}" if each.repr else f"{each.name}=...")
+    return ", ".join(arguments)
+
+
+def call_of(value: Any) -> str:
+    """Return the call that makes an attrs object."""
+    return f"{type(value).__name__}({arguments_of(value)})"
+
+
+def brief_call(value: Any) -> str:
+    """Return the call that makes an attrs object, as far as it is short."""
+    return brief(call_of(value))
+
+
+def shown(*names: str) -> Callable[[Any], str]:
+    """Return a ``__repr__`` of the type and of attributes, of which collections are counted."""
+
+    def __repr__(self: Any) -> str:
+        return brief(f"<{' '.join([type(self).__name__, *(_shown(self, name) for name in names)])}>")
+
+    return __repr__
+
+
+def _shown(value: Any, name: str) -> str:
+    found = getattr(value, name)
+    if callable(found):
+        found = found()
+    return f"{name}={len(found) if hasattr(found, '__len__') and not isinstance(found, str) else repr(found)}"
+
+
+def counted(number: int, plural: str) -> str:
+    """Return a number with what is counted."""
+    return f"{number:,} {plural.removesuffix('s') if number == 1 else plural}"
