@@ -13,6 +13,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from uvm._arguments import own
+from uvm._repr import shown
 
 A = ParamSpec("A")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
@@ -26,6 +27,8 @@ class Flag:
     def __init__(self) -> None:
         self._set = False
         self._event: anyio.Event | None = None
+
+    __repr__ = shown("is_set")
 
     def is_set(self) -> bool:
         """Return whether it was set."""

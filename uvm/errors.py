@@ -6,7 +6,7 @@ A message says what was asked, what happened, and what holds now.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, TypeVar
 
 from uvm.hresult import HResult, hresult, hresult_name
@@ -238,7 +238,7 @@ class ExitStatus:
 
     exit_type: str
     code: int = 0
-    detail: dict[str, Any] | None = None
+    detail: dict[str, Any] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.exit_type if not self.code else f"{self.exit_type} ({hresult_name(self.code)})"

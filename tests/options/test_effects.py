@@ -199,6 +199,28 @@ def test_every_option_changes_the_plan_is_refused_or_is_read_later(
         assert name in READ_LATER
 
 
+@pytest.mark.parametrize(
+    ("cls", "beside", "name", "value"),
+    [each for each in cases() if each.values[2] not in REFUSED[each.values[0]]],
+)
+def test_options_show_what_differs_from_their_defaults_and_that_makes_them_again(
+    cls: type[Any], beside: dict[str, Any], name: str, value: Any
+) -> None:
+    options = cls(**beside | {name: value})
+    field = attrs.fields_dict(cls)[name]
+    if not field.repr:
+        assert f"{name}=..." in repr(options)
+    else:
+        hidden = [each for each in beside if not attrs.fields_dict(cls)[each].repr]
+        shown = attrs.evolve(options, **{each: attrs.fields_dict(cls)[each].default for each in hidden})
+        assert eval(repr(shown), vars(uvm.options)) == shown
+        assert {f"{each}=" in repr(shown) for each in beside.keys() - {*hidden}} <= {True}
+
+
+def test_options_that_are_all_default_show_nothing() -> None:
+    assert repr(LCOWOptions(memory_mb=512)) == "LCOWOptions(memory_mb=512)"
+
+
 @pytest.mark.parametrize("name", READ_LATER)
 def test_what_is_said_to_be_read_later_is_read(name: str) -> None:
     modules = [each for each in LIBRARY.rglob("*.py") if each.relative_to(LIBRARY).parts[0] != "options"]

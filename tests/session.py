@@ -1,0 +1,145 @@
+"""A scripted session with a VM on the fake, for the tests of what a person sees of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+import uvm
+from tests.vm import support
+from uvm.backends.fake import FakeBackend
+from uvm.backends.fake.handle import Handle
+
+#: What must not be shown.
+SECRET = "czNjcmV0"
+
+SERVICE = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
+#: Called with what a user holds, by name, in each state that it is in.
+Look = Callable[..., None]
+
+
+def spec(*args: str) -> dict[str, Any]:
+    """Return an OCI specification with a secret in its environment."""
+    process = {"args": list(args), "cwd": "/", "env": [f"TOKEN={SECRET}"]}
+    return {"ociVersion": "1.0", "process": process, "root": {"path": "/r"}, "linux": {}}
+
+
+async def play(look: Look, os: str, **options: Any) -> None:
+    """Hold one of each, and look at them when they are there, released, and gone with their VM."""
+    backend = support.host_backend()
+    made = support.OPTIONS[os](**options)
+    held: dict[str, Any] = {"backend": backend, "options": made, **rules_of(backend)}
+    async with uvm.UtilityVM.create(made, backend=backend) as vm:
+        held["vm"] = vm
+        look(**held)
+        await vm.start()
+        held |= await (_linux(vm) if os == "linux" else _windows(vm))
+        held |= await _anywhere(vm)
+        held |= await _processes(vm, backend)
+        held |= await _unowned(vm, backend)
+        handles = await _handles(vm, backend)
+        held |= handles
+        look(**held)
+        for each in held.values():
+            if isinstance(each, uvm.Lease | uvm.RootFileSystem) and not each.released:
+                await each.release()
+        await held["process"].kill()
+        await held["process"].wait()
+        await held["process"].aclose()
+        for each in (held["container"], held["unstarted"]):
+            await each.aclose()
+        for each in handles.values():
+            await each.close() if isinstance(each, Handle) else await each.aclose()
+        look(**held)
+        await vm.terminate()
+        look(**held)
+    look(**held)
+
+
+def rules_of(backend: FakeBackend) -> dict[str, Any]:
+    return {
+        "fault": backend.faults.refuse(operation="none", where=lambda call: False),
+        "gate": backend.faults.hold(operation="none"),
+        "misbehaviour": backend.misbehaviour.twice(operation="none"),
+    }
+
+
+async def _anywhere(vm: uvm.UtilityVM) -> dict[str, Any]:
+    opening = vm.scsi.attach(support.DISK)
+    return {
+        "disk": await vm.scsi.attach(support.DISK, mount=uvm.Mount()),
+        "shared": await vm.share(support.SHARED, "/mnt" if vm.os == "linux" else r"C:\mnt"),
+        "device": await vm.vpci.assign(support.DEVICE),
+        "namespace": (namespace := await vm.network.add_namespace(support.NAMESPACE)),
+        "adapter": await namespace.add_endpoint(support.ENDPOINT),
+        "opening": opening,
+        "again": await opening,
+    }
+
+
+async def _linux(vm: uvm.UtilityVM) -> dict[str, Any]:
+    layer = await vm.vpmem.add(support.LAYER)
+    return {
+        "layer": layer,
+        "combined": await vm.layers.combine("/combined", [layer.guest_path]),
+        "plan9": await vm.plan9.add(support.OTHER_SHARED, "/other"),
+        "root": await vm.mount_layers("c", [uvm.LCOWLayer(support.OTHER_LAYER)], support.SCRATCH),
+    }
+
+
+async def _windows(vm: uvm.UtilityVM) -> dict[str, Any]:
+    return {
+        "share": await vm.vsmb.add(support.OTHER_SHARED, read_only=True),
+        "file": await vm.vsmb.add(support.FILE, read_only=True),
+        "pipe": await vm.pipes.add(support.PIPE),
+    }
+
+
+async def _unowned(vm: uvm.UtilityVM, backend: FakeBackend) -> dict[str, Any]:
+    """Leave an orphan, whose caller was cancelled and whose removal was refused, and a slot in quarantine."""
+    backend.faults.refuse(request_type="Remove", resource=support.DISKS, first=1)
+    with backend.faults.hold(request_type="Add", resource=support.DISKS) as gate:
+        async with anyio.create_task_group() as tasks:
+            attempt = support.Attempt.begin(tasks, lambda: vm.scsi.attach(support.OTHER_DISK))
+            held = {"parked": await gate.wait()}
+            attempt.scope.cancel()
+    await support.quiet()
+    backend.faults.lose(request_type="Add", resource=support.DISKS, first=1)
+    with pytest.raises(uvm.UnknownOutcomeError):
+        await vm.scsi.attach(support.OTHER_DISK, read_only=True)
+    assert vm.orphans
+    assert vm.quarantined
+    return {**held, "orphans": vm.orphans, "quarantined": vm.quarantined}
+
+
+async def _handles(vm: uvm.UtilityVM, backend: FakeBackend) -> dict[str, Any]:
+    """Open what a backend's user has of the host."""
+    system = await backend.open(vm.id)
+    handles: dict[str, Any] = {"system": system, "listener": await system.listen(SERVICE)}
+    if backend.hosted_systems:
+        handles["hosted system"] = await backend.open("k")
+        handles["host process"] = await system.create_process({"CommandLine": "sleep 3600"})
+    return handles
+
+
+async def _processes(vm: uvm.UtilityVM, backend: FakeBackend) -> dict[str, Any]:
+    document = spec("sleep", "3600") if vm.os == "linux" else {"Container": {}}
+    container = await vm.create_container("k", document)
+    await container.start()
+    process = await vm.open_process(["sleep", "3600"], env={"TOKEN": SECRET}, stdin=True)
+    held = {
+        "container": container,
+        "unstarted": await vm.create_container("u", document),
+        "process": process,
+        "done": await vm.run(["echo", "x" * 1000]),
+        "statistics": await vm.stats(),
+        "ledgers": vm.ledgers(),
+        "entries": list(backend.request_log),
+    }
+    if vm.os == "linux":
+        held["init"] = await container.open_init()
+        held["details"] = await container.processes()
+    return held

@@ -1,0 +1,167 @@
+"""What is printed of all that a user holds: what it is and how it stands, shortly, and no secret."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+import uvm
+from tests.session import SECRET, play
+from tests.test_surface import SURFACE
+from tests.vm.support import DEVICE, DISK, NAMESPACE, SCRATCH
+from uvm.backends.fake import FakeBackend
+from uvm.schema.devices import Attachment
+from uvm.testing.backends import SCENARIOS, FakeHost, HostCall, Network, Rig
+
+MAX_CHARACTERS = 300
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "linux": ("linux", {"security_policy_enabled": True, "security_policy": SECRET}),
+    "windows": ("windows", {"additional_json": {"Owner": SECRET}}),
+    "linux through HCS": ("linux", {"external_guest_connection": False}),
+    "windows through HCS": ("windows", {"external_guest_connection": False}),
+}
+
+
+def reachable(value: Any, path: str, seen: dict[int, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each object of uvm that public names lead to, with the names."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from reachable(item, f"{path}[{key!r:.40}]", seen)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, item in enumerate(value):
+            yield from reachable(item, f"{path}[{index}]", seen)
+    if not type(value).__module__.startswith("uvm") or id(value) in seen:
+        return
+    seen[id(value)] = value
+    yield path, value
+    for name in dir(value):
+        if name.startswith("_"):
+            continue
+        try:
+            found = getattr(value, name, None)
+        except uvm.UVMError:
+            # Not in this state.
+            continue
+        yield from reachable(found, f"{path}.{name}", seen)
+
+
+def faults_of(value: Any) -> Iterator[str]:
+    """Yield what is wrong with how an object is printed."""
+    text = repr(value)
+    if " object at 0x" in text:
+        yield "has an address"
+    if re.search(r"\b_\w+=", text):
+        yield "has a private name"
+    if SECRET in text:
+        yield "has a secret"
+    if len(text) > MAX_CHARACTERS:
+        yield f"has {len(text)} characters"
+
+
+def look(found: dict[str, list[str]], classes: set[type], **held: Any) -> None:
+    for name, value in held.items():
+        for path, each in reachable(value, name, {}):
+            classes.add(type(each))
+            if faults := [*faults_of(each)]:
+                found[f"{path}: {type(each).__name__}"] = [*faults, repr(each)[:400]]
+
+
+#: Public values that no session comes by.
+MADE: tuple[object, ...] = (
+    uvm.GuestTimeouts(),
+    uvm.LCOWLayer(DISK),
+    uvm.WCOWLayer(DISK, "1"),
+    uvm.FileInfo(),
+    uvm.ErrorRecord("message"),
+    uvm.HvSocketService(),
+    uvm.PCIDevice(DEVICE),
+    uvm.BlockCIMBootFiles(boot_cim_vhd_path=DISK, efi_vhd_path=DISK, scratch_vhd_path=DISK),
+    uvm.RegistryValue(hive="System", key="k", name="n", type="DWord", dword_value=1),
+    Rig(FakeBackend(), FakeHost(FakeBackend())),
+    SCENARIOS[0],
+    HostCall("modify"),
+    Network(NAMESPACE, ()),
+)
+
+
+STANDING = {
+    "vm": [f"<UtilityVM vm1 (linux, {state})>" for state in ("created", "running", "exited", "closed")],
+    "disk": [
+        f"<ScsiLease of vm1: host_path={DISK!r}, controller=0, lun=1,"
+        f" guest_path='/run/mounts/scsi/m1' ({state})>"
+        for state in ("held", "released")
+    ],
+    "root": [
+        rf"<RootFileSystem of vm1: /run/gcs/c/c/rootfs, 1 layer, scratch {SCRATCH} ({state})>"
+        for state in ("held", "released")
+    ],
+    "unstarted": [f"<Container u ({state})>" for state in ("created", "lost")],
+    "container": ["<Container k (running)>", "<Container k (exited: ForcedExit)>"],
+    "process": [f"<Process 1002 ['sleep', '3600'] ({state})>" for state in ("running", "exited: 4294967295")],
+    "init": [f"<Process 1001 of a container's own ({state})>" for state in ("running", "exited: 137")],
+}
+
+
+def public_classes() -> set[type]:
+    modules = [import_module(name) for name in (*SURFACE, "uvm.backends.fake", "uvm.testing.backends")]
+    named = {getattr(module, each) for module in modules for each in getattr(module, "__all__", ())}
+    return {each for each in named if isinstance(each, type) and not issubclass(each, BaseException)}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("way", WAYS)
+async def test_all_that_a_session_yields_is_printed_shortly_and_without_secrets(way: str) -> None:
+    os, options = WAYS[way]
+    found: dict[str, list[str]] = {}
+    await play(partial(look, found, set()), os, **options)
+    assert found == {}
+
+
+@pytest.mark.anyio
+async def test_what_stands_where_is_said() -> None:
+    said: dict[str, list[str]] = {}
+
+    def note(**held: Any) -> None:
+        for name, each in held.items():
+            texts = said.setdefault(name, [])
+            if (text := repr(each)) not in texts:
+                texts.append(text)
+
+    await play(note, "linux")
+    assert {name: said[name] for name in STANDING} == STANDING
+
+
+@pytest.mark.anyio
+async def test_no_public_class_is_forgotten() -> None:
+    found: dict[str, list[str]] = {}
+    classes: set[type] = set()
+    look(found, classes, made=MADE)
+    for os, options in WAYS.values():
+        await play(partial(look, found, classes), os, **options)
+    assert found == {}
+    bases = {base for each in classes for base in each.__mro__}
+    assert [each for each in public_classes() - bases if not getattr(each, "_is_protocol", False)] == []
+
+
+def test_what_is_long_is_cut() -> None:
+    done = uvm.CompletedProcess(("cat",), 1, b"x" * 10_000, b"")
+    assert list(faults_of(done)) == []
+    assert repr(done).startswith("CompletedProcess(args=('cat',), exit_code=1, stdout=b'xxx")
+    assert repr(done).endswith("xxx...)")
+
+
+def test_models_show_what_is_set() -> None:
+    assert repr(Attachment(type="Iso", path=DISK)) == rf"Attachment(type='Iso', path={DISK!r})"
+
+
+def test_collections_are_counted() -> None:
+    backend = uvm.FakeBackend()
+    backend.faults.refuse(operation="modify", nth=1)
+    assert repr(backend) == "<FakeBackend vms=0 hosted_systems=0 request_log=0>"
+    assert repr(backend.faults) == "<Faults rules=1>"
+    assert repr(backend.faults.rules) == "(<Rule matcher=Matcher(operation='modify', nth=1) seen=0 fired=0>,)"
