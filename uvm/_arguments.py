@@ -5,12 +5,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Iterable, Mapping
 from enum import Enum
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from uvm.errors import OptionsError
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
+
+
+class Bound:
+    """The base of what is bound to a VM, and to the process that holds that: no copy of it could be used."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(f"{kind_of(self)} can be neither copied nor pickled: its VM is bound to this process")
+
+
+def kind_of(value: object) -> str:
+    """Name the type of a value, never the value: it may be secret."""
+    name = type(value).__name__
+    return "nothing" if value is None else f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
 
 
 def are_items(values: object) -> bool:
@@ -25,9 +40,7 @@ def items_of(values: Iterable[T], what: str) -> tuple[T, ...]:
     :raises OptionsError: it is no sequence.
     """
     if not are_items(values):
-        raise OptionsError(
-            f"{what} must be a sequence such as a list of strings, not one {type(values).__name__}"
-        )
+        raise OptionsError(f"{what} must be a sequence such as a list of strings, not {kind_of(values)}")
     return tuple(values)
 
 

@@ -17,8 +17,9 @@ from types import ModuleType, TracebackType
 from typing import Any, Final, Literal, Protocol
 
 import anyio
-from attrs import Factory, frozen
+from attrs import Factory, field, frozen
 
+from uvm._checks import U32, U64, Checked, choice, flag, go, instance, optional, whole
 from uvm._names import PathFlavour
 from uvm._repr import call_of
 from uvm.errors import ExitStatus
@@ -47,22 +48,26 @@ __all__ = [
 JSON = dict[str, Any]
 
 
+#: At least one, or nothing would ever be done.
+_LIMIT: Final = go(None, optional(whole(U32, 1)))
+
+
 @frozen
-class Concurrency:
-    """How many operations of one kind the host takes at once; None is any number.
+class Concurrency(Checked):
+    """How many operations of one kind the host takes at once, from 1; None is any number.
 
     A fact of the host; by default it has no limits.
     """
 
     __repr__ = call_of
 
-    scsi: int | None = None
-    vpmem: int | None = None
-    vsmb: int | None = None
-    plan9: int | None = None
-    vpci: int | None = None
-    pipes: int | None = None
-    network: int | None = None
+    scsi: int | None = field(default=None, metadata=_LIMIT)
+    vpmem: int | None = field(default=None, metadata=_LIMIT)
+    vsmb: int | None = field(default=None, metadata=_LIMIT)
+    plan9: int | None = field(default=None, metadata=_LIMIT)
+    vpci: int | None = field(default=None, metadata=_LIMIT)
+    pipes: int | None = field(default=None, metadata=_LIMIT)
+    network: int | None = field(default=None, metadata=_LIMIT)
 
 
 #: What hcsshim does in production: SCSI and Plan9 at once, the others under the VM's one lock.
@@ -70,7 +75,7 @@ HCS_CONCURRENCY = Concurrency(vpmem=1, vsmb=1, vpci=1, network=1)
 
 
 @frozen
-class HostInfo:
+class HostInfo(Checked):
     """Facts of the host that documents and devices depend on.
 
     :ivar build: the Windows build number, for instance 26100.
@@ -78,18 +83,18 @@ class HostInfo:
     :ivar memory_mb: physical memory.
     :ivar machine: ``"amd64"`` or ``"arm64"``.
     :ivar time_zone: HCS's ``TimeZoneInformation`` document.
-    :ivar paths: the flavour of host paths.
+    :ivar paths: the flavour of host paths, ``"windows"`` or ``"posix"``.
     """
 
     __repr__ = call_of
 
-    build: int = V25H1_SERVER
-    processors: int = 8
-    memory_mb: int = 65536
-    machine: Literal["amd64", "arm64"] = "amd64"
-    time_zone: Mapping[str, Any] = Factory(dict)
-    paths: PathFlavour = "windows"
-    concurrency: Concurrency = Concurrency()
+    build: int = field(default=V25H1_SERVER, metadata=go(None, whole(U32)))
+    processors: int = field(default=8, metadata=go(None, whole(U32, 1)))
+    memory_mb: int = field(default=65536, metadata=go(None, whole(U64)))
+    machine: Literal["amd64", "arm64"] = field(default="amd64", metadata=go(None, choice("amd64", "arm64")))
+    time_zone: Mapping[str, Any] = field(default=Factory(dict), metadata=go(None, instance(Mapping)))
+    paths: PathFlavour = field(default="windows", metadata=go(None, choice("windows", "posix")))
+    concurrency: Concurrency = field(default=Concurrency(), metadata=go(None, instance(Concurrency)))
 
     @property
     def path(self) -> ModuleType:
@@ -98,11 +103,11 @@ class HostInfo:
 
 
 @frozen
-class FileInfo:
+class FileInfo(Checked):
     """What :meth:`HostFiles.stat` returns of a path."""
 
-    size: int = 0
-    is_dir: bool = False
+    size: int = field(default=0, metadata=go(None, whole(U64)))
+    is_dir: bool = field(default=False, metadata=go(None, flag))
 
 
 class HostFiles(Protocol):

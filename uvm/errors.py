@@ -29,6 +29,7 @@ __all__ = [
     "RefusedError",
     "UVMError",
     "UndoFailedError",
+    "UnknownOptionError",
     "UnknownOutcomeError",
     "VMExitedError",
     "VMStateError",
@@ -80,6 +81,17 @@ def own(error: E) -> E:
 
 class OptionsError(UVMError, ValueError):
     """Options or arguments cannot work. Raised before anything is created or sent."""
+
+
+class UnknownOptionError(OptionsError, TypeError):
+    """No option, or field of another value, has that name; the message suggests one that is like it.
+
+    :ivar name: the keyword that was passed.
+    """
+
+    def __init__(self, of: str, name: str, similar: str = "") -> None:
+        super().__init__(f"{of} has no {name!r}" + (f"; did you mean {similar}?" if similar else ""))
+        self.name = name
 
 
 class OutputLimitError(UVMError):

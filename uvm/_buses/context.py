@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from attrs import define, field
 
+from uvm._arguments import Bound
 from uvm._buses.access import Access, HostName
 from uvm._buses.driver import Driver, Lane
 from uvm._buses.link import Link
@@ -113,7 +114,7 @@ class Context:
         return info.is_dir
 
 
-class Bus:
+class Bus(Bound):
     """The devices of one kind of a VM.
 
     :cvar ledgers: the names of its ledgers, those that live on others first;

@@ -6,11 +6,12 @@ from typing import Self
 
 from attrs import define, field, frozen
 
+from uvm._arguments import Bound
 from uvm._buses.driver import Hold
 from uvm._repr import arguments_of, brief, brief_call
 
 
-class Releasable:
+class Releasable(Bound):
     """What is released once. As an async context manager it is released on leaving, unless it was before."""
 
     __slots__ = ()
@@ -71,7 +72,7 @@ class Lease(Releasable):
 
 
 @frozen
-class Orphan:
+class Orphan(Bound):
     """What is attached and no caller holds: its removal was refused, and the caller failed or was cancelled.
 
     It is also removed when another caller attaches the same and releases it.

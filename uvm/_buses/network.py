@@ -11,12 +11,12 @@ from uvm._async import Opening, errors_of, opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
+from uvm._checks import guid_of
 from uvm._names import guid_key, guid_text
 from uvm.backend import JSON
 from uvm.devices.network import Adapter, Adapters, Namespaces, adapter_key
 from uvm.errors import NotAttachedError, OptionsError
 from uvm.options import LCOWOptions
-from uvm.options.checks import guid_of
 from uvm.schema.json import from_json
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
 

@@ -8,10 +8,10 @@ from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
+from uvm._checks import U16, guid_of, whole
 from uvm._names import pci_key, text_of
 from uvm.devices.vpci import DeviceKey, PciDevice, PciDevices
 from uvm.errors import OptionsError
-from uvm.options.checks import U16, guid_of, whole
 
 
 @define(eq=False, repr=False)

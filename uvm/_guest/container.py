@@ -36,6 +36,7 @@ import anyio
 import anyio.lowlevel
 from attrs import frozen
 
+from uvm._arguments import kind_of
 from uvm._async import Flag, opens
 from uvm._guest.access import GuestAccess
 from uvm._guest.clock import GuestClock
@@ -449,7 +450,7 @@ async def container_config(guest: GuestAccess, container_id: str, document: obje
     """
     check_container_id(container_id)
     if not isinstance(document, LinuxHostedSystem | HostedSystem | Mapping):
-        raise OptionsError(f"the document of a container is a JSON object, not a {type(document).__name__}")
+        raise OptionsError(f"the document of a container is a JSON object, not {kind_of(document)}")
     document = dict(document) if isinstance(document, Mapping) else document
     config: JSON = json.loads(check_writable("the document of the container", document))
     if guest.os == "linux":

@@ -17,6 +17,7 @@ import anyio.abc
 import anyio.lowlevel
 from attrs import define, field
 
+from uvm._arguments import Bound
 from uvm._guest.access import GuestAccess
 from uvm._guest.exit import Exit
 from uvm._guest.signals import LINUX_KILL, SignalOptions, signal_options
@@ -76,7 +77,7 @@ class ProcessHandle(Protocol):
 
 
 @final
-class Process(anyio.abc.AsyncResource):
+class Process(Bound, anyio.abc.AsyncResource):
     """A process in a guest, or in a container of one.
 
     As a context manager it closes its streams at the end; the process, where it still runs, is left running,

@@ -13,6 +13,7 @@ from typing import Final
 import anyio
 from attrs import frozen
 
+from uvm._arguments import Bound, kind_of
 from uvm._async import opens
 from uvm._guest.access import GuestAccess
 from uvm._guest.process import Launch, Process, discard
@@ -43,7 +44,7 @@ class CompletedProcess:
     stderr: bytes = b""
 
 
-class ProcessHost(ABC):
+class ProcessHost(Bound, ABC):
     """Where processes run: a guest, or a container of one."""
 
     @abstractmethod
@@ -109,7 +110,7 @@ class ProcessHost(ABC):
         :raises OutputLimitError: it wrote more, and was killed.
         """
         if not isinstance(input, bytes | bytearray | memoryview):
-            raise OptionsError(f"the input of a process is bytes, not a {type(input).__name__}")
+            raise OptionsError(f"the input of a process is bytes, not {kind_of(input)}")
         process = await self.open_process(args, env=env, cwd=cwd, user=user, stdin=bool(input))
         return await run_to_end(process, input, max_output_bytes)
 

@@ -11,6 +11,7 @@ import re
 import signal
 from typing import Final
 
+from uvm._arguments import kind_of
 from uvm.errors import OptionsError
 from uvm.schema.process import SignalProcessOptionsLCOW, SignalProcessOptionsWCOW
 
@@ -57,7 +58,7 @@ def signal_options(wanted: int | str, os: str) -> SignalOptions | None:
     """
     value = wanted.name if isinstance(wanted, signal.Signals) else wanted
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise OptionsError(f"a signal is a number or a name, not a {type(value).__name__}")
+        raise OptionsError(f"a signal is a number or a name, not {kind_of(value)}")
     named = value.upper().removeprefix("SIG") if isinstance(value, str) else value
     if named in ("KILL", LINUX_KILL):
         return None

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from uvm._arguments import refuse_twice
+from uvm._arguments import kind_of, refuse_twice
 from uvm._names import windows_upper
 from uvm._wire.ports import vsock_service_id
 from uvm.errors import NotSupportedError, OptionsError
@@ -52,7 +52,7 @@ _UNSUPPORTED_RESOURCES: Final = ("devices", "pids", "blockIO", "hugepageLimits",
 
 def _arguments(args: object) -> tuple[str, ...]:
     if isinstance(args, str | bytes) or not isinstance(args, Sequence):
-        raise OptionsError(f"a command is a list of strings, not {_kind(args)}")
+        raise OptionsError(f"a command is a list of strings, not {kind_of(args)}")
     if not args:
         raise OptionsError("the command is empty")
     for each in args:
@@ -66,7 +66,7 @@ def _environment(env: object) -> Mapping[str, str] | None:
     if env is None:
         return None
     if not isinstance(env, Mapping):
-        raise OptionsError(f"an environment is a mapping of names to values, not {_kind(env)}")
+        raise OptionsError(f"an environment is a mapping of names to values, not {kind_of(env)}")
     for name, value in env.items():
         check_text("a name in the environment", name)
         # Not quoted: what stands behind the "=" may be secret.
@@ -116,7 +116,7 @@ def check_text(what: str, text: object) -> None:
     :raises OptionsError: it is not.
     """
     if not isinstance(text, str):
-        raise OptionsError(f"{what} is {_kind(text)}, not a string")
+        raise OptionsError(f"{what} is {kind_of(text)}, not a string")
     if "\0" in text:
         raise OptionsError(f"{what} holds a NUL character")
     try:
@@ -280,11 +280,11 @@ def spec_of(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     spec = document.get("OciSpecification")
     if not isinstance(spec, Mapping):
-        raise OptionsError(f"the document of a Linux container holds no OCI specification, but {_kind(spec)}")
+        raise OptionsError(f"the document of a Linux container has no OCI specification, but {kind_of(spec)}")
     for name in ("process", "linux", "root"):
         if not isinstance(spec.get(name), Mapping):
             raise OptionsError(
-                f"the OCI specification of a Linux container has no {name!r}: {_kind(spec.get(name))}"
+                f"the OCI specification of a Linux container has no {name!r}: {kind_of(spec.get(name))}"
             )
     return spec
 
@@ -316,14 +316,14 @@ def _part(spec: dict[str, Any], path: str) -> dict[str, Any]:
     for name in path.split("."):
         part = {} if part.get(name) is None else part[name]
         if not isinstance(part, dict):
-            raise OptionsError(f"{path} of the specification is {_kind(part)}")
+            raise OptionsError(f"{path} of the specification is {kind_of(part)}")
     return part
 
 
 def _copy(what: str, document: object) -> dict[str, Any]:
     """Copy a JSON object, deeply, through JSON; so that all of it is known to be JSON."""
     if not isinstance(document, Mapping):
-        raise OptionsError(f"{what} is {_kind(document)}, not a JSON object")
+        raise OptionsError(f"{what} is {kind_of(document)}, not a JSON object")
     return json.loads(check_writable(what, dict(document)))  # type: ignore[no-any-return]
 
 
@@ -338,8 +338,3 @@ def check_writable(what: str, document: object) -> str:
         raise OptionsError(f"{what} cannot be written as JSON: it nests too deeply") from None
     except (TypeError, ValueError) as e:
         raise OptionsError(f"{what} cannot be written as JSON: {e}") from None
-
-
-def _kind(value: object) -> str:
-    """Name the type of a value, never the value: it may be secret."""
-    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -33,6 +33,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from uvm._arguments import Bound, kind_of
 from uvm._async import Flag
 from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._guest.logs import say
@@ -189,7 +190,7 @@ async def close_quietly(resource: Listener | ByteStream | None, seconds: float =
             say(_log, logging.DEBUG, f"closing what had ended: {e!r}")
 
 
-class _Stdio:
+class _Stdio(Bound):
     """What both directions share."""
 
     def __init__(self, channel: Source, name: str) -> None:
@@ -246,7 +247,7 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
         :raises StreamBusyError: another task is sending.
         """
         if not isinstance(item, bytes | bytearray | memoryview):
-            raise OptionsError(f"the input of a process is bytes, not a {type(item).__name__}")
+            raise OptionsError(f"the input of a process is bytes, not {kind_of(item)}")
         with self._use("write to") as operation:
             if self._at_end:
                 raise StreamClosedError(operation)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
 
+from uvm._checks import Checked, go, positive_seconds, seconds
 from uvm._repr import call_of
 
 
 @frozen
-class GuestTimeouts:
+class GuestTimeouts(Checked):
     """How long to wait for what a guest does. The defaults are hcsshim's.
 
-    A wait for the exit of a process has no limit.
+    A wait for the exit of a process has no limit; nor has one that is ``math.inf`` here.
 
     :ivar rpc_seconds: for an answer. A guest that takes longer is taken for dead: the connection is closed.
     :ivar container_seconds: for the answer to the creation and the start of a container, likewise.
@@ -25,9 +26,9 @@ class GuestTimeouts:
 
     __repr__ = call_of
 
-    rpc_seconds: float = 300.0
-    container_seconds: float = 240.0
-    boot_seconds: float = 120.0
-    redial_seconds: float = 0.0
-    close_seconds: float = 30.0
-    vm_exit_seconds: float = 2.0
+    rpc_seconds: float = field(default=300.0, metadata=go(None, positive_seconds))
+    container_seconds: float = field(default=240.0, metadata=go(None, positive_seconds))
+    boot_seconds: float = field(default=120.0, metadata=go(None, seconds))
+    redial_seconds: float = field(default=0.0, metadata=go(None, seconds))
+    close_seconds: float = field(default=30.0, metadata=go(None, seconds))
+    vm_exit_seconds: float = field(default=2.0, metadata=go(None, seconds))

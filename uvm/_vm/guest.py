@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from uvm._arguments import kind_of
 from uvm._async import opens
+from uvm._checks import without_mark
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.access import GuestFeatures
 from uvm._guest.container import Container
@@ -18,7 +20,6 @@ from uvm._vm.layers import LCOW_CONTAINERS, RootFileSystem
 from uvm._vm.logforwarding import set_log_sources, start_log_forwarding, stop_log_forwarding
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import WCOWOptions
-from uvm.options.checks import without_mark
 from uvm.schema.container import HostedSystem
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY_FRAGMENT, SecurityPolicyFragment
 from uvm.schema.json import to_json
@@ -105,7 +106,7 @@ class GuestServices(Part, ProcessHost):
                 )
             return await guest.create_container(container_id, spec)
         if not isinstance(spec, Mapping):
-            raise OptionsError(f"an OCI specification is a mapping, not a {type(spec).__name__}")
+            raise OptionsError(f"an OCI specification is a mapping, not {kind_of(spec)}")
         bundle = f"{LCOW_CONTAINERS}/{container_id}"
         at = root.root if root is not None else f"{bundle}/rootfs"
         with_root = spec if spec.get("root") is not None else {**spec, "root": {"path": at}}

@@ -21,6 +21,7 @@ from uvm._buses.lease import Lease, Releasable
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
+from uvm._checks import U32, Checked, go, text, whole
 from uvm._guest.specs import check_container_id
 from uvm._names import HostPath, text_of
 from uvm._repr import brief, counted
@@ -28,7 +29,6 @@ from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, own
 from uvm.options import LCOWOptions
-from uvm.options.checks import U32, Checked, go, text, whole
 
 #: The directory of containers in Linux guests (hcsshim internal/guestpath).
 LCOW_CONTAINERS = "/run/gcs/c"

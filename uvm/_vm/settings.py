@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from uvm._arguments import kind_of
+from uvm._checks import U32, U64, guid_of, plain_guid, text, whole
 from uvm._document.common import hvsocket_service
 from uvm._names import HostPath, host_path
 from uvm._vm.base import Part
@@ -12,7 +14,6 @@ from uvm._vm.statistics import VMStatistics, read_assigned_memory_bytes, read_st
 from uvm.backend import JSON
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import HvSocketService
-from uvm.options.checks import U32, U64, guid_of, plain_guid, text, whole
 from uvm.options.common import MAX_PROCESSOR_LIMIT, MAX_PROCESSOR_WEIGHT
 from uvm.schema import requests
 from uvm.schema.common import MIB, V20H2
@@ -104,7 +105,7 @@ class RuntimeSettings(Part):
         :param service_id: the service's GUID.
         """
         if not isinstance(service, HvSocketService):
-            raise OptionsError(f"a service is an HvSocketService, not a {type(service).__name__}")
+            raise OptionsError(f"a service is an HvSocketService, not {kind_of(service)}")
         path = requests.SocketService(guid_of(service_id, "a service id")).path
         config = hvsocket_service(service)
         await self.modify(

@@ -11,6 +11,7 @@ from typing import Any, Final
 import attrs
 from attrs import field, frozen
 
+from uvm import _checks as checks
 from uvm._vm.layers import LCOWLayer, WCOWLayer
 from uvm.backend import JSON, HostInfo
 from uvm.cli.errors import UsageError, read_text
@@ -24,7 +25,6 @@ from uvm.options import (
     RegistryValue,
     VmbFSBootFiles,
     WCOWOptions,
-    checks,
 )
 
 _SYSTEMS: Final[dict[str, type[LCOWOptions | WCOWOptions]]] = {"linux": LCOWOptions, "windows": WCOWOptions}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
 from attrs import frozen
 
+from uvm._checks import similar
 from uvm.cli.errors import UsageError
 from uvm.errors import OptionsError
 
@@ -71,7 +71,7 @@ class Table:
         """
         for key in self.values:
             if key not in allowed:
-                close = " or ".join(difflib.get_close_matches(key, allowed, 3))
+                close = similar(key, allowed)
                 instead = f"did you mean {close}?" if close else f"the keys are {', '.join(allowed)}"
                 raise self.error(f"{key} is unknown here; {instead}")
 

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 
 from attrs import evolve, field, fields_dict, frozen
 
+from uvm._checks import U32, Checked, each, flag, go, items_or_value, path, text, whole
 from uvm._names import GuestOS, PathFlavour, guest_path, guest_path_key, host_path_key
 from uvm._repr import call_of
 from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice, PresentOrAbsent
 from uvm.devices.slots import Slots
 from uvm.errors import NoSpaceError, NotSupportedError, OptionsError
-from uvm.options.checks import U32, Checked, each, flag, go, items_or_value, path, text, whole
 from uvm.schema import guest, requests
 from uvm.schema.devices import Attachment
 from uvm.schema.requests import scsi_attachment_path

@@ -5,7 +5,7 @@ its name there, and :func:`from_hcsshim` reads options under those names. The de
 depends on the host is checked when the document is built.
 """
 
-from uvm.options.checks import HCSSHIM, INVERTED
+from uvm._checks import HCSSHIM, INVERTED
 from uvm.options.common import HvSocketService, Options, decode_policy
 from uvm.options.hcsshim import from_hcsshim
 from uvm.options.lcow import LCOWOptions, PCIDevice

@@ -11,10 +11,7 @@ from typing import Any, NoReturn
 from attrs import field, frozen
 
 from uvm._arguments import refuse_twice
-from uvm._names import guid_key
-from uvm._repr import call_of
-from uvm.errors import OptionsError
-from uvm.options.checks import (
+from uvm._checks import (
     I32,
     U32,
     U64,
@@ -34,6 +31,9 @@ from uvm.options.checks import (
     whole,
     without_mark,
 )
+from uvm._names import guid_key
+from uvm._repr import call_of
+from uvm.errors import OptionsError
 
 #: The number of controller GUIDs.
 MAX_SCSI_CONTROLLERS = 4
@@ -98,7 +98,7 @@ def _json_text(value: str | Mapping[str, Any] | None) -> str | None:
 
 
 @frozen(kw_only=True)
-class Options:
+class Options(Checked):
     r"""What Linux and Windows VMs have in common. Host paths are absolute, and may be `os.PathLike`.
 
     :ivar id: the compute system's id; empty: a fresh GUID.

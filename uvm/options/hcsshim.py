@@ -8,8 +8,8 @@ from typing import Any, Literal, overload
 
 import attrs
 
+from uvm._checks import HCSSHIM, INVERTED, whole
 from uvm.errors import OptionsError
-from uvm.options.checks import HCSSHIM, INVERTED, whole
 from uvm.options.common import HvSocketService
 from uvm.options.lcow import LCOWOptions, PCIDevice
 from uvm.options.wcow import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions

@@ -8,10 +8,7 @@ from typing import Any, Literal
 from attrs import field, frozen
 
 from uvm._arguments import refuse_twice
-from uvm._names import pci_key
-from uvm._repr import call_of
-from uvm.errors import OptionsError
-from uvm.options.checks import (
+from uvm._checks import (
     U16,
     U32,
     U64,
@@ -27,6 +24,9 @@ from uvm.options.checks import (
     text,
     whole,
 )
+from uvm._names import pci_key
+from uvm._repr import call_of
+from uvm.errors import OptionsError
 from uvm.options.common import NUMA, Options, decode_policy
 from uvm.schema.common import GIB, PAGE_BYTES
 

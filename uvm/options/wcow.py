@@ -8,10 +8,7 @@ from typing import Any
 from attrs import field, frozen
 
 from uvm._arguments import refuse_twice
-from uvm._names import windows_upper
-from uvm._repr import call_of
-from uvm.errors import OptionsError
-from uvm.options.checks import (
+from uvm._checks import (
     I32,
     Checked,
     check_fields,
@@ -26,6 +23,9 @@ from uvm.options.checks import (
     whole,
     without_mark,
 )
+from uvm._names import windows_upper
+from uvm._repr import call_of
+from uvm.errors import OptionsError
 from uvm.options.common import Options, decode_policy
 
 
@@ -70,7 +70,7 @@ _TYPES_OF_VALUES = {
 
 
 @frozen(kw_only=True)
-class RegistryValue:
+class RegistryValue(Checked):
     """A value to set in the guest's registry before it boots; ``type`` selects the value in use.
 
     ``binary_value`` is base64, ``custom_type`` the number of a type that has no name. An empty ``hive`` or

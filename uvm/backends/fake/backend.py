@@ -8,6 +8,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 from uuid import UUID
 
+from uvm._arguments import Bound
 from uvm._repr import shown
 from uvm.backend import JSON, VM_GROUP, AccessMask, HostInfo
 from uvm.backends.fake.access import AccessTable
@@ -41,7 +42,7 @@ _BOOT_FILES = {"kernel": 11 << 20, "vmlinux": 46 << 20, "initrd.img": 38 << 20}
 _FILTERS = {"Ids": "Id", "Names": "Name", "Types": "SystemType", "Owners": "Owner"}
 
 
-class FakeBackend:
+class FakeBackend(Bound):
     """A hypervisor host in memory (:class:`~uvm.backend.Backend`).
 
     It refuses what HCS refuses, with the same result codes, and the same calls always have the same answers.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import anyio
 import anyio.lowlevel
-from attrs import define, frozen
+from attrs import define, field, frozen
 
+from uvm._checks import Checked, go, number
 from uvm._repr import call_of, shown
 from uvm.backends.fake.calls import Call, Machine, To
 from uvm.backends.fake.clock import FakeClock
@@ -18,9 +19,12 @@ from uvm.backends.fake.request_log import RequestLog
 T = TypeVar("T")
 
 
+_MILLISECONDS: Final = go(None, number("a number of milliseconds, 0 or more"))
+
+
 @frozen
-class Latency:
-    """How long the answers take, in real milliseconds; nothing, by default.
+class Latency(Checked):
+    """How long the answers take, in real milliseconds, of which ``math.inf`` is for ever; by default nothing.
 
     :ivar host_ms: modify requests to the host.
     :ivar guest_ms: requests to the guest, and connecting to it.
@@ -30,10 +34,10 @@ class Latency:
 
     __repr__ = call_of
 
-    host_ms: float = 0.0
-    guest_ms: float = 0.0
-    grant_ms: float = 0.0
-    lifecycle_ms: float = 0.0
+    host_ms: float = field(default=0.0, metadata=_MILLISECONDS)
+    guest_ms: float = field(default=0.0, metadata=_MILLISECONDS)
+    grant_ms: float = field(default=0.0, metadata=_MILLISECONDS)
+    lifecycle_ms: float = field(default=0.0, metadata=_MILLISECONDS)
 
     def of(self, to: To) -> float:
         """Return the time of a call, in milliseconds."""

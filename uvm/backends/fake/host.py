@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
-from attrs import Factory, define, evolve, frozen
+from attrs import Factory, define, evolve, field, frozen
 
+from uvm._checks import Checked, choice, flag, go
 from uvm._repr import call_of, shown
 from uvm.backend import HostInfo
 from uvm.backends.fake.access import AccessTable
@@ -14,9 +15,11 @@ from uvm.backends.fake.network import FakeNetwork
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
+_FLAG: Final = go(None, flag)
+
 
 @frozen
-class Checks:
+class Checks(Checked):
     """The checks beyond the shape of a request and the state of the VM.
 
     :ivar access: the disks that a VM needs access to: ``"writable"`` ones (the default; hcsshim grants none
@@ -32,11 +35,13 @@ class Checks:
 
     __repr__ = call_of
 
-    access: Literal["writable", "all", "none"] = "writable"
-    host_files: bool = True
-    endpoints: bool = True
-    guest: bool = True
-    requests: bool = True
+    access: Literal["writable", "all", "none"] = field(
+        default="writable", metadata=go(None, choice("writable", "all", "none"))
+    )
+    host_files: bool = field(default=True, metadata=_FLAG)
+    endpoints: bool = field(default=True, metadata=_FLAG)
+    guest: bool = field(default=True, metadata=_FLAG)
+    requests: bool = field(default=True, metadata=_FLAG)
 
     @classmethod
     def lenient(cls) -> Checks:

@@ -1,18 +1,20 @@
-"""Checks of the values of options, and the metadata of every option."""
+"""Checks of what callers pass: options and other values, which check themselves, and single arguments."""
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import attrs
 
 from uvm._arguments import are_items
 from uvm._names import HostPath, guid_text
-from uvm.errors import OptionsError
+from uvm.errors import OptionsError, UnknownOptionError
 
 #: Key of an option's metadata: the field's name in hcsshim, dotted if it is nested; absent if it is ours.
 HCSSHIM = "hcsshim"
@@ -21,6 +23,8 @@ INVERTED = "inverted"
 _CHECK = "check"
 
 U16, U32, U64, I32 = 2**16 - 1, 2**32 - 1, 2**64 - 1, 2**31 - 1
+
+T = TypeVar("T")
 
 #: Returns None for an allowed value, else what would be allowed.
 Check = Callable[[Any], str | None]
@@ -41,12 +45,40 @@ def _checked(cls: type) -> tuple[attrgetter[Any], tuple[Any, ...], tuple[attrs.A
 
 
 class Checked:
-    """The base of options, which check their values when they are made."""
+    """The base of options and other values, which check what they are made of."""
 
     __slots__ = ()
 
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: object, **given: object) -> Self:
+            if given and not given.keys() <= _names(cls).keys():
+                _refuse_unknown(cls, given)
+            return object.__new__(cls)
+
     def __attrs_post_init__(self: Any) -> None:
         check_fields(self)
+
+
+@cache
+def _names(cls: type) -> dict[str, None]:
+    """Return the keywords that a class is made of, in order."""
+    return dict.fromkeys(str(field.alias) for field in attrs.fields(cls))
+
+
+def _refuse_unknown(cls: type, given: Iterable[str]) -> None:
+    """Refuse keywords that are no field of a class; a similar one is suggested.
+
+    :raises UnknownOptionError: naming the first of them.
+    """
+    name = next(name for name in given if name not in _names(cls))
+    raise UnknownOptionError(cls.__name__, name, similar(name, list(_names(cls))))
+
+
+def similar(name: str, names: Sequence[str]) -> str:
+    """Return the names that are like a wrong one; empty if none is."""
+    words = [each for each in names if name in each.split("_")]
+    return " or ".join(difflib.get_close_matches(name, names, 2) or words[:2])
 
 
 def check_fields(options: attrs.AttrsInstance) -> dict[str, Any]:
@@ -66,6 +98,17 @@ def check_fields(options: attrs.AttrsInstance) -> dict[str, Any]:
         if value != default:
             given[field.name] = value
     return given
+
+
+def checked(value: T, check: Check, what: str) -> T:
+    """Return an argument that a check allows.
+
+    :param what: what an error calls it.
+    :raises OptionsError: naming it, its value and what is allowed.
+    """
+    if (allowed := check(value)) is not None:
+        raise OptionsError(f"{what} must be {allowed}, not {value!r}")
+    return value
 
 
 # Converters leave what is of the wrong type as it is: the checks name it.
@@ -121,6 +164,21 @@ def whole(maximum: int, minimum: int = 0) -> Check:
     return check
 
 
+def number(allowed: str, *, above: float = -math.inf, minimum: float = 0) -> Check:
+    """Allow numbers, NaN never; `allowed` says which."""
+
+    def check(value: Any) -> str | None:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        return None if good and value >= minimum and value > above else allowed
+
+    return check
+
+
+#: Times: as long as it takes is ``math.inf``.
+seconds = number("a number of seconds, 0 or more")
+positive_seconds = number("a number of seconds above 0", above=0)
+
+
 def flag(value: Any) -> str | None:
     """Allow True and False."""
     return None if isinstance(value, bool) else "True or False"
@@ -152,6 +210,16 @@ def instance(*classes: type) -> Check:
     """Allow instances of some classes."""
     allowed = " or ".join(cls.__name__ for cls in classes)
     return lambda value: None if isinstance(value, classes) else allowed
+
+
+def optional(check: Check) -> Check:
+    """Allow None as well."""
+
+    def check_given(value: Any) -> str | None:
+        allowed = None if value is None else check(value)
+        return allowed and f"{allowed} or None"
+
+    return check_given
 
 
 def each(check: Check) -> Check:

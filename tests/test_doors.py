@@ -1,0 +1,88 @@
+"""What callers pass is checked at the door: the error names it, and nothing was done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import uvm
+from uvm.backends.fake import Checks, Latency
+
+_NONSENSE: tuple[Any, ...] = ("1", b"1", True, -1, math.nan, [], {}, object(), int)
+
+_LANES = ("scsi", "vpmem", "vsmb", "plan9", "vpci", "pipes", "network")
+
+#: Values, with what each of their fields refuses.
+_REFUSED: list[tuple[Callable[..., object], dict[str, tuple[Any, ...]]]] = [
+    (
+        uvm.Concurrency,
+        dict.fromkeys(["scsi", "vpmem", "vsmb", "plan9", "vpci", "pipes", "network"], (*_NONSENSE, 0, 1.5)),
+    ),
+    (
+        uvm.GuestTimeouts,
+        {
+            **dict.fromkeys(("rpc_seconds", "container_seconds"), (*_NONSENSE, 0)),
+            **dict.fromkeys(
+                ("boot_seconds", "redial_seconds", "close_seconds", "vm_exit_seconds"), _NONSENSE
+            ),
+        },
+    ),
+    (
+        uvm.HostInfo,
+        {
+            "build": _NONSENSE,
+            "processors": (*_NONSENSE, 0),
+            "memory_mb": _NONSENSE,
+            "machine": ("x86", None, 1),
+            "time_zone": ("UTC", None, []),
+            "paths": ("linux", None, 1),
+            "concurrency": (None, 1, uvm.Concurrency, {}),
+        },
+    ),
+    (uvm.FileInfo, {"size": _NONSENSE, "is_dir": ("no", 1, None)}),
+    (Latency, dict.fromkeys(("host_ms", "guest_ms", "grant_ms", "lifecycle_ms"), _NONSENSE)),
+    (Checks, {"access": ("some", None, True), **dict.fromkeys(("host_files", "guest"), ("no", 1, None))}),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [(make, name, value) for make, fields in _REFUSED for name in fields for value in fields[name]],
+)
+def test_a_value_refuses_a_field_that_cannot_work(
+    make: Callable[..., object], name: str, value: object
+) -> None:
+    with pytest.raises(uvm.OptionsError, match=rf"\.{name} must be "):
+        make(**{name: value})
+
+
+def test_a_time_may_be_infinite() -> None:
+    assert uvm.GuestTimeouts(rpc_seconds=math.inf, close_seconds=math.inf).rpc_seconds == math.inf
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "suggested"),
+    [
+        (uvm.LCOWOptions, "memory", "memory_mb"),
+        (uvm.LCOWOptions, "processor", "processors"),
+        (uvm.WCOWOptions, "memroy_mb", "memory_mb"),
+        (uvm.Mount, "path", "guest_path"),
+        (uvm.Mount, "readonly", None),
+        (uvm.GuestTimeouts, "rpc", "rpc_seconds"),
+        (uvm.HostInfo, "path", "paths"),
+        (uvm.Concurrency, "plan_9", "plan9"),
+        (uvm.PCIDevice, "func", "function"),
+        (Latency, "host", "host_ms"),
+    ],
+)
+def test_a_misspelt_field_gets_a_suggestion(
+    make: Callable[..., object], wrong: str, suggested: str | None
+) -> None:
+    with pytest.raises(uvm.UnknownOptionError) as caught:
+        make(**{wrong: 1})
+    assert caught.value.name == wrong
+    assert suggested is None or f"did you mean {suggested}" in str(caught.value)
+    assert isinstance(caught.value, TypeError)
