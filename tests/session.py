@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import anyio
@@ -17,8 +17,38 @@ from uvm.backends.fake.handle import Handle
 SECRET = "czNjcmV0"
 
 SERVICE = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
+#: The ways to reach a guest.
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "linux": ("linux", {"security_policy_enabled": True, "security_policy": SECRET}),
+    "windows": ("windows", {"additional_json": {"Owner": SECRET}}),
+    "linux through HCS": ("linux", {"external_guest_connection": False}),
+    "windows through HCS": ("windows", {"external_guest_connection": False}),
+}
 #: Called with what a user holds, by name, in each state that it is in.
 Look = Callable[..., None]
+
+
+def reachable(value: Any, path: str, seen: dict[int, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each object of uvm that public names lead to, with the names."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from reachable(item, f"{path}[{key!r:.40}]", seen)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, item in enumerate(value):
+            yield from reachable(item, f"{path}[{index}]", seen)
+    if not type(value).__module__.startswith("uvm") or id(value) in seen:
+        return
+    seen[id(value)] = value
+    yield path, value
+    for name in dir(value):
+        if name.startswith("_"):
+            continue
+        try:
+            found = getattr(value, name, None)
+        except uvm.UVMError:
+            # Not in this state.
+            continue
+        yield from reachable(found, f"{path}.{name}", seen)
 
 
 def spec(*args: str) -> dict[str, Any]:

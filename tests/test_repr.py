@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -11,43 +11,14 @@ from typing import Any
 import pytest
 
 import uvm
-from tests.session import SECRET, play
+from tests.session import SECRET, WAYS, play, reachable
 from tests.test_surface import SURFACE
 from tests.vm.support import DEVICE, DISK, NAMESPACE, SCRATCH
-from uvm.backends.fake import FakeBackend
+from uvm.backends.fake import FakeBackend, Latency
 from uvm.schema.devices import Attachment
 from uvm.testing.backends import SCENARIOS, FakeHost, HostCall, Network, Rig
 
 MAX_CHARACTERS = 300
-WAYS: dict[str, tuple[str, dict[str, Any]]] = {
-    "linux": ("linux", {"security_policy_enabled": True, "security_policy": SECRET}),
-    "windows": ("windows", {"additional_json": {"Owner": SECRET}}),
-    "linux through HCS": ("linux", {"external_guest_connection": False}),
-    "windows through HCS": ("windows", {"external_guest_connection": False}),
-}
-
-
-def reachable(value: Any, path: str, seen: dict[int, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield each object of uvm that public names lead to, with the names."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from reachable(item, f"{path}[{key!r:.40}]", seen)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for index, item in enumerate(value):
-            yield from reachable(item, f"{path}[{index}]", seen)
-    if not type(value).__module__.startswith("uvm") or id(value) in seen:
-        return
-    seen[id(value)] = value
-    yield path, value
-    for name in dir(value):
-        if name.startswith("_"):
-            continue
-        try:
-            found = getattr(value, name, None)
-        except uvm.UVMError:
-            # Not in this state.
-            continue
-        yield from reachable(found, f"{path}.{name}", seen)
 
 
 def faults_of(value: Any) -> Iterator[str]:
@@ -83,6 +54,7 @@ MADE: tuple[object, ...] = (
     uvm.BlockCIMBootFiles(boot_cim_vhd_path=DISK, efi_vhd_path=DISK, scratch_vhd_path=DISK),
     uvm.RegistryValue(hive="System", key="k", name="n", type="DWord", dword_value=1),
     Rig(FakeBackend(), FakeHost(FakeBackend())),
+    Latency(),
     SCENARIOS[0],
     HostCall("modify"),
     Network(NAMESPACE, ()),

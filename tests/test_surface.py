@@ -9,6 +9,10 @@ from pkgutil import iter_modules
 import pytest
 
 import uvm
+from tests.session import WAYS, play, reachable
+from uvm.backends.hcs.backend import HCSBackend
+from uvm.backends.hcs.process import HCSProcess
+from uvm.backends.hcs.system import HCSSystem
 
 #: Per public package or module its names; of a package that only holds modules, those.
 SURFACE = {
@@ -63,6 +67,57 @@ VM = """
     set_cpu_group release_cpu_group update_hvsocket_service remove_hvsocket_service modify guest_request
     inject_policy_fragment set_log_sources start_log_forwarding stop_log_forwarding dump_stacks
 """
+LEASE = "give_up release released"
+#: What may be done with what one holds, per class. Frozen values have their fields.
+HELD = {
+    "ScsiBus": "attach detach disks find guest_path",
+    "VPMemBus": "add guest_path layers remove",
+    "VSMBBus": "add default_options guest_path remove shares",
+    "Plan9Bus": "add shares",
+    "VPCIBus": "assign devices remove",
+    "PipeBus": "add pipes remove",
+    "NetworkBus": """
+        adapters add_endpoint add_namespace namespaces remove_endpoint remove_namespace setup
+    """,
+    "LayersBus": "combine remove roots",
+    "ScsiLease": f"{LEASE} controller guest_path host_path lun",
+    "VPMemLease": f"{LEASE} guest_path host_path",
+    "VSMBLease": f"{LEASE} guest_path host_path name share_path",
+    "Plan9Lease": f"{LEASE} files guest_path host_path name",
+    "SharedLease": f"{LEASE} guest_path host_path",
+    "VPCILease": f"{LEASE} function instance_path vmbus_guid",
+    "PipeLease": f"{LEASE} host_path",
+    "NamespaceLease": f"{LEASE} add_endpoint id",
+    "AdapterLease": f"{LEASE} endpoint_id namespace_id nic_id",
+    "CombinedLease": f"{LEASE} root",
+    "RootFileSystem": "layers release released root scratch scratch_path",
+    "Orphan": "error key ledger release slot",
+    "Container": """
+        aclose delete_state exit id modify open_init open_process processes properties run shutdown start
+        statistics terminate wait
+    """,
+    "Process": "aclose args exit_code kill pid resize signal stderr stdin stdout wait",
+    "ProcessInput": "aclose extra extra_attributes send send_eof",
+    "ProcessOutput": "aclose extra extra_attributes receive",
+    "GuestConnection": """
+        aclose capabilities close closed create_container dump_stacks features modify modify_service
+        open_process os protocol_version run serve shutdown start_guest wait_closed
+    """,
+    "FakeBackend": """
+        access clock create enumerate faults files grant_access host hosted_systems info leftovers
+        misbehaviour name network new_id open programs request_log revoke_access service_properties vms
+    """,
+    "FakeSystem": """
+        close crash create_process id listen modify open_process pause properties resume runtime_id save
+        shutdown start terminate vm wait working_set_bytes
+    """,
+    "FakeHostProcess": "close modify pid properties signal stderr stdin stdout terminate vm wait",
+    "Faults": "clear crash delay hang hold lose refuse rules",
+    "Rule": "fired matcher remove seen",
+    "Gate": "close pending wait",
+    "RequestLog": "clear dropped entries listen render",
+}
+HCS = ((HCSBackend, uvm.Backend), (HCSSystem, uvm.System), (HCSProcess, uvm.HostProcess))
 #: Public, and no library: the command.
 COMMAND = {"uvm.cli", "uvm.__main__"}
 
@@ -97,4 +152,30 @@ def test_no_other_module_is_public() -> None:
 @pytest.mark.anyio
 async def test_a_vm_shows_what_a_user_may_do_with_it() -> None:
     async with uvm.UtilityVM.create(uvm.LCOWOptions(), backend=uvm.FakeBackend()) as vm:
-        assert sorted(name for name in dir(vm) if not name.startswith("_")) == sorted(VM.split())
+        assert shown(vm) == set(VM.split())
+
+
+def shown(value: object) -> set[str]:
+    return {name for name in dir(value) if not name.startswith("_")}
+
+
+@pytest.mark.anyio
+async def test_what_one_holds_shows_what_may_be_done_with_it_and_no_more() -> None:
+    found: dict[str, set[str]] = {}
+
+    def look(**held: object) -> None:
+        for name, value in held.items():
+            for _, each in reachable(value, name, {}):
+                kind = type(each)
+                # What the fake's guests have is named as what is held of them.
+                if kind.__name__ in HELD and not kind.__module__.startswith("uvm.backends.fake.guest"):
+                    found.setdefault(kind.__name__, set()).update(shown(each))
+
+    for os, options in WAYS.values():
+        await play(look, os, **options)
+    assert found == {name: set(names.split()) for name, names in HELD.items()}
+
+
+@pytest.mark.parametrize(("cls", "protocol"), HCS)
+def test_a_handle_of_hcs_shows_what_its_protocol_has(cls: type, protocol: type) -> None:
+    assert shown(cls) <= shown(protocol)

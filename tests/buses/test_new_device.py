@@ -56,7 +56,7 @@ class ToyLease(Lease):
 
 
 class ToyBus(Bus):
-    ledgers = ("toys",)
+    _ledgers = ("toys",)
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

@@ -326,7 +326,7 @@ async def test_what_was_read_ahead_is_read_or_closed_under_its_reader(host: Host
         output, program, _ = await output_of(host)
         await program.send(b"read ahead")
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(output.read_ahead)
+            tasks.start_soon(output._read_ahead)
             await anyio.wait_all_tasks_blocked()
             tasks.cancel_scope.cancel()
         async with anyio.create_task_group() as tasks:

@@ -50,7 +50,7 @@ def _check_allocators(run: Running) -> None:
     """Every slot that is taken is an entry's, or withheld, or was reserved at creation; and none is twice."""
     fresh = Devices(run.vm._context)
     for name, bus in run.vm._in_use():
-        for (ledger, driver), (_, other) in zip(bus.drivers(), getattr(fresh, name).drivers(), strict=True):
+        for (ledger, driver), (_, other) in zip(bus._drivers(), getattr(fresh, name)._drivers(), strict=True):
             taken = [*driver.ledger, *driver.ledger.quarantined]
             assert len(taken) == len({each.slot for each in taken}), (name, ledger)
             device = deepcopy(driver.ledger.device)

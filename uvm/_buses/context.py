@@ -117,17 +117,17 @@ class Context:
 class Bus(Bound):
     """The devices of one kind of a VM.
 
-    :cvar ledgers: the names of its ledgers, those that live on others first;
+    :cvar _ledgers: the names of its ledgers, those that live on others first;
         the driver of ``x`` is the attribute ``_x``.
     """
 
-    ledgers: ClassVar[tuple[str, ...]]
+    _ledgers: ClassVar[tuple[str, ...]]
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def __repr__(self) -> str:
-        counts = [counted(len(driver.attached()), name) for name, driver in reversed([*self.drivers()])]
+        counts = [counted(len(driver.attached()), name) for name, driver in reversed([*self._drivers()])]
         return f"<{type(self).__name__} of {self._context.vm_id}: {', '.join(counts)}>"
 
     def _drive(self, device: Device[K, M, S, W], lane: str = "") -> Driver[K, M, S, W]:
@@ -135,11 +135,11 @@ class Bus(Bound):
         context = self._context
         return Driver(context.link, Ledger(device), context.lane(lane) if lane else Lane())
 
-    def guest_paths(self) -> Iterable[str]:
+    def _guest_paths(self) -> Iterable[str]:
         """Return the paths in the guest, chosen by callers, at which it has something mounted."""
         return ()
 
-    def drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
+    def _drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
         """Yield the names of its ledgers with their drivers."""
-        for name in self.ledgers:
+        for name in self._ledgers:
             yield name, getattr(self, f"_{name}")

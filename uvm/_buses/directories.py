@@ -44,7 +44,7 @@ class SharedPath:
 class DirectoryBus(Bus):
     """Directories shown at paths of choice: over Plan9 in a Linux guest, over VSMB in a Windows guest."""
 
-    ledgers = ("directories",)
+    _ledgers = ("directories",)
 
     def __init__(self, context: Context, plan9: Plan9Bus, vsmb: VSMBBus) -> None:
         super().__init__(context)

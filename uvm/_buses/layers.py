@@ -47,7 +47,7 @@ class CombinedRoot:
 class LayersBus(Bus):
     """The root file systems that the guest has combined."""
 
-    ledgers = ("roots",)
+    _ledgers = ("roots",)
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -67,7 +67,7 @@ class LayersBus(Bus):
             for entry, combined in self._roots.attached()
         )
 
-    def guest_paths(self) -> Iterable[str]:
+    def _guest_paths(self) -> Iterable[str]:
         """Return the paths in the guest at which layers are combined."""
         return (entry.key for entry in self._roots.ledger)
 

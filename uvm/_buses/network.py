@@ -69,7 +69,7 @@ class NamespaceLease(Lease):
             self._hold.check_first_release(self)
             if self._hold.ended:
                 return
-            holds = (*self._bus.adapter_holds(self.id), self._hold)
+            holds = (*self._bus._adapter_holds(self.id), self._hold)
         self._dropped = holds
         await _release(holds, self.id)
 
@@ -103,7 +103,7 @@ class AttachedAdapter:
 class NetworkBus(Bus):
     """The network of a VM: namespaces of the host, with one adapter for each endpoint."""
 
-    ledgers = ("adapters", "namespaces")
+    _ledgers = ("adapters", "namespaces")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -228,9 +228,9 @@ class NetworkBus(Bus):
     async def remove_namespace(self, namespace_id: str) -> None:
         """Take the VM out of a namespace, with its adapters; do nothing if the VM is not in it."""
         namespace = self._namespaces.holds_on(guid_key(namespace_id))[:1]
-        await _release([*self.adapter_holds(namespace_id), *namespace], namespace_id)
+        await _release([*self._adapter_holds(namespace_id), *namespace], namespace_id)
 
-    def adapter_holds(self, namespace_id: str) -> list[Hold[object]]:
+    def _adapter_holds(self, namespace_id: str) -> list[Hold[object]]:
         """Return the holds on the adapters of a namespace, in the order in which the adapters came."""
         namespace = guid_key(namespace_id)
         keys = [entry.key for entry in self._adapters.ledger if entry.key.namespace_id == namespace]

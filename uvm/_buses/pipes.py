@@ -36,7 +36,7 @@ class MappedPipe:
 class PipeBus(Bus):
     """The named pipes that are mapped into a VM."""
 
-    ledgers = ("pipes",)
+    _ledgers = ("pipes",)
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

@@ -50,7 +50,7 @@ class Plan9Share:
 class Plan9Bus(Bus):
     """The Plan9 shares of a VM. Every add is a share of its own."""
 
-    ledgers = ("shares",)
+    _ledgers = ("shares",)
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -65,7 +65,7 @@ class Plan9Bus(Bus):
             for entry, share in self._shares.attached()
         )
 
-    def guest_paths(self) -> Iterable[str]:
+    def _guest_paths(self) -> Iterable[str]:
         """Return the paths in the guest at which shares are mounted."""
         return (share.guest_path for _, share in self._shares.attached())
 

@@ -70,7 +70,7 @@ class ScsiDisk:
 class ScsiBus(Bus):
     """The SCSI controllers of a VM: up to 4, with 64 disks each."""
 
-    ledgers = ("mounts", "disks")
+    _ledgers = ("mounts", "disks")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -101,7 +101,7 @@ class ScsiBus(Bus):
         """Return the mounts of the disk at a slot."""
         return [mount for mount, _ in self._mounts.attached() if mount.key.slot == slot]
 
-    def guest_paths(self) -> Iterable[str]:
+    def _guest_paths(self) -> Iterable[str]:
         """Return the paths in the guest at which disks are mounted."""
         return (entry.slot.path for entry in self._mounts.ledger if entry.slot.path)
 

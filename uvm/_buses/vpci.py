@@ -44,7 +44,7 @@ class VPCIDevice:
 class VPCIBus(Bus):
     """The PCI devices that are assigned to a VM."""
 
-    ledgers = ("devices",)
+    _ledgers = ("devices",)
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -73,7 +73,7 @@ class VPCIBus(Bus):
         hold = await self._devices.acquire(key, PciDevice(text_of(instance_path), function, vmbus_guid))
         return VPCILease(hold, instance_path, function, hold.slot)
 
-    def adopt(self, device: PciDevice) -> Hold[str]:
+    def _adopt(self, device: PciDevice) -> Hold[str]:
         """Enter a device that the VM was created with; it stays until its hold is released."""
         return self._devices.adopt(device.key, device, device)
 

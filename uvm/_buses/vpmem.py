@@ -49,7 +49,7 @@ class VPMemLayer:
 class VPMemBus(Bus):
     """The VPMEM devices of a VM: one layer each, or many layers packed on a device."""
 
-    ledgers = ("layers",)
+    _ledgers = ("layers",)
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

@@ -75,7 +75,7 @@ class VSMBBus(Bus):
     shares of single files of it.
     """
 
-    ledgers = ("shares",)
+    _ledgers = ("shares",)
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

@@ -145,7 +145,7 @@ class Process(Bound, anyio.abc.AsyncResource):
         failure: UVMError | None = None
         async with anyio.create_task_group() as tasks:
             for output in outputs:
-                tasks.start_soon(output.read_ahead)
+                tasks.start_soon(output._read_ahead)
             try:
                 await exit.wait()
             except UVMError as error:

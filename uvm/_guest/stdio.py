@@ -319,7 +319,7 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
             self._reading = False
             self._say_change()
 
-    async def read_ahead(self) -> None:
+    async def _read_ahead(self) -> None:
         """Read ahead of the reader, as much as a pipe would hold, until the stream ends."""
         while not self._at_end and not self._channel.closed:
             if self._pumping or self._reading or len(self._ahead) >= READ_AHEAD_BYTES:

@@ -95,7 +95,7 @@ class Devices(Part):
     def _drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
         """Yield the names and drivers of the ledgers in use, those that live on others first."""
         for name, bus in self._in_use():
-            for ledger, driver in bus.drivers():
+            for ledger, driver in bus._drivers():
                 yield f"{name.strip('_')}.{ledger}", driver
 
     def _in_use(self) -> Iterator[tuple[str, Bus]]:
@@ -108,7 +108,7 @@ class Devices(Part):
         """Return a path in a directory of a Linux guest at which something is mounted; empty if none."""
         inside = guest_path_key(directory, "linux") + "/"
         for _, bus in self._in_use():
-            for path in bus.guest_paths():
+            for path in bus._guest_paths():
                 if (guest_path_key(path, "linux") + "/").startswith(inside):
                     return path
         return ""
@@ -134,4 +134,4 @@ class Devices(Part):
     def _adopt_boot_devices(self) -> None:
         """Enter the PCI devices that the VM was created with into their ledger."""
         for device in self._context.plan.assigned_devices:
-            self.vpci.adopt(PciDevice(device.instance_path, device.function, device.vmbus_guid))
+            self.vpci._adopt(PciDevice(device.instance_path, device.function, device.vmbus_guid))

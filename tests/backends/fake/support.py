@@ -86,7 +86,7 @@ async def running(
 ) -> AsyncIterator[FakeSystem]:
     """A started VM that may open the disks of the tests, Linux by default."""
     backend = backend or FakeBackend(files=host_files())
-    _BACKENDS[backend.exchange] = backend
+    _BACKENDS[backend._exchange] = backend
     for path in (DISK, OTHER_DISK):
         await backend.grant_access(path, system_id)
     system = await backend.create(system_id, document or lcow())

@@ -55,6 +55,13 @@ class FakeBackend(Bound):
     :param latency: the time that its answers take.
     :param request_log_entries: how many calls the request log keeps.
     :param guest_capabilities: the capabilities that guests report, in place of their own.
+    :ivar info: the facts of the host, as :meth:`host` returns them.
+    :ivar files: the files of the host.
+    :ivar network: the networks of the host.
+    :ivar access: the access of VMs to paths of the host.
+    :ivar request_log: the requests that reached the host and its guests.
+    :ivar faults: the rules by which requests fail.
+    :ivar clock: the time of the host, in ticks of its own.
     :ivar programs: the programs that its guests can run.
     :ivar misbehaviour: the rules that spoil the answers of its guests.
     """
@@ -80,12 +87,12 @@ class FakeBackend(Bound):
         self.programs: Programs = Programs(BUILT_IN)
         self.misbehaviour: Misbehaviour = Misbehaviour(seed)
         self.clock: FakeClock = FakeClock()
-        self.exchange: Exchange = Exchange(self.request_log, self.faults, latency or Latency(), self.clock)
-        self.network: FakeNetwork = FakeNetwork(self.exchange)
+        self._exchange: Exchange = Exchange(self.request_log, self.faults, latency or Latency(), self.clock)
+        self.network: FakeNetwork = FakeNetwork(self._exchange)
         self._host = Host(self.info, self.files, self.access, self.network, checks or Checks())
         self._ids = Random(seed)
-        self._side = HostSide(self.exchange, self.info)
-        self._guests = GuestEnvironment(self.exchange, self.programs, self.misbehaviour)
+        self._side = HostSide(self._exchange, self.info)
+        self._guests = GuestEnvironment(self._exchange, self.programs, self.misbehaviour)
         self._vms: dict[str, FakeVM] = {}
         self._hosted: dict[str, HostedSystem] = {}
         self._guest_capabilities = guest_capabilities
@@ -114,8 +121,8 @@ class FakeBackend(Bound):
 
         :raises HostError: HCS_E_INVALID_JSON for an unknown type.
         """
-        call = self.request_log.begin("query", "", "service properties", {"PropertyTypes": list(types)})
-        return await self.exchange.carry_out(
+        call = self.request_log._begin("query", "", "service properties", {"PropertyTypes": list(types)})
+        return await self._exchange.carry_out(
             call, lambda: {"Properties": [service_property(name, self.info, self._vms) for name in types]}
         )
 
@@ -126,14 +133,14 @@ class FakeBackend(Bound):
         by the mask.
         """
         document = {"path": path, "vm": to, **({"mask": mask} if to == VM_GROUP else {})}
-        call = self.request_log.begin("grant", "" if to == VM_GROUP else to, "grant", document)
-        await self.exchange.carry_out(call, lambda: self.access.grant(path, to, mask), self._vms.get(to))
+        call = self.request_log._begin("grant", "" if to == VM_GROUP else to, "grant", document)
+        await self._exchange.carry_out(call, lambda: self.access.grant(path, to, mask), self._vms.get(to))
 
     async def revoke_access(self, path: str, to: str) -> None:
         """Revoke access; do nothing if there is none."""
         document = {"path": path, "vm": to}
-        call = self.request_log.begin("revoke", "" if to == VM_GROUP else to, "revoke", document)
-        await self.exchange.carry_out(call, lambda: self.access.revoke(path, to), self._vms.get(to))
+        call = self.request_log._begin("revoke", "" if to == VM_GROUP else to, "revoke", document)
+        await self._exchange.carry_out(call, lambda: self.access.revoke(path, to), self._vms.get(to))
 
     async def create(self, system_id: str, document: JSON) -> FakeSystem:
         """Create a compute system: a VM, or with ``HostingSystemId`` a container that HCS hosts in a VM.
@@ -153,9 +160,9 @@ class FakeBackend(Bound):
             self._vms[system_id] = vm
             return vm
 
-        call = self.request_log.begin("lifecycle", system_id, "create", copied)
+        call = self.request_log._begin("lifecycle", system_id, "create", copied)
         # The handle comes last: if the answer is lost, the system exists without a handle.
-        return FakeSystem(self._side, await self.exchange.carry_out(call, create))
+        return FakeSystem(self._side, await self._exchange.carry_out(call, create))
 
     async def open(self, system_id: str) -> FakeSystem:
         """Open another handle; HCS_E_SYSTEM_NOT_FOUND if there is no such system."""
@@ -169,8 +176,8 @@ class FakeBackend(Bound):
             return found
 
         log_id, resource = (system_id, "") if hosted is None else (hosted.vm.id, system_id)
-        call = self.request_log.begin("lifecycle", log_id, "open", None, resource)
-        found = await self.exchange.carry_out(call, find, vm)
+        call = self.request_log._begin("lifecycle", log_id, "open", None, resource)
+        found = await self._exchange.carry_out(call, find, vm)
         if isinstance(found, HostedSystem):
             return FakeHostedSystem(self._side, found)
         return FakeSystem(self._side, found)
@@ -183,8 +190,8 @@ class FakeBackend(Bound):
             found = [system.summary() for system in (*self._vms.values(), *self._hosted.values())]
             return [s for s in found if all(s.get(field, "") in values for field, values in wanted.items())]
 
-        call = self.request_log.begin("query", "", "enumerate", query)
-        return await self.exchange.carry_out(call, listed)
+        call = self.request_log._begin("query", "", "enumerate", query)
+        return await self._exchange.carry_out(call, listed)
 
     def new_id(self) -> str:
         """Return a new GUID, determined by the seed."""
@@ -229,8 +236,8 @@ class FakeBackend(Bound):
             self._hosted[system_id] = hosted
             return hosted
 
-        call = self.request_log.begin("lifecycle", hosting_id, "create", document, system_id)
-        made = await self.exchange.carry_out(call, create, self._vms.get(hosting_id))
+        call = self.request_log._begin("lifecycle", hosting_id, "create", document, system_id)
+        made = await self._exchange.carry_out(call, create, self._vms.get(hosting_id))
         return FakeHostedSystem(self._side, made)
 
     def _forget_vm(self, vm: FakeVM) -> None:

@@ -73,11 +73,11 @@ class Exchange:
 
         try:
             await self._pass_time(call.to)
-            result = await self.faults.run(call, proceed, machine)
+            result = await self.faults._run(call, proceed, machine)
         except BaseException as e:
-            self.request_log.finish(call, e, applied)
+            self.request_log._finish(call, e, applied)
             raise
-        self.request_log.finish(call, None, applied=True)
+        self.request_log._finish(call, None, applied=True)
         return result
 
     def is_immediate(self, to: To) -> bool:
@@ -90,9 +90,9 @@ class Exchange:
         try:
             result = change()
         except BaseException as e:
-            self.request_log.finish(call, e, applied=False)
+            self.request_log._finish(call, e, applied=False)
             raise
-        self.request_log.finish(call, None, applied=True)
+        self.request_log._finish(call, None, applied=True)
         return result
 
     async def _pass_time(self, to: To) -> None:

@@ -82,13 +82,13 @@ class Faults(Rules[Action]):
     def hold(self, **matching: Unpack[Matching]) -> Gate:
         """Park calls at a gate until the test has each of them proceed, refused or lost."""
         gate = Gate()
-        rule = self._add(gate.park, matching)
-        gate.when_closed(rule.remove)
+        rule = self._add(gate._park, matching)
+        gate._when_closed(rule.remove)
         return gate
 
-    async def run(self, call: Call, proceed: Callable[[], Awaitable[T]], machine: Machine | None) -> T:
+    async def _run(self, call: Call, proceed: Callable[[], Awaitable[T]], machine: Machine | None) -> T:
         """Carry out a call under the rules that choose it."""
         # Which rules apply is settled here, before anything is awaited: counts follow the order of calls.
         for rule in reversed(self._choose(call)):
-            proceed = partial(rule.action, call, proceed, machine)
+            proceed = partial(rule._action, call, proceed, machine)
         return await proceed()

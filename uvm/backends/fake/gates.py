@@ -149,11 +149,11 @@ class Gate:
         for parked in self.pending:
             parked.proceed()
 
-    def when_closed(self, action: Callable[[], None]) -> None:
+    def _when_closed(self, action: Callable[[], None]) -> None:
         """Call a function when the gate is closed."""
         self._on_close = action
 
-    async def park(self, call: Call, proceed: Proceed, machine: Machine | None) -> Any:
+    async def _park(self, call: Call, proceed: Proceed, machine: Machine | None) -> Any:
         """Park a call. If the VM exits meanwhile the call proceeds, and finds a VM that has exited."""
         parked = Parked(call, self._pending)
         self._pending.append(parked)

@@ -82,7 +82,7 @@ class Handle:
         resource = self._resource or str(fields.get("ResourcePath") or fields.get("ResourceType") or "")
         request_type = str(fields.get("RequestType") or "")
         log = self._host.exchange.request_log
-        return log.begin(to, self.vm.id, operation, document, resource, request_type)
+        return log._begin(to, self.vm.id, operation, document, resource, request_type)
 
     async def _call(self, to: To, operation: str, document: Any, change: Callable[[], T]) -> T:
         def checked() -> T:

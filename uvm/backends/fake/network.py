@@ -138,7 +138,7 @@ class FakeNetwork:
         await self._ask("delete namespace", {"ID": namespace_id}, delete)
 
     async def _ask(self, operation: str, document: JSON, change: Callable[[], T]) -> T:
-        call = self._exchange.request_log.begin("network", "", operation, document)
+        call = self._exchange.request_log._begin("network", "", operation, document)
         return await self._exchange.carry_out(call, change)
 
     def _namespace(self, namespace_id: str) -> JSON:

@@ -132,7 +132,7 @@ class RequestLog:
         self._entries.clear()
         self.dropped = 0
 
-    def begin(
+    def _begin(
         self, to: To, vm: str, operation: str, document: Any, resource: str = "", request_type: str = ""
     ) -> Call:
         """Log a call that begins."""
@@ -144,7 +144,7 @@ class RequestLog:
             self.dropped += 1
         return call
 
-    def finish(self, call: Call, error: BaseException | None, applied: bool) -> None:
+    def _finish(self, call: Call, error: BaseException | None, applied: bool) -> None:
         """Log the outcome of a call."""
         entry = _ended(call, error, applied)
         if call.seq in self._entries:

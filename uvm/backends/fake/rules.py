@@ -96,7 +96,7 @@ class Rule(Generic[A]):
     __repr__ = shown("matcher", "seen", "fired")
 
     matcher: Matcher
-    action: A = field(repr=False)
+    _action: A = field(repr=False)
     _rules: list[Rule[A]] = field(repr=False)
     seen: int = field(default=0, init=False)
     fired: int = field(default=0, init=False)
@@ -106,7 +106,7 @@ class Rule(Generic[A]):
         if self in self._rules:
             self._rules.remove(self)
 
-    def takes(self, call: Call, random: Random) -> bool:
+    def _takes(self, call: Call, random: Random) -> bool:
         """Count a call, and return whether the rule applies to it."""
         if not self.matcher.fits(call):
             return False
@@ -141,4 +141,4 @@ class Rules(Generic[A]):
 
     def _choose(self, call: Call) -> list[Rule[A]]:
         """Return the rules that apply to a call, which each of them counts."""
-        return [rule for rule in self._rules if rule.takes(call, self._random)]
+        return [rule for rule in self._rules if rule._takes(call, self._random)]

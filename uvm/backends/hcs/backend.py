@@ -101,10 +101,10 @@ class HCSBackend:
                 if out[0] != host.null:
                     made = HCSSystem(host, host.system_handle(system_id, out[0]))
             assert made is not None, "HCS returned neither a system nor an error"
-            await made.watch()
+            await made._watch()
         except BaseException:
             if made is not None:
-                await made.discard()
+                await made._discard()
             raise
         return made
 
@@ -113,7 +113,7 @@ class HCSBackend:
         handle = await self._host.open_system(system_id, f"open {system_id}")
         system = HCSSystem(self._host, handle)
         try:
-            await system.watch()
+            await system._watch()
         except BaseException:
             await system.close()
             raise

@@ -127,11 +127,11 @@ class HCSProcess:
         self._handle.require_open("close")
         await self._end()
 
-    def system_exited(self) -> None:
+    def _system_exited(self) -> None:
         """Note that its system has exited, so that its own exit may never be reported."""
         self._report_gone(HostError("wait", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, "its system has exited"))
 
-    async def watch(self) -> None:
+    async def _watch(self) -> None:
         """Register for its exit, which may have happened before."""
         try:
             self._registration = await self._host.watch(
@@ -215,7 +215,7 @@ async def create_process(host: Host, system: Handle[SystemHandle], parameters: J
     if start.broken is not None:
         await process.close()
         raise start.broken
-    await process.watch()
+    await process._watch()
     return process
 
 
@@ -256,7 +256,7 @@ async def open_process(host: Host, system: Handle[SystemHandle], pid: int) -> HC
         raise HostError(operation, HResult.ERROR_NOT_FOUND, "no process has such an id")
     handle = await host.open_process(system, pid, operation)
     process = HCSProcess(host, system.name, handle, _Information(pid))
-    await process.watch()
+    await process._watch()
     return process
 
 

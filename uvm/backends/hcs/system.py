@@ -163,7 +163,7 @@ class HCSSystem:
             self._forget_working_set()
             self._end()
 
-    async def watch(self) -> None:
+    async def _watch(self) -> None:
         """Register for the exit, which may have happened before, and query the VM's id. Call this first."""
         self._registration = await self._host.watch(
             self._handle, self._host.functions.HcsSetComputeSystemCallback, self._on_event
@@ -173,7 +173,7 @@ class HCSSystem:
         if properties.get("Stopped") is True or properties.get("State") == "Stopped":
             self._exited(ExitStatus(_exit_type(properties)))
 
-    async def discard(self) -> None:
+    async def _discard(self) -> None:
         """Terminate and close a system whose caller has left, shielded from cancellation."""
         try:
             # After a failed creation there is nothing to terminate; a hanging HCS is not waited for.
@@ -202,13 +202,13 @@ class HCSSystem:
             detail = {**(status.detail or {}), **self._reported}
             self._exit = ExitStatus(status.exit_type, status.code, detail or None)
         for process in self._processes:
-            process.system_exited()
+            process._system_exited()
         self._end()
 
     def _keep(self, process: HCSProcess) -> HCSProcess:
         self._processes.add(process)
         if self._exit is not None:
-            process.system_exited()
+            process._system_exited()
         return process
 
     def _end(self) -> None:

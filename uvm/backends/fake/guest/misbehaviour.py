@@ -129,11 +129,11 @@ class Misbehaviour(Rules[Spoil]):
 
         return self._add(spoil, matching)
 
-    def apply(self, reply: Reply) -> None:
+    def _apply(self, reply: Reply) -> None:
         """Apply the rules to a message."""
         if self._rules:
             for rule in self._choose(reply.call):
-                rule.action(reply)
+                rule._action(reply)
 
 
 def _with_field(frame: bytes, offset: int, size: int, value: int) -> bytes:

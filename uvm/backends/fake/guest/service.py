@@ -209,7 +209,7 @@ class GuestService:
     async def _dial(self) -> FakeStream:
         """Dial the host's end of the connection, unless a fault prevents it."""
         await self.vm.until_listening(self._plan.service)
-        call = self._environment.exchange.request_log.begin("guest", self.vm.id, "connect", None)
+        call = self._environment.exchange.request_log._begin("guest", self.vm.id, "connect", None)
         try:
             await self._environment.exchange.carry_out(call, lambda: None, self.vm)
         except Exception as e:
@@ -283,7 +283,7 @@ class GuestService:
             document = request.body.get("Request")
             change = document if isinstance(document, dict) else {}
         resource, request_type = change.get("ResourceType") or "", change.get("RequestType") or ""
-        return self._environment.exchange.request_log.begin(
+        return self._environment.exchange.request_log._begin(
             "guest", self.vm.id, request.operation, document, str(resource), str(request_type)
         )
 
@@ -487,7 +487,7 @@ class GuestService:
         self._send(Reply(call, self._side.notify(body)))
 
     def _send(self, reply: Reply) -> None:
-        self._environment.misbehaviour.apply(reply)
+        self._environment.misbehaviour._apply(reply)
         if reply.delay_seconds:
             self.spawn(self._send_late, reply)
         else:
