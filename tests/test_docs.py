@@ -19,3 +19,13 @@ def test_every_drawing_that_a_page_includes_is_drawn() -> None:
     missing = [(page, name) for page, name in included if not (DOCS / name).is_file()]
     assert included
     assert not missing
+
+
+def test_a_field_of_a_docstring_begins_its_line_or_it_is_not_rendered() -> None:
+    sources = (DOCS.parent / "uvm").rglob("*.py")
+    assert [
+        (source.name, line)
+        for source in sources
+        for line in source.read_text("utf-8").splitlines()
+        if re.search(r"\S.*[ ;]:(ivar|cvar|param|raises|returns)\b", line)
+    ] == []

@@ -25,7 +25,8 @@ from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
 class AdapterLease(Lease):
     """A network adapter of the VM.
 
-    :ivar nic_id: its id, a GUID; :ivar endpoint_id: the endpoint that it connects to.
+    :ivar nic_id: its id, a GUID.
+    :ivar endpoint_id: the endpoint that it connects to.
     """
 
     nic_id: str

@@ -20,7 +20,8 @@ from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
 class Plan9Lease(Lease):
     """A shared directory.
 
-    :ivar host_path: the directory on the host, links resolved; :ivar guest_path: its mount in the guest.
+    :ivar host_path: the directory on the host, links resolved.
+    :ivar guest_path: its mount in the guest.
     :ivar name: the share's name.
     :ivar files: if only certain files of it are shared, their paths in the guest.
     """

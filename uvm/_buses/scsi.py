@@ -38,7 +38,8 @@ class ScsiLease(Lease):
     """A disk that is attached, and mounted if that was asked for.
 
     :ivar host_path: the disk on the host, links resolved; or ``evd://TYPE/PATH``.
-    :ivar controller: the SCSI controller, 0 to 3; :ivar lun: the LUN on it, 0 to 63.
+    :ivar controller: the SCSI controller, 0 to 3.
+    :ivar lun: the LUN on it, 0 to 63.
     :ivar guest_path: its mount in the guest; empty without one.
     """
 
@@ -53,7 +54,8 @@ class ScsiDisk:
     """A disk that is attached.
 
     :ivar host_path: the disk on the host, links resolved; or ``evd://TYPE/PATH``.
-    :ivar controller: the SCSI controller, 0 to 3; :ivar lun: the LUN on it, 0 to 63.
+    :ivar controller: the SCSI controller, 0 to 3.
+    :ivar lun: the LUN on it, 0 to 63.
     :ivar mounts: the paths in the guest at which it is mounted.
     :ivar references: how many leases it has, those of its mounts included.
     """

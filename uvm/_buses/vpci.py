@@ -18,7 +18,8 @@ from uvm.errors import OptionsError
 class VPCILease(Lease):
     """An assigned device.
 
-    :ivar instance_path: the device on the host; :ivar function: its virtual function.
+    :ivar instance_path: the device on the host.
+    :ivar function: its virtual function.
     :ivar vmbus_guid: the device on the VM's VMBus.
     """
 

@@ -21,7 +21,8 @@ from uvm.errors import NotAttachedError
 class VPMemLease(Lease):
     """A layer that is mapped and mounted.
 
-    :ivar host_path: the layer's VHD on the host, links resolved; :ivar guest_path: its mount in the guest.
+    :ivar host_path: the layer's VHD on the host, links resolved.
+    :ivar guest_path: its mount in the guest.
     """
 
     host_path: str

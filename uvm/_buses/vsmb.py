@@ -36,7 +36,8 @@ class VSMBLease(Lease):
     """A shared directory or file.
 
     :ivar host_path: the directory or file on the host, links resolved.
-    :ivar guest_path: its path in the guest; :ivar name: the share's name.
+    :ivar guest_path: its path in the guest.
+    :ivar name: the share's name.
     """
 
     host_path: str

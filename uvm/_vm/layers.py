@@ -52,7 +52,8 @@ class LCOWLayer(Checked):
 class WCOWLayer(Checked):
     """A read-only layer of a Windows container.
 
-    :ivar path: its directory on the host; :ivar id: its GUID, as it was imported.
+    :ivar path: its directory on the host.
+    :ivar id: its GUID, as it was imported.
     """
 
     path: str = field(converter=text_of, metadata=go(None, text))
@@ -78,8 +79,10 @@ async def add_layer(vm: Devices, layer: LCOWLayer) -> VPMemLease | ScsiLease:
 class RootFileSystem(Releasable):
     """A root file system in the guest, with its parts. It ends with :meth:`release`, or with the VM.
 
-    :ivar root: its path in the guest; :ivar scratch_path: the directory in the guest for what is written.
-    :ivar layers: the leases of its layers, top-most first; :ivar scratch: that of its scratch disk.
+    :ivar root: its path in the guest.
+    :ivar scratch_path: the directory in the guest for what is written.
+    :ivar layers: the leases of its layers, top-most first.
+    :ivar scratch: that of its scratch disk.
     """
 
     _vm: Devices = field(repr=False)

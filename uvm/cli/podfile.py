@@ -144,7 +144,8 @@ class MappedDirectory(checks.Checked):
 class Container(checks.Checked):
     """A container.
 
-    :ivar layers: names of the pod's layers, top-most first; :ivar scratch: its scratch disk on the host.
+    :ivar layers: names of the pod's layers, top-most first.
+    :ivar scratch: its scratch disk on the host.
     :ivar command: the command to run in it; if it is empty, only its root file system is mounted.
     """
 
@@ -178,7 +179,8 @@ class _WindowsLayer(checks.Checked):
 class PodFile:
     """The contents of a pod file.
 
-    :ivar layers: by name; :ivar namespace: the network namespace to join, empty for none.
+    :ivar layers: by name.
+    :ivar namespace: the network namespace to join, empty for none.
     """
 
     file: str

@@ -53,7 +53,8 @@ _SERVICES: Final = {
 class Summary:
     """A request in a few words.
 
-    :ivar to: ``host``, ``guest`` or ``grant``; :ivar verb: in lower case.
+    :ivar to: ``host``, ``guest`` or ``grant``.
+    :ivar verb: in lower case.
     :ivar resource: HCS's own name, with the place: ``Scsi 0:1``.
     :ivar settings: those of interest to a reader.
     """

@@ -19,7 +19,8 @@ C = TypeVar("C", bound=attrs.AttrsInstance)
 class Table:
     """One table of a file.
 
-    :ivar file: the file, for messages; :ivar name: the table, as in ``[vm]`` or ``[[layers]] 2``.
+    :ivar file: the file, for messages.
+    :ivar name: the table, as in ``[vm]`` or ``[[layers]] 2``.
     """
 
     file: str

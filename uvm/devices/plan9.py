@@ -52,7 +52,8 @@ class SharedDirectory:
 def check_share(build: int, separator: str, share: SharedDirectory) -> None:
     """Refuse what cannot be shared.
 
-    :param build: the host's Windows build; :param separator: of its paths.
+    :param build: the host's Windows build.
+    :param separator: of its paths.
     :raises OptionsError: ``allowed_files`` are not names in the directory, or have no effect.
     :raises NotSupportedError: files of a share cannot be hidden on that build.
     """
