@@ -262,9 +262,9 @@ async def test_a_stream_is_closed_also_in_a_cancelled_scope(host: Host) -> None:
 
 
 async def test_a_stream_that_a_guest_never_dialled_is_at_its_end_after_the_process_has_ended(
-    host: Host, monkeypatch: pytest.MonkeyPatch
+    host: Host,
 ) -> None:
-    monkeypatch.setattr("uvm._guest.stdio.DIAL_GRACE_SECONDS", 0.0)
+    host.link.timeouts = GuestTimeouts(grace_seconds=0)
     channel, other = await host.link.open_channel(), await host.link.open_channel()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_expect_end, ProcessOutput(channel, "stdout"))
@@ -284,9 +284,9 @@ async def _expect_end(stdout: ProcessOutput) -> None:
 
 
 async def test_a_stream_that_was_never_dialled_tells_that_the_connection_closed(
-    host: Host, monkeypatch: pytest.MonkeyPatch
+    host: Host,
 ) -> None:
-    monkeypatch.setattr("uvm._guest.stdio.DIAL_GRACE_SECONDS", 0.0)
+    host.link.timeouts = GuestTimeouts(grace_seconds=0)
     channel = await host.link.open_channel()
     channel.process_ended(lambda: BridgeClosedError("the guest is gone"))
     with pytest.raises(BridgeClosedError):
@@ -294,9 +294,9 @@ async def test_a_stream_that_was_never_dialled_tells_that_the_connection_closed(
 
 
 async def test_output_that_waits_is_read_also_after_the_process_has_ended(
-    host: Host, monkeypatch: pytest.MonkeyPatch
+    host: Host,
 ) -> None:
-    monkeypatch.setattr("uvm._guest.stdio.DIAL_GRACE_SECONDS", 60.0)
+    host.link.timeouts = GuestTimeouts(grace_seconds=60)
     stdout, guest, channel = await output_of(host)
     await guest.send(b"last words")
     guest.close()

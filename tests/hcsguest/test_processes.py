@@ -17,7 +17,7 @@ import uvm
 from tests.vm.orders import Choose, World, run_example
 from tests.vm.support import Attempt, Running, host_backend, lcow, quiet, running, wcow
 from uvm._guest.process import Process
-from uvm._hcsguest import process as relayed
+from uvm._guest.timeouts import GuestTimeouts
 from uvm.backends.fake import Call, FakeHostProcess, FakeProcess, FakeSystem, Parked
 from uvm.errors import (
     HostError,
@@ -403,9 +403,8 @@ async def test_killing_what_windows_is_ending_already_is_no_error() -> None:
 
 
 @anyio_test
-async def test_where_hcs_forgets_to_tell_of_an_exit_the_wait_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relayed, "DOUBT_SECONDS", 0.0)
-    async with running(relay(wcow)) as run:
+async def test_where_hcs_forgets_to_tell_of_an_exit_the_wait_ends() -> None:
+    async with running(relay(wcow), timeouts=GuestTimeouts(grace_seconds=0)) as run:
         process = await run.vm.open_process(FOREVER)
         run.backend.faults.refuse(HResult.ERROR_NOT_FOUND, operation="terminate process")
         assert not await process.kill()

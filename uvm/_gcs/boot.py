@@ -56,11 +56,11 @@ async def give_entropy(
         try:
             await stream.send(source(ENTROPY_BYTES))
         finally:
-            await close_quietly(stream, 0)
+            await close_quietly(stream)
     except Exception as e:
         _say_failure(f"{name}: it got no random bytes to boot with", e)
     finally:
-        await close_quietly(listener, 0)
+        await close_quietly(listener)
 
 
 async def forward_output(
@@ -86,12 +86,12 @@ async def forward_output(
             stream = await listener.accept()
             more = again
             if not more:
-                await close_quietly(listener, 0)
+                await close_quietly(listener)
             await _forward(stream, handler, name, keeps_up)
     except Exception as e:
         _say_failure(f"{name}: its output cannot be listened to any more", e)
     finally:
-        await close_quietly(listener, 0)
+        await close_quietly(listener)
 
 
 async def _forward(
@@ -109,7 +109,7 @@ async def _forward(
                 await _handle(output, handler, name)
                 output.close()
     finally:
-        await close_quietly(stream, 0)
+        await close_quietly(stream)
 
 
 async def _handle(stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str) -> None:

@@ -59,8 +59,6 @@ _log = logging.getLogger("uvm.gcs")
 _CHUNK_BYTES: Final = 65536
 #: How many answers of calls that have ended are remembered: a guest may never give them.
 _MAX_UNWANTED: Final = 65536
-#: How long the other end of a stream may hold up its closing.
-_CLOSE_SECONDS: Final = 1.0
 
 
 class Bridge:
@@ -133,7 +131,7 @@ class Bridge:
             await self._serve(stream, greeting)
         finally:
             self._stream = self._tasks = None
-            await close_quietly(stream, _CLOSE_SECONDS)
+            await close_quietly(stream)
         return self._end_cause
 
     def submit(

@@ -98,7 +98,7 @@ class ConnectedContainer:
         supported = self._link.features.delete_container_state
         self._link.needs(supported, self._operation("delete the state of"), "DeleteContainerStateSupported")
         try:
-            await self._ask(Procedure.DELETE_CONTAINER_STATE, "delete the state of")
+            await self._ask(Procedure.DELETE_CONTAINER_STATE, "delete the state of", abandonable=True)
         except GuestError as error:
             if error.hresult in SYSTEM_ENDED:
                 self._free(self)

@@ -33,4 +33,5 @@ class GuestLink(GuestAccess):
         """Listen for a standard stream, on a port that was never used; raises what listening raises."""
         port = self._next_port
         self._next_port += 1
-        return Channel(port, await self.listen(vsock_service_id(port)), self.clock)
+        listener = await self.listen(vsock_service_id(port))
+        return Channel(port, listener, self.clock, self.timeouts.grace_seconds)

@@ -19,6 +19,7 @@ Source: hcsshim internal/gcs/process.go.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -30,7 +31,7 @@ from uvm._guest.signals import SignalOptions
 from uvm._guest.specs import execute_settings
 from uvm._guest.stdio import Channel
 from uvm._wire.frames import Procedure
-from uvm.errors import AnswerLostError, BridgeClosedError, UnknownOutcomeError
+from uvm.errors import AnswerLostError, BridgeClosedError, UnknownOutcomeError, UVMError
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
     ExecuteProcessRequest,
@@ -125,5 +126,9 @@ async def _execute(
         launch.on_start(process)
         return process
 
-    await call.wait_or_discard(partial(discard, started))
+    async def discard_started() -> None:
+        with suppress(UVMError):
+            discard(started())
+
+    await call.wait_or_discard(discard_started)
     return started()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
 import anyio.abc
@@ -73,6 +73,14 @@ class GuestAccess:
     call: Caller = field(default=as_it_is, kw_only=True)
     states: ContainerStates = field(factory=ContainerStates, kw_only=True)
     tasks: anyio.abc.TaskGroup | None = field(default=None, kw_only=True)
+
+    def start_soon(self, call: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Have the VM's tasks make a call that must not raise; False where the guest is out of reach."""
+        tasks = self.tasks
+        if tasks is None or tasks.cancel_scope.cancel_called:
+            return False
+        tasks.start_soon(call)
+        return True
 
     def closed_error(self) -> BridgeClosedError:
         """Return a fresh exception that says why nothing can be asked any more."""

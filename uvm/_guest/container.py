@@ -8,17 +8,18 @@ In a Linux guest, a container is its first process: the guest does nothing at :m
 has reported the exit of that process, and that only once its output was read to the end, or closed.
 
 The report of the exit may be lost with a connection. So a container that is said to be gone, by a refusal or
-by the deletion of its state, has ended :data:`~uvm._guest.exit.DOUBT_SECONDS` later, if no report comes::
+by the deletion of its state, has ended ``GuestTimeouts.grace_seconds`` later, if no report comes::
 
     THERE -- reported ------------------------------------> ENDED   wait() returns how
       |
-      |----- said to be gone --> DOUBTED -- a second later --> ENDED   "Unknown"
+      |----- said to be gone --> DOUBTED --- a moment later --> ENDED   "Unknown"
       |
       |----- deleted before it ran -----------------------> LOST    wait() raises VMStateError
       `----- the guest goes ------------------------------> LOST    wait() raises BridgeClosedError
 
 Closing it ends it and deletes its state, at once or when its layers were released: see
-:mod:`uvm._guest.states`. Once the guest is gone, ending and forgetting what was in it succeeds at once
+:mod:`uvm._guest.states`. The VM's tasks do that, and a caller only waits for it: see
+:mod:`uvm._guest.ending`. Once the guest is gone, ending and forgetting what was in it succeeds at once
 (hcsshim's issue 2743).
 
 Source: hcsshim internal/cow and internal/gcs/container.go.
@@ -30,7 +31,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final, Protocol, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 
 import anyio
 import anyio.lowlevel
@@ -39,8 +40,8 @@ from attrs import frozen
 from uvm._arguments import kind_of
 from uvm._async import Flag, opens
 from uvm._guest.access import GuestAccess
-from uvm._guest.clock import GuestClock
-from uvm._guest.exit import DOUBT_SECONDS, Exit
+from uvm._guest.ending import Ending
+from uvm._guest.exit import Exit
 from uvm._guest.process import Launch, Process, exit_of
 from uvm._guest.run import ProcessHost
 from uvm._guest.specs import (
@@ -73,9 +74,6 @@ from uvm.schema.properties import PROPERTY_PROCESS_LIST, PROPERTY_STATISTICS, Pr
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
-
-#: How long, once it was asked to end, its output may still be read.
-STREAM_GRACE_SECONDS: Final = 1.0
 
 
 @frozen
@@ -157,6 +155,8 @@ class Container(ProcessHost):
         self._init_there = Flag()
         # The answer to the start of its own process was lost, so that it may run.
         self._may_run = False
+        self._closing = Ending(guest, f"close container {self.id}", self._close)
+        self._deletion = Ending(guest, f"delete the state of container {self.id}", self._delete_state)
 
     def __repr__(self) -> str:
         if self.exit is not None:
@@ -267,14 +267,23 @@ class Container(ProcessHost):
             or something else in its bundle.
         """
         self._guest.states.check_unmounted(self.id, self._directories)
+        await self._deletion.wait()
+
+    async def _delete_state(self) -> None:
         runs = self._reports_its_exit and not self._handle.exit.settled
-        await self._guest.call(self._unless_gone(self._handle.delete_state(runs=runs)))
+        await self._unless_gone(self._handle.delete_state(runs=runs))
         self._forgotten()
 
     async def _forget(self) -> None:
         """Have it forgotten, where the guest can, after it has ended."""
-        if await self._repeated(lambda: self._unless_gone(self._handle.forget())) is not False:
-            self._forgotten()
+        seconds = self._guest.timeouts.close_seconds
+        with self._guest.clock.move_on_after(seconds):
+            if await self._repeated(lambda: self._unless_gone(self._handle.forget())) is not False:
+                self._forgotten()
+            return
+        raise UnknownOutcomeError(
+            f"delete the state of container {self.id}: no answer within {seconds:g} s; it may be deleted"
+        )
 
     def _forgotten(self) -> None:
         if self._reports_its_exit:
@@ -285,23 +294,23 @@ class Container(ProcessHost):
     async def aclose(self) -> None:
         """End it, wait until it has ended, and have the guest delete its state, where it can.
 
-        While its layers are mounted, or something else in its bundle, its state is kept; it is deleted when
-        the last of that was released.
+        The VM's tasks do that; a caller that is cancelled stops only the waiting. While its layers are
+        mounted, or something else in its bundle, its state is kept; it is deleted when the last of that was
+        released. Closed again, it does nothing; one of which a part failed is closed anew.
 
         :raises UVMError: part of that failed; the rest was done.
         """
-        with anyio.CancelScope(shield=True):
-            problems = [each for each in [await self._close_ending(), await self._close_state()] if each]
-        if len(problems) > 1:
-            said = "; and ".join(map(str, problems))
-            raise UndoFailedError(f"closing container {self.id}: {said}", problems)
-        if problems:
-            raise problems[0]
+        self._begin_closing()
+        await self._closing.wait()
 
     async def __aenter__(self) -> Container:
         return self
 
     async def __aexit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        if isinstance(exc, anyio.get_cancelled_exc_class()):
+            # asyncio's own cancellation comes once: what is awaited now would be waited for.
+            self._begin_closing()
+            return
         try:
             await self.aclose()
         except Exception as error:
@@ -309,7 +318,36 @@ class Container(ProcessHost):
                 raise
             exc.add_note(f"and closing container {self.id} failed: {error}")
 
+    def _begin_closing(self) -> None:
+        if self._closing.begin():
+            self._guest.states.closing[self.id] = Flag()
+
+    async def _close(self) -> None:
+        try:
+            problems = [each for each in [await self._close_ending(), await self._close_state()] if each]
+        finally:
+            self._guest.states.closing.pop(self.id).set()
+        if len(problems) > 1:
+            said = "; and ".join(map(str, problems))
+            raise UndoFailedError(f"closing container {self.id}: {said}", problems)
+        if problems:
+            raise problems[0]
+
     async def _close_ending(self) -> Exception | None:
+        """End it and wait for its exit, as long as that may take; return what failed."""
+        seconds = self._guest.timeouts.close_seconds
+        problem: Exception | None = None
+        with self._guest.clock.move_on_after(seconds):
+            problem = await self._end_in_order()
+            if problem is None:
+                return None
+        if self._handle.exit.settled:
+            return None
+        return problem or UVMError(
+            f"close container {self.id}: it was terminated, and did not report its exit within {seconds:g} s"
+        )
+
+    async def _end_in_order(self) -> Exception | None:
         if self._handle.exit.settled:
             return None
         problem: Exception | None = None
@@ -322,16 +360,18 @@ class Container(ProcessHost):
             return problem
         if self._init is not None:
             await self._see_off(self._init)
-        seconds = self._guest.timeouts.close_seconds
-        if problem is None and not await self._ends_within(min(DOUBT_SECONDS, seconds)):
-            # The report of its exit may be lost: asked again, the guest says that it is gone.
-            with suppress(UVMError):
-                await self._end(forced=True)
-        if await self._ends_within(seconds if problem is None else STREAM_GRACE_SECONDS):
+        grace_seconds = self._guest.timeouts.grace_seconds
+        if problem is not None:
+            # Said to be gone just now, it has ended a moment later.
+            return None if await self._ends_within(2 * grace_seconds) else problem
+        if await self._ends_within(grace_seconds):
             return None
-        return problem or UVMError(
-            f"close container {self.id}: it was terminated, and did not report its exit within {seconds:g} s"
-        )
+        # The report of its exit may be lost: asked again, the guest says that it is gone.
+        with suppress(UVMError):
+            await self._end(forced=True)
+        with suppress(UVMError):
+            await self._handle.exit.wait()
+        return None
 
     async def _close_state(self) -> Exception | None:
         states, tasks = self._guest.states, self._guest.tasks
@@ -354,7 +394,8 @@ class Container(ProcessHost):
 
     async def _see_off(self, init: Process) -> None:
         """Let what it still writes be read, for a moment; unread, it would keep the guest from its report."""
-        with self._guest.clock.move_on_after(STREAM_GRACE_SECONDS) as limit, suppress(UVMError):
+        seconds = self._guest.timeouts.grace_seconds
+        with self._guest.clock.move_on_after(seconds) as limit, suppress(UVMError):
             await init.wait()
         if limit.scope.cancelled_caught:
             await init.aclose()
@@ -434,11 +475,11 @@ class Container(ProcessHost):
 def doubt(guest: GuestAccess, exit: Exit[ContainerExit]) -> None:
     """Settle the exit of a container soon, reported or not: the container is said to be gone."""
     if guest.tasks is not None and not exit.settled:
-        guest.tasks.start_soon(_settle, guest.clock, exit)
+        guest.tasks.start_soon(_settle, guest, exit)
 
 
-async def _settle(clock: GuestClock, exit: Exit[ContainerExit]) -> None:
-    await clock.sleep(DOUBT_SECONDS)
+async def _settle(guest: GuestAccess, exit: Exit[ContainerExit]) -> None:
+    await guest.clock.sleep(guest.timeouts.grace_seconds)
     exit.report(ContainerExit("Unknown"))
 
 

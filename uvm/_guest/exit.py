@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from attrs import define, field
 
 from uvm._async import Flag
 
 T = TypeVar("T")
-
-#: How long an exit that is said to have happened may take to be reported (hcsshim's limit).
-DOUBT_SECONDS: Final = 1.0
 
 
 @define(eq=False)

@@ -31,6 +31,7 @@ from uvm.errors import (
     RefusedError,
     UnknownOutcomeError,
     UVMError,
+    VMExitedError,
 )
 from uvm.hresult import HResult
 from uvm.schema.process import ProcessParameters, SignalProcessOptionsLCOW
@@ -39,9 +40,6 @@ _log = logging.getLogger("uvm.gcs")
 
 #: A guest does not know the process (any more); HCS says that it has exited.
 EXITED: Final = frozenset({HResult.ERROR_NOT_FOUND, HResult.HCS_E_PROCESS_ALREADY_STOPPED})
-
-#: How long to try to kill a process whose caller was cancelled.
-_DISCARD_SECONDS: Final = 10.0
 
 
 class ProcessHandle(Protocol):
@@ -176,11 +174,17 @@ class Process(Bound, anyio.abc.AsyncResource):
         return await self._guest.call(self._signal(options))
 
     async def kill(self) -> bool:
-        """Kill it. False: it had exited, or the connection to its guest has closed.
+        """Kill it. False: it had exited, or its guest has gone.
 
         It may still run for a moment; :meth:`wait` returns when it has exited. Other errors are those of
         :meth:`signal`.
         """
+        try:
+            return await self._guest.call(self._kill())
+        except VMExitedError:
+            return False
+
+    async def _kill(self) -> bool:
         try:
             return await self._signal(None)
         except BridgeClosedError:
@@ -214,12 +218,12 @@ class Process(Bound, anyio.abc.AsyncResource):
                 raise GuestError(operation, HResult.E_FAIL, f"stty exited with {code}") from None
 
     async def aclose(self) -> None:
-        """Close its streams. Where it still runs, it is left running."""
-        # One that is closed already would let a cancellation in before the others are.
+        """Close its streams, at once. Where it still runs, it is left running."""
         with anyio.CancelScope(shield=True):
             for stream in (self.stdin, self.stdout, self.stderr):
                 if stream is not None:
                     await stream.aclose()
+        await anyio.lowlevel.checkpoint()
 
     # Signals.
 
@@ -299,13 +303,15 @@ def exit_of(process: Process) -> Exit[int]:
     return process._handle.exit
 
 
-async def discard(started: Callable[[], Process], *, shield: bool = True) -> None:
-    """Kill a process, if it was started, whose caller has gone.
+def discard(process: Process) -> None:
+    """Have the VM's tasks kill a process whose caller has gone, and close its streams."""
 
-    :param shield: do so also where we are cancelled.
-    """
-    with anyio.move_on_after(_DISCARD_SECONDS, shield=shield):
-        try:
-            await started().kill()
-        except UVMError as error:
-            _log.debug("a process whose caller was cancelled: %s", error)
+    async def end() -> None:
+        with process._guest.clock.move_on_after(process._guest.timeouts.close_seconds):
+            try:
+                await process.kill()
+            except Exception as error:
+                _log.debug("process %d, whose caller has gone: %s", process.pid, error)
+        await process.aclose()
+
+    process._guest.start_soon(end)

@@ -123,7 +123,7 @@ async def run_to_end(
         try:
             return await _converse(process, input, max_output_bytes)
         except BaseException:
-            await discard(lambda: process)
+            discard(process)
             raise
 
 
@@ -155,8 +155,7 @@ async def _give_size(process: Process, height: int, width: int) -> None:
         # It runs all the same, or has exited already.
         _log.debug("%s", error)
     except BaseException:
-        await discard(lambda: process)
-        await process.aclose()
+        discard(process)
         raise
 
 

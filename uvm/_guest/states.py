@@ -12,7 +12,8 @@ closed while something is mounted in these directories is kept::
       |                                                                    ^
       `----- something is --> KEPT -- the last of it was unmounted --------'
 
-and the id stays taken until the state is deleted.
+and the id stays taken until the state is deleted. The caller that closes a container may leave before it has
+ended: another of its id is created, and its layers are released, after that.
 
 Source: hcsshim internal/controller/linuxcontainer/container.go (``releaseResources``).
 """
@@ -58,9 +59,11 @@ class ContainerStates:
 
     :ivar mounted: returns a path in a directory of the guest at which something is mounted, the directory
         itself included; empty where there is none.
+    :ivar closing: the containers that are being closed, each with what is set once that is done, or failed.
     """
 
     mounted: Callable[[str], str] = _nothing
+    closing: dict[str, Flag] = field(factory=dict, init=False)
     _deletions: dict[str, Deletion] = field(factory=dict, init=False)
 
     def busy(self, directories: tuple[str, ...]) -> str:
@@ -116,17 +119,24 @@ class ContainerStates:
         """Return the deletion of that container's state that is to be, or in flight."""
         return self._deletions.get(container_id)
 
+    async def closed(self, container_id: str) -> None:
+        """Wait until that container is not being closed any more, whatever came of it."""
+        while (closing := self.closing.get(container_id)) is not None:
+            await closing.wait()
+
     async def settled(self, container_id: str) -> None:
-        """Wait for a deletion in flight of that container's state, whatever comes of it."""
+        """Wait for that container to end, and its state to be deleted, if that is in flight."""
+        await self.closed(container_id)
         deletion = self.pending(container_id)
         if deletion is not None and deletion.begun:
             await deletion.done.wait()
 
     async def check_free(self, container_id: str) -> None:
-        """Wait for a deletion in flight of that container's state.
+        """Wait for the last container of that id to end, and its state to be deleted, if that is in flight.
 
         :raises OptionsError: it is kept.
         """
+        await self.closed(container_id)
         deletion = self.pending(container_id)
         if deletion is not None and not deletion.begun:
             raise OptionsError(

@@ -45,9 +45,6 @@ from uvm.hresult import HResult
 
 _log = logging.getLogger("uvm.gcs")
 
-#: How long after the end of its process a guest may still dial. A Windows guest may answer before it dials.
-DIAL_GRACE_SECONDS: Final = 1.0
-
 _CHUNK_BYTES: Final = 65536
 #: How much is read ahead of the reader during a wait for the exit: what a pipe of Linux holds.
 READ_AHEAD_BYTES: Final = 65536
@@ -96,19 +93,22 @@ class Source(Protocol):
         """Return the connection, once it is there; None where it never came, or was closed."""
 
     async def aclose(self) -> None:
-        """Close it. Again, it does nothing."""
+        """Close it at once, also where the caller is cancelled. Again, it does nothing."""
 
 
 class Channel:
     """One stream of a process, from the host's listening to its end. For one task at a time, but for closing.
 
+    :param dial_seconds: how long after the exit of its process the guest may still dial: a Windows guest may
+        answer before it dials.
     :ivar port: the vsock port that the guest dials.
     :ivar closed: it was closed on our side.
     """
 
-    def __init__(self, port: int, listener: Listener, clock: GuestClock) -> None:
+    def __init__(self, port: int, listener: Listener, clock: GuestClock, dial_seconds: float) -> None:
         self.port = port
         self._clock = clock
+        self._dial_seconds = dial_seconds
         self._listener: Listener | None = listener
         self._stream: ByteStream | None = None
         self.closed = False
@@ -134,7 +134,7 @@ class Channel:
 
     async def _accept(self, listener: Listener) -> None:
         # From now: what the guest dialled long ago still waits to be accepted.
-        seconds = DIAL_GRACE_SECONDS if self._process_ended else math.inf
+        seconds = self._dial_seconds if self._process_ended else math.inf
         with self._clock.move_on_after(seconds) as self._accepting:
             try:
                 self._stream = await listener.accept()
@@ -158,12 +158,11 @@ class Channel:
         self._failure = failure
         self._process_ended = True
         if self._accepting is not None:
-            self._accepting.move(self._clock.now() + DIAL_GRACE_SECONDS)
+            self._accepting.move(self._clock.now() + self._dial_seconds)
 
     async def aclose(self) -> None:
-        """Close it. Again, it does nothing."""
+        """Close it at once, also where the caller is cancelled. Again, it does nothing."""
         if self.closed:
-            await anyio.lowlevel.checkpoint()
             return
         self.closed = True
         if self._accepting is not None:
@@ -176,12 +175,11 @@ class Channel:
         await close_quietly(listener)
 
 
-async def close_quietly(resource: Listener | ByteStream | None, seconds: float = math.inf) -> None:
-    """Close what there is, also where the caller is cancelled; that it had ended is no error.
-
-    :param seconds: how long that may take; with 0 it is not waited for.
-    """
-    with anyio.move_on_after(seconds, shield=True):
+async def close_quietly(resource: Listener | ByteStream | None) -> None:
+    """Close what there is, at once, also where the caller is cancelled; that it had ended is no error."""
+    # As `anyio.aclose_forcefully`, whatever has cancelled the caller meanwhile.
+    with anyio.CancelScope(shield=True) as scope:
+        scope.cancel()
         try:
             if resource is not None:
                 await resource.aclose()
@@ -230,8 +228,9 @@ class _Stdio(Bound):
         return stream
 
     async def aclose(self) -> None:
-        """Close it, also under a task that uses it, which gets an error. Again, it does nothing."""
+        """Close it at once, also under a task that uses it, which gets an error. Again, it does nothing."""
         await self._channel.aclose()
+        await anyio.lowlevel.checkpoint()
 
 
 class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
@@ -336,10 +335,10 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
                 self._say_change()
 
     async def aclose(self) -> None:
-        """Close it, also under a task that reads it, which gets an error. Again, it does nothing."""
+        """Close it at once, also under a task that reads it, which gets an error. Again, it does nothing."""
         self._ahead.clear()
-        await super().aclose()
         self._say_change()
+        await super().aclose()
 
     async def _receive(self, max_bytes: int) -> bytes:
         with self._use("read from") as operation:

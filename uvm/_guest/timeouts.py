@@ -19,9 +19,14 @@ class GuestTimeouts(Checked):
     :ivar boot_seconds: for the guest to be there after the start of its VM, all boot channels included.
     :ivar redial_seconds: for a guest to dial again after its connection broke. With 0 a broken connection
         stays closed, as in hcsshim outside of a live migration.
-    :ivar close_seconds: for the exit of a container that was terminated at the end of its ``async with``.
-    :ivar vm_exit_seconds: for the exit of the VM after the connection to its guest closed: an operation that
-        the guest did not answer then fails because the VM exited. Not more than once is it waited for.
+    :ivar close_seconds: for each step of an end, which the VM's tasks take: for a container that is closed to
+        exit, and then to have its state deleted; for a process whose caller has gone to be killed.
+    :ivar grace_seconds: for what should follow at once: the report of an exit that is said to have happened,
+        the rest of the output of a container that was terminated, a connection for a stream of a process that
+        has exited.
+    :ivar vm_exit_seconds: for the exit of the VM after the connection to its guest closed: what the guest did
+        not answer then fails because the VM exited. A guest that goes alone is waited for once; after that
+        the host is asked.
     """
 
     __repr__ = call_of
@@ -31,4 +36,5 @@ class GuestTimeouts(Checked):
     boot_seconds: float = field(default=120.0, metadata=go(None, seconds))
     redial_seconds: float = field(default=0.0, metadata=go(None, seconds))
     close_seconds: float = field(default=30.0, metadata=go(None, seconds))
+    grace_seconds: float = field(default=1.0, metadata=go(None, seconds))
     vm_exit_seconds: float = field(default=2.0, metadata=go(None, seconds))

@@ -187,7 +187,8 @@ async def start_served(access: RelayAccess, make: Callable[[], Awaitable[S]]) ->
                 each.abandon()
             await each.serve()
 
-    access.tasks.start_soon(run)
+    if not access.start_soon(run):
+        raise access.closed_error()
     try:
         await answered.wait()
     except BaseException:

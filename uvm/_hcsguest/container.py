@@ -95,10 +95,12 @@ class RelayedContainer(Relayed[ContainerExit]):
     # Its task.
 
     async def _abandon(self) -> None:
-        try:
-            await self.end(forced=True)
-        except UVMError as error:
-            _log.warning("a container whose caller was cancelled: %s", error)
+        with self._access.clock.move_on_after(self._access.timeouts.close_seconds):
+            try:
+                await self.end(forced=True)
+            except UVMError as error:
+                _log.warning("a container whose caller was cancelled: %s", error)
+        # HCS ends it with its last handle, if nothing else did.
         await self.forget()
 
     async def _report_exit(self) -> None:

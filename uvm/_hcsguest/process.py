@@ -28,12 +28,11 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
-import anyio
 from attrs import define, field
 
-from uvm._guest.exit import DOUBT_SECONDS
+from uvm._guest.access import GuestAccess
 from uvm._guest.process import EXITED, Launch, Process, discard
 from uvm._guest.signals import SignalOptions
 from uvm._guest.stdio import close_quietly
@@ -48,14 +47,12 @@ T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
 
-#: How long HCS may take to end the input of a process whose streams are closed.
-CLOSE_SECONDS: Final = 5.0
-
 
 @define(eq=False)
 class _Pipe:
     """A stream of a process, made by HCS (:class:`~uvm._guest.stdio.Source`, and that stream itself)."""
 
+    _access: GuestAccess
     _stream: ByteStream
     _on_close: Callable[[], None]
     #: Asks HCS to pass on the end of the input, once.
@@ -85,16 +82,24 @@ class _Pipe:
             self._end_input = None
 
     async def aclose(self) -> None:
-        """End the input, as far as HCS answers, and close it, also where the caller is cancelled."""
+        """Close it at once, also where the caller is cancelled; the VM's tasks end the input before that."""
         if self.closed:
             return
         self.closed = True
+        if self._end_input is None or not self._access.start_soon(self._end_and_close):
+            await self._close()
+
+    async def _end_and_close(self) -> None:
         try:
-            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+            with self._access.clock.move_on_after(self._access.timeouts.close_seconds):
                 await self._end()
         except Exception as error:
             # Whatever it is, all streams are closed, and the handle after them.
             _log.debug("closing the input of a process: %r", error)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
         await close_quietly(self._stream)
         self._on_close()
 
@@ -108,7 +113,7 @@ class RelayedProcess(Relayed[int]):
         self.pid = handle.pid
         self.contained = access.container is not None
         self.streams = {
-            name: _Pipe(stream, self._stream_closed, self._end_input if name == "stdin" else None)
+            name: _Pipe(access, stream, self._stream_closed, self._end_input if name == "stdin" else None)
             for name, stream in named.items()
             if stream is not None
         }
@@ -119,9 +124,7 @@ class RelayedProcess(Relayed[int]):
         self.exit.report(await self._handle.wait())
 
     async def _abandon(self) -> None:
-        process = Process(self._access, self, (), False)
-        await discard(lambda: process, shield=False)
-        await process.aclose()
+        discard(Process(self._access, self, (), False))
 
     def _stream_closed(self) -> None:
         # Its output will not be read any more.
@@ -186,7 +189,7 @@ class RelayedProcess(Relayed[int]):
 
     async def _give_up(self) -> None:
         """Settle the exit, if HCS forgets to report it."""
-        await self._access.clock.sleep(DOUBT_SECONDS)
+        await self._access.clock.sleep(self._access.timeouts.grace_seconds)
         text = "HCS knows the process no more, and did not report how it exited"
         self.exit.lose(lambda: HostError(f"wait for process {self.pid}", HResult.ERROR_NOT_FOUND, text))
         self._waiting.cancel()

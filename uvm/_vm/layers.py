@@ -128,8 +128,10 @@ class RootFileSystem(Releasable):
 
     async def _take_apart(self, done: anyio.Event) -> None:
         errors: list[Exception] = []
-        deletion = self._vm._link.states.pending(self._container_id)
+        states = self._vm._link.states
         try:
+            await states.closed(self._container_id)
+            deletion = states.pending(self._container_id)
             # Layers that the guest has combined cannot be unmounted.
             for leases in ([self._combined], [self.scratch, *self.layers]):
                 held = (lease.release for lease in leases if not lease.released)
