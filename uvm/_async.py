@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
+from importlib import import_module
 from inspect import CORO_CREATED, getcoroutinestate
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
+from attrs import define, field, frozen
 
 from uvm._arguments import own
 from uvm._repr import shown
+from uvm.errors import VMExitedError, VMStateError
 
 A = ParamSpec("A")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
+T = TypeVar("T")
+
+_log = logging.getLogger("uvm")
 
 
 class Flag:
@@ -87,6 +96,103 @@ async def errors_of(calls: Iterable[Callable[[], Awaitable[object]]]) -> list[Ex
         for call in calls:
             tasks.start_soon(one, call)
     return errors
+
+
+@frozen(eq=False)
+class Home:
+    """The event loop to which something belongs.
+
+    :ivar thread: the name of the loop's thread.
+    """
+
+    thread: str
+    _loop: object = field(repr=False)
+    _running_loop: Callable[[], object] = field(repr=False)
+
+    @classmethod
+    def here(cls) -> Home:
+        """Return the loop that runs now."""
+        # The function of the event loop itself: anyio's costs ten times as much.
+        running = asyncio.get_running_loop if is_asyncio() else _trio().current_trio_token
+        return cls(threading.current_thread().name, running(), running)
+
+    def is_here(self) -> bool:
+        """Return whether it is the loop that runs now; each loop is one thread's."""
+        try:
+            return self._running_loop() is self._loop
+        except RuntimeError:
+            return False
+
+    def check(self, what: str) -> None:
+        """Refuse what another event loop, or none, asks for.
+
+        :param what: what belongs to this loop.
+        :raises VMStateError: this is not the loop.
+        """
+        if not self.is_here():
+            raise VMStateError(
+                f"{what} belongs to an event loop of the thread {self.thread}, and is used from another, "
+                f"of the thread {threading.current_thread().name}; nothing was done. Call it "
+                "from its own loop, for instance with anyio.from_thread.run or asyncio.run_coroutine_threadsafe"
+            )
+
+
+def is_asyncio() -> bool:
+    """Return whether the event loop that runs now is asyncio's, not trio's."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _trio() -> Any:
+    """Return what trio has for libraries such as this; trio need not be installed."""
+    return import_module("trio").lowlevel
+
+
+@define(eq=False)
+class Errand(Generic[T]):
+    """A call that a task makes for a caller, who may leave at once; the call goes on.
+
+    :ivar name: for whom it is, for the log.
+    """
+
+    name: str
+    _call: Callable[[], Awaitable[T]]
+    _ended: Flag = field(factory=Flag, init=False)
+    _result: list[T] = field(factory=list, init=False)
+    _error: Exception | None = field(default=None, init=False)
+    _left: bool = field(default=False, init=False)
+
+    async def made_in(self, tasks: anyio.abc.TaskGroup, unmade: Callable[[], Exception]) -> T:
+        """Have a task of a group make the call, and wait for its result.
+
+        :param unmade: returns what to raise if the group is cancelled first.
+        """
+        tasks.start_soon(self._make)
+        try:
+            await self._ended.wait()
+        except BaseException:
+            self._left = True
+            raise
+        if self._error is not None:
+            raise self._error
+        if not self._result:
+            raise unmade()
+        return self._result[0]
+
+    async def _make(self) -> None:
+        try:
+            self._result.append(await self._call())
+        except Exception as error:
+            self._error = error
+            if self._left and not isinstance(error, VMExitedError):
+                notes = getattr(error, "__notes__", ())
+                text = "; ".join((str(error), *notes))
+                _log.warning("%s: for a caller who was cancelled: %s", self.name, text)
+        finally:
+            self._ended.set()
 
 
 class Opening(Coroutine[Any, Any, C]):

@@ -275,6 +275,7 @@ async def test_a_guest_that_never_connects_is_waited_for_until_the_start_is_canc
             await quiet()
             assert state(vm) is uvm.VMState.STARTING
             tasks.cancel_scope.cancel()
+        await vm.wait()
         assert state(vm) is uvm.VMState.EXITED
         assert vm.exit_status.exit_type == "ForcedExit"
         with pytest.raises(VMExitedError):

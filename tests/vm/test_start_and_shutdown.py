@@ -164,6 +164,7 @@ async def test_a_start_that_is_cancelled_at_any_step_ends_the_vm_and_leaves_noth
             cancelled = attempt.cancelled
             assert attempt.error is None
             if cancelled:
+                await attempt.vm.wait()
                 assert attempt.vm.state is uvm.VMState.EXITED
         await connections.check_closed()
         steps += 1
@@ -215,6 +216,7 @@ async def test_a_guest_that_never_answers_holds_up_neither_a_cancelled_start_nor
             if late:
                 assert type(attempt.error) is uvm.BridgeClosedError
                 assert "did not connect within" in str(attempt.error)
+            await vm.wait()
             assert vm.state is uvm.VMState.EXITED
     assert backend.leftovers() == []
 

@@ -163,7 +163,11 @@ class Hold(Generic[S_co]):
             await self._waker.wait()
 
     def drop(self, *, abandoned: bool = False) -> None:
-        """Release it. This takes effect at once; the VM's tasks do what follows."""
+        """Release it. This takes effect at once; the VM's tasks do what follows.
+
+        :raises VMStateError: the VM belongs to another event loop.
+        """
+        self.link.check_here()
         self._waker = self.error = None
         self.state, self.abandoned = _RELEASING, abandoned
         self._drop_ticket(self)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.abc
 from attrs import Factory, define
 
-from uvm._async import Flag
+from uvm._async import Errand, Flag, Home
 from uvm._guest.states import ContainerStates
 from uvm.devices.base import Quarantined, Step
 from uvm.errors import BridgeClosedError, ExitStatus, HostError, VMExitedError, VMStateError
@@ -31,6 +31,7 @@ class Link:
 
     :ivar tasks: the VM's task group; None unless the VM is running.
     :ivar states: the states of the guest's containers that have ended.
+    :ivar home: the event loop of the VM.
     :ivar exit_grace_seconds: how long to wait for the exit itself after the host reported the VM as gone.
     :ivar guest_exit_seconds: the same after the connection to the guest closed.
     """
@@ -45,14 +46,27 @@ class Link:
     guest_exit_seconds: float = 2.0
     quarantined: list[Quarantined[Hashable, object]] = Factory(list)
     states: ContainerStates = Factory(ContainerStates)
+    home: Home = Factory(Home.here)
     _guest_went_alone: bool = False
 
     def check_running(self) -> Guest:
         """Return the guest of a VM that is running.
 
         :raises VMExitedError: it has exited, or was closed.
-        :raises VMStateError: it has not been started.
+        :raises VMStateError: it has not been started, or belongs to another event loop.
         """
+        self.check_here()
+        return self._running_guest()
+
+    def check_here(self) -> None:
+        """Refuse what another event loop asks of a VM that has not exited.
+
+        :raises VMStateError: the VM belongs to another event loop.
+        """
+        if not self.exited.is_set():
+            self.home.check(f"the VM {self.vm_id}")
+
+    def _running_guest(self) -> Guest:
         if self.exited.is_set():
             raise self.exit_error()
         if self.guest is None or self.tasks is None:
@@ -61,11 +75,24 @@ class Link:
 
     def capabilities(self) -> Mapping[str, Any]:
         """Return what the guest reported of itself; raise as :meth:`check_running` does."""
-        return self.check_running().capabilities
+        return self._running_guest().capabilities
 
     def exit_error(self) -> VMExitedError:
         """Return the error that says that the VM has exited."""
         return VMExitedError(f"{self.vm_id}: the VM has exited", self.exit_status)
+
+    async def carry_out(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Have a task of the VM make a call that changes it, and wait for the result.
+
+        A caller who is cancelled leaves at once, and the call goes on; what it fails with is logged.
+
+        :raises VMExitedError: the VM exits, or is closed, before the result.
+        """
+        self.check_here()
+        if self.exited.is_set():
+            raise self.exit_error()
+        assert self.tasks is not None
+        return await Errand(self.vm_id, call).made_in(self.tasks, self.exit_error)
 
     async def modify(self, request: JSON) -> None:
         """Change the running system; raise what the host raised, or VMExitedError."""
@@ -106,6 +133,12 @@ class Link:
 
     async def call_guest(self, call: Awaitable[T], /) -> T:
         """Do as :meth:`call`, if what HCS reports as gone is a container rather than the VM."""
+        try:
+            self.check_here()
+        except VMStateError:
+            if isinstance(call, Coroutine):
+                call.close()
+            raise
         try:
             return await call
         except VMExitedError:

@@ -41,6 +41,7 @@ from typing import Any, Final, TypeVar
 import anyio
 import anyio.abc
 
+from uvm._async import Home
 from uvm._gcs.calls import Call, Calls
 from uvm._guest.clock import GuestClock
 from uvm._guest.quotes import without_quotes
@@ -100,6 +101,7 @@ class Bridge:
         # Of the stream that is served.
         self._stream: ByteStream | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._home: Home | None = None
         self._ended = True
         self._end_cause: Exception | None = None
         self._writing = False
@@ -128,6 +130,7 @@ class Bridge:
         try:
             if self.closed:
                 return self.error
+            self._home = Home.here()
             await self._serve(stream, greeting)
         finally:
             self._stream = self._tasks = None
@@ -156,12 +159,15 @@ class Bridge:
             is unknown: request or answer may have been lost with the stream.
         :param then: called once, when the call has ended, however it did. It must not raise.
         :raises BridgeClosedError: the bridge is closed.
+        :raises VMStateError: the bridge is served in another event loop.
         :raises OptionsError: JSON has no form for the request.
         """
         if self.calls.host.unwanted > _MAX_UNWANTED:
             self.close(WireError(f"the guest owes more than {_MAX_UNWANTED:,} answers of calls that ended"))
         if self.closed:
             raise self._new_error(BridgeClosedError)
+        if self._home is not None:
+            self._home.check(f"the guest of {self._name}")
         request_id, data = self.calls.encode(procedure, request, operation)
         timeout = self._rpc_timeout_seconds if timeout_seconds is None else timeout_seconds
         call = Call(

@@ -34,7 +34,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from uvm._arguments import Bound, kind_of
-from uvm._async import Flag
+from uvm._async import Flag, Home
 from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._guest.logs import say
 from uvm._repr import brief
@@ -194,6 +194,7 @@ class _Stdio(Bound):
     def __init__(self, channel: Source, name: str) -> None:
         self._channel = channel
         self._name = name
+        self._home = Home.here()
         self._busy = False
         self._at_end = False
 
@@ -205,6 +206,7 @@ class _Stdio(Bound):
     def _use(self, action: str) -> Iterator[str]:
         """Let one task use it, and say in our words what is wrong with it."""
         operation = f"{action} {self._name}"
+        self._home.check(self._name)
         if self._busy:
             raise StreamBusyError(operation)
         if self._channel.closed:
@@ -229,6 +231,7 @@ class _Stdio(Bound):
 
     async def aclose(self) -> None:
         """Close it at once, also under a task that uses it, which gets an error. Again, it does nothing."""
+        self._home.check(self._name)
         await self._channel.aclose()
         await anyio.lowlevel.checkpoint()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from uvm._arguments import kind_of
@@ -137,20 +138,22 @@ class GuestServices(Part, ProcessHost):
             resource_type=RESOURCE_SECURITY_POLICY_FRAGMENT,
             settings=SecurityPolicyFragment(fragment=without_mark(fragment), media_type=media_type),
         )
-        await self._link.modify_guest(to_json(request))
+        await self._link.carry_out(partial(self._link.modify_guest, to_json(request)))
 
     async def set_log_sources(self) -> None:
         """Set the log sources of a Windows guest again to those of the VM's options."""
         guest, options = self._forwarding()
-        await self._link.call(set_log_sources(guest, options))
+        await self._link.carry_out(lambda: self._link.call(set_log_sources(guest, options)))
 
     async def start_log_forwarding(self) -> None:
         """Have a Windows guest forward its log; the start of the VM does so if its options ask for it."""
-        await self._link.call(start_log_forwarding(self._forwarding()[0]))
+        guest, _ = self._forwarding()
+        await self._link.carry_out(lambda: self._link.call(start_log_forwarding(guest)))
 
     async def stop_log_forwarding(self) -> None:
         """Have a Windows guest stop forwarding its log."""
-        await self._link.call(stop_log_forwarding(self._forwarding()[0]))
+        guest, _ = self._forwarding()
+        await self._link.carry_out(lambda: self._link.call(stop_log_forwarding(guest)))
 
     def _forwarding(self) -> tuple[GuestConnection, WCOWOptions]:
         self._context.need_guest("log forwarding", "windows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 from uvm._arguments import kind_of
@@ -33,11 +34,11 @@ class RuntimeSettings(Part):
 
         The VM's own devices do not know what it attaches or detaches.
         """
-        await self._link.modify(_as_json(request))
+        await self._link.carry_out(partial(self._link.modify, _as_json(request)))
 
     async def guest_request(self, request: JSON | requests.ModificationRequest) -> None:
         """Send a request to the guest as it is."""
-        await self._link.modify_guest(_as_json(request))
+        await self._link.carry_out(partial(self._link.modify_guest, _as_json(request)))
 
     async def update_memory(self, size_bytes: int | None = None, *, memory_mb: int | None = None) -> None:
         """Change the size of the memory, in bytes or in MB as :attr:`~uvm.options.Options.memory_mb`.
@@ -133,15 +134,18 @@ class RuntimeSettings(Part):
         :param as_template: save it as a template that other VMs start from.
         :raises OptionsError: the path is not an absolute one of the host.
         """
-        self._link.check_running()
+        link = self._link
+        link.check_running()
         file = host_path(path, self._context.host.paths, "path") if path else ""
         save_type = "AsTemplate" if as_template else "ToFile"
-        await self._link.call(self._link.system.save({"SaveType": save_type, "SaveStateFilePath": file}))
+        options = {"SaveType": save_type, "SaveStateFilePath": file}
+        await link.carry_out(lambda: link.call(link.system.save(options)))
 
     async def crash(self) -> None:
         """Crash the guest, for a dump."""
-        self._link.check_running()
-        await self._link.call(self._link.system.crash())
+        link = self._link
+        link.check_running()
+        await link.carry_out(lambda: link.call(link.system.crash()))
 
     async def stats(self) -> VMStatistics:
         """Return statistics of the VM."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.abc import TaskStatus
 
-from uvm._async import Flag, bare_task_group
+from uvm._async import Errand, Flag, bare_task_group
 from uvm._buses.context import Context
 from uvm._document.plan import CreationPlan
 from uvm._gcs.connection import GuestConnection
@@ -23,7 +23,16 @@ from uvm._vm.layers import RootFileSystems
 from uvm._vm.settings import RuntimeSettings
 from uvm._vm.startup import GuestStartup, OutputHandler
 from uvm.backend import JSON, Backend, Concurrency, HostInfo, System
-from uvm.errors import BridgeClosedError, ExitStatus, HostError, UnknownOutcomeError, UVMError, VMStateError
+from uvm.errors import (
+    BridgeClosedError,
+    ExitStatus,
+    HostError,
+    UnknownOutcomeError,
+    UVMError,
+    VMExitedError,
+    VMStateError,
+    own,
+)
 from uvm.hresult import SYSTEM_ENDED
 
 if TYPE_CHECKING:
@@ -68,7 +77,10 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         self._state = VMState.CREATED
         self._system_exited = Flag()
         self._output_ended = Flag()
+        self._closing = Flag()
         self._closed = Flag()
+        self._close_error: Exception | None = None
+        self._close_error_raised = False
         self._booting = anyio.CancelScope()
         self._detached = False
         self._link.states.mounted = self._mounted_in
@@ -107,7 +119,8 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         context, system, artifacts = await create(options, backend, settings)
         startup = GuestStartup(context, timeouts or GuestTimeouts(), guest_output)
         vm = cls(context, system, artifacts, startup)
-        async with bare_task_group(vm._close_after) as tasks:
+        _log.info("%s: created", vm.id)
+        async with bare_task_group(vm._leave) as tasks:
             with anyio.CancelScope(shield=True):
                 await tasks.start(vm._serve)
             yield vm
@@ -166,26 +179,42 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         """
         return self._link.capabilities()
 
-    # From start to exit.
+    # From start to exit. Tasks of the VM do it, and note the result; callers only wait.
 
     async def start(self) -> None:
         """Start the VM and wait until its guest is connected. If that fails, the VM is terminated.
+
+        A caller who is cancelled leaves at once, and the VM is terminated.
 
         :raises VMStateError: the VM was started before.
         :raises BridgeClosedError: the guest did not connect in time.
         :raises VMExitedError: the VM exited while it booted.
         """
+        self._link.check_here()
         if self._state is VMState.EXITED or self._state is VMState.CLOSED:
             raise self._link.exit_error()
         if self._state is not VMState.CREATED:
             raise VMStateError(f"start {self.id}: the VM is {self._state.value}; a VM is started once")
         self._state = VMState.STARTING
+        channels = self._startup.channels
+        assert channels is not None
+        try:
+            await Errand(self.id, self._boot_or_end).made_in(channels, self._link.exit_error)
+        except anyio.get_cancelled_exc_class():
+            self._booting.cancel()
+            if self._state is VMState.RUNNING:
+                # It started just as its caller was cancelled.
+                channels.start_soon(self._end_after, VMStateError(f"start {self.id}: cancelled"))
+            raise
+
+    async def _boot_or_end(self) -> None:
         try:
             await self._boot()
-        except BaseException as failure:
+        except Exception as failure:
             await self._end_after(failure)
             raise
         self._state = VMState.RUNNING
+        _log.info("%s: started", self.id)
 
     async def _boot(self) -> None:
         """Boot until the guest is connected; VMExitedError if the VM exits or is closed meanwhile."""
@@ -211,12 +240,14 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
                 # The exit status is known once it is closed.
                 await self._closed.wait()
             raise self._link.exit_error() from failure
+        if self._booting.cancel_called:
+            raise VMStateError(f"start {self.id}: cancelled; the VM was terminated")
         if failure is not None:
             raise failure
 
-    async def _end_after(self, failure: BaseException) -> None:
+    async def _end_after(self, failure: Exception) -> None:
         """Terminate a VM that did not start; errors become notes of the failure."""
-        with anyio.move_on_after(self._grace_seconds, shield=True) as scope:
+        with anyio.move_on_after(self._grace_seconds) as scope:
             try:
                 # A close() meanwhile terminates it, and raises what fails.
                 if self._state is not VMState.CLOSED:
@@ -234,6 +265,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         Any number of tasks may wait. A handler of the output that does not return is abandoned after the
         grace period of :meth:`close`.
         """
+        self._link.check_here()
         await self._system_exited.wait()
         await self._end_of_output()
         assert self.exit_status is not None
@@ -247,14 +279,14 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         :param timeout_seconds: how long to wait before the VM is terminated.
         :raises GuestError: the guest refused; the VM keeps running.
         """
-        if not self._system_exited.is_set():
-            if self._state is VMState.CREATED:
-                raise VMStateError(
-                    f"shut down {self.id}: the VM has not been started; terminate it, or leave its context"
-                )
-            with anyio.move_on_after(timeout_seconds):
-                await self._ask_to_shut_down()
-                return await self.wait()
+        self._link.check_here()
+        if self._state is VMState.CREATED:
+            raise VMStateError(
+                f"shut down {self.id}: the VM has not been started; terminate it, or leave its context"
+            )
+        with anyio.move_on_after(timeout_seconds), suppress(VMExitedError):
+            await self._link.carry_out(self._ask_to_shut_down)
+            return await self.wait()
         return await self.terminate()
 
     async def _ask_to_shut_down(self) -> None:
@@ -268,13 +300,16 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
 
     async def terminate(self) -> ExitStatus:
         """Terminate the VM and wait for the exit. After the exit it succeeds quietly."""
-        if not self._system_exited.is_set():
-            await self._unless_stopped(self._system.terminate())
+        with suppress(VMExitedError):
+            await self._link.carry_out(lambda: self._unless_stopped(self._system.terminate()))
         return await self.wait()
 
     async def pause(self) -> None:
         """Pause the VM: its processors stop, and so do the time limits on its guest."""
         self._link.check_running()
+        await self._link.carry_out(self._pause)
+
+    async def _pause(self) -> None:
         clock = self._startup.clock
         was_paused = clock.paused
         # The guest may stop before the host answers.
@@ -290,6 +325,9 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
     async def resume(self) -> None:
         """Resume the paused VM: its processors go on, and so do the time limits on its guest."""
         self._link.check_running()
+        await self._link.carry_out(self._resume)
+
+    async def _resume(self) -> None:
         await self._link.call(self._system.resume())
         self._startup.clock.resume()
         self._unless_gone(VMState.RUNNING)
@@ -301,6 +339,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties of the compute system (:meth:`uvm.backend.System.properties`)."""
+        self._link.check_here()
         if self._state is VMState.CLOSED:
             raise self._link.exit_error()
         return await self._system.properties(*types, queries=queries)
@@ -320,31 +359,45 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         self._detached = True
 
     async def close(self) -> None:
-        """Close the VM now rather than at the end of its context. A second close does nothing.
+        """Close the VM, from any task of its event loop; a second close waits for the first.
 
         The VM is terminated, its access grants are revoked and its temporary files deleted. Each step that
-        takes longer than the grace period is abandoned and reported as an error.
+        takes longer than the grace period is abandoned and reported as an error. A caller who is cancelled
+        leaves at once, and the closing goes on.
         """
-        with anyio.CancelScope(shield=True):
-            if self._state is VMState.CLOSED:
-                # The other close() may wait for the handler of the output, which must not wait for it.
-                if not self._startup.in_output_handler:
-                    await self._closed.wait()
-                return
+        if not self._closed.is_set():
+            self._link.home.check(f"the VM {self.id}")
+        self._begin_closing()
+        await self._closed.wait()
+        await self._end_of_output()
+        self._close_error_raised = True
+        if self._close_error is not None:
+            raise own(self._close_error)
+
+    def _begin_closing(self) -> None:
+        if not self._closing.is_set():
             self._state = VMState.CLOSED
-            try:
-                errors = await self._close()
-            finally:
-                # An exit that the host did not report ends every wait for it all the same.
-                self._exited(_UNKNOWN_EXIT)
-                await self._end_of_output()
-                self._closed.set()
+            self._closing.set()
+            self._devices_gone()
+
+    async def _close_once(self) -> None:
+        """Close the VM, unless that was done."""
+        if self._closed.is_set():
+            return
+        self._begin_closing()
+        try:
+            errors = await self._close()
+        finally:
+            # An exit that the host did not report ends every wait for it all the same.
+            self._exited(_UNKNOWN_EXIT)
+            self._closed.set()
         if errors:
-            raise errors[0] if len(errors) == 1 else ExceptionGroup(f"closing {self.id}", errors)
+            group = ExceptionGroup(f"closing {self.id}", errors)
+            self._close_error = errors[0] if len(errors) == 1 else group
+        _log.info("%s: closed", self.id)
 
     async def _close(self) -> list[Exception]:
         errors: list[Exception] = []
-        self._devices_gone()
         steps: dict[str, Callable[[], Awaitable[list[Exception] | None]]] = {
             "terminating the VM": self._end_system,
             "closing the connection to the guest": self._close_guest,
@@ -387,49 +440,62 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
             self._link.guest.close()
         await self._startup.stop_listening()
 
-    async def _close_after(self, failure: BaseException | None) -> BaseException | None:
+    async def _leave(self, failure: BaseException | None) -> BaseException | None:
         """Close the VM; return the body's failure with the errors as notes, or else the errors."""
-        try:
-            await self.close()
-        except Exception as error:
-            if failure is None:
-                return error
-            for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
-                failure.add_note(f"and closing the VM failed: {each}")
+        self._begin_closing()
+        with anyio.CancelScope(shield=True):
+            if self._link.tasks is None:
+                # The task that serves it was cancelled before it began.
+                await self._close_once()
+            await self._closed.wait()
+        error = None if self._close_error_raised else self._close_error
+        if failure is None or error is None:
+            return failure or error
+        for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
+            failure.add_note(f"and closing the VM failed: {each}")
         return failure
 
     # The exit.
 
     async def _serve(self, *, task_status: TaskStatus[None]) -> None:
-        """Own the tasks of the devices and wait for the exit: the VM's one standing task.
+        """Own the tasks of the VM, wait for the exit, and close the VM: the VM's one standing task.
 
-        It ends with the exit, or when the VM is closed, and not before: a body that is cancelled may still
-        release, and shut down, in order.
+        It goes on until the VM is closed, also if the body is cancelled, which may still release, and shut
+        down, in order.
         """
         try:
-            async with anyio.create_task_group() as channels:
-                channels.cancel_scope.shield = True
-                self._startup.channels = channels
+            with anyio.CancelScope(shield=True):
                 try:
-                    async with anyio.create_task_group() as tasks:
-                        self._link.tasks = tasks
-                        task_status.started()
-                        if not self._link.exited.is_set():
-                            self._exited(await self._exit())
-                        tasks.cancel_scope.cancel()
+                    await self._until_exit(task_status)
                 finally:
-                    self._devices_gone()
-                # A close() has yet to terminate it.
-                await self._system_exited.wait()
-                # A VM that is left running goes on writing, but its output is not read.
-                left_running = self._detached and self.exit_status is _UNKNOWN_EXIT
-                grace_seconds = 0.0 if left_running else self._grace_seconds
-                channels.cancel_scope.deadline = anyio.current_time() + grace_seconds
-                await self._startup.stop_listening()
-            if channels.cancel_scope.cancelled_caught and not left_running:
-                _log.warning("%s: the handler of its output was abandoned after %g s", self.id, grace_seconds)
+                    self._output_ended.set()
+                await self._closing.wait()
         finally:
-            self._output_ended.set()
+            # An event loop that ends cancels this task itself.
+            with anyio.CancelScope(shield=True):
+                await self._close_once()
+
+    async def _until_exit(self, task_status: TaskStatus[None]) -> None:
+        """Serve the VM until it has exited and its last output was read."""
+        async with anyio.create_task_group() as channels:
+            self._startup.channels = channels
+            try:
+                async with anyio.create_task_group() as tasks:
+                    self._link.tasks = tasks
+                    task_status.started()
+                    self._exited(await self._exit())
+                    tasks.cancel_scope.cancel()
+            finally:
+                self._devices_gone()
+            if self._closing.is_set():
+                await self._close_once()
+            # A VM that is left running goes on writing, but its output is not read.
+            left_running = self._detached and self.exit_status is _UNKNOWN_EXIT
+            grace_seconds = 0.0 if left_running else self._grace_seconds
+            channels.cancel_scope.deadline = anyio.current_time() + grace_seconds
+            await self._startup.stop_listening()
+        if channels.cancel_scope.cancelled_caught and not left_running:
+            _log.warning("%s: the handler of its output was abandoned after %g s", self.id, grace_seconds)
 
     async def _exit(self) -> ExitStatus:
         try:
