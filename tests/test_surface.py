@@ -32,8 +32,8 @@ SURFACE = {
         UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
         OptionsError OutputLimitError RefusedError SchemaError StreamBrokenError StreamBusyError
-        StreamClosedError UndoFailedError UnknownOptionError UnknownOutcomeError VMExitedError VMStateError
-        WireError
+        StreamClosedError UndoFailedError UndoUnknownError UnknownOptionError UnknownOutcomeError
+        VMExitedError VMStateError WireError
     """,
     "uvm.backend": """
         AccessMask BROKEN_STREAM Backend ByteStream Concurrency FileInfo Guest HCS_CONCURRENCY HostFiles
@@ -44,8 +44,8 @@ SURFACE = {
     "uvm.errors": """
         UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
-        OptionsError OutputLimitError RefusedError UndoFailedError UnknownOptionError UnknownOutcomeError
-        VMExitedError VMStateError WireError
+        OptionsError OutputLimitError RefusedError UndoFailedError UndoUnknownError UnknownOptionError
+        UnknownOutcomeError VMExitedError VMStateError WireError
     """,
     "uvm.hresult": "HResult SYSTEM_ENDED hresult hresult_from_win32 hresult_name",
     "uvm.options": """

@@ -75,6 +75,7 @@ from uvm.errors import OptionsError as OptionsError
 from uvm.errors import OutputLimitError as OutputLimitError
 from uvm.errors import RefusedError as RefusedError
 from uvm.errors import UndoFailedError as UndoFailedError
+from uvm.errors import UndoUnknownError as UndoUnknownError
 from uvm.errors import UnknownOptionError as UnknownOptionError
 from uvm.errors import UnknownOutcomeError as UnknownOutcomeError
 from uvm.errors import UVMError as UVMError

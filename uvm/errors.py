@@ -30,6 +30,7 @@ __all__ = [
     "UVMError",
     "UndoFailedError",
     "UnknownOptionError",
+    "UndoUnknownError",
     "UnknownOutcomeError",
     "VMExitedError",
     "VMStateError",
@@ -202,19 +203,26 @@ class UnknownOutcomeError(UVMError):
     """
 
 
-class UndoFailedError(ExceptionGroup[Exception], UnknownOutcomeError):
+class UndoFailedError(ExceptionGroup[Exception], UVMError):
     """An operation failed, and rolling it back failed as well: both errors, in order.
+
+    A device whose roll-back was refused is known to be attached, in whole or in part: an orphan, listed in
+    ``vm.orphans``. If the outcome is unknown instead, it is an :class:`UndoUnknownError`.
 
     It can be caught by its own class, as any :class:`UVMError`, or in parts with ``except*``.
     """
 
-    @classmethod
-    def of(cls, error: BaseException, undo_error: BaseException) -> UndoFailedError:
-        """Return the error of an operation and that of its undo as one."""
+    @staticmethod
+    def of(error: BaseException, undo_error: BaseException) -> UndoFailedError:
+        """Return the error of an operation on a device and that of its undo as one."""
         errors: list[Exception] = []
         for each in (error, undo_error):
-            errors += each.exceptions if isinstance(each, cls) else [_as_exception(each)]
-        return cls(f"{error}; and undoing it failed: {undo_error}", errors)
+            errors += each.exceptions if isinstance(each, UndoFailedError) else [_as_exception(each)]
+        said = f"{error}; and undoing it failed: {undo_error}"
+        unknown = isinstance(undo_error, UnknownOutcomeError | VMExitedError)
+        if isinstance(undo_error, UVMError) and not unknown:
+            return UndoFailedError(f"{said}; it stays attached, as an orphan (vm.orphans)", errors)
+        return UndoUnknownError(f"{said}; its slot is quarantined (vm.quarantined)", errors)
 
     def __str__(self) -> str:
         # Not the group's, which ends with the number of its parts.
@@ -222,7 +230,11 @@ class UndoFailedError(ExceptionGroup[Exception], UnknownOutcomeError):
 
     def derive(self, excs: Sequence[Exception]) -> UndoFailedError:  # type: ignore[override]
         """Return a group of a part of the errors."""
-        return UndoFailedError(self.message, excs)
+        return type(self)(self.message, excs)
+
+
+class UndoUnknownError(UndoFailedError, UnknownOutcomeError):
+    """An operation failed, and whether it was rolled back is unknown: the slot is in ``vm.quarantined``."""
 
 
 def _as_exception(error: BaseException) -> Exception:

@@ -49,6 +49,7 @@ from uvm.errors import (
     NotAttachedError,
     OptionsError,
     UndoFailedError,
+    UndoUnknownError,
     UnknownOutcomeError,
     UVMError,
 )
@@ -474,7 +475,46 @@ async def test_an_undo_that_is_refused_as_well_is_told_with_the_refusal(kind: st
         assert [type(e) for e in caught.value.exceptions] == [GuestError, HostError]
         assert "E_ACCESSDENIED" in str(caught.value)
         assert "E_INVALIDARG" in str(caught.value)
+        assert not isinstance(caught.value, UnknownOutcomeError)
+        assert run.vm.quarantined == ()
+        [orphan] = run.vm.orphans
+        assert isinstance(orphan.error, UndoFailedError)
+        check_at_rest(run)
+        await orphan.release()
+        assert run.vm.orphans == ()
+        check_at_rest(run)
+        assert (await add(run)).released is False
+
+
+@pytest.mark.parametrize("kind", list(TWO_STEPS))
+async def test_an_undo_whose_answer_is_lost_withholds_the_slot(
+    kind: str,
+) -> None:
+    os, add, guest_step, undo = TWO_STEPS[kind]
+    async with running(_options(os)) as run:
+        await _prepare(run)
+        nth = 2 if kind == "windows adapter" else 1
+        run.backend.faults.refuse(to="guest", resource=guest_step, request_type="Add", nth=nth)
+        run.backend.faults.lose(resource=undo, request_type="Remove", first=1)
+        with pytest.raises(UndoUnknownError):
+            await add(run)
         assert len(run.vm.quarantined) == 1
+        assert run.vm.orphans == ()
+        check_at_rest(run)
+
+
+async def test_an_undo_goes_on_from_the_step_that_was_refused() -> None:
+    async with running(wcow()) as run:
+        await _prepare(run)
+        run.backend.faults.refuse(to="guest", resource="Network", request_type="Add", nth=2)
+        # The host's part is undone, and the announcement to the guest is not.
+        run.backend.faults.refuse(to="guest", request_type="Remove", first=1)
+        with pytest.raises(UndoFailedError):
+            await _endpoint(run)
+        check_at_rest(run)
+        before = len(run.sent())
+        await run.vm.orphans[0].release()
+        assert run.told()[before:] == ["guest: Remove"]
         check_at_rest(run)
 
 

@@ -55,8 +55,9 @@ def test_a_group_is_each_of_its_errors() -> None:
 
 def test_an_error_whose_undo_failed_is_told_once() -> None:
     error = UndoFailedError.of(HostError("add", HResult.E_FAIL), HostError("remove", HResult.E_FAIL))
-    assert (
-        in_one_line(error) == "add: E_FAIL (0x80004005); and undoing it failed: remove: E_FAIL (0x80004005)"
+    assert in_one_line(error) == (
+        "add: E_FAIL (0x80004005); and undoing it failed: remove: E_FAIL (0x80004005); "
+        "it stays attached, as an orphan (vm.orphans)"
     )
 
 

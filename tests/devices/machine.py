@@ -188,7 +188,6 @@ class DeviceMachine(RuleBasedStateMachine):
         self.begun: list[tuple[Operation[Any, Any, Any, Any], tuple[Step, ...], Hashable]] = []
         self.tickets: dict[Ticket[Any, Any, Any, Any], TicketState] = {}
         self.withheld: set[Name] = set()
-        self.requests: dict[Any, Any] = {}
 
     # Events.
 
@@ -217,7 +216,6 @@ class DeviceMachine(RuleBasedStateMachine):
             assert self.ledger.dump() == before
             return
         self.tickets[ticket] = WAITING
-        self.requests[key] = member
         self.heed(change)
 
     @precondition(lambda self: self.live())
@@ -261,8 +259,11 @@ class DeviceMachine(RuleBasedStateMachine):
             return
         failing = data.draw(st.integers(0, len(steps) - 1), label="failing step")
         if how == "refused":
-            progress = failing if operation.kind == REMOVE else 0
-            self.finish(operation, steps, failing, Refused(fails(), progress))
+            remaining = steps[failing:] if failing else ()
+            if operation.kind != REMOVE:
+                undo = [step.undo for step in reversed(steps[:failing]) if step.undo is not None]
+                remaining = tuple(undo[data.draw(st.integers(0, len(undo)), label="steps undone") :])
+            self.finish(operation, steps, failing, Refused(fails(), remaining))
         else:
             reached = failing + data.draw(st.booleans(), label="done nevertheless")
             self.finish(operation, steps, reached, Unknown(UnknownOutcomeError("nobody knows")))
@@ -280,16 +281,16 @@ class DeviceMachine(RuleBasedStateMachine):
         if isinstance(outcome, Refused) and operation.kind != REMOVE:
             for step in reversed(steps[:reached]):
                 assert step.undo is not None, f"{step} cannot be undone"
-                self.model.carry_out(step.undo)
+                if step.undo not in outcome.remaining:
+                    self.model.carry_out(step.undo)
         touched = self.names_at(operation)
         change = self.ledger.done(operation, outcome)
         if change.quarantined:
             assert isinstance(outcome, Unknown)
             self.withheld |= touched
         if isinstance(outcome, Ok) and operation.kind == ADD and not operation.void:
-            assert set(operation.serves) - {t for t, s in self.tickets.items() if s == ENDED} <= set(
-                change.granted
-            )
+            waiting = {ticket for ticket, state in self.tickets.items() if state == WAITING}
+            assert waiting & set(operation.serves) <= set(change.granted)
         self.heed(change)
 
     def names_at(self, operation: Operation[Any, Any, Any, Any]) -> set[Name]:
@@ -307,6 +308,16 @@ class DeviceMachine(RuleBasedStateMachine):
         device.load(self.ledger.device.dump())
         return device.steps(Operation(kind, entry, target))
 
+    def done_of(self, entry: Entry[Any, Any, Any, Any], steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        """The steps that made what an entry says is applied; `steps` are those of its ADD."""
+        removal = self.steps_of(REMOVE, entry, None)
+        done = len(removal) - len(entry.remaining)
+        if not entry.remaining:
+            return steps
+        if done and entry.remaining == removal[done:]:
+            return *steps, *removal[:done]
+        return tuple(step for step in steps if step.undo in entry.remaining)
+
     # What holds after every event.
 
     @invariant()
@@ -319,7 +330,7 @@ class DeviceMachine(RuleBasedStateMachine):
             if entry.applied is None:
                 continue
             steps = self.steps_of(ADD, entry, entry.applied)
-            for step in (*steps, *self.steps_of(REMOVE, entry, None)[: entry.progress]):
+            for step in self.done_of(entry, steps):
                 expected.carry_out(step)
             if entry.doubtful:
                 doubtful.update(expected.names(steps))
@@ -397,12 +408,6 @@ class DeviceMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "ledger"):
             return
-        self.become_quiet()
-        # A removal that nobody waited for, and that was refused, goes on when somebody asks.
-        for entry in [e for e in self.ledger if not self.is_retained(e)]:
-            ticket, change = self.ledger.acquire(entry.key, self.requests[entry.key])
-            self.tickets[ticket] = WAITING
-            self.heed(change)
         self.become_quiet()
         assert [e.key for e in self.ledger if not self.is_retained(e)] == []
         self.every_ticket_is_accounted_for()

@@ -29,8 +29,12 @@ FilesChange = Change[str, str, int, Files, object]
 
 
 def _request(verb: str, slot: int, part: int, value: Files | None) -> Step:
-    """A step that asks the host for one part of a device, or for all of its value."""
-    return Step(ModifySettingRequest(resource_path=f"{slot}/{part}", request_type=verb, settings=value))
+    """A step that asks the host for one part of a device, or for all of its value.
+
+    A device is removed from its first part on, and an add is undone from its last part on.
+    """
+    undo = _request("undo", slot, part, None) if verb == "add" else None
+    return Step(ModifySettingRequest(resource_path=f"{slot}/{part}", request_type=verb, settings=value), undo)
 
 
 class Shelf(Device[str, str, int, Files]):
@@ -138,7 +142,9 @@ class Host:
             assert self.at[slot].parts == self.parts
             self.at[slot].value = value
         else:
-            assert self.parts - self.at[slot].parts == part, f"part {part} was removed from {self.at[slot]}"
+            undone = request.request_type == "undo"
+            next_part = self.at[slot].parts - 1 if undone else self.parts - self.at[slot].parts
+            assert next_part == part, f"part {part} was removed from {self.at[slot]}"
             self.at[slot].parts -= 1
             if not self.at[slot].parts:
                 del self.at[slot]

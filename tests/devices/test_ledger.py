@@ -231,8 +231,8 @@ def test_an_owner_whose_device_went_with_another_is_told_so() -> None:
     ledger.done(change.operation, OK)
     removal = ledger.drop(first).operation
     assert removal
-    ledger.begin(removal)
-    assert ledger.done(removal, Refused(RuntimeError("busy"), 1)).failed[0][0] is first
+    _, last = ledger.begin(removal)
+    assert ledger.done(removal, Refused(RuntimeError("busy"), (last,))).failed[0][0] is first
     second, change = ledger.acquire("p", "a")
     assert change.operation
     assert len(ledger.begin(change.operation)) == 1, "it goes on from the step that failed"

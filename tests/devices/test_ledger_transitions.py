@@ -2,9 +2,9 @@
 
 A script is a line of events at the key ``p``, a share of two parts that takes out each file with its last
 holder. ``+a`` acquires the file a (``+a2``: once more, for another party) and ``-a`` drops that ticket.
-``begin`` begins the operation in flight; ``ok``, ``refused`` and ``unknown`` end it, and ``half`` is refused
-after one step. ``gone`` is the exit of the VM. ``full`` takes every slot that is left. The last word is the
-event of the row.
+``begin`` begins the operation in flight; ``ok``, ``refused`` and ``unknown`` end it. ``half`` is refused
+after one step, which stays: of a removal it is not undone, of an add the undo is refused as well. ``gone``
+is the exit of the VM. ``full`` takes every slot that is left. The last word is the event of the row.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ SCRIPTS: dict[Row, str] = {
     (ADDING, "ok", ABSENT): "+a -a begin ok",
     (ADDING, "ok", ADDING): "+a -a begin +b ok",
     (ADDING, "refused", ABSENT): "+a begin refused",
+    (ADDING, "refused", PARTIAL): "+a begin half",
     (ADDING, "unknown", QUARANTINED): "+a begin unknown",
     (APPLIED, "acquire", APPLIED): f"{HAVE_A} +a2",
     (APPLIED, "acquire", UPDATING): f"{HAVE_A} +b",

@@ -145,8 +145,8 @@ def test_a_detach_that_the_host_refuses_goes_on_from_there() -> None:
     ticket, _ = attach(ledger, DiskKey("a"))
     operation = ledger.drop(ticket).operation
     assert operation is not None
-    ledger.begin(operation)
-    ledger.done(operation, Refused(HostError("modify", HResult.E_FAIL), progress=1))
+    _, detach = ledger.begin(operation)
+    ledger.done(operation, Refused(HostError("modify", HResult.E_FAIL), (detach,)))
     assert [r["to"] for r in release(ledger, ticket)] == ["host"]
     assert len(ledger) == 0
 

@@ -60,8 +60,9 @@ class Flight:
     operation: FilesOperation
     steps: tuple[Step, ...] = ()
     begun: bool = False
-    #: What was asked for when it began.
+    #: What was asked for when it began, and by which waiters.
     asked: Files = NOTHING
+    serves: frozenset[FilesTicket] = frozenset()
 
 
 #: States in which a ticket may end.
@@ -142,9 +143,12 @@ class World:
             self._expect_nothing(lambda: self.ledger.drop(ticket))
             return
 
+        flight = self.flights.get(ticket.key)
+        served = flight is not None and ticket in flight.serves
+
         def drop() -> FilesChange:
             change = self.ledger.drop(ticket)
-            if state == WAITING:
+            if state == WAITING and not served:
                 assert change.released == (ticket,)
             else:
                 self.tickets[ticket] = LEAVING
@@ -159,14 +163,16 @@ class World:
         flight.steps, flight.begun = self.ledger.begin(flight.operation), True
         if not flight.operation.void:
             flight.asked = Files(t.member for t in self.in_state(WAITING, HELD) if t.key == key)
+            if flight.operation.kind != REMOVE:
+                flight.serves = frozenset(t for t in self.in_state(WAITING) if t.key == key)
         assert self.ledger.dump() == before
 
     def done(self, key: str, how: str, count: int = 0) -> None:
         """End what is in flight on a key.
 
         :param how: ok, refused or unknown.
-        :param count: of a removal that is refused, how many steps were done; and of any operation of
-            unknown outcome.
+        :param count: of a removal that is refused, how many steps were done; of an add, how many stay since
+            their undo was refused as well; and of any operation of unknown outcome, how many were done.
         """
         flight = self.flights.pop(key)
         assert flight.begun
@@ -177,15 +183,19 @@ class World:
             assert not steps
             how = "ok"
         done = len(steps) if how == "ok" else min(count, len(steps) - (how == "refused"))
-        if how == "refused" and operation.kind in (ADD, UPDATE):
-            done = 0
+        remaining = steps[done:] if done else ()
+        if operation.kind != REMOVE:
+            remaining = tuple(step.undo for step in reversed(steps[:done]) if step.undo is not None)
         for step in steps[:done]:
             self.host.carry_out(step)
         if not operation.void:
             self._note(operation, how)
-        outcomes: dict[str, Outcome] = {"refused": Refused(error, done), "unknown": Unknown(error)}
+        outcomes: dict[str, Outcome] = {"refused": Refused(error, remaining), "unknown": Unknown(error)}
         outcome = outcomes.get(how, OK)
-        self._event(key, how, lambda: self.ledger.done(operation, outcome), error, flight.asked)
+        stays = how == "refused" and operation.kind == ADD and done > 0
+        owner = operation.serves[0] if stays else None
+        assert owner is None or owner in flight.serves
+        self._event(key, how, lambda: self.ledger.done(operation, outcome), error, flight.asked, owner)
 
     def _note(self, operation: FilesOperation, how: str) -> None:
         if how == "ok":
@@ -233,6 +243,7 @@ class World:
         event: Callable[[], FilesChange],
         error: BaseException | None = None,
         asked: Files = NOTHING,
+        owner: FilesTicket | None = None,
     ) -> None:
         before, parent = self._state(key), self.ledger.parents.get(key)
         try:
@@ -247,7 +258,7 @@ class World:
         if change.quarantined and parent is not None:
             self.kept.remove(parent)
             self.lost.append(parent)
-        self._account(change, key, name, error, asked)
+        self._account(change, key, name, error, asked, owner)
 
     def _state(self, key: str) -> State:
         entry = self.ledger.get(key)
@@ -270,7 +281,13 @@ class World:
     # What the ledger reported.
 
     def _account(
-        self, change: FilesChange, key: str, name: str, error: BaseException | None, asked: Files
+        self,
+        change: FilesChange,
+        key: str,
+        name: str,
+        error: BaseException | None,
+        asked: Files,
+        owner: FilesTicket | None,
     ) -> None:
         for ticket in change.granted:
             assert ticket.key == key
@@ -288,7 +305,8 @@ class World:
             assert cause is error or (isinstance(cause, NoSpaceError) and self.tickets[ticket] == WAITING)
             assert self.tickets[ticket] in MAY_END
             owed = self.tickets[ticket] == LEAVING and name == "refused"
-            self.tickets[ticket] = OWED if owed else ENDED
+            self.tickets[ticket] = OWED if owed or ticket is owner else ENDED
+        assert owner is None or self.tickets[owner] == OWED
         for ticket in gone:
             self._check_released(ticket, asked)
         for withheld in change.quarantined:
@@ -371,7 +389,8 @@ class World:
             if placed is None:
                 assert entry.applied is None
             else:
-                assert self.device.parts - placed.parts == entry.progress
+                assert placed.parts == len(entry.remaining) or not entry.remaining
+                assert (placed.parts == self.device.parts) == (not entry.remaining)
                 assert placed.value == entry.applied or entry.doubtful
             value = self.host.value(entry.slot)
             for ticket in entry.holders:
@@ -381,8 +400,7 @@ class World:
                 continue
             if entry.key not in self.troubled.keys() | self.doubtful:
                 assert self.device.settled(value, Files(ticket.member for ticket in entry.holders))
-            if not (entry.holders or entry.owed or self.device.retain):
-                assert self.troubled[entry.key] == REMOVE, "nobody's, and nobody tried to remove it"
+            assert entry.holders or entry.owed or self.device.retain, "it has no owner"
         assert set(self.host.at) <= {entry.slot for entry in self.ledger} | self.withheld
 
     # Quiet.
@@ -427,15 +445,8 @@ class World:
                 self.drop(ticket)
                 self.check()
         self.finish()
-        # A refused removal that nobody had asked for has no owner who could ask again: the next to come has.
-        for key in [entry.key for entry in self.ledger if entry.key in self.troubled]:
-            owner = self.acquire(key, "a")
-            assert owner is not None
-            self.finish()
-            self.drop(owner)
-            self.finish()
         assert [e.key for e in self.ledger if not e.holders and not self.device.retain] == []
-        assert [e.key for e in self.ledger if e.progress or e.owed] == []
+        assert [e.key for e in self.ledger if e.remaining or e.owed] == []
 
 
 def reported(change: FilesChange) -> set[str]:

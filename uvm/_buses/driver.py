@@ -289,11 +289,6 @@ class Driver(Generic[K, M, S, W]):
             return
         # It may come from the ledger above.
         self._holds[ticket] = hold
-        operation = ticket.entry.operation
-        if operation is not None and operation.kind is ADD and ticket in operation.serves:
-            # It is dropped once the device is attached, so that a refused removal has an owner.
-            hold.state, hold.abandoned = _WAITING, True
-            return
         self._settle(self.ledger.drop(ticket))
 
     def attached(self) -> list[tuple[Entry[K, M, S, W], W]]:
@@ -333,7 +328,6 @@ class Driver(Generic[K, M, S, W]):
         heirs = list(change.parents)
         for ticket in change.granted:
             self._holds[ticket].settle(_GRANTED)
-        abandoned = [hold for ticket in change.granted if (hold := self._holds[ticket]).abandoned]
         for ticket, error in change.failed:
             exited = isinstance(error, VMExitedError)
             self._finish(ticket, self.link.exit_error() if exited else error, heirs)
@@ -345,8 +339,6 @@ class Driver(Generic[K, M, S, W]):
             self._report(withheld)
         if change.operation is not None:
             self.lane.enter(partial(self._start, change.operation))
-        for hold in abandoned:
-            hold.abandon()
 
     def _start(self, operation: Operation[K, M, S, W]) -> None:
         if self.link.tasks is not None:
@@ -363,6 +355,8 @@ class Driver(Generic[K, M, S, W]):
         if error is not None:
             if hold.state is not _WAITING:
                 _log.warning("%s: releasing %s failed: %s", self.link.vm_id, ticket.key, error)
+            # The caller that waits for it has an error and no lease.
+            hold.abandoned = hold.abandoned or (owed and hold.state is _WAITING)
             hold.error = error if hold.error is None else UndoFailedError.of(hold.error, error)
         if heirs and not owed:
             hold.inherit(heirs.pop(0))
@@ -426,19 +420,19 @@ class Driver(Generic[K, M, S, W]):
                 if not is_refusal(error):
                     return Unknown(_as_unknown(error))
                 if operation.kind is REMOVE:
-                    return Refused(error, len(done))
+                    return Refused(error, steps[len(done) :] if done else ())
                 return await self._undo(done, error)
             done.append(step)
         return OK
 
     async def _undo(self, done: list[Step], error: Exception) -> Outcome:
-        for step in reversed(done):
-            if step.undo is None:
-                continue
+        undo = [step.undo for step in reversed(done) if step.undo is not None]
+        for number, step in enumerate(undo):
             try:
-                await self.link.revoke(step.undo)
+                await self.link.revoke(step)
             except Exception as undo_error:
-                return Unknown(UndoFailedError.of(error, undo_error))
+                failure = UndoFailedError.of(error, undo_error)
+                return Refused(failure, tuple(undo[number:])) if is_refusal(undo_error) else Unknown(failure)
         return Refused(error)
 
 

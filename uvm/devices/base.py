@@ -76,7 +76,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], frozenset[State]]] = {
     (ADDING, "acquire"): frozenset({ADDING}),
     (ADDING, "drop"): frozenset({ADDING}),
     (ADDING, "ok"): frozenset({APPLIED, UPDATING, REMOVING, ABSENT, ADDING}),  # last two: it was void
-    (ADDING, "refused"): frozenset({ABSENT}),
+    (ADDING, "refused"): frozenset({ABSENT, PARTIAL}),  # PARTIAL: its undo was refused too
     (ADDING, "unknown"): frozenset({QUARANTINED}),
     (ADDING, "gone"): frozenset({ABSENT}),
     (APPLIED, "acquire"): frozenset({APPLIED, UPDATING}),
@@ -101,32 +101,6 @@ TRANSITIONS: Final[dict[tuple[State, Event], frozenset[State]]] = {
 }
 
 
-@frozen
-class Ok:
-    """The operation was carried out."""
-
-
-@frozen
-class Refused:
-    """A step failed and, undone, changed nothing.
-
-    :ivar progress: of a REMOVE, how many of its steps were done (they are not undone).
-    """
-
-    error: BaseException
-    progress: int = 0
-
-
-@frozen
-class Unknown:
-    """What the operation did is unknown: timed out, connection lost, cancelled, undo failed."""
-
-    error: BaseException
-
-
-OK: Final = Ok()
-Outcome = Ok | Refused | Unknown
-
 #: A request of a step: to the host, or to the guest.
 Request = ModifySettingRequest | ModificationRequest
 
@@ -139,6 +113,35 @@ class Step(NamedTuple):
 
     request: Request
     undo: Step | None = None
+
+
+@frozen
+class Ok:
+    """The operation was carried out."""
+
+
+@frozen
+class Refused:
+    """A step failed and changed nothing.
+
+    :ivar remaining: what is left to send until the device is removed, if it is attached in part now: the
+        steps of a REMOVE from the one that failed on, since those before it are not undone; or the undo of an
+        ADD or UPDATE, from the step of it that was refused on.
+    """
+
+    error: BaseException
+    remaining: tuple[Step, ...] = ()
+
+
+@frozen
+class Unknown:
+    """What the operation, or its undo, did is unknown: timed out, connection lost, cancelled."""
+
+    error: BaseException
+
+
+OK: Final = Ok()
+Outcome = Ok | Refused | Unknown
 
 
 def on_host(request_type: str, path: str, settings: object = None, undo: Step | None = None) -> Step:
@@ -179,8 +182,8 @@ class Entry(Generic[K, M, S, W]):
     slot: S
     applied: W | None = None
     operation: Operation[K, M, S, W] | None = field(default=None, init=False)
-    #: Steps of the removal that are done; if not 0, the device is only partly attached.
-    progress: int = field(default=0, init=False)
+    #: The steps that remove the rest of a device that is attached in part.
+    remaining: tuple[Step, ...] = field(default=(), init=False)
     #: The outcome of the last update is unknown.
     doubtful: bool = field(default=False, init=False)
     holders: dict[Ticket[K, M, S, W], None] = field(factory=dict, init=False)
@@ -209,7 +212,7 @@ class Entry(Generic[K, M, S, W]):
             return {ADD: ADDING, UPDATE: UPDATING, REMOVE: REMOVING}[self.operation.kind]
         if self.applied is None:
             return ABSENT
-        return PARTIAL if self.progress else APPLIED
+        return PARTIAL if self.remaining else APPLIED
 
 
 @define(eq=False)
@@ -270,8 +273,9 @@ class Change(Generic[K, M, S, W, P]):
     :ivar granted: waiters that hold the device now.
     :ivar released: tickets whose drop is complete, waiters that were dropped, and ``OWED`` tickets of a
         device that another ticket's removal detached.
-    :ivar failed: waiters that failed (now ``ENDED``) and tickets whose drop failed (``OWED``: may be
-        dropped again; ``ENDED``: the outcome is unknown), each with the cause.
+    :ivar failed: waiters that failed (now ``ENDED``; one is ``OWED`` if its device stays in part, since the
+        undo was refused) and tickets whose drop failed (``OWED``: may be dropped again; ``ENDED``: the
+        outcome is unknown), each with the cause.
     :ivar parents: what entries depended on and no longer need, to be dropped by the caller.
     :ivar operation: the next operation to carry out on this key.
     """
@@ -327,7 +331,7 @@ class Device(Generic[K, M, S, W]):
         return True
 
     def steps(self, operation: Operation[K, M, S, W]) -> tuple[Step, ...]:
-        """Return the steps of an operation, in order; of a REMOVE all of them, also when it is resumed."""
+        """Return the steps of an operation, in order; of a REMOVE all of them."""
         raise NotImplementedError
 
     def gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:
@@ -354,7 +358,7 @@ class EntryState(Generic[K_co, M_co, S_co, W_co]):
     state: State
     applied: W_co | None
     members: tuple[M_co, ...]
-    progress: int = 0
+    remaining: tuple[Step, ...] = ()
     doubtful: bool = False
     owed: tuple[M_co, ...] = ()
     names: tuple[tuple[tuple[Hashable, Hashable], M_co], ...] = ()

@@ -26,20 +26,25 @@ States of a key::
 
                     acquire                   Ok                    acquire/drop
         ABSENT ---------------> ADDING ---------------> APPLIED ----------------> UPDATING
-          ^  ^      Refused       |                      ^   |  <----------------   |
-          |  +--------------------+              Refused |   | last drop  Ok, Refused, Unknown
-          |                       | Unknown              |   v
-          |                       +-----> QUARANTINED <-- REMOVING <----------+
-          |                                      Unknown   |  |   some steps   |  drop, acquire
-          +------------------------------------------------+  +---------> PARTIAL
-                               Ok
+          ^  ^      Refused      | |                     ^   |  <----------------   |
+          |  +-------------------+ |             Refused |   | last drop  Ok, Refused, Unknown
+          |              |         | Unknown             |   v
+          |              |         +----> QUARANTINED <-- REMOVING <------------------+
+          |              |                       Unknown   |  |   some steps           |  drop, acquire
+          +--------------)---------------------------------+  +---------> PARTIAL -----+
+                         |     Ok                                           ^
+                         +--------------------------------------------------+
+                                             the undo too
 
 - **Refused** means that nothing changed (the caller undid what had been done). A refused ADD fails every
-  waiter. A refused REMOVE leaves the device with the ticket that released it, which may be dropped again;
-  if there was none (its ADD had no waiter left), with the next one that acquires it.
-- **PARTIAL** is a removal that stopped between its steps: the guest removed the device and the host refused.
-  No ticket is granted the device; a further drop by its owner, or any acquire, goes on from the step that
-  failed.
+  waiter. A refused REMOVE leaves the device with the ticket that released it, which may be dropped again.
+- **PARTIAL** is a device of which some steps stay applied: a removal stopped between its steps (the guest
+  removed the device and the host refused), or an ADD was refused and its undo as well. The outcome says which
+  steps remain until it is gone; undo is not the mirror of add, so the ledger keeps them. No ticket is granted
+  the device; a further drop by its owner, or any acquire, goes on from the step that failed.
+- What is attached and wanted by no ticket, and is not retained, has an **owner**: the ``OWED`` ticket of the
+  one that dropped it last, or of a waiter of the ADD whose undo was refused. A waiter that is dropped while
+  its ADD is in flight stays (``LEAVING``) until that has ended, for the same reason.
 - **Unknown**: it may have happened or not. The slot is withheld (QUARANTINED) and the key leaves the table:
   another acquire gets another slot, and the host may refuse it. An UPDATE of unknown outcome withholds no
   slot; it makes the entry *doubtful*, and the next update states the whole value again.
@@ -182,19 +187,27 @@ class Ledger(Generic[K, M, S, W, P]):
         entry = ticket.entry
         if ticket.state is WAITING:
             del entry.waiters[ticket]
-            change.release((ticket,))
-        elif ticket.state is HELD or ticket.state is OWED:
-            if ticket.state is HELD:
-                del entry.holders[ticket]
-            else:
-                entry.owed = tuple(t for t in entry.owed if t is not ticket)
-            ticket.state = LEAVING
-            entry.leaving += (ticket,)
+            if not self._is_served(ticket):
+                change.release((ticket,))
+                return change
+        elif ticket.state is HELD:
+            del entry.holders[ticket]
+        elif ticket.state is OWED:
+            entry.owed = tuple(t for t in entry.owed if t is not ticket)
         else:
             return change
+        ticket.state = LEAVING
+        entry.leaving += (ticket,)
         if entry.operation is None:
             self._plan(entry, change)
         return change
+
+    def _is_served(self, ticket: Ticket[K, M, S, W]) -> bool:
+        """Return whether an operation in flight is for a waiter, which may have to own what it leaves."""
+        operation = ticket.entry.operation
+        if operation is None or ticket not in operation.serves:
+            return False
+        return operation.kind is not REMOVE
 
     def begin(self, operation: Operation[K, M, S, W]) -> tuple[Step, ...]:
         """Fix what an operation will do and return its steps; none if it has become void."""
@@ -211,14 +224,14 @@ class Ledger(Generic[K, M, S, W, P]):
         if entry.leaving and (operation.kind is REMOVE or self.device.narrows):
             operation.releasers += entry.leaving
             entry.leaving = ()
-        return self.device.steps(operation)[entry.progress :]
+        return entry.remaining or self.device.steps(operation)
 
     @staticmethod
     def _is_void(operation: Operation[K, M, S, W], wanted: W | None) -> bool:
         """Return whether nothing is left to do; the plan that follows its end decides what is next."""
         entry = operation.entry
         if operation.kind is REMOVE:
-            return wanted is not None and not entry.progress
+            return wanted is not None and not entry.remaining
         return wanted is None or (wanted == entry.applied and not entry.doubtful)
 
     def done(self, operation: Operation[K, M, S, W], outcome: Outcome) -> Change[K, M, S, W, P]:
@@ -243,8 +256,7 @@ class Ledger(Generic[K, M, S, W, P]):
         elif isinstance(outcome, Unknown):
             self._quarantine(operation, outcome.error, change)
         elif operation.kind is ADD:
-            change.fail(entry.waiters, outcome.error)
-            self._detached(entry, change)
+            self._not_added(operation, outcome, change)
         else:
             self._not_removed(operation, outcome, change)
         return change
@@ -290,19 +302,21 @@ class Ledger(Generic[K, M, S, W, P]):
                 self._detached(entry, change)
                 return
             kind = ADD
-        elif entry.progress:
+        elif entry.remaining:
             kind = REMOVE
         else:
             # An update that may have revoked has to be settled before a ticket is granted what it left.
             if entry.waiters and not (entry.doubtful and self.device.narrows):
                 self._grant(entry, change)
-            if wanted == entry.applied and not (entry.doubtful and entry.waiters):
+            restated = entry.waiters or (entry.leaving and self.device.narrows)
+            if wanted == entry.applied and not (entry.doubtful and restated):
                 change.release(entry.leaving)
                 entry.leaving = ()
                 return
             kind = REMOVE if wanted is None else UPDATE
         operation = entry.operation = change.operation = Operation(kind, entry)
-        if kind is REMOVE or self.device.narrows:
+        # If a waiter fails, what is left without holders needs an owner.
+        if kind is REMOVE or self.device.narrows or not entry.holders:
             operation.releasers = entry.leaving
         else:
             change.release(entry.leaving)
@@ -312,25 +326,63 @@ class Ledger(Generic[K, M, S, W, P]):
         entry = operation.entry
         entry.applied = operation.target
         entry.doubtful = False
-        change.release(operation.releasers)
+        self._revoked(operation, change)
         if operation.kind is not REMOVE:
+            self._name_all(entry, entry.leaving)
             if self.device.narrows:
-                self._unname(entry, [each for each in entry.names if not self._covers(entry, each)])
+                self._narrowed(entry, change)
             self._plan(entry, change)
             return
-        entry.progress = 0
+        entry.remaining = ()
         self._unname(entry, [*entry.names])
         change.release(entry.owed)
         entry.owed = ()
         self._detached(entry, change)
+
+    def _revoked(self, operation: Operation[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
+        """Release the tickets of an operation; those of an UPDATE that adds are left to the plan."""
+        if operation.kind is REMOVE or self.device.narrows:
+            change.release(operation.releasers)
+        else:
+            operation.entry.leaving = operation.releasers + operation.entry.leaving
+
+    def _narrowed(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
+        """Forget what an UPDATE revoked, and release the tickets that owed it."""
+        self._unname(entry, [each for each in entry.names if not self._covers(entry, each)])
+        applied = entry.applied
+        assert applied is not None
+        owed = {ticket: self.device.covers(applied, ticket.member) for ticket in entry.owed}
+        change.release(tuple(ticket for ticket in owed if not owed[ticket]))
+        entry.owed = tuple(ticket for ticket in owed if owed[ticket])
+
+    def _not_added(
+        self, operation: Operation[K, M, S, W], outcome: Refused, change: Change[K, M, S, W, P]
+    ) -> None:
+        entry = operation.entry
+        if outcome.remaining:
+            entry.applied, entry.remaining = operation.target, outcome.remaining
+            self._name_all(entry, operation.serves)
+            owner = operation.serves[0]
+            entry.owed = (owner,)
+            entry.leaving = tuple(ticket for ticket in entry.leaving if ticket is not owner)
+            change.fail(entry.owed, outcome.error, OWED)
+        change.fail(entry.waiters, outcome.error)
+        if outcome.remaining:
+            change.release(entry.leaving)
+            entry.leaving = ()
+        else:
+            self._detached(entry, change)
 
     def _not_updated(
         self, operation: Operation[K, M, S, W], outcome: Refused | Unknown, change: Change[K, M, S, W, P]
     ) -> None:
         entry = operation.entry
         change.fail([t for t in operation.serves if t.state is WAITING], outcome.error)
-        if isinstance(outcome, Unknown):
+        if isinstance(outcome, Unknown) or outcome.remaining:
             entry.doubtful = True
+        if not self.device.narrows:
+            self._revoked(operation, change)
+        elif isinstance(outcome, Unknown):
             change.fail(operation.releasers, outcome.error)
         else:
             change.fail(operation.releasers, outcome.error, OWED)
@@ -343,12 +395,12 @@ class Ledger(Generic[K, M, S, W, P]):
         self, operation: Operation[K, M, S, W], outcome: Refused, change: Change[K, M, S, W, P]
     ) -> None:
         entry = operation.entry
-        entry.progress += outcome.progress
+        entry.remaining = outcome.remaining or entry.remaining
         releasers = operation.releasers + entry.leaving
         entry.leaving = ()
         change.fail(releasers, outcome.error, OWED)
         entry.owed += releasers
-        if entry.progress:
+        if entry.remaining:
             change.fail(entry.waiters, outcome.error)
         # Not tried again before the next event.
         if entry.waiters:
@@ -367,7 +419,7 @@ class Ledger(Generic[K, M, S, W, P]):
             change.fail(entry.waiters, error)
         self._unname(entry, [*entry.names])
         entry.owed = entry.leaving = ()
-        entry.applied, entry.progress, entry.doubtful = None, 0, False
+        entry.applied, entry.remaining, entry.doubtful = None, (), False
         self.parents.pop(entry.key, None)
         self._place_again(entry, change)
 
@@ -406,6 +458,12 @@ class Ledger(Generic[K, M, S, W, P]):
             named[entry, own] = None
             entry.names[name, own] = ticket.member
 
+    def _name_all(self, entry: Entry[K, M, S, W], tickets: Iterable[Ticket[K, M, S, W]]) -> None:
+        """File what is attached under the names of tickets that are not granted it."""
+        for ticket in tickets:
+            if entry.applied is not None and self.device.covers(entry.applied, ticket.member):
+                self._name(entry, ticket)
+
     def _unname(self, entry: Entry[K, M, S, W], names: Iterable[tuple[Hashable, Hashable]]) -> None:
         for name, own in names:
             del entry.names[name, own], self._named[name][entry, own]
@@ -437,7 +495,7 @@ class Ledger(Generic[K, M, S, W, P]):
                     entry.state,
                     entry.applied,
                     tuple(entry.members()),
-                    entry.progress,
+                    entry.remaining,
                     entry.doubtful,
                     tuple(ticket.member for ticket in entry.owed),
                     tuple(entry.names.items()),
@@ -474,7 +532,7 @@ class Ledger(Generic[K, M, S, W, P]):
 
     def _restore(self, saved: EntryState[K, M, S, W]) -> Iterator[Ticket[K, M, S, W]]:
         entry: Entry[K, M, S, W] = Entry(saved.key, saved.slot, saved.applied)
-        entry.progress, entry.doubtful = saved.progress, saved.doubtful
+        entry.remaining, entry.doubtful = saved.remaining, saved.doubtful
         self._entries[saved.key] = entry
         entry.holders = {Ticket(entry, member, HELD): None for member in saved.members}
         entry.owed = tuple(Ticket(entry, member, OWED) for member in saved.owed)

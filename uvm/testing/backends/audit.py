@@ -67,12 +67,17 @@ def _requests(
     device: Device[Any, Any, Any, Any], of: Entry[Any, Any, Any, Any] | Quarantined[Any, Any]
 ) -> Iterator[Request]:
     """Yield the requests that made what is applied, or may be, and those that removed a part of it again."""
-    value, progress = (of.value, 0) if isinstance(of, Quarantined) else (of.applied, of.progress)
-    if value is not None:
-        entry: Entry[Any, Any, Any, Any] = Entry(of.key, of.slot, value)
-        added = device.steps(Operation(ADD, entry, value))
-        removed = device.steps(Operation(REMOVE, entry))[:progress]
-        yield from (step.request for step in (*added, *removed))
+    value, remaining = (of.value, ()) if isinstance(of, Quarantined) else (of.applied, of.remaining)
+    if value is None:
+        return
+    entry: Entry[Any, Any, Any, Any] = Entry(of.key, of.slot, value)
+    added, removed = device.steps(Operation(ADD, entry, value)), device.steps(Operation(REMOVE, entry))
+    done = len(removed) - len(remaining)
+    if not remaining or (done and remaining == removed[done:]):
+        yield from (step.request for step in (*added, *removed[: done if remaining else 0]))
+    else:
+        # An ADD whose undo was refused: what can still be undone is applied.
+        yield from (step.request for step in added if step.undo in remaining)
 
 
 class _Account:
