@@ -132,8 +132,8 @@ class Home:
         if not self.is_here():
             raise VMStateError(
                 f"{what} belongs to an event loop of the thread {self.thread}, and is used from another, "
-                f"of the thread {threading.current_thread().name}; nothing was done. Call it "
-                "from its own loop, for instance with anyio.from_thread.run or asyncio.run_coroutine_threadsafe"
+                f"of the thread {threading.current_thread().name}; nothing was done. Call it from "
+                "its own loop, for instance with anyio.from_thread.run or asyncio.run_coroutine_threadsafe"
             )
 
 

@@ -342,7 +342,7 @@ async def test_a_stream_that_breaks_ends_the_output(
 async def test_the_log_of_a_guest_goes_all_the_way_into_records(caplog: pytest.LogCaptureFixture) -> None:
     async with forwarding(log_to("vm-1")) as line:
         await say(line.dial(), b'{"level":"warning","msg":"low mem', b'ory"}\npanic: out of memory')
-    assert messages(caplog) == ["low memory", "guest terminated: panic: out of memory"]
+    assert messages(caplog) == ["vm-1: low memory", "vm-1: guest terminated: panic: out of memory"]
 
 
 async def test_a_logging_handler_that_raises_does_not_end_the_forwarding(

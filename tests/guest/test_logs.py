@@ -236,7 +236,8 @@ async def records_of(data: bytes, caplog: pytest.LogCaptureFixture) -> list[logg
 @pytest.mark.anyio
 async def test_an_entry_becomes_a_record(caplog: pytest.LogCaptureFixture) -> None:
     (record,) = await records_of(STARTED, caplog)
-    assert (record.name, record.levelno, record.getMessage()) == ("uvm.guest", logging.INFO, "GCS started")
+    assert (record.name, record.levelno) == ("uvm.guest", logging.INFO)
+    assert record.getMessage() == "vm-1: GCS started"
     assert record.__dict__["vm_id"] == "vm-1"
     assert record.__dict__["guest"] == {"pid": 1}
     assert record.__dict__["guest_time"] == datetime(2024, 1, 15, 10, 30, 0, 123456, UTC)
@@ -248,14 +249,14 @@ async def test_a_panic_becomes_a_record_with_its_first_line_as_message(
 ) -> None:
     _, record = await records_of(STARTED + PANIC, caplog)
     assert record.levelno == logging.ERROR
-    assert record.getMessage() == "guest terminated: panic: index out of range"
+    assert record.getMessage() == "vm-1: guest terminated: panic: index out of range"
     assert record.__dict__["guest_text"] == PANIC.decode().strip()
 
 
 @pytest.mark.anyio
 async def test_a_message_cannot_forge_a_line_nor_a_format(caplog: pytest.LogCaptureFixture) -> None:
     (record,) = await records_of(b'{"msg":"100%s\\nERROR root: \\u001b[2J","name":"root"}', caplog)
-    assert record.getMessage() == "100%s\\nERROR root: \\x1b[2J"
+    assert record.getMessage() == "vm-1: 100%s\\nERROR root: \\x1b[2J"
     assert record.name == "uvm.guest"
 
 
@@ -276,7 +277,7 @@ async def test_a_reader_that_is_cancelled_still_tells_what_it_has(caplog: pytest
         assert caplog.records == []
         tasks.cancel_scope.cancel()
     (record,) = caplog.records
-    assert record.getMessage() == "guest terminated: panic: index out of range"
+    assert record.getMessage() == "vm-1: guest terminated: panic: index out of range"
 
 
 class Failing(logging.Handler):

@@ -102,7 +102,7 @@ async def test_a_guest_that_quotes_its_request_in_its_log_puts_no_secret_into_ou
         await guest.send(f"\npanic: {SAID}".encode())
         await guest.send_eof()
     assert len(caplog.records) == 2
-    assert caplog.records[0].message == SHOWN
+    assert caplog.records[0].message == f"vm: {SHOWN}"
     assert "s3cret" not in "".join(str(record.__dict__) for record in caplog.records)
 
 
@@ -120,6 +120,6 @@ async def test_an_entry_of_the_log_that_comes_in_pieces_puts_no_secret_into_ours
         await guest.send(b'\n{"level":"info","msg":"next"}\n')
         await guest.send_eof()
     assert len(caplog.records) > 3
-    assert [record.getMessage() for record in caplog.records][-1] == "next"
+    assert [record.getMessage() for record in caplog.records][-1] == "vm: next"
     assert "no string" in caplog.records[-2].__dict__["guest_text"]
     assert "SECRET" not in "".join(str(record.__dict__) for record in caplog.records)

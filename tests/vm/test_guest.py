@@ -224,7 +224,7 @@ async def test_the_log_of_a_linux_guest_becomes_records(caplog: pytest.LogCaptur
     async with running() as run:
         service(run).log.line("mounted", level="warning", device="/dev/sda")
         await quiet()
-        record = next(r for r in caplog.records if r.getMessage() == "mounted")
+        record = next(r for r in caplog.records if r.getMessage() == "vm1: mounted")
         assert (record.name, record.levelno) == ("uvm.guest", logging.WARNING)
         assert record.vm_id == "vm1"  # type: ignore[attr-defined]
         assert record.guest["device"] == "/dev/sda"  # type: ignore[attr-defined]

@@ -45,7 +45,7 @@ class Link:
     exit_grace_seconds: float = 5.0
     guest_exit_seconds: float = 2.0
     quarantined: list[Quarantined[Hashable, object]] = Factory(list)
-    states: ContainerStates = Factory(ContainerStates)
+    states: ContainerStates = Factory(lambda link: ContainerStates(name=link.vm_id), takes_self=True)
     home: Home = Factory(Home.here)
     _guest_went_alone: bool = False
 

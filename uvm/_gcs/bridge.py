@@ -92,7 +92,7 @@ class Bridge:
         self._name = name
         self._notify = notify
         self._rpc_timeout_seconds = rpc_timeout_seconds
-        self.calls = Calls()
+        self.calls = Calls(name)
         self._clock = clock or GuestClock()
         self.closed = False
         self._cause: BaseException | None = None

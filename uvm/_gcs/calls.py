@@ -114,7 +114,8 @@ class Call:
         error = GuestError(self.operation, result, text)
         if (records := body.get("ErrorRecords")) and _log.isEnabledFor(logging.DEBUG):
             shown = printable(dumps(scrub(without_quotes(records))))
-            _log.debug("%s: %s: error records %s", self.operation, error.name, shown)
+            name = self._calls.name
+            _log.debug("%s: %s: %s: error records %s", name, self.operation, error.name, shown)
         return error
 
     async def wait(self) -> None:
@@ -160,18 +161,21 @@ class Call:
             self._then(self)
         except Exception:
             # Other calls are still to end, and the caller that could get this error is the one that failed.
-            _log.exception("%s: the function to be called at the end failed", self.operation)
+            problem = "%s: %s: the function to be called at the end failed"
+            _log.exception(problem, self._calls.name, self.operation)
 
 
 class Calls:
     """The calls that have not ended.
 
+    :ivar name: whose guest it is, for the log.
     :ivar host: the host's end of the connection: it takes the bytes of the guest.
     """
 
-    __slots__ = ("_open", "_queued", "_urgent", "host")
+    __slots__ = ("_open", "_queued", "_urgent", "host", "name")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self.host = HostSide()
         self._open: dict[int, Call] = {}
         # Queues that a call can leave at any place.

@@ -103,7 +103,7 @@ class GuestConnection(GuestHost):
             bridge=bridge,
             listen=listen,
             call=call,
-            states=states or ContainerStates(),
+            states=states or ContainerStates(name=name),
         )
         self._bridge = bridge
         self._redial = redial

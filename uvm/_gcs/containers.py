@@ -100,7 +100,7 @@ class Containers:
         except UnknownOutcomeError:
             self._end_later(container)
         except UVMError as error:
-            _log.debug("a container whose caller was cancelled: %s", error)
+            _log.debug("%s: a container whose caller was cancelled: %s", self._link.name, error)
             self._drop(handle)
         else:
             await self._end_abandoned(container)
@@ -109,13 +109,12 @@ class Containers:
         if self._link.tasks is not None:
             self._link.tasks.start_soon(self._end_abandoned, container)
 
-    @staticmethod
-    async def _end_abandoned(container: Container) -> None:
+    async def _end_abandoned(self, container: Container) -> None:
         """End a container that no caller has, if it was created."""
         try:
             await container.aclose()
         except UVMError as error:
-            _log.warning("a container whose caller has gone: %s", error)
+            _log.warning("%s: a container whose caller has gone: %s", self._link.name, error)
 
     def notify(self, report: ContainerNotification) -> None:
         """Take the report of an exit.

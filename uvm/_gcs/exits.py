@@ -154,7 +154,7 @@ class ExitWatch:
                 self._forgotten()
         except UVMError as error:
             # The wait without a limit is answered, now or after the next connection.
-            _log.debug("a probe of process %d: %s", self.pid, error)
+            _log.debug("%s: a probe of process %d: %s", self._link.name, self.pid, error)
 
     def _wait_anew(self) -> None:
         """Ask once more without a limit: the request before may have been lost, or not."""

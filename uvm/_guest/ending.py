@@ -69,11 +69,11 @@ class Ending:
         try:
             await self._guest.call(self._work())
         except VMExitedError as error:
-            _log.debug("%s: %s", self._what, error)
+            _log.debug("%s: %s: %s", self._guest.name, self._what, error)
         except Exception as error:
             outcome.error = error
             if not outcome.waiting:
-                _log.warning("%s, whose caller has gone: %s", self._what, error)
+                _log.warning("%s: %s, whose caller has gone: %s", self._guest.name, self._what, error)
         finally:
             outcome.done.set()
 

@@ -287,7 +287,7 @@ def _record(item: LogEntry | LogText, vm_id: str) -> None:
         first_line, *_ = item.text.split("\n", 1)
         message = f"{item.what}: {printable(first_line)}"
         extra |= {"guest_text": item.text}
-    say(_log, item.level, message, extra=extra)
+    say(_log, item.level, f"{vm_id}: {message}", extra=extra)
 
 
 #: What logging itself does with an error of a handler.

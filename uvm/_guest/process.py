@@ -311,7 +311,8 @@ def discard(process: Process) -> None:
             try:
                 await process.kill()
             except Exception as error:
-                _log.debug("process %d, whose caller has gone: %s", process.pid, error)
+                guest = process._guest.name
+                _log.debug("%s: process %d, whose caller has gone: %s", guest, process.pid, error)
         await process.aclose()
 
     process._guest.start_soon(end)

@@ -153,7 +153,7 @@ async def _give_size(process: Process, height: int, width: int) -> None:
         await process.resize(height, width)
     except RefusedError as error:
         # It runs all the same, or has exited already.
-        _log.debug("%s", error)
+        _log.debug("%s: %s", process._guest.name, error)
     except BaseException:
         discard(process)
         raise
@@ -171,7 +171,7 @@ async def _converse(process: Process, text: bytes, max_bytes: int) -> CompletedP
             await stdin.send_eof()
         except StreamBrokenError as error:
             # No process has to read its input.
-            _log.debug("%s", error)
+            _log.debug("%s: %s", process._guest.name, error)
         except Exception as error:
             failures.append(error)
             # It may wait for the end of its input for ever.

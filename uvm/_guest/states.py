@@ -63,6 +63,8 @@ class ContainerStates:
     """
 
     mounted: Callable[[str], str] = _nothing
+    #: Whose guest it is, for the log.
+    name: str = ""
     closing: dict[str, Flag] = field(factory=dict, init=False)
     _deletions: dict[str, Deletion] = field(factory=dict, init=False)
 
@@ -103,7 +105,7 @@ class ContainerStates:
         try:
             await deletion.forget()
         except UVMError as error:
-            _log.warning("deleting the state of container %s: %s", container_id, error)
+            _log.warning("%s: deleting the state of container %s: %s", self.name, container_id, error)
             deletion.error = error
         finally:
             self._deletions.pop(container_id, None)

@@ -272,10 +272,10 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
             try:
                 if stream is not None:
                     await stream.send_eof()
-            except BROKEN_STREAM as e:
+            except BROKEN_STREAM:
+                # Else the process reads it no more.
                 if self._channel.closed:
                     raise
-                _log.debug("%s: the process reads it no more: %r", operation, e)
             self._at_end = True
 
 

@@ -132,7 +132,7 @@ class Relayed(ABC, Generic[E]):
                 self.exit.lose(lambda: HostError(*parts))
         except Exception as error:
             # Whatever it is, the VM goes on.
-            _log.warning("waiting for %s: %r", self._name, error)
+            _log.warning("%s: waiting for %s: %r", self._access.name, self._name, error)
             self._cut()
 
     async def _close(self) -> None:
@@ -140,7 +140,7 @@ class Relayed(ABC, Generic[E]):
             await self._made.close()
         except Exception as error:
             # Nothing depends on it any more; what does go on is not to be ended by it.
-            _log.warning("closing the handle of %s: %r", self._name, error)
+            _log.warning("%s: closing the handle of %s: %r", self._access.name, self._name, error)
 
     def _cut(self) -> None:
         """Note that its VM has gone."""

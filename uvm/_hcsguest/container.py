@@ -99,7 +99,7 @@ class RelayedContainer(Relayed[ContainerExit]):
             try:
                 await self.end(forced=True)
             except UVMError as error:
-                _log.warning("a container whose caller was cancelled: %s", error)
+                _log.warning("%s: a container whose caller was cancelled: %s", self._access.name, error)
         # HCS ends it with its last handle, if nothing else did.
         await self.forget()
 

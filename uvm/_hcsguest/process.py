@@ -95,7 +95,7 @@ class _Pipe:
                 await self._end()
         except Exception as error:
             # Whatever it is, all streams are closed, and the handle after them.
-            _log.debug("closing the input of a process: %r", error)
+            _log.debug("%s: closing the input of a process: %r", self._access.name, error)
         finally:
             await self._close()
 
@@ -176,7 +176,7 @@ class RelayedProcess(Relayed[int]):
         except HostError as error:
             if not error.system_gone and error.hresult not in EXITED | {HResult.E_HANDLE}:
                 raise
-            _log.debug("the input of process %d: %s", self.pid, error)
+            _log.debug("%s: the input of process %d: %s", self._access.name, self.pid, error)
 
     async def start_helper(self, launch: Launch) -> Process:
         """Start a process of the guest itself."""
