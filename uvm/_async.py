@@ -156,10 +156,12 @@ class Errand(Generic[T]):
     """A call that a task makes for a caller, who may leave at once; the call goes on.
 
     :ivar name: for whom it is, for the log.
+    :ivar give_up: called with the result of which the caller has no use, having left.
     """
 
     name: str
     _call: Callable[[], Awaitable[T]]
+    give_up: Callable[[T], object] = lambda result: None
     _ended: Flag = field(factory=Flag, init=False)
     _result: list[T] = field(factory=list, init=False)
     _error: Exception | None = field(default=None, init=False)
@@ -175,6 +177,8 @@ class Errand(Generic[T]):
             await self._ended.wait()
         except BaseException:
             self._left = True
+            for result in self._result:
+                self.give_up(result)
             raise
         if self._error is not None:
             raise self._error
@@ -184,7 +188,9 @@ class Errand(Generic[T]):
 
     async def _make(self) -> None:
         try:
-            self._result.append(await self._call())
+            self._result.append(result := await self._call())
+            if self._left:
+                self.give_up(result)
         except Exception as error:
             self._error = error
             if self._left and not isinstance(error, VMExitedError):

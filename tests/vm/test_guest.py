@@ -209,6 +209,18 @@ async def test_a_policy_fragment_reaches_the_guest_and_no_log(caplog: pytest.Log
     assert "c2VjcmV0" not in caplog.text
 
 
+async def test_a_root_whose_caller_left_while_it_was_combined_is_taken_apart_in_order() -> None:
+    async with running() as run, anyio.create_task_group() as tasks:
+        with run.backend.faults.hold(to="guest", resource="CombinedLayers") as gate:
+            mounting = Attempt.begin(tasks, run.vm.mount_layers, "c1", [host.LAYER], host.SCRATCH)
+            await gate.wait()
+            await mounting.cancel()
+        await quiet()
+        assert run.vm.orphans == () == run.vm.scsi.disks
+        assert not run.guest.mounts
+        check_at_rest(run)
+
+
 # The channels of the boot.
 
 

@@ -81,18 +81,21 @@ class Link:
         """Return the error that says that the VM has exited."""
         return VMExitedError(f"{self.vm_id}: the VM has exited", self.exit_status)
 
-    async def carry_out(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def carry_out(
+        self, call: Callable[[], Awaitable[T]], give_up: Callable[[T], object] = lambda result: None
+    ) -> T:
         """Have a task of the VM make a call that changes it, and wait for the result.
 
         A caller who is cancelled leaves at once, and the call goes on; what it fails with is logged.
 
+        :param give_up: called with the result if the caller has left.
         :raises VMExitedError: the VM exits, or is closed, before the result.
         """
         self.check_here()
         if self.exited.is_set():
             raise self.exit_error()
         assert self.tasks is not None
-        return await Errand(self.vm_id, call).made_in(self.tasks, self.exit_error)
+        return await Errand(self.vm_id, call, give_up).made_in(self.tasks, self.exit_error)
 
     async def modify(self, request: JSON) -> None:
         """Change the running system; raise what the host raised, or VMExitedError."""

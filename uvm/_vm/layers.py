@@ -113,18 +113,23 @@ class RootFileSystem(Releasable):
 
         :raises AlreadyReleasedError: it was released before.
         """
-        tasks = self._vm._link.tasks
-        if tasks is None or self._vm._link.exited.is_set():
+        if self._vm._link.exited.is_set():
             return
         if self._releasing is not None and not self._errors:
             raise AlreadyReleasedError(f"the root file system {self.root} was released before")
-        done = self._releasing = anyio.Event()
-        self._errors = []
-        tasks.start_soon(self._take_apart, done)
-        await done.wait()
+        await self._begin_release().wait()
         if self._errors:
             errors = [own(error) for error in self._errors]
             raise errors[0] if len(errors) == 1 else ExceptionGroup(f"releasing {self.root}", errors)
+
+    def _begin_release(self) -> anyio.Event:
+        """Have a task of the VM release it, and return what is set when it has."""
+        done = self._releasing = anyio.Event()
+        self._errors = []
+        # The VM has no tasks once it has exited, and then it does not matter any more.
+        if (tasks := self._vm._link.tasks) is not None:
+            tasks.start_soon(self._take_apart, done)
+        return done
 
     async def _take_apart(self, done: anyio.Event) -> None:
         errors: list[Exception] = []
@@ -271,5 +276,10 @@ class RootFileSystems(Devices):
         if kind is WCOWLayer and root:
             raise OptionsError("the root of a Windows container is its scratch disk's mount; leave out root")
         if kind is LCOWLayer:
-            return Opening(_mount_lcow(self, container_id, given, scratch_path, root))
-        return Opening(_mount_wcow(self, container_id, given, scratch_path))
+            return Opening(self._mount(partial(_mount_lcow, self, container_id, given, scratch_path, root)))
+        return Opening(self._mount(partial(_mount_wcow, self, container_id, given, scratch_path)))
+
+    async def _mount(self, mount: Callable[[], Awaitable[RootFileSystem]]) -> RootFileSystem:
+        """Mount in a task of the VM, so that a caller who leaves has it taken apart in order."""
+        self._link.check_running()
+        return await self._link.carry_out(mount, RootFileSystem._begin_release)
