@@ -113,7 +113,7 @@ class Home:
     def here(cls) -> Home:
         """Return the loop that runs now."""
         # The function of the event loop itself: anyio's costs ten times as much.
-        running = asyncio.get_running_loop if is_asyncio() else _trio().current_trio_token
+        running = asyncio.get_running_loop if is_asyncio() else trio_lowlevel().current_trio_token
         return cls(threading.current_thread().name, running(), running)
 
     def is_here(self) -> bool:
@@ -132,8 +132,8 @@ class Home:
         if not self.is_here():
             raise VMStateError(
                 f"{what} belongs to an event loop of the thread {self.thread}, and is used from another, "
-                f"of the thread {threading.current_thread().name}; nothing was done. Call it from "
-                "its own loop, for instance with anyio.from_thread.run or asyncio.run_coroutine_threadsafe"
+                f"of the thread {threading.current_thread().name}; nothing was done. Call it "
+                "from its own loop, as anyio.from_thread.run and asyncio.run_coroutine_threadsafe do"
             )
 
 
@@ -146,7 +146,7 @@ def is_asyncio() -> bool:
     return True
 
 
-def _trio() -> Any:
+def trio_lowlevel() -> Any:
     """Return what trio has for libraries such as this; trio need not be installed."""
     return import_module("trio").lowlevel
 

@@ -7,7 +7,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 from anyio.abc import TaskStatus
@@ -23,6 +24,7 @@ from uvm._vm.layers import RootFileSystems
 from uvm._vm.settings import RuntimeSettings
 from uvm._vm.startup import GuestStartup, OutputHandler
 from uvm.backend import JSON, Backend, Concurrency, HostInfo, System
+from uvm.backends import open_backend
 from uvm.errors import (
     BridgeClosedError,
     ExitStatus,
@@ -81,6 +83,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         self._closed = Flag()
         self._close_error: Exception | None = None
         self._close_error_raised = False
+        self._keeper_ended: Callable[[], Awaitable[None]] | None = None
         self._booting = anyio.CancelScope()
         self._detached = False
         self._link.states.mounted = self._mounted_in
@@ -91,7 +94,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         cls,
         options: LCOWOptions | WCOWOptions,
         *,
-        backend: Backend,
+        backend: Backend | str,
         concurrency: Concurrency | None = None,
         amend: Callable[[CreationPlan], CreationPlan] | None = None,
         timeouts: GuestTimeouts | None = None,
@@ -100,9 +103,12 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
     ) -> AsyncIterator[UtilityVM]:
         """Create a VM, and close it at the end of the ``async with``; enter and leave it in one task.
 
+        :func:`uvm.start_vm` returns a VM that is bound to no task.
+
         On exit the VM is terminated, its access grants are revoked and its temporary files deleted. Clean-up
         errors are raised, or added as notes to the exception of the body, which propagates unwrapped.
 
+        :param backend: a backend, or the name of one, which is opened for the VM and closed with it.
         :param concurrency: how many operations run at once, in place of the limits of the host.
         :param amend: called with the :class:`CreationPlan` (HCS document, grants, files) before anything
             happens; returns the plan to use. For settings without an option.
@@ -114,8 +120,34 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         :raises OptionsError: the options cannot work on this host; nothing was created.
         :raises NotSupportedError: the host is too old for them; nothing was created.
         :raises HostError: the host refused.
+        :raises VMStateError: it is left in another task than it was entered in; the VM was closed.
         """
         settings = Settings(concurrency, amend, close_grace_seconds)
+        entered_in = anyio.get_current_task()
+        try:
+            async with (
+                _opened(backend) as opened,
+                cls._created(options, opened, settings, timeouts, guest_output) as vm,
+            ):
+                yield vm
+        except BaseException as error:
+            if anyio.get_current_task() == entered_in:
+                raise
+            raise VMStateError(
+                "UtilityVM.create was entered in one task and left in another, which a task group does not "
+                "allow; the VM was closed. uvm.start_vm returns a VM that any task may close"
+            ) from error
+
+    @classmethod
+    @asynccontextmanager
+    async def _created(
+        cls,
+        options: LCOWOptions | WCOWOptions,
+        backend: Backend,
+        settings: Settings,
+        timeouts: GuestTimeouts | None,
+        guest_output: OutputHandler | None,
+    ) -> AsyncIterator[UtilityVM]:
         context, system, artifacts = await create(options, backend, settings)
         startup = GuestStartup(context, timeouts or GuestTimeouts(), guest_output)
         vm = cls(context, system, artifacts, startup)
@@ -124,6 +156,22 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
             with anyio.CancelScope(shield=True):
                 await tasks.start(vm._serve)
             yield vm
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.close()
+        except Exception as error:
+            if exc is None:
+                raise
+            _note(exc, error)
 
     # Facts.
 
@@ -369,10 +417,17 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
             self._link.home.check(f"the VM {self.id}")
         self._begin_closing()
         await self._closed.wait()
-        await self._end_of_output()
+        if not self._startup.in_output_handler:
+            await self._output_ended.wait()
+            if self._keeper_ended is not None:
+                await self._keeper_ended()
         self._close_error_raised = True
         if self._close_error is not None:
             raise own(self._close_error)
+
+    async def _wait_closing(self) -> None:
+        """Wait until the VM is being closed."""
+        await self._closing.wait()
 
     def _begin_closing(self) -> None:
         if not self._closing.is_set():
@@ -451,8 +506,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         error = None if self._close_error_raised else self._close_error
         if failure is None or error is None:
             return failure or error
-        for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
-            failure.add_note(f"and closing the VM failed: {each}")
+        _note(failure, error)
         return failure
 
     # The exit.
@@ -540,3 +594,19 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         except HostError as error:
             if error.hresult not in SYSTEM_ENDED:
                 raise
+
+
+@asynccontextmanager
+async def _opened(backend: Backend | str) -> AsyncIterator[Backend]:
+    """Open a backend by its name, or leave it to its owner."""
+    if not isinstance(backend, str):
+        yield backend
+        return
+    async with open_backend(backend) as opened:
+        yield opened
+
+
+def _note(failure: BaseException, error: Exception) -> None:
+    """Add what closing a VM failed with to what failed before."""
+    for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
+        failure.add_note(f"and closing the VM failed: {each}")

@@ -1,0 +1,266 @@
+"""VMs that are bound to no task: any task may use and close them, and none is left behind."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import warnings
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import uvm
+from tests.clocks import jumping_backends, run_without_waiting
+from tests.vm.support import DISK, Attempt, host_backend, lcow, quiet, wcow
+from uvm.backends.fake import FakeBackend
+from uvm.errors import HostError, OptionsError, UVMError, VMExitedError, VMStateError
+
+pytestmark = pytest.mark.anyio
+anyio_backend = jumping_backends
+
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
+
+
+async def in_tasks(*calls: Any) -> None:
+    """Make each call in a task of its own, one after the other."""
+    for call in calls:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+
+
+async def test_a_vm_is_started_used_and_closed_in_three_tasks() -> None:
+    backend = host_backend()
+    vms: list[uvm.UtilityVM] = []
+
+    async def set_up() -> None:
+        vms.append(await uvm.start_vm(lcow(), backend=backend))
+
+    async def use() -> None:
+        assert (await vms[0].run(["echo", "hello"])).stdout == b"hello\n"
+        await vms[0].scsi.attach(DISK)
+
+    async def tear_down() -> None:
+        await vms[0].close()
+        assert backend.leftovers() == []
+
+    await in_tasks(set_up, use, tear_down)
+    assert vms[0].state is uvm.VMState.CLOSED
+    await vms[0].close()
+
+
+async def test_it_may_be_entered_and_left_in_different_tasks() -> None:
+    backend = host_backend()
+    opening = uvm.start_vm(wcow(), backend=backend)
+
+    async def enter() -> None:
+        assert (await opening.__aenter__()).state is uvm.VMState.RUNNING
+
+    async def leave() -> None:
+        await opening.__aexit__(None, None, None)
+        assert backend.leftovers() == []
+
+    await in_tasks(enter, leave)
+
+
+async def test_a_vm_is_a_context_that_closes_it_and_notes_what_that_failed_with() -> None:
+    backend = host_backend()
+
+    async def use() -> None:
+        async with uvm.start_vm(lcow(), backend=backend) as vm:
+            await vm.scsi.attach(DISK)
+            backend.faults.refuse(to="revoke")
+            raise ValueError("body")
+
+    with pytest.raises(ValueError, match="body") as caught:
+        await use()
+    assert ["closing the VM failed" in note for note in caught.value.__notes__] == [True]
+
+
+async def test_what_fails_at_the_closing_is_raised_by_every_close() -> None:
+    backend = host_backend()
+    vm = await uvm.start_vm(lcow(), backend=backend)
+    await vm.scsi.attach(DISK)
+    backend.faults.refuse(to="revoke")
+    for _ in range(2):
+        with pytest.raises(HostError, match="revoke"):
+            await vm.close()
+    with pytest.raises(VMExitedError):
+        await vm.run(["true"])
+
+
+@pytest.mark.parametrize("operation", ["create", "start", "connect"])
+async def test_what_a_start_fails_with_is_raised_once_nothing_is_left(operation: str) -> None:
+    backend = host_backend()
+    backend.faults.refuse(operation=operation)
+    with pytest.raises(HostError if operation != "connect" else UVMError):
+        await uvm.start_vm(lcow(), backend=backend, timeouts=uvm.GuestTimeouts(boot_seconds=1))
+    assert backend.leftovers() == []
+
+
+@pytest.mark.parametrize("operation", ["enumerate", "create", "start", "connect"])
+async def test_a_cancelled_start_leaves_at_once_and_the_keeper_undoes_it(operation: str) -> None:
+    backend = host_backend()
+    with backend.faults.hold(operation=operation) as gate:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: uvm.start_vm(lcow(), backend=backend))
+            await gate.wait()
+            tasks.cancel_scope.cancel()
+        assert tasks.cancel_scope.cancel_called
+    await anyio.sleep(60)
+    assert backend.leftovers() == []
+
+
+async def test_a_start_that_is_cancelled_at_any_step_leaves_nothing() -> None:
+    steps, cancelled = 0, True
+    while cancelled:
+        backend = host_backend()
+        async with anyio.create_task_group() as tasks:
+            starting = Attempt.begin(tasks, lambda: uvm.start_vm(lcow(), backend=backend))  # noqa: B023
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        cancelled = starting.result is None
+        if not cancelled:
+            await starting.result.close()
+        await anyio.sleep(60)
+        assert backend.leftovers() == []
+        steps += 1
+    assert steps > 10
+
+
+async def test_a_cancelled_close_goes_on() -> None:
+    backend = host_backend()
+    vm = await uvm.start_vm(lcow(), backend=backend)
+    with backend.faults.hold(operation="terminate"), anyio.move_on_after(1) as scope:
+        await vm.close()
+    assert scope.cancelled_caught
+    await vm.close()
+    assert backend.leftovers() == []
+
+
+async def test_a_vm_that_exits_stays_until_it_is_closed() -> None:
+    backend = host_backend()
+    vm = await uvm.start_vm(lcow(), backend=backend)
+    await vm.terminate()
+    await quiet()
+    assert backend.leftovers() == ["VM vm1 (Stopped)"]
+    await vm.close()
+    assert backend.leftovers() == []
+
+
+@LOOPS
+def test_an_event_loop_that_ends_first_terminates_the_vm_and_warns(loop: str) -> None:
+    backend = host_backend()
+
+    async def forget() -> None:
+        vm = await uvm.start_vm(lcow(), backend=backend)
+        await vm.scsi.attach(DISK)
+
+    with pytest.warns(ResourceWarning, match=r"the VM vm1 was not closed .* `await vm.close\(\)`"):
+        run_without_waiting(forget, backend=loop)
+    assert backend.leftovers() == []
+
+
+@LOOPS
+def test_an_event_loop_that_ends_first_waits_no_longer_than_the_grace(loop: str) -> None:
+    backend = host_backend()
+
+    async def forget() -> None:
+        await uvm.start_vm(lcow(), backend=backend, close_grace_seconds=0.5)
+        backend.faults.hang(operation="terminate")
+
+    with pytest.warns(ResourceWarning, match="vm1"):
+        run_without_waiting(forget, backend=loop)
+    assert backend.leftovers() == []
+
+
+@LOOPS
+def test_a_vm_that_was_closed_warns_of_nothing(loop: str) -> None:
+    async def use() -> None:
+        vm = await uvm.start_vm(lcow(), backend=host_backend())
+        await vm.close()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_without_waiting(use, backend=loop)
+
+
+async def test_a_vm_that_another_task_leaves_says_so_and_is_closed(anyio_backend_name: str) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("trio ends a task that left a nursery open")
+    backend = host_backend()
+    context = uvm.UtilityVM.create(lcow(), backend=backend)
+    await asyncio.create_task(context.__aenter__())
+    with pytest.raises(VMStateError, match=r"left in another.*the VM was closed.*uvm\.start_vm"):
+        await asyncio.create_task(context.__aexit__(None, None, None))
+    assert backend.leftovers() == []
+
+
+# Backends.
+
+
+async def test_a_backend_may_be_left_in_another_task() -> None:
+    backend = FakeBackend()
+
+    async def enter() -> None:
+        await backend.__aenter__()
+
+    async def leave() -> None:
+        await backend.__aexit__(None, None, None)
+
+    await in_tasks(enter, leave)
+
+
+class Counted(FakeBackend):
+    """Says how many are open."""
+
+    entered = 0
+
+    async def __aenter__(self) -> Counted:
+        Counted.entered += 1
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        assert self.leftovers() == []
+        Counted.entered -= 1
+
+
+async def test_a_backend_by_name_is_opened_for_the_vm_and_closed_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("uvm.backends.fake.FakeBackend", Counted)
+    vm = await uvm.start_vm(uvm.LCOWOptions(), backend="fake")
+    assert Counted.entered == 1
+    await vm.close()
+    assert Counted.entered == 0
+    async with uvm.UtilityVM.create(uvm.LCOWOptions(), backend="fake") as other:
+        await other.start()
+        assert Counted.entered == 1
+    assert Counted.entered == 0
+
+
+async def test_a_backend_of_no_such_name_is_refused() -> None:
+    with pytest.raises(OptionsError, match="no backend is called 'fakes'"):
+        await uvm.start_vm(lcow(), backend="fakes")
+
+
+# The library's only tasks that are in no group.
+
+
+def bare_tasks(path: Path) -> list[str]:
+    """The calls of a module that start a task outside of a task group."""
+    names = {"create_task", "ensure_future", "spawn_system_task"}
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    found = [f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "") for f in calls]
+    return [name for name in found if name in names]
+
+
+def test_only_the_keeper_starts_tasks_outside_of_a_group() -> None:
+    root = Path(uvm.__file__).parent
+    found = {str(p.relative_to(root)): bare for p in root.rglob("*.py") if (bare := bare_tasks(p))}
+    assert {name: sorted(bare) for name, bare in found.items()} == {
+        str(Path("_vm", "keeper.py")): ["create_task", "spawn_system_task"]
+    }

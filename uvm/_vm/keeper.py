@@ -1,0 +1,177 @@
+"""Tasks that belong to no task of the user: the only ones of the library that are in no task group.
+
+How it works
+------------
+
+A VM owns a task group, which is left in the task that entered it. A :class:`Keeper` is a task in which a VM,
+or another context manager, is entered, held and left, so that any task of the event loop may close it::
+
+    caller                        keeper
+      open ------------------->     enters it
+      <------ what it yields        waits until it is to end
+      ...
+      vm.close() ------------->     leaves it
+      wait_ended <-------------     notes what that failed with
+
+A caller who is cancelled leaves at once, and the keeper undoes what it began. An event loop that ends
+cancels the keeper, which leaves what it holds, and warns. asyncio holds its tasks weakly, so that they are
+held here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
+
+import anyio
+from attrs import define, field
+
+from uvm._async import Flag, is_asyncio, opens, trio_lowlevel
+from uvm._vm.vm import UtilityVM
+from uvm.errors import VMStateError, own
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from uvm._document.plan import CreationPlan
+    from uvm._guest.timeouts import GuestTimeouts
+    from uvm._vm.startup import OutputHandler
+    from uvm.backend import Backend, Concurrency
+    from uvm.options import LCOWOptions, WCOWOptions
+
+T = TypeVar("T")
+
+_log = logging.getLogger("uvm")
+
+_held: set[asyncio.Task[None]] = set()
+
+
+class CreationSettings(TypedDict, total=False):
+    """The keywords of :meth:`UtilityVM.create`, but for the backend."""
+
+    concurrency: Concurrency | None
+    amend: Callable[[CreationPlan], CreationPlan] | None
+    timeouts: GuestTimeouts | None
+    guest_output: OutputHandler | None
+    close_grace_seconds: float
+
+
+def spawn(function: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    """Run a function, which raises nothing, in a task that the event loop cancels when it ends."""
+    if is_asyncio():
+        task = asyncio.get_running_loop().create_task(function(), name=name)
+        _held.add(task)
+        task.add_done_callback(_held.discard)
+    else:
+        trio_lowlevel().spawn_system_task(function, name=name, context=contextvars.copy_context())
+
+
+@define(eq=False)
+class Keeper(Generic[T]):
+    """Holds a context manager in a task of its own.
+
+    :ivar name: what it holds, for messages.
+    """
+
+    name: str
+    _context: AbstractAsyncContextManager[T]
+    #: Waits until it is to be left.
+    _until: Callable[[T], Awaitable[None]]
+    _scope: anyio.CancelScope = field(factory=anyio.CancelScope, init=False)
+    _opened: Flag = field(factory=Flag, init=False)
+    _ended: Flag = field(factory=Flag, init=False)
+    _value: T | None = field(default=None, init=False)
+    _failure: Exception | None = field(default=None, init=False)
+    _caller_left: bool = field(default=False, init=False)
+
+    async def open(self) -> T:
+        """Enter it, and return what it yields; raise what entering it raises."""
+        spawn(self._run, f"uvm: keeper of {self.name}")
+        try:
+            await self._opened.wait()
+        except BaseException:
+            self._caller_left = True
+            self._scope.cancel()
+            raise
+        if self._failure is not None:
+            raise self._failure
+        assert self._value is not None
+        return self._value
+
+    async def wait_ended(self) -> None:
+        """Wait until it has been left; raise a copy of what that failed with."""
+        await self._ended.wait()
+        if self._failure is not None:
+            raise own(self._failure)
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                async with self._context as value:
+                    self._value = value
+                    self._opened.set()
+                    await self._until(value)
+        except anyio.get_cancelled_exc_class():
+            self._warn()
+            raise
+        except Exception as error:
+            self._failure = error
+            if self._caller_left:
+                _log.warning("%s: for a caller who was cancelled: %s", self.name, error)
+        finally:
+            self._opened.set()
+            self._ended.set()
+
+    def _warn(self) -> None:
+        """Warn that the event loop ended first."""
+        text = (
+            f"{self.name} was not closed before its event loop ended, and was terminated; close it with "
+            "`await vm.close()`, or enter it with `async with`"
+        )
+        self._failure = VMStateError(text)
+        try:
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+        except ResourceWarning as warning:
+            # Warnings are errors here, and no caller is left to raise it to.
+            _log.error("%s", warning)
+
+
+@opens
+async def start_vm(
+    options: LCOWOptions | WCOWOptions, *, backend: Backend | str, **settings: Unpack[CreationSettings]
+) -> UtilityVM:
+    """Create and start a VM that is bound to no task. Await it, or enter it.
+
+    Any task of the event loop may use it, and end it with :meth:`UtilityVM.close`; entered, it is closed at
+    the end of the ``async with``, which may be left in another task. A VM that is not closed when its event
+    loop ends is terminated, with a ResourceWarning. A caller who is cancelled leaves at once, and what was
+    begun is undone.
+
+    :param backend: a backend, or the name of one, which is opened for the VM and closed with it.
+    :param settings: the other keywords of :meth:`UtilityVM.create`.
+    :raises OptionsError: the options cannot work on this host; nothing was created.
+    :raises NotSupportedError: the host is too old for them; nothing was created.
+    :raises HostError: the host refused.
+    :raises BridgeClosedError: the guest did not connect in time; the VM was terminated.
+    :raises VMExitedError: the VM exited while it booted.
+    """
+    name = f"the VM {options.id}".rstrip() if getattr(options, "id", "") else "a VM"
+    keeper = Keeper(name, _started(options, backend, settings), UtilityVM._wait_closing)
+    vm = await keeper.open()
+    keeper.name = f"the VM {vm.id}"
+    vm._keeper_ended = keeper.wait_ended
+    return vm
+
+
+@asynccontextmanager
+async def _started(
+    options: LCOWOptions | WCOWOptions, backend: Backend | str, settings: CreationSettings
+) -> AsyncIterator[UtilityVM]:
+    async with UtilityVM.create(options, backend=backend, **settings) as vm:
+        await vm.start()
+        yield vm
