@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -173,6 +174,8 @@ async def test_an_event_loop_that_cancels_every_task_closes_the_vm(
     for each in every:
         each.cancel()
     await asyncio.gather(*every, return_exceptions=True)
+    del every
+    gc.collect()
     assert task.cancelled()
     assert backend.leftovers() == []
 
