@@ -29,7 +29,9 @@ _MADE_OF: dict[type[BaseException], tuple[Any, ...]] = {
     uvm.StreamClosedError: ("write",),
     uvm.StreamBrokenError: ("write", "the process closed it"),
     uvm.StreamBusyError: ("write",),
+    uvm.StreamVMExitedError: ("write", _STATUS),
     uvm.UndoFailedError: ("both failed", [uvm.HostError("add", HResult.E_FAIL), ValueError(1)]),
+    uvm.UndoUnknownError: ("both failed", [uvm.HostError("add", HResult.E_FAIL), ValueError(1)]),
     uvm.UnknownOptionError: ("Mount", "path", "guest_path"),
     uvm.VMExitedError: ("vm1: the VM has exited", _STATUS),
 }

@@ -32,8 +32,8 @@ SURFACE = {
         UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
         OptionsError OutputLimitError RefusedError SchemaError StreamBrokenError StreamBusyError
-        StreamClosedError UndoFailedError UndoUnknownError UnknownOptionError UnknownOutcomeError
-        VMExitedError VMStateError WireError
+        StreamClosedError StreamVMExitedError UndoFailedError UndoUnknownError UnknownOptionError
+        UnknownOutcomeError VMExitedError VMStateError WireError
     """,
     "uvm.backend": """
         AccessMask BROKEN_STREAM Backend ByteStream Concurrency FileInfo Guest HCS_CONCURRENCY HostFiles

@@ -35,6 +35,7 @@ from uvm._guest.stdio import ProcessOutput as ProcessOutput
 from uvm._guest.stdio import StreamBrokenError as StreamBrokenError
 from uvm._guest.stdio import StreamBusyError as StreamBusyError
 from uvm._guest.stdio import StreamClosedError as StreamClosedError
+from uvm._guest.stdio import StreamVMExitedError as StreamVMExitedError
 from uvm._guest.timeouts import GuestTimeouts as GuestTimeouts
 from uvm._vm.keeper import start_vm as start_vm
 from uvm._vm.layers import LCOWLayer as LCOWLayer

@@ -409,7 +409,7 @@ class Driver(Generic[K, M, S, W]):
             steps = self.ledger.begin(operation)
             calls = (self._holds[ticket].before for ticket in operation.serves)
             if operation.kind is ADD and (before := next(filter(None, calls), None)):
-                await before()
+                await self.link.call(before())
         except Exception as error:
             return Refused(error)
         send = self.link.revoke if operation.kind is REMOVE else self.link.send

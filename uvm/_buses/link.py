@@ -11,9 +11,19 @@ import anyio.abc
 from attrs import Factory, define
 
 from uvm._async import Errand, Flag, Home
+from uvm._guest.access import has_gone, has_stopped
 from uvm._guest.states import ContainerStates
+from uvm._guest.stdio import StreamBrokenError
 from uvm.devices.base import Quarantined, Step
-from uvm.errors import BridgeClosedError, ExitStatus, HostError, VMExitedError, VMStateError
+from uvm.errors import (
+    BridgeClosedError,
+    ExitStatus,
+    HostError,
+    UnknownOutcomeError,
+    UVMError,
+    VMExitedError,
+    VMStateError,
+)
 from uvm.schema.json import to_json
 from uvm.schema.requests import ModificationRequest
 
@@ -97,6 +107,16 @@ class Link:
         assert self.tasks is not None
         return await Errand(self.vm_id, call, give_up).made_in(self.tasks, self.exit_error)
 
+    async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
+        """Query properties of the system; raise what the host raised, or VMExitedError."""
+        self.check_here()
+        if self.exited.is_set():
+            raise self.exit_error()
+        answer = await self.call(self.system.properties(*types, queries=queries))
+        if has_stopped(answer) and await self._exit_comes(self.exit_grace_seconds):
+            raise self.exit_error()
+        return answer
+
     async def modify(self, request: JSON) -> None:
         """Change the running system; raise what the host raised, or VMExitedError."""
         self.check_running()
@@ -129,9 +149,8 @@ class Link:
         try:
             return await self.call_guest(call)
         except HostError as error:
-            if not error.system_gone:
+            if not error.system_gone or not await self._exit_comes(self.exit_grace_seconds):
                 raise
-            await self._exit_comes(self.exit_grace_seconds)
             raise self.exit_error() from error
 
     async def call_guest(self, call: Awaitable[T], /) -> T:
@@ -144,16 +163,25 @@ class Link:
             raise
         try:
             return await call
-        except VMExitedError:
-            # One part of the host reports the exit before the others.
-            await self._exit_comes(self.exit_grace_seconds)
-            raise self.exit_error() from None
-        except BridgeClosedError as error:
+        except (VMExitedError, BridgeClosedError, UnknownOutcomeError, StreamBrokenError) as error:
+            if not await self._failed_with_vm(error):
+                raise
+            raise self.exit_error() from error
+
+    async def _failed_with_vm(self, error: UVMError) -> bool:
+        """Return whether what failed did because the VM has exited, once that is reported."""
+        if self.exited.is_set():
+            return True
+        if isinstance(error, BridgeClosedError) and not self._guest_went_alone:
             # A guest exits with its VM, but may also exit alone; that is waited for once.
-            if not self._guest_went_alone and await self._exit_comes(self.guest_exit_seconds):
-                raise self.exit_error() from error
-            self._guest_went_alone = True
-            raise
+            came = await self._exit_comes(self.guest_exit_seconds)
+            self._guest_went_alone = not came
+            return came
+        with anyio.move_on_after(self.exit_grace_seconds):
+            # One part of the host reports the exit before the others.
+            if isinstance(error, VMExitedError) or await has_gone(self.system):
+                await self.exited.wait()
+        return self.exited.is_set()
 
     async def _exit_comes(self, seconds: float) -> bool:
         """Wait a little for the exit, which voids every operation, so that no answer is judged by itself."""

@@ -340,7 +340,8 @@ class GuestConnection(GuestHost):
         """
         operation = f"{request.get('RequestType', 'modify')} {request.get('ResourceType', 'the guest')}"
         body = ContainerModifySettingsRequest(container_id=HOST_CONTAINER_ID, request=request)
-        await self._bridge.call(Procedure.MODIFY_SETTINGS, body, ResponseBase, operation=operation)
+        modify = Procedure.MODIFY_SETTINGS
+        await self._link.call(self._bridge.call(modify, body, ResponseBase, operation=operation))
 
     async def modify_service(self, property_type: str, settings: object) -> None:
         """Change a service of a Windows guest (``LogForwardService``).
@@ -355,7 +356,8 @@ class GuestConnection(GuestHost):
         body = ServiceModificationRequest(
             container_id=HOST_CONTAINER_ID, property_type=property_type, settings=settings
         )
-        await self._bridge.call(Procedure.MODIFY_SERVICE_SETTINGS, body, ResponseBase, operation=operation)
+        modify = Procedure.MODIFY_SERVICE_SETTINGS
+        await self._link.call(self._bridge.call(modify, body, ResponseBase, operation=operation))
 
     async def dump_stacks(self) -> str:
         """Ask for the stacks of the guest's compute service, as text of the guest's.
@@ -366,9 +368,10 @@ class GuestConnection(GuestHost):
         operation = "dump the stacks of the guest's service"
         self._link.needs(self.features.dump_stacks, operation, "DumpStacksSupported")
         request = RequestBase(container_id=HOST_CONTAINER_ID)
-        answer = await self._bridge.call(
+        call = self._bridge.call(
             Procedure.DUMP_STACKS, request, DumpStacksResponse, operation=operation, abandonable=True
         )
+        answer = await self._link.call(call)
         return answer.guest_stacks
 
     @opens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -11,10 +12,14 @@ from attrs import Factory, define, field, fields, frozen
 from uvm._guest.clock import GuestClock
 from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
-from uvm.errors import BridgeClosedError, NotSupportedError
+from uvm.backend import JSON, System
+from uvm.errors import BridgeClosedError, HostError, NotSupportedError, UVMError
+from uvm.hresult import HResult
 from uvm.schema.field import JSON_NAME, named
 
 T = TypeVar("T")
+
+_log = logging.getLogger("uvm.gcs")
 
 
 @frozen
@@ -93,3 +98,19 @@ class GuestAccess:
                 f"{operation}: the guest of {self.name} does not say that it can ({capability}); "
                 "nothing was sent"
             )
+
+
+async def has_gone(system: System) -> bool:
+    """Ask the host whether a compute system has exited. What cannot be asked has not, as far as is known."""
+    try:
+        return has_stopped(await system.properties())
+    except HostError as error:
+        return error.system_gone or error.hresult == HResult.E_HANDLE
+    except UVMError as error:
+        _log.debug("%s: asking whether it has exited: %s", system.id, error)
+        return False
+
+
+def has_stopped(properties: JSON) -> bool:
+    """Return whether a compute system has exited, by its properties."""
+    return properties.get("Stopped") is True or properties.get("State") == "Stopped"

@@ -62,6 +62,7 @@ from uvm.errors import (
     UndoFailedError,
     UnknownOutcomeError,
     UVMError,
+    VMExitedError,
     VMStateError,
 )
 from uvm.hresult import SYSTEM_ENDED
@@ -224,14 +225,16 @@ class Container(ProcessHost):
 
         :meth:`wait` returns when it has ended, which may be never.
         """
-        await self._guest.call(self._end(forced=False))
+        with suppress(VMExitedError):
+            await self._guest.call(self._end(forced=False))
 
     async def terminate(self) -> None:
         """End it at once; where it has ended, or its guest has gone, nothing happens.
 
         :meth:`wait` returns when it has ended.
         """
-        await self._guest.call(self._end(forced=True))
+        with suppress(VMExitedError):
+            await self._guest.call(self._end(forced=True))
 
     async def wait(self) -> ContainerExit:
         """Wait for its exit. Any number of tasks may wait.

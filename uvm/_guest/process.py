@@ -102,9 +102,10 @@ class Process(Bound, anyio.abc.AsyncResource):
         self._terminal = terminal
         name = f"of process {self.pid} ({args[0]!r})" if args else f"of process {self.pid}"
         stdin, stdout, stderr = (handle.streams.get(each) for each in ("stdin", "stdout", "stderr"))
-        self.stdin: ProcessInput | None = ProcessInput(stdin, f"stdin {name}") if stdin else None
-        self.stdout: ProcessOutput | None = ProcessOutput(stdout, f"stdout {name}") if stdout else None
-        self.stderr: ProcessOutput | None = ProcessOutput(stderr, f"stderr {name}") if stderr else None
+        call = guest.call
+        self.stdin: ProcessInput | None = ProcessInput(stdin, f"stdin {name}", call) if stdin else None
+        self.stdout: ProcessOutput | None = ProcessOutput(stdout, f"stdout {name}", call) if stdout else None
+        self.stderr: ProcessOutput | None = ProcessOutput(stderr, f"stderr {name}", call) if stderr else None
 
     def __repr__(self) -> str:
         exit = self._handle.exit

@@ -25,9 +25,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 import anyio.abc
@@ -35,13 +35,16 @@ import anyio.lowlevel
 
 from uvm._arguments import Bound, kind_of
 from uvm._async import Flag, Home
+from uvm._guest.access import Caller, as_it_is
 from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._guest.logs import say
 from uvm._repr import brief
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
-from uvm.errors import GuestError, OptionsError, UVMError
+from uvm.errors import ExitStatus, GuestError, OptionsError, UVMError, VMExitedError
 from uvm.hresult import HResult
+
+T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -71,6 +74,17 @@ class StreamBrokenError(GuestError, anyio.BrokenResourceError):
     def __init__(self, operation: str, problem: str) -> None:
         super().__init__(operation, HResult.ERROR_BROKEN_PIPE, problem)
         self.args: tuple[Any, ...] = (f"{operation}: {problem}",)
+
+
+class StreamVMExitedError(VMExitedError, anyio.BrokenResourceError):
+    """The VM exited, and the stream of a process with it.
+
+    It can be caught as :class:`~uvm.errors.VMExitedError`, which every call of a VM that has gone raises, or
+    as anyio's error of a broken stream.
+    """
+
+    def __init__(self, operation: str, status: ExitStatus | None) -> None:
+        super().__init__(f"{operation}: the VM has exited", status)
 
 
 class StreamBusyError(UVMError, anyio.BusyResourceError):
@@ -191,10 +205,11 @@ async def close_quietly(resource: Listener | ByteStream | None) -> None:
 class _Stdio(Bound):
     """What both directions share."""
 
-    def __init__(self, channel: Source, name: str) -> None:
+    def __init__(self, channel: Source, name: str, call: Caller = as_it_is) -> None:
         self._channel = channel
         self._name = name
         self._home = Home.here()
+        self._call = call
         self._busy = False
         self._at_end = False
 
@@ -223,6 +238,13 @@ class _Stdio(Bound):
         finally:
             self._busy = False
 
+    async def _or_vm_exited(self, action: str, call: Awaitable[T]) -> T:
+        """Await an exchange with the guest, and say so if it fails because the VM has exited."""
+        try:
+            return await self._call(call)
+        except VMExitedError as e:
+            raise StreamVMExitedError(f"{action} {self._name}", e.status) from e
+
     async def _connected(self, operation: str) -> ByteStream | None:
         stream = await self._channel.stream()
         if self._channel.closed:
@@ -247,9 +269,14 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
         :raises StreamClosedError: the stream was closed, or its end was sent.
         :raises StreamBrokenError: the process closed it, or ended.
         :raises StreamBusyError: another task is sending.
+        :raises BridgeClosedError: the connection to the guest closed before the process connected to it.
+        :raises StreamVMExitedError: the VM has exited.
         """
         if not isinstance(item, bytes | bytearray | memoryview):
             raise OptionsError(f"the input of a process is bytes, not {kind_of(item)}")
+        await self._or_vm_exited("write to", self._send(item))
+
+    async def _send(self, item: bytes) -> None:
         with self._use("write to") as operation:
             if self._at_end:
                 raise StreamClosedError(operation)
@@ -263,27 +290,28 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
         :raises StreamClosedError: the stream was closed.
         :raises StreamBusyError: another task is sending.
         :raises HostError: HCS, which started the process, refused to pass it on.
+        :raises BridgeClosedError: the connection to the guest closed before the process connected to it.
+        :raises StreamVMExitedError: the VM has exited.
         """
+        try:
+            await self._or_vm_exited("end", self._end())
+        except StreamBrokenError as e:
+            _log.debug("the process reads it no more: %s", e)
+        self._at_end = True
+
+    async def _end(self) -> None:
         with self._use("end") as operation:
             if self._at_end:
                 await anyio.lowlevel.checkpoint()
-                return
-            stream = await self._connected(operation)
-            try:
-                if stream is not None:
-                    await stream.send_eof()
-            except BROKEN_STREAM:
-                # Else the process reads it no more.
-                if self._channel.closed:
-                    raise
-            self._at_end = True
+            elif (stream := await self._connected(operation)) is not None:
+                await stream.send_eof()
 
 
 class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
     """The standard output, or standard error, of a process in a guest; iterate over it for its bytes."""
 
-    def __init__(self, channel: Source, name: str) -> None:
-        super().__init__(channel, name)
+    def __init__(self, channel: Source, name: str, call: Caller = as_it_is) -> None:
+        super().__init__(channel, name, call)
         # What was read ahead of the reader, and what wakes those who wait for that to change.
         self._ahead = bytearray()
         self._pumping = False
@@ -297,6 +325,8 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
         :raises StreamClosedError: we closed it.
         :raises StreamBrokenError: it broke: the guest is gone.
         :raises StreamBusyError: another task is reading.
+        :raises BridgeClosedError: the connection to the guest closed before the process connected to it.
+        :raises StreamVMExitedError: the VM has exited; what had come before was returned first.
         """
         if max_bytes < 1:
             raise OptionsError(f"receive at least one byte, not {max_bytes}")
@@ -316,7 +346,7 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
             if self._at_end:
                 await anyio.lowlevel.checkpoint()
                 raise anyio.EndOfStream
-            return await self._receive(max_bytes)
+            return await self._or_vm_exited("read from", self._receive(max_bytes))
         finally:
             self._reading = False
             self._say_change()

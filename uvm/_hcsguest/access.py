@@ -12,10 +12,10 @@ import anyio.abc
 from attrs import define
 
 from uvm._async import Flag
-from uvm._guest.access import GuestAccess
+from uvm._guest.access import GuestAccess, has_gone
 from uvm._guest.exit import Exit
 from uvm.backend import JSON, HostProcess, System
-from uvm.errors import AnswerLostError, HostError, UVMError
+from uvm.errors import AnswerLostError, HostError
 from uvm.hresult import HResult
 
 E = TypeVar("E")
@@ -46,7 +46,7 @@ class RelayAccess(GuestAccess):
         if self.container is None:
             return error.system_gone
         cut_off = error.system_gone or error.hresult == HResult.HCS_E_UNEXPECTED_EXIT
-        return cut_off and await self.vm_has_gone()
+        return cut_off and await has_gone(self.system)
 
     async def ask(self, call: Awaitable[T]) -> T:
         """Await a call to HCS; BridgeClosedError where it is refused because the VM has gone."""
@@ -56,23 +56,6 @@ class RelayAccess(GuestAccess):
             if await self.lost_with_vm(error):
                 raise self.closed_error() from error
             raise
-
-    async def vm_has_gone(self) -> bool:
-        """Ask HCS whether the VM has exited."""
-        try:
-            answer = await self.system.properties()
-        except HostError as error:
-            return error.system_gone or error.hresult == HResult.E_HANDLE
-        except UVMError as error:
-            # The caller gets the exit later, by the end of the task group.
-            _log.debug("%s: asking whether the VM has gone: %s", self.name, error)
-            return False
-        return has_stopped(answer)
-
-
-def has_stopped(properties: JSON) -> bool:
-    """Return whether a compute system has exited, by its properties."""
-    return properties.get("Stopped") is True or properties.get("State") == "Stopped"
 
 
 class Relayed(ABC, Generic[E]):

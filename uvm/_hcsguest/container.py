@@ -27,10 +27,11 @@ from functools import partial
 
 from attrs import evolve
 
+from uvm._guest.access import has_gone, has_stopped
 from uvm._guest.container import Container, ContainerExit, container_config
 from uvm._guest.exit import Exit
 from uvm._guest.process import Launch, Process
-from uvm._hcsguest.access import RelayAccess, Relayed, has_stopped, start_served
+from uvm._hcsguest.access import RelayAccess, Relayed, start_served
 from uvm._hcsguest.process import start_relayed
 from uvm.backend import JSON, System
 from uvm.errors import UVMError, VMStateError
@@ -86,7 +87,10 @@ class RelayedContainer(Relayed[ContainerExit]):
 
     async def properties(self, *types: str) -> JSON:
         """Query properties."""
-        return await self._ask(partial(self._system.properties, *types))
+        answer = await self._ask(partial(self._system.properties, *types))
+        if has_stopped(answer) and await has_gone(self._access.system):
+            raise self._access.closed_error()
+        return answer
 
     async def modify(self, request: JSON) -> None:
         """Have a ``ModificationRequest`` carried out."""
@@ -106,7 +110,7 @@ class RelayedContainer(Relayed[ContainerExit]):
     async def _report_exit(self) -> None:
         status = await self._system.wait()
         # What went with its VM has not exited, as over our own connection.
-        if await self._access.vm_has_gone():
+        if await has_gone(self._access.system):
             self._cut()
         elif not self.exit.settled:
             info = dumps(status.detail) if status.detail else ""

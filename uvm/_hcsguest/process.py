@@ -168,13 +168,13 @@ class RelayedProcess(Relayed[int]):
         await self._ask(partial(self._handle.modify, to_json(request)))
 
     async def _end_input(self) -> None:
-        if self.exit.settled:
+        if self.exit.gone():
             return
         request = ProcessModifyRequest(operation="CloseHandle", close_handle=CloseHandle(handle="StdIn"))
         try:
-            await self._handle.modify(to_json(request))
+            await self._ask(partial(self._handle.modify, to_json(request)))
         except HostError as error:
-            if not error.system_gone and error.hresult not in EXITED | {HResult.E_HANDLE}:
+            if error.hresult not in EXITED | {HResult.E_HANDLE}:
                 raise
             _log.debug("%s: the input of process %d: %s", self._access.name, self.pid, error)
 

@@ -171,8 +171,12 @@ class GuestStartup:
         assert link.tasks is not None
         assert self._service is not None
         redials = self.timeouts.redial_seconds > 0
+
+        async def listen(service_id: str) -> Listener:
+            return await link.call(link.system.listen(service_id))
+
         connection = GuestConnection(
-            link.system.listen,
+            listen,
             name=link.vm_id,
             timeouts=self.timeouts,
             clock=self.clock,

@@ -340,7 +340,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
     async def _ask_to_shut_down(self) -> None:
         guest = self._link.guest
         # If the answer is lost, the exit is the answer; a VM whose guest has gone is terminated.
-        with suppress(BridgeClosedError, UnknownOutcomeError):
+        with suppress(BridgeClosedError, UnknownOutcomeError, VMExitedError):
             if isinstance(guest, GuestConnection):
                 await guest.shutdown()
             else:
@@ -349,8 +349,11 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
     async def terminate(self) -> ExitStatus:
         """Terminate the VM and wait for the exit. After the exit it succeeds quietly."""
         with suppress(VMExitedError):
-            await self._link.carry_out(lambda: self._unless_stopped(self._system.terminate()))
+            await self._link.carry_out(self._terminate)
         return await self.wait()
+
+    async def _terminate(self) -> None:
+        await self._link.call(self._unless_stopped(self._system.terminate()))
 
     async def pause(self) -> None:
         """Pause the VM: its processors stop, and so do the time limits on its guest."""
@@ -387,10 +390,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties of the compute system (:meth:`uvm.backend.System.properties`)."""
-        self._link.check_here()
-        if self._state is VMState.CLOSED:
-            raise self._link.exit_error()
-        return await self._system.properties(*types, queries=queries)
+        return await self._link.properties(*types, queries=queries)
 
     def detach(self) -> None:
         """Leave the VM running when its context ends; needs the option ``survive_process``.
