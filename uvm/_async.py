@@ -37,7 +37,8 @@ class Flag:
         self._set = False
         self._event: anyio.Event | None = None
 
-    __repr__ = shown("is_set")
+    def __repr__(self) -> str:
+        return shown(self, "is_set")
 
     def is_set(self) -> bool:
         """Return whether it was set."""

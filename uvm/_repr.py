@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from attrs import NOTHING, Factory, fields
@@ -42,13 +41,9 @@ def brief_call(value: Any) -> str:
     return brief(call_of(value))
 
 
-def shown(*names: str) -> Callable[[Any], str]:
-    """Return a ``__repr__`` of the type and of attributes, of which collections are counted."""
-
-    def __repr__(self: Any) -> str:
-        return brief(f"<{' '.join([type(self).__name__, *(_shown(self, name) for name in names)])}>")
-
-    return __repr__
+def shown(value: Any, *names: str) -> str:
+    """Return the type of an object and attributes by name, of which collections are counted."""
+    return brief(f"<{' '.join([type(value).__name__, *(_shown(value, name) for name in names)])}>")
 
 
 def _shown(value: Any, name: str) -> str:

@@ -59,8 +59,6 @@ class Concurrency(Checked):
     A fact of the host; by default it has no limits.
     """
 
-    __repr__ = call_of
-
     scsi: int | None = field(default=None, metadata=_LIMIT)
     vpmem: int | None = field(default=None, metadata=_LIMIT)
     vsmb: int | None = field(default=None, metadata=_LIMIT)
@@ -68,6 +66,9 @@ class Concurrency(Checked):
     vpci: int | None = field(default=None, metadata=_LIMIT)
     pipes: int | None = field(default=None, metadata=_LIMIT)
     network: int | None = field(default=None, metadata=_LIMIT)
+
+    def __repr__(self) -> str:
+        return call_of(self)
 
 
 #: What hcsshim does in production: SCSI and Plan9 at once, the others under the VM's one lock.
@@ -86,8 +87,6 @@ class HostInfo(Checked):
     :ivar paths: the flavour of host paths, ``"windows"`` or ``"posix"``.
     """
 
-    __repr__ = call_of
-
     build: int = field(default=V25H1_SERVER, metadata=go(None, whole(U32)))
     processors: int = field(default=8, metadata=go(None, whole(U32, 1)))
     memory_mb: int = field(default=65536, metadata=go(None, whole(U64)))
@@ -95,6 +94,9 @@ class HostInfo(Checked):
     time_zone: Mapping[str, Any] = field(default=Factory(dict), metadata=go(None, instance(Mapping)))
     paths: PathFlavour = field(default="windows", metadata=go(None, choice("windows", "posix")))
     concurrency: Concurrency = field(default=Concurrency(), metadata=go(None, instance(Concurrency)))
+
+    def __repr__(self) -> str:
+        return call_of(self)
 
     @property
     def path(self) -> ModuleType:

@@ -35,13 +35,14 @@ class CombinedRoot:
     :ivar references: how many leases it has.
     """
 
-    __repr__ = brief_call
-
     root: str
     layers: tuple[str, ...]
     scratch_path: str
     container_id: str
     references: int
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 class LayersBus(Bus):

@@ -82,13 +82,14 @@ class Orphan(Bound):
     :ivar error: what the removal failed with.
     """
 
-    __repr__ = brief_call
-
     ledger: str
     key: object
     slot: object
     error: BaseException | None = field(eq=False)
     _hold: Hold[object] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
     async def release(self) -> None:
         """Try again to remove it; do nothing if it was removed meanwhile."""

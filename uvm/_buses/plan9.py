@@ -39,13 +39,14 @@ class Plan9Share:
     :ivar allowed_names: the files that the guest sees; empty for all.
     """
 
-    __repr__ = brief_call
-
     host_path: str
     guest_path: str
     name: str
     read_only: bool
     allowed_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 class Plan9Bus(Bus):

@@ -59,14 +59,15 @@ class VSMBShare:
         have its files mapped.
     """
 
-    __repr__ = brief_call
-
     host_path: str
     guest_path: str
     name: str
     read_only: bool
     files: tuple[str, ...]
     references: int
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 class VSMBBus(Bus):

@@ -69,8 +69,6 @@ class CreationPlan:
     :ivar copies_on_exit: the steps after the exit, before the temporary files are deleted (``debug_mode``).
     """
 
-    __repr__ = brief_call
-
     document: JSON = field(repr=False)
     os: GuestOS
     id: str
@@ -86,3 +84,6 @@ class CreationPlan:
     preparations: tuple[Preparation, ...] = ()
     temporary_files: tuple[str, ...] = ()
     copies_on_exit: tuple[Preparation, ...] = ()
+
+    def __repr__(self) -> str:
+        return brief_call(self)

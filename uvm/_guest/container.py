@@ -87,11 +87,12 @@ class ContainerExit:
     :ivar info: what the guest has to say of it: a document as JSON text, or nothing.
     """
 
-    __repr__ = brief_call
-
     type: str
     result: int = 0
     info: str = ""
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 class ContainerHandle(Protocol):

@@ -36,12 +36,13 @@ class CompletedProcess:
     :ivar exit_code: its exit code, an unsigned 32-bit number.
     """
 
-    __repr__ = brief_call
-
     args: tuple[str, ...]
     exit_code: int
     stdout: bytes = b""
     stderr: bytes = b""
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 class ProcessHost(Bound, ABC):

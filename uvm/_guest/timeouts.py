@@ -29,8 +29,6 @@ class GuestTimeouts(Checked):
         the host is asked.
     """
 
-    __repr__ = call_of
-
     rpc_seconds: float = field(default=300.0, metadata=go(None, positive_seconds))
     container_seconds: float = field(default=240.0, metadata=go(None, positive_seconds))
     boot_seconds: float = field(default=120.0, metadata=go(None, seconds))
@@ -38,3 +36,6 @@ class GuestTimeouts(Checked):
     close_seconds: float = field(default=30.0, metadata=go(None, seconds))
     grace_seconds: float = field(default=1.0, metadata=go(None, seconds))
     vm_exit_seconds: float = field(default=2.0, metadata=go(None, seconds))
+
+    def __repr__(self) -> str:
+        return call_of(self)

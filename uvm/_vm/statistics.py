@@ -40,13 +40,14 @@ class VMStatistics:
     :ivar virtual_nodes: virtual NUMA nodes.
     """
 
-    __repr__ = brief_call
-
     processor_runtime_ns: int
     uptime_ns: int
     working_set_bytes: int
     virtual_nodes: int
     memory: VMMemory | None
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 async def read_assigned_memory_bytes(system: System) -> int:

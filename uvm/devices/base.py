@@ -257,13 +257,14 @@ class Quarantined(Generic[K_co, S_co]):
     :ivar value: what may be applied there.
     """
 
-    __repr__ = brief_call
-
     key: K_co
     slot: S_co
     operation: Kind
     value: object
     cause: BaseException = field(eq=False)
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 @define(eq=False)
@@ -351,8 +352,6 @@ class Device(Generic[K, M, S, W]):
 class EntryState(Generic[K_co, M_co, S_co, W_co]):
     """One key, in a :class:`LedgerState`."""
 
-    __repr__ = brief_call
-
     key: K_co
     slot: S_co
     state: State
@@ -363,13 +362,17 @@ class EntryState(Generic[K_co, M_co, S_co, W_co]):
     owed: tuple[M_co, ...] = ()
     names: tuple[tuple[tuple[Hashable, Hashable], M_co], ...] = ()
 
+    def __repr__(self) -> str:
+        return brief_call(self)
+
 
 @frozen
 class LedgerState(Generic[K_co, M_co, S_co, W_co]):
     """The whole of a ledger, as a value that compares."""
 
-    __repr__ = shown("entries", "quarantined")
-
     entries: tuple[EntryState[K_co, M_co, S_co, W_co], ...]
     quarantined: tuple[Quarantined[K_co, S_co], ...]
     allocator: Any
+
+    def __repr__(self) -> str:
+        return shown(self, "entries", "quarantined")

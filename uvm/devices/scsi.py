@@ -175,8 +175,6 @@ class Mount(Checked):
     :ivar guest_path: the path in the guest; empty for a generated one.
     """
 
-    __repr__ = call_of
-
     partition: int = field(default=0, metadata=go(None, whole(U32)))
     encrypted: bool = field(default=False, metadata=go(None, flag))
     options: tuple[str, ...] = field(default=(), converter=items_or_value, metadata=go(None, each(text)))
@@ -185,6 +183,9 @@ class Mount(Checked):
     block_device: bool = field(default=False, metadata=go(None, flag))
     format_with_refs: bool = field(default=False, metadata=go(None, flag))
     guest_path: str = field(default="", converter=path, metadata=go(None, text))
+
+    def __repr__(self) -> str:
+        return call_of(self)
 
 
 _LINUX_ONLY = tuple(name for name in fields_dict(Mount) if name not in ("format_with_refs", "guest_path"))

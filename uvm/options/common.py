@@ -62,12 +62,13 @@ _POLICY = ("security_policy_enforcer", "uvm_reference_info_file", "uvm_hash_enve
 class HvSocketService(Checked):
     """An entry of the Hyper-V socket service table; the descriptors are SDDL."""
 
-    __repr__ = call_of
-
     bind_security_descriptor: str = field(default="", metadata=go("BindSecurityDescriptor", text))
     connect_security_descriptor: str = field(default="", metadata=go("ConnectSecurityDescriptor", text))
     allow_wildcard_binds: bool = field(default=False, metadata=go("AllowWildcardBinds", flag))
     disabled: bool = field(default=False, metadata=go("Disabled", flag))
+
+    def __repr__(self) -> str:
+        return call_of(self)
 
 
 def _services(value: Mapping[str, HvSocketService]) -> Mapping[str, HvSocketService]:
@@ -151,8 +152,6 @@ class Options(Checked):
     :ivar external_guest_connection: connect to the guest ourselves; False: through HCS.
     """
 
-    __repr__ = call_of
-
     id: str = field(default="", metadata=go("ID", text))
     owner: str = field(default="uvm", metadata=go("Owner", text))
     memory_mb: int = field(default=1024, metadata=go("MemorySizeInMB", whole(U64 - 1)))
@@ -220,6 +219,9 @@ class Options(Checked):
     survive_process: bool = field(default=False, metadata=go(None, flag))
     revoke_released_files: bool = field(default=False, metadata=go(None, flag))
     external_guest_connection: bool = field(default=True, metadata=go(None, flag))
+
+    def __repr__(self) -> str:
+        return call_of(self)
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)

@@ -100,8 +100,6 @@ class LCOWOptions(Options):
     :ivar dm_verity_create_args: the kernel's ``dm-mod.create``, for that on SCSI.
     """
 
-    __repr__ = call_of
-
     uvm_reference_info_file: str = field(
         default="reference_info.cose", converter=path, metadata=go("UVMReferenceInfoFile", text)
     )
@@ -151,6 +149,9 @@ class LCOWOptions(Options):
     dm_verity_rootfs_vhd: str = field(default="", converter=path, metadata=go("DmVerityRootFsVhd", text))
     dm_verity_mode: bool = field(default=False, metadata=go("DmVerityMode", flag))
     dm_verity_create_args: str = field(default="", metadata=go("DmVerityCreateArgs", text))
+
+    def __repr__(self) -> str:
+        return call_of(self)
 
     def _check_together(self) -> None:
         Options._check_together(self)

@@ -135,8 +135,6 @@ class WCOWOptions(Options):
     :ivar debug_data_path: the host's directory in which they are kept.
     """
 
-    __repr__ = call_of
-
     boot_files: VmbFSBootFiles | BlockCIMBootFiles = field(
         metadata=go("BootFiles", instance(VmbFSBootFiles, BlockCIMBootFiles))
     )
@@ -157,6 +155,9 @@ class WCOWOptions(Options):
     writable_efi: bool = field(default=False, metadata=go("WritableEFI", flag))
     debug_mode: bool = field(default=False, metadata=go("DebugMode", flag))
     debug_data_path: str = field(default="", converter=path, metadata=go("DebugDataPath", text))
+
+    def __repr__(self) -> str:
+        return call_of(self)
 
     def _check_together(self) -> None:
         Options._check_together(self)

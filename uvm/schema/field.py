@@ -40,11 +40,12 @@ class Model:
 
     __attrs_attrs__: ClassVar[tuple[Any, ...]]
 
+    def __repr__(self) -> str:
+        return brief_call(self)
+
     def __init_subclass__(cls) -> None:
         # With slots, attrs would create the class again.
         define(cls, kw_only=True, slots=False, repr=False)
-
-    __repr__ = brief_call
 
     def replaced(self, **changes: Any) -> Self:
         """Return a copy with other values of some fields; the copy shares the rest."""

@@ -33,10 +33,11 @@ class CaseResult:
     :ivar difference: lines that say what differs; empty if nothing does.
     """
 
-    __repr__ = brief_call
-
     name: str
     difference: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 def load_cases(text: str) -> list[dict[str, Any]]:

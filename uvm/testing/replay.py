@@ -60,11 +60,12 @@ class StepResult:
     :ivar values: ``controller``, ``lun``, ``guest_path``, as far as the operation has them.
     """
 
-    __repr__ = brief_call
-
     requests: list[dict[str, Any]] = Factory(list)
     values: dict[str, Any] = Factory(dict)
     error: str | None = None
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
     @classmethod
     def of_recorded(cls, step: Mapping[str, Any]) -> StepResult:

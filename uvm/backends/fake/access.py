@@ -12,12 +12,13 @@ from uvm.hresult import HResult
 class AccessTable:
     """Entries by path. Granting the same access to the same VM again is one entry, not a count."""
 
-    __repr__ = shown("entries")
-
     def __init__(self, files: FakeFiles) -> None:
         self._files = files
         self._masks: dict[str, dict[str, AccessMask]] = {}
         self._paths: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return shown(self, "entries")
 
     def grant(self, path: str, to: str, mask: AccessMask) -> None:
         """Add an entry; a VM's own entry includes writing, as that of ``HcsGrantVmAccess`` does.

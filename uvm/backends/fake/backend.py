@@ -66,8 +66,6 @@ class FakeBackend(Bound):
     :ivar misbehaviour: the rules that spoil the answers of its guests.
     """
 
-    __repr__ = shown("vms", "hosted_systems", "request_log")
-
     def __init__(
         self,
         *,
@@ -96,6 +94,9 @@ class FakeBackend(Bound):
         self._vms: dict[str, FakeVM] = {}
         self._hosted: dict[str, HostedSystem] = {}
         self._guest_capabilities = guest_capabilities
+
+    def __repr__(self) -> str:
+        return shown(self, "vms", "hosted_systems", "request_log")
 
     @property
     def name(self) -> str:

@@ -31,8 +31,6 @@ class Call:
     :ivar request_type: its request type.
     """
 
-    __repr__ = brief_call
-
     seq: int
     to: To
     vm: str
@@ -40,6 +38,9 @@ class Call:
     document: Any = field(default=None, repr=False)
     resource: str = ""
     request_type: str = ""
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
     def __str__(self) -> str:
         words = (self.operation, self.request_type, self.resource)

@@ -46,8 +46,6 @@ class FakeComputeSystem(Opened):
     :ivar exit_status: how it exited; None before.
     """
 
-    __repr__ = shown("id", "state")
-
     def __init__(self, system_id: str, owner: str, ends_with_last_handle: bool) -> None:
         super().__init__()
         self.id: str = system_id
@@ -55,6 +53,9 @@ class FakeComputeSystem(Opened):
         self.ends_with_last_handle: bool = ends_with_last_handle
         self.state: State = "Created"
         self.exit_status: ExitStatus | None = None
+
+    def __repr__(self) -> str:
+        return shown(self, "id", "state")
 
     def _become(self, state: State) -> None:
         self.state = state

@@ -32,12 +32,13 @@ class Latency(Checked):
     :ivar lifecycle_ms: create, start, terminate and their kind.
     """
 
-    __repr__ = call_of
-
     host_ms: float = field(default=0.0, metadata=_MILLISECONDS)
     guest_ms: float = field(default=0.0, metadata=_MILLISECONDS)
     grant_ms: float = field(default=0.0, metadata=_MILLISECONDS)
     lifecycle_ms: float = field(default=0.0, metadata=_MILLISECONDS)
+
+    def __repr__(self) -> str:
+        return call_of(self)
 
     def of(self, to: To) -> float:
         """Return the time of a call, in milliseconds."""
@@ -54,12 +55,13 @@ class Exchange:
     before, and so does every fault that does not say otherwise.
     """
 
-    __repr__ = shown("latency")
-
     request_log: RequestLog
     faults: Faults
     latency: Latency
     clock: FakeClock
+
+    def __repr__(self) -> str:
+        return shown(self, "latency")
 
     async def carry_out(self, call: Call, change: Callable[[], T], machine: Machine | None = None) -> T:
         """Carry out a call that the request log has begun. A call cancelled before the change makes none."""

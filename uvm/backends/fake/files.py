@@ -52,12 +52,13 @@ class _Opens:
 class OpenDisk:
     """A file that a VM has open, which does not depend on the path by which it was opened."""
 
-    __repr__ = shown("size_bytes")
-
     size_bytes: int
     _files: FakeFiles
     _key: str
     _writable: bool
+
+    def __repr__(self) -> str:
+        return shown(self, "size_bytes")
 
     def close(self) -> None:
         """Close the file."""

@@ -78,12 +78,13 @@ class Parked:
     :ivar call: the call, with its document.
     """
 
-    __repr__ = shown("call")
-
     call: Call
     _pending: list[Parked] = field(repr=False)
     _woken: anyio.Event = field(factory=anyio.Event, repr=False)
     _action: Action = field(default=_proceed, repr=False)
+
+    def __repr__(self) -> str:
+        return shown(self, "call")
 
     def proceed(self) -> None:
         """Carry out the call, and answer it."""
@@ -124,12 +125,13 @@ class Gate:
     As a context manager it is closed at the end, which lets all that is still parked proceed.
     """
 
-    __repr__ = shown("pending")
-
     def __init__(self) -> None:
         self._pending: list[Parked] = []
         self._arrival = anyio.Event()
         self._on_close: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        return shown(self, "pending")
 
     @property
     def pending(self) -> tuple[Parked, ...]:

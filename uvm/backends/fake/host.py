@@ -33,8 +33,6 @@ class Checks(Checked):
         change nothing.
     """
 
-    __repr__ = call_of
-
     access: Literal["writable", "all", "none"] = field(
         default="writable", metadata=go(None, choice("writable", "all", "none"))
     )
@@ -42,6 +40,9 @@ class Checks(Checked):
     endpoints: bool = field(default=True, metadata=_FLAG)
     guest: bool = field(default=True, metadata=_FLAG)
     requests: bool = field(default=True, metadata=_FLAG)
+
+    def __repr__(self) -> str:
+        return call_of(self)
 
     @classmethod
     def lenient(cls) -> Checks:
@@ -61,14 +62,15 @@ class Host:
     :ivar pci: the VM that each assigned PCI function (instance path, function) is assigned to.
     """
 
-    __repr__ = shown("info")
-
     info: HostInfo
     files: FakeFiles
     access: AccessTable
     network: FakeNetwork
     checks: Checks
     pci: dict[tuple[str, int], str] = Factory(dict)
+
+    def __repr__(self) -> str:
+        return shown(self, "info")
 
     def open_file(self, path: str, vm_id: str, *, writable: bool, operation: str) -> OpenDisk:
         """Open a disk or image for a VM.

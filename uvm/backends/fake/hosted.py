@@ -61,8 +61,6 @@ class HostedProcess(Opened):
     :ivar ended: the process, or the VM, has exited.
     """
 
-    __repr__ = shown("pid", "container_id", "exit_code")
-
     def __init__(self, vm: FakeVM, pid: int, container_id: str, streams: dict[str, FakeStream]) -> None:
         super().__init__()
         self.vm: FakeVM = vm
@@ -74,6 +72,9 @@ class HostedProcess(Opened):
         vm.hosted[pid] = self
         vm.add_exit_hook(self._end)
         vm.service.processes[pid].when_exited(self._exited)
+
+    def __repr__(self) -> str:
+        return shown(self, "pid", "container_id", "exit_code")
 
     def __str__(self) -> str:
         return f"process {self.pid} of {self.vm.id}"

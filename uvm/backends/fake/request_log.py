@@ -31,13 +31,14 @@ class Entry:
     :ivar applied: the call was carried out, even if the answer was lost.
     """
 
-    __repr__ = brief_call
-
     call: Call
     outcome: Outcome = "pending"
     code: int | None = None
     error: str = ""
     applied: bool = False
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
     @property
     def seq(self) -> int:
@@ -80,8 +81,6 @@ class RequestLog:
     :param max_entries: how many are kept; older ones are dropped and counted in ``dropped``.
     """
 
-    __repr__ = shown("entries", "dropped")
-
     def __init__(self, max_entries: int = 10_000) -> None:
         if max_entries < 1:
             raise ValueError("a request log keeps one entry at least")
@@ -90,6 +89,9 @@ class RequestLog:
         self._seq = 0
         self._listeners: list[Callable[[Entry], None]] = []
         self.dropped: int = 0
+
+    def __repr__(self) -> str:
+        return shown(self, "entries", "dropped")
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -45,8 +45,6 @@ class Matching(TypedDict, total=False):
 class Matcher:
     """The checked form of :class:`Matching`."""
 
-    __repr__ = brief_call
-
     to: To | None = None
     vm: str | None = None
     operation: str | None = None
@@ -57,6 +55,9 @@ class Matcher:
     every: int | None = None
     first: int | None = None
     probability: float | None = None
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
     def __attrs_post_init__(self) -> None:
         choices = [c for c in (self.nth, self.every, self.first) if c is not None]
@@ -93,13 +94,14 @@ class Rule(Generic[A]):
     :ivar fired: to how many of them it was applied.
     """
 
-    __repr__ = shown("matcher", "seen", "fired")
-
     matcher: Matcher
     _action: A = field(repr=False)
     _rules: list[Rule[A]] = field(repr=False)
     seen: int = field(default=0, init=False)
     fired: int = field(default=0, init=False)
+
+    def __repr__(self) -> str:
+        return shown(self, "matcher", "seen", "fired")
 
     def remove(self) -> None:
         """Remove the rule; does nothing if it was removed."""
@@ -119,11 +121,12 @@ class Rule(Generic[A]):
 class Rules(Generic[A]):
     """The rules of one kind that a backend has."""
 
-    __repr__ = shown("rules")
-
     def __init__(self, seed: int = 0) -> None:
         self._random = Random(seed)
         self._rules: list[Rule[A]] = []
+
+    def __repr__(self) -> str:
+        return shown(self, "rules")
 
     @property
     def rules(self) -> tuple[Rule[A], ...]:

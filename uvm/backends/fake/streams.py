@@ -121,14 +121,15 @@ class FakeStream:
     :class:`anyio.BrokenResourceError` for sending to an end that was, :class:`anyio.EndOfStream`.
     """
 
-    __repr__ = shown()
-
     __slots__ = ("_incoming", "_on_close", "_outgoing")
 
     def __init__(self, incoming: _Pipe, outgoing: _Pipe, on_close: Callable[[FakeStream], None]) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
         self._on_close = on_close
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     async def receive(self, max_bytes: int = _CHUNK_BYTES) -> bytes:
         """Receive at least one byte; anyio.EndOfStream at the end."""
@@ -231,14 +232,15 @@ def stream_pair(on_close: Callable[[FakeStream], None]) -> tuple[FakeStream, Fak
 class FakeListener:
     """Accepts connections of the guest of one VM (:class:`~uvm.backend.Listener`)."""
 
-    __repr__ = shown("service_id")
-
     def __init__(self, service_id: str, on_close: Callable[[], object]) -> None:
         self.service_id: str = service_id
         self._dialled: list[FakeStream] = []
         self._callers: list[anyio.Event] = []
         self._on_close = on_close
         self._end: Exception | None = None
+
+    def __repr__(self) -> str:
+        return shown(self, "service_id")
 
     async def accept(self) -> FakeStream:
         """Wait for the next connection; VMExitedError once the VM has exited."""

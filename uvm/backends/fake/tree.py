@@ -47,8 +47,6 @@ class DeviceTree:
     :ivar sockets: Hyper-V socket services.
     """
 
-    __repr__ = shown("inventory")
-
     def __init__(self, vm_id: str, host: Host, vm: VirtualMachine) -> None:
         """Attach the devices of a document.
 
@@ -70,6 +68,9 @@ class DeviceTree:
         except HostError:
             self.close()
             raise
+
+    def __repr__(self) -> str:
+        return shown(self, "inventory")
 
     def of(self, kind: type[K]) -> K:
         """Return the devices of a kind."""

@@ -42,8 +42,6 @@ class FakeVM(FakeComputeSystem):
     :ivar hosted: the processes that HCS started over that connection and keeps, by process id.
     """
 
-    __repr__ = shown("id", "os", "state")
-
     def __init__(
         self,
         system_id: str,
@@ -77,6 +75,9 @@ class FakeVM(FakeComputeSystem):
         self._switchboard: Switchboard | None = None
         self._exit_hooks: list[Callable[[], None]] = []
         self._state_hooks: list[anyio.Event] = []
+
+    def __repr__(self) -> str:
+        return shown(self, "id", "os", "state")
 
     @property
     def guest(self) -> FakeGuest:

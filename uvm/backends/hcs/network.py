@@ -29,11 +29,12 @@ class HCSNetwork:
     and closes there what it opened.
     """
 
-    __repr__ = shown()
-
     def __init__(self, library: Library[ComputeNetwork], workers: Workers) -> None:
         self._library = library
         self._workers = workers
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     async def namespace(self, namespace_id: str) -> JSON:
         """Return a namespace's document; ERROR_NOT_FOUND if there is none."""

@@ -36,8 +36,6 @@ class FakeHost(Host):
     :ivar fake: the host.
     """
 
-    __repr__ = shown("fake")
-
     fake: FakeBackend
     controls: frozenset[Control] = frozenset(Control) - {Control.LINUX, Control.WINDOWS, Control.TWICE}
     blocking: frozenset[str] = frozenset()
@@ -46,6 +44,9 @@ class FakeHost(Host):
     _networks: int = field(default=0, init=False)
 
     # Boot.
+
+    def __repr__(self) -> str:
+        return shown(self, "fake")
 
     def linux(self) -> LCOWOptions:
         """Put boot files on the host, and return the options of a Linux VM that boots from them."""

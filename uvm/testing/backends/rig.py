@@ -107,10 +107,11 @@ class Network:
     :ivar endpoints: the HCN documents of its endpoints; each has an ``ID`` and a ``Name``.
     """
 
-    __repr__ = brief_call
-
     id: str
     endpoints: tuple[JSON, ...]
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 class Host:
@@ -126,12 +127,13 @@ class Host:
         ever.
     """
 
-    __repr__ = shown("controls")
-
     controls: frozenset[Control] = frozenset()
     blocking: frozenset[str] = frozenset()
 
     # Set-up.
+
+    def __repr__(self) -> str:
+        return shown(self, "controls")
 
     def put_file(self, name: str, *, size_bytes: int = 1 << 20, content: bytes = b"") -> str:
         """Put a file on the host, replacing what is there, and return its path."""
@@ -223,14 +225,15 @@ class Rig:
         long.
     """
 
-    __repr__ = brief_call
-
     backend: Backend
     host: Host = Factory(Host)
     linux: LCOWOptions | None = None
     windows: WCOWOptions | None = None
     timeout_seconds: float = 30.0
     grace_seconds: float = 0.5
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
     @property
     def controls(self) -> frozenset[Control]:

@@ -32,12 +32,13 @@ class Scenario:
     :ivar timeouts: how many of the rig's timeouts it may take: one for each of its successive VMs.
     """
 
-    __repr__ = shown("name")
-
     name: str
     function: Play
     needs: frozenset[Control]
     timeouts: int = 1
+
+    def __repr__(self) -> str:
+        return shown(self, "name")
 
     def __str__(self) -> str:
         return self.name

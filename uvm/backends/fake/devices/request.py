@@ -75,14 +75,15 @@ class DeviceKind(Generic[R]):
     :cvar name: its name in the inventory.
     """
 
-    __repr__ = shown("vm_id", "name")
-
     resources: ClassVar[tuple[type[Resource], ...]]
     name: ClassVar[str]
 
     def __init__(self, vm_id: str, host: Host) -> None:
         self.vm_id: str = vm_id
         self.host: Host = host
+
+    def __repr__(self) -> str:
+        return shown(self, "vm_id", "name")
 
     def load(self, vm: VirtualMachine, devices: Devices) -> None:
         """Attach what the VM's document has of this kind."""
@@ -107,11 +108,12 @@ class Device(Generic[M]):
     :ivar attached: False once the host has detached it.
     """
 
-    __repr__ = shown("name", "attached")
-
     name: str
     settings: M
     attached: bool = field(default=True, init=False)
+
+    def __repr__(self) -> str:
+        return shown(self, "name", "attached")
 
     def __str__(self) -> str:
         return self.name

@@ -28,8 +28,6 @@ class Container:
     :ivar exit_type: how it exited, or will be reported to have exited.
     """
 
-    __repr__ = shown("id", "status", "processes")
-
     id: str
     activity_id: str
     document: JSON = field(repr=False)
@@ -37,6 +35,9 @@ class Container:
     exit_type: str = field(default="UnexpectedExit", init=False)
     processes: dict[int, GuestProcess] = field(factory=dict, init=False)
     modifications: list[Any] = field(factory=list, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return shown(self, "id", "status", "processes")
 
     @property
     def pids(self) -> list[int]:

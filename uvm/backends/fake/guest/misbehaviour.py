@@ -26,13 +26,14 @@ class Reply:
     :ivar ending: what happens then.
     """
 
-    __repr__ = shown("call")
-
     call: Call
     frame: bytes
     frames: list[bytes] = field(init=False)
     delay_seconds: float = field(default=0.0, init=False)
     ending: Literal["", "drop", "panic"] = field(default="", init=False)
+
+    def __repr__(self) -> str:
+        return shown(self, "call")
 
     def __attrs_post_init__(self) -> None:
         self.frames = [self.frame]

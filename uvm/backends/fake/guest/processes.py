@@ -50,8 +50,6 @@ class GuestProcess:
     :ivar on_release: called once, when its exit was reported to a waiter: then its guest forgets it.
     """
 
-    __repr__ = shown("view", "started", "alive", "exit_code")
-
     view: FakeProcess
     external: bool
     on_exit: Callable[[GuestProcess], None] = field(repr=False)
@@ -64,6 +62,9 @@ class GuestProcess:
     _released: bool = field(default=False, init=False)
     _scope: anyio.CancelScope = field(factory=anyio.CancelScope, init=False, repr=False)
     _waiting: list[Callable[[int], None]] = field(factory=list, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return shown(self, "view", "started", "alive", "exit_code")
 
     @property
     def pid(self) -> int:

@@ -78,8 +78,6 @@ class GuestService:
     :ivar phase: the state of a Windows guest: ``new``, ``created`` or ``started`` by the host.
     """
 
-    __repr__ = shown("processes", "containers", "connected")
-
     #: What it reports beside its capabilities.
     facts: ClassVar[JSON] = {}
 
@@ -104,6 +102,9 @@ class GuestService:
         self._side: GuestSide | None = None
         self._outlet: Outlet | None = None
         self._unsent: list[JSON] = []
+
+    def __repr__(self) -> str:
+        return shown(self, "processes", "containers", "connected")
 
     @property
     def connected(self) -> bool:

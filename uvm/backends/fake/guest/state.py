@@ -31,13 +31,14 @@ class Mount:
     :ivar layers: the layers, and the scratch, of an ``overlay``.
     """
 
-    __repr__ = brief_call
-
     path: str
     kind: Literal["disk", "blockdev", "pmem", "plan9", "directory", "overlay"]
     device: Device | None = None
     read_only: bool = False
     layers: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
     def __str__(self) -> str:
         return f"{self.device or self.kind} at {self.path}"
@@ -94,8 +95,6 @@ class FakeGuest:
     :ivar fragments: the policy fragments, in order.
     """
 
-    __repr__ = shown("mounts", "fragments")
-
     tree: DeviceTree
     checks: Checks
     capabilities: Mapping[str, Any]
@@ -109,6 +108,9 @@ class FakeGuest:
     handlers: ClassVar[dict[str, Handler]]
     #: The code for a request that it cannot carry out, and for an unknown resource type.
     failure: ClassVar[int]
+
+    def __repr__(self) -> str:
+        return shown(self, "mounts", "fragments")
 
     def modify(self, document: JSON) -> None:
         """Carry out a ``ModificationRequest``.

@@ -23,10 +23,11 @@ class Terminal:
 class ProcessInput:
     """The standard input of a program; empty if the host connected none."""
 
-    __repr__ = shown()
-
     _vm: GuestMachine
     _stream: FakeStream | None
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive at least one byte; anyio.EndOfStream at the end."""
@@ -62,11 +63,12 @@ class ProcessOutput:
     catch it is killed as by SIGPIPE.
     """
 
-    __repr__ = shown()
-
     _vm: GuestMachine
     _stream: FakeStream | None
     _terminal: bool = False
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     async def send(self, item: bytes) -> None:
         """Send an item; waits while the reader is far behind. A terminal puts a CR before each LF."""
