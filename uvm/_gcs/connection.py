@@ -270,7 +270,7 @@ class GuestConnection(GuestHost):
         over = self._bridge.closed or self._agreed is None or self._shutting_down
         if over or self._redial is None or seconds <= 0:
             return None
-        _log.info("%s: the connection to the guest broke (%r); it may dial again", self._link.name, cause)
+        _log.warning("%s: the connection to the guest broke (%r); it may dial again", self._link.name, cause)
         if self._return_by is None:
             self._return_by = self._link.clock.now() + seconds
         with self._link.clock.limit(self._return_by) as self._redialling:
