@@ -91,9 +91,9 @@ async def play(look: Look, os: str, **options: Any) -> None:
 
 def rules_of(backend: FakeBackend) -> dict[str, Any]:
     return {
-        "fault": backend.faults.refuse(operation="none", where=lambda call: False),
-        "gate": backend.faults.hold(operation="none"),
-        "misbehaviour": backend.misbehaviour.twice(operation="none"),
+        "fault": backend.faults.refuse(operation="dump stacks", where=lambda call: False),
+        "gate": backend.faults.hold(operation="dump stacks"),
+        "misbehaviour": backend.misbehaviour.twice(operation="dump stacks"),
     }
 
 

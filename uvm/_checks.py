@@ -153,25 +153,27 @@ def guid_of(value: str, what: str) -> str:
     return plain
 
 
+def number(
+    allowed: str,
+    minimum: float = 0,
+    maximum: float = math.inf,
+    *,
+    above: float = -math.inf,
+    kind: type = float,
+) -> Check:
+    """Allow numbers, NaN never; `allowed` says which, and a `kind` of int only whole ones."""
+    kinds = (int,) if kind is int else (int, float)
+
+    def check(value: Any) -> str | None:
+        good = isinstance(value, kinds) and not isinstance(value, bool)
+        return None if good and minimum <= value <= maximum and value > above else allowed
+
+    return check
+
+
 def whole(maximum: int, minimum: int = 0) -> Check:
     """Allow whole numbers of a range."""
-    allowed = f"a whole number from {minimum} to {maximum}"
-
-    def check(value: Any) -> str | None:
-        good = isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
-        return None if good else allowed
-
-    return check
-
-
-def number(allowed: str, *, above: float = -math.inf, minimum: float = 0) -> Check:
-    """Allow numbers, NaN never; `allowed` says which."""
-
-    def check(value: Any) -> str | None:
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        return None if good and value >= minimum and value > above else allowed
-
-    return check
+    return number(f"a whole number from {minimum} to {maximum}", minimum, maximum, kind=int)
 
 
 #: Times: as long as it takes is ``math.inf``.
@@ -220,6 +222,11 @@ def optional(check: Check) -> Check:
         return allowed and f"{allowed} or None"
 
     return check_given
+
+
+def function(value: Any) -> str | None:
+    """Allow what can be called, and is no class."""
+    return None if callable(value) and not isinstance(value, type) else "a function"
 
 
 def each(check: Check) -> Check:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, get_args
 
 import anyio
 import pytest
@@ -24,8 +25,18 @@ from tests.backends.fake.support import (
     to_guest,
     vm_of,
 )
-from uvm.backends.fake import FakeBackend, FakeSystem
-from uvm.errors import AnswerLostError, BridgeClosedError, HostError, UnknownOutcomeError, VMExitedError
+from tests.session import play
+from uvm.backends.fake import Call, FakeBackend, FakeSystem, Faults
+from uvm.backends.fake.calls import To
+from uvm.backends.fake.filters import OPERATIONS
+from uvm.errors import (
+    AnswerLostError,
+    BridgeClosedError,
+    HostError,
+    OptionsError,
+    UnknownOutcomeError,
+    VMExitedError,
+)
 from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
@@ -341,3 +352,118 @@ async def test_a_rule_that_was_removed_does_nothing() -> None:
 def test_a_choice_that_makes_no_sense_is_refused(matching: Any) -> None:
     with pytest.raises(ValueError, match=r"give one of|count from 1|between 0 and 1"):
         FakeBackend().faults.refuse(**matching)
+
+
+_NEVER: list[dict[str, Any]] = [
+    {"to": "gest"},
+    {"to": ()},
+    {"to": ("host", "gest")},
+    {"to": 1},
+    {"operation": "modfy"},
+    {"operation": ""},
+    {"to": "guest", "operation": "listen"},
+    {"to": "grant", "operation": "modify"},
+    {"operation": "notification"},
+    {"request_type": "add"},
+    {"to": "grant", "request_type": "Add"},
+    {"operation": "terminate", "request_type": "Remove"},
+    {"vm": 1},
+    {"resource": b"x"},
+    {"where": True},
+    {"nth": 0},
+    {"nth": True},
+    {"every": 1.5},
+    {"first": "1"},
+    {"probability": "often"},
+]
+
+
+@pytest.mark.parametrize("matching", _NEVER, ids=str)
+def test_a_rule_that_can_never_fire_is_refused(matching: dict[str, Any]) -> None:
+    faults = Faults()
+    for make in (faults.refuse, faults.hang, faults.lose, faults.crash, faults.hold):
+        with pytest.raises(OptionsError):
+            make(**matching)
+    assert faults.rules == ()
+
+
+@pytest.mark.parametrize("matching", [m for m in _NEVER if not m.keys() & {"where", "nth", "every", "first"}])
+def test_a_request_log_is_not_asked_for_what_it_can_never_hold(matching: dict[str, Any]) -> None:
+    log = FakeBackend().request_log
+    with pytest.raises((OptionsError, TypeError)):
+        log.entries(**matching)
+
+
+def test_a_misspelt_filter_gets_a_suggestion() -> None:
+    faults = Faults()
+    with pytest.raises(OptionsError, match="did you mean modify"):
+        faults.refuse(operation="modfy")
+    with pytest.raises(OptionsError, match="did you mean operation"):
+        faults.refuse(operatoin="modify")  # type: ignore[call-arg]
+    with pytest.raises(OptionsError, match="did you mean E_FAIL"):
+        faults.refuse("E_FAILL")
+
+
+def test_a_rule_of_several_targets_is_about_calls_to_each() -> None:
+    rule = Faults().refuse(to=("host", "guest"), request_type="Add")
+    calls = {to: Call(1, to, "vm1", "modify", request_type="Add") for to in get_args(To)}
+    assert {to for to, call in calls.items() if rule.matcher.fits(call)} == {"host", "guest"}
+
+
+@pytest.mark.parametrize("code", ["E_FAIL", HResult.E_FAIL, 0x80004005, 0x80004005 - 2**32])
+async def test_a_code_may_be_a_name_or_a_number(code: int | str) -> None:
+    backend = FakeBackend()
+    backend.faults.refuse(code, to="query")
+    with pytest.raises(HostError) as caught:
+        await backend.enumerate()
+    assert caught.value.hresult == HResult.E_FAIL
+
+
+@pytest.mark.parametrize("code", ["", "0x80004005", "no", 0, 2**32, True, None, 1.5, HostError, b"E_FAIL"])
+def test_a_code_that_is_none_is_refused(code: Any) -> None:
+    with pytest.raises(OptionsError, match="a refusal has a result code"):
+        Faults().refuse(code)
+
+
+@pytest.mark.parametrize(
+    ("rule", "arguments"),
+    [
+        ("refuse", {"text": 5}),
+        ("delay", {"seconds": "1"}),
+        ("delay", {"seconds": -1}),
+        ("delay", {"seconds": math.nan}),
+        ("delay", {"seconds": 1, "applied": "no"}),
+        ("hang", {"applied": 1}),
+        ("lose", {"applied": None}),
+        ("crash", {"when": "during"}),
+    ],
+)
+def test_what_a_fault_does_is_checked_when_it_is_made(rule: str, arguments: dict[str, Any]) -> None:
+    faults = Faults()
+    with pytest.raises(OptionsError, match="must be"):
+        getattr(faults, rule)(**arguments)
+    assert faults.rules == ()
+
+
+async def test_an_exception_is_raised_as_a_copy_for_each_call() -> None:
+    backend, error = FakeBackend(), OSError(5, "gone")
+    backend.faults.refuse(error, to="query")
+    caught = []
+    for _ in range(2):
+        with pytest.raises(OSError, match="gone") as info:
+            await backend.enumerate()
+        caught.append(info.value)
+    assert caught[0] is not caught[1]
+    assert [each.__cause__ for each in caught] == [error, error]
+
+
+@pytest.mark.parametrize("os", ["linux", "windows"])
+async def test_filters_know_the_operations_of_all_calls(os: str) -> None:
+    seen: set[tuple[To, str]] = set()
+
+    def look(**held: Any) -> None:
+        seen.update((entry.to, entry.call.operation) for entry in held["backend"].request_log)
+
+    await play(look, os)
+    assert len(seen) > 10
+    assert {(to, operation) for to, operation in seen if operation not in OPERATIONS[to]} == set()

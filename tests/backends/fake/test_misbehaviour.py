@@ -12,7 +12,7 @@ from tests.backends.fake.support import backend_of
 from tests.backends.fake.test_guest_service_containers import create, start
 from uvm._wire.frames import HEADER_SIZE, Procedure
 from uvm.backends.fake import Misbehaviour, Rule
-from uvm.errors import WireError
+from uvm.errors import OptionsError, WireError
 from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
@@ -166,3 +166,41 @@ async def test_a_refusal_can_be_spoilt_too() -> None:
         await host.refusal(Procedure.GET_PROPERTIES, "nobody")
         with pytest.raises(WireError):
             await host.pump()
+
+
+@pytest.mark.parametrize(
+    "matching",
+    [
+        {"to": "host"},
+        {"operation": "connect"},
+        {"operation": "listen"},
+        {"operation": "notificaton"},
+        {"operation": "notification", "request_type": "Add"},
+        {"nth": 0},
+    ],
+    ids=str,
+)
+def test_misbehaviour_that_can_never_show_is_refused(matching: dict[str, Any]) -> None:
+    misbehaviour = Misbehaviour()
+    with pytest.raises(OptionsError):
+        misbehaviour.twice(**matching)
+    assert misbehaviour.rules == ()
+
+
+@pytest.mark.parametrize(
+    ("rule", "arguments"),
+    [
+        ("slow", {"seconds": "1"}),
+        ("garbage", {"data": "text"}),
+        ("oversize", {"size_bytes": 2**32}),
+        ("bad_json", {"payload": "{"}),
+        ("flood", {"count": -1}),
+        ("drop", {"after_bytes": -1}),
+        ("replace", {"change": b""}),
+    ],
+)
+def test_what_misbehaviour_sends_is_checked_when_it_is_made(rule: str, arguments: dict[str, Any]) -> None:
+    misbehaviour = Misbehaviour()
+    with pytest.raises(OptionsError, match="must be"):
+        getattr(misbehaviour, rule)(**arguments)
+    assert misbehaviour.rules == ()

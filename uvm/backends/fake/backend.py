@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from uvm._arguments import Bound
+from uvm._checks import U64, checked, instance, optional, whole
 from uvm._repr import shown
 from uvm.backend import JSON, VM_GROUP, AccessMask, HostInfo
 from uvm.backends.fake.access import AccessTable
@@ -77,6 +78,15 @@ class FakeBackend(Bound):
         request_log_entries: int = 10_000,
         guest_capabilities: Mapping[str, Any] | None = None,
     ) -> None:
+        for name, given, kind in (
+            ("host", host, HostInfo),
+            ("files", files, FakeFiles),
+            ("checks", checks, Checks),
+            ("latency", latency, Latency),
+            ("guest_capabilities", guest_capabilities, Mapping),
+        ):
+            checked(given, optional(instance(kind)), name)
+        checked(seed, whole(U64), "seed")
         self.info: HostInfo = HostInfo() if host is None else host
         self.files: FakeFiles = _boot_files(self.info) if files is None else files
         self.access: AccessTable = AccessTable(self.files)

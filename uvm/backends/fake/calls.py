@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol, TypeVar
 
 from attrs import field, frozen
@@ -45,22 +44,6 @@ class Call:
     def __str__(self) -> str:
         words = (self.operation, self.request_type, self.resource)
         return " ".join(word for word in words if word)
-
-    def fits(
-        self,
-        *,
-        vm: str | None = None,
-        operation: str | None = None,
-        resource: str | None = None,
-        request_type: str | None = None,
-    ) -> bool:
-        """Return whether the call has all that is not None; ``resource`` may hold ``*`` and ``?``."""
-        return (
-            vm in (None, self.vm)
-            and operation in (None, self.operation)
-            and request_type in (None, self.request_type)
-            and (resource is None or fnmatchcase(self.resource, resource))
-        )
 
 
 class Machine(Protocol):

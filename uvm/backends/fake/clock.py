@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from attrs import define
 
+from uvm._checks import checked, number
+
 #: HCS counts time in units of 100 ns.
 TICKS_PER_SECOND: Final = 10_000_000
+_SECONDS: Final = number("a finite number of seconds; time does not go backwards", maximum=sys.float_info.max)
 _CALL: Final = TICKS_PER_SECOND // 1000
 _EPOCH: Final = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -28,8 +32,7 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         """Advance by a number of seconds."""
-        if seconds < 0:
-            raise ValueError("time does not go backwards")
+        checked(seconds, _SECONDS, "seconds")
         self.ticks += round(seconds * TICKS_PER_SECOND)
 
     def timestamp(self, ticks: int | None = None) -> str:

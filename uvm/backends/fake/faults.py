@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar, Unpack
 
 import anyio
 
+from uvm._checks import checked, choice, flag
+from uvm._checks import seconds as check_seconds
 from uvm.backends.fake.calls import Call, Machine
 from uvm.backends.fake.gates import Action, Gate, Proceed, losing, refusing, wait_for_exit
 from uvm.backends.fake.rules import Matching, Rule, Rules
@@ -24,9 +26,13 @@ class Faults(Rules[Action]):
     """The rules of one backend. Calls that hang or are parked stay so when their rule is removed."""
 
     def refuse(
-        self, code: int | BaseException = HResult.E_FAIL, *, text: str = "", **matching: Unpack[Matching]
+        self,
+        code: int | str | BaseException = HResult.E_FAIL,
+        *,
+        text: str = "",
+        **matching: Unpack[Matching],
     ) -> Rule[Action]:
-        """Refuse calls with a result code (E_FAIL by default), or raise an exception; no change is made.
+        """Refuse calls with a result code or its name, or raise an exception; no change is made.
 
         A code makes a :class:`~uvm.errors.GuestError` of a request to the guest, else a
         :class:`~uvm.errors.HostError`.
@@ -35,6 +41,7 @@ class Faults(Rules[Action]):
 
     def delay(self, seconds: float, *, applied: bool = False, **matching: Unpack[Matching]) -> Rule[Action]:
         """Delay calls; with ``applied`` only the answer, so that a cancelled caller missed a change."""
+        checked(seconds, check_seconds, "seconds"), checked(applied, flag, "applied")
 
         async def delay(call: Call, proceed: Proceed, machine: Machine | None) -> Any:
             if not applied:
@@ -48,6 +55,7 @@ class Faults(Rules[Action]):
 
     def hang(self, *, applied: bool = False, **matching: Unpack[Matching]) -> Rule[Action]:
         """Leave calls unanswered until they are cancelled or the VM exits; `applied` changes first."""
+        checked(applied, flag, "applied")
 
         async def hang(call: Call, proceed: Proceed, machine: Machine | None) -> Any:
             if not applied:
@@ -61,12 +69,13 @@ class Faults(Rules[Action]):
 
     def lose(self, *, applied: bool = True, **matching: Unpack[Matching]) -> Rule[Action]:
         """Lose the answer: raise :class:`~uvm.errors.UnknownOutcomeError`, with the change made or not."""
-        return self._add(losing(applied=applied), matching)
+        return self._add(losing(applied=checked(applied, flag, "applied")), matching)
 
     def crash(
         self, *, when: Literal["before", "after"] = "before", **matching: Unpack[Matching]
     ) -> Rule[Action]:
         """Have the VM exit unexpectedly, before or after the change."""
+        checked(when, choice("before", "after"), "when")
 
         async def crash(call: Call, proceed: Proceed, machine: Machine | None) -> Any:
             if machine is not None and when == "before":

@@ -13,7 +13,8 @@ from typing import Final
 
 from attrs import define, frozen
 
-from uvm._names import PathFlavour, host_path, host_path_key
+from uvm._checks import U64, checked, choice, flag, instance, optional, whole
+from uvm._names import HostPath, PathFlavour, host_path, host_path_key, text_of
 from uvm._repr import shown
 from uvm.backend import FileInfo
 from uvm.errors import HostError, HostPathError, OptionsError
@@ -73,14 +74,14 @@ class FakeFiles:
     """
 
     def __init__(self, flavour: PathFlavour = "windows", *, permissive: bool = False) -> None:
-        self._flavour: PathFlavour = flavour
+        self._flavour: PathFlavour = checked(flavour, choice("windows", "posix"), "flavour")
         self._path = ntpath if flavour == "windows" else posixpath
         self._nodes: dict[str, _Node] = {}
         self._deleted: set[str] = set()
         self._opens: dict[str, _Opens] = {}
         self._made: dict[str, None] = {}
         self._has_links = False
-        self.permissive = permissive
+        self.permissive = checked(permissive, flag, "permissive")
 
     def __repr__(self) -> str:
         return f"<FakeFiles ({self._flavour}): {len(self._nodes):,} files and directories>"
@@ -95,45 +96,54 @@ class FakeFiles:
     # Setting up
 
     def add(
-        self, path: str, *, size: int | None = None, content: bytes | None = None, file_ids: bool = True
+        self, path: HostPath, *, size: int | None = None, content: bytes | None = None, file_ids: bool = True
     ) -> None:
         """Add or replace a file; its directories are made.
 
         :param size: in bytes; that of the content by default. A longer file is padded with zeros.
         :param file_ids: whether the file system answers file-id queries (Azure Files does not).
+        :raises OptionsError: the path is no absolute one of the host, or the size is no size.
         """
-        data = content or b""
-        length = len(data) if size is None else size
+        path = host_path(path, self._flavour)
+        data = checked(content, optional(instance(bytes)), "content") or b""
+        length = checked(size, optional(whole(U64)), "size")
+        length = len(data) if length is None else length
+        checked(file_ids, flag, "file_ids")
         if length < len(data):
-            raise ValueError(f"{path}: the content is longer than {length} bytes")
+            raise OptionsError(f"{path}: the content is longer than {length} bytes")
         found = self._nodes.get(self.key(path))
         if found is not None and found.is_dir:
-            raise ValueError(f"{path} is a directory")
+            raise OptionsError(f"{path} is a directory")
         self._make_parents(path, file_ids)
         self._put(path, _Node(self._name(path), size=length, content=data, file_ids=file_ids))
 
-    def add_directory(self, path: str, *, file_ids: bool = True) -> None:
+    def add_directory(self, path: HostPath, *, file_ids: bool = True) -> None:
         """Add a directory, with its parents."""
+        self._add_directory(host_path(path, self._flavour), file_ids=file_ids)
+
+    def _add_directory(self, path: str, *, file_ids: bool = True) -> None:
         found = self._nodes.get(self.key(path))
         if found is not None and not found.is_dir:
-            raise ValueError(f"{path} is a file")
+            raise OptionsError(f"{path} is a file")
         if found is None:
             self._make_parents(path, file_ids)
             self._put(path, _Node(self._name(path), is_dir=True, file_ids=file_ids))
 
-    def add_link(self, path: str, target: str) -> None:
+    def add_link(self, path: HostPath, target: HostPath) -> None:
         """Add a symbolic link, a junction or a substituted drive; its directories are made.
 
         :param target: the path that it leads to, from its own directory if it is relative; it need not exist.
         """
+        path, target = host_path(path, self._flavour), text_of(target, "target")
         if self._entry(path) in self._nodes:
-            raise ValueError(f"{path} exists")
+            raise OptionsError(f"{path} exists")
         self._make_parents(path, file_ids=True)
         self._nodes[self._entry(path)] = _Node(self._name(path), target=target)
         self._has_links = True
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: HostPath) -> None:
         """Delete a file, a link, or a directory with all that is in it, even if it is open."""
+        path = text_of(path)
         key = self._entry(path)
         inside = key + self._path.sep
         for found in [k for k in self._nodes if k == key or k.startswith(inside)]:
@@ -141,14 +151,15 @@ class FakeFiles:
             self._made.pop(found, None)
         self._deleted.add(key)
 
-    def listing(self, path: str) -> list[str]:
+    def listing(self, path: HostPath) -> list[str]:
         """Return the names in a directory, sorted."""
+        path = text_of(path)
         key = self.key(path)
         return sorted(n.name for k, n in self._nodes.items() if k != key and self._path.dirname(k) == key)
 
-    def disk_id(self, path: str) -> str:
+    def disk_id(self, path: HostPath) -> str:
         """Return the identifier that was set on a virtual disk; empty if none was."""
-        return self._file(path).disk_id
+        return self._file(text_of(path)).disk_id
 
     # For the devices of the fake
 
@@ -210,7 +221,7 @@ class FakeFiles:
         if found is not None and not found.is_dir and self.key(path) in self._nodes:
             raise HostPathError(path, "it is a file")
         before = set(self._nodes)
-        self.add_directory(path)
+        self._add_directory(path)
         self._made |= dict.fromkeys(key for key in self._nodes if key not in before)
 
     def left_empty(self) -> list[str]:
@@ -262,7 +273,7 @@ class FakeFiles:
         path = _spelling(path, self._flavour)
         parent = self._path.dirname(path.rstrip(self._path.sep))
         if parent and _key(parent, self._flavour) != _key(path, self._flavour):
-            self.add_directory(parent, file_ids=file_ids)
+            self._add_directory(parent, file_ids=file_ids)
 
     def _name(self, path: str) -> str:
         name: str = self._path.basename(_spelling(path, self._flavour).rstrip(self._path.sep))

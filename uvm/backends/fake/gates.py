@@ -10,9 +10,11 @@ from typing import Any, TypeAlias
 import anyio
 from attrs import define, field
 
+from uvm._checks import I32, U32, checked, similar, whole
+from uvm._checks import text as check_text
 from uvm._repr import shown
 from uvm.backends.fake.calls import Call, Machine
-from uvm.errors import GuestError, HostError, UnknownOutcomeError, UVMError, own
+from uvm.errors import GuestError, HostError, OptionsError, UnknownOutcomeError, UVMError, own
 from uvm.hresult import HResult
 
 #: Goes on to the next rule, and in the end carries out the call.
@@ -21,8 +23,14 @@ Proceed: TypeAlias = Callable[[], Awaitable[Any]]
 Action: TypeAlias = Callable[[Call, Proceed, Machine | None], Awaitable[Any]]
 
 
-def refusing(code: int | BaseException, text: str = "") -> Action:
-    """Return the action that refuses a call with a code of the guest or the host, or with an exception."""
+def refusing(code: int | str | BaseException, text: str = "") -> Action:
+    """Return the action that refuses a call with a code of the guest or the host, or with an exception.
+
+    :raises OptionsError: it is neither, or the code of a success.
+    """
+    if not isinstance(code, BaseException):
+        code = _code(code)
+    checked(text, check_text, "the text of a refusal")
 
     async def refuse(call: Call, proceed: Proceed, machine: Machine | None) -> Any:
         if isinstance(code, BaseException):
@@ -31,6 +39,18 @@ def refusing(code: int | BaseException, text: str = "") -> Action:
         raise refused(str(call), code, text)
 
     return refuse
+
+
+def _code(code: int | str) -> int:
+    """Return a result code, or that of a name."""
+    found = HResult.__members__.get(code, code) if isinstance(code, str) else code
+    if not isinstance(found, int) or isinstance(found, bool) or not found or not -I32 - 1 <= found <= U32:
+        close = similar(code, list(HResult.__members__)) if isinstance(code, str) else ""
+        raise OptionsError(
+            f"a refusal has a result code, the name of one in HResult, or an exception, not {code!r}"
+            + (f"; did you mean {close}?" if close else "")
+        )
+    return found
 
 
 def losing(*, applied: bool) -> Action:
@@ -90,8 +110,8 @@ class Parked:
         """Carry out the call, and answer it."""
         self._decide(_proceed)
 
-    def refuse(self, code: int | BaseException = HResult.E_FAIL, text: str = "") -> None:
-        """Refuse the call with a result code, or an exception; no change is made."""
+    def refuse(self, code: int | str | BaseException = HResult.E_FAIL, text: str = "") -> None:
+        """Refuse the call with a result code, its name, or an exception; no change is made."""
         self._decide(refusing(code, text))
 
     def lose(self, *, applied: bool) -> None:
@@ -139,7 +159,8 @@ class Gate:
         return tuple(self._pending)
 
     async def wait(self, count: int = 1) -> tuple[Parked, ...]:
-        """Wait until that many calls are parked, and return them."""
+        """Wait until that many calls are parked (from 1), and return them."""
+        checked(count, whole(U32, 1), "count")
         while len(self._pending) < count:
             await self._arrival.wait()
         return self.pending

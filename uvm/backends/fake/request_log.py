@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import anyio
 from attrs import frozen
 
+from uvm._checks import checked, choice, number
 from uvm._repr import brief_call, shown
 from uvm.backends.fake.calls import Call, To
+from uvm.backends.fake.filters import Filter
 from uvm.errors import RefusedError, UnknownOutcomeError
 from uvm.hresult import hresult_name
 from uvm.schema.secrets import scrub
@@ -18,6 +20,8 @@ from uvm.schema.secrets import scrub
 #: ``pending``: no answer yet; ``lost``: the answer did not reach the caller; ``failed``: raised an exception
 #: that is neither a refusal nor a cancellation, such as a connection that closed.
 Outcome = Literal["pending", "ok", "refused", "lost", "cancelled", "failed"]
+
+_AT_LEAST_ONE: Final = number("a whole number: a request log keeps one entry at least", 1, kind=int)
 
 #: How much of a document is printed; requests fit, documents of whole VMs do not.
 _WIDTH: Final = 400
@@ -82,8 +86,7 @@ class RequestLog:
     """
 
     def __init__(self, max_entries: int = 10_000) -> None:
-        if max_entries < 1:
-            raise ValueError("a request log keeps one entry at least")
+        checked(max_entries, _AT_LEAST_ONE, "request_log_entries")
         self._entries: dict[int, Entry] = {}
         self._max_entries = max_entries
         self._seq = 0
@@ -109,15 +112,18 @@ class RequestLog:
         request_type: str | None = None,
         outcome: Outcome | None = None,
     ) -> list[Entry]:
-        """Return the entries that fit all that is not None; ``resource`` may hold ``*`` and ``?``."""
-        targets = {to} if isinstance(to, str) else None if to is None else set(to)
-        named = {"vm": vm, "operation": operation, "resource": resource, "request_type": request_type}
+        """Return the entries that fit all that is not None; ``resource`` may hold ``*`` and ``?``.
+
+        :raises OptionsError: no call can fit.
+        """
+        wanted = Filter(to, vm, operation, resource, request_type)
+        wanted.check_fits_any()
+        if outcome is not None:
+            checked(outcome, choice(*get_args(Outcome)), "outcome")
         return [
             entry
             for entry in self._entries.values()
-            if (targets is None or entry.to in targets)
-            and outcome in (None, entry.outcome)
-            and entry.call.fits(**named)
+            if outcome in (None, entry.outcome) and wanted.fits(entry.call)
         ]
 
     def render(self, entries: Iterable[Entry] | None = None) -> str:

@@ -6,14 +6,17 @@ order in which they were made. Their choice is deterministic, given the seed and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
-from typing import Generic, TypedDict, TypeVar
+from typing import ClassVar, Final, Generic, TypedDict, TypeVar
 
 from attrs import define, field, frozen
 
+from uvm._checks import function, go, number
 from uvm._repr import brief_call, shown
 from uvm.backends.fake.calls import Call, To
+from uvm.backends.fake.filters import OPERATIONS, Filter
+from uvm.errors import OptionsError
 
 A = TypeVar("A")
 
@@ -21,15 +24,16 @@ A = TypeVar("A")
 class Matching(TypedDict, total=False):
     """The calls that a rule is about; what is left out fits every call.
 
-    ``to``, ``vm``, ``operation`` and ``request_type`` compare with the fields of a
+    ``to`` (one or several), ``vm``, ``operation`` and ``request_type`` compare with the fields of a
     :class:`~uvm.backends.fake.Call`; ``resource`` is its resource path or resource type and may hold
     ``*`` and ``?``; ``where`` is a function that looks at the call.
 
     Of the calls that fit, ``nth`` chooses one (from 1), ``every`` each nth, ``first`` the first so many,
     ``probability`` each with that chance, from the backend's seed; all of them by default.
+    A rule that no call can fit is refused.
     """
 
-    to: To
+    to: To | Iterable[To]
     vm: str
     operation: str
     resource: str
@@ -41,39 +45,32 @@ class Matching(TypedDict, total=False):
     probability: float
 
 
+_COUNT: Final = go(None, number("a whole number: they count from 1", 1, kind=int))
+
+
 @frozen
-class Matcher:
+class Matcher(Filter):
     """The checked form of :class:`Matching`."""
 
-    to: To | None = None
-    vm: str | None = None
-    operation: str | None = None
-    resource: str | None = None
-    request_type: str | None = None
-    where: Callable[[Call], bool] | None = field(default=None, repr=False)
-    nth: int | None = None
-    every: int | None = None
-    first: int | None = None
-    probability: float | None = None
+    where: Callable[[Call], bool] | None = field(default=None, repr=False, metadata=go(None, function))
+    nth: int | None = field(default=None, metadata=_COUNT)
+    every: int | None = field(default=None, metadata=_COUNT)
+    first: int | None = field(default=None, metadata=_COUNT)
+    probability: float | None = field(
+        default=None, metadata=go(None, number("a number between 0 and 1", maximum=1))
+    )
 
     def __repr__(self) -> str:
         return brief_call(self)
 
     def __attrs_post_init__(self) -> None:
-        choices = [c for c in (self.nth, self.every, self.first) if c is not None]
-        if len(choices) + (self.probability is not None) > 1:
-            raise ValueError("give one of nth, every, first and probability")
-        if any(c < 1 for c in choices):
-            raise ValueError("nth, every and first count from 1")
-        if self.probability is not None and not 0 <= self.probability <= 1:
-            raise ValueError("a probability is between 0 and 1")
+        Filter.__attrs_post_init__(self)
+        if sum(each is not None for each in (self.nth, self.every, self.first, self.probability)) > 1:
+            raise OptionsError("give one of nth, every, first and probability: a rule chooses by one")
 
     def fits(self, call: Call) -> bool:
         """Return whether the rule is about a call."""
-        named = call.fits(
-            vm=self.vm, operation=self.operation, resource=self.resource, request_type=self.request_type
-        )
-        return self.to in (None, call.to) and named and (self.where is None or self.where(call))
+        return Filter.fits(self, call) and (self.where is None or self.where(call))
 
     def chooses(self, count: int, random: Random) -> bool:
         """Return whether the rule applies to the call that is the ``count``-th to fit."""
@@ -121,6 +118,9 @@ class Rule(Generic[A]):
 class Rules(Generic[A]):
     """The rules of one kind that a backend has."""
 
+    #: The calls that there are.
+    _calls: ClassVar[Mapping[To, Sequence[str]]] = OPERATIONS
+
     def __init__(self, seed: int = 0) -> None:
         self._random = Random(seed)
         self._rules: list[Rule[A]] = []
@@ -138,7 +138,9 @@ class Rules(Generic[A]):
         self._rules.clear()
 
     def _add(self, action: A, matching: Matching) -> Rule[A]:
-        rule = Rule(Matcher(**matching), action, self._rules)
+        matcher = Matcher(**matching)
+        matcher.check_fits_any(self._calls)
+        rule = Rule(matcher, action, self._rules)
         self._rules.append(rule)
         return rule
 

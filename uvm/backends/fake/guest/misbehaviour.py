@@ -10,9 +10,12 @@ from typing import Literal, TypeAlias, Unpack
 
 from attrs import define, field
 
+from uvm._checks import U32, checked, function, instance, whole
+from uvm._checks import seconds as check_seconds
 from uvm._repr import shown
 from uvm._wire.frames import HEADER_SIZE, Kind
 from uvm.backends.fake.calls import Call
+from uvm.backends.fake.filters import MESSAGES
 from uvm.backends.fake.rules import Matching, Rule, Rules
 
 
@@ -52,8 +55,11 @@ class Misbehaviour(Rules[Spoil]):
         backend.misbehaviour.silent(operation="notification", vm="vm1")
     """
 
+    _calls = MESSAGES
+
     def slow(self, seconds: float, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send late. The request was carried out in time."""
+        checked(seconds, check_seconds, "seconds")
 
         def spoil(reply: Reply) -> None:
             reply.delay_seconds += seconds
@@ -87,25 +93,29 @@ class Misbehaviour(Rules[Spoil]):
 
     def garbage(self, data: bytes = b"\xff" * 64, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send other bytes in its place."""
+        checked(data, instance(bytes), "data")
         return self.replace(lambda frame: [data], **matching)
 
     def oversize(self, size_bytes: int = 0xFFFFFFFF, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send a header that announces a message of that size."""
+        checked(size_bytes, whole(U32), "size_bytes")
         return self.replace(lambda frame: [_with_field(frame, 4, 4, size_bytes)[:HEADER_SIZE]], **matching)
 
     def bad_json(self, payload: bytes = b'{"Result":', **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send a body that is no JSON, or not what it should be, in a sound message."""
-        size = HEADER_SIZE + len(payload)
+        size = HEADER_SIZE + len(checked(payload, instance(bytes), "payload"))
         return self.replace(
             lambda frame: [_with_field(frame, 4, 4, size)[:HEADER_SIZE] + payload], **matching
         )
 
     def flood(self, count: int, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send it that many times."""
+        checked(count, whole(U32), "count")
         return self.replace(lambda frame: [frame] * count, **matching)
 
     def drop(self, *, after_bytes: int = 0, **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Lose the connection after that many bytes of the message."""
+        checked(after_bytes, whole(U32), "after_bytes")
 
         def spoil(reply: Reply) -> None:
             reply.frames = [frame[:after_bytes] for frame in reply.frames[:1] if after_bytes]
@@ -124,6 +134,7 @@ class Misbehaviour(Rules[Spoil]):
 
     def replace(self, change: Callable[[bytes], list[bytes]], **matching: Unpack[Matching]) -> Rule[Spoil]:
         """Send what a function returns for the message."""
+        checked(change, function, "change")
 
         def spoil(reply: Reply) -> None:
             reply.frames = [made for frame in reply.frames for made in change(frame)]
