@@ -31,9 +31,9 @@ SURFACE = {
         Listener System
         UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
-        OptionsError OutputLimitError RefusedError SchemaError StreamBrokenError StreamBusyError
-        StreamClosedError StreamVMExitedError UndoFailedError UndoUnknownError UnknownOptionError
-        UnknownOutcomeError VMExitedError VMStateError WireError
+        OptionsError OutputLimitError ProcessError ProcessFailedError ProcessTimeoutError RefusedError
+        SchemaError StreamBrokenError StreamBusyError StreamClosedError StreamVMExitedError UndoFailedError
+        UndoUnknownError UnknownOptionError UnknownOutcomeError VMExitedError VMStateError WireError
     """,
     "uvm.backend": """
         AccessMask BROKEN_STREAM Backend ByteStream Concurrency FileInfo Guest HCS_CONCURRENCY HostFiles
@@ -44,7 +44,8 @@ SURFACE = {
     "uvm.errors": """
         UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
-        OptionsError OutputLimitError RefusedError UndoFailedError UndoUnknownError UnknownOptionError
+        OptionsError OutputLimitError ProcessError ProcessTimeoutError RefusedError UndoFailedError
+        UndoUnknownError UnknownOptionError
         UnknownOutcomeError VMExitedError VMStateError WireError
     """,
     "uvm.hresult": "HResult SYSTEM_ENDED hresult hresult_from_win32 hresult_name",
@@ -96,7 +97,7 @@ HELD = {
         aclose delete_state exit id modify open_init open_process processes properties run shutdown start
         statistics terminate wait
     """,
-    "Process": "aclose args exit_code kill pid resize signal stderr stdin stdout wait",
+    "Process": "aclose args communicate exit_code kill pid resize signal stderr stdin stdout stream wait",
     "ProcessInput": "aclose extra extra_attributes send send_eof",
     "ProcessOutput": "aclose extra extra_attributes receive",
     "GuestConnection": """

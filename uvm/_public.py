@@ -28,8 +28,9 @@ from uvm._gcs.unix import listen_unix as listen_unix
 from uvm._guest.access import GuestFeatures as GuestFeatures
 from uvm._guest.container import Container as Container
 from uvm._guest.container import ContainerExit as ContainerExit
+from uvm._guest.exchange import CompletedProcess as CompletedProcess
+from uvm._guest.exchange import ProcessFailedError as ProcessFailedError
 from uvm._guest.process import Process as Process
-from uvm._guest.run import CompletedProcess as CompletedProcess
 from uvm._guest.stdio import ProcessInput as ProcessInput
 from uvm._guest.stdio import ProcessOutput as ProcessOutput
 from uvm._guest.stdio import StreamBrokenError as StreamBrokenError
@@ -75,6 +76,8 @@ from uvm.errors import NotAttachedError as NotAttachedError
 from uvm.errors import NotSupportedError as NotSupportedError
 from uvm.errors import OptionsError as OptionsError
 from uvm.errors import OutputLimitError as OutputLimitError
+from uvm.errors import ProcessError as ProcessError
+from uvm.errors import ProcessTimeoutError as ProcessTimeoutError
 from uvm.errors import RefusedError as RefusedError
 from uvm.errors import UndoFailedError as UndoFailedError
 from uvm.errors import UndoUnknownError as UndoUnknownError

@@ -26,6 +26,8 @@ __all__ = [
     "NotSupportedError",
     "OptionsError",
     "OutputLimitError",
+    "ProcessError",
+    "ProcessTimeoutError",
     "RefusedError",
     "UVMError",
     "UndoFailedError",
@@ -95,8 +97,29 @@ class UnknownOptionError(OptionsError, TypeError):
         self.name = name
 
 
-class OutputLimitError(UVMError):
+class ProcessError(UVMError):
+    """A process did not end as the caller wants it to; what it wrote is not lost.
+
+    :ivar cmd: what was run; empty for a container's own process, which its specification names.
+    :ivar stdout: its output as far as it came; text if the caller asked for that.
+    :ivar stderr: its error output as far as it came.
+    """
+
+    def __init__(
+        self, message: str, cmd: tuple[str, ...], stdout: bytes | str = b"", stderr: bytes | str = b""
+    ) -> None:
+        super().__init__(message)
+        self.cmd = cmd
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+class OutputLimitError(ProcessError):
     """A process wrote more output than the caller allows, and was killed."""
+
+
+class ProcessTimeoutError(ProcessError, TimeoutError):
+    """A process ran longer than the caller allows, and was killed."""
 
 
 class WireError(UVMError, ValueError):

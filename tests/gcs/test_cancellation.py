@@ -35,8 +35,6 @@ async def run_a_program(guest: GuestConnection) -> None:
 async def talk_to_a_program(guest: GuestConnection) -> None:
     process = await guest.open_process(["cat"])
     try:
-        assert process.stdin is not None
-        assert process.stdout is not None
         await process.stdin.send(b"hello")
         await process.stdin.send_eof()
         assert [data async for data in process.stdout] == [b"hello"]

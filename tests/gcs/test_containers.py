@@ -361,7 +361,8 @@ async def test_the_terminal_of_a_container_is_its_only_output_and_can_be_resized
     async with connected(guest) as connection:
         container = await connection.create_container("c1", WITH_TERMINAL)
         async with await container.open_init() as process:
-            assert process.stderr is None
+            with pytest.raises(OptionsError, match="terminal"):
+                _ = process.stderr
             await process.resize(24, 80)
         assert guest.bodies(Procedure.RESIZE_CONSOLE)[0]["ContainerId"] == "c1"
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.gcs.guests import LINUX, NULL_ID, WINDOWS, Answer, Answerer, Guest, Redial, Refusal, connected
 from uvm._gcs.connection import GuestConnection
+from uvm._guest.exchange import CompletedProcess
 from uvm._guest.process import Process
-from uvm._guest.run import CompletedProcess
 from uvm._guest.stdio import StreamBrokenError
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._wire.frames import Procedure
@@ -86,8 +86,10 @@ async def test_a_process_of_a_windows_guest_is_asked_for_with_the_services_of_it
     guest.capabilities = WINDOWS
     async with connected(guest) as connection:
         async with await connection.open_process(["cmd", "/c", "dir"], stdin=False, stderr=False) as process:
-            assert process.stdin is None
-            assert process.stderr is None
+            with pytest.raises(OptionsError, match="process 7 has no stdin: start it with stdin=True"):
+                _ = process.stdin
+            with pytest.raises(OptionsError, match="process 7 has no stderr: start it with stderr=True"):
+                _ = process.stderr
         [body] = guest.bodies(EXECUTE)
         assert body["Settings"]["StdioRelaySettings"] == {"StdOut": vsock_service_id(FIRST_STDIO_PORT)}
         assert "VsockStdioRelaySettings" not in body["Settings"]
@@ -101,7 +103,8 @@ async def test_a_process_of_a_windows_guest_is_asked_for_with_the_services_of_it
 async def test_a_process_with_a_terminal_has_no_standard_error(guest: Guest) -> None:
     async with connected(guest) as connection:
         async with await connection.open_process(["sh"], terminal=True, size=(24, 80)) as process:
-            assert process.stderr is None
+            with pytest.raises(OptionsError, match="no stderr: its terminal writes all to stdout"):
+                _ = process.stderr
         asked = parameters(guest.bodies(EXECUTE)[0])
         assert asked["EmulateConsole"] is True
         assert asked["ConsoleSize"] == [24, 80]
@@ -124,7 +127,7 @@ async def test_what_cannot_be_run_anywhere_is_refused_before_anything_is_sent(gu
         with pytest.raises(OptionsError):
             await connection.run(["env"], env={"A=b": "c"})
         with pytest.raises(OptionsError):
-            await connection.run(["cat"], input="text")  # type: ignore[arg-type]
+            await connection.run(["cat"], input="text")  # type: ignore[call-overload]
         with pytest.raises(NotSupportedError):
             await connection.run(["id"], user="nobody")
         assert not guest.bodies(EXECUTE)
@@ -644,7 +647,6 @@ async def test_many_processes_run_at_once(guest: Guest) -> None:
 async def test_all_streams_are_closed_also_in_a_cancelled_scope(guest: Guest) -> None:
     async with connected(guest) as connection:
         process = await connection.open_process(["cat"])
-        assert process.stdin is not None
         await process.stdin.aclose()
         with anyio.CancelScope() as scope:
             scope.cancel()
@@ -719,7 +721,7 @@ async def test_a_run_ends_with_its_process_also_where_nobody_takes_its_input(gue
         async def run() -> None:
             done.append(await connection.run(["true"], input=b"x" * 1_000_000))
 
-        done: list[CompletedProcess] = []
+        done: list[CompletedProcess[bytes]] = []
         tasks.start_soon(run)
         await guest.until_asked(WAIT)
         await anyio.wait_all_tasks_blocked()

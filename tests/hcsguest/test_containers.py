@@ -19,7 +19,6 @@ from tests.vm.orders import Choose, World, run_example
 from tests.vm.support import DISK, LAYER, Attempt, Running, host_backend, lcow, quiet, running, wcow
 from uvm._guest.container import Container, ContainerExit
 from uvm._guest.process import Process
-from uvm._guest.run import run_to_end
 from uvm._guest.timeouts import GuestTimeouts
 from uvm.backends.fake import Call, FakeBackend, FakeProcess, Parked
 from uvm.errors import (
@@ -78,7 +77,6 @@ def calls(run: Running, operation: str, container_id: str = "c1") -> int:
 
 async def everything(process: Process) -> bytes:
     """Receive all that a process writes."""
-    assert process.stdout is not None
     return b"".join([chunk async for chunk in process.stdout])
 
 
@@ -107,7 +105,6 @@ async def test_a_linux_container_runs_its_own_process_and_others_beside_it(exter
             assert (await container.run(["false"])).exit_code == 1
             assert [each.process_id for each in await container.processes()] == [init.pid]
             assert (await container.statistics())["pids"] == {"current": 1}
-            assert init.stdin is not None
             await init.stdin.send(b"to the container")
             await init.stdin.send_eof()
             assert await everything(init) == b"to the container"
@@ -133,7 +130,7 @@ async def test_a_container_whose_own_process_writes_too_much_is_told(external: b
                 anyio.fail_after(5),
                 pytest.raises(OutputLimitError, match="own process wrote more than 1000 "),
             ):
-                await run_to_end(await container.open_init(), max_output_bytes=1000)
+                await (await container.open_init()).communicate(max_output_bytes=1000)
         assert in_guest(run) == []
 
 
@@ -174,7 +171,6 @@ async def test_the_exit_of_a_container_process_is_told_though_nobody_has_read_wh
         await container.open_init(stdin=True)
         process = await container.open_process(["echo", "still here"])
         assert await process.wait() == 0
-        assert process.stdout is not None
         assert await process.stdout.receive(5) == b"still"
         assert await everything(process) == b" here\n"
 
@@ -218,9 +214,8 @@ async def test_a_terminal_in_a_container_has_its_size_from_the_start(external: b
         await container.start()
         await container.open_init(stdin=True)
         process = await container.open_process(["sizes"], terminal=True, size=(24, 80))
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is None
+        with pytest.raises(OptionsError, match="terminal"):
+            _ = process.stderr
         await process.stdin.send(b"?")
         assert await process.stdout.receive() == b"24x80"
         await process.resize(50, 132)

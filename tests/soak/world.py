@@ -242,7 +242,6 @@ async def _run(vm: uvm.UtilityVM, random: Random) -> None:
 async def _process(vm: uvm.UtilityVM, random: Random) -> None:
     async with vm.open_process(random.choice((["sleep", "1000"], ["yes"]))) as process:
         if process.args == ("yes",):
-            assert process.stdout is not None
             await process.stdout.receive()
         await process.kill()
         await process.wait()

@@ -121,7 +121,6 @@ async def test_a_container_that_runs_when_its_guest_dials_again_runs_on() -> Non
         await connected_again(run)
         await anyio.sleep(10)
         assert container.exit is None
-        assert init.stdin is not None
         await init.stdin.send_eof()
         assert (await container.wait()).type == "UnexpectedExit"
         await container.aclose()

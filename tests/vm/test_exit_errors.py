@@ -66,12 +66,10 @@ async def held(external: bool) -> AsyncIterator[Held]:
 
 
 def stdin(process: Process) -> ProcessInput:
-    assert process.stdin is not None
     return process.stdin
 
 
 def stdout(process: Process) -> ProcessOutput:
-    assert process.stdout is not None
     return process.stdout
 
 

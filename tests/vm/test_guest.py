@@ -61,13 +61,11 @@ async def beside(run: host.Running) -> AsyncIterator[uvm.UtilityVM]:
 
 async def hush(process: Process) -> None:
     """Tell a process that there is no more to read."""
-    assert process.stdin is not None
     await process.stdin.send_eof()
 
 
 async def hear(process: Process, max_bytes: int = 65536) -> bytes:
     """Receive something that a process wrote."""
-    assert process.stdout is not None
     return await process.stdout.receive(max_bytes)
 
 

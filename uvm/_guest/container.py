@@ -40,6 +40,7 @@ from attrs import frozen
 from uvm._arguments import kind_of
 from uvm._async import Flag, opens
 from uvm._guest.access import GuestAccess
+from uvm._guest.clock import GuestClock
 from uvm._guest.ending import Ending
 from uvm._guest.exit import Exit
 from uvm._guest.process import Launch, Process, exit_of
@@ -168,6 +169,10 @@ class Container(ProcessHost):
         else:
             state = "running" if self._runs else "created"
         return brief(f"<Container {self.id} ({state})>")
+
+    @property
+    def _clock(self) -> GuestClock:
+        return self._guest.clock
 
     @property
     def exit(self) -> ContainerExit | None:

@@ -9,8 +9,8 @@ Source: hcsshim internal/cow.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Final, Protocol, final
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final, Literal, Protocol, final, overload
 
 import anyio
 import anyio.abc
@@ -19,6 +19,7 @@ from attrs import define, field
 
 from uvm._arguments import Bound
 from uvm._guest.access import GuestAccess
+from uvm._guest.exchange import MAX_OUTPUT_BYTES, Chunks, CompletedProcess, Exchange, OutputName
 from uvm._guest.exit import Exit
 from uvm._guest.signals import LINUX_KILL, SignalOptions, signal_options
 from uvm._guest.specs import Command, check_size, check_writable, host_process
@@ -37,6 +38,8 @@ from uvm.hresult import HResult
 from uvm.schema.process import ProcessParameters, SignalProcessOptionsLCOW
 
 _log = logging.getLogger("uvm.gcs")
+
+_OUTPUTS: Final[tuple[OutputName, ...]] = ("stdout", "stderr")
 
 #: A guest does not know the process (any more); HCS says that it has exited.
 EXITED: Final = frozenset({HResult.ERROR_NOT_FOUND, HResult.HCS_E_PROCESS_ALREADY_STOPPED})
@@ -83,9 +86,6 @@ class Process(Bound, anyio.abc.AsyncResource):
 
     :ivar pid: its id, in the guest or in the container.
     :ivar args: what was run; empty for a container's own process, which its specification names.
-    :ivar stdin: its standard input; None where it has none.
-    :ivar stdout: its standard output; None where it has none.
-    :ivar stderr: its standard error; None where it has none, as with a terminal.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class Process(Bound, anyio.abc.AsyncResource):
         self._handle = handle
         self._terminal = terminal
         name = f"of process {self.pid} ({args[0]!r})" if args else f"of process {self.pid}"
-        stdin, stdout, stderr = (handle.streams.get(each) for each in ("stdin", "stdout", "stderr"))
-        call = guest.call
-        self.stdin: ProcessInput | None = ProcessInput(stdin, f"stdin {name}", call) if stdin else None
-        self.stdout: ProcessOutput | None = ProcessOutput(stdout, f"stdout {name}", call) if stdout else None
-        self.stderr: ProcessOutput | None = ProcessOutput(stderr, f"stderr {name}", call) if stderr else None
+        streams, call = handle.streams, guest.call
+        self._stdin = ProcessInput(streams["stdin"], f"stdin {name}", call) if "stdin" in streams else None
+        self._outputs = {
+            each: ProcessOutput(streams[each], f"{each} {name}", call) for each in _OUTPUTS if each in streams
+        }
 
     def __repr__(self) -> str:
         exit = self._handle.exit
@@ -114,6 +114,42 @@ class Process(Bound, anyio.abc.AsyncResource):
         )
         ran = list(self.args) or "of a container's own"
         return brief(f"<Process {self.pid} {ran} ({state})>")
+
+    @property
+    def stdin(self) -> ProcessInput:
+        """The standard input.
+
+        :raises OptionsError: it was started without one.
+        """
+        if self._stdin is None:
+            raise self._not_opened("stdin")
+        return self._stdin
+
+    @property
+    def stdout(self) -> ProcessOutput:
+        """The standard output.
+
+        :raises OptionsError: it was started without one.
+        """
+        return self._output("stdout")
+
+    @property
+    def stderr(self) -> ProcessOutput:
+        """The standard error.
+
+        :raises OptionsError: it was started without one; with a terminal it has none.
+        """
+        return self._output("stderr")
+
+    def _output(self, name: OutputName) -> ProcessOutput:
+        if name not in self._outputs:
+            raise self._not_opened(name)
+        return self._outputs[name]
+
+    def _not_opened(self, name: str) -> OptionsError:
+        if self._terminal and name == "stderr":
+            return OptionsError(f"process {self.pid} has no stderr: its terminal writes all to stdout")
+        return OptionsError(f"process {self.pid} has no {name}: start it with {name}=True")
 
     @property
     def exit_code(self) -> int | None:
@@ -137,7 +173,7 @@ class Process(Bound, anyio.abc.AsyncResource):
 
     async def _wait(self) -> int:
         exit = self._handle.exit
-        outputs = [each for each in (self.stdout, self.stderr) if each is not None]
+        outputs = self._outputs.values()
         # The Linux guest reports the exit of what is in a container only once its output was taken.
         if self._guest.os != "linux" or not self._handle.contained or not outputs:
             return await exit.wait()
@@ -154,6 +190,87 @@ class Process(Bound, anyio.abc.AsyncResource):
         if failure is not None:
             raise failure
         return await exit.wait()
+
+    def stream(self) -> AsyncIterator[tuple[OutputName, bytes]]:
+        """Iterate over ``("stdout", chunk)`` and ``("stderr", chunk)`` as they come, until both have ended.
+
+        What it was started without is left out. The loop may be left at any time: nothing is lost. Then, or
+        at the end, :meth:`wait` for the exit. Errors are those of :meth:`ProcessOutput.receive`.
+
+        :raises OptionsError: it was started without either.
+        """
+        if not self._outputs:
+            raise self._not_opened("stdout")
+        return Chunks(self._outputs)
+
+    @overload
+    async def communicate(
+        self,
+        input: bytes | None = None,
+        *,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+        timeout: float | None = None,
+        check: bool = False,
+        on_stdout: Callable[[bytes], object] | None = None,
+        on_stderr: Callable[[bytes], object] | None = None,
+        text: Literal[False] = False,
+    ) -> CompletedProcess[bytes]: ...
+
+    @overload
+    async def communicate(
+        self,
+        input: str | None = None,
+        *,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+        timeout: float | None = None,
+        check: bool = False,
+        on_stdout: Callable[[str], object] | None = None,
+        on_stderr: Callable[[str], object] | None = None,
+        text: Literal[True],
+    ) -> CompletedProcess[str]: ...
+
+    async def communicate(
+        self,
+        input: bytes | str | None = None,
+        *,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+        timeout: float | None = None,
+        check: bool = False,
+        on_stdout: Callable[[Any], object] | None = None,
+        on_stderr: Callable[[Any], object] | None = None,
+        text: bool = False,
+    ) -> CompletedProcess[Any]:
+        """Send input and its end, take the output, and wait for the exit; then close its streams.
+
+        If that fails, or the caller is cancelled, the process is killed. Errors are those of :meth:`wait` and
+        of its streams, and:
+
+        :param input: what it reads; the end of the input follows.
+        :param max_output_bytes: how much it may write, both streams together.
+        :param timeout: how many seconds it has from now; they stand still while the VM is paused.
+        :param check: raise an error if its exit code is not 0.
+        :param on_stdout: called, and awaited if it returns an awaitable, with each chunk of the output, which
+            is returned all the same. What it raises is raised.
+        :param on_stderr: called with the error output likewise.
+        :param text: input and output are text, in UTF-8; bytes that are not become U+FFFD, and newlines stay.
+        :raises OptionsError: there is input, and it was started without ``stdin=True``; or an argument is of
+            the wrong kind. Nothing has happened.
+        :raises OutputLimitError: it wrote more, and is killed.
+        :raises ProcessTimeoutError: it took longer, and is killed.
+        :raises ProcessFailedError: its exit code is not 0.
+        """
+        exchange: Exchange[Any] = Exchange(
+            input=input,
+            max_output_bytes=max_output_bytes,
+            timeout=timeout,
+            check=check,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            text=text,
+        )
+        if exchange.input and self._stdin is None:
+            raise self._not_opened("stdin")
+        return await exchange.complete(self._guest.clock, self.args, lambda: converse(self, exchange))
 
     async def signal(self, signal: int | str) -> bool:
         """Send a signal to it. False: it had exited.
@@ -221,7 +338,7 @@ class Process(Bound, anyio.abc.AsyncResource):
     async def aclose(self) -> None:
         """Close its streams, at once. Where it still runs, it is left running."""
         with anyio.CancelScope(shield=True):
-            for stream in (self.stdin, self.stdout, self.stderr):
+            for stream in (self._stdin, *self._outputs.values()):
                 if stream is not None:
                     await stream.aclose()
         await anyio.lowlevel.checkpoint()
@@ -302,6 +419,17 @@ class Launch:
 def exit_of(process: Process) -> Exit[int]:
     """Return the exit of a process, to wait for without reading its output."""
     return process._handle.exit
+
+
+async def converse(process: Process, exchange: Exchange[Any]) -> int:
+    """Exchange input and output with a process until its end; kill it if that fails or is cancelled."""
+    async with process:
+        try:
+            streams = process._stdin, process._outputs
+            return await exchange.converse(process._guest.name, process.args, *streams, process.wait)
+        except BaseException:
+            discard(process)
+            raise
 
 
 def discard(process: Process) -> None:

@@ -7,46 +7,28 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, overload
 
-import anyio
-from attrs import frozen
-
-from uvm._arguments import Bound, kind_of
+from uvm._arguments import Bound
 from uvm._async import opens
 from uvm._guest.access import GuestAccess
-from uvm._guest.process import Launch, Process, discard
+from uvm._guest.clock import GuestClock
+from uvm._guest.exchange import MAX_OUTPUT_BYTES, CompletedProcess, Exchange
+from uvm._guest.process import Launch, Process, converse, discard
 from uvm._guest.specs import Command, host_process
-from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
-from uvm._repr import brief_call
-from uvm.errors import OptionsError, OutputLimitError, RefusedError, UVMError
+from uvm.errors import RefusedError
 
 _log = logging.getLogger("uvm.gcs")
-
-#: How much output :meth:`ProcessHost.run` takes by default.
-MAX_OUTPUT_BYTES: Final = 16 * 1024 * 1024
-
-
-@frozen
-class CompletedProcess:
-    """A process that has exited.
-
-    :ivar args: what was run.
-    :ivar exit_code: its exit code, an unsigned 32-bit number.
-    """
-
-    args: tuple[str, ...]
-    exit_code: int
-    stdout: bytes = b""
-    stderr: bytes = b""
-
-    def __repr__(self) -> str:
-        return brief_call(self)
 
 
 class ProcessHost(Bound, ABC):
     """Where processes run: a guest, or a container of one."""
+
+    @property
+    @abstractmethod
+    def _clock(self) -> GuestClock:
+        """The clock of the guest."""
 
     @abstractmethod
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
@@ -91,47 +73,91 @@ class ProcessHost(Bound, ABC):
         asked = Command(args, env, cwd, user, terminal, size)
         return await self._start(asked, pipes)
 
+    @overload
     async def run(
         self,
         args: Sequence[str],
         *,
-        input: bytes = b"",
+        input: bytes | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | None = None,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
-    ) -> CompletedProcess:
+        timeout: float | None = None,
+        check: bool = False,
+        on_stdout: Callable[[bytes], object] | None = None,
+        on_stderr: Callable[[bytes], object] | None = None,
+        text: Literal[False] = False,
+    ) -> CompletedProcess[bytes]: ...
+
+    @overload
+    async def run(
+        self,
+        args: Sequence[str],
+        *,
+        input: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+        timeout: float | None = None,
+        check: bool = False,
+        on_stdout: Callable[[str], object] | None = None,
+        on_stderr: Callable[[str], object] | None = None,
+        text: Literal[True],
+    ) -> CompletedProcess[str]: ...
+
+    async def run(
+        self,
+        args: Sequence[str],
+        *,
+        input: bytes | str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+        timeout: float | None = None,
+        check: bool = False,
+        on_stdout: Callable[[Any], object] | None = None,
+        on_stderr: Callable[[Any], object] | None = None,
+        text: bool = False,
+    ) -> CompletedProcess[Any]:
         """Run a process to its end, and return its exit code and what it wrote.
 
-        It has ended when it has exited and its output is closed, by all that inherited it. Where the caller
-        is cancelled, it is killed. Parameters and errors are those of :meth:`open_process`, and:
+        It has ended when it has exited and its output is closed, by all that inherited it. If the caller is
+        cancelled, it is killed. Parameters and errors are those of :meth:`open_process` and
+        :meth:`Process.communicate`, and:
 
         :param input: what it reads; without any it has no standard input.
-        :param max_output_bytes: how much it may write, both streams together.
-        :raises OutputLimitError: it wrote more, and was killed.
+        :param timeout: how many seconds it has from now, its start included.
         """
-        if not isinstance(input, bytes | bytearray | memoryview):
-            raise OptionsError(f"the input of a process is bytes, not {kind_of(input)}")
-        process = await self.open_process(args, env=env, cwd=cwd, user=user, stdin=bool(input))
-        return await run_to_end(process, input, max_output_bytes)
+        exchange: Exchange[Any] = Exchange(
+            input=input,
+            max_output_bytes=max_output_bytes,
+            timeout=timeout,
+            check=check,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            text=text,
+        )
+        wanted = Command(args, env, cwd, user)
+        pipes = {"stdin": bool(exchange.input), "stdout": True, "stderr": True}
 
+        async def start_and_converse() -> int:
+            process = await self._start(wanted, pipes)
+            return await converse(process, exchange)
 
-async def run_to_end(
-    process: Process, input: bytes = b"", max_output_bytes: int = MAX_OUTPUT_BYTES
-) -> CompletedProcess:
-    """Exchange input and output with a process until its end; if that fails or is cancelled, kill it."""
-    async with process:
-        try:
-            return await _converse(process, input, max_output_bytes)
-        except BaseException:
-            discard(process)
-            raise
+        return await exchange.complete(self._clock, wanted.args, start_and_converse)
 
 
 class GuestHost(ProcessHost):
     """A guest in which processes are started, by either connection."""
 
     _access: GuestAccess
+
+    @property
+    def _clock(self) -> GuestClock:
+        return self._access.clock
 
     @abstractmethod
     async def _launch(self, launch: Launch) -> Process:
@@ -158,55 +184,3 @@ async def _give_size(process: Process, height: int, width: int) -> None:
     except BaseException:
         discard(process)
         raise
-
-
-async def _converse(process: Process, text: bytes, max_bytes: int) -> CompletedProcess:
-    """Send the input, collect the output, and wait for the exit."""
-    stdout, stderr = bytearray(), bytearray()
-    # The one to raise comes first; kept out of the task groups, which would wrap them.
-    failures: list[Exception] = []
-
-    async def feed(stdin: ProcessInput) -> None:
-        try:
-            await stdin.send(text)
-            await stdin.send_eof()
-        except StreamBrokenError as error:
-            # No process has to read its input.
-            _log.debug("%s: %s", process._guest.name, error)
-        except Exception as error:
-            failures.append(error)
-            # It may wait for the end of its input for ever.
-            tasks.cancel_scope.cancel()
-
-    async def collect(stream: ProcessOutput, into: bytearray) -> None:
-        try:
-            async for data in stream:
-                into += data
-                if len(stdout) + len(stderr) > max_bytes:
-                    what = repr(process.args[0]) if process.args else "the container's own process"
-                    too_much = f"{what} wrote more than {max_bytes} bytes; it was killed"
-                    failures.insert(0, OutputLimitError(too_much))
-                    tasks.cancel_scope.cancel()
-                    return
-        except Exception as error:
-            failures.append(error)
-
-    exit_code = 0
-    async with anyio.create_task_group() as tasks:
-        if process.stdin is not None:
-            tasks.start_soon(feed, process.stdin)
-        async with anyio.create_task_group() as outputs:
-            for stream, into in ((process.stdout, stdout), (process.stderr, stderr)):
-                if stream is not None:
-                    outputs.start_soon(collect, stream, into)
-            try:
-                exit_code = await process.wait()
-            except UVMError as error:
-                # It says more than what a stream says of the same end.
-                failures.insert(0, error)
-                tasks.cancel_scope.cancel()
-        # The process reads no more of the input.
-        tasks.cancel_scope.cancel()
-    if failures:
-        raise failures[0]
-    return CompletedProcess(process.args, exit_code, bytes(stdout), bytes(stderr))

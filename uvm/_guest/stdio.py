@@ -351,16 +351,19 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
             self._reading = False
             self._say_change()
 
-    async def _read_ahead(self) -> None:
-        """Read ahead of the reader, as much as a pipe would hold, until the stream ends."""
-        while not self._at_end and not self._channel.closed:
+    async def _read_ahead(self, *, once: bool = False) -> None:
+        """Read ahead of the reader, as much as a pipe would hold, until the stream ends.
+
+        :param once: only until there is something to read: `receive` returns or raises at once then.
+        """
+        while not self._at_end and not self._channel.closed and not (once and self._ahead):
             if self._pumping or self._reading or len(self._ahead) >= READ_AHEAD_BYTES:
                 await self._changed.wait()
                 continue
             self._pumping = True
             try:
                 self._ahead += await self._receive(_CHUNK_BYTES)
-            except (anyio.EndOfStream, UVMError):
+            except Exception:
                 # The reader gets the same.
                 return
             finally:

@@ -11,6 +11,7 @@ from uvm._async import opens
 from uvm._checks import without_mark
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.access import GuestFeatures
+from uvm._guest.clock import GuestClock
 from uvm._guest.container import Container
 from uvm._guest.process import Process
 from uvm._guest.run import ProcessHost
@@ -72,6 +73,10 @@ class GuestServices(Part, ProcessHost):
                 "use_guest_connection=True"
             )
         return guest
+
+    @property
+    def _clock(self) -> GuestClock:
+        return self._asked._clock
 
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
         return await self._asked._start(wanted, pipes)

@@ -11,7 +11,7 @@ import anyio
 from attrs import define, field
 
 from uvm._buses.lease import Releasable
-from uvm._guest.run import CompletedProcess, run_to_end
+from uvm._guest.exchange import CompletedProcess
 from uvm._vm.layers import RootFileSystem
 from uvm._vm.vm import UtilityVM
 from uvm.backend import Backend
@@ -166,7 +166,7 @@ class _PodRun:
             if container.command:
                 with self._phase(f"Run {' '.join(container.command)} in container {container.id}"):
                     done = await run_in_container(vm, container.id, container.command, root)
-                    for line in (done.stdout + done.stderr).decode(errors="replace").splitlines():
+                    for line in (done.stdout + done.stderr).splitlines():
                         self.terminal.write(f"  {printable(line)}")
                     self._write_dim(f"  exit code: {done.exit_code}")
 
@@ -223,17 +223,18 @@ class _PodRun:
 
 async def run_in_container(
     vm: UtilityVM, container_id: str, command: Sequence[str], root: RootFileSystem
-) -> CompletedProcess:
+) -> CompletedProcess[str]:
     """Run a command in a container of its own, to its end."""
     if vm.os == "windows":
         document = {"Container": {"Storage": {"Path": root.root}}}
         async with vm.create_container(container_id, document) as container:
             await container.start()
-            return await container.run(command)
+            return await container.run(command, text=True)
     spec = {"process": {"args": list(command), "cwd": "/"}, "linux": {}}
     async with vm.create_container(container_id, spec, root=root) as container:
         await container.start()
-        return await run_to_end(await container.open_init())
+        init = await container.open_init()
+        return await init.communicate(text=True)
 
 
 def _number(number: int, what: str) -> str:

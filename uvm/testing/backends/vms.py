@@ -17,7 +17,7 @@ from uvm.testing.backends.checks import Attempt, check, equal, raises, until
 from uvm.testing.backends.lifecycle import Kind, Lifecycle, Resources, at_rest, devices
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario, variants, within
-from uvm.testing.backends.world import existing, options_of, running_vm
+from uvm.testing.backends.world import options_of, running_vm
 
 _ATTACHABLE = (Control.FILES, Control.NETWORKS, Control.DEVICES)
 #: The option by which HCS connects to the guest.
@@ -149,7 +149,7 @@ async def _converse(vm: UtilityVM) -> None:
     """Have a process echo its input, and end the input."""
     data = bytes(range(256)) * 1024
     async with vm.open_process(["cat"]) as process, anyio.create_task_group() as tasks:
-        stdin, stdout = existing(process.stdin), existing(process.stdout)
+        stdin, stdout = process.stdin, process.stdout
         tasks.start_soon(stdin.send, data)
         heard = b""
         while len(heard) < len(data):
@@ -196,7 +196,7 @@ async def _run_on_layers(rig: Rig, **options: Any) -> None:
         async with vm.create_container("c1", spec, root=root) as container:
             await container.start()
             async with container.open_init(stderr=False) as init:
-                output = [piece async for piece in existing(init.stdout)]
+                output = [piece async for piece in init.stdout]
                 equal(b"".join(output), b"hello\n", "the output")
                 equal(await init.wait(), 0, "the exit code")
             await container.wait()
