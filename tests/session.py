@@ -139,7 +139,7 @@ async def _unowned(vm: uvm.UtilityVM, backend: FakeBackend) -> dict[str, Any]:
     await support.quiet()
     backend.faults.lose(request_type="Add", resource=support.DISKS, first=1)
     with pytest.raises(uvm.UnknownOutcomeError):
-        await vm.scsi.attach(support.OTHER_DISK, read_only=True)
+        await vm.scsi.attach(support.DISK, read_only=True)
     assert vm.orphans
     assert vm.quarantined
     return {**held, "orphans": vm.orphans, "quarantined": vm.quarantined}

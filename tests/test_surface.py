@@ -21,8 +21,8 @@ SURFACE = {
         BlockCIMBootFiles HvSocketService PCIDevice RegistryValue VmbFSBootFiles CreationPlan
         GuestTimeouts OutputHandler VMMemory VMStatistics Quarantined
         DiskType Mount LCOWLayer WCOWLayer RootFileSystem
-        Lease Orphan AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease SharedLease
-        VPCILease VPMemLease VSMBLease
+        Lease LeaseState Orphan AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease
+        SharedLease VPCILease VPMemLease VSMBLease
         AttachedAdapter CombinedRoot MappedPipe Plan9Share ScsiDisk SharedPath VPCIDevice VPMemLayer VSMBShare
         connect_unix listen_unix
         GuestConnection GuestFeatures Container ContainerExit Process ProcessInput ProcessOutput
@@ -31,7 +31,8 @@ SURFACE = {
         Listener System
         UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
-        OptionsError OutputLimitError ProcessError ProcessFailedError ProcessTimeoutError RefusedError
+        OptionsError OrphanError
+        OutputLimitError ProcessError ProcessFailedError ProcessTimeoutError RefusedError
         SchemaError StreamBrokenError StreamBusyError StreamClosedError StreamVMExitedError UndoFailedError
         UndoUnknownError UnknownOptionError UnknownOutcomeError VMExitedError VMStateError WireError
     """,
@@ -44,7 +45,8 @@ SURFACE = {
     "uvm.errors": """
         UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
-        OptionsError OutputLimitError ProcessError ProcessTimeoutError RefusedError UndoFailedError
+        OptionsError OrphanError
+        OutputLimitError ProcessError ProcessTimeoutError RefusedError UndoFailedError
         UndoUnknownError UnknownOptionError
         UnknownOutcomeError VMExitedError VMStateError WireError
     """,
@@ -68,7 +70,7 @@ VM = """
     set_cpu_group release_cpu_group update_hvsocket_service remove_hvsocket_service modify guest_request
     inject_policy_fragment set_log_sources start_log_forwarding stop_log_forwarding dump_stacks
 """
-LEASE = "give_up release released"
+LEASE = "give_up gone release released state"
 #: What may be done with what one holds, per class. Frozen values have their fields.
 HELD = {
     "ScsiBus": "attach detach disks find guest_path",
@@ -91,8 +93,8 @@ HELD = {
     "NamespaceLease": f"{LEASE} add_endpoint id",
     "AdapterLease": f"{LEASE} endpoint_id namespace_id nic_id",
     "CombinedLease": f"{LEASE} root",
-    "RootFileSystem": "layers release released root scratch scratch_path",
-    "Orphan": "error key ledger release slot",
+    "RootFileSystem": "gone layers release released root scratch scratch_path",
+    "Orphan": "error key ledger release since slot",
     "Container": """
         aclose delete_state exit id modify open_init open_process processes properties run shutdown start
         statistics terminate wait

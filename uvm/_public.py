@@ -5,6 +5,7 @@ from uvm._buses.directories import SharedPath as SharedPath
 from uvm._buses.layers import CombinedLease as CombinedLease
 from uvm._buses.layers import CombinedRoot as CombinedRoot
 from uvm._buses.lease import Lease as Lease
+from uvm._buses.lease import LeaseState as LeaseState
 from uvm._buses.lease import Orphan as Orphan
 from uvm._buses.network import AdapterLease as AdapterLease
 from uvm._buses.network import AttachedAdapter as AttachedAdapter
@@ -75,6 +76,7 @@ from uvm.errors import NoSpaceError as NoSpaceError
 from uvm.errors import NotAttachedError as NotAttachedError
 from uvm.errors import NotSupportedError as NotSupportedError
 from uvm.errors import OptionsError as OptionsError
+from uvm.errors import OrphanError as OrphanError
 from uvm.errors import OutputLimitError as OutputLimitError
 from uvm.errors import ProcessError as ProcessError
 from uvm.errors import ProcessTimeoutError as ProcessTimeoutError

@@ -25,6 +25,7 @@ __all__ = [
     "NotAttachedError",
     "NotSupportedError",
     "OptionsError",
+    "OrphanError",
     "OutputLimitError",
     "ProcessError",
     "ProcessTimeoutError",
@@ -262,6 +263,10 @@ class UndoUnknownError(UndoFailedError, UnknownOutcomeError):
 
 def _as_exception(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else UnknownOutcomeError(repr(error))
+
+
+class OrphanError(UVMError):
+    """Nothing was attached: an orphan is at that path, and its removal failed again (``__cause__``)."""
 
 
 class BridgeClosedError(UVMError):

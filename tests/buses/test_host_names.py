@@ -200,7 +200,8 @@ class Caller:
 
     @property
     def holds(self) -> bool:
-        return self.attempt.done and self.attempt.error is None and not self.attempt.result.released
+        held = (uvm.LeaseState.HELD, uvm.LeaseState.REFUSED)
+        return self.attempt.done and self.attempt.error is None and self.attempt.result.state in held
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))

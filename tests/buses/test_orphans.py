@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -13,8 +14,14 @@ from tests.vm.audit import check_at_rest
 from tests.vm.support import (
     DISK,
     DISKS,
+    ENDPOINT,
+    FILE,
     LAYER,
     LAYERS,
+    NAMESPACE,
+    OTHER_DISK,
+    OTHER_FILE,
+    OTHER_SHARED,
     PLAN9,
     SHARED,
     Attempt,
@@ -24,7 +31,14 @@ from tests.vm.support import (
     running,
     wcow,
 )
-from uvm.errors import HostError, UndoFailedError, UnknownOutcomeError
+from uvm.errors import (
+    GuestError,
+    HostError,
+    NotAttachedError,
+    OrphanError,
+    UndoFailedError,
+    UnknownOutcomeError,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -156,3 +170,156 @@ async def test_a_vm_that_has_exited_has_no_orphans() -> None:
         await run.vm.wait()
         assert not run.vm.orphans
         await orphan.release()
+
+
+# What an orphan is in the way of.
+
+
+async def unmount_refused(run: Running, lease: uvm.Lease, resource: str, times: int = 1) -> None:
+    """Release a lease without waiting; the guest refuses the removal so often."""
+    run.backend.faults.refuse(to="guest", resource=resource, request_type="Remove", first=times)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await lease.release()
+    await quiet()
+    assert len(run.vm.orphans) == 1
+
+
+async def mounted_at(run: Running, disk: str = DISK, **how: Any) -> uvm.ScsiLease:
+    return await run.vm.scsi.attach(disk, mount=uvm.Mount(guest_path="/mnt/a"), **how)
+
+
+MOUNT = "MappedVirtualDisk"
+DIRECTORY = "MappedDirectory"
+#: What was orphaned, its guest resource, and what then wants its path, of the host or of the guest.
+IN_THE_WAY: dict[
+    str, tuple[str, Callable[[Running], Awaitable[Any]], str, Callable[[Running], Awaitable[Any]]]
+] = {
+    "the same disk": ("linux", mounted_at, MOUNT, mounted_at),
+    "the disk in another manner": (
+        "linux",
+        mounted_at,
+        MOUNT,
+        lambda run: run.vm.scsi.attach(DISK, read_only=True),
+    ),
+    "the disk as a layer": ("linux", mounted_at, MOUNT, lambda run: run.vm.vpmem.add(DISK)),
+    "another disk there": ("linux", mounted_at, MOUNT, lambda run: mounted_at(run, OTHER_DISK)),
+    "a share there": ("linux", mounted_at, MOUNT, lambda run: run.vm.share(SHARED, "/mnt/a/")),
+    "the same share": (
+        "linux",
+        lambda run: run.vm.share(SHARED, "/mnt/a"),
+        DIRECTORY,
+        lambda run: run.vm.share(SHARED, "/mnt/a"),
+    ),
+    "another share there": (
+        "linux",
+        lambda run: run.vm.plan9.add(SHARED, "/mnt/a"),
+        DIRECTORY,
+        lambda run: run.vm.plan9.add(OTHER_SHARED, "/mnt/a"),
+    ),
+    "the directory at another path": (
+        "linux",
+        lambda run: run.vm.plan9.add(SHARED, "/mnt/a"),
+        DIRECTORY,
+        lambda run: run.vm.plan9.add(SHARED, "/mnt/b"),
+    ),
+    "a disk where a share is": (
+        "linux",
+        lambda run: run.vm.plan9.add(SHARED, "/mnt/a"),
+        DIRECTORY,
+        mounted_at,
+    ),
+    "a shown directory": (
+        "windows",
+        lambda run: run.vm.share(SHARED, r"C:\there"),
+        DIRECTORY,
+        lambda run: run.vm.share(OTHER_SHARED, r"c:\THERE"),
+    ),
+    "an adapter": (
+        "windows",
+        lambda run: run.vm.network.add_endpoint(NAMESPACE, ENDPOINT),
+        "",
+        lambda run: run.vm.network.add_endpoint(NAMESPACE, ENDPOINT),
+    ),
+}
+
+
+async def _in_namespace(run: Running, kind: str) -> None:
+    if kind == "an adapter":
+        await run.vm.network.add_namespace(NAMESPACE)
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+async def test_what_meets_an_orphan_has_it_removed_first(kind: str) -> None:
+    os, make, resource, again = IN_THE_WAY[kind]
+    async with running(lcow() if os == "linux" else wcow()) as run:
+        await _in_namespace(run, kind)
+        await unmount_refused(run, await make(run), resource)
+        lease = await again(run)
+        assert run.vm.orphans == ()
+        check_at_rest(run)
+        await lease.release()
+        check_at_rest(run)
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+async def test_what_meets_an_orphan_that_stays_says_so_and_attaches_nothing(kind: str) -> None:
+    os, make, resource, again = IN_THE_WAY[kind]
+    async with running(lcow() if os == "linux" else wcow()) as run:
+        await _in_namespace(run, kind)
+        await unmount_refused(run, await make(run), resource, times=2)
+        before = run.vm.orphans
+        with pytest.raises(OrphanError, match="an orphan whose removal failed again") as caught:
+            await again(run)
+        assert isinstance(caught.value.__cause__, GuestError)
+        assert str(before[0].slot) in str(caught.value)
+        assert run.vm.orphans == before
+        check_at_rest(run)
+        await (await again(run)).release()
+        assert run.vm.orphans == ()
+
+
+async def test_what_was_left_by_leaving_its_context_is_an_orphan_since_then() -> None:
+    async with running() as run:
+        run.backend.faults.refuse(resource=DISKS, request_type="Remove", first=1)
+        start = datetime.now(UTC)
+        with pytest.raises(HostError):
+            async with run.vm.scsi.attach(DISK):
+                pass
+        [orphan] = run.vm.orphans
+        assert start <= orphan.since <= datetime.now(UTC)
+        await orphan.release()
+        assert run.vm.scsi.disks == ()
+
+
+async def test_a_file_that_stays_in_a_narrowed_share_is_an_orphan() -> None:
+    async with running(wcow(revoke_released_files=True)) as run:
+        options = run.vm.vsmb.default_options(read_only=True).replaced(no_directmap=True)
+        file = await run.vm.vsmb.add(FILE, options=options)
+        await run.vm.vsmb.add(OTHER_FILE, options=options)
+        run.backend.faults.refuse(request_type="Update", first=1)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await file.release()
+        await quiet()
+        [orphan] = run.vm.orphans
+        assert [*run.vm.vsmb.shares[0].files] == [FILE, OTHER_FILE]
+        await orphan.release()
+        assert [*run.vm.vsmb.shares[0].files] == [OTHER_FILE]
+        assert run.vm.orphans == ()
+        check_at_rest(run)
+
+
+async def test_an_orphan_is_listed_and_found_and_detaching_releases_it() -> None:
+    async with running() as run:
+        await cancelled_while_it_is_added(run, DISKS, lambda: run.vm.scsi.attach(DISK))
+        assert run.vm.scsi.find(DISK) == (run.vm.scsi.disks[0].controller, run.vm.scsi.disks[0].lun)
+        run.backend.faults.refuse(resource=DISKS, request_type="Remove", first=1)
+        with pytest.raises(HostError):
+            await run.vm.scsi.detach(DISK)
+        assert len(run.vm.orphans) == 1, "whoever detaches has no lease"
+        await run.vm.scsi.detach(DISK)
+        assert [*run.vm.orphans, *run.vm.scsi.disks] == []
+        assert run.vm.scsi.find(DISK) is None
+        with pytest.raises(NotAttachedError):
+            await run.vm.scsi.detach(DISK)

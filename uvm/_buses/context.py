@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from attrs import define, field
@@ -12,10 +12,10 @@ from uvm._buses.access import Access, HostName
 from uvm._buses.driver import Driver, Lane
 from uvm._buses.link import Link
 from uvm._document.plan import CreationPlan
-from uvm._names import GuestOS, HostPath, host_path, host_path_key
+from uvm._names import GuestOS, HostPath, guest_path_key, host_path, host_path_key
 from uvm._repr import counted
 from uvm.backend import Backend, Concurrency, HostInfo
-from uvm.devices.base import Device, K, M, S, W
+from uvm.devices.base import Device, K, M, S, Ticket, W
 from uvm.devices.ledger import Ledger
 from uvm.errors import AccessDeniedError, HostPathError, NotSupportedError
 from uvm.options import LCOWOptions, WCOWOptions
@@ -82,6 +82,10 @@ class Context:
         names = (self.key(given), self.key(sent))
         return HostName(sent, names if names[0] != names[1] else names[1:])
 
+    def in_guest(self, path: str) -> Hashable:
+        """Return the claim of a device on a path in the guest."""
+        return "guest", guest_path_key(path, self.plan.os)
+
     def split(self, path: str) -> tuple[str, str]:
         """Return the directory of a file of the host and its name; `path` is one that is sent."""
         directory, separator, name = path.rpartition(self.host.path.sep)
@@ -114,6 +118,11 @@ class Context:
         return info.is_dir
 
 
+def on_host(key: str) -> Hashable:
+    """Return the claim of a device on a path of the host, by the key of the path."""
+    return "host", key
+
+
 class Bus(Bound):
     """The devices of one kind of a VM.
 
@@ -130,10 +139,22 @@ class Bus(Bound):
         counts = [counted(len(driver.attached()), name) for name, driver in reversed([*self._drivers()])]
         return f"<{type(self).__name__} of {self._context.vm_id}: {', '.join(counts)}>"
 
-    def _drive(self, device: Device[K, M, S, W], lane: str = "") -> Driver[K, M, S, W]:
-        """Return the driver of a new ledger; `lane` is a field of :class:`~uvm.backend.Concurrency`."""
+    def _drive(
+        self,
+        device: Device[K, M, S, W],
+        lane: str = "",
+        claims: Callable[[Ticket[K, M, S, W]], Iterable[Hashable]] = lambda _: (),
+        *,
+        part_of_parent: bool = True,
+    ) -> Driver[K, M, S, W]:
+        """Return the driver of a new ledger.
+
+        :param lane: a field of :class:`~uvm.backend.Concurrency`.
+        :param claims: see :class:`~uvm._buses.driver.Driver`, as well as `part_of_parent`.
+        """
         context = self._context
-        return Driver(context.link, Ledger(device), context.lane(lane) if lane else Lane())
+        lanes = context.lane(lane) if lane else Lane()
+        return Driver(context.link, Ledger(device), lanes, claims, part_of_parent)
 
     def _guest_paths(self) -> Iterable[str]:
         """Return the paths in the guest, chosen by callers, at which it has something mounted."""

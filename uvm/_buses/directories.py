@@ -50,7 +50,7 @@ class DirectoryBus(Bus):
         super().__init__(context)
         self._plan9 = plan9
         self._vsmb = vsmb
-        self._directories = self._drive(Directories())
+        self._directories = self._drive(Directories(), claims=lambda t: [context.in_guest(t.entry.slot)])
 
     @property
     def shared(self) -> tuple[SharedPath, ...]:
@@ -79,6 +79,7 @@ class DirectoryBus(Bus):
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
         :raises OptionsError: the guest path is empty, or another share is shown there in a Windows guest.
         :raises GuestError: a Linux guest has something mounted there.
+        :raises OrphanError: an orphan occupies either path, and cannot be removed.
         """
         make = self._over_plan9 if self._context.plan.os == "linux" else self._over_vsmb
         return await make(path, guest_path, flag_of(read_only, "read_only"))
@@ -96,6 +97,7 @@ class DirectoryBus(Bus):
 
     async def _over_vsmb(self, path: HostPath, guest_path: str, read_only: bool) -> SharedLease:
         shown_at = clean_guest_path(guest_path, "windows", f"{path} was not shared: guest path")
+        await self._directories.clear(self._key(shown_at), self._context.in_guest(shown_at))
         await self._check_free(path, shown_at, read_only)
         lease = await self._vsmb.add(path, read_only=read_only)
         shown = ShownShare(lease.guest_path, read_only, lease.host_path, shown_at)

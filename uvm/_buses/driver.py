@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable
+from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from itertools import count
@@ -41,6 +42,7 @@ from uvm.devices.base import (
     Entry,
     K,
     M,
+    Ok,
     Operation,
     Outcome,
     Quarantined,
@@ -53,8 +55,9 @@ from uvm.devices.base import (
 )
 from uvm.devices.ledger import Ledger
 from uvm.errors import (
-    AlreadyReleasedError,
     NotAttachedError,
+    NotSupportedError,
+    OrphanError,
     UndoFailedError,
     UnknownOutcomeError,
     UVMError,
@@ -82,28 +85,95 @@ _WAITING, _GRANTED, _HELD, _RELEASING, _OWED, _ENDED = HoldState
 
 
 @define(eq=False)
+class Stay:
+    """A device on the host, from the grant of its first hold until it is removed.
+
+    :ivar below: what it is a part of, such as the disk of a mount, and the member that it holds there.
+    :ivar error: why it cannot be known whether it is gone.
+    :ivar refusal: what its last removal was refused with.
+    """
+
+    _driver: Driver[Any, Any, Any, Any] = field(repr=False)
+    _entry: Entry[Any, Any, Any, Any] = field(repr=False)
+    below: tuple[Stay, Any] | None = field(default=None, repr=False)
+    ended: bool = field(default=False, init=False)
+    error: BaseException | None = field(default=None, init=False)
+    refusal: BaseException | None = field(default=None, init=False)
+    _changed: anyio.Event | None = field(default=None, init=False, repr=False)
+
+    def change(self, refusal: BaseException | None = None) -> None:
+        """Note the outcome of an operation, and wake those that wait."""
+        self.refusal = refusal
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Note that the device is gone, or that this is unknown."""
+        self.ended, self.error = True, error
+        self.change()
+
+    def is_gone(self, member: Any) -> bool:
+        """Return whether what a member is of it is off the host."""
+        return self.ended or not self._driver.ledger.device.covers(self._entry.applied, member)
+
+    def check_not_retained(self) -> None:
+        """Refuse to wait for the end of a device that stays without holders.
+
+        :raises NotSupportedError: it does.
+        """
+        entry = self._entry
+        if not self.ended and self._driver.ledger.device.wanted(Entry(entry.key, entry.slot, entry.applied)):
+            raise NotSupportedError(
+                f"{entry.key} stays attached to {self._driver.link.vm_id} until the VM closes, since the "
+                "guest may have its files mapped: its end cannot be waited for"
+            )
+
+    async def wait(self, member: Any) -> None:
+        """Wait until what a member is of it is off the host; raise what its removal was refused with."""
+        while not self.is_gone(member):
+            if self.refusal is not None and not self._driver.is_wanted(self._entry, member):
+                raise own(self.refusal)
+            self._changed = self._changed or anyio.Event()
+            await self._changed.wait()
+        if self.error is not None:
+            raise own(self.error)
+
+
+@define(eq=False)
 class Hold(Generic[S_co]):
     """One caller's interest in a device, and the ticket that it is at. Await it to have it granted.
 
+    :ivar driver: the one whose ledger has the ticket.
     :ivar before: called before the device is added, if this hold is what it is added for.
     :ivar number: of two holds, the older has the lower one.
     :ivar error: what the last wait ends with, if it fails.
+    :ivar stay: the device, once granted.
+    :ivar since: when it was left without a caller.
     """
 
-    link: Link = field(repr=False)
+    driver: Driver[Any, Any, Any, Any] = field(repr=False)
     _granted: Ticket[Hashable, object, S_co, object] = field(repr=False)
-    #: Drops the ticket, in the driver whose ledger has it.
-    _drop_ticket: Callable[[Hold[object]], None] = field(repr=False)
     before: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)
     number: int = field(factory=count().__next__, init=False)
-    ticket: Ticket[Hashable, object, object, object] = field(
+    ticket: Ticket[Any, Any, Any, Any] = field(
         default=Factory(lambda self: self._granted, takes_self=True), init=False
     )
     state: HoldState = field(default=_WAITING, init=False)
     error: BaseException | None = field(default=None, init=False)
+    stay: Stay | None = field(default=None, init=False, repr=False)
+    since: datetime | None = field(default=None, init=False)
     #: No caller holds it or waits for it any more.
     abandoned: bool = field(default=False, init=False)
+    #: A caller has seen it released.
+    reported: bool = field(default=False, init=False)
     _waker: anyio.Event | None = field(default=None, init=False, repr=False)
+    _waiting: int = field(default=0, init=False, repr=False)
+
+    @property
+    def link(self) -> Link:
+        """The VM."""
+        return self.driver.link
 
     @property
     def slot(self) -> S_co:
@@ -111,27 +181,18 @@ class Hold(Generic[S_co]):
         return self._granted.entry.slot
 
     @property
-    def ended(self) -> bool:
-        """Whether nothing is left to release."""
-        return self.ticket.state is ENDED
-
-    @property
     def released(self) -> bool:
-        """Whether it was released and nothing is owed, or the VM has exited."""
-        return self.ended or self.state is _RELEASING or self.state is _ENDED
+        """Whether its release is complete, or the VM has exited."""
+        return self.state is _ENDED or self.link.exited.is_set()
 
     @property
-    def may_release_again(self) -> bool:
-        """Whether a release failed and left the device attached."""
-        return self.state is _OWED and not self.ended
-
-    def check_first_release(self, what: object) -> None:
-        """Refuse a second release.
-
-        :raises AlreadyReleasedError: it was released before, by this caller.
-        """
-        if (self.state is _RELEASING or self.state is _ENDED) and not self.link.exited.is_set():
-            raise AlreadyReleasedError(f"{what!r} was released before")
+    def is_orphan(self) -> bool:
+        """Whether what it is for is attached for no caller, since a removal was refused."""
+        return (
+            self.abandoned
+            and self.state is _OWED
+            and not self.driver.is_wanted(self.ticket.entry, self.ticket.member)
+        )
 
     def __await__(self) -> Generator[Any, Any, Self]:
         return self._wait_granted().__await__()
@@ -141,10 +202,10 @@ class Hold(Generic[S_co]):
         try:
             await self._wait_settled()
         except BaseException:
-            self.abandon()
+            self.leave() if self.state is _OWED else self.abandon()
             raise
         if self.error is not None:
-            self.abandoned = True
+            self.leave()
             raise own(self.error)
         self.state = _HELD
         return self
@@ -152,8 +213,17 @@ class Hold(Generic[S_co]):
     def settle(self, state: HoldState) -> None:
         """End the wait for a grant or a release."""
         self.state = state
+        self._list()
         if self._waker is not None:
             self._waker.set()
+
+    def _list(self) -> None:
+        """List it among what may be an orphan, or no longer."""
+        if self.state is _OWED and self.abandoned:
+            self.since = self.since or datetime.now(UTC)
+            self.link.left[self] = None
+        else:
+            self.link.left.pop(self, None)
 
     async def _wait_settled(self) -> None:
         """Wait for :meth:`settle`."""
@@ -163,35 +233,48 @@ class Hold(Generic[S_co]):
             await self._waker.wait()
 
     def drop(self, *, abandoned: bool = False) -> None:
-        """Release it. This takes effect at once; the VM's tasks do what follows.
-
-        :raises VMStateError: the VM belongs to another event loop.
-        """
-        self.link.check_here()
-        self._waker = self.error = None
-        self.state, self.abandoned = _RELEASING, abandoned
-        self._drop_ticket(self)
+        """Release it, unless that is under way. It takes effect at once; the VM's tasks do what follows."""
+        self.abandoned = abandoned
+        if self.state is not _RELEASING and self.state is not _ENDED:
+            self._waker = self.error = None
+            self.state = _RELEASING
+            self.driver.drop(self)
+        self._list()
 
     def abandon(self) -> None:
         """Release it for no caller: if that is refused, it is an orphan."""
         self.drop(abandoned=True)
 
+    def leave(self) -> None:
+        """Note that its caller has gone: if its release was refused, or will be, it is an orphan."""
+        self.abandoned = True
+        self._list()
+
     def inherit(self, parent: Hold[object]) -> None:
         """Go on with the ticket of what the device depended on, and release that as well."""
-        self.ticket, self._drop_ticket = parent.ticket, parent._drop_ticket
-        if self.state is not _OWED:
-            self.state = _RELEASING
-        self._drop_ticket(self)
+        self.ticket, self.driver = parent.ticket, parent.driver
+        self.state = _RELEASING
+        self.driver.drop(self)
 
     async def wait_released(self) -> None:
         """Wait until what :meth:`drop` began is complete; cancelling stops only the waiting."""
+        self._waiting += 1
         try:
             await self._wait_settled()
         except BaseException:
-            self.abandoned = True
+            if self._waiting == 1:
+                self.leave()
             raise
+        finally:
+            self._waiting -= 1
         if self.error is not None:
             raise own(self.error)
+
+    async def release(self) -> None:
+        """Release it, unless that is under way, and wait for the outcome."""
+        self.drop(abandoned=self.abandoned)
+        await self.wait_released()
+        self.reported = True
 
     async def undo(self, error: UVMError) -> None:
         """Release it because of an error, and wait until it is released.
@@ -203,6 +286,35 @@ class Hold(Generic[S_co]):
             await self.wait_released()
         except UVMError as undo_error:
             raise UndoFailedError.of(error, undo_error) from None
+
+    def reclaim(self) -> None:
+        """Note that a caller has it: it is no orphan."""
+        self.abandoned = False
+        self._list()
+
+    def _parts(self) -> list[tuple[Stay, Any]]:
+        """Return the stays of the device and of all that it is a part of, each with what is held."""
+        parts: list[tuple[Stay, Any]] = []
+        part = None if self.stay is None else (self.stay, self._granted.member)
+        while part is not None:
+            parts.append(part)
+            part = part[0].below
+        return parts
+
+    def is_gone(self) -> bool:
+        """Return whether the device is off the host, and all that it is a part of."""
+        return all(stay.is_gone(member) for stay, member in self._parts())
+
+    async def gone(self) -> None:
+        """Wait until the device is off the host, and all that it is a part of.
+
+        :raises NotSupportedError: it stays there without holders.
+        """
+        parts = self._parts()
+        for stay, _ in parts:
+            stay.check_not_retained()
+        for stay, member in parts:
+            await stay.wait(member)
 
 
 @define(eq=False)
@@ -237,12 +349,17 @@ class Driver(Generic[K, M, S, W]):
     """Runs one ledger of one VM.
 
     :ivar lane: shared by the ledgers of one device kind.
+    :ivar claims: returns what else a ticket occupies, such as a path of the host or of the guest.
+    :ivar part_of_parent: what a device depends on goes with its last one.
     """
 
     link: Link
     ledger: Ledger[K, M, S, W, Hold[object]]
     lane: Lane = Factory(Lane)
+    claims: Callable[[Ticket[K, M, S, W]], Iterable[Hashable]] = field(default=lambda _: (), repr=False)
+    part_of_parent: bool = True
     _holds: dict[Ticket[K, M, S, W], Hold[object]] = field(factory=dict, init=False)
+    _stays: dict[Entry[K, M, S, W], Stay] = field(factory=dict, init=False)
     _gates: dict[Hashable, anyio.Event] = field(factory=dict, init=False)
 
     def acquire(
@@ -272,22 +389,24 @@ class Driver(Generic[K, M, S, W]):
     def _hold(
         self, ticket: Ticket[K, M, S, W], before: Callable[[], Awaitable[None]] | None = None
     ) -> Hold[S]:
-        hold: Hold[S] = Hold(self.link, ticket, partial(self._drop, ticket), before)
+        hold: Hold[S] = Hold(self, ticket, before)
         self._holds[ticket] = hold
         return hold
 
     def adopt(self, key: K, member: M, applied: W) -> Hold[S]:
         """Enter what is attached already, such as what the VM was created with; return the hold on it."""
         hold = self._hold(self.ledger.adopt(key, member, applied))
+        hold.stay = self._stay(hold.ticket)
         hold.settle(_HELD)
         return hold
 
-    def _drop(self, ticket: Ticket[K, M, S, W], hold: Hold[object]) -> None:
+    def drop(self, hold: Hold[object]) -> None:
+        """Release a hold; it may come from the ledger above."""
+        ticket = hold.ticket
         if ticket.state is ENDED:
             # The VM exited, or another caller's acquire finished the removal that was refused.
             hold.settle(_ENDED)
             return
-        # It may come from the ledger above.
         self._holds[ticket] = hold
         self._settle(self.ledger.drop(ticket))
 
@@ -300,6 +419,9 @@ class Driver(Generic[K, M, S, W]):
         self.lane.queue.clear()
         self._settle(self.ledger.gone())
         self._holds.clear()
+        for stay in self._stays.values():
+            stay.end()
+        self._stays.clear()
 
     def holds_on(self, key: K, wanted: Callable[[M], bool] = lambda _: True) -> list[Hold[object]]:
         """Return all callers' holds on a key whose members are wanted, in the order in which they came."""
@@ -316,18 +438,50 @@ class Driver(Generic[K, M, S, W]):
         tickets = () if entry is None else (*entry.holders, *entry.waiters)
         return not all(self._holds[ticket].abandoned for ticket in tickets)
 
-    def orphans(self) -> Iterator[Hold[object]]:
-        """Yield the holds on what is attached and has no caller, since its removal was refused."""
-        for hold in self._holds.values():
-            if hold.abandoned and hold.may_release_again and not hold.ticket.entry.holders:
-                yield hold
+    def is_wanted(self, entry: Entry[K, M, S, W], member: M) -> bool:
+        """Return whether a ticket wants what a member is of a device."""
+        return member in entry.members() if self.ledger.device.narrows else entry.wanted
+
+    def owns(self, hold: Hold[object]) -> bool:
+        """Return whether a hold is at a ticket of its ledger."""
+        return self._holds.get(hold.ticket) is hold
+
+    def claims_of(self, ticket: Ticket[K, M, S, W]) -> set[Hashable]:
+        """Return all that a ticket occupies, and what its device is a part of."""
+        claims = {*self.claims(ticket)}
+        if not ticket.entry.wanted:
+            claims.add((self, ticket.key))
+        parent = self.ledger.parents.get(ticket.key)
+        if parent is not None and self.part_of_parent:
+            claims |= parent.driver.claims_of(parent.ticket)
+        return claims
+
+    async def clear(self, key: K | None, *claims: Hashable) -> None:
+        """Try again to remove the orphans that occupy what an attachment wants.
+
+        :raises OrphanError: that was refused, or its outcome is unknown.
+        """
+        wanted = {(self, key), *claims}
+        for hold in [*self.link.left]:
+            if hold.is_orphan and not wanted.isdisjoint(hold.driver.claims_of(hold.ticket)):
+                entry = hold.ticket.entry
+                hold.abandon()
+                try:
+                    await hold.wait_released()
+                except UVMError as refusal:
+                    raise OrphanError(
+                        f"nothing was attached: {entry.key} is still at {entry.slot}, an orphan whose "
+                        f"removal failed again; see vm.orphans and vm.quarantined: {refusal}"
+                    ) from refusal
 
     # What the ledger decided.
 
     def _settle(self, change: Change[K, M, S, W, Hold[object]]) -> None:
         heirs = list(change.parents)
         for ticket in change.granted:
-            self._holds[ticket].settle(_GRANTED)
+            hold = self._holds[ticket]
+            hold.stay = self._stay(ticket)
+            hold.settle(_GRANTED)
         for ticket, error in change.failed:
             exited = isinstance(error, VMExitedError)
             self._finish(ticket, self.link.exit_error() if exited else error, heirs)
@@ -338,6 +492,8 @@ class Driver(Generic[K, M, S, W]):
         for withheld in change.quarantined:
             self._report(withheld)
         if change.operation is not None:
+            if (stay := self._stays.get(change.operation.entry)) is not None:
+                stay.refusal = None
             self.lane.enter(partial(self._start, change.operation))
 
     def _start(self, operation: Operation[K, M, S, W]) -> None:
@@ -355,14 +511,35 @@ class Driver(Generic[K, M, S, W]):
         if error is not None:
             if hold.state is not _WAITING:
                 _log.warning("%s: releasing %s failed: %s", self.link.vm_id, ticket.key, error)
-            # The caller that waits for it has an error and no lease.
-            hold.abandoned = hold.abandoned or (owed and hold.state is _WAITING)
             hold.error = error if hold.error is None else UndoFailedError.of(hold.error, error)
+        elif hold.state is _OWED:
+            # Another caller's acquire finished the removal that was refused.
+            hold.error = None
         if heirs and not owed:
             hold.inherit(heirs.pop(0))
-        elif owed or hold.state is not _OWED or error is not None:
+        else:
             hold.settle(_OWED if owed else _ENDED)
-        # Else another caller's acquire finished the removal that was refused; its owner may still release.
+
+    def _stay(self, ticket: Ticket[K, M, S, W]) -> Stay:
+        """Return the stay of the device that a ticket holds."""
+        stay = self._stays.get(ticket.entry)
+        if stay is None:
+            parent = self.ledger.parents.get(ticket.key) if self.part_of_parent else None
+            below = None if parent is None or parent.stay is None else (parent.stay, parent.ticket.member)
+            stay = self._stays[ticket.entry] = Stay(self, ticket.entry, below)
+        return stay
+
+    def _note(self, operation: Operation[K, M, S, W], outcome: Outcome) -> None:
+        """Note what an operation that has ended means for the stay of its device."""
+        stay = self._stays.get(operation.entry)
+        if stay is None or operation.void or operation.kind is ADD:
+            return
+        error = None if isinstance(outcome, Ok) else outcome.error
+        if operation.kind is REMOVE and not isinstance(outcome, Refused):
+            del self._stays[operation.entry]
+            stay.end(error)
+        else:
+            stay.change(error if operation.releasers else None)
 
     def _report(self, withheld: Quarantined[K, S]) -> None:
         self.link.quarantined.append(withheld)
@@ -385,7 +562,9 @@ class Driver(Generic[K, M, S, W]):
             finally:
                 if gate is not None:
                     self._gates.pop(gate).set()
-            self._settle(self.ledger.done(operation, outcome))
+            change = self.ledger.done(operation, outcome)
+            self._note(operation, outcome)
+            self._settle(change)
             if operation.kind is REMOVE:
                 self.link.states.unmounted()
         finally:
@@ -444,8 +623,7 @@ async def release_oldest(holds: Iterable[Hold[object]], missing: str) -> None:
     oldest = min(holds, key=lambda hold: hold.number, default=None)
     if oldest is None:
         raise NotAttachedError(missing)
-    oldest.drop()
-    await oldest.wait_released()
+    await oldest.release()
 
 
 def is_refusal(error: Exception) -> bool:

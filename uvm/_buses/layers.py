@@ -52,7 +52,10 @@ class LayersBus(Bus):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._roots = self._drive(CombinedLayers(context.plan.os, context.options.security_policy_enabled))
+        self._roots = self._drive(
+            CombinedLayers(context.plan.os, context.options.security_policy_enabled),
+            claims=lambda t: [context.in_guest(t.entry.slot)],
+        )
 
     @property
     def roots(self) -> tuple[CombinedRoot, ...]:
@@ -90,12 +93,14 @@ class LayersBus(Bus):
             ``root``, which is the scratch.
         :param filter_type: the filter of a Windows guest, ``WCIFS`` by default.
         :raises OptionsError: other layers are combined at that root, or the guest does not read an argument.
+        :raises OrphanError: an orphan occupies that root, and cannot be removed.
         """
         os = self._context.plan.os
         combination = Combination.of(
             os, root, items_of(layers, "layers"), scratch_path, container_id, filter_type
         )
         key = guest_path_key(root, os)
+        await self._roots.clear(key, self._context.in_guest(root))
         taken = f"{root} was not combined: other layers are combined there"
         CombinedLayers.check_same(self._roots.ledger.get(key), combination, taken)
         hold = await self._roots.acquire(key, combination)

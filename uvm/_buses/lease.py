@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from enum import Enum
 from typing import Self
 
 from attrs import define, field, frozen
 
 from uvm._arguments import Bound
-from uvm._buses.driver import Hold
+from uvm._buses.driver import Hold, HoldState
 from uvm._repr import arguments_of, brief, brief_call
+from uvm.errors import AlreadyReleasedError
+
+
+class LeaseState(Enum):
+    """The states of a lease.
+
+    ``HELD``: by its caller. ``RELEASING``: its release is under way. ``REFUSED``: its release was refused,
+    and may be tried again. ``RELEASED``: the device stays, since other leases hold it or it is retained.
+    ``GONE``: the device is off the host, or the VM has exited. ``UNKNOWN``: whether it is off the host is
+    unknown; its slot is withheld.
+    """
+
+    HELD = "held"
+    RELEASING = "releasing"
+    REFUSED = "refused"
+    RELEASED = "released"
+    GONE = "gone"
+    UNKNOWN = "unknown"
 
 
 class Releasable(Bound):
@@ -18,7 +38,7 @@ class Releasable(Bound):
 
     @property
     def released(self) -> bool:
-        """Whether it was released, or the VM has exited."""
+        """Whether its release is complete, or the VM has exited."""
         raise NotImplementedError
 
     async def release(self) -> None:
@@ -43,32 +63,72 @@ class Lease(Releasable):
     _hold: Hold[object] = field(repr=False)
 
     def __repr__(self) -> str:
-        state = "released" if self.released else "held"
-        return brief(f"<{type(self).__name__} of {self._hold.link.vm_id}: {arguments_of(self)} ({state})>")
+        vm = self._hold.link.vm_id
+        return brief(f"<{type(self).__name__} of {vm}: {arguments_of(self)} ({self.state.value})>")
+
+    @property
+    def state(self) -> LeaseState:
+        """The state of the lease now."""
+        hold = self._hold
+        if hold.link.exited.is_set():
+            return LeaseState.GONE
+        if hold.state is HoldState.RELEASING:
+            return LeaseState.RELEASING
+        if hold.state is HoldState.OWED:
+            return LeaseState.REFUSED
+        if hold.state is not HoldState.ENDED:
+            return LeaseState.HELD
+        if hold.error is not None:
+            return LeaseState.UNKNOWN
+        return LeaseState.GONE if hold.is_gone() else LeaseState.RELEASED
 
     @property
     def released(self) -> bool:
-        """Whether this lease was released, or the VM has exited."""
+        """Whether the release of this lease is complete, or the VM has exited."""
         return self._hold.released
 
     async def release(self) -> None:
         """Release the lease, and wait until the device is detached if this was its last one.
 
-        It takes effect at once: cancelling it stops only the waiting. If the host or the guest refuses
-        the removal, that error is raised, the lease is still held and may be released again, which goes
-        on from the step that failed. After the VM has exited, a release succeeds quietly.
+        It takes effect at once: cancelling it stops only the waiting, and a further release waits for the
+        same outcome. If the host or the guest refuses the removal, that error is raised, the lease is still
+        held and may be released again, which goes on from the step that failed. After the VM has exited, a
+        release succeeds quietly.
 
-        :raises AlreadyReleasedError: it was released before.
+        :raises AlreadyReleasedError: a release of it has succeeded before.
         :raises UnknownOutcomeError: whether the device is detached is unknown; its slot stays withheld.
         """
-        self._hold.check_first_release(self)
-        self._hold.drop()
-        await self._hold.wait_released()
+        if self._hold.link.exited.is_set():
+            return
+        if self._hold.reported:
+            raise AlreadyReleasedError(f"{self!r} was released before")
+        self._hold.reclaim()
+        await self._hold.release()
+
+    async def gone(self) -> None:
+        """Wait until the device is off the host, removed after its last lease.
+
+        Any number of tasks may wait, before the lease is released or after; it releases nothing. What the
+        device is a part of is waited for too, such as the disk of a mount. It returns when the VM exits.
+
+        :raises RefusedError: the removal was refused; the device is attached, and may be released again.
+        :raises UnknownOutcomeError: whether it is off the host is unknown; its slot stays withheld.
+        :raises NotSupportedError: it stays attached without leases, as a direct-mapped VSMB share does.
+        """
+        await self._hold.gone()
 
     def give_up(self) -> None:
-        """Release the lease without waiting, unless it was released; what then fails is logged."""
+        """Release the lease without waiting, unless it was released; if that is refused, it is an orphan."""
         if not self.released:
             self._hold.abandon()
+
+    async def __aexit__(self, *error: object) -> None:
+        try:
+            await super().__aexit__(*error)
+        except BaseException:
+            # No caller is expected to release it again.
+            self._hold.leave()
+            raise
 
 
 @frozen
@@ -80,12 +140,14 @@ class Orphan(Bound):
     :ivar ledger: the name of its ledger in :meth:`UtilityVM.ledgers`.
     :ivar key: what makes it one device, such as its host path.
     :ivar error: what the removal failed with.
+    :ivar since: since when it has no caller.
     """
 
     ledger: str
     key: object
     slot: object
     error: BaseException | None = field(eq=False)
+    since: datetime
     _hold: Hold[object] = field(repr=False)
 
     def __repr__(self) -> str:
@@ -93,5 +155,4 @@ class Orphan(Bound):
 
     async def release(self) -> None:
         """Try again to remove it; do nothing if it was removed meanwhile."""
-        self._hold.abandon()
-        await self._hold.wait_released()
+        await self._hold.release()

@@ -28,6 +28,7 @@ from uvm.schema.json import to_json
 from uvm.schema.requests import ModificationRequest
 
 if TYPE_CHECKING:
+    from uvm._buses.driver import Hold
     from uvm.backend import JSON, Guest, System
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Link:
     """What the devices of one VM share: access to its host and guest, its tasks, and its exit.
 
     :ivar tasks: the VM's task group; None unless the VM is running.
+    :ivar left: holds without a caller whose release was refused: orphans, unless others want the device.
     :ivar states: the states of the guest's containers that have ended.
     :ivar home: the event loop of the VM.
     :ivar exit_grace_seconds: how long to wait for the exit itself after the host reported the VM as gone.
@@ -55,6 +57,7 @@ class Link:
     exit_grace_seconds: float = 5.0
     guest_exit_seconds: float = 2.0
     quarantined: list[Quarantined[Hashable, object]] = Factory(list)
+    left: dict[Hold[object], None] = Factory(dict)
     states: ContainerStates = Factory(lambda link: ContainerStates(name=link.vm_id), takes_self=True)
     home: Home = Factory(Home.here)
     _guest_went_alone: bool = False

@@ -15,7 +15,7 @@ from uvm._checks import guid_of
 from uvm._names import guid_key, guid_text
 from uvm.backend import JSON
 from uvm.devices.network import Adapter, Adapters, Namespaces, adapter_key
-from uvm.errors import NotAttachedError, OptionsError
+from uvm.errors import AlreadyReleasedError, NotAttachedError, OptionsError
 from uvm.options import LCOWOptions
 from uvm.schema.json import from_json
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
@@ -52,12 +52,8 @@ class NamespaceLease(Lease):
 
     @property
     def released(self) -> bool:
-        """Whether it was released, or the VM has exited."""
-        return super().released and not self._left()
-
-    def _left(self) -> tuple[Hold[object], ...]:
-        """Return what a release did not remove, and may be released again."""
-        return tuple(hold for hold in self._dropped if hold.may_release_again)
+        """Whether its release is complete, or the VM has exited."""
+        return all(hold.released for hold in (*self._dropped, self._hold))
 
     async def release(self) -> None:
         """Remove its adapters, in the order in which they came, and then itself.
@@ -65,21 +61,19 @@ class NamespaceLease(Lease):
         If some of that is refused, the rest is done all the same, the errors are raised, and a further
         release goes on with what is left.
         """
-        holds = self._left()
-        if not holds:
-            self._hold.check_first_release(self)
-            if self._hold.ended:
-                return
-            holds = (*self._bus._adapter_holds(self.id), self._hold)
-        self._dropped = holds
-        await _release(holds, self.id)
+        if self._hold.link.exited.is_set():
+            return
+        if self._hold.reported and self.released:
+            raise AlreadyReleasedError(f"{self!r} was released before")
+        self._dropped = self._dropped or (*self._bus._adapter_holds(self.id), self._hold)
+        await _release(self._dropped, self.id)
 
 
 async def _release(holds: Sequence[Hold[object]], namespace_id: str) -> None:
     """Release holds on a namespace and its adapters, all of them whichever fails."""
     for hold in holds:
         hold.drop()
-    errors = await errors_of([hold.wait_released for hold in holds])
+    errors = await errors_of([hold.release for hold in holds if not hold.reported])
     if errors:
         raise errors[0] if len(errors) == 1 else ExceptionGroup(f"removing namespace {namespace_id}", errors)
 
@@ -112,7 +106,9 @@ class NetworkBus(Bus):
         supported = bool(context.link.capabilities().get("NamespaceAddRequestSupported"))
         self._namespaces = self._drive(Namespaces(plan.os, supported), "network")
         routing = isinstance(options, LCOWOptions) and options.policy_based_routing
-        self._adapters = self._drive(Adapters(plan.os, context.host.build, supported, routing), "network")
+        self._adapters = self._drive(
+            Adapters(plan.os, context.host.build, supported, routing), "network", part_of_parent=False
+        )
 
     @property
     def namespaces(self) -> tuple[str, ...]:
@@ -149,6 +145,7 @@ class NetworkBus(Bus):
             raise OptionsError("no network namespace was added: its document has no ID")
         model.id = guid_text(model.id)
         key = guid_key(model.id)
+        await self._namespaces.clear(key)
         if self._namespaces.in_use(key):
             raise OptionsError(f"{self._context.vm_id} is in the network namespace {model.id} already")
         return NamespaceLease(await self._namespaces.acquire(key, model), self, model.id)
@@ -176,6 +173,7 @@ class NetworkBus(Bus):
         entry = self._namespaces.ledger.get(guid_key(namespace_id))
         if entry is None or not entry.holders:
             raise NotAttachedError(f"{self._context.vm_id} is not in the network namespace {namespace_id}")
+        await self._adapters.clear(adapter_key(entry.key, model.id))
         namespace = await self._namespaces.acquire(entry.key, next(entry.members()))
         wanted = Adapter.joining(nic_id, model, namespace.slot)
         try:

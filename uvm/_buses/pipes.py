@@ -58,6 +58,7 @@ class PipeBus(Bus):
         :raises NotSupportedError: the guest is Linux.
         """
         self._context.need_guest("named pipes", "windows")
+        await self._pipes.clear(pipe_key(path))
         hold = await self._pipes.acquire(pipe_key(path), pipe_path(path))
         return PipeLease(hold, hold.slot)
 

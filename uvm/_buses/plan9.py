@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from attrs import define, frozen
 
 from uvm._arguments import flag_of, items_of
 from uvm._async import opens
-from uvm._buses.context import Bus, Context
+from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.lease import Lease
 from uvm._names import HostPath
 from uvm._repr import brief_call
@@ -57,7 +57,7 @@ class Plan9Bus(Bus):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._device = Plan9Shares()
-        self._shares = self._drive(self._device, "plan9")
+        self._shares = self._drive(self._device, "plan9", lambda t: self._claims(t.member))
 
     @property
     def shares(self) -> tuple[Plan9Share, ...]:
@@ -89,11 +89,19 @@ class Plan9Bus(Bus):
             not names, or have no effect without ``restrict``.
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
         :raises NotSupportedError: the guest is Windows, or the host is too old to restrict a share.
+        :raises OrphanError: an orphan occupies either path, and cannot be removed.
         """
         names = items_of(allowed_names, "allowed_names")
         named = await self._context.named(path)
         read_only, restrict = flag_of(read_only, "read_only"), flag_of(restrict, "restrict")
         return await self._share(SharedDirectory(named.path, guest_path, read_only, restrict, names))
+
+    def _claims(self, share: SharedDirectory) -> Iterator[Hashable]:
+        """Yield what a share occupies on the host and in the guest."""
+        context = self._context
+        for name in share.allowed_files or ("",):
+            yield on_host(context.key(context.host.path.join(share.path, name)))
+        yield context.in_guest(share.guest_path)
 
     async def _share(self, share: SharedDirectory) -> Plan9Lease:
         """Share a directory, whose path is sent as it is."""
@@ -102,6 +110,7 @@ class Plan9Bus(Bus):
         check_share(context.host.build, context.host.path.sep, share)
         context.check_writable_share(share.path, share.read_only)
         context.link.check_running()
+        await self._shares.clear(None, *self._claims(share))
         hold = await self._shares.acquire(self._device.new_key(), share)
         files = tuple(posixpath.join(share.guest_path, name) for name in share.allowed_files)
         return Plan9Lease(hold, share.path, share.guest_path, hold.slot, files)

@@ -11,7 +11,7 @@ from attrs import define, frozen
 from uvm._arguments import flag_of, member_of
 from uvm._async import opens
 from uvm._buses.access import HostName
-from uvm._buses.context import Bus, Context
+from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import HostPath, text_of
@@ -78,9 +78,11 @@ class ScsiBus(Bus):
         super().__init__(context)
         plan = context.plan
         reserved = (ScsiSlot(*slot) for slot in plan.reserved_scsi)
-        self._disks = self._drive(Attachments(plan.os, plan.scsi_controllers, reserved), "scsi")
+        self._disks = self._drive(
+            Attachments(plan.os, plan.scsi_controllers, reserved), "scsi", lambda t: [on_host(t.key.path)]
+        )
         self._places = Mounts(plan.os)
-        self._mounts = self._drive(self._places, "scsi")
+        self._mounts = self._drive(self._places, "scsi", lambda t: [context.in_guest(t.entry.slot.path)])
 
     @property
     def disks(self) -> tuple[ScsiDisk, ...]:
@@ -131,6 +133,7 @@ class ScsiBus(Bus):
         :raises NoSpaceError: every slot is taken.
         :raises HostPathError: there is no such file, or it is a directory.
         :raises NotSupportedError: this guest does not support such a mount.
+        :raises OrphanError: an orphan occupies that disk or guest path, and cannot be removed.
         """
         self._context.link.check_running()
         type = member_of(DiskType, type, "type")
@@ -138,6 +141,10 @@ class ScsiBus(Bus):
             raise OptionsError(f"{path} was not attached: mount is a Mount, not {mount!r}")
         named, evd_type = await self._named(path, type)
         key = DiskKey(named.key, type, evd_type, flag_of(read_only, "read_only"))
+        claims = [on_host(named.key)]
+        if mount is not None and mount.guest_path:
+            claims.append(self._context.in_guest(mount.guest_path))
+        await self._disks.clear(key, *claims)
         if mount is not None:
             self._check_mount(key, named.path, mount)
         if type is DiskType.VIRTUAL_DISK and self._disks.ledger.get(key) is None:

@@ -71,6 +71,7 @@ class VPCIBus(Bus):
         """
         key = _key(instance_path, function)
         vmbus_guid = guid_of(vmbus_guid or self._context.backend.new_id(), "a VMBus GUID")
+        await self._devices.clear(key)
         hold = await self._devices.acquire(key, PciDevice(text_of(instance_path), function, vmbus_guid))
         return VPCILease(hold, instance_path, function, hold.slot)
 

@@ -8,7 +8,7 @@ from typing import Any
 from attrs import define, frozen
 
 from uvm._async import opens
-from uvm._buses.context import Bus, Context
+from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.driver import release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import HostPath
@@ -59,7 +59,9 @@ class VPMemBus(Bus):
         device: Device[str, Layer, Any, Layer] = kind(
             plan.vpmem_count, plan.vpmem_size_bytes, plan.boot_vpmem_bytes is not None
         )
-        self._layers = self._drive(device, "vpmem")
+        self._layers = self._drive(
+            device, "vpmem", lambda t: [on_host(t.key), context.in_guest(_guest_path(t.entry.slot))]
+        )
 
     @property
     def layers(self) -> tuple[VPMemLayer, ...]:
@@ -82,11 +84,13 @@ class VPMemBus(Bus):
         :raises NoSpaceError: no device has room for it, or it is larger than any.
         :raises HostPathError: there is no such file, or it is a directory.
         :raises NotSupportedError: the guest is Windows.
+        :raises OrphanError: an orphan occupies that file, and cannot be removed.
         """
         context = self._context
         context.need_guest("VPMEM", "linux")
         context.link.check_running()
         named = await context.named(path)
+        await self._layers.clear(named.key, on_host(named.key))
         layer = self._known(named.key) or Layer(named.path, await context.file_size(named.path))
         before = partial(context.access.grant, named) if grant_access else None
         hold = await self._layers.acquire(named.key, layer, before=before, names=named.names)

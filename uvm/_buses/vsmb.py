@@ -9,7 +9,7 @@ from attrs import define, frozen
 from uvm._arguments import flag_of
 from uvm._async import opens
 from uvm._buses.access import HostName
-from uvm._buses.context import Bus, Context
+from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import HostPath
@@ -82,7 +82,9 @@ class VSMBBus(Bus):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._shares = self._drive(
-            Shares(revoke_released_files=context.options.revoke_released_files), "vsmb"
+            Shares(revoke_released_files=context.options.revoke_released_files),
+            "vsmb",
+            lambda t: [on_host(t.key.directory if t.member.file is None else t.member.file.key)],
         )
 
     @property
@@ -123,6 +125,7 @@ class VSMBBus(Bus):
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
         :raises HostPathError: nothing is at that path.
         :raises NotSupportedError: the guest is Linux.
+        :raises OrphanError: an orphan occupies that path, and cannot be removed.
         """
         context = self._context
         if options is None:
@@ -137,6 +140,7 @@ class VSMBBus(Bus):
         named = await context.named(path)
         member = await self._member(named, options)
         key = ShareKey(context.key(member.directory), bool(options.read_only), member.file is None)
+        await self._shares.clear(key, on_host(named.key))
         hold = await self._shares.acquire(key, member, names=named.names)
         entry, file = self._shares.ledger.get(key), member.file
         if file is not None and entry is not None and entry.applied is not None:

@@ -122,9 +122,10 @@ class Devices(Part):
     def orphans(self) -> tuple[Orphan, ...]:
         """The devices that are attached but held by no caller, since their removal was refused."""
         return tuple(
-            Orphan(name, hold.ticket.key, hold.ticket.entry.slot, hold.error, hold)
+            Orphan(name, hold.ticket.key, hold.ticket.entry.slot, hold.error, hold.since, hold)
             for name, driver in self._drivers()
-            for hold in driver.orphans()
+            for hold in self._link.left
+            if hold.is_orphan and hold.since is not None and driver.owns(hold)
         )
 
     def ledgers(self) -> dict[str, LedgerState[Hashable, object, object, object]]:

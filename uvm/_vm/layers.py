@@ -94,6 +94,7 @@ class RootFileSystem(Releasable):
     _combined: Lease = field(repr=False)
     _releasing: anyio.Event | None = field(default=None, repr=False)
     _errors: list[Exception] = field(factory=list, repr=False)
+    _reported: bool = field(default=False, repr=False)
 
     def __repr__(self) -> str:
         state = "released" if self.released else "held"
@@ -102,8 +103,9 @@ class RootFileSystem(Releasable):
 
     @property
     def released(self) -> bool:
-        """Whether it was released, or the VM has exited."""
-        return (self._releasing is not None and not self._errors) or self._vm._link.exited.is_set()
+        """Whether its release is complete, or the VM has exited."""
+        done = self._releasing is not None and self._releasing.is_set() and not self._errors
+        return done or self._vm._link.exited.is_set()
 
     async def release(self) -> None:
         """Release the combined root, then scratch and layers; then delete the container's state, if kept.
@@ -111,16 +113,20 @@ class RootFileSystem(Releasable):
         A task of the VM does it, so cancelling this stops only the waiting. If a part is refused, the rest
         is done as far as it can be, the errors are raised, and a further release goes on with what is left.
 
-        :raises AlreadyReleasedError: it was released before.
+        :raises AlreadyReleasedError: a release of it has succeeded before.
         """
         if self._vm._link.exited.is_set():
             return
-        if self._releasing is not None and not self._errors:
+        if self._reported:
             raise AlreadyReleasedError(f"the root file system {self.root} was released before")
-        await self._begin_release().wait()
+        done = self._releasing
+        if done is None or self._errors:
+            done = self._begin_release()
+        await done.wait()
         if self._errors:
             errors = [own(error) for error in self._errors]
             raise errors[0] if len(errors) == 1 else ExceptionGroup(f"releasing {self.root}", errors)
+        self._reported = True
 
     def _begin_release(self) -> anyio.Event:
         """Have a task of the VM release it, and return what is set when it has."""
@@ -130,6 +136,11 @@ class RootFileSystem(Releasable):
         if (tasks := self._vm._link.tasks) is not None:
             tasks.start_soon(self._take_apart, done)
         return done
+
+    async def gone(self) -> None:
+        """Wait until its root, scratch disk and layers are off the host; see :meth:`uvm.Lease.gone`."""
+        for lease in (self._combined, self.scratch, *self.layers):
+            await lease.gone()
 
     async def _take_apart(self, done: anyio.Event) -> None:
         errors: list[Exception] = []
