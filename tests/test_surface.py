@@ -17,7 +17,7 @@ from uvm.backends.hcs.system import HCSSystem
 #: Per public package or module its names; of a package that only holds modules, those.
 SURFACE = {
     "uvm": """
-        UtilityVM VMState start_vm LCOWOptions WCOWOptions from_hcsshim open_backend FakeBackend
+        UtilityVM VMState Pool start_vm LCOWOptions WCOWOptions from_hcsshim open_backend FakeBackend
         BlockCIMBootFiles HvSocketService PCIDevice RegistryValue VmbFSBootFiles CreationPlan
         GuestTimeouts OutputHandler VMMemory VMStatistics Quarantined
         DiskType Mount LCOWLayer WCOWLayer RootFileSystem

@@ -43,6 +43,7 @@ from uvm._vm.keeper import start_vm as start_vm
 from uvm._vm.layers import LCOWLayer as LCOWLayer
 from uvm._vm.layers import RootFileSystem as RootFileSystem
 from uvm._vm.layers import WCOWLayer as WCOWLayer
+from uvm._vm.pool import Pool as Pool
 from uvm._vm.startup import OutputHandler as OutputHandler
 from uvm._vm.statistics import VMMemory as VMMemory
 from uvm._vm.statistics import VMStatistics as VMStatistics

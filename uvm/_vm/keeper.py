@@ -76,9 +76,11 @@ class Keeper(Generic[T]):
     """Holds a context manager in a task of its own.
 
     :ivar name: what it holds, for messages.
+    :ivar variable: what examples call it.
     """
 
     name: str
+    variable: str
     _context: AbstractAsyncContextManager[T]
     #: Waits until it is to be left.
     _until: Callable[[T], Awaitable[None]]
@@ -117,7 +119,7 @@ class Keeper(Generic[T]):
                     self._opened.set()
                     await self._until(value)
         except anyio.get_cancelled_exc_class():
-            self._warn()
+            self._failure = _warn_unclosed(self.name, self.variable, self)
             raise
         except Exception as error:
             self._failure = error
@@ -127,18 +129,19 @@ class Keeper(Generic[T]):
             self._opened.set()
             self._ended.set()
 
-    def _warn(self) -> None:
-        """Warn that the event loop ended first."""
-        text = (
-            f"{self.name} was not closed before its event loop ended, and was terminated; close it with "
-            "`await vm.close()`, or enter it with `async with`"
-        )
-        self._failure = VMStateError(text)
-        try:
-            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
-        except ResourceWarning as warning:
-            # Warnings are errors here, and no caller is left to raise it to.
-            _log.error("%s", warning)
+
+def _warn_unclosed(name: str, variable: str, source: object) -> VMStateError:
+    """Warn that an event loop ended before something was closed; return the same as an error."""
+    text = (
+        f"{name} was not closed before its event loop ended, and was terminated; close it with "
+        f"`await {variable}.close()`, or enter it with `async with`"
+    )
+    try:
+        warnings.warn(text, ResourceWarning, stacklevel=2, source=source)
+    except ResourceWarning as warning:
+        # Warnings are errors here, and no caller is left to raise it to.
+        _log.error("%s", warning)
+    return VMStateError(text)
 
 
 @opens
@@ -161,7 +164,7 @@ async def start_vm(
     :raises VMExitedError: the VM exited while it booted.
     """
     name = f"the VM {options.id}".rstrip() if getattr(options, "id", "") else "a VM"
-    keeper = Keeper(name, _started(options, backend, settings), UtilityVM._wait_closing)
+    keeper = Keeper(name, "vm", _started(options, backend, settings), UtilityVM._wait_closing)
     vm = await keeper.open()
     keeper.name = f"the VM {vm.id}"
     vm._keeper_ended = keeper.wait_ended

@@ -126,8 +126,8 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         entered_in = anyio.get_current_task()
         try:
             async with (
-                _opened(backend) as opened,
-                cls._created(options, opened, settings, timeouts, guest_output) as vm,
+                opened(backend) as host,
+                cls._created(options, host, settings, timeouts, guest_output) as vm,
             ):
                 yield vm
         except BaseException as error:
@@ -171,7 +171,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         except Exception as error:
             if exc is None:
                 raise
-            _note(exc, error)
+            note_closing(exc, error)
 
     # Facts.
 
@@ -506,7 +506,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         error = None if self._close_error_raised else self._close_error
         if failure is None or error is None:
             return failure or error
-        _note(failure, error)
+        note_closing(failure, error)
         return failure
 
     # The exit.
@@ -597,16 +597,16 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
 
 
 @asynccontextmanager
-async def _opened(backend: Backend | str) -> AsyncIterator[Backend]:
+async def opened(backend: Backend | str) -> AsyncIterator[Backend]:
     """Open a backend by its name, or leave it to its owner."""
     if not isinstance(backend, str):
         yield backend
         return
-    async with open_backend(backend) as opened:
-        yield opened
+    async with open_backend(backend) as host:
+        yield host
 
 
-def _note(failure: BaseException, error: Exception) -> None:
+def note_closing(failure: BaseException, error: Exception) -> None:
     """Add what closing a VM failed with to what failed before."""
     for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
         failure.add_note(f"and closing the VM failed: {each}")

@@ -1,0 +1,499 @@
+"""Pools of booted VMs: handed out in order, replaced, never used twice, and none is left behind."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import uvm
+from tests.clocks import jumping_backends, run_without_waiting
+from tests.vm.support import DISK, Attempt, host_backend, lcow, quiet
+from uvm.backends.fake import FakeBackend
+from uvm.errors import HostError, OptionsError, VMExitedError, VMStateError
+
+pytestmark = pytest.mark.anyio
+anyio_backend = jumping_backends
+
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
+
+
+@asynccontextmanager
+async def pooled(
+    backend: FakeBackend | None = None, **settings: Any
+) -> AsyncIterator[tuple[uvm.Pool, FakeBackend]]:
+    """A pool of two VMs by default, of which nothing may be left on the host."""
+    backend = backend or host_backend()
+    async with uvm.Pool(lcow(id=""), backend=backend, **{"ready": 2, **settings}) as pool:
+        yield pool, backend
+    assert backend.leftovers() == []
+
+
+def counts(pool: uvm.Pool) -> tuple[int, int, int]:
+    return pool.ready, pool.in_use, pool.starting
+
+
+async def test_it_holds_vms_ready_and_starts_others_behind_those_that_are_handed_out() -> None:
+    async with pooled() as (pool, backend):
+        assert counts(pool) == (2, 0, 0)
+        async with pool.vm() as vm:
+            assert counts(pool) == (1, 1, 1)
+            assert (await vm.run(["echo", "hello"])).stdout == b"hello\n"
+            await quiet()
+            assert counts(pool) == (2, 1, 0)
+        await quiet()
+        assert counts(pool) == (2, 0, 0)
+        assert vm.state is uvm.VMState.CLOSED
+        assert repr(pool) == "<Pool (open): 2 ready, 0 in use, 0 starting>"
+        assert len(backend.vms) == 2
+    assert repr(pool) == "<Pool (closed): 0 ready, 0 in use, 0 starting>"
+
+
+async def test_a_vm_that_is_ready_is_handed_out_within_one_turn() -> None:
+    async with pooled() as (pool, backend):
+        with backend.faults.hold(operation="create"):
+            turns = 0
+
+            async def count() -> None:
+                nonlocal turns
+                while True:
+                    await anyio.lowlevel.checkpoint()
+                    turns += 1
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(count)
+                await anyio.lowlevel.checkpoint()
+                before = turns
+                vm = await pool.acquire()
+                assert turns - before <= 2
+                tasks.cancel_scope.cancel()
+        await pool.release(vm)
+
+
+async def test_no_vm_is_used_twice_unless_that_was_asked_for() -> None:
+    for max_uses, expected in ((1, 4), (2, 2), (4, 1)):
+        async with pooled(ready=1, max_uses=max_uses) as (pool, _):
+            used = []
+            for _ in range(4):
+                async with pool.vm() as vm:
+                    used.append(vm.id)
+            assert len(set(used)) == expected
+
+
+async def test_a_vm_whose_body_raised_is_not_used_again() -> None:
+    async with pooled(ready=1, max_uses=9) as (pool, _):
+        with pytest.raises(ValueError, match="body"):
+            async with pool.vm() as first:
+                raise ValueError("body")
+        async with pool.vm() as second:
+            assert second is not first
+
+
+async def test_callers_are_served_in_the_order_in_which_they_came() -> None:
+    async with pooled(ready=1) as (pool, _):
+        served: list[int] = []
+
+        async def use(number: int) -> None:
+            async with pool.vm():
+                served.append(number)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(6):
+                tasks.start_soon(use, number)
+                await anyio.lowlevel.checkpoint()
+        assert served == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_caller_who_is_cancelled_while_it_waits_loses_no_vm() -> None:
+    async with pooled(ready=1) as (pool, backend):
+        with backend.faults.hold(operation="start"):
+            first = await pool.acquire()
+            async with anyio.create_task_group() as tasks:
+                waiting = [Attempt.begin(tasks, pool.acquire) for _ in range(3)]
+                await quiet()
+                tasks.cancel_scope.cancel()
+            assert all(each.result is None for each in waiting)
+        await quiet()
+        assert counts(pool) == (1, 1, 0)
+        await pool.release(first)
+
+
+async def test_a_caller_may_be_cancelled_at_any_turn() -> None:
+    async with pooled(ready=1) as (pool, _):
+        for turns in range(80):
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, pool.acquire)
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+            if attempt.result is not None:
+                await pool.release(attempt.result)
+            assert pool.in_use == 0
+        await quiet()
+        assert counts(pool) == (1, 0, 0)
+
+
+# What goes wrong.
+
+
+async def test_a_vm_that_dies_while_it_is_ready_is_replaced_and_not_handed_out() -> None:
+    async with pooled(ready=1) as (pool, backend):
+        (dead,) = backend.vms
+        backend.vms[dead].crash()
+        await quiet()
+        async with pool.vm() as vm:
+            assert vm.id != dead
+
+
+async def test_one_that_dies_in_use_is_not_used_again() -> None:
+    async with pooled(ready=1, max_uses=9) as (pool, backend):
+        async with pool.vm() as vm:
+            backend.vms[vm.id].crash()
+            await vm.wait()
+        async with pool.vm() as other:
+            assert other is not vm
+
+
+async def test_starts_that_fail_are_tried_again_after_a_pause_that_grows() -> None:
+    async with pooled(ready=1) as (pool, backend):
+        fault = backend.faults.refuse(operation="start")
+        first = await pool.acquire()
+        began = [len(backend.request_log.entries(operation="create"))]
+        for _ in range(5):
+            await anyio.sleep(10)
+            began.append(len(backend.request_log.entries(operation="create")))
+        tries = [after - before for before, after in itertools.pairwise(began)]
+        assert tries[0] > tries[1] >= tries[-1]
+        assert pool.starting == 1
+        fault.remove()
+        second = await pool.acquire()
+        await pool.release(first)
+        await pool.release(second)
+
+
+async def test_a_caller_hears_within_its_deadline_why_no_vm_starts() -> None:
+    async with pooled(ready=1) as (pool, backend):
+        backend.faults.refuse(operation="start")
+        async with pool.vm():
+            with pytest.raises(HostError, match="start") as caught, anyio.fail_after(5):
+                await pool.acquire()
+            assert ["no VM was ready before the deadline" in n for n in caught.value.__notes__] == [True]
+            with pytest.raises(TimeoutError), anyio.fail_after(5):
+                await anyio.sleep(10)
+
+
+async def test_a_pool_of_which_every_start_fails_raises_why_and_is_closed() -> None:
+    backend = host_backend()
+    backend.faults.refuse(operation="start")
+    pool = uvm.Pool(lcow(id=""), backend=backend)
+    with pytest.raises(HostError, match="start"):
+        await pool.start()
+    assert backend.leftovers() == []
+    with pytest.raises(VMStateError, match="closed"):
+        await pool.acquire()
+
+
+async def test_a_pool_of_which_some_start_goes_on() -> None:
+    backend = host_backend()
+    backend.faults.refuse(operation="start", nth=1)
+    async with pooled(backend) as (pool, _):
+        assert pool.ready == 1
+        await anyio.sleep(10)
+        assert counts(pool) == (2, 0, 0)
+
+
+async def test_one_that_is_too_old_is_replaced() -> None:
+    async with pooled(ready=1, max_age_seconds=100) as (pool, backend):
+        (old,) = backend.vms
+        await anyio.sleep(101)
+        await quiet()
+        (young,) = backend.vms
+        assert young != old
+        assert counts(pool) == (1, 0, 0)
+
+
+# Hooks.
+
+
+async def test_each_vm_is_prepared_once_and_checked_before_each_use() -> None:
+    done: list[str] = []
+
+    async def prepare(vm: uvm.UtilityVM) -> None:
+        await vm.scsi.attach(DISK, read_only=True)
+        done.append("prepared")
+
+    async def check(vm: uvm.UtilityVM) -> bool:
+        done.append("checked")
+        return (await vm.run(["true"])).exit_code == 0
+
+    async with pooled(ready=1, max_uses=2, prepare=prepare, check=check) as (pool, _):
+        assert done == ["prepared"]
+        for _ in range(2):
+            async with pool.vm() as vm:
+                assert vm.scsi.find(DISK, read_only=True) is not None
+        assert done[:3] == ["prepared", "checked", "checked"]
+
+
+async def test_a_vm_that_fails_its_check_is_replaced() -> None:
+    bad: list[str] = []
+
+    async def check(vm: uvm.UtilityVM) -> bool:
+        if not bad:
+            bad.append(vm.id)
+        if len(bad) == 2:
+            raise RuntimeError("broken check")
+        return vm.id not in bad
+
+    async with pooled(ready=1, check=check) as (pool, _), pool.vm() as vm:
+        assert vm.id not in bad
+
+
+async def test_a_caller_who_is_cancelled_while_its_vm_is_checked_leaves_it_to_the_next() -> None:
+    gate = anyio.Event()
+
+    async def check(vm: uvm.UtilityVM) -> None:
+        await gate.wait()
+
+    async with pooled(ready=1, check=check) as (pool, backend):
+        (only,) = backend.vms
+        async with anyio.create_task_group() as tasks:
+            Attempt.begin(tasks, pool.acquire)
+            await quiet()
+            tasks.cancel_scope.cancel()
+        gate.set()
+        await quiet()
+        assert counts(pool) == (1, 0, 0)
+        async with pool.vm() as vm:
+            assert vm.id == only
+
+
+async def test_a_hook_that_raises_keeps_the_vm_from_being_used() -> None:
+    calls = 0
+
+    async def prepare(vm: uvm.UtilityVM) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ValueError("not this one")
+
+    async with pooled(ready=2, prepare=prepare) as (pool, _):
+        assert pool.ready == 1
+
+
+# Closing.
+
+
+async def test_closing_terminates_those_in_use_and_fails_those_who_wait() -> None:
+    backend = host_backend()
+    pool = await uvm.Pool(lcow(id=""), backend=backend, ready=1, max_size=1).start()
+    vm = await pool.acquire()
+    async with anyio.create_task_group() as tasks:
+        waiting = Attempt.begin(tasks, pool.acquire)
+        await quiet()
+        await pool.close()
+    assert isinstance(waiting.error, VMStateError)
+    assert "the pool was closed" in str(waiting.error)
+    with pytest.raises(VMExitedError):
+        await vm.run(["true"])
+    await pool.release(vm)
+    await pool.close()
+    assert backend.leftovers() == []
+
+
+async def test_a_cancelled_close_goes_on() -> None:
+    backend = host_backend()
+    pool = await uvm.Pool(lcow(id=""), backend=backend, ready=2).start()
+    with backend.faults.hold(operation="terminate"), anyio.move_on_after(1) as scope:
+        await pool.close()
+    assert scope.cancelled_caught
+    await pool.close()
+    assert backend.leftovers() == []
+
+
+async def test_a_start_that_is_cancelled_leaves_at_once_and_nothing_behind() -> None:
+    backend = host_backend()
+    with backend.faults.hold(operation="connect"), anyio.move_on_after(1) as scope:
+        await uvm.Pool(lcow(id=""), backend=backend).start()
+    assert scope.cancelled_caught
+    await anyio.sleep(60)
+    assert backend.leftovers() == []
+
+
+async def test_what_fails_at_the_closing_is_raised_by_every_close() -> None:
+    backend = host_backend()
+    pool = await uvm.Pool(lcow(id=""), backend=backend, ready=1).start()
+    async with pool.vm() as vm:
+        await vm.scsi.attach(DISK)
+        backend.faults.refuse(to="revoke")
+        for _ in range(2):
+            with pytest.raises(HostError, match="revoke"):
+                await pool.close()
+
+
+async def test_it_is_started_used_and_closed_in_any_task() -> None:
+    pool = uvm.Pool(uvm.LCOWOptions(), backend="fake", ready=1)
+    vms: list[uvm.UtilityVM] = []
+
+    async def acquire() -> None:
+        vms.append(await pool.acquire())
+
+    async def release() -> None:
+        await pool.release(vms[0])
+
+    for call in (pool.start, acquire, release, pool.close):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+    assert vms[0].state is uvm.VMState.CLOSED
+
+
+@LOOPS
+def test_an_event_loop_that_ends_first_terminates_the_vms_and_warns_once(loop: str) -> None:
+    backend = host_backend()
+
+    async def forget() -> None:
+        pool = await uvm.Pool(lcow(id=""), backend=backend).start()
+        await pool.acquire()
+
+    with pytest.warns(ResourceWarning, match=r"`await pool.close\(\)`") as warned:
+        run_without_waiting(forget, backend=loop)
+    assert len(warned) == 1
+    assert backend.leftovers() == []
+
+
+# Misuse.
+
+
+async def test_what_is_not_of_the_pool_or_was_released_is_refused() -> None:
+    async with pooled() as (pool, _):
+        vm = await pool.acquire()
+        await pool.release(vm)
+        with pytest.raises(VMStateError, match="not in use"):
+            await pool.release(vm)
+        with pytest.raises(VMStateError, match="started once"):
+            await pool.start()
+
+
+async def test_a_pool_that_was_not_started_says_so() -> None:
+    pool = uvm.Pool(lcow(id=""), backend=host_backend())
+    assert repr(pool) == "<Pool (not started): 0 ready, 0 in use, 0 starting>"
+    with pytest.raises(VMStateError, match="start the pool"):
+        await pool.acquire()
+    await pool.close()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"ready": 0}, {"ready": 1.5}, {"max_size": 0}, {"max_uses": 0}, {"max_age_seconds": -1}, {"ready": "4"}],
+)
+def test_arguments_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(OptionsError, match=name):
+        uvm.Pool(lcow(id=""), backend=host_backend(), **settings)
+
+
+def test_options_with_an_id_are_refused() -> None:
+    with pytest.raises(OptionsError, match="id 'vm1'"):
+        uvm.Pool(lcow(), backend=host_backend())
+
+
+# Any interleaving.
+
+
+class World:
+    """A pool whose callers come, leave and die, and whose VMs fail, as hypothesis chooses."""
+
+    def __init__(self, pool: uvm.Pool, backend: FakeBackend, max_size: int, max_uses: int) -> None:
+        self.pool, self.backend = pool, backend
+        self.max_size, self.max_uses = max_size, max_uses
+        self.held: list[uvm.UtilityVM] = []
+        self.uses: dict[str, int] = {}
+        self.waiting: list[anyio.CancelScope] = []
+
+    async def caller(self, scope: anyio.CancelScope) -> None:
+        with scope:
+            vm = await self.pool.acquire()
+            self.held.append(vm)
+            self.uses[vm.id] = self.uses.get(vm.id, 0) + 1
+        self.waiting.remove(scope)
+
+    def come(self, tasks: Any) -> None:
+        self.waiting.append(anyio.CancelScope())
+        tasks.start_soon(self.caller, self.waiting[-1])
+
+    def check(self) -> None:
+        assert len({id(vm) for vm in self.held}) == len(self.held), "a VM was handed out twice"
+        assert len(self.backend.vms) <= self.max_size
+        assert max(self.uses.values(), default=0) <= self.max_uses
+        assert self.pool.ready + self.pool.starting <= self.max_size
+
+
+async def act(world: World, tasks: Any, action: str, number: int) -> None:
+    if action == "come":
+        world.come(tasks)
+    elif action == "leave" and world.waiting:
+        world.waiting[number % len(world.waiting)].cancel()
+    elif action == "release" and world.held:
+        await world.pool.release(world.held.pop(number % len(world.held)))
+    elif action == "crash" and world.backend.vms:
+        list(world.backend.vms.values())[number % len(world.backend.vms)].crash()
+    elif action == "fail":
+        operations = ("create", "start", "connect")
+        world.backend.faults.refuse(operation=operations[number % 3], nth=1)
+    elif action == "pass":
+        await anyio.sleep(number)
+    elif action == "turn":
+        for _ in range(number):
+            await anyio.lowlevel.checkpoint()
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["come", "come", "leave", "release", "crash", "fail", "pass", "turn"]),
+        st.integers(0, 20),
+    ),
+    max_size=40,
+)
+
+
+@LOOPS
+@given(actions=ACTIONS, ready=st.integers(1, 3), max_uses=st.integers(1, 3), checks=st.booleans())
+def test_whatever_happens_no_vm_is_used_twice_and_none_is_left(
+    loop: str, actions: list[tuple[str, int]], ready: int, max_uses: int, checks: bool
+) -> None:
+    async def check(vm: uvm.UtilityVM) -> None:
+        await anyio.sleep(1)
+
+    async def play() -> None:
+        backend, max_size = host_backend(), ready + 2
+        pool = uvm.Pool(
+            lcow(id=""),
+            backend=backend,
+            ready=ready,
+            max_size=max_size,
+            max_uses=max_uses,
+            check=check if checks else None,
+        )
+        async with pool, anyio.create_task_group() as tasks:
+            world = World(pool, backend, max_size, max_uses)
+            for action, number in actions:
+                await act(world, tasks, action, number)
+                world.check()
+            # Whoever waits is served once the others have released theirs.
+            while world.waiting or world.held:
+                while world.held:
+                    await pool.release(world.held.pop())
+                await anyio.sleep(100)
+                world.check()
+            assert pool.in_use == 0
+            await anyio.sleep(200)
+            assert pool.ready == ready
+        assert backend.leftovers() == []
+
+    run_without_waiting(play, backend=loop)
