@@ -58,8 +58,9 @@ lint: $(DEV) ## style, format and import directions
 	$(call quietly,import-linter,.venv/bin/lint-imports)
 
 .PHONY: types
-types: $(DEV) ## mypy --strict, and pyright on the completeness of the public types
+types: $(DEV) ## mypy --strict, of the examples as well, and pyright on the completeness of the public types
 	$(call quietly,mypy --strict,$(PY) -m mypy --strict)
+	$(call quietly,mypy of the examples,$(PY) -m tests.examples)
 	$(call quietly,pyright --verifytypes,$(PYRIGHT) --verifytypes uvm --ignoreexternal)
 
 .PHONY: bench
