@@ -45,6 +45,7 @@ def look(found: dict[str, list[str]], classes: set[type], **held: Any) -> None:
 #: Public values that no session comes by.
 MADE: tuple[object, ...] = (
     uvm.GuestTimeouts(),
+    uvm.Pool(uvm.LCOWOptions(), backend="fake"),
     uvm.LCOWLayer(DISK),
     uvm.WCOWLayer(DISK, "1"),
     uvm.FileInfo(),
