@@ -390,4 +390,5 @@ class Backend(Protocol):
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
+        /,
     ) -> bool | None: ...

@@ -163,14 +163,14 @@ class NetworkBus(Bus):
         :raises OptionsError: the document has no ID, or `nic_id` is no GUID or that of another adapter.
         :raises NotAttachedError: the VM is not in that namespace.
         """
-        backend = self._context.backend
+        backend, key = self._context.backend, guid_key(namespace_id)
+        nic_id = guid_of(nic_id or backend.new_id(), "the id of an adapter")
         self._context.link.check_running()
         document = await backend.network.endpoint(endpoint) if isinstance(endpoint, str) else endpoint
         model = from_json(HostComputeEndpoint, document)
         if not model.id:
             raise OptionsError("no adapter was added: the document of its endpoint has no ID")
-        nic_id = guid_of(nic_id or backend.new_id(), "the id of an adapter")
-        entry = self._namespaces.ledger.get(guid_key(namespace_id))
+        entry = self._namespaces.ledger.get(key)
         if entry is None or not entry.holders:
             raise NotAttachedError(f"{self._context.vm_id} is not in the network namespace {namespace_id}")
         await self._adapters.clear(adapter_key(entry.key, model.id))
@@ -191,6 +191,7 @@ class NetworkBus(Bus):
 
         :raises NotAttachedError: the namespace was removed meanwhile; its adapters are removed as well.
         """
+        guid_key(namespace_id)
         endpoints = await self._context.backend.network.namespace_endpoints(namespace_id)
         endpoints.sort(key=_not_eth0)
         namespace = await self.add_namespace(namespace_id)

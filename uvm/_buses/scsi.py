@@ -136,7 +136,7 @@ class ScsiBus(Bus):
         :raises OrphanError: an orphan occupies that disk or guest path, and cannot be removed.
         """
         self._context.link.check_running()
-        type = member_of(DiskType, type, "type")
+        type, grant_access = member_of(DiskType, type, "type"), flag_of(grant_access, "grant_access")
         if not isinstance(mount, Mount | None):
             raise OptionsError(f"{path} was not attached: mount is a Mount, not {mount!r}")
         named, evd_type = await self._named(path, type)

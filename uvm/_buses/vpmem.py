@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import define, frozen
 
+from uvm._arguments import flag_of
 from uvm._async import opens
 from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.driver import release_oldest
@@ -87,6 +88,7 @@ class VPMemBus(Bus):
         :raises OrphanError: an orphan occupies that file, and cannot be removed.
         """
         context = self._context
+        flag_of(grant_access, "grant_access")
         context.need_guest("VPMEM", "linux")
         context.link.check_running()
         named = await context.named(path)

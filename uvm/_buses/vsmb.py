@@ -104,6 +104,7 @@ class VSMBBus(Bus):
 
     def default_options(self, read_only: bool) -> VirtualSmbShareOptions:
         """Return the options that :meth:`add` uses by default."""
+        flag_of(read_only, "read_only")
         options = self._context.options
         no_direct_map = options.fully_physically_backed or (
             isinstance(options, WCOWOptions) and options.no_direct_map

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from uvm._arguments import Bound
+from uvm._arguments import Bound, flag_of
 from uvm._async import opens
 from uvm._guest.access import GuestAccess
 from uvm._guest.clock import GuestClock
@@ -69,7 +69,9 @@ class ProcessHost(Bound, ABC):
         :raises BridgeClosedError: the connection to the guest is closed.
         :raises VMExitedError: the VM has exited.
         """
-        pipes = {"stdin": stdin, "stdout": stdout, "stderr": stderr and not terminal}
+        asked_for = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+        pipes = {name: flag_of(there, name) for name, there in asked_for.items()}
+        pipes["stderr"] &= not flag_of(terminal, "terminal")
         asked = Command(args, env, cwd, user, terminal, size)
         return await self._start(asked, pipes)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from uvm._arguments import kind_of
 from uvm._async import opens
-from uvm._checks import without_mark
+from uvm._checks import checked, instance, optional, text, without_mark
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.access import GuestFeatures
 from uvm._guest.clock import GuestClock
@@ -111,6 +111,7 @@ class GuestServices(Part, ProcessHost):
                     "the document of a Windows container names its layers itself; leave out root"
                 )
             return await guest.create_container(container_id, spec)
+        checked(root, optional(instance(RootFileSystem)), "root")
         if not isinstance(spec, Mapping):
             raise OptionsError(f"an OCI specification is a mapping, not {kind_of(spec)}")
         bundle = f"{LCOW_CONTAINERS}/{container_id}"
@@ -141,7 +142,10 @@ class GuestServices(Part, ProcessHost):
         request = ModificationRequest(
             request_type=ADD,
             resource_type=RESOURCE_SECURITY_POLICY_FRAGMENT,
-            settings=SecurityPolicyFragment(fragment=without_mark(fragment), media_type=media_type),
+            settings=SecurityPolicyFragment(
+                fragment=without_mark(checked(fragment, text, "fragment")),
+                media_type=checked(media_type, text, "media_type"),
+            ),
         )
         await self._link.carry_out(partial(self._link.modify_guest, to_json(request)))
 

@@ -21,7 +21,7 @@ from uvm._buses.lease import Lease, Releasable
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
-from uvm._checks import U32, Checked, go, text, whole
+from uvm._checks import U32, Checked, checked, go, text, whole
 from uvm._guest.specs import check_container_id
 from uvm._names import HostPath, text_of
 from uvm._repr import brief, counted
@@ -273,6 +273,8 @@ class RootFileSystems(Devices):
         :raises HostPathError: a layer or the scratch disk is not there; nothing was sent.
         """
         check_container_id(container_id)
+        self._context.key(scratch_path)
+        checked(root, text, "root")
         given = [
             LCOWLayer(layer) if isinstance(layer, str | os.PathLike) else layer
             for layer in items_of(layers, "layers")

@@ -15,6 +15,7 @@ from anyio.abc import TaskStatus
 
 from uvm._async import Errand, Flag, bare_task_group
 from uvm._buses.context import Context
+from uvm._checks import checked, function, instance, optional, seconds, text
 from uvm._document.plan import CreationPlan
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
@@ -24,11 +25,12 @@ from uvm._vm.layers import RootFileSystems
 from uvm._vm.settings import RuntimeSettings
 from uvm._vm.startup import GuestStartup, OutputHandler
 from uvm.backend import JSON, Backend, Concurrency, HostInfo, System
-from uvm.backends import open_backend
+from uvm.backends import is_backend, open_backend
 from uvm.errors import (
     BridgeClosedError,
     ExitStatus,
     HostError,
+    OptionsError,
     UnknownOutcomeError,
     UVMError,
     VMExitedError,
@@ -122,6 +124,11 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         :raises HostError: the host refused.
         :raises VMStateError: it is left in another task than it was entered in; the VM was closed.
         """
+        checked(concurrency, optional(instance(Concurrency)), "concurrency")
+        checked(amend, optional(function), "amend")
+        checked(timeouts, optional(instance(GuestTimeouts)), "timeouts")
+        checked(guest_output, optional(function), "guest_output")
+        checked(close_grace_seconds, seconds, "close_grace_seconds")
         settings = Settings(concurrency, amend, close_grace_seconds)
         entered_in = anyio.get_current_task()
         try:
@@ -328,6 +335,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         :raises GuestError: the guest refused; the VM keeps running.
         """
         self._link.check_here()
+        checked(timeout_seconds, seconds, "timeout_seconds")
         if self._state is VMState.CREATED:
             raise VMStateError(
                 f"shut down {self.id}: the VM has not been started; terminate it, or leave its context"
@@ -390,6 +398,9 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties of the compute system (:meth:`uvm.backend.System.properties`)."""
+        for name in types:
+            checked(name, text, "a type of properties")
+        checked(queries, optional(instance(dict)), "queries")
         return await self._link.properties(*types, queries=queries)
 
     def detach(self) -> None:
@@ -600,6 +611,8 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
 async def opened(backend: Backend | str) -> AsyncIterator[Backend]:
     """Open a backend by its name, or leave it to its owner."""
     if not isinstance(backend, str):
+        if not is_backend(backend):
+            raise OptionsError(f"backend must be a Backend, or the name of one, not {backend!r}")
         yield backend
         return
     async with open_backend(backend) as host:

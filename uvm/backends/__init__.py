@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+from uvm._arguments import kind_of
+from uvm._checks import checked, text
 from uvm.backend import Backend
 from uvm.backends.hcs.availability import Environment, absence
-from uvm.errors import NotSupportedError, OptionsError
+from uvm.errors import NotSupportedError, OptionsError, UVMError
 
 __all__ = ["backend_factory", "backend_names", "choose_backend", "open_backend"]
 
@@ -35,6 +38,24 @@ def open_backend(name: str | None = None) -> Backend:
     else:
         _log.info("backend %s: asked for by name", name)
     return backend_factory(name)()
+
+
+def _made(name: str, factory: Callable[[], Backend]) -> Backend:
+    try:
+        backend = factory()
+    except UVMError:
+        raise
+    except Exception as e:
+        raise NotSupportedError(f"the backend {name!r} cannot be used on this machine: {e!r}") from e
+    if not is_backend(backend):
+        raise NotSupportedError(f"the backend {name!r} cannot be used: it is {kind_of(backend)}")
+    return backend
+
+
+def is_backend(value: object) -> bool:
+    """Return whether a value has what every :class:`~uvm.backend.Backend` has, by name; its class has not."""
+    names = ("host", "create", "open", "enumerate", "grant_access", "revoke_access", "new_id")
+    return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in names)
 
 
 def choose_backend(where: Environment | None = None) -> str:
@@ -70,7 +91,7 @@ def backend_factory(name: str) -> Callable[[], Backend]:
     :raises OptionsError: no backend has that name.
     :raises NotSupportedError: the backend cannot be imported on this machine.
     """
-    target = _BUILT_IN.get(name)
+    target = _BUILT_IN.get(checked(name, text, "the name of a backend"))
     point = (
         importlib.metadata.EntryPoint(name, target, _ENTRY_POINTS)
         if target
@@ -82,4 +103,5 @@ def backend_factory(name: str) -> Callable[[], Backend]:
         factory: Callable[[], Backend] = point.load()
     except ImportError as e:
         raise NotSupportedError(f"the backend {name!r} cannot be used on this machine: {e}") from e
-    return factory
+    # What is built in is known to make a backend.
+    return factory if target else partial(_made, name, factory)

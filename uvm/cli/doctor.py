@@ -15,7 +15,7 @@ from attrs import asdict, frozen
 
 from uvm._document.boot import boot_files_to_stat, resolve_boot
 from uvm.backend import FileInfo, HostInfo
-from uvm.backends import backend_factory, choose_backend
+from uvm.backends import choose_backend, open_backend
 from uvm.backends.hcs.availability import (
     REQUIREMENTS,
     Check,
@@ -147,9 +147,10 @@ def examine(backend: str | None = None, where: Environment | None = None) -> Exa
         if backend == "hcs":
             problem = "; ".join(each.text for each in findings.values() if each.status == "missing")
         else:
-            backend_factory(backend)
+            open_backend(backend)
     except NotSupportedError as error:
-        problem = str(error)
+        # The line that is printed names the backend.
+        problem = str(error.__cause__ or error)
     return Examination(backend or "", problem, findings)
 
 

@@ -1,0 +1,125 @@
+"""Every parameter of every method of a VM and its devices is checked before anything is sent."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+import uvm
+from tests.vm.support import OPTIONS, host_backend
+from uvm.backends.fake import FakeBackend
+
+pytestmark = pytest.mark.anyio
+
+_GUID = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
+_GUEST_PATHS = {"linux": "/mnt/x", "windows": "C:\\x"}
+#: Of no parameter's type.
+_WRONG = (object(), int, 1.5)
+_BUSES = ("scsi", "vpmem", "plan9", "vsmb", "vpci", "pipes", "network", "layers")
+#: Times may have a fraction, and a class can be called.
+_FITTING = {("timeout_seconds", 1.5), ("timeout", 1.5), ("on_stdout", int), ("on_stderr", int)}
+
+
+def _right(os: str) -> dict[str, Any]:
+    spec = {"process": {"args": ["x"]}, "linux": {}, "root": {"path": "/r"}}
+    layer: Any = "C:\\layer.vhd" if os == "linux" else uvm.WCOWLayer("C:\\layer", id=_GUID)
+    return {
+        "path": "C:\\disk.vhdx",
+        "scratch_path": "C:\\disk.vhdx",
+        "guest_path": _GUEST_PATHS[os],
+        "root": _GUEST_PATHS[os],
+        "layers": [layer],
+        "args": ["true"],
+        "read_only": True,
+        "spec": spec,
+        "request": {},
+        "service": uvm.HvSocketService(),
+        "service_id": _GUID,
+        "namespace_id": _GUID,
+    }
+
+
+def _methods(holder: object) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for name in dir(type(holder)):
+        static = inspect.getattr_static(type(holder), name)
+        if not name.startswith("_") and inspect.isfunction(static):
+            yield name, getattr(holder, name)
+
+
+def _cases(holder: object, os: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    for name, method in _methods(holder):
+        parameters = inspect.signature(method).parameters.values()
+        needed = {p.name: _right(os).get(p.name, "x") for p in parameters if p.default is p.empty}
+        for each in parameters:
+            if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+                continue
+            for value in _WRONG:
+                if (each.name, value) not in _FITTING:
+                    arguments = {**_keywords(parameters, needed), each.name: value}
+                    yield f"{name}({each.name}={value!r})", lambda m=method, a=arguments: m(**a)  # type: ignore[misc]
+
+
+def _keywords(parameters: Any, needed: dict[str, Any]) -> dict[str, Any]:
+    variable = {p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    return {name: value for name, value in needed.items() if name not in variable}
+
+
+async def _outcome(backend: FakeBackend, call: Callable[[], Any]) -> str:
+    """Return what is wrong with how a wrong argument was refused; empty if nothing is."""
+    before = len(backend.request_log)
+    try:
+        with anyio.fail_after(5):
+            made = call()
+            if isinstance(made, Awaitable):
+                await made
+    except (uvm.OptionsError, uvm.SchemaError, uvm.NotSupportedError):
+        sent = len(backend.request_log) - before
+        return f"{sent} requests were sent" if sent else ""
+    except Exception as error:
+        return f"{error!r}"
+    return "it was accepted"
+
+
+@pytest.mark.parametrize("os", ["linux", "windows"])
+async def test_a_wrong_argument_is_refused_before_anything_is_sent(os: str) -> None:
+    backend = host_backend()
+    wrong = []
+    async with uvm.UtilityVM.create(OPTIONS[os](), backend=backend) as vm:
+        await vm.start()
+        for name, holder in [("vm", vm), *((each, getattr(vm, each)) for each in _BUSES)]:
+            for case, call in _cases(holder, os):
+                if problem := await _outcome(backend, call):
+                    wrong.append(f"{name}.{case}: {problem}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("backend", FakeBackend),
+        ("backend", None),
+        ("backend", 5),
+        ("backend", object()),
+        ("options", uvm.LCOWOptions),
+        ("options", None),
+        ("concurrency", uvm.Concurrency),
+        ("concurrency", 1),
+        ("timeouts", 5),
+        ("timeouts", uvm.GuestTimeouts),
+        ("amend", 5),
+        ("guest_output", "out"),
+        ("close_grace_seconds", "1"),
+        ("close_grace_seconds", -1),
+    ],
+)
+async def test_a_vm_is_not_created_of_a_wrong_argument(name: str, value: Any) -> None:
+    backend = FakeBackend()
+    arguments = {"options": uvm.LCOWOptions(), "backend": backend, name: value}
+    with pytest.raises(uvm.OptionsError, match=name):
+        async with uvm.UtilityVM.create(arguments.pop("options"), **arguments):
+            pass
+    assert len(backend.request_log) == 0
