@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import wraps
 from importlib import import_module
 from inspect import CORO_CREATED, getcoroutinestate
@@ -63,20 +63,30 @@ class Flag:
 @asynccontextmanager
 async def bare_task_group(
     close: Callable[[BaseException | None], Awaitable[BaseException | None]],
+    elsewhere: str = "a task group was left in another task than it was entered in",
 ) -> AsyncIterator[anyio.abc.TaskGroup]:
     """Run tasks beside a body, whose exception is raised as it is, not wrapped in a group.
 
     :param close: called at the end of the body, with its exception, to have the tasks end; it returns the
         exception to raise, if any.
+    :param elsewhere: the error if it is left in another task.
+    :raises VMStateError: it is left in another task; the tasks have ended.
     """
     failure: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
+    entered_in = anyio.get_current_task()
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(anyio.create_task_group())
         try:
             yield tasks
         except BaseException as error:
             # Kept out of the task group, which would wrap it; a cancellation has to pass through it.
             failure = error
         failure = await close(failure)
+        if anyio.get_current_task() != entered_in:
+            # Only the task that entered a group can leave it: trio waits for ever, and anyio raises.
+            stack.pop_all()
+            if not isinstance(failure, anyio.get_cancelled_exc_class() | GeneratorExit):
+                raise VMStateError(elsewhere) from failure
         if isinstance(failure, anyio.get_cancelled_exc_class() | GeneratorExit):
             raise failure
     if failure is not None:

@@ -217,6 +217,7 @@ async def test_another_event_loop_of_the_same_thread_or_another_is_refused_by_na
             lambda: vm.scsi.attach(DISK),
             lambda: vm.share("C:\\shared", "/mnt"),
             lease.release,
+            lease.gone,
             process.wait,
             process.kill,
             process.aclose,

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from anyio.abc import TaskStatus
 
 import uvm
 from tests.clocks import jumping_backends, run_without_waiting
@@ -188,15 +189,45 @@ def test_a_vm_that_was_closed_warns_of_nothing(loop: str) -> None:
         run_without_waiting(use, backend=loop)
 
 
-async def test_a_vm_that_another_task_leaves_says_so_and_is_closed(anyio_backend_name: str) -> None:
+async def test_a_vm_that_another_task_leaves_says_so_and_is_closed() -> None:
+    backend, left = host_backend(), anyio.Event()
+    context = uvm.UtilityVM.create(lcow(), backend=backend)
+
+    async def enter(*, task_status: TaskStatus[None]) -> None:
+        await context.__aenter__()
+        task_status.started()
+        await left.wait()
+
+    async def leave() -> None:
+        with pytest.raises(VMStateError, match=r"left in another.*the VM was closed.*uvm\.start_vm"):
+            await context.__aexit__(None, None, None)
+        assert backend.leftovers() == []
+        raise Left
+
+    # The task that entered it cannot go on: its task group stays open.
+    async def both() -> None:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(enter)
+            tasks.start_soon(leave)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await both()
+    assert caught.value.subgroup(Left) is not None
+
+
+async def test_a_task_that_has_ended_may_have_entered_it(anyio_backend_name: str) -> None:
     if anyio_backend_name == "trio":
         pytest.skip("trio ends a task that left a nursery open")
     backend = host_backend()
     context = uvm.UtilityVM.create(lcow(), backend=backend)
     await asyncio.create_task(context.__aenter__())
-    with pytest.raises(VMStateError, match=r"left in another.*the VM was closed.*uvm\.start_vm"):
+    with pytest.raises(VMStateError, match="left in another"):
         await asyncio.create_task(context.__aexit__(None, None, None))
     assert backend.leftovers() == []
+
+
+class Left(Exception):
+    """The VM was left in another task, as it was to be."""
 
 
 # Backends.

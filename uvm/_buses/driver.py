@@ -233,7 +233,11 @@ class Hold(Generic[S_co]):
             await self._waker.wait()
 
     def drop(self, *, abandoned: bool = False) -> None:
-        """Release it, unless that is under way. It takes effect at once; the VM's tasks do what follows."""
+        """Release it, unless that is under way. It takes effect at once; the VM's tasks do what follows.
+
+        :raises VMStateError: the VM belongs to another event loop.
+        """
+        self.link.check_here()
         self.abandoned = abandoned
         if self.state is not _RELEASING and self.state is not _ENDED:
             self._waker = self.error = None
@@ -288,7 +292,8 @@ class Hold(Generic[S_co]):
             raise UndoFailedError.of(error, undo_error) from None
 
     def reclaim(self) -> None:
-        """Note that a caller has it: it is no orphan."""
+        """Note that a caller has it: it is no orphan. Errors as of :meth:`drop`."""
+        self.link.check_here()
         self.abandoned = False
         self._list()
 
@@ -310,6 +315,7 @@ class Hold(Generic[S_co]):
 
         :raises NotSupportedError: it stays there without holders.
         """
+        self.link.check_here()
         parts = self._parts()
         for stay, _ in parts:
             stay.check_not_retained()

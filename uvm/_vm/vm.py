@@ -51,6 +51,11 @@ SHUTDOWN_SECONDS = 30.0
 #: The host did not report how the VM exited, nor whether it did.
 _UNKNOWN_EXIT = ExitStatus("Unknown")
 
+_ELSEWHERE = (
+    "UtilityVM.create was entered in one task and left in another, which a task group does not allow; the VM "
+    "was closed. uvm.start_vm returns a VM that any task may close"
+)
+
 
 class VMState(enum.Enum):
     """The states of a VM."""
@@ -130,20 +135,11 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         checked(guest_output, optional(function), "guest_output")
         checked(close_grace_seconds, seconds, "close_grace_seconds")
         settings = Settings(concurrency, amend, close_grace_seconds)
-        entered_in = anyio.get_current_task()
-        try:
-            async with (
-                opened(backend) as host,
-                cls._created(options, host, settings, timeouts, guest_output) as vm,
-            ):
-                yield vm
-        except BaseException as error:
-            if anyio.get_current_task() == entered_in:
-                raise
-            raise VMStateError(
-                "UtilityVM.create was entered in one task and left in another, which a task group does not "
-                "allow; the VM was closed. uvm.start_vm returns a VM that any task may close"
-            ) from error
+        async with (
+            opened(backend) as host,
+            cls._created(options, host, settings, timeouts, guest_output) as vm,
+        ):
+            yield vm
 
     @classmethod
     @asynccontextmanager
@@ -159,7 +155,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         startup = GuestStartup(context, timeouts or GuestTimeouts(), guest_output)
         vm = cls(context, system, artifacts, startup)
         _log.info("%s: created", vm.id)
-        async with bare_task_group(vm._leave) as tasks:
+        async with bare_task_group(vm._leave, _ELSEWHERE) as tasks:
             with anyio.CancelScope(shield=True):
                 await tasks.start(vm._serve)
             yield vm
@@ -577,7 +573,10 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
     def _exited(self, status: ExitStatus) -> None:
         if self._system_exited.is_set():
             return
-        _log.info("%s: exited: %s", self.id, status)
+        if self._detached and status is _UNKNOWN_EXIT:
+            _log.info("%s: left running", self.id)
+        else:
+            _log.info("%s: exited: %s", self.id, status)
         self._link.exit_status = status
         if self._state is not VMState.CLOSED:
             self._state = VMState.EXITED
