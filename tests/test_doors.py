@@ -86,3 +86,15 @@ def test_a_misspelt_field_gets_a_suggestion(
     assert caught.value.name == wrong
     assert suggested is None or f"did you mean {suggested}" in str(caught.value)
     assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.anyio
+async def test_a_misspelt_keyword_of_a_call_gets_a_suggestion() -> None:
+    async with uvm.UtilityVM.create(uvm.LCOWOptions(), backend=uvm.FakeBackend()) as vm:
+        await vm.start()
+        with pytest.raises(TypeError, match="did you mean read_only"):
+            vm.scsi.attach("C:\\disk.vhdx", readonly=True)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="did you mean env"):
+            vm.open_process(["true"], envs={})  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="missing"):
+            vm.scsi.attach()  # type: ignore[call-arg]

@@ -18,6 +18,7 @@ import anyio.lowlevel
 from attrs import define, field, frozen
 
 from uvm._arguments import own
+from uvm._checks import suggested
 from uvm._repr import shown
 from uvm.errors import VMExitedError, VMStateError
 
@@ -274,6 +275,9 @@ def opens(function: Callable[A, Coroutine[Any, Any, C]]) -> Callable[A, Opening[
     def opening(*args: A.args, **kwargs: A.kwargs) -> Opening[C]:
         # A ParamSpec says nothing of single arguments.
         copies: Any = [*map(own, args)], {name: own(value) for name, value in kwargs.items()}
-        return Opening(function(*copies[0], **copies[1]))
+        try:
+            return Opening(function(*copies[0], **copies[1]))
+        except TypeError as error:
+            raise suggested(error, function, kwargs) from None
 
     return opening

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -79,6 +80,13 @@ def similar(name: str, names: Sequence[str]) -> str:
     """Return the names that are like a wrong one; empty if none is."""
     words = [each for each in names if name in each.split("_")]
     return " or ".join(difflib.get_close_matches(name, names, 2) or words[:2])
+
+
+def suggested(error: TypeError, function: Callable[..., object], given: Iterable[str]) -> TypeError:
+    """Return the error of a wrong call, with the parameter that was meant, if one is like what was given."""
+    names = list(inspect.signature(function).parameters)
+    close = next((similar(name, names) for name in given if name not in names), "")
+    return TypeError(f"{error}; did you mean {close}?") if close else error
 
 
 def check_fields(options: attrs.AttrsInstance) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
 from tests.backends.hcs.environment import BOOT_FILES, Imagined
 from tests.cli.conftest import Run
+from uvm.backends import open_backend
 from uvm.cli.doctor import CHECKS, examine
-from uvm.errors import OptionsError
+from uvm.errors import NotSupportedError, OptionsError
 
 not_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="Windows has more to say")
 
@@ -118,3 +121,28 @@ def test_an_unknown_backend_is_one_line_on_the_error_stream(run: Run) -> None:
     ran = run("doctor", "--backend", "xen")
     assert ran.status == 1
     assert "no backend is called 'xen'" in ran.error
+
+
+def _made_of_nothing() -> None:
+    """Return no backend."""
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("uvm_that_is_not_there:Backend", "No module named 'uvm_that_is_not_there'"),
+        (f"{__name__}:_made_of_nothing", "the backend 'broken' cannot be used: it is nothing"),
+        (f"{__name__}:not_on_windows", "the backend 'broken' cannot be used"),
+    ],
+)
+def test_a_backend_that_cannot_be_made_is_told_of_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, target: str, problem: str
+) -> None:
+    point = EntryPoint("broken", target, "uvm.backends")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: EntryPoints([point]))
+    ran = run("doctor", "--backend", "broken")
+    assert ran.status == 1
+    assert ran.lines[-1].startswith(f"The backend broken cannot be used here: {problem}")
+    assert ran.lines[-1].count("cannot be used here") == 1
+    with pytest.raises(NotSupportedError):
+        open_backend("broken")

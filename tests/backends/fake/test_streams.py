@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from tests.backends.fake.support import SERVICE, expect_refusal, host_files, lcow, running
-from uvm.backends.fake import FakeBackend, FakeStream, FakeSystem
+from uvm.backends.fake import FakeBackend, FakeListener, FakeStream, FakeSystem
 from uvm.backends.fake.streams import BUFFER_BYTES
 from uvm.errors import VMExitedError
 from uvm.hresult import HResult
@@ -253,3 +253,21 @@ async def test_small_messages_of_several_senders_do_not_mix() -> None:
                 received += await host.receive()
         messages = [received[i : i + 40_000] for i in range(0, len(received), 40_000)]
         assert all(len(set(message)) == 1 for message in messages)
+
+
+@pytest.mark.anyio
+async def test_each_task_that_accepts_gets_an_error_of_its_own() -> None:
+    listener, errors = FakeListener("service", lambda: None), []
+
+    async def accept() -> None:
+        try:
+            await listener.accept()
+        except anyio.ClosedResourceError as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(accept)
+        await anyio.wait_all_tasks_blocked()
+        await listener.aclose()
+    assert len({id(error) for error in errors}) == 3
