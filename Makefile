@@ -17,6 +17,7 @@ VENV := .venv/pyvenv.cfg
 RUNTIME := .venv/.installed-runtime
 DEV := .venv/.installed-dev
 FUZZ := .venv/.installed-fuzz
+LEAST := .venv-least/.installed
 
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip --disable-pip-version-check install --quiet --editable
@@ -46,6 +47,10 @@ demo: $(RUNTIME) ## a Linux pod, a Windows pod and a recorded script, on the in-
 test: lint types ## lint, types, the whole test suite and the recorded conformance data
 	@$(PY) -m pytest -q -n 2
 	@$(PY) -m tests.conformance tests/data/documents.json tests/data/traces.json
+
+.PHONY: test-least
+test-least: $(LEAST) ## the test suite with the least versions of all dependencies, in .venv-least
+	@HYPOTHESIS_PROFILE=few .venv-least/bin/python -m pytest -q -n 2
 
 .PHONY: test-windows
 test-windows: $(DEV) ## the test suite on Windows CPython under Wine; gets Wine and mingw by apt-get
@@ -86,16 +91,21 @@ wheels: $(DEV) ## the sdist and the wheel, built and tried in an empty environme
 
 .PHONY: clean
 clean: ## remove all that make has made, .venv included
-	@rm -rf .venv build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .wine
+	@rm -rf .venv .venv-least build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .wine
 	@find uvm tests docs -type d -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV):
+# make-venv DIRECTORY
+define make-venv
 	@test -n "$(PYTHON)" || { echo 'uvm needs Python 3.11 or newer, and none of these is: $(CANDIDATES).'; \
 	  echo 'Name one: make PYTHON=/path/to/python3.12 ...'; exit 1; } >&2
 	@"$(PYTHON)" -c '$(RECENT)' || { echo 'uvm needs Python 3.11 or newer; PYTHON="$(PYTHON)" does not run as one.'; \
 	  exit 1; } >&2
-	@echo "making .venv with $$("$(PYTHON)" --version)"
-	@"$(PYTHON)" -m venv --clear .venv
+	@echo "making $(1) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv --clear $(1)
+endef
+
+$(VENV):
+	$(call make-venv,.venv)
 
 $(RUNTIME): pyproject.toml $(VENV)
 	@echo 'installing uvm'
@@ -109,4 +119,10 @@ $(DEV): pyproject.toml $(VENV)
 
 $(FUZZ): $(DEV)
 	@$(INSTALL) '.[dev,fuzz]'
+	@touch $@
+
+$(LEAST): pyproject.toml tests/least.py
+	$(call make-venv,.venv-least)
+	@.venv-least/bin/python -m tests.least > .venv-least/requirements.txt
+	@.venv-least/bin/python -m pip --disable-pip-version-check install --quiet -r .venv-least/requirements.txt
 	@touch $@

@@ -35,7 +35,7 @@ class Host:
         self.switchboard = Switchboard("vm")
         self.listeners: list[CountedListener] = []
         bridge = Bridge("vm", notify=lambda _: None)
-        self.link = GuestLink("vm", GuestTimeouts(), bridge=bridge, listen=self.listen)
+        self.link = GuestLink(name="vm", timeouts=GuestTimeouts(), bridge=bridge, listen=self.listen)
 
     async def listen(self, service_id: str) -> Listener:
         listener = CountedListener(self.switchboard.listen(service_id))

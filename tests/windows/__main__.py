@@ -54,7 +54,7 @@ class Run:
         return subprocess.Popen(
             [sys.executable, "-m", *(wine if self.python else []), *pytest, *self.arguments],
             cwd=setup.CHECKOUT,
-            env=os.environ | {"HYPOTHESIS_PROFILE": "wine"},
+            env=os.environ | {"HYPOTHESIS_PROFILE": "few"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -97,8 +97,8 @@ class GuestConnection(GuestHost):
         clock = clock or GuestClock()
         bridge = Bridge(name, notify=self._notify, rpc_timeout_seconds=timeouts.rpc_seconds, clock=clock)
         self._access = self._link = GuestLink(
-            name,
-            timeouts,
+            name=name,
+            timeouts=timeouts,
             clock=clock,
             bridge=bridge,
             listen=listen,

@@ -130,9 +130,9 @@ class GuestStartup:
         context = self.context
         assert context.link.tasks is not None
         access = RelayAccess(
-            context.vm_id,
-            self.timeouts,
-            context.plan.os,
+            name=context.vm_id,
+            timeouts=self.timeouts,
+            os=context.plan.os,
             clock=self.clock,
             system=context.link.system,
             create=context.backend.create,

@@ -151,9 +151,8 @@ async def hosted(fake: FakeBackend) -> AsyncIterator[Host]:
 
 async def _until_idle(workers: Workers) -> None:
     """Wait for the calls whose callers were cancelled: what they opened is closed in their threads."""
-    limiter = workers._limiter
-    for _ in range(int(limiter.total_tokens)):
-        await limiter.acquire_on_behalf_of(object())
+    for _ in range(workers._free.max_value or 0):
+        await workers._free.acquire()
 
 
 def _unplug(double: Double) -> None:

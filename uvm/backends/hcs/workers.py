@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from typing import Final, TypeVar, TypeVarTuple
 
 import anyio
-from anyio import CancelScope, CapacityLimiter
+from anyio import CancelScope, Semaphore
 
 from uvm.backends.hcs.threads import Threads
 from uvm.backends.hcs.waker import Signal, Waker
@@ -43,7 +43,7 @@ class Workers:
     """
 
     def __init__(self, threads: int = _THREADS) -> None:
-        self._limiter = CapacityLimiter(threads)
+        self._free = Semaphore(threads, max_value=threads)
 
     async def run(
         self, function: Callable[[*Args], T], *args: *Args, undo: Callable[[T], object] | None = None
@@ -80,7 +80,7 @@ class Workers:
             raise
 
     async def _result(self, call: Future[T], ended: Signal, function: Callable[[], T]) -> T:
-        await self._limiter.acquire_on_behalf_of(call)
+        await self._free.acquire()
         waker, context = Waker(), contextvars.copy_context()
         call.add_done_callback(lambda _: ended.set())
 
@@ -93,12 +93,12 @@ class Workers:
                 else:
                     call.set_result(result)
             # Only now, even if the caller has left.
-            waker.call_soon(self._limiter.release_on_behalf_of, call)
+            waker.call_soon(self._free.release)
 
         try:
             _threads.start(work)
         except RuntimeError:
-            self._limiter.release_on_behalf_of(call)
+            self._free.release()
             raise
         await ended.wait()
         return call.result()
@@ -120,8 +120,8 @@ async def _undo_result(call: Future[T], undo: Callable[[T], object]) -> None:
             undone.set()
 
     def ended(_: Future[T]) -> None:
-        # Not in the event loop if a thread can be started, and not with a token of the limiter: all other
-        # threads may hang.
+        # Not in the event loop if a thread can be started, and not as one of the bounded calls: all others
+        # may hang.
         try:
             _threads.start(undo_result) if threading.get_ident() == loop else undo_result()
         except RuntimeError:
