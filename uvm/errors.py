@@ -70,8 +70,10 @@ def _reduced(error: E) -> tuple[Any, tuple[type[E], Any], dict[str, Any]]:
 
 
 def _remade(cls: type[E], args: tuple[Any, ...]) -> E:
-    # Without `__init__`, which takes what the message is built of.
-    return cls.__new__(cls, *args)
+    # Without `__init__`, which takes what the message is built of; an OSError leaves its `args` to that.
+    error = cls.__new__(cls, *args)
+    error.args = error.args or args
+    return error
 
 
 def own(error: E) -> E:
