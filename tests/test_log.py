@@ -25,7 +25,7 @@ async def test_a_session_is_legible_at_info(caplog: pytest.LogCaptureFixture) ->
         ("uvm", "INFO", "vm1: created"),
         ("uvm.guest", "INFO", "vm1: GCS started"),
         ("uvm", "INFO", "vm1: started"),
-        ("uvm.gcs", "INFO", "vm1: container k has exited: UnexpectedExit"),
+        ("uvm.gcs", "INFO", "vm1: container k has exited: by itself"),
         ("uvm", "INFO", "vm1: exited: ForcedExit"),
         ("uvm", "INFO", "vm1: closed"),
     ]

@@ -337,6 +337,40 @@ def test_whatever_is_lost_a_container_ends_and_its_id_is_free_again(
     run_example(_example, backend, data)
 
 
+@anyio_test
+@EITHER_WAY
+async def test_the_state_of_a_container_that_runs_is_not_deleted(external: bool) -> None:
+    async with (
+        running(lcow(external_guest_connection=external)) as run,
+        run.vm.create_container("c1", SPEC) as container,
+    ):
+        await container.start()
+        await container.open_init(stdin=True)
+        with pytest.raises(VMStateError, match="nothing was sent"):
+            await container.delete_state()
+        # The guest would have forgotten it.
+        assert (await container.run(["echo", "here"])).exit_code == 0
+        await container.terminate()
+        await container.wait()
+        await container.delete_state()
+        at_rest(run)
+
+
+@anyio_test
+async def test_what_became_of_a_start_is_asked_again_where_that_answer_is_lost_too() -> None:
+    async with running() as run:
+        run.backend.misbehaviour.drop(operation="execute process", first=1)
+        run.backend.misbehaviour.drop(operation="get properties", first=2)
+        run.backend.misbehaviour.drop(operation="notification", first=1)
+        container = await run.vm.create_container("c1", TRUE)
+        with pytest.raises(UnknownOutcomeError):
+            await container.open_init()
+        with anyio.fail_after(60):
+            assert (await container.wait()).type in ("Unknown", "UnexpectedExit")
+        await container.aclose()
+        at_rest(run)
+
+
 # Its layers.
 
 

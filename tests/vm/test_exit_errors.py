@@ -203,19 +203,21 @@ async def test_an_exit_during_a_wait_is_said_by_it(external: bool) -> None:
 @EITHER
 @pytest.mark.parametrize("noticed", [True, False])
 async def test_what_ends_something_succeeds_after_the_exit(external: bool, noticed: bool) -> None:
-    for call in ENDS.values():
-        async with held(external) as has:
-            has.machine.crash()
-            if noticed:
-                await has.vm.wait()
-            await call(has)
+    for name, call in ENDS.items():
+        # Of a container that is not known to have ended, the state is not asked for.
+        if noticed or name != "container delete state":
+            async with held(external) as has:
+                has.machine.crash()
+                if noticed:
+                    await has.vm.wait()
+                await call(has)
 
 
 @EITHER
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_what_ends_something_succeeds_where_the_vm_exits_in_the_call(external: bool, when: Any) -> None:
     for name, call in ENDS.items():
-        # A guest that refuses has answered.
+        # As above.
         if name != "container delete state":
             async with held(external) as has:
                 has.run.backend.faults.crash(when=when, nth=1)

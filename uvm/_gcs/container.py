@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from attrs import define, field
 
@@ -27,7 +28,7 @@ from uvm._guest.process import Launch, Process
 from uvm._guest.specs import check_writable
 from uvm._wire.frames import Procedure, parse
 from uvm.backend import JSON
-from uvm.errors import GuestError, UVMError
+from uvm.errors import GuestError, UnknownOutcomeError, UVMError, VMStateError
 from uvm.hresult import SYSTEM_ENDED
 from uvm.schema.gcs import (
     ContainerModifySettingsRequest,
@@ -37,7 +38,11 @@ from uvm.schema.gcs import (
     ResponseBase,
 )
 from uvm.schema.json import from_json
+from uvm.schema.process import ProcessDetails
 from uvm.schema.properties import PROPERTY_PROCESS_LIST, Properties, PropertyQuery
+
+#: How often a guest is asked for a container's processes: each connection may break before the answer.
+_MAX_ASKED: Final = 3
 
 
 @define(eq=False)
@@ -83,10 +88,15 @@ class ConnectedContainer:
 
     async def _find_init(self) -> None:
         with suppress(UVMError):
-            found = from_json(Properties, await self.properties(PROPERTY_PROCESS_LIST)).process_list
-            if found:
+            if found := await self._list_processes():
                 await ExitWatch(self._link, self.id, found[0].process_id).exit.wait()
             doubt(self._link, self.exit)
+
+    async def _list_processes(self) -> list[ProcessDetails]:
+        for _ in range(_MAX_ASKED - 1):
+            with suppress(UnknownOutcomeError):
+                return from_json(Properties, await self.properties(PROPERTY_PROCESS_LIST)).process_list
+        return from_json(Properties, await self.properties(PROPERTY_PROCESS_LIST)).process_list
 
     async def end(self, *, forced: bool) -> None:
         """Ask for its end."""
@@ -94,7 +104,12 @@ class ConnectedContainer:
         await self._ask(procedure, "terminate" if forced else "shut down", abandonable=True)
 
     async def delete_state(self, *, runs: bool) -> None:
-        """Have the guest delete its state; the guest refuses where it runs."""
+        """Have the guest delete its state; VMStateError where it runs: the guest refuses, and forgets it."""
+        if runs and self._init is not None and not self._init.settled:
+            raise VMStateError(
+                f"{self._operation('delete the state of')}: its own process runs; nothing was sent. "
+                "Terminate it, or wait for it, before"
+            )
         supported = self._link.features.delete_container_state
         self._link.needs(supported, self._operation("delete the state of"), "DeleteContainerStateSupported")
         try:

@@ -128,7 +128,7 @@ class Containers:
             handle = self._taken.get(container_id)
         if handle is not None:
             exit = ContainerExit(printable(report.type), report.result & 0xFFFFFFFF, report.result_info)
-            _log.info("%s: container %s has exited: %s", self._link.name, handle.id, exit.type)
+            _log.info("%s: container %s has exited: %s", self._link.name, handle.id, exit)
             handle.exit.report(exit)
         elif container_id in self._taken:
             _log.debug("%s: the report of an exit came late, or again: %s", self._link.name, container_id)

@@ -31,7 +31,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, Final, Protocol, TypeVar, final
 
 import anyio
 import anyio.lowlevel
@@ -66,7 +66,7 @@ from uvm.errors import (
     VMExitedError,
     VMStateError,
 )
-from uvm.hresult import SYSTEM_ENDED
+from uvm.hresult import SYSTEM_ENDED, hresult_name
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import LinuxHostedSystem, LinuxProcessParameters
 from uvm.schema.json import SchemaError, from_json, to_json
@@ -78,12 +78,16 @@ T = TypeVar("T")
 _log = logging.getLogger("uvm.gcs")
 
 
+_HOW: Final = {"GracefulExit": "as asked", "ForcedExit": "terminated", "UnexpectedExit": "by itself"}
+
+
 @frozen
 class ContainerExit:
     """How a container ended.
 
-    :ivar type: ``GracefulExit`` and ``ForcedExit`` where it was asked to, ``UnexpectedExit`` where it ended
-        by itself, whatever its exit code; text of the guest's. ``Unknown`` where the guest's report was lost.
+    :ivar type: text of the guest's: ``GracefulExit`` if it was asked to end, ``ForcedExit`` if it was
+        terminated, ``UnexpectedExit`` if it ended by itself, as most do, whatever its exit code. ``Unknown``
+        if the guest's report was lost.
     :ivar result: an HRESULT, unsigned; 0 for success.
     :ivar info: what the guest has to say of it: a document as JSON text, or nothing.
     """
@@ -94,6 +98,10 @@ class ContainerExit:
 
     def __repr__(self) -> str:
         return brief_call(self)
+
+    def __str__(self) -> str:
+        how = _HOW.get(self.type, self.type)
+        return f"{how} ({hresult_name(self.result)})" if self.result else how
 
 
 class ContainerHandle(Protocol):
@@ -271,9 +279,9 @@ class Container(ProcessHost):
         """Have it forgotten, once it has exited; where it has been already, nothing happens.
 
         :raises NotSupportedError: the guest cannot.
-        :raises GuestError: the guest refused: it still runs, for instance.
-        :raises VMStateError: it still runs, and HCS, which hosts it, would end it; or its layers are mounted,
-            or something else in its bundle.
+        :raises GuestError: the guest refused.
+        :raises VMStateError: it still runs; or its layers are mounted, or something else in its bundle.
+            Nothing was sent.
         """
         self._guest.states.check_unmounted(self.id, self._directories)
         await self._deletion.wait()

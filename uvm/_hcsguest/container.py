@@ -74,7 +74,7 @@ class RelayedContainer(Relayed[ContainerExit]):
         if runs and not has_stopped(await self._ask(self._system.properties)):
             raise VMStateError(
                 f"delete the state of container {self.id}: it has not exited, and HCS would end it; "
-                "nothing was done"
+                "nothing was sent. Terminate it, or wait for it, before"
             )
         await self.forget()
 
@@ -114,8 +114,9 @@ class RelayedContainer(Relayed[ContainerExit]):
             self._cut()
         elif not self.exit.settled:
             info = dumps(status.detail) if status.detail else ""
-            self.exit.report(ContainerExit(printable(status.exit_type), status.code, info))
-            _log.info("%s: container %s has exited: %s", self._access.name, self.id, status.exit_type)
+            exit = ContainerExit(printable(status.exit_type), status.code, info)
+            _log.info("%s: container %s has exited: %s", self._access.name, self.id, exit)
+            self.exit.report(exit)
 
 
 async def create_relayed(access: RelayAccess, container_id: str, document: object) -> Container:
