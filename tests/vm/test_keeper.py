@@ -88,8 +88,9 @@ async def test_what_fails_at_the_closing_is_raised_by_every_close() -> None:
     for _ in range(2):
         with pytest.raises(HostError, match="revoke"):
             await vm.close()
-    with pytest.raises(VMExitedError):
+    with pytest.raises(VMExitedError) as caught:
         await vm.run(["true"])
+    assert isinstance(caught.value.__cause__, HostError)
 
 
 @pytest.mark.parametrize("operation", ["create", "start", "connect"])
@@ -112,6 +113,25 @@ async def test_a_cancelled_start_leaves_at_once_and_the_keeper_undoes_it(operati
         assert tasks.cancel_scope.cancel_called
     await anyio.sleep(60)
     assert backend.leftovers() == []
+
+
+async def test_a_start_whose_task_is_cancelled_at_any_step_leaves_nothing(anyio_backend_name: str) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("trio has no cancellation of a task")
+    steps, cancelled = 0, True
+    while cancelled:
+        backend = host_backend()
+        task = asyncio.create_task(uvm.start_vm(lcow(), backend=backend))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        cancelled = task.cancel()
+        await asyncio.wait([task])
+        if not cancelled:
+            await (await task).close()
+        await anyio.sleep(60)
+        assert backend.leftovers() == []
+        steps += 1
+    assert steps > 10
 
 
 async def test_a_start_that_is_cancelled_at_any_step_leaves_nothing() -> None:
@@ -176,6 +196,37 @@ def test_an_event_loop_that_ends_first_waits_no_longer_than_the_grace(loop: str)
     with pytest.warns(ResourceWarning, match="vm1"):
         run_without_waiting(forget, backend=loop)
     assert backend.leftovers() == []
+
+
+def test_a_loop_that_runs_again_and_again_keeps_its_vm_as_the_fixtures_of_a_test_do() -> None:
+    backend = host_backend()
+    with asyncio.Runner() as runner:
+        vm = runner.run(_await(uvm.start_vm(lcow(), backend=backend)))
+        assert runner.run(vm.run(["echo", "hello"])).stdout == b"hello\n"
+        runner.run(vm.close())
+    assert backend.leftovers() == []
+
+
+def test_another_loop_hears_that_the_first_one_ended() -> None:
+    backend, vms = host_backend(), []
+
+    async def forget() -> None:
+        vms.append(await uvm.start_vm(lcow(), backend=backend))
+
+    async def use() -> None:
+        with pytest.raises(VMExitedError) as caught:
+            await vms[0].run(["true"])
+        assert isinstance(caught.value.__cause__, VMStateError)
+        with pytest.raises(VMStateError, match="before its event loop ended"):
+            await vms[0].close()
+
+    with pytest.warns(ResourceWarning, match="vm1"):
+        asyncio.run(forget())
+    asyncio.run(use())
+
+
+async def _await(opening: Any) -> Any:
+    return await opening
 
 
 @LOOPS

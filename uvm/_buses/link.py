@@ -44,6 +44,7 @@ class Link:
     :ivar left: holds without a caller whose release was refused: orphans, unless others want the device.
     :ivar states: the states of the guest's containers that have ended.
     :ivar home: the event loop of the VM.
+    :ivar failure: returns what the task that holds the VM failed with.
     :ivar exit_grace_seconds: how long to wait for the exit itself after the host reported the VM as gone.
     :ivar guest_exit_seconds: the same after the connection to the guest closed.
     """
@@ -60,6 +61,7 @@ class Link:
     left: dict[Hold[object], None] = Factory(dict)
     states: ContainerStates = Factory(lambda link: ContainerStates(name=link.vm_id), takes_self=True)
     home: Home = Factory(Home.here)
+    failure: Callable[[], Exception | None] = lambda: None
     _guest_went_alone: bool = False
 
     def check_running(self) -> Guest:
@@ -92,7 +94,9 @@ class Link:
 
     def exit_error(self) -> VMExitedError:
         """Return the error that says that the VM has exited."""
-        return VMExitedError(f"{self.vm_id}: the VM has exited", self.exit_status)
+        error = VMExitedError(f"{self.vm_id}: the VM has exited", self.exit_status)
+        error.__cause__ = self.failure()
+        return error
 
     async def carry_out(
         self, call: Callable[[], Awaitable[T]], give_up: Callable[[T], object] = lambda result: None

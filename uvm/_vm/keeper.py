@@ -77,6 +77,7 @@ class Keeper(Generic[T]):
 
     :ivar name: what it holds, for messages.
     :ivar variable: what examples call it.
+    :ivar failure: what entering, holding or leaving it failed with.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Keeper(Generic[T]):
     _opened: Flag = field(factory=Flag, init=False)
     _ended: Flag = field(factory=Flag, init=False)
     _value: T | None = field(default=None, init=False)
-    _failure: Exception | None = field(default=None, init=False)
+    failure: Exception | None = field(default=None, init=False)
     _caller_left: bool = field(default=False, init=False)
 
     async def open(self) -> T:
@@ -100,16 +101,16 @@ class Keeper(Generic[T]):
             self._caller_left = True
             self._scope.cancel()
             raise
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         assert self._value is not None
         return self._value
 
     async def wait_ended(self) -> None:
         """Wait until it has been left; raise a copy of what that failed with."""
         await self._ended.wait()
-        if self._failure is not None:
-            raise own(self._failure)
+        if self.failure is not None:
+            raise own(self.failure)
 
     async def _run(self) -> None:
         try:
@@ -119,10 +120,10 @@ class Keeper(Generic[T]):
                     self._opened.set()
                     await self._until(value)
         except anyio.get_cancelled_exc_class():
-            self._failure = _warn_unclosed(self.name, self.variable, self)
+            self.failure = _warn_unclosed(self.name, self.variable, self)
             raise
         except Exception as error:
-            self._failure = error
+            self.failure = error
             if self._caller_left:
                 _log.warning("%s: for a caller who was cancelled: %s", self.name, error)
         finally:
@@ -168,6 +169,7 @@ async def start_vm(
     vm = await keeper.open()
     keeper.name = f"the VM {vm.id}"
     vm._keeper_ended = keeper.wait_ended
+    vm._link.failure = lambda: keeper.failure
     return vm
 
 

@@ -285,8 +285,8 @@ class Pool:
         :raises UVMError: why the VMs failed to start; shortly before the deadline of the caller.
         """
         self._check_open()
-        await anyio.lowlevel.checkpoint()
-        self._check_open()
+        # No turn of the loop, in which other tasks would run, is waited for.
+        await anyio.lowlevel.checkpoint_if_cancelled()
         waiter = _Waiter()
         self._waiters.append(waiter)
         self._settle()
