@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import anyio
@@ -123,3 +124,24 @@ async def test_a_vm_is_not_created_of_a_wrong_argument(name: str, value: Any) ->
         async with uvm.UtilityVM.create(arguments.pop("options"), **arguments):
             pass
     assert len(backend.request_log) == 0
+
+
+async def test_paths_may_be_objects() -> None:
+    backend = host_backend()
+    backend.files.add(PureWindowsPath("C:\\objects\\disk.vhdx"), size=1 << 20)
+    backend.files.add_directory(PureWindowsPath("C:\\objects"))
+    async with uvm.UtilityVM.create(OPTIONS["linux"](), backend=backend) as vm:
+        await vm.start()
+        path = PureWindowsPath("C:\\objects\\disk.vhdx")
+        lease = await vm.scsi.attach(path, mount=uvm.Mount(guest_path=PurePosixPath("/mnt/disk")))
+        assert lease.guest_path == "/mnt/disk"
+        assert vm.scsi.find(path) is not None
+        assert backend.files.is_open(str(path))
+        share = await vm.share(path.parent, PurePosixPath("/mnt/share"))
+        assert share.host_path == "C:\\objects"
+        for wrong in (PurePosixPath("/objects"), PureWindowsPath("objects"), "/objects"):
+            with pytest.raises(uvm.OptionsError, match="host path"):
+                await vm.scsi.attach(wrong)
+        for wrong in (PureWindowsPath("C:\\mnt"), "mnt", "C:\\mnt"):
+            with pytest.raises(uvm.OptionsError, match="guest path"):
+                await vm.share(path.parent, wrong)

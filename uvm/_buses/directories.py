@@ -70,7 +70,7 @@ class DirectoryBus(Bus):
         return tuple(shown)
 
     @opens
-    async def share(self, path: HostPath, guest_path: str, *, read_only: bool = False) -> SharedLease:
+    async def share(self, path: HostPath, guest_path: HostPath, *, read_only: bool = False) -> SharedLease:
         """Show a directory, or a single file, of the host in the guest. Await it, or enter it.
 
         In a Linux guest a single file is in a directory at `guest_path`; see :attr:`SharedLease.guest_path`.
@@ -84,7 +84,7 @@ class DirectoryBus(Bus):
         make = self._over_plan9 if self._context.plan.os == "linux" else self._over_vsmb
         return await make(path, guest_path, flag_of(read_only, "read_only"))
 
-    async def _over_plan9(self, path: HostPath, guest_path: str, read_only: bool) -> SharedLease:
+    async def _over_plan9(self, path: HostPath, guest_path: HostPath, read_only: bool) -> SharedLease:
         named = await self._context.named(path)
         share = SharedDirectory(named.path, guest_path, read_only)
         if not await self._context.is_directory(named.path):
@@ -95,7 +95,7 @@ class DirectoryBus(Bus):
         lease = await self._plan9._share(share)
         return SharedLease(lease._hold, named.path, *(lease.files or (lease.guest_path,)))
 
-    async def _over_vsmb(self, path: HostPath, guest_path: str, read_only: bool) -> SharedLease:
+    async def _over_vsmb(self, path: HostPath, guest_path: HostPath, read_only: bool) -> SharedLease:
         shown_at = clean_guest_path(guest_path, "windows", f"{path} was not shared: guest path")
         await self._directories.clear(self._key(shown_at), self._context.in_guest(shown_at))
         await self._check_free(path, shown_at, read_only)

@@ -75,7 +75,7 @@ class Plan9Bus(Bus):
     async def add(
         self,
         path: HostPath,
-        guest_path: str,
+        guest_path: HostPath,
         *,
         read_only: bool = False,
         restrict: bool = False,

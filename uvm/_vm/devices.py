@@ -74,7 +74,7 @@ class Devices(Part):
         """Network namespaces and adapters. Only once the VM runs: what it does depends on the guest."""
         return NetworkBus(self._context)
 
-    def share(self, path: HostPath, guest_path: str, *, read_only: bool = False) -> Opening[SharedLease]:
+    def share(self, path: HostPath, guest_path: HostPath, *, read_only: bool = False) -> Opening[SharedLease]:
         """Show a directory, or a single file, of the host in the guest. Await it, or enter it.
 
         Over Plan9 in a Linux guest, over VSMB in a Windows guest. A Linux guest has a single file in a

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from uvm._names import guest_path, text_of
+from uvm._names import HostPath, guest_path, text_of
 from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice
 from uvm.devices.slots import Numbers
@@ -29,7 +29,7 @@ from uvm.schema.devices import (
 PLAN9_PORT = 564
 
 
-def _cleaned(path: str) -> str:
+def _cleaned(path: HostPath) -> str:
     return guest_path(path, "linux")
 
 

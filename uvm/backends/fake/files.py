@@ -81,7 +81,7 @@ class FakeFiles:
         self._opens: dict[str, _Opens] = {}
         self._made: dict[str, None] = {}
         self._has_links = False
-        self.permissive = checked(permissive, flag, "permissive")
+        self.permissive: bool = checked(permissive, flag, "permissive")
 
     def __repr__(self) -> str:
         return f"<FakeFiles ({self._flavour}): {len(self._nodes):,} files and directories>"
