@@ -67,11 +67,11 @@ STANDING = {
     "disk": [
         f"<ScsiLease of vm1: host_path={DISK!r}, controller=0, lun=1,"
         f" guest_path='/run/mounts/scsi/m1' ({state})>"
-        for state in ("held", "released")
+        for state in ("held", "gone")
     ],
     "root": [
         rf"<RootFileSystem of vm1: /run/gcs/c/c/rootfs, 1 layer, scratch {SCRATCH} ({state})>"
-        for state in ("held", "released")
+        for state in ("held", "gone")
     ],
     "unstarted": [f"<Container u ({state})>" for state in ("created", "lost")],
     "container": ["<Container k (running)>", "<Container k (exited: ForcedExit)>"],

@@ -93,7 +93,7 @@ HELD = {
     "NamespaceLease": f"{LEASE} add_endpoint id",
     "AdapterLease": f"{LEASE} endpoint_id namespace_id nic_id",
     "CombinedLease": f"{LEASE} root",
-    "RootFileSystem": "gone layers release released root scratch scratch_path",
+    "RootFileSystem": "gone layers release released root scratch scratch_path state",
     "Orphan": "error key ledger release since slot",
     "Container": """
         aclose delete_state exit id modify open_init open_process processes properties run shutdown start

@@ -8,6 +8,7 @@ import pytest
 import uvm
 from tests.vm.audit import check_at_rest
 from tests.vm.support import (
+    ADAPTERS,
     DISK,
     DISKS,
     ENDPOINT,
@@ -215,3 +216,109 @@ async def test_a_root_file_system_is_gone_with_all_its_parts() -> None:
             assert not wait.done
             await root.release()
         assert wait.error is None
+
+
+async def release_root_cancelled(root: uvm.RootFileSystem) -> None:
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await root.release()
+
+
+def root_state(root: uvm.RootFileSystem) -> LeaseState:
+    return root.state
+
+
+async def test_a_root_file_system_is_held_releasing_and_gone() -> None:
+    async with running() as run:
+        root = await run.vm.mount_layers("c1", [LAYER], SCRATCH)
+        assert root_state(root) is LeaseState.HELD
+        with run.hold(resource="CombinedLayers") as gate:
+            await release_root_cancelled(root)
+            (parked, *_) = await gate.wait()
+            assert root_state(root) is LeaseState.RELEASING
+            async with anyio.create_task_group() as tasks:
+                again = Attempt.begin(tasks, root.release)
+                await quiet()
+                assert not again.done
+                parked.proceed()
+        assert again.error is None
+        assert root_state(root) is LeaseState.GONE
+        with pytest.raises(AlreadyReleasedError):
+            await root.release()
+
+
+async def test_a_root_file_system_whose_layer_is_shared_is_released() -> None:
+    async with running() as run:
+        root = await run.vm.mount_layers("c1", [LAYER], SCRATCH)
+        layer = await run.vm.vpmem.add(LAYER)
+        await root.release()
+        assert root_state(root) is LeaseState.RELEASED
+        await layer.release()
+        assert root_state(root) is LeaseState.GONE
+
+
+async def test_a_root_file_system_whose_cancelled_release_is_refused_leaves_orphans() -> None:
+    async with running() as run:
+        root = await run.vm.mount_layers("c1", [LAYER], SCRATCH)
+        run.backend.faults.refuse(resource="CombinedLayers", request_type="Remove", first=1)
+        await release_root_cancelled(root)
+        await quiet()
+        assert root_state(root) is LeaseState.REFUSED
+        assert [orphan.ledger for orphan in run.vm.orphans] == ["layers.roots", "scsi.mounts"]
+        assert run.vm.vpmem.layers == (), "what the root does not keep in use is off the host"
+        await root.release()
+        assert root_state(root) is LeaseState.GONE
+        assert run.vm.orphans == ()
+
+
+async def test_a_root_file_system_of_which_a_part_is_in_doubt_is_released_as_far_as_it_can_be() -> None:
+    async with running() as run:
+        root = await run.vm.mount_layers("c1", [LAYER], SCRATCH)
+        run.backend.faults.lose(resource="CombinedLayers", request_type="Remove", first=1)
+        for _ in range(3):
+            with pytest.raises(UnknownOutcomeError):
+                await root.release()
+        assert root_state(root) is LeaseState.UNKNOWN
+        assert root.released
+        assert run.vm.vpmem.layers == ()
+        with pytest.raises(UnknownOutcomeError):
+            await root.gone()
+
+
+async def test_the_end_of_retained_layers_cannot_be_waited_for() -> None:
+    async with running(wcow()) as run:
+        root = await run.vm.mount_layers("c1", [uvm.WCOWLayer(SHARED, "a")], SCRATCH)
+        with pytest.raises(NotSupportedError, match="until the VM closes"):
+            await root.gone()
+        await root.release()
+        assert root_state(root) is LeaseState.RELEASED
+
+
+async def test_a_namespace_stands_as_its_adapters_do() -> None:
+    async with running() as run:
+        namespace = await run.vm.network.setup(NAMESPACE)
+        run.backend.faults.refuse(resource=ADAPTERS, request_type="Remove", first=1)
+        async with anyio.create_task_group() as tasks:
+            wait = Attempt.begin(tasks, namespace.gone)
+            await quiet()
+            await release_cancelled(namespace)
+        assert isinstance(wait.error, HostError)
+        assert state(namespace) is LeaseState.REFUSED
+        (_,) = run.vm.orphans
+        await namespace.release()
+        assert state(namespace) is LeaseState.GONE
+        assert not run.vm.orphans
+        with pytest.raises(AlreadyReleasedError):
+            await namespace.release()
+
+
+async def test_a_namespace_that_cannot_be_left_in_order_leaves_its_adapter_as_an_orphan() -> None:
+    async with running() as run:
+        run.backend.faults.refuse(resource=ADAPTERS, request_type="Remove", first=1)
+        with pytest.raises(HostError):
+            async with await run.vm.network.setup(NAMESPACE):
+                pass
+        [orphan] = run.vm.orphans
+        assert orphan.ledger == "network.adapters"
+        await orphan.release()
+        assert run.vm.network.adapters == ()

@@ -310,16 +310,18 @@ class Hold(Generic[S_co]):
         """Return whether the device is off the host, and all that it is a part of."""
         return all(stay.is_gone(member) for stay, member in self._parts())
 
-    async def gone(self) -> None:
-        """Wait until the device is off the host, and all that it is a part of.
+    def check_not_retained(self) -> None:
+        """Refuse to wait for the end of what stays without holders.
 
-        :raises NotSupportedError: it stays there without holders.
+        :raises NotSupportedError: the device does, or what it is a part of.
         """
-        self.link.check_here()
-        parts = self._parts()
-        for stay, _ in parts:
+        for stay, _ in self._parts():
             stay.check_not_retained()
-        for stay, member in parts:
+
+    async def gone(self) -> None:
+        """Wait until the device is off the host, and all that it is a part of."""
+        self.link.check_here()
+        for stay, member in self._parts():
             await stay.wait(member)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Self
@@ -48,9 +49,49 @@ class Releasable(Bound):
     async def __aenter__(self) -> Self:
         return self
 
+    def _leave(self) -> None:
+        """Note that no caller is expected to release it again: what stays of it is an orphan."""
+
     async def __aexit__(self, *error: object) -> None:
-        if not self.released:
-            await self.release()
+        try:
+            if not self.released:
+                await self.release()
+        except BaseException:
+            self._leave()
+            raise
+
+
+def state_of(hold: Hold[object]) -> LeaseState:
+    """Return the state of a lease, by its hold."""
+    if hold.link.exited.is_set():
+        return LeaseState.GONE
+    if hold.state is HoldState.RELEASING:
+        return LeaseState.RELEASING
+    if hold.state is HoldState.OWED:
+        return LeaseState.REFUSED
+    if hold.state is not HoldState.ENDED:
+        return LeaseState.HELD
+    if hold.error is not None:
+        return LeaseState.UNKNOWN
+    return LeaseState.GONE if hold.is_gone() else LeaseState.RELEASED
+
+
+_S = LeaseState
+_PRECEDENCE = (_S.RELEASING, _S.REFUSED, _S.HELD, _S.UNKNOWN, _S.RELEASED)
+
+
+def state_of_all(holds: Iterable[Hold[object]]) -> LeaseState:
+    """Return the state of what is released together, such as a namespace and its adapters."""
+    states = {*map(state_of, holds)}
+    return next((state for state in _PRECEDENCE if state in states), LeaseState.GONE)
+
+
+async def all_gone(holds: Sequence[Hold[object]]) -> None:
+    """Wait until all of several devices are off the host; see :meth:`Lease.gone`."""
+    for hold in holds:
+        hold.check_not_retained()
+    for hold in holds:
+        await hold.gone()
 
 
 @define(eq=False)
@@ -69,18 +110,7 @@ class Lease(Releasable):
     @property
     def state(self) -> LeaseState:
         """The state of the lease now."""
-        hold = self._hold
-        if hold.link.exited.is_set():
-            return LeaseState.GONE
-        if hold.state is HoldState.RELEASING:
-            return LeaseState.RELEASING
-        if hold.state is HoldState.OWED:
-            return LeaseState.REFUSED
-        if hold.state is not HoldState.ENDED:
-            return LeaseState.HELD
-        if hold.error is not None:
-            return LeaseState.UNKNOWN
-        return LeaseState.GONE if hold.is_gone() else LeaseState.RELEASED
+        return state_of(self._hold)
 
     @property
     def released(self) -> bool:
@@ -115,20 +145,15 @@ class Lease(Releasable):
         :raises UnknownOutcomeError: whether it is off the host is unknown; its slot stays withheld.
         :raises NotSupportedError: it stays attached without leases, as a direct-mapped VSMB share does.
         """
-        await self._hold.gone()
+        await all_gone([self._hold])
 
     def give_up(self) -> None:
         """Release the lease without waiting, unless it was released; if that is refused, it is an orphan."""
         if not self.released:
             self._hold.abandon()
 
-    async def __aexit__(self, *error: object) -> None:
-        try:
-            await super().__aexit__(*error)
-        except BaseException:
-            # No caller is expected to release it again.
-            self._hold.leave()
-            raise
+    def _leave(self) -> None:
+        self._hold.leave()
 
 
 @frozen

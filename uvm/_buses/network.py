@@ -10,7 +10,7 @@ from attrs import define, frozen
 from uvm._async import Opening, errors_of, opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.driver import Hold, release_oldest
-from uvm._buses.lease import Lease
+from uvm._buses.lease import Lease, LeaseState, all_gone, state_of_all
 from uvm._checks import guid_of
 from uvm._names import guid_key, guid_text
 from uvm.backend import JSON
@@ -51,6 +51,11 @@ class NamespaceLease(Lease):
         return self._bus.add_endpoint(self.id, endpoint)
 
     @property
+    def state(self) -> LeaseState:
+        """The state of the lease now, its adapters included once they are released with it."""
+        return state_of_all((*self._dropped, self._hold))
+
+    @property
     def released(self) -> bool:
         """Whether its release is complete, or the VM has exited."""
         return all(hold.released for hold in (*self._dropped, self._hold))
@@ -58,15 +63,29 @@ class NamespaceLease(Lease):
     async def release(self) -> None:
         """Remove its adapters, in the order in which they came, and then itself.
 
-        If some of that is refused, the rest is done all the same, the errors are raised, and a further
-        release goes on with what is left.
+        It takes effect at once: cancelling it stops only the waiting, and a further release waits for the
+        same outcome. If some of that is refused, the rest is done all the same, the errors are raised, and a
+        further release goes on with what is left.
+
+        :raises AlreadyReleasedError: a release of it has succeeded before.
         """
         if self._hold.link.exited.is_set():
             return
         if self._hold.reported and self.released:
             raise AlreadyReleasedError(f"{self!r} was released before")
-        self._dropped = self._dropped or (*self._bus._adapter_holds(self.id), self._hold)
+        self._dropped = self._dropped or self._holds()
         await _release(self._dropped, self.id)
+
+    async def gone(self) -> None:
+        """Wait until its adapters are off the host, and then itself; see :meth:`uvm.Lease.gone`."""
+        await all_gone(self._dropped or self._holds())
+
+    def _holds(self) -> tuple[Hold[object], ...]:
+        return (*self._bus._adapter_holds(self.id), self._hold)
+
+    def _leave(self) -> None:
+        for hold in (*self._dropped, self._hold):
+            hold.leave()
 
 
 async def _release(holds: Sequence[Hold[object]], namespace_id: str) -> None:

@@ -17,7 +17,8 @@ from attrs import define, field, frozen
 
 from uvm._arguments import items_of
 from uvm._async import Opening, errors_of
-from uvm._buses.lease import Lease, Releasable
+from uvm._buses.driver import Hold, HoldState
+from uvm._buses.lease import Lease, LeaseState, Releasable, all_gone, state_of_all
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
@@ -95,25 +96,43 @@ class RootFileSystem(Releasable):
     _releasing: anyio.Event | None = field(default=None, repr=False)
     _errors: list[Exception] = field(factory=list, repr=False)
     _reported: bool = field(default=False, repr=False)
+    _waiting: int = field(default=0, repr=False)
 
     def __repr__(self) -> str:
-        state = "released" if self.released else "held"
         parts = f"{counted(len(self.layers), 'layers')}, scratch {self.scratch.host_path}"
-        return brief(f"<RootFileSystem of {self._vm._link.vm_id}: {self.root}, {parts} ({state})>")
+        return brief(f"<RootFileSystem of {self._vm._link.vm_id}: {self.root}, {parts} ({self.state.value})>")
+
+    @property
+    def state(self) -> LeaseState:
+        """The state of all of it now, as of a lease."""
+        if self._vm._link.exited.is_set():
+            return LeaseState.GONE
+        if self._releasing is None:
+            return LeaseState.HELD
+        if not self._releasing.is_set():
+            return LeaseState.RELEASING
+        state = state_of_all(self._holds)
+        return LeaseState.REFUSED if self._errors and state is not LeaseState.UNKNOWN else state
 
     @property
     def released(self) -> bool:
         """Whether its release is complete, or the VM has exited."""
-        done = self._releasing is not None and self._releasing.is_set() and not self._errors
-        return done or self._vm._link.exited.is_set()
+        return self.state in (LeaseState.RELEASED, LeaseState.GONE, LeaseState.UNKNOWN)
+
+    @property
+    def _holds(self) -> list[Hold[object]]:
+        """Holds on its parts, in the order in which they are released."""
+        return [lease._hold for lease in (self._combined, self.scratch, *self.layers)]
 
     async def release(self) -> None:
         """Release the combined root, then scratch and layers; then delete the container's state, if kept.
 
-        A task of the VM does it, so cancelling this stops only the waiting. If a part is refused, the rest
-        is done as far as it can be, the errors are raised, and a further release goes on with what is left.
+        A task of the VM does it: cancelling this stops only the waiting, and a further release waits for the
+        same outcome. If a part is refused, the rest is done as far as it can be, the errors are raised, and a
+        further release goes on with what is left.
 
         :raises AlreadyReleasedError: a release of it has succeeded before.
+        :raises UnknownOutcomeError: whether a part is off the host is unknown; its slot stays withheld.
         """
         if self._vm._link.exited.is_set():
             return
@@ -122,7 +141,15 @@ class RootFileSystem(Releasable):
         done = self._releasing
         if done is None or self._errors:
             done = self._begin_release()
-        await done.wait()
+        self._waiting += 1
+        try:
+            await done.wait()
+        except BaseException:
+            if self._waiting == 1:
+                self._leave()
+            raise
+        finally:
+            self._waiting -= 1
         if self._errors:
             errors = [own(error) for error in self._errors]
             raise errors[0] if len(errors) == 1 else ExceptionGroup(f"releasing {self.root}", errors)
@@ -139,8 +166,13 @@ class RootFileSystem(Releasable):
 
     async def gone(self) -> None:
         """Wait until its root, scratch disk and layers are off the host; see :meth:`uvm.Lease.gone`."""
-        for lease in (self._combined, self.scratch, *self.layers):
-            await lease.gone()
+        await all_gone(self._holds)
+
+    def _leave(self) -> None:
+        """Have what is left of it released or listed as orphans, once the release in flight has failed."""
+        if self._errors:
+            for hold in self._holds:
+                hold.leave() if hold.state is HoldState.OWED else hold.abandon()
 
     async def _take_apart(self, done: anyio.Event) -> None:
         errors: list[Exception] = []
@@ -152,12 +184,15 @@ class RootFileSystem(Releasable):
             for leases in ([self._combined], [self.scratch, *self.layers]):
                 held = (lease.release for lease in leases if not lease.released)
                 errors = errors or await errors_of(held)
+            errors = errors or [hold.error for hold in self._holds if isinstance(hold.error, Exception)]
             if deletion is not None and deletion.begun:
                 await deletion.done.wait()
                 errors += [deletion.error] if deletion.error else []
         finally:
             self._errors = errors
             done.set()
+            if not self._waiting:
+                self._leave()
 
 
 async def _all(makers: Sequence[Callable[[], Awaitable[L]]]) -> list[L]:
