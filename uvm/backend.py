@@ -182,7 +182,7 @@ class ByteStream(Protocol):
         """Close our direction."""
 
     async def aclose(self) -> None:
-        """Close both directions."""
+        """Close both directions, at once: also if the caller is cancelled. Idempotent."""
 
 
 #: The exceptions that mean that a byte stream is broken or closed.
@@ -196,7 +196,10 @@ class Listener(Protocol):
         """Wait for the next connection."""
 
     async def aclose(self) -> None:
-        """Stop listening: :meth:`accept` raises anyio.ClosedResourceError then. Idempotent."""
+        """Stop listening, at once: also if the caller is cancelled. Idempotent.
+
+        :meth:`accept` raises anyio.ClosedResourceError then.
+        """
 
 
 class Guest(Protocol):

@@ -93,7 +93,7 @@ class Relayed(ABC, Generic[E]):
             self._cut()
             raise
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(self._access.timeouts.close_seconds, shield=True):
                 await self._close()
             self._closed.set()
 

@@ -228,6 +228,23 @@ async def an_accept_ends_when_its_listener_is_closed(rig: Rig) -> None:
 
 
 @scenario(Control.LINUX, Control.DIAL)
+async def what_a_cancelled_caller_closes_is_closed(rig: Rig) -> None:
+    async with listening(rig) as (system, listener):
+        guest = await rig.host.dial(system.id, SERVICE)
+        stream = await listener.accept()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await stream.aclose()
+            finally:
+                await listener.aclose()
+        with raises(anyio.EndOfStream, *BROKEN_STREAM):
+            await guest.receive()
+        await (await system.listen(SERVICE)).aclose()
+        await guest.aclose()
+
+
+@scenario(Control.LINUX, Control.DIAL)
 async def listeners_and_connections_end_with_their_system(rig: Rig) -> None:
     async with listening(rig) as (system, listener):
         guest = await rig.host.dial(system.id, SERVICE)
