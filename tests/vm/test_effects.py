@@ -35,7 +35,7 @@ EFFECTS: dict[str, tuple[str, Callable[[uvm.UtilityVM], Any]]] = {
 async def cancelled_after(seconds: float, call: Callable[[], Any]) -> bool:
     """Cancel a call after so long; return whether it ended then, and not later."""
     until = anyio.current_time() + seconds
-    with anyio.move_on_at(until) as scope:
+    with anyio.CancelScope(deadline=until) as scope:
         await call()
     return scope.cancelled_caught and anyio.current_time() == until
 

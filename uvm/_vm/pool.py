@@ -307,7 +307,7 @@ class Pool:
             return
         deadline = anyio.current_effective_deadline()
         notice = min(_NOTICE_SECONDS, max(0.0, deadline - anyio.current_time()) / 10)
-        with anyio.move_on_at(deadline - notice if deadline < math.inf else math.inf):
+        with anyio.CancelScope(deadline=deadline - notice if deadline < math.inf else math.inf):
             await waiter.woken.wait()
         if not waiter.woken.is_set() and self._last_error is not None:
             error = own(self._last_error)
