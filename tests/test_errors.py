@@ -34,6 +34,7 @@ _MADE_OF: dict[type[BaseException], tuple[Any, ...]] = {
     uvm.StreamBrokenError: ("write", "the process closed it"),
     uvm.StreamBusyError: ("write",),
     uvm.StreamVMExitedError: ("write", _STATUS),
+    uvm.UVMErrorGroup: ("both failed", [uvm.HostError("add", HResult.E_FAIL), ValueError(1)]),
     uvm.UndoFailedError: ("both failed", [uvm.HostError("add", HResult.E_FAIL), ValueError(1)]),
     uvm.UndoUnknownError: ("both failed", [uvm.HostError("add", HResult.E_FAIL), ValueError(1)]),
     uvm.UnknownOptionError: ("Mount", "path", "guest_path"),

@@ -29,7 +29,8 @@ SURFACE = {
         CompletedProcess
         Backend ByteStream Concurrency FileInfo Guest HostFiles HostInfo HostNetwork HostProcess
         Listener System
-        UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
+        UVMError UVMErrorGroup
+        AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
         OptionsError OrphanError
         OutputLimitError ProcessError ProcessFailedError ProcessTimeoutError RefusedError
@@ -43,7 +44,8 @@ SURFACE = {
     "uvm.backends": "backend_factory backend_names choose_backend open_backend",
     "uvm.devices": "base directories kinds layers ledger network pipes plan9 scsi slots vpci vpmem vsmb",
     "uvm.errors": """
-        UVMError AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
+        UVMError UVMErrorGroup
+        AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
         OptionsError OrphanError
         OutputLimitError ProcessError ProcessTimeoutError RefusedError UndoFailedError

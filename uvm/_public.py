@@ -87,6 +87,7 @@ from uvm.errors import UndoUnknownError as UndoUnknownError
 from uvm.errors import UnknownOptionError as UnknownOptionError
 from uvm.errors import UnknownOutcomeError as UnknownOutcomeError
 from uvm.errors import UVMError as UVMError
+from uvm.errors import UVMErrorGroup as UVMErrorGroup
 from uvm.errors import VMExitedError as VMExitedError
 from uvm.errors import VMStateError as VMStateError
 from uvm.errors import WireError as WireError

@@ -31,6 +31,7 @@ __all__ = [
     "ProcessTimeoutError",
     "RefusedError",
     "UVMError",
+    "UVMErrorGroup",
     "UndoFailedError",
     "UnknownOptionError",
     "UndoUnknownError",
@@ -229,13 +230,33 @@ class UnknownOutcomeError(UVMError):
     """
 
 
-class UndoFailedError(ExceptionGroup[Exception], UVMError):
+class UVMErrorGroup(ExceptionGroup[Exception], UVMError):
+    """Several parts of what was asked failed: their errors, in order.
+
+    It can be caught by its own class, as any :class:`UVMError`, or in parts with ``except*``.
+    """
+
+    def __str__(self) -> str:
+        # Not the group's, which ends with the number of its parts.
+        return self.message
+
+    def derive(self, excs: Sequence[Exception]) -> UVMErrorGroup:  # type: ignore[override]
+        """Return a group of a part of the errors."""
+        return type(self)(self.message, excs)
+
+
+def together(what: str, errors: Sequence[Exception]) -> Exception:
+    """Return one or more errors of what was asked as one."""
+    if len(errors) == 1:
+        return errors[0]
+    return UVMErrorGroup(f"{what}: {'; and '.join(map(str, errors))}", errors)
+
+
+class UndoFailedError(UVMErrorGroup):
     """An operation failed, and rolling it back failed as well: both errors, in order.
 
     A device whose roll-back was refused is known to be attached, in whole or in part: an orphan, listed in
     ``vm.orphans``. If the outcome is unknown instead, it is an :class:`UndoUnknownError`.
-
-    It can be caught by its own class, as any :class:`UVMError`, or in parts with ``except*``.
     """
 
     @staticmethod
@@ -249,14 +270,6 @@ class UndoFailedError(ExceptionGroup[Exception], UVMError):
         if isinstance(undo_error, UVMError) and not unknown:
             return UndoFailedError(f"{said}; it stays attached, as an orphan (vm.orphans)", errors)
         return UndoUnknownError(f"{said}; its slot is quarantined (vm.quarantined)", errors)
-
-    def __str__(self) -> str:
-        # Not the group's, which ends with the number of its parts.
-        return self.message
-
-    def derive(self, excs: Sequence[Exception]) -> UndoFailedError:  # type: ignore[override]
-        """Return a group of a part of the errors."""
-        return type(self)(self.message, excs)
 
 
 class UndoUnknownError(UndoFailedError, UnknownOutcomeError):

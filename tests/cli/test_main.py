@@ -11,7 +11,7 @@ import uvm
 from tests.cli.support import ROOT
 from uvm.cli import main
 from uvm.cli.errors import in_one_line
-from uvm.errors import GuestError, HostError, UndoFailedError
+from uvm.errors import GuestError, HostError, UndoFailedError, UVMErrorGroup, together
 from uvm.hresult import HResult
 
 
@@ -49,8 +49,9 @@ def test_an_error_with_notes_is_one_line() -> None:
 
 def test_a_group_is_each_of_its_errors() -> None:
     one, two = HostError("one", HResult.E_FAIL), HostError("two", HResult.E_FAIL)
-    group = ExceptionGroup("closing", [one, ExceptionGroup("more", [two])])
-    assert in_one_line(group) == "one: E_FAIL (0x80004005); two: E_FAIL (0x80004005)"
+    closing = together("closing", [one, two])
+    assert isinstance(closing, UVMErrorGroup)
+    assert in_one_line(closing) == ("closing: one: E_FAIL (0x80004005); and two: E_FAIL (0x80004005)")
 
 
 def test_an_error_whose_undo_failed_is_told_once() -> None:

@@ -356,7 +356,7 @@ async def test_what_fails_at_the_closing_is_noted_on_what_the_body_raised() -> N
 
 async def test_what_fails_at_the_closing_is_raised_where_the_body_raised_nothing() -> None:
     backend = host_backend()
-    with pytest.raises(ExceptionGroup, match="closing vm1") as caught:
+    with pytest.raises(uvm.UVMErrorGroup, match="closing vm1") as caught:
         await use(create(backend), lambda: backend.faults.refuse(to="revoke"))
     assert [type(e) for e in caught.value.exceptions] == [HostError, HostError]
     assert not backend.vms

@@ -15,7 +15,7 @@ from uvm._checks import guid_of
 from uvm._names import guid_key, guid_text
 from uvm.backend import JSON
 from uvm.devices.network import Adapter, Adapters, Namespaces, adapter_key
-from uvm.errors import AlreadyReleasedError, NotAttachedError, OptionsError
+from uvm.errors import AlreadyReleasedError, NotAttachedError, OptionsError, together
 from uvm.options import LCOWOptions
 from uvm.schema.json import from_json
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
@@ -94,7 +94,7 @@ async def _release(holds: Sequence[Hold[object]], namespace_id: str) -> None:
         hold.drop()
     errors = await errors_of([hold.release for hold in holds if not hold.reported])
     if errors:
-        raise errors[0] if len(errors) == 1 else ExceptionGroup(f"removing namespace {namespace_id}", errors)
+        raise together(f"removing namespace {namespace_id}", errors)
 
 
 @frozen

@@ -60,11 +60,11 @@ from uvm.errors import (
     NotSupportedError,
     OptionsError,
     RefusedError,
-    UndoFailedError,
     UnknownOutcomeError,
     UVMError,
     VMExitedError,
     VMStateError,
+    together,
 )
 from uvm.hresult import SYSTEM_ENDED, hresult_name
 from uvm.schema.container import HostedSystem
@@ -344,11 +344,8 @@ class Container(ProcessHost):
             problems = [each for each in [await self._close_ending(), await self._close_state()] if each]
         finally:
             self._guest.states.closing.pop(self.id).set()
-        if len(problems) > 1:
-            said = "; and ".join(map(str, problems))
-            raise UndoFailedError(f"closing container {self.id}: {said}", problems)
         if problems:
-            raise problems[0]
+            raise together(f"closing container {self.id}", problems)
 
     async def _close_ending(self) -> Exception | None:
         """End it and wait for its exit, as long as that may take; return what failed."""

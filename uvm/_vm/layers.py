@@ -28,7 +28,7 @@ from uvm._names import HostPath, text_of
 from uvm._repr import brief, counted
 from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
-from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, own
+from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, own, together
 from uvm.options import LCOWOptions
 
 #: The directory of containers in Linux guests (hcsshim internal/guestpath).
@@ -151,8 +151,7 @@ class RootFileSystem(Releasable):
         finally:
             self._waiting -= 1
         if self._errors:
-            errors = [own(error) for error in self._errors]
-            raise errors[0] if len(errors) == 1 else ExceptionGroup(f"releasing {self.root}", errors)
+            raise together(f"releasing {self.root}", [own(error) for error in self._errors])
         self._reported = True
 
     def _begin_release(self) -> anyio.Event:

@@ -34,7 +34,7 @@ from uvm._async import Flag, Home
 from uvm._checks import U32, checked, positive_seconds, whole
 from uvm._vm.keeper import CreationSettings, Keeper, spawn
 from uvm._vm.vm import UtilityVM, VMState, note_closing, opened
-from uvm.errors import OptionsError, UVMError, VMExitedError, VMStateError, own
+from uvm.errors import OptionsError, UVMError, VMExitedError, VMStateError, own, together
 
 if TYPE_CHECKING:
     from uvm.backend import Backend
@@ -218,8 +218,7 @@ class Pool:
         if self._keeper is not None:
             await self._keeper.wait_ended()
         if self._close_errors:
-            errors = self._close_errors
-            raise own(errors[0] if len(errors) == 1 else ExceptionGroup("closing a pool", errors))
+            raise own(together("closing a pool", self._close_errors))
 
     def _begin_closing(self) -> None:
         if self._closing.is_set():

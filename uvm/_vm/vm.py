@@ -36,6 +36,7 @@ from uvm.errors import (
     VMExitedError,
     VMStateError,
     own,
+    together,
 )
 from uvm.hresult import SYSTEM_ENDED
 
@@ -454,8 +455,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
             self._exited(_UNKNOWN_EXIT)
             self._closed.set()
         if errors:
-            group = ExceptionGroup(f"closing {self.id}", errors)
-            self._close_error = errors[0] if len(errors) == 1 else group
+            self._close_error = together(f"closing {self.id}", errors)
         _log.info("%s: closed", self.id)
 
     async def _close(self) -> list[Exception]:

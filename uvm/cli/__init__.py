@@ -32,10 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except UVMError as error:
         return _fail(in_one_line(error), 1)
-    except ExceptionGroup as group:
-        if group.split(UVMError)[1] is not None:
-            raise
-        return _fail(in_one_line(group), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
     return status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from uvm.errors import UVMError
@@ -25,22 +24,11 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
-def in_one_line(error: UVMError | ExceptionGroup[Exception]) -> str:
-    """Return an error with its notes as one line; of a group, each error."""
-    return printable("; ".join(_parts(error)))
+def in_one_line(error: UVMError) -> str:
+    """Return an error with its notes as one line."""
+    return printable("; ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())]))
 
 
 def printable(text: str) -> str:
     """Replace characters that end a line or control a terminal: a guest may have written the text."""
     return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _parts(error: BaseException) -> Iterator[str]:
-    # A UVMError that is a group has its errors in its message.
-    if isinstance(error, BaseExceptionGroup) and not isinstance(error, UVMError):
-        for each in error.exceptions:
-            yield from _parts(each)
-        return
-    text = error.message if isinstance(error, BaseExceptionGroup) else str(error)
-    yield text or type(error).__name__
-    yield from getattr(error, "__notes__", ())
