@@ -146,6 +146,9 @@ class Lifecycle:
 
     async def _use(self, vm: UtilityVM) -> None:
         await self._step(vm.start)
+        if self._scope.cancelled_caught and not self._cut_short:
+            # It is terminated.
+            await vm.wait()
         held: list[Releasable] = []
         for name, acquire in devices(self.kind.os, self.resources).items():
             if name in self.kind.without:
