@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 from attrs import define, field
 
 from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest
@@ -187,6 +188,12 @@ async def connected(
             await tasks.start(connection.serve, stream)
             yield connection
             connection.close()
+
+
+async def undone(connection: GuestConnection) -> None:
+    """Wait until what was begun for callers who have left is finished or undone."""
+    while connection._link.late_starts:
+        await anyio.lowlevel.checkpoint()
 
 
 class Redial:

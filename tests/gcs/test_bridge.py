@@ -18,6 +18,7 @@ from tests.clocks import jumping_backends
 from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest, no_greeting, serving
 from uvm._gcs.bridge import Bridge
 from uvm._gcs.calls import Call
+from uvm._guest.clock import GuestClock
 from uvm._wire.frames import HEADER_SIZE, Kind, Procedure, encode, parse
 from uvm.errors import (
     AnswerLostError,
@@ -26,6 +27,7 @@ from uvm.errors import (
     OptionsError,
     UnknownOutcomeError,
     UVMError,
+    VMStateError,
     WireError,
 )
 from uvm.hresult import HResult
@@ -361,16 +363,31 @@ async def test_what_came_before_the_broken_message_counts() -> None:
         assert call.result(ResponseBase).result == 0
 
 
-async def test_a_guest_that_owes_too_many_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_guest_that_owes_too_many_answers_is_asked_nothing_but_ends_and_keeps_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("uvm._gcs.bridge._MAX_UNWANTED", 3)
     guest = ScriptedGuest()
     async with serving(guest) as bridge:
-        for _ in range(4):
+        owed = []
+        for _ in range(3):
             call = bridge.submit(MODIFY, GUEST, operation="modify")
-            await guest.next()
+            owed.append(await guest.next())
             call.abandon()
-        with pytest.raises(BridgeClosedError, match="owes more than 3 answers"):
-            bridge.submit(MODIFY, GUEST, operation="modify")
+        with pytest.raises(VMStateError, match="disk 3: the guest of vm owes 3 answers"):
+            await bridge.call(MODIFY, GUEST, ResponseBase, operation="add disk 3")
+
+        async with anyio.create_task_group() as tasks:
+            kill = partial(bridge.call, Procedure.SIGNAL_PROCESS, GUEST, ResponseBase, operation="kill")
+            tasks.start_soon(kill)
+            guest.respond(await guest.next())
+        guest.respond(owed[0])
+        async with anyio.create_task_group() as tasks:
+            caller = Caller()
+            tasks.start_soon(caller.call, bridge)
+            guest.respond(await guest.next())
+        assert caller.response is not None
+        assert not bridge.closed
 
 
 class OddStream(MemoryStream):
@@ -419,20 +436,104 @@ async def test_whatever_a_stream_raises_ends_the_connection_and_not_its_owner(fa
 class TestDeadlines:
     """Limits of calls."""
 
-    async def test_a_guest_that_does_not_answer_in_time_is_given_up(self) -> None:
+    async def test_a_silent_guest_is_given_up(self) -> None:
         async with serving(ScriptedGuest(), rpc_timeout_seconds=0.01) as bridge:
             with pytest.raises(AnswerLostError) as caught:
                 await bridge.call(MODIFY, GUEST, ResponseBase, operation="add disk 3")
 
-            assert str(caught.value.__cause__) == "add disk 3: no answer within 0.01 s"
+            assert str(caught.value.__cause__) == "the guest has answered nothing for 0.01 s"
             assert bridge.closed
+
+    async def test_a_guest_is_asked_for_a_sign_before_it_is_given_up_and_any_answer_is_one(self) -> None:
+        guest = ScriptedGuest()
+        async with serving(guest, rpc_timeout_seconds=1) as bridge, anyio.create_task_group() as tasks:
+            caller = Caller()
+            tasks.start_soon(caller.call, bridge)
+            await guest.next()
+            begin = anyio.current_time()
+            for n in range(1, 6):
+                sign = await guest.next()
+                assert sign.procedure == Procedure.GET_PROPERTIES
+                assert parse(sign.payload)["ContainerId"] == HOST_CONTAINER_ID
+                assert anyio.current_time() - begin == pytest.approx(0.5 * n)
+                guest.refuse(sign, HResult.E_FAIL, "getPropertiesV2 is not supported against the UVM")
+            await caller.left.wait()
+
+            assert str(caller.error) == "modify: no answer within 1 s"
+            assert type(caller.error) is UnknownOutcomeError
+            assert not bridge.closed
+
+    async def test_a_guest_that_sends_anything_at_all_is_not_silent(self) -> None:
+        guest = ScriptedGuest()
+        async with serving(guest, rpc_timeout_seconds=1) as bridge:
+            owed = bridge.submit(MODIFY, GUEST, operation="owed", timeout_seconds=0.1)
+            await guest.next()
+            for _ in range(20):
+                await anyio.sleep(0.4)
+                guest.notify("nginx")
+            assert isinstance(owed.error, UnknownOutcomeError)
+            assert not bridge.closed
+            assert not guest.read(), "it is asked for no sign"
+
+    async def test_a_guest_that_owes_an_answer_to_nobody_is_given_up_once_it_is_silent(self) -> None:
+        guest = ScriptedGuest()
+        async with serving(guest, rpc_timeout_seconds=1) as bridge:
+            owed = bridge.submit(MODIFY, GUEST, operation="owed")
+            await guest.next()
+            owed.abandon()
+            idle = bridge.submit(MODIFY, GUEST, operation="wait", timeout_seconds=math.inf)
+            begin = anyio.current_time()
+            await idle.wait()
+            assert isinstance(idle.error, AnswerLostError)
+            assert anyio.current_time() - begin == pytest.approx(1)
+
+    async def test_nobody_is_given_up_where_only_waits_without_a_limit_are_open(self) -> None:
+        guest = ScriptedGuest()
+        async with serving(guest, rpc_timeout_seconds=1) as bridge:
+            wait = bridge.submit(MODIFY, GUEST, operation="wait", timeout_seconds=math.inf)
+            abandoned = bridge.submit(MODIFY, GUEST, operation="wait", timeout_seconds=math.inf)
+            for _ in range(2):
+                await guest.next()
+            abandoned.abandon()
+            await anyio.sleep(5)
+            assert not wait.done
+            assert not bridge.closed
+            assert not guest.read(), "it is asked for no sign"
+
+    async def test_silence_counts_from_when_an_answer_is_due(self) -> None:
+        guest = ScriptedGuest()
+        async with serving(guest, rpc_timeout_seconds=1) as bridge:
+            for _ in range(3):
+                await anyio.sleep(5)
+                call = bridge.submit(MODIFY, GUEST, operation="modify")
+                request = await guest.next()
+                await anyio.sleep(0.4)
+                guest.respond(request)
+                await call.wait()
+                assert call.error is None
+
+    async def test_a_paused_guest_is_not_silent(self) -> None:
+        guest, clock = ScriptedGuest(), GuestClock()
+        async with serving(guest, rpc_timeout_seconds=1, clock=clock) as bridge:
+            call = bridge.submit(MODIFY, GUEST, operation="modify")
+            request = await guest.next()
+            clock.pause()
+            await anyio.sleep(5)
+            assert not call.done
+            clock.resume()
+            await anyio.sleep(0.4)
+            guest.respond(request)
+            await call.wait()
+            assert call.error is None
 
     async def test_a_later_call_may_have_an_earlier_deadline(self) -> None:
         async with serving(ScriptedGuest()) as bridge:
-            bridge.submit(MODIFY, GUEST, operation="slow", timeout_seconds=1000)
-            bridge.submit(MODIFY, GUEST, operation="endless", timeout_seconds=math.inf)
-            with pytest.raises(AnswerLostError, match=r"quick: no answer within 0\.01 s"):
+            slow = bridge.submit(MODIFY, GUEST, operation="slow", timeout_seconds=1000)
+            endless = bridge.submit(MODIFY, GUEST, operation="endless", timeout_seconds=math.inf)
+            with pytest.raises(UnknownOutcomeError, match=r"quick: no answer within 0\.01 s"):
                 await bridge.call(MODIFY, GUEST, ResponseBase, operation="quick", timeout_seconds=0.01)
+            assert not slow.done
+            assert not endless.done
 
     async def test_a_call_that_was_answered_or_abandoned_has_no_deadline_any_more(self) -> None:
         guest = ScriptedGuest()
@@ -443,8 +544,9 @@ class TestDeadlines:
             abandoned = bridge.submit(MODIFY, GUEST, operation="abandoned", timeout_seconds=0.01)
             await guest.next()
             abandoned.abandon()
-            with pytest.raises(AnswerLostError, match="last: no answer"):
+            with pytest.raises(UnknownOutcomeError, match="last: no answer"):
                 await bridge.call(MODIFY, GUEST, ResponseBase, operation="last", timeout_seconds=0.02)
+            assert answered.error is None
 
     async def test_the_time_counts_from_when_the_request_is_sent(self) -> None:
         guest = ScriptedGuest()
@@ -517,11 +619,11 @@ async def test_a_cancelled_caller_withdraws_a_request_that_was_not_sent() -> Non
         bridge.close()
 
 
-async def test_a_cancelled_caller_leaves_an_abandonable_call_and_the_late_answer_is_dropped() -> None:
+async def test_a_cancelled_caller_leaves_at_once_and_the_late_answer_is_dropped() -> None:
     guest = ScriptedGuest()
     async with serving(guest) as bridge, anyio.create_task_group() as tasks:
         caller = Caller()
-        tasks.start_soon(partial(caller.call, bridge, abandonable=True))
+        tasks.start_soon(caller.call, bridge)
         request = await guest.next()
         caller.scope.cancel()
         await caller.left.wait()
@@ -536,37 +638,67 @@ async def test_a_cancelled_caller_leaves_an_abandonable_call_and_the_late_answer
         assert bridge.calls.unanswered == 0
 
 
-async def test_a_cancelled_caller_stays_with_another_call_until_its_answer() -> None:
-    guest = ScriptedGuest()
-    async with serving(guest) as bridge, anyio.create_task_group() as tasks:
-        caller = Caller()
-        tasks.start_soon(caller.call, bridge)
-        request = await guest.next()
-        caller.scope.cancel()
-        await anyio.wait_all_tasks_blocked()
-        assert not caller.left.is_set()
+class TestLate:
+    """The answer to a call that starts something comes late."""
 
-        guest.respond(request)
-        await caller.left.wait()
+    @pytest.mark.parametrize("how", ["abandoned", "not answered in time"])
+    async def test_it_ends_the_late_call(self, how: str) -> None:
+        guest = ScriptedGuest()
+        async with serving(guest) as bridge:
+            call = bridge.submit(MODIFY, GUEST, operation="start", timeout_seconds=1, starts=True)
+            request = await guest.next()
+            if how == "abandoned":
+                call.abandon()
+            await call.wait()
+            late = call.late
+            assert late is not None
+            assert isinstance(call.error, UnknownOutcomeError)
+            await anyio.sleep(5)
+            assert not late.done, "it is owed without a limit"
+            guest.respond(request, ActivityId="late")
+            await late.wait()
 
-        assert caller.scope.cancelled_caught
-        assert not bridge.closed
+            assert late.result(ResponseBase).activity_id == "late"
+            assert isinstance(call.error, UnknownOutcomeError)
+            assert (len(bridge.calls), bridge.calls.unanswered) == (0, 0)
 
+    async def test_what_was_not_sent_has_none(self) -> None:
+        bridge = Bridge("vm", notify=lambda _: None)
+        call = bridge.submit(MODIFY, GUEST, operation="start", starts=True)
+        call.abandon()
 
-async def test_the_close_frees_a_cancelled_caller_that_stays() -> None:
-    guest = ScriptedGuest()
-    async with serving(guest) as bridge, anyio.create_task_group() as tasks:
-        caller = Caller()
-        tasks.start_soon(caller.call, bridge)
-        await guest.next()
-        caller.scope.cancel()
-        await anyio.wait_all_tasks_blocked()
-        assert not caller.left.is_set()
+        assert call.late is None
+        assert (len(bridge.calls), bridge.calls.unanswered) == (0, 0)
 
-        bridge.close()
-        await caller.left.wait()
+    async def test_it_is_lost_with_the_connection(self) -> None:
+        guest = ScriptedGuest()
+        async with serving(guest) as bridge:
+            call = bridge.submit(MODIFY, GUEST, operation="start", starts=True)
+            await guest.next()
+            call.abandon()
+        assert call.late is not None
+        assert isinstance(call.late.error, AnswerLostError)
+        assert len(bridge.calls) == 0
 
-        assert caller.scope.cancelled_caught
+    async def test_over_another_stream_it_is_waited_for_no_longer_than_for_a_call(self) -> None:
+        async with resumable() as (guest, bridge, drop_and_redial):
+            calls = [
+                bridge.submit(MODIFY, GUEST, operation="start", timeout_seconds=10, starts=True)
+                for _ in range(3)
+            ]
+            requests = [await guest.next() for _ in calls]
+            calls[0].abandon()
+            await drop_and_redial()
+            assert [type(call.error) for call in calls] == [UnknownOutcomeError] * 3
+            late = [call.late for call in calls if call.late is not None]
+            guest.respond(requests[0])
+            guest.respond(requests[1])
+            for each in late:
+                await each.wait()
+
+            assert [each.error is None for each in late] == [True, True, False]
+            assert str(late[2].error) == "start: no answer within 10 s"
+            assert len(bridge.calls) == 0
 
 
 async def test_a_cancelled_caller_leaves_no_half_request_behind() -> None:
@@ -575,7 +707,7 @@ async def test_a_cancelled_caller_leaves_no_half_request_behind() -> None:
     async with serving(guest) as bridge, anyio.create_task_group() as tasks:
         callers = [Caller() for _ in range(5)]
         for caller in callers:
-            tasks.start_soon(partial(caller.call, bridge, abandonable=True))
+            tasks.start_soon(caller.call, bridge)
         await anyio.wait_all_tasks_blocked()
         assert guest.stream.incoming.data
         for caller in callers:
@@ -664,7 +796,6 @@ async def test_cancelling_the_service_of_a_stream_closes_the_bridge(when: str) -
 
     async def negotiate() -> None:
         if when == "while it greets":
-            # Sent and not abandonable, so that the greeting stays for the answer.
             await bridge.call(
                 Procedure.NEGOTIATE_PROTOCOL, GUEST, ResponseBase, operation="negotiate", urgent=True
             )

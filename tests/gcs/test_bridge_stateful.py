@@ -124,9 +124,9 @@ class World:
     def call(self) -> None:
         """Somebody calls and waits."""
         caller = self._new_caller()
-        self.tasks.start_soon(self._wait, caller, self.draw(st.booleans()))
+        self.tasks.start_soon(self._wait, caller)
 
-    async def _wait(self, caller: Caller, abandonable: bool) -> None:
+    async def _wait(self, caller: Caller) -> None:
         error: BaseException | None = None
         response: ResponseBase | None = None
         with caller.scope:
@@ -136,7 +136,6 @@ class World:
                     {"Token": caller.token},
                     ResponseBase,
                     operation=caller.token,
-                    abandonable=abandonable,
                 )
             except BaseException as e:
                 error = e

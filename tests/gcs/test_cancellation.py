@@ -10,6 +10,7 @@ import anyio.lowlevel
 import pytest
 
 import uvm
+from tests.gcs.guests import undone
 from tests.gcs.support import PATIENCE_SECONDS
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.specs import linux_container
@@ -74,6 +75,7 @@ async def test_an_operation_that_is_cancelled_after_any_number_of_steps_leaves_n
         with anyio.fail_after(PATIENCE_SECONDS):
             steps = 0
             while await cancelled_after(steps, operation, vm.guest):
+                await undone(vm.guest)
                 await until_idle(service)
                 assert not ports_listened_to(backend.vms[vm.id])
                 steps += 1

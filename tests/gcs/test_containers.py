@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from tests.clocks import jumping_backends
-from tests.gcs.guests import LINUX, WINDOWS, Guest, Redial, Refusal, connected
+from tests.gcs.guests import LINUX, WINDOWS, Guest, Redial, Refusal, connected, undone
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.container import Container, ContainerExit
 from uvm._guest.specs import linux_container
@@ -139,7 +139,7 @@ async def test_what_is_no_container_is_refused_before_anything_is_sent(
 async def test_two_containers_cannot_have_one_id(guest: Guest) -> None:
     async with connected(guest) as connection:
         await created(connection)
-        with pytest.raises(OptionsError, match="there is one of that id"):
+        with pytest.raises(OptionsError, match="one of that id is there"):
             await created(connection)
         assert len(guest.bodies(CREATE)) == 1
 
@@ -151,7 +151,8 @@ async def test_a_container_whose_caller_is_cancelled_meanwhile_is_ended_and_forg
             tasks.start_soon(created, connection)
             await guest.until_asked(CREATE)
             tasks.cancel_scope.cancel()
-            guest.answer_held(CREATE, {})
+        guest.answer_held(CREATE, {})
+        await undone(connection)
         assert [len(guest.bodies(each)) for each in (FORCED, DELETE)] == [1, 1]
         del guest.answers[CREATE]
         await created(connection)
@@ -164,7 +165,8 @@ async def test_a_container_that_was_refused_while_its_caller_left_leaves_nothing
             tasks.start_soon(created, connection)
             await guest.until_asked(CREATE)
             tasks.cancel_scope.cancel()
-            guest.answer_held(CREATE, Refusal(HResult.E_FAIL))
+        guest.answer_held(CREATE, Refusal(HResult.E_FAIL))
+        await undone(connection)
         assert not guest.bodies(FORCED)
         del guest.answers[CREATE]
         await created(connection)

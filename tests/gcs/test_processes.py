@@ -10,7 +10,18 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from tests.gcs.guests import LINUX, NULL_ID, WINDOWS, Answer, Answerer, Guest, Redial, Refusal, connected
+from tests.gcs.guests import (
+    LINUX,
+    NULL_ID,
+    WINDOWS,
+    Answer,
+    Answerer,
+    Guest,
+    Redial,
+    Refusal,
+    connected,
+    undone,
+)
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.exchange import CompletedProcess
 from uvm._guest.process import Process
@@ -176,10 +187,11 @@ async def test_a_process_whose_caller_is_cancelled_meanwhile_is_killed(guest: Gu
             tasks.start_soon(open_it, connection, ["sleep", "1000"])
             await guest.until_asked(EXECUTE)
             tasks.cancel_scope.cancel()
-            with anyio.CancelScope(shield=True):
-                await anyio.wait_all_tasks_blocked()
-                assert not guest.bodies(SIGNAL), "nobody knows the process yet"
-                guest.answer_held(EXECUTE, {"ProcessId": 9})
+        assert [each.closed for each in guest.listeners] == [0, 0, 0], "the guest dials while it starts it"
+        guest.answer_held(EXECUTE, {"ProcessId": 9})
+        await guest.until_asked(SIGNAL)
+        guest.exit()
+        await undone(connection)
         [killed] = guest.bodies(SIGNAL)
         assert killed["ProcessId"] == 9
         assert "Options" not in killed
@@ -195,6 +207,7 @@ async def test_a_cancelled_caller_whose_process_was_refused_has_nothing_to_take_
             await guest.until_asked(EXECUTE)
             tasks.cancel_scope.cancel()
             guest.answer_held(EXECUTE, Refusal(HResult.E_FAIL))
+        await undone(connection)
         assert not guest.bodies(SIGNAL)
         assert [each.closed for each in guest.listeners] == [1, 1, 1]
 
@@ -486,6 +499,11 @@ async def test_a_process_whose_start_was_asked_for_when_the_connection_broke_has
                 callers.start_soon(_expect_unknown, connection)
                 await guest.until_asked(EXECUTE)
                 await resume(guest, redial)
+            # It may still be answered.
+            guest.answer_held(EXECUTE, {"ProcessId": 9})
+            await guest.until_asked(SIGNAL)
+            guest.exit()
+            await undone(connection)
             assert [each.closed for each in guest.listeners] == [1, 1, 1]
 
 

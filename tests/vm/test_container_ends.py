@@ -158,7 +158,8 @@ async def test_a_start_whose_answer_was_lost_is_ended_all_the_same() -> None:
         async with run.vm.create_container("c1", SPEC) as container:
             with pytest.raises(UnknownOutcomeError):
                 await container.open_init(stdin=True)
-        assert (await container.wait()).type == "Unknown"
+        # Its input ended with its caller, so that it may have ended by itself.
+        assert (await container.wait()).type in ("Unknown", "UnexpectedExit")
         at_rest(run)
 
 

@@ -389,7 +389,7 @@ async def test_a_request_whose_answer_never_came_closes_the_connection_and_withh
     async with running(timeouts=ALONE) as run:
         run.vm.guest._bridge._rpc_timeout_seconds = 0
         run.backend.misbehaviour.silent(operation="modify")
-        with pytest.raises(AnswerLostError, match="no answer within 0 s"):
+        with pytest.raises(AnswerLostError, match="for 0 s"):
             await run.vm.scsi.attach(host.DISK, mount=uvm.Mount())
         assert run.vm.guest.closed
         assert run.vm.quarantined

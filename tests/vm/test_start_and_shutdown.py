@@ -353,6 +353,8 @@ async def test_the_last_output_was_handed_on_when_the_exit_is_told(options: Any,
 
     async with uvm.UtilityVM.create(options(), backend=backend, guest_output=slow) as vm:
         await vm.start()
+        # A Windows guest dials for its log only now.
+        await anyio.wait_all_tasks_blocked()
         backend.vms[vm.id].service.log.write(b"the last words\n")
         await ends(Attempt(vm, backend))
         assert b"the last words\n" in b"".join(heard)

@@ -148,26 +148,9 @@ def test_an_answer_of_an_unknown_procedure_is_named_by_its_number() -> None:
     refuse(opened(Procedure.START), response(0, 0x0FFFFFFF), "answered as procedure 0x0FFFFFFF")
 
 
-def test_the_answer_to_an_abandoned_request_is_dropped_once() -> None:
-    host = opened(Procedure.START, Procedure.START)
-    host.abandon(0)
-    assert [message[1] for message in host.receive(response(0) + response(1))] == [1]
-    assert host.open == {}
-    refuse(host, response(0), "request 0, which is not open")
-
-
-def test_an_answer_that_has_come_already_with_others_can_still_be_abandoned() -> None:
-    host = opened(Procedure.START, Procedure.START)
-    messages = host.receive(response(0) + response(1))
-    next(messages)
-    host.abandon(1)
-    assert list(messages) == []
-
-
-def test_abandoning_what_was_answered_does_nothing() -> None:
+def test_a_refusal_that_names_no_procedure_is_taken_as_the_sidecar_of_a_windows_guest_sends_it() -> None:
     host = opened(Procedure.START)
-    list(host.receive(response(0)))
-    host.abandon(0)
+    assert [(each.procedure, each[1]) for each in host.receive(response(0, 0))] == [(Procedure.START, 0)]
     assert host.open == {}
 
 

@@ -18,9 +18,9 @@ A bridge is in one of four states::
 
 A *drop* is an end of the stream that a guest may recover from by dialling again: it ended, even in the
 middle of a message, or it broke. The owner then serves the next stream with :meth:`Bridge.run`, or closes the
-bridge. The bridge closes itself, for good, when going on makes no sense: the guest broke the protocol, missed
-a deadline, or failed the greeting; or the one to be notified failed, or ``run`` was cancelled.
-What all this means for each call, :mod:`uvm._gcs.calls` says.
+bridge. The bridge closes itself, for good, when going on makes no sense: the guest broke the protocol,
+answers nothing, or failed the greeting; or the one to be notified failed, or ``run`` was cancelled. What
+all this means for each call, :mod:`uvm._gcs.calls` says.
 
 While a stream is served, the caller of ``run`` reads and watches the deadlines, and a task does the greeting.
 Another writes, as long as there is something to write: only that one does, so that no cancelled caller leaves
@@ -28,6 +28,14 @@ half a message behind, and it sends what is queued at once. An idle bridge has n
 costs no cancel scope, and its time counts from when it is sent: the limit is on the guest, not on our queue.
 The reader stops reading for a moment at the earliest deadline that was known, and looks whether its call was
 answered; answers in time need not move that alarm.
+
+A guest that does not answer one request costs no other caller the connection: that call ends, or its caller
+leaves. The bridge is closed only if the guest is *silent*: if it sends nothing for the limit of a call
+although answers are due::
+
+    heard, or the first answer is due -- half the limit --> asked for its properties -- the rest --> closed
+
+Linux guests refuse that question, which is as good: the time begins anew with any message.
 """
 
 from __future__ import annotations
@@ -46,10 +54,10 @@ from uvm._gcs.calls import Call, Calls
 from uvm._guest.clock import GuestClock
 from uvm._guest.quotes import without_quotes
 from uvm._guest.stdio import close_quietly
-from uvm._wire.frames import HEADER_SIZE, Notification, Response, procedure_name
+from uvm._wire.frames import HEADER_SIZE, Notification, Procedure, Response, procedure_name
 from uvm.backend import BROKEN_STREAM, ByteStream
-from uvm.errors import BridgeClosedError, WireError
-from uvm.schema.gcs import ContainerNotification, ResponseBase
+from uvm.errors import BridgeClosedError, VMStateError, WireError
+from uvm.schema.gcs import HOST_CONTAINER_ID, ContainerNotification, GetPropertiesRequest, ResponseBase
 from uvm.schema.json import SchemaError, dumps, from_json
 from uvm.schema.secrets import printable, scrub
 
@@ -58,8 +66,17 @@ R = TypeVar("R", bound=ResponseBase)
 _log = logging.getLogger("uvm.gcs")
 
 _CHUNK_BYTES: Final = 65536
-#: How many answers of calls that have ended are remembered: a guest may never give them.
+#: How many answers a guest may owe to calls that have ended.
 _MAX_UNWANTED: Final = 65536
+#: What is asked also of a guest that owes more.
+_ENDS: Final = frozenset(
+    {
+        Procedure.SHUTDOWN_GRACEFUL,
+        Procedure.SHUTDOWN_FORCED,
+        Procedure.SIGNAL_PROCESS,
+        Procedure.DELETE_CONTAINER_STATE,
+    }
+)
 
 
 class Bridge:
@@ -107,6 +124,9 @@ class Bridge:
         self._writing = False
         # By when the guest has to take what is being sent: what waits behind it has no deadline yet.
         self._send_by = math.inf
+        # When the guest was last heard, or the first answer was due; it was asked for a sign since then.
+        self._heard_at = -math.inf
+        self._asked = False
         # What ends the reading at the earliest deadline.
         self._alarm = math.inf
         self._reading = self._clock.limit(math.inf)
@@ -146,6 +166,7 @@ class Bridge:
         timeout_seconds: float | None = None,
         urgent: bool = False,
         survives: bool = False,
+        starts: bool = False,
         then: Callable[[Call], None] | None = None,
     ) -> Call:
         """Queue a request.
@@ -157,13 +178,12 @@ class Bridge:
         :param urgent: it is a part of the greeting: it goes out before it is done, and ends with the stream.
         :param survives: it stays over the end of a stream, for an answer on the next one. Whether that comes
             is unknown: request or answer may have been lost with the stream.
+        :param starts: it starts something. The answer that it did not wait for ends its ``late`` call.
         :param then: called once, when the call has ended, however it did. It must not raise.
         :raises BridgeClosedError: the bridge is closed.
         :raises VMStateError: the bridge is served in another event loop.
         :raises OptionsError: JSON has no form for the request.
         """
-        if self.calls.host.unwanted > _MAX_UNWANTED:
-            self.close(WireError(f"the guest owes more than {_MAX_UNWANTED:,} answers of calls that ended"))
         if self.closed:
             raise self._new_error(BridgeClosedError)
         if self._home is not None:
@@ -171,7 +191,16 @@ class Bridge:
         request_id, data = self.calls.encode(procedure, request, operation)
         timeout = self._rpc_timeout_seconds if timeout_seconds is None else timeout_seconds
         call = Call(
-            self.calls, request_id, data, procedure, operation, timeout, urgent, survives=survives, then=then
+            self.calls,
+            request_id,
+            data,
+            procedure,
+            operation,
+            timeout,
+            urgent,
+            survives=survives,
+            starts=starts,
+            then=then,
         )
         self.calls.queue(call)
         self._start_writer()
@@ -184,32 +213,41 @@ class Bridge:
         response_type: type[R],
         *,
         operation: str,
-        abandonable: bool = False,
         timeout_seconds: float | None = None,
         urgent: bool = False,
     ) -> R:
         """Send a request and return the guest's response; parameters and errors as of :meth:`submit`, and:
 
+        A cancelled caller leaves at once. A call that is not sent yet is withdrawn then; the answer to
+        another one is dropped.
+
         :param response_type: the model of the response.
-        :param abandonable: once it is sent, a cancelled caller leaves at once and the answer is dropped.
-            Otherwise the caller stays until the call has ended, and leaves then. A call that is not sent
-            yet is withdrawn in both cases.
         :raises GuestError: the guest refused.
-        :raises UnknownOutcomeError: the request was sent, and its answer was lost or cannot be read.
+        :raises UnknownOutcomeError: the request was sent, and its answer was lost, cannot be read, or did not
+            come in time.
+        :raises VMStateError: the guest owes too many answers.
         """
+        self.check_owed(procedure, operation)
         call = self.submit(
             procedure, request, operation=operation, timeout_seconds=timeout_seconds, urgent=urgent
         )
         try:
             await call.wait()
-        except anyio.get_cancelled_exc_class():
-            if call.sent and not abandonable:
-                with anyio.CancelScope(shield=True):
-                    await call.wait()
-            raise
         finally:
             call.abandon()
         return call.result(response_type)
+
+    def check_owed(self, procedure: int, operation: str) -> None:
+        """Refuse what is asked of a guest that owes too many answers, unless it ends something.
+
+        :raises VMStateError: it does.
+        """
+        if self.calls.unwanted >= _MAX_UNWANTED and procedure not in _ENDS:
+            raise VMStateError(
+                f"{operation}: the guest of {self._name} owes {self.calls.unwanted:,} answers to calls that "
+                "have ended; nothing was sent, and what runs in it goes on. Wait for the guest, or terminate "
+                "the VM"
+            )
 
     def close(self, cause: BaseException | None = None) -> None:
         """Close the bridge for good: end all calls and the service of the stream. Again, it does nothing."""
@@ -230,7 +268,8 @@ class Bridge:
     # One stream.
 
     async def _serve(self, stream: ByteStream, greeting: Callable[[], Awaitable[None]]) -> None:
-        lost = self.calls.restart(self._clock.now())
+        self._heard_at, self._asked = self._clock.now(), False
+        lost = self.calls.restart(self._heard_at)
         self._alarm = self.calls.next_deadline
         self._ended = False
         self._end_cause = None
@@ -260,7 +299,6 @@ class Bridge:
         if not self._ended:
             _log.debug("%s: the stream has ended: %r", self._name, cause)
             self._end_stream(cause)
-            # A greeting may wait, shielded, for an answer that cannot come any more.
             self.calls.drop("the connection to the guest broke during the greeting")
 
     def _end_stream(self, cause: Exception | None) -> None:
@@ -305,6 +343,7 @@ class Bridge:
                     return
                 if _log.isEnabledFor(logging.DEBUG):
                     self._trace_received(message)
+                self._heard_at, self._asked = self._clock.now(), False
                 if isinstance(message, Response):
                     self.calls.answer(message)
                 else:
@@ -345,23 +384,40 @@ class Bridge:
         if not calls:
             return
         now = self._clock.now()
+        if not self.calls.due:
+            self._heard_at, self._asked = now, False
         self._send_by = now + self._rpc_timeout_seconds
-        earliest = self._send_by
         for call in calls:
-            call.start(now)
-            earliest = min(earliest, call.deadline)
+            self.calls.start(call, now)
+        earliest = min(self._next_check(), *(call.deadline for call in calls))
         if earliest < self._alarm:
             self._alarm = earliest
             self._reading.move(earliest)
 
+    def _next_check(self) -> float:
+        """When to look whether the guest is silent, or takes no bytes."""
+        if not self.calls.due:
+            return self._send_by
+        share = 1.0 if self._asked else 0.5
+        return min(self._send_by, self._heard_at + share * self._rpc_timeout_seconds)
+
     def _check_deadlines(self) -> None:
-        now = self._clock.now()
-        self._alarm = min(self.calls.next_deadline, self._send_by)
-        late = self.calls.overdue(now)
-        if late is not None:
-            self.close(TimeoutError(f"{late.operation}: no answer within {late.timeout_seconds:g} s"))
-        elif self._send_by <= now:
-            self.close(TimeoutError(f"the guest has taken no bytes for {self._rpc_timeout_seconds:g} s"))
+        now, limit = self._clock.now(), self._rpc_timeout_seconds
+        if self._send_by <= now:
+            self.close(TimeoutError(f"the guest has taken no bytes for {limit:g} s"))
+        elif self.calls.due and self._heard_at + limit <= now:
+            self.close(TimeoutError(f"the guest has answered nothing for {limit:g} s"))
+        else:
+            self.calls.expire(now)
+            if self._next_check() <= now:
+                self._ask_for_sign()
+            self._alarm = min(self.calls.next_deadline, self._next_check())
+
+    def _ask_for_sign(self) -> None:
+        """Ask what any guest answers, or refuses, at once."""
+        self._asked = True
+        request = GetPropertiesRequest(container_id=HOST_CONTAINER_ID)
+        self.submit(Procedure.GET_PROPERTIES, request, operation="ask for a sign of the guest")
 
     # Tracing. Bodies hold secrets, and text that the guest chose.
 

@@ -10,18 +10,27 @@ A call has one of three states::
     its turn    | -> sent                     |
     answered    | the guest broke the         | ended: the response
                 |   protocol: WireError       |
-    abandon     | ended: UVMError; nothing    | ended: UnknownOutcomeError; an answer that comes
-                |   was or will be sent       |   later is dropped
+    abandon     | ended: UVMError; nothing    | ended: UnknownOutcomeError; its answer is owed
+                |   was or will be sent       |
+    its limit   |                             | ended: UnknownOutcomeError; its answer is owed
     resume      | stays                       | stays if it survives; otherwise ended:
-                |                             |   UnknownOutcomeError, a late answer is dropped
-    drop,       | ended: BridgeClosedError    | ended: UnknownOutcomeError, a late answer is
-      if urgent |                             |   dropped
+                |                             |   UnknownOutcomeError, its answer is owed
+    drop,       | ended: BridgeClosedError    | ended: UnknownOutcomeError, its answer is owed
+      if urgent |                             |
     close       | ended: BridgeClosedError    | ended: AnswerLostError
 
 and ``ended`` is the last. A call is removed from the table first, so that it ends once.
 
+An answer that is owed is dropped when it comes. That of a call which starts something is not: a *late* call
+takes the place of the one that ended, for the task that undoes what the guest started. It ends with the
+answer, or with the connection. On another stream than that of its request it has the limit of a call again,
+since the answer may have been lost.
+
 A drop is the end of a stream, a resume is the end of the greeting on the next one. Urgent calls belong to a
 greeting, and a greeting to one stream: their answers are of no use on another.
+
+An answer is *due* that was asked for on this stream and has a limit, whether a caller still waits for it or
+not.
 """
 
 from __future__ import annotations
@@ -29,10 +38,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
-import anyio
 from attrs import define, field
 
 from uvm._async import Flag
@@ -68,6 +76,7 @@ class Call:
     :ivar done: it has ended.
     :ivar body: the guest's response, whatever that says; None without one.
     :ivar error: why there is no response.
+    :ivar late: the call that ends with the answer that this one, which starts something, did not wait for.
     """
 
     _calls: Calls = field(repr=False)
@@ -79,12 +88,15 @@ class Call:
     timeout_seconds: float = math.inf
     urgent: bool = False
     survives: bool = False
+    #: It starts something, which is undone if no caller waits for the answer any more.
+    starts: bool = False
     _then: Callable[[Call], None] | None = field(default=None, repr=False)
     deadline: float = field(default=math.inf, init=False)
     sent: bool = field(default=False, init=False)
     done: bool = field(default=False, init=False)
     body: dict[str, Any] | None = field(default=None, init=False, repr=False)
     error: Exception | None = field(default=None, init=False)
+    late: Call | None = field(default=None, init=False, repr=False)
     _ended: Flag = field(factory=Flag, init=False, repr=False)
 
     def result(self, response_type: type[R]) -> R:
@@ -122,23 +134,8 @@ class Call:
         """Wait for the end of the call. Any number of tasks may; none that leaves disturbs the call."""
         await self._ended.wait()
 
-    async def wait_or_discard(self, discard: Callable[[], Awaitable[None]]) -> None:
-        """Wait for the end of the call, also where the caller is cancelled once it is sent.
-
-        :param discard: awaited then, to undo what the guest did; also where it never was sent.
-        """
-        try:
-            await self.wait()
-        except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True):
-                if self.sent:
-                    await self.wait()
-                self.abandon()
-                await discard()
-            raise
-
     def abandon(self) -> None:
-        """Want the answer no more. What was not sent never is; nothing happens where the call has ended."""
+        """Want the answer no more. What was not sent never is; nothing happens if the call has ended."""
         if not self.done:
             self._calls.abandon(self)
 
@@ -172,12 +169,13 @@ class Calls:
     :ivar host: the host's end of the connection: it takes the bytes of the guest.
     """
 
-    __slots__ = ("_open", "_queued", "_urgent", "host", "name")
+    __slots__ = ("_due", "_open", "_queued", "_urgent", "host", "name")
 
     def __init__(self, name: str = "") -> None:
         self.name = name
         self.host = HostSide()
         self._open: dict[int, Call] = {}
+        self._due: set[int] = set()
         # Queues that a call can leave at any place.
         self._queued: OrderedDict[int, Call] = OrderedDict()
         self._urgent: OrderedDict[int, Call] = OrderedDict()
@@ -189,6 +187,16 @@ class Calls:
     def unanswered(self) -> int:
         """How many requests were sent and not answered, those of calls that have ended included."""
         return len(self.host.open) - len(self._queued) - len(self._urgent)
+
+    @property
+    def unwanted(self) -> int:
+        """How many answers are owed that no caller waits for."""
+        return len(self.host.open) - len(self._open)
+
+    @property
+    def due(self) -> bool:
+        """Whether any answer is due."""
+        return bool(self._due)
 
     @property
     def next_deadline(self) -> float:
@@ -218,12 +226,21 @@ class Calls:
             size += len(call.data)
         return taken
 
+    def start(self, call: Call, now: float) -> None:
+        """Note that a call is sent."""
+        call.start(now)
+        if call.timeout_seconds != math.inf:
+            self._due.add(call.id)
+
     def answer(self, response: Response) -> None:
-        """End the call that a response answers.
+        """End the call that a response answers, if any waits for it.
 
         :raises WireError: the guest cannot know the request yet.
         """
-        call = self._open[response.id]
+        self._due.discard(response.id)
+        call = self._open.get(response.id)
+        if call is None:
+            return
         if not call.sent:
             raise WireError(f"{procedure_name(call.procedure)} was answered before it was sent")
         del self._open[call.id]
@@ -231,22 +248,28 @@ class Calls:
 
     def abandon(self, call: Call) -> None:
         """End a call whose caller wants the answer no more."""
-        error: UVMError
         if call.sent:
-            error = UnknownOutcomeError(f"{call.operation}: abandoned before the answer came")
+            problem = f"{call.operation}: abandoned before the answer came"
+            self._forget(call, UnknownOutcomeError(problem))
         else:
-            error = UVMError(f"{call.operation}: withdrawn before it was sent")
-        self._forget(call, error)
+            self._forget(call, UVMError(f"{call.operation}: withdrawn before it was sent"))
+
+    def expire(self, now: float) -> None:
+        """End the calls that should have been answered by now."""
+        for call in [each for each in self._open.values() if each.deadline <= now]:
+            # One that ends may end others.
+            if not call.done:
+                problem = f"{call.operation}: no answer within {call.timeout_seconds:g} s"
+                self._forget(call, UnknownOutcomeError(problem))
 
     def restart(self, now: float) -> list[Call]:
-        """Begin with another stream; give the calls whose answers were lost with the last one."""
+        """Begin with another stream; return the calls whose answers were lost with the last one."""
         self.host.restart()
+        self._due.clear()
         sent = [call for call in self._open.values() if call.sent]
         for call in sent:
-            # An answer that was lost has no deadline to miss; one that may still come has all its time again.
-            call.deadline = math.inf
-            if call.survives:
-                call.start(now)
+            # The answer may still come, and has all its time again.
+            call.start(now)
         return [call for call in sent if not call.survives]
 
     def lose(self, calls: Iterable[Call], why: str) -> None:
@@ -260,23 +283,28 @@ class Calls:
         """End the urgent calls: the stream has ended."""
         self.lose([call for call in self._open.values() if call.urgent], why)
 
-    def overdue(self, now: float) -> Call | None:
-        """Return a call that should have been answered by now."""
-        return next((call for call in self._open.values() if call.deadline <= now), None)
-
     def close(self, error: Callable[[type[BridgeClosedError]], BridgeClosedError]) -> None:
         """End all calls, each with an error of its own."""
         for call in list(self._open.values()):
             if not call.done:
+                call.starts = False
                 self._forget(call, error(AnswerLostError if call.sent else BridgeClosedError))
 
     def _forget(self, call: Call, error: Exception) -> None:
         del self._open[call.id]
-        if call.sent:
-            self.host.abandon(call.id)
-        else:
-            # It is not open where a guest has answered what it cannot know.
+        if not call.sent:
+            # It is not open if the guest has answered what it cannot know.
             if call.id in self.host.open:
                 self.host.withdraw(call.id)
             del (self._urgent if call.urgent else self._queued)[call.id]
+        elif call.starts:
+            self._owe(call)
         call.end(None, error)
+
+    def _owe(self, call: Call) -> None:
+        """Have a call wait for the answer in place of one that ends."""
+        late = Call(self, call.id, b"", call.procedure, call.operation, call.timeout_seconds, survives=True)
+        late.sent = True
+        # Over another stream than that of its request the answer may be lost, so that the wait has an end.
+        late.deadline = math.inf if call.id in self._due else call.deadline
+        self._open[call.id] = call.late = late

@@ -16,6 +16,9 @@ One task of the owner, :meth:`GuestConnection.serve`, serves it. Where the owner
 resumed on the next one: what was not sent yet is sent then, waits for processes go on, and whatever else was
 asked and not answered ends with :class:`~uvm.errors.UnknownOutcomeError`.
 
+No caller is bound to the guest: one who is cancelled leaves at once, and what was begun for it is finished or
+undone by the tasks of the connection (:mod:`uvm._guest.starts`).
+
 Source: hcsshim internal/gcs/guestconnection.go.
 """
 
@@ -202,8 +205,7 @@ class GuestConnection(GuestHost):
             container_config=check_writable("the configuration of the guest", config),
         )
         seconds = self._link.timeouts.container_seconds
-        # A guest whose set-up is cancelled is of no more use, so that its answer does not matter.
-        call = partial(self._bridge.call, timeout_seconds=seconds, abandonable=True)
+        call = partial(self._bridge.call, timeout_seconds=seconds)
         await call(Procedure.CREATE, create, ResponseBase, operation="set up the guest")
         if agreed.send_host_start_message:
             start = RequestBase(container_id=HOST_CONTAINER_ID)
@@ -221,9 +223,7 @@ class GuestConnection(GuestHost):
         try:
             request = RequestBase(container_id=HOST_CONTAINER_ID)
             operation = "shut the guest down"
-            await self._bridge.call(
-                Procedure.SHUTDOWN_GRACEFUL, request, ResponseBase, operation=operation, abandonable=True
-            )
+            await self._bridge.call(Procedure.SHUTDOWN_GRACEFUL, request, ResponseBase, operation=operation)
         except BridgeClosedError as error:
             _log.debug("%s: shutting down: %s", self._link.name, error)
         finally:
@@ -332,10 +332,11 @@ class GuestConnection(GuestHost):
     async def modify(self, request: JSON) -> None:
         """Have the guest carry out a ``ModificationRequest``.
 
-        A caller who is cancelled once the request is out stays until the guest has answered.
+        The guest may carry it out also for a caller who is cancelled, and leaves at once.
 
         :raises GuestError: it refused.
-        :raises UnknownOutcomeError: the answer was lost.
+        :raises UnknownOutcomeError: the answer was lost, or did not come in time.
+        :raises VMStateError: the guest owes too many answers.
         :raises BridgeClosedError: the connection is closed.
         """
         operation = f"{request.get('RequestType', 'modify')} {request.get('ResourceType', 'the guest')}"
@@ -368,9 +369,7 @@ class GuestConnection(GuestHost):
         operation = "dump the stacks of the guest's service"
         self._link.needs(self.features.dump_stacks, operation, "DumpStacksSupported")
         request = RequestBase(container_id=HOST_CONTAINER_ID)
-        call = self._bridge.call(
-            Procedure.DUMP_STACKS, request, DumpStacksResponse, operation=operation, abandonable=True
-        )
+        call = self._bridge.call(Procedure.DUMP_STACKS, request, DumpStacksResponse, operation=operation)
         answer = await self._link.call(call)
         return answer.guest_stacks
 
@@ -382,16 +381,16 @@ class GuestConnection(GuestHost):
 
         Entered, it is ended and forgotten at the end of the ``async with``.
 
-        A caller who is cancelled once the request is out stays until the guest has answered, and the
-        container is ended and forgotten then.
+        A cancelled caller leaves at once; a container that is created all the same is ended and forgotten.
 
         :param document: for a Linux guest a :class:`~uvm.schema.gcs.LinuxHostedSystem`, which
             :func:`~uvm._guest.specs.linux_container` makes of an OCI runtime specification; for a Windows
             guest a :class:`~uvm.schema.container.HostedSystem`; or the same as a JSON object.
         :raises OptionsError: there is a container of that id already, or the document is none.
         :raises GuestError: the guest refused.
-        :raises UnknownOutcomeError: the answer was lost; a container that is there is ended and forgotten,
-            and the id stays taken until then.
+        :raises UnknownOutcomeError: the answer was lost, or did not come in time; a container that is there
+            is ended and forgotten, and the id stays taken until then.
+        :raises VMStateError: the guest owes too many answers.
         :raises BridgeClosedError: the connection is closed.
         """
         self._capabilities()

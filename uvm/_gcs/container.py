@@ -50,7 +50,7 @@ class ConnectedContainer:
     """A container over our own connection (:class:`~uvm._guest.container.ContainerHandle`).
 
     :ivar activity_id: of the request that creates it; the guest reports its exit under it.
-    :ivar creation: that request.
+    :ivar created: the guest has answered that request, or never will.
     :ivar exit: its exit, to be.
     """
 
@@ -59,7 +59,7 @@ class ConnectedContainer:
     activity_id: str
     #: Called when the guest has deleted its state, and when its exit is settled.
     _free: Callable[[ConnectedContainer], None] = field(repr=False)
-    creation: Call | None = field(default=None, init=False)
+    created: bool = field(default=False, init=False)
     exit: Exit[ContainerExit] = field(init=False)
     _init: Exit[int] | None = field(default=None, init=False)
     # A task ends the container with its own process.
@@ -101,7 +101,7 @@ class ConnectedContainer:
     async def end(self, *, forced: bool) -> None:
         """Ask for its end."""
         procedure = Procedure.SHUTDOWN_FORCED if forced else Procedure.SHUTDOWN_GRACEFUL
-        await self._ask(procedure, "terminate" if forced else "shut down", abandonable=True)
+        await self._ask(procedure, "terminate" if forced else "shut down")
 
     async def delete_state(self, *, runs: bool) -> None:
         """Have the guest delete its state; VMStateError where it runs: the guest refuses, and forgets it."""
@@ -113,7 +113,7 @@ class ConnectedContainer:
         supported = self._link.features.delete_container_state
         self._link.needs(supported, self._operation("delete the state of"), "DeleteContainerStateSupported")
         try:
-            await self._ask(Procedure.DELETE_CONTAINER_STATE, "delete the state of", abandonable=True)
+            await self._ask(Procedure.DELETE_CONTAINER_STATE, "delete the state of")
         except GuestError as error:
             if error.hresult in SYSTEM_ENDED:
                 self._free(self)
@@ -135,7 +135,6 @@ class ConnectedContainer:
             GetPropertiesRequest(container_id=self.id, query=query),
             GetPropertiesResponse,
             operation=self._operation("query"),
-            abandonable=True,
         )
         return parse(answer.properties.removeprefix("\ufeff").encode())
 
@@ -147,7 +146,7 @@ class ConnectedContainer:
     def check(self) -> None:
         """Ask the guest whether it has ended: the report of that may have been lost."""
         # The guest may be at its creation still.
-        if self.exit.settled or self._link.bridge.closed or not (self.creation and self.creation.done):
+        if self.exit.settled or self._link.bridge.closed or not self.created:
             return
         self._link.bridge.submit(
             Procedure.GET_PROPERTIES,
@@ -184,7 +183,6 @@ class ConnectedContainer:
         request: RequestBase | None = None,
         *,
         timeout_seconds: float | None = None,
-        abandonable: bool = False,
     ) -> None:
         await self._link.bridge.call(
             procedure,
@@ -192,5 +190,4 @@ class ConnectedContainer:
             ResponseBase,
             operation=self._operation(verb),
             timeout_seconds=timeout_seconds,
-            abandonable=abandonable,
         )

@@ -4,8 +4,9 @@ How it works
 ------------
 
 The id of a container is taken from before its creation is asked for until it has ended, or the guest has
-deleted its state. If the answer to the creation is lost, it is unknown whether there is one: it is ended and
-its state deleted, as that of a container whose caller was cancelled, and the id stays taken until then.
+deleted its state. A container whose caller has left is ended and its state deleted, as soon as the guest has
+answered, however late. If that answer is lost, it is unknown whether there is one, and the same is done. The
+id stays taken until then.
 
 The report of an exit carries the activity id of the request that created the container. The first container
 of an id has none (as in hcsshim); one that follows has a number, so that a report that comes late, or again,
@@ -23,12 +24,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from uvm._gcs.calls import Call
 from uvm._gcs.container import ConnectedContainer
 from uvm._gcs.link import GuestLink
 from uvm._guest.container import Container, ContainerExit, container_config
+from uvm._guest.starts import Start, start_in_task
 from uvm._wire.frames import Procedure
-from uvm.errors import BridgeClosedError, GuestError, OptionsError, UnknownOutcomeError, UVMError, WireError
+from uvm.backend import JSON
+from uvm.errors import OptionsError, UnknownOutcomeError, UVMError, WireError
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import ContainerCreateRequest, ContainerNotification, LinuxHostedSystem, ResponseBase
 from uvm.schema.json import dumps
@@ -61,53 +63,53 @@ class Containers:
     ) -> Container:
         """Create a container; see :meth:`uvm._gcs.connection.GuestConnection.create_container`."""
         config = await container_config(self._link, container_id, document)
+        operation = f"create container {container_id}"
+        self._link.bridge.check_owed(Procedure.CREATE, operation)
+        make = partial(self._create, container_id, config, operation)
+        return await start_in_task(self._link, operation, make, self._end_abandoned)
+
+    async def _create(
+        self, container_id: str, config: JSON, operation: str, start: Start[Container]
+    ) -> Container:
         handle = self._take(container_id)
         container = Container(self._link, handle, config)
         request = ContainerCreateRequest(
             container_id=container_id, activity_id=handle.activity_id, container_config=dumps(config)
         )
         try:
-            call = handle.creation = self._link.bridge.submit(
+            call = self._link.bridge.submit(
                 Procedure.CREATE,
                 request,
-                operation=f"create container {container_id}",
+                operation=operation,
                 timeout_seconds=self._link.timeouts.container_seconds,
+                starts=True,
             )
-            await call.wait_or_discard(partial(self._discard, container, handle, call))
-            call.result(ResponseBase)
-        except (GuestError, OptionsError, BridgeClosedError):
+            answer = await self._link.answer(start, call, partial(self._end_abandoned, container))
+            handle.created = True
+            answer.result(ResponseBase)
+        except UnknownOutcomeError as error:
+            start.send_away(error)
+            await self._end_abandoned(container)
+            raise
+        except BaseException:
             self._drop(handle)
             raise
-        except UnknownOutcomeError:
-            self._end_later(container)
-            raise
+        if answer is not call and self._taken.get(container_id) is not handle:
+            # It was ended when its answer was lost, but may have been created only after that.
+            return Container(self._link, self._take(container_id), config)
         return container
 
     def _take(self, container_id: str) -> ConnectedContainer:
         if container_id in self._taken:
-            raise OptionsError(f"create container {container_id}: there is one of that id; nothing was sent")
+            raise OptionsError(
+                f"create container {container_id}: one of that id is there, or being ended; nothing was sent"
+            )
         number = 0
         if container_id in self._ended:
             number = self._numbers = self._numbers + 1
         handle = ConnectedContainer(self._link, container_id, _ACTIVITY.format(number), self._free)
         self._taken[container_id] = self._awaited[container_id, handle.activity_id] = handle
         return handle
-
-    async def _discard(self, container: Container, handle: ConnectedContainer, call: Call) -> None:
-        """End a container, if it was created, whose caller was cancelled."""
-        try:
-            call.result(ResponseBase)
-        except UnknownOutcomeError:
-            self._end_later(container)
-        except UVMError as error:
-            _log.debug("%s: a container whose caller was cancelled: %s", self._link.name, error)
-            self._drop(handle)
-        else:
-            await self._end_abandoned(container)
-
-    def _end_later(self, container: Container) -> None:
-        if self._link.tasks is not None:
-            self._link.tasks.start_soon(self._end_abandoned, container)
 
     async def _end_abandoned(self, container: Container) -> None:
         """End a container that no caller has, if it was created."""
@@ -162,5 +164,6 @@ class Containers:
 
     def _drop(self, handle: ConnectedContainer) -> None:
         """Drop a container that was never there."""
-        self._taken.pop(handle.id, None)
+        if self._taken.get(handle.id) is handle:
+            del self._taken[handle.id]
         self._awaited.pop((handle.id, handle.activity_id), None)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+import anyio
 from attrs import define, field
 
 from uvm._gcs.bridge import Bridge
+from uvm._gcs.calls import Call
 from uvm._guest.access import GuestAccess
+from uvm._guest.starts import Start
 from uvm._guest.stdio import Channel
 from uvm._wire.ports import FIRST_STDIO_PORT, vsock_service_id
 from uvm.backend import Listener
@@ -35,3 +40,27 @@ class GuestLink(GuestAccess):
         self._next_port += 1
         listener = await self.listen(vsock_service_id(port))
         return Channel(port, listener, self.clock, self.timeouts.grace_seconds)
+
+    async def answer(self, start: Start[Any], call: Call, lost: Callable[[], Awaitable[None]]) -> Call:
+        """Wait for the answer to a call that starts something, also after its caller has left.
+
+        :param lost: awaited if the answer may be lost with a stream.
+        :return: the call that has ended with the answer.
+        """
+        start.on_leave = call.abandon
+        if start.left:
+            call.abandon()
+        try:
+            await call.wait()
+            if call.late is None:
+                return call
+            assert call.error is not None
+            start.send_away(call.error)
+            if call.late.deadline < math.inf:
+                await lost()
+            await call.late.wait()
+            return call.late
+        except anyio.get_cancelled_exc_class():
+            if call.sent:
+                start.send_away(self.answer_lost())
+            raise

@@ -7,7 +7,7 @@ The states of a process::
 
     start_process --+-- the guest refuses -----------> an error; its channels are closed
                     |
-                    |-- the caller is cancelled -----> killed, as soon as the guest has sent its id
+                    |-- the caller leaves -----------> killed, as soon as the guest has sent its id
                     v
                  RUNNING -- exit, or loss -----------> see uvm._gcs.exits; what it wrote can still be read
                     |
@@ -19,19 +19,21 @@ Source: hcsshim internal/gcs/process.go.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
+from typing import TypeAlias
 
 import anyio
 
+from uvm._gcs.calls import Call
 from uvm._gcs.exits import MAX_UINT32, ExitWatch
 from uvm._gcs.link import GuestLink
-from uvm._guest.process import Launch, Process, discard
+from uvm._guest.process import Launch, Process
 from uvm._guest.signals import SignalOptions
 from uvm._guest.specs import execute_settings
+from uvm._guest.starts import Start, start_in_task
 from uvm._guest.stdio import Channel
 from uvm._wire.frames import Procedure
-from uvm.errors import AnswerLostError, BridgeClosedError, UnknownOutcomeError, UVMError
+from uvm.errors import BridgeClosedError, UnknownOutcomeError
 from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
     ExecuteProcessRequest,
@@ -63,8 +65,7 @@ class ConnectedProcess(ExitWatch):
         request = SignalProcessRequest(container_id=self._container_id, process_id=self.pid, options=options)
         operation = f"signal process {self.pid}"
         call = partial(self._link.bridge.call, Procedure.SIGNAL_PROCESS, request, ResponseBase)
-        # To kill twice is to kill once; of any other signal the caller has to know.
-        await call(operation=operation, abandonable=options is None)
+        await call(operation=operation)
 
     async def resize(self, height: int, width: int) -> None:
         """Have the size of its terminal changed."""
@@ -73,62 +74,97 @@ class ConnectedProcess(ExitWatch):
         )
         operation = f"resize the terminal of process {self.pid}"
         call = partial(self._link.bridge.call, Procedure.RESIZE_CONSOLE, request, ResponseBase)
-        await call(operation=operation, abandonable=True)
+        await call(operation=operation)
 
     async def start_helper(self, launch: Launch) -> Process:
         """Start a process of the guest itself."""
-        return await start_process(self._link, HOST_CONTAINER_ID, launch)
+        # It ends by itself, and what it does is to be done also for a caller who leaves.
+        call = _ask(self._link, HOST_CONTAINER_ID, launch, {}, starts=False)
+        try:
+            await call.wait()
+        finally:
+            call.abandon()
+        return _started(self._link, HOST_CONTAINER_ID, launch, {}, call)[1]
+
+    def leave(self) -> None:
+        """Wait for its exit no more: its caller has left."""
+        if not self.exit.settled:
+            problem = f"wait for process {self.pid}: its caller has left, and nothing waits for its exit"
+            self._end(lambda: UnknownOutcomeError(problem), cut_off=True)
 
 
 async def start_process(link: GuestLink, container_id: str, launch: Launch) -> Process:
     """Start a process in a container, or with :data:`HOST_CONTAINER_ID` in the guest itself.
 
-    A caller who is cancelled once the request is out stays until the guest has answered, and the process is
-    killed then.
+    A cancelled caller leaves at once; a process that is started all the same is killed.
 
     :raises GuestError: the guest refused: there is no such program, for instance.
-    :raises UnknownOutcomeError: the answer was lost; the process may run.
+    :raises UnknownOutcomeError: the answer was lost, or did not come in time; the process may run. If the
+        answer comes later, the process is killed.
+    :raises VMStateError: the guest owes too many answers.
     :raises BridgeClosedError: the connection to the guest is closed, or closed meanwhile.
     """
+    link.bridge.check_owed(Procedure.EXECUTE_PROCESS, launch.operation)
+    make = partial(_make, link, container_id, launch)
+    started: _Started = await start_in_task(link, launch.operation, make, partial(_undo, link))
+    return started[1]
+
+
+_Started: TypeAlias = tuple[ConnectedProcess, Process]
+
+
+async def _make(link: GuestLink, container_id: str, launch: Launch, start: Start[_Started]) -> _Started:
     channels: dict[str, Channel] = {}
-    try:
-        for name, wanted in launch.pipes.items():
-            if wanted:
-                channels[name] = await link.open_channel()
-        return await _execute(link, container_id, launch, channels)
-    except BaseException:
+
+    async def close() -> None:
         # One that is closed already would let a cancellation in before the others are.
         with anyio.CancelScope(shield=True):
             for channel in channels.values():
                 await channel.aclose()
+
+    try:
+        for name, wanted in launch.pipes.items():
+            if wanted:
+                channels[name] = await link.open_channel()
+        call = _ask(link, container_id, launch, channels, starts=True)
+        return _started(link, container_id, launch, channels, await link.answer(start, call, close))
+    except BaseException:
+        await close()
         raise
 
 
-async def _execute(
-    link: GuestLink, container_id: str, launch: Launch, channels: Mapping[str, Channel]
-) -> Process:
+async def _undo(link: GuestLink, started: _Started) -> None:
+    handle, process = started
+    # Unread, its output would keep a Linux guest from the report of its exit.
+    await process.aclose()
+    try:
+        with link.clock.move_on_after(link.timeouts.close_seconds):
+            await process.kill()
+            await handle.exit.wait()
+    finally:
+        handle.leave()
+
+
+def _ask(
+    link: GuestLink, container_id: str, launch: Launch, channels: Mapping[str, Channel], *, starts: bool
+) -> Call:
     ports = {name: channel.port for name, channel in channels.items()}
     settings = execute_settings(link.os, launch.text(), ports)
     request = ExecuteProcessRequest(container_id=container_id, settings=settings)
-    operation = f"run {launch.args[0]!r}" if launch.args else "run the container's own process"
-    call = link.bridge.submit(Procedure.EXECUTE_PROCESS, request, operation=operation)
+    return link.bridge.submit(Procedure.EXECUTE_PROCESS, request, operation=launch.operation, starts=starts)
 
-    def started() -> Process:
-        pid = call.result(ExecuteProcessResponse).process_id
-        if not 0 <= pid <= MAX_UINT32:
-            raise UnknownOutcomeError(f"{operation}: the guest's answer cannot be read: no process id")
-        try:
-            handle = ConnectedProcess(link, container_id, pid, channels)
-        except BridgeClosedError as error:
-            # It runs, and its exit will not be reported.
-            raise AnswerLostError(str(error)) from error.__cause__
-        process = Process(link, handle, launch.args, launch.terminal)
-        launch.on_start(process)
-        return process
 
-    async def discard_started() -> None:
-        with suppress(UVMError):
-            discard(started())
-
-    await call.wait_or_discard(discard_started)
-    return started()
+def _started(
+    link: GuestLink, container_id: str, launch: Launch, channels: Mapping[str, Channel], call: Call
+) -> _Started:
+    pid = call.result(ExecuteProcessResponse).process_id
+    if not 0 <= pid <= MAX_UINT32:
+        raise UnknownOutcomeError(f"{call.operation}: the guest's answer cannot be read: no process id")
+    try:
+        handle = ConnectedProcess(link, container_id, pid, channels)
+    except BridgeClosedError:
+        # It runs, and its exit will not be reported.
+        raise link.answer_lost() from None
+    process = Process(link, handle, launch.args, launch.terminal)
+    launch.on_start(process)
+    return handle, process

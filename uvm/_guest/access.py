@@ -13,7 +13,7 @@ from uvm._guest.clock import GuestClock
 from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
 from uvm.backend import JSON, System
-from uvm.errors import BridgeClosedError, HostError, NotSupportedError, UVMError
+from uvm.errors import AnswerLostError, BridgeClosedError, HostError, NotSupportedError, UVMError
 from uvm.hresult import HResult
 from uvm.schema.field import JSON_NAME, named
 
@@ -68,6 +68,7 @@ class GuestAccess:
     :ivar call: awaits every call that a process or a container makes for its caller.
     :ivar states: the states of containers that have ended.
     :ivar tasks: runs what no caller waits for; None where the guest is out of reach.
+    :ivar late_starts: what its callers did not wait for, and the guest has not answered.
     """
 
     name: str
@@ -78,6 +79,7 @@ class GuestAccess:
     call: Caller = field(default=as_it_is, kw_only=True)
     states: ContainerStates = field(factory=ContainerStates, kw_only=True)
     tasks: anyio.abc.TaskGroup | None = field(default=None, kw_only=True)
+    late_starts: set[object] = field(factory=set, kw_only=True)
 
     def start_soon(self, call: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Have the VM's tasks make a call that must not raise; False where the guest is out of reach."""
@@ -90,6 +92,13 @@ class GuestAccess:
     def closed_error(self) -> BridgeClosedError:
         """Return a fresh exception that says why nothing can be asked any more."""
         return BridgeClosedError(f"{self.name}: the connection to the guest is closed")
+
+    def answer_lost(self) -> AnswerLostError:
+        """Return a fresh exception that says that it closed before an answer."""
+        closed = self.closed_error()
+        error = AnswerLostError(str(closed))
+        error.__cause__ = closed.__cause__
+        return error
 
     def needs(self, supported: bool, operation: str, capability: str) -> None:
         """Raise NotSupportedError, which names the capability, unless the guest has it."""

@@ -77,6 +77,9 @@ T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
 
+#: How often it is asked again to end: a stream may break, and the next one over the questions that follow.
+_REPEATS: Final = 2
+
 
 _HOW: Final = {"GracefulExit": "as asked", "ForcedExit": "terminated", "UnexpectedExit": "by itself"}
 
@@ -400,11 +403,12 @@ class Container(ProcessHost):
 
     async def _repeated(self, request: Callable[[], Awaitable[T]]) -> T:
         """Make a request of which two do no more than one, again where its answer was lost."""
-        try:
-            return await request()
-        except UnknownOutcomeError as error:
-            _log.debug("container %s: asked again: %s", self.id, error)
-            return await request()
+        for _ in range(_REPEATS):
+            try:
+                return await request()
+            except UnknownOutcomeError as error:
+                _log.debug("container %s: asked again: %s", self.id, error)
+        return await request()
 
     async def _see_off(self, init: Process) -> None:
         """Let what it still writes be read, for a moment; unread, it would keep the guest from its report."""

@@ -411,6 +411,11 @@ class Launch:
         self.parameters.create_std_out_pipe = self.pipes.get("stdout", False)
         self.parameters.create_std_err_pipe = self.pipes.get("stderr", False)
 
+    @property
+    def operation(self) -> str:
+        """What is asked, for messages."""
+        return f"run {self.args[0]!r}" if self.args else "run the container's own process"
+
     def text(self) -> str:
         """Return the parameters as JSON text; OptionsError where they hold what JSON has no form for."""
         return check_writable("what to run", self.parameters)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from uvm._checks import Checked, go, positive_seconds, seconds
+from uvm._checks import U32, Checked, go, positive_seconds, seconds, whole
 from uvm._repr import call_of
 
 
@@ -14,8 +14,12 @@ class GuestTimeouts(Checked):
 
     A wait for the exit of a process has no limit; nor has one that is ``math.inf`` here.
 
-    :ivar rpc_seconds: for an answer. A guest that takes longer is taken for dead: the connection is closed.
-    :ivar container_seconds: for the answer to the creation and the start of a container, likewise.
+    :ivar rpc_seconds: for an answer; the call ends with :class:`~uvm.errors.UnknownOutcomeError` then. Of a
+        guest that sends nothing at all for so long, although answers are due, the connection is closed.
+    :ivar container_seconds: for the answer to the creation and the start of a container.
+    :ivar max_late_starts: how many starts of processes and containers whose callers have left, cancelled or
+        after those limits, a guest may leave unanswered. Each holds an id and the listeners for its streams,
+        and is undone when it is answered. Beyond, new starts raise :class:`~uvm.errors.VMStateError`.
     :ivar boot_seconds: for the guest to be there after the start of its VM, all boot channels included.
     :ivar redial_seconds: for a guest to dial again after its connection broke. With 0 a broken connection
         stays closed, as in hcsshim outside of a live migration.
@@ -31,6 +35,7 @@ class GuestTimeouts(Checked):
 
     rpc_seconds: float = field(default=300.0, metadata=go(None, positive_seconds))
     container_seconds: float = field(default=240.0, metadata=go(None, positive_seconds))
+    max_late_starts: int = field(default=64, metadata=go(None, whole(U32, 1)))
     boot_seconds: float = field(default=120.0, metadata=go(None, seconds))
     redial_seconds: float = field(default=0.0, metadata=go(None, seconds))
     close_seconds: float = field(default=30.0, metadata=go(None, seconds))

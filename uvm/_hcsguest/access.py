@@ -14,8 +14,9 @@ from attrs import define
 from uvm._async import Flag
 from uvm._guest.access import GuestAccess, has_gone
 from uvm._guest.exit import Exit
+from uvm._guest.starts import Start, start_in_task
 from uvm.backend import JSON, HostProcess, System
-from uvm.errors import AnswerLostError, HostError
+from uvm.errors import HostError
 from uvm.hresult import HResult
 
 E = TypeVar("E")
@@ -81,8 +82,8 @@ class Relayed(ABC, Generic[E]):
         """Wait for its exit, and report it."""
 
     @abstractmethod
-    async def _abandon(self) -> None:
-        """End it, and have its handle closed."""
+    async def abandon(self) -> None:
+        """End it, and have its handle closed: its caller has left."""
 
     async def serve(self) -> None:
         """Wait for its exit, and close the handle once it is not used any more: the task of its own."""
@@ -96,12 +97,6 @@ class Relayed(ABC, Generic[E]):
             with anyio.move_on_after(self._access.timeouts.close_seconds, shield=True):
                 await self._close()
             self._closed.set()
-
-    def abandon(self) -> None:
-        """End it in the background: its caller was cancelled."""
-        # Its VM may end it at any time, and does not wait for this.
-        if not self._closed.is_set() and not self._cut_off:
-            self._access.tasks.start_soon(self._abandon)
 
     async def _await_exit(self) -> None:
         try:
@@ -145,43 +140,26 @@ class Relayed(ABC, Generic[E]):
 S = TypeVar("S", bound=Relayed[Any])
 
 
-async def start_served(access: RelayAccess, make: Callable[[], Awaitable[S]]) -> S:
-    """Have HCS make something in a task of the VM, which serves it from then on.
+async def start_served(
+    access: RelayAccess, operation: str, make: Callable[[], Awaitable[S]], *, undone: bool = True
+) -> S:
+    """Have HCS make something in a task of the VM; another serves it from then on.
 
-    A caller may be cancelled at any time; what is made is abandoned as soon as HCS has answered.
+    A cancelled caller leaves at once; what is made is ended as soon as HCS has answered.
 
+    :param operation: what is made, for messages.
+    :param undone: False for what ends by itself, also where its caller has left.
     :raises AnswerLostError: the VM went before the answer.
+    :raises VMStateError: HCS, or the guest, owes too many answers.
     """
-    made: list[S] = []
-    failures: list[Exception] = []
-    answered, left = Flag(), Flag()
 
-    async def run() -> None:
+    async def begin(start: Start[S]) -> S:
         try:
-            made.append(await make())
-        except Exception as error:
-            failures.append(error)
-            if left.is_set():
-                _log.debug("%s: what a cancelled caller wanted: %s", access.name, error)
-        finally:
-            answered.set()
-        for each in made:
-            if left.is_set():
-                each.abandon()
-            await each.serve()
+            made = await make()
+        except anyio.get_cancelled_exc_class():
+            start.send_away(access.answer_lost())
+            raise
+        access.tasks.start_soon(made.serve)
+        return made
 
-    if not access.start_soon(run):
-        raise access.closed_error()
-    try:
-        await answered.wait()
-    except BaseException:
-        left.set()
-        for each in made:
-            each.abandon()
-        raise
-    if failures:
-        raise failures[0]
-    if made:
-        return made[0]
-    closed = access.closed_error()
-    raise AnswerLostError(str(closed)) from closed.__cause__
+    return await start_in_task(access, operation, begin, (lambda made: made.abandon()) if undone else None)

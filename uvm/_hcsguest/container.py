@@ -98,12 +98,13 @@ class RelayedContainer(Relayed[ContainerExit]):
 
     # Its task.
 
-    async def _abandon(self) -> None:
+    async def abandon(self) -> None:
+        """End it, and have the handle closed: its caller has left."""
         with self._access.clock.move_on_after(self._access.timeouts.close_seconds):
             try:
                 await self.end(forced=True)
             except UVMError as error:
-                _log.warning("%s: a container whose caller was cancelled: %s", self._access.name, error)
+                _log.debug("%s: a container whose caller has left: %s", self._access.name, error)
         # HCS ends it with its last handle, if nothing else did.
         await self.forget()
 
@@ -122,7 +123,7 @@ class RelayedContainer(Relayed[ContainerExit]):
 async def create_relayed(access: RelayAccess, container_id: str, document: object) -> Container:
     """Have HCS create a container in the guest, which it hosts.
 
-    A caller may be cancelled at any time; the container is ended as soon as HCS has answered.
+    A cancelled caller leaves at once; the container is ended as soon as HCS has answered.
 
     :param document: as for :meth:`uvm._gcs.connection.GuestConnection.create_container`.
     :raises OptionsError: the document is none, or the state of the last container of that id is kept.
@@ -130,6 +131,7 @@ async def create_relayed(access: RelayAccess, container_id: str, document: objec
         asked; or the VM has exited.
     :raises UnknownOutcomeError: the answer was lost; the container may be there.
     :raises AnswerLostError: the VM went before the answer.
+    :raises VMStateError: HCS, or the guest, owes too many answers.
     """
     config = await container_config(access, container_id, document)
     hosted = ComputeSystem(
@@ -143,4 +145,4 @@ async def create_relayed(access: RelayAccess, container_id: str, document: objec
     async def make() -> RelayedContainer:
         return RelayedContainer(access, container_id, await access.create(container_id, to_json(hosted)))
 
-    return Container(access, await start_served(access, make), config)
+    return Container(access, await start_served(access, f"create container {container_id}", make), config)

@@ -33,12 +33,12 @@ from typing import TypeVar
 from attrs import define, field
 
 from uvm._guest.access import GuestAccess
-from uvm._guest.process import EXITED, Launch, Process, discard
+from uvm._guest.process import EXITED, Launch, Process
 from uvm._guest.signals import SignalOptions
 from uvm._guest.stdio import close_quietly
 from uvm._hcsguest.access import RelayAccess, Relayed, start_served
 from uvm.backend import ByteStream, HostProcess
-from uvm.errors import HostError
+from uvm.errors import HostError, UnknownOutcomeError
 from uvm.hresult import HResult
 from uvm.schema.json import to_json
 from uvm.schema.process import CloseHandle, ConsoleSize, ProcessModifyRequest
@@ -123,8 +123,18 @@ class RelayedProcess(Relayed[int]):
     async def _report_exit(self) -> None:
         self.exit.report(await self._handle.wait())
 
-    async def _abandon(self) -> None:
-        discard(Process(self._access, self, (), False))
+    async def abandon(self) -> None:
+        """Kill it, and have the handle closed: its caller has left."""
+        process = Process(self._access, self, (), False)
+        await process.aclose()
+        try:
+            with self._access.clock.move_on_after(self._access.timeouts.close_seconds):
+                await process.kill()
+                await self.exit.wait()
+        finally:
+            problem = f"wait for process {self.pid}: its caller has left, and nothing waits for its exit"
+            self.exit.lose(lambda: UnknownOutcomeError(problem), cut_off=True)
+            self._waiting.cancel()
 
     def _stream_closed(self) -> None:
         # Its output will not be read any more.
@@ -180,7 +190,7 @@ class RelayedProcess(Relayed[int]):
 
     async def start_helper(self, launch: Launch) -> Process:
         """Start a process of the guest itself."""
-        return await self._ask(partial(start_relayed, self._access, launch))
+        return await self._ask(partial(start_relayed, self._access, launch, undone=False))
 
     def doubt(self) -> None:
         """Settle the exit soon: the process is said to be gone."""
@@ -207,14 +217,16 @@ class RelayedProcess(Relayed[int]):
         return status.get("Exited") is True
 
 
-async def start_relayed(access: RelayAccess, launch: Launch) -> Process:
+async def start_relayed(access: RelayAccess, launch: Launch, *, undone: bool = True) -> Process:
     """Have HCS start a process in the guest, or in the container that the access means.
 
-    A caller may be cancelled at any time; the process is killed as soon as HCS has answered.
+    A cancelled caller leaves at once; the process is killed as soon as HCS has answered.
 
+    :param undone: False for one that ends by itself, also where its caller has left.
     :raises HostError: HCS refused, or the guest that it asked; or the VM has exited.
     :raises UnknownOutcomeError: the answer was lost; the process may run.
     :raises AnswerLostError: the VM went before the answer.
+    :raises VMStateError: HCS, or the guest, owes too many answers.
     """
     document = json.loads(launch.text())
     started: list[Process] = []
@@ -225,5 +237,5 @@ async def start_relayed(access: RelayAccess, launch: Launch) -> Process:
         launch.on_start(started[0])
         return handle
 
-    await start_served(access, make)
+    await start_served(access, launch.operation, make, undone=undone)
     return started[0]

@@ -21,8 +21,8 @@ Source: hcsshim internal/uvm/start.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import TypeAlias
@@ -31,7 +31,6 @@ import anyio
 import anyio.abc
 from attrs import define, field
 
-from uvm._async import bare_task_group
 from uvm._buses.context import Context
 from uvm._gcs.boot import forward_output, give_entropy
 from uvm._gcs.connection import GuestConnection
@@ -191,8 +190,7 @@ class GuestStartup:
                 await self._stop(self._service)
                 self._service = None
             await link.tasks.start(connection.serve, stream)
-            async with _closed_when_cancelled(connection):
-                await self._introduce(connection)
+            await self._introduce(connection)
         except BaseException:
             connection.close()
             # The task that serves it closes the stream too, but may never have begun.
@@ -241,32 +239,6 @@ class GuestStartup:
             if options.security_policy_enabled or connection.closed:
                 raise
             _log.warning("%s: the guest does not forward its log: %s", self.context.vm_id, error)
-
-
-@asynccontextmanager
-async def _closed_when_cancelled(connection: GuestConnection) -> AsyncIterator[None]:
-    """Close a connection when the body is cancelled: its requests wait, shielded, for their answers.
-
-    The VM is terminated then, so that no answer matters.
-    """
-    done = False
-
-    async def close_when_cancelled() -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            if not done:
-                connection.close()
-
-    async def end(failure: BaseException | None) -> BaseException | None:
-        nonlocal done
-        done = True
-        tasks.cancel_scope.cancel()
-        return failure
-
-    async with bare_task_group(end) as tasks:
-        tasks.start_soon(close_when_cancelled)
-        yield
 
 
 def _uses_guest_connection(options: LCOWOptions | WCOWOptions) -> bool:

@@ -218,24 +218,18 @@ class HostSide:
     :param max_size: the largest message to accept from the guest.
     """
 
-    __slots__ = ("_decoder", "_max_size", "_next_id", "_open", "_unwanted")
+    __slots__ = ("_decoder", "_max_size", "_next_id", "_open")
 
     def __init__(self, max_size: int = MAX_MESSAGE_SIZE) -> None:
         self._max_size = max_size
         self._next_id = 0
         self._open: dict[int, int] = {}
-        self._unwanted: set[int] = set()
         self._decoder = self._new_decoder()
 
     @property
     def open(self) -> Mapping[int, int]:
         """The procedures of the unanswered requests, by id."""
         return self._open
-
-    @property
-    def unwanted(self) -> int:
-        """The number of unanswered requests that were abandoned."""
-        return len(self._unwanted)
 
     def request(self, procedure: int, body: str | Mapping[str, Any]) -> tuple[int, bytes]:
         """Open a request, and return its id and its bytes; raises like :func:`encode`."""
@@ -245,15 +239,9 @@ class HostSide:
         self._open[request_id] = procedure
         return request_id, data
 
-    def abandon(self, request_id: int) -> None:
-        """Drop the answer to an open request when it arrives."""
-        if request_id in self._open:
-            self._unwanted.add(request_id)
-
     def withdraw(self, request_id: int) -> None:
         """Forget a request whose bytes were not sent."""
         del self._open[request_id]
-        self._unwanted.discard(request_id)
 
     def receive(self, data: bytes) -> Iterator[Response | Notification]:
         """Yield the messages in bytes received from the guest.
@@ -261,10 +249,7 @@ class HostSide:
         :raises WireError: when the iterator reaches a message that a guest may not send now.
         """
         for frame in self._decoder.feed(data):
-            if frame.kind == Kind.NOTIFICATION:
-                yield _notification(frame)
-            elif (response := self._response(frame)) is not None:
-                yield response
+            yield _notification(frame) if frame.kind == Kind.NOTIFICATION else self._response(frame)
 
     def end(self) -> None:
         """Check that the guest's bytes do not end within a message.
@@ -284,20 +269,18 @@ class HostSide:
     def _new_decoder(self) -> FrameDecoder:
         return FrameDecoder(_FROM_GUEST, self._max_size)
 
-    def _response(self, frame: Frame) -> Response | None:
+    def _response(self, frame: Frame) -> Response:
         procedure = self._open.get(frame.id)
         if procedure is None:
             raise WireError(f"an answer arrived to request {frame.id}, which is not open")
-        if frame.procedure != procedure:
+        # The sidecar of a confidential Windows guest names no procedure where it refuses.
+        if frame.procedure not in (procedure, 0):
             raise WireError(
                 f"request {frame.id}, {procedure_name(procedure)}, was answered as "
                 f"{procedure_name(frame.procedure)}"
             )
         body = parse(frame.payload)
         del self._open[frame.id]
-        if frame.id in self._unwanted:
-            self._unwanted.discard(frame.id)
-            return None
         return Response(procedure, frame.id, body)
 
 
