@@ -88,6 +88,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         self._system_exited = Flag()
         self._output_ended = Flag()
         self._closing = Flag()
+        self._close_errors: list[Exception] | None = None
         self._closed = Flag()
         self._close_error: Exception | None = None
         self._close_error_raised = False
@@ -265,7 +266,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         except Exception as failure:
             await self._end_after(failure)
             raise
-        self._state = VMState.RUNNING
+        self._unless_gone(VMState.RUNNING)
         _log.info("%s: started", self.id)
 
     async def _boot(self) -> None:
@@ -287,8 +288,8 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
                 failure.__cause__ = error
             except Exception as error:
                 failure = error
-        if self._link.exited.is_set():
-            if self._state is VMState.CLOSED:
+        if self._link.exited.is_set() or self._closing.is_set():
+            if self._closing.is_set():
                 # The exit status is known once it is closed.
                 await self._closed.wait()
             raise self._link.exit_error() from failure
@@ -389,8 +390,8 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         self._unless_gone(VMState.RUNNING)
 
     def _unless_gone(self, state: VMState) -> None:
-        """Note a state, unless the VM exited meanwhile."""
-        if not self._link.exited.is_set():
+        """Note a state, unless the VM exited or was closed meanwhile."""
+        if not self._link.exited.is_set() and not self._closing.is_set():
             self._state = state
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
@@ -441,6 +442,16 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         if not self._closing.is_set():
             self._state = VMState.CLOSED
             self._closing.set()
+            if self._detached or self._link.tasks is None or self._link.exited.is_set():
+                self._devices_gone()
+            else:
+                self._link.tasks.start_soon(self._end_to_close)
+
+    async def _end_to_close(self) -> None:
+        """Terminate the VM that is closed, so that what waits for it ends with its exit status."""
+        try:
+            self._close_errors = await self._step("terminating the VM", self._end_system)
+        finally:
             self._devices_gone()
 
     async def _close_once(self) -> None:
@@ -458,8 +469,20 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
             self._close_error = together(f"closing {self.id}", errors)
         _log.info("%s: closed", self.id)
 
+    async def _step(
+        self, name: str, step: Callable[[], Awaitable[list[Exception] | None]]
+    ) -> list[Exception]:
+        """Carry out a step of closing within the grace period, and return its errors."""
+        with anyio.move_on_after(self._grace_seconds):
+            try:
+                return await step() or []
+            except Exception as error:
+                return [error]
+        seconds = f"{self._grace_seconds:g} s"
+        return [UVMError(f"close {self.id}: {name} did not finish within {seconds} and was abandoned")]
+
     async def _close(self) -> list[Exception]:
-        errors: list[Exception] = []
+        errors = self._close_errors or []
         steps: dict[str, Callable[[], Awaitable[list[Exception] | None]]] = {
             "terminating the VM": self._end_system,
             "closing the connection to the guest": self._close_guest,
@@ -469,19 +492,13 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
             "keeping files for debugging": partial(self._artifacts.prepare, self.plan.copies_on_exit),
             "deleting temporary files": self._artifacts.remove,
         }
+        if self._close_errors is not None:
+            # That was done, before what waited for the VM had ended.
+            del steps["terminating the VM"]
         if self._detached and not self._system_exited.is_set():
             steps = {name: step for name, step in steps.items() if name.startswith("closing")}
         for name, step in steps.items():
-            with anyio.move_on_after(self._grace_seconds) as scope:
-                try:
-                    errors += await step() or ()
-                except Exception as error:
-                    errors.append(error)
-            if scope.cancelled_caught:
-                seconds = f"{self._grace_seconds:g} s"
-                errors.append(
-                    UVMError(f"close {self.id}: {name} did not finish within {seconds} and was abandoned")
-                )
+            errors += await self._step(name, step)
         for each in errors:
             _log.error("closing %s: %s", self.id, each)
         return errors
