@@ -77,6 +77,12 @@ def _remade(cls: type[E], args: tuple[Any, ...]) -> E:
     return error
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Return whether an exception says that nothing was changed."""
+    # A closed bridge says by its kind whether the request had been sent.
+    return isinstance(error, UVMError) and not isinstance(error, UnknownOutcomeError | VMExitedError)
+
+
 def own(error: E) -> E:
     """Return a copy of an exception for one caller of several, with the original as its cause."""
     make, of, state = _reduced(error)
@@ -266,8 +272,7 @@ class UndoFailedError(UVMErrorGroup):
         for each in (error, undo_error):
             errors += each.exceptions if isinstance(each, UndoFailedError) else [_as_exception(each)]
         said = f"{error}; and undoing it failed: {undo_error}"
-        unknown = isinstance(undo_error, UnknownOutcomeError | VMExitedError)
-        if isinstance(undo_error, UVMError) and not unknown:
+        if is_refusal(undo_error):
             return UndoFailedError(f"{said}; it stays attached, as an orphan (vm.orphans)", errors)
         return UndoUnknownError(f"{said}; its slot is quarantined (vm.quarantined)", errors)
 

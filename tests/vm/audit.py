@@ -8,9 +8,11 @@ from __future__ import annotations
 from copy import deepcopy
 
 from tests.vm.support import Running, idle
+from uvm._document.plan import GrantAccess
 from uvm._vm.devices import Devices
 from uvm.devices.plan9 import Plan9Shares
-from uvm.devices.scsi import MountPlace
+from uvm.devices.scsi import Attachments, MountPlace
+from uvm.devices.vpmem import Layers, PackedLayers
 from uvm.devices.vsmb import Shares
 from uvm.testing.backends import audit
 from uvm.testing.backends.audit import Audit
@@ -35,6 +37,22 @@ def check_at_rest(run: Running) -> None:
     assert found.expected == found.actual, found.expected ^ found.actual
     _check_guest(run)
     _check_allocators(run)
+    _check_access(run)
+
+
+def _check_access(run: Running) -> None:
+    """The VM has access to what it booted from, and to what is attached or may be; to nothing else."""
+    vm, needed = run.vm, set()
+    allowed = {s.path for s in vm.plan.preparations if isinstance(s, GrantAccess) and not s.to_vm_group}
+    for _, driver in vm._drivers():
+        if isinstance(driver.ledger.device, Attachments | Layers | PackedLayers):
+            values = [e.applied for e in driver.ledger] + [q.value for q in driver.ledger.quarantined]
+            allowed |= {getattr(value, "path", value) for value in values if value is not None}
+        needed |= {need._name.path for need in driver._needs.values() if need._own_grant}
+    had = {path.casefold() for path in run.backend.access.paths(vm.id)}
+    unrevoked = {path.casefold() for path in vm._context.access.unrevoked}
+    assert had <= {path.casefold() for path in allowed} | unrevoked
+    assert {path.casefold() for path in needed} <= had
 
 
 def _check_guest(run: Running) -> None:

@@ -326,7 +326,7 @@ async def _prepare(run: Running) -> None:
 
 
 def _is_work(call: Call) -> bool:
-    return call.operation in ("modify", "grant")
+    return call.operation in ("modify", "grant", "revoke")
 
 
 _PREPARED = {"scsi.disks": 1, "scsi.mounts": 1, "vsmb.shares": 1}

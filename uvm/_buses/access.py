@@ -1,17 +1,26 @@
-"""Access of the VM to host paths: granted with each new attachment, revoked when the VM closes."""
+"""Access of the VM to host paths: granted with each new attachment, revoked with the last device on a path.
+
+Per path the devices that need it are counted, the boot files of the VM among them. A path is revoked when
+the last of them is known to be gone, before its release returns; what attaches it meanwhile waits for that,
+and grants it anew. What is an orphan or quarantined still counts, so its path is revoked when the VM closes,
+as are paths that could not be revoked earlier. Access that is not the VM's own (of the VM group;
+``grant_access=False``) is never revoked.
+"""
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import anyio
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from uvm._async import errors_of
-from uvm._buses.driver import is_refusal
 from uvm._buses.link import Link
 from uvm.backend import Backend
-from uvm.errors import own
+from uvm.errors import is_refusal, own
+
+_log = logging.getLogger("uvm")
 
 
 @frozen
@@ -31,54 +40,130 @@ class HostName:
         return self.names[-1]
 
 
+@frozen(eq=False)
+class Need:
+    """A device's need of access to a path.
+
+    :ivar own_grant: the VM grants it, rather than the caller of the device.
+    """
+
+    _access: Access
+    _name: HostName
+    _own_grant: bool = True
+
+    async def take(self) -> None:
+        """Have access, before the device is added."""
+        await self._access.take(self._name, own_grant=self._own_grant)
+
+    async def leave(self) -> None:
+        """Need it no longer, since the device is gone."""
+        await self._access.leave(self._name)
+
+
 @define(eq=False)
 class _Flight:
-    landed: anyio.Event
+    """A request in flight."""
+
+    revokes: bool
+    landed: anyio.Event = Factory(anyio.Event)
+    error: Exception | None = None
+
+
+@define(eq=False)
+class _Path:
+    """Access to one path.
+
+    :ivar sent: the path, as it was sent first.
+    :ivar users: how many devices are on it.
+    :ivar granted: the VM may have been granted access.
+    :ivar foreign: a device is or was on it whose caller sees to the access.
+    :ivar error: what the last attempt to revoke it failed with.
+    """
+
+    sent: str
+    users: int = 0
+    granted: bool = False
+    foreign: bool = False
+    flight: _Flight | None = None
     error: Exception | None = None
 
 
 @define(eq=False)
 class Access:
-    """Grants of one VM.
+    """The access of one VM to host paths.
 
-    One request per path is in flight at a time; other callers meanwhile share its outcome. It is a part of
-    the operation that attaches, so a task of the VM sends it, which no caller cancels.
-
-    :ivar granted: paths as they were sent, by their keys.
+    One request per path is in flight at a time; those that grant the same meanwhile share its outcome. It is
+    a part of the operation that attaches or detaches, so a task of the VM sends it, which no caller cancels.
     """
 
     backend: Backend
     link: Link
-    granted: dict[str, str] = field(factory=dict)
-    _flights: dict[str, _Flight] = field(factory=dict, init=False)
+    _paths: dict[str, _Path] = field(factory=dict, init=False)
 
-    async def grant(self, path: HostName) -> None:
-        """Grant the VM access to a path; raise what the host raises."""
-        flight = self._flights.get(path.key)
+    def adopt(self, path: HostName) -> None:
+        """Enter access that was granted for as long as the VM exists, such as to a boot disk."""
+        self._paths.setdefault(path.key, _Path(path.path, granted=True)).users += 1
+
+    @property
+    def unrevoked(self) -> dict[str, Exception]:
+        """The paths that could not be revoked, each with why."""
+        kept = [path for path in self._paths.values() if not path.users]
+        return {path.sent: path.error for path in kept if path.error is not None}
+
+    async def take(self, name: HostName, *, own_grant: bool) -> None:
+        """Count one more device on a path; grant access, unless its caller sees to that.
+
+        :raises UVMError: what the host raises; the device is not counted.
+        """
+        path = self._paths.setdefault(name.key, _Path(name.path))
+        path.users += 1
+        if not own_grant:
+            path.foreign = True
+            return
+        while path.flight is not None and path.flight.revokes:
+            await path.flight.landed.wait()
+        flight = path.flight
         if flight is None:
-            flight = self._flights[path.key] = _Flight(anyio.Event())
-            await self._fly(path, flight)
+            flight = await self._fly(path, revokes=False)
         else:
             await flight.landed.wait()
         if flight.error is not None:
+            await self.leave(name)
             raise own(flight.error)
 
-    async def _fly(self, path: HostName, flight: _Flight) -> None:
-        had = path.key in self.granted
+    async def leave(self, name: HostName) -> None:
+        """Count one device less; revoke access after the last one."""
+        path = self._paths[name.key]
+        path.users -= 1
+        if path.users:
+            return
+        if path.granted and not path.foreign:
+            path.error = (await self._fly(path, revokes=True)).error
+            if path.error is not None:
+                _log.warning("%s: access to %s was not revoked: %s", self.link.vm_id, path.sent, path.error)
+        if not path.granted and not path.users:
+            del self._paths[name.key]
+
+    async def _fly(self, path: _Path, *, revokes: bool) -> _Flight:
+        """Send one request; its error is a part of what is returned."""
+        flight = path.flight = _Flight(revokes)
+        had = path.granted
         # Noted before it is requested: an answer that is lost may have been a yes.
-        sent = self.granted.setdefault(path.key, path.path)
+        path.granted = True
+        send = self.backend.revoke_access if revokes else self.backend.grant_access
         try:
-            await self.backend.grant_access(sent, self.link.vm_id)
+            await send(path.sent, self.link.vm_id)
+            path.granted = not revokes
         except Exception as error:
             flight.error = error
-            if is_refusal(error) and not had:
-                del self.granted[path.key]
+            path.granted = had or revokes or not is_refusal(error)
         finally:
-            del self._flights[path.key]
+            path.flight = None
             flight.landed.set()
+        return flight
 
     async def revoke_all(self) -> list[Exception]:
         """Revoke everything that was granted, all at once; return the errors of what was not revoked."""
-        paths = list(self.granted.values())
-        self.granted.clear()
+        paths = [path.sent for path in self._paths.values() if path.granted]
+        self._paths.clear()
         return await errors_of(partial(self.backend.revoke_access, path, self.link.vm_id) for path in paths)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable
+from collections.abc import Callable, Generator, Hashable, Iterable
 from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
@@ -31,6 +31,7 @@ import anyio
 import anyio.abc
 from attrs import Factory, define, field
 
+from uvm._buses.access import Need
 from uvm._buses.link import Link
 from uvm.devices.base import (
     ADD,
@@ -38,6 +39,7 @@ from uvm.devices.base import (
     OK,
     OWED,
     REMOVE,
+    UPDATE,
     Change,
     Entry,
     K,
@@ -62,6 +64,7 @@ from uvm.errors import (
     UnknownOutcomeError,
     UVMError,
     VMExitedError,
+    is_refusal,
     own,
 )
 
@@ -145,7 +148,7 @@ class Hold(Generic[S_co]):
     """One caller's interest in a device, and the ticket that it is at. Await it to have it granted.
 
     :ivar driver: the one whose ledger has the ticket.
-    :ivar before: called before the device is added, if this hold is what it is added for.
+    :ivar need: the access that the device needs, if this hold is what it is added for.
     :ivar number: of two holds, the older has the lower one.
     :ivar error: what the last wait ends with, if it fails.
     :ivar stay: the device, once granted.
@@ -154,7 +157,7 @@ class Hold(Generic[S_co]):
 
     driver: Driver[Any, Any, Any, Any] = field(repr=False)
     _granted: Ticket[Hashable, object, S_co, object] = field(repr=False)
-    before: Callable[[], Awaitable[None]] | None = field(default=None, repr=False)
+    need: Need | None = field(default=None, repr=False)
     number: int = field(factory=count().__next__, init=False)
     ticket: Ticket[Any, Any, Any, Any] = field(
         default=Factory(lambda self: self._granted, takes_self=True), init=False
@@ -368,6 +371,7 @@ class Driver(Generic[K, M, S, W]):
     part_of_parent: bool = True
     _holds: dict[Ticket[K, M, S, W], Hold[object]] = field(factory=dict, init=False)
     _stays: dict[Entry[K, M, S, W], Stay] = field(factory=dict, init=False)
+    _needs: dict[Entry[K, M, S, W], Need] = field(factory=dict, init=False)
     _gates: dict[Hashable, anyio.Event] = field(factory=dict, init=False)
 
     def acquire(
@@ -376,13 +380,13 @@ class Driver(Generic[K, M, S, W]):
         member: M,
         *,
         parent: Hold[object] | None = None,
-        before: Callable[[], Awaitable[None]] | None = None,
+        need: Need | None = None,
         names: tuple[Hashable, ...] = (),
     ) -> Hold[S]:
         """Request a key, and return the hold to await.
 
         :param parent: a hold on what it depends on. The ledger keeps it, unless this raises.
-        :param before: called first if it is not attached yet; if it raises, so does the hold.
+        :param need: the access that it needs, if it is not attached yet; if that fails, so does the hold.
         :param names: what look-ups know it by; the last is its own.
         :raises NoSpaceError: there is no free slot.
         """
@@ -390,14 +394,12 @@ class Driver(Generic[K, M, S, W]):
         ticket, change = self.ledger.acquire(key, member, parent, names)
         if parent is not None:
             parent.state = _GRANTED
-        hold = self._hold(ticket, before)
+        hold = self._hold(ticket, need)
         self._settle(change)
         return hold
 
-    def _hold(
-        self, ticket: Ticket[K, M, S, W], before: Callable[[], Awaitable[None]] | None = None
-    ) -> Hold[S]:
-        hold: Hold[S] = Hold(self, ticket, before)
+    def _hold(self, ticket: Ticket[K, M, S, W], need: Need | None = None) -> Hold[S]:
+        hold: Hold[S] = Hold(self, ticket, need)
         self._holds[ticket] = hold
         return hold
 
@@ -570,6 +572,8 @@ class Driver(Generic[K, M, S, W]):
             finally:
                 if gate is not None:
                     self._gates.pop(gate).set()
+            if not operation.void:
+                await self._leave_access(operation, outcome)
             change = self.ledger.done(operation, outcome)
             self._note(operation, outcome)
             self._settle(change)
@@ -577,6 +581,15 @@ class Driver(Generic[K, M, S, W]):
                 self.link.states.unmounted()
         finally:
             self.lane.leave()
+
+    async def _leave_access(self, operation: Operation[K, M, S, W], outcome: Outcome) -> None:
+        """Revoke what a device needed that is known to be gone; of what is quarantined it is kept."""
+        if isinstance(outcome, Unknown) and operation.kind is not UPDATE:
+            self._needs.pop(operation.entry, None)
+        removed = operation.kind is REMOVE and isinstance(outcome, Ok)
+        not_added = operation.kind is ADD and isinstance(outcome, Refused) and not outcome.remaining
+        if (removed or not_added) and (need := self._needs.pop(operation.entry, None)) is not None:
+            await need.leave()
 
     async def _through_gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:
         """Wait for what this operation must have to itself, take it and return it, if anything."""
@@ -594,9 +607,10 @@ class Driver(Generic[K, M, S, W]):
         done: list[Step] = []
         try:
             steps = self.ledger.begin(operation)
-            calls = (self._holds[ticket].before for ticket in operation.serves)
-            if operation.kind is ADD and (before := next(filter(None, calls), None)):
-                await self.link.call(before())
+            needs = (self._holds[ticket].need for ticket in operation.serves)
+            if operation.kind is ADD and (need := next(filter(None, needs), None)):
+                await self.link.call(need.take())
+                self._needs[operation.entry] = need
         except Exception as error:
             return Refused(error)
         send = self.link.revoke if operation.kind is REMOVE else self.link.send
@@ -632,12 +646,6 @@ async def release_oldest(holds: Iterable[Hold[object]], missing: str) -> None:
     if oldest is None:
         raise NotAttachedError(missing)
     await oldest.release()
-
-
-def is_refusal(error: Exception) -> bool:
-    """Return whether an exception says that nothing was changed."""
-    # A closed bridge says by its kind whether the request had been sent.
-    return isinstance(error, UVMError) and not isinstance(error, UnknownOutcomeError | VMExitedError)
 
 
 def _as_unknown(error: Exception) -> UVMError:

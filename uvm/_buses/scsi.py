@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from itertools import starmap
 
 from attrs import define, frozen
 
 from uvm._arguments import flag_of, member_of
 from uvm._async import opens
-from uvm._buses.access import HostName
+from uvm._buses.access import HostName, Need
 from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
@@ -149,9 +148,8 @@ class ScsiBus(Bus):
             self._check_mount(key, named.path, mount)
         if type is DiskType.VIRTUAL_DISK and self._disks.ledger.get(key) is None:
             await self._context.file_size(named.path)
-        grants = grant_access and not evd_type
-        before = partial(self._context.access.grant, named) if grants else None
-        disk = await self._disks.acquire(key, named.path, before=before, names=named.names)
+        need = None if evd_type else Need(self._context.access, named, grant_access)
+        disk = await self._disks.acquire(key, named.path, need=need, names=named.names)
         slot, shown = disk.slot, _shown(key, named.path)
         if mount is None:
             return ScsiLease(disk, shown, slot.controller, slot.lun)

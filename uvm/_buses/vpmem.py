@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from attrs import define, frozen
 
 from uvm._arguments import flag_of
 from uvm._async import opens
+from uvm._buses.access import Need
 from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.driver import release_oldest
 from uvm._buses.lease import Lease
@@ -94,8 +94,8 @@ class VPMemBus(Bus):
         named = await context.named(path)
         await self._layers.clear(named.key, on_host(named.key))
         layer = self._known(named.key) or Layer(named.path, await context.file_size(named.path))
-        before = partial(context.access.grant, named) if grant_access else None
-        hold = await self._layers.acquire(named.key, layer, before=before, names=named.names)
+        need = Need(context.access, named, grant_access)
+        hold = await self._layers.acquire(named.key, layer, need=need, names=named.names)
         return VPMemLease(hold, named.path, _guest_path(hold.slot))
 
     def _known(self, key: str) -> Layer | None:

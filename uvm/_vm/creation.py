@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 import anyio
 from attrs import define, evolve, field, frozen
 
-from uvm._buses.access import Access
+from uvm._buses.access import Access, HostName
 from uvm._buses.context import Context
-from uvm._buses.driver import is_refusal
 from uvm._buses.link import Link
 from uvm._document import files_to_stat, plan_creation
 from uvm._document.boot import boot_directory
 from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
 from uvm._names import host_path_key
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
-from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError
+from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError, is_refusal
 from uvm.hresult import HResult
 from uvm.options import LCOWOptions, Options, WCOWOptions
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY, ConfidentialOptions
@@ -41,8 +40,8 @@ _REFERENCE_INFO = ("reference_info.cose", "reference_info_hash_envelope.cose")
 class HostArtifacts:
     """The artifacts of a VM's creation on the host, to remove when the VM closes.
 
-    :ivar grants: paths to which the VM itself has access. Grants to the VM group are shared with other VMs
-        and stay.
+    :ivar grants: paths to which the VM itself has access, until it is created. Grants to the VM group are
+        shared with other VMs and stay.
     :ivar files: files that were made for this VM alone.
     :ivar directories: directories that were not there before, parents first; only empty ones are removed.
     """
@@ -50,7 +49,7 @@ class HostArtifacts:
     backend: Backend
     host: HostInfo
     plan: CreationPlan
-    grants: list[str] = field(factory=list)
+    grants: list[HostName] = field(factory=list)
     files: list[str] = field(factory=list)
     directories: list[str] = field(factory=list)
 
@@ -67,7 +66,8 @@ class HostArtifacts:
                     await self.backend.files.set_disk_id(path, disk_id)
                 case GrantAccess(path, to_vm_group, mask):
                     if not to_vm_group:
-                        self.grants.append(path)
+                        key = host_path_key(await self.backend.files.resolve(path), self.host.paths)
+                        self.grants.append(HostName(path, (key,)))
                     await self.backend.grant_access(path, VM_GROUP if to_vm_group else self.plan.id, mask)
 
     async def _make_directory(self, path: str) -> None:
@@ -94,9 +94,9 @@ class HostArtifacts:
     async def remove(self) -> list[Exception]:
         """Revoke and remove all of it; return the errors of what could not be."""
         errors: list[Exception] = []
-        for path in self.grants:
+        for granted in self.grants:
             try:
-                await self.backend.revoke_access(path, self.plan.id)
+                await self.backend.revoke_access(granted.path, self.plan.id)
             except Exception as error:
                 errors.append(error)
         for path in (*self.files, *reversed(self.directories)):
@@ -154,7 +154,11 @@ async def create(
         raise
     link = Link(plan.id, system, exit_grace_seconds=settings.grace_seconds)
     concurrency = settings.concurrency or host.concurrency
-    context = Context(backend, host, options, plan, concurrency, link, Access(backend, link))
+    access = Access(backend, link)
+    for granted in artifacts.grants:
+        access.adopt(granted)
+    artifacts.grants.clear()
+    context = Context(backend, host, options, plan, concurrency, link, access)
     return context, system, artifacts
 
 

@@ -48,13 +48,13 @@ def grace_of(rig: Rig, *, hangs: bool = False) -> float:
 async def some_system(rig: Rig, options: Options | None = None) -> AsyncIterator[System]:
     """Yield a system as UtilityVM creates it, not started; its exit is waited for."""
     settings = Settings(None, None, grace_of(rig))
-    _, system, artifacts = await create(options or linux_options(rig), rig.backend, settings)
+    context, system, artifacts = await create(options or linux_options(rig), rig.backend, settings)
     try:
         async with closed_at_the_end(system):
             yield system
     finally:
         with anyio.CancelScope(shield=True):
-            errors = await artifacts.remove()
+            errors = [*await context.access.revoke_all(), *await artifacts.remove()]
     if errors:
         raise ExceptionGroup(f"undoing the creation of {system.id}", errors)
 

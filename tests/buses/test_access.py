@@ -1,0 +1,164 @@
+"""Access to a path of the host is granted with a device and revoked with the last one on that path."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import pytest
+
+import uvm
+from tests.vm.audit import check_at_rest
+from tests.vm.support import DISK, DISKS, LAYER, OTHER_DISK, Attempt, Running, lcow, quiet, running, wcow
+from uvm.backend import VM_GROUP
+from uvm.errors import GuestError, HostError, UnknownOutcomeError
+
+pytestmark = pytest.mark.anyio
+
+
+def has_access(run: Running, path: str = DISK) -> bool:
+    return "vm1" in run.backend.access.granted(path)
+
+
+async def test_a_path_is_revoked_before_the_release_of_its_last_device_returns() -> None:
+    async with running() as run:
+        disk, layer = await run.vm.scsi.attach(DISK), await run.vm.vpmem.add(LAYER)
+        assert has_access(run)
+        assert has_access(run, LAYER)
+        await disk.release()
+        assert not has_access(run)
+        await layer.release()
+        assert not has_access(run, LAYER)
+        assert run.vm._context.access._paths.keys().isdisjoint({DISK.upper(), LAYER.upper()})
+
+
+async def test_of_two_devices_on_one_path_the_last_revokes_it() -> None:
+    async with running() as run:
+        one, two = await run.vm.vpmem.add(LAYER), await run.vm.scsi.attach(LAYER.upper(), read_only=True)
+        await one.release()
+        assert has_access(run, LAYER)
+        await two.release()
+        assert not has_access(run, LAYER)
+
+
+async def test_access_is_kept_until_the_removal_is_confirmed() -> None:
+    async with running() as run:
+        disk = await run.vm.scsi.attach(DISK)
+        with run.backend.faults.hold(to="revoke") as gate:
+            async with anyio.create_task_group() as tasks:
+                release = Attempt.begin(tasks, disk.release)
+                [parked] = await gate.wait()
+                assert not release.done
+                assert run.backend.vms["vm1"].tree.scsi.disks.get((disk.controller, disk.lun)) is None
+                parked.proceed()
+        check_at_rest(run)
+
+
+async def test_what_attaches_the_path_meanwhile_waits_and_grants_anew() -> None:
+    async with running() as run:
+        layer = await run.vm.vpmem.add(LAYER)
+        with run.backend.faults.hold(to="revoke") as gate:
+            async with anyio.create_task_group() as tasks:
+                Attempt.begin(tasks, layer.release)
+                [parked] = await gate.wait()
+                attempts = [
+                    Attempt.begin(tasks, lambda: run.vm.vpmem.add(LAYER)),
+                    Attempt.begin(tasks, lambda: run.vm.scsi.attach(LAYER, read_only=True)),
+                ]
+                await quiet()
+                assert len(run.sent("grant")) == 1
+                parked.proceed()
+        assert [attempt.error for attempt in attempts] == [None, None]
+        assert len(run.sent("grant")) > 1
+        assert has_access(run, LAYER)
+        check_at_rest(run)
+
+
+async def test_an_add_that_is_refused_after_its_grant_revokes_it() -> None:
+    async with running() as run:
+        run.backend.faults.refuse(resource=DISKS, request_type="Add", first=1)
+        with pytest.raises(HostError):
+            await run.vm.scsi.attach(DISK)
+        assert not has_access(run)
+        run.backend.faults.refuse(to="guest", resource="VPMemDevice", request_type="Add", first=1)
+        with pytest.raises(GuestError):
+            await run.vm.vpmem.add(LAYER)
+        assert not has_access(run, LAYER)
+        check_at_rest(run)
+
+
+async def test_what_is_an_orphan_keeps_its_access_until_it_is_removed() -> None:
+    async with running() as run:
+        disk = await run.vm.scsi.attach(DISK)
+        run.backend.faults.refuse(resource=DISKS, request_type="Remove", first=1)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await disk.release()
+        await quiet()
+        assert has_access(run)
+        await run.vm.orphans[0].release()
+        assert not has_access(run)
+
+
+async def test_what_is_quarantined_keeps_its_access_until_the_vm_closes() -> None:
+    async with running() as run:
+        disk = await run.vm.scsi.attach(DISK, read_only=True)
+        run.backend.faults.lose(resource=DISKS, request_type="Remove", first=1)
+        with pytest.raises(UnknownOutcomeError):
+            await disk.release()
+        await (await run.vm.scsi.attach(DISK, read_only=True)).release()
+        assert has_access(run)
+        check_at_rest(run)
+    assert not has_access(run)
+
+
+async def test_access_of_boot_files_and_of_the_vm_group_stays() -> None:
+    async with running(wcow()) as run:
+        boot = run.backend.access.paths("vm1")
+        assert boot
+        for path in boot:
+            # It is in use, so that the attachment is refused after the grant.
+            with pytest.raises(uvm.UVMError):
+                await run.vm.scsi.attach(path)
+        run.backend.access.grant(DISK, VM_GROUP, "read")
+        await (await run.vm.scsi.attach(DISK)).release()
+        assert run.backend.access.granted(DISK) == {VM_GROUP: "read"}
+        assert run.backend.access.paths("vm1") == boot
+
+
+async def test_access_that_its_caller_sees_to_is_never_revoked() -> None:
+    async with running() as run:
+        run.backend.access.grant(DISK, "vm1", "all")
+        theirs = await run.vm.scsi.attach(DISK, read_only=True, grant_access=False)
+        ours = await run.vm.vpmem.add(DISK)
+        await theirs.release()
+        await ours.release()
+        assert has_access(run)
+        await run.backend.revoke_access(DISK, "vm1")
+
+
+async def test_a_refused_revoke_does_not_fail_the_release_and_is_tried_again_at_close(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "uvm")
+    async with running() as run:
+        disk, other = await run.vm.scsi.attach(DISK), await run.vm.scsi.attach(OTHER_DISK)
+        run.backend.faults.refuse(to="revoke", first=1)
+        await disk.release()
+        await other.release()
+        assert has_access(run)
+        assert not has_access(run, OTHER_DISK)
+        assert f"access to {DISK} was not revoked" in caplog.text
+        assert [*run.vm._context.access.unrevoked] == [DISK]
+        check_at_rest(run)
+    assert not has_access(run)
+
+
+async def test_a_release_that_is_cancelled_revokes_all_the_same() -> None:
+    async with running(lcow()) as run:
+        disk = await run.vm.scsi.attach(DISK)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await disk.release()
+        await disk.gone()
+        assert not has_access(run)
