@@ -154,6 +154,7 @@ class World:
                 {"Token": caller.token},
                 operation=caller.token,
                 survives=caller.survives,
+                starts=not caller.survives and self.draw(st.booleans()),
                 then=lambda call: _take_end(caller, call),
             )
         except BridgeClosedError as e:
@@ -348,6 +349,11 @@ def check_ends(world: World) -> None:
             "closed": world.bridge.closed and not seen,
         }
         assert explained[end], f"{caller.token} ended {end}"
+        late = caller.call.late if caller.call is not None else None
+        if late is not None:
+            assert late.done
+            assert end in ("unknown", "lost by the close")
+            assert late.body is None or late.body.get("ActivityId", caller.token) == caller.token
     assert world.told <= world.notified
 
 

@@ -219,6 +219,10 @@ class Container(ProcessHost):
         launch = Launch((), LinuxProcessParameters(), pipes, terminal, self._started)
         try:
             return await self._guest.call(self._handle.run(launch))
+        except anyio.get_cancelled_exc_class():
+            # What the guest may start all the same is killed then.
+            self._may_run = True
+            raise
         except UnknownOutcomeError:
             self._may_run = True
             self._handle.start_lost()
