@@ -142,7 +142,7 @@ async def _unowned(vm: uvm.UtilityVM, backend: FakeBackend) -> dict[str, Any]:
         await vm.scsi.attach(support.DISK, read_only=True)
     assert vm.orphans
     assert vm.quarantined
-    return {**held, "orphans": vm.orphans, "quarantined": vm.quarantined}
+    return {**held, "orphans": vm.orphans, "quarantined": vm.quarantined, "devices": vm.devices()}
 
 
 async def _handles(vm: uvm.UtilityVM, backend: FakeBackend) -> dict[str, Any]:

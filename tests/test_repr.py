@@ -47,6 +47,7 @@ MADE: tuple[object, ...] = (
     uvm.GuestTimeouts(),
     uvm.Pool(uvm.LCOWOptions(), backend="fake"),
     uvm.LCOWLayer(DISK),
+    uvm.UnrevokedAccess(DISK, "E_FAIL"),
     uvm.WCOWLayer(DISK, "1"),
     uvm.FileInfo(),
     uvm.ErrorRecord("message"),

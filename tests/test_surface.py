@@ -21,7 +21,8 @@ SURFACE = {
         BlockCIMBootFiles HvSocketService PCIDevice RegistryValue VmbFSBootFiles CreationPlan
         GuestTimeouts OutputHandler VMMemory VMStatistics Quarantined
         DiskType Mount LCOWLayer WCOWLayer RootFileSystem
-        Lease LeaseState Orphan AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease
+        Lease LeaseState Orphan StuckDevice UnrevokedAccess VMDevices
+        AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease
         SharedLease VPCILease VPMemLease VSMBLease
         AttachedAdapter CombinedRoot MappedPipe Plan9Share ScsiDisk SharedPath VPCIDevice VPMemLayer VSMBShare
         connect_unix listen_unix
@@ -66,7 +67,8 @@ SURFACE = {
 VM = """
     create id runtime_id os options host plan state exit_status capabilities features guest
     start wait shutdown terminate pause resume crash save detach close
-    scsi vpmem vsmb plan9 vpci pipes network layers share shared mount_layers ledgers quarantined orphans
+    scsi vpmem vsmb plan9 vpci pipes network layers share shared mount_layers
+    devices ledgers quarantined orphans
     run open_process create_container
     stats properties assigned_memory_bytes update_memory update_cpu_limits update_container_memory_limits
     set_cpu_group release_cpu_group update_hvsocket_service remove_hvsocket_service modify guest_request
@@ -96,7 +98,7 @@ HELD = {
     "AdapterLease": f"{LEASE} endpoint_id namespace_id nic_id",
     "CombinedLease": f"{LEASE} root",
     "RootFileSystem": "gone layers release released root scratch scratch_path state",
-    "Orphan": "error key ledger release since slot",
+    "Orphan": "error key ledger release since slot what where",
     "Container": """
         aclose delete_state exit id modify open_init open_process processes properties run shutdown start
         statistics terminate wait

@@ -7,6 +7,7 @@ from uvm._buses.layers import CombinedRoot as CombinedRoot
 from uvm._buses.lease import Lease as Lease
 from uvm._buses.lease import LeaseState as LeaseState
 from uvm._buses.lease import Orphan as Orphan
+from uvm._buses.link import StuckDevice as StuckDevice
 from uvm._buses.network import AdapterLease as AdapterLease
 from uvm._buses.network import AttachedAdapter as AttachedAdapter
 from uvm._buses.network import NamespaceLease as NamespaceLease
@@ -39,6 +40,8 @@ from uvm._guest.stdio import StreamBusyError as StreamBusyError
 from uvm._guest.stdio import StreamClosedError as StreamClosedError
 from uvm._guest.stdio import StreamVMExitedError as StreamVMExitedError
 from uvm._guest.timeouts import GuestTimeouts as GuestTimeouts
+from uvm._vm.attached import UnrevokedAccess as UnrevokedAccess
+from uvm._vm.attached import VMDevices as VMDevices
 from uvm._vm.keeper import start_vm as start_vm
 from uvm._vm.layers import LCOWLayer as LCOWLayer
 from uvm._vm.layers import RootFileSystem as RootFileSystem

@@ -149,7 +149,7 @@ async def test_a_refused_revoke_does_not_fail_the_release_and_is_tried_again_at_
         assert has_access(run)
         assert not has_access(run, OTHER_DISK)
         assert f"access to {DISK} was not revoked" in caplog.text
-        assert [*run.vm._context.access.unrevoked] == [DISK]
+        assert [each.host_path for each in run.vm.devices().unrevoked_access] == [DISK]
         check_at_rest(run)
     assert not has_access(run)
 

@@ -68,10 +68,10 @@ async def test_plan9_shares_are_listed_and_so_is_what_they_show() -> None:
         await run.vm.plan9.add(SHARED, "/a", read_only=True)
         share = await run.vm.share(OTHER_SHARED, "/b")
         assert run.vm.plan9.shares == (
-            uvm.Plan9Share(SHARED, "/a", "0", True, ()),
-            uvm.Plan9Share(OTHER_SHARED, "/b", "1", False, ()),
+            uvm.Plan9Share(SHARED, "/a", "0", True, (), 1),
+            uvm.Plan9Share(OTHER_SHARED, "/b", "1", False, (), 1),
         )
-        assert run.vm.shared[1] == uvm.SharedPath(share.host_path, share.guest_path, False)
+        assert run.vm.shared[1] == uvm.SharedPath(share.host_path, share.guest_path, False, 1)
 
 
 async def test_vsmb_shares_are_listed_with_their_files_and_so_is_what_is_shown_of_them() -> None:
@@ -81,7 +81,7 @@ async def test_vsmb_shares_are_listed_with_their_files_and_so_is_what_is_shown_o
         whole, single = run.vm.vsmb.shares
         assert whole == uvm.VSMBShare(OTHER_SHARED, lease.guest_path, lease.name, False, (), 1)
         assert (single.host_path, single.read_only, single.files) == (SHARED, True, (FILE,))
-        assert run.vm.shared == (uvm.SharedPath(FILE, r"C:\here", True),)
+        assert run.vm.shared == (uvm.SharedPath(FILE, r"C:\here", True, 1),)
 
 
 async def test_a_direct_mapped_share_that_is_kept_has_no_reference() -> None:

@@ -272,7 +272,7 @@ async def test_what_meets_an_orphan_that_stays_says_so_and_attaches_nothing(kind
         with pytest.raises(OrphanError, match="an orphan whose removal failed again") as caught:
             await again(run)
         assert isinstance(caught.value.__cause__, GuestError)
-        assert str(before[0].slot) in str(caught.value)
+        assert f"{before[0].what} is still at {before[0].where}" in str(caught.value)
         assert run.vm.orphans == before
         check_at_rest(run)
         await (await again(run)).release()

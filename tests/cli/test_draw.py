@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,16 +11,18 @@ import pytest
 from tests.cli.support import Screen, paper
 from uvm._buses.directories import SharedPath
 from uvm._buses.layers import CombinedRoot
+from uvm._buses.link import StuckDevice
 from uvm._buses.network import AttachedAdapter
 from uvm._buses.plan9 import Plan9Share
 from uvm._buses.scsi import ScsiDisk
 from uvm._buses.vpmem import VPMemLayer
 from uvm._buses.vsmb import VSMBShare
+from uvm._vm.attached import UnrevokedAccess, VMDevices
 from uvm._vm.statistics import VMMemory, VMStatistics
 from uvm.cli.draw import draw_devices, draw_scsi, draw_statistics, draw_vpmem
 from uvm.cli.requests import draw_request, summarize
 from uvm.cli.terminal import ASCII, UNICODE, Terminal
-from uvm.devices.scsi import DiskType
+from uvm.devices.scsi import DiskType, ScsiSlot
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -29,29 +31,9 @@ ROW = " ........" * 7
 VHD = DiskType.VIRTUAL_DISK
 
 
-def vm_with(
-    *,
-    disks: tuple[ScsiDisk, ...] = (),
-    layers: tuple[VPMemLayer, ...] = (),
-    plan9: tuple[Plan9Share, ...] = (),
-    vsmb: tuple[VSMBShare, ...] = (),
-    adapters: tuple[AttachedAdapter, ...] = (),
-    roots: tuple[CombinedRoot, ...] = (),
-    shared: tuple[SharedPath, ...] = (),
-    **plan: Any,
-) -> Any:
-    """A VM as far as it is drawn: what its buses list, and what its plan says."""
-    nothing = {"scsi_controllers": 0, "reserved_scsi": (), "vpmem_count": 0, "vpmem_multi_mapping": True}
-    return SimpleNamespace(
-        plan=SimpleNamespace(**nothing | {"boot_vpmem_bytes": None} | plan),
-        scsi=SimpleNamespace(disks=disks),
-        vpmem=SimpleNamespace(layers=layers),
-        plan9=SimpleNamespace(shares=plan9),
-        vsmb=SimpleNamespace(shares=vsmb),
-        network=SimpleNamespace(adapters=adapters),
-        layers=SimpleNamespace(roots=roots),
-        shared=shared,
-    )
+def vm_with(**attached: Any) -> VMDevices:
+    """The devices of a VM, as far as they are drawn."""
+    return VMDevices(vm_id="vm1", **{"vpmem_multi_mapping": True, **attached})
 
 
 def drawn(lines: list[str]) -> str:
@@ -61,7 +43,7 @@ def drawn(lines: list[str]) -> str:
 def test_the_scsi_controllers() -> None:
     vm = vm_with(
         scsi_controllers=2,
-        reserved_scsi=((0, 0),),
+        reserved_scsi=(ScsiSlot(0, 0),),
         disks=(
             ScsiDisk(r"C:\a.vhd", 0, 1, True, VHD, ("/run/mounts/scsi/m0",), 2),
             ScsiDisk(r"C:\b.vhdx", 0, 9, False, VHD, (), 1),
@@ -120,9 +102,9 @@ def test_a_region_that_reaches_beyond_a_small_device_is_cut_at_its_end() -> None
 
 def test_what_has_no_grid() -> None:
     vm = vm_with(
-        plan9=(Plan9Share(r"C:\conf", "/etc/conf", "0", True, ()),),
-        vsmb=(VSMBShare(r"C:\logs", rf"\\?\VMSMB\VSMB-{{{GUID}}}\s1", "s1", False, (), 0),),
-        adapters=(AttachedAdapter(GUID, GUID, "eth0", GUID, "00-15-5D-52-C0-10", ("10.0.0.4/24",)),),
+        plan9_shares=(Plan9Share(r"C:\conf", "/etc/conf", "0", True, (), 1),),
+        vsmb_shares=(VSMBShare(r"C:\logs", rf"\\?\VMSMB\VSMB-{{{GUID}}}\s1", "s1", False, (), 0),),
+        adapters=(AttachedAdapter(GUID, GUID, "eth0", GUID, "00-15-5D-52-C0-10", ("10.0.0.4/24",), 1),),
     )
     assert drawn(draw_devices(paper(), vm)) == (
         "  Shares\n"
@@ -141,11 +123,43 @@ def test_what_has_no_grid() -> None:
 
 def test_a_share_is_drawn_where_the_guest_sees_it() -> None:
     vm = vm_with(
-        plan9=(Plan9Share("C:\\a", "/one", "0", True, ()), Plan9Share("C:\\a", "/two", "1", True, ())),
-        vsmb=(VSMBShare("C:\\b", "unc", "s1", True, (), 1),),
-        shared=(SharedPath("C:\\a", "/two", True), SharedPath("C:\\b", "C:\\shown", True)),
+        plan9_shares=(
+            Plan9Share("C:\\a", "/one", "0", True, (), 1),
+            Plan9Share("C:\\a", "/two", "1", True, (), 1),
+        ),
+        vsmb_shares=(VSMBShare("C:\\b", "unc", "s1", True, (), 1),),
+        shared=(SharedPath("C:\\a", "/two", True, 1), SharedPath("C:\\b", "C:\\shown", True, 1)),
     )
     assert [line.split()[-1] for line in draw_devices(paper(), vm)[2:5]] == ["/one", "/two", "C:\\shown"]
+
+
+def test_what_no_lease_holds() -> None:
+    since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    devices = vm_with(
+        scsi_controllers=1,
+        disks=(ScsiDisk(r"C:\a.vhd", 0, 0, True, VHD, (), 0, orphaned=True),),
+        orphans=(StuckDevice(r"disk C:\a.vhd", "SCSI controller 0, LUN 0", "E_FAIL", since),),
+        quarantined=(StuckDevice("layer x", "VPMEM device 1", "no answer", since),),
+        unrevoked_access=(UnrevokedAccess(r"C:\b.vhd", "E_ACCESSDENIED"),),
+    )
+    assert drawn(draw_devices(paper(), devices)[4:]) == (
+        "    slot  disk      refs    in the guest\n"
+        "    0:0   C:\\a.vhd  orphan  not mounted\n"
+        "\n"
+        "  Shares, Network, Containers  none\n"
+        "\n"
+        "  Orphans\n"
+        "    device         at                        since     why\n"
+        "    disk C:\\a.vhd  SCSI controller 0, LUN 0  03:04:05  E_FAIL\n"
+        "\n"
+        "  Quarantined\n"
+        "    device   at              since     why\n"
+        "    layer x  VPMEM device 1  03:04:05  no answer\n"
+        "\n"
+        "  Access that could not be revoked\n"
+        "    path      why\n"
+        "    C:\\b.vhd  E_ACCESSDENIED"
+    )
 
 
 def test_root_file_systems() -> None:

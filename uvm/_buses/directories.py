@@ -14,6 +14,7 @@ from uvm._buses.plan9 import Plan9Bus
 from uvm._buses.vsmb import VSMBBus
 from uvm._names import HostPath, guest_path_key
 from uvm._names import guest_path as clean_guest_path
+from uvm._repr import brief_call
 from uvm.devices.directories import Directories, ShownShare
 from uvm.devices.plan9 import SharedDirectory
 from uvm.errors import NotAttachedError, UVMError
@@ -34,11 +35,20 @@ class SharedLease(Lease):
 
 @frozen
 class SharedPath:
-    """A directory or file of the host, shown at a path of choice in the guest."""
+    """A directory or file of the host, shown at a path of choice in the guest.
+
+    :ivar references: how many leases it has.
+    :ivar orphaned: it is an orphan.
+    """
 
     host_path: str
     guest_path: str
     read_only: bool
+    references: int
+    orphaned: bool = False
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 class DirectoryBus(Bus):
@@ -57,14 +67,24 @@ class DirectoryBus(Bus):
         """What is shown at paths of choice; in a Linux guest, every Plan9 share."""
         join = self._context.host.path.join
         shown = [
-            SharedPath(join(s.host_path, name), posixpath.join(s.guest_path, name), s.read_only)
-            if name
-            else SharedPath(s.host_path, s.guest_path, s.read_only)
+            SharedPath(
+                join(s.host_path, name) if name else s.host_path,
+                posixpath.join(s.guest_path, name) if name else s.guest_path,
+                s.read_only,
+                s.references,
+                s.orphaned,
+            )
             for s in self._plan9.shares
             for name in s.allowed_names or ("",)
         ]
         shown += [
-            SharedPath(share.host_path, entry.slot, share.read_only)
+            SharedPath(
+                share.host_path,
+                entry.slot,
+                share.read_only,
+                len(entry.holders),
+                self._directories.is_orphaned(entry),
+            )
             for entry, share in self._directories.attached()
         ]
         return tuple(shown)

@@ -32,7 +32,7 @@ import anyio.abc
 from attrs import Factory, define, field
 
 from uvm._buses.access import Need
-from uvm._buses.link import Link
+from uvm._buses.link import Link, StuckDevice
 from uvm.devices.base import (
     ADD,
     ENDED,
@@ -196,6 +196,11 @@ class Hold(Generic[S_co]):
             and self.state is _OWED
             and not self.driver.is_wanted(self.ticket.entry, self.ticket.member)
         )
+
+    def describe(self) -> tuple[str, str]:
+        """Return what it is at now, and where, for people."""
+        ticket = self.ticket
+        return self.driver.ledger.device.describe(ticket.key, ticket.entry.slot, ticket.member)
 
     def __await__(self) -> Generator[Any, Any, Self]:
         return self._wait_granted().__await__()
@@ -452,6 +457,10 @@ class Driver(Generic[K, M, S, W]):
         """Return whether a ticket wants what a member is of a device."""
         return member in entry.members() if self.ledger.device.narrows else entry.wanted
 
+    def is_orphaned(self, entry: Entry[K, M, S, W]) -> bool:
+        """Return whether a device is an orphan, or has a part that is one."""
+        return any(hold.is_orphan for hold in self.link.left if hold.ticket.entry is entry)
+
     def owns(self, hold: Hold[object]) -> bool:
         """Return whether a hold is at a ticket of its ledger."""
         return self._holds.get(hold.ticket) is hold
@@ -474,14 +483,14 @@ class Driver(Generic[K, M, S, W]):
         wanted = {(self, key), *claims}
         for hold in [*self.link.left]:
             if hold.is_orphan and not wanted.isdisjoint(hold.driver.claims_of(hold.ticket)):
-                entry = hold.ticket.entry
+                what, where = hold.describe()
                 hold.abandon()
                 try:
                     await hold.wait_released()
                 except UVMError as refusal:
                     raise OrphanError(
-                        f"nothing was attached: {entry.key} is still at {entry.slot}, an orphan whose "
-                        f"removal failed again; see vm.orphans and vm.quarantined: {refusal}"
+                        f"nothing was attached: {what} is still at {where}, an orphan whose removal failed "
+                        f"again; see vm.orphans and vm.quarantined: {refusal}"
                     ) from refusal
 
     # What the ledger decided.
@@ -520,7 +529,10 @@ class Driver(Generic[K, M, S, W]):
             return
         if error is not None:
             if hold.state is not _WAITING:
-                _log.warning("%s: releasing %s failed: %s", self.link.vm_id, ticket.key, error)
+                what, where = self.ledger.device.describe(ticket.key, ticket.entry.slot, ticket.member)
+                # What was withheld may be attached at another slot now.
+                released = f"{what} at {where}" if owed else what
+                _log.warning("%s: releasing %s failed: %s", self.link.vm_id, released, error)
             hold.error = error if hold.error is None else UndoFailedError.of(hold.error, error)
         elif hold.state is _OWED:
             # Another caller's acquire finished the removal that was refused.
@@ -552,13 +564,16 @@ class Driver(Generic[K, M, S, W]):
             stay.change(error if operation.releasers else None)
 
     def _report(self, withheld: Quarantined[K, S]) -> None:
-        self.link.quarantined.append(withheld)
+        value: Any = withheld.value
+        what, where = self.ledger.device.describe(withheld.key, withheld.slot, value)
+        stuck = StuckDevice(what, where, str(withheld.cause), datetime.now(UTC))
+        self.link.quarantined.append((withheld, stuck))
         _log.warning(
             "%s: %s of %s at %s: the outcome is unknown, so the slot is withheld: %s",
             self.link.vm_id,
             withheld.operation.value,
-            withheld.key,
-            withheld.slot,
+            what,
+            where,
             withheld.cause,
         )
 

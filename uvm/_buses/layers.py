@@ -33,6 +33,7 @@ class CombinedRoot:
     :ivar root: its path in the guest.
     :ivar layers: the guest paths of its layers, top-most first.
     :ivar references: how many leases it has.
+    :ivar orphaned: it is an orphan.
     """
 
     root: str
@@ -40,6 +41,7 @@ class CombinedRoot:
     scratch_path: str
     container_id: str
     references: int
+    orphaned: bool = False
 
     def __repr__(self) -> str:
         return brief_call(self)
@@ -67,6 +69,7 @@ class LayersBus(Bus):
                 combined.scratch_path,
                 combined.container_id,
                 len(entry.holders),
+                self._roots.is_orphaned(entry),
             )
             for entry, combined in self._roots.attached()
         )

@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 
 from uvm._arguments import Bound
 from uvm._buses.driver import Hold, HoldState
-from uvm._repr import arguments_of, brief, brief_call
+from uvm._repr import arguments_of, brief
 from uvm.errors import AlreadyReleasedError
 
 
@@ -158,12 +158,14 @@ class Lease(Releasable):
 
 @frozen
 class Orphan(Bound):
-    """What is attached and no caller holds: its removal was refused, and the caller failed or was cancelled.
+    r"""What is attached and no caller holds: its removal was refused, and the caller failed or was cancelled.
 
     It is also removed when another caller attaches the same and releases it.
 
     :ivar ledger: the name of its ledger in :meth:`UtilityVM.ledgers`.
     :ivar key: what makes it one device, such as its host path.
+    :ivar what: the device, for people, such as ``disk C:\a.vhdx``.
+    :ivar where: its slot, for people, such as ``SCSI controller 0, LUN 1``.
     :ivar error: what the removal failed with.
     :ivar since: since when it has no caller.
     """
@@ -171,12 +173,14 @@ class Orphan(Bound):
     ledger: str
     key: object
     slot: object
+    what: str
+    where: str
     error: BaseException | None = field(eq=False)
     since: datetime
     _hold: Hold[object] = field(repr=False)
 
     def __repr__(self) -> str:
-        return brief_call(self)
+        return brief(f"<Orphan: {self.what} at {self.where} since {self.since:%X}: {self.error}>")
 
     async def release(self) -> None:
         """Try again to remove it; do nothing if it was removed meanwhile."""

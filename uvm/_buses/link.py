@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.abc
-from attrs import Factory, define
+from attrs import Factory, define, frozen
 
 from uvm._async import Errand, Flag, Home
 from uvm._guest.access import has_gone, has_stopped
 from uvm._guest.states import ContainerStates
 from uvm._guest.stdio import StreamBrokenError
+from uvm._repr import brief_call
 from uvm.devices.base import Quarantined, Step
 from uvm.errors import (
     BridgeClosedError,
@@ -28,12 +30,29 @@ from uvm.schema.json import to_json
 from uvm.schema.requests import ModificationRequest
 
 if TYPE_CHECKING:
-    from uvm._buses.driver import Hold
     from uvm.backend import JSON, Guest, System
 
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm")
+
+
+@frozen
+class StuckDevice:
+    r"""What stays on the host without a caller: an orphan, or what may be in a quarantined slot.
+
+    :ivar what: the device, such as ``disk C:\a.vhdx``.
+    :ivar where: its slot, such as ``SCSI controller 0, LUN 1``.
+    :ivar why: what its removal, or the operation of unknown outcome, failed with.
+    """
+
+    what: str
+    where: str
+    why: str
+    since: datetime
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 @define(eq=False)
@@ -42,6 +61,7 @@ class Link:
 
     :ivar tasks: the VM's task group; None unless the VM is running.
     :ivar left: holds without a caller whose release was refused: orphans, unless others want the device.
+    :ivar quarantined: what is withheld, each with the same for people.
     :ivar states: the states of the guest's containers that have ended.
     :ivar home: the event loop of the VM.
     :ivar failure: returns what the task that holds the VM failed with.
@@ -57,8 +77,8 @@ class Link:
     exit_status: ExitStatus | None = None
     exit_grace_seconds: float = 5.0
     guest_exit_seconds: float = 2.0
-    quarantined: list[Quarantined[Hashable, object]] = Factory(list)
-    left: dict[Hold[object], None] = Factory(dict)
+    quarantined: list[tuple[Quarantined[Hashable, object], StuckDevice]] = Factory(list)
+    left: dict[Any, None] = Factory(dict)
     states: ContainerStates = Factory(lambda link: ContainerStates(name=link.vm_id), takes_self=True)
     home: Home = Factory(Home.here)
     failure: Callable[[], Exception | None] = lambda: None

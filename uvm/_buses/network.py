@@ -13,6 +13,7 @@ from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease, LeaseState, all_gone, state_of_all
 from uvm._checks import guid_of
 from uvm._names import guid_key, guid_text
+from uvm._repr import brief_call
 from uvm.backend import JSON
 from uvm.devices.network import Adapter, Adapters, Namespaces, adapter_key
 from uvm.errors import AlreadyReleasedError, NotAttachedError, OptionsError, together
@@ -104,6 +105,8 @@ class AttachedAdapter:
     :ivar nic_id: its id, a GUID.
     :ivar endpoint_name: the endpoint's name, if it has one.
     :ivar addresses: with their prefix lengths, such as ``10.0.0.2/24``.
+    :ivar references: how many leases it has.
+    :ivar orphaned: it is an orphan.
     """
 
     nic_id: str
@@ -112,6 +115,11 @@ class AttachedAdapter:
     namespace_id: str
     mac_address: str
     addresses: tuple[str, ...]
+    references: int
+    orphaned: bool = False
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 class NetworkBus(Bus):
@@ -145,6 +153,8 @@ class NetworkBus(Bus):
                 adapter.endpoint.host_compute_namespace,
                 adapter.endpoint.mac_address,
                 tuple(f"{ip.ip_address}/{ip.prefix_length}" for ip in adapter.endpoint.ip_configurations),
+                len(entry.holders),
+                self._adapters.is_orphaned(entry),
             )
             for entry, adapter in self._adapters.attached()
         )

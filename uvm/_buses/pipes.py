@@ -27,10 +27,12 @@ class MappedPipe:
     """A named pipe of the host that the guest sees.
 
     :ivar references: how many leases it has.
+    :ivar orphaned: it is an orphan.
     """
 
     host_path: str
     references: int
+    orphaned: bool = False
 
 
 class PipeBus(Bus):
@@ -45,7 +47,10 @@ class PipeBus(Bus):
     @property
     def pipes(self) -> tuple[MappedPipe, ...]:
         """The pipes that are mapped."""
-        return tuple(MappedPipe(entry.slot, len(entry.holders)) for entry, _ in self._pipes.attached())
+        return tuple(
+            MappedPipe(entry.slot, len(entry.holders), self._pipes.is_orphaned(entry))
+            for entry, _ in self._pipes.attached()
+        )
 
     @opens
     async def add(self, path: HostPath) -> PipeLease:

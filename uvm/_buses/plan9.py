@@ -37,6 +37,8 @@ class Plan9Share:
     """A directory of the host that a Linux guest has mounted.
 
     :ivar allowed_names: the files that the guest sees; empty for all.
+    :ivar references: how many leases it has: 1, or 0 while it is removed.
+    :ivar orphaned: it is an orphan.
     """
 
     host_path: str
@@ -44,6 +46,8 @@ class Plan9Share:
     name: str
     read_only: bool
     allowed_names: tuple[str, ...]
+    references: int
+    orphaned: bool = False
 
     def __repr__(self) -> str:
         return brief_call(self)
@@ -63,7 +67,15 @@ class Plan9Bus(Bus):
     def shares(self) -> tuple[Plan9Share, ...]:
         """The directories that are shared."""
         return tuple(
-            Plan9Share(share.path, share.guest_path, entry.slot, share.read_only, share.allowed_files)
+            Plan9Share(
+                share.path,
+                share.guest_path,
+                entry.slot,
+                share.read_only,
+                share.allowed_files,
+                len(entry.holders),
+                self._shares.is_orphaned(entry),
+            )
             for entry, share in self._shares.attached()
         )
 

@@ -14,6 +14,7 @@ from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import HostPath, text_of
+from uvm._repr import brief_call
 from uvm.devices.base import Entry
 from uvm.devices.scsi import (
     Attachments,
@@ -28,6 +29,7 @@ from uvm.devices.scsi import (
     evd_name,
     mount_key,
     parse_evd,
+    shown_path,
 )
 from uvm.errors import NotAttachedError, OptionsError, UVMError
 
@@ -57,6 +59,7 @@ class ScsiDisk:
     :ivar lun: the LUN on it, 0 to 63.
     :ivar mounts: the paths in the guest at which it is mounted.
     :ivar references: how many leases it has, those of its mounts included.
+    :ivar orphaned: it, or a mount of it, is an orphan, and no lease has it.
     """
 
     host_path: str
@@ -66,6 +69,10 @@ class ScsiDisk:
     type: DiskType
     mounts: tuple[str, ...]
     references: int
+    orphaned: bool = False
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 class ScsiBus(Bus):
@@ -90,14 +97,16 @@ class ScsiBus(Bus):
 
     def _disk(self, entry: Entry[DiskKey, str, ScsiSlot, str], path: str) -> ScsiDisk:
         mounts = self._mounted(entry.slot)
+        # A mount is one reference to its disk, whatever the number of leases of the mount.
+        references = len(entry.holders) + sum(len(mount.holders) - 1 for mount in mounts)
         return ScsiDisk(
-            _shown(entry.key, path),
+            shown_path(entry.key, path),
             *entry.slot,
             entry.key.read_only,
             entry.key.type,
             tuple(mount.slot.path for mount in mounts),
-            # A mount is one reference to its disk, whatever the number of leases of the mount.
-            len(entry.holders) + sum(len(mount.holders) - 1 for mount in mounts),
+            references,
+            not references and (self._disks.is_orphaned(entry) or any(map(self._mounts.is_orphaned, mounts))),
         )
 
     def _mounted(self, slot: ScsiSlot) -> list[Entry[MountKey, str, MountPlace, bool]]:
@@ -150,7 +159,7 @@ class ScsiBus(Bus):
             await self._context.file_size(named.path)
         need = None if evd_type else Need(self._context.access, named, grant_access)
         disk = await self._disks.acquire(key, named.path, need=need, names=named.names)
-        slot, shown = disk.slot, _shown(key, named.path)
+        slot, shown = disk.slot, shown_path(key, named.path)
         if mount is None:
             return ScsiLease(disk, shown, slot.controller, slot.lun)
         mounted = await self._mount(disk, mount, key.read_only)
@@ -229,8 +238,3 @@ class ScsiBus(Bus):
             for mount in self._mounted(disk.slot):
                 return mount.slot.path
         raise NotAttachedError(f"{path} is not mounted in {self._context.vm_id} over SCSI")
-
-
-def _shown(key: DiskKey, path: str) -> str:
-    """Return the path of a disk, so that look-ups take it."""
-    return f"evd://{key.evd_type}/{path}" if key.evd_type else path

@@ -10,6 +10,7 @@ from uvm._buses.driver import Hold, release_oldest
 from uvm._buses.lease import Lease
 from uvm._checks import U16, guid_of, whole
 from uvm._names import pci_key, text_of
+from uvm._repr import brief_call
 from uvm.devices.vpci import DeviceKey, PciDevice, PciDevices
 from uvm.errors import OptionsError
 
@@ -34,12 +35,17 @@ class VPCIDevice:
 
     :ivar vmbus_guid: the device on the VM's VMBus.
     :ivar references: how many leases it has; one assigned at boot counts as one.
+    :ivar orphaned: it is an orphan.
     """
 
     instance_path: str
     function: int
     vmbus_guid: str
     references: int
+    orphaned: bool = False
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 class VPCIBus(Bus):
@@ -55,7 +61,13 @@ class VPCIBus(Bus):
     def devices(self) -> tuple[VPCIDevice, ...]:
         """The devices that are assigned."""
         return tuple(
-            VPCIDevice(device.instance_path, device.function, entry.slot, len(entry.holders))
+            VPCIDevice(
+                device.instance_path,
+                device.function,
+                entry.slot,
+                len(entry.holders),
+                self._devices.is_orphaned(entry),
+            )
             for entry, device in self._devices.attached()
         )
 

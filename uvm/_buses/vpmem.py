@@ -13,6 +13,7 @@ from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.driver import release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import HostPath
+from uvm._repr import brief_call
 from uvm.devices.base import APPLIED, Device, Entry
 from uvm.devices.vpmem import Layer, Layers, Mapping, PackedLayers, layer_path
 from uvm.errors import NotAttachedError
@@ -38,6 +39,7 @@ class VPMemLayer:
     :ivar offset_bytes: its offset on the device, if several layers share one.
     :ivar size_bytes: its size; on a shared device in whole pages.
     :ivar references: how many leases it has.
+    :ivar orphaned: it is an orphan.
     """
 
     host_path: str
@@ -46,6 +48,10 @@ class VPMemLayer:
     offset_bytes: int
     size_bytes: int
     references: int
+    orphaned: bool = False
+
+    def __repr__(self) -> str:
+        return brief_call(self)
 
 
 class VPMemBus(Bus):
@@ -69,7 +75,11 @@ class VPMemBus(Bus):
         """The layers that are mapped."""
         return tuple(
             VPMemLayer(
-                layer.path, _guest_path(entry.slot), *_place(entry.slot, layer), references=len(entry.holders)
+                layer.path,
+                _guest_path(entry.slot),
+                *_place(entry.slot, layer),
+                references=len(entry.holders),
+                orphaned=self._layers.is_orphaned(entry),
             )
             for entry, layer in self._layers.attached()
         )

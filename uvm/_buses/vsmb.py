@@ -57,6 +57,7 @@ class VSMBShare:
     :ivar files: host paths of the files that the guest sees; empty for all of the directory.
     :ivar references: how many leases and shown directories it has; 0 if it is only kept because the guest may
         have its files mapped.
+    :ivar orphaned: it, or a file of it, is an orphan.
     """
 
     host_path: str
@@ -65,6 +66,7 @@ class VSMBShare:
     read_only: bool
     files: tuple[str, ...]
     references: int
+    orphaned: bool = False
 
     def __repr__(self) -> str:
         return brief_call(self)
@@ -98,6 +100,7 @@ class VSMBBus(Bus):
                 entry.key.read_only,
                 tuple(file.path for file in share.files),
                 len(entry.holders),
+                self._shares.is_orphaned(entry),
             )
             for entry, share in self._shares.attached()
         )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
 from uvm._async import Opening
 from uvm._buses.context import Bus
 from uvm._buses.directories import DirectoryBus, SharedLease, SharedPath
-from uvm._buses.driver import Driver
+from uvm._buses.driver import Driver, Hold
 from uvm._buses.layers import LayersBus
 from uvm._buses.lease import Orphan
+from uvm._buses.link import StuckDevice
 from uvm._buses.network import NetworkBus
 from uvm._buses.pipes import PipeBus
 from uvm._buses.plan9 import Plan9Bus
@@ -20,8 +21,10 @@ from uvm._buses.vpci import VPCIBus
 from uvm._buses.vpmem import VPMemBus
 from uvm._buses.vsmb import VSMBBus
 from uvm._names import HostPath, guest_path_key
+from uvm._vm.attached import UnrevokedAccess, VMDevices
 from uvm._vm.base import Part
 from uvm.devices.base import LedgerState, Quarantined
+from uvm.devices.scsi import ScsiSlot
 from uvm.devices.vpci import PciDevice
 
 
@@ -116,16 +119,55 @@ class Devices(Part):
     @property
     def quarantined(self) -> tuple[Quarantined[Hashable, object], ...]:
         """The slots that are withheld, since what is in them is unknown."""
-        return tuple(self._link.quarantined)
+        return tuple(withheld for withheld, _ in self._link.quarantined)
 
     @property
     def orphans(self) -> tuple[Orphan, ...]:
         """The devices that are attached but held by no caller, since their removal was refused."""
+        left: Iterable[Hold[object]] = self._link.left
         return tuple(
-            Orphan(name, hold.ticket.key, hold.ticket.entry.slot, hold.error, hold.since, hold)
+            Orphan(
+                name,
+                hold.ticket.key,
+                hold.ticket.entry.slot,
+                *hold.describe(),
+                hold.error,
+                hold.since,
+                hold,
+            )
             for name, driver in self._drivers()
-            for hold in self._link.left
+            for hold in left
             if hold.is_orphan and hold.since is not None and driver.owns(hold)
+        )
+
+    def devices(self) -> VMDevices:
+        """Return all that is attached now, orphans and quarantined slots included, as a value."""
+        plan = self._context.plan
+        # Only a VM that runs can have a network bus.
+        network: NetworkBus | None = self.__dict__.get("network")
+        return VMDevices(
+            vm_id=plan.id,
+            scsi_controllers=plan.scsi_controllers,
+            reserved_scsi=tuple(ScsiSlot(*slot) for slot in plan.reserved_scsi),
+            disks=self.scsi.disks,
+            vpmem_count=plan.vpmem_count,
+            vpmem_size_bytes=plan.vpmem_size_bytes,
+            vpmem_multi_mapping=plan.vpmem_multi_mapping,
+            boot_vpmem_bytes=plan.boot_vpmem_bytes,
+            layers=self.vpmem.layers,
+            vsmb_shares=self.vsmb.shares,
+            plan9_shares=self.plan9.shares,
+            shared=self.shared,
+            roots=self.layers.roots,
+            pipes=self.pipes.pipes,
+            pci_devices=self.vpci.devices,
+            namespaces=() if network is None else network.namespaces,
+            adapters=() if network is None else network.adapters,
+            orphans=tuple(StuckDevice(o.what, o.where, str(o.error), o.since) for o in self.orphans),
+            quarantined=tuple(stuck for _, stuck in self._link.quarantined),
+            unrevoked_access=tuple(
+                UnrevokedAccess(path, str(error)) for path, error in self._context.access.unrevoked.items()
+            ),
         )
 
     def ledgers(self) -> dict[str, LedgerState[Hashable, object, object, object]]:

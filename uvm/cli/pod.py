@@ -215,7 +215,7 @@ class _PodRun:
 
     def _show_devices(self, vm: UtilityVM, title: str) -> None:
         self.terminal.write("", self.terminal.rule(title))
-        self.terminal.write(*draw_devices(self.terminal, vm))
+        self.terminal.write(*draw_devices(self.terminal, vm.devices()))
 
     def _write_dim(self, line: str) -> None:
         self.terminal.write(self.terminal.paint(line, "dim"))

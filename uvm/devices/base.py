@@ -335,6 +335,13 @@ class Device(Generic[K, M, S, W]):
         """Return the steps of an operation, in order; of a REMOVE all of them."""
         raise NotImplementedError
 
+    def describe(self, key: K, slot: S, value: M | W) -> tuple[str, str]:
+        """Return what a device is, and where, for people.
+
+        :param value: what is applied or wanted.
+        """
+        return str(key), str(slot)
+
     def gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:
         """Return what this operation must have to itself while it runs, if anything."""
         return None

@@ -36,6 +36,10 @@ class Directories(NamedByKey[ShownShare, ShownShare], FirstComeDevice[str, Shown
         """Return the path at which the share is shown."""
         return member.guest_path
 
+    def describe(self, key: str, slot: str, value: ShownShare) -> tuple[str, str]:
+        """Return what it is, and where."""
+        return f"directory {value.host_path}", slot
+
     def steps(self, operation: Operation[str, ShownShare, str, ShownShare]) -> tuple[Step, ...]:
         """Show the share in the guest, or no longer."""
         shown = operation.value

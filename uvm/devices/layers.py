@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, get_args
 from attrs import evolve, field, frozen
 
 from uvm._names import GuestOS, guest_path, guest_path_key, guid_key, guid_text
+from uvm._repr import counted
 from uvm.devices.base import REMOVE, Operation, Step, in_guest
 from uvm.devices.kinds import FirstComeDevice, NamedByKey
 from uvm.errors import OptionsError
@@ -107,6 +108,10 @@ class CombinedLayers(NamedByKey[Combination, Combination], FirstComeDevice[str, 
     def spelling(self, key: str, member: Combination) -> str:
         """Return the path of the root."""
         return member.root
+
+    def describe(self, key: str, slot: str, value: Combination) -> tuple[str, str]:
+        """Return what it is, and where."""
+        return f"root file system of {counted(len(value.layers), 'layers')}", slot
 
     def steps(self, operation: Operation[str, Combination, str, Combination]) -> tuple[Step, ...]:
         """Combine, or take apart, in the guest; a removal says the root alone."""

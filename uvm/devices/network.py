@@ -53,6 +53,10 @@ class Namespaces(
         """Return the id of the namespace."""
         return member.id
 
+    def describe(self, key: str, slot: str, value: HostComputeNamespace) -> tuple[str, str]:
+        """Return what it is, and where."""
+        return "network namespace", slot
+
     def steps(
         self, operation: Operation[str, HostComputeNamespace, str, HostComputeNamespace]
     ) -> tuple[Step, ...]:
@@ -168,6 +172,11 @@ class Adapters(Named[AdapterKey, Adapter, Adapter], FirstComeDevice[AdapterKey, 
                 f"the endpoint {key.endpoint_id} was not added: another adapter has the id {member.nic_id}"
             )
         return member.nic_id
+
+    def describe(self, key: AdapterKey, slot: str, value: Adapter) -> tuple[str, str]:
+        """Return what it is, and where."""
+        endpoint = value.endpoint
+        return f"adapter of endpoint {endpoint.name or endpoint.id}", f"adapter id {slot}"
 
     def steps(self, operation: Operation[AdapterKey, Adapter, str, Adapter]) -> tuple[Step, ...]:
         """Connect on the host and configure in the guest, or the reverse."""

@@ -22,6 +22,10 @@ class Pipes(NamedByKey[str, bool], PresentOrAbsent[str, str, str]):
         """Return the path of the pipe."""
         return member
 
+    def describe(self, key: str, slot: str, value: str | bool) -> tuple[str, str]:
+        """Return what it is, and where."""
+        return "pipe", slot
+
     def steps(self, operation: Operation[str, str, str, bool]) -> tuple[Step, ...]:
         """Map the pipe, or unmap it, on the host."""
         return (on_host(operation.kind.value, MappedPipe(operation.slot).path),)

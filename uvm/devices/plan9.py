@@ -85,6 +85,10 @@ class Plan9Shares(FirstComeDevice[int, SharedDirectory, str]):
         """Return the name."""
         return str(key)
 
+    def describe(self, key: int, slot: str, value: SharedDirectory) -> tuple[str, str]:
+        """Return what it is, and where."""
+        return f"directory {value.path} at {value.guest_path}", f"Plan9 share {slot}"
+
     def steps(self, operation: Operation[int, SharedDirectory, str, SharedDirectory]) -> tuple[Step, ...]:
         """Share on the host and mount in the guest, or the reverse."""
         share, name = operation.value, operation.slot

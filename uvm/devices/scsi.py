@@ -66,6 +66,9 @@ class ScsiSlot(NamedTuple):
     controller: int
     lun: int
 
+    def __str__(self) -> str:
+        return f"SCSI controller {self.controller}, LUN {self.lun}"
+
 
 #: Every slot, in the order in which they are taken.
 _SLOTS = tuple(
@@ -100,6 +103,11 @@ def evd_name(path: str, flavour: PathFlavour) -> str:
     return f"evd://{evd_type}/{mount_path}"
 
 
+def shown_path(key: DiskKey, path: str) -> str:
+    """Return the path of a disk, so that look-ups take it."""
+    return f"evd://{key.evd_type}/{path}" if key.evd_type else path
+
+
 class Attachments(FirstComeDevice[DiskKey, str, ScsiSlot]):
     """The disks on a VM's SCSI controllers.
 
@@ -128,6 +136,10 @@ class Attachments(FirstComeDevice[DiskKey, str, ScsiSlot]):
     def vacate(self, key: DiskKey, slot: ScsiSlot) -> None:
         """Free the slot."""
         self._slots.free(slot.controller * LUNS_PER_CONTROLLER + slot.lun)
+
+    def describe(self, key: DiskKey, slot: ScsiSlot, value: str) -> tuple[str, str]:
+        """Return what it is, and where."""
+        return f"disk {shown_path(key, value)}", str(slot)
 
     def steps(self, operation: Operation[DiskKey, str, ScsiSlot, str]) -> tuple[Step, ...]:
         """Attach on the host; or eject in a Linux guest, then detach on the host."""
@@ -285,6 +297,10 @@ class Mounts(PresentOrAbsent[MountKey, str, MountPlace]):
         """Free the number and the path."""
         self._indexes.free(slot.number)
         del self._paths[guest_path_key(slot.path, self._os)]
+
+    def describe(self, key: MountKey, slot: MountPlace, value: str | bool) -> tuple[str, str]:
+        """Return what it is, and where."""
+        return f"mount of the disk at {key.slot}", slot.path
 
     def steps(self, operation: Operation[MountKey, str, MountPlace, bool]) -> tuple[Step, ...]:
         """Mount the disk in the guest, or unmount it, which says less than the mount did."""

@@ -68,6 +68,10 @@ class PciDevices(Named[DeviceKey, PciDevice, PciDevice], FirstComeDevice[DeviceK
             )
         return member.vmbus_guid
 
+    def describe(self, key: DeviceKey, slot: str, value: PciDevice) -> tuple[str, str]:
+        """Return what it is, and where."""
+        return f"PCI device {value.instance_path}, function {value.function}", f"VMBus GUID {slot}"
+
     def steps(self, operation: Operation[DeviceKey, PciDevice, str, PciDevice]) -> tuple[Step, ...]:
         """Assign it on the host and announce it to a Linux guest, or remove it on the host."""
         device, guid = operation.value, operation.slot

@@ -89,6 +89,10 @@ class Layers(FirstComeDevice[str, Layer, int]):
         except NoSpaceError as e:
             raise NoSpaceError(f"{member.path} was not added: no VPMEM device is free ({e})") from None
 
+    def describe(self, key: str, slot: int, value: Layer) -> tuple[str, str]:
+        """Return what it is, and where."""
+        return f"layer {value.path}", f"VPMEM device {slot}"
+
     def steps(self, operation: Operation[str, Layer, int, Layer]) -> tuple[Step, ...]:
         """Add the device on the host and mount it in the guest, or the reverse."""
         device = operation.slot
@@ -181,6 +185,10 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
             packed.regions.free(slot.offset_bytes, slot.size_bytes)
         else:
             del self._devices[slot.device]
+
+    def describe(self, key: str, slot: Mapping, value: Layer) -> tuple[str, str]:
+        """Return what it is, and where."""
+        return f"layer {value.path}", f"VPMEM device {slot.device}, offset {slot.offset_bytes:#x}"
 
     def steps(self, operation: Operation[str, Layer, Mapping, Layer]) -> tuple[Step, ...]:
         """Map the layer on the host and mount it in the guest, or the reverse."""

@@ -147,6 +147,11 @@ class Shares(Device[ShareKey, ShareMember, str, Share]):
         """Return whether a member's file is in the list."""
         return member.file is None or member.file in applied.files
 
+    def describe(self, key: ShareKey, slot: str, value: ShareMember | Share) -> tuple[str, str]:
+        """Return what it is, and where."""
+        what = "directory" if key.is_directory else "files of"
+        return f"{what} {value.directory}", f"VSMB share {slot}"
+
     def steps(self, operation: Operation[ShareKey, ShareMember, str, Share]) -> tuple[Step, ...]:
         """Add the share, state the whole of it anew, or remove it, on the host."""
         settings = VirtualSmbShare(name=operation.slot)
