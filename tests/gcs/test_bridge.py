@@ -382,6 +382,7 @@ async def test_a_guest_that_owes_too_many_answers_is_asked_nothing_but_ends_and_
             tasks.start_soon(kill)
             guest.respond(await guest.next())
         guest.respond(owed[0])
+        await anyio.wait_all_tasks_blocked()
         async with anyio.create_task_group() as tasks:
             caller = Caller()
             tasks.start_soon(caller.call, bridge)
