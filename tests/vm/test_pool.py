@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import uvm
 from tests.clocks import jumping_backends, run_without_waiting
 from tests.vm.support import DISK, Attempt, host_backend, lcow, quiet
-from uvm.backends.fake import FakeBackend
+from uvm.backends.fake import FakeBackend, Latency
 from uvm.errors import HostError, OptionsError, VMExitedError, VMStateError
 
 pytestmark = pytest.mark.anyio
@@ -404,7 +404,7 @@ class World:
         self.waiting: list[anyio.CancelScope] = []
 
     async def caller(self, scope: anyio.CancelScope) -> None:
-        with scope:
+        with scope, suppress(VMStateError):
             vm = await self.pool.acquire()
             self.held.append(vm)
             self.uses[vm.id] = self.uses.get(vm.id, 0) + 1
@@ -450,15 +450,29 @@ ACTIONS = st.lists(
 
 
 @LOOPS
-@given(actions=ACTIONS, ready=st.integers(1, 3), max_uses=st.integers(1, 3), checks=st.booleans())
+@given(
+    actions=ACTIONS,
+    ready=st.integers(1, 3),
+    max_uses=st.integers(1, 3),
+    checks=st.booleans(),
+    slow=st.booleans(),
+    early=st.booleans(),
+)
 def test_whatever_happens_no_vm_is_used_twice_and_none_is_left(
-    loop: str, actions: list[tuple[str, int]], ready: int, max_uses: int, checks: bool
+    loop: str,
+    actions: list[tuple[str, int]],
+    ready: int,
+    max_uses: int,
+    checks: bool,
+    slow: bool,
+    early: bool,
 ) -> None:
     async def check(vm: uvm.UtilityVM) -> None:
         await anyio.sleep(1)
 
     async def play() -> None:
-        backend, max_size = host_backend(), ready + 2
+        latency = Latency(host_ms=300, guest_ms=200, lifecycle_ms=700) if slow else Latency()
+        backend, max_size = host_backend(latency=latency), ready + 2
         pool = uvm.Pool(
             lcow(id=""),
             backend=backend,
@@ -472,6 +486,10 @@ def test_whatever_happens_no_vm_is_used_twice_and_none_is_left(
             for action, number in actions:
                 await act(world, tasks, action, number)
                 world.check()
+            if early:
+                await pool.close()
+                assert backend.leftovers() == []
+                return
             # Whoever waits is served once the others have released theirs.
             while world.waiting or world.held:
                 while world.held:
