@@ -150,6 +150,24 @@ async def test_what_a_cancelled_close_fails_with_is_raised_by_leaving() -> None:
         await use()
 
 
+async def test_what_the_closing_fails_with_is_raised_also_if_leaving_is_cancelled() -> None:
+    backend = host_backend()
+
+    async def use() -> None:
+        async with uvm.UtilityVM.create(lcow(), backend=backend) as vm:
+            await vm.start()
+            await vm.scsi.attach(DISK)
+            backend.faults.refuse(to="revoke")
+
+    with backend.faults.hold(operation="terminate") as gate:
+        async with anyio.create_task_group() as tasks:
+            leaving = Attempt.begin(tasks, use)
+            await gate.wait()
+            tasks.cancel_scope.cancel()
+            gate.close()
+    assert isinstance(leaving.error, HostError)
+
+
 # A coroutine whose task is cancelled before its first step is never awaited.
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

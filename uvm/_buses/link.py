@@ -82,6 +82,7 @@ class Link:
     states: ContainerStates = Factory(lambda link: ContainerStates(name=link.vm_id), takes_self=True)
     home: Home = Factory(Home.here)
     failure: Callable[[], Exception | None] = lambda: None
+    why_not_running: str = "start it first"
     _guest_went_alone: bool = False
 
     def check_running(self) -> Guest:
@@ -105,7 +106,7 @@ class Link:
         if self.exited.is_set():
             raise self.exit_error()
         if self.guest is None or self.tasks is None:
-            raise VMStateError(f"{self.vm_id}: the VM is not running; start it first")
+            raise VMStateError(f"{self.vm_id}: the VM is not running; {self.why_not_running}")
         return self.guest
 
     def capabilities(self) -> Mapping[str, Any]:

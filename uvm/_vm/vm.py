@@ -90,6 +90,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         self._closing = Flag()
         self._close_errors: list[Exception] | None = None
         self._closed = Flag()
+        self._served = Flag()
         self._close_error: Exception | None = None
         self._close_error_raised = False
         self._keeper_ended: Callable[[], Awaitable[None]] | None = None
@@ -254,9 +255,11 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         try:
             await Errand(self.id, self._boot_or_end).made_in(channels, self._link.exit_error)
         except anyio.get_cancelled_exc_class():
+            self._link.why_not_running = "its start was cancelled, and it is being terminated"
             self._booting.cancel()
             if self._state is VMState.RUNNING:
                 # It started just as its caller was cancelled.
+                self._state = VMState.STARTING
                 channels.start_soon(self._end_after, VMStateError(f"start {self.id}: cancelled"))
             raise
 
@@ -526,7 +529,9 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
             if self._link.tasks is None:
                 # The task that serves it was cancelled before it began.
                 await self._close_once()
-            await self._closed.wait()
+            else:
+                # To its end: the task group, which is left next, is not to wait, and be cancelled.
+                await self._served.wait()
         error = None if self._close_error_raised else self._close_error
         if failure is None or error is None:
             return failure or error
@@ -550,8 +555,11 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
                 await self._closing.wait()
         finally:
             # An event loop that ends cancels this task itself.
-            with anyio.CancelScope(shield=True):
-                await self._close_once()
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._close_once()
+            finally:
+                self._served.set()
 
     async def _until_exit(self, task_status: TaskStatus[None]) -> None:
         """Serve the VM until it has exited and its last output was read."""
