@@ -9,7 +9,7 @@ from attrs import define, field
 
 from uvm._arguments import Bound
 from uvm._buses.access import Access, HostName
-from uvm._buses.driver import Driver, Lane
+from uvm._buses.driver import Driver, Hold, Lane
 from uvm._buses.link import Link
 from uvm._document.plan import CreationPlan
 from uvm._names import GuestOS, HostPath, guest_path_key, host_path, host_path_key
@@ -17,7 +17,7 @@ from uvm._repr import counted
 from uvm.backend import Backend, Concurrency, HostInfo
 from uvm.devices.base import Device, K, M, S, Ticket, W
 from uvm.devices.ledger import Ledger
-from uvm.errors import AccessDeniedError, HostPathError, NotSupportedError
+from uvm.errors import AccessDeniedError, HostPathError, NotAttachedError, NotSupportedError, UVMError
 from uvm.options import LCOWOptions, WCOWOptions
 
 
@@ -164,3 +164,19 @@ class Bus(Bound):
         """Yield the names of its ledgers with their drivers."""
         for name in self._ledgers:
             yield name, getattr(self, f"_{name}")
+
+    async def _release_oldest(self, holds: Iterable[Hold[object]], missing: str) -> None:
+        """Release the oldest of some holds; do nothing if the VM has exited.
+
+        :raises NotAttachedError: there is none; `missing` is the message.
+        """
+        oldest = min(holds, key=lambda hold: hold.number, default=None)
+        if oldest is not None:
+            await oldest.release()
+        elif not self._context.link.exited.is_set():
+            raise NotAttachedError(missing)
+
+    def _missing(self, message: str) -> UVMError:
+        """Return the error that nothing is attached, or that the VM has exited."""
+        link = self._context.link
+        return link.exit_error() if link.exited.is_set() else NotAttachedError(message)

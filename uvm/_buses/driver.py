@@ -57,7 +57,6 @@ from uvm.devices.base import (
 )
 from uvm.devices.ledger import Ledger
 from uvm.errors import (
-    NotAttachedError,
     NotSupportedError,
     OrphanError,
     UndoFailedError,
@@ -650,17 +649,6 @@ class Driver(Generic[K, M, S, W]):
                 failure = UndoFailedError.of(error, undo_error)
                 return Refused(failure, tuple(undo[number:])) if is_refusal(undo_error) else Unknown(failure)
         return Refused(error)
-
-
-async def release_oldest(holds: Iterable[Hold[object]], missing: str) -> None:
-    """Release the oldest of some holds.
-
-    :raises NotAttachedError: there is none; `missing` is the message.
-    """
-    oldest = min(holds, key=lambda hold: hold.number, default=None)
-    if oldest is None:
-        raise NotAttachedError(missing)
-    await oldest.release()
 
 
 def _as_unknown(error: Exception) -> UVMError:

@@ -9,7 +9,6 @@ from attrs import define, frozen
 from uvm._arguments import items_of
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
-from uvm._buses.driver import release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import guest_path_key
 from uvm._repr import brief_call
@@ -115,4 +114,4 @@ class LayersBus(Bus):
         :raises NotAttachedError: nothing is combined there.
         """
         holds = self._roots.holds_on(guest_path_key(root, self._context.plan.os))
-        await release_oldest(holds, f"no layers are combined at {root} in {self._context.vm_id}")
+        await self._release_oldest(holds, f"no layers are combined at {root} in {self._context.vm_id}")

@@ -9,7 +9,7 @@ from attrs import define, frozen
 
 from uvm._async import Opening, errors_of, opens
 from uvm._buses.context import Bus, Context
-from uvm._buses.driver import Hold, release_oldest
+from uvm._buses.driver import Hold
 from uvm._buses.lease import Lease, LeaseState, all_gone, state_of_all
 from uvm._checks import guid_of
 from uvm._names import guid_key, guid_text
@@ -201,7 +201,7 @@ class NetworkBus(Bus):
             raise OptionsError("no adapter was added: the document of its endpoint has no ID")
         entry = self._namespaces.ledger.get(key)
         if entry is None or not entry.holders:
-            raise NotAttachedError(f"{self._context.vm_id} is not in the network namespace {namespace_id}")
+            raise self._missing(f"{self._context.vm_id} is not in the network namespace {namespace_id}")
         await self._adapters.clear(adapter_key(entry.key, model.id))
         namespace = await self._namespaces.acquire(entry.key, next(entry.members()))
         wanted = Adapter.joining(nic_id, model, namespace.slot)
@@ -249,7 +249,7 @@ class NetworkBus(Bus):
 
         :raises NotAttachedError: the endpoint has no adapter.
         """
-        await release_oldest(
+        await self._release_oldest(
             self._adapters.holds_on(adapter_key(namespace_id, endpoint_id)),
             f"{self._context.vm_id} has no adapter for the endpoint {endpoint_id} in {namespace_id}",
         )

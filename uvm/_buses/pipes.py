@@ -6,7 +6,6 @@ from attrs import define, frozen
 
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
-from uvm._buses.driver import release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import HostPath, pipe_key, pipe_path
 from uvm.devices.pipes import Pipes
@@ -74,4 +73,4 @@ class PipeBus(Bus):
         :raises NotAttachedError: it is not mapped.
         """
         holds = self._pipes.holds_on(pipe_key(path))
-        await release_oldest(holds, f"{path} is not mapped into {self._context.vm_id}")
+        await self._release_oldest(holds, f"{path} is not mapped into {self._context.vm_id}")

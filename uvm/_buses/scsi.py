@@ -11,7 +11,7 @@ from uvm._arguments import flag_of, member_of
 from uvm._async import opens
 from uvm._buses.access import HostName, Need
 from uvm._buses.context import Bus, Context, on_host
-from uvm._buses.driver import Hold, release_oldest
+from uvm._buses.driver import Hold
 from uvm._buses.lease import Lease
 from uvm._names import HostPath, text_of
 from uvm._repr import brief_call
@@ -31,7 +31,7 @@ from uvm.devices.scsi import (
     parse_evd,
     shown_path,
 )
-from uvm.errors import NotAttachedError, OptionsError, UVMError
+from uvm.errors import OptionsError, UVMError
 
 
 @define(eq=False, repr=False)
@@ -203,7 +203,7 @@ class ScsiBus(Bus):
             for mount in self._mounted(disk.slot):
                 holds += self._mounts.holds_on(mount.key)
             holds += self._disks.holds_on(disk.key)
-        await release_oldest(holds, f"{path} is not attached to {self._context.vm_id} over SCSI")
+        await self._release_oldest(holds, f"{path} is not attached to {self._context.vm_id} over SCSI")
 
     def _find(self, path: HostPath, read_only: bool | None) -> list[Entry[DiskKey, str, ScsiSlot, str]]:
         """Return what is attached of the disks that a path was taken for, the newest first."""
@@ -237,4 +237,4 @@ class ScsiBus(Bus):
         for disk in self._find(path, read_only):
             for mount in self._mounted(disk.slot):
                 return mount.slot.path
-        raise NotAttachedError(f"{path} is not mounted in {self._context.vm_id} over SCSI")
+        raise self._missing(f"{path} is not mounted in {self._context.vm_id} over SCSI")

@@ -6,7 +6,7 @@ from attrs import define, frozen
 
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
-from uvm._buses.driver import Hold, release_oldest
+from uvm._buses.driver import Hold
 from uvm._buses.lease import Lease
 from uvm._checks import U16, guid_of, whole
 from uvm._names import pci_key, text_of
@@ -97,7 +97,7 @@ class VPCIBus(Bus):
         :raises OptionsError: an argument is of the wrong kind.
         :raises NotAttachedError: it is not assigned.
         """
-        await release_oldest(
+        await self._release_oldest(
             self._devices.holds_on(_key(instance_path, function)),
             f"no device {instance_path} with function {function} is assigned to {self._context.vm_id}",
         )

@@ -10,13 +10,11 @@ from uvm._arguments import flag_of
 from uvm._async import opens
 from uvm._buses.access import Need
 from uvm._buses.context import Bus, Context, on_host
-from uvm._buses.driver import release_oldest
 from uvm._buses.lease import Lease
 from uvm._names import HostPath
 from uvm._repr import brief_call
 from uvm.devices.base import APPLIED, Device, Entry
 from uvm.devices.vpmem import Layer, Layers, Mapping, PackedLayers, layer_path
-from uvm.errors import NotAttachedError
 
 
 @define(eq=False, repr=False)
@@ -121,7 +119,7 @@ class VPMemBus(Bus):
         """
         keys = [entry.key for entry in self._find(path)]
         holds = (hold for key in keys for hold in self._layers.holds_on(key))
-        await release_oldest(holds, self._not_mapped(path))
+        await self._release_oldest(holds, self._not_mapped(path))
 
     def _find(self, path: HostPath) -> list[Entry[str, Layer, Any, Layer]]:
         return [entry for entry, _ in self._layers.ledger.named(self._context.key(path))]
@@ -141,7 +139,7 @@ class VPMemBus(Bus):
         for entry in self._find(path):
             if entry.state is APPLIED:
                 return _guest_path(entry.slot)
-        raise NotAttachedError(self._not_mapped(path))
+        raise self._missing(self._not_mapped(path))
 
 
 def _place(slot: int | Mapping, layer: Layer) -> Mapping:

@@ -10,7 +10,7 @@ from uvm._arguments import flag_of
 from uvm._async import opens
 from uvm._buses.access import HostName
 from uvm._buses.context import Bus, Context, on_host
-from uvm._buses.driver import Hold, release_oldest
+from uvm._buses.driver import Hold
 from uvm._buses.lease import Lease
 from uvm._names import HostPath
 from uvm._repr import brief_call
@@ -26,7 +26,7 @@ from uvm.devices.vsmb import (
     file_options,
     guest_path,
 )
-from uvm.errors import NotAttachedError, OptionsError
+from uvm.errors import OptionsError
 from uvm.options import WCOWOptions
 from uvm.schema.devices import VirtualSmbShareOptions
 
@@ -186,7 +186,7 @@ class VSMBBus(Bus):
         holds: list[Hold[object]] = []
         for entry, file in self._find(path, read_only):
             holds += self._shares.holds_on(entry.key, partial(_is_for, file))
-        await release_oldest(holds, self._not_shared(path))
+        await self._release_oldest(holds, self._not_shared(path))
 
     def _not_shared(self, path: HostPath) -> str:
         return f"{path} is not shared with {self._context.vm_id} over VSMB"
@@ -202,7 +202,7 @@ class VSMBBus(Bus):
         """
         for entry, file in self._find(path, read_only):
             return self._guest_path(entry.slot, file)
-        raise NotAttachedError(self._not_shared(path))
+        raise self._missing(self._not_shared(path))
 
 
 def _is_for(file: SharedFile | None, member: ShareMember) -> bool:
