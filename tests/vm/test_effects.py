@@ -14,7 +14,7 @@ import pytest
 import uvm
 from tests.clocks import jumping_backends
 from tests.vm.support import DISK, Attempt, host_backend, lcow, quiet, running, wcow
-from uvm.errors import HostError, UVMError, VMStateError
+from uvm.errors import HostError, UVMError, VMExitedError, VMStateError
 
 pytestmark = pytest.mark.anyio
 anyio_backend = jumping_backends
@@ -120,6 +120,27 @@ async def test_a_cancelled_close_goes_on_and_the_next_one_waits_for_it() -> None
             assert run.vm.state is uvm.VMState.CLOSED
         await run.vm.close()
         assert run.backend.leftovers() == []
+
+
+async def test_a_vm_that_is_being_closed_begins_nothing_more() -> None:
+    async with running() as run:
+        with run.backend.faults.hold(operation="terminate") as gate:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run.vm.close)
+                await gate.wait()
+                before = len(run.backend.request_log)
+                for call in (
+                    lambda: run.vm.run(["true"]),
+                    lambda: run.vm.scsi.attach(DISK),
+                    run.vm.stats,
+                    run.vm.pause,
+                    run.vm.properties,
+                    lambda: run.vm.update_memory(memory_mb=64),
+                ):
+                    with pytest.raises(VMExitedError):
+                        await call()
+                assert len(run.backend.request_log) == before
+                gate.close()
 
 
 async def test_each_close_raises_what_the_closing_failed_with_and_leaving_does_not_raise_it_again() -> None:

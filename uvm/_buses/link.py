@@ -64,6 +64,7 @@ class Link:
     :ivar quarantined: what is withheld, each with the same for people.
     :ivar states: the states of the guest's containers that have ended.
     :ivar home: the event loop of the VM.
+    :ivar closing: the VM is being closed: what began before goes on until the exit, and nothing else begins.
     :ivar failure: returns what the task that holds the VM failed with.
     :ivar exit_grace_seconds: how long to wait for the exit itself after the host reported the VM as gone.
     :ivar guest_exit_seconds: the same after the connection to the guest closed.
@@ -82,6 +83,7 @@ class Link:
     states: ContainerStates = Factory(lambda link: ContainerStates(name=link.vm_id), takes_self=True)
     home: Home = Factory(Home.here)
     failure: Callable[[], Exception | None] = lambda: None
+    closing: bool = False
     why_not_running: str = "start it first"
     _guest_went_alone: bool = False
 
@@ -91,8 +93,14 @@ class Link:
         :raises VMExitedError: it has exited, or was closed.
         :raises VMStateError: it has not been started, or belongs to another event loop.
         """
-        self.check_here()
+        self._check_open()
         return self._running_guest()
+
+    def _check_open(self) -> None:
+        """Refuse what is asked of a VM that has exited or is closed, or from another event loop."""
+        self.check_here()
+        if self.closing or self.exited.is_set():
+            raise self.exit_error()
 
     def check_here(self) -> None:
         """Refuse what another event loop asks of a VM that has not exited.
@@ -129,17 +137,13 @@ class Link:
         :param give_up: called with the result if the caller has left.
         :raises VMExitedError: the VM exits, or is closed, before the result.
         """
-        self.check_here()
-        if self.exited.is_set():
-            raise self.exit_error()
+        self._check_open()
         assert self.tasks is not None
         return await Errand(self.vm_id, call, give_up).made_in(self.tasks, self.exit_error)
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties of the system; raise what the host raised, or VMExitedError."""
-        self.check_here()
-        if self.exited.is_set():
-            raise self.exit_error()
+        self._check_open()
         answer = await self.call(self.system.properties(*types, queries=queries))
         if has_stopped(answer) and await self._exit_comes(self.exit_grace_seconds):
             raise self.exit_error()
@@ -147,12 +151,12 @@ class Link:
 
     async def modify(self, request: JSON) -> None:
         """Change the running system; raise what the host raised, or VMExitedError."""
-        self.check_running()
+        self._running_guest()
         await self.call(self.system.modify(request))
 
     async def modify_guest(self, request: JSON) -> None:
         """Change the guest; raise what it raised, or VMExitedError."""
-        await self.call(self.check_running().modify(request))
+        await self.call(self._running_guest().modify(request))
 
     async def send(self, step: Step) -> None:
         """Send one step of an operation."""
@@ -164,7 +168,7 @@ class Link:
         if not isinstance(step.request, ModificationRequest):
             await self.modify(to_json(step.request))
             return
-        await self.call(self._unless_gone(self.check_running().modify(to_json(step.request))))
+        await self.call(self._unless_gone(self._running_guest().modify(to_json(step.request))))
 
     async def _unless_gone(self, call: Awaitable[None]) -> None:
         try:

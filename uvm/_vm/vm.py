@@ -445,6 +445,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         if not self._closing.is_set():
             self._state = VMState.CLOSED
             self._closing.set()
+            self._link.closing = True
             if self._detached or self._link.tasks is None or self._link.exited.is_set():
                 self._devices_gone()
             else:
