@@ -60,6 +60,7 @@ class Link:
     """What the devices of one VM share: access to its host and guest, its tasks, and its exit.
 
     :ivar tasks: the VM's task group; None unless the VM is running.
+    :ivar running: what the VM's tasks do for its devices, each with what is set when it has ended.
     :ivar left: holds without a caller whose release was refused: orphans, unless others want the device.
     :ivar quarantined: what is withheld, each with the same for people.
     :ivar states: the states of the guest's containers that have ended.
@@ -80,6 +81,7 @@ class Link:
     guest_exit_seconds: float = 2.0
     quarantined: list[tuple[Quarantined[Hashable, object], StuckDevice]] = Factory(list)
     left: dict[Any, None] = Factory(dict)
+    running: dict[object, Flag] = Factory(dict)
     states: ContainerStates = Factory(lambda link: ContainerStates(name=link.vm_id), takes_self=True)
     home: Home = Factory(Home.here)
     failure: Callable[[], Exception | None] = lambda: None

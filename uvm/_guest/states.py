@@ -133,6 +133,11 @@ class ContainerStates:
         if deletion is not None and deletion.begun:
             await deletion.done.wait()
 
+    def unsettled(self) -> str | None:
+        """Return a container that is being ended, or whose state is being deleted; None if there is none."""
+        begun = (container_id for container_id, each in self._deletions.items() if each.begun)
+        return next(iter(self.closing), None) or next(begun, None)
+
     async def check_free(self, container_id: str) -> None:
         """Wait for the last container of that id to end, and its state to be deleted, if that is in flight.
 
