@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 import pytest
+from attrs import frozen
 
 import uvm
 from tests.vm.audit import check_at_rest
 from tests.vm.support import (
+    DEVICE,
     DISK,
     DISKS,
     ENDPOINT,
@@ -22,6 +24,7 @@ from tests.vm.support import (
     OTHER_DISK,
     OTHER_FILE,
     OTHER_SHARED,
+    PIPE,
     PLAN9,
     SHARED,
     Attempt,
@@ -36,6 +39,7 @@ from uvm.errors import (
     HostError,
     NotAttachedError,
     OrphanError,
+    RefusedError,
     UndoFailedError,
     UnknownOutcomeError,
 )
@@ -323,3 +327,89 @@ async def test_an_orphan_is_listed_and_found_and_detaching_releases_it() -> None
         assert run.vm.scsi.find(DISK) is None
         with pytest.raises(NotAttachedError):
             await run.vm.scsi.detach(DISK)
+
+
+@frozen
+class Kind:
+    """A kind of device that is removed by its name."""
+
+    os: str
+    add: Callable[[Running], Awaitable[Any]]
+    remove: Callable[[Running], Awaitable[None]]
+    listed: Callable[[Running], Sequence[object]]
+
+
+def _not_mapped(run: Running) -> Any:
+    return run.vm.vsmb.default_options(read_only=True).replaced(no_directmap=True)
+
+
+KINDS: dict[str, Kind] = {
+    "disk": Kind(
+        "linux", lambda r: r.vm.scsi.attach(DISK), lambda r: r.vm.scsi.detach(DISK), lambda r: r.vm.scsi.disks
+    ),
+    "mount": Kind("linux", mounted_at, lambda r: r.vm.scsi.detach(DISK), lambda r: r.vm.scsi.disks),
+    "layer": Kind(
+        "linux",
+        lambda r: r.vm.vpmem.add(LAYER),
+        lambda r: r.vm.vpmem.remove(LAYER),
+        lambda r: r.vm.vpmem.layers,
+    ),
+    "share": Kind(
+        "windows",
+        lambda r: r.vm.vsmb.add(SHARED, options=_not_mapped(r)),
+        lambda r: r.vm.vsmb.remove(SHARED, read_only=True),
+        lambda r: r.vm.vsmb.shares,
+    ),
+    "file": Kind(
+        "windows",
+        lambda r: r.vm.vsmb.add(FILE, options=_not_mapped(r)),
+        lambda r: r.vm.vsmb.remove(FILE, read_only=True),
+        lambda r: r.vm.vsmb.shares,
+    ),
+    "pipe": Kind(
+        "windows",
+        lambda r: r.vm.pipes.add(PIPE),
+        lambda r: r.vm.pipes.remove(PIPE),
+        lambda r: r.vm.pipes.pipes,
+    ),
+    "PCI device": Kind(
+        "linux",
+        lambda r: r.vm.vpci.assign(DEVICE),
+        lambda r: r.vm.vpci.remove(DEVICE),
+        lambda r: r.vm.vpci.devices,
+    ),
+}
+
+
+@pytest.mark.parametrize("cancelled", ["while it was added", "while it was released"])
+@pytest.mark.parametrize("refusals", [0, 1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_is_an_orphan_is_listed_and_removed_by_its_name(
+    kind: str, refusals: int, cancelled: str
+) -> None:
+    it = KINDS[kind]
+    async with running(lcow() if it.os == "linux" else wcow()) as run:
+        run.backend.faults.refuse(request_type="Remove", first=1 + refusals)
+        if cancelled == "while it was added":
+            with run.hold(request_type="Add") as gate:
+                async with anyio.create_task_group() as tasks:
+                    attempt = Attempt.begin(tasks, lambda: it.add(run))
+                    await gate.wait()
+                    attempt.scope.cancel()
+        else:
+            lease = await it.add(run)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await lease.release()
+        await run.vm.settled()
+        for _ in range(refusals):
+            assert (len(run.vm.orphans), len(it.listed(run))) == (1, 1)
+            with pytest.raises(RefusedError):
+                await it.remove(run)
+        assert (len(run.vm.orphans), len(it.listed(run))) == (1, 1)
+        check_at_rest(run)
+        await it.remove(run)
+        assert (len(run.vm.orphans), len(it.listed(run))) == (0, 0)
+        with pytest.raises(NotAttachedError):
+            await it.remove(run)
+        check_at_rest(run)
