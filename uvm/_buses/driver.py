@@ -13,10 +13,10 @@ the attachment below it is to be dropped, the hold that released the mount goes 
 attachment's ticket. Its release is complete when the last of them is; if one is refused, the hold
 stays on that ticket and may be released again.
 
-A hold whose release was refused and whose caller has gone is an orphan. What attaches its path or key tries the
-removal again first (:meth:`Driver.clear`). A :class:`Stay` is a device from its first grant until it is off the
-host, and what :meth:`Hold.gone` waits for. The access that a device needs is taken before its ADD is sent, and
-left once it is known to be gone, as a part of the same operation.
+A hold whose release was refused and whose caller has gone is an orphan. What attaches its path or key tries
+the removal again first (:meth:`Driver.clear`). A :class:`Stay` is a device from its first grant until it is
+off the host, and what :meth:`Hold.gone` waits for. The access that a device needs is taken before its ADD is
+sent, and left once it is known to be gone, as a part of the same operation.
 
 Operation tasks never raise: what a step raises becomes an outcome, Refused or Unknown, for the ledger.
 """
