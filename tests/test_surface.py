@@ -66,9 +66,8 @@ SURFACE = {
 #: What may be done with a VM.
 VM = """
     create id runtime_id os options host plan state exit_status capabilities features guest
-    start wait shutdown terminate pause resume crash save detach close
+    start wait settled shutdown terminate pause resume crash save detach close
     scsi vpmem vsmb plan9 vpci pipes network layers share shared mount_layers
-    settled
     devices ledgers quarantined orphans
     run open_process create_container
     stats properties assigned_memory_bytes update_memory update_cpu_limits update_container_memory_limits

@@ -61,6 +61,72 @@ class Flag:
         await self._event.wait()
 
 
+class Work:
+    """How much the tasks of a VM have in flight, so that one can wait for the end of it.
+
+    :ivar owed: how many starts, whose callers have left, the guest has not answered; they are not in `busy`.
+    """
+
+    __slots__ = ("_changed", "_closed", "busy", "owed")
+
+    def __init__(self) -> None:
+        self.busy = 0
+        self.owed = 0
+        self._closed = False
+        self._changed: anyio.Event | None = None
+
+    def __repr__(self) -> str:
+        return shown(self, "busy", "owed")
+
+    def begin(self) -> None:
+        """Note that a task begins something."""
+        self._change(+1, 0)
+
+    def end(self) -> None:
+        """Note that it has ended."""
+        self._change(-1, 0)
+
+    def owe(self) -> None:
+        """Note that the guest owes the answer to something that was begun."""
+        self._change(-1, +1)
+
+    def repay(self) -> None:
+        """Note that the guest has answered it, or will not."""
+        self._change(+1, -1)
+
+    def close(self) -> None:
+        """Note that nothing is in flight any more, and will not be: the VM has exited."""
+        self._change(-self.busy, -self.owed)
+        self._closed = True
+
+    def _change(self, busy: int, owed: int) -> None:
+        if self._closed:
+            return
+        self.busy += busy
+        self.owed += owed
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    def start_soon(self, tasks: anyio.abc.TaskGroup, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have a task of a group make a call, which is in flight until it has ended."""
+        self.begin()
+        tasks.start_soon(self.carry_out, call)
+
+    async def carry_out(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call that was noted as begun."""
+        try:
+            return await call()
+        finally:
+            self.end()
+
+    async def wait_until(self, done: Callable[[], bool]) -> None:
+        """Wait until what is in flight is such."""
+        while not done():
+            self._changed = self._changed or anyio.Event()
+            await self._changed.wait()
+
+
 @asynccontextmanager
 async def bare_task_group(
     close: Callable[[BaseException | None], Awaitable[BaseException | None]],

@@ -231,6 +231,9 @@ class World:
     async def finish(self) -> None:
         """Let everything go, and wait until it is at rest: nobody may wait any more."""
         self.gate.close()
+        await self.run.vm.settled()
+        if not self.ended:
+            check_at_rest(self.run)
         await quiet()
         assert [task.name for task in self.begun if not task.done] == []
         errors = [task.error for task in self.begun if task.error is not None]

@@ -36,7 +36,6 @@ import anyio
 import anyio.abc
 from attrs import Factory, define, field
 
-from uvm._async import Flag
 from uvm._buses.access import Need
 from uvm._buses.link import Link, StuckDevice
 from uvm.devices.base import (
@@ -437,9 +436,6 @@ class Driver(Generic[K, M, S, W]):
     def gone(self) -> None:
         """End every ticket, since the VM exited. Each wait for one raises VMExitedError."""
         self.lane.queue.clear()
-        for ended in self.link.running.values():
-            ended.set()
-        self.link.running.clear()
         self._settle(self.ledger.gone())
         self._holds.clear()
         for stay in self._stays.values():
@@ -521,7 +517,7 @@ class Driver(Generic[K, M, S, W]):
         if change.operation is not None:
             if (stay := self._stays.get(change.operation.entry)) is not None:
                 stay.refusal = None
-            self.link.running[change.operation] = Flag()
+            self.link.work.begin()
             self.lane.enter(partial(self._start, change.operation))
 
     def _start(self, operation: Operation[K, M, S, W]) -> None:
@@ -605,8 +601,7 @@ class Driver(Generic[K, M, S, W]):
                 self.link.states.unmounted()
         finally:
             self.lane.leave()
-            if (ended := self.link.running.pop(operation, None)) is not None:
-                ended.set()
+            self.link.work.end()
 
     async def _leave_access(self, operation: Operation[K, M, S, W], outcome: Outcome) -> None:
         """Revoke what a device needed that is known to be gone; of what is quarantined it is kept."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.abc
 from attrs import Factory, define, frozen
 
-from uvm._async import Errand, Flag, Home
+from uvm._async import Errand, Flag, Home, Work
 from uvm._guest.access import has_gone, has_stopped
 from uvm._guest.states import ContainerStates
 from uvm._guest.stdio import StreamBrokenError
@@ -60,9 +61,9 @@ class Link:
     """What the devices of one VM share: access to its host and guest, its tasks, and its exit.
 
     :ivar tasks: the VM's task group; None unless the VM is running.
-    :ivar running: what the VM's tasks do for its devices, each with what is set when it has ended.
     :ivar left: holds without a caller whose release was refused: orphans, unless others want the device.
     :ivar quarantined: what is withheld, each with the same for people.
+    :ivar work: what its tasks have in flight.
     :ivar states: the states of the guest's containers that have ended.
     :ivar home: the event loop of the VM.
     :ivar closing: the VM is being closed: what began before goes on until the exit, and nothing else begins.
@@ -81,8 +82,10 @@ class Link:
     guest_exit_seconds: float = 2.0
     quarantined: list[tuple[Quarantined[Hashable, object], StuckDevice]] = Factory(list)
     left: dict[Any, None] = Factory(dict)
-    running: dict[object, Flag] = Factory(dict)
-    states: ContainerStates = Factory(lambda link: ContainerStates(name=link.vm_id), takes_self=True)
+    work: Work = Factory(Work)
+    states: ContainerStates = Factory(
+        lambda link: ContainerStates(name=link.vm_id, work=link.work), takes_self=True
+    )
     home: Home = Factory(Home.here)
     failure: Callable[[], Exception | None] = lambda: None
     closing: bool = False
@@ -141,7 +144,9 @@ class Link:
         """
         self._check_open()
         assert self.tasks is not None
-        return await Errand(self.vm_id, call, give_up).made_in(self.tasks, self.exit_error)
+        self.work.begin()
+        made = partial(self.work.carry_out, call)
+        return await Errand(self.vm_id, made, give_up).made_in(self.tasks, self.exit_error)
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties of the system; raise what the host raised, or VMExitedError."""

@@ -86,7 +86,7 @@ class GuestAccess:
         tasks = self.tasks
         if tasks is None or tasks.cancel_scope.cancel_called:
             return False
-        tasks.start_soon(call)
+        self.states.work.start_soon(tasks, call)
         return True
 
     def closed_error(self) -> BridgeClosedError:

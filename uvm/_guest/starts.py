@@ -54,6 +54,7 @@ class Start(Generic[T]):
         self._undo = undo
         self._made: T | None = None
         self._error: Exception | None = None
+        self._answered = False
         self._ended = Flag()
         # The caller has what was made, or has left.
         self._parted = Flag()
@@ -86,10 +87,17 @@ class Start(Generic[T]):
             _log.debug("%s, whose caller has left: %s", self._operation, error)
 
     def _leave(self) -> None:
+        if not (self.left or self._answered):
+            self._guest.states.work.owe()
         self.left = True
         if self._undo is not None:
             self._guest.late_starts.add(self)
         self.on_leave()
+
+    def _note_answer(self) -> None:
+        if self.left and not self._answered:
+            self._guest.states.work.repay()
+        self._answered = True
 
     async def run(self, make: Callable[[Start[T]], Awaitable[T]]) -> None:
         """Make it, and undo it if the caller has left: the task."""
@@ -99,12 +107,14 @@ class Start(Generic[T]):
         except Exception as error:
             self._fail(error)
         finally:
+            self._note_answer()
             self._guest.late_starts.discard(self)
             if not self._ended.is_set():
                 self._fail(self._guest.closed_error())
 
     async def _run(self, make: Callable[[Start[T]], Awaitable[T]]) -> None:
         self._made = await make(self)
+        self._note_answer()
         self._ended.set()
         # The caller is woken just now; what it has must not be undone, nor what it has not be kept.
         with anyio.CancelScope(shield=True):

@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio.abc
 from attrs import define, field
 
-from uvm._async import Flag
+from uvm._async import Flag, Work
 from uvm.errors import OptionsError, UVMError, VMStateError
 
 _log = logging.getLogger("uvm.gcs")
@@ -65,6 +66,8 @@ class ContainerStates:
     mounted: Callable[[str], str] = _nothing
     #: Whose guest it is, for the log.
     name: str = ""
+    #: What the tasks of the guest's VM have in flight.
+    work: Work = field(factory=Work)
     closing: dict[str, Flag] = field(factory=dict, init=False)
     _deletions: dict[str, Deletion] = field(factory=dict, init=False)
 
@@ -99,7 +102,7 @@ class ContainerStates:
         for container_id, deletion in list(self._deletions.items()):
             if not deletion.begun and not self.busy(deletion.directories):
                 deletion.begun = True
-                deletion.tasks.start_soon(self._delete, container_id, deletion)
+                self.work.start_soon(deletion.tasks, partial(self._delete, container_id, deletion))
 
     async def _delete(self, container_id: str, deletion: Deletion) -> None:
         try:
@@ -132,11 +135,6 @@ class ContainerStates:
         deletion = self.pending(container_id)
         if deletion is not None and deletion.begun:
             await deletion.done.wait()
-
-    def unsettled(self) -> str | None:
-        """Return a container that is being ended, or whose state is being deleted; None if there is none."""
-        begun = (container_id for container_id, each in self._deletions.items() if each.begun)
-        return next(iter(self.closing), None) or next(begun, None)
 
     async def check_free(self, container_id: str) -> None:
         """Wait for the last container of that id to end, and its state to be deleted, if that is in flight.

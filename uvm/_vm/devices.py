@@ -170,21 +170,6 @@ class Devices(Part):
             ),
         )
 
-    async def settled(self) -> None:
-        """Wait until the VM's own tasks are at rest.
-
-        That is until no device is being attached or detached, no access revoked, no container ended and no
-        state of one deleted, also of what callers left. It returns when the VM exits.
-        """
-        link = self._link
-        while not link.exited.is_set():
-            if (running := next(iter(link.running.values()), None)) is not None:
-                await running.wait()
-            elif (container_id := link.states.unsettled()) is not None:
-                await link.states.settled(container_id)
-            else:
-                return
-
     def ledgers(self) -> dict[str, LedgerState[Hashable, object, object, object]]:
         """Return the state of each ledger, as values."""
         return {name: driver.ledger.dump() for name, driver in self._drivers()}

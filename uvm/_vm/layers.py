@@ -16,7 +16,7 @@ import anyio
 from attrs import define, field, frozen
 
 from uvm._arguments import items_of
-from uvm._async import Flag, Opening, errors_of
+from uvm._async import Opening, errors_of
 from uvm._buses.driver import Hold, HoldState
 from uvm._buses.lease import Lease, LeaseState, Releasable, all_gone, state_of_all
 from uvm._buses.scsi import ScsiLease
@@ -160,8 +160,7 @@ class RootFileSystem(Releasable):
         self._errors = []
         # The VM has no tasks once it has exited, and then it does not matter any more.
         if (tasks := self._vm._link.tasks) is not None:
-            self._vm._link.running[self] = Flag()
-            tasks.start_soon(self._take_apart, done)
+            self._vm._link.work.start_soon(tasks, partial(self._take_apart, done))
         return done
 
     async def gone(self) -> None:
@@ -191,8 +190,6 @@ class RootFileSystem(Releasable):
         finally:
             self._errors = errors
             done.set()
-            if (ended := self._vm._link.running.pop(self, None)) is not None:
-                ended.set()
             if not self._waiting:
                 self._leave()
 

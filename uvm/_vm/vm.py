@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskStatus
 
 from uvm._async import Errand, Flag, bare_task_group
@@ -253,14 +254,17 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         channels = self._startup.channels
         assert channels is not None
         try:
-            await Errand(self.id, self._boot_or_end).made_in(channels, self._link.exit_error)
+            self._link.work.begin()
+            start = partial(self._link.work.carry_out, self._boot_or_end)
+            await Errand(self.id, start).made_in(channels, self._link.exit_error)
         except anyio.get_cancelled_exc_class():
             self._link.why_not_running = "its start was cancelled, and it is being terminated"
             self._booting.cancel()
             if self._state is VMState.RUNNING:
                 # It started just as its caller was cancelled.
                 self._state = VMState.STARTING
-                channels.start_soon(self._end_after, VMStateError(f"start {self.id}: cancelled"))
+                failure = VMStateError(f"start {self.id}: cancelled")
+                self._link.work.start_soon(channels, partial(self._end_after, failure))
             raise
 
     async def _boot_or_end(self) -> None:
@@ -326,6 +330,30 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         await self._end_of_output()
         assert self.exit_status is not None
         return self.exit_status
+
+    async def settled(self) -> None:
+        """Wait until nothing is in flight that tasks of the VM have begun; it changes nothing.
+
+        That is the start of the VM; devices that are attached, removed or rolled back, access that is revoked
+        with them, and root file systems; containers, their states and processes that are ended, also for
+        callers who have left; and every other call that goes on after its caller. What another task begins
+        meanwhile is waited for as well. Then ``vm.devices()`` is what the host has, and the guest.
+
+        A start whose caller has left is waited for until the guest answers and what it started is ended, but
+        for no longer than the guest may take for any answer (``GuestTimeouts.rpc_seconds``). For all else
+        there is no limit but the caller's own. After the exit it returns at once.
+
+        :raises VMStateError: another event loop calls it.
+        """
+        self._link.check_here()
+        await anyio.lowlevel.checkpoint()
+        work = self._link.work
+        while work.busy or work.owed:
+            await work.wait_until(lambda: not work.busy)
+            with self._startup.clock.move_on_after(self._startup.timeouts.rpc_seconds):
+                await work.wait_until(lambda: work.busy > 0 or not work.owed)
+            if not work.busy:
+                return
 
     async def shutdown(self, *, timeout_seconds: float = SHUTDOWN_SECONDS) -> ExitStatus:
         """Ask the guest to shut down, wait for the exit, and terminate the VM if that takes too long.
@@ -614,6 +642,7 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
         if self._link.exited.is_set():
             return
         self._link.exited.set()
+        self._link.work.close()
         self._startup.clock.resume()
         self._booting.cancel()
         if self._link.guest is not None:
