@@ -70,8 +70,8 @@ class Work:
     __slots__ = ("_changed", "_closed", "busy", "owed")
 
     def __init__(self) -> None:
-        self.busy = 0
-        self.owed = 0
+        self.busy: int = 0
+        self.owed: int = 0
         self._closed = False
         self._changed: anyio.Event | None = None
 

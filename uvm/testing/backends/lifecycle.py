@@ -13,7 +13,7 @@ from uvm._names import GuestOS
 from uvm._vm.layers import WCOWLayer
 from uvm._vm.vm import UtilityVM, VMState
 from uvm.devices.scsi import Mount
-from uvm.testing.backends.checks import equal, until
+from uvm.testing.backends.checks import equal
 from uvm.testing.backends.rig import Host, Rig
 from uvm.testing.backends.world import grace_of, options_of
 
@@ -80,14 +80,6 @@ def devices(os: GuestOS, resources: Resources) -> dict[str, Acquire]:
         "directory": lambda vm: vm.share(resources.shared, "/shared"),
         "root": lambda vm: vm.mount_layers("c1", [resources.layer], resources.scratch),
     }
-
-
-def at_rest(vm: UtilityVM) -> bool:
-    """Return whether no request to the host or the guest is in progress."""
-    drivers = [driver for _, driver in vm._drivers()]
-    entries = [entry for driver in drivers for entry in driver.ledger]
-    busy = any(entry.operation is not None or entry.waiters or entry.leaving for entry in entries)
-    return not busy and not any(driver.lane.running or driver.lane.queue for driver in drivers)
 
 
 @define(eq=False)
@@ -185,7 +177,8 @@ class Lifecycle:
         """Check the ledgers against the host and the guest, while the VM runs and once it is at rest."""
         if self._cut_short:
             return
-        await until(lambda: at_rest(vm) or vm.state is not VMState.RUNNING)
+        if vm.state is VMState.RUNNING:
+            await vm.settled()
         if vm.state is VMState.RUNNING:
             equal(self.rig.host.differences(vm), [], "the differences between the ledgers and the VM")
 

@@ -13,8 +13,8 @@ from uvm._vm.vm import UtilityVM, VMState
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, HostError, VMExitedError
 from uvm.schema.common import MIB
-from uvm.testing.backends.checks import Attempt, check, equal, raises, until
-from uvm.testing.backends.lifecycle import Kind, Lifecycle, Resources, at_rest, devices
+from uvm.testing.backends.checks import Attempt, check, equal, raises
+from uvm.testing.backends.lifecycle import Kind, Lifecycle, Resources, devices
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario, variants, within
 from uvm.testing.backends.world import options_of, running_vm
@@ -28,7 +28,7 @@ _CONTAINER = {"Container": {"Storage": {"Path": "C:\\c1"}}}
 
 async def compare(rig: Rig, vm: UtilityVM) -> None:
     """Wait until a VM is at rest, and check that the ledgers, the host and the guest agree."""
-    await until(lambda: at_rest(vm))
+    await vm.settled()
     if Control.AUDIT in rig.controls:
         equal(rig.host.differences(vm), [], "the differences between the ledgers and the VM")
 
