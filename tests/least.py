@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 #: What the suite needs of the development tools.
-TOOLS = {"cffi", "hypothesis", "pytest", "pytest-xdist", "sniffio", "sybil"}
+TOOLS = {"cffi", "hypothesis", "pytest", "pytest-xdist", "sniffio", "starlette", "sybil"}
 
 
 def least(requirement: str) -> str:
