@@ -335,6 +335,20 @@ async def test_a_process_that_has_exited_is_not_signalled(guest: Guest) -> None:
         assert not guest.bodies(SIGNAL)
 
 
+@pytest.mark.parametrize("answer", [Refusal(HResult.E_FAIL), {"ExitCode": -1}], ids=["refused", "unreadable"])
+async def test_a_process_whose_exit_is_unknown_can_be_killed(guest: Guest, answer: Any) -> None:
+    guest.answers[WAIT] = lambda _: answer
+    async with connected(guest) as connection, await connection.open_process(["sleep"]) as process:
+        errors = []
+        for _ in range(2):
+            with pytest.raises((GuestError, UnknownOutcomeError)) as raised:
+                await process.wait()
+            errors.append(raised.value)
+        assert errors[0] is not errors[1]
+        assert await process.kill()
+        assert guest.bodies(SIGNAL)
+
+
 async def test_a_refused_signal_is_the_guests_error(guest: Guest) -> None:
     guest.answers[SIGNAL] = lambda _: Refusal(HResult.E_FAIL, "invalid argument")
     async with connected(guest) as connection, await connection.open_process(["sleep"]) as process:

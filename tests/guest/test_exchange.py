@@ -16,6 +16,7 @@ import uvm
 from tests.clocks import jumping_backends, run_without_waiting
 from tests.vm.support import host_backend, lcow, quiet, running
 from uvm.backends.fake import FakeProcess
+from uvm.errors import OptionsError
 
 anyio_backend = jumping_backends
 
@@ -206,6 +207,14 @@ async def test_chunks_are_passed_to_functions_and_awaited_and_returned_all_the_s
     async with world.vm(external) as vm:
         done = await vm.run(["script"], on_stdout=out.extend, on_stderr=keep)
         assert (bytes(out), bytes(err)) == (done.stdout, done.stderr) == (b"onethree", b"two")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("callback", [list, "print"])
+async def test_what_cannot_be_called_with_output_is_refused(world: World, callback: Any) -> None:
+    async with world.vm() as vm:
+        with pytest.raises(OptionsError, match="on_stderr must be called with each chunk of output, but is"):
+            await vm.run(["script"], on_stderr=callback)
 
 
 @pytest.mark.anyio

@@ -297,6 +297,41 @@ async def test_a_handle_that_cannot_be_closed_is_reported_and_the_vm_goes_on(
 
 
 @anyio_test
+async def test_a_handle_that_does_not_close_holds_no_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(process: FakeHostProcess) -> None:
+        await anyio.sleep_forever()
+
+    limits = GuestTimeouts(close_seconds=3600, grace_seconds=0)
+    with anyio.fail_after(60):
+        async with uvm.UtilityVM.create(relay(), backend=host_backend(), timeouts=limits) as vm:
+            await vm.start()
+            await vm.open_process(FOREVER)
+            monkeypatch.setattr(FakeHostProcess, "close", hang)
+
+
+@anyio_test
+@pytest.mark.parametrize("failure", [OSError("the host is out of order"), HostError("out of order", 5)])
+async def test_a_wait_that_fails_is_no_exit_of_the_vm(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    async def fail(process: FakeHostProcess) -> int:
+        raise failure
+
+    async with running(relay(wcow)) as run:
+        monkeypatch.setattr(FakeHostProcess, "wait", fail)
+        async with run.vm.open_process(FOREVER) as process:
+            errors = []
+            for _ in range(2):
+                with pytest.raises((HostError, UnknownOutcomeError), match="out of order") as raised:
+                    await process.wait()
+                errors.append(raised.value)
+            assert errors[0] is not errors[1]
+            assert await process.kill()
+            await quiet()
+            assert processes(run) == 0
+
+
+@anyio_test
 async def test_streams_are_closed_whatever_the_host_raises_at_the_end_of_the_input(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

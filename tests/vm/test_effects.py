@@ -260,11 +260,14 @@ async def test_another_event_loop_of_the_same_thread_or_another_is_refused_by_na
             process.wait,
             process.kill,
             process.aclose,
+            process.communicate,
             lambda: stdin.send(b"x"),
             stdout.receive,
             container.terminate,
             container.wait,
             container.open_init,
+            container.delete_state,
+            container.aclose,
         ]
 
         async def elsewhere() -> None:
@@ -278,6 +281,8 @@ async def test_another_event_loop_of_the_same_thread_or_another_is_refused_by_na
         await anyio.to_thread.run_sync(run_elsewhere)
         assert not lease.released
         assert vm.state is uvm.VMState.RUNNING
+        assert process.exit_code is None
+        assert container.exit is None
         await lease.release()
         await process.kill()
         await process.aclose()

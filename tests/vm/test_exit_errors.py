@@ -224,6 +224,23 @@ async def test_what_ends_something_succeeds_where_the_vm_exits_in_the_call(exter
                 await call(has)
 
 
+@EITHER
+async def test_a_run_says_that_the_vm_has_exited_whatever_it_was_at(external: bool) -> None:
+    cases: list[dict[str, Any]] = [{}, {"input": b"x" * 10_000_000}]
+    for given in cases:
+        async with held(external) as has:
+            async with anyio.create_task_group() as tasks:
+
+                async def crash() -> None:
+                    await anyio.sleep(1)
+                    has.machine.crash()
+
+                tasks.start_soon(crash)
+                with pytest.raises(VMExitedError) as raised:
+                    await has.vm.run(["sleep", "1000"], **given)
+            assert type(raised.value) is VMExitedError, given
+
+
 async def test_after_a_guest_that_went_alone_a_later_exit_is_still_said() -> None:
     async with held(True) as has:
         has.vm.guest.close()

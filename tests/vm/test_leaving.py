@@ -11,6 +11,7 @@ import pytest
 
 import uvm
 from tests.clocks import jumping_backends
+from tests.gcs.test_cancellation import ports_listened_to
 from tests.vm.support import Running, lcow, quiet, running
 from uvm._guest.container import Container
 from uvm._guest.process import Process
@@ -162,6 +163,37 @@ async def test_asyncios_own_cancellation_leaves_at_once(anyio_backend_name: str)
         await asyncio.wait([task])
         assert task.cancelled()
         assert anyio.current_time() == before
+
+
+@EITHER
+@pytest.mark.parametrize("used", [True, False], ids=["used", "unused"])
+async def test_asyncios_own_cancellation_in_any_turn_leaves_no_stream_open(
+    external: bool, used: bool, anyio_backend_name: str
+) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("a matter of asyncio alone")
+    async with running(lcow(external_guest_connection=external)) as run:
+
+        async def leave() -> None:
+            async with run.vm.open_process(["cat"]) as process:
+                if used:
+                    await process.stdin.send(b"x")
+                    await process.stdout.receive()
+                await process.kill()
+
+        turns = 0
+        task = asyncio.create_task(leave())
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+            await quiet()
+            assert not [each for each in run.backend.leftovers() if each.startswith("handle of process")]
+            assert not external or not ports_listened_to(run.backend.vms[run.vm.id])
+            turns += 1
+            task = asyncio.create_task(leave())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        assert turns > 5
 
 
 async def _stay(run: Running) -> None:

@@ -37,7 +37,7 @@ from uvm._gcs.calls import Call
 from uvm._gcs.link import GuestLink
 from uvm._guest.exit import Exit
 from uvm._wire.frames import Procedure
-from uvm.errors import BridgeClosedError, GuestError, UnknownOutcomeError, UVMError
+from uvm.errors import BridgeClosedError, GuestError, UnknownOutcomeError, UVMError, own
 from uvm.hresult import HResult
 from uvm.schema.gcs import WAIT_FOREVER_MS, WaitForProcessRequest, WaitForProcessResponse
 
@@ -129,11 +129,10 @@ class ExitWatch:
                 else:
                     self._forgotten()
             else:
-                result, text = error.hresult, error.text
-                self._end(lambda: GuestError(call.operation, result, text))
+                # It may run.
+                self._end(partial(own, error), cut_off=True)
         except UVMError as error:
-            problem = str(error)
-            self._end(lambda: UnknownOutcomeError(problem))
+            self._end(partial(own, error), cut_off=True)
 
     def _probe(self, timeout_ms: int, *, again: bool = True) -> None:
         if not self.exit.settled and not self._link.bridge.closed:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import anyio.abc
 from attrs import Factory, define, field, fields, frozen
 
+from uvm._async import Home
 from uvm._guest.clock import GuestClock
 from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
@@ -69,6 +70,7 @@ class GuestAccess:
     :ivar states: the states of containers that have ended.
     :ivar tasks: runs what no caller waits for; None where the guest is out of reach.
     :ivar late_starts: what its callers did not wait for, and the guest has not answered.
+    :ivar home: the event loop of the guest.
     """
 
     name: str
@@ -80,11 +82,17 @@ class GuestAccess:
     states: ContainerStates = field(factory=ContainerStates, kw_only=True)
     tasks: anyio.abc.TaskGroup | None = field(default=None, kw_only=True)
     late_starts: set[object] = field(factory=set, kw_only=True)
+    home: Home = field(factory=Home.here, kw_only=True)
 
     def start_soon(self, call: Callable[[], Coroutine[Any, Any, None]]) -> bool:
-        """Have the VM's tasks make a call that must not raise; False where the guest is out of reach."""
-        tasks = self.tasks
-        if tasks is None or tasks.cancel_scope.cancel_called:
+        """Have the VM's tasks make a call that must not raise; False where the guest is out of reach.
+
+        :raises VMStateError: the guest belongs to another event loop.
+        """
+        if (tasks := self.tasks) is None:
+            return False
+        self.home.check(f"the guest of {self.name}")
+        if tasks.cancel_scope.cancel_called:
             return False
         self.states.work.start_soon(tasks, call)
         return True

@@ -58,11 +58,12 @@ class Ending:
         """
         if self._outcome is not None and self._outcome.error is None:
             return False
-        self._outcome = _Outcome()
-        begun = self._guest.start_soon(partial(self._run, self._outcome))
+        outcome = _Outcome()
+        begun = self._guest.start_soon(partial(self._run, outcome))
+        self._outcome = outcome
         if not begun:
             # With the guest went all that there was to end.
-            self._outcome.done.set()
+            outcome.done.set()
         return begun
 
     async def _run(self, outcome: _Outcome) -> None:

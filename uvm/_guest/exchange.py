@@ -21,11 +21,17 @@ from uvm._checks import checked, optional, seconds, whole
 from uvm._guest.clock import GuestClock
 from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
 from uvm._repr import brief_call
-from uvm.errors import OptionsError, OutputLimitError, ProcessError, ProcessTimeoutError, UVMError
+from uvm.errors import (
+    BridgeClosedError,
+    OptionsError,
+    OutputLimitError,
+    ProcessError,
+    ProcessTimeoutError,
+    UVMError,
+    VMExitedError,
+)
 
 _log = logging.getLogger("uvm.gcs")
-
-_UTF8: Final = codecs.getincrementaldecoder("utf-8")
 
 OutputName = Literal["stdout", "stderr"]
 
@@ -142,8 +148,8 @@ class Exchange(Generic[AnyStr]):
         try:
             await stdin.send(self.input)
             await stdin.send_eof()
-        except StreamBrokenError as error:
-            # No process has to read its input.
+        except (StreamBrokenError, VMExitedError, BridgeClosedError) as error:
+            # No process has to read its input; of the end of the VM, or of its guest, the wait says more.
             _log.debug("%s: %s", guest, error)
         except Exception as error:
             # It may wait for the end of its input for ever.
@@ -254,6 +260,6 @@ def _input_of(input: bytes | str | None, text: bool) -> bytes:
 
 
 def _callback_of(callback: Callable[[Any], object] | None, what: str) -> Callable[[Any], object] | None:
-    if callback is not None and not callable(callback):
+    if callback is not None and (isinstance(callback, type) or not callable(callback)):
         raise OptionsError(f"{what} must be called with each chunk of output, but is {kind_of(callback)}")
     return callback

@@ -32,7 +32,7 @@ class Exit(Generic[T]):
         return self._settled.is_set()
 
     def gone(self) -> bool:
-        """Return whether it has happened, rather than that the connection closed before."""
+        """Return whether it is known to have happened."""
         return self.settled and not self._cut_off
 
     def report(self, how: T) -> None:
@@ -45,7 +45,7 @@ class Exit(Generic[T]):
         """Settle it as unknown, unless it is known.
 
         :param failure: makes the error that says why.
-        :param cut_off: it may not have happened yet: the guest is out of reach.
+        :param cut_off: it may not have happened yet: the guest is out of reach, or refused to wait for it.
         """
         if not self.settled:
             self._failure = failure

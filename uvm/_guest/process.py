@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Final, Literal, Protocol, final, overload
 
 import anyio
@@ -337,10 +338,11 @@ class Process(Bound, anyio.abc.AsyncResource):
 
     async def aclose(self) -> None:
         """Close its streams, at once. Where it still runs, it is left running."""
-        with anyio.CancelScope(shield=True):
+        # The caller may be cancelled at any of them; the others are closed all the same.
+        async with AsyncExitStack() as stack:
             for stream in (self._stdin, *self._outputs.values()):
                 if stream is not None:
-                    await stream.aclose()
+                    stack.push_async_callback(stream.aclose)
         await anyio.lowlevel.checkpoint()
 
     # Signals.

@@ -181,8 +181,10 @@ class Channel:
         self.closed = True
         if self._accepting is not None:
             self._accepting.scope.cancel()
-        await self._stop_listening()
-        await close_quietly(self._stream)
+        try:
+            await self._stop_listening()
+        finally:
+            await close_quietly(self._stream)
 
     async def _stop_listening(self) -> None:
         listener, self._listener = self._listener, None
@@ -372,6 +374,7 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
 
     async def aclose(self) -> None:
         """Close it at once, also under a task that reads it, which gets an error. Again, it does nothing."""
+        self._home.check(self._name)
         self._ahead.clear()
         self._say_change()
         await super().aclose()

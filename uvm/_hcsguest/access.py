@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -16,7 +17,7 @@ from uvm._guest.access import GuestAccess, has_gone
 from uvm._guest.exit import Exit
 from uvm._guest.starts import Start, start_in_task
 from uvm.backend import JSON, HostProcess, System
-from uvm.errors import HostError
+from uvm.errors import HostError, UnknownOutcomeError, UVMError, own
 from uvm.hresult import HResult
 
 E = TypeVar("E")
@@ -42,12 +43,14 @@ class RelayAccess(GuestAccess):
     owner: str = ""
     container: System | None = None
 
-    async def lost_with_vm(self, error: HostError) -> bool:
+    async def lost_with_vm(self, error: Exception) -> bool:
         """Return whether HCS refused because the VM has gone, and not only a container of it."""
-        if self.container is None:
-            return error.system_gone
-        cut_off = error.system_gone or error.hresult == HResult.HCS_E_UNEXPECTED_EXIT
-        return cut_off and await has_gone(self.system)
+        if isinstance(error, HostError):
+            if self.container is None:
+                return error.system_gone
+            if not error.system_gone and error.hresult != HResult.HCS_E_UNEXPECTED_EXIT:
+                return False
+        return await has_gone(self.system)
 
     async def ask(self, call: Awaitable[T]) -> T:
         """Await a call to HCS; BridgeClosedError where it is refused because the VM has gone."""
@@ -87,14 +90,18 @@ class Relayed(ABC, Generic[E]):
 
     async def serve(self) -> None:
         """Wait for its exit, and close the handle once it is not used any more: the task of its own."""
+        limits = self._access.timeouts
+        # A VM that is closed does not wait for a handle.
+        seconds = limits.grace_seconds
         try:
             await self._await_exit()
             await self._unused.wait()
+            seconds = limits.close_seconds
         except BaseException:
             self._cut()
             raise
         finally:
-            with anyio.move_on_after(self._access.timeouts.close_seconds, shield=True):
+            with anyio.move_on_after(seconds, shield=True):
                 await self._close()
             self._closed.set()
 
@@ -102,16 +109,19 @@ class Relayed(ABC, Generic[E]):
         try:
             with self._waiting:
                 await self._report_exit()
-        except HostError as error:
-            if await self._access.lost_with_vm(error):
-                self._cut()
-            else:
-                parts = (error.operation, error.hresult, error.text, error.records)
-                self.exit.lose(lambda: HostError(*parts))
         except Exception as error:
             # Whatever it is, the VM goes on.
-            _log.warning("%s: waiting for %s: %r", self._access.name, self._name, error)
-            self._cut()
+            if await self._access.lost_with_vm(error):
+                self._cut()
+                return
+            _log.debug("%s: waiting for %s: %r", self._access.name, self._name, error)
+            failure = (
+                error
+                if isinstance(error, UVMError)
+                else UnknownOutcomeError(f"wait for {self._name}: {error!r}")
+            )
+            # It may run.
+            self.exit.lose(partial(own, failure), cut_off=True)
 
     async def _close(self) -> None:
         try:

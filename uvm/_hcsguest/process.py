@@ -100,8 +100,10 @@ class _Pipe:
             await self._close()
 
     async def _close(self) -> None:
-        await close_quietly(self._stream)
-        self._on_close()
+        try:
+            await close_quietly(self._stream)
+        finally:
+            self._on_close()
 
 
 class RelayedProcess(Relayed[int]):
