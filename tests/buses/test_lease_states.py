@@ -257,18 +257,27 @@ async def test_a_root_file_system_whose_layer_is_shared_is_released() -> None:
         assert root_state(root) is LeaseState.GONE
 
 
-async def test_a_root_file_system_whose_cancelled_release_is_refused_leaves_orphans() -> None:
+@pytest.mark.parametrize("by", ["its caller", "the orphan", "another root"])
+async def test_a_root_file_system_that_is_an_orphan_keeps_its_layers_until_it_is_removed(by: str) -> None:
     async with running() as run:
         root = await run.vm.mount_layers("c1", [LAYER], SCRATCH)
         run.backend.faults.refuse(resource="CombinedLayers", request_type="Remove", first=1)
         await release_root_cancelled(root)
         await quiet()
         assert root_state(root) is LeaseState.REFUSED
-        assert [orphan.ledger for orphan in run.vm.orphans] == ["layers.roots", "scsi.mounts"]
-        assert run.vm.vpmem.layers == (), "what the root does not keep in use is off the host"
-        await root.release()
+        (orphan,) = run.vm.orphans
+        assert orphan.ledger == "layers.roots"
+        check_at_rest(run)
+        if by == "its caller":
+            await root.release()
+        elif by == "the orphan":
+            await orphan.release()
+        else:
+            await (await run.vm.mount_layers("c1", [LAYER], SCRATCH)).release()
+        await quiet()
         assert root_state(root) is LeaseState.GONE
-        assert run.vm.orphans == ()
+        assert run.vm.orphans == run.vm.vpmem.layers == run.vm.scsi.disks == ()
+        check_at_rest(run)
 
 
 async def test_a_root_file_system_of_which_a_part_is_in_doubt_is_released_as_far_as_it_can_be() -> None:

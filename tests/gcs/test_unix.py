@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from uvm._gcs.unix import _Sockets, connect_unix, listen_unix
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._wire.frames import GuestSide, Procedure, parse
 from uvm._wire.ports import LINUX_GCS_PORT, vsock_service_id
+from uvm.backend import BROKEN_STREAM
 from uvm.errors import BridgeClosedError, HostPathError, NotSupportedError
 
 pytestmark = [
@@ -41,9 +42,13 @@ class EchoGuest:
         self.served = 0
 
     async def serve(self, stream: anyio.abc.ByteStream) -> None:
-        """Answer the requests of one stream."""
-        wire = GuestSide()
+        """Answer the requests of one stream, until the host closes it or resets it."""
         self.served += 1
+        with suppress(*BROKEN_STREAM):
+            await self._serve(stream)
+
+    async def _serve(self, stream: anyio.abc.ByteStream) -> None:
+        wire = GuestSide()
         async with stream:
             async for data in stream:
                 for request in wire.receive(data):
@@ -174,10 +179,7 @@ async def test_a_connection_that_broke_is_made_again_where_there_is_time_for_it(
 
     async def keep(stream: anyio.abc.ByteStream) -> None:
         streams.append(stream)
-        try:
-            await serve(stream)
-        except anyio.ClosedResourceError:
-            return
+        await serve(stream)
 
     guest.serve = keep  # type: ignore[method-assign]
     async with listening(guest), connect_unix(path, timeouts=GuestTimeouts(redial_seconds=60)) as connection:

@@ -157,6 +157,7 @@ class Hold(Generic[S_co]):
     :ivar error: what the last wait ends with, if it fails.
     :ivar stay: the device, once granted.
     :ivar since: when it was left without a caller.
+    :ivar below: what it was made of, released for no caller once it has ended itself.
     """
 
     driver: Driver[Any, Any, Any, Any] = field(repr=False)
@@ -170,6 +171,7 @@ class Hold(Generic[S_co]):
     error: BaseException | None = field(default=None, init=False)
     stay: Stay | None = field(default=None, init=False, repr=False)
     since: datetime | None = field(default=None, init=False)
+    below: tuple[Hold[object], ...] = field(default=(), init=False, repr=False)
     #: No caller holds it or waits for it any more.
     abandoned: bool = field(default=False, init=False)
     #: A caller has seen it released.
@@ -228,6 +230,9 @@ class Hold(Generic[S_co]):
         self._list()
         if self._waker is not None:
             self._waker.set()
+        if state is _ENDED:
+            for hold in self.below:
+                hold.abandon()
 
     def _list(self) -> None:
         """List it among what may be an orphan, or no longer."""

@@ -112,7 +112,7 @@ class RootFileSystem(Releasable):
         if not self._releasing.is_set():
             return LeaseState.RELEASING
         state = state_of_all(self._holds)
-        return LeaseState.REFUSED if self._errors and state is not LeaseState.UNKNOWN else state
+        return LeaseState.REFUSED if self._errors and state is LeaseState.HELD else state
 
     @property
     def released(self) -> bool:
@@ -169,9 +169,16 @@ class RootFileSystem(Releasable):
 
     def _leave(self) -> None:
         """Have what is left of it released or listed as orphans, once the release in flight has failed."""
-        if self._errors:
-            for hold in self._holds:
-                hold.leave() if hold.state is HoldState.OWED else hold.abandon()
+        if not self._errors:
+            return
+        combined, *others = self._holds
+        if combined.state is HoldState.OWED:
+            # An orphan keeps what it was made of.
+            combined.below = tuple(others)
+            combined.leave()
+            return
+        for hold in others:
+            hold.leave() if hold.state is HoldState.OWED else hold.abandon()
 
     async def _take_apart(self, done: anyio.Event) -> None:
         errors: list[Exception] = []
