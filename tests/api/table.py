@@ -1,0 +1,506 @@
+"""Each call of the public API: how to set it up and make it, and what is to be expected of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from attrs import evolve
+
+import uvm
+from tests.api import surface
+from tests.api.cases import Row
+from tests.api.stage import Stage
+from tests.vm import support as host
+
+__all__ = ["ELSEWHERE", "ROWS", "name_of", "row_of"]
+
+#: An open one, in base64.
+_POLICY = base64.b64encode(json.dumps({"allow_all": True}).encode()).decode()
+_NOWHERE = "00000000-0000-0000-0000-0000000000ff"
+_SPEC: dict[str, Any] = {"process": {"args": ["server"], "cwd": "/"}, "linux": {}}
+_MIB = 1 << 20
+
+
+async def _container(stage: Stage) -> uvm.Container:
+    """Create a container, and start it with its own process, which reads its input."""
+    container = await stage.vm.create_container("c1", _SPEC)
+    await container.start()
+    stage.made["init"] = await container.open_init(stdin=True)
+    return container
+
+
+async def _started(stage: Stage) -> uvm.Container:
+    container = await stage.vm.create_container("c1", _SPEC)
+    await container.start()
+    return container
+
+
+async def _ended(stage: Stage) -> uvm.Container:
+    container = await _container(stage)
+    await container.terminate()
+    await stage.made["init"].aclose()
+    await container.wait()
+    return container
+
+
+async def _process(stage: Stage) -> uvm.Process:
+    return await stage.vm.open_process(["server"])
+
+
+async def _stdin(stage: Stage) -> uvm.ProcessInput:
+    stage.made["process"] = process = await _process(stage)
+    assert process.stdin is not None
+    return process.stdin
+
+
+async def _stdout(stage: Stage) -> uvm.ProcessOutput:
+    stage.made["process"] = process = await _process(stage)
+    assert process.stdout is not None
+    return process.stdout
+
+
+async def _orphan(stage: Stage) -> uvm.Orphan:
+    """Leave a disk behind whose removal was refused."""
+    rule = stage.backend.faults.refuse(to="host", request_type="Remove", nth=1)
+    lease = await stage.vm.scsi.attach(host.DISK)
+    lease.give_up()
+    await stage.settle()
+    rule.remove()
+    [orphan] = stage.vm.orphans
+    return orphan
+
+
+async def _combined(stage: Stage) -> uvm.CombinedLease:
+    await _base(stage)
+    return await stage.vm.layers.combine("/root", ["/base"], scratch_path="/base/upper")
+
+
+async def _base(stage: Stage) -> Any:
+    """Attach what layers are made of."""
+    await stage.vm.scsi.attach(host.LARGE_LAYER, mount=uvm.Mount(guest_path="/base"))
+    return stage.vm.layers
+
+
+async def _namespace(stage: Stage) -> uvm.NamespaceLease:
+    return await stage.vm.network.add_namespace(host.NAMESPACE)
+
+
+async def _network(stage: Stage) -> Any:
+    if not stage.vm.network.namespaces:
+        await _namespace(stage)
+    return stage.vm.network
+
+
+async def _adapter(stage: Stage) -> uvm.AdapterLease:
+    await _network(stage)
+    return await stage.vm.network.add_endpoint(host.NAMESPACE, host.ENDPOINT)
+
+
+async def _root(stage: Stage) -> uvm.RootFileSystem:
+    return await stage.vm.mount_layers("c1", [host.LAYER], host.SCRATCH)
+
+
+def _bus(name: str, lease: str = "") -> Callable[[Stage], Awaitable[Any]]:
+    """Return what prepares a bus, with a lease on it that the VM alone holds."""
+
+    async def prepare(stage: Stage) -> Any:
+        if lease:
+            stage.made["lease"] = await OBJECTS[lease][1](stage)
+        return getattr(stage.vm, name)
+
+    return prepare
+
+
+async def _pool(stage: Stage) -> uvm.Pool:
+    return await _new_pool(stage).start()
+
+
+async def _used_pool(stage: Stage) -> uvm.Pool:
+    pool = await _pool(stage)
+    stage.made["vm"] = await pool.acquire()
+    await stage.settle()
+    return pool
+
+
+def _new_pool(stage: Stage) -> uvm.Pool:
+    options = evolve(stage.options, id="")
+    stage.pools.append(uvm.Pool(options, backend=stage.backend, ready=1, timeouts=stage.timeouts))
+    return stage.pools[-1]
+
+
+async def _vm(stage: Stage) -> Any:
+    return stage.created
+
+
+async def _guest(stage: Stage) -> uvm.GuestConnection:
+    return stage.vm.guest
+
+
+async def _paused(stage: Stage) -> uvm.UtilityVM:
+    await stage.vm.pause()
+    return stage.vm
+
+
+#: By class, which guest it needs, and how to get an object of it.
+OBJECTS: dict[str, tuple[str, Callable[[Stage], Awaitable[Any]]]] = {
+    "UtilityVM": ("linux", _vm),
+    "ScsiBus": ("linux", _bus("scsi")),
+    "VPMemBus": ("linux", _bus("vpmem")),
+    "Plan9Bus": ("linux", _bus("plan9")),
+    "VSMBBus": ("windows", _bus("vsmb")),
+    "VPCIBus": ("linux", _bus("vpci")),
+    "PipeBus": ("windows", _bus("pipes")),
+    "LayersBus": ("linux", _base),
+    "NetworkBus": ("linux", _network),
+    "ScsiLease": ("linux", lambda s: s.vm.scsi.attach(host.DISK, mount=uvm.Mount())),
+    "VPMemLease": ("linux", lambda s: s.vm.vpmem.add(host.LAYER)),
+    "Plan9Lease": ("linux", lambda s: s.vm.plan9.add(host.SHARED, "/shared")),
+    "SharedLease": ("windows", lambda s: s.vm.share(host.SHARED, r"C:\shared")),
+    "VSMBLease": ("windows", lambda s: s.vm.vsmb.add(host.SHARED)),
+    "VPCILease": ("linux", lambda s: s.vm.vpci.assign(host.DEVICE)),
+    "PipeLease": ("windows", lambda s: s.vm.pipes.add(host.PIPE)),
+    "CombinedLease": ("linux", _combined),
+    "NamespaceLease": ("linux", _namespace),
+    "AdapterLease": ("linux", _adapter),
+    "RootFileSystem": ("linux", _root),
+    "Orphan": ("linux", _orphan),
+    "Container": ("linux", _container),
+    "Process": ("linux", _process),
+    "ProcessInput": ("linux", _stdin),
+    "ProcessOutput": ("linux", _stdout),
+    "GuestConnection": ("linux", _guest),
+    "Pool": ("linux", _pool),
+}
+
+
+async def _created(stage: Stage, it: Any) -> None:
+    async with uvm.UtilityVM.create(stage.options, backend=stage.backend, timeouts=stage.timeouts) as vm:
+        await vm.start()
+
+
+async def _entered(it: Any) -> None:
+    async with it:
+        pass
+
+
+async def _end_of_init(stage: Stage, it: Any) -> None:
+    await stage.made["init"].stdin.send_eof()
+
+
+async def _send_line(stage: Stage, it: Any) -> None:
+    await stage.made["process"].stdin.send(b"line\n")
+
+
+async def _send_to(stage: Stage, it: uvm.Process) -> None:
+    await it.stdin.send(b"line\n")
+
+
+async def _release(stage: Stage, it: Any) -> None:
+    await it.release()
+
+
+async def _send_eof(stage: Stage, it: uvm.Process) -> None:
+    assert it.stdin is not None
+    await it.stdin.send_eof()
+
+
+async def _drop(stage: Stage, it: Any) -> None:
+    stage.backend.vms[stage.vm.id].service.drop()
+
+
+async def _crash(stage: Stage, it: Any) -> None:
+    stage.crash()
+
+
+async def _released_twice(stage: Stage, it: Any) -> None:
+    await it.release()
+    await it.release()
+
+
+def _wrong_too(wrong: dict[str, Any], call: Callable[[Stage, Any], Awaitable[Any]]) -> dict[str, Any]:
+    return {"wrong": {"OptionsError": call, **wrong}}
+
+
+def _option(call: Callable[[Stage, Any], Awaitable[Any]]) -> dict[str, Any]:
+    return {"wrong": {"OptionsError": call}}
+
+
+_PROCESS = Row(
+    lambda s, it: it.open_process(["server"]), wrong={"OptionsError": lambda s, it: it.open_process([])}
+)
+_RUN = Row(lambda s, it: it.run(["echo", "x"]), wrong={"OptionsError": lambda s, it: it.run([])})
+_LEFT = Row(lambda s, it: _entered(it), sure=True)
+_ENTERED = Row(lambda s, it: it.__aenter__(), end=True)
+_ANY: dict[str, Any] = {"RequestType": "Update", "ResourceType": "PodCgroupMemoryLimit"}
+_LOG: dict[str, Any] = {"RPCType": "StartLogForwarding", "Settings": ""}
+_DOCUMENT: dict[str, Any] = {
+    "SchemaVersion": {"Major": 2, "Minor": 1},
+    "OciBundlePath": "/run/gcs/c/c1",
+    "OciSpecification": {**_SPEC, "root": {"path": "/run/gcs/c/c1/rootfs"}},
+}
+_MEMORY: dict[str, Any] = {"ResourcePath": "VirtualMachine/ComputeTopology/Memory/SizeInMB", "Settings": 512}
+
+ROWS: dict[str, Row] = {
+    # The VM.
+    "UtilityVM.create": Row(_created, vm="", ends_vm=True, grace=True),
+    "start_vm": Row(
+        lambda s, it: _entered(uvm.start_vm(s.options, backend=s.backend, timeouts=s.timeouts)),
+        vm="",
+        ends_vm=True,
+    ),
+    "UtilityVM.__aenter__": Row(lambda s, it: it.__aenter__(), end=True),
+    "UtilityVM.__aexit__": Row(lambda s, it: it.__aexit__(None, None, None), sure=True, ends_vm=True),
+    "UtilityVM.start": Row(lambda s, it: it.start(), vm="created", ends_vm=True),
+    "UtilityVM.close": Row(lambda s, it: it.close(), sure=True, ends_vm=True),
+    "UtilityVM.terminate": Row(lambda s, it: it.terminate(), end=True, ends_vm=True),
+    "UtilityVM.shutdown": Row(lambda s, it: it.shutdown(), end=True, ends_vm=True),
+    "UtilityVM.wait": Row(lambda s, it: it.wait(), end=True, ends_vm=True, finish=_crash),
+    "UtilityVM.settled": Row(lambda s, it: it.settled(), end=True),
+    "UtilityVM.crash": Row(lambda s, it: it.crash(), ends_vm=True),
+    "UtilityVM.pause": Row(lambda s, it: it.pause(), pauses=True),
+    "UtilityVM.resume": Row(lambda s, it: it.resume(), _paused, pauses=True),
+    "UtilityVM.save": Row(lambda s, it: it.save(""), _paused, pauses=True),
+    "UtilityVM.properties": Row(lambda s, it: it.properties("Memory")),
+    "UtilityVM.stats": Row(lambda s, it: it.stats()),
+    "UtilityVM.assigned_memory_bytes": Row(lambda s, it: it.assigned_memory_bytes()),
+    "UtilityVM.update_memory": Row(
+        lambda s, it: it.update_memory(memory_mb=512), **_option(lambda s, it: it.update_memory())
+    ),
+    "UtilityVM.update_cpu_limits": Row(
+        lambda s, it: it.update_cpu_limits(weight=5), **_option(lambda s, it: it.update_cpu_limits(limit=-1))
+    ),
+    "UtilityVM.set_cpu_group": Row(
+        lambda s, it: it.set_cpu_group(_NOWHERE), **_option(lambda s, it: it.set_cpu_group(""))
+    ),
+    "UtilityVM.release_cpu_group": Row(lambda s, it: it.release_cpu_group()),
+    "UtilityVM.update_hvsocket_service": Row(
+        lambda s, it: it.update_hvsocket_service(_NOWHERE, uvm.HvSocketService()),
+        **_option(lambda s, it: it.update_hvsocket_service("x", uvm.HvSocketService())),
+    ),
+    "UtilityVM.remove_hvsocket_service": Row(
+        lambda s, it: it.remove_hvsocket_service(_NOWHERE),
+        **_option(lambda s, it: it.remove_hvsocket_service("x")),
+    ),
+    "UtilityVM.update_container_memory_limits": Row(lambda s, it: it.update_container_memory_limits()),
+    "UtilityVM.modify": Row(lambda s, it: it.modify(_MEMORY)),
+    "UtilityVM.guest_request": Row(lambda s, it: it.guest_request(_ANY)),
+    "UtilityVM.inject_policy_fragment": Row(
+        lambda s, it: it.inject_policy_fragment("YQ=="),
+        options={"security_policy": _POLICY, "security_policy_enabled": True},
+    ),
+    "UtilityVM.dump_stacks": Row(lambda s, it: it.dump_stacks(), own=True),
+    "UtilityVM.set_log_sources": Row(lambda s, it: it.set_log_sources(), os="windows", own=True),
+    "UtilityVM.start_log_forwarding": Row(lambda s, it: it.start_log_forwarding(), os="windows", own=True),
+    "UtilityVM.stop_log_forwarding": Row(lambda s, it: it.stop_log_forwarding(), os="windows", own=True),
+    "UtilityVM.share": Row(
+        lambda s, it: it.share(host.SHARED, "/shared"),
+        **_wrong_too(
+            {"HostPathError": lambda s, it: it.share(host.DISK + "x", "/shared")},
+            lambda s, it: it.share(host.SHARED, ""),
+        ),
+    ),
+    "UtilityVM.mount_layers": Row(
+        lambda s, it: it.mount_layers("c1", [host.LAYER], host.SCRATCH),
+        **_wrong_too(
+            {"HostPathError": lambda s, it: it.mount_layers("c1", [host.DISK + "x"], host.SCRATCH)},
+            lambda s, it: it.mount_layers("", [host.LAYER], host.SCRATCH),
+        ),
+    ),
+    "UtilityVM.create_container": Row(
+        lambda s, it: it.create_container("c1", _SPEC), **_option(lambda s, it: it.create_container("c1", {}))
+    ),
+    # A pool of VMs.
+    "Pool.start": Row(lambda s, it: _new_pool(s).start(), _vm, vm=""),
+    "Pool.__aenter__": Row(lambda s, it: _new_pool(s).__aenter__(), _vm, vm=""),
+    "Pool.__aexit__": Row(lambda s, it: it.__aexit__(None, None, None), vm="", sure=True),
+    "Pool.close": Row(lambda s, it: it.close(), vm="", sure=True),
+    "Pool.acquire": Row(lambda s, it: it.acquire(), vm=""),
+    "Pool.vm": Row(lambda s, it: _entered(it.vm()), vm=""),
+    "Pool.release": Row(lambda s, it: it.release(s.made["vm"]), _used_pool, vm="", sure=True),
+    # Processes, wherever they run.
+    "UtilityVM.open_process": _PROCESS,
+    "Container.open_process": _PROCESS,
+    "GuestConnection.open_process": _PROCESS,
+    "UtilityVM.run": _RUN,
+    "Container.run": _RUN,
+    "GuestConnection.run": _RUN,
+    # Devices.
+    "ScsiBus.attach": Row(
+        lambda s, it: it.attach(host.DISK, mount=uvm.Mount()),
+        **_wrong_too(
+            {"HostPathError": lambda s, it: it.attach(host.DISK + "x")}, lambda s, it: it.attach("relative")
+        ),
+    ),
+    "ScsiBus.detach": Row(
+        lambda s, it: it.detach(host.DISK),
+        _bus("scsi", "ScsiLease"),
+        sure=True,
+        wrong={"NotAttachedError": lambda s, it: it.detach(host.OTHER_DISK)},
+    ),
+    "VPMemBus.add": Row(
+        lambda s, it: it.add(host.LAYER),
+        **_wrong_too(
+            {"HostPathError": lambda s, it: it.add(host.DISK + "x")}, lambda s, it: it.add("relative")
+        ),
+    ),
+    "VPMemBus.remove": Row(
+        lambda s, it: it.remove(host.LAYER),
+        _bus("vpmem", "VPMemLease"),
+        sure=True,
+        wrong={"NotAttachedError": lambda s, it: it.remove(host.OTHER_LAYER)},
+    ),
+    "Plan9Bus.add": Row(
+        lambda s, it: it.add(host.SHARED, "/shared"), **_option(lambda s, it: it.add(host.SHARED, ""))
+    ),
+    "VSMBBus.add": Row(
+        lambda s, it: it.add(host.SHARED),
+        **_wrong_too(
+            {"HostPathError": lambda s, it: it.add(host.DISK + "x")}, lambda s, it: it.add("relative")
+        ),
+    ),
+    "VSMBBus.remove": Row(
+        lambda s, it: it.remove(host.SHARED, read_only=False),
+        _bus("vsmb", "VSMBLease"),
+        sure=True,
+        wrong={"NotAttachedError": lambda s, it: it.remove(host.OTHER_SHARED, read_only=False)},
+    ),
+    "VSMBBus.guest_path": Row(
+        lambda s, it: it.guest_path(host.SHARED, read_only=False),
+        _bus("vsmb", "VSMBLease"),
+        wrong={"NotAttachedError": lambda s, it: it.guest_path(host.OTHER_SHARED, read_only=False)},
+    ),
+    "VPCIBus.assign": Row(
+        lambda s, it: it.assign(host.DEVICE), **_option(lambda s, it: it.assign(host.DEVICE, -1))
+    ),
+    "VPCIBus.remove": Row(
+        lambda s, it: it.remove(host.DEVICE),
+        _bus("vpci", "VPCILease"),
+        sure=True,
+        wrong={"NotAttachedError": lambda s, it: it.remove(host.OTHER_DEVICE)},
+    ),
+    "PipeBus.add": Row(lambda s, it: it.add(host.PIPE), **_option(lambda s, it: it.add("relative"))),
+    "PipeBus.remove": Row(
+        lambda s, it: it.remove(host.PIPE),
+        _bus("pipes", "PipeLease"),
+        sure=True,
+        wrong={"NotAttachedError": lambda s, it: it.remove(host.OTHER_PIPE)},
+    ),
+    "LayersBus.combine": Row(
+        lambda s, it: it.combine("/root", ["/base"], scratch_path="/base/upper"),
+        **_option(lambda s, it: it.combine("", ["/base"])),
+    ),
+    "LayersBus.remove": Row(
+        lambda s, it: it.remove("/root"),
+        _bus("layers", "CombinedLease"),
+        sure=True,
+        wrong={"NotAttachedError": lambda s, it: it.remove("/other")},
+    ),
+    "NetworkBus.add_namespace": Row(lambda s, it: it.add_namespace(host.NAMESPACE), _bus("network")),
+    "NetworkBus.add_endpoint": Row(lambda s, it: it.add_endpoint(host.NAMESPACE, host.ENDPOINT)),
+    "NamespaceLease.add_endpoint": Row(lambda s, it: it.add_endpoint(host.ENDPOINT)),
+    "NetworkBus.setup": Row(lambda s, it: it.setup(host.NAMESPACE), _bus("network")),
+    "NetworkBus.remove_namespace": Row(lambda s, it: it.remove_namespace(host.NAMESPACE), sure=True),
+    "NetworkBus.remove_endpoint": Row(
+        lambda s, it: it.remove_endpoint(host.NAMESPACE, host.ENDPOINT),
+        _bus("network", "AdapterLease"),
+        sure=True,
+        wrong={"NotAttachedError": lambda s, it: it.remove_endpoint(host.NAMESPACE, host.OTHER_ENDPOINT)},
+    ),
+    # Ends.
+    "Lease.release": Row(
+        lambda s, it: it.release(), sure=True, wrong={"AlreadyReleasedError": _released_twice}
+    ),
+    "NamespaceLease.release": Row(
+        lambda s, it: it.release(), sure=True, wrong={"AlreadyReleasedError": _released_twice}
+    ),
+    "RootFileSystem.release": Row(
+        lambda s, it: it.release(), sure=True, wrong={"AlreadyReleasedError": _released_twice}
+    ),
+    "Orphan.release": Row(lambda s, it: it.release(), sure=True),
+    "Lease.gone": Row(lambda s, it: it.gone(), end=True, finish=_release),
+    "RootFileSystem.gone": Row(lambda s, it: it.gone(), end=True, finish=_release),
+    "Lease.__aexit__": _LEFT,
+    "RootFileSystem.__aexit__": _LEFT,
+    "Lease.__aenter__": _ENTERED,
+    "RootFileSystem.__aenter__": _ENTERED,
+    # A container.
+    "Container.start": Row(lambda s, it: it.start(), lambda s: s.vm.create_container("c1", _SPEC)),
+    "Container.open_init": Row(lambda s, it: it.open_init(), _started),
+    "Container.shutdown": Row(lambda s, it: it.shutdown(), end=True),
+    "Container.terminate": Row(lambda s, it: it.terminate(), end=True),
+    "Container.aclose": Row(lambda s, it: it.aclose(), sure=True),
+    "Container.__aexit__": _LEFT,
+    "Container.__aenter__": _ENTERED,
+    "Container.delete_state": Row(lambda s, it: it.delete_state(), _ended, end=True),
+    "Container.wait": Row(lambda s, it: it.wait(), finish=_end_of_init),
+    "Container.properties": Row(lambda s, it: it.properties("Statistics")),
+    "Container.statistics": Row(lambda s, it: it.statistics()),
+    "Container.processes": Row(lambda s, it: it.processes()),
+    "Container.modify": Row(
+        lambda s, it: it.modify({"ResourceType": "ContainerConstraints", "RequestType": "Update"})
+    ),
+    # The connection to the guest.
+    "GuestConnection.modify": Row(lambda s, it: it.modify(_ANY), own=True),
+    "GuestConnection.modify_service": Row(
+        lambda s, it: it.modify_service("LogForwardService", _LOG), os="windows", own=True
+    ),
+    "GuestConnection.dump_stacks": Row(lambda s, it: it.dump_stacks(), own=True),
+    "GuestConnection.create_container": Row(lambda s, it: it.create_container("c1", _DOCUMENT), own=True),
+    "GuestConnection.shutdown": Row(lambda s, it: it.shutdown(), own=True, end=True, ends_vm=True),
+    "GuestConnection.aclose": Row(lambda s, it: it.aclose(), own=True, sure=True),
+    "GuestConnection.wait_closed": Row(lambda s, it: it.wait_closed(), own=True, end=True, finish=_drop),
+    # A process.
+    "Process.wait": Row(lambda s, it: it.wait(), finish=_send_eof),
+    "Process.communicate": Row(lambda s, it: it.communicate(b"x")),
+    "Process.stream": Row(lambda s, it: anext(it.stream()), finish=_send_to),
+    "Process.kill": Row(lambda s, it: it.kill(), end=True),
+    "Process.signal": Row(lambda s, it: it.signal("TERM"), **_option(lambda s, it: it.signal("NONE"))),
+    "Process.resize": Row(
+        lambda s, it: it.resize(10, 10),
+        lambda s: s.vm.open_process(["server"], terminal=True),
+        **_option(lambda s, it: it.resize(0, 0)),
+    ),
+    "Process.aclose": Row(lambda s, it: it.aclose(), sure=True),
+    "Process.__aexit__": _LEFT,
+    "Process.__aenter__": _ENTERED,
+    "ProcessInput.__aexit__": _LEFT,
+    "ProcessOutput.__aexit__": _LEFT,
+    "ProcessInput.__aenter__": _ENTERED,
+    "ProcessOutput.__aenter__": _ENTERED,
+    "ProcessInput.send": Row(lambda s, it: it.send(b"x"), **_option(lambda s, it: it.send("x"))),
+    "ProcessInput.send_eof": Row(lambda s, it: it.send_eof()),
+    "ProcessInput.aclose": Row(lambda s, it: it.aclose(), sure=True),
+    "ProcessOutput.aclose": Row(lambda s, it: it.aclose(), sure=True),
+    "ProcessOutput.receive": Row(
+        lambda s, it: it.receive(), finish=_send_line, **_option(lambda s, it: it.receive(0))
+    ),
+    "ProcessOutput.__anext__": Row(lambda s, it: it.__anext__(), finish=_send_line),
+}
+
+
+def name_of(cls: type | None, name: str) -> str:
+    """Return the name of the row of a call: that of the class which has the method, or of one above it."""
+    names = list(surface.defining(cls, name))
+    return next((each for each in names if each in ROWS or each in ELSEWHERE), names[0])
+
+
+def row_of(cls: type | None, name: str) -> Row:
+    """Return the row of a call."""
+    row = ROWS[name_of(cls, name)]
+    if cls is None:
+        return row
+    os, given = OBJECTS[cls.__name__]
+    own = True if cls is uvm.GuestConnection else row.own
+    return evolve(row, given=row.given or given, os=row.os or os, own=own, alone=cls is uvm.GuestConnection)
+
+
+#: What needs more than a VM in memory, and the tests of it.
+ELSEWHERE = {
+    "GuestConnection.serve": "tests/gcs/test_connection.py",
+    "GuestConnection.start_guest": "tests/gcs/test_connection.py",
+    "connect_unix": "tests/gcs/test_unix.py",
+    "listen_unix": "tests/gcs/test_unix.py",
+}
