@@ -276,7 +276,7 @@ async def test_a_root_file_system_that_is_an_orphan_keeps_its_layers_until_it_is
             await (await run.vm.mount_layers("c1", [LAYER], SCRATCH)).release()
         await quiet()
         assert root_state(root) is LeaseState.GONE
-        assert run.vm.orphans == run.vm.vpmem.layers == run.vm.scsi.disks == ()
+        assert not (run.vm.orphans or run.vm.vpmem.layers or run.vm.scsi.disks)
         check_at_rest(run)
 
 
