@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
@@ -152,6 +153,56 @@ def test_an_undo_that_failed_travels_with_its_parts() -> None:
     there = _pickled(4)(UndoFailedError.of(*parts))
     assert [_said(part) for part in there.exceptions] == [_said(part) for part in parts]
     assert there.split(uvm.GuestError)[0] is not None
+
+
+class _NeedsMore(Exception):
+    """A foreign exception that is not made again of its ``args``."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+
+
+class _HoldsLock(Exception):
+    def __init__(self) -> None:
+        super().__init__(threading.Lock())
+
+
+class _SaysNothing(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+    def __reduce__(self) -> str:
+        raise ValueError("no")
+
+
+_FOREIGN = [
+    pytest.param(_NeedsMore(5, "no disk"), "_NeedsMore: 5: no disk", id="needs more"),
+    pytest.param(_HoldsLock(), "_HoldsLock: <unlocked", id="holds a lock"),
+    pytest.param(_SaysNothing(), "_SaysNothing", id="says nothing"),
+    pytest.param(ExceptionGroup("two", [_HoldsLock(), _NeedsMore(5, "")]), "two", id="group"),
+    pytest.param(KeyboardInterrupt(threading.Lock()), "KeyboardInterrupt", id="no Exception"),
+]
+
+
+@pytest.mark.parametrize(("cause", "said"), _FOREIGN)
+@pytest.mark.parametrize("travel", [*TRAVELS[:-3], TRAVELS[-2]])
+def test_a_cause_that_cannot_be_pickled_says_what_it_was(
+    travel: Callable[[Any], Any], cause: BaseException, said: str
+) -> None:
+    error = uvm.NoSpaceError("no slot")
+    error.__cause__ = uvm.GuestError("add", 5)
+    error.__cause__.__cause__ = cause
+    there = travel(error)
+    assert _said(there.__cause__) == _said(error.__cause__)
+    assert said in str(there.__cause__.__cause__)
+    assert copy.copy(error.__cause__).__cause__ is cause
+
+
+def test_a_part_of_a_group_that_cannot_be_pickled_says_what_it_was() -> None:
+    there = _pickled(4)(uvm.UVMErrorGroup("both", [_NeedsMore(5, "no disk"), uvm.NoSpaceError("full")]))
+    foreign, ours = there.exceptions
+    assert "_NeedsMore: 5: no disk" in str(foreign)
+    assert _said(ours) == _said(uvm.NoSpaceError("full"))
 
 
 def _fail(error: Exception) -> None:

@@ -5,6 +5,8 @@ A message says what was asked, what happened, and what holds now.
 
 from __future__ import annotations
 
+import pickle
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, TypeVar
@@ -48,11 +50,40 @@ E = TypeVar("E", bound=BaseException)
 class UVMError(Exception):
     """The root of all errors that uvm raises.
 
-    All of them can be pickled and copied, with their fields, notes and cause; they compare by identity.
+    All of them can be pickled and copied, with their fields, notes and cause; they compare by identity. A
+    cause, or a part of a group, that cannot be pickled itself is replaced by an exception that says what it
+    was.
     """
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reduced(self)
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        make, (cls, args), state = _reduced(self)
+        state["__cause__"] = _travelling(state["__cause__"], protocol)
+        if isinstance(self, ExceptionGroup):
+            args = (args[0], [_travelling(part, protocol) for part in self.exceptions])
+        return make, (cls, args), state
+
+    def __copy__(self) -> UVMError:
+        return _copied(self)
+
+
+def _travelling(error: BaseException | None, protocol: int) -> BaseException | None:
+    """Return an exception that can be pickled, or else one that says what it was."""
+    if error is None or isinstance(error, UVMError):
+        return error
+    try:
+        pickle.loads(pickle.dumps(error, protocol))
+    except Exception:
+        # Whatever it is made of, and however it fails: it is no reason to lose the error that it caused.
+        said = traceback.format_exception_only(error)
+        return Exception("".join(said).strip())
+    return error
+
+
+def _copied(error: E) -> E:
+    make, of, state = _reduced(error)
+    copy: E = make(*of)
+    copy.__setstate__(state)
+    return copy
 
 
 def _reduced(error: E) -> tuple[Any, tuple[type[E], Any], dict[str, Any]]:
@@ -85,9 +116,7 @@ def is_refusal(error: BaseException) -> bool:
 
 def own(error: E) -> E:
     """Return a copy of an exception for one caller of several, with the original as its cause."""
-    make, of, state = _reduced(error)
-    copy: E = make(*of)
-    copy.__setstate__(state)
+    copy = _copied(error)
     copy.__cause__ = error
     return copy
 

@@ -276,7 +276,8 @@ async def test_a_root_file_system_that_is_an_orphan_keeps_its_layers_until_it_is
             await (await run.vm.mount_layers("c1", [LAYER], SCRATCH)).release()
         await quiet()
         assert root_state(root) is LeaseState.GONE
-        assert not (run.vm.orphans or run.vm.vpmem.layers or run.vm.scsi.disks)
+        assert run.vm.orphans == ()
+        assert (len(run.vm.vpmem.layers), len(run.vm.scsi.disks)) == (0, 0)
         check_at_rest(run)
 
 
