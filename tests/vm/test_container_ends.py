@@ -16,6 +16,7 @@ from tests.vm.orders import Choose, run_example
 from tests.vm.support import (
     DISK,
     LAYER,
+    OTHER_DISK,
     OTHER_LAYER,
     SCRATCH,
     SHARED,
@@ -514,6 +515,52 @@ async def test_what_the_deletion_of_a_state_is_refused_with_comes_out_of_the_rel
         assert run.guest.mounts == {}
         await root.release()
         assert root.released
+
+
+ON_DATA = uvm.Mount(guest_path="/mnt/data")
+BOUND = {"destination": "/data", "source": "/mnt/data/some", "options": ["rbind"]}
+#: What a container uses, and the document that says so.
+USED: dict[str, tuple[Callable[[uvm.UtilityVM], Any], Any]] = {
+    "layers of another": (lambda vm: vm.mount_layers("pod", [LAYER], DISK), SPEC),
+    "a disk": (
+        lambda vm: vm.scsi.attach(DISK, mount=uvm.Mount(guest_path="/mnt/data")),
+        SPEC | {"mounts": [BOUND]},
+    ),
+    "a share in its bundle": (lambda vm: vm.share(SHARED, "/run/gcs/c/c1/data"), SPEC),
+}
+
+
+@anyio_test
+@EITHER_WAY
+@pytest.mark.parametrize(("opening", "spec"), USED.values(), ids=USED)
+async def test_what_a_container_uses_is_unmounted_after_its_end_though_both_are_left_at_once(
+    external: bool, opening: Callable[[uvm.UtilityVM], Any], spec: Any
+) -> None:
+    async with running(lcow(external_guest_connection=external)) as run:
+        there = anyio.Event()
+
+        async def leave() -> None:
+            async with opening(run.vm) as used:
+                root = used if isinstance(used, uvm.RootFileSystem) else None
+                async with run.vm.create_container("c1", spec, root=root) as container:
+                    await container.start()
+                    async with container.open_init(stdin=True):
+                        there.set()
+                        await anyio.sleep_forever()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leave)
+            await there.wait()
+            mounted = set(run.guest.mounts)
+            held = run.backend.faults.hold(operation="shutdown forced" if external else "terminate")
+            tasks.cancel_scope.cancel()
+        other = await run.vm.scsi.attach(OTHER_DISK, mount=uvm.Mount(guest_path="/mnt/other"))
+        await other.release()
+        assert set(run.guest.mounts) == mounted
+        held.close()
+        await anyio.sleep(10)
+        assert run.vm.orphans == ()
+        at_rest(run)
 
 
 @anyio_test

@@ -171,11 +171,13 @@ class Link:
         await send(to_json(step.request))
 
     async def revoke(self, step: Step) -> None:
-        """Send a step that removes a device; a guest that has exited holds none any more."""
+        """Send a step that removes a device, after what uses it; a guest that has exited holds none."""
+        request = to_json(step.request)
         if not isinstance(step.request, ModificationRequest):
-            await self.modify(to_json(step.request))
+            await self.modify(request)
             return
-        await self.call(self._unless_gone(self._running_guest().modify(to_json(step.request))))
+        await self.states.left(request)
+        await self.call(self._unless_gone(self._running_guest().modify(request)))
 
     async def _unless_gone(self, call: Awaitable[None]) -> None:
         try:

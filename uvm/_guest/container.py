@@ -51,8 +51,10 @@ from uvm._guest.specs import (
     check_writable,
     container_process,
     host_process,
+    paths_in,
     spec_of,
 )
+from uvm._guest.states import Closing
 from uvm._repr import brief, brief_call
 from uvm.backend import JSON
 from uvm.errors import (
@@ -163,6 +165,7 @@ class Container(ProcessHost):
         self._guest = guest
         self._handle = handle
         self._own_process: Mapping[str, Any] = spec_of(config)["process"] if guest.os == "linux" else {}
+        self._config = config
         self._directories = _directories_of(config)
         self._init: Process | None = None
         self._runs = False
@@ -344,15 +347,25 @@ class Container(ProcessHost):
 
     def _begin_closing(self) -> None:
         if self._closing.begin():
-            self._guest.states.closing[self.id] = Flag()
+            self._guest.states.closing[self.id] = Closing(self._uses)
 
     async def _close(self) -> None:
         try:
             problems = [each for each in [await self._close_ending(), await self._close_state()] if each]
         finally:
-            self._guest.states.closing.pop(self.id).set()
+            self._guest.states.closing.pop(self.id).ended.set()
         if problems:
             raise together(f"closing container {self.id}", problems)
+
+    def _uses(self, removal: JSON) -> bool:
+        """Return whether its document names what a request is to remove, or that is in its directories."""
+        os = self._guest.os
+        within = "\\" if os == "windows" else "/"
+        removed = tuple(path + within for path in paths_in(removal, os))
+        directories = tuple(path + within for path in self._directories)
+        return any((path + within).startswith(removed) for path in paths_in(self._config, os)) or any(
+            path.startswith(directories) for path in removed
+        )
 
     async def _close_ending(self) -> Exception | None:
         """End it and wait for its exit, as long as that may take; return what failed."""

@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from attrs import field, frozen
 
 from uvm._arguments import kind_of, refuse_twice
-from uvm._names import windows_upper
+from uvm._names import guest_path_key, windows_upper
 from uvm._wire.ports import vsock_service_id
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.schema.gcs import (
@@ -287,6 +288,16 @@ def spec_of(document: Mapping[str, Any]) -> Mapping[str, Any]:
                 f"the OCI specification of a Linux container has no {name!r}: {kind_of(spec.get(name))}"
             )
     return spec
+
+
+def paths_in(document: object, os: str) -> Iterator[str]:
+    """Yield the keys of all absolute paths of a guest that a JSON value names."""
+    if isinstance(document, str):
+        with suppress(OptionsError):
+            yield guest_path_key(document, "windows" if os == "windows" else "linux")
+    elif isinstance(document, Mapping | list):
+        for each in document.values() if isinstance(document, Mapping) else document:
+            yield from paths_in(each, os)
 
 
 def _clean_resources(spec: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ closed while something is mounted in these directories is kept::
       `----- something is --> KEPT -- the last of it was unmounted --------'
 
 and the id stays taken until the state is deleted. The caller that closes a container may leave before it has
-ended: another of its id is created, and its layers are released, after that.
+ended: another of its id is created, and what its document names is unmounted, after that.
 
 Source: hcsshim internal/controller/linuxcontainer/container.go (``releaseResources``).
 """
@@ -28,6 +28,7 @@ import anyio.abc
 from attrs import define, field
 
 from uvm._async import Flag, Work
+from uvm.backend import JSON
 from uvm.errors import OptionsError, UVMError, VMStateError
 
 _log = logging.getLogger("uvm.gcs")
@@ -35,6 +36,18 @@ _log = logging.getLogger("uvm.gcs")
 
 def _nothing(directory: str) -> str:
     return ""
+
+
+@define(eq=False)
+class Closing:
+    """A container that is being closed.
+
+    :ivar uses: returns whether it uses what a request is to remove.
+    :ivar ended: set once it was closed, or that failed.
+    """
+
+    uses: Callable[[JSON], bool]
+    ended: Flag = field(factory=Flag, init=False)
 
 
 @define(eq=False)
@@ -60,7 +73,7 @@ class ContainerStates:
 
     :ivar mounted: returns a path in a directory of the guest at which something is mounted, the directory
         itself included; empty where there is none.
-    :ivar closing: the containers that are being closed, each with what is set once that is done, or failed.
+    :ivar closing: the containers that are being closed.
     """
 
     mounted: Callable[[str], str] = _nothing
@@ -68,7 +81,7 @@ class ContainerStates:
     name: str = ""
     #: What the tasks of the guest's VM have in flight.
     work: Work = field(factory=Work)
-    closing: dict[str, Flag] = field(factory=dict, init=False)
+    closing: dict[str, Closing] = field(factory=dict, init=False)
     _deletions: dict[str, Deletion] = field(factory=dict, init=False)
 
     def busy(self, directories: tuple[str, ...]) -> str:
@@ -127,7 +140,13 @@ class ContainerStates:
     async def closed(self, container_id: str) -> None:
         """Wait until that container is not being closed any more, whatever came of it."""
         while (closing := self.closing.get(container_id)) is not None:
-            await closing.wait()
+            await closing.ended.wait()
+
+    async def left(self, removal: JSON) -> None:
+        """Wait for those containers to end that are being closed and use what a request is to remove."""
+        for closing in [*self.closing.values()]:
+            if closing.uses(removal):
+                await closing.ended.wait()
 
     async def settled(self, container_id: str) -> None:
         """Wait for that container to end, and its state to be deleted, if that is in flight."""
