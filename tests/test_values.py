@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import pickle
 from collections.abc import Callable, Iterator
+from datetime import UTC
 from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
@@ -36,6 +37,7 @@ _BOOT_FILES = uvm.VmbFSBootFiles(**_FILES)
 _FIELDS: dict[type, dict[str, Any]] = {
     uvm.RegistryValue: {"hive": st.sampled_from(["System", "Software"])},
     uvm.WCOWOptions: {"boot_files": st.just(_BOOT_FILES)},
+    uvm.StuckDevice: {"since": st.datetimes(timezones=st.just(UTC))},
     uvm.Quarantined: {
         "key": _TEXT,
         "slot": st.integers(),
