@@ -37,7 +37,7 @@ _BOOT_FILES = uvm.VmbFSBootFiles(**_FILES)
 _FIELDS: dict[type, dict[str, Any]] = {
     uvm.RegistryValue: {"hive": st.sampled_from(["System", "Software"])},
     uvm.WCOWOptions: {"boot_files": st.just(_BOOT_FILES)},
-    uvm.StuckDevice: {"since": st.datetimes(timezones=st.just(UTC))},
+    uvm.StuckDevice: {"since": st.datetimes(timezones=st.just(UTC)).map(lambda at: at.replace(fold=0))},
     uvm.Quarantined: {
         "key": _TEXT,
         "slot": st.integers(),

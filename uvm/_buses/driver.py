@@ -294,6 +294,10 @@ class Hold(Generic[S_co]):
     async def release(self) -> None:
         """Release it, unless that is under way, and wait for the outcome."""
         self.drop(abandoned=self.abandoned)
+        await self.report()
+
+    async def report(self) -> None:
+        """Wait for the outcome of what :meth:`drop` began, and note that a caller has seen it."""
         await self.wait_released()
         self.reported = True
 

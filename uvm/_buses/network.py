@@ -93,7 +93,8 @@ async def _release(holds: Sequence[Hold[object]], namespace_id: str) -> None:
     """Release holds on a namespace and its adapters, all of them whichever fails."""
     for hold in holds:
         hold.drop()
-    errors = await errors_of([hold.release for hold in holds if not hold.reported])
+    # A refusal that came already is not tried again by the same call.
+    errors = await errors_of([hold.report for hold in holds if not hold.reported])
     if errors:
         raise together(f"removing namespace {namespace_id}", errors)
 
