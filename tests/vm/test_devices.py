@@ -24,6 +24,7 @@ from tests.vm.support import (
     SCRATCH,
     SHARED,
     Running,
+    host_backend,
     quiet,
     running,
     wcow,
@@ -171,6 +172,16 @@ async def test_a_vm_that_does_not_run_has_what_it_was_created_with(os: str) -> N
         assert devices.reserved_scsi == run.vm.plan.reserved_scsi
 
 
+async def test_a_vm_that_was_not_started_has_what_it_is_created_with() -> None:
+    async with uvm.UtilityVM.create(wcow(), backend=host_backend()) as vm:
+        before = vm.devices()
+        assert before.reserved_scsi == ((0, 0),)
+        assert repr(before) == "<VMDevices of vm1: none>"
+        await vm.start()
+        await vm.network.setup(NAMESPACE)
+        assert len(vm.devices().adapters) == 2
+
+
 async def test_the_log_says_what_is_where(caplog: pytest.LogCaptureFixture) -> None:
     async with running() as run:
         await leave_an_orphan(run)
@@ -183,7 +194,7 @@ async def test_the_log_says_what_is_where(caplog: pytest.LogCaptureFixture) -> N
     said = (
         f"vm1: releasing disk {OTHER_DISK} at SCSI controller 0, LUN 0 failed: ",
         f"vm1: Add of disk {DISK} at SCSI controller 0, LUN 1: the outcome is unknown",
-        "vm1: releasing adapter of endpoint endpoint-eth0 at adapter id ",
+        "vm1: releasing adapter of endpoint endpoint-eth",
     )
     for message, beginning in zip(messages, said, strict=True):
         assert message.startswith(beginning)

@@ -180,7 +180,7 @@ class Orphan(Bound):
     _hold: Hold[object] = field(repr=False)
 
     def __repr__(self) -> str:
-        return brief(f"<Orphan: {self.what} at {self.where} since {self.since:%X}: {self.error}>")
+        return brief(f"<Orphan: {self.what} at {self.where} since {self.since:%H:%M:%S}: {self.error}>")
 
     async def release(self) -> None:
         """Try again to remove it; do nothing if it was removed meanwhile."""

@@ -63,7 +63,7 @@ def _references(row: _Row) -> str:
 
 
 def _draw_stuck(terminal: Terminal, title: str, stuck: Iterable[StuckDevice]) -> list[str]:
-    rows = [(each.what, each.where, f"{each.since:%X}", each.why) for each in stuck]
+    rows = [(each.what, each.where, f"{each.since:%H:%M:%S}", each.why) for each in stuck]
     return _section(terminal, title, ("device", "at", "since", "why"), rows)
 
 
