@@ -34,6 +34,8 @@ from tests.vm.support import (
     running,
     wcow,
 )
+from uvm._buses.link import Link
+from uvm.devices.base import Step
 from uvm.errors import (
     GuestError,
     HostError,
@@ -43,6 +45,7 @@ from uvm.errors import (
     UndoFailedError,
     UnknownOutcomeError,
 )
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
@@ -413,3 +416,104 @@ async def test_what_is_an_orphan_is_listed_and_removed_by_its_name(
         with pytest.raises(NotAttachedError):
             await it.remove(run)
         check_at_rest(run)
+
+
+async def test_a_namespace_that_is_removed_by_its_id_leaves_a_refused_adapter_listed() -> None:
+    async with running(wcow()) as run:
+        await run.vm.network.add_namespace(NAMESPACE)
+        await unmount_refused(run, await run.vm.network.add_endpoint(NAMESPACE, ENDPOINT), "", times=2)
+        before = run.vm.orphans
+        with pytest.raises(GuestError):
+            await run.vm.network.remove_namespace(NAMESPACE)
+        assert run.vm.orphans == before
+        await run.vm.network.remove_namespace(NAMESPACE)
+        assert (run.vm.orphans, run.vm.network.adapters, run.vm.network.namespaces) == ((), (), ())
+
+
+async def test_an_endpoint_whose_namespace_goes_while_an_orphan_is_removed_is_refused() -> None:
+    async with running(wcow()) as run:
+        namespace = await run.vm.network.add_namespace(NAMESPACE)
+        await unmount_refused(run, await run.vm.network.add_endpoint(NAMESPACE, ENDPOINT), "")
+        with run.hold(to="guest", resource="", request_type="Remove") as gate:
+            async with anyio.create_task_group() as tasks:
+                add = Attempt.begin(tasks, lambda: run.vm.network.add_endpoint(NAMESPACE, ENDPOINT))
+                [parked] = await gate.wait()
+                Attempt.begin(tasks, namespace.release)
+                await quiet()
+                parked.proceed()
+        assert isinstance(add.error, NotAttachedError)
+        assert (run.vm.orphans, run.vm.network.namespaces) == ((), ())
+
+
+async def test_all_that_meet_an_orphan_wait_for_one_removal() -> None:
+    async with running() as run:
+        await unmount_refused(run, await mounted_at(run), MOUNT)
+        with run.hold(to="guest", resource=MOUNT, request_type="Remove") as gate:
+            async with anyio.create_task_group() as tasks:
+                first = Attempt.begin(tasks, lambda: run.vm.scsi.attach(DISK, read_only=True))
+                [parked] = await gate.wait()
+                second = Attempt.begin(tasks, lambda: run.vm.share(SHARED, "/mnt/a"))
+                await quiet()
+                assert (first.done, second.done, len(gate.pending)) == (False, False, 1)
+                parked.proceed()
+        assert (first.error, second.error) == (None, None)
+        check_at_rest(run)
+
+
+@pytest.mark.parametrize("refusals", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_removal_by_name_during_another_ends_as_that_does(kind: str, refusals: int) -> None:
+    it = KINDS[kind]
+    async with running(lcow() if it.os == "linux" else wcow()) as run:
+        lease = await it.add(run)
+        with run.hold(request_type="Remove") as gate:
+            async with anyio.create_task_group() as tasks:
+                attempts = [Attempt.begin(tasks, lease.release)]
+                [parked] = await gate.wait()
+                attempts += [Attempt.begin(tasks, lambda: it.remove(run)) for _ in range(2)]
+                await quiet()
+                assert [attempt.done for attempt in attempts] == [False, False, False]
+                assert len(it.listed(run)) == 1
+                parked.refuse() if refusals else parked.proceed()
+                gate.close()
+        assert [isinstance(attempt.error, RefusedError) for attempt in attempts] == [bool(refusals)] * 3
+        assert len(it.listed(run)) == refusals
+        assert run.vm.orphans == ()
+        check_at_rest(run)
+
+
+async def test_a_lease_whose_release_was_refused_is_still_a_reference() -> None:
+    async with running() as run:
+        disk = await mounted_at(run)
+        run.backend.faults.refuse(resource=MOUNT, request_type="Remove", first=2)
+        with pytest.raises(GuestError):
+            await disk.release()
+        assert [each.references for each in run.vm.scsi.disks] == [1]
+        with pytest.raises(GuestError):
+            async with disk:
+                pass
+        assert [(each.references, each.orphaned) for each in run.vm.scsi.disks] == [(0, True)]
+
+
+@pytest.mark.parametrize("os", ["linux", "windows"])
+async def test_a_removal_of_a_namespace_that_is_refused_at_once_is_reported(
+    monkeypatch: pytest.MonkeyPatch, os: str
+) -> None:
+    async with running(lcow() if os == "linux" else wcow()) as run:
+        namespace = await run.vm.network.add_namespace(NAMESPACE)
+        await namespace.add_endpoint(ENDPOINT)
+
+        revoke, tried = Link.revoke, []
+
+        async def refused_once(self: Link, step: Step) -> None:
+            tried.append(step)
+            if len(tried) == 1:
+                raise RefusedError("no", HResult.E_FAIL)
+            await revoke(self, step)
+
+        monkeypatch.setattr(Link, "revoke", refused_once)
+        with pytest.raises(RefusedError):
+            await namespace.release()
+        assert len(tried) == 1
+        await namespace.release()
+        assert run.vm.network.adapters == ()

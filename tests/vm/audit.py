@@ -13,7 +13,7 @@ from uvm._vm.devices import Devices
 from uvm.devices.plan9 import Plan9Shares
 from uvm.devices.scsi import Attachments, MountPlace
 from uvm.devices.vpmem import Layers, PackedLayers
-from uvm.devices.vsmb import Shares
+from uvm.devices.vsmb import Share, Shares
 from uvm.testing.backends import audit
 from uvm.testing.backends.audit import Audit
 
@@ -38,6 +38,33 @@ def check_at_rest(run: Running) -> None:
     _check_guest(run)
     _check_allocators(run)
     _check_access(run)
+    _check_look_ups(run)
+
+
+def _check_look_ups(run: Running) -> None:
+    """What is listed has leases or is an orphan, and is found by its name; no orphan is withheld too."""
+    vm = run.vm
+    orphans = {(o.ledger, o.key, str(o.slot)) for o in vm.orphans}
+    ledgers = vm.ledgers().items()
+    assert orphans.isdisjoint((name, q.key, str(q.slot)) for name, s in ledgers for q in s.quarantined)
+    for name, driver in vm._drivers():
+        # What is direct-mapped stays without leases.
+        unowned = [
+            entry.key
+            for entry, applied in driver.attached()
+            if not driver.references(entry) and not driver.is_orphaned(entry) and not _is_retained(applied)
+        ]
+        assert unowned == [], name
+    for disk in vm.scsi.disks:
+        assert vm.scsi.find(disk.host_path, read_only=disk.read_only) is not None
+    for layer in vm.vpmem.layers:
+        assert vm.vpmem._find(layer.host_path)
+    for share in vm.vsmb.shares:
+        assert all(vm.vsmb._find(path, share.read_only) for path in share.files or (share.host_path,))
+
+
+def _is_retained(applied: object) -> bool:
+    return isinstance(applied, Share) and not applied.options.no_directmap
 
 
 def _check_access(run: Running) -> None:

@@ -9,7 +9,7 @@ from attrs import define, field
 
 from uvm._arguments import Bound
 from uvm._buses.access import Access, HostName
-from uvm._buses.driver import Driver, Hold, Lane
+from uvm._buses.driver import Driver, Hold, HoldState, Lane
 from uvm._buses.link import Link
 from uvm._document.plan import CreationPlan
 from uvm._names import GuestOS, HostPath, guest_path_key, host_path, host_path_key
@@ -168,9 +168,11 @@ class Bus(Bound):
     async def _release_oldest(self, holds: Iterable[Hold[object]], missing: str) -> None:
         """Release the oldest of some holds; do nothing if the VM has exited.
 
+        If all of them are being released already, wait for that.
+
         :raises NotAttachedError: there is none; `missing` is the message.
         """
-        oldest = min(holds, key=lambda hold: hold.number, default=None)
+        oldest = min(holds, key=lambda hold: (hold.state is HoldState.RELEASING, hold.number), default=None)
         if oldest is not None:
             await oldest.release()
         elif not self._context.link.exited.is_set():

@@ -82,7 +82,7 @@ class DirectoryBus(Bus):
                 share.host_path,
                 entry.slot,
                 share.read_only,
-                len(entry.holders),
+                self._directories.references(entry),
                 self._directories.is_orphaned(entry),
             )
             for entry, share in self._directories.attached()

@@ -235,11 +235,13 @@ class Hold(Generic[S_co]):
                 hold.abandon()
 
     def _list(self) -> None:
-        """List it among what may be an orphan, or no longer."""
-        if self.state is _OWED and self.abandoned:
+        """List it among what may be an orphan, or no longer; it stays listed while its removal is retried."""
+        retried = self.state is _RELEASING and self.since is not None
+        if self.abandoned and (self.state is _OWED or retried):
             self.since = self.since or datetime.now(UTC)
             self.link.left[self] = None
         else:
+            self.since = None
             self.link.left.pop(self, None)
 
     async def _wait_settled(self) -> None:
@@ -452,13 +454,17 @@ class Driver(Generic[K, M, S, W]):
         self._stays.clear()
 
     def holds_on(self, key: K, wanted: Callable[[M], bool] = lambda _: True) -> list[Hold[object]]:
-        """Return all callers' holds on a key whose members are wanted, in the order in which they came."""
+        """Return all callers' holds on what is attached of a key whose members are wanted.
+
+        Those that are being released come last.
+        """
         entry = self.ledger.get(key)
-        if entry is None:
+        if entry is None or entry.applied is None:
             return []
-        tickets = [t for t in (*entry.holders, *entry.owed) if wanted(t.member)]
-        holds = (self._holds[ticket] for ticket in tickets)
-        return [hold for hold in holds if hold.state is _HELD or hold.state is _OWED]
+        releasers = () if entry.operation is None else entry.operation.releasers
+        tickets = (*entry.holders, *entry.owed, *releasers, *entry.leaving)
+        holds = (self._holds[ticket] for ticket in tickets if wanted(ticket.member))
+        return [hold for hold in holds if hold.state is not _GRANTED]
 
     def in_use(self, key: K) -> bool:
         """Return whether a caller, or what depends on it, holds a key or waits for it."""
@@ -469,6 +475,11 @@ class Driver(Generic[K, M, S, W]):
     def is_wanted(self, entry: Entry[K, M, S, W], member: M) -> bool:
         """Return whether a ticket wants what a member is of a device."""
         return member in entry.members() if self.ledger.device.narrows else entry.wanted
+
+    def references(self, entry: Entry[K, M, S, W]) -> int:
+        """Return how many leases a device has, those of what depends on it included."""
+        # A lease whose release was refused is still held.
+        return len(entry.holders) + sum(not self._holds[ticket].abandoned for ticket in entry.owed)
 
     def is_orphaned(self, entry: Entry[K, M, S, W]) -> bool:
         """Return whether a device is an orphan, or has a part that is one."""
@@ -495,7 +506,8 @@ class Driver(Generic[K, M, S, W]):
         """
         wanted = {(self, key), *claims}
         for hold in [*self.link.left]:
-            if hold.is_orphan and not wanted.isdisjoint(hold.driver.claims_of(hold.ticket)):
+            in_the_way = hold.is_orphan or hold.state is _RELEASING
+            if in_the_way and not wanted.isdisjoint(hold.driver.claims_of(hold.ticket)):
                 what, where = hold.describe()
                 hold.abandon()
                 try:

@@ -67,7 +67,7 @@ class LayersBus(Bus):
                 tuple(path for _, path in combined.layers),
                 combined.scratch_path,
                 combined.container_id,
-                len(entry.holders),
+                self._roots.references(entry),
                 self._roots.is_orphaned(entry),
             )
             for entry, combined in self._roots.attached()

@@ -61,7 +61,8 @@ class Link:
     """What the devices of one VM share: access to its host and guest, its tasks, and its exit.
 
     :ivar tasks: the VM's task group; None unless the VM is running.
-    :ivar left: holds without a caller whose release was refused: orphans, unless others want the device.
+    :ivar left: holds without a caller whose release was refused, or is tried again: orphans, unless others
+        want the device.
     :ivar quarantined: what is withheld, each with the same for people.
     :ivar work: what its tasks have in flight.
     :ivar states: the states of the guest's containers that have ended.

@@ -92,7 +92,7 @@ class NamespaceLease(Lease):
 async def _release(holds: Sequence[Hold[object]], namespace_id: str) -> None:
     """Release holds on a namespace and its adapters, all of them whichever fails."""
     for hold in holds:
-        hold.drop()
+        hold.drop(abandoned=hold.abandoned)
     # A refusal that came already is not tried again by the same call.
     errors = await errors_of([hold.report for hold in holds if not hold.reported])
     if errors:
@@ -154,7 +154,7 @@ class NetworkBus(Bus):
                 adapter.endpoint.host_compute_namespace,
                 adapter.endpoint.mac_address,
                 tuple(f"{ip.ip_address}/{ip.prefix_length}" for ip in adapter.endpoint.ip_configurations),
-                len(entry.holders),
+                self._adapters.references(entry),
                 self._adapters.is_orphaned(entry),
             )
             for entry, adapter in self._adapters.attached()
@@ -200,10 +200,10 @@ class NetworkBus(Bus):
         model = from_json(HostComputeEndpoint, document)
         if not model.id:
             raise OptionsError("no adapter was added: the document of its endpoint has no ID")
+        await self._adapters.clear(adapter_key(key, model.id))
         entry = self._namespaces.ledger.get(key)
         if entry is None or not entry.holders:
             raise self._missing(f"{self._context.vm_id} is not in the network namespace {namespace_id}")
-        await self._adapters.clear(adapter_key(entry.key, model.id))
         namespace = await self._namespaces.acquire(entry.key, next(entry.members()))
         wanted = Adapter.joining(nic_id, model, namespace.slot)
         try:

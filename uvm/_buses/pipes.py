@@ -47,7 +47,7 @@ class PipeBus(Bus):
     def pipes(self) -> tuple[MappedPipe, ...]:
         """The pipes that are mapped."""
         return tuple(
-            MappedPipe(entry.slot, len(entry.holders), self._pipes.is_orphaned(entry))
+            MappedPipe(entry.slot, self._pipes.references(entry), self._pipes.is_orphaned(entry))
             for entry, _ in self._pipes.attached()
         )
 

@@ -73,7 +73,7 @@ class Plan9Bus(Bus):
                 entry.slot,
                 share.read_only,
                 share.allowed_files,
-                len(entry.holders),
+                self._shares.references(entry),
                 self._shares.is_orphaned(entry),
             )
             for entry, share in self._shares.attached()

@@ -98,7 +98,7 @@ class ScsiBus(Bus):
     def _disk(self, entry: Entry[DiskKey, str, ScsiSlot, str], path: str) -> ScsiDisk:
         mounts = self._mounted(entry.slot)
         # A mount is one reference to its disk, whatever the number of leases of the mount.
-        references = len(entry.holders) + sum(len(mount.holders) - 1 for mount in mounts)
+        references = self._disks.references(entry) + sum(self._mounts.references(m) - 1 for m in mounts)
         return ScsiDisk(
             shown_path(entry.key, path),
             *entry.slot,

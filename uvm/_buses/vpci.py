@@ -65,7 +65,7 @@ class VPCIBus(Bus):
                 device.instance_path,
                 device.function,
                 entry.slot,
-                len(entry.holders),
+                self._devices.references(entry),
                 self._devices.is_orphaned(entry),
             )
             for entry, device in self._devices.attached()

@@ -76,7 +76,7 @@ class VPMemBus(Bus):
                 layer.path,
                 _guest_path(entry.slot),
                 *_place(entry.slot, layer),
-                references=len(entry.holders),
+                references=self._layers.references(entry),
                 orphaned=self._layers.is_orphaned(entry),
             )
             for entry, layer in self._layers.attached()

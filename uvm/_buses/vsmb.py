@@ -99,7 +99,7 @@ class VSMBBus(Bus):
                 entry.slot,
                 entry.key.read_only,
                 tuple(file.path for file in share.files),
-                len(entry.holders),
+                self._shares.references(entry),
                 self._shares.is_orphaned(entry),
             )
             for entry, share in self._shares.attached()
