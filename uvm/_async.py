@@ -231,47 +231,56 @@ def trio_lowlevel() -> Any:
 
 @define(eq=False)
 class Errand(Generic[T]):
-    """A call that a task makes for a caller, who may leave at once; the call goes on.
+    """A call that a task makes for its callers, who may leave at once; the call goes on.
 
     :ivar name: for whom it is, for the log.
-    :ivar give_up: called with the result of which the caller has no use, having left.
+    :ivar give_up: called with the result if all callers have left.
+    :ivar error: what it failed with.
     """
 
     name: str
     _call: Callable[[], Awaitable[T]]
     give_up: Callable[[T], object] = lambda result: None
+    error: Exception | None = field(default=None, init=False)
     _ended: Flag = field(factory=Flag, init=False)
     _result: list[T] = field(factory=list, init=False)
-    _error: Exception | None = field(default=None, init=False)
-    _left: bool = field(default=False, init=False)
+    _callers: int = field(default=0, init=False)
 
     async def made_in(self, tasks: anyio.abc.TaskGroup, unmade: Callable[[], Exception]) -> T:
         """Have a task of a group make the call, and wait for its result.
 
         :param unmade: returns what to raise if the group is cancelled first.
         """
-        tasks.start_soon(self._make)
-        try:
-            await self._ended.wait()
-        except BaseException:
-            self._left = True
-            for result in self._result:
-                self.give_up(result)
-            raise
-        if self._error is not None:
-            raise self._error
+        tasks.start_soon(self.make)
+        await self.wait()
+        if self.error is not None:
+            raise self.error
         if not self._result:
             raise unmade()
         return self._result[0]
 
-    async def _make(self) -> None:
+    async def wait(self) -> None:
+        """Wait for its end. Any number of callers may."""
+        self._callers += 1
+        try:
+            await self._ended.wait()
+        except BaseException:
+            if self._callers == 1:
+                for result in self._result:
+                    self.give_up(result)
+            raise
+        finally:
+            self._callers -= 1
+
+    async def make(self) -> None:
+        """Make the call: the task."""
         try:
             self._result.append(result := await self._call())
-            if self._left:
+            if not self._callers:
                 self.give_up(result)
         except Exception as error:
-            self._error = error
-            if self._left and not isinstance(error, VMExitedError):
+            self.error = error
+            if not self._callers and not isinstance(error, VMExitedError):
                 notes = getattr(error, "__notes__", ())
                 text = "; ".join((str(error), *notes))
                 _log.warning("%s: for a caller who was cancelled: %s", self.name, text)

@@ -26,11 +26,11 @@ from typing import Any, Final
 
 from uvm._gcs.container import ConnectedContainer
 from uvm._gcs.link import GuestLink
-from uvm._guest.container import Container, ContainerExit, container_config
+from uvm._guest.container import Container, ContainerExit, container_config, end_abandoned
 from uvm._guest.starts import Start, start_in_task
 from uvm._wire.frames import Procedure
 from uvm.backend import JSON
-from uvm.errors import OptionsError, UnknownOutcomeError, UVMError, WireError
+from uvm.errors import OptionsError, UnknownOutcomeError, WireError
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import ContainerCreateRequest, ContainerNotification, LinuxHostedSystem, ResponseBase
 from uvm.schema.json import dumps
@@ -66,7 +66,7 @@ class Containers:
         operation = f"create container {container_id}"
         self._link.bridge.check_owed(Procedure.CREATE, operation)
         make = partial(self._create, container_id, config, operation)
-        return await start_in_task(self._link, operation, make, self._end_abandoned)
+        return await start_in_task(self._link, operation, make, end_abandoned)
 
     async def _create(
         self, container_id: str, config: JSON, operation: str, start: Start[Container]
@@ -84,12 +84,12 @@ class Containers:
                 timeout_seconds=self._link.timeouts.container_seconds,
                 starts=True,
             )
-            answer = await self._link.answer(start, call, partial(self._end_abandoned, container))
+            answer = await self._link.answer(start, call, partial(end_abandoned, container))
             handle.created = True
             answer.result(ResponseBase)
         except UnknownOutcomeError as error:
             start.send_away(error)
-            await self._end_abandoned(container)
+            await end_abandoned(container)
             raise
         except BaseException:
             self._drop(handle)
@@ -110,13 +110,6 @@ class Containers:
         handle = ConnectedContainer(self._link, container_id, _ACTIVITY.format(number), self._free)
         self._taken[container_id] = self._awaited[container_id, handle.activity_id] = handle
         return handle
-
-    async def _end_abandoned(self, container: Container) -> None:
-        """End a container that no caller has, if it was created."""
-        try:
-            await container.aclose()
-        except UVMError as error:
-            _log.warning("%s: a container whose caller has gone: %s", self._link.name, error)
 
     def notify(self, report: ContainerNotification) -> None:
         """Take the report of an exit.

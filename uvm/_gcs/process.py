@@ -20,14 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeAlias
 
 import anyio
 
 from uvm._gcs.calls import Call
 from uvm._gcs.exits import MAX_UINT32, ExitWatch
 from uvm._gcs.link import GuestLink
-from uvm._guest.process import Launch, Process
+from uvm._guest.process import Launch, Process, end_abandoned
 from uvm._guest.signals import SignalOptions
 from uvm._guest.specs import execute_settings
 from uvm._guest.starts import Start, start_in_task
@@ -84,13 +83,12 @@ class ConnectedProcess(ExitWatch):
             await call.wait()
         finally:
             call.abandon()
-        return _started(self._link, HOST_CONTAINER_ID, launch, {}, call)[1]
+        return _started(self._link, HOST_CONTAINER_ID, launch, {}, call)
 
-    def leave(self) -> None:
-        """Wait for its exit no more: its caller has left."""
+    def leave(self, failure: Callable[[], Exception]) -> None:
+        """Wait for its exit no more."""
         if not self.exit.settled:
-            problem = f"wait for process {self.pid}: its caller has left, and nothing waits for its exit"
-            self._end(lambda: UnknownOutcomeError(problem), cut_off=True)
+            self._end(failure, cut_off=True)
 
 
 async def start_process(link: GuestLink, container_id: str, launch: Launch) -> Process:
@@ -106,14 +104,10 @@ async def start_process(link: GuestLink, container_id: str, launch: Launch) -> P
     """
     link.bridge.check_owed(Procedure.EXECUTE_PROCESS, launch.operation)
     make = partial(_make, link, container_id, launch)
-    started: _Started = await start_in_task(link, launch.operation, make, partial(_undo, link))
-    return started[1]
+    return await start_in_task(link, launch.operation, make, end_abandoned)
 
 
-_Started: TypeAlias = tuple[ConnectedProcess, Process]
-
-
-async def _make(link: GuestLink, container_id: str, launch: Launch, start: Start[_Started]) -> _Started:
+async def _make(link: GuestLink, container_id: str, launch: Launch, start: Start[Process]) -> Process:
     channels: dict[str, Channel] = {}
 
     async def close() -> None:
@@ -133,18 +127,6 @@ async def _make(link: GuestLink, container_id: str, launch: Launch, start: Start
         raise
 
 
-async def _undo(link: GuestLink, started: _Started) -> None:
-    handle, process = started
-    # Unread, its output would keep a Linux guest from the report of its exit.
-    await process.aclose()
-    try:
-        with link.clock.move_on_after(link.timeouts.close_seconds):
-            await process.kill()
-            await handle.exit.wait()
-    finally:
-        handle.leave()
-
-
 def _ask(
     link: GuestLink, container_id: str, launch: Launch, channels: Mapping[str, Channel], *, starts: bool
 ) -> Call:
@@ -156,7 +138,7 @@ def _ask(
 
 def _started(
     link: GuestLink, container_id: str, launch: Launch, channels: Mapping[str, Channel], call: Call
-) -> _Started:
+) -> Process:
     pid = call.result(ExecuteProcessResponse).process_id
     if not 0 <= pid <= MAX_UINT32:
         raise UnknownOutcomeError(f"{call.operation}: the guest's answer cannot be read: no process id")
@@ -167,4 +149,4 @@ def _started(
         raise link.answer_lost() from None
     process = Process(link, handle, launch.args, launch.terminal)
     launch.on_start(process)
-    return handle, process
+    return process

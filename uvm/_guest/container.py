@@ -507,6 +507,14 @@ class Container(ProcessHost):
         return None
 
 
+async def end_abandoned(container: Container) -> None:
+    """End a container that no caller has, if it was created, and have its state deleted."""
+    try:
+        await container.aclose()
+    except UVMError as error:
+        _log.warning("%s: a container whose caller has gone: %s", container._guest.name, error)
+
+
 def doubt(guest: GuestAccess, exit: Exit[ContainerExit]) -> None:
     """Settle the exit of a container soon, reported or not: the container is said to be gone."""
     if guest.tasks is not None and not exit.settled:

@@ -18,24 +18,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from functools import partial
 
-from attrs import define, field
+import anyio.lowlevel
 
-from uvm._async import Flag
+from uvm._async import Errand
 from uvm._guest.access import GuestAccess
 from uvm.errors import VMExitedError, own
 
 _log = logging.getLogger("uvm.gcs")
-
-
-@define(eq=False)
-class _Outcome:
-    """What came of it, the last time that it was begun."""
-
-    done: Flag = field(factory=Flag, init=False)
-    error: Exception | None = field(default=None, init=False)
-    waiting: int = field(default=0, init=False)
 
 
 class Ending:
@@ -47,46 +37,34 @@ class Ending:
 
     def __init__(self, guest: GuestAccess, what: str, work: Callable[[], Awaitable[object]]) -> None:
         self._guest = guest
-        self._what = what
+        self._name = f"{guest.name}: {what}"
         self._work = work
-        self._outcome: _Outcome | None = None
+        self._errand: Errand[None] | None = None
 
     def begin(self) -> bool:
         """Begin it, unless it is in flight or done; one that failed is begun anew.
 
-        :return: it was begun just now.
+        :return: it was begun just now. With a guest that has gone went all that there was to end.
         """
-        if self._outcome is not None and self._outcome.error is None:
+        if self._errand is not None and self._errand.error is None:
             return False
-        outcome = _Outcome()
-        begun = self._guest.start_soon(partial(self._run, outcome))
-        self._outcome = outcome
-        if not begun:
-            # With the guest went all that there was to end.
-            outcome.done.set()
+        errand = Errand(self._name, self._carry_out)
+        begun = self._guest.start_soon(errand.make)
+        self._errand = errand if begun else None
         return begun
 
-    async def _run(self, outcome: _Outcome) -> None:
+    async def _carry_out(self) -> None:
         try:
             await self._guest.call(self._work())
         except VMExitedError as error:
-            _log.debug("%s: %s: %s", self._guest.name, self._what, error)
-        except Exception as error:
-            outcome.error = error
-            if not outcome.waiting:
-                _log.warning("%s: %s, whose caller has gone: %s", self._guest.name, self._what, error)
-        finally:
-            outcome.done.set()
+            _log.debug("%s: %s", self._name, error)
 
     async def wait(self) -> None:
         """Begin it, and wait for its outcome; a caller that is cancelled stops only its own wait."""
         self.begin()
-        assert self._outcome is not None
-        outcome = self._outcome
-        outcome.waiting += 1
-        try:
-            await outcome.done.wait()
-        finally:
-            outcome.waiting -= 1
-        if outcome.error is not None:
-            raise own(outcome.error)
+        if (errand := self._errand) is None:
+            await anyio.lowlevel.checkpoint()
+            return
+        await errand.wait()
+        if errand.error is not None:
+            raise own(errand.error)

@@ -77,6 +77,12 @@ class ProcessHandle(Protocol):
     async def start_helper(self, launch: Launch) -> Process:
         """Start a process of the guest itself."""
 
+    def leave(self, failure: Callable[[], Exception]) -> None:
+        """Wait for its exit no more.
+
+        :param failure: makes the error that says so.
+        """
+
 
 @final
 class Process(Bound, anyio.abc.AsyncResource):
@@ -440,15 +446,28 @@ async def converse(process: Process, exchange: Exchange[Any]) -> int:
 
 
 def discard(process: Process) -> None:
-    """Have the VM's tasks kill a process whose caller has gone, and close its streams."""
+    """Have the VM's tasks kill a process whose caller has gone."""
+    guest = process._guest
 
     async def end() -> None:
-        with process._guest.clock.move_on_after(process._guest.timeouts.close_seconds):
+        with guest.clock.move_on_after(guest.timeouts.close_seconds):
             try:
                 await process.kill()
             except Exception as error:
-                guest = process._guest.name
-                _log.debug("%s: process %d, whose caller has gone: %s", guest, process.pid, error)
-        await process.aclose()
+                _log.debug("%s: process %d, whose caller has gone: %s", guest.name, process.pid, error)
 
-    process._guest.start_soon(end)
+    guest.start_soon(end)
+
+
+async def end_abandoned(process: Process) -> None:
+    """Kill a process that no caller has, and wait for its exit, as long as that may take."""
+    guest, handle = process._guest, process._handle
+    # Unread, its output would keep a Linux guest from the report of its exit.
+    await process.aclose()
+    try:
+        with guest.clock.move_on_after(guest.timeouts.close_seconds):
+            await process.kill()
+            await handle.exit.wait()
+    finally:
+        problem = f"wait for process {handle.pid}: its caller has left, and nothing waits for its exit"
+        handle.leave(lambda: UnknownOutcomeError(problem))

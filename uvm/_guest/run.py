@@ -185,4 +185,5 @@ async def _give_size(process: Process, height: int, width: int) -> None:
         _log.debug("%s: %s", process._guest.name, error)
     except BaseException:
         discard(process)
+        await process.aclose()
         raise

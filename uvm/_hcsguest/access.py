@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import anyio
 import anyio.abc
@@ -79,16 +79,13 @@ class Relayed(ABC, Generic[E]):
         self._unused = Flag()
         self._closed = Flag()
         self._waiting = anyio.CancelScope()
+        access.tasks.start_soon(self._serve)
 
     @abstractmethod
     async def _report_exit(self) -> None:
         """Wait for its exit, and report it."""
 
-    @abstractmethod
-    async def abandon(self) -> None:
-        """End it, and have its handle closed: its caller has left."""
-
-    async def serve(self) -> None:
+    async def _serve(self) -> None:
         """Wait for its exit, and close the handle once it is not used any more: the task of its own."""
         limits = self._access.timeouts
         # A VM that is closed does not wait for a handle.
@@ -147,29 +144,27 @@ class Relayed(ABC, Generic[E]):
             raise
 
 
-S = TypeVar("S", bound=Relayed[Any])
-
-
 async def start_served(
-    access: RelayAccess, operation: str, make: Callable[[], Awaitable[S]], *, undone: bool = True
-) -> S:
-    """Have HCS make something in a task of the VM; another serves it from then on.
+    access: RelayAccess,
+    operation: str,
+    make: Callable[[], Awaitable[T]],
+    undo: Callable[[T], Awaitable[None]] | None,
+) -> T:
+    """Have HCS make something in a task of the VM.
 
     A cancelled caller leaves at once; what is made is ended as soon as HCS has answered.
 
     :param operation: what is made, for messages.
-    :param undone: False for what ends by itself, also where its caller has left.
+    :param undo: ends what was made after its caller had left; None for what ends by itself.
     :raises AnswerLostError: the VM went before the answer.
     :raises VMStateError: HCS, or the guest, owes too many answers.
     """
 
-    async def begin(start: Start[S]) -> S:
+    async def begin(start: Start[T]) -> T:
         try:
-            made = await make()
+            return await make()
         except anyio.get_cancelled_exc_class():
             start.send_away(access.answer_lost())
             raise
-        access.tasks.start_soon(made.serve)
-        return made
 
-    return await start_in_task(access, operation, begin, (lambda made: made.abandon()) if undone else None)
+    return await start_in_task(access, operation, begin, undo)

@@ -28,13 +28,13 @@ from functools import partial
 from attrs import evolve
 
 from uvm._guest.access import has_gone, has_stopped
-from uvm._guest.container import Container, ContainerExit, container_config
+from uvm._guest.container import Container, ContainerExit, container_config, end_abandoned
 from uvm._guest.exit import Exit
 from uvm._guest.process import Launch, Process
 from uvm._hcsguest.access import RelayAccess, Relayed, start_served
 from uvm._hcsguest.process import start_relayed
 from uvm.backend import JSON, System
-from uvm.errors import UVMError, VMStateError
+from uvm.errors import VMStateError
 from uvm.schema.common import Version
 from uvm.schema.json import dumps, to_json
 from uvm.schema.secrets import printable
@@ -96,18 +96,6 @@ class RelayedContainer(Relayed[ContainerExit]):
         """Have a ``ModificationRequest`` carried out."""
         await self._ask(partial(self._system.modify, request))
 
-    # Its task.
-
-    async def abandon(self) -> None:
-        """End it, and have the handle closed: its caller has left."""
-        with self._access.clock.move_on_after(self._access.timeouts.close_seconds):
-            try:
-                await self.end(forced=True)
-            except UVMError as error:
-                _log.debug("%s: a container whose caller has left: %s", self._access.name, error)
-        # HCS ends it with its last handle, if nothing else did.
-        await self.forget()
-
     async def _report_exit(self) -> None:
         status = await self._system.wait()
         # What went with its VM has not exited, as over our own connection.
@@ -142,7 +130,8 @@ async def create_relayed(access: RelayAccess, container_id: str, document: objec
         should_terminate_on_last_handle_closed=True,
     )
 
-    async def make() -> RelayedContainer:
-        return RelayedContainer(access, container_id, await access.create(container_id, to_json(hosted)))
+    async def make() -> Container:
+        handle = RelayedContainer(access, container_id, await access.create(container_id, to_json(hosted)))
+        return Container(access, handle, config)
 
-    return Container(access, await start_served(access, f"create container {container_id}", make), config)
+    return await start_served(access, f"create container {container_id}", make, end_abandoned)

@@ -33,12 +33,12 @@ from typing import TypeVar
 from attrs import define, field
 
 from uvm._guest.access import GuestAccess
-from uvm._guest.process import EXITED, Launch, Process
+from uvm._guest.process import EXITED, Launch, Process, end_abandoned
 from uvm._guest.signals import SignalOptions
 from uvm._guest.stdio import close_quietly
 from uvm._hcsguest.access import RelayAccess, Relayed, start_served
 from uvm.backend import ByteStream, HostProcess
-from uvm.errors import HostError, UnknownOutcomeError
+from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.json import to_json
 from uvm.schema.process import CloseHandle, ConsoleSize, ProcessModifyRequest
@@ -125,18 +125,10 @@ class RelayedProcess(Relayed[int]):
     async def _report_exit(self) -> None:
         self.exit.report(await self._handle.wait())
 
-    async def abandon(self) -> None:
-        """Kill it, and have the handle closed: its caller has left."""
-        process = Process(self._access, self, (), False)
-        await process.aclose()
-        try:
-            with self._access.clock.move_on_after(self._access.timeouts.close_seconds):
-                await process.kill()
-                await self.exit.wait()
-        finally:
-            problem = f"wait for process {self.pid}: its caller has left, and nothing waits for its exit"
-            self.exit.lose(lambda: UnknownOutcomeError(problem), cut_off=True)
-            self._waiting.cancel()
+    def leave(self, failure: Callable[[], Exception]) -> None:
+        """Wait for its exit no more."""
+        self.exit.lose(failure, cut_off=True)
+        self._waiting.cancel()
 
     def _stream_closed(self) -> None:
         # Its output will not be read any more.
@@ -231,13 +223,11 @@ async def start_relayed(access: RelayAccess, launch: Launch, *, undone: bool = T
     :raises VMStateError: HCS, or the guest, owes too many answers.
     """
     document = json.loads(launch.text())
-    started: list[Process] = []
 
-    async def make() -> RelayedProcess:
+    async def make() -> Process:
         handle = RelayedProcess(access, await (access.container or access.system).create_process(document))
-        started.append(Process(access, handle, launch.args, launch.terminal))
-        launch.on_start(started[0])
-        return handle
+        process = Process(access, handle, launch.args, launch.terminal)
+        launch.on_start(process)
+        return process
 
-    await start_served(access, launch.operation, make, undone=undone)
-    return started[0]
+    return await start_served(access, launch.operation, make, end_abandoned if undone else None)
