@@ -37,6 +37,7 @@ from uvm.schema.gcs import (
     HOST_CONTAINER_ID,
     ExecuteProcessRequest,
     ExecuteProcessResponse,
+    RequestBase,
     ResizeConsoleRequest,
     ResponseBase,
     SignalProcessRequest,
@@ -62,18 +63,17 @@ class ConnectedProcess(ExitWatch):
     async def signal(self, options: SignalOptions | None) -> None:
         """Have a signal sent; None to kill."""
         request = SignalProcessRequest(container_id=self._container_id, process_id=self.pid, options=options)
-        operation = f"signal process {self.pid}"
-        call = partial(self._link.bridge.call, Procedure.SIGNAL_PROCESS, request, ResponseBase)
-        await call(operation=operation)
+        await self._ask_for(Procedure.SIGNAL_PROCESS, request, f"signal process {self.pid}")
 
     async def resize(self, height: int, width: int) -> None:
         """Have the size of its terminal changed."""
         request = ResizeConsoleRequest(
             container_id=self._container_id, process_id=self.pid, height=height, width=width
         )
-        operation = f"resize the terminal of process {self.pid}"
-        call = partial(self._link.bridge.call, Procedure.RESIZE_CONSOLE, request, ResponseBase)
-        await call(operation=operation)
+        await self._ask_for(Procedure.RESIZE_CONSOLE, request, f"resize the terminal of process {self.pid}")
+
+    async def _ask_for(self, procedure: Procedure, request: RequestBase, operation: str) -> None:
+        await self._link.bridge.call(procedure, request, ResponseBase, operation=operation)
 
     async def start_helper(self, launch: Launch) -> Process:
         """Start a process of the guest itself."""
