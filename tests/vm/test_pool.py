@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +18,7 @@ import uvm
 from tests.clocks import jumping_backends, run_without_waiting
 from tests.vm.support import DISK, Attempt, host_backend, lcow, quiet
 from uvm.backends.fake import FakeBackend, Latency
-from uvm.errors import HostError, OptionsError, VMExitedError, VMStateError
+from uvm.errors import HostError, OptionsError, UVMError, VMExitedError, VMStateError
 
 pytestmark = pytest.mark.anyio
 anyio_backend = jumping_backends
@@ -196,6 +197,16 @@ async def test_a_pool_of_which_some_start_goes_on() -> None:
         assert counts(pool) == (2, 0, 0)
 
 
+async def test_the_error_of_a_start_is_not_raised_once_later_ones_have_succeeded() -> None:
+    backend = host_backend()
+    backend.faults.refuse(operation="start", nth=1)
+    async with pooled(backend, ready=2, max_size=2) as (pool, _):
+        await anyio.sleep(10)
+        async with pool.vm(), pool.vm():
+            with pytest.raises(TimeoutError), anyio.fail_after(5):
+                await pool.acquire()
+
+
 async def test_one_that_is_too_old_is_replaced() -> None:
     async with pooled(ready=1, max_age_seconds=100) as (pool, backend):
         (old,) = backend.vms
@@ -261,6 +272,45 @@ async def test_a_caller_who_is_cancelled_while_its_vm_is_checked_leaves_it_to_th
             assert vm.id == only
 
 
+@pytest.mark.parametrize("hook", ["prepare", "check"])
+async def test_a_hook_that_does_not_end_costs_its_vm_and_no_other(hook: str) -> None:
+    stuck: list[str] = []
+
+    async def hang_once(vm: uvm.UtilityVM) -> None:
+        if not stuck:
+            stuck.append(vm.id)
+            await anyio.sleep_forever()
+
+    hooks: dict[str, Any] = {hook: hang_once}
+    async with pooled(ready=2, hook_seconds=30, **hooks) as (pool, backend):
+        if hook == "check":
+            with anyio.move_on_after(1) as scope:
+                await pool.acquire()
+            assert scope.cancelled_caught
+            # The check goes on, and is no reason to let others wait.
+            with anyio.fail_after(1):
+                await pool.release(await pool.acquire())
+        await anyio.sleep(60)
+        assert stuck[0] not in backend.vms
+        assert counts(pool) == (2, 0, 0)
+
+
+async def test_a_hook_that_awaits_what_was_cancelled_has_failed(anyio_backend_name: str) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("trio has no cancellation of a task")
+
+    async def await_what_was_cancelled(vm: uvm.UtilityVM) -> None:
+        task = asyncio.create_task(asyncio.sleep(0))
+        task.cancel()
+        await task
+
+    with pytest.raises(UVMError, match="preparing it for its pool was cancelled"):
+        await uvm.Pool(lcow(id=""), backend=host_backend(), prepare=await_what_was_cancelled).start()
+    async with pooled(check=await_what_was_cancelled) as (pool, _):
+        with pytest.raises(UVMError, match="the check by its pool was cancelled"), anyio.fail_after(5):
+            await pool.acquire()
+
+
 async def test_a_hook_that_raises_keeps_the_vm_from_being_used() -> None:
     calls = 0
 
@@ -272,6 +322,36 @@ async def test_a_hook_that_raises_keeps_the_vm_from_being_used() -> None:
 
     async with pooled(ready=2, prepare=prepare) as (pool, _):
         assert pool.ready == 1
+
+
+# Starting.
+
+
+async def test_a_caller_may_come_while_the_pool_is_started() -> None:
+    backend = host_backend()
+    backend.faults.refuse(operation="start", nth=2)
+    pool = uvm.Pool(lcow(id=""), backend=backend, ready=2)
+    async with anyio.create_task_group() as tasks:
+        starting = Attempt.begin(tasks, pool.start)
+        while "not started" in repr(pool):
+            await anyio.lowlevel.checkpoint()
+        vm = await pool.acquire()
+    assert starting.result is pool
+    assert vm.state is uvm.VMState.RUNNING
+    await pool.close()
+    assert backend.leftovers() == []
+
+
+async def test_a_pool_that_is_closed_while_it_starts_says_so() -> None:
+    backend = host_backend()
+    pool = uvm.Pool(lcow(id=""), backend=backend)
+    async with anyio.create_task_group() as tasks:
+        with backend.faults.hold(operation="connect") as gate:
+            starting = Attempt.begin(tasks, pool.start)
+            await gate.wait()
+            await pool.close()
+    assert isinstance(starting.error, VMStateError)
+    assert backend.leftovers() == []
 
 
 # Closing.

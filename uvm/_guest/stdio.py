@@ -193,12 +193,13 @@ class Channel:
 
 async def close_quietly(resource: Listener | ByteStream | None) -> None:
     """Close what there is, at once, also where the caller is cancelled; that it had ended is no error."""
+    if resource is None:
+        return
     # As `anyio.aclose_forcefully`, whatever has cancelled the caller meanwhile.
     with anyio.CancelScope(shield=True) as scope:
         scope.cancel()
         try:
-            if resource is not None:
-                await resource.aclose()
+            await resource.aclose()
         except Exception as e:
             # A stream of another backend may raise anything.
             say(_log, logging.DEBUG, f"closing what had ended: {e!r}")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from types import TracebackType
+
+import anyio
+
 from uvm._buses.context import Context
 from uvm._buses.link import Link
 
@@ -16,3 +21,34 @@ class Part:
     def _link(self) -> Link:
         """The connection to the host and the guest."""
         return self._context.link
+
+
+class ClosedOnLeaving(ABC):
+    """What is closed at the end of its ``async with``; a caller who is cancelled does not wait for that."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Begin the closing, which goes on if the caller leaves, and wait for its end."""
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with anyio.CancelScope() as scope:
+            if isinstance(exc, anyio.get_cancelled_exc_class()):
+                # asyncio cancels a task once, and would not end the wait.
+                scope.cancel()
+            try:
+                await self.close()
+            except Exception as error:
+                if exc is None:
+                    raise
+                note_closing(exc, error)
+
+
+def note_closing(failure: BaseException, error: Exception) -> None:
+    """Add what closing a VM failed with to what failed before."""
+    for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
+        failure.add_note(f"and closing the VM failed: {each}")

@@ -91,6 +91,7 @@ class Keeper(Generic[T]):
     _value: T | None = field(default=None, init=False)
     failure: Exception | None = field(default=None, init=False)
     _caller_left: bool = field(default=False, init=False)
+    _leaving: bool = field(default=False, init=False)
 
     async def open(self) -> T:
         """Enter it, and return what it yields; raise what entering it raises."""
@@ -119,8 +120,11 @@ class Keeper(Generic[T]):
                     self._value = value
                     self._opened.set()
                     await self._until(value)
+                    self._leaving = True
         except anyio.get_cancelled_exc_class():
-            self.failure = _warn_unclosed(self.name, self.variable, self)
+            # The event loop ended.
+            if not self._leaving:
+                self.failure = _warn_unclosed(self.name, self.variable, self)
             raise
         except Exception as error:
             self.failure = error

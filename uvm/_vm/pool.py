@@ -22,18 +22,18 @@ import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from types import TracebackType
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Self, TypeAlias, Unpack
 
 import anyio
 import anyio.lowlevel
 from attrs import define, field
 
-from uvm._async import Flag, Home
+from uvm._async import Flag, Home, errors_of
 from uvm._checks import U32, checked, positive_seconds, whole
+from uvm._vm.base import ClosedOnLeaving
 from uvm._vm.keeper import CreationSettings, Keeper, spawn
-from uvm._vm.vm import UtilityVM, VMState, note_closing, opened
+from uvm._vm.vm import UtilityVM, VMState, opened
 from uvm.errors import OptionsError, UVMError, VMExitedError, VMStateError, own, together
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ _log = logging.getLogger("uvm")
 #: Called with a VM of a pool; what it raises keeps the VM from being used.
 Hook: TypeAlias = Callable[[UtilityVM], Awaitable[object]]
 
+HOOK_SECONDS = 60.0
 #: The pause before a VM is started in place of one that failed. It doubles with each failure in a row.
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 60.0
@@ -92,7 +93,7 @@ class _Waiter:
     member: _Member | None = None
 
 
-class Pool:
+class Pool(ClosedOnLeaving):
     """A pool of VMs that have been started ahead. Enter it, or :meth:`start` and :meth:`close` it.
 
     ``async with pool.vm() as vm`` hands out a VM. Callers are served in the order in which they came. A VM
@@ -109,6 +110,7 @@ class Pool:
     :param max_age_seconds: from when it was ready until it is no more handed out.
     :param prepare: called with each VM once it has started; if it raises, the VM has failed to start.
     :param check: called with a VM before it is handed out; if it raises, or returns False, another is.
+    :param hook_seconds: how long `prepare`, and `check`, may take; then the VM has failed.
     :param settings: the other keywords of :meth:`UtilityVM.create`.
     :raises OptionsError: an argument cannot work.
     """
@@ -124,6 +126,7 @@ class Pool:
         max_age_seconds: float | None = None,
         prepare: Hook | None = None,
         check: Hook | None = None,
+        hook_seconds: float = HOOK_SECONDS,
         **settings: Unpack[CreationSettings],
     ) -> None:
         if getattr(options, "id", ""):
@@ -136,6 +139,7 @@ class Pool:
         age = math.inf if max_age_seconds is None else max_age_seconds
         self._max_age_seconds = checked(age, positive_seconds, "max_age_seconds")
         self._prepare, self._check = prepare, check
+        self._hook_seconds = checked(hook_seconds, positive_seconds, "hook_seconds")
         self._settings = settings
         self._home: Home | None = None
         self._keeper: Keeper[Backend] | None = None
@@ -144,6 +148,8 @@ class Pool:
         self._ready: deque[_Member] = deque()
         self._in_use: dict[UtilityVM, _Member] = {}
         self._waiters: deque[_Waiter] = deque()
+        #: Those that are checked for callers who still wait; the oldest check comes first.
+        self._checks: deque[_Member] = deque()
         self._failures = 0
         self._last_error: Exception | None = None
         # Those of the start, which it waits for.
@@ -183,14 +189,14 @@ class Pool:
         A pool of which some have failed starts others. A caller who is cancelled leaves at once, and the pool
         is closed.
 
-        :raises VMStateError: it was started before.
+        :raises VMStateError: it was started before, or is closed meanwhile.
         :raises UVMError: why they all failed; the pool was closed.
         """
         if self._home is not None:
             raise VMStateError(f"{self!r}: a pool is started once")
         self._home = Home.here()
         try:
-            self._keeper = Keeper("a pool of VMs", "pool", opened(self._backend), self._until_closed)
+            self._keeper = Keeper("a pool of VMs", "pool", self._opened(), lambda _: self._closing.wait())
             self._host = await self._keeper.open()
             self._settle()
             self._first = set(self._members)
@@ -198,11 +204,28 @@ class Pool:
         except BaseException:
             self._begin_closing()
             raise
-        if not self._ready and self._last_error is not None:
+        if self._last_error is not None and self._kept() == self.starting and not self._in_use:
             self._begin_closing()
             await self._closed.wait()
             raise own(self._last_error)
+        self._check_open()
         return self
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Backend]:
+        """Open the backend until the pool is closed."""
+        async with opened(self._backend) as host:
+            try:
+                yield host
+            finally:
+                # The event loop may end first.
+                self._begin_closing()
+                with anyio.CancelScope(shield=True):
+                    try:
+                        await self._closed.wait()
+                    finally:
+                        # asyncio cancels its tasks once, when its loop ends.
+                        await self._closed.wait()
 
     async def close(self) -> None:
         """Terminate all VMs, those in use too, and wait until nothing of them is left.
@@ -237,30 +260,8 @@ class Pool:
             self._filled.set()
             self._closed.set()
 
-    async def _until_closed(self, _: Backend) -> None:
-        try:
-            await self._closed.wait()
-        finally:
-            # The event loop may end first.
-            self._begin_closing()
-            with anyio.CancelScope(shield=True):
-                await self._closed.wait()
-
     async def __aenter__(self) -> Self:
         return await self.start()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            await self.close()
-        except Exception as error:
-            if exc is None:
-                raise
-            note_closing(exc, error)
 
     # Callers.
 
@@ -362,10 +363,12 @@ class Pool:
 
     def _settle(self) -> None:
         """Pair callers with VMs, close what is too many, and start others in place of those that are used."""
-        if self._closing.is_set():
+        if self._closing.is_set() or self._host is None:
             return
-        checking = self._count(_State.CHECKING)
-        while self._ready and len(self._waiters) > checking:
+        while len(self._checks) > len(self._waiters):
+            # Its caller has left; if it hangs, no other caller waits for it.
+            self._checks.popleft()
+        while self._ready and len(self._waiters) > len(self._checks):
             member = self._ready.popleft()
             if not member.usable:
                 # Its keeper is about to notice.
@@ -374,11 +377,11 @@ class Pool:
                 self._hand_over(member)
             else:
                 member.state = _State.CHECKING
-                checking += 1
+                self._checks.append(member)
                 member.nap.cancel()
         while self._ready and not self._waiters and self._kept() - self.starting > self._target:
             self._retire(self._ready.popleft())
-        lacking = max(self._target - self._kept(), len(self._waiters) - self.starting - checking)
+        lacking = max(self._target - self._kept(), len(self._waiters) - self.starting - len(self._checks))
         for _ in range(int(min(lacking, self._target - self.starting, self._max_size - len(self._members)))):
             member = _Member(self._failures)
             self._members.add(member)
@@ -389,7 +392,7 @@ class Pool:
         waiter = self._waiters.popleft()
         member.state = _State.IN_USE
         member.uses += 1
-        self._failures = 0
+        self._failures, self._last_error = 0, None
         assert member.vm is not None
         self._in_use[member.vm] = member
         waiter.member = member
@@ -470,7 +473,7 @@ class Pool:
         """
         await vm.start()
         if self._prepare is not None:
-            await self._prepare(vm)
+            await self._call(self._prepare, vm, "preparing it for")
         member.vm = vm
         member.expires_at = anyio.current_time() + self._max_age_seconds
         self._offer(member)
@@ -495,9 +498,34 @@ class Pool:
         :raises UVMError: it failed the check.
         """
         assert self._check is not None
-        if await self._check(vm) is False or not member.usable:
+        try:
+            answer = await self._call(self._check, vm, "the check by")
+        finally:
+            with suppress(ValueError):
+                self._checks.remove(member)
+        if answer is False or not member.usable:
             raise UVMError(f"{vm.id}: the VM failed the check of its pool")
         if self._waiters:
             self._hand_over(member)
         else:
             self._offer(member)
+        self._settle()
+
+    async def _call(self, hook: Hook, vm: UtilityVM, what: str) -> object:
+        """Call a hook, and return its answer; raise what it raises.
+
+        :raises UVMError: it did not end in time, or something that it awaited was cancelled.
+        """
+        answers: list[object] = []
+
+        async def call() -> None:
+            answers.append(await hook(vm))
+
+        with anyio.move_on_after(self._hook_seconds):
+            # In a task of its own: if that is cancelled, the one that keeps the VM is not.
+            for error in await errors_of([call]):
+                raise error
+        if not answers:
+            seconds = f"{self._hook_seconds:g} s"
+            raise UVMError(f"{vm.id}: {what} its pool was cancelled, or did not end within {seconds}")
+        return answers[0]

@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -20,6 +19,7 @@ from uvm._checks import checked, function, instance, optional, seconds, text
 from uvm._document.plan import CreationPlan
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
+from uvm._vm.base import ClosedOnLeaving, note_closing
 from uvm._vm.creation import HostArtifacts, Settings, create
 from uvm._vm.guest import GuestServices
 from uvm._vm.layers import RootFileSystems
@@ -70,7 +70,7 @@ class VMState(enum.Enum):
     CLOSED = "closed"
 
 
-class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
+class UtilityVM(ClosedOnLeaving, RootFileSystems, RuntimeSettings, GuestServices):
     """A utility VM. :meth:`create` makes one, and closes it when its context is left.
 
     Devices are attributes: ``scsi``, ``vpmem``, ``vsmb``, ``plan9``, ``vpci``, ``pipes``, ``network``,
@@ -166,19 +166,6 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
 
     async def __aenter__(self) -> Self:
         return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            await self.close()
-        except Exception as error:
-            if exc is None:
-                raise
-            note_closing(exc, error)
 
     # Facts.
 
@@ -318,6 +305,13 @@ class UtilityVM(RootFileSystems, RuntimeSettings, GuestServices):
             await self._startup.stop_listening()
         if scope.cancelled_caught:
             failure.add_note(f"and terminating the VM was abandoned after {self._grace_seconds:g} s")
+
+    async def _end_cancelled(self) -> None:
+        """Terminate a VM that started just as its caller was cancelled; what fails is logged."""
+        cancelled = VMStateError(f"start {self.id}: cancelled")
+        await self._end_after(cancelled)
+        for note in getattr(cancelled, "__notes__", ()):
+            _log.warning("%s: its start was cancelled, %s", self.id, note)
 
     async def wait(self) -> ExitStatus:
         """Wait until the VM has exited and its last output was read; return the exit status.
@@ -671,9 +665,3 @@ async def opened(backend: Backend | str) -> AsyncIterator[Backend]:
         return
     async with open_backend(backend) as host:
         yield host
-
-
-def note_closing(failure: BaseException, error: Exception) -> None:
-    """Add what closing a VM failed with to what failed before."""
-    for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
-        failure.add_note(f"and closing the VM failed: {each}")
