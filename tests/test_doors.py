@@ -94,7 +94,31 @@ async def test_a_misspelt_keyword_of_a_call_gets_a_suggestion() -> None:
         await vm.start()
         with pytest.raises(TypeError, match="did you mean read_only"):
             vm.scsi.attach("C:\\disk.vhdx", readonly=True)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="did you mean timeout"):
+            vm.run(["true"], time_out=1)  # type: ignore[call-overload]
         with pytest.raises(TypeError, match="did you mean env"):
             vm.open_process(["true"], envs={})  # type: ignore[call-arg]
         with pytest.raises(TypeError, match="missing"):
             vm.scsi.attach()  # type: ignore[call-arg]
+
+
+_MAKERS: list[Any] = [uvm.UtilityVM.create, uvm.start_vm, uvm.Pool]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("make", _MAKERS)
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("timeout", "timeouts"), ("grace_seconds", "close_grace_seconds")]
+)
+async def test_a_misspelt_keyword_of_a_vm_gets_a_suggestion(
+    make: Callable[..., Any], wrong: str, meant: str
+) -> None:
+    backend = uvm.FakeBackend()
+    with pytest.raises(TypeError, match=f"did you mean {meant}"):
+        await make(uvm.LCOWOptions(), backend=backend, **{wrong: 1})
+    assert len(backend.request_log) == 0
+
+
+def test_a_misspelt_keyword_of_a_pool_gets_a_suggestion() -> None:
+    with pytest.raises(uvm.UnknownOptionError, match="did you mean max_age_seconds"):
+        uvm.Pool(uvm.LCOWOptions(), backend="fake", max_age_second=1)  # type: ignore[call-arg]

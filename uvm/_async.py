@@ -340,19 +340,30 @@ class Opening(Coroutine[Any, Any, C]):
             raise AttributeError(f"{self!r} has no attribute {name!r}: await or enter it first")
 
 
+def suggesting(function: Callable[A, T]) -> Callable[A, T]:
+    """Have a call with a wrong keyword suggest the one that is like it."""
+
+    @wraps(function)
+    def call(*args: A.args, **kwargs: A.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            raise suggested(error, function, kwargs) from None
+
+    return call
+
+
 def opens(function: Callable[A, Coroutine[Any, Any, C]]) -> Callable[A, Opening[C]]:
     """Have a coroutine function return an :class:`Opening` of what it returns.
 
     Lists, documents and models that the caller passes are copied at once: the call may be awaited later.
     """
+    start = suggesting(function)
 
     @wraps(function)
     def opening(*args: A.args, **kwargs: A.kwargs) -> Opening[C]:
         # A ParamSpec says nothing of single arguments.
         copies: Any = [*map(own, args)], {name: own(value) for name, value in kwargs.items()}
-        try:
-            return Opening(function(*copies[0], **copies[1]))
-        except TypeError as error:
-            raise suggested(error, function, kwargs) from None
+        return Opening(start(*copies[0], **copies[1]))
 
     return opening

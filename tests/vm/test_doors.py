@@ -12,7 +12,8 @@ import pytest
 
 import uvm
 from tests.vm.support import OPTIONS, host_backend
-from uvm.backends.fake import FakeBackend
+from uvm._vm.keywords import CreationSettings
+from uvm.backends.fake import FakeBackend, FakeProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -21,8 +22,14 @@ _GUEST_PATHS = {"linux": "/mnt/x", "windows": "C:\\x"}
 #: Of no parameter's type.
 _WRONG = (object(), int, 1.5)
 _BUSES = ("scsi", "vpmem", "plan9", "vsmb", "vpci", "pipes", "network", "layers")
-#: Times may have a fraction, and a class can be called.
-_FITTING = {("timeout_seconds", 1.5), ("timeout", 1.5), ("on_stdout", int), ("on_stderr", int)}
+#: Times may have a fraction, a service may be set to any JSON value, and a class can be called.
+_FITTING = {
+    ("timeout_seconds", 1.5),
+    ("settings", 1.5),
+    ("timeout", 1.5),
+    ("on_stdout", int),
+    ("on_stderr", int),
+}
 
 
 def _right(os: str) -> dict[str, Any]:
@@ -44,10 +51,14 @@ def _right(os: str) -> dict[str, Any]:
     }
 
 
+#: They are anyio's own, or take a task group.
+_NOT_OURS = ("extra", "serve")
+
+
 def _methods(holder: object) -> Iterator[tuple[str, Callable[..., Any]]]:
     for name in dir(type(holder)):
         static = inspect.getattr_static(type(holder), name)
-        if not name.startswith("_") and inspect.isfunction(static):
+        if not name.startswith("_") and name not in _NOT_OURS and inspect.isfunction(static):
             yield name, getattr(holder, name)
 
 
@@ -85,17 +96,72 @@ async def _outcome(backend: FakeBackend, call: Callable[[], Any]) -> str:
     return "it was accepted"
 
 
+async def _wait_for_input(process: FakeProcess) -> int:
+    async for _ in process.stdin:
+        pass
+    return 0
+
+
+async def _served(vm: uvm.UtilityVM) -> dict[str, object]:
+    """Return what a guest serves: a container, its process with its streams, and the connection itself."""
+    document = {"Container": {"Storage": {"Path": "C:\\root"}}}
+    spec = {"process": {"args": ["server"], "cwd": "/"}, "linux": {}, "root": {"path": "/r"}}
+    container = await vm.create_container("c1", spec if vm.os == "linux" else document)
+    await container.start()
+    process = await container.open_process(["server"])
+    streams = {"stdin": process.stdin, "stdout": process.stdout, "stderr": process.stderr}
+    connection = {"guest": vm._link.guest} if isinstance(vm._link.guest, uvm.GuestConnection) else {}
+    return {"container": container, "process": process, **streams, **connection}
+
+
+@pytest.mark.parametrize("way", ["bridge", "relay"])
 @pytest.mark.parametrize("os", ["linux", "windows"])
-async def test_a_wrong_argument_is_refused_before_anything_is_sent(os: str) -> None:
+async def test_a_wrong_argument_is_refused_before_anything_is_sent(os: str, way: str) -> None:
     backend = host_backend()
+    backend.programs.register("server")(_wait_for_input)
     wrong = []
-    async with uvm.UtilityVM.create(OPTIONS[os](), backend=backend) as vm:
+    options = OPTIONS[os](external_guest_connection=way == "bridge")
+    async with uvm.UtilityVM.create(options, backend=backend) as vm:
         await vm.start()
-        for name, holder in [("vm", vm), *((each, getattr(vm, each)) for each in _BUSES)]:
+        buses = {each: getattr(vm, each) for each in _BUSES}
+        for name, holder in {"vm": vm, **buses, **await _served(vm)}.items():
             for case, call in _cases(holder, os):
                 if problem := await _outcome(backend, call):
                     wrong.append(f"{name}.{case}: {problem}")
-    assert wrong == []
+    assert wrong == [], "\n".join(wrong)
+
+
+_POOL = {
+    "options": (*_WRONG, uvm.LCOWOptions, None),
+    "backend": (*_WRONG, FakeBackend, None),
+    "ready": (object(), int, 1.5, 0, None),
+    "max_size": (object(), int, 1.5, 0),
+    "max_uses": (object(), int, 1.5, 0, None),
+    "max_age_seconds": (object(), int, 0, "1"),
+    "prepare": (object(), int, 1.5),
+    "check": (object(), int, 1.5),
+    "hook_seconds": (object(), int, "1", 0, None),
+    "concurrency": (*_WRONG, uvm.Concurrency),
+    "timeouts": (*_WRONG, uvm.GuestTimeouts),
+    "amend": _WRONG,
+    "guest_output": _WRONG,
+    "close_grace_seconds": (object(), int, "1", -1, None),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in _POOL for value in _POOL[name]])
+def test_a_pool_is_not_made_of_a_wrong_argument(name: str, value: Any) -> None:
+    arguments: dict[str, Any] = {"options": uvm.LCOWOptions(), "backend": FakeBackend(), name: value}
+    with pytest.raises(uvm.OptionsError, match=name):
+        uvm.Pool(arguments.pop("options"), **arguments)
+
+
+def test_every_parameter_of_a_pool_is_tried() -> None:
+    own = {name for name in inspect.signature(uvm.Pool).parameters if name != "settings"}
+    assert _POOL.keys() == own | CreationSettings.__annotations__.keys()
+    assert inspect.signature(uvm.UtilityVM.create).parameters.keys() - {"options", "backend"} == set(
+        CreationSettings.__annotations__
+    )
 
 
 @pytest.mark.parametrize(

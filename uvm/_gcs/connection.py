@@ -34,6 +34,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from uvm._async import Flag, opens
+from uvm._checks import checked, instance, optional, text
 from uvm._gcs.bridge import Bridge
 from uvm._gcs.containers import Containers
 from uvm._gcs.link import GuestLink
@@ -196,6 +197,7 @@ class GuestConnection(GuestHost):
         :param time_zone: the time zone of a Windows guest.
         :raises GuestError: it refused.
         """
+        checked(time_zone, optional(instance(TimeZoneInformation)), "time_zone")
         agreed = self._capabilities()
         if not agreed.send_host_create_message:
             return
@@ -243,6 +245,7 @@ class GuestConnection(GuestHost):
 
         :param cause: why, for those errors.
         """
+        checked(cause, optional(instance(BaseException)), "cause")
         self._bridge.close(cause)
         self._containers.lose()
         if self._redialling is not None:
@@ -339,6 +342,7 @@ class GuestConnection(GuestHost):
         :raises VMStateError: the guest owes too many answers.
         :raises BridgeClosedError: the connection is closed.
         """
+        checked(request, instance(dict), "request")
         operation = f"{request.get('RequestType', 'modify')} {request.get('ResourceType', 'the guest')}"
         body = ContainerModifySettingsRequest(container_id=HOST_CONTAINER_ID, request=request)
         modify = Procedure.MODIFY_SETTINGS
@@ -351,7 +355,7 @@ class GuestConnection(GuestHost):
         :raises NotSupportedError: the guest does not say that it can.
         :raises GuestError: it refused.
         """
-        operation = f"change the service {property_type}"
+        operation = f"change the service {checked(property_type, text, 'property_type')}"
         supported = self._capabilities().modify_service_settings_supported or self.features.log_forwarding
         self._link.needs(supported, operation, "ModifyServiceSettingsSupported")
         body = ServiceModificationRequest(

@@ -39,6 +39,7 @@ from attrs import frozen
 
 from uvm._arguments import kind_of
 from uvm._async import Flag, opens
+from uvm._checks import checked, instance, text
 from uvm._guest.access import GuestAccess
 from uvm._guest.clock import GuestClock
 from uvm._guest.ending import Ending
@@ -52,6 +53,7 @@ from uvm._guest.specs import (
     container_process,
     host_process,
     paths_in,
+    pipes_of,
     spec_of,
 )
 from uvm._guest.states import Closing
@@ -218,7 +220,7 @@ class Container(ProcessHost):
                 f"container {self.id}: a Windows container has no process of its own; run one in it"
             )
         terminal = self._own_process.get("terminal") is True
-        pipes = {"stdin": stdin, "stdout": stdout, "stderr": stderr and not terminal}
+        pipes = pipes_of(terminal, stdin=stdin, stdout=stdout, stderr=stderr)
         launch = Launch((), LinuxProcessParameters(), pipes, terminal, self._started)
         try:
             return await self._guest.call(self._handle.run(launch))
@@ -452,6 +454,8 @@ class Container(ProcessHost):
         :raises HostError: HCS, which hosts it, refused: it has exited, for instance; or the guest did.
         :raises WireError: what it returned is no JSON object.
         """
+        for name in types:
+            checked(name, text, "a type of properties")
         return await self._guest.call(self._handle.properties(*types))
 
     async def statistics(self) -> JSON:
@@ -479,6 +483,7 @@ class Container(ProcessHost):
         :raises HostError: HCS refused, which hosts it, or the guest that it asked.
         :raises UnknownOutcomeError: the answer was lost.
         """
+        checked(request, instance(dict), "request")
         await self._guest.call(self._handle.modify(request))
 
     # Its end.

@@ -19,6 +19,7 @@ import anyio.lowlevel
 from attrs import define, field
 
 from uvm._arguments import Bound
+from uvm._async import suggesting
 from uvm._guest.access import GuestAccess
 from uvm._guest.exchange import MAX_OUTPUT_BYTES, Chunks, CompletedProcess, Exchange, OutputName
 from uvm._guest.exit import Exit
@@ -236,6 +237,7 @@ class Process(Bound, anyio.abc.AsyncResource):
         text: Literal[True],
     ) -> CompletedProcess[str]: ...
 
+    @suggesting
     async def communicate(
         self,
         input: bytes | str | None = None,

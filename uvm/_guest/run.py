@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 from uvm._arguments import Bound, flag_of
-from uvm._async import opens
+from uvm._async import opens, suggesting
 from uvm._guest.access import GuestAccess
 from uvm._guest.clock import GuestClock
 from uvm._guest.exchange import MAX_OUTPUT_BYTES, CompletedProcess, Exchange
 from uvm._guest.process import Launch, Process, converse, discard
-from uvm._guest.specs import Command, host_process
+from uvm._guest.specs import Command, host_process, pipes_of
 from uvm.errors import RefusedError
 
 _log = logging.getLogger("uvm.gcs")
@@ -69,9 +69,7 @@ class ProcessHost(Bound, ABC):
         :raises BridgeClosedError: the connection to the guest is closed.
         :raises VMExitedError: the VM has exited.
         """
-        asked_for = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-        pipes = {name: flag_of(there, name) for name, there in asked_for.items()}
-        pipes["stderr"] &= not flag_of(terminal, "terminal")
+        pipes = pipes_of(flag_of(terminal, "terminal"), stdin=stdin, stdout=stdout, stderr=stderr)
         asked = Command(args, env, cwd, user, terminal, size)
         return await self._start(asked, pipes)
 
@@ -109,6 +107,7 @@ class ProcessHost(Bound, ABC):
         text: Literal[True],
     ) -> CompletedProcess[str]: ...
 
+    @suggesting
     async def run(
         self,
         args: Sequence[str],

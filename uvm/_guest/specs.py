@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from uvm._arguments import kind_of, refuse_twice
+from uvm._arguments import flag_of, kind_of, refuse_twice
 from uvm._names import guest_path_key, windows_upper
 from uvm._wire.ports import vsock_service_id
 from uvm.errors import NotSupportedError, OptionsError
@@ -131,6 +131,16 @@ def check_container_id(container_id: object) -> None:
     check_text("the id of a container", container_id)
     if container_id in ("", ".", "..") or "/" in str(container_id):
         raise OptionsError(f"the id of a container is {container_id!r}, which is no name of a directory")
+
+
+def pipes_of(terminal: bool, **asked_for: bool) -> dict[str, bool]:
+    """Return which streams a process has, by name; on a terminal it has no error output of its own.
+
+    :raises OptionsError: what was asked for is neither True nor False.
+    """
+    pipes = {name: flag_of(there, name) for name, there in asked_for.items()}
+    pipes["stderr"] &= not terminal
+    return pipes
 
 
 def check_size(height: object, width: object) -> None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
@@ -35,6 +36,7 @@ import anyio.lowlevel
 
 from uvm._arguments import Bound, kind_of
 from uvm._async import Flag, Home
+from uvm._checks import checked, whole
 from uvm._guest.access import Caller, as_it_is
 from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._guest.logs import say
@@ -331,8 +333,7 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
         :raises BridgeClosedError: the connection to the guest closed before the process connected to it.
         :raises StreamVMExitedError: the VM has exited; what had come before was returned first.
         """
-        if max_bytes < 1:
-            raise OptionsError(f"receive at least one byte, not {max_bytes}")
+        checked(max_bytes, whole(sys.maxsize, 1), "max_bytes")
         if self._reading:
             raise StreamBusyError(f"read from {self._name}")
         self._reading = True

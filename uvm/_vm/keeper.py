@@ -26,22 +26,20 @@ import logging
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 import anyio
 from attrs import define, field
 
 from uvm._async import Flag, is_asyncio, opens, trio_lowlevel
+from uvm._vm.keywords import CreationSettings, check_settings
 from uvm._vm.vm import UtilityVM
 from uvm.errors import VMStateError, own
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from uvm._document.plan import CreationPlan
-    from uvm._guest.timeouts import GuestTimeouts
-    from uvm._vm.startup import OutputHandler
-    from uvm.backend import Backend, Concurrency
+    from uvm.backend import Backend
     from uvm.options import LCOWOptions, WCOWOptions
 
 T = TypeVar("T")
@@ -49,16 +47,6 @@ T = TypeVar("T")
 _log = logging.getLogger("uvm")
 
 _held: set[asyncio.Task[None]] = set()
-
-
-class CreationSettings(TypedDict, total=False):
-    """The keywords of :meth:`UtilityVM.create`, but for the backend."""
-
-    concurrency: Concurrency | None
-    amend: Callable[[CreationPlan], CreationPlan] | None
-    timeouts: GuestTimeouts | None
-    guest_output: OutputHandler | None
-    close_grace_seconds: float
 
 
 def spawn(function: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
@@ -168,6 +156,7 @@ async def start_vm(
     :raises BridgeClosedError: the guest did not connect in time; the VM was terminated.
     :raises VMExitedError: the VM exited while it booted.
     """
+    check_settings(settings, "start_vm")
     name = f"the VM {options.id}".rstrip() if getattr(options, "id", "") else "a VM"
     keeper = Keeper(name, "vm", _started(options, backend, settings), UtilityVM._wait_closing)
     vm = await keeper.open()

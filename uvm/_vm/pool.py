@@ -23,6 +23,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from inspect import signature
 from typing import TYPE_CHECKING, Self, TypeAlias, Unpack
 
 import anyio
@@ -30,15 +31,16 @@ import anyio.lowlevel
 from attrs import define, field
 
 from uvm._async import Flag, Home, errors_of
-from uvm._checks import U32, checked, positive_seconds, whole
+from uvm._checks import U32, checked, function, instance, optional, positive_seconds, whole
 from uvm._vm.base import ClosedOnLeaving
-from uvm._vm.keeper import CreationSettings, Keeper, spawn
-from uvm._vm.vm import UtilityVM, VMState, opened
+from uvm._vm.keeper import Keeper, spawn
+from uvm._vm.keywords import CreationSettings, check_settings
+from uvm._vm.vm import UtilityVM, VMState, check_backend, opened
 from uvm.errors import OptionsError, UVMError, VMExitedError, VMStateError, own, together
+from uvm.options import LCOWOptions, WCOWOptions
 
 if TYPE_CHECKING:
     from uvm.backend import Backend
-    from uvm.options import LCOWOptions, WCOWOptions
 
 _log = logging.getLogger("uvm")
 
@@ -129,8 +131,11 @@ class Pool(ClosedOnLeaving):
         hook_seconds: float = HOOK_SECONDS,
         **settings: Unpack[CreationSettings],
     ) -> None:
-        if getattr(options, "id", ""):
+        checked(options, instance(LCOWOptions, WCOWOptions), "options")
+        check_backend(backend)
+        if options.id:
             raise OptionsError(f"the options of a pool's VMs have the id {options.id!r}; leave it out")
+        check_settings(settings, "Pool", signature(Pool).parameters)
         self._options = options
         self._backend = backend
         self._target = checked(ready, whole(U32, 1), "ready")
@@ -138,7 +143,8 @@ class Pool(ClosedOnLeaving):
         self._max_uses = checked(max_uses, whole(U32, 1), "max_uses")
         age = math.inf if max_age_seconds is None else max_age_seconds
         self._max_age_seconds = checked(age, positive_seconds, "max_age_seconds")
-        self._prepare, self._check = prepare, check
+        self._prepare = checked(prepare, optional(function), "prepare")
+        self._check = checked(check, optional(function), "check")
         self._hook_seconds = checked(hook_seconds, positive_seconds, "hook_seconds")
         self._settings = settings
         self._home: Home | None = None

@@ -13,15 +13,16 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskStatus
 
-from uvm._async import Errand, Flag, bare_task_group
+from uvm._async import Errand, Flag, bare_task_group, suggesting
 from uvm._buses.context import Context
-from uvm._checks import checked, function, instance, optional, seconds, text
+from uvm._checks import checked, instance, optional, seconds, text
 from uvm._document.plan import CreationPlan
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._vm.base import ClosedOnLeaving, note_closing
 from uvm._vm.creation import HostArtifacts, Settings, create
 from uvm._vm.guest import GuestServices
+from uvm._vm.keywords import check_settings
 from uvm._vm.layers import RootFileSystems
 from uvm._vm.settings import RuntimeSettings
 from uvm._vm.startup import GuestStartup, OutputHandler
@@ -100,6 +101,7 @@ class UtilityVM(ClosedOnLeaving, RootFileSystems, RuntimeSettings, GuestServices
         self._link.states.mounted = self._mounted_in
 
     @classmethod
+    @suggesting
     @asynccontextmanager
     async def create(
         cls,
@@ -133,11 +135,16 @@ class UtilityVM(ClosedOnLeaving, RootFileSystems, RuntimeSettings, GuestServices
         :raises HostError: the host refused.
         :raises VMStateError: it is left in another task than it was entered in; the VM was closed.
         """
-        checked(concurrency, optional(instance(Concurrency)), "concurrency")
-        checked(amend, optional(function), "amend")
-        checked(timeouts, optional(instance(GuestTimeouts)), "timeouts")
-        checked(guest_output, optional(function), "guest_output")
-        checked(close_grace_seconds, seconds, "close_grace_seconds")
+        check_settings(
+            {
+                "concurrency": concurrency,
+                "amend": amend,
+                "timeouts": timeouts,
+                "guest_output": guest_output,
+                "close_grace_seconds": close_grace_seconds,
+            },
+            "UtilityVM.create",
+        )
         settings = Settings(concurrency, amend, close_grace_seconds)
         async with (
             opened(backend) as host,
@@ -655,12 +662,20 @@ class UtilityVM(ClosedOnLeaving, RootFileSystems, RuntimeSettings, GuestServices
                 raise
 
 
+def check_backend(backend: Backend | str) -> None:
+    """Refuse what is neither a backend nor a name.
+
+    :raises OptionsError: it is something else.
+    """
+    if not isinstance(backend, str) and not is_backend(backend):
+        raise OptionsError(f"backend must be a Backend, or the name of one, not {backend!r}")
+
+
 @asynccontextmanager
 async def opened(backend: Backend | str) -> AsyncIterator[Backend]:
     """Open a backend by its name, or leave it to its owner."""
+    check_backend(backend)
     if not isinstance(backend, str):
-        if not is_backend(backend):
-            raise OptionsError(f"backend must be a Backend, or the name of one, not {backend!r}")
         yield backend
         return
     async with open_backend(backend) as host:
