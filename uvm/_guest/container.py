@@ -352,8 +352,13 @@ class Container(ProcessHost):
             self._guest.states.closing[self.id] = Closing(self._uses)
 
     async def _close(self) -> None:
+        problems: list[Exception] = []
         try:
-            problems = [each for each in [await self._close_ending(), await self._close_state()] if each]
+            for part in (self._close_ending, self._close_state):
+                try:
+                    await part()
+                except UVMError as error:
+                    problems.append(error)
         finally:
             self._guest.states.closing.pop(self.id).ended.set()
         if problems:
@@ -369,56 +374,49 @@ class Container(ProcessHost):
             path.startswith(directories) for path in removed
         )
 
-    async def _close_ending(self) -> Exception | None:
-        """End it and wait for its exit, as long as that may take; return what failed."""
+    async def _close_ending(self) -> None:
+        """End it and wait for its exit, as long as that may take."""
         seconds = self._guest.timeouts.close_seconds
-        problem: Exception | None = None
         with self._guest.clock.move_on_after(seconds):
-            problem = await self._end_in_order()
-            if problem is None:
-                return None
-        if self._handle.exit.settled:
-            return None
-        return problem or UVMError(
-            f"close container {self.id}: it was terminated, and did not report its exit within {seconds:g} s"
-        )
+            await self._end_in_order()
+            return
+        if not self._handle.exit.settled:
+            raise UVMError(
+                f"close container {self.id}: it was terminated, and did not report its exit "
+                f"within {seconds:g} s"
+            )
 
-    async def _end_in_order(self) -> Exception | None:
+    async def _end_in_order(self) -> None:
         if self._handle.exit.settled:
-            return None
-        problem: Exception | None = None
+            return
+        problem: UVMError | None = None
         try:
             await self._repeated(lambda: self._end(forced=True))
         except UVMError as error:
             # It may be ending just now.
             problem = error
-        if not self._reports_its_exit:
-            return problem
-        if self._init is not None:
-            await self._see_off(self._init)
-        grace_seconds = self._guest.timeouts.grace_seconds
-        if problem is not None:
+        if self._reports_its_exit:
+            if self._init is not None:
+                await self._see_off(self._init)
+            grace_seconds = self._guest.timeouts.grace_seconds
             # Said to be gone just now, it has ended a moment later.
-            return None if await self._ends_within(2 * grace_seconds) else problem
-        if await self._ends_within(grace_seconds):
-            return None
-        # The report of its exit may be lost: asked again, the guest says that it is gone.
-        with suppress(UVMError):
-            await self._end(forced=True)
-        with suppress(UVMError):
-            await self._handle.exit.wait()
-        return None
+            if await self._ends_within(2 * grace_seconds if problem else grace_seconds):
+                return
+            if problem is None:
+                # The report of its exit may be lost: asked again, the guest says that it is gone.
+                with suppress(UVMError):
+                    await self._end(forced=True)
+                with suppress(UVMError):
+                    await self._handle.exit.wait()
+        if problem is not None:
+            raise problem
 
-    async def _close_state(self) -> Exception | None:
+    async def _close_state(self) -> None:
         states, tasks = self._guest.states, self._guest.tasks
         if states.busy(self._directories) and tasks is not None:
             states.keep(self.id, self._directories, self._forget, tasks)
-            return None
-        try:
+        else:
             await self._forget()
-        except UVMError as error:
-            return error
-        return None
 
     async def _repeated(self, request: Callable[[], Awaitable[T]]) -> T:
         """Make a request of which two do no more than one, again where its answer was lost."""

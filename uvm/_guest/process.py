@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Final, Literal, Protocol, final, overload
 
 import anyio
@@ -185,18 +185,13 @@ class Process(Bound, anyio.abc.AsyncResource):
         # The Linux guest reports the exit of what is in a container only once its output was taken.
         if self._guest.os != "linux" or not self._handle.contained or not outputs:
             return await exit.wait()
-        failure: UVMError | None = None
         async with anyio.create_task_group() as tasks:
             for output in outputs:
                 tasks.start_soon(output._read_ahead)
-            try:
+            # Raised below: the task group would wrap it.
+            with suppress(UVMError):
                 await exit.wait()
-            except UVMError as error:
-                # Kept out of the task group, which would wrap it.
-                failure = error
             tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
         return await exit.wait()
 
     def stream(self) -> AsyncIterator[tuple[OutputName, bytes]]:

@@ -34,10 +34,6 @@ from uvm.errors import OptionsError, UVMError, VMStateError
 _log = logging.getLogger("uvm.gcs")
 
 
-def _nothing(directory: str) -> str:
-    return ""
-
-
 @define(eq=False)
 class Closing:
     """A container that is being closed.
@@ -76,7 +72,7 @@ class ContainerStates:
     :ivar closing: the containers that are being closed.
     """
 
-    mounted: Callable[[str], str] = _nothing
+    mounted: Callable[[str], str] = lambda directory: ""
     #: Whose guest it is, for the log.
     name: str = ""
     #: What the tasks of the guest's VM have in flight.
