@@ -607,12 +607,7 @@ class Driver(Generic[K, M, S, W]):
 
     async def _run(self, operation: Operation[K, M, S, W]) -> None:
         try:
-            gate = await self._through_gate(operation)
-            try:
-                outcome = await self._carry_out(operation)
-            finally:
-                if gate is not None:
-                    self._gates.pop(gate).set()
+            outcome = await self._in_turn(operation)
             if not operation.void:
                 await self._leave_access(operation, outcome)
             change = self.ledger.done(operation, outcome)
@@ -621,8 +616,19 @@ class Driver(Generic[K, M, S, W]):
             if operation.kind is REMOVE:
                 self.link.states.unmounted()
         finally:
-            self.lane.leave()
             self.link.work.end()
+
+    async def _in_turn(self, operation: Operation[K, M, S, W]) -> Outcome:
+        """Carry out an operation that has its turn, and begin the next one."""
+        try:
+            gate = await self._through_gate(operation)
+            try:
+                return await self._carry_out(operation)
+            finally:
+                if gate is not None:
+                    self._gates.pop(gate).set()
+        finally:
+            self.lane.leave()
 
     async def _leave_access(self, operation: Operation[K, M, S, W], outcome: Outcome) -> None:
         """Revoke what a device needed that is known to be gone; of what is quarantined it is kept."""

@@ -74,6 +74,7 @@ class NamespaceLease(Lease):
             return
         if self._hold.reported and self.released:
             raise AlreadyReleasedError(f"{self!r} was released before")
+        self._hold.reclaim()
         self._dropped = self._dropped or self._holds()
         await _release(self._dropped, self.id)
 
