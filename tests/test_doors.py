@@ -59,6 +59,14 @@ def test_a_value_refuses_a_field_that_cannot_work(
         make(**{name: value})
 
 
+def test_what_is_refused_is_shown_in_brief() -> None:
+    long: Any = b"x" * 10**6
+    for refuse in (lambda: uvm.LCOWOptions(memory_mb=long), lambda: uvm.Pool(long, backend="fake")):
+        with pytest.raises(uvm.OptionsError) as caught:
+            refuse()
+        assert len(str(caught.value)) < 500
+
+
 def test_a_time_may_be_infinite() -> None:
     assert uvm.GuestTimeouts(rpc_seconds=math.inf, close_seconds=math.inf).rpc_seconds == math.inf
 

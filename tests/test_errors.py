@@ -143,7 +143,10 @@ def test_an_error_of_the_operating_system_keeps_the_file() -> None:
 
 
 def test_the_copy_for_one_caller_is_caused_by_the_original() -> None:
-    for error in (uvm.HostPathError("disk", "missing"), OSError(2, "missing", "disk"), ValueError(1)):
+    undecodable = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    found = SyntaxError("no", ("x.py", 1, 1, "?"))
+    ours = uvm.HostPathError("disk", "missing")
+    for error in (ours, OSError(2, "missing", "disk"), ValueError(1), undecodable, found):
         assert own(error).__cause__ is error
         assert str(own(error)) == str(error)
 

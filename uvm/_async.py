@@ -266,8 +266,7 @@ class Errand(Generic[T]):
             await self._ended.wait()
         except BaseException:
             if self._callers == 1:
-                for result in self._result:
-                    self.give_up(result)
+                self._abandon()
             raise
         finally:
             self._callers -= 1
@@ -275,17 +274,21 @@ class Errand(Generic[T]):
     async def make(self) -> None:
         """Make the call: the task."""
         try:
-            self._result.append(result := await self._call())
-            if not self._callers:
-                self.give_up(result)
+            self._result.append(await self._call())
         except Exception as error:
             self.error = error
-            if not self._callers and not isinstance(error, VMExitedError):
-                notes = getattr(error, "__notes__", ())
-                text = "; ".join((str(error), *notes))
-                _log.warning("%s: for a caller who was cancelled: %s", self.name, text)
         finally:
             self._ended.set()
+            if not self._callers:
+                self._abandon()
+
+    def _abandon(self) -> None:
+        """Give up the result, or log the error: all callers have left, maybe in the turn in which it came."""
+        for result in self._result:
+            self.give_up(result)
+        if self.error is not None and not isinstance(self.error, VMExitedError):
+            text = "; ".join((str(self.error), *getattr(self.error, "__notes__", ())))
+            _log.warning("%s: for a caller who was cancelled: %s", self.name, text)
 
 
 class Opening(Coroutine[Any, Any, C]):

@@ -15,6 +15,7 @@ import attrs
 
 from uvm._arguments import are_items
 from uvm._names import HostPath, guid_text
+from uvm._repr import brief
 from uvm.errors import OptionsError, UnknownOptionError
 
 #: Key of an option's metadata: the field's name in hcsshim, dotted if it is nested; absent if it is ours.
@@ -101,7 +102,7 @@ def check_fields(options: attrs.AttrsInstance) -> dict[str, Any]:
             continue
         allowed = field.metadata[_CHECK](value)
         if allowed is not None:
-            shown = repr(value) if field.repr else "what was given"
+            shown = brief(repr(value)) if field.repr else "what was given"
             raise OptionsError(f"{options.__class__.__name__}.{field.name} must be {allowed}, not {shown}")
         if value != default:
             given[field.name] = value
@@ -115,7 +116,7 @@ def checked(value: T, check: Check, what: str) -> T:
     :raises OptionsError: naming it, its value and what is allowed.
     """
     if (allowed := check(value)) is not None:
-        raise OptionsError(f"{what} must be {allowed}, not {value!r}")
+        raise OptionsError(f"{what} must be {allowed}, not {brief(repr(value))}")
     return value
 
 

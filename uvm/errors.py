@@ -9,6 +9,7 @@ import pickle
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, ClassVar, Final, TypeVar
 
 from uvm.hresult import HResult, hresult, hresult_name
@@ -102,8 +103,11 @@ def _reduced(error: E) -> tuple[Any, tuple[type[E], Any], dict[str, Any]]:
 
 
 def _remade(cls: type[E], args: tuple[Any, ...]) -> E:
-    # Without `__init__`, which takes what the message is built of; an OSError leaves its `args` to that.
+    # Without an `__init__` of Python, which takes what the message is built of; Python's own sets more than
+    # `args`. An OSError leaves its `args` to that.
     error = cls.__new__(cls, *args)
+    if not isinstance(cls.__init__, FunctionType):
+        cls.__init__(error, *args)
     error.args = error.args or args
     return error
 

@@ -23,7 +23,7 @@ from tests.backends.fake.support import (
     slot,
 )
 from uvm.backends.fake import FakeBackend, FakeSystem, Parked
-from uvm.errors import BridgeClosedError, HostError, UnknownOutcomeError, UVMError
+from uvm.errors import BridgeClosedError, HostError, OptionsError, UnknownOutcomeError, UVMError
 from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
@@ -70,6 +70,15 @@ async def test_a_parked_call_is_refused_with_a_code() -> None:
     error, attached = await parked_modify(lambda p: p.refuse(HResult.E_FAIL, "denied"))
     assert "denied" in str(error)
     assert not attached
+
+
+async def test_a_parked_call_is_not_lost_if_whether_it_is_applied_is_no_flag() -> None:
+    def decide(parked: Any) -> None:
+        with pytest.raises(OptionsError, match="applied"):
+            parked.lose(applied="no")
+        parked.proceed()
+
+    assert await parked_modify(decide) == (None, True)
 
 
 async def test_a_parked_call_is_refused_with_an_exception() -> None:

@@ -69,7 +69,7 @@ class Faults(Rules[Action]):
 
     def lose(self, *, applied: bool = True, **matching: Unpack[Matching]) -> Rule[Action]:
         """Lose the answer: raise :class:`~uvm.errors.UnknownOutcomeError`, with the change made or not."""
-        return self._add(losing(applied=checked(applied, flag, "applied")), matching)
+        return self._add(losing(applied=applied), matching)
 
     def crash(
         self, *, when: Literal["before", "after"] = "before", **matching: Unpack[Matching]

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import anyio
 from attrs import define, field
 
-from uvm._checks import I32, U32, checked, similar, whole
+from uvm._checks import I32, U32, checked, flag, similar, whole
 from uvm._checks import text as check_text
 from uvm._repr import shown
 from uvm.backends.fake.calls import Call, Machine
@@ -55,6 +55,7 @@ def _code(code: int | str) -> int:
 
 def losing(*, applied: bool) -> Action:
     """Return the action that loses the answer to a call. A refusal is an answer too; it becomes the cause."""
+    checked(applied, flag, "applied")
 
     async def lose(call: Call, proceed: Proceed, machine: Machine | None) -> Any:
         refused: UVMError | None = None
