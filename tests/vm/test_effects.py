@@ -263,6 +263,7 @@ async def test_another_event_loop_of_the_same_thread_or_another_is_refused_by_na
             process.communicate,
             lambda: stdin.send(b"x"),
             stdout.receive,
+            process.stream().__anext__,
             container.terminate,
             container.wait,
             container.open_init,
@@ -278,7 +279,11 @@ async def test_another_event_loop_of_the_same_thread_or_another_is_refused_by_na
         def run_elsewhere() -> None:
             anyio.run(elsewhere, backend="asyncio")
 
-        await anyio.to_thread.run_sync(run_elsewhere)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stdout.receive)
+            await quiet()
+            await anyio.to_thread.run_sync(run_elsewhere)
+            tasks.cancel_scope.cancel()
         assert not lease.released
         assert vm.state is uvm.VMState.RUNNING
         assert process.exit_code is None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import uvm
 from tests.clocks import jumping_backends
 from tests.gcs.test_cancellation import ports_listened_to
-from tests.vm.support import Running, lcow, quiet, running
+from tests.vm.support import DISK, LAYER, Running, lcow, quiet, running
 from uvm._guest.container import Container
 from uvm._guest.process import Process
 from uvm.backends.fake import FakeBackend
@@ -165,34 +166,53 @@ async def test_asyncios_own_cancellation_leaves_at_once(anyio_backend_name: str)
         assert anyio.current_time() == before
 
 
+async def _leave_a_process(vm: uvm.UtilityVM) -> None:
+    async with vm.open_process(["cat"]):
+        pass
+
+
+async def _speak_to_a_process(vm: uvm.UtilityVM) -> None:
+    async with vm.open_process(["cat"]) as process:
+        await process.stdin.send(b"x")
+        await process.stdout.receive()
+        await process.kill()
+
+
+async def _run_on_layers(vm: uvm.UtilityVM) -> None:
+    async with (
+        vm.mount_layers("c1", [LAYER], DISK) as root,
+        vm.create_container("c1", SLEEP, root=root) as container,
+    ):
+        await container.start()
+        async with container.open_init(stdin=True):
+            await container.run(["cat"], input=b"x")
+
+
 @EITHER
-@pytest.mark.parametrize("used", [True, False], ids=["used", "unused"])
-async def test_asyncios_own_cancellation_in_any_turn_leaves_no_stream_open(
-    external: bool, used: bool, anyio_backend_name: str
+@pytest.mark.parametrize("use", [_leave_a_process, _speak_to_a_process, _run_on_layers])
+async def test_asyncios_own_cancellation_in_any_turn_leaves_nothing(
+    external: bool, use: Callable[[uvm.UtilityVM], Coroutine[Any, Any, None]], anyio_backend_name: str
 ) -> None:
     if anyio_backend_name != "asyncio":
         pytest.skip("a matter of asyncio alone")
     async with running(lcow(external_guest_connection=external)) as run:
-
-        async def leave() -> None:
-            async with run.vm.open_process(["cat"]) as process:
-                if used:
-                    await process.stdin.send(b"x")
-                    await process.stdout.receive()
-                await process.kill()
-
+        machine = run.backend.vms[run.vm.id]
+        before = run.backend.leftovers()
         turns = 0
-        task = asyncio.create_task(leave())
+        task = asyncio.create_task(use(run.vm))
         while not task.done():
             task.cancel()
             await asyncio.wait([task])
-            await quiet()
-            assert not [each for each in run.backend.leftovers() if each.startswith("handle of process")]
-            assert not external or not ports_listened_to(run.backend.vms[run.vm.id])
+            await anyio.sleep(10)
+            assert run.backend.leftovers() == before, turns
+            assert there(run) == [], turns
+            assert (run.guest.mounts, run.vm.orphans) == ({}, ()), turns
+            assert not external or not ports_listened_to(machine), turns
             turns += 1
-            task = asyncio.create_task(leave())
+            task = asyncio.create_task(use(run.vm))
             for _ in range(turns):
                 await asyncio.sleep(0)
+        task.result()
         assert turns > 5
 
 

@@ -216,6 +216,8 @@ class Chunks(AsyncIterator[tuple[OutputName, bytes]]):
         self._open = dict(outputs)
 
     async def __anext__(self) -> tuple[OutputName, bytes]:
+        for stream in self._open.values():
+            stream._home.check(stream._name)
         while self._open:
             name = await self._first_ready()
             # The one that is served is asked last the next time: an endless one does not hide the other.

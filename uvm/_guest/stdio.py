@@ -334,6 +334,7 @@ class ProcessOutput(_Stdio, anyio.abc.ByteReceiveStream):
         :raises StreamVMExitedError: the VM has exited; what had come before was returned first.
         """
         checked(max_bytes, whole(sys.maxsize, 1), "max_bytes")
+        self._home.check(self._name)
         if self._reading:
             raise StreamBusyError(f"read from {self._name}")
         self._reading = True
