@@ -105,6 +105,12 @@ def guest_path_key(path: HostPath, os: GuestOS, what: str = "guest path") -> str
     return host_path_key(path, "windows", what) if os == "windows" else guest_path(path, os, what)
 
 
+def is_at_or_under(path: str, directory: str) -> bool:
+    """Return whether a path is that of a directory, or in it; both are keys of paths of one guest."""
+    separator = "/" if directory.startswith("/") else "\\"
+    return path == directory or path.startswith(directory.rstrip(separator) + separator)
+
+
 def pipe_path(path: HostPath, what: str = "named pipe") -> str:
     r"""Return the spelling of a named pipe that is sent; HCS wants it to begin with ``\\.\pipe\``.
 

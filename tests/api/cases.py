@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import sniffio
 from attrs import define, field, frozen
 
 import uvm
+from tests.api.cancelled import CancelledAt
 from tests.api.stage import Left, Stage, staged
 from tests.vm.support import quiet
 from uvm.backends.fake.calls import Call as Asked
@@ -119,37 +120,6 @@ class Made:
         except Exception as error:
             self.error = error
             self.state = self.stage.created.state if self.stage.created else None
-
-
-class _CancelledAt:
-    """An awaitable that cancels its call at a checkpoint.
-
-    :ivar passed: how many there were.
-    """
-
-    def __init__(self, call: Awaitable[Any], cancel: Callable[[], None], at: int) -> None:
-        self.passed = 0
-        self._call = call
-        self._cancel = cancel
-        self._at = at
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        steps = self._call.__await__()
-        step = partial(next, steps)
-        while True:
-            try:
-                trap = step()
-            except StopIteration as end:
-                return end.value
-            self.passed += 1
-            if self.passed == self._at:
-                self._cancel()
-            try:
-                value = yield trap
-            except BaseException as error:
-                step = partial(steps.throw, error)
-            else:
-                step = partial(steps.send, value)
 
 
 @frozen
@@ -479,7 +449,7 @@ class _Examination:
     async def _cancelled(self, at: int, native: bool, stage: Stage) -> None:
         """The call is cancelled at one of its checkpoints; the next one follows, if there is one."""
         made = self._make(stage, native=native)
-        watched = _CancelledAt(made.make(), made.cancel, at)
+        watched = CancelledAt(made.make(), made.cancel, at)
         made.make = lambda: watched
         assert self._tasks is not None
         self._made = made

@@ -144,17 +144,18 @@ class Bus(Bound):
         device: Device[K, M, S, W],
         lane: str = "",
         claims: Callable[[Ticket[K, M, S, W]], Iterable[Hashable]] = lambda _: (),
+        uses: Callable[[Ticket[K, M, S, W]], Iterable[str]] = lambda _: (),
         *,
         part_of_parent: bool = True,
     ) -> Driver[K, M, S, W]:
         """Return the driver of a new ledger.
 
         :param lane: a field of :class:`~uvm.backend.Concurrency`.
-        :param claims: see :class:`~uvm._buses.driver.Driver`, as well as `part_of_parent`.
+        :param claims: see :class:`~uvm._buses.driver.Driver`, as well as `uses` and `part_of_parent`.
         """
         context = self._context
         lanes = context.lane(lane) if lane else Lane()
-        return Driver(context.link, Ledger(device), lanes, claims, part_of_parent)
+        return Driver(context.link, Ledger(device), lanes, claims, uses, part_of_parent)
 
     def _guest_paths(self) -> Iterable[str]:
         """Return the paths in the guest, chosen by callers, at which it has something mounted."""

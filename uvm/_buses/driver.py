@@ -18,6 +18,13 @@ the removal again first (:meth:`Driver.clear`). A :class:`Stay` is a device from
 off the host, and what :meth:`Hold.gone` waits for. The access that a device needs is taken before its ADD is
 sent, and left once it is known to be gone, as a part of the same operation.
 
+The guest does not unmount what something in it uses. A caller that is cancelled leaves several leases at
+once, and the undo of the last may be decided long after the release of the first. So the removal of a device
+enters its lane only when those have ended that were in flight when it was decided and use a guest path at or
+under its own (:meth:`Driver._users`): operations on younger devices, such as a root that is being combined
+of it, with the removals that follow them; and the ends of containers. What uses a device was attached after
+it, so no two removals wait for each other.
+
 Operation tasks never raise: what a step raises becomes an outcome, Refused or Unknown, for the ledger.
 """
 
@@ -38,6 +45,7 @@ from attrs import Factory, define, field
 
 from uvm._buses.access import Need
 from uvm._buses.link import Link, StuckDevice
+from uvm._names import is_at_or_under
 from uvm.devices.base import (
     ADD,
     ENDED,
@@ -381,6 +389,7 @@ class Driver(Generic[K, M, S, W]):
 
     :ivar lane: shared by the ledgers of one device kind.
     :ivar claims: returns what else a ticket occupies, such as a path of the host or of the guest.
+    :ivar uses: returns the keys of the guest paths of other devices that a ticket's device is made of.
     :ivar part_of_parent: what a device depends on goes with its last one.
     """
 
@@ -388,11 +397,15 @@ class Driver(Generic[K, M, S, W]):
     ledger: Ledger[K, M, S, W, Hold[object]]
     lane: Lane = Factory(Lane)
     claims: Callable[[Ticket[K, M, S, W]], Iterable[Hashable]] = field(default=lambda _: (), repr=False)
+    uses: Callable[[Ticket[K, M, S, W]], Iterable[str]] = field(default=lambda _: (), repr=False)
     part_of_parent: bool = True
     _holds: dict[Ticket[K, M, S, W], Hold[object]] = field(factory=dict, init=False)
     _stays: dict[Entry[K, M, S, W], Stay] = field(factory=dict, init=False)
     _needs: dict[Entry[K, M, S, W], Need] = field(factory=dict, init=False)
     _gates: dict[Hashable, anyio.Event] = field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.link.drivers.append(self)
 
     def acquire(
         self,
@@ -539,7 +552,42 @@ class Driver(Generic[K, M, S, W]):
             if (stay := self._stays.get(change.operation.entry)) is not None:
                 stay.refusal = None
             self.link.work.begin()
-            self.lane.enter(partial(self._start, change.operation))
+            self._enter(change.operation)
+
+    def _enter(self, operation: Operation[K, M, S, W]) -> None:
+        """Start an operation when its turn comes; a removal not before what uses its device has ended."""
+        users = self._users(operation.entry) if operation.kind is REMOVE else []
+        if users and self.link.tasks is not None:
+            self.link.tasks.start_soon(self._enter_unused, operation, users)
+        else:
+            self.lane.enter(partial(self._start, operation))
+
+    async def _enter_unused(self, operation: Operation[K, M, S, W], users: list[Callable[[], bool]]) -> None:
+        await self.link.work.wait_until(lambda: not any(is_using() for is_using in users))
+        self.lane.enter(partial(self._start, operation))
+
+    def _users(self, entry: Entry[K, M, S, W]) -> list[Callable[[], bool]]:
+        """Return what is in flight that uses a guest path of a device, each as whether it still is."""
+        paths = self._guest_paths(entry)
+        if not paths:
+            return []
+        devices = [
+            partial(_is_busy, other)
+            for driver in self.link.drivers
+            for other in driver.ledger
+            if other.number > entry.number and _is_busy(other) and driver.is_on(other, paths)
+        ]
+        return devices + self.link.states.users(paths)
+
+    def _guest_paths(self, entry: Entry[K, M, S, W]) -> set[str]:
+        """Return the keys of the guest paths that a device occupies."""
+        claims: set[Any] = {claim for ticket in entry.tickets for claim in self.claims(ticket)}
+        return {key for place, key in claims if place == "guest"}
+
+    def is_on(self, entry: Entry[K, M, S, W], paths: set[str]) -> bool:
+        """Return whether a device is at one of some guest paths or under it, or made of what is there."""
+        used = self._guest_paths(entry).union(*map(self.uses, entry.tickets))
+        return any(is_at_or_under(each, path) for each in used for path in paths)
 
     def _start(self, operation: Operation[K, M, S, W]) -> None:
         if self.link.tasks is not None:
@@ -683,6 +731,10 @@ class Driver(Generic[K, M, S, W]):
                 failure = UndoFailedError.of(error, undo_error)
                 return Refused(failure, tuple(undo[number:])) if is_refusal(undo_error) else Unknown(failure)
         return Refused(error)
+
+
+def _is_busy(entry: Entry[Any, Any, Any, Any]) -> bool:
+    return entry.operation is not None
 
 
 def _as_unknown(error: Exception) -> UVMError:

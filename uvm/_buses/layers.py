@@ -56,6 +56,7 @@ class LayersBus(Bus):
         self._roots = self._drive(
             CombinedLayers(context.plan.os, context.options.security_policy_enabled),
             claims=lambda t: [context.in_guest(t.entry.slot)],
+            uses=lambda t: t.member.places,
         )
 
     @property

@@ -61,6 +61,7 @@ class Link:
     """What the devices of one VM share: access to its host and guest, its tasks, and its exit.
 
     :ivar tasks: the VM's task group; None unless the VM is running.
+    :ivar drivers: those of its ledgers.
     :ivar left: holds without a caller whose release was refused, or is tried again: orphans, unless others
         want the device.
     :ivar quarantined: what is withheld, each with the same for people.
@@ -83,6 +84,7 @@ class Link:
     guest_exit_seconds: float = 2.0
     quarantined: list[tuple[Quarantined[Hashable, object], StuckDevice]] = Factory(list)
     left: dict[Any, None] = Factory(dict)
+    drivers: list[Any] = Factory(list)
     work: Work = Factory(Work)
     states: ContainerStates = Factory(
         lambda link: ContainerStates(name=link.vm_id, work=link.work), takes_self=True
@@ -172,12 +174,11 @@ class Link:
         await send(to_json(step.request))
 
     async def revoke(self, step: Step) -> None:
-        """Send a step that removes a device, after what uses it; a guest that has exited holds none."""
+        """Send a step that removes a device; a guest that has exited holds none any more."""
         request = to_json(step.request)
         if not isinstance(step.request, ModificationRequest):
             await self.modify(request)
             return
-        await self.states.left(request)
         await self.call(self._unless_gone(self._running_guest().modify(request)))
 
     async def _unless_gone(self, call: Awaitable[None]) -> None:

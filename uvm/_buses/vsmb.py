@@ -86,7 +86,10 @@ class VSMBBus(Bus):
         self._shares = self._drive(
             Shares(revoke_released_files=context.options.revoke_released_files),
             "vsmb",
-            lambda t: [on_host(t.key.directory if t.member.file is None else t.member.file.key)],
+            lambda t: [
+                on_host(t.key.directory if t.member.file is None else t.member.file.key),
+                context.in_guest(guest_path(t.entry.slot)),
+            ],
         )
 
     @property

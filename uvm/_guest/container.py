@@ -57,6 +57,7 @@ from uvm._guest.specs import (
     spec_of,
 )
 from uvm._guest.states import Closing
+from uvm._names import is_at_or_under
 from uvm._repr import brief, brief_call
 from uvm.backend import JSON
 from uvm.errors import (
@@ -364,14 +365,13 @@ class Container(ProcessHost):
         if problems:
             raise together(f"closing container {self.id}", problems)
 
-    def _uses(self, removal: JSON) -> bool:
-        """Return whether its document names what a request is to remove, or that is in its directories."""
-        os = self._guest.os
-        within = "\\" if os == "windows" else "/"
-        removed = tuple(path + within for path in paths_in(removal, os))
-        directories = tuple(path + within for path in self._directories)
-        return any((path + within).startswith(removed) for path in paths_in(self._config, os)) or any(
-            path.startswith(directories) for path in removed
+    def _uses(self, paths: set[str]) -> bool:
+        """Return whether its document names one of some guest paths or what is under it, or has it inside."""
+        named = {*paths_in(self._config, self._guest.os)}
+        return any(
+            any(is_at_or_under(each, path) for each in named)
+            or any(is_at_or_under(path, directory) for directory in self._directories)
+            for path in paths
         )
 
     async def _close_ending(self) -> None:

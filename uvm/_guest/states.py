@@ -28,7 +28,6 @@ import anyio.abc
 from attrs import define, field
 
 from uvm._async import Flag, Work
-from uvm.backend import JSON
 from uvm.errors import OptionsError, UVMError, VMStateError
 
 _log = logging.getLogger("uvm.gcs")
@@ -38,12 +37,16 @@ _log = logging.getLogger("uvm.gcs")
 class Closing:
     """A container that is being closed.
 
-    :ivar uses: returns whether it uses what a request is to remove.
+    :ivar uses: returns whether it uses one of some guest paths, given by their keys, or what is under it.
     :ivar ended: set once it was closed, or that failed.
     """
 
-    uses: Callable[[JSON], bool]
+    uses: Callable[[set[str]], bool]
     ended: Flag = field(factory=Flag, init=False)
+
+    def goes_on(self) -> bool:
+        """Return whether it has not ended yet."""
+        return not self.ended.is_set()
 
 
 @define(eq=False)
@@ -138,11 +141,9 @@ class ContainerStates:
         while (closing := self.closing.get(container_id)) is not None:
             await closing.ended.wait()
 
-    async def left(self, removal: JSON) -> None:
-        """Wait for those containers to end that are being closed and use what a request is to remove."""
-        for closing in [*self.closing.values()]:
-            if closing.uses(removal):
-                await closing.ended.wait()
+    def users(self, paths: set[str]) -> list[Callable[[], bool]]:
+        """Return the containers being closed that use some guest paths, each as whether it still is."""
+        return [closing.goes_on for closing in self.closing.values() if closing.uses(paths)]
 
     async def settled(self, container_id: str) -> None:
         """Wait for that container to end, and its state to be deleted, if that is in flight."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from enum import Enum
+from itertools import count
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from attrs import define, field, frozen
@@ -176,11 +177,15 @@ class Ticket(Generic[K_co, M_co, S_co, W_co]):
 
 @define(eq=False)
 class Entry(Generic[K, M, S, W]):
-    """The state of one key in the ledger."""
+    """The state of one key in the ledger.
+
+    :ivar number: of two entries of any ledgers, the older has the lower one.
+    """
 
     key: K
     slot: S
     applied: W | None = None
+    number: int = field(factory=count().__next__, init=False)
     operation: Operation[K, M, S, W] | None = field(default=None, init=False)
     #: The steps that remove the rest of a device that is attached in part.
     remaining: tuple[Step, ...] = field(default=(), init=False)
@@ -197,6 +202,12 @@ class Entry(Generic[K, M, S, W]):
     def wanted(self) -> bool:
         """Whether any ticket wants it."""
         return bool(self.holders or self.waiters)
+
+    @property
+    def tickets(self) -> tuple[Ticket[K, M, S, W], ...]:
+        """Those that have not ended; one that an operation serves may be there twice."""
+        served = () if self.operation is None else (*self.operation.serves, *self.operation.releasers)
+        return (*self.holders, *self.waiters, *self.leaving, *self.owed, *served)
 
     def members(self) -> Iterator[M]:
         """Yield the members of the tickets that want it, in the order in which they came."""
