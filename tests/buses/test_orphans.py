@@ -13,6 +13,7 @@ from attrs import frozen
 import uvm
 from tests.vm.audit import check_at_rest
 from tests.vm.support import (
+    ADAPTERS,
     DEVICE,
     DISK,
     DISKS,
@@ -517,3 +518,17 @@ async def test_a_removal_of_a_namespace_that_is_refused_at_once_is_reported(
         assert len(tried) == 1
         await namespace.release()
         assert run.vm.network.adapters == ()
+
+
+async def test_a_set_up_that_cannot_be_undone_leaves_its_adapter_as_an_orphan() -> None:
+    async with running(wcow()) as run:
+        run.backend.faults.refuse(resource=ADAPTERS, request_type="Add", nth=2)
+        run.backend.faults.refuse(resource=ADAPTERS, request_type="Remove", first=1)
+        with pytest.raises(HostError) as caught:
+            await run.vm.network.setup(NAMESPACE)
+        assert any("removing the namespace again failed" in note for note in caught.value.__notes__)
+        [orphan] = run.vm.orphans
+        assert orphan.ledger == "network.adapters"
+        await orphan.release()
+        assert (run.vm.orphans, run.vm.network.namespaces) == ((), ())
+        check_at_rest(run)

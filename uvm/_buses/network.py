@@ -215,8 +215,11 @@ class NetworkBus(Bus):
         await adapter
         return AdapterLease(adapter, adapter.slot, wanted.endpoint.id, namespace.slot)
 
+    @opens
     async def setup(self, namespace_id: str) -> NamespaceLease:
-        """Put the VM into a namespace with all its endpoints; ``...eth0`` first, to be the guest's eth0.
+        """Put the VM into a namespace with all its endpoints. Await it, or enter it.
+
+        The one of the name ``...eth0`` comes first, to be the guest's eth0.
 
         If an endpoint fails, the namespace is removed again.
 
@@ -235,14 +238,14 @@ class NetworkBus(Bus):
             if namespace.released:
                 raise NotAttachedError(f"{namespace_id} was removed from {self._context.vm_id} meanwhile")
         except BaseException as failure:
-            try:
-                if not namespace.released:
-                    await namespace.release()
-                # Those that came too late to go with their namespace.
-                for adapter in adapters:
-                    adapter.give_up()
-            except Exception as error:
-                failure.add_note(f"and removing the namespace again failed: {error}")
+            # Some adapters may have come too late to go with their namespace.
+            holds = [lease._hold for lease in (*adapters, namespace)]
+            for hold in holds:
+                hold.abandon()
+            # A caller who is cancelled does not wait for it.
+            if isinstance(failure, Exception):
+                for error in await errors_of([hold.report for hold in holds]):
+                    failure.add_note(f"and removing the namespace again failed: {error}")
             raise
         return namespace
 
