@@ -283,7 +283,7 @@ class Errand(Generic[T]):
                 self._abandon()
 
     def _abandon(self) -> None:
-        """Give up the result, or log the error: all callers have left, maybe in the turn in which it came."""
+        """Abandon the result, or log the error: all callers have left, maybe in the turn in which it came."""
         for result in self._result:
             self.give_up(result)
         if self.error is not None and not isinstance(self.error, VMExitedError):

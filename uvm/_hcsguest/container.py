@@ -3,8 +3,8 @@
 How it works
 ------------
 
-Each container has one task, in the task group of its VM. It asks HCS for the container, waits for its exit,
-and holds the handle until the container is forgotten::
+Each container has one task, in the task group of its VM. It waits for the exit, and holds the handle until
+the container is forgotten::
 
     create_relayed --+-- HCS, or the guest, refuses ----> an error
                      |

@@ -3,8 +3,8 @@ r"""Processes in a guest that HCS starts, over its own connection to the guest.
 How it works
 ------------
 
-Each process has one task, in the task group of its VM. It asks HCS for the process, waits for its exit, and
-holds the handle for as long as a caller may use it::
+Each process has one task, in the task group of its VM. It waits for the exit, and holds the handle for as
+long as a caller may use it::
 
     start_relayed --+-- HCS, or the guest, refuses -----> an error
                     |
