@@ -56,16 +56,6 @@ def own(argument: object) -> object:
         return argument
 
 
-def flag_of(value: bool, what: str) -> bool:
-    """Return a flag; the text ``"no"`` is none.
-
-    :raises OptionsError: it is neither True nor False.
-    """
-    if not isinstance(value, bool):
-        raise OptionsError(f"{what} must be True or False, not {value!r}")
-    return value
-
-
 def member_of(cls: type[E], value: object, what: str) -> E:
     """Return the member of an enum that a caller means by the member or by its value.
 

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -55,7 +55,7 @@ class Checked:
 
         def __new__(cls, *args: object, **given: object) -> Self:
             if given and not given.keys() <= _names(cls).keys():
-                _refuse_unknown(cls, given)
+                check_names(cls.__name__, given, _names(cls))
             return object.__new__(cls)
 
     def __attrs_post_init__(self: Any) -> None:
@@ -68,13 +68,15 @@ def _names(cls: type) -> dict[str, None]:
     return dict.fromkeys(str(field.alias) for field in attrs.fields(cls))
 
 
-def _refuse_unknown(cls: type, given: Iterable[str]) -> None:
-    """Refuse keywords that are no field of a class; a similar one is suggested.
+def check_names(of: str, given: Iterable[str], names: Collection[str], others: Iterable[str] = ()) -> None:
+    """Refuse keywords that are none of some names; a similar one is suggested.
 
+    :param others: what else may be meant.
     :raises UnknownOptionError: naming the first of them.
     """
-    name = next(name for name in given if name not in _names(cls))
-    raise UnknownOptionError(cls.__name__, name, similar(name, list(_names(cls))))
+    for name in given:
+        if name not in names:
+            raise UnknownOptionError(of, name, similar(name, [*names, *others]))
 
 
 def similar(name: str, names: Sequence[str]) -> str:

@@ -6,12 +6,12 @@ import posixpath
 
 from attrs import define, frozen
 
-from uvm._arguments import flag_of
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
 from uvm._buses.plan9 import Plan9Bus
 from uvm._buses.vsmb import VSMBBus
+from uvm._checks import checked, flag
 from uvm._names import HostPath, guest_path_key
 from uvm._names import guest_path as clean_guest_path
 from uvm._repr import brief_call
@@ -102,7 +102,7 @@ class DirectoryBus(Bus):
         :raises OrphanError: an orphan occupies either path, and cannot be removed.
         """
         make = self._over_plan9 if self._context.plan.os == "linux" else self._over_vsmb
-        return await make(path, guest_path, flag_of(read_only, "read_only"))
+        return await make(path, guest_path, checked(read_only, flag, "read_only"))
 
     async def _over_plan9(self, path: HostPath, guest_path: HostPath, read_only: bool) -> SharedLease:
         named = await self._context.named(path)

@@ -7,10 +7,11 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from attrs import define, frozen
 
-from uvm._arguments import flag_of, items_of
+from uvm._arguments import items_of
 from uvm._async import opens
 from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.lease import Lease
+from uvm._checks import checked, flag
 from uvm._names import HostPath
 from uvm._repr import brief_call
 from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
@@ -105,7 +106,7 @@ class Plan9Bus(Bus):
         """
         names = items_of(allowed_names, "allowed_names")
         named = await self._context.named(path)
-        read_only, restrict = flag_of(read_only, "read_only"), flag_of(restrict, "restrict")
+        read_only, restrict = checked(read_only, flag, "read_only"), checked(restrict, flag, "restrict")
         return await self._share(SharedDirectory(named.path, guest_path, read_only, restrict, names))
 
     def _claims(self, share: SharedDirectory) -> Iterator[Hashable]:

@@ -7,12 +7,13 @@ from itertools import starmap
 
 from attrs import define, frozen
 
-from uvm._arguments import flag_of, member_of
+from uvm._arguments import member_of
 from uvm._async import opens
 from uvm._buses.access import HostName, Need
 from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.driver import Hold
 from uvm._buses.lease import Lease
+from uvm._checks import checked, flag
 from uvm._names import HostPath, text_of
 from uvm._repr import brief_call
 from uvm.devices.base import Entry
@@ -144,11 +145,11 @@ class ScsiBus(Bus):
         :raises OrphanError: an orphan occupies that disk or guest path, and cannot be removed.
         """
         self._context.link.check_running()
-        type, grant_access = member_of(DiskType, type, "type"), flag_of(grant_access, "grant_access")
+        type, grant_access = member_of(DiskType, type, "type"), checked(grant_access, flag, "grant_access")
         if not isinstance(mount, Mount | None):
             raise OptionsError(f"{path} was not attached: mount is a Mount, not {mount!r}")
         named, evd_type = await self._named(path, type)
-        key = DiskKey(named.key, type, evd_type, flag_of(read_only, "read_only"))
+        key = DiskKey(named.key, type, evd_type, checked(read_only, flag, "read_only"))
         claims = [on_host(named.key)]
         if mount is not None and mount.guest_path:
             claims.append(self._context.in_guest(mount.guest_path))
@@ -208,7 +209,7 @@ class ScsiBus(Bus):
     def _find(self, path: HostPath, read_only: bool | None) -> list[Entry[DiskKey, str, ScsiSlot, str]]:
         """Return what is attached of the disks that a path was taken for, the newest first."""
         text, ledger = text_of(path), self._disks.ledger
-        wanted = (True, False) if read_only is None else (flag_of(read_only, "read_only"),)
+        wanted = (True, False) if read_only is None else (checked(read_only, flag, "read_only"),)
         try:
             name = self._context.key(text)
         except OptionsError:

@@ -6,11 +6,11 @@ from typing import Any
 
 from attrs import define, frozen
 
-from uvm._arguments import flag_of
 from uvm._async import opens
 from uvm._buses.access import Need
 from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.lease import Lease
+from uvm._checks import checked, flag
 from uvm._names import HostPath
 from uvm._repr import brief_call
 from uvm.devices.base import APPLIED, Device, Entry
@@ -96,7 +96,7 @@ class VPMemBus(Bus):
         :raises OrphanError: an orphan occupies that file, and cannot be removed.
         """
         context = self._context
-        flag_of(grant_access, "grant_access")
+        checked(grant_access, flag, "grant_access")
         context.need_guest("VPMEM", "linux")
         context.link.check_running()
         named = await context.named(path)

@@ -6,12 +6,12 @@ from functools import partial
 
 from attrs import define, frozen
 
-from uvm._arguments import flag_of
 from uvm._async import opens
 from uvm._buses.access import HostName
 from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.driver import Hold
 from uvm._buses.lease import Lease
+from uvm._checks import checked, flag
 from uvm._names import HostPath
 from uvm._repr import brief_call
 from uvm.devices.base import Entry
@@ -110,7 +110,7 @@ class VSMBBus(Bus):
 
     def default_options(self, read_only: bool) -> VirtualSmbShareOptions:
         """Return the options that :meth:`add` uses by default."""
-        flag_of(read_only, "read_only")
+        checked(read_only, flag, "read_only")
         options = self._context.options
         no_direct_map = options.fully_physically_backed or (
             isinstance(options, WCOWOptions) and options.no_direct_map
@@ -136,7 +136,7 @@ class VSMBBus(Bus):
         """
         context = self._context
         if options is None:
-            options = self.default_options(flag_of(read_only, "read_only"))
+            options = self.default_options(checked(read_only, flag, "read_only"))
         elif not isinstance(options, VirtualSmbShareOptions):
             raise OptionsError(f"{path} was not shared: options are VirtualSmbShareOptions, not {options!r}")
         elif read_only and not options.read_only:
@@ -173,7 +173,10 @@ class VSMBBus(Bus):
         self, path: HostPath, read_only: bool
     ) -> list[tuple[Entry[ShareKey, ShareMember, str, Share], SharedFile | None]]:
         """Return the shares of what a path was taken for, each with its file if it is one of files."""
-        found, wanted = self._shares.ledger.named(self._context.key(path)), flag_of(read_only, "read_only")
+        found, wanted = (
+            self._shares.ledger.named(self._context.key(path)),
+            checked(read_only, flag, "read_only"),
+        )
         return [
             (entry, entry.applied.file(str(own)))
             for entry, own in found

@@ -16,8 +16,8 @@ from typing import Any, AnyStr, Final, Generic, Literal
 import anyio
 from attrs import define, field, frozen
 
-from uvm._arguments import flag_of, kind_of
-from uvm._checks import checked, optional, seconds, whole
+from uvm._arguments import kind_of
+from uvm._checks import checked, flag, optional, seconds, whole
 from uvm._guest.clock import GuestClock
 from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
 from uvm._repr import brief_call
@@ -87,11 +87,11 @@ class Exchange(Generic[AnyStr]):
         on_stderr: Callable[[Any], object] | None,
         text: bool,
     ) -> None:
-        self._text = flag_of(text, "text")
+        self._text = checked(text, flag, "text")
         self.input = _input_of(input, text)
         self._max_bytes = checked(max_output_bytes, whole(sys.maxsize), "max_output_bytes")
         self._timeout = checked(timeout, optional(seconds), "timeout")
-        self._check = flag_of(check, "check")
+        self._check = checked(check, flag, "check")
         self._outputs: dict[OutputName, _Output] = {
             "stdout": _Output(_callback_of(on_stdout, "on_stdout"), text),
             "stderr": _Output(_callback_of(on_stderr, "on_stderr"), text),

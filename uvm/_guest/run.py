@@ -10,8 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from uvm._arguments import Bound, flag_of
+from uvm._arguments import Bound
 from uvm._async import opens, suggesting
+from uvm._checks import checked, flag
 from uvm._guest.access import GuestAccess
 from uvm._guest.clock import GuestClock
 from uvm._guest.exchange import MAX_OUTPUT_BYTES, CompletedProcess, Exchange
@@ -69,7 +70,7 @@ class ProcessHost(Bound, ABC):
         :raises BridgeClosedError: the connection to the guest is closed.
         :raises VMExitedError: the VM has exited.
         """
-        pipes = pipes_of(flag_of(terminal, "terminal"), stdin=stdin, stdout=stdout, stderr=stderr)
+        pipes = pipes_of(checked(terminal, flag, "terminal"), stdin=stdin, stdout=stdout, stderr=stderr)
         asked = Command(args, env, cwd, user, terminal, size)
         return await self._start(asked, pipes)
 

@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from uvm._arguments import flag_of, kind_of, refuse_twice
+from uvm._arguments import kind_of, refuse_twice
+from uvm._checks import checked, flag
 from uvm._names import guest_path_key, windows_upper
 from uvm._wire.ports import vsock_service_id
 from uvm.errors import NotSupportedError, OptionsError
@@ -138,7 +139,7 @@ def pipes_of(terminal: bool, **asked_for: bool) -> dict[str, bool]:
 
     :raises OptionsError: what was asked for is neither True nor False.
     """
-    pipes = {name: flag_of(there, name) for name, there in asked_for.items()}
+    pipes = {name: checked(there, flag, name) for name, there in asked_for.items()}
     pipes["stderr"] &= not terminal
     return pipes
 

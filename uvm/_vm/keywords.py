@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, TypedDict
 
-from uvm._checks import Check, checked, function, instance, optional, seconds, similar
+from uvm._checks import Check, check_names, checked, function, instance, optional, seconds
 from uvm._document.plan import CreationPlan
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._vm.startup import OutputHandler
 from uvm.backend import Concurrency
-from uvm.errors import UnknownOptionError
 
 
 class CreationSettings(TypedDict, total=False):
@@ -40,7 +39,6 @@ def check_settings(settings: CreationSettings, of: str, others: Iterable[str] = 
     :raises UnknownOptionError: there is no such keyword.
     :raises OptionsError: its value cannot work.
     """
+    check_names(of, settings, _CHECKS, others)
     for name, value in settings.items():
-        if name not in _CHECKS:
-            raise UnknownOptionError(of, name, similar(name, [*_CHECKS, *others]))
         checked(value, _CHECKS[name], name)

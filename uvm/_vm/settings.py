@@ -6,8 +6,8 @@ import copy
 from functools import partial
 from typing import Any
 
-from uvm._arguments import flag_of, kind_of
-from uvm._checks import U32, U64, checked, guid_of, instance, plain_guid, text, whole
+from uvm._arguments import kind_of
+from uvm._checks import U32, U64, checked, flag, guid_of, instance, plain_guid, text, whole
 from uvm._document.common import hvsocket_service
 from uvm._names import HostPath, host_path
 from uvm._vm.base import Part
@@ -137,7 +137,7 @@ class RuntimeSettings(Part):
         link = self._link
         link.check_running()
         file = host_path(path, self._context.host.paths, "path") if path else ""
-        save_type = "AsTemplate" if flag_of(as_template, "as_template") else "ToFile"
+        save_type = "AsTemplate" if checked(as_template, flag, "as_template") else "ToFile"
         options = {"SaveType": save_type, "SaveStateFilePath": file}
         await link.carry_out(lambda: link.call(link.system.save(options)))
 
