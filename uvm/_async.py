@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import wraps
 from importlib import import_module
 from inspect import CORO_CREATED, getcoroutinestate
@@ -158,6 +158,20 @@ async def bare_task_group(
             raise failure
     if failure is not None:
         raise failure
+
+
+@contextmanager
+def cancelled_too(failure: object) -> Iterator[None]:
+    """Cancel what is awaited within if a context is left by a cancellation: it begins, and is not waited for.
+
+    asyncio cancels a task once, and would not end the wait.
+
+    :param failure: what the body of the context raised.
+    """
+    with anyio.CancelScope() as scope:
+        if isinstance(failure, anyio.get_cancelled_exc_class()):
+            scope.cancel()
+        yield
 
 
 async def errors_of(calls: Iterable[Callable[[], Awaitable[object]]]) -> list[Exception]:

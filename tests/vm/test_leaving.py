@@ -13,7 +13,7 @@ import pytest
 import uvm
 from tests.clocks import jumping_backends
 from tests.gcs.test_cancellation import ports_listened_to
-from tests.vm.support import DISK, LAYER, Running, lcow, quiet, running
+from tests.vm.support import DISK, LAYER, NAMESPACE, SCRATCH, SHARED, Running, lcow, quiet, running
 from uvm._guest.container import Container
 from uvm._guest.process import Process
 from uvm.backends.fake import FakeBackend
@@ -214,6 +214,40 @@ async def test_asyncios_own_cancellation_in_any_turn_leaves_nothing(
                 await asyncio.sleep(0)
         task.result()
         assert turns > 5
+
+
+@pytest.mark.parametrize(
+    "lease",
+    [
+        lambda vm: vm.scsi.attach(DISK),
+        lambda vm: vm.share(SHARED, "/shared"),
+        lambda vm: vm.mount_layers("c1", [LAYER], SCRATCH),
+        lambda vm: vm.network.setup(NAMESPACE),
+    ],
+    ids=["disk", "share", "root file system", "namespace"],
+)
+async def test_asyncios_own_cancellation_does_not_wait_for_a_removal(
+    lease: Callable[[uvm.UtilityVM], Any], anyio_backend_name: str
+) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("a matter of asyncio alone")
+    async with running() as run:
+
+        async def hold() -> None:
+            async with lease(run.vm):
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(hold())
+        await quiet()
+        assert not task.done()
+        with run.hold():
+            task.cancel()
+            await quiet()
+            assert task.cancelled()
+        await run.vm.settled()
+        devices = run.vm.devices()
+        assert (devices.disks, devices.layers, devices.plan9_shares, devices.roots) == ((), (), (), ())
+        assert (devices.namespaces, devices.adapters, devices.orphans) == ((), (), ())
 
 
 async def _stay(run: Running) -> None:

@@ -10,6 +10,7 @@ from typing import Self
 from attrs import define, field, frozen
 
 from uvm._arguments import Bound
+from uvm._async import cancelled_too
 from uvm._buses.driver import Hold, HoldState
 from uvm._repr import arguments_of, brief
 from uvm.errors import AlreadyReleasedError
@@ -52,13 +53,14 @@ class Releasable(Bound):
     def _leave(self) -> None:
         """Note that no caller is expected to release it again: what stays of it is an orphan."""
 
-    async def __aexit__(self, *error: object) -> None:
-        try:
-            if not self.released:
-                await self.release()
-        except BaseException:
-            self._leave()
-            raise
+    async def __aexit__(self, exc_type: object, exc: object, traceback: object) -> None:
+        with cancelled_too(exc):
+            try:
+                if not self.released:
+                    await self.release()
+            except BaseException:
+                self._leave()
+                raise
 
 
 def state_of(hold: Hold[object]) -> LeaseState:

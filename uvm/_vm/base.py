@@ -5,8 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from types import TracebackType
 
-import anyio
-
+from uvm._async import cancelled_too
 from uvm._buses.context import Context
 from uvm._buses.link import Link
 
@@ -36,10 +35,7 @@ class ClosedOnLeaving(ABC):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with anyio.CancelScope() as scope:
-            if isinstance(exc, anyio.get_cancelled_exc_class()):
-                # asyncio cancels a task once, and would not end the wait.
-                scope.cancel()
+        with cancelled_too(exc):
             try:
                 await self.close()
             except Exception as error:
