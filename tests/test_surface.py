@@ -171,12 +171,11 @@ async def test_what_one_holds_shows_what_may_be_done_with_it_and_no_more() -> No
     found: dict[str, set[str]] = {}
 
     def look(**held: object) -> None:
-        for name, value in held.items():
-            for _, each in reachable(value, name, {}):
-                kind = type(each)
-                # What the fake's guests have is named as what is held of them.
-                if kind.__name__ in HELD and not kind.__module__.startswith("uvm.backends.fake.guest"):
-                    found.setdefault(kind.__name__, set()).update(shown(each))
+        for _, each in reachable(held, "held", {}):
+            kind = type(each)
+            # What the fake's guests have is named as what is held of them.
+            if kind.__name__ in HELD and not kind.__module__.startswith("uvm.backends.fake.guest"):
+                found.setdefault(kind.__name__, set()).update(shown(each))
 
     for os, options in WAYS.values():
         await play(look, os, **options)
