@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -16,8 +16,9 @@ from tests.gcs.test_cancellation import ports_listened_to
 from tests.vm.support import DISK, LAYER, NAMESPACE, SCRATCH, SHARED, Running, lcow, quiet, running
 from uvm._guest.container import Container
 from uvm._guest.process import Process
+from uvm._guest.run import GuestHost
 from uvm.backends.fake import FakeBackend
-from uvm.errors import UVMError
+from uvm.errors import RefusedError, UVMError
 
 anyio_backend = jumping_backends
 
@@ -166,9 +167,18 @@ async def test_asyncios_own_cancellation_leaves_at_once(anyio_backend_name: str)
         assert anyio.current_time() == before
 
 
+def late_starts(run: Running) -> set[object]:
+    return cast(GuestHost, run.vm._link.guest)._access.late_starts
+
+
 async def _leave_a_process(vm: uvm.UtilityVM) -> None:
     async with vm.open_process(["cat"]):
         pass
+
+
+async def _start_what_is_not_there(vm: uvm.UtilityVM) -> None:
+    with pytest.raises(RefusedError):
+        await vm.open_process(["no such program"])
 
 
 async def _speak_to_a_process(vm: uvm.UtilityVM) -> None:
@@ -189,7 +199,9 @@ async def _run_on_layers(vm: uvm.UtilityVM) -> None:
 
 
 @EITHER
-@pytest.mark.parametrize("use", [_leave_a_process, _speak_to_a_process, _run_on_layers])
+@pytest.mark.parametrize(
+    "use", [_leave_a_process, _start_what_is_not_there, _speak_to_a_process, _run_on_layers]
+)
 async def test_asyncios_own_cancellation_in_any_turn_leaves_nothing(
     external: bool, use: Callable[[uvm.UtilityVM], Coroutine[Any, Any, None]], anyio_backend_name: str
 ) -> None:
@@ -206,6 +218,8 @@ async def test_asyncios_own_cancellation_in_any_turn_leaves_nothing(
             await anyio.sleep(10)
             assert run.backend.leftovers() == before, turns
             assert there(run) == [], turns
+            work = run.vm._link.work
+            assert (late_starts(run), work.owed, work.busy) == (set(), 0, 0), turns
             assert (run.guest.mounts, run.vm.orphans) == ({}, ()), turns
             assert not external or not ports_listened_to(machine), turns
             turns += 1
@@ -213,7 +227,7 @@ async def test_asyncios_own_cancellation_in_any_turn_leaves_nothing(
             for _ in range(turns):
                 await asyncio.sleep(0)
         task.result()
-        assert turns > 5
+        assert turns > 3
 
 
 @pytest.mark.parametrize(

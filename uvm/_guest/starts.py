@@ -55,6 +55,8 @@ class Start(Generic[T]):
         self._made: T | None = None
         self._error: Exception | None = None
         self._answered = False
+        # The task has ended: a caller may leave in the turn after that.
+        self._over = False
         self._ended = Flag()
         # The caller has what was made, or has left.
         self._parted = Flag()
@@ -90,7 +92,7 @@ class Start(Generic[T]):
         if not (self.left or self._answered):
             self._guest.states.work.owe()
         self.left = True
-        if self._undo is not None:
+        if self._undo is not None and not self._over:
             self._guest.late_starts.add(self)
         self.on_leave()
 
@@ -108,6 +110,7 @@ class Start(Generic[T]):
             self._fail(error)
         finally:
             self._note_answer()
+            self._over = True
             self._guest.late_starts.discard(self)
             if not self._ended.is_set():
                 self._fail(self._guest.closed_error())
