@@ -140,7 +140,7 @@ async def bare_task_group(
     :raises VMStateError: it is left in another task; the tasks have ended.
     """
     failure: BaseException | None = None
-    entered_in = anyio.get_current_task()
+    entered_in = anyio.get_current_task().id
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(anyio.create_task_group())
         try:
@@ -149,7 +149,7 @@ async def bare_task_group(
             # Kept out of the task group, which would wrap it; a cancellation has to pass through it.
             failure = error
         failure = await close(failure)
-        if anyio.get_current_task() != entered_in:
+        if anyio.get_current_task().id != entered_in:
             # Only the task that entered a group can leave it: trio waits for ever, and anyio raises.
             stack.pop_all()
             if not isinstance(failure, anyio.get_cancelled_exc_class() | GeneratorExit):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -146,30 +146,15 @@ class UtilityVM(ClosedOnLeaving, RootFileSystems, RuntimeSettings, GuestServices
             "UtilityVM.create",
         )
         settings = Settings(concurrency, amend, close_grace_seconds)
-        async with (
-            opened(backend) as host,
-            cls._created(options, host, settings, timeouts, guest_output) as vm,
-        ):
-            yield vm
-
-    @classmethod
-    @asynccontextmanager
-    async def _created(
-        cls,
-        options: LCOWOptions | WCOWOptions,
-        backend: Backend,
-        settings: Settings,
-        timeouts: GuestTimeouts | None,
-        guest_output: OutputHandler | None,
-    ) -> AsyncIterator[UtilityVM]:
-        context, system, artifacts = await create(options, backend, settings)
-        startup = GuestStartup(context, timeouts or GuestTimeouts(), guest_output)
-        vm = cls(context, system, artifacts, startup)
-        _log.info("%s: created", vm.id)
-        async with bare_task_group(vm._leave, _ELSEWHERE) as tasks:
-            with anyio.CancelScope(shield=True):
-                await tasks.start(vm._serve)
-            yield vm
+        async with opened(backend) as host:
+            context, system, artifacts = await create(options, host, settings)
+            startup = GuestStartup(context, timeouts or GuestTimeouts(), guest_output)
+            vm = cls(context, system, artifacts, startup)
+            _log.info("%s: created", vm.id)
+            async with bare_task_group(vm._leave, _ELSEWHERE) as tasks:
+                with anyio.CancelScope(shield=True):
+                    await tasks.start(vm._serve)
+                yield vm
 
     async def __aenter__(self) -> Self:
         return self
@@ -671,12 +656,10 @@ def check_backend(backend: Backend | str) -> None:
         raise OptionsError(f"backend must be a Backend, or the name of one, not {backend!r}")
 
 
-@asynccontextmanager
-async def opened(backend: Backend | str) -> AsyncIterator[Backend]:
+def opened(backend: Backend | str) -> AbstractAsyncContextManager[Backend]:
     """Open a backend by its name, or leave it to its owner."""
-    check_backend(backend)
-    if not isinstance(backend, str):
-        yield backend
-        return
-    async with open_backend(backend) as host:
-        yield host
+    if isinstance(backend, str):
+        return open_backend(backend)
+    if not is_backend(backend):
+        raise OptionsError(f"backend must be a Backend, or the name of one, not {backend!r}")
+    return nullcontext(backend)
