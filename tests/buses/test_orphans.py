@@ -532,3 +532,14 @@ async def test_a_set_up_that_cannot_be_undone_leaves_its_adapter_as_an_orphan() 
         await orphan.release()
         assert (run.vm.orphans, run.vm.network.namespaces) == ((), ())
         check_at_rest(run)
+
+
+async def test_what_meets_an_orphan_whose_removal_is_lost_says_so_and_the_slot_is_withheld() -> None:
+    async with running() as run:
+        await cancelled_while_it_is_added(run, DISKS, lambda: run.vm.scsi.attach(DISK))
+        run.backend.faults.lose(resource=DISKS, request_type="Remove", first=1)
+        with pytest.raises(OrphanError, match=r"is unknown.*see vm\.quarantined") as caught:
+            await run.vm.scsi.attach(DISK)
+        assert isinstance(caught.value.__cause__, UnknownOutcomeError)
+        assert (len(run.vm.orphans), len(run.vm.quarantined)) == (0, 1)
+        check_at_rest(run)

@@ -82,8 +82,7 @@ class DirectoryBus(Bus):
                 share.host_path,
                 entry.slot,
                 share.read_only,
-                self._directories.references(entry),
-                self._directories.is_orphaned(entry),
+                *self._directories.standing(entry),
             )
             for entry, share in self._directories.attached()
         ]

@@ -489,6 +489,10 @@ class Driver(Generic[K, M, S, W]):
         """Return whether a ticket wants what a member is of a device."""
         return member in entry.members() if self.ledger.device.narrows else entry.wanted
 
+    def standing(self, entry: Entry[K, M, S, W]) -> tuple[int, bool]:
+        """Return how many references a device has, and whether it is an orphan or has a part that is one."""
+        return self.references(entry), self.is_orphaned(entry)
+
     def references(self, entry: Entry[K, M, S, W]) -> int:
         """Return how many leases a device has, those of what depends on it included."""
         # A lease whose release was refused is still held.
@@ -525,11 +529,16 @@ class Driver(Generic[K, M, S, W]):
                 hold.abandon()
                 try:
                     await hold.wait_released()
-                except UVMError as refusal:
+                except UnknownOutcomeError as error:
+                    raise OrphanError(
+                        f"nothing was attached: whether {what} is still at {where} is unknown, since the "
+                        f"removal of that orphan was not answered; see vm.quarantined: {error}"
+                    ) from error
+                except UVMError as error:
                     raise OrphanError(
                         f"nothing was attached: {what} is still at {where}, an orphan whose removal failed "
-                        f"again; see vm.orphans and vm.quarantined: {refusal}"
-                    ) from refusal
+                        f"again; see vm.orphans: {error}"
+                    ) from error
 
     # What the ledger decided.
 

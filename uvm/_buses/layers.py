@@ -68,8 +68,7 @@ class LayersBus(Bus):
                 tuple(path for _, path in combined.layers),
                 combined.scratch_path,
                 combined.container_id,
-                self._roots.references(entry),
-                self._roots.is_orphaned(entry),
+                *self._roots.standing(entry),
             )
             for entry, combined in self._roots.attached()
         )

@@ -155,8 +155,7 @@ class NetworkBus(Bus):
                 adapter.endpoint.host_compute_namespace,
                 adapter.endpoint.mac_address,
                 tuple(f"{ip.ip_address}/{ip.prefix_length}" for ip in adapter.endpoint.ip_configurations),
-                self._adapters.references(entry),
-                self._adapters.is_orphaned(entry),
+                *self._adapters.standing(entry),
             )
             for entry, adapter in self._adapters.attached()
         )

@@ -47,8 +47,7 @@ class PipeBus(Bus):
     def pipes(self) -> tuple[MappedPipe, ...]:
         """The pipes that are mapped."""
         return tuple(
-            MappedPipe(entry.slot, self._pipes.references(entry), self._pipes.is_orphaned(entry))
-            for entry, _ in self._pipes.attached()
+            MappedPipe(entry.slot, *self._pipes.standing(entry)) for entry, _ in self._pipes.attached()
         )
 
     @opens

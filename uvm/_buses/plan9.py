@@ -74,8 +74,7 @@ class Plan9Bus(Bus):
                 entry.slot,
                 share.read_only,
                 share.allowed_files,
-                self._shares.references(entry),
-                self._shares.is_orphaned(entry),
+                *self._shares.standing(entry),
             )
             for entry, share in self._shares.attached()
         )

@@ -65,8 +65,7 @@ class VPCIBus(Bus):
                 device.instance_path,
                 device.function,
                 entry.slot,
-                self._devices.references(entry),
-                self._devices.is_orphaned(entry),
+                *self._devices.standing(entry),
             )
             for entry, device in self._devices.attached()
         )

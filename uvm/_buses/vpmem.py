@@ -76,8 +76,7 @@ class VPMemBus(Bus):
                 layer.path,
                 _guest_path(entry.slot),
                 *_place(entry.slot, layer),
-                references=self._layers.references(entry),
-                orphaned=self._layers.is_orphaned(entry),
+                *self._layers.standing(entry),
             )
             for entry, layer in self._layers.attached()
         )

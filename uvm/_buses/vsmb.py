@@ -102,8 +102,7 @@ class VSMBBus(Bus):
                 entry.slot,
                 entry.key.read_only,
                 tuple(file.path for file in share.files),
-                self._shares.references(entry),
-                self._shares.is_orphaned(entry),
+                *self._shares.standing(entry),
             )
             for entry, share in self._shares.attached()
         )
