@@ -14,7 +14,7 @@ from anyio.abc import TaskStatus
 
 import uvm
 from tests.clocks import jumping_backends, run_without_waiting
-from tests.vm.support import DISK, Attempt, host_backend, lcow, quiet, wcow
+from tests.vm.support import DISK, OTHER_DISK, Attempt, host_backend, lcow, quiet, wcow
 from uvm.backends.fake import FakeBackend
 from uvm.errors import HostError, OptionsError, UVMError, VMExitedError, VMStateError
 
@@ -190,16 +190,19 @@ async def test_a_task_that_is_cancelled_in_an_async_with_does_not_wait_for_the_c
     assert backend.leftovers() == []
 
 
+@pytest.mark.parametrize("step", ["terminate", "close", "revoke"])
 @LOOPS
 def test_an_event_loop_that_ends_while_a_vm_is_closed_finishes_that_and_does_not_warn(
-    loop: str, recwarn: pytest.WarningsRecorder
+    loop: str, step: str, recwarn: pytest.WarningsRecorder
 ) -> None:
     backend = host_backend()
 
     async def leave() -> None:
         vm = await uvm.start_vm(lcow(), backend=backend)
         pool = await uvm.Pool(lcow(id=""), backend=backend, ready=1).start()
-        backend.faults.delay(1, operation="terminate")
+        await vm.scsi.attach(DISK)
+        await vm.scsi.attach(OTHER_DISK)
+        backend.faults.delay(1, operation=step)
         for each in (vm, pool):
             with anyio.move_on_after(0.1):
                 await each.close()

@@ -404,6 +404,21 @@ async def test_what_fails_at_the_closing_is_raised_by_every_close() -> None:
                 await pool.close()
 
 
+async def test_what_closing_a_used_vm_fails_with_is_logged_and_another_takes_its_place(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = host_backend()
+    async with uvm.Pool(lcow(id=""), backend=backend, ready=1) as pool:
+        async with pool.vm() as vm:
+            await vm.scsi.attach(DISK)
+            backend.faults.refuse(to="revoke", nth=1)
+        await quiet()
+        assert counts(pool) == (1, 0, 0)
+    failures = [each.message for each in caplog.records if each.levelname == "ERROR"]
+    assert [vm.id in failure and "revoke" in failure for failure in failures] == [True]
+    assert [vm.id in left for left in backend.leftovers()] == [True]
+
+
 async def test_it_is_started_used_and_closed_in_any_task() -> None:
     pool = uvm.Pool(uvm.LCOWOptions(), backend="fake", ready=1)
     vms: list[uvm.UtilityVM] = []

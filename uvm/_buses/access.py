@@ -164,6 +164,13 @@ class Access:
 
     async def revoke_all(self) -> list[Exception]:
         """Revoke everything that was granted, all at once; return the errors of what was not revoked."""
-        paths = [path.sent for path in self._paths.values() if path.granted]
+
+        async def revoke(key: str, sent: str) -> None:
+            await self.backend.revoke_access(sent, self.link.vm_id)
+            # What was revoked is not revoked again if the call is cut off and made again.
+            self._paths.pop(key, None)
+
+        paths = [(key, path.sent) for key, path in self._paths.items() if path.granted]
+        errors = await errors_of(partial(revoke, *each) for each in paths)
         self._paths.clear()
-        return await errors_of(partial(self.backend.revoke_access, path, self.link.vm_id) for path in paths)
+        return errors

@@ -100,12 +100,15 @@ class HostArtifacts:
             except Exception as error:
                 errors.append(error)
         for path in (*self.files, *reversed(self.directories)):
+            noted = self.directories if path in self.directories else self.files
             try:
                 await self.backend.files.remove(path)
             except Exception as error:
                 # A directory that is not empty is in use by others.
-                if path not in self.directories or not isinstance(error, HostPathError):
+                if noted is self.files or not isinstance(error, HostPathError):
                     errors.append(error)
+            # Not removed again if this is cut off and called again.
+            noted.remove(path)
         return errors
 
 

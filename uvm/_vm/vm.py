@@ -491,9 +491,15 @@ class UtilityVM(ClosedOnLeaving, RootFileSystems, RuntimeSettings, GuestServices
         self, name: str, step: Callable[[], Awaitable[list[Exception] | None]]
     ) -> list[Exception]:
         """Carry out a step of closing within the grace period, and return its errors."""
-        with anyio.move_on_after(self._grace_seconds):
+        with anyio.move_on_after(self._grace_seconds) as scope:
             try:
-                return await step() or []
+                try:
+                    return await step() or []
+                except anyio.get_cancelled_exc_class():
+                    if scope.cancel_called:
+                        raise
+                    # asyncio cancels each task once when its loop ends; what was cut off is done again.
+                    return await step() or []
             except Exception as error:
                 return [error]
         seconds = f"{self._grace_seconds:g} s"
