@@ -28,7 +28,7 @@ from tests.soak.world import (
 )
 from tests.vm.audit import check_at_rest
 from tests.vm.support import Running, idle
-from uvm._buses.driver import HoldState
+from uvm._buses.holds import HoldState
 from uvm.backends.fake import Entry, FakeBackend
 from uvm.errors import (
     BridgeClosedError,

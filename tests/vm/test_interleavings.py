@@ -24,7 +24,7 @@ from tests.vm import support as host
 from tests.vm.audit import check_at_rest
 from tests.vm.orders import Choose, run_example
 from tests.vm.support import Running, quiet, running
-from uvm._buses.driver import HoldState
+from uvm._buses.holds import HoldState
 from uvm._document.plan import CreationPlan
 from uvm._guest.timeouts import GuestTimeouts
 from uvm.backend import HCS_CONCURRENCY, Concurrency

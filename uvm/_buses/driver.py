@@ -8,15 +8,10 @@ they put an event into the ledger and wait. What the ledger decides is carried o
 task group, one per operation. So a caller may be cancelled at any await, and the VM still finishes or undoes
 what it began.
 
-A :class:`Hold` is one caller's interest. It follows its ticket through the ledgers: when a mount is gone and
-the attachment below it is to be dropped, the hold that released the mount goes on with the
-attachment's ticket. Its release is complete when the last of them is; if one is refused, the hold
-stays on that ticket and may be released again.
-
-A hold whose release was refused and whose caller has gone is an orphan. What attaches its path or key tries
-the removal again first (:meth:`Driver.clear`). A :class:`Stay` is a device from its first grant until it is
-off the host, and what :meth:`Hold.gone` waits for. The access that a device needs is taken before its ADD is
-sent, and left once it is known to be gone, as a part of the same operation.
+What one caller has is a :class:`~uvm._buses.holds.Hold`; the driver grants it, and settles its release. What
+attaches the path or key of an orphan tries its removal again first (:meth:`Driver.clear`). The access that a
+device needs is taken before its ADD is sent, and left once it is known to be gone, as a part of the same
+operation.
 
 The guest does not unmount what something in it uses. A caller that is cancelled leaves several leases at
 once, and the undo of the last may be decided long after the release of the first. So the removal of a device
@@ -32,18 +27,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from datetime import UTC, datetime
-from enum import Enum
 from functools import partial
-from itertools import count
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic
 
 import anyio
 import anyio.abc
 from attrs import Factory, define, field
 
 from uvm._buses.access import Need
+from uvm._buses.holds import Hold, HoldState, Stay
 from uvm._buses.link import Link, StuckDevice
 from uvm._names import is_at_or_under
 from uvm.devices.base import (
@@ -70,290 +64,15 @@ from uvm.devices.base import (
 )
 from uvm.devices.ledger import Ledger
 from uvm.errors import (
-    NotSupportedError,
     OrphanError,
     UndoFailedError,
     UnknownOutcomeError,
     UVMError,
     VMExitedError,
     is_refusal,
-    own,
 )
 
-S_co = TypeVar("S_co", covariant=True)
-
 _log = logging.getLogger("uvm")
-
-
-class HoldState(Enum):
-    """The states of a hold."""
-
-    WAITING = "waiting"  # for the device to be attached
-    GRANTED = "granted"  # the caller has not resumed yet, or it is held for what depends on it
-    HELD = "held"  # by a caller
-    RELEASING = "releasing"
-    OWED = "owed"  # the removal was refused: may be released again
-    ENDED = "ended"
-
-
-_WAITING, _GRANTED, _HELD, _RELEASING, _OWED, _ENDED = HoldState
-
-
-@define(eq=False)
-class Stay:
-    """A device on the host, from the grant of its first hold until it is removed.
-
-    :ivar below: what it is a part of, such as the disk of a mount, and the member that it holds there.
-    :ivar error: why it cannot be known whether it is gone.
-    :ivar refusal: what its last removal was refused with.
-    """
-
-    _driver: Driver[Any, Any, Any, Any] = field(repr=False)
-    _entry: Entry[Any, Any, Any, Any] = field(repr=False)
-    below: tuple[Stay, Any] | None = field(default=None, repr=False)
-    ended: bool = field(default=False, init=False)
-    error: BaseException | None = field(default=None, init=False)
-    refusal: BaseException | None = field(default=None, init=False)
-    _changed: anyio.Event | None = field(default=None, init=False, repr=False)
-
-    def change(self, refusal: BaseException | None = None) -> None:
-        """Note the outcome of an operation, and wake those that wait."""
-        self.refusal = refusal
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
-
-    def end(self, error: BaseException | None = None) -> None:
-        """Note that the device is gone, or that this is unknown."""
-        self.ended, self.error = True, error
-        self.change()
-
-    def is_gone(self, member: Any) -> bool:
-        """Return whether what a member is of it is off the host."""
-        return self.ended or not self._driver.ledger.device.covers(self._entry.applied, member)
-
-    def check_not_retained(self) -> None:
-        """Refuse to wait for the end of a device that stays without holders.
-
-        :raises NotSupportedError: it does.
-        """
-        entry = self._entry
-        if not self.ended and self._driver.ledger.device.wanted(Entry(entry.key, entry.slot, entry.applied)):
-            raise NotSupportedError(
-                f"{entry.key} stays attached to {self._driver.link.vm_id} until the VM closes, since the "
-                "guest may have its files mapped: its end cannot be waited for"
-            )
-
-    async def wait(self, member: Any) -> None:
-        """Wait until what a member is of it is off the host; raise what its removal was refused with."""
-        while not self.is_gone(member):
-            if self.refusal is not None and not self._driver.is_wanted(self._entry, member):
-                raise own(self.refusal)
-            self._changed = self._changed or anyio.Event()
-            await self._changed.wait()
-        if self.error is not None:
-            raise own(self.error)
-
-
-@define(eq=False)
-class Hold(Generic[S_co]):
-    """One caller's interest in a device, and the ticket that it is at. Await it to have it granted.
-
-    :ivar driver: the one whose ledger has the ticket.
-    :ivar need: the access that the device needs, if this hold is what it is added for.
-    :ivar number: of two holds, the older has the lower one.
-    :ivar error: what the last wait ends with, if it fails.
-    :ivar stay: the device, once granted.
-    :ivar since: when it was left without a caller.
-    :ivar below: what it was made of, released for no caller once it has ended itself.
-    """
-
-    driver: Driver[Any, Any, Any, Any] = field(repr=False)
-    _granted: Ticket[Hashable, object, S_co, object] = field(repr=False)
-    need: Need | None = field(default=None, repr=False)
-    number: int = field(factory=count().__next__, init=False)
-    ticket: Ticket[Any, Any, Any, Any] = field(
-        default=Factory(lambda self: self._granted, takes_self=True), init=False
-    )
-    state: HoldState = field(default=_WAITING, init=False)
-    error: BaseException | None = field(default=None, init=False)
-    stay: Stay | None = field(default=None, init=False, repr=False)
-    since: datetime | None = field(default=None, init=False)
-    below: tuple[Hold[object], ...] = field(default=(), init=False, repr=False)
-    #: No caller holds it or waits for it any more.
-    abandoned: bool = field(default=False, init=False)
-    #: A caller has seen it released.
-    reported: bool = field(default=False, init=False)
-    _waker: anyio.Event | None = field(default=None, init=False, repr=False)
-    _waiting: int = field(default=0, init=False, repr=False)
-
-    @property
-    def link(self) -> Link:
-        """The VM."""
-        return self.driver.link
-
-    @property
-    def slot(self) -> S_co:
-        """The slot of the device, once granted and until it is released."""
-        return self._granted.entry.slot
-
-    @property
-    def released(self) -> bool:
-        """Whether its release is complete, or the VM has exited."""
-        return self.state is _ENDED or self.link.exited.is_set()
-
-    @property
-    def is_orphan(self) -> bool:
-        """Whether what it is for is attached for no caller, since a removal was refused."""
-        return (
-            self.abandoned
-            and self.state is _OWED
-            and not self.driver.is_wanted(self.ticket.entry, self.ticket.member)
-        )
-
-    def describe(self) -> tuple[str, str]:
-        """Return what it is at now, and where, for people."""
-        ticket = self.ticket
-        return self.driver.ledger.device.describe(ticket.key, ticket.entry.slot, ticket.member)
-
-    def __await__(self) -> Generator[Any, Any, Self]:
-        return self._wait_granted().__await__()
-
-    async def _wait_granted(self) -> Self:
-        """Wait until it is granted. Cancelled or failed, nothing is left behind."""
-        try:
-            await self._wait_settled()
-        except BaseException:
-            self.leave() if self.state is _OWED else self.abandon()
-            raise
-        if self.error is not None:
-            self.leave()
-            raise own(self.error)
-        self.state = _HELD
-        return self
-
-    def settle(self, state: HoldState) -> None:
-        """End the wait for a grant or a release."""
-        self.state = state
-        self._list()
-        if self._waker is not None:
-            self._waker.set()
-        if state is _ENDED:
-            for hold in self.below:
-                hold.abandon()
-
-    def _list(self) -> None:
-        """List it among what may be an orphan, or no longer; it stays listed while its removal is retried."""
-        retried = self.state is _RELEASING and self.since is not None
-        if self.abandoned and (self.state is _OWED or retried):
-            self.since = self.since or datetime.now(UTC)
-            self.link.left[self] = None
-        else:
-            self.since = None
-            self.link.left.pop(self, None)
-
-    async def _wait_settled(self) -> None:
-        """Wait for :meth:`settle`."""
-        if self.state is _WAITING or self.state is _RELEASING:
-            # Most holds are never waited for, and an event is not cheap.
-            self._waker = self._waker or anyio.Event()
-            await self._waker.wait()
-
-    def drop(self, *, abandoned: bool = False) -> None:
-        """Release it, unless that is under way. It takes effect at once; the VM's tasks do what follows.
-
-        :raises VMStateError: the VM belongs to another event loop.
-        """
-        self.link.check_here()
-        self.abandoned = abandoned
-        if self.state is not _RELEASING and self.state is not _ENDED:
-            self._waker = self.error = None
-            self.state = _RELEASING
-            self.driver.drop(self)
-        self._list()
-
-    def abandon(self) -> None:
-        """Release it for no caller: if that is refused, it is an orphan."""
-        self.drop(abandoned=True)
-
-    def leave(self) -> None:
-        """Note that its caller has gone: if its release was refused, or will be, it is an orphan."""
-        self.abandoned = True
-        self._list()
-
-    def inherit(self, parent: Hold[object]) -> None:
-        """Go on with the ticket of what the device depended on, and release that as well."""
-        self.ticket, self.driver = parent.ticket, parent.driver
-        self.state = _RELEASING
-        self.driver.drop(self)
-
-    async def wait_released(self) -> None:
-        """Wait until what :meth:`drop` began is complete; cancelling stops only the waiting."""
-        self._waiting += 1
-        try:
-            await self._wait_settled()
-        except BaseException:
-            if self._waiting == 1:
-                self.leave()
-            raise
-        finally:
-            self._waiting -= 1
-        if self.error is not None:
-            raise own(self.error)
-
-    async def release(self) -> None:
-        """Release it, unless that is under way, and wait for the outcome."""
-        self.drop(abandoned=self.abandoned)
-        await self.report()
-
-    async def report(self) -> None:
-        """Wait for the outcome of what :meth:`drop` began, and note that a caller has seen it."""
-        await self.wait_released()
-        self.reported = True
-
-    async def undo(self, error: UVMError) -> None:
-        """Release it because of an error, and wait until it is released.
-
-        :raises UndoFailedError: that failed as well.
-        """
-        self.abandon()
-        try:
-            await self.wait_released()
-        except UVMError as undo_error:
-            raise UndoFailedError.of(error, undo_error) from None
-
-    def reclaim(self) -> None:
-        """Note that a caller has it: it is no orphan. Errors as of :meth:`drop`."""
-        self.link.check_here()
-        self.abandoned = False
-        self._list()
-
-    def _parts(self) -> list[tuple[Stay, Any]]:
-        """Return the stays of the device and of all that it is a part of, each with what is held."""
-        parts: list[tuple[Stay, Any]] = []
-        part = None if self.stay is None else (self.stay, self._granted.member)
-        while part is not None:
-            parts.append(part)
-            part = part[0].below
-        return parts
-
-    def is_gone(self) -> bool:
-        """Return whether the device is off the host, and all that it is a part of."""
-        return all(stay.is_gone(member) for stay, member in self._parts())
-
-    def check_not_retained(self) -> None:
-        """Refuse to wait for the end of what stays without holders.
-
-        :raises NotSupportedError: the device does, or what it is a part of.
-        """
-        for stay, _ in self._parts():
-            stay.check_not_retained()
-
-    async def gone(self) -> None:
-        """Wait until the device is off the host, and all that it is a part of."""
-        self.link.check_here()
-        for stay, member in self._parts():
-            await stay.wait(member)
 
 
 @define(eq=False)
@@ -426,7 +145,7 @@ class Driver(Generic[K, M, S, W]):
         self.link.check_running()
         ticket, change = self.ledger.acquire(key, member, parent, names)
         if parent is not None:
-            parent.state = _GRANTED
+            parent.state = HoldState.GRANTED
         hold = self._hold(ticket, need)
         self._settle(change)
         return hold
@@ -440,7 +159,7 @@ class Driver(Generic[K, M, S, W]):
         """Enter what is attached already, such as what the VM was created with; return the hold on it."""
         hold = self._hold(self.ledger.adopt(key, member, applied))
         hold.stay = self._stay(hold.ticket)
-        hold.settle(_HELD)
+        hold.settle(HoldState.HELD)
         return hold
 
     def drop(self, hold: Hold[object]) -> None:
@@ -448,7 +167,7 @@ class Driver(Generic[K, M, S, W]):
         ticket = hold.ticket
         if ticket.state is ENDED:
             # The VM exited, or another caller's acquire finished the removal that was refused.
-            hold.settle(_ENDED)
+            hold.settle(HoldState.ENDED)
             return
         self._holds[ticket] = hold
         self._settle(self.ledger.drop(ticket))
@@ -477,7 +196,7 @@ class Driver(Generic[K, M, S, W]):
         releasers = () if entry.operation is None else entry.operation.releasers
         tickets = (*entry.holders, *entry.owed, *releasers, *entry.leaving)
         holds = (self._holds[ticket] for ticket in tickets if wanted(ticket.member))
-        return [hold for hold in holds if hold.state is not _GRANTED]
+        return [hold for hold in holds if hold.state is not HoldState.GRANTED]
 
     def in_use(self, key: K) -> bool:
         """Return whether a caller, or what depends on it, holds a key or waits for it."""
@@ -523,7 +242,7 @@ class Driver(Generic[K, M, S, W]):
         """
         wanted = {(self, key), *claims}
         for hold in [*self.link.left]:
-            in_the_way = hold.is_orphan or hold.state is _RELEASING
+            in_the_way = hold.is_orphan or hold.state is HoldState.RELEASING
             if in_the_way and not wanted.isdisjoint(hold.driver.claims_of(hold.ticket)):
                 what, where = hold.describe()
                 hold.abandon()
@@ -547,7 +266,7 @@ class Driver(Generic[K, M, S, W]):
         for ticket in change.granted:
             hold = self._holds[ticket]
             hold.stay = self._stay(ticket)
-            hold.settle(_GRANTED)
+            hold.settle(HoldState.GRANTED)
         for ticket, error in change.failed:
             exited = isinstance(error, VMExitedError)
             self._finish(ticket, self.link.exit_error() if exited else error, heirs)
@@ -611,19 +330,19 @@ class Driver(Generic[K, M, S, W]):
         if hold is None:
             return
         if error is not None:
-            if hold.state is not _WAITING:
+            if hold.state is not HoldState.WAITING:
                 what, where = self.ledger.device.describe(ticket.key, ticket.entry.slot, ticket.member)
                 # What was withheld may be attached at another slot now.
                 released = f"{what} at {where}" if owed else what
                 _log.warning("%s: releasing %s failed: %s", self.link.vm_id, released, error)
             hold.error = error if hold.error is None else UndoFailedError.of(hold.error, error)
-        elif hold.state is _OWED:
+        elif hold.state is HoldState.OWED:
             # Another caller's acquire finished the removal that was refused.
             hold.error = None
         if heirs and not owed:
             hold.inherit(heirs.pop(0))
         else:
-            hold.settle(_OWED if owed else _ENDED)
+            hold.settle(HoldState.OWED if owed else HoldState.ENDED)
 
     def _stay(self, ticket: Ticket[K, M, S, W]) -> Stay:
         """Return the stay of the device that a ticket holds."""

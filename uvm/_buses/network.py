@@ -9,7 +9,7 @@ from attrs import define, frozen
 
 from uvm._async import Opening, errors_of, opens
 from uvm._buses.context import Bus, Context
-from uvm._buses.driver import Hold
+from uvm._buses.holds import Hold
 from uvm._buses.lease import Lease, LeaseState, all_gone, state_of_all
 from uvm._checks import guid_of
 from uvm._names import guid_key, guid_text

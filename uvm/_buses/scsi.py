@@ -11,7 +11,7 @@ from uvm._arguments import member_of
 from uvm._async import opens
 from uvm._buses.access import HostName, Need
 from uvm._buses.context import Bus, Context, on_host
-from uvm._buses.driver import Hold
+from uvm._buses.holds import Hold
 from uvm._buses.lease import Lease
 from uvm._checks import checked, flag
 from uvm._names import HostPath, text_of

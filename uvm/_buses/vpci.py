@@ -6,7 +6,7 @@ from attrs import define, frozen
 
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
-from uvm._buses.driver import Hold
+from uvm._buses.holds import Hold
 from uvm._buses.lease import Lease
 from uvm._checks import U16, guid_of, whole
 from uvm._names import pci_key, text_of

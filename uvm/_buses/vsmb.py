@@ -9,7 +9,7 @@ from attrs import define, frozen
 from uvm._async import opens
 from uvm._buses.access import HostName
 from uvm._buses.context import Bus, Context, on_host
-from uvm._buses.driver import Hold
+from uvm._buses.holds import Hold
 from uvm._buses.lease import Lease
 from uvm._checks import checked, flag
 from uvm._names import HostPath

@@ -9,7 +9,8 @@ from typing import Any
 from uvm._async import Opening
 from uvm._buses.context import Bus
 from uvm._buses.directories import DirectoryBus, SharedLease, SharedPath
-from uvm._buses.driver import Driver, Hold
+from uvm._buses.driver import Driver
+from uvm._buses.holds import Hold
 from uvm._buses.layers import LayersBus
 from uvm._buses.lease import Orphan
 from uvm._buses.link import StuckDevice

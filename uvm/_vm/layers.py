@@ -17,7 +17,7 @@ from attrs import define, field, frozen
 
 from uvm._arguments import items_of
 from uvm._async import Opening, errors_of
-from uvm._buses.driver import Hold, HoldState
+from uvm._buses.holds import Hold, HoldState
 from uvm._buses.lease import Lease, LeaseState, Releasable, all_gone, state_of_all
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
