@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from typing import Any
 
 from tests.vm.support import Running, idle
+from uvm._buses.vpmem import _guest_path as layer_path
 from uvm._document.plan import GrantAccess
+from uvm._guest.container import Container
+from uvm._guest.process import Process
 from uvm._vm.devices import Devices
 from uvm.devices.plan9 import Plan9Shares
 from uvm.devices.scsi import Attachments, MountPlace
@@ -36,6 +41,7 @@ def check_at_rest(run: Running) -> None:
     found = compare(run)
     assert found.expected == found.actual, found.expected ^ found.actual
     _check_guest(run)
+    _check_devices(run)
     _check_allocators(run)
     _check_access(run)
     _check_look_ups(run)
@@ -67,6 +73,21 @@ def _is_retained(applied: object) -> bool:
     return isinstance(applied, Share) and not applied.options.no_directmap
 
 
+def check_opened(run: Running, opened: Sequence[Process | Container]) -> None:
+    """Nothing runs in the guest but what callers have open, and no container is there besides."""
+    if audit.guest_is_gone(run.vm):
+        return
+    service = run.backend.vms[run.vm.id].service
+    containers = {each.id for each in opened if isinstance(each, Container)}
+    processes = {each.pid for each in opened if isinstance(each, Process)}
+    # Windows guests keep the state of one that has ended.
+    there = {
+        each.id for each in service.containers.values() if each.status != "stopped" or run.vm.os == "linux"
+    }
+    assert there <= containers
+    assert {pid for pid, each in service.external.items() if each.alive} <= processes
+
+
 def _check_access(run: Running) -> None:
     """The VM has access to what it booted from, and to what is attached or may be; to nothing else."""
     vm, needed = run.vm, set()
@@ -80,6 +101,56 @@ def _check_access(run: Running) -> None:
     unrevoked = {path.casefold() for path in vm._context.access.unrevoked}
     assert had <= {path.casefold() for path in allowed} | unrevoked
     assert {path.casefold() for path in needed} <= had
+
+
+#: By kind: where the host has it, what names it there, and the attribute of the rows that names it.
+_ON_HOST = {
+    "disks": ("Scsi", "Path", "host_path"),
+    "layers": ("VirtualPMem", "HostPath", "host_path"),
+    "plan9_shares": ("Plan9", "Name", "name"),
+    "vsmb_shares": ("VirtualSmb", "Name", "name"),
+    "adapters": ("NetworkAdapters", "EndpointId", "endpoint_id"),
+    "pci_devices": ("VirtualPci", "DeviceInstancePath", "instance_path"),
+}
+
+
+def _check_devices(run: Running) -> None:
+    """What the VM says of its devices is what is there, save what is withheld; no orphan is withheld."""
+    vm, machine = run.vm, run.backend.vms[run.vm.id]
+    said, snapshots = vm.devices(), vm.ledgers()
+    withheld: set[tuple[str, Any]] = {
+        (name, q.slot) for name, each in snapshots.items() for q in each.quarantined
+    }
+    orphans = {(orphan.ledger, orphan.slot) for orphan in vm.orphans}
+    assert not orphans & withheld
+    assert len(said.orphans) == len(vm.orphans)
+    assert len(said.quarantined) == len(withheld)
+    there = {(name, entry.slot) for name, each in snapshots.items() for entry in each.entries}
+    assert orphans <= there
+    unsure = str([q for each in snapshots.values() for q in each.quarantined]).casefold()
+    created = machine.document["VirtualMachine"]["Devices"]
+    for kind, (part, name, attribute) in _ON_HOST.items():
+        rows = {str(getattr(row, attribute)).casefold() for row in getattr(said, kind)}
+        booted = {*_named(created.get(part), name)} if kind != "pci_devices" else set()
+        differ = ({*_named(machine.tree.inventory().get(part), name)} - booted) ^ rows
+        assert {each for each in differ if repr(each)[1:-1] not in unsure} == set(), kind
+    if audit.guest_is_gone(vm):
+        return
+    paths = {path for disk in said.disks for path in disk.mounts} | {row.root for row in said.roots}
+    paths |= {row.guest_path for rows in (said.layers, said.plan9_shares, said.shared) for row in rows}
+    paths |= {layer_path(slot) for name, slot in withheld if name == "vpmem.layers"}
+    mounted = {mount.path for mount in run.guest.mounts.values()} - paths
+    assert {path for path in mounted if repr(path)[1:-1].casefold() not in unsure} == set()
+
+
+def _named(part: Any, name: str) -> Iterator[str]:
+    """Yield what devices are named, in a part of the devices of a host."""
+    for key, value in part.items() if isinstance(part, dict) else ():
+        if key == name:
+            yield str(value).casefold()
+        yield from _named(value, name)
+    for each in part if isinstance(part, list) else ():
+        yield from _named(each, name)
 
 
 def _check_guest(run: Running) -> None:

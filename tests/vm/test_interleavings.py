@@ -2,13 +2,16 @@
 
 Each example is one run of an event loop. Every request to the host and the guest is parked at a gate, and
 hypothesis chooses what happens next: a task begins to attach something or to release it, a waiting task is
-cancelled, a parked request is answered in one way or another, the VM ends. Once all is let go and at rest,
-the ledgers, the host and the guest have to agree.
+cancelled, a parked request is answered in one way or another, the VM ends. So callers leave before the
+answer, which comes late, or is a refusal of what nobody waits for any more: orphans, which tasks release too,
+or attach the same again. Processes and containers start and end in between. Once all is let go and at rest,
+the ledgers, the host, its access and the guest have to agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -21,7 +24,7 @@ from hypothesis import strategies as st
 
 import uvm
 from tests.vm import support as host
-from tests.vm.audit import check_at_rest
+from tests.vm.audit import check_at_rest, check_opened
 from tests.vm.orders import Choose, run_example
 from tests.vm.support import Running, quiet, running
 from uvm._buses.holds import HoldState
@@ -37,11 +40,15 @@ Acquire = Callable[[Running], Awaitable[Any]]
 
 @define(eq=False)
 class Task:
-    """Something that was begun: an acquire or a release."""
+    """Something that was begun: an acquire or a release.
+
+    :ivar opened: a process or a container that it has opened.
+    """
 
     name: str
     scope: anyio.CancelScope = field(factory=anyio.CancelScope, repr=False)
     lease: Any = field(default=None, repr=False)
+    opened: Any = field(default=None, repr=False)
     error: BaseException | None = field(default=None, repr=False)
     cancelled: bool = False
     done: bool = False
@@ -59,6 +66,18 @@ async def _endpoint(run: Running, endpoint: str) -> Any:
     return await run.vm.network.add_endpoint(host.NAMESPACE, endpoint)
 
 
+async def _container(run: Running, container_id: str) -> Any:
+    linux = run.vm.os == "linux"
+    spec = {"process": {"args": ["cat"], "cwd": "/"}, "linux": {}} if linux else {"Container": {}}
+    async with AsyncExitStack() as stack:
+        container = await stack.enter_async_context(run.vm.create_container(container_id, spec))
+        await container.start()
+        if linux:
+            await container.open_init(stdin=True)
+        stack.pop_all()
+        return container
+
+
 def _shared_options(run: Running, read_only: bool) -> Any:
     return run.vm.vsmb.default_options(read_only).replaced(no_directmap=True)
 
@@ -70,6 +89,9 @@ def _base_share(run: Running) -> str:
 
 
 _EVERYWHERE: dict[str, Acquire] = {
+    "process": lambda run: run.vm.open_process(["cat"], stdin=True),
+    "container": partial(_container, container_id="c1"),
+    "other container": partial(_container, container_id="c2"),
     "disk": lambda run: run.vm.scsi.attach(host.DISK),
     "disk, read-only": lambda run: run.vm.scsi.attach(host.DISK, read_only=True),
     "disk, mounted": lambda run: run.vm.scsi.attach(host.DISK, mount=uvm.Mount()),
@@ -143,6 +165,10 @@ class World:
     def held(self) -> list[Task]:
         return [task for task in self.begun if task.holds]
 
+    @property
+    def opened(self) -> list[Task]:
+        return [task for task in self.begun if task.opened is not None]
+
     # What can happen.
 
     def step(self) -> None:
@@ -155,6 +181,10 @@ class World:
             actions.append(partial(self._cancel, waiting))
         if self.gate.pending:
             actions += [self._answer] * 4
+        if self.opened:
+            actions += [self._close_opened, self._close_cancelled]
+        if self.run.vm.orphans:
+            actions += [self._release_orphan] * 2
         actions.append(self._remove)
         if not self.ended:
             actions.append(self._end)
@@ -176,6 +206,21 @@ class World:
         release.scope.cancel()
         release.cancelled = True
 
+    def _close_opened(self) -> None:
+        self._close()
+
+    def _close(self) -> Task:
+        task = self.choose(self.opened, "close")
+        opened, task.opened = task.opened, None
+        return self._begin(f"close {task.name}", opened.aclose)
+
+    def _close_cancelled(self) -> None:
+        self._close().scope.cancel()
+
+    def _release_orphan(self) -> None:
+        orphan = self.choose(list(self.run.vm.orphans), "release orphan")
+        self._begin(f"release orphan {orphan.what}", orphan.release)
+
     def _remove(self) -> None:
         name = self.choose(sorted(_REMOVALS), "remove")
         self._begin(f"remove {name}", partial(_REMOVALS[name], self.run))
@@ -187,13 +232,18 @@ class World:
 
     def _answer(self) -> None:
         parked: Parked = self.choose(list(self.gate.pending), "answer")
+        if parked.call.operation in _ENDS:
+            # Refused or lost, they leave what they were to end: tests/vm/test_container_ends.py.
+            parked.proceed()
+            return
         answers: list[Callable[[], None]] = [
             parked.proceed,
             parked.proceed,
             parked.refuse,
-            partial(parked.lose, applied=True),
-            partial(parked.lose, applied=False),
         ]
+        # What may have started without an id of a process, or without a handle of HCS, cannot be ended.
+        if parked.call.operation not in _STARTS:
+            answers += [partial(parked.lose, applied=applied) for applied in (True, False)]
         self.choose(answers, "answer how")()
 
     def _end(self) -> None:
@@ -226,6 +276,8 @@ class World:
             else:
                 if hasattr(result, "release"):
                     task.lease = result
+                elif hasattr(result, "aclose"):
+                    task.opened = result
         task.done = True
 
     # What has to hold.
@@ -245,6 +297,7 @@ class World:
             self._check_ended(errors)
         else:
             check_at_rest(self.run)
+            check_opened(self.run, [task.opened for task in self.opened])
 
     def _check_ended(self, errors: list[BaseException]) -> None:
         vm = self.run.vm
@@ -263,6 +316,8 @@ class World:
         for _ in range(3):
             errors.clear()
             for task in self.begun:
+                if task.opened is not None:
+                    await self._close_again(task, errors)
                 # A release that failed before may be repeated; one that did not is an error.
                 if task.lease is not None:
                     await self._release_again(task.lease, errors)
@@ -277,6 +332,13 @@ class World:
         except AlreadyReleasedError:
             assert was_released
         except (UVMError, ExceptionGroup) as error:
+            errors.append(error)
+
+    async def _close_again(self, task: Task, errors: list[BaseException]) -> None:
+        try:
+            await task.opened.aclose()
+            task.opened = None
+        except UVMError as error:
             errors.append(error)
 
     async def _release_orphans(self, errors: list[BaseException]) -> None:
@@ -331,8 +393,12 @@ async def _prepare(run: Running) -> None:
         await run.vm.vsmb.add(r"C:\os", read_only=True)
 
 
+_STARTS = ("create", "start", "execute process", "create process")
+_ENDS = ("modify process", "shutdown forced", "terminate", "delete container state")
+
+
 def _is_work(call: Call) -> bool:
-    return call.operation in ("modify", "grant", "revoke")
+    return call.operation in ("modify", "grant", "revoke", *_STARTS, *_ENDS)
 
 
 _PREPARED = {"scsi.disks": 1, "scsi.mounts": 1, "vsmb.shares": 1}
