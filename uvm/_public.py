@@ -42,6 +42,7 @@ from uvm._guest.stdio import StreamVMExitedError as StreamVMExitedError
 from uvm._guest.timeouts import GuestTimeouts as GuestTimeouts
 from uvm._vm.attached import UnrevokedAccess as UnrevokedAccess
 from uvm._vm.attached import VMDevices as VMDevices
+from uvm._vm.ending import VMState as VMState
 from uvm._vm.keeper import start_vm as start_vm
 from uvm._vm.layers import LCOWLayer as LCOWLayer
 from uvm._vm.layers import RootFileSystem as RootFileSystem
@@ -51,7 +52,6 @@ from uvm._vm.startup import OutputHandler as OutputHandler
 from uvm._vm.statistics import VMMemory as VMMemory
 from uvm._vm.statistics import VMStatistics as VMStatistics
 from uvm._vm.vm import UtilityVM as UtilityVM
-from uvm._vm.vm import VMState as VMState
 from uvm.backend import Backend as Backend
 from uvm.backend import ByteStream as ByteStream
 from uvm.backend import Concurrency as Concurrency

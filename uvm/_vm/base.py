@@ -17,6 +17,11 @@ class Part:
         self._context = context
 
     @property
+    def id(self) -> str:
+        """The id of the compute system."""
+        return self._context.plan.id
+
+    @property
     def _link(self) -> Link:
         """The connection to the host and the guest."""
         return self._context.link

@@ -33,9 +33,10 @@ from attrs import define, field
 from uvm._async import Flag, Home, errors_of
 from uvm._checks import U32, checked, function, instance, optional, positive_seconds, whole
 from uvm._vm.base import ClosedOnLeaving
+from uvm._vm.ending import VMState
 from uvm._vm.keeper import Keeper, spawn
 from uvm._vm.keywords import CreationSettings, check_settings
-from uvm._vm.vm import UtilityVM, VMState, check_backend, opened
+from uvm._vm.vm import UtilityVM, check_backend, opened
 from uvm.errors import OptionsError, UVMError, VMExitedError, VMStateError, own, together
 from uvm.options import LCOWOptions, WCOWOptions
 

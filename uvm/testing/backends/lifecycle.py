@@ -10,8 +10,9 @@ from attrs import define, field, frozen
 
 from uvm._buses.lease import Releasable
 from uvm._names import GuestOS
+from uvm._vm.ending import VMState
 from uvm._vm.layers import WCOWLayer
-from uvm._vm.vm import UtilityVM, VMState
+from uvm._vm.vm import UtilityVM
 from uvm.devices.scsi import Mount
 from uvm.testing.backends.checks import equal
 from uvm.testing.backends.rig import Host, Rig

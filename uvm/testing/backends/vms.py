@@ -9,7 +9,8 @@ from typing import Any
 import anyio
 
 from uvm._names import GuestOS
-from uvm._vm.vm import UtilityVM, VMState
+from uvm._vm.ending import VMState
+from uvm._vm.vm import UtilityVM
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, HostError, VMExitedError
 from uvm.schema.common import MIB
