@@ -115,7 +115,7 @@ _ON_HOST = {
 
 
 def _check_devices(run: Running) -> None:
-    """What the VM says of its devices is what is there, save what is withheld; no orphan is withheld."""
+    """What the VM says of its devices is there, save what is withheld or in part; no orphan is withheld."""
     vm, machine = run.vm, run.backend.vms[run.vm.id]
     said, snapshots = vm.devices(), vm.ledgers()
     withheld: set[tuple[str, Any]] = {
@@ -127,7 +127,8 @@ def _check_devices(run: Running) -> None:
     assert len(said.quarantined) == len(withheld)
     there = {(name, entry.slot) for name, each in snapshots.items() for entry in each.entries}
     assert orphans <= there
-    unsure = str([q for each in snapshots.values() for q in each.quarantined]).casefold()
+    in_part = [entry for each in snapshots.values() for entry in each.entries if entry.remaining]
+    unsure = str([in_part, *(each.quarantined for each in snapshots.values())]).casefold()
     created = machine.document["VirtualMachine"]["Devices"]
     for kind, (part, name, attribute) in _ON_HOST.items():
         rows = {str(getattr(row, attribute)).casefold() for row in getattr(said, kind)}
