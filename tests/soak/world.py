@@ -222,6 +222,11 @@ async def _remove_layer(vm: uvm.UtilityVM, random: Random) -> None:
         await vm.vsmb.remove(random.choice(_FILES), read_only=random.random() < 0.5)
 
 
+async def _release_orphan(vm: uvm.UtilityVM, random: Random) -> None:
+    if vm.orphans:
+        await random.choice(vm.orphans).release()
+
+
 async def _look(vm: uvm.UtilityVM, random: Random) -> None:
     await vm.stats()
     vm.ledgers()
@@ -271,6 +276,7 @@ _ERRANDS: Final[dict[str, Action]] = {
     "remove endpoint": _remove_endpoint,
     "remove namespace": _remove_namespace,
     "remove layer or file": _remove_layer,
+    "release orphan": _release_orphan,
     "look": _look,
     "resize memory": _resize,
     "run": _run,

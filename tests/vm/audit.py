@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
@@ -80,11 +81,10 @@ def check_opened(run: Running, opened: Sequence[Process | Container]) -> None:
     service = run.backend.vms[run.vm.id].service
     containers = {each.id for each in opened if isinstance(each, Container)}
     processes = {each.pid for each in opened if isinstance(each, Process)}
-    # Windows guests keep the state of one that has ended.
-    there = {
-        each.id for each in service.containers.values() if each.status != "stopped" or run.vm.os == "linux"
-    }
-    assert there <= containers
+    for each in service.containers.values():
+        # Windows guests keep the state of one that has ended; Linux guests, while its layers are mounted.
+        kept = run.vm.os == "windows" or run.vm._link.states.pending(each.id) is not None
+        assert each.id in containers or (each.status == "stopped" and kept), each
     assert {pid for pid, each in service.external.items() if each.alive} <= processes
 
 
@@ -103,6 +103,7 @@ def _check_access(run: Running) -> None:
     assert {path.casefold() for path in needed} <= had
 
 
+_EVD = re.compile("^evd://[^/]*/")
 #: By kind: where the host has it, what names it there, and the attribute of the rows that names it.
 _ON_HOST = {
     "disks": ("Scsi", "Path", "host_path"),
@@ -131,9 +132,11 @@ def _check_devices(run: Running) -> None:
     unsure = str([in_part, *(each.quarantined for each in snapshots.values())]).casefold()
     created = machine.document["VirtualMachine"]["Devices"]
     for kind, (part, name, attribute) in _ON_HOST.items():
-        rows = {str(getattr(row, attribute)).casefold() for row in getattr(said, kind)}
+        rows = {_EVD.sub("", str(getattr(row, attribute))).casefold(): row for row in getattr(said, kind)}
         booted = {*_named(created.get(part), name)} if kind != "pci_devices" else set()
-        differ = ({*_named(machine.tree.inventory().get(part), name)} - booted) ^ rows
+        differ = ({*_named(machine.tree.inventory().get(part), name)} - booted) ^ rows.keys()
+        # Of an orphan, only what is in the guest may be left.
+        differ -= {each for each, row in rows.items() if row.orphaned}
         assert {each for each in differ if repr(each)[1:-1] not in unsure} == set(), kind
     if audit.guest_is_gone(vm):
         return
