@@ -123,9 +123,6 @@ class Driver(Generic[K, M, S, W]):
     _needs: dict[Entry[K, M, S, W], Need] = field(factory=dict, init=False)
     _gates: dict[Hashable, anyio.Event] = field(factory=dict, init=False)
 
-    def __attrs_post_init__(self) -> None:
-        self.link.drivers.append(self)
-
     def acquire(
         self,
         key: K,
@@ -184,6 +181,7 @@ class Driver(Generic[K, M, S, W]):
         for stay in self._stays.values():
             stay.end()
         self._stays.clear()
+        self.link.in_flight.clear()
 
     def holds_on(self, key: K, wanted: Callable[[M], bool] = lambda _: True) -> list[Hold[object]]:
         """Return all callers' holds on what is attached of a key whose members are wanted.
@@ -284,6 +282,7 @@ class Driver(Generic[K, M, S, W]):
 
     def _enter(self, operation: Operation[K, M, S, W]) -> None:
         """Start an operation when its turn comes; a removal not before what uses its device has ended."""
+        self.link.in_flight[operation.entry] = self
         users = self._users(operation.entry) if operation.kind is REMOVE else []
         if users and self.link.tasks is not None:
             self.link.tasks.start_soon(self._enter_unused, operation, users)
@@ -301,9 +300,8 @@ class Driver(Generic[K, M, S, W]):
             return []
         devices = [
             partial(_is_busy, other)
-            for driver in self.link.drivers
-            for other in driver.ledger
-            if other.number > entry.number and _is_busy(other) and driver.is_on(other, paths)
+            for other, driver in self.link.in_flight.items()
+            if other.number > entry.number and driver.is_on(other, paths)
         ]
         return devices + self.link.states.users(paths)
 
@@ -389,6 +387,8 @@ class Driver(Generic[K, M, S, W]):
             change = self.ledger.done(operation, outcome)
             self._note(operation, outcome)
             self._settle(change)
+            if not _is_busy(operation.entry):
+                self.link.in_flight.pop(operation.entry, None)
             if operation.kind is REMOVE:
                 self.link.states.unmounted()
         finally:

@@ -17,7 +17,7 @@ from uvm._guest.access import has_gone, has_stopped
 from uvm._guest.states import ContainerStates
 from uvm._guest.stdio import StreamBrokenError
 from uvm._repr import brief_call
-from uvm.devices.base import Quarantined, Step
+from uvm.devices.base import Entry, Quarantined, Step
 from uvm.errors import (
     BridgeClosedError,
     ExitStatus,
@@ -61,7 +61,7 @@ class Link:
     """What the devices of one VM share: access to its host and guest, its tasks, and its exit.
 
     :ivar tasks: the VM's task group; None unless the VM is running.
-    :ivar drivers: those of its ledgers.
+    :ivar in_flight: the entries of its ledgers that have an operation in flight, with their drivers.
     :ivar left: holds without a caller whose release was refused, or is tried again: orphans, unless others
         want the device.
     :ivar quarantined: what is withheld, each with the same for people.
@@ -84,7 +84,7 @@ class Link:
     guest_exit_seconds: float = 2.0
     quarantined: list[tuple[Quarantined[Hashable, object], StuckDevice]] = Factory(list)
     left: dict[Any, None] = Factory(dict)
-    drivers: list[Any] = Factory(list)
+    in_flight: dict[Entry[Any, Any, Any, Any], Any] = Factory(dict)
     work: Work = Factory(Work)
     states: ContainerStates = Factory(
         lambda link: ContainerStates(name=link.vm_id, work=link.work), takes_self=True
