@@ -43,6 +43,8 @@ class Row:
     :ivar ends_vm: the VM may have exited after it, also where it fails or is cancelled.
     :ivar pauses: the VM is paused, so that nothing else goes on in it.
     :ivar grace: it is bounded by the grace of what it ends, not by its caller.
+    :ivar classes: those of which it is examined; all by default. The others have it from the same class, and
+        nothing of their own in it.
     :ivar alone: what it is about knows no VM: its exit is said in another way.
     """
 
@@ -59,6 +61,7 @@ class Row:
     pauses: bool = False
     alone: bool = False
     grace: bool = False
+    classes: tuple[str, ...] = ()
     options: dict[str, Any] = field(factory=dict)
 
 

@@ -243,6 +243,9 @@ _DOCUMENT: dict[str, Any] = {
 }
 _MEMORY: dict[str, Any] = {"ResourcePath": "VirtualMachine/ComputeTopology/Memory/SizeInMB", "Settings": 512}
 
+#: On another device; on the host alone; in both at once.
+_SOME_LEASES = ("ScsiLease", "VSMBLease", "AdapterLease")
+
 ROWS: dict[str, Row] = {
     # The VM.
     "UtilityVM.create": Row(_created, vm="", ends_vm=True, grace=True),
@@ -420,11 +423,11 @@ ROWS: dict[str, Row] = {
         lambda s, it: it.release(), sure=True, wrong={"AlreadyReleasedError": _released_twice}
     ),
     "Orphan.release": Row(lambda s, it: it.release(), sure=True),
-    "Lease.gone": Row(lambda s, it: it.gone(), end=True, finish=_release),
+    "Lease.gone": Row(lambda s, it: it.gone(), end=True, finish=_release, classes=_SOME_LEASES),
     "RootFileSystem.gone": Row(lambda s, it: it.gone(), end=True, finish=_release),
-    "Lease.__aexit__": _LEFT,
+    "Lease.__aexit__": evolve(_LEFT, classes=_SOME_LEASES),
     "RootFileSystem.__aexit__": _LEFT,
-    "Lease.__aenter__": _ENTERED,
+    "Lease.__aenter__": evolve(_ENTERED, classes=_SOME_LEASES),
     "RootFileSystem.__aenter__": _ENTERED,
     # A container.
     "Container.start": Row(lambda s, it: it.start(), lambda s: s.vm.create_container("c1", _SPEC)),
