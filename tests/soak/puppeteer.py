@@ -72,8 +72,11 @@ class Puppeteer:
             parked.proceed()
 
     def _note(self, call: Call) -> None:
-        """Take note of what a call that goes wrong may leave in the guest; ``kill`` is a process too."""
-        if call.operation == "delete container state" or call.operation in _STARTS:
+        """Take note of what a call that goes wrong may leave in the guest.
+
+        ``kill`` is a process too, and with a connection that breaks goes what was on it.
+        """
+        if call.to == "guest" or call.operation in _STARTS:
             self.unsure.add(call.vm)
 
     def _crashes(self, call: Call) -> bool:
