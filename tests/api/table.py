@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 from attrs import evolve
 
 import uvm
@@ -213,6 +214,14 @@ async def _drop(stage: Stage, it: Any) -> None:
 
 async def _crash(stage: Stage, it: Any) -> None:
     stage.crash()
+
+
+async def _released_and_gone(stage: Stage, it: Any) -> None:
+    """Have it released by a caller who leaves at once, and wait until it is gone."""
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await it.release()
+    await it.gone()
 
 
 async def _released_twice(stage: Stage, it: Any) -> None:
@@ -423,8 +432,8 @@ ROWS: dict[str, Row] = {
         lambda s, it: it.release(), sure=True, wrong={"AlreadyReleasedError": _released_twice}
     ),
     "Orphan.release": Row(lambda s, it: it.release(), sure=True),
-    "Lease.gone": Row(lambda s, it: it.gone(), end=True, finish=_release, classes=_SOME_LEASES),
-    "RootFileSystem.gone": Row(lambda s, it: it.gone(), end=True, finish=_release),
+    "Lease.gone": Row(_released_and_gone, sure=True, classes=_SOME_LEASES),
+    "RootFileSystem.gone": Row(_released_and_gone, sure=True),
     "Lease.__aexit__": evolve(_LEFT, classes=_SOME_LEASES),
     "RootFileSystem.__aexit__": _LEFT,
     "Lease.__aenter__": evolve(_ENTERED, classes=_SOME_LEASES),
