@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 from uvm._async import Opening
@@ -103,8 +103,7 @@ class Devices(Part):
                 yield f"{name.strip('_')}.{ledger}", driver
 
     def _in_use(self) -> Iterator[tuple[str, Bus]]:
-        cls: Any = type(self)
-        for name in _cached_names(cls):
+        for name in (name for cls in reversed(type(self).__mro__) for name in vars(cls)):
             # A bus is made when it is first used.
             if isinstance(bus := self.__dict__.get(name), Bus):
                 yield name, bus
@@ -180,10 +179,3 @@ class Devices(Part):
         """Enter the PCI devices that the VM was created with into their ledger."""
         for device in self._context.plan.assigned_devices:
             self.vpci._adopt(PciDevice(device.instance_path, device.function, device.vmbus_guid))
-
-
-@cache
-def _cached_names(cls: type) -> tuple[str, ...]:
-    """Return the names of what objects of a class make when it is first used, in the order of definition."""
-    members = [member for each in reversed(cls.__mro__) for member in vars(each).items()]
-    return tuple(name for name, member in members if isinstance(member, cached_property))
