@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.devices.machine import DeviceMachine, add, ledger_of, release, run
 from tests.devices.scripts import steps_of_script
-from uvm.devices.base import ADD, OK, REMOVE, Device, Operation, Unknown
+from uvm.devices.base import ADD, OK, REMOVE, Device, Operation, Refused, Unknown
 from uvm.devices.ledger import Ledger
 from uvm.devices.vpmem import MAPPINGS_PER_DEVICE, Layer, Layers, Mapping, PackedLayers, layer_path
 from uvm.errors import NoSpaceError, OptionsError, UnknownOutcomeError
@@ -221,3 +221,19 @@ def test_a_restored_device_knows_what_is_mapped_on_it() -> None:
     assert change.operation is not None
     assert device.gate(change.operation) is None
     assert [r["to"] for r in release(restored, ticket)] == ["guest", "host"]
+
+
+def test_adds_go_one_at_a_time_beside_what_is_removed_of_a_device_that_was_restored() -> None:
+    ledger: Ledger[str, Layer, Any, Layer, object] = Ledger(PackedLayers(1, 6 * MIB))
+    _, change = ledger.acquire("b", Layer("b", MIB))
+    assert change.operation is not None
+    steps = ledger.begin(change.operation)
+    ledger.done(change.operation, Refused(OptionsError("refused"), steps[:1]))
+    restored: Ledger[str, Layer, Any, Layer, object] = Ledger(PackedLayers(1, 6 * MIB))
+    [owner] = restored.restore(ledger.dump())
+    removal = restored.drop(owner).operation
+    assert removal is not None
+    assert restored.begin(removal) == steps[:1]
+    _, change = restored.acquire("a", Layer("a", MIB))
+    assert change.operation is not None
+    assert restored.device.gate(change.operation) == ("vpmem", 0)

@@ -224,7 +224,9 @@ class Ledger(Generic[K, M, S, W, P]):
         if entry.leaving and (operation.kind is REMOVE or self.device.narrows):
             operation.releasers += entry.leaving
             entry.leaving = ()
-        return entry.remaining or self.device.steps(operation)
+        # A device may note the operation with its steps, whether or not they remain.
+        steps = self.device.steps(operation)
+        return entry.remaining or steps
 
     @staticmethod
     def _is_void(operation: Operation[K, M, S, W], wanted: W | None) -> bool:
