@@ -131,9 +131,10 @@ class LogParser:
         self.buffer.clear()
         if self._pieces:
             yield self._piece(rest)
-        elif rest.strip():
+        # What Python takes for space is more: a vertical tab is said.
+        elif said := rest.strip(b" \t\r\n"):
             lost = f" (and {self._lost:,} more bytes)" if self._lost else ""
-            text = without_quotes(_text(rest.strip()), cut_off=bool(self._lost))
+            text = without_quotes(_text(said), cut_off=bool(self._lost))
             yield LogText(logging.ERROR, f"guest terminated{lost}", text)
 
     def _next(self) -> LogEntry | LogText | None:
