@@ -5,21 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Iterable, Mapping
 from enum import Enum
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from uvm.errors import OptionsError
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
-
-
-class Bound:
-    """The base of what is bound to a VM, and to the process that holds that: no copy of it could be used."""
-
-    __slots__ = ()
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(f"{kind_of(self)} can be neither copied nor pickled: its VM is bound to this process")
 
 
 def kind_of(value: object) -> str:

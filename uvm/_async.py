@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import wraps
-from importlib import import_module
 from inspect import CORO_CREATED, getcoroutinestate
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
-from attrs import define, field, frozen
+from attrs import define, field
 
 from uvm._arguments import own
 from uvm._checks import suggested
@@ -190,59 +187,6 @@ async def errors_of(calls: Iterable[Callable[[], Awaitable[object]]]) -> list[Ex
     return errors
 
 
-@frozen(eq=False)
-class Home:
-    """The event loop to which something belongs.
-
-    :ivar thread: the name of the loop's thread.
-    """
-
-    thread: str
-    _loop: object = field(repr=False)
-    _running_loop: Callable[[], object] = field(repr=False)
-
-    @classmethod
-    def here(cls) -> Home:
-        """Return the loop that runs now."""
-        # The function of the event loop itself: anyio's costs ten times as much.
-        running = asyncio.get_running_loop if is_asyncio() else trio_lowlevel().current_trio_token
-        return cls(threading.current_thread().name, running(), running)
-
-    def is_here(self) -> bool:
-        """Return whether it is the loop that runs now; each loop is one thread's."""
-        try:
-            return self._running_loop() is self._loop
-        except RuntimeError:
-            return False
-
-    def check(self, what: str) -> None:
-        """Refuse what another event loop, or none, asks for.
-
-        :param what: what belongs to this loop.
-        :raises VMStateError: this is not the loop.
-        """
-        if not self.is_here():
-            raise VMStateError(
-                f"{what} belongs to an event loop of the thread {self.thread}, and is used from another, "
-                f"of the thread {threading.current_thread().name}; nothing was done. Call it "
-                "from its own loop, as anyio.from_thread.run and asyncio.run_coroutine_threadsafe do"
-            )
-
-
-def is_asyncio() -> bool:
-    """Return whether the event loop that runs now is asyncio's, not trio's."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def trio_lowlevel() -> Any:
-    """Return what trio has for libraries such as this; trio need not be installed."""
-    return import_module("trio").lowlevel
-
-
 @define(eq=False)
 class Errand(Generic[T]):
     """A call that a task makes for its callers, who may leave at once; the call goes on.
@@ -259,6 +203,16 @@ class Errand(Generic[T]):
     _ended: Flag = field(factory=Flag, init=False)
     _result: list[T] = field(factory=list, init=False)
     _callers: int = field(default=0, init=False)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the call has been made, or was cut off."""
+        return self._ended.is_set()
+
+    @property
+    def result(self) -> T | None:
+        """What the call returned; None before, and if it failed."""
+        return self._result[0] if self._result else None
 
     async def made_in(self, tasks: anyio.abc.TaskGroup, unmade: Callable[[], Exception]) -> T:
         """Have a task of a group make the call, and wait for its result.

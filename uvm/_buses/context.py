@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 from attrs import define, field
 
-from uvm._arguments import Bound
 from uvm._buses.access import Access, HostName
 from uvm._buses.driver import Driver, Lane
 from uvm._buses.holds import Hold, HoldState
 from uvm._buses.link import Link
 from uvm._document.plan import CreationPlan
+from uvm._home import Bound
 from uvm._names import GuestOS, HostPath, guest_path_key, host_path, host_path_key
 from uvm._repr import counted
 from uvm.backend import Backend, Concurrency, HostInfo

@@ -9,9 +9,9 @@ from typing import Self
 
 from attrs import define, field, frozen
 
-from uvm._arguments import Bound
 from uvm._async import cancelled_too
 from uvm._buses.holds import Hold, HoldState
+from uvm._home import Bound
 from uvm._repr import arguments_of, brief
 from uvm.errors import AlreadyReleasedError
 

@@ -12,10 +12,11 @@ import anyio
 import anyio.abc
 from attrs import Factory, define, frozen
 
-from uvm._async import Errand, Flag, Home, Work
+from uvm._async import Errand, Flag, Work
 from uvm._guest.access import has_gone, has_stopped
 from uvm._guest.states import ContainerStates
 from uvm._guest.stdio import StreamBrokenError
+from uvm._home import Home
 from uvm._repr import brief_call
 from uvm.devices.base import Entry, Quarantined, Step
 from uvm.errors import (

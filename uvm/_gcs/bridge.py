@@ -49,11 +49,11 @@ from typing import Any, Final, TypeVar
 import anyio
 import anyio.abc
 
-from uvm._async import Home
 from uvm._gcs.calls import Call, Calls
 from uvm._guest.clock import GuestClock
 from uvm._guest.quotes import without_quotes
 from uvm._guest.stdio import close_quietly
+from uvm._home import Home
 from uvm._wire.frames import HEADER_SIZE, Notification, Procedure, Response, procedure_name
 from uvm.backend import BROKEN_STREAM, ByteStream
 from uvm.errors import BridgeClosedError, VMStateError, WireError

@@ -9,10 +9,10 @@ from typing import Any, Protocol, TypeVar
 import anyio.abc
 from attrs import Factory, define, field, fields, frozen
 
-from uvm._async import Home
 from uvm._guest.clock import GuestClock
 from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
+from uvm._home import Home
 from uvm.backend import JSON, System
 from uvm.errors import AnswerLostError, BridgeClosedError, HostError, NotSupportedError, UVMError
 from uvm.hresult import HResult

@@ -19,7 +19,7 @@ by the deletion of its state, has ended ``GuestTimeouts.grace_seconds`` later, i
 
 Closing it ends it and deletes its state, at once or when its layers were released: see
 :mod:`uvm._guest.states`. The VM's tasks do that, and a caller only waits for it: see
-:mod:`uvm._guest.ending`. Once the guest is gone, ending and forgetting what was in it succeeds at once
+:mod:`uvm._guest.containerend`. Once the guest is gone, ending and forgetting what was in it succeeds at once
 (hcsshim's issue 2743).
 
 Source: hcsshim internal/cow and internal/gcs/container.go.
@@ -38,11 +38,11 @@ import anyio.lowlevel
 from attrs import frozen
 
 from uvm._arguments import kind_of
-from uvm._async import Flag, opens
+from uvm._async import Flag, cancelled_too, opens
 from uvm._checks import checked, instance, text
 from uvm._guest.access import GuestAccess
 from uvm._guest.clock import GuestClock
-from uvm._guest.ending import Ending
+from uvm._guest.containerend import ContainerEnd
 from uvm._guest.exit import Exit
 from uvm._guest.process import Launch, Process, exit_of
 from uvm._guest.run import ProcessHost
@@ -175,8 +175,8 @@ class Container(ProcessHost):
         self._init_there = Flag()
         # The answer to the start of its own process was lost, so that it may run.
         self._may_run = False
-        self._closing = Ending(guest, f"close container {self.id}", self._close)
-        self._deletion = Ending(guest, f"delete the state of container {self.id}", self._delete_state)
+        self._closing = ContainerEnd(guest, f"close container {self.id}", self._close)
+        self._deletion = ContainerEnd(guest, f"delete the state of container {self.id}", self._delete_state)
 
     def __repr__(self) -> str:
         if self.exit is not None:
@@ -337,16 +337,13 @@ class Container(ProcessHost):
         return self
 
     async def __aexit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
-        if isinstance(exc, anyio.get_cancelled_exc_class()):
-            # asyncio's own cancellation comes once: what is awaited now would be waited for.
-            self._begin_closing()
-            return
-        try:
-            await self.aclose()
-        except Exception as error:
-            if exc is None:
-                raise
-            exc.add_note(f"and closing container {self.id} failed: {error}")
+        with cancelled_too(exc):
+            try:
+                await self.aclose()
+            except Exception as error:
+                if exc is None:
+                    raise
+                exc.add_note(f"and closing container {self.id} failed: {error}")
 
     def _begin_closing(self) -> None:
         if self._closing.begin():

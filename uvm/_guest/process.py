@@ -18,7 +18,6 @@ import anyio.abc
 import anyio.lowlevel
 from attrs import define, field
 
-from uvm._arguments import Bound
 from uvm._async import suggesting
 from uvm._guest.access import GuestAccess
 from uvm._guest.exchange import MAX_OUTPUT_BYTES, Chunks, CompletedProcess, Exchange, OutputName
@@ -26,6 +25,7 @@ from uvm._guest.exit import Exit
 from uvm._guest.signals import LINUX_KILL, SignalOptions, signal_options
 from uvm._guest.specs import Command, check_size, check_writable, host_process
 from uvm._guest.stdio import ProcessInput, ProcessOutput, Source
+from uvm._home import Bound
 from uvm._repr import brief
 from uvm.errors import (
     BridgeClosedError,

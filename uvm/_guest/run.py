@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from uvm._arguments import Bound
 from uvm._async import opens, suggesting
 from uvm._checks import checked, flag
 from uvm._guest.access import GuestAccess
@@ -18,6 +17,7 @@ from uvm._guest.clock import GuestClock
 from uvm._guest.exchange import MAX_OUTPUT_BYTES, CompletedProcess, Exchange
 from uvm._guest.process import Launch, Process, converse, discard
 from uvm._guest.specs import Command, host_process, pipes_of
+from uvm._home import Bound
 from uvm.errors import RefusedError
 
 _log = logging.getLogger("uvm.gcs")

@@ -34,12 +34,13 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from uvm._arguments import Bound, kind_of
-from uvm._async import Flag, Home
+from uvm._arguments import kind_of
+from uvm._async import Flag
 from uvm._checks import checked, whole
 from uvm._guest.access import Caller, as_it_is
 from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._guest.logs import say
+from uvm._home import Bound, Home
 from uvm._repr import brief
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener

@@ -227,13 +227,12 @@ class Ending(Devices, ClosedOnLeaving):
             return
         self._begin_closing()
         try:
-            errors = await self._close()
+            if errors := await self._close():
+                self._close_error = together(f"closing {self.id}", errors)
         finally:
             # An exit that the host did not report ends every wait for it all the same.
             self._exited(_UNKNOWN_EXIT)
             self._closed.set()
-        if errors:
-            self._close_error = together(f"closing {self.id}", errors)
         _log.info("%s: closed", self.id)
 
     async def _step(

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 import anyio
 from attrs import define, field
 
-from uvm._async import Flag, is_asyncio, opens, trio_lowlevel
+from uvm._async import Flag, opens
+from uvm._home import is_asyncio, trio_lowlevel
 from uvm._vm.keywords import CreationSettings, check_settings
 from uvm._vm.vm import UtilityVM
 from uvm.errors import VMStateError, own

@@ -16,7 +16,7 @@ import anyio
 from attrs import define, field, frozen
 
 from uvm._arguments import items_of
-from uvm._async import Opening, errors_of
+from uvm._async import Errand, Opening, errors_of
 from uvm._buses.holds import Hold, HoldState
 from uvm._buses.lease import Lease, LeaseState, Releasable, all_gone, state_of_all
 from uvm._buses.scsi import ScsiLease
@@ -93,10 +93,9 @@ class RootFileSystem(Releasable):
     layers: tuple[Lease, ...]
     scratch: ScsiLease
     _combined: Lease = field(repr=False)
-    _releasing: anyio.Event | None = field(default=None, repr=False)
-    _errors: list[Exception] = field(factory=list, repr=False)
+    #: Its release, which returns the errors of what could not be released.
+    _releasing: Errand[list[Exception]] | None = field(default=None, repr=False)
     _reported: bool = field(default=False, repr=False)
-    _waiting: int = field(default=0, repr=False)
 
     def __repr__(self) -> str:
         parts = f"{counted(len(self.layers), 'layers')}, scratch {self.scratch.host_path}"
@@ -109,7 +108,7 @@ class RootFileSystem(Releasable):
             return LeaseState.GONE
         if self._releasing is None:
             return LeaseState.HELD
-        if not self._releasing.is_set():
+        if not self._releasing.ended:
             return LeaseState.RELEASING
         state = state_of_all(self._holds)
         return LeaseState.REFUSED if self._errors and state is LeaseState.HELD else state
@@ -138,30 +137,26 @@ class RootFileSystem(Releasable):
             return
         if self._reported:
             raise AlreadyReleasedError(f"the root file system {self.root} was released before")
-        done = self._releasing
-        if done is None or self._errors:
-            done = self._begin_release()
-        self._waiting += 1
-        try:
-            await done.wait()
-        except BaseException:
-            if self._waiting == 1:
-                self._leave()
-            raise
-        finally:
-            self._waiting -= 1
+        releasing = self._releasing
+        if releasing is None or self._errors:
+            releasing = self._begin_release()
+        await releasing.wait()
         if self._errors:
             raise together(f"releasing {self.root}", [own(error) for error in self._errors])
         self._reported = True
 
-    def _begin_release(self) -> anyio.Event:
-        """Have a task of the VM release it, and return what is set when it has."""
-        done = self._releasing = anyio.Event()
-        self._errors = []
+    @property
+    def _errors(self) -> list[Exception]:
+        return [] if self._releasing is None else self._releasing.result or []
+
+    def _begin_release(self) -> Errand[list[Exception]]:
+        """Have a task of the VM release it."""
+        link = self._vm._link
+        releasing = self._releasing = Errand(link.vm_id, self._take_apart, lambda errors: self._leave())
         # The VM has no tasks once it has exited, and then it does not matter any more.
-        if (tasks := self._vm._link.tasks) is not None:
-            self._vm._link.work.start_soon(tasks, partial(self._take_apart, done))
-        return done
+        if link.tasks is not None:
+            link.work.start_soon(link.tasks, releasing.make)
+        return releasing
 
     async def gone(self) -> None:
         """Wait until its root, scratch disk and layers are off the host; see :meth:`uvm.Lease.gone`."""
@@ -180,25 +175,20 @@ class RootFileSystem(Releasable):
         for hold in others:
             hold.leave() if hold.state is HoldState.OWED else hold.abandon()
 
-    async def _take_apart(self, done: anyio.Event) -> None:
-        errors: list[Exception] = []
-        states = self._vm._link.states
-        try:
-            await states.closed(self._container_id)
-            deletion = states.pending(self._container_id)
-            # Layers that the guest has combined cannot be unmounted.
-            for leases in ([self._combined], [self.scratch, *self.layers]):
-                held = (lease.release for lease in leases if not lease.released)
-                errors = errors or await errors_of(held)
-            errors = errors or [hold.error for hold in self._holds if isinstance(hold.error, Exception)]
-            if deletion is not None and deletion.begun:
-                await deletion.done.wait()
-                errors += [deletion.error] if deletion.error else []
-        finally:
-            self._errors = errors
-            done.set()
-            if not self._waiting:
-                self._leave()
+    async def _take_apart(self) -> list[Exception]:
+        """Release its parts in order; return the errors of those that could not be."""
+        states, errors = self._vm._link.states, list[Exception]()
+        await states.closed(self._container_id)
+        deletion = states.pending(self._container_id)
+        # Layers that the guest has combined cannot be unmounted.
+        for leases in ([self._combined], [self.scratch, *self.layers]):
+            held = (lease.release for lease in leases if not lease.released)
+            errors = errors or await errors_of(held)
+        errors = errors or [hold.error for hold in self._holds if isinstance(hold.error, Exception)]
+        if deletion is not None and deletion.begun:
+            await deletion.done.wait()
+            errors += [deletion.error] if deletion.error else []
+        return errors
 
 
 async def _all(makers: Sequence[Callable[[], Awaitable[L]]]) -> list[L]:

@@ -30,8 +30,9 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field
 
-from uvm._async import Flag, Home, errors_of
+from uvm._async import Flag, errors_of
 from uvm._checks import U32, checked, function, instance, optional, positive_seconds, whole
+from uvm._home import Home
 from uvm._vm.base import ClosedOnLeaving
 from uvm._vm.ending import VMState
 from uvm._vm.keeper import Keeper, spawn

@@ -315,8 +315,5 @@ def check_backend(backend: Backend | str) -> None:
 
 def opened(backend: Backend | str) -> AbstractAsyncContextManager[Backend]:
     """Open a backend by its name, or leave it to its owner."""
-    if isinstance(backend, str):
-        return open_backend(backend)
-    if not is_backend(backend):
-        raise OptionsError(f"backend must be a Backend, or the name of one, not {backend!r}")
-    return nullcontext(backend)
+    check_backend(backend)
+    return open_backend(backend) if isinstance(backend, str) else nullcontext(backend)

@@ -8,8 +8,8 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 from uuid import UUID
 
-from uvm._arguments import Bound
 from uvm._checks import U64, checked, instance, optional, whole
+from uvm._home import Bound
 from uvm._repr import shown
 from uvm.backend import JSON, VM_GROUP, AccessMask, HostInfo
 from uvm.backends.fake.access import AccessTable

@@ -1,4 +1,4 @@
-"""Ends that the VM's tasks carry out, so that no caller has to stay for them.
+"""The end of a container, or of its state, which the VM's tasks carry out: no caller has to stay for it.
 
 How it works
 ------------
@@ -28,7 +28,7 @@ from uvm.errors import VMExitedError, own
 _log = logging.getLogger("uvm.gcs")
 
 
-class Ending:
+class ContainerEnd:
     """One end, carried out once.
 
     :param what: what ends, for the log.
