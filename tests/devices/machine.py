@@ -210,13 +210,17 @@ class DeviceMachine(RuleBasedStateMachine):
         key, member = self.draw_request(data)
         before = self.ledger.dump()
         try:
-            names = (data.draw(st.sampled_from(["one name", "another"])), key)
+            names = (data.draw(st.sampled_from(["one name", "another"])), self.own_name(key, member))
             ticket, change = self.ledger.acquire(key, member, names=names)
         except (NoSpaceError, OptionsError):
             assert self.ledger.dump() == before
             return
         self.tickets[ticket] = WAITING
         self.heed(change)
+
+    def own_name(self, key: Hashable, member: Any) -> Hashable:
+        """What a member of a key is called, and nothing else."""
+        return key
 
     @precondition(lambda self: self.live())
     @rule(data=st.data())
@@ -369,6 +373,12 @@ class DeviceMachine(RuleBasedStateMachine):
                     assert (ticket.entry, ticket.names[-1]) in self.ledger.named(name)
         named = [entry for names in self.ledger._named.values() for entry, _ in names]
         assert {entry.key for entry in named} <= {e.key for e in self.ledger if e.applied is not None}
+
+    @invariant()
+    def what_is_at_rest_has_an_owner(self) -> None:
+        if hasattr(self, "ledger"):
+            at_rest = [e for e in self.ledger if e.applied is not None and e.operation is None]
+            assert [e for e in at_rest if not (e.holders or e.owed or self.is_retained(e))] == []
 
     @invariant()
     def no_slot_is_given_twice(self) -> None:

@@ -336,7 +336,7 @@ def test_what_is_asked_before_an_update_begins_rides_along() -> None:
     assert not world.flights
 
 
-@pytest.mark.parametrize(("how", "state"), [("ok", ENDED), ("refused", OWED), ("unknown", ENDED)])
+@pytest.mark.parametrize(("how", "state"), [("ok", ENDED), ("refused", OWED), ("unknown", OWED)])
 def test_a_release_before_an_update_begins_rides_along_and_shares_its_fate(
     how: str, state: TicketState
 ) -> None:

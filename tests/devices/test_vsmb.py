@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from tests.devices.machine import DeviceMachine, add, ledger_of, release, run
 from tests.devices.scripts import steps_of_script
 from uvm._names import host_path_key
-from uvm.devices.base import HELD, OK, Device, Entry
+from uvm.devices.base import HELD, OK, Device, Entry, Refused, Unknown
+from uvm.devices.ledger import Ledger
 from uvm.devices.vsmb import (
     SharedFile,
     ShareKey,
@@ -21,6 +23,8 @@ from uvm.devices.vsmb import (
     file_options,
     guest_path,
 )
+from uvm.errors import HostError, UnknownOutcomeError
+from uvm.hresult import HResult
 from uvm.schema.devices import VirtualSmbShareOptions
 
 PREFIX = "\\\\?\\VMSMB\\VSMB-{dcc079ae-60ba-4d07-847c-3493609c0870}\\"
@@ -55,6 +59,9 @@ class SharesMachine(DeviceMachine):
         name = data.draw(st.sampled_from(["f", "g", "h"]))
         shared = SharedFile(name, data.draw(st.sampled_from([name, name.upper()])))
         return key, ShareMember(key.directory, shared, options)
+
+    def own_name(self, key: Hashable, member: Any) -> Hashable:
+        return key, member.file
 
     def is_retained(self, entry: Entry[Any, Any, Any, Any]) -> bool:
         assert entry.applied is not None
@@ -246,3 +253,29 @@ def test_builds_19h1_to_20h2_ask_for_file_ids(build: int, needs: bool) -> None:
 def test_guest_paths() -> None:
     assert guest_path("s1") == PREFIX + "s1"
     assert guest_path("sa", "f.txt") == PREFIX + r"sa\f.txt"
+
+
+def test_a_share_that_stays_after_an_unknown_update_has_an_owner() -> None:
+    ledger: Ledger[ShareKey, ShareMember, str, Any, object] = Ledger(Shares(revoke_released_files=True))
+    key = ShareKey(r"C:\d", True, False)
+    held, change = ledger.acquire(key, file("g"))
+    assert change.operation is not None
+    ledger.begin(change.operation)
+    ledger.done(change.operation, OK)
+    waiting, change = ledger.acquire(key, file("f"))
+    update = change.operation
+    assert update is not None
+    ledger.drop(held)
+    ledger.begin(update)
+    removal = ledger.done(update, Unknown(UnknownOutcomeError("lost"))).operation
+    assert removal is not None
+    ledger.begin(removal)
+    ledger.done(removal, Refused(HostError("remove", HResult.E_FAIL)))
+    [entry] = ledger
+    [owner] = entry.owed
+    assert owner in (held, waiting)
+    again = ledger.drop(owner).operation
+    assert again is not None
+    ledger.begin(again)
+    ledger.done(again, OK)
+    assert not len(ledger)

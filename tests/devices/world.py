@@ -192,10 +192,25 @@ class World:
             self._note(operation, how)
         outcomes: dict[str, Outcome] = {"refused": Refused(error, remaining), "unknown": Unknown(error)}
         outcome = outcomes.get(how, OK)
-        stays = how == "refused" and operation.kind == ADD and done > 0
-        owner = operation.serves[0] if stays else None
-        assert owner is None or owner in flight.serves
+        owner = None
+        if how == "refused" and operation.kind == ADD and done > 0:
+            owner = operation.serves[0]
+            assert owner in flight.serves
+        elif how != "ok" and operation.kind == UPDATE:
+            owner = self._left_with(operation, how)
         self._event(key, how, lambda: self.ledger.done(operation, outcome), error, flight.asked, owner)
+
+    def _left_with(self, operation: FilesOperation, how: str) -> FilesTicket | None:
+        """Who owns what stays of an entry all of whose tickets end with an update."""
+        lost = how == "unknown" and self.device.narrows
+        ended = [t for t in operation.serves if self.tickets[t] == WAITING]
+        ended = [*(operation.releasers if lost else ()), *ended]
+        others = [
+            ticket
+            for ticket in self.in_state(HELD, OWED, LEAVING)
+            if ticket.entry is operation.entry and ticket not in ended
+        ]
+        return ended[0] if ended and not others and not self.device.retain else None
 
     def _note(self, operation: FilesOperation, how: str) -> None:
         if how == "ok":

@@ -101,7 +101,7 @@ class Stay:
         :raises NotSupportedError: it does.
         """
         entry = self._entry
-        if not self.ended and self._driver.ledger.device.wanted(Entry(entry.key, entry.slot, entry.applied)):
+        if not self.ended and self._driver.ledger.retains(entry):
             raise NotSupportedError(
                 f"{entry.key} stays attached to {self._driver.link.vm_id} until the VM closes, since the "
                 "guest may have its files mapped: its end cannot be waited for"

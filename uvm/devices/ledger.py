@@ -138,6 +138,10 @@ class Ledger(Generic[K, M, S, W, P]):
         found = [(entry, own) for entry, own in known if self._covers(entry, (name, own))]
         return sorted(found, key=lambda each: each[0].state in (REMOVING, PARTIAL))
 
+    def retains(self, entry: Entry[K, M, S, W]) -> bool:
+        """Return whether what is applied stays without tickets."""
+        return self.device.wanted(Entry(entry.key, entry.slot, entry.applied)) is not None
+
     # Events.
 
     def acquire(
@@ -379,16 +383,21 @@ class Ledger(Generic[K, M, S, W, P]):
         self, operation: Operation[K, M, S, W], outcome: Refused | Unknown, change: Change[K, M, S, W, P]
     ) -> None:
         entry = operation.entry
-        change.fail([t for t in operation.serves if t.state is WAITING], outcome.error)
+        ended = tuple(ticket for ticket in operation.serves if ticket.state is WAITING)
         if isinstance(outcome, Unknown) or outcome.remaining:
             entry.doubtful = True
         if not self.device.narrows:
             self._revoked(operation, change)
         elif isinstance(outcome, Unknown):
-            change.fail(operation.releasers, outcome.error)
+            ended = operation.releasers + ended
         else:
             change.fail(operation.releasers, outcome.error, OWED)
             entry.owed += operation.releasers
+        if ended and not (entry.holders or entry.owed or entry.leaving or self.retains(entry)):
+            # The removal that follows may be refused; what stays then has an owner.
+            entry.owed, ended = ended[:1], ended[1:]
+            change.fail(entry.owed, outcome.error, OWED)
+        change.fail(ended, outcome.error)
         # The same update is not tried again before the next event; a removal was not tried yet.
         if entry.waiters or entry.leaving or self.device.wanted(entry) is None:
             self._plan(entry, change)
