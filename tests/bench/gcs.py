@@ -21,7 +21,7 @@ from uvm._wire.frames import HostSide, Kind, Procedure
 from uvm.schema.gcs import HOST_CONTAINER_ID, ContainerModifySettingsRequest
 from uvm.schema.json import dumps
 
-__all__ = ["calls", "codec", "many_processes"]
+__all__ = ["ask_and_read", "calls", "codec", "many_processes", "mount_and_unmount"]
 
 _DISK: Final = "C:\\disks\\measured.vhdx"
 _HEADER: Final = Struct("<IIQ")
@@ -40,23 +40,28 @@ def _mount_request(kind: str, path: str) -> dict[str, Any]:
     return {"ResourceType": "MappedVirtualDisk", "RequestType": kind, "Settings": settings}
 
 
-def codec() -> Iterator[Figure]:
-    """Write a modify request and read its answer: the host's part, without the guest's."""
+def ask_and_read() -> Callable[[], int]:
+    """Return what writes a modify request and reads its answer: the host's part, without the guest's."""
     host = HostSide()
     request = _mount_request("Add", "/run/mounts/scsi/m0")
     answer_type = Kind.RESPONSE | Procedure.MODIFY_SETTINGS
     size = _HEADER.size + len(_ANSWER)
 
-    def ask_and_read() -> int:
+    def do() -> int:
         body = ContainerModifySettingsRequest(container_id=HOST_CONTAINER_ID, request=request)
         request_id, _ = host.request(Procedure.MODIFY_SETTINGS, dumps(body))
         return sum(1 for _ in host.receive(_HEADER.pack(answer_type, size, request_id) + _ANSWER))
 
-    assert ask_and_read() == 1
+    assert do() == 1
+    return do
+
+
+def codec() -> Iterator[Figure]:
+    """Write a modify request and read its answer."""
     yield Figure.of_seconds(
         "modify request written, its answer read (the host's part)",
         "us",
-        time_per_call(ask_and_read),
+        time_per_call(ask_and_read()),
         budget="15 us",
     )
 
@@ -92,6 +97,12 @@ def _rate(what: str, seconds: list[float], loop: str, in_flight: int) -> Figure:
 async def _one_by_one() -> list[float]:
     async with _guest() as vm:
         return await _mount_and_unmount(vm, "/mnt/measured", _CALLS)
+
+
+async def mount_and_unmount(count: int) -> None:
+    """Have the guest mount a disk and unmount it, so many times."""
+    async with _guest() as vm:
+        await _mount_and_unmount(vm, "/mnt/measured", 2 * count)
 
 
 async def _many_at_once() -> list[float]:
