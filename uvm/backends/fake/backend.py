@@ -132,9 +132,9 @@ class FakeBackend(Bound):
 
         :raises HostError: HCS_E_INVALID_JSON for an unknown type.
         """
-        call = self.request_log._begin("query", "", "service properties", {"PropertyTypes": list(types)})
+        entry = self.request_log._begin("query", "", "service properties", {"PropertyTypes": list(types)})
         return await self._exchange.carry_out(
-            call, lambda: {"Properties": [service_property(name, self.info, self._vms) for name in types]}
+            entry, lambda: {"Properties": [service_property(name, self.info, self._vms) for name in types]}
         )
 
     async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
@@ -144,14 +144,14 @@ class FakeBackend(Bound):
         by the mask.
         """
         document = {"path": path, "vm": to, **({"mask": mask} if to == VM_GROUP else {})}
-        call = self.request_log._begin("grant", "" if to == VM_GROUP else to, "grant", document)
-        await self._exchange.carry_out(call, lambda: self.access.grant(path, to, mask), self._vms.get(to))
+        entry = self.request_log._begin("grant", "" if to == VM_GROUP else to, "grant", document)
+        await self._exchange.carry_out(entry, lambda: self.access.grant(path, to, mask), self._vms.get(to))
 
     async def revoke_access(self, path: str, to: str) -> None:
         """Revoke access; do nothing if there is none."""
         document = {"path": path, "vm": to}
-        call = self.request_log._begin("revoke", "" if to == VM_GROUP else to, "revoke", document)
-        await self._exchange.carry_out(call, lambda: self.access.revoke(path, to), self._vms.get(to))
+        entry = self.request_log._begin("revoke", "" if to == VM_GROUP else to, "revoke", document)
+        await self._exchange.carry_out(entry, lambda: self.access.revoke(path, to), self._vms.get(to))
 
     async def create(self, system_id: str, document: JSON) -> FakeSystem:
         """Create a compute system: a VM, or with ``HostingSystemId`` a container that HCS hosts in a VM.
@@ -171,9 +171,9 @@ class FakeBackend(Bound):
             self._vms[system_id] = vm
             return vm
 
-        call = self.request_log._begin("lifecycle", system_id, "create", copied)
+        entry = self.request_log._begin("lifecycle", system_id, "create", copied)
         # The handle comes last: if the answer is lost, the system exists without a handle.
-        return FakeSystem(self._side, await self._exchange.carry_out(call, create))
+        return FakeSystem(self._side, await self._exchange.carry_out(entry, create))
 
     async def open(self, system_id: str) -> FakeSystem:
         """Open another handle; HCS_E_SYSTEM_NOT_FOUND if there is no such system."""
@@ -187,8 +187,8 @@ class FakeBackend(Bound):
             return found
 
         log_id, resource = (system_id, "") if hosted is None else (hosted.vm.id, system_id)
-        call = self.request_log._begin("lifecycle", log_id, "open", None, resource)
-        found = await self._exchange.carry_out(call, find, vm)
+        entry = self.request_log._begin("lifecycle", log_id, "open", None, resource)
+        found = await self._exchange.carry_out(entry, find, vm)
         if isinstance(found, HostedSystem):
             return FakeHostedSystem(self._side, found)
         return FakeSystem(self._side, found)
@@ -201,8 +201,8 @@ class FakeBackend(Bound):
             found = [system.summary() for system in (*self._vms.values(), *self._hosted.values())]
             return [s for s in found if all(s.get(field, "") in values for field, values in wanted.items())]
 
-        call = self.request_log._begin("query", "", "enumerate", query)
-        return await self._exchange.carry_out(call, listed)
+        entry = self.request_log._begin("query", "", "enumerate", query)
+        return await self._exchange.carry_out(entry, listed)
 
     def new_id(self) -> str:
         """Return a new GUID, determined by the seed."""
@@ -247,8 +247,8 @@ class FakeBackend(Bound):
             self._hosted[system_id] = hosted
             return hosted
 
-        call = self.request_log._begin("lifecycle", hosting_id, "create", document, system_id)
-        made = await self._exchange.carry_out(call, create, self._vms.get(hosting_id))
+        entry = self.request_log._begin("lifecycle", hosting_id, "create", document, system_id)
+        made = await self._exchange.carry_out(entry, create, self._vms.get(hosting_id))
         return FakeHostedSystem(self._side, made)
 
     def _forget_vm(self, vm: FakeVM) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeVar
 
-from attrs import field, frozen
+from attrs import define, field
 
 from uvm._repr import brief_call
 from uvm.errors import HostError
@@ -18,9 +18,9 @@ T = TypeVar("T")
 To = Literal["grant", "revoke", "host", "guest", "lifecycle", "network", "query"]
 
 
-@frozen
+@define
 class Call:
-    """One call. The document belongs to the request log: do not change it.
+    """One call. It belongs to the request log: do not change it, nor its document.
 
     :ivar seq: the number of the call, from 1, over all VMs of a backend.
     :ivar vm: the id of the VM; empty if the call concerns none.
@@ -64,14 +64,14 @@ def copy_json(value: Any) -> Any:
 
     :raises ValueError: it is not a JSON value; the message names the part that is not.
     """
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
                 raise ValueError(f"a key is {key!r}, not a string")
         return {key: copy_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [copy_json(item) for item in value]
     raise ValueError(f"{type(value).__name__} is no JSON type")
 

@@ -11,10 +11,10 @@ from attrs import define, field, frozen
 
 from uvm._checks import Checked, go, number
 from uvm._repr import call_of, shown
-from uvm.backends.fake.calls import Call, Machine, To
+from uvm.backends.fake.calls import Machine, To
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.faults import Faults
-from uvm.backends.fake.request_log import RequestLog
+from uvm.backends.fake.request_log import Entry, RequestLog
 
 T = TypeVar("T")
 
@@ -42,9 +42,16 @@ class Latency(Checked):
 
     def of(self, to: To) -> float:
         """Return the time of a call, in milliseconds."""
-        if to in ("grant", "revoke"):
-            return self.grant_ms
-        return {"host": self.host_ms, "guest": self.guest_ms, "lifecycle": self.lifecycle_ms}.get(to, 0.0)
+        match to:
+            case "host":
+                return self.host_ms
+            case "guest":
+                return self.guest_ms
+            case "grant" | "revoke":
+                return self.grant_ms
+            case "lifecycle":
+                return self.lifecycle_ms
+        return 0.0
 
 
 @define(eq=False)
@@ -63,38 +70,38 @@ class Exchange:
     def __repr__(self) -> str:
         return shown(self, "latency")
 
-    async def carry_out(self, call: Call, change: Callable[[], T], machine: Machine | None = None) -> T:
+    async def carry_out(self, entry: Entry, change: Callable[[], T], machine: Machine | None = None) -> T:
         """Carry out a call that the request log has begun. A call cancelled before the change makes none."""
         applied = False
 
-        async def proceed() -> T:
+        def apply() -> T:
             nonlocal applied
             result = change()
             applied = True
             return result
 
         try:
-            await self._pass_time(call.to)
-            result = await self.faults._run(call, proceed, machine)
+            await self._pass_time(entry.call.to)
+            result = await self.faults._run(entry.call, apply, machine)
         except BaseException as e:
-            self.request_log._finish(call, e, applied)
+            self.request_log._finish(entry, e, applied=applied)
             raise
-        self.request_log._finish(call, None, applied=True)
+        self.request_log._finish(entry, None, applied=True)
         return result
 
     def is_immediate(self, to: To) -> bool:
         """Return whether calls are never delayed: there is no rule, and answers take no time."""
-        return not self.faults.rules and not self.latency.of(to)
+        return not self.faults._rules and not self.latency.of(to)
 
-    def carry_out_at_once(self, call: Call, change: Callable[[], T]) -> T:
+    def carry_out_at_once(self, entry: Entry, change: Callable[[], T]) -> T:
         """Carry out a call without waiting, faults and latency."""
         self.clock.tick()
         try:
             result = change()
         except BaseException as e:
-            self.request_log._finish(call, e, applied=False)
+            self.request_log._finish(entry, e, applied=False)
             raise
-        self.request_log._finish(call, None, applied=True)
+        self.request_log._finish(entry, None, applied=True)
         return result
 
     async def _pass_time(self, to: To) -> None:

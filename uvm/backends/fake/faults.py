@@ -95,9 +95,17 @@ class Faults(Rules[Action]):
         gate._when_closed(rule.remove)
         return gate
 
-    async def _run(self, call: Call, proceed: Callable[[], Awaitable[T]], machine: Machine | None) -> T:
-        """Carry out a call under the rules that choose it."""
+    async def _run(self, call: Call, apply: Callable[[], T], machine: Machine | None) -> T:
+        """Apply a call under the rules that choose it."""
         # Which rules apply is settled here, before anything is awaited: counts follow the order of calls.
-        for rule in reversed(self._choose(call)):
-            proceed = partial(rule._action, call, proceed, machine)
-        return await proceed()
+        chosen = self._choose(call)
+        if not chosen:
+            return apply()
+
+        async def proceed() -> T:
+            return apply()
+
+        action: Callable[[], Awaitable[T]] = proceed
+        for rule in reversed(chosen):
+            action = partial(rule._action, call, action, machine)
+        return await action()

@@ -11,7 +11,7 @@ import posixpath
 from functools import lru_cache
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define
 
 from uvm._checks import U64, checked, choice, flag, instance, optional, whole
 from uvm._names import HostPath, PathFlavour, host_path, host_path_key, text_of
@@ -49,7 +49,7 @@ class _Opens:
     writer: bool = False
 
 
-@frozen(eq=False)
+@define(eq=False)
 class OpenDisk:
     """A file that a VM has open, which does not depend on the path by which it was opened."""
 

@@ -10,9 +10,10 @@ import anyio.lowlevel
 from attrs import define, field
 
 from uvm.backend import HostInfo
-from uvm.backends.fake.calls import Call, To, copy_document
+from uvm.backends.fake.calls import To, copy_document
 from uvm.backends.fake.computesystem import Opened
 from uvm.backends.fake.exchange import Exchange
+from uvm.backends.fake.request_log import Entry
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import GuestError, HostError
 from uvm.hresult import HResult
@@ -77,7 +78,7 @@ class Handle:
         """Release what the handle holds."""
         self._target.closed()
 
-    def _begin(self, to: To, operation: str, document: Any) -> Call:
+    def _begin(self, to: To, operation: str, document: Any) -> Entry:
         fields = document if operation == "modify" and isinstance(document, dict) else {}
         resource = self._resource or str(fields.get("ResourcePath") or fields.get("ResourceType") or "")
         request_type = str(fields.get("RequestType") or "")

@@ -138,8 +138,8 @@ class FakeNetwork:
         await self._ask("delete namespace", {"ID": namespace_id}, delete)
 
     async def _ask(self, operation: str, document: JSON, change: Callable[[], T]) -> T:
-        call = self._exchange.request_log._begin("network", "", operation, document)
-        return await self._exchange.carry_out(call, change)
+        entry = self._exchange.request_log._begin("network", "", operation, document)
+        return await self._exchange.carry_out(entry, change)
 
     def _namespace(self, namespace_id: str) -> JSON:
         found = self._namespaces.get(guid_key(namespace_id))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Literal, get_args
 
 import anyio
-from attrs import frozen
+from attrs import define
 
 from uvm._checks import checked, choice, number
 from uvm._repr import brief_call, shown
@@ -27,9 +28,9 @@ _AT_LEAST_ONE: Final = number("a whole number: a request log keeps one entry at 
 _WIDTH: Final = 400
 
 
-@frozen
+@define(eq=False)
 class Entry:
-    """A call and its outcome.
+    """A call, and its outcome once that is known.
 
     :ivar code: the result code of a refusal.
     :ivar applied: the call was carried out, even if the answer was lost.
@@ -87,8 +88,7 @@ class RequestLog:
 
     def __init__(self, max_entries: int = 10_000) -> None:
         checked(max_entries, _AT_LEAST_ONE, "request_log_entries")
-        self._entries: dict[int, Entry] = {}
-        self._max_entries = max_entries
+        self._entries: deque[Entry] = deque(maxlen=max_entries)
         self._seq = 0
         self._listeners: list[Callable[[Entry], None]] = []
         self.dropped: int = 0
@@ -100,7 +100,7 @@ class RequestLog:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter(list(self._entries.values()))
+        return iter(list(self._entries))
 
     def entries(
         self,
@@ -121,9 +121,7 @@ class RequestLog:
         if outcome is not None:
             checked(outcome, choice(*get_args(Outcome)), "outcome")
         return [
-            entry
-            for entry in self._entries.values()
-            if outcome in (None, entry.outcome) and wanted.fits(entry.call)
+            entry for entry in self._entries if outcome in (None, entry.outcome) and wanted.fits(entry.call)
         ]
 
     def render(self, entries: Iterable[Entry] | None = None) -> str:
@@ -142,32 +140,32 @@ class RequestLog:
 
     def _begin(
         self, to: To, vm: str, operation: str, document: Any, resource: str = "", request_type: str = ""
-    ) -> Call:
+    ) -> Entry:
         """Log a call that begins."""
         self._seq += 1
-        call = Call(self._seq, to, vm, operation, document, resource, request_type)
-        self._entries[call.seq] = Entry(call)
-        if len(self._entries) > self._max_entries:
-            del self._entries[next(iter(self._entries))]
-            self.dropped += 1
-        return call
+        entry = Entry(Call(self._seq, to, vm, operation, document, resource, request_type))
+        self.dropped += len(self._entries) == self._entries.maxlen
+        self._entries.append(entry)
+        return entry
 
-    def _finish(self, call: Call, error: BaseException | None, applied: bool) -> None:
+    def _finish(self, entry: Entry, error: BaseException | None, *, applied: bool) -> None:
         """Log the outcome of a call."""
-        entry = _ended(call, error, applied)
-        if call.seq in self._entries:
-            self._entries[call.seq] = entry
-        for listener in list(self._listeners):
-            listener(entry)
+        entry.applied = applied
+        if error is None:
+            entry.outcome = "ok"
+        else:
+            entry.outcome, entry.code, entry.error = _failure(error)
+        if self._listeners:
+            for listener in list(self._listeners):
+                listener(entry)
 
 
-def _ended(call: Call, error: BaseException | None, applied: bool) -> Entry:
-    if error is None:
-        return Entry(call, "ok", applied=applied)
+def _failure(error: BaseException) -> tuple[Outcome, int | None, str]:
+    """Return the outcome, the code and the text of a call that raised."""
     if isinstance(error, RefusedError):
-        return Entry(call, "refused", error.hresult, str(error), applied)
+        return "refused", error.hresult, str(error)
     if isinstance(error, UnknownOutcomeError):
-        return Entry(call, "lost", None, str(error), applied)
+        return "lost", None, str(error)
     if isinstance(error, anyio.get_cancelled_exc_class()):
-        return Entry(call, "cancelled", applied=applied)
-    return Entry(call, "failed", None, f"{type(error).__name__}: {error}", applied)
+        return "cancelled", None, ""
+    return "failed", None, f"{type(error).__name__}: {error}"

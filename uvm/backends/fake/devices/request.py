@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Generic, TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from uvm._repr import shown
 from uvm.backend import JSON
@@ -24,7 +24,7 @@ M = TypeVar("M")
 D = TypeVar("D", bound="Device[Any]")
 
 
-@frozen
+@define
 class Request(Generic[R]):
     """A ``ModifySettingRequest`` with its resource path parsed.
 

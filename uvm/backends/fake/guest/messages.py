@@ -12,7 +12,7 @@ from attrs import define, field
 
 from uvm._wire.frames import GuestSide, Kind, Procedure, parse, procedure_name
 from uvm.backend import JSON
-from uvm.backends.fake.calls import Call
+from uvm.backends.fake.request_log import Entry
 from uvm.errors import GuestError, WireError
 from uvm.hresult import HResult
 from uvm.schema.json import SchemaError, from_json
@@ -29,7 +29,7 @@ class Incoming:
 
     :ivar body: its JSON object; empty if it cannot be read, and then ``problem`` is the reason.
     :ivar side: the connection that it came on.
-    :ivar call: the call for the request log and the faults.
+    :ivar entry: its entry in the request log.
     :ivar after: called when the answer has been sent.
     """
 
@@ -40,7 +40,7 @@ class Incoming:
     strict: bool
     body: JSON = field(init=False, factory=dict, repr=False)
     problem: str = field(init=False, default="")
-    call: Call = field(init=False)
+    entry: Entry = field(init=False)
     after: Callable[[], None] | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:

@@ -29,6 +29,7 @@ from uvm.backends.fake.guest.misbehaviour import Misbehaviour, Reply
 from uvm.backends.fake.guest.outlet import Outlet
 from uvm.backends.fake.guest.processes import GuestProcess
 from uvm.backends.fake.guest.programs import FakeProcess, Program, Programs
+from uvm.backends.fake.request_log import Entry
 from uvm.backends.fake.streams import ENDED, FakeStream
 from uvm.errors import BridgeClosedError, GuestError, HostError, WireError
 from uvm.hresult import HResult
@@ -210,9 +211,9 @@ class GuestService:
     async def _dial(self) -> FakeStream:
         """Dial the host's end of the connection, unless a fault prevents it."""
         await self.vm.until_listening(self._plan.service)
-        call = self._environment.exchange.request_log._begin("guest", self.vm.id, "connect", None)
+        entry = self._environment.exchange.request_log._begin("guest", self.vm.id, "connect", None)
         try:
-            await self._environment.exchange.carry_out(call, lambda: None, self.vm)
+            await self._environment.exchange.carry_out(entry, lambda: None, self.vm)
         except Exception as e:
             self.log.line(f"bridge: {e}", level="error")
             await anyio.sleep_forever()
@@ -257,7 +258,7 @@ class GuestService:
     def _take(self, request: Incoming) -> None:
         exchange = self._environment.exchange
         handler = self._handler(request)
-        call = request.call = self._begin(request)
+        request.entry = self._begin(request)
 
         def change() -> JSON | None:
             if self.vm.state == "Stopped":
@@ -268,7 +269,7 @@ class GuestService:
             self.spawn(self._carry_out, request, change)
             return
         try:
-            answer = exchange.carry_out_at_once(call, change)
+            answer = exchange.carry_out_at_once(request.entry, change)
         except GuestError as e:
             self.refuse(request, e)
         except BridgeClosedError:
@@ -276,7 +277,7 @@ class GuestService:
         else:
             self.answer(request, answer)
 
-    def _begin(self, request: Incoming) -> Call:
+    def _begin(self, request: Incoming) -> Entry:
         """Log a request; a change of settings as that change."""
         document: Any = request.body
         change: JSON = {}
@@ -290,7 +291,7 @@ class GuestService:
 
     async def _carry_out(self, request: Incoming, change: Callable[[], JSON | None]) -> None:
         try:
-            answer = await self._environment.exchange.carry_out(request.call, change, self.vm)
+            answer = await self._environment.exchange.carry_out(request.entry, change, self.vm)
         except GuestError as e:
             self.refuse(request, e)
         except Exception as e:
@@ -478,7 +479,7 @@ class GuestService:
         else:
             # It came on an earlier connection; as in the real guest, it is answered on this one.
             frame = encode(Kind.RESPONSE, request.procedure, request.id, body)
-        self._send(Reply(request.call, frame))
+        self._send(Reply(request.entry.call, frame))
 
     def _notify(self, body: JSON) -> None:
         if self._side is None:

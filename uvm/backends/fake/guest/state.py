@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from uvm._names import GuestOS, guest_path_key
 from uvm._repr import brief_call, shown
@@ -23,7 +23,7 @@ T = TypeVar("T")
 Device: TypeAlias = devices.Device[Any]
 
 
-@frozen
+@define
 class Mount:
     """A mount in a guest.
 
@@ -44,7 +44,7 @@ class Mount:
         return f"{self.device or self.kind} at {self.path}"
 
 
-@frozen
+@define
 class GuestRequest:
     """A ``ModificationRequest`` to one kind of resource.
 
