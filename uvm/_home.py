@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, NoReturn
 
 from attrs import field, frozen
@@ -38,7 +38,8 @@ class Home:
     def here(cls) -> Home:
         """Return the loop that runs now."""
         # The function of the event loop itself: anyio's costs ten times as much.
-        running = asyncio.get_running_loop if is_asyncio() else trio_lowlevel().current_trio_token
+        trio = trio_lowlevel()
+        running = asyncio.get_running_loop if trio is None else trio.current_trio_token
         return cls(threading.current_thread().name, running(), running)
 
     def is_here(self) -> bool:
@@ -62,15 +63,11 @@ class Home:
             )
 
 
-def is_asyncio() -> bool:
-    """Return whether the event loop that runs now is asyncio's, not trio's."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 def trio_lowlevel() -> Any:
-    """Return what trio has for libraries such as this; trio need not be installed."""
-    return import_module("trio").lowlevel
+    """Return what trio has for libraries such as this, if the task that runs now is trio's; None on asyncio.
+
+    trio need not be installed. As the guest of a loop of asyncio it has tasks of its own.
+    """
+    # It has no attributes yet while another thread imports it.
+    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
+    return lowlevel if lowlevel is not None and lowlevel.in_trio_task() else None

@@ -12,10 +12,9 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-import anyio
 from attrs import Factory, define, field, frozen
 
-from uvm._async import errors_of
+from uvm._async import Flag, errors_of
 from uvm._buses.link import Link
 from uvm.backend import Backend
 from uvm.errors import is_refusal, own
@@ -65,7 +64,7 @@ class _Flight:
     """A request in flight."""
 
     revokes: bool
-    landed: anyio.Event = Factory(anyio.Event)
+    landed: Flag = Factory(Flag)
     error: Exception | None = None
 
 

@@ -32,10 +32,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Generic
 
-import anyio
-import anyio.abc
 from attrs import Factory, define, field
 
+from uvm._async import Flag
 from uvm._buses.access import Need
 from uvm._buses.holds import Hold, HoldState, Stay
 from uvm._buses.link import Link, StuckDevice
@@ -121,7 +120,7 @@ class Driver(Generic[K, M, S, W]):
     _holds: dict[Ticket[K, M, S, W], Hold[object]] = field(factory=dict, init=False)
     _stays: dict[Entry[K, M, S, W], Stay] = field(factory=dict, init=False)
     _needs: dict[Entry[K, M, S, W], Need] = field(factory=dict, init=False)
-    _gates: dict[Hashable, anyio.Event] = field(factory=dict, init=False)
+    _gates: dict[Hashable, Flag] = field(factory=dict, init=False)
 
     def acquire(
         self,
@@ -420,7 +419,7 @@ class Driver(Generic[K, M, S, W]):
         while (gate := self._gate(operation)) is not None and gate in self._gates:
             await self._gates[gate].wait()
         if gate is not None:
-            self._gates[gate] = anyio.Event()
+            self._gates[gate] = Flag()
         return gate
 
     def _gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:

@@ -20,9 +20,9 @@ from enum import Enum
 from itertools import count
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-import anyio
 from attrs import Factory, define, field
 
+from uvm._async import Flag, Line
 from uvm._buses.access import Need
 from uvm._buses.link import Link
 from uvm.devices.base import Entry, Ticket
@@ -77,14 +77,12 @@ class Stay:
     ended: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
     refusal: BaseException | None = field(default=None, init=False)
-    _changed: anyio.Event | None = field(default=None, init=False, repr=False)
+    _changed: Line = field(factory=Line, init=False, repr=False)
 
     def change(self, refusal: BaseException | None = None) -> None:
         """Note the outcome of an operation, and wake those that wait."""
         self.refusal = refusal
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+        self._changed.wake()
 
     def end(self, error: BaseException | None = None) -> None:
         """Note that the device is gone, or that this is unknown."""
@@ -112,7 +110,6 @@ class Stay:
         while not self.is_gone(member):
             if self.refusal is not None and not self._driver.is_wanted(self._entry, member):
                 raise own(self.refusal)
-            self._changed = self._changed or anyio.Event()
             await self._changed.wait()
         if self.error is not None:
             raise own(self.error)
@@ -147,7 +144,7 @@ class Hold(Generic[S_co]):
     abandoned: bool = field(default=False, init=False)
     #: A caller has seen it released.
     reported: bool = field(default=False, init=False)
-    _waker: anyio.Event | None = field(default=None, init=False, repr=False)
+    _waker: Flag | None = field(default=None, init=False, repr=False)
     _waiting: int = field(default=0, init=False, repr=False)
 
     @property
@@ -218,8 +215,7 @@ class Hold(Generic[S_co]):
     async def _wait_settled(self) -> None:
         """Wait for :meth:`settle`."""
         if self.state is _WAITING or self.state is _RELEASING:
-            # Most holds are never waited for, and an event is not cheap.
-            self._waker = self._waker or anyio.Event()
+            self._waker = self._waker or Flag()
             await self._waker.wait()
 
     def drop(self, *, abandoned: bool = False) -> None:

@@ -27,6 +27,7 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
+from uvm._async import Line
 from uvm._guest.logs import say
 from uvm._guest.stdio import close_quietly
 from uvm._wire.ports import ENTROPY_BYTES
@@ -138,7 +139,7 @@ class GuestOutput:
         self._torn = False
         self._ended = False
         self._closed = False
-        self._arrived = anyio.Event()
+        self._arrived = Line()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive at least one byte; anyio.EndOfStream at the end of the output."""
@@ -148,8 +149,6 @@ class GuestOutput:
                 raise anyio.ClosedResourceError
             if self._ended:
                 raise anyio.EndOfStream
-            if self._arrived.is_set():
-                self._arrived = anyio.Event()
             await self._arrived.wait()
         data = bytes(self._pending[:max_bytes])
         del self._pending[:max_bytes]
@@ -173,7 +172,7 @@ class GuestOutput:
         self._closed = True
         self._pending.clear()
         self._line.clear()
-        self._arrived.set()
+        self._arrived.wake()
 
     async def pump(self) -> None:
         """Read the output to its end."""
@@ -188,7 +187,7 @@ class GuestOutput:
             self._pass_on(len(self._line))
             self._end_dropping()
             self._ended = True
-            self._arrived.set()
+            self._arrived.wake()
 
     def _take(self, data: bytes) -> None:
         if self._closed:
@@ -215,7 +214,7 @@ class GuestOutput:
             self._drop(size)
         else:
             self._pending += self._line[:size]
-            self._arrived.set()
+            self._arrived.wake()
             del self._line[:size]
 
     def _drop(self, size: int) -> None:

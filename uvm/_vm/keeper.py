@@ -32,7 +32,7 @@ import anyio
 from attrs import define, field
 
 from uvm._async import Flag, opens
-from uvm._home import is_asyncio, trio_lowlevel
+from uvm._home import trio_lowlevel
 from uvm._vm.keywords import CreationSettings, check_settings
 from uvm._vm.vm import UtilityVM
 from uvm.errors import VMStateError, own
@@ -52,12 +52,13 @@ _held: set[asyncio.Task[None]] = set()
 
 def spawn(function: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
     """Run a function, which raises nothing, in a task that the event loop cancels when it ends."""
-    if is_asyncio():
+    trio = trio_lowlevel()
+    if trio is None:
         task = asyncio.get_running_loop().create_task(function(), name=name)
         _held.add(task)
         task.add_done_callback(_held.discard)
     else:
-        trio_lowlevel().spawn_system_task(function, name=name, context=contextvars.copy_context())
+        trio.spawn_system_task(function, name=name, context=contextvars.copy_context())
 
 
 @define(eq=False)

@@ -93,7 +93,7 @@ class _Member:
 class _Waiter:
     """A caller who waits for a VM."""
 
-    woken: anyio.Event = field(factory=anyio.Event)
+    woken: Flag = field(factory=Flag)
     member: _Member | None = None
 
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeAlias
 
-import anyio
 from attrs import define, field
 
+from uvm._async import Flag, Line
 from uvm._checks import I32, U32, checked, flag, similar, whole
 from uvm._checks import text as check_text
 from uvm._repr import shown
@@ -87,7 +87,7 @@ def on_exit(machine: Machine | None, hook: Callable[[], None]) -> Iterator[None]
 
 async def wait_for_exit(machine: Machine | None) -> None:
     """Wait until a VM exits; if the call concerns no VM, until the call is cancelled."""
-    exited = anyio.Event()
+    exited = Flag()
     with on_exit(machine, exited.set):
         await exited.wait()
 
@@ -101,7 +101,7 @@ class Parked:
 
     call: Call
     _pending: list[Parked] = field(repr=False)
-    _woken: anyio.Event = field(factory=anyio.Event, repr=False)
+    _woken: Flag = field(factory=Flag, repr=False)
     _action: Action = field(default=_proceed, repr=False)
 
     def __repr__(self) -> str:
@@ -148,7 +148,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._pending: list[Parked] = []
-        self._arrival = anyio.Event()
+        self._arrival = Line()
         self._on_close: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
@@ -181,8 +181,7 @@ class Gate:
         """Park a call. If the VM exits meanwhile the call proceeds, and finds a VM that has exited."""
         parked = Parked(call, self._pending)
         self._pending.append(parked)
-        self._arrival.set()
-        self._arrival = anyio.Event()
+        self._arrival.wake()
         action = await parked._decided(machine)
         return await action(call, proceed, machine)
 

@@ -13,6 +13,7 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
+from uvm._async import Line
 from uvm._names import guid_key
 from uvm._repr import shown
 from uvm.errors import HostError, VMExitedError, own
@@ -41,8 +42,8 @@ class _Pipe:
 
     def __init__(self) -> None:
         self._chunks: deque[bytes | memoryview] | None = None
-        self.receivers: list[anyio.Event] = []
-        self.senders: list[anyio.Event] = []
+        self.receivers: Line = Line()
+        self.senders: Line = Line()
         self.size: int = 0
         self.ended: bool = False
         self.broken: bool = False
@@ -64,7 +65,7 @@ class _Pipe:
             self._chunks = deque()
         self._chunks.append(piece)
         self.size += len(piece)
-        wake(self.receivers)
+        self.receivers.wake()
 
     def take(self, max_bytes: int) -> bytes:
         """Remove and return what comes next; the pipe is not empty."""
@@ -79,39 +80,21 @@ class _Pipe:
             self._chunks = None
         self.size -= len(piece)
         # Not as soon as there is room: the two sides would alternate at every piece.
-        if self.senders and self.size <= BUFFER_BYTES // 2:
-            wake(self.senders)
+        if self.size <= BUFFER_BYTES // 2:
+            self.senders.wake()
         return piece if isinstance(piece, bytes) else bytes(piece)
 
     def end(self, *, cut: bool = False) -> None:
         self.cut = self.cut or (cut and not self.ended)
         self.ended = True
-        wake(self.receivers)
+        self.receivers.wake()
 
     def break_off(self) -> None:
         self.broken = True
         self._chunks = None
         self.size = 0
-        wake(self.senders)
-        wake(self.receivers)
-
-
-async def wait_in(waiters: list[anyio.Event]) -> None:
-    """Wait for the next :func:`wake` of a list of waiters."""
-    event = anyio.Event()
-    waiters.append(event)
-    try:
-        await event.wait()
-    finally:
-        if event in waiters:
-            waiters.remove(event)
-
-
-def wake(waiters: list[anyio.Event]) -> None:
-    """Wake all waiters of a list."""
-    for event in waiters:
-        event.set()
-    waiters.clear()
+        self.senders.wake()
+        self.receivers.wake()
 
 
 class FakeStream:
@@ -139,7 +122,7 @@ class FakeStream:
         if not pipe.is_quiet:
             await anyio.lowlevel.checkpoint()
         while pipe.is_quiet:
-            await wait_in(pipe.receivers)
+            await pipe.receivers.wait()
         if pipe.size:
             return pipe.take(max_bytes)
         if pipe.broken:
@@ -183,7 +166,7 @@ class FakeStream:
         """Wait until the other end has received everything, or was closed."""
         await anyio.lowlevel.checkpoint()
         while self._outgoing.size:
-            await wait_in(self._outgoing.senders)
+            await self._outgoing.senders.wait()
 
     async def send_eof(self) -> None:
         """Close the direction to the other end."""
@@ -211,7 +194,7 @@ class FakeStream:
     async def _put(self, piece: bytes | memoryview) -> None:
         pipe = self._outgoing
         while not pipe.has_room:
-            await wait_in(pipe.senders)
+            await pipe.senders.wait()
         self._require_open()
         if piece:
             pipe.put(piece)
@@ -235,7 +218,7 @@ class FakeListener:
     def __init__(self, service_id: str, on_close: Callable[[], object]) -> None:
         self.service_id: str = service_id
         self._dialled: list[FakeStream] = []
-        self._callers: list[anyio.Event] = []
+        self._callers: Line = Line()
         self._on_close = on_close
         self._end: Exception | None = None
 
@@ -248,7 +231,7 @@ class FakeListener:
         while not self._dialled:
             if self._end is not None:
                 raise own(self._end)
-            await wait_in(self._callers)
+            await self._callers.wait()
         return self._dialled.pop(0)
 
     def accept_nowait(self) -> FakeStream | None:
@@ -263,7 +246,7 @@ class FakeListener:
     def offer(self, stream: FakeStream) -> None:
         """Add a connection to be accepted."""
         self._dialled.append(stream)
-        wake(self._callers)
+        self._callers.wake()
 
     def end(self, error: Exception) -> None:
         """Stop listening; `accept` raises an error from now on."""
@@ -272,7 +255,7 @@ class FakeListener:
             self._on_close()
             while self._dialled:
                 self._dialled.pop(0).close()
-            wake(self._callers)
+            self._callers.wake()
 
 
 class Switchboard:
@@ -283,7 +266,7 @@ class Switchboard:
         self._listeners: dict[str, FakeListener] = {}
         # In the order in which they were made: the order of waking at the exit must not depend on addresses.
         self._streams: dict[FakeStream, None] = {}
-        self._diallers: list[anyio.Event] = []
+        self._diallers: Line = Line()
 
     def listen(self, service_id: str) -> FakeListener:
         """Listen for connections to a service; WSAEADDRINUSE if it has a listener."""
@@ -291,7 +274,7 @@ class Switchboard:
         if key in self._listeners:
             raise HostError(f"listen {service_id}", HResult.WSAEADDRINUSE, f"on VM {self._vm_id}")
         self._listeners[key] = FakeListener(service_id, lambda: self._listeners.pop(key, None))
-        wake(self._diallers)
+        self._diallers.wake()
         return self._listeners[key]
 
     def dial(self, service_id: str) -> FakeStream:
@@ -307,7 +290,7 @@ class Switchboard:
     async def wait_for_listener(self, service_id: str) -> None:
         """Wait until a service has a listener."""
         while guid_key(service_id) not in self._listeners:
-            await wait_in(self._diallers)
+            await self._diallers.wait()
 
     def close(self, error: VMExitedError) -> None:
         """Close all connections: the VM has exited. The host can still receive what had arrived."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import anyio
 import anyio.lowlevel
 
+from uvm._async import Line
 from uvm._names import GuestOS
 from uvm._repr import shown
 from uvm.backend import JSON
@@ -18,7 +18,7 @@ from uvm.backends.fake.guest.service import GuestService
 from uvm.backends.fake.guest.state import FakeGuest
 from uvm.backends.fake.guest.windows.mounts import WindowsGuest
 from uvm.backends.fake.host import Host
-from uvm.backends.fake.streams import FakeListener, FakeStream, Switchboard, wait_in, wake
+from uvm.backends.fake.streams import FakeListener, FakeStream, Switchboard
 from uvm.backends.fake.tree import DeviceTree
 from uvm.errors import ExitStatus, HostError, RefusedError, VMExitedError
 from uvm.hresult import HResult
@@ -73,7 +73,7 @@ class FakeVM(FakeComputeSystem):
         self._guest: FakeGuest | None = None
         self._switchboard: Switchboard | None = None
         self._exit_hooks: list[Callable[[], None]] = []
-        self._state_hooks: list[anyio.Event] = []
+        self._state_changes: Line = Line()
 
     def __repr__(self) -> str:
         return shown(self, "id", "os", "state")
@@ -153,11 +153,11 @@ class FakeVM(FakeComputeSystem):
     async def until_running(self) -> None:
         """Wait until the VM runs; for ever if it has exited."""
         while self.state != "Running":
-            await wait_in(self._state_hooks)
+            await self._state_changes.wait()
 
     def _become(self, state: State) -> None:
         super()._become(state)
-        wake(self._state_hooks)
+        self._state_changes.wake()
 
     def modify(self, path: str, request_type: str, settings: Any) -> None:
         """Change the devices."""

@@ -8,6 +8,7 @@ from typing import Final
 import anyio
 from attrs import frozen
 
+from uvm._async import Flag
 from uvm.backend import JSON, ByteStream
 from uvm.backends.hcs.calls import SERVICE_DISCONNECT
 from uvm.backends.hcs.dlls import CData, OperationHandle, ProcessHandle, SystemHandle
@@ -64,9 +65,9 @@ class HCSProcess:
         self.stderr: Final = information.stderr
         self._information = information
         self._registration = 0
-        self._ended = anyio.Event()
+        self._ended = Flag()
         #: The process has exited, or was reported gone.
-        self._news = anyio.Event()
+        self._news = Flag()
         self._exit: int | HostError | None = None
         #: The report that the process or its system is gone, while its own exit has not been reported.
         self._gone: HostError | None = None

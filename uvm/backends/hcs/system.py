@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 import anyio
 
+from uvm._async import Flag
 from uvm.backend import JSON, HostProcess, Listener
 from uvm.backends.hcs.calls import SERVICE_DISCONNECT
 from uvm.backends.hcs.dlls import Request, SystemHandle
@@ -50,7 +51,7 @@ class HCSSystem:
         self.id: Final = handle.name
         self.runtime_id: str = ""
         self._registration = 0
-        self._ended = anyio.Event()
+        self._ended = Flag()
         self._exit: ExitStatus | None = None
         #: What HCS reported before the exit, by its key in the exit status.
         self._reported: dict[str, Any] = {}

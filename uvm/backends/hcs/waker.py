@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from typing import TypeVarTuple
 
-import anyio
+from uvm._async import Flag
+from uvm._home import trio_lowlevel
 
 Args = TypeVarTuple("Args")
 
@@ -19,22 +19,18 @@ class Waker:
     """
 
     def __init__(self) -> None:
-        trio = sys.modules.get("trio")
-        # Absent while another thread is importing trio.
-        lowlevel = getattr(trio, "lowlevel", None)
-        self._soon: Callable[..., object]
-        if trio is not None and lowlevel is not None and lowlevel.in_trio_run():
-            self._soon = lowlevel.current_trio_token().run_sync_soon
-            self._gone: type[RuntimeError] = trio.RunFinishedError
-        else:
-            self._soon = asyncio.get_running_loop().call_soon_threadsafe
-            self._gone = RuntimeError
+        trio = trio_lowlevel()
+        self._soon: Callable[..., object] = (
+            asyncio.get_running_loop().call_soon_threadsafe
+            if trio is None
+            else trio.current_trio_token().run_sync_soon
+        )
 
     def call_soon(self, function: Callable[[*Args], object], *args: *Args) -> bool:
         """Schedule a call of `function`; return False if the loop has ended, which then never calls it."""
         try:
             self._soon(function, *args)
-        except self._gone:
+        except RuntimeError:
             return False
         return True
 
@@ -44,7 +40,7 @@ class Signal:
 
     def __init__(self, waker: Waker) -> None:
         self._waker = waker
-        self._event = anyio.Event()
+        self._event = Flag()
 
     def set(self) -> None:
         """Set it. Idempotent."""

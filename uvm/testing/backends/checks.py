@@ -11,6 +11,7 @@ import anyio
 import anyio.abc
 from attrs import define, field
 
+from uvm._async import Flag
 from uvm.errors import HostError
 
 Args = TypeVarTuple("Args")
@@ -75,7 +76,7 @@ class Attempt:
     scope: anyio.CancelScope = field(factory=anyio.CancelScope)
     result: Any = None
     error: Any = None
-    _ended: anyio.Event = field(factory=anyio.Event, init=False)
+    _ended: Flag = field(factory=Flag, init=False)
 
     @classmethod
     def begin(

@@ -8,6 +8,7 @@ from typing import TypeVar
 import anyio
 from attrs import define, field, frozen
 
+from uvm._async import Flag
 from uvm._buses.lease import Releasable
 from uvm._names import GuestOS
 from uvm._vm.ending import VMState
@@ -101,7 +102,7 @@ class Lifecycle:
     vm: UtilityVM | None = None
     closing: bool = False
     _scope: anyio.CancelScope = field(factory=anyio.CancelScope)
-    _step_ended: anyio.Event = field(factory=anyio.Event)
+    _step_ended: Flag = field(factory=Flag)
     _cut_short: bool = False
 
     async def run(self) -> None:
@@ -165,7 +166,7 @@ class Lifecycle:
         ended = self.vm is None or self.vm.state in (VMState.EXITED, VMState.CLOSED)
         if self._cut_short or ended:
             return None
-        self._step_ended = anyio.Event()
+        self._step_ended = Flag()
         with anyio.CancelScope() as self._scope:
             try:
                 result = await call()
