@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from tests.bench import gcs, hcs, machines, processes, vms
+from tests.bench import disks, gcs, hcs, machines, processes, vms
 from tests.bench.counted import OPERATIONS
 from tests.bench.figures import Figure, render
 from tests.bench.instructions import HEADING, NoValgrindError, cachegrind, count_rows
@@ -15,7 +15,8 @@ from tests.bench.vms import LOOPS
 _PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
     "scsi": machines.scsi,
     "vpmem": machines.vpmem,
-    "disks": vms.disks_at_once,
+    "stubs": disks.on_stubs,
+    "disks": disks.on_fake,
     "document": machines.document,
     "import": processes.imports,
     "life": vms.lives,

@@ -13,7 +13,7 @@ from typing import Any, Final
 import anyio
 from attrs import frozen
 
-from tests.bench import gcs, machines, vms
+from tests.bench import disks, gcs, machines, vms
 
 __all__ = ["NO_LOOP", "OPERATIONS", "Operation"]
 
@@ -59,9 +59,10 @@ OPERATIONS: Final = {
     "codec": _pure("modify request written, its answer read", gcs.ask_and_read, 0),
     "rpc": _on_loops("two modify RPCs in process", gcs.mount_and_unmount, (50, 350), 775e3, 960e3),
     "disk": _on_loops(
-        "one disk attached, mounted, released, fake", partial(vms.attach_and_release, 1), (20, 120), 2.3e6
+        "one disk attached, mounted, released, fake", partial(disks.attach_and_release, 1), (20, 120), 2.3e6
     ),
-    "disks": _on_loops("64 disks at once, the same", partial(vms.attach_and_release, 64), (2, 6), 0),
+    "disks": _on_loops("64 disks at once, the same", partial(disks.attach_and_release, 64), (2, 6), 0),
+    "stubs": _on_loops("64 disks at once on stubs", disks.attach_and_release_on_stubs, (2, 12), 0),
     "vm": _on_loops("one VM created, started, closed", vms.create_and_close, (10, 50), 6e6),
 }
 

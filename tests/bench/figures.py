@@ -6,12 +6,13 @@ import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from attrs import field, frozen
 
-__all__ = ["NO_LOOP", "Figure", "render", "time_per_call"]
+__all__ = ["NO_LOOP", "Figure", "Span", "render", "time_per_call"]
 
 #: Stands in the table where no event loop takes part.
 NO_LOOP: Final = "no loop"
@@ -71,6 +72,26 @@ class Figure:
             self.budget or "-",
             self.hcsshim or "-",
         )
+
+
+@frozen
+class Span:
+    """What something took, in seconds.
+
+    :ivar wall: by the clock.
+    :ivar cpu: of all processors, by this process.
+    """
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    @contextmanager
+    def measured(cls, spans: list[Span]) -> Iterator[None]:
+        """Measure the body of a context, and append what it took."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        spans.append(cls(time.perf_counter() - wall, time.process_time() - cpu))
 
 
 def time_per_call(function: Callable[[], object], *, samples: int = 40, seconds: float = 0.01) -> list[float]:

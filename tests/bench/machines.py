@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from tests.bench.figures import Figure, time_per_call
 from uvm._document import files_to_stat, plan_creation
+from uvm._document.plan import CreationPlan
 from uvm.backend import FileInfo, HostInfo
 from uvm.devices.base import OK, Change, Step
 from uvm.devices.ledger import Ledger
@@ -17,7 +18,7 @@ from uvm.schema.common import MIB
 from uvm.schema.json import dumps
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 
-__all__ = ["add_and_remove", "attach_and_detach", "document", "scsi", "vpmem"]
+__all__ = ["add_and_remove", "attach_and_detach", "document", "plan", "scsi", "vpmem"]
 
 _SLOTS: Final = len(SCSI_CONTROLLER_GUIDS) * LUNS_PER_CONTROLLER
 _SCSI: Final = ((0, "0.75 us"), (_SLOTS // 2, "11.9 us"), (_SLOTS - 1, "22.1 us"))
@@ -98,15 +99,19 @@ def vpmem() -> Iterator[Figure]:
     )
 
 
+def plan(options: LCOWOptions, host: HostInfo) -> CreationPlan:
+    """Return the plan of a VM whose files are there."""
+    files = dict.fromkeys(files_to_stat(options, host), FileInfo(MIB))
+    return plan_creation(options, host, files, id="vm", new_id=lambda: "")
+
+
 def document() -> Iterator[Figure]:
     """Make the options of a Linux VM, and from them the document as JSON text."""
     host = HostInfo()
 
     def from_options() -> str:
         options = LCOWOptions(memory_mb=2048, processors=2, boot_files_path=_BOOT_FILES)
-        files = dict.fromkeys(files_to_stat(options, host), FileInfo(MIB))
-        plan = plan_creation(options, host, files, id="vm", new_id=lambda: "")
-        return dumps(plan.document)
+        return dumps(plan(options, host).document)
 
     assert _BOOT_FILES.replace("\\", "\\\\") in from_options()
     yield Figure.of_seconds(
