@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import wraps
 from inspect import CORO_CREATED, getcoroutinestate
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
 
 import anyio
@@ -198,37 +199,45 @@ class Work:
             await self._changed.wait()
 
 
-@asynccontextmanager
-async def bare_task_group(
-    close: Callable[[BaseException | None], Awaitable[BaseException | None]],
-    elsewhere: str = "a task group was left in another task than it was entered in",
-) -> AsyncIterator[anyio.abc.TaskGroup]:
-    """Run tasks beside a body, whose exception is raised as it is, not wrapped in a group.
+class BareTaskGroup:
+    """Runs tasks beside a body, whose exception is raised as it is, not wrapped in a group.
 
     :param close: called at the end of the body, with its exception, to have the tasks end; it returns the
         exception to raise, if any.
-    :param elsewhere: the error if it is left in another task.
-    :raises VMStateError: it is left in another task; the tasks have ended.
+    :param elsewhere: the error if it is left in another task: VMStateError; the tasks have ended.
     """
-    failure: BaseException | None = None
-    entered_in = anyio.get_current_task().id
-    async with AsyncExitStack() as stack:
-        tasks = await stack.enter_async_context(anyio.create_task_group())
-        try:
-            yield tasks
-        except BaseException as error:
-            # Kept out of the task group, which would wrap it; a cancellation has to pass through it.
-            failure = error
-        failure = await close(failure)
-        if anyio.get_current_task().id != entered_in:
+
+    __slots__ = ("_close", "_elsewhere", "_entered_in", "_tasks")
+
+    def __init__(
+        self,
+        close: Callable[[BaseException | None], Awaitable[BaseException | None]],
+        elsewhere: str = "a task group was left in another task than it was entered in",
+    ) -> None:
+        self._close = close
+        self._elsewhere = elsewhere
+        self._tasks = anyio.create_task_group()
+
+    async def __aenter__(self) -> anyio.abc.TaskGroup:
+        self._entered_in = anyio.get_current_task().id
+        return await self._tasks.__aenter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        failure = await self._close(exc)
+        # What else the body raised is kept out of the task group, which would wrap it.
+        cancelled = failure if isinstance(failure, anyio.get_cancelled_exc_class() | GeneratorExit) else None
+        if anyio.get_current_task().id != self._entered_in:
             # Only the task that entered a group can leave it: trio waits for ever, and anyio raises.
-            stack.pop_all()
-            if not isinstance(failure, anyio.get_cancelled_exc_class() | GeneratorExit):
-                raise VMStateError(elsewhere) from failure
-        if isinstance(failure, anyio.get_cancelled_exc_class() | GeneratorExit):
+            if cancelled is None:
+                raise VMStateError(self._elsewhere) from failure
+        elif cancelled is None:
+            await self._tasks.__aexit__(None, None, None)
+        else:
+            await self._tasks.__aexit__(type(cancelled), cancelled, cancelled.__traceback__)
+        if failure is not None and failure is not exc:
             raise failure
-    if failure is not None:
-        raise failure
 
 
 @contextmanager

@@ -161,6 +161,11 @@ class Access:
             flight.landed.set()
         return flight
 
+    @property
+    def any_granted(self) -> bool:
+        """Whether the VM has, or may have, access to a path."""
+        return any(path.granted for path in self._paths.values())
+
     async def revoke_all(self) -> list[Exception]:
         """Revoke everything that was granted, all at once; return the errors of what was not revoked."""
 

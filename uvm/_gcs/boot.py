@@ -79,46 +79,56 @@ async def forward_output(
     :param again: keep the listener and go on with the next connection, as the log service of a Windows
         guest may be restarted; it ends when the listener is closed.
     :param name: whose guest it is, for messages.
-    :param keeps_up: the handler waits for nothing but more output, as :func:`uvm._guest.logs.read_log` does.
+    :param keeps_up: the handler waits for nothing but more output, and returns at its end, as
+        :func:`uvm._guest.logs.read_log` does.
     """
+    listening = True
     try:
-        more = True
-        while more:
+        while listening:
             stream = await listener.accept()
-            more = again
-            if not more:
+            if not again:
                 await close_quietly(listener)
+                listening = False
             await _forward(stream, handler, name, keeps_up)
     except Exception as e:
         _say_failure(f"{name}: its output cannot be listened to any more", e)
     finally:
-        await close_quietly(listener)
+        if listening:
+            await close_quietly(listener)
 
 
 async def _forward(
     stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str, keeps_up: bool
 ) -> None:
-    output = GuestOutput(stream, name)
     try:
-        if keeps_up:
-            await _handle(stream, handler, name)
-            output.close()
-            await output.pump()
-        else:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(output.pump)
-                await _handle(output, handler, name)
-                output.close()
+        if not keeps_up:
+            await _pump(stream, handler, name)
+        elif not await _handle(stream, handler, name):
+            rest = GuestOutput(stream, name)
+            rest.close()
+            await rest.pump()
     finally:
         await close_quietly(stream)
 
 
-async def _handle(stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str) -> None:
+async def _pump(stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str) -> None:
+    """Read a stream, and pass it on to a handler."""
+    output = GuestOutput(stream, name)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(output.pump)
+        await _handle(output, handler, name)
+        output.close()
+
+
+async def _handle(stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str) -> bool:
+    """Have a handler read a stream; return whether it did not fail."""
     try:
         await handler(stream)
     except Exception as e:
         problem = f"{name}: the handler of its output failed; the rest of the output is dropped"
         say(_log, logging.ERROR, problem, error=e)
+        return False
+    return True
 
 
 class GuestOutput:

@@ -17,7 +17,7 @@ import anyio
 import anyio.abc
 from attrs import define, field
 
-from uvm._async import bare_task_group
+from uvm._async import BareTaskGroup
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._wire.ports import LINUX_GCS_PORT, vsock_port, vsock_service_id
@@ -177,7 +177,7 @@ async def _connected(
         await sockets.aclose()
         return failure
 
-    async with bare_task_group(close) as tasks:
+    async with BareTaskGroup(close) as tasks:
         try:
             with anyio.fail_after(timeouts.boot_seconds):
                 await tasks.start(connection.serve, await dial())

@@ -195,17 +195,14 @@ class Channel:
 
 
 async def close_quietly(resource: Listener | ByteStream | None) -> None:
-    """Close what there is, at once, also where the caller is cancelled; that it had ended is no error."""
+    """Close what there is; that it had ended is no error. It is closed at once, also if this is cancelled."""
     if resource is None:
         return
-    # As `anyio.aclose_forcefully`, whatever has cancelled the caller meanwhile.
-    with anyio.CancelScope(shield=True) as scope:
-        scope.cancel()
-        try:
-            await resource.aclose()
-        except Exception as e:
-            # A stream of another backend may raise anything.
-            say(_log, logging.DEBUG, f"closing what had ended: {e!r}")
+    try:
+        await resource.aclose()
+    except Exception as e:
+        # A stream of another backend may raise anything.
+        say(_log, logging.DEBUG, f"closing what had ended: {e!r}")
 
 
 class _Stdio(Bound):

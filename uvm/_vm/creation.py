@@ -91,6 +91,11 @@ class HostArtifacts:
                 self.files.remove(target)
             raise
 
+    @property
+    def to_remove(self) -> bool:
+        """Whether there is something to revoke or to remove."""
+        return bool(self.grants or self.files or self.directories)
+
     async def remove(self) -> list[Exception]:
         """Revoke and remove all of it; return the errors of what could not be."""
         errors: list[Exception] = []

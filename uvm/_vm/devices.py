@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from uvm._async import Opening
 from uvm._buses.context import Bus
@@ -103,9 +103,9 @@ class Devices(Part):
                 yield f"{name.strip('_')}.{ledger}", driver
 
     def _in_use(self) -> Iterator[tuple[str, Bus]]:
-        for name in (name for cls in reversed(type(self).__mro__) for name in vars(cls)):
+        for name in _BUSES:
             # A bus is made when it is first used.
-            if isinstance(bus := self.__dict__.get(name), Bus):
+            if (bus := self.__dict__.get(name)) is not None:
                 yield name, bus
 
     def _mounted_in(self, directory: str) -> str:
@@ -179,3 +179,7 @@ class Devices(Part):
         """Enter the PCI devices that the VM was created with into their ledger."""
         for device in self._context.plan.assigned_devices:
             self.vpci._adopt(PciDevice(device.instance_path, device.function, device.vmbus_guid))
+
+
+#: In the order in which they are defined.
+_BUSES: Final = tuple(name for name, value in vars(Devices).items() if isinstance(value, cached_property))

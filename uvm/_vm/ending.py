@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 
@@ -95,8 +95,9 @@ class Ending(Devices, ClosedOnLeaving):
         self._close_error: Exception | None = None
         self._close_error_raised = False
         self._keeper_ended: Callable[[], Awaitable[None]] | None = None
-        #: Cancelled by the exit.
-        self._booting = anyio.CancelScope()
+        #: While it boots: cancelled by the exit, and if the caller of the start is.
+        self._booting: anyio.CancelScope | None = None
+        self._start_cancelled = False
         self._detached = False
 
     @property
@@ -255,27 +256,29 @@ class Ending(Devices, ClosedOnLeaving):
 
     async def _close(self) -> list[Exception]:
         errors = self._close_errors or []
-        steps: dict[str, Callable[[], Awaitable[list[Exception] | None]]] = {
-            "terminating the VM": self._end_system,
-            "closing the connection to the guest": self._close_guest,
-            # Before anything is revoked: a VM that could not be terminated ends with its last handle.
-            "closing the handle of the VM": self._system.close,
-            "revoking access": self._context.access.revoke_all,
-            "keeping files for debugging": partial(
-                self._artifacts.prepare, self._context.plan.copies_on_exit
-            ),
-            "deleting temporary files": self._artifacts.remove,
-        }
-        if self._close_errors is not None:
-            # That was done, before what waited for the VM had ended.
-            del steps["terminating the VM"]
-        if self._detached and not self._system_exited.is_set():
-            steps = {name: step for name, step in steps.items() if name.startswith("closing")}
-        for name, step in steps.items():
+        for name, step in self._steps():
             errors += await self._step(name, step)
         for each in errors:
             _log.error("closing %s: %s", self.id, each)
         return errors
+
+    def _steps(self) -> Iterator[tuple[str, Callable[[], Awaitable[list[Exception] | None]]]]:
+        """Yield the steps of closing for which there is something to do."""
+        left_running = self._detached and not self._system_exited.is_set()
+        # It may have been terminated before what waited for it had ended.
+        if self._close_errors is None and not left_running:
+            yield "terminating the VM", self._end_system
+        yield "closing the connection to the guest", self._close_guest
+        # Before anything is revoked: a VM that could not be terminated ends with its last handle.
+        yield "closing the handle of the VM", self._system.close
+        if left_running:
+            return
+        if self._context.access.any_granted:
+            yield "revoking access", self._context.access.revoke_all
+        if copies := self._context.plan.copies_on_exit:
+            yield "keeping files for debugging", partial(self._artifacts.prepare, copies)
+        if self._artifacts.to_remove:
+            yield "deleting temporary files", self._artifacts.remove
 
     @property
     def _grace_seconds(self) -> float:
@@ -318,23 +321,26 @@ class Ending(Devices, ClosedOnLeaving):
         down, in order.
         """
         try:
-            with anyio.CancelScope(shield=True):
-                try:
-                    await self._until_exit(task_status)
-                finally:
-                    self._output_ended.set()
-                await self._closing.wait()
+            try:
+                await self._until_exit(task_status)
+            finally:
+                self._output_ended.set()
+            if not self._closing.is_set():
+                with anyio.CancelScope(shield=True):
+                    await self._closing.wait()
         finally:
             # An event loop that ends cancels this task itself.
             try:
-                with anyio.CancelScope(shield=True):
-                    await self._close_once()
+                if not self._closed.is_set():
+                    with anyio.CancelScope(shield=True):
+                        await self._close_once()
             finally:
                 self._served.set()
 
     async def _until_exit(self, task_status: TaskStatus[None]) -> None:
-        """Serve the VM until it has exited and its last output was read."""
+        """Serve the VM until it has exited and its last output was read; no cancellation ends that."""
         async with anyio.create_task_group() as channels:
+            channels.cancel_scope.shield = True
             self._startup.channels = channels
             try:
                 async with anyio.create_task_group() as tasks:
@@ -381,7 +387,8 @@ class Ending(Devices, ClosedOnLeaving):
         self._link.exited.set()
         self._link.work.close()
         self._startup.clock.resume()
-        self._booting.cancel()
+        if self._booting is not None:
+            self._booting.cancel()
         if self._link.guest is not None:
             self._link.guest.close()
         for _, driver in self._drivers():

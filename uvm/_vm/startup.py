@@ -21,28 +21,28 @@ Source: hcsshim internal/uvm/start.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 import anyio.abc
-from attrs import define, field
+from attrs import define, field, frozen
 
 from uvm._buses.context import Context
 from uvm._gcs.boot import forward_output, give_entropy
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.clock import GuestClock
 from uvm._guest.logs import log_to
+from uvm._guest.stdio import close_quietly
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._hcsguest.access import RelayAccess
 from uvm._hcsguest.guest import NoGuest, RelayGuest
 from uvm._vm.creation import security_policy_request
 from uvm._vm.logforwarding import set_log_sources, start_log_forwarding
 from uvm._wire import ports
-from uvm.backend import BROKEN_STREAM, ByteStream, Guest, Listener
+from uvm.backend import ByteStream, Guest, Listener
 from uvm.errors import UVMError
 from uvm.options import LCOWOptions, WCOWOptions
 from uvm.schema.guest import RESOURCE_HV_SOCKET, HvSocketAddress, SystemTime, TimeZoneInformation
@@ -66,6 +66,24 @@ _UTC = TimeZoneInformation(
 )
 
 
+@frozen(eq=False)
+class _Listening:
+    """A listener of a boot, which is noted there while it is open."""
+
+    _listener: Listener
+    _noted: dict[_Listening, None]
+
+    async def accept(self) -> ByteStream:
+        """Wait for the next connection."""
+        return await self._listener.accept()
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        await self._listener.aclose()
+        # Only now: if this call is cancelled, the next one closes it.
+        self._noted.pop(self, None)
+
+
 @define(eq=False)
 class GuestStartup:
     """The start-up of the guest of one VM, until it takes requests.
@@ -82,34 +100,38 @@ class GuestStartup:
     channels: anyio.abc.TaskGroup | None = None
     clock: GuestClock = field(factory=GuestClock, init=False)
     _service: Listener | None = field(default=None, init=False)
-    _listeners: list[Listener] = field(factory=list, init=False)
+    _listening: dict[_Listening, None] = field(factory=dict, init=False)
 
     async def listen(self) -> None:
         """Listen to what the guest dials, and serve the channels of the boot."""
         options = self.context.options
         if isinstance(options, LCOWOptions):
-            entropy = await self._listen(ports.vsock_service_id(ports.LINUX_ENTROPY_PORT))
-            assert self.channels is not None
-            self.channels.start_soon(partial(give_entropy, entropy, name=self.context.vm_id))
+            service = ports.vsock_service_id(ports.LINUX_ENTROPY_PORT)
+            await self._serve(service, partial(give_entropy, name=self.context.vm_id))
             if options.forward_stdout or options.forward_stderr:
-                await self._forward_output(ports.vsock_service_id(ports.LINUX_LOG_PORT), again=False)
+                await self._serve(ports.vsock_service_id(ports.LINUX_LOG_PORT), self._forwards(again=False))
         elif options.log_forwarding:
             # A Windows guest dials again whenever its log service is restarted.
-            await self._forward_output(ports.WINDOWS_LOG_SERVICE, again=True)
+            await self._serve(ports.WINDOWS_LOG_SERVICE, self._forwards(again=True))
         if self._is_ours:
             self._service = await self._listen(_service_id(options))
 
-    async def _forward_output(self, service_id: str, *, again: bool) -> None:
-        name = self.context.vm_id
-        handler = self.output or log_to(name)
-
-        async def read(stream: ByteStream) -> None:
-            _reading.set(self)
-            await handler(stream)
-
-        output = await self._listen(service_id)
+    async def _serve(self, service_id: str, serve: Callable[[Listener], Coroutine[Any, Any, None]]) -> None:
+        """Listen, and have a task serve what dials."""
+        listener = await self._listen(service_id)
         assert self.channels is not None
-        self.channels.start_soon(forward_output, output, read, again, name, self.output is None)
+        self.channels.start_soon(serve, listener)
+
+    def _forwards(self, *, again: bool) -> Callable[[Listener], Coroutine[Any, Any, None]]:
+        """Return what forwards the output of the guest to its handler."""
+        name, handler = self.context.vm_id, self.output
+        if handler is None:
+            return partial(forward_output, handler=log_to(name), again=again, name=name, keeps_up=True)
+        return partial(forward_output, handler=partial(self._read, handler), again=again, name=name)
+
+    async def _read(self, handler: OutputHandler, stream: ByteStream) -> None:
+        _reading.set(self)
+        await handler(stream)
 
     @property
     def in_output_handler(self) -> bool:
@@ -146,14 +168,8 @@ class GuestStartup:
 
     async def stop_listening(self) -> None:
         """Stop listening to the guest."""
-        while self._listeners:
-            await self._stop(self._listeners[-1])
-
-    async def _stop(self, listener: Listener) -> None:
-        # Removed only once it is closed: if this call is cancelled, the next one closes it.
-        await listener.aclose()
-        if listener in self._listeners:
-            self._listeners.remove(listener)
+        while self._listening:
+            await next(reversed(self._listening)).aclose()
 
     @property
     def _is_ours(self) -> bool:
@@ -161,8 +177,8 @@ class GuestStartup:
         return options.external_guest_connection and _uses_guest_connection(options)
 
     async def _listen(self, service_id: str) -> Listener:
-        listener = await self.context.link.system.listen(service_id)
-        self._listeners.append(listener)
+        listener = _Listening(await self.context.link.system.listen(service_id), self._listening)
+        self._listening[listener] = None
         return listener
 
     async def _connect(self) -> GuestConnection:
@@ -187,16 +203,14 @@ class GuestStartup:
         try:
             if not redials:
                 # A later dial must not be mistaken for the guest.
-                await self._stop(self._service)
+                await self._service.aclose()
                 self._service = None
             await link.tasks.start(connection.serve, stream)
             await self._introduce(connection)
         except BaseException:
             connection.close()
             # The task that serves it closes the stream too, but may never have begun.
-            with anyio.CancelScope(shield=True) as scope, suppress(*BROKEN_STREAM):
-                scope.cancel()
-                await stream.aclose()
+            await close_quietly(stream)
             raise
         return connection
 

@@ -6,12 +6,12 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 import anyio.lowlevel
 
-from uvm._async import Errand, bare_task_group, suggesting
+from uvm._async import BareTaskGroup, Errand, suggesting
 from uvm._buses.context import Context
 from uvm._checks import checked, instance, optional, text
 from uvm._document.plan import CreationPlan
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("uvm")
 
 CLOSE_GRACE_SECONDS = 10.0
+
+_DEFAULT_TIMEOUTS: Final = GuestTimeouts()
 
 _ELSEWHERE = (
     "UtilityVM.create was entered in one task and left in another, which a task group does not allow; the VM "
@@ -102,10 +104,10 @@ class UtilityVM(Ending, RootFileSystems, RuntimeSettings, GuestServices):
         settings = Settings(concurrency, amend, close_grace_seconds)
         async with opened(backend) as host:
             context, system, artifacts = await create(options, host, settings)
-            startup = GuestStartup(context, timeouts or GuestTimeouts(), guest_output)
+            startup = GuestStartup(context, timeouts or _DEFAULT_TIMEOUTS, guest_output)
             vm = cls(context, system, artifacts, startup)
             _log.info("%s: created", vm.id)
-            async with bare_task_group(vm._leave, _ELSEWHERE) as tasks:
+            async with BareTaskGroup(vm._leave, _ELSEWHERE) as tasks:
                 with anyio.CancelScope(shield=True):
                     await tasks.start(vm._serve)
                 yield vm
@@ -177,7 +179,9 @@ class UtilityVM(Ending, RootFileSystems, RuntimeSettings, GuestServices):
             await Errand(self.id, start).made_in(channels, self._link.exit_error)
         except anyio.get_cancelled_exc_class():
             self._link.why_not_running = "its start was cancelled, and it is being terminated"
-            self._booting.cancel()
+            self._start_cancelled = True
+            if self._booting is not None:
+                self._booting.cancel()
             if self._state is VMState.RUNNING:
                 # It started just as its caller was cancelled.
                 self._state = VMState.STARTING
@@ -198,28 +202,29 @@ class UtilityVM(Ending, RootFileSystems, RuntimeSettings, GuestServices):
         """Boot until the guest is connected; VMExitedError if the VM exits or is closed meanwhile."""
         call, limit = self._link.call, self._startup.timeouts.boot_seconds
         failure: Exception | None = None
-        with self._booting:
+        with anyio.move_on_after(limit) as self._booting:
+            if self._start_cancelled or self._link.exited.is_set():
+                self._booting.cancel()
             try:
-                with anyio.fail_after(limit):
-                    await call(self._startup.listen())
-                    await call(self._system.start())
-                    guest = await call(self._startup.meet())
-                    self._adopt_boot_devices()
-                    self._link.guest = guest
-            except TimeoutError as error:
-                failure = BridgeClosedError(
-                    f"start {self.id}: the guest did not connect within {limit:g} s; the VM was terminated"
-                )
-                failure.__cause__ = error
+                await call(self._startup.listen())
+                await call(self._system.start())
+                guest = await call(self._startup.meet())
+                self._adopt_boot_devices()
+                self._link.guest = guest
             except Exception as error:
                 failure = error
+        late, self._booting = self._booting.cancelled_caught, None
         if self._link.exited.is_set() or self._closing.is_set():
             if self._closing.is_set():
                 # The exit status is known once it is closed.
                 await self._closed.wait()
             raise self._link.exit_error() from failure
-        if self._booting.cancel_called:
+        if self._start_cancelled:
             raise VMStateError(f"start {self.id}: cancelled; the VM was terminated")
+        if late:
+            raise BridgeClosedError(
+                f"start {self.id}: the guest did not connect within {limit:g} s; the VM was terminated"
+            )
         if failure is not None:
             raise failure
 

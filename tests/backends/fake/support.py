@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 
-from uvm._async import bare_task_group
+from uvm._async import BareTaskGroup
 from uvm._gcs.connection import GuestConnection
 from uvm._wire.ports import LINUX_GCS_PORT, WINDOWS_GCS_SERVICE, vsock_service_id
 from uvm.backends.fake import FakeBackend, FakeFiles, FakeSystem, FakeVM
@@ -109,7 +109,7 @@ async def guest_of(system: FakeSystem) -> AsyncIterator[GuestConnection]:
         tasks.cancel_scope.cancel()
         return failure
 
-    async with bare_task_group(close) as tasks:
+    async with BareTaskGroup(close) as tasks:
         tasks.start_soon(system.wait)
         try:
             stream = await listener.accept()

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from tests.backends.fake.support import JSON, backend_of, expect_refusal, host_files, lcow, running, wcow
-from uvm._async import bare_task_group
+from uvm._async import BareTaskGroup
 from uvm.backend import HostInfo, HostProcess, System
 from uvm.backends.fake import FakeBackend, FakeHostProcess, FakeProcess, FakeSystem
 from uvm.errors import UnknownOutcomeError
@@ -42,7 +42,7 @@ async def attended(
             tasks.cancel_scope.cancel()
             return failure
 
-        async with bare_task_group(close) as tasks:
+        async with BareTaskGroup(close) as tasks:
             tasks.start_soon(system.wait)
             await anyio.wait_all_tasks_blocked()
             yield system

@@ -13,7 +13,7 @@ from functools import partial
 import anyio
 from attrs import define
 
-from uvm._async import bare_task_group
+from uvm._async import BareTaskGroup
 from uvm.errors import HostError, UnknownOutcomeError, UVMError, VMExitedError
 from uvm.hresult import HResult
 from uvm.testing.backends.checks import Attempt, check, equal, leaves, until
@@ -63,7 +63,7 @@ class DisturbedRun:
                 tasks.cancel_scope.cancel()
             return failure
 
-        async with bare_task_group(end) as tasks:
+        async with BareTaskGroup(end) as tasks:
             attempt = Attempt.begin(tasks, self.lifecycle.run)
             await until(lambda: held.pending or attempt.done)
             check(held.pending, "the call was made")

@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskStatus
 from attrs import evolve
 
-from uvm._async import bare_task_group
+from uvm._async import BareTaskGroup
 from uvm._names import GuestOS
 from uvm._vm.creation import Settings, create
 from uvm._vm.vm import UtilityVM
@@ -88,7 +88,7 @@ async def closed_at_the_end(system: System) -> AsyncIterator[System]:
         return failure
 
     try:
-        async with bare_task_group(end) as tasks:
+        async with BareTaskGroup(end) as tasks:
             # Nothing may be asked of the system before its exit is waited for.
             await tasks.start(attend)
             yield system
