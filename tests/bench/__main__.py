@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 
-from tests.bench import disks, gcs, hcs, machines, processes, vms
+from tests.bench import disks, gcs, growth, hcs, machines, processes, vms
 from tests.bench.counted import OPERATIONS
 from tests.bench.figures import Figure, render
 from tests.bench.instructions import HEADING, NoValgrindError, cachegrind, count_rows
@@ -20,6 +21,7 @@ _PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
     "document": machines.document,
     "import": processes.imports,
     "life": vms.lives,
+    "first": processes.first_vms,
     "memory": processes.idle_vms,
     "codec": gcs.codec,
     "calls": gcs.calls,
@@ -32,10 +34,22 @@ _PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
 }
 
 
+#: What takes longer, and is measured only if it is named.
+_MORE: dict[str, Callable[[], Iterator[Figure]]] = {
+    "growth": growth.growth,
+    **{f"growth-{name}": partial(growth.growth, name) for name in growth.ROWS},
+}
+
+
 def main() -> None:
     """Measure what was asked for, and print it."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure uvm.")
-    parser.add_argument("only", nargs="*", metavar="PART", help=f"of {', '.join(_PARTS)}; all by default")
+    parser.add_argument(
+        "only",
+        nargs="*",
+        metavar="PART",
+        help=f"of {', '.join(_PARTS)}, all by default; or {', '.join(_MORE)}",
+    )
     parser.add_argument(
         "--instructions",
         action="store_true",
@@ -43,8 +57,8 @@ def main() -> None:
     )
     parser.add_argument("--loop", choices=LOOPS, help="of --instructions; both by default")
     given = parser.parse_args()
-    parts: Collection[str] = OPERATIONS if given.instructions else _PARTS
-    names = given.only or list(parts)
+    parts: Collection[str] = OPERATIONS if given.instructions else {**_PARTS, **_MORE}
+    names = given.only or list(OPERATIONS if given.instructions else _PARTS)
     if unknown := set(names) - set(parts):
         parser.error(f"there is no part {', '.join(sorted(unknown))}, of {', '.join(parts)}")
     if given.instructions:
@@ -67,7 +81,7 @@ def _print_times(names: Iterable[str]) -> None:
     figures: list[Figure] = []
     for name in names:
         print(f"measuring {name} ...", end="\r", file=sys.stderr, flush=True)
-        figures += _PARTS[name]()
+        figures += {**_PARTS, **_MORE}[name]()
     print(render(figures))
 
 

@@ -6,20 +6,18 @@ the imports, what is set up, and what only the first operations do.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 from attrs import frozen
 
 from tests.bench.counted import NO_LOOP, OPERATIONS
+from tests.bench.processes import ROOT, bytecode, run_python
 
 __all__ = ["HEADING", "Count", "NoValgrindError", "cachegrind", "count_rows", "references"]
 
@@ -28,7 +26,6 @@ Runner = Callable[[str, str, int], int]
 
 _REFERENCES: Final = re.compile(r"I +refs: +([\d,]+)")
 _CACHEGRIND: Final = ("--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null")
-_ROOT: Final = Path(__file__).parents[2]
 
 HEADING: Final = f"{'row':11}{'thousands of instructions':44}{'on':9}{'each':>12}{'aim':>12}"
 
@@ -79,19 +76,18 @@ def cachegrind() -> Iterator[Runner]:
             "instructions are counted by valgrind, which is not installed: apt-get install valgrind (Debian, "
             "Ubuntu), dnf install valgrind (Fedora). It runs on Linux only, not on macOS or Windows."
         )
-    with tempfile.TemporaryDirectory(prefix="uvm-bench-") as bytecode:
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPYCACHEPREFIX": bytecode}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    with bytecode() as made:
+        environment = {**made, "PYTHONHASHSEED": "0"}
         warm: set[tuple[str, str]] = set()
 
         def run(name: str, loop: str, count: int) -> int:
-            program = [sys.executable, "-m", "tests.bench.counted", name, loop]
+            program = ["-m", "tests.bench.counted", name, loop]
             if (name, loop) not in warm:
-                subprocess.run([*program, "1"], env=environment, cwd=_ROOT, check=True)
+                run_python(*program, "1", env=environment)
                 warm.add((name, loop))
-            command = [valgrind, *_CACHEGRIND, *program, str(count)]
+            command = [valgrind, *_CACHEGRIND, sys.executable, *program, str(count)]
             done = subprocess.run(
-                command, env=environment, cwd=_ROOT, capture_output=True, text=True, check=True
+                command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True
             )
             return references(done.stderr)
 
