@@ -26,6 +26,9 @@ M_co = TypeVar("M_co", covariant=True)
 S_co = TypeVar("S_co", covariant=True)
 W_co = TypeVar("W_co", covariant=True)
 
+#: The numbers of entries.
+_numbers = count()
+
 # Members are compared by identity with the module's constants, which are in the same order: looking one up in
 # its enum is slow.
 
@@ -175,28 +178,44 @@ class Ticket(Generic[K_co, M_co, S_co, W_co]):
         return self.entry.key
 
 
-@define(eq=False)
+@define(eq=False, init=False)
 class Entry(Generic[K, M, S, W]):
-    """The state of one key in the ledger.
+    """The state of one key in the ledger. Tickets are kept in the order in which they came.
 
     :ivar number: of two entries of any ledgers, the older has the lower one.
+    :ivar remaining: the steps that remove the rest of a device that is attached in part.
+    :ivar doubtful: the outcome of the last update is unknown.
+    :ivar waiters: each with the operation that was last begun for it, if any.
+    :ivar names: each name that it was asked for as, with the own name of what was meant; and its member.
     """
 
     key: K
     slot: S
-    applied: W | None = None
-    number: int = field(factory=count().__next__, init=False)
-    operation: Operation[K, M, S, W] | None = field(default=None, init=False)
-    #: The steps that remove the rest of a device that is attached in part.
-    remaining: tuple[Step, ...] = field(default=(), init=False)
-    #: The outcome of the last update is unknown.
-    doubtful: bool = field(default=False, init=False)
-    holders: dict[Ticket[K, M, S, W], None] = field(factory=dict, init=False)
-    waiters: dict[Ticket[K, M, S, W], None] = field(factory=dict, init=False)
-    owed: tuple[Ticket[K, M, S, W], ...] = field(default=(), init=False)
-    leaving: tuple[Ticket[K, M, S, W], ...] = field(default=(), init=False)
-    #: Each name that it was asked for as, with the own name of what was meant; and its member.
-    names: dict[tuple[Hashable, Hashable], M] = field(factory=dict, init=False)
+    applied: W | None
+    number: int
+    operation: Operation[K, M, S, W] | None
+    remaining: tuple[Step, ...]
+    doubtful: bool
+    holders: dict[Ticket[K, M, S, W], None]
+    waiters: dict[Ticket[K, M, S, W], Operation[K, M, S, W] | None]
+    owed: dict[Ticket[K, M, S, W], None]
+    leaving: dict[Ticket[K, M, S, W], None]
+    names: dict[tuple[Hashable, Hashable], M]
+
+    def __init__(self, key: K, slot: S, applied: W | None = None) -> None:
+        # By hand: attrs calls a function for each empty dict.
+        self.key = key
+        self.slot = slot
+        self.applied = applied
+        self.number = next(_numbers)
+        self.operation = None
+        self.remaining = ()
+        self.doubtful = False
+        self.holders = {}
+        self.waiters = {}
+        self.owed = {}
+        self.leaving = {}
+        self.names = {}
 
     @property
     def wanted(self) -> bool:
@@ -278,8 +297,19 @@ class Quarantined(Generic[K_co, S_co]):
         return brief_call(self)
 
 
-@define(eq=False)
-class Change(Generic[K, M, S, W, P]):
+class _Unchanged:
+    """What a change does not say. Each event makes one, and of these attributes it sets one or two."""
+
+    granted: Any = ()
+    released: Any = ()
+    failed: Any = ()
+    parents: Any = ()
+    quarantined: Any = ()
+    operation: Any = None
+
+
+@define(eq=False, init=False, slots=False)
+class Change(_Unchanged, Generic[K, M, S, W, P]):
     """What an event brought about.
 
     :ivar granted: waiters that hold the device now.
@@ -292,27 +322,29 @@ class Change(Generic[K, M, S, W, P]):
     :ivar operation: the next operation to carry out on this key.
     """
 
-    granted: tuple[Ticket[K, M, S, W], ...] = ()
-    released: tuple[Ticket[K, M, S, W], ...] = ()
-    failed: tuple[tuple[Ticket[K, M, S, W], BaseException], ...] = ()
-    parents: tuple[P, ...] = ()
-    quarantined: tuple[Quarantined[K, S], ...] = ()
-    operation: Operation[K, M, S, W] | None = None
+    granted: tuple[Ticket[K, M, S, W], ...]
+    released: tuple[Ticket[K, M, S, W], ...]
+    failed: tuple[tuple[Ticket[K, M, S, W], BaseException], ...]
+    parents: tuple[P, ...]
+    quarantined: tuple[Quarantined[K, S], ...]
+    operation: Operation[K, M, S, W] | None
 
-    def release(self, tickets: tuple[Ticket[K, M, S, W], ...]) -> None:
+    def release(self, tickets: Iterable[Ticket[K, M, S, W]]) -> None:
         """End tickets, whose drop is complete."""
-        for ticket in tickets:
+        released = tuple(tickets)
+        for ticket in released:
             ticket.state = ENDED
-        self.released += tickets
+        self.released += released
 
     def fail(
         self, tickets: Iterable[Ticket[K, M, S, W]], error: BaseException, state: TicketState = ENDED
     ) -> None:
         """Fail tickets, which are no waiters any more."""
-        for ticket in tuple(tickets):
+        failed = tuple(tickets)
+        for ticket in failed:
             ticket.entry.waiters.pop(ticket, None)
             ticket.state = state
-            self.failed += ((ticket, error),)
+        self.failed += tuple((ticket, error) for ticket in failed)
 
 
 class Device(Generic[K, M, S, W]):
@@ -356,6 +388,9 @@ class Device(Generic[K, M, S, W]):
     def gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:
         """Return what this operation must have to itself while it runs, if anything."""
         return None
+
+    def ended(self, entry: Entry[K, M, S, W]) -> None:
+        """Note that an operation on an entry has ended."""
 
     def dump(self) -> Any:
         """Return the state of the allocator, as a value."""

@@ -155,7 +155,8 @@ class Ledger(Generic[K, M, S, W, P]):
         :raises NoSpaceError: there is no slot; nothing has changed, and the parent is still the caller's.
         :raises VMExitedError: after :meth:`gone`.
         """
-        self._check_open()
+        if self._closed:
+            raise self._exited()
         change: Change[K, M, S, W, P] = Change()
         entry = self._entries.get(key)
         if entry is None:
@@ -164,7 +165,7 @@ class Ledger(Generic[K, M, S, W, P]):
                 self.parents[key] = parent
         elif parent is not None:
             change.parents += (parent,)
-        ticket = Ticket(entry, member, names=names)
+        ticket = Ticket(entry, member, WAITING, names)
         entry.waiters[ticket] = None
         if entry.operation is None:
             self._plan(entry, change)
@@ -177,7 +178,8 @@ class Ledger(Generic[K, M, S, W, P]):
         :raises NoSpaceError: there is no slot. In both cases nothing has changed.
         :raises VMExitedError: after :meth:`gone`.
         """
-        self._check_open()
+        if self._closed:
+            raise self._exited()
         if key in self._entries:
             raise OptionsError(f"{key} cannot be entered as attached: it is in use already")
         entry = self._entries[key] = Entry(key, self.device.place(key, member), applied)
@@ -190,28 +192,22 @@ class Ledger(Generic[K, M, S, W, P]):
         change: Change[K, M, S, W, P] = Change()
         entry = ticket.entry
         if ticket.state is WAITING:
-            del entry.waiters[ticket]
-            if not self._is_served(ticket):
+            begun = entry.waiters.pop(ticket)
+            # One that an operation in flight is for may have to own what that leaves.
+            if begun is None or begun is not entry.operation or begun.kind is REMOVE:
                 change.release((ticket,))
                 return change
         elif ticket.state is HELD:
             del entry.holders[ticket]
         elif ticket.state is OWED:
-            entry.owed = tuple(t for t in entry.owed if t is not ticket)
+            del entry.owed[ticket]
         else:
             return change
         ticket.state = LEAVING
-        entry.leaving += (ticket,)
+        entry.leaving[ticket] = None
         if entry.operation is None:
             self._plan(entry, change)
         return change
-
-    def _is_served(self, ticket: Ticket[K, M, S, W]) -> bool:
-        """Return whether an operation in flight is for a waiter, which may have to own what it leaves."""
-        operation = ticket.entry.operation
-        if operation is None or ticket not in operation.serves:
-            return False
-        return operation.kind is not REMOVE
 
     def begin(self, operation: Operation[K, M, S, W]) -> tuple[Step, ...]:
         """Fix what an operation will do and return its steps; none if it has become void."""
@@ -224,10 +220,11 @@ class Ledger(Generic[K, M, S, W, P]):
             return ()
         operation.void = False
         operation.target = None if operation.kind is REMOVE else wanted
-        operation.serves = tuple(entry.waiters)
+        if entry.waiters:
+            operation.serves = tuple(entry.waiters)
+            entry.waiters = dict.fromkeys(entry.waiters, operation)
         if entry.leaving and (operation.kind is REMOVE or self.device.narrows):
-            operation.releasers += entry.leaving
-            entry.leaving = ()
+            operation.releasers += _emptied(entry.leaving)
         # A device may note the operation with its steps, whether or not they remain.
         steps = self.device.steps(operation)
         return entry.remaining or steps
@@ -253,7 +250,7 @@ class Ledger(Generic[K, M, S, W, P]):
         entry.operation = None
         if operation.void:
             # Nothing was sent, so the tickets that were releasing go with what comes next.
-            entry.leaving = operation.releasers + entry.leaving
+            self._leave_first(operation)
             self._plan(entry, change)
         elif isinstance(outcome, Ok):
             self._carried_out(operation, change)
@@ -265,6 +262,7 @@ class Ledger(Generic[K, M, S, W, P]):
             self._not_added(operation, outcome, change)
         else:
             self._not_removed(operation, outcome, change)
+        self.device.ended(entry)
         return change
 
     def gone(self) -> Change[K, M, S, W, P]:
@@ -277,13 +275,12 @@ class Ledger(Generic[K, M, S, W, P]):
         self._closed = True
         exited = VMExitedError("the VM exited")
         for entry in self._entries.values():
-            releasing = entry.leaving + (entry.operation.releasers if entry.operation else ())
+            if entry.operation is not None:
+                change.release(entry.operation.releasers)
+            change.release(_emptied(entry.leaving))
             change.fail(entry.waiters, exited)
-            change.release(releasing)
-            for ticket in (*entry.holders, *entry.owed):
+            for ticket in _emptied(entry.holders) + _emptied(entry.owed):
                 ticket.state = ENDED
-            entry.holders.clear()
-            entry.owed = entry.leaving = ()
             entry.operation = entry.applied = None
             self.device.vacate(entry.key, entry.slot)
         for held in self.quarantined:
@@ -294,9 +291,9 @@ class Ledger(Generic[K, M, S, W, P]):
         self.quarantined.clear()
         return change
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise VMExitedError("the VM has exited: nothing can be attached any more")
+    @staticmethod
+    def _exited() -> VMExitedError:
+        return VMExitedError("the VM has exited: nothing can be attached any more")
 
     # The one decision, and what leads to it.
 
@@ -316,33 +313,37 @@ class Ledger(Generic[K, M, S, W, P]):
                 self._grant(entry, change)
             restated = entry.waiters or (entry.leaving and self.device.narrows)
             if wanted == entry.applied and not (entry.doubtful and restated):
-                change.release(entry.leaving)
-                entry.leaving = ()
+                if entry.leaving:
+                    change.release(_emptied(entry.leaving))
                 return
             kind = REMOVE if wanted is None else UPDATE
         operation = entry.operation = change.operation = Operation(kind, entry)
-        # If a waiter fails, what is left without holders needs an owner.
-        if kind is REMOVE or self.device.narrows or not entry.holders:
-            operation.releasers = entry.leaving
-        else:
-            change.release(entry.leaving)
-        entry.leaving = ()
+        if entry.leaving:
+            leaving = _emptied(entry.leaving)
+            # If a waiter fails, what is left without holders needs an owner.
+            if kind is REMOVE or self.device.narrows or not entry.holders:
+                operation.releasers = leaving
+            else:
+                change.release(leaving)
 
     def _carried_out(self, operation: Operation[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
         entry = operation.entry
         entry.applied = operation.target
         entry.doubtful = False
-        self._revoked(operation, change)
+        if operation.releasers:
+            self._revoked(operation, change)
         if operation.kind is not REMOVE:
-            self._name_all(entry, entry.leaving)
+            if entry.leaving:
+                self._name_all(entry, entry.leaving)
             if self.device.narrows:
                 self._narrowed(entry, change)
             self._plan(entry, change)
             return
         entry.remaining = ()
-        self._unname(entry, [*entry.names])
-        change.release(entry.owed)
-        entry.owed = ()
+        if entry.names:
+            self._unname(entry, [*entry.names])
+        if entry.owed:
+            change.release(_emptied(entry.owed))
         self._detached(entry, change)
 
     def _revoked(self, operation: Operation[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
@@ -350,16 +351,23 @@ class Ledger(Generic[K, M, S, W, P]):
         if operation.kind is REMOVE or self.device.narrows:
             change.release(operation.releasers)
         else:
-            operation.entry.leaving = operation.releasers + operation.entry.leaving
+            self._leave_first(operation)
+
+    @staticmethod
+    def _leave_first(operation: Operation[K, M, S, W]) -> None:
+        """Have the tickets of an operation leave before those that left later."""
+        entry = operation.entry
+        entry.leaving = dict.fromkeys((*operation.releasers, *entry.leaving))
 
     def _narrowed(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
         """Forget what an UPDATE revoked, and release the tickets that owed it."""
         self._unname(entry, [each for each in entry.names if not self._covers(entry, each)])
         applied = entry.applied
         assert applied is not None
-        owed = {ticket: self.device.covers(applied, ticket.member) for ticket in entry.owed}
-        change.release(tuple(ticket for ticket in owed if not owed[ticket]))
-        entry.owed = tuple(ticket for ticket in owed if owed[ticket])
+        revoked = [ticket for ticket in entry.owed if not self.device.covers(applied, ticket.member)]
+        for ticket in revoked:
+            del entry.owed[ticket]
+        change.release(revoked)
 
     def _not_added(
         self, operation: Operation[K, M, S, W], outcome: Refused, change: Change[K, M, S, W, P]
@@ -369,13 +377,12 @@ class Ledger(Generic[K, M, S, W, P]):
             entry.applied, entry.remaining = operation.target, outcome.remaining
             self._name_all(entry, operation.serves)
             owner = operation.serves[0]
-            entry.owed = (owner,)
-            entry.leaving = tuple(ticket for ticket in entry.leaving if ticket is not owner)
+            entry.owed = {owner: None}
+            entry.leaving.pop(owner, None)
             change.fail(entry.owed, outcome.error, OWED)
         change.fail(entry.waiters, outcome.error)
         if outcome.remaining:
-            change.release(entry.leaving)
-            entry.leaving = ()
+            change.release(_emptied(entry.leaving))
         else:
             self._detached(entry, change)
 
@@ -392,10 +399,10 @@ class Ledger(Generic[K, M, S, W, P]):
             ended = operation.releasers + ended
         else:
             change.fail(operation.releasers, outcome.error, OWED)
-            entry.owed += operation.releasers
+            entry.owed.update(dict.fromkeys(operation.releasers))
         if ended and not (entry.holders or entry.owed or entry.leaving or self.retains(entry)):
             # The removal that follows may be refused; what stays then has an owner.
-            entry.owed, ended = ended[:1], ended[1:]
+            entry.owed, ended = {ended[0]: None}, ended[1:]
             change.fail(entry.owed, outcome.error, OWED)
         change.fail(ended, outcome.error)
         # The same update is not tried again before the next event; a removal was not tried yet.
@@ -407,10 +414,9 @@ class Ledger(Generic[K, M, S, W, P]):
     ) -> None:
         entry = operation.entry
         entry.remaining = outcome.remaining or entry.remaining
-        releasers = operation.releasers + entry.leaving
-        entry.leaving = ()
+        releasers = operation.releasers + _emptied(entry.leaving)
         change.fail(releasers, outcome.error, OWED)
-        entry.owed += releasers
+        entry.owed.update(dict.fromkeys(releasers))
         if entry.remaining:
             change.fail(entry.waiters, outcome.error)
         # Not tried again before the next event.
@@ -425,19 +431,18 @@ class Ledger(Generic[K, M, S, W, P]):
         withheld = Quarantined(entry.key, entry.slot, operation.kind, value, error)
         self.quarantined.append(withheld)
         change.quarantined += (withheld,)
-        change.fail(operation.releasers + entry.leaving + entry.owed, error)
+        change.fail(operation.releasers + _emptied(entry.leaving) + _emptied(entry.owed), error)
         if operation.kind is ADD:
             change.fail(entry.waiters, error)
         self._unname(entry, [*entry.names])
-        entry.owed = entry.leaving = ()
         entry.applied, entry.remaining, entry.doubtful = None, (), False
         self.parents.pop(entry.key, None)
         self._place_again(entry, change)
 
     def _detached(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
         """Free the slot of what is not applied, for others or for the waiters of the entry."""
-        change.release(entry.leaving)
-        entry.leaving = ()
+        if entry.leaving:
+            change.release(_emptied(entry.leaving))
         self.device.vacate(entry.key, entry.slot)
         self._place_again(entry, change)
 
@@ -486,13 +491,13 @@ class Ledger(Generic[K, M, S, W, P]):
     def _grant(self, entry: Entry[K, M, S, W], change: Change[K, M, S, W, P]) -> None:
         applied = entry.applied
         assert applied is not None
-        for ticket in tuple(entry.waiters):
-            if self.device.covers(applied, ticket.member):
-                del entry.waiters[ticket]
-                entry.holders[ticket] = None
-                ticket.state = HELD
-                self._name(entry, ticket)
-                change.granted += (ticket,)
+        granted = [ticket for ticket in entry.waiters if self.device.covers(applied, ticket.member)]
+        for ticket in granted:
+            del entry.waiters[ticket]
+            entry.holders[ticket] = None
+            ticket.state = HELD
+            self._name(entry, ticket)
+        change.granted += tuple(granted)
 
     # Values.
 
@@ -529,7 +534,8 @@ class Ledger(Generic[K, M, S, W, P]):
         :raises OptionsError: the ledger is in use, or the state has operations in flight.
         :raises VMExitedError: after :meth:`gone`.
         """
-        self._check_open()
+        if self._closed:
+            raise self._exited()
         busy = [e.key for e in state.entries if e.state not in (APPLIED, PARTIAL)]
         if busy or self._entries or self.quarantined:
             raise OptionsError(
@@ -546,9 +552,16 @@ class Ledger(Generic[K, M, S, W, P]):
         entry.remaining, entry.doubtful = saved.remaining, saved.doubtful
         self._entries[saved.key] = entry
         entry.holders = {Ticket(entry, member, HELD): None for member in saved.members}
-        entry.owed = tuple(Ticket(entry, member, OWED) for member in saved.owed)
+        entry.owed = {Ticket(entry, member, OWED): None for member in saved.owed}
         entry.names = dict(saved.names)
         for name, own in entry.names:
             self._named.setdefault(name, {})[entry, own] = None
         yield from entry.holders
         yield from entry.owed
+
+
+def _emptied(tickets: dict[Ticket[K, M, S, W], None]) -> tuple[Ticket[K, M, S, W], ...]:
+    """Return some tickets of an entry, which they are not any more."""
+    emptied = tuple(tickets)
+    tickets.clear()
+    return emptied
