@@ -15,11 +15,12 @@ Source: hcsshim ``internal/uvm/vpmem.go`` and ``vpmem_mapped.go``.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import NamedTuple
 
-from attrs import Factory, define, evolve, frozen
+from attrs import Factory, define, frozen
 
-from uvm.devices.base import ADD, REMOVE, Entry, Kind, Operation, Step, in_guest, on_host
+from uvm.devices.base import ADD, REMOVE, Entry, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice
 from uvm.devices.slots import LARGEST_REGION_BYTES, Regions, Slots, page_align
 from uvm.errors import NoSpaceError, OptionsError
@@ -42,22 +43,13 @@ class Layer:
     size_bytes: int
 
 
-def _check_size(layer: Layer, most_bytes: int) -> None:
-    if layer.size_bytes <= 0:
-        raise OptionsError(f"{layer.path} is empty: there is no layer to add to VPMEM")
-    if layer.size_bytes > most_bytes:
+def _check_size(path: str, size_bytes: int, most_bytes: int) -> None:
+    if size_bytes <= 0:
+        raise OptionsError(f"{path} is empty: there is no layer to add to VPMEM")
+    if size_bytes > most_bytes:
         raise NoSpaceError(
-            f"{layer.path} was not added to VPMEM: it has {layer.size_bytes} bytes, and a device {most_bytes}"
+            f"{path} was not added to VPMEM: it has {size_bytes} bytes, and a device {most_bytes}"
         )
-
-
-def _steps(
-    kind: Kind, path: str, settings: VirtualPMemDevice | VirtualPMemMapping, mounted: LCOWMappedVPMemDevice
-) -> tuple[Step, ...]:
-    """Return the steps that add what is at a path and mount it, or the reverse."""
-    off_host = on_host(requests.REMOVE, path)
-    mount = in_guest(kind.value, RESOURCE_VPMEM_DEVICE, mounted)
-    return (mount, off_host) if kind is REMOVE else (on_host(requests.ADD, path, settings, off_host), mount)
 
 
 def layer_path(device: int) -> str:
@@ -83,7 +75,7 @@ class Layers(FirstComeDevice[str, Layer, int]):
         :raises NoSpaceError: none is free, or the layer is larger than a device.
         :raises OptionsError: the layer is empty.
         """
-        _check_size(member, self._max_size_bytes)
+        _check_size(member.path, member.size_bytes, self._max_size_bytes)
         try:
             return self._slots.take()
         except NoSpaceError as e:
@@ -95,12 +87,12 @@ class Layers(FirstComeDevice[str, Layer, int]):
 
     def steps(self, operation: Operation[str, Layer, int, Layer]) -> tuple[Step, ...]:
         """Add the device on the host and mount it in the guest, or the reverse."""
-        device = operation.slot
-        path = VPMemDevice(device).path
-        mounted = LCOWMappedVPMemDevice(device_number=device, mount_path=layer_path(device))
+        path, mounted, removal = _place(operation.slot)
+        if operation.kind is REMOVE:
+            return removal
         host_path = operation.value.path
         settings = VirtualPMemDevice(host_path=host_path, read_only=True, image_format=_IMAGE_FORMAT)
-        return _steps(operation.kind, path, settings, mounted)
+        return on_host(requests.ADD, path, settings, removal[1]), _mount(requests.ADD, mounted)
 
 
 class Mapping(NamedTuple):
@@ -122,10 +114,13 @@ class _Packed:
 
     The value of a mapping is its entry in the ledger, which says whether it is applied; True or False if
     there is none (after a restore; before its first operation).
+
+    :ivar settled: what may stay: mappings that were applied when an operation on them ended.
     """
 
     regions: Regions
     mappings: dict[Mapping, Entry[str, Layer, Mapping, Layer] | bool] = Factory(dict)
+    settled: dict[Mapping, None] = Factory(dict)
 
     def applied(self, mapping: Mapping) -> bool:
         entry = self.mappings[mapping]
@@ -139,6 +134,15 @@ class _Packed:
         entry = self.mappings[mapping]
         leaving = isinstance(entry, Entry) and entry.operation is not None and entry.operation.kind is REMOVE
         return self.applied(mapping) and not leaving
+
+    def any_stays(self) -> bool:
+        """Return whether any mapping stays; one that does not is looked at again once its removal ended."""
+        while self.settled:
+            mapping, _ = self.settled.popitem()
+            if self.stays(mapping):
+                self.settled[mapping] = None
+                return True
+        return False
 
 
 class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
@@ -161,7 +165,7 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
         :raises OptionsError: the layer is empty.
         """
         size_bytes = page_align(member.size_bytes)
-        _check_size(evolve(member, size_bytes=size_bytes), self._size_bytes)
+        _check_size(member.path, size_bytes, self._size_bytes)
         for number in self._numbers:
             packed = self._devices.get(number)
             if packed is None:
@@ -181,6 +185,7 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
         """Free a region, and the device with its last one."""
         packed = self._devices[slot.device]
         del packed.mappings[slot]
+        packed.settled.pop(slot, None)
         if packed.mappings:
             packed.regions.free(slot.offset_bytes, slot.size_bytes)
         else:
@@ -192,19 +197,13 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
 
     def steps(self, operation: Operation[str, Layer, Mapping, Layer]) -> tuple[Step, ...]:
         """Map the layer on the host and mount it in the guest, or the reverse."""
-        entry = operation.entry
-        mapping = entry.slot
-        self._devices[mapping.device].mappings[mapping] = entry
-        path = VPMemMapping(mapping.device, mapping.offset_bytes).path
-        mounted = LCOWMappedVPMemDevice(
-            device_number=mapping.device,
-            mount_path=mapping.guest_path,
-            mapping_info=LCOWVPMemMappingInfo(
-                device_offset_in_bytes=mapping.offset_bytes, device_size_in_bytes=mapping.size_bytes
-            ),
-        )
+        mapping = operation.slot
+        self._devices[mapping.device].mappings[mapping] = operation.entry
+        path, mounted, removal = _place(mapping)
+        if operation.kind is REMOVE:
+            return removal
         settings = VirtualPMemMapping(host_path=operation.value.path, image_format=_IMAGE_FORMAT)
-        return _steps(operation.kind, path, settings, mounted)
+        return on_host(requests.ADD, path, settings, removal[1]), _mount(requests.ADD, mounted)
 
     def gate(self, operation: Operation[str, Layer, Mapping, Layer]) -> Hashable | None:
         """Serialise adds that begin while nothing is mapped on the device, or all of it is being removed.
@@ -214,8 +213,12 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
         if operation.kind is not ADD:
             return None
         number = operation.slot.device
-        packed = self._devices[number]
-        return None if any(map(packed.stays, packed.mappings)) else ("vpmem", number)
+        return None if self._devices[number].any_stays() else ("vpmem", number)
+
+    def ended(self, entry: Entry[str, Layer, Mapping, Layer]) -> None:
+        """Note that a mapping may be applied now."""
+        if entry.applied is not None:
+            self._devices[entry.slot.device].settled[entry.slot] = None
 
     def dump(self) -> tuple[tuple[int, tuple[int, ...], tuple[tuple[Mapping, bool], ...]], ...]:
         """Return, per device in use, its free regions and its mappings, each with whether it is applied."""
@@ -228,5 +231,30 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
         """Load what :meth:`dump` returned."""
         self._devices = {}
         for number, regions, mappings in state:
-            packed = self._devices[number] = _Packed(Regions(self._size_bytes), dict(mappings))
+            settled = {mapping: None for mapping, applied in mappings if applied}
+            packed = self._devices[number] = _Packed(Regions(self._size_bytes), dict(mappings), settled)
             packed.regions.load(regions)
+
+
+# The requests of a place are made once: they are never changed, and a place is taken again and again.
+
+
+@lru_cache(MAPPINGS_PER_DEVICE)
+def _place(slot: int | Mapping) -> tuple[str, LCOWMappedVPMemDevice, tuple[Step, Step]]:
+    """Return the path of a place on the host, its mount in the guest, and the steps that remove both."""
+    if isinstance(slot, Mapping):
+        path = VPMemMapping(slot.device, slot.offset_bytes).path
+        info = LCOWVPMemMappingInfo(
+            device_offset_in_bytes=slot.offset_bytes, device_size_in_bytes=slot.size_bytes
+        )
+        mounted = LCOWMappedVPMemDevice(
+            device_number=slot.device, mount_path=slot.guest_path, mapping_info=info
+        )
+    else:
+        path = VPMemDevice(slot).path
+        mounted = LCOWMappedVPMemDevice(device_number=slot, mount_path=layer_path(slot))
+    return path, mounted, (_mount(requests.REMOVE, mounted), on_host(requests.REMOVE, path))
+
+
+def _mount(request_type: str, mounted: LCOWMappedVPMemDevice) -> Step:
+    return in_guest(request_type, RESOURCE_VPMEM_DEVICE, mounted)
