@@ -25,12 +25,56 @@ ASYNC = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
 BUILTINS_WITH_EFFECTS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
 
 
+#: A VM from its creation to its end; ``make()`` returns its options.
+VM = """
+import anyio, uvm
+
+async def main():
+    backend = uvm.FakeBackend()
+    backend.files.add("C:\\\\os\\\\scratch.vhdx")
+    async with uvm.UtilityVM.create(make(), backend=backend) as vm:
+        await vm.start()
+
+anyio.run(main)
+"""
+LINUX = f"{VM.replace('make()', 'uvm.LCOWOptions()')}"
+FILES = r"""uvm.VmbFSBootFiles(
+    os_files_path="C:\\os", os_relative_boot_directory="boot", scratch_vhd_path="C:\\os\\scratch.vhdx"
+)"""
+WINDOWS = f"{VM.replace('make()', f'uvm.WCOWOptions(boot_files={FILES})')}"
+
+#: What one VM that has no device needs of no kind.
+UNUSED = {
+    *("uvm.cli", "uvm.testing", "uvm.backends.hcs", "uvm._hcsguest", "uvm.options.hcsshim", "trio"),
+    *(f"uvm._buses.{bus}" for bus in ("directories", "layers", "network", "pipes", "plan9", "scsi")),
+    *(f"uvm._buses.{bus}" for bus in ("vpci", "vpmem", "vsmb")),
+    *(f"uvm._vm.{part}" for part in ("attached", "layers", "pool")),
+    # Of the standard library, what takes as long as a package of ours.
+    *("email", "importlib.metadata", "importlib.resources", "tempfile", "zipfile"),
+}
+LINUX_ONLY = {"uvm._document.lcow", "uvm.backends.fake.guest.linux"}
+WINDOWS_ONLY = {
+    *("uvm._document.wcow", "uvm._guest.etw", "uvm._vm.logforwarding", "uvm.options.wcow"),
+    "uvm.backends.fake.guest.windows",
+}
+
+
 def loaded_by(*modules: str) -> set[str]:
     """The modules that a fresh interpreter gains by importing these."""
-    program = f"import json, sys; bare = {{*sys.modules}}; import {', '.join(modules)}; "
+    return loaded_running(f"import {', '.join(modules)}")
+
+
+def loaded_running(program: str) -> set[str]:
+    """The modules that a fresh interpreter gains by a program."""
+    program = f"import json, sys; bare = {{*sys.modules}}\n{program}\n"
     program += "print(json.dumps([*({*sys.modules} - bare)]))"
     run = subprocess.run([sys.executable, "-E", "-s", "-c", program], stdout=subprocess.PIPE, check=True)
     return set(json.loads(run.stdout))
+
+
+@pytest.fixture(scope="module")
+def first_linux_vm() -> set[str]:
+    return loaded_running(LINUX)
 
 
 def test_import_uvm_loads_nothing_else() -> None:
@@ -39,6 +83,25 @@ def test_import_uvm_loads_nothing_else() -> None:
 
 def test_the_simulation_is_loaded_only_with_its_own_name() -> None:
     assert not {"uvm.backends.fake", "uvm.cli", "uvm.testing"} & loaded_by("uvm._public")
+
+
+def test_a_first_linux_vm_loads_nothing_that_it_does_not_need(first_linux_vm: set[str]) -> None:
+    assert first_linux_vm >= LINUX_ONLY
+    assert (UNUSED | WINDOWS_ONLY) & first_linux_vm == set()
+
+
+def test_a_first_windows_vm_loads_nothing_that_it_does_not_need() -> None:
+    loaded = loaded_running(WINDOWS)
+    assert loaded >= WINDOWS_ONLY
+    assert (UNUSED | LINUX_ONLY) & loaded == set()
+
+
+def test_the_names_that_come_first_load_no_more_than_a_first_linux_vm(first_linux_vm: set[str]) -> None:
+    assert loaded_by("uvm._public_first") <= first_linux_vm
+
+
+def test_every_module_that_a_first_vm_has_to_do_without_exists() -> None:
+    assert [name for name in UNUSED | LINUX_ONLY | WINDOWS_ONLY if find_spec(name) is None] == []
 
 
 def test_a_name_that_uvm_lacks_is_an_attribute_error() -> None:

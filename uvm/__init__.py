@@ -7,24 +7,29 @@ What most programs need is here, loaded when the first of its names is used (PEP
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from uvm._public import *  # noqa: F403
+    from uvm._public_first import *  # noqa: F403
+    from uvm._public_windows import *  # noqa: F403
     from uvm.backends.fake import FakeBackend as FakeBackend
 
 __version__ = "0.1.0"
 
 if not TYPE_CHECKING:
+    # What a first VM needs comes first.
+    _HOMES = ("uvm._public_first", "uvm._public_windows", "uvm._public")
 
     def __getattr__(name):
         from importlib import import_module
 
-        # The fake is large, and only for those who ask for it.
-        home = import_module("uvm.backends.fake" if name == "FakeBackend" else "uvm._public")
         if name == "__all__":
-            return sorted(["FakeBackend", *(each for each in vars(home) if not each.startswith("_"))])
-        try:
-            value = globals()[name] = getattr(home, name)
-        except AttributeError:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name) from None
-        return value
+            found = ("FakeBackend", *(each for home in _HOMES for each in vars(import_module(home))))
+            return sorted(each for each in found if not each.startswith("_"))
+        # The fake is large, and only for those who ask for it.
+        for home in ("uvm.backends.fake",) if name == "FakeBackend" else _HOMES:
+            module = import_module(home)
+            if hasattr(module, name):
+                value = globals()[name] = getattr(module, name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
 
     def __dir__():
         return sorted({*globals(), *__getattr__("__all__")} - {"TYPE_CHECKING"})

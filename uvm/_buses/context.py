@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import define, field
 
@@ -19,7 +19,9 @@ from uvm.backend import Backend, Concurrency, HostInfo
 from uvm.devices.base import Device, K, M, S, Ticket, W
 from uvm.devices.ledger import Ledger
 from uvm.errors import AccessDeniedError, HostPathError, NotAttachedError, NotSupportedError, UVMError
-from uvm.options import LCOWOptions, WCOWOptions
+
+if TYPE_CHECKING:
+    from uvm.options import LCOWOptions, WCOWOptions
 
 
 @define(eq=False)

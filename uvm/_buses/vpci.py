@@ -86,8 +86,9 @@ class VPCIBus(Bus):
         hold = await self._devices.acquire(key, PciDevice(text_of(instance_path), function, vmbus_guid))
         return VPCILease(hold, instance_path, function, hold.slot)
 
-    def _adopt(self, device: PciDevice) -> Hold[str]:
+    def _adopt(self, instance_path: str, function: int, vmbus_guid: str) -> Hold[str]:
         """Enter a device that the VM was created with; it stays until its hold is released."""
+        device = PciDevice(instance_path, function, vmbus_guid)
         return self._devices.adopt(device.key, device, device)
 
     async def remove(self, instance_path: str, function: int = 0) -> None:

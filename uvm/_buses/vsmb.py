@@ -27,7 +27,7 @@ from uvm.devices.vsmb import (
     guest_path,
 )
 from uvm.errors import OptionsError
-from uvm.options import WCOWOptions
+from uvm.options import LCOWOptions
 from uvm.schema.devices import VirtualSmbShareOptions
 
 
@@ -112,7 +112,7 @@ class VSMBBus(Bus):
         checked(read_only, flag, "read_only")
         options = self._context.options
         no_direct_map = options.fully_physically_backed or (
-            isinstance(options, WCOWOptions) and options.no_direct_map
+            not isinstance(options, LCOWOptions) and options.no_direct_map
         )
         return default_options(read_only, no_direct_map)
 

@@ -8,13 +8,15 @@ The plan depends on files of the host: the caller stats those that :func:`files_
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from uvm._document.lcow import lcow_files_to_stat, plan_lcow
-from uvm._document.paths import Files, with_host_paths
-from uvm._document.plan import CreationPlan
-from uvm._document.wcow import plan_wcow, wcow_files_to_stat
-from uvm.backend import HostInfo
-from uvm.options import LCOWOptions, WCOWOptions
+from uvm.options import LCOWOptions
+
+if TYPE_CHECKING:
+    from uvm._document.paths import Files
+    from uvm._document.plan import CreationPlan
+    from uvm.backend import HostInfo
+    from uvm.options import WCOWOptions
 
 
 def files_to_stat(options: LCOWOptions | WCOWOptions, host: HostInfo) -> tuple[str, ...]:
@@ -24,7 +26,11 @@ def files_to_stat(options: LCOWOptions | WCOWOptions, host: HostInfo) -> tuple[s
         path is not absolute.
     """
     if isinstance(options, LCOWOptions):
+        from uvm._document.lcow import lcow_files_to_stat
+
         return lcow_files_to_stat(options, host)
+    from uvm._document.wcow import wcow_files_to_stat
+
     return wcow_files_to_stat(options, host)
 
 
@@ -39,7 +45,10 @@ def plan_creation(
     :raises OptionsError: the options do not fit the host, for instance a boot file that is missing.
     :raises NotSupportedError: the host lacks what the options need; the message names the build that has it.
     """
-    options = with_host_paths(options, host)
     if isinstance(options, LCOWOptions):
+        from uvm._document.lcow import plan_lcow
+
         return plan_lcow(options, host, files, id=id, new_id=new_id)
+    from uvm._document.wcow import plan_wcow
+
     return plan_wcow(options, host, files, id=id)

@@ -13,7 +13,7 @@ from uvm._document.plan import CreationPlan
 from uvm._names import guid_key, pipe_path
 from uvm.backend import JSON, HostInfo
 from uvm.errors import NotSupportedError, OptionsError
-from uvm.options import HvSocketService, LCOWOptions, Options, WCOWOptions, decode_policy
+from uvm.options import HvSocketService, LCOWOptions, Options, decode_policy
 from uvm.schema import devices, system
 from uvm.schema.common import V21H1, V25H1_SERVER, StorageQoS, Version
 from uvm.schema.json import to_json
@@ -67,7 +67,7 @@ def _memory(options: Options) -> system.VirtualMachineMemory:
     return system.VirtualMachineMemory(
         size_in_mb=memory_mb(options),
         allow_overcommit=options.allow_overcommit,
-        enable_hot_hint=isinstance(options, WCOWOptions) and options.allow_overcommit,
+        enable_hot_hint=not isinstance(options, LCOWOptions) and options.allow_overcommit,
         enable_cold_discard_hint=isinstance(options, LCOWOptions) and options.cold_discard_hint,
         enable_deferred_commit=options.deferred_commit,
         low_mmio_gap_in_mb=options.low_mmio_gap_mb,

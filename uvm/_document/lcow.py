@@ -25,7 +25,7 @@ from uvm._document.common import (
     need_build,
     topology,
 )
-from uvm._document.paths import Files, join, need
+from uvm._document.paths import Files, join, need, with_host_paths
 from uvm._document.plan import AssignedDevice, CopyFile, CreationPlan, GrantAccess
 from uvm._names import host_path_key
 from uvm._wire import ports
@@ -36,6 +36,9 @@ from uvm.options.lcow import LARGEST_VPMEM_BYTES
 from uvm.schema import devices, system
 from uvm.schema.common import RS5, V19H1
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+
+#: The options that hold paths of the host.
+_HOST_PATHS = ("boot_files_path", "bundle_directory")
 
 _EVERYONE = "D:P(A;;FA;;;WD)"
 
@@ -67,6 +70,7 @@ def plan_lcow(
     options: LCOWOptions, host: HostInfo, files: Files, *, id: str, new_id: Callable[[], str]
 ) -> CreationPlan:
     """Plan the creation of a VM with a Linux guest."""
+    options = with_host_paths(options, _HOST_PATHS, host)
     counts = _counts(options, host)
     if options.cold_discard_hint:
         need_build(host, _COLD_DISCARD_BUILD, "cold_discard_hint")

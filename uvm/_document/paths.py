@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import evolve
 
 from uvm._names import PathFlavour, host_path
 from uvm.backend import FileInfo, HostInfo
 from uvm.errors import OptionsError
-from uvm.options import BlockCIMBootFiles, LCOWOptions, VmbFSBootFiles, WCOWOptions
+
+if TYPE_CHECKING:
+    from uvm.options import BlockCIMBootFiles, LCOWOptions, VmbFSBootFiles, WCOWOptions
 
 #: The stat of each path that :func:`uvm._document.files_to_stat` returns; None if nothing is there.
 Files = Mapping[str, FileInfo | None]
 
-T = TypeVar("T", bound=LCOWOptions | WCOWOptions | VmbFSBootFiles | BlockCIMBootFiles)
-
-#: The options that hold paths of the host, as opposed to names of files in one.
-_HOST_PATHS: dict[type, tuple[str, ...]] = {
-    LCOWOptions: ("boot_files_path", "bundle_directory"),
-    WCOWOptions: (
-        "dump_directory",
-        "bundle_directory",
-        "debug_data_path",
-        "boot_files_root_path",
-        "guest_state_file",
-        "uvm_reference_info_file",
-        "uvm_hash_envelope_reference_info_file",
-    ),
-    VmbFSBootFiles: ("os_files_path", "scratch_vhd_path"),
-    BlockCIMBootFiles: ("boot_cim_vhd_path", "efi_vhd_path", "scratch_vhd_path"),
-}
+T = TypeVar("T", bound="LCOWOptions | WCOWOptions | VmbFSBootFiles | BlockCIMBootFiles")
 
 
-def with_host_paths(options: T, host: HostInfo) -> T:
+def with_host_paths(options: T, names: Iterable[str], host: HostInfo) -> T:
     """Return options whose host paths are cleaned.
 
+    :param names: the fields that hold paths of the host, as opposed to names of files in one.
     :raises OptionsError: a path is not an absolute one of this host.
     """
     changed: dict[str, Any] = {}
-    for name in next(names for cls, names in _HOST_PATHS.items() if isinstance(options, cls)):
+    for name in names:
         path = getattr(options, name)
         if path and (clean := host_path(path, host.paths, name)) != path:
             changed[name] = clean

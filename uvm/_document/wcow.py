@@ -28,6 +28,19 @@ from uvm.schema import common as schema
 from uvm.schema import devices, system
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 
+#: The options that hold paths of the host, and those of what it boots from.
+_HOST_PATHS = (
+    "dump_directory",
+    "bundle_directory",
+    "debug_data_path",
+    "boot_files_root_path",
+    "guest_state_file",
+    "uvm_reference_info_file",
+    "uvm_hash_envelope_reference_info_file",
+)
+_BOOT_DISKS = ("boot_cim_vhd_path", "efi_vhd_path", "scratch_vhd_path")
+_BOOT_DIRECTORY = ("os_files_path", "scratch_vhd_path")
+
 #: The identifier of a scratch disk that a confidential guest has to format.
 _UNFORMATTED_SCRATCH = "a7b3c5d1-4e2f-4a8b-9c6d-1e3f5a7b9c2d"
 _DIRECT_FILE_MAPPING_MB = 1024
@@ -52,11 +65,12 @@ class _Boot:
 
 def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) -> CreationPlan:
     """Plan the creation of a VM with a Windows guest."""
-    files_of_boot = with_host_paths(options.boot_files, host)
+    options = with_host_paths(options, _HOST_PATHS, host)
+    files_of_boot = options.boot_files
     if isinstance(files_of_boot, BlockCIMBootFiles):
-        boot = _boot_from_disks(options, files_of_boot, host, id)
+        boot = _boot_from_disks(options, with_host_paths(files_of_boot, _BOOT_DISKS, host), host, id)
     else:
-        boot = _boot_from_directory(options, files_of_boot)
+        boot = _boot_from_directory(options, with_host_paths(files_of_boot, _BOOT_DIRECTORY, host))
     vm = system.VirtualMachine(
         chipset=boot.chipset,
         compute_topology=topology(options, host),

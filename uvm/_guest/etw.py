@@ -10,7 +10,7 @@ import base64
 import json
 import re
 from functools import cache
-from importlib.resources import files
+from pkgutil import get_data
 from typing import Any, Final
 
 from uvm._names import guid_key
@@ -94,8 +94,11 @@ def provider_guid(name: str) -> str:
 
 @cache
 def _providers() -> dict[str, str]:
-    text = (files("uvm._guest") / "etw_providers.txt").read_text(encoding="utf-8")
-    return {name: guid for guid, _, name in (line.partition(" ") for line in text.splitlines())}
+    data = get_data("uvm._guest", "etw_providers.txt")
+    # None is of a loader that reads no files.
+    assert data is not None
+    lines = data.decode().splitlines()
+    return {name: guid for guid, _, name in (line.partition(" ") for line in lines)}
 
 
 def _default_source() -> _Source:

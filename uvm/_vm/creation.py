@@ -9,6 +9,7 @@ import base64
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import anyio
 from attrs import define, evolve, field, frozen
@@ -23,12 +24,14 @@ from uvm._names import host_path_key
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
 from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError, is_refusal
 from uvm.hresult import HResult
-from uvm.options import LCOWOptions, Options, WCOWOptions
+from uvm.options import LCOWOptions, Options
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY, ConfidentialOptions
 from uvm.schema.requests import ADD, ModificationRequest
 
-_log = logging.getLogger("uvm")
+if TYPE_CHECKING:
+    from uvm.options import WCOWOptions
 
+_log = logging.getLogger("uvm")
 
 #: A signed measurement is a few KiB; anything near this is not one.
 _REFERENCE_INFO_MAX_BYTES = 1 << 20

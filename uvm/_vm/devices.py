@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from uvm._async import Opening
 from uvm._buses.context import Bus
-from uvm._buses.directories import DirectoryBus, SharedLease, SharedPath
 from uvm._buses.driver import Driver
 from uvm._buses.holds import Hold
-from uvm._buses.layers import LayersBus
 from uvm._buses.lease import Orphan
 from uvm._buses.link import StuckDevice
-from uvm._buses.network import NetworkBus
-from uvm._buses.pipes import PipeBus
-from uvm._buses.plan9 import Plan9Bus
-from uvm._buses.scsi import ScsiBus
-from uvm._buses.vpci import VPCIBus
-from uvm._buses.vpmem import VPMemBus
-from uvm._buses.vsmb import VSMBBus
 from uvm._names import HostPath, guest_path_key
-from uvm._vm.attached import UnrevokedAccess, VMDevices
 from uvm._vm.base import Part
 from uvm.devices.base import LedgerState, Quarantined
-from uvm.devices.scsi import ScsiSlot
-from uvm.devices.vpci import PciDevice
+
+if TYPE_CHECKING:
+    from uvm._buses.directories import DirectoryBus, SharedLease, SharedPath
+    from uvm._buses.layers import LayersBus
+    from uvm._buses.network import NetworkBus
+    from uvm._buses.pipes import PipeBus
+    from uvm._buses.plan9 import Plan9Bus
+    from uvm._buses.scsi import ScsiBus
+    from uvm._buses.vpci import VPCIBus
+    from uvm._buses.vpmem import VPMemBus
+    from uvm._buses.vsmb import VSMBBus
+    from uvm._vm.attached import VMDevices
 
 
 class Devices(Part):
@@ -36,46 +36,64 @@ class Devices(Part):
 
     @cached_property
     def _directories(self) -> DirectoryBus:
+        from uvm._buses.directories import DirectoryBus
+
         return DirectoryBus(self._context, self.plan9, self.vsmb)
 
     @cached_property
     def layers(self) -> LayersBus:
         """Combined root file systems."""
+        from uvm._buses.layers import LayersBus
+
         return LayersBus(self._context)
 
     @cached_property
     def scsi(self) -> ScsiBus:
         """SCSI disks and their mounts."""
+        from uvm._buses.scsi import ScsiBus
+
         return ScsiBus(self._context)
 
     @cached_property
     def vpmem(self) -> VPMemBus:
         """VPMEM layers (Linux guests)."""
+        from uvm._buses.vpmem import VPMemBus
+
         return VPMemBus(self._context)
 
     @cached_property
     def vsmb(self) -> VSMBBus:
         """VSMB shares (Windows guests)."""
+        from uvm._buses.vsmb import VSMBBus
+
         return VSMBBus(self._context)
 
     @cached_property
     def plan9(self) -> Plan9Bus:
         """Plan9 shares (Linux guests)."""
+        from uvm._buses.plan9 import Plan9Bus
+
         return Plan9Bus(self._context)
 
     @cached_property
     def vpci(self) -> VPCIBus:
         """Assigned PCI devices."""
+        from uvm._buses.vpci import VPCIBus
+
         return VPCIBus(self._context)
 
     @cached_property
     def pipes(self) -> PipeBus:
         """Mapped named pipes (Windows guests)."""
+        from uvm._buses.pipes import PipeBus
+
         return PipeBus(self._context)
 
     @cached_property
     def network(self) -> NetworkBus:
         """Network namespaces and adapters. Only once the VM runs: what it does depends on the guest."""
+        from uvm._buses.network import NetworkBus
+
         return NetworkBus(self._context)
 
     def share(self, path: HostPath, guest_path: HostPath, *, read_only: bool = False) -> Opening[SharedLease]:
@@ -143,6 +161,9 @@ class Devices(Part):
 
     def devices(self) -> VMDevices:
         """Return all that is attached now, orphans and quarantined slots included, as a value."""
+        from uvm._vm.attached import UnrevokedAccess, VMDevices
+        from uvm.devices.scsi import ScsiSlot
+
         plan = self._context.plan
         # Only a VM that runs can have a network bus.
         network: NetworkBus | None = self.__dict__.get("network")
@@ -178,7 +199,7 @@ class Devices(Part):
     def _adopt_boot_devices(self) -> None:
         """Enter the PCI devices that the VM was created with into their ledger."""
         for device in self._context.plan.assigned_devices:
-            self.vpci._adopt(PciDevice(device.instance_path, device.function, device.vmbus_guid))
+            self.vpci._adopt(device.instance_path, device.function, device.vmbus_guid)
 
 
 #: In the order in which they are defined.

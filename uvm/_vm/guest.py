@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from uvm._arguments import kind_of
 from uvm._async import opens
@@ -14,18 +14,20 @@ from uvm._guest.access import GuestFeatures
 from uvm._guest.clock import GuestClock
 from uvm._guest.container import Container
 from uvm._guest.process import Process
-from uvm._guest.run import ProcessHost
+from uvm._guest.run import GuestHost, ProcessHost
 from uvm._guest.specs import Command, linux_container, with_namespace
-from uvm._hcsguest.guest import RelayGuest
 from uvm._vm.base import Part
-from uvm._vm.layers import LCOW_CONTAINERS, RootFileSystem
-from uvm._vm.logforwarding import set_log_sources, start_log_forwarding, stop_log_forwarding
 from uvm.errors import NotSupportedError, OptionsError
-from uvm.options import WCOWOptions
-from uvm.schema.container import HostedSystem
+from uvm.options import LCOWOptions
+from uvm.schema import container
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY_FRAGMENT, SecurityPolicyFragment
 from uvm.schema.json import to_json
 from uvm.schema.requests import ADD, ModificationRequest
+
+if TYPE_CHECKING:
+    from uvm._hcsguest.guest import RelayGuest
+    from uvm._vm.layers import RootFileSystem
+    from uvm._vm.logforwarding import LogForwarding
 
 
 class GuestServices(Part, ProcessHost):
@@ -66,13 +68,13 @@ class GuestServices(Part, ProcessHost):
     def _asked(self) -> GuestConnection | RelayGuest:
         """The guest, over our own connection or through HCS."""
         self._link.check_running()
-        guest = self._link.guest
-        if not isinstance(guest, GuestConnection | RelayGuest):
+        guest: object = self._link.guest
+        if not isinstance(guest, GuestHost):
             raise NotSupportedError(
                 f"{self._context.vm_id}: there is no connection to the guest; create the VM with "
                 "use_guest_connection=True"
             )
-        return guest
+        return cast("GuestConnection | RelayGuest", guest)
 
     @property
     def _clock(self) -> GuestClock:
@@ -85,7 +87,7 @@ class GuestServices(Part, ProcessHost):
     async def create_container(
         self,
         container_id: str,
-        spec: Mapping[str, Any] | HostedSystem,
+        spec: Mapping[str, Any] | container.HostedSystem,
         *,
         root: RootFileSystem | None = None,
     ) -> Container:
@@ -111,6 +113,8 @@ class GuestServices(Part, ProcessHost):
                     "the document of a Windows container names its layers itself; leave out root"
                 )
             return await guest.create_container(container_id, spec)
+        from uvm._vm.layers import LCOW_CONTAINERS, RootFileSystem
+
         checked(root, optional(instance(RootFileSystem)), "root")
         if not isinstance(spec, Mapping):
             raise OptionsError(f"an OCI specification is a mapping, not {kind_of(spec)}")
@@ -151,25 +155,27 @@ class GuestServices(Part, ProcessHost):
 
     async def set_log_sources(self) -> None:
         """Set the log sources of a Windows guest again to those of the VM's options."""
-        guest, options = self._forwarding()
-        await self._link.carry_out(lambda: self._link.call(set_log_sources(guest, options)))
+        forwarding = self._forwarding()
+        await self._link.carry_out(lambda: self._link.call(forwarding.set_sources()))
 
     async def start_log_forwarding(self) -> None:
         """Have a Windows guest forward its log; the start of the VM does so if its options ask for it."""
-        guest, _ = self._forwarding()
-        await self._link.carry_out(lambda: self._link.call(start_log_forwarding(guest)))
+        forwarding = self._forwarding()
+        await self._link.carry_out(lambda: self._link.call(forwarding.start()))
 
     async def stop_log_forwarding(self) -> None:
         """Have a Windows guest stop forwarding its log."""
-        guest, _ = self._forwarding()
-        await self._link.carry_out(lambda: self._link.call(stop_log_forwarding(guest)))
+        forwarding = self._forwarding()
+        await self._link.carry_out(lambda: self._link.call(forwarding.stop()))
 
-    def _forwarding(self) -> tuple[GuestConnection, WCOWOptions]:
+    def _forwarding(self) -> LogForwarding:
         self._context.need_guest("log forwarding", "windows")
+        from uvm._vm.logforwarding import LogForwarding
+
         guest, options = self.guest, self._context.options
-        assert isinstance(options, WCOWOptions)
+        assert not isinstance(options, LCOWOptions)
         if not guest.features.log_forwarding:
             raise NotSupportedError(
                 f"{self._context.vm_id}: the guest does not report log forwarding (LogForwardingSupported)"
             )
-        return guest, options
+        return LogForwarding(guest, options)

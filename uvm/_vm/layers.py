@@ -282,48 +282,35 @@ def _released_on_failure(leases: Iterable[Lease]) -> Iterator[None]:
         raise
 
 
-class RootFileSystems(Devices):
-    """The devices of a VM, and root file systems of containers on them."""
+def mount_layers(
+    vm: Devices,
+    container_id: str,
+    layers: Sequence[LCOWLayer | WCOWLayer | HostPath],
+    scratch_path: HostPath,
+    root: str,
+) -> Opening[RootFileSystem]:
+    """Attach layers and a scratch disk and have the guest combine them: ``UtilityVM.mount_layers``."""
+    check_container_id(container_id)
+    vm._context.key(scratch_path)
+    checked(root, text, "root")
+    given = [
+        LCOWLayer(layer) if isinstance(layer, str | os.PathLike) else layer
+        for layer in items_of(layers, "layers")
+    ]
+    kind = LCOWLayer if vm._context.plan.os == "linux" else WCOWLayer
+    wrong = [layer for layer in given if not isinstance(layer, kind)]
+    if wrong or not given:
+        raise OptionsError(
+            f"a root file system in {vm._context.vm_id} takes one or more {kind.__name__}; given were {given}"
+        )
+    if kind is WCOWLayer and root:
+        raise OptionsError("the root of a Windows container is its scratch disk's mount; leave out root")
+    if kind is LCOWLayer:
+        return Opening(_mount(vm, partial(_mount_lcow, vm, container_id, given, scratch_path, root)))
+    return Opening(_mount(vm, partial(_mount_wcow, vm, container_id, given, scratch_path)))
 
-    def mount_layers(
-        self,
-        container_id: str,
-        layers: Sequence[LCOWLayer | WCOWLayer | HostPath],
-        scratch_path: HostPath,
-        *,
-        root: str = "",
-    ) -> Opening[RootFileSystem]:
-        """Attach layers and a scratch disk and have the guest combine them. Await it, or enter it.
 
-        :param layers: top-most first. A path alone is that of a Linux layer.
-        :param scratch_path: the VHDX of the scratch disk on the host; a Linux guest formats one without
-            a file system.
-        :param root: the directory in a Linux guest; ``/run/gcs/c/<container id>`` by default. In a Windows
-            guest the root is the mount point of the scratch disk.
-        :raises OptionsError: there is no layer, or one is of the other kind of guest.
-        :raises HostPathError: a layer or the scratch disk is not there; nothing was sent.
-        """
-        check_container_id(container_id)
-        self._context.key(scratch_path)
-        checked(root, text, "root")
-        given = [
-            LCOWLayer(layer) if isinstance(layer, str | os.PathLike) else layer
-            for layer in items_of(layers, "layers")
-        ]
-        kind = LCOWLayer if self._context.plan.os == "linux" else WCOWLayer
-        wrong = [layer for layer in given if not isinstance(layer, kind)]
-        if wrong or not given:
-            raise OptionsError(
-                f"a root file system in {self._context.vm_id} takes one or more "
-                f"{kind.__name__}; given were {given}"
-            )
-        if kind is WCOWLayer and root:
-            raise OptionsError("the root of a Windows container is its scratch disk's mount; leave out root")
-        if kind is LCOWLayer:
-            return Opening(self._mount(partial(_mount_lcow, self, container_id, given, scratch_path, root)))
-        return Opening(self._mount(partial(_mount_wcow, self, container_id, given, scratch_path)))
-
-    async def _mount(self, mount: Callable[[], Awaitable[RootFileSystem]]) -> RootFileSystem:
-        """Mount in a task of the VM, so that a caller who leaves has it taken apart in order."""
-        self._link.check_running()
-        return await self._link.carry_out(mount, RootFileSystem._begin_release)
+async def _mount(vm: Devices, mount: Callable[[], Awaitable[RootFileSystem]]) -> RootFileSystem:
+    """Mount in a task of the VM, so that a caller who leaves has it taken apart in order."""
+    vm._link.check_running()
+    return await vm._link.carry_out(mount, RootFileSystem._begin_release)

@@ -24,7 +24,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import anyio.abc
@@ -37,17 +37,17 @@ from uvm._guest.clock import GuestClock
 from uvm._guest.logs import log_to
 from uvm._guest.stdio import close_quietly
 from uvm._guest.timeouts import GuestTimeouts
-from uvm._hcsguest.access import RelayAccess
-from uvm._hcsguest.guest import NoGuest, RelayGuest
 from uvm._vm.creation import security_policy_request
-from uvm._vm.logforwarding import set_log_sources, start_log_forwarding
 from uvm._wire import ports
 from uvm.backend import ByteStream, Guest, Listener
 from uvm.errors import UVMError
-from uvm.options import LCOWOptions, WCOWOptions
+from uvm.options import LCOWOptions
 from uvm.schema.guest import RESOURCE_HV_SOCKET, HvSocketAddress, SystemTime, TimeZoneInformation
 from uvm.schema.json import from_json, to_json
 from uvm.schema.requests import UPDATE, ModificationRequest
+
+if TYPE_CHECKING:
+    from uvm.options import WCOWOptions
 
 _log = logging.getLogger("uvm")
 
@@ -144,11 +144,16 @@ class GuestStartup:
         :raises BridgeClosedError: the guest hung up.
         :raises NotSupportedError: the guest speaks another version of the protocol.
         """
-        if not _uses_guest_connection(self.context.options):
-            return NoGuest(self.context.vm_id)
-        if self._is_ours:
-            return await self._connect()
+        return await (self._connect() if self._is_ours else self._relayed())
+
+    async def _relayed(self) -> Guest:
+        """Reach the guest through HCS, or not at all."""
+        from uvm._hcsguest.access import RelayAccess
+        from uvm._hcsguest.guest import NoGuest, RelayGuest
+
         context = self.context
+        if not _uses_guest_connection(context.options):
+            return NoGuest(context.vm_id)
         assert context.link.tasks is not None
         access = RelayAccess(
             name=context.vm_id,
@@ -245,9 +250,12 @@ class GuestStartup:
         """Have the guest forward its log; a failure is raised only if a policy may have forbidden it."""
         if not options.log_forwarding or not connection.features.log_forwarding:
             return
+        from uvm._vm.logforwarding import LogForwarding
+
+        forwarding = LogForwarding(connection, options)
         try:
-            await set_log_sources(connection, options)
-            await start_log_forwarding(connection)
+            await forwarding.set_sources()
+            await forwarding.start()
         except UVMError as error:
             # Without a connection the start cannot go on.
             if options.security_policy_enabled or connection.closed:
@@ -256,7 +264,7 @@ class GuestStartup:
 
 
 def _uses_guest_connection(options: LCOWOptions | WCOWOptions) -> bool:
-    return isinstance(options, WCOWOptions) or options.use_guest_connection
+    return not isinstance(options, LCOWOptions) or options.use_guest_connection
 
 
 def _service_id(options: LCOWOptions | WCOWOptions) -> str:

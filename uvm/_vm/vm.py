@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 import anyio.lowlevel
 
-from uvm._async import BareTaskGroup, Errand, suggesting
+from uvm._async import BareTaskGroup, Errand, Opening, suggesting
 from uvm._buses.context import Context
 from uvm._checks import checked, instance, optional, text
 from uvm._document.plan import CreationPlan
 from uvm._guest.timeouts import GuestTimeouts
+from uvm._names import HostPath
 from uvm._vm.creation import HostArtifacts, Settings, create
 from uvm._vm.ending import Ending, VMState
 from uvm._vm.guest import GuestServices
 from uvm._vm.keywords import check_settings
-from uvm._vm.layers import RootFileSystems
 from uvm._vm.settings import RuntimeSettings
 from uvm._vm.startup import GuestStartup, OutputHandler
 from uvm.backend import JSON, Backend, Concurrency, HostInfo, System
@@ -28,6 +28,7 @@ from uvm.backends import is_backend, open_backend
 from uvm.errors import BridgeClosedError, OptionsError, VMStateError
 
 if TYPE_CHECKING:
+    from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer
     from uvm.options import LCOWOptions, WCOWOptions
 
 _log = logging.getLogger("uvm")
@@ -42,7 +43,7 @@ _ELSEWHERE = (
 )
 
 
-class UtilityVM(Ending, RootFileSystems, RuntimeSettings, GuestServices):
+class UtilityVM(Ending, RuntimeSettings, GuestServices):
     """A utility VM. :meth:`create` makes one, and closes it when its context is left.
 
     Devices are attributes: ``scsi``, ``vpmem``, ``vsmb``, ``plan9``, ``vpci``, ``pipes``, ``network``,
@@ -267,6 +268,28 @@ class UtilityVM(Ending, RootFileSystems, RuntimeSettings, GuestServices):
                 await work.wait_until(lambda: work.busy > 0 or not work.owed)
             if not work.busy:
                 return
+
+    def mount_layers(
+        self,
+        container_id: str,
+        layers: Sequence[LCOWLayer | WCOWLayer | HostPath],
+        scratch_path: HostPath,
+        *,
+        root: str = "",
+    ) -> Opening[RootFileSystem]:
+        """Attach layers and a scratch disk and have the guest combine them. Await it, or enter it.
+
+        :param layers: top-most first. A path alone is that of a Linux layer.
+        :param scratch_path: the VHDX of the scratch disk on the host; a Linux guest formats one without
+            a file system.
+        :param root: the directory in a Linux guest; ``/run/gcs/c/<container id>`` by default. In a Windows
+            guest the root is the mount point of the scratch disk.
+        :raises OptionsError: there is no layer, or one is of the other kind of guest.
+        :raises HostPathError: a layer or the scratch disk is not there; nothing was sent.
+        """
+        from uvm._vm.layers import mount_layers
+
+        return mount_layers(self, container_id, layers, scratch_path, root)
 
     async def pause(self) -> None:
         """Pause the VM: its processors stop, and so do the time limits on its guest."""

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 from uvm._arguments import kind_of
 from uvm._checks import checked, text
 from uvm.backend import Backend
-from uvm.backends.hcs.availability import Environment, absence
 from uvm.errors import NotSupportedError, OptionsError, UVMError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
+    from uvm.backends.hcs.availability import Environment
 
 __all__ = ["backend_factory", "backend_names", "choose_backend", "open_backend"]
 
 _log = logging.getLogger("uvm")
 
 _ENTRY_POINTS: Final = "uvm.backends"
-_BUILT_IN: Final = {"fake": "uvm.backends.fake:FakeBackend", "hcs": "uvm.backends.hcs.backend:HCSBackend"}
-#: The built-in backends that run real VMs, in order of preference, and what says why a machine lacks one.
-_REAL: Final[dict[str, Callable[[Environment | None], list[str]]]] = {"hcs": absence}
+_BUILT_IN: Final = {
+    "fake": ("uvm.backends.fake", "FakeBackend"),
+    "hcs": ("uvm.backends.hcs.backend", "HCSBackend"),
+}
+#: The built-in backends that run real VMs, in order of preference, and the module whose ``absence`` says why
+#: a machine lacks one.
+_REAL: Final = {"hcs": "uvm.backends.hcs.availability"}
 
 
 def open_backend(name: str | None = None) -> Backend:
@@ -68,8 +76,8 @@ def choose_backend(where: Environment | None = None) -> str:
     :raises NotSupportedError: there is none.
     """
     reasons = []
-    for name, absence_of in _REAL.items():
-        problems = absence_of(where)
+    for name, module in _REAL.items():
+        problems: list[str] = import_module(module).absence(where)
         if not problems:
             return name
         reasons.append(f"{name}: {'; '.join(problems)}")
@@ -81,8 +89,15 @@ def choose_backend(where: Environment | None = None) -> str:
 
 def backend_names() -> list[str]:
     """Return the names that :func:`backend_factory` knows: the built-in backends and the entry points."""
-    plugins = importlib.metadata.entry_points(group=_ENTRY_POINTS)
-    return sorted({*_BUILT_IN, *(p.name for p in plugins)})
+    return sorted({*_BUILT_IN, *(point.name for point in _installed())})
+
+
+def _installed() -> EntryPoints:
+    """Return the backends of other packages."""
+    # It loads much of what reads packages, and is of no use to those who make a backend themselves.
+    from importlib.metadata import entry_points
+
+    return entry_points(group=_ENTRY_POINTS)
 
 
 def backend_factory(name: str) -> Callable[[], Backend]:
@@ -91,17 +106,15 @@ def backend_factory(name: str) -> Callable[[], Backend]:
     :raises OptionsError: no backend has that name.
     :raises NotSupportedError: the backend cannot be imported on this machine.
     """
-    target = _BUILT_IN.get(checked(name, text, "the name of a backend"))
-    point = (
-        importlib.metadata.EntryPoint(name, target, _ENTRY_POINTS)
-        if target
-        else next(iter(importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name)), None)
-    )
-    if point is None:
-        raise OptionsError(f"no backend is called {name!r}; there are: {', '.join(backend_names())}")
+    built_in = _BUILT_IN.get(checked(name, text, "the name of a backend"))
+    point = None if built_in else next((each for each in _installed() if each.name == name), None)
     try:
-        factory: Callable[[], Backend] = point.load()
+        if built_in is not None:
+            module, attribute = built_in
+            made: Callable[[], Backend] = getattr(import_module(module), attribute)
+            return made
+        if point is not None:
+            return partial(_made, name, point.load())
     except ImportError as e:
         raise NotSupportedError(f"the backend {name!r} cannot be used on this machine: {e}") from e
-    # What is built in is known to make a backend.
-    return factory if target else partial(_made, name, factory)
+    raise OptionsError(f"no backend is called {name!r}; there are: {', '.join(backend_names())}")

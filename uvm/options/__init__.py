@@ -5,11 +5,24 @@ its name there, and :func:`from_hcsshim` reads options under those names. The de
 depends on the host is checked when the document is built.
 """
 
+from typing import TYPE_CHECKING
+
 from uvm._checks import HCSSHIM, INVERTED
+from uvm._lazy import names_from
 from uvm.options.common import HvSocketService, Options, decode_policy
-from uvm.options.hcsshim import from_hcsshim
 from uvm.options.lcow import LCOWOptions, PCIDevice
-from uvm.options.wcow import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
+
+if TYPE_CHECKING:
+    from uvm.options.hcsshim import from_hcsshim
+    from uvm.options.wcow import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
+else:
+    __getattr__, __dir__ = names_from(
+        __name__,
+        {
+            "uvm.options.hcsshim": "from_hcsshim",
+            "uvm.options.wcow": "BlockCIMBootFiles RegistryValue VmbFSBootFiles WCOWOptions",
+        },
+    )
 
 __all__ = [
     "HCSSHIM",

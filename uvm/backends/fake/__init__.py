@@ -5,6 +5,9 @@ It is meant for tests, of this library and of what is built on it; ``docs/fake.m
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from uvm._lazy import names_from
 from uvm.backends.fake.backend import FakeBackend
 from uvm.backends.fake.calls import Call
 from uvm.backends.fake.clock import FakeClock
@@ -13,13 +16,11 @@ from uvm.backends.fake.faults import Faults
 from uvm.backends.fake.files import FakeFiles
 from uvm.backends.fake.gates import Gate, Parked
 from uvm.backends.fake.guest.containers import Container, LinuxContainer
-from uvm.backends.fake.guest.linux.mounts import LinuxGuest
 from uvm.backends.fake.guest.misbehaviour import Misbehaviour
 from uvm.backends.fake.guest.processes import GuestProcess
 from uvm.backends.fake.guest.programs import FakeProcess, Program, Programs
 from uvm.backends.fake.guest.service import GuestService
 from uvm.backends.fake.guest.state import FakeGuest, Mount
-from uvm.backends.fake.guest.windows.mounts import WindowsGuest
 from uvm.backends.fake.host import Checks
 from uvm.backends.fake.hostedsystem import HostedSystem
 from uvm.backends.fake.hostprocess import FakeHostProcess
@@ -30,6 +31,18 @@ from uvm.backends.fake.streams import FakeListener, FakeStream
 from uvm.backends.fake.system import FakeHostedSystem, FakeSystem
 from uvm.backends.fake.tree import DeviceTree
 from uvm.backends.fake.vm import FakeVM
+
+if TYPE_CHECKING:
+    from uvm.backends.fake.guest.linux.mounts import LinuxGuest
+    from uvm.backends.fake.guest.windows.mounts import WindowsGuest
+else:
+    __getattr__, __dir__ = names_from(
+        __name__,
+        {
+            "uvm.backends.fake.guest.linux.mounts": "LinuxGuest",
+            "uvm.backends.fake.guest.windows.mounts": "WindowsGuest",
+        },
+    )
 
 __all__ = [
     "Call",

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from uvm._checks import U64, checked, instance, optional, whole
 from uvm._home import Bound
+from uvm._names import GuestOS
 from uvm._repr import shown
 from uvm.backend import JSON, VM_GROUP, AccessMask, HostInfo
 from uvm.backends.fake.access import AccessTable
@@ -19,11 +20,9 @@ from uvm.backends.fake.exchange import Exchange, Latency
 from uvm.backends.fake.faults import Faults
 from uvm.backends.fake.files import FakeFiles
 from uvm.backends.fake.guest.builtin import BUILT_IN
-from uvm.backends.fake.guest.linux.service import LinuxService
 from uvm.backends.fake.guest.misbehaviour import Misbehaviour
 from uvm.backends.fake.guest.programs import Programs
-from uvm.backends.fake.guest.service import GuestEnvironment
-from uvm.backends.fake.guest.windows.service import WindowsService
+from uvm.backends.fake.guest.service import GuestEnvironment, GuestService
 from uvm.backends.fake.handle import HostSide
 from uvm.backends.fake.host import Checks, Host
 from uvm.backends.fake.hostedsystem import HostedSystem
@@ -267,9 +266,20 @@ class FakeBackend(Bound):
             system_id, runtime_id, document, checked, self._host, self.clock, self._forget_vm, capabilities
         )
         assert checked.virtual_machine is not None
-        kind = LinuxService if vm.os == "linux" else WindowsService
+        kind = _service_kind(vm.os)
         vm.service = kind(vm, checked.virtual_machine, self._guests)
         return vm
+
+
+def _service_kind(os: GuestOS) -> type[GuestService]:
+    """Return the class of the compute services of guests of an operating system."""
+    if os == "linux":
+        from uvm.backends.fake.guest.linux.service import LinuxService
+
+        return LinuxService
+    from uvm.backends.fake.guest.windows.service import WindowsService
+
+    return WindowsService
 
 
 def _boot_files(info: HostInfo) -> FakeFiles:

@@ -13,10 +13,8 @@ from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.computesystem import FakeComputeSystem, Opened, State
-from uvm.backends.fake.guest.linux.mounts import LinuxGuest
 from uvm.backends.fake.guest.service import GuestService
 from uvm.backends.fake.guest.state import FakeGuest
-from uvm.backends.fake.guest.windows.mounts import WindowsGuest
 from uvm.backends.fake.host import Host
 from uvm.backends.fake.streams import FakeListener, FakeStream, Switchboard
 from uvm.backends.fake.tree import DeviceTree
@@ -95,7 +93,7 @@ class FakeVM(FakeComputeSystem):
         """Start the VM: Created to Running."""
         self.require("start", "Created")
         self.started_ticks = self._clock.ticks
-        kind = WindowsGuest if self.os == "windows" else LinuxGuest
+        kind = _guest_kind(self.os)
         stated = self._guest_capabilities
         capabilities = kind.own_capabilities if stated is None else stated
         self._guest = kind(self.tree, self._host.checks, capabilities)
@@ -248,6 +246,17 @@ class FakeVM(FakeComputeSystem):
     def _forget_if_unused(self) -> None:
         if self.state == "Stopped" and not self.handles:
             self._forget(self)
+
+
+def _guest_kind(os: GuestOS) -> type[FakeGuest]:
+    """Return the class of guests of an operating system."""
+    if os == "linux":
+        from uvm.backends.fake.guest.linux.mounts import LinuxGuest
+
+        return LinuxGuest
+    from uvm.backends.fake.guest.windows.mounts import WindowsGuest
+
+    return WindowsGuest
 
 
 def _require_boot_files(system_id: str, vm: VirtualMachine, host: Host) -> None:
