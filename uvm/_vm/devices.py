@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from uvm._async import Opening
 from uvm._buses.context import Bus
@@ -121,10 +121,9 @@ class Devices(Part):
                 yield f"{name.strip('_')}.{ledger}", driver
 
     def _in_use(self) -> Iterator[tuple[str, Bus]]:
-        for name in _BUSES:
-            # A bus is made when it is first used.
-            if (bus := self.__dict__.get(name)) is not None:
-                yield name, bus
+        # A bus is made when it is first used; the order is that of their definition.
+        made = {name: value for name, value in vars(self).items() if isinstance(value, Bus)}
+        yield from ((name, made[name]) for name in vars(Devices) if name in made)
 
     def _mounted_in(self, directory: str) -> str:
         """Return a path in a directory of a Linux guest at which something is mounted; empty if none."""
@@ -200,7 +199,3 @@ class Devices(Part):
         """Enter the PCI devices that the VM was created with into their ledger."""
         for device in self._context.plan.assigned_devices:
             self.vpci._adopt(device.instance_path, device.function, device.vmbus_guid)
-
-
-#: In the order in which they are defined.
-_BUSES: Final = tuple(name for name, value in vars(Devices).items() if isinstance(value, cached_property))
