@@ -67,7 +67,7 @@ class Stage:
                 continue
             found.update(_sizes("host", machine.tree.inventory()))
             found.update(
-                _sizes("guest", {"mounts": machine.guest.mounts, "networks": _networks(machine.guest)})
+                _sizes("guest", {"mounts": dict(machine.guest.mounts), "networks": _networks(machine.guest)})
             )
             service = machine.service
             found["processes"] += sum(each.alive for each in service.processes.values())

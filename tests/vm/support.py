@@ -145,7 +145,7 @@ class Running:
             # Made now, so that the first use of a bus is no change.
             if isinstance(attribute, cached_property):
                 getattr(self.vm, name)
-        return self.vm.ledgers(), len(self.sent()), str(self.inventory), str(self.guest.mounts)
+        return self.vm.ledgers(), len(self.sent()), str(self.inventory), str(dict(self.guest.mounts))
 
 
 def _short(entry: Entry) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -255,3 +256,40 @@ async def test_two_dots_lead_out_of_a_link_on_windows_and_out_of_its_target_on_p
 def test_a_link_is_not_put_over_what_is_there() -> None:
     with pytest.raises(ValueError, match="exists"):
         linked((DISK, r"C:\other"))
+
+
+DIRECTORIES = [r"C:\a", r"C:\a\b", r"C:\a-b", r"C:\a\b\c"]
+STEPS = st.lists(st.tuples(st.sampled_from(["file", "mkdir", "delete"]), st.sampled_from(DIRECTORIES)))
+
+
+@given(STEPS)
+def test_listings_are_of_what_is_in_a_directory_itself(steps: list[tuple[str, str]]) -> None:
+    anyio.run(check_listings_after, steps)
+
+
+async def check_listings_after(steps: list[tuple[str, str]]) -> None:
+    files = FakeFiles()
+    files.add_directory("C:\\")
+    there: dict[str, bool] = {}  # whether each path was made by mkdir
+    for step, path in steps:
+        parents = [path[:end] for end, c in enumerate(path) if c == "\\" and end > 2]
+        if step == "delete":
+            files.delete(path)
+            there = {each: made for each, made in there.items() if not (each + "\\").startswith(path + "\\")}
+        elif step == "mkdir":
+            await files.mkdir(path)
+            for each in (*parents, path):
+                there.setdefault(each, True)
+        else:
+            files.add(path + r"\file", size=1)
+            for each in (*parents, path, path + r"\file"):
+                there.setdefault(each, False)
+        for directory in DIRECTORIES:
+            inside = sorted(
+                each.rpartition("\\")[2] for each in there if each.rpartition("\\")[0] == directory
+            )
+            assert files.listing(directory) == inside
+        empty = [
+            path for path, made in there.items() if made and not any(e.startswith(path + "\\") for e in there)
+        ]
+        assert sorted(files.left_empty()) == sorted(path.upper() for path in empty)

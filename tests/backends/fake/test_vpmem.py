@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.backends.fake.support import (
+    JSON,
     LAYER,
     MIB,
     OTHER_LAYER,
@@ -22,7 +26,8 @@ from tests.backends.fake.support import (
     update,
     wcow,
 )
-from uvm.backends.fake import Checks, FakeBackend
+from uvm.backends.fake import Checks, FakeBackend, FakeSystem
+from uvm.errors import HostError
 from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
@@ -142,6 +147,57 @@ async def test_a_file_takes_whole_pages() -> None:
         with expect_refusal(HResult.E_INVALIDARG):
             await system.modify(add(pmem(0, 4096), mapping()))
         await system.modify(add(pmem(0, 8192), mapping()))
+
+
+PAGE = 4096
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["Add", "Remove"]), st.integers(0, 1), st.integers(0, 12), st.integers(0, 3)),
+    max_size=30,
+)
+
+
+@given(STEPS)
+def test_of_all_mappings_of_a_device_none_overlaps_another(steps: list[tuple[str, int, int, int]]) -> None:
+    """Sizes are in half pages, 0 among them. The model looks at all mappings."""
+    anyio.run(map_and_unmap, steps)
+
+
+async def map_and_unmap(steps: list[tuple[str, int, int, int]]) -> None:
+    there: dict[tuple[int, int], int] = {}
+    async with running() as system:
+        for halves in range(4):
+            backend_of(system).files.add(rf"C:\halves\{halves}", size=halves * PAGE // 2)
+        for action, number, at, halves in steps:
+            pages = (halves + 1) // 2
+            on_device = [(other, size) for (n, other), size in there.items() if n == number]
+            expected: int = 0
+            if action == "Remove":
+                expected = 0 if (number, at) in there else HResult.ERROR_NOT_FOUND
+                there.pop((number, at), None)
+            elif (number, at) in there:
+                expected = HResult.ERROR_ALREADY_EXISTS
+            elif any(other < at + pages and at < other + size for other, size in on_device):
+                expected = HResult.E_INVALIDARG
+            else:
+                there[number, at] = pages
+            request = {"Add": add, "Remove": remove}[action]
+            settings = mapping(rf"C:\halves\{halves}") if action == "Add" else None
+            assert await outcome(system, request(pmem(number, at * PAGE), settings)) == expected
+        assert {(n, offset // PAGE) for n, offset in system.vm.tree.vpmem.mappings} == set(there)
+        for number in (0, 1):
+            mapped = any(n == number for n, _ in there)
+            assert await outcome(system, add(pmem(number), image())) == (
+                HResult.ERROR_ALREADY_EXISTS if mapped else 0
+            )
+
+
+async def outcome(system: FakeSystem, request: JSON) -> int:
+    """Send a request; return 0, or the code with which it is refused."""
+    try:
+        await system.modify(request)
+    except HostError as e:
+        return e.hresult
+    return 0
 
 
 async def test_a_mapping_ends_within_the_device() -> None:

@@ -17,6 +17,7 @@ from uvm._checks import U64, checked, choice, flag, instance, optional, whole
 from uvm._names import HostPath, PathFlavour, host_path, host_path_key, text_of
 from uvm._repr import shown
 from uvm.backend import FileInfo
+from uvm.backends.fake.paths import PathTable
 from uvm.errors import HostError, HostPathError, OptionsError
 from uvm.hresult import HResult
 
@@ -76,7 +77,7 @@ class FakeFiles:
     def __init__(self, flavour: PathFlavour = "windows", *, permissive: bool = False) -> None:
         self._flavour: PathFlavour = checked(flavour, choice("windows", "posix"), "flavour")
         self._path = ntpath if flavour == "windows" else posixpath
-        self._nodes: dict[str, _Node] = {}
+        self._nodes: PathTable[_Node] = PathTable(self._path.sep)
         self._deleted: set[str] = set()
         self._opens: dict[str, _Opens] = {}
         self._made: dict[str, None] = {}
@@ -121,13 +122,15 @@ class FakeFiles:
         """Add a directory, with its parents."""
         self._add_directory(host_path(path, self._flavour), file_ids=file_ids)
 
-    def _add_directory(self, path: str, *, file_ids: bool = True) -> None:
+    def _add_directory(self, path: str, *, file_ids: bool = True) -> list[str]:
+        """Add a directory, with its parents; return the keys of those that were missing."""
         found = self._nodes.get(self.key(path))
         if found is not None and not found.is_dir:
             raise OptionsError(f"{path} is a file")
-        if found is None:
-            self._make_parents(path, file_ids)
-            self._put(path, _Node(self._name(path), is_dir=True, file_ids=file_ids))
+        if found is not None:
+            return []
+        made = self._make_parents(path, file_ids)
+        return [*made, self._put(path, _Node(self._name(path), is_dir=True, file_ids=file_ids))]
 
     def add_link(self, path: HostPath, target: HostPath) -> None:
         """Add a symbolic link, a junction or a substituted drive; its directories are made.
@@ -145,17 +148,17 @@ class FakeFiles:
         """Delete a file, a link, or a directory with all that is in it, even if it is open."""
         path = text_of(path)
         key = self._entry(path)
-        inside = key + self._path.sep
-        for found in [k for k in self._nodes if k == key or k.startswith(inside)]:
-            del self._nodes[found]
+        for found in [key, *self._nodes.inside(key)]:
+            self._nodes.pop(found, None)
             self._made.pop(found, None)
-        self._deleted.add(key)
+        if self.permissive:
+            self._deleted.add(key)
 
     def listing(self, path: HostPath) -> list[str]:
         """Return the names in a directory, sorted."""
         path = text_of(path)
         key = self.key(path)
-        return sorted(n.name for k, n in self._nodes.items() if k != key and self._path.dirname(k) == key)
+        return sorted(self._nodes[k].name for k in self._nodes.inside(key) if self._path.dirname(k) == key)
 
     def disk_id(self, path: HostPath) -> str:
         """Return the identifier that was set on a virtual disk; empty if none was."""
@@ -220,20 +223,18 @@ class FakeFiles:
         found = self.look(path)
         if found is not None and not found.is_dir and self.key(path) in self._nodes:
             raise HostPathError(path, "it is a file")
-        before = set(self._nodes)
-        self._add_directory(path)
-        self._made |= dict.fromkeys(key for key in self._nodes if key not in before)
+        self._made |= dict.fromkeys(self._add_directory(path))
 
     def left_empty(self) -> list[str]:
         """Return the directories that were made through :meth:`mkdir` and are empty."""
-        return [key for key in self._made if not self.listing(key)]
+        return [key for key in self._made if not self._is_filled(key)]
 
     async def remove(self, path: str) -> None:
         """Remove a file, a link or an empty directory; ERROR_SHARING_VIOLATION if a VM has it open."""
         entry = self._nodes.get(self._entry(path))
         if entry is None or not entry.target:
             self._refuse_if_open(path, "remove")
-            if self.listing(path):
+            if self._is_filled(self.key(path)):
                 raise HostPathError(path, "the directory is not empty")
         self.delete(path)
 
@@ -264,16 +265,23 @@ class FakeFiles:
         if self.is_open(path):
             raise HostError(f"{operation} {path}", HResult.ERROR_SHARING_VIOLATION, "a VM has it open")
 
-    def _put(self, path: str, node: _Node) -> None:
+    def _is_filled(self, directory: str) -> bool:
+        """Return whether something is in a directory, which is named by its key."""
+        return next(self._nodes.inside(directory), None) is not None
+
+    def _put(self, path: str, node: _Node) -> str:
+        """Set what is at a path, and return the key of the path."""
         key = self.key(path)
         self._nodes[key] = node
         self._deleted.discard(key)
+        return key
 
-    def _make_parents(self, path: str, file_ids: bool) -> None:
+    def _make_parents(self, path: str, file_ids: bool) -> list[str]:
         path = _spelling(path, self._flavour)
         parent = self._path.dirname(path.rstrip(self._path.sep))
         if parent and _key(parent, self._flavour) != _key(path, self._flavour):
-            self._add_directory(parent, file_ids=file_ids)
+            return self._add_directory(parent, file_ids=file_ids)
+        return []
 
     def _name(self, path: str) -> str:
         name: str = self._path.basename(_spelling(path, self._flavour).rstrip(self._path.sep))

@@ -100,7 +100,7 @@ class Parked:
     """
 
     call: Call
-    _pending: list[Parked] = field(repr=False)
+    _pending: dict[Parked, None] = field(repr=False)
     _woken: Flag = field(factory=Flag, repr=False)
     _action: Action = field(default=_proceed, repr=False)
 
@@ -122,7 +122,7 @@ class Parked:
     def _decide(self, action: Action) -> None:
         if self not in self._pending:
             raise RuntimeError(f"{self.call} is no longer parked")
-        self._pending.remove(self)
+        del self._pending[self]
         self._action = action
         self._woken.set()
 
@@ -135,8 +135,7 @@ class Parked:
             with on_exit(machine, self._exited):
                 await self._woken.wait()
         finally:
-            if self in self._pending:
-                self._pending.remove(self)
+            self._pending.pop(self, None)
         return self._action
 
 
@@ -147,7 +146,7 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._pending: list[Parked] = []
+        self._pending: dict[Parked, None] = {}
         self._arrival = Line()
         self._on_close: Callable[[], None] | None = None
 
@@ -180,7 +179,7 @@ class Gate:
     async def _park(self, call: Call, proceed: Proceed, machine: Machine | None) -> Any:
         """Park a call. If the VM exits meanwhile the call proceeds, and finds a VM that has exited."""
         parked = Parked(call, self._pending)
-        self._pending.append(parked)
+        self._pending[parked] = None
         self._arrival.wake()
         action = await parked._decided(machine)
         return await action(call, proceed, machine)

@@ -53,7 +53,7 @@ class Handle:
         self._name = name
         self._resource = resource
         self._closed = False
-        self._waiting: list[anyio.CancelScope] = []
+        self._waiting: dict[anyio.CancelScope, None] = {}
         self.vm: FakeVM = vm
         target.opened()
 
@@ -103,11 +103,11 @@ class Handle:
         operation = f"wait for{self._suffix}"
         self._require_open(operation)
         with anyio.CancelScope() as scope:
-            self._waiting.append(scope)
+            self._waiting[scope] = None
             try:
                 return await wait()
             finally:
-                self._waiting.remove(scope)
+                del self._waiting[scope]
         raise self._closed_error(operation)
 
     def _copied(self, operation: str, document: Any) -> Any:

@@ -27,8 +27,10 @@ class FakeNetwork:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._namespaces: dict[str, JSON] = {}
-        self._members: dict[str, list[str]] = {}
         self._endpoints: dict[str, JSON] = {}
+        # The endpoints that name a namespace, whether it exists or not; and the first of each name.
+        self._members: dict[str, dict[str, None]] = {}
+        self._named: dict[str, str] = {}
         self._attached: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -42,8 +44,7 @@ class FakeNetwork:
 
         :raises HostError: HCN_E_INVALID_JSON, or ERROR_ALREADY_EXISTS.
         """
-        key = _add(self._namespaces, HostComputeNamespace, document, "add namespace")
-        self._members[key] = [k for k in self._endpoints if self._namespace_of(k) == key]
+        _add(self._namespaces, HostComputeNamespace, document, "add namespace")
 
     def add_endpoint(self, document: JSON) -> None:
         """Add an endpoint by its HCN document; it joins its ``HostComputeNamespace`` if that exists.
@@ -51,9 +52,10 @@ class FakeNetwork:
         :raises HostError: HCN_E_INVALID_JSON, or ERROR_ALREADY_EXISTS.
         """
         key = _add(self._endpoints, HostComputeEndpoint, document, "add endpoint")
-        namespace = self._namespace_of(key)
-        if namespace in self._members:
-            self._members[namespace].append(key)
+        name = self._endpoints[key].get("Name")
+        if name is not None:
+            self._named.setdefault(name, key)
+        self._members.setdefault(self._namespace_of(key), {})[key] = None
 
     def attachments(self) -> dict[str, str]:
         """Return the VM of each attached endpoint."""
@@ -93,7 +95,7 @@ class FakeNetwork:
 
         def endpoints() -> list[JSON]:
             self._namespace(namespace_id)
-            return [copy_json(self._endpoints[k]) for k in self._members[guid_key(namespace_id)]]
+            return [copy_json(self._endpoints[k]) for k in self._members.get(guid_key(namespace_id), ())]
 
         return await self._ask("namespace endpoints", {"ID": namespace_id}, endpoints)
 
@@ -103,11 +105,10 @@ class FakeNetwork:
         def add() -> None:
             namespace = self._namespace(namespace_id)
             key = guid_key(self._endpoint(endpoint_id)["ID"])
-            if any(key in members for members in self._members.values()):
+            if self._namespace_of(key) in self._namespaces:
                 code = HResult.HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS
                 raise HostError(f"add endpoint {endpoint_id}", code)
-            self._members[guid_key(namespace_id)].append(key)
-            self._endpoints[key]["HostComputeNamespace"] = namespace["ID"]
+            self._move(key, namespace["ID"])
 
         await self._ask("add endpoint", {"ID": namespace_id, "EndpointId": endpoint_id}, add)
 
@@ -117,12 +118,10 @@ class FakeNetwork:
         def remove() -> None:
             self._namespace(namespace_id)
             key = guid_key(self._endpoint(endpoint_id)["ID"])
-            members = self._members[guid_key(namespace_id)]
-            if key not in members:
+            if self._namespace_of(key) != guid_key(namespace_id):
                 text = "it is not in the namespace"
                 raise HostError(f"remove endpoint {endpoint_id}", HResult.ERROR_NOT_FOUND, text)
-            members.remove(key)
-            self._endpoints[key].pop("HostComputeNamespace", None)
+            self._move(key, "")
 
         await self._ask("remove endpoint", {"ID": namespace_id, "EndpointId": endpoint_id}, remove)
 
@@ -131,9 +130,9 @@ class FakeNetwork:
 
         def delete() -> None:
             key = guid_key(namespace_id)
-            self._namespaces.pop(key, None)
-            for member in self._members.pop(key, ()):
-                self._endpoints[member].pop("HostComputeNamespace", None)
+            if self._namespaces.pop(key, None) is not None:
+                for member in [*self._members.get(key, ())]:
+                    self._move(member, "")
 
         await self._ask("delete namespace", {"ID": namespace_id}, delete)
 
@@ -149,13 +148,23 @@ class FakeNetwork:
         return document
 
     def _endpoint(self, endpoint: str) -> JSON:
-        found = self._endpoints.get(guid_key(endpoint))
-        if found is None:
-            found = next((e for e in self._endpoints.values() if e.get("Name") == endpoint), None)
+        key = guid_key(endpoint)
+        found = self._endpoints.get(key if key in self._endpoints else self._named.get(endpoint, ""))
         if found is None:
             raise HostError(f"open endpoint {endpoint}", HResult.HCN_E_ENDPOINT_NOT_FOUND)
         document: JSON = copy_json(found)
         return document
+
+    def _move(self, endpoint_key: str, namespace_id: str) -> None:
+        """Have an endpoint name another namespace, or none."""
+        left = self._namespace_of(endpoint_key)
+        del self._members[left][endpoint_key]
+        if not self._members[left]:
+            del self._members[left]
+        self._endpoints[endpoint_key].pop("HostComputeNamespace", None)
+        if namespace_id:
+            self._endpoints[endpoint_key]["HostComputeNamespace"] = namespace_id
+        self._members.setdefault(guid_key(namespace_id), {})[endpoint_key] = None
 
     def _namespace_of(self, endpoint_key: str) -> str:
         return guid_key(str(self._endpoints[endpoint_key].get("HostComputeNamespace") or ""))

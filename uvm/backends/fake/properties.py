@@ -110,9 +110,8 @@ def _guest_connection(vm: FakeVM) -> schema.GuestConnectionInfo:
 
 def _used_bytes(vm: FakeVM) -> int:
     tree = vm.tree
-    devices = len(tree.scsi.disks) + len(tree.vpmem.devices) + len(tree.vpmem.mappings)
-    devices += len(tree.plan9.shares) + len(tree.vsmb.shares) + len(tree.adapters.adapters)
-    devices += len(vm.guest.mounts)
+    kinds = (tree.scsi, tree.vpmem, tree.plan9, tree.vsmb, tree.adapters)
+    devices = sum(kind.count for kind in kinds) + len(vm.guest.mounts)
     return min(_BOOTED + devices * _PER_DEVICE, tree.topology.size_in_mb * MIB)
 
 
@@ -142,7 +141,7 @@ def _statistics(vm: FakeVM, clock: FakeClock) -> schema.Statistics:
     runtime = round(uptime * _IDLE * vm.tree.topology.processor.count)
     kernel = round(runtime * _KERNEL)
     used = _used_bytes(vm)
-    disks = len(vm.tree.scsi.disks)
+    disks = vm.tree.scsi.count
     return schema.Statistics(
         timestamp=clock.timestamp(),
         container_start_time=clock.timestamp(started),

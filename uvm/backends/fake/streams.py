@@ -217,7 +217,7 @@ class FakeListener:
 
     def __init__(self, service_id: str, on_close: Callable[[], object]) -> None:
         self.service_id: str = service_id
-        self._dialled: list[FakeStream] = []
+        self._dialled: deque[FakeStream] = deque()
         self._callers: Line = Line()
         self._on_close = on_close
         self._end: Exception | None = None
@@ -232,11 +232,11 @@ class FakeListener:
             if self._end is not None:
                 raise own(self._end)
             await self._callers.wait()
-        return self._dialled.pop(0)
+        return self._dialled.popleft()
 
     def accept_nowait(self) -> FakeStream | None:
         """Accept a connection that was made; None if there is none."""
-        return self._dialled.pop(0) if self._dialled else None
+        return self._dialled.popleft() if self._dialled else None
 
     async def aclose(self) -> None:
         """Stop listening; connections that were not accepted are closed."""
@@ -254,7 +254,7 @@ class FakeListener:
             self._end = error
             self._on_close()
             while self._dialled:
-                self._dialled.pop(0).close()
+                self._dialled.popleft().close()
             self._callers.wake()
 
 

@@ -70,7 +70,7 @@ class FakeVM(FakeComputeSystem):
         self.tree: DeviceTree = DeviceTree(system_id, host, machine)
         self._guest: FakeGuest | None = None
         self._switchboard: Switchboard | None = None
-        self._exit_hooks: list[Callable[[], None]] = []
+        self._exit_hooks: dict[Callable[[], None], None] = {}
         self._state_changes: Line = Line()
 
     def __repr__(self) -> str:
@@ -216,12 +216,11 @@ class FakeVM(FakeComputeSystem):
         if self.state == "Stopped":
             hook()
         else:
-            self._exit_hooks.append(hook)
+            self._exit_hooks[hook] = None
 
     def remove_exit_hook(self, hook: Callable[[], None]) -> None:
         """Remove a hook; do nothing if it was called."""
-        if hook in self._exit_hooks:
-            self._exit_hooks.remove(hook)
+        self._exit_hooks.pop(hook, None)
 
     def _exit(self, status: ExitStatus) -> None:
         self.exited_ticks = self._clock.ticks
@@ -231,7 +230,7 @@ class FakeVM(FakeComputeSystem):
             self._guest.end()
         if self._switchboard is not None:
             self._switchboard.close(VMExitedError(f"VM {self.id} has exited", status))
-        hooks, self._exit_hooks = self._exit_hooks, []
+        hooks, self._exit_hooks = self._exit_hooks, {}
         for hook in hooks:
             hook()
         self._forget_if_unused()

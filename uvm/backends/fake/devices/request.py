@@ -131,6 +131,11 @@ class DeviceTable(DeviceKind[R], Generic[R, K, D]):
         super().__init__(vm_id, host)
         self._attached: dict[K, D] = {}
 
+    @property
+    def count(self) -> int:
+        """How many devices are attached."""
+        return len(self._attached)
+
     def find(self, key: K) -> D | None:
         """Return a device; None if there is none."""
         return self._attached.get(key)

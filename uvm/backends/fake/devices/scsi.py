@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from attrs import define
+from attrs import define, field
 
 from uvm._names import guid_key
 from uvm.backend import JSON
@@ -28,11 +28,13 @@ class Disk(Device[Attachment]):
 
     :ivar controller: the controller's number in the guest.
     :ivar file: the open file; None for an extensible virtual disk.
+    :ivar ejected: a Linux guest has ejected it, and does not see it any more.
     """
 
     controller: int
     lun: int
     file: OpenDisk | None = None
+    ejected: bool = field(default=False, init=False)
 
     @property
     def attachment(self) -> Attachment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from typing import ClassVar, Final
 
 from attrs import define, field
@@ -27,9 +28,11 @@ _FORMATS: Final = ("Vhd1", "Vhdx", "")
 class PMem(Device[VirtualPMemDevice | VirtualPMemMapping]):
     """A file on a device: all of it, or mapped at an offset.
 
+    :ivar number: the number of the device.
     :ivar offset: in bytes; None for the whole device.
     """
 
+    number: int
     offset: int | None
     file: OpenDisk = field(init=False)
 
@@ -38,15 +41,10 @@ class PMem(Device[VirtualPMemDevice | VirtualPMemMapping]):
         """The bytes that it takes from the offset on, in whole pages; 0 if the size is not known."""
         return -(-self.file.size_bytes // PAGE_BYTES) * PAGE_BYTES
 
-    def overlapped(self, mappings: list[PMem]) -> PMem | None:
-        """Return the first of the mappings of a device that this one overlaps."""
-        start = self.offset or 0
-        end = start + self.length
-        for other in mappings:
-            there = other.offset or 0
-            if there < end and start < there + other.length:
-                return other
-        return None
+    def overlaps(self, other: PMem) -> bool:
+        """Return whether two mappings on a device overlap."""
+        start, there = self.offset or 0, other.offset or 0
+        return there < start + self.length and start < there + other.length
 
 
 class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
@@ -60,6 +58,8 @@ class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
         super().__init__(vm_id, host)
         self._maximum_count = 0
         self._maximum_bytes = 0
+        # The offsets of the mappings on each device, sorted.
+        self._offsets: dict[int, list[int]] = {}
 
     def load(self, vm: VirtualMachine, devices: Devices) -> None:
         """Set the limits of the controller, and attach the devices of the document."""
@@ -91,7 +91,7 @@ class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
             raise request.invalid(f"device numbers are below {self._maximum_count}")
         if isinstance(request.resource, VPMemMapping):
             return number, request.resource.offset_bytes
-        if request.action == "Remove" and self._mapped(number):
+        if request.action == "Remove" and number in self._offsets:
             raise request.refuse(HResult.HCS_E_INVALID_STATE, f"files are mapped on device {number}")
         return number, None
 
@@ -109,13 +109,12 @@ class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
         if not image.host_path:
             raise request.invalid("HostPath is missing")
         at = "" if offset is None else f" at {offset}"
-        return PMem(f"pmem {number}{at} ({image.host_path})", image, offset)
+        return PMem(f"pmem {number}{at} ({image.host_path})", image, number, offset)
 
     def attach(self, request: Request[_Resource], device: PMem) -> None:
         """Open the file of a device or a mapping, which has to fit."""
         number, image = request.resource.device, device.settings
-        mapped = self._mapped(number)
-        if (number, None) in self._attached or (mapped and device.offset is None):
+        if (number, None) in self._attached or (device.offset is None and number in self._offsets):
             raise request.taken(f"device {number} is in use")
         # Mapped files are always read-only.
         writable = isinstance(image, VirtualPMemDevice) and not image.read_only
@@ -126,16 +125,30 @@ class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
         text = ""
         if (device.offset or 0) + size > self._maximum_bytes:
             text = f"{size} bytes go beyond the device's {self._maximum_bytes}"
-        elif (other := device.overlapped(mapped)) is not None:
+        elif (other := self.overlapped(device)) is not None:
             text = f"it overlaps {other}"
         if text:
             device.file.close()
             raise request.invalid(text)
+        if device.offset is not None:
+            insort(self._offsets.setdefault(number, []), device.offset)
+
+    def overlapped(self, device: PMem) -> PMem | None:
+        """Return a mapping that another one would overlap; since none overlap, only its neighbours can be."""
+        offsets, start = self._offsets.get(device.number, []), device.offset or 0
+        at = bisect_left(offsets, start)
+        neighbours = (self._attached[device.number, offset] for offset in offsets[max(at - 1, 0) : at + 1])
+        return next((other for other in neighbours if device.overlaps(other)), None)
 
     def detach(self, device: PMem) -> None:
         """Close the file of a device or a mapping."""
         super().detach(device)
         device.file.close()
+        if device.offset is not None:
+            offsets = self._offsets[device.number]
+            del offsets[bisect_left(offsets, device.offset)]
+            if not offsets:
+                del self._offsets[device.number]
 
     def inventory(self) -> JSON:
         """Return the devices and mappings, by number and offset."""
@@ -144,8 +157,3 @@ class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
             device = devices.setdefault(str(number), {"Mappings": {}})
             device["Mappings"][str(offset)] = to_json(pmem.settings)
         return {"Devices": devices} if devices else {}
-
-    def _mapped(self, number: int) -> list[PMem]:
-        """Return the mappings on a device."""
-        found = self._attached.items()
-        return [pmem for (n, offset), pmem in found if n == number and offset is not None]

@@ -61,7 +61,7 @@ class GuestProcess:
     _handler_error: Exception | None = field(default=None, init=False)
     _released: bool = field(default=False, init=False)
     _scope: anyio.CancelScope = field(factory=anyio.CancelScope, init=False, repr=False)
-    _waiting: list[Callable[[int], None]] = field(factory=list, init=False, repr=False)
+    _waiting: dict[Callable[[int], None], None] = field(factory=dict, init=False, repr=False)
 
     def __repr__(self) -> str:
         return shown(self, "view", "started", "alive", "exit_code")
@@ -95,7 +95,7 @@ class GuestProcess:
         self.alive = False
         self.exit_code = code
         self.on_exit(self)
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, {}
         for report in waiting:
             report(code)
         if waiting:
@@ -103,12 +103,11 @@ class GuestProcess:
 
     def when_exited(self, report: Callable[[int], None]) -> None:
         """Call a function with the exit code, once it is known."""
-        self._waiting.append(report)
+        self._waiting[report] = None
 
     def forget(self, report: Callable[[int], None]) -> None:
         """Remove a function that waits for the exit code."""
-        if report in self._waiting:
-            self._waiting.remove(report)
+        self._waiting.pop(report, None)
 
     def release(self) -> None:
         """Release the process: its exit was reported."""

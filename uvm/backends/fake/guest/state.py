@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from attrs import define, field
@@ -12,6 +12,7 @@ from uvm._repr import brief_call, shown
 from uvm.backend import JSON
 from uvm.backends.fake.devices import request as devices
 from uvm.backends.fake.host import Checks
+from uvm.backends.fake.paths import PathTable
 from uvm.backends.fake.tree import DeviceTree
 from uvm.errors import GuestError, OptionsError
 from uvm.hresult import HResult
@@ -82,6 +83,32 @@ class GuestRequest:
             raise self.fail(f"the RequestType {self.action!r} is not supported")
 
 
+class Mounts(PathTable[Mount]):
+    """The mounts of a guest, by path as the guest compares paths."""
+
+    def __init__(self, separator: str) -> None:
+        super().__init__(separator)
+        self._on: dict[Device, dict[str, None]] = {}
+
+    def __setitem__(self, path: str, mount: Mount) -> None:
+        self.pop(path, None)
+        super().__setitem__(path, mount)
+        if mount.device is not None:
+            self._on.setdefault(mount.device, {})[path] = None
+
+    def __delitem__(self, path: str) -> None:
+        device = self[path].device
+        super().__delitem__(path)
+        if device is not None:
+            del self._on[device][path]
+            if not self._on[device]:
+                del self._on[device]
+
+    def on(self, device: Device) -> Mount | None:
+        """Return the first mount of a device that there is; None if there is none."""
+        return next((self[path] for path in self._on.get(device, ())), None)
+
+
 #: Carries out a request to one kind of resource, or raises GuestError and changes nothing.
 Handler = Callable[[Any, GuestRequest], None]
 
@@ -90,7 +117,6 @@ Handler = Callable[[Any, GuestRequest], None]
 class FakeGuest:
     """The state of a running guest. Everything is checked against what the host has attached.
 
-    :ivar mounts: the mounts, by path as the guest compares paths.
     :ivar policy: the security policy's document; None until it is set.
     :ivar fragments: the policy fragments, in order.
     """
@@ -98,9 +124,9 @@ class FakeGuest:
     tree: DeviceTree
     checks: Checks
     capabilities: Mapping[str, Any]
-    mounts: dict[str, Mount] = field(factory=dict, init=False)
+    _mounts: Mounts = field(init=False)
     policy: ConfidentialOptions | None = field(default=None, init=False)
-    fragments: tuple[SecurityPolicyFragment, ...] = field(default=(), init=False)
+    fragments: list[SecurityPolicyFragment] = field(factory=list, init=False)
 
     os: ClassVar[GuestOS]
     paths: ClassVar[Any]
@@ -109,8 +135,17 @@ class FakeGuest:
     #: The code for a request that it cannot carry out, and for an unknown resource type.
     failure: ClassVar[int]
 
+    @_mounts.default
+    def _no_mounts(self) -> Mounts:
+        return Mounts(self.paths.sep)
+
     def __repr__(self) -> str:
         return shown(self, "mounts", "fragments")
+
+    @property
+    def mounts(self) -> MutableMapping[str, Mount]:
+        """The mounts, by path as the guest compares paths."""
+        return self._mounts
 
     def modify(self, document: JSON) -> None:
         """Carry out a ``ModificationRequest``.
@@ -135,7 +170,7 @@ class FakeGuest:
 
     def inconsistencies(self) -> list[str]:
         """Return dangling references: mounts whose device is gone, overlays without a layer."""
-        mounts = self.mounts.values()
+        mounts = self._mounts.values()
         found = [f"{m} is no longer attached" for m in mounts if m.device and not m.device.attached]
         if self.checks.guest:
             layers = [(mount, layer) for mount in mounts for layer in mount.layers]
@@ -144,7 +179,7 @@ class FakeGuest:
 
     def end(self) -> None:
         """Remove all mounts: the VM has exited."""
-        self.mounts.clear()
+        self._mounts.clear()
 
     def exists(self, path: str) -> bool:
         """Return whether a path lies on something mounted; a guest's own root holds no layers."""
@@ -152,15 +187,13 @@ class FakeGuest:
 
     def mount_of(self, path: str) -> Mount | None:
         """Return the mount that a path lies on; None if it lies on the guest's own root."""
-        key = self.key(path)
-        on = [k for k in self.mounts if key == k or key.startswith(k.rstrip(self.paths.sep) + self.paths.sep)]
-        return self.mounts[max(on, key=len)] if on else None
+        return next((self._mounts[key] for key in self._mounts.around(self.key(path))), None)
 
     def mount_in(self, directory: str) -> Mount | None:
         """Return the innermost mount in a directory, or on it; None if there is none."""
         key = self.key(directory)
-        inside = [k for k in self.mounts if k == key or k.startswith(key + self.paths.sep)]
-        return self.mounts[max(inside, key=len)] if inside else None
+        innermost = max(self._mounts.inside(key), key=len, default=key)
+        return self._mounts.get(innermost)
 
     def key(self, path: str) -> str:
         """Return the key of a guest path; what is no path of the guest is its own key."""
@@ -174,9 +207,9 @@ class FakeGuest:
         if not mount.path:
             raise request.fail("the path to mount at is missing")
         key = self.key(mount.path)
-        if key in self.mounts:
-            raise request.fail(f"{self.mounts[key]} is mounted there")
-        self.mounts[key] = mount
+        if key in self._mounts:
+            raise request.fail(f"{self._mounts[key]} is mounted there")
+        self._mounts[key] = mount
 
     def unmount(self, request: GuestRequest, path: str, device: Device | None) -> None:
         """Unmount a path that has no mount inside.
@@ -184,15 +217,14 @@ class FakeGuest:
         :param device: the device that is expected there; None if the request names none.
         """
         key = self.key(path)
-        mount = self.mounts.get(key)
+        mount = self._mounts.get(key)
         if mount is None or (device is not None and mount.device is not device):
             if self.checks.guest:
                 raise request.fail(f"{device or 'nothing'} is not mounted at {path!r}")
             return
-        inside = [m for k, m in self.mounts.items() if k.startswith(key + self.paths.sep)]
-        if inside:
-            raise request.fail(f"{path} is busy: {inside[0]} is mounted on it")
-        del self.mounts[key]
+        for inside in self._mounts.inside(key):
+            raise request.fail(f"{path} is busy: {self._mounts[inside]} is mounted on it")
+        del self._mounts[key]
 
     def set_policy(self, request: GuestRequest) -> None:
         """Set the security policy, once."""
@@ -206,4 +238,4 @@ class FakeGuest:
         fragment = request.parse(SecurityPolicyFragment)
         if self.checks.guest and self.policy is None:
             raise request.fail("there is no security policy")
-        self.fragments = (*self.fragments, fragment)
+        self.fragments.append(fragment)

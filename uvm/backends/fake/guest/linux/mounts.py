@@ -35,7 +35,6 @@ class LinuxGuest(FakeGuest):
     """
 
     namespaces: dict[str, dict[str, LCOWNetworkAdapter]] = field(factory=dict, init=False)
-    _ejected: set[Disk] = field(factory=set, init=False)
 
     os: ClassVar[GuestOS] = "linux"
     paths: ClassVar[Any] = posixpath
@@ -50,11 +49,11 @@ class LinuxGuest(FakeGuest):
     @property
     def block_devices(self) -> list[Disk]:
         """The disks that the guest sees: the attached ones, without those that were ejected."""
-        return [disk for disk in self.tree.scsi.disks.values() if disk not in self._ejected]
+        return [disk for disk in self.tree.scsi.disks.values() if not disk.ejected]
 
     def _disk_at(self, controller: int, lun: int) -> Disk | None:
         disk = self.tree.scsi.find((controller, lun))
-        return None if disk in self._ejected else disk
+        return None if disk is None or disk.ejected else disk
 
     def _scsi_device(self, request: GuestRequest) -> None:
         request.only("Remove")
@@ -62,10 +61,10 @@ class LinuxGuest(FakeGuest):
         disk = self._disk_at(slot.controller, slot.lun)
         if disk is None:
             return  # the guest's UnplugDevice succeeds if there is no device
-        on_it = next((m for m in self.mounts.values() if m.device is disk), None)
+        on_it = self._mounts.on(disk)
         if on_it is not None and self.checks.guest:
             raise request.fail(f"the device is busy: {on_it} is mounted")
-        self._ejected = {d for d in self._ejected if d.attached} | {disk}
+        disk.ejected = True
 
     def _mapped_virtual_disk(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
@@ -148,7 +147,10 @@ class LinuxGuest(FakeGuest):
         namespace, adapter = guid_key(wanted.namespace_id), guid_key(wanted.id)
         if request.action == "Remove":
             # As in the guest: neither an unknown namespace nor an unknown adapter is an error.
-            self.namespaces.get(namespace, {}).pop(adapter, None)
+            there = self.namespaces.pop(namespace, {})
+            there.pop(adapter, None)
+            if there:
+                self.namespaces[namespace] = there
             return
         there = self.namespaces.get(namespace, {})
         if adapter in there:
@@ -201,4 +203,3 @@ class LinuxGuest(FakeGuest):
         """Remove everything: the VM has exited."""
         super().end()
         self.namespaces.clear()
-        self._ejected.clear()

@@ -100,17 +100,17 @@ class WindowsGuest(FakeGuest):
         root = wanted.container_root_path
         key = self.key(root) + self.paths.sep + "filter"
         if request.action == "Remove":
-            if self.mounts.pop(key, None) is None and self.checks.guest:
+            if self._mounts.pop(key, None) is None and self.checks.guest:
                 raise request.refuse(HResult.ERROR_NOT_FOUND, f"no layers are combined at {root}")
             return
         if not root:
             raise request.fail("ContainerRootPath is missing")
-        if key in self.mounts:
+        if key in self._mounts:
             raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"layers are combined at {root}")
         layers = tuple(layer.path for layer in wanted.layers)
         if self.checks.guest:
             self._check_layers(request, layers, root)
-        self.mounts[key] = Mount(root, "overlay", None, False, layers)
+        self._mounts[key] = Mount(root, "overlay", None, False, layers)
 
     def _check_layers(self, request: GuestRequest, layers: tuple[str, ...], root: str) -> None:
         if not layers:
