@@ -34,16 +34,15 @@ class _Pipe:
     :ivar ended: nothing more will be sent.
     :ivar broken: the receiver has closed.
     :ivar cut: it ended without an end of stream.
-    :ivar receivers: the waiters for data.
-    :ivar senders: the waiters for half of the buffer to be free.
+    :ivar waiting: receivers that wait for data, or senders that wait for half of the buffer to be free; there
+        are never both.
     """
 
-    __slots__ = ("_chunks", "broken", "cut", "ended", "receivers", "senders", "size")
+    __slots__ = ("_chunks", "broken", "cut", "ended", "size", "waiting")
 
     def __init__(self) -> None:
         self._chunks: deque[bytes | memoryview] | None = None
-        self.receivers: Line = Line()
-        self.senders: Line = Line()
+        self.waiting: Line = Line()
         self.size: int = 0
         self.ended: bool = False
         self.broken: bool = False
@@ -65,7 +64,7 @@ class _Pipe:
             self._chunks = deque()
         self._chunks.append(piece)
         self.size += len(piece)
-        self.receivers.wake()
+        self.waiting.wake()
 
     def take(self, max_bytes: int) -> bytes:
         """Remove and return what comes next; the pipe is not empty."""
@@ -81,20 +80,19 @@ class _Pipe:
         self.size -= len(piece)
         # Not as soon as there is room: the two sides would alternate at every piece.
         if self.size <= BUFFER_BYTES // 2:
-            self.senders.wake()
+            self.waiting.wake()
         return piece if isinstance(piece, bytes) else bytes(piece)
 
     def end(self, *, cut: bool = False) -> None:
         self.cut = self.cut or (cut and not self.ended)
         self.ended = True
-        self.receivers.wake()
+        self.waiting.wake()
 
     def break_off(self) -> None:
         self.broken = True
         self._chunks = None
         self.size = 0
-        self.senders.wake()
-        self.receivers.wake()
+        self.waiting.wake()
 
 
 class FakeStream:
@@ -122,7 +120,7 @@ class FakeStream:
         if not pipe.is_quiet:
             await anyio.lowlevel.checkpoint()
         while pipe.is_quiet:
-            await pipe.receivers.wait()
+            await pipe.waiting.wait()
         if pipe.size:
             return pipe.take(max_bytes)
         if pipe.broken:
@@ -166,7 +164,7 @@ class FakeStream:
         """Wait until the other end has received everything, or was closed."""
         await anyio.lowlevel.checkpoint()
         while self._outgoing.size:
-            await self._outgoing.senders.wait()
+            await self._outgoing.waiting.wait()
 
     async def send_eof(self) -> None:
         """Close the direction to the other end."""
@@ -194,7 +192,7 @@ class FakeStream:
     async def _put(self, piece: bytes | memoryview) -> None:
         pipe = self._outgoing
         while not pipe.has_room:
-            await pipe.senders.wait()
+            await pipe.waiting.wait()
         self._require_open()
         if piece:
             pipe.put(piece)

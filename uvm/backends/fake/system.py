@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import anyio
-
 from uvm.backend import JSON
 from uvm.backends.fake.calls import read_json
-from uvm.backends.fake.gates import on_exit
 from uvm.backends.fake.guest.execution import close_streams
 from uvm.backends.fake.handle import Handle, HostSide
 from uvm.backends.fake.hosted import HostedProcess, find_hosted, start_hosted
@@ -197,8 +194,7 @@ class FakeSystem(Handle):
         return used
 
     async def _ended(self) -> None:
-        with anyio.CancelScope() as scope, on_exit(self.vm, scope.cancel):
-            await self.vm.service.attend()
+        await self.vm.service.attend()
 
 
 class FakeHostedSystem(FakeSystem):

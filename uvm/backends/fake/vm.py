@@ -230,6 +230,7 @@ class FakeVM(FakeComputeSystem):
             self._guest.end()
         if self._switchboard is not None:
             self._switchboard.close(VMExitedError(f"VM {self.id} has exited", status))
+        self.service.end()
         hooks, self._exit_hooks = self._exit_hooks, {}
         for hook in hooks:
             hook()

@@ -31,7 +31,7 @@ class Outlet:
             self._backlog.append(data)
             return
         try:
-            if self._vm.state == "Running" and self.stream.send_nowait(data):
+            if self._vm.state == "Stopped" or (self._vm.state == "Running" and self.stream.send_nowait(data)):
                 return
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             return

@@ -6,13 +6,14 @@ It runs inside a task that waits for the VM (:meth:`~uvm.backends.fake.FakeSyste
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, ClassVar, Final, NoReturn, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 from attrs import frozen
 
+from uvm._async import Line
 from uvm._repr import shown
 from uvm._wire.frames import GuestSide, Kind, Procedure, encode
 from uvm.backend import JSON
@@ -95,7 +96,8 @@ class GuestService:
         self.watchers: dict[str, Callable[[str], None]] = {}
         self._environment = environment
         self._plan = boot_plan(machine, vm.os)
-        self._turn = anyio.Lock()
+        self._attended = False
+        self._waiting: Line = Line()
         self._booted = False
         self._last_pid = 0
         self._negotiated = False
@@ -122,11 +124,25 @@ class GuestService:
         """The programs that the guest can run."""
         return self._environment.programs
 
-    async def attend(self) -> NoReturn:
-        """Run the guest until cancelled. One task at a time runs it; the others wait for it to leave."""
-        while True:
-            async with self._turn, anyio.create_task_group() as tasks:
-                await self._run_guest(tasks)
+    async def attend(self) -> None:
+        """Run the guest until its VM exits. One task at a time runs it; the others wait for it to leave."""
+        await anyio.lowlevel.checkpoint()
+        while self.vm.state != "Stopped":
+            if self._attended:
+                await self._waiting.wait()
+                continue
+            self._attended = True
+            try:
+                async with anyio.create_task_group() as tasks:
+                    await self._run_guest(tasks)
+            finally:
+                self._attended = False
+                self._waiting.wake()
+
+    def end(self) -> None:
+        """End all that runs in the guest: its VM has exited."""
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
 
     # For tests.
 
