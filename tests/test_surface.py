@@ -59,7 +59,7 @@ SURFACE = {
         VmbFSBootFiles WCOWOptions decode_policy from_hcsshim
     """,
     "uvm.schema": """
-        common container devices field gcs guest json network process properties requests secrets system
+        common container devices gcs guest json network process properties requests secrets system
     """,
     "uvm.testing": "backends conformance replay",
 }

@@ -22,7 +22,7 @@ import uvm.backends.fake
 import uvm.schema
 from tests.test_surface import SURFACE
 from uvm.backends.fake import FakeFiles
-from uvm.schema.field import Model
+from uvm.schema.json import Model
 
 #: Bound to a VM, though they are attrs classes that compare by what they hold.
 _BOUND = {uvm.Orphan}
@@ -73,7 +73,7 @@ def vars_of(module: str, names: list[str]) -> list[Any]:
 
 
 def _is_value(cls: Any) -> bool:
-    by_content = attrs.has(cls) or dataclasses.is_dataclass(cls)
+    by_content = attrs.has(cls) or dataclasses.is_dataclass(cls) or issubclass(cls, Model)
     return by_content and cls.__eq__ is not object.__eq__ and cls not in _BOUND
 
 

@@ -214,8 +214,8 @@ LINUX: list[Exchange | Said] = [
         NOT_FOUND,
         "01071020 eb000000 0900000000000000",
         '{"Result":-2147023728,"ErrorMessage":"no such process","ErrorRecords":[{"Result":-2147023728'
-        ',"Message":"no such process","ModuleName":"gcs","FileName":"main.go","Line":1,"StackTrace":"m'
-        'ain.go:1","FunctionName":"main"}]}',
+        ',"Message":"no such process","StackTrace":"main.go:1","ModuleName":"gcs","FileName":"main.go","'
+        'Line":1,"FunctionName":"main"}]}',
     ),
     Exchange(
         Procedure.WAIT_FOR_PROCESS,

@@ -153,7 +153,7 @@ async def test_an_answer_that_cannot_be_read_is_an_unknown_outcome_of_that_call_
 
         with pytest.raises(
             UnknownOutcomeError,
-            match=r"modify: .* cannot be read: ResponseBase.Result should be a whole number, not a string$",
+            match=r"modify: .* cannot be read: ResponseBase.Result: Expected `int`, got `str`$",
         ):
             call.result(ResponseBase)
         assert not bridge.closed
@@ -1023,7 +1023,7 @@ async def test_what_the_guest_says_is_traced_escaped_and_bounded(caplog: pytest.
     assert "modify: ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND: error records" in with_error
     for message in (received, with_error):
         assert message.isprintable()
-        assert "\\u001b[2J\\u007faaa" in message
+        assert "\\u001b[2J\\x7faaa" in message
         assert len(message) < 2200
 
 

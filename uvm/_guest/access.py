@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio.abc
-from attrs import Factory, define, field, fields, frozen
+from attrs import Factory, define, field, frozen
 
 from uvm._guest.clock import GuestClock
 from uvm._guest.states import ContainerStates
@@ -16,11 +16,19 @@ from uvm._home import Home
 from uvm.backend import JSON, System
 from uvm.errors import AnswerLostError, BridgeClosedError, HostError, NotSupportedError, UVMError
 from uvm.hresult import HResult
-from uvm.schema.field import JSON_NAME, named
 
 T = TypeVar("T")
 
 _log = logging.getLogger("uvm.gcs")
+
+_CAPABILITIES: Final = {
+    "signal_process": "SignalProcessSupported",
+    "delete_container_state": "DeleteContainerStateSupported",
+    "dump_stacks": "DumpStacksSupported",
+    "namespace_add": "NamespaceAddRequestSupported",
+    "host_process_container": "HostProcessContainerSupported",
+    "log_forwarding": "LogForwardingSupported",
+}
 
 
 @frozen
@@ -35,17 +43,17 @@ class GuestFeatures:
     :ivar log_forwarding: sending its logs to the host. Windows only.
     """
 
-    signal_process: bool = named("SignalProcessSupported", default=False)
-    delete_container_state: bool = named("DeleteContainerStateSupported", default=False)
-    dump_stacks: bool = named("DumpStacksSupported", default=False)
-    namespace_add: bool = named("NamespaceAddRequestSupported", default=False)
-    host_process_container: bool = named("HostProcessContainerSupported", default=False)
-    log_forwarding: bool = named("LogForwardingSupported", default=False)
+    signal_process: bool = False
+    delete_container_state: bool = False
+    dump_stacks: bool = False
+    namespace_add: bool = False
+    host_process_container: bool = False
+    log_forwarding: bool = False
 
     @classmethod
     def of(cls, capabilities: Mapping[str, Any]) -> GuestFeatures:
         """Read them from a guest's ``GuestDefinedCapabilities``; what is not ``true`` is not there."""
-        return cls(**{f.name: capabilities.get(f.metadata[JSON_NAME]) is True for f in fields(cls)})
+        return cls(**{name: capabilities.get(said) is True for name, said in _CAPABILITIES.items()})
 
 
 class Caller(Protocol):

@@ -15,8 +15,7 @@ from typing import Any, Final
 
 from uvm._names import guid_key
 from uvm.errors import OptionsError
-from uvm.schema.field import Model, named
-from uvm.schema.json import SchemaError, dumps, from_json
+from uvm.schema.json import Model, SchemaError, always, dumps, from_json
 
 _ETW: Final = "ETW"
 
@@ -38,25 +37,25 @@ DEFAULT_PROVIDERS: Final = (
 )
 
 
-class _Provider(Model):
-    name: str = named("providerName", default="")
-    guid: str = named("providerGuid", default="")
-    level: str = named("level", default="")
-    keywords: str = named("keywords", default="")
+class _Provider(Model, rename={"name": "providerName", "guid": "providerGuid"}):
+    name: str = ""
+    guid: str = ""
+    level: str = ""
+    keywords: str = ""
 
 
-class _Source(Model):
-    type: str = named("type", default="", always=True)
+class _Source(Model, rename="camel"):
+    type: str = always("")
     # None, which Go writes as null, is not the same as none of them.
-    providers: list[_Provider] | None = named("providers", default=None, always=True)
+    providers: list[_Provider] | None = always(None)
 
 
-class _LogConfig(Model):
-    sources: list[_Source] | None = named("sources", default=None, always=True)
+class _LogConfig(Model, rename="camel"):
+    sources: list[_Source] | None = always(None)
 
 
 class _LogSources(Model):
-    log_config: _LogConfig = named("LogConfig", factory=_LogConfig, always=True)
+    log_config: _LogConfig = always(_LogConfig)
 
 
 def log_settings(sources: str, *, defaults: bool, guids: bool) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from attrs import astuple, frozen
+from attrs import frozen
 
 from uvm._repr import brief_call
 from uvm.backend import System
 from uvm.schema.common import PAGE_BYTES
 from uvm.schema.json import SchemaError, from_json
-from uvm.schema.properties import MemoryInformationForVm, ProcessorStats, Properties, Statistics
+from uvm.schema.properties import (
+    MemoryInformationForVm,
+    ProcessorStats,
+    Properties,
+    Statistics,
+    VmMemory,
+)
 
 
 @frozen
@@ -80,6 +86,17 @@ async def read_statistics(system: System, *, physically_backed: bool) -> VMStati
         uptime_ns=statistics.uptime_100ns * 100,
         working_set_bytes=working_set_bytes,
         virtual_nodes=memory.virtual_node_count,
-        # The fields are in the order of the schema.
-        memory=None if view is None else VMMemory(*astuple(view)),
+        memory=None if view is None else _memory(view),
+    )
+
+
+def _memory(view: VmMemory) -> VMMemory:
+    return VMMemory(
+        available=view.available_memory,
+        available_buffer=view.available_memory_buffer,
+        reserved_pages=view.reserved_memory,
+        assigned_pages=view.assigned_memory,
+        slp_active=view.slp_active,
+        balancing_enabled=view.balancing_enabled,
+        dynamic_operation_in_progress=view.dm_operation_in_progress,
     )

@@ -5,7 +5,9 @@ And the builds of Windows, by hcsshim's names (``osversion/windowsbuilds.go``).
 
 from __future__ import annotations
 
-from uvm.schema.field import Model, named
+from msgspec import field
+
+from uvm.schema.json import Model
 
 #: Windows 10 1809 and Windows Server 2019.
 RS5 = 17763
@@ -28,49 +30,49 @@ PAGE_BYTES = 4096
 class Version(Model):
     """A schema version: 2.1 for the documents of plain VMs, 2.5 for those of isolated ones."""
 
-    major: int = named("Major", default=0)
-    minor: int = named("Minor", default=0)
+    major: int = 0
+    minor: int = 0
 
 
 class RegistryKey(Model):
     """A registry key of a Windows guest."""
 
-    hive: str = named("Hive", default="")
-    name: str = named("Name", default="")
-    volatile: bool = named("Volatile", default=False)
+    hive: str = ""
+    name: str = ""
+    volatile: bool = False
 
 
 class RegistryValue(Model):
     """A registry value of a Windows guest; ``type`` selects the value in use."""
 
-    key: RegistryKey | None = named("Key", default=None)
-    name: str = named("Name", default="")
-    type: str = named("Type", default="")
-    string_value: str = named("StringValue", default="")
-    binary_value: str = named("BinaryValue", default="")
-    dword_value: int = named("DWordValue", default=0)
-    qword_value: int = named("QWordValue", default=0)
-    custom_type: int = named("CustomType", default=0)
+    key: RegistryKey | None = None
+    name: str = ""
+    type: str = ""
+    string_value: str = ""
+    binary_value: str = ""
+    dword_value: int = field(name="DWordValue", default=0)
+    qword_value: int = field(name="QWordValue", default=0)
+    custom_type: int = 0
 
 
 class RegistryChanges(Model):
     """Changes to the registry of a Windows guest before it boots."""
 
-    add_values: list[RegistryValue] = named("AddValues", factory=list)
-    delete_keys: list[RegistryKey] = named("DeleteKeys", factory=list)
+    add_values: list[RegistryValue] = []
+    delete_keys: list[RegistryKey] = []
 
 
 class StorageQoS(Model):
     """Limits of storage: operations and bytes per second."""
 
-    iops_maximum: int = named("IopsMaximum", default=0)
-    bandwidth_maximum: int = named("BandwidthMaximum", default=0)
+    iops_maximum: int = 0
+    bandwidth_maximum: int = 0
 
 
 class Layer(Model):
     """A read-only layer; ``cache`` is ``Disabled``, ``Enabled``, ``Private`` or ``PrivateAllowSharing``."""
 
-    id: str = named("Id", default="")
-    path: str = named("Path", default="")
-    path_type: str = named("PathType", default="")
-    cache: str = named("Cache", default="")
+    id: str = ""
+    path: str = ""
+    path_type: str = ""
+    cache: str = ""

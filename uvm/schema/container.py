@@ -4,113 +4,113 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import field
+
 from uvm.schema.common import Layer, RegistryChanges, StorageQoS, Version
 from uvm.schema.devices import HvSocketSystemConfig
-from uvm.schema.field import Model, named
+from uvm.schema.json import Model, Secret
 
 
 class GuestOs(Model):
     """The name of the container's host."""
 
-    host_name: str = named("HostName", default="")
+    host_name: str = ""
 
 
 class MappedDirectory(Model):
     """A directory mapped into a Windows container or guest."""
 
-    host_path: str = named("HostPath", default="")
-    host_path_type: str = named("HostPathType", default="")
-    container_path: str = named("ContainerPath", default="")
-    read_only: bool = named("ReadOnly", default=False)
+    host_path: str = ""
+    host_path_type: str = ""
+    container_path: str = ""
+    read_only: bool = False
 
 
 class MappedPipe(Model):
     """A named pipe of the host mapped into a container."""
 
-    container_pipe_name: str = named("ContainerPipeName", default="")
-    host_path: str = named("HostPath", default="")
-    host_path_type: str = named("HostPathType", default="")
+    container_pipe_name: str = ""
+    host_path: str = ""
+    host_path_type: str = ""
 
 
 class Memory(Model):
     """Memory of a container, in MB."""
 
-    size_in_mb: int = named("SizeInMB", default=0)
+    size_in_mb: int = field(name="SizeInMB", default=0)
 
 
 class Processor(Model):
     """Processors of a container: ``maximum`` in 1/10,000 of all, ``weight`` 0 to 10,000."""
 
-    count: int = named("Count", default=0)
-    maximum: int = named("Maximum", default=0)
-    weight: int = named("Weight", default=0)
+    count: int = 0
+    maximum: int = 0
+    weight: int = 0
 
 
 class Networking(Model):
     """Network of a container; ``namespace`` is an HCN namespace."""
 
-    allow_unqualified_dns_query: bool = named("AllowUnqualifiedDnsQuery", default=False)
-    dns_search_list: str = named("DnsSearchList", default="")
-    network_shared_container_name: str = named("NetworkSharedContainerName", default="")
-    namespace: str = named("Namespace", default="")
-    network_adapters: list[str] = named("NetworkAdapters", factory=list)
+    allow_unqualified_dns_query: bool = False
+    dns_search_list: str = ""
+    network_shared_container_name: str = ""
+    namespace: str = ""
+    network_adapters: list[str] = []
 
 
 class ContainerCredentialGuardState(Model):
     """Credentials (a group managed service account) of a container."""
 
-    cookie: str = named("Cookie", default="", secret=True)
-    rpc_endpoint: str = named("RpcEndpoint", default="")
-    transport: str = named("Transport", default="")
-    credential_spec: str = named("CredentialSpec", default="", secret=True)
+    cookie: Secret[str] = ""
+    rpc_endpoint: str = ""
+    transport: str = ""
+    credential_spec: Secret[str] = ""
 
 
 class HvSocket(Model):
     """Hyper-V sockets of a container."""
 
-    config: HvSocketSystemConfig | None = named("Config", default=None)
-    enable_power_shell_direct: bool = named("EnablePowerShellDirect", default=False)
+    config: HvSocketSystemConfig | None = None
+    enable_power_shell_direct: bool = False
 
 
 class Device(Model):
     """A host device in a container."""
 
-    type: str = named("Type", default="")
-    interface_class_guid: str = named("InterfaceClassGuid", default="")
-    location_path: str = named("LocationPath", default="")
+    type: str = ""
+    interface_class_guid: str = ""
+    location_path: str = ""
 
 
 class Storage(Model):
     """Root file system of a container."""
 
-    layers: list[Layer] = named("Layers", factory=list)
-    path: str = named("Path", default="")
-    qos: StorageQoS | None = named("QoS", default=None)
-    privileged_container_root_path: str = named("PrivilegedContainerRootPath", default="")
+    layers: list[Layer] = []
+    path: str = ""
+    qos: StorageQoS | None = field(name="QoS", default=None)
+    privileged_container_root_path: str = ""
 
 
 class Container(Model):
     """A container."""
 
-    guest_os: GuestOs | None = named("GuestOs", default=None)
-    storage: Storage | None = named("Storage", default=None)
-    mapped_directories: list[MappedDirectory] = named("MappedDirectories", factory=list)
-    mapped_pipes: list[MappedPipe] = named("MappedPipes", factory=list)
-    memory: Memory | None = named("Memory", default=None)
-    processor: Processor | None = named("Processor", default=None)
-    networking: Networking | None = named("Networking", default=None)
-    hv_socket: HvSocket | None = named("HvSocket", default=None)
-    container_credential_guard: ContainerCredentialGuardState | None = named(
-        "ContainerCredentialGuard", default=None
-    )
-    registry_changes: RegistryChanges | None = named("RegistryChanges", default=None)
-    assigned_devices: list[Device] = named("AssignedDevices", factory=list)
-    additional_device_namespace: Any = named("AdditionalDeviceNamespace", default=None)
-    isolation_type: str = named("IsolationType", default="")
+    guest_os: GuestOs | None = None
+    storage: Storage | None = None
+    mapped_directories: list[MappedDirectory] = []
+    mapped_pipes: list[MappedPipe] = []
+    memory: Memory | None = None
+    processor: Processor | None = None
+    networking: Networking | None = None
+    hv_socket: HvSocket | None = None
+    container_credential_guard: ContainerCredentialGuardState | None = None
+    registry_changes: RegistryChanges | None = None
+    assigned_devices: list[Device] = []
+    additional_device_namespace: Any = None
+    isolation_type: str = ""
 
 
 class HostedSystem(Model):
     """A container inside a VM, in the guest's view."""
 
-    schema_version: Version | None = named("SchemaVersion", default=None)
-    container: Container | None = named("Container", default=None)
+    schema_version: Version | None = None
+    container: Container | None = None

@@ -1,231 +1,264 @@
-"""Conversion of schema models to JSON values and back.
+"""Schema models, and their JSON.
 
-Writing omits what Go's ``omitempty`` omits, so that a model becomes exactly the fields that hcsshim sends.
-Reading sets missing and null fields to their zero values, and is strict about types: a number is not accepted
-for a string, nor a string for a list.
+A model is a msgspec struct. The JSON name of a field is its own in Pascal case, or the one that it states.
+Writing omits what Go's ``omitempty`` omits, so that a model becomes exactly the fields that hcsshim sends: it
+omits a zero value, unless the field is :func:`always` written. Reading sets missing and null fields to their
+zero values, and is strict about types: a number is not accepted for a string, nor a string for a list.
 
-cattrs generates one function per class and direction; it is imported by the first call, so that importing the
-models costs nothing.
+What msgspec lacks is here: it takes null for no string or list, writes NaN as null and sets as lists, and a
+class that refuses unknown fields would refuse them always.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
-from json import JSONEncoder
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
+from types import NoneType
+from typing import Annotated, Any, Final, Self, TypeAlias, TypeVar, dataclass_transform, get_args, get_origin
 
-import attrs
+import msgspec
+from msgspec.structs import fields, replace
 
+from uvm._arguments import kind_of
+from uvm._repr import brief
 from uvm.errors import UVMError
-from uvm.schema.field import ALWAYS, JSON_NAME
-
-if TYPE_CHECKING:
-    from cattrs import Converter
-
 
 T = TypeVar("T")
 
-_KINDS = {int: "a whole number", str: "a string", bool: "true or false", float: "a number"}
+_SECRET: Final = msgspec.Meta(extra={"secret": True})
+
+#: The type of a field that is left out of the model's ``repr``, so that it never reaches a log.
+Secret = Annotated[T, _SECRET]
 
 
 class SchemaError(UVMError, ValueError):
-    """A JSON value that does not fit the schema; the message names each invalid field."""
+    """A value that does not fit the schema, or that JSON cannot represent; the message has its path."""
 
 
-def to_json(model: Any) -> dict[str, Any]:
+def always(zero: Any, *, name: str | None = None) -> Any:
+    """Declare a field that is written even if it holds its zero value, as Go does without ``omitempty``.
+
+    :param zero: the value, or the function that makes it.
+    :param name: the name in JSON, if it is not the field's in Pascal case.
+    """
+    # msgspec omits nothing that a function makes; but list and dict themselves it knows.
+    make = partial(zero) if callable(zero) else lambda: zero
+    return msgspec.field(default_factory=make, name=name)
+
+
+def _json_name(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(msgspec.field,))
+class _ModelType(msgspec.StructMeta):
+    def __new__(cls, name: str, bases: tuple[type, ...], space: dict[str, Any], **config: Any) -> _ModelType:
+        # The only setting that a class does not inherit.
+        return super().__new__(cls, name, bases, space, kw_only=True, **config)
+
+
+class Model(msgspec.Struct, metaclass=_ModelType, omit_defaults=True, rename=_json_name):
+    """The base of schema models: structs whose fields all have a zero value, made by keywords alone."""
+
+    def __repr__(self) -> str:
+        zero, secrets = type(self)(), _secrets(type(self))
+        given = {n: v for n in self.__struct_fields__ if (v := getattr(self, n)) != getattr(zero, n)}
+        shown = (f"{name}={'...' if name in secrets else repr(value)}" for name, value in given.items())
+        return brief(f"{type(self).__name__}({', '.join(shown)})")
+
+    def replaced(self, **changes: Any) -> Self:
+        """Return a copy with other values of some fields; the copy shares the rest."""
+        return replace(self, **changes)
+
+
+# What the types of a class's fields say: a model, a scalar or anything; a list or dict of it; or None.
+
+
+def _parts(kind: Any) -> Iterator[Any]:
+    yield kind
+    for part in get_args(kind):
+        yield from _parts(part)
+
+
+def _model_in(kind: Any) -> Any:
+    return next((each for each in _parts(kind) if isinstance(each, _ModelType)), None)
+
+
+@cache
+def _secrets(cls: type[Model]) -> frozenset[str]:
+    return frozenset(each.name for each in fields(cls) if _SECRET in _parts(each.type))
+
+
+@cache
+def _free(cls: type[Model]) -> tuple[tuple[str, str], ...]:
+    """Return the fields of free form, and those of models that have such: their names, here and in JSON."""
+    return tuple(
+        (each.name, each.encode_name)
+        for each in fields(cls)
+        if Any in _parts(each.type) or ((model := _model_in(each.type)) and _free(model))
+    )
+
+
+@cache
+def _models(cls: type[Model]) -> dict[str, tuple[type[Model], type | None]]:
+    """Return the models in the fields, by JSON name, each with what holds it: a list, a dict or neither."""
+    found: dict[str, tuple[type[Model], type | None]] = {}
+    for each in fields(cls):
+        if model := _model_in(each.type):
+            holders = {get_origin(part) for part in _parts(each.type)}
+            found[each.encode_name] = model, list if list in holders else dict if dict in holders else None
+    return found
+
+
+# Writing.
+
+
+def to_json(model: Model) -> dict[str, Any]:
     """Return a model as a JSON object, without fields that hold their zero value.
 
     A field of free form (``settings``, ``guest_request``) is omitted only if it is None.
+
+    :raises SchemaError: it holds what JSON cannot represent, or nests too deeply.
     """
-    cls = model.__class__
-    writer = _writers.get(cls)
-    if writer is None:
-        _require_model(cls)
-        writer = _writers[cls] = _converter(False).get_unstructure_hook(cls)
-    return writer(model)
-
-
-def from_json(cls: type[T], value: Any, *, forbid_extra: bool = False) -> T:
-    """Return the model of a JSON object.
-
-    :param forbid_extra: refuse unknown fields, as HCS does. Otherwise they are ignored, so that newer hosts
-        and guests can be read.
-    :raises SchemaError: a value has the wrong type, or a field is unknown.
-    """
-    converter = _converter(forbid_extra)
     try:
-        return converter.structure(value, cls)
-    except Exception as e:
-        from cattrs.errors import BaseValidationError
-
-        if not isinstance(e, BaseValidationError | TypeError):
-            raise
-        # Without the cause: cattrs's own report repeats the values, which may be secret.
-        raise SchemaError("; ".join(_problems(e, cls.__name__))) from None
+        _check(model, type(model))
+        return msgspec.to_builtins(model, enc_hook=_plain)  # type: ignore[no-any-return]
+    except (RecursionError, TypeError, ValueError) as e:
+        raise _unwritable(model, e) from None
 
 
 def dumps(value: Any) -> str:
     """Return a model, or a JSON value that may hold models, as compact JSON text.
 
-    :raises TypeError: it holds a value that JSON cannot represent.
-    :raises ValueError: it holds a number that is not finite, or nests too deeply.
+    :raises SchemaError: it holds what JSON cannot represent, or nests too deeply.
     """
     try:
-        return _encode(value)
-    except RecursionError:
-        raise ValueError("the value nests too deeply, or contains itself") from None
+        _check(value, type(value))
+        return _encode(value).decode()
+    except (RecursionError, TypeError, ValueError) as e:
+        raise _unwritable(value, e) from None
 
 
-def _fields(model: Any) -> dict[str, Any]:
-    """Return the fields of a model unchanged: the encoder asks again for the models in them."""
-    cls = model.__class__
-    writer = _field_writers.get(cls)
-    if writer is None:
-        _require_model(cls)
-        writer = _field_writers[cls] = _class_writer(cls, _shallow_converter())
-    return writer(model)
+def _plain(value: Any) -> Any:
+    """Return the plain value of one whose class msgspec does not know."""
+    if isinstance(value, str):
+        return "".join(value)
+    raise TypeError(f"{kind_of(value)} is no JSON value")
 
 
-def _require_model(cls: type) -> None:
-    if not attrs.has(cls):
-        raise TypeError(f"{cls.__name__} is not a schema model")
+_encode: Final = msgspec.json.Encoder(enc_hook=_plain).encode
+
+#: Classes of which JSON can represent every value; models are added as they come.
+_WRITABLE: Final[set[type]] = {NoneType, bool, int, str}
+
+#: The class of a value to be written; or a place and the name or number of what is in it.
+_Place: TypeAlias = "type | tuple[_Place, str | int]"
 
 
-_writers: dict[type, Callable[[Any], dict[str, Any]]] = {}
-_field_writers: dict[type, Callable[[Any], dict[str, Any]]] = {}
-_encode = JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False, default=_fields).encode
+def _check(value: Any, place: _Place, writable: set[type] = _WRITABLE) -> None:
+    """Refuse what JSON cannot represent: msgspec writes most of it, in some form."""
+    kind: Any = type(value)
+    if kind in writable:
+        return
+    if type(kind) is _ModelType:
+        if not (free := _free(kind)):
+            _WRITABLE.add(kind)
+        for name, json_name in free:
+            if type(each := getattr(value, name)) not in writable:
+                _check(each, (place, json_name), writable)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise SchemaError(f"{_path(place)} has a key that is {kind_of(key)}, not a string")
+            if type(each) not in writable:
+                _check(each, (place, key), writable)
+    elif isinstance(value, list | tuple):
+        for number, each in enumerate(value):
+            if type(each) not in writable:
+                _check(each, (place, number), writable)
+    elif problem := _problem(value):
+        raise SchemaError(f"{_path(place)} is {problem}")
 
 
-@cache
-def _converter(forbid_extra: bool) -> Converter:
-    """Return the converter of one strictness."""
-    from cattrs import Converter
-
-    converter = Converter(omit_if_default=True, forbid_extra_keys=forbid_extra)
-    converter.register_unstructure_hook_factory(attrs.has, lambda cls: _class_writer(cls, converter))
-    converter.register_structure_hook_factory(attrs.has, lambda cls: _class_reader(cls, converter))
-    for kind in _KINDS:
-        converter.register_structure_hook(kind, _scalar)
-    converter.register_structure_hook_factory(_is_generic(list), lambda kind: _list_reader(kind, converter))
-    converter.register_structure_hook_factory(_is_generic(dict), lambda kind: _dict_reader(kind, converter))
-    return converter
+def _problem(value: Any) -> str:
+    """Return why JSON cannot represent a value that has no parts; empty if it can."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"{value}, which is no JSON number"
+    if isinstance(value, str):
+        return "text with half of a surrogate pair" if _HALF.search(value) else ""
+    return "" if isinstance(value, int) else f"{kind_of(value)}, which is no JSON value"
 
 
-@cache
-def _shallow_converter() -> Converter:
-    """Return the converter that leaves the values of fields unchanged."""
-    from cattrs import Converter
-    from cattrs.fns import identity
-
-    converter = Converter(omit_if_default=True)
-    converter.register_unstructure_hook_factory(lambda kind: True, lambda kind: identity)
-    return converter
+_HALF: Final = re.compile("[\ud800-\udfff]")
 
 
-def _is_generic(origin: type) -> Callable[[Any], bool]:
-    return lambda kind: bool(get_origin(kind) == origin)
+def _path(place: _Place) -> str:
+    if isinstance(place, type):
+        return place.__name__
+    outer, inner = place
+    return _path(outer) + (f".{inner}" if isinstance(inner, str) else f"[{inner}]")
 
 
-def _class_writer(cls: Any, converter: Converter) -> Callable[[Any], dict[str, Any]]:
-    from cattrs.gen import make_dict_unstructure_fn, override
-
-    fields = attrs.fields(attrs.resolve_types(cls))
-    overrides: dict[str, Any] = {
-        field.name: override(
-            rename=field.metadata[JSON_NAME], omit_if_default=not field.metadata.get(ALWAYS, False)
-        )
-        for field in fields
-    }
-    return make_dict_unstructure_fn(cls, converter, **overrides)
-
-
-def _class_reader(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
-    from cattrs.gen import make_dict_structure_fn, override
-
-    fields = attrs.fields(attrs.resolve_types(cls))
-    names = frozenset(field.metadata[JSON_NAME] for field in fields)
-    overrides: dict[str, Any] = {field.name: override(rename=field.metadata[JSON_NAME]) for field in fields}
-    read = make_dict_structure_fn(cls, converter, **overrides)
-
-    def structure(value: Any, of: Any) -> Any:
-        if not isinstance(value, Mapping):
-            raise TypeError(f"should be an object, not {_kind_of(value)}")
-        if None in value.values():
-            value = {k: v for k, v in value.items() if v is not None or k not in names}
-        return read(value, of)
-
-    return structure
-
-
-def _scalar(value: Any, kind: type) -> Any:
-    # bool is a subclass of int in Python, but no number in JSON; 1 is a valid float.
-    if value.__class__ is kind or (kind is float and value.__class__ is int):
-        return value
-    raise TypeError(f"should be {_KINDS[kind]}, not {_kind_of(value)}")
-
-
-def _list_reader(kind: Any, converter: Converter) -> Callable[[Any, Any], list[Any]]:
-    (item,) = get_args(kind)
-
-    def structure(value: Any, of: Any) -> list[Any]:
-        if not isinstance(value, list | tuple):
-            raise TypeError(f"should be a list, not {_kind_of(value)}")
-        return [v for _, v in _each(enumerate(value), item, converter)]
-
-    return structure
-
-
-def _dict_reader(kind: Any, converter: Converter) -> Callable[[Any, Any], dict[str, Any]]:
-    _, item = get_args(kind)
-
-    def structure(value: Any, of: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise TypeError(f"should be an object, not {_kind_of(value)}")
-        return dict(_each(value.items(), item, converter))
-
-    return structure
-
-
-def _each(items: Iterable[tuple[Any, Any]], kind: Any, converter: Converter) -> Iterator[tuple[Any, Any]]:
-    """Convert the items of a list or mapping; an error is noted with its index or key."""
-    from cattrs.errors import IterableValidationError, IterableValidationNote
-
-    for key, value in items:
+def _unwritable(value: Any, error: Exception) -> SchemaError:
+    """Return the error of a value that cannot be written, without the value."""
+    if isinstance(error, SchemaError):
+        return error
+    where = type(value).__name__
+    if isinstance(error, RecursionError):
+        return SchemaError(f"{where} nests too deeply, or contains itself")
+    if isinstance(error, UnicodeEncodeError):
         try:
-            yield key, converter.structure(value, kind)
-        except Exception as e:
-            e.add_note(IterableValidationNote("item", key, kind))
-            raise IterableValidationError("items", [e], kind) from None
+            _check(msgspec.to_builtins(value, enc_hook=_plain), type(value), _WRITABLE - {str})
+        except SchemaError as e:
+            return e
+        return SchemaError(f"{where} has a key with half of a surrogate pair")
+    return SchemaError(f"{where}: {error}")
 
 
-def _problems(error: BaseException, where: str) -> Iterator[str]:
-    """Yield cattrs's errors in words, each with the JSON path of the value."""
-    from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
-
-    if isinstance(error, ForbiddenExtraKeysError):
-        yield f"{where} has no field {', '.join(sorted(map(repr, error.extra_fields)))}"
-    elif isinstance(error, ClassValidationError):
-        of_fields, of_object = error.group_exceptions()
-        fields = attrs.fields_dict(error.cl)
-        for inner, note in of_fields:
-            yield from _problems(inner, f"{where}.{fields[note.name].metadata[JSON_NAME]}")
-        for inner in of_object:
-            yield from _problems(inner, where)
-    elif isinstance(error, IterableValidationError):
-        of_items, _ = error.group_exceptions()
-        for inner, item in of_items:
-            yield from _problems(inner, f"{where}[{item.index!r}]")
-    else:
-        yield f"{where} {error}"
+# Reading.
 
 
-def _kind_of(value: Any) -> str:
-    """Return the JSON kind of a value, never the value."""
-    if value is None:
-        return "null"
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, list | tuple):
-        return "a list"
-    return _KINDS.get(type(value), type(value).__name__)
+def from_json(cls: type[T], value: Any, *, forbid_extra: bool = False) -> T:
+    """Return the model of a JSON object.
+
+    :param value: checked for its size and depth, if it comes from a guest; see :mod:`uvm._wire.frames`.
+    :param forbid_extra: refuse unknown fields, as HCS does. Otherwise they are ignored, so that newer hosts
+        and guests can be read.
+    :raises SchemaError: a value has the wrong type, or a field is unknown.
+    """
+    where = cls.__name__
+    try:
+        return msgspec.convert(_without_nulls(cls, value, where, forbid_extra), cls)
+    except msgspec.ValidationError as e:
+        # "Expected `str`, got `int` - at `$.Owner`": no values, as long as no field is of an enum's type.
+        problem, _, place = str(e).partition(" - at ")
+        raise SchemaError(f"{where}{place.strip('`').removeprefix('$')}: {problem}") from None
+    except UnicodeEncodeError:
+        raise SchemaError(f"{where} has half of a surrogate pair for a name or a number") from None
+
+
+def _without_nulls(cls: Any, value: Any, where: str, forbid_extra: bool) -> Any:
+    """Return the JSON object of a model without what is null, in the models in it as well."""
+    if not isinstance(value, Mapping):
+        return value
+    if forbid_extra and (extra := value.keys() - set(cls.__struct_encode_fields__)):
+        raise SchemaError(f"{where} has no field {', '.join(sorted(map(repr, extra)))}")
+    given = {name: each for name, each in value.items() if each is not None}
+    for name, (model, holder) in _models(cls).items():
+        if name in given:
+            place = f"{where}.{name}"
+            given[name] = _models_without_nulls(model, holder, given[name], place, forbid_extra)
+    return given
+
+
+def _models_without_nulls(model: Any, holder: Any, value: Any, where: str, forbid_extra: bool) -> Any:
+    if holder is list and isinstance(value, list):
+        places = (f"{where}[{number}]" for number in range(len(value)))
+        return [_without_nulls(model, each, at, forbid_extra) for each, at in zip(value, places, strict=True)]
+    if holder is dict and isinstance(value, Mapping):
+        return {
+            key: _without_nulls(model, each, f"{where}[{key!r}]", forbid_extra) for key, each in value.items()
+        }
+    return _without_nulls(model, value, where, forbid_extra)

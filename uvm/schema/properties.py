@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import field
+
 from uvm.schema.common import Version
-from uvm.schema.field import Model, named
+from uvm.schema.json import Model
 from uvm.schema.process import ProcessDetails
 
 #: Names of properties, for :class:`PropertyQuery`.
@@ -25,81 +27,81 @@ PROPERTY_SYSTEM_GUID = "SystemGUID"
 class PropertyQuery(Model):
     """The properties to query; the names are ``PROPERTY_*``."""
 
-    property_types: list[str] = named("PropertyTypes", factory=list)
-    queries: dict[str, Any] = named("Queries", factory=dict)
+    property_types: list[str] = []
+    queries: dict[str, Any] = {}
 
 
 class ProcessorStats(Model):
     """Processor time used."""
 
-    total_runtime_100ns: int = named("TotalRuntime100ns", default=0)
-    runtime_user_100ns: int = named("RuntimeUser100ns", default=0)
-    runtime_kernel_100ns: int = named("RuntimeKernel100ns", default=0)
+    total_runtime_100ns: int = 0
+    runtime_user_100ns: int = 0
+    runtime_kernel_100ns: int = 0
 
 
 class MemoryStats(Model):
     """Memory used."""
 
-    memory_usage_commit_bytes: int = named("MemoryUsageCommitBytes", default=0)
-    memory_usage_commit_peak_bytes: int = named("MemoryUsageCommitPeakBytes", default=0)
-    memory_usage_private_working_set_bytes: int = named("MemoryUsagePrivateWorkingSetBytes", default=0)
+    memory_usage_commit_bytes: int = 0
+    memory_usage_commit_peak_bytes: int = 0
+    memory_usage_private_working_set_bytes: int = 0
 
 
 class StorageStats(Model):
     """Reads and writes; the normalised counts are in units of 8 KiB."""
 
-    read_count_normalized: int = named("ReadCountNormalized", default=0)
-    read_size_bytes: int = named("ReadSizeBytes", default=0)
-    write_count_normalized: int = named("WriteCountNormalized", default=0)
-    write_size_bytes: int = named("WriteSizeBytes", default=0)
+    read_count_normalized: int = 0
+    read_size_bytes: int = 0
+    write_count_normalized: int = 0
+    write_size_bytes: int = 0
 
 
 class Statistics(Model):
     """Statistics of a VM or a container."""
 
-    timestamp: str = named("Timestamp", default="")
-    container_start_time: str = named("ContainerStartTime", default="")
-    uptime_100ns: int = named("Uptime100ns", default=0)
-    processor: ProcessorStats | None = named("Processor", default=None)
-    memory: MemoryStats | None = named("Memory", default=None)
-    storage: StorageStats | None = named("Storage", default=None)
+    timestamp: str = ""
+    container_start_time: str = ""
+    uptime_100ns: int = 0
+    processor: ProcessorStats | None = None
+    memory: MemoryStats | None = None
+    storage: StorageStats | None = None
 
 
 class VmMemory(Model):
     """The memory of a VM, in pages."""
 
-    available_memory: int = named("AvailableMemory", default=0)
-    available_memory_buffer: int = named("AvailableMemoryBuffer", default=0)
-    reserved_memory: int = named("ReservedMemory", default=0)
-    assigned_memory: int = named("AssignedMemory", default=0)
-    slp_active: bool = named("SlpActive", default=False)
-    balancing_enabled: bool = named("BalancingEnabled", default=False)
-    dm_operation_in_progress: bool = named("DmOperationInProgress", default=False)
+    available_memory: int = 0
+    available_memory_buffer: int = 0
+    reserved_memory: int = 0
+    assigned_memory: int = 0
+    slp_active: bool = False
+    balancing_enabled: bool = False
+    dm_operation_in_progress: bool = False
 
 
 class VirtualNodeInfo(Model):
     """A virtual NUMA node."""
 
-    virtual_node_index: int = named("VirtualNodeIndex", default=0)
-    physical_node_number: int = named("PhysicalNodeNumber", default=0)
-    virtual_processor_count: int = named("VirtualProcessorCount", default=0)
-    memory_usage_in_pages: int = named("MemoryUsageInPages", default=0)
+    virtual_node_index: int = 0
+    physical_node_number: int = 0
+    virtual_processor_count: int = 0
+    memory_usage_in_pages: int = 0
 
 
 class MemoryInformationForVm(Model):
     """The memory of a VM and its virtual NUMA nodes."""
 
-    virtual_node_count: int = named("VirtualNodeCount", default=0)
-    virtual_machine_memory: VmMemory | None = named("VirtualMachineMemory", default=None)
-    virtual_nodes: list[VirtualNodeInfo] = named("VirtualNodes", factory=list)
+    virtual_node_count: int = 0
+    virtual_machine_memory: VmMemory | None = None
+    virtual_nodes: list[VirtualNodeInfo] = []
 
 
 class GuestConnectionInfo(Model):
     """The guest's facts from its connection to HCS."""
 
-    supported_schema_versions: list[Version] = named("SupportedSchemaVersions", factory=list)
-    protocol_version: int = named("ProtocolVersion", default=0)
-    guest_defined_capabilities: Any = named("GuestDefinedCapabilities", default=None)
+    supported_schema_versions: list[Version] = []
+    protocol_version: int = 0
+    guest_defined_capabilities: Any = None
 
 
 class Properties(Model):
@@ -109,40 +111,40 @@ class Properties(Model):
     ``metrics`` are the Linux guest's cgroup metrics.
     """
 
-    id: str = named("Id", default="")
-    system_type: str = named("SystemType", default="")
-    runtime_os_type: str = named("RuntimeOsType", default="")
-    name: str = named("Name", default="")
-    owner: str = named("Owner", default="")
-    runtime_id: str = named("RuntimeId", default="")
-    system_guid: str = named("SystemGUID", default="")
-    runtime_template_id: str = named("RuntimeTemplateId", default="")
-    state: str = named("State", default="")
-    stopped: bool = named("Stopped", default=False)
-    exit_type: str = named("ExitType", default="")
-    memory: MemoryInformationForVm | None = named("Memory", default=None)
-    statistics: Statistics | None = named("Statistics", default=None)
-    process_list: list[ProcessDetails] = named("ProcessList", factory=list)
-    terminate_on_last_handle_closed: bool = named("TerminateOnLastHandleClosed", default=False)
-    hosting_system_id: str = named("HostingSystemId", default="")
-    shared_memory_region_info: list[Any] = named("SharedMemoryRegionInfo", factory=list)
-    guest_connection_info: GuestConnectionInfo | None = named("GuestConnectionInfo", default=None)
-    property_responses: dict[str, Any] = named("PropertyResponses", factory=dict)
-    lcow_metrics: Any = named("LCOWMetrics", default=None)
+    id: str = ""
+    system_type: str = ""
+    runtime_os_type: str = ""
+    name: str = ""
+    owner: str = ""
+    runtime_id: str = ""
+    system_guid: str = field(name="SystemGUID", default="")
+    runtime_template_id: str = ""
+    state: str = ""
+    stopped: bool = False
+    exit_type: str = ""
+    memory: MemoryInformationForVm | None = None
+    statistics: Statistics | None = None
+    process_list: list[ProcessDetails] = []
+    terminate_on_last_handle_closed: bool = False
+    hosting_system_id: str = ""
+    shared_memory_region_info: list[Any] = []
+    guest_connection_info: GuestConnectionInfo | None = None
+    property_responses: dict[str, Any] = {}
+    lcow_metrics: Any = field(name="LCOWMetrics", default=None)
 
 
 class LogicalProcessor(Model):
     """A logical processor of the host."""
 
-    lp_index: int = named("LpIndex", default=0)
-    node_number: int = named("NodeNumber", default=0)
-    package_id: int = named("PackageId", default=0)
-    core_id: int = named("CoreId", default=0)
-    root_vp_index: int = named("RootVpIndex", default=0)
+    lp_index: int = 0
+    node_number: int = 0
+    package_id: int = 0
+    core_id: int = 0
+    root_vp_index: int = 0
 
 
 class ProcessorTopology(Model):
     """The logical processors of the host."""
 
-    logical_processor_count: int = named("LogicalProcessorCount", default=0)
-    logical_processors: list[LogicalProcessor] = named("LogicalProcessors", factory=list)
+    logical_processor_count: int = 0
+    logical_processors: list[LogicalProcessor] = []

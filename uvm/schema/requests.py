@@ -11,9 +11,10 @@ from functools import cache
 from typing import Any, ClassVar, dataclass_transform
 
 from attrs import frozen
+from msgspec import field
 
 from uvm._names import guid_key
-from uvm.schema.field import Model, named
+from uvm.schema.json import Model
 
 ADD = "Add"
 REMOVE = "Remove"
@@ -155,104 +156,104 @@ def _pattern(path: str) -> tuple[re.Pattern[str], list[type[int] | type[str]]]:
 class ModifySettingRequest(Model):
     """A change on the host; ``settings`` depends on the path and the request type."""
 
-    resource_path: str = named("ResourcePath", default="")
-    request_type: str = named("RequestType", default="")
-    settings: Any = named("Settings", default=None)
-    guest_request: Any = named("GuestRequest", default=None)
+    resource_path: str = ""
+    request_type: str = ""
+    settings: Any = None
+    guest_request: Any = None
 
 
 class ModificationRequest(Model):
     """A change in the guest; ``settings`` depends on the resource type."""
 
-    request_type: str = named("RequestType", default="")
-    resource_type: str = named("ResourceType", default="")
-    settings: Any = named("Settings", default=None)
+    request_type: str = ""
+    resource_type: str = ""
+    settings: Any = None
 
 
 class NetworkModifyRequest(Model):
     """A change of a Windows guest's adapter, on Windows 10 1809 (build 17763) and newer."""
 
-    adapter_id: str = named("AdapterId", default="")
-    request_type: str = named("RequestType", default="")
-    settings: Any = named("Settings", default=None)
+    adapter_id: str = ""
+    request_type: str = ""
+    settings: Any = None
 
 
 class RS4NetworkModifyRequest(Model):
     """A change of a Windows guest's adapter, on builds before 17763."""
 
-    adapter_instance_id: str = named("AdapterInstanceId", default="")
-    request_type: str = named("RequestType", default="")
-    settings: Any = named("Settings", default=None)
+    adapter_instance_id: str = ""
+    request_type: str = ""
+    settings: Any = None
 
 
 class ProcessorLimits(Model):
     """New limits of the processors: limit and reservation in 1/100,000, weight relative."""
 
-    limit: int = named("Limit", default=0)
-    weight: int = named("Weight", default=0)
-    reservation: int = named("Reservation", default=0)
-    maximum_frequency_mhz: int = named("MaximumFrequencyMHz", default=0)
+    limit: int = 0
+    weight: int = 0
+    reservation: int = 0
+    maximum_frequency_mhz: int = field(name="MaximumFrequencyMHz", default=0)
 
 
 class CpuGroupProperty(Model):
     """A property of a CPU group."""
 
-    property_code: int = named("PropertyCode", default=0)
-    property_value: int = named("PropertyValue", default=0)
+    property_code: int = 0
+    property_value: int = 0
 
 
 class CpuGroupAffinity(Model):
     """The logical processors of a CPU group."""
 
-    logical_processor_count: int = named("LogicalProcessorCount", default=0)
-    logical_processors: list[int] = named("LogicalProcessors", factory=list)
+    logical_processor_count: int = 0
+    logical_processors: list[int] = []
 
 
 class CpuGroupConfig(Model):
     """A CPU group."""
 
-    group_id: str = named("GroupId", default="")
-    affinity: CpuGroupAffinity | None = named("Affinity", default=None)
-    group_properties: list[CpuGroupProperty] = named("GroupProperties", factory=list)
-    hypervisor_group_id: int = named("HypervisorGroupId", default=0)
+    group_id: str = ""
+    affinity: CpuGroupAffinity | None = None
+    group_properties: list[CpuGroupProperty] = []
+    hypervisor_group_id: int = 0
 
 
 class CpuGroupConfigurations(Model):
     """The CPU groups of the host."""
 
-    cpu_groups: list[CpuGroupConfig] = named("CpuGroups", factory=list)
+    cpu_groups: list[CpuGroupConfig] = []
 
 
 class CreateGroupOperation(Model):
     """Create a CPU group."""
 
-    group_id: str = named("GroupId", default="")
-    logical_processor_count: int = named("LogicalProcessorCount", default=0)
-    logical_processors: list[int] = named("LogicalProcessors", factory=list)
+    group_id: str = ""
+    logical_processor_count: int = 0
+    logical_processors: list[int] = []
 
 
 class DeleteGroupOperation(Model):
     """Delete a CPU group."""
 
-    group_id: str = named("GroupId", default="")
+    group_id: str = ""
 
 
 class HostProcessorModificationRequest(Model):
     """A change of the host's CPU groups."""
 
-    operation: str = named("Operation", default="")
-    operation_details: Any = named("OperationDetails", default=None)
+    operation: str = ""
+    operation_details: Any = None
 
 
 class PauseOptions(Model):
     """The options of a pause."""
 
-    suspension_level: str = named("SuspensionLevel", default="")
-    hosted_notification: Any = named("HostedNotification", default=None)
+    suspension_level: str = ""
+    hosted_notification: Any = None
 
 
 class SaveOptions(Model):
     """The options of a save: how, and to which file."""
 
-    save_type: str = named("SaveType", default="")
-    save_state_file_path: str = named("SaveStateFilePath", default="")
+    save_type: str = ""
+    save_state_file_path: str = ""

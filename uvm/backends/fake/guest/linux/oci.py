@@ -6,32 +6,32 @@ from typing import Any
 
 from uvm.backends.fake.guest.execution import Command
 from uvm.backends.fake.guest.stdio import Terminal
-from uvm.schema.field import Model, named
+from uvm.schema.json import Model, Secret
 
 
-class OCIConsoleSize(Model):
+class OCIConsoleSize(Model, rename="camel"):
     """The size of a terminal, in characters."""
 
-    height: int = named("height", default=0)
-    width: int = named("width", default=0)
+    height: int = 0
+    width: int = 0
 
 
-class OCIUser(Model):
+class OCIUser(Model, rename="camel"):
     """The user that runs a process."""
 
-    username: str = named("username", default="")
-    uid: int = named("uid", default=0)
+    username: str = ""
+    uid: int = 0
 
 
-class OCIProcess(Model):
+class OCIProcess(Model, rename="camel"):
     """A process."""
 
-    args: list[str] = named("args", factory=list)
-    env: list[str] = named("env", factory=list, secret=True)
-    cwd: str = named("cwd", default="")
-    terminal: bool = named("terminal", default=False)
-    console_size: OCIConsoleSize | None = named("consoleSize", default=None)
-    user: OCIUser | None = named("user", default=None)
+    args: list[str] = []
+    env: Secret[list[str]] = []
+    cwd: str = ""
+    terminal: bool = False
+    console_size: OCIConsoleSize | None = None
+    user: OCIUser | None = None
 
     def command(self) -> Command:
         """Return the command to run."""
@@ -46,9 +46,9 @@ class OCIProcess(Model):
         )
 
 
-class OCISpec(Model):
+class OCISpec(Model, rename="camel"):
     """A container. hcsshim's guest crashes on one without these."""
 
-    process: OCIProcess | None = named("process", default=None)
-    root: Any = named("root", default=None)
-    linux: Any = named("linux", default=None)
+    process: OCIProcess | None = None
+    root: Any = None
+    linux: Any = None
