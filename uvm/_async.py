@@ -254,19 +254,27 @@ def cancelled_too(failure: object) -> Iterator[None]:
         yield
 
 
-async def errors_of(calls: Iterable[Callable[[], Awaitable[object]]]) -> list[Exception]:
-    """Make calls at once, and return the errors of those that fail."""
+async def errors_of(
+    calls: Iterable[Callable[[], Awaitable[object]]], at_once: int | None = None
+) -> list[Exception]:
+    """Make calls at once, and return the errors of those that fail.
+
+    :param at_once: how many calls are in flight at most; None for all of them.
+    """
+    calls = [*calls]
+    waiting = iter(calls)
     errors: list[Exception] = []
 
-    async def one(call: Callable[[], Awaitable[object]]) -> None:
-        try:
-            await call()
-        except Exception as error:
-            errors.append(error)
+    async def make() -> None:
+        for call in waiting:
+            try:
+                await call()
+            except Exception as error:
+                errors.append(error)
 
     async with anyio.create_task_group() as tasks:
-        for call in calls:
-            tasks.start_soon(one, call)
+        for _ in calls[:at_once]:
+            tasks.start_soon(make)
     return errors
 
 

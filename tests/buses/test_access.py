@@ -10,6 +10,7 @@ import pytest
 import uvm
 from tests.vm.audit import check_at_rest
 from tests.vm.support import DISK, DISKS, LAYER, OTHER_DISK, Attempt, Running, lcow, quiet, running, wcow
+from uvm._buses.access import HostName
 from uvm.backend import VM_GROUP
 from uvm.errors import GuestError, HostError, UnknownOutcomeError
 
@@ -162,3 +163,23 @@ async def test_a_release_that_is_cancelled_revokes_all_the_same() -> None:
             await disk.release()
         await disk.gone()
         assert not has_access(run)
+
+
+async def test_a_close_revokes_all_paths_with_few_of_them_in_flight_at_once() -> None:
+    async with running() as run:
+        names = [HostName(path, (path,)) for path in (rf"C:\many\{number}" for number in range(200))]
+        access = run.vm._context.access
+        for name in names:
+            run.backend.files.add(name.path, size=1)
+            await access.take(name, own_grant=True)
+        others = len(run.backend.access.paths("vm1")) - len(names)
+        with run.backend.faults.hold(to="revoke") as gate:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(access.revoke_all)
+                for left in range(len(names) + others, 0, -1):
+                    await quiet()
+                    assert len(gate.pending) == min(left, 64)
+                    parked = gate.pending[0]
+                    (parked.refuse if parked.call.document["path"] == names[76].path else parked.proceed)()
+        assert run.backend.access.paths("vm1") == [names[76].path]
+        await run.backend.revoke_access(names[76].path, "vm1")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from typing import Final
 
 from attrs import Factory, define, field, frozen
 
@@ -20,6 +21,9 @@ from uvm.backend import Backend
 from uvm.errors import is_refusal, own
 
 _log = logging.getLogger("uvm")
+
+#: How many paths are revoked at once when the VM closes: each is a task, and a request to the host.
+_AT_ONCE: Final = 64
 
 
 @frozen
@@ -167,7 +171,7 @@ class Access:
         return any(path.granted for path in self._paths.values())
 
     async def revoke_all(self) -> list[Exception]:
-        """Revoke everything that was granted, all at once; return the errors of what was not revoked."""
+        """Revoke everything that was granted; return the errors of what was not revoked."""
 
         async def revoke(key: str, sent: str) -> None:
             await self.backend.revoke_access(sent, self.link.vm_id)
@@ -175,6 +179,6 @@ class Access:
             self._paths.pop(key, None)
 
         paths = [(key, path.sent) for key, path in self._paths.items() if path.granted]
-        errors = await errors_of(partial(revoke, *each) for each in paths)
+        errors = await errors_of((partial(revoke, *each) for each in paths), _AT_ONCE)
         self._paths.clear()
         return errors
