@@ -1,4 +1,7 @@
-"""``python -m tests.bench.memory rss|tracemalloc LOOP COUNT``: the bytes that each idle VM takes."""
+"""``python -m tests.bench.memory rss|tracemalloc|objects LOOP COUNT``: what each idle VM takes.
+
+That is in bytes, or objects that the garbage collector tracks.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,14 @@ def _traced_bytes() -> int:
     return tracemalloc.get_traced_memory()[0]
 
 
-async def _bytes_per_vm(in_use: Callable[[], int], count: int) -> float:
+def _tracked_objects() -> int:
+    return len(gc.get_objects())
+
+
+_MEASURES = {"rss": resident_bytes, "tracemalloc": _traced_bytes, "objects": _tracked_objects}
+
+
+async def _per_vm(in_use: Callable[[], int], count: int) -> float:
     backend = FakeBackend(files=boot_files())
     # One VM first, for what is made once.
     async with UtilityVM.create(OPTIONS, backend=backend) as vm:
@@ -69,5 +79,4 @@ async def _bytes_per_vm(in_use: Callable[[], int], count: int) -> float:
 
 if __name__ == "__main__":
     how, loop, vms = sys.argv[1:]
-    measure = resident_bytes if how == "rss" else _traced_bytes
-    print(anyio.run(_bytes_per_vm, measure, int(vms), backend=loop))
+    print(anyio.run(_per_vm, _MEASURES[how], int(vms), backend=loop))

@@ -80,14 +80,16 @@ def run_python(*arguments: str, env: Mapping[str, str] | None = None) -> bytes:
 
 
 def idle_vms() -> Iterator[Figure]:
-    """Keep started VMs idle in one process, and see how much memory each adds."""
+    """Keep started VMs idle in one process, and see what each adds."""
     for loop in LOOPS:
-        for how, what in (("rss", "resident set"), ("tracemalloc", "Python objects, by tracemalloc")):
-            runs = [
-                float(run_python("-m", "tests.bench.memory", how, loop, str(_VMS))) / 1024
-                for _ in range(_MEMORY_RUNS)
-            ]
-            yield Figure(f"memory per idle VM, of {_VMS:,}: {what}", "KiB", runs, loop=loop, budget="60 KiB")
+        for how, what, unit, size, budget in (
+            ("rss", "resident set", "KiB", 1024, "50 KiB"),
+            ("tracemalloc", "Python objects, by tracemalloc", "KiB", 1024, "50 KiB"),
+            ("objects", "objects that the garbage collector tracks", "objects", 1, "200"),
+        ):
+            command = ("-m", "tests.bench.memory", how, loop, str(_VMS))
+            runs = [float(run_python(*command)) / size for _ in range(_MEMORY_RUNS)]
+            yield Figure(f"idle VM, of {_VMS:,}: {what}", unit, runs, loop=loop, budget=budget)
 
 
 def output() -> Iterator[Figure]:

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from random import SystemRandom
 from statistics import median
@@ -18,6 +18,7 @@ from attrs import define, field
 
 from tests.bench.memory import resident_bytes
 from tests.soak.engine import Tally, play_round
+from tests.soak.leaks import play
 
 _OUTCOMES: Final = ("ok", "refused", "denied", "unknown", "cancelled", "exited")
 #: A round lasts milliseconds; one that is not over by then never will be.
@@ -108,15 +109,28 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the first round; each next round has the next one")
     parser.add_argument("--rounds", type=int, help="at most, for each event loop")
     parser.add_argument("--backend", choices=("asyncio", "trio"), help="the event loop; both by default")
+    parser.add_argument("--leaks", action="store_true", help="each operation --count times instead")
+    parser.add_argument("--count", type=int, default=100_000, help="of --leaks (100000)")
     given = parser.parse_args()
     logging.getLogger("uvm").setLevel(logging.CRITICAL)
     loops = [given.backend] if given.backend else ["asyncio", "trio"]
+    if given.leaks:
+        return _repeat(loops, given.count)
     seed = SystemRandom().randrange(10**9) if given.seed is None else given.seed
     reports = [Report(loop, seed) for loop in loops]
     for report in reports:
         anyio.run(partial(_soak, report, given.seconds / len(loops), given.rounds), backend=report.loop)
         _print(report)
     return int(any(report.found or report.leaks_memory() for report in reports))
+
+
+def _repeat(loops: Iterable[str], count: int) -> int:
+    leaks = 0
+    for loop in loops:
+        for growth in play(loop, count):
+            print(growth, flush=True)
+            leaks += growth.leaks
+    return int(leaks > 0)
 
 
 if __name__ == "__main__":
