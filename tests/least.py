@@ -25,7 +25,7 @@ def main() -> None:
     extras = project["optional-dependencies"]
     tools = [each for each in extras["dev"] if each.partition(">=")[0] in TOOLS]
     assert len(tools) == len(TOOLS), f"pyproject.toml has only {tools}"
-    for requirement in (*project["dependencies"], *extras["trio"], *tools):
+    for requirement in (*project["dependencies"], *extras["trio"], *extras["ncproxy"], *tools):
         print(least(requirement))
 
 

@@ -27,6 +27,7 @@ _MADE_OF: dict[type[BaseException], tuple[Any, ...]] = {
     uvm.RefusedError: ("modify", HResult.E_FAIL, "no", _RECORDS),
     uvm.HostError: ("modify", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, "no", _RECORDS),
     uvm.GuestError: ("modify", HResult.E_FAIL, "no", _RECORDS),
+    uvm.RPCError: ("NetworkConfigProxy.ConfigureNetworking", 9, "no service"),
     uvm.ProcessError: ("failed", ("sh", "-c"), "out", "err"),
     uvm.OutputLimitError: ("wrote too much", ("yes",), b"y" * 10, b""),
     uvm.ProcessTimeoutError: ("ran too long", ("yes",), b"y" * 10, b""),

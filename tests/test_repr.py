@@ -15,6 +15,7 @@ from tests.session import SECRET, WAYS, play, reachable
 from tests.test_surface import SURFACE
 from tests.vm.support import DEVICE, DISK, NAMESPACE, SCRATCH
 from uvm.backends.fake import FakeBackend, Latency
+from uvm.errors import RPCCode
 from uvm.schema.devices import Attachment
 from uvm.testing.backends import SCENARIOS, FakeHost, HostCall, Network, Rig
 
@@ -59,6 +60,7 @@ MADE: tuple[object, ...] = (
     SCENARIOS[0],
     HostCall("modify"),
     Network(NAMESPACE, ()),
+    RPCCode.UNKNOWN,
 )
 
 

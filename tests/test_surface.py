@@ -34,7 +34,7 @@ SURFACE = {
         AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
         OptionsError OrphanError
-        OutputLimitError ProcessError ProcessFailedError ProcessTimeoutError RefusedError
+        OutputLimitError ProcessError ProcessFailedError ProcessTimeoutError RefusedError RPCError
         SchemaError StreamBrokenError StreamBusyError StreamClosedError StreamVMExitedError UndoFailedError
         UndoUnknownError UnknownOptionError UnknownOutcomeError VMExitedError VMStateError WireError
     """,
@@ -49,7 +49,7 @@ SURFACE = {
         AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
         ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
         OptionsError OrphanError
-        OutputLimitError ProcessError ProcessTimeoutError RefusedError UndoFailedError
+        OutputLimitError ProcessError ProcessTimeoutError RPCCode RPCError RefusedError UndoFailedError
         UndoUnknownError UnknownOptionError
         UnknownOutcomeError VMExitedError VMStateError WireError
     """,

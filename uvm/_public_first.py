@@ -53,6 +53,7 @@ from uvm.errors import OutputLimitError as OutputLimitError
 from uvm.errors import ProcessError as ProcessError
 from uvm.errors import ProcessTimeoutError as ProcessTimeoutError
 from uvm.errors import RefusedError as RefusedError
+from uvm.errors import RPCError as RPCError
 from uvm.errors import UndoFailedError as UndoFailedError
 from uvm.errors import UndoUnknownError as UndoUnknownError
 from uvm.errors import UnknownOptionError as UnknownOptionError

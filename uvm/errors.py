@@ -5,6 +5,7 @@ A message says what was asked, what happened, and what holds now.
 
 from __future__ import annotations
 
+import enum
 import pickle
 import traceback
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ __all__ = [
     "OutputLimitError",
     "ProcessError",
     "ProcessTimeoutError",
+    "RPCCode",
+    "RPCError",
     "RefusedError",
     "UVMError",
     "UVMErrorGroup",
@@ -260,6 +263,45 @@ class GuestError(RefusedError):
     """The guest refused, and changed nothing. Codes of guests are 0xC037xxxx."""
 
     _ANSWERED = "the guest answered "
+
+
+class RPCCode(enum.IntEnum):
+    """Why a call over ttrpc was refused: the codes of gRPC (``google.rpc.Code``)."""
+
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class RPCError(UVMError):
+    """A call over ttrpc, as to a network configuration proxy, was refused.
+
+    :ivar operation: the call, for instance ``NetworkConfigProxy.ConfigureNetworking``.
+    :ivar code: a code of gRPC, an :class:`RPCCode` if it is known.
+    :ivar name: the name of the code.
+    :ivar text: the message that came with it.
+    """
+
+    def __init__(self, operation: str, code: int, text: str = "") -> None:
+        self.operation = operation
+        known = RPCCode._value2member_map_.get(code)
+        self.code: int = code if known is None else RPCCode(code)
+        self.name: str = f"code {code}" if known is None else RPCCode(code).name
+        self.text = text
+        super().__init__(f"{operation}: {self.name}" + (f": {text}" if text else ""))
 
 
 class UnknownOutcomeError(UVMError):

@@ -22,12 +22,13 @@ from typing import Any
 
 CORPUS = Path(__file__).parent / "corpus"
 DICTIONARY = Path(__file__).parent / "json.dict"
-NAMES = ("host", "guest", "log")
+INSTRUMENTED = ["uvm._wire", "uvm._gcs", "uvm._guest", "uvm._ttrpc", "uvm._ncproxy", "uvm.schema"]
+NAMES = ("host", "guest", "log", "ttrpc-client", "ttrpc-server")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run, and give the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz what reads a guest.")
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz what reads a peer.")
     parser.add_argument("--seconds", type=int, default=60, help="how long, all in all (default: 60)")
     parser.add_argument("--target", choices=NAMES, help="only this one (default: all)")
     parser.add_argument("--corpus", type=Path, help="keep interesting inputs here, and start from them")
@@ -69,7 +70,7 @@ def _each_in_its_process(seconds: int, corpus: Path | None) -> int:
 def _fuzz(target: str, seconds: int, corpus: Path | None) -> None:
     """Fuzz one target; never returns where atheris keeps its word."""
     atheris: Any = importlib.import_module("atheris")
-    with atheris.instrument_imports(include=["uvm._wire", "uvm._gcs", "uvm._guest", "uvm.schema"]):
+    with atheris.instrument_imports(include=INSTRUMENTED):
         targets = importlib.import_module("tests.fuzz.targets")
     run: Callable[[bytes], None] = targets.TARGETS[target]
     findings = tempfile.mkdtemp(prefix=f"uvm-fuzz-{target}-")

@@ -10,9 +10,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 from uvm._guest.logs import MAX_ENTRY_BYTES, LogEntry, LogParser, LogText
+from uvm._ncproxy.messages import AddNIC, endpoint_of
+from uvm._ttrpc import frames as ttrpc
+from uvm._ttrpc.protobuf import decode
 from uvm._wire.frames import (
     HEADER_SIZE,
     MAX_MESSAGE_SIZE,
@@ -27,7 +31,7 @@ from uvm._wire.frames import (
     encode,
     parse,
 )
-from uvm.errors import WireError
+from uvm.errors import RPCError, WireError
 from uvm.schema.gcs import (
     ContainerCreateRequest,
     ContainerModifySettingsRequest,
@@ -45,7 +49,7 @@ from uvm.schema.gcs import (
 )
 from uvm.schema.json import SchemaError, from_json
 
-__all__ = ["TARGETS", "guest_side", "host_side", "log"]
+__all__ = ["TARGETS", "guest_side", "host_side", "log", "ttrpc_client", "ttrpc_server"]
 
 #: Requests that are open at the host, by id; a recipe's types are indexes into these and some more.
 OPEN: Final = tuple(Procedure)
@@ -124,7 +128,63 @@ def log(data: bytes) -> None:
             assert all(c in "\n\t" or c.isprintable() for c in item.text)
 
 
-TARGETS: Final[dict[str, Callable[[bytes], None]]] = {"host": host_side, "guest": guest_side, "log": log}
+def ttrpc_client(data: bytes) -> None:
+    """What a ttrpc server sends: answers, each to an open call, or it is refused."""
+    pieces = split_plainly(data)
+
+    def receive(pieces: list[bytes]) -> tuple[list[object], str]:
+        side = ttrpc.ClientSide()
+        for _ in range(4):
+            side.request(ttrpc.Request("Service", "Method"))
+        return _ttrpc_receives(side, pieces)
+
+    received, error = receive(pieces)
+    assert (received, error) == receive([b"".join(pieces)])
+    answered = [each.stream_id for each in received if isinstance(each, ttrpc.Answer)]
+    assert len(answered) == len({*answered} & {1, 3, 5, 7}), "a call was answered twice, or never made"
+
+
+def ttrpc_server(data: bytes) -> None:
+    """What a ttrpc client sends: calls, each under a greater id, or a refusal, or the connection ends."""
+    pieces = split_plainly(data)
+    side = ttrpc.ServerSide(8)
+    received, error = _ttrpc_receives(side, pieces)
+    assert (received, error) == _ttrpc_receives(ttrpc.ServerSide(8), [b"".join(pieces)])
+    calls = [each for each in received if isinstance(each, ttrpc.Call)]
+    assert side.open == {call.stream_id for call in calls}
+    assert len(calls) <= 8
+    assert [call.stream_id for call in calls] == sorted({call.stream_id for call in calls})
+    for call in calls:
+        assert isinstance(side.respond(call.stream_id, call.request.payload), bytes)
+        with suppress(WireError, RPCError):
+            endpoint_of(decode(AddNIC, call.request.payload).endpoint or b"-", "AddNIC")
+
+
+def _ttrpc_receives(
+    side: ttrpc.ClientSide | ttrpc.ServerSide, pieces: list[bytes]
+) -> tuple[list[object], str]:
+    received: list[object] = []
+    try:
+        for piece in pieces:
+            received += side.receive(piece)
+            assert side._decoder.buffered <= ttrpc.HEADER_SIZE + ttrpc.MAX_PAYLOAD
+    except WireError as error:
+        return received, str(error)
+    return received, ""
+
+
+def split_plainly(data: bytes) -> list[bytes]:
+    """Give the stream of an input, without recipes, in the pieces of an input."""
+    return split(bytes([data[0] & ~_RECIPE]) + data[1:]) if data else []
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    "host": host_side,
+    "guest": guest_side,
+    "log": log,
+    "ttrpc-client": ttrpc_client,
+    "ttrpc-server": ttrpc_server,
+}
 
 
 def split(data: bytes) -> list[bytes]:

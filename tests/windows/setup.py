@@ -130,7 +130,7 @@ def packages() -> list[str]:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     tools = [each for each in extras["dev"] if each.startswith(TOOLS) and "-" not in each]
-    stated = [*project["dependencies"], *extras["trio"], *tools]
+    stated = [*project["dependencies"], *extras["trio"], *extras["ncproxy"], *tools]
     return [*(each.partition(";")[0] for each in stated), *NEEDED_ON_WINDOWS]
 
 

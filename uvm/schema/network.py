@@ -101,3 +101,39 @@ class HostComputeNamespace(Model):
     type: str = ""
     resources: list[NamespaceResource] = []
     schema_version: SchemaVersion = always(SchemaVersion)
+
+
+class PCIDeviceDetails(Model):
+    """The PCI device behind an endpoint of a proxy."""
+
+    device_id: str = always("", name="DeviceID")
+    virtual_function_index: int = always(0)
+
+
+class DeviceDetails(Model):
+    """The device behind an endpoint of a proxy."""
+
+    pci_device_details: PCIDeviceDetails | None = always(None, name="PCIDeviceDetails")
+
+
+class ProxyEndpointSettings(Model):
+    """The settings of an endpoint of a proxy."""
+
+    name: str = always("")
+    mac_address: str = always("", name="Macaddress")
+    ip_address: str = always("", name="IPAddress")
+    ip_address_prefix_length: int = always(0, name="IPAddressPrefixLength")
+    network_name: str = always("")
+    default_gateway: str = always("")
+    device_details: DeviceDetails | None = always(None)
+
+
+class ProxyEndpoint(Model):
+    """An endpoint that only a network configuration proxy knows (hcsshim ``internal/ncproxy/networking``).
+
+    As Go writes it, every name is there, and what is absent is null.
+    """
+
+    endpoint_name: str = always("")
+    namespace_id: str = always("", name="NamespaceID")
+    settings: ProxyEndpointSettings | None = always(None)

@@ -1,0 +1,1 @@
+"""Network configuration proxies: the client of one, and the compute agent that it calls back."""

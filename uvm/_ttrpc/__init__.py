@@ -1,0 +1,1 @@
+"""ttrpc: calls of services over a byte stream, both ends of it (``github.com/containerd/ttrpc``)."""
