@@ -39,8 +39,8 @@ SURFACE = {
         UndoUnknownError UnknownOptionError UnknownOutcomeError VMExitedError VMStateError WireError
     """,
     "uvm.backend": """
-        AccessMask BROKEN_STREAM Backend ByteStream Concurrency FileInfo Guest HCS_CONCURRENCY HostFiles
-        HostInfo HostNetwork HostProcess JSON Listener System VM_GROUP
+        AccessMask BROKEN_STREAM Backend ByteStream Concurrency EagerByteStream FileInfo Guest
+        HCS_CONCURRENCY HostFiles HostInfo HostNetwork HostProcess JSON Listener System VM_GROUP
     """,
     "uvm.backends": "backend_factory backend_names choose_backend open_backend",
     "uvm.devices": "base directories kinds layers ledger network pipes plan9 scsi slots vpci vpmem vsmb",

@@ -14,7 +14,7 @@ import ntpath
 import posixpath
 from collections.abc import Mapping
 from types import ModuleType, TracebackType
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import anyio
 from attrs import Factory, field, frozen
@@ -31,6 +31,7 @@ __all__ = [
     "Backend",
     "ByteStream",
     "Concurrency",
+    "EagerByteStream",
     "FileInfo",
     "Guest",
     "HCS_CONCURRENCY",
@@ -183,6 +184,21 @@ class ByteStream(Protocol):
 
     async def aclose(self) -> None:
         """Close both directions, at once: also if the caller is cancelled. Idempotent."""
+
+
+@runtime_checkable
+class EagerByteStream(ByteStream, Protocol):
+    """A byte stream that also sends without waiting, which saves a task for most requests to a guest.
+
+    The streams of a backend need not, and the standard streams of processes never do.
+    """
+
+    def send_nowait(self, item: bytes) -> int:
+        """Send what of the bytes the stream takes at once; return how many these are, 0 for none.
+
+        It is not called while a task sends. If it raises it has sent nothing, and ``send`` is called with the
+        same bytes, which is to raise what keeps the stream from sending.
+        """
 
 
 #: The exceptions that mean that a byte stream is broken or closed.

@@ -40,12 +40,16 @@ class Channel:
         """Add bytes as there is room for them."""
         await anyio.lowlevel.checkpoint()
         while True:
-            room = max(0, self._capacity - len(self.data))
-            self.put(data[:room])
-            data = data[room:]
+            data = data[self.put_what_fits(data) :]
             if not data:
                 return
             await self._changed.wait()
+
+    def put_what_fits(self, data: bytes) -> int:
+        """Add what there is room for, and say how many bytes that is."""
+        piece = data[: max(0, self._capacity - len(self.data))]
+        self.put(piece)
+        return len(piece)
 
     async def receive(self, max_bytes: int) -> bytes:
         """Take bytes out, at least one."""
@@ -115,21 +119,41 @@ class MemoryStream:
         self.incoming.end("broken")
 
 
-def stream_pair(capacity: int = 65536) -> tuple[MemoryStream, MemoryStream]:
+class EagerStream(MemoryStream):
+    """One end of a stream in memory that also sends without waiting (:class:`~uvm.backend.EagerByteStream`).
+
+    :ivar taken: how many bytes it took at once, each time.
+    """
+
+    def __init__(self, incoming: Channel, outgoing: Channel) -> None:
+        super().__init__(incoming, outgoing)
+        self.taken: list[int] = []
+
+    def send_nowait(self, item: bytes) -> int:
+        """Send what there is room for."""
+        self.taken.append(self.outgoing.put_what_fits(item))
+        return self.taken[-1]
+
+
+def stream_pair(
+    capacity: int = 65536, host: type[MemoryStream] = MemoryStream
+) -> tuple[MemoryStream, MemoryStream]:
     """Make a stream and give its two ends; a sender is at most so many bytes ahead."""
     one, other = Channel(capacity), Channel(capacity)
-    return MemoryStream(one, other), MemoryStream(other, one)
+    return host(one, other), MemoryStream(other, one)
 
 
 class ScriptedGuest:
     """The guest's end of a connection, that does nothing by itself: the test says what it does.
 
+    :param host: what the host's end is.
     :ivar seen: every request that came, over all streams.
     """
 
-    def __init__(self, capacity: int = 65536) -> None:
+    def __init__(self, capacity: int = 65536, host: type[MemoryStream] = MemoryStream) -> None:
         self.seen: list[Request] = []
         self._capacity = capacity
+        self._host = host
         self._wire = GuestSide()
         self._stream: MemoryStream | None = None
         self._unread: deque[Request] = deque()
@@ -143,7 +167,7 @@ class ScriptedGuest:
     def dial(self) -> MemoryStream:
         """Make a new stream and give the host's end of it; requests of the last one can still be answered."""
         self._wire = GuestSide()
-        host, self._stream = stream_pair(self._capacity)
+        host, self._stream = stream_pair(self._capacity, self._host)
         return host
 
     async def next(self) -> Request:
@@ -159,6 +183,17 @@ class ScriptedGuest:
         requests = list(self._unread)
         self._unread.clear()
         return requests
+
+    @property
+    def unread(self) -> deque[Request]:
+        """The requests that came and were not read yet."""
+        return self._unread
+
+    def take(self, max_bytes: int) -> bytes:
+        """Take bytes that are there, and note the requests that they complete."""
+        data = self.stream.incoming.take(max_bytes)
+        self._feed(data)
+        return data
 
     def respond(self, request: Request, **body: Any) -> None:
         """Answer a request, with ``Result`` 0 unless it says something else."""

@@ -21,7 +21,7 @@ from attrs import Factory, define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest
+from tests.gcs.support import PATIENCE_SECONDS, EagerStream, MemoryStream, ScriptedGuest
 from uvm._gcs.bridge import Bridge
 from uvm._gcs.calls import Call
 from uvm._wire.frames import Kind, Procedure, Request, encode, parse
@@ -39,6 +39,9 @@ GARBAGE = [
     encode(Kind.NOTIFICATION, Procedure.CREATE, 0, {"ContainerId": []}),
     encode(Kind.NOTIFICATION, Procedure.CREATE, 0, {"ContainerId": "a" * 70_000}),
 ]
+
+#: The host's end sends only when it can wait, or at once where it can.
+STREAMS = st.sampled_from([MemoryStream, EagerStream])
 
 HALF_A_MESSAGE = encode(Kind.NOTIFICATION, Procedure.CREATE, 0, {"ContainerId": "nginx"})[:21]
 
@@ -361,7 +364,8 @@ async def run(data: st.DataObject, script: Callable[[World], Awaitable[None]]) -
     """Carry out a script in a world of its own, and close the bridge at the end."""
     with anyio.fail_after(PATIENCE_SECONDS):
         async with anyio.create_task_group() as tasks:
-            world = World(data.draw, tasks, ScriptedGuest(data.draw(st.sampled_from([7, 65536]))))
+            capacity, host = data.draw(st.sampled_from([7, 65536])), data.draw(STREAMS)
+            world = World(data.draw, tasks, ScriptedGuest(capacity, host))
             try:
                 await script(world)
             finally:

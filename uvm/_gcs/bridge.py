@@ -23,9 +23,11 @@ answers nothing, or failed the greeting; or the one to be notified failed, or ``
 all this means for each call, :mod:`uvm._gcs.calls` says.
 
 While a stream is served, the caller of ``run`` reads and watches the deadlines, and a task does the greeting.
-Another writes, as long as there is something to write: only that one does, so that no cancelled caller leaves
-half a message behind, and it sends what is queued at once. An idle bridge has no task but its owner's. A call
-costs no cancel scope, and its time counts from when it is sent: the limit is on the guest, not on our queue.
+Another writes, as long as there is something to write: no cancelled caller leaves half a message behind, and
+what many ask at once goes out together. Where no answer is due and the stream is an
+:class:`~uvm.backend.EagerByteStream`, a request goes out as it is submitted, and the writer begins with what
+the stream did not take. An idle bridge has no task but its owner's. A call costs no cancel scope, and its
+time counts from when it is sent: the limit is on the guest, not on our queue.
 The reader stops reading for a moment at the earliest deadline that was known, and looks whether its call was
 answered; answers in time need not move that alarm.
 
@@ -48,6 +50,7 @@ from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from uvm._gcs.calls import Call, Calls
 from uvm._guest.clock import GuestClock
@@ -55,7 +58,7 @@ from uvm._guest.quotes import without_quotes
 from uvm._guest.stdio import close_quietly
 from uvm._home import Home
 from uvm._wire.frames import HEADER_SIZE, Notification, Procedure, Response, procedure_name
-from uvm.backend import BROKEN_STREAM, ByteStream
+from uvm.backend import BROKEN_STREAM, ByteStream, EagerByteStream
 from uvm.errors import BridgeClosedError, VMStateError, WireError
 from uvm.schema.gcs import HOST_CONTAINER_ID, ContainerNotification, GetPropertiesRequest, ResponseBase
 from uvm.schema.json import SchemaError, dumps, from_json
@@ -118,6 +121,7 @@ class Bridge:
         # Of the stream that is served.
         self._stream: ByteStream | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._send_nowait: Callable[[bytes], int] | None = None
         self._home: Home | None = None
         self._ended = True
         self._end_cause: Exception | None = None
@@ -203,7 +207,11 @@ class Bridge:
             then=then,
         )
         self.calls.queue(call)
-        self._start_writer()
+        if survives:
+            # No caller waits for it to be sent; what is still queued is not lost with the stream.
+            self._start_writer()
+        else:
+            self._send()
         return call
 
     async def call(
@@ -227,6 +235,8 @@ class Bridge:
             come in time.
         :raises VMStateError: the guest owes too many answers.
         """
+        # What is submitted may be sent at once.
+        await anyio.lowlevel.checkpoint_if_cancelled()
         self.check_owed(procedure, operation)
         call = self.submit(
             procedure, request, operation=operation, timeout_seconds=timeout_seconds, urgent=urgent
@@ -275,6 +285,7 @@ class Bridge:
         self._end_cause = None
         async with anyio.create_task_group() as tasks:
             self._stream, self._tasks = stream, tasks
+            self._send_nowait = stream.send_nowait if isinstance(stream, EagerByteStream) else None
             tasks.start_soon(self._greet, greeting, lost)
             await self._read(stream)
 
@@ -284,6 +295,7 @@ class Bridge:
             if self._ended:
                 return
             self.connected = True
+            # By a task: first the callbacks below are called.
             self._start_writer()
             self.calls.lose(lost, "the connection to the guest broke before the answer came")
             resumed = list(self.on_resume.values()) if self._greeted else []
@@ -352,10 +364,11 @@ class Bridge:
             # Not what the stream raises: another stream would not mend it.
             self.close(e)
 
-    async def _write(self, stream: ByteStream) -> None:
+    async def _write(self, stream: ByteStream, unsent: bytes) -> None:
         try:
             # Nothing is sent any more once the stream has ended: its calls have ended.
-            while not self._ended and (data := self._next_data()):
+            while not self._ended and (data := unsent or self._next_data()):
+                unsent = b""
                 await stream.send(data)
         except BROKEN_STREAM as e:
             self._drop(e)
@@ -374,11 +387,34 @@ class Bridge:
         self._start(calls)
         return data
 
-    def _start_writer(self) -> None:
+    def _send(self) -> None:
+        """Have what is queued sent: at once where that can be, else by the writer."""
+        if self._writing or self._ended:
+            return
+        # What many ask at once goes out together.
+        if self._send_nowait is None or self.calls.due:
+            self._start_writer()
+        elif unsent := self._send_at_once(self._send_nowait):
+            self._start_writer(unsent)
+
+    def _send_at_once(self, send_nowait: Callable[[bytes], int]) -> bytes:
+        """Send what is queued, as far as the stream takes it; return what counts as sent and is not."""
+        while data := self._next_data():
+            try:
+                taken = send_nowait(data)
+            except Exception:
+                # The writer finds it out too.
+                taken = 0
+            if taken < len(data):
+                return data[taken:]
+        self._send_by = math.inf
+        return b""
+
+    def _start_writer(self, unsent: bytes = b"") -> None:
         tasks, stream = self._tasks, self._stream
         if tasks is not None and stream is not None and not self._writing and not self._ended:
             self._writing = True
-            tasks.start_soon(self._write, stream)
+            tasks.start_soon(self._write, stream, unsent)
 
     def _start(self, calls: Sequence[Call]) -> None:
         if not calls:

@@ -9,12 +9,14 @@ the host also for the connection itself (:func:`listen_unix`); one that is itsel
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Final
 
 import anyio
 import anyio.abc
+from anyio.abc import SocketAttribute
 from attrs import define, field
 
 from uvm._async import BareTaskGroup
@@ -58,7 +60,7 @@ def connect_unix(
 
     async def dial() -> ByteStream:
         try:
-            return await anyio.connect_unix(base)
+            return _UnixStream(await anyio.connect_unix(base))
         except OSError as error:
             raise HostPathError(base, f"no guest answers there: {error}") from error
 
@@ -107,6 +109,41 @@ def listen_unix(
 
 
 @define(eq=False)
+class _UnixStream:
+    """A connection over a Unix socket (:class:`~uvm.backend.EagerByteStream`): anyio's, which waits."""
+
+    _stream: anyio.abc.SocketStream
+    _socket: socket.socket = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # It does not block: both loops have it so.
+        self._socket = self._stream.extra(SocketAttribute.raw_socket)
+
+    def send_nowait(self, item: bytes) -> int:
+        """Send what the system takes at once."""
+        try:
+            return self._socket.send(item)
+        except BlockingIOError:
+            return 0
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Receive at least one byte."""
+        return await self._stream.receive(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        """Send all the bytes."""
+        await self._stream.send(item)
+
+    async def send_eof(self) -> None:
+        """Close our direction."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close both directions."""
+        await self._stream.aclose()
+
+
+@define(eq=False)
 class _UnixListener:
     """A socket of the host that the guest dials (:class:`~uvm.backend.Listener`)."""
 
@@ -116,7 +153,7 @@ class _UnixListener:
 
     async def accept(self) -> ByteStream:
         """Wait for the next connection."""
-        return await self.socket.accept()
+        return _UnixStream(await self.socket.accept())
 
     async def aclose(self) -> None:
         """Stop listening, and remove the socket."""

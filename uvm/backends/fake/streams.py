@@ -150,15 +150,16 @@ class FakeStream:
         for start in range(0, len(data), BUFFER_BYTES):
             await self._put(view[start : start + BUFFER_BYTES])
 
-    def send_nowait(self, item: bytes) -> bool:
-        """Send at most :data:`BUFFER_BYTES` at once, or nothing if the other end is far behind."""
+    def send_nowait(self, item: bytes) -> int:
+        """Send at most :data:`BUFFER_BYTES` at once, and nothing if the other end is far behind."""
         pipe = self._outgoing
-        if len(item) > BUFFER_BYTES or not pipe.has_room:
-            return False
+        if not pipe.has_room:
+            return 0
         self._require_open()
-        if item:
-            pipe.put(item)
-        return True
+        piece = item[:BUFFER_BYTES]
+        if piece:
+            pipe.put(piece)
+        return len(piece)
 
     async def flush(self) -> None:
         """Wait until the other end has received everything, or was closed."""

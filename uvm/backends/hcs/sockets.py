@@ -98,6 +98,17 @@ class SocketStream(Closing):
                 if view:
                     await anyio.lowlevel.checkpoint()
 
+    def send_nowait(self, item: bytes) -> int:
+        """Send at most :data:`PIECE_BYTES` at once; return how many bytes the system took."""
+        with self._sending:
+            self._require_open()
+            try:
+                return self._socket.send(memoryview(item)[:PIECE_BYTES])
+            except BlockingIOError:
+                return 0
+            except OSError as error:
+                raise self._failure() from error
+
     async def send_eof(self) -> None:
         """Close the sending direction."""
         with self._sending:

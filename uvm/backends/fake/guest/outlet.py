@@ -30,13 +30,14 @@ class Outlet:
         if self._backlog is not None:
             self._backlog.append(data)
             return
+        if self._vm.state == "Stopped":
+            return
         try:
-            if self._vm.state == "Stopped" or (self._vm.state == "Running" and self.stream.send_nowait(data)):
-                return
+            unsent = data[self.stream.send_nowait(data) :] if self._vm.state == "Running" else data
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             return
-        backlog = deque([data])
-        if self._spawn(self._drain, backlog):
+        backlog = deque([unsent])
+        if unsent and self._spawn(self._drain, backlog):
             self._backlog = backlog
 
     def close(self) -> None:
