@@ -278,7 +278,7 @@ async def errors_of(
     return errors
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Errand(Generic[T]):
     """A call that a task makes for its callers, who may leave at once; the call goes on.
 

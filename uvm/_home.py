@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from attrs import field, frozen
+from attrs import frozen
 
 from uvm._arguments import kind_of
 from uvm.errors import VMStateError
@@ -23,7 +23,7 @@ class Bound:
         raise TypeError(f"{kind_of(self)} can be neither copied nor pickled: its VM is bound to this process")
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Home:
     """The event loop to which something belongs.
 
@@ -31,8 +31,8 @@ class Home:
     """
 
     thread: str
-    _loop: object = field(repr=False)
-    _running_loop: Callable[[], object] = field(repr=False)
+    _loop: object
+    _running_loop: Callable[[], object]
 
     @classmethod
     def here(cls) -> Home:

@@ -21,7 +21,7 @@ from attrs import Factory, field, frozen
 
 from uvm._checks import U32, U64, Checked, choice, flag, go, instance, optional, whole
 from uvm._names import PathFlavour
-from uvm._repr import call_of
+from uvm._repr import brief_call, call_of
 from uvm.errors import ExitStatus
 from uvm.schema.common import V25H1_SERVER
 
@@ -68,8 +68,7 @@ class Concurrency(Checked):
     pipes: int | None = field(default=None, metadata=_LIMIT)
     network: int | None = field(default=None, metadata=_LIMIT)
 
-    def __repr__(self) -> str:
-        return call_of(self)
+    __repr__ = call_of
 
 
 #: What hcsshim does in production: SCSI and Plan9 at once, the others under the VM's one lock.
@@ -96,8 +95,7 @@ class HostInfo(Checked):
     paths: PathFlavour = field(default="windows", metadata=go(None, choice("windows", "posix")))
     concurrency: Concurrency = field(default=Concurrency(), metadata=go(None, instance(Concurrency)))
 
-    def __repr__(self) -> str:
-        return call_of(self)
+    __repr__ = call_of
 
     @property
     def path(self) -> ModuleType:
@@ -111,6 +109,8 @@ class FileInfo(Checked):
 
     size: int = field(default=0, metadata=go(None, whole(U64)))
     is_dir: bool = field(default=False, metadata=go(None, flag))
+
+    __repr__ = brief_call
 
 
 class HostFiles(Protocol):

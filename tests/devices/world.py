@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
-from attrs import asdict, define, field
+from attrs import define, field
 
 from tests.devices.synthetic import (
     Files,
@@ -466,4 +466,4 @@ class World:
 
 def reported(change: FilesChange) -> set[str]:
     """The names of what a change tells anything of."""
-    return {name for name, value in asdict(change, recurse=False).items() if value}
+    return {name for name, value in vars(change).items() if value}

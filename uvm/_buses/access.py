@@ -17,6 +17,7 @@ from attrs import Factory, define, field, frozen
 
 from uvm._async import Flag, errors_of
 from uvm._buses.link import Link
+from uvm._repr import brief_call
 from uvm.backend import Backend
 from uvm.errors import is_refusal, own
 
@@ -37,13 +38,15 @@ class HostName:
     path: str
     names: tuple[str, ...]
 
+    __repr__ = brief_call
+
     @property
     def key(self) -> str:
         """The key of :attr:`path`."""
         return self.names[-1]
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Need:
     """A device's need of access to a path.
 
@@ -63,7 +66,7 @@ class Need:
         await self._access.leave(self._name)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Flight:
     """A request in flight."""
 
@@ -72,7 +75,7 @@ class _Flight:
     error: Exception | None = None
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Path:
     """Access to one path.
 
@@ -91,7 +94,7 @@ class _Path:
     error: Exception | None = None
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Access:
     """The access of one VM to host paths.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from uvm.options import LCOWOptions, WCOWOptions
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Context:
     """One VM, as its buses see it."""
 

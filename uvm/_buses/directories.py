@@ -47,8 +47,7 @@ class SharedPath:
     references: int
     orphaned: bool = False
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 class DirectoryBus(Bus):

@@ -74,7 +74,7 @@ from uvm.errors import (
 _log = logging.getLogger("uvm")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Lane:
     """Operations of one device kind, started in the order in which they were decided.
 
@@ -101,7 +101,7 @@ class Lane:
             self.running -= 1
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Driver(Generic[K, M, S, W]):
     """Runs one ledger of one VM.
 
@@ -114,8 +114,8 @@ class Driver(Generic[K, M, S, W]):
     link: Link
     ledger: Ledger[K, M, S, W, Hold[object]]
     lane: Lane = Factory(Lane)
-    claims: Callable[[Ticket[K, M, S, W]], Iterable[Hashable]] = field(default=lambda _: (), repr=False)
-    uses: Callable[[Ticket[K, M, S, W]], Iterable[str]] = field(default=lambda _: (), repr=False)
+    claims: Callable[[Ticket[K, M, S, W]], Iterable[Hashable]] = lambda _: ()
+    uses: Callable[[Ticket[K, M, S, W]], Iterable[str]] = lambda _: ()
     part_of_parent: bool = True
     _holds: dict[Ticket[K, M, S, W], Hold[object]] = field(factory=dict, init=False)
     _stays: dict[Entry[K, M, S, W], Stay] = field(factory=dict, init=False)

@@ -62,7 +62,7 @@ class Runner(Protocol):
         """Return all that a ticket occupies, and what its device is a part of."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Stay:
     """A device on the host, from the grant of its first hold until it is removed.
 
@@ -71,13 +71,13 @@ class Stay:
     :ivar refusal: what its last removal was refused with.
     """
 
-    _driver: Runner = field(repr=False)
-    _entry: Entry[Any, Any, Any, Any] = field(repr=False)
-    below: tuple[Stay, Any] | None = field(default=None, repr=False)
+    _driver: Runner
+    _entry: Entry[Any, Any, Any, Any]
+    below: tuple[Stay, Any] | None = None
     ended: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
     refusal: BaseException | None = field(default=None, init=False)
-    _changed: Line = field(factory=Line, init=False, repr=False)
+    _changed: Line = field(factory=Line, init=False)
 
     def change(self, refusal: BaseException | None = None) -> None:
         """Note the outcome of an operation, and wake those that wait."""
@@ -115,7 +115,7 @@ class Stay:
             raise own(self.error)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Hold(Generic[S_co]):
     """One caller's interest in a device, and the ticket that it is at. Await it to have it granted.
 
@@ -128,24 +128,24 @@ class Hold(Generic[S_co]):
     :ivar below: what it was made of, released for no caller once it has ended itself.
     """
 
-    driver: Runner = field(repr=False)
-    _granted: Ticket[Hashable, object, S_co, object] = field(repr=False)
-    need: Need | None = field(default=None, repr=False)
+    driver: Runner
+    _granted: Ticket[Hashable, object, S_co, object]
+    need: Need | None = None
     number: int = field(factory=count().__next__, init=False)
     ticket: Ticket[Any, Any, Any, Any] = field(
         default=Factory(lambda self: self._granted, takes_self=True), init=False
     )
     state: HoldState = field(default=_WAITING, init=False)
     error: BaseException | None = field(default=None, init=False)
-    stay: Stay | None = field(default=None, init=False, repr=False)
+    stay: Stay | None = field(default=None, init=False)
     since: datetime | None = field(default=None, init=False)
-    below: tuple[Hold[object], ...] = field(default=(), init=False, repr=False)
+    below: tuple[Hold[object], ...] = field(default=(), init=False)
     #: No caller holds it or waits for it any more.
     abandoned: bool = field(default=False, init=False)
     #: A caller has seen it released.
     reported: bool = field(default=False, init=False)
-    _waker: Flag | None = field(default=None, init=False, repr=False)
-    _waiting: int = field(default=0, init=False, repr=False)
+    _waker: Flag | None = field(default=None, init=False)
+    _waiting: int = field(default=0, init=False)
 
     @property
     def link(self) -> Link:

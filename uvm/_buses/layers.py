@@ -42,8 +42,7 @@ class CombinedRoot:
     references: int
     orphaned: bool = False
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 class LayersBus(Bus):

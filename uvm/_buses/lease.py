@@ -103,7 +103,7 @@ class Lease(Releasable):
     The device is detached with its last lease.
     """
 
-    _hold: Hold[object] = field(repr=False)
+    _hold: Hold[object]
 
     def __repr__(self) -> str:
         vm = self._hold.link.vm_id
@@ -179,7 +179,7 @@ class Orphan(Bound):
     where: str
     error: BaseException | None = field(eq=False)
     since: datetime
-    _hold: Hold[object] = field(repr=False)
+    _hold: Hold[object]
 
     def __repr__(self) -> str:
         return brief(f"<Orphan: {self.what} at {self.where} since {self.since:%H:%M:%S}: {self.error}>")

@@ -53,11 +53,10 @@ class StuckDevice:
     why: str
     since: datetime
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Link:
     """What the devices of one VM share: access to its host and guest, its tasks, and its exit.
 

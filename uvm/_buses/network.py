@@ -120,8 +120,7 @@ class AttachedAdapter:
     references: int
     orphaned: bool = False
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 class NetworkBus(Bus):

@@ -8,6 +8,7 @@ from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
 from uvm._names import HostPath, pipe_key, pipe_path
+from uvm._repr import brief_call
 from uvm.devices.pipes import Pipes
 
 
@@ -32,6 +33,8 @@ class MappedPipe:
     host_path: str
     references: int
     orphaned: bool = False
+
+    __repr__ = brief_call
 
 
 class PipeBus(Bus):

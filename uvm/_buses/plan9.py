@@ -50,8 +50,7 @@ class Plan9Share:
     references: int
     orphaned: bool = False
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 class Plan9Bus(Bus):

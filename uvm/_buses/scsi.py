@@ -72,8 +72,7 @@ class ScsiDisk:
     references: int
     orphaned: bool = False
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 class ScsiBus(Bus):

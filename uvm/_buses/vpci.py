@@ -44,8 +44,7 @@ class VPCIDevice:
     references: int
     orphaned: bool = False
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 class VPCIBus(Bus):

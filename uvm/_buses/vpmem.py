@@ -48,8 +48,7 @@ class VPMemLayer:
     references: int
     orphaned: bool = False
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 class VPMemBus(Bus):

@@ -68,8 +68,7 @@ class VSMBShare:
     references: int
     orphaned: bool = False
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 class VSMBBus(Bus):

@@ -22,7 +22,7 @@ _KERNEL, _UNCOMPRESSED_KERNEL = "kernel", "vmlinux"
 _INITRD, _VHD = "initrd.img", "rootfs.vhd"
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class LinuxBoot:
     """The boot files and their use, with hcsshim's defaults filled in."""
 

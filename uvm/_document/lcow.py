@@ -48,7 +48,7 @@ _DEFAULT_VPMEM_COUNT = 64
 _COLD_DISCARD_BUILD = 18967
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Counts:
     """The numbers of controllers and devices, with hcsshim's defaults filled in."""
 

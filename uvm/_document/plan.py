@@ -16,12 +16,16 @@ class CopyFile:
     source: str
     target: str
 
+    __repr__ = brief_call
+
 
 @frozen
 class MakeDirectory:
     """Make a directory of the host, with its parents."""
 
     path: str
+
+    __repr__ = brief_call
 
 
 @frozen
@@ -32,6 +36,8 @@ class GrantAccess:
     to_vm_group: bool = False
     mask: AccessMask = "read"
 
+    __repr__ = brief_call
+
 
 @frozen
 class SetDiskId:
@@ -39,6 +45,8 @@ class SetDiskId:
 
     path: str
     disk_id: str
+
+    __repr__ = brief_call
 
 
 Preparation = CopyFile | MakeDirectory | GrantAccess | SetDiskId
@@ -51,6 +59,8 @@ class AssignedDevice:
     instance_path: str
     function: int
     vmbus_guid: str
+
+    __repr__ = brief_call
 
 
 @frozen(kw_only=True)
@@ -85,5 +95,4 @@ class CreationPlan:
     temporary_files: tuple[str, ...] = ()
     copies_on_exit: tuple[Preparation, ...] = ()
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call

@@ -52,7 +52,7 @@ def wcow_files_to_stat(options: WCOWOptions, host: HostInfo) -> tuple[str, ...]:
     return (host_path(directory, host.paths, "dump_directory"),) if directory else ()
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Boot:
     """The parts of the plan that depend on the boot files; the disks are on the first LUNs, in order."""
 

@@ -67,7 +67,7 @@ _log = logging.getLogger("uvm.gcs")
 _BATCH_BYTES: Final = 65536
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Call:
     """One request to the guest, from its submission to its end.
 
@@ -79,10 +79,10 @@ class Call:
     :ivar late: the call that ends with the answer that this one, which starts something, did not wait for.
     """
 
-    _calls: Calls = field(repr=False)
+    _calls: Calls
     id: int
     #: The request's bytes, until they are sent. They may be secret.
-    data: bytes = field(repr=False)
+    data: bytes
     procedure: int
     operation: str
     timeout_seconds: float = math.inf
@@ -90,14 +90,14 @@ class Call:
     survives: bool = False
     #: It starts something, which is undone if no caller waits for the answer any more.
     starts: bool = False
-    _then: Callable[[Call], None] | None = field(default=None, repr=False)
+    _then: Callable[[Call], None] | None = None
     deadline: float = field(default=math.inf, init=False)
     sent: bool = field(default=False, init=False)
     done: bool = field(default=False, init=False)
-    body: dict[str, Any] | None = field(default=None, init=False, repr=False)
+    body: dict[str, Any] | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)
-    late: Call | None = field(default=None, init=False, repr=False)
-    _ended: Flag = field(factory=Flag, init=False, repr=False)
+    late: Call | None = field(default=None, init=False)
+    _ended: Flag = field(factory=Flag, init=False)
 
     def result(self, response_type: type[R]) -> R:
         """Return the response of a call that has ended.

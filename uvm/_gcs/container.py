@@ -45,7 +45,7 @@ from uvm.schema.properties import PROPERTY_PROCESS_LIST, Properties, PropertyQue
 _MAX_ASKED: Final = 3
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ConnectedContainer:
     """A container over our own connection (:class:`~uvm._guest.container.ContainerHandle`).
 
@@ -58,7 +58,7 @@ class ConnectedContainer:
     id: str
     activity_id: str
     #: Called when the guest has deleted its state, and when its exit is settled.
-    _free: Callable[[ConnectedContainer], None] = field(repr=False)
+    _free: Callable[[ConnectedContainer], None]
     created: bool = field(default=False, init=False)
     exit: Exit[ContainerExit] = field(init=False)
     _init: Exit[int] | None = field(default=None, init=False)

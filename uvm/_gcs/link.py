@@ -19,7 +19,7 @@ from uvm.backend import Listener
 from uvm.errors import BridgeClosedError
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False, repr=False, kw_only=True)
 class GuestLink(GuestAccess):
     """The bridge to a guest and what was agreed on it.
 

@@ -108,7 +108,7 @@ def listen_unix(
     return _connected(sockets, accept, accept, cold_start, time_zone, timeouts)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _UnixStream:
     """A connection over a Unix socket (:class:`~uvm.backend.EagerByteStream`): anyio's, which waits."""
 
@@ -143,7 +143,7 @@ class _UnixStream:
         await self._stream.aclose()
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _UnixListener:
     """A socket of the host that the guest dials (:class:`~uvm.backend.Listener`)."""
 
@@ -167,7 +167,7 @@ class _UnixListener:
                     await anyio.Path(self.path).unlink(missing_ok=True)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Sockets:
     """The sockets that the guest dials."""
 

@@ -13,6 +13,7 @@ from uvm._guest.clock import GuestClock
 from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._home import Home
+from uvm._repr import brief_call
 from uvm.backend import JSON, System
 from uvm.errors import AnswerLostError, BridgeClosedError, HostError, NotSupportedError, UVMError
 from uvm.hresult import HResult
@@ -50,6 +51,8 @@ class GuestFeatures:
     host_process_container: bool = False
     log_forwarding: bool = False
 
+    __repr__ = brief_call
+
     @classmethod
     def of(cls, capabilities: Mapping[str, Any]) -> GuestFeatures:
         """Read them from a guest's ``GuestDefinedCapabilities``; what is not ``true`` is not there."""
@@ -67,7 +70,7 @@ async def as_it_is(call: Awaitable[T], /) -> T:
     return await call
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class GuestAccess:
     """What processes and containers need of their guest.
 

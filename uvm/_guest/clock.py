@@ -9,7 +9,7 @@ import anyio
 from attrs import define, field
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class GuestClock:
     """A clock that can be paused. Its times are of no use to other clocks."""
 

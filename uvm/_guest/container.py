@@ -104,8 +104,7 @@ class ContainerExit:
     result: int = 0
     info: str = ""
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
     def __str__(self) -> str:
         how = _HOW.get(self.type, self.type)

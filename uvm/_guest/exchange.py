@@ -54,8 +54,7 @@ class CompletedProcess(Generic[AnyStr]):
     stdout: AnyStr
     stderr: AnyStr
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 class ProcessFailedError(ProcessError):
@@ -181,7 +180,7 @@ class Exchange(Generic[AnyStr]):
         return stdout, stderr
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Output:
     """What has come of one output, and who is called with it."""
 

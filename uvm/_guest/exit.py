@@ -12,7 +12,7 @@ from uvm._async import Flag
 T = TypeVar("T")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Exit(Generic[T]):
     """The exit of a process or a container: yet to come, known, or lost. What is said first holds.
 
@@ -20,7 +20,7 @@ class Exit(Generic[T]):
     """
 
     #: Called once, when it is settled.
-    _then: Callable[[], None] | None = field(default=None, repr=False)
+    _then: Callable[[], None] | None = None
     how: T | None = field(default=None, init=False)
     _failure: Callable[[], Exception] | None = field(default=None, init=False)
     _cut_off: bool = field(default=False, init=False)

@@ -34,6 +34,7 @@ import anyio.lowlevel
 from attrs import frozen
 
 from uvm._guest.quotes import QuoteCleaner, without_quotes
+from uvm._repr import brief_call
 from uvm._wire.frames import parse
 from uvm.backend import BROKEN_STREAM, ByteStream
 from uvm.errors import WireError
@@ -76,6 +77,8 @@ class LogEntry:
     time: datetime | None
     fields: dict[str, Any]
 
+    __repr__ = brief_call
+
 
 @frozen
 class LogText:
@@ -88,6 +91,8 @@ class LogText:
     level: int
     what: str
     text: str
+
+    __repr__ = brief_call
 
 
 class LogParser:

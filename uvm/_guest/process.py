@@ -394,7 +394,7 @@ class Process(Bound, anyio.abc.AsyncResource):
         raise UnknownOutcomeError(f"{args[0]} for process {self.pid} has not ended within {seconds:g} s")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Launch:
     """A process to be started.
 

@@ -43,7 +43,7 @@ def without_quotes(value: Any, *, cut_off: bool = False) -> Any:
     return value
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class QuoteCleaner:
     """Cleans one text that comes in pieces; what is not known to be no part of a document is hidden."""
 

@@ -23,6 +23,7 @@ from attrs import field, frozen
 from uvm._arguments import kind_of, refuse_twice
 from uvm._checks import checked, flag
 from uvm._names import guest_path_key, windows_upper
+from uvm._repr import brief_call
 from uvm._wire.ports import vsock_service_id
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.schema.gcs import (
@@ -101,6 +102,8 @@ class Command:
     terminal: bool = False
     #: Height and width of the terminal, in characters.
     size: tuple[int, int] | None = field(default=None, converter=_pair)
+
+    __repr__ = brief_call
 
     def __attrs_post_init__(self) -> None:
         for what, text in (("the working directory", self.cwd), ("the user", self.user)):

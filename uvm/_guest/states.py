@@ -33,7 +33,7 @@ from uvm.errors import OptionsError, UVMError, VMStateError
 _log = logging.getLogger("uvm.gcs")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Closing:
     """A container that is being closed.
 
@@ -49,7 +49,7 @@ class Closing:
         return not self.ended.is_set()
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Deletion:
     """The deletion of one state, to be.
 
@@ -66,7 +66,7 @@ class Deletion:
     error: UVMError | None = field(default=None, init=False)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ContainerStates:
     """The states of one guest's containers that have ended and are not deleted yet.
 

@@ -42,5 +42,4 @@ class GuestTimeouts(Checked):
     grace_seconds: float = field(default=1.0, metadata=go(None, seconds))
     vm_exit_seconds: float = field(default=2.0, metadata=go(None, seconds))
 
-    def __repr__(self) -> str:
-        return call_of(self)
+    __repr__ = call_of

@@ -26,7 +26,7 @@ T = TypeVar("T")
 _log = logging.getLogger("uvm.gcs")
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False, repr=False, kw_only=True)
 class RelayAccess(GuestAccess):
     """A guest as HCS reaches it.
 

@@ -79,7 +79,7 @@ class RelayGuest(GuestHost):
         return await self._access.ask(start_relayed(self._access, launch))
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class NoGuest:
     """The guest of a VM that was created with ``use_guest_connection=False``: it cannot be asked."""
 

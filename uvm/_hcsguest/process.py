@@ -48,7 +48,7 @@ T = TypeVar("T")
 _log = logging.getLogger("uvm.gcs")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Pipe:
     """A stream of a process, made by HCS (:class:`~uvm._guest.stdio.Source`, and that stream itself)."""
 

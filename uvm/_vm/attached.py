@@ -35,8 +35,7 @@ class UnrevokedAccess:
     host_path: str
     why: str
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 @frozen(kw_only=True)

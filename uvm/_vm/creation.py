@@ -39,7 +39,7 @@ _REFERENCE_INFO_MAX_BYTES = 1 << 20
 _REFERENCE_INFO = ("reference_info.cose", "reference_info_hash_envelope.cose")
 
 
-@define
+@define(eq=False, repr=False)
 class HostArtifacts:
     """The artifacts of a VM's creation on the host, to remove when the VM closes.
 
@@ -127,7 +127,7 @@ def _upwards(path: str, host: HostInfo) -> Iterator[str]:
         path = parent
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Settings:
     """The settings of a creation, beside the VM's options.
 

@@ -61,7 +61,7 @@ def spawn(function: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         trio.spawn_system_task(function, name=name, context=contextvars.copy_context())
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Keeper(Generic[T]):
     """Holds a context manager in a task of its own.
 

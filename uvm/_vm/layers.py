@@ -25,7 +25,7 @@ from uvm._buses.vsmb import VSMBLease
 from uvm._checks import U32, Checked, checked, go, text, whole
 from uvm._guest.specs import check_container_id
 from uvm._names import HostPath, text_of
-from uvm._repr import brief, counted
+from uvm._repr import brief, brief_call, counted
 from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, own, together
@@ -48,6 +48,8 @@ class LCOWLayer(Checked):
     path: str = field(converter=text_of, metadata=go(None, text))
     partition: int = field(default=0, metadata=go(None, whole(U32)))
 
+    __repr__ = brief_call
+
 
 @frozen
 class WCOWLayer(Checked):
@@ -59,6 +61,8 @@ class WCOWLayer(Checked):
 
     path: str = field(converter=text_of, metadata=go(None, text))
     id: str = field(metadata=go(None, text))
+
+    __repr__ = brief_call
 
 
 async def add_layer(vm: Devices, layer: LCOWLayer) -> VPMemLease | ScsiLease:
@@ -86,16 +90,16 @@ class RootFileSystem(Releasable):
     :ivar scratch: that of its scratch disk.
     """
 
-    _vm: Devices = field(repr=False)
-    _container_id: str = field(repr=False)
+    _vm: Devices
+    _container_id: str
     root: str
     scratch_path: str
     layers: tuple[Lease, ...]
     scratch: ScsiLease
-    _combined: Lease = field(repr=False)
+    _combined: Lease
     #: Its release, which returns the errors of what could not be released.
-    _releasing: Errand[list[Exception]] | None = field(default=None, repr=False)
-    _reported: bool = field(default=False, repr=False)
+    _releasing: Errand[list[Exception]] | None = None
+    _reported: bool = False
 
     def __repr__(self) -> str:
         parts = f"{counted(len(self.layers), 'layers')}, scratch {self.scratch.host_path}"

@@ -65,7 +65,7 @@ class _State(enum.Enum):
     CLOSING = "closing"
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Member:
     """One VM of a pool.
 
@@ -89,7 +89,7 @@ class _Member:
         return runs and anyio.current_time() < self.expires_at
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Waiter:
     """A caller who waits for a VM."""
 

@@ -66,7 +66,7 @@ _UTC = TimeZoneInformation(
 )
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class _Listening:
     """A listener of a boot, which is noted there while it is open."""
 
@@ -84,7 +84,7 @@ class _Listening:
         self._noted.pop(self, None)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class GuestStartup:
     """The start-up of the guest of one VM, until it takes requests.
 

@@ -35,6 +35,8 @@ class VMMemory:
     balancing_enabled: bool
     dynamic_operation_in_progress: bool
 
+    __repr__ = brief_call
+
 
 @frozen
 class VMStatistics:
@@ -52,8 +54,7 @@ class VMStatistics:
     virtual_nodes: int
     memory: VMMemory | None
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 async def read_assigned_memory_bytes(system: System) -> int:

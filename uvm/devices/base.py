@@ -123,6 +123,8 @@ class Step(NamedTuple):
 class Ok:
     """The operation was carried out."""
 
+    __repr__ = brief_call
+
 
 @frozen
 class Refused:
@@ -136,12 +138,16 @@ class Refused:
     error: BaseException
     remaining: tuple[Step, ...] = ()
 
+    __repr__ = brief_call
+
 
 @frozen
 class Unknown:
     """What the operation, or its undo, did is unknown: timed out, connection lost, cancelled."""
 
     error: BaseException
+
+    __repr__ = brief_call
 
 
 OK: Final = Ok()
@@ -160,14 +166,14 @@ def in_guest(request_type: str, resource_type: str, settings: object, undo: Step
     return Step(request, undo)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Ticket(Generic[K_co, M_co, S_co, W_co]):
     """One interest in a key. Compared by identity.
 
     :ivar names: what it was asked for as, by which it is looked up once it is granted; the last is its own.
     """
 
-    entry: Entry[K_co, M_co, S_co, W_co] = field(repr=False)
+    entry: Entry[K_co, M_co, S_co, W_co]
     member: M_co
     state: TicketState = WAITING
     names: tuple[Hashable, ...] = ()
@@ -178,7 +184,7 @@ class Ticket(Generic[K_co, M_co, S_co, W_co]):
         return self.entry.key
 
 
-@define(eq=False, init=False)
+@define(eq=False, init=False, repr=False)
 class Entry(Generic[K, M, S, W]):
     """The state of one key in the ledger. Tickets are kept in the order in which they came.
 
@@ -245,7 +251,7 @@ class Entry(Generic[K, M, S, W]):
         return PARTIAL if self.remaining else APPLIED
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Operation(Generic[K, M, S, W]):
     """An operation to carry out: ``Ledger.begin`` returns its steps, ``Ledger.done`` takes its outcome.
 
@@ -293,8 +299,7 @@ class Quarantined(Generic[K_co, S_co]):
     value: object
     cause: BaseException = field(eq=False)
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 class _Unchanged:
@@ -308,7 +313,6 @@ class _Unchanged:
     operation: Any = None
 
 
-@define(eq=False, init=False, slots=False)
 class Change(_Unchanged, Generic[K, M, S, W, P]):
     """What an event brought about.
 
@@ -415,8 +419,7 @@ class EntryState(Generic[K_co, M_co, S_co, W_co]):
     owed: tuple[M_co, ...] = ()
     names: tuple[tuple[tuple[Hashable, Hashable], M_co], ...] = ()
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 @frozen

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
+from uvm._repr import brief_call
 from uvm.devices.base import Operation, Step, in_guest
 from uvm.devices.kinds import FirstComeDevice, NamedByKey
 from uvm.schema import guest
@@ -25,6 +26,8 @@ class ShownShare:
     read_only: bool
     host_path: str = field(eq=False)
     guest_path: str = field(eq=False)
+
+    __repr__ = brief_call
 
 
 class Directories(NamedByKey[ShownShare, ShownShare], FirstComeDevice[str, ShownShare, str]):

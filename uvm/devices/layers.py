@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias, get_args
 from attrs import evolve, field, frozen
 
 from uvm._names import GuestOS, guest_path, guest_path_key, guid_key, guid_text
-from uvm._repr import counted
+from uvm._repr import brief_call, counted
 from uvm.devices.base import REMOVE, Operation, Step, in_guest
 from uvm.devices.kinds import FirstComeDevice, NamedByKey
 from uvm.errors import OptionsError
@@ -44,6 +44,8 @@ class Combination:
     container_id: str
     filter_type: str
     places: tuple[str, ...]
+
+    __repr__ = brief_call
 
     @classmethod
     def of(

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from attrs import frozen
 
 from uvm._names import GuestOS, guid_key, guid_text
+from uvm._repr import brief_call
 from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice, Named, NamedByKey
 from uvm.errors import OptionsError
@@ -84,6 +85,8 @@ class Adapter:
 
     nic_id: str
     endpoint: HostComputeEndpoint
+
+    __repr__ = brief_call
 
     @classmethod
     def joining(cls, nic_id: str, endpoint: HostComputeEndpoint, namespace_id: str) -> Adapter:

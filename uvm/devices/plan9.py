@@ -12,6 +12,7 @@ from __future__ import annotations
 from attrs import field, frozen
 
 from uvm._names import HostPath, guest_path, text_of
+from uvm._repr import brief_call
 from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice
 from uvm.devices.slots import Numbers
@@ -47,6 +48,8 @@ class SharedDirectory:
     read_only: bool = False
     restrict: bool = False
     allowed_files: tuple[str, ...] = ()
+
+    __repr__ = brief_call
 
 
 def check_share(build: int, separator: str, share: SharedDirectory) -> None:

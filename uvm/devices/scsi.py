@@ -196,8 +196,7 @@ class Mount(Checked):
     format_with_refs: bool = field(default=False, metadata=go(None, flag))
     guest_path: str = field(default="", converter=path, metadata=go(None, text))
 
-    def __repr__(self) -> str:
-        return call_of(self)
+    __repr__ = call_of
 
 
 _LINUX_ONLY = tuple(name for name in fields_dict(Mount) if name not in ("format_with_refs", "guest_path"))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from attrs import field, frozen
 
 from uvm._names import GuestOS, guid_key, guid_text, pci_key
+from uvm._repr import brief_call
 from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice, Named
 from uvm.errors import OptionsError
@@ -38,6 +39,8 @@ class PciDevice:
     instance_path: str
     function: int
     vmbus_guid: str = field(converter=guid_text)
+
+    __repr__ = brief_call
 
     @property
     def key(self) -> DeviceKey:

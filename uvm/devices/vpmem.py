@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from attrs import Factory, define, frozen
 
+from uvm._repr import brief_call
 from uvm.devices.base import ADD, REMOVE, Entry, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice
 from uvm.devices.slots import LARGEST_REGION_BYTES, Regions, Slots, page_align
@@ -41,6 +42,8 @@ class Layer:
 
     path: str
     size_bytes: int
+
+    __repr__ = brief_call
 
 
 def _check_size(path: str, size_bytes: int, most_bytes: int) -> None:
@@ -108,7 +111,7 @@ class Mapping(NamedTuple):
         return f"/run/layers/p{self.device}-{self.offset_bytes}-{self.size_bytes}"
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Packed:
     """A device and what is mapped on it.
 

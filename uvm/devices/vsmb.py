@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from attrs import evolve, field, frozen
 
+from uvm._repr import brief_call
 from uvm.devices.base import REMOVE, Device, Entry, Operation, Step, on_host
 from uvm.devices.slots import Numbers
 from uvm.schema.common import V19H1, V20H2
@@ -55,6 +56,8 @@ class SharedFile:
     key: str
     path: str = field(eq=False)
 
+    __repr__ = brief_call
+
 
 @frozen
 class ShareMember:
@@ -69,6 +72,8 @@ class ShareMember:
     file: SharedFile | None
     options: VirtualSmbShareOptions
 
+    __repr__ = brief_call
+
 
 @frozen
 class Share:
@@ -80,6 +85,8 @@ class Share:
     directory: str
     options: VirtualSmbShareOptions
     files: tuple[SharedFile, ...] = ()
+
+    __repr__ = brief_call
 
     def file(self, key: str) -> SharedFile | None:
         """Return an allowed file, by the key of its path."""

@@ -67,8 +67,7 @@ class HvSocketService(Checked):
     allow_wildcard_binds: bool = field(default=False, metadata=go("AllowWildcardBinds", flag))
     disabled: bool = field(default=False, metadata=go("Disabled", flag))
 
-    def __repr__(self) -> str:
-        return call_of(self)
+    __repr__ = call_of
 
 
 def _services(value: Mapping[str, HvSocketService]) -> Mapping[str, HvSocketService]:
@@ -220,8 +219,7 @@ class Options(Checked):
     revoke_released_files: bool = field(default=False, metadata=go(None, flag))
     external_guest_connection: bool = field(default=True, metadata=go(None, flag))
 
-    def __repr__(self) -> str:
-        return call_of(self)
+    __repr__ = call_of
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)

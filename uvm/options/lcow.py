@@ -25,7 +25,7 @@ from uvm._checks import (
     whole,
 )
 from uvm._names import pci_key
-from uvm._repr import call_of
+from uvm._repr import brief_call, call_of
 from uvm.errors import OptionsError
 from uvm.options.common import NUMA, Options, decode_policy
 from uvm.schema.common import GIB, PAGE_BYTES
@@ -40,6 +40,8 @@ class PCIDevice(Checked):
 
     instance_path: str = field(metadata=go("deviceInstanceID", text))
     function: int = field(default=0, metadata=go("virtualFunctionIndex", whole(U16)))
+
+    __repr__ = brief_call
 
 
 _WINDOWS = ("dump_directory", "disable_compartment_namespace", "revoke_released_files")
@@ -150,8 +152,7 @@ class LCOWOptions(Options):
     dm_verity_mode: bool = field(default=False, metadata=go("DmVerityMode", flag))
     dm_verity_create_args: str = field(default="", metadata=go("DmVerityCreateArgs", text))
 
-    def __repr__(self) -> str:
-        return call_of(self)
+    __repr__ = call_of
 
     def _check_together(self) -> None:
         Options._check_together(self)

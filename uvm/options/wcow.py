@@ -24,7 +24,7 @@ from uvm._checks import (
     without_mark,
 )
 from uvm._names import windows_upper
-from uvm._repr import call_of
+from uvm._repr import brief_call, call_of
 from uvm.errors import OptionsError
 from uvm.options.common import Options, decode_policy
 
@@ -42,6 +42,8 @@ class VmbFSBootFiles(Checked):
     os_relative_boot_directory: str = field(converter=path, metadata=go("OSRelativeBootDirPath", text))
     scratch_vhd_path: str = field(converter=path, metadata=go("ScratchVHDPath", text))
 
+    __repr__ = brief_call
+
 
 @frozen(kw_only=True)
 class BlockCIMBootFiles(Checked):
@@ -56,6 +58,8 @@ class BlockCIMBootFiles(Checked):
     boot_cim_vhd_path: str = field(default="", converter=path, metadata=go("BootCIMVHDPath", text))
     efi_vhd_path: str = field(default="", converter=path, metadata=go("EFIVHDPath", text))
     scratch_vhd_path: str = field(converter=path, metadata=go("ScratchVHDPath", text))
+
+    __repr__ = brief_call
 
 
 _TYPES = ("None", "String", "ExpandedString", "MultiString", "Binary", "DWord", "QWord", "CustomType")
@@ -87,6 +91,8 @@ class RegistryValue(Checked):
     dword_value: int = field(default=0, metadata=go("DWordValue", whole(I32, -I32 - 1)))
     qword_value: int = field(default=0, metadata=go("QWordValue", whole(I32, -I32 - 1)))
     custom_type: int = field(default=0, metadata=go("CustomType", whole(I32, -I32 - 1)))
+
+    __repr__ = brief_call
 
     def __attrs_post_init__(self) -> None:
         given = check_fields(self)
@@ -156,8 +162,7 @@ class WCOWOptions(Options):
     debug_mode: bool = field(default=False, metadata=go("DebugMode", flag))
     debug_data_path: str = field(default="", converter=path, metadata=go("DebugDataPath", text))
 
-    def __repr__(self) -> str:
-        return call_of(self)
+    __repr__ = call_of
 
     def _check_together(self) -> None:
         Options._check_together(self)

@@ -36,8 +36,7 @@ class CaseResult:
     name: str
     difference: tuple[str, ...] = ()
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 def load_cases(text: str) -> list[dict[str, Any]]:

@@ -64,8 +64,7 @@ class StepResult:
     values: dict[str, Any] = Factory(dict)
     error: str | None = None
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
     @classmethod
     def of_recorded(cls, step: Mapping[str, Any]) -> StepResult:

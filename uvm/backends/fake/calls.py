@@ -38,8 +38,7 @@ class Call:
     resource: str = ""
     request_type: str = ""
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
     def __str__(self) -> str:
         words = (self.operation, self.request_type, self.resource)

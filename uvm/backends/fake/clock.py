@@ -9,6 +9,7 @@ from typing import Final
 from attrs import define
 
 from uvm._checks import checked, number
+from uvm._repr import call_of
 
 #: HCS counts time in units of 100 ns.
 TICKS_PER_SECOND: Final = 10_000_000
@@ -17,7 +18,7 @@ _CALL: Final = TICKS_PER_SECOND // 1000
 _EPOCH: Final = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-@define
+@define(eq=False)
 class FakeClock:
     """Time in ticks of 100 ns. Each call on the fake takes one millisecond of it.
 
@@ -25,6 +26,8 @@ class FakeClock:
     """
 
     ticks: int = 0
+
+    __repr__ = call_of
 
     def tick(self) -> None:
         """Advance by the time of one call."""

@@ -37,8 +37,7 @@ class Latency(Checked):
     grant_ms: float = field(default=0.0, metadata=_MILLISECONDS)
     lifecycle_ms: float = field(default=0.0, metadata=_MILLISECONDS)
 
-    def __repr__(self) -> str:
-        return call_of(self)
+    __repr__ = call_of
 
     def of(self, to: To) -> float:
         """Return the time of a call, in milliseconds."""

@@ -26,7 +26,7 @@ _MAX_LINKS: Final = 40
 _PERMISSIVE = FileInfo(size=1 << 20)
 
 
-@define
+@define(eq=False, repr=False)
 class _Node:
     """A file, a directory or a link, under the name that it was made with.
 
@@ -42,7 +42,7 @@ class _Node:
     disk_id: str = ""
 
 
-@define
+@define(eq=False, repr=False)
 class _Opens:
     """How a file is open."""
 

@@ -64,8 +64,7 @@ class Filter(Checked):
     resource: str | None = field(default=None, metadata=go(None, text))
     request_type: str | None = field(default=None, metadata=go(None, choice(ADD, REMOVE, PRE_ADD, UPDATE)))
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
     def check_fits_any(self, calls: Mapping[To, Sequence[str]] = OPERATIONS) -> None:
         """Refuse a filter that no call can fit.

@@ -100,9 +100,9 @@ class Parked:
     """
 
     call: Call
-    _pending: dict[Parked, None] = field(repr=False)
-    _woken: Flag = field(factory=Flag, repr=False)
-    _action: Action = field(default=_proceed, repr=False)
+    _pending: dict[Parked, None]
+    _woken: Flag = field(factory=Flag)
+    _action: Action = _proceed
 
     def __repr__(self) -> str:
         return shown(self, "call")

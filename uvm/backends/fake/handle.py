@@ -21,7 +21,7 @@ from uvm.hresult import HResult
 T = TypeVar("T")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class HostSide:
     """What the handles of a backend share.
 

@@ -41,8 +41,7 @@ class Checks(Checked):
     guest: bool = field(default=True, metadata=_FLAG)
     requests: bool = field(default=True, metadata=_FLAG)
 
-    def __repr__(self) -> str:
-        return call_of(self)
+    __repr__ = call_of
 
     @classmethod
     def lenient(cls) -> Checks:

@@ -42,8 +42,7 @@ class Entry:
     error: str = ""
     applied: bool = False
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
     @property
     def seq(self) -> int:

@@ -60,8 +60,7 @@ class Matcher(Filter):
         default=None, metadata=go(None, number("a number between 0 and 1", maximum=1))
     )
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
     def __attrs_post_init__(self) -> None:
         Filter.__attrs_post_init__(self)
@@ -92,8 +91,8 @@ class Rule(Generic[A]):
     """
 
     matcher: Matcher
-    _action: A = field(repr=False)
-    _rules: list[Rule[A]] = field(repr=False)
+    _action: A
+    _rules: list[Rule[A]]
     seen: int = field(default=0, init=False)
     fired: int = field(default=0, init=False)
 

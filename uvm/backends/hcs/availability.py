@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from attrs import frozen
 
+from uvm._repr import brief_call
 from uvm.errors import UVMError
 from uvm.schema.common import RS5
 
@@ -42,6 +43,8 @@ class Finding:
     status: Status
     text: str
     remedy: str = ""
+
+    __repr__ = brief_call
 
     def __str__(self) -> str:
         return f"{self.text}; {self.remedy}" if self.remedy else self.text
@@ -97,6 +100,8 @@ class Check:
     name: str
     probe: Callable[[Environment], Finding]
     decisive: bool = False
+
+    __repr__ = brief_call
 
     def run(self, environment: Environment) -> Finding:
         """Run the check; if it fails, the status is ``unknown``."""

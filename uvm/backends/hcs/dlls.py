@@ -121,7 +121,7 @@ class ComputeNetwork(Protocol):
     def HcnCloseEndpoint(self, endpoint: CData, /) -> int: ...
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Library(Generic[L_co]):
     """A loaded DLL.
 

@@ -33,7 +33,7 @@ H = TypeVar("H")
 _GENERIC_ALL: Final = 0x10000000
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Host:
     """The platform of one backend, and the calls that its systems and processes share."""
 

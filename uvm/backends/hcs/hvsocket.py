@@ -17,6 +17,7 @@ import anyio
 import anyio.lowlevel
 from attrs import frozen
 
+from uvm._repr import brief_call
 from uvm.backend import ByteStream
 from uvm.backends.hcs import winsock
 from uvm.backends.hcs.pipes import NamedPipes, Pipes
@@ -54,6 +55,8 @@ class AddressFamily:
     address: Callable[[UUID, UUID], tuple[str, str | int]]
     raw_address: Callable[[UUID, UUID], bytes]
 
+    __repr__ = brief_call
+
 
 def _hyperv_address(vm_id: UUID, service_id: UUID) -> tuple[str, str | int]:
     return str(vm_id), str(service_id)
@@ -78,7 +81,7 @@ class SocketApi(Protocol):
         """Accept a pending connection; BlockingIOError if there is none, or OSError."""
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class StandardSockets:
     """:class:`SocketApi` of the standard library, which supports AF_HYPERV since Python 3.12."""
 
@@ -95,7 +98,7 @@ class StandardSockets:
         return accepted
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class WinsockSockets:
     """:class:`SocketApi` for Python 3.11: calls that take an address go to Winsock directly."""
 

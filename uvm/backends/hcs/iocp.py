@@ -45,7 +45,7 @@ class KernelFunctions(Protocol):
 kernel: Callable[[], SystemLibrary[KernelFunctions]] = functools.partial(load, "kernel32.dll", "iocp")
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Operation:
     """A read or write in progress. Windows owns its memory until it completes.
 

@@ -11,7 +11,7 @@ from uvm.backends.hcs.workers import Workers
 from uvm.errors import NotSupportedError
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Platform:
     """The two DLLs and the rest of what the backend needs of Windows; each can be replaced.
 

@@ -34,7 +34,7 @@ class PollSet(Protocol):
         """Wait until a descriptor has events, and return those that have, with their events or errors."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Wait:
     """A waiting task."""
 
@@ -43,7 +43,7 @@ class _Wait:
     forgotten: bool = False
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Interest:
     """The tasks that wait for one socket; a successor with the same descriptor has an interest of its own."""
 

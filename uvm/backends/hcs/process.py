@@ -27,7 +27,7 @@ _INVALID_HANDLE_VALUE: Final = (1 << 64) - 1
 _EXIT_GRACE_SECONDS: Final = 1.0
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Information:
     """``HCS_PROCESS_INFORMATION``; its handles are owned by streams."""
 

@@ -110,8 +110,7 @@ class Network:
     id: str
     endpoints: tuple[JSON, ...]
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
 
 class Host:
@@ -232,8 +231,7 @@ class Rig:
     timeout_seconds: float = 30.0
     grace_seconds: float = 0.5
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
     @property
     def controls(self) -> frozenset[Control]:

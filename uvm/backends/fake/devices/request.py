@@ -24,7 +24,7 @@ M = TypeVar("M")
 D = TypeVar("D", bound="Device[Any]")
 
 
-@define
+@define(eq=False, repr=False)
 class Request(Generic[R]):
     """A ``ModifySettingRequest`` with its resource path parsed.
 

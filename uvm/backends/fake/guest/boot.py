@@ -22,7 +22,7 @@ _OUTPUT: Final = re.compile(r"(?: -[oe] (\d+))(?: -[oe] (\d+))?")
 _ISOLATED_INIT: Final = "-e 1 /bin/vsockexec -e 109 /bin/gcs"
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class BootPlan:
     """The services that a guest dials.
 

@@ -30,11 +30,11 @@ class Container:
 
     id: str
     activity_id: str
-    document: JSON = field(repr=False)
+    document: JSON
     status: Status = field(default="created", init=False)
     exit_type: str = field(default="UnexpectedExit", init=False)
     processes: dict[int, GuestProcess] = field(factory=dict, init=False)
-    modifications: list[Any] = field(factory=list, init=False, repr=False)
+    modifications: list[Any] = field(factory=list, init=False)
 
     def __repr__(self) -> str:
         return shown(self, "id", "status", "processes")

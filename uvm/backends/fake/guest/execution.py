@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from attrs import Factory, frozen
 
+from uvm._repr import brief_call
 from uvm.backends.fake.guest.programs import FakeProcess
 from uvm.backends.fake.guest.stdio import ProcessInput, ProcessOutput, Terminal
 from uvm.backends.fake.streams import FakeStream
@@ -25,6 +26,8 @@ class Command:
     cwd: str = "/"
     user: str = ""
     terminal: Terminal | None = None
+
+    __repr__ = brief_call
 
 
 def asked_streams(

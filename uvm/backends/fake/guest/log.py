@@ -9,6 +9,7 @@ from typing import Any, Final
 import anyio
 from attrs import define, field
 
+from uvm._repr import shown
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.guest.outlet import Outlet
@@ -26,12 +27,15 @@ class GuestLog:
     :ivar service_id: the service that a Windows guest forwards its log to; empty while it does not.
     """
 
-    _vm: GuestMachine = field(repr=False)
-    _clock: FakeClock = field(repr=False)
-    _spawn: Callable[..., bool] = field(repr=False)
+    _vm: GuestMachine
+    _clock: FakeClock
+    _spawn: Callable[..., bool]
     service_id: str = field(default="", init=False)
-    _outlet: Outlet | None = field(default=None, init=False, repr=False)
-    _forwarding: anyio.CancelScope | None = field(default=None, init=False, repr=False)
+    _outlet: Outlet | None = field(default=None, init=False)
+    _forwarding: anyio.CancelScope | None = field(default=None, init=False)
+
+    def __repr__(self) -> str:
+        return shown(self, "service_id")
 
     def line(self, message: str, *, level: str = "info", **fields: Any) -> None:
         """Write a line; do nothing without a connection."""

@@ -23,7 +23,7 @@ T = TypeVar("T")
 _NO_LINE: Final = 0xFFFFFFFF
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Incoming:
     """A request as it came.
 
@@ -35,10 +35,10 @@ class Incoming:
 
     procedure: int
     id: int
-    payload: bytes = field(repr=False)
-    side: GuestSide = field(repr=False)
+    payload: bytes
+    side: GuestSide
     strict: bool
-    body: JSON = field(init=False, factory=dict, repr=False)
+    body: JSON = field(init=False, factory=dict)
     problem: str = field(init=False, default="")
     entry: Entry = field(init=False)
     after: Callable[[], None] | None = field(init=False, default=None)

@@ -12,7 +12,7 @@ from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.streams import FakeStream
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Outlet:
     """Sends on a connection of the guest. It has a task only while data waits.
 

@@ -52,16 +52,16 @@ class GuestProcess:
 
     view: FakeProcess
     external: bool
-    on_exit: Callable[[GuestProcess], None] = field(repr=False)
-    on_release: Callable[[GuestProcess], object] = field(repr=False)
+    on_exit: Callable[[GuestProcess], None]
+    on_release: Callable[[GuestProcess], object]
     started: bool = field(default=False, init=False)
     alive: bool = field(default=True, init=False)
     exit_code: int | None = field(default=None, init=False)
     _killed_by: int | str | None = field(default=None, init=False)
     _handler_error: Exception | None = field(default=None, init=False)
     _released: bool = field(default=False, init=False)
-    _scope: anyio.CancelScope = field(factory=anyio.CancelScope, init=False, repr=False)
-    _waiting: dict[Callable[[int], None], None] = field(factory=dict, init=False, repr=False)
+    _scope: anyio.CancelScope = field(factory=anyio.CancelScope, init=False)
+    _waiting: dict[Callable[[int], None], None] = field(factory=dict, init=False)
 
     def __repr__(self) -> str:
         return shown(self, "view", "started", "alive", "exit_code")

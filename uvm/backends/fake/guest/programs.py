@@ -52,13 +52,13 @@ class FakeProcess:
     cwd: str
     user: str
     pid: int
-    vm: GuestMachine = field(repr=False)
-    peers: Mapping[int, Peer] = field(repr=False)
-    stdin: ProcessInput = field(init=False, repr=False)
-    stdout: ProcessOutput = field(init=False, repr=False)
-    stderr: ProcessOutput = field(init=False, repr=False)
+    vm: GuestMachine
+    peers: Mapping[int, Peer]
+    stdin: ProcessInput = field(init=False)
+    stdout: ProcessOutput = field(init=False)
+    stderr: ProcessOutput = field(init=False)
     terminal: Terminal | None = None
-    handlers: dict[int | str, SignalHandler] = field(factory=dict, init=False, repr=False)
+    handlers: dict[int | str, SignalHandler] = field(factory=dict, init=False)
 
     def __repr__(self) -> str:
         return brief(f"<FakeProcess {self.pid} {list(self.args)}>")

@@ -58,7 +58,7 @@ _NEEDED: Final[dict[int, str]] = {
 _NAMES: Final = {procedure.value: procedure.name.lower() for procedure in Procedure}
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class GuestEnvironment:
     """What the guests of a backend share."""
 

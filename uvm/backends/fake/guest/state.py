@@ -38,14 +38,13 @@ class Mount:
     read_only: bool = False
     layers: tuple[str, ...] = ()
 
-    def __repr__(self) -> str:
-        return brief_call(self)
+    __repr__ = brief_call
 
     def __str__(self) -> str:
         return f"{self.device or self.kind} at {self.path}"
 
 
-@define
+@define(eq=False, repr=False)
 class GuestRequest:
     """A ``ModificationRequest`` to one kind of resource.
 

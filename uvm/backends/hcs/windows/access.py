@@ -32,7 +32,7 @@ _TRUSTEE_IS_SID, _TRUSTEE_IS_WELL_KNOWN_GROUP = 0, 5
 _FILE_STANDARD_INFO: Final = 1
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class GroupAccess:
     """Edits access lists; its calls block. A change to a directory visits everything below it."""
 

@@ -41,7 +41,7 @@ def open_path(kernel: SystemLibrary[Kernel32], operation: str, path: str, access
         yield handle
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class WindowsFileCalls:
     """:class:`~uvm.backends.hcs.windows.files.FileCalls` by kernel32 and virtdisk."""
 

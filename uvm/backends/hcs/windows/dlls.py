@@ -91,7 +91,7 @@ class NtDll(Protocol):
     def RtlGetVersion(self, out: CData, /) -> int: ...
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class SystemLibrary(Generic[L_co]):
     """A loaded DLL.
 

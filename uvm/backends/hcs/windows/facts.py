@@ -19,7 +19,7 @@ _TIME_ZONE_ID_INVALID: Final = 0xFFFFFFFF
 _MACHINES: Final[dict[int, Literal["amd64", "arm64"]]] = {0x8664: "amd64", 0xAA64: "arm64"}
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Facts:
     """Asks Windows; its calls block. The answers do not depend on the program's compatibility mode."""
 

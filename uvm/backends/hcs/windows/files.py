@@ -60,7 +60,7 @@ class FileCalls(Protocol):
         """Set the identifier of a virtual disk file."""
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class RealFiles:
     """The host's files.
 

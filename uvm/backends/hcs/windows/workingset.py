@@ -37,7 +37,7 @@ _TOKEN_USER_BYTES: Final = 256
 _FIRST_PIDS: Final = 1024
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ProcessWorkingSet:
     """The working set of one process (:class:`~uvm.backends.hcs.machine.WorkingSet`).
 
@@ -73,7 +73,7 @@ class ProcessWorkingSet:
                 self._kernel.functions.CloseHandle(self._process)
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class WorkingSets:
     """Searches for the processes of VMs; its calls block."""
 
