@@ -52,7 +52,7 @@ class DeviceTree:
 
         :raises HostError: a device of the document is refused; none of them remains attached.
         """
-        self._kinds = {kind: kind(vm_id, host) for kind in _KINDS}
+        self._kinds = {kind: kind(vm_id, host) for kind in _kinds(DeviceKind)}
         self.topology: TopologyKind = self.of(TopologyKind)
         self.scsi: ScsiKind = self.of(ScsiKind)
         self.vpmem: VPMemKind = self.of(VPMemKind)
@@ -111,6 +111,3 @@ def _kinds(base: type[DeviceKind[Any]]) -> Iterator[type[DeviceKind[Any]]]:
         if "resources" in vars(kind):
             yield kind
         yield from _kinds(kind)
-
-
-_KINDS: Final = tuple(_kinds(DeviceKind))
