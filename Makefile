@@ -72,6 +72,10 @@ types: $(DEV) ## mypy --strict, of the examples as well, and pyright on the comp
 bench: $(DEV) ## the table of measured figures
 	@$(PY) -m tests.bench
 
+.PHONY: figures
+figures: $(DEV) ## measure the tables of docs/performance.md, in about an hour; needs valgrind and an idle machine
+	@$(PY) -m tests.bench.report
+
 .PHONY: soak
 soak: $(DEV) ## random operations with faults, for SECONDS=60; prints what leaked
 	@$(PY) -m tests.soak --seconds $(SECONDS)

@@ -31,7 +31,7 @@ copyright = f"2026, {author}"
 release = version = uvm.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "figures"]
 
 html_theme = "furo"
 html_title = f"uvm {release}"

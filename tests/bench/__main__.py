@@ -4,41 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
-from functools import partial
+from collections.abc import Collection, Iterable
 
-from tests.bench import disks, gcs, growth, hcs, machines, processes, vms
 from tests.bench.counted import OPERATIONS
 from tests.bench.figures import Figure, render
 from tests.bench.instructions import HEADING, NoValgrindError, cachegrind, count_rows
+from tests.bench.parts import MORE, PARTS
 from tests.bench.vms import LOOPS
-
-_PARTS: dict[str, Callable[[], Iterator[Figure]]] = {
-    "scsi": machines.scsi,
-    "vpmem": machines.vpmem,
-    "stubs": disks.on_stubs,
-    "disks": disks.on_fake,
-    "document": machines.document,
-    "import": processes.imports,
-    "life": vms.lives,
-    "first": processes.first_vms,
-    "memory": processes.idle_vms,
-    "codec": gcs.codec,
-    "calls": gcs.calls,
-    "processes": gcs.many_processes,
-    "stdout": processes.output,
-    "hcs": hcs.calls,
-    "hcs-many": hcs.in_flight,
-    "hcs-life": hcs.lives,
-    "hcs-growth": processes.hcs_growth,
-}
-
-
-#: What takes longer, and is measured only if it is named.
-_MORE: dict[str, Callable[[], Iterator[Figure]]] = {
-    "growth": growth.growth,
-    **{f"growth-{name}": partial(growth.growth, name) for name in growth.ROWS},
-}
 
 
 def main() -> None:
@@ -48,7 +20,7 @@ def main() -> None:
         "only",
         nargs="*",
         metavar="PART",
-        help=f"of {', '.join(_PARTS)}, all by default; or {', '.join(_MORE)}",
+        help=f"of {', '.join(PARTS)}, all by default; or {', '.join(MORE)}",
     )
     parser.add_argument(
         "--instructions",
@@ -57,8 +29,8 @@ def main() -> None:
     )
     parser.add_argument("--loop", choices=LOOPS, help="of --instructions; both by default")
     given = parser.parse_args()
-    parts: Collection[str] = OPERATIONS if given.instructions else {**_PARTS, **_MORE}
-    names = given.only or list(OPERATIONS if given.instructions else _PARTS)
+    parts: Collection[str] = OPERATIONS if given.instructions else {**PARTS, **MORE}
+    names = given.only or list(OPERATIONS if given.instructions else PARTS)
     if unknown := set(names) - set(parts):
         parser.error(f"there is no part {', '.join(sorted(unknown))}, of {', '.join(parts)}")
     if given.instructions:
@@ -81,7 +53,7 @@ def _print_times(names: Iterable[str]) -> None:
     figures: list[Figure] = []
     for name in names:
         print(f"measuring {name} ...", end="\r", file=sys.stderr, flush=True)
-        figures += {**_PARTS, **_MORE}[name]()
+        figures += {**PARTS, **MORE}[name]()
     print(render(figures))
 
 

@@ -12,18 +12,18 @@ from typing import Final
 
 from attrs import field, frozen
 
-__all__ = ["NO_LOOP", "Figure", "Span", "render", "time_per_call"]
+__all__ = ["HCSSHIM", "HEADINGS", "NO_LOOP", "Figure", "Span", "render", "time_per_call"]
 
 #: Stands in the table where no event loop takes part.
 NO_LOOP: Final = "no loop"
 
 _SECONDS: Final = {"us": 1e-6, "ms": 1e-3}
-_HCSSHIM: Final = """\
+HCSSHIM: Final = """\
 hcsshim: 7c9ff7f4, Go 1.27.3, the least of four rounds in turns with uvm 217de4e on two shared cores,
 2026-11-29; it is not measured again here. SCSI is internal/uvm/scsi, whose cost grows with the disks;
 the newer
 internal/controller/device/scsi does not grow, but holds one lock over host and guest calls."""
-_HEADINGS: Final = ("what", "on", "median", "middle half", "least", "runs", "budget", "hcsshim")
+HEADINGS: Final = ("what", "on", "median", "middle half", "least", "runs", "budget", "hcsshim")
 
 
 def _in_order(samples: Iterable[float]) -> list[float]:
@@ -132,14 +132,14 @@ def _number(value: float) -> str:
 def render(figures: Sequence[Figure]) -> str:
     """Draw the table."""
     rows = [(figure.cells(), figure.note) for figure in figures]
-    widths = [max(map(len, column)) for column in zip(_HEADINGS, *(cells for cells, _ in rows), strict=True)]
-    lines = [_line(_HEADINGS, widths), _line(["-" * width for width in widths], widths)]
+    widths = [max(map(len, column)) for column in zip(HEADINGS, *(cells for cells, _ in rows), strict=True)]
+    lines = [_line(HEADINGS, widths), _line(["-" * width for width in widths], widths)]
     for cells, note in rows:
         lines.append(_line(cells, widths))
         if note:
             lines.append(f"    {note}")
     if any(figure.hcsshim for figure in figures):
-        lines += ["", _HCSSHIM]
+        lines += ["", HCSSHIM]
     return "\n".join(lines)
 
 
