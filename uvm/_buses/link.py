@@ -32,7 +32,7 @@ from uvm.schema.json import to_json
 from uvm.schema.requests import ModificationRequest
 
 if TYPE_CHECKING:
-    from uvm.backend import JSON, Guest, System
+    from uvm.backend import JSON, Guest, Listener, System
 
 T = TypeVar("T")
 
@@ -167,6 +167,10 @@ class Link:
     async def modify_guest(self, request: JSON) -> None:
         """Change the guest; raise what it raised, or VMExitedError."""
         await self.call(self._running_guest().modify(request))
+
+    async def listen(self, service_id: str) -> Listener:
+        """Listen for the guest to dial a service; raise what the host raised, or VMExitedError."""
+        return await self.call(self.system.listen(service_id))
 
     async def send(self, step: Step) -> None:
         """Send one step of an operation."""

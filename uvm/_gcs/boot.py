@@ -82,19 +82,18 @@ async def forward_output(
     :param keeps_up: the handler waits for nothing but more output, and returns at its end, as
         :func:`uvm._guest.logs.read_log` does.
     """
-    listening = True
     try:
-        while listening:
-            stream = await listener.accept()
-            if not again:
-                await close_quietly(listener)
-                listening = False
-            await _forward(stream, handler, name, keeps_up)
+        while again:
+            await _forward(await listener.accept(), handler, name, keeps_up)
+        stream = await listener.accept()
     except Exception as e:
         _say_failure(f"{name}: its output cannot be listened to any more", e)
+        return
     finally:
-        if listening:
-            await close_quietly(listener)
+        await close_quietly(listener)
+    # It is not kept for as long as the output is read.
+    del listener
+    await _forward(stream, handler, name, keeps_up)
 
 
 async def _forward(

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
@@ -117,9 +117,9 @@ class LogParser:
         self._position = 0
         self._depth = 0
         self._quoted = False
-        # How many pieces of an entry that is too long were given, and what hides what they quote.
+        # How many pieces of an entry that is too long were given, and what hides what those quote.
         self._pieces = 0
-        self._quotes = QuoteCleaner()
+        self._quotes: QuoteCleaner | None = None
         # Nothing but text comes any more; how much of it was not kept.
         self._is_text = False
         self._lost = 0
@@ -198,10 +198,11 @@ class LogParser:
     def _piece(self, data: bytes, *, last: bool = False) -> LogText:
         self._pieces += 1
         what = f"a log entry of more than {MAX_ENTRY_BYTES:,} bytes, part {self._pieces}"
+        self._quotes = self._quotes or QuoteCleaner()
         text = self._quotes.clean(_text(data), last=last)
         if last:
             self._pieces = 0
-            self._quotes = QuoteCleaner()
+            self._quotes = None
         return LogText(logging.WARNING, what, text)
 
 
@@ -272,16 +273,22 @@ async def read_log(stream: ByteStream, vm_id: str) -> None:
     count = 0
     try:
         while True:
-            for item in parser.feed(await stream.receive()):
-                _record(item, vm_id)
-                count += 1
-                if not count % _TURN:
-                    await anyio.lowlevel.checkpoint()
+            count = await _record_all(parser.feed(await stream.receive()), vm_id, count)
     except (anyio.EndOfStream, *BROKEN_STREAM):
         return
     finally:
         for item in parser.end():
             _record(item, vm_id)
+
+
+async def _record_all(items: Iterable[LogEntry | LogText], vm_id: str, count: int) -> int:
+    """Record what has come, and return the number of all records of the log so far."""
+    for item in items:
+        _record(item, vm_id)
+        count += 1
+        if not count % _TURN:
+            await anyio.lowlevel.checkpoint()
+    return count
 
 
 def _record(item: LogEntry | LogText, vm_id: str) -> None:

@@ -192,11 +192,8 @@ class GuestStartup:
         assert self._service is not None
         redials = self.timeouts.redial_seconds > 0
 
-        async def listen(service_id: str) -> Listener:
-            return await link.call(link.system.listen(service_id))
-
         connection = GuestConnection(
-            listen,
+            link.listen,
             name=link.vm_id,
             timeouts=self.timeouts,
             clock=self.clock,

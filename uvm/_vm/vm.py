@@ -102,11 +102,9 @@ class UtilityVM(Ending, RuntimeSettings, GuestServices):
             },
             "UtilityVM.create",
         )
-        settings = Settings(concurrency, amend, close_grace_seconds)
         async with opened(backend) as host:
-            context, system, artifacts = await create(options, host, settings)
-            startup = GuestStartup(context, timeouts or _DEFAULT_TIMEOUTS, guest_output)
-            vm = cls(context, system, artifacts, startup)
+            made = await create(options, host, Settings(concurrency, amend, close_grace_seconds))
+            vm = cls(*made, GuestStartup(made[0], timeouts or _DEFAULT_TIMEOUTS, guest_output))
             _log.info("%s: created", vm.id)
             async with BareTaskGroup(vm._leave, _ELSEWHERE) as tasks:
                 with anyio.CancelScope(shield=True):
