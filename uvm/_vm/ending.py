@@ -31,7 +31,6 @@ from contextlib import suppress
 from functools import partial
 
 import anyio
-from anyio.abc import TaskStatus
 
 from uvm._async import Flag
 from uvm._buses.context import Context
@@ -314,7 +313,7 @@ class Ending(Devices, ClosedOnLeaving):
 
     # The exit.
 
-    async def _serve(self, *, task_status: TaskStatus[None]) -> None:
+    async def _serve(self, serving: Flag) -> None:
         """Own the tasks of the VM, wait for the exit, and close the VM: the VM's one standing task.
 
         It goes on until the VM is closed, also if the body is cancelled, which may still release, and shut
@@ -322,7 +321,7 @@ class Ending(Devices, ClosedOnLeaving):
         """
         try:
             try:
-                await self._until_exit(task_status)
+                await self._until_exit(serving)
             finally:
                 self._output_ended.set()
             if not self._closing.is_set():
@@ -337,7 +336,7 @@ class Ending(Devices, ClosedOnLeaving):
             finally:
                 self._served.set()
 
-    async def _until_exit(self, task_status: TaskStatus[None]) -> None:
+    async def _until_exit(self, serving: Flag) -> None:
         """Serve the VM until it has exited and its last output was read; no cancellation ends that."""
         async with anyio.create_task_group() as channels:
             channels.cancel_scope.shield = True
@@ -345,7 +344,7 @@ class Ending(Devices, ClosedOnLeaving):
             try:
                 async with anyio.create_task_group() as tasks:
                     self._link.tasks = tasks
-                    task_status.started()
+                    serving.set()
                     self._exited(await self._exit())
                     tasks.cancel_scope.cancel()
             finally:

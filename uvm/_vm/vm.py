@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 import anyio.lowlevel
 
-from uvm._async import BareTaskGroup, Errand, Opening, suggesting
+from uvm._async import BareTaskGroup, Errand, Flag, Opening, suggesting
 from uvm._buses.context import Context
 from uvm._checks import checked, instance, optional, text
 from uvm._document.plan import CreationPlan
@@ -107,8 +107,10 @@ class UtilityVM(Ending, RuntimeSettings, GuestServices):
             vm = cls(*made, GuestStartup(made[0], timeouts or _DEFAULT_TIMEOUTS, guest_output))
             _log.info("%s: created", vm.id)
             async with BareTaskGroup(vm._leave, _ELSEWHERE) as tasks:
+                serving = Flag()
+                tasks.start_soon(vm._serve, serving)
                 with anyio.CancelScope(shield=True):
-                    await tasks.start(vm._serve)
+                    await serving.wait()
                 yield vm
 
     async def __aenter__(self) -> Self:
