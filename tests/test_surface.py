@@ -28,7 +28,7 @@ SURFACE = {
         connect_unix listen_unix
         GuestConnection GuestFeatures Container ContainerExit Process ProcessInput ProcessOutput
         CompletedProcess
-        Backend ByteStream Concurrency FileInfo Guest HostFiles HostInfo HostNetwork HostProcess
+        Backend ByteStream Concurrency FileInfo Guest HostFiles HostInfo HostNetwork HostPipes HostProcess
         Listener System
         UVMError UVMErrorGroup
         AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
@@ -40,7 +40,7 @@ SURFACE = {
     """,
     "uvm.backend": """
         AccessMask BROKEN_STREAM Backend ByteStream Concurrency EagerByteStream FileInfo Guest
-        HCS_CONCURRENCY HostFiles HostInfo HostNetwork HostProcess JSON Listener System VM_GROUP
+        HCS_CONCURRENCY HostFiles HostInfo HostNetwork HostPipes HostProcess JSON Listener System VM_GROUP
     """,
     "uvm.backends": "backend_factory backend_names choose_backend open_backend",
     "uvm.devices": "base directories kinds layers ledger network pipes plan9 scsi slots vpci vpmem vsmb",
@@ -112,7 +112,7 @@ HELD = {
     """,
     "FakeBackend": """
         access clock create enumerate faults files grant_access host hosted_systems info leftovers
-        misbehaviour name network new_id open programs request_log revoke_access service_properties vms
+        misbehaviour name network new_id open pipes programs request_log revoke_access service_properties vms
     """,
     "FakeSystem": """
         close crash create_process id listen modify open_process pause properties resume runtime_id save

@@ -28,6 +28,7 @@ from uvm.backend import Guest as Guest
 from uvm.backend import HostFiles as HostFiles
 from uvm.backend import HostInfo as HostInfo
 from uvm.backend import HostNetwork as HostNetwork
+from uvm.backend import HostPipes as HostPipes
 from uvm.backend import HostProcess as HostProcess
 from uvm.backend import Listener as Listener
 from uvm.backend import System as System

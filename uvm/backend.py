@@ -38,6 +38,7 @@ __all__ = [
     "HostFiles",
     "HostInfo",
     "HostNetwork",
+    "HostPipes",
     "HostProcess",
     "JSON",
     "Listener",
@@ -206,7 +207,7 @@ BROKEN_STREAM: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OS
 
 
 class Listener(Protocol):
-    """A listener for the connections of one VM's guest."""
+    """A listener for connections: of one VM's guest, or at a pipe of the host."""
 
     async def accept(self) -> ByteStream:
         """Wait for the next connection."""
@@ -215,6 +216,27 @@ class Listener(Protocol):
         """Stop listening, at once: also if the caller is cancelled. Idempotent.
 
         :meth:`accept` raises anyio.ClosedResourceError then.
+        """
+
+
+class HostPipes(Protocol):
+    r"""Connections between processes of the host: named pipes on Windows, and elsewhere Unix sockets.
+
+    A path is that of a local pipe, such as ``\\.\pipe\name``, or of a socket.
+    """
+
+    async def listen(self, path: str) -> Listener:
+        """Listen at a path where nothing does. Only the host's administrators, and itself, may connect.
+
+        :raises OptionsError: it is no such path.
+        :raises HostError: the host refuses: with E_ACCESSDENIED if any process listens there.
+        """
+
+    async def dial(self, path: str) -> ByteStream:
+        """Connect to what listens at a path; wait while it is busy.
+
+        :raises OptionsError: it is no such path.
+        :raises HostError: the host refuses: with ERROR_FILE_NOT_FOUND if nothing listens there.
         """
 
 
@@ -374,6 +396,10 @@ class Backend(Protocol):
     @property
     def network(self) -> HostNetwork:
         """The host's networks."""
+
+    @property
+    def pipes(self) -> HostPipes:
+        """The pipes of the host."""
 
     async def host(self) -> HostInfo:
         """Return the host's facts."""

@@ -53,6 +53,8 @@ FUNCTIONS = {
     "delete namespace": "HcnDeleteNamespace",
     "add endpoint": "HcnModifyNamespace",
 }
+#: Wine 8 makes any number of first instances of a pipe.
+NOT_UNDER_WINE = frozenset({"a_pipe_has_one_listener_however_its_path_is_spelled"})
 ASKING = frozenset(FUNCTIONS.values())
 
 
@@ -123,6 +125,8 @@ class HCSHost(FakeHost):
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 async def test_hcs_conforms(scenario: Scenario) -> None:
+    if "UVM_WINE" in os.environ and scenario.name in NOT_UNDER_WINE:
+        pytest.skip("Wine lacks it")
     fake = FakeBackend(files=host_files())
     async with hosted(fake) as host:
         core, network = watched()

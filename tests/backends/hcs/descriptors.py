@@ -11,11 +11,16 @@ import stat
 import sys
 from typing import Final, cast
 
+import anyio.lowlevel
+
+from uvm._names import pipe_key
 from uvm.backend import ByteStream
-from uvm.backends.hcs.hvsocket import HvSocketTransport, SocketApi
+from uvm.backends.hcs.hvsocket import HvSocketTransport, SocketApi, StandardSockets
 from uvm.backends.hcs.pipes import NamedPipes, Pipes
 from uvm.backends.hcs.poller import Poller, PollSet
-from uvm.backends.hcs.sockets import Sockets
+from uvm.backends.hcs.sockets import SocketListener, Sockets
+from uvm.errors import HostError
+from uvm.hresult import HResult
 
 __all__ = ["new_poll_set", "new_poller", "new_sockets", "new_transport", "system_pipes"]
 
@@ -97,8 +102,39 @@ class DescriptorPipes:
         os.set_blocking(handle, False)
         return self._sockets.stream(cast(socket.socket, _File(handle)))
 
+    async def listen(self, path: str) -> SocketListener:
+        """Listen at a Unix socket that stands for a named pipe."""
+        await anyio.lowlevel.checkpoint()
+        address, sock = _address(path), socket.socket(socket.AF_UNIX)
+        try:
+            sock.setblocking(False)
+            sock.bind(address)
+            sock.listen()
+        except OSError as error:
+            sock.close()
+            raise HostError(f"listen at {path}", HResult.E_ACCESSDENIED, str(error)) from error
+        return self._sockets.listener(sock, StandardSockets().accept)
+
+    async def dial(self, path: str) -> ByteStream:
+        """Connect to the Unix socket that stands for a named pipe."""
+        await anyio.lowlevel.checkpoint()
+        address, sock = _address(path), socket.socket(socket.AF_UNIX)
+        try:
+            # To this machine, whose backlog takes it at once.
+            sock.connect(address)
+            sock.setblocking(False)
+        except OSError as error:
+            sock.close()
+            raise HostError(f"dial {path}", HResult.ERROR_FILE_NOT_FOUND, str(error)) from error
+        return self._sockets.stream(sock)
+
     def close(self) -> None:
         """Do nothing: the streams are closed with the sockets."""
+
+
+def _address(path: str) -> str:
+    """Return an address in the abstract namespace, for this process alone; OptionsError if it is no pipe."""
+    return f"\0uvm-test-{os.getpid()}-{pipe_key(path)}"
 
 
 class PosixPollSet:

@@ -17,7 +17,7 @@ from attrs import Factory, frozen
 
 from tests.backends.hcs.descriptors import new_sockets, new_transport, system_pipes
 from tests.backends.hcs.pipepairs import make_pipe_pair
-from uvm.backend import BROKEN_STREAM, ByteStream
+from uvm.backend import BROKEN_STREAM, ByteStream, HostPipes
 from uvm.backends.fake import FakeListener
 from uvm.backends.hcs.hvsocket import StandardSockets
 from uvm.backends.hcs.sockets import SocketListener, SocketStream
@@ -102,6 +102,11 @@ class LoopbackTransport:
         port = self._sockets.ports[UUID(runtime_id), UUID(service_id)]
         self._task_group.start_soon(self._bring, fake, port)
         return LoopbackListener(listener, fake)
+
+    @property
+    def pipes(self) -> HostPipes:
+        """The pipes of the host, which need no guest."""
+        return self._transport.pipes
 
     def open_pipe(self, handle: int) -> ByteStream:
         """Make a stream of a HANDLE of a process's stream."""

@@ -25,6 +25,7 @@ from uvm.backends.fake.host import Checks
 from uvm.backends.fake.hostedsystem import HostedSystem
 from uvm.backends.fake.hostprocess import FakeHostProcess
 from uvm.backends.fake.network import FakeNetwork
+from uvm.backends.fake.pipes import FakePipes
 from uvm.backends.fake.request_log import Entry, RequestLog
 from uvm.backends.fake.rules import Rule
 from uvm.backends.fake.streams import FakeListener, FakeStream
@@ -58,6 +59,7 @@ __all__ = [
     "FakeHostedSystem",
     "FakeListener",
     "FakeNetwork",
+    "FakePipes",
     "FakeProcess",
     "FakeStream",
     "FakeSystem",

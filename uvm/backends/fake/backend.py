@@ -27,6 +27,7 @@ from uvm.backends.fake.handle import HostSide
 from uvm.backends.fake.host import Checks, Host
 from uvm.backends.fake.hostedsystem import HostedSystem
 from uvm.backends.fake.network import FakeNetwork
+from uvm.backends.fake.pipes import FakePipes
 from uvm.backends.fake.properties import service_property
 from uvm.backends.fake.request_log import RequestLog
 from uvm.backends.fake.system import FakeHostedSystem, FakeSystem
@@ -58,6 +59,7 @@ class FakeBackend(Bound):
     :ivar info: the facts of the host, as :meth:`host` returns them.
     :ivar files: the files of the host.
     :ivar network: the networks of the host.
+    :ivar pipes: the pipes of the host.
     :ivar access: the access of VMs to paths of the host.
     :ivar request_log: the requests that reached the host and its guests.
     :ivar faults: the rules by which requests fail.
@@ -96,6 +98,7 @@ class FakeBackend(Bound):
         self.clock: FakeClock = FakeClock()
         self._exchange: Exchange = Exchange(self.request_log, self.faults, latency or Latency(), self.clock)
         self.network: FakeNetwork = FakeNetwork(self._exchange)
+        self.pipes: FakePipes = FakePipes(self.info.paths)
         self._host = Host(self.info, self.files, self.access, self.network, checks or Checks())
         self._ids = Random(seed)
         self._side = HostSide(self._exchange, self.info)
@@ -210,7 +213,8 @@ class FakeBackend(Bound):
     def leftovers(self) -> list[str]:
         """Return what is left: VMs, containers, handles of processes, access, PCI functions, endpoints.
 
-        Also directories that were made through the backend, and are empty. Nothing is left when everything
+        Also pipes that are listened at, and directories that were made through the backend and are empty.
+        Nothing is left when everything
         that used the host has cleaned up.
         """
         left = [f"VM {vm.id} ({vm.state})" for vm in self._vms.values()]
@@ -218,6 +222,7 @@ class FakeBackend(Bound):
         left += [f"handle of {process}" for process in self._side.processes]
         left += [f"access of {to} to {path}" for path, to in self.access.entries() if to != VM_GROUP]
         left += [f"PCI function {path} {n} of {vm}" for (path, n), vm in self._host.pci.items()]
+        left += [f"pipe {path}, listened at" for path in self.pipes.listened_at]
         left += [f"endpoint {e} attached to {vm}" for e, vm in self.network.attachments().items()]
         return [*left, *(f"directory {path}, empty" for path in self.files.left_empty())]
 

@@ -212,7 +212,7 @@ def stream_pair(on_close: Callable[[FakeStream], None]) -> tuple[FakeStream, Fak
 
 
 class FakeListener:
-    """Accepts connections of the guest of one VM (:class:`~uvm.backend.Listener`)."""
+    """Accepts connections: of the guest of one VM, or at a pipe (:class:`~uvm.backend.Listener`)."""
 
     def __init__(self, service_id: str, on_close: Callable[[], object]) -> None:
         self.service_id: str = service_id

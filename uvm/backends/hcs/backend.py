@@ -8,7 +8,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from uvm._names import host_path_key
-from uvm.backend import JSON, VM_GROUP, AccessMask, HostFiles, HostInfo, HostNetwork
+from uvm.backend import JSON, VM_GROUP, AccessMask, HostFiles, HostInfo, HostNetwork, HostPipes
 from uvm.backends.hcs.calls import ComputeService
 from uvm.backends.hcs.host import Host
 from uvm.backends.hcs.network import HCSNetwork
@@ -25,6 +25,7 @@ class HCSBackend:
     :ivar name: the name under which the backend is registered.
     :ivar files: the host's file system.
     :ivar network: the host's networks.
+    :ivar pipes: the host's named pipes.
     :raises NotSupportedError: this machine lacks something that is needed; the message says what.
     """
 
@@ -35,6 +36,7 @@ class HCSBackend:
             platform = windows_platform()
         self._host = Host(ComputeService.of(platform.core), platform)
         self.files: Final[HostFiles] = platform.machine.files
+        self.pipes: Final[HostPipes] = platform.transport.pipes
         self.network: Final[HostNetwork] = HCSNetwork(platform.network, platform.workers)
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._turns_change = threading.Lock()

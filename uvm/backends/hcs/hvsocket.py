@@ -151,6 +151,7 @@ class HvSocketTransport:
     :param api: makes the sockets; by default Hyper-V sockets.
     :param sockets: has its streams and listeners, and is closed with it.
     :param pipes: makes streams of handles, and is closed with it; by default named pipes.
+    :ivar pipes: the pipes of the host.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class HvSocketTransport:
     ) -> None:
         self._api: Final = api or system_sockets()
         self._sockets: Final = sockets or Sockets()
-        self._pipes: Final = pipes or NamedPipes()
+        self.pipes: Final[Pipes] = pipes or NamedPipes()
         self._closed = False
 
     async def listen(self, runtime_id: str, service_id: str) -> SocketListener:
@@ -183,13 +184,13 @@ class HvSocketTransport:
 
         :raises HostError: the handle does not support overlapped I/O; it has been closed.
         """
-        return self._pipes.open(handle)
+        return self.pipes.open(handle)
 
     async def aclose(self) -> None:
         """Close all remaining listeners and streams, and end the threads. Idempotent."""
         self._closed = True
         self._sockets.close()
-        self._pipes.close()
+        self.pipes.close()
         await anyio.lowlevel.checkpoint()
 
 

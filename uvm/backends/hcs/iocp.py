@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 import anyio
@@ -17,6 +17,7 @@ from uvm.backends.hcs.windows.dlls import SystemLibrary, load
 from uvm.backends.hcs.winerrors import code_of
 
 _ERROR_MORE_DATA: Final = 234
+_ERROR_PIPE_CONNECTED: Final = 535
 _ERROR_OPERATION_ABORTED: Final = 995
 _ERROR_IO_PENDING: Final = 997
 _INFINITE: Final = 0xFFFFFFFF
@@ -37,17 +38,18 @@ class KernelFunctions(Protocol):
     def PostQueuedCompletionStatus(self, port: CData, count: int, key: int, overlapped: CData, /) -> int: ...
     def ReadFile(self, file: CData, buffer: CData, size: int, count: CData, overlapped: CData, /) -> int: ...
     def WriteFile(self, file: CData, data: CData, size: int, count: CData, overlapped: CData, /) -> int: ...
+    def ConnectNamedPipe(self, pipe: CData, overlapped: CData, /) -> int: ...
     def CancelIoEx(self, file: CData, overlapped: CData, /) -> int: ...
     def CloseHandle(self, handle: CData, /) -> int: ...
 
 
 #: Loads kernel32.dll.
-kernel: Callable[[], SystemLibrary[KernelFunctions]] = functools.partial(load, "kernel32.dll", "iocp")
+kernel: Callable[[], SystemLibrary[KernelFunctions]] = partial(load, "kernel32.dll", "iocp")
 
 
 @define(eq=False, repr=False)
 class Operation:
-    """A read or write in progress. Windows owns its memory until it completes.
+    """A read, a write or the wait for a client in progress. Windows owns its memory until it completes.
 
     :ivar handle: what it reads from or writes to.
     :ivar buffer: what is read into or written from.
@@ -94,12 +96,17 @@ class CompletionPort:
 
     def read(self, handle: CData, size: int) -> Operation:
         """Start a read; OSError if it fails at once."""
-        buffer = self._kernel.ffi.new("char[]", size)
-        return self._begin(self._kernel.functions.ReadFile, handle, buffer)
+        buffer, start = self._kernel.ffi.new("char[]", size), self._kernel.functions.ReadFile
+        return self._begin(handle, buffer, partial(start, handle, buffer, size, self._null))
 
     def write(self, handle: CData, data: bytes) -> Operation:
         """Start a write; OSError if it fails at once."""
-        return self._begin(self._kernel.functions.WriteFile, handle, self._kernel.ffi.from_buffer(data))
+        buffer, start = self._kernel.ffi.from_buffer(data), self._kernel.functions.WriteFile
+        return self._begin(handle, buffer, partial(start, handle, buffer, len(data), self._null))
+
+    def connect(self, handle: CData) -> Operation:
+        """Start to wait for the client of a named pipe; OSError if it fails at once."""
+        return self._begin(handle, self._null, partial(self._kernel.functions.ConnectNamedPipe, handle))
 
     def failure(self, operation: Operation) -> OSError | None:
         """Return the error of a completed operation; None if it succeeded."""
@@ -130,7 +137,7 @@ class CompletionPort:
             atexit.unregister(self.close)
         self._kernel.functions.CloseHandle(self._port)
 
-    def _begin(self, start: Callable[..., int], handle: CData, buffer: CData) -> Operation:
+    def _begin(self, handle: CData, buffer: CData, start: Callable[[CData], int]) -> Operation:
         operation = Operation(handle, self._kernel.ffi.new("OVERLAPPED *"), buffer)
         address = self._address(operation.overlapped)
         with self._lock:
@@ -139,13 +146,17 @@ class CompletionPort:
             self._run_thread()
             # Registered before the call, because it may complete before the call returns.
             self._operations[address] = operation
-        if start(handle, buffer, len(buffer), self._null, operation.overlapped):
+        if start(operation.overlapped):
             return operation
         error = self._kernel.os_error()
-        if code_of(error) not in (_ERROR_IO_PENDING, _ERROR_MORE_DATA):
-            with self._lock:
-                self._operations.pop(address, None)
+        if code_of(error) in (_ERROR_IO_PENDING, _ERROR_MORE_DATA):
+            return operation
+        with self._lock:
+            self._operations.pop(address, None)
+        if code_of(error) != _ERROR_PIPE_CONNECTED:
             raise error
+        # The client came before the call, which then does not complete in the port.
+        operation.signal.set()
         return operation
 
     def _address(self, overlapped: CData) -> int:

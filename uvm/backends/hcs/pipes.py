@@ -1,28 +1,37 @@
-"""The standard handles of processes: overlapped named pipes."""
+"""Overlapped named pipes: the standard handles of processes, and pipes between processes of the host."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
 import anyio
 import anyio.lowlevel
 
-from uvm.backend import ByteStream
+from uvm._names import pipe_path
+from uvm.backend import ByteStream, HostPipes
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.iocp import CompletionPort, Operation
 from uvm.backends.hcs.sockets import PIECE_BYTES, Closing
+from uvm.backends.hcs.windows.pipes import PipeHandles, windows_pipes
 from uvm.backends.hcs.winerrors import code_of, host_error
+from uvm.errors import HostError
+from uvm.hresult import HResult
 
 _ERROR_HANDLE_EOF: Final = 38
 _ERROR_BROKEN_PIPE: Final = 109
+_ERROR_NO_DATA: Final = 232
 _ERROR_PIPE_NOT_CONNECTED: Final = 233
 #: The errors of a read once the other end is closed and everything was read.
 _END: Final = frozenset({_ERROR_HANDLE_EOF, _ERROR_BROKEN_PIPE, _ERROR_PIPE_NOT_CONNECTED})
 
+#: The pause between two attempts to connect to a pipe whose instances all have clients (as go-winio).
+_BUSY_SECONDS: Final = 0.01
 
-class Pipes(Protocol):
-    """Makes streams of the handles that the host returns for the standard streams of a process."""
+
+class Pipes(HostPipes, Protocol):
+    """The pipes of the host; also makes streams of the handles of the standard streams of a process."""
 
     def open(self, handle: int) -> ByteStream:
         """Make a stream of a handle, and take the handle over, also if this fails."""
@@ -123,10 +132,80 @@ def _read_failure(error: OSError) -> Exception:
     return anyio.EndOfStream() if code_of(error) in _END else anyio.BrokenResourceError()
 
 
-class NamedPipes:
-    """:class:`Pipes` of Windows: handles for overlapped I/O, all on one completion port."""
+class PipeListener(Closing):
+    """A :class:`~uvm.backend.Listener` at a named pipe.
 
-    def __init__(self) -> None:
+    An instance of the pipe always waits for the next client, so that its name stays ours.
+
+    :param instance: makes another instance of the pipe, attached to the port.
+    :param stream: makes a stream of an instance that has a client.
+    """
+
+    def __init__(
+        self,
+        port: CompletionPort,
+        first: CData,
+        instance: Callable[[], CData],
+        stream: Callable[[CData], PipeStream],
+        siblings: set[Closing],
+    ) -> None:
+        super().__init__(lambda: port.end(self._waiting), siblings)
+        self._port: Final = port
+        self._waiting = first
+        self._instance: Final = instance
+        self._stream: Final = stream
+        self._connecting: Operation | None = None
+        self._accepting = anyio.ResourceGuard("accepting from")
+
+    async def accept(self) -> PipeStream:
+        """Wait for the next client. Cancellation loses none.
+
+        :raises anyio.ClosedResourceError: the listener is closed.
+        :raises anyio.BrokenResourceError: no more can be accepted; the cause says why.
+        """
+        with self._accepting:
+            while True:
+                await anyio.lowlevel.checkpoint()
+                self._require_open()
+                try:
+                    if await self._connected():
+                        return self._next()
+                except (HostError, OSError) as error:
+                    raise anyio.BrokenResourceError from error
+
+    async def _connected(self) -> bool:
+        """Wait for a client; return False for one that has left already."""
+        try:
+            if self._connecting is None:
+                self._connecting = self._port.connect(self._waiting)
+        except OSError as error:
+            if code_of(error) != _ERROR_NO_DATA:
+                raise
+            left, self._waiting = self._waiting, self._instance()
+            self._port.end(left)
+            return False
+        await self._connecting.signal.wait()
+        operation, self._connecting = self._connecting, None
+        self._require_open()
+        failure = self._port.failure(operation)
+        if failure is not None:
+            raise failure
+        return True
+
+    def _next(self) -> PipeStream:
+        """Return the stream of the client that has come; another instance waits for the next."""
+        connected, self._waiting = self._waiting, self._instance()
+        return self._stream(connected)
+
+
+class NamedPipes:
+    """:class:`Pipes` of Windows: handles for overlapped I/O, all on one completion port.
+
+    :param handles: makes the handles of pipes; by default those of this machine.
+    """
+
+    def __init__(self, handles: PipeHandles | None = None) -> None:
+        self._handles = handles
         self._port: Final = CompletionPort()
         self._streams: Final[set[Closing]] = set()
         self._closed = False
@@ -136,20 +215,58 @@ class NamedPipes:
 
         :raises HostError: the handle does not support overlapped I/O.
         """
-        stream = PipeStream(self._port, self._port.handle(handle), self._streams)
+        if self._closed:
+            self._port.end(self._port.handle(handle))
+            raise anyio.ClosedResourceError
+        attached = self._attached(handle, "open a standard stream of a process")
+        return PipeStream(self._port, attached, self._streams)
+
+    async def listen(self, path: str) -> PipeListener:
+        """Listen at a pipe of which there is no instance; see :class:`~uvm.backend.HostPipes`."""
+        await anyio.lowlevel.checkpoint()
+        path, handles = pipe_path(path), self._made()
+
+        def instance(*, first: bool = False) -> CData:
+            return self._attached(handles.serve(path, first=first), f"listen at {path}")
+
+        def stream(handle: CData) -> PipeStream:
+            return PipeStream(self._port, handle, self._streams)
+
+        return PipeListener(self._port, instance(first=True), instance, stream, self._streams)
+
+    async def dial(self, path: str) -> PipeStream:
+        """Connect to a pipe, as soon as an instance of it waits; see :class:`~uvm.backend.HostPipes`."""
+        path, handles = pipe_path(path), self._made()
+        while True:
+            await anyio.lowlevel.checkpoint()
+            try:
+                number = handles.dial(path)
+            except HostError as error:
+                if error.hresult != HResult.ERROR_PIPE_BUSY:
+                    raise
+                await anyio.sleep(_BUSY_SECONDS)
+                continue
+            return PipeStream(self._port, self._attached(number, f"dial {path}"), self._streams)
+
+    def _made(self) -> PipeHandles:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self._handles is None:
+            self._handles = windows_pipes()
+        return self._handles
+
+    def _attached(self, number: int, operation: str) -> CData:
+        """Return a handle that is associated with the port, or closed if that fails."""
+        handle = self._port.handle(number)
         try:
-            if self._closed:
-                raise anyio.ClosedResourceError
-            self._port.attach(self._port.handle(handle))
-        except BaseException as error:
-            stream.close()
-            if isinstance(error, OSError):
-                raise host_error("open a standard stream of a process", error) from error
-            raise
-        return stream
+            self._port.attach(handle)
+        except OSError as error:
+            self._port.end(handle)
+            raise host_error(operation, error) from error
+        return handle
 
     def close(self) -> None:
-        """Close all streams, and end the thread. Idempotent."""
+        """Close all streams and listeners, and end the thread. Idempotent."""
         self._closed = True
         for stream in list(self._streams):
             stream.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from uvm.backend import ByteStream, Listener
+from uvm.backend import ByteStream, HostPipes, Listener
 
 
 class GuestListener(Listener, Protocol):
@@ -17,8 +17,13 @@ class GuestListener(Listener, Protocol):
 class Transport(Protocol):
     """Listeners for the connections of guests, and the standard streams of processes that the host started.
 
+    :ivar pipes: the pipes of the host.
+
     :class:`~uvm.backends.hcs.hvsocket.HvSocketTransport` is the one of Windows; tests have others.
     """
+
+    @property
+    def pipes(self) -> HostPipes: ...
 
     async def listen(self, runtime_id: str, service_id: str) -> GuestListener:
         """Listen for one VM (its Hyper-V id) to dial a service (a GUID).

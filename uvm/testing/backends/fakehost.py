@@ -90,6 +90,10 @@ class FakeHost(Host):
         self.fake.files.add_link(path, target)
         return path
 
+    def pipe_path(self, name: str) -> str:
+        """Return the path of a pipe."""
+        return rf"\\.\pipe\uvm-conformance-{name}"
+
     def put_network(self, endpoints: int) -> Network:
         """Put a namespace with endpoints on the host."""
         self._networks += 1

@@ -1,8 +1,12 @@
-"""Scenarios: files and networks of the host."""
+"""Scenarios: files, networks and pipes of the host."""
 
 from __future__ import annotations
 
-from uvm.errors import HostPathError
+import anyio
+import anyio.lowlevel
+
+from uvm.backend import ByteStream
+from uvm.errors import HostPathError, OptionsError
 from uvm.testing.backends.checks import check, equal, raises, refused
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario
@@ -161,3 +165,101 @@ async def a_namespace_is_deleted_once_or_more_and_leaves_its_endpoints(rig: Rig)
     with refused("ERROR_NOT_FOUND"):
         await network.namespace(there.id)
     equal((await network.endpoint(there.endpoints[0]["ID"]))["ID"], there.endpoints[0]["ID"], "the endpoint")
+
+
+# Pipes.
+
+
+@scenario(Control.PIPES)
+async def what_dials_a_pipe_is_accepted_and_bytes_go_both_directions(rig: Rig) -> None:
+    pipes, path = rig.backend.pipes, rig.host.pipe_path("both-directions")
+    listener = await pipes.listen(path)
+    try:
+        for number in range(3):
+            client = await pipes.dial(path)
+            await client.send(b"request %d" % number)
+            server = await listener.accept()
+            equal(await server.receive(), b"request %d" % number, "what the client sent")
+            await server.send(b"answer")
+            equal(await client.receive(), b"answer", "what the server sent")
+            await server.aclose()
+            with raises(anyio.EndOfStream):
+                await client.receive()
+            await client.aclose()
+    finally:
+        await listener.aclose()
+
+
+@scenario(Control.PIPES)
+async def several_clients_of_a_pipe_are_served_at_once(rig: Rig) -> None:
+    pipes, path = rig.backend.pipes, rig.host.pipe_path("several")
+    listener = await pipes.listen(path)
+    accepted: list[ByteStream] = []
+
+    async def accept() -> None:
+        for _ in range(3):
+            accepted.append(await listener.accept())  # noqa: PERF401
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(accept)
+        clients = [await pipes.dial(path) for _ in range(3)]
+    for number, client in enumerate(clients):
+        await client.send(b"%d" % number)
+    received = sorted([await server.receive() for server in accepted])
+    equal(received, [b"0", b"1", b"2"], "what they sent")
+    await listener.aclose()
+    for stream in (*clients, *accepted):
+        await stream.aclose()
+
+
+@scenario(Control.PIPES)
+async def a_pipe_has_one_listener_however_its_path_is_spelled(rig: Rig) -> None:
+    pipes, path = rig.backend.pipes, rig.host.pipe_path("one-listener")
+    listener = await pipes.listen(path)
+    with refused("E_ACCESSDENIED"):
+        await pipes.listen(path)
+    if (await rig.backend.host()).paths == "windows":
+        with refused("E_ACCESSDENIED"):
+            await pipes.listen(path.upper())
+    await listener.aclose()
+    with raises(anyio.ClosedResourceError):
+        await listener.accept()
+    await (await pipes.listen(path)).aclose()
+
+
+@scenario(Control.PIPES)
+async def a_pipe_is_not_there_before_it_is_listened_at_nor_afterwards(rig: Rig) -> None:
+    pipes, path = rig.backend.pipes, rig.host.pipe_path("not-there")
+    with refused("ERROR_FILE_NOT_FOUND"):
+        await pipes.dial(path)
+    await (await pipes.listen(path)).aclose()
+    with refused("ERROR_FILE_NOT_FOUND"):
+        await pipes.dial(path)
+
+
+@scenario(Control.PIPES)
+async def an_accept_that_is_cancelled_loses_no_client(rig: Rig) -> None:
+    pipes, path = rig.backend.pipes, rig.host.pipe_path("cancelled")
+    listener = await pipes.listen(path)
+    for turns in range(4):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.accept)
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+    client = await pipes.dial(path)
+    server = await listener.accept()
+    await client.send(b"x")
+    equal(await server.receive(), b"x", "what the client sent")
+    await listener.aclose()
+    for stream in (client, server):
+        await stream.aclose()
+
+
+@scenario(Control.PIPES)
+async def what_is_no_path_of_a_pipe_is_refused(rig: Rig) -> None:
+    for path in ("", "relative", "a\0b"):
+        with raises(OptionsError):
+            await rig.backend.pipes.listen(path)
+        with raises(OptionsError):
+            await rig.backend.pipes.dial(path)

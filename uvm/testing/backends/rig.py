@@ -31,6 +31,8 @@ class Control(enum.Enum):
     LINKS = "links on the host"
     #: :meth:`Host.put_network`.
     NETWORKS = "networks of the host"
+    #: :meth:`Host.pipe_path`.
+    PIPES = "pipes of the host"
     #: :meth:`Host.put_device`.
     DEVICES = "PCI devices of the host"
     #: :meth:`Host.crash`.
@@ -149,6 +151,10 @@ class Host:
     def path_of(self, name: str) -> str:
         """Return the path that a file of that name would have, without making it."""
         raise NotSupportedError(f"{type(self).__name__} has no paths of files")
+
+    def pipe_path(self, name: str) -> str:
+        """Return the path of a pipe of that name, at which nothing listens."""
+        raise NotSupportedError(f"{type(self).__name__} has no paths of pipes")
 
     def put_network(self, endpoints: int) -> Network:
         """Put a namespace with so many endpoints on the host."""

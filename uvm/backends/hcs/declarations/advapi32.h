@@ -2,6 +2,7 @@
 DWORD WINAPI GetSecurityInfo(HANDLE handle, SE_OBJECT_TYPE ObjectType, SECURITY_INFORMATION SecurityInfo, PSID *ppsidOwner, PSID *ppsidGroup, PACL *ppDacl, PACL *ppSacl, PSECURITY_DESCRIPTOR *ppSecurityDescriptor);
 DWORD WINAPI SetSecurityInfo(HANDLE handle, SE_OBJECT_TYPE ObjectType, SECURITY_INFORMATION SecurityInfo, PSID psidOwner, PSID psidGroup, PACL pDacl, PACL pSacl);
 DWORD WINAPI SetEntriesInAclW(ULONG cCountOfExplicitEntries, EXPLICIT_ACCESS_W *pListOfExplicitEntries, PACL OldAcl, PACL *NewAcl);
+BOOL WINAPI ConvertStringSecurityDescriptorToSecurityDescriptorW(PCWSTR StringSecurityDescriptor, DWORD StringSDRevision, PSECURITY_DESCRIPTOR *SecurityDescriptor, ULONG *SecurityDescriptorSize);
 BOOL WINAPI ConvertStringSidToSidW(PCWSTR StringSid, PSID *Sid);
 
 BOOL WINAPI OpenProcessToken(HANDLE ProcessHandle, DWORD DesiredAccess, HANDLE *TokenHandle);

@@ -4,5 +4,6 @@ BOOL WINAPI GetQueuedCompletionStatus(HANDLE CompletionPort, DWORD *lpNumberOfBy
 BOOL WINAPI PostQueuedCompletionStatus(HANDLE CompletionPort, DWORD dwNumberOfBytesTransferred, ULONG_PTR dwCompletionKey, OVERLAPPED *lpOverlapped);
 BOOL WINAPI ReadFile(HANDLE hFile, void *lpBuffer, DWORD nNumberOfBytesToRead, DWORD *lpNumberOfBytesRead, OVERLAPPED *lpOverlapped);
 BOOL WINAPI WriteFile(HANDLE hFile, const void *lpBuffer, DWORD nNumberOfBytesToWrite, DWORD *lpNumberOfBytesWritten, OVERLAPPED *lpOverlapped);
+BOOL WINAPI ConnectNamedPipe(HANDLE hNamedPipe, OVERLAPPED *lpOverlapped);
 BOOL WINAPI CancelIoEx(HANDLE hFile, OVERLAPPED *lpOverlapped);
 BOOL WINAPI CloseHandle(HANDLE hObject);

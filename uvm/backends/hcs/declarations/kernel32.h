@@ -1,5 +1,6 @@
 /* kernel32.dll, as far as it is used: windows.h and psapi.h. */
 HANDLE WINAPI CreateFileW(PCWSTR lpFileName, DWORD dwDesiredAccess, DWORD dwShareMode, LPSECURITY_ATTRIBUTES lpSecurityAttributes, DWORD dwCreationDisposition, DWORD dwFlagsAndAttributes, HANDLE hTemplateFile);
+HANDLE WINAPI CreateNamedPipeW(PCWSTR lpName, DWORD dwOpenMode, DWORD dwPipeMode, DWORD nMaxInstances, DWORD nOutBufferSize, DWORD nInBufferSize, DWORD nDefaultTimeOut, LPSECURITY_ATTRIBUTES lpSecurityAttributes);
 BOOL WINAPI CloseHandle(HANDLE hObject);
 BOOL WINAPI GetFileInformationByHandleEx(HANDLE hFile, FILE_INFO_BY_HANDLE_CLASS FileInformationClass, PVOID lpFileInformation, DWORD dwBufferSize);
 BOOL WINAPI CopyFileExW(PCWSTR lpExistingFileName, PCWSTR lpNewFileName, LPPROGRESS_ROUTINE lpProgressRoutine, PVOID lpData, BOOL *pbCancel, DWORD dwCopyFlags);

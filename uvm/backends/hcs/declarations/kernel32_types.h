@@ -1,6 +1,13 @@
 /* winbase.h, winnt.h, psapi.h, timezoneapi.h. */
 typedef int32_t FILE_INFO_BY_HANDLE_CLASS;
-typedef struct SECURITY_ATTRIBUTES__ *LPSECURITY_ATTRIBUTES;
+
+typedef struct {
+    DWORD nLength;
+    PVOID lpSecurityDescriptor;
+    BOOL bInheritHandle;
+} SECURITY_ATTRIBUTES;
+typedef SECURITY_ATTRIBUTES *LPSECURITY_ATTRIBUTES;
+
 typedef void *LPPROGRESS_ROUTINE;
 typedef int64_t LARGE_INTEGER;
 
