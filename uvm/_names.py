@@ -107,8 +107,24 @@ def guest_path_key(path: HostPath, os: GuestOS, what: str = "guest path") -> str
 
 def is_at_or_under(path: str, directory: str) -> bool:
     """Return whether a path is that of a directory, or in it; both are keys of paths of one guest."""
-    separator = "/" if directory.startswith("/") else "\\"
-    return path == directory or path.startswith(directory.rstrip(separator) + separator)
+    return path == directory or path.startswith(trimmed(directory) + _separator(directory))
+
+
+def lineage(path: str) -> list[str]:
+    """Return the key of a guest path and those of all directories above it, :func:`trimmed`."""
+    separator, found = _separator(path), [trimmed(path)]
+    while separator in found[-1]:
+        found.append(found[-1].rpartition(separator)[0])
+    return found
+
+
+def trimmed(path: str) -> str:
+    """Return the key of a guest path without separators at its end."""
+    return path.rstrip(_separator(path))
+
+
+def _separator(key: str) -> str:
+    return "/" if key.startswith("/") else "\\"
 
 
 def pipe_path(path: HostPath, what: str = "named pipe") -> str:

@@ -38,7 +38,6 @@ from uvm._async import Flag
 from uvm._buses.access import Need
 from uvm._buses.holds import Hold, HoldState, Stay
 from uvm._buses.link import Link, StuckDevice
-from uvm._names import is_at_or_under
 from uvm.devices.base import (
     ADD,
     ENDED,
@@ -120,7 +119,8 @@ class Driver(Generic[K, M, S, W]):
     _holds: dict[Ticket[K, M, S, W], Hold[object]] = field(factory=dict, init=False)
     _stays: dict[Entry[K, M, S, W], Stay] = field(factory=dict, init=False)
     _needs: dict[Entry[K, M, S, W], Need] = field(factory=dict, init=False)
-    _gates: dict[Hashable, Flag] = field(factory=dict, init=False)
+    #: By what one operation has to itself now: that, and those that wait for it.
+    _gates: dict[Hashable, deque[Operation[K, M, S, W]]] = field(factory=dict, init=False)
 
     def acquire(
         self,
@@ -130,30 +130,30 @@ class Driver(Generic[K, M, S, W]):
         parent: Hold[object] | None = None,
         need: Need | None = None,
         names: tuple[Hashable, ...] = (),
+        then: Callable[[Hold[S]], Hold[Any]] | None = None,
     ) -> Hold[S]:
         """Request a key, and return the hold to await.
 
         :param parent: a hold on what it depends on. The ledger keeps it, unless this raises.
         :param need: the access that it needs, if it is not attached yet; if that fails, so does the hold.
         :param names: what look-ups know it by; the last is its own.
+        :param then: begins what is asked for beside, such as the mount of a disk, as soon as the device is
+            granted; await :meth:`Hold.through`.
         :raises NoSpaceError: there is no free slot.
         """
         self.link.check_running()
         ticket, change = self.ledger.acquire(key, member, parent, names)
         if parent is not None:
             parent.state = HoldState.GRANTED
-        hold = self._hold(ticket, need)
-        self._settle(change)
-        return hold
-
-    def _hold(self, ticket: Ticket[K, M, S, W], need: Need | None = None) -> Hold[S]:
-        hold: Hold[S] = Hold(self, ticket, need)
+        hold: Hold[S] = Hold(self, ticket, need, then)
         self._holds[ticket] = hold
+        self._settle(change)
         return hold
 
     def adopt(self, key: K, member: M, applied: W) -> Hold[S]:
         """Enter what is attached already, such as what the VM was created with; return the hold on it."""
-        hold = self._hold(self.ledger.adopt(key, member, applied))
+        hold: Hold[S] = Hold(self, self.ledger.adopt(key, member, applied))
+        self._holds[hold.ticket] = hold
         hold.stay = self._stay(hold.ticket)
         hold.settle(HoldState.HELD)
         return hold
@@ -175,6 +175,7 @@ class Driver(Generic[K, M, S, W]):
     def gone(self) -> None:
         """End every ticket, since the VM exited. Each wait for one raises VMExitedError."""
         self.lane.queue.clear()
+        self._gates.clear()
         self._settle(self.ledger.gone())
         self._holds.clear()
         for stay in self._stays.values():
@@ -260,10 +261,6 @@ class Driver(Generic[K, M, S, W]):
 
     def _settle(self, change: Change[K, M, S, W, Hold[object]]) -> None:
         heirs = list(change.parents)
-        for ticket in change.granted:
-            hold = self._holds[ticket]
-            hold.stay = self._stay(ticket)
-            hold.settle(HoldState.GRANTED)
         for ticket, error in change.failed:
             exited = isinstance(error, VMExitedError)
             self._finish(ticket, self.link.exit_error() if exited else error, heirs)
@@ -278,45 +275,67 @@ class Driver(Generic[K, M, S, W]):
                 stay.refusal = None
             self.link.work.begin()
             self._enter(change.operation)
+        for ticket in change.granted:
+            hold = self._holds[ticket]
+            hold.stay = self._stay(ticket)
+            hold.grant()
 
     def _enter(self, operation: Operation[K, M, S, W]) -> None:
         """Start an operation when its turn comes; a removal not before what uses its device has ended."""
-        self.link.in_flight[operation.entry] = self
         users = self._users(operation.entry) if operation.kind is REMOVE else []
+        self.link.in_flight.begin(operation.entry, self._used_paths)
         if users and self.link.tasks is not None:
             self.link.tasks.start_soon(self._enter_unused, operation, users)
         else:
             self.lane.enter(partial(self._start, operation))
 
-    async def _enter_unused(self, operation: Operation[K, M, S, W], users: list[Callable[[], bool]]) -> None:
-        await self.link.work.wait_until(lambda: not any(is_using() for is_using in users))
+    async def _enter_unused(self, operation: Operation[K, M, S, W], users: list[Flag]) -> None:
+        for ended in users:
+            await ended.wait()
         self.lane.enter(partial(self._start, operation))
 
-    def _users(self, entry: Entry[K, M, S, W]) -> list[Callable[[], bool]]:
-        """Return what is in flight that uses a guest path of a device, each as whether it still is."""
+    def _users(self, entry: Entry[K, M, S, W]) -> list[Flag]:
+        """Return, for all in flight that uses a guest path of a device, what its end sets."""
         paths = self._guest_paths(entry)
         if not paths:
             return []
-        devices = [
-            partial(_is_busy, other)
-            for other, driver in self.link.in_flight.items()
-            if other.number > entry.number and driver.is_on(other, paths)
-        ]
-        return devices + self.link.states.users(paths)
+        return self.link.in_flight.users(paths, entry.number) + self.link.states.users(paths)
 
     def _guest_paths(self, entry: Entry[K, M, S, W]) -> set[str]:
         """Return the keys of the guest paths that a device occupies."""
         claims: set[Any] = {claim for ticket in entry.tickets for claim in self.claims(ticket)}
         return {key for place, key in claims if place == "guest"}
 
-    def is_on(self, entry: Entry[K, M, S, W], paths: set[str]) -> bool:
-        """Return whether a device is at one of some guest paths or under it, or made of what is there."""
-        used = self._guest_paths(entry).union(*map(self.uses, entry.tickets))
-        return any(is_at_or_under(each, path) for each in used for path in paths)
+    def _used_paths(self, entry: Entry[K, M, S, W]) -> set[str]:
+        """Return the keys of the guest paths that a device occupies, and of what it is made of."""
+        return self._guest_paths(entry).union(*map(self.uses, entry.tickets))
 
     def _start(self, operation: Operation[K, M, S, W]) -> None:
-        if self.link.tasks is not None:
-            self.link.tasks.start_soon(self._run, operation)
+        """Have a task carry out an operation, once that has what it must have to itself."""
+        # Once the VM has exited, the operation is void, and its slot unknown.
+        gate = None if self.link.exited.is_set() else self.ledger.device.gate(operation)
+        if gate is not None:
+            if gate in self._gates:
+                self._gates[gate].append(operation)
+                return
+            self._gates[gate] = deque([operation])
+        if self.link.following is not None:
+            self.link.following.append((self, operation, gate))
+        elif self.link.tasks is not None:
+            self.link.tasks.start_soon(carry_out, self, operation, gate)
+
+    def open_gate(self, gate: Hashable | None, operation: Operation[K, M, S, W]) -> None:
+        """Start those that wait for what an operation had to itself, up to one that takes that again."""
+        queue = self._gates.get(gate)
+        if queue is None or queue[0] is not operation:
+            return
+        del self._gates[gate]
+        queue.popleft()
+        while queue and gate not in self._gates:
+            self._start(queue.popleft())
+        if queue:
+            queue.extendleft(self._gates[gate])
+            self._gates[gate] = queue
 
     def _finish(
         self, ticket: Ticket[K, M, S, W], error: BaseException | None, heirs: list[Hold[object]]
@@ -378,60 +397,42 @@ class Driver(Generic[K, M, S, W]):
 
     # Carrying out.
 
-    async def _run(self, operation: Operation[K, M, S, W]) -> None:
+    async def in_turn(self, operation: Operation[K, M, S, W], gate: Hashable | None) -> Outcome:
+        """Carry out an operation that has its turn, begin the next one, and revoke what is not needed."""
         try:
-            outcome = await self._in_turn(operation)
-            if not operation.void:
-                await self._leave_access(operation, outcome)
-            change = self.ledger.done(operation, outcome)
-            self._note(operation, outcome)
-            self._settle(change)
-            if not _is_busy(operation.entry):
-                self.link.in_flight.pop(operation.entry, None)
-            if operation.kind is REMOVE:
-                self.link.states.unmounted()
-        finally:
-            self.link.work.end()
-
-    async def _in_turn(self, operation: Operation[K, M, S, W]) -> Outcome:
-        """Carry out an operation that has its turn, and begin the next one."""
-        try:
-            gate = await self._through_gate(operation)
-            try:
-                return await self._carry_out(operation)
-            finally:
-                if gate is not None:
-                    self._gates.pop(gate).set()
+            outcome = await self._carry_out(operation)
         finally:
             self.lane.leave()
-
-    async def _leave_access(self, operation: Operation[K, M, S, W], outcome: Outcome) -> None:
-        """Revoke what a device needed that is known to be gone; of what is quarantined it is kept."""
-        if isinstance(outcome, Unknown) and operation.kind is not UPDATE:
-            self._needs.pop(operation.entry, None)
-        removed = operation.kind is REMOVE and isinstance(outcome, Ok)
-        not_added = operation.kind is ADD and isinstance(outcome, Refused) and not outcome.remaining
-        if (removed or not_added) and (need := self._needs.pop(operation.entry, None)) is not None:
+        if (need := self._needed_until(operation, outcome)) is not None:
+            # A revocation holds up this operation alone.
+            self.open_gate(gate, operation)
             await need.leave()
+        return outcome
 
-    async def _through_gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:
-        """Wait for what this operation must have to itself, take it and return it, if anything."""
-        while (gate := self._gate(operation)) is not None and gate in self._gates:
-            await self._gates[gate].wait()
-        if gate is not None:
-            self._gates[gate] = Flag()
-        return gate
+    def _needed_until(self, operation: Operation[K, M, S, W], outcome: Outcome) -> Need | None:
+        """Return what a device needed that is known to be gone; of what is quarantined it is kept."""
+        if operation.void or operation.kind is UPDATE or (operation.kind is ADD and isinstance(outcome, Ok)):
+            return None
+        if isinstance(outcome, Refused) and (operation.kind is REMOVE or outcome.remaining):
+            return None
+        need = self._needs.pop(operation.entry, None)
+        return None if isinstance(outcome, Unknown) else need
 
-    def _gate(self, operation: Operation[K, M, S, W]) -> Hashable | None:
-        # Once the VM has exited, the operation is void, and its slot unknown.
-        return None if self.link.exited.is_set() else self.ledger.device.gate(operation)
+    def end(self, operation: Operation[K, M, S, W], outcome: Outcome) -> None:
+        """Enter the outcome of an operation, and begin what follows of it."""
+        change = self.ledger.done(operation, outcome)
+        self._note(operation, outcome)
+        self._settle(change)
+        if operation.entry.operation is None:
+            self.link.in_flight.end(operation.entry)
+        if operation.kind is REMOVE:
+            self.link.states.unmounted()
 
     async def _carry_out(self, operation: Operation[K, M, S, W]) -> Outcome:
         done: list[Step] = []
         try:
             steps = self.ledger.begin(operation)
-            needs = (self._holds[ticket].need for ticket in operation.serves)
-            if operation.kind is ADD and (need := next(filter(None, needs), None)):
+            if operation.kind is ADD and (need := self._need(operation)):
                 await self.link.call(need.take())
                 self._needs[operation.entry] = need
         except Exception as error:
@@ -449,6 +450,11 @@ class Driver(Generic[K, M, S, W]):
             done.append(step)
         return OK
 
+    def _need(self, operation: Operation[K, M, S, W]) -> Need | None:
+        """Return the access that the device of an ADD needs."""
+        needs = (self._holds[ticket].need for ticket in operation.serves)
+        return next(filter(None, needs), None)
+
     async def _undo(self, done: list[Step], error: Exception) -> Outcome:
         undo = [step.undo for step in reversed(done) if step.undo is not None]
         for number, step in enumerate(undo):
@@ -460,8 +466,28 @@ class Driver(Generic[K, M, S, W]):
         return Refused(error)
 
 
-def _is_busy(entry: Entry[Any, Any, Any, Any]) -> bool:
-    return entry.operation is not None
+async def carry_out(
+    driver: Driver[Any, Any, Any, Any], operation: Operation[Any, Any, Any, Any], gate: Hashable | None
+) -> None:
+    """Carry out an operation, and what follows of its end, such as the detach of a disk of its unmount.
+
+    :param gate: what the operation has to itself.
+    """
+    link = driver.link
+    while True:
+        try:
+            outcome = await driver.in_turn(operation, gate)
+            link.following = []
+            driver.end(operation, outcome)
+            driver.open_gate(gate, operation)
+        finally:
+            following, link.following = link.following, None
+            link.work.end()
+        if not following or link.tasks is None:
+            return
+        for each in following[1:]:
+            link.tasks.start_soon(carry_out, *each)
+        driver, operation, gate = following[0]
 
 
 def _as_unknown(error: Exception) -> UVMError:

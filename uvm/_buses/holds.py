@@ -14,7 +14,7 @@ its caller may be cancelled at any await.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable
+from collections.abc import Callable, Generator, Hashable
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import count
@@ -121,6 +121,9 @@ class Hold(Generic[S_co]):
 
     :ivar driver: the one whose ledger has the ticket.
     :ivar need: the access that the device needs, if this hold is what it is added for.
+    :ivar then: what is begun as soon as it is granted; returns the hold on that.
+    :ivar upper: that hold, which keeps this one.
+    :ivar refusal: what `then` raised.
     :ivar number: of two holds, the older has the lower one.
     :ivar error: what the last wait ends with, if it fails.
     :ivar stay: the device, once granted.
@@ -131,12 +134,15 @@ class Hold(Generic[S_co]):
     driver: Runner
     _granted: Ticket[Hashable, object, S_co, object]
     need: Need | None = None
+    then: Callable[[Hold[Any]], Hold[Any]] | None = None
     number: int = field(factory=count().__next__, init=False)
     ticket: Ticket[Any, Any, Any, Any] = field(
         default=Factory(lambda self: self._granted, takes_self=True), init=False
     )
     state: HoldState = field(default=_WAITING, init=False)
     error: BaseException | None = field(default=None, init=False)
+    upper: Hold[Any] | None = field(default=None, init=False)
+    refusal: Exception | None = field(default=None, init=False)
     stay: Stay | None = field(default=None, init=False)
     since: datetime | None = field(default=None, init=False)
     below: tuple[Hold[object], ...] = field(default=(), init=False)
@@ -184,13 +190,52 @@ class Hold(Generic[S_co]):
         try:
             await self._wait_settled()
         except BaseException:
-            self.leave() if self.state is _OWED else self.abandon()
+            self._forsake()
             raise
         if self.error is not None:
             self.leave()
             raise own(self.error)
         self.state = _HELD
         return self
+
+    def _forsake(self) -> None:
+        """Note that the caller that waited for it has gone: release it, or have it listed as an orphan."""
+        self.leave() if self.state is _OWED else self.abandon()
+
+    async def through(self) -> Hold[Any]:
+        """Wait until it is granted and what was begun `then` as well; return the hold on that.
+
+        Cancelled or failed, nothing is left behind.
+
+        :raises UndoFailedError: what was to follow was refused, and so was the release of this.
+        """
+        try:
+            await self._wait_settled()
+        except BaseException:
+            (self.upper or self)._forsake()
+            raise
+        if self.upper is not None:
+            return await self.upper
+        await self
+        assert self.refusal is not None
+        await self.undo(self.refusal)
+        raise self.refusal
+
+    def grant(self) -> None:
+        """Note that the device is attached; begin what is to follow, whose end then wakes the caller."""
+        if self.then is None:
+            self.settle(_GRANTED)
+            return
+        waker, self._waker = self._waker, None
+        self.state = _GRANTED
+        try:
+            self.upper = self.then(self)
+        except Exception as error:
+            self.refusal = error
+        if self.upper is not None and self.upper.state is _WAITING:
+            self.upper._waker = waker
+        elif waker is not None:
+            waker.set()
 
     def settle(self, state: HoldState) -> None:
         """End the wait for a grant or a release."""
@@ -270,7 +315,7 @@ class Hold(Generic[S_co]):
         await self.wait_released()
         self.reported = True
 
-    async def undo(self, error: UVMError) -> None:
+    async def undo(self, error: Exception) -> None:
         """Release it because of an error, and wait until it is released.
 
         :raises UndoFailedError: that failed as well.

@@ -13,12 +13,13 @@ import anyio.abc
 from attrs import Factory, define, frozen
 
 from uvm._async import Errand, Flag, Work
+from uvm._buses.flights import Flights
 from uvm._guest.access import has_gone, has_stopped
 from uvm._guest.states import ContainerStates
 from uvm._guest.stdio import StreamBrokenError
 from uvm._home import Home
 from uvm._repr import brief_call
-from uvm.devices.base import Entry, Quarantined, Step
+from uvm.devices.base import Quarantined, Step
 from uvm.errors import (
     BridgeClosedError,
     ExitStatus,
@@ -61,7 +62,9 @@ class Link:
     """What the devices of one VM share: access to its host and guest, its tasks, and its exit.
 
     :ivar tasks: the VM's task group; None unless the VM is running.
-    :ivar in_flight: the entries of its ledgers that have an operation in flight, with their drivers.
+    :ivar in_flight: the devices that have an operation in flight.
+    :ivar following: while a task notes that an operation has ended: the operations that this begins, which
+        the task goes on with. Each is what :func:`uvm._buses.driver.carry_out` takes.
     :ivar left: holds without a caller whose release was refused, or is tried again: orphans, unless others
         want the device.
     :ivar quarantined: what is withheld, each with the same for people.
@@ -84,7 +87,8 @@ class Link:
     guest_exit_seconds: float = 2.0
     quarantined: list[tuple[Quarantined[Hashable, object], StuckDevice]] = Factory(list)
     left: dict[Any, None] = Factory(dict)
-    in_flight: dict[Entry[Any, Any, Any, Any], Any] = Factory(dict)
+    in_flight: Flights = Factory(Flights)
+    following: list[tuple[Any, Any, Any]] | None = None
     work: Work = Factory(Work)
     states: ContainerStates = Factory(
         lambda link: ContainerStates(name=link.vm_id, work=link.work), takes_self=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import starmap
 
 from attrs import define, frozen
@@ -32,7 +33,7 @@ from uvm.devices.scsi import (
     parse_evd,
     shown_path,
 )
-from uvm.errors import OptionsError, UVMError
+from uvm.errors import OptionsError
 
 
 @define(eq=False, repr=False)
@@ -158,12 +159,18 @@ class ScsiBus(Bus):
         if type is DiskType.VIRTUAL_DISK and self._disks.ledger.get(key) is None:
             await self._context.file_size(named.path)
         need = None if evd_type else Need(self._context.access, named, grant_access)
-        disk = await self._disks.acquire(key, named.path, need=need, names=named.names)
-        slot, shown = disk.slot, shown_path(key, named.path)
+        disk = self._disks.acquire(
+            key,
+            named.path,
+            need=need,
+            names=named.names,
+            then=None if mount is None else partial(self._mount, mount=mount, read_only=key.read_only),
+        )
+        shown = shown_path(key, named.path)
         if mount is None:
-            return ScsiLease(disk, shown, slot.controller, slot.lun)
-        mounted = await self._mount(disk, mount, key.read_only)
-        return ScsiLease(mounted, shown, slot.controller, slot.lun, mounted.slot.path)
+            return ScsiLease(await disk, shown, *disk.slot)
+        mounted: Hold[MountPlace] = await disk.through()
+        return ScsiLease(mounted, shown, *disk.slot, mounted.slot.path)
 
     async def _named(self, path: HostPath, type: DiskType) -> tuple[HostName, str]:
         """Return the name of a disk, and the type of an extensible one."""
@@ -181,16 +188,10 @@ class ScsiBus(Bus):
         if mount.guest_path and (wanted is None or self._mounts.ledger.get(wanted) is None):
             self._places.check_free(mount.guest_path, f"{path} was not attached")
 
-    async def _mount(self, disk: Hold[ScsiSlot], mount: Mount, read_only: bool) -> Hold[MountPlace]:
-        try:
-            # Which controller a new disk is at is known only now.
-            check_mount(self._context.plan.os, disk.slot, mount)
-            key = mount_key(disk.slot, mount, read_only)
-            mounted = self._mounts.acquire(key, mount.guest_path, parent=disk)
-        except UVMError as error:
-            await disk.undo(error)
-            raise
-        return await mounted
+    def _mount(self, disk: Hold[ScsiSlot], mount: Mount, read_only: bool) -> Hold[MountPlace]:
+        # Which controller a new disk is at is known only now.
+        check_mount(self._context.plan.os, disk.slot, mount)
+        return self._mounts.acquire(mount_key(disk.slot, mount, read_only), mount.guest_path, parent=disk)
 
     async def detach(self, path: HostPath, *, read_only: bool | None = None) -> None:
         """Release the oldest lease of a disk, by any path that :meth:`attach` took for it.

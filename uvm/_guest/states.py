@@ -44,10 +44,6 @@ class Closing:
     uses: Callable[[set[str]], bool]
     ended: Flag = field(factory=Flag, init=False)
 
-    def goes_on(self) -> bool:
-        """Return whether it has not ended yet."""
-        return not self.ended.is_set()
-
 
 @define(eq=False, repr=False)
 class Deletion:
@@ -141,9 +137,9 @@ class ContainerStates:
         while (closing := self.closing.get(container_id)) is not None:
             await closing.ended.wait()
 
-    def users(self, paths: set[str]) -> list[Callable[[], bool]]:
-        """Return the containers being closed that use some guest paths, each as whether it still is."""
-        return [closing.goes_on for closing in self.closing.values() if closing.uses(paths)]
+    def users(self, paths: set[str]) -> list[Flag]:
+        """Return, for each container being closed that uses some guest paths, what its end sets."""
+        return [closing.ended for closing in self.closing.values() if closing.uses(paths)]
 
     async def settled(self, container_id: str) -> None:
         """Wait for that container to end, and its state to be deleted, if that is in flight."""
