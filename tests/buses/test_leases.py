@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -914,6 +915,39 @@ async def test_the_next_takes_its_turn_where_the_first_add_to_an_empty_device_fa
                     gate.close()
             assert [attempt.error is None for attempt in attempts].count(False) == 1
             check_at_rest(run)
+
+
+async def test_a_revocation_that_hangs_holds_up_no_other_add_to_an_empty_device() -> None:
+    async with running() as run:
+        run.backend.faults.refuse(resource=LAYERS, request_type="Add", first=1)
+        revocation = run.backend.faults.hang(to="revoke", first=1)
+        async with anyio.create_task_group() as tasks:
+            refused = Attempt.begin(tasks, lambda: run.vm.vpmem.add(LAYER))
+            await quiet()
+            assert not refused.done
+            await run.vm.vpmem.add(OTHER_LAYER)
+            await run.vm.vpmem.add(LARGE_LAYER)
+            assert not refused.done
+            refused.scope.cancel()
+        revocation.remove()
+
+
+async def test_adds_to_an_empty_device_that_are_all_refused_have_one_turn_each() -> None:
+    async with running() as run:
+        paths = [rf"C:\fresh\{number}.vhd" for number in range(20)]
+        for path in paths:
+            run.backend.files.add(path, size=1 << 20)
+        with run.hold(resource=LAYERS, request_type="Add") as gate:
+            async with anyio.create_task_group() as tasks:
+                attempts = [Attempt.begin(tasks, partial(run.vm.vpmem.add, path)) for path in paths]
+                for _ in paths:
+                    [parked] = await gate.wait()
+                    await quiet()
+                    assert len(gate.pending) == 1
+                    parked.refuse()
+                    await quiet()
+        assert all(isinstance(attempt.error, HostError) for attempt in attempts)
+        check_at_rest(run)
 
 
 # Whole root file systems.

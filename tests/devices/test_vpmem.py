@@ -12,7 +12,15 @@ from tests.devices.machine import DeviceMachine, add, ledger_of, release, run
 from tests.devices.scripts import steps_of_script
 from uvm.devices.base import ADD, OK, REMOVE, Device, Operation, Refused, Unknown
 from uvm.devices.ledger import Ledger
-from uvm.devices.vpmem import MAPPINGS_PER_DEVICE, Layer, Layers, Mapping, PackedLayers, layer_path
+from uvm.devices.vpmem import (
+    MAPPINGS_PER_DEVICE,
+    Layer,
+    Layers,
+    Mapping,
+    PackedLayers,
+    _Packed,
+    layer_path,
+)
 from uvm.errors import NoSpaceError, OptionsError, UnknownOutcomeError
 from uvm.schema.common import MIB
 from uvm.schema.requests import ModifySettingRequest
@@ -237,3 +245,28 @@ def test_adds_go_one_at_a_time_beside_what_is_removed_of_a_device_that_was_resto
     _, change = restored.acquire("a", Layer("a", MIB))
     assert change.operation is not None
     assert restored.device.gate(change.operation) == ("vpmem", 0)
+
+
+def test_the_gates_of_adds_at_once_look_at_few_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Mapping] = []
+    stays = _Packed.stays
+
+    def noted(self: _Packed, mapping: Mapping) -> bool:
+        looked.append(mapping)
+        return stays(self, mapping)
+
+    monkeypatch.setattr(_Packed, "stays", noted)
+    device, count = PackedLayers(1, 4 * GIB), 200
+    ledger = ledger_of(device)
+    adds = [ledger.acquire(*layer(str(n), MIB)) for n in range(count)]
+    for number, (_, change) in enumerate(adds):
+        assert change.operation is not None
+        assert device.gate(change.operation) == (None if number else ("vpmem", 0))
+        run(change.operation, ledger)
+    removals = [ledger.drop(ticket).operation for ticket, _ in adds]
+    for number, removal in enumerate(removals):
+        _, change = ledger.acquire(*layer(f"again {number}", MIB))
+        assert change.operation is not None
+        assert device.gate(change.operation) == ("vpmem", 0)
+        run(removal, ledger)
+    assert len(looked) <= 3 * count
