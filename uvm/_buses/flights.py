@@ -14,7 +14,7 @@ from uvm.devices.base import Entry
 AnyEntry: TypeAlias = Entry[Any, Any, Any, Any]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Flights:
     """The devices of a VM that have an operation in flight, by their entries.
 

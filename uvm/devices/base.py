@@ -302,19 +302,8 @@ class Quarantined(Generic[K_co, S_co]):
     __repr__ = brief_call
 
 
-class _Unchanged:
-    """What a change does not say. Each event makes one, and of these attributes it sets one or two."""
-
-    granted: Any = ()
-    released: Any = ()
-    failed: Any = ()
-    parents: Any = ()
-    quarantined: Any = ()
-    operation: Any = None
-
-
-class Change(_Unchanged, Generic[K, M, S, W, P]):
-    """What an event brought about.
+class Change(Generic[K, M, S, W, P]):
+    """What an event brought about; each sets few of these attributes, and leaves the others to the class.
 
     :ivar granted: waiters that hold the device now.
     :ivar released: tickets whose drop is complete, waiters that were dropped, and ``OWED`` tickets of a
@@ -326,12 +315,12 @@ class Change(_Unchanged, Generic[K, M, S, W, P]):
     :ivar operation: the next operation to carry out on this key.
     """
 
-    granted: tuple[Ticket[K, M, S, W], ...]
-    released: tuple[Ticket[K, M, S, W], ...]
-    failed: tuple[tuple[Ticket[K, M, S, W], BaseException], ...]
-    parents: tuple[P, ...]
-    quarantined: tuple[Quarantined[K, S], ...]
-    operation: Operation[K, M, S, W] | None
+    granted: tuple[Ticket[K, M, S, W], ...] = ()
+    released: tuple[Ticket[K, M, S, W], ...] = ()
+    failed: tuple[tuple[Ticket[K, M, S, W], BaseException], ...] = ()
+    parents: tuple[P, ...] = ()
+    quarantined: tuple[Quarantined[K, S], ...] = ()
+    operation: Operation[K, M, S, W] | None = None
 
     def release(self, tickets: Iterable[Ticket[K, M, S, W]]) -> None:
         """End tickets, whose drop is complete."""
