@@ -295,8 +295,9 @@ class Bridge:
             if self._ended:
                 return
             self.connected = True
-            # By a task: first the callbacks below are called.
-            self._start_writer()
+            if self._greeted or self.calls.queued:
+                # By a task: first the callbacks below are called.
+                self._start_writer()
             self.calls.lose(lost, "the connection to the guest broke before the answer came")
             resumed = list(self.on_resume.values()) if self._greeted else []
             self._greeted = True

@@ -184,6 +184,11 @@ class Calls:
         return len(self._open)
 
     @property
+    def queued(self) -> bool:
+        """Whether a call is yet to be sent."""
+        return bool(self._queued or self._urgent)
+
+    @property
     def unanswered(self) -> int:
         """How many requests were sent and not answered, those of calls that have ended included."""
         return len(self.host.open) - len(self._queued) - len(self._urgent)
