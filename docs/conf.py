@@ -60,6 +60,7 @@ def setup(app: Sphinx) -> None:
     """Join the public names to what they name; hide what is private."""
     app.connect("missing-reference", resolve)
     app.connect("autodoc-process-signature", hide_private)
+    app.connect("autodoc-process-signature", hide_marks)
     app.connect("env-check-consistency", check_documented)
 
 
@@ -94,6 +95,14 @@ def hide_private(
         return None
     described = re.findall(r":(?:ivar|param) (\w+):", obj.__doc__ or "")
     return None if set(described).issuperset(inspect.signature(obj).parameters) else ("", None)
+
+
+def hide_marks(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    """Show the type alone where a model marks a field as a secret."""
+    marked = r"~?typing\.Annotated\[(.+?), msgspec\.Meta\(extra=\{'secret': True\}\)\]"
+    return (re.sub(marked, r"\1", signature), returns) if signature and "msgspec.Meta" in signature else None
 
 
 def check_documented(app: Sphinx, env: BuildEnvironment) -> None:
