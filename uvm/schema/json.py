@@ -13,10 +13,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache, partial
 from types import NoneType
-from typing import Annotated, Any, Final, Self, TypeAlias, TypeVar, dataclass_transform, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    NamedTuple,
+    Self,
+    TypeAlias,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 
 import msgspec
 from msgspec.structs import fields, replace
@@ -101,15 +112,21 @@ def _free(cls: type[Model]) -> tuple[tuple[str, str], ...]:
     )
 
 
+class _Object(NamedTuple):
+    """The names in a JSON object, and the models in it, with what holds each: a list, a dict or nothing."""
+
+    names: frozenset[str]
+    models: dict[str, tuple[type[Model], type | None]]
+
+
 @cache
-def _models(cls: type[Model]) -> dict[str, tuple[type[Model], type | None]]:
-    """Return the models in the fields, by JSON name, each with what holds it: a list, a dict or neither."""
-    found: dict[str, tuple[type[Model], type | None]] = {}
+def _object(cls: type[Model]) -> _Object:
+    models: dict[str, tuple[type[Model], type | None]] = {}
     for each in fields(cls):
         if model := _model_in(each.type):
             holders = {get_origin(part) for part in _parts(each.type)}
-            found[each.encode_name] = model, list if list in holders else dict if dict in holders else None
-    return found
+            models[each.encode_name] = model, list if list in holders else dict if dict in holders else None
+    return _Object(frozenset(cls.__struct_encode_fields__), models)
 
 
 # Writing.
@@ -241,24 +258,26 @@ def from_json(cls: type[T], value: Any, *, forbid_extra: bool = False) -> T:
 
 def _without_nulls(cls: Any, value: Any, where: str, forbid_extra: bool) -> Any:
     """Return the JSON object of a model without what is null, in the models in it as well."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return value
-    if forbid_extra and (extra := value.keys() - set(cls.__struct_encode_fields__)):
-        raise SchemaError(f"{where} has no field {', '.join(sorted(map(repr, extra)))}")
-    given = {name: each for name, each in value.items() if each is not None}
-    for name, (model, holder) in _models(cls).items():
-        if name in given:
+    names, models = _object(cls)
+    if forbid_extra and not value.keys() <= names:
+        raise SchemaError(f"{where} has no field {', '.join(sorted(map(repr, value.keys() - names)))}")
+    if None in value.values():
+        value = {name: each for name, each in value.items() if each is not None}
+    inside = {}
+    for name, (model, holder) in models.items():
+        if name in value:
             place = f"{where}.{name}"
-            given[name] = _models_without_nulls(model, holder, given[name], place, forbid_extra)
-    return given
+            inside[name] = _models_without_nulls(model, holder, value[name], place, forbid_extra)
+    return {**value, **inside} if inside else value
 
 
-def _models_without_nulls(model: Any, holder: Any, value: Any, where: str, forbid_extra: bool) -> Any:
+def _models_without_nulls(model: Any, holder: type | None, value: Any, where: str, forbid_extra: bool) -> Any:
     if holder is list and isinstance(value, list):
-        places = (f"{where}[{number}]" for number in range(len(value)))
-        return [_without_nulls(model, each, at, forbid_extra) for each, at in zip(value, places, strict=True)]
-    if holder is dict and isinstance(value, Mapping):
-        return {
-            key: _without_nulls(model, each, f"{where}[{key!r}]", forbid_extra) for key, each in value.items()
-        }
+        items = enumerate(value)
+        return [_without_nulls(model, each, f"{where}[{number}]", forbid_extra) for number, each in items]
+    if holder is dict and isinstance(value, dict):
+        pairs = value.items()
+        return {key: _without_nulls(model, each, f"{where}[{key!r}]", forbid_extra) for key, each in pairs}
     return _without_nulls(model, value, where, forbid_extra)
