@@ -24,6 +24,7 @@ from uvm._names import PathFlavour
 from uvm._repr import brief_call, call_of
 from uvm.errors import ExitStatus
 from uvm.schema.common import V25H1_SERVER
+from uvm.schema.requests import ModificationRequest
 
 __all__ = [
     "AccessMask",
@@ -247,8 +248,8 @@ class Guest(Protocol):
     def capabilities(self) -> Mapping[str, Any]:
         """The capabilities that the guest reported (``GuestDefinedCapabilities``)."""
 
-    async def modify(self, request: JSON) -> None:
-        """Have the guest carry out a ``ModificationRequest``.
+    async def modify(self, request: JSON | ModificationRequest) -> None:
+        """Have the guest carry out a request.
 
         :raises GuestError: the guest refuses.
         :raises BridgeClosedError: the connection is closed; AnswerLostError if the request had been sent.

@@ -168,7 +168,7 @@ class Link:
         self._running_guest()
         await self.call(self.system.modify(request))
 
-    async def modify_guest(self, request: JSON) -> None:
+    async def modify_guest(self, request: JSON | ModificationRequest) -> None:
         """Change the guest; raise what it raised, or VMExitedError."""
         await self.call(self._running_guest().modify(request))
 
@@ -178,16 +178,17 @@ class Link:
 
     async def send(self, step: Step) -> None:
         """Send one step of an operation."""
-        send = self.modify_guest if isinstance(step.request, ModificationRequest) else self.modify
-        await send(to_json(step.request))
+        if isinstance(step.request, ModificationRequest):
+            await self.modify_guest(step.request)
+        else:
+            await self.modify(to_json(step.request))
 
     async def revoke(self, step: Step) -> None:
         """Send a step that removes a device; a guest that has exited holds none any more."""
-        request = to_json(step.request)
-        if not isinstance(step.request, ModificationRequest):
-            await self.modify(request)
-            return
-        await self.call(self._unless_gone(self._running_guest().modify(request)))
+        if isinstance(step.request, ModificationRequest):
+            await self.call(self._unless_gone(self._running_guest().modify(step.request)))
+        else:
+            await self.modify(to_json(step.request))
 
     async def _unless_gone(self, call: Awaitable[None]) -> None:
         try:

@@ -69,6 +69,7 @@ from uvm.schema.gcs import (
     UvmConfig,
 )
 from uvm.schema.guest import TimeZoneInformation
+from uvm.schema.requests import ModificationRequest
 from uvm.schema.secrets import printable
 
 _log = logging.getLogger("uvm.gcs")
@@ -332,8 +333,8 @@ class GuestConnection(GuestHost):
 
     # What it can be asked.
 
-    async def modify(self, request: JSON) -> None:
-        """Have the guest carry out a ``ModificationRequest``.
+    async def modify(self, request: JSON | ModificationRequest) -> None:
+        """Have the guest carry out a request.
 
         The guest may carry it out also for a caller who is cancelled, and leaves at once.
 
@@ -342,8 +343,11 @@ class GuestConnection(GuestHost):
         :raises VMStateError: the guest owes too many answers.
         :raises BridgeClosedError: the connection is closed.
         """
-        checked(request, instance(dict), "request")
-        operation = f"{request.get('RequestType', 'modify')} {request.get('ResourceType', 'the guest')}"
+        checked(request, instance(dict, ModificationRequest), "request")
+        if isinstance(request, ModificationRequest):
+            operation = f"{request.request_type} {request.resource_type}"
+        else:
+            operation = f"{request.get('RequestType', 'modify')} {request.get('ResourceType', 'the guest')}"
         body = ContainerModifySettingsRequest(container_id=HOST_CONTAINER_ID, request=request)
         modify = Procedure.MODIFY_SETTINGS
         await self._link.call(self._bridge.call(modify, body, ResponseBase, operation=operation))

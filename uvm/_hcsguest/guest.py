@@ -20,6 +20,8 @@ from uvm.errors import HostError, NotSupportedError
 from uvm.hresult import HResult
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import LinuxHostedSystem
+from uvm.schema.json import to_json
+from uvm.schema.requests import ModificationRequest
 
 
 class RelayGuest(GuestHost):
@@ -57,9 +59,9 @@ class RelayGuest(GuestHost):
                 )
         return cls(access, said)
 
-    async def modify(self, request: JSON) -> None:
+    async def modify(self, request: JSON | ModificationRequest) -> None:
         """Have HCS relay one request; HostError with the guest's code where the guest refuses."""
-        await self._access.system.modify({"GuestRequest": request})
+        await self._access.system.modify({"GuestRequest": _as_json(request)})
 
     def close(self) -> None:
         """Nothing is ours to close."""
@@ -86,15 +88,20 @@ class NoGuest:
     vm_id: str
     capabilities: Mapping[str, Any] = Factory(dict)
 
-    async def modify(self, request: JSON) -> None:
+    async def modify(self, request: JSON | ModificationRequest) -> None:
         """Refuse the request.
 
         :raises NotSupportedError: always.
         """
+        asked = _as_json(request)
         raise NotSupportedError(
-            f"{self.vm_id}: {request.get('RequestType')} {request.get('ResourceType')}: the VM was created "
+            f"{self.vm_id}: {asked.get('RequestType')} {asked.get('ResourceType')}: the VM was created "
             "with use_guest_connection=False, so its guest cannot be asked"
         )
 
     def close(self) -> None:
         """Nothing is there to close."""
+
+
+def _as_json(request: JSON | ModificationRequest) -> JSON:
+    return to_json(request) if isinstance(request, ModificationRequest) else request

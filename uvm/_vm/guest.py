@@ -21,7 +21,6 @@ from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import LCOWOptions
 from uvm.schema import container
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY_FRAGMENT, SecurityPolicyFragment
-from uvm.schema.json import to_json
 from uvm.schema.requests import ADD, ModificationRequest
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ class GuestServices(Part, ProcessHost):
                 media_type=checked(media_type, text, "media_type"),
             ),
         )
-        await self._link.carry_out(partial(self._link.modify_guest, to_json(request)))
+        await self._link.carry_out(partial(self._link.modify_guest, request))
 
     async def set_log_sources(self) -> None:
         """Set the log sources of a Windows guest again to those of the VM's options."""

@@ -43,7 +43,7 @@ from uvm.backend import ByteStream, Guest, Listener
 from uvm.errors import UVMError
 from uvm.options import LCOWOptions
 from uvm.schema.guest import RESOURCE_HV_SOCKET, HvSocketAddress, SystemTime, TimeZoneInformation
-from uvm.schema.json import from_json, to_json
+from uvm.schema.json import from_json
 from uvm.schema.requests import UPDATE, ModificationRequest
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class GuestStartup:
         request = ModificationRequest(
             request_type=UPDATE, resource_type=RESOURCE_HV_SOCKET, settings=addresses
         )
-        await connection.modify(to_json(request))
+        await connection.modify(request)
         await self._set_policy(connection)
         await self._forward_log(connection, options)
 
@@ -241,7 +241,7 @@ class GuestStartup:
         context = self.context
         policy = await security_policy_request(context.options, context.plan, context.backend, context.host)
         if policy is not None:
-            await guest.modify(to_json(policy))
+            await guest.modify(policy)
 
     async def _forward_log(self, connection: GuestConnection, options: WCOWOptions) -> None:
         """Have the guest forward its log; a failure is raised only if a policy may have forbidden it."""

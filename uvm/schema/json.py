@@ -186,9 +186,12 @@ def _check(value: Any, place: _Place, writable: set[type] = _WRITABLE) -> None:
             if type(each := getattr(value, name)) not in writable:
                 _check(each, (place, json_name), writable)
     elif isinstance(value, dict):
+        try:
+            # All keys at once: nothing else can be joined.
+            "".join(value)
+        except TypeError:
+            raise SchemaError(f"{_path(place)} has a key that is no string") from None
         for key, each in value.items():
-            if not isinstance(key, str):
-                raise SchemaError(f"{_path(place)} has a key that is {kind_of(key)}, not a string")
             if type(each) not in writable:
                 _check(each, (place, key), writable)
     elif isinstance(value, list | tuple):
