@@ -31,7 +31,8 @@ pytestmark = pytest.mark.anyio
 # The schema.
 
 
-class Toy(Resource, path="VirtualMachine/Devices/Toys/%s"):
+class Toy(Resource, frozen=True):
+    PATH: ClassVar[str] = "VirtualMachine/Devices/Toys/%s"
     name: str
 
 

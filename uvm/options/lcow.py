@@ -25,7 +25,7 @@ from uvm._checks import (
     whole,
 )
 from uvm._names import pci_key
-from uvm._repr import brief_call, call_of
+from uvm._repr import brief_call
 from uvm.errors import OptionsError
 from uvm.options.common import NUMA, Options, decode_policy
 from uvm.schema.common import GIB, PAGE_BYTES
@@ -60,7 +60,7 @@ _CONSOLES = ("graphics_console", "console_pipe", "process_dump_location")
 _NOT_ISOLATED = (*_KERNEL, *_INIT, *_DISKS, *_CONSOLES, "assigned_devices", "resource_partition_id", *NUMA)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class LCOWOptions(Options):
     r"""The options of a VM with a Linux guest.
 
@@ -151,8 +151,6 @@ class LCOWOptions(Options):
     dm_verity_rootfs_vhd: str = field(default="", converter=path, metadata=go("DmVerityRootFsVhd", text))
     dm_verity_mode: bool = field(default=False, metadata=go("DmVerityMode", flag))
     dm_verity_create_args: str = field(default="", metadata=go("DmVerityCreateArgs", text))
-
-    __repr__ = call_of
 
     def _check_together(self) -> None:
         Options._check_together(self)

@@ -24,7 +24,7 @@ from uvm._checks import (
     without_mark,
 )
 from uvm._names import windows_upper
-from uvm._repr import brief_call, call_of
+from uvm._repr import brief_call
 from uvm.errors import OptionsError
 from uvm.options.common import Options, decode_policy
 
@@ -120,7 +120,7 @@ _CONFIDENTIAL = (
 )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class WCOWOptions(Options):
     """The options of a VM with a Windows guest.
 
@@ -161,8 +161,6 @@ class WCOWOptions(Options):
     writable_efi: bool = field(default=False, metadata=go("WritableEFI", flag))
     debug_mode: bool = field(default=False, metadata=go("DebugMode", flag))
     debug_data_path: str = field(default="", converter=path, metadata=go("DebugDataPath", text))
-
-    __repr__ = call_of
 
     def _check_together(self) -> None:
         Options._check_together(self)

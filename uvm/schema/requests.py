@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar
 
-from attrs import frozen
-from msgspec import field
+from msgspec import Struct, field
+from msgspec.structs import astuple
 
 from uvm._names import guid_key
 from uvm.schema.json import Model
@@ -31,8 +31,7 @@ SCSI_CONTROLLER_GUIDS = (
 )
 
 
-@dataclass_transform(frozen_default=True)
-class Resource:
+class Resource(Struct, frozen=True):
     """A resource named by a path.
 
     :cvar PATH: the path, with a place for each field.
@@ -40,23 +39,19 @@ class Resource:
 
     PATH: ClassVar[str]
 
-    def __init_subclass__(cls, path: str) -> None:
-        cls.PATH = path
-        # With slots, attrs would create the class again, and both would be subclasses.
-        frozen(cls, slots=False)
-
     @property
     def path(self) -> str:
         """The resource path."""
-        return self.PATH % tuple(vars(self).values())
+        return self.PATH % astuple(self)
 
 
-class ScsiAttachment(Resource, path="VirtualMachine/Devices/Scsi/%s/Attachments/%d"):
+class ScsiAttachment(Resource, frozen=True):
     """A slot for a disk.
 
     :ivar controller: the VMBus GUID of its controller, as in the path.
     """
 
+    PATH: ClassVar[str] = "VirtualMachine/Devices/Scsi/%s/Attachments/%d"
     controller: str
     lun: int
 
@@ -67,67 +62,84 @@ class ScsiAttachment(Resource, path="VirtualMachine/Devices/Scsi/%s/Attachments/
         return SCSI_CONTROLLER_GUIDS.index(guid) if guid in SCSI_CONTROLLER_GUIDS else None
 
 
-class VPMemDevice(Resource, path="VirtualMachine/Devices/VirtualPMem/Devices/%d"):
+class VPMemDevice(Resource, frozen=True):
     """A VPMEM device."""
 
+    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualPMem/Devices/%d"
     device: int
 
 
-class VPMemMapping(Resource, path="VirtualMachine/Devices/VirtualPMem/Devices/%d/Mappings/%d"):
+class VPMemMapping(Resource, frozen=True):
     """A mapping at an offset of a packed VPMEM device."""
 
+    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualPMem/Devices/%d/Mappings/%d"
     device: int
     offset_bytes: int
 
 
-class VSMBShares(Resource, path="VirtualMachine/Devices/VirtualSmb/Shares"):
+class VSMBShares(Resource, frozen=True):
     """The SMB shares; the settings of a request name one."""
 
+    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualSmb/Shares"
 
-class Plan9Shares(Resource, path="VirtualMachine/Devices/Plan9/Shares"):
+
+class Plan9Shares(Resource, frozen=True):
     """The 9p shares; the settings of a request name one."""
 
+    PATH: ClassVar[str] = "VirtualMachine/Devices/Plan9/Shares"
 
-class VirtualAdapter(Resource, path="VirtualMachine/Devices/NetworkAdapters/%s"):
+
+class VirtualAdapter(Resource, frozen=True):
     """A network adapter."""
 
+    PATH: ClassVar[str] = "VirtualMachine/Devices/NetworkAdapters/%s"
     id: str
 
 
-class VirtualPci(Resource, path="VirtualMachine/Devices/VirtualPci/%s"):
+class VirtualPci(Resource, frozen=True):
     """A PCI device, by its GUID in the guest."""
 
+    PATH: ClassVar[str] = "VirtualMachine/Devices/VirtualPci/%s"
     vmbus_guid: str
 
 
-class MappedPipe(Resource, path="VirtualMachine/Devices/MappedPipes/%s"):
+class MappedPipe(Resource, frozen=True):
     """A mapped named pipe."""
 
+    PATH: ClassVar[str] = "VirtualMachine/Devices/MappedPipes/%s"
     host_path: str
 
 
-class SerialPort(Resource, path="VirtualMachine/Devices/ComPorts/%d"):
+class SerialPort(Resource, frozen=True):
     """A serial port."""
 
+    PATH: ClassVar[str] = "VirtualMachine/Devices/ComPorts/%d"
     number: int
 
 
-class SocketService(Resource, path="VirtualMachine/Devices/HvSocket/HvSocketConfig/ServiceTable/%s"):
+class SocketService(Resource, frozen=True):
     """An entry of the Hyper-V socket service table."""
 
+    PATH: ClassVar[str] = "VirtualMachine/Devices/HvSocket/HvSocketConfig/ServiceTable/%s"
     service_id: str
 
 
-class MemorySize(Resource, path="VirtualMachine/ComputeTopology/Memory/SizeInMB"):
+class MemorySize(Resource, frozen=True):
     """The size of the memory."""
 
+    PATH: ClassVar[str] = "VirtualMachine/ComputeTopology/Memory/SizeInMB"
 
-class CpuGroupAssignment(Resource, path="VirtualMachine/ComputeTopology/Processor/CpuGroup"):
+
+class CpuGroupAssignment(Resource, frozen=True):
     """The CPU group that the VM is in."""
 
+    PATH: ClassVar[str] = "VirtualMachine/ComputeTopology/Processor/CpuGroup"
 
-class CpuLimits(Resource, path="VirtualMachine/ComputeTopology/Processor/Limits"):
+
+class CpuLimits(Resource, frozen=True):
     """The limits of the processors."""
+
+    PATH: ClassVar[str] = "VirtualMachine/ComputeTopology/Processor/Limits"
 
 
 def scsi_attachment_path(controller: int, lun: int) -> str:

@@ -13,7 +13,7 @@ from typing import ClassVar, Final, Generic, TypedDict, TypeVar
 from attrs import define, field, frozen
 
 from uvm._checks import function, go, number
-from uvm._repr import brief_call, shown
+from uvm._repr import shown
 from uvm.backends.fake.calls import Call, To
 from uvm.backends.fake.filters import OPERATIONS, Filter
 from uvm.errors import OptionsError
@@ -48,7 +48,7 @@ class Matching(TypedDict, total=False):
 _COUNT: Final = go(None, number("a whole number: they count from 1", 1, kind=int))
 
 
-@frozen
+@frozen(repr=False)
 class Matcher(Filter):
     """The checked form of :class:`Matching`."""
 
@@ -59,8 +59,6 @@ class Matcher(Filter):
     probability: float | None = field(
         default=None, metadata=go(None, number("a number between 0 and 1", maximum=1))
     )
-
-    __repr__ = brief_call
 
     def __attrs_post_init__(self) -> None:
         Filter.__attrs_post_init__(self)
