@@ -96,8 +96,7 @@ def guest_path(path: HostPath, os: GuestOS, what: str = "guest path") -> str:
     """
     if os == "windows":
         return host_path(path, "windows", what)
-    # normpath keeps two separators at the start, which POSIX lets mean something; Linux does not.
-    return "/" + posixpath.normpath(_posix(path, what)).lstrip("/")
+    return _linux_path(_posix(path, what))
 
 
 def guest_path_key(path: HostPath, os: GuestOS, what: str = "guest path") -> str:
@@ -213,6 +212,13 @@ def _nt_path(path: HostPath, what: str) -> tuple[str, str]:
 
 
 # The same few paths are parsed for the door, the key and each look-up.
+@lru_cache(maxsize=1024)
+def _linux_path(path: str) -> str:
+    """Return an absolute path in its shortest spelling."""
+    # normpath keeps two separators at the start, which POSIX lets mean something; Linux does not.
+    return "/" + posixpath.normpath(path).lstrip("/")
+
+
 @lru_cache(maxsize=1024)
 def _parsed(path: str) -> tuple[str, str]:
     r"""Return the prefix and the NT path, without its ``\??\``; two empty texts for what is not absolute."""

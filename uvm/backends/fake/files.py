@@ -23,7 +23,7 @@ from uvm.hresult import HResult
 
 #: The limit of links that are followed, as on Linux.
 _MAX_LINKS: Final = 40
-_PERMISSIVE = FileInfo(size=1 << 20)
+_NOTHING, _DIRECTORY, _PERMISSIVE = FileInfo(), FileInfo(is_dir=True), FileInfo(size=1 << 20)
 
 
 @define(eq=False, repr=False)
@@ -31,12 +31,12 @@ class _Node:
     """A file, a directory or a link, under the name that it was made with.
 
     :ivar target: the path that a link leads to; empty for everything else.
+    :ivar info: its size, and whether it is a directory.
     """
 
     name: str
     target: str = ""
-    is_dir: bool = False
-    size: int = 0
+    info: FileInfo = _NOTHING
     content: bytes = b""
     file_ids: bool = True
     disk_id: str = ""
@@ -113,10 +113,10 @@ class FakeFiles:
         if length < len(data):
             raise OptionsError(f"{path}: the content is longer than {length} bytes")
         found = self._nodes.get(self.key(path))
-        if found is not None and found.is_dir:
+        if found is not None and found.info.is_dir:
             raise OptionsError(f"{path} is a directory")
         self._make_parents(path, file_ids)
-        self._put(path, _Node(self._name(path), size=length, content=data, file_ids=file_ids))
+        self._put(path, _Node(self._name(path), info=FileInfo(length), content=data, file_ids=file_ids))
 
     def add_directory(self, path: HostPath, *, file_ids: bool = True) -> None:
         """Add a directory, with its parents."""
@@ -125,12 +125,12 @@ class FakeFiles:
     def _add_directory(self, path: str, *, file_ids: bool = True) -> list[str]:
         """Add a directory, with its parents; return the keys of those that were missing."""
         found = self._nodes.get(self.key(path))
-        if found is not None and not found.is_dir:
+        if found is not None and not found.info.is_dir:
             raise OptionsError(f"{path} is a file")
         if found is not None:
             return []
         made = self._make_parents(path, file_ids)
-        return [*made, self._put(path, _Node(self._name(path), is_dir=True, file_ids=file_ids))]
+        return [*made, self._put(path, _Node(self._name(path), info=_DIRECTORY, file_ids=file_ids))]
 
     def add_link(self, path: HostPath, target: HostPath) -> None:
         """Add a symbolic link, a junction or a substituted drive; its directories are made.
@@ -171,7 +171,7 @@ class FakeFiles:
         key = self.key(path)
         node = self._nodes.get(key)
         if node is not None:
-            return FileInfo(node.size, node.is_dir)
+            return node.info
         return _PERMISSIVE if self.permissive and key not in self._deleted else None
 
     def open_disk(self, path: str, *, writable: bool, operation: str) -> OpenDisk:
@@ -208,15 +208,16 @@ class FakeFiles:
     async def read(self, path: str, max_bytes: int) -> bytes:
         """Read a whole file; HostPathError if it is missing or larger than `max_bytes`."""
         node = self._file(path)
-        if node.size > max_bytes:
-            raise HostPathError(path, f"it has {node.size} bytes, more than {max_bytes}")
-        return node.content.ljust(node.size, b"\0")
+        size = node.info.size
+        if size > max_bytes:
+            raise HostPathError(path, f"it has {size} bytes, more than {max_bytes}")
+        return node.content.ljust(size, b"\0")
 
     async def copy(self, source: str, target: str) -> None:
         """Copy a file, replacing the target; ERROR_SHARING_VIOLATION if that is in use."""
         node = self._file(source)
         self._refuse_if_open(target, "copy")
-        self.add(target, size=node.size, content=node.content, file_ids=node.file_ids)
+        self.add(target, size=node.info.size, content=node.content, file_ids=node.file_ids)
 
     async def mkdir(self, path: str) -> None:
         """Make a directory with its parents; do nothing if it exists."""
@@ -259,7 +260,7 @@ class FakeFiles:
             raise HostPathError(path, "it does not exist")
         if found.is_dir:
             raise HostPathError(path, "it is a directory")
-        return self._nodes.setdefault(self.key(path), _Node(self._name(path), size=found.size))
+        return self._nodes.setdefault(self.key(path), _Node(self._name(path), info=found))
 
     def _refuse_if_open(self, path: str, operation: str) -> None:
         if self.is_open(path):

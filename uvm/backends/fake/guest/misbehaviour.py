@@ -143,9 +143,8 @@ class Misbehaviour(Rules[Spoil]):
 
     def _apply(self, reply: Reply) -> None:
         """Apply the rules to a message."""
-        if self._rules:
-            for rule in self._choose(reply.call):
-                rule._action(reply)
+        for rule in self._choose(reply.call):
+            rule._action(reply)
 
 
 def _with_field(frame: bytes, offset: int, size: int, value: int) -> bytes:

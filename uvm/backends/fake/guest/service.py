@@ -495,16 +495,20 @@ class GuestService:
         else:
             # It came on an earlier connection; as in the real guest, it is answered on this one.
             frame = encode(Kind.RESPONSE, request.procedure, request.id, body)
-        self._send(Reply(request.entry.call, frame))
+        self._send(request.entry.call, frame)
 
     def _notify(self, body: JSON) -> None:
         if self._side is None:
             self._unsent.append(body)
             return
         call = Call(0, "guest", self.vm.id, "notification", body)
-        self._send(Reply(call, self._side.notify(body)))
+        self._send(call, self._side.notify(body))
 
-    def _send(self, reply: Reply) -> None:
+    def _send(self, call: Call, frame: bytes) -> None:
+        if not self._environment.misbehaviour._rules:
+            self.send(frame)
+            return
+        reply = Reply(call, frame)
         self._environment.misbehaviour._apply(reply)
         if reply.delay_seconds:
             self.spawn(self._send_late, reply)
