@@ -90,6 +90,12 @@ def test_a_first_linux_vm_loads_nothing_that_it_does_not_need(first_linux_vm: se
     assert (UNUSED | WINDOWS_ONLY) & first_linux_vm == set()
 
 
+def test_an_event_loop_is_loaded_only_when_one_runs(first_linux_vm: set[str]) -> None:
+    first_use = loaded_running("import uvm; uvm.UtilityVM, uvm.FakeBackend(), uvm.LCOWOptions()")
+    assert {"asyncio", "socket", "ssl", "subprocess", "trio"} & first_use == set()
+    assert "asyncio" in first_linux_vm
+
+
 def test_a_first_windows_vm_loads_nothing_that_it_does_not_need() -> None:
     loaded = loaded_running(WINDOWS)
     assert loaded >= WINDOWS_ONLY

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -18,7 +17,7 @@ from attrs import define, field
 
 from uvm._arguments import own
 from uvm._checks import suggested
-from uvm._home import trio_lowlevel
+from uvm._home import asyncio_loop, trio_lowlevel
 from uvm._repr import shown
 from uvm.errors import VMExitedError, VMStateError
 
@@ -60,7 +59,7 @@ class Line:
     async def wait(self) -> None:
         """Wait to be woken."""
         trio = trio_lowlevel()
-        waiter: _Waiter = asyncio.get_running_loop().create_future() if trio is None else _TrioWaiter(trio)
+        waiter: _Waiter = asyncio_loop().create_future() if trio is None else _TrioWaiter(trio)
         if self._waiters is None:
             self._waiters = {}
         self._waiters[waiter] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -82,7 +81,9 @@ def check_names(of: str, given: Iterable[str], names: Collection[str], others: I
 def similar(name: str, names: Sequence[str]) -> str:
     """Return the names that are like a wrong one; empty if none is."""
     words = [each for each in names if name in each.split("_")]
-    return " or ".join(difflib.get_close_matches(name, names, 2) or words[:2])
+    from difflib import get_close_matches
+
+    return " or ".join(get_close_matches(name, names, 2) or words[:2])
 
 
 def suggested(error: TypeError, function: Callable[..., object], given: Iterable[str]) -> TypeError:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from attrs import frozen
 
 from uvm._arguments import kind_of
 from uvm.errors import VMStateError
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Bound:
@@ -39,7 +41,10 @@ class Home:
         """Return the loop that runs now."""
         # The function of the event loop itself: anyio's costs ten times as much.
         trio = trio_lowlevel()
-        running = asyncio.get_running_loop if trio is None else trio.current_trio_token
+        if trio is None:
+            from asyncio import get_running_loop as running
+        else:
+            running = trio.current_trio_token
         return cls(threading.current_thread().name, running(), running)
 
     def is_here(self) -> bool:
@@ -61,6 +66,13 @@ class Home:
                 f"of the thread {threading.current_thread().name}; nothing was done. Call it "
                 "from its own loop, as anyio.from_thread.run and asyncio.run_coroutine_threadsafe do"
             )
+
+
+def asyncio_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop of asyncio that runs now; asyncio is loaded with the first, and never on trio."""
+    import asyncio
+
+    return asyncio.get_running_loop()
 
 
 def trio_lowlevel() -> Any:

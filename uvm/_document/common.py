@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from typing import Any
 
@@ -168,7 +167,9 @@ def add_consoles(vm_devices: devices.Devices, options: Options, host: HostInfo) 
 
 def launch_data(options: Options) -> str:
     """Return the SHA-256 of the security policy, which the hardware attests, in base64."""
-    digest = hashlib.sha256(decode_policy(options.security_policy)).digest()
+    from hashlib import sha256
+
+    digest = sha256(decode_policy(options.security_policy)).digest()
     return base64.b64encode(digest).decode("ascii")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -168,7 +167,9 @@ def host_process(wanted: Command, os: str) -> ProcessParameters:
         user=wanted.user or "",
     )
     if os == "windows":
-        parameters.command_line = subprocess.list2cmdline(wanted.args)
+        from subprocess import list2cmdline
+
+        parameters.command_line = list2cmdline(wanted.args)
         parameters.working_directory = wanted.cwd or WINDOWS_DIRECTORY
         refuse_twice("the environment", map(windows_upper, wanted.env or ()))
         # hcsshim sends no empty values: a Windows variable that is empty is not there.

@@ -20,7 +20,6 @@ held here.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import logging
 import warnings
@@ -32,12 +31,13 @@ import anyio
 from attrs import define, field
 
 from uvm._async import Flag, opens
-from uvm._home import trio_lowlevel
+from uvm._home import asyncio_loop, trio_lowlevel
 from uvm._vm.keywords import CreationSettings, check_settings
 from uvm._vm.vm import UtilityVM
 from uvm.errors import VMStateError, own
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator
 
     from uvm.backend import Backend
@@ -54,7 +54,7 @@ def spawn(function: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
     """Run a function, which raises nothing, in a task that the event loop cancels when it ends."""
     trio = trio_lowlevel()
     if trio is None:
-        task = asyncio.get_running_loop().create_task(function(), name=name)
+        task = asyncio_loop().create_task(function(), name=name)
         _held.add(task)
         task.add_done_callback(_held.discard)
     else:

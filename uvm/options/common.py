@@ -97,7 +97,7 @@ def _json_text(value: str | Mapping[str, Any] | None) -> str | None:
     return source
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False)
 class Options(Checked):
     r"""What Linux and Windows VMs have in common. Host paths are absolute, and may be `os.PathLike`.
 
