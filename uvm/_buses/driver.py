@@ -5,8 +5,9 @@ How it runs
 
 A :class:`Driver` runs one :class:`~uvm.devices.ledger.Ledger`. Callers never talk to the host themselves:
 they put an event into the ledger and wait. What the ledger decides is carried out by tasks in the VM's own
-task group, one per operation. So a caller may be cancelled at any await, and the VM still finishes or undoes
-what it began.
+task group (:func:`carry_out`). So a caller may be cancelled at any await, and the VM still finishes or undoes
+what it began. A task that has carried out an operation goes on with what follows of its end: an unmount with
+the detach, and an attach with the mount, of which the caller is woken once (:meth:`Hold.through`).
 
 What one caller has is a :class:`~uvm._buses.holds.Hold`; the driver grants it, and settles its release. What
 attaches the path or key of an orphan tries its removal again first (:meth:`Driver.clear`). The access that a

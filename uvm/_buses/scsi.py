@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
-from itertools import starmap
+from typing import TypeAlias
 
 from attrs import define, frozen
 
@@ -34,6 +35,8 @@ from uvm.devices.scsi import (
     shown_path,
 )
 from uvm.errors import OptionsError
+
+_MountEntry: TypeAlias = Entry[MountKey, str, MountPlace, bool]
 
 
 @define(eq=False, repr=False)
@@ -94,10 +97,14 @@ class ScsiBus(Bus):
     @property
     def disks(self) -> tuple[ScsiDisk, ...]:
         """The disks that are attached, without those that the VM was created with."""
-        return tuple(starmap(self._disk, self._disks.attached()))
+        mounts: defaultdict[ScsiSlot, list[_MountEntry]] = defaultdict(list)
+        for mount, _ in self._mounts.attached():
+            mounts[mount.key.slot].append(mount)
+        return tuple(self._disk(entry, path, mounts[entry.slot]) for entry, path in self._disks.attached())
 
-    def _disk(self, entry: Entry[DiskKey, str, ScsiSlot, str], path: str) -> ScsiDisk:
-        mounts = self._mounted(entry.slot)
+    def _disk(
+        self, entry: Entry[DiskKey, str, ScsiSlot, str], path: str, mounts: list[_MountEntry]
+    ) -> ScsiDisk:
         # A mount is one reference to its disk, whatever the number of leases of the mount.
         references = self._disks.references(entry) + sum(self._mounts.references(m) - 1 for m in mounts)
         return ScsiDisk(
@@ -110,7 +117,7 @@ class ScsiBus(Bus):
             not references and (self._disks.is_orphaned(entry) or any(map(self._mounts.is_orphaned, mounts))),
         )
 
-    def _mounted(self, slot: ScsiSlot) -> list[Entry[MountKey, str, MountPlace, bool]]:
+    def _mounted(self, slot: ScsiSlot) -> list[_MountEntry]:
         """Return the mounts of the disk at a slot."""
         return [mount for mount, _ in self._mounts.attached() if mount.key.slot == slot]
 

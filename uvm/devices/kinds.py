@@ -34,8 +34,8 @@ class FirstComeDevice(Device[K, M, S, M]):
         :param entry: the entry of the key, if any.
         :raises OptionsError: with ``refusal`` as its message.
         """
-        # An applied entry without tickets exists too, for instance if its removal was refused.
-        if entry is not None and any(o != member for o in (*entry.members(), entry.applied or member)):
+        # All that came before are the same; what is applied may have no tickets, such as an orphan.
+        if entry is not None and (entry.applied or next(entry.members(), member)) != member:
             raise OptionsError(refusal)
 
 
