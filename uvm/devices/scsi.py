@@ -148,7 +148,7 @@ class Attachments(FirstComeDevice[DiskKey, str, ScsiSlot]):
             return _detach(entry.slot, self._linux)
         key = entry.key
         attachment = Attachment(
-            type=key.type.value,
+            type=key.type,
             path=operation.value,
             read_only=key.read_only,
             extensible_virtual_disk_type=key.evd_type,
