@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import uvm
 import uvm.backends.fake
 import uvm.schema
+from tests.schema.models import models
 from tests.test_surface import SURFACE
 from uvm.backends.fake import FakeFiles
 from uvm.schema.json import Model
@@ -82,6 +83,8 @@ VALUES = [cls for cls in dict.fromkeys(_public_classes()) if _is_value(cls)]
 
 def _made(cls: Any) -> st.SearchStrategy[Any]:
     """Make values of a class, from all that has no default."""
+    if issubclass(cls, Model):
+        return models(cls)
     if not attrs.has(cls):
         return st.builds(cls)
     hints = get_type_hints(cls, include_extras=False)

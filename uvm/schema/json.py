@@ -30,7 +30,7 @@ from typing import (
 )
 
 import msgspec
-from msgspec.structs import fields, replace
+from msgspec.structs import FieldInfo, fields, replace
 
 from uvm._arguments import kind_of
 from uvm._repr import brief
@@ -87,6 +87,12 @@ class Model(msgspec.Struct, metaclass=_ModelType, omit_defaults=True, rename=_js
 # What the types of a class's fields say: a model, a scalar or anything; a list or dict of it; or None.
 
 
+@cache
+def _fields(cls: type[Model]) -> tuple[FieldInfo, ...]:
+    # Each time that they are asked for, the types are read from their text.
+    return fields(cls)
+
+
 def _parts(kind: Any) -> Iterator[Any]:
     yield kind
     for part in get_args(kind):
@@ -99,7 +105,7 @@ def _model_in(kind: Any) -> Any:
 
 @cache
 def _secrets(cls: type[Model]) -> frozenset[str]:
-    return frozenset(each.name for each in fields(cls) if _SECRET in _parts(each.type))
+    return frozenset(each.name for each in _fields(cls) if _SECRET in _parts(each.type))
 
 
 @cache
@@ -107,7 +113,7 @@ def _free(cls: type[Model]) -> tuple[tuple[str, str], ...]:
     """Return the fields of free form, and those of models that have such: their names, here and in JSON."""
     return tuple(
         (each.name, each.encode_name)
-        for each in fields(cls)
+        for each in _fields(cls)
         if Any in _parts(each.type) or ((model := _model_in(each.type)) and _free(model))
     )
 
@@ -122,7 +128,7 @@ class _Object(NamedTuple):
 @cache
 def _object(cls: type[Model]) -> _Object:
     models: dict[str, tuple[type[Model], type | None]] = {}
-    for each in fields(cls):
+    for each in _fields(cls):
         if model := _model_in(each.type):
             holders = {get_origin(part) for part in _parts(each.type)}
             models[each.encode_name] = model, list if list in holders else dict if dict in holders else None
@@ -177,8 +183,6 @@ _Place: TypeAlias = "type | tuple[_Place, str | int]"
 def _check(value: Any, place: _Place, writable: set[type] = _WRITABLE) -> None:
     """Refuse what JSON cannot represent: msgspec writes most of it, in some form."""
     kind: Any = type(value)
-    if kind in writable:
-        return
     if type(kind) is _ModelType:
         if not (free := _free(kind)):
             _WRITABLE.add(kind)
@@ -186,12 +190,9 @@ def _check(value: Any, place: _Place, writable: set[type] = _WRITABLE) -> None:
             if type(each := getattr(value, name)) not in writable:
                 _check(each, (place, json_name), writable)
     elif isinstance(value, dict):
-        try:
-            # All keys at once: nothing else can be joined.
-            "".join(value)
-        except TypeError:
-            raise SchemaError(f"{_path(place)} has a key that is no string") from None
         for key, each in value.items():
+            if type(key) is not str and not isinstance(key, str):
+                raise SchemaError(f"{_path(place)} has a key that is no string")
             if type(each) not in writable:
                 _check(each, (place, key), writable)
     elif isinstance(value, list | tuple):
