@@ -19,7 +19,7 @@ SURFACE = {
     "uvm": """
         UtilityVM VMState Pool start_vm LCOWOptions WCOWOptions from_hcsshim open_backend FakeBackend
         BlockCIMBootFiles HvSocketService PCIDevice RegistryValue VmbFSBootFiles CreationPlan
-        GuestTimeouts OutputHandler VMMemory VMStatistics Quarantined
+        GuestTimeouts NetworkSetup OutputHandler VMMemory VMStatistics Quarantined
         DiskType Mount LCOWLayer WCOWLayer RootFileSystem
         Lease LeaseState Orphan StuckDevice UnrevokedAccess VMDevices
         AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease
@@ -61,13 +61,13 @@ SURFACE = {
     "uvm.schema": """
         common container devices gcs guest json network process properties requests secrets system
     """,
-    "uvm.testing": "backends conformance replay",
+    "uvm.testing": "backends conformance ncproxy replay",
 }
 #: What may be done with a VM.
 VM = """
     create id runtime_id os options host plan state exit_status capabilities features guest
     start wait settled shutdown terminate pause resume crash save detach close
-    scsi vpmem vsmb plan9 vpci pipes network layers share shared mount_layers
+    scsi vpmem vsmb plan9 vpci pipes network network_setup layers share shared mount_layers
     devices ledgers quarantined orphans
     run open_process create_container
     stats properties assigned_memory_bytes update_memory update_cpu_limits update_container_memory_limits

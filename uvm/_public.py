@@ -29,6 +29,7 @@ from uvm._vm.attached import VMDevices as VMDevices
 from uvm._vm.layers import LCOWLayer as LCOWLayer
 from uvm._vm.layers import RootFileSystem as RootFileSystem
 from uvm._vm.layers import WCOWLayer as WCOWLayer
+from uvm._vm.networksetup import NetworkSetup as NetworkSetup
 from uvm._vm.pool import Pool as Pool
 from uvm._vm.statistics import VMMemory as VMMemory
 from uvm._vm.statistics import VMStatistics as VMStatistics

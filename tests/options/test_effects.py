@@ -141,7 +141,7 @@ REFUSED = {
 }
 #: Options that are read when the VM lives: what they decide has tests where it is done.
 READ_LATER = {
-    "network_config_proxy": "creation refuses it",
+    "network_config_proxy": "the network's set-up",
     "no_writable_file_shares": "shares",
     "revoke_released_files": "shares of a Windows guest",
     "no_direct_map": "shares of a Windows guest",

@@ -151,7 +151,7 @@ async def test_an_empty_directory_that_was_made_is_told_as_left() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"network_config_proxy": r"\\.\pipe\proxy"}, "network_config_proxy.*missing"),
+        ({"network_config_proxy": r"C:\proxy"}, "network_config_proxy.*is not a named pipe"),
         ({"use_guest_state_file": True}, "use_guest_state_file: no effect without guest_state_file"),
         ({"dump_directory": r"C:\shared"}, "dump_directory: no effect on a Linux guest"),
         ({"extra_vsock_ports": [5]}, "extra_vsock_ports: no effect"),

@@ -20,9 +20,9 @@ from uvm._buses.link import Link
 from uvm._document import files_to_stat, plan_creation
 from uvm._document.boot import boot_directory
 from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
-from uvm._names import host_path_key
+from uvm._names import host_path, host_path_key, pipe_path
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
-from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError, is_refusal
+from uvm.errors import HostError, HostPathError, OptionsError, is_refusal
 from uvm.hresult import HResult
 from uvm.options import LCOWOptions, Options
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY, ConfidentialOptions
@@ -192,15 +192,27 @@ async def build_plan(options: LCOWOptions | WCOWOptions, backend: Backend, host:
         raise OptionsError(f"options are LCOWOptions or WCOWOptions, not {given!r}")
     options.check_effects()
     if options.network_config_proxy:
-        raise NotSupportedError(
-            f"network_config_proxy: {options.network_config_proxy!r} cannot be asked for adapters:"
-            " the client of network configuration proxies is missing; attach adapters with vm.network"
-        )
+        _check_proxy(options.network_config_proxy, host)
     files = {path: await backend.files.stat(path) for path in files_to_stat(options, host)}
     system_id = options.id or backend.new_id()
     plan = plan_creation(options, host, files, id=system_id, new_id=backend.new_id)
     await _refuse_copies_over_sources(plan, backend, host)
     return plan
+
+
+def _check_proxy(path: str, host: HostInfo) -> None:
+    """Refuse a network configuration proxy that cannot be asked.
+
+    :raises OptionsError: it is at no pipe.
+    :raises NotSupportedError: what it is asked with is not installed.
+    """
+    from uvm._ttrpc.protobuf import runtime
+
+    if host.paths == "windows":
+        pipe_path(path, "network_config_proxy")
+    else:
+        host_path(path, "posix", "network_config_proxy")
+    runtime("message")
 
 
 async def _refuse_copies_over_sources(plan: CreationPlan, backend: Backend, host: HostInfo) -> None:

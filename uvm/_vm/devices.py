@@ -12,6 +12,7 @@ from uvm._buses.driver import Driver
 from uvm._buses.holds import Hold
 from uvm._buses.lease import Orphan
 from uvm._buses.link import StuckDevice
+from uvm._checks import checked, seconds, text
 from uvm._names import HostPath, guest_path_key
 from uvm._vm.base import Part
 from uvm.devices.base import LedgerState, Quarantined
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from uvm._buses.vpmem import VPMemBus
     from uvm._buses.vsmb import VSMBBus
     from uvm._vm.attached import VMDevices
+    from uvm._vm.networksetup import NetworkSetup
+
+#: As long as the proxy of hcsshim waits for the service that it asks (``cmd/ncproxy/ncproxy.go``).
+PROXY_SECONDS = 300.0
 
 
 class Devices(Part):
@@ -95,6 +100,34 @@ class Devices(Part):
         from uvm._buses.network import NetworkBus
 
         return NetworkBus(self._context)
+
+    def network_setup(
+        self, container_id: str = "", *, agent_address: str = "", timeout_seconds: float = PROXY_SECONDS
+    ) -> NetworkSetup:
+        r"""Return what sets up the network of the VM, which has to run.
+
+        With the option ``network_config_proxy`` that is the proxy. It is asked over ttrpc, and calls back a
+        compute agent, which is served from the set-up to the tear-down, and until the VM exits at most. The
+        arguments are for the proxy alone. Without the option, each endpoint of a namespace gets an adapter.
+
+        :param container_id: the id under which the proxy knows the VM; by default the VM's own. The agent
+            refuses calls for others.
+        :param agent_address: the pipe at which the agent is served; by default
+            ``\\.\pipe\computeagent-<container_id>``, and ``/run/computeagent-<container_id>.sock`` on POSIX
+            hosts.
+        :param timeout_seconds: how long the proxy may take for each call, and each call of the proxy.
+        :raises OptionsError: an argument is of the wrong kind, or the address is no pipe.
+        """
+        from uvm._vm.networksetup import InternalNetworkSetup, external_network_setup
+
+        checked(container_id, text, "container_id")
+        checked(agent_address, text, "agent_address")
+        checked(timeout_seconds, seconds, "timeout_seconds")
+        self._link.check_running()
+        if not self._context.options.network_config_proxy:
+            return InternalNetworkSetup(self.network)
+        buses = self._context, self.network, self.vpci
+        return external_network_setup(*buses, container_id or self.id, agent_address, timeout_seconds)
 
     def share(self, path: HostPath, guest_path: HostPath, *, read_only: bool = False) -> Opening[SharedLease]:
         """Show a directory, or a single file, of the host in the guest. Await it, or enter it.

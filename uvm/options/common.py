@@ -119,8 +119,8 @@ class Options(Checked):
     :ivar disable_compartment_namespace: let a Windows container see the other network compartments.
     :ivar cpu_group_id: the CPU group to start in (build 19043 and newer).
     :ivar resource_partition_id: the resource partition to start in; not together with a CPU group.
-    :ivar network_config_proxy: the pipe of a network configuration proxy that supplies the adapters. Creating
-        a VM with it raises NotSupportedError so far.
+    :ivar network_config_proxy: the pipe of a network configuration proxy, which supplies the adapters: see
+        :meth:`uvm.UtilityVM.network_setup`. Needs the extra ``utilityvm[ncproxy]``.
     :ivar process_dump_location: the guest's directory for dumps of processes.
     :ivar no_writable_file_shares: deny writable SMB and Plan9 shares.
     :ivar scsi_controllers: SCSI controllers, of 64 disks each; 0: none.

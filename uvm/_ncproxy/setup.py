@@ -1,0 +1,325 @@
+"""The network of a VM, set up by a network configuration proxy.
+
+How it works
+------------
+
+::
+
+    setup                                        teardown
+      put the VM into the namespace                ask the proxy to tear down; it calls the agent
+      serve the compute agent                      unregister the agent
+      register the agent with the proxy            stop serving
+      ask the proxy to set up; it calls the agent  remove what the agent added, and the namespace
+
+A step of the set-up that fails rolls back those before it; a tear-down that fails goes on, when it is asked
+for again, with the step that failed. Tasks of the VM do both, and serve the agent, until the VM exits.
+
+Source: hcsshim ``internal/uvm/network.go`` (``externalNetworkSetup``), which rolls nothing back, serves for
+ever, and leaves the VM in the namespace.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+
+import anyio
+from attrs import define, field
+
+from uvm._async import Flag
+from uvm._buses.context import Context
+from uvm._buses.link import Link
+from uvm._buses.network import NamespaceLease, NetworkBus
+from uvm._buses.vpci import VPCIBus
+from uvm._names import guid_key
+from uvm._ncproxy.agent import ComputeAgent
+from uvm._ncproxy.messages import RequestType
+from uvm._ncproxy.proxy import NetworkConfigProxy
+from uvm._ttrpc.server import serve
+from uvm.backend import Listener
+from uvm.errors import (
+    NotAttachedError,
+    NotSupportedError,
+    OptionsError,
+    RefusedError,
+    RPCError,
+    UVMError,
+    VMExitedError,
+)
+from uvm.schema.devices import IovSettings, NetworkAdapter
+from uvm.schema.guest import RESOURCE_NETWORK, LCOWNetworkAdapter
+from uvm.schema.json import to_json
+from uvm.schema.requests import ADD, REMOVE, UPDATE, ModificationRequest, ModifySettingRequest, VirtualAdapter
+
+_log = logging.getLogger("uvm")
+
+
+@define(eq=False)
+class VMOfAgent:
+    """A VM as its agent sees it (:class:`~uvm._ncproxy.agent.AgentVM`). It notes what stays when it ends.
+
+    Adapters of endpoints stay with their namespace; those in the guest alone, and devices, are noted here.
+    """
+
+    _context: Context
+    _network: NetworkBus
+    _vpci: VPCIBus
+    _devices: list[tuple[str, int]] = field(factory=list, init=False)
+    _guest_adapters: dict[str, str] = field(factory=dict, init=False)
+
+    @property
+    def _link(self) -> Link:
+        return self._context.link
+
+    async def add_adapter(self, endpoint: str, nic_id: str) -> None:
+        """Add an adapter for an endpoint, in the namespace of the endpoint."""
+        document = await self._context.backend.network.endpoint(endpoint)
+        namespace_id = str(document.get("HostComputeNamespace", ""))
+        await self._network.add_endpoint(namespace_id, document, nic_id=nic_id)
+
+    async def update_adapter(self, endpoint: str, nic_id: str, iov: IovSettings) -> None:
+        """Change the SR-IOV settings of an adapter, on the host."""
+        document = await self._context.backend.network.endpoint(endpoint)
+        settings = NetworkAdapter(
+            endpoint_id=str(document.get("ID", "")),
+            mac_address=str(document.get("MacAddress", "")),
+            iov_settings=iov,
+        )
+        path = VirtualAdapter(nic_id).path
+        request = ModifySettingRequest(resource_path=path, request_type=UPDATE, settings=settings)
+        await self._link.carry_out(partial(self._link.modify, to_json(request)))
+
+    async def remove_adapter(self, endpoint: str) -> None:
+        """Remove the adapter of an endpoint."""
+        document = await self._context.backend.network.endpoint(endpoint)
+        namespace_id = str(document.get("HostComputeNamespace", ""))
+        await self._network.remove_endpoint(namespace_id, str(document.get("ID", "")))
+
+    async def add_guest_adapter(self, adapter: LCOWNetworkAdapter) -> None:
+        """Add an adapter in the guest alone."""
+        self._context.need_guest("adapters in the guest alone", "linux")
+        if not self._link.capabilities().get("NamespaceAddRequestSupported"):
+            raise NotSupportedError(f"{self._context.vm_id}: the guest supports no network namespaces")
+        self._guest_adapters[adapter.id] = adapter.namespace_id
+        try:
+            await self._change_guest(ADD, adapter)
+        except RefusedError:
+            del self._guest_adapters[adapter.id]
+            raise
+
+    async def remove_guest_adapter(self, namespace_id: str, nic_id: str) -> None:
+        """Remove an adapter from the guest alone. hcsshim does not name the namespace, so that it stays."""
+        namespace_id = self._guest_adapters.get(nic_id, namespace_id)
+        await self._change_guest(REMOVE, LCOWNetworkAdapter(namespace_id=namespace_id, id=nic_id))
+        self._guest_adapters.pop(nic_id, None)
+
+    async def assign_device(self, instance_path: str, function: int, vmbus_guid: str) -> str:
+        """Assign a PCI device; return its GUID on the VM's VMBus."""
+        lease = await self._vpci.assign(instance_path, function, vmbus_guid=vmbus_guid)
+        self._devices.append((instance_path, function))
+        return lease.vmbus_guid
+
+    async def remove_device(self, instance_path: str, function: int) -> None:
+        """Remove an assigned PCI device."""
+        await self._vpci.remove(instance_path, function)
+        if (instance_path, function) in self._devices:
+            self._devices.remove((instance_path, function))
+
+    async def remove_all(self) -> None:
+        """Remove what is noted; what is removed is noted no more."""
+        for nic_id, namespace_id in reversed(list(self._guest_adapters.items())):
+            await self.remove_guest_adapter(namespace_id, nic_id)
+        for device in reversed(list(self._devices)):
+            await self.remove_device(*device)
+
+    async def _change_guest(self, request_type: str, adapter: LCOWNetworkAdapter) -> None:
+        request = ModificationRequest(
+            request_type=request_type, resource_type=RESOURCE_NETWORK, settings=adapter
+        )
+        await self._link.carry_out(partial(self._link.modify_guest, to_json(request)))
+
+
+@define(eq=False)
+class _SetUp:
+    """What there is of a set-up, and has to be torn down.
+
+    :ivar configured: the proxy may have been asked to set up.
+    :ivar registered: the agent may be registered with the proxy.
+    :ivar serving: ends the service of the agent.
+    :ivar served: that has ended; None before it begins.
+    """
+
+    vm: VMOfAgent
+    namespace: NamespaceLease | None = None
+    configured: bool = False
+    registered: bool = False
+    serving: anyio.CancelScope = field(factory=anyio.CancelScope)
+    served: Flag | None = None
+
+    @property
+    def namespace_id(self) -> str:
+        """The namespace; empty before the VM is in it."""
+        return "" if self.namespace is None else self.namespace.id
+
+    async def remove(self) -> None:
+        """Stop serving, and remove what the agent added and the namespace; again, what is left of it.
+
+        A VM that has exited has none of it.
+        """
+        self.serving.cancel()
+        if self.served is not None:
+            await self.served.wait()
+        with suppress(VMExitedError):
+            await self.vm.remove_all()
+            if self.namespace is not None and not self.namespace.released:
+                await self.namespace.release()
+
+
+@define(eq=False)
+class ExternalNetworkSetup:
+    """Has a network configuration proxy set up the network of a VM, one namespace at a time.
+
+    :ivar proxy: the proxy.
+    :ivar agent_address: the pipe at which the compute agent of the VM is served meanwhile.
+    :ivar container_id: the id under which the proxy knows the VM.
+    """
+
+    proxy: NetworkConfigProxy
+    agent_address: str
+    container_id: str
+    _context: Context
+    _network: NetworkBus
+    _vpci: VPCIBus
+    _up: _SetUp | None = field(default=None, init=False)
+    _turn: anyio.Lock = field(factory=anyio.Lock, init=False)
+
+    @property
+    def _link(self) -> Link:
+        return self._context.link
+
+    async def setup(self, namespace_id: str) -> None:
+        """Put the VM into a namespace, and have the proxy add its adapters.
+
+        If that fails, or the caller is cancelled, all of it is rolled back.
+
+        :raises OptionsError: a namespace is set up already, or the VM is in this one.
+        :raises RPCError: the proxy refused, or was not reached.
+        :raises UnknownOutcomeError: the proxy did not answer.
+        :raises HostError: there is no such namespace, or the address of the agent is in use.
+        """
+        guid_key(namespace_id)
+        self._link.check_running()
+        up, leaving = _SetUp(VMOfAgent(self._context, self._network, self._vpci)), anyio.CancelScope()
+        made = partial(self._set_up, namespace_id, up, leaving)
+        try:
+            await self._link.carry_out(made, lambda _: self._abandon(up))
+        except BaseException as failure:
+            leaving.cancel()
+            if isinstance(failure, VMExitedError):
+                # The tasks of the VM have ended.
+                await self._roll_back(failure, self._unregistering(up))
+            raise
+
+    async def teardown(self, namespace_id: str) -> None:
+        """Have the proxy remove the adapters, and take the VM out of the namespace.
+
+        A caller who is cancelled leaves at once, and it goes on. If it fails, it may be asked for again. Once
+        the VM has exited, only the proxy is asked.
+
+        :raises NotAttachedError: the namespace is not set up.
+        :raises RPCError: the proxy refused, or was not reached.
+        :raises UnknownOutcomeError: the proxy did not answer.
+        """
+        self._link.check_here()
+        if self._up is None or guid_key(self._up.namespace_id) != guid_key(namespace_id):
+            raise NotAttachedError(f"{self._context.vm_id}: the network {namespace_id} is not set up")
+        try:
+            await self._link.carry_out(partial(self._tear_down, self._up))
+        except VMExitedError:
+            await self._tear_down(self._up)
+
+    async def _set_up(self, namespace_id: str, up: _SetUp, leaving: anyio.CancelScope) -> None:
+        async with self._turn:
+            if self._up is not None:
+                raise OptionsError(
+                    f"{self._context.vm_id}: the network {self._up.namespace_id} is set up, and stays so;"
+                    " tear it down first"
+                )
+            try:
+                with leaving:
+                    await self._carry_through(namespace_id, up)
+                    return
+                raise UVMError(f"{self._context.vm_id}: the set-up of {namespace_id} was cancelled")
+            except Exception as failure:
+                await self._roll_back(failure, [*self._unregistering(up), up.remove])
+                raise
+
+    async def _carry_through(self, namespace_id: str, up: _SetUp) -> None:
+        up.namespace = await self._network.add_namespace(namespace_id)
+        await self._start_serving(up)
+        await self._ask_proxy(up)
+        self._up = up
+
+    async def _start_serving(self, up: _SetUp) -> None:
+        listener = await self._context.backend.pipes.listen(self.agent_address)
+        assert self._link.tasks is not None
+        up.served = Flag()
+        self._link.tasks.start_soon(self._serve, listener, up, up.served)
+
+    async def _serve(self, listener: Listener, up: _SetUp, served: Flag) -> None:
+        """Serve the agent until that is ended, or the VM exits."""
+        agent, name = ComputeAgent(self.container_id, up.vm), f"the compute agent of {self._context.vm_id}"
+        try:
+            with up.serving:
+                await serve(listener, agent.services, name=name, call_seconds=self.proxy.timeout_seconds)
+        except Exception as error:
+            _log.error("%s is served no more: %r", name, error)
+        finally:
+            served.set()
+
+    async def _ask_proxy(self, up: _SetUp) -> None:
+        up.registered = True
+        try:
+            await self.proxy.register(self.agent_address, self.container_id)
+        except RPCError:
+            up.registered = False
+            raise
+        up.configured = True
+        await self.proxy.configure(self.container_id, RequestType.SETUP)
+
+    def _unregistering(self, up: _SetUp) -> list[Callable[[], Awaitable[None]]]:
+        """Return the call that unregisters the agent, if it may be registered."""
+        return [partial(self.proxy.unregister, self.container_id)] if up.registered else []
+
+    async def _roll_back(self, failure: BaseException, calls: list[Callable[[], Awaitable[None]]]) -> None:
+        for call in calls:
+            try:
+                await call()
+            except Exception as error:
+                failure.add_note(f"and rolling the set-up of the network back failed: {error}")
+
+    def _abandon(self, up: _SetUp) -> None:
+        """Tear down what was set up just as its caller was cancelled."""
+        if self._link.tasks is not None and not self._link.exited.is_set():
+            self._link.work.start_soon(self._link.tasks, partial(self._tear_down_quietly, up))
+
+    async def _tear_down_quietly(self, up: _SetUp) -> None:
+        try:
+            await self._tear_down(up)
+        except Exception as error:
+            _log.warning("%s: tearing its network down: %s", self._context.vm_id, error)
+
+    async def _tear_down(self, up: _SetUp) -> None:
+        async with self._turn:
+            if up is not self._up:
+                return
+            if up.configured:
+                await self.proxy.configure(self.container_id, RequestType.TEARDOWN)
+                up.configured = False
+            if up.registered:
+                await self.proxy.unregister(self.container_id)
+                up.registered = False
+            await up.remove()
+            self._up = None
