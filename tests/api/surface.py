@@ -6,10 +6,13 @@ import inspect
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from importlib import import_module
+from pkgutil import iter_modules
 from types import FunctionType
 from typing import Any, get_type_hints
 
 import uvm
+import uvm._buses
 
 __all__ = ["awaited", "calls", "defining", "protocols"]
 
@@ -57,8 +60,11 @@ def defining(cls: type | None, name: str) -> Iterator[str]:
 def _classes() -> list[type]:
     """Return the classes that a user gets objects of."""
     public = [each for name in _names() if isinstance(each := getattr(uvm, name), type)]
+    # The buses are loaded where they are first used.
+    modules = [import_module(each.name) for each in iter_modules(uvm._buses.__path__, "uvm._buses.")]
+    loaded = {name: value for module in modules for name, value in vars(module).items()}
     buses = [
-        get_type_hints(member.func)["return"]
+        get_type_hints(member.func, localns=loaded)["return"]
         for cls in uvm.UtilityVM.__mro__
         for name, member in vars(cls).items()
         if isinstance(member, cached_property) and not name.startswith("_")
