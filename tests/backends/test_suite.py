@@ -181,7 +181,7 @@ async def test_a_process_that_is_killed_by_any_signal_is_found(monkeypatch: pyte
 
 
 async def test_a_fault_that_fails_names_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeHost, "refuse", lambda self, code, *, nth: None)
+    monkeypatch.setattr(FakeHost, "refuse", lambda self, code, *, operation, nth: None)
     with pytest.raises(AssertionError, match="the refusal was reported") as caught:
         await play("any_call_of_a_linux_vm_fails_at_once")
     assert caught.value.__notes__ == [

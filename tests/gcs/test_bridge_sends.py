@@ -53,6 +53,15 @@ async def until_connected(bridge: Bridge) -> None:
     await settle()
 
 
+async def test_what_few_ask_is_sent_in_the_turn_in_which_they_ask_it() -> None:
+    guest = eager_guest()
+    async with serving(guest) as bridge:
+        await until_connected(bridge)
+        for _ in range(2):
+            bridge.submit(MODIFY, GUEST, operation="modify")
+        assert len(guest.read()) == 2
+
+
 async def test_a_request_is_sent_before_the_caller_waits_where_no_answer_is_due() -> None:
     guest = eager_guest()
     async with serving(guest) as bridge:
@@ -71,11 +80,12 @@ async def test_what_many_ask_at_once_goes_out_together() -> None:
         await until_connected(bridge)
         for _ in range(64):
             bridge.submit(MODIFY, GUEST, operation="modify")
-        assert len(guest.read()) == 1
+        by_themselves = len(guest.read())
+        assert by_themselves == len(taken_by(bridge)) < 10
         await settle()
-        # The writer sent the others: none went out by itself.
-        assert len(taken_by(bridge)) == 1
-        assert len(guest.read()) == 63
+        # The writer sent the others: none of them went out by itself.
+        assert len(taken_by(bridge)) == by_themselves
+        assert len(guest.read()) == 64 - by_themselves
 
 
 async def test_a_call_without_a_limit_keeps_none_from_being_sent_at_once() -> None:
@@ -251,7 +261,7 @@ class Story:
 
     def _ask(self, procedure: Procedure, limit: float | None, number: int) -> None:
         name = f"call {len(self.calls)}"
-        body = {"Token": name, "Text": "x" * (7 * number)}
+        body = {"Token": name, "Text": "x" * (3 * number)}
         submit = partial(self.bridge.submit, procedure, body, operation=name)
         self.calls.append(submit(timeout_seconds=limit, then=self._note))
 
@@ -305,18 +315,16 @@ async def tell(steps: list[tuple[str, int]], guests: list[ScriptedGuest]) -> lis
                 story.take(*step)
                 await settle()
             # The guest reads what is left.
-            for _ in range(1_000):
+            while guest.stream.incoming.data:
                 story.take("read", 40)
                 await settle()
-                if not guest.stream.incoming.data:
-                    break
             stories.append(story)
             tasks.cancel_scope.cancel()
     return stories
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@given(steps=SCRIPTS, capacity=st.sampled_from([1, 30, 100, 1000, 65536]))
+@given(steps=SCRIPTS, capacity=st.sampled_from([30, 100, 1000, 65536]))
 def test_the_bytes_on_the_stream_are_those_that_the_writer_alone_would_send(
     backend: str, steps: list[tuple[str, int]], capacity: int
 ) -> None:

@@ -24,7 +24,7 @@ all this means for each call, :mod:`uvm._gcs.calls` says.
 
 While a stream is served, the caller of ``run`` reads and watches the deadlines, and a task does the greeting.
 Another writes, as long as there is something to write: no cancelled caller leaves half a message behind, and
-what many ask at once goes out together. Where no answer is due and the stream is an
+what many ask at once goes out together. Where few answers are due and the stream is an
 :class:`~uvm.backend.EagerByteStream`, a request goes out as it is submitted, and the writer begins with what
 the stream did not take. An idle bridge has no task but its owner's. A call costs no cancel scope, and its
 time counts from when it is sent: the limit is on the guest, not on our queue.
@@ -69,6 +69,8 @@ R = TypeVar("R", bound=ResponseBase)
 _log = logging.getLogger("uvm.gcs")
 
 _CHUNK_BYTES: Final = 65536
+#: While fewer answers are due, a request is sent by itself, which costs less than a task.
+_FEW: Final = 8
 #: How many answers a guest may owe to calls that have ended.
 _MAX_UNWANTED: Final = 65536
 #: What is asked also of a guest that owes more.
@@ -393,7 +395,7 @@ class Bridge:
         if self._writing or self._ended:
             return
         # What many ask at once goes out together.
-        if self._send_nowait is None or self.calls.due:
+        if self._send_nowait is None or self.calls.due >= _FEW:
             self._start_writer()
         elif unsent := self._send_at_once(self._send_nowait):
             self._start_writer(unsent)

@@ -199,9 +199,9 @@ class Calls:
         return len(self.host.open) - len(self._open)
 
     @property
-    def due(self) -> bool:
-        """Whether any answer is due."""
-        return bool(self._due)
+    def due(self) -> int:
+        """How many answers are due."""
+        return len(self._due)
 
     @property
     def next_deadline(self) -> float:

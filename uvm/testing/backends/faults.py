@@ -6,6 +6,7 @@ VM is closed, the failures were reported, the ledgers and the host agree, and no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -33,7 +34,12 @@ _TRIED_AGAIN = "revoke"
 
 @define
 class DisturbedRun:
-    """A run that is disturbed at one of its calls."""
+    """A run that is disturbed at one of its calls.
+
+    :ivar call: the call as it was in the run without faults.
+    :ivar nth: which of the calls of its operation it is, from 1: those of different operations that run at
+        once may reach the host in another order.
+    """
 
     lifecycle: Lifecycle
     call: HostCall
@@ -56,7 +62,7 @@ class DisturbedRun:
         :param hangs: ending the VM, or undoing its creation, waits for the call.
         """
         self.lifecycle.hangs = hangs
-        held = self.rig.host.hold(nth=self.nth)
+        held = self.rig.host.hold(operation=self.call.operation, nth=self.nth)
 
         async def end(failure: BaseException | None) -> BaseException | None:
             if failure is not None:
@@ -81,7 +87,8 @@ Fault = Callable[[DisturbedRun], Awaitable[None]]
 
 async def fails_at_once(run: DisturbedRun) -> None:
     """Have the function itself refuse the call."""
-    run.rig.host.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, nth=run.nth)
+    refused = run.call.operation
+    run.rig.host.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, operation=refused, nth=run.nth)
     await run.lifecycle.run()
     _refusal_was_reported(run)
 
@@ -115,7 +122,7 @@ async def loses_its_answer(run: DisturbedRun, *, applied: bool) -> None:
 
 async def completes_twice(run: DisturbedRun) -> None:
     """Complete the call twice."""
-    run.rig.host.answer_twice(nth=run.nth)
+    run.rig.host.answer_twice(operation=run.call.operation, nth=run.nth)
     await run.lifecycle.run()
     equal(run.errors, [], "what failed")
 
@@ -173,11 +180,14 @@ FAULTS: dict[str, tuple[Fault, *tuple[Control, ...]]] = {
 
 async def _disturb_each_call(rig: Rig, *, kind: Kind, fault: Fault) -> None:
     resources = Resources(rig.host)
-    for nth, call in enumerate(await _calls_of(rig, kind, resources), 1):
+    seen: Counter[str] = Counter()
+    for number, call in enumerate(await _calls_of(rig, kind, resources), 1):
+        seen[call.operation] += 1
+        run = DisturbedRun(Lifecycle(rig, kind, resources), call, seen[call.operation])
         try:
-            await _disturb(rig, DisturbedRun(Lifecycle(rig, kind, resources), call, nth), fault)
+            await _disturb(rig, run, fault)
         except BaseException as error:
-            error.add_note(f"in the run of a {kind}, the fault was at its call {nth}: {call}")
+            error.add_note(f"in the run of a {kind}, the fault was at its call {number}: {call}")
             raise
 
 
