@@ -63,7 +63,7 @@ async def play(look: Look, os: str, **options: Any) -> None:
     made = support.OPTIONS[os](**options)
     held: dict[str, Any] = {"backend": backend, "options": made, **rules_of(backend)}
     async with uvm.UtilityVM.create(made, backend=backend) as vm:
-        held["vm"] = vm
+        held |= {"vm": vm, "group": await uvm.create_cpu_group(backend, [0])}
         look(**held)
         await vm.start()
         held |= await (_linux(vm) if os == "linux" else _windows(vm))

@@ -25,7 +25,7 @@ SURFACE = {
         AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease
         SharedLease VPCILease VPMemLease VSMBLease
         AttachedAdapter CombinedRoot MappedPipe Plan9Share ScsiDisk SharedPath VPCIDevice VPMemLayer VSMBShare
-        connect_unix listen_unix
+        CPUGroup connect_unix cpu_groups create_cpu_group delete_cpu_group listen_unix
         GuestConnection GuestFeatures Container ContainerExit Process ProcessInput ProcessOutput
         CompletedProcess
         Backend ByteStream Concurrency FileInfo Guest HostFiles HostInfo HostNetwork HostPipes HostProcess
@@ -112,7 +112,8 @@ HELD = {
     """,
     "FakeBackend": """
         access clock create enumerate faults files grant_access host hosted_systems info leftovers
-        misbehaviour name network new_id open pipes programs request_log revoke_access service_properties vms
+        misbehaviour modify_service name network new_id open pipes programs request_log revoke_access
+        service_properties vms
     """,
     "FakeSystem": """
         close crash create_process id listen modify open_process pause properties resume runtime_id save

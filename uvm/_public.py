@@ -26,6 +26,10 @@ from uvm._gcs.unix import connect_unix as connect_unix
 from uvm._gcs.unix import listen_unix as listen_unix
 from uvm._vm.attached import UnrevokedAccess as UnrevokedAccess
 from uvm._vm.attached import VMDevices as VMDevices
+from uvm._vm.cpugroups import CPUGroup as CPUGroup
+from uvm._vm.cpugroups import cpu_groups as cpu_groups
+from uvm._vm.cpugroups import create_cpu_group as create_cpu_group
+from uvm._vm.cpugroups import delete_cpu_group as delete_cpu_group
 from uvm._vm.layers import LCOWLayer as LCOWLayer
 from uvm._vm.layers import RootFileSystem as RootFileSystem
 from uvm._vm.layers import WCOWLayer as WCOWLayer

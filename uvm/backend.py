@@ -411,6 +411,12 @@ class Backend(Protocol):
         :raises HostError: HCS_E_INVALID_JSON for a type that is not known.
         """
 
+    async def modify_service(self, request: JSON) -> None:
+        """Change the compute service itself, such as its CPU groups (HCS's ``ModificationRequest``).
+
+        :raises HostError: HCS_E_INVALID_JSON for a type that is not known.
+        """
+
     async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
         """Grant a VM (its id), or :data:`VM_GROUP`, access to a path."""
 

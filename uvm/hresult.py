@@ -1,7 +1,8 @@
 """HRESULTs of HCS, HCN, Windows and guests, by their names in ``winerror.h``.
 
 The facility names the service that answers: ``0x8037xxxx`` is HCS, ``0xC037xxxx`` a guest (or HCS's first
-version), ``0x803Bxxxx`` the network service HCN, ``0x8007xxxx`` an error code of Windows.
+version), ``0x803Bxxxx`` the network service HCN, ``0xC035xxxx`` the hypervisor, ``0x8007xxxx`` an error code
+of Windows.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ class HResult(IntEnum):
     WSAEACCES = 0x8007271D
     WSAEADDRINUSE = 0x80072740
     WSAECONNREFUSED = 0x8007274D
+
+    ERROR_HV_INVALID_CPU_GROUP_ID = 0xC035006F
+    ERROR_HV_INVALID_CPU_GROUP_STATE = 0xC0350070
 
     HCS_E_TERMINATED_DURING_START = 0x80370100
     HCS_E_IMAGE_MISMATCH = 0x80370101

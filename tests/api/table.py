@@ -136,6 +136,11 @@ async def _vm(stage: Stage) -> Any:
     return stage.created
 
 
+async def _grouped(stage: Stage) -> Any:
+    stage.made["group"] = await uvm.create_cpu_group(stage.backend, [0])
+    return stage.vm
+
+
 async def _guest(stage: Stage) -> uvm.GuestConnection:
     return stage.vm.guest
 
@@ -285,7 +290,9 @@ ROWS: dict[str, Row] = {
         lambda s, it: it.update_cpu_limits(weight=5), **_option(lambda s, it: it.update_cpu_limits(limit=-1))
     ),
     "UtilityVM.set_cpu_group": Row(
-        lambda s, it: it.set_cpu_group(_NOWHERE), **_option(lambda s, it: it.set_cpu_group(""))
+        lambda s, it: it.set_cpu_group(s.made["group"].id),
+        _grouped,
+        **_option(lambda s, it: it.set_cpu_group("")),
     ),
     "UtilityVM.release_cpu_group": Row(lambda s, it: it.release_cpu_group()),
     "UtilityVM.update_hvsocket_service": Row(
@@ -514,5 +521,8 @@ ELSEWHERE = {
     "GuestConnection.serve": "tests/gcs/test_connection.py",
     "GuestConnection.start_guest": "tests/gcs/test_connection.py",
     "connect_unix": "tests/gcs/test_unix.py",
+    "cpu_groups": "tests/vm/test_cpu_groups.py",
+    "create_cpu_group": "tests/vm/test_cpu_groups.py",
+    "delete_cpu_group": "tests/vm/test_cpu_groups.py",
     "listen_unix": "tests/gcs/test_unix.py",
 }

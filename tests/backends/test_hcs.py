@@ -45,6 +45,7 @@ FUNCTIONS = {
     "process properties": "HcsGetProcessProperties",
     "modify process": "HcsModifyProcess",
     "service properties": "HcsGetServiceProperties",
+    "modify service": "HcsModifyServiceSettings",
     "grant": "HcsGrantVmAccess",
     "revoke": "HcsRevokeVmAccess",
     "namespace": "HcnOpenNamespace",

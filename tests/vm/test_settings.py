@@ -33,7 +33,6 @@ from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
-GROUP = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
 SERVICE = "0000006D-FACB-11E6-BD58-64006A7986D3"
 OS = pytest.mark.parametrize("options", [lcow(), wcow()], ids=["linux", "windows"])
 
@@ -118,8 +117,9 @@ async def test_processor_limits_have_the_ranges_of_the_options(limits: dict[str,
 
 async def test_guids_may_have_braces() -> None:
     async with running() as run:
-        await run.vm.set_cpu_group("{" + GROUP + "}")
-        assert last(run)["Settings"] == {"Id": GROUP}
+        group = (await uvm.create_cpu_group(run.backend, [0])).id
+        await run.vm.set_cpu_group("{" + group + "}")
+        assert last(run)["Settings"] == {"Id": group}
         await run.vm.update_hvsocket_service("{" + SERVICE + "}", uvm.HvSocketService())
         assert last(run)["ResourcePath"].endswith(f"ServiceTable/{SERVICE}")
 
@@ -154,8 +154,9 @@ async def test_processor_limits_and_groups_are_changed(options: Any) -> None:
     async with running(options) as run:
         await run.vm.update_cpu_limits(limit=50_000, weight=200)
         assert last(run)["Settings"] == {"Limit": 50_000, "Weight": 200}
-        await run.vm.set_cpu_group(GROUP)
-        assert last(run)["Settings"] == {"Id": GROUP}
+        group = (await uvm.create_cpu_group(run.backend, [0])).id
+        await run.vm.set_cpu_group(group)
+        assert last(run)["Settings"] == {"Id": group}
         await run.vm.release_cpu_group()
         assert last(run)["Settings"] == {"Id": "00000000-0000-0000-0000-000000000000"}
 

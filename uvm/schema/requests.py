@@ -251,10 +251,17 @@ class DeleteGroupOperation(Model):
 
 
 class HostProcessorModificationRequest(Model):
-    """A change of the host's CPU groups."""
+    """A change of the host's CPU groups: ``CreateGroup`` or ``DeleteGroup``."""
 
     operation: str = ""
     operation_details: Any = None
+
+
+class ServiceSettingRequest(Model):
+    """A change of the compute service itself; ``property_type`` names what of it, such as ``CpuGroup``."""
+
+    property_type: str = ""
+    settings: Any = None
 
 
 class PauseOptions(Model):

@@ -20,6 +20,7 @@ from tests.backends.fake.support import (
     to_guest,
     wcow,
 )
+from tests.backends.fake.test_cpu_groups import create_group, described
 from uvm.backend import HostInfo
 from uvm.backends.fake import FakeBackend, FakeClock, Latency
 from uvm.hresult import HResult
@@ -101,10 +102,12 @@ async def test_the_processors_are_those_of_the_host() -> None:
 
 
 async def test_the_cpu_group_is_the_one_that_was_set() -> None:
-    async with running() as system:
+    backend = FakeBackend(files=host_files())
+    await backend.modify_service(create_group(SERVICE, [0, 1]))
+    async with running(backend=backend) as system:
         await system.modify({"ResourcePath": CpuGroupAssignment.PATH, "Settings": {"Id": SERVICE}})
         told = (await system.properties("CpuGroup"))["PropertyResponses"]["CpuGroup"]["Response"]
-        assert told == {"CpuGroups": [{"GroupId": SERVICE}]}
+        assert told == {"CpuGroups": [described(SERVICE, [0, 1])]}
 
 
 async def test_the_guest_connection_is_told_where_hcs_has_one() -> None:

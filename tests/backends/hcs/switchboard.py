@@ -155,6 +155,7 @@ class Switchboard:
             "HcsGetProcessProperties": self._on_process(lambda p, _: p.properties()),
             "HcsModifyProcess": self._on_process(lambda p, request: p.modify(request)),
             "HcsGetServiceProperties": self._service_properties,
+            "HcsModifyServiceSettings": self._modify_service,
             "HcsGrantVmAccess": self._grant,
             "HcsRevokeVmAccess": self._revoke,
         }
@@ -267,6 +268,10 @@ class Switchboard:
     async def _service_properties(self, question: Question) -> Answer:
         types = (read(question.document) or {}).get("PropertyTypes") or ()
         return Answer(document=write(await self._fake.service_properties(*types)))
+
+    async def _modify_service(self, question: Question) -> Answer:
+        await self._fake.modify_service(read(question.document))
+        return Answer()
 
     async def _grant(self, question: Question) -> Answer:
         await self._fake.grant_access(question.document, question.subject)

@@ -136,8 +136,18 @@ class FakeBackend(Bound):
         """
         entry = self.request_log._begin("query", "", "service properties", {"PropertyTypes": list(types)})
         return await self._exchange.carry_out(
-            entry, lambda: {"Properties": [service_property(name, self.info, self._vms) for name in types]}
+            entry, lambda: {"Properties": [service_property(name, self._host) for name in types]}
         )
+
+    async def modify_service(self, request: JSON) -> None:
+        """Create or delete a CPU group of the host.
+
+        :raises HostError: HCS_E_INVALID_JSON, and what :meth:`CpuGroups.modify` refuses.
+        """
+        copied = copy_document(request, "modify the compute service")
+        entry = self.request_log._begin("host", "", "modify service", copied)
+        used = (vm.tree.topology.cpu_group for vm in self._vms.values())
+        await self._exchange.carry_out(entry, lambda: self._host.cpu_groups.modify(copied, used))
 
     async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
         """Grant a VM, or the VM group, access to a path; ERROR_FILE_NOT_FOUND if it does not exist.

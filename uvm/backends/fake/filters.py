@@ -26,7 +26,7 @@ _PROCEDURES: Final = (
 OPERATIONS: Final[Mapping[To, tuple[str, ...]]] = {
     "grant": ("grant",),
     "revoke": ("revoke",),
-    "host": ("modify", "listen"),
+    "host": ("modify", "listen", "modify service"),
     "guest": (
         *_PROCEDURES,
         "connect",

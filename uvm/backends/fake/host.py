@@ -10,6 +10,7 @@ from uvm._checks import Checked, choice, flag, go
 from uvm._repr import call_of, shown
 from uvm.backend import HostInfo
 from uvm.backends.fake.access import AccessTable
+from uvm.backends.fake.cpugroups import CpuGroups
 from uvm.backends.fake.files import FakeFiles, OpenDisk
 from uvm.backends.fake.network import FakeNetwork
 from uvm.errors import HostError
@@ -26,6 +27,7 @@ class Checks(Checked):
         to read-only layers: they were unpacked with access of the VM group), ``"all"``, or ``"none"``.
     :ivar host_files: disks and shared directories exist and are of the right kind.
     :ivar endpoints: adapters connect to endpoints that exist, each to one adapter.
+    :ivar cpu_groups: VMs are moved into CPU groups that exist.
     :ivar guest: the guest refuses what a correct caller never asks: to unmount what is not mounted, to
         eject a disk that is mounted, to combine layers that do not exist. The first two would succeed in a
         real Linux guest, and a mount would dangle.
@@ -38,6 +40,7 @@ class Checks(Checked):
     )
     host_files: bool = field(default=True, metadata=_FLAG)
     endpoints: bool = field(default=True, metadata=_FLAG)
+    cpu_groups: bool = field(default=True, metadata=_FLAG)
     guest: bool = field(default=True, metadata=_FLAG)
     requests: bool = field(default=True, metadata=_FLAG)
 
@@ -46,7 +49,7 @@ class Checks(Checked):
     @classmethod
     def lenient(cls) -> Checks:
         """Check only the shape of requests and the state of the VM: for replaying recorded requests."""
-        return cls(access="none", host_files=False, endpoints=False, guest=False)
+        return cls(access="none", host_files=False, endpoints=False, cpu_groups=False, guest=False)
 
     @classmethod
     def accepting(cls) -> Checks:
@@ -59,6 +62,7 @@ class Host:
     """What the VMs of a backend share.
 
     :ivar pci: the VM that each assigned PCI function (instance path, function) is assigned to.
+    :ivar cpu_groups: the CPU groups.
     """
 
     info: HostInfo
@@ -67,6 +71,7 @@ class Host:
     network: FakeNetwork
     checks: Checks
     pci: dict[tuple[str, int], str] = Factory(dict)
+    cpu_groups: CpuGroups = Factory(lambda host: CpuGroups(host.info.processors), takes_self=True)
 
     def __repr__(self) -> str:
         return shown(self, "info")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from uvm.backend import JSON, HostInfo
 from uvm.backends.fake.clock import FakeClock
+from uvm.backends.fake.host import Host
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
 from uvm.hresult import HResult
@@ -39,7 +40,7 @@ _PROPERTIES: Final[dict[str, tuple[str, Callable[[FakeVM, HostInfo, FakeClock], 
     ),
     schema.PROPERTY_SYSTEM_GUID: ("SystemGUID", lambda vm, info, clock: vm.runtime_id),
     schema.PROPERTY_PROCESSOR_TOPOLOGY: ("", lambda vm, info, clock: to_json(_host_processors(info))),
-    schema.PROPERTY_CPU_GROUP: ("", lambda vm, info, clock: _cpu_groups([vm.tree.topology.cpu_group])),
+    schema.PROPERTY_CPU_GROUP: ("", lambda vm, info, clock: vm.tree.topology.group_document()),
 }
 
 
@@ -66,29 +67,25 @@ def query(
     return {**answer, "PropertyResponses": responses} if responses else answer
 
 
-def service_property(name: str, info: HostInfo, vms: Mapping[str, FakeVM]) -> JSON:
+def service_property(name: str, host: Host) -> JSON:
     """Return one property of the host's compute service; HCS_E_INVALID_JSON if its type is unknown.
 
     Source: the HCS schema (``GetPropertyType``, ``BasicInformation``, ``CpuGroupConfigurations``, ...).
     """
     match name:
         case "Basic":
-            minor = next((minor for since, minor in _SCHEMAS if info.build >= since), 0)
+            minor = next((minor for since, minor in _SCHEMAS if host.info.build >= since), 0)
             # The newest version of each schema includes the older ones.
             return {"SupportedSchemaVersions": [{"Major": 1, "Minor": 0}, {"Major": 2, "Minor": minor}]}
         case "ProcessorTopology":
-            return to_json(_host_processors(info))
+            return to_json(_host_processors(host.info))
         case "CpuGroup":
-            return _cpu_groups(sorted({vm.tree.topology.cpu_group for vm in vms.values()} - {""}))
+            return host.cpu_groups.document(host.cpu_groups.groups)
         case "ContainerCredentialGuard":
             return {"Instances": []}
         case "QoSCapabilities":
             return {"ProcessorQoSSupported": True}
     raise HostError("query the compute service", HResult.HCS_E_INVALID_JSON, f"unknown property {name!r}")
-
-
-def _cpu_groups(groups: list[str]) -> JSON:
-    return {"CpuGroups": [{"GroupId": group} for group in groups]}
 
 
 def _host_processors(info: HostInfo) -> schema.ProcessorTopology:

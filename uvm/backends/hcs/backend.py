@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, Final
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -10,6 +11,7 @@ from weakref import WeakValueDictionary
 from uvm._names import host_path_key
 from uvm.backend import JSON, VM_GROUP, AccessMask, HostFiles, HostInfo, HostNetwork, HostPipes
 from uvm.backends.hcs.calls import ComputeService
+from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.host import Host
 from uvm.backends.hcs.network import HCSNetwork
 from uvm.backends.hcs.platform import Platform, windows_platform
@@ -50,18 +52,27 @@ class HCSBackend:
 
     async def service_properties(self, *types: str) -> JSON:
         """Return HCS's own properties (``HcsGetServiceProperties``)."""
-        host, library = self._host, self._host.service.library
         operation = "query the service"
-        query = host.document({"PropertyTypes": list(types)} if types else {}, operation)
+        query = {"PropertyTypes": list(types)} if types else {}
+        answer = await self._ask_service(operation, self._host.functions.HcsGetServiceProperties, query)
+        return parse_object(answer, operation)
+
+    async def modify_service(self, request: JSON) -> None:
+        """Change HCS's own settings (``HcsModifyServiceSettings``)."""
+        await self._ask_service("modify the service", self._host.functions.HcsModifyServiceSettings, request)
+
+    async def _ask_service(self, operation: str, call: Callable[[CData, CData], int], document: JSON) -> str:
+        """Make a call to HCS itself with a document, and return its answer."""
+        library, text = self._host.service.library, self._host.document(document, operation)
 
         def ask() -> str:
             out = library.ffi.new("PWSTR *")
-            hresult = host.functions.HcsGetServiceProperties(query, out)
-            text = take(library, out[0])
-            check(operation, hresult, text)
-            return text
+            hresult = call(text, out)
+            answer = take(library, out[0])
+            check(operation, hresult, answer)
+            return answer
 
-        return parse_object(await host.platform.workers.run(ask), operation)
+        return await self._host.platform.workers.run(ask)
 
     async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
         """Grant a VM (``HcsGrantVmAccess``), or every VM, access to a path.

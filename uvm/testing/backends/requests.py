@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.lowlevel
 
+from uvm._vm.cpugroups import cpu_groups, create_cpu_group, delete_cpu_group
 from uvm.backend import BROKEN_STREAM, VM_GROUP, ByteStream, Listener, System
 from uvm.errors import UVMError
 from uvm.schema.common import RS5
@@ -160,6 +161,23 @@ async def the_compute_service_reports_its_properties(rig: Rig) -> None:
     check(found[0]["SupportedSchemaVersions"], "the schema versions")
     with refused("HCS_E_INVALID_JSON"):
         await rig.backend.service_properties("Weather")
+
+
+@scenario()
+async def a_cpu_group_of_the_host_is_created_listed_and_deleted(rig: Rig) -> None:
+    before = await cpu_groups(rig.backend)
+    made = await create_cpu_group(rig.backend, [0])
+    equal({*await cpu_groups(rig.backend)} - {*before}, {made}, "the CPU groups that came")
+    await delete_cpu_group(rig.backend, made.id)
+    equal(await cpu_groups(rig.backend), before, "the CPU groups again")
+    with refused("ERROR_HV_INVALID_CPU_GROUP_ID"):
+        await delete_cpu_group(rig.backend, made.id)
+
+
+@scenario()
+async def a_change_of_the_compute_service_of_an_unknown_type_is_refused(rig: Rig) -> None:
+    with refused("HCS_E_INVALID_JSON"):
+        await rig.backend.modify_service({"PropertyType": "Weather", "Settings": {}})
 
 
 # Connections of the guest.

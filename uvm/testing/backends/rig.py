@@ -55,7 +55,7 @@ class HostCall:
 
     Only calls that HCS or HCN answers count: ``create``, ``open``, ``enumerate``, ``start``, ``shutdown``,
     ``terminate``, ``crash``, ``pause``, ``resume``, ``save``, ``modify``, ``properties``, ``grant``,
-    ``revoke``, ``service properties``; of processes ``create process``, ``open process``,
+    ``revoke``, ``service properties``, ``modify service``; of processes ``create process``, ``open process``,
     ``process properties``, ``signal process``, ``terminate process`` and ``modify process``; and those of the
     network, which no scenario names. Closing a handle does not count, as the host cannot refuse it, nor does
     listening, which on HCS is the matter of a socket, nor requests to the guest that the host does not relay.

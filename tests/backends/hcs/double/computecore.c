@@ -246,13 +246,22 @@ HRESULT WINAPI HcsSetProcessCallback(
 
 /* The service */
 
-HRESULT WINAPI HcsGetServiceProperties(PCWSTR propertyQuery, PWSTR *result)
+static HRESULT ask_service(const char *call, PCWSTR document, PWSTR *result)
 {
     if (result == NULL)
         return E_INVALIDARG_;
     *result = NULL;
-    return ask_for_text(
-        &(struct request){"HcsGetServiceProperties", 0, 0, NULL, propertyQuery}, HEAP_LOCAL, result, result);
+    return ask_for_text(&(struct request){call, 0, 0, NULL, document}, HEAP_LOCAL, result, result);
+}
+
+HRESULT WINAPI HcsGetServiceProperties(PCWSTR propertyQuery, PWSTR *result)
+{
+    return ask_service("HcsGetServiceProperties", propertyQuery, result);
+}
+
+HRESULT WINAPI HcsModifyServiceSettings(PCWSTR settings, PWSTR *result)
+{
+    return ask_service("HcsModifyServiceSettings", settings, result);
 }
 
 /* What is asked about a path; the document is the path itself. */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
+from uvm._names import guid_key
 from uvm.backend import JSON
 from uvm.backends.fake.devices.ports import is_guid
 from uvm.backends.fake.devices.request import DeviceKind, Request
@@ -11,6 +12,7 @@ from uvm.backends.fake.host import Host
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.devices import Devices
+from uvm.schema.guest import NULL_GUID
 from uvm.schema.json import to_json
 from uvm.schema.requests import CpuGroupAssignment, CpuLimits, MemorySize, ProcessorLimits, Resource
 from uvm.schema.system import CpuGroup, VirtualMachine, VirtualMachineMemory, VirtualMachineProcessor
@@ -54,7 +56,8 @@ class TopologyKind(DeviceKind[Resource]):
         self.limits = ProcessorLimits(
             limit=processor.limit, weight=processor.weight, reservation=processor.reservation
         )
-        self.cpu_group = processor.cpu_group.id if processor.cpu_group is not None else ""
+        if processor.cpu_group is not None:
+            self._set_group(processor.cpu_group.id, operation)
 
     def modify(self, request: Request[Resource]) -> None:
         """Set a value."""
@@ -68,7 +71,7 @@ class TopologyKind(DeviceKind[Resource]):
                 group = request.parse(CpuGroup)
                 if not is_guid(group.id):
                     raise request.invalid(f"Id is {group.id!r}, not a GUID")
-                self.cpu_group = group.id
+                self._set_group(group.id, request.operation)
 
     def inventory(self) -> JSON:
         """Return the values in force."""
@@ -80,6 +83,19 @@ class TopologyKind(DeviceKind[Resource]):
                 **({"CpuGroup": {"Id": self.cpu_group}} if self.cpu_group else {}),
             },
         }
+
+    def close(self) -> None:
+        """Leave the CPU group."""
+        self.cpu_group = ""
+
+    def _set_group(self, group_id: str, operation: str) -> None:
+        if guid_key(group_id) != NULL_GUID and self.host.checks.cpu_groups:
+            self.host.cpu_groups.find(group_id, operation)
+        self.cpu_group = group_id
+
+    def group_document(self) -> JSON:
+        """Return the ``CpuGroupConfigurations`` of the group that the VM is in."""
+        return self.host.cpu_groups.document([self.cpu_group] if self.cpu_group else [])
 
     def _set_memory(self, request: Request[Resource]) -> None:
         size = request.settings

@@ -30,5 +30,6 @@ HRESULT WINAPI HcsModifyProcess(HCS_PROCESS process, HCS_OPERATION operation, PC
 HRESULT WINAPI HcsSetProcessCallback(HCS_PROCESS process, HCS_EVENT_OPTIONS callbackOptions, void *context, HCS_EVENT_CALLBACK callback);
 
 HRESULT WINAPI HcsGetServiceProperties(PCWSTR propertyQuery, PWSTR *result);
+HRESULT WINAPI HcsModifyServiceSettings(PCWSTR settings, PWSTR *result);
 HRESULT WINAPI HcsGrantVmAccess(PCWSTR vmId, PCWSTR filePath);
 HRESULT WINAPI HcsRevokeVmAccess(PCWSTR vmId, PCWSTR filePath);
