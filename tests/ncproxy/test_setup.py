@@ -257,6 +257,26 @@ async def test_a_set_up_whose_roll_back_is_refused_says_so() -> None:
         scene.check_nothing_is_set_up()
 
 
+async def test_what_a_roll_back_cannot_remove_is_an_orphan() -> None:
+    async with staged(names=[NAMES[0], "vf1"]) as scene:
+        scene.proxy.custom["vf1"] = CUSTOM
+        faults = scene.run.backend.faults
+        refused = faults.refuse(E_FAIL, operation="modify", resource="Network", request_type="Add", nth=2)
+        left = faults.refuse(E_FAIL, operation="modify", to="host", request_type="Remove")
+        error = await failing(scene.setup.setup, RPCError)
+        assert [note.count("E_FAIL") for note in error.__notes__] == [2]
+        refused.remove()
+        left.remove()
+        assert {orphan.ledger for orphan in scene.vm.orphans} == {
+            "vpci.devices",
+            "network.adapters",
+        }
+        check_at_rest(scene.run)
+        for orphan in scene.vm.orphans:
+            await orphan.release()
+        scene.check_nothing_is_set_up()
+
+
 @define
 class LosingPipes:
     """Pipes whose connections to the proxy break instead of the answer of one call.

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -32,8 +31,8 @@ from uvm._async import Flag
 from uvm._buses.context import Context
 from uvm._buses.link import Link
 from uvm._buses.network import NamespaceLease, NetworkBus
-from uvm._buses.vpci import VPCIBus
-from uvm._names import guid_key
+from uvm._buses.vpci import VPCIBus, VPCILease
+from uvm._names import guid_key, pci_key
 from uvm._ncproxy.agent import ComputeAgent
 from uvm._ncproxy.messages import RequestType
 from uvm._ncproxy.proxy import NetworkConfigProxy
@@ -47,6 +46,7 @@ from uvm.errors import (
     RPCError,
     UVMError,
     VMExitedError,
+    together,
 )
 from uvm.schema.devices import IovSettings, NetworkAdapter
 from uvm.schema.guest import RESOURCE_NETWORK, LCOWNetworkAdapter
@@ -66,7 +66,7 @@ class VMOfAgent:
     _context: Context
     _network: NetworkBus
     _vpci: VPCIBus
-    _devices: list[tuple[str, int]] = field(factory=list, init=False)
+    _devices: list[VPCILease] = field(factory=list, init=False)
     _guest_adapters: dict[str, str] = field(factory=dict, init=False)
 
     @property
@@ -118,21 +118,34 @@ class VMOfAgent:
     async def assign_device(self, instance_path: str, function: int, vmbus_guid: str) -> str:
         """Assign a PCI device; return its GUID on the VM's VMBus."""
         lease = await self._vpci.assign(instance_path, function, vmbus_guid=vmbus_guid)
-        self._devices.append((instance_path, function))
+        self._devices.append(lease)
         return lease.vmbus_guid
 
     async def remove_device(self, instance_path: str, function: int) -> None:
         """Remove an assigned PCI device."""
+        wanted = pci_key(instance_path), function
+        for lease in self._devices:
+            if (pci_key(lease.instance_path), lease.function) == wanted:
+                await self._remove(lease)
+                return
         await self._vpci.remove(instance_path, function)
-        if (instance_path, function) in self._devices:
-            self._devices.remove((instance_path, function))
 
-    async def remove_all(self) -> None:
-        """Remove what is noted; what is removed is noted no more."""
-        for nic_id, namespace_id in reversed(list(self._guest_adapters.items())):
-            await self.remove_guest_adapter(namespace_id, nic_id)
-        for device in reversed(list(self._devices)):
-            await self.remove_device(*device)
+    async def _remove(self, lease: VPCILease) -> None:
+        await lease.release()
+        self._devices.remove(lease)
+
+    def removals(self) -> list[Callable[[], Awaitable[None]]]:
+        """Return the calls that remove what is noted; what they have removed is noted no more."""
+        adapters = [
+            partial(self.remove_guest_adapter, namespace_id, nic_id)
+            for nic_id, namespace_id in reversed(self._guest_adapters.items())
+        ]
+        return [*adapters, *(partial(self._remove, lease) for lease in reversed(self._devices))]
+
+    def leave(self) -> None:
+        """Note that what stays has no caller."""
+        for lease in self._devices:
+            lease._leave()
 
     async def _change_guest(self, request_type: str, adapter: LCOWNetworkAdapter) -> None:
         request = ModificationRequest(
@@ -171,10 +184,29 @@ class _SetUp:
         self.serving.cancel()
         if self.served is not None:
             await self.served.wait()
-        with suppress(VMExitedError):
-            await self.vm.remove_all()
-            if self.namespace is not None and not self.namespace.released:
-                await self.namespace.release()
+        removals = self.vm.removals()
+        if self.namespace is not None and not self.namespace.released:
+            removals.append(self.namespace.release)
+        errors = [error for each in removals if (error := await _error_of(each))]
+        if errors:
+            raise together(f"removing the network {self.namespace_id}", errors)
+
+    def leave(self) -> None:
+        """Note that what stays of it has no caller: it is listed among the orphans of the VM."""
+        self.vm.leave()
+        if self.namespace is not None:
+            self.namespace._leave()
+
+
+async def _error_of(call: Callable[[], Awaitable[None]]) -> Exception | None:
+    """Return what a call fails with; a VM that has exited has nothing that could be removed."""
+    try:
+        await call()
+    except VMExitedError:
+        return None
+    except Exception as error:
+        return error
+    return None
 
 
 @define(eq=False)
@@ -219,7 +251,7 @@ class ExternalNetworkSetup:
             leaving.cancel()
             if isinstance(failure, VMExitedError):
                 # The tasks of the VM have ended.
-                await self._roll_back(failure, self._unregistering(up))
+                await self._roll_back(failure, up)
             raise
 
     async def teardown(self, namespace_id: str) -> None:
@@ -251,10 +283,14 @@ class ExternalNetworkSetup:
                 with leaving:
                     await self._carry_through(namespace_id, up)
                     return
-                raise UVMError(f"{self._context.vm_id}: the set-up of {namespace_id} was cancelled")
             except Exception as failure:
-                await self._roll_back(failure, [*self._unregistering(up), up.remove])
+                await self._roll_back(failure, up)
                 raise
+            # Its caller has left.
+            cancelled = UVMError(f"{self._context.vm_id}: the set-up of {namespace_id} was cancelled")
+            await self._roll_back(cancelled, up)
+            if hasattr(cancelled, "__notes__"):
+                raise cancelled
 
     async def _carry_through(self, namespace_id: str, up: _SetUp) -> None:
         up.namespace = await self._network.add_namespace(namespace_id)
@@ -293,12 +329,12 @@ class ExternalNetworkSetup:
         """Return the call that unregisters the agent, if it may be registered."""
         return [partial(self.proxy.unregister, self.container_id)] if up.registered else []
 
-    async def _roll_back(self, failure: BaseException, calls: list[Callable[[], Awaitable[None]]]) -> None:
-        for call in calls:
-            try:
-                await call()
-            except Exception as error:
+    async def _roll_back(self, failure: BaseException, up: _SetUp) -> None:
+        """Remove all of a set-up; what fails is noted, and stays without a caller."""
+        for call in (*self._unregistering(up), up.remove):
+            if error := await _error_of(call):
                 failure.add_note(f"and rolling the set-up of the network back failed: {error}")
+        up.leave()
 
     def _abandon(self, up: _SetUp) -> None:
         """Tear down what was set up just as its caller was cancelled."""

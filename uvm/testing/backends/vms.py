@@ -14,7 +14,7 @@ from uvm._vm.vm import UtilityVM
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, HostError, VMExitedError
 from uvm.schema.common import MIB
-from uvm.testing.backends.checks import Attempt, check, equal, raises
+from uvm.testing.backends.checks import Attempt, check, equal, raises, refused
 from uvm.testing.backends.lifecycle import Kind, Lifecycle, Resources, devices
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario, variants, within
@@ -110,6 +110,35 @@ async def a_disk_stays_until_the_last_of_its_leases_is_released(rig: Rig, vm: Ut
     await second.release()
     equal(vm.scsi.find(path), None, "the slot of the disk")
     await compare(rig, vm)
+
+
+@variants(
+    Control.NETWORKS,
+    Control.PIPES,
+    a_proxy_sets_up_the_network_of_a_linux_vm={"os": "linux"},
+    a_proxy_sets_up_the_network_of_a_windows_vm={"os": "windows"},
+    a_proxy_sets_up_the_network_of_a_vm_whose_guest_hcs_connects_to={"os": "linux", **_RELAYED},
+)
+async def _set_up_by_a_proxy(rig: Rig, os: GuestOS, **options: Any) -> None:
+    # The protobuf package, which only this needs, may be missing.
+    from uvm.testing.ncproxy import FakeNetworkProxy
+
+    network, path, agent = rig.host.put_network(2), rig.host.pipe_path("proxy"), rig.host.pipe_path("agent")
+    names = [str(endpoint["Name"]) for endpoint in network.endpoints]
+    async with (
+        FakeNetworkProxy(rig.backend, path, {"pod": names}),
+        running_vm(rig, os, network_config_proxy=path, **options) as vm,
+    ):
+        setup = vm.network_setup("pod", agent_address=agent)
+        for _ in range(2):
+            await setup.setup(network.id)
+            equal([adapter.endpoint_name for adapter in vm.network.adapters], names, "the adapters")
+            await compare(rig, vm)
+            await setup.teardown(network.id)
+            equal((vm.network.namespaces, vm.network.adapters), ((), ()), "what is left of the network")
+            await compare(rig, vm)
+        with refused("ERROR_FILE_NOT_FOUND"):
+            await rig.backend.pipes.dial(agent)
 
 
 @variants(
