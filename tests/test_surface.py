@@ -24,6 +24,7 @@ SURFACE = {
         Lease LeaseState Orphan StuckDevice UnrevokedAccess VMDevices
         AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease
         SharedLease VPCILease VPMemLease VSMBLease
+        PCI_ID_TYPES
         AttachedAdapter CombinedRoot MappedPipe Plan9Share ScsiDisk SharedPath VPCIDevice VPMemLayer VSMBShare
         CPUGroup connect_unix cpu_groups create_cpu_group delete_cpu_group listen_unix
         GuestConnection GuestFeatures Container ContainerExit Process ProcessInput ProcessOutput
@@ -65,11 +66,12 @@ SURFACE = {
 }
 #: What may be done with a VM.
 VM = """
-    create id runtime_id os options host plan state exit_status capabilities features guest
+    create id runtime_id os options host plan state started_at exited_at exit_status
+    capabilities features protocol_version guest
     start wait settled shutdown terminate pause resume crash save detach close
     scsi vpmem vsmb plan9 vpci pipes network network_setup layers share shared mount_layers
     devices ledgers quarantined orphans
-    run open_process create_container
+    run open_process create_container delete_container_state
     stats properties assigned_memory_bytes update_memory update_cpu_limits update_container_memory_limits
     set_cpu_group release_cpu_group update_hvsocket_service remove_hvsocket_service modify guest_request
     inject_policy_fragment set_log_sources start_log_forwarding stop_log_forwarding dump_stacks
@@ -92,7 +94,7 @@ HELD = {
     "VSMBLease": f"{LEASE} guest_path host_path name share_path",
     "Plan9Lease": f"{LEASE} files guest_path host_path name",
     "SharedLease": f"{LEASE} guest_path host_path",
-    "VPCILease": f"{LEASE} function instance_path vmbus_guid",
+    "VPCILease": f"{LEASE} function instance_path vmbus_guid vmbus_instance_id",
     "PipeLease": f"{LEASE} host_path",
     "NamespaceLease": f"{LEASE} add_endpoint id",
     "AdapterLease": f"{LEASE} endpoint_id namespace_id nic_id",
@@ -100,15 +102,15 @@ HELD = {
     "RootFileSystem": "gone layers release released root scratch scratch_path state",
     "Orphan": "error key ledger release since slot what where",
     "Container": """
-        aclose delete_state exit id modify open_init open_process processes properties run shutdown start
-        statistics terminate wait
+        aclose delete_state exit id modify open_init open_process processes properties run shutdown signal
+        start statistics terminate wait
     """,
     "Process": "aclose args communicate exit_code kill pid resize signal stderr stdin stdout stream wait",
     "ProcessInput": "aclose extra extra_attributes send send_eof",
     "ProcessOutput": "aclose extra extra_attributes receive",
     "GuestConnection": """
-        aclose capabilities close closed create_container dump_stacks features modify modify_service
-        open_process os protocol_version run serve shutdown start_guest wait_closed
+        aclose capabilities close closed create_container delete_container_state dump_stacks features modify
+        modify_service open_process os protocol_version run serve shutdown start_guest wait_closed
     """,
     "FakeBackend": """
         access clock create enumerate faults files grant_access host hosted_systems info leftovers

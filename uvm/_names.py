@@ -171,6 +171,25 @@ def pci_key(instance_path: str) -> str:
     return windows_upper(text_of(instance_path, "a PCI device"))
 
 
+def pci_function(instance_path: str, function: int) -> tuple[str, int]:
+    """Return the instance path and the function of a PCI device that may be named ``<path>/<function>``.
+
+    Source: hcsshim ``internal/controller/device/vpci/utils.go``, which takes a backslash there too, so that a
+    path that ends in a number loses it.
+
+    :param function: the function beside the path; 0 if the path names it.
+    :raises OptionsError: the path is no text, or empty; or it names another function.
+    """
+    path, slash, last = text_of(instance_path, "a PCI device").rpartition("/")
+    if not (slash and path and last.isascii() and last.isdecimal() and int(last) <= 0xFFFF):
+        return instance_path, function
+    if function not in (0, int(last)):
+        raise OptionsError(
+            f"{instance_path} names function {int(last)}, and function {function} was asked for"
+        )
+    return path, int(last)
+
+
 def windows_upper(text: str) -> str:
     """Return a text in upper case, one character for one, as file systems of Windows compare names."""
     return text.upper() if text.isascii() else "".join(map(_upper, text))

@@ -47,6 +47,22 @@ async def _ended(stage: Stage) -> uvm.Container:
     return container
 
 
+async def _left_behind(stage: Stage) -> uvm.UtilityVM:
+    """End a container, whose state stays in the guest."""
+    await _ended(stage)
+    return stage.vm
+
+
+async def _guest_with_one(stage: Stage) -> uvm.GuestConnection:
+    return (await _left_behind(stage)).guest
+
+
+async def _busy(stage: Stage) -> uvm.Container:
+    container = await _container(stage)
+    stage.made["process"] = await container.open_process(["cat"], stdin=True)
+    return container
+
+
 async def _process(stage: Stage) -> uvm.Process:
     return await stage.vm.open_process(["server"])
 
@@ -331,6 +347,13 @@ ROWS: dict[str, Row] = {
     "UtilityVM.create_container": Row(
         lambda s, it: it.create_container("c1", _SPEC), **_option(lambda s, it: it.create_container("c1", {}))
     ),
+    "UtilityVM.delete_container_state": Row(
+        lambda s, it: it.delete_container_state("c1"),
+        _left_behind,
+        own=True,
+        end=True,
+        **_option(lambda s, it: it.delete_container_state("..")),
+    ),
     # A pool of VMs.
     "Pool.start": Row(lambda s, it: _new_pool(s).start(), _vm, vm=""),
     "Pool.__aenter__": Row(lambda s, it: _new_pool(s).__aenter__(), _vm, vm=""),
@@ -453,6 +476,9 @@ ROWS: dict[str, Row] = {
     "Container.aclose": Row(lambda s, it: it.aclose(), sure=True),
     "Container.__aexit__": _LEFT,
     "Container.__aenter__": _ENTERED,
+    "Container.signal": Row(
+        lambda s, it: it.signal("TERM"), _busy, **_option(lambda s, it: it.signal("NONE"))
+    ),
     "Container.delete_state": Row(lambda s, it: it.delete_state(), _ended, end=True),
     "Container.wait": Row(lambda s, it: it.wait(), finish=_end_of_init),
     "Container.properties": Row(lambda s, it: it.properties("Statistics")),
@@ -471,6 +497,12 @@ ROWS: dict[str, Row] = {
     "GuestConnection.shutdown": Row(lambda s, it: it.shutdown(), own=True, end=True, ends_vm=True),
     "GuestConnection.aclose": Row(lambda s, it: it.aclose(), own=True, sure=True),
     "GuestConnection.wait_closed": Row(lambda s, it: it.wait_closed(), own=True, end=True, finish=_drop),
+    "GuestConnection.delete_container_state": Row(
+        lambda s, it: it.delete_container_state("c1"),
+        _guest_with_one,
+        own=True,
+        **_option(lambda s, it: it.delete_container_state("..")),
+    ),
     # A process.
     "Process.wait": Row(lambda s, it: it.wait(), finish=_send_eof),
     "Process.communicate": Row(lambda s, it: it.communicate(b"x")),

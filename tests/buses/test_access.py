@@ -12,7 +12,7 @@ from tests.vm.audit import check_at_rest
 from tests.vm.support import DISK, DISKS, LAYER, OTHER_DISK, Attempt, Running, lcow, quiet, running, wcow
 from uvm._buses.access import HostName
 from uvm.backend import VM_GROUP
-from uvm.errors import GuestError, HostError, UnknownOutcomeError
+from uvm.errors import GuestError, HostError, OptionsError, UnknownOutcomeError, UVMError
 
 pytestmark = pytest.mark.anyio
 
@@ -171,7 +171,7 @@ async def test_a_close_revokes_all_paths_with_few_of_them_in_flight_at_once() ->
         access = run.vm._context.access
         for name in names:
             run.backend.files.add(name.path, size=1)
-            await access.take(name, own_grant=True)
+            await access.take(name, True)
         others = len(run.backend.access.paths("vm1")) - len(names)
         with run.backend.faults.hold(to="revoke") as gate:
             async with anyio.create_task_group() as tasks:
@@ -183,3 +183,75 @@ async def test_a_close_revokes_all_paths_with_few_of_them_in_flight_at_once() ->
                     (parked.refuse if parked.call.document["path"] == names[76].path else parked.proceed)()
         assert run.backend.access.paths("vm1") == [names[76].path]
         await run.backend.revoke_access(names[76].path, "vm1")
+
+
+async def test_shared_layers_are_opened_to_the_vm_group_and_stay_so() -> None:
+    async with running() as run:
+        layer = await run.vm.vpmem.add(LAYER, grant_access=VM_GROUP)
+        disk = await run.vm.scsi.attach(DISK, read_only=True, grant_access=VM_GROUP)
+        for path, lease in ((LAYER, layer), (DISK, disk)):
+            assert run.backend.access.granted(path) == {VM_GROUP: "read"}
+            await lease.release()
+            assert run.backend.access.granted(path) == {VM_GROUP: "read"}
+        check_at_rest(run)
+
+
+async def test_a_root_file_system_opens_its_layers_to_the_vm_group_and_its_scratch_to_its_vm() -> None:
+    async with running() as run:
+        async with run.vm.mount_layers("c1", [LAYER], DISK, grant_access=VM_GROUP):
+            assert run.backend.access.granted(LAYER) == {VM_GROUP: "read"}
+            assert run.backend.access.granted(DISK) == {"vm1": "all"}
+        assert run.backend.access.granted(LAYER) == {VM_GROUP: "read"}
+        assert not has_access(run)
+
+
+async def test_the_vm_group_is_granted_no_access_to_what_a_vm_writes() -> None:
+    async with running() as run:
+        before = len(run.sent("grant"))
+        for wrong in ("everyone", None, 1):
+            with pytest.raises(OptionsError, match="grant_access"):
+                await run.vm.scsi.attach(DISK, read_only=True, grant_access=wrong)  # type: ignore[arg-type]
+        with pytest.raises(OptionsError, match="read_only"):
+            await run.vm.scsi.attach(DISK, grant_access=VM_GROUP)
+        assert len(run.sent("grant")) == before
+    async with running(wcow()) as run:
+        with pytest.raises(OptionsError, match="leave out grant_access"):
+            await run.vm.mount_layers("c1", [uvm.WCOWLayer(DISK, "x")], DISK, grant_access=VM_GROUP)
+
+
+async def test_of_two_devices_on_one_path_each_has_the_access_that_it_asked_for() -> None:
+    async with running() as run:
+        with run.backend.faults.hold(to="grant") as gate:
+            async with anyio.create_task_group() as tasks:
+                ours = Attempt.begin(tasks, lambda: run.vm.vpmem.add(LAYER))
+                [parked] = await gate.wait()
+                theirs = Attempt.begin(
+                    tasks, lambda: run.vm.scsi.attach(LAYER, read_only=True, grant_access=VM_GROUP)
+                )
+                await quiet()
+                assert list(gate.pending) == [parked]
+                parked.proceed()
+                [parked] = await gate.wait()
+                parked.proceed()
+        assert run.backend.access.granted(LAYER) == {"vm1": "all", VM_GROUP: "read"}
+        await ours.result.release()
+        assert has_access(run, LAYER)
+        await theirs.result.release()
+        assert run.backend.access.granted(LAYER) == {VM_GROUP: "read"}
+        check_at_rest(run)
+
+
+@pytest.mark.parametrize("fails", ["refuse", "lose"])
+async def test_access_of_the_vm_group_that_fails_leaves_the_vms_own_as_it_was(fails: str) -> None:
+    async with running() as run:
+        for held in (False, True):
+            layer = await run.vm.vpmem.add(LAYER) if held else None
+            rule = getattr(run.backend.faults, fails)(to="grant", first=1)
+            with pytest.raises(UVMError):
+                await run.vm.scsi.attach(LAYER, read_only=True, grant_access=VM_GROUP)
+            assert rule.fired == 1
+            assert has_access(run, LAYER) is held
+            check_at_rest(run)
+            if layer is not None:
+                await layer.release()
+        assert not has_access(run, LAYER)

@@ -582,3 +582,31 @@ async def test_posix_files_are_shared_with_a_linux_guest() -> None:
         assert (shared.host_path, shared.guest_path) == ("/srv/d/one.txt", "/x/one.txt")
         with pytest.raises(OptionsError, match="relative"):
             await run.vm.share("d/one.txt", "/y")
+
+
+async def test_a_device_may_be_named_with_its_function_as_specifications_do() -> None:
+    async with running() as run:
+        first = await run.vm.vpci.assign(f"{DEVICE}/3")
+        second = await run.vm.vpci.assign(DEVICE.lower(), 3)
+        assert (first.instance_path, first.function) == (DEVICE, 3)
+        assert first.vmbus_guid == second.vmbus_guid
+        [device] = run.vm.vpci.devices
+        assert device.references == 2
+        assert device.vmbus_instance_id == first.vmbus_instance_id
+        assert first.vmbus_guid in first.vmbus_instance_id
+        before = len(run.sent())
+        with pytest.raises(OptionsError, match="names function 3"):
+            await run.vm.vpci.assign(f"{DEVICE}/3", 1)
+        assert len(run.sent()) == before
+        await run.vm.vpci.remove(f"{DEVICE}/3")
+        await second.release()
+        assert run.vm.vpci.devices == ()
+        check_at_rest(run)
+
+
+async def test_a_device_of_the_options_may_be_named_with_its_function() -> None:
+    named = uvm.PCIDevice(f"{DEVICE}/3")
+    assert named == uvm.PCIDevice(DEVICE, 3)
+    async with running(lcow(assigned_devices=[named], vpci_enabled=True)) as run:
+        [device] = run.vm.vpci.devices
+        assert (device.instance_path, device.function) == (DEVICE, 3)

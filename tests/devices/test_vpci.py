@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests.devices.machine import DeviceMachine, add, ledger_of, release
 from tests.devices.scripts import steps_of_script
+from uvm._names import pci_function
 from uvm.devices.base import Device
-from uvm.devices.vpci import PciDevice, PciDevices
+from uvm.devices.vpci import PCI_ID_TYPES, PciDevice, PciDevices, vmbus_instance_id
 from uvm.errors import OptionsError
 
 
@@ -82,3 +83,38 @@ def test_a_device_assigned_at_boot_is_entered_with_its_guid() -> None:
     assert (joined.entry.slot, sent) == ("g1", [])
     assert release(ledger, joined) == []
     assert [r["doc"]["RequestType"] for r in release(ledger, boot)] == ["Remove"]
+
+
+@pytest.mark.parametrize(
+    ("named", "path", "function"),
+    [
+        (r"PCIP\VEN_1\4&1&0/3", r"PCIP\VEN_1\4&1&0", 3),
+        (r"PCIP\VEN_1\4&1&0/65535", r"PCIP\VEN_1\4&1&0", 65535),
+        (r"PCIP\VEN_1\4/03", r"PCIP\VEN_1\4", 3),
+        # No function, so that all of it is the path.
+        (r"PCIP\VEN_1\4", r"PCIP\VEN_1\4", 0),
+        ("a/65536", "a/65536", 0),
+        ("a/-1", "a/-1", 0),
+        ("a/", "a/", 0),
+        ("/3", "/3", 0),
+        ("a/\u0663", "a/\u0663", 0),
+    ],
+)
+def test_a_path_may_name_its_function(named: str, path: str, function: int) -> None:
+    assert pci_function(named, 0) == (path, function)
+
+
+def test_a_path_and_an_argument_name_the_same_function_or_are_refused() -> None:
+    assert pci_function("a/3", 3) == ("a", 3)
+    assert pci_function("a", 3) == ("a", 3)
+    with pytest.raises(OptionsError, match="a/3 names function 3, and function 4 was asked for"):
+        pci_function("a/3", 4)
+
+
+def test_a_device_has_the_instance_id_that_hcsshim_waits_for() -> None:
+    guid = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
+    assert vmbus_instance_id(guid) == rf"VMBUS\{{44c4f61d-4444-4400-9d52-802e27ede19f}}\{{{guid}}}"
+
+
+def test_the_types_of_ids_that_can_be_assigned_are_those_of_hcsshim() -> None:
+    assert {"vpci", "vpci-instance-id", "gpu"} == PCI_ID_TYPES

@@ -28,6 +28,7 @@ from uvm.errors import (
     NotSupportedError,
     OptionsError,
     OutputLimitError,
+    RefusedError,
     UnknownOutcomeError,
     VMExitedError,
     VMStateError,
@@ -601,3 +602,80 @@ async def _example(choose: Choose) -> None:
 @given(data=st.data())
 def test_whatever_happened_no_container_and_no_handle_is_left(backend: str, data: st.DataObject) -> None:
     run_example(_example, backend, data)
+
+
+# Signals to all of its processes.
+
+
+async def busy(run: Running) -> tuple[Container, list[Process]]:
+    """Return a container and its processes, its own first."""
+    container = await run.vm.create_container("c1", SPEC)
+    await container.start()
+    processes = [await container.open_init(stdin=True)]
+    processes += [await container.open_process(FOREVER) for _ in range(2)]
+    return container, processes
+
+
+@anyio_test
+@EITHER_WAY
+async def test_a_signal_to_a_container_reaches_all_of_its_processes(external: bool) -> None:
+    async with running(lcow(external_guest_connection=external)) as run:
+        container, (init, *others) = await busy(run)
+        assert await container.signal("TERM") is True
+        assert [await process.wait() for process in (*others, init)] == [128 + 15] * 3
+        assert await container.signal("KILL") is False
+        await container.aclose()
+
+
+@anyio_test
+@EITHER_WAY
+async def test_its_own_process_is_signalled_last_and_what_has_exited_not_at_all(external: bool) -> None:
+    async with running(lcow(external_guest_connection=external)) as run:
+        container, (init, first, second) = await busy(run)
+        await first.kill()
+        await first.wait()
+        with run.backend.faults.hold(operation="signal process") as gate:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(container.signal, "TERM")
+                for process in (second, init):
+                    [parked] = await gate.wait()
+                    await quiet()
+                    assert list(gate.pending) == [parked]
+                    parked.proceed()
+                    assert await process.wait() == 128 + 15
+        await container.aclose()
+
+
+@anyio_test
+@EITHER_WAY
+async def test_a_process_that_is_refused_keeps_no_other_from_the_signal(external: bool) -> None:
+    async with running(lcow(external_guest_connection=external)) as run:
+        container, (init, refused, other) = await busy(run)
+        run.backend.faults.refuse(HResult.E_FAIL, operation="signal process", first=1)
+        with pytest.raises(RefusedError, match=f"signal process {refused.pid}"):
+            await container.signal("TERM")
+        assert [await process.wait() for process in (other, init)] == [128 + 15] * 2
+        await container.aclose()
+
+
+@anyio_test
+@EITHER_WAY
+async def test_no_signal_goes_to_a_container_in_which_nothing_runs(external: bool) -> None:
+    async with running(lcow(external_guest_connection=external)) as run:
+        container = await run.vm.create_container("c1", SPEC)
+        assert await container.signal("TERM") is False
+        with pytest.raises(OptionsError, match="no signal 'NOSUCH'"):
+            await container.signal("NOSUCH")
+        await container.aclose()
+
+
+@anyio_test
+@EITHER_WAY
+async def test_a_windows_container_is_signalled_with_an_event(external: bool) -> None:
+    async with running(wcow(external_guest_connection=external)) as run:
+        container = await run.vm.create_container("c1", WINDOWS)
+        await container.start()
+        process = await container.open_process(FOREVER)
+        assert await container.signal("CtrlC") is True
+        assert await process.wait() == 0xC000013A
+        await container.aclose()

@@ -201,6 +201,7 @@ async def test_a_guest_says_the_same_of_itself_either_way(options: Any) -> None:
     [
         {"GuestConnectionInfo": ["x"]},
         *({"GuestConnectionInfo": {"GuestDefinedCapabilities": x}} for x in ("x", [1], 5)),
+        {"GuestConnectionInfo": {"ProtocolVersion": "4"}},
     ],
 )
 async def test_a_guest_that_tells_nonsense_of_itself_fails_the_start(

@@ -96,7 +96,7 @@ def _check_access(run: Running) -> None:
         if isinstance(driver.ledger.device, Attachments | Layers | PackedLayers):
             values = [e.applied for e in driver.ledger] + [q.value for q in driver.ledger.quarantined]
             allowed |= {getattr(value, "path", value) for value in values if value is not None}
-        needed |= {need._name.path for need in driver._needs.values() if need._own_grant}
+        needed |= {need._name.path for need in driver._needs.values() if need._grant is True}
     had = {path.casefold() for path in run.backend.access.paths(vm.id)}
     unrevoked = {path.casefold() for path in vm._context.access.unrevoked}
     assert had <= {path.casefold() for path in allowed} | unrevoked

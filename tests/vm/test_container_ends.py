@@ -22,6 +22,7 @@ from tests.vm.support import (
     SHARED,
     Attempt,
     Running,
+    host_backend,
     lcow,
     quiet,
     running,
@@ -32,6 +33,7 @@ from uvm._guest.timeouts import GuestTimeouts
 from uvm.backends.fake.system import FakeHostedSystem
 from uvm.errors import (
     GuestError,
+    NotSupportedError,
     OptionsError,
     UnknownOutcomeError,
     UVMError,
@@ -588,3 +590,96 @@ async def test_a_container_that_names_no_network_namespace_has_one_of_its_own() 
         async with run.vm.create_container("c4", in_a_pod):
             document = run.backend.vms[run.vm.id].service.containers["c4"].document
             assert "windows" not in document["OciSpecification"]
+
+
+# By its id alone.
+
+
+async def left_behind(run: Running) -> None:
+    """End a container, whose state stays."""
+    container = await exited(run.vm)
+    await container.wait()
+    assert containers(run) == ["c1"]
+
+
+@anyio_test
+@pytest.mark.parametrize("asks", ["vm", "guest"])
+async def test_a_state_is_deleted_by_the_id_of_its_container(asks: str) -> None:
+    async with running() as run:
+        await left_behind(run)
+        await (run.vm if asks == "vm" else run.vm.guest).delete_container_state("c1")
+        at_rest(run)
+        with pytest.raises(GuestError):
+            await run.vm.delete_container_state("c1")
+        await exited(run.vm)
+
+
+@anyio_test
+async def test_the_state_of_a_container_that_is_there_is_not_deleted_by_its_id() -> None:
+    async with running() as run:
+        container = await run.vm.create_container("c1", SPEC)
+        asked = len(run.backend.request_log)
+        with pytest.raises(VMStateError, match="Call the delete_state of the container"):
+            await run.vm.delete_container_state("c1")
+        assert len(run.backend.request_log) == asked
+        await container.aclose()
+        at_rest(run)
+
+
+@anyio_test
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_state_is_not_deleted_by_its_id_while_layers_are_mounted(closed: bool) -> None:
+    async with running() as run:
+        root = await run.vm.mount_layers("c1", [LAYER], DISK)
+        container = await exited(run.vm, root=root)
+        await (container.aclose() if closed else container.wait())
+        with pytest.raises(VMStateError, match=r"mounted at /run/gcs/c/c1.*Release that first"):
+            await run.vm.delete_container_state("c1")
+        assert containers(run) == ["c1"]
+        await root.release()
+        if not closed:
+            await run.vm.delete_container_state("c1")
+        at_rest(run)
+
+
+@anyio_test
+async def test_an_id_stays_taken_until_its_state_is_deleted_also_for_a_caller_who_left() -> None:
+    async with running() as run:
+        await left_behind(run)
+        with run.backend.faults.hold(operation="delete container state") as gate:
+            async with anyio.create_task_group() as tasks:
+                deletion = Attempt.begin(tasks, lambda: run.vm.delete_container_state("c1"))
+                [parked] = await gate.wait()
+                tasks.cancel_scope.cancel()
+            assert deletion.error is None
+            with pytest.raises(OptionsError, match="nothing was sent"):
+                await run.vm.create_container("c1", TRUE)
+            with pytest.raises(VMStateError, match="being deleted"):
+                await run.vm.delete_container_state("c1")
+            parked.proceed()
+            await run.vm.settled()
+        at_rest(run)
+        await exited(run.vm)
+
+
+@anyio_test
+@pytest.mark.parametrize("fails", ["refuse", "lose"])
+async def test_a_deletion_by_id_that_fails_can_be_asked_for_again(fails: str) -> None:
+    async with running() as run:
+        await left_behind(run)
+        getattr(run.backend.faults, fails)(operation="delete container state", first=1)
+        with pytest.raises(UVMError):
+            await run.vm.delete_container_state("c1")
+        if fails == "refuse":
+            await run.vm.delete_container_state("c1")
+        at_rest(run)
+
+
+@anyio_test
+async def test_the_states_of_containers_that_hcs_hosts_are_not_the_guests_to_delete() -> None:
+    async with running(lcow(external_guest_connection=False)) as run:
+        with pytest.raises(NotSupportedError, match="external_guest_connection"):
+            await run.vm.delete_container_state("c1")
+    async with running(backend=host_backend(guest_capabilities={})) as run:
+        with pytest.raises(NotSupportedError, match="DeleteContainerStateSupported"):
+            await run.vm.delete_container_state("c1")

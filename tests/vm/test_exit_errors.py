@@ -99,6 +99,7 @@ ASKS: dict[str, Call] = {
     "container open process": lambda held: held.container.open_process(["true"]),
     "container properties": lambda held: held.container.properties(),
     "container statistics": lambda held: held.container.statistics(),
+    "container signal": lambda held: held.container.signal("TERM"),
     "container processes": lambda held: held.container.processes(),
 }
 

@@ -500,3 +500,12 @@ async def test_a_guest_of_another_version_is_not_supported_and_its_vm_terminated
         with pytest.raises(NotSupportedError, match="version 4"):
             await vm.start()
         assert vm.state is uvm.VMState.EXITED
+
+
+@OPTIONS
+@pytest.mark.parametrize("external", [True, False], ids=["our own", "through HCS"])
+async def test_the_version_of_the_protocol_is_known_over_both_connections(
+    options: Any, external: bool
+) -> None:
+    async with running(options(external_guest_connection=external)) as run:
+        assert run.vm.protocol_version == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -786,3 +787,42 @@ async def test_a_host_that_cannot_tell_of_the_exit_ends_the_use_of_the_vm_and_th
         await wait(backend)
     assert "terminate" in lifecycle(backend)
     assert gone(backend)
+
+
+def times(vm: uvm.UtilityVM) -> list[datetime]:
+    """When it was started and when it exited, as far as that has happened."""
+    return [each for each in (vm.started_at, vm.exited_at) if each is not None]
+
+
+async def test_a_vm_knows_when_it_was_started_and_when_it_exited() -> None:
+    before = datetime.now(UTC)
+    async with create(host_backend()) as vm:
+        assert times(vm) == []
+        await vm.start()
+        assert times(vm) == [vm.started_at]
+        await vm.terminate()
+        ended = times(vm)
+        assert ended == [vm.started_at, vm.exited_at]
+        in_order = [before, *ended, datetime.now(UTC)]
+        assert in_order == sorted(in_order)
+    assert times(vm) == ended
+
+
+async def test_a_vm_that_is_left_running_has_no_exit_and_one_that_never_started_no_start() -> None:
+    async with create(host_backend(), lcow(survive_process=True)) as vm:
+        await vm.start()
+        vm.detach()
+    assert times(vm) == [vm.started_at]
+    async with create(host_backend()) as vm:
+        pass
+    assert times(vm) == [vm.exited_at]
+
+
+@pytest.mark.parametrize("fails", ["refuse", "lose"])
+async def test_a_start_that_fails_has_no_time(fails: str) -> None:
+    backend = host_backend()
+    getattr(backend.faults, fails)(to="lifecycle", operation="start")
+    async with create(backend) as vm:
+        with pytest.raises(uvm.UVMError):
+            await vm.start()
+        assert vm.started_at is None

@@ -3,28 +3,43 @@
 Per path the devices that need it are counted, the boot files of the VM among them. A path is revoked when
 the last of them is known to be gone, before its release returns; what attaches it meanwhile waits for that,
 and grants it anew. What is an orphan or quarantined still counts, so its path is revoked when the VM closes,
-as are paths that could not be revoked earlier. Access that is not the VM's own (of the VM group;
-``grant_access=False``) is never revoked.
+as are paths that could not be revoked earlier. Access that is not the VM's own (of the VM group, which other
+VMs may use; ``grant_access=False``) is never revoked.
 """
 
 from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from attrs import Factory, define, field, frozen
 
 from uvm._async import Flag, errors_of
 from uvm._buses.link import Link
+from uvm._checks import checked, flag
 from uvm._repr import brief_call
-from uvm.backend import Backend
-from uvm.errors import is_refusal, own
+from uvm.backend import VM_GROUP, Backend
+from uvm.errors import OptionsError, is_refusal, own
 
 _log = logging.getLogger("uvm")
 
 #: How many paths are revoked at once when the VM closes: each is a task, and a request to the host.
 _AT_ONCE: Final = 64
+
+
+#: Access that is granted with a device: to the VM, to the VM group, or to none, since its caller sees to it.
+Grant: TypeAlias = bool | Literal["VM_GROUP"]
+
+
+def grant_of(wanted: Grant, *, read_only: bool = True) -> Grant:
+    """Check an argument ``grant_access``, and return it.
+
+    :raises OptionsError: it is none, or would let every VM write.
+    """
+    if wanted == VM_GROUP and not read_only:
+        raise OptionsError("grant_access is VM_GROUP, which is for what is read_only")
+    return wanted if wanted == VM_GROUP else checked(wanted, flag, "grant_access, if it is not VM_GROUP,")
 
 
 @frozen
@@ -50,16 +65,16 @@ class HostName:
 class Need:
     """A device's need of access to a path.
 
-    :ivar own_grant: the VM grants it, rather than the caller of the device.
+    :ivar grant: grant it to the VM, or to the VM group; False leaves it to the caller of the device.
     """
 
     _access: Access
     _name: HostName
-    _own_grant: bool = True
+    _grant: Grant = True
 
     async def take(self) -> None:
         """Have access, before the device is added."""
-        await self._access.take(self._name, own_grant=self._own_grant)
+        await self._access.take(self._name, self._grant)
 
     async def leave(self) -> None:
         """Need it no longer, since the device is gone."""
@@ -68,8 +83,9 @@ class Need:
 
 @define(eq=False, repr=False)
 class _Flight:
-    """A request in flight."""
+    """A request in flight: whose access it changes, and how."""
 
+    to: str
     revokes: bool
     landed: Flag = Factory(Flag)
     error: Exception | None = None
@@ -116,21 +132,22 @@ class Access:
         kept = [path for path in self._paths.values() if not path.users]
         return {path.sent: path.error for path in kept if path.error is not None}
 
-    async def take(self, name: HostName, *, own_grant: bool) -> None:
+    async def take(self, name: HostName, grant: Grant) -> None:
         """Count one more device on a path; grant access, unless its caller sees to that.
 
         :raises UVMError: what the host raises; the device is not counted.
         """
         path = self._paths.setdefault(name.key, _Path(name.path))
         path.users += 1
-        if not own_grant:
+        if not grant:
             path.foreign = True
             return
-        while path.flight is not None and path.flight.revokes:
+        to = VM_GROUP if grant == VM_GROUP else self.link.vm_id
+        while path.flight is not None and (path.flight.revokes or path.flight.to != to):
             await path.flight.landed.wait()
         flight = path.flight
         if flight is None:
-            flight = await self._fly(path, revokes=False)
+            flight = await self._fly(path, to, revokes=False)
         else:
             await flight.landed.wait()
         if flight.error is not None:
@@ -144,25 +161,25 @@ class Access:
         if path.users:
             return
         if path.granted and not path.foreign:
-            path.error = (await self._fly(path, revokes=True)).error
+            path.error = (await self._fly(path, self.link.vm_id, revokes=True)).error
             if path.error is not None:
                 _log.warning("%s: access to %s was not revoked: %s", self.link.vm_id, path.sent, path.error)
         if not path.granted and not path.users:
             del self._paths[name.key]
 
-    async def _fly(self, path: _Path, *, revokes: bool) -> _Flight:
+    async def _fly(self, path: _Path, to: str, *, revokes: bool) -> _Flight:
         """Send one request; its error is a part of what is returned."""
-        flight = path.flight = _Flight(revokes)
-        had = path.granted
+        flight = path.flight = _Flight(to, revokes)
+        had, own = path.granted, to == self.link.vm_id
         # Noted before it is requested: an answer that is lost may have been a yes.
-        path.granted = True
+        path.granted = had or own
         send = self.backend.revoke_access if revokes else self.backend.grant_access
         try:
-            await send(path.sent, self.link.vm_id)
-            path.granted = not revokes
+            await send(path.sent, to)
+            path.granted = not revokes if own else had
         except Exception as error:
             flight.error = error
-            path.granted = had or revokes or not is_refusal(error)
+            path.granted = had or revokes or (own and not is_refusal(error))
         finally:
             path.flight = None
             flight.landed.set()

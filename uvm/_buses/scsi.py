@@ -11,7 +11,7 @@ from attrs import define, frozen
 
 from uvm._arguments import member_of
 from uvm._async import opens
-from uvm._buses.access import HostName, Need
+from uvm._buses.access import Grant, HostName, Need, grant_of
 from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.holds import Hold
 from uvm._buses.lease import Lease
@@ -133,7 +133,7 @@ class ScsiBus(Bus):
         read_only: bool = False,
         type: DiskType | str = DiskType.VIRTUAL_DISK,
         mount: Mount | None = None,
-        grant_access: bool = True,
+        grant_access: Grant = True,
     ) -> ScsiLease:
         r"""Attach a disk, and mount it in the guest if asked to. Await it, or enter it.
 
@@ -144,7 +144,8 @@ class ScsiBus(Bus):
         :param path: a VHD or VHDX file, a physical disk (``\\.\PHYSICALDRIVE2``), or
             ``evd://TYPE/PATH`` for an extensible virtual disk.
         :param type: a member of :class:`~uvm.devices.scsi.DiskType`, or its value.
-        :param grant_access: grant the VM access to the path first, if it is a new attachment.
+        :param grant_access: grant the VM access to the path first, if it is a new attachment;
+            ``uvm.backend.VM_GROUP`` grants it to every VM, for good, and the disk has to be `read_only`.
         :raises OptionsError: the path is no absolute one, or its mount is not possible.
         :raises NoSpaceError: every slot is taken.
         :raises HostPathError: there is no such file, or it is a directory.
@@ -152,11 +153,12 @@ class ScsiBus(Bus):
         :raises OrphanError: an orphan occupies that disk or guest path, and cannot be removed.
         """
         self._context.link.check_running()
-        type, grant_access = member_of(DiskType, type, "type"), checked(grant_access, flag, "grant_access")
+        type, read_only = member_of(DiskType, type, "type"), checked(read_only, flag, "read_only")
+        grant_access = grant_of(grant_access, read_only=read_only)
         if not isinstance(mount, Mount | None):
             raise OptionsError(f"{path} was not attached: mount is a Mount, not {mount!r}")
         named, evd_type = await self._named(path, type)
-        key = DiskKey(named.key, type, evd_type, checked(read_only, flag, "read_only"))
+        key = DiskKey(named.key, type, evd_type, read_only)
         claims = [on_host(named.key)]
         if mount is not None and mount.guest_path:
             claims.append(self._context.in_guest(mount.guest_path))

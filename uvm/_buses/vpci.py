@@ -9,9 +9,9 @@ from uvm._buses.context import Bus, Context
 from uvm._buses.holds import Hold
 from uvm._buses.lease import Lease
 from uvm._checks import U16, guid_of, whole
-from uvm._names import pci_key, text_of
+from uvm._names import pci_function, pci_key
 from uvm._repr import brief_call
-from uvm.devices.vpci import DeviceKey, PciDevice, PciDevices
+from uvm.devices.vpci import DeviceKey, PciDevice, PciDevices, vmbus_instance_id
 from uvm.errors import OptionsError
 
 
@@ -27,6 +27,11 @@ class VPCILease(Lease):
     instance_path: str
     function: int
     vmbus_guid: str
+
+    @property
+    def vmbus_instance_id(self) -> str:
+        r"""The instance id of the device in a Windows guest, which installing a driver waits for."""
+        return vmbus_instance_id(self.vmbus_guid)
 
 
 @frozen
@@ -45,6 +50,11 @@ class VPCIDevice:
     orphaned: bool = False
 
     __repr__ = brief_call
+
+    @property
+    def vmbus_instance_id(self) -> str:
+        """The instance id of the device in a Windows guest, which installing a driver waits for."""
+        return vmbus_instance_id(self.vmbus_guid)
 
 
 class VPCIBus(Bus):
@@ -76,14 +86,16 @@ class VPCIBus(Bus):
         The same function of the same device again, however its path is spelled, is the same assignment,
         with one more reference.
 
+        :param instance_path: its instance path, or ``<path>/<function>``, as a specification names it.
         :param vmbus_guid: the GUID that it gets on the VM's VMBus; a fresh one by default.
         :raises OptionsError: an argument is of the wrong kind, or another device has that GUID.
         """
-        key = _key(instance_path, function)
+        path, function = _device(instance_path, function)
+        key = DeviceKey(pci_key(path), function)
         vmbus_guid = guid_of(vmbus_guid or self._context.backend.new_id(), "a VMBus GUID")
         await self._devices.clear(key)
-        hold = await self._devices.acquire(key, PciDevice(text_of(instance_path), function, vmbus_guid))
-        return VPCILease(hold, instance_path, function, hold.slot)
+        hold = await self._devices.acquire(key, PciDevice(path, function, vmbus_guid))
+        return VPCILease(hold, path, function, hold.slot)
 
     def _adopt(self, instance_path: str, function: int, vmbus_guid: str) -> Hold[str]:
         """Enter a device that the VM was created with; it stays until its hold is released."""
@@ -96,13 +108,14 @@ class VPCIBus(Bus):
         :raises OptionsError: an argument is of the wrong kind.
         :raises NotAttachedError: it is not assigned.
         """
+        path, function = _device(instance_path, function)
         await self._release_oldest(
-            self._devices.holds_on(_key(instance_path, function)),
-            f"no device {instance_path} with function {function} is assigned to {self._context.vm_id}",
+            self._devices.holds_on(DeviceKey(pci_key(path), function)),
+            f"no device {path} with function {function} is assigned to {self._context.vm_id}",
         )
 
 
-def _key(instance_path: str, function: int) -> DeviceKey:
+def _device(instance_path: str, function: int) -> tuple[str, int]:
     if allowed := whole(U16)(function):
         raise OptionsError(f"the function of a PCI device is {allowed}, not {function!r}")
-    return DeviceKey(pci_key(instance_path), function)
+    return pci_function(instance_path, function)

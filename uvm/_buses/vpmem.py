@@ -7,10 +7,9 @@ from typing import Any
 from attrs import define, frozen
 
 from uvm._async import opens
-from uvm._buses.access import Need
+from uvm._buses.access import Grant, Need, grant_of
 from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.lease import Lease
-from uvm._checks import checked, flag
 from uvm._names import HostPath
 from uvm._repr import brief_call
 from uvm.devices.base import APPLIED, Device, Entry
@@ -81,12 +80,13 @@ class VPMemBus(Bus):
         )
 
     @opens
-    async def add(self, path: HostPath, *, grant_access: bool = True) -> VPMemLease:
+    async def add(self, path: HostPath, *, grant_access: Grant = True) -> VPMemLease:
         """Map a layer into the guest's memory and mount it, read-only. Await it, or enter it.
 
         The same layer again, however its path is spelled and by links as well, gets one more reference.
 
-        :param grant_access: grant the VM access to the path first, if it is a new layer.
+        :param grant_access: grant the VM access to the path first, if it is a new layer;
+            ``uvm.backend.VM_GROUP`` grants it to every VM, for good.
         :raises OptionsError: the path is no absolute one.
         :raises NoSpaceError: no device has room for it, or it is larger than any.
         :raises HostPathError: there is no such file, or it is a directory.
@@ -94,7 +94,7 @@ class VPMemBus(Bus):
         :raises OrphanError: an orphan occupies that file, and cannot be removed.
         """
         context = self._context
-        checked(grant_access, flag, "grant_access")
+        grant_access = grant_of(grant_access)
         context.need_guest("VPMEM", "linux")
         context.link.check_running()
         named = await context.named(path)

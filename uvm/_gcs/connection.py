@@ -404,6 +404,19 @@ class GuestConnection(GuestHost):
         self._capabilities()
         return await self._link.call(self._containers.create(container_id, document))
 
+    async def delete_container_state(self, container_id: str) -> None:
+        """Have the guest delete the state of a container that has ended, by its id alone.
+
+        :raises OptionsError: it is no id of a container.
+        :raises NotSupportedError: the guest cannot.
+        :raises VMStateError: a container of that id is there, whose own ``delete_state`` is to be called.
+        :raises GuestError: the guest refused: it runs, or there is none.
+        :raises UnknownOutcomeError: the answer was lost, or did not come in time.
+        :raises BridgeClosedError: the connection is closed.
+        """
+        self._capabilities()
+        await self._link.call(self._containers.delete_state(container_id))
+
     async def _launch(self, launch: Launch) -> Process:
         self._capabilities()
         return await start_process(self._link, HOST_CONTAINER_ID, launch)

@@ -66,7 +66,8 @@ class ConnectedContainer:
     _followed: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.exit = Exit(lambda: self._free(self))
+        self.exit = Exit()
+        self.exit.then(lambda: self._free(self))
 
     async def start(self) -> None:
         """Start it."""

@@ -27,12 +27,19 @@ from typing import Any, Final
 from uvm._gcs.container import ConnectedContainer
 from uvm._gcs.link import GuestLink
 from uvm._guest.container import Container, ContainerExit, container_config, end_abandoned
+from uvm._guest.specs import check_container_id
 from uvm._guest.starts import Start, start_in_task
 from uvm._wire.frames import Procedure
 from uvm.backend import JSON
-from uvm.errors import OptionsError, UnknownOutcomeError, WireError
+from uvm.errors import OptionsError, UnknownOutcomeError, VMStateError, WireError
 from uvm.schema.container import HostedSystem
-from uvm.schema.gcs import ContainerCreateRequest, ContainerNotification, LinuxHostedSystem, ResponseBase
+from uvm.schema.gcs import (
+    ContainerCreateRequest,
+    ContainerNotification,
+    LinuxHostedSystem,
+    RequestBase,
+    ResponseBase,
+)
 from uvm.schema.json import dumps
 from uvm.schema.secrets import printable
 
@@ -56,6 +63,8 @@ class Containers:
         # Ids that were taken, the oldest first.
         self._ended: dict[str, None] = {}
         self._numbers = 0
+        # Ids whose states are being deleted without a container.
+        self._deleting: set[str] = set()
         link.bridge.on_resume[self] = self._resumed
 
     async def create(
@@ -99,8 +108,28 @@ class Containers:
             return Container(self._link, self._take(container_id), config)
         return container
 
+    async def delete_state(self, container_id: str) -> None:
+        """Delete a state; see :meth:`uvm._gcs.connection.GuestConnection.delete_container_state`."""
+        check_container_id(container_id)
+        operation = f"delete the state of container {container_id}"
+        self._link.needs(
+            self._link.features.delete_container_state, operation, "DeleteContainerStateSupported"
+        )
+        if container_id in self._taken or container_id in self._deleting:
+            raise VMStateError(
+                f"{operation}: a container of that id is there, or being deleted; nothing was sent. "
+                "Call the delete_state of the container"
+            )
+        self._deleting.add(container_id)
+        try:
+            request = RequestBase(container_id=container_id)
+            delete = Procedure.DELETE_CONTAINER_STATE
+            await self._link.bridge.call(delete, request, ResponseBase, operation=operation)
+        finally:
+            self._deleting.discard(container_id)
+
     def _take(self, container_id: str) -> ConnectedContainer:
-        if container_id in self._taken:
+        if container_id in self._taken or container_id in self._deleting:
             raise OptionsError(
                 f"create container {container_id}: one of that id is there, or being ended; nothing was sent"
             )

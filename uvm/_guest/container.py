@@ -31,6 +31,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar, final
 
 import anyio
@@ -38,7 +39,7 @@ import anyio.lowlevel
 from attrs import frozen
 
 from uvm._arguments import kind_of
-from uvm._async import Flag, cancelled_too, opens
+from uvm._async import Flag, cancelled_too, errors_of, opens
 from uvm._checks import checked, instance, text
 from uvm._guest.access import GuestAccess
 from uvm._guest.clock import GuestClock
@@ -46,6 +47,7 @@ from uvm._guest.containerend import ContainerEnd
 from uvm._guest.exit import Exit
 from uvm._guest.process import Launch, Process, exit_of
 from uvm._guest.run import ProcessHost
+from uvm._guest.signals import signal_options
 from uvm._guest.specs import (
     Command,
     check_container_id,
@@ -170,6 +172,8 @@ class Container(ProcessHost):
         self._config = config
         self._directories = _directories_of(config)
         self._init: Process | None = None
+        # Those beside its own that were started by this object and run, the oldest first.
+        self._others: dict[Process, None] = {}
         self._runs = False
         self._init_there = Flag()
         # The answer to the start of its own process was lost, so that it may run.
@@ -238,13 +242,40 @@ class Container(ProcessHost):
             parameters = host_process(wanted, self._guest.os)
         else:
             parameters = container_process(wanted, self._own_process)
-        launch = Launch(wanted.args, parameters, pipes, wanted.terminal)
+        launch = Launch(wanted.args, parameters, pipes, wanted.terminal, self._other_started)
         return await self._guest.call(self._handle.run(launch))
+
+    def _other_started(self, process: Process) -> None:
+        self._others[process] = None
+        exit_of(process).then(lambda: self._others.pop(process))
 
     def _started(self, init: Process) -> None:
         self._init, self._runs = init, True
         self._init_there.set()
         self._handle.init_started(exit_of(init))
+
+    async def signal(self, signal: int | str) -> bool:
+        """Send a signal to all of its processes that were started by this object; its own comes last.
+
+        The guest cannot signal what these have started; a Linux container ends with its own process.
+
+        :param signal: as for :meth:`uvm.Process.signal`, whose errors it raises. Where a process is refused,
+            the others are signalled all the same.
+        :return: False: none of them runs.
+        """
+        signal_options(signal, self._guest.os)
+        sent: list[bool] = []
+
+        async def send(process: Process) -> None:
+            sent.append(await process.signal(signal))
+
+        errors = await errors_of(partial(send, process) for process in [*self._others])
+        if self._init is not None:
+            errors += await errors_of([partial(send, self._init)])
+        if errors:
+            gone = (error for error in errors if isinstance(error, VMExitedError))
+            raise next(gone, together(f"signalling container {self.id}", errors))
+        return any(sent)
 
     async def shutdown(self) -> None:
         """Ask it to end in order; where it has, or its guest has gone, nothing happens.

@@ -19,9 +19,8 @@ class Exit(Generic[T]):
     :ivar how: an exit code, or how a container ended; None before the exit, and where it is unknown.
     """
 
-    #: Called once, when it is settled.
-    _then: Callable[[], None] | None = None
     how: T | None = field(default=None, init=False)
+    _then: Callable[[], object] | None = field(default=None, init=False)
     _failure: Callable[[], Exception] | None = field(default=None, init=False)
     _cut_off: bool = field(default=False, init=False)
     _settled: Flag = field(factory=Flag, init=False)
@@ -34,6 +33,13 @@ class Exit(Generic[T]):
     def gone(self) -> bool:
         """Return whether it is known to have happened."""
         return self.settled and not self._cut_off
+
+    def then(self, call: Callable[[], object]) -> None:
+        """Have one call made, when it is settled."""
+        if self.settled:
+            call()
+        else:
+            self._then = call
 
     def report(self, how: T) -> None:
         """Settle it as known."""

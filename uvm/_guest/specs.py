@@ -136,6 +136,11 @@ def check_container_id(container_id: object) -> None:
         raise OptionsError(f"the id of a container is {container_id!r}, which is no name of a directory")
 
 
+def bundle_of(container_id: str) -> str:
+    """Return the directory of a container in a Linux guest (hcsshim internal/guestpath)."""
+    return f"/run/gcs/c/{container_id}"
+
+
 def pipes_of(terminal: bool, **asked_for: bool) -> dict[str, bool]:
     """Return which streams a process has, by name; on a terminal it has no error output of its own.
 

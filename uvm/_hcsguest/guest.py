@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import Factory, define, evolve
 
@@ -23,6 +23,8 @@ from uvm.schema.gcs import LinuxHostedSystem
 from uvm.schema.json import to_json
 from uvm.schema.requests import ModificationRequest
 
+T = TypeVar("T")
+
 
 class RelayGuest(GuestHost):
     """A :class:`~uvm.backend.Guest` behind HCS's own connection to it.
@@ -32,9 +34,13 @@ class RelayGuest(GuestHost):
 
     :ivar capabilities: what the guest said of itself.
     :ivar features: what of that uvm knows of.
+    :ivar protocol_version: the version of the protocol that HCS and the guest speak; 0 if HCS does not say.
     """
 
-    def __init__(self, access: RelayAccess, capabilities: Mapping[str, Any]) -> None:
+    def __init__(
+        self, access: RelayAccess, capabilities: Mapping[str, Any], protocol_version: int = 0
+    ) -> None:
+        self.protocol_version = protocol_version
         self.features = GuestFeatures.of(capabilities)
         self.capabilities = capabilities
         self._access: RelayAccess = evolve(access, features=self.features)
@@ -48,16 +54,10 @@ class RelayGuest(GuestHost):
 
         :raises HostError: HCS refused; HCS_E_PROTOCOL_ERROR if what the guest says of itself cannot be read.
         """
-        said: Any = await access.system.properties("GuestConnection")
-        for name in ("GuestConnectionInfo", "GuestDefinedCapabilities"):
-            said = said.get(name) or {}
-            if not isinstance(said, Mapping):
-                raise HostError(
-                    f"ask about the guest of {access.name}",
-                    HResult.HCS_E_PROTOCOL_ERROR,
-                    f"{name} is no object: {str(said)[:200]}",
-                )
-        return cls(access, said)
+        said = await access.system.properties("GuestConnection")
+        info = _said(access, said, "GuestConnectionInfo", dict[str, Any]())
+        capabilities = _said(access, info, "GuestDefinedCapabilities", dict[str, Any]())
+        return cls(access, capabilities, _said(access, info, "ProtocolVersion", 0))
 
     async def modify(self, request: JSON | ModificationRequest) -> None:
         """Have HCS relay one request; HostError with the guest's code where the guest refuses."""
@@ -101,6 +101,20 @@ class NoGuest:
 
     def close(self) -> None:
         """Nothing is there to close."""
+
+
+def _said(access: RelayAccess, said: Mapping[str, Any], name: str, default: T) -> T:
+    """Return what HCS says of its connection to a guest, of the kind of the default if it says nothing."""
+    value = said.get(name)
+    if value is None:
+        return default
+    if isinstance(value, type(default)):
+        return value
+    raise HostError(
+        f"ask about the guest of {access.name}",
+        HResult.HCS_E_PROTOCOL_ERROR,
+        f"{name} is of another type: {str(value)[:200]}",
+    )
 
 
 def _as_json(request: JSON | ModificationRequest) -> JSON:

@@ -28,6 +28,7 @@ import enum
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 
 import anyio
@@ -98,6 +99,8 @@ class Ending(Devices, ClosedOnLeaving):
         self._booting: anyio.CancelScope | None = None
         self._start_cancelled = False
         self._detached = False
+        self._started_at: datetime | None = None
+        self._exited_at: datetime | None = None
 
     @property
     def state(self) -> VMState:
@@ -108,6 +111,11 @@ class Ending(Devices, ClosedOnLeaving):
     def exit_status(self) -> ExitStatus | None:
         """How the VM exited; None before the exit."""
         return self._link.exit_status
+
+    @property
+    def exited_at(self) -> datetime | None:
+        """When the host reported the exit, in UTC; None before."""
+        return self._exited_at
 
     # What ends it.
 
@@ -373,6 +381,8 @@ class Ending(Devices, ClosedOnLeaving):
             _log.info("%s: left running", self.id)
         else:
             _log.info("%s: exited: %s", self.id, status)
+        if status is not _UNKNOWN_EXIT:
+            self._exited_at = datetime.now(UTC)
         self._link.exit_status = status
         if self._state is not VMState.CLOSED:
             self._state = VMState.EXITED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,9 +16,9 @@ from uvm._guest.clock import GuestClock
 from uvm._guest.container import Container
 from uvm._guest.process import Process
 from uvm._guest.run import GuestHost, ProcessHost
-from uvm._guest.specs import Command, linux_container, with_namespace
+from uvm._guest.specs import Command, bundle_of, check_container_id, linux_container, with_namespace
 from uvm._vm.base import Part
-from uvm.errors import NotSupportedError, OptionsError
+from uvm.errors import BridgeClosedError, NotSupportedError, OptionsError, VMExitedError
 from uvm.options import LCOWOptions
 from uvm.schema import container
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY_FRAGMENT, SecurityPolicyFragment
@@ -62,6 +63,14 @@ class GuestServices(Part, ProcessHost):
         :raises NotSupportedError: the guest cannot be asked (``use_guest_connection=False``).
         """
         return self._asked.features
+
+    @property
+    def protocol_version(self) -> int:
+        """The version of the protocol that is spoken with the guest; 0 if HCS speaks it and does not say.
+
+        Errors as of :attr:`features`.
+        """
+        return self._asked.protocol_version
 
     @property
     def _asked(self) -> GuestConnection | RelayGuest:
@@ -112,12 +121,12 @@ class GuestServices(Part, ProcessHost):
                     "the document of a Windows container names its layers itself; leave out root"
                 )
             return await guest.create_container(container_id, spec)
-        from uvm._vm.layers import LCOW_CONTAINERS, RootFileSystem
+        from uvm._vm.layers import RootFileSystem
 
         checked(root, optional(instance(RootFileSystem)), "root")
         if not isinstance(spec, Mapping):
             raise OptionsError(f"an OCI specification is a mapping, not {kind_of(spec)}")
-        bundle = f"{LCOW_CONTAINERS}/{container_id}"
+        bundle = bundle_of(container_id)
         at = root.root if root is not None else f"{bundle}/rootfs"
         with_root = spec if spec.get("root") is not None else {**spec, "root": {"path": at}}
         document = linux_container(
@@ -126,6 +135,27 @@ class GuestServices(Part, ProcessHost):
             scratch_path=root.scratch_path if root is not None else f"{bundle}/scratch/{container_id}",
         )
         return await guest.create_container(container_id, document)
+
+    async def delete_container_state(self, container_id: str) -> None:
+        """Have the guest delete the state of a container that has ended, by its id alone.
+
+        For one without a :class:`~uvm.Container`, which another connection to the guest has created, say.
+
+        :raises OptionsError: it is no id of a container.
+        :raises NotSupportedError: the guest cannot.
+        :raises VMStateError: a container of that id is there, whose own ``delete_state`` is to be called; or
+            something is mounted in its bundle. Nothing was sent.
+        :raises GuestError: the guest refused: it runs, or there is none.
+        """
+        check_container_id(container_id)
+        # It goes with its guest.
+        with suppress(BridgeClosedError, VMExitedError):
+            guest, states = self.guest, self._link.states
+            await states.closed(container_id)
+            kept = states.pending(container_id)
+            directories = (bundle_of(container_id),) if kept is None else kept.directories
+            states.check_unmounted(container_id, directories)
+            await self._link.carry_out(lambda: self._link.call(guest.delete_container_state(container_id)))
 
     # The compute service itself.
 

@@ -17,22 +17,20 @@ from attrs import define, field, frozen
 
 from uvm._arguments import items_of
 from uvm._async import Errand, Opening, errors_of
+from uvm._buses.access import Grant, grant_of
 from uvm._buses.holds import Hold, HoldState
 from uvm._buses.lease import Lease, LeaseState, Releasable, all_gone, state_of_all
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
 from uvm._checks import U32, Checked, checked, go, text, whole
-from uvm._guest.specs import check_container_id
+from uvm._guest.specs import bundle_of, check_container_id
 from uvm._names import HostPath, text_of
 from uvm._repr import brief, brief_call, counted
 from uvm._vm.devices import Devices
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, own, together
 from uvm.options import LCOWOptions
-
-#: The directory of containers in Linux guests (hcsshim internal/guestpath).
-LCOW_CONTAINERS = "/run/gcs/c"
 
 L = TypeVar("L", bound=Lease)
 
@@ -65,7 +63,7 @@ class WCOWLayer(Checked):
     __repr__ = brief_call
 
 
-async def add_layer(vm: Devices, layer: LCOWLayer) -> VPMemLease | ScsiLease:
+async def add_layer(vm: Devices, layer: LCOWLayer, grant_access: Grant) -> VPMemLease | ScsiLease:
     """Attach a layer to a Linux guest: over VPMEM, or over SCSI if it does not fit there.
 
     Also over SCSI: a partition, and every layer of a VM whose devices are to be physically backed.
@@ -73,11 +71,11 @@ async def add_layer(vm: Devices, layer: LCOWLayer) -> VPMemLease | ScsiLease:
     options = vm._context.options
     if not options.fully_physically_backed and not layer.partition:
         try:
-            return await vm.vpmem.add(layer.path)
+            return await vm.vpmem.add(layer.path, grant_access=grant_access)
         except NoSpaceError:
             pass
     mount = Mount(partition=layer.partition, options=("ro",))
-    return await vm.scsi.attach(layer.path, read_only=True, mount=mount)
+    return await vm.scsi.attach(layer.path, read_only=True, mount=mount, grant_access=grant_access)
 
 
 @define(eq=False, repr=False)
@@ -217,11 +215,16 @@ async def _all(makers: Sequence[Callable[[], Awaitable[L]]]) -> list[L]:
 
 
 async def _mount_lcow(
-    vm: Devices, container_id: str, layers: Sequence[Any], scratch_path: HostPath, root: str
+    vm: Devices,
+    container_id: str,
+    layers: Sequence[Any],
+    scratch_path: HostPath,
+    root: str,
+    grant_access: Grant,
 ) -> RootFileSystem:
     options = vm._context.options
     encrypted = isinstance(options, LCOWOptions) and options.scratch_encryption
-    root = root or f"{LCOW_CONTAINERS}/{container_id}"
+    root = root or bundle_of(container_id)
     # Checked before anything is sent.
     vm._link.check_running()
     await vm._link.states.settled(container_id)
@@ -234,7 +237,7 @@ async def _mount_lcow(
         ensure_filesystem=True,
         guest_path=root,
     )
-    added = await _all([partial(add_layer, vm, layer) for layer in layers])
+    added = await _all([partial(add_layer, vm, layer, grant_access) for layer in layers])
     with _released_on_failure(added):
         scratch = await vm.scsi.attach(scratch_path, mount=mount)
     with _released_on_failure([*added, scratch]):
@@ -292,11 +295,13 @@ def mount_layers(
     layers: Sequence[LCOWLayer | WCOWLayer | HostPath],
     scratch_path: HostPath,
     root: str,
+    grant_access: Grant,
 ) -> Opening[RootFileSystem]:
     """Attach layers and a scratch disk and have the guest combine them: ``UtilityVM.mount_layers``."""
     check_container_id(container_id)
     vm._context.key(scratch_path)
     checked(root, text, "root")
+    grant_access = grant_of(grant_access)
     given = [
         LCOWLayer(layer) if isinstance(layer, str | os.PathLike) else layer
         for layer in items_of(layers, "layers")
@@ -309,8 +314,13 @@ def mount_layers(
         )
     if kind is WCOWLayer and root:
         raise OptionsError("the root of a Windows container is its scratch disk's mount; leave out root")
+    if kind is WCOWLayer and grant_access is not True:
+        raise OptionsError(
+            "layers of a Windows guest are shared, which grants no access; leave out grant_access"
+        )
     if kind is LCOWLayer:
-        return Opening(_mount(vm, partial(_mount_lcow, vm, container_id, given, scratch_path, root)))
+        mount = partial(_mount_lcow, vm, container_id, given, scratch_path, root, grant_access)
+        return Opening(_mount(vm, mount))
     return Opening(_mount(vm, partial(_mount_wcow, vm, container_id, given, scratch_path)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -12,6 +13,7 @@ import anyio
 import anyio.lowlevel
 
 from uvm._async import BareTaskGroup, Errand, Flag, Opening, suggesting
+from uvm._buses.access import Grant
 from uvm._buses.context import Context
 from uvm._checks import checked, instance, optional, text
 from uvm._document.plan import CreationPlan
@@ -155,6 +157,11 @@ class UtilityVM(Ending, RuntimeSettings, GuestServices):
         """
         return self._link.capabilities()
 
+    @property
+    def started_at(self) -> datetime | None:
+        """When the host had started the VM, in UTC; None before."""
+        return self._started_at
+
     # The start. Tasks of the VM do it, and note the result; callers only wait.
 
     async def start(self) -> None:
@@ -209,6 +216,7 @@ class UtilityVM(Ending, RuntimeSettings, GuestServices):
             try:
                 await call(self._startup.listen())
                 await call(self._system.start())
+                self._started_at = datetime.now(UTC)
                 guest = await call(self._startup.meet())
                 self._adopt_boot_devices()
                 self._link.guest = guest
@@ -276,6 +284,7 @@ class UtilityVM(Ending, RuntimeSettings, GuestServices):
         scratch_path: HostPath,
         *,
         root: str = "",
+        grant_access: Grant = True,
     ) -> Opening[RootFileSystem]:
         """Attach layers and a scratch disk and have the guest combine them. Await it, or enter it.
 
@@ -284,12 +293,14 @@ class UtilityVM(Ending, RuntimeSettings, GuestServices):
             a file system.
         :param root: the directory in a Linux guest; ``/run/gcs/c/<container id>`` by default. In a Windows
             guest the root is the mount point of the scratch disk.
+        :param grant_access: grant the VM access to Linux layers; ``uvm.backend.VM_GROUP`` grants it to every
+            VM, for good, so that VMs which share layers grant nothing that another revokes.
         :raises OptionsError: there is no layer, or one is of the other kind of guest.
         :raises HostPathError: a layer or the scratch disk is not there; nothing was sent.
         """
         from uvm._vm.layers import mount_layers
 
-        return mount_layers(self, container_id, layers, scratch_path, root)
+        return mount_layers(self, container_id, layers, scratch_path, root, grant_access)
 
     async def pause(self) -> None:
         """Pause the VM: its processors stop, and so do the time limits on its guest."""

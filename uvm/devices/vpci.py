@@ -5,12 +5,12 @@ the VMBus GUID under which the guest is to see it; the slot is the GUID of the f
 guest ``VPCIDevice`` Add (Linux only: it waits for the device). REMOVE: host Remove only; the guest is not
 asked.
 
-Source: hcsshim ``internal/uvm/virtual_device.go``.
+Source: hcsshim ``internal/uvm/virtual_device.go``, ``internal/controller/device/vpci/utils.go``.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from attrs import field, frozen
 
@@ -23,6 +23,12 @@ from uvm.schema import guest, requests
 from uvm.schema.common import V25H1_SERVER
 from uvm.schema.devices import VirtualPciDevice, VirtualPciFunction
 from uvm.schema.requests import VirtualPci
+
+#: The types of ids that a specification has for PCI devices to assign (``windows.devices[].idType``).
+PCI_ID_TYPES: Final = frozenset({"vpci", "vpci-instance-id", "gpu"})
+
+#: The type of the VMBus channels of assigned devices.
+_CHANNEL_TYPE: Final = "{44c4f61d-4444-4400-9d52-802e27ede19f}"
 
 
 class DeviceKey(NamedTuple):
@@ -46,6 +52,14 @@ class PciDevice:
     def key(self) -> DeviceKey:
         """What makes two devices one."""
         return DeviceKey(pci_key(self.instance_path), self.function)
+
+
+def vmbus_instance_id(vmbus_guid: str) -> str:
+    r"""Return the instance id that an assigned device has in a Windows guest: ``VMBUS\{type}\{guid}``.
+
+    It is that of the VMBus channel, whose child the device is; a driver is installed once it is there.
+    """
+    return rf"VMBUS\{_CHANNEL_TYPE}\{{{vmbus_guid}}}"
 
 
 class PciDevices(Named[DeviceKey, PciDevice, PciDevice], FirstComeDevice[DeviceKey, PciDevice, str]):

@@ -24,7 +24,7 @@ from uvm._checks import (
     text,
     whole,
 )
-from uvm._names import pci_key
+from uvm._names import pci_function, pci_key
 from uvm._repr import brief_call
 from uvm.errors import OptionsError
 from uvm.options.common import NUMA, Options, decode_policy
@@ -36,12 +36,21 @@ LARGEST_VPMEM_BYTES = 4 * GIB
 
 @frozen
 class PCIDevice(Checked):
-    """A PCI device of the host: its instance path, and which of its virtual functions."""
+    """A PCI device of the host: its instance path, and which of its virtual functions.
+
+    The path may be ``<path>/<function>``, as a specification names it.
+    """
 
     instance_path: str = field(metadata=go("deviceInstanceID", text))
     function: int = field(default=0, metadata=go("virtualFunctionIndex", whole(U16)))
 
     __repr__ = brief_call
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        path, function = pci_function(self.instance_path, self.function)
+        object.__setattr__(self, "instance_path", path)
+        object.__setattr__(self, "function", function)
 
 
 _WINDOWS = ("dump_directory", "disable_compartment_namespace", "revoke_released_files")
