@@ -72,7 +72,8 @@ VM = """
     scsi vpmem vsmb plan9 vpci pipes network network_setup layers share shared mount_layers
     devices ledgers quarantined orphans
     run open_process create_container delete_container_state
-    stats properties assigned_memory_bytes update_memory update_cpu_limits update_container_memory_limits
+    stats properties assigned_memory_bytes
+    update update_memory update_cpu_limits update_container_memory_limits
     set_cpu_group release_cpu_group update_hvsocket_service remove_hvsocket_service modify guest_request
     inject_policy_fragment set_log_sources start_log_forwarding stop_log_forwarding dump_stacks
 """

@@ -299,6 +299,10 @@ ROWS: dict[str, Row] = {
     "UtilityVM.properties": Row(lambda s, it: it.properties("Memory")),
     "UtilityVM.stats": Row(lambda s, it: it.stats()),
     "UtilityVM.assigned_memory_bytes": Row(lambda s, it: it.assigned_memory_bytes()),
+    "UtilityVM.update": Row(
+        lambda s, it: it.update({"memory": {"limit": 512 * _MIB}, "cpu": {"quota": 10_000}}),
+        **_option(lambda s, it: it.update({"cpu": {"quota": 1}})),
+    ),
     "UtilityVM.update_memory": Row(
         lambda s, it: it.update_memory(memory_mb=512), **_option(lambda s, it: it.update_memory())
     ),

@@ -86,6 +86,8 @@ class GuestConnection(GuestHost):
     :param clock: measures the limits on what the guest does; its owner pauses it with the VM.
     :param call: awaits each call of a process or a container, and says what its errors mean.
     :param states: the states of its containers that have ended.
+    :param processors: how many its VM has; 0 if that is not known.
+    :param build: the build of Windows on the host; 0 if that is not known.
     """
 
     def __init__(
@@ -98,6 +100,8 @@ class GuestConnection(GuestHost):
         clock: GuestClock | None = None,
         call: Caller = as_it_is,
         states: ContainerStates | None = None,
+        processors: int = 0,
+        build: int = 0,
     ) -> None:
         clock = clock or GuestClock()
         bridge = Bridge(name, notify=self._notify, rpc_timeout_seconds=timeouts.rpc_seconds, clock=clock)
@@ -109,6 +113,8 @@ class GuestConnection(GuestHost):
             listen=listen,
             call=call,
             states=states or ContainerStates(name=name),
+            processors=processors,
+            build=build,
         )
         self._bridge = bridge
         self._redial = redial

@@ -29,6 +29,7 @@ _CAPABILITIES: Final = {
     "namespace_add": "NamespaceAddRequestSupported",
     "host_process_container": "HostProcessContainerSupported",
     "log_forwarding": "LogForwardingSupported",
+    "update_container": "UpdateContainerSupported",
 }
 
 
@@ -42,6 +43,7 @@ class GuestFeatures:
     :ivar namespace_add: network namespaces as objects of their own.
     :ivar host_process_container: containers that are processes of the guest itself. Windows only.
     :ivar log_forwarding: sending its logs to the host. Windows only.
+    :ivar update_container: changing a container's resources by a call of its own. No known guest can.
     """
 
     signal_process: bool = False
@@ -50,6 +52,7 @@ class GuestFeatures:
     namespace_add: bool = False
     host_process_container: bool = False
     log_forwarding: bool = False
+    update_container: bool = False
 
     __repr__ = brief_call
 
@@ -82,6 +85,8 @@ class GuestAccess:
     :ivar tasks: runs what no caller waits for; None where the guest is out of reach.
     :ivar late_starts: what its callers did not wait for, and the guest has not answered.
     :ivar home: the event loop of the guest.
+    :ivar processors: how many the VM has; 0 where that is not known.
+    :ivar build: the build of Windows on the host; 0 where that is not known, or it is none.
     """
 
     name: str
@@ -94,6 +99,8 @@ class GuestAccess:
     tasks: anyio.abc.TaskGroup | None = field(default=None, kw_only=True)
     late_starts: set[object] = field(factory=set, kw_only=True)
     home: Home = field(factory=Home.here, kw_only=True)
+    processors: int = field(default=0, kw_only=True)
+    build: int = field(default=0, kw_only=True)
 
     def start_soon(self, call: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Have the VM's tasks make a call that must not raise; False where the guest is out of reach.

@@ -25,6 +25,7 @@ from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
 from uvm.errors import HostError, HostPathError, OptionsError, is_refusal
 from uvm.hresult import HResult
 from uvm.options import LCOWOptions, Options
+from uvm.schema.common import V21H1
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY, ConfidentialOptions
 from uvm.schema.requests import ADD, ModificationRequest
 
@@ -193,9 +194,13 @@ async def build_plan(options: LCOWOptions | WCOWOptions, backend: Backend, host:
     options.check_effects()
     if options.network_config_proxy:
         _check_proxy(options.network_config_proxy, host)
+    planned = options
     files = {path: await backend.files.stat(path) for path in files_to_stat(options, host)}
     system_id = options.id or backend.new_id()
-    plan = plan_creation(options, host, files, id=system_id, new_id=backend.new_id)
+    if options.cpu_group_id and host.build < V21H1:
+        # The VM is moved into the group once it runs.
+        planned = evolve(options, cpu_group_id="")
+    plan = plan_creation(planned, host, files, id=system_id, new_id=backend.new_id)
     await _refuse_copies_over_sources(plan, backend, host)
     return plan
 

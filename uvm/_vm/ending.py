@@ -11,7 +11,7 @@ tasks of the VM, and carries out its end, whichever task asked for it::
       ends each device, and all that waits
       reads the last output                    wait: returns the exit status
       waits until it is to be closed           close, or the end of the context: begins that, and waits
-      terminates the VM if it runs
+      terminates the VM if it runs, once it has left a CPU group that it was moved into
       closes, revokes and deletes: each step
       within the grace period                  close: raises what failed
 
@@ -40,6 +40,7 @@ from uvm._gcs.connection import GuestConnection
 from uvm._vm.base import ClosedOnLeaving, note_closing
 from uvm._vm.creation import HostArtifacts
 from uvm._vm.devices import Devices
+from uvm._vm.settings import RuntimeSettings
 from uvm._vm.startup import GuestStartup
 from uvm.backend import System
 from uvm.errors import (
@@ -75,7 +76,7 @@ class VMState(enum.Enum):
     CLOSED = "closed"
 
 
-class Ending(Devices, ClosedOnLeaving):
+class Ending(Devices, RuntimeSettings, ClosedOnLeaving):
     """The exit and the closing of a VM. A part of :class:`~uvm._vm.vm.UtilityVM`."""
 
     def __init__(
@@ -225,6 +226,8 @@ class Ending(Devices, ClosedOnLeaving):
     async def _end_to_close(self) -> None:
         """Terminate the VM that is closed, so that what waits for it ends with its exit status."""
         try:
+            for each in await self._step("leaving the CPU group", self._leave_cpu_group):
+                _log.warning("closing %s: %s", self.id, each)
             self._close_errors = await self._step("terminating the VM", self._end_system)
         finally:
             self._devices_gone()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from uvm._arguments import kind_of
 from uvm._async import opens
-from uvm._checks import checked, instance, optional, text, without_mark
+from uvm._checks import checked, instance, optional
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.access import GuestFeatures
 from uvm._guest.clock import GuestClock
@@ -21,8 +20,6 @@ from uvm._vm.base import Part
 from uvm.errors import BridgeClosedError, NotSupportedError, OptionsError, VMExitedError
 from uvm.options import LCOWOptions
 from uvm.schema import container
-from uvm.schema.guest import RESOURCE_SECURITY_POLICY_FRAGMENT, SecurityPolicyFragment
-from uvm.schema.requests import ADD, ModificationRequest
 
 if TYPE_CHECKING:
     from uvm._hcsguest.guest import RelayGuest
@@ -165,22 +162,6 @@ class GuestServices(Part, ProcessHost):
         :raises NotSupportedError: the guest cannot report them.
         """
         return await self._link.call(self.guest.dump_stacks())
-
-    async def inject_policy_fragment(self, fragment: str, media_type: str = "") -> None:
-        """Add a signed fragment to the security policy of a confidential guest, also through HCS.
-
-        :param fragment: base64 of the fragment.
-        :raises GuestError: the guest refused.
-        """
-        request = ModificationRequest(
-            request_type=ADD,
-            resource_type=RESOURCE_SECURITY_POLICY_FRAGMENT,
-            settings=SecurityPolicyFragment(
-                fragment=without_mark(checked(fragment, text, "fragment")),
-                media_type=checked(media_type, text, "media_type"),
-            ),
-        )
-        await self._link.carry_out(partial(self._link.modify_guest, request))
 
     async def set_log_sources(self) -> None:
         """Set the log sources of a Windows guest again to those of the VM's options."""

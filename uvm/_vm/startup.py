@@ -166,6 +166,8 @@ class GuestStartup:
             owner=context.options.owner,
             call=context.link.call_guest,
             states=context.link.states,
+            processors=context.plan.processors,
+            build=context.host.build,
         )
         guest = await RelayGuest.connect(access)
         await self._set_policy(guest)
@@ -200,6 +202,8 @@ class GuestStartup:
             redial=self._service.accept if redials else None,
             call=link.call_guest,
             states=link.states,
+            processors=self.context.plan.processors,
+            build=self.context.host.build,
         )
         stream = await self._service.accept()
         try:

@@ -23,7 +23,6 @@ from uvm._vm.creation import HostArtifacts, Settings, create
 from uvm._vm.ending import Ending, VMState
 from uvm._vm.guest import GuestServices
 from uvm._vm.keywords import check_settings
-from uvm._vm.settings import RuntimeSettings
 from uvm._vm.startup import GuestStartup, OutputHandler
 from uvm.backend import JSON, Backend, Concurrency, HostInfo, System
 from uvm.backends import is_backend, open_backend
@@ -45,7 +44,7 @@ _ELSEWHERE = (
 )
 
 
-class UtilityVM(Ending, RuntimeSettings, GuestServices):
+class UtilityVM(Ending, GuestServices):
     """A utility VM. :meth:`create` makes one, and closes it when its context is left.
 
     Devices are attributes: ``scsi``, ``vpmem``, ``vsmb``, ``plan9``, ``vpci``, ``pipes``, ``network``,
@@ -220,6 +219,7 @@ class UtilityVM(Ending, RuntimeSettings, GuestServices):
                 guest = await call(self._startup.meet())
                 self._adopt_boot_devices()
                 self._link.guest = guest
+                await call(self._join_cpu_group())
             except Exception as error:
                 failure = error
         late, self._booting = self._booting.cancelled_caught, None

@@ -117,7 +117,8 @@ class Options(Checked):
     :ivar storage_qos_iops_max: storage operations per second, at most; 0: no limit.
     :ivar storage_qos_bandwidth_max: bytes of storage traffic per second, at most; 0: no limit.
     :ivar disable_compartment_namespace: let a Windows container see the other network compartments.
-    :ivar cpu_group_id: the CPU group to start in (build 19043 and newer).
+    :ivar cpu_group_id: the CPU group to start in; a host older than build 19043 moves the VM into it once it
+        runs.
     :ivar resource_partition_id: the resource partition to start in; not together with a CPU group.
     :ivar network_config_proxy: the pipe of a network configuration proxy, which supplies the adapters: see
         :meth:`uvm.UtilityVM.network_setup`. Needs the extra ``utilityvm[ncproxy]``.
