@@ -87,7 +87,8 @@ HELD = {
     "VPCIBus": "assign devices remove",
     "PipeBus": "add pipes remove",
     "NetworkBus": """
-        adapters add_endpoint add_namespace namespaces remove_endpoint remove_namespace setup
+        adapters add_endpoint add_guest_adapter add_namespace namespaces remove_all_adapters remove_endpoint
+        remove_guest_adapter remove_namespace setup update_adapter
     """,
     "LayersBus": "combine remove roots",
     "ScsiLease": f"{LEASE} controller guest_path host_path lun",

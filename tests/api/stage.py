@@ -65,7 +65,10 @@ class Stage:
             found["VMs"] += 1
             if machine.state in ("Created", "Stopped"):
                 continue
-            found.update(_sizes("host", machine.tree.inventory()))
+            inventory = machine.tree.inventory()
+            # They have fresh ids.
+            adapters = [*inventory.get("NetworkAdapters", ())]
+            found.update(_sizes("host", {**inventory, "NetworkAdapters": adapters}))
             found.update(
                 _sizes("guest", {"mounts": dict(machine.guest.mounts), "networks": _networks(machine.guest)})
             )

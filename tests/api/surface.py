@@ -76,7 +76,8 @@ def _classes() -> list[type]:
 
 def _is_protocol(cls: type) -> bool:
     """Return whether it is a protocol of :mod:`uvm.backend`, or the fake's implementation."""
-    return bool(getattr(cls, "_is_protocol", False)) or cls is uvm.FakeBackend
+    of_backends = cls.__module__ == "uvm.backend" and getattr(cls, "_is_protocol", False)
+    return of_backends or cls is uvm.FakeBackend
 
 
 def _is_awaited(member: Any) -> bool:

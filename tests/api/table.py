@@ -116,6 +116,32 @@ async def _adapter(stage: Stage) -> uvm.AdapterLease:
     return await stage.vm.network.add_endpoint(host.NAMESPACE, host.ENDPOINT)
 
 
+async def _set_up(stage: Stage) -> uvm.NetworkSetup:
+    network = await _network_setup(stage)
+    await network.setup(host.NAMESPACE)
+    return network
+
+
+async def _network_setup(stage: Stage) -> uvm.NetworkSetup:
+    return stage.vm.network_setup()
+
+
+async def _guest_nic(stage: Stage) -> Any:
+    """Assign the device of an adapter that is in the guest alone."""
+    await stage.vm.vpci.assign(host.NIC_DEVICE, vmbus_guid=host.NIC)
+    return await _network(stage)
+
+
+async def _guest_adapter(stage: Stage) -> Any:
+    await (await _guest_nic(stage)).add_guest_adapter(host.GUEST_ADAPTER)
+    return stage.vm.network
+
+
+async def _two_adapters(stage: Stage) -> Any:
+    stage.made["nic_id"] = (await _adapter(stage)).nic_id
+    return await _guest_adapter(stage)
+
+
 async def _root(stage: Stage) -> uvm.RootFileSystem:
     return await stage.vm.mount_layers("c1", [host.LAYER], host.SCRATCH)
 
@@ -177,6 +203,7 @@ OBJECTS: dict[str, tuple[str, Callable[[Stage], Awaitable[Any]]]] = {
     "PipeBus": ("windows", _bus("pipes")),
     "LayersBus": ("linux", _base),
     "NetworkBus": ("linux", _network),
+    "NetworkSetup": ("linux", _network_setup),
     "ScsiLease": ("linux", lambda s: s.vm.scsi.attach(host.DISK, mount=uvm.Mount())),
     "VPMemLease": ("linux", lambda s: s.vm.vpmem.add(host.LAYER)),
     "Plan9Lease": ("linux", lambda s: s.vm.plan9.add(host.SHARED, "/shared")),
@@ -448,13 +475,45 @@ ROWS: dict[str, Row] = {
     "NetworkBus.add_endpoint": Row(lambda s, it: it.add_endpoint(host.NAMESPACE, host.ENDPOINT)),
     "NamespaceLease.add_endpoint": Row(lambda s, it: it.add_endpoint(host.ENDPOINT)),
     "NetworkBus.setup": Row(lambda s, it: it.setup(host.NAMESPACE), _bus("network")),
-    "NetworkBus.remove_namespace": Row(lambda s, it: it.remove_namespace(host.NAMESPACE), sure=True),
+    "NetworkBus.remove_namespace": Row(
+        lambda s, it: it.remove_namespace(host.NAMESPACE), _bus("network", "AdapterLease"), sure=True
+    ),
     "NetworkBus.remove_endpoint": Row(
         lambda s, it: it.remove_endpoint(host.NAMESPACE, host.ENDPOINT),
         _bus("network", "AdapterLease"),
         sure=True,
         wrong={"NotAttachedError": lambda s, it: it.remove_endpoint(host.NAMESPACE, host.OTHER_ENDPOINT)},
     ),
+    "NetworkBus.add_guest_adapter": Row(
+        lambda s, it: it.add_guest_adapter(host.GUEST_ADAPTER),
+        _guest_nic,
+        **_wrong_too(
+            {
+                "NotAttachedError": lambda s, it: it.add_guest_adapter(
+                    {**host.GUEST_ADAPTER, "NamespaceID": ""}
+                )
+            },
+            lambda s, it: it.add_guest_adapter({"ID": "x"}),
+        ),
+    ),
+    "NetworkBus.remove_guest_adapter": Row(
+        lambda s, it: it.remove_guest_adapter(host.NIC),
+        _guest_adapter,
+        sure=True,
+        wrong={"NotAttachedError": lambda s, it: it.remove_guest_adapter(_NOWHERE)},
+    ),
+    "NetworkBus.update_adapter": Row(
+        lambda s, it: it.update_adapter(s.made["nic_id"], offload_weight=5),
+        _two_adapters,
+        **_wrong_too(
+            {"NotAttachedError": lambda s, it: it.update_adapter(host.NIC, offload_weight=5)},
+            lambda s, it: it.update_adapter(s.made["nic_id"]),
+        ),
+    ),
+    "NetworkBus.remove_all_adapters": Row(lambda s, it: it.remove_all_adapters(), _two_adapters, sure=True),
+    # The set-up by the VM itself; that by a proxy is in tests/ncproxy.
+    "NetworkSetup.setup": Row(lambda s, it: it.setup(host.NAMESPACE)),
+    "NetworkSetup.teardown": Row(lambda s, it: it.teardown(host.NAMESPACE), _set_up, sure=True),
     # Ends.
     "Lease.release": Row(
         lambda s, it: it.release(), sure=True, wrong={"AlreadyReleasedError": _released_twice}

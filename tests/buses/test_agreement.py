@@ -23,8 +23,11 @@ from tests.vm.orders import Choose, run_example
 from tests.vm.support import (
     ENDPOINT,
     FILE,
+    GUEST_ADAPTER,
     LARGE_LAYER,
     NAMESPACE,
+    NIC,
+    NIC_DEVICE,
     SHARED,
     Attempt,
     Running,
@@ -51,6 +54,12 @@ ALL = KINDS | {
         "windows",
         lambda run: run.vm.network.add_endpoint(NAMESPACE, ENDPOINT),
         lambda run: run.vm.network.remove_endpoint(NAMESPACE, ENDPOINT),
+        lambda run: run.vm.network.adapters,
+    ),
+    "guest adapter": Kind(
+        "linux",
+        lambda run: run.vm.network.add_guest_adapter(GUEST_ADAPTER),
+        lambda run: run.vm.network.remove_guest_adapter(NIC),
         lambda run: run.vm.network.adapters,
     ),
     "root": Kind(
@@ -129,6 +138,9 @@ async def _example(choose: Choose) -> None:
     async with running(lcow() if kind.os == "linux" else wcow()) as run:
         if name == "adapter":
             await run.vm.network.add_namespace(NAMESPACE)
+        if name == "guest adapter":
+            await run.vm.network.add_namespace(NAMESPACE)
+            await run.vm.vpci.assign(NIC_DEVICE, vmbus_guid=NIC)
         if name == "root":
             await run.vm.scsi.attach(LARGE_LAYER, mount=uvm.Mount(guest_path="/base"))
         example = Example(run, kind, choose, [])

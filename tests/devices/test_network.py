@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 from tests.devices.machine import DeviceMachine, add, ledger_of, release
 from tests.devices.scripts import steps_of_script
 from uvm.devices.base import Device
-from uvm.devices.network import Adapter, AdapterKey, Adapters, Namespaces, encap_overhead, lcow_adapter
+from uvm.devices.network import (
+    Adapter,
+    AdapterKey,
+    Adapters,
+    GuestAdapter,
+    Namespaces,
+    encap_overhead,
+    lcow_adapter,
+)
 from uvm.errors import OptionsError
+from uvm.schema.guest import LCOWNetworkAdapter
 from uvm.schema.json import from_json, to_json
 from uvm.schema.network import Dns, EndpointPolicy, HostComputeEndpoint, HostComputeNamespace, SchemaVersion
 
@@ -37,6 +46,15 @@ class AdaptersMachine(DeviceMachine):
         )
 
 
+class LinuxAdaptersMachine(AdaptersMachine):
+    def draw_request(self, data: st.DataObject) -> tuple[Any, Any]:
+        if data.draw(st.booleans()):
+            return super().draw_request(data)
+        nic = data.draw(st.sampled_from(["g1", "g2", "g5"]))
+        settings = LCOWNetworkAdapter(namespace_id="n", id=nic, vpci_assigned=True)
+        return AdapterKey("n", "", nic), GuestAdapter(settings)
+
+
 class WindowsAdaptersMachine(AdaptersMachine):
     os = "windows"
 
@@ -50,7 +68,7 @@ class UnawareLinuxAdaptersMachine(AdaptersMachine):
     supported = False
 
 
-TestAdapters = AdaptersMachine.TestCase
+TestAdapters = LinuxAdaptersMachine.TestCase
 TestWindowsAdapters = WindowsAdaptersMachine.TestCase
 TestOldWindowsAdapters = OldWindowsAdaptersMachine.TestCase
 TestUnawareLinuxAdapters = UnawareLinuxAdaptersMachine.TestCase

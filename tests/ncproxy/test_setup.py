@@ -173,7 +173,9 @@ async def test_a_device_of_the_proxy_is_assigned_and_is_an_adapter_in_the_guest_
             "IPConfigs": [{"IPAddress": "10.0.0.3", "PrefixLength": 24}],
             "Routes": [{"NextHop": "10.0.0.1", "DestinationPrefix": "0.0.0.0/0"}],
         }
-        assert scene.vm.network.adapters == ()
+        [adapter] = scene.vm.network.adapters
+        assert (adapter.nic_id, adapter.endpoint_id) == (device.vmbus_guid, "")
+        assert adapter.addresses == ("10.0.0.3/24",)
         # The proxy removes the adapter and leaves the device, which goes with the set-up.
         await scene.setup.teardown(NAMESPACE)
         scene.check_nothing_is_set_up()

@@ -133,6 +133,7 @@ def _check_devices(run: Running) -> None:
     created = machine.document["VirtualMachine"]["Devices"]
     for kind, (part, name, attribute) in _ON_HOST.items():
         rows = {_EVD.sub("", str(getattr(row, attribute))).casefold(): row for row in getattr(said, kind)}
+        rows.pop("", None)  # an adapter in the guest alone
         booted = {*_named(created.get(part), name)} if kind != "pci_devices" else set()
         differ = ({*_named(machine.tree.inventory().get(part), name)} - booted) ^ rows.keys()
         # Of an orphan, only what is in the guest may be left.

@@ -41,6 +41,15 @@ OTHER_DEVICE = r"PCI\VEN_1234\2"
 NAMESPACE = "11111111-0000-0000-0000-000000000000"
 ENDPOINT = "22222222-0000-0000-0000-000000000001"
 OTHER_ENDPOINT = "22222222-0000-0000-0000-000000000002"
+#: A PCI device that is a network adapter, and that adapter of a Linux guest.
+NIC_DEVICE = r"PCI\VEN_1234\3"
+NIC = "33333333-0000-0000-0000-000000000003"
+GUEST_ADAPTER = {
+    "NamespaceID": NAMESPACE,
+    "ID": NIC,
+    "VPCIAssigned": True,
+    "IPConfigs": [{"IPAddress": "10.0.0.2", "PrefixLength": 24}],
+}
 
 
 #: Long enough for any guest to dial again.

@@ -66,6 +66,13 @@ async def _endpoint(run: Running, endpoint: str) -> Any:
     return await run.vm.network.add_endpoint(host.NAMESPACE, endpoint)
 
 
+async def _update(run: Running) -> None:
+    """Change the SR-IOV settings of the oldest adapter that the host has, if there is one."""
+    on_host = [adapter for adapter in run.vm.network.adapters if adapter.endpoint_id]
+    for adapter in on_host[:1]:
+        await run.vm.network.update_adapter(adapter.nic_id, offload_weight=1)
+
+
 async def _container(run: Running, container_id: str) -> Any:
     linux = run.vm.os == "linux"
     spec = {"process": {"args": ["cat"], "cwd": "/"}, "linux": {}} if linux else {"Container": {}}
@@ -117,6 +124,7 @@ _LINUX: dict[str, Acquire] = _EVERYWHERE | {
     "plan9": lambda run: run.vm.plan9.add(host.OTHER_SHARED, "/plan9"),
     "combined": lambda run: run.vm.layers.combine("/root", ["/base"], scratch_path="/base/upper"),
     "root": lambda run: run.vm.mount_layers("c1", [host.LAYER, host.OTHER_LAYER], host.SCRATCH),
+    "guest adapter": lambda run: run.vm.network.add_guest_adapter(host.GUEST_ADAPTER),
     "other root": lambda run: run.vm.mount_layers("c2", [host.OTHER_LAYER], host.SCRATCH),
 }
 
@@ -142,6 +150,9 @@ _REMOVALS: dict[str, Acquire] = {
     "disk": lambda run: run.vm.scsi.detach(host.DISK),
     "namespace": lambda run: run.vm.network.remove_namespace(host.NAMESPACE),
     "endpoint": lambda run: run.vm.network.remove_endpoint(host.NAMESPACE, host.ENDPOINT),
+    "guest adapter": lambda run: run.vm.network.remove_guest_adapter(host.NIC),
+    "sr-iov": _update,
+    "all adapters": lambda run: run.vm.network.remove_all_adapters(),
     "device": lambda run: run.vm.vpci.remove(host.DEVICE),
 }
 
@@ -385,9 +396,10 @@ async def _example(choose: Choose) -> None:
 
 
 async def _prepare(run: Running) -> None:
-    """Attach what combined layers are made of, to be held all the time."""
+    """Attach what combined layers and adapters of the guest are made of, to be held all the time."""
     if run.vm.os == "linux":
         await run.vm.scsi.attach(host.LARGE_LAYER, mount=uvm.Mount(guest_path="/base"))
+        await run.vm.vpci.assign(host.NIC_DEVICE, vmbus_guid=host.NIC)
     else:
         await run.vm.scsi.attach(host.LARGE_LAYER, mount=uvm.Mount(guest_path=r"C:\base"))
         await run.vm.vsmb.add(r"C:\os", read_only=True)
@@ -424,6 +436,8 @@ def _may_stay(name: str, entry: Any, run: Running) -> bool:
         disk = run.vm.scsi.find(host.LARGE_LAYER)
         if (entry.slot if name == "scsi.disks" else entry.key.slot) == disk:
             return True
+    if name == "vpci.devices" and entry.slot == host.NIC:
+        return True
     # It is held by what lives on it, which is judged by itself.
     driver = dict(run.vm._drivers())[name]
     holders = next(e.holders for e in driver.ledger if e.key == entry.key)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import define, frozen
@@ -11,15 +12,26 @@ from uvm._async import Opening, errors_of, opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.holds import Hold
 from uvm._buses.lease import Lease, LeaseState, all_gone, state_of_all
-from uvm._checks import guid_of
+from uvm._checks import U32, checked, guid_of, instance, whole
 from uvm._names import guid_key, guid_text
 from uvm._repr import brief_call
 from uvm.backend import JSON
-from uvm.devices.network import Adapter, Adapters, Namespaces, adapter_key
-from uvm.errors import AlreadyReleasedError, NotAttachedError, OptionsError, together
+from uvm.devices.network import (
+    Adapter,
+    AdapterKey,
+    Adapters,
+    AnyAdapter,
+    GuestAdapter,
+    Namespaces,
+    adapter_key,
+)
+from uvm.errors import AlreadyReleasedError, NotAttachedError, NotSupportedError, OptionsError, together
 from uvm.options import LCOWOptions
-from uvm.schema.json import from_json
-from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
+from uvm.schema.devices import INTERRUPT_MODERATION, IovSettings
+from uvm.schema.guest import LCOWIPConfig, LCOWNetworkAdapter
+from uvm.schema.json import from_json, to_json
+from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace, IpConfig
+from uvm.schema.requests import UPDATE, ModifySettingRequest, VirtualAdapter
 
 
 @define(eq=False, repr=False)
@@ -27,7 +39,7 @@ class AdapterLease(Lease):
     """A network adapter of the VM.
 
     :ivar nic_id: its id, a GUID.
-    :ivar endpoint_id: the endpoint that it connects to.
+    :ivar endpoint_id: the endpoint that it connects to; empty for one in the guest alone.
     """
 
     nic_id: str
@@ -105,6 +117,7 @@ class AttachedAdapter:
     """A network adapter of the VM.
 
     :ivar nic_id: its id, a GUID.
+    :ivar endpoint_id: the endpoint that it connects to; empty for one in the guest alone.
     :ivar endpoint_name: the endpoint's name, if it has one.
     :ivar addresses: with their prefix lengths, such as ``10.0.0.2/24``.
     :ivar references: how many leases it has.
@@ -132,6 +145,7 @@ class NetworkBus(Bus):
         super().__init__(context)
         plan, options = context.plan, context.options
         supported = bool(context.link.capabilities().get("NamespaceAddRequestSupported"))
+        self._in_guest = supported
         self._namespaces = self._drive(Namespaces(plan.os, supported), "network")
         routing = isinstance(options, LCOWOptions) and options.policy_based_routing
         self._adapters = self._drive(
@@ -147,15 +161,7 @@ class NetworkBus(Bus):
     def adapters(self) -> tuple[AttachedAdapter, ...]:
         """The adapters that are attached."""
         return tuple(
-            AttachedAdapter(
-                entry.slot,
-                adapter.endpoint.id,
-                adapter.endpoint.name,
-                adapter.endpoint.host_compute_namespace,
-                adapter.endpoint.mac_address,
-                tuple(f"{ip.ip_address}/{ip.prefix_length}" for ip in adapter.endpoint.ip_configurations),
-                *self._adapters.standing(entry),
-            )
+            AttachedAdapter(entry.slot, *_said(adapter), *self._adapters.standing(entry))
             for entry, adapter in self._adapters.attached()
         )
 
@@ -199,19 +205,89 @@ class NetworkBus(Bus):
         model = from_json(HostComputeEndpoint, document)
         if not model.id:
             raise OptionsError("no adapter was added: the document of its endpoint has no ID")
-        await self._adapters.clear(adapter_key(key, model.id))
-        entry = self._namespaces.ledger.get(key)
+        return await self._join(
+            adapter_key(key, model.id), namespace_id, partial(Adapter.joining, nic_id, model)
+        )
+
+    @opens
+    async def add_guest_adapter(self, adapter: LCOWNetworkAdapter | Mapping[str, Any]) -> AdapterLease:
+        """Add an adapter to a Linux guest alone, in one of the VM's namespaces. Await it, or enter it.
+
+        Its device is there already, such as an assigned PCI device: the id of the adapter is then the GUID of
+        that on the VMBus, and ``vpci_assigned`` is set. Source: hcsshim ``AddNICInGuest``.
+
+        :param adapter: its configuration, or the JSON of that.
+        :raises OptionsError: its id is no GUID, or that of another adapter.
+        :raises NotAttachedError: the VM is not in its namespace.
+        :raises NotSupportedError: the guest is a Windows one, or supports no network namespaces.
+        """
+        self._context.need_guest("an adapter in the guest alone", "linux")
+        self._context.link.check_running()
+        checked(adapter, instance(Mapping, LCOWNetworkAdapter), "adapter")
+        model = from_json(LCOWNetworkAdapter, adapter if isinstance(adapter, Mapping) else to_json(adapter))
+        nic_id = guid_of(model.id, "the id of an adapter")
+        if not self._in_guest:
+            raise NotSupportedError(f"{self._context.vm_id}: the guest supports no network namespaces")
+        key = AdapterKey(guid_key(model.namespace_id), "", guid_key(nic_id))
+        await self._adapters.clear(key)
+        if self._adapters.in_use(key):
+            raise OptionsError(f"no adapter was added to the guest: it has one of the id {nic_id}")
+
+        def joining(namespace_id: str) -> GuestAdapter:
+            return GuestAdapter(model.replaced(id=guid_text(nic_id), namespace_id=namespace_id))
+
+        return await self._join(key, model.namespace_id, joining)
+
+    async def _join(
+        self, key: AdapterKey, namespace_id: str, joining: Callable[[str], AnyAdapter]
+    ) -> AdapterLease:
+        """Add an adapter to a namespace that the VM is in.
+
+        :param joining: returns the adapter, by the id of the namespace as the guest knows it.
+        """
+        entry = self._namespaces.ledger.get(key.namespace_id)
         if entry is None or not entry.holders:
             raise self._missing(f"{self._context.vm_id} is not in the network namespace {namespace_id}")
         namespace = await self._namespaces.acquire(entry.key, next(entry.members()))
-        wanted = Adapter.joining(nic_id, model, namespace.slot)
+        wanted = joining(namespace.slot)
         try:
-            adapter = self._adapters.acquire(adapter_key(entry.key, model.id), wanted, parent=namespace)
+            adapter = self._adapters.acquire(key, wanted, parent=namespace)
         except BaseException:
             namespace.abandon()
             raise
         await adapter
-        return AdapterLease(adapter, adapter.slot, wanted.endpoint.id, namespace.slot)
+        endpoint_id = wanted.endpoint.id if isinstance(wanted, Adapter) else ""
+        return AdapterLease(adapter, adapter.slot, endpoint_id, namespace.slot)
+
+    async def update_adapter(
+        self,
+        nic_id: str,
+        *,
+        offload_weight: int | None = None,
+        queue_pairs: int | None = None,
+        interrupt_moderation: int | str | None = None,
+    ) -> None:
+        """Change the SR-IOV settings of an adapter on the host, which leaves what is None as it is.
+
+        :param nic_id: the id of the adapter.
+        :param offload_weight: its weight among the adapters that want SR-IOV; 0 for none.
+        :param queue_pairs: how many pairs of queues it asks for.
+        :param interrupt_moderation: one of ``Default``, ``Adaptive``, ``Off``, ``Low``, ``Medium``, ``High``,
+            or its number in HCN's policies: 0, 1, 2, 100, 200, 300.
+        :raises OptionsError: a setting is out of its range; nothing was sent.
+        :raises NotAttachedError: the VM has no such adapter on the host.
+        """
+        link, key = self._context.link, guid_key(nic_id)
+        settings = _iov_settings(offload_weight, queue_pairs, interrupt_moderation)
+        link.check_running()
+        for entry, adapter in self._adapters.attached():
+            if isinstance(adapter, Adapter) and guid_key(entry.slot) == key:
+                changed = adapter.on_host(settings)
+                path = VirtualAdapter(entry.slot).path
+                request = ModifySettingRequest(resource_path=path, request_type=UPDATE, settings=changed)
+                await link.carry_out(partial(link.modify, to_json(request)))
+                return
+        raise self._missing(f"{self._context.vm_id} has no adapter {nic_id} on the host")
 
     @opens
     async def setup(self, namespace_id: str) -> NamespaceLease:
@@ -257,6 +333,32 @@ class NetworkBus(Bus):
             f"{self._context.vm_id} has no adapter for the endpoint {endpoint_id} in {namespace_id}",
         )
 
+    async def remove_guest_adapter(self, nic_id: str) -> None:
+        """Release an adapter that is in the guest alone, by its id.
+
+        :raises NotAttachedError: there is none.
+        """
+        key = guid_key(nic_id)
+        keys = [entry.key for entry in self._adapters.ledger if entry.key.nic_id == key]
+        await self._release_oldest(
+            [hold for each in keys for hold in self._adapters.holds_on(each)],
+            f"{self._context.vm_id} has no adapter {nic_id} in the guest alone",
+        )
+
+    async def remove_all_adapters(self) -> None:
+        """Release all adapters, one after another; the namespaces stay. The first error ends it.
+
+        That is what comes before a VM is saved as a template. A caller who is cancelled leaves at once, and
+        it goes on. Source: hcsshim ``RemoveAllNICs``.
+        """
+        if self.adapters:
+            await self._context.link.carry_out(self._remove_all)
+
+    async def _remove_all(self) -> None:
+        for namespace_id in self.namespaces:
+            for hold in self._adapter_holds(namespace_id):
+                await hold.release()
+
     async def remove_namespace(self, namespace_id: str) -> None:
         """Take the VM out of a namespace, with its adapters; do nothing if the VM is not in it."""
         namespace = self._namespaces.holds_on(guid_key(namespace_id))[:1]
@@ -267,6 +369,39 @@ class NetworkBus(Bus):
         namespace = guid_key(namespace_id)
         keys = [entry.key for entry in self._adapters.ledger if entry.key.namespace_id == namespace]
         return [hold for key in keys for hold in self._adapters.holds_on(key)]
+
+
+def _said(adapter: AnyAdapter) -> tuple[str, str, str, str, tuple[str, ...]]:
+    """Return what an adapter says of itself: the fields of :class:`AttachedAdapter`."""
+    if isinstance(adapter, GuestAdapter):
+        it = adapter.settings
+        return "", "", it.namespace_id, it.mac_address, _addresses(it.ip_configs)
+    of = adapter.endpoint
+    return of.id, of.name, of.host_compute_namespace, of.mac_address, _addresses(of.ip_configurations)
+
+
+def _addresses(configured: Iterable[IpConfig | LCOWIPConfig]) -> tuple[str, ...]:
+    return tuple(f"{each.ip_address}/{each.prefix_length}" for each in configured)
+
+
+def _iov_settings(weight: int | None, queue_pairs: int | None, moderation: int | str | None) -> IovSettings:
+    """Check settings of SR-IOV, and return them.
+
+    :raises OptionsError: one is out of its range, or there is none.
+    """
+    for name, value in (("offload_weight", weight), ("queue_pairs", queue_pairs)):
+        if value is not None:
+            checked(value, whole(U32), name)
+    named = INTERRUPT_MODERATION.get(moderation) if isinstance(moderation, int) else moderation
+    if moderation is not None and named not in INTERRUPT_MODERATION.values():
+        known = ", ".join(f"{name} ({number})" for number, name in INTERRUPT_MODERATION.items())
+        raise OptionsError(f"interrupt_moderation must be one of {known}, not {moderation!r}")
+    settings = IovSettings(
+        offload_weight=weight, queue_pairs_requested=queue_pairs, interrupt_moderation=named
+    )
+    if settings == IovSettings():
+        raise OptionsError("update_adapter needs a setting; nothing was sent")
+    return settings
 
 
 def _not_eth0(endpoint: JSON) -> bool:

@@ -19,6 +19,7 @@ from uvm._ncproxy.messages import (
     AssignPCI,
     DeleteNIC,
     Empty,
+    IovSettings,
     ModifyNIC,
     RemovePCI,
     endpoint_of,
@@ -26,14 +27,10 @@ from uvm._ncproxy.messages import (
 from uvm._ttrpc.protobuf import Message
 from uvm._ttrpc.server import Method, Services
 from uvm.errors import RPCCode, RPCError
-from uvm.schema.devices import IovSettings
 from uvm.schema.guest import LCOWIPConfig, LCOWNetworkAdapter
 from uvm.schema.network import ProxyEndpoint, ProxyEndpointSettings, Route
 
 _EMPTY: Final = "received empty field in request"
-
-#: The names of interrupt moderation, by value (hcsshim ``schema2/interrupt_moderation_mode.go``).
-_MODERATION: Final = {0: "Default", 1: "Adaptive", 2: "Off", 100: "Low", 200: "Medium", 300: "High"}
 _MAX_PREFIX_LENGTH: Final = 128
 
 
@@ -52,7 +49,7 @@ class AgentVM(Protocol):
     async def add_guest_adapter(self, adapter: LCOWNetworkAdapter) -> None:
         """Add an adapter in the guest alone: it is a PCI device that is assigned to the VM."""
 
-    async def remove_guest_adapter(self, namespace_id: str, nic_id: str) -> None:
+    async def remove_guest_adapter(self, nic_id: str) -> None:
         """Remove an adapter from the guest alone."""
 
     async def assign_device(self, instance_path: str, function: int, vmbus_guid: str) -> str:
@@ -102,13 +99,7 @@ class ComputeAgent:
         if isinstance(endpoint, ProxyEndpoint):
             text = "modifying ncproxy networking endpoints is not supported"
             raise RPCError("ModifyNIC", RPCCode.UNKNOWN, text)
-        settings = IovSettings(
-            offload_weight=given.offload_weight,
-            queue_pairs_requested=given.queue_pairs_requested,
-            # An unknown value has an empty name, as in hcsshim; HCS refuses it.
-            interrupt_moderation=_MODERATION.get(given.interrupt_moderation, ""),
-        )
-        await self.vm.update_adapter(endpoint.name, request.nic_id, settings)
+        await self.vm.update_adapter(endpoint.name, request.nic_id, given)
         return Empty()
 
     async def delete_nic(self, request: DeleteNIC) -> Message:
@@ -117,7 +108,7 @@ class ComputeAgent:
         self._require_ours("DeleteNIC", request.container_id)
         endpoint = endpoint_of(request.endpoint, "DeleteNIC")
         if isinstance(endpoint, ProxyEndpoint):
-            await self.vm.remove_guest_adapter(endpoint.namespace_id, request.nic_id)
+            await self.vm.remove_guest_adapter(request.nic_id)
         else:
             await self.vm.remove_adapter(endpoint.name)
         return Empty()

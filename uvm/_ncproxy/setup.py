@@ -34,44 +34,34 @@ from uvm._buses.network import NamespaceLease, NetworkBus
 from uvm._buses.vpci import VPCIBus, VPCILease
 from uvm._names import guid_key, pci_key
 from uvm._ncproxy.agent import ComputeAgent
-from uvm._ncproxy.messages import RequestType
+from uvm._ncproxy.messages import IovSettings, RequestType
 from uvm._ncproxy.proxy import NetworkConfigProxy
 from uvm._ttrpc.server import serve
 from uvm.backend import Listener
 from uvm.errors import (
     NotAttachedError,
-    NotSupportedError,
     OptionsError,
-    RefusedError,
     RPCError,
     UVMError,
     VMExitedError,
     together,
 )
-from uvm.schema.devices import IovSettings, NetworkAdapter
-from uvm.schema.guest import RESOURCE_NETWORK, LCOWNetworkAdapter
-from uvm.schema.json import to_json
-from uvm.schema.requests import ADD, REMOVE, UPDATE, ModificationRequest, ModifySettingRequest, VirtualAdapter
+from uvm.schema.guest import LCOWNetworkAdapter
 
 _log = logging.getLogger("uvm")
 
 
 @define(eq=False)
 class VMOfAgent:
-    """A VM as its agent sees it (:class:`~uvm._ncproxy.agent.AgentVM`). It notes what stays when it ends.
+    """A VM as its agent sees it (:class:`~uvm._ncproxy.agent.AgentVM`). It notes which devices it assigned.
 
-    Adapters of endpoints stay with their namespace; those in the guest alone, and devices, are noted here.
+    Adapters go with their namespace.
     """
 
     _context: Context
     _network: NetworkBus
     _vpci: VPCIBus
     _devices: list[VPCILease] = field(factory=list, init=False)
-    _guest_adapters: dict[str, str] = field(factory=dict, init=False)
-
-    @property
-    def _link(self) -> Link:
-        return self._context.link
 
     async def add_adapter(self, endpoint: str, nic_id: str) -> None:
         """Add an adapter for an endpoint, in the namespace of the endpoint."""
@@ -80,16 +70,14 @@ class VMOfAgent:
         await self._network.add_endpoint(namespace_id, document, nic_id=nic_id)
 
     async def update_adapter(self, endpoint: str, nic_id: str, iov: IovSettings) -> None:
-        """Change the SR-IOV settings of an adapter, on the host."""
-        document = await self._context.backend.network.endpoint(endpoint)
-        settings = NetworkAdapter(
-            endpoint_id=str(document.get("ID", "")),
-            mac_address=str(document.get("MacAddress", "")),
-            iov_settings=iov,
+        """Change the SR-IOV settings of an adapter, on the host, which has to know its endpoint."""
+        await self._context.backend.network.endpoint(endpoint)
+        await self._network.update_adapter(
+            nic_id,
+            offload_weight=iov.offload_weight,
+            queue_pairs=iov.queue_pairs_requested,
+            interrupt_moderation=iov.interrupt_moderation,
         )
-        path = VirtualAdapter(nic_id).path
-        request = ModifySettingRequest(resource_path=path, request_type=UPDATE, settings=settings)
-        await self._link.carry_out(partial(self._link.modify, to_json(request)))
 
     async def remove_adapter(self, endpoint: str) -> None:
         """Remove the adapter of an endpoint."""
@@ -99,21 +87,11 @@ class VMOfAgent:
 
     async def add_guest_adapter(self, adapter: LCOWNetworkAdapter) -> None:
         """Add an adapter in the guest alone."""
-        self._context.need_guest("adapters in the guest alone", "linux")
-        if not self._link.capabilities().get("NamespaceAddRequestSupported"):
-            raise NotSupportedError(f"{self._context.vm_id}: the guest supports no network namespaces")
-        self._guest_adapters[adapter.id] = adapter.namespace_id
-        try:
-            await self._change_guest(ADD, adapter)
-        except RefusedError:
-            del self._guest_adapters[adapter.id]
-            raise
+        await self._network.add_guest_adapter(adapter)
 
-    async def remove_guest_adapter(self, namespace_id: str, nic_id: str) -> None:
-        """Remove an adapter from the guest alone. hcsshim does not name the namespace, so that it stays."""
-        namespace_id = self._guest_adapters.get(nic_id, namespace_id)
-        await self._change_guest(REMOVE, LCOWNetworkAdapter(namespace_id=namespace_id, id=nic_id))
-        self._guest_adapters.pop(nic_id, None)
+    async def remove_guest_adapter(self, nic_id: str) -> None:
+        """Remove an adapter from the guest alone."""
+        await self._network.remove_guest_adapter(nic_id)
 
     async def assign_device(self, instance_path: str, function: int, vmbus_guid: str) -> str:
         """Assign a PCI device; return its GUID on the VM's VMBus."""
@@ -135,23 +113,13 @@ class VMOfAgent:
         self._devices.remove(lease)
 
     def removals(self) -> list[Callable[[], Awaitable[None]]]:
-        """Return the calls that remove what is noted; what they have removed is noted no more."""
-        adapters = [
-            partial(self.remove_guest_adapter, namespace_id, nic_id)
-            for nic_id, namespace_id in reversed(self._guest_adapters.items())
-        ]
-        return [*adapters, *(partial(self._remove, lease) for lease in reversed(self._devices))]
+        """Return the calls that remove the devices that are noted, which are noted no more then."""
+        return [partial(self._remove, lease) for lease in reversed(self._devices)]
 
     def leave(self) -> None:
         """Note that what stays has no caller."""
         for lease in self._devices:
             lease._leave()
-
-    async def _change_guest(self, request_type: str, adapter: LCOWNetworkAdapter) -> None:
-        request = ModificationRequest(
-            request_type=request_type, resource_type=RESOURCE_NETWORK, settings=adapter
-        )
-        await self._link.carry_out(partial(self._link.modify_guest, to_json(request)))
 
 
 @define(eq=False)
@@ -184,9 +152,10 @@ class _SetUp:
         self.serving.cancel()
         if self.served is not None:
             await self.served.wait()
+        # An adapter in the guest alone, which goes with its namespace, is of a device.
         removals = self.vm.removals()
         if self.namespace is not None and not self.namespace.released:
-            removals.append(self.namespace.release)
+            removals.insert(0, self.namespace.release)
         errors = [error for each in removals if (error := await _error_of(each))]
         if errors:
             raise together(f"removing the network {self.namespace_id}", errors)

@@ -12,15 +12,17 @@ of it.
   ADD on Linux: host Add, guest ``Network`` Add with the whole configuration.
   ADD on Windows: guest pre-add with the endpoint, host Add, guest Add.
   REMOVE: guest Remove, host Remove.
+- An adapter in a Linux guest alone, whose device is there already, such as an assigned PCI device: the key is
+  the namespace's and the adapter's folded id; ADD and REMOVE are those of the guest.
 
-Source: hcsshim ``internal/uvm/network.go`` (``AddNetNS``, ``addNIC``, ``removeNIC``) and
+Source: hcsshim ``internal/uvm/network.go`` (``AddNetNS``, ``addNIC``, ``removeNIC``, ``AddNICInGuest``) and
 ``internal/protocol/guestresource/parse.go`` (``BuildLCOWNetworkAdapter``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from attrs import frozen
 
@@ -31,7 +33,7 @@ from uvm.devices.kinds import FirstComeDevice, Named, NamedByKey
 from uvm.errors import OptionsError
 from uvm.schema import guest, requests
 from uvm.schema.common import RS5
-from uvm.schema.devices import NetworkAdapter
+from uvm.schema.devices import IovSettings, NetworkAdapter
 from uvm.schema.network import ENCAP_OVERHEAD, HostComputeEndpoint, HostComputeNamespace
 from uvm.schema.requests import NetworkModifyRequest, RS4NetworkModifyRequest, VirtualAdapter
 
@@ -68,10 +70,11 @@ class Namespaces(
 
 
 class AdapterKey(NamedTuple):
-    """An endpoint in a namespace, by their folded ids."""
+    """An endpoint in a namespace, or an adapter in the guest alone, by their folded ids."""
 
     namespace_id: str
     endpoint_id: str
+    nic_id: str = ""
 
 
 def adapter_key(namespace_id: str, endpoint_id: str) -> AdapterKey:
@@ -88,6 +91,11 @@ class Adapter:
 
     __repr__ = brief_call
 
+    def on_host(self, iov: IovSettings | None = None) -> NetworkAdapter:
+        """Return the adapter as the host has it."""
+        endpoint = self.endpoint
+        return NetworkAdapter(endpoint_id=endpoint.id, mac_address=endpoint.mac_address, iov_settings=iov)
+
     @classmethod
     def joining(cls, nic_id: str, endpoint: HostComputeEndpoint, namespace_id: str) -> Adapter:
         """Return an adapter that puts an endpoint into a namespace, whichever its document names.
@@ -96,6 +104,23 @@ class Adapter:
         """
         ids = {"id": guid_text(endpoint.id), "host_compute_namespace": namespace_id}
         return cls(guid_text(nic_id), endpoint.replaced(**ids))
+
+
+@frozen
+class GuestAdapter:
+    """An adapter to be in a Linux guest alone: its configuration, which names it and its namespace."""
+
+    settings: guest.LCOWNetworkAdapter
+
+    __repr__ = brief_call
+
+    @property
+    def nic_id(self) -> str:
+        """The id of the adapter."""
+        return self.settings.id
+
+
+AnyAdapter: TypeAlias = Adapter | GuestAdapter
 
 
 def encap_overhead(endpoint: HostComputeEndpoint) -> int:
@@ -143,11 +168,17 @@ def lcow_adapter(
     )
 
 
+def _leave_linux(nic_id: str, namespace_id: str) -> Step:
+    """Return the step that removes an adapter from a Linux guest, which ignores one without its namespace."""
+    left = guest.LCOWNetworkAdapter(namespace_id=namespace_id, id=nic_id)
+    return in_guest(requests.REMOVE, guest.RESOURCE_NETWORK, left)
+
+
 def _joined(names: Iterable[str]) -> str:
     return ",".join(name.lower() for name in names)
 
 
-class Adapters(Named[AdapterKey, Adapter, Adapter], FirstComeDevice[AdapterKey, Adapter, str]):
+class Adapters(Named[AdapterKey, AnyAdapter, AnyAdapter], FirstComeDevice[AdapterKey, AnyAdapter, str]):
     """The network adapters of a VM.
 
     :param build: the host's Windows build.
@@ -163,29 +194,35 @@ class Adapters(Named[AdapterKey, Adapter, Adapter], FirstComeDevice[AdapterKey, 
         self._supported = supported
         self._policy_based_routing = policy_based_routing
 
-    def place(self, key: AdapterKey, member: Adapter) -> str:
+    def place(self, key: AdapterKey, member: AnyAdapter) -> str:
         """Take the adapter id.
 
         :raises OptionsError: another adapter has it, or the endpoint has a malformed policy.
         """
-        if self._linux:
+        if self._linux and isinstance(member, Adapter):
             encap_overhead(member.endpoint)
         if not self._slots.take(member.nic_id):
-            raise OptionsError(
-                f"the endpoint {key.endpoint_id} was not added: another adapter has the id {member.nic_id}"
-            )
+            what = f"the endpoint {key.endpoint_id}" if key.endpoint_id else "the adapter in the guest"
+            raise OptionsError(f"{what} was not added: another adapter has the id {member.nic_id}")
         return member.nic_id
 
-    def describe(self, key: AdapterKey, slot: str, value: Adapter) -> tuple[str, str]:
+    def describe(self, key: AdapterKey, slot: str, value: AnyAdapter) -> tuple[str, str]:
         """Return what it is, and where."""
+        if isinstance(value, GuestAdapter):
+            return "adapter in the guest alone", f"adapter id {slot}"
         endpoint = value.endpoint
         return f"adapter of endpoint {endpoint.name or endpoint.id}", f"adapter id {slot}"
 
-    def steps(self, operation: Operation[AdapterKey, Adapter, str, Adapter]) -> tuple[Step, ...]:
+    def steps(self, operation: Operation[AdapterKey, AnyAdapter, str, AnyAdapter]) -> tuple[Step, ...]:
         """Connect on the host and configure in the guest, or the reverse."""
-        nic_id, endpoint = operation.slot, operation.value.endpoint
+        nic_id, value = operation.slot, operation.value
+        if isinstance(value, GuestAdapter):
+            if operation.kind is REMOVE:
+                return (_leave_linux(nic_id, value.settings.namespace_id),)
+            return (in_guest(requests.ADD, guest.RESOURCE_NETWORK, value.settings),)
+        endpoint = value.endpoint
         path = VirtualAdapter(nic_id).path
-        adapter = NetworkAdapter(endpoint_id=endpoint.id, mac_address=endpoint.mac_address)
+        adapter = value.on_host()
         off_host = on_host(requests.REMOVE, path, adapter)
         if operation.kind is REMOVE:
             return *self._leave(nic_id, endpoint), off_host
@@ -206,10 +243,7 @@ class Adapters(Named[AdapterKey, Adapter, Adapter], FirstComeDevice[AdapterKey, 
         if not self._linux:
             # hcsshim's removal says no resource type, unlike its adds.
             return (in_guest(requests.REMOVE, "", self._change(nic_id, requests.REMOVE)),)
-        if not self._supported:
-            return ()
-        left = guest.LCOWNetworkAdapter(namespace_id=endpoint.host_compute_namespace, id=nic_id)
-        return (in_guest(requests.REMOVE, guest.RESOURCE_NETWORK, left),)
+        return (_leave_linux(nic_id, endpoint.host_compute_namespace),) if self._supported else ()
 
     def _change(
         self, nic_id: str, request_type: str, settings: HostComputeEndpoint | None = None

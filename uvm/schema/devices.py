@@ -5,7 +5,7 @@ The same structures are the settings of the requests that attach and detach devi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec import field
 
@@ -80,8 +80,20 @@ class VirtualPMemController(Model):
     backing: str = ""
 
 
+#: The names of interrupt moderation by its numbers in HCN's policies; hcsshim
+#: ``schema2/interrupt_moderation_mode.go``.
+INTERRUPT_MODERATION: Final = {
+    0: "Default",
+    1: "Adaptive",
+    2: "Off",
+    100: "Low",
+    200: "Medium",
+    300: "High",
+}
+
+
 class IovSettings(Model):
-    """SR-IOV of a network adapter."""
+    """SR-IOV of a network adapter; ``interrupt_moderation`` is one of :data:`INTERRUPT_MODERATION`."""
 
     offload_weight: int | None = None
     queue_pairs_requested: int | None = None

@@ -125,9 +125,13 @@ def _resources(path: str, value: Any) -> Iterator[tuple[str, JSON]]:
 
 
 def _name(path: str, settings: JSON | None) -> tuple[str, JSON]:
-    """Return the name of a resource with its settings; the settings of a share name it."""
+    """Return the name of a resource with its settings; the settings of a share name it.
+
+    The SR-IOV settings of an adapter are the host's alone.
+    """
     name = (settings or {}).get("Name", "")
-    return f"{path}/{name}".rstrip("/").casefold(), settings or {}
+    known = {key: value for key, value in (settings or {}).items() if key != "IovSettings"}
+    return f"{path}/{name}".rstrip("/").casefold(), known
 
 
 def _names(request: Request) -> Iterator[str]:

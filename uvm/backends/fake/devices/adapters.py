@@ -7,7 +7,8 @@ from typing import ClassVar, Final, TypeAlias
 
 from uvm._names import guid_key
 from uvm.backends.fake.devices.request import Device, DeviceTable, Request
-from uvm.schema.devices import Devices, NetworkAdapter
+from uvm.hresult import HResult
+from uvm.schema.devices import INTERRUPT_MODERATION, Devices, NetworkAdapter
 from uvm.schema.json import to_json
 from uvm.schema.requests import Resource, VirtualAdapter
 from uvm.schema.system import VirtualMachine
@@ -58,6 +59,9 @@ class AdapterKind(DeviceTable[VirtualAdapter, str, Adapter]):
         settings = request.parse(NetworkAdapter)
         if settings != device.settings.replaced(iov_settings=settings.iov_settings):
             raise request.invalid("only the SR-IOV settings of an adapter can change")
+        moderation = settings.iov_settings and settings.iov_settings.interrupt_moderation
+        if moderation is not None and moderation not in INTERRUPT_MODERATION.values():
+            raise request.refuse(HResult.HCS_E_INVALID_JSON, f"InterruptModeration is {moderation!r}")
         device.settings = settings
 
     def detach(self, device: Adapter) -> None:
