@@ -60,7 +60,7 @@ def setup(app: Sphinx) -> None:
     """Join the public names to what they name; hide what is private."""
     app.connect("missing-reference", resolve)
     app.connect("autodoc-process-signature", hide_private)
-    app.connect("autodoc-process-signature", hide_marks)
+    app.connect("autodoc-process-signature", tidy_fields)
     app.connect("env-check-consistency", check_documented)
 
 
@@ -97,12 +97,14 @@ def hide_private(
     return None if set(described).issuperset(inspect.signature(obj).parameters) else ("", None)
 
 
-def hide_marks(
+def tidy_fields(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """Show the type alone where a model marks a field as a secret."""
+    """Show the type alone where a model marks a field as a secret, and a default that is made as ``...``."""
+    if not signature or not ("msgspec.Meta" in signature or "<factory>" in signature):
+        return None
     marked = r"~?typing\.Annotated\[(.+?), msgspec\.Meta\(extra=\{'secret': True\}\)\]"
-    return (re.sub(marked, r"\1", signature), returns) if signature and "msgspec.Meta" in signature else None
+    return re.sub(marked, r"\1", signature).replace("<factory>", "..."), returns
 
 
 def check_documented(app: Sphinx, env: BuildEnvironment) -> None:
