@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
-from tests.bench import disks, gcs, growth, hcs, machines, processes, vms
+from tests.bench import disks, gcs, growth, hcs, machines, networks, processes, vms
 from tests.bench.figures import Figure
 
 __all__ = ["MORE", "PARTS"]
@@ -16,6 +16,7 @@ PARTS: Final[dict[str, Callable[[], Iterator[Figure]]]] = {
     "vpmem": machines.vpmem,
     "stubs": disks.on_stubs,
     "disks": disks.on_fake,
+    "adapters": networks.adapters,
     "document": machines.document,
     "import": processes.imports,
     "life": vms.lives,
