@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -294,13 +295,15 @@ async def _live(run: Running, choose: Choose) -> None:
     async with anyio.create_task_group() as tasks:
         waiting = Attempt.begin(tasks, lambda: _ended(container))
         steps: list[Callable[[], Awaitable[Any]]] = [container.start, container.open_init]
+        if choose([True, False], "signalled"):
+            steps.append(partial(container.signal, "TERM"))
         if choose([True, False], "terminated"):
             steps.append(container.terminate)
         for step in steps:
             try:
                 await step()
             except UVMError as error:
-                event(f"{type(error).__name__} from {step.__name__}")
+                event(f"{type(error).__name__} from {getattr(step, '__name__', 'signal')}")
         await container.aclose()
         if root is not None:
             try:

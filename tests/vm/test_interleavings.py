@@ -30,7 +30,7 @@ from tests.vm.support import Running, quiet, running
 from uvm._buses.holds import HoldState
 from uvm._document.plan import CreationPlan
 from uvm._guest.timeouts import GuestTimeouts
-from uvm.backend import HCS_CONCURRENCY, Concurrency
+from uvm.backend import HCS_CONCURRENCY, VM_GROUP, Concurrency
 from uvm.backends.fake import Call, Gate, Parked
 from uvm.devices.vsmb import guest_path
 from uvm.errors import AlreadyReleasedError, UVMError, VMExitedError
@@ -101,6 +101,9 @@ _EVERYWHERE: dict[str, Acquire] = {
     "other container": partial(_container, container_id="c2"),
     "disk": lambda run: run.vm.scsi.attach(host.DISK),
     "disk, read-only": lambda run: run.vm.scsi.attach(host.DISK, read_only=True),
+    "disk, for the VM group": lambda run: run.vm.scsi.attach(
+        host.DISK, read_only=True, mount=uvm.Mount(), grant_access=VM_GROUP
+    ),
     "disk, mounted": lambda run: run.vm.scsi.attach(host.DISK, mount=uvm.Mount()),
     "disk, mounted at": lambda run: run.vm.scsi.attach(host.DISK, mount=uvm.Mount(guest_path="/at")),
     "other disk, mounted": lambda run: run.vm.scsi.attach(host.OTHER_DISK, mount=uvm.Mount()),
@@ -120,6 +123,7 @@ _LINUX: dict[str, Acquire] = _EVERYWHERE | {
     "disk, mounted twice": lambda run: run.vm.scsi.attach(host.DISK, mount=uvm.Mount(filesystem="xfs")),
     "layer": lambda run: run.vm.vpmem.add(host.LAYER),
     "other layer": lambda run: run.vm.vpmem.add(host.OTHER_LAYER),
+    "other layer, for the VM group": lambda run: run.vm.vpmem.add(host.OTHER_LAYER, grant_access=VM_GROUP),
     "large layer": lambda run: run.vm.vpmem.add(host.LARGE_LAYER),
     "plan9": lambda run: run.vm.plan9.add(host.OTHER_SHARED, "/plan9"),
     "combined": lambda run: run.vm.layers.combine("/root", ["/base"], scratch_path="/base/upper"),
@@ -154,6 +158,7 @@ _REMOVALS: dict[str, Acquire] = {
     "sr-iov": _update,
     "all adapters": lambda run: run.vm.network.remove_all_adapters(),
     "device": lambda run: run.vm.vpci.remove(host.DEVICE),
+    "state": lambda run: run.vm.delete_container_state("c1"),
 }
 
 
