@@ -686,3 +686,27 @@ async def test_the_states_of_containers_that_hcs_hosts_are_not_the_guests_to_del
     async with running(backend=host_backend(guest_capabilities={})) as run:
         with pytest.raises(NotSupportedError, match="DeleteContainerStateSupported"):
             await run.vm.delete_container_state("c1")
+
+
+@anyio_test
+@pytest.mark.parametrize("layered", [False, True])
+async def test_a_deletion_by_id_waits_for_that_of_the_container_itself(layered: bool) -> None:
+    async with running() as run:
+        root = await run.vm.mount_layers("c1", [LAYER], DISK) if layered else None
+        container = await exited(run.vm, root=root)
+        last = container.aclose
+        if root is not None:
+            await container.aclose()
+            last = root.release
+        with run.backend.faults.hold(operation="delete container state") as gate:
+            async with anyio.create_task_group() as tasks:
+                end = Attempt.begin(tasks, last)
+                [parked] = await gate.wait()
+                deletion = Attempt.begin(tasks, lambda: run.vm.delete_container_state("c1"))
+                await quiet()
+                assert list(gate.pending) == [parked]
+                gate.close()
+        assert end.error is None
+        # There is none any more.
+        assert isinstance(deletion.error, GuestError)
+        at_rest(run)

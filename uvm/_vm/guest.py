@@ -148,7 +148,7 @@ class GuestServices(Part, ProcessHost):
         # It goes with its guest.
         with suppress(BridgeClosedError, VMExitedError):
             guest, states = self.guest, self._link.states
-            await states.closed(container_id)
+            await states.settled(container_id)
             kept = states.pending(container_id)
             directories = (bundle_of(container_id),) if kept is None else kept.directories
             states.check_unmounted(container_id, directories)
