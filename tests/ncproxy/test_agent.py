@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from attrs import define, field
@@ -19,6 +19,7 @@ from uvm._ncproxy.messages import (
     RemovePCI,
     endpoint_field,
 )
+from uvm._ncproxy.vm import VMOfAgent
 from uvm._ttrpc.protobuf import AnyMessage, Message, encode
 from uvm.errors import NotAttachedError, RPCCode, RPCError
 from uvm.schema.guest import LCOWNetworkAdapter
@@ -39,7 +40,7 @@ def custom(**settings: Any) -> bytes:
 
 @define
 class VM:
-    """Notes what the agent does (:class:`~uvm._ncproxy.agent.AgentVM`)."""
+    """Notes what the agent does (:class:`~uvm._ncproxy.vm.VMOfAgent`)."""
 
     done: list[tuple[Any, ...]] = field(factory=list)
 
@@ -70,7 +71,7 @@ class VM:
 
 async def ask(request: Message, vm: VM | None = None) -> Message:
     """Have the agent of the container c1 carry out a call."""
-    methods = ComputeAgent("c1", vm or VM()).services["ComputeAgent"]
+    methods = ComputeAgent("c1", cast(VMOfAgent, vm or VM())).services["ComputeAgent"]
     return await methods[type(request).__name__].carry_out(request)
 
 
@@ -146,6 +147,11 @@ OTHERS = "this agent serves the container 'c1', not 'c2'"
         (ModifyNIC("", HCN, IovSettings()), INVALID, EMPTY),
         (ModifyNIC("n1", b"", IovSettings()), INVALID, EMPTY),
         (ModifyNIC("n1", HCN), INVALID, EMPTY),
+        (
+            AddNIC("c1", "n1", custom(default_gateway="fe80::1%eth0")),
+            RPCCode.UNKNOWN,
+            "invalid gateway address: fe80::1%eth0",
+        ),
         (AssignPCI("c1", ""), INVALID, EMPTY),
         (RemovePCI("c1", ""), INVALID, EMPTY),
         (AddNIC("c1", "n1", NO_ENDPOINT), INVALID, "invalid request endpoint type"),

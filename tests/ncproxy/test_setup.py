@@ -51,6 +51,8 @@ anyio_backend = jumping_backends
 
 PROXY = r"\\.\pipe\ncproxy"
 E_FAIL = 0x80004005
+OTHER_NAMESPACE = "99999999-0000-0000-0000-000000000001"
+OTHER_ID = "99999999-0000-0000-0000-000000000002"
 AGENT = r"\\.\pipe\computeagent-pod1"
 NAMES = ["endpoint-eth0", "endpoint-eth1"]
 
@@ -187,6 +189,91 @@ async def test_what_the_proxy_leaves_is_removed_with_the_set_up() -> None:
         await scene.setup.setup(NAMESPACE)
         scene.proxy.endpoints["pod1"] = []
         await scene.setup.teardown(NAMESPACE)
+        scene.check_nothing_is_set_up()
+
+
+async def test_an_adapter_that_is_added_again_is_removed_at_once() -> None:
+    async with staged(names=[NAMES[0]]) as scene:
+        await scene.setup.setup(NAMESPACE)
+        agent = scene.proxy.agents["pod1"]
+        await agent.add_nic(NAMES[0], scene.run.backend.new_id())
+        [adapter] = scene.vm.network.adapters
+        await agent.delete_nic(NAMES[0], adapter.nic_id)
+        assert scene.vm.network.adapters == ()
+        with pytest.raises(RPCError, match="has no adapter"):
+            await agent.delete_nic(NAMES[0], adapter.nic_id)
+        scene.proxy.endpoints["pod1"] = []
+        await scene.setup.teardown(NAMESPACE)
+        scene.check_nothing_is_set_up()
+
+
+async def test_an_adapter_in_the_guest_that_is_added_again_is_refused_and_stays() -> None:
+    async with staged(names=["vf1"]) as scene:
+        scene.proxy.custom["vf1"] = CUSTOM
+        await scene.setup.setup(NAMESPACE)
+        [device] = scene.vm.vpci.devices
+        agent = scene.proxy.agents["pod1"]
+        with pytest.raises(RPCError, match="it has one of the id"):
+            await agent.add_nic("vf1", device.vmbus_guid)
+        assert [each.nic_id for each in scene.vm.network.adapters] == [device.vmbus_guid]
+        await scene.setup.teardown(NAMESPACE)
+        scene.check_nothing_is_set_up()
+
+
+async def test_a_device_is_removed_as_often_as_it_was_assigned_also_at_once() -> None:
+    async with staged(names=[NAMES[0]]) as scene:
+        await scene.setup.setup(NAMESPACE)
+        agent = scene.proxy.agents["pod1"]
+        ids = [await agent.assign_pci(DEVICE) for _ in range(3)]
+        assert len({*ids}) == 1
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(agent.remove_pci, DEVICE)
+        assert [device.references for device in scene.vm.vpci.devices] == [1]
+        await agent.remove_pci(DEVICE)
+        assert scene.vm.vpci.devices == ()
+        with pytest.raises(RPCError, match="no device"):
+            await agent.remove_pci(DEVICE)
+        await scene.setup.teardown(NAMESPACE)
+
+
+async def test_one_removal_of_a_device_that_is_asked_for_twice_at_once_is_one() -> None:
+    async with staged(names=[NAMES[0]]) as scene:
+        await scene.setup.setup(NAMESPACE)
+        agent = scene.proxy.agents["pod1"]
+        await agent.assign_pci(DEVICE)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(agent.remove_pci, DEVICE)
+        assert scene.vm.vpci.devices == ()
+        await scene.setup.teardown(NAMESPACE)
+
+
+async def test_the_agent_removes_its_own_before_what_others_have() -> None:
+    async with staged(names=[NAMES[0]]) as scene:
+        await scene.setup.setup(NAMESPACE)
+        mine = await scene.vm.vpci.assign(DEVICE)
+        agent = scene.proxy.agents["pod1"]
+        await agent.assign_pci(DEVICE)
+        await agent.remove_pci(DEVICE)
+        assert not mine.released
+        await mine.release()
+        await scene.setup.teardown(NAMESPACE)
+        scene.check_nothing_is_set_up()
+
+
+async def test_what_the_agent_adds_to_another_namespace_is_removed_with_the_set_up() -> None:
+    backend = host_backend()
+    backend.network.add_namespace({"ID": OTHER_NAMESPACE})
+    endpoint = {"ID": OTHER_ID, "Name": "other", "HostComputeNamespace": OTHER_NAMESPACE}
+    backend.network.add_endpoint({**endpoint, "MacAddress": "00-15-5D-00-00-09"})
+    async with staged(backend, names=[NAMES[0]]) as scene:
+        other = await scene.vm.network.add_namespace(OTHER_NAMESPACE)
+        await scene.setup.setup(NAMESPACE)
+        await scene.proxy.agents["pod1"].add_nic("other", backend.new_id())
+        await scene.setup.teardown(NAMESPACE)
+        assert scene.vm.network.adapters == ()
+        await other.release()
         scene.check_nothing_is_set_up()
 
 
@@ -532,6 +619,59 @@ async def test_after_the_exit_only_the_proxy_is_asked() -> None:
         await scene.setup.teardown(NAMESPACE)
         assert [call for call, _ in scene.proxy.calls[2:]] == ["Teardown", "UnregisterComputeAgent"]
         assert dict(scene.proxy.agents) == {}
+
+
+async def test_after_the_exit_the_agent_is_unregistered_also_if_the_proxy_needs_it_to_tear_down() -> None:
+    async with staged() as scene:
+        await scene.setup.setup(NAMESPACE)
+        scene.run.backend.vms["vm1"].crash()
+        await scene.vm.wait()
+        error = await failing(scene.setup.teardown, RPCError)
+        assert "ConfigureNetworking" in str(error)
+        assert dict(scene.proxy.agents) == {}
+        await failing(scene.setup.teardown, NotAttachedError)
+
+
+async def test_without_its_agent_a_network_is_torn_down_whatever_the_proxy_says() -> None:
+    async with staged() as scene:
+        await scene.setup.setup(NAMESPACE)
+        [listener] = [
+            each for each in scene.run.backend.pipes._listeners.values() if each.service_id == AGENT
+        ]
+        listener.end(anyio.BrokenResourceError())
+        await quiet()
+        error = await failing(scene.setup.teardown, RPCError)
+        assert "ConfigureNetworking" in str(error)
+        scene.check_nothing_is_set_up()
+        assert dict(scene.proxy.agents) == {}
+        await scene.setup.setup(NAMESPACE)
+        await scene.setup.teardown(NAMESPACE)
+
+
+@pytest.mark.parametrize("turns", range(0, 200, 7))
+async def test_what_the_proxy_may_have_set_up_is_torn_down_for_a_caller_who_is_cancelled(turns: int) -> None:
+    async with staged() as scene:
+        begun, gate = anyio.Event(), anyio.Event()
+
+        async def wait(method: str) -> None:
+            if method == "Setup":
+                begun.set()
+                await gate.wait()
+
+        scene.proxy.before = wait
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(scene.setup.setup, NAMESPACE)
+            await begun.wait()
+            gate.set()
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        await scene.vm.settled()
+        if scene.vm.network.namespaces:
+            await scene.setup.teardown(NAMESPACE)
+        scene.check_nothing_is_set_up()
+        calls = [call for call, _ in scene.proxy.calls]
+        assert calls == ["RegisterComputeAgent", "Setup", "Teardown", "UnregisterComputeAgent"]
 
 
 # What is refused.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import pytest
 
 from tests.clocks import jumping_backends
 from uvm._ttrpc import server
-from uvm._ttrpc.client import Client, connected
+from uvm._ttrpc.client import Client, _nanoseconds, connected
 from uvm._ttrpc.frames import MAX_PAYLOAD, FrameDecoder, Kind, Request, Response, Status, frame
 from uvm._ttrpc.protobuf import AnyMessage, Message, decode, encode
 from uvm._ttrpc.server import MAX_CALLS, MAX_CONNECTIONS, Method, Services, serve_stream
@@ -149,6 +150,28 @@ async def test_what_a_service_may_take_is_the_less_of_its_own_limit_and_the_call
             await ask(client, b"b", seconds=5)
         await anyio.wait_all_tasks_blocked()
     assert [(value, round(seconds)) for value, seconds in cancelled] == [(b"a", 20), (b"b", 5)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sent"), [(1.5, 1_500_000_000), (9.2e9, 9_200_000_000 * 10**9), (1e10, 0), (math.inf, 0)]
+)
+async def test_a_limit_of_time_is_sent_if_it_has_a_form(seconds: float, sent: int) -> None:
+    ours, theirs = stream_pair(lambda _: None)
+    async with connected(ours, "server") as client, anyio.create_task_group() as tasks:
+
+        async def lost() -> None:
+            with pytest.raises(UnknownOutcomeError):
+                await ask(client, seconds=seconds)
+
+        tasks.start_soon(lost)
+        [request] = FrameDecoder().feed(await theirs.receive())
+        assert decode(Request, request.payload).timeout_nano == sent
+        client.close()
+
+
+@pytest.mark.parametrize("seconds", [1e-12, 0, -1.0])
+def test_a_limit_that_is_past_is_not_sent_as_none(seconds: float) -> None:
+    assert _nanoseconds(seconds) == 1
 
 
 async def test_a_caller_who_is_cancelled_leaves_at_once_and_others_go_on() -> None:

@@ -138,6 +138,16 @@ def test_more_calls_at_once_than_are_served_are_refused() -> None:
     assert list(server.receive(call(7))) == [Call(7, REQUEST)]
 
 
+def test_calls_that_are_larger_together_than_one_may_be_are_refused() -> None:
+    server = ServerSide(8)
+    large = frame(1, Kind.REQUEST, encode(Request("S", "m", bytes(MAX_PAYLOAD - 20))))
+    _, second, third = server.receive(large + call(3) + call(5))
+    assert refused(second) == (3, RPCCode.RESOURCE_EXHAUSTED)
+    assert refused(third) == (5, RPCCode.RESOURCE_EXHAUSTED)
+    server.respond(1, b"")
+    assert list(server.receive(call(7))) == [Call(7, REQUEST)]
+
+
 def test_a_call_is_answered_once() -> None:
     server = ServerSide(8)
     list(server.receive(call(1)))

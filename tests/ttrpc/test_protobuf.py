@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -100,6 +101,23 @@ def test_a_value_without_a_form_is_refused(message: Whole) -> None:
 def test_what_is_no_message_is_not_quoted(data: bytes) -> None:
     with pytest.raises(WireError, match=r"^\d bytes are no Whole of protobuf$"):
         decode(Whole, data)
+
+
+def test_text_that_is_no_utf_8_is_refused_also_by_the_package_without_c() -> None:
+    program = """
+from google.protobuf.internal import api_implementation
+from uvm._ttrpc.protobuf import AnyMessage, decode
+from uvm.errors import WireError
+assert api_implementation.Type() == "python"
+try:
+    decode(AnyMessage, bytes([10, 1, 255]))
+except WireError as error:
+    print(error)
+"""
+    without_c = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=without_c)
+    assert done.stdout == "3 bytes are no AnyMessage of protobuf\n"
 
 
 def test_without_the_package_the_error_names_the_extra() -> None:

@@ -7,7 +7,7 @@ refuses calls for others; hcsshim's does not look at the id.
 from __future__ import annotations
 
 import ipaddress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from attrs import frozen
 
@@ -19,11 +19,11 @@ from uvm._ncproxy.messages import (
     AssignPCI,
     DeleteNIC,
     Empty,
-    IovSettings,
     ModifyNIC,
     RemovePCI,
     endpoint_of,
 )
+from uvm._ncproxy.vm import VMOfAgent
 from uvm._ttrpc.protobuf import Message
 from uvm._ttrpc.server import Method, Services
 from uvm.errors import RPCCode, RPCError
@@ -34,37 +34,12 @@ _EMPTY: Final = "received empty field in request"
 _MAX_PREFIX_LENGTH: Final = 128
 
 
-class AgentVM(Protocol):
-    """What the agent does to its VM. An endpoint is named by its name on the host."""
-
-    async def add_adapter(self, endpoint: str, nic_id: str) -> None:
-        """Add an adapter for an endpoint, in the namespace of the endpoint."""
-
-    async def update_adapter(self, endpoint: str, nic_id: str, iov: IovSettings) -> None:
-        """Change the SR-IOV settings of an adapter, on the host."""
-
-    async def remove_adapter(self, endpoint: str) -> None:
-        """Remove the adapter of an endpoint."""
-
-    async def add_guest_adapter(self, adapter: LCOWNetworkAdapter) -> None:
-        """Add an adapter in the guest alone: it is a PCI device that is assigned to the VM."""
-
-    async def remove_guest_adapter(self, nic_id: str) -> None:
-        """Remove an adapter from the guest alone."""
-
-    async def assign_device(self, instance_path: str, function: int, vmbus_guid: str) -> str:
-        """Assign a PCI device; return its GUID on the VM's VMBus, a fresh one by default."""
-
-    async def remove_device(self, instance_path: str, function: int) -> None:
-        """Remove an assigned PCI device."""
-
-
 @frozen
 class ComputeAgent:
     """The agent of one container, the pod in a VM."""
 
     container_id: str
-    vm: AgentVM
+    vm: VMOfAgent
 
     @property
     def services(self) -> Services:
@@ -168,7 +143,8 @@ def _routes(settings: ProxyEndpointSettings) -> list[Route]:
     if not gateway:
         return []
     try:
-        address = ipaddress.ip_address(gateway)
+        # One with a zone is none of a route.
+        address = ipaddress.ip_address(gateway.replace("%", " "))
     except ValueError:
         raise RPCError("AddNIC", RPCCode.UNKNOWN, f"invalid gateway address: {gateway}") from None
     is_v4 = isinstance(address, ipaddress.IPv4Address) or address.ipv4_mapped is not None

@@ -11,8 +11,9 @@ How it works
       register the agent with the proxy            stop serving
       ask the proxy to set up; it calls the agent  remove what the agent added, and the namespace
 
-A step of the set-up that fails rolls back those before it; a tear-down that fails goes on, when it is asked
-for again, with the step that failed. Tasks of the VM do both, and serve the agent, until the VM exits.
+A step of the set-up that fails rolls back those before it, and itself if its outcome is unknown; a tear-down
+that fails goes on, when it is asked for again, with the step that failed. Tasks of the VM do both, and serve
+the agent, until the VM exits.
 
 Source: hcsshim ``internal/uvm/network.go`` (``externalNetworkSetup``), which rolls nothing back, serves for
 ever, and leaves the VM in the namespace.
@@ -29,13 +30,15 @@ from attrs import define, field
 
 from uvm._async import Flag
 from uvm._buses.context import Context
+from uvm._buses.lease import Releasable
 from uvm._buses.link import Link
 from uvm._buses.network import NamespaceLease, NetworkBus
-from uvm._buses.vpci import VPCIBus, VPCILease
-from uvm._names import guid_key, pci_key
+from uvm._buses.vpci import VPCIBus
+from uvm._names import guid_key
 from uvm._ncproxy.agent import ComputeAgent
-from uvm._ncproxy.messages import IovSettings, RequestType
+from uvm._ncproxy.messages import RequestType
 from uvm._ncproxy.proxy import NetworkConfigProxy
+from uvm._ncproxy.vm import VMOfAgent
 from uvm._ttrpc.server import serve
 from uvm.backend import Listener
 from uvm.errors import (
@@ -46,96 +49,22 @@ from uvm.errors import (
     VMExitedError,
     together,
 )
-from uvm.schema.guest import LCOWNetworkAdapter
 
 _log = logging.getLogger("uvm")
-
-
-@define(eq=False)
-class VMOfAgent:
-    """A VM as its agent sees it (:class:`~uvm._ncproxy.agent.AgentVM`). It notes which devices it assigned.
-
-    Adapters go with their namespace.
-    """
-
-    _context: Context
-    _network: NetworkBus
-    _vpci: VPCIBus
-    _devices: list[VPCILease] = field(factory=list, init=False)
-
-    async def add_adapter(self, endpoint: str, nic_id: str) -> None:
-        """Add an adapter for an endpoint, in the namespace of the endpoint."""
-        document = await self._context.backend.network.endpoint(endpoint)
-        namespace_id = str(document.get("HostComputeNamespace", ""))
-        await self._network.add_endpoint(namespace_id, document, nic_id=nic_id)
-
-    async def update_adapter(self, endpoint: str, nic_id: str, iov: IovSettings) -> None:
-        """Change the SR-IOV settings of an adapter, on the host, which has to know its endpoint."""
-        await self._context.backend.network.endpoint(endpoint)
-        await self._network.update_adapter(
-            nic_id,
-            offload_weight=iov.offload_weight,
-            queue_pairs=iov.queue_pairs_requested,
-            interrupt_moderation=iov.interrupt_moderation,
-        )
-
-    async def remove_adapter(self, endpoint: str) -> None:
-        """Remove the adapter of an endpoint."""
-        document = await self._context.backend.network.endpoint(endpoint)
-        namespace_id = str(document.get("HostComputeNamespace", ""))
-        await self._network.remove_endpoint(namespace_id, str(document.get("ID", "")))
-
-    async def add_guest_adapter(self, adapter: LCOWNetworkAdapter) -> None:
-        """Add an adapter in the guest alone."""
-        await self._network.add_guest_adapter(adapter)
-
-    async def remove_guest_adapter(self, nic_id: str) -> None:
-        """Remove an adapter from the guest alone."""
-        await self._network.remove_guest_adapter(nic_id)
-
-    async def assign_device(self, instance_path: str, function: int, vmbus_guid: str) -> str:
-        """Assign a PCI device; return its GUID on the VM's VMBus."""
-        lease = await self._vpci.assign(instance_path, function, vmbus_guid=vmbus_guid)
-        self._devices.append(lease)
-        return lease.vmbus_guid
-
-    async def remove_device(self, instance_path: str, function: int) -> None:
-        """Remove an assigned PCI device."""
-        wanted = pci_key(instance_path), function
-        for lease in self._devices:
-            if (pci_key(lease.instance_path), lease.function) == wanted:
-                await self._remove(lease)
-                return
-        await self._vpci.remove(instance_path, function)
-
-    async def _remove(self, lease: VPCILease) -> None:
-        await lease.release()
-        self._devices.remove(lease)
-
-    def removals(self) -> list[Callable[[], Awaitable[None]]]:
-        """Return the calls that remove the devices that are noted, which are noted no more then."""
-        return [partial(self._remove, lease) for lease in reversed(self._devices)]
-
-    def leave(self) -> None:
-        """Note that what stays has no caller."""
-        for lease in self._devices:
-            lease._leave()
 
 
 @define(eq=False)
 class _SetUp:
     """What there is of a set-up, and has to be torn down.
 
-    :ivar configured: the proxy may have been asked to set up.
-    :ivar registered: the agent may be registered with the proxy.
+    :ivar owed: what the proxy is asked to undo it, the last first.
     :ivar serving: ends the service of the agent.
     :ivar served: that has ended; None before it begins.
     """
 
     vm: VMOfAgent
     namespace: NamespaceLease | None = None
-    configured: bool = False
-    registered: bool = False
+    owed: list[Callable[[], Awaitable[None]]] = field(factory=list)
     serving: anyio.CancelScope = field(factory=anyio.CancelScope)
     served: Flag | None = None
 
@@ -143,6 +72,35 @@ class _SetUp:
     def namespace_id(self) -> str:
         """The namespace; empty before the VM is in it."""
         return "" if self.namespace is None else self.namespace.id
+
+    @property
+    def is_served_no_more(self) -> bool:
+        """Whether the service of the agent has ended."""
+        return self.served is not None and self.served.is_set()
+
+    async def ask(self, call: Callable[[], Awaitable[None]], undo: Callable[[], Awaitable[None]]) -> None:
+        """Make a call of the proxy that has to be undone, unless it is refused."""
+        self.owed.append(undo)
+        try:
+            await call()
+        except (RPCError, OptionsError):
+            self.owed.pop()
+            raise
+
+    async def undo(self, *, all_of_it: bool) -> list[Exception]:
+        """Undo what there is of it, the last first, and return what failed.
+
+        :param all_of_it: go on after an error.
+        """
+        errors: list[Exception] = []
+        for call in (*reversed(self.owed), self.remove):
+            error = await _error_of(call)
+            if error is None and call in self.owed:
+                self.owed.remove(call)
+            errors += [error] if error else []
+            if errors and not all_of_it:
+                break
+        return errors
 
     async def remove(self) -> None:
         """Stop serving, and remove what the agent added and the namespace; again, what is left of it.
@@ -152,19 +110,19 @@ class _SetUp:
         self.serving.cancel()
         if self.served is not None:
             await self.served.wait()
-        # An adapter in the guest alone, which goes with its namespace, is of a device.
-        removals = self.vm.removals()
-        if self.namespace is not None and not self.namespace.released:
-            removals.insert(0, self.namespace.release)
-        errors = [error for each in removals if (error := await _error_of(each))]
+        # The namespace first: an adapter in the guest alone, which goes with it, is of a device.
+        errors = [error for each in self._left() if (error := await _error_of(each.release))]
         if errors:
             raise together(f"removing the network {self.namespace_id}", errors)
 
     def leave(self) -> None:
         """Note that what stays of it has no caller: it is listed among the orphans of the VM."""
-        self.vm.leave()
-        if self.namespace is not None:
-            self.namespace._leave()
+        for lease in self._left():
+            lease._leave()
+
+    def _left(self) -> list[Releasable]:
+        namespace = [] if self.namespace is None or self.namespace.released else [self.namespace]
+        return [*namespace, *self.vm.outside(self.namespace_id)]
 
 
 async def _error_of(call: Callable[[], Awaitable[None]]) -> Exception | None:
@@ -227,7 +185,8 @@ class ExternalNetworkSetup:
         """Have the proxy remove the adapters, and take the VM out of the namespace.
 
         A caller who is cancelled leaves at once, and it goes on. If it fails, it may be asked for again. Once
-        the VM has exited, only the proxy is asked.
+        the VM has exited, or serves its agent no more, the proxy may refuse to tear down: all else is done
+        all the same, and it is torn down.
 
         :raises NotAttachedError: the namespace is not set up.
         :raises RPCError: the proxy refused, or was not reached.
@@ -285,24 +244,16 @@ class ExternalNetworkSetup:
             served.set()
 
     async def _ask_proxy(self, up: _SetUp) -> None:
-        up.registered = True
-        try:
-            await self.proxy.register(self.agent_address, self.container_id)
-        except RPCError:
-            up.registered = False
-            raise
-        up.configured = True
-        await self.proxy.configure(self.container_id, RequestType.SETUP)
-
-    def _unregistering(self, up: _SetUp) -> list[Callable[[], Awaitable[None]]]:
-        """Return the call that unregisters the agent, if it may be registered."""
-        return [partial(self.proxy.unregister, self.container_id)] if up.registered else []
+        proxy, container_id = self.proxy, self.container_id
+        unregister = partial(proxy.unregister, container_id)
+        await up.ask(partial(proxy.register, self.agent_address, container_id), unregister)
+        configure = partial(proxy.configure, container_id)
+        await up.ask(partial(configure, RequestType.SETUP), partial(configure, RequestType.TEARDOWN))
 
     async def _roll_back(self, failure: BaseException, up: _SetUp) -> None:
-        """Remove all of a set-up; what fails is noted, and stays without a caller."""
-        for call in (*self._unregistering(up), up.remove):
-            if error := await _error_of(call):
-                failure.add_note(f"and rolling the set-up of the network back failed: {error}")
+        """Undo all of a set-up; what fails is noted, and stays without a caller."""
+        for error in await up.undo(all_of_it=True):
+            failure.add_note(f"and rolling the set-up of the network back failed: {error}")
         up.leave()
 
     def _abandon(self, up: _SetUp) -> None:
@@ -320,11 +271,12 @@ class ExternalNetworkSetup:
         async with self._turn:
             if up is not self._up:
                 return
-            if up.configured:
-                await self.proxy.configure(self.container_id, RequestType.TEARDOWN)
-                up.configured = False
-            if up.registered:
-                await self.proxy.unregister(self.container_id)
-                up.registered = False
-            await up.remove()
-            self._up = None
+            # Without its agent, which ends with the VM, the proxy may refuse for ever.
+            once = bool(up.owed) and (self._link.exited.is_set() or up.is_served_no_more)
+            errors = await up.undo(all_of_it=once)
+            if once:
+                up.leave()
+            if once or not errors:
+                self._up = None
+            if errors:
+                raise together(f"tearing the network {up.namespace_id} down", errors)

@@ -29,6 +29,8 @@ _log = logging.getLogger("uvm.ttrpc")
 
 _CHUNK_BYTES: Final = 65536
 _NANOSECONDS: Final = 1_000_000_000
+#: Some 292 years, which a float holds exactly.
+_MAX_NANOSECONDS: Final = (1 << 63) - 1024
 #: Codes of calls that ended before they were done, or after.
 _CUT_OFF: Final = frozenset({RPCCode.CANCELLED, RPCCode.DEADLINE_EXCEEDED})
 
@@ -76,7 +78,7 @@ class Client:
         :raises OptionsError: the request cannot be sent.
         """
         operation = f"{service}.{method}"
-        wanted = Request(service, method, encode(request), int(timeout_seconds * _NANOSECONDS))
+        wanted = Request(service, method, encode(request), _nanoseconds(timeout_seconds))
         stream_id, data = self._side.request(wanted)
         call = self._calls[stream_id] = self._outbox[stream_id] = _Call(data)
         self._queued.wake()
@@ -160,6 +162,12 @@ class Client:
         self._scope.cancel()
         for call in self._calls.values():
             call.ended.set()
+
+
+def _nanoseconds(timeout_seconds: float) -> int:
+    """Return a limit of time as it is sent: never as 0, which is none, save one that has no form."""
+    nanoseconds = timeout_seconds * _NANOSECONDS
+    return max(1, int(nanoseconds)) if nanoseconds <= _MAX_NANOSECONDS else 0
 
 
 def _read(operation: str, response: Response, kind: type[R]) -> R:

@@ -197,7 +197,7 @@ class ClientSide:
 class ServerSide:
     """The end of a connection that answers.
 
-    :param max_open: how many calls it serves at once.
+    :param max_open: how many calls it serves at once; the requests are no larger together than one may be.
     """
 
     __slots__ = ("_decoder", "_last_id", "_max_open", "_open")
@@ -206,7 +206,8 @@ class ServerSide:
         self._decoder = FrameDecoder()
         self._last_id = 0
         self._max_open = max_open
-        self._open: set[int] = set()
+        # With the sizes of their requests.
+        self._open: dict[int, int] = {}
 
     @property
     def open(self) -> frozenset[int]:
@@ -233,7 +234,7 @@ class ServerSide:
         if len(response) > MAX_PAYLOAD:
             text = f"message length {len(response)} exceed maximum message size of {MAX_PAYLOAD}"
             return self.refuse(stream_id, RPCCode.RESOURCE_EXHAUSTED, text)
-        self._open.remove(stream_id)
+        del self._open[stream_id]
         return frame(stream_id, Kind.RESPONSE, response)
 
     def refuse(self, stream_id: int, code: int, text: str) -> bytes:
@@ -241,7 +242,7 @@ class ServerSide:
 
         :raises KeyError: the stream is not open.
         """
-        self._open.remove(stream_id)
+        del self._open[stream_id]
         return _refusal(stream_id, code, text)
 
     def _opened(self, stream_id: int, payload: bytes) -> Call | bytes:
@@ -252,14 +253,14 @@ class ServerSide:
             text = "StreamID cannot be re-used and must increment"
             return _refusal(stream_id, RPCCode.INVALID_ARGUMENT, text)
         self._last_id = stream_id
-        if len(self._open) >= self._max_open:
-            text = f"{self._max_open} calls are served at once, and no more"
+        if len(self._open) >= self._max_open or sum(self._open.values()) + len(payload) > MAX_PAYLOAD:
+            text = f"{self._max_open} calls of {MAX_PAYLOAD} bytes in all are served at once, and no more"
             return _refusal(stream_id, RPCCode.RESOURCE_EXHAUSTED, text)
         try:
             request = decode(Request, payload)
         except WireError as error:
             return _refusal(stream_id, RPCCode.INVALID_ARGUMENT, f"unmarshal request error: {error}")
-        self._open.add(stream_id)
+        self._open[stream_id] = len(payload)
         return Call(stream_id, request)
 
 

@@ -101,8 +101,8 @@ def decode(kind: type[M], data: bytes) -> M:
     made = _class_of(kind)()
     try:
         made.ParseFromString(data)
-    except runtime("message").DecodeError:
-        # Its text, which quotes what came, is not passed on.
+    except (runtime("message").DecodeError, UnicodeDecodeError):
+        # Its text, which quotes what came, is not passed on. The one without C raises the other for text.
         raise WireError(f"{len(data)} bytes are no {kind.__name__} of protobuf") from None
     return _read(kind, made)
 

@@ -1,8 +1,8 @@
 """The end of a ttrpc connection that answers: services, whose calls are carried out at once.
 
-A call is cancelled at its limit of time, or when its connection ends. What a client can cost is
-bounded: calls at once, connections at once; and while it does not read its answers, nothing more is read
-of it.
+A call is cancelled at its limit of time, or when its connection ends. What a client can cost is bounded:
+calls at once, and their size; connections at once; and while it does not read its answers, nothing more is
+read of it.
 """
 
 from __future__ import annotations
