@@ -105,14 +105,15 @@ HELD = {
     "Orphan": "error key ledger release since slot what where",
     "Container": """
         aclose delete_state exit id modify open_init open_process processes properties run shutdown signal
-        start statistics terminate wait
+        start statistics terminate update wait
     """,
     "Process": "aclose args communicate exit_code kill pid resize signal stderr stdin stdout stream wait",
     "ProcessInput": "aclose extra extra_attributes send send_eof",
     "ProcessOutput": "aclose extra extra_attributes receive",
     "GuestConnection": """
         aclose capabilities close closed create_container delete_container_state dump_stacks features modify
-        modify_service open_process os protocol_version run serve shutdown start_guest wait_closed
+        modify_service open_process os protocol_version run serve shutdown start_guest
+        update_container wait_closed
     """,
     "FakeBackend": """
         access clock create enumerate faults files grant_access host hosted_systems info leftovers

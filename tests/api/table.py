@@ -547,6 +547,10 @@ ROWS: dict[str, Row] = {
     "Container.properties": Row(lambda s, it: it.properties("Statistics")),
     "Container.statistics": Row(lambda s, it: it.statistics()),
     "Container.processes": Row(lambda s, it: it.processes()),
+    "Container.update": Row(
+        lambda s, it: it.update({"memory": {"limit": 512 * _MIB}}),
+        **_option(lambda s, it: it.update({"memory": {"limit": -2}})),
+    ),
     "Container.modify": Row(
         lambda s, it: it.modify({"ResourceType": "ContainerConstraints", "RequestType": "Update"})
     ),
@@ -616,6 +620,7 @@ ELSEWHERE = {
     "GuestConnection.serve": "tests/gcs/test_connection.py",
     "GuestConnection.start_guest": "tests/gcs/test_connection.py",
     "connect_unix": "tests/gcs/test_unix.py",
+    "GuestConnection.update_container": "tests/vm/test_container_updates.py",
     "cpu_groups": "tests/vm/test_cpu_groups.py",
     "create_cpu_group": "tests/vm/test_cpu_groups.py",
     "delete_cpu_group": "tests/vm/test_cpu_groups.py",

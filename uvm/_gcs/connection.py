@@ -44,9 +44,10 @@ from uvm._guest.clock import GuestClock, GuestLimit
 from uvm._guest.container import Container
 from uvm._guest.process import Launch, Process
 from uvm._guest.run import GuestHost
-from uvm._guest.specs import check_writable
+from uvm._guest.specs import check_container_id, check_writable
 from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
+from uvm._names import GuestOS
 from uvm._wire.frames import Procedure
 from uvm.backend import JSON, ByteStream, Listener
 from uvm.errors import BridgeClosedError, GuestError, NotSupportedError, VMStateError, WireError
@@ -66,6 +67,7 @@ from uvm.schema.gcs import (
     RequestBase,
     ResponseBase,
     ServiceModificationRequest,
+    UpdateContainerRequest,
     UvmConfig,
 )
 from uvm.schema.guest import TimeZoneInformation
@@ -373,6 +375,28 @@ class GuestConnection(GuestHost):
         )
         modify = Procedure.MODIFY_SERVICE_SETTINGS
         await self._link.call(self._bridge.call(modify, body, ResponseBase, operation=operation))
+
+    async def update_container(self, container_id: str, resources: Mapping[str, Any]) -> None:
+        """Update a container by a request of its own (hcsshim v0.8.16 ``UtilityVM.UpdateContainer``).
+
+        No known guest says that it can; :meth:`uvm.Container.update` is for those. Without the capability,
+        hcsshim v0.8.16 does nothing, and newer versions have no such request.
+
+        :param resources: OCI resources, as for :meth:`uvm.Container.update`.
+        :raises NotSupportedError: the guest does not say that it can (``UpdateContainerSupported``).
+        :raises OptionsError: the resources are none; nothing was sent.
+        :raises GuestError: it refused.
+        """
+        from uvm._guest.resources import read_resources
+
+        check_container_id(container_id)
+        operation = f"update container {container_id}"
+        os: GuestOS = "windows" if self.os == "windows" else "linux"
+        text = check_writable("the resources", read_resources(resources, os))
+        self._link.needs(self.features.update_container, operation, "UpdateContainerSupported")
+        request = UpdateContainerRequest(container_id=container_id, resources=text)
+        call = self._bridge.call(Procedure.UPDATE_CONTAINER, request, ResponseBase, operation=operation)
+        await self._link.call(call)
 
     async def dump_stacks(self) -> str:
         """Ask for the stacks of the guest's compute service, as text of the guest's.

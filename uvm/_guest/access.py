@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import anyio.abc
 from attrs import Factory, define, field, frozen
 
+from uvm._async import Errand
 from uvm._guest.clock import GuestClock
 from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
@@ -114,6 +116,18 @@ class GuestAccess:
             return False
         self.states.work.start_soon(tasks, call)
         return True
+
+    async def carry_out(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Have a task of the VM make a call that changes something, and wait for the result.
+
+        A caller who is cancelled leaves at once, and the call goes on; what it fails with is logged.
+        """
+        if (tasks := self.tasks) is None or tasks.cancel_scope.cancel_called:
+            raise self.closed_error()
+        self.home.check(f"the guest of {self.name}")
+        self.states.work.begin()
+        made = partial(self.states.work.carry_out, call)
+        return await Errand(self.name, made).made_in(tasks, self.answer_lost)
 
     def closed_error(self) -> BridgeClosedError:
         """Return a fresh exception that says why nothing can be asked any more."""

@@ -31,8 +31,8 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import partial
-from typing import Any, Final, Protocol, TypeVar, final
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, final
 
 import anyio
 import anyio.lowlevel
@@ -79,6 +79,9 @@ from uvm.schema.gcs import LinuxHostedSystem, LinuxProcessParameters
 from uvm.schema.json import SchemaError, from_json, to_json
 from uvm.schema.process import ProcessDetails
 from uvm.schema.properties import PROPERTY_PROCESS_LIST, PROPERTY_STATISTICS, Properties
+
+if TYPE_CHECKING:
+    from uvm._guest.updates import Settings
 
 T = TypeVar("T")
 
@@ -500,6 +503,55 @@ class Container(ProcessHost):
     async def processes(self) -> list[ProcessDetails]:
         """List its processes. Errors as of :meth:`statistics`."""
         return from_json(Properties, await self.properties(PROPERTY_PROCESS_LIST)).process_list
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """Update its resources in OCI terms: all that is asked for, or nothing. What is absent or null stays.
+
+        Everything is checked first, and a step that fails has those before it changed back. A caller that is
+        cancelled leaves at once, and the update goes on to its end.
+
+        :param resources: ``LinuxResources`` of a Linux container, which its guest gets as they are. Of a
+            Windows container, ``WindowsResources`` with ``memory.limit``, rounded up to an even number of
+            MiB, and one of ``cpu.count``, at most the VM's processors, ``cpu.maximum`` and ``cpu.shares``.
+        :raises OptionsError: a value is out of its range, or there is no such resource; nothing was sent.
+        :raises NotSupportedError: processors of a Windows container are to be chosen (``cpu.affinity``), or
+            to be changed by a host older than build 19042; nothing was sent.
+        :raises VMStateError: it does not run; nothing was sent.
+        :raises GuestError: the guest refused; what had been changed before was changed back.
+        :raises HostError: HCS refused, which hosts it, or the guest that it asked.
+        :raises UndoFailedError: changing back failed as well; it says what stays changed.
+
+        Source: hcsshim cmd/containerd-shim-runhcs-v1/task_hcs.go, internal/controller/linuxcontainer.
+        """
+        from uvm._guest.containerupdate import constraints, settings_asked
+
+        linux = self._guest.os == "linux"
+        asked = constraints(resources) if linux else settings_asked(resources, self._guest)
+        self._check_running("update")
+        if isinstance(asked, list):
+            await self._change(lambda: self._settings.update(lambda: asked))
+        else:
+            await self._change(lambda: self._handle.modify(asked))
+
+    async def _change(self, call: Callable[[], Awaitable[None]]) -> None:
+        await self._guest.call(self._guest.carry_out(call))
+
+    @cached_property
+    def _settings(self) -> Settings:
+        """The settings in force of a Windows container."""
+        from uvm._guest.containerupdate import settings_of
+
+        return settings_of(self._config, self._handle.modify)
+
+    def _check_running(self, verb: str) -> None:
+        """Refuse what needs processes of the container, unless it cannot be known whether it runs.
+
+        :raises VMStateError: it has not been started, or has exited.
+        """
+        if self.exit is None and (self._runs or self._may_run):
+            return
+        state = "has not been started" if self.exit is None else f"has exited: {self.exit.type}"
+        raise VMStateError(f"{verb} container {self.id}: it {state}; nothing was sent")
 
     async def modify(self, request: JSON) -> None:
         """Have the guest carry out a ``ModificationRequest`` on it.

@@ -215,6 +215,12 @@ class ContainerModifySettingsRequest(RequestBase):
     request: Secret[Any] = always(None)
 
 
+class UpdateContainerRequest(RequestBase):
+    """Change the resources of a container: OCI resources, as JSON text."""
+
+    resources: str = always("")
+
+
 class ServiceModificationRequest(RequestBase):
     """Change a service of a Windows guest; ``property_type`` names it (``LogForwardService``)."""
 

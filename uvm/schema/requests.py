@@ -21,6 +21,11 @@ REMOVE = "Remove"
 PRE_ADD = "PreAdd"
 UPDATE = "Update"
 
+#: The resources of a container in a Windows guest (hcsshim internal/hcs/resourcepaths/silo.go).
+CONTAINER_MEMORY = "Container/Memory/SizeInMB"
+CONTAINER_PROCESSOR = "Container/Processor"
+CONTAINER_DIRECTORIES = "Container/MappedDirectories"
+
 #: VMBus GUIDs of the SCSI controllers, in order: version 5 GUIDs of the names "0" to "3" in the
 #: namespace d422512d-2bf2-4752-809d-7b82b5fcb1b4.
 SCSI_CONTROLLER_GUIDS = (

@@ -24,6 +24,7 @@ class Container:
     :ivar activity_id: of the request that created it; its exit is reported under it.
     :ivar document: what it was created from.
     :ivar processes: its processes whose exit was not reported yet, by id.
+    :ivar resources: what of its memory and processors was changed, by path; of a Windows container.
     :ivar modifications: the requests that changed it, in order.
     :ivar exit_type: how it exited, or will be reported to have exited.
     """
@@ -34,6 +35,7 @@ class Container:
     status: Status = field(default="created", init=False)
     exit_type: str = field(default="UnexpectedExit", init=False)
     processes: dict[int, GuestProcess] = field(factory=dict, init=False)
+    resources: dict[str, int] = field(factory=dict, init=False)
     modifications: list[Any] = field(factory=list, init=False)
 
     def __repr__(self) -> str:

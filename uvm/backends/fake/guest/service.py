@@ -53,6 +53,7 @@ Handler: TypeAlias = Callable[[Incoming], JSON | None]
 _NEEDED: Final[dict[int, str]] = {
     Procedure.DUMP_STACKS: "DumpStacksSupported",
     Procedure.DELETE_CONTAINER_STATE: "DeleteContainerStateSupported",
+    Procedure.UPDATE_CONTAINER: "UpdateContainerSupported",
 }
 
 _NAMES: Final = {procedure.value: procedure.name.lower() for procedure in Procedure}
@@ -300,7 +301,8 @@ class GuestService:
         if request.procedure == Procedure.MODIFY_SETTINGS:
             document = request.body.get("Request")
             change = document if isinstance(document, dict) else {}
-        resource, request_type = change.get("ResourceType") or "", change.get("RequestType") or ""
+        resource = change.get("ResourceType") or change.get("ResourcePath") or ""
+        request_type = change.get("RequestType") or ""
         return self._environment.exchange.request_log._begin(
             "guest", self.vm.id, request.operation, document, str(resource), str(request_type)
         )

@@ -19,7 +19,7 @@ _NS_PER_TICK: Final = 1
 def lcow_metrics(container: LinuxContainer, clock: FakeClock) -> JSON:
     """Return the metrics of a Linux container, in the form of containerd's cgroup v1 ``Metrics``."""
     running = len(container.pids) if container.status == "running" else 0
-    used = running * _PROCESS_BYTES
+    used = used_bytes(container)
     total = clock.ticks * _NS_PER_TICK
     kernel = total // 5
     return {
@@ -30,14 +30,16 @@ def lcow_metrics(container: LinuxContainer, clock: FakeClock) -> JSON:
         },
         "memory": {
             "cache": _CACHE_BYTES,
-            "rss": used,
-            "usage": {
-                "limit": _memory_limit(container),
-                "usage": used + _CACHE_BYTES,
-                "max": used + _CACHE_BYTES,
-            },
+            "rss": used - _CACHE_BYTES,
+            "usage": {"limit": _memory_limit(container), "usage": used, "max": used},
         },
     }
+
+
+def used_bytes(container: LinuxContainer) -> int:
+    """Return how much memory a Linux container uses."""
+    running = len(container.pids) if container.status == "running" else 0
+    return running * _PROCESS_BYTES + _CACHE_BYTES
 
 
 def _memory_limit(container: LinuxContainer) -> int:

@@ -14,6 +14,7 @@ from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON
 from uvm.backends.fake.guest.containers import LinuxContainer
 from uvm.backends.fake.guest.execution import Command, asked_streams, close_streams
+from uvm.backends.fake.guest.linux.cgroups import refused_resources
 from uvm.backends.fake.guest.linux.oci import OCIProcess, OCISpec
 from uvm.backends.fake.guest.messages import Incoming
 from uvm.backends.fake.guest.processes import SIGKILL, SIGTERM, GuestProcess
@@ -33,6 +34,7 @@ from uvm.schema.gcs import (
     LinuxProcessParameters,
     RequestBase,
     SignalProcessRequest,
+    UpdateContainerRequest,
     VsockStdioRelaySettings,
 )
 from uvm.schema.guest import LCOWContainerConstraints
@@ -231,9 +233,28 @@ class LinuxService(GuestService):
         container = self._container(request, wanted.container_id)
         if change.resource != "ContainerConstraints":
             raise request.refuse(HResult.E_FAIL, f"{change.resource} is not supported for containers")
-        container.constraints = change.parse(LCOWContainerConstraints).linux
+        self._constrain(request, container, change.parse(LCOWContainerConstraints).linux)
         container.modifications.append(wanted.request)
         return {}
+
+    def on_update_container(self, request: Incoming) -> JSON:
+        wanted = request.read(UpdateContainerRequest)
+        resources = request.parse_text("Resources", wanted.resources)
+        self._constrain(request, self._container(request, wanted.container_id), resources)
+        return {}
+
+    def _constrain(self, request: Incoming, container: LinuxContainer, resources: JSON) -> None:
+        """Change the resources of a container, as ``runc update`` does; what is absent stays."""
+        if container.status == "stopped":
+            raise request.refuse(HResult.E_FAIL, "runc update failed: container is stopped")
+        problem = refused_resources(container, resources, self.vm.guest.tree.topology.processor.count)
+        if problem:
+            raise request.refuse(HResult.E_FAIL, f"runc update failed: {problem}")
+        for part, values in resources.items():
+            there = container.constraints.get(part)
+            if isinstance(there, dict) and isinstance(values, dict):
+                values = {**there, **values}
+            container.constraints[part] = values
 
     def on_dump_stacks(self, request: Incoming) -> JSON:
         stacks = (

@@ -11,7 +11,9 @@ from attrs import define, evolve, field
 from uvm._names import GuestOS, guid_key
 from uvm.backend import JSON
 from uvm.backends.fake.devices.scsi import Disk
+from uvm.backends.fake.guest.containers import Container
 from uvm.backends.fake.guest.state import FakeGuest, GuestRequest, Handler, Mount
+from uvm.backends.fake.guest.windows.changes import check_memory, check_processor, read_change
 from uvm.devices.vsmb import GUEST_PREFIX
 from uvm.hresult import HResult
 from uvm.schema.container import MappedDirectory
@@ -23,7 +25,13 @@ from uvm.schema.guest import (
     WCOWMappedVirtualDisk,
 )
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
-from uvm.schema.requests import NetworkModifyRequest, RS4NetworkModifyRequest
+from uvm.schema.requests import (
+    CONTAINER_DIRECTORIES,
+    CONTAINER_MEMORY,
+    CONTAINER_PROCESSOR,
+    NetworkModifyRequest,
+    RS4NetworkModifyRequest,
+)
 
 
 @define(eq=False, repr=False)
@@ -34,12 +42,15 @@ class WindowsGuest(FakeGuest):
     :ivar adapters: by adapter id in lower case, the endpoint that was announced, and whether it is up.
     :ivar addresses: its Hyper-V socket addresses; None until the host sends them.
     :ivar volumes: the mounted block CIMs, by volume GUID in lower case.
+    :ivar directories: the directories that were mapped into running containers, by the id of the container
+        and the key of the path there.
     """
 
     namespaces: dict[str, JSON] = field(factory=dict, init=False)
     adapters: dict[str, tuple[HostComputeEndpoint, bool]] = field(factory=dict, init=False)
     addresses: HvSocketAddress | None = field(default=None, init=False)
     volumes: dict[str, CWCOWBlockCIMMounts] = field(factory=dict, init=False)
+    directories: dict[str, dict[str, MappedDirectory]] = field(factory=dict, init=False)
 
     os: ClassVar[GuestOS] = "windows"
     paths: ClassVar[Any] = ntpath
@@ -191,6 +202,48 @@ class WindowsGuest(FakeGuest):
             self._disk_at(request, cim.lun)
         self.volumes[key] = wanted
 
+    def change_container(self, container: Container, document: JSON) -> None:
+        """Carry out a ``ModifySettingRequest`` on a running container."""
+        request = read_change(document, self.failure)
+        if container.status != "running":
+            stopped = container.status == "stopped"
+            code = (
+                HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED
+                if stopped
+                else HResult.ERROR_VMCOMPUTE_INVALID_STATE
+            )
+            raise request.refuse(code, f"container {container.id} is {container.status}")
+        if request.resource == CONTAINER_DIRECTORIES:
+            self._map_directory(container, request)
+            return
+        request.only("Update")
+        topology = self.tree.topology
+        if request.resource == CONTAINER_MEMORY:
+            check_memory(request, topology.size_in_mb)
+            container.resources[CONTAINER_MEMORY] = request.settings
+        elif request.resource == CONTAINER_PROCESSOR:
+            wanted = check_processor(request, topology.processor.count)
+            container.resources.update({f"{CONTAINER_PROCESSOR}/{name}": value for name, value in wanted})
+        else:
+            raise request.fail(f"unknown resource path {request.resource!r}")
+
+    def _map_directory(self, container: Container, request: GuestRequest) -> None:
+        request.only("Add", "Remove")
+        wanted = request.parse(MappedDirectory)
+        mapped = self.directories.setdefault(container.id, {})
+        key = self.key(wanted.container_path)
+        if request.action == "Remove":
+            if mapped.pop(key, None) is None:
+                raise request.refuse(HResult.ERROR_NOT_FOUND, f"nothing is mapped at {wanted.container_path}")
+            return
+        if not wanted.container_path:
+            raise request.fail("ContainerPath is missing")
+        if not self.exists(wanted.host_path) and self.checks.guest:
+            raise request.refuse(HResult.ERROR_PATH_NOT_FOUND, f"no share holds {wanted.host_path}")
+        if key in mapped:
+            raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"{wanted.container_path} is mapped")
+        mapped[key] = wanted
+
     handlers: ClassVar[dict[str, Handler]] = {
         "MappedVirtualDisk": _mapped_virtual_disk,
         "MappedVirtualDiskForContainerScratch": _mapped_virtual_disk,
@@ -211,6 +264,12 @@ class WindowsGuest(FakeGuest):
             f"adapter {key} is no longer attached"
             for key, (_, up) in self.adapters.items()
             if up and self.tree.adapters.find(key) is None
+        ]
+        gone += [
+            f"{directory.host_path}, mapped into container {container}, is no longer shared"
+            for container, mapped in self.directories.items()
+            for directory in mapped.values()
+            if not self.exists(directory.host_path)
         ]
         return super().inconsistencies() + gone
 

@@ -18,6 +18,7 @@ from uvm.backends.fake.guest.service import GuestService
 from uvm.backends.fake.guest.statistics import windows_statistics
 from uvm.backends.fake.guest.stdio import Terminal
 from uvm.backends.fake.guest.windows.commandline import split_command_line
+from uvm.backends.fake.guest.windows.mounts import WindowsGuest
 from uvm.hresult import HResult
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import (
@@ -63,6 +64,13 @@ class WindowsService(GuestService):
         "HvSocketConfigOnStartup": True,
         "ModifyServiceSettingsSupported": True,
     }
+
+    @property
+    def guest(self) -> WindowsGuest:
+        """The guest, which runs."""
+        guest = self.vm.guest
+        assert isinstance(guest, WindowsGuest)
+        return guest
 
     def on_create(self, request: Incoming) -> JSON:
         wanted = request.read(ContainerCreateRequest)
@@ -129,6 +137,7 @@ class WindowsService(GuestService):
         if container.status == "stopped":
             raise request.refuse(HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED)
         container.status, container.exit_type = "stopped", exit_type
+        self.guest.directories.pop(container.id, None)
         container.kill_all()
         request.after = lambda: self.exited(container)
         return {}
@@ -190,7 +199,10 @@ class WindowsService(GuestService):
             self.vm.apply_in_guest(wanted.request)
             return {}
         container = self._container(request, wanted.container_id)
-        self.vm.guest.read(wanted.request)
+        if isinstance(wanted.request, dict) and wanted.request.get("ResourcePath"):
+            self.guest.change_container(container, wanted.request)
+        else:
+            self.vm.guest.read(wanted.request)
         container.modifications.append(wanted.request)
         return {}
 
