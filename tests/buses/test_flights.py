@@ -61,7 +61,7 @@ def test_the_users_of_a_path_are_all_younger_devices_in_flight_at_it_or_under_it
     found = flights.users(["/"], -1)
     flights.clear()
     assert all(ended.is_set() for ended in found)
-    assert (len(flights), flights._users) == (0, {})
+    assert (len(flights), flights._ended) == (0, {})
 
 
 @pytest.mark.anyio

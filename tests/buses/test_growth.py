@@ -75,7 +75,11 @@ def kept(run: Running) -> dict[str, int]:
         if type(each).__module__.startswith(("uvm._buses", "uvm.devices"))
     )
     context = run.vm._context
-    tables: dict[str, Any] = {"left": context.link.left, "access": context.access._paths}
+    tables: dict[str, Any] = {
+        "left": context.link.left,
+        "occupied": context.link.occupied,
+        "access": context.access._paths,
+    }
     for name, driver in run.vm._drivers():
         ledger = driver.ledger
         mine = {

@@ -11,6 +11,7 @@ from copy import deepcopy
 from typing import Any
 
 from tests.vm.support import Running, idle
+from uvm._buses.holds import Hold, HoldState
 from uvm._buses.vpmem import _guest_path as layer_path
 from uvm._document.plan import GrantAccess
 from uvm._guest.container import Container
@@ -46,6 +47,27 @@ def check_at_rest(run: Running) -> None:
     _check_allocators(run)
     _check_access(run)
     _check_look_ups(run)
+    _check_indexes(run)
+
+
+def _check_indexes(run: Running) -> None:
+    """What is found by a key is what a walk finds."""
+    link = run.vm._link
+    walked = [hold for hold in link.left if hold in link.left.at(hold._claims())]
+    assert walked == [*link.left]
+    there = {entry for _, driver in run.vm._drivers() for entry in driver.ledger}
+    assert {*link.occupied._devices} <= there
+    for _, driver in run.vm._drivers():
+        for entry in driver.ledger:
+            assert entry in link.occupied._devices or not driver._guest_paths(entry)
+            orphans = [hold for hold in link.left if hold.is_orphan and hold.ticket.entry is entry]
+            assert driver.is_orphaned(entry) is bool(orphans)
+            assert first(driver.oldest_on(entry.key)) is first(driver.holds_on(entry.key))
+
+
+def first(holds: Sequence[Hold[object]]) -> Hold[object] | None:
+    """Return the hold that is the first to be released."""
+    return min(holds, key=lambda hold: (hold.state is HoldState.RELEASING, hold.number), default=None)
 
 
 def _check_look_ups(run: Running) -> None:

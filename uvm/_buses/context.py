@@ -160,10 +160,6 @@ class Bus(Bound):
         lanes = context.lane(lane) if lane else Lane()
         return Driver(context.link, Ledger(device), lanes, claims, uses, part_of_parent)
 
-    def _guest_paths(self) -> Iterable[str]:
-        """Return the paths in the guest, chosen by callers, at which it has something mounted."""
-        return ()
-
     def _drivers(self) -> Iterator[tuple[str, Driver[Any, Any, Any, Any]]]:
         """Yield the names of its ledgers with their drivers."""
         for name in self._ledgers:

@@ -28,9 +28,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Generic
 
 from attrs import Factory, define, field
@@ -183,19 +184,26 @@ class Driver(Generic[K, M, S, W]):
             stay.end()
         self._stays.clear()
         self.link.in_flight.clear()
+        self.link.occupied.clear()
 
-    def holds_on(self, key: K, wanted: Callable[[M], bool] = lambda _: True) -> list[Hold[object]]:
-        """Return all callers' holds on what is attached of a key whose members are wanted.
+    def holds_on(self, key: K) -> list[Hold[object]]:
+        """Return all callers' holds on what is attached of a key. Those that are being released come last."""
+        return [hold for holds in self._held(key) for hold in holds]
 
-        Those that are being released come last.
-        """
+    def oldest_on(self, key: K, wanted: Callable[[M], bool] = lambda _: True) -> list[Hold[object]]:
+        """Return those whose members are wanted; of the many that may be held, only the oldest."""
+        held = (filter(lambda hold: wanted(hold.ticket.member), holds) for holds in self._held(key))
+        return [*islice(next(held, ()), 1), *chain.from_iterable(held)]
+
+    def _held(self, key: K) -> Iterator[Iterator[Hold[object]]]:
+        """Yield the callers' holds on what is attached of a key: held, owed, and being released."""
         entry = self.ledger.get(key)
         if entry is None or entry.applied is None:
-            return []
+            return
         releasers = () if entry.operation is None else entry.operation.releasers
-        tickets = (*entry.holders, *entry.owed, *releasers, *entry.leaving)
-        holds = (self._holds[ticket] for ticket in tickets if wanted(ticket.member))
-        return [hold for hold in holds if hold.state is not HoldState.GRANTED]
+        for tickets in entry.holders, entry.owed, (*releasers, *entry.leaving):
+            holds = (self._holds[ticket] for ticket in tickets)
+            yield (hold for hold in holds if hold.state is not HoldState.GRANTED)
 
     def in_use(self, key: K) -> bool:
         """Return whether a caller, or what depends on it, holds a key or waits for it."""
@@ -218,20 +226,23 @@ class Driver(Generic[K, M, S, W]):
 
     def is_orphaned(self, entry: Entry[K, M, S, W]) -> bool:
         """Return whether a device is an orphan, or has a part that is one."""
-        return any(hold.is_orphan for hold in self.link.left if hold.ticket.entry is entry)
+        return any(self._holds[ticket].is_orphan for ticket in entry.owed)
 
     def owns(self, hold: Hold[object]) -> bool:
         """Return whether a hold is at a ticket of its ledger."""
         return self._holds.get(hold.ticket) is hold
 
-    def claims_of(self, ticket: Ticket[K, M, S, W]) -> set[Hashable]:
-        """Return all that a ticket occupies, and what its device is a part of."""
+    def claims_of(self, ticket: Ticket[K, M, S, W], *, if_unwanted: bool = False) -> set[Hashable]:
+        """Return all that a ticket occupies, and what its device is a part of.
+
+        :param if_unwanted: also what it occupies only if no other ticket wants the device.
+        """
         claims = {*self.claims(ticket)}
-        if not ticket.entry.wanted:
+        if if_unwanted or not ticket.entry.wanted:
             claims.add((self, ticket.key))
         parent = self.ledger.parents.get(ticket.key)
         if parent is not None and self.part_of_parent:
-            claims |= parent.driver.claims_of(parent.ticket)
+            claims |= parent.driver.claims_of(parent.ticket, if_unwanted=if_unwanted)
         return claims
 
     async def clear(self, key: K | None, *claims: Hashable) -> None:
@@ -240,7 +251,7 @@ class Driver(Generic[K, M, S, W]):
         :raises OrphanError: that was refused, or its outcome is unknown.
         """
         wanted = {(self, key), *claims}
-        for hold in [*self.link.left]:
+        for hold in self.link.left.at(wanted):
             in_the_way = hold.is_orphan or hold.state is HoldState.RELEASING
             if in_the_way and not wanted.isdisjoint(hold.driver.claims_of(hold.ticket)):
                 what, where = hold.describe()
@@ -285,6 +296,8 @@ class Driver(Generic[K, M, S, W]):
         """Start an operation when its turn comes; a removal not before what uses its device has ended."""
         users = self._users(operation.entry) if operation.kind is REMOVE else []
         self.link.in_flight.begin(operation.entry, self._used_paths)
+        if operation.kind is ADD:
+            self.link.occupied.enter(operation.entry, self._guest_paths)
         if users and self.link.tasks is not None:
             self.link.tasks.start_soon(self._enter_unused, operation, users)
         else:
@@ -421,13 +434,15 @@ class Driver(Generic[K, M, S, W]):
 
     def end(self, operation: Operation[K, M, S, W], outcome: Outcome) -> None:
         """Enter the outcome of an operation, and begin what follows of it."""
+        entry = operation.entry
         change = self.ledger.done(operation, outcome)
         self._note(operation, outcome)
+        freed = self.link.occupied.leave(entry) if entry.applied is None else ()
         self._settle(change)
-        if operation.entry.operation is None:
-            self.link.in_flight.end(operation.entry)
-        if operation.kind is REMOVE:
-            self.link.states.unmounted()
+        if entry.operation is None:
+            self.link.in_flight.end(entry)
+        if freed:
+            self.link.states.unmounted(freed)
 
     async def _carry_out(self, operation: Operation[K, M, S, W]) -> Outcome:
         done: list[Step] = []

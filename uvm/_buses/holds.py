@@ -58,7 +58,7 @@ class Runner(Protocol):
     def is_wanted(self, entry: Entry[Any, Any, Any, Any], member: Any) -> bool:
         """Return whether a ticket wants what a member is of a device."""
 
-    def claims_of(self, ticket: Ticket[Any, Any, Any, Any]) -> set[Hashable]:
+    def claims_of(self, ticket: Ticket[Any, Any, Any, Any], *, if_unwanted: bool = False) -> set[Hashable]:
         """Return all that a ticket occupies, and what its device is a part of."""
 
 
@@ -252,10 +252,14 @@ class Hold(Generic[S_co]):
         retried = self.state is _RELEASING and self.since is not None
         if self.abandoned and (self.state is _OWED or retried):
             self.since = self.since or datetime.now(UTC)
-            self.link.left[self] = None
-        else:
+            self.link.left.add(self, Hold._claims)
+        elif self.since is not None:
             self.since = None
-            self.link.left.pop(self, None)
+            self.link.left.remove(self)
+
+    def _claims(self) -> set[Hashable]:
+        """Return all that others may want to attach, and that it occupies."""
+        return self.driver.claims_of(self.ticket, if_unwanted=True)
 
     async def _wait_settled(self) -> None:
         """Wait for :meth:`settle`."""
@@ -289,6 +293,7 @@ class Hold(Generic[S_co]):
         """Go on with the ticket of what the device depended on, and release that as well."""
         self.ticket, self.driver = parent.ticket, parent.driver
         self.state = _RELEASING
+        self._list()
         self.driver.drop(self)
 
     async def wait_released(self) -> None:

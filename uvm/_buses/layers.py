@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from attrs import define, frozen
 
@@ -72,10 +72,6 @@ class LayersBus(Bus):
             for entry, combined in self._roots.attached()
         )
 
-    def _guest_paths(self) -> Iterable[str]:
-        """Return the paths in the guest at which layers are combined."""
-        return (entry.key for entry in self._roots.ledger)
-
     @opens
     async def combine(
         self,
@@ -112,5 +108,5 @@ class LayersBus(Bus):
 
         :raises NotAttachedError: nothing is combined there.
         """
-        holds = self._roots.holds_on(guest_path_key(root, self._context.plan.os))
+        holds = self._roots.oldest_on(guest_path_key(root, self._context.plan.os))
         await self._release_oldest(holds, f"no layers are combined at {root} in {self._context.vm_id}")

@@ -13,11 +13,12 @@ import anyio.abc
 from attrs import Factory, define, frozen
 
 from uvm._async import Errand, Flag, Work
-from uvm._buses.flights import Flights
+from uvm._buses.flights import Flights, Occupied
 from uvm._guest.access import has_gone, has_stopped
 from uvm._guest.states import ContainerStates
 from uvm._guest.stdio import StreamBrokenError
 from uvm._home import Home
+from uvm._index import Index
 from uvm._repr import brief_call
 from uvm.devices.base import Quarantined, Step
 from uvm.errors import (
@@ -63,10 +64,11 @@ class Link:
 
     :ivar tasks: the VM's task group; None unless the VM is running.
     :ivar in_flight: the devices that have an operation in flight.
+    :ivar occupied: the guest paths of the devices.
     :ivar following: while a task notes that an operation has ended: the operations that this begins, which
         the task goes on with. Each is what :func:`uvm._buses.driver.carry_out` takes.
-    :ivar left: holds without a caller whose release was refused, or is tried again: orphans, unless others
-        want the device.
+    :ivar left: holds without a caller whose release was refused, or is tried again, by what they occupy:
+        orphans, unless others want the device.
     :ivar quarantined: what is withheld, each with the same for people.
     :ivar work: what its tasks have in flight.
     :ivar states: the states of the guest's containers that have ended.
@@ -86,12 +88,13 @@ class Link:
     exit_grace_seconds: float = 5.0
     guest_exit_seconds: float = 2.0
     quarantined: list[tuple[Quarantined[Hashable, object], StuckDevice]] = Factory(list)
-    left: dict[Any, None] = Factory(dict)
+    left: Index[Any] = Factory(Index)
     in_flight: Flights = Factory(Flights)
+    occupied: Occupied = Factory(Occupied)
     following: list[tuple[Any, Any, Any]] | None = None
     work: Work = Factory(Work)
     states: ContainerStates = Factory(
-        lambda link: ContainerStates(name=link.vm_id, work=link.work), takes_self=True
+        lambda link: ContainerStates(link.occupied.inside, link.vm_id, link.work), takes_self=True
     )
     home: Home = Factory(Home.here)
     failure: Callable[[], Exception | None] = lambda: None

@@ -205,9 +205,9 @@ class NetworkBus(Bus):
         model = from_json(HostComputeEndpoint, document)
         if not model.id:
             raise OptionsError("no adapter was added: the document of its endpoint has no ID")
-        return await self._join(
-            adapter_key(key, model.id), namespace_id, partial(Adapter.joining, nic_id, model)
-        )
+        wanted = adapter_key(key, model.id)
+        await self._adapters.clear(wanted)
+        return await self._join(wanted, namespace_id, partial(Adapter.joining, nic_id, model))
 
     @opens
     async def add_guest_adapter(self, adapter: LCOWNetworkAdapter | Mapping[str, Any]) -> AdapterLease:
@@ -251,7 +251,7 @@ class NetworkBus(Bus):
         namespace = await self._namespaces.acquire(entry.key, next(entry.members()))
         wanted = joining(namespace.slot)
         try:
-            adapter = self._adapters.acquire(key, wanted, parent=namespace)
+            adapter = self._adapters.acquire(key, wanted, parent=namespace, names=(entry.key,))
         except BaseException:
             namespace.abandon()
             raise
@@ -329,7 +329,7 @@ class NetworkBus(Bus):
         :raises NotAttachedError: the endpoint has no adapter.
         """
         await self._release_oldest(
-            self._adapters.holds_on(adapter_key(namespace_id, endpoint_id)),
+            self._adapters.oldest_on(adapter_key(namespace_id, endpoint_id)),
             f"{self._context.vm_id} has no adapter for the endpoint {endpoint_id} in {namespace_id}",
         )
 
@@ -361,13 +361,14 @@ class NetworkBus(Bus):
 
     async def remove_namespace(self, namespace_id: str) -> None:
         """Take the VM out of a namespace, with its adapters; do nothing if the VM is not in it."""
-        namespace = self._namespaces.holds_on(guid_key(namespace_id))[:1]
+        namespace = self._namespaces.oldest_on(guid_key(namespace_id))[:1]
         await _release([*self._adapter_holds(namespace_id), *namespace], namespace_id)
 
     def _adapter_holds(self, namespace_id: str) -> list[Hold[object]]:
         """Return the holds on the adapters of a namespace, in the order in which the adapters came."""
         namespace = guid_key(namespace_id)
-        keys = [entry.key for entry in self._adapters.ledger if entry.key.namespace_id == namespace]
+        adapters = (entry for entry, _ in self._adapters.ledger.named(namespace))
+        keys = [entry.key for entry in sorted(adapters, key=lambda entry: entry.number)]
         return [hold for key in keys for hold in self._adapters.holds_on(key)]
 
 

@@ -74,5 +74,5 @@ class PipeBus(Bus):
         :raises OptionsError: it is not the path of a named pipe.
         :raises NotAttachedError: it is not mapped.
         """
-        holds = self._pipes.holds_on(pipe_key(path))
+        holds = self._pipes.oldest_on(pipe_key(path))
         await self._release_oldest(holds, f"{path} is not mapped into {self._context.vm_id}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from attrs import define, frozen
 
@@ -77,10 +77,6 @@ class Plan9Bus(Bus):
             )
             for entry, share in self._shares.attached()
         )
-
-    def _guest_paths(self) -> Iterable[str]:
-        """Return the paths in the guest at which shares are mounted."""
-        return (share.guest_path for _, share in self._shares.attached())
 
     @opens
     async def add(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import partial
 from typing import TypeAlias
 
@@ -119,11 +118,8 @@ class ScsiBus(Bus):
 
     def _mounted(self, slot: ScsiSlot) -> list[_MountEntry]:
         """Return the mounts of the disk at a slot."""
-        return [mount for mount, _ in self._mounts.attached() if mount.key.slot == slot]
-
-    def _guest_paths(self) -> Iterable[str]:
-        """Return the paths in the guest at which disks are mounted."""
-        return (entry.slot.path for entry in self._mounts.ledger if entry.slot.path)
+        mounts = (mount for mount, _ in self._mounts.ledger.named(slot))
+        return sorted(mounts, key=lambda mount: mount.number)
 
     @opens
     async def attach(
@@ -200,7 +196,8 @@ class ScsiBus(Bus):
     def _mount(self, disk: Hold[ScsiSlot], mount: Mount, read_only: bool) -> Hold[MountPlace]:
         # Which controller a new disk is at is known only now.
         check_mount(self._context.plan.os, disk.slot, mount)
-        return self._mounts.acquire(mount_key(disk.slot, mount, read_only), mount.guest_path, parent=disk)
+        key = mount_key(disk.slot, mount, read_only)
+        return self._mounts.acquire(key, mount.guest_path, parent=disk, names=(disk.slot,))
 
     async def detach(self, path: HostPath, *, read_only: bool | None = None) -> None:
         """Release the oldest lease of a disk, by any path that :meth:`attach` took for it.
@@ -211,8 +208,8 @@ class ScsiBus(Bus):
         holds: list[Hold[object]] = []
         for disk in self._find(path, read_only):
             for mount in self._mounted(disk.slot):
-                holds += self._mounts.holds_on(mount.key)
-            holds += self._disks.holds_on(disk.key)
+                holds += self._mounts.oldest_on(mount.key)
+            holds += self._disks.oldest_on(disk.key)
         await self._release_oldest(holds, f"{path} is not attached to {self._context.vm_id} over SCSI")
 
     def _find(self, path: HostPath, read_only: bool | None) -> list[Entry[DiskKey, str, ScsiSlot, str]]:

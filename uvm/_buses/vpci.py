@@ -110,7 +110,7 @@ class VPCIBus(Bus):
         """
         path, function = _device(instance_path, function)
         await self._release_oldest(
-            self._devices.holds_on(DeviceKey(pci_key(path), function)),
+            self._devices.oldest_on(DeviceKey(pci_key(path), function)),
             f"no device {path} with function {function} is assigned to {self._context.vm_id}",
         )
 

@@ -116,7 +116,7 @@ class VPMemBus(Bus):
         :raises NotAttachedError: it is not mapped.
         """
         keys = [entry.key for entry in self._find(path)]
-        holds = (hold for key in keys for hold in self._layers.holds_on(key))
+        holds = (hold for key in keys for hold in self._layers.oldest_on(key))
         await self._release_oldest(holds, self._not_mapped(path))
 
     def _find(self, path: HostPath) -> list[Entry[str, Layer, Any, Layer]]:

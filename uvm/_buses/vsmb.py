@@ -189,7 +189,7 @@ class VSMBBus(Bus):
         """
         holds: list[Hold[object]] = []
         for entry, file in self._find(path, read_only):
-            holds += self._shares.holds_on(entry.key, partial(_is_for, file))
+            holds += self._shares.oldest_on(entry.key, partial(_is_for, file))
         await self._release_oldest(holds, self._not_shared(path))
 
     def _not_shared(self, path: HostPath) -> str:

@@ -59,7 +59,6 @@ from uvm._guest.specs import (
     spec_of,
 )
 from uvm._guest.states import Closing
-from uvm._names import is_at_or_under
 from uvm._repr import brief, brief_call
 from uvm.backend import JSON
 from uvm.errors import (
@@ -380,7 +379,8 @@ class Container(ProcessHost):
 
     def _begin_closing(self) -> None:
         if self._closing.begin():
-            self._guest.states.closing[self.id] = Closing(self._uses)
+            named = partial(paths_in, self._config, self._guest.os)
+            self._guest.states.begin_closing(self.id, Closing(named, self._directories))
 
     async def _close(self) -> None:
         problems: list[Exception] = []
@@ -391,18 +391,9 @@ class Container(ProcessHost):
                 except UVMError as error:
                     problems.append(error)
         finally:
-            self._guest.states.closing.pop(self.id).ended.set()
+            self._guest.states.end_closing(self.id)
         if problems:
             raise together(f"closing container {self.id}", problems)
-
-    def _uses(self, paths: set[str]) -> bool:
-        """Return whether its document names one of some guest paths or what is under it, or has it inside."""
-        named = {*paths_in(self._config, self._guest.os)}
-        return any(
-            any(is_at_or_under(each, path) for each in named)
-            or any(is_at_or_under(path, directory) for directory in self._directories)
-            for path in paths
-        )
 
     async def _close_ending(self) -> None:
         """End it and wait for its exit, as long as that may take."""

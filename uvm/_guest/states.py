@@ -21,13 +21,15 @@ Source: hcsshim internal/controller/linuxcontainer/container.go (``releaseResour
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from functools import partial
 
 import anyio.abc
 from attrs import define, field
 
 from uvm._async import Flag, Work
+from uvm._index import Index
+from uvm._names import guest_path, lineage, trimmed
 from uvm.errors import OptionsError, UVMError, VMStateError
 
 _log = logging.getLogger("uvm.gcs")
@@ -37,12 +39,20 @@ _log = logging.getLogger("uvm.gcs")
 class Closing:
     """A container that is being closed.
 
-    :ivar uses: returns whether it uses one of some guest paths, given by their keys, or what is under it.
+    :ivar named: returns the keys of the guest paths that its document names.
+    :ivar directories: what is in them is in use too.
     :ivar ended: set once it was closed, or that failed.
     """
 
-    uses: Callable[[set[str]], bool]
+    named: Callable[[], Iterable[str]]
+    directories: tuple[str, ...]
     ended: Flag = field(factory=Flag, init=False)
+
+    def uses(self) -> Iterator[tuple[str, str]]:
+        """Yield what it is found by."""
+        for path in self.named():
+            yield from (("under", place) for place in lineage(path))
+        yield from (("above", trimmed(directory)) for directory in self.directories)
 
 
 @define(eq=False, repr=False)
@@ -68,7 +78,6 @@ class ContainerStates:
 
     :ivar mounted: returns a path in a directory of the guest at which something is mounted, the directory
         itself included; empty where there is none.
-    :ivar closing: the containers that are being closed.
     """
 
     mounted: Callable[[str], str] = lambda directory: ""
@@ -76,8 +85,12 @@ class ContainerStates:
     name: str = ""
     #: What the tasks of the guest's VM have in flight.
     work: Work = field(factory=Work)
-    closing: dict[str, Closing] = field(factory=dict, init=False)
+    _closing: dict[str, Closing] = field(factory=dict, init=False)
+    #: The same, by the guest paths that they use.
+    _users: Index[Closing] = field(factory=Index, init=False)
     _deletions: dict[str, Deletion] = field(factory=dict, init=False)
+    #: The containers whose state is kept, by their directories.
+    _kept: Index[str] = field(factory=Index, init=False)
 
     def busy(self, directories: tuple[str, ...]) -> str:
         """Return a path in these directories at which something is mounted; empty if none."""
@@ -103,13 +116,21 @@ class ContainerStates:
 
         :param forget: deletes it, in a task of `tasks`.
         """
-        self._deletions.setdefault(container_id, Deletion(directories, forget, tasks))
+        if container_id not in self._deletions:
+            self._deletions[container_id] = Deletion(directories, forget, tasks)
+            places = [trimmed(guest_path(each, "linux")) for each in directories]
+            self._kept.add(container_id, lambda _: places)
 
-    def unmounted(self) -> None:
-        """Begin to delete the states that nothing keeps any more: something was unmounted."""
-        for container_id, deletion in list(self._deletions.items()):
-            if not deletion.begun and not self.busy(deletion.directories):
+    def unmounted(self, places: Iterable[Hashable]) -> None:
+        """Begin to delete the states that nothing keeps any more: something was unmounted.
+
+        :param places: the keys of its path and of the directories above.
+        """
+        for container_id in self._kept.at(places):
+            deletion = self._deletions[container_id]
+            if not self.busy(deletion.directories):
                 deletion.begun = True
+                self._kept.remove(container_id)
                 self.work.start_soon(deletion.tasks, partial(self._delete, container_id, deletion))
 
     async def _delete(self, container_id: str, deletion: Deletion) -> None:
@@ -127,19 +148,35 @@ class ContainerStates:
         for deletion in self._deletions.values():
             deletion.done.set()
         self._deletions.clear()
+        self._kept.clear()
 
     def pending(self, container_id: str) -> Deletion | None:
         """Return the deletion of that container's state that is to be, or in flight."""
         return self._deletions.get(container_id)
 
+    def begin_closing(self, container_id: str, closing: Closing) -> None:
+        """Note that a container is being closed."""
+        self._closing[container_id] = closing
+        self._users.add(closing, Closing.uses)
+
+    def end_closing(self, container_id: str) -> None:
+        """Note that a container was closed, or that this failed."""
+        closing = self._closing.pop(container_id)
+        self._users.remove(closing)
+        closing.ended.set()
+
     async def closed(self, container_id: str) -> None:
         """Wait until that container is not being closed any more, whatever came of it."""
-        while (closing := self.closing.get(container_id)) is not None:
+        while (closing := self._closing.get(container_id)) is not None:
             await closing.ended.wait()
 
     def users(self, paths: set[str]) -> list[Flag]:
         """Return, for each container being closed that uses some guest paths, what its end sets."""
-        return [closing.ended for closing in self.closing.values() if closing.uses(paths)]
+        if not self._closing:
+            return []
+        keys = [("under", trimmed(path)) for path in paths]
+        keys += (("above", place) for path in paths for place in lineage(path))
+        return [closing.ended for closing in self._users.at(keys)]
 
     async def settled(self, container_id: str) -> None:
         """Wait for that container to end, and its state to be deleted, if that is in flight."""

@@ -13,7 +13,7 @@ from uvm._buses.holds import Hold
 from uvm._buses.lease import Orphan
 from uvm._buses.link import StuckDevice
 from uvm._checks import checked, seconds, text
-from uvm._names import HostPath, guest_path_key
+from uvm._names import HostPath
 from uvm._vm.base import Part
 from uvm.devices.base import LedgerState, Quarantined
 
@@ -157,15 +157,6 @@ class Devices(Part):
         # A bus is made when it is first used; the order is that of their definition.
         made = {name: value for name, value in vars(self).items() if isinstance(value, Bus)}
         yield from ((name, made[name]) for name in vars(Devices) if name in made)
-
-    def _mounted_in(self, directory: str) -> str:
-        """Return a path in a directory of a Linux guest at which something is mounted; empty if none."""
-        inside = guest_path_key(directory, "linux") + "/"
-        for _, bus in self._in_use():
-            for path in bus._guest_paths():
-                if (guest_path_key(path, "linux") + "/").startswith(inside):
-                    return path
-        return ""
 
     @property
     def quarantined(self) -> tuple[Quarantined[Hashable, object], ...]:

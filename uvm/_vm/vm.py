@@ -56,7 +56,6 @@ class UtilityVM(Ending, GuestServices):
     ) -> None:
         super().__init__(context, system, artifacts, startup)
         context.link.guest_exit_seconds = startup.timeouts.vm_exit_seconds
-        context.link.states.mounted = self._mounted_in
 
     @classmethod
     @suggesting
