@@ -119,18 +119,31 @@ class Text(str):
     """Text of a class that a caller has."""
 
 
+class Bytes(int):
+    """A number of a class that a caller has."""
+
+
+class Share(float):
+    """A fraction of such a class."""
+
+
 class Number(enum.IntEnum):
     """A number that has a name."""
 
     ONE = 1
 
 
-def test_text_of_a_class_of_the_callers_is_text_and_a_member_of_an_enum_its_value() -> None:
-    values = {"a": Text("b"), "c": Number.ONE, "d": (Text("e"),)}
-    document = {"RequestType": "Add", "Settings": {"a": "b", "c": 1, "d": ["e"]}}
+def test_text_and_numbers_of_classes_of_the_callers_are_plain_and_a_member_of_an_enum_its_value() -> None:
+    values = {"a": Text("b"), "c": Number.ONE, "d": (Text("e"), Bytes(2**64), Share(0.5))}
+    document = {"RequestType": "Add", "Settings": {"a": "b", "c": 1, "d": ["e", 2**64, 0.5]}}
     request = requests.ModificationRequest(request_type=Text("Add"), settings=values)
     assert json.loads(dumps(request)) == json.loads(json.dumps(to_json(request))) == document
     assert type(to_json(request)["RequestType"]) is str
+
+
+def untyped(cls: Any, **values: Any) -> Any:
+    """Return a model that holds what its types do not allow."""
+    return cls(**values)
 
 
 LOOP: list[Any] = []
@@ -154,6 +167,13 @@ for _ in range(100_000):
             ".Settings.Health.Data is an object",
         ),
         (system.ComputeSystem, ".Settings is a "),
+        (
+            untyped(devices.VirtualSmbShare, path=b"s3cret"),
+            ".Settings.Path is a bytes, which is no JSON value",
+        ),
+        (untyped(devices.VirtualSmbShare, allowed_files={"a"}), ".Settings.AllowedFiles is a set"),
+        (untyped(system.Range, max=float("nan")), ".Settings.max is nan, which is no JSON number"),
+        (untyped(devices.Devices, scsi={0: devices.Scsi()}), ".Settings.Scsi has a key that is no string"),
         (LOOP, " nests too deeply, or contains itself"),
         (DEEP, " nests too deeply, or contains itself"),
     ],

@@ -30,7 +30,7 @@ from typing import (
 )
 
 import msgspec
-from msgspec.structs import FieldInfo, fields, replace
+from msgspec.structs import FieldInfo, astuple, fields, replace
 
 from uvm._arguments import kind_of
 from uvm._repr import brief
@@ -108,16 +108,6 @@ def _secrets(cls: type[Model]) -> frozenset[str]:
     return frozenset(each.name for each in _fields(cls) if _SECRET in _parts(each.type))
 
 
-@cache
-def _free(cls: type[Model]) -> tuple[tuple[str, str], ...]:
-    """Return the fields of free form, and those of models that have such: their names, here and in JSON."""
-    return tuple(
-        (each.name, each.encode_name)
-        for each in _fields(cls)
-        if Any in _parts(each.type) or ((model := _model_in(each.type)) and _free(model))
-    )
-
-
 class _Object(NamedTuple):
     """The names in a JSON object, and the models in it, with what holds each: a list, a dict or nothing."""
 
@@ -168,34 +158,42 @@ def _plain(value: Any) -> Any:
     """Return the plain value of one whose class msgspec does not know."""
     if isinstance(value, str):
         return "".join(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
     raise TypeError(f"{kind_of(value)} is no JSON value")
 
 
 _encode: Final = msgspec.json.Encoder(enc_hook=_plain).encode
 
-#: Classes of which JSON can represent every value; models are added as they come.
-_WRITABLE: Final[set[type]] = {NoneType, bool, int, str}
+#: Classes of which JSON can represent every value.
+_WRITABLE: Final = frozenset({NoneType, bool, int, str})
+
+#: Made once: a union of classes is made anew each time that it is written.
+_LISTS: Final = (list, tuple)
 
 #: The class of a value to be written; or a place and the name or number of what is in it.
 _Place: TypeAlias = "type | tuple[_Place, str | int]"
 
 
-def _check(value: Any, place: _Place, writable: set[type] = _WRITABLE) -> None:
+def _check(value: Any, place: _Place, writable: frozenset[type] = _WRITABLE) -> None:
     """Refuse what JSON cannot represent: msgspec writes most of it, in some form."""
     kind: Any = type(value)
     if type(kind) is _ModelType:
-        if not (free := _free(kind)):
-            _WRITABLE.add(kind)
-        for name, json_name in free:
-            if type(each := getattr(value, name)) not in writable:
-                _check(each, (place, json_name), writable)
+        values = astuple(value)
+        if not writable.issuperset(map(type, values)):
+            for name, each in zip(kind.__struct_encode_fields__, values, strict=True):
+                # What is empty is a zero value, of whatever class.
+                if each and type(each) not in writable:
+                    _check(each, (place, name), writable)
     elif isinstance(value, dict):
         for key, each in value.items():
             if type(key) is not str and not isinstance(key, str):
                 raise SchemaError(f"{_path(place)} has a key that is no string")
             if type(each) not in writable:
                 _check(each, (place, key), writable)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, _LISTS):
         for number, each in enumerate(value):
             if type(each) not in writable:
                 _check(each, (place, number), writable)
