@@ -20,6 +20,7 @@ from tests.backends.fake.support import (
     vm_of,
     wcow,
 )
+from tests.backends.fake.test_cpu_groups import create_group
 from uvm.backends.fake import Checks, FakeBackend, FakeSystem
 from uvm.hresult import HResult
 from uvm.schema.requests import (
@@ -232,7 +233,9 @@ async def test_memory_is_an_even_number_of_megabytes_that_the_host_has(size: obj
 
 
 async def test_processor_limits_and_the_group_are_set() -> None:
-    async with running() as system:
+    backend = FakeBackend(files=host_files())
+    await backend.modify_service(create_group(SERVICE, [0]))
+    async with running(backend=backend) as system:
         await system.modify({"ResourcePath": CpuLimits.PATH, "Settings": {"Limit": 5000, "Weight": 100}})
         await system.modify({"ResourcePath": CpuGroupAssignment.PATH, "Settings": {"Id": SERVICE}})
         assert system.vm.tree.inventory()["ComputeTopology"]["Processor"] == {
