@@ -90,6 +90,34 @@ def test_a_first_linux_vm_loads_nothing_that_it_does_not_need(first_linux_vm: se
     assert (UNUSED | WINDOWS_ONLY) & first_linux_vm == set()
 
 
+NETWORK = """
+import anyio, uvm
+
+NAMESPACE = "4d6a3c5a-7f63-4b8e-9d2a-6a0f5a0c1e11"
+
+async def main():
+    backend = uvm.FakeBackend()
+    backend.network.add_namespace({"ID": NAMESPACE})
+    async with uvm.UtilityVM.create(uvm.LCOWOptions(network_config_proxy=PROXY), backend=backend) as vm:
+        await vm.start()
+        setup = vm.network_setup()
+        try:
+            await setup.setup(NAMESPACE)
+        except uvm.errors.RPCError:
+            pass
+
+anyio.run(main)
+"""
+
+
+def test_the_protocol_of_proxies_is_loaded_only_for_a_vm_with_one() -> None:
+    of_proxies = ("google.protobuf", "uvm._ttrpc", "uvm._ncproxy")
+    with_one = loaded_running(NETWORK.replace("PROXY", repr(r"\\.\pipe\ncproxy")))
+    assert with_one >= {*of_proxies}
+    without = loaded_running(NETWORK.replace("PROXY", "''"))
+    assert [name for name in without if name.startswith(of_proxies)] == []
+
+
 def test_an_event_loop_is_loaded_only_when_one_runs(first_linux_vm: set[str]) -> None:
     first_use = loaded_running("import uvm; uvm.UtilityVM, uvm.FakeBackend(), uvm.LCOWOptions()")
     assert {"asyncio", "socket", "ssl", "subprocess", "trio"} & first_use == set()

@@ -25,6 +25,7 @@ from tests.vm.support import (
     running,
     wcow,
 )
+from uvm._ncproxy.setup import ExternalNetworkSetup
 from uvm._vm.networksetup import NetworkSetup
 from uvm.backend import ByteStream, Listener
 from uvm.backends.fake import FakeBackend
@@ -529,6 +530,31 @@ async def test_a_proxy_that_answers_nonsense_has_an_unknown_outcome_and_nothing_
             assert backend.pipes.listened_at == (PROXY,)
         tasks.cancel_scope.cancel()
     await listener.aclose()
+
+
+async def test_a_set_up_that_came_just_as_its_caller_left_is_undone_whatever_the_proxy_says() -> None:
+    async with staged() as scene:
+        await scene.setup.setup(NAMESPACE)
+
+        async def refuse(method: str) -> None:
+            if method == "Teardown":
+                raise RPCError(method, RPCCode.UNAVAILABLE, "not now")
+
+        scene.proxy.before = refuse
+        assert isinstance(scene.setup, ExternalNetworkSetup)
+        assert scene.setup._up is not None
+        scene.setup._abandon(scene.setup._up)
+        await scene.vm.settled()
+        scene.check_nothing_is_set_up()
+        assert dict(scene.proxy.agents) == {}
+
+
+async def test_a_container_id_without_a_form_is_refused_and_nothing_is_changed() -> None:
+    async with staged() as scene:
+        setup = scene.vm.network_setup("\ud800", agent_address=AGENT)
+        error = await failing(setup.setup, OptionsError)
+        assert not hasattr(error, "__notes__")
+        scene.check_nothing_is_set_up()
 
 
 # The tear-down.

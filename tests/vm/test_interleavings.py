@@ -10,7 +10,7 @@ the ledgers, the host, its access and the guest have to agree.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import uvm
+from tests.ncproxy.test_setup import CUSTOM, PROXY
 from tests.vm import support as host
 from tests.vm.audit import check_at_rest, check_opened
 from tests.vm.orders import Choose, run_example
@@ -30,10 +31,12 @@ from tests.vm.support import Running, quiet, running
 from uvm._buses.holds import HoldState
 from uvm._document.plan import CreationPlan
 from uvm._guest.timeouts import GuestTimeouts
+from uvm._ncproxy.setup import ExternalNetworkSetup
 from uvm.backend import HCS_CONCURRENCY, VM_GROUP, Concurrency
 from uvm.backends.fake import Call, Gate, Parked
 from uvm.devices.vsmb import guest_path
 from uvm.errors import AlreadyReleasedError, UVMError, VMExitedError
+from uvm.testing.ncproxy import FakeNetworkProxy
 
 Acquire = Callable[[Running], Awaitable[Any]]
 
@@ -64,6 +67,32 @@ class Task:
 
 async def _endpoint(run: Running, endpoint: str) -> Any:
     return await run.vm.network.add_endpoint(host.NAMESPACE, endpoint)
+
+
+@define
+class _SetUp:
+    """A network that is set up, by the VM itself or by a proxy, as what holds it: a lease."""
+
+    run: Running
+    setup: uvm.NetworkSetup
+
+    @property
+    def released(self) -> bool:
+        if self.run.vm.exit_status is not None:
+            return True
+        if isinstance(self.setup, ExternalNetworkSetup):
+            return self.setup._up is None
+        return host.NAMESPACE not in self.run.vm.network.namespaces
+
+    async def release(self) -> None:
+        if not self.released:
+            await self.setup.teardown(host.NAMESPACE)
+
+
+async def _set_up(run: Running) -> _SetUp:
+    made = _SetUp(run, run.vm.network_setup("pod1"))
+    await made.setup.setup(host.NAMESPACE)
+    return made
 
 
 async def _update(run: Running) -> None:
@@ -113,6 +142,7 @@ _EVERYWHERE: dict[str, Acquire] = {
     "device": lambda run: run.vm.vpci.assign(host.DEVICE),
     "other device": lambda run: run.vm.vpci.assign(host.OTHER_DEVICE),
     "namespace": lambda run: run.vm.network.add_namespace(host.NAMESPACE),
+    "network": _set_up,
     "endpoint": partial(_endpoint, endpoint=host.ENDPOINT),
     "other endpoint": partial(_endpoint, endpoint=host.OTHER_ENDPOINT),
     "directory at": lambda run: run.vm.share(host.SHARED, "/shared"),
@@ -147,6 +177,9 @@ _WINDOWS: dict[str, Acquire] = _EVERYWHERE | {
     "root": lambda run: run.vm.mount_layers("c1", [uvm.WCOWLayer(host.SHARED, "a")], host.SCRATCH),
 }
 
+#: What collides with a network that is set up.
+_NETWORK = ("network", "endpoint", "device")
+
 _MENUS = {"linux": _LINUX, "windows": _WINDOWS}
 
 #: By path, whoever holds it.
@@ -164,12 +197,18 @@ _REMOVALS: dict[str, Acquire] = {
 
 @define(eq=False, repr=False)
 class World:
-    """One example: a VM, the tasks that use it, and the requests that wait for an answer."""
+    """One example: a VM, the tasks that use it, and the requests that wait for an answer.
+
+    :ivar names: what of the menu can be attached.
+    :ivar proceeds: how many answers in the menu of answers are the usual one.
+    """
 
     run: Running
     tasks: anyio.abc.TaskGroup
     gate: Gate
     choose: Choose
+    names: Collection[str]
+    proceeds: int
     begun: list[Task] = field(factory=list)
     ending: bool = False
 
@@ -208,7 +247,7 @@ class World:
 
     def _acquire(self) -> None:
         menu = _MENUS[self.run.vm.os]
-        name = self.choose(sorted(menu), "acquire")
+        name = self.choose(sorted(self.names), "acquire")
         self._begin(f"acquire {name}", partial(menu[name], self.run))
 
     def _release(self) -> None:
@@ -252,11 +291,7 @@ class World:
             # Refused or lost, they leave what they were to end: tests/vm/test_container_ends.py.
             parked.proceed()
             return
-        answers: list[Callable[[], None]] = [
-            parked.proceed,
-            parked.proceed,
-            parked.refuse,
-        ]
+        answers: list[Callable[[], None]] = [*[parked.proceed] * self.proceeds, parked.refuse]
         # What may have started without an id of a process, or without a handle of HCS, cannot be ended.
         if parked.call.operation not in _STARTS:
             answers += [partial(parked.lose, applied=applied) for applied in (True, False)]
@@ -377,6 +412,7 @@ async def _example(choose: Choose) -> None:
     os = choose(["linux", "windows"], "os")
     options = host.OPTIONS[os](
         external_guest_connection=choose([True, False], "external_guest_connection"),
+        network_config_proxy=choose(["", PROXY], "network_config_proxy"),
         **(
             {"vpmem_multi_mapping": choose([True, False], "packed"), "vpmem_count": 2}
             if os == "linux"
@@ -386,10 +422,18 @@ async def _example(choose: Choose) -> None:
     concurrency = choose([Concurrency(), HCS_CONCURRENCY, Concurrency(2, 2, 2, 2, 2, 2, 2)], "concurrency")
     # A guest may go alone here: no example waits for an exit that does not come.
     timeouts = GuestTimeouts(redial_seconds=3600 if os == "linux" else 0, vm_exit_seconds=0)
-    async with running(options, concurrency=concurrency, amend=_few_slots, timeouts=timeouts) as run:
+    async with (
+        running(options, concurrency=concurrency, amend=_few_slots, timeouts=timeouts) as run,
+        FakeNetworkProxy(run.backend, PROXY, {"pod1": ["endpoint-eth0", "endpoint-eth1"]}) as proxy,
+    ):
+        if os == "linux":
+            proxy.custom["vf1"] = CUSTOM
+            proxy.endpoints["pod1"].append("vf1")
         await _prepare(run)
         async with anyio.create_task_group() as tasks:
-            world = World(run, tasks, run.backend.faults.hold(where=_is_work), choose)
+            # A network is set up in many steps.
+            names, proceeds = choose([(_MENUS[os], 2), (_MENUS[os], 2), (_NETWORK, 25)], "menu")
+            world = World(run, tasks, run.backend.faults.hold(where=_is_work), choose, names, proceeds)
             for _ in range(choose(range(10, 60), "steps")):
                 world.step()
                 if choose([True, True, False], "settle"):

@@ -263,16 +263,21 @@ class ExternalNetworkSetup:
 
     async def _tear_down_quietly(self, up: _SetUp) -> None:
         try:
-            await self._tear_down(up)
+            await self._tear_down(up, whatever_fails=True)
         except Exception as error:
             _log.warning("%s: tearing its network down: %s", self._context.vm_id, error)
 
-    async def _tear_down(self, up: _SetUp) -> None:
+    async def _tear_down(self, up: _SetUp, *, whatever_fails: bool = False) -> None:
+        """Tear a set-up down; what fails is raised.
+
+        :param whatever_fails: all of it, once, since no caller will ask for it again.
+        """
         async with self._turn:
             if up is not self._up:
                 return
             # Without its agent, which ends with the VM, the proxy may refuse for ever.
-            once = bool(up.owed) and (self._link.exited.is_set() or up.is_served_no_more)
+            unserved = bool(up.owed) and (self._link.exited.is_set() or up.is_served_no_more)
+            once = whatever_fails or unserved
             errors = await up.undo(all_of_it=once)
             if once:
                 up.leave()
