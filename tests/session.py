@@ -105,6 +105,7 @@ async def _anywhere(vm: uvm.UtilityVM) -> dict[str, Any]:
         "device": await vm.vpci.assign(support.DEVICE),
         "namespace": (namespace := await vm.network.add_namespace(support.NAMESPACE)),
         "adapter": await namespace.add_endpoint(support.ENDPOINT),
+        "host_namespace": await uvm.create_namespace(vm._context.backend),
         "opening": opening,
         "again": await opening,
     }

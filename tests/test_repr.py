@@ -59,7 +59,7 @@ MADE: tuple[object, ...] = (
     Latency(),
     SCENARIOS[0],
     HostCall("modify"),
-    Network(NAMESPACE, ()),
+    Network(NAMESPACE, (), NAMESPACE),
     RPCCode.UNKNOWN,
 )
 

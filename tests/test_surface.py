@@ -27,6 +27,7 @@ SURFACE = {
         PCI_ID_TYPES
         AttachedAdapter CombinedRoot MappedPipe Plan9Share ScsiDisk SharedPath VPCIDevice VPMemLayer VSMBShare
         CPUGroup connect_unix cpu_groups create_cpu_group delete_cpu_group listen_unix
+        HostNamespace create_namespace
         GuestConnection GuestFeatures Container ContainerExit Process ProcessInput ProcessOutput
         CompletedProcess
         Backend ByteStream Concurrency FileInfo Guest HostFiles HostInfo HostNetwork HostPipes HostProcess
@@ -98,6 +99,7 @@ HELD = {
     "SharedLease": f"{LEASE} guest_path host_path",
     "VPCILease": f"{LEASE} function instance_path vmbus_guid vmbus_instance_id",
     "PipeLease": f"{LEASE} host_path",
+    "HostNamespace": "add_endpoint create_endpoint endpoints id release released",
     "NamespaceLease": f"{LEASE} add_endpoint id",
     "AdapterLease": f"{LEASE} endpoint_id namespace_id nic_id",
     "CombinedLease": f"{LEASE} root",

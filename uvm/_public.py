@@ -30,6 +30,8 @@ from uvm._vm.cpugroups import CPUGroup as CPUGroup
 from uvm._vm.cpugroups import cpu_groups as cpu_groups
 from uvm._vm.cpugroups import create_cpu_group as create_cpu_group
 from uvm._vm.cpugroups import delete_cpu_group as delete_cpu_group
+from uvm._vm.hostnamespaces import HostNamespace as HostNamespace
+from uvm._vm.hostnamespaces import create_namespace as create_namespace
 from uvm._vm.layers import LCOWLayer as LCOWLayer
 from uvm._vm.layers import RootFileSystem as RootFileSystem
 from uvm._vm.layers import WCOWLayer as WCOWLayer

@@ -168,8 +168,17 @@ class HostNetwork(Protocol):
     async def remove_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
         """Remove an endpoint from a namespace."""
 
+    async def create_namespace(self, document: JSON) -> JSON:
+        """Create a namespace, under the ``ID`` of its document or one of HCN's; return what it is."""
+
     async def delete_namespace(self, namespace_id: str) -> None:
-        """Delete a namespace, if it exists."""
+        """Delete a namespace, if it exists. Its endpoints stay."""
+
+    async def create_endpoint(self, network_id: str, document: JSON) -> JSON:
+        """Create an endpoint in a network, in no namespace; as :meth:`create_namespace`."""
+
+    async def delete_endpoint(self, endpoint_id: str) -> None:
+        """Delete an endpoint, if it exists."""
 
 
 class ByteStream(Protocol):

@@ -621,6 +621,17 @@ ELSEWHERE = {
     "GuestConnection.start_guest": "tests/gcs/test_connection.py",
     "connect_unix": "tests/gcs/test_unix.py",
     "GuestConnection.update_container": "tests/vm/test_container_updates.py",
+    **dict.fromkeys(
+        (
+            "HostNamespace.add_endpoint",
+            "HostNamespace.create_endpoint",
+            "HostNamespace.release",
+            "HostNamespace.__aenter__",
+            "HostNamespace.__aexit__",
+            "create_namespace",
+        ),
+        "tests/vm/test_host_namespaces.py",
+    ),
     "cpu_groups": "tests/vm/test_cpu_groups.py",
     "create_cpu_group": "tests/vm/test_cpu_groups.py",
     "delete_cpu_group": "tests/vm/test_cpu_groups.py",

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from tests.backends.hcs.documents import read, write
 from tests.backends.hcs.double.control import Answer, Question
-from uvm.backend import JSON, HostNetwork
+from uvm.backend import JSON
+from uvm.backends.fake import FakeNetwork
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
@@ -19,20 +20,43 @@ class Networks:
     :ivar handlers: carries out each call.
     """
 
-    def __init__(self, network: HostNetwork) -> None:
+    def __init__(self, network: FakeNetwork) -> None:
         self._network = network
         self._opened: dict[int, JSON] = {}
         self.handlers: Mapping[str, Callable[[Question], Awaitable[Answer]]] = {
+            "HcnOpenNetwork": self._open_network,
+            "HcnCloseNetwork": self._close,
+            "HcnCreateNamespace": self._create_namespace,
             "HcnOpenNamespace": self._open_namespace,
             "HcnModifyNamespace": self._modify_namespace,
             "HcnQueryNamespaceProperties": self._query_namespace,
             "HcnDeleteNamespace": self._delete_namespace,
             "HcnCloseNamespace": self._close,
             "HcnEnumerateEndpoints": self._enumerate_endpoints,
+            "HcnCreateEndpoint": self._create_endpoint,
             "HcnOpenEndpoint": self._open_endpoint,
             "HcnQueryEndpointProperties": self._query_endpoint,
+            "HcnDeleteEndpoint": self._delete_endpoint,
             "HcnCloseEndpoint": self._close,
         }
+
+    async def _open_network(self, question: Question) -> Answer:
+        self._opened[question.object] = await self._network.network(question.subject)
+        return Answer()
+
+    async def _create_namespace(self, question: Question) -> Answer:
+        document = _under_its_id(question)
+        self._opened[question.object] = await self._network.create_namespace(document)
+        return Answer()
+
+    async def _create_endpoint(self, question: Question) -> Answer:
+        network_id, document = self._opened[question.parent]["ID"], _under_its_id(question)
+        self._opened[question.object] = await self._network.create_endpoint(network_id, document)
+        return Answer()
+
+    async def _delete_endpoint(self, question: Question) -> Answer:
+        await self._network.delete_endpoint(question.subject)
+        return Answer()
 
     async def _open_namespace(self, question: Question) -> Answer:
         self._opened[question.object] = await self._network.namespace(question.subject)
@@ -83,3 +107,11 @@ class Networks:
     async def _close(self, question: Question) -> Answer:
         self._opened.pop(question.object, None)
         return Answer()
+
+
+def _under_its_id(question: Question) -> JSON:
+    """Return the document of what is created, whose id the call names as well."""
+    document: JSON = read(question.document)
+    if document["ID"] != question.subject:
+        raise HostError("create", HResult.E_INVALIDARG, question.document)
+    return document

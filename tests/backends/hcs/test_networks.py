@@ -22,6 +22,7 @@ pytestmark = pytest.mark.anyio
 NAMESPACE = "aaaaaaaa-1111-2222-3333-444444444444"
 FIRST = "bbbbbbbb-1111-2222-3333-444444444444"
 SECOND = "cccccccc-1111-2222-3333-444444444444"
+HOST_NETWORK = "eeeeeeee-1111-2222-3333-444444444444"
 NOWHERE = "dddddddd-1111-2222-3333-444444444444"
 #: A name that looks like an id.
 HEXADECIMAL = "0123456789abcdef0123456789abcdef"
@@ -34,6 +35,7 @@ async def networked() -> AsyncIterator[tuple[Host, HostNetwork]]:
     """Yield a namespace with an endpoint, and another endpoint; check that calls leave nothing open."""
     async with driven() as (host, backend):
         network = host.fake.network
+        network.add_network({"ID": HOST_NETWORK})
         network.add_namespace({"ID": NAMESPACE, "NamespaceId": 7})
         for endpoint_id, name in ((FIRST, "eth0"), (SECOND, HEXADECIMAL)):
             network.add_endpoint({"ID": endpoint_id, "Name": name})
@@ -77,6 +79,19 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
         lambda network: network.remove_namespace_endpoint(NAMESPACE, FIRST),
         ("HcnOpenNamespace", "HcnModifyNamespace"),
     ),
+    "create": (
+        lambda network: network.create_namespace({"Type": "Host"}),
+        ("HcnCreateNamespace", "HcnQueryNamespaceProperties"),
+    ),
+    "create under an id": (
+        lambda network: network.create_namespace({"ID": NOWHERE}),
+        ("HcnCreateNamespace", "HcnQueryNamespaceProperties"),
+    ),
+    "create endpoint": (
+        lambda network: network.create_endpoint(HOST_NETWORK, {"ID": NOWHERE, "Name": "new"}),
+        ("HcnOpenNetwork", "HcnCreateEndpoint", "HcnQueryEndpointProperties"),
+    ),
+    "delete endpoint": (lambda network: network.delete_endpoint(SECOND), ("HcnDeleteEndpoint",)),
     "delete": (lambda network: network.delete_namespace(NAMESPACE), ("HcnDeleteNamespace",)),
 }
 FAILURES = [(call, function) for call, (_, functions) in CALLS.items() for function in functions]
@@ -117,6 +132,7 @@ async def test_a_call_that_hangs_can_be_cancelled_and_closes_what_it_opened_late
     call: str, function: str
 ) -> None:
     async with driven() as (host, backend):
+        host.fake.network.add_network({"ID": HOST_NETWORK})
         host.fake.network.add_namespace({"ID": NAMESPACE, "NamespaceId": 7})
         host.fake.network.add_endpoint({"ID": FIRST, "Name": "eth0", "HostComputeNamespace": NAMESPACE})
         host.faults.never(function)

@@ -97,7 +97,7 @@ class FakeBackend(Bound):
         self.misbehaviour: Misbehaviour = Misbehaviour(seed)
         self.clock: FakeClock = FakeClock()
         self._exchange: Exchange = Exchange(self.request_log, self.faults, latency or Latency(), self.clock)
-        self.network: FakeNetwork = FakeNetwork(self._exchange)
+        self.network: FakeNetwork = FakeNetwork(self._exchange, self.new_id)
         self.pipes: FakePipes = FakePipes(self.info.paths)
         self._host = Host(self.info, self.files, self.access, self.network, checks or Checks())
         self._ids = Random(seed)

@@ -38,7 +38,8 @@ OPERATIONS: Final[Mapping[To, tuple[str, ...]]] = {
     ),
     "network": (
         *("namespace", "endpoint", "namespace endpoints"),
-        *("add endpoint", "remove endpoint", "delete namespace"),
+        *("add endpoint", "remove endpoint", "create namespace", "delete namespace"),
+        *("network", "create endpoint", "delete endpoint"),
     ),
     "query": ("properties", "service properties", "process properties", "working set", "enumerate"),
 }

@@ -24,8 +24,10 @@ class FakeNetwork:
     A namespace that does not exist is ERROR_NOT_FOUND: HCN has no code of its own for it.
     """
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, new_id: Callable[[], str]) -> None:
         self._exchange = exchange
+        self._new_id = new_id
+        self._networks: dict[str, JSON] = {}
         self._namespaces: dict[str, JSON] = {}
         self._endpoints: dict[str, JSON] = {}
         # The endpoints that name a namespace, whether it exists or not; and the first of each name.
@@ -38,6 +40,18 @@ class FakeNetwork:
         return f"<FakeNetwork: {', '.join(counts)}>"
 
     # Setting up
+
+    def add_network(self, document: JSON) -> None:
+        """Add a network by its HCN document, for endpoints to be created in; ``ID`` is its id.
+
+        :raises HostError: HCN_E_INVALID_JSON, or HCN_E_NETWORK_ALREADY_EXISTS.
+        """
+        network_id = document.get("ID")
+        if not isinstance(network_id, str) or not network_id:
+            raise HostError("add network", HResult.HCN_E_INVALID_JSON, "ID is missing")
+        if guid_key(network_id) in self._networks:
+            raise HostError(f"add network {network_id}", HResult.HCN_E_NETWORK_ALREADY_EXISTS)
+        self._networks[guid_key(network_id)] = copy_json(document)
 
     def add_namespace(self, document: JSON) -> None:
         """Add a namespace by its HCN document; ``ID`` is its id.
@@ -125,6 +139,52 @@ class FakeNetwork:
 
         await self._ask("remove endpoint", {"ID": namespace_id, "EndpointId": endpoint_id}, remove)
 
+    async def network(self, network_id: str) -> JSON:
+        """Return a network's document; HCN_E_NETWORK_NOT_FOUND."""
+        return await self._ask("network", {"ID": network_id}, lambda: self._network(network_id))
+
+    async def create_namespace(self, document: JSON) -> JSON:
+        """Create a namespace, without endpoints; refuse as :meth:`add_namespace` does."""
+
+        def create() -> JSON:
+            made = self._with_id(document, "create namespace")
+            if made.get("Resources"):
+                raise HostError("create namespace", HResult.E_INVALIDARG, "endpoints are added later")
+            self.add_namespace(made)
+            return self._namespace(made["ID"])
+
+        return await self._ask("create namespace", document, create)
+
+    async def create_endpoint(self, network_id: str, document: JSON) -> JSON:
+        """Create an endpoint in a network; HCN_E_NETWORK_NOT_FOUND, or as :meth:`add_endpoint`.
+
+        Its namespace cannot be chosen: E_INVALIDARG.
+        """
+
+        def create() -> JSON:
+            operation = f"create endpoint in network {network_id}"
+            network = self._network(network_id)
+            made = self._with_id(document, operation)
+            if made.get("HostComputeNamespace"):
+                raise HostError(operation, HResult.E_INVALIDARG, "HostComputeNamespace is read-only")
+            self.add_endpoint({**made, "HostComputeNetwork": network["ID"]})
+            return self._endpoint(made["ID"])
+
+        return await self._ask("create endpoint", {**document, "HostComputeNetwork": network_id}, create)
+
+    async def delete_endpoint(self, endpoint_id: str) -> None:
+        """Delete an endpoint, if it exists; HCN_E_ENTITY_HAS_REFERENCES while an adapter connects to it."""
+
+        def delete() -> None:
+            key = guid_key(endpoint_id)
+            if key in self._attached:
+                text = f"VM {self._attached[key]} has an adapter for it"
+                raise HostError(f"delete endpoint {endpoint_id}", HResult.HCN_E_ENTITY_HAS_REFERENCES, text)
+            if key in self._endpoints:
+                self._forget(key)
+
+        await self._ask("delete endpoint", {"ID": endpoint_id}, delete)
+
     async def delete_namespace(self, namespace_id: str) -> None:
         """Delete a namespace, without its endpoints; do nothing if it does not exist."""
 
@@ -139,6 +199,18 @@ class FakeNetwork:
     async def _ask(self, operation: str, document: JSON, change: Callable[[], T]) -> T:
         entry = self._exchange.request_log._begin("network", "", operation, document)
         return await self._exchange.carry_out(entry, change)
+
+    def _with_id(self, document: JSON, operation: str) -> JSON:
+        if not isinstance(document, dict):
+            raise HostError(operation, HResult.HCN_E_INVALID_JSON, repr(document))
+        return {**document, "ID": document.get("ID") or self._new_id()}
+
+    def _network(self, network_id: str) -> JSON:
+        found = self._networks.get(guid_key(network_id))
+        if found is None:
+            raise HostError(f"open network {network_id}", HResult.HCN_E_NETWORK_NOT_FOUND)
+        document: JSON = copy_json(found)
+        return document
 
     def _namespace(self, namespace_id: str) -> JSON:
         found = self._namespaces.get(guid_key(namespace_id))
@@ -155,12 +227,24 @@ class FakeNetwork:
         document: JSON = copy_json(found)
         return document
 
-    def _move(self, endpoint_key: str, namespace_id: str) -> None:
-        """Have an endpoint name another namespace, or none."""
+    def _forget(self, endpoint_key: str) -> None:
+        """Delete an endpoint; a name that others have too is theirs then."""
+        self._leave_namespace(endpoint_key)
+        name = self._endpoints.pop(endpoint_key).get("Name")
+        if name is not None and self._named.get(name) == endpoint_key:
+            del self._named[name]
+            for key in [key for key, each in self._endpoints.items() if each.get("Name") == name][:1]:
+                self._named[name] = key
+
+    def _leave_namespace(self, endpoint_key: str) -> None:
         left = self._namespace_of(endpoint_key)
         del self._members[left][endpoint_key]
         if not self._members[left]:
             del self._members[left]
+
+    def _move(self, endpoint_key: str, namespace_id: str) -> None:
+        """Have an endpoint name another namespace, or none."""
+        self._leave_namespace(endpoint_key)
         self._endpoints[endpoint_key].pop("HostComputeNamespace", None)
         if namespace_id:
             self._endpoints[endpoint_key]["HostComputeNamespace"] = namespace_id

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from uvm._repr import shown
 from uvm.backend import JSON
@@ -74,15 +75,67 @@ class HCSNetwork:
         """Remove an endpoint from a namespace."""
         await self._change(namespace_id, endpoint_id, "Remove")
 
+    async def create_namespace(self, document: JSON) -> JSON:
+        """Create a namespace, and return its document. For a caller who is cancelled it is deleted again."""
+        operation = "create namespace"
+        wanted, settings = self._to_create(document, operation)
+        functions = self._library.functions
+
+        def made(value: CData, out: CData, error: CData) -> int:
+            return functions.HcnCreateNamespace(value, settings, out, error)
+
+        def create() -> JSON:
+            undone = self._deleted_on_failure(operation, wanted, functions.HcnDeleteNamespace)
+            with self._open(operation, wanted, made, functions.HcnCloseNamespace) as handle, undone:
+                return self._properties(operation, handle, functions.HcnQueryNamespaceProperties)
+
+        undo = partial(self._delete, operation, wanted, functions.HcnDeleteNamespace)
+        return await self._workers.run(create, undo=lambda _: undo())
+
+    async def create_endpoint(self, network_id: str, document: JSON) -> JSON:
+        """Create an endpoint in a network; as :meth:`create_namespace`. HCN_E_NETWORK_NOT_FOUND."""
+        operation, network = f"create endpoint in network {network_id}", guid(network_id, "a network id")
+        wanted, settings = self._to_create(document, operation)
+        functions = self._library.functions
+
+        def create() -> JSON:
+            opener, closer = functions.HcnOpenNetwork, functions.HcnCloseNetwork
+            undone = self._deleted_on_failure(operation, wanted, functions.HcnDeleteEndpoint)
+            with self._open(operation, network, opener, closer) as parent:
+
+                def made(value: CData, out: CData, error: CData) -> int:
+                    return functions.HcnCreateEndpoint(parent, value, settings, out, error)
+
+                with self._open(operation, wanted, made, functions.HcnCloseEndpoint) as handle, undone:
+                    return self._properties(operation, handle, functions.HcnQueryEndpointProperties)
+
+        undo = partial(self._delete, operation, wanted, functions.HcnDeleteEndpoint)
+        return await self._workers.run(create, undo=lambda _: undo())
+
+    async def delete_endpoint(self, endpoint_id: str) -> None:
+        """Delete an endpoint. Does nothing if it does not exist."""
+        wanted, operation = guid(endpoint_id, "an endpoint id"), f"delete endpoint {endpoint_id}"
+
+        def delete() -> None:
+            with tolerating(HResult.HCN_E_ENDPOINT_NOT_FOUND):
+                self._delete(operation, wanted, self._library.functions.HcnDeleteEndpoint)
+
+        await self._workers.run(delete)
+
     async def delete_namespace(self, namespace_id: str) -> None:
         """Delete a namespace. Does nothing if it does not exist."""
-        value, operation = self._value_of(guid(namespace_id, _WHAT)), f"delete namespace {namespace_id}"
+        wanted, operation = guid(namespace_id, _WHAT), f"delete namespace {namespace_id}"
 
         def delete() -> None:
             with tolerating(HResult.ERROR_NOT_FOUND):
-                self._ask(operation, lambda error: self._library.functions.HcnDeleteNamespace(value, error))
+                self._delete(operation, wanted, self._library.functions.HcnDeleteNamespace)
 
         await self._workers.run(delete)
+
+    def _to_create(self, document: JSON, operation: str) -> tuple[UUID, CData]:
+        """Return the id of what is to be created, a fresh one by default, and its document with that."""
+        wanted = guid(document.get("ID") or str(uuid4()), "the ID of a document")
+        return wanted, wide(self._library, compose({**document, "ID": str(wanted)}, operation))
 
     async def _change(self, namespace_id: str, endpoint_id: str, request_type: str) -> None:
         wanted = guid(namespace_id, _WHAT)
@@ -149,6 +202,24 @@ class HCSNetwork:
             # HCN may both return a handle and report an error.
             if out[0] != self._library.ffi.NULL:
                 closer(out[0])
+
+    @contextmanager
+    def _deleted_on_failure(
+        self, operation: str, wanted: UUID, function: Callable[[CData, CData], int]
+    ) -> Iterator[None]:
+        """Delete what was created again, if it cannot be returned."""
+        try:
+            yield
+        except Exception as failure:
+            try:
+                self._delete(operation, wanted, function)
+            except HostError as error:
+                failure.add_note(f"and deleting {wanted} again failed: {error}")
+            raise
+
+    def _delete(self, operation: str, wanted: UUID, function: Callable[[CData, CData], int]) -> None:
+        value = self._value_of(wanted)
+        self._ask(operation, lambda error: function(value, error))
 
     def _answer(self, operation: str, call: Callable[[CData, CData], int]) -> str:
         out = self._library.ffi.new("PWSTR *")

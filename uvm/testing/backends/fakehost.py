@@ -108,10 +108,12 @@ class FakeHost(Host):
             }
             for index in range(endpoints)
         )
+        host_network = f"5eed0000-0000-0000-{number:04x}-ffffffffffff"
+        self.fake.network.add_network({"ID": host_network})
         self.fake.network.add_namespace({"ID": namespace_id})
         for document in documents:
             self.fake.network.add_endpoint(document)
-        return Network(namespace_id, documents)
+        return Network(namespace_id, documents, host_network)
 
     def put_device(self, name: str) -> str:
         """Return the instance path of a device: the fake takes every one."""

@@ -167,6 +167,47 @@ async def a_namespace_is_deleted_once_or_more_and_leaves_its_endpoints(rig: Rig)
     equal((await network.endpoint(there.endpoints[0]["ID"]))["ID"], there.endpoints[0]["ID"], "the endpoint")
 
 
+@scenario(Control.NETWORKS)
+async def namespaces_and_endpoints_are_created_and_deleted(rig: Rig) -> None:
+    network, there = rig.backend.network, rig.host.put_network(0)
+    namespace_id, endpoint_id = UNKNOWN_ID, rig.backend.new_id()
+    made = await network.create_namespace({"ID": namespace_id})
+    equal(made["ID"].casefold(), namespace_id, "the id")
+    asked = {"ID": endpoint_id, "Name": "conformance-eth0"}
+    endpoint = await network.create_endpoint(there.host_network, asked)
+    equal((endpoint["ID"], endpoint["Name"]), (endpoint_id, "conformance-eth0"), "the endpoint")
+    placed = endpoint["HostComputeNetwork"], endpoint.get("HostComputeNamespace")
+    equal(placed, (there.host_network, None), "where it is")
+    await network.add_namespace_endpoint(namespace_id, endpoint_id)
+    [listed] = await network.namespace_endpoints(namespace_id)
+    equal(listed["ID"], endpoint_id, "the endpoint in the namespace")
+    await network.delete_endpoint(endpoint_id)
+    await network.delete_endpoint(endpoint_id)
+    equal(await network.namespace_endpoints(namespace_id), [], "the endpoints after that")
+    for missing in (endpoint_id, "conformance-eth0"):
+        with refused("HCN_E_ENDPOINT_NOT_FOUND"):
+            await network.endpoint(missing)
+    await network.delete_namespace(namespace_id)
+
+
+@scenario(Control.NETWORKS)
+async def what_names_no_id_gets_one_and_what_cannot_be_created_is_refused(rig: Rig) -> None:
+    network, there = rig.backend.network, rig.host.put_network(1)
+    first, second = [await network.create_namespace({}) for _ in range(2)]
+    equal(first["ID"] == second["ID"], False, "two namespaces with one id")
+    for each in (first, second):
+        await network.namespace(each["ID"])
+        await network.delete_namespace(each["ID"])
+    with refused("ERROR_ALREADY_EXISTS"):
+        await network.create_namespace({"ID": there.id})
+    with refused("HCN_E_INVALID_JSON"):
+        await network.create_namespace({"NamespaceId": "seven"})
+    with refused("HCN_E_NETWORK_NOT_FOUND"):
+        await network.create_endpoint(UNKNOWN_ID, {})
+    with refused("ERROR_ALREADY_EXISTS"):
+        await network.create_endpoint(there.host_network, {"ID": there.endpoints[0]["ID"]})
+
+
 # Pipes.
 
 

@@ -107,10 +107,12 @@ class Network:
     """A network namespace of the host.
 
     :ivar endpoints: the HCN documents of its endpoints; each has an ``ID`` and a ``Name``.
+    :ivar host_network: the id of an HCN network in which endpoints can be created.
     """
 
     id: str
     endpoints: tuple[JSON, ...]
+    host_network: str
 
     __repr__ = brief_call
 

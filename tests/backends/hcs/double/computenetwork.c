@@ -53,6 +53,42 @@ static HRESULT ask_about(
     return ask_for_text(&(struct request){call, number_of(handle), 0, NULL, document}, HEAP_TASK, result, error);
 }
 
+static HRESULT create(
+    const char *call, enum kind kind, uint64_t parent, const GUID *id, PCWSTR document, void **handle, PWSTR *error)
+{
+    prepare(error);
+    if (id == NULL || handle == NULL || document == NULL)
+        return E_INVALIDARG_;
+    text_t text[37];
+    write_guid(id, text);
+    return ask_for_handle(&(struct request){call, 0, parent, text, document}, kind, handle, HEAP_TASK, error);
+}
+
+static HRESULT delete(const char *call, const GUID *id, PWSTR *error)
+{
+    prepare(error);
+    if (id == NULL)
+        return E_INVALIDARG_;
+    text_t text[37];
+    write_guid(id, text);
+    return ask_for_text(&(struct request){call, 0, 0, text, NULL}, HEAP_TASK, NULL, error);
+}
+
+HRESULT WINAPI HcnOpenNetwork(REFGUID Id, PHCN_NETWORK Network, PWSTR *ErrorRecord)
+{
+    return open("HcnOpenNetwork", KIND_NETWORK, Id, Network, ErrorRecord);
+}
+
+HRESULT WINAPI HcnCloseNetwork(HCN_NETWORK Network)
+{
+    return close_object(Network, KIND_NETWORK, "HcnCloseNetwork");
+}
+
+HRESULT WINAPI HcnCreateNamespace(REFGUID Id, PCWSTR Settings, PHCN_NAMESPACE Namespace, PWSTR *ErrorRecord)
+{
+    return create("HcnCreateNamespace", KIND_NAMESPACE, 0, Id, Settings, Namespace, ErrorRecord);
+}
+
 HRESULT WINAPI HcnOpenNamespace(REFGUID Id, PHCN_NAMESPACE Namespace, PWSTR *ErrorRecord)
 {
     return open("HcnOpenNamespace", KIND_NAMESPACE, Id, Namespace, ErrorRecord);
@@ -71,12 +107,7 @@ HRESULT WINAPI HcnQueryNamespaceProperties(
 
 HRESULT WINAPI HcnDeleteNamespace(REFGUID Id, PWSTR *ErrorRecord)
 {
-    prepare(ErrorRecord);
-    if (Id == NULL)
-        return E_INVALIDARG_;
-    text_t text[37];
-    write_guid(Id, text);
-    return ask_for_text(&(struct request){"HcnDeleteNamespace", 0, 0, text, NULL}, HEAP_TASK, NULL, ErrorRecord);
+    return delete("HcnDeleteNamespace", Id, ErrorRecord);
 }
 
 HRESULT WINAPI HcnCloseNamespace(HCN_NAMESPACE Namespace)
@@ -92,6 +123,18 @@ HRESULT WINAPI HcnEnumerateEndpoints(PCWSTR Query, PWSTR *Endpoints, PWSTR *Erro
         &(struct request){"HcnEnumerateEndpoints", 0, 0, NULL, Query}, HEAP_TASK, Endpoints, ErrorRecord);
 }
 
+HRESULT WINAPI HcnCreateEndpoint(
+    HCN_NETWORK Network, REFGUID Id, PCWSTR Settings, PHCN_ENDPOINT Endpoint, PWSTR *ErrorRecord)
+{
+    prepare(ErrorRecord);
+    double_acquire();
+    bool is_open = object_find(Network, KIND_NETWORK, "HcnCreateEndpoint") != NULL;
+    double_release();
+    if (!is_open)
+        return E_HANDLE_;
+    return create("HcnCreateEndpoint", KIND_ENDPOINT, number_of(Network), Id, Settings, Endpoint, ErrorRecord);
+}
+
 HRESULT WINAPI HcnOpenEndpoint(REFGUID Id, PHCN_ENDPOINT Endpoint, PWSTR *ErrorRecord)
 {
     return open("HcnOpenEndpoint", KIND_ENDPOINT, Id, Endpoint, ErrorRecord);
@@ -100,6 +143,11 @@ HRESULT WINAPI HcnOpenEndpoint(REFGUID Id, PHCN_ENDPOINT Endpoint, PWSTR *ErrorR
 HRESULT WINAPI HcnQueryEndpointProperties(HCN_ENDPOINT Endpoint, PCWSTR Query, PWSTR *Properties, PWSTR *ErrorRecord)
 {
     return ask_about("HcnQueryEndpointProperties", Endpoint, KIND_ENDPOINT, Query, Properties, ErrorRecord);
+}
+
+HRESULT WINAPI HcnDeleteEndpoint(REFGUID Id, PWSTR *ErrorRecord)
+{
+    return delete("HcnDeleteEndpoint", Id, ErrorRecord);
 }
 
 HRESULT WINAPI HcnCloseEndpoint(HCN_ENDPOINT Endpoint)

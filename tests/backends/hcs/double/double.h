@@ -109,7 +109,7 @@ void double_release(void);
 void double_wait(void);
 void double_changed(void);
 
-enum kind { KIND_OPERATION = 1, KIND_SYSTEM, KIND_PROCESS, KIND_NAMESPACE, KIND_ENDPOINT, KIND_WAIT };
+enum kind { KIND_OPERATION = 1, KIND_SYSTEM, KIND_PROCESS, KIND_NAMESPACE, KIND_ENDPOINT, KIND_NETWORK, KIND_WAIT };
 
 enum state { STATE_FRESH, STATE_PENDING, STATE_DONE };
 

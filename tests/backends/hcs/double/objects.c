@@ -26,7 +26,7 @@ static uint32_t slot_count, slot_capacity, first_free;
 static uint64_t object_count;
 static struct lines misuses, leaks;
 
-static const char *const KINDS[] = {"", "operation", "system", "process", "namespace", "endpoint", "wait"};
+static const char *const KINDS[] = {"", "operation", "system", "process", "namespace", "endpoint", "network", "wait"};
 
 void double_acquire(void)
 {
@@ -145,7 +145,7 @@ struct object *object_find(const void *handle, enum kind kind, const char *call)
     if (object != NULL && object->kind == kind && !object->closing)
         return object;
     unsigned given = (unsigned)number & ((1u << KIND_BITS) - 1);
-    if (!was_ever_made(number) || given == 0 || given > KIND_ENDPOINT)
+    if (!was_ever_made(number) || given == 0 || given > KIND_NETWORK)
         double_misuse("%s: 0x%" PRIx64 " never was the handle of anything", call, number);
     else if (given != kind)
         double_misuse("%s: 0x%" PRIx64 " is the handle of a %s, not of a %s", call, number, KINDS[given], KINDS[kind]);

@@ -1,0 +1,200 @@
+"""Namespaces that are created on the host: in whole, or not at all; released with their endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+
+import uvm
+from tests.clocks import jumping_backends
+from tests.vm.support import host_backend, lcow, running
+from uvm.backends.fake import FakeBackend
+from uvm.errors import AlreadyReleasedError, HostError, OptionsError, UnknownOutcomeError
+
+pytestmark = pytest.mark.anyio
+anyio_backend = jumping_backends
+
+HOST_NETWORK = "44444444-0000-0000-0000-000000000004"
+LOOSE = "55555555-0000-0000-0000-000000000005"
+OWN = "66666666-0000-0000-0000-000000000006"
+NEW = "77777777-0000-0000-0000-000000000007"
+
+
+def networked() -> FakeBackend:
+    """A host with an HCN network, and an endpoint that is in no namespace."""
+    backend = host_backend()
+    backend.network.add_network({"ID": HOST_NETWORK})
+    backend.network.add_endpoint({"ID": LOOSE, "Name": "loose"})
+    return backend
+
+
+def state(backend: FakeBackend) -> tuple[Any, ...]:
+    network = backend.network
+    return sorted(network._namespaces), sorted(network._endpoints.items()), sorted(network._named.items())
+
+
+async def create(backend: FakeBackend) -> uvm.HostNamespace:
+    namespace = await uvm.create_namespace(backend, id=NEW, endpoints=[LOOSE])
+    try:
+        await namespace.create_endpoint(HOST_NETWORK, {"ID": OWN, "Name": "own_eth0"})
+    except BaseException:
+        await namespace.__aexit__(None, None, None)
+        raise
+    return namespace
+
+
+async def made_and_released(backend: FakeBackend) -> None:
+    async with uvm.create_namespace(backend, id=NEW, endpoints=[LOOSE]) as namespace:
+        await namespace.create_endpoint(HOST_NETWORK, {"ID": OWN, "Name": "own_eth0"})
+
+
+async def test_a_vm_is_put_into_a_namespace_that_was_created_with_its_endpoints() -> None:
+    backend = networked()
+    before = state(backend)
+    async with running(lcow(), backend=backend) as run:
+        namespace = await create(backend)
+        assert namespace.endpoints == (LOOSE, OWN)
+        lease = await run.vm.network.setup(namespace.id)
+        assert [each.endpoint_name for each in run.vm.network.adapters] == ["own_eth0", "loose"]
+        await lease.release()
+        await namespace.release()
+        assert state(backend) == before
+        with pytest.raises(AlreadyReleasedError):
+            await namespace.release()
+        with pytest.raises(AlreadyReleasedError):
+            await namespace.add_endpoint(LOOSE)
+
+
+async def test_what_is_created_without_ids_has_fresh_ones_and_the_schema_version_2() -> None:
+    backend = networked()
+    async with uvm.create_namespace(backend, type="Guest") as namespace:
+        endpoint_id = await namespace.create_endpoint(HOST_NETWORK)
+        document = await backend.network.namespace(namespace.id)
+        assert (document["Type"], document["SchemaVersion"]) == ("Guest", {"Major": 2, "Minor": 0})
+        endpoint = await backend.network.endpoint(endpoint_id)
+        assert (endpoint["HostComputeNetwork"], endpoint["SchemaVersion"]["Major"]) == (HOST_NETWORK, 2)
+
+
+STEPS = ["create namespace", "add endpoint", "create endpoint", "add endpoint"]
+
+
+def _nth(step: int) -> int:
+    return STEPS[: step + 1].count(STEPS[step])
+
+
+@pytest.mark.parametrize("step", range(len(STEPS)), ids=lambda step: f"{step} {STEPS[step]}")
+@pytest.mark.parametrize("how", ["refuse", "lose"])
+async def test_what_fails_leaves_the_host_as_it_was(how: str, step: int) -> None:
+    backend = networked()
+    before = state(backend)
+    getattr(backend.faults, how)(operation=STEPS[step], nth=_nth(step))
+    with pytest.raises(HostError if how == "refuse" else UnknownOutcomeError):
+        await made_and_released(backend)
+    assert state(backend) == before
+
+
+@pytest.mark.parametrize("step", range(len(STEPS)), ids=lambda step: f"{step} {STEPS[step]}")
+async def test_a_caller_who_is_cancelled_leaves_the_host_as_it_was(step: int) -> None:
+    backend = networked()
+    before = state(backend)
+    gate = backend.faults.hold(operation=STEPS[step], nth=_nth(step))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(made_and_released, backend)
+        await gate.wait()
+        tasks.cancel_scope.cancel()
+    gate.close()
+    assert state(backend) == before
+
+
+ENDS = ["remove endpoint", "delete endpoint", "remove endpoint", "delete namespace"]
+
+
+@pytest.mark.parametrize("step", range(len(ENDS)), ids=lambda step: f"{step} {ENDS[step]}")
+@pytest.mark.parametrize("how", ["refuse", "lose"])
+async def test_a_release_that_fails_does_the_rest_and_goes_on_when_asked_again(how: str, step: int) -> None:
+    backend = networked()
+    before = state(backend)
+    namespace = await create(backend)
+    nth = ENDS[: step + 1].count(ENDS[step])
+    rule = getattr(backend.faults, how)(operation=ENDS[step], nth=nth)
+    with pytest.raises(HostError if how == "refuse" else UnknownOutcomeError):
+        await namespace.release()
+    assert namespace.endpoints == ({1: (OWN,), 0: (OWN,), 2: (LOOSE,), 3: ()}[step])
+    rule.remove()
+    await namespace.release()
+    assert namespace.released
+    assert state(backend) == before
+
+
+async def test_a_release_is_carried_out_for_a_caller_who_is_cancelled() -> None:
+    backend = networked()
+    before = state(backend)
+    namespace = await create(backend)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await namespace.release()
+    assert state(backend) == before
+
+
+async def test_a_host_that_does_not_answer_a_release_is_not_waited_for_for_ever() -> None:
+    backend = networked()
+    namespace = await create(backend)
+    fault = backend.faults.hang(operation="delete namespace")
+    with pytest.raises(UnknownOutcomeError, match="within 10 s"):
+        await namespace.release()
+    fault.remove()
+    await namespace.release()
+
+
+async def test_what_is_gone_already_is_no_error() -> None:
+    backend = networked()
+    before = state(backend)
+    namespace = await create(backend)
+    await backend.network.delete_endpoint(OWN)
+    await backend.network.delete_namespace(NEW)
+    await namespace.release()
+    assert state(backend) == before
+
+
+async def test_an_endpoint_that_a_vm_uses_stays_until_the_vm_lets_go() -> None:
+    backend = networked()
+    async with running(lcow(), backend=backend) as run:
+        namespace = await create(backend)
+        lease = await run.vm.network.setup(namespace.id)
+        with pytest.raises(HostError, match="HCN_E_ENTITY_HAS_REFERENCES"):
+            await namespace.release()
+        await lease.release()
+        await namespace.release()
+
+
+WRONG: dict[str, Callable[[FakeBackend], Awaitable[object]]] = {
+    "id": lambda backend: uvm.create_namespace(backend, id="x"),
+    "type": lambda backend: uvm.create_namespace(backend, type="Other"),
+    "endpoint": lambda backend: uvm.create_namespace(backend, endpoints=["x"]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_wrong_arguments_are_refused_before_anything_is_sent(name: str) -> None:
+    backend = networked()
+    before = len(list(backend.request_log))
+    with pytest.raises(OptionsError):
+        await WRONG[name](backend)
+    assert len(list(backend.request_log)) == before
+
+
+async def test_a_namespace_that_is_another_s_stays() -> None:
+    backend = networked()
+    await backend.network.create_namespace({"ID": NEW})
+    with pytest.raises(HostError, match="ERROR_ALREADY_EXISTS"):
+        await uvm.create_namespace(backend, id=NEW)
+    async with uvm.create_namespace(backend, endpoints=[LOOSE]) as namespace:
+        with pytest.raises(OptionsError, match="already"):
+            await namespace.add_endpoint(LOOSE)
+        with pytest.raises(HostError, match="HCN_E_NETWORK_NOT_FOUND"):
+            await namespace.create_endpoint(NEW)
+        assert namespace.endpoints == (LOOSE,)
+    await backend.network.namespace(NEW)
