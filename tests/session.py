@@ -74,7 +74,7 @@ async def play(look: Look, os: str, **options: Any) -> None:
         held |= handles
         look(**held)
         for each in held.values():
-            if isinstance(each, uvm.Lease | uvm.RootFileSystem) and not each.released:
+            if isinstance(each, uvm.Lease | uvm.RootFileSystem | uvm.ContainerMount) and not each.released:
                 await each.release()
         await held["process"].kill()
         await held["process"].wait()
@@ -173,4 +173,6 @@ async def _processes(vm: uvm.UtilityVM, backend: FakeBackend) -> dict[str, Any]:
     if vm.os == "linux":
         held["init"] = await container.open_init()
         held["details"] = await container.processes()
+    else:
+        held["mount"] = await vm.mount_in_container(container, support.SHARED, "C:\\in")
     return held

@@ -26,7 +26,7 @@ SURFACE = {
         SharedLease VPCILease VPMemLease VSMBLease
         PCI_ID_TYPES
         AttachedAdapter CombinedRoot MappedPipe Plan9Share ScsiDisk SharedPath VPCIDevice VPMemLayer VSMBShare
-        CPUGroup connect_unix cpu_groups create_cpu_group delete_cpu_group listen_unix
+        CPUGroup ContainerMount connect_unix cpu_groups create_cpu_group delete_cpu_group listen_unix
         HostNamespace create_namespace
         GuestConnection GuestFeatures Container ContainerExit Process ProcessInput ProcessOutput
         CompletedProcess
@@ -71,6 +71,7 @@ VM = """
     capabilities features protocol_version guest
     start wait settled shutdown terminate pause resume crash save detach close
     scsi vpmem vsmb plan9 vpci pipes network network_setup layers share shared mount_layers
+    mount_in_container
     devices ledgers quarantined orphans
     run open_process create_container delete_container_state
     stats properties assigned_memory_bytes
@@ -103,6 +104,9 @@ HELD = {
     "NamespaceLease": f"{LEASE} add_endpoint id",
     "AdapterLease": f"{LEASE} endpoint_id namespace_id nic_id",
     "CombinedLease": f"{LEASE} root",
+    "ContainerMount": """
+        container_id container_path host_path read_only release released share state
+    """,
     "RootFileSystem": "gone layers release released root scratch scratch_path state",
     "Orphan": "error key ledger release since slot what where",
     "Container": """

@@ -26,6 +26,7 @@ from uvm._gcs.unix import connect_unix as connect_unix
 from uvm._gcs.unix import listen_unix as listen_unix
 from uvm._vm.attached import UnrevokedAccess as UnrevokedAccess
 from uvm._vm.attached import VMDevices as VMDevices
+from uvm._vm.containermounts import ContainerMount as ContainerMount
 from uvm._vm.cpugroups import CPUGroup as CPUGroup
 from uvm._vm.cpugroups import cpu_groups as cpu_groups
 from uvm._vm.cpugroups import create_cpu_group as create_cpu_group

@@ -73,6 +73,8 @@ class Stage:
                 _sizes("guest", {"mounts": dict(machine.guest.mounts), "networks": _networks(machine.guest)})
             )
             service = machine.service
+            if isinstance(machine.guest, WindowsGuest):
+                found["mapped directories"] += sum(map(len, machine.guest.directories.values()))
             found["processes"] += sum(each.alive for each in service.processes.values())
             found["containers"] += len(service.containers)
             switchboard = machine._switchboard

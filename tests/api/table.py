@@ -63,6 +63,19 @@ async def _busy(stage: Stage) -> uvm.Container:
     return container
 
 
+async def _windows_container(stage: Stage) -> uvm.Container:
+    if "container" not in stage.made:
+        stage.made["container"] = await stage.vm.create_container("c1", {"Container": {}})
+        await stage.made["container"].start()
+    made: uvm.Container = stage.made["container"]
+    return made
+
+
+async def _container_mount(stage: Stage) -> uvm.ContainerMount:
+    container = await _windows_container(stage)
+    return await stage.vm.mount_in_container(container, host.SHARED, "C:\\data")
+
+
 async def _process(stage: Stage) -> uvm.Process:
     return await stage.vm.open_process(["server"])
 
@@ -215,6 +228,7 @@ OBJECTS: dict[str, tuple[str, Callable[[Stage], Awaitable[Any]]]] = {
     "NamespaceLease": ("linux", _namespace),
     "AdapterLease": ("linux", _adapter),
     "RootFileSystem": ("linux", _root),
+    "ContainerMount": ("windows", _container_mount),
     "Orphan": ("linux", _orphan),
     "Container": ("linux", _container),
     "Process": ("linux", _process),
@@ -375,6 +389,15 @@ ROWS: dict[str, Row] = {
             lambda s, it: it.mount_layers("", [host.LAYER], host.SCRATCH),
         ),
     ),
+    "UtilityVM.mount_in_container": Row(
+        lambda s, it: s.vm.mount_in_container(it, host.SHARED, "C:\\data"),
+        _windows_container,
+        os="windows",
+        **_wrong_too(
+            {"HostPathError": lambda s, it: s.vm.mount_in_container(it, host.DISK + "x", "C:\\data")},
+            lambda s, it: s.vm.mount_in_container(it, host.SHARED, ""),
+        ),
+    ),
     "UtilityVM.create_container": Row(
         lambda s, it: it.create_container("c1", _SPEC), **_option(lambda s, it: it.create_container("c1", {}))
     ),
@@ -529,6 +552,11 @@ ROWS: dict[str, Row] = {
     "RootFileSystem.gone": Row(_released_and_gone, sure=True),
     "Lease.__aexit__": evolve(_LEFT, classes=_SOME_LEASES),
     "RootFileSystem.__aexit__": _LEFT,
+    "ContainerMount.release": Row(
+        lambda s, it: it.release(), sure=True, wrong={"AlreadyReleasedError": _released_twice}
+    ),
+    "ContainerMount.__aexit__": _LEFT,
+    "ContainerMount.__aenter__": _ENTERED,
     "Lease.__aenter__": evolve(_ENTERED, classes=_SOME_LEASES),
     "RootFileSystem.__aenter__": _ENTERED,
     # A container.

@@ -29,6 +29,8 @@ from uvm.backends import is_backend, open_backend
 from uvm.errors import BridgeClosedError, OptionsError, VMStateError
 
 if TYPE_CHECKING:
+    from uvm._guest.container import Container
+    from uvm._vm.containermounts import ContainerMount
     from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer
     from uvm.options import LCOWOptions, WCOWOptions
 
@@ -300,6 +302,26 @@ class UtilityVM(Ending, GuestServices):
         from uvm._vm.layers import mount_layers
 
         return mount_layers(self, container_id, layers, scratch_path, root, grant_access)
+
+    def mount_in_container(
+        self, container: Container, path: HostPath, container_path: HostPath, *, read_only: bool = False
+    ) -> Opening[ContainerMount]:
+        r"""Show a directory of the host in a running Windows container. Await it, or enter it.
+
+        It is shared with the guest, and then mapped into the container. If that fails, or its caller leaves,
+        the share is released at once. It ends with its lease, or with the container.
+
+        :param container_path: where the container sees it, such as ``C:\data``.
+        :raises OptionsError: a path is no absolute one, or that of a file; the container is in another VM.
+        :raises VMStateError: the container does not run; nothing was sent.
+        :raises HostPathError: nothing is at that path of the host.
+        :raises AccessDeniedError: it is writable, and the VM denies writable shares.
+        :raises NotSupportedError: the guest is Linux.
+        :raises GuestError: the guest refused, for instance since something is mapped there.
+        """
+        from uvm._vm.containermounts import mount_in_container
+
+        return mount_in_container(self, container, path, container_path, read_only)
 
     async def pause(self) -> None:
         """Pause the VM: its processors stop, and so do the time limits on its guest."""
