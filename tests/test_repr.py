@@ -17,6 +17,7 @@ from tests.vm.support import DEVICE, DISK, NAMESPACE, SCRATCH
 from uvm.backends.fake import FakeBackend, Latency
 from uvm.errors import RPCCode
 from uvm.schema.devices import Attachment
+from uvm.schema.template import TemplateDocument
 from uvm.testing.backends import SCENARIOS, FakeHost, HostCall, Network, Rig
 
 MAX_CHARACTERS = 300
@@ -52,6 +53,7 @@ MADE: tuple[object, ...] = (
     uvm.FileInfo(),
     uvm.ErrorRecord("message"),
     uvm.HvSocketService(),
+    uvm.Template(TemplateDocument(system_id="vm1", os="windows")),
     uvm.PCIDevice(DEVICE),
     uvm.BlockCIMBootFiles(boot_cim_vhd_path=DISK, efi_vhd_path=DISK, scratch_vhd_path=DISK),
     uvm.RegistryValue(hive="System", key="k", name="n", type="DWord", dword_value=1),

@@ -18,7 +18,7 @@ from uvm.backends.hcs.system import HCSSystem
 SURFACE = {
     "uvm": """
         UtilityVM VMState Pool start_vm LCOWOptions WCOWOptions from_hcsshim open_backend FakeBackend
-        BlockCIMBootFiles HvSocketService PCIDevice RegistryValue VmbFSBootFiles CreationPlan
+        BlockCIMBootFiles HvSocketService PCIDevice RegistryValue Template VmbFSBootFiles CreationPlan
         GuestTimeouts NetworkSetup OutputHandler VMMemory VMStatistics Quarantined
         DiskType Mount LCOWLayer WCOWLayer RootFileSystem
         Lease LeaseState Orphan StuckDevice UnrevokedAccess VMDevices
@@ -58,10 +58,11 @@ SURFACE = {
     "uvm.hresult": "HResult SYSTEM_ENDED hresult hresult_from_win32 hresult_name",
     "uvm.options": """
         BlockCIMBootFiles HCSSHIM HvSocketService INVERTED LCOWOptions Options PCIDevice RegistryValue
-        VmbFSBootFiles WCOWOptions decode_policy from_hcsshim
+        Template VmbFSBootFiles WCOWOptions decode_policy from_hcsshim
     """,
     "uvm.schema": """
         common container devices gcs guest json network process properties requests secrets system
+        template
     """,
     "uvm.testing": "backends conformance ncproxy replay",
 }
@@ -70,10 +71,11 @@ VM = """
     create id runtime_id os options host plan state started_at exited_at exit_status
     capabilities features protocol_version guest
     start wait settled shutdown terminate pause resume crash save detach close
+    save_template template_id is_clone
     scsi vpmem vsmb plan9 vpci pipes network network_setup layers share shared mount_layers
     mount_in_container
     devices ledgers quarantined orphans
-    run open_process create_container delete_container_state
+    run open_process create_container open_container delete_container_state
     stats properties assigned_memory_bytes
     update update_memory update_cpu_limits update_container_memory_limits
     set_cpu_group release_cpu_group update_hvsocket_service remove_hvsocket_service modify guest_request
@@ -118,7 +120,7 @@ HELD = {
     "ProcessOutput": "aclose extra extra_attributes receive",
     "GuestConnection": """
         aclose capabilities close closed create_container delete_container_state dump_stacks features modify
-        modify_service open_process os protocol_version run serve shutdown start_guest
+        modify_service open_container open_process os protocol_version run serve shutdown start_guest
         update_container wait_closed
     """,
     "FakeBackend": """

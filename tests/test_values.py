@@ -24,6 +24,7 @@ from tests.schema.models import models
 from tests.test_surface import SURFACE
 from uvm.backends.fake import FakeFiles
 from uvm.schema.json import Model
+from uvm.schema.template import TemplateDocument
 
 #: Bound to a VM, though they are attrs classes that compare by what they hold.
 _BOUND = {uvm.Orphan}
@@ -38,6 +39,7 @@ _BOOT_FILES = uvm.VmbFSBootFiles(**_FILES)
 _FIELDS: dict[type, dict[str, Any]] = {
     uvm.RegistryValue: {"hive": st.sampled_from(["System", "Software"])},
     uvm.WCOWOptions: {"boot_files": st.just(_BOOT_FILES)},
+    uvm.Template: {"document": models(TemplateDocument)},
     uvm.StuckDevice: {"since": st.datetimes(timezones=st.just(UTC)).map(lambda at: at.replace(fold=0))},
     uvm.Quarantined: {
         "key": _TEXT,

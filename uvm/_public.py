@@ -41,4 +41,5 @@ from uvm._vm.pool import Pool as Pool
 from uvm._vm.statistics import VMMemory as VMMemory
 from uvm._vm.statistics import VMStatistics as VMStatistics
 from uvm.devices.vpci import PCI_ID_TYPES as PCI_ID_TYPES
+from uvm.options import Template as Template
 from uvm.options import from_hcsshim as from_hcsshim

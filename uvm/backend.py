@@ -19,8 +19,20 @@ from typing import Any, Final, Literal, Protocol, runtime_checkable
 import anyio
 from attrs import Factory, field, frozen
 
-from uvm._checks import U32, U64, Checked, choice, flag, go, instance, optional, whole
-from uvm._names import PathFlavour
+from uvm._checks import (
+    U32,
+    U64,
+    Checked,
+    choice,
+    each,
+    flag,
+    go,
+    instance,
+    items_or_value,
+    optional,
+    whole,
+)
+from uvm._names import GuestOS, PathFlavour
 from uvm._repr import brief_call, call_of
 from uvm.errors import ExitStatus
 from uvm.schema.common import V25H1_SERVER
@@ -87,6 +99,7 @@ class HostInfo(Checked):
     :ivar machine: ``"amd64"`` or ``"arm64"``.
     :ivar time_zone: HCS's ``TimeZoneInformation`` document.
     :ivar paths: the flavour of host paths, ``"windows"`` or ``"posix"``.
+    :ivar templates: the kinds of guests, ``"windows"`` and ``"linux"``, whose VMs can be saved as templates.
     """
 
     build: int = field(default=V25H1_SERVER, metadata=go(None, whole(U32)))
@@ -96,6 +109,9 @@ class HostInfo(Checked):
     time_zone: Mapping[str, Any] = field(default=Factory(dict), metadata=go(None, instance(Mapping)))
     paths: PathFlavour = field(default="windows", metadata=go(None, choice("windows", "posix")))
     concurrency: Concurrency = field(default=Concurrency(), metadata=go(None, instance(Concurrency)))
+    templates: tuple[GuestOS, ...] = field(
+        default=("windows",), converter=items_or_value, metadata=go(None, each(choice("windows", "linux")))
+    )
 
     __repr__ = call_of
 

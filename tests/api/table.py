@@ -205,6 +205,11 @@ async def _paused(stage: Stage) -> uvm.UtilityVM:
     return stage.vm
 
 
+async def _adapter_of_template(stage: Stage) -> uvm.UtilityVM:
+    await _adapter(stage)
+    return stage.vm
+
+
 #: By class, which guest it needs, and how to get an object of it.
 OBJECTS: dict[str, tuple[str, Callable[[Stage], Awaitable[Any]]]] = {
     "UtilityVM": ("linux", _vm),
@@ -337,6 +342,14 @@ ROWS: dict[str, Row] = {
     "UtilityVM.pause": Row(lambda s, it: it.pause(), pauses=True),
     "UtilityVM.resume": Row(lambda s, it: it.resume(), _paused, pauses=True),
     "UtilityVM.save": Row(lambda s, it: it.save(""), _paused, pauses=True),
+    "UtilityVM.save_template": Row(
+        lambda s, it: it.save_template(),
+        _adapter_of_template,
+        os="windows",
+        own=True,
+        pauses=True,
+        options={"template": True},
+    ),
     "UtilityVM.properties": Row(lambda s, it: it.properties("Memory")),
     "UtilityVM.stats": Row(lambda s, it: it.stats()),
     "UtilityVM.assigned_memory_bytes": Row(lambda s, it: it.assigned_memory_bytes()),
@@ -645,6 +658,7 @@ def row_of(cls: type | None, name: str) -> Row:
 
 #: What needs more than a VM in memory, and the tests of it.
 ELSEWHERE = {
+    "Template.delete": "tests/vm/test_templates.py",
     "GuestConnection.serve": "tests/gcs/test_connection.py",
     "GuestConnection.start_guest": "tests/gcs/test_connection.py",
     "connect_unix": "tests/gcs/test_unix.py",

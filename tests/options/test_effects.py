@@ -20,9 +20,11 @@ from uvm.options import (
     LCOWOptions,
     PCIDevice,
     RegistryValue,
+    Template,
     VmbFSBootFiles,
     WCOWOptions,
 )
+from uvm.schema.template import TemplateDocument
 
 LIBRARY = Path(uvm.__file__).parent
 FILES: dict[str, FileInfo | int] = {
@@ -83,6 +85,7 @@ SHARED: dict[str, tuple[dict[str, Any], Any]] = {
     "numa_processor_counts": (EXPLICIT, [2, 0]),
     "numa_memory_blocks": (EXPLICIT, [256, 768]),
     "additional_json": ({}, {"Owner": "x"}),
+    "clone_of": ({}, Template(TemplateDocument(system_id="t"))),
 }
 LINUX_ONLY: dict[str, tuple[dict[str, Any], Any]] = {
     "boot_files_path": (PLAIN, r"C:\x"),
@@ -136,14 +139,17 @@ REFUSED = {
         "disable_compartment_namespace",
         "revoke_released_files",
         "use_guest_state_file",
+        "clone_of",
+        "scratch_directory",
     },
-    WCOWOptions: {"scsi_controllers", "security_policy_enabled"},
+    WCOWOptions: {"scsi_controllers", "security_policy_enabled", "clone_of", "scratch_directory"},
 }
 #: Options that are read when the VM lives: what they decide has tests where it is done.
 READ_LATER = {
     "network_config_proxy": "the network's set-up",
     "no_writable_file_shares": "shares",
     "revoke_released_files": "shares of a Windows guest",
+    "template": "what is saved",
     "no_direct_map": "shares of a Windows guest",
     "fully_physically_backed": "layers",
     "security_policy_enabled": "the guest's first request",

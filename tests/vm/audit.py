@@ -157,6 +157,9 @@ def _check_devices(run: Running) -> None:
         rows = {_EVD.sub("", str(getattr(row, attribute))).casefold(): row for row in getattr(said, kind)}
         rows.pop("", None)  # an adapter in the guest alone
         booted = {*_named(created.get(part), name)} if kind != "pci_devices" else set()
+        if vm.is_clone:
+            # What its template had is not only there, but attached.
+            booted -= rows.keys()
         differ = ({*_named(machine.tree.inventory().get(part), name)} - booted) ^ rows.keys()
         # Of an orphan, only what is in the guest may be left.
         differ -= {each for each, row in rows.items() if row.orphaned}

@@ -152,11 +152,26 @@ class Driver(Generic[K, M, S, W]):
         self._settle(change)
         return hold
 
-    def adopt(self, key: K, member: M, applied: W) -> Hold[S]:
-        """Enter what is attached already, such as what the VM was created with; return the hold on it."""
-        hold: Hold[S] = Hold(self, self.ledger.adopt(key, member, applied))
+    def adopt(
+        self,
+        key: K,
+        member: M,
+        applied: W,
+        *,
+        parent: Hold[object] | None = None,
+        names: tuple[Hashable, ...] = (),
+        slot: S | None = None,
+    ) -> Hold[S]:
+        """Enter what is attached already, such as what the VM was created with; return the hold on it.
+
+        :param parent: as for :meth:`acquire`, and so is `names`; see also :meth:`Ledger.adopt`.
+        """
+        hold: Hold[S] = Hold(self, self.ledger.adopt(key, member, applied, parent, names, slot))
+        if parent is not None:
+            parent.state = HoldState.GRANTED
         self._holds[hold.ticket] = hold
         hold.stay = self._stay(hold.ticket)
+        self.link.occupied.enter(hold.ticket.entry, self._guest_paths)
         hold.settle(HoldState.HELD)
         return hold
 

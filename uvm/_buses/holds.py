@@ -270,11 +270,15 @@ class Hold(Generic[S_co]):
     def drop(self, *, abandoned: bool = False) -> None:
         """Release it, unless that is under way. It takes effect at once; the VM's tasks do what follows.
 
+        A template keeps the device all the same.
+
         :raises VMStateError: the VM belongs to another event loop.
         """
         self.link.check_here()
         self.abandoned = abandoned
-        if self.state is not _RELEASING and self.state is not _ENDED:
+        if self.link.saved:
+            self.settle(_ENDED)
+        elif self.state is not _RELEASING and self.state is not _ENDED:
             self._waker = self.error = None
             self.state = _RELEASING
             self.driver.drop(self)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from attrs import define, frozen
 
@@ -13,6 +14,8 @@ from uvm._buses.lease import Lease
 from uvm._names import guest_path_key
 from uvm._repr import brief_call
 from uvm.devices.layers import Combination, CombinedLayers, FilterType
+from uvm.schema.common import Layer
+from uvm.schema.template import TemplateRoot
 
 
 @define(eq=False, repr=False)
@@ -102,6 +105,29 @@ class LayersBus(Bus):
         CombinedLayers.check_same(self._roots.ledger.get(key), combination, taken)
         hold = await self._roots.acquire(key, combination)
         return CombinedLease(hold, hold.slot)
+
+    def _adopt(self, roots: Iterable[TemplateRoot]) -> None:
+        """Enter the root file systems of a clone, as its template had them, with one reference each."""
+        os = self._context.plan.os
+        for saved in roots:
+            root, layers = saved.container_root_path, [(layer.id, layer.path) for layer in saved.layers]
+            filter_type: Any = saved.filter_type
+            combined = Combination.of(
+                os, root, layers, container_id=saved.container_id, filter_type=filter_type
+            )
+            self._roots.adopt(guest_path_key(root, os), combined, combined)
+
+    def _saved(self) -> list[TemplateRoot]:
+        """Return the root file systems, for clones."""
+        return [
+            TemplateRoot(
+                container_root_path=entry.slot,
+                layers=[Layer(id=layer_id, path=path) for layer_id, path in combined.layers],
+                container_id=combined.container_id,
+                filter_type=combined.filter_type,
+            )
+            for entry, combined in self._roots.attached()
+        ]
 
     async def remove(self, root: str) -> None:
         """Release the oldest lease of a root file system, by its path in the guest.

@@ -74,6 +74,9 @@ class Link:
     :ivar states: the states of the guest's containers that have ended.
     :ivar home: the event loop of the VM.
     :ivar closing: the VM is being closed: what began before goes on until the exit, and nothing else begins.
+    :ivar disconnected: the connection to the guest was closed, for good, to save the VM as a template.
+    :ivar saved: the VM is a template, and has its devices until it is closed, whatever is released.
+    :ivar guest_went_alone: the connection to the guest has closed, and the VM has not exited.
     :ivar failure: returns what the task that holds the VM failed with.
     :ivar exit_grace_seconds: how long to wait for the exit itself after the host reported the VM as gone.
     :ivar guest_exit_seconds: the same after the connection to the guest closed.
@@ -100,7 +103,9 @@ class Link:
     failure: Callable[[], Exception | None] = lambda: None
     closing: bool = False
     why_not_running: str = "start it first"
-    _guest_went_alone: bool = False
+    disconnected: bool = False
+    saved: bool = False
+    guest_went_alone: bool = False
 
     def check_running(self) -> Guest:
         """Return the guest of a VM that is running.
@@ -108,10 +113,10 @@ class Link:
         :raises VMExitedError: it has exited, or was closed.
         :raises VMStateError: it has not been started, or belongs to another event loop.
         """
-        self._check_open()
+        self.check_open()
         return self._running_guest()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         """Refuse what is asked of a VM that has exited or is closed, or from another event loop."""
         self.check_here()
         if self.closing or self.exited.is_set():
@@ -126,6 +131,12 @@ class Link:
             self.home.check(f"the VM {self.vm_id}")
 
     def _running_guest(self) -> Guest:
+        guest = self._known_guest()
+        if self.disconnected:
+            raise VMStateError(f"{self.vm_id}: the VM is not running; {self.why_not_running}")
+        return guest
+
+    def _known_guest(self) -> Guest:
         if self.exited.is_set():
             raise self.exit_error()
         if self.guest is None or self.tasks is None:
@@ -134,7 +145,7 @@ class Link:
 
     def capabilities(self) -> Mapping[str, Any]:
         """Return what the guest reported of itself; raise as :meth:`check_running` does."""
-        return self._running_guest().capabilities
+        return self._known_guest().capabilities
 
     def exit_error(self) -> VMExitedError:
         """Return the error that says that the VM has exited."""
@@ -152,7 +163,7 @@ class Link:
         :param give_up: called with the result if the caller has left.
         :raises VMExitedError: the VM exits, or is closed, before the result.
         """
-        self._check_open()
+        self.check_open()
         assert self.tasks is not None
         self.work.begin()
         made = partial(self.work.carry_out, call)
@@ -160,7 +171,7 @@ class Link:
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties of the system; raise what the host raised, or VMExitedError."""
-        self._check_open()
+        self.check_open()
         answer = await self.call(self.system.properties(*types, queries=queries))
         if has_stopped(answer) and await self._exit_comes(self.exit_grace_seconds):
             raise self.exit_error()
@@ -227,10 +238,10 @@ class Link:
         """Return whether what failed did because the VM has exited, once that is reported."""
         if self.exited.is_set():
             return True
-        if isinstance(error, BridgeClosedError) and not self._guest_went_alone:
+        if isinstance(error, BridgeClosedError) and not self.guest_went_alone:
             # A guest exits with its VM, but may also exit alone; that is waited for once.
             came = await self._exit_comes(self.guest_exit_seconds)
-            self._guest_went_alone = not came
+            self.guest_went_alone = not came
             return came
         with anyio.move_on_after(self.exit_grace_seconds):
             # One part of the host reports the exit before the others.

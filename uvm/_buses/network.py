@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from attrs import define, frozen
 
@@ -32,6 +32,9 @@ from uvm.schema.guest import LCOWIPConfig, LCOWNetworkAdapter
 from uvm.schema.json import from_json, to_json
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace, IpConfig
 from uvm.schema.requests import UPDATE, ModifySettingRequest, VirtualAdapter
+
+#: The id of the namespace of templates and clones, in their guests (hcsshim v0.8.16 ``internal/uvm``).
+TEMPLATE_NAMESPACE: Final = "89EB8A86-E253-41FD-9800-E6D88EB2E18A"
 
 
 @define(eq=False, repr=False)
@@ -146,11 +149,27 @@ class NetworkBus(Bus):
         plan, options = context.plan, context.options
         supported = bool(context.link.capabilities().get("NamespaceAddRequestSupported"))
         self._in_guest = supported
+        # A template and its clones have one namespace, whose id in the guest is the same in all of them.
+        self._in_template = TEMPLATE_NAMESPACE if options.template or options.clone_of is not None else ""
+        #: Of a clone whose guest was in a namespace when it was saved: it stays in that.
+        self._inherited: Hold[str] | None = None
         self._namespaces = self._drive(Namespaces(plan.os, supported), "network")
         routing = isinstance(options, LCOWOptions) and options.policy_based_routing
         self._adapters = self._drive(
             Adapters(plan.os, context.host.build, supported, routing), "network", part_of_parent=False
         )
+
+    def _key(self, namespace_id: str) -> str:
+        """Return the key of a namespace: all are one in a template and its clones."""
+        key = guid_key(namespace_id)
+        return guid_key(self._in_template) or key
+
+    def _adopt(self) -> None:
+        """Enter the namespace that the guest of a clone is in from the start."""
+        key, namespace = guid_key(TEMPLATE_NAMESPACE), HostComputeNamespace(id=TEMPLATE_NAMESPACE)
+        self._inherited = self._namespaces.adopt(key, namespace, namespace)
+        # No caller has it.
+        self._inherited.leave()
 
     @property
     def namespaces(self) -> tuple[str, ...]:
@@ -169,6 +188,9 @@ class NetworkBus(Bus):
     async def add_namespace(self, namespace: str | Mapping[str, Any]) -> NamespaceLease:
         """Put the VM into a network namespace of the host. Await it, or enter it.
 
+        A template and its clones are in one namespace at most, which has the id of :data:`TEMPLATE_NAMESPACE`
+        in the guest, and in the lease; the guest of a clone may be in it from the start.
+
         :param namespace: its id, or its HCN document.
         :raises OptionsError: the VM is in it already, or the document has no ID.
         """
@@ -178,8 +200,8 @@ class NetworkBus(Bus):
         model = from_json(HostComputeNamespace, document)
         if not model.id:
             raise OptionsError("no network namespace was added: its document has no ID")
-        model.id = guid_text(model.id)
-        key = guid_key(model.id)
+        key = self._key(model.id)
+        model.id = self._in_template or guid_text(model.id)
         await self._namespaces.clear(key)
         if self._namespaces.in_use(key):
             raise OptionsError(f"{self._context.vm_id} is in the network namespace {model.id} already")
@@ -198,7 +220,7 @@ class NetworkBus(Bus):
         :raises OptionsError: the document has no ID, or `nic_id` is no GUID or that of another adapter.
         :raises NotAttachedError: the VM is not in that namespace.
         """
-        backend, key = self._context.backend, guid_key(namespace_id)
+        backend, key = self._context.backend, self._key(namespace_id)
         nic_id = guid_of(nic_id or backend.new_id(), "the id of an adapter")
         self._context.link.check_running()
         document = await backend.network.endpoint(endpoint) if isinstance(endpoint, str) else endpoint
@@ -329,7 +351,7 @@ class NetworkBus(Bus):
         :raises NotAttachedError: the endpoint has no adapter.
         """
         await self._release_oldest(
-            self._adapters.oldest_on(adapter_key(namespace_id, endpoint_id)),
+            self._adapters.oldest_on(adapter_key(self._key(namespace_id), endpoint_id)),
             f"{self._context.vm_id} has no adapter for the endpoint {endpoint_id} in {namespace_id}",
         )
 
@@ -361,12 +383,13 @@ class NetworkBus(Bus):
 
     async def remove_namespace(self, namespace_id: str) -> None:
         """Take the VM out of a namespace, with its adapters; do nothing if the VM is not in it."""
-        namespace = self._namespaces.oldest_on(guid_key(namespace_id))[:1]
+        holds = self._namespaces.holds_on(self._key(namespace_id))
+        namespace = [hold for hold in holds if hold is not self._inherited][:1]
         await _release([*self._adapter_holds(namespace_id), *namespace], namespace_id)
 
     def _adapter_holds(self, namespace_id: str) -> list[Hold[object]]:
         """Return the holds on the adapters of a namespace, in the order in which the adapters came."""
-        namespace = guid_key(namespace_id)
+        namespace = self._key(namespace_id)
         adapters = (entry for entry, _ in self._adapters.ledger.named(namespace))
         keys = [entry.key for entry in sorted(adapters, key=lambda entry: entry.number)]
         return [hold for key in keys for hold in self._adapters.holds_on(key)]

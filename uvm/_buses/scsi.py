@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import partial
 from typing import TypeAlias
 
@@ -34,6 +35,7 @@ from uvm.devices.scsi import (
     shown_path,
 )
 from uvm.errors import OptionsError
+from uvm.schema.template import TemplateDisk, TemplateMount
 
 _MountEntry: TypeAlias = Entry[MountKey, str, MountPlace, bool]
 
@@ -176,6 +178,41 @@ class ScsiBus(Bus):
             return ScsiLease(await disk, shown, *disk.slot)
         mounted: Hold[MountPlace] = await disk.through()
         return ScsiLease(mounted, shown, *disk.slot, mounted.slot.path)
+
+    def _adopt(self, disks: Iterable[TemplateDisk]) -> None:
+        """Enter the disks of a clone and their mounts, as its template had them, with one reference each."""
+        for disk in disks:
+            type, evd_type = DiskType(disk.type), disk.extensible_virtual_disk_type
+            name = evd_name(f"evd://{evd_type}/{disk.path}", self._context.host.paths) if evd_type else ""
+            name = name or self._context.key(disk.path)
+            key, slot = DiskKey(name, type, evd_type, disk.read_only), ScsiSlot(disk.controller, disk.lun)
+            hold = self._disks.adopt(key, disk.path, disk.path, names=(name,), slot=slot)
+            for number, each in enumerate(disk.mounts):
+                # The first mount has the disk's own reference.
+                parent = self._disks.acquire(key, disk.path, names=(name,)) if number else hold
+                mount = Mount(format_with_refs=each.format_with_refs)
+                mounted = mount_key(slot, mount, disk.read_only)
+                self._mounts.adopt(mounted, each.guest_path, True, parent=parent, names=(slot,))
+
+    def _saved(self) -> list[TemplateDisk]:
+        """Return the disks with their mounts, for clones."""
+        return [
+            TemplateDisk(
+                controller=entry.slot.controller,
+                lun=entry.slot.lun,
+                path=path,
+                type=entry.key.type,
+                extensible_virtual_disk_type=entry.key.evd_type,
+                read_only=entry.key.read_only,
+                mounts=[
+                    TemplateMount(
+                        guest_path=mount.slot.path, format_with_refs=mount.key.mount.format_with_refs
+                    )
+                    for mount in self._mounted(entry.slot)
+                ],
+            )
+            for entry, path in self._disks.attached()
+        ]
 
     async def _named(self, path: HostPath, type: DiskType) -> tuple[HostName, str]:
         """Return the name of a disk, and the type of an extensible one."""

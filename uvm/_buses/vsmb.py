@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 from attrs import define, frozen
@@ -9,7 +10,7 @@ from attrs import define, frozen
 from uvm._async import opens
 from uvm._buses.access import HostName
 from uvm._buses.context import Bus, Context, on_host
-from uvm._buses.holds import Hold
+from uvm._buses.holds import Hold, HoldState
 from uvm._buses.lease import Lease
 from uvm._checks import checked, flag
 from uvm._names import HostPath
@@ -28,7 +29,7 @@ from uvm.devices.vsmb import (
 )
 from uvm.errors import OptionsError
 from uvm.options import LCOWOptions
-from uvm.schema.devices import VirtualSmbShareOptions
+from uvm.schema.devices import VirtualSmbShare, VirtualSmbShareOptions, saveable_options
 
 
 @define(eq=False, repr=False)
@@ -113,7 +114,8 @@ class VSMBBus(Bus):
         no_direct_map = options.fully_physically_backed or (
             not isinstance(options, LCOWOptions) and options.no_direct_map
         )
-        return default_options(read_only, no_direct_map)
+        defaults = default_options(read_only, no_direct_map)
+        return saveable_options(defaults) if options.template else defaults
 
     @opens
     async def add(
@@ -125,7 +127,8 @@ class VSMBBus(Bus):
         reference. A direct-mapped share, which is the default, stays on the host after its last lease,
         because the guest may have its files mapped; the same directory again then gets the same share.
 
-        :param options: the share's options in place of :meth:`default_options`; ``read_only`` is theirs.
+        :param options: the share's options in place of :meth:`default_options`; ``read_only`` is theirs. In a
+            VM that is to be a template, those win with which a share can be saved.
         :raises OptionsError: the path is no absolute one, or `read_only` is asked for beside other options.
         :raises AccessDeniedError: it is writable, and the VM denies writable shares.
         :raises HostPathError: nothing is at that path.
@@ -139,6 +142,8 @@ class VSMBBus(Bus):
             raise OptionsError(f"{path} was not shared: options are VirtualSmbShareOptions, not {options!r}")
         elif read_only and not options.read_only:
             raise OptionsError(f"{path} was not shared: read_only=True, but options.read_only is False")
+        elif context.options.template:
+            options = saveable_options(options)
         context.need_guest("VSMB", "windows")
         context.check_writable_share(path, options.read_only)
         context.link.check_running()
@@ -152,6 +157,31 @@ class VSMBBus(Bus):
             # One file has one path in the guest, in the spelling that was sent.
             file = entry.applied.file(file.key) or file
         return VSMBLease(hold, named.path, hold.slot, self._guest_path(hold.slot, file))
+
+    def _adopt(self, shares: Iterable[VirtualSmbShare], named: int) -> None:
+        """Enter the shares of a clone, as its template had them, each file with one reference.
+
+        :param named: how many names have been used.
+        """
+        context, ledger = self._context, self._shares.ledger
+        for share in shares:
+            options = share.options or VirtualSmbShareOptions()
+            directory = context.key(share.path)
+            files = [SharedFile(context.key(path), path) for path in share.allowed_files]
+            applied = Share(share.path, options, tuple(files))
+            key = ShareKey(directory, options.read_only, not files)
+            members = [ShareMember(share.path, file, options) for file in files]
+            first, *others = members or [ShareMember(share.path, None, options)]
+            name = directory if first.file is None else first.file.key
+            self._shares.adopt(key, first, applied, names=(name,), slot=share.name)
+            for file, member in zip(files[1:], others, strict=True):
+                self._shares.acquire(key, member, names=(file.key,)).settle(HoldState.HELD)
+        ledger.device.load(named)
+
+    def _saved(self) -> tuple[list[VirtualSmbShare], int]:
+        """Return the shares as they are sent, for clones, and how many names have been used."""
+        shares = [share.settings(entry.slot) for entry, share in self._shares.attached()]
+        return shares, self._shares.ledger.device.dump()
 
     async def _member(self, named: HostName, options: VirtualSmbShareOptions) -> ShareMember:
         """Look at a directory or file of the host, and return what is wanted of its share."""

@@ -7,6 +7,7 @@ from attrs import field, frozen
 from uvm._names import GuestOS
 from uvm._repr import brief_call
 from uvm.backend import JSON, AccessMask
+from uvm.schema.template import TemplateDocument
 
 
 @frozen
@@ -76,6 +77,7 @@ class CreationPlan:
     :ivar assigned_devices: PCI devices of the document.
     :ivar preparations: the steps on the host before the creation, in order.
     :ivar temporary_files: files made for this VM, deleted after its exit, or if it cannot be created.
+    :ivar restored: what is attached to a clone from its start, as to its template; its copies of disks.
     :ivar copies_on_exit: the steps after the exit, before the temporary files are deleted (``debug_mode``).
     """
 
@@ -94,5 +96,6 @@ class CreationPlan:
     preparations: tuple[Preparation, ...] = ()
     temporary_files: tuple[str, ...] = ()
     copies_on_exit: tuple[Preparation, ...] = ()
+    restored: TemplateDocument | None = None
 
     __repr__ = brief_call

@@ -32,6 +32,7 @@ from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 _HOST_PATHS = (
     "dump_directory",
     "bundle_directory",
+    "scratch_directory",
     "debug_data_path",
     "boot_files_root_path",
     "guest_state_file",
@@ -90,6 +91,12 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
         preparations = (GrantAccess(options.dump_directory, to_vm_group=True, mask="all"), *preparations)
     if options.security_policy_enabled:
         _make_confidential(vm, options)
+    if options.clone_of is not None:
+        from uvm._document.clone import plan_clone
+
+        # It has no scratch disk of its own.
+        kept = tuple(step for step in preparations if step not in boot.preparations)
+        return plan_clone(options, options.clone_of.document, host, vm, id, kept)
     return evolve(
         finish(options, host, vm, id=id, minor=5 if options.security_policy_enabled else 1),
         reserved_scsi=tuple((0, lun) for lun in range(len(boot.disks))),
@@ -165,6 +172,8 @@ def _boot_from_directory(options: WCOWOptions, files: VmbFSBootFiles) -> _Boot:
         take_backup_privilege=True,
         no_directmap=options.fully_physically_backed or options.no_direct_map,
     )
+    if options.template:
+        share_options = devices.saveable_options(share_options)
     return _Boot(
         chipset=system.Chipset(
             uefi=system.Uefi(boot_this=system.UefiBootEntry(device_type="VmbFs", device_path=loader))

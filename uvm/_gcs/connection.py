@@ -447,6 +447,17 @@ class GuestConnection(GuestHost):
         self._capabilities()
         await self._link.call(self._containers.delete_state(container_id))
 
+    def open_container(self, container_id: str) -> Container:
+        """Open a container that is in the guest already, by its id: that of a clone's template, for instance.
+
+        No request is sent; what a container that is not there is asked is refused by the guest.
+
+        :raises OptionsError: one of that id is open already.
+        :raises BridgeClosedError: the connection is closed.
+        """
+        self._capabilities()
+        return self._containers.open(container_id)
+
     async def _launch(self, launch: Launch) -> Process:
         self._capabilities()
         return await start_process(self._link, HOST_CONTAINER_ID, launch)

@@ -51,6 +51,7 @@ class ConnectedContainer:
 
     :ivar activity_id: of the request that creates it; the guest reports its exit under it.
     :ivar created: the guest has answered that request, or never will.
+    :ivar opened: another connection created it, so that its activity id is unknown.
     :ivar exit: its exit, to be.
     """
 
@@ -60,6 +61,7 @@ class ConnectedContainer:
     #: Called when the guest has deleted its state, and when its exit is settled.
     _free: Callable[[ConnectedContainer], None]
     created: bool = field(default=False, init=False)
+    opened: bool = field(default=False, init=False)
     exit: Exit[ContainerExit] = field(init=False)
     _init: Exit[int] | None = field(default=None, init=False)
     # A task ends the container with its own process.

@@ -128,10 +128,19 @@ class Containers:
         finally:
             self._deleting.discard(container_id)
 
-    def _take(self, container_id: str) -> ConnectedContainer:
+    def open(self, container_id: str) -> Container:
+        """Open a container; see :meth:`uvm._gcs.connection.GuestConnection.open_container`."""
+        check_container_id(container_id)
+        if self._link.bridge.closed:
+            raise self._link.closed_error()
+        handle = self._take(container_id, "open")
+        handle.created = handle.opened = True
+        return Container(self._link, handle, None)
+
+    def _take(self, container_id: str, verb: str = "create") -> ConnectedContainer:
         if container_id in self._taken or container_id in self._deleting:
             raise OptionsError(
-                f"create container {container_id}: one of that id is there, or being ended; nothing was sent"
+                f"{verb} container {container_id}: one of that id is there, or being ended; nothing was sent"
             )
         number = 0
         if container_id in self._ended:
@@ -147,9 +156,10 @@ class Containers:
         """
         container_id, activity = report.container_id, report.activity_id.lower()
         handle = self._awaited.get((container_id, activity))
-        if handle is None and not _OURS.fullmatch(activity):
-            # A guest that does not say which of them.
-            handle = self._taken.get(container_id)
+        taken = self._taken.get(container_id)
+        if handle is None and taken is not None and (taken.opened or not _OURS.fullmatch(activity)):
+            # A guest that does not say which of them, or a container that another connection created.
+            handle = taken
         if handle is not None:
             exit = ContainerExit(printable(report.type), report.result & 0xFFFFFFFF, report.result_info)
             _log.info("%s: container %s has exited: %s", self._link.name, handle.id, exit)

@@ -159,27 +159,32 @@ class ContainerHandle(Protocol):
 
 @final
 class Container(ProcessHost):
-    """A container in a guest. Made by ``create_container`` of a VM, or of a connection.
+    """A container in a guest, of ``create_container`` or ``open_container`` of a VM, or of a connection.
 
     As a context manager it is closed at the end; see :meth:`aclose`.
 
     :ivar id: its id.
     """
 
-    def __init__(self, guest: GuestAccess, handle: ContainerHandle, config: JSON) -> None:
+    def __init__(self, guest: GuestAccess, handle: ContainerHandle, config: JSON | None) -> None:
         self.id: str = handle.id
         self._guest = guest
         self._handle = handle
-        self._own_process: Mapping[str, Any] = spec_of(config)["process"] if guest.os == "linux" else {}
-        self._config = config
-        self._directories = _directories_of(config)
+        # One that was opened by its id was created elsewhere, and may run.
+        opened = config is None
+        self._config: JSON = config or {}
+        linux = guest.os == "linux"
+        self._own_process: Mapping[str, Any] = (
+            spec_of(self._config)["process"] if linux and not opened else {}
+        )
+        self._directories = _directories_of(self._config)
         self._init: Process | None = None
         # Those beside its own that were started by this object and run, the oldest first.
         self._others: dict[Process, None] = {}
-        self._runs = False
+        self._runs = opened
         self._init_there = Flag()
-        # The answer to the start of its own process was lost, so that it may run.
-        self._may_run = False
+        # Its own process was started elsewhere, or the answer to its start was lost, so that it may run.
+        self._may_run = opened and linux
         self._closing = ContainerEnd(guest, f"close container {self.id}", self._close)
         self._deletion = ContainerEnd(guest, f"delete the state of container {self.id}", self._delete_state)
 
@@ -217,13 +222,18 @@ class Container(ProcessHost):
     async def open_init(self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True) -> Process:
         """Start the container's own, first process, which its specification describes. Await it, or enter it.
 
-        :raises NotSupportedError: the guest runs Windows, whose containers have none.
+        :raises NotSupportedError: a Windows container has none; or it was opened by its id.
         :raises GuestError: the guest refused.
         :raises UnknownOutcomeError: the answer was lost; it may run.
         """
         if self._guest.os == "windows":
             raise NotSupportedError(
                 f"container {self.id}: a Windows container has no process of its own; run one in it"
+            )
+        if not self._own_process:
+            raise NotSupportedError(
+                f"container {self.id}: it was opened by its id, so that its specification is unknown; what "
+                "created it starts its own process"
             )
         terminal = self._own_process.get("terminal") is True
         pipes = pipes_of(terminal, stdin=stdin, stdout=stdout, stderr=stderr)

@@ -165,6 +165,11 @@ class ContainerStates:
         self._users.remove(closing)
         closing.ended.set()
 
+    @property
+    def any_closing(self) -> bool:
+        """Whether a container is being closed."""
+        return bool(self._closing)
+
     async def closed(self, container_id: str) -> None:
         """Wait until that container is not being closed any more, whatever came of it."""
         while (closing := self._closing.get(container_id)) is not None:

@@ -20,11 +20,12 @@ from uvm._buses.link import Link
 from uvm._document import files_to_stat, plan_creation
 from uvm._document.boot import boot_directory
 from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
-from uvm._names import host_path, host_path_key, pipe_path
+from uvm._names import GuestOS, host_path, host_path_key, pipe_path
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
-from uvm.errors import HostError, HostPathError, OptionsError, is_refusal
+from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError, is_refusal
 from uvm.hresult import HResult
 from uvm.options import LCOWOptions, Options
+from uvm.options.template import SAVED_AS_TEMPLATE, Template, end_if_there, state_on_host
 from uvm.schema.common import V21H1
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY, ConfidentialOptions
 from uvm.schema.requests import ADD, ModificationRequest
@@ -155,6 +156,8 @@ async def create(
         plan = _amended(plan, settings.amend)
     if options.id:
         await _refuse_if_there(plan.id, backend)
+    if options.clone_of is not None:
+        await _check_there(options.clone_of, backend)
     artifacts = HostArtifacts(backend, host, plan)
     try:
         await artifacts.prepare(plan.preparations)
@@ -192,6 +195,8 @@ async def build_plan(options: LCOWOptions | WCOWOptions, backend: Backend, host:
     if not isinstance(given, Options):
         raise OptionsError(f"options are LCOWOptions or WCOWOptions, not {given!r}")
     options.check_effects()
+    if options.template or options.clone_of is not None:
+        _check_templates(options, host)
     if options.network_config_proxy:
         _check_proxy(options.network_config_proxy, host)
     planned = options
@@ -203,6 +208,23 @@ async def build_plan(options: LCOWOptions | WCOWOptions, backend: Backend, host:
     plan = plan_creation(planned, host, files, id=system_id, new_id=backend.new_id)
     await _refuse_copies_over_sources(plan, backend, host)
     return plan
+
+
+def _check_templates(options: LCOWOptions | WCOWOptions, host: HostInfo) -> None:
+    """Refuse templates and clones on a host that has none, of that kind of guest.
+
+    :raises NotSupportedError: the host has none.
+    :raises OptionsError: the template has another kind of guest.
+    """
+    os: GuestOS = "linux" if isinstance(options, LCOWOptions) else "windows"
+    if os not in host.templates:
+        kinds = " or ".join(each.capitalize() for each in host.templates) or "no"
+        raise NotSupportedError(
+            f"template and clone_of: this host makes templates of {kinds} guests, not of {os.capitalize()} "
+            "ones; nothing was created"
+        )
+    if options.clone_of is not None and options.clone_of.document.os != os:
+        raise OptionsError(f"clone_of: the guest of {options.clone_of.vm_id} is of another kind than {os}")
 
 
 def _check_proxy(path: str, host: HostInfo) -> None:
@@ -228,7 +250,8 @@ async def _refuse_copies_over_sources(plan: CreationPlan, backend: Backend, host
         target = await backend.files.resolve(step.target)
         if host_path_key(target, host.paths) in sources:
             raise OptionsError(
-                f"{step.target} is {target}, which is copied itself: bundle_directory must be apart"
+                f"{step.target} is {target}, which is copied itself: bundle_directory, "
+                "or scratch_directory, must be apart"
             )
 
 
@@ -241,6 +264,20 @@ async def _refuse_if_there(system_id: str, backend: Backend) -> None:
         raise HostError(f"create {system_id}", HResult.HCS_E_SYSTEM_ALREADY_EXISTS)
 
 
+async def _check_there(template: Template, backend: Backend) -> None:
+    """Check that a template is on the host, before anything is copied.
+
+    :raises HostError: HCS_E_SYSTEM_NOT_FOUND if it has gone; HCS_E_INVALID_STATE if it is no template.
+    """
+    state = await state_on_host(backend, template.vm_id)
+    if state == SAVED_AS_TEMPLATE:
+        return
+    gone = state in ("", "Stopped")
+    code = HResult.HCS_E_SYSTEM_NOT_FOUND if gone else HResult.HCS_E_INVALID_STATE
+    what = "the template has gone" if gone else f"it is {state}, and was not saved as a template"
+    raise HostError(f"clone {template.vm_id}", code, f"{what}; nothing was created")
+
+
 async def _create(plan: CreationPlan, backend: Backend, grace_seconds: float) -> System:
     try:
         return await backend.create(plan.id, plan.document)
@@ -250,23 +287,10 @@ async def _create(plan: CreationPlan, backend: Backend, grace_seconds: float) ->
         # Cancelled, or the answer was lost: the system may exist.
         with anyio.move_on_after(grace_seconds, shield=True):
             try:
-                await _remove_if_there(plan.id, backend)
+                await end_if_there(plan.id, backend)
             except Exception as error:
                 failure.add_note(f"and removing what may have been created failed: {error}")
         raise
-
-
-async def _remove_if_there(system_id: str, backend: Backend) -> None:
-    try:
-        system = await backend.open(system_id)
-    except HostError as error:
-        if error.hresult != HResult.HCS_E_SYSTEM_NOT_FOUND:
-            raise
-        return
-    try:
-        await system.terminate()
-    finally:
-        await system.close()
 
 
 async def security_policy_request(

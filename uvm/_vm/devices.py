@@ -220,6 +220,13 @@ class Devices(Part):
         return {name: driver.ledger.dump() for name, driver in self._drivers()}
 
     def _adopt_boot_devices(self) -> None:
-        """Enter the PCI devices that the VM was created with into their ledger."""
+        """Enter what is attached from the start of the VM into the ledgers."""
         for device in self._context.plan.assigned_devices:
             self.vpci._adopt(device.instance_path, device.function, device.vmbus_guid)
+        restored = self._context.plan.restored
+        if restored is not None:
+            self.scsi._adopt(restored.disks)
+            self.vsmb._adopt(restored.shares, restored.shares_named)
+            self.layers._adopt(restored.roots)
+            if restored.has_namespace:
+                self.network._adopt()

@@ -72,6 +72,7 @@ class VMState(enum.Enum):
     STARTING = "starting"
     RUNNING = "running"
     PAUSED = "paused"
+    SAVED = "saved"  # as a template
     EXITED = "exited"
     CLOSED = "closed"
 
@@ -151,6 +152,8 @@ class Ending(Devices, RuntimeSettings, ClosedOnLeaving):
             raise VMStateError(
                 f"shut down {self.id}: the VM has not been started; terminate it, or leave its context"
             )
+        if self._state is VMState.SAVED:
+            raise VMStateError(f"shut down {self.id}: it was saved as a template; terminate it, or close it")
         with anyio.move_on_after(timeout_seconds), suppress(VMExitedError):
             await self._link.carry_out(self._ask_to_shut_down)
             return await self.wait()

@@ -154,6 +154,16 @@ class GuestServices(Part, ProcessHost):
             states.check_unmounted(container_id, directories)
             await self._link.carry_out(lambda: self._link.call(guest.delete_container_state(container_id)))
 
+    def open_container(self, container_id: str) -> Container:
+        """Open a container that is in the guest already, by its id: that of a clone's template, for instance.
+
+        No request is sent; what a container that is not there is asked is refused by the guest.
+
+        :raises OptionsError: one of that id is open already.
+        :raises NotSupportedError: HCS holds the connection to the guest.
+        """
+        return self.guest.open_container(container_id)
+
     # The compute service itself.
 
     async def dump_stacks(self) -> str:

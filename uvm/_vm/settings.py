@@ -13,7 +13,6 @@ from uvm._checks import (
     U64,
     check_names,
     checked,
-    flag,
     guid_of,
     instance,
     items,
@@ -267,18 +266,16 @@ class RuntimeSettings(Part):
         self._context.need_guest(RESOURCE_POD_CGROUP_MEMORY_LIMIT, "linux")
         await self.guest_request(_FIT_PODS)
 
-    async def save(self, path: HostPath, *, as_template: bool = False) -> None:
+    async def save(self, path: HostPath) -> None:
         """Save the VM's state into a file of the host; the VM must be paused.
 
         :param path: empty leaves the choice to the host.
-        :param as_template: save it as a template that other VMs start from.
         :raises OptionsError: the path is not an absolute one of the host.
         """
         link = self._link
         link.check_running()
         file = host_path(path, self._context.host.paths, "path") if path else ""
-        save_type = "AsTemplate" if checked(as_template, flag, "as_template") else "ToFile"
-        options = {"SaveType": save_type, "SaveStateFilePath": file}
+        options = {"SaveType": "ToFile", "SaveStateFilePath": file}
         await link.carry_out(lambda: link.call(link.system.save(options)))
 
     async def crash(self) -> None:

@@ -11,7 +11,8 @@ The host listens to what a guest dials while it boots before the VM is started, 
       512 random bytes  <-- dials the entropy port     Linux: seeds its kernel
       output handler    <-- dials the output port      Linux: its log; Windows: once asked to forward it
       negotiate         <-- dials the service port
-      host create, start, Hyper-V addresses ------->  Windows
+      host create, start -------------------------->  Windows, unless the VM is a clone
+      Hyper-V addresses --------------------------->  Windows
       security policy ----------------------------->  confidential VMs
       log sources, start of forwarding ------------>  Windows
 
@@ -221,15 +222,14 @@ class GuestStartup:
         return connection
 
     async def _introduce(self, connection: GuestConnection) -> None:
-        """Send the first requests of a cold start; most go to Windows guests only."""
+        """Send the first requests, most of them to Windows guests only; the guest of a clone has started."""
         context, options = self.context, self.context.options
         if isinstance(options, LCOWOptions):
             await connection.start_guest()
             await self._set_policy(connection)
             return
-        host_zone = context.host.time_zone if options.inherit_time_zone else None
-        time_zone = _UTC if host_zone is None else from_json(TimeZoneInformation, dict(host_zone))
-        await connection.start_guest(time_zone)
+        if options.clone_of is None:
+            await connection.start_guest(self._time_zone(options))
         # HCS does this itself if the connection is its own (uvm/start.go).
         addresses = HvSocketAddress(
             local_address=context.link.system.runtime_id, parent_address=ports.PARENT_ADDRESS
@@ -240,6 +240,10 @@ class GuestStartup:
         await connection.modify(request)
         await self._set_policy(connection)
         await self._forward_log(connection, options)
+
+    def _time_zone(self, options: WCOWOptions) -> TimeZoneInformation:
+        host_zone = self.context.host.time_zone if options.inherit_time_zone else None
+        return _UTC if host_zone is None else from_json(TimeZoneInformation, dict(host_zone))
 
     async def _set_policy(self, guest: Guest) -> None:
         context = self.context

@@ -20,9 +20,10 @@ from uvm._document.plan import CreationPlan
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._names import HostPath
 from uvm._vm.creation import HostArtifacts, Settings, create
-from uvm._vm.ending import Ending, VMState
+from uvm._vm.ending import VMState
 from uvm._vm.guest import GuestServices
 from uvm._vm.keywords import check_settings
+from uvm._vm.saving import Saving
 from uvm._vm.startup import GuestStartup, OutputHandler
 from uvm.backend import JSON, Backend, Concurrency, HostInfo, System
 from uvm.backends import is_backend, open_backend
@@ -46,7 +47,7 @@ _ELSEWHERE = (
 )
 
 
-class UtilityVM(Ending, GuestServices):
+class UtilityVM(Saving, GuestServices):
     """A utility VM. :meth:`create` makes one, and closes it when its context is left.
 
     Devices are attributes: ``scsi``, ``vpmem``, ``vsmb``, ``plan9``, ``vpci``, ``pipes``, ``network``,
@@ -218,8 +219,8 @@ class UtilityVM(Ending, GuestServices):
                 await call(self._system.start())
                 self._started_at = datetime.now(UTC)
                 guest = await call(self._startup.meet())
-                self._adopt_boot_devices()
                 self._link.guest = guest
+                self._adopt_boot_devices()
                 await call(self._join_cpu_group())
             except Exception as error:
                 failure = error
@@ -322,39 +323,6 @@ class UtilityVM(Ending, GuestServices):
         from uvm._vm.containermounts import mount_in_container
 
         return mount_in_container(self, container, path, container_path, read_only)
-
-    async def pause(self) -> None:
-        """Pause the VM: its processors stop, and so do the time limits on its guest."""
-        self._link.check_running()
-        await self._link.carry_out(self._pause)
-
-    async def _pause(self) -> None:
-        clock = self._startup.clock
-        was_paused = clock.paused
-        # The guest may stop before the host answers.
-        clock.pause()
-        try:
-            await self._link.call(self._system.pause())
-        except BaseException:
-            if not was_paused:
-                clock.resume()
-            raise
-        self._unless_gone(VMState.PAUSED)
-
-    async def resume(self) -> None:
-        """Resume the paused VM: its processors go on, and so do the time limits on its guest."""
-        self._link.check_running()
-        await self._link.carry_out(self._resume)
-
-    async def _resume(self) -> None:
-        await self._link.call(self._system.resume())
-        self._startup.clock.resume()
-        self._unless_gone(VMState.RUNNING)
-
-    def _unless_gone(self, state: VMState) -> None:
-        """Note a state, unless the VM exited or was closed meanwhile."""
-        if not self._link.exited.is_set() and not self._closing.is_set():
-            self._state = state
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties of the compute system (:meth:`uvm.backend.System.properties`)."""

@@ -355,6 +355,10 @@ class Device(Generic[K, M, S, W]):
         """
         raise NotImplementedError
 
+    def occupy(self, slot: S) -> None:
+        """Take a slot in which something is already."""
+        raise NotImplementedError
+
     def vacate(self, key: K, slot: S) -> None:
         """Free a slot."""
         self._slots.free(slot)

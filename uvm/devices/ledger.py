@@ -171,9 +171,19 @@ class Ledger(Generic[K, M, S, W, P]):
             self._plan(entry, change)
         return ticket, change
 
-    def adopt(self, key: K, member: M, applied: W) -> Ticket[K, M, S, W]:
+    def adopt(
+        self,
+        key: K,
+        member: M,
+        applied: W,
+        parent: P | None = None,
+        names: tuple[Hashable, ...] = (),
+        slot: S | None = None,
+    ) -> Ticket[K, M, S, W]:
         """Enter what is applied already, such as a device that the VM boots with; return its holder's ticket.
 
+        :param parent: what the entry depends on, as well as `names`: see :meth:`acquire`.
+        :param slot: where it is; by default the device chooses.
         :raises OptionsError: the key is in the table already.
         :raises NoSpaceError: there is no slot. In both cases nothing has changed.
         :raises VMExitedError: after :meth:`gone`.
@@ -182,9 +192,16 @@ class Ledger(Generic[K, M, S, W, P]):
             raise self._exited()
         if key in self._entries:
             raise OptionsError(f"{key} cannot be entered as attached: it is in use already")
-        entry = self._entries[key] = Entry(key, self.device.place(key, member), applied)
-        ticket = Ticket(entry, member, HELD)
+        if slot is None:
+            slot = self.device.place(key, member)
+        else:
+            self.device.occupy(slot)
+        entry = self._entries[key] = Entry(key, slot, applied)
+        if parent is not None:
+            self.parents[key] = parent
+        ticket = Ticket(entry, member, HELD, names)
         entry.holders[ticket] = None
+        self._name(entry, ticket)
         return ticket
 
     def drop(self, ticket: Ticket[K, M, S, W]) -> Change[K, M, S, W, P]:

@@ -133,6 +133,10 @@ class Attachments(FirstComeDevice[DiskKey, str, ScsiSlot]):
         except NoSpaceError as e:
             raise NoSpaceError(f"{member} was not attached: no SCSI slot is free ({e})") from None
 
+    def occupy(self, slot: ScsiSlot) -> None:
+        """Take a slot in which a disk is already."""
+        self._slots.occupy(slot.controller * LUNS_PER_CONTROLLER + slot.lun)
+
     def vacate(self, key: DiskKey, slot: ScsiSlot) -> None:
         """Free the slot."""
         self._slots.free(slot.controller * LUNS_PER_CONTROLLER + slot.lun)

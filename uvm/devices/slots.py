@@ -93,6 +93,11 @@ class Slots:
         self._taken |= lowest
         return slot
 
+    def occupy(self, slot: int) -> None:
+        """Take a slot that is free."""
+        assert not self._taken >> slot & 1, f"slot {slot} is taken"
+        self._taken |= 1 << slot
+
     def free(self, slot: int) -> None:
         """Free a slot."""
         assert self._taken >> slot & 1, f"slot {slot} is free already"

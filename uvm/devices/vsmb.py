@@ -88,6 +88,11 @@ class Share:
 
     __repr__ = brief_call
 
+    def settings(self, name: str) -> VirtualSmbShare:
+        """Return it as it is sent."""
+        files = [file.path for file in self.files]
+        return VirtualSmbShare(name=name, path=self.directory, allowed_files=files, options=self.options)
+
     def file(self, key: str) -> SharedFile | None:
         """Return an allowed file, by the key of its path."""
         return next((file for file in self.files if file.key == key), None)
@@ -138,6 +143,9 @@ class Shares(Device[ShareKey, ShareMember, str, Share]):
         """Return a name that was never used before; the first is ``s1``."""
         return f"s{self._slots.take() + 1:x}"
 
+    def occupy(self, slot: str) -> None:
+        """Do nothing: what names have been used is loaded."""
+
     def wanted(self, entry: Entry[ShareKey, ShareMember, str, Share]) -> Share | None:
         """Return the share with the files that are asked for and those that stay."""
         applied = entry.applied
@@ -163,13 +171,7 @@ class Shares(Device[ShareKey, ShareMember, str, Share]):
         """Add the share, state the whole of it anew, or remove it, on the host."""
         settings = VirtualSmbShare(name=operation.slot)
         if operation.kind is not REMOVE:
-            share = operation.value
-            settings = VirtualSmbShare(
-                name=operation.slot,
-                path=share.directory,
-                allowed_files=[file.path for file in share.files],
-                options=share.options,
-            )
+            settings = operation.value.settings(operation.slot)
         return (on_host(operation.kind.value, VSMBShares.PATH, settings),)
 
 

@@ -11,6 +11,7 @@ from uvm._checks import HCSSHIM, INVERTED
 from uvm._lazy import names_from
 from uvm.options.common import HvSocketService, Options, decode_policy
 from uvm.options.lcow import LCOWOptions, PCIDevice
+from uvm.options.template import Template
 
 if TYPE_CHECKING:
     from uvm.options.hcsshim import from_hcsshim
@@ -33,6 +34,7 @@ __all__ = [
     "Options",
     "PCIDevice",
     "RegistryValue",
+    "Template",
     "VmbFSBootFiles",
     "WCOWOptions",
     "decode_policy",

@@ -34,6 +34,7 @@ from uvm._checks import (
 from uvm._names import guid_key
 from uvm._repr import call_of
 from uvm.errors import OptionsError
+from uvm.options.template import Template, differences
 
 #: The number of controller GUIDs.
 MAX_SCSI_CONTROLLERS = 4
@@ -147,6 +148,10 @@ class Options(Checked):
         boots from ``guest_state_file`` needs it.
     :ivar additional_json: a JSON object (text or mapping), merged recursively over the finished document;
         what it says wins, lists are replaced. Never shown.
+    :ivar template: the VM is to be saved with :meth:`uvm.UtilityVM.save_template`: what it shares can be.
+    :ivar clone_of: the template that the VM is made from. The other options are those of the template, but
+        for ``id``, ``additional_json``, ``console_pipe``, ``survive_process``, ``revoke_released_files``.
+    :ivar scratch_directory: the clone's own directory on the host, for its copies of the template's disks.
     :ivar survive_process: keep the VM running when the last handle to it closes.
     :ivar revoke_released_files: remove a released file from its VSMB share's allowed files at once.
     :ivar external_guest_connection: connect to the guest ourselves; False: through HCS.
@@ -216,6 +221,9 @@ class Options(Checked):
     additional_json: str | None = field(
         default=None, converter=_json_text, repr=False, metadata=go(None, text)
     )
+    template: bool = field(default=False, metadata=go(None, flag))
+    clone_of: Template | None = field(default=None, hash=False, metadata=go(None, instance(Template)))
+    scratch_directory: str = field(default="", converter=path, metadata=go(None, text))
     survive_process: bool = field(default=False, metadata=go(None, flag))
     revoke_released_files: bool = field(default=False, metadata=go(None, flag))
     external_guest_connection: bool = field(default=True, metadata=go(None, flag))
@@ -245,6 +253,8 @@ class Options(Checked):
         """Yield options that have no effect beside those that are given, and why."""
         if not self.security_policy_enabled:
             yield _POLICY, "without security_policy_enabled"
+        if self.clone_of is None:
+            yield ("scratch_directory",), "without clone_of"
         if not given.get("numa_max_processors_per_node"):
             yield ("numa_max_memory_per_node_mb",), "without numa_max_processors_per_node"
             if not given.get("numa_mapped_physical_nodes"):
@@ -258,10 +268,34 @@ class Options(Checked):
             raise OptionsError(
                 "deferred_commit needs virtual memory, but allow_overcommit=False asks for physical memory"
             )
+        self._check_template()
         if self.resource_partition_id and self.cpu_group_id:
             raise OptionsError("a VM is in a resource partition or in a CPU group, not in both")
         if self.has_numa:
             self._check_numa()
+
+    def _check_template(self) -> None:
+        """Check what a template, or a clone, has to be."""
+        if self.clone_of is not None:
+            if self.template:
+                raise OptionsError("template: a clone is made from a template, and cannot be one")
+            if not self.scratch_directory:
+                raise OptionsError("clone_of needs scratch_directory, for the clone's copies of disks")
+            if different := differences(self, self.clone_of):
+                raise OptionsError(
+                    f"{', '.join(different)}: a clone of {self.clone_of.vm_id} has the options of its "
+                    "template; state them alike"
+                )
+        elif self.template:
+            if self.fully_physically_backed:
+                raise OptionsError("fully_physically_backed: the memory of a template cannot be so")
+            if self.security_policy_enabled:
+                raise OptionsError("security_policy_enabled: a confidential VM cannot be saved as a template")
+        if (self.template or self.clone_of is not None) and not self.external_guest_connection:
+            raise OptionsError(
+                "external_guest_connection=False: HCS would keep its connection to the guest, which a "
+                "template and its clones must not have"
+            )
 
     @property
     def has_numa(self) -> bool:

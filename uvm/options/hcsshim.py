@@ -72,7 +72,7 @@ def _arguments(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
         field = fields.get(name)
         if field is None:
             raise OptionsError(f"hcsshim has no option {name!r} for {cls.__name__}")
-        if value is None and field.default is not attrs.NOTHING:
+        if value is None and field.default is not attrs.NOTHING and field.default is not None:
             continue
         if field.metadata.get(INVERTED) and isinstance(value, bool):
             value = not value

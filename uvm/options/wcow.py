@@ -120,11 +120,16 @@ _CONFIDENTIAL = (
 )
 
 
+#: The default of what only a clone may leave out.
+_OF_TEMPLATE: Any = None
+
+
 @frozen(kw_only=True, repr=False)
 class WCOWOptions(Options):
     """The options of a VM with a Windows guest.
 
-    :ivar boot_files: what it boots from; confidential VMs boot from disks, the others from a directory.
+    :ivar boot_files: what it boots from; confidential VMs boot from disks, the others from a directory. Only
+        a clone may leave it out: it has that of its template.
     :ivar boot_files_root_path: the host's directory of those files of a confidential VM that are not named:
         its boot disks and its signed measurements.
     :ivar no_direct_map: map no SMB share directly into the guest.
@@ -142,7 +147,7 @@ class WCOWOptions(Options):
     """
 
     boot_files: VmbFSBootFiles | BlockCIMBootFiles = field(
-        metadata=go("BootFiles", instance(VmbFSBootFiles, BlockCIMBootFiles))
+        default=_OF_TEMPLATE, metadata=go("BootFiles", instance(VmbFSBootFiles, BlockCIMBootFiles))
     )
     boot_files_root_path: str = field(default="", converter=path, metadata=go("BootFilesRootPath", text))
     no_direct_map: bool = field(default=False, metadata=go("NoDirectMap", flag))
@@ -163,6 +168,11 @@ class WCOWOptions(Options):
     debug_data_path: str = field(default="", converter=path, metadata=go("DebugDataPath", text))
 
     def _check_together(self) -> None:
+        if self.boot_files is _OF_TEMPLATE:
+            if self.clone_of is None:
+                raise OptionsError("boot_files must be VmbFSBootFiles or BlockCIMBootFiles, not None")
+            boot_files = VmbFSBootFiles(**self.clone_of.document.options["boot_files"])
+            object.__setattr__(self, "boot_files", boot_files)
         Options._check_together(self)
         if self.scsi_controllers != 1:
             raise OptionsError(f"a Windows VM has exactly 1 SCSI controller, not {self.scsi_controllers}")

@@ -185,6 +185,20 @@ class VirtualSmbShareOptions(Model):
     single_file_mapping: bool = False
 
 
+def saveable_options(options: VirtualSmbShareOptions) -> VirtualSmbShareOptions:
+    """Return the options with which a share is saved with its VM (hcsshim's ``SetSaveableVSMBOptions``)."""
+    read_only = options.read_only
+    return options.replaced(
+        share_read=read_only,
+        cache_io=read_only,
+        pseudo_oplocks=read_only,
+        no_oplocks=not read_only,
+        no_locks=True,
+        pseudo_dirnotify=True,
+        no_directmap=True,
+    )
+
+
 class VirtualSmbShare(Model):
     """A directory of the host, shared with the guest over SMB."""
 

@@ -34,7 +34,7 @@ from uvm.backends.fake.system import FakeHostedSystem, FakeSystem
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import HostError
 from uvm.hresult import HResult
-from uvm.schema.system import ComputeSystem
+from uvm.schema.system import ComputeSystem, VirtualMachine
 
 #: The directory in which hcsshim expects the boot files of Linux VMs, and the files with their sizes.
 _BOOT_DIRECTORY = "C:\\Program Files\\Linux Containers"
@@ -276,14 +276,41 @@ class FakeBackend(Bound):
             raise HostError(f"create {system_id}", HResult.HCS_E_SYSTEM_ALREADY_EXISTS)
 
     def _make(self, system_id: str, document: JSON, checked: ComputeSystem) -> FakeVM:
-        runtime_id, capabilities = self.new_id(), self._guest_capabilities
-        vm = FakeVM(
-            system_id, runtime_id, document, checked, self._host, self.clock, self._forget_vm, capabilities
-        )
         assert checked.virtual_machine is not None
+        template = self._template(checked.virtual_machine, f"create {system_id}")
+        vm = FakeVM(
+            system_id,
+            self.new_id(),
+            document,
+            checked,
+            self._host,
+            self.clock,
+            self._forget_vm,
+            self._guest_capabilities,
+            template,
+        )
         kind = _service_kind(vm.os)
         vm.service = kind(vm, checked.virtual_machine, self._guests)
+        if template is not None:
+            vm.service.restore(template.service)
         return vm
+
+    def _template(self, machine: VirtualMachine, operation: str) -> FakeVM | None:
+        """Return the template that a document restores: HCS_E_SYSTEM_NOT_FOUND, or HCS_E_INVALID_STATE."""
+        state = machine.restore_state
+        if state is None or not state.template_system_id:
+            return None
+        template = self._vms.get(state.template_system_id)
+        if template is None:
+            text = f"there is no VM {state.template_system_id} to start from"
+            raise HostError(operation, HResult.HCS_E_SYSTEM_NOT_FOUND, text)
+        if template.state != "SavedAsTemplate":
+            text = f"{template.id} is {template.state}, and was not saved as a template"
+            raise HostError(operation, HResult.HCS_E_INVALID_STATE, text)
+        if template.os not in self.info.templates:
+            text = f"there are no clones of {template.os.capitalize()} guests"
+            raise HostError(operation, HResult.ERROR_NOT_SUPPORTED, text)
+        return template
 
 
 def _service_kind(os: GuestOS) -> type[GuestService]:

@@ -112,6 +112,11 @@ class FakeStream:
     def __repr__(self) -> str:
         return shown(self)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the other end has closed its direction, and all that it sent was received."""
+        return self._incoming.ended and not self._incoming.size
+
     async def receive(self, max_bytes: int = _CHUNK_BYTES) -> bytes:
         """Receive at least one byte; anyio.EndOfStream at the end."""
         if max_bytes < 1:

@@ -11,7 +11,7 @@ from uvm.backend import JSON
 from uvm.backends.fake.devices.adapters import AdapterKind
 from uvm.backends.fake.devices.passthrough import PciKind, PipeKind
 from uvm.backends.fake.devices.ports import SocketKind
-from uvm.backends.fake.devices.request import DeviceKind, Request
+from uvm.backends.fake.devices.request import Device, DeviceKind, DeviceTable, Request
 from uvm.backends.fake.devices.scsi import ScsiKind
 from uvm.backends.fake.devices.shares import Plan9Kind, VSmbKind
 from uvm.backends.fake.devices.topology import TopologyKind
@@ -36,6 +36,7 @@ _NOT_MODELLED: Final = re.compile(
 class DeviceTree:
     """The devices of one VM, kind by kind.
 
+    :ivar vm_id: the id of the VM.
     :ivar topology: memory and processors.
     :ivar scsi: SCSI controllers and disks.
     :ivar vpmem: VPMEM devices and mappings.
@@ -52,6 +53,7 @@ class DeviceTree:
 
         :raises HostError: a device of the document is refused; none of them remains attached.
         """
+        self.vm_id: str = vm_id
         self._kinds = {kind: kind(vm_id, host) for kind in _kinds(DeviceKind)}
         self.topology: TopologyKind = self.of(TopologyKind)
         self.scsi: ScsiKind = self.of(ScsiKind)
@@ -94,6 +96,22 @@ class DeviceTree:
         if _NOT_MODELLED.fullmatch(path):
             raise HostError(f"{checked} {path}", HResult.ERROR_NOT_SUPPORTED, "the fake does not model it")
         raise HostError(f"{checked} {path}", HResult.E_INVALIDARG, "unknown resource path")
+
+    def twin(self, device: Device[Any], other: DeviceTree) -> Device[Any] | None:
+        """Return the device of another tree that is where one of this tree is; None if none is there."""
+        for kind, table in self._kinds.items():
+            for key, each in table._attached.items() if isinstance(table, DeviceTable) else ():
+                if each is device:
+                    return other.of(kind).find(key)  # type: ignore[attr-defined,no-any-return]
+        return None
+
+    def check_restorable(self, other: DeviceTree) -> None:
+        """Refuse a tree, for the guest of this one, that lacks a disk or a share of it: E_INVALIDARG."""
+        for table in (self.scsi, self.vsmb):
+            for device in table._attached.values():
+                if self.twin(device, other) is None:
+                    text = f"the template has {device}, and nothing is there in the document"
+                    raise HostError(f"create {self.vm_id}", HResult.E_INVALIDARG, text)
 
     def close(self) -> None:
         """Detach all devices: the VM has exited."""

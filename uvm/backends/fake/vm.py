@@ -49,6 +49,7 @@ class FakeVM(FakeComputeSystem):
         clock: FakeClock,
         forget: Callable[[FakeVM], None],
         guest_capabilities: Mapping[str, Any] | None = None,
+        template: FakeVM | None = None,
     ) -> None:
         super().__init__(system_id, checked.owner, checked.should_terminate_on_last_handle_closed)
         self.runtime_id: str = runtime_id
@@ -69,6 +70,10 @@ class FakeVM(FakeComputeSystem):
         _require_boot_files(system_id, machine, host)
         self.tree: DeviceTree = DeviceTree(system_id, host, machine)
         self._guest: FakeGuest | None = None
+        #: The guest of a clone, until it starts.
+        self._restored: FakeGuest | None = None
+        if template is not None:
+            self._restored = self._guest_of(template)
         self._switchboard: Switchboard | None = None
         self._exit_hooks: dict[Callable[[], None], None] = {}
         self._state_changes: Line = Line()
@@ -93,11 +98,22 @@ class FakeVM(FakeComputeSystem):
         """Start the VM: Created to Running."""
         self.require("start", "Created")
         self.started_ticks = self._clock.ticks
+        self._guest, self._restored = self._restored or self._new_guest(), None
+        self._become("Running")
+
+    def _new_guest(self) -> FakeGuest:
         kind = _guest_kind(self.os)
         stated = self._guest_capabilities
-        capabilities = kind.own_capabilities if stated is None else stated
-        self._guest = kind(self.tree, self._host.checks, capabilities)
-        self._become("Running")
+        return kind(self.tree, self._host.checks, kind.own_capabilities if stated is None else stated)
+
+    def _guest_of(self, template: FakeVM) -> FakeGuest:
+        """Return the guest of a template, on the devices of this VM, which have to be there."""
+        try:
+            template.tree.check_restorable(self.tree)
+        except HostError:
+            self.tree.close()
+            raise
+        return template.guest.copied(self.tree)
 
     def shutdown(self) -> None:
         """Have the guest shut down, at once."""
@@ -135,12 +151,24 @@ class FakeVM(FakeComputeSystem):
         self._become("Running")
 
     def save(self, save_type: str, path: str) -> None:
-        """Save a paused VM to a file, if one is named; ``AsTemplate`` makes it a template."""
+        """Save a paused VM to a file, if one is named; ``AsTemplate`` makes it a template.
+
+        A template may have no network adapters, and no connection between the host and its guest.
+        """
         self.require("save", "Paused")
+        if save_type == "AsTemplate":
+            self._check_saveable()
         if path:
             self._host.files.add(path, size=self.tree.topology.size_in_mb << 20)
         if save_type == "AsTemplate":
             self._become("SavedAsTemplate")
+
+    def _check_saveable(self) -> None:
+        operation = f"save {self.id}"
+        if self.tree.adapters.count:
+            raise HostError(operation, HResult.HCS_E_INVALID_STATE, "it has network adapters")
+        if self.relays or self.service.connected:
+            raise HostError(operation, HResult.HCS_E_INVALID_STATE, "the host is connected to its guest")
 
     def describe(self, properties: Properties) -> None:
         """Set the properties that only a VM has."""

@@ -42,6 +42,8 @@ def audit(vm: UtilityVM, machine: FakeVM) -> Audit:
     # Without its checks: a root that is an orphan stays after its layers.
     twin = type(guest)(guest.tree, evolve(guest.checks, guest=False), guest.capabilities)
     created = dict(_resources(_DEVICES, machine.document["VirtualMachine"]["Devices"]))
+    for name in _restored(vm):
+        created.pop(name, None)
     expected = _Account({name: created[name] for name in created if "/virtualpci/" not in name}, twin)
     doubtful: set[str] = set()
     withheld: set[str] = set()
@@ -58,6 +60,16 @@ def audit(vm: UtilityVM, machine: FakeVM) -> Audit:
     actual = _Account(dict(_resources(_DEVICES, guest.tree.inventory())), guest)
     places = ("host",) if guest_is_gone(vm) else ("host", "guest")
     return Audit(*(frozenset(each.facts(places, withheld, doubtful)) for each in (expected, actual)))
+
+
+def _restored(vm: UtilityVM) -> Iterator[str]:
+    """Yield the names of what a clone was created with and has in a ledger."""
+    restored = vm.plan.restored
+    if restored is not None:
+        for disk in restored.disks:
+            yield _name(requests.scsi_attachment_path(disk.controller, disk.lun), None)[0]
+        for share in restored.shares:
+            yield _name(requests.VSMBShares.PATH, {"Name": share.name})[0]
 
 
 def guest_is_gone(vm: UtilityVM) -> bool:

@@ -46,6 +46,13 @@ class Container:
         """The processes that run."""
         return [pid for pid, process in self.processes.items() if process.exit_code is None]
 
+    def copied(self) -> Container:
+        """Return the same container in the guest of a clone, without its processes."""
+        twin = Container(self.id, self.activity_id, self.document)
+        twin.status, twin.exit_type = self.status, self.exit_type
+        twin.modifications += self.modifications
+        return twin
+
     def kill_all(self) -> None:
         """Kill every process of the container."""
         for process in list(self.processes.values()):

@@ -71,6 +71,10 @@ class GuestProcess:
         """The process id, unique in the guest."""
         return self.view.pid
 
+    def restored(self, process: GuestProcess) -> None:
+        """Be a process of the guest that this one starts from the memory of."""
+        self.started, self.alive, self.exit_code = True, process.alive, process.exit_code
+
     async def run(self, program: Program) -> None:
         """Run the program to its end, or until it is killed; this is the process's task."""
         code: int | None = None

@@ -68,6 +68,12 @@ class GuestEnvironment:
     misbehaviour: Misbehaviour
 
 
+async def _wait(process: FakeProcess) -> int:
+    """Be a program that goes on until it is killed."""
+    await anyio.sleep_forever()
+    return 0
+
+
 class GuestService:
     """The compute service of one VM's guest. Its state outlives its connections.
 
@@ -113,7 +119,7 @@ class GuestService:
     @property
     def connected(self) -> bool:
         """Whether it has a connection to the host."""
-        return self._outlet is not None
+        return self._outlet is not None and not self._outlet.stream.ended
 
     @property
     def clock(self) -> FakeClock:
@@ -144,6 +150,26 @@ class GuestService:
         """End all that runs in the guest: its VM has exited."""
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
+
+    def restore(self, saved: GuestService) -> None:
+        """Be the service of a guest that starts from the memory of another one, with all that runs in there.
+
+        A program cannot be copied: a process of the other guest only waits here, until it is killed.
+        """
+        self.phase, self._booted, self._last_pid = saved.phase, True, saved._last_pid
+        self.log_settings = saved.log_settings
+        self.containers.update({key: container.copied() for key, container in saved.containers.items()})
+        places = [(saved.external, self.external)]
+        places += [(each.processes, self.containers[key].processes) for key, each in saved.containers.items()]
+        for theirs, ours in places:
+            for process in theirs.values():
+                view = process.view
+                command = Command(view.args, view.env, view.cwd, view.user, view.terminal)
+                twin = self._make_process(command, ours, process.pid)
+                twin.restored(process)
+                attach_streams(twin.view, {})
+                if process.pid in saved.processes:
+                    self.processes[process.pid] = twin
 
     # For tests.
 
@@ -215,6 +241,9 @@ class GuestService:
             await self.vm.until_running()
             if self.log.service_id:
                 self.log.forward(self.log.service_id)
+            for process in [*self.processes.values()]:
+                # A VM that was restored has some.
+                self.spawn(process.run, _wait)
             if not self._booted:
                 await self._boot()
             while True:
@@ -393,10 +422,19 @@ class GuestService:
             query = request.read_text(PropertyQuery, "Query", wanted.query)
         return wanted.container_id, query.property_types
 
-    def _make_process(self, command: Command, processes: dict[int, GuestProcess]) -> GuestProcess:
-        """Return a new process, which is one of `processes` until its exit has been reported."""
+    def _make_process(
+        self, command: Command, processes: dict[int, GuestProcess], pid: int = 0
+    ) -> GuestProcess:
+        """Return a new process, which is one of `processes` until its exit has been reported.
+
+        :param pid: its id; by default a new one.
+        """
         external = processes is self.external
-        process = self._new_process(command, external, lambda p: None, lambda p: processes.pop(p.pid, None))
+
+        def release(process: GuestProcess) -> None:
+            processes.pop(process.pid, None)
+
+        process = self._new_process(command, external, lambda p: None, release, pid)
         processes[process.pid] = process
         return process
 
@@ -406,6 +444,7 @@ class GuestService:
         external: bool,
         on_exit: Callable[[GuestProcess], object],
         on_release: Callable[[GuestProcess], object],
+        pid: int = 0,
     ) -> GuestProcess:
         """Return a new process, which does not run yet, and has no streams.
 
@@ -417,7 +456,7 @@ class GuestService:
             env=command.env,
             cwd=command.cwd,
             user=command.user,
-            pid=self._new_pid(),
+            pid=pid or self._new_pid(),
             vm=self.vm,
             peers=self.processes,
             terminal=command.terminal,

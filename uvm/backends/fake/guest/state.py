@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from uvm._names import GuestOS, guest_path_key
 from uvm._repr import brief_call, shown
@@ -175,6 +175,18 @@ class FakeGuest:
             layers = [(mount, layer) for mount in mounts for layer in mount.layers]
             found += [f"{m} lacks its layer {layer}" for m, layer in layers if not self.exists(layer)]
         return found
+
+    def copied(self, tree: DeviceTree) -> Self:
+        """Return the same guest in a VM that starts from the memory of this one.
+
+        :param tree: the devices of that VM.
+        """
+        twin = type(self)(tree, self.checks, self.capabilities)
+        for path, mount in self._mounts.items():
+            device = None if mount.device is None else self.tree.twin(mount.device, tree)
+            twin._mounts[path] = evolve(mount, device=device)
+        twin.policy, twin.fragments = self.policy, list(self.fragments)
+        return twin
 
     def end(self) -> None:
         """Remove all mounts: the VM has exited."""

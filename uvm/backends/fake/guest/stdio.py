@@ -35,7 +35,7 @@ class ProcessInput:
             await anyio.lowlevel.checkpoint()
             raise anyio.EndOfStream
         data = await self._stream.receive(max_bytes)
-        if self._vm.state == "Paused":
+        if self._vm.state in ("Paused", "SavedAsTemplate"):
             await self._vm.until_running()
         return data
 
@@ -72,7 +72,7 @@ class ProcessOutput:
 
     async def send(self, item: bytes) -> None:
         """Send an item; waits while the reader is far behind. A terminal puts a CR before each LF."""
-        if self._vm.state == "Paused":
+        if self._vm.state in ("Paused", "SavedAsTemplate"):
             await self._vm.until_running()
         if self._stream is None:
             await anyio.lowlevel.checkpoint()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ntpath
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from attrs import define, evolve, field
 
@@ -14,6 +14,7 @@ from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.guest.containers import Container
 from uvm.backends.fake.guest.state import FakeGuest, GuestRequest, Handler, Mount
 from uvm.backends.fake.guest.windows.changes import check_memory, check_processor, read_change
+from uvm.backends.fake.tree import DeviceTree
 from uvm.devices.vsmb import GUEST_PREFIX
 from uvm.hresult import HResult
 from uvm.schema.container import MappedDirectory
@@ -272,6 +273,15 @@ class WindowsGuest(FakeGuest):
             if not self.exists(directory.host_path)
         ]
         return super().inconsistencies() + gone
+
+    def copied(self, tree: DeviceTree) -> Self:
+        """Return the same guest in a VM that starts from the memory of this one; it has no adapters."""
+        twin = super().copied(tree)
+        twin.namespaces.update(self.namespaces)
+        twin.addresses = self.addresses
+        twin.volumes.update(self.volumes)
+        twin.directories.update({key: dict(mapped) for key, mapped in self.directories.items()})
+        return twin
 
     def end(self) -> None:
         """Remove everything: the VM has exited."""

@@ -1,0 +1,90 @@
+"""The plan of a clone: the document of its template's options, with what is attached to the template.
+
+A clone starts from the memory of its template, so that each device has to be where it was: a share has the
+same name, a disk the same slot. A disk that is writable is copied: that of slot 0:0, the scratch disk of the
+VM, into the clone's directory, any other into a directory of its own in there.
+
+Source: hcsshim v0.8.16 ``internal/uvm/clone.go``, and ``Clone`` in ``scsi.go`` and ``vsmb.go``.
+"""
+
+from __future__ import annotations
+
+from attrs import evolve
+
+from uvm._document.common import finish
+from uvm._document.paths import join
+from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, Preparation
+from uvm.backend import HostInfo
+from uvm.options import WCOWOptions
+from uvm.schema import devices, system
+from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+from uvm.schema.template import TemplateDisk, TemplateDocument
+
+
+def plan_clone(
+    options: WCOWOptions,
+    template: TemplateDocument,
+    host: HostInfo,
+    vm: system.VirtualMachine,
+    id: str,
+    preparations: tuple[Preparation, ...],
+) -> CreationPlan:
+    """Plan the creation of a clone.
+
+    :param vm: the machine as it would be created otherwise.
+    :param preparations: the steps that its options ask for.
+    """
+    restored = template.replaced(
+        boot_disks=[_own(disk, options.scratch_directory, host, id) for disk in template.boot_disks],
+        disks=[_own(disk, options.scratch_directory, host, id) for disk in template.disks],
+    )
+    assert vm.devices is not None
+    assert vm.devices.virtual_smb is not None
+    vm.restore_state = system.RestoreState(template_system_id=template.system_id)
+    vm.devices.virtual_smb.shares += template.shares
+    vm.devices.scsi = _controllers(restored)
+    pairs = [*zip(_disks(template), _disks(restored), strict=True)]
+    steps = (step for old, new in pairs for step in _steps(old, new))
+    return evolve(
+        finish(options, host, vm, id=id),
+        reserved_scsi=tuple((disk.controller, disk.lun) for disk in restored.boot_disks),
+        preparations=(*preparations, *steps),
+        temporary_files=tuple(disk.path for disk in _disks(restored) if not disk.read_only),
+        restored=restored,
+    )
+
+
+def _disks(template: TemplateDocument) -> list[TemplateDisk]:
+    return [*template.boot_disks, *template.disks]
+
+
+def _own(disk: TemplateDisk, directory: str, host: HostInfo, id: str) -> TemplateDisk:
+    """Return a disk of the template as the clone has it: at a path of its own, if it is writable."""
+    if disk.read_only:
+        return disk
+    if (disk.controller, disk.lun) != (0, 0):
+        directory = join(host, directory, f"clone-mount-{disk.controller}-{disk.lun}-{id}")
+    return disk.replaced(path=join(host, directory, host.path.basename(disk.path)))
+
+
+def _controllers(restored: TemplateDocument) -> dict[str, devices.Scsi]:
+    """Return the controllers with the disks of the clone; hcsshim leaves out that a disk is read-only."""
+    controllers: dict[str, devices.Scsi] = {SCSI_CONTROLLER_GUIDS[0]: devices.Scsi()}
+    for disk in _disks(restored):
+        guid = SCSI_CONTROLLER_GUIDS[disk.controller]
+        attachment = devices.Attachment(
+            type=disk.type,
+            path=disk.path,
+            read_only=disk.read_only,
+            extensible_virtual_disk_type=disk.extensible_virtual_disk_type,
+        )
+        controllers.setdefault(guid, devices.Scsi()).attachments[str(disk.lun)] = attachment
+    return controllers
+
+
+def _steps(old: TemplateDisk, new: TemplateDisk) -> tuple[Preparation, ...]:
+    if new.extensible_virtual_disk_type:
+        # Its provider sees to the access.
+        return ()
+    grant = GrantAccess(new.path)
+    return (grant,) if new.read_only else (CopyFile(old.path, new.path), grant)

@@ -1,0 +1,150 @@
+"""A template: a VM that is saved on its host, and that others are made from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+from attrs import frozen
+
+from uvm._arguments import kind_of
+from uvm._checks import check_fields
+from uvm._repr import brief
+from uvm.errors import HostError, OptionsError, VMStateError
+from uvm.hresult import SYSTEM_ENDED, HResult
+from uvm.schema.json import from_json, to_json
+from uvm.schema.template import TEMPLATE_VERSION, TemplateDocument
+
+if TYPE_CHECKING:
+    from uvm.backend import Backend
+
+#: The options in which a clone may differ from its template: those of the copy, what is merged over its
+#: document, how this library handles it, and a pipe, which one VM alone can have.
+OF_A_CLONE: Final = frozenset(
+    {
+        "id",
+        "template",
+        "clone_of",
+        "scratch_directory",
+        "additional_json",
+        "console_pipe",
+        "revoke_released_files",
+        "survive_process",
+    }
+)
+#: The state of a template, as the host calls it.
+SAVED_AS_TEMPLATE: Final = "SavedAsTemplate"
+
+#: How long closing a handle may take for a caller who is cancelled.
+_CLOSE_SECONDS: Final = 5.0
+
+
+@frozen(repr=False)
+class Template:
+    """A VM that is saved on its host as a template, as :meth:`uvm.UtilityVM.save_template` returns it.
+
+    It is a plain value, which compares by content, and can be copied, pickled, and written as JSON. Another
+    process may make clones of it, on the same host and as long as the saved VM is there.
+
+    :ivar document: what it was created with, and what is attached to it. Not to be changed.
+    """
+
+    document: TemplateDocument
+
+    def __repr__(self) -> str:
+        return brief(f"<Template {self.vm_id} ({self.document.os})>")
+
+    def __hash__(self) -> int:
+        return hash(self.vm_id)
+
+    @property
+    def vm_id(self) -> str:
+        """The id of the saved VM."""
+        return self.document.system_id
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as a JSON object, for :meth:`from_json`."""
+        return to_json(self.document)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Template:
+        """Return the template that :meth:`as_json` wrote.
+
+        :raises OptionsError: it is of another version, or is no template.
+        :raises SchemaError: a part of it is of another kind than was written.
+        """
+        given: object = value
+        version = given.get("Version") if isinstance(given, Mapping) else None
+        if version != TEMPLATE_VERSION or not isinstance(given, Mapping):
+            what = kind_of(value) if version is None else f"version {version!r}"
+            raise OptionsError(f"a template is a JSON object of version {TEMPLATE_VERSION}, not {what}")
+        return cls(from_json(TemplateDocument, copy.deepcopy(dict(given)), forbid_extra=True))
+
+    async def delete(self, backend: Backend) -> None:
+        """End the saved VM, and revoke its access to the disks of the host. Clones need it no longer.
+
+        If it has gone, nothing happens but that. A VM of another state, which has the same id, is refused.
+
+        :param backend: that of the host of the saved VM.
+        :raises VMStateError: the VM of that id is no template; nothing was changed.
+        :raises HostError: the host refused.
+        """
+        state = await state_on_host(backend, self.vm_id)
+        if state and state not in (SAVED_AS_TEMPLATE, "Stopped"):
+            raise VMStateError(
+                f"delete template {self.vm_id}: the VM of that id is {state}, no template; "
+                "nothing was changed"
+            )
+        if state:
+            await end_if_there(self.vm_id, backend)
+        for disk in (*self.document.boot_disks, *self.document.disks):
+            if not disk.extensible_virtual_disk_type:
+                await backend.revoke_access(disk.path, self.vm_id)
+
+
+async def end_if_there(system_id: str, backend: Backend) -> None:
+    """Terminate a compute system; if there is none, or it has ended, nothing happens."""
+    try:
+        system = await backend.open(system_id)
+    except HostError as error:
+        if error.hresult != HResult.HCS_E_SYSTEM_NOT_FOUND:
+            raise
+        return
+    try:
+        await system.terminate()
+    except HostError as error:
+        if error.hresult not in SYSTEM_ENDED:
+            raise
+    finally:
+        import anyio
+
+        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await system.close()
+
+
+async def state_on_host(backend: Backend, system_id: str) -> str:
+    """Return the state of a compute system, as the host calls it; empty if there is none."""
+    found = await backend.enumerate({"Ids": [system_id]})
+    return str(found[0].get("State", "")) if found else ""
+
+
+def differences(options: attrs.AttrsInstance, template: Template) -> list[str]:
+    """Return the names of the options in which a clone differs from its template and may not."""
+    ours, theirs = given_options(options), template.document.options
+    return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+
+
+def given_options(options: attrs.AttrsInstance) -> dict[str, Any]:
+    """Return the options that are not at their defaults, as JSON, without :data:`OF_A_CLONE`."""
+    names = check_fields(options).keys() - OF_A_CLONE
+    plain = attrs.asdict(options, filter=lambda each, _: each.name not in OF_A_CLONE)
+    return {name: _listed(plain[name]) for name in sorted(names)}
+
+
+def _listed(value: Any) -> Any:
+    """Return a value with lists for tuples, as JSON has them."""
+    if isinstance(value, dict):
+        return {name: _listed(each) for name, each in value.items()}
+    return [_listed(each) for each in value] if isinstance(value, tuple | list) else value
