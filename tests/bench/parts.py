@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
-from tests.bench import disks, gcs, growth, hcs, machines, networks, processes, vms
+from tests.bench import clones, disks, gcs, growth, hcs, machines, networks, processes, vms
 from tests.bench.figures import Figure
 
 __all__ = ["MORE", "PARTS"]
@@ -20,6 +20,7 @@ PARTS: Final[dict[str, Callable[[], Iterator[Figure]]]] = {
     "document": machines.document,
     "import": processes.imports,
     "life": vms.lives,
+    "clones": clones.clones,
     "first": processes.first_vms,
     "memory": processes.idle_vms,
     "codec": gcs.codec,
