@@ -68,6 +68,15 @@ async def test_a_vm_is_put_into_a_namespace_that_was_created_with_its_endpoints(
             await namespace.add_endpoint(LOOSE)
 
 
+async def test_a_namespace_is_entered_as_itself_and_released_when_it_is_left() -> None:
+    backend = networked()
+    before = state(backend)
+    namespace = await create(backend)
+    assert await namespace.__aenter__() is namespace
+    await namespace.__aexit__(None, None, None)
+    assert state(backend) == before
+
+
 async def test_what_is_created_without_ids_has_fresh_ones_and_the_schema_version_2() -> None:
     backend = networked()
     async with uvm.create_namespace(backend, type="Guest") as namespace:
