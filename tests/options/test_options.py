@@ -144,7 +144,7 @@ def test_options_of_a_linux_vm_that_cannot_work_are_refused(options: dict[str, A
     ("options", "problem"),
     [
         ({"scsi_controllers": 2}, "a Windows VM has exactly 1 SCSI controller, not 2"),
-        ({"boot_files": None}, "boot_files must be VmbFSBootFiles or BlockCIMBootFiles, not None"),
+        ({"boot_files": None}, "boot_files is missing: it is VmbFSBootFiles or BlockCIMBootFiles"),
         ({"boot_files": DISKS}, "boots from VmbFSBootFiles, not from BlockCIMBootFiles"),
         ({"security_policy_enabled": True, "boot_files": DISKS}, "needs guest_state_file"),
         ({"security_policy_enabled": True, "guest_state_file": "v"}, "boots from BlockCIMBootFiles"),
@@ -425,7 +425,7 @@ def test_disks_that_hcsshim_would_not_keep_are_not_kept() -> None:
         ("linux", {"AdditionalHyperVConfig": 3}, "hcsshim's AdditionalHyperVConfig has another form than 3"),
         ("linux", {"PreferredRootFSType": True}, "rootfs_type must be .*, not True"),
         ("linux", {"AssignedDevices": [{}]}, "PCIDevice needs deviceInstanceID"),
-        ("windows", {}, "boot_files must be"),
+        ("windows", {}, "boot_files is missing"),
         ("windows", {"BootFiles": None}, "BootFiles.BootType must be 0 .* or 1 .*, not None"),
         ("windows", {"BootFiles": {"BootType": 2}}, "BootFiles.BootType must be"),
         ("windows", {"BootFiles": {"BootType": True}}, "BootFiles.BootType must be"),

@@ -21,11 +21,12 @@ from uvm._document import files_to_stat, plan_creation
 from uvm._document.boot import boot_directory
 from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
 from uvm._names import GuestOS, host_path, host_path_key, pipe_path
+from uvm._systems import end_if_there, state_on_host
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
 from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError, is_refusal
 from uvm.hresult import HResult
 from uvm.options import LCOWOptions, Options
-from uvm.options.template import SAVED_AS_TEMPLATE, Template, end_if_there, state_on_host
+from uvm.options.template import SAVED_AS_TEMPLATE, Template
 from uvm.schema.common import V21H1
 from uvm.schema.guest import RESOURCE_SECURITY_POLICY, ConfidentialOptions
 from uvm.schema.requests import ADD, ModificationRequest

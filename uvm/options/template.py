@@ -12,8 +12,8 @@ from attrs import frozen
 from uvm._arguments import kind_of
 from uvm._checks import check_fields
 from uvm._repr import brief
-from uvm.errors import HostError, OptionsError, VMStateError
-from uvm.hresult import SYSTEM_ENDED, HResult
+from uvm._systems import end_if_there, state_on_host
+from uvm.errors import OptionsError, VMStateError
 from uvm.schema.json import from_json, to_json
 from uvm.schema.template import TEMPLATE_VERSION, TemplateDocument
 
@@ -36,9 +36,6 @@ OF_A_CLONE: Final = frozenset(
 )
 #: The state of a template, as the host calls it.
 SAVED_AS_TEMPLATE: Final = "SavedAsTemplate"
-
-#: How long closing a handle may take for a caller who is cancelled.
-_CLOSE_SECONDS: Final = 5.0
 
 
 @frozen(repr=False)
@@ -102,32 +99,6 @@ class Template:
         for disk in (*self.document.boot_disks, *self.document.disks):
             if not disk.extensible_virtual_disk_type:
                 await backend.revoke_access(disk.path, self.vm_id)
-
-
-async def end_if_there(system_id: str, backend: Backend) -> None:
-    """Terminate a compute system; if there is none, or it has ended, nothing happens."""
-    try:
-        system = await backend.open(system_id)
-    except HostError as error:
-        if error.hresult != HResult.HCS_E_SYSTEM_NOT_FOUND:
-            raise
-        return
-    try:
-        await system.terminate()
-    except HostError as error:
-        if error.hresult not in SYSTEM_ENDED:
-            raise
-    finally:
-        import anyio
-
-        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
-            await system.close()
-
-
-async def state_on_host(backend: Backend, system_id: str) -> str:
-    """Return the state of a compute system, as the host calls it; empty if there is none."""
-    found = await backend.enumerate({"Ids": [system_id]})
-    return str(found[0].get("State", "")) if found else ""
 
 
 def differences(options: attrs.AttrsInstance, template: Template) -> list[str]:

@@ -170,7 +170,7 @@ class WCOWOptions(Options):
     def _check_together(self) -> None:
         if self.boot_files is _OF_TEMPLATE:
             if self.clone_of is None:
-                raise OptionsError("boot_files must be VmbFSBootFiles or BlockCIMBootFiles, not None")
+                raise OptionsError("boot_files is missing: it is VmbFSBootFiles or BlockCIMBootFiles")
             boot_files = VmbFSBootFiles(**self.clone_of.document.options["boot_files"])
             object.__setattr__(self, "boot_files", boot_files)
         Options._check_together(self)

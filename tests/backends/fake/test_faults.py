@@ -396,6 +396,8 @@ def test_a_request_log_is_not_asked_for_what_it_can_never_hold(matching: dict[st
 
 def test_a_misspelt_filter_gets_a_suggestion() -> None:
     faults = Faults()
+    with pytest.raises(OptionsError, match="no call has the operation 'close'"):
+        faults.refuse(operation="close")
     with pytest.raises(OptionsError, match="did you mean modify"):
         faults.refuse(operation="modfy")
     with pytest.raises(OptionsError, match="did you mean operation"):

@@ -43,6 +43,12 @@ OPERATIONS: Final[Mapping[To, tuple[str, ...]]] = {
     ),
     "query": ("properties", "service properties", "process properties", "working set", "enumerate"),
 }
+#: Those that are carried out at once, and never fail.
+_AT_ONCE: Final = ("close", "close process")
+#: By what a call is to: the operations that a fault can be in.
+FAULTY: Final[Mapping[To, tuple[str, ...]]] = {
+    to: tuple(name for name in names if name not in _AT_ONCE) for to, names in OPERATIONS.items()
+}
 #: What a guest sends of itself: the answers to its procedures, and the exit of a container.
 MESSAGES: Final[Mapping[To, tuple[str, ...]]] = {"guest": (*_PROCEDURES, "notification")}
 _UNKNOWN_PROCEDURE: Final = re.compile("procedure 0x[0-9A-F]{8}")

@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from uvm._checks import function, go, number
 from uvm._repr import shown
 from uvm.backends.fake.calls import Call, To
-from uvm.backends.fake.filters import OPERATIONS, Filter
+from uvm.backends.fake.filters import FAULTY, Filter
 from uvm.errors import OptionsError
 
 A = TypeVar("A")
@@ -115,8 +115,8 @@ class Rule(Generic[A]):
 class Rules(Generic[A]):
     """The rules of one kind that a backend has."""
 
-    #: The calls that there are.
-    _calls: ClassVar[Mapping[To, Sequence[str]]] = OPERATIONS
+    #: The calls that a rule may be for.
+    _calls: ClassVar[Mapping[To, Sequence[str]]] = FAULTY
 
     def __init__(self, seed: int = 0) -> None:
         self._random = Random(seed)

@@ -158,7 +158,9 @@ async def ids_are_fresh_guids(rig: Rig) -> None:
 @scenario(Control.LINUX)
 async def each_state_allows_some_operations_and_refuses_the_others(rig: Rig) -> None:
     for state, wrong in REFUSED.items():
-        async with some_system(rig) as system:
+        # A template is saved of a VM to whose guest HCS is not connected.
+        options = linux_options(rig, external_guest_connection=state == "SavedAsTemplate")
+        async with some_system(rig, options) as system:
             await bring(system, state)
             for name in wrong:
                 with refused("HCS_E_INVALID_STATE", what=f"{name} in state {state}"):
@@ -197,10 +199,15 @@ async def a_paused_system_is_saved_to_a_file_and_resumed(rig: Rig) -> None:
 
 @within(some_system, Control.LINUX)
 async def a_system_saved_as_a_template_only_ends(rig: Rig, system: System) -> None:
-    await bring(system, "SavedAsTemplate")
-    equal(await state_of(system), "SavedAsTemplate", "the state")
+    with refused("HCS_E_INVALID_STATE", what="saving what HCS is connected to the guest of"):
+        await bring(system, "SavedAsTemplate")
+    equal(await state_of(system), "Paused", "the state after the refusal")
     await system.terminate()
-    equal((await system.wait()).exit_type, "ForcedExit", "the type of the exit")
+    async with some_system(rig, linux_options(rig, id="vm2", external_guest_connection=True)) as template:
+        await bring(template, "SavedAsTemplate")
+        equal(await state_of(template), "SavedAsTemplate", "the state")
+        await template.terminate()
+        equal((await template.wait()).exit_type, "ForcedExit", "the type of the exit")
 
 
 @within(running_system, Control.LINUX)

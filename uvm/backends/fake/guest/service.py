@@ -109,6 +109,8 @@ class GuestService:
         self._last_pid = 0
         self._negotiated = False
         self._tasks: anyio.abc.TaskGroup | None = None
+        # What ran in the guest from whose memory this one starts, and is yet to run here.
+        self._restored: list[GuestProcess] = []
         self._side: GuestSide | None = None
         self._outlet: Outlet | None = None
         self._unsent: list[JSON] = []
@@ -170,6 +172,7 @@ class GuestService:
                 attach_streams(twin.view, {})
                 if process.pid in saved.processes:
                     self.processes[process.pid] = twin
+                    self._restored.append(twin)
 
     # For tests.
 
@@ -241,9 +244,8 @@ class GuestService:
             await self.vm.until_running()
             if self.log.service_id:
                 self.log.forward(self.log.service_id)
-            for process in [*self.processes.values()]:
-                # A VM that was restored has some.
-                self.spawn(process.run, _wait)
+            while self._restored:
+                self.spawn(self._restored.pop(0).run, _wait)
             if not self._booted:
                 await self._boot()
             while True:
