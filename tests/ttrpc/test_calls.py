@@ -401,40 +401,36 @@ async def test_a_client_that_reads_no_answers_is_read_no_more_after_a_while() ->
         assert len(begun) == MAX_CALLS + 1
 
 
-@pytest.mark.parametrize("nonsense", [b"GET / HTTP/1.1\r\n\r\n", frame(1, Kind.DATA, b""), b"\xff" * 10])
-async def test_nonsense_ends_the_service_and_cancels_its_calls(nonsense: bytes) -> None:
-    ended = anyio.Event()
+class Waiting:
+    """A call that waits until it is cancelled."""
 
-    async def wait(message: AnyMessage) -> AnyMessage:
+    def __init__(self) -> None:
+        self.ended = anyio.Event()
+
+    async def __call__(self, message: AnyMessage) -> AnyMessage:
         try:
             await anyio.sleep_forever()
         finally:
-            ended.set()
+            self.ended.set()
         return message
 
-    async with serving(wait) as stream:
+
+@pytest.mark.parametrize("nonsense", [b"GET / HTTP/1.1\r\n\r\n", frame(1, Kind.DATA, b""), b"\xff" * 10])
+async def test_nonsense_ends_the_service_and_cancels_its_calls(nonsense: bytes) -> None:
+    async with serving(wait := Waiting()) as stream:
         await stream.send(call(1))
         await anyio.wait_all_tasks_blocked()
         await stream.send(nonsense)
-        await ended.wait()
+        await wait.ended.wait()
         with pytest.raises(anyio.EndOfStream):
             await stream.receive()
 
 
 async def test_a_client_that_leaves_cancels_its_calls() -> None:
-    ended = anyio.Event()
-
-    async def wait(message: AnyMessage) -> AnyMessage:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            ended.set()
-        return message
-
-    async with serving(wait) as stream:
+    async with serving(wait := Waiting()) as stream:
         await stream.send(call(1))
         await anyio.wait_all_tasks_blocked()
-    assert ended.is_set()
+    assert wait.ended.is_set()
 
 
 async def test_a_limit_below_zero_is_past_already() -> None:
