@@ -18,6 +18,7 @@ from tests.api.cancelled import CancelledAt
 from tests.api.stage import Left, Stage, staged
 from tests.vm.support import quiet
 from uvm.backends.fake.calls import Call as Asked
+from uvm.backends.fake.filters import FAULTY
 
 __all__ = ["TURNS", "Examined", "Row", "examine"]
 
@@ -498,6 +499,8 @@ async def examine(name: str, row: Row, found: Examined) -> None:
 def _points(asked: Iterable[Asked]) -> Iterator[Point]:
     seen: Counter[tuple[str, str, str]] = Counter()
     for call in asked:
+        if call.operation not in FAULTY[call.to]:
+            continue
         kind = (call.to, call.operation, call.request_type)
         seen[kind] += 1
         yield Point(*kind, seen[kind])

@@ -190,7 +190,7 @@ async def test_a_task_that_is_cancelled_in_an_async_with_does_not_wait_for_the_c
     assert backend.leftovers() == []
 
 
-@pytest.mark.parametrize("step", ["terminate", "close", "revoke"])
+@pytest.mark.parametrize("step", ["terminate", "revoke"])
 @LOOPS
 def test_an_event_loop_that_ends_while_a_vm_is_closed_finishes_that_and_does_not_warn(
     loop: str, step: str, recwarn: pytest.WarningsRecorder
