@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import pickle
 from collections.abc import Callable, Iterator
 from datetime import UTC
@@ -63,16 +64,17 @@ _RICH: list[Any] = [
 
 def _public_classes() -> Iterator[type]:
     for name, members in SURFACE.items():
-        yield from (each for each in vars_of(name, members.split()) if isinstance(each, type))
-    yield from vars_of("uvm.backends.fake", uvm.backends.fake.__all__)
+        yield from classes_of(name, members.split())
+    yield from classes_of("uvm.backends.fake", uvm.backends.fake.__all__)
     for module in iter_modules(uvm.schema.__path__, "uvm.schema."):
         for each in vars(import_module(module.name)).values():
             if isinstance(each, type) and issubclass(each, Model) and each is not Model:
                 yield each
 
 
-def vars_of(module: str, names: list[str]) -> list[Any]:
-    return [getattr(import_module(module), name, None) for name in names]
+def classes_of(module: str, names: list[str]) -> list[type]:
+    values = [getattr(import_module(module), name, None) for name in names]
+    return [each for each in values if inspect.isclass(each)]
 
 
 def _is_value(cls: Any) -> bool:

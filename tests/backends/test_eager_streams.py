@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from tests.backends.hcs.descriptors import new_sockets
@@ -75,6 +76,13 @@ async def receive(stream: ByteStream, size: int) -> bytes:
     return bytes(received)
 
 
+async def keep_sending(stream: EagerByteStream) -> None:
+    """Send until the stream refuses: a socket may learn only by sending that its other end has gone."""
+    while True:
+        stream.send_nowait(b"hello")
+        await anyio.lowlevel.checkpoint()
+
+
 async def test_what_is_small_is_sent_whole(connected: Connected, tmp_path: Path) -> None:
     async with connected(tmp_path) as (sender, receiver):
         assert isinstance(sender, EagerByteStream)
@@ -99,7 +107,7 @@ async def test_a_stream_whose_other_end_has_gone_is_broken(connected: Connected,
     async with connected(tmp_path) as (sender, receiver):
         await receiver.aclose()
         with pytest.raises(BROKEN_STREAM):
-            sender.send_nowait(b"hello")
+            await keep_sending(sender)
         with pytest.raises(BROKEN_STREAM):
             await sender.send(b"hello")
 
