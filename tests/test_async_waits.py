@@ -237,6 +237,7 @@ def test_trio_waits_as_the_guest_of_another_loop() -> None:
             main,
             run_sync_soon_threadsafe=asyncio.get_running_loop().call_soon_threadsafe,
             done_callback=ended.set_result,
+            host_uses_signal_set_wakeup_fd=True,
         )
         outcome = await ended
         assert trio_lowlevel() is None

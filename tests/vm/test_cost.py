@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from typing import Final
 
 import anyio
@@ -92,6 +93,6 @@ async def test_a_vm_that_was_closed_leaves_no_object_but_in_the_request_log() ->
             gc.collect()
             return len(gc.get_objects())
 
-        before = [await live() for _ in range(3)][-1]
-        after = [await live() for _ in range(_VMS)][-1]
-        assert after - before < _VMS
+        counts = [await live() for _ in range(3 + 2 * _VMS)][2::_VMS]
+        # What others make once may fall into one of the two, what a VM leaves is in both.
+        assert min(after - before for before, after in pairwise(counts)) < _VMS
