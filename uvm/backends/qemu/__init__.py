@@ -1,0 +1,1 @@
+"""Real VMs of Linux guests, with QEMU, on Linux hosts."""
