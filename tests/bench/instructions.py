@@ -47,9 +47,14 @@ class Count:
     instructions: float
     aim: float
 
+    def cells(self) -> tuple[str, str, str, str]:
+        """Return what was counted, on which loop, and the thousands of instructions: counted, and allowed."""
+        aim = f"{self.aim / 1000:,.0f}" if self.aim else "-"
+        return self.what, self.loop, f"{self.instructions / 1000:,.1f}", aim
+
     def __str__(self) -> str:
-        aim = f"{self.aim / 1000:,.1f}" if self.aim else "-"
-        return f"{self.row:11}{self.what:44}{self.loop:9}{self.instructions / 1000:>12,.1f}{aim:>12}"
+        what, loop, each, aim = self.cells()
+        return f"{self.row:11}{what:44}{loop:9}{each:>12}{aim:>12}"
 
 
 def count_rows(names: Iterable[str], loops: Iterable[str], run: Runner) -> Iterator[Count]:

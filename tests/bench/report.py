@@ -41,10 +41,7 @@ def page(headings: Row, rows: Iterable[Row]) -> str:
 
 def _instructions() -> str:
     with cachegrind() as run:
-        rows = [
-            (count.what, count.loop, f"{count.instructions / 1000:,.1f}", f"{count.aim / 1000:,.0f}")
-            for count in count_rows(OPERATIONS, LOOPS, run)
-        ]
+        rows = [count.cells() for count in count_rows(OPERATIONS, LOOPS, run)]
     return page(("thousands of instructions of", "on", "each", "aim"), rows)
 
 
