@@ -341,19 +341,30 @@ class UndoFailedError(UVMErrorGroup):
     """
 
     @staticmethod
-    def of(error: BaseException, undo_error: BaseException) -> UndoFailedError:
-        """Return the error of an operation on a device and that of its undo as one."""
+    def of(error: BaseException, undo_error: BaseException, *, is_orphan: bool = False) -> UndoFailedError:
+        """Return the error of an operation on a device and that of its undo as one.
+
+        :param is_orphan: it is listed as an orphan, also if the outcome of its undo is unknown.
+        """
         errors: list[Exception] = []
         for each in (error, undo_error):
             errors += each.exceptions if isinstance(each, UndoFailedError) else [_as_exception(each)]
         said = f"{error}; and undoing it failed: {undo_error}"
         if is_refusal(undo_error):
             return UndoFailedError(f"{said}; it stays attached, as an orphan (vm.orphans)", errors)
-        return UndoUnknownError(f"{said}; its slot is quarantined (vm.quarantined)", errors)
+        holds = (
+            "it may be attached, as an orphan (vm.orphans)"
+            if is_orphan
+            else "its slot is quarantined (vm.quarantined)"
+        )
+        return UndoUnknownError(f"{said}; {holds}", errors)
 
 
 class UndoUnknownError(UndoFailedError, UnknownOutcomeError):
-    """An operation failed, and whether it was rolled back is unknown: the slot is in ``vm.quarantined``."""
+    """An operation failed, and whether it was rolled back is unknown.
+
+    The slot is in ``vm.quarantined``; a directory mounted in a container, in ``vm.orphans``.
+    """
 
 
 def _as_exception(error: BaseException) -> Exception:

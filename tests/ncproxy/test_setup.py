@@ -497,6 +497,34 @@ async def test_the_vm_may_exit_during_the_set_up(where: str) -> None:
         assert scene.run.backend.pipes.listened_at == (PROXY,)
 
 
+@pytest.mark.parametrize("where", ["RegisterComputeAgent", "Setup", "Teardown", "UnregisterComputeAgent"])
+@pytest.mark.parametrize("first", ["exit", "cancel"])
+async def test_the_vm_may_exit_as_the_caller_of_the_set_up_leaves(where: str, first: str) -> None:
+    async with staged() as scene:
+        begun, gate = anyio.Event(), anyio.Event()
+
+        async def wait(method: str) -> None:
+            if method == "Setup" and where not in ("RegisterComputeAgent", "Setup"):
+                raise RPCError(method, RPCCode.DEADLINE_EXCEEDED, "not now")
+            if method == where and not begun.is_set():
+                begun.set()
+                await gate.wait()
+
+        scene.proxy.before = wait
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(scene.setup.setup, NAMESPACE)
+            await begun.wait()
+            if first == "exit":
+                scene.run.backend.vms["vm1"].crash()
+            tasks.cancel_scope.cancel()
+            if first == "cancel":
+                scene.run.backend.vms["vm1"].crash()
+        await scene.vm.wait()
+        assert dict(scene.proxy.agents) == {}
+        assert scene.run.backend.pipes.listened_at == (PROXY,)
+        gate.set()
+
+
 async def test_a_proxy_that_is_not_there_is_said_and_nothing_is_changed() -> None:
     backend = host_backend()
     async with running_there(lcow(network_config_proxy=PROXY), backend) as run:

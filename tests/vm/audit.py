@@ -114,6 +114,9 @@ def _check_access(run: Running) -> None:
     """The VM has access to what it booted from, and to what is attached or may be; to nothing else."""
     vm, needed = run.vm, set()
     allowed = {s.path for s in vm.plan.preparations if isinstance(s, GrantAccess) and not s.to_vm_group}
+    if vm.plan.restored is not None:
+        # Those of a clone are in its ledgers, from its start.
+        allowed -= {disk.path for disk in vm.plan.restored.disks}
     for _, driver in vm._drivers():
         if isinstance(driver.ledger.device, Attachments | Layers | PackedLayers):
             values = [e.applied for e in driver.ledger] + [q.value for q in driver.ledger.quarantined]

@@ -17,6 +17,7 @@ from uvm.errors import (
     NotSupportedError,
     OptionsError,
     RefusedError,
+    UndoFailedError,
     UnknownOutcomeError,
     VMStateError,
 )
@@ -136,6 +137,95 @@ async def test_a_release_that_is_refused_may_be_tried_again() -> None:
         assert mount.state is uvm.LeaseState.REFUSED
         assert left(run) == ([DATA], [SHARED])
         await mount.release()
+        assert left(run) == ([], [])
+
+
+async def fails_and_stays(run: Running, container: uvm.Container) -> str:
+    """Have a mount fail, and unmapping it as well."""
+    run.backend.faults.lose(to="guest", operation="modify", request_type="Add", first=1, applied=True)
+    run.backend.faults.refuse(to="guest", request_type="Remove", first=1)
+    with pytest.raises(UndoFailedError, match=r"vm\.orphans"):
+        await run.vm.mount_in_container(container, SHARED, DATA)
+    return "0x"
+
+
+async def leaves_and_stays(run: Running, container: uvm.Container) -> str:
+    """Have the caller of a mount leave, and unmapping it be refused."""
+    run.backend.faults.refuse(to="guest", request_type="Remove", first=1)
+    with run.backend.faults.hold(to="guest", operation="modify") as gate:
+        async with anyio.create_task_group() as tasks:
+            attempt = Attempt.begin(tasks, lambda: run.vm.mount_in_container(container, SHARED, DATA))
+            await gate.wait()
+            attempt.scope.cancel()
+    return "0x"
+
+
+async def is_left_and_stays(run: Running, container: uvm.Container) -> str:
+    """Leave a mount, of which the guest refuses the unmapping."""
+    run.backend.faults.refuse(to="guest", request_type="Remove", first=1)
+    with pytest.raises(RefusedError):
+        async with run.vm.mount_in_container(container, SHARED, DATA):
+            pass
+    return "0x"
+
+
+async def is_left_and_may_stay(run: Running, container: uvm.Container) -> str:
+    """Leave a mount, of which the answer to the unmapping is lost."""
+    run.backend.faults.lose(to="guest", request_type="Remove", first=1, applied=False)
+    with pytest.raises(UnknownOutcomeError):
+        async with run.vm.mount_in_container(container, SHARED, DATA):
+            pass
+    return "lost"
+
+
+ORPHANING = [fails_and_stays, leaves_and_stays, is_left_and_stays, is_left_and_may_stay]
+
+
+@pytest.mark.parametrize("given", ORPHANING)
+async def test_one_that_stays_without_a_caller_is_an_orphan_until_it_is_released(given: Any) -> None:
+    async with running(options(external=False)) as run:
+        why = await given(run, await started(run))
+        await run.vm.settled()
+        [orphan] = run.vm.orphans
+        assert (orphan.what, orphan.where) == (
+            f"directory {SHARED} in a container",
+            rf"{DATA} in container c1",
+        )
+        assert why in str(orphan.error)
+        assert [each.what for each in run.vm.devices().orphans] == [orphan.what]
+        check_at_rest(run)
+        assert left(run) == ([DATA], [SHARED])
+        await orphan.release()
+        assert (left(run), run.vm.orphans) == (([], []), ())
+        await orphan.release()
+        check_at_rest(run)
+
+
+@pytest.mark.parametrize("given", ORPHANING)
+async def test_an_orphan_ends_with_its_container(given: Any) -> None:
+    async with running(options(external=False)) as run:
+        container = await started(run)
+        await given(run, container)
+        await run.vm.settled()
+        [_] = run.vm.orphans
+        await container.aclose()
+        await run.vm.settled()
+        assert (left(run), run.vm.orphans) == (([], []), ())
+        check_at_rest(run)
+
+
+async def test_a_share_that_is_refused_after_the_unmapping_is_the_orphan() -> None:
+    async with running(options()) as run:
+        container = await started(run)
+        run.backend.faults.refuse(to="host", request_type="Remove", first=1)
+        with pytest.raises(RefusedError):
+            async with run.vm.mount_in_container(container, SHARED, DATA):
+                pass
+        assert left(run) == ([], [SHARED])
+        [orphan] = run.vm.orphans
+        assert (orphan.what, orphan.where) == (f"directory {SHARED}", "VSMB share s1")
+        check_at_rest(run)
+        await orphan.release()
         assert left(run) == ([], [])
 
 

@@ -11,7 +11,7 @@ import pytest
 from attrs import define
 
 import uvm
-from tests.vm.support import MIB, Attempt, Running, host_backend, lcow, running, wcow
+from tests.vm.support import MIB, Attempt, Running, host_backend, lcow, quiet, running, wcow
 from uvm.backend import HostInfo
 from uvm.backends.fake.guest.containers import LinuxContainer
 from uvm.errors import (
@@ -278,6 +278,24 @@ async def test_a_step_whose_answer_is_lost_is_changed_back_or_reported(nth: int,
         # Our own connection to a Windows guest has gone with the answer, and so has the guest.
         assert isinstance(caught.value, AnswerLostError) is external
         assert external or in_force(it) == before
+        if external:
+            changed = f"; {MEMORY} was changed" if nth == 2 else ""
+            doubtful = (MEMORY, f"{PROCESSOR}/Weight")[nth - 1]
+            assert str(caught.value).endswith(f"{changed}; {doubtful} may have been changed")
+
+
+async def test_an_update_that_waits_for_one_that_is_cut_off_has_changed_nothing() -> None:
+    async with inside("windows") as it:
+        with it.run.backend.faults.hold(to="guest", operation="modify") as gate:
+            async with anyio.create_task_group() as tasks:
+                first = Attempt.begin(tasks, lambda: it.container.update({"cpu": {"shares": 500}}))
+                await gate.wait()
+                second = Attempt.begin(tasks, lambda: it.container.update(ASKED["windows"]))
+                await quiet()
+                gate.pending[0].lose(applied=True)
+        assert str(first.error).endswith(f"; {PROCESSOR}/Weight may have been changed")
+        assert str(second.error).endswith("; nothing was changed")
+        assert it.resources == {f"{PROCESSOR}/Weight": 500}
 
 
 @BOTH_WAYS

@@ -57,11 +57,13 @@ async def test_a_vm_is_put_into_a_namespace_that_was_created_with_its_endpoints(
     async with running(lcow(), backend=backend) as run:
         namespace = await create(backend)
         assert namespace.endpoints == (LOOSE, OWN)
+        assert {f"namespace {NEW}", f"endpoint {OWN}"} <= {*backend.leftovers()}
         lease = await run.vm.network.setup(namespace.id)
         assert [each.endpoint_name for each in run.vm.network.adapters] == ["own_eth0", "loose"]
         await lease.release()
         await namespace.release()
         assert state(backend) == before
+        assert not {f"namespace {NEW}", f"endpoint {OWN}"} & {*backend.leftovers()}
         with pytest.raises(AlreadyReleasedError):
             await namespace.release()
         with pytest.raises(AlreadyReleasedError):

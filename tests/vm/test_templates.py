@@ -271,6 +271,12 @@ async def shown(vm: uvm.UtilityVM) -> None:
     await vm.share(SHARED, r"C:\mnt")
 
 
+async def mounted(vm: uvm.UtilityVM) -> None:
+    container = await vm.create_container("c1", CONTAINER)
+    await container.start()
+    await vm.mount_in_container(container, SHARED, r"C:\in")
+
+
 async def passed_through(vm: uvm.UtilityVM) -> None:
     await vm.scsi.attach(DISK, type="PassThru")
 
@@ -285,6 +291,7 @@ async def paused(vm: uvm.UtilityVM) -> None:
         (device, "PCI"),
         (pipe, "pipes"),
         (shown, "shared directories"),
+        (mounted, "mounted in containers"),
         (passed_through, "cannot be copied"),
         (paused, "paused"),
     ],
@@ -511,8 +518,11 @@ async def test_a_clone_has_the_devices_of_its_template_each_with_one_reference()
         ]
         assert [evolve(root, references=1) for root in theirs.roots] == list(ours.roots)
         await clone.layers.remove(ROOT)
-        await clone.scsi.detach(rf"{DIRECTORY}\clone-mount-0-1-clone\a.vhdx")
-        await clone.scsi.detach(OTHER_DISK)
+        copied = rf"{DIRECTORY}\clone-mount-0-1-clone\a.vhdx"
+        for disk in (copied, OTHER_DISK):
+            assert disk in backend.access.paths("clone")
+            await clone.scsi.detach(disk)
+            assert disk not in backend.access.paths("clone")
         for path in (OTHER_SHARED, FILE, OTHER_FILE):
             await clone.vsmb.remove(path, read_only=True)
         assert [*clone.devices().vsmb_shares, *clone.devices().disks, *clone.devices().roots] == []

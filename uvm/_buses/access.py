@@ -126,6 +126,14 @@ class Access:
         """Enter access that was granted for as long as the VM exists, such as to a boot disk."""
         self._paths.setdefault(path.key, _Path(path.path, granted=True)).users += 1
 
+    def adopted(self, path: str) -> Need | None:
+        """Return the need of a device, of a clone, for access that was adopted; None if there is none.
+
+        :param path: as it was sent.
+        """
+        found = (HostName(path, (key,)) for key, each in self._paths.items() if each.sent == path)
+        return next((Need(self, name) for name in found), None)
+
     @property
     def unrevoked(self) -> dict[str, Exception]:
         """The paths that could not be revoked, each with why."""

@@ -161,15 +161,19 @@ class Driver(Generic[K, M, S, W]):
         parent: Hold[object] | None = None,
         names: tuple[Hashable, ...] = (),
         slot: S | None = None,
+        need: Need | None = None,
     ) -> Hold[S]:
         """Enter what is attached already, such as what the VM was created with; return the hold on it.
 
         :param parent: as for :meth:`acquire`, and so is `names`; see also :meth:`Ledger.adopt`.
+        :param need: the access that it has, for as long as it is attached.
         """
         hold: Hold[S] = Hold(self, self.ledger.adopt(key, member, applied, parent, names, slot))
         if parent is not None:
             parent.state = HoldState.GRANTED
         self._holds[hold.ticket] = hold
+        if need is not None:
+            self._needs[hold.ticket.entry] = need
         hold.stay = self._stay(hold.ticket)
         self.link.occupied.enter(hold.ticket.entry, self._guest_paths)
         hold.settle(HoldState.HELD)

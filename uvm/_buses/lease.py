@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Self
@@ -179,11 +179,11 @@ class Orphan(Bound):
     where: str
     error: BaseException | None = field(eq=False)
     since: datetime
-    _hold: Hold[object]
+    _release: Callable[[], Awaitable[None]]
 
     def __repr__(self) -> str:
         return brief(f"<Orphan: {self.what} at {self.where} since {self.since:%H:%M:%S}: {self.error}>")
 
     async def release(self) -> None:
         """Try again to remove it; do nothing if it was removed meanwhile."""
-        await self._hold.release()
+        await self._release()

@@ -69,6 +69,7 @@ class Link:
         the task goes on with. Each is what :func:`uvm._buses.driver.carry_out` takes.
     :ivar left: holds without a caller whose release was refused, or is tried again, by what they occupy:
         orphans, unless others want the device.
+    :ivar mounts: the directories of the host that are, or may be, mapped into containers.
     :ivar quarantined: what is withheld, each with the same for people.
     :ivar work: what its tasks have in flight.
     :ivar states: the states of the guest's containers that have ended.
@@ -92,6 +93,7 @@ class Link:
     guest_exit_seconds: float = 2.0
     quarantined: list[tuple[Quarantined[Hashable, object], StuckDevice]] = Factory(list)
     left: Index[Any] = Factory(Index)
+    mounts: dict[Any, None] = Factory(dict)
     in_flight: Flights = Factory(Flights)
     occupied: Occupied = Factory(Occupied)
     following: list[tuple[Any, Any, Any]] | None = None

@@ -186,7 +186,8 @@ class ScsiBus(Bus):
             name = evd_name(f"evd://{evd_type}/{disk.path}", self._context.host.paths) if evd_type else ""
             name = name or self._context.key(disk.path)
             key, slot = DiskKey(name, type, evd_type, disk.read_only), ScsiSlot(disk.controller, disk.lun)
-            hold = self._disks.adopt(key, disk.path, disk.path, names=(name,), slot=slot)
+            need = self._context.access.adopted(disk.path)
+            hold = self._disks.adopt(key, disk.path, disk.path, names=(name,), slot=slot, need=need)
             for number, each in enumerate(disk.mounts):
                 # The first mount has the disk's own reference.
                 parent = self._disks.acquire(key, disk.path, names=(name,)) if number else hold

@@ -62,6 +62,7 @@ from uvm._guest.states import Closing
 from uvm._repr import brief, brief_call
 from uvm.backend import JSON
 from uvm.errors import (
+    AnswerLostError,
     BridgeClosedError,
     NotSupportedError,
     OptionsError,
@@ -80,7 +81,7 @@ from uvm.schema.process import ProcessDetails
 from uvm.schema.properties import PROPERTY_PROCESS_LIST, PROPERTY_STATISTICS, Properties
 
 if TYPE_CHECKING:
-    from uvm._guest.updates import Settings
+    from uvm._guest.updates import Change, Setting, Settings
 
 T = TypeVar("T")
 
@@ -521,6 +522,7 @@ class Container(ProcessHost):
         :raises GuestError: the guest refused; what had been changed before was changed back.
         :raises HostError: HCS refused, which hosts it, or the guest that it asked.
         :raises UndoFailedError: changing back failed as well; it says what stays changed.
+        :raises AnswerLostError: the connection to the guest closed in between; it says what was changed.
 
         Source: hcsshim cmd/containerd-shim-runhcs-v1/task_hcs.go, internal/controller/linuxcontainer.
         """
@@ -530,9 +532,17 @@ class Container(ProcessHost):
         asked = constraints(resources) if linux else settings_asked(resources, self._guest)
         self._check_running("update")
         if isinstance(asked, list):
-            await self._change(lambda: self._settings.update(lambda: asked))
+            await self._change_settings(asked)
         else:
             await self._change(lambda: self._handle.modify(asked))
+
+    async def _change_settings(self, asked: list[Setting]) -> None:
+        tried: list[Change] = []
+        try:
+            await self._change(lambda: self._settings.update(lambda: asked, tried))
+        except AnswerLostError as error:
+            left = self._settings.left_by(tried)
+            raise AnswerLostError(f"update container {self.id}: {error}{left}") from error
 
     async def _change(self, call: Callable[[], Awaitable[None]]) -> None:
         await self._guest.call(self._guest.carry_out(call))

@@ -16,7 +16,7 @@ cannot be set back is reported, together with why.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -38,7 +38,7 @@ class Setting:
 
 
 @frozen(eq=False)
-class _Change:
+class Change:
     """A setting before a change and after it, and what follows in the guest if it is changed back."""
 
     before: Setting
@@ -57,6 +57,8 @@ class Settings:
     _created: Mapping[str, Any]
     _send: Callable[[Setting], Awaitable[None]]
     _in_force: dict[str, Setting] = field(init=False)
+    #: The paths of those that may have been changed, since there was no answer.
+    _doubtful: set[str] = field(factory=set, init=False)
     _turn: anyio.Lock = field(factory=anyio.Lock, init=False)
 
     @_in_force.default
@@ -73,19 +75,36 @@ class Settings:
 
     async def set(self, setting: Setting) -> None:
         """Change a setting."""
-        await self._send(setting)
+        self._doubtful.add(setting.path)
+        try:
+            await self._send(setting)
+        except Exception as error:
+            if is_refusal(error):
+                self._doubtful.discard(setting.path)
+            raise
+        self._doubtful.discard(setting.path)
         self._in_force[setting.path] = setting
 
-    async def update(self, asked: Callable[[], Sequence[Setting]]) -> None:
+    def left_by(self, tried: Iterable[Change]) -> str:
+        """Return what an update that was cut off has changed, for people."""
+        said = ""
+        for path, after in {change.after.path: change.after for change in tried}.items():
+            if path in self._doubtful:
+                said += f"; {path} may have been changed"
+            elif self._in_force[path] is after:
+                said += f"; {path} was changed"
+        return said or "; nothing was changed"
+
+    async def update(self, asked: Callable[[], Sequence[Setting]], tried: list[Change]) -> None:
         """Change several settings, in order, or none.
 
         :param asked: returns them, once no other update is under way.
+        :param tried: gets the changes that were begun, in order.
         :raises UndoFailedError: a change failed, and changing back what had been changed as well.
         """
         async with self._turn:
-            tried: list[_Change] = []
             for setting in asked():
-                tried.append(_Change(self._in_force[setting.path], setting, setting.then))
+                tried.append(Change(self._in_force[setting.path], setting, setting.then))
                 try:
                     await self._carry_out(setting)
                 except VMExitedError:
@@ -96,7 +115,7 @@ class Settings:
                     await self._set_back(tried, error)
                     raise
 
-    def _forget_refused(self, tried: list[_Change]) -> None:
+    def _forget_refused(self, tried: list[Change]) -> None:
         """Leave what the last change was refused, the setting or what follows of it, as it is."""
         last = tried.pop()
         if self._in_force[last.after.path] is last.after:
@@ -107,7 +126,7 @@ class Settings:
         if setting.then is not None:
             await setting.then()
 
-    async def _set_back(self, tried: list[_Change], error: Exception) -> None:
+    async def _set_back(self, tried: list[Change], error: Exception) -> None:
         failed: list[tuple[str, Exception]] = []
         for change in reversed(tried):
             before = change.before

@@ -207,18 +207,35 @@ class ExternalNetworkSetup:
                     f"{self._context.vm_id}: the network {self._up.namespace_id} is set up, and stays so;"
                     " tear it down first"
                 )
-            try:
-                with leaving:
-                    await self._carry_through(namespace_id, up)
-                    return
-            except Exception as failure:
-                await self._roll_back(failure, up)
-                raise
-            # Its caller has left.
-            cancelled = UVMError(f"{self._context.vm_id}: the set-up of {namespace_id} was cancelled")
-            await self._roll_back(cancelled, up)
-            if hasattr(cancelled, "__notes__"):
-                raise cancelled
+            await self._though_it_exits(
+                lambda: self._carry_out(namespace_id, up, leaving),
+                lambda: self._roll_back(UVMError("the VM exits"), up),
+            )
+
+    async def _though_it_exits(
+        self, call: Callable[[], Awaitable[None]], undo: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Make a call; if the VM exits meanwhile, undo it within its grace: the proxy does not know of it."""
+        try:
+            await call()
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(self._link.exit_grace_seconds, shield=True):
+                await undo()
+            raise
+
+    async def _carry_out(self, namespace_id: str, up: _SetUp, leaving: anyio.CancelScope) -> None:
+        try:
+            with leaving:
+                await self._carry_through(namespace_id, up)
+                return
+        except Exception as failure:
+            await self._roll_back(failure, up)
+            raise
+        # Its caller has left.
+        cancelled = UVMError(f"{self._context.vm_id}: the set-up of {namespace_id} was cancelled")
+        await self._roll_back(cancelled, up)
+        if hasattr(cancelled, "__notes__"):
+            raise cancelled
 
     async def _carry_through(self, namespace_id: str, up: _SetUp) -> None:
         up.namespace = await self._network.add_namespace(namespace_id)
@@ -259,7 +276,9 @@ class ExternalNetworkSetup:
     def _abandon(self, up: _SetUp) -> None:
         """Tear down what was set up just as its caller was cancelled."""
         if self._link.tasks is not None and not self._link.exited.is_set():
-            self._link.work.start_soon(self._link.tasks, partial(self._tear_down_quietly, up))
+            tear_down = partial(self._tear_down_quietly, up)
+            both = partial(self._though_it_exits, tear_down, tear_down)
+            self._link.work.start_soon(self._link.tasks, both)
 
     async def _tear_down_quietly(self, up: _SetUp) -> None:
         try:

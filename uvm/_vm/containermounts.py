@@ -12,19 +12,23 @@ does both, and undoes both::
       |
       `----- refused, lost, or its caller has left: unmapped if it may be mapped, and the share is released
 
+One that may be mapped, since its unmapping failed, and has no caller is an orphan of the VM.
+
 Source: hcsshim cmd/containerd-shim-runhcs-v1/task_hcs.go, which keeps the share of a mount that failed.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 
 import anyio
 from attrs import define, field
 
 from uvm._async import Errand, Opening
-from uvm._buses.lease import LeaseState, Releasable, state_of
+from uvm._buses.lease import LeaseState, Orphan, Releasable, state_of
+from uvm._buses.link import Link
 from uvm._buses.vsmb import VSMBLease
 from uvm._checks import checked, flag, instance
 from uvm._document.common import need_build
@@ -73,10 +77,19 @@ class ContainerMount(Releasable):
     _releasing: Errand[None] | None = field(default=None, init=False)
     _reported: bool = field(default=False, init=False)
     _following: anyio.CancelScope = field(factory=anyio.CancelScope, init=False)
+    #: Since when it has no caller.
+    _left_at: datetime | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
-        what = f"{self.host_path} at {self.container_path} in container {self.container_id}"
-        return brief(f"<ContainerMount: {what} ({self.state.value})>")
+        return brief(f"<ContainerMount: {self.host_path} at {self._where} ({self.state.value})>")
+
+    @property
+    def _where(self) -> str:
+        return f"{self.container_path} in container {self.container_id}"
+
+    @property
+    def _link(self) -> Link:
+        return self.share._hold.link
 
     @property
     def container_id(self) -> str:
@@ -91,7 +104,7 @@ class ContainerMount(Releasable):
     @property
     def state(self) -> LeaseState:
         """The state of it now, as of a lease."""
-        if self.share._hold.link.exited.is_set():
+        if self._link.exited.is_set():
             return LeaseState.GONE
         if self._releasing is None:
             return LeaseState.HELD
@@ -113,7 +126,7 @@ class ContainerMount(Releasable):
         :raises AlreadyReleasedError: a release of it has succeeded before.
         :raises UnknownOutcomeError: the answer was lost; it may be mapped.
         """
-        if self.share._hold.link.exited.is_set():
+        if self._link.exited.is_set():
             return
         if self._reported:
             raise AlreadyReleasedError(f"{self!r} was released before")
@@ -129,7 +142,7 @@ class ContainerMount(Releasable):
 
     def _begin_release(self) -> Errand[None]:
         """Have a task of the VM release it, unless one does, or has."""
-        link = self.share._hold.link
+        link = self._link
         if self._releasing is None or self._releasing.error is not None:
             self._releasing = Errand(link.vm_id, self._undo)
             if link.tasks is not None:
@@ -139,17 +152,26 @@ class ContainerMount(Releasable):
     async def _undo(self) -> None:
         if self._mapped and not self._container._handle.exit.settled:
             await self._unmap()
-        self._mapped = False
+        self._unmapped()
         self._following.cancel()
-        if not self.share.released:
+        if self.share.released:
+            return
+        try:
             await self.share.release()
+        finally:
+            if self._left_at is not None:
+                self.share._leave()
+
+    def _unmapped(self) -> None:
+        self._mapped = False
+        self._link.mounts.pop(self, None)
 
     async def _unmap(self) -> None:
         try:
             await self._container.modify(self._request(REMOVE))
         except BridgeClosedError:
             # A guest that has gone holds nothing any more.
-            if not self.share._hold.link.exited.is_set() and self._container._guest.tasks is not None:
+            if not self._link.exited.is_set() and self._container._guest.tasks is not None:
                 raise
         except RefusedError as error:
             if error.hresult not in _NOT_MAPPED:
@@ -171,12 +193,36 @@ class ContainerMount(Releasable):
         with self._following:
             with suppress(UVMError):
                 await self._container._handle.exit.wait()
+            # One that was under way may fail, since it asked the container.
+            await self._begin_release().wait()
             self._begin_release()
 
     def _leave(self) -> None:
-        # What is still mapped is released with the container.
+        self._left_at = self._left_at or datetime.now(UTC)
         if not self._mapped:
             self.share._leave()
+
+    def _abandon(self) -> None:
+        """Release it for no caller: if that is refused, it is an orphan."""
+        self._leave()
+        self._begin_release()
+
+    def _orphan(self) -> Orphan | None:
+        """Return it as an orphan, if it may be mapped and has no caller."""
+        hold, releasing = self.share._hold, self._releasing
+        if self._left_at is None or releasing is None or releasing.error is None:
+            return None
+        # Its slot is that of its share.
+        return Orphan(
+            "vsmb.shares",
+            hold.ticket.key,
+            hold.slot,
+            f"directory {self.host_path} in a container",
+            self._where,
+            releasing.error,
+            self._left_at,
+            self._release,
+        )
 
 
 def mount_in_container(
@@ -203,7 +249,7 @@ async def _mount(
     if not await vm._context.is_directory(path):
         raise OptionsError(f"{path} is no directory: only those are mounted into a running container")
     mount = partial(_share_and_map, vm, container, path, at, read_only)
-    return await vm._link.carry_out(mount, ContainerMount._begin_release)
+    return await vm._link.carry_out(mount, ContainerMount._abandon)
 
 
 async def _share_and_map(
@@ -211,10 +257,14 @@ async def _share_and_map(
 ) -> ContainerMount:
     share = await vm.vsmb.add(path, read_only=read_only)
     mount = ContainerMount(container, share, at, read_only)
+    tasks = vm._link.tasks
+    assert tasks is not None
+    vm._link.mounts[mount] = None
     try:
         await container.modify(mount._request(ADD))
     except BaseException as error:
-        mount._mapped = not is_refusal(error)
+        if is_refusal(error):
+            mount._unmapped()
         if not isinstance(error, Exception) or vm._link.exited.is_set():
             share.give_up()
             raise
@@ -222,8 +272,8 @@ async def _share_and_map(
             await mount._release()
         except UVMError as undo_error:
             mount._leave()
-            raise UndoFailedError.of(error, undo_error) from None
+            tasks.start_soon(mount._follow)
+            raise UndoFailedError.of(error, undo_error, is_orphan=mount._mapped) from None
         raise
-    assert vm._link.tasks is not None
-    vm._link.tasks.start_soon(mount._follow)
+    tasks.start_soon(mount._follow)
     return mount

@@ -107,8 +107,9 @@ class Devices(Part):
         r"""Return what sets up the network of the VM, which has to run.
 
         With the option ``network_config_proxy`` that is the proxy. It is asked over ttrpc, and calls back a
-        compute agent, which is served from the set-up to the tear-down, and until the VM exits at most. The
-        arguments are for the proxy alone. Without the option, each endpoint of a namespace gets an adapter.
+        compute agent, which is served from the set-up to the tear-down, and until the VM exits at most. Only
+        the object that set a network up tears it down. The arguments are for the proxy alone. Without the
+        option, each endpoint of a namespace gets an adapter.
 
         :param container_id: the id under which the proxy knows the VM; by default the VM's own. The agent
             refuses calls for others.
@@ -165,9 +166,12 @@ class Devices(Part):
 
     @property
     def orphans(self) -> tuple[Orphan, ...]:
-        """The devices that are attached but held by no caller, since their removal was refused."""
+        """The devices that are attached but held by no caller, since their removal was refused.
+
+        Directories that are, or may be, mounted in a container are among them.
+        """
         left: Iterable[Hold[object]] = self._link.left
-        return tuple(
+        found = [
             Orphan(
                 name,
                 hold.ticket.key,
@@ -175,12 +179,15 @@ class Devices(Part):
                 *hold.describe(),
                 hold.error,
                 hold.since,
-                hold,
+                hold.release,
             )
             for name, driver in self._drivers()
             for hold in left
             if hold.is_orphan and hold.since is not None and driver.owns(hold)
-        )
+        ]
+        if not self._link.exited.is_set():
+            found += [orphan for mount in self._link.mounts if (orphan := mount._orphan()) is not None]
+        return tuple(found)
 
     def devices(self) -> VMDevices:
         """Return all that is attached now, orphans and quarantined slots included, as a value."""

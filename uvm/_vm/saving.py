@@ -179,6 +179,7 @@ class Saving(Ending):
             ("PCI devices", found.pci_devices),
             ("mapped pipes", found.pipes),
             ("shared directories (vm.share)", found.shared),
+            ("directories mounted in containers (vm.mount_in_container)", [*link.mounts]),
             ("writable disks that are no files, which cannot be copied", own),
             ("orphans", found.orphans),
             ("devices whose state is unknown (vm.quarantined)", found.quarantined),

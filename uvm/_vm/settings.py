@@ -115,7 +115,7 @@ class RuntimeSettings(Part):
         group = (annotations or {}).get(_CPU_GROUP_ANNOTATION, "")
         group = group and guid_of(group, _CPU_GROUP_ANNOTATION)
         self._link.check_running()
-        update = partial(self._settings.update, partial(self._asked_settings, asked, group))
+        update = partial(self._settings.update, partial(self._asked_settings, asked, group), [])
         await self._link.carry_out(update)
 
     async def inject_policy_fragment(self, fragment: str, media_type: str = "") -> None:

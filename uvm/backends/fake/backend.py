@@ -223,9 +223,9 @@ class FakeBackend(Bound):
     def leftovers(self) -> list[str]:
         """Return what is left: VMs, containers, handles of processes, access, PCI functions, endpoints.
 
-        Also pipes that are listened at, and directories that were made through the backend and are empty.
-        Nothing is left when everything
-        that used the host has cleaned up.
+        Also namespaces and endpoints that were created through the backend, pipes that are listened at, and
+        directories that were made through the backend and are empty. Nothing is left when everything that
+        used the host has cleaned up.
         """
         left = [f"VM {vm.id} ({vm.state})" for vm in self._vms.values()]
         left += [f"{hosted}" for hosted in self._hosted.values()]
@@ -234,6 +234,7 @@ class FakeBackend(Bound):
         left += [f"PCI function {path} {n} of {vm}" for (path, n), vm in self._host.pci.items()]
         left += [f"pipe {path}, listened at" for path in self.pipes.listened_at]
         left += [f"endpoint {e} attached to {vm}" for e, vm in self.network.attachments().items()]
+        left += self.network.created()
         return [*left, *(f"directory {path}, empty" for path in self.files.left_empty())]
 
     async def __aenter__(self) -> FakeBackend:

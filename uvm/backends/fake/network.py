@@ -34,6 +34,8 @@ class FakeNetwork:
         self._members: dict[str, dict[str, None]] = {}
         self._named: dict[str, str] = {}
         self._attached: dict[str, str] = {}
+        # Those that were created through the protocol, by kind and id.
+        self._created: dict[tuple[str, str], None] = {}
 
     def __repr__(self) -> str:
         counts = counted(len(self._namespaces), "namespaces"), counted(len(self._endpoints), "endpoints")
@@ -74,6 +76,10 @@ class FakeNetwork:
     def attachments(self) -> dict[str, str]:
         """Return the VM of each attached endpoint."""
         return dict(self._attached)
+
+    def created(self) -> list[str]:
+        """Return the namespaces and endpoints that were created, and not deleted, through the backend."""
+        return [f"{kind} {key}" for kind, key in self._created]
 
     # For the network adapters of the fake
 
@@ -151,6 +157,7 @@ class FakeNetwork:
             if made.get("Resources"):
                 raise HostError("create namespace", HResult.E_INVALIDARG, "endpoints are added later")
             self.add_namespace(made)
+            self._created["namespace", guid_key(made["ID"])] = None
             return self._namespace(made["ID"])
 
         return await self._ask("create namespace", document, create)
@@ -168,6 +175,7 @@ class FakeNetwork:
             if made.get("HostComputeNamespace"):
                 raise HostError(operation, HResult.E_INVALIDARG, "HostComputeNamespace is read-only")
             self.add_endpoint({**made, "HostComputeNetwork": network["ID"]})
+            self._created["endpoint", guid_key(made["ID"])] = None
             return self._endpoint(made["ID"])
 
         return await self._ask("create endpoint", {**document, "HostComputeNetwork": network_id}, create)
@@ -191,6 +199,7 @@ class FakeNetwork:
         def delete() -> None:
             key = guid_key(namespace_id)
             if self._namespaces.pop(key, None) is not None:
+                self._created.pop(("namespace", key), None)
                 for member in [*self._members.get(key, ())]:
                     self._move(member, "")
 
@@ -229,6 +238,7 @@ class FakeNetwork:
 
     def _forget(self, endpoint_key: str) -> None:
         """Delete an endpoint; a name that others have too is theirs then."""
+        self._created.pop(("endpoint", endpoint_key), None)
         self._leave_namespace(endpoint_key)
         name = self._endpoints.pop(endpoint_key).get("Name")
         if name is not None and self._named.get(name) == endpoint_key:
