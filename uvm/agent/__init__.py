@@ -1,0 +1,1 @@
+"""The guest's compute service, PID 1 of a VM. The standard library only."""
