@@ -1,0 +1,192 @@
+"""Images that were built: a directory each, named by the digest of what it was made of.
+
+``$XDG_CACHE_HOME/uvm`` (else ``~/.cache/uvm``) is its user's alone, since what boots from it decides about
+guests. An image comes by renaming a directory that is complete. A process that builds one holds a lock, so
+that others that want the same wait and find it. What a builder that was killed left is removed by the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import frozen
+
+from uvm.errors import NotSupportedError, UVMError
+
+_MANIFEST: Final = "manifest.json"
+_UNFINISHED: Final = ".unfinished-"
+
+
+class ImageDamagedError(UVMError):
+    """A file of an image is not as it was built: it was cut short, or changed."""
+
+
+@frozen
+class Image:
+    """A guest image.
+
+    :ivar directory: where it is; its name is the image's key.
+    :ivar manifest: what it was made of.
+    """
+
+    directory: Path
+    manifest: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The digest of what it was made of."""
+        return str(self.manifest["key"])
+
+    @property
+    def kernel(self) -> str:
+        """The path of the kernel, for QEMU."""
+        return str(self.directory / "kernel")
+
+    @property
+    def initrd(self) -> str:
+        """The path of the first root file system, for QEMU."""
+        return str(self.directory / "initrd")
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of its files."""
+        return sum(each["size"] for each in self.manifest["files"].values())
+
+    def check(self) -> None:
+        """Compare its files with what was built.
+
+        :raises ImageDamagedError: one differs.
+        """
+        for name, built in self.manifest["files"].items():
+            if digest_of(self.directory / name) != built:
+                raise ImageDamagedError(
+                    f"the guest image {self.directory} is damaged: {name} is not as it was built; "
+                    f"remove that directory ('uvm image prune --all' removes all), and it is built again"
+                )
+
+
+def digest_of(path: Path) -> dict[str, Any]:
+    """Return the size and the digest of a file; size -1 if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return {"size": file.tell(), "sha256": digest}
+    except OSError:
+        return {"size": -1, "sha256": ""}
+
+
+@frozen
+class Cache:
+    """The images of one user."""
+
+    root: Path
+
+    @property
+    def images(self) -> Path:
+        """The directory of the images."""
+        return self.root / "images"
+
+    @property
+    def downloads(self) -> Path:
+        """The directory of the kernels that were downloaded."""
+        return self.root / "kernels"
+
+    def prepare(self) -> None:
+        """Make the directories.
+
+        :raises NotSupportedError: they cannot be made, or another user could write into them.
+        """
+        try:
+            for directory in (self.root, self.images, self.downloads):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self.root.stat()
+        except OSError as e:
+            raise NotSupportedError(
+                f"the cache of guest images, {self.root}, cannot be made: {e.strerror}; "
+                "name another directory: XDG_CACHE_HOME"
+            ) from e
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise NotSupportedError(
+                f"the cache of guest images, {self.root}, is open to other users; 'chmod 700 {self.root}', "
+                "or name another directory: XDG_CACHE_HOME"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of those who build or remove, waiting for it."""
+        # Python has it on Unix only.
+        import fcntl
+
+        with (self.root / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def find(self, key: str) -> Image | None:
+        """Return an image; None if it was never completed."""
+        directory = self.images / key
+        try:
+            return Image(directory, json.loads((directory / _MANIFEST).read_text()))
+        except (OSError, ValueError):
+            return None
+
+    def list(self) -> list[Image]:
+        """Return all images, the newest first."""
+        found = filter(None, (self.find(path.name) for path in self.images.glob("[!.]*")))
+        return sorted(found, key=lambda image: -os.stat(image.directory).st_mtime)
+
+    def add(self, key: str, make: Callable[[Path], dict[str, Any]]) -> Image:
+        """Build an image; the lock is held.
+
+        :param make: writes the files into a directory, and returns the manifest.
+        :raises OSError: there is no room.
+        """
+        for left in self.images.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(left)
+        directory = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.images))
+        try:
+            made = make(directory)
+            built = {path.name: digest_of(path) for path in sorted(directory.iterdir())}
+            manifest = {"key": key, **made, "files": built}
+            (directory / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+            self.remove(key)
+            directory.rename(self.images / key)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        return Image(self.images / key, manifest)
+
+    def remove(self, key: str) -> None:
+        """Remove an image; the lock is held. QEMU has no need of its files once it has started."""
+        shutil.rmtree(self.images / key, ignore_errors=True)
+
+    def recall(self, request: str) -> dict[str, Any] | None:
+        """Return what was noted for a request; None if nothing was."""
+        try:
+            noted: dict[str, Any] = json.loads((self.images / f".request-{request}").read_text())
+        except (OSError, ValueError):
+            return None
+        return noted
+
+    def note(self, request: str, value: dict[str, Any]) -> None:
+        """Note something for a request; the lock is held."""
+        path = self.images / f".request-{request}"
+        unfinished = path.with_name(f"{_UNFINISHED}{request}")
+        unfinished.write_text(json.dumps(value))
+        unfinished.replace(path)
+
+
+def default_cache() -> Cache:
+    """Return the cache of the user who runs this."""
+    base = os.environ.get("XDG_CACHE_HOME") or ""
+    # The specification has relative paths ignored.
+    home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    return Cache(home / "uvm")
