@@ -139,8 +139,8 @@ HELD = {
     "RequestLog": "clear dropped entries listen render",
 }
 HCS = ((HCSBackend, uvm.Backend), (HCSSystem, uvm.System), (HCSProcess, uvm.HostProcess))
-#: Public, and no library: the command.
-COMMAND = {"uvm.cli", "uvm.__main__"}
+#: Public, and no library: the command, and the program that VMs run.
+COMMAND = {"uvm.agent", "uvm.cli", "uvm.__main__"}
 
 
 def modules_in(package: str) -> set[str]:
