@@ -1,0 +1,110 @@
+"""Disks are found by their controllers and LUNs, in a sysfs that looks as the kernel's does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from uvm.agent.block import Disks, Slot
+from uvm.agent.modules import Modules
+from uvm.agent.refused import Refused
+
+
+class Machine:
+    """The disks of a machine in a directory: a sysfs, and device nodes."""
+
+    def __init__(self, root: Path) -> None:
+        self.sys, self.dev = root / "sys", root / "dev"
+        self.dev.mkdir(parents=True)
+        self.disks = Disks(Modules(str(root / "modules")), str(self.sys), str(self.dev))
+
+    def controller(self, number: int, host: str) -> None:
+        pci = self.sys / f"bus/pci/devices/0000:00:{0x10 + number:02x}.0"
+        (pci / f"virtio{number}" / host).mkdir(parents=True)
+        (pci / "driver").mkdir()
+        scan = self.sys / "class/scsi_host" / host
+        scan.mkdir(parents=True)
+        (scan / "scan").touch()
+
+    def disk(self, host: int, lun: int, name: str, *partitions: str) -> Path:
+        device = self.sys / f"bus/scsi/devices/{host}:0:0:{lun}"
+        (device / "block" / name).mkdir(parents=True)
+        for each in (name, *partitions):
+            (device / "block" / name / each).mkdir()
+            (self.dev / each).touch()
+        return device
+
+    def scanned(self, host: str) -> str:
+        return (self.sys / "class/scsi_host" / host / "scan").read_text()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    machine = Machine(tmp_path)
+    # The kernel numbers hosts in any order.
+    machine.controller(0, "host2")
+    machine.controller(3, "host0")
+    machine.controller(4, "host1")
+    return machine
+
+
+def test_a_disk_is_found_by_its_controller_and_lun(machine: Machine) -> None:
+    machine.disk(2, 63, "sda")
+    machine.disk(0, 63, "sdb", "sdb1")
+    assert machine.disks.wait(Slot(0, 63)) == str(machine.dev / "sda")
+    assert machine.disks.wait(Slot(3, 63)) == str(machine.dev / "sdb")
+    assert machine.disks.wait(Slot(3, 63), 1) == str(machine.dev / "sdb1")
+
+
+def test_what_the_kernel_knows_is_not_scanned(machine: Machine) -> None:
+    machine.disk(0, 63, "sdb")
+    machine.disks.wait(Slot(3, 63))
+    assert machine.scanned("host0") == ""
+
+
+def test_one_lun_is_scanned_for_a_disk_that_is_not_there(machine: Machine) -> None:
+    machine.disk(0, 6, "sda")
+    with pytest.raises(Refused, match="there is no disk 3:63"):
+        machine.disks.wait(Slot(3, 63), seconds=0)
+    assert machine.scanned("host0") == "0 0 63"
+    with pytest.raises(Refused, match="there is no disk 1:0"):
+        machine.disks.wait(Slot(1, 0), seconds=0)
+
+
+def test_a_partition_that_is_not_there_is_refused(machine: Machine) -> None:
+    machine.disk(0, 63, "sdb", "sdb1")
+    with pytest.raises(Refused, match="there is no disk 3:63 with a partition 2"):
+        machine.disks.wait(Slot(3, 63), 2, seconds=0)
+
+
+def test_a_node_that_cannot_be_opened_yet_is_waited_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.disk(0, 63, "sdb")
+    node = machine.dev / "sdb"
+    node.unlink()
+    monkeypatch.setattr("time.sleep", lambda seconds: node.touch())
+    assert machine.disks.wait(Slot(3, 63)) == str(node)
+
+
+def test_a_disk_is_ejected_once(machine: Machine) -> None:
+    device = machine.disk(0, 63, "sdb")
+    machine.disks.eject(Slot(3, 63))
+    assert (device / "delete").read_text() == "1"
+    machine.disks.eject(Slot(3, 62))
+
+
+def test_a_vpmem_device_has_a_link_of_its_number_while_it_is_there(machine: Machine) -> None:
+    machine.disk(1, 5, "sdc")
+    assert machine.disks.wait_vpmem(5) == str(machine.dev / "pmem5")
+    assert (machine.dev / "pmem5").readlink() == machine.dev / "sdc"
+    machine.disks.eject_vpmem(5)
+    assert not (machine.dev / "pmem5").is_symlink()
+
+
+def test_a_link_of_a_vpmem_device_that_was_replaced_is_replaced(machine: Machine) -> None:
+    machine.disk(1, 5, "sdc")
+    (machine.dev / "pmem5").symlink_to(machine.dev / "sdx")
+    machine.disks.wait_vpmem(5)
+    assert (machine.dev / "pmem5").readlink() == machine.dev / "sdc"
