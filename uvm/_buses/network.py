@@ -164,12 +164,15 @@ class NetworkBus(Bus):
         key = guid_key(namespace_id)
         return guid_key(self._in_template) or key
 
-    def _adopt(self) -> None:
+    def _adopt(self, namespace: HostComputeNamespace) -> None:
         """Enter the namespace that the guest of a clone is in from the start."""
-        key, namespace = guid_key(TEMPLATE_NAMESPACE), HostComputeNamespace(id=TEMPLATE_NAMESPACE)
-        self._inherited = self._namespaces.adopt(key, namespace, namespace)
+        self._inherited = self._namespaces.adopt(guid_key(self._in_template), namespace, namespace)
         # No caller has it.
         self._inherited.leave()
+
+    def _saved(self) -> HostComputeNamespace | None:
+        """Return the namespace that the guest of a template is in, for clones."""
+        return next((namespace for _, namespace in self._namespaces.attached()), None)
 
     @property
     def namespaces(self) -> tuple[str, ...]:

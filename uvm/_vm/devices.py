@@ -235,5 +235,5 @@ class Devices(Part):
             self.scsi._adopt(restored.disks)
             self.vsmb._adopt(restored.shares, restored.shares_named)
             self.layers._adopt(restored.roots)
-            if restored.has_namespace:
-                self.network._adopt()
+            if restored.namespace is not None:
+                self.network._adopt(restored.namespace)

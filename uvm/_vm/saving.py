@@ -239,7 +239,7 @@ class Saving(Ending):
             shares=shares,
             shares_named=named,
             roots=self.layers._saved(),
-            has_namespace="network" in self.__dict__ and bool(self.network.namespaces),
+            namespace=self.network._saved() if "network" in self.__dict__ else None,
         )
 
     def _boot_disks(self) -> list[TemplateDisk]:

@@ -10,6 +10,7 @@ from typing import Any
 from uvm.schema.common import Layer
 from uvm.schema.devices import VirtualSmbShare
 from uvm.schema.json import Model, always
+from uvm.schema.network import HostComputeNamespace
 
 #: The version of the document that is written, and that is read.
 TEMPLATE_VERSION = 1
@@ -52,7 +53,7 @@ class TemplateDocument(Model):
     :ivar boot_disks: the disks that it was created with.
     :ivar disks: those that were attached later.
     :ivar shares_named: how many names of shares have been used.
-    :ivar has_namespace: the guest is in a network namespace.
+    :ivar namespace: the network namespace that its guest is in, as the guest knows it.
     """
 
     version: int = always(0)
@@ -64,4 +65,4 @@ class TemplateDocument(Model):
     shares: list[VirtualSmbShare] = []
     shares_named: int = 0
     roots: list[TemplateRoot] = []
-    has_namespace: bool = False
+    namespace: HostComputeNamespace | None = None

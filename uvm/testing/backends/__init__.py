@@ -7,7 +7,7 @@ whatever control of its host there is; then, for each scenario and each event lo
 
 from __future__ import annotations
 
-from uvm.testing.backends import calls, faults, hosts, processes, requests, systems, vms
+from uvm.testing.backends import calls, changes, faults, hosts, processes, requests, systems, vms
 from uvm.testing.backends.fakehost import FakeHost
 from uvm.testing.backends.rig import Control, HeldCalls, Host, HostCall, Network, ParkedCall, Rig
 from uvm.testing.backends.scenario import Scenario, scenarios_of
@@ -26,4 +26,6 @@ __all__ = [
 ]
 
 #: All scenarios: first of hosts and systems, last of VMs from creation to exit.
-SCENARIOS: tuple[Scenario, ...] = scenarios_of(hosts, systems, calls, requests, processes, vms, faults)
+SCENARIOS: tuple[Scenario, ...] = scenarios_of(
+    hosts, systems, calls, requests, processes, vms, changes, faults
+)

@@ -35,6 +35,8 @@ class Control(enum.Enum):
     PIPES = "pipes of the host"
     #: :meth:`Host.put_device`.
     DEVICES = "PCI devices of the host"
+    #: The processors of VMs are limited and in groups, and running containers have other resources.
+    UPDATES = "updates of VMs and containers that run"
     #: :meth:`Host.crash`.
     EXIT = "a VM that exits by itself"
     #: :meth:`Host.dial`.
