@@ -22,7 +22,12 @@ from uvm.backends.fake.vm import FakeVM
 pytestmark = pytest.mark.anyio
 
 CONTAINER = linux_container(
-    {"process": {"args": ["sleep", "1000"], "cwd": "/"}, "root": {"path": "rootfs"}, "linux": {}},
+    {
+        "process": {"args": ["sleep", "1000"], "cwd": "/"},
+        "root": {"path": "rootfs"},
+        "linux": {},
+        "windows": {"network": {"networkNamespace": "c1"}},
+    },
     bundle_path="/run/gcs/c/1",
 )
 

@@ -28,6 +28,7 @@ def spec(*args: str, **process: Any) -> JSON:
         "process": {"args": list(args), "cwd": "/", "user": {"uid": 0, "gid": 0}, **process},
         "root": {"path": "/run/gcs/c/c/rootfs"},
         "linux": {},
+        "windows": {"network": {"networkNamespace": "C"}},
     }
 
 
@@ -121,6 +122,21 @@ async def test_an_id_is_taken_until_the_container_is_deleted() -> None:
         await host.ask(Procedure.DELETE_CONTAINER_STATE, "c")
         await create(host, "true")
         assert host.notifications == []
+
+
+async def test_a_network_namespace_is_assigned_to_one_container_until_that_of_its_name_is_deleted() -> None:
+    async with booted() as host:
+        await create(host, "true", container="d")
+        pid = f"{host.service.containers['d'].pids[0]}"
+        taken = (HResult.E_FAIL, f'previously assigned container pid {pid} to network namespace "c"')
+        again = config(spec("true"))
+        assert await host.refusal(Procedure.CREATE, "c", ContainerConfig=again) == taken
+        await host.ask(Procedure.DELETE_CONTAINER_STATE, "d")
+        assert await host.refusal(Procedure.CREATE, "c", ContainerConfig=again) == taken
+        in_pod = {**spec("true"), "annotations": {"io.kubernetes.cri.container-type": "container"}}
+        await host.ask(Procedure.CREATE, "c", ContainerConfig=config(in_pod))
+        await host.ask(Procedure.DELETE_CONTAINER_STATE, "c")
+        await host.ask(Procedure.CREATE, "c", ContainerConfig=again)
 
 
 @pytest.mark.parametrize("missing", ["process", "root", "linux"])

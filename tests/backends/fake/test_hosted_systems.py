@@ -21,7 +21,12 @@ pytestmark = pytest.mark.anyio
 LINUX: JSON = {
     "SchemaVersion": {"Major": 2, "Minor": 1},
     "OciBundlePath": "/run/gcs/c/c1",
-    "OciSpecification": {"process": {"args": ["cat"], "cwd": "/"}, "root": {"path": "/"}, "linux": {}},
+    "OciSpecification": {
+        "process": {"args": ["cat"], "cwd": "/"},
+        "root": {"path": "/"},
+        "linux": {},
+        "windows": {"network": {"networkNamespace": "c1"}},
+    },
 }
 LASTING = LINUX | {
     "OciSpecification": LINUX["OciSpecification"] | {"process": {"args": ["sleep", "3600"], "cwd": "/"}}

@@ -52,3 +52,21 @@ class OCISpec(Model, rename="camel"):
     process: OCIProcess | None = None
     root: Any = None
     linux: Any = None
+    windows: Any = None
+    annotations: Any = None
+
+    @property
+    def namespace(self) -> str:
+        """The name of its network namespace."""
+        return str(_at(self.windows, "network", "networkNamespace") or "").lower()
+
+    @property
+    def in_pod(self) -> bool:
+        """Whether it has the network namespace of its pod's first container."""
+        return bool(_at(self.annotations, "io.kubernetes.cri.container-type") == "container")
+
+
+def _at(value: Any, *path: str) -> Any:
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON
 from uvm.backends.fake.guest.containers import LinuxContainer
 from uvm.backends.fake.guest.execution import Command, asked_streams, close_streams
 from uvm.backends.fake.guest.linux.cgroups import refused_resources
+from uvm.backends.fake.guest.linux.mounts import LinuxGuest
 from uvm.backends.fake.guest.linux.oci import OCIProcess, OCISpec
 from uvm.backends.fake.guest.messages import Incoming
 from uvm.backends.fake.guest.processes import SIGKILL, SIGTERM, GuestProcess
@@ -62,6 +63,11 @@ def _command(request: Incoming, parameters: LinuxProcessParameters) -> Command:
 class LinuxService(GuestService):
     """The compute service of a Linux guest."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        # The process ids of the containers that network namespaces were assigned to, by name.
+        self._assigned: dict[str, int] = {}
+
     def on_create(self, request: Incoming) -> JSON | None:
         """Create a container. A document without the essential crashes the service."""
         wanted = request.read(ContainerCreateRequest)
@@ -85,8 +91,17 @@ class LinuxService(GuestService):
         container.init = self._new_process(
             command, False, container.init_exited, lambda process: self.exited(container)
         )
+        if not spec.in_pod:
+            self._assign(request, spec.namespace, container.init.pid)
         self.containers[container.id] = container
         return {"SelectedProtocolVersion": 0}
+
+    def _assign(self, request: Incoming, namespace: str, pid: int) -> None:
+        """Assign a network namespace to a container: each once, until that of the container's name is dropped."""
+        before = self._assigned.setdefault(namespace, pid)
+        if before != pid:
+            problem = f'previously assigned container pid {before} to network namespace "{namespace}"'
+            raise request.refuse(HResult.E_FAIL, problem)
 
     def on_start(self, request: Incoming) -> JSON:
         """Do nothing: a container starts with its first process."""
@@ -266,6 +281,9 @@ class LinuxService(GuestService):
         container = self._container(request, request.read(RequestBase).container_id)
         # The guest forgets it even if runc refuses.
         del self.containers[container.id]
+        guest, namespace = self.vm.guest, container.id.lower()
+        if not (isinstance(guest, LinuxGuest) and guest.namespaces.get(namespace)):
+            self._assigned.pop(namespace, None)
         if container.status == "running":
             raise request.fail(HResult.HCS_E_INVALID_STATE, "container not stopped")
         container.signal_init(SIGKILL)

@@ -1,0 +1,1 @@
+"""Containers in the guest, from OCI specifications, through crun or runc."""
