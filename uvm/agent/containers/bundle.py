@@ -1,15 +1,16 @@
 """The bundle of a container: its specification as a runtime takes it, and the files that go with it.
 
-What is done to a specification depends on the container. One of its own, and the first of a pod (its sandbox),
-have files that name the guest and its name servers; the others of a pod have those of the sandbox, and mounts
-in directories of it::
+What is done to a specification depends on the container. One of its own, and the first of a pod (its
+sandbox), have files that name the guest and its name servers; the others of a pod have those of the sandbox,
+and mounts in directories of it::
 
     /run/gcs/c/ID                 the bundle: config.json, hostname, hosts, resolv.conf
     /run/gcs/c/POD/sandboxMounts  what "sandbox://" stands for, for all containers of a pod
                   /sandboxTmpfsMounts           "sandbox-tmp://", a tmpfs
                   /hugepages                    "hugepages://2M/name"
 
-A path below a pod's directory is checked to be there: it names what the pod's containers share, no other place.
+A path below a pod's directory is checked to be there: it names what the pod's containers share, no other
+place.
 
 Source: hcsshim internal/guest/runtime/hcsv2 (standalone_container.go, sandbox_container.go,
 workload_container.go) and internal/guest/spec.
@@ -22,12 +23,13 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Final
 
 from uvm.agent.containers.cgroups import PODS
 from uvm.agent.containers.users import user_ids
+from uvm.agent.refused import Refused
 
 JSON = dict[str, Any]
 
@@ -47,7 +49,6 @@ SHARED: Final = {_SANDBOX: "sandboxMounts", _SANDBOX_TMPFS: "sandboxTmpfsMounts"
 
 _FILES: Final = ("hostname", "hosts", "resolv.conf")
 _HOST_NAME: Final = re.compile(r"[a-zA-Z0-9_\-.]{0,255}")
-_MAX_SEARCHES: Final = 6
 _HOSTS: Final = """\
 127.0.0.1 localhost
 127.0.0.1 {names}
@@ -72,49 +73,23 @@ class Role(Enum):
     WORKLOAD = "container"
 
 
-class BundleError(ValueError):
-    """A specification that cannot be carried out."""
-
-
-class NameServers:
-    """The name servers of a network namespace, and the domains to search."""
-
-    __slots__ = ("searches", "servers")
-
-    def __init__(self, searches: Iterable[str] = (), servers: Iterable[str] = ()) -> None:
-        self.searches = _distinct(searches)
-        self.servers = _distinct(servers)
-
-    @property
-    def text(self) -> str:
-        """The text of ``resolv.conf``."""
-        if len(self.searches) > _MAX_SEARCHES:
-            raise BundleError(f"searches has more than {_MAX_SEARCHES} domains")
-        search = [f"search {' '.join(self.searches)}\n"] if self.searches else []
-        return "".join([*search, *(f"nameserver {each}\n" for each in self.servers)])
-
-
-def _distinct(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(each.strip().lower() for each in names if each.strip()))
-
-
 # What a specification says.
 
 
 def role_of(spec: JSON) -> Role:
-    """Return what a container is; raises BundleError where there is no such kind."""
+    """Return what a container is; raises Refused where there is no such kind."""
     kind = _annotations(spec).get(CONTAINER_TYPE, "")
     try:
         return Role(kind)
     except ValueError:
-        raise BundleError(f"unsupported '{CONTAINER_TYPE}': '{kind}'") from None
+        raise Refused(f"unsupported '{CONTAINER_TYPE}': '{kind}'") from None
 
 
 def sandbox_of(spec: JSON) -> str:
     """Return the id of the pod that a container belongs to."""
     sandbox = _annotations(spec).get(SANDBOX_ID, "")
     if not isinstance(sandbox, str) or not sandbox:
-        raise BundleError(f"unsupported '{SANDBOX_ID}': '{sandbox}'")
+        raise Refused(f"unsupported '{SANDBOX_ID}': '{sandbox}'")
     return sandbox
 
 
@@ -142,16 +117,19 @@ def _annotations(spec: JSON) -> JSON:
 # What is done to it.
 
 
-def standalone(spec: JSON, container_id: str, bundle: str, names: NameServers) -> None:
-    """Make the specification of a container of its own that of a runtime, and write its files."""
-    write_names(spec, bundle, names)
+def standalone(spec: JSON, container_id: str, bundle: str, resolver: str) -> None:
+    """Make the specification of a container of its own that of a runtime, and write its files.
+
+    :param resolver: the text of its ``/etc/resolv.conf``.
+    """
+    write_names(spec, bundle, resolver)
     _add_names(spec, bundle)
     _finish(spec, f"{PODS}/{container_id}", in_host_network(spec))
 
 
-def sandbox(spec: JSON, container_id: str, bundle: str, names: NameServers) -> None:
+def sandbox(spec: JSON, container_id: str, bundle: str, resolver: str) -> None:
     """Make the specification of a pod's first container that of a runtime, and write the pod's files."""
-    write_names(spec, bundle, names)
+    write_names(spec, bundle, resolver)
     _finish(spec, f"{PODS}/{container_id}/{container_id}", in_host_network(spec))
 
 
@@ -162,9 +140,9 @@ def workload(spec: JSON, container_id: str, pod: str, pod_directory: str, host_n
     :return: the directories for huge pages that are to be mounted, by path.
     """
     if spec.get("hostname"):
-        raise BundleError(f"workload container must not change hostname: {spec['hostname']}")
+        raise Refused(f"workload container must not change hostname: {spec['hostname']}")
     if (spec.get("windows") or {}).get("devices"):
-        raise BundleError("assigned devices are not supported")
+        raise Refused("assigned devices are not supported")
     huge = [path for mount in _mounts(spec) for path in _share(mount, pod_directory)]
     for mount in _mounts(spec):
         _expose_device(spec, mount)
@@ -174,16 +152,16 @@ def workload(spec: JSON, container_id: str, pod: str, pod_directory: str, host_n
     return huge
 
 
-def write_names(spec: JSON, directory: str, names: NameServers) -> None:
+def write_names(spec: JSON, directory: str, resolver: str) -> None:
     """Write the files that name the guest and its name servers."""
     host = spec.get("hostname") or ""
     if not isinstance(host, str) or not _HOST_NAME.fullmatch(host):
-        raise BundleError(f'hostname "{host}" invalid: must match ^{_HOST_NAME.pattern}$')
+        raise Refused(f'hostname "{host}" invalid: must match ^{_HOST_NAME.pattern}$')
     host = host or os.uname().nodename
     first, dot, _ = host.partition(".")
     hosts = _HOSTS.format(names=f"{host} {first}" if dot else host)
     os.makedirs(directory, exist_ok=True)
-    for name, text in zip(_FILES, (f"{host}\n", hosts, names.text), strict=True):
+    for name, text in zip(_FILES, (f"{host}\n", hosts, resolver), strict=True):
         with open(f"{directory}/{name}", "w", encoding="utf-8") as file:
             file.write(text)
 
@@ -222,7 +200,7 @@ def set_user(process: JSON, root: str) -> None:
 def _core_limit(text: str) -> JSON:
     soft, _, hard = text.partition(";")
     if not (soft.isdecimal() and hard.isdecimal()):
-        raise BundleError("wrong number of values supplied for rlimit core")
+        raise Refused("wrong number of values supplied for rlimit core")
     return {"type": "RLIMIT_CORE", "soft": int(soft), "hard": int(hard)}
 
 
@@ -239,7 +217,7 @@ def _share(mount: JSON, pod_directory: str) -> list[str]:
     if source.startswith(_GUEST):
         mount["source"] = source.removeprefix(_GUEST)
         if not os.path.exists(mount["source"]):
-            raise BundleError(f"could not open uVM mount target: {mount['source']}: no such file or directory")
+            raise Refused(f"could not open uVM mount target: {mount['source']}: no such file or directory")
         return []
     prefix = next((each for each in SHARED if source.startswith(each)), None)
     if prefix is None:
@@ -247,7 +225,7 @@ def _share(mount: JSON, pod_directory: str) -> list[str]:
     shared = f"{pod_directory}/{SHARED[prefix]}"
     place = posixpath.normpath(posixpath.join(shared, source.removeprefix(prefix).lstrip("/")))
     if place != shared and not place.startswith(f"{shared}/"):
-        raise BundleError(f"mount path {place} for mount {source} is not within {shared}")
+        raise Refused(f"mount path {place} for mount {source} is not within {shared}")
     mount["source"] = place
     made = not os.path.exists(place)
     _make_open(place)
@@ -288,9 +266,9 @@ def _apply_annotations(spec: JSON) -> None:
 
 def _set_shm(spec: JSON, size: object) -> None:
     if not (isinstance(size, str) and size.isdecimal()):
-        raise BundleError("/dev/shm size must be a valid integer")
+        raise Refused("/dev/shm size must be a valid integer")
     if not int(size):
-        raise BundleError("/dev/shm size must be non-zero")
+        raise Refused("/dev/shm size must be non-zero")
     options = ["nosuid", "noexec", "nodev", "mode=1777", f"size={size}k"]
     mount = {"source": "shm", "destination": "/dev/shm", "type": "tmpfs", "options": options}
     spec["mounts"] = [each for each in _mounts(spec) if each.get("destination") != "/dev/shm"] + [mount]
@@ -313,11 +291,11 @@ def _device(path: str) -> JSON:
     try:
         found = os.lstat(path)
     except OSError as error:
-        raise BundleError(f"failed to get device from path: {path}: {error.strerror}") from None
+        raise Refused(f"failed to get device from path: {path}: {error.strerror}") from None
     kinds = ((stat.S_ISBLK, "b"), (stat.S_ISCHR, "c"))
     kind = next((letter for is_kind, letter in kinds if is_kind(found.st_mode)), None)
     if kind is None:
-        raise BundleError(f"failed to get device from path: {path}: not a device node")
+        raise Refused(f"failed to get device from path: {path}: not a device node")
     numbers = {"major": os.major(found.st_rdev), "minor": os.minor(found.st_rdev)}
     owner = {"uid": found.st_uid, "gid": found.st_gid}
     return {"path": path, "type": kind, **numbers, "fileMode": stat.S_IMODE(found.st_mode), **owner}
@@ -339,18 +317,18 @@ def _all_devices(directory: str) -> list[JSON]:
             elif not entry.is_file():
                 try:
                     found.append(_device(entry.path))
-                except BundleError:
+                except Refused:
                     continue  # a socket, or one that has just gone
     return found
 
 
 def write(spec: JSON, bundle: str) -> None:
-    """Write the specification for the runtime; nobody else may read it: it may hold secrets."""
+    """Write the specification for the runtime, which alone may read it: it may hold secrets."""
     write_secret(f"{bundle}/config.json", spec)
 
 
 def write_secret(path: str, document: object) -> None:
-    """Write a JSON document that nobody else may read."""
+    """Write a JSON document that only root may read."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "w", encoding="utf-8") as file:
         json.dump(document, file)

@@ -43,9 +43,7 @@ class Runtime:
     def create(self, container_id: str, bundle: str, files: Files) -> list[str]:
         """Return the command that makes a container, whose first process waits to be started."""
         pivot = () if self._pivot else ("--no-pivot",)
-        return self._command(
-            files.log, "create", "--bundle", bundle, *pivot, *_places(files), container_id
-        )
+        return self._command(files.log, "create", "--bundle", bundle, *pivot, *_places(files), container_id)
 
     def start(self, container_id: str, files: Files) -> list[str]:
         """Return the command that has the first process go on."""

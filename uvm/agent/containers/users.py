@@ -10,24 +10,22 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from uvm.agent.refused import Refused
+
 _MAX_ID: Final = 0xFFFFFFFF
 #: The larger files are not read: what is in a container is not trusted.
 _MAX_BYTES: Final = 1 << 20
-
-
-class NoSuchUserError(ValueError):
-    """The container has no such user, or group."""
 
 
 def user_ids(root: str, name: str) -> dict[str, int]:
     """Return the numbers of a user and its group.
 
     :param root: the root file system of the container.
-    :raises NoSuchUserError: there is none of that name.
+    :raises Refused: there is none of that name.
     """
     user, colon, group = name.partition(":")
     if ":" in group:
-        raise NoSuchUserError(f"invalid userstr: '{name}'")
+        raise Refused(f"invalid userstr: '{name}'")
     users = _entries(root, "passwd")
     if user.isdecimal():
         uid = _number(user)
@@ -35,7 +33,7 @@ def user_ids(root: str, name: str) -> dict[str, int]:
     else:
         found = next((each for each in users if each[0] == user), None)
         if found is None:
-            raise NoSuchUserError(f"failed to find user by username: {user}")
+            raise Refused(f"failed to find user by username: {user}")
         uid, gid = _number(found[2]), found[3]
     return {"uid": uid, "gid": _group(root, group) if colon else _number(gid)}
 
@@ -45,7 +43,7 @@ def _group(root: str, name: str) -> int:
         return _number(name)
     found = next((each[2] for each in _entries(root, "group") if each[0] == name), None)
     if found is None:
-        raise NoSuchUserError(f"failed to find group by groupname: {name}")
+        raise Refused(f"failed to find group by groupname: {name}")
     return _number(found)
 
 
@@ -64,5 +62,5 @@ def _entries(root: str, name: str) -> list[list[str]]:
 def _number(text: str) -> int:
     number = int(text) if text.isdecimal() else -1
     if not 0 <= number <= _MAX_ID:
-        raise NoSuchUserError(f"{text} exceeds uint32 bounds")
+        raise Refused(f"{text} exceeds uint32 bounds")
     return number

@@ -97,7 +97,7 @@ class LinuxService(GuestService):
         return {"SelectedProtocolVersion": 0}
 
     def _assign(self, request: Incoming, namespace: str, pid: int) -> None:
-        """Assign a network namespace to a container: each once, until that of the container's name is dropped."""
+        """Assign a network namespace to a container; only the deletion of one of its name frees it."""
         before = self._assigned.setdefault(namespace, pid)
         if before != pid:
             problem = f'previously assigned container pid {before} to network namespace "{namespace}"'
