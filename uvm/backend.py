@@ -100,6 +100,8 @@ class HostInfo(Checked):
     :ivar time_zone: HCS's ``TimeZoneInformation`` document.
     :ivar paths: the flavour of host paths, ``"windows"`` or ``"posix"``.
     :ivar templates: the kinds of guests, ``"windows"`` and ``"linux"``, whose VMs can be saved as templates.
+    :ivar guest_images: the kinds of guests that boot from an image of the backend's own if the options name
+        no boot files.
     """
 
     build: int = field(default=V25H1_SERVER, metadata=go(None, whole(U32)))
@@ -111,6 +113,9 @@ class HostInfo(Checked):
     concurrency: Concurrency = field(default=Concurrency(), metadata=go(None, instance(Concurrency)))
     templates: tuple[GuestOS, ...] = field(
         default=("windows",), converter=items_or_value, metadata=go(None, each(choice("windows", "linux")))
+    )
+    guest_images: tuple[GuestOS, ...] = field(
+        default=(), converter=items_or_value, metadata=go(None, each(choice("windows", "linux")))
     )
 
     __repr__ = call_of

@@ -21,7 +21,7 @@ from tests.planning import (
     plan,
     wcow,
 )
-from uvm._document import files_to_stat
+from uvm._document import files_to_stat, plan_creation
 from uvm._document.plan import AssignedDevice
 from uvm.backend import FileInfo, HostInfo
 from uvm.errors import NotSupportedError, OptionsError
@@ -38,6 +38,36 @@ def test_the_default_boot_files_are_those_of_lcow() -> None:
     assert "C:\\Program Files\\Linux Containers\\vmlinux" in looked
     with pytest.raises(OptionsError, match="boot_files_path must be given"):
         files_to_stat(LCOWOptions(), HostInfo(paths="posix"))
+
+
+def test_a_host_with_an_image_of_its_own_asks_for_no_boot_files() -> None:
+    host = HostInfo(paths="posix", guest_images=("linux",))
+    assert files_to_stat(LCOWOptions(), host) == ()
+    made = plan_creation(LCOWOptions(), host, {}, id="vm1", new_id=lambda: GUID)
+    kernel = made.document["VirtualMachine"]["Chipset"]["LinuxKernelDirect"]
+    assert "KernelFilePath" not in kernel
+    assert "InitRdPath" not in kernel
+    assert "nr_cpus=" in kernel["KernelCmdLine"]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [{"boot_files_path": "/boot/uvm"}, {"boot_files_path": "/boot/uvm", "kernel_file": "bzImage"}],
+    ids=str,
+)
+def test_boot_files_that_are_named_are_taken_in_place_of_the_hosts_own_image(named: dict[str, Any]) -> None:
+    host = HostInfo(paths="posix", guest_images=("linux",))
+    looked = files_to_stat(LCOWOptions(**named), host)
+    assert f"/boot/uvm/{named.get('kernel_file', 'vmlinux')}" in looked
+
+
+@pytest.mark.parametrize(
+    "asked", [{"kernel_file": "bzImage"}, {"rootfs_type": "vhd"}, {"kernel_direct": False}], ids=str
+)
+def test_what_the_hosts_own_image_is_not_needs_boot_files(asked: dict[str, Any]) -> None:
+    host = HostInfo(paths="posix", guest_images=("linux",))
+    with pytest.raises(OptionsError, match="boot_files_path must be given"):
+        files_to_stat(LCOWOptions(**asked), host)
 
 
 def test_a_vhd_is_preferred_to_an_initrd_and_vmlinux_to_kernel() -> None:

@@ -24,7 +24,10 @@ _INITRD, _VHD = "initrd.img", "rootfs.vhd"
 
 @frozen(eq=False, repr=False)
 class LinuxBoot:
-    """The boot files and their use, with hcsshim's defaults filled in."""
+    """The boot files and their use, with hcsshim's defaults filled in.
+
+    Without paths they are those of the backend's own image.
+    """
 
     directory: str
     kernel_file: str
@@ -33,6 +36,17 @@ class LinuxBoot:
     rootfs_file: str
     rootfs_path: str
     rootfs_type: Literal["initrd", "vhd", "none"]
+
+
+_OWN_IMAGE = LinuxBoot(
+    directory="",
+    kernel_file="",
+    kernel_path="",
+    kernel_direct=True,
+    rootfs_file="",
+    rootfs_path="",
+    rootfs_type="initrd",
+)
 
 
 def boot_directory(options: LCOWOptions, host: HostInfo) -> str:
@@ -51,8 +65,17 @@ def _kernel_direct_by_default(host: HostInfo) -> bool:
     return host.build >= KERNEL_DIRECT_BUILD and host.machine != "arm64"
 
 
+def boots_own_image(options: LCOWOptions, host: HostInfo) -> bool:
+    """Return whether the guest boots from the backend's own image: there is one, and no file is named."""
+    named = options.boot_files_path or options.kernel_file or options.rootfs_file or options.guest_state_file
+    fits = options.rootfs_type in (None, "initrd") and options.kernel_direct is not False
+    return "linux" in host.guest_images and not named and fits
+
+
 def boot_files_to_stat(options: LCOWOptions, host: HostInfo) -> tuple[str, ...]:
     """Return the files to boot from, and those on whose presence the choice depends."""
+    if boots_own_image(options, host):
+        return ()
     directory = boot_directory(options, host)
     kernels = (_UNCOMPRESSED_KERNEL, _KERNEL) if options.kernel_file is None else (options.kernel_file,)
     root_files = (_VHD, _INITRD) if options.rootfs_file is None else (options.rootfs_file, _VHD)
@@ -65,6 +88,8 @@ def resolve_boot(options: LCOWOptions, host: HostInfo, files: Files) -> LinuxBoo
     Each default is independent of the other options: an explicit ``kernel_direct`` does not change the
     default kernel, nor a ``rootfs_file`` the type of the root file system.
     """
+    if boots_own_image(options, host):
+        return _OWN_IMAGE
     directory = boot_directory(options, host)
     has_vhd = files.get(join(host, directory, _VHD)) is not None
     kernel_direct, kernel_file = options.kernel_direct, options.kernel_file

@@ -104,8 +104,7 @@ def _plan_plain(
     new_id: Callable[[], str],
 ) -> CreationPlan:
     boot = resolve_boot(options, host, files)
-    need(files, boot.kernel_path, "the kernel")
-    rootfs_bytes = need(files, boot.rootfs_path, "the root file system").size
+    rootfs_bytes = _rootfs_bytes(boot, files)
     on_vpmem = boot.rootfs_type == "vhd" and counts.vpmem > 0
     on_scsi = boot.rootfs_type == "vhd" and not on_vpmem
     if on_vpmem and counts.multi_mapping:
@@ -137,6 +136,14 @@ def _plan_plain(
         boot_vpmem_bytes=rootfs_bytes if on_vpmem else None,
         assigned_devices=assigned,
     )
+
+
+def _rootfs_bytes(boot: LinuxBoot, files: Files) -> int:
+    """Return the size of the root file system; OptionsError if a boot file is missing."""
+    if not boot.kernel_path:
+        return 0
+    need(files, boot.kernel_path, "the kernel")
+    return need(files, boot.rootfs_path, "the root file system").size
 
 
 def _sockets(options: LCOWOptions) -> devices.HvSocketSystemConfig:

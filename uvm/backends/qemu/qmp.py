@@ -10,7 +10,7 @@ command has an id, by which its answer finds its caller, in any order::
                                                --> events  --> on_event, at once
 
 A caller who is cancelled leaves at once. A command that was not begun to be written is withdrawn; the outcome
-of any other is unknown, and its answer is dropped when it comes. The connection stays usable either way, as
+of any other is unknown, and its answer is dropped. The connection stays usable in both cases, as
 no line is ever written in part.
 
 QEMU has been fed by a guest: its lines are bounded, and whatever is no message of QMP ends the connection. No

@@ -1,0 +1,101 @@
+"""Starting a process that does not outlive this one, and its end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from uvm.backends.qemu.launch import STDERR_BYTES, Launcher
+from uvm.errors import NotSupportedError
+
+pytestmark = pytest.mark.anyio
+
+#: Starts a process, from a thread that goes on while its own event loop has ended, and waits to be killed.
+STARTS = """
+import anyio, sys
+from uvm.backends.qemu.launch import Launcher
+launcher = Launcher()
+async def main():
+    child = await launcher.start(["sleep", "3600"], (), survives=sys.argv[1] == "survives")
+    print(child.pid, flush=True)
+anyio.run(main, backend=sys.argv[2])
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def launcher() -> Iterator[Launcher]:
+    made = Launcher()
+    yield made
+    made.close()
+
+
+async def test_its_exit_code_and_the_end_of_its_error_output_are_kept(launcher: Launcher) -> None:
+    script = f"head -c {4 * STDERR_BYTES} /dev/zero | tr '\\0' x >&2; echo ' no room' >&2; exit 3"
+    child = await launcher.start(["sh", "-c", script], ())
+    assert await child.wait() == 3
+    assert child.exit_code == 3
+    assert len(child.last_words) <= STDERR_BYTES
+    assert child.last_words.endswith("x no room")
+
+
+async def test_a_process_that_closed_its_error_output_is_waited_for(launcher: Launcher) -> None:
+    child = await launcher.start(["sh", "-c", "exec 2>&-; sleep 0.05; exit 4"], ())
+    assert await child.wait() == 4
+
+
+async def test_it_is_killed_once_and_for_all(launcher: Launcher) -> None:
+    child = await launcher.start(["sleep", "3600"], ())
+    child.kill()
+    assert await child.wait() == -signal.SIGKILL
+    child.kill()
+
+
+async def test_it_inherits_the_descriptors_it_is_given_and_no_other(launcher: Launcher) -> None:
+    read, write = os.pipe()
+    other, other_write = os.pipe()
+    os.set_inheritable(other_write, True)
+    program = f"import os; os.write({write}, ' '.join(os.listdir('/proc/self/fd')).encode())"
+    child = await launcher.start([sys.executable, "-c", program], (write,))
+    os.close(write)
+    await child.wait()
+    seen = {int(each) for each in os.read(read, 65536).split()}
+    assert write in seen
+    assert other_write not in seen
+    for fd in (read, other, other_write):
+        os.close(fd)
+
+
+async def test_a_program_that_is_not_there_is_said_to_be_missing_where_it_runs_by_itself(
+    launcher: Launcher,
+) -> None:
+    with pytest.raises(NotSupportedError, match=r"qemu-nonesuch was not found; nothing was started"):
+        await launcher.start(["qemu-nonesuch"], (), survives=True)
+
+
+async def test_a_program_that_is_not_there_ends_at_once_with_the_reason(launcher: Launcher) -> None:
+    child = await launcher.start(["qemu-nonesuch"], ())
+    assert await child.wait() != 0
+    assert "qemu-nonesuch" in child.last_words
+
+
+@pytest.mark.parametrize("survives", [False, True], ids=["bound", "survives"])
+def test_it_outlives_this_process_only_if_it_is_asked_to(anyio_backend_name: str, survives: bool) -> None:
+    command = [sys.executable, "-c", STARTS, "survives" if survives else "", anyio_backend_name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        pidfd = os.pidfd_open(child)
+        process.kill()
+        process.wait()
+    if survives:
+        # It can be killed: it lives.
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    assert select.select([pidfd], [], [], 30)[0]
+    os.close(pidfd)

@@ -1,0 +1,184 @@
+"""The directories in which VMs are found, and what is left of those that have ended."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory
+from uvm.errors import HostError, HostPathError
+from uvm.schema.json import SchemaError
+
+#: Claims a directory, has a child that holds the lock, and waits to be killed.
+CLAIMS = """
+import os, subprocess, sys
+from uvm.backends.qemu.runtime import *
+me = ProcessName.of(os.getpid())
+made = RuntimeDirectory(sys.argv[1]).claim(Record(sys.argv[2], "guid", "owner", "Created", me))
+child = subprocess.Popen(["sleep", "3600"], pass_fds=[made.lock], stdout=subprocess.DEVNULL)
+made.note(qemu=ProcessName.of(child.pid), state="Running", survives=sys.argv[3] == "survives")
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> RuntimeDirectory:
+    return RuntimeDirectory(tmp_path / "uvm")
+
+
+@pytest.fixture
+def killed() -> Iterator[list[int]]:
+    """Processes to kill at the end, if they are left."""
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def me() -> ProcessName:
+    found = ProcessName.of(os.getpid())
+    assert found is not None
+    return found
+
+
+def record(system_id: str = "vm1") -> Record:
+    return Record(system_id, "guid", "an owner", "Created", me())
+
+
+def other_process(
+    runtime: RuntimeDirectory, system_id: str, survives: str = ""
+) -> tuple[subprocess.Popen[str], int]:
+    """A process that has a VM, and the process of its QEMU."""
+    command = [sys.executable, "-c", CLAIMS, str(runtime.path), system_id, survives]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, int(process.stdout.readline())
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def test_a_directory_belongs_to_this_user_alone(runtime: RuntimeDirectory) -> None:
+    made = runtime.claim(record())
+    for path in (runtime.path, made.path):
+        assert path.stat().st_mode & 0o777 == 0o700
+    made.remove()
+    assert not made.path.exists()
+
+
+def test_an_id_may_hold_anything_and_be_long(runtime: RuntimeDirectory) -> None:
+    made = [runtime.claim(record(each)) for each in ("../../etc", "a/b", "x" * 5000, "\udcff")]
+    assert {each.path.parent for each in made} == {runtime.path}
+    for each in made:
+        each.remove()
+
+
+def test_an_id_that_lives_is_taken_and_free_again_once_it_is_removed(runtime: RuntimeDirectory) -> None:
+    made = runtime.claim(record())
+    with pytest.raises(HostError, match="HCS_E_SYSTEM_ALREADY_EXISTS"):
+        runtime.claim(record())
+    made.remove()
+    runtime.claim(record()).remove()
+
+
+def test_sweeping_leaves_what_lives(runtime: RuntimeDirectory) -> None:
+    made = runtime.claim(record())
+    runtime.sweep()
+    assert made.path.exists()
+    made.remove()
+
+
+def test_links_in_a_directory_that_is_removed_are_not_followed(
+    runtime: RuntimeDirectory, tmp_path: Path
+) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "file").touch()
+    made = runtime.claim(record())
+    (made.path / "share0").symlink_to(tmp_path / "shared")
+    made.remove()
+    assert (tmp_path / "shared" / "file").exists()
+
+
+def test_another_process_finds_a_vm_by_its_record(runtime: RuntimeDirectory, killed: list[int]) -> None:
+    process, qemu = other_process(runtime, "vm2")
+    killed.append(qemu)
+    [found] = runtime.records()
+    assert (found.id, found.state, found.owner) == ("vm2", "Running", "owner")
+    assert runtime.record("vm2") == found
+    assert found.qemu is not None
+    assert found.qemu.pid == qemu
+    end(process)
+
+
+def test_what_a_killed_process_left_is_swept_and_its_qemu_killed(
+    runtime: RuntimeDirectory, killed: list[int]
+) -> None:
+    process, qemu = other_process(runtime, "vm2")
+    killed.append(qemu)
+    end(process)
+    runtime.sweep()
+    assert ProcessName.of(qemu) is None
+    assert [*runtime.records()] == []
+    assert [each.name for each in runtime.path.iterdir()] == ["lock"]
+
+
+def test_a_vm_that_survives_its_process_is_left_until_it_ends(
+    runtime: RuntimeDirectory, killed: list[int]
+) -> None:
+    process, qemu = other_process(runtime, "vm2", "survives")
+    killed.append(qemu)
+    end(process)
+    runtime.sweep()
+    assert runtime.record("vm2") is not None
+    with pytest.raises(HostError, match="HCS_E_SYSTEM_ALREADY_EXISTS"):
+        runtime.claim(record("vm2"))
+    pidfd = os.pidfd_open(qemu)
+    os.kill(qemu, signal.SIGKILL)
+    select.select([pidfd], [], [])
+    os.close(pidfd)
+    runtime.claim(record("vm2")).remove()
+
+
+@pytest.mark.parametrize("left", [b"", b"{", b"[]", b"{}", b'{"Id": 1, "Host": [1]}', b"\xff" * 99], ids=repr)
+def test_what_is_no_record_is_no_vm(runtime: RuntimeDirectory, left: bytes) -> None:
+    directory = runtime.path / "broken"
+    directory.mkdir()
+    (directory / "vm.json").write_bytes(left)
+    assert [*runtime.records()] == []
+    runtime.sweep()
+    assert not directory.exists()
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+    given = Record("vm1", "guid", "an owner", "Paused", me(), ProcessName(7, 8), survives=True)
+    assert Record.read(given.written()) == given
+    with pytest.raises(SchemaError):
+        Record.read("{}")
+
+
+def test_a_later_process_with_the_same_id_is_another() -> None:
+    assert me().runs
+    assert not ProcessName(os.getpid(), me().started + 1).runs
+    assert ProcessName(os.getpid(), 0).open() is None
+
+
+def test_a_directory_that_others_may_change_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(HostPathError, match="no other may change"):
+        RuntimeDirectory(tmp_path / "open")
+    (tmp_path / "file").touch()
+    with pytest.raises(HostPathError, match="no runtime directory"):
+        RuntimeDirectory(tmp_path / "file")

@@ -1,0 +1,151 @@
+"""Starting QEMU, and what is known of its process.
+
+How it works
+------------
+
+Linux kills a process whose parent's *thread* has ended (PR_SET_PDEATHSIG), so that QEMU is started from one
+thread, which runs as long as the backend: nothing that this process starts outlives it, whatever kills it::
+
+    Launcher --one thread--> setpriv --pdeathsig KILL ... qemu ...   one Child each
+    Child    pidfd: readable when it has ended, never another process's
+             stderr: read all the time, of which the end is kept
+
+QEMU inherits the descriptors that it is given and no other, and has no terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Final
+
+import anyio
+import anyio.to_thread
+from attrs import define, field
+
+from uvm.errors import NotSupportedError
+
+#: How many of the last bytes that QEMU writes to its error output are kept.
+STDERR_BYTES: Final = 1 << 14
+#: Runs what follows, which is killed when its parent ends; setpriv is a program of util-linux. A parent that
+#: ended before that was asked for is no longer the parent.
+_BOUND_TO_PARENT: Final = (
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "--",
+    "sh",
+    "-c",
+    '[ "$PPID" = "$0" ] && exec "$@"',
+)
+
+
+@define(eq=False, repr=False)
+class Child:
+    """A process of QEMU that this process has started.
+
+    :ivar pid: the id of the process.
+    :ivar exit_code: what it exited with, or minus the number of the signal that killed it; None before.
+    """
+
+    _process: subprocess.Popen[bytes]
+    _pidfd: int
+    _last: bytearray = field(factory=bytearray, init=False)
+    exit_code: int | None = field(default=None, init=False)
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it wrote to its error output."""
+        return self._last.decode("utf-8", "replace").strip()
+
+    def kill(self) -> None:
+        """Kill it, unless it has ended."""
+        if self.exit_code is None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Read its error output until it has ended; return what it exited with. One task does."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._read_errors)
+            await anyio.wait_readable(self._pidfd)
+            tasks.cancel_scope.cancel()
+        self._read_rest()
+        self.exit_code = self._process.wait()
+        os.close(self._pidfd)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+        return self.exit_code
+
+    async def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        while True:
+            await anyio.wait_readable(self._process.stderr)
+            if not self._read_some():
+                return
+
+    def _read_rest(self) -> None:
+        with suppress(BlockingIOError):
+            while self._read_some():
+                pass
+
+    def _read_some(self) -> bool:
+        """Read what is there; return whether there may be more."""
+        assert self._process.stderr is not None
+        data = os.read(self._process.stderr.fileno(), STDERR_BYTES)
+        self._last += data
+        del self._last[:-STDERR_BYTES]
+        return bool(data)
+
+
+class Launcher:
+    """Starts QEMU from one thread, which ends with :meth:`close`, and all that was bound to it."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "uvm-qemu")
+
+    async def start(self, arguments: Sequence[str], fds: Sequence[int], *, survives: bool = False) -> Child:
+        """Start a process; it is not cancelled.
+
+        :param fds: the descriptors that it inherits, under their numbers.
+        :param survives: it outlives this process.
+        :raises NotSupportedError: there is no such program.
+        """
+        bound = () if survives else (*_BOUND_TO_PARENT, str(os.getpid()))
+        command = [*bound, *arguments]
+        starting = self._thread.submit(_spawn, command, fds)
+        return await anyio.to_thread.run_sync(starting.result)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False)
+
+
+def _spawn(command: Sequence[str], fds: Sequence[int]) -> Child:
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            pass_fds=fds,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise NotSupportedError(
+            f"start QEMU: {error.filename} was not found; nothing was started. The package util-linux has "
+            "setpriv; qemu-system-x86 (on Fedora qemu-system-x86-core) has qemu-system-x86_64"
+        ) from error
+    assert process.stderr is not None
+    os.set_blocking(process.stderr.fileno(), False)
+    return Child(process, os.pidfd_open(process.pid))

@@ -1,0 +1,276 @@
+"""Where VMs are found: one directory each, of this user alone, in the runtime directory of the backend.
+
+How it works
+------------
+
+::
+
+    $XDG_RUNTIME_DIR/uvm/        0700
+      lock                       held for a moment by a process that claims or sweeps
+      <hash of the VM's id>/     0700
+        lock                     held by the process of the host, and by QEMU, which inherits the descriptor
+        vm.json                  what other processes know of the VM: ids, owner, state, the process of QEMU
+        share0 ...               links to the directories that are shared
+
+A lock ends with the last process that has it open. So a directory whose lock can be taken belongs to nothing
+that runs, and is removed: sweeping needs no guess about process ids, which are used again. A QEMU whose host
+process died before they were bound to each other is found by the same file, and killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import select
+import shutil
+import signal
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import define, evolve, field, frozen
+
+from uvm.errors import HostError, HostPathError
+from uvm.hresult import HResult
+from uvm.schema.json import SchemaError
+
+_RECORD: Final = "vm.json"
+_LOCK: Final = "lock"
+#: A record is a few hundred bytes.
+_MAX_RECORD_BYTES: Final = 1 << 16
+#: How long the end of a process that was killed is waited for.
+_KILL_SECONDS: Final = 5.0
+
+
+def default_runtime_directory() -> str:
+    """Return the runtime directory of this user."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.getuid() == 0:
+        return "/run/uvm"
+    return f"{base}/uvm" if base else f"{tempfile.gettempdir()}/uvm-{os.getuid()}"
+
+
+@frozen
+class ProcessName:
+    """A process, by what no later one has: its id and when it started, in ticks since the boot."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessName | None:
+        """Return the name of the process that has an id; None if there is none."""
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        except OSError:
+            return None
+        # The second field is in parentheses, and may hold any.
+        fields = text.rpartition(")")[2].split()
+        return None if fields[0] == "Z" else cls(pid, int(fields[19]))
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process runs."""
+        return ProcessName.of(self.pid) == self
+
+    def open(self) -> int | None:
+        """Return a pidfd of the process; None if it has ended."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return None
+        if self.runs:
+            return pidfd
+        os.close(pidfd)
+        return None
+
+
+@frozen
+class Record:
+    """What other processes know of a VM.
+
+    :ivar host: the process that has the VM.
+    :ivar qemu: the process of QEMU.
+    :ivar survives: QEMU outlives the process that has the VM.
+    """
+
+    id: str
+    runtime_id: str
+    owner: str
+    state: str
+    host: ProcessName
+    qemu: ProcessName | None = None
+    survives: bool = False
+
+    def written(self) -> str:
+        """Return it as JSON."""
+        document: dict[str, Any] = {
+            "Id": self.id,
+            "RuntimeId": self.runtime_id,
+            "Owner": self.owner,
+            "State": self.state,
+            "Host": [self.host.pid, self.host.started],
+            "QEMU": None if self.qemu is None else [self.qemu.pid, self.qemu.started],
+            "Survives": self.survives,
+        }
+        return json.dumps(document)
+
+    @classmethod
+    def read(cls, text: str) -> Record:
+        """Return a record from its JSON; SchemaError if it is none."""
+        try:
+            given = json.loads(text)
+            qemu = given["QEMU"]
+            return cls(
+                id=str(given["Id"]),
+                runtime_id=str(given["RuntimeId"]),
+                owner=str(given["Owner"]),
+                state=str(given["State"]),
+                host=ProcessName(*map(int, given["Host"])),
+                qemu=None if qemu is None else ProcessName(*map(int, qemu)),
+                survives=bool(given["Survives"]),
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SchemaError(f"no record of a VM: {error}") from error
+
+
+@define(eq=False, repr=False)
+class VMDirectory:
+    """The runtime directory of one VM that this process has.
+
+    :ivar lock: the descriptor that QEMU is to inherit.
+    """
+
+    path: Path
+    lock: int
+    record: Record
+
+    def note(self, **changes: Any) -> None:
+        """Change what other processes know of the VM."""
+        self.record = evolve(self.record, **changes)
+        written = self.path / f"{_RECORD}.new"
+        written.write_text(self.record.written(), "utf-8")
+        written.replace(self.path / _RECORD)
+
+    def remove(self) -> None:
+        """Remove it: the VM has ended."""
+        if self.lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self.lock)
+            self.lock = -1
+
+
+@define(repr=False)
+class RuntimeDirectory:
+    """The runtime directory of a backend.
+
+    :raises HostPathError: it cannot be made, or others may write to it.
+    """
+
+    path: Path = field(converter=Path)
+
+    def __attrs_post_init__(self) -> None:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self.path.lstat()
+        except OSError as error:
+            raise HostPathError(str(self.path), f"no runtime directory can be made there: {error}") from error
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise HostPathError(
+                str(self.path),
+                "the runtime directory must be a directory of this user that no other may change",
+            )
+
+    def claim(self, record: Record) -> VMDirectory:
+        """Make the directory of a VM.
+
+        :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS if a VM of this user has the id.
+        """
+        path = self._of(record.id)
+        with self._locked():
+            if path.exists() and not _removed_if_dead(path):
+                there = "another process of this user has it"
+                raise HostError(f"create {record.id}", HResult.HCS_E_SYSTEM_ALREADY_EXISTS, there)
+            path.mkdir(0o700)
+            lock = _lock_file(path)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            made = VMDirectory(path, lock, record)
+            made.note()
+        return made
+
+    def sweep(self) -> None:
+        """Remove what VMs have left that have ended, and kill those whose host process died too early."""
+        with self._locked():
+            for path in self._directories():
+                _removed_if_dead(path)
+
+    def records(self) -> Iterator[Record]:
+        """Yield the records of the VMs of this user that run."""
+        for path in self._directories():
+            record = _record_in(path)
+            if record is not None and record.qemu is not None and record.qemu.runs:
+                yield record
+
+    def record(self, system_id: str) -> Record | None:
+        """Return the record of a VM that runs; None if there is none."""
+        record = _record_in(self._of(system_id))
+        return record if record is not None and record.qemu is not None and record.qemu.runs else None
+
+    def _of(self, system_id: str) -> Path:
+        # An id may hold anything, and be of any length.
+        return self.path / hashlib.sha256(system_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    def _directories(self) -> list[Path]:
+        return [each for each in self.path.iterdir() if each.is_dir() and not each.is_symlink()]
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = _lock_file(self.path)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _record_in(path: Path) -> Record | None:
+    try:
+        with (path / _RECORD).open("rb") as file:
+            return Record.read(file.read(_MAX_RECORD_BYTES).decode("utf-8", "replace"))
+    except (OSError, SchemaError):
+        return None
+
+
+def _removed_if_dead(path: Path) -> bool:
+    """Remove the directory of a VM that has ended; return whether it had."""
+    record = _record_in(path)
+    if record is not None and record.qemu is not None and not record.survives and not record.host.runs:
+        _kill(record.qemu)
+    lock = _lock_file(path)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+        return True
+    finally:
+        os.close(lock)
+
+
+def _lock_file(directory: Path) -> int:
+    return os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
+def _kill(process: ProcessName) -> None:
+    """Kill a process, and wait until it has ended, as its lock does with it."""
+    pidfd = process.open()
+    if pidfd is not None:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [], _KILL_SECONDS)
+        os.close(pidfd)

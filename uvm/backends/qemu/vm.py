@@ -1,0 +1,433 @@
+"""One VM: the process of QEMU, its monitor, its states and its end.
+
+How it works
+------------
+
+One task serves a VM from the start of its process to the end of it. It belongs to the backend, and no
+caller's cancellation reaches it::
+
+    serve:  QMP       answers to commands; events
+            mux       the guest's connections
+            process   its error output, and its end, which ends the others
+            the end   once the guest has shut down, reset or panicked, QEMU is stopped:
+                      its console is read, then it quits
+
+    Created -- start --> Running <-- pause, resume --> Paused
+       |                    |                             |
+       +--------------------+--- the process ends --------+----> Stopped
+
+How the guest ended is said by QEMU's events before its process ends; a process that ends without was killed,
+by this VM's own :meth:`VM.terminate` or by others.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+from attrs import define, field
+
+from uvm._async import Flag, Line
+from uvm._repr import shown
+from uvm.backend import JSON, Listener
+from uvm.backends.qemu.commandline import CONSOLE_BYTES
+from uvm.backends.qemu.launch import Child, Launcher
+from uvm.backends.qemu.qmp import QMP, QMPClosedError, QMPError
+from uvm.backends.qemu.runtime import ProcessName, VMDirectory
+from uvm.errors import ExitStatus, HostError
+from uvm.hresult import HResult
+from uvm.schema import devices as schema
+from uvm.schema.json import to_json
+from uvm.schema.properties import Properties
+from uvm.schema.requests import ModifySettingRequest
+from uvm.schema.system import ComputeSystem, VirtualMachine
+
+_log = logging.getLogger("uvm")
+
+
+class Devices(Protocol):
+    """The devices of a VM that come and go."""
+
+    async def attach(self, devices: schema.Devices) -> None:
+        """Attach the devices of the create document, before the VM starts.
+
+        :raises HostError: one is refused.
+        """
+
+    async def modify(self, request: ModifySettingRequest) -> None:
+        """Carry out a request of a running VM: :meth:`uvm.backend.System.modify`.
+
+        :raises HostError: it is refused, and nothing was changed.
+        """
+
+
+class Connections(Protocol):
+    """The connections with a guest, over one socket: :class:`uvm.backends.qemu.muxlink.MuxLink`."""
+
+    async def serve(self) -> None:
+        """Carry them until the socket ends, or :meth:`close` is called. Raises nothing."""
+
+    def listen(self, port: int) -> Listener:
+        """Listen for the guest to connect to a port."""
+
+    def close(self) -> None:
+        """End all of them, at once."""
+
+
+State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
+
+#: How long a guest that is asked to crash may take, and QEMU to quit; both are killed then.
+CRASH_SECONDS: Final = 10.0
+QUIT_SECONDS: Final = 5.0
+#: How long a guest may take to release a PCI device.
+UNPLUG_SECONDS: Final = 30.0
+#: How much of the console's end is in an exit status, in characters.
+_SAID: Final = 4096
+
+
+@define(eq=False)
+class Unplug:
+    """A device that the guest is asked to release.
+
+    :ivar refused: the guest has said that it does not.
+    """
+
+    over: Flag = field(factory=Flag)
+    refused: bool = False
+
+
+class VM:
+    """A virtual machine that this process has started.
+
+    :param document: the document that it is created with, checked.
+    :ivar directory: its runtime directory.
+    :ivar qmp: the monitor of QEMU, from :meth:`launch` on.
+    :ivar mux: the connections with the guest.
+    :ivar devices: the devices that come and go.
+    :ivar exit_status: how it exited; None before.
+    :ivar handles: how many handles are open.
+    """
+
+    def __init__(self, document: ComputeSystem, directory: VMDirectory) -> None:
+        assert document.virtual_machine is not None
+        self.document: ComputeSystem = document
+        self.machine: VirtualMachine = document.virtual_machine
+        self.directory: VMDirectory = directory
+        self.state: State = "Created"
+        self.exit_status: ExitStatus | None = None
+        self.handles: int = 0
+        self.devices: Devices
+        self.qmp: QMP
+        self.mux: Connections
+        self._child: Child
+        self._exited = Flag()
+        self._changed = Line()
+        self._unplugs: dict[str, Unplug] = {}
+        self._shutdown: JSON = {}
+        self._panic: JSON | None = None
+        self._guest_ended = Flag()
+        self._served = False
+        self._terminated = False
+        self._crashing = Flag()
+        self._console = ""
+
+    def __repr__(self) -> str:
+        return shown(self, "id", "state")
+
+    @property
+    def id(self) -> str:
+        """The id of the compute system."""
+        return self.directory.record.id
+
+    @property
+    def runtime_id(self) -> str:
+        """The VM's GUID."""
+        return self.directory.record.runtime_id
+
+    @property
+    def pid(self) -> int:
+        """The id of QEMU's process."""
+        return self._child.pid
+
+    # From its start to its end.
+
+    async def launch(
+        self,
+        launcher: Launcher,
+        arguments: Callable[[str, str], Sequence[str]],
+        connections: Callable[[socket.socket], Connections],
+        tasks: anyio.abc.TaskGroup,
+    ) -> None:
+        """Start QEMU, paused, and wait until it takes commands.
+
+        :param arguments: returns the command line for the sockets of QMP and of the mux.
+        :param connections: makes the connections with the guest of a socket.
+        :param tasks: runs the task that serves the VM.
+        :raises HostError: QEMU ended at once; the message has its last words.
+        """
+        (ours, qmp), (host_end, mux) = socket.socketpair(), socket.socketpair()
+        self.qmp, self.mux = QMP(ours, self._on_event), connections(host_end)
+        try:
+            fds = (qmp.fileno(), mux.fileno(), self.directory.lock)
+            command = arguments(f"fd={fds[0]}", f"fd={fds[1]}")
+            self._child = await launcher.start(command, fds)
+        except BaseException:
+            self._close_channels()
+            raise
+        finally:
+            qmp.close()
+            mux.close()
+        ready = Flag()
+        self._served = True
+        tasks.start_soon(self._serve, ready)
+        self.directory.note(qemu=ProcessName.of(self.pid))
+        await ready.wait()
+        if self.qmp.closed:
+            await self._exited.wait()
+            raise HostError(f"create {self.id}", HResult.E_FAIL, self._never_came_up())
+
+    def _never_came_up(self) -> str:
+        said = self._child.last_words or "it said nothing"
+        return f"QEMU ended with exit code {self._child.exit_code} before it took commands: {said}"
+
+    async def start(self) -> None:
+        """Start the VM: Created to Running."""
+        self.require("start", "Created")
+        await self.ask("start", "cont")
+        self._become("Running")
+
+    async def pause(self) -> None:
+        """Pause the VM: Running to Paused."""
+        self.require("pause", "Running")
+        await self.ask("pause", "stop")
+        self._become("Paused")
+
+    async def resume(self) -> None:
+        """Resume the VM: Paused to Running."""
+        self.require("resume", "Paused")
+        await self.ask("resume", "cont")
+        self._become("Running")
+
+    async def crash(self) -> None:
+        """Have the guest panic; kill QEMU if it does not in time, or cannot as it is paused."""
+        self.require("crash", "Running", "Paused")
+        self._crashing.set()
+        if self.state == "Paused":
+            self._child.kill()
+            return
+        await self.ask("crash", "inject-nmi")
+
+    async def terminate(self) -> None:
+        """Kill QEMU, and wait for its end."""
+        self.require("terminate", "Created", "Running", "Paused", "SavedAsTemplate")
+        await self.end()
+
+    async def end(self) -> None:
+        """Kill QEMU unless it has ended, and wait for its end."""
+        if self.exit_status is None:
+            self._terminated = True
+            self._child.kill()
+        await self._exited.wait()
+
+    async def discard(self) -> None:
+        """End what :meth:`launch` has made of it; what fails there leaves nothing."""
+        if self._served:
+            await self.end()
+        else:
+            self.directory.remove()
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the exit."""
+        await self._exited.wait()
+        assert self.exit_status is not None
+        return self.exit_status
+
+    # What it is asked.
+
+    def require(self, operation: str, *states: State) -> None:
+        """Refuse in other states: HCS_E_SYSTEM_ALREADY_STOPPED after the exit, else HCS_E_INVALID_STATE."""
+        if self.state in states:
+            return
+        if self.state == "Stopped":
+            raise self._stopped(operation)
+        raise HostError(f"{operation} {self.id}", HResult.HCS_E_INVALID_STATE, f"it is {self.state}")
+
+    async def ask(
+        self,
+        operation: str,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        fds: Sequence[int] = (),
+        code: int = HResult.E_FAIL,
+    ) -> Any:
+        """Have QEMU carry out a command for an operation, and return what it returns.
+
+        :param code: what the operation fails with if QEMU refuses.
+        :raises HostError: QEMU refused, or the VM has exited.
+        """
+        try:
+            return await self.qmp.execute(command, arguments, fds=fds)
+        except QMPError as error:
+            raise HostError(f"{operation} {self.id}", code, str(error)) from error
+        except QMPClosedError as error:
+            raise self._stopped(operation) from error
+
+    async def unplug(self, operation: str, device: str, seconds: float = UNPLUG_SECONDS) -> None:
+        """Have QEMU unplug a device, and wait until the guest has released it.
+
+        :raises HostError: the guest refuses, or does not answer in time; the device stays.
+        """
+        asked = self._unplugs[device] = Unplug()
+        try:
+            with anyio.move_on_after(seconds) as limit:
+                await self.ask(operation, "device_del", {"id": device})
+                await asked.over.wait()
+        finally:
+            self._unplugs.pop(device, None)
+        self.require(operation, "Created", "Running", "Paused")
+        if asked.refused or limit.cancelled_caught:
+            why = "refuses to release it" if asked.refused else f"has not released it in {seconds:g} s"
+            raise HostError(f"{operation} {self.id}", HResult.E_FAIL, f"the guest {why}; {device} stays")
+
+    def summary(self) -> JSON:
+        """Return the properties that an enumeration, and a query without types, has."""
+        status = self.exit_status
+        return to_json(
+            Properties(
+                id=self.id,
+                name=self.id,
+                owner=self.document.owner,
+                state=self.state,
+                stopped=self.state == "Stopped",
+                exit_type=status.exit_type if status is not None else "",
+                system_type="VirtualMachine",
+                runtime_os_type="Linux",
+                runtime_id=self.runtime_id,
+            )
+        )
+
+    def working_set_bytes(self) -> int:
+        """Return the physical memory that QEMU occupies."""
+        pages = Path(f"/proc/{self.pid}/statm").read_text("ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    # Its service.
+
+    async def _serve(self, ready: Flag) -> None:
+        """Serve the VM until its process has ended. Raises nothing; no cancellation reaches it."""
+        with anyio.CancelScope(shield=True):
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._serve_qmp, ready)
+                    tasks.start_soon(self.mux.serve)
+                    tasks.start_soon(self._finish)
+                    tasks.start_soon(self._limit_crash)
+                    await self._child.wait()
+                    tasks.cancel_scope.cancel()
+            finally:
+                self._ended()
+                ready.set()
+
+    async def _serve_qmp(self, ready: Flag) -> None:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self.qmp.serve)
+            ready.set()
+        # Without its monitor nothing is known of it any more.
+        self._child.kill()
+
+    async def _finish(self) -> None:
+        """Read the guest's last words once it has ended, and have QEMU quit."""
+        await self._guest_ended.wait()
+        with anyio.move_on_after(QUIT_SECONDS):
+            self._console = await self.console()
+            try:
+                await self.qmp.execute("set-action", {"shutdown": "poweroff"})
+                await self.qmp.execute("quit")
+            except (QMPError, QMPClosedError):
+                return
+            await anyio.sleep_forever()
+        self._child.kill()
+
+    async def _limit_crash(self) -> None:
+        await self._crashing.wait()
+        with anyio.move_on_after(CRASH_SECONDS):
+            await self._guest_ended.wait()
+            return
+        self._child.kill()
+
+    async def console(self) -> str:
+        """Return the end of what the guest has written to its console, and forget it."""
+        try:
+            read = await self.qmp.execute(
+                "ringbuf-read", {"device": "console", "size": CONSOLE_BYTES, "format": "base64"}
+            )
+            return base64.b64decode(str(read)).decode("utf-8", "replace")
+        except (QMPError, QMPClosedError, binascii.Error):
+            return ""
+
+    def _on_event(self, name: str, data: JSON) -> None:
+        device = data.get("device")
+        if name == "SHUTDOWN":
+            # The first says how the guest ended, the next that QEMU quits.
+            self._shutdown = self._shutdown or data
+            self._guest_ended.set()
+        elif name == "GUEST_PANICKED":
+            self._panic = data
+            self._guest_ended.set()
+        elif name in ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR") and device in self._unplugs:
+            self._unplugs[device].refused = name != "DEVICE_DELETED"
+            self._unplugs[device].over.set()
+
+    def _ended(self) -> None:
+        """Note that the process has ended."""
+        self.exit_status = self._exit_status()
+        self._close_channels()
+        self._become("Stopped")
+        self.directory.remove()
+        for asked in self._unplugs.values():
+            asked.over.set()
+        self._exited.set()
+
+    def _close_channels(self) -> None:
+        self.qmp.close()
+        self.mux.close()
+
+    def _become(self, state: State) -> None:
+        if self.state != "Stopped":
+            self.state = state
+            self._changed.wake()
+            if state != "Stopped":
+                self.directory.note(state=state)
+
+    def _exit_status(self) -> ExitStatus:
+        """Return how the VM has ended, by what QEMU and the host said of it."""
+        reason = str(self._shutdown.get("reason", ""))
+        detail: JSON = {"QEMU": {"ExitCode": self._child.exit_code, "Reason": reason}}
+        for name, said in (("LastWords", self._child.last_words), ("Console", self._console[-_SAID:])):
+            if said:
+                detail["QEMU"][name] = said
+        if self._panic is not None or self._crashing.is_set():
+            detail["Attribution"] = [{"GuestCrash": {"CrashParameters": [0, 0, 0, 0, 0]}}]
+            return ExitStatus("UnexpectedExit", HResult.HCS_E_GUEST_CRITICAL_ERROR, detail)
+        if reason == "guest-shutdown":
+            return ExitStatus("GracefulExit", 0, detail)
+        if reason == "guest-reset":
+            return ExitStatus("Reset", 0, detail)
+        if self._terminated:
+            return ExitStatus("ForcedExit", 0, detail)
+        detail["Attribution"] = [{"WorkerExit": {"ExitCode": self._child.exit_code}}]
+        return ExitStatus("UnexpectedExit", HResult.HCS_E_UNEXPECTED_EXIT, detail)
+
+    def _stopped(self, operation: str) -> HostError:
+        text = f"exit: {self.exit_status}" if self.exit_status is not None else "QEMU is ending"
+        return HostError(f"{operation} {self.id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, text)
