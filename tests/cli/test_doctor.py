@@ -5,29 +5,47 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, EntryPoints
+from typing import Any
 
 import pytest
 
 from tests.backends.hcs.environment import BOOT_FILES, Imagined
+from tests.backends.qemu.environment import ImaginedLinux
 from tests.cli.conftest import Run
 from uvm.backends import open_backend
 from uvm.cli.doctor import CHECKS, examine
 from uvm.errors import NotSupportedError, OptionsError
 
+LINUX = {"Python", *(check.name for check in CHECKS["qemu"])}
+WINDOWS = {"Python", *(check.name for check in CHECKS["hcs"])}
+
+
+def windows(machine: Imagined | None = None, **given: Any) -> Mapping[str, object]:
+    """Return a Windows machine, as the checks of all backends see it."""
+    machine = machine or Imagined(**given)
+    return {"hcs": machine, "qemu": ImaginedLinux(system=machine.system)}
+
+
+def linux(machine: ImaginedLinux | None = None) -> Mapping[str, object]:
+    """Return a Linux machine, as the checks of all backends see it."""
+    return {"hcs": Imagined(system="linux"), "qemu": machine or ImaginedLinux()}
+
+
 not_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="Windows has more to say")
 
 
 def test_a_machine_that_has_everything_passes_every_check() -> None:
-    found = examine(where=Imagined())
-    assert list(found.findings) == [check.name for check in CHECKS]
+    found = examine(where=windows())
+    assert set(found.findings) == WINDOWS
     assert {finding.status for finding in found.findings.values()} == {"ok"}
     assert (found.backend, found.usable) == ("hcs", True)
 
 
 def test_every_check_that_finds_something_amiss_says_what_to_do() -> None:
     nothing = Imagined(windows_build=17134, libraries={}, services={}, groups=set(), files=set())
-    found = examine("hcs", nothing)
+    found = examine("hcs", windows(nothing))
     amiss = {name: finding for name, finding in found.findings.items() if finding.status != "ok"}
     assert set(amiss) == {
         "Windows build", "HCS", "HCS service", "rights", "hypervisor", "network", "network service",
@@ -39,16 +57,19 @@ def test_every_check_that_finds_something_amiss_says_what_to_do() -> None:
 
 
 def test_names_of_checks_are_told_apart() -> None:
-    assert len({check.name for check in CHECKS}) == len(CHECKS)
+    assert {"Python"} == LINUX & WINDOWS
+    assert len(LINUX) + len(WINDOWS) == 2 + sum(map(len, CHECKS.values()))
 
 
-def test_without_windows_no_backend_is_chosen_and_the_fake_is_named() -> None:
+def test_without_windows_and_linux_no_backend_is_chosen_and_the_fake_is_named() -> None:
     machine = Imagined(system="darwin")
-    found = examine(where=machine)
+    found = examine(where=windows(machine))
     assert (found.backend, found.usable) == ("", False)
     assert "HCS needs Windows, and this is darwin" in found.problem
     assert '"fake"' in found.problem
-    wanted = examine("hcs", machine)
+    assert "VMs with QEMU need Linux, and this is darwin" in found.problem
+    assert set(found.findings) == {"Python", "Windows", "Linux"}
+    wanted = examine("hcs", windows(machine))
     assert not wanted.usable
     assert wanted.problem == "HCS needs Windows, and this is darwin"
     assert machine.asked == []
@@ -56,7 +77,7 @@ def test_without_windows_no_backend_is_chosen_and_the_fake_is_named() -> None:
 
 def test_what_hcs_can_do_without_is_no_reason_against_it() -> None:
     machine = Imagined(libraries={"computecore": ["HcsCrashComputeSystem"]}, files=set())
-    found = examine(where=machine)
+    found = examine(where=windows(machine))
     assert (found.backend, found.usable) == ("hcs", True)
     assert "HcsCrashComputeSystem" in str(found.findings["HCS"])
     assert found.findings["network"].status == "limited"
@@ -66,36 +87,63 @@ def test_what_hcs_can_do_without_is_no_reason_against_it() -> None:
 def test_without_a_hypervisor_no_vm_runs(firmware: bool, advice: str) -> None:
     machine = Imagined(firmware=firmware)
     machine.services["vid"] = "stopped"
-    found = examine(where=machine)
+    found = examine(where=windows(machine))
     assert (found.backend, found.usable) == ("hcs", False)
     assert advice in str(found.findings["hypervisor"])
 
 
 def test_the_boot_files_that_options_look_for_are_looked_for() -> None:
-    assert f"{BOOT_FILES}\\vmlinux" in str(examine(where=Imagined()).findings["Linux boot files"])
+    assert f"{BOOT_FILES}\\vmlinux" in str(examine(where=windows()).findings["Linux boot files"])
     no_disk = Imagined(files={f"{BOOT_FILES}\\kernel"})
-    assert f"{BOOT_FILES}\\initrd.img" in str(examine(where=no_disk).findings["Linux boot files"])
-    assert examine(where=no_disk).findings["Linux boot files"].status == "limited"
+    assert f"{BOOT_FILES}\\initrd.img" in str(examine(where=windows(no_disk)).findings["Linux boot files"])
+    assert examine(where=windows(no_disk)).findings["Linux boot files"].status == "limited"
 
 
 def test_what_may_not_be_looked_at_is_unknown() -> None:
-    found = examine(where=Imagined(silent="service"))
+    found = examine(where=windows(silent="service"))
     assert found.findings["HCS service"].status == "unknown"
     assert "E_ACCESSDENIED" in str(found.findings["HCS service"])
 
 
 def test_a_backend_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(OptionsError, match="no backend is called 'xen'"):
-        examine("xen", Imagined())
+        examine("xen", windows())
+
+
+def test_on_linux_qemu_is_examined_and_chosen() -> None:
+    found = examine(where=linux())
+    assert set(found.findings) == LINUX
+    assert (found.backend, found.usable) == ("qemu", True)
+
+
+def test_on_linux_what_qemu_lacks_is_the_problem() -> None:
+    found = examine(where=linux(ImaginedLinux(version=(6, 2), no_image="there is no kernel")))
+    assert (found.backend, found.usable) == ("qemu", False)
+    assert "QEMU 6.2 is too old" in found.problem
+    assert found.problem.endswith("; there is no kernel")
+
+
+def test_on_linux_without_qemu_no_backend_is_chosen() -> None:
+    found = examine(where=linux(ImaginedLinux(programs=set())))
+    assert (found.backend, found.usable) == ("", False)
+    assert "there is no qemu-system-x86_64" in found.problem
+    assert set(found.findings) == {"Python", "Linux", "QEMU"}
 
 
 @not_on_windows
 def test_each_check_is_one_line(run: Run) -> None:
-    ran = run("doctor")
+    ran = run("doctor", "--backend", "hcs")
     assert ran.status == 1
     assert ran.lines[0].startswith("ok       Python")
     assert ran.lines[1].startswith("missing  Windows  HCS needs Windows")
-    assert ran.lines[-1].startswith("No backend is chosen here: no backend can run VMs on this machine")
+    assert ran.lines[-1].startswith("The backend hcs cannot be used here: HCS needs Windows")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at a Linux machine")
+def test_on_this_linux_machine_the_checks_of_qemu_are_printed(run: Run) -> None:
+    ran = run("doctor")
+    assert ran.status in (0, 1)
+    assert ran.lines[1].startswith("ok       Linux")
 
 
 @not_on_windows

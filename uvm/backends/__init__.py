@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from uvm._arguments import kind_of
 from uvm._checks import checked, text
@@ -16,8 +16,6 @@ from uvm.errors import NotSupportedError, OptionsError, UVMError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
-    from uvm.backends.hcs.availability import Environment
-
 __all__ = ["backend_factory", "backend_names", "choose_backend", "open_backend"]
 
 _log = logging.getLogger("uvm")
@@ -26,17 +24,18 @@ _ENTRY_POINTS: Final = "uvm.backends"
 _BUILT_IN: Final = {
     "fake": ("uvm.backends.fake", "FakeBackend"),
     "hcs": ("uvm.backends.hcs.backend", "HCSBackend"),
+    "qemu": ("uvm.backends.qemu.backend", "QEMUBackend"),
 }
 #: The built-in backends that run real VMs, in order of preference, and the module whose ``absence`` says why
 #: a machine lacks one.
-_REAL: Final = {"hcs": "uvm.backends.hcs.availability"}
+_REAL: Final = {name: f"uvm.backends.{name}.availability" for name in ("hcs", "qemu")}
 
 
 def open_backend(name: str | None = None) -> Backend:
     """Return a backend; enter it with ``async with``.
 
-    :param name: ``"hcs"``, ``"fake"`` (the in-memory simulation), or the name of an installed package's
-        ``uvm.backends`` entry point. Without a name, :func:`choose_backend` decides.
+    :param name: ``"hcs"``, ``"qemu"``, ``"fake"`` (the in-memory simulation), or the name of an installed
+        package's ``uvm.backends`` entry point. Without a name, :func:`choose_backend` decides.
     :raises OptionsError: no backend has that name.
     :raises NotSupportedError: the backend cannot be used on this machine, or there is none to choose.
     """
@@ -66,18 +65,18 @@ def is_backend(value: object) -> bool:
     return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in names)
 
 
-def choose_backend(where: Environment | None = None) -> str:
-    """Return the name of the built-in backend that runs real VMs on this machine: HCS on Windows.
+def choose_backend(where: Mapping[str, Any] | None = None) -> str:
+    """Return the name of the built-in backend that runs real VMs here: HCS on Windows, QEMU on Linux.
 
     A backend that the machine has but that cannot be used is chosen all the same: its own error says what is
     missing. A simulation or an entry point is never chosen, only asked for by name.
 
-    :param where: the machine to look at instead of this one.
+    :param where: the machine to look at instead of this one, as each backend's checks see it.
     :raises NotSupportedError: there is none.
     """
     reasons = []
     for name, module in _REAL.items():
-        problems: list[str] = import_module(module).absence(where)
+        problems: list[str] = import_module(module).absence(where[name] if where else None)
         if not problems:
             return name
         reasons.append(f"{name}: {'; '.join(problems)}")

@@ -1,6 +1,7 @@
 """The subcommand ``doctor``: checks of what this machine can do, and what is missing.
 
-:data:`CHECKS` lists them. :func:`examine` runs them; without Windows, the checks of Windows are left out.
+:data:`CHECKS` lists them, by the backend that they are about. :func:`examine` runs those of the backend that
+is wanted, else those of the backends for this operating system.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from attrs import asdict, frozen
@@ -16,14 +17,10 @@ from attrs import asdict, frozen
 from uvm._document.boot import boot_files_to_stat, resolve_boot
 from uvm.backend import FileInfo, HostInfo
 from uvm.backends import choose_backend, open_backend
-from uvm.backends.hcs.availability import (
-    REQUIREMENTS,
-    Check,
-    Environment,
-    Finding,
-    find_library,
-    this_machine,
-)
+from uvm.backends.checks import Check, Finding, run_checks
+from uvm.backends.hcs import availability as hcs
+from uvm.backends.hcs.availability import Environment, find_library
+from uvm.backends.qemu import availability as qemu
 from uvm.cli.terminal import Style, Terminal
 from uvm.errors import NotSupportedError
 from uvm.options import LCOWOptions
@@ -59,7 +56,7 @@ class Examination:
         }
 
 
-def _python(where: Environment) -> Finding:
+def _python() -> Finding:
     # A Python that is too old does not get here.
     return Finding("ok", f"{platform.python_implementation()} {platform.python_version()}")
 
@@ -116,42 +113,51 @@ def _linux_boot_files(where: Environment) -> Finding:
     )
 
 
-#: All checks, in the order in which they are printed. Those of HCS are about Windows.
-CHECKS: Final[tuple[Check, ...]] = (
-    Check("Python", _python),
-    *REQUIREMENTS,
-    Check("hypervisor", _virtualization),
-    Check("network", _computenetwork),
-    Check("network service", _network_service),
-    Check("guest connection", _sockets),
-    Check("Linux boot files", _linux_boot_files),
-)
+#: All checks, in the order in which they are printed.
+CHECKS: Final[Mapping[str, tuple[Check[Any], ...]]] = {
+    "hcs": (
+        *hcs.REQUIREMENTS,
+        Check("hypervisor", _virtualization),
+        Check("network", _computenetwork),
+        Check("network service", _network_service),
+        Check("guest connection", _sockets),
+        Check("Linux boot files", _linux_boot_files),
+    ),
+    "qemu": (*qemu.REQUIREMENTS, *qemu.OPTIONAL),
+}
 
 
-def examine(backend: str | None = None, where: Environment | None = None) -> Examination:
+def examine(backend: str | None = None, where: Mapping[str, Any] | None = None) -> Examination:
     """Run the checks.
 
     :param backend: the backend that is wanted; by default, the one that :func:`uvm.open_backend` chooses.
-    :param where: the machine to look at instead of this one.
+    :param where: the machine to look at instead of this one, as each backend's checks see it.
     :raises OptionsError: there is no such backend.
     """
-    where = where or this_machine()
-    findings: dict[str, Finding] = {}
-    for check in CHECKS:
-        findings[check.name] = found = check.run(where)
-        if check.decisive and found.status == "missing":
-            break
+    where = where or {"hcs": hcs.this_machine(), "qemu": qemu.this_machine()}
+    about = [name for name in CHECKS if name == backend] or [*CHECKS]
+    results = {name: run_checks(CHECKS[name], where[name]) for name in about}
+    findings = {"Python": _python()}
+    for found in _of_this_system(results):
+        findings |= found
     problem = ""
     try:
         backend = backend or choose_backend(where)
-        if backend == "hcs":
-            problem = "; ".join(each.text for each in findings.values() if each.status == "missing")
+        if backend in results:
+            amiss = results[backend].values()
+            problem = "; ".join(each.text for each in amiss if each.status == "missing")
         else:
             open_backend(backend)
     except NotSupportedError as error:
         # The line that is printed names the backend.
         problem = str(error.__cause__ or error)
     return Examination(backend or "", problem, findings)
+
+
+def _of_this_system(results: Mapping[str, dict[str, Finding]]) -> list[dict[str, Finding]]:
+    """Return the results of the backends for this operating system; if it has none, those that say so."""
+    there = [found for found in results.values() if len(found) > 1]
+    return there or [*results.values()]
 
 
 def run(terminal: Terminal, given: Namespace) -> int:

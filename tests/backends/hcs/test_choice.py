@@ -14,6 +14,7 @@ import pytest
 
 import uvm.backends as base
 from tests.backends.hcs.environment import Imagined
+from tests.backends.qemu.environment import ImaginedLinux
 from uvm.backends import open_backend
 from uvm.backends.fake import FakeBackend
 from uvm.backends.hcs import availability
@@ -25,6 +26,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -
     """Set the machine that the choice examines; the log is kept."""
     imagined = Imagined()
     monkeypatch.setattr(availability, "this_machine", lambda: imagined)
+    without_qemu = ImaginedLinux(programs=set())
+    monkeypatch.setattr("uvm.backends.qemu.availability.this_machine", lambda: without_qemu)
     caplog.set_level(logging.INFO, "uvm")
     return imagined
 
@@ -109,9 +112,9 @@ def test_without_cffi_it_is_not_the_fake_either(machine: Imagined, monkeypatch: 
 
 
 def test_an_unknown_backend_is_refused_with_the_list_of_known_ones() -> None:
-    assert {"fake", "hcs"} <= set(base.backend_names())
-    with pytest.raises(OptionsError, match="fake, hcs"):
-        open_backend("qemu")
+    assert {"fake", "hcs", "qemu"} <= set(base.backend_names())
+    with pytest.raises(OptionsError, match="fake, hcs, qemu"):
+        open_backend("xen")
 
 
 def test_what_is_needed_for_hcs_is_loaded_only_with_it() -> None:

@@ -7,20 +7,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from attrs import frozen
-
-from uvm._repr import brief_call
-from uvm.errors import UVMError
+from uvm.backends.checks import Check, Finding, missing
 from uvm.schema.common import RS5
 
 if TYPE_CHECKING:
     from uvm.backends.hcs.windows.environment import ServiceState
-
-#: ``missing``: HCS cannot be used; ``limited``: something else cannot; ``unknown``: the check failed.
-Status = Literal["ok", "missing", "limited", "unknown"]
 
 _ADMINISTRATORS, _HYPERV_ADMINISTRATORS = "S-1-5-32-544", "S-1-5-32-578"
 
@@ -30,24 +23,6 @@ _TURN_ON: Final = (
     "VirtualMachinePlatform' (or Microsoft-Hyper-V-All) on Windows 10 and 11, "
     "'Install-WindowsFeature Hyper-V, Containers' on Windows Server"
 )
-
-
-@frozen
-class Finding:
-    """The result of a check.
-
-    :ivar text: what was found.
-    :ivar remedy: what to do about it, unless it is ``ok``.
-    """
-
-    status: Status
-    text: str
-    remedy: str = ""
-
-    __repr__ = brief_call
-
-    def __str__(self) -> str:
-        return f"{self.text}; {self.remedy}" if self.remedy else self.text
 
 
 class Environment(Protocol):
@@ -87,28 +62,6 @@ class Environment(Protocol):
 
     def has_file(self, path: str) -> bool:
         """Return whether a file exists."""
-
-
-@frozen
-class Check:
-    """A check of the machine.
-
-    :ivar name: its subject, in a word or two.
-    :ivar decisive: the checks after it make no sense if this is missing.
-    """
-
-    name: str
-    probe: Callable[[Environment], Finding]
-    decisive: bool = False
-
-    __repr__ = brief_call
-
-    def run(self, environment: Environment) -> Finding:
-        """Run the check; if it fails, the status is ``unknown``."""
-        try:
-            return self.probe(environment)
-        except UVMError as e:
-            return Finding("unknown", f"the check failed: {e}")
 
 
 def _system(environment: Environment) -> Finding:
@@ -152,12 +105,12 @@ def find_library(environment: Environment, library: str, absent: Finding) -> Fin
 
     :param absent: the result if there is no such DLL.
     """
-    missing = environment.missing_functions(library)
-    if missing is None:
+    lacking = environment.missing_functions(library)
+    if lacking is None:
         return absent
-    if not missing:
+    if not lacking:
         return Finding("ok", f"{library}.dll has every function that is used")
-    lacks = f"{library}.dll lacks {', '.join(sorted(missing))}, which cannot be used"
+    lacks = f"{library}.dll lacks {', '.join(sorted(lacking))}, which cannot be used"
     return Finding("limited", lacks, "update Windows if they are needed")
 
 
@@ -191,13 +144,13 @@ def _rights(environment: Environment) -> Finding:
     )
 
 
-_WINDOWS: Final = Check("Windows", _system, decisive=True)
+_WINDOWS: Final = Check[Environment]("Windows", _system, decisive=True)
 
 #: Whether HCS is present; any Python can check this.
-_PRESENCE: Final = (_WINDOWS, Check("HCS", _installed))
+_PRESENCE: Final = (_WINDOWS, Check[Environment]("HCS", _installed))
 
 #: What HCS needs.
-REQUIREMENTS: Final[tuple[Check, ...]] = (
+REQUIREMENTS: Final[tuple[Check[Environment], ...]] = (
     _WINDOWS,
     Check("cffi", _cffi, decisive=True),
     Check("Windows build", _build),
@@ -212,7 +165,7 @@ def availability(environment: Environment | None = None) -> list[str]:
 
     :param environment: what to check instead of this machine.
     """
-    return _missing(REQUIREMENTS, environment)
+    return missing(REQUIREMENTS, environment or this_machine())
 
 
 def absence(environment: Environment | None = None) -> list[str]:
@@ -220,19 +173,7 @@ def absence(environment: Environment | None = None) -> list[str]:
 
     :param environment: what to check instead of this machine.
     """
-    return _missing(_PRESENCE, environment)
-
-
-def _missing(checks: tuple[Check, ...], environment: Environment | None) -> list[str]:
-    environment = environment or this_machine()
-    problems = []
-    for check in checks:
-        found = check.run(environment)
-        if found.status == "missing":
-            problems.append(str(found))
-            if check.decisive:
-                break
-    return problems
+    return missing(_PRESENCE, environment or this_machine())
 
 
 def this_machine() -> Environment:

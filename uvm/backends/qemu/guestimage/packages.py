@@ -18,6 +18,7 @@ _PACKAGES: Final = {
     "crun": ("crun", "crun", "crun"),
     "lz4": ("lz4", "lz4", "lz4"),
     "zstd": ("zstd", "zstd", "zstd"),
+    "setpriv": ("util-linux", "util-linux", "util-linux"),
     "apt-get": ("apt", "apt", "apt"),
     "dpkg": ("dpkg", "dpkg", "dpkg"),
 }

@@ -1,0 +1,67 @@
+"""The machine that runs this, for the checks of :mod:`.availability`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from typing import Final
+
+from uvm.backends.qemu.accel import Accelerator, kvm_problem, recall
+from uvm.backends.qemu.guestimage.cache import default_cache
+from uvm.backends.qemu.guestimage.selection import ImageOptions, Selection, select
+from uvm.errors import NotSupportedError
+
+_QEMU: Final = "qemu-system-x86_64"
+_SECONDS: Final = 20
+
+
+class ThisMachine:
+    """:class:`~uvm.backends.qemu.availability.Environment` by asking this machine."""
+
+    system: Final = sys.platform
+    machine: Final = platform.machine()
+
+    def has_program(self, name: str) -> bool:
+        """Return whether a program is on the path."""
+        return shutil.which(name) is not None
+
+    def qemu_version(self) -> tuple[int, int] | None:
+        """Return the version of QEMU."""
+        found = re.search(r"version (\d+)\.(\d+)", _said_by_qemu("--version"))
+        return (int(found[1]), int(found[2])) if found else None
+
+    def qemu_devices(self) -> set[str]:
+        """Return the names of the devices that QEMU has."""
+        return set(re.findall(r'^name "([^"]+)"', _said_by_qemu("-device", "help"), re.M))
+
+    def selected(self) -> Selection:
+        """Return what a guest image would be made of."""
+        return select(ImageOptions(), default_cache().downloads)
+
+    def acceleration(self) -> Accelerator | None:
+        """Return how guests run, as far as it is known."""
+        problem = kvm_problem()
+        return Accelerator("tcg", problem) if problem else recall(shutil.which(_QEMU) or _QEMU)
+
+    def free_shared_memory_mb(self) -> int:
+        """Return the room in /dev/shm."""
+        try:
+            found = os.statvfs("/dev/shm")
+        except OSError:
+            return 0
+        return found.f_bavail * found.f_frsize >> 20
+
+
+def _said_by_qemu(*arguments: str) -> str:
+    command = [_QEMU, *arguments]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as e:
+        raise NotSupportedError(f"{_QEMU} {' '.join(arguments)} failed: {e}") from e
+    return done.stdout
