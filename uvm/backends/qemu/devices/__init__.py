@@ -1,0 +1,1 @@
+"""The devices of a VM: one module for each kind, which turns modify requests into commands of QMP."""

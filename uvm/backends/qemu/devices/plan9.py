@@ -1,0 +1,237 @@
+"""Plan9 shares: directories of the host that the guest sees over virtio-9p, by the name of the share.
+
+How it works
+------------
+
+QEMU cannot be given another file system device (``fsdev``) while it runs, so it starts with slots for them,
+writable ones and read-only ones, each at a path that does not exist yet. The path is opened when a virtio-9p
+device for the slot is plugged, and only then::
+
+    open the directory --> link the slot's path to it --> device_add --> remove the link
+    device_del, and its event: the guest has released it --> the slot is free
+
+The directory is opened here, component by component, without following any link, and the slot's path leads
+to that descriptor (``/proc/PID/fd/N``): whatever is renamed meanwhile, no other directory is shared.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import ClassVar, Final
+
+import anyio
+import anyio.to_thread
+from attrs import define, field
+
+from uvm._repr import shown
+from uvm.backend import JSON
+from uvm.backends.qemu.devices.request import Device, DeviceTable, Host, Pool, Request, unplugged
+from uvm.errors import HostError, NoSpaceError
+from uvm.hresult import HResult
+from uvm.schema.devices import PLAN9_READ_ONLY, PLAN9_RESTRICT_FILE_ACCESS, Devices, Plan9Share
+from uvm.schema.json import to_json
+from uvm.schema.requests import Plan9Shares, Resource
+from uvm.schema.system import VirtualMachine
+
+#: The longest name of a share; QEMU has room for the tag of a mount in one byte less.
+_MAX_NAME_BYTES: Final = 31
+
+
+@define(eq=False, repr=False)
+class Share(Device[Plan9Share]):
+    """A share.
+
+    :ivar slot: the number of its fsdev, writable or read-only; -1 if it has none.
+    :ivar port: the PCI root port; -1 if it has none.
+    """
+
+    slot: int = field(default=-1, init=False)
+    port: int = field(default=-1, init=False)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the guest may not write."""
+        return bool(self.settings.flags & PLAN9_READ_ONLY)
+
+    @property
+    def fsdev(self) -> str:
+        """The name of its slot in QEMU."""
+        return f"{'ro' if self.read_only else ''}share{self.slot}"
+
+    @property
+    def device(self) -> str:
+        """The name of its device in QEMU."""
+        return f"plan9-{self.fsdev}"
+
+
+class Plan9Kind(DeviceTable[Resource, str, Share]):
+    """The 9p shares of a VM, by name."""
+
+    resources: ClassVar[tuple[type[Resource], ...]] = (Plan9Shares,)
+    name: ClassVar[str] = "Plan9"
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._present = False
+        self._slots = {read_only: Pool(host.share_slots) for read_only in (False, True)}
+        self._one_links = anyio.Lock()
+
+    async def load(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Add the shares of the document."""
+        if devices.plan9 is not None:
+            self._present = True
+            for share in devices.plan9.shares:
+                await self.modify(Request(Plan9Shares(), "Add", to_json(share)))
+
+    def key(self, request: Request[Resource]) -> str:
+        """Return the name of the share."""
+        share = request.parse(Plan9Share)
+        if not self._present:
+            raise request.missing("the VM has no Plan9 device")
+        if not share.name:
+            raise request.invalid("Name is missing")
+        return share.name
+
+    def make(self, request: Request[Resource]) -> Share:
+        """Return the share that a request describes."""
+        share = request.parse(Plan9Share)
+        if not share.path:
+            raise request.invalid("Path is missing")
+        if len(share.name.encode()) > _MAX_NAME_BYTES:
+            raise request.invalid(f"the name of a share has at most {_MAX_NAME_BYTES} bytes")
+        if share.flags & PLAN9_RESTRICT_FILE_ACCESS:
+            raise request.lacking(
+                "a share shows all files of its directory here; share a directory of its own"
+            )
+        return Share(f"share {share.name} ({share.path})", share)
+
+    async def attach(self, request: Request[Resource], device: Share) -> None:
+        """Share a directory.
+
+        :raises NoSpaceError: no slot or no PCI root port is free.
+        """
+        settings = device.settings
+        opened = await anyio.to_thread.run_sync(
+            _open_directory, settings.path, request.operation, abandon_on_cancel=True
+        )
+        with opened:
+            self._take(request, device)
+            try:
+                # A writable and a read-only slot have the same path.
+                async with self._one_links:
+                    with _linked(f"{self.host.directory}/share{device.slot}", opened.fd):
+                        await self._plug(request, device)
+            except Exception:
+                self._put(device)
+                raise
+
+    async def _plug(self, request: Request[Resource], device: Share) -> None:
+        options = {
+            "driver": "virtio-9p-pci",
+            "id": device.device,
+            "bus": f"port{device.port}",
+            "fsdev": device.fsdev,
+            "mount_tag": device.settings.name,
+        }
+        await self.machine.ask(request.operation, "device_add", options)
+
+    async def detach(self, request: Request[Resource], device: Share) -> None:
+        """Unplug a share, once the guest has released it."""
+        if device.slot >= 0:
+            await unplugged(self.machine, request.operation, device.device)
+            self._put(device)
+
+    def update(self, request: Request[Resource], device: Share) -> None:
+        """Refuse a change: only the allowed files of a share can change, and here are none."""
+        raise request.invalid(f"{device} does not restrict file access")
+
+    def _take(self, request: Request[Resource], device: Share) -> None:
+        slots, kind = self._slots[device.read_only], "read-only" if device.read_only else "writable"
+        slot = slots.take()
+        if slot is None:
+            raise NoSpaceError(
+                f"{request.operation}: all {slots.count} slots for {kind} shares are in use; "
+                "nothing was shared; release a share, or create the backend with more share_slots"
+            )
+        port = self.host.ports.take()
+        if port is None:
+            slots.put(slot)
+            raise NoSpaceError(
+                f"{request.operation}: all {self.host.ports.count} PCI root ports are in use by shares and "
+                "adapters; nothing was shared; release one, or create the backend with more root_ports"
+            )
+        device.slot, device.port = slot, port
+
+    def _put(self, device: Share) -> None:
+        self._slots[device.read_only].put(device.slot)
+        self.host.ports.put(device.port)
+        device.slot = device.port = -1
+
+    def inventory(self) -> JSON:
+        """Return the shares in the form of the document."""
+        shares = [to_json(share.settings) for share in self._attached.values()]
+        return {"Shares": shares} if shares else {}
+
+
+class _Directory:
+    """An open directory, which is closed with its last reference: its caller may have left."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __repr__(self) -> str:
+        return shown(self, "fd")
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self.__del__()
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _open_directory(path: str, operation: str) -> _Directory:
+    """Open a directory without following a link; blocking.
+
+    Links of the path as it is now have been followed before: one that is put there afterwards is refused.
+
+    :raises HostError: ERROR_PATH_NOT_FOUND, ERROR_DIRECTORY for a file, E_ACCESSDENIED.
+    """
+    try:
+        here = _Directory(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        for name in os.path.realpath(path, strict=True).split("/"):
+            if name:
+                flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                here = _Directory(os.open(name, flags, dir_fd=here.fd))
+        os.close(os.open(f"/proc/self/fd/{here.fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise HostError(operation, HResult.ERROR_PATH_NOT_FOUND, path) from None
+    except NotADirectoryError:
+        raise HostError(operation, HResult.ERROR_DIRECTORY, f"{path} is a file") from None
+    except (OSError, ValueError) as error:
+        code = {
+            errno.EACCES: HResult.E_ACCESSDENIED,
+            errno.ELOOP: HResult.ERROR_CANT_RESOLVE_FILENAME,
+        }.get(getattr(error, "errno", None) or 0, HResult.E_FAIL)
+        raise HostError(operation, code, f"{path}: {getattr(error, 'strerror', error)}") from error
+    return here
+
+
+@contextmanager
+def _linked(link: str, fd: int) -> Iterator[None]:
+    """Have a path lead to what a descriptor of this process is open on."""
+    with suppress(FileNotFoundError):
+        os.unlink(link)
+    os.symlink(f"/proc/{os.getpid()}/fd/{fd}", link)
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(link)

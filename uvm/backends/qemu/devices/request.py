@@ -1,0 +1,367 @@
+"""Modify requests, and what carries them out: the kinds of devices, each a table of what is attached.
+
+How it works
+------------
+
+A request is checked in full before QEMU is asked anything, as HCS does. Each step that QEMU has taken is
+undone if a later one is refused, so that a refused request has changed nothing. A caller who is cancelled
+leaves an unknown outcome: the entry stays in the table as it is known to be at most, so that nothing else is
+put there, and a later Remove removes what there is::
+
+    Add:     check --> entry --> QEMU: each step, or all of them undone --> attached
+    Remove:  QEMU: unplug, and what was behind it --> entry gone
+
+One request at a time is carried out for an entry; another is refused meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from attrs import define, field
+
+from uvm._repr import shown
+from uvm.backend import JSON, HostInfo
+from uvm.backends.qemu.documents import read_document
+from uvm.backends.qemu.qmp import QMPError
+from uvm.errors import HostError
+from uvm.hresult import HResult
+from uvm.schema.devices import Devices
+from uvm.schema.json import Model, to_json
+from uvm.schema.requests import Resource
+from uvm.schema.system import VirtualMachine
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Resource)
+K = TypeVar("K")
+M = TypeVar("M", bound=Model)
+D = TypeVar("D", bound="Device[Any]")
+
+
+class Machine(Protocol):
+    """The VM as its devices see it."""
+
+    @property
+    def id(self) -> str:
+        """The id of the compute system."""
+
+    async def ask(
+        self,
+        operation: str,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        fds: Sequence[int] = (),
+    ) -> Any:
+        """Have QEMU carry out a command, and return what it returns; HostError if it refuses."""
+
+    async def unplug(self, operation: str, device: str) -> None:
+        """Have QEMU unplug a device, and wait until the guest has released it; HostError if it does not."""
+
+
+class Access(Protocol):
+    """The access to host paths that VMs have been granted."""
+
+    def allows(self, path: str, vm_id: str, *, writable: bool) -> bool:
+        """Return whether a VM may open a path."""
+
+
+class Endpoints(Protocol):
+    """The endpoints of the host that adapters connect to."""
+
+    def attach(self, endpoint_id: str, vm_id: str, operation: str) -> JSON:
+        """Connect an endpoint to an adapter, and return what its ``netdev`` is; HostError if it cannot."""
+
+    def detach(self, endpoint_id: str) -> None:
+        """Disconnect an endpoint."""
+
+
+@define
+class Host:
+    """What the devices of one VM have of their host.
+
+    :ivar directory: the runtime directory of the VM.
+    :ivar root_ports: how many PCI root ports there are for devices that come and go.
+    :ivar share_slots: how many shares there can be at once, of each kind: writable and read-only.
+    :ivar fixed_memory: the memory is the file of a template, which cannot be changed.
+    """
+
+    machine: Machine
+    info: HostInfo
+    access: Access
+    endpoints: Endpoints
+    directory: str
+    root_ports: int = 8
+    share_slots: int = 8
+    fixed_memory: bool = False
+    ports: Pool = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.ports = Pool(self.root_ports)
+
+    def __repr__(self) -> str:
+        return shown(self, "directory")
+
+
+class Pool:
+    """Numbers from 0 on, of which the lowest free one is taken."""
+
+    def __init__(self, count: int, first: int = 0) -> None:
+        self._count, self._first = count, first
+        self._taken: set[int] = set()
+
+    def __repr__(self) -> str:
+        return shown(self, "free")
+
+    @property
+    def count(self) -> int:
+        """How many numbers there are."""
+        return self._count
+
+    @property
+    def free(self) -> int:
+        """How many of them are free."""
+        return self._count - len(self._taken)
+
+    def take(self) -> int | None:
+        """Take the lowest free number; None if none is."""
+        numbers = range(self._first, self._first + self._count)
+        found = next((number for number in numbers if number not in self._taken), None)
+        if found is not None:
+            self._taken.add(found)
+        return found
+
+    def put(self, number: int) -> None:
+        """Free a number."""
+        self._taken.remove(number)
+
+
+@define(eq=False, repr=False)
+class Request(Generic[R]):
+    """A ``ModifySettingRequest`` with its resource path parsed.
+
+    :ivar action: ``Add``, ``Update`` or ``Remove``; ``Add`` if the request names none.
+    """
+
+    resource: R
+    action: str
+    settings: Any
+
+    def __repr__(self) -> str:
+        return shown(self, "operation")
+
+    @property
+    def operation(self) -> str:
+        """The request in an error message."""
+        return f"{self.action} {self.resource.path}"
+
+    def parse(self, cls: type[T]) -> T:
+        """Parse the settings, as strictly as HCS does: HCS_E_INVALID_JSON."""
+        return read_document(cls, self.settings, self.operation)
+
+    def allow(self, *actions: str) -> None:
+        """Refuse other request types: E_INVALIDARG."""
+        if self.action not in actions:
+            raise self.invalid(f"its RequestType is {' or '.join(actions)}")
+
+    def refuse(self, code: int, text: str = "") -> HostError:
+        """Return the error that refuses the request."""
+        return HostError(self.operation, code, text)
+
+    def invalid(self, text: str) -> HostError:
+        """Return the error for an invalid argument: E_INVALIDARG."""
+        return self.refuse(HResult.E_INVALIDARG, text)
+
+    def missing(self, text: str) -> HostError:
+        """Return the error for what does not exist: ERROR_NOT_FOUND."""
+        return self.refuse(HResult.ERROR_NOT_FOUND, text)
+
+    def taken(self, text: str) -> HostError:
+        """Return the error for what exists already: ERROR_ALREADY_EXISTS."""
+        return self.refuse(HResult.ERROR_ALREADY_EXISTS, text)
+
+    def lacking(self, text: str) -> HostError:
+        """Return the error for what this hypervisor does not have: ERROR_NOT_SUPPORTED."""
+        return self.refuse(HResult.ERROR_NOT_SUPPORTED, text)
+
+
+class DeviceKind(Generic[R]):
+    """One kind of device of one VM: what is attached, and the requests that change it.
+
+    A subclass names its resources, loads the VM's document in :meth:`load`, and changes nothing if it refuses
+    a request.
+
+    :cvar name: its name in the inventory.
+    """
+
+    resources: ClassVar[tuple[type[Resource], ...]]
+    name: ClassVar[str]
+
+    def __init__(self, host: Host) -> None:
+        self.host: Host = host
+        self.machine: Machine = host.machine
+
+    def __repr__(self) -> str:
+        return shown(self, "name")
+
+    async def load(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Attach what the VM's document has of this kind."""
+
+    async def modify(self, request: Request[R]) -> None:
+        """Carry out a request, or raise HostError and change nothing."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release what is held on the host: the VM has exited."""
+
+    def inventory(self) -> JSON:
+        """Return what is attached, as a JSON object; empty if nothing is."""
+        return {}
+
+
+@define(eq=False)
+class Device(Generic[M]):
+    """A device that is attached, or being attached or detached.
+
+    :ivar name: its name in messages, and in the inventory unless its kind has another form.
+    """
+
+    name: str
+    settings: M
+    busy: bool = field(default=False, init=False)
+
+    def __repr__(self) -> str:
+        return shown(self, "name")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class DeviceTable(DeviceKind[R], Generic[R, K, D]):
+    """Devices by key: an Add needs a free key, all else a device.
+
+    :cvar actions: the request types that it takes.
+    """
+
+    actions: ClassVar[tuple[str, ...]] = ("Add", "Update", "Remove")
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._attached: dict[K, D] = {}
+
+    @property
+    def count(self) -> int:
+        """How many devices are attached."""
+        return len(self._attached)
+
+    @property
+    def devices(self) -> dict[K, D]:
+        """The devices by key."""
+        return dict(self._attached)
+
+    async def modify(self, request: Request[R]) -> None:
+        """Attach, update or detach a device."""
+        request.allow(*self.actions)
+        key = self.key(request)
+        found = self._attached.get(key)
+        if request.action == "Add":
+            await self._add(request, key, self.make(request), found)
+        elif found is None:
+            raise request.missing("nothing is attached there")
+        else:
+            with _busy(request, found):
+                if request.action == "Update":
+                    self.update(request, found)
+                else:
+                    await self.detach(request, found)
+                    del self._attached[key]
+
+    async def _add(self, request: Request[R], key: K, device: D, found: D | None) -> None:
+        if found is not None:
+            raise request.taken(f"{found} is attached")
+        self._attached[key] = device
+        with _busy(request, device):
+            try:
+                await self.attach(request, device)
+            except Exception:
+                # Refused, or the VM has exited: nothing is there. After a cancellation something may be.
+                del self._attached[key]
+                raise
+
+    def key(self, request: Request[R]) -> K:
+        """Return the key of the device that a request is about."""
+        raise NotImplementedError
+
+    def make(self, request: Request[R]) -> D:
+        """Return the device that a request describes, checked on its own."""
+        raise NotImplementedError
+
+    async def attach(self, request: Request[R], device: D) -> None:
+        """Attach a device, or raise and leave nothing of it."""
+        raise NotImplementedError
+
+    def update(self, request: Request[R], device: D) -> None:
+        """Change the settings of a device."""
+        raise NotImplementedError
+
+    async def detach(self, request: Request[R], device: D) -> None:
+        """Detach a device; what is there no more is none."""
+        raise NotImplementedError
+
+    def inventory(self) -> JSON:
+        """Return the devices in the form of the document."""
+        return {device.name: to_json(device.settings) for device in self._attached.values()}
+
+
+@contextmanager
+def _busy(request: Request[Any], device: Device[Any]) -> Iterator[None]:
+    if device.busy:
+        raise request.refuse(HResult.HCS_E_OPERATION_PENDING, f"another request for {device} is carried out")
+    device.busy = True
+    try:
+        yield
+    finally:
+        device.busy = False
+
+
+def number_of(key: str, what: str) -> int:
+    """Return the number that a key of a document is.
+
+    :raises HostError: the key is no number: E_INVALIDARG.
+    """
+    if not (key.isascii() and key.isdecimal() and len(key) < 20):
+        raise HostError(f"Add {what} {key}", HResult.E_INVALIDARG, f"{key!r} is not a number")
+    return int(key)
+
+
+# Steps.
+
+
+async def gone(machine: Machine, operation: str, command: str, arguments: Mapping[str, Any]) -> None:
+    """Have QEMU remove something, unless it is there no more."""
+    try:
+        await machine.ask(operation, command, arguments)
+    except HostError as error:
+        if not says_missing(error):
+            raise
+
+
+async def unplugged(machine: Machine, operation: str, device: str) -> None:
+    """Have QEMU unplug a device, unless it is there no more."""
+    try:
+        await machine.unplug(operation, device)
+    except HostError as error:
+        if not says_missing(error):
+            raise
+
+
+def says_missing(error: HostError) -> bool:
+    """Return whether QEMU has refused as it does not know the name it was asked of."""
+    said = error.__cause__
+    if not isinstance(said, QMPError):
+        return False
+    return said.kind == "DeviceNotFound" or any(
+        words in said.text for words in ("Failed to find node", "not found", "does not exist")
+    )

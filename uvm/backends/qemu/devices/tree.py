@@ -1,0 +1,98 @@
+"""The device tree of one VM: every modify request goes to the kind of device that it is about."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from uvm._repr import shown
+from uvm.backend import JSON
+from uvm.backends.qemu.devices.adapters import AdapterKind
+from uvm.backends.qemu.devices.plan9 import Plan9Kind
+from uvm.backends.qemu.devices.refused import RefusedKind
+from uvm.backends.qemu.devices.request import DeviceKind, Host, Request
+from uvm.backends.qemu.devices.scsi import ScsiKind
+from uvm.backends.qemu.devices.topology import TopologyKind
+from uvm.backends.qemu.devices.vpmem import VPMemKind
+from uvm.errors import HostError
+from uvm.hresult import HResult
+from uvm.schema.devices import Devices
+from uvm.schema.requests import ModifySettingRequest, parse_resource_path
+from uvm.schema.system import VirtualMachine
+
+_TYPES: Final = ("Add", "Update", "Remove")
+#: Paths that HCS knows and that nothing of uvm uses.
+_WINDOWS_ONLY: Final = re.compile(
+    r"VirtualMachine/ComputeTopology/(Gpu|Processor/(IdledProcessors|CpuFrequencyPowerCap))"
+    r"|VirtualMachine/Devices/(FlexibleIov/[^/]+|Licensing|SharedMemory/Regions)"
+)
+
+
+class DeviceTree:
+    """The devices of one VM, kind by kind.
+
+    :ivar topology: memory and processors.
+    :ivar scsi: SCSI controllers and disks.
+    :ivar vpmem: VPMEM devices and mappings.
+    :ivar plan9: 9p shares.
+    :ivar adapters: network adapters.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.topology: TopologyKind = TopologyKind(host)
+        self.scsi: ScsiKind = ScsiKind(host)
+        self.vpmem: VPMemKind = VPMemKind(host)
+        self.plan9: Plan9Kind = Plan9Kind(host)
+        self.adapters: AdapterKind = AdapterKind(host)
+        self._kinds: tuple[DeviceKind[Any], ...] = (
+            self.topology,
+            self.scsi,
+            self.vpmem,
+            self.plan9,
+            self.adapters,
+            RefusedKind(host),
+        )
+
+    def __repr__(self) -> str:
+        return shown(self, "count")
+
+    @property
+    def count(self) -> int:
+        """How many disks, VPMEM devices and mappings, shares and adapters are attached."""
+        return sum(kind.count for kind in (self.scsi, self.vpmem, self.plan9, self.adapters))
+
+    async def load(self, vm: VirtualMachine) -> None:
+        """Attach the devices of the VM's document, before it starts.
+
+        :raises HostError: a device is refused; those before it are attached.
+        """
+        for kind in self._kinds:
+            await kind.load(vm, vm.devices or Devices())
+
+    async def modify(self, request: ModifySettingRequest) -> None:
+        """Carry out a request, without what it asks of the guest.
+
+        :raises HostError: the request is refused; nothing has changed.
+        :raises NoSpaceError: nothing is free for the device; nothing has changed.
+        """
+        path, checked = request.resource_path, request.request_type or "Add"
+        if checked not in _TYPES:
+            raise HostError(f"modify {path}", HResult.HCS_E_INVALID_JSON, f"RequestType is {checked!r}")
+        resource = parse_resource_path(path)
+        if resource is not None:
+            kind = next(kind for kind in self._kinds if type(resource) in kind.resources)
+            await kind.modify(Request(resource, checked, request.settings))
+            return
+        if _WINDOWS_ONLY.fullmatch(path):
+            text = "QEMU has nothing of that kind"
+            raise HostError(f"{checked} {path}", HResult.ERROR_NOT_SUPPORTED, text)
+        raise HostError(f"{checked} {path}", HResult.E_INVALIDARG, "unknown resource path")
+
+    def close(self) -> None:
+        """Release what is held on the host: the VM has exited."""
+        for kind in self._kinds:
+            kind.close()
+
+    def inventory(self) -> JSON:
+        """Return what is attached, kind by kind, under HCS's names."""
+        return {kind.name: found for kind in self._kinds if (found := kind.inventory())}
