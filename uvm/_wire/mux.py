@@ -1,0 +1,703 @@
+r"""Many connections over one pair of byte pipes, such as a port of virtio-serial. Both ends; no I/O.
+
+Theory of operation
+-------------------
+
+The guest opens channels to ports of the host. Each channel has two directions, each with its own end, and a
+window: what was sent and not acknowledged. Bytes are acknowledged when the receiver's caller has *consumed*
+them, and kept by the sender until then. So the window bounds what is kept at both ends, one slow channel
+stops no other, and a link that broke can go on.
+
+A frame is a header of 20 bytes, little-endian, and for two kinds a payload, which ends with a zero byte::
+
+     0        4         8        12                  20
+    +--------+---------+--------+-------------------+---------------+---+
+    | kind   | channel | count  | offset            | payload       | 0 |
+    +--------+---------+--------+-------------------+---------------+---+
+
+:class:`FrameKind` says what the fields mean. Offsets are below 2**56, so a header ends with a zero byte as
+well: a frame of which the end is missing is known by the last byte of what follows it.
+
+**Synchronisation.** A host that connects sends :data:`PADDING`, bytes 0xFF, longer than any frame; then a
+*hello*. Whatever half a frame an earlier connection left in the guest is completed by padding, which shows;
+the guest drops it and looks for the hello, which no payload can be taken for. It answers with a *welcome*,
+which has the random nonce of the hello: what comes before that is left over, and the host skips it.
+
+**Resumption.** After a welcome the guest opens all its channels again, with what it has received and what was
+acknowledged to it. The *session* in a hello says whether the host is the one of before:
+
+- the same host goes on: each end sends again what the other has not received; no byte is lost or comes twice;
+- another host, after the end of the first, takes the channels over. What its predecessor had acknowledged is
+  lost to it, and :attr:`Channel.lost` says how much that is; everything else comes.
+
+**Bounds.** The windows of a host are :data:`BUDGET` together, and :data:`MIN_WINDOW` for each channel beyond.
+What is to be sent is computed when it can be written, from the state of the channels, so nothing that the
+other end does queues more than one frame of each kind for each channel, and :data:`MAX_CHANNELS` refusals.
+What breaks a rule raises :class:`MuxError`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Sequence
+from struct import Struct
+from typing import Final, NamedTuple
+
+from uvm._wire.channels import Buffer, Channel, MuxError, Receiver, Sender
+
+__all__ = [
+    "Accepted",
+    "Channel",
+    "Data",
+    "Ended",
+    "Event",
+    "Greeted",
+    "Listening",
+    "Mux",
+    "MuxError",
+    "NotListening",
+    "Opened",
+    "Reset",
+    "Writable",
+]
+
+MAX_PAYLOAD: Final = 0x10000
+#: The most channels at a time; more are refused.
+MAX_CHANNELS: Final = 2048
+#: Windows begin here and double as their channels are used, as far as the budget goes.
+FIRST_WINDOW: Final = 0x8000
+MIN_WINDOW: Final = 0x1000
+MAX_RECEIVE_WINDOW: Final = 0x80000
+BUDGET: Final = 0x800000
+#: How many bytes :meth:`Mux.outgoing` returns, about.
+BATCH: Final = 0x40000
+#: How many frames :meth:`Mux.receive` handles before its caller may do something else.
+FRAMES: Final = 512
+
+_HEADER: Final = Struct("<IIIQ")
+HEADER_SIZE: Final = _HEADER.size
+_END_MARK: Final = b"\0"
+_MAX_OFFSET: Final = 1 << 56
+_MAX_BUFFERS: Final = 900
+#: Frames up to this size are one buffer.
+_SMALL_FRAME: Final = 4096
+
+NONCE_SIZE: Final = 16
+_HOST_MAGIC: Final = b"uvm mux\x01\r\n\xf5\xd0\x9a\x17\x6b\xe2"
+_GUEST_MAGIC: Final = b"uvm mux\x01\n\r\x8c\x3e\xb4\x51\x07\xd9"
+#: After its magic: nonce, session, the last channel that the host knows, how many it has; these with offsets.
+_HELLO: Final = Struct(f"<{NONCE_SIZE}s{NONCE_SIZE}sII")
+_HELLO_ENTRY: Final = Struct("<IQ")
+#: After its magic: nonce, whether the session is known, how many channels follow.
+_WELCOME: Final = Struct(f"<{NONCE_SIZE}sII")
+#: Of an open: what the guest has received, consumed; what was acknowledged to it; flags.
+_OPEN: Final = Struct("<QQQI")
+_HOST_ENDED: Final = 1
+_GUEST_DONE: Final = 2
+
+#: Longer than any frame or hello.
+PADDING: Final = b"\xff" * (MAX_PAYLOAD + 2 * HEADER_SIZE)
+
+
+class FrameKind(enum.IntEnum):
+    """What a frame is."""
+
+    #: From the guest: a channel to the port in `offset`; `count` is its window; the payload is its state.
+    OPEN = 1
+    #: `count` bytes of a channel, from `offset` on.
+    DATA = 2
+    #: The end of a direction, whose length is `offset`.
+    END = 3
+    #: Everything before `offset` was consumed, and `count` bytes from there may be sent. The first accepts.
+    ACKNOWLEDGE = 4
+    #: The channel has gone, or is refused.
+    RESET = 5
+    #: From the host: it listens at the port in `offset`.
+    LISTEN = 6
+    #: From the host: it listens there no more.
+    UNLISTEN = 7
+
+
+_OPEN_KIND: Final = int(FrameKind.OPEN)
+_DATA: Final = int(FrameKind.DATA)
+_END: Final = int(FrameKind.END)
+_ACKNOWLEDGE: Final = int(FrameKind.ACKNOWLEDGE)
+_RESET: Final = int(FrameKind.RESET)
+_LISTEN: Final = int(FrameKind.LISTEN)
+_UNLISTEN: Final = int(FrameKind.UNLISTEN)
+
+
+class Greeted(NamedTuple):
+    """The two ends have met. ``resumed`` says whether the host is the one of before."""
+
+    resumed: bool
+
+
+class Listening(NamedTuple):
+    """At the guest: the host listens at a port."""
+
+    port: int
+
+
+class NotListening(NamedTuple):
+    """At the guest: the host listens there no more."""
+
+    port: int
+
+
+class Opened(NamedTuple):
+    """At the host: the guest has opened a channel."""
+
+    channel: Channel
+
+
+class Accepted(NamedTuple):
+    """At the guest: the host has accepted a channel."""
+
+    channel: Channel
+
+
+class Data(NamedTuple):
+    """Bytes of a channel; :meth:`Mux.consumed` is to be called when they are consumed."""
+
+    channel: Channel
+    data: bytes
+
+
+class Ended(NamedTuple):
+    """The other end sends no more; our direction goes on."""
+
+    channel: Channel
+
+
+class Writable(NamedTuple):
+    """A channel that did not take all takes more now."""
+
+    channel: Channel
+
+
+class Reset(NamedTuple):
+    """A channel has gone, in both directions: the other end reset or refused it."""
+
+    channel: Channel
+
+
+Event = Greeted | Listening | NotListening | Opened | Accepted | Data | Ended | Writable | Reset
+
+
+class Mux:
+    """One end of a mux.
+
+    :param guest: this is the guest's end.
+    :ivar channels: those that are open, by id.
+    :ivar listening: the ports that the host listens at.
+    :ivar synchronised: the two ends have met, and no connection has begun since.
+    :ivar more: :meth:`receive` has not handled all that has come; it is to be called again.
+    """
+
+    def __init__(self, *, guest: bool) -> None:
+        self.guest: Final = guest
+        self.channels: dict[int, Channel] = {}
+        self.listening: set[int] = set()
+        self.synchronised = False
+        self.more = False
+        self._buffer = bytearray()
+        self._session = b""
+        self._nonce = b""
+        self._last_id = 0
+        self._reserved = 0
+        # Of the frames after a welcome: how many opens are to come, and whose channels have not.
+        self._reopening = 0
+        self._unseen: dict[int, Channel] = {}
+        # What is to be written: this, and what can be computed from the rest.
+        self._batch: deque[Buffer] = deque()
+        self._welcome: tuple[bytes, bool] | None = None
+        self._resets: deque[int] = deque()
+        self._announcements: dict[int, bool] = {}
+        self._ready: deque[Channel] = deque()
+
+    # The link.
+
+    def connect(self, nonce: bytes) -> None:
+        """Begin a connection, at the host: it has just connected, for the first time or again.
+
+        :param nonce: so many random bytes, new ones for each connection.
+        """
+        assert not self.guest
+        assert len(nonce) == NONCE_SIZE
+        self._session = self._session or nonce
+        self._nonce = nonce
+        self._buffer.clear()
+        self._restart()
+        known = self.channels.values()
+        table = [_HELLO_ENTRY.pack(each.id, each.receiver.reached) for each in known]
+        hello = _HELLO.pack(nonce, self._session, self._last_id, len(table))
+        self._batch += (PADDING, b"".join((_HOST_MAGIC, hello, *table, _END_MARK)))
+
+    def outgoing(self) -> Sequence[Buffer]:
+        """Return the buffers that are to be written next, in order; none if there is nothing to write.
+
+        What was written of them is to be said to :meth:`written`. They must not be changed.
+        """
+        if not self._batch and self.synchronised:
+            self._fill()
+        return self._batch
+
+    def written(self, count: int) -> None:
+        """Note that so many bytes of :meth:`outgoing` were written."""
+        batch = self._batch
+        while count:
+            size = len(batch[0])
+            if size > count:
+                batch[0] = memoryview(batch[0])[count:]
+                return
+            batch.popleft()
+            count -= size
+
+    def receive(self, data: Buffer = b"", frames: int = FRAMES) -> list[Event]:
+        """Return what bytes from the other end mean.
+
+        At most `frames` frames are handled; if :attr:`more` is true then, call it again, with more bytes or
+        without.
+
+        :raises MuxError: the other end broke a rule. Nothing is understood before a new connection.
+        """
+        events: list[Event] = []
+        self._buffer += data
+        self.more = False
+        try:
+            while self.synchronised or self._synchronise(events):
+                if self._read_frames(events, frames):
+                    break
+        except MuxError:
+            self._buffer.clear()
+            self._restart()
+            raise
+        return events
+
+    # Ports, at the host.
+
+    def listen(self, port: int) -> None:
+        """Listen at a port: what the guest opens to it is accepted. What it opens to others is refused."""
+        self.listening.add(port)
+        self._announcements[port] = True
+
+    def unlisten(self, port: int) -> None:
+        """Listen at a port no more."""
+        self.listening.discard(port)
+        self._announcements[port] = False
+
+    # Channels.
+
+    def open(self, port: int) -> Channel:
+        """Open a channel to a port of the host, at the guest; it may be sent to at once."""
+        assert self.guest
+        self._last_id += 1
+        channel = Channel(self._last_id, port, Sender(), self._new_receiver())
+        channel.opening = True
+        self.channels[channel.id] = channel
+        self._queue(channel)
+        return channel
+
+    def send(self, channel: Channel, data: Buffer) -> int:
+        """Send bytes; return how many of them were taken. :class:`Writable` comes when others would be.
+
+        They are kept, not copied: they must not be changed.
+
+        :raises ConnectionResetError: the channel has gone.
+        :raises BrokenPipeError: its end was sent.
+        """
+        sender = channel.sender
+        if channel.gone:
+            raise ConnectionResetError(f"the connection to port {channel.port} was reset")
+        if sender.ended:
+            raise BrokenPipeError(f"the connection to port {channel.port} was closed")
+        room = sender.room
+        if len(data) > room:
+            sender.starved = True
+            if room <= 0:
+                return 0
+            data = memoryview(data)[:room]
+        if data:
+            sender.put(data)
+            self._queue(channel)
+        return len(data)
+
+    def send_eof(self, channel: Channel) -> None:
+        """End our direction, after what was sent. Idempotent."""
+        channel.sender.ended = True
+        self._queue(channel)
+
+    def consumed(self, channel: Channel, count: int) -> None:
+        """Note that so many received bytes were consumed, so that others may come."""
+        if not channel.gone:
+            channel.receiver.consumed += count
+            if channel.receiver.due:
+                self._queue(channel)
+
+    def close(self, channel: Channel) -> None:
+        """End our direction after what was sent, and take nothing more: no event of it comes. Idempotent."""
+        if not channel.gone:
+            channel.closing = True
+            channel.receiver.consumed = channel.receiver.received
+            self.send_eof(channel)
+
+    def reset(self, channel: Channel) -> None:
+        """End a channel at once, in both directions; what was not sent is lost. Idempotent."""
+        if not channel.gone:
+            self._remove(channel)
+            if not channel.opening:
+                self._resets.append(channel.id)
+
+    # What is sent.
+
+    def _fill(self) -> None:
+        batch, size = self._batch, 0
+        if self._welcome:
+            # Together: none of the channels that it counts may go in between.
+            batch.append(_GUEST_MAGIC + _WELCOME.pack(*self._welcome, len(self.channels)) + _END_MARK)
+            batch.extend(self._opening(channel) for channel in self.channels.values())
+            self._welcome = None
+        while self._resets:
+            batch.append(_HEADER.pack(_RESET, self._resets.popleft(), 0, 0))
+        while self._announcements:
+            port, listens = self._announcements.popitem()
+            batch.append(_HEADER.pack(_LISTEN if listens else _UNLISTEN, 0, 0, port))
+        if len(batch) > 1:
+            joined = b"".join(batch)
+            batch.clear()
+            batch.append(joined)
+        while self._ready and size < BATCH and len(batch) < _MAX_BUFFERS:
+            size += self._serve(self._ready.popleft())
+
+    def _serve(self, channel: Channel) -> int:
+        """Send what a channel has to send, at most one frame of bytes; return how many bytes these are."""
+        channel.queued = False
+        if channel.gone:
+            return 0
+        sender, receiver = channel.sender, channel.receiver
+        if channel.opening:
+            self._batch.append(self._opening(channel))
+        elif receiver.due or (not self.guest and not channel.accepted):
+            channel.accepted = True
+            if receiver.due:
+                self._widen(receiver)
+            receiver.announce()
+            self._batch.append(_HEADER.pack(_ACKNOWLEDGE, channel.id, receiver.window, receiver.announced))
+        offset = sender.next
+        pieces = sender.take(MAX_PAYLOAD)
+        if size := sender.next - offset:
+            self._add_data(_HEADER.pack(_DATA, channel.id, size, offset), pieces, size)
+        if sender.ended and sender.next == sender.end:
+            self._batch.append(_HEADER.pack(_END, channel.id, 0, sender.end))
+            sender.next += 1
+        elif sender.may_send:
+            self._queue(channel)
+        self._settle(channel)
+        return size
+
+    def _add_data(self, header: bytes, pieces: list[Buffer], size: int) -> None:
+        if size <= _SMALL_FRAME:
+            self._batch.append(b"".join((header, *pieces, _END_MARK)))
+        else:
+            self._batch.append(header)
+            self._batch += pieces
+            self._batch.append(_END_MARK)
+
+    def _opening(self, channel: Channel) -> bytes:
+        channel.opening = False
+        sender, receiver = channel.sender, channel.receiver
+        receiver.announce()
+        flags = _HOST_ENDED * receiver.ended + _GUEST_DONE * sender.done
+        state = _OPEN.pack(receiver.reached, receiver.announced, sender.base, flags)
+        return _HEADER.pack(_OPEN_KIND, channel.id, receiver.window, channel.port) + state + _END_MARK
+
+    def _queue(self, channel: Channel) -> None:
+        if not channel.queued:
+            channel.queued = True
+            self._ready.append(channel)
+
+    # Windows.
+
+    def _new_receiver(self, at: int = 0) -> Receiver:
+        window = FIRST_WINDOW if self._reserved + FIRST_WINDOW <= BUDGET else MIN_WINDOW
+        self._reserved += window
+        return Receiver(window, at)
+
+    def _widen(self, receiver: Receiver) -> None:
+        """Double the window of a channel that is used, if there is room for it."""
+        more = min(receiver.window, MAX_RECEIVE_WINDOW - receiver.window, BUDGET - self._reserved)
+        if more > 0 and not receiver.ended:
+            receiver.window += more
+            self._reserved += more
+
+    def _settle(self, channel: Channel) -> None:
+        """Remove a channel that has nothing more to send or to receive."""
+        if channel.sender.done and not channel.opening:
+            if channel.receiver.finished and channel.receiver.announced > channel.receiver.received:
+                self._remove(channel)
+            elif channel.closing and not channel.receiver.ended:
+                self.reset(channel)
+
+    def _remove(self, channel: Channel) -> None:
+        channel.gone = True
+        self._reserved -= channel.receiver.window
+        del self.channels[channel.id]
+
+    # Synchronisation.
+
+    def _restart(self) -> None:
+        """Forget what was to be sent; the channels stay."""
+        self.synchronised = False
+        self.more = False
+        self._welcome = None
+        self._batch.clear()
+        self._resets.clear()
+        self._ready.clear()
+        for channel in self.channels.values():
+            channel.queued = False
+
+    def _synchronise(self, events: list[Event]) -> bool:
+        """Look for the other end's greeting; return whether it has come."""
+        buffer = self._buffer
+        start = _HOST_MAGIC if self.guest else _GUEST_MAGIC + self._nonce
+        while (at := buffer.find(start)) >= 0:
+            del buffer[:at]
+            size = self._greeting_size()
+            if len(buffer) < size:
+                return False
+            if size and not buffer[size - 1]:
+                greeting = bytes(buffer[len(_HOST_MAGIC) : size - 1])
+                del buffer[:size]
+                (self._take_hello if self.guest else self._take_welcome)(greeting, events)
+                return True
+            del buffer[:1]
+        # The beginning of one may have come.
+        del buffer[: max(0, len(buffer) - len(start) + 1)]
+        return False
+
+    def _greeting_size(self) -> int:
+        """Return the size of the greeting that begins the buffer; 0 if it is none."""
+        start = len(_HOST_MAGIC)
+        if not self.guest:
+            return start + _WELCOME.size + 1
+        if len(self._buffer) < start + _HELLO.size:
+            return start + _HELLO.size
+        *_, count = _HELLO.unpack_from(self._buffer, start)
+        return start + _HELLO.size + count * _HELLO_ENTRY.size + 1 if count <= MAX_CHANNELS else 0
+
+    def _take_hello(self, hello: bytes, events: list[Event]) -> None:
+        """Meet a host, at the guest: open all channels again, where the host is to go on."""
+        nonce, session, last_id, _ = _HELLO.unpack_from(hello)
+        known = dict(_HELLO_ENTRY.iter_unpack(hello[_HELLO.size :]))
+        resumed = session == self._session
+        self._restart()
+        self._session = session
+        self._announcements.clear()
+        self.listening.clear()
+        events.append(Greeted(resumed))
+        for channel in list(self.channels.values()):
+            if resumed and channel.id not in known and channel.id <= last_id:
+                self._lose(channel, events)
+                continue
+            sender = channel.sender
+            sender.rewind(known.get(channel.id, 0) if resumed else sender.base)
+            sender.limit = sender.next
+            channel.opening = True
+            channel.accepted = False
+            self._queue(channel)
+        self._welcome = (nonce, resumed)
+        self.synchronised = True
+
+    def _take_welcome(self, welcome: bytes, events: list[Event]) -> None:
+        """Meet the guest, at the host: its channels follow."""
+        _, resumed, self._reopening = _WELCOME.unpack(welcome)
+        if resumed not in (0, 1) or self._reopening > MAX_CHANNELS:
+            raise MuxError(f"the guest greets with {self._reopening} connections")
+        events.append(Greeted(bool(resumed)))
+        if not resumed:
+            self._last_id = 0
+            for channel in list(self.channels.values()):
+                self._lose(channel, events)
+        self._unseen = dict(self.channels)
+        self._announcements = dict.fromkeys(self.listening, True)
+        self.synchronised = True
+        if not self._reopening:
+            self._forget_unseen(events)
+
+    def _lose(self, channel: Channel, events: list[Event]) -> None:
+        """Remove a channel that the other end does not know any more."""
+        self._remove(channel)
+        if not channel.over and not channel.closing:
+            events.append(Reset(channel))
+
+    def _forget_unseen(self, events: list[Event]) -> None:
+        unseen, self._unseen = self._unseen, {}
+        for channel in unseen.values():
+            if not channel.gone:
+                self._lose(channel, events)
+
+    # What comes.
+
+    def _read_frames(self, events: list[Event], frames: int) -> bool:
+        """Handle the frames in the buffer; return whether that is all, for now."""
+        buffer = self._buffer
+        at, size = 0, len(buffer)
+        view = memoryview(buffer)
+        try:
+            while size - at >= HEADER_SIZE:
+                if not frames:
+                    self.more = True
+                    break
+                frames -= 1
+                kind, channel_id, count, offset = _HEADER.unpack_from(view, at)
+                if offset >= _MAX_OFFSET:
+                    return self._cut_off("a frame's header")
+                payload = count if kind == _DATA else _OPEN.size if kind == _OPEN_KIND else -1
+                if payload > MAX_PAYLOAD:
+                    raise MuxError(f"a frame has {payload} bytes, of at most {MAX_PAYLOAD}")
+                stop = at + HEADER_SIZE + payload + 1
+                if stop > size:
+                    break
+                if payload >= 0 and view[stop - 1]:
+                    return self._cut_off("a frame")
+                body = bytes(view[at + HEADER_SIZE : stop - 1]) if payload > 0 else b""
+                at = stop
+                if kind == _DATA:
+                    self._take_data(channel_id, offset, body, events)
+                else:
+                    self._take(kind, channel_id, count, offset, body, events)
+            return True
+        finally:
+            view.release()
+            if at:
+                del buffer[:at]
+
+    def _cut_off(self, what: str) -> bool:
+        """Leave the frames for a greeting that is to come, at the guest."""
+        if not self.guest:
+            raise MuxError(f"{what} has no end")
+        self._restart()
+        return False
+
+    def _find(self, channel_id: int) -> Channel | None:
+        """Return a channel; None if it has gone, which the other end may not know yet."""
+        channel = self.channels.get(channel_id)
+        if channel is None and not 0 < channel_id <= self._last_id:
+            raise MuxError(f"there was never a connection {channel_id}")
+        return channel
+
+    def _take_data(self, channel_id: int, offset: int, data: bytes, events: list[Event]) -> None:
+        channel = self.channels.get(channel_id) or self._find(channel_id)
+        if channel is None:
+            return
+        channel.receiver.take(offset, len(data))
+        if channel.closing:
+            self.consumed(channel, len(data))
+        else:
+            events.append(Data(channel, data))
+
+    def _take(
+        self, kind: int, channel_id: int, count: int, offset: int, body: bytes, events: list[Event]
+    ) -> None:
+        if kind == _OPEN_KIND and not self.guest:
+            self._take_open(channel_id, count, offset, body, events)
+        elif kind in (_LISTEN, _UNLISTEN) and self.guest:
+            self._take_port(kind == _LISTEN, offset, events)
+        elif kind not in (_END, _ACKNOWLEDGE, _RESET):
+            raise MuxError(f"a frame of kind {kind} is not allowed here")
+        elif (channel := self._find(channel_id)) is None:
+            return
+        elif kind == _ACKNOWLEDGE:
+            self._take_acknowledgement(channel, count, offset, events)
+        elif kind == _RESET:
+            self._remove(channel)
+            if not channel.closing:
+                events.append(Reset(channel))
+        else:
+            channel.receiver.end(offset)
+            if channel.receiver.due:
+                self._queue(channel)
+            if not channel.closing:
+                events.append(Ended(channel))
+
+    def _take_port(self, listens: bool, port: int, events: list[Event]) -> None:
+        if listens:
+            self.listening.add(port)
+            events.append(Listening(port))
+        else:
+            self.listening.discard(port)
+            events.append(NotListening(port))
+
+    def _take_acknowledgement(self, channel: Channel, count: int, offset: int, events: list[Event]) -> None:
+        sender = channel.sender
+        sender.acknowledge(offset)
+        sender.limit = max(sender.limit, offset + count)
+        if self.guest and not channel.accepted:
+            channel.accepted = True
+            events.append(Accepted(channel))
+        if sender.starved and sender.room > 0:
+            sender.starved = False
+            if not channel.closing:
+                events.append(Writable(channel))
+        if sender.may_send:
+            self._queue(channel)
+        self._settle(channel)
+
+    def _take_open(self, channel_id: int, window: int, port: int, body: bytes, events: list[Event]) -> None:
+        received, consumed, base, flags = _OPEN.unpack(body)
+        fresh = not (received or consumed or base or flags)
+        if (
+            not consumed <= received < _MAX_OFFSET
+            or base >= _MAX_OFFSET
+            or flags > (received > 0) + 2 * (base > 0)
+        ):
+            raise MuxError(f"connection {channel_id} is opened in a state that cannot be")
+        reopening, self._reopening = self._reopening > 0, max(0, self._reopening - 1)
+        if channel := self._unseen.pop(channel_id, None) if reopening else None:
+            if not channel.gone:
+                self._resume(channel, received, consumed, window)
+        elif channel_id <= self._last_id or not (fresh or reopening):
+            raise MuxError(f"connection {channel_id} is opened again")
+        else:
+            self._last_id = channel_id
+            self._accept(channel_id, window, port, (received, consumed, base, flags), reopening, events)
+        if reopening and not self._reopening:
+            self._forget_unseen(events)
+
+    def _accept(
+        self,
+        channel_id: int,
+        window: int,
+        port: int,
+        state: tuple[int, int, int, int],
+        reopening: bool,
+        events: list[Event],
+    ) -> None:
+        if len(self.channels) >= MAX_CHANNELS or not (port in self.listening or reopening):
+            if len(self._resets) >= MAX_CHANNELS:
+                raise MuxError(f"more than {MAX_CHANNELS} connections were opened that are refused")
+            self._resets.append(channel_id)
+            return
+        received, consumed, base, flags = state
+        host_ended, guest_done = bool(flags & _HOST_ENDED), bool(flags & _GUEST_DONE)
+        sender = Sender(received - host_ended)
+        sender.ended, sender.next = host_ended, received
+        sender.acknowledge(consumed)
+        sender.limit = consumed + window
+        lost = base - guest_done
+        channel = Channel(channel_id, port, sender, self._new_receiver(lost))
+        channel.lost = lost
+        channel.receiver.ended = guest_done
+        self.channels[channel_id] = channel
+        self._queue(channel)
+        events.append(Opened(channel))
+
+    def _resume(self, channel: Channel, received: int, consumed: int, window: int) -> None:
+        sender = channel.sender
+        sender.acknowledge(consumed)
+        sender.rewind(received)
+        sender.limit = max(sender.limit, consumed + window)
+        channel.accepted = False
+        self._queue(channel)
