@@ -139,7 +139,7 @@ def test_options_that_are_classes_are_tables(pod_file: Write) -> None:
         ),
         (
             f'{LINUX}[host.files]\na = "4 MB"',
-            "[host.files]: 'a': '4 MB' is not a size such as '4 MiB' (B, KiB, MiB, GiB, TiB)",
+            "[host.files]: 'a': '4 MB' is not a size such as '4 MiB' or '4M' (B, KiB, MiB, GiB, TiB)",
         ),
         (f"{LINUX}[host.files]\na = -1", "[host.files]: 'a' must be a size such as '4 MiB', or a number"),
         (

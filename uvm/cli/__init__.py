@@ -1,6 +1,6 @@
-"""The command ``uvm``, also ``python -m uvm``: run a pod file, replay a recording, look at this machine.
+"""The command ``uvm``, also ``python -m uvm``: run a command in a VM, or a pod; look at this machine.
 
-Exit status: 0 success, 1 failure, 2 a wrong command line or file.
+Exit status: 0 success, 1 failure, 2 a wrong command line or file; ``run`` and ``shell`` have their own.
 """
 
 from __future__ import annotations
@@ -10,31 +10,114 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uvm import __version__
 from uvm.cli.errors import UsageError, in_one_line
 from uvm.cli.terminal import Terminal
 from uvm.errors import UVMError
 
+if TYPE_CHECKING:
+    from uvm.cli.attachments import Attachment
+
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_BACKEND = "the backend (the one that runs real VMs on this machine)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     given = _parser().parse_args(arguments)
+    # What a command needs is loaded when it runs, so that --help is there at once.
+    command = import_module(f"uvm.cli.{given.module or given.command}")
     try:
-        # What a command needs is loaded when it runs, so that --help is there at once.
-        command = import_module(f"uvm.cli.{given.command}")
         status: int = command.run(Terminal.of(sys.stdout), given)
     except UsageError as error:
         return _fail(str(error), 2)
     except UVMError as error:
-        return _fail(in_one_line(error), 1)
+        return _fail(in_one_line(error), getattr(command, "FAILURE", 1))
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
     return status
+
+
+def _size(text: str) -> int:
+    from uvm.cli.sizes import parse_size
+
+    return parse_size(text)
+
+
+def _attachment(text: str) -> Attachment:
+    from uvm.cli.attachments import Attachment
+
+    return Attachment.parse(text)
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _add_guest_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    status = (
+        "Exit status: that of the command; 127 if it cannot be started, 124 if its time has run out, "
+        "125 if the VM fails."
+    )
+    run = commands.add_parser(
+        "run",
+        help="run a command in a VM of its own",
+        description="Boot a Linux VM, run a command in it with the streams, the terminal and the signals of "
+        "this one, and end the VM.",
+        epilog=status,
+    )
+    shell = commands.add_parser(
+        "shell",
+        help="open a shell in a VM of its own",
+        description="Boot a Linux VM, open a shell in it, and end the VM with it.",
+        epilog=status,
+    )
+    for parser in (run, shell):
+        _add_guest_arguments(parser)
+    shell.set_defaults(module="run")
+    ps = commands.add_parser("ps", help="list the VMs of this host", description="List the VMs of this host.")
+    ps.add_argument("--json", action="store_true", help="print them as JSON, as the host describes them")
+    ps.add_argument("--backend", metavar="NAME", help=_BACKEND)
+
+
+def _add_guest_arguments(parser: argparse.ArgumentParser) -> None:
+    place = "PATH[:GUEST_PATH][:ro]"
+    add = parser.add_argument
+    add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
+    add("--backend", metavar="NAME", help=_BACKEND)
+    add("--memory", metavar="SIZE", type=_size, default="512M", help="of the VM, for instance 2G (512M)")
+    add("--cpus", metavar="COUNT", type=int, default=1, help="of the VM (1)")
+    add(
+        "--disk",
+        metavar=place,
+        type=_attachment,
+        action="append",
+        default=[],
+        help="attach a disk and mount it, at /mnt/NAME if no path in the guest is named; again for more",
+    )
+    add(
+        "--share",
+        metavar=place,
+        type=_attachment,
+        action="append",
+        default=[],
+        help="share a directory of the host, in the same manner",
+    )
+    add("--env", metavar="NAME=VALUE", type=_variable, action="append", default=[], help="set a variable")
+    add("--cwd", metavar="PATH", help="the directory that the command begins in (/)")
+    add("--timeout", metavar="SECONDS", type=float, help="end it all after this many seconds")
+    add(
+        "--terminal",
+        action=argparse.BooleanOptionalAction,
+        help="give the command a terminal (as this one has one)",
+    )
 
 
 def _fail(message: str, status: int) -> int:
@@ -46,12 +129,15 @@ def _fail(message: str, status: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="uvm",
-        description="Utility VMs, on an in-memory host: run a pod, or compare with recordings of hcsshim.",
+        description="Utility VMs: run a command or a shell in one, run a pod on an in-memory host, compare "
+        "with recordings of hcsshim.",
         epilog="Exit status: 0 success, 1 failure, 2 a wrong command line or file. "
         "NO_COLOR=1 switches colours off; COLUMNS sets the width.",
     )
     parser.add_argument("--version", action="version", version=f"uvm {__version__}")
+    parser.set_defaults(module=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    _add_guest_commands(commands)
 
     pod = commands.add_parser(
         "pod",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from uvm.errors import UVMError
@@ -27,6 +28,15 @@ def read_text(path: Path) -> str:
 def in_one_line(error: UVMError) -> str:
     """Return an error with its notes as one line."""
     return printable("; ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())]))
+
+
+def leaves(error: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    """Yield the exceptions of a group and of its groups; a group of uvm's own is one error."""
+    for each in error.exceptions:
+        if isinstance(each, ExceptionGroup) and not isinstance(each, UVMError):
+            yield from leaves(each)
+        else:
+            yield each
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,170 @@
+"""``uvm run``, ``uvm shell`` and ``uvm ps``, as processes of their own: streams, signals, exit statuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio.lowlevel
+import pytest
+
+from tests.cli.support import ROOT
+from uvm import FakeBackend, LCOWOptions, UtilityVM
+from uvm.backend import HostInfo
+from uvm.backends.fake import FakeProcess
+from uvm.cli import main, passthrough
+from uvm.cli.attachments import Attachment
+
+ON_FAKE = ("--backend", "fake")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "uvm", *arguments]
+
+
+def uvm(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command(*arguments), input=stdin, capture_output=True, cwd=ROOT, check=False)
+
+
+@contextmanager
+def running(*arguments: str, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **streams}
+    with subprocess.Popen(command(*arguments), cwd=ROOT, **streams) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_streams_are_those_of_the_command() -> None:
+    done = uvm("run", *ON_FAKE, "--", "cat", stdin=b"hello\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"hello\n", b"")
+
+
+def test_options_of_the_command_are_its_own() -> None:
+    assert uvm("run", *ON_FAKE, "echo", "--memory", "-x").stdout == b"--memory -x\n"
+
+
+def test_variables_are_set_beside_the_path() -> None:
+    environment = uvm("run", *ON_FAKE, "--env", "NAME=a value", "--", "env").stdout.decode().splitlines()
+    assert "NAME=a value" in environment
+    assert any(line.startswith("PATH=") for line in environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--", "false"), 1, ""),
+        (("--", "no-such-program"), 127, "executable file not found"),
+        (("--timeout", "0.5", "--", "sleep", "60"), 124, "its 0.5 seconds have run out"),
+        (("--disk", "C:\\missing.vhdx", "--", "true"), 125, "missing.vhdx"),
+        (("--cpus", "0", "--", "true"), 125, "processors"),
+        ((), 2, "uvm shell"),
+        (("--memory", "much", "--", "true"), 2, "--memory"),
+        (("--env", "NAME", "--", "true"), 2, "--env"),
+    ],
+)
+def test_the_exit_status_says_what_failed(arguments: tuple[str, ...], status: int, said: str) -> None:
+    done = uvm("run", *ON_FAKE, *arguments)
+    assert done.returncode == status
+    assert said in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
+
+
+def test_a_reader_that_leaves_ends_the_command() -> None:
+    with running("run", *ON_FAKE, "--", "yes") as process:
+        assert process.stdout is not None
+        assert process.stdout.read(4) == b"y\ny\n"
+        process.stdout.close()
+        assert process.wait() != 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_the_commands(number: signal.Signals) -> None:
+    with running("run", *ON_FAKE, "--", "cat") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"it runs\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"it runs\n"
+        process.send_signal(number)
+        assert process.wait() == 255
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals of Windows are not joined to a guest's")
+def test_a_terminal_is_as_it_was_afterwards() -> None:
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    with running("run", *ON_FAKE, "--", "stty", "size", stdin=theirs, stdout=theirs) as process:
+        assert len(os.read(ours, 100).split()) == 2
+        assert process.wait() == 0
+    assert termios.tcgetattr(theirs) == before
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals of Windows are not joined to a guest's")
+async def test_a_terminal_of_the_guest_has_the_size_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pty
+    import termios
+
+    async def wait_for_a_size(process: FakeProcess) -> int:
+        size = process.terminal
+        assert size is not None
+        while not size.height:
+            await anyio.lowlevel.checkpoint()
+        await process.stdout.send(f"{size.height} {size.width}".encode())
+        return 0
+
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (33, 99))
+    monkeypatch.setattr(passthrough, "_STDIN", theirs)
+    monkeypatch.setattr(passthrough, "_STDOUT", theirs)
+    async with FakeBackend() as backend, UtilityVM.create(LCOWOptions(), backend=backend) as vm:
+        backend.programs["wait"] = wait_for_a_size
+        await vm.start()
+        process = await vm.open_process(["wait"], stdin=True, terminal=True, stderr=False)
+        assert await passthrough.pass_through(process, terminal=True) == 0
+    assert os.read(ours, 100).split() == [b"33", b"99"]
+
+
+def test_nothing_runs_on_a_fresh_host(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ps", *ON_FAKE]) == 0
+    assert capsys.readouterr().out == "no VM runs\n"
+    assert main(["ps", "--json", *ON_FAKE]) == 0
+    assert capsys.readouterr().out == "[]\n"
+
+
+LINUX, WINDOWS = HostInfo(paths="posix"), HostInfo(paths="windows")
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "attachment", "place"),
+    [
+        ("/srv/data.qcow2", LINUX, Attachment("/srv/data.qcow2"), "/mnt/data"),
+        ("/srv/data:ro", LINUX, Attachment("/srv/data", read_only=True), "/mnt/data"),
+        ("/srv/a:/b:rw", LINUX, Attachment("/srv/a", "/b"), "/b"),
+        ("/srv/a:b", LINUX, Attachment("/srv/a:b"), "/mnt/a:b"),
+        (r"C:\disks\a.vhdx", WINDOWS, Attachment(r"C:\disks\a.vhdx"), "/mnt/a"),
+        (r"C:\disks\a.vhdx:/a:ro", WINDOWS, Attachment(r"C:\disks\a.vhdx", "/a", read_only=True), "/a"),
+    ],
+)
+def test_what_is_attached_names_its_place(
+    text: str, host: HostInfo, attachment: Attachment, place: str
+) -> None:
+    assert Attachment.parse(text) == attachment
+    assert attachment.place(host) == place
+
+
+@pytest.mark.parametrize("text", ["", ":ro", ":/mnt", ":/mnt:ro"])
+def test_what_is_attached_has_a_path(text: str) -> None:
+    with pytest.raises(ValueError, match="names no path"):
+        Attachment.parse(text)

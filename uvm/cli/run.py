@@ -1,0 +1,106 @@
+"""The subcommands ``run`` and ``shell``: one command in a VM of its own, which ends with it.
+
+Exit status: that of the command; 127 if it cannot be started, 124 on a timeout, 125 if the VM fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from threading import Timer
+
+import anyio
+
+from uvm._guest.specs import LINUX_ENVIRONMENT
+from uvm._vm.vm import UtilityVM
+from uvm.backend import Backend
+from uvm.backends import open_backend
+from uvm.cli.errors import UsageError, in_one_line, leaves
+from uvm.cli.passthrough import has_terminal, pass_through, raw_terminal
+from uvm.cli.terminal import Terminal
+from uvm.devices.scsi import Mount
+from uvm.errors import GuestError
+from uvm.options import LCOWOptions
+
+#: The exit status if uvm itself fails, as that of docker.
+FAILURE = 125
+_TIMED_OUT, _NOT_STARTED = 124, 127
+_SLOW_SECONDS = 1.0
+
+
+def run(terminal: Terminal, given: Namespace) -> int:
+    """Run the command, or a shell, in a VM; return its exit status."""
+    command = given.words[given.words[:1] == ["--"] :]
+    if not command and given.command == "run":
+        raise UsageError("run: the command is missing; for a shell: uvm shell")
+    try:
+        status = anyio.run(_run, open_backend(given.backend), command or ["sh", "-l"], given)
+    except ExceptionGroup as group:
+        # The first failure is what ended the others.
+        raise next(leaves(group)) from None
+    # An exit status of a guest may be larger than one of ours; failure stays failure.
+    return status & 0xFF or bool(status)
+
+
+async def _run(backend: Backend, command: list[str], given: Namespace) -> int:
+    options = LCOWOptions(memory_mb=max(given.memory >> 20, 1), processors=given.cpus, owner="uvm run")
+    async with backend:
+        with anyio.move_on_after(given.timeout), _said_if_slow("the VM boots") as booted:
+            async with UtilityVM.create(options, backend=backend) as vm:
+                await vm.start()
+                await _attach(vm, given)
+                booted()
+                return await _execute(vm, command, given)
+    _say(f"the command was ended: its {given.timeout:g} seconds have run out")
+    return _TIMED_OUT
+
+
+async def _attach(vm: UtilityVM, given: Namespace) -> None:
+    """Attach what the command line names; it all ends with the VM."""
+    for disk in given.disk:
+        mount = Mount(guest_path=disk.place(vm.host), options=("ro",) if disk.read_only else ())
+        await vm.scsi.attach(disk.on(vm.host), read_only=disk.read_only, mount=mount)
+    for share in given.share:
+        await vm.plan9.add(share.on(vm.host), share.place(vm.host), read_only=share.read_only)
+
+
+async def _execute(vm: UtilityVM, command: list[str], given: Namespace) -> int:
+    terminal = has_terminal() if given.terminal is None else given.terminal
+    at_terminal = terminal and has_terminal()
+    try:
+        process = await vm.open_process(
+            command,
+            env={**LINUX_ENVIRONMENT, **_term(terminal), **dict(given.env)},
+            cwd=given.cwd,
+            terminal=terminal,
+            stderr=not terminal,
+        )
+    except GuestError as error:
+        _say(in_one_line(error))
+        return _NOT_STARTED
+    async with process:
+        with raw_terminal() if at_terminal else nullcontext():
+            return await pass_through(process, terminal=terminal)
+
+
+def _term(terminal: bool) -> dict[str, str]:
+    return {"TERM": os.environ.get("TERM", "linux")} if terminal else {}
+
+
+@contextmanager
+def _said_if_slow(what: str) -> Iterator[Callable[[], None]]:
+    """Write what is done, unless what is returned is called within a second."""
+    timer = Timer(_SLOW_SECONDS, _say, [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
+
+
+def _say(message: str) -> None:
+    Terminal.of(sys.stderr).write(f"uvm: {message}")
