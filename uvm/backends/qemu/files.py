@@ -1,0 +1,121 @@
+"""The file operations of Linux that are not the same everywhere, of :mod:`uvm.backends.hcs.windows.files`.
+
+Copies are made by the kernel, which shares the blocks where the file system can. Identifiers of disks are
+written into the header where the format has one in a single place: no tool is needed, and nothing else moves.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+from uuid import UUID
+
+from uvm.backends.hcs.windows.files import CopyCall, RealFiles, Stop
+from uvm.backends.hcs.workers import Workers
+from uvm.backends.qemu.images import SECTOR_BYTES, ImageError, format_of, read_image, with_vhd_id
+from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError
+from uvm.hresult import HResult
+
+_COPY_BYTES: Final = 16 << 20
+#: The kernel cannot copy between these files by itself.
+_NOT_BY_KERNEL: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
+_CODES: Final = {
+    errno.ENOENT: HResult.ERROR_FILE_NOT_FOUND,
+    errno.EACCES: HResult.E_ACCESSDENIED,
+    errno.EPERM: HResult.E_ACCESSDENIED,
+    errno.EROFS: HResult.E_ACCESSDENIED,
+    errno.EISDIR: HResult.E_ACCESSDENIED,
+    errno.ETXTBSY: HResult.ERROR_SHARING_VIOLATION,
+}
+
+
+def linux_files() -> RealFiles:
+    """Return the host's files (:class:`~uvm.backend.HostFiles`)."""
+    return RealFiles(Workers(), LinuxFileCalls())
+
+
+class LinuxFileCalls:
+    """:class:`~uvm.backends.hcs.windows.files.FileCalls` of Linux."""
+
+    def copier(self) -> tuple[CopyCall, Stop]:
+        """Return a copy, and what stops it; a copy that fails or is stopped leaves no target."""
+        stopped = False
+
+        def copy(source: str, target: str) -> None:
+            operation = f"copy {source} to {target}"
+            with _translated(operation), open(source, "rb", 0) as read, open(target, "wb", 0) as write:
+                try:
+                    while not stopped and _copy_some(read.fileno(), write.fileno()):
+                        pass
+                    os.fchmod(write.fileno(), os.fstat(read.fileno()).st_mode & 0o777)
+                except BaseException:
+                    os.unlink(target)
+                    raise
+                if stopped:
+                    os.unlink(target)
+                    raise HostError(operation, HResult.E_FAIL, "it was stopped")
+
+        def stop() -> None:
+            nonlocal stopped
+            stopped = True
+
+        return copy, stop
+
+    def has_file_ids(self, path: str) -> bool:
+        """Return True: files have inodes, on every file system."""
+        with _translated(f"open {path}"):
+            os.stat(path)
+        return True
+
+    def set_disk_id(self, path: str, disk_id: str) -> None:
+        """Set the identifier of a VHD or a VHDX.
+
+        :raises OptionsError: `disk_id` is no GUID.
+        :raises HostPathError: the file is no disk of the format that its name says.
+        :raises NotSupportedError: its format has no identifier.
+        """
+        try:
+            wanted = UUID(disk_id)
+        except ValueError:
+            raise OptionsError(f"a disk id is a GUID, not {disk_id!r}") from None
+        with _translated(f"set the identifier of {path}"), open(path, "r+b", 0) as file:
+            fd = file.fileno()
+            try:
+                size = os.fstat(fd).st_size
+                image = read_image(format_of(path), size, lambda at, length: os.pread(fd, length, at))
+            except ImageError as error:
+                raise HostPathError(path, str(error)) from error
+            if not image.identifiers:
+                raise NotSupportedError(f"{path}: a {image.format} image has no identifier")
+            for at in image.identifiers:
+                written = wanted.bytes_le
+                if image.format == "vhd":
+                    written = with_vhd_id(os.pread(fd, SECTOR_BYTES, at), wanted)
+                os.pwrite(fd, written, at)
+
+
+def _copy_some(source: int, target: int) -> int:
+    """Copy what comes next; return how many bytes these are, 0 at the end."""
+    try:
+        return os.copy_file_range(source, target, _COPY_BYTES)
+    except OSError as error:
+        if error.errno not in _NOT_BY_KERNEL:
+            raise
+    data = os.read(source, _COPY_BYTES)
+    left = memoryview(data)
+    while left:
+        left = left[os.write(target, left) :]
+    return len(data)
+
+
+@contextmanager
+def _translated(operation: str) -> Iterator[None]:
+    """Translate errors of the system."""
+    try:
+        yield
+    except OSError as error:
+        code = _CODES.get(error.errno or 0, HResult.E_FAIL)
+        raise HostError(operation, code, error.strerror or str(error)) from error
