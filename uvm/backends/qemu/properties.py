@@ -39,11 +39,11 @@ class VMFacts(Protocol):
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The id of the compute system."""
 
     @property
     def runtime_id(self) -> str:
-        """Its GUID."""
+        """The GUID of the VM."""
 
     @property
     def pid(self) -> int:
