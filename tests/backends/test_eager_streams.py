@@ -1,4 +1,4 @@
-"""What holds for every stream that sends without waiting: the fake's, Hyper-V sockets, Unix sockets."""
+"""What holds for every stream that sends without waiting: the fake's, Hyper-V and Unix sockets, the mux's."""
 
 from __future__ import annotations
 
@@ -60,7 +60,18 @@ async def unix(tmp_path: Path) -> AsyncIterator[Pair]:
         await other.aclose()
 
 
+@asynccontextmanager
+async def mux(tmp_path: Path) -> AsyncIterator[Pair]:
+    """Connect a guest's stream to the host, over the mux."""
+    from tests.backends.qemu.muxes import linked
+
+    async with linked() as links:
+        guest, host = await links.connect()
+        yield host, guest
+
+
 KINDS: list[Connected] = [fake, hyperv, *([] if sys.platform == "win32" else [unix])]
+KINDS += [mux] if sys.platform == "linux" else []
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: str(kind.__name__))

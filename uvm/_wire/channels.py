@@ -21,6 +21,7 @@ MAX_WINDOW: Final = 0x80000
 FIRST_ROOM: Final = 0x10000
 #: Smaller pieces are kept in one buffer: an object for each would cost more than its bytes.
 SMALL: Final = 1024
+_JOINED: Final = 16 * SMALL
 #: The most pieces of one frame.
 _MAX_PIECES: Final = 64
 
@@ -74,7 +75,7 @@ class Sender:
     def put(self, piece: Buffer) -> None:
         """Add bytes to be sent, at most :attr:`room`."""
         self.end += len(piece)
-        _append(self._unsent, piece)
+        append(self._unsent, piece)
 
     def take(self, most: int) -> list[Buffer]:
         """Return what is to be sent next, as far as the other end allows."""
@@ -89,7 +90,7 @@ class Sender:
                 self._unsent.appendleft(whole[most:])
                 piece = whole[:most]
             pieces.append(piece)
-            _append(self._unacknowledged, piece)
+            append(self._unacknowledged, piece)
             self.next += len(piece)
             most -= len(piece)
         return pieces
@@ -241,12 +242,14 @@ class Channel:
         return self.sender.complete and self.receiver.finished
 
 
-def _append(pieces: deque[Buffer], piece: Buffer) -> None:
+def append(pieces: deque[Buffer], piece: Buffer) -> None:
+    """Add bytes to a queue; those of few bytes become one object with others."""
+    last = pieces[-1] if pieces else None
     if len(piece) >= SMALL:
         pieces.append(piece)
-        return
-    last = pieces[-1] if pieces else None
-    if isinstance(last, bytearray) and len(last) < 16 * SMALL:
+    elif isinstance(last, bytearray) and len(last) < _JOINED:
         last += piece
+    elif last is not None and len(last) < SMALL:
+        pieces[-1] = bytearray(b"".join((last, piece)))
     else:
-        pieces.append(bytearray(piece))
+        pieces.append(bytes(piece))

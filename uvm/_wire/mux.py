@@ -202,6 +202,7 @@ class Mux:
         self.listening: set[int] = set()
         self.synchronised = False
         self.more = False
+        self._error: MuxError | None = None
         self._buffer = bytearray()
         self._session = b""
         self._nonce = b""
@@ -261,8 +262,12 @@ class Mux:
         At most `frames` frames are handled; if :attr:`more` is true then, call it again, with more bytes or
         without.
 
-        :raises MuxError: the other end broke a rule. Nothing is understood before a new connection.
+        :raises MuxError: the other end broke a rule, after what came before was returned. Nothing is
+            understood before a new connection.
         """
+        if (error := self._error) is not None:
+            self._error, self.more = None, False
+            raise error
         events: list[Event] = []
         self._buffer += data
         self.more = False
@@ -270,10 +275,12 @@ class Mux:
             while self.synchronised or self._synchronise(events):
                 if self._read_frames(events, frames):
                     break
-        except MuxError:
+        except MuxError as failure:
             self._buffer.clear()
             self._restart()
-            raise
+            if not events:
+                raise
+            self._error, self.more = failure, True
         return events
 
     # Ports, at the host.
