@@ -120,6 +120,37 @@ def _add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_image(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    image = commands.add_parser(
+        "image",
+        help="build, list or remove the guest images of the qemu backend",
+        description="The guest images of the qemu backend: a kernel and a first root file system, built of "
+        "this machine's own parts. A VM builds one itself if there is none yet.",
+    )
+    actions = image.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
+    made = actions.add_parser(
+        "build",
+        help="build one, unless there is one of the same",
+        description="Build a guest image, and print its directory.",
+    )
+    kernel = made.add_mutually_exclusive_group()
+    kernel.add_argument("--kernel", metavar="FILE", help="a vmlinuz or vmlinux, instead of one in /boot")
+    kernel.add_argument(
+        "--fetch",
+        action="store_true",
+        help="download the distribution's newest kernel with apt-get, without installing it",
+    )
+    made.add_argument("--modules", metavar="DIRECTORY", help="the modules of --kernel")
+    made.add_argument("--python", metavar="PROGRAM", help="the guest's interpreter, instead of this one")
+    made.add_argument("--busybox", metavar="PROGRAM", help="the guest's tools")
+    made.add_argument("--runtime", metavar="PROGRAM", help="what runs containers: crun or runc")
+    made.add_argument("--machine", metavar="ARCHITECTURE", help="as 'uname -m' prints it; this machine's own")
+    made.add_argument("--guest-binary", metavar="PROGRAM", help="hcsshim's gcs, for comparison")
+    actions.add_parser("list", help="list them, the newest first")
+    pruned = actions.add_parser("prune", help="remove all but the newest")
+    pruned.add_argument("--all", action="store_true", help="the newest too, and downloaded kernels")
+
+
 def _fail(message: str, status: int) -> int:
     terminal = Terminal.of(sys.stderr)
     terminal.write(f"{terminal.paint('uvm: error:', 'red')} {message}")
@@ -166,9 +197,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="check what this machine can do and what is missing",
-        description="Check this machine for what HCS needs, and for optional features. "
+        description="Check this machine for what HCS or QEMU needs, and for optional features. "
         "Exit status 1 if the backend that is asked for, or would be chosen, cannot be used.",
     )
     doctor.add_argument("--backend", metavar="NAME", help="the backend that is wanted, for instance hcs")
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_image(commands)
     return parser

@@ -98,6 +98,8 @@ class Elf:
         headers = [self._unpack("<II8x8xQQ", offset + number * size) for number in range(count)]
         if not headers:
             return b""
+        if names >= count:
+            raise ElfError("its sections have no names")
         _, _, start, length = headers[names]
         table = self._bytes(start, length)
         for at, _, start, length in headers:

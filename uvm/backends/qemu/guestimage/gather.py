@@ -13,13 +13,14 @@ from uvm.backends.qemu.guestimage.libraries import Libraries
 from uvm.backends.qemu.guestimage.modules import WANTED, ModuleError, Modules
 from uvm.backends.qemu.guestimage.selection import Selection
 from uvm.backends.qemu.guestimage.sources import Sources
-from uvm.errors import NotSupportedError
+from uvm.errors import NotSupportedError, OptionsError
 
 
 def gather(selection: Selection, sources: Sources) -> Contents:
     """Read what was selected.
 
     :param sources: reads it, and keeps note of what was read.
+    :raises OptionsError: there is no such service.
     :raises NotSupportedError: a part is damaged, of another architecture or release, or lacks something.
     """
     try:
@@ -31,7 +32,10 @@ def gather(selection: Selection, sources: Sources) -> Contents:
         modules = Modules(selection.modules, kernel.release, sources.read).closure(WANTED)
     except (KernelError, ModuleError, OSError) as e:
         raise NotSupportedError(f"the kernel {selection.kernel} cannot be used: {e}") from e
-    own = program([selection.service], selection.roots)
+    try:
+        own = program([selection.service], selection.roots)
+    except FileNotFoundError as e:
+        raise OptionsError(f"service={selection.service!r} cannot be used: {e}") from e
     interpreter = ask(selection.python, own.imported)
     python = {**interpreter.sources, **own.files}
     for path in python.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterable
@@ -19,9 +20,11 @@ _PACKAGES: Final = {
     "lz4": ("lz4", "lz4", "lz4"),
     "zstd": ("zstd", "zstd", "zstd"),
     "setpriv": ("util-linux", "util-linux", "util-linux"),
-    "apt-get": ("apt", "apt", "apt"),
-    "dpkg": ("dpkg", "dpkg", "dpkg"),
 }
+
+
+#: In the root directory of a kernel that was downloaded: its packages.
+PACKAGES_FILE: Final = "packages.json"
 
 
 def install(part: str) -> str:
@@ -53,10 +56,22 @@ def owners(paths: Iterable[str]) -> list[Package]:
     if not spelled:
         return []
     if (listed := _output("dpkg-query", "--search", *spelled)) is not None:
-        return [_debian(name) for name in sorted(set(re.findall(r"^([a-z0-9][^:, ]+)[:,]", listed, re.M)))]
+        named = re.findall(r"^([^/]+): /", listed, re.M)
+        # `a, b:amd64: /path`; of a diversion, words.
+        names = {name.partition(":")[0] for line in named for name in line.split(", ") if " " not in name}
+        return [_debian(name) for name in sorted(names)]
     queried = _output("rpm", "-q", "-f", "--qf", "%{NAME}\t%{VERSION}-%{RELEASE}\t%{LICENSE}\n", *spelled)
     rows = sorted({tuple(line.split("\t")) for line in (queried or "").splitlines() if line.count("\t") == 2})
     return [Package(name, version, (licence,)) for name, version, licence in rows]
+
+
+def downloaded(kernel: str) -> list[Package]:
+    """Return the packages of a kernel that was downloaded; none of one that is installed."""
+    try:
+        noted = json.loads(Path(kernel).parents[1].joinpath(PACKAGES_FILE).read_text())
+    except (OSError, IndexError):
+        return []
+    return [Package(each["name"], each["version"], tuple(each["licences"])) for each in noted]
 
 
 def _spellings(path: str) -> tuple[str, ...]:

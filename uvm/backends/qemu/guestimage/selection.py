@@ -16,6 +16,7 @@ from uvm.backends.qemu.guestimage.kernel import Kernel, KernelError, read_kernel
 from uvm.backends.qemu.guestimage.packages import install
 from uvm.errors import NotSupportedError, OptionsError
 
+_ROOT: Final = Path("/")
 _FETCH: Final = "have it downloaded without installing it: 'uvm image build --fetch' (where there is apt-get)"
 
 
@@ -128,7 +129,7 @@ def _kernel(options: ImageOptions, machine: str, downloads: Path) -> tuple[str, 
 
 def _modules_of(kernel: Kernel, path: str, given: str | None) -> str:
     # An unpacked package has them beside it: boot/vmlinuz-RELEASE and lib/modules/RELEASE.
-    roots = (os.path.dirname(os.path.dirname(path)), "/")
+    roots = (os.path.dirname(os.path.dirname(path)), _ROOT)
     places = [given] if given else [os.path.join(root, "lib/modules", kernel.release) for root in roots]
     found = next(filter(os.path.isdir, places), None)
     if found is None:
@@ -139,7 +140,7 @@ def _modules_of(kernel: Kernel, path: str, given: str | None) -> str:
 def _candidates(downloads: Path) -> list[tuple[str, str, str]]:
     """Return the kernels that have modules: the one that runs, then the newest; then downloads."""
     running = platform.release()
-    installed = _kernels_below(Path("/"))
+    installed = _kernels_below(_ROOT)
     installed.sort(key=lambda each: (each[2] == running, _natural(each[2])), reverse=True)
     roots = list(downloads.iterdir()) if downloads.is_dir() else []
     downloaded = [each for root in roots for each in _kernels_below(root)]
@@ -161,7 +162,9 @@ def _found(candidates: list[tuple[str, str, str]]) -> tuple[str, str, str] | Non
 
 
 def _no_kernel() -> str:
-    unreadable = sorted(str(path) for path in Path("/boot").glob("vmlinuz-*") if not os.access(path, os.R_OK))
+    unreadable = sorted(
+        str(path) for path in (_ROOT / "boot").glob("vmlinuz-*") if not os.access(path, os.R_OK)
+    )
     if unreadable:
         return f"the kernel {unreadable[-1]} may be read by root only; {_FETCH}, or name a copy: --kernel"
     return f"there is no kernel with modules in /boot; install one: {install('kernel')}; or {_FETCH}"

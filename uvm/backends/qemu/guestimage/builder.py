@@ -24,7 +24,7 @@ from uvm.backends.qemu.guestimage.contents import Contents
 from uvm.backends.qemu.guestimage.cpio import CpioWriter
 from uvm.backends.qemu.guestimage.gather import gather
 from uvm.backends.qemu.guestimage.kernel import KernelError
-from uvm.backends.qemu.guestimage.packages import owners
+from uvm.backends.qemu.guestimage.packages import downloaded, owners
 from uvm.backends.qemu.guestimage.selection import ImageOptions, Selection, select
 from uvm.backends.qemu.guestimage.sources import Sources, unchanged
 from uvm.errors import NotSupportedError
@@ -113,7 +113,7 @@ def _make(contents: Contents, selection: Selection, sources: Sources, directory:
         "selection": asdict(selection),
         "python": contents.interpreter.version,
         "modules": list(contents.modules),
-        "packages": [asdict(each) for each in owners(sources.digests)],
+        "packages": [asdict(each) for each in (*downloaded(selection.kernel), *owners(sources.digests))],
         "sources": sources.digests,
     }
 
