@@ -1,0 +1,177 @@
+"""States of VMs, saved as templates and to files, and what is loaded."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, evolve, field
+
+from tests.backends.qemu.machine import PLAN9, rig
+from uvm.backends.qemu.saving import (
+    Build,
+    Memory,
+    check_saveable,
+    open_saved,
+    restore,
+    save_template,
+    save_to_file,
+)
+from uvm.errors import HostError
+from uvm.hresult import HResult
+
+pytestmark = pytest.mark.anyio
+
+_BUILD = Build("7.2.22", "pc-q35-7.2", "tcg", "sha256:00", 512, 1)
+_STATE = b"the state of devices"
+
+
+@define
+class _QEMU:
+    """A QEMU that saves, and loads, as its statuses say: each is one answer."""
+
+    statuses: list[str] = field(factory=lambda: ["setup", "active", "completed"])
+    asked: list[tuple[str, Any]] = field(factory=list)
+    loaded: bytes = b""
+    id: str = "vm1"
+    _fd: int = -1
+
+    async def ask(
+        self,
+        operation: str,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        fds: Sequence[int] = (),
+    ) -> Any:
+        self.asked.append((command, arguments))
+        match command:
+            case "getfd":
+                self._fd = fds[0]
+            case "migrate":
+                os.write(self._fd, _STATE)
+            case "migrate-incoming":
+                self.loaded = os.read(self._fd, 4096)
+            case "query-migrate" | "query-status":
+                return {"status": self.statuses.pop(0), "error-desc": "no room"}
+        return {}
+
+    def capability(self) -> bool:
+        [capability] = dict(self.asked)["migrate-set-capabilities"]["capabilities"]
+        assert capability["capability"] == "x-ignore-shared"
+        return bool(capability["state"])
+
+
+async def test_a_template_is_its_memory_and_the_state_of_its_devices_which_a_clone_loads() -> None:
+    vm = _QEMU()
+    saved = await save_template(vm, Memory.of_mb(2))
+    assert vm.capability()
+    clone = _QEMU(["inmigrate", "paused"])
+    for _ in range(2):
+        fd = saved.open_state()
+        await restore(clone, fd, without_memory=True)
+        os.close(fd)
+        assert clone.loaded == _STATE
+        clone.statuses = ["paused"]
+    saved.close()
+    saved.close()
+
+
+async def test_a_save_that_fails_says_why_and_leaves_the_memory() -> None:
+    memory, before = Memory.of_mb(2), len(os.listdir("/proc/self/fd"))
+    with pytest.raises(HostError, match="no room"):
+        await save_template(_QEMU(["active", "failed"]), memory)
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.pwrite(memory.fd, b"x", 0)
+    memory.close()
+
+
+def test_a_sealed_memory_is_written_through_no_mapping_but_copied_on_writing() -> None:
+    memory = Memory.of_mb(2)
+    os.pwrite(memory.fd, b"template", 0)
+    memory.seal()
+    with pytest.raises(PermissionError):
+        os.pwrite(memory.fd, b"x", 0)
+    with pytest.raises(PermissionError):
+        mmap.mmap(memory.fd, 4096, mmap.MAP_SHARED)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.fd, 0)
+    with mmap.mmap(memory.fd, 4096, mmap.MAP_PRIVATE) as clone:
+        clone[:5] = b"clone"
+    assert os.pread(memory.fd, 8, 0) == b"template"
+    memory.close()
+
+
+def test_a_memory_that_is_mapped_to_be_written_is_not_sealed() -> None:
+    memory = Memory.of_mb(2)
+    with mmap.mmap(memory.fd, 4096, mmap.MAP_SHARED), pytest.raises(OSError, match="busy"):
+        memory.seal()
+    memory.seal()
+    memory.close()
+
+
+async def test_what_a_host_shares_with_a_vm_is_not_saved(tmp_path: Path) -> None:
+    vm = await rig(tmp_path)
+    check_saveable(vm.machine, vm.tree)
+    await vm.modify(PLAN9, Name="1", Path=str(tmp_path))
+    with pytest.raises(HostError, match=r"HCS_E_INVALID_STATE.*share 1"):
+        check_saveable(vm.machine, vm.tree)
+
+
+async def test_a_saved_file_has_the_memory_and_is_this_users_alone(tmp_path: Path) -> None:
+    path, vm = tmp_path / "state", _QEMU()
+    path.write_bytes(b"an older one")
+    await save_to_file(vm, str(path), _BUILD)
+    assert not vm.capability()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["state"]
+    fd = open_saved(str(path), _BUILD)
+    loading = _QEMU(["paused"])
+    await restore(loading, fd, without_memory=False)
+    os.close(fd)
+    assert loading.loaded == _STATE
+
+
+async def test_a_file_that_cannot_be_saved_leaves_the_older_one(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(b"an older one")
+    with pytest.raises(HostError, match="no room"):
+        await save_to_file(_QEMU(["failed"]), str(path), _BUILD)
+    assert (os.listdir(tmp_path), path.read_bytes()) == (["state"], b"an older one")
+    with pytest.raises(HostError, match="ERROR_FILE_NOT_FOUND"):
+        await save_to_file(_QEMU(), str(tmp_path / "missing" / "state"), _BUILD)
+
+
+async def _refused(path: Path, code: HResult, build: Build = _BUILD) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(HostError) as raised:
+        open_saved(str(path), build)
+    assert raised.value.hresult == code
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_only_an_own_file_that_fits_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    await save_to_file(_QEMU(), str(path), _BUILD)
+    for change in (
+        {"qemu": "8.0.0"},
+        {"machine": "pc-q35-8.0"},
+        {"acceleration": "kvm"},
+        {"kernel": "sha256:01"},
+        {"memory_mb": 1024},
+        {"processors": 2},
+    ):
+        await _refused(path, HResult.HCS_E_IMAGE_MISMATCH, evolve(_BUILD, **change))
+    for mode in (0o640, 0o604, 0o620):
+        path.chmod(mode)
+        await _refused(path, HResult.E_ACCESSDENIED)
+    path.chmod(0o600)
+    for content in (b"", b"x" * 8192, path.read_bytes()[:4000], b"uvm-qemu-state-1\n[1]\n".ljust(4096)):
+        path.write_bytes(content)
+        await _refused(path, HResult.ERROR_INVALID_DATA)
+    await _refused(tmp_path, HResult.ERROR_INVALID_DATA)
+    await _refused(tmp_path / "missing", HResult.ERROR_FILE_NOT_FOUND)

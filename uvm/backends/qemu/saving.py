@@ -1,0 +1,302 @@
+"""Saving the state of a VM: to a file, or as a template, from which clones start.
+
+How it works
+------------
+
+The memory of every VM is an anonymous file (memfd) that this process has too, and QEMU maps it shared. What
+QEMU saves is then the state of its devices alone, with ``x-ignore-shared``, some hundred KiB::
+
+    template   paused --> device state to a second memfd --> QEMU ends --> the memory is sealed
+    clone      QEMU maps the sealed memory copy-on-write, attaches its disks, loads the device state
+    file       paused --> a header, the device state, and the memory
+
+A sealed memory cannot be written by any process, through any mapping: neither a clone nor a guest that
+escapes from one changes what the others start from. It needs no room in ``/dev/shm``, nothing has to be deleted, and
+it is there as long as the saved VM is open, or one of its clones runs.
+
+What QEMU loads decides what it does, so that a file is loaded only if it is this user's own and no other may
+write or read it; and it fits one build of QEMU, its options and the kernel. Its header, of one page, says
+which: what does not fit is refused before QEMU reads anything.
+
+Shares and adapters are connections to this host, which no state has: what has some is not saved.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import anyio
+import anyio.to_thread
+from attrs import asdict, define, field, frozen
+
+from uvm._repr import brief_call, shown
+from uvm.backend import JSON
+from uvm.backends.qemu.devices.tree import DeviceTree
+from uvm.errors import HostError
+from uvm.hresult import HResult
+from uvm.schema.common import MIB
+
+#: The name of a descriptor in QEMU, while it saves or loads.
+_FD: Final = "state"
+#: How often QEMU is asked whether it has ended.
+_LOOK_SECONDS: Final = 0.002
+_MAGIC: Final = b"uvm-qemu-state-1\n"
+_HEADER_BYTES: Final = 4096
+_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_UNLIMITED: Final = 1 << 40
+
+
+class Machine(Protocol):
+    """The VM that is saved, or restored."""
+
+    @property
+    def id(self) -> str:
+        """The id of the compute system."""
+
+    async def ask(
+        self,
+        operation: str,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        fds: Sequence[int] = (),
+    ) -> Any:
+        """Have QEMU carry out a command."""
+
+
+@define(eq=False)
+class Memory:
+    """The memory of a VM, as a file without a name.
+
+    :ivar fd: its descriptor; -1 once it is closed.
+    """
+
+    fd: int
+
+    def __repr__(self) -> str:
+        return shown(self, "fd")
+
+    @classmethod
+    def of_mb(cls, size: int) -> Memory:
+        """Make a memory of so many MB, of which nothing takes room until it is used."""
+        fd = os.memfd_create("uvm-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, size * MIB)
+        return cls(fd)
+
+    def seal(self) -> None:
+        """Have no process write it any more; OSError if one has it mapped to be written."""
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
+
+    def close(self) -> None:
+        """Close it; it stays as long as a process has it mapped."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@define(eq=False)
+class SavedVM:
+    """A VM that was saved as a template.
+
+    :ivar memory: its memory, sealed.
+    :ivar state: a descriptor of the state of its devices.
+    """
+
+    memory: Memory
+    state: int = field(factory=lambda: os.memfd_create("uvm-state", os.MFD_CLOEXEC))
+
+    def __repr__(self) -> str:
+        return shown(self, "memory")
+
+    def open_state(self) -> int:
+        """Return a descriptor of the state, at its beginning, for one clone."""
+        return os.open(f"/proc/self/fd/{self.state}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Release it: no more clones are made; those that run have what they need."""
+        self.memory.close()
+        if self.state >= 0:
+            os.close(self.state)
+            self.state = -1
+
+
+@frozen(repr=False)
+class Build:
+    """What a saved state fits: it is loaded by the same, or not at all.
+
+    :ivar qemu: QEMU's version, and its package.
+    :ivar machine: the versioned type of the machine, not its alias.
+    :ivar acceleration: ``"kvm"`` or ``"tcg"``.
+    :ivar kernel: the kernel and the initramfs that the guest booted, by their digests.
+    :ivar memory_mb: the size of the memory.
+    :ivar processors: how many there are.
+    """
+
+    qemu: str
+    machine: str
+    acceleration: str
+    kernel: str
+    memory_mb: int
+    processors: int
+
+    __repr__ = brief_call
+
+    def as_json(self) -> JSON:
+        """Return it as a JSON object."""
+        return asdict(self)
+
+
+def check_saveable(vm: Machine, devices: DeviceTree) -> None:
+    """Refuse what cannot be saved: HCS_E_INVALID_STATE; nothing was changed."""
+    for kind, what in ((devices.plan9, "shares"), (devices.adapters, "network adapters")):
+        if kind.count:
+            names = ", ".join(map(str, kind.devices.values()))
+            text = f"it has {what}, which no saved state has: {names}; release them first"
+            raise HostError(f"save {vm.id}", HResult.HCS_E_INVALID_STATE, text)
+
+
+async def save_template(vm: Machine, memory: Memory) -> SavedVM:
+    """Save the devices of a paused VM. Its QEMU has to end before the memory is sealed.
+
+    :raises HostError: QEMU refused; the VM is as it was.
+    """
+    saved = SavedVM(memory)
+    try:
+        await _save(vm, saved.state, without_memory=True)
+    except BaseException:
+        os.close(saved.state)
+        raise
+    return saved
+
+
+async def save_to_file(vm: Machine, path: str, build: Build) -> None:
+    """Save a paused VM with its memory to a file, in place of one that is there, once it is whole.
+
+    :raises HostError: the file cannot be written, or QEMU refused; the VM is as it was, and so is the file.
+    """
+    operation, partial = f"save {vm.id} to {path}", f"{path}.partial"
+    fd = await anyio.to_thread.run_sync(_begin_file, operation, partial, build)
+    try:
+        await _save(vm, fd, without_memory=False)
+        await anyio.to_thread.run_sync(_finish_file, operation, fd, partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+    finally:
+        os.close(fd)
+
+
+async def restore(vm: Machine, fd: int, *, without_memory: bool) -> None:
+    """Have a QEMU that has just started, for an incoming state, load one from the position of a descriptor.
+
+    :raises HostError: QEMU refuses it, or does not know what to do with it.
+    """
+    operation = f"restore {vm.id}"
+    await _prepare(vm, operation, fd, without_memory=without_memory)
+    await vm.ask(operation, "migrate-incoming", {"uri": f"fd:{_FD}"})
+    await _until_not(vm, operation, "query-status", "inmigrate")
+
+
+async def _save(vm: Machine, fd: int, *, without_memory: bool) -> None:
+    operation = f"save {vm.id}"
+    await _prepare(vm, operation, fd, without_memory=without_memory)
+    # It would save slowly, for a network's sake.
+    await vm.ask(operation, "migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
+    await vm.ask(operation, "migrate", {"uri": f"fd:{_FD}"})
+    found = await _until_not(vm, operation, "query-migrate", "setup", "active", "device")
+    if found.get("status") != "completed":
+        text = str(found.get("error-desc", "QEMU does not say why"))
+        raise HostError(operation, HResult.E_FAIL, text)
+
+
+async def _until_not(vm: Machine, operation: str, command: str, *statuses: str) -> JSON:
+    """Ask QEMU until its answer has none of the statuses; return the answer."""
+    while True:
+        found: JSON = await vm.ask(operation, command)
+        if found.get("status") not in statuses:
+            return found
+        await anyio.sleep(_LOOK_SECONDS)
+
+
+async def _prepare(vm: Machine, operation: str, fd: int, *, without_memory: bool) -> None:
+    await vm.ask(operation, "getfd", {"fdname": _FD}, fds=(fd,))
+    capability = {"capability": "x-ignore-shared", "state": without_memory}
+    await vm.ask(operation, "migrate-set-capabilities", {"capabilities": [capability]})
+
+
+# Files.
+
+
+def _begin_file(operation: str, path: str, build: Build) -> int:
+    header = _MAGIC + json.dumps(build.as_json()).encode() + b"\n"
+    if len(header) > _HEADER_BYTES:
+        raise HostError(operation, HResult.E_FAIL, "its description is too long")
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        os.write(fd, header.ljust(_HEADER_BYTES, b"\0"))
+    except OSError as error:
+        raise HostError(operation, _code(error), f"{path}: {error.strerror}") from error
+    return fd
+
+
+def _finish_file(operation: str, fd: int, partial: str, path: str) -> None:
+    try:
+        os.fsync(fd)
+        os.replace(partial, path)
+    except OSError as error:
+        raise HostError(operation, _code(error), f"{path}: {error.strerror}") from error
+
+
+def open_saved(path: str, build: Build) -> int:
+    """Open a saved state, behind its header; blocking.
+
+    :raises HostError: it is not there, is none, is not this user's alone (E_ACCESSDENIED), or fits another
+        QEMU, machine, kernel or memory (HCS_E_IMAGE_MISMATCH).
+    """
+    operation = f"restore {path}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise HostError(operation, _code(error), str(error)) from error
+    try:
+        _check_own(operation, os.fstat(fd))
+        _check_fits(operation, os.read(fd, _HEADER_BYTES), build)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_own(operation: str, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise HostError(operation, HResult.ERROR_INVALID_DATA, "it is no file")
+    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        text = "only a file of this user is loaded, which no other may read or write (mode 0600)"
+        raise HostError(operation, HResult.E_ACCESSDENIED, text)
+
+
+def _check_fits(operation: str, header: bytes, build: Build) -> None:
+    written = header.removeprefix(_MAGIC).partition(b"\n")[0]
+    try:
+        found = json.loads(written) if header.startswith(_MAGIC) else None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or len(header) < _HEADER_BYTES:
+        raise HostError(operation, HResult.ERROR_INVALID_DATA, "it is no saved state, or is cut short")
+    for name, here in build.as_json().items():
+        if found.get(name) != here:
+            text = f"it was saved with {name} {found.get(name)!r}, and here that is {here!r}"
+            raise HostError(operation, HResult.HCS_E_IMAGE_MISMATCH, text)
+
+
+def _code(error: Exception) -> HResult:
+    if isinstance(error, FileNotFoundError):
+        return HResult.ERROR_FILE_NOT_FOUND
+    if isinstance(error, FileExistsError):
+        return HResult.ERROR_FILE_EXISTS
+    return HResult.E_ACCESSDENIED if isinstance(error, PermissionError) else HResult.E_FAIL
