@@ -11,8 +11,8 @@ QEMU saves is then the state of its devices alone, with ``x-ignore-shared``, som
     file       paused --> a header, the device state, and the memory
 
 A sealed memory cannot be written by any process, through any mapping: neither a clone nor a guest that
-escapes from one changes what the others start from. It needs no room in ``/dev/shm``, nothing has to be deleted, and
-it is there as long as the saved VM is open, or one of its clones runs.
+escapes from one changes what the others start from. It needs no room in ``/dev/shm``, leaves no file, and is
+there as long as the saved VM is open, or one of its clones runs.
 
 What QEMU loads decides what it does, so that a file is loaded only if it is this user's own and no other may
 write or read it; and it fits one build of QEMU, its options and the kernel. Its header, of one page, says
