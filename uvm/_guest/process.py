@@ -431,6 +431,11 @@ def exit_of(process: Process) -> Exit[int]:
     return process._handle.exit
 
 
+def handle_of(process: Process) -> ProcessHandle:
+    """Return what a process is asked through, as its host asks: without help from the guest."""
+    return process._handle
+
+
 async def converse(process: Process, exchange: Exchange[Any]) -> int:
     """Exchange input and output with a process until its end; kill it if that fails or is cancelled."""
     async with process:

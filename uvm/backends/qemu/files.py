@@ -74,13 +74,15 @@ class LinuxFileCalls:
         """Set the identifier of a VHD or a VHDX.
 
         :raises OptionsError: `disk_id` is no GUID.
-        :raises HostPathError: the file is no disk of the format that its name says.
+        :raises HostPathError: there is no file, or no disk of the format that its name says.
         :raises NotSupportedError: its format has no identifier.
         """
         try:
             wanted = UUID(disk_id)
         except ValueError:
             raise OptionsError(f"a disk id is a GUID, not {disk_id!r}") from None
+        if not os.path.exists(path):
+            raise HostPathError(path, "there is no such file")
         with _translated(f"set the identifier of {path}"), open(path, "r+b", 0) as file:
             fd = file.fileno()
             try:

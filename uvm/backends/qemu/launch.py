@@ -21,7 +21,7 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 import anyio.to_thread
@@ -105,6 +105,36 @@ class Child:
         self._last += data
         del self._last[:-STDERR_BYTES]
         return bool(data)
+
+
+class Process(Protocol):
+    """A process of QEMU: a :class:`Child`, or what tests have in its place."""
+
+    exit_code: int | None
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it wrote to its error output."""
+
+    def kill(self) -> None:
+        """Kill it, unless it has ended."""
+
+    async def wait(self) -> int:
+        """Run what it needs here until it has ended; return what it exited with. One task does."""
+
+
+class Starter(Protocol):
+    """What starts QEMU: a :class:`Launcher`, or what tests have in its place."""
+
+    async def start(self, arguments: Sequence[str], fds: Sequence[int], *, survives: bool = False) -> Process:
+        """Start a process, which inherits descriptors; see :meth:`Launcher.start`."""
+
+    def close(self) -> None:
+        """Start no more."""
 
 
 class Launcher:

@@ -8,13 +8,14 @@ from typing import Final
 import anyio
 
 from uvm._repr import shown
-from uvm._wire.ports import vsock_port
-from uvm.backend import JSON, HostProcess, Listener
+from uvm.backend import JSON, HostInfo, HostProcess, Listener
 from uvm.backends.qemu.documents import read_document
+from uvm.backends.qemu.hostprocess import QEMUHostProcess
+from uvm.backends.qemu.properties import query, usage_of
 from uvm.backends.qemu.vm import VM
 from uvm.errors import ExitStatus, HostError, NotSupportedError
 from uvm.hresult import HResult
-from uvm.schema.requests import ModifySettingRequest, PauseOptions, SaveOptions
+from uvm.schema.requests import ADD, REMOVE, ModifySettingRequest, PauseOptions, SaveOptions
 
 #: How long closing the last handle waits for the end of the VM.
 CLOSE_SECONDS: Final = 10.0
@@ -26,11 +27,13 @@ class QEMUSystem:
     Once it is closed, everything but :attr:`id` and :attr:`runtime_id` is refused with E_HANDLE.
 
     :param vm: the VM.
+    :param info: the facts of its host.
     :param forget: called when no handle is left on a VM that has ended, or that ends with its last.
     """
 
-    def __init__(self, vm: VM, forget: Callable[[VM], None]) -> None:
+    def __init__(self, vm: VM, info: HostInfo, forget: Callable[[VM], None]) -> None:
         self._vm = vm
+        self._info = info
         self._forget = forget
         self._closed = False
         self._waiting: dict[anyio.CancelScope, None] = {}
@@ -57,7 +60,7 @@ class QEMUSystem:
         """Ask the guest to shut down, over the host's own connection to it."""
         vm = self._open("shut down")
         vm.require("shut down", "Running")
-        raise self._unconfigured("shut down")
+        await self._vm.host_connection("shut down").shutdown()
 
     async def terminate(self) -> None:
         """Kill the VM, and wait for its end; HCS_E_SYSTEM_ALREADY_STOPPED if it has exited."""
@@ -85,46 +88,58 @@ class QEMUSystem:
         raise NotSupportedError(f"save {self.id}: saving is not supported yet; the VM is as it was")
 
     async def modify(self, request: JSON) -> None:
-        """Carry out a ``ModifySettingRequest``."""
+        """Carry out a ``ModifySettingRequest``.
+
+        A ``GuestRequest`` in it is relayed if the document has a ``GuestConnection``, else refused with
+        HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION. An Add reaches the host first, and is rolled back if the
+        guest refuses; a Remove reaches the guest first. The guest's refusal becomes a HostError.
+        """
         vm = self._open("modify")
         asked = read_document(ModifySettingRequest, request, f"modify {self.id}")
         vm.require("modify", "Running")
-        if asked.guest_request is not None:
-            raise self._unconfigured("modify")
-        await vm.devices.modify(asked)
+        if asked.guest_request is None:
+            await vm.modify(asked)
+            return
+        connection, removes = self._vm.host_connection("modify"), asked.request_type == REMOVE
+        if removes or not asked.resource_path:
+            await connection.modify(asked.guest_request)
+        if asked.resource_path:
+            await vm.modify(asked)
+            if not removes:
+                await self._relay_or_undo(vm, asked)
+
+    async def _relay_or_undo(self, vm: VM, asked: ModifySettingRequest) -> None:
+        try:
+            await self._vm.host_connection("modify").modify(asked.guest_request)
+        except HostError:
+            if asked.request_type in (ADD, "") and vm.state == "Running":
+                await vm.modify(asked.replaced(request_type=REMOVE))
+            raise
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties; HCS_E_INVALID_JSON for an unknown type."""
         vm = self._open("query")
-        for name in (*types, *(queries or ())):
-            raise HostError(f"query {self.id}", HResult.HCS_E_INVALID_JSON, f"unknown property {name!r}")
-        return vm.summary()
+        return await query(vm, vm.devices, self._info, types, tuple(queries or ()))
 
     async def create_process(self, parameters: JSON) -> HostProcess:
         """Start a process in the guest, over the host's own connection to it."""
         self._open("create a process in").require("create a process in", "Running")
-        raise self._unconfigured("create a process in")
+        return QEMUHostProcess(await self._vm.host_connection("create a process in").start(parameters))
 
     async def open_process(self, pid: int) -> HostProcess:
         """Open a process; ERROR_NOT_FOUND if there is none that was started so."""
         self._open("open a process of").require("open a process of", "Running")
-        raise HostError(f"open process {pid} of {self.id}", HResult.ERROR_NOT_FOUND)
+        return QEMUHostProcess(self._vm.host_connection("open a process of").find(pid), opened=True)
 
     async def working_set_bytes(self) -> int:
         """Return the physical memory that QEMU occupies; the VM must not have exited."""
         vm = self._open("measure")
         vm.require("measure", "Running", "Paused")
-        return vm.working_set_bytes()
+        return usage_of(vm).resident_bytes
 
     async def listen(self, service_id: str) -> Listener:
         """Listen for connections of the guest to a vsock port, by its service; before the start too."""
-        vm = self._open("listen on")
-        vm.require("listen on", "Created", "Running", "Paused")
-        port = vsock_port(service_id)
-        if port is None:
-            text = f"{service_id} is no vsock port's service, and Linux guests reach no others"
-            raise HostError(f"listen on {self.id}", HResult.E_INVALIDARG, text)
-        return vm.mux.listen(port)
+        return await self._open("listen on").listen(service_id)
 
     async def wait(self) -> ExitStatus:
         """Wait for the exit; E_HANDLE if this handle is closed meanwhile."""
@@ -146,7 +161,7 @@ class QEMUSystem:
         vm.handles -= 1
         if vm.handles:
             return
-        if vm.exit_status is None and vm.document.should_terminate_on_last_handle_closed:
+        if vm.exit_status is None and vm.ends_with_last_handle:
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                 await vm.end()
         if vm.exit_status is not None:
@@ -160,7 +175,3 @@ class QEMUSystem:
 
     def _closed_error(self, operation: str) -> HostError:
         return HostError(f"{operation} {self.id}", HResult.E_HANDLE, "the handle was closed")
-
-    def _unconfigured(self, operation: str) -> HostError:
-        code = HResult.HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION
-        return HostError(f"{operation} {self.id}", code, "the backend is not connected to the guest")

@@ -25,10 +25,8 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
-import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import anyio
@@ -38,36 +36,22 @@ from attrs import define, field
 
 from uvm._async import Flag, Line
 from uvm._repr import shown
+from uvm._wire.ports import vsock_port
 from uvm.backend import JSON, Listener
 from uvm.backends.qemu.commandline import CONSOLE_BYTES
-from uvm.backends.qemu.launch import Child, Launcher
+from uvm.backends.qemu.devices.tree import DeviceTree
+from uvm.backends.qemu.hostprocess import HostConnection
+from uvm.backends.qemu.launch import Process, Starter
 from uvm.backends.qemu.qmp import QMP, QMPClosedError, QMPError
 from uvm.backends.qemu.runtime import ProcessName, VMDirectory
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
-from uvm.schema import devices as schema
 from uvm.schema.json import to_json
 from uvm.schema.properties import Properties
 from uvm.schema.requests import ModifySettingRequest
 from uvm.schema.system import ComputeSystem, VirtualMachine
 
 _log = logging.getLogger("uvm")
-
-
-class Devices(Protocol):
-    """The devices of a VM that come and go."""
-
-    async def attach(self, devices: schema.Devices) -> None:
-        """Attach the devices of the create document, before the VM starts.
-
-        :raises HostError: one is refused.
-        """
-
-    async def modify(self, request: ModifySettingRequest) -> None:
-        """Carry out a request of a running VM: :meth:`uvm.backend.System.modify`.
-
-        :raises HostError: it is refused, and nothing was changed.
-        """
 
 
 class Connections(Protocol):
@@ -113,6 +97,7 @@ class VM:
     :ivar qmp: the monitor of QEMU, from :meth:`launch` on.
     :ivar mux: the connections with the guest.
     :ivar devices: the devices that come and go.
+    :ivar connection: the host's own connection to the guest; None if the document has none.
     :ivar exit_status: how it exited; None before.
     :ivar handles: how many handles are open.
     """
@@ -125,10 +110,13 @@ class VM:
         self.state: State = "Created"
         self.exit_status: ExitStatus | None = None
         self.handles: int = 0
-        self.devices: Devices
+        self.devices: DeviceTree
+        self.connection: HostConnection | None = None
+        if self.machine.guest_connection is not None:
+            self.connection = HostConnection(self.id, self.listen)
         self.qmp: QMP
         self.mux: Connections
-        self._child: Child
+        self._child: Process
         self._exited = Flag()
         self._changed = Line()
         self._unplugs: dict[str, Unplug] = {}
@@ -158,11 +146,16 @@ class VM:
         """The id of QEMU's process."""
         return self._child.pid
 
+    @property
+    def ends_with_last_handle(self) -> bool:
+        """Whether it ends with its last handle."""
+        return self.document.should_terminate_on_last_handle_closed
+
     # From its start to its end.
 
     async def launch(
         self,
-        launcher: Launcher,
+        launcher: Starter,
         arguments: Callable[[str, str], Sequence[str]],
         connections: Callable[[socket.socket], Connections],
         tasks: anyio.abc.TaskGroup,
@@ -198,6 +191,20 @@ class VM:
     def _never_came_up(self) -> str:
         said = self._child.last_words or "it said nothing"
         return f"QEMU ended with exit code {self._child.exit_code} before it took commands: {said}"
+
+    async def modify(self, request: ModifySettingRequest) -> None:
+        """Change the devices; HostError if that is refused."""
+        self.require("modify", "Running")
+        await self.devices.modify(request)
+
+    async def listen(self, service_id: str) -> Listener:
+        """Listen for connections of the guest to a vsock port, by its service; before the start too."""
+        self.require("listen on", "Created", "Running", "Paused")
+        port = vsock_port(service_id)
+        if port is None:
+            text = f"{service_id} is no vsock port's service, and Linux guests reach no others"
+            raise HostError(f"listen on {self.id}", HResult.E_INVALIDARG, text)
+        return self.mux.listen(port)
 
     async def start(self) -> None:
         """Start the VM: Created to Running."""
@@ -316,10 +323,20 @@ class VM:
             )
         )
 
-    def working_set_bytes(self) -> int:
-        """Return the physical memory that QEMU occupies."""
-        pages = Path(f"/proc/{self.pid}/statm").read_text("ascii").split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    async def guest_connection(self) -> JSON:
+        """Return the ``GuestConnectionInfo``; HostError if the host is not connected to the guest."""
+        self.require("query", "Running")
+        return await self.host_connection("query").info()
+
+    def host_connection(self, operation: str) -> HostConnection:
+        """Return the host's own connection to the guest.
+
+        :raises HostError: HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION if the document has not asked for one.
+        """
+        if self.connection is not None:
+            return self.connection
+        code = HResult.HCS_E_SYSTEM_NOT_CONFIGURED_FOR_OPERATION
+        raise HostError(f"{operation} {self.id}", code, "the backend is not connected to the guest")
 
     # Its service.
 
@@ -332,6 +349,8 @@ class VM:
                     tasks.start_soon(self.mux.serve)
                     tasks.start_soon(self._finish)
                     tasks.start_soon(self._limit_crash)
+                    if self.connection is not None:
+                        tasks.start_soon(self.connection.serve)
                     await self._child.wait()
                     tasks.cancel_scope.cancel()
             finally:
@@ -392,6 +411,7 @@ class VM:
         """Note that the process has ended."""
         self.exit_status = self._exit_status()
         self._close_channels()
+        self.devices.close()
         self._become("Stopped")
         self.directory.remove()
         for asked in self._unplugs.values():
@@ -401,6 +421,8 @@ class VM:
     def _close_channels(self) -> None:
         self.qmp.close()
         self.mux.close()
+        if self.connection is not None:
+            self.connection.close()
 
     def _become(self, state: State) -> None:
         if self.state != "Stopped":

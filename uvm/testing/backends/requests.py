@@ -27,8 +27,9 @@ from uvm.testing.backends.world import (
     some_system,
 )
 
-SERVICE = "11111111-2222-3333-4444-555555555555"
-OTHER_SERVICE = "11111111-2222-3333-4444-666666666666"
+#: The services of two vsock ports, which every guest can reach.
+SERVICE = "00001111-facb-11e6-bd58-64006a7986d3"
+OTHER_SERVICE = "00002222-facb-11e6-bd58-64006a7986d3"
 
 _MANY = 50
 #: More than any socket buffers.
@@ -163,7 +164,7 @@ async def the_compute_service_reports_its_properties(rig: Rig) -> None:
         await rig.backend.service_properties("Weather")
 
 
-@scenario()
+@scenario(Control.UPDATES)
 async def a_cpu_group_of_the_host_is_created_listed_and_deleted(rig: Rig) -> None:
     before = await cpu_groups(rig.backend)
     made = await create_cpu_group(rig.backend, [0])

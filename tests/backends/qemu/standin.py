@@ -1,0 +1,475 @@
+"""A stand-in for QEMU: it speaks QMP, keeps what is plugged in, and has a guest of the fake behind the mux.
+
+It takes the place of the process that :class:`~uvm.backends.qemu.launch.Launcher` starts, on the sockets that
+QEMU would inherit, and runs in the task that waits for its end::
+
+    backend --- QMP socket ---> Monitor: answers, events; each command may be held, lost or answered twice
+            --- mux socket ---> Wire:    the guest's end of the mux --> the fake guest dials the host's ports
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+
+from uvm._async import Flag, Line
+from uvm._wire.mux import Channel, Data, Ended, Listening, Mux, NotListening, Reset
+from uvm._wire.ports import vsock_service_id
+from uvm.backend import JSON, HostInfo
+from uvm.backends.fake import Checks, FakeBackend, FakeListener, FakeStream
+from uvm.backends.qemu.backend import QEMUBackend
+from uvm.backends.qemu.devices.tree import DeviceTree
+from uvm.backends.qemu.vm import VM
+from uvm.schema.json import to_json
+from uvm.schema.requests import ModifySettingRequest
+
+KILLED = -9
+GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": ["oob"]}}
+
+#: Decides over a command before it is carried out: awaited with its name and its arguments.
+Disturb = Callable[[str, JSON], Awaitable[None]]
+
+
+class LostAnswer(Exception):
+    """Raised by a disturbance: the command is carried out, and not answered."""
+
+
+class Refusal(Exception):
+    """The monitor refuses a command."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Machine:
+    """What is plugged into one VM, by the ids that the backend gave."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, JSON] = {}
+        self.nodes: dict[str, JSON] = {}
+        self.netdevs: dict[str, JSON] = {}
+        self.fdsets: dict[str, JSON] = {}
+        self.memory_bytes = 0
+
+    def add(self, table: dict[str, JSON], key: str, settings: JSON) -> None:
+        if key in table:
+            raise Refusal("GenericError", f"Duplicate ID '{key}'")
+        table[key] = settings
+
+    def remove(self, table: dict[str, JSON], key: str) -> None:
+        if table.pop(key, None) is None:
+            raise Refusal("DeviceNotFound", f"'{key}' not found")
+
+    @property
+    def inventory(self) -> list[str]:
+        """Everything that is plugged in."""
+        return sorted([*self.devices, *self.nodes, *self.netdevs, *self.fdsets])
+
+
+class StandIn:
+    """One process (:class:`~uvm.backends.qemu.launch.Child`).
+
+    :ivar name: the id of the VM.
+    :ivar commands: the names of the commands that it was sent.
+    :ivar disturb: decides over each command.
+    :ivar keeps: devices that the guest does not release, by id.
+    :ivar document: the machine that its guest runs on.
+    :ivar fake: the host of its guest.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.arguments = arguments
+        self.name = re.search(r"guest=((?:[^,]|,,)*)", " ".join(arguments))[1]  # type: ignore[index]
+        self.pid = os.getpid()
+        self.exit_code: int | None = None
+        self.last_words = ""
+        self.machine = Machine()
+        self.document: JSON = {}
+        self.commands: list[str] = []
+        self.disturb: Disturb = _undisturbed
+        self.twice: Counter[str] = Counter()
+        self.keeps: set[str] = set()
+        self.fake = FakeBackend(host=HostInfo(paths="posix"), checks=Checks.lenient())
+        self._qmp = _socket(arguments, "qmp")
+        self._mux = _socket(arguments, "mux")
+        self._over = Flag()
+        self._code = 0
+        self._fdsets = 0
+        self._pauses_at_shutdown = True
+        self._unwritten = bytearray()
+        self._changed = Line()
+        self.dialled: dict[int, FakeListener] = {}
+
+    def kill(self) -> None:
+        """End at once."""
+        self.end(KILLED)
+
+    def end(self, code: int, said: str = "") -> None:
+        """End with an exit code; what was said is its error output."""
+        if not self._over.is_set():
+            self._code, self.last_words = code, said
+            self._over.set()
+
+    async def wait(self) -> int:
+        """Run until the end."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                self.tasks = tasks
+                tasks.start_soon(self._serve_monitor)
+                tasks.start_soon(self._run_guest)
+                await self._over.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            for each in (self._qmp, self._mux):
+                anyio.notify_closing(each)
+                each.close()
+        self.exit_code = self._code
+        return self._code
+
+    # The monitor.
+
+    async def _serve_monitor(self) -> None:
+        self.tasks.start_soon(self._write)
+        self.say(GREETING)
+        received = b""
+        while True:
+            await anyio.wait_readable(self._qmp)
+            try:
+                data = self._qmp.recv(65536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return
+            *lines, received = (received + data).split(b"\n")
+            for line in lines:
+                self.tasks.start_soon(self._take, json.loads(line))
+
+    def say(self, message: JSON) -> None:
+        """Send a message."""
+        self._unwritten += json.dumps(message).encode() + b"\r\n"
+        self._changed.wake()
+
+    def event(self, name: str, **data: Any) -> None:
+        """Send an event."""
+        self.say({"event": name, "data": data, "timestamp": {"seconds": 0, "microseconds": 0}})
+
+    async def _write(self) -> None:
+        while True:
+            while self._unwritten:
+                await anyio.wait_writable(self._qmp)
+                try:
+                    del self._unwritten[: self._qmp.send(self._unwritten)]
+                except (BrokenPipeError, ConnectionResetError):
+                    return
+            await self._changed.wait()
+
+    async def _take(self, message: JSON) -> None:
+        name, arguments, number = message["execute"], message.get("arguments", {}), message["id"]
+        self.commands.append(name)
+        answer: JSON
+        lost = False
+        try:
+            try:
+                await self.disturb(name, arguments)
+            except LostAnswer:
+                lost = True
+            carry_out = getattr(self, f"_{name.replace('-', '_')}", None)
+            if carry_out is None:
+                raise Refusal("CommandNotFound", f"The command {name} has not been found")
+            answer = {
+                "return": carry_out(**{key.replace("-", "_"): value for key, value in arguments.items()})
+            }
+        except Refusal as refusal:
+            answer = {"error": {"class": refusal.kind, "desc": str(refusal)}}
+        if not lost:
+            for _ in range(2 if self.twice[name] else 1):
+                self.say({**answer, "id": number})
+
+    # Its commands: the methods that are named as they are.
+
+    def _qmp_capabilities(self) -> JSON:
+        return {}
+
+    def _cont(self) -> JSON:
+        vm = self.fake.vms["guest"]
+        if vm.state == "Created":
+            vm.start()
+        elif vm.state == "Paused":
+            vm.resume()
+        return {}
+
+    def _stop(self) -> JSON:
+        self.fake.vms["guest"].pause()
+        return {}
+
+    def _inject_nmi(self) -> JSON:
+        self.event("GUEST_PANICKED", action="pause")
+        return {}
+
+    def _set_action(self, shutdown: str) -> JSON:
+        self._pauses_at_shutdown = shutdown == "pause"
+        return {}
+
+    def _quit(self) -> JSON:
+        self.event("SHUTDOWN", guest=False, reason="host-qmp-quit")
+        if not self._pauses_at_shutdown:
+            self.end(0)
+        return {}
+
+    def _ringbuf_read(self, device: str, size: int, format: str) -> str:
+        return base64.b64encode(b"the guest's last words").decode()
+
+    def _add_fd(self, **settings: Any) -> JSON:
+        self._fdsets += 1
+        self.machine.add(self.machine.fdsets, str(self._fdsets), settings)
+        return {"fdset-id": self._fdsets, "fd": 99}
+
+    def _remove_fd(self, fdset_id: int) -> JSON:
+        self.machine.remove(self.machine.fdsets, str(fdset_id))
+        return {}
+
+    def _device_add(self, id: str, **settings: Any) -> JSON:
+        self.machine.add(self.machine.devices, id, settings)
+        return {}
+
+    def _device_del(self, id: str) -> JSON:
+        if id not in self.machine.devices:
+            raise Refusal("DeviceNotFound", f"Device '{id}' not found")
+        if id in self.keeps:
+            self.event("DEVICE_UNPLUG_GUEST_ERROR", device=id, path=f"/machine/peripheral/{id}")
+        else:
+            self.machine.remove(self.machine.devices, id)
+            self.event("DEVICE_DELETED", device=id, path=f"/machine/peripheral/{id}")
+        return {}
+
+    def _blockdev_add(self, node_name: str, **settings: Any) -> JSON:
+        self.machine.add(self.machine.nodes, node_name, settings)
+        return {}
+
+    def _blockdev_del(self, node_name: str) -> JSON:
+        self.machine.remove(self.machine.nodes, node_name)
+        return {}
+
+    def _netdev_add(self, id: str, **settings: Any) -> JSON:
+        self.machine.add(self.machine.netdevs, id, settings)
+        return {}
+
+    def _netdev_del(self, id: str) -> JSON:
+        self.machine.remove(self.machine.netdevs, id)
+        return {}
+
+    def _set_link(self, name: str, up: bool) -> JSON:
+        return {}
+
+    def _balloon(self, value: int) -> JSON:
+        self.machine.memory_bytes = value
+        return {}
+
+    def _query_balloon(self) -> JSON:
+        return {"actual": self.machine.memory_bytes}
+
+    def _query_blockstats(self, query_nodes: bool = False) -> list[JSON]:
+        return []
+
+    # The guest.
+
+    async def _run_guest(self) -> None:
+        """Run the fake's guest, which dials the ports that the backend listens at."""
+        machine = {key: value for key, value in self.document.items() if key != "GuestConnection"}
+        # It listens for nothing while it boots.
+        machine["Chipset"] = {"LinuxKernelDirect": {"KernelFilePath": "/kernel", "KernelCmdLine": "quiet"}}
+        system = await self.fake.create("guest", {"VirtualMachine": machine, "SchemaVersion": {"Major": 2}})
+        self.machine.memory_bytes = 1024 << 20
+        self.tasks.start_soon(Wire(self._mux, self.fake, self.tasks).serve)
+        status = await system.wait()
+        if status.exit_type == "GracefulExit":
+            self.event("SHUTDOWN", guest=True, reason="guest-shutdown")
+        else:
+            self.event("GUEST_PANICKED", action="pause")
+
+
+class Wire:
+    """The guest's end of the mux: each connection that the fake's guest makes is a channel."""
+
+    def __init__(self, sock: socket.socket, fake: FakeBackend, tasks: anyio.abc.TaskGroup) -> None:
+        self.mux = Mux(guest=True)
+        self._socket = sock
+        self._vm = fake.vms["guest"]
+        self._tasks = tasks
+        self._more = Line()
+        self._listeners: dict[int, FakeListener] = {}
+        self._streams: dict[Channel, FakeStream] = {}
+        self._incoming: dict[Channel, list[bytes | None]] = {}
+        self._arrived = Line()
+        self._writable = Line()
+
+    async def serve(self) -> None:
+        """Carry the connections until the socket ends."""
+        self._tasks.start_soon(self._write)
+        while True:
+            await anyio.wait_readable(self._socket)
+            try:
+                data = self._socket.recv(1 << 18)
+            except ConnectionResetError:
+                return
+            if not data:
+                return
+            events = self.mux.receive(data)
+            while True:
+                for event in events:
+                    self._take(event)
+                if not self.mux.more:
+                    break
+                events = self.mux.receive()
+            self._more.wake()
+
+    async def _write(self) -> None:
+        while True:
+            batch = self.mux.outgoing()
+            if not batch:
+                await self._more.wait()
+                continue
+            await anyio.wait_writable(self._socket)
+            try:
+                self.mux.written(self._socket.sendmsg([*batch][:64]))
+            except (BrokenPipeError, ConnectionResetError):
+                return
+            self._writable.wake()
+
+    def _take(self, event: Any) -> None:
+        match event:
+            case Listening(port):
+                if port not in self._listeners:
+                    listener = self._listeners[port] = self._vm.listen(vsock_service_id(port))
+                    self._tasks.start_soon(self._accept, port, listener)
+            case NotListening(port):
+                if port in self._listeners:
+                    self._listeners.pop(port).end(anyio.ClosedResourceError())
+            case Data(channel, data):
+                self._incoming[channel].append(bytes(data))
+                self._arrived.wake()
+            case Ended(channel):
+                self._incoming[channel].append(None)
+                self._arrived.wake()
+            case Reset(channel):
+                if (stream := self._streams.pop(channel, None)) is not None:
+                    stream.close()
+
+    async def _accept(self, port: int, listener: FakeListener) -> None:
+        try:
+            while True:
+                stream = await listener.accept()
+                channel = self.mux.open(port)
+                self._streams[channel] = stream
+                self._incoming[channel] = []
+                self._tasks.start_soon(self._to_host, channel, stream)
+                self._tasks.start_soon(self._to_guest, channel, stream)
+                self._more.wake()
+        except Exception:
+            return
+
+    async def _to_host(self, channel: Channel, stream: FakeStream) -> None:
+        try:
+            while True:
+                data = memoryview(await stream.receive())
+                while data:
+                    data = data[self.mux.send(channel, bytes(data)) :]
+                    self._more.wake()
+                    if data:
+                        await self._writable.wait()
+        except anyio.EndOfStream:
+            self.mux.send_eof(channel)
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError, OSError):
+            self.mux.reset(channel)
+        self._more.wake()
+
+    async def _to_guest(self, channel: Channel, stream: FakeStream) -> None:
+        pieces = self._incoming[channel]
+        try:
+            while True:
+                while not pieces:
+                    await self._arrived.wait()
+                data = pieces.pop(0)
+                if data is None:
+                    await stream.send_eof()
+                    return
+                await stream.send(data)
+                self.mux.consumed(channel, len(data))
+                self._more.wake()
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+            self.mux.reset(channel)
+            self._more.wake()
+
+
+class StandInLauncher:
+    """Makes stand-ins (:class:`~uvm.backends.qemu.launch.Launcher`).
+
+    :ivar started: those that were started, by the id of their VM.
+    :ivar prepare: called with each before it runs.
+    """
+
+    def __init__(self) -> None:
+        self.started: dict[str, StandIn] = {}
+        self.trees: dict[str, MirroredTree] = {}
+        self.prepare: Callable[[StandIn], object] = lambda child: None
+
+    async def start(self, arguments: Sequence[str], fds: Sequence[int], *, survives: bool = False) -> StandIn:
+        """Start one."""
+        await anyio.lowlevel.checkpoint()
+        child = StandIn(arguments)
+        self.prepare(child)
+        self.started[child.name] = child
+        child.document, self.trees[child.name].guest = self.trees[child.name].document, child.fake
+        return child
+
+    def close(self) -> None:
+        """Have nothing to end."""
+
+
+class MirroredTree(DeviceTree):
+    """The device tree of a VM, which the guest's machine follows."""
+
+    guest: FakeBackend
+    document: JSON
+
+    async def modify(self, request: ModifySettingRequest) -> None:
+        """Carry out a request, here and there."""
+        await super().modify(request)
+        tree = self.guest.vms["guest"].tree
+        tree.modify(request.resource_path, request.request_type, request.settings)
+
+
+class StandInBackend(QEMUBackend):
+    """The backend over stand-ins."""
+
+    def __init__(self, launcher: StandInLauncher, runtime: Path) -> None:
+        super().__init__(binary="stand-in", acceleration="tcg", runtime_directory=runtime, launcher=launcher)
+        self.launcher = launcher
+
+    def _devices(self, vm: VM, info: HostInfo) -> DeviceTree:
+        tree = MirroredTree(super()._devices(vm, info).scsi.host)
+        tree.document = to_json(vm.machine)
+        self.launcher.trees[vm.id] = tree
+        return tree
+
+
+async def _undisturbed(name: str, arguments: JSON) -> None:
+    return None
+
+
+def _socket(arguments: Sequence[str], name: str) -> socket.socket:
+    [number] = re.findall(rf"socket,id={name},fd=(\d+)", " ".join(arguments))
+    sock = socket.socket(fileno=os.dup(int(number)))
+    sock.setblocking(False)
+    return sock

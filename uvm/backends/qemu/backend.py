@@ -1,0 +1,322 @@
+"""QEMU on a Linux host as a backend.
+
+How it works
+------------
+
+A VM is a process of QEMU, which this process starts, asks over QMP, and takes with it when it ends. The
+backend is entered: its task group serves the VMs, whatever scope of their callers is cancelled, and what runs
+is ended when it is left. What other processes of this user run is found by its runtime directory.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Literal
+from uuid import uuid4
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from uvm._async import BareTaskGroup, errors_of
+from uvm._checks import checked, choice, flag, text, whole
+from uvm.backend import JSON, AccessMask, HostFiles, HostInfo, HostPipes, System
+from uvm.backends.qemu.accel import NO_BOUNDARY, Accelerator, choose
+from uvm.backends.qemu.access import AccessTable
+from uvm.backends.qemu.availability import absence
+from uvm.backends.qemu.commandline import MAX_ROOT_PORTS, Acceleration, Launch, check_document, command_line
+from uvm.backends.qemu.devices.request import Host
+from uvm.backends.qemu.devices.tree import DeviceTree
+from uvm.backends.qemu.documents import read_document
+from uvm.backends.qemu.files import linux_files
+from uvm.backends.qemu.launch import Launcher, Starter
+from uvm.backends.qemu.muxlink import MuxLink
+from uvm.backends.qemu.network import QEMUNetwork
+from uvm.backends.qemu.pipes import UnixPipes
+from uvm.backends.qemu.properties import service_property
+from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, default_runtime_directory
+from uvm.backends.qemu.system import QEMUSystem
+from uvm.backends.qemu.vm import VM
+from uvm.errors import HostError, NotSupportedError, VMStateError
+from uvm.hresult import HResult
+from uvm.schema.system import ComputeSystem, LinuxKernelDirect
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from uvm.backends.qemu.guestimage import Image, ImageOptions
+
+_FILTERS: Final = {"Ids": "Id", "Names": "Name", "Types": "SystemType", "Owners": "Owner"}
+#: How long what runs may take to end when the backend is left.
+_END_SECONDS: Final = 10.0
+_MAX_SHARE_SLOTS: Final = 64
+
+
+class QEMUBackend:
+    """A Linux host with QEMU (:class:`~uvm.backend.Backend`). Enter it with ``async with``.
+
+    :param binary: the program; by default QEMU's for this machine, on the path.
+    :param acceleration: ``"kvm"``, ``"tcg"`` (emulation), or ``"auto"``: KVM if guests run with it.
+    :param image: what the guest image is made of that VMs boot whose options name no boot files; by default
+        this machine's own kernel and programs.
+    :param require_isolation: refuse emulation, which is no security boundary.
+    :param runtime_directory: the directory in which the VMs of this user are found.
+    :param root_ports: how many shares and adapters a VM can have at once.
+    :param share_slots: how many shares a VM can have at once, of each kind: writable and read-only.
+    :param launcher: what starts QEMU.
+    :ivar name: the name under which the backend is registered.
+    :ivar files: the host's file system.
+    :ivar network: the host's networks.
+    :ivar pipes: the host's Unix sockets.
+    :raises NotSupportedError: this machine has no QEMU; the message says what to install.
+    """
+
+    name: Final = "qemu"
+
+    def __init__(
+        self,
+        *,
+        binary: str = "",
+        acceleration: Literal["auto", "kvm", "tcg"] = "auto",
+        image: ImageOptions | None = None,
+        require_isolation: bool = False,
+        runtime_directory: str | os.PathLike[str] = "",
+        root_ports: int = 16,
+        share_slots: int = 8,
+        launcher: Starter | None = None,
+    ) -> None:
+        self._binary = checked(binary, text, "binary") or _binary()
+        self._wanted = checked(acceleration, choice("auto", "kvm", "tcg"), "acceleration")
+        self._require_isolation = checked(require_isolation, flag, "require_isolation")
+        self._image = image
+        self._runtime = os.fspath(runtime_directory) or default_runtime_directory()
+        self._root_ports = checked(root_ports, whole(MAX_ROOT_PORTS), "root_ports")
+        self._share_slots = checked(share_slots, whole(_MAX_SHARE_SLOTS), "share_slots")
+        self.files: HostFiles = linux_files()
+        self.network: Final = QEMUNetwork(self.new_id)
+        self.pipes: HostPipes = UnixPipes()
+        self._access = AccessTable()
+        self._vms: dict[str, VM] = {}
+        self._choosing = anyio.Lock()
+        self._chosen: Accelerator | None = None
+        self._launcher: Starter = Launcher() if launcher is None else launcher
+        self._directory: RuntimeDirectory
+        self._group: BareTaskGroup
+        self._tasks: anyio.abc.TaskGroup | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    async def host(self) -> HostInfo:
+        """Return facts about the host."""
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return HostInfo(
+            processors=len(os.sched_getaffinity(0)),
+            memory_mb=memory >> 20,
+            machine="arm64" if platform.machine() == "aarch64" else "amd64",
+            paths="posix",
+            templates=(),
+            guest_images=("linux",),
+        )
+
+    async def service_properties(self, *types: str) -> JSON:
+        """Return properties of the compute service.
+
+        :raises HostError: HCS_E_INVALID_JSON for an unknown type.
+        """
+        info = await self.host()
+        return {"Properties": [service_property(name, info) for name in types]}
+
+    async def modify_service(self, request: JSON) -> None:
+        """Refuse: there is nothing to change.
+
+        :raises HostError: HCS_E_INVALID_JSON.
+        """
+        text = f"unknown property {request.get('PropertyType')!r}"
+        raise HostError("modify the compute service", HResult.HCS_E_INVALID_JSON, text)
+
+    async def grant_access(self, path: str, to: str, mask: AccessMask = "read") -> None:
+        """Grant a VM, or the VM group, access to a path; ERROR_FILE_NOT_FOUND if it does not exist."""
+        await anyio.to_thread.run_sync(self._access.grant, path, to, mask)
+
+    async def revoke_access(self, path: str, to: str) -> None:
+        """Revoke access; do nothing if there is none."""
+        await anyio.to_thread.run_sync(self._access.revoke, path, to)
+
+    async def create(self, system_id: str, document: JSON) -> System:
+        """Create a VM: start QEMU, paused, with the devices of the document attached.
+
+        :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS; HCS_E_INVALID_JSON; a device is refused; or QEMU ended
+            at once, and the message has its last words.
+        :raises NotSupportedError: the document asks for what this backend does not have.
+        """
+        tasks = self._entered()
+        operation = f"create {system_id}"
+        read = read_document(ComputeSystem, document, operation)
+        if read.virtual_machine is None:
+            text = "the document has no VirtualMachine; other systems are HCS's"
+            raise HostError(operation, HResult.HCS_E_INVALID_JSON, text)
+        if system_id in self._vms:
+            raise HostError(operation, HResult.HCS_E_SYSTEM_ALREADY_EXISTS)
+        check_document(read.virtual_machine)
+        acceleration = await self._acceleration()
+        kernel, initrd = await self._boot_files(read, operation)
+        record = Record(system_id, self.new_id(), read.owner, "Created", _this_process())
+        directory = await anyio.to_thread.run_sync(self._directory.claim, record)
+        info = await self.host()
+        vm = VM(read, directory)
+        vm.devices = self._devices(vm, info)
+        arguments = partial(self._arguments, vm, acceleration, kernel, initrd)
+        try:
+            self._vms[system_id] = vm
+            await vm.launch(self._launcher, arguments, MuxLink, tasks)
+            await vm.devices.load(vm.machine)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await vm.discard()
+            self._forget(vm)
+            raise
+        return QEMUSystem(vm, info, self._forget)
+
+    def _arguments(
+        self, vm: VM, acceleration: Acceleration, kernel: str, initrd: str, qmp: str, mux: str
+    ) -> list[str]:
+        launch = Launch(
+            name=vm.id,
+            runtime_id=vm.runtime_id,
+            binary=self._binary,
+            acceleration=acceleration,
+            kernel=kernel,
+            initrd=initrd,
+            directory=str(vm.directory.path),
+            qmp=qmp,
+            mux=mux,
+            root_ports=self._root_ports,
+            share_slots=self._share_slots,
+        )
+        return command_line(vm.machine, launch)
+
+    def _devices(self, vm: VM, info: HostInfo) -> DeviceTree:
+        host = Host(
+            machine=vm,
+            info=info,
+            access=self._access,
+            endpoints=self.network,
+            directory=str(vm.directory.path),
+            root_ports=self._root_ports,
+            share_slots=self._share_slots,
+        )
+        return DeviceTree(host)
+
+    async def _boot_files(self, document: ComputeSystem, operation: str) -> tuple[str, str]:
+        """Return the kernel and the initramfs of a VM: its document's, or those of the guest image."""
+        assert document.virtual_machine is not None
+        chipset = document.virtual_machine.chipset
+        direct = chipset.linux_kernel_direct if chipset is not None else None
+        direct = direct or LinuxKernelDirect()
+        if not direct.kernel_file_path:
+            image = await self._guest_image()
+            return image.kernel, image.initrd
+        for path in (direct.kernel_file_path, direct.initrd_path):
+            if path and not await anyio.Path(path).is_file():
+                raise HostError(operation, HResult.ERROR_FILE_NOT_FOUND, path)
+        return direct.kernel_file_path, direct.initrd_path
+
+    async def _guest_image(self) -> Image:
+        from uvm.backends.qemu.guestimage import ImageOptions, guest_image
+
+        return await guest_image(self._image or ImageOptions())
+
+    async def _acceleration(self) -> Acceleration:
+        """Return how guests run, which is found out once.
+
+        :raises NotSupportedError: they are to be isolated, and would be emulated.
+        """
+        async with self._choosing:
+            if self._chosen is None:
+                self._chosen = await choose(self._wanted, self._binary, self._guest_image)
+        if self._require_isolation and self._chosen.name == "tcg":
+            raise NotSupportedError(
+                f"create a VM with require_isolation: guests would be emulated ({self._chosen.reason}). "
+                f"{NO_BOUNDARY}; nothing was started"
+            )
+        return self._chosen.name
+
+    async def open(self, system_id: str) -> System:
+        """Open another handle; HCS_E_SYSTEM_NOT_FOUND if there is no such VM of this user."""
+        vm = self._vms.get(system_id)
+        if vm is None:
+            raise HostError(f"open {system_id}", HResult.HCS_E_SYSTEM_NOT_FOUND)
+        return QEMUSystem(vm, await self.host(), self._forget)
+
+    async def enumerate(self, query: JSON | None = None) -> list[JSON]:
+        """List the VMs of this user; ``Ids``, ``Names``, ``Types`` and ``Owners`` choose among them."""
+        wanted = {_FILTERS[k]: v for k, v in (query or {}).items() if k in _FILTERS and v}
+        found = [vm.summary() for vm in self._vms.values()]
+        return [each for each in found if _fits(each, wanted)]
+
+    def new_id(self) -> str:
+        """Return a new GUID."""
+        return str(uuid4())
+
+    async def __aenter__(self) -> QEMUBackend:
+        if self._tasks is not None:
+            raise VMStateError("this QEMUBackend was entered already; make another one")
+        self._directory = RuntimeDirectory(self._runtime)
+        await anyio.to_thread.run_sync(self._directory.sweep)
+        self._group = BareTaskGroup(self._end)
+        self._tasks = await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._group.__aexit__(exc_type, exc, traceback)
+
+    async def _end(self, failure: BaseException | None) -> BaseException | None:
+        """End what runs."""
+        with anyio.move_on_after(_END_SECONDS, shield=True):
+            await errors_of(vm.end for vm in [*self._vms.values()])
+        self._launcher.close()
+        self._tasks = None
+        return failure
+
+    def _entered(self) -> anyio.abc.TaskGroup:
+        if self._tasks is None:
+            raise VMStateError(
+                "this QEMUBackend was not entered, and nothing was started; write `async with backend:` "
+                "around its use"
+            )
+        return self._tasks
+
+    def _forget(self, vm: VM) -> None:
+        if self._vms.get(vm.id) is vm:
+            del self._vms[vm.id]
+
+
+def _fits(found: JSON, wanted: Mapping[str, list[str]]) -> bool:
+    return all(found.get(field, "") in values for field, values in wanted.items())
+
+
+def _binary() -> str:
+    """Return QEMU's program for this machine.
+
+    :raises NotSupportedError: there is none.
+    """
+    problems = absence()
+    if problems:
+        raise NotSupportedError(f"the backend 'qemu' cannot be used on this machine: {'; '.join(problems)}")
+    return shutil.which("qemu-system-x86_64") or "qemu-system-x86_64"
+
+
+def _this_process() -> ProcessName:
+    found = ProcessName.of(os.getpid())
+    assert found is not None, "this process runs"
+    return found
