@@ -33,7 +33,8 @@ for name in json.loads(sys.argv[1]):
         importlib.import_module(name)
     except ImportError:
         pass
-loaded = {name: module.__spec__ for name, module in list(sys.modules.items()) if name != "__main__"}
+modules = {name: module for name, module in list(sys.modules.items()) if name != "__main__"}
+loaded = {name: getattr(module, "__spec__", None) for name, module in modules.items()}
 files = {name: spec.origin for name, spec in loaded.items() if spec is not None and spec.has_location}
 ends = [next(path for path in sys.path if path.endswith(end)) for end in (".zip", "lib-dynload")]
 print(json.dumps({
