@@ -15,19 +15,16 @@ from typing import Final
 from uvm._wire.mux import (
     BATCH,
     BUDGET,
-    HEADER_SIZE,
-    MAX_CHANNELS,
-    MAX_PAYLOAD,
     MIN_WINDOW,
     Data,
     Event,
-    FrameKind,
     Greeted,
     Listening,
     Mux,
     MuxError,
     NotListening,
 )
+from uvm._wire.muxframes import HEADER_SIZE, MAX_CHANNELS, MAX_PAYLOAD, FrameKind
 
 __all__ = ["mux_guest", "mux_host"]
 
