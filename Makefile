@@ -56,6 +56,10 @@ test-least: $(LEAST) ## the test suite with the least versions of all dependenci
 test-windows: $(DEV) ## the test suite on Windows CPython under Wine; gets Wine and mingw by apt-get
 	@$(PY) -m tests.windows
 
+.PHONY: test-qemu
+test-qemu: $(DEV) ## the tests of real VMs, with QEMU on Linux; gets it, a kernel and the rest by apt-get
+	@$(PY) -m tests.qemu
+
 .PHONY: lint
 lint: $(DEV) ## style, format and import directions
 	$(call quietly,ruff check,$(PY) -m ruff check .)
@@ -95,7 +99,7 @@ wheels: $(DEV) ## the sdist and the wheel, built and tried in an empty environme
 
 .PHONY: clean
 clean: ## remove all that make has made, .venv included
-	@rm -rf .venv .venv-least build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .wine
+	@rm -rf .venv .venv-least build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .wine .qemu
 	@find uvm tests docs -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # make-venv DIRECTORY

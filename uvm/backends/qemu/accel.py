@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -115,12 +116,15 @@ def trial(
     """
     problem = _boot(binary, image, accelerator, seconds)
     found = Accelerator("tcg", f"KVM was tried: {problem}") if problem else Accelerator("kvm", "it was tried")
-    cache = cache or default_cache()
+    _note(found, binary, cache or default_cache())
+    return found
+
+
+def _note(found: Accelerator, binary: str, cache: Cache) -> None:
     cache.prepare()
     unfinished = _notes(cache).with_suffix(f".{os.getpid()}")
     unfinished.write_text(json.dumps({"of": _circumstances(binary), "found": asdict(found)}))
     unfinished.replace(_notes(cache))
-    return found
 
 
 def recall(binary: str, cache: Cache | None = None) -> Accelerator | None:
@@ -137,7 +141,7 @@ def _notes(cache: Cache) -> Path:
 
 
 def _circumstances(binary: str) -> list[Any]:
-    return [_BOOT_ID.read_text(), binary, stamp_of(binary)]
+    return [_BOOT_ID.read_text(), binary, stamp_of(shutil.which(binary) or binary)]
 
 
 def _boot(binary: str, image: Image, accelerator: str, seconds: float) -> str:

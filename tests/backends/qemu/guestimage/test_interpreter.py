@@ -24,7 +24,7 @@ def test_the_interpreter_of_a_venv_is_the_one_that_it_was_made_of() -> None:
 
 def test_it_says_what_it_loads_and_from_where() -> None:
     found = ask(sys.executable, ["subprocess", "unicodedata"])
-    assert {"subprocess", "encodings.idna", "traceback"} <= found.loaded
+    assert {"subprocess", "encodings.latin_1", "traceback"} <= found.loaded
     assert found.sources["subprocess"] == subprocess.__file__
     assert all(path.endswith(".so") for path in found.binaries.values())
     assert found.library == os.path.dirname(os.__file__)

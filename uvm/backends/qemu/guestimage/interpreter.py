@@ -20,7 +20,7 @@ from uvm.errors import NotSupportedError
 
 #: What CPython imports by itself when it is needed.
 _ALWAYS: Final = (
-    *("encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_8", "linecache", "runpy"),
+    *("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "linecache", "runpy"),
     *("tokenize", "traceback"),
 )
 

@@ -1,0 +1,1 @@
+"""Tests that boot real VMs with QEMU: ``make test-qemu``."""

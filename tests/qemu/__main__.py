@@ -1,0 +1,32 @@
+"""The tests of real VMs: ``make test-qemu``. On Debian and Ubuntu, installs what that takes.
+
+``python -m tests.qemu -k NAME`` hands what it is called with to pytest.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.qemu import setup
+
+# A VM is one process of QEMU that computes, on one processor.
+AT_ONCE = 2
+#: A test that hangs shows where it does.
+HANGING_SECONDS = 180
+
+
+def main(arguments: list[str]) -> int:
+    """Install, set up and run."""
+    try:
+        setup.set_up()
+    except setup.SetupError as error:
+        print(error, file=sys.stderr)
+        return 1
+    pytest = [sys.executable, "-m", "pytest", "-q", "-n", str(AT_ONCE), "tests/qemu"]
+    options = ["-o", f"faulthandler_timeout={HANGING_SECONDS}", "--durations=10", "--durations-min=5"]
+    return subprocess.run([*pytest, *options, *arguments], cwd=setup.CHECKOUT, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,28 @@
+"""Real VMs are run by ``make test-qemu``, which installs what they take; in other runs they are skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.qemu.setup import ENABLED
+from uvm.backends.qemu.guestimage import Image, ImageOptions, build
+
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests of this directory, unless they are asked for."""
+    if ENABLED in os.environ:
+        return
+    for item in items:
+        if _HERE in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="boots real VMs: make test-qemu"))
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """The guest image of this machine's own parts."""
+    return build(ImageOptions())

@@ -1,0 +1,1 @@
+"""Programs that are the first process of VMs, instead of the agent."""

@@ -1,0 +1,104 @@
+"""Guest images of this machine's own parts boot, with each Python that is here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.qemu.setup import CHECKOUT
+from uvm.backends.qemu.accel import trial
+from uvm.backends.qemu.availability import availability
+from uvm.backends.qemu.guestimage import Image, ImageOptions, build
+from uvm.backends.qemu.guestimage.cache import Cache
+from uvm.backends.qemu.guestimage.interpreter import this_interpreter
+from uvm.backends.qemu.guestimage.packages import owners
+
+#: A slow machine with much to do.
+BOOT_SECONDS = 120
+QEMU = shutil.which("qemu-system-x86_64") or ""
+
+#: Each Python of this machine: the one that runs this, and the distribution's.
+PYTHONS = sorted(
+    {this_interpreter(), os.path.realpath(shutil.which("python3", path="/usr/bin") or this_interpreter())}
+)
+
+
+def console_of(image: Image) -> str:
+    """Boot an image under emulation, and return what it wrote to its console until it was powered off."""
+    done = subprocess.run(
+        [
+            *(QEMU, "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "512", "-nodefaults"),
+            *("-no-user-config", "-display", "none", "-no-reboot", "-sandbox", "on", "-serial", "stdio"),
+            *("-kernel", image.kernel, "-initrd", image.initrd, "-append", "console=ttyS0 quiet panic=-1"),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=BOOT_SECONDS,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", params=PYTHONS)
+def inventory(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What a guest with this Python says of itself."""
+    options = ImageOptions(
+        python=request.param, service="tests.qemu.guests.inventory", roots=(str(CHECKOUT),)
+    )
+    said = console_of(build(options))
+    found = re.search(r"^inventory=(.*)$", said.replace("\r", ""), re.M)
+    assert found, said
+    return {"of": request.param, **json.loads(found[1])}
+
+
+def test_python_runs_from_the_paths_that_it_has_here(inventory: dict[str, Any]) -> None:
+    asked = [inventory["of"], "-IS", "-c", "import platform, sys; print(platform.python_version(), sys.path)"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == f"{inventory['python']} {inventory['path']}"
+
+
+def test_threads_and_sockets_work(inventory: dict[str, Any]) -> None:
+    assert (inventory["thread"], inventory["socket"]) == ("t", "AF_UNIX")
+
+
+def test_every_module_is_loaded_after_what_it_needs(inventory: dict[str, Any]) -> None:
+    assert {name: how for name, how in inventory["modules"].items() if how != "ok"} == {}
+    assert {"virtio_console", "virtio_scsi", "9p"} <= {*inventory["modules"]}
+
+
+def test_the_tools_and_the_runtime_run(inventory: dict[str, Any]) -> None:
+    assert inventory["busybox"] == "four2"
+    assert inventory["runtime"].startswith("crun version")
+
+
+def test_a_guest_is_found_to_run_as_kvm_is_tried(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = trial(QEMU, image, Cache(tmp_path / "uvm"), accelerator="tcg", seconds=BOOT_SECONDS)
+    assert found.reason == "it was tried"
+
+
+def test_an_accelerator_that_does_not_work_is_found(image: Image, tmp_path: Path) -> None:
+    found = trial(QEMU, image, Cache(tmp_path / "uvm"), accelerator="xen")
+    assert found.name == "tcg"
+    assert found.reason.startswith("KVM was tried: ")
+
+
+def test_this_machine_has_all_that_is_needed() -> None:
+    assert availability() == []
+
+
+def test_the_manifest_names_the_packages_and_their_licences(image: Image) -> None:
+    packages = {each["name"]: each for each in image.manifest["packages"]}
+    kernel = next(each for name, each in packages.items() if name.startswith("linux-image"))
+    assert any("GPL-2" in licence for licence in kernel["licences"])
+    assert {each.name for each in owners([image.manifest["selection"]["busybox"]])} <= {*packages}
