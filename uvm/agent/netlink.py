@@ -118,9 +118,13 @@ def set_mtu(index: int, mtu: int) -> Message:
     return Message(_NEW_LINK, _ACKNOWLEDGE, _LINK.pack(0, 0, index, 0, 0) + _number(_IFLA_MTU, mtu))
 
 
-def move(index: int, namespace: int) -> Message:
-    """Return the request that moves an interface to a network namespace, which is an open file."""
+def move(index: int, namespace: int, name: str) -> Message:
+    """Return the request that moves an interface to a network namespace, which is an open file.
+
+    :param name: its name there.
+    """
     body = _LINK.pack(0, 0, index, 0, 0) + _number(_IFLA_NET_NS_FD, namespace)
+    body += _attribute(_IFLA_IFNAME, name.encode() + b"\0")
     return Message(_NEW_LINK, _ACKNOWLEDGE, body)
 
 

@@ -233,13 +233,12 @@ class Networks:
             return
         of_container = os.open(f"/proc/{namespace.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with Socket() as kernel:
+            with Socket() as kernel, Socket(of_container) as inside:
                 found = _with_mac(kernel.links(), adapter.mac)
                 if found is not None:
                     kernel.ask(set_up(found.number, up=False))
-                    kernel.ask(move(found.number, of_container))
-            with Socket(of_container) as kernel:
-                _configure(kernel, adapter)
+                    kernel.ask(move(found.number, of_container, _free_name(found.name, inside.links())))
+                _configure(inside, adapter)
         finally:
             os.close(of_container)
 
@@ -276,6 +275,12 @@ def _wait_for(adapter: Adapter) -> None:
 
 def _with_mac(links: Sequence[Link], mac: str) -> Link | None:
     return next((each for each in links if mac and each.mac == mac), None)
+
+
+def _free_name(name: str, links: Sequence[Link]) -> str:
+    """Return a name for an interface that comes to others: its own, or the first that is free."""
+    names = {each.name for each in links}
+    return next(each for each in (name, *map("eth{}".format, range(len(names) + 1))) if each not in names)
 
 
 def _named(kernel: Socket, name: str) -> Link | None:
