@@ -103,6 +103,30 @@ def test_a_vpmem_device_has_a_link_of_its_number_while_it_is_there(machine: Mach
     assert not (machine.dev / "pmem5").is_symlink()
 
 
+def mapping(machine: Machine, lun: int, name: str, serial: bytes) -> None:
+    device = machine.disk(1, lun, name)
+    (device / "vpd_pg80").write_bytes(b"\0\x80\0" + bytes([len(serial)]) + serial)
+
+
+def test_a_mapping_is_found_by_its_serial_number(machine: Machine) -> None:
+    mapping(machine, 0x4100, "sdd", b"pmem-5-0")
+    mapping(machine, 0x4101, "sde", b"pmem-5-4096 ")
+    machine.disk(1, 5, "sdf")
+    assert machine.disks.wait_vpmem(5, 4096) == str(machine.dev / "sde")
+    assert machine.disks.wait_vpmem(5, 0) == str(machine.dev / "sdd")
+    assert machine.scanned("host1") == ""
+    machine.disks.eject_vpmem(5, 4096)
+    assert (machine.sys / "bus/scsi/devices/1:0:0:16641/delete").read_text() == "1"
+    assert not (machine.sys / "bus/scsi/devices/1:0:0:5/delete").exists()
+
+
+def test_all_luns_that_there_are_are_scanned_for_a_mapping(machine: Machine) -> None:
+    mapping(machine, 0x4100, "sdd", b"pmem-5-0")
+    with pytest.raises(Refused, match="there is no disk mapping at 8192 of /dev/pmem5"):
+        machine.disks.wait_vpmem(5, 8192, seconds=0)
+    assert machine.scanned("host1") == "0 0 -"
+
+
 def test_a_link_of_a_vpmem_device_that_was_replaced_is_replaced(machine: Machine) -> None:
     machine.disk(1, 5, "sdc")
     (machine.dev / "pmem5").symlink_to(machine.dev / "sdx")

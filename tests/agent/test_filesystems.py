@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from uvm.agent import filesystems, syscalls
+from uvm.agent import filesystems, layers, syscalls
 from uvm.agent.filesystems import Filesystems, is_mounted, parse_options, recognised
 from uvm.agent.layers import combine, overlay_options
 from uvm.agent.modules import Modules
@@ -57,6 +58,16 @@ def test_what_is_mounted_is_read_from_the_kernels_table(tmp_path: Path) -> None:
     assert not is_mounted(str(tmp_path), str(table))
 
 
+class Direct:
+    """Runs functions in this process."""
+
+    def __init__(self, functions: dict[str, Any]) -> None:
+        self.functions = functions
+
+    def __call__(self, name: str, *arguments: Any, seconds: float = 0) -> None:
+        self.functions[name](*arguments)
+
+
 class Kernel:
     """Stands in for the system calls."""
 
@@ -64,7 +75,7 @@ class Kernel:
         self.mounts: list[tuple[str, str, str, int, str]] = []
         self.unmounts: list[str] = []
         self.error = 0
-        monkeypatch.setattr(filesystems, "killable", lambda call, seconds=0: call())
+        monkeypatch.setattr(filesystems, "Killable", Direct)
         monkeypatch.setattr(syscalls, "mount", self.mount)
         monkeypatch.setattr(syscalls, "umount", self.umount)
 
@@ -154,6 +165,18 @@ def test_no_name_of_a_layer_adds_an_option_or_a_layer() -> None:
 def test_layers_without_scratch_are_read_only(kernel: Kernel, files: Filesystems, tmp_path: Path) -> None:
     combine(files, f"{tmp_path}/root", ["/a", "/b"], "")
     assert kernel.mounts == [("overlay", f"{tmp_path}/root", "overlay", 1, "lowerdir=/a:/b")]
+
+
+def test_a_single_layer_that_is_read_only_has_an_empty_one_below(
+    kernel: Kernel, files: Filesystems, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "_EMPTY", f"{tmp_path}/empty")
+    combine(files, f"{tmp_path}/root", ["/a"], "")
+    assert kernel.mounts[0][4] == f"lowerdir=/a:{tmp_path}/empty"
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_no_layers_are_refused(kernel: Kernel, files: Filesystems, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="an overlay needs a layer"):
         combine(files, f"{tmp_path}/other", [], "")
 
@@ -171,7 +194,9 @@ def test_layers_that_cannot_be_combined_leave_no_directories_of_the_scratch(
     assert sorted(each.name for each in tmp_path.iterdir()) == ["root", "upper", "work"]
 
 
-def test_a_file_system_that_is_there_is_not_made_again(files: Filesystems, tmp_path: Path) -> None:
+def test_a_file_system_that_is_there_is_not_made_again(
+    kernel: Kernel, files: Filesystems, tmp_path: Path
+) -> None:
     device = tmp_path / "device"
     device.write_bytes(b"XFSB" + bytes(4096))
     files.ensure(str(device), "xfs")
@@ -180,7 +205,7 @@ def test_a_file_system_that_is_there_is_not_made_again(files: Filesystems, tmp_p
 
 
 def test_a_file_system_that_cannot_be_made_is_refused(
-    files: Filesystems, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: Kernel, files: Filesystems, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device, program = tmp_path / "device", tmp_path / "mkfs.ext4"
     device.write_bytes(bytes(4096))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
-from tests.bench import clones, disks, gcs, growth, hcs, machines, networks, processes, vms
+from tests.bench import clones, disks, gcs, growth, hcs, machines, mux, networks, processes, vms
 from tests.bench.figures import Figure
 
 __all__ = ["MORE", "PARTS"]
@@ -27,6 +27,7 @@ PARTS: Final[dict[str, Callable[[], Iterator[Figure]]]] = {
     "calls": gcs.calls,
     "processes": gcs.many_processes,
     "stdout": processes.output,
+    "mux": mux.mux,
     "hcs": hcs.calls,
     "hcs-many": hcs.in_flight,
     "hcs-life": hcs.lives,

@@ -23,7 +23,7 @@ from typing import Any
 CORPUS = Path(__file__).parent / "corpus"
 DICTIONARY = Path(__file__).parent / "json.dict"
 INSTRUMENTED = ["uvm._wire", "uvm._gcs", "uvm._guest", "uvm._ttrpc", "uvm._ncproxy", "uvm.schema"]
-NAMES = ("host", "guest", "log", "ttrpc-client", "ttrpc-server")
+NAMES = ("host", "guest", "log", "ttrpc-client", "ttrpc-server", "mux-host", "mux-guest")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, TypeAlias
 
+from tests.fuzz.mux import mux_guest, mux_host
 from uvm._guest.logs import MAX_ENTRY_BYTES, LogEntry, LogParser, LogText
 from uvm._ncproxy.messages import AddNIC, endpoint_of
 from uvm._ttrpc import frames as ttrpc
@@ -184,6 +185,8 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "log": log,
     "ttrpc-client": ttrpc_client,
     "ttrpc-server": ttrpc_server,
+    "mux-host": mux_host,
+    "mux-guest": mux_guest,
 }
 
 

@@ -11,16 +11,11 @@ from uvm._wire.channels import MAX_WINDOW
 from uvm._wire.mux import (
     BUDGET,
     FIRST_WINDOW,
-    HEADER_SIZE,
-    MAX_CHANNELS,
-    MAX_PAYLOAD,
     MIN_WINDOW,
-    PADDING,
     Accepted,
     Data,
     Ended,
     Event,
-    FrameKind,
     Listening,
     Mux,
     MuxError,
@@ -28,6 +23,7 @@ from uvm._wire.mux import (
     Reset,
     Writable,
 )
+from uvm._wire.muxframes import HEADER_SIZE, MAX_CHANNELS, MAX_PAYLOAD, PADDING, FrameKind
 
 
 def frame(kind: int, channel: int, count: int = 0, offset: int = 0, payload: bytes | None = None) -> bytes:
@@ -225,9 +221,12 @@ def test_all_windows_together_stay_within_the_budget() -> None:
     assert len(receivers) == MAX_CHANNELS
     assert sum(each.window for each in receivers) <= BUDGET + MAX_CHANNELS * MIN_WINDOW
     assert sum(each.limit for each in receivers) <= BUDGET + MAX_CHANNELS * MIN_WINDOW
-    pair.guest.mux.open(1)
-    pair.settle()
-    assert len(pair.host.mux.channels) == len(pair.guest.mux.channels) == MAX_CHANNELS
+    with pytest.raises(ConnectionRefusedError):
+        pair.guest.mux.open(1)
+    pair.host.receive(open_frame(MAX_CHANNELS + 1))
+    assert len(pair.host.mux.channels) == MAX_CHANNELS
+    pair.host.write()
+    assert pair.host.pipe == frame(FrameKind.RESET, MAX_CHANNELS + 1)
 
 
 def test_the_windows_of_channels_that_have_gone_are_free() -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.wire.muxes import End, Pair
 from uvm._wire.channels import MAX_WINDOW, MuxError
-from uvm._wire.mux import BUDGET, MAX_CHANNELS, MIN_WINDOW, Channel, Mux
+from uvm._wire.mux import BUDGET, MIN_WINDOW, Channel, Mux
+from uvm._wire.muxframes import MAX_CHANNELS
 
 PORT = 1
 #: Of a direction of a channel: no two stretches of it are the same.

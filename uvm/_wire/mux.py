@@ -8,15 +8,7 @@ window: what was sent and not acknowledged. Bytes are acknowledged when the rece
 them, and kept by the sender until then. So the window bounds what is kept at both ends, one slow channel
 stops no other, and a link that broke can go on.
 
-A frame is a header of 20 bytes, little-endian, and for two kinds a payload, which ends with a zero byte::
-
-     0        4         8        12                  20
-    +--------+---------+--------+-------------------+---------------+---+
-    | kind   | channel | count  | offset            | payload       | 0 |
-    +--------+---------+--------+-------------------+---------------+---+
-
-:class:`FrameKind` says what the fields mean. Offsets are below 2**56, so a header ends with a zero byte as
-well: a frame of which the end is missing is known by the last byte of what follows it.
+What it all looks like as bytes is in :mod:`~uvm._wire.muxframes`.
 
 **Synchronisation.** A host that connects sends :data:`PADDING`, bytes 0xFF, longer than any frame; then a
 *hello*. Whatever half a frame an earlier connection left in the guest is completed by padding, which shows;
@@ -38,13 +30,40 @@ What breaks a rule raises :class:`MuxError`.
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from collections.abc import Sequence
-from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from uvm._wire.channels import Buffer, Channel, MuxError, Receiver, Sender
+from uvm._wire.muxevents import (
+    Accepted,
+    Data,
+    Ended,
+    Event,
+    Greeted,
+    Listening,
+    NotListening,
+    Opened,
+    Reset,
+    Writable,
+)
+from uvm._wire.muxframes import (
+    END_MARK,
+    HEADER,
+    HEADER_SIZE,
+    MAX_CHANNELS,
+    MAX_OFFSET,
+    MAX_PAYLOAD,
+    NONCE_SIZE,
+    PADDING,
+    STATE_SIZE,
+    FrameKind,
+    Hello,
+    State,
+    Welcome,
+    find_hello,
+    find_welcome,
+)
 
 __all__ = [
     "Accepted",
@@ -56,15 +75,13 @@ __all__ = [
     "Listening",
     "Mux",
     "MuxError",
+    "NONCE_SIZE",
     "NotListening",
     "Opened",
     "Reset",
     "Writable",
 ]
 
-MAX_PAYLOAD: Final = 0x10000
-#: The most channels at a time; more are refused.
-MAX_CHANNELS: Final = 2048
 #: Windows begin here and double as their channels are used, as far as the budget goes.
 FIRST_WINDOW: Final = 0x8000
 MIN_WINDOW: Final = 0x1000
@@ -75,115 +92,18 @@ BATCH: Final = 0x40000
 #: How many frames :meth:`Mux.receive` handles before its caller may do something else.
 FRAMES: Final = 512
 
-_HEADER: Final = Struct("<IIIQ")
-HEADER_SIZE: Final = _HEADER.size
-_END_MARK: Final = b"\0"
-_MAX_OFFSET: Final = 1 << 56
 _MAX_BUFFERS: Final = 900
 #: Frames up to this size are one buffer.
 _SMALL_FRAME: Final = 4096
 
-NONCE_SIZE: Final = 16
-_HOST_MAGIC: Final = b"uvm mux\x01\r\n\xf5\xd0\x9a\x17\x6b\xe2"
-_GUEST_MAGIC: Final = b"uvm mux\x01\n\r\x8c\x3e\xb4\x51\x07\xd9"
-#: After its magic: nonce, session, the last channel that the host knows, how many it has; these with offsets.
-_HELLO: Final = Struct(f"<{NONCE_SIZE}s{NONCE_SIZE}sII")
-_HELLO_ENTRY: Final = Struct("<IQ")
-#: After its magic: nonce, whether the session is known, how many channels follow.
-_WELCOME: Final = Struct(f"<{NONCE_SIZE}sII")
-#: Of an open: what the guest has received, consumed; what was acknowledged to it; flags.
-_OPEN: Final = Struct("<QQQI")
-_HOST_ENDED: Final = 1
-_GUEST_DONE: Final = 2
-
-#: Longer than any frame or hello.
-PADDING: Final = b"\xff" * (MAX_PAYLOAD + 2 * HEADER_SIZE)
-
-
-class FrameKind(enum.IntEnum):
-    """What a frame is."""
-
-    #: From the guest: a channel to the port in `offset`; `count` is its window; the payload is its state.
-    OPEN = 1
-    #: `count` bytes of a channel, from `offset` on.
-    DATA = 2
-    #: The end of a direction, whose length is `offset`.
-    END = 3
-    #: Everything before `offset` was consumed, and `count` bytes from there may be sent. The first accepts.
-    ACKNOWLEDGE = 4
-    #: The channel has gone, or is refused.
-    RESET = 5
-    #: From the host: it listens at the port in `offset`.
-    LISTEN = 6
-    #: From the host: it listens there no more.
-    UNLISTEN = 7
-
-
-_OPEN_KIND: Final = int(FrameKind.OPEN)
+# Members of an enum compare slowly.
+_OPEN: Final = int(FrameKind.OPEN)
 _DATA: Final = int(FrameKind.DATA)
 _END: Final = int(FrameKind.END)
 _ACKNOWLEDGE: Final = int(FrameKind.ACKNOWLEDGE)
 _RESET: Final = int(FrameKind.RESET)
 _LISTEN: Final = int(FrameKind.LISTEN)
 _UNLISTEN: Final = int(FrameKind.UNLISTEN)
-
-
-class Greeted(NamedTuple):
-    """The two ends have met. ``resumed`` says whether the host is the one of before."""
-
-    resumed: bool
-
-
-class Listening(NamedTuple):
-    """At the guest: the host listens at a port."""
-
-    port: int
-
-
-class NotListening(NamedTuple):
-    """At the guest: the host listens there no more."""
-
-    port: int
-
-
-class Opened(NamedTuple):
-    """At the host: the guest has opened a channel."""
-
-    channel: Channel
-
-
-class Accepted(NamedTuple):
-    """At the guest: the host has accepted a channel."""
-
-    channel: Channel
-
-
-class Data(NamedTuple):
-    """Bytes of a channel; :meth:`Mux.consumed` is to be called when they are consumed."""
-
-    channel: Channel
-    data: bytes
-
-
-class Ended(NamedTuple):
-    """The other end sends no more; our direction goes on."""
-
-    channel: Channel
-
-
-class Writable(NamedTuple):
-    """A channel that did not take all takes more now."""
-
-    channel: Channel
-
-
-class Reset(NamedTuple):
-    """A channel has gone, in both directions: the other end reset or refused it."""
-
-    channel: Channel
-
-
-Event = Greeted | Listening | NotListening | Opened | Accepted | Data | Ended | Writable | Reset
 
 
 class Mux:
@@ -231,10 +151,8 @@ class Mux:
         self._nonce = nonce
         self._buffer.clear()
         self._restart()
-        known = self.channels.values()
-        table = [_HELLO_ENTRY.pack(each.id, each.receiver.reached) for each in known]
-        hello = _HELLO.pack(nonce, self._session, self._last_id, len(table))
-        self._batch += (PADDING, b"".join((_HOST_MAGIC, hello, *table, _END_MARK)))
+        known = {channel.id: channel.receiver.reached for channel in self.channels.values()}
+        self._batch += (PADDING, Hello(nonce, self._session, self._last_id, known).encode())
 
     def outgoing(self) -> Sequence[Buffer]:
         """Return the buffers that are to be written next, in order; none if there is nothing to write.
@@ -298,8 +216,13 @@ class Mux:
     # Channels.
 
     def open(self, port: int) -> Channel:
-        """Open a channel to a port of the host, at the guest; it may be sent to at once."""
+        """Open a channel to a port of the host, at the guest; it may be sent to at once.
+
+        :raises ConnectionRefusedError: :data:`MAX_CHANNELS` are open.
+        """
         assert self.guest
+        if len(self.channels) >= MAX_CHANNELS:
+            raise ConnectionRefusedError(f"{MAX_CHANNELS} connections with the host are open, the most")
         self._last_id += 1
         channel = Channel(self._last_id, port, Sender(), self._new_receiver())
         channel.opening = True
@@ -363,14 +286,14 @@ class Mux:
         batch, size = self._batch, 0
         if self._welcome:
             # Together: none of the channels that it counts may go in between.
-            batch.append(_GUEST_MAGIC + _WELCOME.pack(*self._welcome, len(self.channels)) + _END_MARK)
+            batch.append(Welcome(*self._welcome, len(self.channels)).encode())
             batch.extend(self._opening(channel) for channel in self.channels.values())
             self._welcome = None
         while self._resets:
-            batch.append(_HEADER.pack(_RESET, self._resets.popleft(), 0, 0))
+            batch.append(HEADER.pack(_RESET, self._resets.popleft(), 0, 0))
         while self._announcements:
             port, listens = self._announcements.popitem()
-            batch.append(_HEADER.pack(_LISTEN if listens else _UNLISTEN, 0, 0, port))
+            batch.append(HEADER.pack(_LISTEN if listens else _UNLISTEN, 0, 0, port))
         if len(batch) > 1:
             joined = b"".join(batch)
             batch.clear()
@@ -391,13 +314,13 @@ class Mux:
             if receiver.due:
                 self._widen(receiver)
             receiver.announce()
-            self._batch.append(_HEADER.pack(_ACKNOWLEDGE, channel.id, receiver.window, receiver.announced))
+            self._batch.append(HEADER.pack(_ACKNOWLEDGE, channel.id, receiver.window, receiver.announced))
         offset = sender.next
         pieces = sender.take(MAX_PAYLOAD)
         if size := sender.next - offset:
-            self._add_data(_HEADER.pack(_DATA, channel.id, size, offset), pieces, size)
+            self._add_data(HEADER.pack(_DATA, channel.id, size, offset), pieces, size)
         if sender.ended and sender.next == sender.end:
-            self._batch.append(_HEADER.pack(_END, channel.id, 0, sender.end))
+            self._batch.append(HEADER.pack(_END, channel.id, 0, sender.end))
             sender.next += 1
         elif sender.may_send:
             self._queue(channel)
@@ -406,19 +329,18 @@ class Mux:
 
     def _add_data(self, header: bytes, pieces: list[Buffer], size: int) -> None:
         if size <= _SMALL_FRAME:
-            self._batch.append(b"".join((header, *pieces, _END_MARK)))
+            self._batch.append(b"".join((header, *pieces, END_MARK)))
         else:
             self._batch.append(header)
             self._batch += pieces
-            self._batch.append(_END_MARK)
+            self._batch.append(END_MARK)
 
     def _opening(self, channel: Channel) -> bytes:
         channel.opening = False
         sender, receiver = channel.sender, channel.receiver
         receiver.announce()
-        flags = _HOST_ENDED * receiver.ended + _GUEST_DONE * sender.done
-        state = _OPEN.pack(receiver.reached, receiver.announced, sender.base, flags)
-        return _HEADER.pack(_OPEN_KIND, channel.id, receiver.window, channel.port) + state + _END_MARK
+        state = State(receiver.reached, receiver.announced, sender.base, receiver.ended, sender.done)
+        return HEADER.pack(_OPEN, channel.id, receiver.window, channel.port) + state.encode()
 
     def _queue(self, channel: Channel) -> None:
         if not channel.queued:
@@ -467,37 +389,16 @@ class Mux:
 
     def _synchronise(self, events: list[Event]) -> bool:
         """Look for the other end's greeting; return whether it has come."""
-        buffer = self._buffer
-        start = _HOST_MAGIC if self.guest else _GUEST_MAGIC + self._nonce
-        while (at := buffer.find(start)) >= 0:
-            del buffer[:at]
-            size = self._greeting_size()
-            if len(buffer) < size:
-                return False
-            if size and not buffer[size - 1]:
-                greeting = bytes(buffer[len(_HOST_MAGIC) : size - 1])
-                del buffer[:size]
-                (self._take_hello if self.guest else self._take_welcome)(greeting, events)
-                return True
-            del buffer[:1]
-        # The beginning of one may have come.
-        del buffer[: max(0, len(buffer) - len(start) + 1)]
-        return False
+        if self.guest:
+            if hello := find_hello(self._buffer):
+                self._meet_host(hello, events)
+        elif welcome := find_welcome(self._buffer, self._nonce):
+            self._meet_guest(welcome, events)
+        return self.synchronised
 
-    def _greeting_size(self) -> int:
-        """Return the size of the greeting that begins the buffer; 0 if it is none."""
-        start = len(_HOST_MAGIC)
-        if not self.guest:
-            return start + _WELCOME.size + 1
-        if len(self._buffer) < start + _HELLO.size:
-            return start + _HELLO.size
-        *_, count = _HELLO.unpack_from(self._buffer, start)
-        return start + _HELLO.size + count * _HELLO_ENTRY.size + 1 if count <= MAX_CHANNELS else 0
-
-    def _take_hello(self, hello: bytes, events: list[Event]) -> None:
-        """Meet a host, at the guest: open all channels again, where the host is to go on."""
-        nonce, session, last_id, _ = _HELLO.unpack_from(hello)
-        known = dict(_HELLO_ENTRY.iter_unpack(hello[_HELLO.size :]))
+    def _meet_host(self, hello: Hello, events: list[Event]) -> None:
+        """Open all channels again, where the host is to go on."""
+        nonce, session, last_id, known = hello
         resumed = session == self._session
         self._restart()
         self._session = session
@@ -517,13 +418,13 @@ class Mux:
         self._welcome = (nonce, resumed)
         self.synchronised = True
 
-    def _take_welcome(self, welcome: bytes, events: list[Event]) -> None:
-        """Meet the guest, at the host: its channels follow."""
-        _, resumed, self._reopening = _WELCOME.unpack(welcome)
-        if resumed not in (0, 1) or self._reopening > MAX_CHANNELS:
-            raise MuxError(f"the guest greets with {self._reopening} connections")
-        events.append(Greeted(bool(resumed)))
-        if not resumed:
+    def _meet_guest(self, welcome: Welcome, events: list[Event]) -> None:
+        """Await the channels that the guest opens again."""
+        if welcome.channels > MAX_CHANNELS:
+            raise MuxError(f"the guest has {welcome.channels} connections")
+        self._reopening = welcome.channels
+        events.append(Greeted(welcome.resumed))
+        if not welcome.resumed:
             self._last_id = 0
             for channel in list(self.channels.values()):
                 self._lose(channel, events)
@@ -558,10 +459,10 @@ class Mux:
                     self.more = True
                     break
                 frames -= 1
-                kind, channel_id, count, offset = _HEADER.unpack_from(view, at)
-                if offset >= _MAX_OFFSET:
+                kind, channel_id, count, offset = HEADER.unpack_from(view, at)
+                if offset >= MAX_OFFSET:
                     return self._cut_off("a frame's header")
-                payload = count if kind == _DATA else _OPEN.size if kind == _OPEN_KIND else -1
+                payload = count if kind == _DATA else STATE_SIZE if kind == _OPEN else -1
                 if payload > MAX_PAYLOAD:
                     raise MuxError(f"a frame has {payload} bytes, of at most {MAX_PAYLOAD}")
                 stop = at + HEADER_SIZE + payload + 1
@@ -608,7 +509,7 @@ class Mux:
     def _take(
         self, kind: int, channel_id: int, count: int, offset: int, body: bytes, events: list[Event]
     ) -> None:
-        if kind == _OPEN_KIND and not self.guest:
+        if kind == _OPEN and not self.guest:
             self._take_open(channel_id, count, offset, body, events)
         elif kind in (_LISTEN, _UNLISTEN) and self.guest:
             self._take_port(kind == _LISTEN, offset, events)
@@ -653,58 +554,46 @@ class Mux:
         self._settle(channel)
 
     def _take_open(self, channel_id: int, window: int, port: int, body: bytes, events: list[Event]) -> None:
-        received, consumed, base, flags = _OPEN.unpack(body)
-        fresh = not (received or consumed or base or flags)
-        if (
-            not consumed <= received < _MAX_OFFSET
-            or base >= _MAX_OFFSET
-            or flags > (received > 0) + 2 * (base > 0)
-        ):
+        state = State.decode(body)
+        if state is None:
             raise MuxError(f"connection {channel_id} is opened in a state that cannot be")
         reopening, self._reopening = self._reopening > 0, max(0, self._reopening - 1)
         if channel := self._unseen.pop(channel_id, None) if reopening else None:
             if not channel.gone:
-                self._resume(channel, received, consumed, window)
-        elif channel_id <= self._last_id or not (fresh or reopening):
+                self._resume(channel, state, window)
+        elif channel_id <= self._last_id or not (state.fresh or reopening):
             raise MuxError(f"connection {channel_id} is opened again")
         else:
             self._last_id = channel_id
-            self._accept(channel_id, window, port, (received, consumed, base, flags), reopening, events)
+            if len(self.channels) < MAX_CHANNELS and (port in self.listening or reopening):
+                events.append(Opened(self._accept(channel_id, window, port, state)))
+            else:
+                self._refuse(channel_id)
         if reopening and not self._reopening:
             self._forget_unseen(events)
 
-    def _accept(
-        self,
-        channel_id: int,
-        window: int,
-        port: int,
-        state: tuple[int, int, int, int],
-        reopening: bool,
-        events: list[Event],
-    ) -> None:
-        if len(self.channels) >= MAX_CHANNELS or not (port in self.listening or reopening):
-            if len(self._resets) >= MAX_CHANNELS:
-                raise MuxError(f"more than {MAX_CHANNELS} connections were opened that are refused")
-            self._resets.append(channel_id)
-            return
-        received, consumed, base, flags = state
-        host_ended, guest_done = bool(flags & _HOST_ENDED), bool(flags & _GUEST_DONE)
-        sender = Sender(received - host_ended)
-        sender.ended, sender.next = host_ended, received
-        sender.acknowledge(consumed)
-        sender.limit = consumed + window
-        lost = base - guest_done
+    def _refuse(self, channel_id: int) -> None:
+        if len(self._resets) >= MAX_CHANNELS:
+            raise MuxError(f"more than {MAX_CHANNELS} connections were opened that are refused")
+        self._resets.append(channel_id)
+
+    def _accept(self, channel_id: int, window: int, port: int, state: State) -> Channel:
+        sender = Sender(state.received - state.host_ended)
+        sender.ended, sender.next = state.host_ended, state.received
+        sender.acknowledge(state.consumed)
+        sender.limit = state.consumed + window
+        lost = state.base - state.guest_done
         channel = Channel(channel_id, port, sender, self._new_receiver(lost))
         channel.lost = lost
-        channel.receiver.ended = guest_done
+        channel.receiver.ended = state.guest_done
         self.channels[channel_id] = channel
         self._queue(channel)
-        events.append(Opened(channel))
+        return channel
 
-    def _resume(self, channel: Channel, received: int, consumed: int, window: int) -> None:
+    def _resume(self, channel: Channel, state: State, window: int) -> None:
         sender = channel.sender
-        sender.acknowledge(consumed)
-        sender.rewind(received)
-        sender.limit = max(sender.limit, consumed + window)
+        sender.acknowledge(state.consumed)
+        sender.rewind(state.received)
+        sender.limit = max(sender.limit, state.consumed + window)
         channel.accepted = False
         self._queue(channel)

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from uvm.agent import syscalls
-from uvm.agent.killable import killable
+from uvm.agent.killable import Killable
 from uvm.agent.modules import Modules
 from uvm.agent.refused import Refused, reason
 
@@ -124,6 +124,7 @@ class Filesystems:
 
     def __init__(self, modules: Modules) -> None:
         self._modules = modules
+        self._killable = Killable({"mount": syscalls.mount, "unmount": _unmount_all, "run": _run})
 
     def mount_device(
         self,
@@ -150,7 +151,7 @@ class Filesystems:
         self._modules.need(*_CHECKSUMS)
         self.mount(device, target, kind, flags, ",".join(data))
         for each in propagation:
-            syscalls.mount(target, target, "", each)
+            self._killable("mount", target, target, "", each)
 
     def ensure(self, device: str, kind: str) -> None:
         """Make a file system on a device that has none of that kind; what is on it is lost.
@@ -166,7 +167,7 @@ class Filesystems:
         if program is None:
             raise Refused(f'{kind} format: exec: "{name}": executable file not found in $PATH')
         try:
-            killable(lambda: _run([program, *options, device]), _FORMAT_SECONDS)
+            self._killable("run", [program, *options, device], seconds=_FORMAT_SECONDS)
         except OSError as error:
             raise Refused(f"{kind} format: {name} failed to format {device}: {reason(error)}") from None
 
@@ -185,7 +186,7 @@ class Filesystems:
         try:
             if not made and is_mounted(target):
                 raise Refused(f"mounting {target}: device or resource busy: something is mounted there")
-            killable(lambda: syscalls.mount(source, target, kind, flags, data))
+            self._killable("mount", source, target, kind, flags, data)
         except OSError as error:
             if made:
                 remove_directory(target)
@@ -199,14 +200,22 @@ class Filesystems:
         """
         if not os.path.isdir(target):
             return
-        for _ in range(_STACKED):
-            try:
-                killable(lambda: syscalls.umount(target))
-            except OSError as error:
-                if error.errno == errno.EINVAL:
-                    break
-                raise Refused(f"failed to unmount path '{target}': {reason(error)}") from None
+        try:
+            self._killable("unmount", target)
+        except OSError as error:
+            raise Refused(f"failed to unmount path '{target}': {reason(error)}") from None
         remove_directory(target)
+
+
+def _unmount_all(target: str) -> None:
+    """Unmount what is mounted at a path, all that is mounted over each other."""
+    for _ in range(_STACKED):
+        try:
+            syscalls.umount(target)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return
+            raise
 
 
 def _run(command: list[str]) -> None:

@@ -1,77 +1,164 @@
-"""Calls that may hang, in a child process that can be killed.
+"""Calls that may hang, in child processes that can be killed.
 
 A mount of a share whose server does not answer hangs in the kernel. A thread that hangs there is lost, with
-the work that waits for it; so such a call runs in a fork of the agent, which does nothing else, and whose
-result is one byte in a pipe: the error's number, or 0. At the deadline the child is killed, with what it
-started. One that cannot even be killed stays behind alone.
+the work that waits for it; so such a call runs in a helper, a fork of the agent that does nothing else::
+
+    agent --> the function's name and its arguments, as JSON --> helper
+    agent <-- the error's number, or 0, as one byte          <-- helper
+
+A fork takes longer than most calls, so a helper is kept for the next call. One that has not answered at the
+deadline is killed, with what it started; if even that does not end it, it stays behind alone. A helper has
+none of the agent's files, so that it keeps nothing open, and ends when the agent does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import select
 import signal
-from collections.abc import Callable
-from typing import Final, NoReturn
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
 
 #: How long a call may take, in seconds; hcsshim's guest lets mounts take 5, on real hardware.
 SECONDS: Final = 30.0
 _KILLED_SECONDS: Final = 1.0
 
+#: How many helpers are kept.
+_KEPT: Final = 2
+#: The longest request: paths, and a page of options.
+_REQUEST_SIZE: Final = 1 << 16
 
-def killable(call: Callable[[], object], seconds: float = SECONDS) -> None:
-    """Run a call in a child process, which shares nothing but the kernel's state with this one.
+Functions = Mapping[str, Callable[..., object]]
 
-    :param call: it does system calls only, and raises nothing but OSError.
-    :raises TimeoutError: it took longer; the child was killed.
-    :raises OSError: it failed; with its error number, and without its file name.
+
+class Killable:
+    """Runs functions in helpers. It may be used from any thread.
+
+    :param functions: what can be run, by name. They take and do what JSON can hold: system calls, which raise
+        nothing but OSError.
     """
-    reader, writer = os.pipe()
-    try:
-        pid = os.fork()
-        if not pid:
-            _run(call, writer)
-        number = _result(pid, reader, seconds)
-    finally:
-        os.close(reader)
-        os.close(writer)
-    if number:
-        raise OSError(number, os.strerror(number))
+
+    def __init__(self, functions: Functions) -> None:
+        self._functions = functions
+        self._idle: list[_Helper] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str, *arguments: str | int | list[str], seconds: float = SECONDS) -> None:
+        """Run a function.
+
+        :raises TimeoutError: it took longer; its helper was killed.
+        :raises OSError: it failed; with its error number, and without its file name.
+        """
+        helper = self._idle_helper() or _Helper(self._functions)
+        number = helper.run([name, *arguments], seconds)
+        if not self._kept(helper):
+            helper.end()
+        if number:
+            raise OSError(number, os.strerror(number))
+
+    def _idle_helper(self) -> _Helper | None:
+        """Return a helper that was kept; one that has ended meanwhile is none."""
+        with self._lock:
+            helper = self._idle.pop() if self._idle else None
+        if helper is not None and helper.has_ended():
+            helper.end()
+            return None
+        return helper
+
+    def _kept(self, helper: _Helper) -> bool:
+        """Keep a helper for the next call, if there are too few; return whether it is kept."""
+        with self._lock:
+            if helper.broken or len(self._idle) == _KEPT:
+                return False
+            self._idle.append(helper)
+            return True
+
+    def close(self) -> None:
+        """End the helpers that are kept."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().end()
 
 
-def _run(call: Callable[[], object], writer: int) -> NoReturn:
-    number = errno.EFAULT
+class _Helper:
+    """One helper, and the agent's end of its socket.
+
+    :ivar broken: it did not answer, and is of no use any more.
+    """
+
+    def __init__(self, functions: Functions) -> None:
+        self.broken = False
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._pid = os.fork()
+            if not self._pid:
+                _serve(theirs.fileno(), functions)
+        self._process = os.pidfd_open(self._pid)
+
+    def has_ended(self) -> bool:
+        """Return whether its process has ended."""
+        return _ready(self._process, 0)
+
+    def run(self, call: list[Any], seconds: float) -> int:
+        """Have it run a function, and return the error's number, or 0."""
+        try:
+            self._socket.send(json.dumps(call).encode())
+            in_time = _ready(self._socket.fileno(), seconds)
+            answer = self._socket.recv(1) if in_time else b""
+        except (BrokenPipeError, ConnectionResetError):
+            in_time, answer = True, b""
+        if answer:
+            return answer[0]
+        # It hangs, or another process killed it.
+        self.broken = True
+        self._kill()
+        return errno.EINTR if in_time else errno.ETIMEDOUT
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+        _ready(self._process, _KILLED_SECONDS)
+
+    def end(self) -> None:
+        """Have it end, once it is idle."""
+        self._socket.close()
+        _ready(self._process, _KILLED_SECONDS)
+        os.close(self._process)
+        # The agent reaps what it does not know, and may have been first.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._pid, os.WNOHANG)
+
+
+def _ready(fd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _serve(fd: int, functions: Functions) -> NoReturn:
+    """Carry out requests until the agent closes its end. In the helper."""
     try:
         os.setpgid(0, 0)
-        call()
-        number = 0
-    except OSError as error:
-        number = error.errno or errno.EIO
+        signal.set_wakeup_fd(-1)
+        os.closerange(3, fd)
+        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        while request := os.read(fd, _REQUEST_SIZE):
+            name, *arguments = json.loads(request)
+            os.write(fd, bytes([_number(functions[name], arguments)]))
     finally:
-        os.write(writer, bytes([number]))
         os._exit(0)
 
 
-def _result(pid: int, reader: int, seconds: float) -> int:
-    """Return the error number of a child's call, or 0."""
-    child = os.pidfd_open(pid)
+def _number(function: Callable[..., object], arguments: list[Any]) -> int:
     try:
-        poll = select.poll()
-        poll.register(reader, select.POLLIN)
-        poll.register(child, select.POLLIN)
-        ready = [fd for fd, _ in poll.poll(seconds * 1000)]
-        if not ready:
-            os.killpg(pid, signal.SIGKILL)
-            # The kernel may hold on to it; then the agent reaps it later.
-            poll.unregister(reader)
-            poll.poll(_KILLED_SECONDS * 1000)
-    finally:
-        os.close(child)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0 if ready else os.WNOHANG)
-    if not ready:
-        return errno.ETIMEDOUT
-    # A child that another process killed has written nothing.
-    return os.read(reader, 1)[0] if reader in ready else errno.EINTR
+        function(*arguments)
+    except OSError as error:
+        return error.errno or errno.EIO
+    except Exception:
+        return errno.EFAULT
+    return 0

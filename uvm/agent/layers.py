@@ -16,6 +16,8 @@ from uvm.agent.refused import Refused
 from uvm.agent.syscalls import MS_RDONLY
 
 _MODE: Final = 0o755
+#: What is below a single layer that is read-only: an overlay has two directories at least.
+_EMPTY: Final = "/run/uvm/empty"
 #: What is escaped in an option, and in a list of directories.
 _COMMA: Final = "\\,"
 _COLON: Final = "\\,:"
@@ -44,6 +46,9 @@ def combine(filesystems: Filesystems, root: str, layers: Sequence[str], scratch:
     try:
         if scratch:
             made = [path for name in ("upper", "work") if make_directory(path := f"{scratch}/{name}", _MODE)]
+        elif len(layers) == 1:
+            make_directory(_EMPTY, _MODE)
+            layers = (*layers, _EMPTY)
         flags = 0 if scratch else MS_RDONLY
         filesystems.mount("overlay", root, "overlay", flags, overlay_options(layers, scratch), mode=_MODE)
     except Refused:

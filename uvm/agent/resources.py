@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from uvm.agent import devicemapper
-from uvm.agent.block import VPMEM_CONTROLLER, Disks, Slot
+from uvm.agent.block import VPMEM_CONTROLLER, Disks, Slot, size_of
 from uvm.agent.devicemapper import Mapper, Target, linear
 from uvm.agent.filesystems import Filesystems
 from uvm.agent.layers import combine
@@ -105,12 +105,14 @@ class Resources:
 
     def _mount_vpmem(self, settings: Settings) -> None:
         number, target = settings.number("DeviceNumber", _MOST_LUN), settings.path("MountPath")
-        device = self._disks.wait_vpmem(number)
+        mapping, info = settings.part("MappingInfo"), settings.part("VerityInfo")
+        offset, size = _range(mapping)
+        device = self._disks.wait_vpmem(number, offset)
         with contextlib.ExitStack() as undo:
-            mapping, info = settings.part("MappingInfo"), settings.part("VerityInfo")
-            if mapping is not None:
-                offset, size = _range(mapping)
-                device = self._map(undo, _vpmem_linear(number, mapping), linear(device, offset, size))
+            if offset is not None:
+                # A mapping is counted in pages, its disk in sectors.
+                size = min(size, size_of(device))
+                device = self._map(undo, _vpmem_linear(number, mapping), linear(device, 0, size))
             if info is not None:
                 device = self._map(undo, _vpmem_verity(number, info), devicemapper.verity(device, info))
             self._filesystems.mount_device(device, target, read_only=True)
@@ -122,11 +124,11 @@ class Resources:
         mapping, info = settings.part("MappingInfo"), settings.part("VerityInfo")
         if info is not None:
             self._unmap(_vpmem_verity(number, info))
-        if mapping is not None:
+        offset, _ = _range(mapping)
+        if offset is not None:
             self._unmap(_vpmem_linear(number, mapping))
-        else:
-            # The host removes the device without another request to the guest.
-            self._disks.eject_vpmem(number)
+        # The host removes the device without another request to the guest.
+        self._disks.eject_vpmem(number, offset)
 
     def _map(self, undo: contextlib.ExitStack, name: str, target: Target) -> str:
         path = self._mapper.create(name, target)
@@ -177,13 +179,16 @@ def _slot(settings: Settings) -> Slot:
     return Slot(settings.number("Controller", VPMEM_CONTROLLER - 1), settings.number("Lun", _MOST_LUN))
 
 
-def _range(mapping: Settings) -> tuple[int, int]:
+def _range(mapping: Settings | None) -> tuple[int | None, int]:
+    """Return the offset and the size of a mapping; without one, no offset."""
+    if mapping is None:
+        return None, 0
     names = "DeviceOffsetInBytes", "DeviceSizeInBytes"
     offset, size = (mapping.number(name, _MOST_BYTES) for name in names)
     return offset, size
 
 
-def _vpmem_linear(number: int, mapping: Settings) -> str:
+def _vpmem_linear(number: int, mapping: Settings | None) -> str:
     return "dm-linear-pmem{}-{}-{}".format(number, *_range(mapping))
 
 

@@ -13,7 +13,8 @@ import pytest
 from tests.backends.qemu.muxes import linked
 from tests.wire.muxes import Pair
 from uvm._wire.channels import MAX_WINDOW
-from uvm._wire.mux import FrameKind, Mux, MuxError
+from uvm._wire.mux import Mux, MuxError
+from uvm._wire.muxframes import FrameKind
 from uvm.backends.qemu.muxlink import BACKLOG, MuxLink, MuxStream
 from uvm.errors import HostError
 
