@@ -453,8 +453,10 @@ class MirroredTree(DeviceTree):
 class StandInBackend(QEMUBackend):
     """The backend over stand-ins."""
 
-    def __init__(self, launcher: StandInLauncher, runtime: Path) -> None:
-        super().__init__(binary="stand-in", acceleration="tcg", runtime_directory=runtime, launcher=launcher)
+    def __init__(self, launcher: StandInLauncher, runtime: Path, **options: Any) -> None:
+        super().__init__(
+            binary="stand-in", acceleration="tcg", runtime_directory=runtime, launcher=launcher, **options
+        )
         self.launcher = launcher
 
     def _devices(self, vm: VM, info: HostInfo) -> DeviceTree:

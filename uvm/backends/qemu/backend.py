@@ -15,7 +15,7 @@ import platform
 import shutil
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Self
 from uuid import uuid4
 
 import anyio
@@ -36,6 +36,7 @@ from uvm.backends.qemu.files import linux_files
 from uvm.backends.qemu.launch import Launcher, Starter
 from uvm.backends.qemu.muxlink import MuxLink
 from uvm.backends.qemu.network import QEMUNetwork
+from uvm.backends.qemu.others import OtherSystem, summary_of
 from uvm.backends.qemu.pipes import UnixPipes
 from uvm.backends.qemu.properties import service_property
 from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, default_runtime_directory
@@ -248,22 +249,30 @@ class QEMUBackend:
 
     async def open(self, system_id: str) -> System:
         """Open another handle; HCS_E_SYSTEM_NOT_FOUND if there is no such VM of this user."""
+        self._entered()
         vm = self._vms.get(system_id)
-        if vm is None:
+        if vm is not None:
+            return QEMUSystem(vm, await self.host(), self._forget)
+        record = await anyio.to_thread.run_sync(self._directory.record, system_id)
+        pidfd = record.qemu.open() if record is not None and record.qemu is not None else None
+        if record is None or pidfd is None:
             raise HostError(f"open {system_id}", HResult.HCS_E_SYSTEM_NOT_FOUND)
-        return QEMUSystem(vm, await self.host(), self._forget)
+        return OtherSystem(record, pidfd)
 
     async def enumerate(self, query: JSON | None = None) -> list[JSON]:
         """List the VMs of this user; ``Ids``, ``Names``, ``Types`` and ``Owners`` choose among them."""
+        self._entered()
         wanted = {_FILTERS[k]: v for k, v in (query or {}).items() if k in _FILTERS and v}
+        records = await anyio.to_thread.run_sync(lambda: [*self._directory.records()])
         found = [vm.summary() for vm in self._vms.values()]
+        found += [summary_of(each) for each in records if each.id not in self._vms]
         return [each for each in found if _fits(each, wanted)]
 
     def new_id(self) -> str:
         """Return a new GUID."""
         return str(uuid4())
 
-    async def __aenter__(self) -> QEMUBackend:
+    async def __aenter__(self) -> Self:
         if self._tasks is not None:
             raise VMStateError("this QEMUBackend was entered already; make another one")
         self._directory = RuntimeDirectory(self._runtime)

@@ -32,6 +32,7 @@ from uvm._repr import shown
 from uvm._wire.ports import LINUX_GCS_PORT, vsock_service_id
 from uvm.backend import JSON, ByteStream, Listener
 from uvm.backends.qemu.documents import read_document
+from uvm.backends.qemu.handles import Handle
 from uvm.errors import BridgeClosedError, GuestError, HostError, UVMError
 from uvm.hresult import HResult
 from uvm.schema.common import Version
@@ -253,7 +254,7 @@ class HostedProcess:
         return to_json(status)
 
 
-class QEMUHostProcess:
+class QEMUHostProcess(Handle):
     """A handle on a process (:class:`~uvm.backend.HostProcess`).
 
     Once it is closed, every call but :attr:`pid` and the streams is refused with E_HANDLE.
@@ -262,14 +263,10 @@ class QEMUHostProcess:
     """
 
     def __init__(self, hosted: HostedProcess, *, opened: bool = False) -> None:
+        super().__init__(str(hosted))
         self._hosted = hosted
         self._opened = opened
-        self._closed = False
-        self._waiting: dict[anyio.CancelScope, None] = {}
         hosted.handles += 1
-
-    def __repr__(self) -> str:
-        return shown(self, "pid")
 
     @property
     def pid(self) -> int:
@@ -303,14 +300,7 @@ class QEMUHostProcess:
         :raises HostError: E_HANDLE if this handle is closed meanwhile; HCS_E_SYSTEM_ALREADY_STOPPED if the VM
             exits before the exit of the process is known.
         """
-        self._require_open("wait for")
-        with anyio.CancelScope() as scope:
-            self._waiting[scope] = None
-            try:
-                return await self._hosted.wait()
-            finally:
-                del self._waiting[scope]
-        raise self._closed_error("wait for")
+        return await self._unless_closed("wait for", self._hosted.wait)
 
     async def signal(self, options: JSON) -> None:
         """Have the guest signal the process; HCS_E_PROCESS_ALREADY_STOPPED if it has exited."""
@@ -351,17 +341,7 @@ class QEMUHostProcess:
 
     async def close(self) -> None:
         """Close the handle and its streams, even in a cancelled scope; E_HANDLE if it was closed before."""
-        self._require_open("close")
-        self._closed = True
+        self._close()
         self._hosted.handles -= 1
-        for scope in self._waiting:
-            scope.cancel()
         if not self._opened:
             await self._hosted.process.aclose()
-
-    def _require_open(self, operation: str) -> None:
-        if self._closed:
-            raise self._closed_error(operation)
-
-    def _closed_error(self, operation: str) -> HostError:
-        return HostError(f"{operation} {self._hosted}", HResult.E_HANDLE, "the handle was closed")

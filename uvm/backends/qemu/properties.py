@@ -152,6 +152,14 @@ async def _memory(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
 async def _statistics(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
     vm.require("query", "Running", "Paused")
     usage = usage_of(vm)
+    return process_statistics(usage, _storage(await vm.ask("query", "query-blockstats")))
+
+
+def process_statistics(usage: Usage, storage: schema.StorageStats | None = None) -> JSON:
+    """Return the ``Statistics`` of what a process of QEMU has used.
+
+    :param storage: what its disks have.
+    """
     now = datetime.now(UTC)
     started = now - timedelta(seconds=usage.running_seconds)
     user, kernel = _ticks(usage.user_seconds), _ticks(usage.kernel_seconds)
@@ -167,7 +175,7 @@ async def _statistics(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
             memory_usage_commit_peak_bytes=usage.peak_bytes,
             memory_usage_private_working_set_bytes=usage.resident_bytes,
         ),
-        storage=_storage(await vm.ask("query", "query-blockstats")),
+        storage=storage,
     )
     return to_json(found)
 

@@ -7,21 +7,20 @@ from typing import Final
 
 import anyio
 
-from uvm._repr import shown
 from uvm.backend import JSON, HostInfo, HostProcess, Listener
 from uvm.backends.qemu.documents import read_document
+from uvm.backends.qemu.handles import Handle
 from uvm.backends.qemu.hostprocess import QEMUHostProcess
 from uvm.backends.qemu.properties import query, usage_of
 from uvm.backends.qemu.vm import VM
 from uvm.errors import ExitStatus, HostError, NotSupportedError
-from uvm.hresult import HResult
 from uvm.schema.requests import ADD, REMOVE, ModifySettingRequest, PauseOptions, SaveOptions
 
 #: How long closing the last handle waits for the end of the VM.
 CLOSE_SECONDS: Final = 10.0
 
 
-class QEMUSystem:
+class QEMUSystem(Handle):
     """A handle on a VM (:class:`~uvm.backend.System`).
 
     Once it is closed, everything but :attr:`id` and :attr:`runtime_id` is refused with E_HANDLE.
@@ -32,15 +31,11 @@ class QEMUSystem:
     """
 
     def __init__(self, vm: VM, info: HostInfo, forget: Callable[[VM], None]) -> None:
+        super().__init__(vm.id)
         self._vm = vm
         self._info = info
         self._forget = forget
-        self._closed = False
-        self._waiting: dict[anyio.CancelScope, None] = {}
         vm.handles += 1
-
-    def __repr__(self) -> str:
-        return shown(self, "id")
 
     @property
     def id(self) -> str:
@@ -143,21 +138,12 @@ class QEMUSystem:
 
     async def wait(self) -> ExitStatus:
         """Wait for the exit; E_HANDLE if this handle is closed meanwhile."""
-        vm = self._open("wait for")
-        with anyio.CancelScope() as scope:
-            self._waiting[scope] = None
-            try:
-                return await vm.wait()
-            finally:
-                del self._waiting[scope]
-        raise self._closed_error("wait for")
+        return await self._unless_closed("wait for", self._vm.wait)
 
     async def close(self) -> None:
         """Close the handle, even in a cancelled scope; E_HANDLE if it was closed before."""
-        vm = self._open("close")
-        self._closed = True
-        for scope in self._waiting:
-            scope.cancel()
+        self._close()
+        vm = self._vm
         vm.handles -= 1
         if vm.handles:
             return
@@ -169,9 +155,5 @@ class QEMUSystem:
 
     def _open(self, operation: str) -> VM:
         """Return the VM; E_HANDLE if the handle is closed."""
-        if self._closed:
-            raise self._closed_error(operation)
+        self._require_open(operation)
         return self._vm
-
-    def _closed_error(self, operation: str) -> HostError:
-        return HostError(f"{operation} {self.id}", HResult.E_HANDLE, "the handle was closed")

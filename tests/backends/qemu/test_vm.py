@@ -1,0 +1,345 @@
+"""VMs over a stand-in for QEMU: how they end, and answers that are late, lost, twice or wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.backends.qemu.standin import LostAnswer, StandIn, StandInBackend, StandInLauncher
+from tests.backends.qemu.test_runtime import CLAIMS
+from uvm.backend import JSON, System
+from uvm.backends.qemu import vm as vms
+from uvm.errors import ExitStatus, HostError, NotSupportedError, VMStateError
+
+pytestmark = pytest.mark.anyio
+
+
+def document(kernel: str, **machine: Any) -> JSON:
+    return {
+        "Owner": "an owner",
+        "SchemaVersion": {"Major": 2, "Minor": 1},
+        "ShouldTerminateOnLastHandleClosed": True,
+        "VirtualMachine": {
+            "Chipset": {"LinuxKernelDirect": {"KernelFilePath": kernel}},
+            "ComputeTopology": {"Memory": {"SizeInMB": 512}, "Processor": {"Count": 1}},
+            "Devices": {"Scsi": {"df6d0690-79e5-55b6-a5ec-c1e2f77f580a": {}}, "Plan9": {}},
+            **machine,
+        },
+    }
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> str:
+    (tmp_path / "vmlinux").touch()
+    return str(tmp_path / "vmlinux")
+
+
+@asynccontextmanager
+async def entered(tmp_path: Path) -> AsyncIterator[StandInBackend]:
+    async with StandInBackend(StandInLauncher(), tmp_path / "run") as backend:
+        yield backend
+
+
+@asynccontextmanager
+async def running(tmp_path: Path, kernel: str, **machine: Any) -> AsyncIterator[tuple[System, StandIn]]:
+    """A VM that runs, and its process."""
+    async with entered(tmp_path) as backend:
+        system = await backend.create("vm1", document(kernel, **machine))
+        await system.start()
+        yield system, backend.launcher.started["vm1"]
+
+
+def left(tmp_path: Path) -> list[str]:
+    """What is in the runtime directory besides its lock."""
+    return [path.name for path in (tmp_path / "run").iterdir() if path.name != "lock"]
+
+
+# Ends.
+
+
+@pytest.mark.parametrize(
+    ("event", "exit_type", "code"),
+    [
+        (("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}), "GracefulExit", 0),
+        (("SHUTDOWN", {"guest": True, "reason": "guest-reset"}), "Reset", 0),
+        (("GUEST_PANICKED", {"action": "pause"}), "UnexpectedExit", 0x8037011C),
+    ],
+    ids=["shutdown", "reset", "panic"],
+)
+async def test_the_end_of_a_guest_is_reported_by_qemu_and_qemu_quits_after_its_last_words(
+    tmp_path: Path, kernel: str, event: tuple[str, JSON], exit_type: str, code: int
+) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        child.event(event[0], **event[1])
+        status = await system.wait()
+        assert (status.exit_type, status.code) == (exit_type, code)
+        assert status.detail is not None
+        assert status.detail["QEMU"]["Console"] == "the guest's last words"
+        assert child.commands[-3:] == ["ringbuf-read", "set-action", "quit"]
+        assert child.exit_code == 0
+        assert left(tmp_path) == []
+
+
+async def test_a_qemu_that_is_killed_by_others_exits_unexpectedly(tmp_path: Path, kernel: str) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        child.end(-9)
+        status = await system.wait()
+        assert (status.exit_type, status.code) == ("UnexpectedExit", 0x80370106)
+        assert status.detail is not None
+        assert status.detail["Attribution"] == [{"WorkerExit": {"ExitCode": -9}}]
+
+
+async def test_a_terminated_vm_is_killed_whatever_its_monitor_does(tmp_path: Path, kernel: str) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        child.disturb = _never
+        with anyio.move_on_after(0.05):
+            await system.pause()
+        await system.terminate()
+        assert await system.wait() == ExitStatus("ForcedExit", 0, (await system.wait()).detail)
+        assert child.exit_code == -9
+
+
+async def test_a_guest_that_does_not_panic_when_it_is_asked_to_crash_is_killed(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vms, "CRASH_SECONDS", 0.05)
+    async with running(tmp_path, kernel) as (system, child):
+        monkeypatch.setattr(child, "_inject_nmi", dict)
+        await system.crash()
+        status = await system.wait()
+        assert (status.exit_type, status.code) == ("UnexpectedExit", 0x8037011C)
+        assert child.exit_code == -9
+
+
+async def test_a_qemu_that_does_not_quit_is_killed(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vms, "QUIT_SECONDS", 0.05)
+    async with running(tmp_path, kernel) as (system, child):
+        monkeypatch.setattr(child, "_quit", dict)
+        child.event("SHUTDOWN", guest=True, reason="guest-shutdown")
+        assert (await system.wait()).exit_type == "GracefulExit"
+        assert child.exit_code == -9
+
+
+async def test_a_qemu_that_never_comes_up_is_reported_with_its_last_words(
+    tmp_path: Path, kernel: str
+) -> None:
+    async with entered(tmp_path) as backend:
+        backend.launcher.prepare = lambda child: child.end(1, "-m: no such option")
+        with pytest.raises(HostError, match=r"exit code 1 before it took commands: -m: no such option"):
+            await backend.create("vm1", document(kernel))
+        assert await backend.enumerate() == []
+        assert left(tmp_path) == []
+
+
+async def test_a_monitor_that_breaks_the_protocol_ends_the_vm(tmp_path: Path, kernel: str) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        child.say([])  # type: ignore[arg-type]
+        assert (await system.wait()).exit_type == "UnexpectedExit"
+        assert left(tmp_path) == []
+
+
+async def test_leaving_the_backend_ends_what_runs(tmp_path: Path, kernel: str) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        pass
+    assert child.exit_code == -9
+    assert (await system.wait()).exit_type == "ForcedExit"
+    assert left(tmp_path) == []
+
+
+async def test_leaving_the_backend_in_a_cancelled_scope_ends_what_runs(tmp_path: Path, kernel: str) -> None:
+    with anyio.CancelScope() as scope:
+        async with running(tmp_path, kernel) as (_, child):
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert child.exit_code == -9
+    assert left(tmp_path) == []
+
+
+async def test_a_cancelled_scope_of_a_caller_does_not_reach_the_vm(tmp_path: Path, kernel: str) -> None:
+    async with entered(tmp_path) as backend:
+        with anyio.CancelScope() as scope:
+            system = await backend.create("vm1", document(kernel))
+            scope.cancel()
+            with suppress(HostError):
+                await system.start()
+        await system.start()
+        assert (await system.properties())["State"] == "Running"
+
+
+# Answers.
+
+
+async def _never(name: str, arguments: JSON) -> None:
+    await anyio.sleep_forever()
+
+
+async def _lost(name: str, arguments: JSON) -> None:
+    raise LostAnswer
+
+
+async def test_a_caller_who_leaves_an_answer_that_is_lost_disturbs_nothing(
+    tmp_path: Path, kernel: str
+) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        child.disturb = _lost
+        with anyio.move_on_after(0.05) as scope:
+            await system.pause()
+        assert scope.cancelled_caught
+        child.disturb = lambda name, arguments: anyio.lowlevel.checkpoint()
+        assert child.fake.vms["guest"].state == "Paused"
+        await system.terminate()
+
+
+async def test_an_answer_that_comes_late_is_nobody_elses(tmp_path: Path, kernel: str) -> None:
+    late = anyio.Event()
+
+    async def hold(name: str, arguments: JSON) -> None:
+        if name == "stop":
+            await late.wait()
+
+    async with running(tmp_path, kernel) as (system, child):
+        child.disturb = hold
+        with anyio.move_on_after(0.05):
+            await system.pause()
+        late.set()
+        statistics = (await system.properties("Statistics"))["Statistics"]
+        assert statistics["Memory"]["MemoryUsageCommitBytes"] > 0
+
+
+async def test_answers_that_come_twice_are_taken_once(tmp_path: Path, kernel: str) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        child.twice.update(["stop", "cont"])
+        for _ in range(3):
+            await system.pause()
+            await system.resume()
+        assert (await system.properties())["State"] == "Running"
+
+
+async def test_what_is_asked_while_qemu_dies_ends_with_the_vm(tmp_path: Path, kernel: str) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        child.disturb = _never
+
+        async def die() -> None:
+            child.end(1)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(die)
+            with pytest.raises(HostError, match="HCS_E_SYSTEM_ALREADY_STOPPED"):
+                await system.pause()
+
+
+async def test_a_creation_that_is_cancelled_leaves_nothing(tmp_path: Path, kernel: str) -> None:
+    async with entered(tmp_path) as backend:
+        backend.launcher.prepare = lambda child: setattr(child, "disturb", _never)
+        with anyio.move_on_after(0.05) as scope:
+            await backend.create("vm1", document(kernel))
+        assert scope.cancelled_caught
+        assert backend.launcher.started["vm1"].exit_code == -9
+        assert await backend.enumerate() == []
+        assert left(tmp_path) == []
+        backend.launcher.prepare = lambda child: None
+        await backend.create("vm1", document(kernel))
+
+
+async def test_a_device_that_the_guest_keeps_stays_with_the_reason(tmp_path: Path, kernel: str) -> None:
+    async with entered(tmp_path) as backend:
+        await (await backend.create("vm1", document(kernel))).start()
+        vm, child = backend._vms["vm1"], backend.launcher.started["vm1"]
+        await vm.ask("add", "device_add", {"id": "d1", "driver": "virtio-net-pci"})
+        child.keeps.add("d1")
+        with pytest.raises(HostError, match=r"the guest refuses to release it; d1 stays"):
+            await vm.unplug("remove", "d1")
+        child.keeps.clear()
+        await vm.unplug("remove", "d1")
+        assert child.machine.devices == {}
+
+
+async def test_a_guest_that_does_not_answer_keeps_a_device_for_so_long(tmp_path: Path, kernel: str) -> None:
+    async with entered(tmp_path) as backend:
+        await (await backend.create("vm1", document(kernel))).start()
+        backend.launcher.started["vm1"].disturb = _lost
+        with pytest.raises(HostError, match=r"the guest has not released it in 0.05 s; d1 stays"):
+            await backend._vms["vm1"].unplug("remove", "d1", 0.05)
+
+
+# What cannot be.
+
+
+async def test_a_backend_that_was_not_entered_starts_nothing(tmp_path: Path, kernel: str) -> None:
+    backend = StandInBackend(StandInLauncher(), tmp_path / "run")
+    with pytest.raises(VMStateError, match="not entered, and nothing was started"):
+        await backend.create("vm1", document(kernel))
+
+
+async def test_a_boot_file_that_is_missing_is_said_to_be(tmp_path: Path) -> None:
+    async with entered(tmp_path) as backend:
+        with pytest.raises(HostError, match=r"ERROR_FILE_NOT_FOUND.*: /nonesuch"):
+            await backend.create("vm1", document("/nonesuch"))
+        assert left(tmp_path) == []
+
+
+async def test_emulation_is_refused_where_isolation_is_required(tmp_path: Path, kernel: str) -> None:
+    backend = StandInBackend(StandInLauncher(), tmp_path / "run", require_isolation=True)
+    async with backend:
+        with pytest.raises(NotSupportedError, match=r"no security boundary.*nothing was started"):
+            await backend.create("vm1", document(kernel))
+
+
+# VMs of other processes.
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[int]:
+    """The process of a VM ``vm2`` that another process has."""
+    command = [sys.executable, "-c", CLAIMS, str(tmp_path / "run"), "vm2", ""]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        qemu = int(process.stdout.readline())
+        yield qemu
+        process.kill()
+    with suppress(ProcessLookupError):
+        os.kill(qemu, signal.SIGKILL)
+
+
+async def test_a_vm_of_another_process_is_listed_measured_and_terminated(tmp_path: Path, other: int) -> None:
+    async with entered(tmp_path) as backend:
+        [found] = await backend.enumerate({"Owners": ["owner"]})
+        assert (found["Id"], found["State"]) == ("vm2", "Running")
+        with pytest.raises(HostError, match="HCS_E_SYSTEM_ALREADY_EXISTS"):
+            await backend.create("vm2", document(__file__))
+        system = await backend.open("vm2")
+        assert (await system.properties("Statistics"))["Statistics"]["Memory"]["MemoryUsageCommitBytes"] > 0
+        assert await system.working_set_bytes() > 0
+        await system.terminate()
+        assert (await system.wait()).exit_type == "ForcedExit"
+        with pytest.raises(HostError, match="HCS_E_SYSTEM_ALREADY_STOPPED"):
+            await system.terminate()
+        await system.close()
+        with pytest.raises(HostError, match="E_HANDLE"):
+            await system.wait()
+
+
+async def test_what_needs_the_connections_of_another_process_is_refused_with_the_reason(
+    tmp_path: Path, other: int
+) -> None:
+    async with entered(tmp_path) as backend:
+        system = await backend.open("vm2")
+        for call in (system.pause(), system.modify({}), system.listen(""), system.properties("Memory")):
+            with pytest.raises(NotSupportedError, match=r"has this VM and the connections to it"):
+                await call
+        os.kill(other, signal.SIGKILL)
+        assert (await system.wait()).exit_type == "Unknown"
+        await system.close()
+        with pytest.raises(HostError, match="HCS_E_SYSTEM_NOT_FOUND"):
+            await backend.open("vm2")
