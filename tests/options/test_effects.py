@@ -24,7 +24,7 @@ from uvm.options import (
     VmbFSBootFiles,
     WCOWOptions,
 )
-from uvm.schema.template import TemplateDocument
+from uvm.schema.template import TemplateDisk, TemplateDocument
 
 LIBRARY = Path(uvm.__file__).parent
 FILES: dict[str, FileInfo | int] = {
@@ -85,7 +85,7 @@ SHARED: dict[str, tuple[dict[str, Any], Any]] = {
     "numa_processor_counts": (EXPLICIT, [2, 0]),
     "numa_memory_blocks": (EXPLICIT, [256, 768]),
     "additional_json": ({}, {"Owner": "x"}),
-    "clone_of": ({}, Template(TemplateDocument(system_id="t"))),
+    "clone_of": ({}, Template(TemplateDocument(system_id="t", disks=[TemplateDisk()]))),
 }
 LINUX_ONLY: dict[str, tuple[dict[str, Any], Any]] = {
     "boot_files_path": (PLAIN, r"C:\x"),

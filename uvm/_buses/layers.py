@@ -113,7 +113,7 @@ class LayersBus(Bus):
             root, layers = saved.container_root_path, [(layer.id, layer.path) for layer in saved.layers]
             filter_type: Any = saved.filter_type
             combined = Combination.of(
-                os, root, layers, container_id=saved.container_id, filter_type=filter_type
+                os, root, layers, saved.scratch_path, saved.container_id, filter_type=filter_type
             )
             self._roots.adopt(guest_path_key(root, os), combined, combined)
 
@@ -123,6 +123,7 @@ class LayersBus(Bus):
             TemplateRoot(
                 container_root_path=entry.slot,
                 layers=[Layer(id=layer_id, path=path) for layer_id, path in combined.layers],
+                scratch_path=combined.scratch_path,
                 container_id=combined.container_id,
                 filter_type=combined.filter_type,
             )

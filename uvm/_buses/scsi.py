@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
-from attrs import define, frozen
+from attrs import define, fields_dict, frozen
 
 from uvm._arguments import member_of
 from uvm._async import opens
@@ -36,6 +36,9 @@ from uvm.devices.scsi import (
 )
 from uvm.errors import OptionsError
 from uvm.schema.template import TemplateDisk, TemplateMount
+
+#: What a template has of a mount under the name that it has there.
+_SAVED_OF_MOUNT: Final = tuple(name for name in fields_dict(Mount) if name != "guest_path")
 
 _MountEntry: TypeAlias = Entry[MountKey, str, MountPlace, bool]
 
@@ -191,7 +194,7 @@ class ScsiBus(Bus):
             for number, each in enumerate(disk.mounts):
                 # The first mount has the disk's own reference.
                 parent = self._disks.acquire(key, disk.path, names=(name,)) if number else hold
-                mount = Mount(format_with_refs=each.format_with_refs)
+                mount = Mount(**{name: getattr(each, name) for name in _SAVED_OF_MOUNT})
                 mounted = mount_key(slot, mount, disk.read_only)
                 self._mounts.adopt(mounted, each.guest_path, True, parent=parent, names=(slot,))
 
@@ -207,7 +210,8 @@ class ScsiBus(Bus):
                 read_only=entry.key.read_only,
                 mounts=[
                     TemplateMount(
-                        guest_path=mount.slot.path, format_with_refs=mount.key.mount.format_with_refs
+                        guest_path=mount.slot.path,
+                        **{name: _listed(getattr(mount.key.mount, name)) for name in _SAVED_OF_MOUNT},
                     )
                     for mount in self._mounted(entry.slot)
                 ],
@@ -283,3 +287,8 @@ class ScsiBus(Bus):
             for mount in self._mounted(disk.slot):
                 return mount.slot.path
         raise self._missing(f"{path} is not mounted in {self._context.vm_id} over SCSI")
+
+
+def _listed(value: Any) -> Any:
+    """Return a value of a mount as JSON has it."""
+    return [*value] if isinstance(value, tuple) else value

@@ -2,7 +2,8 @@
 
 A clone starts from the memory of its template, so that each device has to be where it was: a share has the
 same name, a disk the same slot. A disk that is writable is copied: that of slot 0:0, the scratch disk of the
-VM, into the clone's directory, any other into a directory of its own in there.
+VM, into the clone's directory, any other into a directory of its own in there. Linux guests are this
+library's own addition.
 
 Source: hcsshim v0.8.16 ``internal/uvm/clone.go``, and ``Clone`` in ``scsi.go`` and ``vsmb.go``.
 """
@@ -15,14 +16,14 @@ from uvm._document.common import finish
 from uvm._document.paths import join
 from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, Preparation
 from uvm.backend import HostInfo
-from uvm.options import WCOWOptions
+from uvm.options import LCOWOptions, WCOWOptions
 from uvm.schema import devices, system
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 from uvm.schema.template import TemplateDisk, TemplateDocument
 
 
 def plan_clone(
-    options: WCOWOptions,
+    options: LCOWOptions | WCOWOptions,
     template: TemplateDocument,
     host: HostInfo,
     vm: system.VirtualMachine,
@@ -39,10 +40,12 @@ def plan_clone(
         disks=[_own(disk, options.scratch_directory, host, id) for disk in template.disks],
     )
     assert vm.devices is not None
-    assert vm.devices.virtual_smb is not None
     vm.restore_state = system.RestoreState(template_system_id=template.system_id)
-    vm.devices.virtual_smb.shares += template.shares
-    vm.devices.scsi = _controllers(restored)
+    if vm.devices.virtual_smb is not None:
+        vm.devices.virtual_smb.shares += template.shares
+    # A Linux guest has all controllers of its options, a Windows guest those that have disks.
+    kept = [*vm.devices.scsi] if template.os == "linux" else [SCSI_CONTROLLER_GUIDS[0]]
+    vm.devices.scsi = _controllers(restored, kept)
     pairs = [*zip(_disks(template), _disks(restored), strict=True)]
     steps = (step for old, new in pairs for step in _steps(old, new))
     return evolve(
@@ -67,9 +70,12 @@ def _own(disk: TemplateDisk, directory: str, host: HostInfo, id: str) -> Templat
     return disk.replaced(path=join(host, directory, host.path.basename(disk.path)))
 
 
-def _controllers(restored: TemplateDocument) -> dict[str, devices.Scsi]:
-    """Return the controllers with the disks of the clone; hcsshim leaves out that a disk is read-only."""
-    controllers: dict[str, devices.Scsi] = {SCSI_CONTROLLER_GUIDS[0]: devices.Scsi()}
+def _controllers(restored: TemplateDocument, kept: list[str]) -> dict[str, devices.Scsi]:
+    """Return the controllers with the disks of the clone; hcsshim leaves out that a disk is read-only.
+
+    :param kept: the controllers that are there without disks too.
+    """
+    controllers = {guid: devices.Scsi() for guid in kept}
     for disk in _disks(restored):
         guid = SCSI_CONTROLLER_GUIDS[disk.controller]
         attachment = devices.Attachment(

@@ -126,10 +126,15 @@ def _plan_plain(
         guest_connection=_guest_connection(options),
         resource_partition_id=options.resource_partition_id.lower(),
     )
+    if options.clone_of is None:
+        plan = evolve(finish(options, host, vm, id=id), reserved_scsi=((0, 0),) if on_scsi else ())
+    else:
+        from uvm._document.clone import plan_clone
+
+        plan = plan_clone(options, options.clone_of.document, host, vm, id, ())
     return evolve(
-        finish(options, host, vm, id=id),
+        plan,
         scsi_controllers=counts.scsi,
-        reserved_scsi=((0, 0),) if on_scsi else (),
         vpmem_count=counts.vpmem,
         vpmem_size_bytes=options.vpmem_size_bytes,
         vpmem_multi_mapping=counts.multi_mapping,

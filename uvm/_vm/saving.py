@@ -36,8 +36,9 @@ from uvm.backend import System
 from uvm.devices.scsi import DiskType
 from uvm.errors import UVMError, VMExitedError, VMStateError
 from uvm.options.template import SAVED_AS_TEMPLATE, Template, given_options
+from uvm.schema.guest import RESOURCE_SUSPENSION
 from uvm.schema.json import from_json, to_json
-from uvm.schema.requests import SCSI_CONTROLLER_GUIDS, SaveOptions
+from uvm.schema.requests import ADD, SCSI_CONTROLLER_GUIDS, ModificationRequest, SaveOptions
 from uvm.schema.system import ComputeSystem
 from uvm.schema.template import TEMPLATE_VERSION, TemplateDisk, TemplateDocument
 
@@ -179,6 +180,7 @@ class Saving(Ending):
             ("PCI devices", found.pci_devices),
             ("mapped pipes", found.pipes),
             ("shared directories (vm.share)", found.shared),
+            ("layers on VPMEM devices", found.layers),
             ("directories mounted in containers (vm.mount_in_container)", [*link.mounts]),
             ("writable disks that are no files, which cannot be copied", own),
             ("orphans", found.orphans),
@@ -193,12 +195,18 @@ class Saving(Ending):
             await self.network.remove_all_adapters()
 
     async def _disconnect(self) -> None:
-        """Note what is to be saved, and close the connection to the guest, for good."""
+        """Note what is to be saved, and close the connection to the guest, for good.
+
+        What runs in a Linux guest is suspended first: it goes on in the clones, once each has random numbers
+        and a clock of its own. A Windows guest sees to that itself.
+        """
         link = self._link
+        assert isinstance(link.guest, GuestConnection)
+        if self._context.plan.os == "linux":
+            await link.guest.modify(ModificationRequest(request_type=ADD, resource_type=RESOURCE_SUSPENSION))
         self._unsaved = self._document()
         link.why_not_running = _UNCONNECTED
         link.disconnected = link.guest_went_alone = True
-        assert isinstance(link.guest, GuestConnection)
         await link.guest.aclose()
         await link.call(self._startup.stop_listening())
 

@@ -22,6 +22,9 @@ Source: hcsshim internal/uvm/start.go.
 from __future__ import annotations
 
 import logging
+import os
+import time
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from functools import partial
@@ -43,9 +46,16 @@ from uvm._wire import ports
 from uvm.backend import ByteStream, Guest, Listener
 from uvm.errors import UVMError
 from uvm.options import LCOWOptions
-from uvm.schema.guest import RESOURCE_HV_SOCKET, HvSocketAddress, SystemTime, TimeZoneInformation
+from uvm.schema.guest import (
+    RESOURCE_HV_SOCKET,
+    RESOURCE_SUSPENSION,
+    HvSocketAddress,
+    LCOWResumption,
+    SystemTime,
+    TimeZoneInformation,
+)
 from uvm.schema.json import from_json
-from uvm.schema.requests import UPDATE, ModificationRequest
+from uvm.schema.requests import REMOVE, UPDATE, ModificationRequest
 
 if TYPE_CHECKING:
     from uvm.options import WCOWOptions
@@ -225,7 +235,10 @@ class GuestStartup:
         """Send the first requests, most of them to Windows guests only; the guest of a clone has started."""
         context, options = self.context, self.context.options
         if isinstance(options, LCOWOptions):
-            await connection.start_guest()
+            if options.clone_of is None:
+                await connection.start_guest()
+            else:
+                await connection.modify(_resumption())
             await self._set_policy(connection)
             return
         if options.clone_of is None:
@@ -266,6 +279,14 @@ class GuestStartup:
             if options.security_policy_enabled or connection.closed:
                 raise
             _log.warning("%s: the guest does not forward its log: %s", self.context.vm_id, error)
+
+
+def _resumption() -> ModificationRequest:
+    """Return the request that resumes what runs in the Linux guest of a clone."""
+    settings = LCOWResumption(
+        entropy=b64encode(os.urandom(ports.ENTROPY_BYTES)).decode(), unix_nanoseconds=time.time_ns()
+    )
+    return ModificationRequest(request_type=REMOVE, resource_type=RESOURCE_SUSPENSION, settings=settings)
 
 
 def _uses_guest_connection(options: LCOWOptions | WCOWOptions) -> bool:

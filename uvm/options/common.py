@@ -279,7 +279,10 @@ class Options(Checked):
         if self.clone_of is not None:
             if self.template:
                 raise OptionsError("template: a clone is made from a template, and cannot be one")
-            if not self.scratch_directory:
+            template = self.clone_of.document
+            if not self.scratch_directory and any(
+                not disk.read_only for disk in (*template.boot_disks, *template.disks)
+            ):
                 raise OptionsError("clone_of needs scratch_directory, for the clone's copies of disks")
             if different := differences(self, self.clone_of):
                 raise OptionsError(

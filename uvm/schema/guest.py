@@ -28,6 +28,9 @@ RESOURCE_HV_SOCKET = "HvSocket"
 RESOURCE_SECURITY_POLICY = "SecurityPolicy"
 RESOURCE_SECURITY_POLICY_FRAGMENT = "SecurityPolicyFragment"
 RESOURCE_POD_CGROUP_MEMORY_LIMIT = "PodCgroupMemoryLimit"
+#: The suspension of all that runs in a Linux guest, for a template: not of hcsshim's guest, but of this
+#: library's (:mod:`uvm.agent`). Add suspends, Remove resumes with :class:`LCOWResumption`.
+RESOURCE_SUSPENSION = "Suspension"
 
 
 class SCSIDevice(Model):
@@ -156,6 +159,13 @@ class CWCOWCombinedLayers(Model):
 
     container_id: str = field(name="ContainerID", default="")
     combined_layers: WCOWCombinedLayers = always(WCOWCombinedLayers)
+
+
+class LCOWResumption(Model):
+    """What runs in the Linux guest of a clone is resumed: random bytes, base64, and the time of the host."""
+
+    entropy: Secret[str] = ""
+    unix_nanoseconds: int = 0
 
 
 class LCOWContainerConstraints(Model):

@@ -15,6 +15,7 @@ HIDDEN: Final = frozenset(
         "EncodedSecurityPolicy",
         "EncodedUVMHashEnvelopeReference",
         "EncodedUVMReference",
+        "Entropy",
         "Environment",
         "Fragment",
         "LaunchData",

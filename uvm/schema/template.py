@@ -17,10 +17,16 @@ TEMPLATE_VERSION = 1
 
 
 class TemplateMount(Model):
-    """A mount of a disk in the guest."""
+    """A mount of a disk in the guest; all but the path and the ReFS format is for Linux guests."""
 
     guest_path: str = ""
     format_with_refs: bool = False
+    partition: int = 0
+    encrypted: bool = False
+    options: list[str] = []
+    ensure_filesystem: bool = False
+    filesystem: str = ""
+    block_device: bool = False
 
 
 class TemplateDisk(Model):
@@ -40,6 +46,7 @@ class TemplateRoot(Model):
 
     container_root_path: str = ""
     layers: list[Layer] = []
+    scratch_path: str = ""
     container_id: str = ""
     filter_type: str = ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 from attrs import define, field
 
@@ -12,6 +12,7 @@ from uvm._names import GuestOS, guid_key
 from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.devices.vpmem import PMem
 from uvm.backends.fake.guest.state import FakeGuest, GuestRequest, Handler, Mount
+from uvm.backends.fake.tree import DeviceTree
 from uvm.hresult import HResult
 from uvm.schema.guest import (
     LCOWCombinedLayers,
@@ -21,6 +22,7 @@ from uvm.schema.guest import (
     LCOWMappedVPCIDevice,
     LCOWMappedVPMemDevice,
     LCOWNetworkAdapter,
+    LCOWResumption,
     SCSIDevice,
 )
 
@@ -32,9 +34,11 @@ class LinuxGuest(FakeGuest):
     """A Linux guest. Most of its errors are E_FAIL with a message, as hcsshim's guest answers them.
 
     :ivar namespaces: adapters by id, in order, by network namespace (both in lower case).
+    :ivar suspended: all that runs in it is suspended, for a template (:mod:`uvm.agent`; not hcsshim's guest).
     """
 
     namespaces: dict[str, dict[str, LCOWNetworkAdapter]] = field(factory=dict, init=False)
+    suspended: bool = field(default=False, init=False)
 
     os: ClassVar[GuestOS] = "linux"
     paths: ClassVar[Any] = posixpath
@@ -175,6 +179,14 @@ class LinuxGuest(FakeGuest):
     def _pod_cgroup_memory_limit(self, request: GuestRequest) -> None:
         request.only("Update")
 
+    def _suspension(self, request: GuestRequest) -> None:
+        request.only("Add", "Remove")
+        if request.action == "Remove":
+            resumption = request.parse(LCOWResumption)
+            if not resumption.entropy or not resumption.unix_nanoseconds:
+                raise request.fail("what is resumed needs random bytes and the time")
+        self.suspended = request.action == "Add"
+
     handlers: ClassVar[dict[str, Handler]] = {
         "SCSIDevice": _scsi_device,
         "MappedVirtualDisk": _mapped_virtual_disk,
@@ -187,6 +199,7 @@ class LinuxGuest(FakeGuest):
         "SecurityPolicy": FakeGuest.set_policy,
         "SecurityPolicyFragment": FakeGuest.inject_fragment,
         "PodCgroupMemoryLimit": _pod_cgroup_memory_limit,
+        "Suspension": _suspension,
     }
 
     def inconsistencies(self) -> list[str]:
@@ -198,6 +211,12 @@ class LinuxGuest(FakeGuest):
             if (self.tree.pci if adapter.vpci_assigned else self.tree.adapters).find(adapter.id) is None
         ]
         return super().inconsistencies() + gone
+
+    def copied(self, tree: DeviceTree) -> Self:
+        """Return the same guest in a VM that starts from the memory of this one; it has no adapters."""
+        twin = super().copied(tree)
+        twin.suspended = self.suspended
+        return twin
 
     def end(self) -> None:
         """Remove everything: the VM has exited."""

@@ -1,0 +1,116 @@
+"""Templates of Linux guests, and their clones, on a host that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+import uvm
+from tests.clocks import jumping_backends
+from tests.vm.audit import check_at_rest
+from tests.vm.support import DISK, LAYER, NAMESPACE, OTHER_DISK, SHARED, Running, host_backend, lcow, quiet
+from uvm.backend import HostInfo
+from uvm.backends.fake import FakeBackend, LinuxGuest
+from uvm.errors import NotSupportedError, OptionsError, VMStateError
+
+pytestmark = pytest.mark.anyio
+anyio_backend = jumping_backends
+
+DIRECTORY = r"C:\clones\one"
+TEMPLATE = lcow(template=True)
+_MOUNT = uvm.Mount(filesystem="xfs", options=("noatime",), guest_path="/mnt/data")
+_ROOT = "/run/root"
+
+
+def _backend() -> FakeBackend:
+    return host_backend(host=HostInfo(templates=("windows", "linux")))
+
+
+def _clone(of: uvm.Template, **options: Any) -> uvm.LCOWOptions:
+    return lcow(**{"id": "clone", "clone_of": of, "scratch_directory": DIRECTORY, **options})
+
+
+def _guest(backend: FakeBackend, id: str) -> LinuxGuest:
+    guest = backend.vms[id].guest
+    assert isinstance(guest, LinuxGuest)
+    return guest
+
+
+@asynccontextmanager
+async def _template(backend: FakeBackend, *, full: bool = True) -> AsyncIterator[uvm.Template]:
+    async with uvm.UtilityVM.create(TEMPLATE, backend=backend) as vm:
+        await vm.start()
+        if full:
+            await vm.scsi.attach(DISK, mount=_MOUNT)
+            layer = await vm.scsi.attach(OTHER_DISK, read_only=True, mount=uvm.Mount())
+            await vm.layers.combine(_ROOT, [layer.guest_path], scratch_path="/mnt/data")
+        yield await vm.save_template()
+
+
+async def test_a_clone_has_the_disks_the_mounts_and_the_layers_of_its_template() -> None:
+    backend = _backend()
+    async with _template(backend) as template:
+        assert _guest(backend, "vm1").suspended
+        async with uvm.UtilityVM.create(_clone(template), backend=backend) as vm:
+            await vm.start()
+            assert not _guest(backend, "clone").suspended
+            writable, read_only = vm.devices().disks
+            assert (writable.host_path.startswith(DIRECTORY), read_only.host_path) == (True, OTHER_DISK)
+            assert writable.mounts == ("/mnt/data",)
+            [root] = vm.devices().roots
+            assert root.root == _ROOT
+            # All of it is the clone's own to release, and found as it was asked for.
+            await vm.layers.remove(_ROOT)
+            again = await vm.scsi.attach(writable.host_path, mount=_MOUNT)
+            assert (again.lun, again.guest_path) == (writable.lun, "/mnt/data")
+            await again.release()
+            await quiet()
+            check_at_rest(Running(vm, backend))
+        assert DIRECTORY not in " ".join(backend.files._nodes)
+
+
+async def test_the_guest_of_a_clone_is_resumed_first_with_random_bytes_and_the_time() -> None:
+    backend = _backend()
+    async with (
+        _template(backend, full=False) as template,
+        uvm.UtilityVM.create(_clone(template, scratch_directory=""), backend=backend) as vm,
+    ):
+        await vm.start()
+        await vm.run(["true"])
+        asked = [each.call for each in backend.request_log if each.to == "guest" and each.call.vm == "clone"]
+    first = next(call for call in asked if call.operation == "modify")
+    assert (first.resource, first.request_type) == ("Suspension", "Remove")
+    assert len(first.document["Settings"]["Entropy"]) > 512
+    assert first.document["Settings"]["UnixNanoseconds"] > 10**18
+
+
+async def test_a_clone_with_disks_of_its_own_needs_a_directory_for_them() -> None:
+    backend = _backend()
+    async with _template(backend) as template:
+        with pytest.raises(OptionsError, match="scratch_directory"):
+            _clone(template, scratch_directory="")
+
+
+async def test_what_the_host_shares_is_not_saved() -> None:
+    backend = _backend()
+    async with uvm.UtilityVM.create(TEMPLATE, backend=backend) as vm:
+        await vm.start()
+        for attach, why in (
+            (lambda: vm.plan9.add(SHARED, "/mnt/shared"), "shared"),
+            (lambda: vm.vpmem.add(LAYER), "VPMEM"),
+        ):
+            async with attach():
+                with pytest.raises(VMStateError, match=why):
+                    await vm.save_template()
+        assert not _guest(backend, "vm1").suspended
+        await vm.network.setup(NAMESPACE)
+        await vm.save_template()
+
+
+async def test_a_host_that_makes_none_of_linux_guests_refuses_them() -> None:
+    with pytest.raises(NotSupportedError, match="Windows"):
+        async with uvm.UtilityVM.create(TEMPLATE, backend=host_backend()):
+            pass
