@@ -136,7 +136,8 @@ def to_json(model: Model) -> dict[str, Any]:
     :raises SchemaError: it holds what JSON cannot represent, or nests too deeply.
     """
     try:
-        _check(model, type(model))
+        if not _fits(model):
+            _check(model, type(model))
         return msgspec.to_builtins(model, enc_hook=_plain)  # type: ignore[no-any-return]
     except (RecursionError, TypeError, ValueError) as e:
         raise _unwritable(model, e) from None
@@ -148,7 +149,8 @@ def dumps(value: Any) -> str:
     :raises SchemaError: it holds what JSON cannot represent, or nests too deeply.
     """
     try:
-        _check(value, type(value))
+        if not _fits(value):
+            _check(value, type(value))
         return _encode(value).decode()
     except (RecursionError, TypeError, ValueError) as e:
         raise _unwritable(value, e) from None
@@ -170,11 +172,38 @@ _encode: Final = msgspec.json.Encoder(enc_hook=_plain).encode
 #: Classes of which JSON can represent every value.
 _WRITABLE: Final = frozenset({NoneType, bool, int, str})
 
+_KEYS: Final = frozenset({str})
+
 #: Made once: a union of classes is made anew each time that it is written.
 _LISTS: Final = (list, tuple)
 
 #: The class of a value to be written; or a place and the name or number of what is in it.
 _Place: TypeAlias = "type | tuple[_Place, str | int]"
+
+
+def _fits(value: Any) -> bool:
+    """Return whether JSON can represent a value of a class that may hold others.
+
+    It is false of some that fit, too, so that it is quick; :func:`_check` knows.
+    """
+    kind: Any = type(value)
+    parts: Any
+    if type(kind) is _ModelType:
+        parts = astuple(value)
+    elif kind is list:
+        parts = value
+    elif kind is dict and _KEYS.issuperset(map(type, value)):
+        parts = value = tuple(value.values())
+    elif isinstance(value, str):
+        return not _HALF.search(value)
+    else:
+        return False
+    if not _WRITABLE.issuperset(map(type, parts)):
+        for each in parts:
+            # What is empty is a zero value of a model, of whatever class.
+            if type(each) not in _WRITABLE and (each or parts is value) and not _fits(each):
+                return False
+    return True
 
 
 def _check(value: Any, place: _Place, writable: frozenset[type] = _WRITABLE) -> None:
