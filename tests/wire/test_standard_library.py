@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import iter_modules, walk_packages
+
+import pytest
 
 import uvm._wire
+import uvm.agent
 
 SHARED = [
     "uvm.errors",
@@ -17,6 +20,7 @@ SHARED = [
     "uvm._wire",
     *(module.name for module in iter_modules(uvm._wire.__path__, "uvm._wire.")),
 ]
+AGENT = [module.name for module in walk_packages(uvm.agent.__path__, "uvm.agent.")]
 
 #: Imports them where nothing is installed, has both ends talk, and prints all that was loaded for it.
 PROGRAM = """
@@ -54,6 +58,16 @@ def test_both_ends_of_the_protocol_need_the_standard_library_only() -> None:
     loaded = set(done.stdout.split())
     assert set(SHARED) <= loaded
     assert "uvm._wire.frames" in loaded
+    foreign = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names - {"__main__", "uvm"}
+    assert foreign == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the agent runs on Linux only")
+def test_the_agent_needs_the_standard_library_only() -> None:
+    done = run(PROGRAM, str(Path(uvm._wire.__path__[0]).parents[1]), *AGENT)
+    assert done.stderr == ""
+    loaded = set(done.stdout.split())
+    assert set(AGENT) <= loaded
     foreign = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names - {"__main__", "uvm"}
     assert foreign == set()
 

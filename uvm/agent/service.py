@@ -55,7 +55,7 @@ class Service:
     """
 
     def __init__(self, loop: Loop, on_error: Callable[[BaseException], object]) -> None:
-        self._loop = loop
+        self.loop = loop
         self._on_error = on_error
         self._handlers: dict[tuple[int, bool], tuple[Handler, bool]] = {}
         self.resources: dict[tuple[str, str], Modify] = {}
@@ -77,7 +77,7 @@ class Service:
         itself = request.container_id == GUEST
         handler, blocking = self._handlers.get((request.procedure, itself), (_unserved, False))
         if blocking:
-            self._loop.work(lambda: handler(request), lambda fields, error: self._end(request, fields, error))
+            self.loop.work(lambda: handler(request), lambda fields, error: self._end(request, fields, error))
             return
         try:
             fields = handler(request)

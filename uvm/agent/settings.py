@@ -47,6 +47,14 @@ class Settings:
         """Return a list of texts."""
         return [_checked(each, str, name) or "" for each in self._get(name, list) or []]
 
+    def numbers(self, name: str, most: int) -> list[int]:
+        """Return a list of whole numbers from 0 to `most`."""
+        return [Settings({name: each}).number(name, most) for each in self._get(name, list) or []]
+
+    def texts_by_name(self, name: str) -> dict[str, str]:
+        """Return an object of texts."""
+        return {key: _checked(each, str, name) or "" for key, each in (self._get(name, dict) or {}).items()}
+
     def part(self, name: str) -> Settings | None:
         """Return an object; None if it is absent."""
         values = self._get(name, dict)

@@ -14,11 +14,16 @@ MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
+MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
+MS_MOVE: Final = 8192
 CLONE_NEWNET: Final = 0x40000000
 
 #: The most that the kernel reads of a mount's data; it drops the rest silently.
 MOUNT_DATA_SIZE: Final = 4095
+
+#: LINUX_REBOOT_CMD_POWER_OFF.
+_POWER_OFF: Final = 0x4321FEDC
 
 _FINIT_MODULE: Final = {"x86_64": 313, "aarch64": 273}
 
@@ -52,3 +57,14 @@ def load_module(fd: int, parameters: str = "") -> None:
 def enter_network(fd: int) -> None:
     """Put the calling thread, and no other, into the network namespace of an open ``/proc/PID/ns/net``."""
     _call(_libc.setns, (fd, CLONE_NEWNET))
+
+
+def remount_read_only(target: str) -> None:
+    """Make a file system read-only, with what it has not written yet."""
+    arguments = None, os.fsencode(target), None, ctypes.c_ulong(MS_REMOUNT | MS_RDONLY), None
+    _call(_libc.mount, arguments, target)
+
+
+def power_off() -> None:
+    """Power the machine off; only root may, and nothing is written before."""
+    _call(_libc.reboot, (ctypes.c_int(_POWER_OFF),))

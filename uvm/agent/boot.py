@@ -1,0 +1,107 @@
+"""Becoming the first process of a VM: what the kernel leaves to do between its start and the service's.
+
+::
+
+    file systems   /dev /proc /sys /run /tmp, terminals, cgroup2
+    the root       the initramfs is mounted over itself: a root that lies on nothing cannot be changed by
+                   pivot_root, as runtimes of containers do
+    modules        those of the link to the host; the others in a worker, once the service runs
+    the port       the one of virtio-serial that QEMU's command line names
+
+A step that fails is said on the console, where QEMU's caller finds it, and ends the VM: there is no half of a
+guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Final
+
+from uvm.agent import syscalls
+from uvm.agent.modules import Modules
+
+#: The name of the port that carries the mux.
+PORT: Final = "uvm.mux"
+#: How long the port may take to appear, in seconds.
+_PORT_SECONDS: Final = 20.0
+_PAUSE: Final = 0.002
+
+#: Without these there is no link to the host. The last one reports a crash to it.
+EARLY: Final = ("virtio_pci", "virtio_console", "pvpanic_pci")
+#: What is nearly always needed, and soon.
+SOON: Final = ("virtio_scsi", "sd_mod", "virtio_rng", "overlay")
+
+_QUIET: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+#: Source, target, kind, flags, data.
+_MOUNTS: Final = (
+    ("proc", "/proc", "proc", _QUIET, ""),
+    ("sysfs", "/sys", "sysfs", _QUIET, ""),
+    ("devtmpfs", "/dev", "devtmpfs", syscalls.MS_NOSUID, "mode=755"),
+    ("devpts", "/dev/pts", "devpts", syscalls.MS_NOSUID | syscalls.MS_NOEXEC, "mode=620,ptmxmode=666,gid=5"),
+    ("shm", "/dev/shm", "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777"),
+    ("tmpfs", "/run", "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755"),
+    ("tmpfs", "/tmp", "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777"),
+    ("cgroup2", "/sys/fs/cgroup", "cgroup2", _QUIET, ""),
+)
+_LINKS: Final = {
+    "/dev/fd": "/proc/self/fd",
+    "/dev/stdin": "/proc/self/fd/0",
+    "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+}
+
+
+def mount_all() -> None:
+    """Mount the file systems that programs expect."""
+    os.umask(0o022)
+    move_root()
+    for source, target, kind, flags, data in _MOUNTS:
+        os.makedirs(target, exist_ok=True)
+        syscalls.mount(source, target, kind, flags, data)
+    for path, target in _LINKS.items():
+        with contextlib.suppress(FileExistsError):
+            os.symlink(target, path)
+
+
+def move_root() -> None:
+    """Mount the root over itself, without copying it, and make that the root."""
+    syscalls.mount("/", "/mnt", "", syscalls.MS_BIND)
+    os.chdir("/mnt")
+    syscalls.mount("/mnt", "/", "", syscalls.MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+
+
+def open_port(modules: Modules) -> int:
+    """Load what the link to the host needs, and open it.
+
+    :raises TimeoutError: the VM has no such port.
+    """
+    modules.need(*EARLY)
+    until = time.monotonic() + _PORT_SECONDS
+    while True:
+        path = find_port()
+        if path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        if time.monotonic() > until:
+            raise TimeoutError(f"the VM has no port {PORT}")
+        time.sleep(_PAUSE)
+
+
+def find_port(sys: str = "/sys/class/virtio-ports") -> str | None:
+    """Return the device of the port; None if it is not there yet."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(sys):
+            with open(f"{sys}/{name}/name", encoding="utf-8") as file:
+                if file.read().strip() == PORT:
+                    return f"/dev/{name}"
+    return None
+
+
+def total_memory() -> int:
+    """Return the memory of the VM, in bytes."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        return int(file.readline().split()[1]) << 10

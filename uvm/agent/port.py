@@ -1,0 +1,255 @@
+"""The agent's one link to the host: a mux over a port of virtio-serial, or over a socket.
+
+What callbacks send is collected and written before the loop waits. The kernel's driver takes 32 KiB at a
+time, and makes a message for the host of each write; so small buffers are joined.
+
+A port whose host has gone says so for as long as it is away. It is looked at ten times a second then, since
+nothing announces that a host is back. Nothing is lost by that: the mux goes on with a host that returns.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from uvm._wire.mux import (
+    Accepted,
+    Channel,
+    Data,
+    Ended,
+    Event,
+    Greeted,
+    Listening,
+    Mux,
+    MuxError,
+    Reset,
+    Writable,
+)
+from uvm.agent.connection import Receiver
+from uvm.agent.loop import HANGUP, READ, WRITE, Loop
+
+_READ_BYTES: Final = 1 << 17
+#: Reads in a row: the driver returns a buffer of a page each time.
+_READS: Final = 32
+_WRITE_BYTES: Final = 1 << 15
+#: Writes in a row, before something else may be done.
+_WRITES: Final = 32
+_LOOK_SECONDS: Final = 0.1
+
+
+class Port:
+    """The link.
+
+    :param fd: the port, or a socket, which does not block.
+    :param on_error: gets the text of what broke.
+    :ivar on_greeted: called when a host has connected; with whether it is the one of before.
+    :ivar on_listening: called for each port that the host begins to listen at.
+    :ivar on_gone: called when the host is gone.
+    """
+
+    def __init__(self, loop: Loop, fd: int, on_error: Callable[[str], object]) -> None:
+        self._loop, self._fd, self._on_error = loop, fd, on_error
+        self._mux = Mux(guest=True)
+        self._events = READ
+        self._of_host: list[MuxConnection] = []
+        self.on_greeted: Callable[[bool], object] = lambda resumed: None
+        self.on_listening: Callable[[int], object] = lambda port: None
+        self.on_gone: Callable[[], object] = lambda: None
+        os.set_blocking(fd, False)
+        loop.watch(fd, READ, self._ready)
+        loop.before_waiting(self.flush)
+
+    def dial(self, port: int, receiver: Receiver, *, lasting: bool = True) -> MuxConnection:
+        """Open a connection to a port of the host's.
+
+        :param lasting: another host that comes takes it over; otherwise it is closed then.
+        """
+        connection = MuxConnection(self._mux, self._mux.open(port), receiver)
+        if not lasting:
+            self._of_host = [each for each in self._of_host if not each.channel.gone]
+            self._of_host.append(connection)
+        return connection
+
+    def is_listening(self, port: int) -> bool:
+        """Return whether the host listens at a port."""
+        return port in self._mux.listening
+
+    # What comes.
+
+    def _ready(self, events: int) -> None:
+        if events & READ:
+            self._receive()
+        elif events & HANGUP:
+            self._hang_up()
+        # There is something to write: the flush that comes does.
+
+    def _receive(self) -> None:
+        parts = []
+        gone = False
+        try:
+            for _ in range(_READS):
+                data = os.read(self._fd, _READ_BYTES)
+                if not data:
+                    gone = True
+                    break
+                parts.append(data)
+        except BlockingIOError:
+            pass
+        except OSError:
+            gone = True
+        self._take(b"".join(parts))
+        if gone:
+            self._hang_up()
+
+    def _take(self, data: bytes) -> None:
+        try:
+            self._pass_on(self._mux.receive(data))
+        except MuxError as error:
+            self._on_error(f"mux: {error}")
+        if self._mux.more:
+            self._loop.post(lambda: self._take(b""))
+
+    def _pass_on(self, events: Iterable[Event]) -> None:
+        for event in events:
+            match event:
+                case Data(channel, data):
+                    channel.owner.receiver.received(data)
+                case Writable(channel):
+                    channel.owner.continue_sending()
+                case Accepted(channel):
+                    channel.owner.accepted()
+                case Ended(channel):
+                    channel.owner.receiver.ended()
+                case Reset(channel):
+                    channel.owner.receiver.closed()
+                case Listening(port):
+                    self.on_listening(port)
+                case Greeted(resumed):
+                    self._greeted(resumed)
+
+    def _greeted(self, resumed: bool) -> None:
+        self.on_greeted(resumed)
+        # Nothing of them has gone to the new host yet, so it never hears of them.
+        for connection in [] if resumed else self._of_host:
+            if not connection.channel.gone:
+                self._mux.reset(connection.channel)
+                connection.receiver.closed()
+
+    def _hang_up(self) -> None:
+        self._loop.unwatch(self._fd)
+        self._events = 0
+        self._loop.later(_LOOK_SECONDS, self._look)
+        self.on_gone()
+
+    def _look(self) -> None:
+        """Go on if the host is back."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if any(events & HANGUP for _, events in poll.poll(0)):
+            self._loop.later(_LOOK_SECONDS, self._look)
+        else:
+            self._events = READ
+            self._loop.watch(self._fd, READ, self._ready)
+
+    # What goes.
+
+    def flush(self) -> None:
+        """Write what there is to write, as far as it is taken."""
+        if not self._events:
+            return
+        full = False
+        for _ in range(_WRITES):
+            data = _joined(self._mux.outgoing())
+            if not data:
+                break
+            try:
+                self._mux.written(os.write(self._fd, data))
+            except BlockingIOError:
+                full = True
+                break
+            except OSError:
+                self._hang_up()
+                return
+        else:
+            self._loop.post(lambda: None)
+        events = READ | WRITE if full else READ
+        if events != self._events:
+            self._events = events
+            self._loop.change(self._fd, events)
+
+
+def _joined(buffers: Iterable[bytes | bytearray | memoryview]) -> bytes | bytearray | memoryview:
+    """Return the first of some buffers, as one of a size that the driver takes at once."""
+    parts: list[bytes | bytearray | memoryview] = []
+    room = _WRITE_BYTES
+    for buffer in buffers:
+        parts.append(buffer if len(buffer) <= room else memoryview(buffer)[:room])
+        room -= len(parts[-1])
+        if not room:
+            break
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class MuxConnection:
+    """A connection over the mux; see :class:`uvm.agent.connection.Connection`."""
+
+    def __init__(self, mux: Mux, channel: Channel, receiver: Receiver) -> None:
+        self._mux, self.channel, self.receiver = mux, channel, receiver
+        self._waiting = bytearray()
+        self._ends = False
+        self._known = False
+        channel.owner = self
+
+    @property
+    def room(self) -> int:
+        """How many bytes can be sent without waiting here."""
+        return 0 if self._waiting or self.channel.gone else max(0, self.channel.sender.room)
+
+    def send(self, data: bytes) -> None:
+        """Send bytes; what there is no room for waits here."""
+        if self.channel.gone or self._ends:
+            return
+        taken = 0 if self._waiting else self._mux.send(self.channel, data)
+        if taken < len(data):
+            self._waiting += memoryview(data)[taken:]
+
+    def wait_for_room(self) -> None:
+        """Have the receiver called when there is room."""
+        self.channel.sender.starved = True
+
+    def send_eof(self) -> None:
+        """Send no more."""
+        self._ends = True
+        if not self._waiting and not self.channel.gone:
+            self._mux.send_eof(self.channel)
+
+    def consumed(self, size: int) -> None:
+        """Let the host send as many bytes more."""
+        self._mux.consumed(self.channel, size)
+
+    def close(self) -> None:
+        """Close it; what was sent is still sent, as far as the mux has taken it."""
+        self.receiver = Receiver()
+        self._waiting.clear()
+        self._mux.close(self.channel)
+
+    def accepted(self) -> None:
+        """Pass on that the host has accepted it; a host that returns accepts it again."""
+        if not self._known:
+            self._known = True
+            self.receiver.opened()
+
+    def continue_sending(self) -> None:
+        """Send what waits; then there is room for more."""
+        if self._waiting:
+            data = bytes(self._waiting)
+            taken = self._mux.send(self.channel, data)
+            del self._waiting[:taken]
+            if self._waiting:
+                return
+            if self._ends:
+                self._mux.send_eof(self.channel)
+                return
+        self.receiver.writable()

@@ -1,0 +1,95 @@
+"""Starting a process: its program, its standard streams, its terminal, its user.
+
+:mod:`subprocess` starts it without copying the agent's memory, unless it gets a terminal of its own. It waits
+until the program has been loaded, which may block, so this is done in workers.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from uvm.agent.refused import Refused, reason
+
+#: Where the programs of the guest itself are found; the ``PATH`` of a request is the process's own.
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Command(NamedTuple):
+    """A process to start.
+
+    :ivar env: all of its environment.
+    :ivar cwd: its working directory; the agent's if it is empty.
+    :ivar identity: the keywords of :class:`subprocess.Popen` for its user and groups; see
+        :mod:`uvm.agent.users`.
+    """
+
+    args: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str = ""
+    identity: Mapping[str, Any] = {}
+
+
+def spawn(
+    command: Command,
+    streams: tuple[int, int, int],
+    terminal: bool = False,
+    prepare: Callable[[], object] | None = None,
+) -> int:
+    """Start a process, and return its id.
+
+    :param streams: the descriptors of its standard streams, which stay open here.
+    :param terminal: those are a terminal, which it gets as its own.
+    :param prepare: called in the new process before its program is loaded.
+    :raises Refused: it cannot be started; in the words of Go.
+    """
+    stdin, stdout, stderr = streams
+
+    def before() -> None:
+        if prepare is not None:
+            prepare()
+        if terminal:
+            # A new session, whose leader takes the terminal.
+            os.login_tty(0)
+
+    found = _found(command.args[0])
+    try:
+        process = subprocess.Popen(
+            command.args,
+            executable=found,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=command.env,
+            cwd=command.cwd or None,
+            # It does system calls only, and takes no lock that another thread may hold.
+            preexec_fn=before if terminal or prepare else None,  # noqa: PLW1509
+            **command.identity,
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise _failed(command, found, error) from None
+    # The loop reaps it; this object must not.
+    process.returncode = 0
+    return process.pid
+
+
+def _found(name: str) -> str:
+    """Return the path of a program."""
+    if "/" in name:
+        return name
+    for directory in PATH.split(":"):
+        path = f"{directory}/{name}"
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    raise Refused(f'exec: "{name}": executable file not found in $PATH')
+
+
+def _failed(command: Command, found: str, error: Exception) -> Refused:
+    if not isinstance(error, OSError):
+        # A NUL in an argument, or "=" in the name of a variable.
+        return Refused(f"fork/exec {found}: invalid argument")
+    if command.cwd and error.filename == command.cwd:
+        return Refused(f"chdir {command.cwd}: {reason(error)}")
+    return Refused(f"fork/exec {found}: {reason(error)}")
