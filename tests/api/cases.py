@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,8 @@ from attrs import define, field, frozen
 import uvm
 from tests.api.cancelled import CancelledAt
 from tests.api.stage import Left, Stage, staged
+from tests.points import Point, points
 from tests.vm.support import quiet
-from uvm.backends.fake.calls import Call as Asked
-from uvm.backends.fake.filters import FAULTY
 
 __all__ = ["TURNS", "Examined", "Row", "examine"]
 
@@ -124,25 +123,6 @@ class Made:
         except Exception as error:
             self.error = error
             self.state = self.stage.created.state if self.stage.created else None
-
-
-@frozen
-class Point:
-    """One of the requests of a call."""
-
-    to: Any
-    operation: str
-    request_type: str
-    nth: int
-
-    @property
-    def matching(self) -> dict[str, Any]:
-        """What a rule needs to be about it."""
-        rule = {"to": self.to, "operation": self.operation, "nth": self.nth}
-        return {**rule, "where": lambda call: call.request_type == self.request_type}
-
-    def __str__(self) -> str:
-        return f"{self.to}:{self.operation} {self.request_type}#{self.nth}".replace(" #", "#")
 
 
 #: What happens in a case; it begins the call itself.
@@ -330,7 +310,7 @@ class _Examination:
         """Nothing goes wrong."""
         begun = stage.backend.request_log._seq
         made = await self._begin(stage)
-        self.points = list(_points(each.call for each in stage.backend.request_log if each.seq > begun))
+        self.points = list(points(stage.backend, begun))
         await self._finish(stage, made)
         assert made.done, "it did not return"
         if made.error is not None:
@@ -494,16 +474,6 @@ async def examine(name: str, row: Row, found: Examined) -> None:
     """Put a call through all cases, over both ways."""
     for own in (True, False) if row.own is None else (row.own,):
         await _Examination(row, own, f"{name} {'own' if own else 'hcs'}", found).play()
-
-
-def _points(asked: Iterable[Asked]) -> Iterator[Point]:
-    seen: Counter[tuple[str, str, str]] = Counter()
-    for call in asked:
-        if call.operation not in FAULTY[call.to]:
-            continue
-        kind = (call.to, call.operation, call.request_type)
-        seen[kind] += 1
-        yield Point(*kind, seen[kind])
 
 
 def leaves(error: BaseException | None) -> list[BaseException]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 
 import uvm
 from tests.clocks import jumping_backends
@@ -124,6 +124,35 @@ async def test_the_proxy_adds_the_adapters_and_removes_them_again(os: str) -> No
         await scene.setup.setup(NAMESPACE)
         await scene.setup.teardown(NAMESPACE)
         scene.check_nothing_is_set_up()
+
+
+async def test_the_proxy_sets_up_the_network_of_a_template_and_of_its_clones() -> None:
+    backend = host_backend()
+    options = wcow(network_config_proxy=PROXY, template=True)
+    async with (
+        FakeNetworkProxy(backend, PROXY, {"pod1": NAMES}) as proxy,
+        running_there(options, backend) as run,
+    ):
+        await _set_up_and_torn_down(Scene(run, proxy, run.vm.network_setup("pod1")))
+        lease = await run.vm.network.add_namespace(NAMESPACE)
+        template = await run.vm.save_template()
+        of_clone = evolve(
+            options, id="vm2", template=False, clone_of=template, scratch_directory=r"C:\clones\one"
+        )
+        async with running_there(of_clone, backend) as clone:
+            await _set_up_and_torn_down(Scene(clone, proxy, clone.vm.network_setup("pod1")))
+        await lease.release()
+    assert backend.leftovers() == []
+
+
+async def _set_up_and_torn_down(scene: Scene) -> None:
+    await scene.setup.setup(NAMESPACE)
+    assert [adapter.endpoint_name for adapter in scene.vm.network.adapters] == NAMES
+    check_at_rest(scene.run)
+    await scene.setup.teardown(NAMESPACE)
+    assert scene.vm.network.adapters == ()
+    check_at_rest(scene.run)
+    assert dict(scene.proxy.agents) == {}
 
 
 async def test_sr_iov_of_an_adapter_is_changed_on_the_host_alone() -> None:

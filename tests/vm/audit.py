@@ -16,11 +16,15 @@ from uvm._buses.vpmem import _guest_path as layer_path
 from uvm._document.plan import GrantAccess
 from uvm._guest.container import Container
 from uvm._guest.process import Process
+from uvm._guest.updates import Settings
 from uvm._vm.devices import Devices
+from uvm._vm.settings import _as_created
+from uvm.backends.fake import WindowsGuest
 from uvm.devices.plan9 import Plan9Shares
 from uvm.devices.scsi import Attachments, MountPlace
 from uvm.devices.vpmem import Layers, PackedLayers
 from uvm.devices.vsmb import Share, Shares
+from uvm.errors import is_refusal
 from uvm.testing.backends import audit
 from uvm.testing.backends.audit import Audit
 
@@ -48,6 +52,31 @@ def check_at_rest(run: Running) -> None:
     _check_access(run)
     _check_look_ups(run)
     _check_indexes(run)
+    _check_settings(run)
+    _check_mounts(run)
+
+
+def _check_settings(run: Running) -> None:
+    """The settings in force are the host's, but those whose last change has an unknown outcome."""
+    settings: Settings | None = vars(run.vm).get("_settings")
+    if settings is not None:
+        there = _as_created({"VirtualMachine": {"ComputeTopology": run.inventory["ComputeTopology"]}})
+        known = there.keys() - settings._doubtful
+        assert {path: settings.value(path) for path in known} == {path: there[path] for path in known}
+
+
+def _check_mounts(run: Running) -> None:
+    """What is mapped into containers has a mount, which is not released; others are in doubt."""
+    if audit.guest_is_gone(run.vm) or not isinstance(run.guest, WindowsGuest):
+        return
+    mounts = {(each.container_id, each.container_path): each for each in run.vm._link.mounts}
+    there = {
+        (id, each.container_path) for id, paths in run.guest.directories.items() for each in paths.values()
+    }
+    assert there <= mounts.keys()
+    for where, mount in mounts.items():
+        refused_with = None if mount._releasing is None else mount._releasing.error
+        assert where in there or (refused_with is not None and not is_refusal(refused_with)), where
 
 
 def _check_indexes(run: Running) -> None:
@@ -101,6 +130,8 @@ def check_opened(run: Running, opened: Sequence[Process | Container]) -> None:
     if audit.guest_is_gone(run.vm):
         return
     service = run.backend.vms[run.vm.id].service
+    for container in (each for each in opened if isinstance(each, Container)):
+        _check_container_settings(container, service.containers.get(container.id))
     containers = {each.id for each in opened if isinstance(each, Container)}
     processes = {each.pid for each in opened if isinstance(each, Process)}
     for each in service.containers.values():
@@ -108,6 +139,15 @@ def check_opened(run: Running, opened: Sequence[Process | Container]) -> None:
         kept = run.vm.os == "windows" or run.vm._link.states.pending(each.id) is not None
         assert each.id in containers or (each.status == "stopped" and kept), each
     assert {pid for pid, each in service.external.items() if each.alive} <= processes
+
+
+def _check_container_settings(container: Container, there: Any) -> None:
+    """The settings in force of a Windows container are its guest's, but those in doubt, and unknown ones."""
+    settings: Settings | None = vars(container).get("_settings")
+    if settings is not None and there is not None:
+        for path, setting in settings._in_force.items():
+            if path not in settings._doubtful and setting.value is not None:
+                assert there.resources.get(path, settings._created[path]) == setting.value, path
 
 
 def _check_access(run: Running) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import anyio.abc
@@ -31,6 +31,7 @@ class World(ABC):
 
     :cvar exit_odds: the VM exits in one of so many steps.
     :cvar answers: how a call may be answered.
+    :cvar steps: how many steps are taken.
     """
 
     run: Running
@@ -40,7 +41,8 @@ class World(ABC):
     begun: list[Attempt] = field(factory=list)
 
     exit_odds = 10
-    answers = ("proceed", "proceed", "refuse", "lose", "lose applied")
+    steps = range(5, 30)
+    answers: ClassVar[tuple[str, ...]] = ("proceed", "proceed", "refuse", "lose", "lose applied")
 
     @abstractmethod
     def beginning(self) -> Callable[[], Awaitable[Any]]:
@@ -52,7 +54,7 @@ class World(ABC):
 
     async def play(self) -> None:
         """Take some steps."""
-        for _ in range(self.choose(range(5, 30), "steps")):
+        for _ in range(self.choose(self.steps, "steps")):
             self._step()
             if self.choose([True, True, False], "settle"):
                 await quiet()

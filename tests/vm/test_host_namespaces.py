@@ -10,7 +10,7 @@ import pytest
 
 import uvm
 from tests.clocks import jumping_backends
-from tests.vm.support import host_backend, lcow, running
+from tests.vm.support import Attempt, host_backend, lcow, quiet, running
 from uvm.backends.fake import FakeBackend
 from uvm.errors import AlreadyReleasedError, HostError, OptionsError, UnknownOutcomeError
 
@@ -147,6 +147,39 @@ async def test_a_release_is_carried_out_for_a_caller_who_is_cancelled() -> None:
     with anyio.CancelScope() as scope:
         scope.cancel()
         await namespace.release()
+    assert state(backend) == before
+
+
+@pytest.mark.parametrize("answer", ["proceed", "refuse"])
+async def test_of_two_releases_the_second_waits_for_the_first(answer: str) -> None:
+    backend = networked()
+    before = state(backend)
+    namespace = await create(backend)
+    gate = backend.faults.hold(operation="delete endpoint")
+    async with anyio.create_task_group() as tasks:
+        first, second = (Attempt.begin(tasks, namespace.release) for _ in range(2))
+        [parked] = await gate.wait()
+        await quiet()
+        assert len(gate.pending) == 1
+        getattr(parked, answer)()
+        gate.close()
+    errors = [each.error for each in (first, second) if each.error is not None]
+    assert [type(each) for each in errors] == [HostError] * (answer == "refuse")
+    assert state(backend) == before
+
+
+async def test_an_endpoint_does_not_come_into_a_namespace_that_is_released() -> None:
+    backend = networked()
+    before = state(backend)
+    namespace = await create(backend)
+    gate = backend.faults.hold(operation="delete namespace")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(namespace.release)
+        await gate.wait()
+        late = Attempt.begin(tasks, lambda: namespace.create_endpoint(HOST_NETWORK))
+        await quiet()
+        gate.close()
+    assert isinstance(late.error, AlreadyReleasedError)
     assert state(backend) == before
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +15,7 @@ from attrs import evolve
 
 import uvm
 from tests.clocks import jumping_backends
+from tests.points import Point, points
 from tests.vm.audit import check_at_rest
 from tests.vm.support import (
     DEVICE,
@@ -674,33 +674,11 @@ async def test_a_vm_that_is_no_template_is_not_deleted_as_one() -> None:
 
 # Failures: one run for each call, in which it fails, its answer is lost, or the caller is cancelled there.
 
-Point = tuple[str, str, str, int]
-
-
-def points(backend: FakeBackend, after: int) -> Iterator[Point]:
-    """The calls after one, each with its number among those of its kind."""
-    seen: Counter[tuple[str, str, str]] = Counter()
-    for each in backend.request_log:
-        if each.seq > after:
-            kind = (each.to, each.call.operation, each.call.request_type)
-            seen[kind] += 1
-            yield (*kind, seen[kind])
-
-
-def matching(point: Point) -> dict[str, Any]:
-    to, operation, request_type, nth = point
-    return {
-        "to": to,
-        "operation": operation,
-        "nth": nth,
-        "where": lambda call: call.request_type == request_type,
-    }
-
 
 async def spoil(backend: FakeBackend, how: str, point: Point, call: Callable[[], Awaitable[Any]]) -> bool:
     """Make a call in which one request fails, loses its answer, or is where the caller is cancelled."""
     if how != "cancelled":
-        rule = getattr(backend.faults, how)(**matching(point))
+        rule = getattr(backend.faults, how)(**point.matching)
         try:
             await call()
         except uvm.UVMError:
@@ -709,7 +687,7 @@ async def spoil(backend: FakeBackend, how: str, point: Point, call: Callable[[],
             rule.remove()
             assert rule.fired, point
         return True
-    with backend.faults.hold(**matching(point)) as gate:
+    with backend.faults.hold(**point.matching) as gate:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_awaited, call())
             await gate.wait()
@@ -735,7 +713,7 @@ async def test_a_clone_that_cannot_be_made_leaves_the_host_as_it_was(how: str) -
         begun = last(backend)
         await create()
         kinds = ("query", "grant", "lifecycle")
-        wanted = [p for p in points(backend, begun) if p[0] in kinds and p[1] not in ("terminate", "close")]
+        wanted = [p for p in points(backend, begun) if p.to in kinds and p.operation != "terminate"]
         assert len(wanted) == 6
         before = paths(backend), sorted(backend.access.entries()), vm.devices()
         for point in wanted:
@@ -805,7 +783,7 @@ async def test_a_clone_whose_start_fails_leaves_the_host_as_it_was(how: str) -> 
 
         begun = last(backend)
         await run()
-        wanted = [p for p in points(backend, begun) if p[0] in ("guest", "host") or p[1] == "start"]
+        wanted = [p for p in points(backend, begun) if p.to in ("guest", "host") or p.operation == "start"]
         before = paths(backend), sorted(backend.access.entries())
         for point in wanted:
             await spoil(backend, how, point, run)
@@ -825,10 +803,12 @@ async def test_the_network_of_a_clone_that_cannot_be_set_up_is_as_it_was(how: st
         begun = last(backend)
         await (await clone.network.setup(NAMESPACE)).release()
         wanted = [
-            p for p in points(backend, begun) if p[2] != "Remove" and p[0] in ("network", "guest", "host")
+            p
+            for p in points(backend, begun)
+            if p.request_type != "Remove" and p.to in ("network", "guest", "host")
         ]
         for point in wanted:
-            if how == "lose" and point[0] == "guest":
+            if how == "lose" and point.to == "guest":
                 # The connection goes with an answer of the guest.
                 continue
 
@@ -846,17 +826,17 @@ async def test_the_network_of_a_clone_that_cannot_be_set_up_is_as_it_was(how: st
 
 
 SAVE = [
-    ("guest", "modify", "Remove", 1),
-    ("host", "modify", "Remove", 1),
-    ("guest", "modify", "Remove", 2),
-    ("host", "modify", "Remove", 2),
-    ("lifecycle", "pause", "", 1),
-    ("lifecycle", "save", "", 1),
+    Point("guest", "modify", "Remove", 1),
+    Point("host", "modify", "Remove", 1),
+    Point("guest", "modify", "Remove", 2),
+    Point("host", "modify", "Remove", 2),
+    Point("lifecycle", "pause", "", 1),
+    Point("lifecycle", "save", "", 1),
 ]
 
 
 @HOW
-@pytest.mark.parametrize("point", SAVE, ids=lambda point: " ".join(map(str, point)))
+@pytest.mark.parametrize("point", SAVE, ids=str)
 async def test_a_save_that_fails_is_done_by_the_next_one_or_leaves_the_vm_as_it_was(
     how: str, point: Point
 ) -> None:
@@ -869,16 +849,16 @@ async def test_a_save_that_fails_is_done_by_the_next_one_or_leaves_the_vm_as_it_
         await quiet()
         # What was begun goes on without its caller; the host is asked for an answer that is lost; a guest
         # whose connection is lost holds nothing.
-        saved = how == "cancelled" or (how == "lose" and point[:2] != ("host", "modify"))
+        saved = how == "cancelled" or (how == "lose" and (point.to, point.operation) != ("host", "modify"))
         assert (done or how == "cancelled") is saved
         assert vm.state is (uvm.VMState.SAVED if saved else uvm.VMState.RUNNING)
         assert backend.vms["vm1"].state == ("SavedAsTemplate" if saved else "Running")
         assert evolve(vm.devices(), adapters=(), quarantined=()) == evolve(before, adapters=())
-        if not saved and point[0] == "lifecycle":
+        if not saved and point.to == "lifecycle":
             with pytest.raises(VMStateError, match="save it again or close it"):
                 await vm.run(["true"])
         if vm.quarantined:
-            assert (how, point[0]) == ("lose", "host")
+            assert (how, point.to) == ("lose", "host")
             with pytest.raises(VMStateError, match=r"unknown \(vm.quarantined\)"):
                 await vm.save_template()
         else:
@@ -921,13 +901,13 @@ async def test_two_that_save_a_vm_get_one_template() -> None:
 
 
 @pytest.mark.parametrize("how", ["crash", "close"])
-@pytest.mark.parametrize("point", SAVE, ids=lambda point: " ".join(map(str, point)))
+@pytest.mark.parametrize("point", SAVE, ids=str)
 async def test_a_vm_that_ends_while_it_is_saved_has_exited(how: str, point: Point) -> None:
     backend = host_backend()
     async with uvm.UtilityVM.create(TEMPLATE, backend=backend) as vm:
         await vm.start()
         await fill(vm)
-        gate = backend.faults.hold(**matching(point))
+        gate = backend.faults.hold(**point.matching)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_exits, vm)
             await gate.wait()
@@ -957,7 +937,7 @@ async def test_a_deletion_that_fails_is_finished_by_the_next_one(how: str, nth: 
         vm.detach()
     before = last(other)
     await same.delete(other)
-    wanted = [point for point in points(other, before) if point[1] != "close"]
+    wanted = [*points(other, before)]
     assert len(wanted) == 6
     await spoil(backend, how, wanted[nth], lambda: template.delete(backend))
     await quiet()

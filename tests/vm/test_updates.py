@@ -16,6 +16,7 @@ from uvm.errors import (
     NotSupportedError,
     OptionsError,
     UndoFailedError,
+    UndoUnknownError,
     UnknownOutcomeError,
     UVMError,
     VMExitedError,
@@ -318,6 +319,18 @@ async def test_what_cannot_be_changed_back_is_reported(fault: str) -> None:
         assert isinstance(caught.value, UnknownOutcomeError) is (fault == "lose")
         assert len(caught.value.exceptions) == 2
         assert isinstance(caught.value.exceptions[0], HostError)
+
+
+async def test_what_may_have_been_changed_and_cannot_be_changed_back_is_unknown() -> None:
+    async with running() as run:
+        before, _ = await updated(run, "linux")
+        run.backend.faults.lose(resource=MEMORY, nth=1)
+        rule = run.backend.faults.refuse(resource=MEMORY, nth=2)
+        with pytest.raises(UndoUnknownError, match="may have been changed"):
+            await run.vm.update(LINUX)
+        rule.remove()
+        await run.vm.update(BEFORE["linux"])
+        assert topology(run) == before
 
 
 async def test_a_setting_that_was_changed_anew_meanwhile_is_left_at_that() -> None:

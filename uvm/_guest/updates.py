@@ -75,11 +75,12 @@ class Settings:
 
     async def set(self, setting: Setting) -> None:
         """Change a setting."""
+        doubted = setting.path in self._doubtful
         self._doubtful.add(setting.path)
         try:
             await self._send(setting)
         except Exception as error:
-            if is_refusal(error):
+            if is_refusal(error) and not doubted:
                 self._doubtful.discard(setting.path)
             raise
         self._doubtful.discard(setting.path)
@@ -148,7 +149,7 @@ class Settings:
         if failed:
             whats = " and ".join(what for what, _ in failed)
             whys = "; ".join(str(each) for _, each in failed)
-            unknown = any(not is_refusal(each) for _, each in failed)
+            unknown = any(not is_refusal(each) or what in self._doubtful for what, each in failed)
             kind = UndoUnknownError if unknown else UndoFailedError
             holds = "may have been changed" if unknown else "stays changed"
             raise kind(

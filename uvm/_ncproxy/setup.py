@@ -57,21 +57,18 @@ _log = logging.getLogger("uvm")
 class _SetUp:
     """What there is of a set-up, and has to be torn down.
 
+    :ivar namespace_id: the namespace, by the host's id.
     :ivar owed: what the proxy is asked to undo it, the last first.
     :ivar serving: ends the service of the agent.
     :ivar served: that has ended; None before it begins.
     """
 
     vm: VMOfAgent
+    namespace_id: str
     namespace: NamespaceLease | None = None
     owed: list[Callable[[], Awaitable[None]]] = field(factory=list)
     serving: anyio.CancelScope = field(factory=anyio.CancelScope)
     served: Flag | None = None
-
-    @property
-    def namespace_id(self) -> str:
-        """The namespace; empty before the VM is in it."""
-        return "" if self.namespace is None else self.namespace.id
 
     @property
     def is_served_no_more(self) -> bool:
@@ -122,7 +119,7 @@ class _SetUp:
 
     def _left(self) -> list[Releasable]:
         namespace = [] if self.namespace is None or self.namespace.released else [self.namespace]
-        return [*namespace, *self.vm.outside(self.namespace_id)]
+        return [*namespace, *self.vm.outside("" if self.namespace is None else self.namespace.id)]
 
 
 async def _error_of(call: Callable[[], Awaitable[None]]) -> Exception | None:
@@ -170,8 +167,9 @@ class ExternalNetworkSetup:
         """
         guid_key(namespace_id)
         self._link.check_running()
-        up, leaving = _SetUp(VMOfAgent(self._context, self._network, self._vpci)), anyio.CancelScope()
-        made = partial(self._set_up, namespace_id, up, leaving)
+        agent, leaving = VMOfAgent(self._context, self._network, self._vpci), anyio.CancelScope()
+        up = _SetUp(agent, namespace_id)
+        made = partial(self._set_up, up, leaving)
         try:
             await self._link.carry_out(made, lambda _: self._abandon(up))
         except BaseException as failure:
@@ -200,7 +198,7 @@ class ExternalNetworkSetup:
         except VMExitedError:
             await self._tear_down(self._up)
 
-    async def _set_up(self, namespace_id: str, up: _SetUp, leaving: anyio.CancelScope) -> None:
+    async def _set_up(self, up: _SetUp, leaving: anyio.CancelScope) -> None:
         async with self._turn:
             if self._up is not None:
                 raise OptionsError(
@@ -208,7 +206,7 @@ class ExternalNetworkSetup:
                     " tear it down first"
                 )
             await self._though_it_exits(
-                lambda: self._carry_out(namespace_id, up, leaving),
+                lambda: self._carry_out(up, leaving),
                 lambda: self._roll_back(UVMError("the VM exits"), up),
             )
 
@@ -223,22 +221,22 @@ class ExternalNetworkSetup:
                 await undo()
             raise
 
-    async def _carry_out(self, namespace_id: str, up: _SetUp, leaving: anyio.CancelScope) -> None:
+    async def _carry_out(self, up: _SetUp, leaving: anyio.CancelScope) -> None:
         try:
             with leaving:
-                await self._carry_through(namespace_id, up)
+                await self._carry_through(up)
                 return
         except Exception as failure:
             await self._roll_back(failure, up)
             raise
         # Its caller has left.
-        cancelled = UVMError(f"{self._context.vm_id}: the set-up of {namespace_id} was cancelled")
+        cancelled = UVMError(f"{self._context.vm_id}: the set-up of {up.namespace_id} was cancelled")
         await self._roll_back(cancelled, up)
         if hasattr(cancelled, "__notes__"):
             raise cancelled
 
-    async def _carry_through(self, namespace_id: str, up: _SetUp) -> None:
-        up.namespace = await self._network.add_namespace(namespace_id)
+    async def _carry_through(self, up: _SetUp) -> None:
+        up.namespace = await self._network.add_namespace(up.namespace_id)
         await self._start_serving(up)
         await self._ask_proxy(up)
         self._up = up

@@ -43,7 +43,7 @@ class VMOfAgent:
         """Remove the adapter of an endpoint, however often it was added, as after an answer that was lost."""
         namespace_id, document = await self._found(endpoint)
         endpoint_id = str(document.get("ID", ""))
-        added = self._on(adapter_key(namespace_id, endpoint_id))
+        added = self._on(adapter_key(self._network._key(namespace_id), endpoint_id))
         for lease in added:
             await self._release(lease)
         if not added:

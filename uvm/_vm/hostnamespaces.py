@@ -49,6 +49,8 @@ class HostNamespace(Releasable):
     #: Those that may be in it, in order, and whether they were created for it.
     _endpoints: dict[str, bool] = field(factory=dict, init=False)
     _released: bool = field(default=False, init=False)
+    #: One caller changes it at a time.
+    _turn: anyio.Lock = field(factory=anyio.Lock, init=False, repr=False)
 
     __repr__ = brief_call
 
@@ -92,7 +94,8 @@ class HostNamespace(Releasable):
         """Take its endpoints out, delete those that were created for it, and then itself.
 
         What is gone already is no error. If the host refuses some of it, the rest is done all the same, and a
-        further release goes on with what is left. A caller who is cancelled waits for it, for 10 s at most.
+        further release goes on with what is left. A second release waits for the first. A caller who is
+        cancelled waits for it, for 10 s at most.
 
         :raises AlreadyReleasedError: a release of it has succeeded before.
         :raises HostError: the host refused.
@@ -101,16 +104,23 @@ class HostNamespace(Releasable):
         self._check_held()
         errors: list[Exception] = []
         with anyio.move_on_after(_GRACE_SECONDS, shield=True) as scope:
-            for endpoint_id in reversed(self.endpoints):
-                errors += await _errors_of(self._remove(endpoint_id))
-            errors += await _errors_of(self._backend.network.delete_namespace(self.id))
+            async with self._turn:
+                if self._released:
+                    return
+                for endpoint_id in reversed(self.endpoints):
+                    errors += await _errors_of(self._remove(endpoint_id))
+                errors += await _errors_of(self._backend.network.delete_namespace(self.id))
+                self._released = not errors
         if scope.cancelled_caught:
             errors.append(UnknownOutcomeError(f"the host did not answer within {_GRACE_SECONDS:g} s"))
         if errors:
             raise together(f"deleting the network namespace {self.id}", errors)
-        self._released = True
 
     async def _put(self, endpoint_id: str, network_id: str | None, document: JSON) -> None:
+        async with self._turn:
+            await self._create_in(endpoint_id, network_id, document)
+
+    async def _create_in(self, endpoint_id: str, network_id: str | None, document: JSON) -> None:
         """Note an endpoint, create it if it is to be, and put it into the namespace."""
         self._check_held()
         if endpoint_id in self._endpoints:

@@ -282,6 +282,24 @@ class StandIn:
     def _query_blockstats(self, query_nodes: bool = False) -> list[JSON]:
         return []
 
+    def _getfd(self, fdname: str) -> JSON:
+        return {}
+
+    def _migrate_set_capabilities(self, capabilities: list[JSON]) -> JSON:
+        return {}
+
+    def _migrate_set_parameters(self, max_bandwidth: int) -> JSON:
+        return {}
+
+    def _migrate(self, uri: str) -> JSON:
+        return {}
+
+    def _query_migrate(self) -> JSON:
+        return {"status": "completed"}
+
+    def _query_machines(self) -> list[JSON]:
+        return [{"name": "pc-q35-7.2", "alias": "q35"}, {"name": "pc-i440fx-7.2", "is-default": True}]
+
     # The guest.
 
     async def _run_guest(self) -> None:

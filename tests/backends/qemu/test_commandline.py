@@ -27,6 +27,7 @@ LAUNCH = Launch(
     directory="/run/uvm/vm1",
     qmp="fd=5",
     mux="fd=6",
+    memory=7,
 )
 
 
@@ -120,7 +121,7 @@ def test_a_comma_in_a_name_ends_no_value() -> None:
 def test_memory_without_overcommit_is_there_from_the_start() -> None:
     assert "prealloc=on" not in values(line(machine(allow_overcommit=True)), "-object")[0]
     assert values(line(machine(allow_overcommit=False, memory_mb=512)), "-object")[0] == (
-        "memory-backend-ram,id=ram,size=512M,prealloc=on"
+        "memory-backend-file,id=ram,size=512M,mem-path=/proc/self/fd/7,share=on,prealloc=on"
     )
 
 
@@ -179,6 +180,22 @@ def test_what_qemu_does_not_have_is_refused_with_the_reason(asked: dict[str, Any
     document = from_json(VirtualMachine, {**direct, **asked}, forbid_extra=True)
     with pytest.raises(NotSupportedError, match=rf"{reason}.*nothing was started"):
         check_document(document)
+
+
+def test_a_clone_copies_what_it_writes_to_the_memory_of_its_template() -> None:
+    clone = evolve(LAUNCH, restores=True, is_clone=True)
+    found = command_line(machine(allow_overcommit=False, memory_mb=512), clone)
+    assert values(found, "-object")[0] == (
+        "memory-backend-file,id=ram,size=512M,mem-path=/proc/self/fd/7,share=off"
+    )
+    assert values(found, "-incoming") == ["defer"]
+
+
+def test_what_starts_from_a_saved_file_has_a_memory_of_its_own() -> None:
+    found = command_line(machine(memory_mb=512), evolve(LAUNCH, restores=True))
+    assert values(found, "-object")[0].endswith("mem-path=/proc/self/fd/7,share=on")
+    assert values(found, "-incoming") == ["defer"]
+    assert "-incoming" not in line(machine(memory_mb=512))
 
 
 def test_a_document_without_memory_is_refused() -> None:

@@ -80,19 +80,8 @@ async def standing_in(directory: Path) -> AsyncIterator[tuple[QEMUBackend, Stand
         yield backend, launcher
 
 
-#: VMs are not saved yet.
-UNSAVED = {
-    "each_state_allows_some_operations_and_refuses_the_others",
-    "a_paused_system_is_saved_to_a_file_and_resumed",
-    "a_system_saved_as_a_template_only_ends",
-    "a_paused_vm_is_saved_and_resumed",
-}
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 async def test_qemu_conforms(scenario: Scenario, tmp_path: Path, boot_files: str) -> None:
-    if scenario.name in UNSAVED:
-        pytest.skip("the backend does not save VMs yet")
     async with standing_in(tmp_path) as (backend, launcher):
         host = StandInHost(backend, tmp_path, launcher)
         rig = Rig(backend, host, LCOWOptions(boot_files_path=boot_files, memory_mb=1040))

@@ -89,7 +89,7 @@ async def test_what_has_no_identifier_is_refused(tmp_path: Path) -> None:
         await files.set_disk_id(images.written(tmp_path / "a.img", b"x" * 512), _ID)
     with pytest.raises(HostPathError, match="no VHDX"):
         await files.set_disk_id(images.written(tmp_path / "a.vhdx", b"x" * 512), _ID)
-    with pytest.raises(HostError, match="ERROR_FILE_NOT_FOUND"):
+    with pytest.raises(HostPathError, match="no such file"):
         await files.set_disk_id(str(tmp_path / "missing.vhd"), _ID)
 
 

@@ -40,11 +40,12 @@ from uvm.backends.qemu.others import OtherSystem, summary_of
 from uvm.backends.qemu.pipes import UnixPipes
 from uvm.backends.qemu.properties import service_property
 from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, default_runtime_directory
+from uvm.backends.qemu.saving import Boot, SavedVM
 from uvm.backends.qemu.system import QEMUSystem
 from uvm.backends.qemu.vm import VM
 from uvm.errors import HostError, NotSupportedError, VMStateError
 from uvm.hresult import HResult
-from uvm.schema.system import ComputeSystem, LinuxKernelDirect
+from uvm.schema.system import ComputeSystem, LinuxKernelDirect, VirtualMachine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,7 +121,7 @@ class QEMUBackend:
             memory_mb=memory >> 20,
             machine="arm64" if platform.machine() == "aarch64" else "amd64",
             paths="posix",
-            templates=(),
+            templates=("linux",),
             guest_images=("linux",),
         )
 
@@ -164,18 +165,20 @@ class QEMUBackend:
         if system_id in self._vms:
             raise HostError(operation, HResult.HCS_E_SYSTEM_ALREADY_EXISTS)
         check_document(read.virtual_machine)
+        template = self._template(read.virtual_machine, operation)
         acceleration = await self._acceleration()
-        kernel, initrd = await self._boot_files(read, operation)
+        boot = Boot(acceleration, *await self._boot_files(read, operation))
         record = Record(system_id, self.new_id(), read.owner, "Created", _this_process())
         directory = await anyio.to_thread.run_sync(self._directory.claim, record)
         info = await self.host()
-        vm = VM(read, directory)
+        vm = VM(read, directory, boot, None if template is None else template.memory.opened())
         vm.devices = self._devices(vm, info)
-        arguments = partial(self._arguments, vm, acceleration, kernel, initrd)
+        arguments = partial(self._arguments, vm)
         try:
             self._vms[system_id] = vm
             await vm.launch(self._launcher, arguments, MuxLink, tasks)
             await vm.devices.load(vm.machine)
+            await self._restore(vm, template)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await vm.discard()
@@ -183,19 +186,42 @@ class QEMUBackend:
             raise
         return QEMUSystem(vm, info, self._forget)
 
-    def _arguments(
-        self, vm: VM, acceleration: Acceleration, kernel: str, initrd: str, qmp: str, mux: str
-    ) -> list[str]:
+    def _template(self, machine: VirtualMachine, operation: str) -> SavedVM | None:
+        """Return the template that a document restores: HCS_E_SYSTEM_NOT_FOUND, or HCS_E_INVALID_STATE."""
+        state = machine.restore_state
+        if state is None or not state.template_system_id:
+            return None
+        found = self._vms.get(state.template_system_id)
+        if found is None:
+            text = f"there is no VM {state.template_system_id} of this process to start from"
+            raise HostError(operation, HResult.HCS_E_SYSTEM_NOT_FOUND, text)
+        if found.saved is None or found.state != "SavedAsTemplate":
+            text = f"{found.id} is {found.state}, and was not saved as a template"
+            raise HostError(operation, HResult.HCS_E_INVALID_STATE, text)
+        return found.saved
+
+    async def _restore(self, vm: VM, template: SavedVM | None) -> None:
+        """Load the state that a VM starts from, if its document names one."""
+        state = vm.machine.restore_state
+        if template is not None:
+            await vm.restore(template)
+        elif state is not None and state.save_state_file_path:
+            await vm.restore_from_file(state.save_state_file_path)
+
+    def _arguments(self, vm: VM, qmp: str, mux: str) -> list[str]:
         launch = Launch(
             name=vm.id,
             runtime_id=vm.runtime_id,
             binary=self._binary,
-            acceleration=acceleration,
-            kernel=kernel,
-            initrd=initrd,
+            acceleration=vm.boot.acceleration,
+            kernel=vm.boot.kernel,
+            initrd=vm.boot.initrd,
             directory=str(vm.directory.path),
             qmp=qmp,
             mux=mux,
+            memory=vm.memory.fd,
+            restores=vm.machine.restore_state is not None,
+            is_clone=vm.is_clone,
             root_ports=self._root_ports,
             share_slots=self._share_slots,
         )
@@ -210,6 +236,7 @@ class QEMUBackend:
             directory=str(vm.directory.path),
             root_ports=self._root_ports,
             share_slots=self._share_slots,
+            fixed_memory=vm.is_clone,
         )
         return DeviceTree(host)
 

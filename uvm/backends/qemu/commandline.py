@@ -65,6 +65,9 @@ class Launch:
     :ivar directory: the runtime directory of the VM.
     :ivar qmp: the argument of the ``-chardev`` of QMP, without its id: a descriptor, or a socket's path.
     :ivar mux: that of the mux.
+    :ivar memory: the descriptor of the file that is the guest's memory, which QEMU inherits.
+    :ivar restores: the VM starts from a state that was saved.
+    :ivar is_clone: the memory is that of a template, and the VM copies what it writes.
     :ivar root_ports: how many devices can be plugged into PCI at once.
     :ivar share_slots: how many shares there can be at once, of each kind: writable and read-only.
     :ivar survives: the VM goes on without this process, and its end is kept for the next.
@@ -79,6 +82,9 @@ class Launch:
     directory: str
     qmp: str
     mux: str
+    memory: int
+    restores: bool = False
+    is_clone: bool = False
     root_ports: int = 8
     share_slots: int = 8
     survives: bool = False
@@ -161,8 +167,12 @@ def _machine(document: system.VirtualMachine, launch: Launch) -> Iterator[str]:
     yield from ("-accel", launch.acceleration)
     yield from ("-cpu", "host" if launch.acceleration == "kvm" else "max")
     yield from ("-smp", str(max(1, processor.count)), "-m", f"{memory.size_in_mb}M")
-    reserved = "" if memory.allow_overcommit else ",prealloc=on"
-    yield from ("-object", f"memory-backend-ram,id=ram,size={memory.size_in_mb}M{reserved}")
+    kind = "share=off" if launch.is_clone else "share=on"
+    reserved = "" if memory.allow_overcommit or launch.restores else ",prealloc=on"
+    path = f"mem-path=/proc/self/fd/{launch.memory}"
+    yield from ("-object", f"memory-backend-file,id=ram,size={memory.size_in_mb}M,{path},{kind}{reserved}")
+    if launch.restores:
+        yield from ("-incoming", "defer")
 
 
 def _boot(document: system.VirtualMachine, launch: Launch) -> Iterator[str]:

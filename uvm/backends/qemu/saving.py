@@ -24,6 +24,7 @@ Shares and adapters are connections to this host, which no state has: what has s
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import stat
@@ -36,11 +37,14 @@ from attrs import asdict, define, field, frozen
 
 from uvm._repr import brief_call, shown
 from uvm.backend import JSON
+from uvm.backends.qemu.commandline import Acceleration
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.common import MIB
 
+#: The type of the machine as the command line has it, which each version of QEMU understands as its own.
+_ALIAS: Final = "q35"
 #: The name of a descriptor in QEMU, while it saves or loads.
 _FD: Final = "state"
 #: How often QEMU is asked whether it has ended.
@@ -87,6 +91,10 @@ class Memory:
         fd = os.memfd_create("uvm-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, size * MIB)
         return cls(fd)
+
+    def opened(self) -> Memory:
+        """Return another descriptor of it, which is closed on its own."""
+        return Memory(os.dup(self.fd))
 
     def seal(self) -> None:
         """Have no process write it any more; OSError if one has it mapped to be written."""
@@ -158,6 +166,46 @@ def check_saveable(vm: Machine, devices: DeviceTree) -> None:
             names = ", ".join(map(str, kind.devices.values()))
             text = f"it has {what}, which no saved state has: {names}; release them first"
             raise HostError(f"save {vm.id}", HResult.HCS_E_INVALID_STATE, text)
+
+
+@frozen(repr=False)
+class Boot:
+    """What a VM was started with.
+
+    :ivar kernel: the path of the kernel, and of the initramfs; empty for none.
+    """
+
+    acceleration: Acceleration
+    kernel: str
+    initrd: str
+
+    __repr__ = brief_call
+
+
+async def build_of(vm: Machine, boot: Boot, qemu: JSON, devices: DeviceTree) -> Build:
+    """Return what a saved state of a VM fits.
+
+    :param qemu: QEMU's version, as it says it when it greets.
+    """
+    types = await vm.ask(f"query {vm.id}", "query-machines")
+    named = next((each["name"] for each in types if each.get("alias") == _ALIAS), "")
+    digest = await anyio.to_thread.run_sync(_digest_of, (boot.kernel, boot.initrd), abandon_on_cancel=True)
+    return Build(
+        qemu=json.dumps(qemu, sort_keys=True),
+        machine=named,
+        acceleration=boot.acceleration,
+        kernel=digest,
+        memory_mb=devices.topology.memory.size_in_mb,
+        processors=devices.topology.processor.count,
+    )
+
+
+def _digest_of(paths: Sequence[str]) -> str:
+    found = hashlib.sha256()
+    for path in filter(None, paths):
+        with open(path, "rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
 
 
 async def save_template(vm: Machine, memory: Memory) -> SavedVM:

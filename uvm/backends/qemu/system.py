@@ -13,7 +13,8 @@ from uvm.backends.qemu.handles import Handle
 from uvm.backends.qemu.hostprocess import QEMUHostProcess
 from uvm.backends.qemu.properties import query, usage_of
 from uvm.backends.qemu.vm import VM
-from uvm.errors import ExitStatus, HostError, NotSupportedError
+from uvm.errors import ExitStatus, HostError
+from uvm.hresult import HResult
 from uvm.schema.requests import ADD, REMOVE, ModifySettingRequest, PauseOptions, SaveOptions
 
 #: How long closing the last handle waits for the end of the VM.
@@ -78,9 +79,15 @@ class QEMUSystem(Handle):
     async def save(self, options: JSON | None = None) -> None:
         """Save the state of the VM, which must be paused."""
         vm = self._open("save")
-        read_document(SaveOptions, options or {}, f"save {self.id}")
+        asked = read_document(SaveOptions, options or {}, f"save {self.id}")
         vm.require("save", "Paused")
-        raise NotSupportedError(f"save {self.id}: saving is not supported yet; the VM is as it was")
+        if asked.save_type == "AsTemplate":
+            await vm.save_template()
+        elif asked.save_state_file_path:
+            await vm.save_to_file(asked.save_state_file_path)
+        else:
+            text = "SaveStateFilePath is missing"
+            raise HostError(f"save {self.id}", HResult.E_INVALIDARG, text)
 
     async def modify(self, request: JSON) -> None:
         """Carry out a ``ModifySettingRequest``.

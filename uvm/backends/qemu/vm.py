@@ -25,6 +25,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
@@ -44,6 +45,17 @@ from uvm.backends.qemu.hostprocess import HostConnection
 from uvm.backends.qemu.launch import Process, Starter
 from uvm.backends.qemu.qmp import QMP, QMPClosedError, QMPError
 from uvm.backends.qemu.runtime import ProcessName, VMDirectory
+from uvm.backends.qemu.saving import (
+    Boot,
+    Memory,
+    SavedVM,
+    build_of,
+    check_saveable,
+    open_saved,
+    restore,
+    save_template,
+    save_to_file,
+)
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
 from uvm.schema.json import to_json
@@ -94,20 +106,28 @@ class VM:
 
     :param document: the document that it is created with, checked.
     :ivar directory: its runtime directory.
+    :ivar boot: what it is started with.
     :ivar qmp: the monitor of QEMU, from :meth:`launch` on.
     :ivar mux: the connections with the guest.
     :ivar devices: the devices that come and go.
     :ivar connection: the host's own connection to the guest; None if the document has none.
+    :ivar memory: its memory.
+    :ivar saved: what it was saved as, a template; None before. Its QEMU ends then, and not the VM.
     :ivar exit_status: how it exited; None before.
     :ivar handles: how many handles are open.
     """
 
-    def __init__(self, document: ComputeSystem, directory: VMDirectory) -> None:
+    def __init__(
+        self, document: ComputeSystem, directory: VMDirectory, boot: Boot, memory: Memory | None = None
+    ) -> None:
         assert document.virtual_machine is not None
         self.document: ComputeSystem = document
         self.machine: VirtualMachine = document.virtual_machine
         self.directory: VMDirectory = directory
+        self.boot: Boot = boot
         self.state: State = "Created"
+        self.memory: Memory = memory or Memory.of_mb(_memory_mb(self.machine))
+        self.saved: SavedVM | None = None
         self.exit_status: ExitStatus | None = None
         self.handles: int = 0
         self.devices: DeviceTree
@@ -117,6 +137,7 @@ class VM:
         self.qmp: QMP
         self.mux: Connections
         self._child: Process
+        self._process_ended = Flag()
         self._exited = Flag()
         self._changed = Line()
         self._unplugs: dict[str, Unplug] = {}
@@ -147,6 +168,12 @@ class VM:
         return self._child.pid
 
     @property
+    def is_clone(self) -> bool:
+        """Whether it starts from a template."""
+        state = self.machine.restore_state
+        return state is not None and bool(state.template_system_id)
+
+    @property
     def ends_with_last_handle(self) -> bool:
         """Whether it ends with its last handle."""
         return self.document.should_terminate_on_last_handle_closed
@@ -170,7 +197,7 @@ class VM:
         (ours, qmp), (host_end, mux) = socket.socketpair(), socket.socketpair()
         self.qmp, self.mux = QMP(ours, self._on_event), connections(host_end)
         try:
-            fds = (qmp.fileno(), mux.fileno(), self.directory.lock)
+            fds = (qmp.fileno(), mux.fileno(), self.directory.lock, self.memory.fd)
             command = arguments(f"fd={fds[0]}", f"fd={fds[1]}")
             self._child = await launcher.start(command, fds)
         except BaseException:
@@ -224,6 +251,50 @@ class VM:
         await self.ask("resume", "cont")
         self._become("Running")
 
+    async def save_template(self) -> None:
+        """Save the VM as a template: Paused to SavedAsTemplate. Its QEMU ends.
+
+        :raises HostError: HCS_E_INVALID_STATE if there is what no template has; or QEMU refused.
+        """
+        self.require("save", "Paused")
+        why = "the host is connected to its guest" if self.connection is not None else ""
+        why = "it is a clone, whose memory is its template's" if self.is_clone else why
+        if why:
+            raise HostError(f"save {self.id}", HResult.HCS_E_INVALID_STATE, why)
+        check_saveable(self, self.devices)
+        self.saved = await save_template(self, self.memory)
+        self._child.kill()
+        await self._process_ended.wait()
+
+    async def save_to_file(self, path: str) -> None:
+        """Save the VM, which stays paused, with its memory to a file.
+
+        :raises HostError: as of :meth:`save_template`; or the file cannot be written.
+        """
+        self.require("save", "Paused")
+        check_saveable(self, self.devices)
+        await save_to_file(self, path, await build_of(self, self.boot, self.qmp.version, self.devices))
+
+    async def restore(self, template: SavedVM) -> None:
+        """Load what a template has, before the start; HostError if QEMU refuses."""
+        fd = template.open_state()
+        try:
+            await restore(self, fd, without_memory=True)
+        finally:
+            os.close(fd)
+
+    async def restore_from_file(self, path: str) -> None:
+        """Load a saved state with its memory, before the start.
+
+        :raises HostError: the file is none, does not fit, or is not this user's alone.
+        """
+        build = await build_of(self, self.boot, self.qmp.version, self.devices)
+        fd = await anyio.to_thread.run_sync(open_saved, path, build)
+        try:
+            await restore(self, fd, without_memory=False)
+        finally:
+            os.close(fd)
+
     async def crash(self) -> None:
         """Have the guest panic; kill QEMU if it does not in time, or cannot as it is paused."""
         self.require("crash", "Running", "Paused")
@@ -242,7 +313,10 @@ class VM:
         """Kill QEMU unless it has ended, and wait for its end."""
         if self.exit_status is None:
             self._terminated = True
-            self._child.kill()
+            if self.state == "SavedAsTemplate":
+                self._stop()
+            else:
+                self._child.kill()
         await self._exited.wait()
 
     async def discard(self) -> None:
@@ -250,6 +324,7 @@ class VM:
         if self._served:
             await self.end()
         else:
+            self.memory.close()
             self.directory.remove()
 
     async def wait(self) -> ExitStatus:
@@ -408,14 +483,26 @@ class VM:
             self._unplugs[device].over.set()
 
     def _ended(self) -> None:
-        """Note that the process has ended."""
-        self.exit_status = self._exit_status()
+        """Note that the process has ended, and with it the VM, unless it was saved as a template."""
         self._close_channels()
-        self.devices.close()
-        self._become("Stopped")
-        self.directory.remove()
+        if self.saved is None or self._terminated:
+            self._stop()
+        else:
+            self.memory.seal()
+            self._become("SavedAsTemplate")
         for asked in self._unplugs.values():
             asked.over.set()
+        self._process_ended.set()
+
+    def _stop(self) -> None:
+        """Note that the VM has exited."""
+        self.exit_status = self._exit_status()
+        self.devices.close()
+        self.memory.close()
+        if self.saved is not None:
+            self.saved.close()
+        self._become("Stopped")
+        self.directory.remove()
         self._exited.set()
 
     def _close_channels(self) -> None:
@@ -453,3 +540,10 @@ class VM:
     def _stopped(self, operation: str) -> HostError:
         text = f"exit: {self.exit_status}" if self.exit_status is not None else "QEMU is ending"
         return HostError(f"{operation} {self.id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, text)
+
+
+def _memory_mb(machine: VirtualMachine) -> int:
+    topology = machine.compute_topology
+    assert topology is not None
+    assert topology.memory is not None
+    return topology.memory.size_in_mb

@@ -33,6 +33,10 @@ def test_it_says_what_it_loads_and_from_where() -> None:
     assert not any("site-packages" in path for path in found.files.values())
 
 
+def test_a_module_that_has_put_another_into_its_place_is_found() -> None:
+    assert ask(sys.executable, ["collections.abc"]).sources["collections.abc"].endswith("collections/abc.py")
+
+
 def test_what_cannot_be_imported_is_left_out() -> None:
     assert "winreg" not in ask(sys.executable, ["winreg", "no.such.module"]).loaded
 

@@ -50,16 +50,19 @@ def test_the_binarys_own_path_comes_first(root: Path) -> None:
     found = libraries()
     found.add(str(binary))
     assert [*found.files] == [f"{root}/app/lib/liba.so"]
-    assert found.links == {}
 
 
-def test_what_only_the_configuration_finds_is_linked_to_where_every_loader_looks(root: Path) -> None:
-    binary = put(root / "app/bin/program", needed=["liba.so"])
+@pytest.mark.parametrize("runpath", ["", "$ORIGIN/../../opt"])
+def test_what_the_first_process_would_not_find_is_linked_to_where_every_loader_looks(
+    root: Path, runpath: str
+) -> None:
+    binary = put(root / "app/bin/program", needed=["liba.so"], runpath=runpath)
     put(root / "opt/liba.so")
     found = libraries()
     found.add(str(binary))
-    assert [*found.files] == [f"{root}/opt/liba.so"]
-    assert found.links == {"/lib/liba.so": f"{root}/opt/liba.so", "/lib64/liba.so": f"{root}/opt/liba.so"}
+    library = f"{root}/opt/liba.so"
+    assert [*found.files] == [library]
+    assert found.links == {"/lib/liba.so": library, "/lib64/liba.so": library}
 
 
 def test_libraries_of_other_architectures_are_passed_over(root: Path) -> None:

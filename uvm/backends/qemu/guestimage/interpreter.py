@@ -27,15 +27,22 @@ _ALWAYS: Final = (
 #: Prints where the interpreter is, and the files of all that it loads by importing modules. What cannot be
 #: imported is left out: imports in functions may be for another system, or be no modules but names in one.
 _PROBE: Final = """
-import importlib, json, os, sys
+import importlib, importlib.machinery, json, os, sys
 for name in json.loads(sys.argv[1]):
     try:
         importlib.import_module(name)
     except ImportError:
         pass
-modules = {name: module for name, module in list(sys.modules.items()) if name != "__main__"}
-loaded = {name: getattr(module, "__spec__", None) for name, module in modules.items()}
-files = {name: spec.origin for name, spec in loaded.items() if spec is not None and spec.has_location}
+def origin(name, module):
+    spec = getattr(module, "__spec__", None)
+    if spec is None or spec.name != name:
+        # It has put another module into its place, as collections.abc does.
+        parent = name.rpartition(".")[0]
+        path = getattr(sys.modules[parent], "__path__", []) if parent in sys.modules else None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+    return spec.origin if spec is not None and spec.has_location else None
+found = {name: origin(name, module) for name, module in list(sys.modules.items()) if name != "__main__"}
+files = {name: path for name, path in found.items() if path is not None}
 ends = [next(path for path in sys.path if path.endswith(end)) for end in (".zip", "lib-dynload")]
 print(json.dumps({
     "executable": os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable),

@@ -1,7 +1,7 @@
 """The shared libraries of binaries, found as glibc's loader finds them, by reading the files.
 
-The loader of a guest has no ``ld.so.cache``: what only the machine's configuration finds is linked into the
-directories in which every loader looks.
+The loader of a guest has no ``ld.so.cache``, and for the first process no ``/proc``, by which it finds what
+``$ORIGIN`` stands for: libraries elsewhere are linked into the directories in which every loader looks.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Libraries:
             if (library := self._library(path)) is not None:
                 self._names.add(name)
                 self.files.setdefault(path, library)
-                if directory not in (*first, *usual):
+                if directory not in usual:
                     self.links |= {f"/{each}/{name}": path for each in ("lib", "lib64")}
                 self._add_needed(path, library)
                 return True
