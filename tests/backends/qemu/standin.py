@@ -121,6 +121,10 @@ class StandIn:
             self._code, self.last_words = code, said
             self._over.set()
 
+    def garble(self, data: bytes) -> None:
+        """Have the guest send what is no frame of the mux."""
+        self._mux.send(data)
+
     async def wait(self) -> int:
         """Run until the end."""
         try:

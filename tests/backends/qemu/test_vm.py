@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
@@ -16,9 +17,17 @@ import pytest
 
 from tests.backends.qemu.standin import LostAnswer, StandIn, StandInBackend, StandInLauncher
 from tests.backends.qemu.test_runtime import CLAIMS
+from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON, System
 from uvm.backends.qemu import vm as vms
-from uvm.errors import ExitStatus, HostError, NotSupportedError, VMStateError
+from uvm.errors import (
+    BridgeClosedError,
+    ExitStatus,
+    HostError,
+    NotSupportedError,
+    VMExitedError,
+    VMStateError,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -343,3 +352,54 @@ async def test_what_needs_the_connections_of_another_process_is_refused_with_the
         await system.close()
         with pytest.raises(HostError, match="HCS_E_SYSTEM_NOT_FOUND"):
             await backend.open("vm2")
+
+
+# Connections of the guest.
+
+
+async def test_a_wait_for_the_guest_ends_with_its_vm(tmp_path: Path, kernel: str) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        listener = await system.listen(vsock_service_id(5000))
+
+        async def die() -> None:
+            child.end(-9)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(die)
+            with pytest.raises(VMExitedError, match=r"has exited \(exit: UnexpectedExit"):
+                await listener.accept()
+        await listener.aclose()
+        with pytest.raises(HostError, match="HCS_E_SYSTEM_ALREADY_STOPPED"):
+            await system.listen(vsock_service_id(5001))
+
+
+async def test_a_guest_that_breaks_the_mux_ends_its_connections_and_not_the_vm(
+    tmp_path: Path, kernel: str
+) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        listener = await system.listen(vsock_service_id(5000))
+        await child.fake.vms["guest"].until_listening(vsock_service_id(5000))
+        child.garble(b"\0" * 64)
+        with pytest.raises(BridgeClosedError, match="the guest broke its connection"):
+            await listener.accept()
+        with pytest.raises(BridgeClosedError, match="the guest broke its connection"):
+            await system.listen(vsock_service_id(5001))
+        assert (await system.properties())["State"] == "Running"
+
+
+async def test_a_service_that_is_no_port_is_refused(tmp_path: Path, kernel: str) -> None:
+    async with running(tmp_path, kernel) as (system, _):
+        with pytest.raises(HostError, match="Linux guests reach no others"):
+            await system.listen("11111111-2222-3333-4444-555555555555")
+
+
+async def test_what_a_guest_wrote_before_it_panicked_is_logged_in_printable_form(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        said = base64.b64encode(b"first\nKernel panic \x1b[2J\xff\n").decode()
+        monkeypatch.setattr(child, "_ringbuf_read", lambda device, size, format: said)
+        child.event("GUEST_PANICKED", action="pause")
+        await system.wait()
+    assert "vm1: console: first" in caplog.messages
+    assert r"vm1: console: Kernel panic \x1b[2J" in "\n".join(caplog.messages)

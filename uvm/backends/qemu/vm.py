@@ -36,9 +36,10 @@ import anyio.to_thread
 from attrs import define, field
 
 from uvm._async import Flag, Line
+from uvm._guest.logs import say
 from uvm._repr import shown
 from uvm._wire.ports import vsock_port
-from uvm.backend import JSON, Listener
+from uvm.backend import JSON, ByteStream, Listener
 from uvm.backends.qemu.commandline import CONSOLE_BYTES
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.hostprocess import HostConnection
@@ -56,11 +57,12 @@ from uvm.backends.qemu.saving import (
     save_template,
     save_to_file,
 )
-from uvm.errors import ExitStatus, HostError
+from uvm.errors import BridgeClosedError, ExitStatus, HostError, VMExitedError, WireError
 from uvm.hresult import HResult
 from uvm.schema.json import to_json
 from uvm.schema.properties import Properties
 from uvm.schema.requests import ModifySettingRequest
+from uvm.schema.secrets import printable
 from uvm.schema.system import ComputeSystem, VirtualMachine
 
 _log = logging.getLogger("uvm")
@@ -68,6 +70,8 @@ _log = logging.getLogger("uvm")
 
 class Connections(Protocol):
     """The connections with a guest, over one socket: :class:`uvm.backends.qemu.muxlink.MuxLink`."""
+
+    failure: Exception | None
 
     async def serve(self) -> None:
         """Carry them until the socket ends, or :meth:`close` is called. Raises nothing."""
@@ -79,6 +83,29 @@ class Connections(Protocol):
         """End all of them, at once."""
 
 
+@define(eq=False, repr=False)
+class _GuestListener:
+    """Listens for the guest's connections to a port (:class:`~uvm.backend.Listener`)."""
+
+    _vm: VM
+    _listener: Listener
+    _closed: bool = field(default=False, init=False)
+
+    async def accept(self) -> ByteStream:
+        """Wait for the next connection; VMExitedError once the VM has exited."""
+        try:
+            return await self._listener.accept()
+        except anyio.ClosedResourceError:
+            if self._closed:
+                raise
+        raise await self._vm.link_error()
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        self._closed = True
+        await self._listener.aclose()
+
+
 State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
 
 #: How long a guest that is asked to crash may take, and QEMU to quit; both are killed then.
@@ -88,6 +115,8 @@ QUIT_SECONDS: Final = 5.0
 UNPLUG_SECONDS: Final = 30.0
 #: How much of the console's end is in an exit status, in characters.
 _SAID: Final = 4096
+#: How many of its lines are logged.
+_LINES: Final = 30
 
 
 @define(eq=False)
@@ -231,7 +260,16 @@ class VM:
         if port is None:
             text = f"{service_id} is no vsock port's service, and Linux guests reach no others"
             raise HostError(f"listen on {self.id}", HResult.E_INVALIDARG, text)
-        return self.mux.listen(port)
+        try:
+            return _GuestListener(self, self.mux.listen(port))
+        except anyio.ClosedResourceError:
+            raise await self.link_error() from None
+
+    async def link_error(self) -> Exception:
+        """Return why the guest cannot connect any more: it broke the protocol, or the VM exits."""
+        if isinstance(self.mux.failure, WireError):
+            return BridgeClosedError(f"{self.id}: the guest broke its connection: {self.mux.failure}")
+        return VMExitedError(f"VM {self.id} has exited", await self.wait())
 
     async def start(self) -> None:
         """Start the VM: Created to Running."""
@@ -497,6 +535,7 @@ class VM:
     def _stop(self) -> None:
         """Note that the VM has exited."""
         self.exit_status = self._exit_status()
+        self._log_console()
         self.devices.close()
         self.memory.close()
         if self.saved is not None:
@@ -517,6 +556,13 @@ class VM:
             self._changed.wake()
             if state != "Stopped":
                 self.directory.note(state=state)
+
+    def _log_console(self) -> None:
+        """Log what a guest that ended by itself wrote last."""
+        assert self.exit_status is not None
+        if self.exit_status.exit_type in ("Reset", "UnexpectedExit"):
+            for line in self._console.splitlines()[-_LINES:]:
+                say(_log, logging.WARNING, f"{self.id}: console: {printable(line)}")
 
     def _exit_status(self) -> ExitStatus:
         """Return how the VM has ended, by what QEMU and the host said of it."""
