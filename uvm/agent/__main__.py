@@ -43,6 +43,7 @@ def _in_vm() -> Agent:
     from uvm.agent import boot
     from uvm.agent.resources import Resources
     from uvm.agent.shutdown import shut_down
+    from uvm.agent.suspension import Suspension
     from uvm.agent.workload import Workload, protect_agent
 
     boot.mount_all()
@@ -51,6 +52,7 @@ def _in_vm() -> Agent:
     fd = boot.open_port(resources.modules)
     workload = Workload(boot.total_memory())
     agent = Agent(fd, shut_down, resources=resources, console=_CONSOLE, prepare=workload.enter)
+    agent.service.resources.update(Suspension(workload.freeze, workload.thaw).handlers)
     # A request that needs one of them waits for it.
     agent.background(lambda: resources.modules.need(*boot.SOON))
     return agent

@@ -1,0 +1,57 @@
+"""The suspension of all workloads, for a VM that is saved as a template, and their resumption in its clones.
+
+Each clone starts from the same memory: the same random numbers would be drawn, at the time of the template.
+So the workloads are frozen before the memory is saved, and go on once the host of the clone has sent random
+bytes and the time; the agent alone runs in between. hcsshim's guest has nothing of the kind.
+"""
+
+from __future__ import annotations
+
+import binascii
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from uvm.agent.entropy import seed
+from uvm.agent.refused import Refused
+from uvm.agent.settings import Settings
+
+#: The latest time, in nanoseconds, that a clock can be set to: the kernel's own is 64 bits, signed.
+_LATEST: Final = 1 << 62
+
+
+class Suspension:
+    """The workloads, frozen or not.
+
+    :param freeze: freezes them, or raises TimeoutError and has them go on.
+    :param thaw: has them go on.
+    """
+
+    def __init__(self, freeze: Callable[[], object], thaw: Callable[[], object]) -> None:
+        self._freeze, self._thaw = freeze, thaw
+        #: By the type of the resource, and that of the request.
+        self.handlers: dict[tuple[str, str], Callable[[Any], None]] = {
+            ("Suspension", "Add"): self.suspend,
+            ("Suspension", "Remove"): self.resume,
+        }
+
+    def suspend(self, settings: Any) -> None:
+        """Freeze the workloads."""
+        try:
+            self._freeze()
+        except TimeoutError as error:
+            raise Refused(f"suspend: {error}; all processes go on") from error
+
+    def resume(self, settings: Any) -> None:
+        """Seed the kernel's random numbers, set the clock, and have the workloads go on."""
+        values = Settings(settings)
+        try:
+            entropy = binascii.a2b_base64(values.text("Entropy"), strict_mode=True)
+        except ValueError as error:
+            raise Refused(f"Entropy is no base64: {error}") from None
+        now = values.number("UnixNanoseconds", _LATEST)
+        if not entropy or not now:
+            raise Refused("what is resumed needs random bytes and the time")
+        seed(entropy)
+        time.clock_settime_ns(time.CLOCK_REALTIME, now)
+        self._thaw()
