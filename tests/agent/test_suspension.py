@@ -1,4 +1,4 @@
-"""Workloads are frozen before a template is saved, and go on in a clone with numbers and a clock of its own."""
+"""Workloads are frozen before a template is saved, and go on in a clone with numbers of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENTROPY = b"\x01\xff" * 256
 def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is done, in order."""
     found: list[Any] = []
-    monkeypatch.setattr(suspension, "seed", lambda data: found.append(data))
+    monkeypatch.setattr(suspension, "seed", found.append)
     monkeypatch.setattr(time, "clock_settime_ns", lambda clock, now: found.append((clock, now)))
     return found
 
