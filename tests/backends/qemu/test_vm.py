@@ -19,6 +19,7 @@ from tests.backends.qemu.standin import LostAnswer, StandIn, StandInBackend, Sta
 from tests.backends.qemu.test_runtime import CLAIMS
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON, System
+from uvm.backends.qemu import backend as backends
 from uvm.backends.qemu import vm as vms
 from uvm.errors import (
     BridgeClosedError,
@@ -403,3 +404,14 @@ async def test_what_a_guest_wrote_before_it_panicked_is_logged_in_printable_form
         await system.wait()
     assert "vm1: console: first" in caplog.messages
     assert r"vm1: console: Kernel panic \x1b[2J" in "\n".join(caplog.messages)
+
+
+async def test_a_process_that_does_not_end_does_not_keep_the_backend(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backends, "_END_SECONDS", 0.05)
+    async with running(tmp_path, kernel) as (system, child):
+        monkeypatch.setattr(child, "kill", lambda: None)
+    assert "had not ended within 0.05 s" in caplog.text
+    assert child.exit_code is None
+    assert (await system.wait()).exit_type == "ForcedExit"

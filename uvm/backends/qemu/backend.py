@@ -10,6 +10,7 @@ is ended when it is left. What other processes of this user run is found by its 
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from uvm.backends.qemu.guestimage import Image, ImageOptions
+
+_log = logging.getLogger("uvm")
 
 _FILTERS: Final = {"Ids": "Id", "Names": "Name", "Types": "SystemType", "Owners": "Owner"}
 #: How long what runs may take to end when the backend is left.
@@ -318,8 +321,13 @@ class QEMUBackend:
 
     async def _end(self, failure: BaseException | None) -> BaseException | None:
         """End what runs."""
-        with anyio.move_on_after(_END_SECONDS, shield=True):
-            await errors_of(vm.end for vm in [*self._vms.values()])
+        left = [*self._vms.values()]
+        with anyio.move_on_after(_END_SECONDS, shield=True) as limit:
+            await errors_of(vm.end for vm in left)
+        if limit.cancelled_caught:
+            for vm in left:
+                vm.abandon()
+            _log.error("QEMU was killed, and had not ended within %g s: %s", _END_SECONDS, left)
         self._launcher.close()
         self._tasks = None
         return failure

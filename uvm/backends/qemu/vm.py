@@ -174,6 +174,7 @@ class VM:
         self._panic: JSON | None = None
         self._guest_ended = Flag()
         self._served = False
+        self._service = anyio.CancelScope(shield=True)
         self._terminated = False
         self._crashing = Flag()
         self._console = ""
@@ -365,6 +366,10 @@ class VM:
             self.memory.close()
             self.directory.remove()
 
+    def abandon(self) -> None:
+        """Serve it no more: it was killed, and Linux does not end it, as while it waits for a disk."""
+        self._service.cancel()
+
     async def wait(self) -> ExitStatus:
         """Wait for the exit."""
         await self._exited.wait()
@@ -455,7 +460,7 @@ class VM:
 
     async def _serve(self, ready: Flag) -> None:
         """Serve the VM until its process has ended. Raises nothing; no cancellation reaches it."""
-        with anyio.CancelScope(shield=True):
+        with self._service:
             try:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._serve_qmp, ready)
