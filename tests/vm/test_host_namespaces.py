@@ -242,3 +242,20 @@ async def test_a_namespace_that_is_another_s_stays() -> None:
             await namespace.create_endpoint(NEW)
         assert namespace.endpoints == (LOOSE,)
     await backend.network.namespace(NEW)
+
+
+async def test_what_another_has_is_not_deleted_where_an_answer_is_lost() -> None:
+    backend = networked()
+    await backend.network.create_namespace({"ID": NEW})
+    await backend.network.create_endpoint(HOST_NETWORK, {"ID": OWN})
+    before = state(backend)
+    for operation in ("create namespace", "create endpoint"):
+        backend.faults.lose(operation=operation)
+    with pytest.raises(HostError, match="ERROR_ALREADY_EXISTS"):
+        await uvm.create_namespace(backend, id=NEW)
+    for rule in list(backend.faults.rules)[:1]:
+        rule.remove()
+    async with uvm.create_namespace(backend) as namespace:
+        with pytest.raises(HostError, match="ERROR_ALREADY_EXISTS"):
+            await namespace.create_endpoint(HOST_NETWORK, {"ID": OWN})
+    assert state(backend) == before

@@ -81,11 +81,16 @@ class HostNamespace(Releasable):
         :param network_id: the HCN network in which it is.
         :param document: its HCN document; it has the schema version 2.0, and a fresh id unless it says one.
         :raises AlreadyReleasedError: it was released before.
-        :raises HostError: the host refused.
+        :raises HostError: the host refused; one of that id is there.
         :raises UnknownOutcomeError: the answer was lost.
         """
         asked = {"SchemaVersion": {"Major": 2, "Minor": 0}, **(document or {})}
-        asked["ID"] = guid_of(asked.get("ID") or self._backend.new_id(), "the id of an endpoint")
+        given = asked.get("ID")
+        asked["ID"] = guid_of(given or self._backend.new_id(), "the id of an endpoint")
+        if given:
+            self._check_held()
+            what = f"create the endpoint {given}"
+            await _refuse_if_there(self._backend.network.endpoint(asked["ID"]), what)
         await self._put(asked["ID"], network_id, asked)
         endpoint_id: str = asked["ID"]
         return endpoint_id
@@ -170,13 +175,17 @@ async def create_namespace(
     :param type: ``Host``, ``HostDefault``, ``Guest`` or ``GuestDefault``; HCN chooses by default.
     :param endpoints: the ids of endpoints of the host to put into it.
     :raises OptionsError: an argument is of the wrong kind; nothing was sent.
-    :raises HostError: the host refused.
+    :raises HostError: the host refused; one of that id is there.
     :raises UnknownOutcomeError: the answer was lost.
     """
     checked(type, choice("", "Host", "HostDefault", "Guest", "GuestDefault"), "type")
     wanted = [guid_of(each, "the id of an endpoint") for each in items_of(endpoints, "endpoints")]
     namespace = HostNamespace(guid_of(id or backend.new_id(), "the id of a namespace"), backend)
     document = HostComputeNamespace(id=namespace.id, type=type, schema_version=SchemaVersion(major=2))
+    if id:
+        await _refuse_if_there(
+            backend.network.namespace(namespace.id), f"create the namespace {namespace.id}"
+        )
     made = False
     try:
         await backend.network.create_namespace(to_json(document))
@@ -190,6 +199,20 @@ async def create_namespace(
                 failure.add_note(f"and deleting it again failed: {error}")
         raise
     return namespace
+
+
+async def _refuse_if_there(found: Awaitable[JSON], operation: str) -> None:
+    """Refuse an id that is in use before anything is done: what may have been created is deleted by its id.
+
+    :raises HostError: ERROR_ALREADY_EXISTS.
+    """
+    try:
+        await found
+    except HostError as error:
+        if error.hresult not in _GONE:
+            raise
+    else:
+        raise HostError(operation, HResult.ERROR_ALREADY_EXISTS, "it is another's; nothing was created")
 
 
 async def _errors_of(call: Awaitable[None]) -> list[Exception]:
