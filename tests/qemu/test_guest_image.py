@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -47,36 +46,27 @@ def console_of(image: Image) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module", params=PYTHONS)
-def inventory(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What a guest with this Python says of itself."""
-    options = ImageOptions(
-        python=request.param, service="tests.qemu.guests.inventory", roots=(str(CHECKOUT),)
-    )
-    said = console_of(build(options))
+@pytest.mark.parametrize("python", PYTHONS)
+def test_python_the_modules_the_tools_and_the_runtime_work_in_a_guest(python: str) -> None:
+    service = "tests.qemu.guests.inventory"
+    said = console_of(build(ImageOptions(python=python, service=service, roots=(str(CHECKOUT),))))
     found = re.search(r"^inventory=(.*)$", said.replace("\r", ""), re.M)
     assert found, said
-    return {"of": request.param, **json.loads(found[1])}
-
-
-def test_python_runs_from_the_paths_that_it_has_here(inventory: dict[str, Any]) -> None:
-    asked = [inventory["of"], "-IS", "-c", "import platform, sys; print(platform.python_version(), sys.path)"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    assert said.strip() == f"{inventory['python']} {inventory['path']}"
-
-
-def test_threads_and_sockets_work(inventory: dict[str, Any]) -> None:
+    inventory = json.loads(found[1])
+    assert [inventory["python"], inventory["path"]] == version_and_path(python)
     assert (inventory["thread"], inventory["socket"]) == ("t", "AF_UNIX")
-
-
-def test_every_module_is_loaded_after_what_it_needs(inventory: dict[str, Any]) -> None:
     assert {name: how for name, how in inventory["modules"].items() if how != "ok"} == {}
     assert {"virtio_console", "virtio_scsi", "9p"} <= {*inventory["modules"]}
-
-
-def test_the_tools_and_the_runtime_run(inventory: dict[str, Any]) -> None:
     assert inventory["busybox"] == "four2"
     assert inventory["runtime"].startswith("crun version")
+
+
+def version_and_path(python: str) -> list[object]:
+    """Return what an interpreter is, and where it looks for modules, on this machine."""
+    program = "import json, platform, sys; print(json.dumps([platform.python_version(), sys.path]))"
+    said = subprocess.run([python, "-IS", "-c", program], capture_output=True, check=True).stdout
+    found: list[object] = json.loads(said)
+    return found
 
 
 def test_a_guest_is_found_to_run_as_kvm_is_tried(
