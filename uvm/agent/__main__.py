@@ -51,7 +51,7 @@ def _in_vm() -> Agent:
     resources = Resources()
     fd = boot.open_port(resources.modules)
     workload = Workload(boot.total_memory())
-    agent = Agent(fd, shut_down, resources=resources, console=_CONSOLE, prepare=workload.enter)
+    agent = Agent(fd, shut_down, resources=resources, console=_CONSOLE, start=workload.start)
     agent.service.resources.update(Suspension(workload.freeze, workload.thaw).handlers)
     # A request that needs one of them waits for it.
     agent.background(lambda: resources.modules.need(*boot.SOON))

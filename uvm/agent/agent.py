@@ -41,7 +41,7 @@ class Agent:
     :param shut_down: ends everything, in a worker; it gets whether processes may end by themselves.
     :param resources: what the host may modify; None for nothing.
     :param console: a descriptor for what is important; None for none.
-    :param prepare: called in each new process of the guest before its program is loaded.
+    :param start: starts each process of the guest itself, by calling a function that returns its id.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Agent:
         *,
         resources: Resources | None = None,
         console: int | None = None,
-        prepare: Callable[[], object] | None = None,
+        start: Callable[[Callable[[], int]], int] = lambda start: start(),
     ) -> None:
         self.log = Log(console)
         self.loop = Loop(self.log.bug)
@@ -60,7 +60,7 @@ class Agent:
             self.service.resources.update(resources.handlers)
         self.port = Port(self.loop, fd, self.log.error)
         self.children = Children(self.loop)
-        self.processes = GuestProcesses(self.service, self.children, self.port, prepare)
+        self.processes = GuestProcesses(self.service, self.children, self.port, start)
         self.bridge = Bridge(self.loop, self.port, LINUX_GCS_PORT, self.service, self.log)
         self._shut_down = shut_down
         self.port.on_greeted = self._greeted

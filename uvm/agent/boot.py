@@ -43,7 +43,6 @@ _MOUNTS: Final = (
     ("shm", "/dev/shm", "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777"),
     ("tmpfs", "/run", "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755"),
     ("tmpfs", "/tmp", "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777"),
-    ("cgroup2", "/sys/fs/cgroup", "cgroup2", _QUIET, ""),
 )
 _LINKS: Final = {
     "/dev/fd": "/proc/self/fd",
@@ -60,9 +59,18 @@ def mount_all() -> None:
     for source, target, kind, flags, data in _MOUNTS:
         os.makedirs(target, exist_ok=True)
         syscalls.mount(source, target, kind, flags, data)
+    mount_cgroups()
     for path, target in _LINKS.items():
         with contextlib.suppress(FileExistsError):
             os.symlink(target, path)
+
+
+def mount_cgroups() -> None:
+    """Mount the cgroups, so that a process is moved without delay where the kernel can do that (6.0)."""
+    try:
+        syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", _QUIET, "favordynmods")
+    except OSError:
+        syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", _QUIET)
 
 
 def move_root() -> None:

@@ -42,15 +42,19 @@ class Wanted(NamedTuple):
 class GuestProcesses:
     """The table of them.
 
-    :param prepare: called in each new process before its program is loaded.
+    :param start: starts each process, by calling a function that returns its id.
     :ivar running: them, by id, until their exit was answered.
     """
 
     def __init__(
-        self, service: Service, children: Children, dialer: Dialer, prepare: Callable[[], object] | None
+        self,
+        service: Service,
+        children: Children,
+        dialer: Dialer,
+        start: Callable[[Callable[[], int]], int],
     ) -> None:
         self._service, self._loop = service, service.loop
-        self._children, self._dialer, self._prepare = children, dialer, prepare
+        self._children, self._dialer, self._start_by = children, dialer, start
         self.running: dict[int, Process] = {}
         service.add(Procedure.EXECUTE_PROCESS, self._execute, ITSELF)
         service.add(Procedure.WAIT_FOR_PROCESS, lambda r: self._find(r).wait(r, self._loop), ITSELF)
@@ -87,7 +91,8 @@ class GuestProcesses:
             return
 
         def start() -> int:
-            return spawn(wanted.command, streams.child, streams.terminal is not None, self._prepare)
+            owned = streams.terminal is not None
+            return self._start_by(lambda: spawn(wanted.command, streams.child, terminal=owned))
 
         def started(pid: int, error: BaseException | None) -> None:
             streams.close_child()

@@ -1,23 +1,28 @@
 """The cgroup of the guest's own processes, and what sets them apart from the agent.
 
-The agent is never killed for memory, so nothing that it starts may inherit that; and what its processes use
-is limited below the memory of the VM, as :mod:`uvm.agent.containers.cgroups` limits containers. A process is
-moved before its program is loaded, so that none of its own children is left outside.
+The agent is never killed for memory, but what it starts may be; and what its processes use is limited below
+the memory of the VM, as :mod:`uvm.agent.containers.cgroups` limits containers.
 
-All workloads can be frozen, for a VM whose memory is saved.
+Running code of ours in a new process would take a copy of the agent's memory, which costs more than the rest
+of its start. So the agent itself may be killed for the moment in which a process inherits that, and moves
+the process once it runs. Children that it has by then are outside of the cgroup; they are moved before all
+is frozen, for a VM whose memory is saved.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from uvm.agent.containers.cgroups import PODS, RESERVED_BYTES, ROOT
 
 #: The cgroup of the guest's own processes.
 PROCESSES: Final = "/processes"
+_OOM_SCORE: Final = "/proc/self/oom_score_adj"
 _CONTROLLERS: Final = ("cpu", "memory", "pids", "io")
 #: How long freezing may take, in seconds: a process in a call of the kernel freezes after it.
 _FREEZE_SECONDS: Final = 5.0
@@ -26,7 +31,7 @@ _PAUSE: Final = 0.002
 
 def protect_agent() -> None:
     """Keep the agent from being killed for memory."""
-    _write("/proc/self/oom_score_adj", "-1000")
+    _write(_OOM_SCORE, "-1000")
 
 
 class Workload:
@@ -41,18 +46,49 @@ class Workload:
         os.makedirs(f"{root}{PROCESSES}", exist_ok=True)
         with contextlib.suppress(OSError):
             _write(f"{root}{PROCESSES}/memory.max", str(max(total_bytes // 2, total_bytes - RESERVED_BYTES)))
+        self._starting = 0
+        self._lock = threading.Lock()
         self._members = os.open(f"{root}{PROCESSES}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
-    def enter(self) -> None:
-        """Move the process that calls, which the agent has just forked."""
-        os.write(self._members, b"0")
-        _write("/proc/self/oom_score_adj", "0")
+    def start(self, start: Callable[[], int]) -> int:
+        """Start a process of the workload by a function that returns its id."""
+        self._count(1)
+        try:
+            pid = start()
+        finally:
+            self._count(-1)
+        self._move(pid)
+        return pid
+
+    def _count(self, change: int) -> None:
+        """Count the processes that are being started, while which the agent is as any other process."""
+        with self._lock:
+            self._starting += change
+            if self._starting == max(0, change):
+                _write(_OOM_SCORE, "0" if self._starting else "-1000")
+
+    def _move(self, pid: int) -> None:
+        # It may have exited.
+        with contextlib.suppress(ProcessLookupError):
+            os.write(self._members, str(pid).encode())
+
+    def _move_strays(self) -> None:
+        """Move what is outside of a cgroup, but for the agent and the threads of the kernel."""
+        with open(f"{self._root}/cgroup.procs", encoding="ascii") as file:
+            pids = [int(line) for line in file]
+        for pid in pids:
+            if pid != os.getpid():
+                with contextlib.suppress(OSError):
+                    # Threads of the kernel have no program, and cannot be moved.
+                    os.readlink(f"/proc/{pid}/exe")
+                    self._move(pid)
 
     def freeze(self) -> None:
         """Freeze all workloads.
 
         :raises TimeoutError: one did not freeze; all go on.
         """
+        self._move_strays()
         self._set_frozen("1")
         until = time.monotonic() + _FREEZE_SECONDS
         while not all(self._is_frozen(name) for name in self._groups()):
