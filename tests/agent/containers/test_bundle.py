@@ -14,7 +14,6 @@ from uvm.agent.containers.bundle import (
     SANDBOX_ID,
     Role,
     in_host_network,
-    mounts_in,
     namespace_of,
     owns_pids,
     role_of,
@@ -253,14 +252,3 @@ def test_nobody_else_can_read_a_specification(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     assert json.loads(path.read_text()) == _spec()
     assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_what_is_mounted_in_a_bundle_is_found() -> None:
-    mounts = (
-        "a / x rw 0 0\nb /run/c/1/rootfs overlay rw 0 0\nc /run/c/11 x rw 0 0\nd /run/c/2/a\\040b x rw 0 0\n"
-    )
-    assert mounts_in(["/run/c/1"], lambda: mounts) == "/run/c/1/rootfs"
-    assert mounts_in(["/run/c/2/"], lambda: mounts) == "/run/c/2/a b"
-    assert mounts_in(["/run/c/11"], lambda: mounts) == "/run/c/11"
-    assert mounts_in(["/run/c/3", "/run/c/1"], lambda: mounts) == "/run/c/1/rootfs"
-    assert mounts_in(["/run/c/3"], lambda: mounts) is None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uvm.agent.containers.cgroups import RESERVED_BYTES, Cgroup, limit_all, memory_bytes
+from uvm.agent.containers.cgroups import RESERVED_BYTES, Cgroup, check_limit, limit_all, memory_bytes, prepare
 from uvm.agent.containers.metrics import NO_LIMIT, metrics, number, table
+from uvm.agent.refused import Refused
 
 _FILES = {
     "pids.current": "3\n",
@@ -83,14 +85,27 @@ def test_a_cgroup_that_has_gone_has_no_processes_and_no_figures(tmp_path: Path) 
 
 
 def test_the_guest_keeps_memory_from_its_containers(tmp_path: Path) -> None:
+    assert not prepare(str(tmp_path))
     limit_all(1 << 30, str(tmp_path))
     assert int((tmp_path / "pods" / "memory.max").read_text()) == (1 << 30) - RESERVED_BYTES
+    assert prepare(str(tmp_path))
 
 
 def test_containers_have_half_of_little_memory(tmp_path: Path) -> None:
+    prepare(str(tmp_path))
     limit_all(100 << 20, str(tmp_path))
     assert int((tmp_path / "pods" / "memory.max").read_text()) == 50 << 20
 
 
 def test_the_memory_of_the_guest_is_read_in_bytes() -> None:
     assert memory_bytes("MemTotal:         487612 kB\nMemFree:          1 kB\n") == 487612 << 10
+
+
+def test_a_container_is_not_limited_to_less_than_it_uses(tmp_path: Path) -> None:
+    (tmp_path / "memory.current").write_text("4096\n")
+    (tmp_path / "memory.peak").write_text("8192\n")
+    cgroup = Cgroup("", str(tmp_path))
+    with pytest.raises(Refused, match=r"limit to 4095 \(current usage: 4096, peak usage: 8192\)"):
+        check_limit(cgroup, {"memory": {"limit": 4095}}, "runc update failed")
+    for memory in ({"limit": 4096}, {"limit": -1}, {}, None):
+        check_limit(cgroup, {"memory": memory}, "")

@@ -39,18 +39,19 @@ def test_the_root_is_not_pivoted_on_an_initramfs() -> None:
 
 
 def test_a_terminal_is_handed_over_at_a_socket() -> None:
-    for command in (_crun().create("a", "/b", _TERMINAL), _crun().execute("a", "/p", _TERMINAL)):
+    for command in (_crun().create("a", "/b", _TERMINAL), _crun().execute("a", _TERMINAL)):
         assert command[command.index("--console-socket") + 1] == "/run/x/console"
-    assert "--console-socket" not in _crun().execute("a", "/p", _FILES)
+    assert "--console-socket" not in _crun().execute("a", _FILES)
 
 
 def test_processes_of_a_container_run_on_without_their_runtime() -> None:
-    command = _crun().execute("a", "/run/x/process", _FILES)
-    assert command[8:] == ["exec", "--detach", "--process", "/run/x/process", "--pid-file", "/run/x/pid", "a"]
+    assert _crun().execute("a", _FILES)[8:] == [
+        *("exec", "--detach", "--process", "/run/x/document", "--pid-file", "/run/x/pid", "a"),
+    ]
 
 
 def test_resources_are_read_from_a_file() -> None:
-    assert _crun().update("a", "/run/x/r", _FILES)[-4:] == ["update", "--resources", "/run/x/r", "a"]
+    assert _crun().update("a", _FILES)[-4:] == ["update", "--resources", "/run/x/document", "a"]
 
 
 def test_one_that_was_never_started_is_killed_as_it_is_deleted() -> None:
@@ -93,7 +94,8 @@ def test_crun_is_taken_before_runc(tmp_path: Path) -> None:
     assert find([str(tmp_path)]) == f"{tmp_path}/crun"
 
 
-def test_the_root_that_is_seen_decides_whether_it_can_be_pivoted() -> None:
-    assert not can_pivot("rootfs / rootfs rw 0 0\nproc /proc proc rw 0 0\n")
-    assert can_pivot("rootfs / rootfs rw 0 0\ntmpfs / tmpfs rw 0 0\n")
-    assert can_pivot("/dev/sda1 / ext4 rw 0 0\n")
+def test_a_root_that_is_mounted_on_nothing_is_not_pivoted() -> None:
+    proc = "22 1 0:21 / /proc rw - proc proc rw\n"
+    assert not can_pivot(f"1 1 0:2 / / rw - rootfs rootfs rw\n{proc}")
+    assert can_pivot(f"30 1 0:2 / / rw - rootfs rootfs rw\n{proc}")
+    assert can_pivot(f"1 1 0:2 / / rw - rootfs rootfs rw\n30 1 8:1 / / rw - ext4 /dev/sda1 rw\n{proc}")

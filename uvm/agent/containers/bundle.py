@@ -23,7 +23,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Any, Final
 
@@ -197,6 +197,18 @@ def set_user(process: JSON, root: str) -> None:
         process["user"] = {**user, **user_ids(root, name)}
 
 
+def for_exec(process: JSON, spec: JSON) -> None:
+    """Make a process that is to run in a container that of a runtime.
+
+    :param spec: the container's specification, as the runtime has it.
+    """
+    limits = spec["process"].get("rlimits")
+    process.pop("rlimits", None)
+    process |= {} if limits is None else {"rlimits": limits}
+    set_user(process, spec["root"].get("path") or "")
+    process.setdefault("oomScoreAdj", _OOM_SCORE)
+
+
 def _core_limit(text: str) -> JSON:
     soft, _, hard = text.partition(";")
     if not (soft.isdecimal() and hard.isdecimal()):
@@ -334,23 +346,13 @@ def write_secret(path: str, document: object) -> None:
         json.dump(document, file)
 
 
-def mounts_in(directories: Sequence[str], mounts: Callable[[], str]) -> str | None:
-    """Return a path in directories at which something is mounted, the deepest; None if there is none.
+def remove(bundle: str) -> None:
+    """Remove what was written of a container that is not there, and its bundle if nothing else is in it.
 
-    :param mounts: returns the text of ``/proc/self/mounts``.
+    Its root file system may be, and be mounted there.
     """
-    points = [_unescaped(line.split()[1]) for line in mounts().splitlines()]
-    inside = [
-        point
-        for point in points
-        for directory in directories
-        if point == directory or point.startswith(directory.rstrip("/") + "/")
-    ]
-    return max(inside, key=len, default=None)
-
-
-_OCTAL: Final = re.compile(r"\\([0-7]{3})")
-
-
-def _unescaped(path: str) -> str:
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), path)
+    for name in ("config.json", *_FILES):
+        with suppress(FileNotFoundError):
+            os.unlink(f"{bundle}/{name}")
+    with suppress(OSError):
+        os.rmdir(bundle)

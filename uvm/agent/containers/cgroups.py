@@ -15,9 +15,12 @@ Source: hcsshim internal/guest/cgroup and internal/guest/runtime/hcsv2/uvm.go.
 from __future__ import annotations
 
 import os
+import signal
+from contextlib import suppress
 from typing import Any, Final
 
 from uvm.agent.containers.metrics import metrics, number
+from uvm.agent.refused import Refused
 
 ROOT: Final = "/sys/fs/cgroup"
 #: The cgroup of all containers, below :data:`ROOT`.
@@ -68,6 +71,12 @@ class Cgroup:
             found += map(int, below.read("cgroup.procs").split())
         return sorted(found)
 
+    def kill_all(self) -> None:
+        """Kill all that runs in it."""
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def remove(self) -> None:
         """Remove it, if it is there and nothing runs in it."""
         try:
@@ -76,14 +85,37 @@ class Cgroup:
             return  # a runtime removes its own
 
 
+def prepare(root: str = ROOT) -> bool:
+    """Make the cgroup of all containers, with the controllers that the kernel has.
+
+    :return: its memory can be limited.
+    """
+    os.makedirs(root + PODS, exist_ok=True)
+    for controller in Cgroup("", root).read("cgroup.controllers").split():
+        # One that is in use elsewhere stays there.
+        with suppress(OSError), open(f"{root}/cgroup.subtree_control", "w", encoding="ascii") as file:
+            file.write(f"+{controller}")
+    return os.path.exists(f"{root}{PODS}/memory.max")
+
+
+def check_limit(cgroup: Cgroup, resources: dict[str, Any], problem: str) -> None:
+    """Refuse a limit of memory that the container already exceeds, which would have the kernel kill it.
+
+    :param problem: what to say first.
+    """
+    memory = resources.get("memory")
+    limit = memory.get("limit") if type(memory) is dict else None
+    if type(limit) is int and 0 < limit < cgroup.used_bytes:
+        usage = f"current usage: {cgroup.used_bytes}, peak usage: {cgroup.peak_bytes}"
+        raise Refused(f"{problem}: unable to set memory limit to {limit} ({usage})")
+
+
 def limit_all(total_bytes: int, root: str = ROOT) -> None:
     """Set the limit of all containers together from the memory of the VM.
 
     :raises OSError: the kernel refused.
     """
-    pods = root + PODS
-    os.makedirs(pods, exist_ok=True)
-    with open(f"{pods}/memory.max", "w", encoding="ascii") as file:
+    with open(f"{root}{PODS}/memory.max", "w", encoding="ascii") as file:
         file.write(str(max(total_bytes - RESERVED_BYTES, total_bytes // 2)))
 
 

@@ -49,15 +49,14 @@ class Runtime:
         """Return the command that has the first process go on."""
         return self._command(files.log, "start", container_id)
 
-    def execute(self, container_id: str, process: str, files: Files) -> list[str]:
-        """Return the command that starts a process that a file describes."""
-        return self._command(
-            files.log, "exec", "--detach", "--process", process, *_places(files), container_id
-        )
+    def execute(self, container_id: str, files: Files) -> list[str]:
+        """Return the command that starts the process that the document describes."""
+        places = "--process", files.document, *_places(files)
+        return self._command(files.log, "exec", "--detach", *places, container_id)
 
-    def update(self, container_id: str, resources: str, files: Files) -> list[str]:
-        """Return the command that changes resources to what a file says."""
-        return self._command(files.log, "update", "--resources", resources, container_id)
+    def update(self, container_id: str, files: Files) -> list[str]:
+        """Return the command that changes resources to what the document says."""
+        return self._command(files.log, "update", "--resources", files.document, container_id)
 
     def delete(self, container_id: str, files: Files) -> list[str]:
         """Return the command that deletes a container, and kills it if it was never started."""
@@ -67,14 +66,19 @@ class Runtime:
 class Files:
     """The files of one command, in a directory of its own.
 
+    :ivar pid: the id of the process that it starts.
+    :ivar document: what it reads.
+    :ivar output: what it writes to its streams, if no container gets them.
     :ivar console: the socket at which it hands over a terminal; empty if there is none.
     """
 
-    __slots__ = ("console", "log", "pid")
+    __slots__ = ("console", "document", "log", "output", "pid")
 
     def __init__(self, directory: str, *, terminal: bool = False) -> None:
         self.log = f"{directory}/log"
         self.pid = f"{directory}/pid"
+        self.document = f"{directory}/document"
+        self.output = f"{directory}/output"
         self.console = f"{directory}/console" if terminal else ""
 
 
@@ -112,9 +116,9 @@ def find(directories: Sequence[str]) -> str | None:
 
 
 def can_pivot(mounts: str) -> bool:
-    """Return whether ``pivot_root`` works: the root is no initramfs.
+    """Return whether ``pivot_root`` works: the root is mounted on something, which an initramfs is not.
 
-    :param mounts: the text of ``/proc/self/mounts``; the last mount at a place is the one that is seen.
+    :param mounts: the text of ``/proc/self/mountinfo``.
     """
-    roots = [line.split()[2] for line in mounts.splitlines() if line.split()[1] == "/"]
-    return bool(roots) and roots[-1] != "rootfs"
+    roots = [line.split()[:5] for line in mounts.splitlines() if line.split()[4] == "/"]
+    return any(number != parent for number, parent, *_ in roots)

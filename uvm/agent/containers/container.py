@@ -1,0 +1,158 @@
+"""One container: what is known of it between requests.
+
+Theory of operation
+-------------------
+
+A container is its first process, which a runtime makes with it, and which waits until the host starts it::
+
+    CREATING -- made ----> CREATED -- started ---> RUNNING -- its first process exits ---> STOPPED
+        |                     |                                                               ^
+        |                     `---------------- killed -----------------------------------------'
+        `----- refused ----> gone
+
+The exit of a process is reported to those that wait for it once all that it wrote was read. The exit of the
+container is reported to the host once that of its first process was: an exit that no request waits for is
+reported neither way. Where the container has no namespace of process ids, the others in its cgroup are killed
+with the first one, as the kernel does where it has one.
+
+Source: hcsshim internal/guest/runtime/hcsv2/container.go and process.go.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final
+
+from uvm.agent.containers.bundle import Role
+from uvm.agent.containers.streams import Ends
+from uvm.agent.loop import Loop
+from uvm.agent.processes import Process
+from uvm.agent.refused import coded
+from uvm.agent.requests import Request
+from uvm.agent.streams import Connections
+from uvm.hresult import HResult
+
+JSON = dict[str, Any]
+
+#: How a container has exited, by the signal that its first process was sent by request.
+_EXIT_TYPES: Final[dict[int, str]] = {signal.SIGTERM: "GracefulExit", signal.SIGKILL: "ForcedExit"}
+
+
+class Status(Enum):
+    """The state of a container."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    DELETING = "deleting"
+
+
+class ContainedProcess(Process):
+    """A process in a container.
+
+    :param ends: our ends of its standard streams.
+    :ivar alive: it has not exited; its exit is reported after that.
+    """
+
+    def __init__(self, pid: int, args: list[str], ends: Ends, forget: Callable[[Process], object]) -> None:
+        super().__init__(pid, args, forget)
+        self.ends = ends
+        self.alive = True
+        self._code = 0
+        self._reading = False
+
+    def relay(self, loop: Loop, connections: Connections) -> None:
+        """Pass on its standard streams."""
+        self.terminal = self.ends.terminal
+        self._reading = True
+        self.ends.relay(loop, connections, self._read_out)
+
+    def _read_out(self) -> None:
+        self._reading = False
+        self.terminal = None
+        if not self.alive:
+            self.report(self._code)
+
+    def exited(self, code: int) -> None:
+        """Note that it has exited.
+
+        :param code: its exit code; negative, the signal that killed it.
+        """
+        self.alive = False
+        self._code = 128 - code if code < 0 else code
+        self.ends.end_input()
+        if not self._reading:
+            self.report(self._code)
+
+    def signal(self, request: Request) -> None:
+        """Send it a signal; see :meth:`Process.signal`."""
+        if not self.alive:
+            # Its id may be another process's by now.
+            raise coded(HResult.ERROR_NOT_FOUND)
+        super().signal(request)
+
+
+class Container:
+    """A container.
+
+    :ivar activity_id: of the request that creates it; its exit is reported under it.
+    :ivar spec: its specification, as the runtime has it.
+    :ivar directories: its bundle, and its scratch space, which are deleted with its state.
+    :ivar namespace: the network namespace that was assigned to it.
+    :ivar init: its first process, once it is made.
+    :ivar processes: its other processes, until their exits were answered, by id.
+    :ivar exit_type: how it has exited, or will be reported to have exited.
+    """
+
+    def __init__(self, container_id: str, activity_id: str, spec: JSON, directories: list[str]) -> None:
+        self.id, self.activity_id, self.spec = container_id, activity_id, spec
+        self.directories = directories
+        self.role = Role.STANDALONE
+        self.namespace = ""
+        self.status = Status.CREATING
+        self.init: ContainedProcess | None = None
+        self.processes: dict[int, ContainedProcess] = {}
+        self.exit_type = "UnexpectedExit"
+        self._reported = False
+
+    @property
+    def bundle(self) -> str:
+        """The directory of its specification."""
+        return self.directories[0]
+
+    def process(self, pid: int) -> ContainedProcess:
+        """Return one of its processes, the first one even long after its exit.
+
+        :raises Refused: there is none of that id.
+        """
+        found = self.init if self.init is not None and self.init.pid == pid else self.processes.get(pid)
+        if found is None:
+            raise coded(HResult.ERROR_NOT_FOUND)
+        return found
+
+    def end(self, number: signal.Signals) -> None:
+        """Send its first process a signal.
+
+        :raises Refused: it has exited.
+        """
+        if self.init is None or not self.init.alive:
+            text = "container not running"
+            raise coded(HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED, text)
+        os.kill(self.init.pid, number)
+        self.signalled(number)
+
+    def signalled(self, number: int) -> None:
+        """Note a signal that its first process was sent by request."""
+        self.exit_type = _EXIT_TYPES.get(number, self.exit_type)
+
+    def exit_report(self) -> JSON | None:
+        """Return the report of its exit, once; None the next time."""
+        if self._reported:
+            return None
+        self._reported = True
+        body = {"ContainerId": self.id, "ActivityId": self.activity_id, "Type": self.exit_type}
+        return {**body, "Operation": "None", "Result": 0}
