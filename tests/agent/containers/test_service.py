@@ -24,8 +24,8 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         yield rig
 
 
-def descriptors() -> list[str]:
-    return os.listdir("/proc/self/fd")
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
 
 
 # Its first process.
@@ -181,7 +181,7 @@ def test_a_program_that_is_not_there_is_refused_in_the_words_of_the_runtime(rig:
     body, _ = rig.parameters(("StdOut",), {"args": ["not-there"]})
     refused = rig.refusal(Procedure.EXECUTE_PROCESS, **body)
     assert refused == (HResult.E_FAIL, "crun exec failed: not-there: no such program")
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_a_process_that_has_exited_is_not_signalled(rig: Rig) -> None:
@@ -240,7 +240,7 @@ def test_a_container_that_cannot_be_made_leaves_nothing(rig: Rig) -> None:
     assert rig.refusal(Procedure.CREATE, ContainerConfig=config) == (HResult.E_FAIL, text)
     assert not rig.bundle().exists()
     assert os.listdir(rig.directory / "f") == []
-    assert descriptors() == before
+    assert descriptors() <= before
     rig.create("true")
 
 
@@ -338,7 +338,7 @@ def test_one_that_was_not_started_ends_with_its_state(rig: Rig) -> None:
     rig.create("sleep", "1000")
     rig.ask(Procedure.DELETE_CONTAINER_STATE)
     rig.until(lambda: not rig.adapters.joined)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_all_in_a_container_end_with_its_first_process(rig: Rig) -> None:
