@@ -40,12 +40,12 @@ async def a_process_of_the_guest_reads_writes_and_exits(guest: Guest) -> None:
 @scenario
 async def an_exit_is_answered_to_each_that_waits_and_then_forgotten(guest: Guest) -> None:
     process = await guest.host.run("cat")
-    body = {"ProcessId": process.pid, "TimeoutInMs": 0xFFFFFFFF}
+    body: dict[str, Any] = {"ProcessId": process.pid, "TimeoutInMs": 0xFFFFFFFF}
     waits = [await guest.host.send(Procedure.WAIT_FOR_PROCESS, **body) for _ in range(3)]
     await process.end_input()
     for wait in waits:
         assert (await guest.host.answer(wait))["ExitCode"] == 0
-    assert await guest.host.refusal(Procedure.WAIT_FOR_PROCESS, **body) == NOT_FOUND  # type: ignore[arg-type]
+    assert await guest.host.refusal(Procedure.WAIT_FOR_PROCESS, **body) == NOT_FOUND
 
 
 @scenario

@@ -41,6 +41,7 @@ def main(arrange: Arrange | None = None) -> None:
 
 def _in_vm() -> Agent:
     from uvm.agent import boot
+    from uvm.agent.containers import serve_containers
     from uvm.agent.resources import Resources
     from uvm.agent.shutdown import shut_down
     from uvm.agent.suspension import Suspension
@@ -53,6 +54,7 @@ def _in_vm() -> Agent:
     workload = Workload(boot.total_memory())
     agent = Agent(fd, shut_down, resources=resources, console=_CONSOLE, start=workload.start)
     agent.service.resources.update(Suspension(workload.freeze, workload.thaw).handlers)
+    serve_containers(agent, resources.networks, workload.enter)
     # A request that needs one of them waits for it.
     agent.background(lambda: resources.modules.need(*boot.SOON))
     return agent

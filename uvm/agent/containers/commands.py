@@ -17,7 +17,7 @@ from typing import Final
 from uvm.agent.children import Children
 from uvm.agent.containers.bundle import write_secret
 from uvm.agent.containers.console import ConsoleSocket
-from uvm.agent.containers.runtime import Files, Runtime, failure
+from uvm.agent.containers.runtime import NAMES, Files, Runtime, failure
 from uvm.agent.refused import Refused
 from uvm.agent.spawning import PATH, Command, spawn
 
@@ -30,19 +30,27 @@ _ENVIRONMENT: Final = {"PATH": PATH}
 class Commands:
     """Runs the commands of a runtime.
 
+    :param runtime: None if the guest has none, so that there are no containers.
     :param directory: where the files of commands are; a short path, since sockets are among them.
     :param prepare: called in each new process before its program is loaded.
     """
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: Runtime | None,
         children: Children,
         directory: str,
         prepare: Callable[[], object] | None = None,
     ) -> None:
-        self._runtime, self._children, self._prepare = runtime, children, prepare
+        self._there, self._children, self._prepare = runtime, children, prepare
         self._directory = directory
+
+    @property
+    def _runtime(self) -> Runtime:
+        if self._there is None:
+            names = " nor ".join(NAMES)
+            raise Refused(f"this guest has no runtime for containers: neither {names} is in its image")
+        return self._there
 
     @property
     def name(self) -> str:

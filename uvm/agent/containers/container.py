@@ -24,18 +24,16 @@ import os
 import signal
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 from uvm.agent.containers.bundle import Role
 from uvm.agent.containers.streams import Ends
 from uvm.agent.loop import Loop
 from uvm.agent.processes import Process
 from uvm.agent.refused import coded
-from uvm.agent.requests import Request
+from uvm.agent.requests import JSON, Request
 from uvm.agent.streams import Connections
 from uvm.hresult import HResult
-
-JSON = dict[str, Any]
 
 #: How a container has exited, by the signal that its first process was sent by request.
 _EXIT_TYPES: Final[dict[int, str]] = {signal.SIGTERM: "GracefulExit", signal.SIGKILL: "ForcedExit"}
@@ -88,12 +86,12 @@ class ContainedProcess(Process):
         if not self._reading:
             self.report(self._code)
 
-    def signal(self, request: Request) -> None:
+    def signal(self, request: Request) -> JSON:
         """Send it a signal; see :meth:`Process.signal`."""
         if not self.alive:
             # Its id may be another process's by now.
             raise coded(HResult.ERROR_NOT_FOUND)
-        super().signal(request)
+        return super().signal(request)
 
 
 class Container:

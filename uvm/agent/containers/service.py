@@ -326,8 +326,7 @@ class Containers:
         return {}
 
     def _resize(self, request: Request) -> JSON:
-        self._process(request).resize(request)
-        return {}
+        return self._process(request).resize(request)
 
     def _end(self, number: signal.Signals, request: Request) -> JSON:
         self._find(request).end(number)
