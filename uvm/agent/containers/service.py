@@ -7,7 +7,7 @@ Requests are read, and the table of containers is changed, in the loop; a runtim
 in workers. A container that is being made, or deleted, keeps its id, but other requests find it not ready, or
 not there.
 
-What a request names is checked before anything is done. What failed half way is undone: a container that
+What a request names is checked before anything is done. What was begun is undone if a later step fails: a container that
 cannot be made leaves neither processes nor files. A state that is to be deleted while something is mounted
 in its directories stays on disk, though its container is forgotten, since what is mounted would be emptied.
 
