@@ -11,9 +11,9 @@ A container is its first process, which a runtime makes with it, and which waits
         `----- refused ----> gone
 
 The exit of a process is reported to those that wait for it once all that it wrote was read. The exit of the
-container is reported to the host once that of its first process was: of one that no request waits for, neither
-is. Where the container has no namespace of process ids, the others in its cgroup are killed
-with the first one, as the kernel does where it has one.
+container is reported to the host once that of its first process was; if no request waits for that, neither
+is. Where the container has no namespace of process ids, the others in its cgroup are killed with the first
+one, as the kernel does where it has one.
 
 Source: hcsshim internal/guest/runtime/hcsv2/container.go and process.go.
 """

@@ -7,9 +7,10 @@ Requests are read, and the table of containers is changed, in the loop; a runtim
 in workers. A container that is being made, or deleted, keeps its id, but other requests find it not ready, or
 not there.
 
-What a request names is checked before anything is done. What was begun is undone if a later step fails: a container that
-cannot be made leaves neither processes nor files. A state that is to be deleted while something is mounted
-in its directories stays on disk, though its container is forgotten, since what is mounted would be emptied.
+What a request names is checked before anything is done. What was begun is undone if a later step fails: a
+container that cannot be made leaves neither processes nor files. A state that is to be deleted while
+something is mounted in its directories stays on disk, though its container is forgotten, since what is
+mounted would be emptied.
 
 Source: hcsshim internal/guest/runtime/hcsv2/uvm.go and internal/guest/bridge/bridge_v2.go. Unlike there, a
 container whose specification names no network namespace has one of its own, a namespace may be assigned again
