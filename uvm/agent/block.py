@@ -26,7 +26,9 @@ VPMEM_CONTROLLER: Final = 4
 
 #: How long a disk that the host has attached may take to appear, in seconds.
 APPEARS_SECONDS: Final = 10.0
+#: Many may look at the same time, so the pauses grow.
 _PAUSE_SECONDS: Final = 0.005
+_LONGEST_PAUSE_SECONDS: Final = 0.1
 
 
 class Slot(NamedTuple):
@@ -57,6 +59,7 @@ class Disks:
 
     def __init__(self, modules: Modules, sys: str = "/sys", dev: str = "/dev") -> None:
         self._modules, self._sys, self._dev = modules, sys, dev
+        self._hosts: dict[int, str] = {}
 
     def find(self, slot: Slot, partition: int = 0) -> str | None:
         """Return the path of a disk, or of a partition of it; None if the kernel does not show it."""
@@ -112,7 +115,7 @@ class Disks:
 
     def _wait(self, place: _Place, partition: int, seconds: float) -> str:
         self._modules.need("virtio_scsi", "sd_mod")
-        until = time.monotonic() + seconds
+        until, pause = time.monotonic() + seconds, _PAUSE_SECONDS
         while True:
             if place.device() is None:
                 self._scan(place)
@@ -121,7 +124,8 @@ class Disks:
                 return path
             if time.monotonic() > until:
                 raise Refused(f"there is no disk {place.name}")
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _path(self, device: str | None, partition: int = 0) -> str | None:
         """Return the node of a SCSI device's disk, or of a partition of it; None if there is none yet."""
@@ -166,12 +170,15 @@ class Disks:
             _write(f"{self._sys}/class/scsi_host/{host}/scan", f"0 0 {place.luns}")
 
     def _host(self, controller: int) -> str:
-        """Return the kernel's name of a controller; empty if there is none."""
+        """Return the kernel's name of a controller, which stays; empty if there is none."""
+        if controller in self._hosts:
+            return self._hosts[controller]
         pci = f"{self._sys}/bus/pci/devices/0000:00:{0x10 + controller:02x}.0"
         for device in _listed(pci):
             if device.startswith("virtio"):
                 for host in _listed(f"{pci}/{device}"):
                     if host.startswith("host"):
+                        self._hosts[controller] = host
                         return host
         return ""
 

@@ -67,8 +67,12 @@ _MAGIC: Final = {
 _READ_ONLY: Final = {"ext4": "noload", "xfs": "norecovery"}
 _CHECKSUMS: Final = ("crc32c_intel", "crc32c_generic")
 
-#: The commands that make file systems, before the device.
-_MAKERS: Final = {"ext4": ("mkfs.ext4", "-q", "-F"), "xfs": ("mkfs.xfs", "-q", "-f")}
+#: The commands that make file systems, before the device; the first that there is. busybox makes an ext4
+#: without a journal, which is an ext2.
+_MAKERS: Final = {
+    "ext4": (("mkfs.ext4", "-q", "-F"), ("mke2fs", "-F")),
+    "xfs": (("mkfs.xfs", "-q", "-f"),),
+}
 _PROGRAMS: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 _FORMAT_SECONDS: Final = 120.0
 
@@ -162,12 +166,13 @@ class Filesystems:
             return
         if kind not in _MAKERS:
             raise Refused(f"unsupported filesystem {kind} requested for device")
-        name, *options = _MAKERS[kind]
-        program = shutil.which(name, path=_PROGRAMS)
-        if program is None:
-            raise Refused(f'{kind} format: exec: "{name}": executable file not found in $PATH')
+        found = [each for each in _MAKERS[kind] if shutil.which(each[0], path=_PROGRAMS)]
+        if not found:
+            raise Refused(f'{kind} format: exec: "mkfs.{kind}": executable file not found in $PATH')
+        name, *options = found[0]
         try:
-            self._killable("run", [program, *options, device], seconds=_FORMAT_SECONDS)
+            command = [shutil.which(name, path=_PROGRAMS) or name, *options, device]
+            self._killable("run", command, seconds=_FORMAT_SECONDS)
         except OSError as error:
             raise Refused(f"{kind} format: {name} failed to format {device}: {reason(error)}") from None
 

@@ -6,9 +6,9 @@ the work that waits for it; so such a call runs in a helper, a fork of the agent
     agent --> the function's name and its arguments, as JSON --> helper
     agent <-- the error's number, or 0, as one byte          <-- helper
 
-A fork takes longer than most calls, so a helper is kept for the next call. One that has not answered at the
-deadline is killed, with what it started; if even that does not end it, it stays behind alone. A helper has
-none of the agent's files, so that it keeps nothing open, and ends when the agent does.
+A fork takes longer than most calls, so a few helpers are kept for the next ones. One that has not answered
+at the deadline is killed, with what it started; if even that does not end it, it stays behind alone. A
+helper has none of the agent's files, so that it keeps nothing open, and ends when the agent does.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from typing import Any, Final, NoReturn
 SECONDS: Final = 30.0
 _KILLED_SECONDS: Final = 1.0
 
-#: How many helpers are kept.
-_KEPT: Final = 2
+#: So many helpers are kept; a call that finds all of them busy waits so long for one before it gets another.
+_FEW: Final = 4
+_PATIENCE_SECONDS: Final = 0.25
 #: The longest request: paths, and a page of options.
 _REQUEST_SIZE: Final = 1 << 16
 
@@ -46,7 +47,8 @@ class Killable:
     def __init__(self, functions: Functions) -> None:
         self._functions = functions
         self._idle: list[_Helper] = []
-        self._lock = threading.Lock()
+        self._busy = 0
+        self._changed = threading.Condition()
 
     def __call__(self, name: str, *arguments: str | int | list[str], seconds: float = SECONDS) -> None:
         """Run a function.
@@ -54,33 +56,37 @@ class Killable:
         :raises TimeoutError: it took longer; its helper was killed.
         :raises OSError: it failed; with its error number, and without its file name.
         """
-        helper = self._idle_helper() or _Helper(self._functions)
-        number = helper.run([name, *arguments], seconds)
-        if not self._kept(helper):
-            helper.end()
+        with self._changed:
+            self._changed.wait_for(lambda: self._idle or self._busy < _FEW, _PATIENCE_SECONDS)
+            self._busy += 1
+            kept = self._idle.pop() if self._idle else None
+        try:
+            number = self._run(kept, [name, *arguments], seconds)
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify()
         if number:
             raise OSError(number, os.strerror(number))
 
-    def _idle_helper(self) -> _Helper | None:
-        """Return a helper that was kept; one that has ended meanwhile is none."""
-        with self._lock:
-            helper = self._idle.pop() if self._idle else None
+    def _run(self, helper: _Helper | None, call: list[Any], seconds: float) -> int:
+        """Have a helper run a function, or another one if it has ended; return the error's number, or 0."""
         if helper is not None and helper.has_ended():
             helper.end()
-            return None
-        return helper
-
-    def _kept(self, helper: _Helper) -> bool:
-        """Keep a helper for the next call, if there are too few; return whether it is kept."""
-        with self._lock:
-            if helper.broken or len(self._idle) == _KEPT:
-                return False
-            self._idle.append(helper)
-            return True
+            helper = None
+        if helper is None:
+            helper = _Helper(self._functions)
+        number = helper.run(call, seconds)
+        with self._changed:
+            if not helper.broken and len(self._idle) < _FEW:
+                self._idle.append(helper)
+                return number
+        helper.end()
+        return number
 
     def close(self) -> None:
         """End the helpers that are kept."""
-        with self._lock:
+        with self._changed:
             while self._idle:
                 self._idle.pop().end()
 
