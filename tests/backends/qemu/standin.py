@@ -493,7 +493,12 @@ async def _undisturbed(name: str, arguments: JSON) -> None:
 
 
 def _socket(arguments: Sequence[str], name: str) -> socket.socket:
-    [number] = re.findall(rf"socket,id={name},fd=(\d+)", " ".join(arguments))
+    [(number, server)] = re.findall(rf"socket,id={name},fd=(\d+)(,server=on)?", " ".join(arguments))
     sock = socket.socket(fileno=os.dup(int(number)))
+    if server:
+        # The backend has connected before it starts QEMU.
+        with sock as listener:
+            listener.settimeout(5)
+            sock, _ = listener.accept()
     sock.setblocking(False)
     return sock

@@ -283,6 +283,32 @@ async def test_a_guest_that_does_not_answer_keeps_a_device_for_so_long(tmp_path:
             await backend._vms["vm1"].unplug("remove", "d1", 0.05)
 
 
+# VMs that survive.
+
+
+async def test_a_vm_that_survives_is_left_running_and_opened_by_the_next_process(
+    tmp_path: Path, kernel: str
+) -> None:
+    async with entered(tmp_path) as backend:
+        asked = document(kernel) | {"ShouldTerminateOnLastHandleClosed": False}
+        system = await backend.create("vm1", asked)
+        await system.start()
+        child = backend.launcher.started["vm1"]
+        await system.close()
+    assert child.exit_code is None
+    assert len(left(tmp_path)) == 1
+    directory = tmp_path / "run" / left(tmp_path)[0]
+    assert {path.name for path in directory.iterdir()} >= {"qmp.sock", "mux.sock", "document.json", "vm.json"}
+
+
+async def test_a_vm_that_was_terminated_survives_nothing(tmp_path: Path, kernel: str) -> None:
+    async with entered(tmp_path) as backend:
+        asked = document(kernel) | {"ShouldTerminateOnLastHandleClosed": False}
+        system = await backend.create("vm1", asked)
+        await system.terminate()
+    assert left(tmp_path) == []
+
+
 # What cannot be.
 
 

@@ -34,18 +34,19 @@ from uvm.backends.qemu.devices.request import Host
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.documents import read_document
 from uvm.backends.qemu.files import linux_files
-from uvm.backends.qemu.launch import Launcher, Starter
+from uvm.backends.qemu.launch import Adopted, Launcher, Starter
 from uvm.backends.qemu.muxlink import MuxLink
 from uvm.backends.qemu.network import QEMUNetwork
 from uvm.backends.qemu.others import OtherSystem, summary_of
 from uvm.backends.qemu.pipes import UnixPipes
 from uvm.backends.qemu.properties import service_property
 from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, default_runtime_directory
-from uvm.backends.qemu.saving import Boot, SavedVM
+from uvm.backends.qemu.saving import Boot, Memory, SavedVM
 from uvm.backends.qemu.system import QEMUSystem
 from uvm.backends.qemu.vm import VM
 from uvm.errors import HostError, NotSupportedError, VMStateError
 from uvm.hresult import HResult
+from uvm.schema.devices import Devices
 from uvm.schema.system import ComputeSystem, LinuxKernelDirect, VirtualMachine
 
 if TYPE_CHECKING:
@@ -179,6 +180,8 @@ class QEMUBackend:
         arguments = partial(self._arguments, vm)
         try:
             self._vms[system_id] = vm
+            if vm.survives:
+                directory.note_document(document)
             await vm.launch(self._launcher, arguments, MuxLink, tasks)
             await vm.devices.load(vm.machine)
             await self._restore(vm, template)
@@ -281,6 +284,8 @@ class QEMUBackend:
         """Open another handle; HCS_E_SYSTEM_NOT_FOUND if there is no such VM of this user."""
         self._entered()
         vm = self._vms.get(system_id)
+        if vm is None:
+            vm = await self._adopt(system_id)
         if vm is not None:
             return QEMUSystem(vm, await self.host(), self._forget)
         record = await anyio.to_thread.run_sync(self._directory.record, system_id)
@@ -288,6 +293,30 @@ class QEMUBackend:
         if record is None or pidfd is None:
             raise HostError(f"open {system_id}", HResult.HCS_E_SYSTEM_NOT_FOUND)
         return OtherSystem(record, pidfd)
+
+    async def _adopt(self, system_id: str) -> VM | None:
+        """Have a VM that survived the process that had it; None if there is none, or a process has it."""
+        directory = await anyio.to_thread.run_sync(self._directory.adopt, system_id, _this_process())
+        if directory is None:
+            return None
+        qemu = directory.record.qemu
+        pidfd = None if qemu is None else qemu.open()
+        if qemu is None or pidfd is None:
+            directory.remove()
+            return None
+        info = await self.host()
+        document = read_document(ComputeSystem, directory.document(), f"open {system_id}")
+        vm = VM(document, directory, Boot("tcg", "", ""), Memory(-1))
+        vm.devices = self._devices(vm, info)
+        await vm.devices.topology.load(vm.machine, Devices())
+        try:
+            await vm.adopt(Adopted(qemu.pid, pidfd), MuxLink, self._entered())
+        except BaseException:
+            vm.leave()
+            directory.leave()
+            raise
+        self._vms[system_id] = vm
+        return vm
 
     async def enumerate(self, query: JSON | None = None) -> list[JSON]:
         """List the VMs of this user; ``Ids``, ``Names``, ``Types`` and ``Owners`` choose among them."""
@@ -321,7 +350,12 @@ class QEMUBackend:
 
     async def _end(self, failure: BaseException | None) -> BaseException | None:
         """End what runs."""
-        left = [*self._vms.values()]
+        left = []
+        for vm in self._vms.values():
+            if vm.survives and vm.state in ("Created", "Running", "Paused"):
+                vm.leave()
+            else:
+                left.append(vm)
         with anyio.move_on_after(_END_SECONDS, shield=True) as limit:
             await errors_of(vm.end for vm in left)
         if limit.cancelled_caught:

@@ -75,10 +75,15 @@ class Child:
 
     async def wait(self) -> int:
         """Read its error output until it has ended; return what it exited with. One task does."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._read_errors)
-            await anyio.wait_readable(self._pidfd)
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._read_errors)
+                await anyio.wait_readable(self._pidfd)
+                tasks.cancel_scope.cancel()
+        except BaseException:
+            # It is left running, which is what Popen warns of.
+            self._process.returncode = 0
+            raise
         self._read_rest()
         self.exit_code = self._process.wait()
         os.close(self._pidfd)
@@ -107,8 +112,38 @@ class Child:
         return bool(data)
 
 
+@define(eq=False, repr=False)
+class Adopted:
+    """A process of QEMU that an earlier process has started (:class:`Process`).
+
+    :ivar pid: the id of the process.
+    :ivar exit_code: None: it is its parent that gets that.
+    """
+
+    pid: int
+    _pidfd: int
+    exit_code: int | None = field(default=None, init=False)
+    last_words: str = field(default="", init=False)
+    _ended: bool = field(default=False, init=False)
+
+    def kill(self) -> None:
+        """Kill it, unless it has ended."""
+        if not self._ended:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait until it has ended; return 0, as what it exited with is unknown."""
+        try:
+            await anyio.wait_readable(self._pidfd)
+        finally:
+            self._ended = True
+            os.close(self._pidfd)
+        return 0
+
+
 class Process(Protocol):
-    """A process of QEMU: a :class:`Child`, or what tests have in its place."""
+    """A process of QEMU: a :class:`Child`, an :class:`Adopted`, or what tests have in its place."""
 
     exit_code: int | None
 

@@ -5,11 +5,14 @@ How it works
 
 ::
 
-    $XDG_RUNTIME_DIR/uvm/        0700
+    $XDG_STATE_HOME/uvm/vms/     0700; no logout deletes it
       lock                       held for a moment by a process that claims or sweeps
       <hash of the VM's id>/     0700
         lock                     held by the process of the host, and by QEMU, which inherits the descriptor
+        owner                    held by the process that has the VM, alone
         vm.json                  what other processes know of the VM: ids, owner, state, the process of QEMU
+        document.json            of a VM that survives its process: the document that it was created with
+        qmp.sock, mux.sock       of such a VM: where the next process that has it connects
         share0 ...               links to the directories that are shared
 
 A lock ends with the last process that has it open. So a directory whose lock can be taken belongs to nothing
@@ -27,7 +30,6 @@ import select
 import shutil
 import signal
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,12 +37,15 @@ from typing import Any, Final
 
 from attrs import define, evolve, field, frozen
 
+from uvm.backend import JSON
 from uvm.errors import HostError, HostPathError
 from uvm.hresult import HResult
 from uvm.schema.json import SchemaError
 
 _RECORD: Final = "vm.json"
 _LOCK: Final = "lock"
+_OWNER: Final = "owner"
+_DOCUMENT: Final = "document.json"
 #: A record is a few hundred bytes.
 _MAX_RECORD_BYTES: Final = 1 << 16
 #: How long the end of a process that was killed is waited for.
@@ -49,10 +54,12 @@ _KILL_SECONDS: Final = 5.0
 
 def default_runtime_directory() -> str:
     """Return the runtime directory of this user."""
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.getuid() == 0:
         return "/run/uvm"
-    return f"{base}/uvm" if base else f"{tempfile.gettempdir()}/uvm-{os.getuid()}"
+    base = os.environ.get("XDG_STATE_HOME", "")
+    # The specification has relative paths ignored.
+    home = base if os.path.isabs(base) else os.path.expanduser("~/.local/state")
+    return f"{home}/uvm/vms"
 
 
 @frozen
@@ -144,25 +151,58 @@ class VMDirectory:
     """The runtime directory of one VM that this process has.
 
     :ivar lock: the descriptor that QEMU is to inherit.
+    :ivar owner: the descriptor of this process alone; -1 once it has the VM no more.
     """
 
     path: Path
     lock: int
+    owner: int
     record: Record
+
+    @property
+    def qmp(self) -> str:
+        """The path of QMP's socket, of a VM that survives."""
+        return str(self.path / "qmp.sock")
+
+    @property
+    def mux(self) -> str:
+        """The path of the mux's socket, of a VM that survives."""
+        return str(self.path / "mux.sock")
 
     def note(self, **changes: Any) -> None:
         """Change what other processes know of the VM."""
         self.record = evolve(self.record, **changes)
-        written = self.path / f"{_RECORD}.new"
-        written.write_text(self.record.written(), "utf-8")
-        written.replace(self.path / _RECORD)
+        self._write(_RECORD, self.record.written())
+
+    def note_document(self, document: JSON) -> None:
+        """Keep the document for the next process that has the VM."""
+        self._write(_DOCUMENT, json.dumps(document))
+
+    def document(self) -> JSON:
+        """Return the document that was kept; HostPathError if there is none."""
+        try:
+            found: JSON = json.loads((self.path / _DOCUMENT).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise HostPathError(str(self.path / _DOCUMENT), f"no document of a VM: {error}") from error
+        return found
+
+    def _write(self, name: str, text: str) -> None:
+        written = self.path / f"{name}.new"
+        written.write_text(text, "utf-8")
+        written.replace(self.path / name)
 
     def remove(self) -> None:
         """Remove it: the VM has ended."""
-        if self.lock >= 0:
+        if self.owner >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
+            self.leave()
+
+    def leave(self) -> None:
+        """Leave it to the next process that has the VM, which runs on."""
+        if self.owner >= 0:
             os.close(self.lock)
-            self.lock = -1
+            os.close(self.owner)
+            self.owner = -1
 
 
 @define(repr=False)
@@ -197,10 +237,32 @@ class RuntimeDirectory:
                 there = "another process of this user has it"
                 raise HostError(f"create {record.id}", HResult.HCS_E_SYSTEM_ALREADY_EXISTS, there)
             path.mkdir(0o700)
-            lock = _lock_file(path)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            made = VMDirectory(path, lock, record)
+            lock, owner = _lock_file(path), _lock_file(path, _OWNER)
+            for each in (lock, owner):
+                fcntl.flock(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            made = VMDirectory(path, lock, owner, record)
             made.note()
+        return made
+
+    def adopt(self, system_id: str, host: ProcessName) -> VMDirectory | None:
+        """Have a VM that survived the process that had it; None if there is none, or a process has it.
+
+        :param host: the process that has it from now on.
+        """
+        path = self._of(system_id)
+        with self._locked():
+            record = self.record(system_id)
+            if record is None or not record.survives:
+                return None
+            owner = _lock_file(path, _OWNER)
+            try:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(owner)
+                return None
+            # QEMU holds the lock itself.
+            made = VMDirectory(path, _lock_file(path), owner, record)
+            made.note(host=host)
         return made
 
     def sweep(self) -> None:
@@ -263,8 +325,8 @@ def _removed_if_dead(path: Path) -> bool:
         os.close(lock)
 
 
-def _lock_file(directory: Path) -> int:
-    return os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+def _lock_file(directory: Path, name: str = _LOCK) -> int:
+    return os.open(directory / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
 def _kill(process: ProcessName) -> None:

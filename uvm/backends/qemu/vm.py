@@ -57,7 +57,16 @@ from uvm.backends.qemu.saving import (
     save_template,
     save_to_file,
 )
-from uvm.errors import BridgeClosedError, ExitStatus, HostError, VMExitedError, WireError
+from uvm.backends.qemu.sockets import Link, listening, pair, reach
+from uvm.errors import (
+    BridgeClosedError,
+    ExitStatus,
+    HostError,
+    HostPathError,
+    NotSupportedError,
+    VMExitedError,
+    WireError,
+)
 from uvm.hresult import HResult
 from uvm.schema.json import to_json
 from uvm.schema.properties import Properties
@@ -108,6 +117,14 @@ class _GuestListener:
 
 State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
 
+#: The states of VMs by QEMU's.
+_STATES: Final[dict[str, State]] = {"prelaunch": "Created", "paused": "Paused"}
+#: The events of guests that ended while no process had the VM, by QEMU's states.
+_GUEST_ENDS: Final[dict[str, tuple[str, JSON]]] = {
+    "shutdown": ("SHUTDOWN", {"reason": "guest-shutdown"}),
+    "guest-panicked": ("GUEST_PANICKED", {}),
+}
+
 #: How long a guest that is asked to crash may take, and QEMU to quit; both are killed then.
 CRASH_SECONDS: Final = 10.0
 QUIT_SECONDS: Final = 5.0
@@ -144,6 +161,7 @@ class VM:
     :ivar saved: what it was saved as, a template; None before. Its QEMU ends then, and not the VM.
     :ivar exit_status: how it exited; None before.
     :ivar handles: how many handles are open.
+    :ivar adopted: an earlier process has created it, and only that one knows its devices.
     """
 
     def __init__(
@@ -159,6 +177,7 @@ class VM:
         self.saved: SavedVM | None = None
         self.exit_status: ExitStatus | None = None
         self.handles: int = 0
+        self.adopted: bool = False
         self.devices: DeviceTree
         self.connection: HostConnection | None = None
         if self.machine.guest_connection is not None:
@@ -174,6 +193,7 @@ class VM:
         self._panic: JSON | None = None
         self._guest_ended = Flag()
         self._served = False
+        self._left = False
         self._service = anyio.CancelScope(shield=True)
         self._terminated = False
         self._crashing = Flag()
@@ -204,6 +224,11 @@ class VM:
         return state is not None and bool(state.template_system_id)
 
     @property
+    def survives(self) -> bool:
+        """Whether it runs on without this process."""
+        return not self.ends_with_last_handle
+
+    @property
     def ends_with_last_handle(self) -> bool:
         """Whether it ends with its last handle."""
         return self.document.should_terminate_on_last_handle_closed
@@ -224,26 +249,70 @@ class VM:
         :param tasks: runs the task that serves the VM.
         :raises HostError: QEMU ended at once; the message has its last words.
         """
-        (ours, qmp), (host_end, mux) = socket.socketpair(), socket.socketpair()
-        self.qmp, self.mux = QMP(ours, self._on_event), connections(host_end)
+        links = self._links()
+        self._use(links[0].ours, links[1].ours, connections)
         try:
-            fds = (qmp.fileno(), mux.fileno(), self.directory.lock, self.memory.fd)
-            command = arguments(f"fd={fds[0]}", f"fd={fds[1]}")
-            self._child = await launcher.start(command, fds)
+            theirs = [link.theirs.fileno() for link in links]
+            command = arguments(*(link.argument for link in links))
+            fds = (*theirs, self.directory.lock, self.memory.fd)
+            self._child = await launcher.start(command, fds, survives=self.survives)
         except BaseException:
             self._close_channels()
             raise
         finally:
-            qmp.close()
-            mux.close()
-        ready = Flag()
-        self._served = True
-        tasks.start_soon(self._serve, ready)
-        self.directory.note(qemu=ProcessName.of(self.pid))
-        await ready.wait()
+            for link in links:
+                link.theirs.close()
+        self.directory.note(qemu=ProcessName.of(self.pid), survives=self.survives)
+        await self._begin(tasks)
         if self.qmp.closed:
             await self._exited.wait()
             raise HostError(f"create {self.id}", HResult.E_FAIL, self._never_came_up())
+
+    async def adopt(
+        self, child: Process, connections: Callable[[socket.socket], Connections], tasks: anyio.abc.TaskGroup
+    ) -> None:
+        """Have a VM that an earlier process has left: connect to its QEMU, and learn its state.
+
+        :raises HostError: it cannot be reached; it is left as it is.
+        """
+        self._child, self.adopted = child, True
+        # The guest has connected to that process, and its devices are known to that alone.
+        self.connection = None
+        try:
+            self._use(reach(self.directory.qmp), reach(self.directory.mux), connections)
+        except OSError as error:
+            raise HostError(f"open {self.id}", HResult.HCS_E_CONNECT_FAILED, str(error)) from error
+        await self._begin(tasks)
+        status = (await self.ask("open", "query-status"))["status"]
+        self._become(_STATES.get(status, "Running"))
+        if status in _GUEST_ENDS:
+            # Its end was kept for its next owner.
+            self._on_event(*_GUEST_ENDS[status])
+
+    def _links(self) -> list[Link]:
+        if not self.survives:
+            return [pair(), pair()]
+        try:
+            return [listening(self.directory.qmp), listening(self.directory.mux)]
+        except OSError as error:
+            raise HostPathError(str(self.directory.path), f"no socket can be made there: {error}") from error
+
+    def _use(
+        self, qmp: socket.socket, mux: socket.socket, connections: Callable[[socket.socket], Connections]
+    ) -> None:
+        self.qmp, self.mux = QMP(qmp, self._on_event), connections(mux)
+
+    async def _begin(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Have a task serve the VM, and wait until QEMU takes commands, or has ended."""
+        ready = Flag()
+        self._served = True
+        tasks.start_soon(self._serve, ready)
+        await ready.wait()
+
+    def leave(self) -> None:
+        """Leave it running, for the next process that opens it."""
+        self._left = True
+        self._service.cancel()
 
     def _never_came_up(self) -> str:
         said = self._child.last_words or "it said nothing"
@@ -252,6 +321,11 @@ class VM:
     async def modify(self, request: ModifySettingRequest) -> None:
         """Change the devices; HostError if that is refused."""
         self.require("modify", "Running")
+        if self.adopted:
+            raise NotSupportedError(
+                f"modify {self.id}: an earlier process created this VM, and only that one knew its devices; "
+                "it can be paused, resumed, made to crash and terminated"
+            )
         await self.devices.modify(request)
 
     async def listen(self, service_id: str) -> Listener:
@@ -480,7 +554,8 @@ class VM:
             await tasks.start(self.qmp.serve)
             ready.set()
         # Without its monitor nothing is known of it any more.
-        self._child.kill()
+        if not self._left:
+            self._child.kill()
 
     async def _finish(self) -> None:
         """Read the guest's last words once it has ended, and have QEMU quit."""
@@ -528,7 +603,12 @@ class VM:
     def _ended(self) -> None:
         """Note that the process has ended, and with it the VM, unless it was saved as a template."""
         self._close_channels()
-        if self.saved is None or self._terminated:
+        if self._left:
+            self.directory.leave()
+            self.memory.close()
+            self.exit_status = ExitStatus("Unknown")
+            self._exited.set()
+        elif self.saved is None or self._terminated:
             self._stop()
         else:
             self.memory.seal()
