@@ -43,6 +43,10 @@ demo: $(RUNTIME) ## a Linux pod, a Windows pod and a recorded script, on the in-
 	@$(PY) -m uvm pod --backend fake docs/examples/wcow-pod.toml
 	@$(PY) -m uvm replay tests/data/traces.json --script lcow_scsi_basic
 
+.PHONY: demo-qemu
+demo-qemu: $(RUNTIME) ## a real VM with disks, layers, a share and a container; gets QEMU and the rest by apt-get
+	@$(PY) -m tests.qemu --run examples/qemu_demo.py
+
 .PHONY: test
 test: lint types ## lint, types, the whole test suite and the recorded conformance data
 	@$(PY) -m pytest -q -n 2

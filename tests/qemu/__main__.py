@@ -1,6 +1,7 @@
 """The tests of real VMs: ``make test-qemu``. On Debian and Ubuntu, installs what that takes.
 
-``python -m tests.qemu -k NAME`` hands what it is called with to pytest.
+``python -m tests.qemu -k NAME`` hands what it is called with to pytest, ``python -m tests.qemu --run PROGRAM``
+to a program in Python, which has what the tests have (``make demo-qemu``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def main(arguments: list[str]) -> int:
     except setup.SetupError as error:
         print(error, file=sys.stderr)
         return 1
+    if arguments[:1] == ["--run"]:
+        return subprocess.run([sys.executable, *arguments[1:]], cwd=setup.CHECKOUT, check=False).returncode
     pytest = [sys.executable, "-m", "pytest", "-q", "-n", str(AT_ONCE), "tests/qemu"]
     options = ["-o", f"faulthandler_timeout={HANGING_SECONDS}", "--durations=10", "--durations-min=5"]
     return subprocess.run([*pytest, *options, *arguments], cwd=setup.CHECKOUT, check=False).returncode

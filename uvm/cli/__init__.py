@@ -110,6 +110,11 @@ def _add_guest_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="share a directory of the host, in the same manner",
     )
+    add(
+        "--network",
+        metavar="NAME",
+        help="add an adapter in this network of the host: with qemu 'restricted', 'open' or 'tap:NAME'",
+    )
     add("--env", metavar="NAME=VALUE", type=_variable, action="append", default=[], help="set a variable")
     add("--cwd", metavar="PATH", help="the directory that the command begins in (/)")
     add("--timeout", metavar="SECONDS", type=float, help="end it all after this many seconds")

@@ -9,12 +9,13 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from threading import Timer
 
 import anyio
 
 from uvm._guest.specs import LINUX_ENVIRONMENT
+from uvm._vm.hostnamespaces import create_namespace
 from uvm._vm.vm import UtilityVM
 from uvm.backend import Backend
 from uvm.backends import open_backend
@@ -47,11 +48,16 @@ def run(terminal: Terminal, given: Namespace) -> int:
 
 async def _run(backend: Backend, command: list[str], given: Namespace) -> int:
     options = LCOWOptions(memory_mb=max(given.memory >> 20, 1), processors=given.cpus, owner="uvm run")
-    async with backend:
+    # A namespace of the host ends after its VM.
+    async with backend, AsyncExitStack() as namespaces:
         with anyio.move_on_after(given.timeout), _said_if_slow("the VM boots") as booted:
             async with UtilityVM.create(options, backend=backend) as vm:
                 await vm.start()
                 await _attach(vm, given)
+                if given.network:
+                    namespace = await namespaces.enter_async_context(create_namespace(backend))
+                    await namespace.create_endpoint(given.network)
+                    await vm.network.setup(namespace.id)
                 booted()
                 return await _execute(vm, command, given)
     _say(f"the command was ended: its {given.timeout:g} seconds have run out")

@@ -172,7 +172,9 @@ class MuxLink:
     def _fail(self, error: Exception) -> None:
         if not self._ended:
             self.failure = error
-            _log.warning("the connections with the guest have ended: %s", error)
+            # QEMU ends so with its VM; what a guest does wrong is worth a look.
+            level = logging.WARNING if isinstance(error, MuxError) else logging.DEBUG
+            _log.log(level, "the connections with the guest have ended: %s", error)
             self.close()
 
     async def _read(self) -> None:
