@@ -54,7 +54,7 @@ def _in_vm() -> Agent:
     workload = Workload(boot.total_memory())
     agent = Agent(fd, shut_down, resources=resources, console=_CONSOLE, start=workload.start)
     agent.service.resources.update(Suspension(workload.freeze, workload.thaw).handlers)
-    serve_containers(agent, resources.networks, workload.enter)
+    serve_containers(agent, resources.networks, workload.start)
     # A request that needs one of them waits for it.
     agent.background(lambda: resources.modules.need(*boot.SOON))
     return agent

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from uvm.agent.refused import Refused, reason
@@ -32,27 +33,14 @@ class Command(NamedTuple):
     identity: Mapping[str, Any] = {}
 
 
-def spawn(
-    command: Command,
-    streams: tuple[int, int, int],
-    terminal: bool = False,
-    prepare: Callable[[], object] | None = None,
-) -> int:
+def spawn(command: Command, streams: tuple[int, int, int], terminal: bool = False) -> int:
     """Start a process, and return its id.
 
     :param streams: the descriptors of its standard streams, which stay open here.
     :param terminal: those are a terminal, which it gets as its own.
-    :param prepare: called in the new process before its program is loaded.
     :raises Refused: it cannot be started; in the words of Go.
     """
     stdin, stdout, stderr = streams
-
-    def before() -> None:
-        if prepare is not None:
-            prepare()
-        if terminal:
-            # A new session, whose leader takes the terminal.
-            os.login_tty(0)
 
     found = _found(command.args[0])
     try:
@@ -64,8 +52,8 @@ def spawn(
             stderr=stderr,
             env=command.env,
             cwd=command.cwd or None,
-            # It does system calls only, and takes no lock that another thread may hold.
-            preexec_fn=before if terminal or prepare else None,  # noqa: PLW1509
+            # A new session, whose leader takes the terminal: system calls only, which take no lock.
+            preexec_fn=partial(os.login_tty, 0) if terminal else None,  # noqa: PLW1509
             **command.identity,
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:

@@ -15,10 +15,12 @@ _DIRECTORY: Final = "/run/uvm/commands"
 _MOUNT_INFO: Final = "/proc/self/mountinfo"
 
 
-def serve_containers(agent: Agent, networks: Networks, prepare: Callable[[], object]) -> Containers:
+def serve_containers(
+    agent: Agent, networks: Networks, start: Callable[[Callable[[], int]], int]
+) -> Containers:
     """Have an agent serve containers.
 
-    :param prepare: called in each new process of a runtime before its program is loaded.
+    :param start: starts each process of a runtime, by calling a function that returns its id.
     """
     from uvm.agent.containers.commands import Commands
     from uvm.agent.containers.runtime import Runtime, can_pivot, find
@@ -29,5 +31,5 @@ def serve_containers(agent: Agent, networks: Networks, prepare: Callable[[], obj
         pivot = can_pivot(file.read())
     found = find(PATH.split(":"))
     runtime = None if found is None else Runtime(found, pivot=pivot)
-    commands = Commands(runtime, agent.children, _DIRECTORY, prepare)
+    commands = Commands(runtime, agent.children, _DIRECTORY, start)
     return Containers(agent.service, agent.children, agent.port, commands, networks, agent.bridge.notify)

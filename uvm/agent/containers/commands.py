@@ -32,7 +32,7 @@ class Commands:
 
     :param runtime: None if the guest has none, so that there are no containers.
     :param directory: where the files of commands are; a short path, since sockets are among them.
-    :param prepare: called in each new process before its program is loaded.
+    :param start: starts each process, by calling a function that returns its id.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Commands:
         runtime: Runtime | None,
         children: Children,
         directory: str,
-        prepare: Callable[[], object] | None = None,
+        start: Callable[[Callable[[], int]], int] = lambda start: start(),
     ) -> None:
-        self._there, self._children, self._prepare = runtime, children, prepare
+        self._there, self._children, self._start = runtime, children, start
         self._directory = directory
 
     @property
@@ -125,7 +125,7 @@ class Commands:
         to_run = Command(command, _ENVIRONMENT)
         problem = f"{self._runtime.name} {what} failed"
         try:
-            code = self._children.run(lambda: spawn(to_run, streams, prepare=self._prepare), _SECONDS)
+            code = self._children.run(lambda: self._start(lambda: spawn(to_run, streams)), _SECONDS)
         except TimeoutError:
             raise Refused(f"{problem}: it took more than {_SECONDS:.0f} seconds, and was killed") from None
         if code:
