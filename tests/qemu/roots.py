@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 ROOT: Final = "/run/root"
-_PROGRAMS: Final = "sh cat dd echo false head hostname id ip kill ls mount sleep stty tail true yes"
+#: What is in it beside a shell.
+PROGRAMS: Final = "sh cat dd echo false head hostname id ip kill ls mount sleep stty tail true yes"
 #: What makes it, as a command for a shell of the guest.
 MAKE_ROOT: Final = f"""
 set -e
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin
 mkdir -p {ROOT}/bin {ROOT}/proc {ROOT}/dev {ROOT}/etc {ROOT}/sys {ROOT}/tmp
 cp "$(readlink -f "$(which busybox)")" {ROOT}/bin/busybox
-for each in {_PROGRAMS}; do ln -sf busybox {ROOT}/bin/$each; done
+for each in {PROGRAMS}; do ln -sf busybox {ROOT}/bin/$each; done
 """
