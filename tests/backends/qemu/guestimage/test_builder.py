@@ -52,10 +52,15 @@ def parts(tmp_path: Path) -> Path:
     return root
 
 
+def said(program: str, argument: str) -> str:
+    """Return what the made-up programs would say."""
+    return {"--list": "sh\nls\nbusybox\n", "--version": "crun version 1.8\n"}[argument]
+
+
 @pytest.fixture
 def options(parts: Path, monkeypatch: pytest.MonkeyPatch) -> ImageOptions:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(gather, "_applets", lambda busybox: ["ls", "sh"])
+    monkeypatch.setattr(gather, "_said", said)
     monkeypatch.setattr("uvm.backends.qemu.guestimage.builder.owners", lambda paths: [])
     return ImageOptions(
         kernel=str(parts / f"boot/vmlinuz-{RELEASE}"),
@@ -183,6 +188,33 @@ def test_without_a_runtime_it_is_another_image(
     assert "usr/bin/crun" not in contents(make(runtime=None))
 
 
+def test_a_runtime_has_its_own_name_whatever_its_file_is_called(
+    make: Make, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gather, "_said", lambda program, argument: "runc version 1.1")
+    found = contents(make(runtime=f"{parts}/crun"))
+    assert "usr/bin/runc" in found
+    assert "usr/bin/crun" not in found
+
+
+def test_what_is_no_runtime_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "_said", lambda program, argument: "youki version 0.3")
+    with pytest.raises(NotSupportedError, match=r"crun is neither crun nor runc: .* 'youki'"):
+        make()
+
+
+def test_programs_that_do_not_run_are_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(NotSupportedError, match="does not run on this machine"):
+        make()
+
+
+def test_a_kernel_that_holds_none_is_named(make: Make, parts: Path) -> None:
+    (parts / f"boot/vmlinuz-{RELEASE}").write_bytes(bzimage(b"no kernel"))
+    with pytest.raises(NotSupportedError, match=f"the kernel {parts}/boot.* cannot be used"):
+        make()
+
+
 def test_hcsshims_guest_is_taken_along(make: Make, parts: Path) -> None:
     assert "bin/gcs" in contents(make(guest_binary=f"{parts}/crun"))
 
@@ -218,7 +250,7 @@ from pathlib import Path
 from uvm.backends.qemu.guestimage import builder, gather
 from uvm.backends.qemu.guestimage.cache import Cache
 from uvm.backends.qemu.guestimage.selection import ImageOptions
-gather._applets = lambda busybox: []
+gather._said = lambda *command: "crun version"
 builder.owners = lambda paths: []
 platform.machine = lambda: "x86_64"
 sys.stdin.read()

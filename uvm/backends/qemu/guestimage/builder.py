@@ -86,15 +86,15 @@ def _sound(images: Cache, key: str) -> Image | None:
 def _build(images: Cache, selection: Selection, request: str, progress: Progress) -> Image:
     progress(f"building the guest image: Linux {selection.release}, {selection.python}")
     sources = Sources()
-    contents = gather(selection, sources)
-    key = _digest([asdict(selection), _builder(), sources.digests])
-    image = _sound(images, key)
-    if image is None:
-        try:
-            image = images.add(key, partial(_make, contents, selection, sources))
-        except (OSError, KernelError) as e:
-            raise NotSupportedError(f"the guest image cannot be built in {images.root}: {e}") from e
-    images.note(request, {"key": key, "stamps": sources.stamps})
+    try:
+        contents = gather(selection, sources)
+        key = _digest([asdict(selection), _builder(), sources.digests])
+        image = _sound(images, key) or images.add(key, partial(_make, contents, selection, sources))
+        images.note(request, {"key": key, "stamps": sources.stamps})
+    except KernelError as e:
+        raise NotSupportedError(f"the kernel {selection.kernel} cannot be used: {e}") from e
+    except OSError as e:
+        raise NotSupportedError(f"the guest image cannot be built in {images.root}: {e}") from e
     return image
 
 

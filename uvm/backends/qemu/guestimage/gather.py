@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
 from uvm.backends.qemu.guestimage.contents import Contents
@@ -58,15 +57,26 @@ def _placed(selection: Selection, interpreter: Interpreter) -> dict[str, str]:
     placed = {path: path for path in (interpreter.executable, *interpreter.binaries.values())}
     placed["/bin/busybox"] = selection.busybox
     if selection.runtime:
-        placed[f"/usr/bin/{os.path.basename(selection.runtime)}"] = selection.runtime
+        placed[f"/usr/bin/{_runtime_name(selection.runtime)}"] = selection.runtime
     if selection.guest_binary:
         placed["/bin/gcs"] = selection.guest_binary
     return placed
 
 
+def _runtime_name(runtime: str) -> str:
+    """Return what a runtime is, whatever its file is called."""
+    name = _said(runtime, "--version").partition(" ")[0]
+    if name not in ("crun", "runc"):
+        raise NotSupportedError(f"{runtime} is neither crun nor runc: its version begins with {name!r}")
+    return name
+
+
 def _applets(busybox: str) -> list[str]:
+    return sorted({*_said(busybox, "--list").split()} - {"busybox"})
+
+
+def _said(program: str, argument: str) -> str:
     try:
-        done = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
+        return subprocess.run([program, argument], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as e:
-        raise NotSupportedError(f"{busybox} is no busybox that runs on this machine: {e}") from e
-    return sorted({*done.stdout.split()} - {"busybox"})
+        raise NotSupportedError(f"{program} does not run on this machine: {e}") from e
