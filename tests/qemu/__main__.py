@@ -1,7 +1,7 @@
 """The tests of real VMs: ``make test-qemu``. On Debian and Ubuntu, installs what that takes.
 
-``python -m tests.qemu -k NAME`` hands what it is called with to pytest, ``python -m tests.qemu --run PROGRAM``
-to a program in Python, which has what the tests have (``make demo-qemu``).
+``python -m tests.qemu -k NAME`` hands what it is called with to pytest, ``python -m tests.qemu --run
+PROGRAM`` to a program in Python, which has what the tests have (``make demo-qemu``).
 """
 
 from __future__ import annotations
