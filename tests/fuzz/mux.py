@@ -86,7 +86,7 @@ def _receives(mux: Mux, pieces: list[bytes]) -> tuple[list[tuple[object, ...]], 
                 if isinstance(event, Data):
                     kept[event.channel.id] = kept.get(event.channel.id, 0) + len(event.data)
                     assert kept[event.channel.id] <= event.channel.receiver.window
-            assert len(mux._buffer) <= HEADER_SIZE + max(MAX_PAYLOAD, 12 * MAX_CHANNELS) + 64
+            assert mux._stop - mux._start <= HEADER_SIZE + MAX_PAYLOAD
             assert mux._reserved <= BUDGET + MIN_WINDOW * MAX_CHANNELS
     except MuxError as error:
         assert not mux.synchronised

@@ -16,7 +16,7 @@ from uvm.errors import WireError
 Buffer = bytes | bytearray | memoryview
 
 #: The most that a direction keeps unacknowledged, whatever its other end allows.
-MAX_WINDOW: Final = 0x80000
+MAX_WINDOW: Final = 0x100000
 #: What a direction takes of its caller before the other end has allowed anything.
 FIRST_ROOM: Final = 0x10000
 #: Smaller pieces are kept in one buffer: an object for each would cost more than its bytes.
@@ -167,7 +167,7 @@ class Receiver:
     def due(self) -> bool:
         """Whether enough was consumed for an acknowledgement of its own."""
         ahead = self.acknowledged - self.announced
-        return ahead > 0 and (ahead * 4 >= self.window or self.finished)
+        return ahead > 0 and (ahead * 2 >= self.window or self.finished)
 
     def take(self, offset: int, size: int) -> None:
         """Note bytes that have come.

@@ -34,7 +34,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from uvm._wire.channels import Buffer, Channel, MuxError, Receiver, Sender
+from uvm._wire.channels import MAX_WINDOW, Buffer, Channel, MuxError, Receiver, Sender
 from uvm._wire.muxevents import (
     Accepted,
     Data,
@@ -83,15 +83,16 @@ __all__ = [
 ]
 
 #: Windows begin here and double as their channels are used, as far as the budget goes.
-FIRST_WINDOW: Final = 0x8000
+FIRST_WINDOW: Final = 0x4000
 MIN_WINDOW: Final = 0x1000
-MAX_RECEIVE_WINDOW: Final = 0x80000
-BUDGET: Final = 0x800000
+BUDGET: Final = 0x600000
 #: How many bytes :meth:`Mux.outgoing` returns, about.
 BATCH: Final = 0x40000
-#: How many frames :meth:`Mux.receive` handles before its caller may do something else.
+#: How many frames :meth:`Mux.received` handles before its caller may do something else.
 FRAMES: Final = 512
 
+#: What has come and was not handled: at most a frame is kept.
+_INBOX: Final = 0x32000
 _MAX_BUFFERS: Final = 900
 #: Frames up to this size are one buffer.
 _SMALL_FRAME: Final = 4096
@@ -113,7 +114,7 @@ class Mux:
     :ivar channels: those that are open, by id.
     :ivar listening: the ports that the host listens at.
     :ivar synchronised: the two ends have met, and no connection has begun since.
-    :ivar more: :meth:`receive` has not handled all that has come; it is to be called again.
+    :ivar more: :meth:`received` has not handled all that has come; it is to be called again.
     """
 
     def __init__(self, *, guest: bool) -> None:
@@ -123,7 +124,8 @@ class Mux:
         self.synchronised = False
         self.more = False
         self._error: MuxError | None = None
-        self._buffer = bytearray()
+        self._inbox = memoryview(bytearray(_INBOX))
+        self._start = self._stop = 0
         self._session = b""
         self._nonce = b""
         self._last_id = 0
@@ -149,7 +151,7 @@ class Mux:
         assert len(nonce) == NONCE_SIZE
         self._session = self._session or nonce
         self._nonce = nonce
-        self._buffer.clear()
+        self._forget_input()
         self._restart()
         known = {channel.id: channel.receiver.reached for channel in self.channels.values()}
         self._batch += (PADDING, Hello(nonce, self._session, self._last_id, known).encode())
@@ -174,11 +176,21 @@ class Mux:
             batch.popleft()
             count -= size
 
-    def receive(self, data: Buffer = b"", frames: int = FRAMES) -> list[Event]:
-        """Return what bytes from the other end mean.
+    def space(self) -> memoryview:
+        """Return where bytes from the other end may be read into, before :meth:`received` is called.
 
-        At most `frames` frames are handled; if :attr:`more` is true then, call it again, with more bytes or
-        without.
+        It is at least 128 KiB, unless :attr:`more` is true.
+        """
+        if self._start:
+            left = self._stop - self._start
+            self._inbox[:left] = self._inbox[self._start : self._stop]
+            self._start, self._stop = 0, left
+        return self._inbox[self._stop :]
+
+    def received(self, count: int, frames: int = FRAMES) -> list[Event]:
+        """Return what the bytes mean that were read into :meth:`space`.
+
+        At most `frames` frames are handled; if :attr:`more` is true then, call it again, for 0 bytes.
 
         :raises MuxError: the other end broke a rule, after what came before was returned. Nothing is
             understood before a new connection.
@@ -186,19 +198,36 @@ class Mux:
         if (error := self._error) is not None:
             self._error, self.more = None, False
             raise error
-        events: list[Event] = []
-        self._buffer += data
+        self._stop += count
         self.more = False
+        events: list[Event] = []
         try:
             while self.synchronised or self._synchronise(events):
                 if self._read_frames(events, frames):
                     break
         except MuxError as failure:
-            self._buffer.clear()
+            self._forget_input()
             self._restart()
             if not events:
                 raise
             self._error, self.more = failure, True
+        return events
+
+    def receive(self, data: Buffer = b"", frames: int = FRAMES) -> list[Event]:
+        """Return what bytes mean, as :meth:`received` does, which saves a copy."""
+        space = self.space()
+        here = len(space)
+        space[: len(data)] = data[:here]
+        events = self.received(min(here, len(data)), frames)
+        while len(data) > here and self._error is None:
+            data = memoryview(data)[here:]
+            space = self.space()
+            here = len(space)
+            space[: len(data)] = data[:here]
+            try:
+                events += self.received(min(here, len(data)), frames)
+            except MuxError as failure:
+                self._error, self.more = failure, True
         return events
 
     # Ports, at the host.
@@ -331,9 +360,10 @@ class Mux:
         if size <= _SMALL_FRAME:
             self._batch.append(b"".join((header, *pieces, END_MARK)))
         else:
-            self._batch.append(header)
-            self._batch += pieces
-            self._batch.append(END_MARK)
+            if self._batch and self._batch[-1] is END_MARK:
+                self._batch.pop()
+                header = END_MARK + header
+            self._batch += (header, *pieces, END_MARK)
 
     def _opening(self, channel: Channel) -> bytes:
         channel.opening = False
@@ -356,7 +386,7 @@ class Mux:
 
     def _widen(self, receiver: Receiver) -> None:
         """Double the window of a channel that is used, if there is room for it."""
-        more = min(receiver.window, MAX_RECEIVE_WINDOW - receiver.window, BUDGET - self._reserved)
+        more = min(receiver.window, MAX_WINDOW - receiver.window, BUDGET - self._reserved)
         if more > 0 and not receiver.ended:
             receiver.window += more
             self._reserved += more
@@ -387,13 +417,18 @@ class Mux:
         for channel in self.channels.values():
             channel.queued = False
 
+    def _forget_input(self) -> None:
+        self._start = self._stop = 0
+
     def _synchronise(self, events: list[Event]) -> bool:
         """Look for the other end's greeting; return whether it has come."""
+        come = bytearray(self._inbox[self._start : self._stop])
         if self.guest:
-            if hello := find_hello(self._buffer):
+            if hello := find_hello(come):
                 self._meet_host(hello, events)
-        elif welcome := find_welcome(self._buffer, self._nonce):
+        elif welcome := find_welcome(come, self._nonce):
             self._meet_guest(welcome, events)
+        self._start = self._stop - len(come)
         return self.synchronised
 
     def _meet_host(self, hello: Hello, events: list[Event]) -> None:
@@ -450,37 +485,34 @@ class Mux:
 
     def _read_frames(self, events: list[Event], frames: int) -> bool:
         """Handle the frames in the buffer; return whether that is all, for now."""
-        buffer = self._buffer
-        at, size = 0, len(buffer)
-        view = memoryview(buffer)
-        try:
-            while size - at >= HEADER_SIZE:
-                if not frames:
-                    self.more = True
-                    break
-                frames -= 1
-                kind, channel_id, count, offset = HEADER.unpack_from(view, at)
-                if offset >= MAX_OFFSET:
-                    return self._cut_off("a frame's header")
-                payload = count if kind == _DATA else STATE_SIZE if kind == _OPEN else -1
-                if payload > MAX_PAYLOAD:
-                    raise MuxError(f"a frame has {payload} bytes, of at most {MAX_PAYLOAD}")
-                stop = at + HEADER_SIZE + payload + 1
-                if stop > size:
-                    break
-                if payload >= 0 and view[stop - 1]:
-                    return self._cut_off("a frame")
-                body = bytes(view[at + HEADER_SIZE : stop - 1]) if payload > 0 else b""
-                at = stop
-                if kind == _DATA:
-                    self._take_data(channel_id, offset, body, events)
-                else:
-                    self._take(kind, channel_id, count, offset, body, events)
-            return True
-        finally:
-            view.release()
-            if at:
-                del buffer[:at]
+        view, stop = self._inbox, self._stop
+        while stop - self._start >= HEADER_SIZE:
+            if not frames:
+                self.more = True
+                break
+            frames -= 1
+            at = self._start
+            kind, channel_id, count, offset = HEADER.unpack_from(view, at)
+            if offset >= MAX_OFFSET:
+                return self._cut_off("a frame's header")
+            payload = count if kind == _DATA else STATE_SIZE if kind == _OPEN else -1
+            if payload > MAX_PAYLOAD:
+                raise MuxError(f"a frame has {payload} bytes, of at most {MAX_PAYLOAD}")
+            end = at + HEADER_SIZE + payload + 1
+            if end > stop:
+                break
+            self._start = end
+            if payload < 0:
+                self._take(kind, channel_id, count, offset, b"", events)
+                continue
+            if view[end - 1]:
+                return self._cut_off("a frame")
+            body = bytes(view[at + HEADER_SIZE : end - 1])
+            if kind == _DATA:
+                self._take_data(channel_id, offset, body, events)
+            else:
+                self._take(kind, channel_id, count, offset, body, events)
+        return True
 
     def _cut_off(self, what: str) -> bool:
         """Leave the frames for a greeting that is to come, at the guest."""

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 MAX_PAYLOAD: Final = 0x10000
 #: The most channels at a time.
-MAX_CHANNELS: Final = 2048
+MAX_CHANNELS: Final = 1024
 
 HEADER: Final = Struct("<IIIQ")
 HEADER_SIZE: Final = HEADER.size

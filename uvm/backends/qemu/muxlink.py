@@ -50,7 +50,7 @@ _log = logging.getLogger("uvm.qemu")
 
 #: Connections that wait to be accepted at one listener; more are reset.
 BACKLOG: Final = 128
-#: The most that is read, or written, before other tasks run.
+#: The most that is written before other tasks run.
 PORTION_BYTES: Final = 0x40000
 _RECEIVE_BYTES: Final = 65536
 
@@ -180,21 +180,21 @@ class MuxLink:
     async def _read(self) -> None:
         while not self._ended:
             try:
-                data = self._socket.recv(PORTION_BYTES)
+                count = self._socket.recv_into(self._mux.space())
             except BlockingIOError:
                 await anyio.wait_readable(self._socket)
                 continue
-            if not data:
+            if not count:
                 return
-            await self._handle(data)
+            await self._handle(count)
 
-    async def _handle(self, data: bytes) -> None:
-        for event in self._mux.receive(data):
+    async def _handle(self, count: int) -> None:
+        for event in self._mux.received(count):
             self._note(event)
         self.flush()
         await anyio.lowlevel.checkpoint()
         while self._mux.more and not self._ended:
-            await self._handle(b"")
+            await self._handle(0)
 
     async def _write(self) -> None:
         while not self._ended:
