@@ -1,7 +1,9 @@
 """The agent's one link to the host: a mux over a port of virtio-serial, or over a socket.
 
-What callbacks send is collected and written before the loop waits. The kernel's driver takes 32 KiB at a
-time, and makes a message for the host of each write; so small buffers are joined.
+What callbacks send is collected and written before the loop waits. The kernel's driver reads a page and
+writes 32 KiB at a time, and a vector goes on with its next buffer only if the one before was filled, or taken
+whole: so the buffers have these sizes, and one call moves many. Each write is a message for the host, so
+small buffers are joined.
 
 A port whose host has gone says so for as long as it is away. It is looked at ten times a second then, since
 nothing announces that a host is back. Nothing is lost by that: the mux goes on with a host that returns.
@@ -12,8 +14,10 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import Final
 
+from uvm._wire.channels import Buffer
 from uvm._wire.mux import (
     Accepted,
     Channel,
@@ -30,10 +34,10 @@ from uvm._wire.mux import (
 from uvm.agent.connection import Receiver
 from uvm.agent.loop import HANGUP, READ, WRITE, Loop
 
-_READ_BYTES: Final = 1 << 17
-#: Reads in a row: the driver returns a buffer of a page each time.
-_READS: Final = 32
+#: What the driver fills for each read, and takes for each write.
+_PAGE_BYTES: Final = 4096
 _WRITE_BYTES: Final = 1 << 15
+_SMALL_BYTES: Final = 4096
 #: Writes in a row, before something else may be done.
 _WRITES: Final = 32
 _LOOK_SECONDS: Final = 0.1
@@ -86,30 +90,25 @@ class Port:
         # There is something to write: the flush that comes does.
 
     def _receive(self) -> None:
-        parts = []
-        gone = False
+        if self._mux.more:
+            return  # it has room once that is handled
         try:
-            for _ in range(_READS):
-                data = os.read(self._fd, _READ_BYTES)
-                if not data:
-                    gone = True
-                    break
-                parts.append(data)
+            count = os.readv(self._fd, _slices(self._mux.space(), _PAGE_BYTES))
         except BlockingIOError:
-            pass
+            return
         except OSError:
-            gone = True
-        self._take(b"".join(parts))
-        if gone:
+            count = 0
+        self._take(count)
+        if not count:
             self._hang_up()
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, count: int) -> None:
         try:
-            self._pass_on(self._mux.receive(data))
+            self._pass_on(self._mux.received(count))
         except MuxError as error:
             self._on_error(f"mux: {error}")
         if self._mux.more:
-            self._loop.post(lambda: self._take(b""))
+            self._loop.post(lambda: self._take(0))
 
     def _pass_on(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -161,11 +160,11 @@ class Port:
             return
         full = False
         for _ in range(_WRITES):
-            data = _joined(self._mux.outgoing())
-            if not data:
+            buffers = _writes(self._mux.outgoing())
+            if not buffers:
                 break
             try:
-                self._mux.written(os.write(self._fd, data))
+                self._mux.written(os.writev(self._fd, buffers))
             except BlockingIOError:
                 full = True
                 break
@@ -180,16 +179,17 @@ class Port:
             self._loop.change(self._fd, events)
 
 
-def _joined(buffers: Iterable[bytes | bytearray | memoryview]) -> bytes | bytearray | memoryview:
-    """Return the first of some buffers, as one of a size that the driver takes at once."""
-    parts: list[bytes | bytearray | memoryview] = []
-    room = _WRITE_BYTES
-    for buffer in buffers:
-        parts.append(buffer if len(buffer) <= room else memoryview(buffer)[:room])
-        room -= len(parts[-1])
-        if not room:
-            break
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+def _writes(buffers: Iterable[Buffer]) -> list[Buffer]:
+    """Return buffers as the driver takes them whole: none too large, and small ones joined."""
+    writes: list[Buffer] = []
+    for is_small, group in groupby(buffers, lambda buffer: len(buffer) <= _SMALL_BYTES):
+        for buffer in [b"".join(group)] if is_small else group:
+            writes += _slices(memoryview(buffer), _WRITE_BYTES)
+    return writes
+
+
+def _slices(whole: memoryview, size: int) -> list[memoryview]:
+    return [whole[at : at + size] for at in range(0, len(whole), size)]
 
 
 class MuxConnection:
