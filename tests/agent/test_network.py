@@ -161,6 +161,8 @@ class Kernel:
         self.link = link
         self.asked: list[tuple[int | None, Message]] = []
         self.errors: list[int] = []
+        #: The interface is in a container, which has an eth0 of its own.
+        self.moved = False
 
     def socket(self, namespace: int | None = None) -> Connection:
         return Connection(self, namespace)
@@ -179,13 +181,16 @@ class Connection:
         pass
 
     def links(self) -> list[Link]:
-        return [self.kernel.link]
+        inside = self.namespace is not None
+        here = [self.kernel.link] if inside is self.kernel.moved else []
+        return [Link(2, "eth0", "52:54:00:00:00:00", 1500), *here] if inside else here
 
     def ask(self, message: Message) -> None:
         self.kernel.asked.append((self.namespace, message))
         number = self.kernel.errors.pop(0) if self.kernel.errors else 0
         if number:
             raise OSError(number, os.strerror(number))
+        self.kernel.moved |= message.body[18:20] == struct.pack("=H", 28)
 
 
 @pytest.fixture
@@ -213,7 +218,7 @@ def test_an_adapter_is_configured_where_it_is_until_a_container_joins(
     assert (tmp_path / "resolv.conf").read_text().endswith("nameserver 10.0.0.53\n")
     kernel.asked.clear()
     networks.join("ab", os.getpid())
-    (_, down), (_, moved), (inside, up) = kernel.asked[0], kernel.asked[1], kernel.asked[3]
+    (_, down), (_, moved), (inside, _), (_, up), *_ = kernel.asked
     assert down == set_up(3, up=False)
     # There is an eth0 in the container already.
     assert moved.body[24:] == move(3, 0, "eth1").body[24:]

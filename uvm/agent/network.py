@@ -158,11 +158,13 @@ class Networks:
             namespace is as it was.
         """
         self._modules.need("virtio_net")
+        # Others need not wait for it.
+        with Socket() as kernel:
+            _wait_for(kernel, adapter)
         with self._lock:
             namespace = self._namespaces.setdefault(namespace_id.lower(), _Namespace())
             if adapter.id in namespace.adapters:
                 raise Refused(f"adapter with id: '{adapter.id}' already present in namespace")
-            _wait_for(adapter)
             namespace.adapters[adapter.id] = adapter
             try:
                 self._configure(namespace, adapter)
@@ -234,8 +236,9 @@ class Networks:
         of_container = os.open(f"/proc/{namespace.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             with Socket() as kernel, Socket(of_container) as inside:
-                found = _with_mac(kernel.links(), adapter.mac)
-                if found is not None:
+                if _with_mac(inside.links(), adapter.mac) is None:
+                    # It comes back from an earlier container's namespace only when the kernel has ended that.
+                    found = _wait_for(kernel, adapter)
                     kernel.ask(set_up(found.number, up=False))
                     kernel.ask(move(found.number, of_container, _free_name(found.name, inside.links())))
                 _configure(inside, adapter)
@@ -258,19 +261,18 @@ def _refusal(adapter: Adapter, error: Exception) -> Refused:
     return Refused(f"failed to configure adapter aid: {adapter.id}: {text}")
 
 
-def _wait_for(adapter: Adapter) -> None:
-    """Wait until the kernel has an adapter that the host has added.
+def _wait_for(kernel: Socket, adapter: Adapter) -> Link:
+    """Return the interface of an adapter, once it is there.
 
     :raises Refused: there is none.
     """
     until = time.monotonic() + _APPEARS_SECONDS
-    with Socket() as kernel:
-        while _with_mac(kernel.links(), adapter.mac) is None:
-            if time.monotonic() > until:
-                raise Refused(
-                    f"timed out waiting for net adapter {adapter.id}: none has the MAC {adapter.mac!r}"
-                )
-            time.sleep(_PAUSE_SECONDS)
+    while (found := _with_mac(kernel.links(), adapter.mac)) is None:
+        if time.monotonic() > until:
+            problem = f"timed out waiting for net adapter {adapter.id}"
+            raise Refused(f"{problem}: none has the MAC {adapter.mac!r}")
+        time.sleep(_PAUSE_SECONDS)
+    return found
 
 
 def _with_mac(links: Sequence[Link], mac: str) -> Link | None:
