@@ -73,6 +73,9 @@ class QEMUHost(Host):
                 "HostComputeNamespace": namespace_id,
                 "MacAddress": f"52-54-00-00-{number:02X}-{index:02X}",
             }
+            if index:
+                # A guest has one default route, as hcsshim's has: a second is refused.
+                document["Routes"] = []
             network._address(document, "put network")
             network._endpoints[guid_key(document["ID"])] = document
             documents.append(document)
