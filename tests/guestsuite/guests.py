@@ -31,17 +31,12 @@ class Guest:
     """A guest, and what makes it differ from others.
 
     :ivar root: makes the root file system of a container, and returns its path.
-    :ivar measures: its figures follow from what really runs, not from a clock.
     :ivar forgets_running: a state that it refuses to delete, since its container runs, is forgotten.
-    :ivar waits_for_host: the exit of a process in a container is known only once the host has closed its
-        output.
     """
 
     host: GuestHost
     root: Callable[[str], Awaitable[str]]
-    measures: bool = False
     forgets_running: bool = False
-    waits_for_host: bool = False
 
     async def config(self, container: str, *args: str, **parts: Any) -> str:
         """Return the document of a container with a network namespace of its own."""

@@ -25,6 +25,6 @@ async def test_of_the_fake(scenario: Scenario) -> None:
 
 async def _play(scenario: Scenario) -> None:
     async with booted() as host:
-        await scenario(Guest(host, _root, forgets_running=True, waits_for_host=True))
+        await scenario(Guest(host, _root, forgets_running=True))
         assert not host.notifications
         assert not host.service.containers

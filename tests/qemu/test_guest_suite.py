@@ -60,7 +60,7 @@ async def test_the_agent_in_a_vm_behaves_as_the_scenarios_have_it(tmp_path: Path
         async with booted(tmp_path) as host:
             made = await host.run("sh", "-c", MAKE_ROOT)
             assert (await made.read("StdErr"), await made.wait()) == (b"", 0)
-            guest = Guest(host, _root, measures=True)
+            guest = Guest(host, _root)
             failed: dict[str, str] = {}
             for scenario in SCENARIOS:
                 host.notifications.clear()
