@@ -85,6 +85,12 @@ class RawHost:
                 for event in self.mux.receive():
                     self._take(event)
 
+    def flush(self) -> None:
+        """Write all that there is to write."""
+        while buffers := self.mux.outgoing():
+            select.select([], [self.socket], [], LIMIT_SECONDS)
+            self.mux.written(self.socket.send(b"".join(buffers)))
+
     def _take(self, event: Event) -> None:
         match event:
             case Opened(channel):

@@ -46,11 +46,12 @@ class Bridge(Receiver):
     """The guest's end.
 
     :param number: the port that the host listens at.
+    :ivar connection: the connection; None while there is none.
     """
 
     def __init__(self, loop: Loop, port: Port, number: int, service: Service, log: Log) -> None:
         self._loop, self._port, self._number, self._service, self._log = loop, port, number, service, log
-        self._connection: MuxConnection | None = None
+        self.connection: MuxConnection | None = None
         self._side: GuestSide | None = None
         self._negotiated = False
         self._waiting: list[Callable[[GuestSide], bytes]] = []
@@ -58,8 +59,8 @@ class Bridge(Receiver):
 
     def dial(self) -> None:
         """Dial the host if it listens, and there is no connection."""
-        if self._connection is None and not self._ending and self._port.is_listening(self._number):
-            self._connection = self._port.dial(self._number, self, lasting=False)
+        if self.connection is None and not self._ending and self._port.is_listening(self._number):
+            self.connection = self._port.dial(self._number, self, lasting=False)
 
     def forget(self) -> None:
         """Forget what waits for the host: another one has come in its place, which asked for nothing."""
@@ -71,11 +72,11 @@ class Bridge(Receiver):
         side = self._side = GuestSide()
         waiting, self._waiting = self._waiting, []
         for make in waiting:
-            self._send(make(side))
+            self.send(make(side))
 
     def received(self, data: bytes) -> None:
         """Carry out the requests in what came."""
-        side, connection = self._side, self._connection
+        side, connection = self._side, self.connection
         assert side is not None
         assert connection is not None
         connection.consumed(len(data))
@@ -89,22 +90,22 @@ class Bridge(Receiver):
 
     def ended(self) -> None:
         """Close the connection: the host sends no more requests."""
-        if self._connection is not None:
-            self._connection.close()
+        if self.connection is not None:
+            self.connection.close()
             self.closed()
 
     def closed(self) -> None:
         """Dial again."""
         if self._side is not None:
             self._log.warning("bridge connection lost, will reconnect")
-        self._connection = self._side = None
+        self.connection = self._side = None
         self._loop.later(_PAUSE, self.dial)
 
     def close(self) -> None:
         """Close the connection, and dial no more."""
         self._ending = True
-        if self._connection is not None:
-            self._connection.send_eof()
+        if self.connection is not None:
+            self.connection.send_eof()
 
     def notify(self, body: Mapping[str, Any]) -> None:
         """Report the exit of a container, now or as soon as there is a connection."""
@@ -144,10 +145,11 @@ class Bridge(Receiver):
 
     def _send_or_keep(self, make: Callable[[GuestSide], bytes]) -> None:
         if self._side is not None:
-            self._send(make(self._side))
+            self.send(make(self._side))
         elif len(self._waiting) < _MOST_WAITING:
             self._waiting.append(make)
 
-    def _send(self, frame: bytes) -> None:
-        assert self._connection is not None
-        self._connection.send(frame)
+    def send(self, frame: bytes) -> None:
+        """Send a message on the connection there is."""
+        assert self.connection is not None
+        self.connection.send(frame)

@@ -56,7 +56,7 @@ class GuestProcesses:
         self._service, self._loop = service, service.loop
         self._children, self._dialer, self._start_by = children, dialer, start
         self.running: dict[int, Process] = {}
-        service.add(Procedure.EXECUTE_PROCESS, self._execute, ITSELF)
+        service.add(Procedure.EXECUTE_PROCESS, self.execute, ITSELF)
         service.add(Procedure.WAIT_FOR_PROCESS, lambda r: self._find(r).wait(r, self._loop), ITSELF)
         service.add(Procedure.SIGNAL_PROCESS, lambda r: self._find(r).signal(r), ITSELF)
         service.add(Procedure.RESIZE_CONSOLE, lambda r: self._find(r).resize(r), ITSELF)
@@ -67,7 +67,8 @@ class GuestProcesses:
             raise coded(HResult.ERROR_NOT_FOUND)
         return process
 
-    def _execute(self, request: Request) -> None:
+    def execute(self, request: Request) -> None:
+        """Start a process, and answer with its id."""
         settings = request.read().part("Settings") or Settings({})
         parameters = Settings(request.document("ProcessParameters", settings))
         wanted = read_process(parameters)

@@ -48,13 +48,14 @@ class Port:
 
     :param fd: the port, or a socket, which does not block.
     :param on_error: gets the text of what broke.
+    :ivar fd: the port.
     :ivar on_greeted: called when a host has connected; with whether it is the one of before.
     :ivar on_listening: called for each port that the host begins to listen at.
     :ivar on_gone: called when the host is gone.
     """
 
     def __init__(self, loop: Loop, fd: int, on_error: Callable[[str], object]) -> None:
-        self._loop, self._fd, self._on_error = loop, fd, on_error
+        self._loop, self.fd, self._on_error = loop, fd, on_error
         self._mux = Mux(guest=True)
         self._events = READ
         self._of_host: list[MuxConnection] = []
@@ -93,7 +94,7 @@ class Port:
         if self._mux.more:
             return  # it has room once that is handled
         try:
-            count = os.readv(self._fd, _slices(self._mux.space(), _PAGE_BYTES))
+            count = os.readv(self.fd, _slices(self._mux.space(), _PAGE_BYTES))
         except BlockingIOError:
             return
         except OSError:
@@ -137,7 +138,7 @@ class Port:
                 connection.receiver.closed()
 
     def _hang_up(self) -> None:
-        self._loop.unwatch(self._fd)
+        self._loop.unwatch(self.fd)
         self._events = 0
         self._loop.later(_LOOK_SECONDS, self._look)
         self.on_gone()
@@ -145,12 +146,12 @@ class Port:
     def _look(self) -> None:
         """Go on if the host is back."""
         poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
+        poll.register(self.fd, select.POLLIN)
         if any(events & HANGUP for _, events in poll.poll(0)):
             self._loop.later(_LOOK_SECONDS, self._look)
         else:
             self._events = READ
-            self._loop.watch(self._fd, READ, self._ready)
+            self._loop.watch(self.fd, READ, self._ready)
 
     # What goes.
 
@@ -164,7 +165,7 @@ class Port:
             if not buffers:
                 break
             try:
-                self._mux.written(os.writev(self._fd, buffers))
+                self._mux.written(os.writev(self.fd, buffers))
             except BlockingIOError:
                 full = True
                 break
@@ -176,7 +177,7 @@ class Port:
         events = READ | WRITE if full else READ
         if events != self._events:
             self._events = events
-            self._loop.change(self._fd, events)
+            self._loop.change(self.fd, events)
 
 
 def _writes(buffers: Iterable[Buffer]) -> list[Buffer]:
