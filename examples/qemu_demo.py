@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import anyio
+from attrs import evolve
 
 import uvm
 from uvm.cli.draw import draw_devices
@@ -93,6 +94,7 @@ async def play(directory: Path) -> None:
         with step("shut down"):
             await vm.shutdown()
         say(str(vm.exit_status))
+        await clone(backend)
 
 
 async def use(vm: uvm.UtilityVM, layers: list[str], scratch: str, data: str, shared: Path) -> None:
@@ -125,6 +127,23 @@ async def use(vm: uvm.UtilityVM, layers: list[str], scratch: str, data: str, sha
     print(*draw_devices(Terminal.of(sys.stdout), vm.devices()), sep="\n")
     with step("the layers released"):
         await root.release()
+
+
+async def clone(backend: uvm.Backend) -> None:
+    """Save a VM as a template, and start a clone of it."""
+    options = uvm.LCOWOptions(memory_mb=256, template=True)
+    async with uvm.UtilityVM.create(options, backend=backend) as first:
+        with step("another VM booted, which is to be a template"):
+            await first.start()
+        with step("saved as a template"):
+            template = await first.save_template()
+        options = evolve(options, template=False, clone_of=template)
+        async with uvm.UtilityVM.create(options, backend=backend) as vm:
+            with step("a clone started, and its guest greeted"):
+                await vm.start()
+            done = await vm.run(["echo", "hello from the clone"], text=True)
+            say(done.stdout.strip())
+        await template.delete(backend)
 
 
 def main() -> None:
