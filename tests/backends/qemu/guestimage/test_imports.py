@@ -51,6 +51,13 @@ def test_the_first_root_that_has_a_module_has_it(root: str, tmp_path: Path) -> N
     assert program(["app.__main__"], [str(other), root]).files["app.two"] == f"{other}/app/two.py"
 
 
+def test_a_module_of_pythons_own_is_never_taken_from_a_root(root: str, tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("import nothing\n")
+    found = program(["app.__main__"], [root])
+    assert "json" in found.imported
+    assert "json" not in found.files
+
+
 def test_a_program_that_is_not_there_is_an_error(root: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"no module app\.five"):
         program(["app.five"], [root])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import frozen
@@ -87,6 +88,9 @@ def _packages(name: str) -> list[str]:
 
 
 def _file(name: str, roots: Sequence[str]) -> str | None:
+    # A root may be site-packages, with an older copy of a module of Python's.
+    if name.partition(".")[0] in sys.stdlib_module_names:
+        return None
     relative = name.replace(".", "/")
     candidates = (f"{root}/{relative}{end}" for root in roots for end in ("/__init__.py", ".py"))
     return next(filter(os.path.isfile, candidates), None)
