@@ -195,40 +195,25 @@ class Mux:
         :raises MuxError: the other end broke a rule, after what came before was returned. Nothing is
             understood before a new connection.
         """
-        if (error := self._error) is not None:
-            self._error, self.more = None, False
-            raise error
-        self._stop += count
-        self.more = False
+        self._raise_kept()
         events: list[Event] = []
-        try:
-            while self.synchronised or self._synchronise(events):
-                if self._read_frames(events, frames):
-                    break
-        except MuxError as failure:
-            self._forget_input()
-            self._restart()
-            if not events:
-                raise
-            self._error, self.more = failure, True
+        self._stop += count
+        self._handle(events, frames)
         return events
 
     def receive(self, data: Buffer = b"", frames: int = FRAMES) -> list[Event]:
         """Return what bytes mean, as :meth:`received` does, which saves a copy."""
-        space = self.space()
-        here = len(space)
-        space[: len(data)] = data[:here]
-        events = self.received(min(here, len(data)), frames)
-        while len(data) > here and self._error is None:
-            data = memoryview(data)[here:]
+        self._raise_kept()
+        events: list[Event] = []
+        rest = memoryview(data)
+        while True:
             space = self.space()
-            here = len(space)
-            space[: len(data)] = data[:here]
-            try:
-                events += self.received(min(here, len(data)), frames)
-            except MuxError as failure:
-                self._error, self.more = failure, True
-        return events
+            part, rest = rest[: len(space)], rest[len(space) :]
+            space[: len(part)] = part
+            self._stop += len(part)
+            self._handle(events, frames)
+            if not rest or self._error is not None:
+                return events
 
     # Ports, at the host.
 
@@ -419,6 +404,7 @@ class Mux:
 
     def _forget_input(self) -> None:
         self._start = self._stop = 0
+        self._error = None
 
     def _synchronise(self, events: list[Event]) -> bool:
         """Look for the other end's greeting; return whether it has come."""
@@ -482,6 +468,26 @@ class Mux:
                 self._lose(channel, events)
 
     # What comes.
+
+    def _raise_kept(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            self.more = False
+            raise error
+
+    def _handle(self, events: list[Event], frames: int) -> None:
+        """Handle what has come. A broken rule is raised by the next call if events are returned first."""
+        self.more = False
+        try:
+            while self.synchronised or self._synchronise(events):
+                if self._read_frames(events, frames):
+                    return
+        except MuxError as failure:
+            self._forget_input()
+            self._restart()
+            if not events:
+                raise
+            self._error, self.more = failure, True
 
     def _read_frames(self, events: list[Event], frames: int) -> bool:
         """Handle the frames in the buffer; return whether that is all, for now."""
