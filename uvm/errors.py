@@ -6,8 +6,6 @@ A message says what was asked, what happened, and what holds now.
 from __future__ import annotations
 
 import enum
-import pickle
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -74,6 +72,10 @@ def _travelling(error: BaseException | None, protocol: int) -> BaseException | N
     """Return an exception that can be pickled, or else one that says what it was."""
     if error is None or isinstance(error, UVMError):
         return error
+    # They take long to load, and a guest never needs them.
+    import pickle
+    import traceback
+
     try:
         pickle.loads(pickle.dumps(error, protocol))
     except Exception:
