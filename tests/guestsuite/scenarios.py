@@ -38,6 +38,11 @@ async def a_process_of_the_guest_reads_writes_and_exits(guest: Guest) -> None:
 
 
 @scenario
+async def a_guest_has_a_name(guest: Guest) -> None:
+    assert await guest.end(await guest.host.run("uname", "-n")) == (b"uvm\n", 0)
+
+
+@scenario
 async def an_exit_is_answered_to_each_that_waits_and_then_forgotten(guest: Guest) -> None:
     process = await guest.host.run("cat")
     body: dict[str, Any] = {"ProcessId": process.pid, "TimeoutInMs": 0xFFFFFFFF}

@@ -22,6 +22,8 @@ from typing import Final
 from uvm.agent import syscalls
 from uvm.agent.modules import Modules
 
+#: The name of the guest, which its containers have unless they have their own.
+HOST_NAME: Final = "uvm"
 #: The name of the port that carries the mux.
 PORT: Final = "uvm.mux"
 #: How long the port may take to appear, in seconds.
@@ -53,7 +55,7 @@ _LINKS: Final = {
 
 
 def mount_all() -> None:
-    """Mount the file systems that programs expect."""
+    """Mount the file systems that programs expect, and name the guest."""
     os.umask(0o022)
     move_root()
     for source, target, kind, flags, data in _MOUNTS:
@@ -63,6 +65,8 @@ def mount_all() -> None:
     for path, target in _LINKS.items():
         with contextlib.suppress(FileExistsError):
             os.symlink(target, path)
+    with open("/proc/sys/kernel/hostname", "w", encoding="ascii") as file:
+        file.write(HOST_NAME)
 
 
 def mount_cgroups() -> None:
