@@ -1,0 +1,123 @@
+"""Templates and clones of real VMs, and states in files: what goes on, and what is each one's own."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+import uvm
+from tests.qemu.test_devices import ext4, said
+from tests.qemu.vms import MEMORY_MB, backend_of, leaving_nothing, process_of, running_vm
+from uvm.backends.qemu.backend import QEMUBackend
+from uvm.backends.qemu.runtime import ProcessName
+from uvm.errors import HostError, VMStateError
+
+pytestmark = pytest.mark.anyio
+
+#: Counts as long as it runs.
+_COUNTER = "n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.05; done"
+
+
+def _clone(of: uvm.Template, directory: Path, number: int = 0) -> uvm.LCOWOptions:
+    scratch = directory / f"clone{number}"
+    scratch.mkdir(exist_ok=True)
+    return uvm.LCOWOptions(memory_mb=MEMORY_MB, processors=1, clone_of=of, scratch_directory=scratch)
+
+
+async def test_clones_go_on_where_their_template_was_saved_each_with_its_own(tmp_path: Path) -> None:
+    path = await ext4(tmp_path)
+    async with backend_of(tmp_path) as backend, running_vm(backend, template=True) as vm:
+        mount = uvm.Mount(filesystem="ext4", guest_path="/mnt/data")
+        await vm.scsi.attach(path, mount=mount)
+        await said(vm, "echo template > /mnt/data/file; echo in memory > /run/file")
+        await vm.open_process(["sh", "-c", _COUNTER])
+        process = ProcessName.of(process_of(backend, vm))
+        template = await vm.save_template()
+        assert process is not None
+        assert not process.runs
+        drawn = set()
+        for number in range(2):
+            options = _clone(template, tmp_path, number)
+            async with uvm.UtilityVM.create(options, backend=backend) as clone:
+                await clone.start()
+                assert await said(clone, "cat /run/file /mnt/data/file") == "in memory\ntemplate\n"
+                drawn.add(await said(clone, "od -An -tx8 -N16 /dev/urandom"))
+                assert abs(int(await said(clone, "date +%s")) - time.time()) < 5
+                # What ran goes on.
+                before = await said(clone, "cat /run/count")
+                assert await said(
+                    clone, f"until [ $(cat /run/count) -gt {before.strip()} ]; do :; done; echo on"
+                )
+                await said(clone, f"echo {number} > /mnt/data/file; sync")
+                assert (await clone.shutdown()).exit_type == "GracefulExit"
+        assert len(drawn) == 2
+
+
+async def test_what_clones_write_to_memory_is_in_no_other(tmp_path: Path) -> None:
+    async with backend_of(tmp_path) as backend:
+        async with running_vm(backend, template=True) as vm:
+            await said(vm, "echo template > /run/file")
+            template = await vm.save_template()
+            first, second = [
+                uvm.UtilityVM.create(_clone(template, tmp_path, number), backend=backend)
+                for number in range(2)
+            ]
+            async with first as one, second as other:
+                for each in (one, other):
+                    await each.start()
+                await said(one, "dd if=/dev/urandom of=/run/big bs=1M count=64 2>&1; echo one > /run/file")
+                assert await said(other, "cat /run/file; ls /run/big 2>/dev/null || true") == "template\n"
+                with pytest.raises(HostError, match="ERROR_NOT_SUPPORTED"):
+                    await one.update_memory(memory_mb=MEMORY_MB // 2)
+                # A clone needs nothing of its template any more.
+                await vm.close()
+                assert await said(other, "cat /run/file") == "template\n"
+        assert backend._vms == {}
+
+
+async def test_what_is_shared_keeps_a_vm_from_being_saved(tmp_path: Path) -> None:
+    async with backend_of(tmp_path) as backend, running_vm(backend, template=True) as vm:
+        async with vm.plan9.add(tmp_path, "/mnt/share"):
+            with pytest.raises(VMStateError, match="shared"):
+                await vm.save_template()
+        assert (await vm.run(["true"])).exit_code == 0
+
+
+def _restored(path: Path) -> uvm.LCOWOptions:
+    state = {"VirtualMachine": {"RestoreState": {"SaveStateFilePath": str(path)}}}
+    return uvm.LCOWOptions(memory_mb=MEMORY_MB, processors=1, additional_json=state)
+
+
+async def test_a_vm_goes_on_from_a_file_in_another_process_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    with leaving_nothing(tmp_path):
+        async with backend_of(tmp_path) as backend, running_vm(backend) as vm:
+            await said(vm, "echo saved > /run/file")
+            await vm.pause()
+            await vm.save(path)
+        async with backend_of(tmp_path) as backend:
+            await _check_restored(backend, path)
+
+
+async def _check_restored(backend: QEMUBackend, path: Path) -> None:
+    async with uvm.UtilityVM.create(_restored(path), backend=backend) as vm:
+        with anyio.fail_after(60):
+            await vm.start()
+        assert await said(vm, "cat /run/file") == "saved\n"
+    os.chmod(path, 0o644)
+    with pytest.raises(HostError, match="E_ACCESSDENIED"):
+        async with uvm.UtilityVM.create(_restored(path), backend=backend):
+            pass
+    os.chmod(path, 0o600)
+    other = uvm.LCOWOptions(
+        memory_mb=MEMORY_MB * 2,
+        additional_json={"VirtualMachine": {"RestoreState": {"SaveStateFilePath": str(path)}}},
+    )
+    with pytest.raises(HostError, match="HCS_E_IMAGE_MISMATCH"):
+        async with uvm.UtilityVM.create(other, backend=backend):
+            pass
+    assert backend._vms == {}
