@@ -50,10 +50,10 @@ class Linked:
 
 
 @asynccontextmanager
-async def linked(guest: Mux | None = None) -> AsyncIterator[Linked]:
+async def linked(guest: Mux | None = None, *, adopts: bool = True) -> AsyncIterator[Linked]:
     """Connect a host and a guest; a guest that was connected before may go on."""
     one, other = socket.socketpair()
-    links = Linked(MuxLink(one), GuestLink(other, guest), other)
+    links = Linked(MuxLink(one, adopts=adopts), GuestLink(other, guest), other)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(links.host.serve)
         tasks.start_soon(links.guest.serve)

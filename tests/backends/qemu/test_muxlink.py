@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from unittest.mock import Mock
 
 import anyio
 import anyio.lowlevel
@@ -291,3 +292,15 @@ async def test_the_connections_of_an_earlier_process_wait_until_they_are_listene
         stream = await links.host.listen(9).accept()
         assert await stream.receive() == b"not received before"
         assert stream.lost == 0
+
+
+async def test_the_connections_that_a_clone_has_of_its_template_are_closed() -> None:
+    template = Pair(9)
+    channel, _ = template.open(9)
+    channel.owner = Mock()
+    async with linked(template.guest.mux, adopts=False) as links:
+        # A later process has its streams at the same port.
+        guest, host = await links.connect(9)
+        await guest.send(b"the clone's own")
+        assert await host.receive() == b"the clone's own"
+        assert channel.owner.end.called or channel.owner.reset.called

@@ -182,7 +182,7 @@ class QEMUBackend:
             self._vms[system_id] = vm
             if vm.survives:
                 directory.note_document(document)
-            await vm.launch(self._launcher, arguments, MuxLink, tasks)
+            await vm.launch(self._launcher, arguments, partial(MuxLink, adopts=False), tasks)
             await vm.devices.load(vm.machine)
             await self._restore(vm, template)
         except BaseException:

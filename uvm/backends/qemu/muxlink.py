@@ -60,15 +60,19 @@ class MuxLink:
 
     :param sock: connected; it is closed with the link.
     :param mux: by default a new one, of a host that has just connected.
+    :param adopts: the guest is one that an earlier process has left, and its connections wait here until they
+        are listened for. Those that the guest of a clone has of its template are closed instead: their ports
+        are those of other processes here.
     :ivar greeted: set once the guest has answered.
     :ivar failure: why the link has ended, if the guest or the system is to blame.
     """
 
-    def __init__(self, sock: socket.socket, mux: Mux | None = None) -> None:
+    def __init__(self, sock: socket.socket, mux: Mux | None = None, *, adopts: bool = True) -> None:
         self.greeted: Flag = Flag()
         self.failure: Exception | None = None
         self._socket: Final = sock
         self._mux: Final = mux or _connected()
+        self._adopts: Final = adopts
         self._listeners: Final[dict[int, MuxListener]] = {}
         # Of a guest that an earlier process has left: connections to ports that are not listened at yet.
         self._unclaimed: Final[dict[int, list[MuxStream]]] = {}
@@ -239,8 +243,10 @@ class MuxLink:
         listener = self._listeners.get(channel.port)
         if listener is not None:
             listener.offer(stream)
-        else:
+        elif self._adopts:
             self._unclaimed.setdefault(channel.port, []).append(stream)
+        else:
+            self.close_channel(channel)
 
 
 def _connected() -> Mux:
