@@ -117,6 +117,9 @@ class Mux:
     :ivar more: :meth:`received` has not handled all that has come; it is to be called again.
     """
 
+    synchronised: bool
+    more: bool
+
     def __init__(self, *, guest: bool) -> None:
         self.guest: Final = guest
         self.channels: dict[int, Channel] = {}

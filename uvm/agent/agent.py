@@ -44,6 +44,14 @@ class Agent:
     :param start: starts each process of the guest itself, by calling a function that returns its id.
     """
 
+    log: Log
+    loop: Loop
+    service: Service
+    port: Port
+    children: Children
+    processes: GuestProcesses
+    bridge: Bridge
+
     def __init__(
         self,
         fd: int,

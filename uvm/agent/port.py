@@ -51,6 +51,8 @@ class Port:
     :ivar on_gone: called when the host is gone.
     """
 
+    fd: int
+
     def __init__(self, loop: Loop, fd: int, on_error: Callable[[str], object]) -> None:
         self._loop, self.fd, self._on_error = loop, fd, on_error
         self._mux = Mux(guest=True)
@@ -183,6 +185,9 @@ def _slices(whole: memoryview, size: int) -> list[memoryview]:
 
 class MuxConnection:
     """A connection over the mux; see :class:`uvm.agent.connection.Connection`."""
+
+    channel: Channel
+    receiver: Receiver
 
     def __init__(self, mux: Mux, channel: Channel, receiver: Receiver) -> None:
         self._mux, self.channel, self.receiver = mux, channel, receiver

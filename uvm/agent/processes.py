@@ -34,6 +34,9 @@ class Process:
     :ivar code: its exit code, once that is reported.
     """
 
+    pid: int
+    args: Sequence[str]
+
     def __init__(self, pid: int, args: Sequence[str], forget: Callable[[Process], object]) -> None:
         self.pid, self.args = pid, args
         self.terminal: int | None = None

@@ -11,6 +11,8 @@ class Refused(Exception):
     :ivar result: the HRESULT of the answer; the text is its message.
     """
 
+    result: int
+
     def __init__(self, text: str, result: int = HResult.E_FAIL) -> None:
         super().__init__(text)
         self.result = int(result)

@@ -32,6 +32,10 @@ class Request:
 
     __slots__ = ("_payload", "_problem", "_reply", "body", "container_id", "id", "procedure")
 
+    procedure: int
+    id: int
+    container_id: str
+
     def __init__(
         self, procedure: int, request_id: int, payload: bytes, reply: Callable[[Request, JSON], None]
     ) -> None:

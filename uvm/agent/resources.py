@@ -37,6 +37,9 @@ class Resources:
     :ivar networks: the adapters of the guest, for the containers that join their namespaces.
     """
 
+    modules: Modules
+    networks: Networks
+
     def __init__(self) -> None:
         self.modules = Modules()
         self.networks = Networks(self.modules)

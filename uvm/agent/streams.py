@@ -94,6 +94,9 @@ class Streams:
     :ivar terminal: the master end of its terminal; None if it has none.
     """
 
+    child: tuple[int, int, int]
+    terminal: int | None
+
     def __init__(
         self, child: tuple[int, int, int], ours: dict[str, int], terminal: int | None = None
     ) -> None:

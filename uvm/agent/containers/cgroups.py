@@ -37,6 +37,8 @@ class Cgroup:
 
     __slots__ = ("_directory", "path")
 
+    path: str
+
     def __init__(self, path: str, root: str = ROOT) -> None:
         self.path = path
         self._directory = root + path

@@ -56,6 +56,8 @@ class ContainedProcess(Process):
     :ivar alive: it has not exited; its exit is reported after that.
     """
 
+    alive: bool
+
     def __init__(self, pid: int, args: list[str], ends: Ends, forget: Callable[[Process], object]) -> None:
         super().__init__(pid, args, forget)
         self.ends = ends
@@ -105,6 +107,11 @@ class Container:
     :ivar processes: its other processes, until their exits were answered, by id.
     :ivar exit_type: how it has exited, or will be reported to have exited.
     """
+
+    id: str
+    activity_id: str
+    spec: JSON
+    exit_type: str
 
     def __init__(self, container_id: str, activity_id: str, spec: JSON, directories: list[str]) -> None:
         self.id, self.activity_id, self.spec = container_id, activity_id, spec

@@ -32,6 +32,8 @@ class Runtime:
 
     __slots__ = ("_common", "_pivot", "name")
 
+    name: str
+
     def __init__(self, path: str, *, pivot: bool, states: str = STATES) -> None:
         self.name = os.path.basename(path)
         self._common = (path, "--root", states, *_CGROUPS.get(self.name, ()))
@@ -73,6 +75,12 @@ class Files:
     """
 
     __slots__ = ("console", "document", "log", "output", "pid")
+
+    log: str
+    pid: str
+    document: str
+    output: str
+    console: str
 
     def __init__(self, directory: str, *, terminal: bool = False) -> None:
         self.log = f"{directory}/log"
