@@ -47,6 +47,8 @@ async def an_exit_is_answered_to_each_that_waits_and_then_forgotten(guest: Guest
     process = await guest.host.run("cat")
     body: dict[str, Any] = {"ProcessId": process.pid, "TimeoutInMs": 0xFFFFFFFF}
     waits = [await guest.host.send(Procedure.WAIT_FOR_PROCESS, **body) for _ in range(3)]
+    # Requests are served at once: the three are waiting when one that came after them has been answered.
+    await guest.host.refusal(Procedure.WAIT_FOR_PROCESS, **{**body, "TimeoutInMs": 1})
     await process.end_input()
     for wait in waits:
         assert (await guest.host.answer(wait))["ExitCode"] == 0
