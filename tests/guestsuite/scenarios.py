@@ -10,6 +10,7 @@ from tests.guestsuite.guests import Guest
 from tests.guestsuite.host import ACTIVITY
 from uvm._wire.frames import Procedure
 from uvm.hresult import HResult
+from uvm.schema.gcs import WAIT_FOREVER_MS
 
 Scenario: TypeAlias = Callable[[Guest], Awaitable[None]]
 SCENARIOS: list[Scenario] = []
@@ -45,7 +46,7 @@ async def a_guest_has_a_name(guest: Guest) -> None:
 @scenario
 async def an_exit_is_answered_to_each_that_waits_and_then_forgotten(guest: Guest) -> None:
     process = await guest.host.run("cat")
-    body: dict[str, Any] = {"ProcessId": process.pid, "TimeoutInMs": 0xFFFFFFFF}
+    body: dict[str, Any] = {"ProcessId": process.pid, "TimeoutInMs": WAIT_FOREVER_MS}
     waits = [await guest.host.send(Procedure.WAIT_FOR_PROCESS, **body) for _ in range(3)]
     # Requests are served at once: the three are waiting when one that came after them has been answered.
     await guest.host.refusal(Procedure.WAIT_FOR_PROCESS, **{**body, "TimeoutInMs": 1})
@@ -95,7 +96,8 @@ async def the_exit_of_a_container_follows_that_of_its_first_process(guest: Guest
     await process.write(b"hello")
     await process.end_input()
     assert await process.read() == b"hello"
-    wait = await guest.host.send(Procedure.WAIT_FOR_PROCESS, "c1", ProcessId=process.pid)
+    body: dict[str, Any] = {"ProcessId": process.pid, "TimeoutInMs": WAIT_FOREVER_MS}
+    wait = await guest.host.send(Procedure.WAIT_FOR_PROCESS, "c1", **body)
     assert await guest.host.notification() == {
         "ContainerId": "c1",
         "ActivityId": ACTIVITY,
