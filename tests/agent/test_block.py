@@ -32,7 +32,7 @@ class Machine:
         (device / "block" / name).mkdir(parents=True)
         for each in (name, *partitions):
             (device / "block" / name / each).mkdir()
-            (self.dev / each).touch()
+            (self.dev / each).write_bytes(b"a disk")
         return device
 
     def scanned(self, host: str) -> str:
@@ -55,6 +55,21 @@ def test_a_disk_is_found_by_its_controller_and_lun(machine: Machine) -> None:
     assert machine.disks.wait(Slot(0, 63)) == str(machine.dev / "sda")
     assert machine.disks.wait(Slot(3, 63)) == str(machine.dev / "sdb")
     assert machine.disks.wait(Slot(3, 63), 1) == str(machine.dev / "sdb1")
+
+
+def test_a_disk_whose_capacity_was_not_read_is_asked_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = machine.disk(0, 63, "sdb")
+    (machine.dev / "sdb").write_bytes(b"")
+
+    def sleep(seconds: float) -> None:
+        # The kernel does what was asked of it.
+        assert (device / "rescan").read_text() == "1"
+        (machine.dev / "sdb").write_bytes(b"a disk")
+
+    monkeypatch.setattr("time.sleep", sleep)
+    assert machine.disks.wait(Slot(3, 63)) == str(machine.dev / "sdb")
 
 
 def test_what_the_kernel_knows_is_not_scanned(machine: Machine) -> None:
@@ -84,7 +99,7 @@ def test_a_node_that_cannot_be_opened_yet_is_waited_for(
     machine.disk(0, 63, "sdb")
     node = machine.dev / "sdb"
     node.unlink()
-    monkeypatch.setattr("time.sleep", lambda seconds: node.touch())
+    monkeypatch.setattr("time.sleep", lambda seconds: node.write_bytes(b"a disk"))
     assert machine.disks.wait(Slot(3, 63)) == str(node)
 
 

@@ -121,11 +121,19 @@ class Disks:
                 self._scan(place)
             path = self._path(place.device(), partition)
             if path is not None and _opens(path):
-                return path
+                if size_of(path):
+                    return path
+                # Its capacity could not be read: disks that come at once disturb each other's first commands.
+                self._ask_again(place)
             if time.monotonic() > until:
                 raise Refused(f"there is no disk {place.name}")
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _ask_again(self, place: _Place) -> None:
+        """Have the kernel read the capacity of a disk."""
+        with contextlib.suppress(FileNotFoundError):
+            _write(f"{place.device()}/rescan", "1")
 
     def _path(self, device: str | None, partition: int = 0) -> str | None:
         """Return the node of a SCSI device's disk, or of a partition of it; None if there is none yet."""
