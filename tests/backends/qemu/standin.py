@@ -23,7 +23,7 @@ import anyio
 import anyio.abc
 
 from uvm._async import Flag, Line
-from uvm._wire.mux import Channel, Data, Ended, Listening, Mux, NotListening, Reset
+from uvm._wire.mux import Channel, Data, Ended, Listening, Mux, NotListening, Reset, Writable
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON, HostInfo
 from uvm.backends.fake import Checks, FakeBackend, FakeListener, FakeStream
@@ -367,7 +367,6 @@ class Wire:
                 self.mux.written(self._socket.sendmsg([*batch][:64]))
             except (BrokenPipeError, ConnectionResetError):
                 return
-            self._writable.wake()
 
     def _take(self, event: Any) -> None:
         match event:
@@ -384,9 +383,12 @@ class Wire:
             case Ended(channel):
                 self._incoming[channel].append(None)
                 self._arrived.wake()
+            case Writable():
+                self._writable.wake()
             case Reset(channel):
                 if (stream := self._streams.pop(channel, None)) is not None:
                     stream.close()
+                self._writable.wake()
 
     async def _accept(self, port: int, listener: FakeListener) -> None:
         try:
