@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from attrs import define, field
@@ -92,7 +93,8 @@ class FakeHost(Host):
 
     def pipe_path(self, name: str) -> str:
         """Return the path of a pipe."""
-        return rf"\\.\pipe\uvm-conformance-{name}"
+        # The pipes of a machine are shared by all that runs the suite there at the same time.
+        return rf"\\.\pipe\uvm-conformance-{os.getpid()}-{name}"
 
     def put_network(self, endpoints: int) -> Network:
         """Put a namespace with endpoints on the host."""
