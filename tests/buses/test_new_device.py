@@ -18,8 +18,9 @@ from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
 from uvm._vm.devices import Devices
 from uvm.backend import JSON
-from uvm.backends.fake.devices.request import DeviceKind, Request
+from uvm.backends.fake.devices.request import DeviceKind
 from uvm.backends.fake.host import Host
+from uvm.backends.requests.request import Request
 from uvm.devices.base import REMOVE, Operation, Step
 from uvm.devices.kinds import NamedByKey, PresentOrAbsent
 from uvm.errors import HostError, UnknownOutcomeError, VMExitedError

@@ -14,7 +14,7 @@ from uvm._names import GuestOS
 from uvm._repr import shown
 from uvm.backend import JSON, VM_GROUP, AccessMask, HostInfo
 from uvm.backends.fake.access import AccessTable
-from uvm.backends.fake.calls import copy_document, read_json
+from uvm.backends.fake.calls import copy_document
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.exchange import Exchange, Latency
 from uvm.backends.fake.faults import Faults
@@ -32,6 +32,7 @@ from uvm.backends.fake.properties import service_property
 from uvm.backends.fake.request_log import RequestLog
 from uvm.backends.fake.system import FakeHostedSystem, FakeSystem
 from uvm.backends.fake.vm import FakeVM
+from uvm.backends.requests.request import read_document
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.system import ComputeSystem, VirtualMachine
@@ -252,7 +253,7 @@ class FakeBackend(Bound):
         operation, hosting_id = f"create {system_id}", str(document["HostingSystemId"])
 
         def create() -> HostedSystem:
-            checked = read_json(ComputeSystem, document, operation)
+            checked = read_document(ComputeSystem, document, operation)
             self._require_free(system_id)
             vm = self._vms.get(checked.hosting_system_id)
             if vm is None:
@@ -334,7 +335,7 @@ def _boot_files(info: HostInfo) -> FakeFiles:
 
 
 def _checked(document: JSON, operation: str) -> ComputeSystem:
-    system = read_json(ComputeSystem, document, operation)
+    system = read_document(ComputeSystem, document, operation)
     if system.container is not None:
         text = "the fake hosts containers in virtual machines only"
         raise HostError(operation, HResult.ERROR_NOT_SUPPORTED, text)

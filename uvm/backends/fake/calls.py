@@ -10,7 +10,6 @@ from attrs import define, field
 from uvm._repr import brief_call
 from uvm.errors import HostError
 from uvm.hresult import HResult
-from uvm.schema.json import SchemaError, from_json
 
 T = TypeVar("T")
 
@@ -80,12 +79,4 @@ def copy_document(document: Any, operation: str) -> Any:
     try:
         return copy_json(document)
     except (ValueError, RecursionError) as e:
-        raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None
-
-
-def read_json(cls: type[T], document: Any, operation: str) -> T:
-    """Return a document as a model, read as strictly as HCS does: HCS_E_INVALID_JSON."""
-    try:
-        return from_json(cls, document, forbid_extra=True)
-    except SchemaError as e:
         raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(e)) from None

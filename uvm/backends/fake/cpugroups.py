@@ -11,7 +11,7 @@ from uvm._checks import guid
 from uvm._names import guid_key, guid_text
 from uvm._repr import shown
 from uvm.backend import JSON
-from uvm.backends.fake.calls import read_json
+from uvm.backends.requests.request import read_document
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.guest import NULL_GUID
@@ -51,16 +51,16 @@ class CpuGroups:
             ERROR_ALREADY_EXISTS; ERROR_HV_INVALID_CPU_GROUP_ID for a group that is not there, and
             ERROR_HV_INVALID_CPU_GROUP_STATE for one that VMs are in.
         """
-        request = read_json(ServiceSettingRequest, document, _OPERATION)
+        request = read_document(ServiceSettingRequest, document, _OPERATION)
         if request.property_type != PROPERTY_CPU_GROUP:
             raise _refused(HResult.HCS_E_INVALID_JSON, f"unknown property {request.property_type!r}")
-        change = read_json(HostProcessorModificationRequest, request.settings, _OPERATION)
+        change = read_document(HostProcessorModificationRequest, request.settings, _OPERATION)
         match change.operation:
             case "CreateGroup":
-                self._create(read_json(CreateGroupOperation, change.operation_details, _OPERATION))
+                self._create(read_document(CreateGroupOperation, change.operation_details, _OPERATION))
             case "DeleteGroup":
                 found = self.find(
-                    read_json(DeleteGroupOperation, change.operation_details, _OPERATION).group_id
+                    read_document(DeleteGroupOperation, change.operation_details, _OPERATION).group_id
                 )
                 if found in {guid_key(each) for each in used}:
                     raise _refused(HResult.ERROR_HV_INVALID_CPU_GROUP_STATE, f"VMs are in {found}")

@@ -16,11 +16,11 @@ from uvm._repr import shown
 from uvm._wire.frames import Procedure
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON
-from uvm.backends.fake.calls import read_json
 from uvm.backends.fake.computesystem import Opened
 from uvm.backends.fake.guest.execution import asked_streams
 from uvm.backends.fake.streams import FakeStream
 from uvm.backends.fake.vm import FakeVM
+from uvm.backends.requests.request import read_document
 from uvm.errors import GuestError, HostError
 from uvm.hresult import HResult
 from uvm.schema.gcs import (
@@ -95,14 +95,14 @@ class HostedProcess(Opened):
     def signal(self, options: JSON | None) -> None:
         """Signal the process, or with None kill it."""
         kind = SignalProcessOptionsLCOW if self.vm.os == "linux" else SignalProcessOptionsWCOW
-        read = None if options is None else read_json(kind, options, f"signal {self}")
+        read = None if options is None else read_document(kind, options, f"signal {self}")
         request = SignalProcessRequest(container_id=self.container_id, process_id=self.pid, options=read)
         self._ask(Procedure.SIGNAL_PROCESS, request, "signal")
 
     def modify(self, document: JSON) -> None:
         """Carry out a ``ProcessModifyRequest``."""
         operation = f"modify {self}"
-        request = read_json(ProcessModifyRequest, document, operation)
+        request = read_document(ProcessModifyRequest, document, operation)
         match request:
             case ProcessModifyRequest(operation="ConsoleSize", console_size=ConsoleSize() as size):
                 resize = ResizeConsoleRequest(
@@ -184,7 +184,7 @@ def start_hosted(vm: FakeVM, document: JSON, container_id: str) -> HostedProcess
     vm.require_relay("create a process in")
     in_linux_container = vm.os == "linux" and container_id != HOST_CONTAINER_ID
     kind = LinuxProcessParameters if in_linux_container else ProcessParameters
-    parameters = read_json(kind, document, operation)
+    parameters = read_document(kind, document, operation)
     if parameters.emulate_console:
         # With a console, both outputs are one.
         parameters.create_std_err_pipe = False

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from uvm.backend import JSON
-from uvm.backends.fake.calls import read_json
 from uvm.backends.fake.guest.execution import close_streams
 from uvm.backends.fake.handle import Handle, HostSide
 from uvm.backends.fake.hosted import HostedProcess, find_hosted, start_hosted
@@ -15,6 +14,7 @@ from uvm.backends.fake.hostprocess import FakeHostProcess
 from uvm.backends.fake.properties import query
 from uvm.backends.fake.streams import FakeListener
 from uvm.backends.fake.vm import FakeVM
+from uvm.backends.requests.request import read_document
 from uvm.errors import ExitStatus, HostError
 from uvm.schema.gcs import HOST_CONTAINER_ID
 from uvm.schema.requests import ModifySettingRequest, PauseOptions, SaveOptions
@@ -59,7 +59,7 @@ class FakeSystem(Handle):
         """Pause the VM, which must be running."""
 
         def pause() -> None:
-            read_json(PauseOptions, options or {}, f"pause {self.id}")
+            read_document(PauseOptions, options or {}, f"pause {self.id}")
             self._system.pause()
 
         await self._lifecycle("pause", options, pause)
@@ -72,7 +72,7 @@ class FakeSystem(Handle):
         """Save the state of the VM, which must be paused."""
 
         def save() -> None:
-            checked = read_json(SaveOptions, options or {}, f"save {self.id}")
+            checked = read_document(SaveOptions, options or {}, f"save {self.id}")
             self._system.save(checked.save_type, checked.save_state_file_path)
 
         await self._lifecycle("save", options, save)
@@ -149,7 +149,7 @@ class FakeSystem(Handle):
 
     async def _modify_host(self, document: Any) -> None:
         def change() -> None:
-            request = read_json(ModifySettingRequest, document, f"modify {self.id}")
+            request = read_document(ModifySettingRequest, document, f"modify {self.id}")
             if request.guest_request is not None:
                 self.vm.require_relay()
             self.vm.modify(request.resource_path, request.request_type, request.settings)

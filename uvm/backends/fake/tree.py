@@ -11,12 +11,13 @@ from uvm.backend import JSON
 from uvm.backends.fake.devices.adapters import AdapterKind
 from uvm.backends.fake.devices.passthrough import PciKind, PipeKind
 from uvm.backends.fake.devices.ports import SocketKind
-from uvm.backends.fake.devices.request import Device, DeviceKind, DeviceTable, Request
+from uvm.backends.fake.devices.request import Device, DeviceKind, DeviceTable
 from uvm.backends.fake.devices.scsi import ScsiKind
 from uvm.backends.fake.devices.shares import Plan9Kind, VSmbKind
 from uvm.backends.fake.devices.topology import TopologyKind
 from uvm.backends.fake.devices.vpmem import VPMemKind
 from uvm.backends.fake.host import Host
+from uvm.backends.requests.request import Request
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.devices import Devices

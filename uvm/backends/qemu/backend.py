@@ -32,7 +32,6 @@ from uvm.backends.qemu.availability import absence
 from uvm.backends.qemu.commandline import MAX_ROOT_PORTS, Acceleration, Launch, check_document, command_line
 from uvm.backends.qemu.devices.request import Host
 from uvm.backends.qemu.devices.tree import DeviceTree
-from uvm.backends.qemu.documents import read_document
 from uvm.backends.qemu.files import linux_files
 from uvm.backends.qemu.launch import Adopted, Launcher, Starter
 from uvm.backends.qemu.muxlink import MuxLink
@@ -44,6 +43,7 @@ from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, def
 from uvm.backends.qemu.saving import Boot, Memory, SavedVM
 from uvm.backends.qemu.system import QEMUSystem
 from uvm.backends.qemu.vm import VM
+from uvm.backends.requests.request import read_document
 from uvm.errors import HostError, NotSupportedError, VMStateError
 from uvm.hresult import HResult
 from uvm.schema.devices import Devices

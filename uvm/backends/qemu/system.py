@@ -8,11 +8,11 @@ from typing import Final
 import anyio
 
 from uvm.backend import JSON, HostInfo, HostProcess, Listener
-from uvm.backends.qemu.documents import read_document
 from uvm.backends.qemu.handles import Handle
 from uvm.backends.qemu.hostprocess import QEMUHostProcess
 from uvm.backends.qemu.properties import query, usage_of
 from uvm.backends.qemu.vm import VM
+from uvm.backends.requests.request import read_document
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
 from uvm.schema.requests import ADD, REMOVE, ModifySettingRequest, PauseOptions, SaveOptions

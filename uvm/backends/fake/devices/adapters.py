@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from typing import ClassVar, Final, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from uvm._names import guid_key
-from uvm.backends.fake.devices.request import Device, DeviceTable, Request
+from uvm.backends.fake.devices.request import Device, DeviceTable
+from uvm.backends.requests.adapters import checked
+from uvm.backends.requests.request import Request
 from uvm.hresult import HResult
 from uvm.schema.devices import INTERRUPT_MODERATION, Devices, NetworkAdapter
 from uvm.schema.json import to_json
 from uvm.schema.requests import Resource, VirtualAdapter
 from uvm.schema.system import VirtualMachine
-
-_MAC: Final = re.compile(r"[0-9A-Fa-f]{2}([-:][0-9A-Fa-f]{2}){5}")
 
 Adapter: TypeAlias = Device[NetworkAdapter]
 
@@ -44,9 +43,7 @@ class AdapterKind(DeviceTable[VirtualAdapter, str, Adapter]):
 
     def make(self, request: Request[VirtualAdapter]) -> Adapter:
         """Return the adapter that a request describes."""
-        settings = request.parse(NetworkAdapter)
-        if settings.mac_address and _MAC.fullmatch(settings.mac_address) is None:
-            raise request.invalid(f"MacAddress is {settings.mac_address!r}")
+        settings = checked(request)
         return Device(request.resource.id, settings)
 
     def attach(self, request: Request[VirtualAdapter], device: Adapter) -> None:

@@ -6,7 +6,8 @@ from typing import ClassVar, TypeAlias
 
 from uvm._names import guid_key, pci_key, pipe_key
 from uvm.backend import JSON
-from uvm.backends.fake.devices.request import Device, DeviceTable, Request
+from uvm.backends.fake.devices.request import Device, DeviceTable
+from uvm.backends.requests.request import Request
 from uvm.errors import OptionsError
 from uvm.hresult import HResult
 from uvm.schema.devices import Devices, VirtualPciDevice

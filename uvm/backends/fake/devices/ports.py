@@ -6,7 +6,8 @@ from typing import ClassVar, Final, TypeAlias
 from uuid import UUID
 
 from uvm._names import guid_key
-from uvm.backends.fake.devices.request import Device, DeviceTable, Request, number_of
+from uvm.backends.fake.devices.request import Device, DeviceTable
+from uvm.backends.requests.request import Request, number_of
 from uvm.schema.devices import ComPort, Devices, HvSocketServiceConfig
 from uvm.schema.json import to_json
 from uvm.schema.requests import Resource, SerialPort, SocketService

@@ -1,4 +1,4 @@
-"""One modify request to the host, and the kinds of devices that it can be about."""
+"""The kinds of devices that a modify request can be about, and the table of what is attached of each."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from attrs import define, field
 
 from uvm._repr import shown
 from uvm.backend import JSON
-from uvm.backends.fake.calls import read_json
 from uvm.backends.fake.host import Host
-from uvm.errors import HostError
-from uvm.hresult import HResult
+from uvm.backends.requests.request import Request
 from uvm.schema.devices import Devices
 from uvm.schema.json import to_json
 from uvm.schema.requests import Resource
@@ -22,48 +20,6 @@ R = TypeVar("R", bound=Resource)
 K = TypeVar("K")
 M = TypeVar("M")
 D = TypeVar("D", bound="Device[Any]")
-
-
-@define(eq=False, repr=False)
-class Request(Generic[R]):
-    """A ``ModifySettingRequest`` with its resource path parsed.
-
-    :ivar action: ``Add``, ``Update`` or ``Remove``; ``Add`` if the request names none.
-    """
-
-    resource: R
-    action: str
-    settings: Any
-
-    @property
-    def operation(self) -> str:
-        """The request in an error message."""
-        return f"{self.action} {self.resource.path}"
-
-    def parse(self, cls: type[T]) -> T:
-        """Parse the settings, as strictly as HCS does: HCS_E_INVALID_JSON."""
-        return read_json(cls, self.settings, self.operation)
-
-    def allow(self, *actions: str) -> None:
-        """Refuse other request types: E_INVALIDARG."""
-        if self.action not in actions:
-            raise self.invalid(f"its RequestType is {' or '.join(actions)}")
-
-    def refuse(self, code: int, text: str = "") -> HostError:
-        """Return the error that refuses the request."""
-        return HostError(self.operation, code, text)
-
-    def invalid(self, text: str) -> HostError:
-        """Return the error for an invalid argument: E_INVALIDARG."""
-        return self.refuse(HResult.E_INVALIDARG, text)
-
-    def missing(self, text: str) -> HostError:
-        """Return the error for what does not exist: ERROR_NOT_FOUND."""
-        return self.refuse(HResult.ERROR_NOT_FOUND, text)
-
-    def taken(self, text: str) -> HostError:
-        """Return the error for what exists already: ERROR_ALREADY_EXISTS."""
-        return self.refuse(HResult.ERROR_ALREADY_EXISTS, text)
 
 
 class DeviceKind(Generic[R]):
@@ -186,13 +142,3 @@ class DeviceTable(DeviceKind[R], Generic[R, K, D]):
     def inventory(self) -> JSON:
         """Return the devices in the form of the document."""
         return {device.name: to_json(device.settings) for device in self._attached.values()}
-
-
-def number_of(key: str, what: str) -> int:
-    """Return the number that a key of a document is.
-
-    :raises HostError: the key is no number: E_INVALIDARG.
-    """
-    if not (key.isascii() and key.isdecimal() and len(key) < 20):
-        raise HostError(f"Add {what} {key}", HResult.E_INVALIDARG, f"{key!r} is not a number")
-    return int(key)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from uvm.backend import JSON
-from uvm.backends.fake.devices.request import Device, DeviceTable, Request
+from uvm.backends.fake.devices.request import Device, DeviceTable
 from uvm.backends.fake.host import Host
+from uvm.backends.requests.request import Request
 from uvm.schema.devices import PLAN9_RESTRICT_FILE_ACCESS, Devices, Plan9Share, VirtualSmbShare
 from uvm.schema.json import to_json
 from uvm.schema.requests import Plan9Shares, Resource, VSMBShares

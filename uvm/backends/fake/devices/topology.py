@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from uvm._names import guid_key
 from uvm.backend import JSON
 from uvm.backends.fake.devices.ports import is_guid
-from uvm.backends.fake.devices.request import DeviceKind, Request
+from uvm.backends.fake.devices.request import DeviceKind
 from uvm.backends.fake.host import Host
+from uvm.backends.requests.request import Request
+from uvm.backends.requests.topology import limits, memory_mb
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.devices import Devices
@@ -16,10 +18,6 @@ from uvm.schema.guest import NULL_GUID
 from uvm.schema.json import to_json
 from uvm.schema.requests import CpuGroupAssignment, CpuLimits, MemorySize, ProcessorLimits, Resource
 from uvm.schema.system import CpuGroup, VirtualMachine, VirtualMachineMemory, VirtualMachineProcessor
-
-#: A limit or reservation of all of a processor, in 1/100,000.
-FULL: Final = 100_000
-_MAXIMUM_WEIGHT: Final = 10_000
 
 
 class TopologyKind(DeviceKind[Resource]):
@@ -98,21 +96,7 @@ class TopologyKind(DeviceKind[Resource]):
         return self.host.cpu_groups.document([self.cpu_group] if self.cpu_group else [])
 
     def _set_memory(self, request: Request[Resource]) -> None:
-        size = request.settings
-        if type(size) is not int:
-            raise request.refuse(HResult.HCS_E_INVALID_JSON, "the size is a whole number of MB")
-        # hcsshim's NormalizeMemorySize: the platform takes even sizes only.
-        if size <= 0 or size % 2:
-            raise request.invalid(f"a memory size is even and more than 0, not {size} MB")
-        if size > self.host.info.memory_mb:
-            text = f"the host has {self.host.info.memory_mb} MB"
-            raise request.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, text)
-        self.size_in_mb = size
+        self.size_in_mb = memory_mb(request, self.host.info.memory_mb)
 
     def _set_limits(self, request: Request[Resource]) -> None:
-        limits = request.parse(ProcessorLimits)
-        if not (0 <= limits.limit <= FULL and 0 <= limits.reservation <= FULL):
-            raise request.invalid(f"Limit and Reservation are at most {FULL}")
-        if not 0 <= limits.weight <= _MAXIMUM_WEIGHT:
-            raise request.invalid(f"Weight is at most {_MAXIMUM_WEIGHT}")
-        self.limits = limits
+        self.limits = limits(request)

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from attrs import define, field
 
 from uvm.backend import JSON
-from uvm.backends.fake.devices.request import Device, DeviceTable, Request, number_of
+from uvm.backends.fake.devices.request import Device, DeviceTable
 from uvm.backends.fake.files import OpenDisk
 from uvm.backends.fake.host import Host
-from uvm.hresult import HResult
-from uvm.schema.common import PAGE_BYTES
-from uvm.schema.devices import Devices, VirtualPMemDevice, VirtualPMemMapping
+from uvm.backends.requests.request import Request, number_of
+from uvm.backends.requests.vpmem import (
+    Layout,
+    PMemImage,
+    PMemKey,
+    PMemResource,
+    checked,
+    in_pages,
+    inventory,
+    named,
+)
+from uvm.errors import HostError
+from uvm.schema.devices import Devices, VirtualPMemDevice
 from uvm.schema.json import to_json
 from uvm.schema.requests import Resource, VPMemDevice, VPMemMapping
 from uvm.schema.system import VirtualMachine
 
-_Resource = VPMemDevice | VPMemMapping
-#: The number of a device, and the offset of a mapping on it.
-_Key = tuple[int, int | None]
-_FORMATS: Final = ("Vhd1", "Vhdx", "")
-
 
 @define(eq=False, repr=False)
-class PMem(Device[VirtualPMemDevice | VirtualPMemMapping]):
+class PMem(Device[PMemImage]):
     """A file on a device: all of it, or mapped at an offset.
 
     :ivar number: the number of the device.
@@ -37,17 +41,17 @@ class PMem(Device[VirtualPMemDevice | VirtualPMemMapping]):
     file: OpenDisk = field(init=False)
 
     @property
+    def key(self) -> PMemKey:
+        """Where it is."""
+        return self.number, self.offset
+
+    @property
     def length(self) -> int:
         """The bytes that it takes from the offset on, in whole pages; 0 if the size is not known."""
-        return -(-self.file.size_bytes // PAGE_BYTES) * PAGE_BYTES
-
-    def overlaps(self, other: PMem) -> bool:
-        """Return whether two mappings on a device overlap."""
-        start, there = self.offset or 0, other.offset or 0
-        return there < start + self.length and start < there + other.length
+        return in_pages(self.file.size_bytes)
 
 
-class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
+class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
     """The VPMEM controller of a VM. A device of mappings exists while it has a mapping."""
 
     resources: ClassVar[tuple[type[Resource], ...]] = (VPMemDevice, VPMemMapping)
@@ -56,18 +60,14 @@ class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
 
     def __init__(self, vm_id: str, host: Host) -> None:
         super().__init__(vm_id, host)
-        self._maximum_count = 0
-        self._maximum_bytes = 0
-        # The offsets of the mappings on each device, sorted.
-        self._offsets: dict[int, list[int]] = {}
+        self._layout: Layout = Layout()
 
     def load(self, vm: VirtualMachine, devices: Devices) -> None:
         """Set the limits of the controller, and attach the devices of the document."""
         controller = devices.virtual_pmem
         if controller is None:
             return
-        self._maximum_count = controller.maximum_count
-        self._maximum_bytes = controller.maximum_size_bytes
+        self._layout.load(controller)
         for number, device in controller.devices.items():
             slot = VPMemDevice(number_of(number, "VPMEM device"))
             self.modify(Request(slot, "Add", to_json(device)))
@@ -82,78 +82,42 @@ class VPMemKind(DeviceTable[_Resource, _Key, PMem]):
         """The mapped files, by device number and offset."""
         return {(n, offset): pmem for (n, offset), pmem in self._attached.items() if offset is not None}
 
-    def key(self, request: Request[_Resource]) -> _Key:
+    def key(self, request: Request[PMemResource]) -> PMemKey:
         """Return the number of the device, and the offset of a mapping."""
-        if not self._maximum_count:
-            raise request.missing("the VM has no VPMEM controller")
-        number = request.resource.device
-        if number >= self._maximum_count:
-            raise request.invalid(f"device numbers are below {self._maximum_count}")
-        if isinstance(request.resource, VPMemMapping):
-            return number, request.resource.offset_bytes
-        if request.action == "Remove" and number in self._offsets:
-            raise request.refuse(HResult.HCS_E_INVALID_STATE, f"files are mapped on device {number}")
-        return number, None
+        return self._layout.key(request)
 
-    def make(self, request: Request[_Resource]) -> PMem:
+    def make(self, request: Request[PMemResource]) -> PMem:
         """Return the device or the mapping that a request describes, without its file."""
-        number, offset = self.key(request)
-        image: VirtualPMemDevice | VirtualPMemMapping = (
-            request.parse(VirtualPMemDevice) if offset is None else request.parse(VirtualPMemMapping)
-        )
-        if offset and offset % PAGE_BYTES:
-            raise request.invalid(f"offsets are multiples of {PAGE_BYTES}")
-        if image.image_format not in _FORMATS:
-            text = f"ImageFormat is {image.image_format!r}, not Vhd1 or Vhdx"
-            raise request.refuse(HResult.HCS_E_INVALID_JSON, text)
-        if not image.host_path:
-            raise request.invalid("HostPath is missing")
-        at = "" if offset is None else f" at {offset}"
-        return PMem(f"pmem {number}{at} ({image.host_path})", image, number, offset)
+        key = self.key(request)
+        image = checked(request, key[1])
+        return PMem(named(key, image), image, *key)
 
-    def attach(self, request: Request[_Resource], device: PMem) -> None:
+    def attach(self, request: Request[PMemResource], device: PMem) -> None:
         """Open the file of a device or a mapping, which has to fit."""
-        number, image = request.resource.device, device.settings
-        if (number, None) in self._attached or (device.offset is None and number in self._offsets):
+        number, image = device.number, device.settings
+        if (number, None) in self._attached or (device.offset is None and self._layout.has_mappings(number)):
             raise request.taken(f"device {number} is in use")
         # Mapped files are always read-only.
         writable = isinstance(image, VirtualPMemDevice) and not image.read_only
         device.file = self.host.open_file(
             image.host_path, self.vm_id, writable=writable, operation=request.operation
         )
-        size = device.file.size_bytes
-        text = ""
-        if (device.offset or 0) + size > self._maximum_bytes:
-            text = f"{size} bytes go beyond the device's {self._maximum_bytes}"
-        elif (other := self.overlapped(device)) is not None:
-            text = f"it overlaps {other}"
-        if text:
+        self._layout.reserve(device.key)
+        try:
+            overlapped = self._layout.fit(request, device.key, device.file.size_bytes)
+            if overlapped is not None:
+                raise request.invalid(f"it overlaps {self._attached[overlapped]}")
+        except HostError:
+            self._layout.release(device.key)
             device.file.close()
-            raise request.invalid(text)
-        if device.offset is not None:
-            insort(self._offsets.setdefault(number, []), device.offset)
-
-    def overlapped(self, device: PMem) -> PMem | None:
-        """Return a mapping that another one would overlap; since none overlap, only its neighbours can be."""
-        offsets, start = self._offsets.get(device.number, []), device.offset or 0
-        at = bisect_left(offsets, start)
-        neighbours = (self._attached[device.number, offset] for offset in offsets[max(at - 1, 0) : at + 1])
-        return next((other for other in neighbours if device.overlaps(other)), None)
+            raise
 
     def detach(self, device: PMem) -> None:
         """Close the file of a device or a mapping."""
         super().detach(device)
         device.file.close()
-        if device.offset is not None:
-            offsets = self._offsets[device.number]
-            del offsets[bisect_left(offsets, device.offset)]
-            if not offsets:
-                del self._offsets[device.number]
+        self._layout.release(device.key)
 
     def inventory(self) -> JSON:
         """Return the devices and mappings, by number and offset."""
-        devices: JSON = {str(number): to_json(pmem.settings) for number, pmem in self.devices.items()}
-        for (number, offset), pmem in self.mappings.items():
-            device = devices.setdefault(str(number), {"Mappings": {}})
-            device["Mappings"][str(offset)] = to_json(pmem.settings)
-        return {"Devices": devices} if devices else {}
+        return inventory({key: pmem.settings for key, pmem in self._attached.items()})

@@ -14,21 +14,20 @@ is asked to release it: one that refuses to keeps a device, not a network.
 
 from __future__ import annotations
 
-import re
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from attrs import define, field
 
 from uvm._names import guid_key
-from uvm.backends.qemu.devices.request import Device, DeviceTable, Pool, Request, gone, unplugged
+from uvm.backends.qemu.devices.request import Device, DeviceTable, Pool, gone, unplugged
+from uvm.backends.requests.adapters import checked
+from uvm.backends.requests.request import Request
 from uvm.errors import HostError, NoSpaceError
 from uvm.hresult import HResult
 from uvm.schema.devices import INTERRUPT_MODERATION, Devices, NetworkAdapter
 from uvm.schema.json import to_json
 from uvm.schema.requests import Resource, VirtualAdapter
 from uvm.schema.system import VirtualMachine
-
-_MAC: Final = re.compile(r"[0-9A-Fa-f]{2}([-:][0-9A-Fa-f]{2}){5}")
 
 
 @define(eq=False, repr=False)
@@ -68,9 +67,7 @@ class AdapterKind(DeviceTable[VirtualAdapter, str, Adapter]):
 
     def make(self, request: Request[VirtualAdapter]) -> Adapter:
         """Return the adapter that a request describes."""
-        settings = request.parse(NetworkAdapter)
-        if settings.mac_address and _MAC.fullmatch(settings.mac_address) is None:
-            raise request.invalid(f"MacAddress is {settings.mac_address!r}")
+        settings = checked(request)
         return Adapter(request.resource.id, settings)
 
     async def attach(self, request: Request[VirtualAdapter], device: Adapter) -> None:

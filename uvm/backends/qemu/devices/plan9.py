@@ -28,7 +28,8 @@ from attrs import define, field
 
 from uvm._repr import shown
 from uvm.backend import JSON
-from uvm.backends.qemu.devices.request import Device, DeviceTable, Host, Pool, Request, unplugged
+from uvm.backends.qemu.devices.request import Device, DeviceTable, Host, Pool, unplugged
+from uvm.backends.requests.request import Request
 from uvm.errors import HostError, NoSpaceError
 from uvm.hresult import HResult
 from uvm.schema.devices import PLAN9_READ_ONLY, PLAN9_RESTRICT_FILE_ACCESS, Devices, Plan9Share

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from uvm._names import pipe_key
-from uvm.backends.qemu.devices.request import DeviceKind, Request
+from uvm.backends.qemu.devices.request import DeviceKind
+from uvm.backends.requests.request import Request
 from uvm.errors import OptionsError
 from uvm.schema.devices import ComPort, HvSocketServiceConfig, VirtualPciDevice, VirtualSmbShare
 from uvm.schema.requests import MappedPipe, Resource, SerialPort, SocketService, VirtualPci, VSMBShares

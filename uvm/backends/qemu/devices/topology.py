@@ -7,19 +7,16 @@ templates are, keeps its size. Limits of processors need a cgroup, and groups of
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from uvm.backend import JSON
-from uvm.backends.qemu.devices.request import DeviceKind, Host, Request
-from uvm.hresult import HResult
+from uvm.backends.qemu.devices.request import DeviceKind, Host
+from uvm.backends.requests.request import Request
+from uvm.backends.requests.topology import FULL, limits, memory_mb
 from uvm.schema.common import MIB
 from uvm.schema.devices import Devices
-from uvm.schema.requests import CpuGroupAssignment, CpuLimits, MemorySize, ProcessorLimits, Resource
+from uvm.schema.requests import CpuGroupAssignment, CpuLimits, MemorySize, Resource
 from uvm.schema.system import VirtualMachine, VirtualMachineMemory, VirtualMachineProcessor
-
-#: A limit or reservation of all of a processor, in 1/100,000.
-FULL: Final = 100_000
-_MAXIMUM_WEIGHT: Final = 10_000
 
 
 class TopologyKind(DeviceKind[Resource]):
@@ -59,16 +56,9 @@ class TopologyKind(DeviceKind[Resource]):
                 raise request.lacking("CPU groups are Windows's")
 
     async def _set_memory(self, request: Request[Resource]) -> None:
-        size = request.settings
-        if type(size) is not int:
-            raise request.refuse(HResult.HCS_E_INVALID_JSON, "the size is a whole number of MB")
-        if size <= 0 or size % 2:
-            raise request.invalid(f"a memory size is even and more than 0, not {size} MB")
+        size = memory_mb(request, self.host.info.memory_mb)
         if self.host.fixed_memory:
             raise request.lacking("the memory of a VM that is a template, or a clone of one, cannot change")
-        if size > self.host.info.memory_mb:
-            text = f"the host has {self.host.info.memory_mb} MB"
-            raise request.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, text)
         if size > self.memory.size_in_mb:
             raise request.lacking(
                 f"memory grows to what the VM was created with at most, {self.memory.size_in_mb} MB; "
@@ -78,12 +68,8 @@ class TopologyKind(DeviceKind[Resource]):
         self.size_in_mb = size
 
     def _set_limits(self, request: Request[Resource]) -> None:
-        limits = request.parse(ProcessorLimits)
-        if not (0 <= limits.limit <= FULL and 0 <= limits.reservation <= FULL):
-            raise request.invalid(f"Limit and Reservation are at most {FULL}")
-        if not 0 <= limits.weight <= _MAXIMUM_WEIGHT:
-            raise request.invalid(f"Weight is at most {_MAXIMUM_WEIGHT}")
-        if limits.limit not in (0, FULL) or limits.weight or limits.reservation:
+        asked = limits(request)
+        if asked.limit not in (0, FULL) or asked.weight or asked.reservation:
             raise request.lacking("limits of processors need a cgroup: start this process in one")
 
     def inventory(self) -> JSON:

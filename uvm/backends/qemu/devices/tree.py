@@ -10,10 +10,11 @@ from uvm.backend import JSON
 from uvm.backends.qemu.devices.adapters import AdapterKind
 from uvm.backends.qemu.devices.plan9 import Plan9Kind
 from uvm.backends.qemu.devices.refused import RefusedKind
-from uvm.backends.qemu.devices.request import DeviceKind, Host, Request
+from uvm.backends.qemu.devices.request import DeviceKind, Host
 from uvm.backends.qemu.devices.scsi import ScsiKind
 from uvm.backends.qemu.devices.topology import TopologyKind
 from uvm.backends.qemu.devices.vpmem import VPMemKind
+from uvm.backends.requests.request import Request
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.devices import Devices

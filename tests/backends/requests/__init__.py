@@ -1,0 +1,1 @@
+"""Tests of what HCS takes and refuses."""

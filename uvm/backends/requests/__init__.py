@@ -1,0 +1,1 @@
+"""What HCS takes and refuses of documents and requests, for the backends that answer in its place."""

@@ -1,0 +1,86 @@
+"""Documents and modify requests of callers, read and refused as HCS does it."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from attrs import define
+
+from uvm._repr import shown
+from uvm.errors import HostError
+from uvm.hresult import HResult
+from uvm.schema.json import SchemaError, from_json
+from uvm.schema.requests import Resource
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Resource)
+
+
+def read_document(cls: type[T], document: Any, operation: str) -> T:
+    """Return a document as a model.
+
+    :raises HostError: HCS_E_INVALID_JSON if it is none.
+    """
+    try:
+        return from_json(cls, document, forbid_extra=True)
+    except SchemaError as error:
+        raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(error)) from None
+
+
+@define(eq=False, repr=False)
+class Request(Generic[R]):
+    """A ``ModifySettingRequest`` with its resource path parsed.
+
+    :ivar action: ``Add``, ``Update`` or ``Remove``; ``Add`` if the request names none.
+    """
+
+    resource: R
+    action: str
+    settings: Any
+
+    def __repr__(self) -> str:
+        return shown(self, "operation")
+
+    @property
+    def operation(self) -> str:
+        """The request in an error message."""
+        return f"{self.action} {self.resource.path}"
+
+    def parse(self, cls: type[T]) -> T:
+        """Parse the settings, as strictly as HCS does: HCS_E_INVALID_JSON."""
+        return read_document(cls, self.settings, self.operation)
+
+    def allow(self, *actions: str) -> None:
+        """Refuse other request types: E_INVALIDARG."""
+        if self.action not in actions:
+            raise self.invalid(f"its RequestType is {' or '.join(actions)}")
+
+    def refuse(self, code: int, text: str = "") -> HostError:
+        """Return the error that refuses the request."""
+        return HostError(self.operation, code, text)
+
+    def invalid(self, text: str) -> HostError:
+        """Return the error for an invalid argument: E_INVALIDARG."""
+        return self.refuse(HResult.E_INVALIDARG, text)
+
+    def missing(self, text: str) -> HostError:
+        """Return the error for what does not exist: ERROR_NOT_FOUND."""
+        return self.refuse(HResult.ERROR_NOT_FOUND, text)
+
+    def taken(self, text: str) -> HostError:
+        """Return the error for what exists already: ERROR_ALREADY_EXISTS."""
+        return self.refuse(HResult.ERROR_ALREADY_EXISTS, text)
+
+    def lacking(self, text: str) -> HostError:
+        """Return the error for what this hypervisor does not have: ERROR_NOT_SUPPORTED."""
+        return self.refuse(HResult.ERROR_NOT_SUPPORTED, text)
+
+
+def number_of(key: str, what: str) -> int:
+    """Return the number that a key of a document is.
+
+    :raises HostError: the key is no number: E_INVALIDARG.
+    """
+    if not (key.isascii() and key.isdecimal() and len(key) < 20):
+        raise HostError(f"Add {what} {key}", HResult.E_INVALIDARG, f"{key!r} is not a number")
+    return int(key)
