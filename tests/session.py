@@ -11,7 +11,7 @@ import pytest
 import uvm
 from tests.vm import support
 from uvm.backends.fake import FakeBackend
-from uvm.backends.fake.handle import Handle
+from uvm.backends.fake.handle import FakeHandle
 
 #: What must not be shown.
 SECRET = "czNjcmV0"
@@ -82,7 +82,7 @@ async def play(look: Look, os: str, **options: Any) -> None:
         for each in (held["container"], held["unstarted"]):
             await each.aclose()
         for each in handles.values():
-            await each.close() if isinstance(each, Handle) else await each.aclose()
+            await each.close() if isinstance(each, FakeHandle) else await each.aclose()
         look(**held)
         await vm.terminate()
         look(**held)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import anyio
@@ -15,8 +15,8 @@ from uvm.backends.fake.computesystem import Opened
 from uvm.backends.fake.exchange import Exchange
 from uvm.backends.fake.request_log import Entry
 from uvm.backends.fake.vm import FakeVM
+from uvm.backends.handles import Handle
 from uvm.errors import GuestError, HostError
-from uvm.hresult import HResult
 
 T = TypeVar("T")
 
@@ -30,11 +30,11 @@ class HostSide:
 
     exchange: Exchange
     info: HostInfo
-    processes: dict[Handle, None] = field(factory=dict, init=False)
+    processes: dict[FakeHandle, None] = field(factory=dict, init=False)
 
 
-class Handle:
-    """A handle. Once it is closed, every call is refused with E_HANDLE.
+class FakeHandle(Handle):
+    """A handle of the fake, whose calls are in the request log.
 
     :ivar vm: the VM that it concerns, for tests to look at.
     """
@@ -48,28 +48,20 @@ class Handle:
         :param name: the name of the target in errors.
         :param resource: the resource of its calls in the request log; by default what a request names.
         """
+        super().__init__(name)
         self._host = host
         self._target = target
-        self._name = name
         self._resource = resource
-        self._closed = False
-        self._waiting: dict[anyio.CancelScope, None] = {}
         self.vm: FakeVM = vm
         target.opened()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._name} ({'closed' if self._closed else 'open'})>"
 
     async def close(self) -> None:
         """Close the handle at once, even in a cancelled scope. Closing it again is refused."""
         operation = f"close{self._suffix}"
 
         def close() -> None:
-            self._require_open(operation)
-            self._closed = True
+            self._close(operation)
             self._release()
-            for scope in self._waiting:
-                scope.cancel()
 
         self._host.exchange.carry_out_at_once(self._begin("lifecycle", operation, None), close)
         await anyio.lowlevel.checkpoint()
@@ -99,23 +91,5 @@ class Handle:
         except GuestError as e:
             raise HostError(f"{operation} {self._name}: {e.operation}", e.hresult, e.text) from None
 
-    async def _unless_closed(self, wait: Callable[[], Awaitable[T]]) -> T:
-        operation = f"wait for{self._suffix}"
-        self._require_open(operation)
-        with anyio.CancelScope() as scope:
-            self._waiting[scope] = None
-            try:
-                return await wait()
-            finally:
-                del self._waiting[scope]
-        raise self._closed_error(operation)
-
     def _copied(self, operation: str, document: Any) -> Any:
         return copy_document(document, f"{operation} {self._name}")
-
-    def _require_open(self, operation: str) -> None:
-        if self._closed:
-            raise self._closed_error(operation)
-
-    def _closed_error(self, operation: str) -> HostError:
-        return HostError(f"{operation} {self._name}", HResult.E_HANDLE, "the handle was closed")

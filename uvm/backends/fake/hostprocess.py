@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from uvm.backend import JSON
-from uvm.backends.fake.handle import Handle, HostSide
+from uvm.backends.fake.handle import FakeHandle, HostSide
 from uvm.backends.fake.hosted import HostedProcess
 from uvm.backends.fake.streams import FakeStream
 
 
-class FakeHostProcess(Handle):
+class FakeHostProcess(FakeHandle):
     """A handle on a process (:class:`~uvm.backend.HostProcess`).
 
     Every call but :attr:`pid` and the streams is refused with E_HANDLE once the handle is closed. As over any
@@ -57,7 +57,7 @@ class FakeHostProcess(Handle):
         :raises HostError: E_HANDLE if this handle is closed meanwhile; HCS_E_SYSTEM_ALREADY_STOPPED if the VM
             exits before the exit of the process is known.
         """
-        return await self._unless_closed(self._hosted.wait)
+        return await self._unless_closed(f"wait for{self._suffix}", self._hosted.wait)
 
     async def signal(self, options: JSON) -> None:
         """Have the guest signal the process; HCS_E_PROCESS_ALREADY_STOPPED if it has exited."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from uvm.backend import JSON
 from uvm.backends.fake.guest.execution import close_streams
-from uvm.backends.fake.handle import Handle, HostSide
+from uvm.backends.fake.handle import FakeHandle, HostSide
 from uvm.backends.fake.hosted import HostedProcess, find_hosted, start_hosted
 from uvm.backends.fake.hostedsystem import HostedSystem
 from uvm.backends.fake.hostprocess import FakeHostProcess
@@ -20,7 +20,7 @@ from uvm.schema.gcs import HOST_CONTAINER_ID
 from uvm.schema.requests import ModifySettingRequest, PauseOptions, SaveOptions
 
 
-class FakeSystem(Handle):
+class FakeSystem(FakeHandle):
     """A handle on a compute system (:class:`~uvm.backend.System`)."""
 
     def __init__(self, host: HostSide, system: FakeVM | HostedSystem) -> None:
@@ -178,7 +178,7 @@ class FakeSystem(Handle):
         compute service and its programs. When that task stops waiting, what runs in the guest is killed, and
         the next task has the guest connect again.
         """
-        await self._unless_closed(self._ended)
+        await self._unless_closed(f"wait for{self._suffix}", self._ended)
         assert self._system.exit_status is not None
         return self._system.exit_status
 

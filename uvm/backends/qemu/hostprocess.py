@@ -31,7 +31,7 @@ from uvm._guest.stdio import close_quietly
 from uvm._repr import shown
 from uvm._wire.ports import LINUX_GCS_PORT, vsock_service_id
 from uvm.backend import JSON, ByteStream, Listener
-from uvm.backends.qemu.handles import Handle
+from uvm.backends.handles import Handle
 from uvm.backends.requests.request import read_document
 from uvm.errors import BridgeClosedError, GuestError, HostError, UVMError
 from uvm.hresult import HResult

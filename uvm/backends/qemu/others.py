@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 import anyio
 
 from uvm.backend import JSON, HostProcess, Listener
-from uvm.backends.qemu.handles import Handle
+from uvm.backends.handles import Handle
 from uvm.backends.qemu.properties import Usage, process_statistics
 from uvm.backends.qemu.runtime import Record
 from uvm.errors import ExitStatus, HostError, NotSupportedError

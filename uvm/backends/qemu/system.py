@@ -8,7 +8,7 @@ from typing import Final
 import anyio
 
 from uvm.backend import JSON, HostInfo, HostProcess, Listener
-from uvm.backends.qemu.handles import Handle
+from uvm.backends.handles import Handle
 from uvm.backends.qemu.hostprocess import QEMUHostProcess
 from uvm.backends.qemu.properties import query, usage_of
 from uvm.backends.qemu.vm import VM

@@ -16,16 +16,16 @@ T = TypeVar("T")
 class Handle:
     """A handle. Once it is closed, every call is refused with E_HANDLE.
 
-    :param target: the name in errors of what it is a handle on.
+    :param name: the name in errors of what it is a handle on.
     """
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._closed = False
         self._waiting: dict[anyio.CancelScope, None] = {}
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._target} ({'closed' if self._closed else 'open'})>"
+        return f"<{type(self).__name__} of {self._name} ({'closed' if self._closed else 'open'})>"
 
     def _require_open(self, operation: str) -> None:
         if self._closed:
@@ -42,12 +42,12 @@ class Handle:
                 del self._waiting[scope]
         raise self._closed_error(operation)
 
-    def _close(self) -> None:
+    def _close(self, operation: str = "close") -> None:
         """Close it, at once; E_HANDLE if it is closed."""
-        self._require_open("close")
+        self._require_open(operation)
         self._closed = True
         for scope in self._waiting:
             scope.cancel()
 
     def _closed_error(self, operation: str) -> HostError:
-        return HostError(f"{operation} {self._target}", HResult.E_HANDLE, "the handle was closed")
+        return HostError(f"{operation} {self._name}", HResult.E_HANDLE, "the handle was closed")
