@@ -42,7 +42,7 @@ from uvm.backends.hcs import handles  # noqa: E402
 from uvm.backends.hcs.backend import HCSBackend  # noqa: E402
 from uvm.backends.hcs.platform import Platform  # noqa: E402
 from uvm.backends.hcs.system import HCSSystem  # noqa: E402
-from uvm.backends.hcs.workers import Workers  # noqa: E402
+from uvm.backends.workers import Workers  # noqa: E402
 from uvm.errors import HostError  # noqa: E402
 
 __all__ = ["EXIT_STATUS", "ENDINGS"]

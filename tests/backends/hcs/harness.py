@@ -28,7 +28,7 @@ from tests.backends.hcs.wires import HostStreams, LoopbackTransport
 from uvm.backends.fake import FakeBackend
 from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.platform import Platform
-from uvm.backends.hcs.workers import Workers
+from uvm.backends.workers import Workers
 
 __all__ = ["CallFaults", "Host", "hosted", "require_double"]
 

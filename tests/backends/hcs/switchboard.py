@@ -28,7 +28,7 @@ from tests.backends.hcs.stepping import run_at_once
 from tests.backends.hcs.wires import HostStreams
 from uvm.backend import HostProcess
 from uvm.backends.fake import FakeBackend, FakeListener, FakeSystem
-from uvm.backends.hcs.waker import Waker
+from uvm.backends.waker import Waker
 from uvm.errors import HostError, UnknownOutcomeError
 from uvm.hresult import HResult
 

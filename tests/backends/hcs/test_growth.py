@@ -30,7 +30,7 @@ CAT = {"CommandArgs": ["cat"], "CreateStdInPipe": True, "CreateStdOutPipe": True
 OPERATIONS = 3000
 OPENINGS = 200
 PROCESSES = 50
-#: More threads never block at once (:class:`~uvm.backends.hcs.workers.Workers`).
+#: More threads never block at once (:class:`~uvm.backends.workers.Workers`).
 POOL = 8
 #: Longer than anything takes that works.
 PATIENCE_SECONDS = 30

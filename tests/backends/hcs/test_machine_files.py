@@ -13,11 +13,11 @@ import pytest
 
 from tests.backends.hcs.windows_dlls import REQUEST_ABORTED, Kernel, Windows
 from uvm.backend import FileInfo
-from uvm.backends.hcs.waker import Signal, Waker
+from uvm.backends.files import RealFiles
 from uvm.backends.hcs.windows.disks import WindowsFileCalls
 from uvm.backends.hcs.windows.dlls import SystemLibrary
-from uvm.backends.hcs.windows.files import RealFiles
-from uvm.backends.hcs.workers import Workers
+from uvm.backends.waker import Signal, Waker
+from uvm.backends.workers import Workers
 from uvm.errors import HostError, HostPathError, OptionsError
 from uvm.hresult import HResult
 

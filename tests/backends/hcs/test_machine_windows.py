@@ -18,7 +18,7 @@ pytestmark = [
 async def test_all_that_a_backend_asks_of_a_machine_is_answered(tmp_path: Path) -> None:
     from uvm.backends.hcs.machine import Machine
     from uvm.backends.hcs.windows.machine import WindowsMachine
-    from uvm.backends.hcs.workers import Workers
+    from uvm.backends.workers import Workers
 
     machine: Machine = WindowsMachine(Workers())
     path = tmp_path / "disk.vhd"

@@ -10,9 +10,9 @@ import anyio.lowlevel
 import pytest
 from attrs import define, field
 
-from uvm.backends.hcs import workers as workers_module
-from uvm.backends.hcs.waker import Signal, Waker
-from uvm.backends.hcs.workers import Workers
+from uvm.backends import workers as workers_module
+from uvm.backends.waker import Signal, Waker
+from uvm.backends.workers import Workers
 
 pytestmark = pytest.mark.anyio
 

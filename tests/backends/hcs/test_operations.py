@@ -19,7 +19,7 @@ from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.calls import ComputeService
 from uvm.backends.hcs.dlls import Library
 from uvm.backends.hcs.system import HCSSystem
-from uvm.backends.hcs.workers import Workers
+from uvm.backends.workers import Workers
 from uvm.errors import ErrorRecord, HostError, OptionsError
 from uvm.hresult import HResult
 

@@ -157,7 +157,7 @@ async def test_windows_completes_every_operation(pipes: Pipes) -> None:
 @windows_only
 async def test_closing_a_port_cancels_its_operations_and_waits_for_them() -> None:
     from uvm.backends.hcs import iocp
-    from uvm.backends.hcs.winerrors import code_of
+    from uvm.backends.winerrors import code_of
 
     ours, theirs = make_pipe_pair()
     port = iocp.CompletionPort()

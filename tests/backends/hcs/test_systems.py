@@ -20,7 +20,7 @@ from tests.backends.hcs.support import driven, started
 from uvm.backends.hcs import handles
 from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.system import HCSSystem
-from uvm.backends.hcs.workers import Workers
+from uvm.backends.workers import Workers
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
 from uvm.testing.backends.checks import until

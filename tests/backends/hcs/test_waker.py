@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from uvm.backends.hcs.waker import Signal, Waker
+from uvm.backends.waker import Signal, Waker
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from uvm.backends.hcs.network import HCSNetwork
 from uvm.backends.hcs.platform import Platform, windows_platform
 from uvm.backends.hcs.system import HCSSystem
 from uvm.backends.hcs.text import check, parse_list, parse_object, take
-from uvm.backends.hcs.winerrors import NOTHING_THERE, tolerating
+from uvm.backends.winerrors import NOTHING_THERE, tolerating
 
 
 class HCSBackend:

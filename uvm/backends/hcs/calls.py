@@ -5,7 +5,7 @@ Theory of operation
 
 A call that takes an operation returns at once. Its completion arrives as a callback in a thread of HCS's own.
 The context of each callback is a number, never a pointer. The callback looks the number up: if a task still
-waits, it is woken through a :class:`~uvm.backends.hcs.waker.Waker`. The callback does nothing else, and
+waits, it is woken through a :class:`~uvm.backends.waker.Waker`. The callback does nothing else, and
 closes nothing.
 
 ::
@@ -38,7 +38,7 @@ import anyio
 from uvm.backends.hcs.dlls import CData, ComputeCore, Library, OperationHandle
 from uvm.backends.hcs.handles import END_SECONDS, Handle, close_all
 from uvm.backends.hcs.text import check, take
-from uvm.backends.hcs.waker import Signal, Waker
+from uvm.backends.waker import Signal, Waker
 from uvm.errors import HostError
 from uvm.hresult import HResult
 

@@ -23,7 +23,7 @@ from uvm.backends.hcs.dlls import (
 from uvm.backends.hcs.handles import Handle, close_late
 from uvm.backends.hcs.platform import Platform
 from uvm.backends.hcs.text import check, compose, wide
-from uvm.backends.hcs.waker import Waker
+from uvm.backends.waker import Waker
 
 _log = logging.getLogger("uvm")
 

@@ -23,7 +23,7 @@ from uvm.backends.hcs import winsock
 from uvm.backends.hcs.pipes import NamedPipes, Pipes
 from uvm.backends.hcs.sockets import SocketListener, Sockets
 from uvm.backends.hcs.text import guid
-from uvm.backends.hcs.winerrors import host_error
+from uvm.backends.winerrors import host_error
 from uvm.errors import NotSupportedError, OptionsError
 
 AF_HYPERV: Final = 34

@@ -12,9 +12,9 @@ import anyio
 from attrs import define, field
 
 from uvm.backends.hcs.dlls import CData
-from uvm.backends.hcs.waker import Signal, Waker
 from uvm.backends.hcs.windows.dlls import SystemLibrary, load
-from uvm.backends.hcs.winerrors import code_of
+from uvm.backends.waker import Signal, Waker
+from uvm.backends.winerrors import code_of
 
 _ERROR_MORE_DATA: Final = 234
 _ERROR_PIPE_CONNECTED: Final = 535

@@ -13,8 +13,8 @@ from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.backends.hcs.dlls import CData, ComputeNetwork, Library, NetworkQuery
 from uvm.backends.hcs.text import check, compose, guid, parse_list, parse_object, refusal, take, wide
-from uvm.backends.hcs.winerrors import tolerating
-from uvm.backends.hcs.workers import Workers
+from uvm.backends.winerrors import tolerating
+from uvm.backends.workers import Workers
 from uvm.errors import HostError
 from uvm.hresult import HResult
 

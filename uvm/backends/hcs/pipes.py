@@ -15,7 +15,7 @@ from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.iocp import CompletionPort, Operation
 from uvm.backends.hcs.sockets import PIECE_BYTES, Closing
 from uvm.backends.hcs.windows.pipes import PipeHandles, windows_pipes
-from uvm.backends.hcs.winerrors import code_of, host_error
+from uvm.backends.winerrors import code_of, host_error
 from uvm.errors import HostError
 from uvm.hresult import HResult
 

@@ -7,7 +7,7 @@ from attrs import frozen
 from uvm.backends.hcs.dlls import ComputeCore, ComputeNetwork, Library, windows_core, windows_network
 from uvm.backends.hcs.machine import Machine
 from uvm.backends.hcs.transport import Transport
-from uvm.backends.hcs.workers import Workers
+from uvm.backends.workers import Workers
 from uvm.errors import NotSupportedError
 
 

@@ -12,8 +12,8 @@ from typing import Final, Protocol
 import anyio
 from attrs import Factory, define, field
 
-from uvm.backends.hcs.waker import Signal, Waker
 from uvm.backends.hcs.winsock import WinsockPollSet
+from uvm.backends.waker import Signal, Waker
 
 
 class PollSet(Protocol):

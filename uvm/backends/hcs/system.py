@@ -19,7 +19,7 @@ from uvm.backends.hcs.machine import WorkingSet
 from uvm.backends.hcs.process import HCSProcess, create_process, open_process
 from uvm.backends.hcs.text import parse, parse_object
 from uvm.backends.hcs.transport import GuestListener
-from uvm.backends.hcs.winerrors import tolerating
+from uvm.backends.winerrors import tolerating
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
 

@@ -1,4 +1,4 @@
-"""The file operations of Linux that are not the same everywhere, of :mod:`uvm.backends.hcs.windows.files`.
+"""The file operations of Linux that are not the same everywhere, of :mod:`uvm.backends.files`.
 
 Copies are made by the kernel, which shares the blocks where the file system can. Identifiers of disks are
 written into the header where the format has one in a single place: no tool is needed, and nothing else moves.
@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Final
 from uuid import UUID
 
-from uvm.backends.hcs.windows.files import CopyCall, RealFiles, Stop
-from uvm.backends.hcs.workers import Workers
+from uvm.backends.files import CopyCall, RealFiles, Stop
 from uvm.backends.qemu.images import SECTOR_BYTES, ImageError, format_of, read_image, with_vhd_id
+from uvm.backends.workers import Workers
 from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError
 from uvm.hresult import HResult
 
@@ -38,7 +38,7 @@ def linux_files() -> RealFiles:
 
 
 class LinuxFileCalls:
-    """:class:`~uvm.backends.hcs.windows.files.FileCalls` of Linux."""
+    """:class:`~uvm.backends.files.FileCalls` of Linux."""
 
     def copier(self) -> tuple[CopyCall, Stop]:
         """Return a copy, and what stops it; a copy that fails or is stopped leaves no target."""

@@ -16,7 +16,7 @@ from uvm.backend import AccessMask
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.windows.disks import open_path
 from uvm.backends.hcs.windows.dlls import AdvApi32, Kernel32, SystemLibrary, freeing, security_id
-from uvm.backends.hcs.winerrors import NOTHING_THERE, tolerating
+from uvm.backends.winerrors import NOTHING_THERE, tolerating
 
 #: ``NT VIRTUAL MACHINE\Virtual Machines``.
 VM_GROUP_SID: Final = "S-1-5-83-0"

@@ -8,10 +8,10 @@ from typing import Final
 
 from attrs import frozen
 
+from uvm.backends.files import CopyCall, Stop
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.text import guid
 from uvm.backends.hcs.windows.dlls import Kernel32, SystemLibrary, VirtDisk, closing, wide_path
-from uvm.backends.hcs.windows.files import CopyCall, Stop
 
 _SHARE_ALL: Final = 0x7
 _OPEN_EXISTING: Final = 3
@@ -43,7 +43,7 @@ def open_path(kernel: SystemLibrary[Kernel32], operation: str, path: str, access
 
 @frozen(eq=False, repr=False)
 class WindowsFileCalls:
-    """:class:`~uvm.backends.hcs.windows.files.FileCalls` by kernel32 and virtdisk."""
+    """:class:`~uvm.backends.files.FileCalls` by kernel32 and virtdisk."""
 
     kernel: SystemLibrary[Kernel32]
     virtdisk: SystemLibrary[VirtDisk]

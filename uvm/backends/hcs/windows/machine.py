@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from uvm.backend import AccessMask, HostInfo
+from uvm.backends.files import RealFiles
 from uvm.backends.hcs.machine import WorkingSet
 from uvm.backends.hcs.windows.access import GroupAccess
 from uvm.backends.hcs.windows.disks import WindowsFileCalls
 from uvm.backends.hcs.windows.dlls import advapi32, kernel32, ntdll, virtdisk
 from uvm.backends.hcs.windows.facts import Facts
-from uvm.backends.hcs.windows.files import RealFiles
 from uvm.backends.hcs.windows.workingset import ProcessWorkingSet, WorkingSets
-from uvm.backends.hcs.workers import Workers
+from uvm.backends.workers import Workers
 
 
 class WindowsMachine:

@@ -17,8 +17,8 @@ from typing import Final, Protocol
 from attrs import frozen
 
 from uvm.backend import FileInfo
-from uvm.backends.hcs.winerrors import code_of
-from uvm.backends.hcs.workers import Workers
+from uvm.backends.winerrors import code_of
+from uvm.backends.workers import Workers
 from uvm.errors import HostError, HostPathError
 from uvm.hresult import HResult, hresult_from_win32
 

@@ -21,8 +21,8 @@ from typing import Final, TypeVar, TypeVarTuple
 import anyio
 from anyio import CancelScope, Semaphore
 
-from uvm.backends.hcs.threads import Threads
-from uvm.backends.hcs.waker import Signal, Waker
+from uvm.backends.threads import Threads
+from uvm.backends.waker import Signal, Waker
 
 _log = logging.getLogger("uvm")
 
