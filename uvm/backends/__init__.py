@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uvm._arguments import kind_of
 from uvm._checks import checked, text
 from uvm.backend import Backend
+from uvm.backends.checks import require_none, unusable
 from uvm.errors import NotSupportedError, OptionsError, UVMError
 
 if TYPE_CHECKING:
@@ -44,7 +45,16 @@ def open_backend(name: str | None = None) -> Backend:
         _log.info("backend %s: the first that this machine has", name)
     else:
         _log.info("backend %s: asked for by name", name)
+        require_none(name, _absence(name))
     return backend_factory(name)()
+
+
+def _absence(name: str, where: Mapping[str, Any] | None = None) -> list[str]:
+    """Return why this machine lacks a backend; empty if it has it, and for what runs no real VMs."""
+    if name not in _REAL:
+        return []
+    problems: list[str] = import_module(_REAL[name]).absence(where[name] if where else None)
+    return problems
 
 
 def _made(name: str, factory: Callable[[], Backend]) -> Backend:
@@ -53,7 +63,7 @@ def _made(name: str, factory: Callable[[], Backend]) -> Backend:
     except UVMError:
         raise
     except Exception as e:
-        raise NotSupportedError(f"the backend {name!r} cannot be used on this machine: {e!r}") from e
+        raise unusable(name, repr(e)) from e
     if not is_backend(backend):
         raise NotSupportedError(f"the backend {name!r} cannot be used: it is {kind_of(backend)}")
     return backend
@@ -75,8 +85,8 @@ def choose_backend(where: Mapping[str, Any] | None = None) -> str:
     :raises NotSupportedError: there is none.
     """
     reasons = []
-    for name, module in _REAL.items():
-        problems: list[str] = import_module(module).absence(where[name] if where else None)
+    for name in _REAL:
+        problems = _absence(name, where)
         if not problems:
             return name
         reasons.append(f"{name}: {'; '.join(problems)}")
@@ -115,5 +125,5 @@ def backend_factory(name: str) -> Callable[[], Backend]:
         if point is not None:
             return partial(_made, name, point.load())
     except ImportError as e:
-        raise NotSupportedError(f"the backend {name!r} cannot be used on this machine: {e}") from e
+        raise unusable(name, e) from e
     raise OptionsError(f"no backend is called {name!r}; there are: {', '.join(backend_names())}")

@@ -8,7 +8,7 @@ from typing import Generic, Literal, TypeVar
 from attrs import frozen
 
 from uvm._repr import brief_call
-from uvm.errors import UVMError
+from uvm.errors import NotSupportedError, UVMError
 
 E = TypeVar("E")
 
@@ -69,3 +69,17 @@ def run_checks(checks: Iterable[Check[E]], environment: E) -> dict[str, Finding]
 def missing(checks: Iterable[Check[E]], environment: E) -> list[str]:
     """Return what is missing, each with what to do about it."""
     return [str(each) for each in run_checks(checks, environment).values() if each.status == "missing"]
+
+
+def require_none(backend: str, problems: list[str]) -> None:
+    """Refuse to make a backend that a machine has problems with.
+
+    :raises NotSupportedError: there are some; the message lists all of them.
+    """
+    if problems:
+        raise unusable(backend, "; ".join(problems))
+
+
+def unusable(backend: str, why: object) -> NotSupportedError:
+    """Return the error of a backend that cannot be used on this machine."""
+    return NotSupportedError(f"the backend {backend!r} cannot be used on this machine: {why}")

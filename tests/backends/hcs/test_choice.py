@@ -99,10 +99,18 @@ def test_hcs_that_cannot_be_used_says_all_that_is_missing(machine: Imagined) -> 
     assert "vmcompute" in str(caught.value)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="about other systems")
-def test_hcs_by_name_is_refused_elsewhere_because_it_needs_windows() -> None:
-    with pytest.raises(NotSupportedError, match="HCS needs Windows"):
-        open_backend("hcs")
+@pytest.mark.parametrize(("name", "system"), [("hcs", "linux"), ("qemu", "win32"), ("qemu", "darwin")])
+def test_a_backend_by_name_is_refused_elsewhere_with_what_it_needs_before_it_is_loaded(
+    machine: Imagined, monkeypatch: pytest.MonkeyPatch, name: str, system: str
+) -> None:
+    machine.system = system
+    elsewhere = ImaginedLinux(system=system)
+    monkeypatch.setattr("uvm.backends.qemu.availability.this_machine", lambda: elsewhere)
+    # As on such a system, to which modules of the standard library are missing.
+    monkeypatch.setitem(sys.modules, f"uvm.backends.{name}.backend", None)
+    needed = {"hcs": "HCS needs Windows", "qemu": "VMs with QEMU need Linux"}[name]
+    with pytest.raises(NotSupportedError, match=f"'{name}' cannot be used.*: {needed}, and this is {system}"):
+        open_backend(name)
 
 
 def test_without_cffi_it_is_not_the_fake_either(machine: Imagined, monkeypatch: pytest.MonkeyPatch) -> None:

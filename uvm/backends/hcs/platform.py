@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from uvm.backends.checks import require_none
 from uvm.backends.hcs.dlls import ComputeCore, ComputeNetwork, Library, windows_core, windows_network
 from uvm.backends.hcs.machine import Machine
 from uvm.backends.hcs.transport import Transport
 from uvm.backends.workers import Workers
-from uvm.errors import NotSupportedError
 
 
 @frozen(eq=False, repr=False)
@@ -33,9 +33,7 @@ def windows_platform() -> Platform:
     """
     from uvm.backends.hcs.availability import availability
 
-    problems = availability()
-    if problems:
-        raise NotSupportedError("the hcs backend cannot be used here: " + "; ".join(problems))
+    require_none("hcs", availability())
     from uvm.backends.hcs.hvsocket import HvSocketTransport
     from uvm.backends.hcs.windows.machine import WindowsMachine
 

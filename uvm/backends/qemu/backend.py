@@ -26,6 +26,7 @@ import anyio.to_thread
 from uvm._async import BareTaskGroup, errors_of
 from uvm._checks import checked, choice, flag, text, whole
 from uvm.backend import JSON, AccessMask, HostFiles, HostInfo, HostPipes, System
+from uvm.backends.checks import require_none
 from uvm.backends.qemu.accel import NO_BOUNDARY, Accelerator, choose
 from uvm.backends.qemu.access import AccessTable
 from uvm.backends.qemu.availability import absence
@@ -388,9 +389,7 @@ def _binary() -> str:
 
     :raises NotSupportedError: there is none.
     """
-    problems = absence()
-    if problems:
-        raise NotSupportedError(f"the backend 'qemu' cannot be used on this machine: {'; '.join(problems)}")
+    require_none("qemu", absence())
     return shutil.which("qemu-system-x86_64") or "qemu-system-x86_64"
 
 
