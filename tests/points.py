@@ -1,17 +1,19 @@
-"""The requests of a call, each of which may be spoilt."""
+"""The requests of a call, each of which may be spoilt: refused, its answer lost, or its caller cancelled."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import anyio
 from attrs import frozen
 
 from uvm.backends.fake import FakeBackend
 from uvm.backends.fake.filters import FAULTY
+from uvm.errors import UVMError
 
-__all__ = ["Point", "points"]
+__all__ = ["Point", "points", "spoil"]
 
 
 @frozen
@@ -45,3 +47,29 @@ def points(backend: FakeBackend, after: int) -> Iterator[Point]:
         kind = (call.to, call.operation, call.request_type)
         seen[kind] += 1
         yield Point(*kind, seen[kind])
+
+
+async def spoil(backend: FakeBackend, how: str, point: Point, call: Callable[[], Awaitable[Any]]) -> bool:
+    """Make a call in which one request fails, loses its answer, or is where the caller is cancelled."""
+    if how != "cancelled":
+        rule = getattr(backend.faults, how)(**point.matching)
+        try:
+            await call()
+        except UVMError:
+            return False
+        finally:
+            rule.remove()
+            assert rule.fired, point
+        return True
+    with backend.faults.hold(**point.matching) as gate:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_awaited, call)
+            await gate.wait()
+            tasks.cancel_scope.cancel()
+            # What is shielded goes on.
+            gate.close()
+    return False
+
+
+async def _awaited(call: Callable[[], Awaitable[Any]]) -> None:
+    await call()

@@ -20,7 +20,10 @@ SERVICE = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
 #: The ways to reach a guest.
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "linux": ("linux", {"security_policy_enabled": True, "security_policy": SECRET}),
-    "windows": ("windows", {"additional_json": {"Owner": SECRET}}),
+    "windows": (
+        "windows",
+        {"additional_json": {"Owner": SECRET}, "network_config_proxy": r"\\.\pipe\ncproxy"},
+    ),
     "linux through HCS": ("linux", {"external_guest_connection": False}),
     "windows through HCS": ("windows", {"external_guest_connection": False}),
 }
@@ -106,6 +109,7 @@ async def _anywhere(vm: uvm.UtilityVM) -> dict[str, Any]:
         "namespace": (namespace := await vm.network.add_namespace(support.NAMESPACE)),
         "adapter": await namespace.add_endpoint(support.ENDPOINT),
         "host_namespace": await uvm.create_namespace(vm._context.backend),
+        "network_setup": vm.network_setup(),
         "opening": opening,
         "again": await opening,
     }

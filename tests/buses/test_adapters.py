@@ -300,10 +300,25 @@ async def test_the_first_error_ends_it_and_the_rest_goes_on_when_asked_again(nth
         check_at_rest(run)
 
 
-async def test_a_caller_who_is_cancelled_leaves_and_the_removal_of_all_goes_on() -> None:
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+async def test_an_answer_that_is_lost_ends_it_and_the_rest_goes_on_when_asked_again(nth: int) -> None:
     async with running(lcow()) as run:
         await run.vm.network.setup(NAMESPACE)
-        with run.hold(request_type="Remove") as gate:
+        run.backend.faults.lose(request_type="Remove", nth=nth)
+        with pytest.raises(UnknownOutcomeError):
+            await run.vm.network.remove_all_adapters()
+        withheld = len(run.vm.quarantined)
+        await run.vm.network.remove_all_adapters()
+        assert (run.vm.network.adapters, run.vm.network.namespaces) == ((), (NAMESPACE,))
+        assert (len(run.vm.quarantined), run.vm.orphans) == (withheld, ())
+        check_at_rest(run)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+async def test_a_caller_who_is_cancelled_leaves_and_the_removal_of_all_goes_on(nth: int) -> None:
+    async with running(lcow()) as run:
+        await run.vm.network.setup(NAMESPACE)
+        with run.hold(request_type="Remove", nth=nth) as gate:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(run.vm.network.remove_all_adapters)
                 await gate.wait()

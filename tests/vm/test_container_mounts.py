@@ -140,6 +140,40 @@ async def test_a_release_that_is_refused_may_be_tried_again() -> None:
         assert left(run) == ([], [])
 
 
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize("to", ["host", "guest"])
+async def test_a_release_whose_answer_is_lost_may_be_tried_again(to: Any, applied: bool) -> None:
+    async with running(options(external=False)) as run:
+        container = await started(run)
+        mount = await run.vm.mount_in_container(container, SHARED, DATA)
+        run.backend.faults.lose(to=to, request_type="Remove", first=1, applied=applied)
+        with pytest.raises(UnknownOutcomeError):
+            await mount.release()
+        if to == "guest":
+            await mount.release()
+            assert left(run) == ([], [])
+        else:
+            # Whether the share is there is unknown: its slot is withheld.
+            assert mapped(run) == []
+            assert [each.what for each in run.vm.devices().quarantined] == [f"directory {SHARED}"]
+        check_at_rest(run)
+
+
+@pytest.mark.parametrize("to", ["host", "guest"])
+async def test_a_release_goes_on_for_a_caller_who_leaves(to: Any) -> None:
+    async with running(options()) as run:
+        container = await started(run)
+        mount = await run.vm.mount_in_container(container, SHARED, DATA)
+        with run.backend.faults.hold(to=to, request_type="Remove") as gate:
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, mount.release)
+                await gate.wait()
+                attempt.scope.cancel()
+        await run.vm.settled()
+        assert (left(run), run.vm.orphans) == (([], []), ())
+        check_at_rest(run)
+
+
 async def fails_and_stays(run: Running, container: uvm.Container) -> str:
     """Have a mount fail, and unmapping it as well."""
     run.backend.faults.lose(to="guest", operation="modify", request_type="Add", first=1, applied=True)

@@ -140,6 +140,21 @@ async def test_a_release_that_fails_does_the_rest_and_goes_on_when_asked_again(h
     assert state(backend) == before
 
 
+@pytest.mark.parametrize("step", range(len(ENDS)), ids=lambda step: f"{step} {ENDS[step]}")
+async def test_a_release_goes_on_for_a_caller_who_is_cancelled_in_it(step: int) -> None:
+    backend = networked()
+    before = state(backend)
+    namespace = await create(backend)
+    gate = backend.faults.hold(operation=ENDS[step], nth=ENDS[: step + 1].count(ENDS[step]))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(namespace.release)
+        await gate.wait()
+        tasks.cancel_scope.cancel()
+        gate.close()
+    assert namespace.released
+    assert state(backend) == before
+
+
 async def test_a_release_is_carried_out_for_a_caller_who_is_cancelled() -> None:
     backend = networked()
     before = state(backend)

@@ -15,7 +15,7 @@ from attrs import evolve
 
 import uvm
 from tests.clocks import jumping_backends
-from tests.points import Point, points
+from tests.points import Point, points, spoil
 from tests.vm.audit import check_at_rest
 from tests.vm.support import (
     DEVICE,
@@ -408,6 +408,16 @@ async def test_options_that_a_template_has_are_to_be_those_of_its_clones() -> No
             await clone.start()
 
 
+async def test_a_clone_has_a_guest_of_its_template_s_kind() -> None:
+    backend = host_backend()
+    async with template_of(backend, full=False) as (_, template):
+        with pytest.raises(OptionsError, match="clone_of: the guest of vm1 is a Windows one"):
+            uvm.LCOWOptions(clone_of=template, scratch_directory=DIRECTORY)
+        linux = uvm.Template(template.document.replaced(os="linux", options={}))
+        with pytest.raises(OptionsError, match="clone_of: the guest of vm1 is a Linux one"):
+            clone_options(linux)
+
+
 async def test_a_host_that_makes_no_templates_says_so_and_is_asked_nothing() -> None:
     backend = host_backend()
     async with template_of(backend, full=False) as (_, template):
@@ -440,6 +450,60 @@ async def test_what_is_no_template_any_more_has_no_clones(state: str, code: int)
         assert caught.value.hresult == code
         assert set(said(backend, begun)) == {"query enumerate"}
     assert paths(backend) == before
+
+
+async def test_the_fake_saves_no_template_that_runs_or_has_adapters_or_a_connection() -> None:
+    backend = host_backend()
+    async with uvm.UtilityVM.create(TEMPLATE, backend=backend) as vm:
+        await vm.start()
+        system = vm._system
+        with pytest.raises(HostError, match=r"INVALID_STATE.*Running"):
+            await system.save({"SaveType": "AsTemplate"})
+        await vm.network.setup(NAMESPACE)
+        await vm.pause()
+        with pytest.raises(HostError, match=r"INVALID_STATE.*adapters"):
+            await system.save({"SaveType": "AsTemplate"})
+        await vm.resume()
+        await vm.network.remove_all_adapters()
+        await vm.pause()
+        with pytest.raises(HostError, match=r"INVALID_STATE.*connected"):
+            await system.save({"SaveType": "AsTemplate"})
+        assert backend.vms["vm1"].state == "Paused"
+        await vm.resume()
+        assert (await vm.run(["true"])).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        (("RestoreState",), {"TemplateSystemId": "vm9"}, r"SYSTEM_NOT_FOUND.*no VM vm9"),
+        (("RestoreState",), {"TemplateSystemId": "vm2"}, r"INVALID_STATE.*not saved as a template"),
+        (("Devices", "Scsi"), {}, r"E_INVALIDARG.*the template has"),
+        (("Devices", "VirtualSmb"), {}, r"E_INVALIDARG.*the template has"),
+    ],
+)
+async def test_the_fake_makes_no_clone_of_what_is_no_template_or_without_its_devices(
+    path: tuple[str, ...], value: Any, why: str
+) -> None:
+    backend = host_backend()
+
+    def amend(plan: uvm.CreationPlan) -> uvm.CreationPlan:
+        document = copy.deepcopy(plan.document)
+        *outer, name = path
+        part = document["VirtualMachine"]
+        for each in outer:
+            part = part[each]
+        part[name] = value
+        return evolve(plan, document=document)
+
+    async with (
+        template_of(backend) as (_, template),
+        uvm.UtilityVM.create(host_linux(id="vm2"), backend=backend),
+    ):
+        with pytest.raises(HostError, match=why):
+            async with uvm.UtilityVM.create(clone_options(template), backend=backend, amend=amend):
+                pass
+        assert {*backend.vms} == {"vm1", "vm2"}
 
 
 # Clones.
@@ -675,28 +739,6 @@ async def test_a_vm_that_is_no_template_is_not_deleted_as_one() -> None:
 # Failures: one run for each call, in which it fails, its answer is lost, or the caller is cancelled there.
 
 
-async def spoil(backend: FakeBackend, how: str, point: Point, call: Callable[[], Awaitable[Any]]) -> bool:
-    """Make a call in which one request fails, loses its answer, or is where the caller is cancelled."""
-    if how != "cancelled":
-        rule = getattr(backend.faults, how)(**point.matching)
-        try:
-            await call()
-        except uvm.UVMError:
-            return False
-        finally:
-            rule.remove()
-            assert rule.fired, point
-        return True
-    with backend.faults.hold(**point.matching) as gate:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_awaited, call())
-            await gate.wait()
-            tasks.cancel_scope.cancel()
-            # What is shielded goes on.
-            gate.close()
-    return False
-
-
 HOW = pytest.mark.parametrize("how", ["refuse", "lose", "cancelled"])
 
 
@@ -795,34 +837,30 @@ async def test_a_clone_whose_start_fails_leaves_the_host_as_it_was(how: str) -> 
 @HOW
 async def test_the_network_of_a_clone_that_cannot_be_set_up_is_as_it_was(how: str) -> None:
     backend = host_backend()
-    async with (
-        template_of(backend) as (_, template),
-        uvm.UtilityVM.create(clone_options(template), backend=backend) as clone,
-    ):
-        await clone.start()
-        begun = last(backend)
-        await (await clone.network.setup(NAMESPACE)).release()
-        wanted = [
-            p
-            for p in points(backend, begun)
-            if p.request_type != "Remove" and p.to in ("network", "guest", "host")
-        ]
+    async with template_of(backend) as (_, template):
+        async with started_clone(backend, template) as clone:
+            begun = last(backend)
+            await clone.network.setup(NAMESPACE)
+            wanted = [point for point in points(backend, begun) if point.to != "query"]
+        assert {point.to for point in wanted} == {"network", "guest", "host"}
         for point in wanted:
             if how == "lose" and point.to == "guest":
                 # The connection goes with an answer of the guest.
                 continue
-
-            async def set_up() -> None:
-                await clone.network.setup(NAMESPACE)
-
-            await spoil(backend, how, point, set_up)
-            await quiet()
-            check_at_rest(Running(clone, backend))
-            assert clone.network.adapters == (), point
-            if clone.quarantined:
+            async with started_clone(backend, template) as clone:
+                await spoil(backend, how, point, lambda: clone.network.setup(NAMESPACE))
+                await quiet()
+                check_at_rest(Running(clone, backend))
+                assert clone.network.adapters == (), point
                 # Whether the adapter is there is unknown, and reported.
-                assert how == "lose", point
-                return
+                assert bool(clone.quarantined) is (how == "lose" and point.to == "host"), point
+
+
+@asynccontextmanager
+async def started_clone(backend: FakeBackend, template: uvm.Template) -> AsyncIterator[uvm.UtilityVM]:
+    async with uvm.UtilityVM.create(clone_options(template), backend=backend) as clone:
+        await clone.start()
+        yield clone
 
 
 SAVE = [

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 import uvm
+from tests.points import Point, spoil
 from tests.vm.support import MIB, Attempt, Running, host_backend, lcow, quiet, running, wcow
 from uvm.backend import HostInfo
 from uvm.errors import (
@@ -393,6 +394,20 @@ async def test_a_vm_that_cannot_be_moved_into_its_group_does_not_start() -> None
             await vm.start()
         assert vm.exit_status is not None
     assert backend.leftovers() == []
+
+
+@pytest.mark.parametrize("how", ["refuse", "lose", "cancelled"])
+async def test_a_start_that_fails_as_the_vm_is_moved_into_its_group_leaves_nothing(how: str) -> None:
+    backend = host_backend(host=HostInfo(build=19041))
+    group = await uvm.create_cpu_group(backend, [0])
+
+    async def live() -> None:
+        async with uvm.UtilityVM.create(lcow(cpu_group_id=group.id), backend=backend) as vm:
+            await vm.start()
+
+    assert not await spoil(backend, how, Point("host", "modify", "", 1), live)
+    assert backend.leftovers() == []
+    await uvm.delete_cpu_group(backend, group.id)
 
 
 @pytest.mark.parametrize("fault", ["refuse", "lose"])

@@ -39,6 +39,7 @@ from uvm._ncproxy.agent import ComputeAgent
 from uvm._ncproxy.messages import RequestType
 from uvm._ncproxy.proxy import NetworkConfigProxy
 from uvm._ncproxy.vm import VMOfAgent
+from uvm._repr import brief
 from uvm._ttrpc.server import serve
 from uvm.backend import Listener
 from uvm.errors import (
@@ -133,7 +134,7 @@ async def _error_of(call: Callable[[], Awaitable[None]]) -> Exception | None:
     return None
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class ExternalNetworkSetup:
     """Has a network configuration proxy set up the network of a VM, one namespace at a time.
 
@@ -150,6 +151,13 @@ class ExternalNetworkSetup:
     _vpci: VPCIBus
     _up: _SetUp | None = field(default=None, init=False)
     _turn: anyio.Lock = field(factory=anyio.Lock, init=False)
+
+    def __repr__(self) -> str:
+        up = "nothing" if self._up is None else self._up.namespace_id
+        return brief(
+            f"<ExternalNetworkSetup of {self._context.vm_id}: {up} is set up by {self.proxy.path}"
+            f" as {self.container_id}>"
+        )
 
     @property
     def _link(self) -> Link:

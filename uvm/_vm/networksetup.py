@@ -22,11 +22,14 @@ class NetworkSetup(Protocol):
         """Take the VM out of the namespace, with its adapters."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class InternalNetworkSetup:
     """Adds an adapter for each endpoint of a namespace itself (:class:`NetworkSetup`)."""
 
     _network: NetworkBus
+
+    def __repr__(self) -> str:
+        return f"<InternalNetworkSetup with {self._network!r}>"
 
     async def setup(self, namespace_id: str) -> None:
         """Put the VM into a namespace with all its endpoints; see :meth:`NetworkBus.setup`."""

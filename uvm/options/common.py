@@ -31,7 +31,7 @@ from uvm._checks import (
     whole,
     without_mark,
 )
-from uvm._names import guid_key
+from uvm._names import GuestOS, guid_key
 from uvm._repr import call_of
 from uvm.errors import OptionsError
 from uvm.options.template import Template, differences
@@ -273,6 +273,14 @@ class Options(Checked):
             raise OptionsError("a VM is in a resource partition or in a CPU group, not in both")
         if self.has_numa:
             self._check_numa()
+
+    def _check_guest_of_template(self, os: GuestOS) -> None:
+        """Refuse a template that has another kind of guest."""
+        if self.clone_of is not None and self.clone_of.document.os != os:
+            raise OptionsError(
+                f"clone_of: the guest of {self.clone_of.vm_id} is a {self.clone_of.document.os.capitalize()} "
+                f"one, and clones of it have one too, not a {os.capitalize()} guest"
+            )
 
     def _check_template(self) -> None:
         """Check what a template, or a clone, has to be."""

@@ -162,6 +162,7 @@ class LCOWOptions(Options):
     dm_verity_create_args: str = field(default="", metadata=go("DmVerityCreateArgs", text))
 
     def _check_together(self) -> None:
+        self._check_guest_of_template("linux")
         Options._check_together(self)
         if self.vpmem_count != 0 and self.vpmem_size_bytes % PAGE_BYTES:
             raise OptionsError(

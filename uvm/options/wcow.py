@@ -168,6 +168,7 @@ class WCOWOptions(Options):
     debug_data_path: str = field(default="", converter=path, metadata=go("DebugDataPath", text))
 
     def _check_together(self) -> None:
+        self._check_guest_of_template("windows")
         if self.boot_files is _OF_TEMPLATE:
             if self.clone_of is None:
                 raise OptionsError("boot_files is missing: it is VmbFSBootFiles or BlockCIMBootFiles")
