@@ -32,8 +32,8 @@ def networked() -> FakeBackend:
 
 
 def state(backend: FakeBackend) -> tuple[Any, ...]:
-    network = backend.network
-    return sorted(network._namespaces), sorted(network._endpoints.items()), sorted(network._named.items())
+    table = backend.network._table
+    return sorted(table._namespaces), sorted(table._endpoints.items()), sorted(table._named.items())
 
 
 async def create(backend: FakeBackend) -> uvm.HostNamespace:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
-import anyio
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.backends.fake.support import JSON, expect_refusal
 from uvm.backends.fake import FakeBackend, FakeNetwork
-from uvm.errors import HostError
 from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
@@ -94,55 +88,3 @@ async def test_a_document_needs_an_id(network: FakeNetwork, document: JSON) -> N
 async def test_a_document_that_was_given_out_can_be_changed_without_effect(network: FakeNetwork) -> None:
     (await network.endpoint(ENDPOINT))["Name"] = "changed"
     assert (await network.endpoint(ENDPOINT))["Name"] == "first"
-
-
-NAMES = ("one", "TWO", "three")
-CHANGES = st.lists(
-    st.tuples(
-        st.sampled_from(["namespace", "endpoint", "join", "leave", "delete"]),
-        st.sampled_from(NAMES),
-        st.sampled_from(["a", "b", "c", ""]),
-    ),
-    max_size=30,
-)
-
-
-@given(CHANGES)
-def test_the_endpoints_of_a_namespace_are_those_whose_documents_name_it(
-    changes: list[tuple[str, str, str]],
-) -> None:
-    anyio.run(check_members_after, changes)
-
-
-async def check_members_after(changes: list[tuple[str, str, str]]) -> None:
-    network = FakeBackend().network
-    for change, namespace, endpoint in changes:
-        with suppress(HostError):
-            await carry_out(network, change, namespace, endpoint)
-        documents = [await network.endpoint(each) for each in "abc" if each in network._endpoints]
-        for name in NAMES:
-            named = {d["ID"] for d in documents if d.get("HostComputeNamespace", "").lower() == name.lower()}
-            if name.lower() in network._namespaces:
-                assert set(ids(await network.namespace_endpoints(name))) == named
-        first: dict[str, str] = {}
-        for document in network._endpoints.values():
-            first.setdefault(document["Name"], document["ID"])
-        for name, found in first.items():
-            assert (await network.endpoint(name))["ID"] == found
-
-
-async def carry_out(network: FakeNetwork, change: str, namespace: str, endpoint: str) -> None:
-    match change:
-        case "namespace":
-            network.add_namespace({"ID": namespace})
-        case "endpoint":
-            # Two share a name.
-            network.add_endpoint(
-                {"ID": endpoint, "Name": f"named {endpoint < 'c'}", "HostComputeNamespace": namespace}
-            )
-        case "join":
-            await network.add_namespace_endpoint(namespace, endpoint)
-        case "leave":
-            await network.remove_namespace_endpoint(namespace, endpoint)
-        case _:
-            await network.delete_namespace(namespace)

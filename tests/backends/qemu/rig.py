@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.backends.qemu.images import MIB, fixed_vhd, qcow2, vhdx
-from uvm._names import guid_key
 from uvm.backend import JSON, VM_GROUP
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.backends.qemu.network import RESTRICTED
@@ -61,24 +61,21 @@ class QEMUHost(Host):
     def put_network(self, endpoints: int) -> Network:
         """Put a namespace with endpoints on the host."""
         self._networks += 1
-        network, number = self.backend.network, self._networks
+        network, number, operation = self.backend.network, self._networks, "put network"
         namespace_id = f"5eed0000-0000-0000-{number:04x}-000000000000"
-        network._namespaces[guid_key(namespace_id)] = {"ID": namespace_id}
+        network._table.add_namespace({"ID": namespace_id}, operation)
         documents = []
         for index in range(endpoints):
             document: JSON = {
                 "ID": f"5eed0000-0000-0000-{number:04x}-{index + 1:012x}",
                 "Name": f"network{number}-eth{index}",
-                "HostComputeNetwork": RESTRICTED,
-                "HostComputeNamespace": namespace_id,
                 "MacAddress": f"52-54-00-00-{number:02X}-{index:02X}",
             }
-            if index:
-                # A guest has one default route, as hcsshim's has: a second is refused.
-                document["Routes"] = []
-            network._address(document, "put network")
-            network._endpoints[guid_key(document["ID"])] = document
-            documents.append(document)
+            network._table.create_endpoint(
+                document, operation, partial(network._complete, RESTRICTED, operation)
+            )
+            network._table.join(namespace_id, document["ID"])
+            documents.append(network._routed(network._table.endpoint(document["ID"])))
         return Network(namespace_id, tuple(documents), RESTRICTED)
 
     def leftovers(self) -> list[str]:

@@ -41,6 +41,36 @@ async def test_an_endpoint_without_addresses_gets_a_network_that_no_other_has() 
     assert third["IpConfigurations"][0]["IpAddress"] == "10.64.0.15"
 
 
+async def test_a_network_is_free_again_if_the_endpoint_is_refused() -> None:
+    network = QEMUNetwork()
+    with _refused(HResult.E_INVALIDARG):
+        await network.create_endpoint("open", {"Dns": {"ServerList": ["words"]}})
+    made = await network.create_endpoint("open", {})
+    assert made["IpConfigurations"][0]["IpAddress"] == "10.64.0.15"
+
+
+async def test_only_the_first_endpoint_of_a_namespace_gets_a_default_route() -> None:
+    network = QEMUNetwork()
+    namespace = (await network.create_namespace({}))["ID"]
+    own = [{"NextHop": "10.64.1.2", "DestinationPrefix": "10.0.0.0/8"}]
+    documents: list[JSON] = [{"ID": _A}, {"ID": _B}, {"Routes": own}, {"Routes": []}]
+    for document in documents:
+        made = await network.create_endpoint("restricted", document)
+        await network.add_namespace_endpoint(namespace, made["ID"])
+    first = {"NextHop": "10.64.0.2", "DestinationPrefix": "0.0.0.0/0"}
+    assert await _routes(network, namespace) == [[first], None, own, []]
+    await network.remove_namespace_endpoint(namespace, _A)
+    assert (await network.endpoint(_A))["Routes"] == [first]
+    second = {"NextHop": "10.64.1.2", "DestinationPrefix": "0.0.0.0/0"}
+    assert await _routes(network, namespace) == [[second], own, []]
+    await network.add_namespace_endpoint(namespace, _A)
+    assert "Routes" not in await network.endpoint(_A)
+
+
+async def _routes(network: QEMUNetwork, namespace: str) -> list[Any]:
+    return [each.get("Routes") for each in await network.namespace_endpoints(namespace)]
+
+
 async def test_the_addresses_of_an_endpoint_are_those_of_its_network() -> None:
     found = await _netdev(
         {

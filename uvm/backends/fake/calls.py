@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from attrs import define, field
 
 from uvm._repr import brief_call
+from uvm.backends.requests.request import copy_json
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
@@ -55,23 +56,6 @@ class Machine(Protocol):
 
     def remove_exit_hook(self, hook: Callable[[], None]) -> None:
         """Remove a hook."""
-
-
-def copy_json(value: Any) -> Any:
-    """Return a copy of a JSON value, which does not change with the caller's.
-
-    :raises ValueError: it is not a JSON value; the message names the part that is not.
-    """
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise ValueError(f"a key is {key!r}, not a string")
-        return {key: copy_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [copy_json(item) for item in value]
-    raise ValueError(f"{type(value).__name__} is no JSON type")
 
 
 def copy_document(document: Any, operation: str) -> Any:

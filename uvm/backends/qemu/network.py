@@ -17,29 +17,29 @@ network       an adapter reaches
 ============  ====================================================================================
 
 QEMU's user networking (slirp) is a network of its own for each adapter. An endpoint without addresses gets
-those of a network that no other endpoint of the backend has, with the gateway and the name server in it.
+those of a network that no other endpoint of the backend has, with the gateway and the name server in it. A
+guest takes one default route: of the endpoints in a namespace only the first gets one.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import secrets
 from collections.abc import Callable
-from typing import Final, TypeVar
+from functools import partial
+from heapq import heappop, heappush
+from typing import Final
 from uuid import uuid4
 
 import anyio.lowlevel
 
 from uvm._names import guid_key
-from uvm._repr import counted
 from uvm.backend import JSON
+from uvm.backends.requests.networks import NetworkTable
 from uvm.errors import HostError
 from uvm.hresult import HResult
-from uvm.schema.json import SchemaError, dumps, from_json
-from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
-
-T = TypeVar("T")
+from uvm.schema.json import from_json
+from uvm.schema.network import HostComputeEndpoint
 
 NONE: Final = "none"
 RESTRICTED: Final = "restricted"
@@ -64,19 +64,17 @@ class QEMUNetwork:
     """
 
     def __init__(self, new_id: Callable[[], str] = lambda: str(uuid4())) -> None:
-        self._new_id = new_id
-        self._namespaces: dict[str, JSON] = {}
-        self._endpoints: dict[str, JSON] = {}
-        self._attached: dict[str, str] = {}
+        self._table = NetworkTable(new_id)
+        # The numbers of the networks of endpoints, and those below them that are free: a heap.
         self._subnets: dict[str, int] = {}
+        self._free: list[int] = []
 
     def __repr__(self) -> str:
-        counts = counted(len(self._namespaces), "namespaces"), counted(len(self._endpoints), "endpoints")
-        return f"<QEMUNetwork: {', '.join(counts)}>"
+        return f"<QEMUNetwork: {self._table}>"
 
     def attachments(self) -> dict[str, str]:
         """Return the VM of each attached endpoint."""
-        return dict(self._attached)
+        return self._table.attachments()
 
     # For the adapters.
 
@@ -85,74 +83,49 @@ class QEMUNetwork:
 
         :raises HostError: HCN_E_ENDPOINT_NOT_FOUND, or HCN_E_ENDPOINT_ALREADY_ATTACHED.
         """
-        key = guid_key(endpoint_id)
-        if key not in self._endpoints:
-            raise HostError(operation, HResult.HCN_E_ENDPOINT_NOT_FOUND, endpoint_id)
-        if key in self._attached:
-            text = f"to VM {self._attached[key]}"
-            raise HostError(operation, HResult.HCN_E_ENDPOINT_ALREADY_ATTACHED, text)
-        self._attached[key] = vm_id
-        return _netdev(from_json(HostComputeEndpoint, self._endpoints[key]))
+        self._table.attach(endpoint_id, vm_id, operation)
+        return _netdev(from_json(HostComputeEndpoint, self._table.endpoint(endpoint_id)))
 
     def detach(self, endpoint_id: str) -> None:
         """Disconnect an endpoint; do nothing if it is not connected."""
-        self._attached.pop(guid_key(endpoint_id), None)
+        self._table.detach(endpoint_id)
 
     # HostNetwork.
 
     async def namespace(self, namespace_id: str) -> JSON:
         """Return a namespace's document; ERROR_NOT_FOUND if there is none."""
         await anyio.lowlevel.checkpoint()
-        return _copy(self._namespace(namespace_id))
+        return self._table.namespace(namespace_id)
 
     async def endpoint(self, endpoint: str) -> JSON:
         """Return an endpoint's document, found by id or by name; HCN_E_ENDPOINT_NOT_FOUND."""
         await anyio.lowlevel.checkpoint()
-        return _copy(self._endpoint(endpoint))
+        return self._routed(self._table.endpoint(endpoint))
 
     async def namespace_endpoints(self, namespace_id: str) -> list[JSON]:
         """Return the documents of the endpoints in a namespace, in the order in which they were added."""
         await anyio.lowlevel.checkpoint()
-        self._namespace(namespace_id)
-        return [_copy(each) for each in self._members(namespace_id)]
+        return [self._routed(each) for each in self._table.members(namespace_id)]
 
     async def add_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
         """Put an endpoint into a namespace; HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS if it is in one."""
         await anyio.lowlevel.checkpoint()
-        namespace, endpoint = self._namespace(namespace_id), self._endpoint(endpoint_id)
-        if guid_key(endpoint.get("HostComputeNamespace", "")) in self._namespaces:
-            code = HResult.HCN_E_ENDPOINT_NAMESPACE_ALREADY_EXISTS
-            raise HostError(f"add endpoint {endpoint_id}", code)
-        # Behind those that are in it already.
-        key = guid_key(endpoint["ID"])
-        self._endpoints[key] = {**self._endpoints.pop(key), "HostComputeNamespace": namespace["ID"]}
+        self._table.join(namespace_id, endpoint_id)
 
     async def remove_namespace_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
         """Remove an endpoint from a namespace; ERROR_NOT_FOUND if it is not in it."""
         await anyio.lowlevel.checkpoint()
-        self._namespace(namespace_id)
-        endpoint = self._endpoint(endpoint_id)
-        if endpoint not in self._members(namespace_id):
-            text = "it is not in the namespace"
-            raise HostError(f"remove endpoint {endpoint_id}", HResult.ERROR_NOT_FOUND, text)
-        del endpoint["HostComputeNamespace"]
+        self._table.leave(namespace_id, endpoint_id)
 
     async def create_namespace(self, document: JSON) -> JSON:
-        """Create a namespace, without endpoints; HCN_E_INVALID_JSON, or ERROR_ALREADY_EXISTS."""
+        """Create a namespace, without endpoints; refuse as :meth:`NetworkTable.create_namespace` does."""
         await anyio.lowlevel.checkpoint()
-        operation = "create namespace"
-        made = self._checked(HostComputeNamespace, document, operation, self._namespaces)
-        if made.get("Resources"):
-            raise HostError(operation, HResult.E_INVALIDARG, "endpoints are added later")
-        self._namespaces[guid_key(made["ID"])] = made
-        return _copy(made)
+        return self._table.create_namespace(document)
 
     async def delete_namespace(self, namespace_id: str) -> None:
         """Delete a namespace, without its endpoints; do nothing if it does not exist."""
         await anyio.lowlevel.checkpoint()
-        for each in self._members(namespace_id):
-            del each["HostComputeNamespace"]
-        self._namespaces.pop(guid_key(namespace_id), None)
+        self._table.delete_namespace(namespace_id)
 
     async def create_endpoint(self, network_id: str, document: JSON) -> JSON:
         """Create an endpoint in a network; what its document leaves out it gets.
@@ -166,85 +139,58 @@ class QEMUNetwork:
         if not _is_network(network_id):
             text = "there are none, restricted, open, and tap:NAME for a tap device of the host"
             raise HostError(operation, HResult.HCN_E_NETWORK_NOT_FOUND, text)
-        made = self._checked(HostComputeEndpoint, document, operation, self._endpoints)
-        if made.get("HostComputeNamespace"):
-            raise HostError(operation, HResult.E_INVALIDARG, "HostComputeNamespace is read-only")
-        made["HostComputeNetwork"] = network_id
-        made.setdefault("MacAddress", _some_mac_address())
-        if network_id in (RESTRICTED, OPEN):
-            self._address(made, operation)
-        self._endpoints[guid_key(made["ID"])] = made
-        return _copy(made)
+        complete = partial(self._complete, network_id, operation)
+        return self._routed(self._table.create_endpoint(document, operation, complete))
 
     async def delete_endpoint(self, endpoint_id: str) -> None:
         """Delete an endpoint, if it exists; HCN_E_ENTITY_HAS_REFERENCES while an adapter connects to it."""
         await anyio.lowlevel.checkpoint()
-        key = guid_key(endpoint_id)
-        if key in self._attached:
-            text = f"VM {self._attached[key]} has an adapter for it"
-            raise HostError(f"delete endpoint {endpoint_id}", HResult.HCN_E_ENTITY_HAS_REFERENCES, text)
-        self._endpoints.pop(key, None)
-        self._subnets.pop(key, None)
+        self._table.delete_endpoint(endpoint_id)
+        number = self._subnets.pop(guid_key(endpoint_id), None)
+        if number is not None:
+            heappush(self._free, number)
 
-    def _checked(
-        self,
-        cls: type[HostComputeNamespace] | type[HostComputeEndpoint],
-        document: JSON,
-        operation: str,
-        there: dict[str, JSON],
-    ) -> JSON:
-        """Return a copy of a document, with an id that nothing has."""
-        try:
-            made = {**_copy(document), "ID": document.get("ID") or self._new_id()}
-            from_json(cls, made)
-        except (SchemaError, TypeError, AttributeError) as error:
-            raise HostError(operation, HResult.HCN_E_INVALID_JSON, str(error)) from None
-        if guid_key(made["ID"]) in there:
-            raise HostError(f"{operation} {made['ID']}", HResult.ERROR_ALREADY_EXISTS)
-        return made
-
-    def _address(self, endpoint: JSON, operation: str) -> None:
-        """Add the addresses of a network of its own to an endpoint that has none, and check those it has."""
+    def _complete(self, network_id: str, operation: str, endpoint: JSON) -> None:
+        """Add to an endpoint what its document leaves out, and check its addresses: E_INVALIDARG."""
+        endpoint["HostComputeNetwork"] = network_id
+        endpoint.setdefault("MacAddress", _some_mac_address())
+        if network_id not in (RESTRICTED, OPEN):
+            return
+        number = None
         if not endpoint.get("IpConfigurations"):
-            subnet = self._subnet(guid_key(endpoint["ID"]), operation)
+            number = self._free_number(operation)
+            subnet = _subnet(number)
             endpoint["IpConfigurations"] = [{"IpAddress": str(subnet[_GUEST]), "PrefixLength": _PREFIX}]
             endpoint.setdefault("Dns", {"ServerList": [str(subnet[_NAME_SERVER])]})
-            endpoint.setdefault(
-                "Routes", [{"NextHop": str(subnet[_GATEWAY]), "DestinationPrefix": "0.0.0.0/0"}]
-            )
         try:
             _netdev(from_json(HostComputeEndpoint, endpoint))
         except ValueError as error:
             raise HostError(operation, HResult.E_INVALIDARG, str(error)) from None
+        if number is not None:
+            self._subnets[guid_key(endpoint["ID"])] = number
+            if self._free:
+                heappop(self._free)
 
-    def _subnet(self, key: str, operation: str) -> ipaddress.IPv4Network:
-        taken = set(self._subnets.values())
-        number = next((number for number in range(_SUBNETS) if number not in taken), None)
-        if number is None:
-            raise HostError(
-                operation, HResult.ERROR_NO_SYSTEM_RESOURCES, f"{_SUBNETS} endpoints have networks"
-            )
-        self._subnets[key] = number
-        first = int(_FIRST_SUBNET.network_address) + number * _FIRST_SUBNET.num_addresses
-        return ipaddress.IPv4Network((first, _PREFIX))
+    def _free_number(self, operation: str) -> int:
+        """Return the lowest number that no network has: ERROR_NO_SYSTEM_RESOURCES if all are taken."""
+        number = self._free[0] if self._free else len(self._subnets)
+        if number == _SUBNETS:
+            text = f"{_SUBNETS} endpoints have networks"
+            raise HostError(operation, HResult.ERROR_NO_SYSTEM_RESOURCES, text)
+        return number
 
-    def _namespace(self, namespace_id: str) -> JSON:
-        found = self._namespaces.get(guid_key(namespace_id))
-        if found is None:
-            raise HostError(f"open namespace {namespace_id}", HResult.ERROR_NOT_FOUND)
-        return found
+    def _routed(self, endpoint: JSON) -> JSON:
+        """Return a document of an endpoint, with the default route that it gets unless it has routes."""
+        number = self._subnets.get(guid_key(endpoint["ID"]))
+        if number is not None and "Routes" not in endpoint and self._table.comes_first(endpoint["ID"]):
+            gateway = str(_subnet(number)[_GATEWAY])
+            endpoint["Routes"] = [{"NextHop": gateway, "DestinationPrefix": "0.0.0.0/0"}]
+        return endpoint
 
-    def _members(self, namespace_id: str) -> list[JSON]:
-        key = guid_key(namespace_id)
-        return [e for e in self._endpoints.values() if guid_key(e.get("HostComputeNamespace") or "") == key]
 
-    def _endpoint(self, endpoint: str) -> JSON:
-        found = self._endpoints.get(guid_key(endpoint))
-        if found is None:
-            found = next((each for each in self._endpoints.values() if each.get("Name") == endpoint), None)
-        if found is None:
-            raise HostError(f"open endpoint {endpoint}", HResult.HCN_E_ENDPOINT_NOT_FOUND)
-        return found
+def _subnet(number: int) -> ipaddress.IPv4Network:
+    first = int(_FIRST_SUBNET.network_address) + number * _FIRST_SUBNET.num_addresses
+    return ipaddress.IPv4Network((first, _PREFIX))
 
 
 def _is_network(network_id: str) -> bool:
@@ -289,8 +235,3 @@ def _netdev(endpoint: HostComputeEndpoint) -> JSON:
 def _some_mac_address() -> str:
     """Return an address of QEMU's prefix, as HCN writes them."""
     return "52-54-00-" + "-".join(f"{byte:02X}" for byte in secrets.token_bytes(3))
-
-
-def _copy(document: JSON) -> JSON:
-    copied: JSON = json.loads(dumps(document))
-    return copied

@@ -1,1 +1,1 @@
-"""What HCS takes and refuses of documents and requests, for the backends that answer in its place."""
+"""What HCS and HCN take and refuse of documents and requests, for the backends that answer in their place."""

@@ -16,6 +16,23 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Resource)
 
 
+def copy_json(value: Any) -> Any:
+    """Return a copy of a JSON value, which does not change with the caller's.
+
+    :raises ValueError: it is not a JSON value; the message names the part that is not.
+    """
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"a key is {key!r}, not a string")
+        return {key: copy_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [copy_json(item) for item in value]
+    raise ValueError(f"{type(value).__name__} is no JSON type")
+
+
 def read_document(cls: type[T], document: Any, operation: str) -> T:
     """Return a document as a model.
 
