@@ -13,7 +13,7 @@ import pytest
 import uvm
 from tests.qemu.vms import backend_of, running_vm
 from uvm.backends.qemu.backend import QEMUBackend
-from uvm.backends.qemu.vm import VM
+from uvm.backends.qemu.monitor import Monitor
 from uvm.errors import HostError
 from uvm.schema.guest import RESOURCE_MAPPED_VIRTUAL_DISK, LCOWMappedVirtualDisk
 from uvm.schema.requests import ADD, REMOVE, ModificationRequest, scsi_attachment_path
@@ -163,7 +163,7 @@ async def test_an_adapter_reaches_its_gateway_and_nothing_of_the_host(tmp_path: 
 async def test_what_the_guest_does_not_release_stays_and_is_released_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(VM, "unplug", partialmethod(VM.unplug, seconds=2.0))
+    monkeypatch.setattr(Monitor, "unplug", partialmethod(Monitor.unplug, seconds=2.0))
     shared = tmp_path / "shared"
     shared.mkdir()
     async with backend_of(tmp_path) as backend, running_vm(backend) as vm:

@@ -31,6 +31,10 @@ class _VM(ScriptedMachine):
     runtime_id: str = "aaaaaaaa-0000-0000-0000-000000000001"
     ends_with_last_handle: bool = True
 
+    @property
+    def monitor(self) -> ScriptedMachine:
+        return self
+
     def summary(self) -> JSON:
         return {"Id": self.id, "State": self.state}
 

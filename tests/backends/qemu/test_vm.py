@@ -20,7 +20,7 @@ from tests.backends.qemu.test_runtime import CLAIMS
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON, System
 from uvm.backends.qemu import backend as backends
-from uvm.backends.qemu import vm as vms
+from uvm.backends.qemu import lifetime
 from uvm.errors import (
     BridgeClosedError,
     ExitStatus,
@@ -121,7 +121,7 @@ async def test_a_terminated_vm_is_killed_whatever_its_monitor_does(tmp_path: Pat
 async def test_a_guest_that_does_not_panic_when_it_is_asked_to_crash_is_killed(
     tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vms, "CRASH_SECONDS", 0.05)
+    monkeypatch.setattr(lifetime, "CRASH_SECONDS", 0.05)
     async with running(tmp_path, kernel) as (system, child):
         monkeypatch.setattr(child, "_inject_nmi", dict)
         await system.crash()
@@ -133,7 +133,7 @@ async def test_a_guest_that_does_not_panic_when_it_is_asked_to_crash_is_killed(
 async def test_a_qemu_that_does_not_quit_is_killed(
     tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vms, "QUIT_SECONDS", 0.05)
+    monkeypatch.setattr(lifetime, "QUIT_SECONDS", 0.05)
     async with running(tmp_path, kernel) as (system, child):
         monkeypatch.setattr(child, "_quit", dict)
         child.event("SHUTDOWN", guest=True, reason="guest-shutdown")
@@ -266,13 +266,20 @@ async def test_a_device_that_the_guest_keeps_stays_with_the_reason(tmp_path: Pat
     async with entered(tmp_path) as backend:
         await (await backend.create("vm1", document(kernel))).start()
         vm, child = backend._vms["vm1"], backend.launcher.started["vm1"]
-        await vm.ask("add", "device_add", {"id": "d1", "driver": "virtio-net-pci"})
+        await vm.monitor.ask("add", "device_add", {"id": "d1", "driver": "virtio-net-pci"})
         child.keeps.add("d1")
         with pytest.raises(HostError, match=r"the guest refuses to release it; d1 stays"):
-            await vm.unplug("remove", "d1")
+            await vm.monitor.unplug("remove", "d1")
         child.keeps.clear()
-        await vm.unplug("remove", "d1")
+        await vm.monitor.unplug("remove", "d1")
         assert child.machine.devices == {}
+
+
+async def test_an_event_about_no_device_is_ignored(tmp_path: Path, kernel: str) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+        child.event("DEVICE_DELETED", device=[], path="/machine/peripheral")
+        await system.pause()
+        assert (await system.properties())["State"] == "Paused"
 
 
 async def test_a_guest_that_does_not_answer_keeps_a_device_for_so_long(tmp_path: Path, kernel: str) -> None:
@@ -280,7 +287,7 @@ async def test_a_guest_that_does_not_answer_keeps_a_device_for_so_long(tmp_path:
         await (await backend.create("vm1", document(kernel))).start()
         backend.launcher.started["vm1"].disturb = _lost
         with pytest.raises(HostError, match=r"the guest has not released it in 0.05 s; d1 stays"):
-            await backend._vms["vm1"].unplug("remove", "d1", 0.05)
+            await backend._vms["vm1"].monitor.unplug("remove", "d1", 0.05)
 
 
 # VMs that survive.

@@ -37,9 +37,9 @@ from uvm.backends.qemu.files import linux_files
 from uvm.backends.qemu.launch import Adopted, Launcher, Starter
 from uvm.backends.qemu.muxlink import MuxLink
 from uvm.backends.qemu.network import QEMUNetwork
-from uvm.backends.qemu.others import OtherSystem, summary_of
+from uvm.backends.qemu.othersystem import OtherSystem
 from uvm.backends.qemu.pipes import UnixPipes
-from uvm.backends.qemu.properties import service_property
+from uvm.backends.qemu.properties import service_property, summary_of
 from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, default_runtime_directory
 from uvm.backends.qemu.saving import Boot, Memory, SavedVM
 from uvm.backends.qemu.system import QEMUSystem
@@ -236,7 +236,7 @@ class QEMUBackend:
 
     def _devices(self, vm: VM, info: HostInfo) -> DeviceTree:
         host = Host(
-            machine=vm,
+            machine=vm.monitor,
             info=info,
             access=self._access,
             endpoints=self.network,
@@ -313,7 +313,7 @@ class QEMUBackend:
         try:
             await vm.adopt(Adopted(qemu.pid, pidfd), MuxLink, self._entered())
         except BaseException:
-            vm.leave()
+            vm.lifetime.leave()
             directory.leave()
             raise
         self._vms[system_id] = vm
@@ -325,7 +325,7 @@ class QEMUBackend:
         wanted = {_FILTERS[k]: v for k, v in (query or {}).items() if k in _FILTERS and v}
         records = await anyio.to_thread.run_sync(lambda: [*self._directory.records()])
         found = [vm.summary() for vm in self._vms.values()]
-        found += [summary_of(each) for each in records if each.id not in self._vms]
+        found += [summary_of(each, stopped=False) for each in records if each.id not in self._vms]
         return [each for each in found if _fits(each, wanted)]
 
     def new_id(self) -> str:
@@ -354,14 +354,14 @@ class QEMUBackend:
         left = []
         for vm in self._vms.values():
             if vm.survives and vm.state in ("Created", "Running", "Paused"):
-                vm.leave()
+                vm.lifetime.leave()
             else:
                 left.append(vm)
         with anyio.move_on_after(_END_SECONDS, shield=True) as limit:
             await errors_of(vm.end for vm in left)
         if limit.cancelled_caught:
             for vm in left:
-                vm.abandon()
+                vm.lifetime.abandon()
             _log.error("QEMU was killed, and had not ended within %g s: %s", _END_SECONDS, left)
         self._launcher.close()
         self._tasks = None

@@ -70,7 +70,6 @@ class Launch:
     :ivar is_clone: the memory is that of a template, and the VM copies what it writes.
     :ivar root_ports: how many devices can be plugged into PCI at once.
     :ivar share_slots: how many shares there can be at once, of each kind: writable and read-only.
-    :ivar survives: the VM goes on without this process, and its end is kept for the next.
     """
 
     name: str
@@ -87,7 +86,6 @@ class Launch:
     is_clone: bool = False
     root_ports: int = 8
     share_slots: int = 8
-    survives: bool = False
 
     __repr__ = brief_call
 

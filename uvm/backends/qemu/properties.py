@@ -13,7 +13,7 @@ A type that is not known is refused with HCS_E_INVALID_JSON, as HCS does.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -22,7 +22,9 @@ from attrs import frozen
 
 from uvm._repr import brief_call
 from uvm.backend import JSON, HostInfo
+from uvm.backends.qemu.devices.request import Machine
 from uvm.backends.qemu.devices.tree import DeviceTree
+from uvm.backends.qemu.runtime import Record
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema import properties as schema
@@ -62,8 +64,9 @@ class VMFacts(Protocol):
     async def guest_connection(self) -> JSON:
         """Return ``GuestConnectionInfo``; HostError if the host is not connected to the guest."""
 
-    async def ask(self, operation: str, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Have QEMU carry out a command."""
+    @property
+    def monitor(self) -> Machine:
+        """How QEMU is asked."""
 
 
 @frozen(repr=False)
@@ -85,7 +88,7 @@ class Usage:
     def of(cls, pid: int, proc: str = "/proc") -> Usage:
         """Return the figures of a process.
 
-        :raises OSError: it has ended.
+        :raises OSError: it has ended; or another error, if it is just ending.
         """
         hertz = os.sysconf("SC_CLK_TCK")
         directory = Path(proc, str(pid))
@@ -123,17 +126,34 @@ async def query(
     return {**answer, "PropertyResponses": responses} if responses else answer
 
 
-def usage_of(vm: VMFacts) -> Usage:
+def summary_of(record: Record, *, stopped: bool, exit_type: str = "") -> JSON:
+    """Return the properties that an enumeration, and a query without types, has."""
+    return to_json(
+        schema.Properties(
+            id=record.id,
+            name=record.id,
+            owner=record.owner,
+            state="Stopped" if stopped else record.state,
+            stopped=stopped,
+            exit_type=exit_type,
+            system_type="VirtualMachine",
+            runtime_os_type="Linux",
+            runtime_id=record.runtime_id,
+        )
+    )
+
+
+def usage_of(vm_id: str, pid: int) -> Usage:
     """Return what QEMU's process has used; HCS_E_SYSTEM_ALREADY_STOPPED if it has ended."""
     try:
-        return Usage.of(vm.pid)
+        return Usage.of(pid)
     except (OSError, KeyError, IndexError, ValueError) as error:
-        raise HostError(f"query {vm.id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, "QEMU has ended") from error
+        raise HostError(f"query {vm_id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, "QEMU has ended") from error
 
 
 async def _memory(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
     vm.require("query", "Running", "Paused")
-    size, used = devices.topology.size_in_mb * MIB, usage_of(vm).resident_bytes
+    size, used = devices.topology.size_in_mb * MIB, usage_of(vm.id, vm.pid).resident_bytes
     # A VM without overcommit has all of its memory from the start.
     pages = min(used, size) // PAGE_BYTES
     memory = schema.VmMemory(
@@ -151,8 +171,8 @@ async def _memory(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
 
 async def _statistics(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
     vm.require("query", "Running", "Paused")
-    usage = usage_of(vm)
-    return process_statistics(usage, _storage(await vm.ask("query", "query-blockstats")))
+    usage = usage_of(vm.id, vm.pid)
+    return process_statistics(usage, _storage(await vm.monitor.ask("query", "query-blockstats")))
 
 
 def process_statistics(usage: Usage, storage: schema.StorageStats | None = None) -> JSON:

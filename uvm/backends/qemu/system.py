@@ -9,7 +9,7 @@ import anyio
 
 from uvm.backend import JSON, HostInfo, HostProcess, Listener
 from uvm.backends.handles import Handle
-from uvm.backends.qemu.hostprocess import QEMUHostProcess
+from uvm.backends.qemu.hostprocess import HostConnection, QEMUHostProcess
 from uvm.backends.qemu.properties import query, usage_of
 from uvm.backends.qemu.vm import VM
 from uvm.backends.requests.request import read_document
@@ -54,9 +54,7 @@ class QEMUSystem(Handle):
 
     async def shutdown(self, options: JSON | None = None) -> None:
         """Ask the guest to shut down, over the host's own connection to it."""
-        vm = self._open("shut down")
-        vm.require("shut down", "Running")
-        await self._vm.host_connection("shut down").shutdown()
+        await self._guest("shut down").shutdown()
 
     async def terminate(self) -> None:
         """Kill the VM, and wait for its end; HCS_E_SYSTEM_ALREADY_STOPPED if it has exited."""
@@ -102,17 +100,17 @@ class QEMUSystem(Handle):
         if asked.guest_request is None:
             await vm.modify(asked)
             return
-        connection, removes = self._vm.host_connection("modify"), asked.request_type == REMOVE
+        connection, removes = vm.host_connection("modify"), asked.request_type == REMOVE
         if removes or not asked.resource_path:
             await connection.modify(asked.guest_request)
         if asked.resource_path:
             await vm.modify(asked)
             if not removes:
-                await self._relay_or_undo(vm, asked)
+                await self._relay_or_undo(vm, connection, asked)
 
-    async def _relay_or_undo(self, vm: VM, asked: ModifySettingRequest) -> None:
+    async def _relay_or_undo(self, vm: VM, connection: HostConnection, asked: ModifySettingRequest) -> None:
         try:
-            await self._vm.host_connection("modify").modify(asked.guest_request)
+            await connection.modify(asked.guest_request)
         except HostError:
             if asked.request_type in (ADD, "") and vm.state == "Running":
                 await vm.modify(asked.replaced(request_type=REMOVE))
@@ -125,19 +123,17 @@ class QEMUSystem(Handle):
 
     async def create_process(self, parameters: JSON) -> HostProcess:
         """Start a process in the guest, over the host's own connection to it."""
-        self._open("create a process in").require("create a process in", "Running")
-        return QEMUHostProcess(await self._vm.host_connection("create a process in").start(parameters))
+        return QEMUHostProcess(await self._guest("create a process in").start(parameters))
 
     async def open_process(self, pid: int) -> HostProcess:
         """Open a process; ERROR_NOT_FOUND if there is none that was started so."""
-        self._open("open a process of").require("open a process of", "Running")
-        return QEMUHostProcess(self._vm.host_connection("open a process of").find(pid), opened=True)
+        return QEMUHostProcess(self._guest("open a process of").find(pid), opened=True)
 
     async def working_set_bytes(self) -> int:
         """Return the physical memory that QEMU occupies; the VM must not have exited."""
         vm = self._open("measure")
         vm.require("measure", "Running", "Paused")
-        return usage_of(vm).resident_bytes
+        return usage_of(vm.id, vm.pid).resident_bytes
 
     async def listen(self, service_id: str) -> Listener:
         """Listen for connections of the guest to a vsock port, by its service; before the start too."""
@@ -164,3 +160,9 @@ class QEMUSystem(Handle):
         """Return the VM; E_HANDLE if the handle is closed."""
         self._require_open(operation)
         return self._vm
+
+    def _guest(self, operation: str) -> HostConnection:
+        """Return the host's own connection to the guest of the VM, which must be running."""
+        vm = self._open(operation)
+        vm.require(operation, "Running")
+        return vm.host_connection(operation)

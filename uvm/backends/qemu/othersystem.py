@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import anyio
 
 from uvm.backend import JSON, HostProcess, Listener
 from uvm.backends.handles import Handle
-from uvm.backends.qemu.properties import Usage, process_statistics
+from uvm.backends.qemu.properties import Usage, process_statistics, summary_of, usage_of
 from uvm.backends.qemu.runtime import Record
 from uvm.errors import ExitStatus, HostError, NotSupportedError
 from uvm.hresult import HResult
-from uvm.schema.json import to_json
-from uvm.schema.properties import PROPERTY_STATISTICS, Properties
+from uvm.schema.properties import PROPERTY_STATISTICS
 
 _UNKNOWN: Final = ExitStatus("Unknown")
 
@@ -69,7 +68,7 @@ class OtherSystem(Handle):
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Return what is known of it, and ``Statistics`` of its process."""
         self._require_open("query")
-        found = summary_of(self._record, runs=self._runs)
+        found = summary_of(self._record, stopped=not self._runs)
         for name in (*types, *(queries or ())):
             if name != PROPERTY_STATISTICS:
                 self._refuse(f"query {name} of")
@@ -135,17 +134,11 @@ class OtherSystem(Handle):
 
     def _usage(self) -> Usage:
         assert self._record.qemu is not None
-        try:
-            return Usage.of(self._record.qemu.pid)
-        except (OSError, ValueError) as error:
-            raise self._stopped("query") from error
+        return usage_of(self.id, self._record.qemu.pid)
 
     def _require_running(self, operation: str) -> None:
         if not self._runs:
-            raise self._stopped(operation)
-
-    def _stopped(self, operation: str) -> HostError:
-        return HostError(f"{operation} {self.id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, "QEMU has ended")
+            raise HostError(f"{operation} {self.id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, "QEMU has ended")
 
     def _refuse(self, operation: str) -> NoReturn:
         self._require_open(operation)
@@ -154,19 +147,3 @@ class OtherSystem(Handle):
             f"{operation} {self.id}: the process {self._record.host.pid} has this VM and the connections to "
             "it; another process can report it, wait for it and terminate it"
         )
-
-
-def summary_of(record: Record, *, runs: bool = True) -> dict[str, Any]:
-    """Return the properties that an enumeration has."""
-    return to_json(
-        Properties(
-            id=record.id,
-            name=record.id,
-            owner=record.owner,
-            state=record.state if runs else "Stopped",
-            stopped=not runs,
-            system_type="VirtualMachine",
-            runtime_os_type="Linux",
-            runtime_id=record.runtime_id,
-        )
-    )
