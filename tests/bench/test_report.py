@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.bench import report
 from tests.bench.figures import Figure
+from tests.bench.parts import PARTS
+
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
 
 def test_a_section_is_written_to_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +28,8 @@ def test_a_section_is_written_to_its_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert lines[0].startswith("Measured on ")
     assert lines[-1].startswith("| a row; of which 1 ms | trio, CPython")
     assert "| 2 ms |" in lines[-1]
+
+
+def test_the_documentation_names_each_part_that_can_be_measured() -> None:
+    named = {*re.findall(r"`([a-z-]+)`", PAGE.read_text("utf-8"))}
+    assert [name for name in PARTS if name not in named] == []
