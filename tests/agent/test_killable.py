@@ -105,6 +105,23 @@ def test_a_helper_that_another_process_kills_is_replaced(killable: Killable, tmp
     assert ran_by(killable, tmp_path / "two") != pid
 
 
+def test_a_helper_that_is_killed_and_reaped_as_it_starts_is_replaced(
+    killable: Killable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_process = os.pidfd_open
+
+    def open_late(pid: int) -> int:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return open_process(pid)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", open_late)
+        with pytest.raises(InterruptedError):
+            killable("note", str(tmp_path / "one"))
+    assert ran_by(killable, tmp_path / "two")
+
+
 def test_calls_at_the_same_time_do_not_wait_for_each_other(killable: Killable, tmp_path: Path) -> None:
     started = tmp_path / "started"
     ended: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ import pytest
 from tests.agent.rawhost import RawHost
 from uvm._wire.frames import Procedure
 from uvm._wire.mux import Channel
-from uvm.agent.processes import FOREVER
+from uvm.agent.loop import Loop
+from uvm.agent.processes import FOREVER, Process
+from uvm.agent.refused import Refused
+from uvm.agent.streams import terminal
 from uvm.hresult import HResult
 
 
@@ -179,6 +183,20 @@ def test_a_process_is_signalled_and_killed_if_the_request_names_no_signal(host: 
     endless = Started(host, "In", "cat")
     assert code(endless.ask(Procedure.SIGNAL_PROCESS)) == 0
     assert endless.exit_code() == 0xFFFFFFFF
+
+
+def test_a_process_that_has_exited_is_not_signalled_while_its_output_is_read() -> None:
+    child, streams = terminal(0, 0)
+    # It stands for another process that has got the id meanwhile.
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as other:
+        process = Process(other.pid, streams, lambda process: None)
+        process.relay(Loop(print), {})
+        process.exited(0)
+        with pytest.raises(Refused) as caught:
+            process.signal(signal.SIGKILL)
+    assert (caught.value.result, other.returncode) == (HResult.ERROR_NOT_FOUND, 0)
+    streams.close()
+    os.close(child[0])
 
 
 def test_what_is_no_signal_is_refused(host: RawHost) -> None:

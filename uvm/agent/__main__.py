@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 from uvm.agent.agent import Agent
+from uvm.agent.refused import Refused
 
 #: The kernel opens the console for its first process.
 _CONSOLE = 2
@@ -63,9 +64,8 @@ def _in_vm() -> Agent:
 def _in_process(fd: int) -> Agent:
     def end(gracefully: bool = False) -> None:
         for process in agent.processes.running.values():
-            if process.code is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(Refused):
+                process.signal(signal.SIGKILL)
         agent.loop.post(agent.loop.stop)
 
     # Its processes get it as the kernel has it, whatever a shell has done.

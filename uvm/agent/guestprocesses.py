@@ -10,18 +10,19 @@ start, and a request without a command is refused, which crashes hcsshim's guest
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from uvm._wire.frames import Procedure
 from uvm.agent.children import Children
 from uvm.agent.connection import Dialer
-from uvm.agent.processes import Process
+from uvm.agent.processes import Process, asked_signal, forget
 from uvm.agent.refused import Refused, coded, reason
-from uvm.agent.requests import Request
+from uvm.agent.requests import JSON, Request
 from uvm.agent.service import ITSELF, Service
 from uvm.agent.settings import Settings
 from uvm.agent.spawning import Command, spawn
-from uvm.agent.streams import Connections, Dialing, Streams, asked_ports, close_all, pipes, terminal
+from uvm.agent.streams import Connections, Dialing, asked_ports, close_all, pipes, terminal
 from uvm.hresult import HResult
 
 _MOST: Final = 0xFFFFFFFF
@@ -58,7 +59,7 @@ class GuestProcesses:
         self.running: dict[int, Process] = {}
         service.add(Procedure.EXECUTE_PROCESS, self.execute, ITSELF)
         service.add(Procedure.WAIT_FOR_PROCESS, lambda r: self._find(r).wait(r, self._loop), ITSELF)
-        service.add(Procedure.SIGNAL_PROCESS, lambda r: self._find(r).signal(r), ITSELF)
+        service.add(Procedure.SIGNAL_PROCESS, self._signal, ITSELF)
         service.add(Procedure.RESIZE_CONSOLE, lambda r: self._find(r).resize(r), ITSELF)
 
     def _find(self, request: Request) -> Process:
@@ -67,75 +68,45 @@ class GuestProcesses:
             raise coded(HResult.ERROR_NOT_FOUND)
         return process
 
+    def _signal(self, request: Request) -> JSON:
+        self._find(request).signal(asked_signal(request))
+        return {}
+
     def execute(self, request: Request) -> None:
         """Start a process, and answer with its id."""
         settings = request.read().part("Settings") or Settings({})
         parameters = Settings(request.document("ProcessParameters", settings))
         wanted = read_process(parameters)
-
-        def then(connections: Connections, refused: Refused | None) -> None:
-            if refused is None:
-                self._start(request, wanted, connections)
-            else:
-                request.refuse(refused)
-
-        Dialing(self._dialer, asked_ports(parameters, settings), then)
+        ports = asked_ports(parameters, settings)
+        Dialing(self._dialer, ports, request, partial(self._start, request, wanted))
 
     def _start(self, request: Request, wanted: Wanted, connections: Connections) -> None:
         """Start a process, in a worker: loading its program may block."""
         mark = self._children.mark()
         try:
-            streams = pipes(connections) if wanted.size is None else terminal(*wanted.size)
+            child, streams = pipes(connections) if wanted.size is None else terminal(*wanted.size)
         except OSError as error:
             close_all(connections)
             request.refuse(Refused(f"failed to create console for external process: {reason(error)}"))
             return
 
         def start() -> int:
-            owned = streams.terminal is not None
-            return self._start_by(lambda: spawn(wanted.command, streams.child, terminal=owned))
+            return spawn(wanted.command, child, terminal=wanted.size is not None)
 
         def started(pid: int, error: BaseException | None) -> None:
-            streams.close_child()
-            if error is None:
-                self._started(Process(pid, wanted.command.args, self._forget), streams, connections, mark)
-                request.answer({"ProcessId": pid})
+            if error is not None:
+                close_all(connections)
+                refused = self._service.refusal(error)
+                text = f"failed to call Start for external process: {refused}"
+                request.refuse(Refused(text, refused.result))
                 return
-            streams.close()
-            close_all(connections)
-            refused = self._service.refusal(error)
-            text = f"failed to call Start for external process: {refused}"
-            request.refuse(Refused(text, refused.result))
+            process = self.running[pid] = Process(pid, streams, partial(forget, self.running))
+            process.relay(self._loop, connections, report_at_exit=wanted.size is None)
+            # Posted, if it has exited: after the answer that names it.
+            self._children.adopt(pid, lambda code: process.exited(_KILLED if code < 0 else code), mark)
+            request.answer({"ProcessId": pid})
 
-        self._loop.work(start, started)
-
-    def _started(self, process: Process, streams: Streams, connections: Connections, mark: int) -> None:
-        self.running[process.pid] = process
-        process.terminal = streams.terminal
-        unfinished = {"running"} if streams.terminal is None else {"running", "output"}
-        codes: list[int] = []
-
-        def end_of(part: str) -> None:
-            unfinished.discard(part)
-            if not unfinished:
-                process.report(codes[0])
-
-        def output_ended() -> None:
-            process.terminal = None
-            end_of("output")
-
-        def exited(code: int) -> None:
-            codes.append(_KILLED if code < 0 else code)
-            streams.end_input()
-            end_of("running")
-
-        streams.relay(self._loop, connections, output_ended)
-        # Posted, if it has exited: after the answer that names it.
-        self._children.adopt(process.pid, exited, mark)
-
-    def _forget(self, process: Process) -> None:
-        if self.running.get(process.pid) is process:
-            del self.running[process.pid]
+        self._loop.work(lambda: streams.start(child, lambda: self._start_by(start)), started)
 
 
 def read_process(parameters: Settings) -> Wanted:

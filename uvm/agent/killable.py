@@ -104,7 +104,11 @@ class _Helper:
             self._pid = os.fork()
             if not self._pid:
                 _serve(theirs.fileno(), functions)
-        self._process = os.pidfd_open(self._pid)
+        try:
+            self._process = os.pidfd_open(self._pid)
+        except ProcessLookupError:
+            # Killed, and reaped by the loop: its socket, which has ended, is as ready as its process.
+            self._process = os.dup(self._socket.fileno())
 
     def has_ended(self) -> bool:
         """Return whether its process has ended."""

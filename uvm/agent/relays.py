@@ -34,7 +34,6 @@ class Descriptor:
         self._events = 0
         self._on_read: Callable[[], object] | None = None
         self._on_write: Callable[[], object] | None = None
-        self._watched = False
 
     def wait(
         self, *, read: Callable[[], object] | None = None, write: Callable[[], object] | None = None

@@ -1,4 +1,4 @@
-"""Starting a process: its program, its standard streams, its terminal, its user.
+"""Starting a process: its program, its standard streams, its terminal.
 
 :mod:`subprocess` starts it without copying the agent's memory, unless it gets a terminal of its own. It waits
 until the program has been loaded, which may block, so this is done in workers.
@@ -10,7 +10,7 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from uvm.agent.refused import Refused, reason
 
@@ -23,14 +23,11 @@ class Command(NamedTuple):
 
     :ivar env: all of its environment.
     :ivar cwd: its working directory; the agent's if it is empty.
-    :ivar identity: the keywords of :class:`subprocess.Popen` for its user and groups; see
-        :mod:`uvm.agent.users`.
     """
 
     args: Sequence[str]
     env: Mapping[str, str]
     cwd: str = ""
-    identity: Mapping[str, Any] = {}
 
 
 def spawn(command: Command, streams: tuple[int, int, int], terminal: bool = False) -> int:
@@ -54,7 +51,6 @@ def spawn(command: Command, streams: tuple[int, int, int], terminal: bool = Fals
             cwd=command.cwd or None,
             # A new session, whose leader takes the terminal: system calls only, which take no lock.
             preexec_fn=partial(os.login_tty, 0) if terminal else None,  # noqa: PLW1509
-            **command.identity,
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise _failed(command, found, error) from None

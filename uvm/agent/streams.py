@@ -2,25 +2,38 @@
 
 The host listens at a port for each stream before it asks for the process; the guest dials them all, or
 refuses. What the host did not ask for is ``/dev/null``. A terminal is one descriptor for all three.
+
+A container's first process gets its pipes, all three, when the container is made, and the host says only as
+it starts the process which of them it wants: the others are closed then. A terminal in a container is made by
+its runtime.
+
+Source: hcsshim internal/guest/stdio/stdio.go.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable, Mapping
-from typing import Final
+import struct
+import termios
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Final, TypeAlias
 
 from uvm.agent.connection import Connection, Dialer, Receiver
 from uvm.agent.loop import Loop
-from uvm.agent.processes import set_size
 from uvm.agent.refused import Refused
 from uvm.agent.relays import Descriptor, Input, Output
+from uvm.agent.requests import Request
 from uvm.agent.settings import Settings
 
 NAMES: Final = ("StdIn", "StdOut", "StdErr")
+_OUTPUTS: Final = NAMES[1:]
 _MOST_PORT: Final = 0xFFFFFFFF
 
-Connections = dict[str, Connection]
+Connections: TypeAlias = dict[str, Connection]
+#: A process's own ends of its three streams.
+Child: TypeAlias = tuple[int, int, int]
 
 
 def asked_ports(parameters: Settings, settings: Settings) -> dict[str, int]:
@@ -37,27 +50,29 @@ def asked_ports(parameters: Settings, settings: Settings) -> dict[str, int]:
 class Dialing:
     """The connections of a process, being dialled: all of them, or none.
 
-    :param then: called with them, or with why there are none.
+    :param request: asks for the process; it is refused if a connection is.
+    :param then: called with the connections.
     """
 
     def __init__(
         self,
         dialer: Dialer,
         ports: Mapping[str, int],
-        then: Callable[[Connections, Refused | None], object],
+        request: Request,
+        then: Callable[[Connections], object],
     ) -> None:
-        self._then = then
+        self._request, self._then = request, then
         self._ports = ports
         self._awaited = len(ports)
         self._connections = {name: dialer.dial(port, _Dialed(self, name)) for name, port in ports.items()}
         if not ports:
-            then({}, None)
+            then({})
 
     def opened(self) -> None:
         """Note that one was accepted."""
         self._awaited -= 1
         if not self._awaited:
-            self._then(self._connections, None)
+            self._then(self._connections)
 
     def failed(self, name: str) -> None:
         """Close them all: one was refused."""
@@ -65,7 +80,7 @@ class Dialing:
             self._awaited = -1
             close_all(self._connections)
             problem = f"vsock Dial port ({self._ports[name]}) failed: connection refused"
-            self._then({}, Refused(f"failed creating {name.lower()} Connection: {problem}"))
+            self._request.refuse(Refused(f"failed creating {name.lower()} Connection: {problem}"))
 
 
 class _Dialed(Receiver):
@@ -88,53 +103,77 @@ def close_all(connections: Connections) -> None:
 
 
 class Streams:
-    """Both ends of the standard streams of a process.
+    """Our ends of the standard streams of a process.
 
-    :ivar child: the process's ends, until :meth:`close_child`.
-    :ivar terminal: the master end of its terminal; None if it has none.
+    :param pipes: those of its pipes, by name.
+    :ivar terminal: the master end of its terminal, while that is open; None if it has none.
     """
 
-    child: tuple[int, int, int]
     terminal: int | None
 
-    def __init__(
-        self, child: tuple[int, int, int], ours: dict[str, int], terminal: int | None = None
-    ) -> None:
-        self.child, self.terminal = child, terminal
-        self._ours = ours
+    def __init__(self, pipes: Mapping[str, int], terminal: int | None = None) -> None:
+        self._pipes = dict(pipes)
+        self.terminal = terminal
         self._input: Input | None = None
+        self._unread: set[str] = set()
 
-    def close_child(self) -> None:
-        """Close the process's ends here: it has its own, or does not start."""
-        for fd in set(self.child):
-            os.close(fd)
+    def start(self, child: Child, start: Callable[[], int]) -> int:
+        """Start the process by a function that returns its id.
+
+        :param child: its own ends, which are closed here; ours are too if it does not start.
+        """
+        try:
+            return start()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            for fd in set(child):
+                os.close(fd)
 
     def close(self) -> None:
-        """Close our ends: there is no process."""
-        for fd in {*self._ours.values()} if self.terminal is None else {self.terminal}:
-            os.close(fd)
-
-    def relay(self, loop: Loop, connections: Connections, on_output_end: Callable[[], object]) -> None:
-        """Pass on what comes, in both directions.
-
-        :param on_output_end: called when all that is written to the terminal was read; only of a terminal.
-        """
+        """Close them: there is no process, or the host wants none of them."""
+        for name in list(self._pipes):
+            os.close(self._pipes.pop(name))
         if self.terminal is not None:
-            self._relay_terminal(Descriptor(loop, self.terminal, 2), connections, on_output_end)
-            return
-        for name, fd in self._ours.items():
-            end = Descriptor(loop, fd)
-            if name == "StdIn":
-                self._input = Input(end, connections[name])
+            os.close(self.terminal)
+            self.terminal = None
+
+    def relay(self, loop: Loop, connections: Connections, on_end: Callable[[], object]) -> None:
+        """Pass on what comes, in both directions, and close what the host does not want.
+
+        :param on_end: called once all that was written was read.
+        """
+        if self.terminal is None:
+            self._relay_pipes(loop, connections, on_end)
+        else:
+            self._relay_terminal(Descriptor(loop, self.terminal, 2), connections, on_end)
+
+    def _relay_pipes(self, loop: Loop, connections: Connections, on_end: Callable[[], object]) -> None:
+        pipes, self._pipes = self._pipes, {}
+        for name in pipes.keys() - connections.keys():
+            os.close(pipes.pop(name))
+        self._unread = {name for name in _OUTPUTS if name in pipes}
+        if not self._unread:
+            on_end()
+
+        def ended(name: str) -> None:
+            self._unread.discard(name)
+            if not self._unread:
+                on_end()
+
+        for name, fd in pipes.items():
+            if name in _OUTPUTS:
+                Output(Descriptor(loop, fd), connections[name], partial(ended, name))
             else:
-                Output(end, connections[name], lambda: None)
+                self._input = Input(Descriptor(loop, fd), connections[name])
 
     def _relay_terminal(
-        self, terminal: Descriptor, connections: Connections, on_output_end: Callable[[], object]
+        self, terminal: Descriptor, connections: Connections, on_end: Callable[[], object]
     ) -> None:
         def ended() -> None:
             self.terminal = None
-            on_output_end()
+            on_end()
 
         # Both outputs are one.
         Output(terminal, connections.get("StdOut"), ended)
@@ -151,22 +190,26 @@ class Streams:
             self._input.end()
 
 
-def pipes(names: Mapping[str, object]) -> Streams:
-    """Make pipes for some of the standard streams."""
+def pipes(wanted: Collection[str]) -> tuple[Child, Streams]:
+    """Make the streams of a process: pipes for those that are wanted, by name."""
     child, ours = [], {}
     for name in NAMES:
-        if name not in names:
+        if name not in wanted:
             child.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             continue
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        mine, its = (writer, reader) if name == "StdIn" else (reader, writer)
-        ours[name] = mine
+        ours[name], its = (writer, reader) if name == "StdIn" else (reader, writer)
         child.append(its)
-    return Streams((child[0], child[1], child[2]), ours)
+    return (child[0], child[1], child[2]), Streams(ours)
 
 
-def terminal(height: int, width: int) -> Streams:
+def terminal(height: int, width: int) -> tuple[Child, Streams]:
     """Make a terminal of a size, in characters; 0 leaves it unknown."""
     master, slave = os.openpty()
     set_size(master, height, width)
-    return Streams((slave, slave, slave), {}, master)
+    return (slave, slave, slave), Streams({}, master)
+
+
+def set_size(terminal: int, height: int, width: int) -> None:
+    """Set the size of a terminal, in characters."""
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))

@@ -131,13 +131,15 @@ def test_a_container_starts_once(rig: Rig) -> None:
     assert refused == (HResult.E_FAIL, "cannot start a container that is running")
 
 
-def test_one_that_was_killed_before_it_started_does_not_start(rig: Rig) -> None:
+def test_one_that_was_killed_before_it_started_does_not_start_and_leaves_no_streams(rig: Rig) -> None:
+    before = descriptors()
     rig.create("true")
     rig.ask(Procedure.SHUTDOWN_FORCED)
     rig.until(lambda: not rig.adapters.joined)
     body, _ = rig.parameters((), None)
     refused = rig.refusal(Procedure.EXECUTE_PROCESS, **body)
     assert refused == (HResult.E_FAIL, "cannot start a container that is stopped")
+    assert descriptors() <= before
 
 
 def test_a_port_at_which_no_host_listens_is_refused(rig: Rig) -> None:

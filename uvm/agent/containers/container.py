@@ -20,19 +20,14 @@ Source: hcsshim internal/guest/runtime/hcsv2/container.go and process.go.
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
 from uvm.agent.containers.bundle import Role
-from uvm.agent.containers.streams import Ends
-from uvm.agent.loop import Loop
 from uvm.agent.processes import Process
 from uvm.agent.refused import coded
-from uvm.agent.requests import JSON, Request
-from uvm.agent.streams import Connections
+from uvm.agent.requests import JSON
 from uvm.hresult import HResult
 
 #: How a container has exited, by the signal that its first process was sent by request.
@@ -47,53 +42,6 @@ class Status(Enum):
     RUNNING = "running"
     STOPPED = "stopped"
     DELETING = "deleting"
-
-
-class ContainedProcess(Process):
-    """A process in a container.
-
-    :param ends: our ends of its standard streams.
-    :ivar alive: it has not exited; its exit is reported after that.
-    """
-
-    alive: bool
-
-    def __init__(self, pid: int, args: list[str], ends: Ends, forget: Callable[[Process], object]) -> None:
-        super().__init__(pid, args, forget)
-        self.ends = ends
-        self.alive = True
-        self._code = 0
-        self._reading = False
-
-    def relay(self, loop: Loop, connections: Connections) -> None:
-        """Pass on its standard streams."""
-        self.terminal = self.ends.terminal
-        self._reading = True
-        self.ends.relay(loop, connections, self._read_out)
-
-    def _read_out(self) -> None:
-        self._reading = False
-        self.terminal = None
-        if not self.alive:
-            self.report(self._code)
-
-    def exited(self, code: int) -> None:
-        """Note that it has exited.
-
-        :param code: its exit code; negative, the signal that killed it.
-        """
-        self.alive = False
-        self._code = 128 - code if code < 0 else code
-        self.ends.end_input()
-        if not self._reading:
-            self.report(self._code)
-
-    def signal(self, request: Request) -> JSON:
-        """Send it a signal; see :meth:`Process.signal`."""
-        if not self.alive:
-            # Its id may be another process's by now.
-            raise coded(HResult.ERROR_NOT_FOUND)
-        return super().signal(request)
 
 
 class Container:
@@ -119,8 +67,8 @@ class Container:
         self.role = Role.STANDALONE
         self.namespace = ""
         self.status = Status.CREATING
-        self.init: ContainedProcess | None = None
-        self.processes: dict[int, ContainedProcess] = {}
+        self.init: Process | None = None
+        self.processes: dict[int, Process] = {}
         self.exit_type = "UnexpectedExit"
         self._reported = False
 
@@ -129,7 +77,7 @@ class Container:
         """The directory of its specification."""
         return self.directories[0]
 
-    def process(self, pid: int) -> ContainedProcess:
+    def process(self, pid: int) -> Process:
         """Return one of its processes, the first one even long after its exit.
 
         :raises Refused: there is none of that id.
@@ -147,7 +95,7 @@ class Container:
         if self.init is None or not self.init.alive:
             text = "container not running"
             raise coded(HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_STOPPED, text)
-        os.kill(self.init.pid, number)
+        self.init.signal(number)
         self.signalled(number)
 
     def signalled(self, number: int) -> None:

@@ -24,7 +24,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Final
@@ -36,16 +36,25 @@ from uvm.agent.containers import bundle, cgroups, mounted, shared
 from uvm.agent.containers.bundle import Role
 from uvm.agent.containers.cgroups import Cgroup
 from uvm.agent.containers.commands import Commands
-from uvm.agent.containers.container import ContainedProcess, Container, Status
+from uvm.agent.containers.container import Container, Status
 from uvm.agent.containers.runtime import is_id
-from uvm.agent.containers.streams import Ends, Pipes
 from uvm.agent.network import Networks
-from uvm.agent.processes import Process, set_size
+from uvm.agent.processes import Process, asked_signal, forget
 from uvm.agent.refused import Refused, coded
 from uvm.agent.requests import JSON, Request
 from uvm.agent.service import CONTAINER, Service
 from uvm.agent.settings import Settings
-from uvm.agent.streams import NAMES, Connections, Dialing, asked_ports, close_all
+from uvm.agent.streams import (
+    NAMES,
+    Child,
+    Connections,
+    Dialing,
+    Streams,
+    asked_ports,
+    close_all,
+    pipes,
+    set_size,
+)
 from uvm.hresult import HResult
 
 _MOST: Final = 0xFFFFFFFF
@@ -110,7 +119,7 @@ class Containers:
     def _cgroup(self, container: Container) -> Cgroup:
         return Cgroup(str(container.spec["linux"].get("cgroupsPath") or ""), self._cgroup_root)
 
-    def _process(self, request: Request) -> ContainedProcess:
+    def _process(self, request: Request) -> Process:
         return self._find(request).process(request.read().number("ProcessId", _MOST))
 
     # Creation.
@@ -136,7 +145,7 @@ class Containers:
         self._containers[container.id] = container
         mark = self._children.mark()
 
-        def then(made: tuple[int, Ends] | None, error: BaseException | None) -> None:
+        def then(made: tuple[int, Streams] | None, error: BaseException | None) -> None:
             if made is None:
                 del self._containers[container.id]
                 refused = self._service.refusal(error or AssertionError())
@@ -147,19 +156,19 @@ class Containers:
 
         self._loop.work(lambda: self._make(container), then)
 
-    def _make(self, container: Container) -> tuple[int, Ends]:
+    def _make(self, container: Container) -> tuple[int, Streams]:
         """Make a container, and return the id of its first process and our ends of its streams."""
         with ExitStack() as undo:
             os.makedirs(container.bundle, mode=0o700, exist_ok=True)
             undo.callback(bundle.remove, container.bundle)
             self._prepare(container, undo)
             bundle.write(container.spec, container.bundle)
-            pid, ends = self._make_process(container)
+            pid, streams = self._make_process(container)
             undo.callback(self._commands.delete, container.id)
-            undo.callback(ends.close)
+            undo.callback(streams.close)
             self._assign_network(container, pid)
             undo.pop_all()
-        return pid, ends
+        return pid, streams
 
     def _prepare(self, container: Container, undo: ExitStack) -> None:
         """Make its specification that of a runtime, and what it needs."""
@@ -184,25 +193,21 @@ class Containers:
         for path in bundle.workload(spec, container.id, pod_id, pod.bundle, host_network):
             shared.mount_huge_pages(pod.bundle, path)
 
-    def _make_process(self, container: Container) -> tuple[int, Ends]:
-        process = container.spec["process"]
-        if process.get("terminal"):
-            return _with_size(process, *self._commands.create_with_terminal(container.id, container.bundle))
-        pipes = Pipes(NAMES)
-        try:
-            pid = self._commands.create(container.id, container.bundle, pipes.child)
-        except BaseException:
-            pipes.close_child().close()
-            raise
-        return pid, pipes.close_child()
+    def _make_process(self, container: Container) -> tuple[int, Streams]:
+        make, make_with_terminal = self._commands.create, self._commands.create_with_terminal
+        return _start(
+            container.spec["process"],
+            NAMES,
+            partial(make, container.id, container.bundle),
+            partial(make_with_terminal, container.id, container.bundle),
+        )
 
     def _assign_network(self, container: Container, pid: int) -> None:
         if container.role is not Role.WORKLOAD and not bundle.in_host_network(container.spec):
             self._networks.join(container.namespace, pid)
 
-    def _made(self, container: Container, pid: int, ends: Ends, mark: int) -> None:
-        args = container.spec["process"].get("args") or []
-        container.init = ContainedProcess(pid, args, ends, lambda process: self._init_answered(container))
+    def _made(self, container: Container, pid: int, streams: Streams, mark: int) -> None:
+        container.init = Process(pid, streams, lambda process: self._init_answered(container))
         container.status = Status.CREATED
         self._children.adopt(pid, lambda code: self._init_exited(container, code), mark)
 
@@ -214,10 +219,12 @@ class Containers:
 
     def _init_exited(self, container: Container, code: int) -> None:
         assert container.init is not None
+        if container.status is Status.CREATED:
+            container.init.streams.close()
         container.status = Status.STOPPED
         if container.role is not Role.WORKLOAD:
             self._networks.leave(container.namespace, container.init.pid)
-        container.init.exited(code)
+        container.init.exited(_exit_code(code))
         if not bundle.owns_pids(container.spec):
             self._loop.work(self._cgroup(container).kill_all, lambda result, error: None)
 
@@ -242,15 +249,13 @@ class Containers:
         if process is not None and type(process) is not dict:
             raise coded(HResult.ERROR_VMCOMPUTE_INVALID_JSON, "OciProcess is no object")
 
-        def then(connections: Connections, refused: Refused | None) -> None:
-            if refused is not None:
-                request.refuse(refused)
-            elif process is None:
+        def then(connections: Connections) -> None:
+            if process is None:
                 self._start_init(request, container, connections)
             else:
                 self._execute_in(request, container, process, connections)
 
-        Dialing(self._dialer, asked_ports(parameters, settings), then)
+        Dialing(self._dialer, asked_ports(parameters, settings), request, then)
 
     def _start_init(self, request: Request, container: Container, connections: Connections) -> None:
         init = container.init
@@ -281,49 +286,39 @@ class Containers:
             return
         mark = self._children.mark()
 
-        def started(made: tuple[int, Ends] | None, error: BaseException | None) -> None:
+        def started(made: tuple[int, Streams] | None, error: BaseException | None) -> None:
             if made is None:
                 close_all(connections)
                 request.refuse(self._service.refusal(error or AssertionError()))
                 return
-            pid, ends = made
-            one = ContainedProcess(pid, process.get("args") or [], ends, self._forget(container))
-            container.processes[pid] = one
+            pid, streams = made
+            one = container.processes[pid] = Process(pid, streams, partial(forget, container.processes))
             one.relay(self._loop, connections)
             request.answer({"ProcessId": pid})
-            self._children.adopt(pid, one.exited, mark)
+            self._children.adopt(pid, lambda code: one.exited(_exit_code(code)), mark)
 
         self._loop.work(lambda: self._run(container, process, connections), started)
 
-    def _run(self, container: Container, process: JSON, connections: Connections) -> tuple[int, Ends]:
+    def _run(self, container: Container, process: JSON, connections: Connections) -> tuple[int, Streams]:
         """Start a process in a container; raises Refused."""
         bundle.for_exec(process, container.spec)
-        if process.get("terminal"):
-            return _with_size(process, *self._commands.execute_with_terminal(container.id, process))
-        pipes = Pipes(connections.keys())
-        try:
-            pid = self._commands.execute(container.id, process, pipes.child)
-        except BaseException:
-            pipes.close_child().close()
-            raise
-        return pid, pipes.close_child()
-
-    def _forget(self, container: Container) -> Callable[[Process], None]:
-        def forget(process: Process) -> None:
-            if container.processes.get(process.pid) is process:
-                del container.processes[process.pid]
-
-        return forget
+        execute, execute_with_terminal = self._commands.execute, self._commands.execute_with_terminal
+        return _start(
+            process,
+            connections,
+            partial(execute, container.id, process),
+            partial(execute_with_terminal, container.id, process),
+        )
 
     def _wait(self, request: Request) -> None:
         self._process(request).wait(request, self._loop)
 
     def _signal(self, request: Request) -> JSON:
         container, process = self._find(request), self._process(request)
-        process.signal(request)
+        number = asked_signal(request)
+        process.signal(number)
         if process is container.init:
-            options = request.read().part("Options") or Settings({})
-            container.signalled(options.number("Signal", _MOST) or signal.SIGKILL)
+            container.signalled(number)
         return {}
 
     def _resize(self, request: Request) -> JSON:
@@ -372,7 +367,7 @@ class Containers:
         if container.status is Status.RUNNING:
             raise coded(HResult.HCS_E_INVALID_STATE, "container not stopped")
         if container.init is not None and container.status is Status.CREATED:
-            container.init.ends.close()
+            container.init.streams.close()
         container.status = Status.DELETING
 
         def deleted(result: object, error: BaseException | None) -> None:
@@ -414,11 +409,29 @@ def _specification(config: Settings) -> JSON:
     return spec  # type: ignore[no-any-return]
 
 
-def _with_size(process: JSON, pid: int, terminal: int) -> tuple[int, Ends]:
-    """Set the size that a terminal is to have at its start."""
-    size = Settings(process.get("consoleSize"))
-    set_size(terminal, size.number("height", _MOST_SIZE), size.number("width", _MOST_SIZE))
-    return pid, Ends({}, terminal)
+def _start(
+    process: JSON,
+    wanted: Collection[str],
+    start: Callable[[Child], int],
+    start_with_terminal: Callable[[], tuple[int, int]],
+) -> tuple[int, Streams]:
+    """Start a process, and return its id and our ends of its streams.
+
+    :param wanted: the names of its pipes, if it has no terminal.
+    """
+    if process.get("terminal"):
+        values = Settings(process.get("consoleSize"))
+        size = values.number("height", _MOST_SIZE), values.number("width", _MOST_SIZE)
+        pid, terminal = start_with_terminal()
+        set_size(terminal, *size)
+        return pid, Streams({}, terminal)
+    child, streams = pipes(wanted)
+    return streams.start(child, lambda: start(child)), streams
+
+
+def _exit_code(code: int) -> int:
+    """Return an exit code as a shell has it; a negative one is the signal that killed a process."""
+    return 128 - code if code < 0 else code
 
 
 def _no_container(settings: Any) -> None:
