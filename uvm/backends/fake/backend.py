@@ -33,6 +33,7 @@ from uvm.backends.fake.request_log import RequestLog
 from uvm.backends.fake.system import FakeHostedSystem, FakeSystem
 from uvm.backends.fake.vm import FakeVM
 from uvm.backends.requests.request import read_document
+from uvm.backends.requests.systems import chosen, template_of
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.system import ComputeSystem, VirtualMachine
@@ -40,8 +41,6 @@ from uvm.schema.system import ComputeSystem, VirtualMachine
 #: The directory in which hcsshim expects the boot files of Linux VMs, and the files with their sizes.
 _BOOT_DIRECTORY = "C:\\Program Files\\Linux Containers"
 _BOOT_FILES = {"kernel": 11 << 20, "vmlinux": 46 << 20, "initrd.img": 38 << 20}
-
-_FILTERS = {"Ids": "Id", "Names": "Name", "Types": "SystemType", "Owners": "Owner"}
 
 
 class FakeBackend(Bound):
@@ -208,11 +207,10 @@ class FakeBackend(Bound):
 
     async def enumerate(self, query: JSON | None = None) -> list[JSON]:
         """List compute systems; ``Ids``, ``Names``, ``Types`` and ``Owners`` choose among them."""
-        wanted = {_FILTERS[k]: v for k, v in (query or {}).items() if k in _FILTERS and v}
 
         def listed() -> list[JSON]:
             found = [system.summary() for system in (*self._vms.values(), *self._hosted.values())]
-            return [s for s in found if all(s.get(field, "") in values for field, values in wanted.items())]
+            return chosen(found, query)
 
         entry = self.request_log._begin("query", "", "enumerate", query)
         return await self._exchange.carry_out(entry, listed)
@@ -298,18 +296,9 @@ class FakeBackend(Bound):
         return vm
 
     def _template(self, machine: VirtualMachine, operation: str) -> FakeVM | None:
-        """Return the template that a document restores: HCS_E_SYSTEM_NOT_FOUND, or HCS_E_INVALID_STATE."""
-        state = machine.restore_state
-        if state is None or not state.template_system_id:
-            return None
-        template = self._vms.get(state.template_system_id)
-        if template is None:
-            text = f"there is no VM {state.template_system_id} to start from"
-            raise HostError(operation, HResult.HCS_E_SYSTEM_NOT_FOUND, text)
-        if template.state != "SavedAsTemplate":
-            text = f"{template.id} is {template.state}, and was not saved as a template"
-            raise HostError(operation, HResult.HCS_E_INVALID_STATE, text)
-        if template.os not in self.info.templates:
+        """Return the template that a document restores, if guests of its kind can be cloned."""
+        template = template_of(machine, self._vms, operation)
+        if template is not None and template.os not in self.info.templates:
             text = f"there are no clones of {template.os.capitalize()} guests"
             raise HostError(operation, HResult.ERROR_NOT_SUPPORTED, text)
         return template

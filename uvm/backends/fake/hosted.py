@@ -6,8 +6,6 @@ start, and keeps what it learns for as long as a handle is open.
 
 from __future__ import annotations
 
-from typing import Final
-
 import anyio
 
 from uvm._async import Flag
@@ -20,6 +18,7 @@ from uvm.backends.fake.computesystem import Opened
 from uvm.backends.fake.guest.execution import asked_streams
 from uvm.backends.fake.streams import FakeStream
 from uvm.backends.fake.vm import FakeVM
+from uvm.backends.requests.processes import process_status, read_change, streams_of
 from uvm.backends.requests.request import read_document
 from uvm.errors import GuestError, HostError
 from uvm.hresult import HResult
@@ -31,25 +30,16 @@ from uvm.schema.gcs import (
     ResizeConsoleRequest,
     SignalProcessRequest,
 )
-from uvm.schema.json import dumps, from_json, to_json
+from uvm.schema.json import dumps, from_json
 from uvm.schema.process import (
-    ConsoleSize,
-    ProcessModifyRequest,
+    CloseHandle,
     ProcessParameters,
-    ProcessStatus,
     SignalProcessOptionsLCOW,
     SignalProcessOptionsWCOW,
 )
 
 #: The ports on which HCS listens for the standard streams. It accepts them before it listens again.
 _STDIN, _STDOUT, _STDERR = 0xC0000000, 0xC0000001, 0xC0000002
-#: The handles of a process that can be closed, by HCS's names.
-_HANDLES: Final = {
-    "StdIn": ("stdin",),
-    "StdOut": ("stdout",),
-    "StdErr": ("stderr",),
-    "All": ("stdin", "stdout", "stderr"),
-}
 
 
 class HostedProcess(Opened):
@@ -102,29 +92,21 @@ class HostedProcess(Opened):
     def modify(self, document: JSON) -> None:
         """Carry out a ``ProcessModifyRequest``."""
         operation = f"modify {self}"
-        request = read_document(ProcessModifyRequest, document, operation)
-        match request:
-            case ProcessModifyRequest(operation="ConsoleSize", console_size=ConsoleSize() as size):
-                resize = ResizeConsoleRequest(
-                    container_id=self.container_id,
-                    process_id=self.pid,
-                    height=size.height,
-                    width=size.width,
-                )
-                self._ask(Procedure.RESIZE_CONSOLE, resize, "modify")
-            case ProcessModifyRequest(operation="CloseHandle", close_handle=closing) if (
-                closing is not None and closing.handle in _HANDLES
-            ):
-                self._close_handle(closing.handle)
-            case _:
-                raise HostError(operation, HResult.HCS_E_INVALID_JSON, f"Operation {request.operation!r}")
+        change = read_change(document, operation)
+        if isinstance(change, CloseHandle):
+            self._close_streams(change, operation)
+            return
+        resize = ResizeConsoleRequest(
+            container_id=self.container_id,
+            process_id=self.pid,
+            height=change.height,
+            width=change.width,
+        )
+        self._ask(Procedure.RESIZE_CONSOLE, resize, "modify")
 
     def status(self) -> JSON:
         """Return the ``ProcessStatus``."""
-        status = ProcessStatus(process_id=self.pid, exited=self.ended.is_set(), exit_code=self.exit_code or 0)
-        if status.exited and self.exit_code is None:
-            status.last_wait_result = HResult.HCS_E_SYSTEM_ALREADY_STOPPED - (1 << 32)
-        return to_json(status)
+        return process_status(self.pid, self.exit_code, exited=self.ended.is_set())
 
     def require_running(self, operation: str) -> None:
         """Refuse if the process has exited, or the VM does not run."""
@@ -132,12 +114,9 @@ class HostedProcess(Opened):
             raise HostError(operation, HResult.HCS_E_PROCESS_ALREADY_STOPPED, f"exit code {self.exit_code}")
         self.vm.require_relay(operation)
 
-    def _close_handle(self, name: str) -> None:
-        self.require_running(f"modify {self}")
-        found = [each for each in _HANDLES[name] if each in self.streams]
-        if not found:
-            raise HostError(f"modify {self}", HResult.ERROR_NOT_FOUND, f"it has no {name}")
-        for each in found:
+    def _close_streams(self, closing: CloseHandle, operation: str) -> None:
+        self.require_running(operation)
+        for each in streams_of(closing, self.streams, operation):
             if each == "stdin":
                 self.streams[each].end()
             else:

@@ -45,19 +45,17 @@ from uvm.backends.qemu.saving import Boot, Memory, SavedVM
 from uvm.backends.qemu.system import QEMUSystem
 from uvm.backends.qemu.vm import VM
 from uvm.backends.requests.request import read_document
+from uvm.backends.requests.systems import chosen, template_of
 from uvm.errors import HostError, NotSupportedError, VMStateError
 from uvm.hresult import HResult
 from uvm.schema.devices import Devices
 from uvm.schema.system import ComputeSystem, LinuxKernelDirect, VirtualMachine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from uvm.backends.qemu.guestimage import Image, ImageOptions
 
 _log = logging.getLogger("uvm")
 
-_FILTERS: Final = {"Ids": "Id", "Names": "Name", "Types": "SystemType", "Owners": "Owner"}
 #: How long what runs may take to end when the backend is left.
 _END_SECONDS: Final = 10.0
 _MAX_SHARE_SLOTS: Final = 64
@@ -161,29 +159,36 @@ class QEMUBackend:
             at once, and the message has its last words.
         :raises NotSupportedError: the document asks for what this backend does not have.
         """
-        tasks = self._entered()
+        self._entered()
         operation = f"create {system_id}"
         read = read_document(ComputeSystem, document, operation)
-        if read.virtual_machine is None:
+        machine = read.virtual_machine
+        if machine is None:
             text = "the document has no VirtualMachine; other systems are HCS's"
             raise HostError(operation, HResult.HCS_E_INVALID_JSON, text)
         if system_id in self._vms:
             raise HostError(operation, HResult.HCS_E_SYSTEM_ALREADY_EXISTS)
-        check_document(read.virtual_machine)
-        template = self._template(read.virtual_machine, operation)
+        check_document(machine)
+        template = template_of(machine, self._vms, operation)
         acceleration = await self._acceleration()
-        boot = Boot(acceleration, *await self._boot_files(read, operation))
+        boot = Boot(acceleration, *await self._boot_files(machine, operation))
         record = Record(system_id, self.new_id(), read.owner, "Created", _this_process())
         directory = await anyio.to_thread.run_sync(self._directory.claim, record)
+        saved = None if template is None else template.saved
+        vm = VM(read, directory, boot, None if saved is None else saved.memory.opened())
         info = await self.host()
-        vm = VM(read, directory, boot, None if template is None else template.memory.opened())
         vm.devices = self._devices(vm, info)
-        arguments = partial(self._arguments, vm)
+        await self._start(vm, document, saved)
+        return QEMUSystem(vm, info, self._forget)
+
+    async def _start(self, vm: VM, document: JSON, template: SavedVM | None) -> None:
+        """Start the QEMU of a VM, and attach what its document has; nothing is left of it if that fails."""
+        self._vms[vm.id] = vm
         try:
-            self._vms[system_id] = vm
             if vm.survives:
-                directory.note_document(document)
-            await vm.launch(self._launcher, arguments, partial(MuxLink, adopts=False), tasks)
+                vm.directory.note_document(document)
+            arguments, connect = partial(self._arguments, vm), partial(MuxLink, adopts=False)
+            await vm.launch(self._launcher, arguments, connect, self._entered())
             await vm.devices.load(vm.machine)
             await self._restore(vm, template)
         except BaseException:
@@ -191,21 +196,6 @@ class QEMUBackend:
                 await vm.discard()
             self._forget(vm)
             raise
-        return QEMUSystem(vm, info, self._forget)
-
-    def _template(self, machine: VirtualMachine, operation: str) -> SavedVM | None:
-        """Return the template that a document restores: HCS_E_SYSTEM_NOT_FOUND, or HCS_E_INVALID_STATE."""
-        state = machine.restore_state
-        if state is None or not state.template_system_id:
-            return None
-        found = self._vms.get(state.template_system_id)
-        if found is None:
-            text = f"there is no VM {state.template_system_id} of this process to start from"
-            raise HostError(operation, HResult.HCS_E_SYSTEM_NOT_FOUND, text)
-        if found.saved is None or found.state != "SavedAsTemplate":
-            text = f"{found.id} is {found.state}, and was not saved as a template"
-            raise HostError(operation, HResult.HCS_E_INVALID_STATE, text)
-        return found.saved
 
     async def _restore(self, vm: VM, template: SavedVM | None) -> None:
         """Load the state that a VM starts from, if its document names one."""
@@ -247,10 +237,9 @@ class QEMUBackend:
         )
         return DeviceTree(host)
 
-    async def _boot_files(self, document: ComputeSystem, operation: str) -> tuple[str, str]:
+    async def _boot_files(self, machine: VirtualMachine, operation: str) -> tuple[str, str]:
         """Return the kernel and the initramfs of a VM: its document's, or those of the guest image."""
-        assert document.virtual_machine is not None
-        chipset = document.virtual_machine.chipset
+        chipset = machine.chipset
         direct = chipset.linux_kernel_direct if chipset is not None else None
         direct = direct or LinuxKernelDirect()
         if not direct.kernel_file_path:
@@ -322,11 +311,10 @@ class QEMUBackend:
     async def enumerate(self, query: JSON | None = None) -> list[JSON]:
         """List the VMs of this user; ``Ids``, ``Names``, ``Types`` and ``Owners`` choose among them."""
         self._entered()
-        wanted = {_FILTERS[k]: v for k, v in (query or {}).items() if k in _FILTERS and v}
         records = await anyio.to_thread.run_sync(lambda: [*self._directory.records()])
         found = [vm.summary() for vm in self._vms.values()]
         found += [summary_of(each, stopped=False) for each in records if each.id not in self._vms]
-        return [each for each in found if _fits(each, wanted)]
+        return chosen(found, query)
 
     def new_id(self) -> str:
         """Return a new GUID."""
@@ -378,10 +366,6 @@ class QEMUBackend:
     def _forget(self, vm: VM) -> None:
         if self._vms.get(vm.id) is vm:
             del self._vms[vm.id]
-
-
-def _fits(found: JSON, wanted: Mapping[str, list[str]]) -> bool:
-    return all(found.get(field, "") in values for field, values in wanted.items())
 
 
 def _binary() -> str:

@@ -32,6 +32,7 @@ from uvm._repr import shown
 from uvm._wire.ports import LINUX_GCS_PORT, vsock_service_id
 from uvm.backend import JSON, ByteStream, Listener
 from uvm.backends.handles import Handle
+from uvm.backends.requests.processes import process_status, read_change, streams_of
 from uvm.backends.requests.request import read_document
 from uvm.errors import BridgeClosedError, GuestError, HostError, UVMError
 from uvm.hresult import HResult
@@ -39,10 +40,8 @@ from uvm.schema.common import Version
 from uvm.schema.gcs import HOST_CONTAINER_ID
 from uvm.schema.json import to_json
 from uvm.schema.process import (
-    ConsoleSize,
-    ProcessModifyRequest,
+    CloseHandle,
     ProcessParameters,
-    ProcessStatus,
     SignalProcessOptionsLCOW,
 )
 from uvm.schema.properties import GuestConnectionInfo
@@ -53,13 +52,6 @@ _log = logging.getLogger("uvm")
 
 #: How long a guest may take to be there.
 BOOT_SECONDS: Final = 120.0
-#: The streams that a request closes, by HCS's names.
-_HANDLES: Final = {
-    "StdIn": ("stdin",),
-    "StdOut": ("stdout",),
-    "StdErr": ("stderr",),
-    "All": ("stdin", "stdout", "stderr"),
-}
 
 
 class HostConnection:
@@ -235,23 +227,17 @@ class HostedProcess:
             code = HResult.HCS_E_SYSTEM_ALREADY_STOPPED
             raise HostError(f"wait for {self}", code, str(error)) from error
 
-    async def close_streams(self, name: str, operation: str) -> None:
-        """Close the streams that HCS calls by a name; ERROR_NOT_FOUND if it has none of them."""
+    async def close_streams(self, closing: CloseHandle, operation: str) -> None:
+        """Close streams; ERROR_NOT_FOUND if it has none of them."""
         self.require_running(operation)
-        found = [each for each in _HANDLES[name] if self.pipes[each]]
-        if not found:
-            raise HostError(operation, HResult.ERROR_NOT_FOUND, f"it has no {name}")
-        for each in found:
+        there = [each for each, has in self.pipes.items() if has]
+        for each in streams_of(closing, there, operation):
             stream: Any = getattr(self.process, each)
             await (stream.send_eof() if each == "stdin" else stream.aclose())
 
     def status(self) -> JSON:
         """Return its ``ProcessStatus``."""
-        process = self.process
-        status = ProcessStatus(process_id=process.pid, exited=self.exited, exit_code=process.exit_code or 0)
-        if self.exited and process.exit_code is None:
-            status.last_wait_result = HResult.HCS_E_SYSTEM_ALREADY_STOPPED - (1 << 32)
-        return to_json(status)
+        return process_status(self.process.pid, self.process.exit_code, exited=self.exited)
 
 
 class QEMUHostProcess(Handle):
@@ -323,16 +309,12 @@ class QEMUHostProcess(Handle):
         """
         self._require_open("modify")
         operation = f"modify {self._hosted}"
-        match read_document(ProcessModifyRequest, request, operation):
-            case ProcessModifyRequest(operation="ConsoleSize", console_size=ConsoleSize() as size):
-                handle = handle_of(self._hosted.process)
-                await self._hosted.ask("modify", lambda: handle.resize(size.height, size.width))
-            case ProcessModifyRequest(operation="CloseHandle", close_handle=closing) if (
-                closing is not None and closing.handle in _HANDLES
-            ):
-                await self._hosted.close_streams(closing.handle, operation)
-            case other:
-                raise HostError(operation, HResult.HCS_E_INVALID_JSON, f"Operation {other.operation!r}")
+        change = read_change(request, operation)
+        if isinstance(change, CloseHandle):
+            await self._hosted.close_streams(change, operation)
+        else:
+            handle = handle_of(self._hosted.process)
+            await self._hosted.ask("modify", lambda: handle.resize(change.height, change.width))
 
     async def properties(self) -> JSON:
         """Return the ``ProcessStatus``."""
