@@ -232,6 +232,7 @@ def _parent(read: Read, at: int, length: int) -> str:
 _QCOW2_HEADER: Final = struct.Struct(">4sIQIIQI")
 _QCOW2_VERSIONS: Final = (2, 3)
 _QCOW2_V2_BYTES: Final = 72
+_QCOW2_V3_BYTES: Final = 104
 _EXTERNAL_DATA_FILE: Final = 1 << 2
 _MAX_NAME_BYTES: Final = 1023
 _EXTENSION_DATA_FILE, _EXTENSION_BACKING_FORMAT = 0x44415441, 0xE2792ACA
@@ -239,7 +240,7 @@ _MAX_CLUSTER_BITS: Final = 21
 
 
 def _qcow2(file_bytes: int, read: Read) -> Image:
-    begin = read(0, 104)
+    begin = read(0, _QCOW2_V3_BYTES)
     if begin[:4] != b"QFI\xfb":
         raise ImageError("it is no qcow2 image: its beginning is another")
     if len(begin) < _QCOW2_V2_BYTES:
@@ -251,29 +252,32 @@ def _qcow2(file_bytes: int, read: Read) -> Image:
         )
     if crypt:
         raise ImageError("it is encrypted, which is not supported; decrypt it with qemu-img convert")
-    incompatible, header_bytes = 0, _QCOW2_V2_BYTES
-    if version > 2:
-        if len(begin) < 104:
-            raise ImageError("it is cut short: the header is missing")
-        incompatible = int.from_bytes(begin[72:80], "big")
-        header_bytes = int.from_bytes(begin[100:104], "big")
+    incompatible, header_bytes = _qcow2_features(version, begin)
     cluster = read(0, 1 << cluster_bits)
     extensions = _extensions(cluster, header_bytes, name_at or len(cluster))
-    backing = data_file = None
-    if name_at:
-        if name_bytes > _MAX_NAME_BYTES:
-            raise ImageError(
-                f"it is a damaged qcow2 image: the name of its backing file has {name_bytes} bytes"
-            )
-        backing = _exactly(read, name_at, name_bytes, "the name of its backing file").decode(
-            "utf-8", "replace"
-        )
+    backing = _qcow2_backing(read, name_at, name_bytes) if name_at else None
+    data_file = None
     if incompatible & _EXTERNAL_DATA_FILE or _EXTENSION_DATA_FILE in extensions:
         data_file = extensions.get(_EXTENSION_DATA_FILE, b"").decode("utf-8", "replace")
     if not size:
         raise ImageError("the size of its disk is 0")
     written = extensions.get(_EXTENSION_BACKING_FORMAT, b"").decode("ascii", "replace")
     return Image("qcow2", size, backing=backing, backing_format=written, data_file=data_file)
+
+
+def _qcow2_features(version: int, begin: bytes) -> tuple[int, int]:
+    """Return the incompatible features of an image, and the length of its header."""
+    if version == 2:
+        return 0, _QCOW2_V2_BYTES
+    if len(begin) < _QCOW2_V3_BYTES:
+        raise ImageError("it is cut short: the header is missing")
+    return int.from_bytes(begin[72:80], "big"), int.from_bytes(begin[100:104], "big")
+
+
+def _qcow2_backing(read: Read, at: int, length: int) -> str:
+    if length > _MAX_NAME_BYTES:
+        raise ImageError(f"it is a damaged qcow2 image: the name of its backing file has {length} bytes")
+    return _exactly(read, at, length, "the name of its backing file").decode("utf-8", "replace")
 
 
 def _extensions(cluster: bytes, at: int, end: int) -> dict[int, bytes]:

@@ -21,7 +21,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -95,29 +96,21 @@ def open_image(
     access: Access,
     operation: str,
     format: ImageFormat | None = None,
+    depth: int = _MAX_CHAIN,
 ) -> OpenImage:
     """Open a disk image and read its header; blocking.
 
     :param format: its format, if its name does not say that.
+    :param depth: how many backing files may follow one another.
     :raises HostError: it cannot be opened: ERROR_FILE_NOT_FOUND, E_ACCESSDENIED; it is no image of its
         format, or names files of the host that the VM has no access to: ERROR_INVALID_DATA, E_ACCESSDENIED.
     """
-    return _opened(path, format, writable, vm_id, access, operation, _MAX_CHAIN)
-
-
-def _opened(
-    path: str,
-    format: ImageFormat | None,
-    writable: bool,
-    vm_id: str,
-    access: Access,
-    operation: str,
-    depth: int,
-) -> OpenImage:
     fd = _open(path, writable, operation)
-    try:
-        image, is_block = _read(path, fd, format)
-        backing = _backing_path(path, image, depth)
+    with ExitStack() as undo:
+        undo.callback(os.close, fd)
+        with _damage_refused(path, operation):
+            image, is_block = _read(path, fd, format)
+            backing = _backing_path(path, image, depth)
         if backing is not None and not access.allows(backing, vm_id, writable=False):
             raise HostError(
                 operation,
@@ -125,20 +118,29 @@ def _opened(
                 f"{path} names a backing file, {backing}, to which the VM has no access; grant it access to "
                 "that file, or make an image of its own with qemu-img convert",
             )
-        found = OpenImage(path, fd, image, is_block)
+        undo.pop_all()
+    found = OpenImage(path, fd, image, is_block)
+    if backing is not None:
+        found.backing = open_image(
+            backing,
+            writable=False,
+            vm_id=vm_id,
+            access=access,
+            operation=operation,
+            format=_backing_format(backing, image),
+            depth=depth - 1,
+        )
+    return found
+
+
+@contextmanager
+def _damage_refused(path: str, operation: str) -> Iterator[None]:
+    try:
+        yield
     except ImageError as error:
-        os.close(fd)
         raise HostError(operation, HResult.ERROR_INVALID_DATA, f"{path}: {error}") from error
     except OSError as error:
-        os.close(fd)
         raise HostError(operation, HResult.E_FAIL, f"{path}: {error.strerror}") from error
-    except BaseException:
-        os.close(fd)
-        raise
-    if backing is not None:
-        below = _backing_format(backing, image)
-        found.backing = _opened(backing, below, False, vm_id, access, operation, depth - 1)
-    return found
 
 
 def _open(path: str, writable: bool, operation: str) -> int:

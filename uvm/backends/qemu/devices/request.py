@@ -282,27 +282,28 @@ def _busy(request: Request[Any], device: Device[Any]) -> Iterator[None]:
 
 async def gone(machine: Machine, operation: str, command: str, arguments: Mapping[str, Any]) -> None:
     """Have QEMU remove something, unless it is there no more."""
-    try:
+    with _unless_missing():
         await machine.ask(operation, command, arguments)
-    except HostError as error:
-        if not says_missing(error):
-            raise
 
 
 async def unplugged(machine: Machine, operation: str, device: str) -> None:
     """Have QEMU unplug a device, unless it is there no more."""
-    try:
+    with _unless_missing():
         await machine.unplug(operation, device)
+
+
+@contextmanager
+def _unless_missing() -> Iterator[None]:
+    """Go on if QEMU refuses as it does not know the name it was asked of."""
+    try:
+        yield
     except HostError as error:
-        if not says_missing(error):
+        said = error.__cause__
+        if not isinstance(said, QMPError) or not _says_missing(said):
             raise
 
 
-def says_missing(error: HostError) -> bool:
-    """Return whether QEMU has refused as it does not know the name it was asked of."""
-    said = error.__cause__
-    if not isinstance(said, QMPError):
-        return False
+def _says_missing(said: QMPError) -> bool:
     return said.kind == "DeviceNotFound" or any(
         words in said.text for words in ("Failed to find node", "not found", "does not exist")
     )
