@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from uvm.agent import filesystems, layers, syscalls
-from uvm.agent.filesystems import Filesystems, is_mounted, parse_options, recognised
+from uvm.agent.filesystems import Filesystems, parse_options, recognised
 from uvm.agent.layers import combine, overlay_options
 from uvm.agent.modules import Modules
 from uvm.agent.plan9 import tags
@@ -47,15 +47,6 @@ def test_a_file_system_is_recognised_by_its_magic_number(
 def test_a_device_that_is_too_small_has_no_file_system(tmp_path: Path) -> None:
     (tmp_path / "device").write_bytes(b"X")
     assert recognised(str(tmp_path / "device")) == ""
-
-
-def test_what_is_mounted_is_read_from_the_kernels_table(tmp_path: Path) -> None:
-    table = tmp_path / "mounts"
-    spaced = tmp_path / "a b"
-    table.write_text(f"/dev/sda {tmp_path}/a\\040b ext4 ro 0 0\nproc /proc proc rw 0 0\n")
-    assert is_mounted(str(spaced), str(table))
-    assert is_mounted(f"{spaced}/../a b", str(table))
-    assert not is_mounted(str(tmp_path), str(table))
 
 
 class Direct:

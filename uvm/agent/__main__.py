@@ -43,6 +43,7 @@ def main(arrange: Arrange | None = None) -> None:
 def _in_vm() -> Agent:
     from uvm.agent import boot
     from uvm.agent.containers import serve_containers
+    from uvm.agent.containers.cgroups import total_bytes
     from uvm.agent.resources import Resources
     from uvm.agent.shutdown import shut_down
     from uvm.agent.suspension import Suspension
@@ -52,7 +53,7 @@ def _in_vm() -> Agent:
     protect_agent()
     resources = Resources()
     fd = boot.open_port(resources.modules)
-    workload = Workload(boot.total_memory())
+    workload = Workload(total_bytes())
     agent = Agent(fd, shut_down, resources=resources, console=_CONSOLE, start=workload.start)
     agent.service.resources.update(Suspension(workload.freeze, workload.thaw).handlers)
     serve_containers(agent, resources.networks, workload.start)

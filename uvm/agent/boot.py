@@ -111,9 +111,3 @@ def find_port(sys: str = "/sys/class/virtio-ports") -> str | None:
                 if file.read().strip() == PORT:
                     return f"/dev/{name}"
     return None
-
-
-def total_memory() -> int:
-    """Return the memory of the VM, in bytes."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        return int(file.readline().split()[1]) << 10

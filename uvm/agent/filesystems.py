@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -20,6 +19,7 @@ from typing import Final, NamedTuple
 from uvm.agent import syscalls
 from uvm.agent.killable import Killable
 from uvm.agent.modules import Modules
+from uvm.agent.mounts import is_mounted
 from uvm.agent.refused import Refused, reason
 
 #: Options that are flags: the bit, and whether the option clears it.
@@ -110,17 +110,6 @@ def recognised(device: str) -> str:
     with open(device, "rb") as file:
         head = file.read(0x440)
     return next((kind for kind, (at, magic) in _MAGIC.items() if head.startswith(magic, at)), "")
-
-
-def is_mounted(path: str, mounts: str = "/proc/self/mounts") -> bool:
-    """Return whether something is mounted at a path, whose links are followed."""
-    wanted = os.path.realpath(path)
-    with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
-        return any(_unescaped(line.split(" ")[1]) == wanted for line in file)
-
-
-def _unescaped(path: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 
 class Filesystems:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import threading
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from uvm.agent import syscalls
+from uvm.agent.mounts import mount_points
 
 #: How long processes may take to end after SIGTERM, then after SIGKILL, in seconds.
 TERM_SECONDS: Final = 2.0
@@ -73,19 +73,12 @@ def _runs(pid: int) -> bool:
 
 def unmount_all() -> None:
     """Unmount what can be, the last mount first; make read-only what cannot."""
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
-        paths = [_unescaped(line.split()[1]) for line in file]
-    for path in reversed([path for path in paths if path not in _KEPT]):
+    for path in reversed([path for path in mount_points() if path not in _KEPT]):
         try:
             syscalls.umount(path)
         except OSError:
             with contextlib.suppress(OSError):
                 syscalls.remount_read_only(path)
-
-
-def _unescaped(path: str) -> str:
-    """Return a path of the kernel's table, in which spaces and the like are octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 
 def bounded(function: Callable[[], object], seconds: float) -> None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from uvm.agent.containers.cgroups import PODS, RESERVED_BYTES, ROOT
+from uvm.agent.containers.cgroups import PODS, ROOT, most_bytes
 
 #: The cgroup of the guest's own processes.
 PROCESSES: Final = "/processes"
@@ -37,7 +37,7 @@ def protect_agent() -> None:
 class Workload:
     """The cgroup. Making one sets it up."""
 
-    def __init__(self, total_bytes: int, root: str = ROOT) -> None:
+    def __init__(self, total: int, root: str = ROOT) -> None:
         self._root = root
         for controller in _CONTROLLERS:
             # A kernel may lack one.
@@ -45,7 +45,7 @@ class Workload:
                 _write(f"{root}/cgroup.subtree_control", f"+{controller}")
         os.makedirs(f"{root}{PROCESSES}", exist_ok=True)
         with contextlib.suppress(OSError):
-            _write(f"{root}{PROCESSES}/memory.max", str(max(total_bytes // 2, total_bytes - RESERVED_BYTES)))
+            _write(f"{root}{PROCESSES}/memory.max", str(most_bytes(total)))
         self._starting = 0
         self._lock = threading.Lock()
         self._members = os.open(f"{root}{PROCESSES}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uvm.agent.containers.cgroups import RESERVED_BYTES, Cgroup, check_limit, limit_all, memory_bytes, prepare
+from uvm.agent.containers.cgroups import RESERVED_BYTES, Cgroup, check_limit, limit_all, prepare, total_bytes
 from uvm.agent.containers.metrics import NO_LIMIT, metrics, number, table
 from uvm.agent.refused import Refused
 
@@ -97,8 +97,9 @@ def test_containers_have_half_of_little_memory(tmp_path: Path) -> None:
     assert int((tmp_path / "pods" / "memory.max").read_text()) == 50 << 20
 
 
-def test_the_memory_of_the_guest_is_read_in_bytes() -> None:
-    assert memory_bytes("MemTotal:         487612 kB\nMemFree:          1 kB\n") == 487612 << 10
+def test_the_memory_of_the_guest_is_read_in_bytes(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:         487612 kB\nMemFree:          1 kB\n")
+    assert total_bytes(str(tmp_path / "meminfo")) == 487612 << 10
 
 
 def test_a_container_is_not_limited_to_less_than_it_uses(tmp_path: Path) -> None:

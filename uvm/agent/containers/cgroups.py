@@ -112,16 +112,22 @@ def check_limit(cgroup: Cgroup, resources: dict[str, Any], problem: str) -> None
         raise Refused(f"{problem}: unable to set memory limit to {limit} ({usage})")
 
 
-def limit_all(total_bytes: int, root: str = ROOT) -> None:
+def limit_all(total: int, root: str = ROOT) -> None:
     """Set the limit of all containers together from the memory of the VM.
 
     :raises OSError: the kernel refused.
     """
     with open(f"{root}{PODS}/memory.max", "w", encoding="ascii") as file:
-        file.write(str(max(total_bytes - RESERVED_BYTES, total_bytes // 2)))
+        file.write(str(most_bytes(total)))
 
 
-def memory_bytes(meminfo: str) -> int:
-    """Return the memory of the guest from the text of ``/proc/meminfo``."""
-    found = next(line for line in meminfo.splitlines() if line.startswith("MemTotal:"))
+def most_bytes(total: int) -> int:
+    """Return how much of the VM's memory may be used by others than the guest itself."""
+    return max(total - RESERVED_BYTES, total // 2)
+
+
+def total_bytes(meminfo: str = "/proc/meminfo") -> int:
+    """Return the memory of the VM."""
+    with open(meminfo, encoding="ascii") as file:
+        found = next(line for line in file if line.startswith("MemTotal:"))
     return int(found.split()[1]) << 10

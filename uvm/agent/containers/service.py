@@ -32,12 +32,13 @@ from typing import Any, Final
 from uvm._wire.frames import Procedure
 from uvm.agent.children import Children
 from uvm.agent.connection import Dialer
-from uvm.agent.containers import bundle, cgroups, mounted, shared
+from uvm.agent.containers import bundle, cgroups, shared
 from uvm.agent.containers.bundle import Role
 from uvm.agent.containers.cgroups import Cgroup
 from uvm.agent.containers.commands import Commands
 from uvm.agent.containers.container import Container, Status
 from uvm.agent.containers.runtime import is_id
+from uvm.agent.mounts import deepest_mount
 from uvm.agent.network import Networks
 from uvm.agent.processes import Process, asked_signal, forget
 from uvm.agent.refused import Refused, coded
@@ -60,7 +61,6 @@ from uvm.hresult import HResult
 _MOST: Final = 0xFFFFFFFF
 _MOST_SIZE: Final = 0xFFFF
 _LEAST_VERSION: Final = (2, 1)
-_MEMINFO: Final = "/proc/meminfo"
 
 
 class Containers:
@@ -212,8 +212,7 @@ class Containers:
         self._children.adopt(pid, lambda code: self._init_exited(container, code), mark)
 
     def _limit_all(self) -> None:
-        with open(_MEMINFO, encoding="ascii") as file:
-            cgroups.limit_all(cgroups.memory_bytes(file.read()), self._cgroup_root)
+        cgroups.limit_all(cgroups.total_bytes(), self._cgroup_root)
 
     # Its first process.
 
@@ -388,7 +387,7 @@ class Containers:
         # A host may have put adapters into one of the container's name.
         with suppress(Refused):
             self._networks.delete(container.id)
-        there = mounted.inside(container.directories)
+        there = deepest_mount(container.directories)
         if there is not None:
             raise Refused(f"unlinkat {there}: device or resource busy")
         for directory in container.directories:

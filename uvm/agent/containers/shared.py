@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from uvm.agent.containers import mounted
 from uvm.agent.containers.bundle import SHARED
+from uvm.agent.mounts import deepest_mount
 from uvm.agent.refused import Refused, reason
 from uvm.agent.syscalls import MS_BIND, umount
 from uvm.agent.syscalls import mount as mount_at
@@ -47,7 +47,7 @@ def unmount(pod: str) -> None:
     :raises Refused: they are in use.
     """
     directories = [f"{pod}/{name}" for name in SHARED.values()]
-    while (there := mounted.inside(directories)) is not None:
+    while (there := deepest_mount(directories)) is not None:
         try:
             umount(there)
         except OSError as error:
