@@ -75,7 +75,10 @@ async def test_it_inherits_the_descriptors_it_is_given_and_no_other(launcher: La
 async def test_a_program_that_is_not_there_is_said_to_be_missing_where_it_runs_by_itself(
     launcher: Launcher,
 ) -> None:
-    with pytest.raises(NotSupportedError, match=r"qemu-nonesuch was not found; nothing was started"):
+    with pytest.raises(
+        NotSupportedError,
+        match=r"qemu-nonesuch was not found; nothing was started; install it: .*qemu-system-x86",
+    ):
         await launcher.start(["qemu-nonesuch"], (), survives=True)
 
 

@@ -27,6 +27,7 @@ import anyio
 import anyio.to_thread
 from attrs import define, field
 
+from uvm.backends.qemu.guestimage.packages import install
 from uvm.errors import NotSupportedError
 
 #: How many of the last bytes that QEMU writes to its error output are kept.
@@ -207,9 +208,9 @@ def _spawn(command: Sequence[str], fds: Sequence[int]) -> Child:
             start_new_session=True,
         )
     except FileNotFoundError as error:
+        part = "setpriv" if error.filename == "setpriv" else "qemu"
         raise NotSupportedError(
-            f"start QEMU: {error.filename} was not found; nothing was started. The package util-linux has "
-            "setpriv; qemu-system-x86 (on Fedora qemu-system-x86-core) has qemu-system-x86_64"
+            f"start QEMU: {error.filename} was not found; nothing was started; install it: {install(part)}"
         ) from error
     assert process.stderr is not None
     os.set_blocking(process.stderr.fileno(), False)
