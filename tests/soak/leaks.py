@@ -18,7 +18,7 @@ from attrs import frozen
 import uvm
 from tests.bench.memory import resident_bytes
 from tests.session import spec
-from tests.vm.support import DISK, LAYER, MIB, OTHER_SHARED, host_backend, lcow, wcow
+from tests.vm.support import DISK, LAYER, MIB, NAMESPACE, OTHER_SHARED, SHARED, host_backend, lcow, wcow
 from uvm.backends.fake import FakeBackend
 
 __all__ = ["OPERATIONS", "Growth", "growth_over", "play"]
@@ -134,6 +134,32 @@ async def _container(vm: uvm.UtilityVM, backend: FakeBackend, number: int) -> No
         await container.start()
 
 
+async def _network(vm: uvm.UtilityVM, backend: FakeBackend, number: int) -> None:
+    network = vm.network_setup()
+    await network.setup(NAMESPACE)
+    await network.teardown(NAMESPACE)
+
+
+@asynccontextmanager
+async def _windows_container(
+    do: Callable[[uvm.UtilityVM, uvm.Container, int], Awaitable[object]],
+) -> AsyncIterator[Do]:
+    async with uvm.UtilityVM.create(wcow(no_direct_map=True), backend=_backend()) as vm:
+        await vm.start()
+        async with vm.create_container("c", {"Container": {}}) as container:
+            await container.start()
+            yield partial(do, vm, container)
+
+
+async def _mount(vm: uvm.UtilityVM, container: uvm.Container, number: int) -> None:
+    await (await vm.mount_in_container(container, SHARED, r"C:\in")).release()
+
+
+async def _update(vm: uvm.UtilityVM, container: uvm.Container, number: int) -> None:
+    memory = {"memory": {"limit": (128 + 2 * (number % 2)) * MIB}}
+    await container.update(memory)
+
+
 async def _one_vm(backend: FakeBackend, number: int) -> None:
     async with uvm.UtilityVM.create(lcow(), backend=backend) as vm:
         await vm.start()
@@ -157,6 +183,9 @@ OPERATIONS: Final[dict[str, Callable[[], AbstractAsyncContextManager[Do]]]] = {
     "refused request": partial(_vm, _refused_request),
     "process": partial(_vm, _process),
     "container": partial(_vm, _container),
+    "network": partial(_vm, _network),
+    "directory in a container": partial(_windows_container, _mount),
+    "update of a container": partial(_windows_container, _update),
     "VM": _vms,
 }
 

@@ -451,7 +451,6 @@ async def test_the_metrics_of_a_container_follow_its_processes_and_its_limits() 
         await host.ask(Procedure.MODIFY_SETTINGS, "c", Request=request)
         metrics = (await properties(host, "Statistics"))["LCOWMetrics"]
         assert metrics["memory"]["usage"]["limit"] == 1 << 27
-        assert host.service.containers["c"].modifications == [request]
 
 
 async def test_a_container_has_no_other_settings() -> None:
@@ -540,7 +539,6 @@ async def test_a_windows_container_takes_changes_and_its_document_is_read_strict
         await windows_container(host)
         request = to_guest("MappedDirectory", "Add", HostPath="C:\\x", ContainerPath="C:\\y")
         await host.ask(Procedure.MODIFY_SETTINGS, "c", Request=request)
-        assert host.service.containers["c"].modifications == [request]
         for text, code in (
             ('{"Container":{},"New":1}', HResult.ERROR_VMCOMPUTE_INVALID_JSON),
             ("{}", HResult.E_INVALIDARG),

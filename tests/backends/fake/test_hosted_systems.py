@@ -13,6 +13,7 @@ from tests.backends.fake.support import JSON, backend_of, expect_refusal, host_f
 from tests.backends.fake.test_host_processes import attended, relaying
 from uvm.backend import System
 from uvm.backends.fake import FakeBackend, FakeHostedSystem, FakeSystem
+from uvm.backends.fake.guest.containers import LinuxContainer
 from uvm.errors import ExitStatus, UnknownOutcomeError
 from uvm.hresult import HResult
 
@@ -236,7 +237,9 @@ async def test_a_container_is_changed_by_its_guest() -> None:
         limits = {"Linux": {"memory": {"limit": 1 << 26}}}
         request = {"RequestType": "Update", "ResourceType": "ContainerConstraints", "Settings": limits}
         await c1.modify(request)
-        assert c1.vm.service.containers["c1"].modifications == [request]
+        changed = c1.vm.service.containers["c1"]
+        assert isinstance(changed, LinuxContainer)
+        assert changed.constraints == limits["Linux"]
         with expect_refusal(HResult.E_FAIL) as refused:
             await c1.modify(request | {"ResourceType": "CombinedLayers"})
         refused.match("not supported for containers")

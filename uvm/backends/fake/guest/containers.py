@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from attrs import define, field
 
@@ -25,7 +25,6 @@ class Container:
     :ivar document: what it was created from.
     :ivar processes: its processes whose exit was not reported yet, by id.
     :ivar resources: what of its memory and processors was changed, by path; of a Windows container.
-    :ivar modifications: the requests that changed it, in order.
     :ivar exit_type: how it exited, or will be reported to have exited.
     """
 
@@ -36,7 +35,6 @@ class Container:
     exit_type: str = field(default="UnexpectedExit", init=False)
     processes: dict[int, GuestProcess] = field(factory=dict, init=False)
     resources: dict[str, int] = field(factory=dict, init=False)
-    modifications: list[Any] = field(factory=list, init=False)
 
     def __repr__(self) -> str:
         return shown(self, "id", "status", "processes")
@@ -50,7 +48,6 @@ class Container:
         """Return the same container in the guest of a clone, without its processes."""
         twin = Container(self.id, self.activity_id, self.document)
         twin.status, twin.exit_type = self.status, self.exit_type
-        twin.modifications += self.modifications
         return twin
 
     def kill_all(self) -> None:

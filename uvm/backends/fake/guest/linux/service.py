@@ -249,7 +249,6 @@ class LinuxService(GuestService):
         if change.resource != "ContainerConstraints":
             raise request.refuse(HResult.E_FAIL, f"{change.resource} is not supported for containers")
         self._constrain(request, container, change.parse(LCOWContainerConstraints).linux)
-        container.modifications.append(wanted.request)
         return {}
 
     def on_update_container(self, request: Incoming) -> JSON:

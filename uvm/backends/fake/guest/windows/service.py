@@ -203,7 +203,6 @@ class WindowsService(GuestService):
             self.guest.change_container(container, wanted.request)
         else:
             self.vm.guest.read(wanted.request)
-        container.modifications.append(wanted.request)
         return {}
 
     def on_modify_service_settings(self, request: Incoming) -> JSON:
