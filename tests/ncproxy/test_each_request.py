@@ -54,6 +54,11 @@ async def points_of(kind: str, os: str, *, teardown: bool) -> list[Point]:
         return found
 
 
+def check_nothing_is_set_up(scene: Scene) -> None:
+    scene.check_nothing_is_set_up()
+    assert dict(scene.proxy.agents) == {}
+
+
 def breaks_off(scene: Scene, how: str, point: Point) -> bool:
     """Whether the connection goes with an answer: a Windows guest does not dial again."""
     return (how, point.to, scene.vm.os) == ("lose", "guest", "windows")
@@ -78,10 +83,10 @@ async def test_a_set_up_is_whole_or_not_at_all(how: str, kind: str, os: str) -> 
                 assert how == "lose", point
             else:
                 if not done:
-                    scene.check_nothing_is_set_up()
+                    check_nothing_is_set_up(scene)
                     await scene.setup.setup(NAMESPACE)
                 await scene.setup.teardown(NAMESPACE)
-                scene.check_nothing_is_set_up()
+                check_nothing_is_set_up(scene)
 
 
 @each
@@ -95,9 +100,9 @@ async def test_a_tear_down_goes_on_when_it_is_asked_for_again(how: str, kind: st
             if breaks_off(scene, how, point):
                 continue
             if how == "cancelled" or done:
-                scene.check_nothing_is_set_up()
+                check_nothing_is_set_up(scene)
             elif scene.vm.quarantined:
                 assert how == "lose", point
             else:
                 await scene.setup.teardown(NAMESPACE)
-                scene.check_nothing_is_set_up()
+                check_nothing_is_set_up(scene)
