@@ -121,6 +121,10 @@ class StandIn:
             self._code, self.last_words = code, said
             self._over.set()
 
+    def close_monitor(self) -> None:
+        """Take no more commands, and answer none."""
+        self._qmp.shutdown(socket.SHUT_RDWR)
+
     def garble(self, data: bytes) -> None:
         """Have the guest send what is no frame of the mux."""
         self._mux.send(data)

@@ -141,6 +141,26 @@ async def test_a_qemu_that_does_not_quit_is_killed(
         assert child.exit_code == -9
 
 
+async def test_a_qemu_that_quits_may_close_its_monitor_before_it_ends(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, kernel) as (system, child):
+
+        async def end() -> None:
+            await anyio.wait_all_tasks_blocked()
+            child.end(0)
+
+        def quit_slowly() -> JSON:
+            child.close_monitor()
+            child.tasks.start_soon(end)
+            return {}
+
+        monkeypatch.setattr(child, "_quit", quit_slowly)
+        child.event("GUEST_PANICKED", action="pause")
+        assert (await system.wait()).exit_type == "UnexpectedExit"
+        assert child.exit_code == 0
+
+
 async def test_a_qemu_that_never_comes_up_is_reported_with_its_last_words(
     tmp_path: Path, kernel: str
 ) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -193,20 +194,18 @@ class Lifetime:
         async with anyio.create_task_group() as tasks:
             await tasks.start(self.monitor.qmp.serve)
             ready.set()
-        # Without its monitor nothing is known of it any more.
-        if not self.left:
+        # Without its monitor nothing is known of it any more; but one that quits closes it first.
+        if not self.left and not self.exit.guest_ended.is_set():
             self._process.kill()
 
     async def _finish(self) -> None:
-        """Read the guest's last words once it has ended, and have QEMU quit."""
+        """Have QEMU quit once the guest has ended, after its last words; kill it if it does not in time."""
         await self.exit.guest_ended.wait()
         with anyio.move_on_after(QUIT_SECONDS):
             self.exit.console = await self.monitor.console()
-            try:
+            with suppress(QMPError, QMPClosedError):
                 await self.monitor.qmp.execute("set-action", {"shutdown": "poweroff"})
                 await self.monitor.qmp.execute("quit")
-            except (QMPError, QMPClosedError):
-                return
             await anyio.sleep_forever()
         self._process.kill()
 
