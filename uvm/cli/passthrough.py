@@ -83,8 +83,8 @@ async def _feed(stdin: ProcessInput) -> None:
     # The thread is a daemon: nothing ends its read, and the interpreter does not wait for it.
     ahead, read = anyio.create_memory_object_stream[bytes]()
     threading.Thread(target=_read, args=(ahead, anyio.lowlevel.current_token()), daemon=True).start()
-    # A process may close its standard input, or exit, before ours has ended.
-    with read, suppress(GuestError, VMExitedError, *BROKEN_STREAM):
+    # A process may close its standard input, or exit, before ours has ended; then nobody else closes `ahead`.
+    with ahead, read, suppress(GuestError, VMExitedError, *BROKEN_STREAM):
         async for data in read:
             await stdin.send(data)
         await stdin.send_eof()
@@ -92,7 +92,7 @@ async def _feed(stdin: ProcessInput) -> None:
 
 def _read(ahead: MemoryObjectSendStream[bytes], token: EventLoopToken) -> None:
     """Read until the end of our standard input, or of those who receive it."""
-    with suppress(OSError, anyio.BrokenResourceError, anyio.RunFinishedError):
+    with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.RunFinishedError):
         while data := os.read(_STDIN, _CHUNK_BYTES):
             anyio.from_thread.run(ahead.send, data, token=token)
     with suppress(anyio.RunFinishedError):
