@@ -13,7 +13,7 @@ import pytest
 
 from tests.agent.rawhost import LIMIT_SECONDS, RawHost
 from uvm._wire.frames import HostSide, Procedure
-from uvm._wire.mux import Mux
+from uvm._wire.mux import Channel, Mux
 from uvm._wire.ports import LINUX_ENTROPY_PORT, LINUX_GCS_PORT, LINUX_LOG_PORT
 from uvm.hresult import HResult
 
@@ -132,6 +132,28 @@ def test_the_log_is_lines_of_json() -> None:
         line = json.loads(host.received[log.id].splitlines()[0])
         assert (line["level"], line["msg"]) == ("info", "GCS started")
         assert line["time"].endswith("Z")
+
+
+def logged(host: RawHost, log: Channel, words: str) -> str:
+    """Wait for the agent to log a line with some words, and return its level."""
+    while True:
+        for line in host.received[log.id].splitlines(keepends=True):
+            if line.endswith(b"\n") and words in json.loads(line)["msg"]:
+                return str(json.loads(line)["level"])
+        host.step()
+
+
+def test_a_connection_that_the_host_closes_is_not_logged_as_lost_and_one_that_breaks_is() -> None:
+    with RawHost(LINUX_LOG_PORT) as host:
+        host.connect()
+        log = host.channel(LINUX_LOG_PORT)
+        host.mux.send_eof(host.service)
+        assert logged(host, log, "bridge connection") == "info"
+        host.side.restart()
+        host.connect()
+        assert b"lost" not in host.received[log.id]
+        host.mux.reset(host.service)
+        assert logged(host, log, "bridge connection lost") == "warning"
 
 
 def test_random_bytes_of_the_host_are_read_to_their_end() -> None:

@@ -293,6 +293,21 @@ def test_packets_return_by_the_adapter_they_came_by_unless_it_is_the_first(
     assert route == add_route(3, None, gateway, 500, 101)
 
 
+def test_each_adapter_that_is_routed_by_policy_has_a_table_that_no_other_of_its_namespace_has(
+    kernel: Kernel, networks: Networks
+) -> None:
+    adapter = parse_adapter(Settings({**ADAPTER, "PolicyBasedRouting": True}))
+    for name in ("nic-1", "nic-2", "nic-3"):
+        networks.add("ab", adapter._replace(id=name))
+    route = add_route(3, None, Network.parse("10.0.0.1"), 500, 102)
+    assert kernel.asked[-1][1] == route
+    networks.remove("ab", "nic-2")
+    networks.add("ab", adapter._replace(id="nic-4"))
+    assert kernel.asked[-1][1] == add_route(3, None, Network.parse("10.0.0.1"), 500, 101)
+    networks.join("ab", os.getpid())
+    assert route in [message for _, message in kernel.asked[-9:]]
+
+
 @pytest.mark.parametrize(
     "route",
     [

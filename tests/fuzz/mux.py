@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from uvm._wire.mux import (
-    BATCH,
-    BUDGET,
-    MIN_WINDOW,
     Data,
     Event,
     Greeted,
@@ -25,6 +22,7 @@ from uvm._wire.mux import (
     NotListening,
 )
 from uvm._wire.muxframes import HEADER_SIZE, MAX_CHANNELS, MAX_PAYLOAD, FrameKind
+from uvm._wire.muxsending import BATCH, BUDGET, MIN_WINDOW
 
 __all__ = ["mux_guest", "mux_host"]
 

@@ -9,9 +9,6 @@ import pytest
 from tests.wire.muxes import End, Pair
 from uvm._wire.channels import MAX_WINDOW
 from uvm._wire.mux import (
-    BUDGET,
-    FIRST_WINDOW,
-    MIN_WINDOW,
     Accepted,
     Data,
     Ended,
@@ -24,6 +21,7 @@ from uvm._wire.mux import (
     Writable,
 )
 from uvm._wire.muxframes import HEADER_SIZE, MAX_CHANNELS, MAX_PAYLOAD, PADDING, FrameKind
+from uvm._wire.muxsending import BUDGET, FIRST_WINDOW, MIN_WINDOW
 
 
 def frame(kind: int, channel: int, count: int = 0, offset: int = 0, payload: bytes | None = None) -> bytes:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests.wire.muxes import End, Pair
 from uvm._wire.channels import MAX_WINDOW, MuxError
-from uvm._wire.mux import BUDGET, MIN_WINDOW, Channel, Mux
+from uvm._wire.mux import Channel, Mux
 from uvm._wire.muxframes import MAX_CHANNELS
+from uvm._wire.muxsending import BUDGET, MIN_WINDOW
 
 PORT = 1
 #: Of a direction of a channel: no two stretches of it are the same.

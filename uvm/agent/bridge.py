@@ -89,15 +89,19 @@ class Bridge(Receiver):
             self.closed()
 
     def ended(self) -> None:
-        """Close the connection: the host sends no more requests."""
+        """Close the connection as the host has, which ends or saves the VM, or goes; dial again."""
         if self.connection is not None:
             self.connection.close()
-            self.closed()
+            self._log.info("the host has closed the bridge connection")
+            self._dial_again()
 
     def closed(self) -> None:
-        """Dial again."""
+        """Dial again: the connection was lost, or refused."""
         if self._side is not None:
             self._log.warning("bridge connection lost, will reconnect")
+        self._dial_again()
+
+    def _dial_again(self) -> None:
         self.connection = self._side = None
         self._loop.later(_PAUSE, self.dial)
 

@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from itertools import count
 from typing import Final, NamedTuple
 
 from uvm.agent.modules import Modules
@@ -38,7 +39,8 @@ from uvm.agent.settings import Settings
 _APPEARS_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.005
 
-#: The table of an adapter whose packets return by the adapter they came by, and the priority of its rule.
+#: The first table of adapters whose packets return by the adapter they came by, and the priority of their
+#: rules.
 _POLICY_TABLE: Final = 101
 _POLICY_PRIORITY: Final = 5
 _LOW_METRIC: Final = 500
@@ -65,6 +67,7 @@ class Adapter(NamedTuple):
     :ivar mac: its MAC address, in lower case with colons.
     :ivar addresses: with the lengths of their prefixes.
     :ivar policy: packets from its addresses leave by it, unless it is the first of its namespace.
+    :ivar table: the table that has its routes then; 0 for the kernel's main one.
     """
 
     id: str
@@ -75,7 +78,7 @@ class Adapter(NamedTuple):
     servers: tuple[str, ...]
     overhead: int
     policy: bool
-    low_metric: bool
+    table: int
 
 
 def parse_adapter(settings: Settings) -> Adapter:
@@ -108,7 +111,7 @@ def parse_adapter(settings: Settings) -> Adapter:
         servers,
         settings.number("EncapOverhead", 0xFFFF),
         settings.flag("PolicyBasedRouting"),
-        settings.flag("EnableLowMetric"),
+        _POLICY_TABLE if settings.flag("EnableLowMetric") else 0,
     )
 
 
@@ -139,6 +142,19 @@ class _Namespace:
         self.adapters: dict[str, Adapter] = {}
         self.pid = 0
 
+    def add(self, adapter: Adapter) -> Adapter:
+        """Add an adapter, with a table that no other has if it is routed by policy; return it."""
+        if adapter.policy:
+            taken = {each.table for each in self.adapters.values()}
+            table = next(number for number in count(_POLICY_TABLE) if number not in taken)
+            adapter = adapter._replace(table=table if self.adapters else 0)
+        self.adapters[adapter.id] = adapter
+        return adapter
+
+    def is_first(self, adapter: Adapter) -> bool:
+        """Return whether an adapter is the first of those that are there."""
+        return next(iter(self.adapters)) == adapter.id
+
 
 class Networks:
     """The namespaces that the host has named. Its methods may be called from any thread.
@@ -165,9 +181,8 @@ class Networks:
             namespace = self._namespaces.setdefault(namespace_id.lower(), _Namespace())
             if adapter.id in namespace.adapters:
                 raise Refused(f"adapter with id: '{adapter.id}' already present in namespace")
-            namespace.adapters[adapter.id] = adapter
             try:
-                self._configure(namespace, adapter)
+                self._configure(namespace, namespace.add(adapter))
             except (Refused, OSError) as error:
                 del namespace.adapters[adapter.id]
                 raise _refusal(adapter, error) from None
@@ -224,9 +239,8 @@ class Networks:
             return resolv_conf(namespace.adapters.values()) if namespace else ""
 
     def _configure(self, namespace: _Namespace, adapter: Adapter) -> None:
-        first = next(iter(namespace.adapters.values())) is adapter
-        if adapter.policy:
-            adapter = adapter._replace(low_metric=not first)
+        if adapter.policy and namespace.is_first(adapter):
+            adapter = adapter._replace(table=0)
         if not namespace.pid:
             with Socket() as kernel:
                 _bring_up(kernel, _named(kernel, "lo"))
@@ -308,14 +322,14 @@ def _configure(kernel: Socket, adapter: Adapter) -> None:
     kernel.ask(set_up(found.number))
     for address in adapter.addresses:
         kernel.ask(add_address(found.number, address))
-        if adapter.low_metric:
+        if adapter.table:
             alone = Network(address.family, address.address, 8 * len(address.address))
-            kernel.ask(add_rule(alone, _POLICY_TABLE, _POLICY_PRIORITY))
+            kernel.ask(add_rule(alone, adapter.table, _POLICY_PRIORITY))
     for route in adapter.routes:
-        _add_route(kernel, found.number, route, adapter.low_metric)
+        _add_route(kernel, found.number, route, adapter.table)
 
 
-def _add_route(kernel: Socket, index: int, route: Route, low_metric: bool) -> None:
+def _add_route(kernel: Socket, index: int, route: Route, table: int) -> None:
     if route.destination in _EVERYTHING and route.gateway in _NO_GATEWAY:
         return  # there is no default gateway
     try:
@@ -325,8 +339,8 @@ def _add_route(kernel: Socket, index: int, route: Route, low_metric: bool) -> No
         raise Refused(f"parsing route dst address {route.destination} failed: {error}") from None
     if to is None and gateway is None:
         raise Refused("gw and destination cannot both be nil")
-    metric = route.metric or (_LOW_METRIC if low_metric else 0)
-    message = add_route(index, to, gateway, metric, _POLICY_TABLE if low_metric else 0)
+    metric = route.metric or (_LOW_METRIC if table else 0)
+    message = add_route(index, to, gateway, metric, table)
     try:
         kernel.ask(message)
     except OSError as error:

@@ -117,13 +117,22 @@ def backend_factory(name: str) -> Callable[[], Backend]:
     """
     built_in = _BUILT_IN.get(checked(name, text, "the name of a backend"))
     point = None if built_in else next((each for each in _installed() if each.name == name), None)
+    if built_in is not None:
+        return _loaded(name, *built_in)
     try:
-        if built_in is not None:
-            module, attribute = built_in
-            made: Callable[[], Backend] = getattr(import_module(module), attribute)
-            return made
         if point is not None:
             return partial(_made, name, point.load())
     except ImportError as e:
         raise unusable(name, e) from e
     raise OptionsError(f"no backend is called {name!r}; there are: {', '.join(backend_names())}")
+
+
+def _loaded(name: str, module: str, attribute: str) -> Callable[[], Backend]:
+    """Return the class of a built-in backend."""
+    try:
+        made: Callable[[], Backend] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError):
+        # The standard library of another system lacks what it uses.
+        require_none(name, _absence(name))
+        raise
+    return made

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
 
@@ -111,6 +112,27 @@ def test_a_backend_by_name_is_refused_elsewhere_with_what_it_needs_before_it_is_
     needed = {"hcs": "HCS needs Windows", "qemu": "VMs with QEMU need Linux"}[name]
     with pytest.raises(NotSupportedError, match=f"'{name}' cannot be used.*: {needed}, and this is {system}"):
         open_backend(name)
+
+
+@pytest.mark.parametrize("system", ["win32", "darwin"])
+@pytest.mark.parametrize("missing", [True, False], ids=["module", "name"])
+def test_the_factory_of_a_backend_says_too_what_it_needs_where_it_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch, system: str, missing: bool
+) -> None:
+    monkeypatch.setattr("uvm.backends.qemu.availability.this_machine", lambda: ImaginedLinux(system=system))
+    module = None if missing else types.ModuleType("uvm.backends.qemu.backend")
+    monkeypatch.setitem(sys.modules, "uvm.backends.qemu.backend", module)
+    with pytest.raises(NotSupportedError, match=f"VMs with QEMU need Linux, and this is {system}"):
+        base.backend_factory("qemu")
+
+
+def test_a_name_that_a_backend_lacks_is_no_fault_of_a_machine_that_has_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("uvm.backends.qemu.availability.this_machine", ImaginedLinux)
+    monkeypatch.setitem(sys.modules, "uvm.backends.qemu.backend", types.ModuleType("empty"))
+    with pytest.raises(AttributeError):
+        base.backend_factory("qemu")
 
 
 def test_without_cffi_it_is_not_the_fake_either(machine: Imagined, monkeypatch: pytest.MonkeyPatch) -> None:

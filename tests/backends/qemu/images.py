@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 from uuid import UUID
 
-from uvm.backends.qemu.images import vhd_checksum
+from uvm.backends.qemu.images.vhd import checksum
 
 MIB = 1 << 20
 FIXED, DYNAMIC, DIFFERENCING = 2, 3, 4
@@ -18,7 +18,7 @@ def vhd_footer(size: int, kind: int = FIXED, header_at: int = 0xFFFFFFFFFFFFFFFF
     struct.pack_into(">8sIIQ", footer, 0, b"conectix", 2, 0x10000, header_at)
     struct.pack_into(">QQ", footer, 40, size, size)
     struct.pack_into(">I", footer, 60, kind)
-    footer[64:68] = vhd_checksum(bytes(footer))
+    footer[64:68] = checksum(bytes(footer))
     return bytes(footer)
 
 

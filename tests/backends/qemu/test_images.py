@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.backends.qemu import images
-from uvm.backends.qemu.images import Image, ImageError, ImageFormat, format_of, read_image, with_vhd_id
+from uvm.backends.qemu.images import Image, ImageError, ImageFormat, format_of, read_image
+from uvm.backends.qemu.images.vhd import with_id
 
 _SIZE = 3 * images.MIB
 _IMAGES: dict[ImageFormat, bytes] = {
@@ -136,6 +137,6 @@ def test_no_header_does_more_than_be_refused(format: ImageFormat, data: st.DataO
 def test_a_vhd_with_another_identifier_is_a_vhd() -> None:
     wanted = UUID("12345678-1234-5678-1234-567812345678")
     data = images.fixed_vhd()
-    changed = with_vhd_id(data[-512:], wanted)
+    changed = with_id(data[-512:], wanted)
     assert changed[68:84] == wanted.bytes
     assert read("vhd", data[:-512] + changed) == read("vhd", data)

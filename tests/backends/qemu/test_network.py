@@ -49,7 +49,7 @@ async def test_a_network_is_free_again_if_the_endpoint_is_refused() -> None:
     assert made["IpConfigurations"][0]["IpAddress"] == "10.64.0.15"
 
 
-async def test_only_the_first_endpoint_of_a_namespace_gets_a_default_route() -> None:
+async def test_the_default_routes_of_a_namespace_differ_in_their_metric_and_the_first_has_none() -> None:
     network = QEMUNetwork()
     namespace = (await network.create_namespace({}))["ID"]
     own = [{"NextHop": "10.64.1.2", "DestinationPrefix": "10.0.0.0/8"}]
@@ -58,13 +58,13 @@ async def test_only_the_first_endpoint_of_a_namespace_gets_a_default_route() -> 
         made = await network.create_endpoint("restricted", document)
         await network.add_namespace_endpoint(namespace, made["ID"])
     first = {"NextHop": "10.64.0.2", "DestinationPrefix": "0.0.0.0/0"}
-    assert await _routes(network, namespace) == [[first], None, own, []]
+    second = {"NextHop": "10.64.1.2", "DestinationPrefix": "0.0.0.0/0"}
+    assert await _routes(network, namespace) == [[first], [{**second, "Metric": 1025}], own, []]
     await network.remove_namespace_endpoint(namespace, _A)
     assert (await network.endpoint(_A))["Routes"] == [first]
-    second = {"NextHop": "10.64.1.2", "DestinationPrefix": "0.0.0.0/0"}
     assert await _routes(network, namespace) == [[second], own, []]
     await network.add_namespace_endpoint(namespace, _A)
-    assert "Routes" not in await network.endpoint(_A)
+    assert (await network.endpoint(_A))["Routes"] == [{**first, "Metric": 1024}]
 
 
 async def _routes(network: QEMUNetwork, namespace: str) -> list[Any]:

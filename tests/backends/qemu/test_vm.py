@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON, System
 from uvm.backends.qemu import backend as backends
 from uvm.backends.qemu import lifetime
+from uvm.backends.qemu.sockets import listening
 from uvm.errors import (
     BridgeClosedError,
     ExitStatus,
@@ -326,6 +328,27 @@ async def test_a_vm_that_survives_is_left_running_and_opened_by_the_next_process
     assert len(left(tmp_path)) == 1
     directory = tmp_path / "run" / left(tmp_path)[0]
     assert {path.name for path in directory.iterdir()} >= {"qmp.sock", "mux.sock", "document.json", "vm.json"}
+
+
+async def test_a_vm_that_cannot_be_reached_is_left_as_it_is_without_a_descriptor_more(
+    tmp_path: Path, kernel: str
+) -> None:
+    async with entered(tmp_path) as backend:
+        await backend.create("vm1", document(kernel) | {"ShouldTerminateOnLastHandleClosed": False})
+    [directory] = left(tmp_path)
+    monitor = tmp_path / "run" / directory / "qmp.sock"
+    monitor.unlink()
+    link = listening(str(monitor))
+    with (tmp_path / "run" / directory / "lock").open() as lock, link.ours, link.theirs:
+        # As QEMU does.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        async with entered(tmp_path) as backend:
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(2):
+                with pytest.raises(HostError, match="HCS_E_CONNECT_FAILED"):
+                    await backend.open("vm1")
+            assert len(os.listdir("/proc/self/fd")) == before
+    assert left(tmp_path) == [directory]
 
 
 async def test_a_vm_that_was_terminated_survives_nothing(tmp_path: Path, kernel: str) -> None:

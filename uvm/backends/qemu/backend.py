@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import shutil
+from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
@@ -294,17 +295,19 @@ class QEMUBackend:
         if qemu is None or pidfd is None:
             directory.remove()
             return None
-        info = await self.host()
-        document = read_document(ComputeSystem, directory.document(), f"open {system_id}")
-        vm = VM(document, directory, Boot("tcg", "", ""), Memory(-1))
-        vm.devices = self._devices(vm, info)
-        await vm.devices.topology.load(vm.machine, Devices())
-        try:
-            await vm.adopt(Adopted(qemu.pid, pidfd), MuxLink, self._entered())
-        except BaseException:
-            vm.lifetime.leave()
-            directory.leave()
-            raise
+        with ExitStack() as undo:
+            undo.callback(directory.leave)
+            undo.callback(os.close, pidfd)
+            document = read_document(ComputeSystem, directory.document(), f"open {system_id}")
+            vm = VM(document, directory, Boot("tcg", "", ""), Memory(-1))
+            vm.devices = self._devices(vm, await self.host())
+            await vm.devices.topology.load(vm.machine, Devices())
+            try:
+                await vm.adopt(Adopted(qemu.pid, pidfd), MuxLink, self._entered())
+            finally:
+                if vm.lifetime.served:
+                    # The task that serves it closes what there is.
+                    undo.pop_all()
         self._vms[system_id] = vm
         return vm
 

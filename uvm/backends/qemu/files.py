@@ -14,7 +14,7 @@ from typing import Final
 from uuid import UUID
 
 from uvm.backends.files import CopyCall, RealFiles, Stop
-from uvm.backends.qemu.images import SECTOR_BYTES, ImageError, format_of, read_image, with_vhd_id
+from uvm.backends.qemu.images import ImageError, format_of, read_image, vhd
 from uvm.backends.workers import Workers
 from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError
 from uvm.hresult import HResult
@@ -95,7 +95,7 @@ class LinuxFileCalls:
             for at in image.identifiers:
                 written = wanted.bytes_le
                 if image.format == "vhd":
-                    written = with_vhd_id(os.pread(fd, SECTOR_BYTES, at), wanted)
+                    written = vhd.with_id(os.pread(fd, vhd.SECTOR_BYTES, at), wanted)
                 os.pwrite(fd, written, at)
 
 

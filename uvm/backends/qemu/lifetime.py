@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 import anyio
@@ -125,10 +125,15 @@ class Lifetime:
         :raises HostError: it cannot be reached; it is left as it is.
         """
         self._process = process
-        try:
-            self._use(reach(self._directory.qmp), reach(self._directory.mux), connect)
-        except OSError as error:
-            raise HostError(f"open {self._id}", HResult.HCS_E_CONNECT_FAILED, str(error)) from error
+        with ExitStack() as undo:
+            try:
+                qmp, mux = (
+                    undo.enter_context(reach(path)) for path in (self._directory.qmp, self._directory.mux)
+                )
+            except OSError as error:
+                raise HostError(f"open {self._id}", HResult.HCS_E_CONNECT_FAILED, str(error)) from error
+            self._use(qmp, mux, connect)
+            undo.pop_all()
         await self._begin(tasks)
 
     def leave(self) -> None:

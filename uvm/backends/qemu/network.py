@@ -17,8 +17,9 @@ network       an adapter reaches
 ============  ====================================================================================
 
 QEMU's user networking (slirp) is a network of its own for each adapter. An endpoint without addresses gets
-those of a network that no other endpoint of the backend has, with the gateway and the name server in it. A
-guest takes one default route: of the endpoints in a namespace only the first gets one.
+those of a network that no other endpoint of the backend has, with the gateway and the name server in it. Each
+gets a default route; of those in a namespace all but the first get it with a metric, as a guest takes one
+default route of each metric: it uses the first's, and by policy each adapter's own.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ _MAX_INTERFACE: Final = 15
 _FIRST_SUBNET: Final = ipaddress.IPv4Network("10.64.0.0/24")
 _SUBNETS: Final = 1 << 14
 _PREFIX: Final = 24
+#: The metrics of the default routes that are not the first of their namespace.
+_FIRST_METRIC: Final = 1024
 #: The addresses of slirp's gateway and name server, and of the guest, in their network.
 _GATEWAY, _NAME_SERVER, _GUEST = 2, 3, 15
 
@@ -182,9 +185,12 @@ class QEMUNetwork:
     def _routed(self, endpoint: JSON) -> JSON:
         """Return a document of an endpoint, with the default route that it gets unless it has routes."""
         number = self._subnets.get(guid_key(endpoint["ID"]))
-        if number is not None and "Routes" not in endpoint and self._table.comes_first(endpoint["ID"]):
+        if number is not None and "Routes" not in endpoint:
             gateway = str(_subnet(number)[_GATEWAY])
-            endpoint["Routes"] = [{"NextHop": gateway, "DestinationPrefix": "0.0.0.0/0"}]
+            route: JSON = {"NextHop": gateway, "DestinationPrefix": "0.0.0.0/0"}
+            if not self._table.comes_first(endpoint["ID"]):
+                route["Metric"] = _FIRST_METRIC + number
+            endpoint["Routes"] = [route]
         return endpoint
 
 

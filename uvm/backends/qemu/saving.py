@@ -28,8 +28,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -38,6 +38,7 @@ from attrs import asdict, define, field, frozen
 from uvm._repr import brief_call, shown
 from uvm.backend import JSON
 from uvm.backends.qemu.commandline import Acceleration
+from uvm.backends.qemu.devices.request import Commands
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.errors import HostError
 from uvm.hresult import HResult
@@ -53,24 +54,6 @@ _MAGIC: Final = b"uvm-qemu-state-1\n"
 _HEADER_BYTES: Final = 4096
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _UNLIMITED: Final = 1 << 40
-
-
-class Machine(Protocol):
-    """The VM that is saved, or restored."""
-
-    @property
-    def id(self) -> str:
-        """The id of the compute system."""
-
-    async def ask(
-        self,
-        operation: str,
-        command: str,
-        arguments: Mapping[str, Any] | None = None,
-        *,
-        fds: Sequence[int] = (),
-    ) -> Any:
-        """Have QEMU carry out a command."""
 
 
 @define(eq=False)
@@ -159,7 +142,7 @@ class Build:
         return asdict(self)
 
 
-def check_saveable(vm: Machine, devices: DeviceTree) -> None:
+def check_saveable(vm: Commands, devices: DeviceTree) -> None:
     """Refuse what cannot be saved: HCS_E_INVALID_STATE; nothing was changed."""
     for kind, what in ((devices.plan9, "shares"), (devices.adapters, "network adapters")):
         if kind.count:
@@ -182,7 +165,7 @@ class Boot:
     __repr__ = brief_call
 
 
-async def build_of(vm: Machine, boot: Boot, qemu: JSON, devices: DeviceTree) -> Build:
+async def build_of(vm: Commands, boot: Boot, qemu: JSON, devices: DeviceTree) -> Build:
     """Return what a saved state of a VM fits.
 
     :param qemu: QEMU's version, as it says it when it greets.
@@ -208,7 +191,7 @@ def _digest_of(paths: Sequence[str]) -> str:
     return found.hexdigest()
 
 
-async def save_template(vm: Machine, memory: Memory) -> SavedVM:
+async def save_template(vm: Commands, memory: Memory) -> SavedVM:
     """Save the devices of a paused VM. Its QEMU has to end before the memory is sealed.
 
     :raises HostError: QEMU refused; the VM is as it was.
@@ -222,7 +205,7 @@ async def save_template(vm: Machine, memory: Memory) -> SavedVM:
     return saved
 
 
-async def save_to_file(vm: Machine, path: str, build: Build) -> None:
+async def save_to_file(vm: Commands, path: str, build: Build) -> None:
     """Save a paused VM with its memory to a file, in place of one that is there, once it is whole.
 
     :raises HostError: the file cannot be written, or QEMU refused; the VM is as it was, and so is the file.
@@ -239,7 +222,7 @@ async def save_to_file(vm: Machine, path: str, build: Build) -> None:
         os.close(fd)
 
 
-async def restore(vm: Machine, fd: int, *, without_memory: bool) -> None:
+async def restore(vm: Commands, fd: int, *, without_memory: bool) -> None:
     """Have a QEMU that has just started, for an incoming state, load one from the position of a descriptor.
 
     :raises HostError: QEMU refuses it, or does not know what to do with it.
@@ -250,7 +233,7 @@ async def restore(vm: Machine, fd: int, *, without_memory: bool) -> None:
     await _until_not(vm, operation, "query-status", "inmigrate")
 
 
-async def _save(vm: Machine, fd: int, *, without_memory: bool) -> None:
+async def _save(vm: Commands, fd: int, *, without_memory: bool) -> None:
     operation = f"save {vm.id}"
     await _prepare(vm, operation, fd, without_memory=without_memory)
     # It would save slowly, for a network's sake.
@@ -262,7 +245,7 @@ async def _save(vm: Machine, fd: int, *, without_memory: bool) -> None:
         raise HostError(operation, HResult.E_FAIL, text)
 
 
-async def _until_not(vm: Machine, operation: str, command: str, *statuses: str) -> JSON:
+async def _until_not(vm: Commands, operation: str, command: str, *statuses: str) -> JSON:
     """Ask QEMU until its answer has none of the statuses; return the answer."""
     while True:
         found: JSON = await vm.ask(operation, command)
@@ -271,7 +254,7 @@ async def _until_not(vm: Machine, operation: str, command: str, *statuses: str) 
         await anyio.sleep(_LOOK_SECONDS)
 
 
-async def _prepare(vm: Machine, operation: str, fd: int, *, without_memory: bool) -> None:
+async def _prepare(vm: Commands, operation: str, fd: int, *, without_memory: bool) -> None:
     await vm.ask(operation, "getfd", {"fdname": _FD}, fds=(fd,))
     capability = {"capability": "x-ignore-shared", "state": without_memory}
     await vm.ask(operation, "migrate-set-capabilities", {"capabilities": [capability]})

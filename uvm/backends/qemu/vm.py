@@ -160,7 +160,11 @@ class VM:
         self.adopted = True
         # The guest has connected to that process, and its devices are known to that alone.
         await self.lifetime.adopt(process, connect, tasks)
-        status = (await self.monitor.ask("open", "query-status"))["status"]
+        try:
+            status = (await self.monitor.ask("open", "query-status"))["status"]
+        except BaseException:
+            self.lifetime.leave()
+            raise
         self._become(_STATES.get(status, "Running"))
         if status in _GUEST_ENDS:
             # Its end was kept for its next owner.

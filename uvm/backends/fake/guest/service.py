@@ -249,8 +249,10 @@ class GuestService:
             if not self._booted:
                 await self._boot()
             while True:
-                await self._serve(await self._dial())
-                self.log.line("bridge connection lost, will reconnect", level="warning")
+                if await self._serve(await self._dial()):
+                    self.log.line("the host has closed the bridge connection")
+                else:
+                    self.log.line("bridge connection lost, will reconnect", level="warning")
                 if self.vm.os == "windows":
                     await anyio.sleep_forever()
         finally:
@@ -281,7 +283,8 @@ class GuestService:
 
     # The connection.
 
-    async def _serve(self, stream: FakeStream) -> None:
+    async def _serve(self, stream: FakeStream) -> bool:
+        """Serve a connection until it ends; return whether the host has closed it."""
         side = self._side = GuestSide()
         self._outlet = Outlet(stream, self.vm, self.spawn)
         self._negotiated = False
@@ -295,10 +298,13 @@ class GuestService:
                     await self.vm.until_running()
                 for request in side.receive(data):
                     self._take(Incoming(*request, side, self.vm.os == "windows"))
+        except anyio.EndOfStream:
+            return True
         except ENDED:
-            return
+            return False
         except WireError as e:
             self.log.line(f"bridge: {e}", level="error")
+            return False
         finally:
             stream.close()
             self._outlet = self._side = None

@@ -40,8 +40,8 @@ M = TypeVar("M", bound=Model)
 D = TypeVar("D", bound="Device[Any]")
 
 
-class Machine(Protocol):
-    """The VM as its devices see it."""
+class Commands(Protocol):
+    """The QEMU of a VM, which carries out commands."""
 
     @property
     def id(self) -> str:
@@ -56,6 +56,10 @@ class Machine(Protocol):
         fds: Sequence[int] = (),
     ) -> Any:
         """Have QEMU carry out a command, and return what it returns; HostError if it refuses."""
+
+
+class Machine(Commands, Protocol):
+    """The VM as its devices see it."""
 
     async def unplug(self, operation: str, device: str) -> None:
         """Have QEMU unplug a device, and wait until the guest has released it; HostError if it does not."""

@@ -1,0 +1,355 @@
+"""The receiving half of a mux: the greetings, and the frames behind them. No I/O.
+
+A greeting is looked for until it is found; then whole frames are handled, each checked before it changes
+anything. Whatever breaks a rule is a :class:`MuxError`. The rules are in :mod:`uvm._wire.mux`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from uvm._wire.channels import Buffer, Channel, MuxError, Sender
+from uvm._wire.muxevents import (
+    Accepted,
+    Data,
+    Ended,
+    Event,
+    Greeted,
+    Listening,
+    NotListening,
+    Opened,
+    Reset,
+    Writable,
+)
+from uvm._wire.muxframes import (
+    HEADER,
+    HEADER_SIZE,
+    MAX_CHANNELS,
+    MAX_OFFSET,
+    MAX_PAYLOAD,
+    STATE_SIZE,
+    FrameKind,
+    Hello,
+    State,
+    Welcome,
+    find_hello,
+    find_welcome,
+)
+from uvm._wire.muxsending import Sending
+
+#: How many frames :meth:`Receiving.received` handles before its caller may do something else.
+FRAMES: Final = 512
+#: What has come and was not handled: at most a frame is kept.
+_INBOX: Final = 0x32000
+
+# Members of an enum compare slowly.
+_OPEN: Final = int(FrameKind.OPEN)
+_DATA: Final = int(FrameKind.DATA)
+_END: Final = int(FrameKind.END)
+_ACKNOWLEDGE: Final = int(FrameKind.ACKNOWLEDGE)
+_RESET: Final = int(FrameKind.RESET)
+_LISTEN: Final = int(FrameKind.LISTEN)
+_UNLISTEN: Final = int(FrameKind.UNLISTEN)
+
+
+class Receiving(Sending):
+    """What comes to one end of a mux, and what that changes of what it has to send.
+
+    :ivar more: :meth:`received` has not handled all that has come; it is to be called again.
+    """
+
+    more: bool
+
+    def __init__(self, *, guest: bool) -> None:
+        super().__init__(guest=guest)
+        self.more = False
+        self._error: MuxError | None = None
+        self._inbox = memoryview(bytearray(_INBOX))
+        self._start = self._stop = 0
+        self._session = b""
+        self._nonce = b""
+        self._last_id = 0
+        # Of the frames after a welcome: how many opens are to come, and whose channels have not.
+        self._reopening = 0
+        self._unseen: dict[int, Channel] = {}
+
+    def space(self) -> memoryview:
+        """Return where bytes from the other end may be read into, before :meth:`received` is called.
+
+        It is at least 128 KiB, unless :attr:`more` is true.
+        """
+        if self._start:
+            left = self._stop - self._start
+            self._inbox[:left] = self._inbox[self._start : self._stop]
+            self._start, self._stop = 0, left
+        return self._inbox[self._stop :]
+
+    def received(self, count: int, frames: int = FRAMES) -> list[Event]:
+        """Return what the bytes mean that were read into :meth:`space`.
+
+        At most `frames` frames are handled; if :attr:`more` is true then, call it again, for 0 bytes.
+
+        :raises MuxError: the other end broke a rule, after what came before was returned. Nothing is
+            understood before a new connection.
+        """
+        self._raise_kept()
+        events: list[Event] = []
+        self._stop += count
+        self._handle(events, frames)
+        return events
+
+    def receive(self, data: Buffer = b"", frames: int = FRAMES) -> list[Event]:
+        """Return what bytes mean, as :meth:`received` does, which saves a copy."""
+        self._raise_kept()
+        events: list[Event] = []
+        rest = memoryview(data)
+        while True:
+            space = self.space()
+            part, rest = rest[: len(space)], rest[len(space) :]
+            space[: len(part)] = part
+            self._stop += len(part)
+            self._handle(events, frames)
+            if not rest or self._error is not None:
+                return events
+
+    # Synchronisation.
+
+    def _restart(self) -> None:
+        """Wait for a greeting, and forget what was to be sent; the channels stay."""
+        self.synchronised = False
+        self.more = False
+        self._forget_output()
+
+    def _forget_input(self) -> None:
+        self._start = self._stop = 0
+        self._error = None
+
+    def _synchronise(self, events: list[Event]) -> bool:
+        """Look for the other end's greeting; return whether it has come."""
+        come = bytearray(self._inbox[self._start : self._stop])
+        if self.guest:
+            if hello := find_hello(come):
+                self._meet_host(hello, events)
+        elif welcome := find_welcome(come, self._nonce):
+            self._meet_guest(welcome, events)
+        self._start = self._stop - len(come)
+        return self.synchronised
+
+    def _meet_host(self, hello: Hello, events: list[Event]) -> None:
+        """Open all channels again, where the host is to go on."""
+        nonce, session, last_id, known = hello
+        resumed = session == self._session
+        self._restart()
+        self._session = session
+        self._announcements.clear()
+        self.listening.clear()
+        events.append(Greeted(resumed))
+        for channel in list(self.channels.values()):
+            if resumed and channel.id not in known and channel.id <= last_id:
+                self._lose(channel, events)
+                continue
+            sender = channel.sender
+            sender.rewind(known.get(channel.id, 0) if resumed else sender.base)
+            sender.limit = sender.next
+            channel.opening = True
+            channel.accepted = False
+            self._queue(channel)
+        self._welcome = (nonce, resumed)
+        self.synchronised = True
+
+    def _meet_guest(self, welcome: Welcome, events: list[Event]) -> None:
+        """Await the channels that the guest opens again."""
+        if welcome.channels > MAX_CHANNELS:
+            raise MuxError(f"the guest has {welcome.channels} connections")
+        self._reopening = welcome.channels
+        events.append(Greeted(welcome.resumed))
+        if not welcome.resumed:
+            self._last_id = 0
+            for channel in list(self.channels.values()):
+                self._lose(channel, events)
+        self._unseen = dict(self.channels)
+        self._announcements = dict.fromkeys(self.listening, True)
+        self.synchronised = True
+        if not self._reopening:
+            self._forget_unseen(events)
+
+    def _lose(self, channel: Channel, events: list[Event]) -> None:
+        """Remove a channel that the other end does not know any more."""
+        self._remove(channel)
+        if not channel.over and not channel.closing:
+            events.append(Reset(channel))
+
+    def _forget_unseen(self, events: list[Event]) -> None:
+        unseen, self._unseen = self._unseen, {}
+        for channel in unseen.values():
+            if not channel.gone:
+                self._lose(channel, events)
+
+    # What comes.
+
+    def _raise_kept(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            self.more = False
+            raise error
+
+    def _handle(self, events: list[Event], frames: int) -> None:
+        """Handle what has come. A broken rule is raised by the next call if events are returned first."""
+        self.more = False
+        try:
+            while self.synchronised or self._synchronise(events):
+                if self._read_frames(events, frames):
+                    return
+        except MuxError as failure:
+            self._forget_input()
+            self._restart()
+            if not events:
+                raise
+            self._error, self.more = failure, True
+
+    def _read_frames(self, events: list[Event], frames: int) -> bool:
+        """Handle the frames in the buffer; return whether that is all, for now."""
+        view, stop = self._inbox, self._stop
+        while stop - self._start >= HEADER_SIZE:
+            if not frames:
+                self.more = True
+                break
+            frames -= 1
+            at = self._start
+            kind, channel_id, count, offset = HEADER.unpack_from(view, at)
+            if offset >= MAX_OFFSET:
+                return self._cut_off("a frame's header")
+            payload = count if kind == _DATA else STATE_SIZE if kind == _OPEN else -1
+            if payload > MAX_PAYLOAD:
+                raise MuxError(f"a frame has {payload} bytes, of at most {MAX_PAYLOAD}")
+            end = at + HEADER_SIZE + payload + 1
+            if end > stop:
+                break
+            self._start = end
+            if payload < 0:
+                self._take(kind, channel_id, count, offset, b"", events)
+                continue
+            if view[end - 1]:
+                return self._cut_off("a frame")
+            body = bytes(view[at + HEADER_SIZE : end - 1])
+            if kind == _DATA:
+                self._take_data(channel_id, offset, body, events)
+            else:
+                self._take(kind, channel_id, count, offset, body, events)
+        return True
+
+    def _cut_off(self, what: str) -> bool:
+        """Leave the frames for a greeting that is to come, at the guest."""
+        if not self.guest:
+            raise MuxError(f"{what} has no end")
+        self._restart()
+        return False
+
+    def _find(self, channel_id: int) -> Channel | None:
+        """Return a channel; None if it has gone, which the other end may not know yet."""
+        channel = self.channels.get(channel_id)
+        if channel is None and not 0 < channel_id <= self._last_id:
+            raise MuxError(f"there was never a connection {channel_id}")
+        return channel
+
+    def _take_data(self, channel_id: int, offset: int, data: bytes, events: list[Event]) -> None:
+        channel = self.channels.get(channel_id) or self._find(channel_id)
+        if channel is None:
+            return
+        channel.receiver.take(offset, len(data))
+        if channel.closing:
+            self.consumed(channel, len(data))
+        else:
+            events.append(Data(channel, data))
+
+    def _take(
+        self, kind: int, channel_id: int, count: int, offset: int, body: bytes, events: list[Event]
+    ) -> None:
+        if kind == _OPEN and not self.guest:
+            self._take_open(channel_id, count, offset, body, events)
+        elif kind in (_LISTEN, _UNLISTEN) and self.guest:
+            self._take_port(kind == _LISTEN, offset, events)
+        elif kind not in (_END, _ACKNOWLEDGE, _RESET):
+            raise MuxError(f"a frame of kind {kind} is not allowed here")
+        elif (channel := self._find(channel_id)) is None:
+            return
+        elif kind == _ACKNOWLEDGE:
+            self._take_acknowledgement(channel, count, offset, events)
+        elif kind == _RESET:
+            self._remove(channel)
+            if not channel.closing:
+                events.append(Reset(channel))
+        else:
+            channel.receiver.end(offset)
+            if channel.receiver.due:
+                self._queue(channel)
+            if not channel.closing:
+                events.append(Ended(channel))
+
+    def _take_port(self, listens: bool, port: int, events: list[Event]) -> None:
+        if listens:
+            self.listening.add(port)
+            events.append(Listening(port))
+        else:
+            self.listening.discard(port)
+            events.append(NotListening(port))
+
+    def _take_acknowledgement(self, channel: Channel, count: int, offset: int, events: list[Event]) -> None:
+        sender = channel.sender
+        sender.acknowledge(offset)
+        sender.limit = max(sender.limit, offset + count)
+        if self.guest and not channel.accepted:
+            channel.accepted = True
+            events.append(Accepted(channel))
+        if sender.starved and sender.room > 0:
+            sender.starved = False
+            if not channel.closing:
+                events.append(Writable(channel))
+        if sender.may_send:
+            self._queue(channel)
+        self._settle(channel)
+
+    def _take_open(self, channel_id: int, window: int, port: int, body: bytes, events: list[Event]) -> None:
+        state = State.decode(body)
+        if state is None:
+            raise MuxError(f"connection {channel_id} is opened in a state that cannot be")
+        reopening, self._reopening = self._reopening > 0, max(0, self._reopening - 1)
+        if channel := self._unseen.pop(channel_id, None) if reopening else None:
+            if not channel.gone:
+                self._resume(channel, state, window)
+        elif channel_id <= self._last_id or not (state.fresh or reopening):
+            raise MuxError(f"connection {channel_id} is opened again")
+        else:
+            self._last_id = channel_id
+            if len(self.channels) < MAX_CHANNELS and (port in self.listening or reopening):
+                events.append(Opened(self._accept(channel_id, window, port, state)))
+            else:
+                self._refuse(channel_id)
+        if reopening and not self._reopening:
+            self._forget_unseen(events)
+
+    def _refuse(self, channel_id: int) -> None:
+        if len(self._resets) >= MAX_CHANNELS:
+            raise MuxError(f"more than {MAX_CHANNELS} connections were opened that are refused")
+        self._resets.append(channel_id)
+
+    def _accept(self, channel_id: int, window: int, port: int, state: State) -> Channel:
+        sender = Sender(state.received - state.host_ended)
+        sender.ended, sender.next = state.host_ended, state.received
+        sender.acknowledge(state.consumed)
+        sender.limit = state.consumed + window
+        lost = state.base - state.guest_done
+        channel = Channel(channel_id, port, sender, self._new_receiver(lost))
+        channel.lost = lost
+        channel.receiver.ended = state.guest_done
+        self.channels[channel_id] = channel
+        self._queue(channel)
+        return channel
+
+    def _resume(self, channel: Channel, state: State, window: int) -> None:
+        sender = channel.sender
+        sender.acknowledge(state.consumed)
+        sender.rewind(state.received)
+        sender.limit = max(sender.limit, state.consumed + window)
+        channel.accepted = False
+        self._queue(channel)

@@ -1,0 +1,51 @@
+"""What a disk image is, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from attrs import frozen
+
+from uvm._repr import brief_call
+from uvm.errors import UVMError
+
+ImageFormat = Literal["raw", "vhd", "vhdx", "qcow2"]
+
+#: Reads so many bytes at an offset, or fewer at the end.
+Read = Callable[[int, int], bytes]
+
+
+class ImageError(UVMError):
+    """A file is no disk image of the format that its name says, or one that is not opened."""
+
+
+@frozen(repr=False)
+class Image:
+    """What the header of a disk image says.
+
+    :ivar size_bytes: the size of the disk.
+    :ivar fixed: the data is the beginning of the file: a raw image, or a fixed VHD.
+    :ivar backing: the name of its backing file or parent, as it is written; None if it has none.
+    :ivar backing_format: the format of the backing file, as it is written; empty if none is.
+    :ivar data_file: the name of its external data file; None if it has none.
+    :ivar identifiers: where in the file its identifier is, which VHD and VHDX have.
+    """
+
+    format: ImageFormat
+    size_bytes: int
+    fixed: bool = False
+    backing: str | None = None
+    backing_format: str = ""
+    data_file: str | None = None
+    identifiers: tuple[int, ...] = ()
+
+    __repr__ = brief_call
+
+
+def exactly(read: Read, offset: int, length: int, what: str) -> bytes:
+    """Return so many bytes at an offset; ImageError without them."""
+    data = read(offset, length)
+    if len(data) != length:
+        raise ImageError(f"it is cut short: {what} is missing")
+    return data
