@@ -18,7 +18,8 @@ from uvm.backends.hcs.system import HCSSystem
 SURFACE = {
     "uvm": """
         UtilityVM VMState Pool start_vm LCOWOptions WCOWOptions from_hcsshim open_backend FakeBackend
-        BlockCIMBootFiles HvSocketService PCIDevice RegistryValue Template VmbFSBootFiles CreationPlan
+        BlockCIMBootFiles HvSocketService LayerBootFiles PCIDevice RegistryValue Template VmbFSBootFiles
+        CreationPlan
         GuestTimeouts NetworkSetup OutputHandler VMMemory VMStatistics Quarantined
         DiskType Mount LCOWLayer WCOWLayer RootFileSystem
         Lease LeaseState Orphan StuckDevice UnrevokedAccess VMDevices
@@ -57,8 +58,8 @@ SURFACE = {
     """,
     "uvm.hresult": "HResult SYSTEM_ENDED hresult hresult_from_win32 hresult_name",
     "uvm.options": """
-        BlockCIMBootFiles HCSSHIM HvSocketService INVERTED LCOWOptions Options PCIDevice RegistryValue
-        Template VmbFSBootFiles WCOWOptions decode_policy from_hcsshim
+        BlockCIMBootFiles HCSSHIM HvSocketService INVERTED LCOWOptions LayerBootFiles Options PCIDevice
+        RegistryValue Template VmbFSBootFiles WCOWOptions decode_policy from_hcsshim
     """,
     "uvm.schema": """
         common container devices gcs guest json network process properties requests secrets system

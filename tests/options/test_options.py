@@ -144,8 +144,11 @@ def test_options_of_a_linux_vm_that_cannot_work_are_refused(options: dict[str, A
     ("options", "problem"),
     [
         ({"scsi_controllers": 2}, "a Windows VM has exactly 1 SCSI controller, not 2"),
-        ({"boot_files": None}, "boot_files is missing: it is VmbFSBootFiles or BlockCIMBootFiles"),
-        ({"boot_files": DISKS}, "boots from VmbFSBootFiles, not from BlockCIMBootFiles"),
+        (
+            {"boot_files": None},
+            "boot_files is missing: it is VmbFSBootFiles, LayerBootFiles or BlockCIMBootFiles",
+        ),
+        ({"boot_files": DISKS}, "boots from VmbFSBootFiles or LayerBootFiles, not from BlockCIMBootFiles"),
         ({"security_policy_enabled": True, "boot_files": DISKS}, "needs guest_state_file"),
         ({"security_policy_enabled": True, "guest_state_file": "v"}, "boots from BlockCIMBootFiles"),
         (

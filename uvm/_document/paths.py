@@ -13,12 +13,12 @@ from uvm.backend import FileInfo, HostInfo
 from uvm.errors import OptionsError
 
 if TYPE_CHECKING:
-    from uvm.options import BlockCIMBootFiles, LCOWOptions, VmbFSBootFiles, WCOWOptions
+    from uvm.options import BlockCIMBootFiles, LayerBootFiles, LCOWOptions, VmbFSBootFiles, WCOWOptions
 
 #: The stat of each path that :func:`uvm._document.files_to_stat` returns; None if nothing is there.
 Files = Mapping[str, FileInfo | None]
 
-T = TypeVar("T", bound="LCOWOptions | WCOWOptions | VmbFSBootFiles | BlockCIMBootFiles")
+T = TypeVar("T", bound="LCOWOptions | WCOWOptions | VmbFSBootFiles | LayerBootFiles | BlockCIMBootFiles")
 
 
 def with_host_paths(options: T, names: Iterable[str], host: HostInfo) -> T:

@@ -17,13 +17,14 @@ from uvm._document.common import (
     launch_data,
     topology,
 )
+from uvm._document.layers import boot_files_of_layers, layer_files_to_stat
 from uvm._document.paths import Files, join, need, with_host_paths
 from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
 from uvm._names import host_path, host_path_key
 from uvm._wire.ports import WINDOWS_LOG_SERVICE
 from uvm.backend import HostInfo
 from uvm.errors import OptionsError
-from uvm.options import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
+from uvm.options import BlockCIMBootFiles, LayerBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
 from uvm.schema import common as schema
 from uvm.schema import devices, system
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
@@ -49,8 +50,9 @@ _DIRECT_FILE_MAPPING_MB = 1024
 
 def wcow_files_to_stat(options: WCOWOptions, host: HostInfo) -> tuple[str, ...]:
     """Return the host paths that the plan depends on."""
-    directory = options.dump_directory
-    return (host_path(directory, host.paths, "dump_directory"),) if directory else ()
+    directory, boot = options.dump_directory, options.boot_files
+    of_layers = layer_files_to_stat(boot, host) if isinstance(boot, LayerBootFiles) else ()
+    return (*((host_path(directory, host.paths, "dump_directory"),) if directory else ()), *of_layers)
 
 
 @frozen(eq=False, repr=False)
@@ -62,6 +64,7 @@ class _Boot:
     disks: tuple[devices.Attachment, ...]
     preparations: tuple[Preparation, ...]
     copies_on_exit: tuple[Preparation, ...] = ()
+    temporary_files: tuple[str, ...] = ()
 
 
 def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) -> CreationPlan:
@@ -70,6 +73,11 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
     files_of_boot = options.boot_files
     if isinstance(files_of_boot, BlockCIMBootFiles):
         boot = _boot_from_disks(options, with_host_paths(files_of_boot, _BOOT_DISKS, host), host, id)
+    elif isinstance(files_of_boot, LayerBootFiles):
+        found, copies = boot_files_of_layers(files_of_boot, host, files)
+        boot = _boot_from_directory(options, found)
+        made = tuple(copy.target for copy in copies)
+        boot = evolve(boot, preparations=(*copies, *boot.preparations), temporary_files=made)
     else:
         boot = _boot_from_directory(options, with_host_paths(files_of_boot, _BOOT_DIRECTORY, host))
     vm = system.VirtualMachine(
@@ -101,6 +109,7 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
         finish(options, host, vm, id=id, minor=5 if options.security_policy_enabled else 1),
         reserved_scsi=tuple((0, lun) for lun in range(len(boot.disks))),
         preparations=preparations,
+        temporary_files=boot.temporary_files,
         copies_on_exit=boot.copies_on_exit,
     )
 

@@ -20,6 +20,7 @@ from uvm.cli.tables import Table
 from uvm.options import (
     BlockCIMBootFiles,
     HvSocketService,
+    LayerBootFiles,
     LCOWOptions,
     PCIDevice,
     RegistryValue,
@@ -236,8 +237,10 @@ def _services(vm: Table) -> dict[str, HvSocketService]:
     return {service_id: services.table(service_id).make(HvSocketService) for service_id in services.values}
 
 
-def _boot_files(vm: Table) -> VmbFSBootFiles | BlockCIMBootFiles:
+def _boot_files(vm: Table) -> VmbFSBootFiles | LayerBootFiles | BlockCIMBootFiles:
     table = vm.table("boot_files")
+    if "layers" in table.values:
+        return table.make(LayerBootFiles)
     if "boot_cim_vhd_path" in table.values or vm.values.get("security_policy_enabled") is True:
         return table.make(BlockCIMBootFiles)
     return table.make(VmbFSBootFiles)

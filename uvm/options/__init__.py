@@ -15,13 +15,19 @@ from uvm.options.template import Template
 
 if TYPE_CHECKING:
     from uvm.options.hcsshim import from_hcsshim
-    from uvm.options.wcow import BlockCIMBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
+    from uvm.options.wcow import (
+        BlockCIMBootFiles,
+        LayerBootFiles,
+        RegistryValue,
+        VmbFSBootFiles,
+        WCOWOptions,
+    )
 else:
     __getattr__, __dir__ = names_from(
         __name__,
         {
             "uvm.options.hcsshim": "from_hcsshim",
-            "uvm.options.wcow": "BlockCIMBootFiles RegistryValue VmbFSBootFiles WCOWOptions",
+            "uvm.options.wcow": "BlockCIMBootFiles LayerBootFiles RegistryValue VmbFSBootFiles WCOWOptions",
         },
     )
 
@@ -31,6 +37,7 @@ __all__ = [
     "BlockCIMBootFiles",
     "HvSocketService",
     "LCOWOptions",
+    "LayerBootFiles",
     "Options",
     "PCIDevice",
     "RegistryValue",

@@ -110,7 +110,8 @@ def differences(options: attrs.AttrsInstance, template: Template) -> list[str]:
 def given_options(options: attrs.AttrsInstance) -> dict[str, Any]:
     """Return the options that are not at their defaults, as JSON, without :data:`OF_A_CLONE`."""
     names = check_fields(options).keys() - OF_A_CLONE
-    plain = attrs.asdict(options, filter=lambda each, _: each.name not in OF_A_CLONE)
+    left_out = (each for each in attrs.fields(type(options)) if each.name in OF_A_CLONE)
+    plain = attrs.asdict(options, filter=attrs.filters.exclude(*left_out))
     return {name: _listed(plain[name]) for name in sorted(names)}
 
 

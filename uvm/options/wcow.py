@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import field, frozen
@@ -23,15 +23,21 @@ from uvm._checks import (
     whole,
     without_mark,
 )
-from uvm._names import windows_upper
+from uvm._names import HostPath, windows_upper
 from uvm._repr import brief_call
 from uvm.errors import OptionsError
 from uvm.options.common import Options, decode_policy
 
 
+def _paths(values: Iterable[HostPath]) -> tuple[str, ...]:
+    """Return paths as text."""
+    given: Any = items_or_value(values)
+    return tuple(map(path, given)) if isinstance(given, tuple) else given
+
+
 @frozen(kw_only=True)
 class VmbFSBootFiles(Checked):
-    """Boot from a directory of the host.
+    """Boot from a directory of the host; of an image, :class:`LayerBootFiles` find it.
 
     :ivar os_files_path: the directory with the operating system's files.
     :ivar os_relative_boot_directory: the directory in there with ``bootmgfw.efi`` and the BCD.
@@ -60,6 +66,28 @@ class BlockCIMBootFiles(Checked):
     scratch_vhd_path: str = field(converter=path, metadata=go("ScratchVHDPath", text))
 
     __repr__ = brief_call
+
+
+@frozen(kw_only=True)
+class LayerBootFiles(Checked):
+    r"""Boot from the layers of an image: from the top-most one with a ``UtilityVM`` directory.
+
+    :ivar layers: the directories of the layers on the host, top-most first.
+    :ivar scratch_directory: the host's directory of the VM's scratch disk, ``sandbox.vhdx``. One that is not
+        there is copied from the layer's ``UtilityVM\SystemTemplate.vhdx``, and deleted with the VM.
+    """
+
+    layers: tuple[str, ...] = field(converter=_paths, metadata=go(None, each(text)))
+    scratch_directory: str = field(converter=path, metadata=go(None, text))
+
+    __repr__ = brief_call
+
+    def __attrs_post_init__(self) -> None:
+        check_fields(self)
+        if not self.layers or not all((*self.layers, self.scratch_directory)):
+            raise OptionsError(
+                "LayerBootFiles needs one layer at least and scratch_directory, none of them empty"
+            )
 
 
 _TYPES = ("None", "String", "ExpandedString", "MultiString", "Binary", "DWord", "QWord", "CustomType")
@@ -128,8 +156,8 @@ _OF_TEMPLATE: Any = None
 class WCOWOptions(Options):
     """The options of a VM with a Windows guest.
 
-    :ivar boot_files: what it boots from; confidential VMs boot from disks, the others from a directory. Only
-        a clone may leave it out: it has that of its template.
+    :ivar boot_files: what it boots from; confidential VMs boot from disks, the others from a directory, or
+        from the layers of an image. Only a clone may leave it out: it has that of its template.
     :ivar boot_files_root_path: the host's directory of those files of a confidential VM that are not named:
         its boot disks and its signed measurements.
     :ivar no_direct_map: map no SMB share directly into the guest.
@@ -146,8 +174,9 @@ class WCOWOptions(Options):
     :ivar debug_data_path: the host's directory in which they are kept.
     """
 
-    boot_files: VmbFSBootFiles | BlockCIMBootFiles = field(
-        default=_OF_TEMPLATE, metadata=go("BootFiles", instance(VmbFSBootFiles, BlockCIMBootFiles))
+    boot_files: VmbFSBootFiles | LayerBootFiles | BlockCIMBootFiles = field(
+        default=_OF_TEMPLATE,
+        metadata=go("BootFiles", instance(VmbFSBootFiles, LayerBootFiles, BlockCIMBootFiles)),
     )
     boot_files_root_path: str = field(default="", converter=path, metadata=go("BootFilesRootPath", text))
     no_direct_map: bool = field(default=False, metadata=go("NoDirectMap", flag))
@@ -171,9 +200,12 @@ class WCOWOptions(Options):
         self._check_guest_of_template("windows")
         if self.boot_files is _OF_TEMPLATE:
             if self.clone_of is None:
-                raise OptionsError("boot_files is missing: it is VmbFSBootFiles or BlockCIMBootFiles")
-            boot_files = VmbFSBootFiles(**self.clone_of.document.options["boot_files"])
-            object.__setattr__(self, "boot_files", boot_files)
+                raise OptionsError(
+                    "boot_files is missing: it is VmbFSBootFiles, LayerBootFiles or BlockCIMBootFiles"
+                )
+            saved = self.clone_of.document.options["boot_files"]
+            boot_files = LayerBootFiles if "layers" in saved else VmbFSBootFiles
+            object.__setattr__(self, "boot_files", boot_files(**saved))
         Options._check_together(self)
         if self.scsi_controllers != 1:
             raise OptionsError(f"a Windows VM has exactly 1 SCSI controller, not {self.scsi_controllers}")
@@ -197,12 +229,12 @@ class WCOWOptions(Options):
             if not self.guest_state_file:
                 raise OptionsError("security_policy_enabled needs guest_state_file")
             decode_policy(self.security_policy)
-        boot = self.boot_files
-        wanted = BlockCIMBootFiles if self.security_policy_enabled else VmbFSBootFiles
-        if not isinstance(boot, wanted):
+        boot, confidential = self.boot_files, self.security_policy_enabled
+        if isinstance(boot, BlockCIMBootFiles) is not confidential:
+            wanted = "BlockCIMBootFiles" if confidential else "VmbFSBootFiles or LayerBootFiles"
             raise OptionsError(
-                f"with security_policy_enabled={self.security_policy_enabled} a Windows VM boots from"
-                f" {wanted.__name__}, not from {type(boot).__name__}"
+                f"with security_policy_enabled={confidential} a Windows VM boots from {wanted}, not from "
+                f"{type(boot).__name__}"
             )
         if not all(self._confidential_boot_disks()) and not self.boot_files_root_path:
             raise OptionsError("boot_files needs boot_cim_vhd_path and efi_vhd_path, or boot_files_root_path")
