@@ -102,6 +102,8 @@ class HostInfo(Checked):
     :ivar templates: the kinds of guests, ``"windows"`` and ``"linux"``, whose VMs can be saved as templates.
     :ivar guest_images: the kinds of guests that boot from an image of the backend's own if the options name
         no boot files.
+    :ivar overlays: each writable disk of a clone is a qcow2 image over that of its template, which has to
+        stay as long as the clone; else it is a copy.
     """
 
     build: int = field(default=V25H1_SERVER, metadata=go(None, whole(U32)))
@@ -117,6 +119,7 @@ class HostInfo(Checked):
     guest_images: tuple[GuestOS, ...] = field(
         default=(), converter=items_or_value, metadata=go(None, each(choice("windows", "linux")))
     )
+    overlays: bool = field(default=False, metadata=go(None, flag))
 
     __repr__ = call_of
 
@@ -157,6 +160,13 @@ class HostFiles(Protocol):
 
     async def copy(self, source: str, target: str) -> None:
         """Copy a file over whatever is at the target."""
+
+    async def make_overlay(self, base: str, target: str) -> None:
+        """Make an empty disk over another, which is only read from then on; nothing may be at the target.
+
+        :raises NotSupportedError: the host has none (:attr:`HostInfo.overlays`).
+        :raises HostError: the host refuses: with ERROR_FILE_EXISTS if something is at the target.
+        """
 
     async def mkdir(self, path: str) -> None:
         """Make a directory with its parents, unless it exists."""

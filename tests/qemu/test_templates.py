@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -39,6 +41,7 @@ async def test_clones_go_on_where_their_template_was_saved_each_with_its_own(tmp
         template = await vm.save_template()
         assert process is not None
         assert not process.runs
+        as_saved = await anyio.Path(path).read_bytes()
         drawn = set()
         for number in range(2):
             options = _clone(template, tmp_path, number)
@@ -53,8 +56,25 @@ async def test_clones_go_on_where_their_template_was_saved_each_with_its_own(tmp
                     clone, f"until [ $(cat /run/count) -gt {before.strip()} ]; do :; done; echo on"
                 )
                 await said(clone, f"echo {number} > /mnt/data/file; sync")
+                with pytest.raises(VMStateError, match="close them first"):
+                    await template.delete(backend)
+                [overlay] = [disk.host_path for disk in clone.devices().disks]
                 assert (await clone.shutdown()).exit_type == "GracefulExit"
+                _check_image(overlay)
+            assert os.listdir(options.scratch_directory) == []
         assert len(drawn) == 2
+        assert await anyio.Path(path).read_bytes() == as_saved
+        async with running_vm(backend) as other:
+            with pytest.raises(HostError, match="ERROR_SHARING_VIOLATION"):
+                await other.scsi.attach(path)
+            await other.scsi.attach(path, read_only=True)
+        await template.delete(backend)
+
+
+def _check_image(path: str) -> None:
+    program = shutil.which("qemu-img")
+    if program is not None:
+        subprocess.run([program, "check", path], check=True, stdout=subprocess.DEVNULL)
 
 
 async def test_what_clones_write_to_memory_is_in_no_other(tmp_path: Path) -> None:

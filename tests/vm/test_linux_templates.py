@@ -72,6 +72,51 @@ async def test_a_clone_has_the_disks_the_mounts_and_the_layers_of_its_template()
         assert DIRECTORY not in " ".join(backend.files._nodes)
 
 
+async def test_a_template_is_not_deleted_while_its_disks_are_below_those_of_clones() -> None:
+    backend = host_backend(host=HostInfo(templates=("linux",), overlays=True))
+    other = lcow(id="other")
+    async with _template(backend) as template, uvm.UtilityVM.create(other, backend=backend) as unrelated:
+        await unrelated.start()
+        async with uvm.UtilityVM.create(_clone(template), backend=backend) as vm:
+            await vm.start()
+            [path] = [disk.host_path for disk in vm.devices().disks if not disk.read_only]
+            assert path.startswith(DIRECTORY)
+            assert path.endswith(".vhdx.qcow2")
+            with pytest.raises(VMStateError, match=r"clones clone; close them first; nothing was changed"):
+                await template.delete(backend)
+            assert (await vm.run(["true"])).exit_code == 0
+        assert DIRECTORY not in " ".join(backend.files._nodes)
+        await template.delete(backend)
+
+
+async def test_a_template_without_disks_of_its_own_is_deleted_under_its_clones() -> None:
+    backend = host_backend(host=HostInfo(templates=("linux",), overlays=True))
+    async with (
+        _template(backend, full=False) as template,
+        uvm.UtilityVM.create(_clone(template, scratch_directory=""), backend=backend) as vm,
+    ):
+        await vm.start()
+        await template.delete(backend)
+        assert (await vm.run(["true"])).exit_code == 0
+
+
+async def test_clones_in_one_directory_have_overlays_of_their_own_in_every_slot() -> None:
+    backend = host_backend(host=HostInfo(templates=("linux",), overlays=True))
+    async with uvm.UtilityVM.create(TEMPLATE, backend=backend) as vm:
+        await vm.start()
+        lease = await vm.scsi.attach(DISK)
+        assert (lease.controller, lease.lun) == (0, 0)
+        template = await vm.save_template()
+        first, second = (
+            uvm.UtilityVM.create(_clone(template, id=name), backend=backend) for name in ("one", "two")
+        )
+        async with first as one, second as two:
+            await one.start()
+            await two.start()
+            paths = {disk.host_path for each in (one, two) for disk in each.devices().disks}
+            assert len(paths) == 2
+
+
 async def test_the_guest_of_a_clone_is_resumed_first_with_random_bytes_and_the_time() -> None:
     backend = _backend()
     async with (

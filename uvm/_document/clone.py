@@ -3,23 +3,28 @@
 A clone starts from the memory of its template, so that each device has to be where it was: a share has the
 same name, a disk the same slot. A disk that is writable is copied: that of slot 0:0, the scratch disk of the
 VM, into the clone's directory, any other into a directory of its own in there. Linux guests are this
-library's own addition.
+library's own addition, and so are overlays, on a host that has them: each is in a directory of its own.
 
 Source: hcsshim v0.8.16 ``internal/uvm/clone.go``, and ``Clone`` in ``scsi.go`` and ``vsmb.go``.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from attrs import evolve
 
 from uvm._document.common import finish
 from uvm._document.paths import join
-from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, Preparation
+from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeOverlay, Preparation
 from uvm.backend import HostInfo
 from uvm.options import LCOWOptions, WCOWOptions
 from uvm.schema import devices, system
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 from uvm.schema.template import TemplateDisk, TemplateDocument
+
+#: What the name of an overlay ends with, after that of the disk below.
+_OVERLAY_SUFFIX: Final = ".qcow2"
 
 
 def plan_clone(
@@ -47,7 +52,7 @@ def plan_clone(
     kept = [*vm.devices.scsi] if template.os == "linux" else [SCSI_CONTROLLER_GUIDS[0]]
     vm.devices.scsi = _controllers(restored, kept)
     pairs = [*zip(_disks(template), _disks(restored), strict=True)]
-    steps = (step for old, new in pairs for step in _steps(old, new))
+    steps = (step for old, new in pairs for step in _steps(old, new, host))
     return evolve(
         finish(options, host, vm, id=id),
         reserved_scsi=tuple((disk.controller, disk.lun) for disk in restored.boot_disks),
@@ -65,9 +70,10 @@ def _own(disk: TemplateDisk, directory: str, host: HostInfo, id: str) -> Templat
     """Return a disk of the template as the clone has it: at a path of its own, if it is writable."""
     if disk.read_only:
         return disk
-    if (disk.controller, disk.lun) != (0, 0):
+    if host.overlays or (disk.controller, disk.lun) != (0, 0):
         directory = join(host, directory, f"clone-mount-{disk.controller}-{disk.lun}-{id}")
-    return disk.replaced(path=join(host, directory, host.path.basename(disk.path)))
+    name = host.path.basename(disk.path)
+    return disk.replaced(path=join(host, directory, f"{name}{_OVERLAY_SUFFIX}" if host.overlays else name))
 
 
 def _controllers(restored: TemplateDocument, kept: list[str]) -> dict[str, devices.Scsi]:
@@ -88,9 +94,12 @@ def _controllers(restored: TemplateDocument, kept: list[str]) -> dict[str, devic
     return controllers
 
 
-def _steps(old: TemplateDisk, new: TemplateDisk) -> tuple[Preparation, ...]:
+def _steps(old: TemplateDisk, new: TemplateDisk, host: HostInfo) -> tuple[Preparation, ...]:
     if new.extensible_virtual_disk_type:
         # Its provider sees to the access.
         return ()
     grant = GrantAccess(new.path)
-    return (grant,) if new.read_only else (CopyFile(old.path, new.path), grant)
+    if new.read_only:
+        return (grant,)
+    make = MakeOverlay if host.overlays else CopyFile
+    return make(old.path, new.path), grant

@@ -21,6 +21,16 @@ class CopyFile:
 
 
 @frozen
+class MakeOverlay:
+    """Make an empty disk over another, which is only read from then on."""
+
+    base: str
+    target: str
+
+    __repr__ = brief_call
+
+
+@frozen
 class MakeDirectory:
     """Make a directory of the host, with its parents."""
 
@@ -50,7 +60,7 @@ class SetDiskId:
     __repr__ = brief_call
 
 
-Preparation = CopyFile | MakeDirectory | GrantAccess | SetDiskId
+Preparation = CopyFile | MakeOverlay | MakeDirectory | GrantAccess | SetDiskId
 
 
 @frozen
@@ -77,7 +87,7 @@ class CreationPlan:
     :ivar assigned_devices: PCI devices of the document.
     :ivar preparations: the steps on the host before the creation, in order.
     :ivar temporary_files: files made for this VM, deleted after its exit, or if it cannot be created.
-    :ivar restored: what is attached to a clone from its start, as to its template; its copies of disks.
+    :ivar restored: what is attached to a clone from its start, as to its template; its own disks.
     :ivar copies_on_exit: the steps after the exit, before the temporary files are deleted (``debug_mode``).
     """
 

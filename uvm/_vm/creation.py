@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,7 +19,15 @@ from uvm._buses.context import Context
 from uvm._buses.link import Link
 from uvm._document import files_to_stat, plan_creation
 from uvm._document.boot import boot_directory
-from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
+from uvm._document.plan import (
+    CopyFile,
+    CreationPlan,
+    GrantAccess,
+    MakeDirectory,
+    MakeOverlay,
+    Preparation,
+    SetDiskId,
+)
 from uvm._names import GuestOS, host_path, host_path_key, pipe_path
 from uvm._systems import end_if_there, state_on_host
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
@@ -64,8 +72,9 @@ class HostArtifacts:
         for step in steps:
             match step:
                 case CopyFile(source, target):
-                    await self._make_directory(self.host.path.dirname(target))
-                    await self._copy(source, target)
+                    await self._make_file(source, target, self.backend.files.copy)
+                case MakeOverlay(base, target):
+                    await self._make_file(base, target, self.backend.files.make_overlay)
                 case MakeDirectory(path):
                     await self._make_directory(path)
                 case SetDiskId(path, disk_id):
@@ -85,12 +94,13 @@ class HostArtifacts:
         self.directories += missing
         await self.backend.files.mkdir(path)
 
-    async def _copy(self, source: str, target: str) -> None:
+    async def _make_file(self, source: str, target: str, make: Callable[[str, str], Awaitable[None]]) -> None:
+        await self._make_directory(self.host.path.dirname(target))
         made_for_it = target in self.plan.temporary_files
         if made_for_it:
             self.files.append(target)
         try:
-            await self.backend.files.copy(source, target)
+            await make(source, target)
         except Exception as error:
             if made_for_it and is_refusal(error):
                 # A file that is there is not ours.

@@ -53,6 +53,9 @@ class FileCalls(Protocol):
     def copier(self) -> tuple[CopyCall, Stop]:
         """Return a copy operation, and what stops it from any thread."""
 
+    def make_overlay(self, base: str, target: str) -> None:
+        """Make an empty disk over another."""
+
     def has_file_ids(self, path: str) -> bool:
         """Return whether the path's file system answers file-id queries."""
 
@@ -105,6 +108,15 @@ class RealFiles:
         """
         copy, stop = self._calls.copier()
         await self._workers.finish(_copy, copy, source, target, stop=stop)
+
+    async def make_overlay(self, base: str, target: str) -> None:
+        """Make an empty disk over another.
+
+        :raises HostPathError: the base is no disk.
+        :raises HostError: the system refused: with ERROR_FILE_EXISTS if something is at the target.
+        :raises NotSupportedError: there are none on this system.
+        """
+        await self._workers.finish(self._calls.make_overlay, base, target)
 
     async def mkdir(self, path: str) -> None:
         """Make a directory and its parents. Does nothing if it exists.

@@ -151,7 +151,7 @@ class Options(Checked):
     :ivar template: the VM is to be saved with :meth:`uvm.UtilityVM.save_template`: what it shares can be.
     :ivar clone_of: the template that the VM is made from. The other options are those of the template, but
         for ``id``, ``additional_json``, ``console_pipe``, ``survive_process``, ``revoke_released_files``.
-    :ivar scratch_directory: the clone's own directory on the host, for its copies of the template's disks.
+    :ivar scratch_directory: the clone's own directory on the host, for its own disks: copies, or overlays.
     :ivar survive_process: keep the VM running when the last handle to it closes.
     :ivar revoke_released_files: remove a released file from its VSMB share's allowed files at once.
     :ivar external_guest_connection: connect to the guest ourselves; False: through HCS.
@@ -291,7 +291,7 @@ class Options(Checked):
             if not self.scratch_directory and any(
                 not disk.read_only for disk in (*template.boot_disks, *template.disks)
             ):
-                raise OptionsError("clone_of needs scratch_directory, for the clone's copies of disks")
+                raise OptionsError("clone_of needs scratch_directory, for the disks of the clone")
             if different := differences(self, self.clone_of):
                 raise OptionsError(
                     f"{', '.join(different)}: a clone of {self.clone_of.vm_id} has the options of its "

@@ -80,12 +80,13 @@ class Template:
         return cls(from_json(TemplateDocument, copy.deepcopy(dict(given)), forbid_extra=True))
 
     async def delete(self, backend: Backend) -> None:
-        """End the saved VM, and revoke its access to the disks of the host. Clones need it no longer.
+        """End the saved VM, and revoke its access to the disks of the host.
 
-        If it has gone, nothing happens but that. A VM of another state, which has the same id, is refused.
+        If it has gone, nothing happens but that. A VM of another state, which has the same id, is refused,
+        and so is a template whose disks are below those of clones (:attr:`uvm.HostInfo.overlays`).
 
         :param backend: that of the host of the saved VM.
-        :raises VMStateError: the VM of that id is no template; nothing was changed.
+        :raises VMStateError: the VM of that id is no template, or clones need its disks; nothing was changed.
         :raises HostError: the host refused.
         """
         state = await state_on_host(backend, self.vm_id)
@@ -94,11 +95,24 @@ class Template:
                 f"delete template {self.vm_id}: the VM of that id is {state}, no template; "
                 "nothing was changed"
             )
+        if clones := await self._clones_on(backend):
+            raise VMStateError(
+                f"delete template {self.vm_id}: its disks are below those of its clones {', '.join(clones)}; "
+                "close them first; nothing was changed"
+            )
         if state:
             await end_if_there(self.vm_id, backend)
         for disk in (*self.document.boot_disks, *self.document.disks):
             if not disk.extensible_virtual_disk_type:
                 await backend.revoke_access(disk.path, self.vm_id)
+
+    async def _clones_on(self, backend: Backend) -> list[str]:
+        """Return the ids of the clones that need disks of the template."""
+        writable = any(not disk.read_only for disk in (*self.document.boot_disks, *self.document.disks))
+        if not writable or not (await backend.host()).overlays:
+            return []
+        found = [each for each in await backend.enumerate() if each.get("RuntimeTemplateId") == self.vm_id]
+        return [str(each.get("Id", "")) for each in found if each.get("State") != "Stopped"]
 
 
 def differences(options: attrs.AttrsInstance, template: Template) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from attrs import define, evolve, field
 
 from tests.backends.qemu.machine import PLAN9, rig
+from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.saving import (
     Build,
     Memory,
@@ -66,9 +69,21 @@ class _QEMU:
         return bool(capability["state"])
 
 
-async def test_a_template_is_its_memory_and_the_state_of_its_devices_which_a_clone_loads() -> None:
+@pytest.fixture
+async def devices(tmp_path: Path) -> DeviceTree:
+    """The devices of a VM, of which one is a disk that its guest writes to."""
+    there = await rig(tmp_path)
+    for lun, name in enumerate(("written.img", "read.img")):
+        (tmp_path / name).write_bytes(bytes(512))
+        await there.attach(str(tmp_path / name), 3, lun, ReadOnly=bool(lun))
+    return there.tree
+
+
+async def test_a_template_is_its_memory_and_the_state_of_its_devices_which_a_clone_loads(
+    devices: DeviceTree,
+) -> None:
     vm = _QEMU()
-    saved = await save_template(vm, Memory.of_mb(2))
+    saved = await save_template(vm, Memory.of_mb(2), devices)
     assert vm.capability()
     clone = _QEMU(["inmigrate", "paused"])
     for _ in range(2):
@@ -81,10 +96,41 @@ async def test_a_template_is_its_memory_and_the_state_of_its_devices_which_a_clo
     saved.close()
 
 
-async def test_a_save_that_fails_says_why_and_leaves_the_memory() -> None:
+def _is_frozen(path: Path) -> bool:
+    """Return whether QEMU would refuse to open a disk to be written: it asks whether it could take a lock."""
+    with path.open("r+b") as file:
+        asked = struct.pack("@hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 201, 1, 0)
+        found: int = struct.unpack("@hhqqi", fcntl.fcntl(file.fileno(), fcntl.F_OFD_GETLK, asked))[0]
+        return found != fcntl.F_UNLCK
+
+
+async def test_the_disks_that_a_template_wrote_to_are_frozen_as_long_as_it_is_there(
+    devices: DeviceTree, tmp_path: Path
+) -> None:
+    saved = await save_template(_QEMU(), Memory.of_mb(2), devices)
+    assert saved.disks.paths == {(3, 0): str(tmp_path / "written.img")}
+    assert (_is_frozen(tmp_path / "written.img"), _is_frozen(tmp_path / "read.img")) == (True, False)
+    saved.close()
+    assert not _is_frozen(tmp_path / "written.img")
+
+
+async def test_a_disk_that_cannot_be_frozen_keeps_the_vm_from_being_saved(
+    devices: DeviceTree, tmp_path: Path
+) -> None:
+    (tmp_path / "written.img").unlink()
+    memory = Memory.of_mb(2)
+    before, vm = len(os.listdir("/proc/self/fd")), _QEMU()
+    with pytest.raises(HostError, match=r"written\.img"):
+        await save_template(vm, memory, devices)
+    assert (len(os.listdir("/proc/self/fd")), vm.asked) == (before, [])
+    memory.close()
+
+
+async def test_a_save_that_fails_says_why_and_leaves_the_memory(devices: DeviceTree, tmp_path: Path) -> None:
     memory, before = Memory.of_mb(2), len(os.listdir("/proc/self/fd"))
     with pytest.raises(HostError, match="no room"):
-        await save_template(_QEMU(["active", "failed"]), memory)
+        await save_template(_QEMU(["active", "failed"]), memory, devices)
+    assert not _is_frozen(tmp_path / "written.img")
     assert len(os.listdir("/proc/self/fd")) == before
     os.pwrite(memory.fd, b"x", 0)
     memory.close()

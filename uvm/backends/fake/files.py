@@ -219,6 +219,13 @@ class FakeFiles:
         self._refuse_if_open(target, "copy")
         self.add(target, size=node.info.size, content=node.content, file_ids=node.file_ids)
 
+    async def make_overlay(self, base: str, target: str) -> None:
+        """Make a disk over another; ERROR_FILE_EXISTS if something is at the target."""
+        node = self._file(base)
+        if self.key(target) in self._nodes:
+            raise HostError(f"make {target}", HResult.ERROR_FILE_EXISTS, "something is there")
+        self.add(target, size=node.info.size, content=node.content, file_ids=node.file_ids)
+
     async def mkdir(self, path: str) -> None:
         """Make a directory with its parents; do nothing if it exists."""
         found = self.look(path)

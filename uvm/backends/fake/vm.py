@@ -72,6 +72,7 @@ class FakeVM(FakeComputeSystem):
         self._guest: FakeGuest | None = None
         #: The guest of a clone, until it starts.
         self._restored: FakeGuest | None = None
+        self._template_id = "" if template is None else template.id
         if template is not None:
             self._restored = self._guest_of(template)
         self._switchboard: Switchboard | None = None
@@ -175,6 +176,7 @@ class FakeVM(FakeComputeSystem):
         properties.system_type = "VirtualMachine"
         properties.runtime_os_type = self.os.capitalize()
         properties.runtime_id = self.runtime_id
+        properties.runtime_template_id = self._template_id
 
     async def until_running(self) -> None:
         """Wait until the VM runs; for ever if it has exited."""

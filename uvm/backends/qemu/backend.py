@@ -127,6 +127,7 @@ class QEMUBackend:
             paths="posix",
             templates=("linux",),
             guest_images=("linux",),
+            overlays=True,
         )
 
     async def service_properties(self, *types: str) -> JSON:
@@ -179,6 +180,8 @@ class QEMUBackend:
         vm = VM(read, directory, boot, None if saved is None else saved.memory.opened())
         info = await self.host()
         vm.devices = self._devices(vm, info)
+        if saved is not None:
+            vm.devices.scsi.bases = saved.disks.paths
         await self._start(vm, document, saved)
         return QEMUSystem(vm, info, self._forget)
 

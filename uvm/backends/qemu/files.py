@@ -14,7 +14,8 @@ from typing import Final
 from uuid import UUID
 
 from uvm.backends.files import CopyCall, RealFiles, Stop
-from uvm.backends.qemu.images import ImageError, format_of, read_image, vhd
+from uvm.backends.qemu.images import DRIVERS, Image, ImageError, ImageFormat, format_of, read_image, vhd
+from uvm.backends.qemu.images.overlay import overlay_image
 from uvm.backends.workers import Workers
 from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError
 from uvm.hresult import HResult
@@ -29,6 +30,8 @@ _CODES: Final = {
     errno.EROFS: HResult.E_ACCESSDENIED,
     errno.EISDIR: HResult.E_ACCESSDENIED,
     errno.ETXTBSY: HResult.ERROR_SHARING_VIOLATION,
+    errno.EEXIST: HResult.ERROR_FILE_EXISTS,
+    errno.ENOSPC: HResult.ERROR_DISK_FULL,
 }
 
 
@@ -64,6 +67,26 @@ class LinuxFileCalls:
 
         return copy, stop
 
+    def make_overlay(self, base: str, target: str) -> None:
+        """Make an empty qcow2 image over a disk, for this user alone.
+
+        :raises HostPathError: there is no disk, or none that can have an image over it.
+        :raises HostError: the system refused: with ERROR_FILE_EXISTS if something is at the target.
+        """
+        format = format_of(base)
+        try:
+            with _translated(f"read {base}"), open(base, "rb", 0) as read:
+                image = _header_of(read.fileno(), format)
+            content = overlay_image(image.size_bytes, os.fsencode(base), DRIVERS[format])
+        except ImageError as error:
+            raise HostPathError(base, str(error)) from error
+        with _translated(f"make {target}"), open(target, "xb", 0, opener=_for_this_user) as write:
+            try:
+                _write_all(write.fileno(), content)
+            except BaseException:
+                os.unlink(target)
+                raise
+
     def has_file_ids(self, path: str) -> bool:
         """Return True: files have inodes, on every file system."""
         with _translated(f"open {path}"):
@@ -86,8 +109,7 @@ class LinuxFileCalls:
         with _translated(f"set the identifier of {path}"), open(path, "r+b", 0) as file:
             fd = file.fileno()
             try:
-                size = os.fstat(fd).st_size
-                image = read_image(format_of(path), size, lambda at, length: os.pread(fd, length, at))
+                image = _header_of(fd, format_of(path))
             except ImageError as error:
                 raise HostPathError(path, str(error)) from error
             if not image.identifiers:
@@ -107,10 +129,23 @@ def _copy_some(source: int, target: int) -> int:
         if error.errno not in _NOT_BY_KERNEL:
             raise
     data = os.read(source, _COPY_BYTES)
+    _write_all(target, data)
+    return len(data)
+
+
+def _write_all(fd: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
-        left = left[os.write(target, left) :]
-    return len(data)
+        left = left[os.write(fd, left) :]
+
+
+def _header_of(fd: int, format: ImageFormat) -> Image:
+    size = os.lseek(fd, 0, os.SEEK_END)
+    return read_image(format, size, lambda at, length: os.pread(fd, length, at))
+
+
+def _for_this_user(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 @contextmanager

@@ -126,7 +126,7 @@ async def query(
     return {**answer, "PropertyResponses": responses} if responses else answer
 
 
-def summary_of(record: Record, *, stopped: bool, exit_type: str = "") -> JSON:
+def summary_of(record: Record, *, stopped: bool, exit_type: str = "", template_id: str = "") -> JSON:
     """Return the properties that an enumeration, and a query without types, has."""
     return to_json(
         schema.Properties(
@@ -139,6 +139,7 @@ def summary_of(record: Record, *, stopped: bool, exit_type: str = "") -> JSON:
             system_type="VirtualMachine",
             runtime_os_type="Linux",
             runtime_id=record.runtime_id,
+            runtime_template_id=template_id,
         )
     )
 

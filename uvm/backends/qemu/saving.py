@@ -7,7 +7,8 @@ The memory of every VM is an anonymous file (memfd) that this process has too, a
 QEMU saves is then the state of its devices alone, with ``x-ignore-shared``, some hundred KiB::
 
     template   paused --> device state to a second memfd --> QEMU ends --> the memory is sealed
-    clone      QEMU maps the sealed memory copy-on-write, attaches its disks, loads the device state
+    clone      QEMU maps the sealed memory copy-on-write, attaches its disks, loads the device state;
+               those that it writes to are overlays (:mod:`uvm.backends.qemu.images.overlay`)
     file       paused --> a header, the device state, and the memory
 
 A sealed memory cannot be written by any process, through any mapping: neither a clone nor a guest that
@@ -29,6 +30,7 @@ import json
 import os
 import stat
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import anyio
@@ -40,6 +42,7 @@ from uvm.backend import JSON
 from uvm.backends.qemu.commandline import Acceleration
 from uvm.backends.qemu.devices.request import Commands
 from uvm.backends.qemu.devices.tree import DeviceTree
+from uvm.backends.qemu.frozen import FrozenDisks
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.common import MIB
@@ -95,10 +98,12 @@ class SavedVM:
     """A VM that was saved as a template.
 
     :ivar memory: its memory, sealed.
+    :ivar disks: the disks that its guest could write to.
     :ivar state: a descriptor of the state of its devices.
     """
 
     memory: Memory
+    disks: FrozenDisks
     state: int = field(factory=lambda: os.memfd_create("uvm-state", os.MFD_CLOEXEC))
 
     def __repr__(self) -> str:
@@ -111,6 +116,7 @@ class SavedVM:
     def close(self) -> None:
         """Release it: no more clones are made; those that run have what they need."""
         self.memory.close()
+        self.disks.close()
         if self.state >= 0:
             os.close(self.state)
             self.state = -1
@@ -191,15 +197,17 @@ def _digest_of(paths: Sequence[str]) -> str:
     return found.hexdigest()
 
 
-async def save_template(vm: Commands, memory: Memory) -> SavedVM:
+async def save_template(vm: Commands, memory: Memory, devices: DeviceTree) -> SavedVM:
     """Save the devices of a paused VM. Its QEMU has to end before the memory is sealed.
 
     :raises HostError: QEMU refused; the VM is as it was.
     """
-    saved = SavedVM(memory)
+    freezing = partial(FrozenDisks.freeze, devices.scsi.writable(), f"save {vm.id}")
+    saved = SavedVM(memory, await anyio.to_thread.run_sync(freezing))
     try:
         await _save(vm, saved.state, without_memory=True)
     except BaseException:
+        saved.disks.close()
         os.close(saved.state)
         raise
     return saved

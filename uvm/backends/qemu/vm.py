@@ -120,10 +120,15 @@ class VM:
         return self.lifetime.exit.status
 
     @property
+    def template_id(self) -> str:
+        """The id of the template that it starts from; empty if it is no clone."""
+        state = self.machine.restore_state
+        return "" if state is None else state.template_system_id
+
+    @property
     def is_clone(self) -> bool:
         """Whether it starts from a template."""
-        state = self.machine.restore_state
-        return state is not None and bool(state.template_system_id)
+        return bool(self.template_id)
 
     @property
     def survives(self) -> bool:
@@ -214,7 +219,7 @@ class VM:
         if why:
             raise HostError(f"save {self.id}", HResult.HCS_E_INVALID_STATE, why)
         check_saveable(self.monitor, self.devices)
-        self.saved = await save_template(self.monitor, self.memory)
+        self.saved = await save_template(self.monitor, self.memory, self.devices)
         self.lifetime.process.kill()
         await self.lifetime.process_ended.wait()
 
@@ -294,7 +299,12 @@ class VM:
         """Return the properties that an enumeration, and a query without types, has."""
         status = self.exit_status
         exit_type = status.exit_type if status is not None else ""
-        return summary_of(self.directory.record, stopped=self.state == "Stopped", exit_type=exit_type)
+        return summary_of(
+            self.directory.record,
+            stopped=self.state == "Stopped",
+            exit_type=exit_type,
+            template_id=self.template_id,
+        )
 
     async def guest_connection(self) -> JSON:
         """Return the ``GuestConnectionInfo``; HostError if the host is not connected to the guest."""

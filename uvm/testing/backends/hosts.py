@@ -51,6 +51,21 @@ async def files_are_copied_over_what_is_there_and_removed(rig: Rig) -> None:
 
 
 @scenario(Control.FILES)
+async def an_overlay_is_made_over_a_disk_where_nothing_is(rig: Rig) -> None:
+    files, base = rig.backend.files, rig.host.put_file("base.vhdx")
+    target = rig.host.path_of("overlay.vhdx.qcow2")
+    if not (await rig.backend.host()).overlays:
+        return
+    before = await files.stat(base)
+    await files.make_overlay(base, target)
+    check(await files.stat(target) is not None, "the overlay is there")
+    equal(await files.stat(base), before, "the disk below it")
+    with refused("ERROR_FILE_EXISTS"):
+        await files.make_overlay(base, target)
+    await files.remove(target)
+
+
+@scenario(Control.FILES)
 async def directories_are_made_with_their_parents_and_removed_when_empty(rig: Rig) -> None:
     files, join = rig.backend.files, (await rig.backend.host()).path.join
     outer = rig.host.put_directory("made")

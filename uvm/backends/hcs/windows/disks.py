@@ -12,6 +12,7 @@ from uvm.backends.files import CopyCall, Stop
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.text import guid
 from uvm.backends.hcs.windows.dlls import Kernel32, SystemLibrary, VirtDisk, closing, wide_path
+from uvm.errors import NotSupportedError
 
 _SHARE_ALL: Final = 0x7
 _OPEN_EXISTING: Final = 3
@@ -63,6 +64,13 @@ class WindowsFileCalls:
             cancel[0] = 1
 
         return copy, stop
+
+    def make_overlay(self, base: str, target: str) -> None:
+        """Refuse: clones have copies.
+
+        :raises NotSupportedError: always.
+        """
+        raise NotSupportedError(f"make a disk over {base}: on Windows, clones have copies; nothing was made")
 
     def has_file_ids(self, path: str) -> bool:
         """Return whether the file system answers ``FileIdInfo`` (hcsshim internal/uvm/vsmb.go).

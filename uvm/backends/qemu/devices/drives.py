@@ -11,7 +11,8 @@ How it works
 The header is read from the descriptor that QEMU gets, so that no other file can be put there in between,
 and QEMU opens nothing by name. The format is always stated (:mod:`uvm.backends.qemu.images`). A file that an
 image names besides is opened only if the caller has granted the VM access to it: that is how a backing file
-of a qcow2 image is named. Parents and external data files are refused.
+of a qcow2 image is named. Parents and external data files are refused. A disk of a clone may be over the one
+that its template has there, without a grant.
 
 A fixed VHD is shown without its footer. Errors of the disk reach the guest as such, and do not stop the VM.
 """
@@ -32,13 +33,11 @@ from attrs import define, field
 from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.backends.qemu.devices.request import Access, Machine, gone, unplugged
-from uvm.backends.qemu.images import Image, ImageError, ImageFormat, format_of, read_image
+from uvm.backends.qemu.images import DRIVERS, Image, ImageError, ImageFormat, format_of, read_image
 from uvm.backends.qemu.qmp import QMPError
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
-#: QEMU's names of the formats.
-_DRIVERS: Final = {"raw": "raw", "vhd": "vpc", "vhdx": "vhdx", "qcow2": "qcow2"}
 #: How many backing files may follow one another.
 _MAX_CHAIN: Final = 16
 
@@ -96,11 +95,13 @@ def open_image(
     access: Access,
     operation: str,
     format: ImageFormat | None = None,
+    base: str | None = None,
     depth: int = _MAX_CHAIN,
 ) -> OpenImage:
     """Open a disk image and read its header; blocking.
 
     :param format: its format, if its name does not say that.
+    :param base: the path of a backing file that needs no grant.
     :param depth: how many backing files may follow one another.
     :raises HostError: it cannot be opened: ERROR_FILE_NOT_FOUND, E_ACCESSDENIED; it is no image of its
         format, or names files of the host that the VM has no access to: ERROR_INVALID_DATA, E_ACCESSDENIED.
@@ -111,7 +112,7 @@ def open_image(
         with _damage_refused(path, operation):
             image, is_block = _read(path, fd, format)
             backing = _backing_path(path, image, depth)
-        if backing is not None and not access.allows(backing, vm_id, writable=False):
+        if backing not in (None, base) and not access.allows(backing, vm_id, writable=False):
             raise HostError(
                 operation,
                 HResult.E_ACCESSDENIED,
@@ -195,9 +196,9 @@ def _backing_path(path: str, image: Image, depth: int) -> str | None:
 
 def _backing_format(path: str, image: Image) -> ImageFormat:
     """Return the format of a backing file: what the image says, else what its name says."""
-    for format, driver in _DRIVERS.items():
+    for format, driver in DRIVERS.items():
         if image.backing_format == driver:
-            return format  # type: ignore[return-value]
+            return format
     return format_of(path)
 
 
@@ -293,7 +294,7 @@ def _node(opened: OpenImage, fdsets: list[int], read_only: bool) -> JSON:
         "read-only": read_only,
         "discard": "unmap",
     }
-    driver = "raw" if image.fixed else _DRIVERS[image.format]
+    driver = "raw" if image.fixed else DRIVERS[image.format]
     node: JSON = {"driver": driver, "read-only": read_only, "discard": "unmap", "file": file}
     if image.format == "vhd" and image.fixed:
         node |= {"offset": 0, "size": image.size_bytes}
@@ -332,12 +333,14 @@ async def attach_image(
     read_only: bool,
     only_block: bool = False,
     format: ImageFormat | None = None,
+    base: str | None = None,
     node: JSON | None = None,
     device: JSON | None = None,
     fits: Callable[[int], None] = lambda size: None,
 ) -> None:
     """Open an image in a worker thread, and attach it as a drive.
 
+    :param base: the path of a backing file that needs no grant.
     :param fits: raises if a disk of a size does not fit.
     """
     opening = partial(
@@ -348,6 +351,7 @@ async def attach_image(
         access=access,
         operation=operation,
         format=format,
+        base=base,
     )
     opened = await anyio.to_thread.run_sync(opening, abandon_on_cancel=True)
     if only_block and not opened.is_block:

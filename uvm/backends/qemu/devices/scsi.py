@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from attrs import define, field
@@ -29,9 +30,17 @@ class Disk(Device[Attachment]):
     def __attrs_post_init__(self) -> None:
         self.drive = Drive(f"disk-{self.controller}-{self.lun}")
 
+    @property
+    def read_only(self) -> bool:
+        """Whether the guest only reads it; an ISO image is read-only."""
+        return self.settings.read_only or self.settings.type == "Iso"
+
 
 class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
-    """The SCSI controllers of a VM, those of its document, and disks by controller number and LUN."""
+    """The SCSI controllers of a VM, those of its document, and disks by controller number and LUN.
+
+    :ivar bases: the disks of the template that those of a clone's document may be over.
+    """
 
     resources: ClassVar[tuple[type[Resource], ...]] = (ScsiAttachment,)
     name: ClassVar[str] = "Scsi"
@@ -39,6 +48,7 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._controllers: Controllers = Controllers()
+        self.bases: Mapping[tuple[int, int], str] = {}
 
     async def load(self, vm: VirtualMachine, devices: Devices) -> None:
         """Attach the disks of the document."""
@@ -47,6 +57,7 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
             for lun, attachment in controller.attachments.items():
                 slot = ScsiAttachment(guid, number_of(lun, "LUN"))
                 await self.modify(Request(slot, "Add", to_json(attachment)))
+        self.bases = {}
 
     def key(self, request: Request[ScsiAttachment]) -> tuple[int, int]:
         """Return the controller number and the LUN."""
@@ -61,9 +72,8 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
         return Disk(f"disk {controller}:{lun} ({attachment.path})", attachment, controller, lun)
 
     async def attach(self, request: Request[ScsiAttachment], device: Disk) -> None:
-        """Attach a disk to its controller; an ISO image is a disk that is read-only."""
-        settings = device.settings
-        read_only = settings.read_only or settings.type == "Iso"
+        """Attach a disk to its controller."""
+        settings, read_only = device.settings, device.read_only
         allowed = self.host.access.allows
         if not read_only and not allowed(settings.path, self.machine.id, writable=True):
             text = f"VM {self.machine.id} has no access to {settings.path}; grant it with grant_access"
@@ -79,6 +89,7 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
             read_only=read_only,
             only_block=settings.type == "PassThru",
             format="raw" if settings.type == "Iso" else None,
+            base=self.bases.get((device.controller, device.lun)),
             node={"cache": {"no-flush": True}} if settings.ignore_flushes else None,
         )
 
@@ -89,6 +100,11 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
     async def detach(self, request: Request[ScsiAttachment], device: Disk) -> None:
         """Detach a disk."""
         await device.drive.detach(self.machine, request.operation)
+
+    def writable(self) -> dict[tuple[int, int], str]:
+        """Return the paths of the disks that the guest may write to."""
+        written = {slot: disk for slot, disk in self._attached.items() if not disk.read_only}
+        return {slot: disk.settings.path for slot, disk in written.items()}
 
     def inventory(self) -> JSON:
         """Return the controllers in the form of the document."""

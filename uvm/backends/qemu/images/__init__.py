@@ -23,9 +23,9 @@ import os.path
 from typing import Final
 
 from uvm.backends.qemu.images import qcow2, vhd, vhdx
-from uvm.backends.qemu.images.image import Image, ImageError, ImageFormat, Read
+from uvm.backends.qemu.images.image import DRIVERS, Image, ImageError, ImageFormat, Read
 
-__all__ = ["Image", "ImageError", "ImageFormat", "Read", "format_of", "read_image"]
+__all__ = ["DRIVERS", "Image", "ImageError", "ImageFormat", "Read", "format_of", "read_image"]
 
 _FORMATS: Final[dict[str, ImageFormat]] = {
     ".vhd": "vhd",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 from attrs import frozen
 
@@ -11,6 +11,9 @@ from uvm._repr import brief_call
 from uvm.errors import UVMError
 
 ImageFormat = Literal["raw", "vhd", "vhdx", "qcow2"]
+
+#: QEMU's names of the formats.
+DRIVERS: Final[dict[ImageFormat, str]] = {"raw": "raw", "vhd": "vpc", "vhdx": "vhdx", "qcow2": "qcow2"}
 
 #: Reads so many bytes at an offset, or fewer at the end.
 Read = Callable[[int, int], bytes]

@@ -15,15 +15,17 @@ _VERSIONS: Final = (2, 3)
 _V2_BYTES: Final = 72
 _V3_BYTES: Final = 104
 _EXTERNAL_DATA_FILE: Final = 1 << 2
-_MAX_NAME_BYTES: Final = 1023
-_EXTENSION_DATA_FILE, _EXTENSION_BACKING_FORMAT = 0x44415441, 0xE2792ACA
+MAGIC: Final = b"QFI\xfb"
+MAX_NAME_BYTES: Final = 1023
+_EXTENSION_DATA_FILE: Final = 0x44415441
+EXTENSION_BACKING_FORMAT: Final = 0xE2792ACA
 _MAX_CLUSTER_BITS: Final = 21
 
 
 def read(file_bytes: int, pread: Read) -> Image:
     """Read the header and its extensions; ImageError."""
     begin = pread(0, _V3_BYTES)
-    if begin[:4] != b"QFI\xfb":
+    if begin[:4] != MAGIC:
         raise ImageError("it is no qcow2 image: its beginning is another")
     if len(begin) < _V2_BYTES:
         raise ImageError("it is cut short: the header is missing")
@@ -43,7 +45,7 @@ def read(file_bytes: int, pread: Read) -> Image:
         data_file = extensions.get(_EXTENSION_DATA_FILE, b"").decode("utf-8", "replace")
     if not size:
         raise ImageError("the size of its disk is 0")
-    written = extensions.get(_EXTENSION_BACKING_FORMAT, b"").decode("ascii", "replace")
+    written = extensions.get(EXTENSION_BACKING_FORMAT, b"").decode("ascii", "replace")
     return Image("qcow2", size, backing=backing, backing_format=written, data_file=data_file)
 
 
@@ -57,7 +59,7 @@ def _features(version: int, begin: bytes) -> tuple[int, int]:
 
 
 def _backing(pread: Read, at: int, length: int) -> str:
-    if length > _MAX_NAME_BYTES:
+    if length > MAX_NAME_BYTES:
         raise ImageError(f"it is a damaged qcow2 image: the name of its backing file has {length} bytes")
     return exactly(pread, at, length, "the name of its backing file").decode("utf-8", "replace")
 
