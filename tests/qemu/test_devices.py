@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import anyio
 import pytest
 
 import uvm
-from tests.qemu.vms import backend_of, running_vm
+from tests.qemu.vms import backend_of, process_of, running_vm
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.backends.qemu.monitor import Monitor
 from uvm.errors import HostError
@@ -108,6 +109,18 @@ async def test_what_a_guest_writes_to_an_image_of_each_format_is_in_it(tmp_path:
                     assert await said(vm, f"cat {there}/file 2>/dev/null || true") == written
                     await said(vm, f"echo once >> {there}/file; sync")
         assert plugged(backend, vm) == 0
+
+
+async def test_what_a_guest_has_synced_is_there_when_qemu_was_killed(tmp_path: Path) -> None:
+    path, mount = await ext4(tmp_path, "a.qcow2"), uvm.Mount(filesystem="ext4", guest_path="/mnt/data")
+    async with backend_of(tmp_path) as backend:
+        async with running_vm(backend) as vm:
+            await vm.scsi.attach(path, mount=mount)
+            await said(vm, "echo synced > /mnt/data/file; sync")
+            os.kill(process_of(backend, vm), signal.SIGKILL)
+            assert (await vm.wait()).exit_type == "UnexpectedExit"
+        async with running_vm(backend) as vm, vm.scsi.attach(path, mount=mount):
+            assert await said(vm, "cat /mnt/data/file") == "synced\n"
 
 
 async def test_a_disk_is_in_one_vm_at_a_time_unless_all_only_read_it(tmp_path: Path) -> None:

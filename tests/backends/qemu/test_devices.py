@@ -155,6 +155,14 @@ async def test_a_refused_node_takes_its_descriptor_with_it(tmp_path: Path) -> No
     assert vm.machine.commands[-1] == "remove-fd"
 
 
+async def test_an_image_whose_damage_qemu_finds_says_how_to_see_it(tmp_path: Path) -> None:
+    vm = await rig(tmp_path)
+    vm.machine.refuse("blockdev-add", "Image does not contain a reference count table")
+    with _refused(HResult.ERROR_INVALID_DATA, "disk.qcow2: it is damaged.*qemu-img check.*reference count"):
+        await vm.attach(images.written(tmp_path / "disk.qcow2", images.qcow2()))
+    assert vm.machine.commands[-1] == "remove-fd"
+
+
 async def test_no_descriptor_stays_open_here(tmp_path: Path) -> None:
     vm, path = await rig(tmp_path), _disk(tmp_path)
     before = len(os.listdir("/proc/self/fd"))

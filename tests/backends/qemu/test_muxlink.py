@@ -240,7 +240,7 @@ async def test_a_guest_that_breaks_a_rule_ends_its_link(portion: bytes) -> None:
     async with linked() as links:
         _, host = await links.connect()
         links.socket.send(portion)
-        with pytest.raises(anyio.BrokenResourceError):
+        with pytest.raises(anyio.BrokenResourceError, match="the guest broke the protocol: "):
             await host.receive()
         assert isinstance(links.host.failure, MuxError)
 

@@ -299,7 +299,7 @@ class MuxStream:
             if self._ended:
                 raise anyio.EndOfStream
             if self._broken:
-                raise anyio.BrokenResourceError
+                raise self._error()
             await self._waiting.wait()
         return self._take(max_bytes)
 
@@ -381,7 +381,14 @@ class MuxStream:
         if self._closed or self._channel.sender.ended:
             raise anyio.ClosedResourceError
         if self._broken or self._channel.gone:
-            raise anyio.BrokenResourceError
+            raise self._error()
+
+    def _error(self) -> anyio.BrokenResourceError:
+        """Return the error of a stream that is broken, which says why."""
+        failure = self._link.failure
+        if isinstance(failure, MuxError):
+            return anyio.BrokenResourceError(f"the guest broke the protocol: {failure}")
+        return anyio.BrokenResourceError("the guest has reset it, or has gone")
 
 
 class MuxListener:

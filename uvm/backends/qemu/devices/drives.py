@@ -242,7 +242,7 @@ class Drive:
             await machine.ask(operation, "device_add", self._device(bus, lun) | (device or {}))
         except HostError as error:
             await self._remove_node(machine, operation)
-            raise _as_said(error, opened.path) from error
+            raise _as_said(error, opened) from error
         finally:
             opened.close()
 
@@ -304,9 +304,11 @@ def _node(opened: OpenImage, fdsets: list[int], read_only: bool) -> JSON:
     return node
 
 
-def _as_said(error: HostError, path: str) -> HostError:
+def _as_said(error: HostError, opened: OpenImage) -> HostError:
     """Return a refusal of QEMU's with the code and the words of what it means."""
-    said = error.__cause__.text if isinstance(error.__cause__, QMPError) else ""
+    cause = error.__cause__
+    if not isinstance(cause, QMPError):
+        return error
     for words, code, text in (
         ("lock", HResult.ERROR_SHARING_VIOLATION, "it is in use by another VM or process"),
         ("Permission denied", HResult.E_ACCESSDENIED, "QEMU may not open it"),
@@ -316,8 +318,11 @@ def _as_said(error: HostError, path: str) -> HostError:
             "its log is open; mend it with qemu-img check -r all",
         ),
     ):
-        if words in said:
-            return HostError(error.operation, code, f"{path}: {text} ({said})")
+        if words in cause.text:
+            return HostError(error.operation, code, f"{opened.path}: {text} ({cause.text})")
+    if cause.command == "blockdev-add" and not opened.image.fixed:
+        text = f"it is damaged; see how with qemu-img check, or have another image ({cause.text})"
+        return HostError(error.operation, HResult.ERROR_INVALID_DATA, f"{opened.path}: {text}")
     return error
 
 
