@@ -99,6 +99,26 @@ async def test_what_clones_write_to_memory_is_in_no_other(tmp_path: Path) -> Non
         assert backend._vms == {}
 
 
+async def test_a_pool_of_clones_boots_one_vm(tmp_path: Path) -> None:
+    booted = []
+
+    async def prepare(vm: uvm.UtilityVM) -> None:
+        booted.append(vm.id)
+        await said(vm, "echo prepared > /run/file")
+
+    with leaving_nothing(tmp_path) as pids:
+        async with backend_of(tmp_path) as backend:
+            options = uvm.LCOWOptions(memory_mb=MEMORY_MB, processors=1)
+            pool = uvm.Pool(options, backend=backend, ready=1, clones=True, prepare_template=prepare)
+            async with pool:
+                for _ in range(3):
+                    async with pool.vm() as vm:
+                        pids.append(process_of(backend, vm))
+                        assert await said(vm, "cat /run/file; echo used > /run/file") == "prepared\n"
+                        assert vm.template_id == booted[0]
+                assert (len(set(pids)), len(booted)) == (3, 1)
+
+
 async def test_what_is_shared_keeps_a_vm_from_being_saved(tmp_path: Path) -> None:
     async with backend_of(tmp_path) as backend, running_vm(backend, template=True) as vm:
         async with vm.plan9.add(tmp_path, "/mnt/share"):

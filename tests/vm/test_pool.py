@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import ntpath
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -16,13 +17,15 @@ from hypothesis import strategies as st
 
 import uvm
 from tests.clocks import jumping_backends, run_without_waiting
-from tests.vm.support import DISK, Attempt, host_backend, lcow, quiet
-from uvm.backends.fake import FakeBackend, Latency
-from uvm.errors import HostError, OptionsError, UVMError, VMExitedError, VMStateError
+from tests.vm.support import DISK, OPTIONS, Attempt, host_backend, lcow, quiet
+from uvm._names import GuestOS
+from uvm.backends.fake import FakeBackend, FakeVM, Latency
+from uvm.errors import HostError, NotSupportedError, OptionsError, UVMError, VMExitedError, VMStateError
 
 pytestmark = pytest.mark.anyio
 anyio_backend = jumping_backends
 
+CLONES = r"C:\clones"
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 
 
@@ -485,6 +488,125 @@ def test_options_with_an_id_are_refused() -> None:
         uvm.Pool(lcow(), backend=host_backend())
 
 
+# Clones.
+
+
+def _cloning(
+    os: GuestOS = "linux", *, overlays: bool = False, **settings: Any
+) -> tuple[FakeBackend, uvm.Pool]:
+    """A host that makes templates of all guests, and a pool of clones that is not started."""
+    backend = host_backend(host=uvm.HostInfo(templates=("windows", "linux"), overlays=overlays))
+    backend.files.add_directory(CLONES)
+    options = OPTIONS[os](id="", scratch_directory=CLONES)
+    return backend, uvm.Pool(options, backend=backend, clones=True, **{"ready": 2, **settings})
+
+
+@pytest.mark.parametrize("overlays", [False, True])
+@pytest.mark.parametrize("os", ["linux", "windows"])
+async def test_each_vm_is_a_clone_of_one_that_was_prepared_once(os: GuestOS, overlays: bool) -> None:
+    prepared: list[str] = []
+
+    async def prepare(vm: uvm.UtilityVM) -> None:
+        prepared.append(vm.id)
+        await vm.scsi.attach(DISK)
+
+    backend, pool = _cloning(os, overlays=overlays, prepare_template=prepare)
+    async with pool:
+        directories: set[str] = set()
+        for _ in range(3):
+            async with pool.vm() as vm:
+                [disk] = vm.devices().disks
+                assert (vm.is_clone, vm.template_id) == (True, prepared[0])
+                assert disk.host_path.startswith(CLONES)
+                directories.add(ntpath.dirname(disk.host_path))
+                assert (await vm.run(["echo", "hello"])).stdout.strip() == b"hello"
+        assert (len(prepared), len(directories)) == (1, 3)
+        assert backend.vms[prepared[0]].state == "SavedAsTemplate"
+    assert backend.leftovers() == []
+    assert backend.files.listing(CLONES) == []
+    ended = [each.call.vm for each in backend.request_log.entries(operation="terminate")]
+    assert ended[-1] == prepared[0]
+
+
+async def test_a_pool_of_clones_of_a_given_template_leaves_it_to_its_caller() -> None:
+    backend, _ = _cloning()
+    async with uvm.UtilityVM.create(lcow(template=True), backend=backend) as booted:
+        await booted.start()
+        options = lcow(id="", clone_of=await booted.save_template())
+        async with uvm.Pool(options, backend=backend, ready=2) as pool, pool.vm() as vm:
+            assert vm.template_id == booted.id
+        assert booted.state is uvm.VMState.SAVED
+    assert backend.leftovers() == []
+
+
+@pytest.mark.parametrize("operation", ["create", "start", "connect", "pause", "save"])
+async def test_a_template_that_fails_is_why_the_pool_does_not_start(operation: str) -> None:
+    backend, pool = _cloning()
+    backend.faults.refuse(operation=operation, nth=1)
+    with pytest.raises(UVMError, match=operation):
+        await pool.start()
+    assert backend.leftovers() == []
+    with pytest.raises(VMStateError, match="closed"):
+        await pool.acquire()
+    await pool.close()
+
+
+async def test_the_preparation_of_a_template_may_raise_and_is_limited() -> None:
+    async def fail(vm: uvm.UtilityVM) -> None:
+        raise ValueError("not like that")
+
+    async def hang(vm: uvm.UtilityVM) -> None:
+        await anyio.sleep_forever()
+
+    for prepare, why in ((fail, "not like that"), (hang, "preparing it as the template of its pool")):
+        backend, pool = _cloning(prepare_template=prepare)
+        with pytest.raises((ValueError, UVMError), match=why):
+            await pool.start()
+        assert backend.leftovers() == []
+
+
+@pytest.mark.parametrize("operation", ["create", "connect", "save"])
+async def test_a_start_that_is_cancelled_or_closed_at_its_template_leaves_nothing(operation: str) -> None:
+    backend, pool = _cloning()
+    with backend.faults.hold(operation=operation), anyio.move_on_after(1) as scope:
+        await pool.start()
+    assert scope.cancelled_caught
+    await anyio.sleep(60)
+    assert backend.leftovers() == []
+
+    backend, pool = _cloning()
+    async with anyio.create_task_group() as tasks:
+        with backend.faults.hold(operation=operation) as gate:
+            starting = Attempt.begin(tasks, pool.start)
+            await gate.wait()
+            closing = Attempt.begin(tasks, pool.close)
+            await quiet()
+    assert isinstance(starting.error, VMStateError)
+    assert closing.error is None
+    assert backend.leftovers() == []
+
+
+async def test_a_host_that_makes_no_templates_has_no_pool_of_clones() -> None:
+    backend = host_backend(host=uvm.HostInfo(templates=("windows",)))
+    with pytest.raises(NotSupportedError, match="Linux"):
+        await uvm.Pool(lcow(id=""), backend=backend, clones=True).start()
+    assert backend.leftovers() == []
+
+
+async def test_what_does_not_go_with_clones_is_refused() -> None:
+    async def prepare(vm: uvm.UtilityVM) -> None:
+        pass
+
+    backend, _ = _cloning()
+    with pytest.raises(OptionsError, match="no effect without clones"):
+        uvm.Pool(lcow(id=""), backend=backend, prepare_template=prepare)
+    async with uvm.UtilityVM.create(lcow(template=True), backend=backend) as booted:
+        await booted.start()
+        of_given = lcow(id="", clone_of=await booted.save_template())
+    with pytest.raises(OptionsError, match="clones of the options'"):
+        uvm.Pool(of_given, backend=backend, clones=True)
+
+
 # Any interleaving.
 
 
@@ -509,9 +631,13 @@ class World:
         self.waiting.append(anyio.CancelScope())
         tasks.start_soon(self.caller, self.waiting[-1])
 
+    @property
+    def running(self) -> list[FakeVM]:
+        return [vm for vm in self.backend.vms.values() if vm.state != "SavedAsTemplate"]
+
     def check(self) -> None:
         assert len({id(vm) for vm in self.held}) == len(self.held), "a VM was handed out twice"
-        assert len(self.backend.vms) <= self.max_size
+        assert len(self.running) <= self.max_size
         assert max(self.uses.values(), default=0) <= self.max_uses
         assert self.pool.ready + self.pool.starting <= self.max_size
 
@@ -523,8 +649,8 @@ async def act(world: World, tasks: Any, action: str, number: int) -> None:
         world.waiting[number % len(world.waiting)].cancel()
     elif action == "release" and world.held:
         await world.pool.release(world.held.pop(number % len(world.held)))
-    elif action == "crash" and world.backend.vms:
-        list(world.backend.vms.values())[number % len(world.backend.vms)].crash()
+    elif action == "crash" and world.running:
+        world.running[number % len(world.running)].crash()
     elif action == "fail":
         operations = ("create", "start", "connect")
         world.backend.faults.refuse(operation=operations[number % 3], nth=1)
@@ -550,6 +676,7 @@ ACTIONS = st.lists(
     ready=st.integers(1, 3),
     max_uses=st.integers(1, 3),
     checks=st.booleans(),
+    clones=st.booleans(),
     slow=st.booleans(),
     early=st.booleans(),
 )
@@ -559,6 +686,7 @@ def test_whatever_happens_no_vm_is_used_twice_and_none_is_left(
     ready: int,
     max_uses: int,
     checks: bool,
+    clones: bool,
     slow: bool,
     early: bool,
 ) -> None:
@@ -567,10 +695,12 @@ def test_whatever_happens_no_vm_is_used_twice_and_none_is_left(
 
     async def play() -> None:
         latency = Latency(host_ms=300, guest_ms=200, lifecycle_ms=700) if slow else Latency()
-        backend, max_size = host_backend(latency=latency), ready + 2
+        host = uvm.HostInfo(templates=("linux",), overlays=True)
+        backend, max_size = host_backend(latency=latency, host=host), ready + 2
         pool = uvm.Pool(
             lcow(id=""),
             backend=backend,
+            clones=clones,
             ready=ready,
             max_size=max_size,
             max_uses=max_uses,

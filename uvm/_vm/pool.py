@@ -10,6 +10,10 @@ Each VM of a pool is a :class:`_Member`, kept by a task of its own (:func:`uvm._
                   v |        v
                 CHECKING   READY, if it may be used again
 
+A pool of clones boots one VM first, saves it as a template, and keeps that until its last clone is closed::
+
+    backend opened --> template saved --> clones start ... are closed --> template ended --> backend closed
+
 Whatever happens (a VM becomes ready, dies, fails, is released, a caller comes or leaves) changes the state of
 a member at once, and then :meth:`Pool._settle` pairs callers with VMs, in the order in which they came, and
 starts keepers of new ones. Callers only wait, so that one who is cancelled loses nothing.
@@ -28,10 +32,10 @@ from typing import TYPE_CHECKING, Self, TypeAlias, Unpack
 
 import anyio
 import anyio.lowlevel
-from attrs import define, field
+from attrs import define, evolve, field
 
 from uvm._async import Flag, errors_of
-from uvm._checks import U32, checked, function, instance, optional, positive_seconds, whole
+from uvm._checks import U32, checked, flag, function, instance, optional, positive_seconds, whole
 from uvm._home import Home
 from uvm._vm.base import ClosedOnLeaving
 from uvm._vm.ending import VMState
@@ -114,7 +118,11 @@ class Pool(ClosedOnLeaving):
     :param max_age_seconds: from when it was ready until it is no more handed out.
     :param prepare: called with each VM once it has started; if it raises, the VM has failed to start.
     :param check: called with a VM before it is handed out; if it raises, or returns False, another is.
-    :param hook_seconds: how long `prepare`, and `check`, may take; then the VM has failed.
+    :param hook_seconds: how long `prepare`, `check`, and `prepare_template` may take; then the VM has failed.
+    :param clones: the VMs are clones of one that is booted first and saved as a template, which the pool ends
+        after them; it does not count. The ``scratch_directory`` of the options is for the disks of them all.
+    :param prepare_template: called with the VM that becomes the template, before it is saved: what it
+        attaches and runs, every clone has.
     :param settings: the other keywords of :meth:`UtilityVM.create`.
     :raises OptionsError: an argument cannot work.
     """
@@ -131,6 +139,8 @@ class Pool(ClosedOnLeaving):
         prepare: Hook | None = None,
         check: Hook | None = None,
         hook_seconds: float = HOOK_SECONDS,
+        clones: bool = False,
+        prepare_template: Hook | None = None,
         **settings: Unpack[CreationSettings],
     ) -> None:
         checked(options, instance(LCOWOptions, WCOWOptions), "options")
@@ -138,6 +148,12 @@ class Pool(ClosedOnLeaving):
         if options.id:
             raise OptionsError(f"the options of a pool's VMs have the id {options.id!r}; leave it out")
         check_settings(settings, "Pool", signature(Pool).parameters)
+        self._clones = checked(clones, flag, "clones")
+        self._prepare_template = checked(prepare_template, optional(function), "prepare_template")
+        if clones and options.clone_of is not None:
+            raise OptionsError("clones: the VMs are clones of the options' clone_of already; leave one out")
+        if prepare_template is not None and not clones:
+            raise OptionsError("prepare_template has no effect without clones=True")
         self._options = options
         self._backend = backend
         self._target = checked(ready, whole(U32, 1), "ready")
@@ -165,6 +181,8 @@ class Pool(ClosedOnLeaving):
         self._filled = Flag()
         self._closing = Flag()
         self._closed = Flag()
+        #: In which the template is booted and saved.
+        self._booting = anyio.CancelScope()
         self._close_errors: list[Exception] = []
 
     def __repr__(self) -> str:
@@ -198,7 +216,8 @@ class Pool(ClosedOnLeaving):
         is closed.
 
         :raises VMStateError: it was started before, or is closed meanwhile.
-        :raises UVMError: why they all failed; the pool was closed.
+        :raises NotSupportedError: `clones`, and the host makes no templates of such VMs; the pool was closed.
+        :raises UVMError: why they all failed, or the template did; the pool was closed.
         """
         if self._home is not None:
             raise VMStateError(f"{self!r}: a pool is started once")
@@ -222,7 +241,7 @@ class Pool(ClosedOnLeaving):
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Backend]:
         """Open the backend until the pool is closed."""
-        async with opened(self._backend) as host:
+        async with opened(self._backend) as host, self._templated(host):
             try:
                 yield host
             finally:
@@ -235,6 +254,26 @@ class Pool(ClosedOnLeaving):
                         # asyncio cancels its tasks once, when its loop ends.
                         await self._closed.wait()
 
+    @asynccontextmanager
+    async def _templated(self, host: Backend) -> AsyncIterator[None]:
+        """Have a template, if the VMs are to be clones, until the pool is closed."""
+        if not self._clones:
+            yield
+            return
+        options = evolve(self._options, template=True, scratch_directory="")
+        async with UtilityVM.create(options, backend=host, **self._settings) as vm:
+            with self._booting:
+                await self._save(vm)
+            self._check_open()
+            yield
+
+    async def _save(self, vm: UtilityVM) -> None:
+        """Boot a VM, and have the VMs of the pool be clones of it."""
+        await vm.start()
+        if self._prepare_template is not None:
+            await self._call(self._prepare_template, vm, "preparing it as the template of")
+        self._options = evolve(self._options, template=False, clone_of=await vm.save_template())
+
     async def close(self) -> None:
         """Terminate all VMs, those in use too, and wait until nothing of them is left.
 
@@ -246,8 +285,13 @@ class Pool(ClosedOnLeaving):
         self._home.check(repr(self))
         self._begin_closing()
         await self._closed.wait()
-        if self._keeper is not None:
-            await self._keeper.wait_ended()
+        try:
+            if self._keeper is not None:
+                await self._keeper.wait_ended()
+        except Exception:
+            # What was not opened is why the start failed, which has raised that.
+            if self._host is not None:
+                raise
         if self._close_errors:
             raise own(together("closing a pool", self._close_errors))
 
@@ -255,6 +299,7 @@ class Pool(ClosedOnLeaving):
         if self._closing.is_set():
             return
         self._closing.set()
+        self._booting.cancel()
         while self._waiters:
             self._waiters.popleft().woken.set()
         self._ready.clear()
@@ -453,7 +498,8 @@ class Pool(ClosedOnLeaving):
             with member.scope:
                 await self._pause(member)
                 assert self._host is not None
-                async with UtilityVM.create(self._options, backend=self._host, **self._settings) as vm:
+                options = await self._options_of_one(self._host)
+                async with UtilityVM.create(options, backend=self._host, **self._settings) as vm:
                     try:
                         # Of its own, so that leaving the VM is not cancelled, and raises what it fails with.
                         with anyio.CancelScope() as member.scope:
@@ -468,6 +514,14 @@ class Pool(ClosedOnLeaving):
                 self._close_errors.append(error)
         finally:
             self._ended(member)
+
+    async def _options_of_one(self, host: Backend) -> LCOWOptions | WCOWOptions:
+        """Return the options of one VM: a clone has a directory of its own."""
+        options = self._options
+        if options.clone_of is None or not options.scratch_directory:
+            return options
+        directory = (await host.host()).path.join(options.scratch_directory, host.new_id())
+        return evolve(options, scratch_directory=directory)
 
     async def _pause(self, member: _Member) -> None:
         if member.failures:

@@ -100,7 +100,7 @@ class StandIn:
         self.disturb: Disturb = _undisturbed
         self.twice: Counter[str] = Counter()
         self.keeps: set[str] = set()
-        self.fake = FakeBackend(host=HostInfo(paths="posix"), checks=Checks.lenient())
+        self.fake = FakeBackend(host=HostInfo(paths="posix", templates=("linux",)), checks=Checks.lenient())
         self._qmp = _socket(arguments, "qmp")
         self._mux = _socket(arguments, "mux")
         self._over = Flag()
@@ -302,6 +302,12 @@ class StandIn:
     def _migrate(self, uri: str) -> JSON:
         return {}
 
+    def _migrate_incoming(self, uri: str) -> JSON:
+        return {}
+
+    def _query_status(self) -> JSON:
+        return {"status": "paused"}
+
     def _query_migrate(self) -> JSON:
         return {"status": "completed"}
 
@@ -459,6 +465,11 @@ class StandInLauncher:
         self.prepare(child)
         self.started[child.name] = child
         child.document, self.trees[child.name].guest = self.trees[child.name].document, child.fake
+        if template := child.document.get("RestoreState", {}).get("TemplateSystemId"):
+            # The clone's guest is that of its template, as it was saved.
+            saved = self.started[template].fake.vms["guest"]
+            saved._become("SavedAsTemplate")
+            child.fake._vms[template] = saved
         return child
 
     def close(self) -> None:
