@@ -72,6 +72,7 @@ async def play(look: Look, os: str, **options: Any) -> None:
         held |= await (_linux(vm) if os == "linux" else _windows(vm))
         held |= await _anywhere(vm)
         held |= await _processes(vm, backend)
+        held |= await _pod(vm)
         held |= await _unowned(vm, backend)
         handles = await _handles(vm, backend)
         held |= handles
@@ -79,6 +80,9 @@ async def play(look: Look, os: str, **options: Any) -> None:
         for each in held.values():
             if isinstance(each, uvm.Lease | uvm.RootFileSystem | uvm.ContainerMount) and not each.released:
                 await each.release()
+        if "resources" in held:
+            await held["pod_container"].aclose()
+            await held["resources"].release()
         await held["process"].kill()
         await held["process"].wait()
         await held["process"].aclose()
@@ -130,6 +134,19 @@ async def _windows(vm: uvm.UtilityVM) -> dict[str, Any]:
         "share": await vm.vsmb.add(support.OTHER_SHARED, read_only=True),
         "file": await vm.vsmb.add(support.FILE, read_only=True),
         "pipe": await vm.pipes.add(support.PIPE),
+    }
+
+
+async def _pod(vm: uvm.UtilityVM) -> dict[str, Any]:
+    pod = uvm.Pod(vm, "")
+    if vm.os == "windows":
+        return {"pod": pod}
+    mounts = [{"destination": "/data", "type": "bind", "source": support.OTHER_SHARED}]
+    made = {**spec("sleep", "3600"), "mounts": mounts}
+    return {
+        "pod": pod,
+        "pod_container": await pod.run_container(made, [support.LAYER], support.LARGE_LAYER, id="p"),
+        "resources": await pod.attach_resources(made, [support.LAYER], support.LARGE_LAYER, id="q"),
     }
 
 

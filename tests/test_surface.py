@@ -21,7 +21,7 @@ SURFACE = {
         BlockCIMBootFiles HvSocketService LayerBootFiles PCIDevice RegistryValue Template VmbFSBootFiles
         CreationPlan
         GuestTimeouts NetworkSetup OutputHandler VMMemory VMStatistics Quarantined
-        DiskType Mount LCOWLayer WCOWLayer RootFileSystem
+        DiskType Mount LCOWLayer WCOWLayer RootFileSystem ContainerResources Pod PodContainer
         Lease LeaseState Orphan StuckDevice UnrevokedAccess VMDevices
         AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease
         SharedLease VPCILease VPMemLease VSMBLease
@@ -111,6 +111,14 @@ HELD = {
         container_id container_path host_path read_only release released share state
     """,
     "RootFileSystem": "gone layers release released root scratch scratch_path state",
+    "Pod": """
+        attach_resources close containers create create_container id network run_container run_sandbox sandbox
+        vm
+    """,
+    "PodContainer": """
+        aclose closed container exit id init open_process resources role run start wait
+    """,
+    "ContainerResources": "container_id document leases release released root state",
     "Orphan": "error key ledger release since slot what where",
     "Container": """
         aclose delete_state exit id modify open_init open_process processes properties run shutdown signal

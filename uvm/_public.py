@@ -37,6 +37,9 @@ from uvm._vm.layers import LCOWLayer as LCOWLayer
 from uvm._vm.layers import RootFileSystem as RootFileSystem
 from uvm._vm.layers import WCOWLayer as WCOWLayer
 from uvm._vm.networksetup import NetworkSetup as NetworkSetup
+from uvm._vm.pods.container import PodContainer as PodContainer
+from uvm._vm.pods.pod import Pod as Pod
+from uvm._vm.pods.resources import ContainerResources as ContainerResources
 from uvm._vm.pool import Pool as Pool
 from uvm._vm.statistics import VMMemory as VMMemory
 from uvm._vm.statistics import VMStatistics as VMStatistics

@@ -159,6 +159,58 @@ async def _root(stage: Stage) -> uvm.RootFileSystem:
     return await stage.vm.mount_layers("c1", [host.LAYER], host.SCRATCH)
 
 
+def _pod_of(stage: Stage) -> uvm.Pod:
+    if "pod" not in stage.made:
+        stage.made["pod"] = uvm.Pod(stage.vm, "")
+    made: uvm.Pod = stage.made["pod"]
+    return made
+
+
+async def _pod(stage: Stage) -> uvm.Pod:
+    return _pod_of(stage)
+
+
+_POD_SPEC: dict[str, Any] = {
+    **_SPEC,
+    "mounts": [
+        {"destination": "/data", "type": "bind", "source": host.SHARED, "options": ["rbind", "ro"]},
+        {"destination": "/disk", "type": "virtual-disk", "source": host.DISK},
+    ],
+    "windows": {"devices": [{"id": host.DEVICE, "idType": "vpci-instance-id"}]},
+}
+
+
+def _pod_container(call: str, spec: dict[str, Any] = _SPEC) -> Callable[[Stage], Any]:
+    """Return what has a pod make a container, by one of its calls."""
+    streams = {"stdin": True} if call == "run_container" else {}
+    return lambda s: getattr(_pod_of(s), call)(spec, [host.LAYER], host.SCRATCH, id="c1", **streams)
+
+
+async def _pod_with_one(stage: Stage) -> uvm.Pod:
+    await _pod_container("run_container")(stage)
+    return _pod_of(stage)
+
+
+def _pod_makes(call: str, spec: dict[str, Any] = _SPEC) -> Row:
+    missing = {**_SPEC, "mounts": [{"destination": "/d", "type": "bind", "source": host.DISK + "x"}]}
+    return Row(
+        lambda s, it: _pod_container(call, spec)(s),
+        **_wrong_too(
+            {"HostPathError": lambda s, it: _pod_container(call, missing)(s)},
+            lambda s, it: _pod_container(call, {"mounts": [{"type": "x"}]})(s),
+        ),
+    )
+
+
+async def _one_pod(stage: Stage, it: Any) -> None:
+    """Bring a pod up, with a network and a container, and end it."""
+    make = uvm.Pod.create(
+        stage.options, backend=stage.backend, network=host.NAMESPACE, timeouts=stage.timeouts
+    )
+    async with make as pod, pod.run_container(_SPEC, [host.LAYER], host.SCRATCH, id="c1"):
+        pass
+
+
 def _bus(name: str, lease: str = "") -> Callable[[Stage], Awaitable[Any]]:
     """Return what prepares a bus, with a lease on it that the VM alone holds."""
 
@@ -235,6 +287,9 @@ OBJECTS: dict[str, tuple[str, Callable[[Stage], Awaitable[Any]]]] = {
     "RootFileSystem": ("linux", _root),
     "ContainerMount": ("windows", _container_mount),
     "Orphan": ("linux", _orphan),
+    "Pod": ("linux", _pod),
+    "PodContainer": ("linux", _pod_container("run_container")),
+    "ContainerResources": ("linux", _pod_container("attach_resources", _POD_SPEC)),
     "Container": ("linux", _container),
     "Process": ("linux", _process),
     "ProcessInput": ("linux", _stdin),
@@ -273,6 +328,11 @@ async def _release(stage: Stage, it: Any) -> None:
 async def _send_eof(stage: Stage, it: uvm.Process) -> None:
     assert it.stdin is not None
     await it.stdin.send_eof()
+
+
+async def _eof_of_init(stage: Stage, it: uvm.PodContainer) -> None:
+    assert it.init is not None
+    await _send_eof(stage, it.init)
 
 
 async def _drop(stage: Stage, it: Any) -> None:
@@ -421,6 +481,29 @@ ROWS: dict[str, Row] = {
         end=True,
         **_option(lambda s, it: it.delete_container_state("..")),
     ),
+    # A pod.
+    "Pod.create": Row(_one_pod, _vm, vm="", ends_vm=True, grace=True),
+    "Pod.__aenter__": _ENTERED,
+    "Pod.__aexit__": Row(
+        lambda s, it: it.__aexit__(None, None, None), _pod_with_one, sure=True, ends_vm=True
+    ),
+    "Pod.close": Row(lambda s, it: it.close(), _pod_with_one, sure=True, ends_vm=True),
+    "Pod.run_container": _pod_makes("run_container", _POD_SPEC),
+    "Pod.run_sandbox": _pod_makes("run_sandbox"),
+    "Pod.create_container": _pod_makes("create_container"),
+    "Pod.attach_resources": _pod_makes("attach_resources", _POD_SPEC),
+    "PodContainer.start": Row(lambda s, it: it.start(), _pod_container("create_container")),
+    "PodContainer.wait": Row(lambda s, it: it.wait(), finish=_eof_of_init),
+    "PodContainer.aclose": Row(lambda s, it: it.aclose(), sure=True),
+    "PodContainer.__aexit__": _LEFT,
+    "PodContainer.__aenter__": _ENTERED,
+    "PodContainer.open_process": _PROCESS,
+    "PodContainer.run": _RUN,
+    "ContainerResources.release": Row(
+        lambda s, it: it.release(), sure=True, wrong={"AlreadyReleasedError": _released_twice}
+    ),
+    "ContainerResources.__aexit__": _LEFT,
+    "ContainerResources.__aenter__": _ENTERED,
     # A pool of VMs.
     "Pool.start": Row(lambda s, it: _new_pool(s).start(), _vm, vm=""),
     "Pool.__aenter__": Row(lambda s, it: _new_pool(s).__aenter__(), _vm, vm=""),

@@ -462,10 +462,10 @@ class Container(ProcessHost):
     async def _see_off(self, init: Process) -> None:
         """Let what it still writes be read, for a moment; unread, it would keep the guest from its report."""
         seconds = self._guest.timeouts.grace_seconds
-        with self._guest.clock.move_on_after(seconds) as limit, suppress(UVMError):
+        with self._guest.clock.move_on_after(seconds), suppress(UVMError):
             await init.wait()
-        if limit.scope.cancelled_caught:
-            await init.aclose()
+            return
+        await init.aclose()
 
     @property
     def _reports_its_exit(self) -> bool:

@@ -1,0 +1,1 @@
+"""Pods: containers that share a VM and a network namespace, from specifications."""

@@ -1,0 +1,201 @@
+"""A container of a pod: created and started, and ended with all that is attached for it.
+
+Theory of operation
+-------------------
+
+::
+
+    resources attached --> CREATED -- start --> RUNNING
+                              |                    |
+                              `------- aclose -----+--> the container ends, then the resources are released
+                                                              ^                    |
+                                                              `-- closed again ----'  where a part failed
+
+Tasks of the VM create it and end it. One that fails in between, or whose caller has left, is undone in the
+order of an end.
+
+Source: hcsshim ``internal/hcsoci/create.go``, ``cmd/containerd-shim-runhcs-v1/exec_hcs.go``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from attrs import define, field
+
+from uvm._async import Errand, cancelled_too
+from uvm._guest.clock import GuestClock
+from uvm._guest.container import Container, ContainerExit
+from uvm._guest.process import Process
+from uvm._guest.run import ProcessHost
+from uvm._guest.specs import Command
+from uvm._repr import brief
+from uvm._vm.pods.plan import Member, Role
+from uvm._vm.pods.resources import ContainerResources
+from uvm._vm.vm import UtilityVM
+from uvm.errors import UVMError, VMExitedError, own, together
+
+
+class Members(Protocol):
+    """The pod, as its containers see it."""
+
+    def _check_end(self, member: Member) -> None:
+        """Refuse the end of a member that others need."""
+
+    def _left(self, member: Member) -> None:
+        """Note that a member has ended, and that all that was attached for it was released."""
+
+
+@define(eq=False, repr=False)
+class PodContainer(ProcessHost):
+    """A container of a pod, with what is attached for it. It ends with :meth:`aclose`, or with the pod.
+
+    :ivar container: the container itself.
+    :ivar resources: what is attached for it.
+    :ivar init: its own, first process; None until it is started.
+    """
+
+    _vm: UtilityVM
+    _pod: Members
+    _member: Member
+    container: Container
+    resources: ContainerResources
+    init: Process | None = field(default=None, init=False)
+    _ending: Errand[None] | None = field(default=None, init=False)
+
+    def __repr__(self) -> str:
+        return brief(f"<PodContainer of {self._vm.id}: {self.container!r}, {self.resources!r}>")
+
+    @property
+    def id(self) -> str:
+        """The id of it."""
+        return self.container.id
+
+    @property
+    def role(self) -> Role:
+        """What it is in its pod."""
+        return self._member.role
+
+    @property
+    def exit(self) -> ContainerExit | None:
+        """How it ended; None while it has not, and where that is unknown."""
+        return self.container.exit
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended, and all that was attached for it was released."""
+        gone = self._vm._link.exited.is_set()
+        return gone or (self._ending is not None and self._ending.ended and self._ending.error is None)
+
+    @property
+    def _clock(self) -> GuestClock:
+        return self.container._clock
+
+    async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
+        return await self.container._start(wanted, pipes)
+
+    async def start(self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True) -> Process | None:
+        """Start it with its own, first process, which is returned.
+
+        What is not read of the output of that process may hold it up; :meth:`wait` reads ahead.
+
+        :raises GuestError: the guest refused.
+        :raises UnknownOutcomeError: the answer was lost; it may run.
+        """
+        await self.container.start()
+        if self._vm.os == "linux":
+            self.init = await self.container.open_init(stdin=stdin, stdout=stdout, stderr=stderr)
+        return self.init
+
+    async def wait(self) -> ContainerExit:
+        """Wait for its exit, as :meth:`uvm.Container.wait` does; what is attached for it stays."""
+        return await self.container.wait()
+
+    async def aclose(self) -> None:
+        """End it, and then release what is attached for it. Closed again, it does nothing.
+
+        A task of the VM does that; a caller that is cancelled stops only the waiting. Where a part failed,
+        the next call goes on with what is left.
+
+        :raises VMStateError: it is the sandbox of others; nothing was ended.
+        :raises UVMError: part of that failed.
+        """
+        if not self.closed:
+            self._pod._check_end(self._member)
+        await self._finish()
+
+    async def _finish(self) -> None:
+        if self._vm._link.exited.is_set():
+            return
+        ending = self._begin_end()
+        await ending.wait()
+        if ending.error is not None and not isinstance(ending.error, VMExitedError):
+            raise own(ending.error)
+
+    async def __aenter__(self) -> PodContainer:
+        return self
+
+    async def __aexit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        with cancelled_too(exc):
+            try:
+                await self.aclose()
+            except Exception as error:
+                if exc is None:
+                    raise
+                exc.add_note(f"and ending {self.id} failed: {error}")
+
+    def _begin_end(self) -> Errand[None]:
+        """Have a task of the VM end it, unless one does, or has."""
+        link = self._vm._link
+        if self._ending is None or self._ending.error is not None:
+            self._ending = Errand(link.vm_id, self._end)
+            # With the VM went all that there was to end.
+            if link.tasks is not None and not link.exited.is_set():
+                link.work.start_soon(link.tasks, self._ending.make)
+        return self._ending
+
+    async def _end(self) -> None:
+        errors: list[Exception] = []
+        try:
+            await self.container.aclose()
+        except UVMError as error:
+            if not self.container._handle.exit.settled:
+                # What it uses cannot be released.
+                raise
+            errors.append(error)
+        if self.init is not None:
+            await self.init.aclose()
+        try:
+            if not self.resources.released:
+                await self.resources.release()
+        except UVMError as error:
+            errors.append(error)
+        if errors:
+            raise together(f"ending container {self.id}", errors)
+        self._pod._left(self._member)
+
+
+async def create(vm: UtilityVM, resources: ContainerResources, member: Member, pod: Members) -> PodContainer:
+    """Attach everything for a container and create it: in a task of the VM."""
+    await resources._attach_all()
+    root = resources.root if vm.os == "linux" else None
+    try:
+        container = await vm.create_container(member.id, resources.document(), root=root)
+    except Exception as failure:
+        await resources._undo(failure)
+        raise
+    return PodContainer(vm, pod, member, container, resources)
+
+
+async def run(made: PodContainer, streams: Mapping[str, bool]) -> PodContainer:
+    """Start a container that was created just now, and end it if that fails: in a task of the VM."""
+    try:
+        await made.start(**streams)
+    except Exception as failure:
+        try:
+            await made._finish()
+        except UVMError as error:
+            failure.add_note(f"and ending {made.id} failed: {error}")
+        raise
+    return made

@@ -1,0 +1,369 @@
+"""A pod: one VM, one network namespace, and any number of containers, brought up and ended in order.
+
+Theory of operation
+-------------------
+
+::
+
+    create         the VM starts, and joins the network namespace
+    run_container  plan, attach, create, start; any number at once, each undone from its end where it fails
+    close          the containers end, the sandbox the last; the VM leaves the namespace, and is closed
+
+A Linux guest assigns a network namespace to one container. So the containers of a pod share one through
+its sandbox, which :meth:`Pod.run_sandbox` runs: the others, its workloads, join its namespaces and know its
+directories (``sandbox://``). Without a sandbox each container is one of its own, and the first has the
+network. In a Windows guest all have it.
+
+The container of an id is a member of its pod from before anything is attached for it until all was released.
+
+Source: hcsshim ``internal/controller/pod``, ``cmd/containerd-shim-runhcs-v1/pod.go``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
+
+from uvm._arguments import kind_of
+from uvm._async import Errand, errors_of, opens, suggesting
+from uvm._checks import checked, flag, guid_of, text
+from uvm._guest.specs import check_container_id
+from uvm._names import HostPath, guid_key
+from uvm._repr import brief, counted
+from uvm._vm.base import ClosedOnLeaving
+from uvm._vm.keywords import CreationSettings
+from uvm._vm.networksetup import NetworkSetup
+from uvm._vm.pods import container as containers
+from uvm._vm.pods.container import PodContainer
+from uvm._vm.pods.plan import CONTAINER_TYPE, SANDBOX_ID, ContainerPlan, Member, Role, items, part
+from uvm._vm.pods.resources import ContainerResources, Layers
+from uvm._vm.vm import UtilityVM
+from uvm.backend import Backend
+from uvm.errors import OptionsError, VMStateError, own, together
+
+if TYPE_CHECKING:
+    from uvm.options import LCOWOptions, WCOWOptions
+
+
+class Pod(ClosedOnLeaving):
+    """A pod: one VM, one network namespace, any number of containers. :meth:`create` makes one.
+
+    Any number of tasks may use it at once.
+
+    :ivar vm: its VM.
+    :ivar network: the id of its network namespace; empty if it has none.
+    """
+
+    def __init__(self, vm: UtilityVM, network: str) -> None:
+        self.vm = vm
+        self.network = network
+        self._members: dict[str, PodContainer | None] = {}
+        self._sandbox_id = ""
+        #: The container of a Linux guest that has the network namespace.
+        self._network_user = ""
+        self._setup: NetworkSetup | None = None
+        self._closing: Errand[list[Exception]] | None = None
+
+    def __repr__(self) -> str:
+        return brief(f"<Pod in {self.vm!r} with {counted(len(self.containers), 'containers')}>")
+
+    @classmethod
+    @suggesting
+    @asynccontextmanager
+    async def create(
+        cls,
+        options: LCOWOptions | WCOWOptions,
+        *,
+        backend: Backend | str,
+        network: str = "",
+        **settings: Unpack[CreationSettings],
+    ) -> AsyncIterator[Pod]:
+        """Create a pod without containers, and close it at the end of the ``async with``.
+
+        Its VM has started, and is in its network namespace with all endpoints of that. Enter and leave it in
+        one task. On leaving, the containers are ended, the VM leaves the namespace, and is closed. What fails
+        then is raised, or added as notes to the exception of the body.
+
+        :param backend: a backend, or the name of one, which is opened for the pod and closed with it.
+        :param network: the id of a network namespace of the host, from ``uvm.create_namespace`` for instance.
+        :param settings: the other keywords of :meth:`uvm.UtilityVM.create`.
+        :raises OptionsError: the options cannot work on this host; nothing was created.
+        :raises HostError: the host refused; what was created was closed again.
+        :raises BridgeClosedError: the guest did not connect in time; the VM was closed.
+        """
+        network = guid_of(network, "network") if network else ""
+        async with UtilityVM.create(options, backend=backend, **settings) as vm:
+            await vm.start()
+            async with cls(vm, network) as pod:
+                await pod._join_network()
+                yield pod
+
+    async def __aenter__(self) -> Pod:
+        return self
+
+    async def _join_network(self) -> None:
+        if self.network:
+            setup = self.vm.network_setup()
+            await setup.setup(self.network)
+            self._setup = setup
+
+    @property
+    def id(self) -> str:
+        """The id of its VM."""
+        return self.vm.id
+
+    @property
+    def containers(self) -> Mapping[str, PodContainer]:
+        """The containers by their ids, the oldest first."""
+        return {id: made for id, made in self._members.items() if made is not None}
+
+    @property
+    def sandbox(self) -> PodContainer | None:
+        """The container whose namespaces and directories the others share, if there is one."""
+        return self._members.get(self._sandbox_id)
+
+    # Containers.
+
+    @opens
+    async def run_container(
+        self,
+        spec: Mapping[str, Any],
+        layers: Layers,
+        scratch: HostPath,
+        *,
+        id: str = "",
+        stdin: bool = False,
+        stdout: bool = True,
+        stderr: bool = True,
+    ) -> PodContainer:
+        """Attach what a container needs, create it and start it. Await it, or enter it.
+
+        Everything is checked before anything is attached, and attached at once. What fails is rolled back in
+        order, also for a caller who is cancelled.
+
+        :param spec: its OCI runtime specification, which is copied.
+        :param layers: its layers, top-most first, as for :meth:`uvm.UtilityVM.mount_layers`.
+        :param scratch: its scratch disk.
+        :param id: its id; a fresh GUID by default.
+        :param stdin: whether its own process has that stream; so too `stdout` and `stderr`.
+        :raises OptionsError: the specification cannot work, or the id is that of another container of the
+            pod; nothing was attached.
+        :raises HostPathError: the source of a mount, a layer or the scratch disk is not there; nothing was
+            attached.
+        :raises VMStateError: its sandbox does not run, or the pod is being closed; nothing was attached.
+        :raises GuestError: the guest refused; what was attached was released.
+        :raises HostError: the host refused; what was attached was released.
+        """
+        streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+        for name, wanted in streams.items():
+            checked(wanted, flag, name)
+        return await self._make(spec, layers, scratch, id, streams)
+
+    @opens
+    async def run_sandbox(
+        self, spec: Mapping[str, Any], layers: Layers, scratch: HostPath, *, id: str = ""
+    ) -> PodContainer:
+        """Run the container whose namespaces and directories the others share. Await it, or enter it.
+
+        Those are the containers that come after it: its own process has to run as long as they do, and it is
+        ended after them. Errors as of :meth:`run_container`.
+
+        :raises OptionsError: the pod has a sandbox, or its network is another container's.
+        """
+        annotations = {**part(spec, "annotations"), CONTAINER_TYPE: Role.SANDBOX.value}
+        sandbox = {**spec, "annotations": annotations}
+        return await self.run_container(sandbox, layers, scratch, id=id)
+
+    @opens
+    async def create_container(
+        self, spec: Mapping[str, Any], layers: Layers, scratch: HostPath, *, id: str = ""
+    ) -> PodContainer:
+        """Attach what a container needs and create it; it is not started. Await it, or enter it.
+
+        Arguments and errors as of :meth:`run_container`.
+        """
+        return await self._make(spec, layers, scratch, id, None)
+
+    @opens
+    async def attach_resources(
+        self, spec: Mapping[str, Any], layers: Layers, scratch: HostPath, *, id: str = ""
+    ) -> ContainerResources:
+        """Attach what a container needs, as one lease, and create none. Await it, or enter it.
+
+        :meth:`ContainerResources.document` is what ``pod.vm.create_container`` takes then. Arguments and
+        errors as of :meth:`run_container`.
+        """
+        member, plan = self._plan(spec, id)
+        resources = ContainerResources(self.vm, member.id, plan, layers, scratch)
+
+        async def attach() -> ContainerResources:
+            await resources._attach_all()
+            return resources
+
+        return await self.vm._link.carry_out(attach, ContainerResources._begin_release)
+
+    async def _make(
+        self,
+        spec: Mapping[str, Any],
+        layers: Layers,
+        scratch: HostPath,
+        id: str,
+        streams: Mapping[str, bool] | None,
+    ) -> PodContainer:
+        """Create a container, and start it if it has streams: a task of the VM does it."""
+        member, plan = self._plan(spec, id)
+        resources = ContainerResources(self.vm, member.id, plan, layers, scratch)
+        self._enter(member)
+        make = partial(self._create, member, resources, streams)
+        return await self.vm._link.carry_out(make, PodContainer._begin_end)
+
+    async def _create(
+        self, member: Member, resources: ContainerResources, streams: Mapping[str, bool] | None
+    ) -> PodContainer:
+        try:
+            made = await containers.create(self.vm, resources, member, self)
+        except BaseException:
+            self._left(member)
+            raise
+        self._members[member.id] = made
+        return made if streams is None else await containers.run(made, streams)
+
+    def _plan(self, spec: Mapping[str, Any], id: str) -> tuple[Member, ContainerPlan]:
+        """Return which member a container is to be, and what is to be done for it."""
+        self.vm._link.check_running()
+        if self._closing is not None:
+            raise VMStateError(f"the pod {self.id} is being closed; nothing was attached")
+        if not isinstance(spec, Mapping):
+            raise OptionsError(f"an OCI specification is a mapping, not {kind_of(spec)}")
+        member = self._member(spec, checked(id, text, "id") or self.vm._context.backend.new_id())
+        if self.vm.os == "windows":
+            from uvm._vm.pods.windows import plan as plan_windows
+
+            return member, plan_windows(spec, member)
+        from uvm._vm.pods.linux import plan as plan_linux
+
+        return member, plan_linux(spec, member)
+
+    # Its members.
+
+    def _member(self, spec: Mapping[str, Any], id: str) -> Member:
+        check_container_id(id)
+        if id in self._members:
+            raise OptionsError(f"the pod {self.id} has a container {id} already; nothing was attached")
+        role = self._role_of(part(spec, "annotations"), id)
+        network = self.network if self._has_network(spec, id, role) else ""
+        if role is not Role.WORKLOAD:
+            return Member(id, role, network=network)
+        return Member(id, role, self._sandbox_id, self._sandbox_pid(id), network)
+
+    def _role_of(self, annotations: Mapping[str, Any], id: str) -> Role:
+        asked = annotations.get(CONTAINER_TYPE)
+        try:
+            role = Role(asked or "")
+        except ValueError:
+            raise OptionsError(f"{id}: {CONTAINER_TYPE} is sandbox or container, not {asked!r}") from None
+        if role is Role.SANDBOX and self._sandbox_id:
+            raise OptionsError(f"{id} cannot be the sandbox of the pod: {self._sandbox_id} is")
+        if not asked:
+            return Role.WORKLOAD if self._sandbox_id else Role.STANDALONE
+        given = annotations.get(SANDBOX_ID, self._sandbox_id)
+        if role is Role.WORKLOAD and (not self._sandbox_id or given != self._sandbox_id):
+            there = f"it is {self._sandbox_id}" if self._sandbox_id else "there is none; see Pod.run_sandbox"
+            raise OptionsError(
+                f"{id} is of the sandbox {given!r} ({SANDBOX_ID}), which the pod has not: {there}"
+            )
+        return role
+
+    def _has_network(self, spec: Mapping[str, Any], id: str, role: Role) -> bool:
+        """Return whether a container has the network namespace of the pod."""
+        named = part(spec, "windows.network").get("networkNamespace")
+        if named and self.network and guid_key(named) != guid_key(self.network):
+            raise OptionsError(
+                f"{id} is to be in the network namespace {named}, and its pod is in {self.network}; leave "
+                "that out of the specification"
+            )
+        if not self.network or self.vm.os == "windows" or role is Role.WORKLOAD or not self._network_user:
+            return bool(self.network)
+        own = any(each.get("type") == "network" for each in items(spec, "linux.namespaces"))
+        if named or own or role is Role.SANDBOX:
+            raise OptionsError(
+                f"{id} cannot have the network of its pod: a Linux guest assigns it to one container, and "
+                f"{self._network_user} has it; run the pod's sandbox first (Pod.run_sandbox), whose network "
+                "all others share"
+            )
+        return False
+
+    def _sandbox_pid(self, id: str) -> int:
+        sandbox = self.sandbox
+        if self.vm.os == "windows":
+            return 0
+        if sandbox is None or sandbox.init is None or sandbox.init.exit_code is not None:
+            raise VMStateError(
+                f"{id} cannot join the sandbox {self._sandbox_id}, whose own process does not run; nothing "
+                "was attached"
+            )
+        return sandbox.init.pid
+
+    def _enter(self, member: Member) -> None:
+        self._members[member.id] = None
+        if member.role is Role.SANDBOX:
+            self._sandbox_id = member.id
+        if member.network and member.role is not Role.WORKLOAD:
+            self._network_user = member.id
+
+    def _left(self, member: Member) -> None:
+        """Note that a container has ended, and that all that was attached for it was released."""
+        self._members.pop(member.id, None)
+        if self._sandbox_id == member.id:
+            self._sandbox_id = ""
+        if self._network_user == member.id:
+            self._network_user = ""
+
+    def _check_end(self, member: Member) -> None:
+        """Refuse to end the sandbox before its workloads.
+
+        :raises VMStateError: there are some.
+        """
+        others = ", ".join(id for id in self._members if id != member.id)
+        if member.role is Role.SANDBOX and others:
+            raise VMStateError(f"{member.id} is the sandbox of {others}: end those first; nothing was ended")
+
+    # The end.
+
+    async def close(self) -> None:
+        """End its containers, leave the network namespace, and close the VM. Closed again, it does nothing.
+
+        A task of the VM does it; of a caller that is cancelled, the VM is closed at once, which ends
+        everything.
+
+        :raises UVMError: part of that failed; the rest was done, and the VM was closed.
+        """
+        try:
+            errors = await self._ended()
+        finally:
+            await self.vm.close()
+        if errors:
+            raise together(f"ending the pod {self.id}", [own(error) for error in errors])
+
+    async def _ended(self) -> list[Exception]:
+        link = self.vm._link
+        if self._closing is None and link.tasks is not None and not link.exited.is_set():
+            self._closing = Errand(link.vm_id, self._end)
+            link.work.start_soon(link.tasks, self._closing.make)
+        if self._closing is None:
+            return []
+        await self._closing.wait()
+        return self._closing.result or []
+
+    async def _end(self) -> list[Exception]:
+        """End it in order; return the errors of what could not be ended."""
+        sandbox = self.sandbox
+        others = [each.aclose for each in self.containers.values() if each is not sandbox]
+        errors = await errors_of(others)
+        if sandbox is not None:
+            errors += await errors_of([sandbox._finish])
+        if self._setup is not None:
+            errors += await errors_of([partial(self._setup.teardown, self.network)])
+        return errors

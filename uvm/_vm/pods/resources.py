@@ -1,0 +1,228 @@
+"""What is attached for a container: its root file system, mounts and devices, as one lease.
+
+Theory of operation
+-------------------
+
+:data:`KINDS` has, by the class of an attachment, how it is checked on the host and how it is attached. All
+is checked before anything is attached; then all is attached at once, and the ledgers keep the order that the
+host needs. A part that fails has the others released again::
+
+    CHECKED -- attach --> HELD -- release --> RELEASING -- mounts and devices, then the root --> released
+                 |          ^                    |
+                 |          `--- one is refused -'      a further release goes on with what is left
+                 `-- one fails --> the others are released, and what is refused then is an orphan
+
+A task of the VM does it, so that a caller may leave: what was attached is released then.
+
+Source: hcsshim ``internal/resources`` (``ReleaseResources``), whose order of ends it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+from attrs import define, field
+
+from uvm._async import Errand, errors_of
+from uvm._buses.lease import Lease, LeaseState, Releasable
+from uvm._names import HostPath
+from uvm._repr import brief, counted
+from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer
+from uvm._vm.pods.plan import Attachment, ContainerPlan, Device, Disk, GuestRoot, Share
+from uvm._vm.vm import UtilityVM
+from uvm.devices.scsi import DiskType
+from uvm.errors import AlreadyReleasedError, VMExitedError, own, together
+
+Layers: TypeAlias = Sequence[LCOWLayer | WCOWLayer | HostPath]
+
+#: What holds an attachment, if anything has to, and where the guest has it.
+Attached: TypeAlias = tuple[Lease | None, str]
+
+
+async def _check_share(vm: UtilityVM, wanted: Share) -> None:
+    await vm._context.is_directory(wanted.path)
+    vm._context.check_writable_share(wanted.path, wanted.read_only)
+
+
+async def _share(vm: UtilityVM, wanted: Share) -> Attached:
+    lease = await vm.share(wanted.path, wanted.at, read_only=wanted.read_only)
+    return lease, lease.guest_path
+
+
+async def _check_disk(vm: UtilityVM, wanted: Disk) -> None:
+    if wanted.type is DiskType.VIRTUAL_DISK:
+        await vm._context.file_size(wanted.path)
+
+
+async def _disk(vm: UtilityVM, wanted: Disk) -> Attached:
+    attach = vm.scsi.attach(wanted.path, read_only=wanted.read_only, type=wanted.type, mount=wanted.mount)
+    lease = await attach
+    return lease, lease.guest_path
+
+
+async def _check_device(vm: UtilityVM, wanted: Device) -> None:
+    """Leave it to the host, which knows what its devices are."""
+
+
+async def _device(vm: UtilityVM, wanted: Device) -> Attached:
+    lease = await vm.vpci.assign(wanted.path)
+    return lease, lease.vmbus_guid
+
+
+#: By the class of an attachment, how it is checked, and how it is attached.
+KINDS: Final[
+    dict[
+        type[Any],
+        tuple[Callable[[UtilityVM, Any], Awaitable[None]], Callable[[UtilityVM, Any], Awaitable[Attached]]],
+    ]
+] = {Share: (_check_share, _share), Disk: (_check_disk, _disk), Device: (_check_device, _device)}
+
+
+@define(eq=False, repr=False)
+class ContainerResources(Releasable):
+    """What is attached for one container, as one lease. It ends with :meth:`release`, or with the VM.
+
+    :ivar container_id: the id of the container.
+    :ivar root: its root file system; None until it is mounted.
+    """
+
+    _vm: UtilityVM
+    container_id: str
+    _plan: ContainerPlan
+    _layers: Layers
+    _scratch: HostPath
+    root: RootFileSystem | None = field(default=None, init=False)
+    #: By their number among the attachments.
+    _attached: dict[int, Attached] = field(factory=dict, init=False)
+    #: Its release, which returns the errors of what could not be released.
+    _releasing: Errand[list[Exception]] | None = field(default=None, init=False)
+    _reported: bool = field(default=False, init=False)
+
+    def __repr__(self) -> str:
+        parts = counted(len(self.leases), "leases")
+        return brief(f"<ContainerResources of {self.container_id}: {parts} ({self.state.value})>")
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """The leases of its mounts and devices, in the order of the specification."""
+        attached = (self._attached[number][0] for number in sorted(self._attached))
+        return tuple(lease for lease in attached if lease is not None)
+
+    def document(self) -> Any:
+        """Return what ``create_container`` takes: the document that says where all of it is in the guest."""
+        assert self.root is not None
+        places = [self._attached[number][1] for number in range(len(self._plan.attachments))]
+        return self._plan.document(places, self._guest_root(self.root))
+
+    def _guest_root(self, root: RootFileSystem) -> GuestRoot:
+        layers = [
+            (layer.id, lease.guest_path)  # type: ignore[attr-defined]
+            for layer, lease in zip(self._layers, root.layers, strict=True)
+            if isinstance(layer, WCOWLayer)
+        ]
+        return GuestRoot(root.root, tuple(layers))
+
+    # Attaching: in a task of the VM.
+
+    async def _attach_all(self) -> None:
+        """Check everything, and attach it; roll back what fails."""
+        wanted = self._plan.attachments
+        for each in wanted:
+            check, _ = KINDS[type(each)]
+            await check(self._vm, each)
+        parts = [partial(self._attach, number, each) for number, each in enumerate(wanted)]
+        errors = await errors_of([self._mount_root, *parts])
+        if errors:
+            await self._undo(errors[0])
+            raise errors[0]
+
+    async def _mount_root(self) -> None:
+        self.root = await self._vm.mount_layers(self.container_id, self._layers, self._scratch)
+
+    async def _attach(self, number: int, wanted: Attachment) -> None:
+        _, attach = KINDS[type(wanted)]
+        self._attached[number] = await attach(self._vm, wanted)
+
+    async def _undo(self, failure: BaseException) -> None:
+        """Release what is attached for no caller; what that fails with becomes notes of a failure."""
+        for error in await self._take_apart():
+            failure.add_note(f"and releasing what was attached for {self.container_id} failed: {error}")
+        self._leave()
+
+    # Releasing.
+
+    @property
+    def _parts(self) -> tuple[Lease | RootFileSystem, ...]:
+        """The parts of it in the order in which they are released."""
+        return (*reversed(self.leases), *([] if self.root is None else [self.root]))
+
+    @property
+    def state(self) -> LeaseState:
+        """The state of all of it now, as of a lease."""
+        if self._vm._link.exited.is_set():
+            return LeaseState.GONE
+        if self._releasing is None:
+            return LeaseState.HELD
+        if not self._releasing.ended:
+            return LeaseState.RELEASING
+        states = {part.state for part in self._parts}
+        precedence = (LeaseState.REFUSED, LeaseState.HELD, LeaseState.UNKNOWN, LeaseState.RELEASED)
+        return next((state for state in precedence if state in states), LeaseState.GONE)
+
+    @property
+    def released(self) -> bool:
+        """Whether its release is complete, or the VM has exited."""
+        return self._vm._link.exited.is_set() or (
+            self._releasing is not None
+            and self._releasing.ended
+            and all(each.released for each in self._parts)
+        )
+
+    async def release(self) -> None:
+        """Release mounts and devices, the last first, and then the root file system.
+
+        A task of the VM does it: cancelling this stops only the waiting, and a further release waits for the
+        same outcome. If a part is refused, the rest is done as far as it can be, the errors are raised, and a
+        further release goes on with what is left. The container has to have ended.
+
+        :raises AlreadyReleasedError: a release of it has succeeded before.
+        :raises UnknownOutcomeError: whether a part is off the host is unknown; its slot stays withheld.
+        """
+        if self._vm._link.exited.is_set():
+            return
+        if self._reported:
+            raise AlreadyReleasedError(f"what was attached for {self.container_id} was released before")
+        releasing = self._releasing
+        if releasing is None or releasing.result:
+            releasing = self._begin_release()
+        await releasing.wait()
+        if releasing.result:
+            errors = [own(error) for error in releasing.result]
+            raise together(f"releasing what was attached for {self.container_id}", errors)
+        self._reported = True
+
+    def _begin_release(self) -> Errand[list[Exception]]:
+        """Have a task of the VM release it."""
+        link = self._vm._link
+        releasing = self._releasing = Errand(link.vm_id, self._take_apart, lambda errors: self._leave())
+        # The VM has no tasks once it has exited, and then it does not matter any more.
+        if link.tasks is not None:
+            link.work.start_soon(link.tasks, releasing.make)
+        return releasing
+
+    async def _take_apart(self) -> list[Exception]:
+        """Release its parts in order; return the errors of those that could not be."""
+        stages = [*reversed(self.leases)], [] if self.root is None else [self.root]
+        errors: list[Exception] = []
+        for stage in stages:
+            held = [part.release for part in stage if not part.released]
+            errors += await errors_of(held)
+        return [error for error in errors if not isinstance(error, VMExitedError)]
+
+    def _leave(self) -> None:
+        """Have what is left of it listed as orphans: no caller is expected to release it again."""
+        for part in self._parts:
+            if not part.released:
+                part._leave()
