@@ -10,6 +10,7 @@ import pytest
 
 import uvm
 from tests.vm import support
+from uvm._guest.specs import bundle_of
 from uvm.backends.fake import FakeBackend
 from uvm.backends.fake.handle import FakeHandle
 
@@ -17,6 +18,8 @@ from uvm.backends.fake.handle import FakeHandle
 SECRET = "czNjcmV0"
 
 SERVICE = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
+#: The ids of containers: under a security policy a Linux guest takes no others.
+CONTAINER, UNSTARTED, ROOT, COMBINED = (each * 64 for each in "abcd")
 #: The ways to reach a guest.
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "linux": ("linux", {"security_policy_enabled": True, "security_policy": SECRET}),
@@ -54,10 +57,10 @@ def reachable(value: Any, path: str, seen: dict[int, Any]) -> Iterator[tuple[str
         yield from reachable(found, f"{path}.{name}", seen)
 
 
-def spec(*args: str) -> dict[str, Any]:
+def spec(*args: str, root: str = "/r") -> dict[str, Any]:
     """Return an OCI specification with a secret in its environment."""
     process = {"args": list(args), "cwd": "/", "env": [f"TOKEN={SECRET}"]}
-    return {"ociVersion": "1.0", "process": process, "root": {"path": "/r"}, "linux": {}}
+    return {"ociVersion": "1.0", "process": process, "root": {"path": root}, "linux": {}}
 
 
 async def play(look: Look, os: str, **options: Any) -> None:
@@ -123,9 +126,11 @@ async def _linux(vm: uvm.UtilityVM) -> dict[str, Any]:
     layer = await vm.vpmem.add(support.LAYER)
     return {
         "layer": layer,
-        "combined": await vm.layers.combine("/combined", [layer.guest_path]),
+        "combined": await vm.layers.combine(
+            f"{bundle_of(COMBINED)}/rootfs", [layer.guest_path], container_id=COMBINED
+        ),
         "plan9": await vm.plan9.add(support.OTHER_SHARED, "/other"),
-        "root": await vm.mount_layers("c", [uvm.LCOWLayer(support.OTHER_LAYER)], support.SCRATCH),
+        "root": await vm.mount_layers(ROOT, [uvm.LCOWLayer(support.OTHER_LAYER)], support.SCRATCH),
     }
 
 
@@ -172,19 +177,22 @@ async def _handles(vm: uvm.UtilityVM, backend: FakeBackend) -> dict[str, Any]:
     system = await backend.open(vm.id)
     handles: dict[str, Any] = {"system": system, "listener": await system.listen(SERVICE)}
     if backend.hosted_systems:
-        handles["hosted system"] = await backend.open("k")
+        handles["hosted system"] = await backend.open(CONTAINER)
         handles["host process"] = await system.create_process({"CommandLine": "sleep 3600"})
     return handles
 
 
 async def _processes(vm: uvm.UtilityVM, backend: FakeBackend) -> dict[str, Any]:
-    document = spec("sleep", "3600") if vm.os == "linux" else {"Container": {}}
-    container = await vm.create_container("k", document)
+    def document(container_id: str) -> dict[str, Any]:
+        root = f"{bundle_of(container_id)}/rootfs"
+        return spec("sleep", "3600", root=root) if vm.os == "linux" else {"Container": {}}
+
+    container = await vm.create_container(CONTAINER, document(CONTAINER))
     await container.start()
     process = await vm.open_process(["sleep", "3600"], env={"TOKEN": SECRET}, stdin=True)
     held = {
         "container": container,
-        "unstarted": await vm.create_container("u", document),
+        "unstarted": await vm.create_container(UNSTARTED, document(UNSTARTED)),
         "process": process,
         "done": await vm.run(["echo", "x" * 1000]),
         "statistics": await vm.stats(),

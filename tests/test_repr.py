@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import uvm
-from tests.session import SECRET, WAYS, play, reachable
+from tests.session import CONTAINER, ROOT, SECRET, UNSTARTED, WAYS, play, reachable
 from tests.test_surface import SURFACE
 from tests.vm.support import DEVICE, DISK, NAMESPACE, SCRATCH
 from uvm.backends.fake import FakeBackend, Latency
@@ -74,11 +74,11 @@ STANDING = {
         for state in ("held", "gone")
     ],
     "root": [
-        rf"<RootFileSystem of vm1: /run/gcs/c/c/rootfs, 1 layer, scratch {SCRATCH} ({state})>"
+        rf"<RootFileSystem of vm1: /run/gcs/c/{ROOT}/rootfs, 1 layer, scratch {SCRATCH} ({state})>"
         for state in ("held", "gone")
     ],
-    "unstarted": [f"<Container u ({state})>" for state in ("created", "lost")],
-    "container": ["<Container k (running)>", "<Container k (exited: ForcedExit)>"],
+    "unstarted": [f"<Container {UNSTARTED} ({state})>" for state in ("created", "lost")],
+    "container": [f"<Container {CONTAINER} ({state})>" for state in ("running", "exited: ForcedExit")],
     "process": [f"<Process 1002 ['sleep', '3600'] ({state})>" for state in ("running", "exited: 4294967295")],
     "init": [f"<Process 1001 of a container's own ({state})>" for state in ("running", "exited: 137")],
 }

@@ -74,7 +74,7 @@ VM = """
     start wait settled shutdown terminate pause resume crash save detach close
     save_template template_id is_clone
     scsi vpmem vsmb plan9 vpci pipes network network_setup layers share shared mount_layers
-    mount_in_container
+    mount_in_container container_creation
     devices ledgers quarantined orphans
     run open_process create_container open_container delete_container_state
     stats properties assigned_memory_bytes

@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 
-from uvm._guest.specs import Command, check_size, container_process, host_process, linux_container, spec_of
+from uvm._guest.specs import (
+    Command,
+    check_size,
+    container_process,
+    host_process,
+    linux_container,
+    spec_of,
+    windows_container,
+)
 from uvm.errors import NotSupportedError, OptionsError
+from uvm.schema.container import Container, CWCOWHostedSystem, HostedSystem
 from uvm.schema.json import to_json
 
 SPEC: dict[str, Any] = {
@@ -237,3 +246,35 @@ def test_a_specification_that_nests_without_end_is_refused() -> None:
 def test_a_document_on_which_the_linux_guest_would_crash_is_refused(document: dict[str, Any]) -> None:
     with pytest.raises(OptionsError):
         spec_of(document)
+
+
+# Windows containers.
+
+
+def test_a_confidential_windows_vm_takes_a_container_with_its_specification_and_others_without() -> None:
+    spec = {"ociVersion": "1.0.2", "process": {"args": ["cmd"]}}
+    hosted = HostedSystem(container=Container())
+    with_spec = CWCOWHostedSystem(spec=spec, cwcow_hosted_system=hosted)
+    assert windows_container(hosted, confidential=False) is hosted
+    plain = windows_container(with_spec, confidential=True)
+    assert plain == {"Spec": spec, "CWCOWHostedSystem": {"Container": {}}}
+    assert windows_container(plain, confidential=True) == plain
+    with pytest.raises(OptionsError, match="plain VM is created from a HostedSystem"):
+        windows_container(with_spec, confidential=False)
+    with pytest.raises(OptionsError, match="confidential VM is created from a CWCOWHostedSystem"):
+        windows_container(hosted, confidential=True)
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        ({"CWCOWHostedSystem": {"Container": {}}}, "needs ociVersion and process"),
+        ({"Spec": {"process": {}}, "CWCOWHostedSystem": {"Container": {}}}, "needs ociVersion and process"),
+        ({"Spec": {"ociVersion": "1"}, "CWCOWHostedSystem": {"Container": {}}}, "needs ociVersion"),
+        ({"Spec": {"ociVersion": "1", "process": {}}, "CWCOWHostedSystem": {}}, "has no Container"),
+        ({"Spec": {"ociVersion": "1", "process": {}}, "CWCOWHostedSystem": None}, "has no Container"),
+    ],
+)
+def test_what_the_sidecar_would_refuse_or_crash_on_is_not_sent(document: Any, problem: str) -> None:
+    with pytest.raises(OptionsError, match=problem):
+        windows_container(document, confidential=True)

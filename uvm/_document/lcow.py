@@ -91,7 +91,8 @@ def _counts(options: LCOWOptions, host: HostInfo) -> _Counts:
     many = vpmem == 0 and host.build >= RS5
     multi = options.vpmem_multi_mapping
     if multi is None:
-        multi = host.build >= V19H1
+        # The guest refuses it under a policy: layers that share a device cannot be measured.
+        multi = host.build >= V19H1 and not options.security_policy_enabled
     return _Counts(4 if many else options.scsi_controllers, vpmem, multi)
 
 

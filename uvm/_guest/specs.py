@@ -25,6 +25,7 @@ from uvm._names import guest_path_key, windows_upper
 from uvm._repr import brief_call
 from uvm._wire.ports import vsock_service_id
 from uvm.errors import NotSupportedError, OptionsError
+from uvm.schema.container import CWCOWHostedSystem, HostedSystem
 from uvm.schema.gcs import (
     ExecuteProcessSettings,
     LinuxHostedSystem,
@@ -32,7 +33,7 @@ from uvm.schema.gcs import (
     StdioRelaySettings,
     VsockStdioRelaySettings,
 )
-from uvm.schema.json import dumps
+from uvm.schema.json import dumps, to_json
 from uvm.schema.process import ProcessParameters
 
 #: The environment of a Linux process that was given none (hcsshim internal/cmd).
@@ -268,6 +269,36 @@ def linux_container(
     return LinuxHostedSystem(
         oci_bundle_path=bundle_path, oci_specification=clean, scratch_dir_path=scratch_path
     )
+
+
+def windows_container(
+    document: HostedSystem | CWCOWHostedSystem | Mapping[str, Any], *, confidential: bool
+) -> HostedSystem | Mapping[str, Any]:
+    """Return the document of a Windows container; that of a confidential VM has its specification.
+
+    :raises OptionsError: it is that of another VM; or the specification lacks what the guest's service
+        refuses to go without (``ociVersion``), or is known to crash on (``process``).
+    """
+    given: Any = document
+    if isinstance(document, CWCOWHostedSystem):
+        given = to_json(document)
+    if (isinstance(given, Mapping) and "CWCOWHostedSystem" in given) is not confidential:
+        wanted = "CWCOWHostedSystem, which has the OCI specification too" if confidential else "HostedSystem"
+        raise OptionsError(
+            f"a Windows container of a {'confidential' if confidential else 'plain'} VM is created from a "
+            f"{wanted}; nothing was sent"
+        )
+    if confidential:
+        spec, hosted = given.get("Spec"), given["CWCOWHostedSystem"]
+        if not isinstance(hosted, Mapping) or not isinstance(hosted.get("Container"), Mapping):
+            raise OptionsError("the CWCOWHostedSystem of the container has no Container; nothing was sent")
+        if (
+            not isinstance(spec, Mapping)
+            or not spec.get("ociVersion")
+            or not isinstance(spec.get("process"), Mapping)
+        ):
+            raise OptionsError("the Spec of the container needs ociVersion and process; nothing was sent")
+    return given  # type: ignore[no-any-return]
 
 
 #: Who a container belongs to, and of which kind it is, in a pod (hcsshim pkg/annotations).

@@ -15,7 +15,14 @@ from uvm._guest.clock import GuestClock
 from uvm._guest.container import Container
 from uvm._guest.process import Process
 from uvm._guest.run import GuestHost, ProcessHost
-from uvm._guest.specs import Command, bundle_of, check_container_id, linux_container, with_namespace
+from uvm._guest.specs import (
+    Command,
+    bundle_of,
+    check_container_id,
+    linux_container,
+    windows_container,
+    with_namespace,
+)
 from uvm._vm.base import Part
 from uvm.errors import BridgeClosedError, NotSupportedError, OptionsError, VMExitedError
 from uvm.options import LCOWOptions
@@ -92,7 +99,7 @@ class GuestServices(Part, ProcessHost):
     async def create_container(
         self,
         container_id: str,
-        spec: Mapping[str, Any] | container.HostedSystem,
+        spec: Mapping[str, Any] | container.HostedSystem | container.CWCOWHostedSystem,
         *,
         root: RootFileSystem | None = None,
     ) -> Container:
@@ -102,7 +109,8 @@ class GuestServices(Part, ProcessHost):
         layers are mounted, when they are released.
 
         :param spec: for a Linux guest an OCI runtime specification; for a Windows guest the HCS document, a
-            :class:`~uvm.schema.container.HostedSystem` or the same as JSON.
+            :class:`~uvm.schema.container.HostedSystem` or the same as JSON; for a confidential Windows guest
+            a :class:`~uvm.schema.container.CWCOWHostedSystem`, which has the specification too.
         :param root: its root file system, from ``mount_layers``. A Linux specification without ``root`` gets
             it from here, or the directory where hcsshim puts it.
         :raises OptionsError: the specification is invalid; a Windows guest was given a ``root``; there is a
@@ -117,7 +125,10 @@ class GuestServices(Part, ProcessHost):
                 raise OptionsError(
                     "the document of a Windows container names its layers itself; leave out root"
                 )
-            return await guest.create_container(container_id, spec)
+            confidential = self._context.options.security_policy_enabled
+            return await guest.create_container(
+                container_id, windows_container(spec, confidential=confidential)
+            )
         from uvm._vm.layers import RootFileSystem
 
         checked(root, optional(instance(RootFileSystem)), "root")

@@ -32,6 +32,7 @@ from uvm.errors import BridgeClosedError, OptionsError, VMStateError
 if TYPE_CHECKING:
     from uvm._guest.container import Container
     from uvm._vm.containermounts import ContainerMount
+    from uvm._vm.creationorder import CreationOrder
     from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer
     from uvm.options import LCOWOptions, WCOWOptions
 
@@ -59,6 +60,7 @@ class UtilityVM(Saving, GuestServices):
     ) -> None:
         super().__init__(context, system, artifacts, startup)
         context.link.guest_exit_seconds = startup.timeouts.vm_exit_seconds
+        self._creations: CreationOrder | None = None
 
     @classmethod
     @suggesting
@@ -303,6 +305,41 @@ class UtilityVM(Saving, GuestServices):
         from uvm._vm.layers import mount_layers
 
         return mount_layers(self, container_id, layers, scratch_path, root, grant_access)
+
+    @asynccontextmanager
+    async def container_creation(self) -> AsyncIterator[None]:
+        """Hold a turn in bringing up containers, from the mounting of their layers to their creation.
+
+        In a VM with a security policy containers are to be brought up in this context, one at a time, in the
+        order of asking: its enforcer ties what is mounted to the container that is created next. In other
+        VMs it waits for nothing.
+
+        If the body fails or is cancelled, the next turn begins when the tasks of the VM have finished or
+        undone what it began, or have taken as long for it as the guest may for an answer
+        (``GuestTimeouts.rpc_seconds``).
+
+        :raises VMStateError: the VM is not running, or the task has a turn already.
+        :raises VMExitedError: the VM has exited, or exits before the turn comes.
+        """
+        self._link.check_running()
+        if not self._context.options.security_policy_enabled:
+            yield
+            return
+        if self._creations is None:
+            from uvm._vm.creationorder import CreationOrder
+
+            self._creations = CreationOrder(self._link, self._quiet)
+        async with self._creations.turn():
+            yield
+
+    async def _quiet(self) -> None:
+        with self._startup.clock.move_on_after(self._startup.timeouts.rpc_seconds):
+            await self.settled()
+
+    def _devices_gone(self) -> None:
+        super()._devices_gone()
+        if self._creations is not None:
+            self._creations.gone()
 
     def mount_in_container(
         self, container: Container, path: HostPath, container_path: HostPath, *, read_only: bool = False

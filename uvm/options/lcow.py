@@ -95,7 +95,8 @@ class LCOWOptions(Options):
     :ivar forward_stderr: send its standard error, its log, to the host.
     :ivar vpmem_count: VPMEM devices, at most 128; 0: layers go to SCSI. None: 64, on arm64 0.
     :ivar vpmem_size_bytes: the size of each at most, in whole pages of 4 KiB.
-    :ivar vpmem_multi_mapping: pack several layers on a VPMEM device. None: from build 18362 on.
+    :ivar vpmem_multi_mapping: pack several layers on a VPMEM device. None: from build 18362 on, but not with
+        a security policy, with which the guest refuses it.
     :ivar cold_discard_hint: hint to the host which memory is unused (build 18967 and newer).
     :ivar vpci_enabled: let the kernel use PCI.
     :ivar scratch_encryption: encrypt container scratches.

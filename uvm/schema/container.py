@@ -8,7 +8,7 @@ from msgspec import field
 
 from uvm.schema.common import Layer, RegistryChanges, StorageQoS, Version
 from uvm.schema.devices import HvSocketSystemConfig
-from uvm.schema.json import Model, Secret
+from uvm.schema.json import Model, Secret, always
 
 
 class GuestOs(Model):
@@ -114,3 +114,10 @@ class HostedSystem(Model):
 
     schema_version: Version | None = None
     container: Container | None = None
+
+
+class CWCOWHostedSystem(Model):
+    """A container inside a confidential Windows VM, and its OCI specification, for the security policy."""
+
+    spec: Secret[dict[str, Any]] = always(dict)
+    cwcow_hosted_system: HostedSystem = always(HostedSystem, name="CWCOWHostedSystem")

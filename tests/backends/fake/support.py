@@ -11,7 +11,7 @@ import pytest
 
 from uvm._async import BareTaskGroup
 from uvm._gcs.connection import GuestConnection
-from uvm._wire.ports import LINUX_GCS_PORT, WINDOWS_GCS_SERVICE, vsock_service_id
+from uvm._wire.ports import LINUX_GCS_PORT, WINDOWS_GCS_SERVICE, WINDOWS_SIDECAR_SERVICE, vsock_service_id
 from uvm.backends.fake import FakeBackend, FakeFiles, FakeSystem, FakeVM
 from uvm.backends.fake.exchange import Exchange
 from uvm.errors import GuestError, HostError
@@ -100,7 +100,9 @@ async def running(
 @asynccontextmanager
 async def guest_of(system: FakeSystem) -> AsyncIterator[GuestConnection]:
     """A connection to the guest, which runs meanwhile; the body may end both, and the VM."""
-    service = WINDOWS_GCS_SERVICE if system.vm.os == "windows" else vsock_service_id(LINUX_GCS_PORT)
+    service = vsock_service_id(LINUX_GCS_PORT)
+    if system.vm.os == "windows":
+        service = WINDOWS_SIDECAR_SERVICE if system.vm.isolated else WINDOWS_GCS_SERVICE
     listener = await system.listen(service)
     connection = GuestConnection(system.listen, name=system.id)
 

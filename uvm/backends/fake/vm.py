@@ -59,6 +59,8 @@ class FakeVM(FakeComputeSystem):
         assert machine is not None
         self.os: GuestOS = "windows" if _boots_windows(machine) else "linux"
         self.relays: bool = machine.guest_connection is not None
+        security = machine.security_settings
+        self.isolated: bool = security is not None and security.isolation is not None
         self.started_ticks: int | None = None
         self.exited_ticks: int | None = None
         self.service: GuestService
@@ -105,7 +107,8 @@ class FakeVM(FakeComputeSystem):
     def _new_guest(self) -> FakeGuest:
         kind = _guest_kind(self.os)
         stated = self._guest_capabilities
-        return kind(self.tree, self._host.checks, kind.own_capabilities if stated is None else stated)
+        capabilities = kind.own_capabilities if stated is None else stated
+        return kind(self.tree, self._host.checks, capabilities, self.isolated)
 
     def _guest_of(self, template: FakeVM) -> FakeGuest:
         """Return the guest of a template, on the devices of this VM, which have to be there."""

@@ -116,6 +116,7 @@ Handler = Callable[[Any, GuestRequest], None]
 class FakeGuest:
     """The state of a running guest. Everything is checked against what the host has attached.
 
+    :ivar isolated: the VM is, so that a Windows guest has its sidecar.
     :ivar policy: the security policy's document; None until it is set.
     :ivar fragments: the policy fragments, in order.
     """
@@ -123,6 +124,7 @@ class FakeGuest:
     tree: DeviceTree
     checks: Checks
     capabilities: Mapping[str, Any]
+    isolated: bool = False
     _mounts: Mounts = field(init=False)
     policy: ConfidentialOptions | None = field(default=None, init=False)
     fragments: list[SecurityPolicyFragment] = field(factory=list, init=False)
@@ -140,6 +142,11 @@ class FakeGuest:
 
     def __repr__(self) -> str:
         return shown(self, "mounts", "fragments")
+
+    @property
+    def confidential(self) -> bool:
+        """Whether there is a security policy."""
+        return self.policy is not None and bool(self.policy.encoded_security_policy)
 
     @property
     def mounts(self) -> MutableMapping[str, Mount]:

@@ -11,6 +11,7 @@ from attrs import define, field
 from uvm._names import GuestOS, guid_key
 from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.devices.vpmem import PMem
+from uvm.backends.fake.guest.linux.confidential import check_disk, check_layers, check_pmem
 from uvm.backends.fake.guest.state import FakeGuest, GuestRequest, Handler, Mount
 from uvm.backends.fake.tree import DeviceTree
 from uvm.hresult import HResult
@@ -73,6 +74,8 @@ class LinuxGuest(FakeGuest):
     def _mapped_virtual_disk(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
         wanted = request.parse(LCOWMappedVirtualDisk)
+        if self.confidential:
+            check_disk(request, wanted)
         disk = self._disk_at(wanted.controller, wanted.lun)
         if disk is None:
             # The real guest waits for the device until the host stops waiting.
@@ -90,6 +93,8 @@ class LinuxGuest(FakeGuest):
     def _vpmem_device(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
         wanted = request.parse(LCOWMappedVPMemDevice)
+        if self.confidential:
+            check_pmem(request, wanted)
         pmem = self._pmem(request, wanted)
         if request.action == "Remove":
             self.unmount(request, wanted.mount_path, pmem)
@@ -125,6 +130,8 @@ class LinuxGuest(FakeGuest):
         if request.action == "Remove":
             self.unmount(request, root, None)
             return
+        if self.confidential:
+            check_layers(request, wanted)
         layers = [layer.path for layer in wanted.layers]
         if self.checks.guest:
             self._check_layers(request, layers, wanted.scratch_path)

@@ -10,11 +10,13 @@ import shlex
 from collections.abc import Callable
 from typing import Any, Final
 
+from uvm._guest.specs import bundle_of
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON
 from uvm.backends.fake.guest.containers import LinuxContainer
 from uvm.backends.fake.guest.execution import Command, asked_streams, close_streams
 from uvm.backends.fake.guest.linux.cgroups import refused_resources
+from uvm.backends.fake.guest.linux.confidential import container_problem
 from uvm.backends.fake.guest.linux.mounts import LinuxGuest
 from uvm.backends.fake.guest.linux.oci import OCIProcess, OCISpec
 from uvm.backends.fake.guest.messages import Incoming
@@ -79,6 +81,9 @@ class LinuxService(GuestService):
         if (version.major, version.minor) < (2, 1):
             problem = f"invalid schema version: {{{version.major} {version.minor}}}"
             raise request.fail(HResult.ERROR_VMCOMPUTE_INVALID_JSON, problem)
+        problem = container_problem(wanted.container_id, hosted) if self.vm.guest.confidential else ""
+        if problem:
+            raise request.refuse(HResult.E_FAIL, problem)
         if wanted.container_id in self.containers and hosted.oci_specification is not None:
             raise request.refuse(HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_EXISTS)
         if spec.process is None or spec.root is None or spec.linux is None:
@@ -278,6 +283,8 @@ class LinuxService(GuestService):
 
     def on_delete_container_state(self, request: Incoming) -> JSON:
         container = self._container(request, request.read(RequestBase).container_id)
+        if self.vm.guest.confidential:
+            self._check_deletion(request, container)
         # The guest forgets it even if runc refuses.
         del self.containers[container.id]
         guest, namespace = self.vm.guest, container.id.lower()
@@ -292,3 +299,12 @@ class LinuxService(GuestService):
             # It removes the bundle, with all that is in it.
             raise request.refuse(HResult.E_FAIL, f"unlinkat {mount.path}: device or resource busy")
         return {}
+
+    def _check_deletion(self, request: Incoming, container: LinuxContainer) -> None:
+        """Refuse, under a security policy, to delete the state of a container that is in use."""
+        if container.status == "running":
+            text = f'Denied deleting state of a running container "{container.id}"'
+            raise request.refuse(HResult.E_FAIL, text)
+        if bundle_of(container.id) + "/rootfs" in self.vm.guest.mounts:
+            text = "Denied deleting state of a container with a overlay mount still active"
+            raise request.refuse(HResult.E_FAIL, text)

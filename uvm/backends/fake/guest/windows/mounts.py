@@ -14,6 +14,7 @@ from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.guest.containers import Container
 from uvm.backends.fake.guest.state import FakeGuest, GuestRequest, Handler, Mount
 from uvm.backends.fake.guest.windows.changes import check_memory, check_processor, read_change
+from uvm.backends.fake.guest.windows.sidecar import check_layers, check_open
 from uvm.backends.fake.tree import DeviceTree
 from uvm.devices.vsmb import GUEST_PREFIX
 from uvm.hresult import HResult
@@ -104,7 +105,10 @@ class WindowsGuest(FakeGuest):
         self._combine(request, request.parse(WCOWCombinedLayers))
 
     def _confidential_layers(self, request: GuestRequest) -> None:
-        self._combine(request, request.parse(CWCOWCombinedLayers).combined_layers)
+        wanted = request.parse(CWCOWCombinedLayers)
+        if self.isolated:
+            check_layers(request, self, wanted)
+        self._combine(request, wanted.combined_layers)
 
     def _combine(self, request: GuestRequest, wanted: WCOWCombinedLayers) -> None:
         request.only("Add", "Remove")
@@ -192,6 +196,8 @@ class WindowsGuest(FakeGuest):
     def _block_cims(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
         wanted = request.parse(CWCOWBlockCIMMounts)
+        if self.isolated:
+            check_open(request, self, "CIM mount is denied by policy")
         key = guid_key(wanted.volume_guid)
         if request.action == "Remove":
             if self.volumes.pop(key, None) is None:

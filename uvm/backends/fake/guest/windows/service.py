@@ -19,6 +19,7 @@ from uvm.backends.fake.guest.statistics import windows_statistics
 from uvm.backends.fake.guest.stdio import Terminal
 from uvm.backends.fake.guest.windows.commandline import split_command_line
 from uvm.backends.fake.guest.windows.mounts import WindowsGuest
+from uvm.backends.fake.guest.windows.sidecar import admitted_container, check_open
 from uvm.hresult import HResult
 from uvm.schema.container import HostedSystem
 from uvm.schema.gcs import (
@@ -81,6 +82,8 @@ class WindowsService(GuestService):
             return {}
         self._require(request)
         document = request.parse_text("ContainerConfig", wanted.container_config)
+        if self.guest.isolated:
+            document = admitted_container(request, self.guest, wanted.container_config, document)
         hosted = request.read_document(HostedSystem, "ContainerConfig", wanted.container_config, document)
         if hosted.container is None:
             raise request.refuse(HResult.E_INVALIDARG, "Container is missing")
@@ -145,6 +148,8 @@ class WindowsService(GuestService):
     def on_execute_process(self, request: Incoming) -> JSON:
         wanted = request.read(ExecuteProcessRequest)
         self._require(request)
+        if self.guest.isolated:
+            check_open(request, self.guest, "exec is denied due to policy")
         text = wanted.settings.process_parameters
         parameters = request.read_text(ProcessParameters, "ProcessParameters", text)
         processes = self.external
@@ -179,6 +184,8 @@ class WindowsService(GuestService):
 
     def on_get_properties(self, request: Incoming) -> JSON:
         container_id, types = self._properties_query(request)
+        if self.guest.isolated:
+            check_open(request, self.guest, "get properties denied due to policy")
         container = self._container(request, container_id)
         stopped = container.status == "stopped"
         found: JSON = {"Id": container.id, "SystemType": "Container", "RuntimeOsType": "Windows"}
