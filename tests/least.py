@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 #: What the suite needs of the development tools.
-TOOLS = {"cffi", "hypothesis", "pytest", "pytest-xdist", "sniffio", "starlette", "sybil"}
+TOOLS = {"cffi", "pytest-xdist", "sniffio", "starlette", "sybil"}
 
 
 def least(requirement: str) -> str:
@@ -25,7 +25,13 @@ def main() -> None:
     extras = project["optional-dependencies"]
     tools = [each for each in extras["dev"] if each.partition(">=")[0] in TOOLS]
     assert len(tools) == len(TOOLS), f"pyproject.toml has only {tools}"
-    for requirement in (*project["dependencies"], *extras["trio"], *extras["ncproxy"], *tools):
+    for requirement in (
+        *project["dependencies"],
+        *extras["trio"],
+        *extras["ncproxy"],
+        *extras["testing"],
+        *tools,
+    ):
         print(least(requirement))
 
 

@@ -14,9 +14,10 @@ from uvm.backends.fake import Call, FakeBackend, Rule
 from uvm.backends.fake.gates import Action
 from uvm.backends.fake.rules import Matching
 from uvm.hresult import HResult
-from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
+from uvm.options import LCOWOptions, WCOWOptions
 from uvm.testing.backends.audit import audit
 from uvm.testing.backends.rig import Control, HeldCalls, Host, HostCall, Network
+from uvm.testing.vms import windows_options
 
 _DIRECTORY = "C:\\uvm-conformance"
 _BOOT = "C:\\uvm-conformance-boot"
@@ -57,15 +58,7 @@ class FakeHost(Host):
 
     def windows(self) -> WCOWOptions:
         """Put boot files on the host, and return the options of a Windows VM that boots from them."""
-        self.fake.files.add_directory(f"{_BOOT}\\os")
-        self.fake.files.add(f"{_BOOT}\\scratch.vhdx", size=1 << 20)
-        return WCOWOptions(
-            boot_files=VmbFSBootFiles(
-                os_files_path=f"{_BOOT}\\os",
-                os_relative_boot_directory=r"\EFI\Microsoft\Boot",
-                scratch_vhd_path=f"{_BOOT}\\scratch.vhdx",
-            )
-        )
+        return windows_options(self.fake)
 
     # Set-up.
 

@@ -1,0 +1,134 @@
+"""The fixtures, in a package of a user's own: under each plugin that runs async tests, and under none."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+#: A user's tests. The names of those that must fail say so.
+TESTS = r"""
+import anyio
+import pytest
+import uvm
+
+pytest_plugins = []
+DISK = r"C:\vm\disk.vhdx"
+
+
+async def use(linux_vm, windows_vm, uvm_files):
+    uvm_files.add(DISK)
+    async with linux_vm(memory_mb=512) as vm, windows_vm(processors=1) as other:
+        assert (vm.os, other.os, vm.options.memory_mb) == ("linux", "windows", 512)
+        await vm.scsi.attach(DISK)
+        assert (await other.run(["echo", "hello"])).stdout == b"hello\n"
+
+
+@pytest.mark.anyio
+async def test_under_anyio(linux_vm, windows_vm, uvm_files):
+    await use(linux_vm, windows_vm, uvm_files)
+
+
+@pytest.mark.asyncio
+async def test_under_pytest_asyncio(linux_vm, windows_vm, uvm_files):
+    await use(linux_vm, windows_vm, uvm_files)
+
+
+@pytest.mark.trio
+async def test_under_pytest_trio(linux_vm, windows_vm, uvm_files):
+    await use(linux_vm, windows_vm, uvm_files)
+
+
+def test_under_none(linux_vm, windows_vm, uvm_files):
+    anyio.run(use, linux_vm, windows_vm, uvm_files)
+
+
+def test_leaves_access_and_fails(uvm_backend, uvm_files):
+    uvm_files.add(DISK)
+    anyio.run(uvm_backend.grant_access, DISK, "vm1")
+
+
+def test_a_fault_that_happens(uvm_backend, uvm_faults, uvm_files):
+    uvm_files.add(DISK)
+    uvm_faults.refuse("E_FAIL", to="grant")
+    with pytest.raises(uvm.HostError):
+        anyio.run(uvm_backend.grant_access, DISK, "vm1")
+
+
+def test_a_fault_that_never_happens_and_fails(uvm_faults):
+    uvm_faults.refuse("E_FAIL", to="grant", nth=2)
+"""
+INI = """
+[pytest]
+asyncio_mode = strict
+asyncio_default_fixture_loop_scope = function
+filterwarnings = error
+"""
+PLUGINS = ("anyio", "pytest_asyncio.plugin", "pytest_trio.plugin", "uvm.testing.plugin")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What pytest reports of the user's tests."""
+    for plugin in ("pytest_asyncio", "pytest_trio"):
+        pytest.importorskip(plugin)
+    package = tmp_path_factory.mktemp("package")
+    (package / "test_mine.py").write_text(TESTS, "utf-8")
+    (package / "pytest.ini").write_text(INI, "utf-8")
+    loaded = [argument for plugin in PLUGINS for argument in ("-p", plugin)]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-rA",
+            "--tb=short",
+            "-p",
+            "no:cacheprovider",
+            *loaded,
+            str(package),
+        ],
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=package,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def outcomes(report: str, name: str) -> list[str]:
+    return re.findall(rf"^([A-Z]+) \S+::{name}\b", report, re.MULTILINE)
+
+
+@pytest.mark.parametrize("plugin", ["anyio", "pytest_asyncio", "pytest_trio", "none"])
+def test_vms_run_under_every_plugin(report: str, plugin: str) -> None:
+    found = outcomes(report, f"test_under_{plugin}")
+    assert found, report
+    assert set(found) == {"PASSED"}, report
+
+
+def test_what_is_left_on_the_host_fails_the_test(report: str) -> None:
+    assert outcomes(report, "test_leaves_access_and_fails") == ["PASSED", "ERROR"], report
+    assert re.search(r"left on the host: access of vm1 to C:\\vm\\disk\.vhdx", report), report
+
+
+def test_a_fault_has_to_happen(report: str) -> None:
+    assert outcomes(report, "test_a_fault_that_happens") == ["PASSED"], report
+    assert outcomes(report, "test_a_fault_that_never_happens_and_fails") == ["PASSED", "ERROR"], report
+    assert "these faults never happened" in report
+
+
+def test_the_plugin_loads_nothing_of_the_library_before_a_fixture_is_used() -> None:
+    program = "import sys, uvm.testing.plugin; print(*sorted(m for m in sys.modules if m.startswith('uvm')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"uvm", "uvm._lazy", "uvm.testing", "uvm.testing.plugin"}
+
+
+def test_the_entry_point_is_the_module_of_its_name() -> None:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
+    assert re.search(r'pytest11\]\n"(\S+)" = "\1"\n', project)
