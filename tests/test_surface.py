@@ -65,7 +65,7 @@ SURFACE = {
         common container devices gcs guest json network process properties requests secrets system
         template
     """,
-    "uvm.testing": "backends conformance ncproxy replay",
+    "uvm.testing": "backends clocks conformance machines ncproxy plugin replay requests strategies vms",
 }
 #: What may be done with a VM.
 VM = """

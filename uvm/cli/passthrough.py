@@ -83,7 +83,7 @@ async def _feed(stdin: ProcessInput) -> None:
     # The thread is a daemon: nothing ends its read, and the interpreter does not wait for it.
     ahead, read = anyio.create_memory_object_stream[bytes]()
     threading.Thread(target=_read, args=(ahead, anyio.lowlevel.current_token()), daemon=True).start()
-    # A process may close its standard input, or exit, before ours has ended; then nothing else closes `ahead`.
+    # A process may close its standard input, or exit, before ours has ended; then `ahead` is closed here.
     with ahead, read, suppress(GuestError, VMExitedError, *BROKEN_STREAM):
         async for data in read:
             await stdin.send(data)

@@ -1,1 +1,1 @@
-"""Tools for tests: conformance of backends, and replay of recorded operations."""
+"""Tools for tests: fixtures and strategies for what is built on ``uvm``, conformance of backends, replay."""

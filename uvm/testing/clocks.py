@@ -1,7 +1,7 @@
 """Event loops on which time passes only when nothing else can happen, and then at once.
 
-A deadline is then told apart from what merely took long, however busy the machine is: a test goes the same
-way each time, takes no time to sleep, and one that is stuck fails at once. For tests that do no real I/O, as
+A deadline then differs from what merely took long, however busy the machine is: a test has the same course
+each time, takes no time to sleep, and one that is stuck fails at once. For tests that do no real I/O, as
 those on the in-memory backend.
 """
 

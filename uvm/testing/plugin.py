@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 def uvm_backend() -> Iterator[FakeBackend]:
     """Return a host in memory, on which nothing may be left when the test ends: no VM, access, endpoint."""
     from uvm.backends.fake import FakeBackend
+    from uvm.testing.vms import put_boot_files
 
     backend = FakeBackend()
+    put_boot_files(backend)
     yield backend
     if left := backend.leftovers():
         raise AssertionError("left on the host: " + "; ".join(left))
@@ -72,7 +74,7 @@ def windows_vm(uvm_backend: FakeBackend) -> MakeVM:
     """
     from uvm.testing.vms import started, windows_options
 
-    return lambda **options: started(windows_options(uvm_backend, **options), uvm_backend)
+    return lambda **options: started(windows_options(**options), uvm_backend)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -1,34 +1,37 @@
-"""VMs of the in-memory host for tests: with boot files, and started."""
+"""VMs of the in-memory host for tests: what they boot from, and started."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from uvm._vm.vm import UtilityVM
 from uvm.backends.fake import FakeBackend
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
 
-__all__ = ["started", "windows_options"]
+__all__ = ["WINDOWS_BOOT_FILES", "put_boot_files", "started", "windows_options"]
 
-_BOOT = r"C:\uvm-boot"
+#: What the Windows VMs of tests boot from: see :func:`put_boot_files`.
+WINDOWS_BOOT_FILES: Final = VmbFSBootFiles(
+    os_files_path=r"C:\uvm-boot\os",
+    os_relative_boot_directory=r"\EFI\Microsoft\Boot",
+    scratch_vhd_path=r"C:\uvm-boot\scratch.vhdx",
+)
 
 
-def windows_options(backend: FakeBackend, **options: Any) -> WCOWOptions:
-    """Return the options of a Windows VM; unless they name boot files, put some on the host.
+def put_boot_files(backend: FakeBackend) -> None:
+    """Put the boot files of Windows VMs on a host, which has those of Linux VMs already."""
+    backend.files.add_directory(WINDOWS_BOOT_FILES.os_files_path)
+    backend.files.add(WINDOWS_BOOT_FILES.scratch_vhd_path, size=1 << 20)
+
+
+def windows_options(**options: Any) -> WCOWOptions:
+    """Return the options of a Windows VM that boots from :data:`WINDOWS_BOOT_FILES`, or from others given.
 
     :raises OptionsError: they cannot work.
     """
-    if "boot_files" not in options:
-        backend.files.add_directory(rf"{_BOOT}\os")
-        backend.files.add(rf"{_BOOT}\scratch.vhdx", size=1 << 20)
-        options["boot_files"] = VmbFSBootFiles(
-            os_files_path=rf"{_BOOT}\os",
-            os_relative_boot_directory=r"\EFI\Microsoft\Boot",
-            scratch_vhd_path=rf"{_BOOT}\scratch.vhdx",
-        )
-    return WCOWOptions(**options)
+    return WCOWOptions(**{"boot_files": WINDOWS_BOOT_FILES, **options})
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from uvm.hresult import HResult
 from uvm.options import LCOWOptions, WCOWOptions
 from uvm.testing.backends.audit import audit
 from uvm.testing.backends.rig import Control, HeldCalls, Host, HostCall, Network
-from uvm.testing.vms import windows_options
+from uvm.testing.vms import put_boot_files, windows_options
 
 _DIRECTORY = "C:\\uvm-conformance"
 _BOOT = "C:\\uvm-conformance-boot"
@@ -58,7 +58,8 @@ class FakeHost(Host):
 
     def windows(self) -> WCOWOptions:
         """Put boot files on the host, and return the options of a Windows VM that boots from them."""
-        return windows_options(self.fake)
+        put_boot_files(self.fake)
+        return windows_options()
 
     # Set-up.
 
