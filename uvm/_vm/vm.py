@@ -18,7 +18,7 @@ from uvm._buses.context import Context
 from uvm._checks import checked, instance, optional, text
 from uvm._document.plan import CreationPlan
 from uvm._guest.timeouts import GuestTimeouts
-from uvm._names import HostPath
+from uvm._names import GuestOS, HostPath
 from uvm._vm.creation import HostArtifacts, Settings, create
 from uvm._vm.ending import VMState
 from uvm._vm.guest import GuestServices
@@ -132,7 +132,7 @@ class UtilityVM(Saving, GuestServices):
         return self._system.runtime_id
 
     @property
-    def os(self) -> str:
+    def os(self) -> GuestOS:
         """The guest's operating system: ``"linux"`` or ``"windows"``."""
         return self._context.plan.os
 

@@ -59,6 +59,7 @@ class Receiving(Sending):
     """
 
     more: bool
+    synchronised: bool
 
     def __init__(self, *, guest: bool) -> None:
         super().__init__(guest=guest)

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from uvm._buses.lease import Releasable
 from uvm._vm.keeper import start_vm
+from uvm._vm.vm import UtilityVM
 from uvm.backends.fake import FakeBackend
 from uvm.errors import UVMError
 from uvm.options import LCOWOptions, WCOWOptions
@@ -49,9 +50,11 @@ class VMMachine(RuleBasedStateMachine):
     vm_options: ClassVar[st.SearchStrategy[LCOWOptions | WCOWOptions]] = options()
     disturbed: ClassVar[bool] = True
 
+    vm: UtilityVM
+
     def __init__(self) -> None:
         super().__init__()
-        self.backend = FakeBackend()
+        self.backend: FakeBackend = FakeBackend()
         put_boot_files(self.backend)
         self.held: list[Releasable] = []
         self._runner = asyncio.Runner(loop_factory=JumpingLoop)
@@ -68,7 +71,7 @@ class VMMachine(RuleBasedStateMachine):
     def _start(self, data: st.DataObject) -> None:
         chosen = data.draw(self.vm_options)
 
-        async def start() -> Any:
+        async def start() -> UtilityVM:
             return await start_vm(chosen, backend=self.backend)
 
         self.vm = self.call(start)
