@@ -139,6 +139,7 @@ async def _windows(vm: uvm.UtilityVM) -> dict[str, Any]:
         "share": await vm.vsmb.add(support.OTHER_SHARED, read_only=True),
         "file": await vm.vsmb.add(support.FILE, read_only=True),
         "pipe": await vm.pipes.add(support.PIPE),
+        "cims": await vm.block_cims.mount(uvm.BlockCIMLayer([uvm.BlockCIM(support.LAYER, "base.cim")])),
     }
 
 

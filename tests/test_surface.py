@@ -21,12 +21,14 @@ SURFACE = {
         BlockCIMBootFiles HvSocketService LayerBootFiles PCIDevice RegistryValue Template VmbFSBootFiles
         CreationPlan
         GuestTimeouts NetworkSetup OutputHandler VMMemory VMStatistics Quarantined
-        DiskType Mount LCOWLayer WCOWLayer RootFileSystem ContainerResources Pod PodContainer
+        DiskType Mount BlockCIM BlockCIMLayer LCOWLayer WCOWLayer RootFileSystem
+        ContainerResources Pod PodContainer
         Lease LeaseState Orphan StuckDevice UnrevokedAccess VMDevices
-        AdapterLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease
+        AdapterLease BlockCIMLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease
         SharedLease VPCILease VPMemLease VSMBLease
         PCI_ID_TYPES
-        AttachedAdapter CombinedRoot MappedPipe Plan9Share ScsiDisk SharedPath VPCIDevice VPMemLayer VSMBShare
+        AttachedAdapter BlockCIMVolume CombinedRoot MappedPipe Plan9Share ScsiDisk SharedPath VPCIDevice
+        VPMemLayer VSMBShare
         CPUGroup ContainerMount connect_unix cpu_groups create_cpu_group delete_cpu_group listen_unix
         HostNamespace create_namespace
         GuestConnection GuestFeatures Container ContainerExit Process ProcessInput ProcessOutput
@@ -46,7 +48,9 @@ SURFACE = {
         HCS_CONCURRENCY HostFiles HostInfo HostNetwork HostPipes HostProcess JSON Listener System VM_GROUP
     """,
     "uvm.backends": "backend_factory backend_names choose_backend open_backend",
-    "uvm.devices": "base directories kinds layers ledger network pipes plan9 scsi slots vpci vpmem vsmb",
+    "uvm.devices": """
+        base blockcims directories kinds layers ledger network pipes plan9 scsi slots vpci vpmem vsmb
+    """,
     "uvm.errors": """
         UVMError UVMErrorGroup
         AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
@@ -73,7 +77,7 @@ VM = """
     capabilities features protocol_version guest
     start wait settled shutdown terminate pause resume crash save detach close
     save_template template_id is_clone
-    scsi vpmem vsmb plan9 vpci pipes network network_setup layers share shared mount_layers
+    scsi vpmem vsmb plan9 vpci pipes block_cims network network_setup layers share shared mount_layers
     mount_in_container container_creation
     devices ledgers quarantined orphans
     run open_process create_container open_container delete_container_state
@@ -95,6 +99,8 @@ HELD = {
         adapters add_endpoint add_guest_adapter add_namespace namespaces remove_all_adapters remove_endpoint
         remove_guest_adapter remove_namespace setup update_adapter
     """,
+    "BlockCIMBus": "mount volumes",
+    "BlockCIMLease": f"{LEASE} guest_path volume_guid",
     "LayersBus": "combine remove roots",
     "ScsiLease": f"{LEASE} controller guest_path host_path lun",
     "VPMemLease": f"{LEASE} guest_path host_path",
@@ -110,7 +116,7 @@ HELD = {
     "ContainerMount": """
         container_id container_path host_path read_only release released share state
     """,
-    "RootFileSystem": "gone layers release released root scratch scratch_path state",
+    "RootFileSystem": "gone layers release released root scratch scratch_path state storage",
     "Pod": """
         attach_resources close containers create create_container id network run_container run_sandbox sandbox
         vm

@@ -40,6 +40,7 @@ _BOOT_FILES = uvm.VmbFSBootFiles(**_FILES)
 _FIELDS: dict[type, dict[str, Any]] = {
     uvm.RegistryValue: {"hive": st.sampled_from(["System", "Software"])},
     uvm.WCOWOptions: {"boot_files": st.just(_BOOT_FILES)},
+    uvm.BlockCIMLayer: {"cims": st.just((uvm.BlockCIM(r"C:\a.vhd", "a.cim"),))},
     uvm.LayerBootFiles: {"layers": st.lists(_TEXT, min_size=1).map(tuple)},
     uvm.Template: {"document": models(TemplateDocument)},
     uvm.StuckDevice: {"since": st.datetimes(timezones=st.just(UTC)).map(lambda at: at.replace(fold=0))},

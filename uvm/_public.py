@@ -1,5 +1,7 @@
 """The public names of :mod:`uvm` that a first VM does not need: devices, their leases, pools, statistics."""
 
+from uvm._buses.blockcims import BlockCIMLease as BlockCIMLease
+from uvm._buses.blockcims import BlockCIMVolume as BlockCIMVolume
 from uvm._buses.directories import SharedLease as SharedLease
 from uvm._buses.directories import SharedPath as SharedPath
 from uvm._buses.layers import CombinedLease as CombinedLease
@@ -43,6 +45,8 @@ from uvm._vm.pods.resources import ContainerResources as ContainerResources
 from uvm._vm.pool import Pool as Pool
 from uvm._vm.statistics import VMMemory as VMMemory
 from uvm._vm.statistics import VMStatistics as VMStatistics
+from uvm.devices.blockcims import BlockCIM as BlockCIM
+from uvm.devices.blockcims import BlockCIMLayer as BlockCIMLayer
 from uvm.devices.vpci import PCI_ID_TYPES as PCI_ID_TYPES
 from uvm.options import Template as Template
 from uvm.options import from_hcsshim as from_hcsshim

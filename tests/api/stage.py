@@ -74,6 +74,7 @@ class Stage:
             )
             service = machine.service
             if isinstance(machine.guest, WindowsGuest):
+                found["volumes"] += len(machine.guest.volumes)
                 found["mapped directories"] += sum(map(len, machine.guest.directories.values()))
             found["processes"] += sum(each.alive for each in service.processes.values())
             found["containers"] += len(service.containers)

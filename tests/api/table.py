@@ -262,6 +262,13 @@ async def _adapter_of_template(stage: Stage) -> uvm.UtilityVM:
     return stage.vm
 
 
+_CIMS = uvm.BlockCIMLayer(
+    [uvm.BlockCIM(host.OTHER_LAYER, "top"), uvm.BlockCIM(host.LAYER, "base")],
+    merged=uvm.BlockCIM(host.LARGE_LAYER, "merged"),
+)
+
+_NO_CIM = uvm.BlockCIMLayer([uvm.BlockCIM(host.DISK + "x", "a")])
+
 #: By class, which guest it needs, and how to get an object of it.
 OBJECTS: dict[str, tuple[str, Callable[[Stage], Awaitable[Any]]]] = {
     "UtilityVM": ("linux", _vm),
@@ -271,6 +278,7 @@ OBJECTS: dict[str, tuple[str, Callable[[Stage], Awaitable[Any]]]] = {
     "VSMBBus": ("windows", _bus("vsmb")),
     "VPCIBus": ("linux", _bus("vpci")),
     "PipeBus": ("windows", _bus("pipes")),
+    "BlockCIMBus": ("windows", _bus("block_cims")),
     "LayersBus": ("linux", _base),
     "NetworkBus": ("linux", _network),
     "NetworkSetup": ("linux", _network_setup),
@@ -281,6 +289,7 @@ OBJECTS: dict[str, tuple[str, Callable[[Stage], Awaitable[Any]]]] = {
     "VSMBLease": ("windows", lambda s: s.vm.vsmb.add(host.SHARED)),
     "VPCILease": ("linux", lambda s: s.vm.vpci.assign(host.DEVICE)),
     "PipeLease": ("windows", lambda s: s.vm.pipes.add(host.PIPE)),
+    "BlockCIMLease": ("windows", lambda s: s.vm.block_cims.mount(_CIMS)),
     "CombinedLease": ("linux", _combined),
     "NamespaceLease": ("linux", _namespace),
     "AdapterLease": ("linux", _adapter),
@@ -579,6 +588,13 @@ ROWS: dict[str, Row] = {
         _bus("pipes", "PipeLease"),
         sure=True,
         wrong={"NotAttachedError": lambda s, it: it.remove(host.OTHER_PIPE)},
+    ),
+    "BlockCIMBus.mount": Row(
+        lambda s, it: it.mount(_CIMS, container_id="c1"),
+        **_wrong_too(
+            {"HostPathError": lambda s, it: it.mount(_NO_CIM)},
+            lambda s, it: it.mount(host.LAYER),
+        ),
     ),
     "LayersBus.combine": Row(
         lambda s, it: it.combine("/root", ["/base"], scratch_path="/base/upper"),

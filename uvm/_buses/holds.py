@@ -27,7 +27,7 @@ from uvm._buses.access import Need
 from uvm._buses.link import Link
 from uvm.devices.base import Entry, Ticket
 from uvm.devices.ledger import Ledger
-from uvm.errors import NotSupportedError, UndoFailedError, UVMError, own
+from uvm.errors import NotSupportedError, UndoFailedError, UVMError, is_refusal, own
 
 S_co = TypeVar("S_co", covariant=True)
 
@@ -128,7 +128,7 @@ class Hold(Generic[S_co]):
     :ivar error: what the last wait ends with, if it fails.
     :ivar stay: the device, once granted.
     :ivar since: when it was left without a caller.
-    :ivar below: what it was made of, released for no caller once it has ended itself.
+    :ivar below: what it was made of, released for no caller once it is known to have ended itself.
     """
 
     driver: Runner
@@ -243,7 +243,8 @@ class Hold(Generic[S_co]):
         self._list()
         if self._waker is not None:
             self._waker.set()
-        if state is _ENDED:
+        # What may still be used stays.
+        if state is _ENDED and (self.error is None or is_refusal(self.error)):
             for hold in self.below:
                 hold.abandon()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
-from typing import Self
+from typing import Self, TypeVar
 
+import anyio
 from attrs import define, field, frozen
 
 from uvm._async import cancelled_too
@@ -14,6 +16,8 @@ from uvm._buses.holds import Hold, HoldState
 from uvm._home import Bound
 from uvm._repr import arguments_of, brief
 from uvm.errors import AlreadyReleasedError
+
+L = TypeVar("L", bound="Lease")
 
 
 class LeaseState(Enum):
@@ -105,6 +109,11 @@ class Lease(Releasable):
 
     _hold: Hold[object]
 
+    @property
+    def _all_holds(self) -> tuple[Hold[object], ...]:
+        """All that it holds, in the order in which it is released."""
+        return (self._hold,)
+
     def __repr__(self) -> str:
         vm = self._hold.link.vm_id
         return brief(f"<{type(self).__name__} of {vm}: {arguments_of(self)} ({self.state.value})>")
@@ -156,6 +165,38 @@ class Lease(Releasable):
 
     def _leave(self) -> None:
         self._hold.leave()
+
+
+async def leases_of(makers: Sequence[Callable[[], Awaitable[L]]]) -> list[L]:
+    """Get several leases at once: all of them, in order, or none and the first error."""
+    got: dict[int, L] = {}
+    errors: list[Exception] = []
+
+    async def one(index: int, make: Callable[[], Awaitable[L]]) -> None:
+        try:
+            got[index] = await make()
+        except Exception as error:
+            errors.append(error)
+            tasks.cancel_scope.cancel()
+
+    with released_on_failure(got.values()):
+        async with anyio.create_task_group() as tasks:
+            for index, make in enumerate(makers):
+                tasks.start_soon(one, index, make)
+        if errors:
+            raise errors[0]
+    return [got[index] for index in range(len(makers))]
+
+
+@contextmanager
+def released_on_failure(leases: Iterable[Lease]) -> Iterator[None]:
+    """Release leases for no caller if the body fails."""
+    try:
+        yield
+    except BaseException:
+        for lease in leases:
+            lease.give_up()
+        raise
 
 
 @frozen

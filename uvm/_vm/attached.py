@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import fields, frozen, has
 
+from uvm._buses.blockcims import BlockCIMVolume
 from uvm._buses.directories import SharedPath
 from uvm._buses.layers import CombinedRoot
 from uvm._buses.link import StuckDevice
@@ -52,6 +53,7 @@ class VMDevices:
     :ivar boot_vpmem_bytes: the size of the VM's own root file system on VPMEM device 0; None if that is free.
     :ivar shared: what ``vm.share`` shows; in a Linux guest, every Plan9 share.
     :ivar roots: the root file systems that the guest has combined.
+    :ivar block_cims: the volumes of block CIMs in a Windows guest.
     :ivar namespaces: the ids of the network namespaces that the VM is in.
     :ivar orphans: what is attached and has no caller; ``vm.orphans`` has handles to release it.
     :ivar quarantined: the slots that are withheld, since what is in them is unknown.
@@ -71,6 +73,7 @@ class VMDevices:
     plan9_shares: tuple[Plan9Share, ...] = ()
     shared: tuple[SharedPath, ...] = ()
     roots: tuple[CombinedRoot, ...] = ()
+    block_cims: tuple[BlockCIMVolume, ...] = ()
     pipes: tuple[MappedPipe, ...] = ()
     pci_devices: tuple[VPCIDevice, ...] = ()
     namespaces: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from uvm._vm.base import Part
 from uvm.devices.base import LedgerState, Quarantined
 
 if TYPE_CHECKING:
+    from uvm._buses.blockcims import BlockCIMBus
     from uvm._buses.directories import DirectoryBus, SharedLease, SharedPath
     from uvm._buses.layers import LayersBus
     from uvm._buses.network import NetworkBus
@@ -51,6 +52,13 @@ class Devices(Part):
         from uvm._buses.layers import LayersBus
 
         return LayersBus(self._context)
+
+    @cached_property
+    def block_cims(self) -> BlockCIMBus:
+        """Block CIMs, mounted as volumes (Windows guests)."""
+        from uvm._buses.blockcims import BlockCIMBus
+
+        return BlockCIMBus(self._context, self.scsi)
 
     @cached_property
     def scsi(self) -> ScsiBus:
@@ -211,6 +219,7 @@ class Devices(Part):
             plan9_shares=self.plan9.shares,
             shared=self.shared,
             roots=self.layers.roots,
+            block_cims=self.block_cims.volumes,
             pipes=self.pipes.pipes,
             pci_devices=self.vpci.devices,
             namespaces=() if network is None else network.namespaces,

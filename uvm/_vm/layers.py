@@ -7,19 +7,25 @@ the same time, and released again if the mounting fails.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import anyio
 from attrs import define, field, frozen
 
 from uvm._arguments import items_of
 from uvm._async import Errand, Opening, errors_of
 from uvm._buses.access import Grant, grant_of
-from uvm._buses.holds import Hold, HoldState
-from uvm._buses.lease import Lease, LeaseState, Releasable, all_gone, state_of_all
+from uvm._buses.holds import Hold
+from uvm._buses.lease import (
+    Lease,
+    LeaseState,
+    Releasable,
+    all_gone,
+    leases_of,
+    released_on_failure,
+    state_of_all,
+)
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
@@ -28,9 +34,12 @@ from uvm._guest.specs import bundle_of, check_container_id
 from uvm._names import HostPath, text_of
 from uvm._repr import brief, brief_call, counted
 from uvm._vm.devices import Devices
+from uvm.devices.blockcims import BlockCIMLayer
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, own, together
 from uvm.options import LCOWOptions
+from uvm.schema.common import Layer
+from uvm.schema.container import Storage
 
 L = TypeVar("L", bound=Lease)
 
@@ -95,6 +104,8 @@ class RootFileSystem(Releasable):
     layers: tuple[Lease, ...]
     scratch: ScsiLease
     _combined: Lease
+    #: Of a Windows container, the id and the path of each layer, as its document has them.
+    _named: tuple[tuple[str, str], ...] = ()
     #: Its release, which returns the errors of what could not be released.
     _releasing: Errand[list[Exception]] | None = None
     _reported: bool = False
@@ -102,6 +113,11 @@ class RootFileSystem(Releasable):
     def __repr__(self) -> str:
         parts = f"{counted(len(self.layers), 'layers')}, scratch {self.scratch.host_path}"
         return brief(f"<RootFileSystem of {self._vm._link.vm_id}: {self.root}, {parts} ({self.state.value})>")
+
+    @property
+    def storage(self) -> Storage:
+        """The part of a Windows container's document that names it."""
+        return Storage(path=self.root, layers=[Layer(id=id, path=path) for id, path in self._named])
 
     @property
     def state(self) -> LeaseState:
@@ -123,7 +139,11 @@ class RootFileSystem(Releasable):
     @property
     def _holds(self) -> list[Hold[object]]:
         """Holds on its parts, in the order in which they are released."""
-        return [lease._hold for lease in (self._combined, self.scratch, *self.layers)]
+        return [hold for lease in self._parts for hold in lease._all_holds]
+
+    @property
+    def _parts(self) -> list[Lease]:
+        return [self._combined, self.scratch, *self.layers]
 
     async def release(self) -> None:
         """Release the combined root, then scratch and layers; then delete the container's state, if kept.
@@ -168,14 +188,14 @@ class RootFileSystem(Releasable):
         """Have what is left of it released or listed as orphans, once the release in flight has failed."""
         if not self._errors:
             return
-        combined, *others = self._holds
-        if combined.state is HoldState.OWED:
+        combined, *others = self._parts
+        if combined.state is LeaseState.REFUSED:
             # An orphan keeps what it was made of.
-            combined.below = tuple(others)
-            combined.leave()
+            combined._hold.below = tuple(lease._hold for lease in others)
+            combined._leave()
             return
-        for hold in others:
-            hold.leave() if hold.state is HoldState.OWED else hold.abandon()
+        for lease in others:
+            lease._leave() if lease.state is LeaseState.REFUSED else lease.give_up()
 
     async def _take_apart(self) -> list[Exception]:
         """Release its parts in order; return the errors of those that could not be."""
@@ -191,27 +211,6 @@ class RootFileSystem(Releasable):
             await deletion.done.wait()
             errors += [deletion.error] if deletion.error else []
         return errors
-
-
-async def _all(makers: Sequence[Callable[[], Awaitable[L]]]) -> list[L]:
-    """Get several leases at once: all of them, in order, or none and the first error."""
-    got: dict[int, L] = {}
-    errors: list[Exception] = []
-
-    async def one(index: int, make: Callable[[], Awaitable[L]]) -> None:
-        try:
-            got[index] = await make()
-        except Exception as error:
-            errors.append(error)
-            tasks.cancel_scope.cancel()
-
-    with _released_on_failure(got.values()):
-        async with anyio.create_task_group() as tasks:
-            for index, make in enumerate(makers):
-                tasks.start_soon(one, index, make)
-        if errors:
-            raise errors[0]
-    return [got[index] for index in range(len(makers))]
 
 
 async def _mount_lcow(
@@ -237,10 +236,10 @@ async def _mount_lcow(
         ensure_filesystem=True,
         guest_path=root,
     )
-    added = await _all([partial(add_layer, vm, layer, grant_access) for layer in layers])
-    with _released_on_failure(added):
+    added = await leases_of([partial(add_layer, vm, layer, grant_access) for layer in layers])
+    with released_on_failure(added):
         scratch = await vm.scsi.attach(scratch_path, mount=mount)
-    with _released_on_failure([*added, scratch]):
+    with released_on_failure([*added, scratch]):
         # The scratch disk may serve several containers, and this is the part of this one.
         upper = f"{scratch.guest_path}/scratch/{container_id}"
         combined = await vm.layers.combine(
@@ -266,33 +265,52 @@ async def _mount_wcow(
     async def share(path: str) -> VSMBLease:
         return await vm.vsmb.add(path, options=options)
 
-    added = await _all([partial(share, layer.path) for layer in layers])
-    with _released_on_failure(added):
+    added = await leases_of([partial(share, layer.path) for layer in layers])
+    with released_on_failure(added):
         scratch = await vm.scsi.attach(scratch_path, mount=Mount())
-    with _released_on_failure([*added, scratch]):
+    with released_on_failure([*added, scratch]):
         ids_and_paths = [(layer.id, lease.guest_path) for layer, lease in zip(layers, added, strict=True)]
         combined = await vm.layers.combine(
             scratch.guest_path, ids_and_paths, container_id=container_id, filter_type="WCIFS"
         )
     return RootFileSystem(
-        vm, container_id, combined.root, scratch.guest_path, tuple(added), scratch, combined
+        vm,
+        container_id,
+        combined.root,
+        scratch.guest_path,
+        tuple(added),
+        scratch,
+        combined,
+        tuple(ids_and_paths),
     )
 
 
-@contextmanager
-def _released_on_failure(leases: Iterable[Lease]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for lease in leases:
-            lease.give_up()
-        raise
+async def _mount_block_cims(
+    vm: Devices, container_id: str, layer: BlockCIMLayer, scratch_path: HostPath
+) -> RootFileSystem:
+    # A confidential guest formats the scratch disk itself.
+    mount = Mount(format_with_refs=vm._context.options.security_policy_enabled)
+    # Checked before anything is sent.
+    vm._link.check_running()
+    await vm._context.file_size(scratch_path)
+    volume = await vm.block_cims.mount(layer, container_id=container_id)
+    with released_on_failure([volume]):
+        scratch = await vm.scsi.attach(scratch_path, mount=mount)
+    with released_on_failure([volume, scratch]):
+        files = (volume.volume_guid, f"{volume.guest_path}Files")
+        combined = await vm.layers.combine(
+            scratch.guest_path, [files], container_id=container_id, filter_type="UnionFS"
+        )
+    of_document = ((volume.volume_guid, volume.guest_path),)
+    return RootFileSystem(
+        vm, container_id, combined.root, scratch.guest_path, (volume,), scratch, combined, of_document
+    )
 
 
 def mount_layers(
     vm: Devices,
     container_id: str,
-    layers: Sequence[LCOWLayer | WCOWLayer | HostPath],
+    layers: Sequence[LCOWLayer | WCOWLayer | BlockCIMLayer | HostPath],
     scratch_path: HostPath,
     root: str,
     grant_access: Grant,
@@ -306,21 +324,24 @@ def mount_layers(
         LCOWLayer(layer) if isinstance(layer, str | os.PathLike) else layer
         for layer in items_of(layers, "layers")
     ]
-    kind = LCOWLayer if vm._context.plan.os == "linux" else WCOWLayer
-    wrong = [layer for layer in given if not isinstance(layer, kind)]
-    if wrong or not given:
-        raise OptionsError(
-            f"a root file system in {vm._context.vm_id} takes one or more {kind.__name__}; given were {given}"
-        )
-    if kind is WCOWLayer and root:
-        raise OptionsError("the root of a Windows container is its scratch disk's mount; leave out root")
-    if kind is WCOWLayer and grant_access is not True:
-        raise OptionsError(
-            "layers of a Windows guest are shared, which grants no access; leave out grant_access"
-        )
-    if kind is LCOWLayer:
+    linux = vm._context.plan.os == "linux"
+    only = given[0] if len(given) == 1 else None
+    kind = LCOWLayer if linux else WCOWLayer
+    cims = only if isinstance(only, BlockCIMLayer) and not linux else None
+    if not given or not (cims or all(isinstance(layer, kind) for layer in given)):
+        kinds = "one or more LCOWLayer" if linux else "one or more WCOWLayer, or one BlockCIMLayer"
+        raise OptionsError(f"a root file system in {vm._context.vm_id} takes {kinds}; given were {given}")
+    if linux:
         mount = partial(_mount_lcow, vm, container_id, given, scratch_path, root, grant_access)
         return Opening(_mount(vm, mount))
+    if root:
+        raise OptionsError("the root of a Windows container is its scratch disk's mount; leave out root")
+    if grant_access is not True:
+        raise OptionsError(
+            "layers of a Windows guest are shared, or have disks of the VM alone; leave out grant_access"
+        )
+    if cims is not None:
+        return Opening(_mount(vm, partial(_mount_block_cims, vm, container_id, cims, scratch_path)))
     return Opening(_mount(vm, partial(_mount_wcow, vm, container_id, given, scratch_path)))
 
 

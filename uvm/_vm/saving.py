@@ -179,6 +179,7 @@ class Saving(Ending):
         for what, there in (
             ("PCI devices", found.pci_devices),
             ("mapped pipes", found.pipes),
+            ("block CIMs", found.block_cims),
             ("shared directories (vm.share)", found.shared),
             ("layers on VPMEM devices", found.layers),
             ("directories mounted in containers (vm.mount_in_container)", [*link.mounts]),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from uvm._vm.containermounts import ContainerMount
     from uvm._vm.creationorder import CreationOrder
     from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer
+    from uvm.devices.blockcims import BlockCIMLayer
     from uvm.options import LCOWOptions, WCOWOptions
 
 _log = logging.getLogger("uvm")
@@ -284,7 +285,7 @@ class UtilityVM(Saving, GuestServices):
     def mount_layers(
         self,
         container_id: str,
-        layers: Sequence[LCOWLayer | WCOWLayer | HostPath],
+        layers: Sequence[LCOWLayer | WCOWLayer | BlockCIMLayer | HostPath],
         scratch_path: HostPath,
         *,
         root: str = "",
@@ -292,7 +293,8 @@ class UtilityVM(Saving, GuestServices):
     ) -> Opening[RootFileSystem]:
         """Attach layers and a scratch disk and have the guest combine them. Await it, or enter it.
 
-        :param layers: top-most first. A path alone is that of a Linux layer.
+        :param layers: top-most first. A path alone is that of a Linux layer. A Windows guest may have one
+            BlockCIMLayer instead, which is all of them.
         :param scratch_path: the VHDX of the scratch disk on the host; a Linux guest formats one without
             a file system.
         :param root: the directory in a Linux guest; ``/run/gcs/c/<container id>`` by default. In a Windows

@@ -21,6 +21,7 @@ RESOURCE_NETWORK = "Network"
 RESOURCE_NETWORK_NAMESPACE = "NetworkNamespace"
 RESOURCE_COMBINED_LAYERS = "CombinedLayers"
 RESOURCE_CWCOW_COMBINED_LAYERS = "CWCOWCombinedLayers"
+RESOURCE_BLOCK_CIMS = "WCOWBlockCims"
 RESOURCE_VPMEM_DEVICE = "VPMemDevice"
 RESOURCE_VPCI_DEVICE = "VPCIDevice"
 RESOURCE_CONTAINER_CONSTRAINTS = "ContainerConstraints"
@@ -71,7 +72,7 @@ class BlockCIMDevice(Model):
 
 
 class CWCOWBlockCIMMounts(Model):
-    """Block CIMs mounted in a confidential Windows guest: the merged one, then layer n to 1."""
+    """Block CIMs mounted in a Windows guest: the merged one, then layer n to 1."""
 
     block_cims: list[BlockCIMDevice] = field(name="BlockCIMs", default_factory=list)
     volume_guid: str = always(NULL_GUID, name="VolumeGUID")

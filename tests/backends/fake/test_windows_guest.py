@@ -201,11 +201,25 @@ async def test_a_namespace_goes_once_it_is_empty() -> None:
 
 async def test_block_cims_are_mounted_from_attached_disks() -> None:
     async with windows() as (system, guest, state):
-        cims = {"BlockCIMs": [{"CimName": "a.cim", "Lun": 0}], "VolumeGUID": "V", "ContainerID": "c"}
+        cims = {
+            "BlockCIMs": [{"CimName": "a.cim", "Lun": 0}],
+            "VolumeGUID": "V",
+            "MountFlags": 16,
+            "ContainerID": "c",
+        }
         request = to_guest("WCOWBlockCims", "Add", **cims)
         with expect_guest_refusal(HResult.ERROR_NOT_FOUND):
             await guest.modify(request)
         await system.modify(add(slot(0), disk()))
+        with expect_guest_refusal(HResult.E_ACCESSDENIED):
+            await guest.modify(request)
+        await system.modify({"RequestType": "Remove", "ResourcePath": slot(0)})
+        await system.modify(add(slot(0), disk(ReadOnly=True)))
+        unnamed = [{"CimName": "", "Lun": 0}]
+        several: list[dict[str, Any]] = [{"MountFlags": 0}, {"BlockCIMs": []}, {"BlockCIMs": unnamed}]
+        for wrong in several:
+            with expect_guest_refusal(HResult.E_INVALIDARG):
+                await guest.modify(to_guest("WCOWBlockCims", "Add", **{**cims, **wrong}))
         await guest.modify(request)
         with expect_guest_refusal(HResult.ERROR_ALREADY_EXISTS):
             await guest.modify(request)

@@ -164,3 +164,4 @@ def _in_guest(guest: FakeGuest) -> Iterator[tuple[str, Any]]:
     if isinstance(guest, WindowsGuest):
         yield from guest.namespaces.items()
         yield from guest.adapters.items()
+        yield from ((key, mounted) for key, (mounted, _) in guest.volumes.items())

@@ -11,8 +11,9 @@ import anyio
 from uvm._names import GuestOS
 from uvm._vm.ending import VMState
 from uvm._vm.vm import UtilityVM
+from uvm.devices.blockcims import BlockCIM, BlockCIMLayer
 from uvm.devices.scsi import Mount
-from uvm.errors import AlreadyReleasedError, HostError, VMExitedError
+from uvm.errors import AlreadyReleasedError, HostError, HostPathError, VMExitedError
 from uvm.schema.common import MIB
 from uvm.testing.backends.checks import Attempt, check, equal, raises, refused
 from uvm.testing.backends.lifecycle import Kind, Lifecycle, Resources, devices
@@ -169,6 +170,31 @@ async def files_of_one_directory_are_one_share(rig: Rig) -> None:
         await compare(rig, vm)
         for lease in leases:
             await lease.release()
+        await compare(rig, vm)
+
+
+@variants(
+    Control.WINDOWS,
+    Control.FILES,
+    block_cims_are_a_volume_of_a_windows_vm={},
+    block_cims_are_a_volume_of_a_windows_vm_whose_guest_hcs_connects_to=_RELAYED,
+)
+async def _mount_block_cims(rig: Rig, **options: Any) -> None:
+    merged, top, base = (BlockCIM(rig.host.put_file(f"{name}.vhd"), name) for name in ("m", "top", "base"))
+    layer, scratch = BlockCIMLayer([top, base], merged=merged), rig.host.put_file("scratch.vhdx")
+    async with running_vm(rig, "windows", **options) as vm:
+        volume = await vm.block_cims.mount(layer)
+        await compare(rig, vm)
+        root = await vm.mount_layers("c1", [layer], scratch)
+        equal([each.references for each in vm.block_cims.volumes], [2], "the leases of the volume")
+        await compare(rig, vm)
+        await volume.release()
+        await compare(rig, vm)
+        await root.release()
+        equal((vm.block_cims.volumes, vm.scsi.disks), ((), ()), "what is left of them")
+        # No image is on a disk that is not there.
+        with raises(HostPathError):
+            await vm.block_cims.mount(BlockCIMLayer([BlockCIM(rig.host.path_of("none.vhd"), "none")]))
         await compare(rig, vm)
 
 

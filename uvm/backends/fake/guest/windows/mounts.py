@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ntpath
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from attrs import define, evolve, field
 
@@ -35,6 +35,10 @@ from uvm.schema.requests import (
     RS4NetworkModifyRequest,
 )
 
+#: Of the guest paths of volumes, in lower case, what is before their GUID.
+_VOLUME: Final = "\\\\?\\volume{"
+_BLOCK_DEVICE: Final = 0x10
+
 
 @define(eq=False, repr=False)
 class WindowsGuest(FakeGuest):
@@ -43,7 +47,7 @@ class WindowsGuest(FakeGuest):
     :ivar namespaces: the documents of the network namespaces (compartments), by id in lower case.
     :ivar adapters: by adapter id in lower case, the endpoint that was announced, and whether it is up.
     :ivar addresses: its Hyper-V socket addresses; None until the host sends them.
-    :ivar volumes: the mounted block CIMs, by volume GUID in lower case.
+    :ivar volumes: the mounted block CIMs, by volume GUID in lower case; and the disks that they are on.
     :ivar directories: the directories that were mapped into running containers, by the id of the container
         and the key of the path there.
     """
@@ -51,7 +55,7 @@ class WindowsGuest(FakeGuest):
     namespaces: dict[str, JSON] = field(factory=dict, init=False)
     adapters: dict[str, tuple[HostComputeEndpoint, bool]] = field(factory=dict, init=False)
     addresses: HvSocketAddress | None = field(default=None, init=False)
-    volumes: dict[str, CWCOWBlockCIMMounts] = field(factory=dict, init=False)
+    volumes: dict[str, tuple[CWCOWBlockCIMMounts, tuple[Disk, ...]]] = field(factory=dict, init=False)
     directories: dict[str, dict[str, MappedDirectory]] = field(factory=dict, init=False)
 
     os: ClassVar[GuestOS] = "windows"
@@ -137,8 +141,10 @@ class WindowsGuest(FakeGuest):
 
     def exists(self, path: str) -> bool:
         """Return whether a path lies on something mounted or shared."""
-        if self.mount_of(path) is not None or path.startswith("\\\\?\\Volume{"):
+        if self.mount_of(path) is not None:
             return True
+        if path.casefold().startswith(_VOLUME):
+            return path.casefold().removeprefix(_VOLUME).partition("}")[0] in self.volumes
         name = path.removeprefix(GUEST_PREFIX).partition("\\")[0]
         return path.startswith(GUEST_PREFIX) and self.tree.vsmb.find(name) is not None
 
@@ -200,14 +206,29 @@ class WindowsGuest(FakeGuest):
             check_open(request, self, "CIM mount is denied by policy")
         key = guid_key(wanted.volume_guid)
         if request.action == "Remove":
-            if self.volumes.pop(key, None) is None:
-                raise request.refuse(HResult.ERROR_NOT_FOUND, f"there is no volume {wanted.volume_guid}")
+            self._unmount_block_cims(request, key)
             return
         if key in self.volumes:
             raise request.refuse(HResult.ERROR_ALREADY_EXISTS, f"volume {wanted.volume_guid} is mounted")
-        for cim in wanted.block_cims:
-            self._disk_at(request, cim.lun)
-        self.volumes[key] = wanted
+        if not wanted.block_cims or not all(cim.cim_name for cim in wanted.block_cims):
+            raise request.fail("BlockCIMs is empty, or a CimName is missing")
+        if not wanted.mount_flags & _BLOCK_DEVICE:
+            raise request.fail(f"MountFlags is {wanted.mount_flags:#x}: the images are on block devices")
+        disks = tuple(self._disk_at(request, cim.lun) for cim in wanted.block_cims)
+        for disk in disks:
+            if not disk.settings.read_only and self.checks.guest:
+                raise request.refuse(HResult.E_ACCESSDENIED, f"{disk} is writable")
+        self.volumes[key] = wanted, disks
+
+    def _unmount_block_cims(self, request: GuestRequest, key: str) -> None:
+        if key not in self.volumes:
+            raise request.refuse(HResult.ERROR_NOT_FOUND, f"there is no volume {key}")
+        for mount in self._mounts.values():
+            if self.checks.guest and any(f"{{{key}}}" in layer.casefold() for layer in mount.layers):
+                raise request.refuse(
+                    HResult.ERROR_SHARING_VIOLATION, f"volume {key} is in use at {mount.path}"
+                )
+        del self.volumes[key]
 
     def change_container(self, container: Container, document: JSON) -> None:
         """Carry out a ``ModifySettingRequest`` on a running container."""
@@ -278,6 +299,12 @@ class WindowsGuest(FakeGuest):
             for directory in mapped.values()
             if not self.exists(directory.host_path)
         ]
+        gone += [
+            f"volume {key} lacks {disk}, which is no longer attached"
+            for key, (_, disks) in self.volumes.items()
+            for disk in disks
+            if not disk.attached
+        ]
         return super().inconsistencies() + gone
 
     def copied(self, tree: DeviceTree) -> Self:
@@ -285,7 +312,6 @@ class WindowsGuest(FakeGuest):
         twin = super().copied(tree)
         twin.namespaces.update(self.namespaces)
         twin.addresses = self.addresses
-        twin.volumes.update(self.volumes)
         twin.directories.update({key: dict(mapped) for key, mapped in self.directories.items()})
         return twin
 
