@@ -34,6 +34,7 @@ FILES: dict[str, FileInfo | int] = {
         for n in ("kernel", "vmlinux", "initrd.img", "rootfs.vhd")
     },
     **{rf"C:\boot\{n}": MIB for n in ("x", "kernel.vmgs", "verity.vhd")},
+    **{rf"{d}\boot.vhd": MIB for d in (r"C:\root", r"C:\x")},
     r"C:\x": FileInfo(is_dir=True),
 }
 

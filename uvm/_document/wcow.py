@@ -17,13 +17,13 @@ from uvm._document.common import (
     launch_data,
     topology,
 )
+from uvm._document.confidential import default_files, with_default_files
 from uvm._document.layers import boot_files_of_layers, layer_files_to_stat
 from uvm._document.paths import Files, join, need, with_host_paths
 from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirectory, Preparation, SetDiskId
-from uvm._names import host_path, host_path_key
+from uvm._names import host_path
 from uvm._wire.ports import WINDOWS_LOG_SERVICE
 from uvm.backend import HostInfo
-from uvm.errors import OptionsError
 from uvm.options import BlockCIMBootFiles, LayerBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
 from uvm.schema import common as schema
 from uvm.schema import devices, system
@@ -40,7 +40,6 @@ _HOST_PATHS = (
     "uvm_reference_info_file",
     "uvm_hash_envelope_reference_info_file",
 )
-_BOOT_DISKS = ("boot_cim_vhd_path", "efi_vhd_path", "scratch_vhd_path")
 _BOOT_DIRECTORY = ("os_files_path", "scratch_vhd_path")
 
 #: The identifier of a scratch disk that a confidential guest has to format.
@@ -51,8 +50,10 @@ _DIRECT_FILE_MAPPING_MB = 1024
 def wcow_files_to_stat(options: WCOWOptions, host: HostInfo) -> tuple[str, ...]:
     """Return the host paths that the plan depends on."""
     directory, boot = options.dump_directory, options.boot_files
-    of_layers = layer_files_to_stat(boot, host) if isinstance(boot, LayerBootFiles) else ()
-    return (*((host_path(directory, host.paths, "dump_directory"),) if directory else ()), *of_layers)
+    of_boot = layer_files_to_stat(boot, host) if isinstance(boot, LayerBootFiles) else ()
+    if isinstance(boot, BlockCIMBootFiles):
+        of_boot = tuple(default_files(options, boot, host).values())
+    return (*((host_path(directory, host.paths, "dump_directory"),) if directory else ()), *of_boot)
 
 
 @frozen(eq=False, repr=False)
@@ -72,14 +73,21 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
     options = with_host_paths(options, _HOST_PATHS, host)
     files_of_boot = options.boot_files
     if isinstance(files_of_boot, BlockCIMBootFiles):
-        boot = _boot_from_disks(options, with_host_paths(files_of_boot, _BOOT_DISKS, host), host, id)
+        options, disks, copies = with_default_files(options, files_of_boot, host, files)
+        boot = _boot_from_disks(options, disks, host, id)
     elif isinstance(files_of_boot, LayerBootFiles):
         found, copies = boot_files_of_layers(files_of_boot, host, files)
         boot = _boot_from_directory(options, found)
-        made = tuple(copy.target for copy in copies)
-        boot = evolve(boot, preparations=(*copies, *boot.preparations), temporary_files=made)
     else:
-        boot = _boot_from_directory(options, with_host_paths(files_of_boot, _BOOT_DIRECTORY, host))
+        boot, copies = (
+            _boot_from_directory(options, with_host_paths(files_of_boot, _BOOT_DIRECTORY, host)),
+            (),
+        )
+    boot = evolve(
+        boot,
+        preparations=(*copies, *boot.preparations),
+        temporary_files=tuple(copy.target for copy in copies),
+    )
     vm = system.VirtualMachine(
         chipset=boot.chipset,
         compute_topology=topology(options, host),
@@ -195,9 +203,6 @@ def _boot_from_directory(options: WCOWOptions, files: VmbFSBootFiles) -> _Boot:
 
 def _boot_from_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostInfo, id: str) -> _Boot:
     """Boot a confidential VM from disks; its scratch has to be the first of them."""
-    if not options.bundle_directory:
-        raise OptionsError("a confidential VM needs bundle_directory, for the directory that is made for it")
-    files = _boot_disks(options, files, host)
     share_path = join(host, options.bundle_directory, "EmptyDoNotModify")
     share_options = devices.VirtualSmbShareOptions(read_only=True, share_read=True, no_oplocks=True)
     return _Boot(
@@ -221,23 +226,6 @@ def _boot_from_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostI
         ),
         copies_on_exit=_copies_on_exit(options, files, host, id),
     )
-
-
-def _boot_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostInfo) -> BlockCIMBootFiles:
-    """Return the boot disks; one that has no path is under the root of the boot files.
-
-    :raises OptionsError: one disk is named twice.
-    """
-    root = options.boot_files_root_path
-    files = evolve(
-        files,
-        boot_cim_vhd_path=files.boot_cim_vhd_path or join(host, root, "rootfs.vhd"),
-        efi_vhd_path=files.efi_vhd_path or join(host, root, "boot.vhd"),
-    )
-    paths = (files.scratch_vhd_path, files.efi_vhd_path, files.boot_cim_vhd_path)
-    if len({host_path_key(path, host.paths) for path in paths}) < len(paths):
-        raise OptionsError(f"boot_files names one disk twice: {', '.join(paths)}")
-    return files
 
 
 def _confidential_chipset(options: WCOWOptions) -> system.Chipset:

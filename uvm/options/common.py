@@ -343,6 +343,27 @@ class Options(Checked):
             raise OptionsError("virtual NUMA nodes with memory, but no processors, are not allowed")
 
 
+def together(options: Mapping[str, Any], forced: Mapping[str, Any], why: str) -> dict[str, Any]:
+    """Return options with others that belong to them.
+
+    :raises OptionsError: one that belongs to them is given another value.
+    """
+    for name, value in forced.items():
+        if name in options and options[name] != value:
+            raise OptionsError(f"{name} is {value!r} {why}, not {options[name]!r}; leave it out")
+    return {**options, **forced}
+
+
+def check_policy(policy: str) -> None:
+    """Check that there is a security policy.
+
+    :raises OptionsError: there is none, or it is not base64.
+    """
+    if not policy:
+        raise OptionsError("security_policy is empty: a confidential VM needs one, as base64")
+    decode_policy(policy)
+
+
 def decode_policy(policy: str) -> bytes:
     """Decode a security policy; the error does not quote it.
 

@@ -27,7 +27,7 @@ from uvm._checks import (
 from uvm._names import pci_function, pci_key
 from uvm._repr import brief_call
 from uvm.errors import OptionsError
-from uvm.options.common import NUMA, Options, decode_policy
+from uvm.options.common import NUMA, Options, check_policy, decode_policy, together
 from uvm.schema.common import GIB, PAGE_BYTES
 
 MAX_VPMEM_DEVICES = 128
@@ -67,6 +67,15 @@ _DISKS = ("writable_overlay_dirs", "dm_verity_create_args", "vpmem_size_bytes", 
 _CONSOLES = ("graphics_console", "console_pipe", "process_dump_location")
 #: What an isolated VM has of its guest state file, or not at all.
 _NOT_ISOLATED = (*_KERNEL, *_INIT, *_DISKS, *_CONSOLES, "assigned_devices", "resource_partition_id", *NUMA)
+
+
+#: What a confidential VM on its hardware has, and what it has by default (hcsshim internal/oci/uvm.go).
+_HARDWARE = {"vpmem_count": 0, "allow_overcommit": False, "rootfs_type": "none", "kernel_boot_options": ""}
+_HARDWARE_DEFAULTS = {
+    "guest_state_file": "kernel.vmgs",
+    "dm_verity_rootfs_vhd": "rootfs.vhd",
+    "dm_verity_mode": True,
+}
 
 
 @frozen(kw_only=True, repr=False)
@@ -161,6 +170,34 @@ class LCOWOptions(Options):
     dm_verity_rootfs_vhd: str = field(default="", converter=path, metadata=go("DmVerityRootFsVhd", text))
     dm_verity_mode: bool = field(default=False, metadata=go("DmVerityMode", flag))
     dm_verity_create_args: str = field(default="", metadata=go("DmVerityCreateArgs", text))
+
+    @classmethod
+    def confidential(
+        cls, security_policy: str, *, security_hardware: bool = True, **options: Any
+    ) -> LCOWOptions:
+        """Return the options of a confidential VM, with hcsshim's defaults of what belongs together.
+
+        The VM boots, isolated, from ``kernel.vmgs`` with the dm-verity root file system ``rootfs.vhd``, both
+        in ``boot_files_path``; it has its own copies, in ``bundle_directory``, which has to be given. Its
+        memory is physical, its layers are on SCSI, and the scratches of containers are encrypted.
+
+        :param security_policy: base64.
+        :param security_hardware: False: boot a plain VM, whose guest enforces the policy all the same. For
+            development: there is no isolation, and nothing attests the policy.
+        :param options: other options, and other values of these: ``guest_state_file``,
+            ``dm_verity_rootfs_vhd``, ``dm_verity_mode``, ``scratch_encryption``.
+        :raises OptionsError: there is no policy; an option excludes another, or has no effect.
+        """
+        check_policy(security_policy)
+        given: dict[str, Any] = {"scratch_encryption": True, **options}
+        if security_hardware:
+            given = _HARDWARE_DEFAULTS | together(given, _HARDWARE, "in a confidential VM on its hardware")
+            if not given.get("bundle_directory"):
+                raise OptionsError("a confidential VM needs bundle_directory, for copies of its boot files")
+        enabled = {"security_policy": security_policy, "security_policy_enabled": True}
+        made = cls(**together(given, enabled, "in a confidential VM"))
+        made.check_effects()
+        return made
 
     def _check_together(self) -> None:
         self._check_guest_of_template("linux")

@@ -26,7 +26,7 @@ from uvm._checks import (
 from uvm._names import HostPath, windows_upper
 from uvm._repr import brief_call
 from uvm.errors import OptionsError
-from uvm.options.common import Options, decode_policy
+from uvm.options.common import Options, check_policy, decode_policy, together
 
 
 def _paths(values: Iterable[HostPath]) -> tuple[str, ...]:
@@ -148,6 +148,17 @@ _CONFIDENTIAL = (
 )
 
 
+#: Of a confidential VM, by what it may be called; hcsshim internal/oci/uvm.go.
+_ISOLATION_TYPES = {
+    "SecureNestedPaging": "SecureNestedPaging",
+    "SNP": "SecureNestedPaging",
+    "VirtualizationBasedSecurity": "VirtualizationBasedSecurity",
+    "VBS": "VirtualizationBasedSecurity",
+    "GuestStateOnly": "GuestStateOnly",
+}
+_CONFIDENTIAL_MB = 2048
+
+
 #: The default of what only a clone may leave out.
 _OF_TEMPLATE: Any = None
 
@@ -159,7 +170,9 @@ class WCOWOptions(Options):
     :ivar boot_files: what it boots from; confidential VMs boot from disks, the others from a directory, or
         from the layers of an image. Only a clone may leave it out: it has that of its template.
     :ivar boot_files_root_path: the host's directory of those files of a confidential VM that are not named:
-        its boot disks and its signed measurements.
+        its boot disks, its guest state file and its signed measurements. The VM has its own copies, in
+        ``bundle_directory``, of what it may write there: the guest state file, and with ``writable_efi`` the
+        EFI disk.
     :ivar no_direct_map: map no SMB share directly into the guest.
     :ivar inherit_time_zone: have the guest use the host's time zone; False: UTC.
     :ivar registry_values: more registry values.
@@ -196,6 +209,58 @@ class WCOWOptions(Options):
     debug_mode: bool = field(default=False, metadata=go("DebugMode", flag))
     debug_data_path: str = field(default="", converter=path, metadata=go("DebugDataPath", text))
 
+    @classmethod
+    def confidential(
+        cls,
+        security_policy: str,
+        *,
+        scratch_vhd_path: HostPath = "",
+        isolation_type: str = "",
+        security_hardware: bool = True,
+        **options: Any,
+    ) -> WCOWOptions:
+        """Return the options of a confidential VM, with hcsshim's defaults of what belongs together.
+
+        The VM boots from the files in ``boot_files_root_path``: ``boot.vhd``, ``rootfs.vhd``, and a copy of
+        its guest state file, which is ``cwcow.snp.vmgs``, ``cwcow.vbs.vmgs`` or ``cwcow.gso.vmgs``, in
+        ``bundle_directory``. It has at least 2,048 MB, all physical, and does not forward its log.
+
+        :param security_policy: base64.
+        :param scratch_vhd_path: its scratch disk, not formatted, unless ``boot_files`` has it.
+        :param isolation_type: ``SecureNestedPaging`` or ``SNP``; ``VirtualizationBasedSecurity`` or ``VBS``;
+            ``GuestStateOnly``. Empty: the first, or without the hardware the last.
+        :param security_hardware: there is the hardware for ``SecureNestedPaging``.
+        :param options: other options.
+        :raises OptionsError: there is no policy; a file is not named; an option excludes another, or has no
+            effect.
+        """
+        check_policy(security_policy)
+        default = "SecureNestedPaging" if security_hardware else "GuestStateOnly"
+        isolation = _ISOLATION_TYPES.get(isolation_type or default)
+        if isolation is None:
+            allowed = ", ".join(_ISOLATION_TYPES)
+            raise OptionsError(f"isolation_type is one of {allowed}, not {isolation_type!r}")
+        given: dict[str, Any] = {"memory_mb": _CONFIDENTIAL_MB, "log_forwarding": False, **options}
+        if "boot_files" not in given:
+            if not path(scratch_vhd_path):
+                raise OptionsError("a confidential Windows VM needs scratch_vhd_path, or boot_files")
+            given["boot_files"] = BlockCIMBootFiles(scratch_vhd_path=path(scratch_vhd_path))
+        elif scratch_vhd_path:
+            raise OptionsError("scratch_vhd_path: boot_files has that of the VM; leave it out")
+        if not given.get("bundle_directory"):
+            raise OptionsError("a confidential VM needs bundle_directory, for the files that are made for it")
+        forced = {
+            "security_policy": security_policy,
+            "security_policy_enabled": True,
+            "allow_overcommit": False,
+            "isolation_type": isolation,
+        }
+        made = cls(**together(given, forced, "in a confidential VM"))
+        if made.memory_mb < _CONFIDENTIAL_MB:
+            raise OptionsError(f"a confidential VM has at least {_CONFIDENTIAL_MB} MB, not {made.memory_mb}")
+        made.check_effects()
+        return made
+
     def _check_together(self) -> None:
         self._check_guest_of_template("windows")
         if self.boot_files is _OF_TEMPLATE:
@@ -219,15 +284,21 @@ class WCOWOptions(Options):
     def _without_effect(self, given: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], str]]:
         if not given.get("security_policy_enabled"):
             yield _CONFIDENTIAL, "without security_policy_enabled"
-        measured = (self.uvm_reference_info_file, self.uvm_hash_envelope_reference_info_file)
-        if all((*self._confidential_boot_disks(), *measured)):
+        named = (
+            self.guest_state_file,
+            self.uvm_reference_info_file,
+            self.uvm_hash_envelope_reference_info_file,
+        )
+        if all((*self._confidential_boot_disks(), *named)):
             yield ("boot_files_root_path",), "if every file in it is named"
         yield from Options._without_effect(self, given)
 
     def _check_boot_files(self) -> None:
         if self.security_policy_enabled:
-            if not self.guest_state_file:
-                raise OptionsError("security_policy_enabled needs guest_state_file")
+            if not self.guest_state_file and not self.boot_files_root_path:
+                raise OptionsError(
+                    "security_policy_enabled needs guest_state_file, or boot_files_root_path, in which it is"
+                )
             decode_policy(self.security_policy)
         boot, confidential = self.boot_files, self.security_policy_enabled
         if isinstance(boot, BlockCIMBootFiles) is not confidential:
