@@ -151,8 +151,8 @@ async def _pod(vm: uvm.UtilityVM) -> dict[str, Any]:
     made = {**spec("sleep", "3600"), "mounts": mounts}
     return {
         "pod": pod,
-        "pod_container": await pod.run_container(made, [support.LAYER], support.LARGE_LAYER, id="p"),
-        "resources": await pod.attach_resources(made, [support.LAYER], support.LARGE_LAYER, id="q"),
+        "pod_container": await pod.run_container(made, [support.LAYER], support.LARGE_LAYER, id="e" * 64),
+        "resources": await pod.attach_resources(made, [support.LAYER], support.LARGE_LAYER, id="f" * 64),
     }
 
 
