@@ -366,20 +366,18 @@ def test_a_single_image_has_no_merged_one() -> None:
         uvm.BlockCIMLayer(ONE.cims, merged=uvm.BlockCIM(MERGED, "m"))
 
 
-async def test_a_confidential_vm_boots_from_one_image() -> None:
-    boot = uvm.BlockCIMLayer([uvm.BlockCIM(r"C:\cims\os\os.vhd", "os.cim")]).boot_files(r"C:\scratch")
+def test_a_confidential_vm_boots_from_one_image() -> None:
+    boot = uvm.BlockCIMBootFiles.of_layer(r"C:\cims\os\os.vhd", r"C:\scratch")
     assert boot == uvm.BlockCIMBootFiles(
         boot_cim_vhd_path=r"C:\cims\os\os.vhd",
         efi_vhd_path=r"C:\cims\os\boot.vhd",
         scratch_vhd_path=r"C:\scratch\sandbox.vhdx",
     )
-    with pytest.raises(OptionsError, match="boots from one image, not from 2"):
-        TWO.boot_files(r"C:\scratch")
 
 
 async def test_a_confidential_guest_formats_the_scratch_disk_and_counts_by_the_container() -> None:
     options: dict[str, Any] = {
-        "boot_files": ONE.boot_files(r"C:\layers"),
+        "boot_files": uvm.BlockCIMBootFiles.of_layer(LAYER, r"C:\layers"),
         "security_policy_enabled": True,
         "guest_state_file": r"C:\cims\state.vmgs",
         "bundle_directory": r"C:\bundle",

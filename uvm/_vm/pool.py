@@ -182,7 +182,7 @@ class Pool(ClosedOnLeaving):
         self._closing = Flag()
         self._closed = Flag()
         #: In which the template is booted and saved.
-        self._booting = anyio.CancelScope()
+        self._booting: anyio.CancelScope | None = None
         self._close_errors: list[Exception] = []
 
     def __repr__(self) -> str:
@@ -262,7 +262,9 @@ class Pool(ClosedOnLeaving):
             return
         options = evolve(self._options, template=True, scratch_directory="")
         async with UtilityVM.create(options, backend=host, **self._settings) as vm:
-            with self._booting:
+            with anyio.CancelScope() as self._booting:
+                if self._closing.is_set():
+                    self._booting.cancel()
                 await self._save(vm)
             self._check_open()
             yield
@@ -299,7 +301,8 @@ class Pool(ClosedOnLeaving):
         if self._closing.is_set():
             return
         self._closing.set()
-        self._booting.cancel()
+        if self._booting is not None:
+            self._booting.cancel()
         while self._waiters:
             self._waiters.popleft().woken.set()
         self._ready.clear()

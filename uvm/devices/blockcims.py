@@ -14,21 +14,18 @@ from __future__ import annotations
 import json
 import ntpath
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from attrs import field, frozen
 
 from uvm._arguments import items_of
-from uvm._checks import Checked, check_fields, each, go, instance, items_or_value, optional, path, text
+from uvm._checks import Checked, check_fields, each, go, instance, items_or_value, optional, text
 from uvm._names import guid_key, text_of
 from uvm._repr import brief_call, counted
 from uvm.devices.base import REMOVE, Operation, Step, in_guest
 from uvm.devices.kinds import FirstComeDevice, Named
 from uvm.errors import OptionsError
 from uvm.schema import guest
-
-if TYPE_CHECKING:
-    from uvm.options import BlockCIMBootFiles
 
 #: The images are on block devices (hcsshim ``pkg/cimfs``: ``CimMountBlockDeviceCim``).
 _BLOCK_DEVICE: Final = 0x10
@@ -97,24 +94,6 @@ class BlockCIMLayer(Checked):
         # That of a single layer is not used.
         merged = _option(given, _MERGED) if len(parents) > 1 else ""
         return cls([BlockCIM.of(each) for each in parents], BlockCIM.of(merged) if merged else None)
-
-    def boot_files(self, scratch_directory: str) -> BlockCIMBootFiles:
-        """Return the boot files of a confidential VM that boots from a single layer.
-
-        Its EFI disk is ``boot.vhd`` beside the image's, and its scratch disk ``sandbox.vhdx``.
-
-        :raises OptionsError: there are several layers, and a VM boots from one.
-        """
-        from uvm.options import BlockCIMBootFiles
-
-        if len(self.cims) > 1:
-            raise OptionsError(f"a VM boots from one image, not from {len(self.cims)} that are to be merged")
-        disk = self.cims[0].disk_path
-        return BlockCIMBootFiles(
-            boot_cim_vhd_path=disk,
-            efi_vhd_path=ntpath.join(ntpath.dirname(disk), "boot.vhd"),
-            scratch_vhd_path=ntpath.join(path(scratch_directory), "sandbox.vhdx"),
-        )
 
 
 def _paths(listed: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ntpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,19 @@ class BlockCIMBootFiles(Checked):
     scratch_vhd_path: str = field(converter=path, metadata=go("ScratchVHDPath", text))
 
     __repr__ = brief_call
+
+    @classmethod
+    def of_layer(cls, cim_vhd_path: HostPath, scratch_directory: HostPath) -> BlockCIMBootFiles:
+        """Return the boot files of an image that is a single block CIM, as hcsshim finds them.
+
+        The EFI disk is ``boot.vhd`` beside that of the CIM, and the scratch disk ``sandbox.vhdx``.
+        """
+        disk = path(cim_vhd_path)
+        return cls(
+            boot_cim_vhd_path=disk,
+            efi_vhd_path=ntpath.join(ntpath.dirname(disk), "boot.vhd"),
+            scratch_vhd_path=ntpath.join(path(scratch_directory), "sandbox.vhdx"),
+        )
 
 
 @frozen(kw_only=True)
