@@ -8,6 +8,9 @@ from __future__ import annotations
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
+#: For runs of the suite in which the library is not installed.
+pytest_plugins = ["uvm.testing.plugin"]
+
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md"],

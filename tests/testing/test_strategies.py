@@ -14,6 +14,7 @@ from uvm.backends.fake import FakeBackend
 from uvm.testing import strategies as uvm_st
 from uvm.testing.clocks import run_without_waiting
 from uvm.testing.machines import VMMachine
+from uvm.testing.types import register
 from uvm.testing.vms import put_boot_files, windows_options
 
 strategies_of_options = uvm_st.options()
@@ -85,7 +86,7 @@ def test_any_mount_is_one_that_the_guest_can_have(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", [uvm.LCOWOptions, uvm.WCOWOptions, uvm.Mount])
 def test_hypothesis_knows_the_types(kind: type) -> None:
-    uvm_st.register()
+    register()
     made = find(st.from_type(kind), lambda value: True)
     assert isinstance(made, kind)
 

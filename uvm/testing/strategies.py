@@ -36,7 +36,6 @@ __all__ = [
     "lcow_options",
     "mounts",
     "options",
-    "register",
     "wcow_options",
 ]
 
@@ -153,13 +152,6 @@ def _options(kind: type[OptionsT], fields: Strategies, given: Strategies) -> st.
     )
     backing = st.just({}) if given.keys() & _BACKED else _BACKING
     return st.builds(lambda values, memory: kind(**values, **memory), drawn, backing)
-
-
-def register() -> None:
-    """Have ``st.from_type`` know the options and mounts. Hypothesis calls it when it is imported."""
-    st.register_type_strategy(LCOWOptions, lcow_options())
-    st.register_type_strategy(WCOWOptions, wcow_options())
-    st.register_type_strategy(Mount, mounts())
 
 
 def mounts(os: GuestOS = "linux") -> st.SearchStrategy[Mount]:
