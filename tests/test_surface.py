@@ -118,7 +118,7 @@ HELD = {
     """,
     "RootFileSystem": "gone layers release released root scratch scratch_path state storage",
     "Pod": """
-        attach_resources close containers create create_container id network run_container run_sandbox sandbox
+        attach_resources close containers create create_container end id network run_container run_sandbox sandbox
         vm
     """,
     "PodContainer": """

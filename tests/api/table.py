@@ -187,6 +187,7 @@ def _pod_container(call: str, spec: dict[str, Any] = _SPEC) -> Callable[[Stage],
 
 
 async def _pod_with_one(stage: Stage) -> uvm.Pod:
+    stage.made.pop("pod", None)
     await _pod_container("run_container")(stage)
     return _pod_of(stage)
 
@@ -492,10 +493,7 @@ ROWS: dict[str, Row] = {
     ),
     # A pod.
     "Pod.create": Row(_one_pod, _vm, vm="", ends_vm=True, grace=True),
-    "Pod.__aenter__": _ENTERED,
-    "Pod.__aexit__": Row(
-        lambda s, it: it.__aexit__(None, None, None), _pod_with_one, sure=True, ends_vm=True
-    ),
+    "Pod.end": Row(lambda s, it: it.end(), _pod_with_one, sure=True),
     "Pod.close": Row(lambda s, it: it.close(), _pod_with_one, sure=True, ends_vm=True),
     "Pod.run_container": _pod_makes("run_container", _POD_SPEC),
     "Pod.run_sandbox": _pod_makes("run_sandbox"),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 
 import anyio
 from attrs import define, field
 
-from uvm._buses.lease import Releasable
 from uvm._guest.exchange import CompletedProcess
-from uvm._vm.layers import RootFileSystem
-from uvm._vm.vm import UtilityVM
-from uvm.backend import Backend
+from uvm._vm.pods.container import PodContainer
+from uvm._vm.pods.pod import Pod
+from uvm.backend import JSON, Backend
 from uvm.backends import open_backend
 from uvm.backends.fake import Entry, FakeBackend, FakeFiles, Latency
 from uvm.cli.draw import draw_devices, draw_statistics
@@ -87,9 +86,12 @@ class _PodRun:
     fake: FakeBackend | None
     _requests: int = field(default=0, init=False)
     _left_mounted: list[str] = field(factory=list, init=False)
-    _roots: list[tuple[Container, RootFileSystem]] = field(factory=list, init=False)
-    #: What is attached, the last at the end: the title of its release, its container, and its lease.
-    _attached: list[tuple[str, Container | None, Releasable]] = field(factory=list, init=False)
+    #: Those that run a command.
+    _created: list[tuple[Container, PodContainer]] = field(factory=list, init=False)
+    #: What is attached, the last at the end: the title of its release, its container, and what releases it.
+    _attached: list[tuple[str, Container | None, Callable[[], Awaitable[None]]]] = field(
+        factory=list, init=False
+    )
 
     async def introduce(self) -> None:
         """Print what will run, and on which host."""
@@ -105,55 +107,64 @@ class _PodRun:
 
     async def run(self) -> None:
         """Attach everything, show it, and detach it again."""
-        created = UtilityVM.create(self.pod.options, backend=self.backend)
+        namespace = self.pod.namespace
+        joining = ", and join the network namespace, with an adapter for each endpoint" if namespace else ""
+        created = Pod.create(self.pod.options, backend=self.backend, network=namespace)
         async with AsyncExitStack() as stack:
-            with self._phase("Create the VM and start it"):
-                vm = await stack.enter_async_context(created)
-                await vm.start()
-            await self._attach(vm)
-            await self._run_commands(vm)
-            self._show_devices(vm, "What is attached")
+            with self._phase(f"Create the VM, start it{joining}"):
+                pod = await stack.enter_async_context(created)
+            await self._attach(pod)
+            await self._run_commands()
+            self._show_devices(pod, "What is attached")
             self.terminal.write("", self.terminal.rule("Statistics"))
-            self.terminal.write(*draw_statistics(self.terminal, await vm.stats()))
+            self.terminal.write(*draw_statistics(self.terminal, await pod.vm.stats()))
             await self._release()
-            self._show_devices(vm, "What is attached now")
+            if namespace:
+                with self._phase("Leave the network namespace"):
+                    await pod.end()
+            self._show_devices(pod, "What is attached now")
             if self.fake is not None:
-                mounts = self.fake.vms[vm.id].guest.mounts.values()
+                mounts = self.fake.vms[pod.id].guest.mounts.values()
                 self._left_mounted = [f"mount in the guest: {mount}" for mount in mounts]
             with self._phase("Shut the VM down and close it"):
                 with anyio.move_on_after(_SHUTDOWN_SECONDS):
-                    await vm.shutdown()
-                await vm.close()
-            self._write_dim(f"  exit: {vm.exit_status}")
+                    await pod.vm.shutdown()
+                await pod.close()
+            self._write_dim(f"  exit: {pod.vm.exit_status}")
 
-    async def _attach(self, vm: UtilityVM) -> None:
-        if self.pod.namespace:
-            with self._phase("Join the network namespace, with an adapter for each endpoint"):
-                namespace = await vm.network.setup(self.pod.namespace)
-            self._attached.append(("Leave the network namespace", None, namespace))
+    async def _attach(self, pod: Pod) -> None:
         for mapped in self.pod.mapped_directories:
             how = "read-only" if mapped.read_only else "writable"
             with self._phase(f"Map {mapped.host} to {mapped.guest}, {how}"):
-                share = await vm.share(mapped.host, mapped.guest, read_only=mapped.read_only)
-            self._attached.append((f"Release {share.host_path}", None, share))
+                share = await pod.vm.share(mapped.host, mapped.guest, read_only=mapped.read_only)
+            self._attached.append((f"Release {share.host_path}", None, share.release))
         for container in self.pod.containers:
             names = ", ".join(container.layers)
             with self._phase(f"Mount container {container.id}: {names}, scratch"):
                 self._name_shared(container, "attached already: one more reference each, no request")
-                layers = [self.pod.layers[name] for name in container.layers]
-                root = await vm.mount_layers(container.id, layers, container.scratch)
-            self._roots.append((container, root))
-            self._attached.append((f"Release container {container.id}", container, root))
+                release = await self._make(pod, container)
+            self._attached.append((f"Release container {container.id}", container, release))
+
+    async def _make(self, pod: Pod, container: Container) -> Callable[[], Awaitable[None]]:
+        """Create a container that runs a command, or mount its root file system; return what releases it."""
+        layers = [self.pod.layers[name] for name in container.layers]
+        spec: JSON = {"process": {"args": [*container.command], "cwd": "/"}, "linux": {}}
+        if not container.command:
+            resources = await pod.attach_resources(spec, layers, container.scratch, id=container.id)
+            return resources.release
+        made = await pod.create_container(spec, layers, container.scratch, id=container.id)
+        self._created.append((container, made))
+        return made.aclose
 
     async def _release(self) -> None:
         while self._attached:
-            title, container, lease = self._attached.pop()
+            title, container, release = self._attached.pop()
             with self._phase(title):
                 if container is not None:
                     self._name_shared(
                         container, "in use by another container: one reference less, no request"
                     )
-                await lease.release()
+                await release()
 
     def _name_shared(self, container: Container, what: str) -> None:
         """Name the layers that containers attached before have too."""
@@ -161,14 +172,13 @@ class _PodRun:
         if shared := [name for name in container.layers if name in used]:
             self._write_dim(f"  {', '.join(shared)}: {what}")
 
-    async def _run_commands(self, vm: UtilityVM) -> None:
-        for container, root in self._roots:
-            if container.command:
-                with self._phase(f"Run {' '.join(container.command)} in container {container.id}"):
-                    done = await run_in_container(vm, container.id, container.command, root)
-                    for line in (done.stdout + done.stderr).splitlines():
-                        self.terminal.write(f"  {printable(line)}")
-                    self._write_dim(f"  exit code: {done.exit_code}")
+    async def _run_commands(self) -> None:
+        for container, made in self._created:
+            with self._phase(f"Run {' '.join(container.command)} in container {container.id}"):
+                done = await _run_in(made, container)
+                for line in (done.stdout + done.stderr).splitlines():
+                    self.terminal.write(f"  {printable(line)}")
+                self._write_dim(f"  exit code: {done.exit_code}")
 
     def last_check(self) -> int:
         """Report whether anything is left; return 1 if so."""
@@ -213,28 +223,20 @@ class _PodRun:
             took = f"{number} of {latency_ms} ms in {took}" if latency_ms else f"{number} in {took}"
         self._write_dim(took.rjust(self.terminal.width))
 
-    def _show_devices(self, vm: UtilityVM, title: str) -> None:
+    def _show_devices(self, pod: Pod, title: str) -> None:
         self.terminal.write("", self.terminal.rule(title))
-        self.terminal.write(*draw_devices(self.terminal, vm.devices()))
+        self.terminal.write(*draw_devices(self.terminal, pod.vm.devices()))
 
     def _write_dim(self, line: str) -> None:
         self.terminal.write(self.terminal.paint(line, "dim"))
 
 
-async def run_in_container(
-    vm: UtilityVM, container_id: str, command: Sequence[str], root: RootFileSystem
-) -> CompletedProcess[str]:
-    """Run a command in a container of its own, to its end."""
-    if vm.os == "windows":
-        document = {"Container": {"Storage": {"Path": root.root}}}
-        async with vm.create_container(container_id, document) as container:
-            await container.start()
-            return await container.run(command, text=True)
-    spec = {"process": {"args": list(command), "cwd": "/"}, "linux": {}}
-    async with vm.create_container(container_id, spec, root=root) as container:
-        await container.start()
-        init = await container.open_init()
+async def _run_in(made: PodContainer, container: Container) -> CompletedProcess[str]:
+    """Start a container, and run its command to the end."""
+    init = await made.start()
+    if init is not None:
         return await init.communicate(text=True)
+    return await made.run(container.command, text=True)
 
 
 def _number(number: int, what: str) -> str:

@@ -27,12 +27,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from uvm._arguments import kind_of
-from uvm._async import Errand, errors_of, opens, suggesting
+from uvm._async import Errand, cancelled_too, errors_of, opens, suggesting
 from uvm._checks import checked, flag, guid_of, text
 from uvm._guest.specs import check_container_id
+from uvm._home import Bound
 from uvm._names import HostPath, guid_key
 from uvm._repr import brief, counted
-from uvm._vm.base import ClosedOnLeaving
 from uvm._vm.keywords import CreationSettings
 from uvm._vm.networksetup import NetworkSetup
 from uvm._vm.pods import container as containers
@@ -41,13 +41,13 @@ from uvm._vm.pods.plan import CONTAINER_TYPE, SANDBOX_ID, ContainerPlan, Member,
 from uvm._vm.pods.resources import ContainerResources, Layers
 from uvm._vm.vm import UtilityVM
 from uvm.backend import Backend
-from uvm.errors import OptionsError, VMStateError, own, together
+from uvm.errors import OptionsError, UVMError, VMStateError, own, together
 
 if TYPE_CHECKING:
     from uvm.options import LCOWOptions, WCOWOptions
 
 
-class Pod(ClosedOnLeaving):
+class Pod(Bound):
     """A pod: one VM, one network namespace, any number of containers. :meth:`create` makes one.
 
     Any number of tasks may use it at once.
@@ -64,7 +64,7 @@ class Pod(ClosedOnLeaving):
         #: The container of a Linux guest that has the network namespace.
         self._network_user = ""
         self._setup: NetworkSetup | None = None
-        self._closing: Errand[list[Exception]] | None = None
+        self._ending: Errand[list[Exception]] | None = None
 
     def __repr__(self) -> str:
         return brief(f"<Pod in {self.vm!r} with {counted(len(self.containers), 'containers')}>")
@@ -96,12 +96,14 @@ class Pod(ClosedOnLeaving):
         network = guid_of(network, "network") if network else ""
         async with UtilityVM.create(options, backend=backend, **settings) as vm:
             await vm.start()
-            async with cls(vm, network) as pod:
-                await pod._join_network()
+            pod = cls(vm, network)
+            await pod._join_network()
+            try:
                 yield pod
-
-    async def __aenter__(self) -> Pod:
-        return self
+            except BaseException as failure:
+                await pod._end_after(failure)
+                raise
+            await pod.end()
 
     async def _join_network(self) -> None:
         if self.network:
@@ -152,7 +154,7 @@ class Pod(ClosedOnLeaving):
             pod; nothing was attached.
         :raises HostPathError: the source of a mount, a layer or the scratch disk is not there; nothing was
             attached.
-        :raises VMStateError: its sandbox does not run, or the pod is being closed; nothing was attached.
+        :raises VMStateError: its sandbox does not run, or the pod is being ended; nothing was attached.
         :raises GuestError: the guest refused; what was attached was released.
         :raises HostError: the host refused; what was attached was released.
         """
@@ -233,8 +235,8 @@ class Pod(ClosedOnLeaving):
     def _plan(self, spec: Mapping[str, Any], id: str) -> tuple[Member, ContainerPlan]:
         """Return which member a container is to be, and what is to be done for it."""
         self.vm._link.check_running()
-        if self._closing is not None:
-            raise VMStateError(f"the pod {self.id} is being closed; nothing was attached")
+        if self._ending is not None:
+            raise VMStateError(f"the pod {self.id} is being ended; nothing was attached")
         if not isinstance(spec, Mapping):
             raise OptionsError(f"an OCI specification is a mapping, not {kind_of(spec)}")
         member = self._member(spec, checked(id, text, "id") or self.vm._context.backend.new_id())
@@ -332,30 +334,43 @@ class Pod(ClosedOnLeaving):
 
     # The end.
 
-    async def close(self) -> None:
-        """End its containers, leave the network namespace, and close the VM. Closed again, it does nothing.
+    async def end(self) -> None:
+        """End its containers, the sandbox the last, and have the VM leave the network namespace.
 
-        A task of the VM does it; of a caller that is cancelled, the VM is closed at once, which ends
-        everything.
+        A task of the VM does it; a caller that is cancelled stops only the waiting. No container is created
+        any more. What failed is tried again by a further call.
+
+        :raises UVMError: part of that failed; the rest was done.
+        """
+        link = self.vm._link
+        if link.exited.is_set() or link.tasks is None:
+            return
+        if self._ending is None or self._ending.result:
+            self._ending = Errand(link.vm_id, self._end)
+            link.work.start_soon(link.tasks, self._ending.make)
+        await self._ending.wait()
+        if self._ending.result:
+            raise together(f"ending the pod {self.id}", [own(error) for error in self._ending.result])
+
+    async def close(self) -> None:
+        """End it as :meth:`end` does, and close the VM. Closed again, it does nothing.
+
+        Of a caller that is cancelled, the VM is closed at once, which ends everything.
 
         :raises UVMError: part of that failed; the rest was done, and the VM was closed.
         """
         try:
-            errors = await self._ended()
+            await self.end()
         finally:
             await self.vm.close()
-        if errors:
-            raise together(f"ending the pod {self.id}", [own(error) for error in errors])
 
-    async def _ended(self) -> list[Exception]:
-        link = self.vm._link
-        if self._closing is None and link.tasks is not None and not link.exited.is_set():
-            self._closing = Errand(link.vm_id, self._end)
-            link.work.start_soon(link.tasks, self._closing.make)
-        if self._closing is None:
-            return []
-        await self._closing.wait()
-        return self._closing.result or []
+    async def _end_after(self, failure: BaseException) -> None:
+        """End it; what that fails with becomes notes of a failure. A cancelled caller does not wait."""
+        with cancelled_too(failure):
+            try:
+                await self.end()
+            except UVMError as error:
+                failure.add_note(f"and {error}")
 
     async def _end(self) -> list[Exception]:
         """End it in order; return the errors of what could not be ended."""
