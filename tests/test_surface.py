@@ -118,8 +118,8 @@ HELD = {
     """,
     "RootFileSystem": "gone layers release released root scratch scratch_path state storage",
     "Pod": """
-        attach_resources close containers create create_container end id network run_container run_sandbox sandbox
-        vm
+        attach_resources close containers create create_container end id network run_container run_sandbox
+        sandbox vm
     """,
     "PodContainer": """
         aclose closed container exit id init open_process resources role run start wait

@@ -178,13 +178,14 @@ class PodContainer(ProcessHost):
 
 async def create(vm: UtilityVM, resources: ContainerResources, member: Member, pod: Members) -> PodContainer:
     """Attach everything for a container and create it: in a task of the VM."""
-    await resources._attach_all()
-    root = resources.root if vm.os == "linux" else None
-    try:
-        container = await vm.create_container(member.id, resources.document(), root=root)
-    except Exception as failure:
-        await resources._undo(failure)
-        raise
+    async with vm.container_creation():
+        await resources._attach_all()
+        root = resources.root if vm.os == "linux" else None
+        try:
+            container = await vm.create_container(member.id, resources.document(), root=root)
+        except Exception as failure:
+            await resources._undo(failure)
+            raise
     return PodContainer(vm, pod, member, container, resources)
 
 

@@ -148,7 +148,7 @@ class Pod(Bound):
         :param spec: its OCI runtime specification, which is copied.
         :param layers: its layers, top-most first, as for :meth:`uvm.UtilityVM.mount_layers`.
         :param scratch: its scratch disk.
-        :param id: its id; a fresh GUID by default.
+        :param id: its id; a fresh one by default.
         :param stdin: whether its own process has that stream; so too `stdout` and `stderr`.
         :raises OptionsError: the specification cannot work, or the id is that of another container of the
             pod; nothing was attached.
@@ -239,7 +239,7 @@ class Pod(Bound):
             raise VMStateError(f"the pod {self.id} is being ended; nothing was attached")
         if not isinstance(spec, Mapping):
             raise OptionsError(f"an OCI specification is a mapping, not {kind_of(spec)}")
-        member = self._member(spec, checked(id, text, "id") or self.vm._context.backend.new_id())
+        member = self._member(spec, checked(id, text, "id") or self._new_id())
         if self.vm.os == "windows":
             from uvm._vm.pods.windows import plan as plan_windows
 
@@ -247,6 +247,11 @@ class Pod(Bound):
         from uvm._vm.pods.linux import plan as plan_linux
 
         return member, plan_linux(spec, member)
+
+    def _new_id(self) -> str:
+        """Return an id as containerd's, which a guest with a security policy insists on."""
+        new_id = self.vm._context.backend.new_id
+        return f"{new_id()}{new_id()}".replace("-", "").lower()
 
     # Its members.
 

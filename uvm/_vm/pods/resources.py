@@ -32,10 +32,11 @@ from uvm._repr import brief, counted
 from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer
 from uvm._vm.pods.plan import Attachment, ContainerPlan, Device, Disk, GuestRoot, Share
 from uvm._vm.vm import UtilityVM
+from uvm.devices.blockcims import BlockCIMLayer
 from uvm.devices.scsi import DiskType
 from uvm.errors import AlreadyReleasedError, VMExitedError, own, together
 
-Layers: TypeAlias = Sequence[LCOWLayer | WCOWLayer | HostPath]
+Layers: TypeAlias = Sequence[LCOWLayer | WCOWLayer | BlockCIMLayer | HostPath]
 
 #: What holds an attachment, if anything has to, and where the guest has it.
 Attached: TypeAlias = tuple[Lease | None, str]
@@ -114,15 +115,7 @@ class ContainerResources(Releasable):
         """Return what ``create_container`` takes: the document that says where all of it is in the guest."""
         assert self.root is not None
         places = [self._attached[number][1] for number in range(len(self._plan.attachments))]
-        return self._plan.document(places, self._guest_root(self.root))
-
-    def _guest_root(self, root: RootFileSystem) -> GuestRoot:
-        layers = [
-            (layer.id, lease.guest_path)  # type: ignore[attr-defined]
-            for layer, lease in zip(self._layers, root.layers, strict=True)
-            if isinstance(layer, WCOWLayer)
-        ]
-        return GuestRoot(root.root, tuple(layers))
+        return self._plan.document(places, GuestRoot(self.root.root, self.root._named))
 
     # Attaching: in a task of the VM.
 
