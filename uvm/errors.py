@@ -175,7 +175,7 @@ class WireError(UVMError, ValueError):
 
 
 class NoSpaceError(UVMError):
-    """Every slot for the device is in use, or the device is larger than any slot."""
+    """Every slot for the device is in use, or the device is larger than any slot; or the host has no room."""
 
 
 class NotAttachedError(UVMError, LookupError):

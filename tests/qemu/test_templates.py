@@ -16,7 +16,7 @@ from tests.qemu.test_devices import ext4, said
 from tests.qemu.vms import MEMORY_MB, backend_of, leaving_nothing, process_of, running_vm
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.backends.qemu.runtime import ProcessName
-from uvm.errors import HostError, VMStateError
+from uvm.errors import HostError, NotSupportedError, VMStateError
 
 pytestmark = pytest.mark.anyio
 
@@ -91,7 +91,7 @@ async def test_what_clones_write_to_memory_is_in_no_other(tmp_path: Path) -> Non
                     await each.start()
                 await said(one, "dd if=/dev/urandom of=/run/big bs=1M count=64 2>&1; echo one > /run/file")
                 assert await said(other, "cat /run/file; ls /run/big 2>/dev/null || true") == "template\n"
-                with pytest.raises(HostError, match="ERROR_NOT_SUPPORTED"):
+                with pytest.raises(NotSupportedError, match="memory of a template"):
                     await one.update_memory(memory_mb=MEMORY_MB // 2)
                 # A clone needs nothing of its template any more.
                 await vm.close()

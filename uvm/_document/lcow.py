@@ -126,6 +126,7 @@ def _plan_plain(
         devices=vm_devices,
         guest_connection=_guest_connection(options),
         resource_partition_id=options.resource_partition_id.lower(),
+        is_template=options.template,
     )
     if options.clone_of is None:
         plan = evolve(finish(options, host, vm, id=id), reserved_scsi=((0, 0),) if on_scsi else ())

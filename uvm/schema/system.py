@@ -191,7 +191,11 @@ class SecuritySettings(Model):
 
 
 class VirtualMachine(Model):
-    """A virtual machine."""
+    """A virtual machine.
+
+    :ivar is_template: the VM is to be saved as a template. It is no member of HCS's, which makes none of
+        Linux guests: documents for other hosts alone have it.
+    """
 
     version: Version | None = None
     stop_on_reset: bool = False
@@ -207,6 +211,7 @@ class VirtualMachine(Model):
     security_settings: SecuritySettings | None = None
     resource_partition_id: str = ""
     migration_options: Any = None
+    is_template: bool = False
 
 
 class ComputeSystem(Model):

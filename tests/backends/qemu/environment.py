@@ -45,7 +45,7 @@ class ImaginedLinux:
     devices: set[str] = field(factory=DEVICES.copy)
     no_image: str = ""
     accelerator: Accelerator | None = KVM
-    shared_memory_mb: int = 4096
+    memory_mb: int = 4096
     silent: bool = False
     asked: list[str] = field(factory=list)
 
@@ -71,9 +71,9 @@ class ImaginedLinux:
         self._ask("acceleration")
         return self.accelerator
 
-    def free_shared_memory_mb(self) -> int:
+    def available_memory_mb(self) -> int:
         self._ask("memory")
-        return self.shared_memory_mb
+        return self.memory_mb
 
     def _ask(self, question: str) -> None:
         self.asked.append(question)

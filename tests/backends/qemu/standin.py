@@ -83,6 +83,7 @@ class StandIn:
     :ivar name: the id of the VM.
     :ivar commands: the names of the commands that it was sent.
     :ivar disturb: decides over each command.
+    :ivar machine_type: the versioned type of its machine.
     :ivar keeps: devices that the guest does not release, by id.
     :ivar document: the machine that its guest runs on.
     :ivar fake: the host of its guest.
@@ -95,6 +96,7 @@ class StandIn:
         self.exit_code: int | None = None
         self.last_words = ""
         self.machine = Machine()
+        self.machine_type = "pc-q35-7.2"
         self.document: JSON = {}
         self.commands: list[str] = []
         self.disturb: Disturb = _undisturbed
@@ -312,7 +314,7 @@ class StandIn:
         return {"status": "completed"}
 
     def _query_machines(self) -> list[JSON]:
-        return [{"name": "pc-q35-7.2", "alias": "q35"}, {"name": "pc-i440fx-7.2", "is-default": True}]
+        return [{"name": self.machine_type, "alias": "q35"}, {"name": "pc-i440fx-7.2", "is-default": True}]
 
     # The guest.
 
@@ -490,13 +492,19 @@ class MirroredTree(DeviceTree):
 
 
 class StandInBackend(QEMUBackend):
-    """The backend over stand-ins."""
+    """The backend over stand-ins.
+
+    :ivar memory_mb: how much memory VMs can be given.
+    """
+
+    memory_mb = 1 << 20
 
     def __init__(self, launcher: StandInLauncher, runtime: Path, **options: Any) -> None:
         super().__init__(
             binary="stand-in", acceleration="tcg", runtime_directory=runtime, launcher=launcher, **options
         )
         self.launcher = launcher
+        self._available_mb = lambda: self.memory_mb
 
     def _devices(self, vm: VM, info: HostInfo) -> DeviceTree:
         tree = MirroredTree(super()._devices(vm, info).scsi.host)

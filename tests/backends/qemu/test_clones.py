@@ -12,8 +12,8 @@ import pytest
 
 import uvm
 from tests.backends.qemu import images
-from tests.backends.qemu.standin import StandInBackend, StandInLauncher
-from uvm.errors import VMStateError
+from tests.backends.qemu.standin import StandIn, StandInBackend, StandInLauncher
+from uvm.errors import HostError, NoSpaceError, NotSupportedError, VMStateError
 
 pytestmark = pytest.mark.anyio
 
@@ -75,6 +75,91 @@ async def test_a_pool_of_clones_hands_them_out_with_disks_of_their_own(tmp_path:
                     )
         assert len(overlays) == 3
         assert (tmp_path / "written.img").read_bytes() == bytes(images.MIB)
+
+
+def _has_balloon(standin: StandIn) -> bool:
+    return "virtio-balloon" in " ".join(standin.arguments)
+
+
+async def test_a_template_and_its_clones_have_no_balloon_and_keep_their_memory(tmp_path: Path) -> None:
+    async with _host(tmp_path) as backend:
+        started = backend.launcher.started
+        async with uvm.UtilityVM.create(_options(tmp_path), backend=backend) as other:
+            assert _has_balloon(started[other.id])
+        async with uvm.UtilityVM.create(_options(tmp_path, template=True), backend=backend) as vm:
+            await vm.start()
+            with pytest.raises(NotSupportedError, match="memory of a template"):
+                await vm.update_memory(memory_mb=32)
+            options = _options(tmp_path, clone_of=await vm.save_template())
+            async with uvm.UtilityVM.create(options, backend=backend) as clone:
+                await clone.start()
+                with pytest.raises(NotSupportedError, match="memory of a template"):
+                    await clone.update_memory(memory_mb=32)
+                assert not _has_balloon(started[vm.id])
+                assert not _has_balloon(started[clone.id])
+                assert "balloon" not in started[clone.id].commands
+
+
+async def test_what_was_not_created_as_a_template_is_not_saved_as_one(tmp_path: Path) -> None:
+    async with (
+        _host(tmp_path) as backend,
+        uvm.UtilityVM.create(_options(tmp_path), backend=backend) as vm,
+    ):
+        await vm.start()
+        await vm.pause()
+        system = await backend.open(vm.id)
+        with pytest.raises(HostError, match=r"HCS_E_INVALID_STATE.*not created to be one"):
+            await system.save({"SaveType": "AsTemplate"})
+        await system.close()
+
+
+async def test_a_template_and_a_clone_start_only_where_there_is_room_for_them(tmp_path: Path) -> None:
+    async with _host(tmp_path) as backend:
+        started = backend.launcher.started
+        options = _options(tmp_path, template=True)
+        backend.memory_mb = 63
+        with pytest.raises(NoSpaceError, match="needs 64 MB of memory, and 63 MB are available"):
+            await _started(backend, options)
+        for allowed in (_options(tmp_path), _options(tmp_path, allow_overcommit=True)):
+            await _started(backend, allowed)
+        with pytest.raises(NoSpaceError, match="needs 64 MB"):
+            await _started(backend, _options(tmp_path, allow_overcommit=False))
+        backend.memory_mb = 64
+        async with uvm.UtilityVM.create(options, backend=backend) as vm:
+            await vm.start()
+            of_clone = _options(tmp_path, clone_of=await vm.save_template())
+            backend.memory_mb, before = 10, len(started)
+            with pytest.raises(NoSpaceError, match="10 MB are available"):
+                await _started(backend, of_clone)
+            assert len(started) == before
+            backend.memory_mb = 64
+            await _started(backend, of_clone)
+
+
+async def _started(backend: StandInBackend, options: uvm.LCOWOptions) -> None:
+    async with uvm.UtilityVM.create(options, backend=backend) as vm:
+        await vm.start()
+
+
+async def test_what_has_changed_under_a_template_is_not_cloned(tmp_path: Path) -> None:
+    async with (
+        _host(tmp_path) as backend,
+        uvm.UtilityVM.create(_options(tmp_path, template=True), backend=backend) as vm,
+    ):
+        await vm.start()
+        of_clone = _options(tmp_path, clone_of=await vm.save_template())
+        await _started(backend, of_clone)
+        (tmp_path / "vmlinux").write_bytes(b"another kernel")
+        with pytest.raises(HostError, match=r"HCS_E_IMAGE_MISMATCH.*kernel"):
+            await _started(backend, of_clone)
+        (tmp_path / "vmlinux").write_bytes(b"")
+        backend.launcher.prepare = _upgrade
+        with pytest.raises(HostError, match=r"HCS_E_IMAGE_MISMATCH.*machine"):
+            await _started(backend, of_clone)
+
+
+def _upgrade(standin: StandIn) -> None:
+    standin.machine_type = "pc-q35-8.0"
 
 
 async def test_a_template_is_not_deleted_while_clones_need_its_disks(tmp_path: Path) -> None:

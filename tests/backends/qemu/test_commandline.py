@@ -191,6 +191,13 @@ def test_a_clone_copies_what_it_writes_to_the_memory_of_its_template() -> None:
     assert values(found, "-incoming") == ["defer"]
 
 
+def test_neither_a_template_nor_its_clones_have_a_balloon() -> None:
+    document, balloon = machine(memory_mb=512), "virtio-balloon-pci,id=balloon,addr=0x5"
+    assert balloon in line(document)
+    assert balloon not in line(document.replaced(is_template=True))
+    assert balloon not in command_line(document, evolve(LAUNCH, restores=True, is_clone=True))
+
+
 def test_what_starts_from_a_saved_file_has_a_memory_of_its_own() -> None:
     found = command_line(machine(memory_mb=512), evolve(LAUNCH, restores=True))
     assert values(found, "-object")[0].endswith("mem-path=/proc/self/fd/7,share=on")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import resource
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,17 +20,18 @@ from uvm.backends.qemu.saving import (
     Build,
     Memory,
     check_saveable,
+    host_processor,
     open_saved,
     restore,
     save_template,
     save_to_file,
 )
-from uvm.errors import HostError
+from uvm.errors import HostError, NoSpaceError
 from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 
-_BUILD = Build("7.2.22", "pc-q35-7.2", "tcg", "sha256:00", 512, 1)
+_BUILD = Build("7.2.22", "pc-q35-7.2", "tcg", "max", "sha256:00", 512, 1)
 _STATE = b"the state of devices"
 
 
@@ -83,17 +85,20 @@ async def test_a_template_is_its_memory_and_the_state_of_its_devices_which_a_clo
     devices: DeviceTree,
 ) -> None:
     vm = _QEMU()
-    saved = await save_template(vm, Memory.of_mb(2), devices)
+    saved = await save_template(vm, Memory.of_mb(2), devices, _BUILD)
     assert vm.capability()
     clone = _QEMU(["inmigrate", "paused"])
     for _ in range(2):
-        fd = saved.open_state()
+        fd = saved.open_state("clone")
         await restore(clone, fd, without_memory=True)
         os.close(fd)
         assert clone.loaded == _STATE
         clone.statuses = ["paused"]
     saved.close()
     saved.close()
+    for opened in (saved.open_state, saved.open_memory):
+        with pytest.raises(HostError, match="HCS_E_SYSTEM_NOT_FOUND"):
+            opened("clone")
 
 
 def _is_frozen(path: Path) -> bool:
@@ -107,7 +112,7 @@ def _is_frozen(path: Path) -> bool:
 async def test_the_disks_that_a_template_wrote_to_are_frozen_as_long_as_it_is_there(
     devices: DeviceTree, tmp_path: Path
 ) -> None:
-    saved = await save_template(_QEMU(), Memory.of_mb(2), devices)
+    saved = await save_template(_QEMU(), Memory.of_mb(2), devices, _BUILD)
     assert saved.disks.paths == {(3, 0): str(tmp_path / "written.img")}
     assert (_is_frozen(tmp_path / "written.img"), _is_frozen(tmp_path / "read.img")) == (True, False)
     saved.close()
@@ -121,7 +126,7 @@ async def test_a_disk_that_cannot_be_frozen_keeps_the_vm_from_being_saved(
     memory = Memory.of_mb(2)
     before, vm = len(os.listdir("/proc/self/fd")), _QEMU()
     with pytest.raises(HostError, match=r"written\.img"):
-        await save_template(vm, memory, devices)
+        await save_template(vm, memory, devices, _BUILD)
     assert (len(os.listdir("/proc/self/fd")), vm.asked) == (before, [])
     memory.close()
 
@@ -129,11 +134,33 @@ async def test_a_disk_that_cannot_be_frozen_keeps_the_vm_from_being_saved(
 async def test_a_save_that_fails_says_why_and_leaves_the_memory(devices: DeviceTree, tmp_path: Path) -> None:
     memory, before = Memory.of_mb(2), len(os.listdir("/proc/self/fd"))
     with pytest.raises(HostError, match="no room"):
-        await save_template(_QEMU(["active", "failed"]), memory, devices)
+        await save_template(_QEMU(["active", "failed"]), memory, devices, _BUILD)
     assert not _is_frozen(tmp_path / "written.img")
     assert len(os.listdir("/proc/self/fd")) == before
     os.pwrite(memory.fd, b"x", 0)
     memory.close()
+
+
+def test_a_memory_that_this_process_may_not_make_is_refused() -> None:
+    before, (_, hard) = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_FSIZE)
+    soft = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, hard))
+    try:
+        with pytest.raises(NoSpaceError, match=r"2048 MB cannot be made.*ulimit -f"):
+            Memory.of_mb(2048)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_processors_of_a_machine_are_named_with_what_they_can_do(tmp_path: Path) -> None:
+    first, other = tmp_path / "first", tmp_path / "other"
+    for path, flags in ((first, "sse vmx"), (other, "sse")):
+        path.write_text(
+            f"processor\t: 0\nmodel name\t: A CPU  @ 2 GHz\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
+        )
+    assert host_processor(str(first)).startswith("A CPU @ 2 GHz, flags ")
+    assert host_processor(str(first)) != host_processor(str(other))
 
 
 def test_a_sealed_memory_is_written_through_no_mapping_but_copied_on_writing() -> None:
@@ -207,6 +234,7 @@ async def test_only_an_own_file_that_fits_is_loaded(tmp_path: Path) -> None:
         {"qemu": "8.0.0"},
         {"machine": "pc-q35-8.0"},
         {"acceleration": "kvm"},
+        {"cpu": "Some processor, flags 00"},
         {"kernel": "sha256:01"},
         {"memory_mb": 1024},
         {"processors": 2},

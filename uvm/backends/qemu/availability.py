@@ -23,7 +23,7 @@ _DEVICES: Final = (
     *("virtio-scsi-pci", "virtio-serial-pci", "virtserialport"),
 )
 #: The shared memory in which one VM of the default size fits.
-_SHARED_MEMORY_MB: Final = 1024
+_MEMORY_MB: Final = 1024
 
 _NO_QEMU: Final = Finding("missing", "there is no qemu-system-x86_64", f"install it: {install('qemu')}")
 
@@ -57,8 +57,8 @@ class Environment(Protocol):
     def acceleration(self) -> Accelerator | None:
         """Return how guests run; None if that is found out when the first VM is created."""
 
-    def free_shared_memory_mb(self) -> int:
-        """Return the room in /dev/shm."""
+    def available_memory_mb(self) -> int:
+        """Return how much memory VMs can be given."""
 
 
 def _system(environment: Environment) -> Finding:
@@ -130,14 +130,14 @@ def _acceleration(environment: Environment) -> Finding:
     )
 
 
-def _shared_memory(environment: Environment) -> Finding:
-    free = environment.free_shared_memory_mb()
-    if free >= _SHARED_MEMORY_MB:
-        return Finding("ok", f"{free} MB free in /dev/shm")
+def _memory(environment: Environment) -> Finding:
+    free = environment.available_memory_mb()
+    if free >= _MEMORY_MB:
+        return Finding("ok", f"{free} MB of memory are available")
     return Finding(
         "limited",
-        f"{free} MB free in /dev/shm: the memory of templates and their clones may not fit",
-        "as root: 'mount -o remount,size=SIZE /dev/shm'; for a container, --shm-size",
+        f"{free} MB of memory are available: the memory of VMs may not fit",
+        "close other programs; in a container, allow it more (docker run --memory)",
     )
 
 
@@ -160,7 +160,7 @@ REQUIREMENTS: Final[tuple[Check[Environment], ...]] = (
 OPTIONAL: Final[tuple[Check[Environment], ...]] = (
     Check("container runtime", _runtime),
     Check("acceleration", _acceleration),
-    Check("shared memory", _shared_memory),
+    Check("memory", _memory),
 )
 
 

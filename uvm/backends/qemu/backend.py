@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -41,6 +42,7 @@ from uvm.backends.qemu.network import QEMUNetwork
 from uvm.backends.qemu.othersystem import OtherSystem
 from uvm.backends.qemu.pipes import UnixPipes
 from uvm.backends.qemu.properties import service_property, summary_of
+from uvm.backends.qemu.room import available_mb, check_room
 from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, default_runtime_directory
 from uvm.backends.qemu.saving import Boot, Memory, SavedVM
 from uvm.backends.qemu.system import QEMUSystem
@@ -60,6 +62,8 @@ _log = logging.getLogger("uvm")
 #: How long what runs may take to end when the backend is left.
 _END_SECONDS: Final = 10.0
 _MAX_SHARE_SLOTS: Final = 64
+#: What a clone writes of its memory, and QEMU of its own, until its guest is greeted.
+_CLONE_MB: Final = 128
 
 
 class QEMUBackend:
@@ -109,6 +113,7 @@ class QEMUBackend:
         self._vms: dict[str, VM] = {}
         self._choosing = anyio.Lock()
         self._chosen: Accelerator | None = None
+        self._available_mb: Callable[[], int] = available_mb
         self._launcher: Starter = Launcher() if launcher is None else launcher
         self._directory: RuntimeDirectory
         self._group: BareTaskGroup
@@ -160,6 +165,7 @@ class QEMUBackend:
         :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS; HCS_E_INVALID_JSON; a device is refused; or QEMU ended
             at once, and the message has its last words.
         :raises NotSupportedError: the document asks for what this backend does not have.
+        :raises NoSpaceError: the machine has not enough memory left.
         """
         self._entered()
         operation = f"create {system_id}"
@@ -174,16 +180,36 @@ class QEMUBackend:
         template = template_of(machine, self._vms, operation)
         acceleration = await self._acceleration()
         boot = Boot(acceleration, *await self._boot_files(machine, operation))
-        record = Record(system_id, self.new_id(), read.owner, "Created", _this_process())
-        directory = await anyio.to_thread.run_sync(self._directory.claim, record)
         saved = None if template is None else template.saved
-        vm = VM(read, directory, boot, None if saved is None else saved.memory.opened())
+        memory = await self._memory(machine, saved, operation)
+        record = Record(system_id, self.new_id(), read.owner, "Created", _this_process())
+        try:
+            directory = await anyio.to_thread.run_sync(self._directory.claim, record)
+        except BaseException:
+            memory.close()
+            raise
+        vm = VM(read, directory, boot, memory)
         info = await self.host()
         vm.devices = self._devices(vm, info)
         if saved is not None:
             vm.devices.scsi.bases = saved.disks.paths
         await self._start(vm, document, saved)
         return QEMUSystem(vm, info, self._forget)
+
+    async def _memory(self, machine: VirtualMachine, template: SavedVM | None, operation: str) -> Memory:
+        """Return the memory of a VM, for which there is room.
+
+        :raises NoSpaceError: there is not.
+        """
+        topology = machine.compute_topology
+        assert topology is not None
+        assert topology.memory is not None
+        size = topology.memory.size_in_mb
+        # What is overcommitted takes the room that it uses; a template's memory stays for its clones.
+        whole = machine.is_template or not topology.memory.allow_overcommit
+        wanted = size if whole else min(size, _CLONE_MB) if template is not None else 0
+        check_room(operation, wanted, await anyio.to_thread.run_sync(self._available_mb))
+        return Memory.of_mb(size) if template is None else template.open_memory(operation)
 
     async def _start(self, vm: VM, document: JSON, template: SavedVM | None) -> None:
         """Start the QEMU of a VM, and attach what its document has; nothing is left of it if that fails."""
@@ -237,7 +263,7 @@ class QEMUBackend:
             directory=str(vm.directory.path),
             root_ports=self._root_ports,
             share_slots=self._share_slots,
-            fixed_memory=vm.is_clone,
+            fixed_memory=vm.machine.is_template or vm.is_clone,
         )
         return DeviceTree(host)
 

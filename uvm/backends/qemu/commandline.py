@@ -8,7 +8,7 @@ have, before anything is started; :func:`command_line` is the rest::
 
     q35, no default devices, no configuration files, paused until `cont`
       00:02.0         virtio-serial: one port, for the mux
-      00:03.0 - 05.0  virtio-rng, pvpanic, virtio-balloon
+      00:03.0 - 05.0  virtio-rng, pvpanic, virtio-balloon (none in a template, nor in its clones)
       00:08.0 ...     PCI root ports, for the devices that come and go
       00:10.0 - 13.0  virtio-scsi, one for each SCSI controller of the document
       00:14.0         virtio-scsi, for the VPMEM devices
@@ -202,7 +202,8 @@ def _devices(document: system.VirtualMachine, launch: Launch) -> Iterator[str]:
     yield from ("-device", "virtio-serial-pci,id=serial,addr=0x2,max_ports=2")
     yield from ("-device", f"virtserialport,id=mux,chardev=mux,name={MUX_PORT}")
     yield from ("-device", "virtio-rng-pci,addr=0x3", "-device", "pvpanic-pci,addr=0x4")
-    yield from ("-device", "virtio-balloon-pci,id=balloon,addr=0x5")
+    if not document.is_template and not launch.is_clone:
+        yield from ("-device", "virtio-balloon-pci,id=balloon,addr=0x5")
     yield from _serial_port(wanted.com_ports.get("0"))
     for number in range(len(wanted.scsi)):
         yield from ("-device", _controller(f"scsi{number}", FIRST_SCSI_SLOT + number))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -13,6 +12,7 @@ from typing import Final
 from uvm.backends.qemu.accel import Accelerator, kvm_problem, recall
 from uvm.backends.qemu.guestimage.cache import default_cache
 from uvm.backends.qemu.guestimage.selection import ImageOptions, Selection, select
+from uvm.backends.qemu.room import available_mb
 from uvm.errors import NotSupportedError
 
 _QEMU: Final = "qemu-system-x86_64"
@@ -47,13 +47,9 @@ class ThisMachine:
         problem = kvm_problem()
         return Accelerator("tcg", problem) if problem else recall(shutil.which(_QEMU) or _QEMU)
 
-    def free_shared_memory_mb(self) -> int:
-        """Return the room in /dev/shm."""
-        try:
-            found = os.statvfs("/dev/shm")
-        except OSError:
-            return 0
-        return found.f_bavail * found.f_frsize >> 20
+    def available_memory_mb(self) -> int:
+        """Return how much memory VMs can be given."""
+        return available_mb()
 
 
 def _said_by_qemu(*arguments: str) -> str:

@@ -30,7 +30,7 @@ import json
 import os
 import stat
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 import anyio
@@ -43,7 +43,7 @@ from uvm.backends.qemu.commandline import Acceleration
 from uvm.backends.qemu.devices.request import Commands
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.frozen import FrozenDisks
-from uvm.errors import HostError
+from uvm.errors import HostError, NoSpaceError
 from uvm.hresult import HResult
 from uvm.schema.common import MIB
 
@@ -73,9 +73,19 @@ class Memory:
 
     @classmethod
     def of_mb(cls, size: int) -> Memory:
-        """Make a memory of so many MB, of which nothing takes room until it is used."""
-        fd = os.memfd_create("uvm-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, size * MIB)
+        """Make a memory of so many MB, of which nothing takes room until it is used.
+
+        :raises NoSpaceError: this process may make no such file.
+        """
+        try:
+            fd = os.memfd_create("uvm-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError as error:
+            raise _no_file(size, error) from error
+        try:
+            os.ftruncate(fd, size * MIB)
+        except OSError as error:
+            os.close(fd)
+            raise _no_file(size, error) from error
         return cls(fd)
 
     def opened(self) -> Memory:
@@ -93,25 +103,45 @@ class Memory:
             self.fd = -1
 
 
+def _no_file(size: int, error: OSError) -> NoSpaceError:
+    return NoSpaceError(
+        f"a memory of {size} MB cannot be made: {error.strerror}; see `ulimit -f` and `ulimit -n` of this "
+        "process; nothing was started"
+    )
+
+
 @define(eq=False)
 class SavedVM:
     """A VM that was saved as a template.
 
     :ivar memory: its memory, sealed.
     :ivar disks: the disks that its guest could write to.
+    :ivar build: what its clones have to fit.
     :ivar state: a descriptor of the state of its devices.
     """
 
     memory: Memory
     disks: FrozenDisks
+    build: Build
     state: int = field(factory=lambda: os.memfd_create("uvm-state", os.MFD_CLOEXEC))
 
     def __repr__(self) -> str:
         return shown(self, "memory")
 
-    def open_state(self) -> int:
-        """Return a descriptor of the state, at its beginning, for one clone."""
+    def open_memory(self, operation: str) -> Memory:
+        """Return the memory for one clone; HCS_E_SYSTEM_NOT_FOUND once it is released."""
+        self._check_there(operation)
+        return self.memory.opened()
+
+    def open_state(self, operation: str) -> int:
+        """Return a descriptor of the state, at its beginning, for one clone; likewise."""
+        self._check_there(operation)
         return os.open(f"/proc/self/fd/{self.state}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _check_there(self, operation: str) -> None:
+        if self.state < 0:
+            text = "its template was deleted meanwhile"
+            raise HostError(operation, HResult.HCS_E_SYSTEM_NOT_FOUND, text)
 
     def close(self) -> None:
         """Release it: no more clones are made; those that run have what they need."""
@@ -129,6 +159,7 @@ class Build:
     :ivar qemu: QEMU's version, and its package.
     :ivar machine: the versioned type of the machine, not its alias.
     :ivar acceleration: ``"kvm"`` or ``"tcg"``.
+    :ivar cpu: the model of the processors; with KVM that of the host, with what it can do.
     :ivar kernel: the kernel and the initramfs that the guest booted, by their digests.
     :ivar memory_mb: the size of the memory.
     :ivar processors: how many there are.
@@ -137,6 +168,7 @@ class Build:
     qemu: str
     machine: str
     acceleration: str
+    cpu: str
     kernel: str
     memory_mb: int
     processors: int
@@ -183,6 +215,7 @@ async def build_of(vm: Commands, boot: Boot, qemu: JSON, devices: DeviceTree) ->
         qemu=json.dumps(qemu, sort_keys=True),
         machine=named,
         acceleration=boot.acceleration,
+        cpu=host_processor() if boot.acceleration == "kvm" else "max",
         kernel=digest,
         memory_mb=devices.topology.memory.size_in_mb,
         processors=devices.topology.processor.count,
@@ -192,18 +225,35 @@ async def build_of(vm: Commands, boot: Boot, qemu: JSON, devices: DeviceTree) ->
 def _digest_of(paths: Sequence[str]) -> str:
     found = hashlib.sha256()
     for path in filter(None, paths):
-        with open(path, "rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
+        info = os.stat(path)
+        found.update(_digest_of_file(path, info.st_ino, info.st_size, info.st_mtime_ns))
     return found.hexdigest()
 
 
-async def save_template(vm: Commands, memory: Memory, devices: DeviceTree) -> SavedVM:
+@lru_cache(maxsize=16)
+def _digest_of_file(path: str, *as_it_is: int) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def host_processor(path: str = "/proc/cpuinfo") -> str:
+    """Return the model of the machine's processors, and a digest of what they can do."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        first = file.read().partition("\n\n")[0]
+    fields = dict(line.split(":", 1) for line in first.splitlines() if ":" in line)
+    said = {name.strip(): value.split() for name, value in fields.items()}
+    flags = hashlib.sha256(" ".join(sorted(said.get("flags", []))).encode()).hexdigest()[:16]
+    return f"{' '.join(said.get('model name', ['unknown']))}, flags {flags}"
+
+
+async def save_template(vm: Commands, memory: Memory, devices: DeviceTree, build: Build) -> SavedVM:
     """Save the devices of a paused VM. Its QEMU has to end before the memory is sealed.
 
+    :param build: what the VM runs on.
     :raises HostError: QEMU refused; the VM is as it was.
     """
     freezing = partial(FrozenDisks.freeze, devices.scsi.writable(), f"save {vm.id}")
-    saved = SavedVM(memory, await anyio.to_thread.run_sync(freezing))
+    saved = SavedVM(memory, await anyio.to_thread.run_sync(freezing), build)
     try:
         await _save(vm, saved.state, without_memory=True)
     except BaseException:
@@ -304,7 +354,7 @@ def open_saved(path: str, build: Build) -> int:
         raise HostError(operation, _code(error), str(error)) from error
     try:
         _check_own(operation, os.fstat(fd))
-        _check_fits(operation, os.read(fd, _HEADER_BYTES), build)
+        _check_header(operation, os.read(fd, _HEADER_BYTES), build)
     except BaseException:
         os.close(fd)
         raise
@@ -319,7 +369,7 @@ def _check_own(operation: str, found: os.stat_result) -> None:
         raise HostError(operation, HResult.E_ACCESSDENIED, text)
 
 
-def _check_fits(operation: str, header: bytes, build: Build) -> None:
+def _check_header(operation: str, header: bytes, build: Build) -> None:
     written = header.removeprefix(_MAGIC).partition(b"\n")[0]
     try:
         found = json.loads(written) if header.startswith(_MAGIC) else None
@@ -327,9 +377,17 @@ def _check_fits(operation: str, header: bytes, build: Build) -> None:
         found = None
     if not isinstance(found, dict) or len(header) < _HEADER_BYTES:
         raise HostError(operation, HResult.ERROR_INVALID_DATA, "it is no saved state, or is cut short")
+    check_fits(operation, found, build)
+
+
+def check_fits(operation: str, saved: JSON, build: Build) -> None:
+    """Refuse a state that was saved on another build: HCS_E_IMAGE_MISMATCH.
+
+    :param saved: that build, as a JSON object.
+    """
     for name, here in build.as_json().items():
-        if found.get(name) != here:
-            text = f"it was saved with {name} {found.get(name)!r}, and here that is {here!r}"
+        if saved.get(name) != here:
+            text = f"it was saved with {name} {saved.get(name)!r}, and here that is {here!r}"
             raise HostError(operation, HResult.HCS_E_IMAGE_MISMATCH, text)
 
 

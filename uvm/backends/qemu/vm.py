@@ -39,6 +39,7 @@ from uvm.backends.qemu.saving import (
     Memory,
     SavedVM,
     build_of,
+    check_fits,
     check_saveable,
     open_saved,
     restore,
@@ -75,16 +76,14 @@ class VM:
     :ivar adopted: an earlier process has created it, and only that one knows its devices.
     """
 
-    def __init__(
-        self, document: ComputeSystem, directory: VMDirectory, boot: Boot, memory: Memory | None = None
-    ) -> None:
+    def __init__(self, document: ComputeSystem, directory: VMDirectory, boot: Boot, memory: Memory) -> None:
         assert document.virtual_machine is not None
         self.document: ComputeSystem = document
         self.machine: VirtualMachine = document.virtual_machine
         self.directory: VMDirectory = directory
         self.boot: Boot = boot
         self.state: State = "Created"
-        self.memory: Memory = memory or Memory.of_mb(_memory_mb(self.machine))
+        self.memory: Memory = memory
         self.saved: SavedVM | None = None
         self.handles: int = 0
         self.adopted: bool = False
@@ -215,11 +214,12 @@ class VM:
         """
         self.require("save", "Paused")
         why = "the host is connected to its guest" if self.lifetime.connection is not None else ""
+        why = why if self.machine.is_template else "it was not created to be one (IsTemplate)"
         why = "it is a clone, whose memory is its template's" if self.is_clone else why
         if why:
             raise HostError(f"save {self.id}", HResult.HCS_E_INVALID_STATE, why)
         check_saveable(self.monitor, self.devices)
-        self.saved = await save_template(self.monitor, self.memory, self.devices)
+        self.saved = await save_template(self.monitor, self.memory, self.devices, await self._build())
         self.lifetime.process.kill()
         await self.lifetime.process_ended.wait()
 
@@ -233,8 +233,13 @@ class VM:
         await save_to_file(self.monitor, path, await self._build())
 
     async def restore(self, template: SavedVM) -> None:
-        """Load what a template has, before the start; HostError if QEMU refuses."""
-        fd = template.open_state()
+        """Load what a template has, before the start.
+
+        :raises HostError: QEMU refuses; or it, or the guest image, is another than the template's.
+        """
+        operation = f"clone {self.template_id}"
+        check_fits(operation, template.build.as_json(), await self._build())
+        fd = template.open_state(operation)
         try:
             await restore(self.monitor, fd, without_memory=True)
         finally:
@@ -348,10 +353,3 @@ class VM:
             self.state = state
             if state != "Stopped":
                 self.directory.note(state=state)
-
-
-def _memory_mb(machine: VirtualMachine) -> int:
-    topology = machine.compute_topology
-    assert topology is not None
-    assert topology.memory is not None
-    return topology.memory.size_in_mb

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 
 from uvm.backend import JSON, System
+from uvm.options import LCOWOptions, WCOWOptions
 from uvm.testing.backends.checks import Attempt, cancel_one_waiter, check, equal, refused
 from uvm.testing.backends.rig import Control, Rig
 from uvm.testing.backends.scenario import scenario, within
@@ -48,6 +49,12 @@ async def listed(rig: Rig, query: JSON) -> list[str]:
 async def state_of(system: System) -> str:
     """Return the state of a system."""
     return str((await system.properties())["State"])
+
+
+async def template_options(rig: Rig, **changes: Any) -> LCOWOptions | WCOWOptions:
+    """Return the options of a Linux VM that can be saved as a template."""
+    saved = "linux" in (await rig.backend.host()).templates
+    return linux_options(rig, external_guest_connection=True, template=saved, **changes)
 
 
 async def bring(system: System, state: str) -> None:
@@ -159,7 +166,8 @@ async def ids_are_fresh_guids(rig: Rig) -> None:
 async def each_state_allows_some_operations_and_refuses_the_others(rig: Rig) -> None:
     for state, wrong in REFUSED.items():
         # A template is saved of a VM to whose guest HCS is not connected.
-        options = linux_options(rig, external_guest_connection=state == "SavedAsTemplate")
+        is_template = state == "SavedAsTemplate"
+        options = await template_options(rig) if is_template else linux_options(rig)
         async with some_system(rig, options) as system:
             await bring(system, state)
             for name in wrong:
@@ -203,7 +211,7 @@ async def a_system_saved_as_a_template_only_ends(rig: Rig, system: System) -> No
         await bring(system, "SavedAsTemplate")
     equal(await state_of(system), "Paused", "the state after the refusal")
     await system.terminate()
-    async with some_system(rig, linux_options(rig, id="vm2", external_guest_connection=True)) as template:
+    async with some_system(rig, await template_options(rig, id="vm2")) as template:
         await bring(template, "SavedAsTemplate")
         equal(await state_of(template), "SavedAsTemplate", "the state")
         await template.terminate()

@@ -89,7 +89,7 @@ class Host:
     :ivar directory: the runtime directory of the VM.
     :ivar root_ports: how many PCI root ports there are for devices that come and go.
     :ivar share_slots: how many shares there can be at once, of each kind: writable and read-only.
-    :ivar fixed_memory: the memory is the file of a template, which cannot be changed.
+    :ivar fixed_memory: the memory is the file of a template, and there is no balloon.
     """
 
     machine: Machine

@@ -13,6 +13,7 @@ from uvm.backend import JSON
 from uvm.backends.qemu.devices.request import DeviceKind, Host
 from uvm.backends.requests.request import Request
 from uvm.backends.requests.topology import FULL, limits, memory_mb
+from uvm.errors import NotSupportedError
 from uvm.schema.common import MIB
 from uvm.schema.devices import Devices
 from uvm.schema.requests import CpuGroupAssignment, CpuLimits, MemorySize, Resource
@@ -58,7 +59,10 @@ class TopologyKind(DeviceKind[Resource]):
     async def _set_memory(self, request: Request[Resource]) -> None:
         size = memory_mb(request, self.host.info.memory_mb)
         if self.host.fixed_memory:
-            raise request.lacking("the memory of a VM that is a template, or a clone of one, cannot change")
+            raise NotSupportedError(
+                f"{request.operation} {self.machine.id}: the memory of a template is what clones start from: "
+                "its size, and theirs, does not change; nothing was changed"
+            )
         if size > self.memory.size_in_mb:
             raise request.lacking(
                 f"memory grows to what the VM was created with at most, {self.memory.size_in_mb} MB; "
