@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ _TICK_SECONDS = 0.5
 
 # No deadline in any profile: a slow machine is not a failing test.
 settings.register_profile("dev", deadline=None, max_examples=30)
-settings.register_profile("ci", deadline=None, max_examples=200, derandomize=True, print_blob=True)
+settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, print_blob=True)
 settings.register_profile("soak", deadline=None, max_examples=5_000, stateful_step_count=200, print_blob=True)
 # Under Wine, and with other versions of the dependencies, it is not the values that differ.
 settings.register_profile("few", deadline=None, max_examples=10, derandomize=True, print_blob=True)
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     calls_the_system = Path(__file__).parent / "backends" / "hcs"
     items[:] = [item for item in items if calls_the_system in item.path.parents or not _runs_on_trio(item)]
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector leave out what stays: modules and tests, which are most of what there is."""
+    gc.collect()
+    gc.freeze()
 
 
 def _runs_on_trio(item: pytest.Item) -> bool:

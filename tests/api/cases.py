@@ -470,9 +470,9 @@ async def _awaited(call: Callable[[Stage, Any], Awaitable[Any]], stage: Stage) -
     return await call(stage, stage.made["it"])
 
 
-async def examine(name: str, row: Row, found: Examined) -> None:
-    """Put a call through all cases, over both ways."""
-    for own in (True, False) if row.own is None else (row.own,):
+async def examine(name: str, row: Row, found: Examined, *, both: bool) -> None:
+    """Put a call through all cases, over both ways if asked to, or over our own connection."""
+    for own in (True, False)[: 1 + both] if row.own is None else (row.own,):
         await _Examination(row, own, f"{name} {'own' if own else 'hcs'}", found).play()
 
 

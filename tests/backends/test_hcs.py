@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +20,17 @@ from uvm.backends.hcs.dlls import Library
 from uvm.hresult import HResult
 from uvm.testing.backends import SCENARIOS, Control, FakeHost, Rig, Scenario
 
-#: A third of the time of all tests: both loops in CI, one of them elsewhere.
-LOOPS = ("asyncio", "trio") if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else ("asyncio",)
+#: The other loop in CI alone, with the one fault that depends on when a loop wakes a task.
+TRIO = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
+ON_ONE_LOOP = re.compile("any_call_of_.*(?<!is_cancelled_with_the_answer)")
+CASES = [
+    (loop, scenario)
+    for loop in ("asyncio", "trio")
+    for scenario in SCENARIOS
+    if loop == "asyncio" or (TRIO and not ON_ONE_LOOP.fullmatch(scenario.name))
+]
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True)]
+pytestmark = pytest.mark.anyio
 
 #: The functions that ask the host, by their operations in the suite.
 FUNCTIONS = {
@@ -124,7 +132,7 @@ class HCSHost(FakeHost):
             library.functions.before = before
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+@pytest.mark.parametrize(("anyio_backend", "scenario"), CASES, ids=str, indirect=["anyio_backend"])
 async def test_hcs_conforms(scenario: Scenario) -> None:
     if "UVM_WINE" in os.environ and scenario.name in NOT_UNDER_WINE:
         pytest.skip("Wine lacks it")
