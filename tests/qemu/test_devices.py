@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import uvm
-from tests.qemu.vms import backend_of, process_of, running_vm
+from tests.qemu.vms import backend_of, open_to_all, process_of, running_vm
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.backends.qemu.monitor import Monitor
 from uvm.errors import HostError
@@ -135,8 +135,7 @@ async def test_a_disk_is_in_one_vm_at_a_time_unless_all_only_read_it(tmp_path: P
 
 
 async def test_a_share_is_written_from_both_sides_and_read_only_if_asked(tmp_path: Path) -> None:
-    shared = tmp_path / "shared"
-    shared.mkdir()
+    shared = open_to_all(tmp_path / "shared")
     (shared / "host").write_bytes(TEXT)
     async with backend_of(tmp_path) as backend, running_vm(backend) as vm:
         async with vm.plan9.add(shared, "/mnt/rw"), vm.plan9.add(shared, "/mnt/ro", read_only=True):
@@ -177,8 +176,7 @@ async def test_what_the_guest_does_not_release_stays_and_is_released_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Monitor, "unplug", partialmethod(Monitor.unplug, seconds=2.0))
-    shared = tmp_path / "shared"
-    shared.mkdir()
+    shared = open_to_all(tmp_path / "shared")
     async with backend_of(tmp_path) as backend, running_vm(backend) as vm:
         share = await vm.plan9.add(shared, "/mnt/share")
         # Its file system stays mounted when the agent has unmounted it.

@@ -12,7 +12,7 @@ import pytest
 
 import uvm
 from tests.qemu.filesystems import CONTENT, NAME, Images
-from tests.qemu.vms import backend_of, running_vm
+from tests.qemu.vms import backend_of, open_to_all, running_vm
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.devices.scsi import Mount
 from uvm.errors import GuestError
@@ -224,7 +224,7 @@ async def test_a_single_layer_is_a_root_that_is_read_only(vm: uvm.UtilityVM, ima
 
 async def test_a_share_is_written_from_both_sides(vm: uvm.UtilityVM, tmp_path: Path) -> None:
     (tmp_path / "host").write_text("of the host")
-    async with vm.plan9.add(tmp_path, "/run/share"):
+    async with vm.plan9.add(open_to_all(tmp_path), "/run/share"):
         assert await read(vm, "/run/share/host") == "of the host"
         await said(vm, "echo -n of the guest > /run/share/guest; mkdir /run/share/directory")
         assert (tmp_path / "guest").read_text() == "of the guest"

@@ -13,7 +13,7 @@ import pytest
 
 import uvm
 from tests.qemu.test_devices import ext4, said
-from tests.qemu.vms import MEMORY_MB, backend_of, leaving_nothing, process_of, running_vm
+from tests.qemu.vms import MEMORY_MB, backend_of, leaving_nothing, open_to_all, process_of, running_vm
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.backends.qemu.runtime import ProcessName
 from uvm.errors import HostError, NotSupportedError, VMStateError
@@ -121,7 +121,7 @@ async def test_a_pool_of_clones_boots_one_vm(tmp_path: Path) -> None:
 
 async def test_what_is_shared_keeps_a_vm_from_being_saved(tmp_path: Path) -> None:
     async with backend_of(tmp_path) as backend, running_vm(backend, template=True) as vm:
-        async with vm.plan9.add(tmp_path, "/mnt/share"):
+        async with vm.plan9.add(open_to_all(tmp_path), "/mnt/share"):
             with pytest.raises(VMStateError, match="shared"):
                 await vm.save_template()
         assert (await vm.run(["true"])).exit_code == 0

@@ -34,6 +34,13 @@ def process_of(backend: QEMUBackend, vm: UtilityVM) -> int:
     return backend._vms[vm.id].pid
 
 
+def open_to_all(directory: Path) -> Path:
+    """A directory that QEMU may use, whatever user it runs as."""
+    directory.mkdir(exist_ok=True)
+    directory.chmod(0o777)
+    return directory
+
+
 @contextmanager
 def leaving_nothing(directory: Path) -> Iterator[list[int]]:
     """Check that processes, which the body lists, have ended, and that no VM has a directory."""

@@ -64,7 +64,7 @@ class ScriptedMachine:
             raise HostError(f"{operation} {self.id}", HResult.E_FAIL, str(error)) from error
         if command == "add-fd":
             self.opened += [_path_of(fd) for fd in fds]
-            return {"fdset-id": len(self.opened), "fd": 99}
+            return {"fdset-id": len(self.opened), "fd": fds[0]}
         return {}
 
     async def unplug(self, operation: str, device: str) -> None:

@@ -43,8 +43,9 @@ class QEMUHost(Host):
         return str(path)
 
     def put_directory(self, name: str) -> str:
-        """Make a directory on the host."""
+        """Make a directory on the host, which QEMU may use whatever its user is."""
         (self.directory / name).mkdir(exist_ok=True)
+        (self.directory / name).chmod(0o777)
         return self.path_of(name)
 
     def put_link(self, name: str, target: str) -> str:

@@ -28,7 +28,9 @@ from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON, HostInfo
 from uvm.backends.fake import Checks, FakeBackend, FakeListener, FakeStream
 from uvm.backends.qemu.backend import QEMUBackend
+from uvm.backends.qemu.cgroups import Cgroup
 from uvm.backends.qemu.devices.tree import DeviceTree
+from uvm.backends.qemu.users import Identity
 from uvm.backends.qemu.vm import VM
 from uvm.schema.json import to_json
 from uvm.schema.requests import ModifySettingRequest
@@ -452,17 +454,28 @@ class StandInLauncher:
     """Makes stand-ins (:class:`~uvm.backends.qemu.launch.Launcher`).
 
     :ivar started: those that were started, by the id of their VM.
+    :ivar cgroups: the files through which they are to enter their cgroups.
     :ivar prepare: called with each before it runs.
     """
 
     def __init__(self) -> None:
         self.started: dict[str, StandIn] = {}
+        self.cgroups: list[str] = []
         self.trees: dict[str, MirroredTree] = {}
         self.prepare: Callable[[StandIn], object] = lambda child: None
 
-    async def start(self, arguments: Sequence[str], fds: Sequence[int], *, survives: bool = False) -> StandIn:
+    async def start(
+        self,
+        arguments: Sequence[str],
+        fds: Sequence[int],
+        *,
+        survives: bool = False,
+        user: Identity | None = None,
+        cgroup: Cgroup | None = None,
+    ) -> StandIn:
         """Start one."""
         await anyio.lowlevel.checkpoint()
+        self.cgroups += [cgroup.procs] if cgroup is not None else []
         child = StandIn(arguments)
         self.prepare(child)
         self.started[child.name] = child
@@ -500,6 +513,8 @@ class StandInBackend(QEMUBackend):
     memory_mb = 1 << 20
 
     def __init__(self, launcher: StandInLauncher, runtime: Path, **options: Any) -> None:
+        # It is this process, whatever user that is.
+        options = {"user": str(os.getuid()), **options}
         super().__init__(
             binary="stand-in", acceleration="tcg", runtime_directory=runtime, launcher=launcher, **options
         )

@@ -125,6 +125,12 @@ async def test_what_is_asked_for_is_not_tried(name: str, caplog: pytest.LogCaptu
     assert ("no security boundary" in caplog.text) is (name == "tcg")
 
 
+async def test_kvm_that_vms_may_not_use_is_not_chosen_and_refused_if_it_is_asked_for(kvm: None) -> None:
+    assert await choose("auto", "no such program", no_image, "root's") == Accelerator("tcg", "root's")
+    with pytest.raises(NotSupportedError, match="KVM: root's; nothing was started"):
+        await choose("kvm", "no such program", no_image, "root's")
+
+
 async def test_without_an_image_nothing_is_tried(kvm: None, cache: Cache, qemu: Program) -> None:
     chosen = await choose("auto", qemu("exit 1"), no_image)
     assert chosen == Accelerator("tcg", "KVM cannot be tried without a guest image: there is no kernel")

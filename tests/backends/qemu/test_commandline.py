@@ -24,7 +24,7 @@ LAUNCH = Launch(
     acceleration="tcg",
     kernel="/image/vmlinux",
     initrd="/image/initrd",
-    directory="/run/uvm/vm1",
+    shares="/proc/self/fd/8",
     qmp="fd=5",
     mux="fd=6",
     memory=7,
@@ -109,13 +109,16 @@ def test_each_slot_for_a_share_is_there_writable_and_read_only() -> None:
         "id=share0", "id=roshare0", "id=share1", "id=roshare1"
     ]  # fmt: skip
     assert [each.endswith(",readonly=on") for each in shares] == [False, True] * 2
-    assert all("path=/run/uvm/vm1/share" in each for each in shares)
+    assert all("path=/proc/self/fd/8/share" in each for each in shares)
+
+
+def test_a_guest_of_a_qemu_of_roots_sets_no_owner_or_mode_of_a_file() -> None:
+    assert all("security_model=none" in each for each in values(line(), "-fsdev"))
+    assert all("security_model=mapped-xattr" in each for each in values(line(as_root=True), "-fsdev"))
 
 
 def test_a_comma_in_a_name_ends_no_value() -> None:
-    arguments = line(name="a,b", directory="/run/c,d")
-    assert values(arguments, "-name")[0].startswith("guest=a,,b,")
-    assert "path=/run/c,,d/share0" in values(arguments, "-fsdev")[0]
+    assert values(line(name="a,b"), "-name")[0].startswith("guest=a,,b,")
 
 
 def test_memory_without_overcommit_is_there_from_the_start() -> None:
@@ -146,8 +149,8 @@ def test_arguments_after_two_dashes_at_the_end_are_none() -> None:
 
 def test_the_console_is_a_ring_or_the_socket_that_the_document_names() -> None:
     assert "ringbuf,id=console,size=65536" in values(line(), "-chardev")
-    arguments = line(machine(console_pipe="/tmp/a,b"))
-    assert "socket,id=console,path=/tmp/a,,b,server=on,wait=off" in values(arguments, "-chardev")
+    arguments = line(machine(console_pipe="/tmp/a,b"), console="fd=9,server=on,wait=off")
+    assert "socket,id=console,fd=9,server=on,wait=off" in values(arguments, "-chardev")
     assert "console=ttyS0,115200" in values(arguments, "-append")[0].split()
 
 
@@ -167,7 +170,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "port": ({"Devices": {"ComPorts": {"1": {"NamedPipe": "/a"}}}}, "serial port"),
     "controllers": ({"Devices": {"Scsi": {str(n): {} for n in range(5)}}}, "at most 4 SCSI"),
     "numa": ({"ComputeTopology": {"Numa": {"VirtualNodeCount": 2}}}, "NUMA"),
-    "limit": ({"ComputeTopology": {"Processor": {"Limit": 5}}}, "cgroup"),
+    "reservation": ({"ComputeTopology": {"Processor": {"Reservation": 5}}}, "cannot be reserved"),
     "group": ({"ComputeTopology": {"Processor": {"CpuGroup": {"Id": "a"}}}}, "CPU groups"),
     "qos": ({"StorageQoS": {"IopsMaximum": 5}}, "StorageQoS"),
     "partition": ({"ResourcePartitionId": "a"}, "partitions"),

@@ -315,6 +315,7 @@ async def test_a_share_leads_to_its_directory_while_it_is_plugged(tmp_path: Path
     vm = await rig(run)
     await vm.modify(PLAN9, Name="1", Path=str(tmp_path / "link"))
     assert vm.machine.links == [str(shared)]
+    assert vm.machine.commands == ["add-fd", "device_add", "remove-fd"]
     assert not list(run.iterdir())
     device = vm.machine.last("device_add")
     assert (device["fsdev"], device["mount_tag"], device["bus"]) == ("share0", "1", "port0")
@@ -363,6 +364,7 @@ async def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     with _refused(HResult.E_FAIL):
         await vm.modify(PLAN9, Name="1", Path=str(tmp_path))
     assert vm.host.ports.free == 8
+    assert vm.machine.commands == ["add-fd", "device_add", "remove-fd"]
 
 
 # Adapters.
@@ -390,12 +392,30 @@ async def test_an_adapter_of_no_network_is_connected_to_nothing(tmp_path: Path) 
     assert "netdev" not in vm.machine.last("device_add")
 
 
-async def test_a_tap_device_runs_no_script_and_opens_nothing_of_the_kernel(tmp_path: Path) -> None:
+async def test_a_tap_device_is_opened_here_and_opens_nothing_of_the_kernel_in_qemu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def opens(name: str, operation: str) -> int:
+        opened.append(name)
+        return os.open("/dev/null", os.O_RDONLY)
+
+    monkeypatch.setattr("uvm.backends.qemu.devices.adapters.open_tap", opens)
     vm = await rig(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
     await _adapter(vm, "tap:vm0")
-    netdev = vm.machine.last("netdev_add")
-    assert (netdev["type"], netdev["ifname"]) == ("tap", "vm0")
-    assert (netdev["script"], netdev["downscript"], netdev["vhost"]) == ("no", "no", False)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert opened == ["vm0"]
+    assert vm.machine.last("getfd") == {"fdname": "net-0"}
+    assert vm.machine.last("netdev_add") == {"id": "net-0", "type": "tap", "fd": "net-0", "vhost": False}
+
+
+async def test_a_tap_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    vm = await rig(tmp_path, root_ports=1)
+    with _refused(HResult.ERROR_FILE_NOT_FOUND, "ip tuntap add uvm-nonesuch mode tap"):
+        await _adapter(vm, "tap:uvm-nonesuch")
+    assert (vm.network.attachments(), vm.host.ports.free, vm.machine.commands) == ({}, 1, [])
 
 
 async def test_the_link_is_cut_before_the_guest_is_asked_to_release_an_adapter(tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory
+from uvm.backends.qemu.users import Identity
 from uvm.errors import HostError, HostPathError
 from uvm.schema.json import SchemaError
 
@@ -164,8 +166,25 @@ def test_what_is_no_record_is_no_vm(runtime: RuntimeDirectory, left: bytes) -> N
 def test_a_record_is_read_as_it_was_written() -> None:
     given = Record("vm1", "guid", "an owner", "Paused", me(), ProcessName(7, 8), survives=True)
     assert Record.read(given.written()) == given
+    dropped = evolve(given, user=Identity(60600, 60600))
+    assert Record.read(dropped.written()) == dropped
     with pytest.raises(SchemaError):
         Record.read("{}")
+
+
+def test_the_users_of_the_qemus_that_are_there_are_not_chosen_again(runtime: RuntimeDirectory) -> None:
+    seen: list[list[int]] = []
+
+    def choose(used: Collection[int]) -> Identity:
+        seen.append([*used])
+        return Identity(60600 + len(seen), 60600)
+
+    claimed = [runtime.claim(Record(name, "guid", "", "Created", me()), choose) for name in ("vm1", "vm2")]
+    assert seen == [[], [60601]]
+    for each in claimed:
+        each.remove()
+    runtime.claim(record(), choose).remove()
+    assert seen[2] == []
 
 
 def test_a_later_process_with_the_same_id_is_another() -> None:

@@ -49,16 +49,24 @@ class Accelerator:
 
 
 async def choose(
-    wanted: Literal["auto", "kvm", "tcg"], binary: str, image: Callable[[], Awaitable[Image]]
+    wanted: Literal["auto", "kvm", "tcg"],
+    binary: str,
+    image: Callable[[], Awaitable[Image]],
+    problem: str = "",
 ) -> Accelerator:
     """Choose how guests run, and write it to the log.
 
     :param wanted: ``"auto"`` asks the machine; the others are not tried.
     :param binary: QEMU.
     :param image: returns the guest image; is called if it has to be booted.
+    :param problem: why VMs may not use KVM, whatever this process may; empty if they may.
+    :raises NotSupportedError: they may not, and it is what is wanted.
     """
+    if wanted == "kvm" and problem:
+        raise NotSupportedError(f"create a VM with KVM: {problem}; nothing was started")
     if wanted == "auto":
-        chosen = await _tried(binary, image)
+        problem = kvm_problem() or problem
+        chosen = Accelerator("tcg", problem) if problem else await _tried(binary, image)
     else:
         chosen = Accelerator(wanted, "asked for")
     if chosen.name == "tcg":
@@ -69,9 +77,6 @@ async def choose(
 
 
 async def _tried(binary: str, image: Callable[[], Awaitable[Image]]) -> Accelerator:
-    problem = kvm_problem()
-    if problem:
-        return Accelerator("tcg", problem)
     noted = await anyio.to_thread.run_sync(partial(recall, binary))
     if noted is not None:
         return noted

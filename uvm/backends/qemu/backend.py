@@ -32,10 +32,12 @@ from uvm.backends.checks import require_none
 from uvm.backends.qemu.accel import NO_BOUNDARY, Accelerator, choose
 from uvm.backends.qemu.access import AccessTable
 from uvm.backends.qemu.availability import absence
+from uvm.backends.qemu.cgroups import Cgroup, delegated, has_limits
 from uvm.backends.qemu.commandline import MAX_ROOT_PORTS, Acceleration, Launch, check_document, command_line
 from uvm.backends.qemu.devices.request import Host
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.files import linux_files
+from uvm.backends.qemu.inherited import Inherited
 from uvm.backends.qemu.launch import Adopted, Launcher, Starter
 from uvm.backends.qemu.muxlink import MuxLink
 from uvm.backends.qemu.network import QEMUNetwork
@@ -43,16 +45,23 @@ from uvm.backends.qemu.othersystem import OtherSystem
 from uvm.backends.qemu.pipes import UnixPipes
 from uvm.backends.qemu.properties import service_property, summary_of
 from uvm.backends.qemu.room import available_mb, check_room
-from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, default_runtime_directory
+from uvm.backends.qemu.runtime import (
+    ProcessName,
+    Record,
+    RuntimeDirectory,
+    VMDirectory,
+    default_runtime_directory,
+)
 from uvm.backends.qemu.saving import Boot, Memory, SavedVM
 from uvm.backends.qemu.system import QEMUSystem
+from uvm.backends.qemu.users import Choose, chooser, kvm_problem
 from uvm.backends.qemu.vm import VM
 from uvm.backends.requests.request import read_document
 from uvm.backends.requests.systems import chosen, template_of
 from uvm.errors import HostError, NotSupportedError, VMStateError
 from uvm.hresult import HResult
 from uvm.schema.devices import Devices
-from uvm.schema.system import ComputeSystem, LinuxKernelDirect, VirtualMachine
+from uvm.schema.system import ComputeSystem, LinuxKernelDirect, Topology, VirtualMachine
 
 if TYPE_CHECKING:
     from uvm.backends.qemu.guestimage import Image, ImageOptions
@@ -75,6 +84,11 @@ class QEMUBackend:
         this machine's own kernel and programs.
     :param require_isolation: refuse emulation, which is no security boundary.
     :param runtime_directory: the directory in which the VMs of this user are found.
+    :param user: the user that QEMU runs as, by name or number, if this process is root's: by default one of
+        its own for each VM.
+    :param cgroup: a cgroup (version 2) that this user may write to, below which each VM gets its own, with a
+        ceiling of its memory; without it, VMs with limits of processors get one below this process's, if
+        that is delegated to it.
     :param root_ports: how many shares and adapters a VM can have at once.
     :param share_slots: how many shares a VM can have at once, of each kind: writable and read-only.
     :param launcher: what starts QEMU.
@@ -82,7 +96,9 @@ class QEMUBackend:
     :ivar files: the host's file system.
     :ivar network: the host's networks.
     :ivar pipes: the host's Unix sockets.
-    :raises NotSupportedError: this machine has no QEMU; the message says what to install.
+    :raises NotSupportedError: this machine has no QEMU, and the message says what to install; or `user` is
+        another one, and this process is not root's.
+    :raises OptionsError: an option is none, or there is no such user.
     """
 
     name: Final = "qemu"
@@ -95,6 +111,8 @@ class QEMUBackend:
         image: ImageOptions | None = None,
         require_isolation: bool = False,
         runtime_directory: str | os.PathLike[str] = "",
+        user: str = "",
+        cgroup: str | os.PathLike[str] = "",
         root_ports: int = 16,
         share_slots: int = 8,
         launcher: Starter | None = None,
@@ -104,6 +122,8 @@ class QEMUBackend:
         self._require_isolation = checked(require_isolation, flag, "require_isolation")
         self._image = image
         self._runtime = os.fspath(runtime_directory) or default_runtime_directory()
+        self._choose_user: Choose = chooser(checked(user, text, "user"))
+        self._cgroup = os.fspath(cgroup)
         self._root_ports = checked(root_ports, whole(MAX_ROOT_PORTS), "root_ports")
         self._share_slots = checked(share_slots, whole(_MAX_SHARE_SLOTS), "share_slots")
         self.files: HostFiles = linux_files()
@@ -184,7 +204,7 @@ class QEMUBackend:
         memory = await self._memory(machine, saved, operation)
         record = Record(system_id, self.new_id(), read.owner, "Created", _this_process())
         try:
-            directory = await anyio.to_thread.run_sync(self._directory.claim, record)
+            directory = await self._claim(record, machine.compute_topology or Topology(), acceleration)
         except BaseException:
             memory.close()
             raise
@@ -211,14 +231,32 @@ class QEMUBackend:
         check_room(operation, wanted, await anyio.to_thread.run_sync(self._available_mb))
         return Memory.of_mb(size) if template is None else template.open_memory(operation)
 
+    async def _claim(self, record: Record, topology: Topology, acceleration: Acceleration) -> VMDirectory:
+        """Make the directory of a VM, and its cgroup if it has limits, or the backend has a cgroup."""
+        parent = None
+        if self._cgroup or has_limits(topology):
+            parent = await anyio.to_thread.run_sync(delegated, self._cgroup)
+        directory = await anyio.to_thread.run_sync(self._directory.claim, record, self._choose_user)
+        if parent is not None:
+            create = partial(Cgroup.create, emulated=acceleration == "tcg")
+            try:
+                made = await anyio.to_thread.run_sync(create, parent, record.runtime_id, topology)
+            except BaseException:
+                directory.remove()
+                raise
+            directory.note(cgroup=str(made.path))
+        return directory
+
     async def _start(self, vm: VM, document: JSON, template: SavedVM | None) -> None:
         """Start the QEMU of a VM, and attach what its document has; nothing is left of it if that fails."""
         self._vms[vm.id] = vm
         try:
             if vm.survives:
                 vm.directory.note_document(document)
-            arguments, connect = partial(self._arguments, vm), partial(MuxLink, adopts=False)
-            await vm.launch(self._launcher, arguments, connect, self._entered())
+            connect = partial(MuxLink, adopts=False)
+            with await anyio.to_thread.run_sync(Inherited, vm.boot, vm.directory, vm.console_path) as files:
+                arguments = partial(self._arguments, vm, files)
+                await vm.launch(self._launcher, arguments, files.fds, connect, self._entered())
             await vm.devices.load(vm.machine)
             await self._restore(vm, template)
         except BaseException:
@@ -235,20 +273,22 @@ class QEMUBackend:
         elif state is not None and state.save_state_file_path:
             await vm.restore_from_file(state.save_state_file_path)
 
-    def _arguments(self, vm: VM, qmp: str, mux: str) -> list[str]:
+    def _arguments(self, vm: VM, inherited: Inherited, qmp: str, mux: str) -> list[str]:
         launch = Launch(
             name=vm.id,
             runtime_id=vm.runtime_id,
             binary=self._binary,
             acceleration=vm.boot.acceleration,
-            kernel=vm.boot.kernel,
-            initrd=vm.boot.initrd,
-            directory=str(vm.directory.path),
+            kernel=inherited.kernel,
+            initrd=inherited.initrd,
+            shares=inherited.shares,
             qmp=qmp,
             mux=mux,
             memory=vm.memory.fd,
+            console=inherited.console,
             restores=vm.machine.restore_state is not None,
             is_clone=vm.is_clone,
+            as_root=vm.directory.record.user is None and os.geteuid() == 0,
             root_ports=self._root_ports,
             share_slots=self._share_slots,
         )
@@ -260,7 +300,9 @@ class QEMUBackend:
             info=info,
             access=self._access,
             endpoints=self.network,
-            directory=str(vm.directory.path),
+            directory=vm.directory.shares,
+            user=vm.directory.record.user,
+            cgroup=vm.directory.cgroup,
             root_ports=self._root_ports,
             share_slots=self._share_slots,
             fixed_memory=vm.machine.is_template or vm.is_clone,
@@ -292,7 +334,8 @@ class QEMUBackend:
         """
         async with self._choosing:
             if self._chosen is None:
-                self._chosen = await choose(self._wanted, self._binary, self._guest_image)
+                problem = kvm_problem(self._choose_user)
+                self._chosen = await choose(self._wanted, self._binary, self._guest_image, problem)
         if self._require_isolation and self._chosen.name == "tcg":
             raise NotSupportedError(
                 f"create a VM with require_isolation: guests would be emulated ({self._chosen.reason}). "

@@ -62,12 +62,14 @@ class Launch:
     :ivar runtime_id: the VM's GUID.
     :ivar binary: the program.
     :ivar kernel: the kernel to boot, and the initramfs; empty for none.
-    :ivar directory: the runtime directory of the VM.
+    :ivar shares: the path in QEMU of the directory with the links to what is shared.
     :ivar qmp: the argument of the ``-chardev`` of QMP, without its id: a descriptor, or a socket's path.
     :ivar mux: that of the mux.
     :ivar memory: the descriptor of the file that is the guest's memory, which QEMU inherits.
+    :ivar console: the argument of the ``-chardev`` of the serial port, without its id; empty for a ring.
     :ivar restores: the VM starts from a state that was saved.
     :ivar is_clone: the memory is that of a template, and the VM copies what it writes.
+    :ivar as_root: QEMU runs as root: owners and modes that guests set are kept beside a file, not set.
     :ivar root_ports: how many devices can be plugged into PCI at once.
     :ivar share_slots: how many shares there can be at once, of each kind: writable and read-only.
     """
@@ -78,12 +80,14 @@ class Launch:
     acceleration: Acceleration
     kernel: str
     initrd: str
-    directory: str
+    shares: str
     qmp: str
     mux: str
     memory: int
+    console: str = ""
     restores: bool = False
     is_clone: bool = False
+    as_root: bool = False
     root_ports: int = 8
     share_slots: int = 8
 
@@ -126,8 +130,8 @@ def _lacking_of_topology(topology: system.Topology) -> Iterator[str]:
         yield "virtual NUMA nodes are not supported"
     if processor.cpu_group is not None:
         yield "CPU groups are Windows's"
-    if processor.limit not in (0, 100_000) or processor.weight or processor.reservation:
-        yield "limits and weights of processors are not supported: put QEMU into a cgroup of your own"
+    if processor.reservation:
+        yield "processors cannot be reserved here, only limited and weighed"
 
 
 def _lacking_of_devices(each: devices.Devices) -> Iterator[str]:
@@ -204,7 +208,7 @@ def _devices(document: system.VirtualMachine, launch: Launch) -> Iterator[str]:
     yield from ("-device", "virtio-rng-pci,addr=0x3", "-device", "pvpanic-pci,addr=0x4")
     if not document.is_template and not launch.is_clone:
         yield from ("-device", "virtio-balloon-pci,id=balloon,addr=0x5")
-    yield from _serial_port(wanted.com_ports.get("0"))
+    yield from _serial_port(launch.console)
     for number in range(len(wanted.scsi)):
         yield from ("-device", _controller(f"scsi{number}", FIRST_SCSI_SLOT + number))
     if wanted.virtual_pmem is not None:
@@ -212,15 +216,13 @@ def _devices(document: system.VirtualMachine, launch: Launch) -> Iterator[str]:
     for number in range(launch.root_ports):
         yield from ("-device", _root_port(number))
     for number in range(launch.share_slots):
-        yield from ("-fsdev", _share(f"share{number}", number, launch.directory))
-        yield from ("-fsdev", f"{_share(f'roshare{number}', number, launch.directory)},readonly=on")
+        yield from ("-fsdev", _share(f"share{number}", number, launch))
+        yield from ("-fsdev", f"{_share(f'roshare{number}', number, launch)},readonly=on")
 
 
-def _serial_port(port: devices.ComPort | None) -> tuple[str, ...]:
+def _serial_port(console: str) -> tuple[str, ...]:
     # QEMU listens, as Hyper-V does at the named pipe.
-    backing = f"ringbuf,id=console,size={CONSOLE_BYTES}"
-    if port is not None:
-        backing = f"socket,id=console,path={_escaped(port.named_pipe)},server=on,wait=off"
+    backing = f"socket,id=console,{console}" if console else f"ringbuf,id=console,size={CONSOLE_BYTES}"
     return ("-chardev", backing, "-serial", "chardev:console")
 
 
@@ -235,9 +237,9 @@ def _root_port(number: int) -> str:
     return f"pcie-root-port,id=port{number},chassis={number + 1},slot={number + 1},{at}{several}"
 
 
-def _share(name: str, number: int, directory: str) -> str:
-    path = _escaped(f"{directory}/share{number}")
-    return f"local,id={name},path={path},security_model=none,multidevs=remap"
+def _share(name: str, number: int, launch: Launch) -> str:
+    model = "mapped-xattr" if launch.as_root else "none"
+    return f"local,id={name},path={launch.shares}/share{number},security_model={model},multidevs=remap"
 
 
 def _escaped(text: str) -> str:

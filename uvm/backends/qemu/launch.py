@@ -6,11 +6,12 @@ How it works
 Linux kills a process whose parent's *thread* has ended (PR_SET_PDEATHSIG), so that QEMU is started from one
 thread, which runs as long as the backend: nothing that this process starts outlives it, whatever kills it::
 
-    Launcher --one thread--> setpriv --pdeathsig KILL ... qemu ...   one Child each
+    Launcher --one thread--> setpriv --pdeathsig KILL --reuid ... qemu ...   one Child each
     Child    pidfd: readable when it has ended, never another process's
              stderr: read all the time, of which the end is kept
 
-QEMU inherits the descriptors that it is given and no other, and has no terminal.
+QEMU inherits the descriptors that it is given and no other, has no terminal, and runs as the user that
+:mod:`.users` chooses.
 """
 
 from __future__ import annotations
@@ -27,22 +28,19 @@ import anyio
 import anyio.to_thread
 from attrs import define, field
 
+from uvm.backends.qemu.cgroups import Cgroup
 from uvm.backends.qemu.guestimage.packages import install
+from uvm.backends.qemu.users import Identity
 from uvm.errors import NotSupportedError
 
 #: How many of the last bytes that QEMU writes to its error output are kept.
 STDERR_BYTES: Final = 1 << 14
-#: Runs what follows, which is killed when its parent ends; setpriv is a program of util-linux. A parent that
-#: ended before that was asked for is no longer the parent.
-_BOUND_TO_PARENT: Final = (
-    "setpriv",
-    "--pdeathsig",
-    "KILL",
-    "--",
-    "sh",
-    "-c",
-    '[ "$PPID" = "$0" ] && exec "$@"',
-)
+#: Of setpriv, a program of util-linux: Linux kills the process when its parent ends.
+_BOUND: Final = ("--pdeathsig", "KILL")
+#: Runs what follows in a cgroup, which the user that QEMU runs as may not enter.
+_IN_CGROUP: Final = ("sh", "-c", 'echo 0 > "$0" && exec "$@"')
+#: Runs what follows, unless the parent had ended before that was asked for: it is no longer the parent then.
+_IF_PARENT: Final = ("sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
 
 
 @define(eq=False, repr=False)
@@ -166,7 +164,15 @@ class Process(Protocol):
 class Starter(Protocol):
     """What starts QEMU: a :class:`Launcher`, or what tests have in its place."""
 
-    async def start(self, arguments: Sequence[str], fds: Sequence[int], *, survives: bool = False) -> Process:
+    async def start(
+        self,
+        arguments: Sequence[str],
+        fds: Sequence[int],
+        *,
+        survives: bool = False,
+        user: Identity | None = None,
+        cgroup: Cgroup | None = None,
+    ) -> Process:
         """Start a process, which inherits descriptors; see :meth:`Launcher.start`."""
 
     def close(self) -> None:
@@ -179,15 +185,27 @@ class Launcher:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "uvm-qemu")
 
-    async def start(self, arguments: Sequence[str], fds: Sequence[int], *, survives: bool = False) -> Child:
+    async def start(
+        self,
+        arguments: Sequence[str],
+        fds: Sequence[int],
+        *,
+        survives: bool = False,
+        user: Identity | None = None,
+        cgroup: Cgroup | None = None,
+    ) -> Child:
         """Start a process; it is not cancelled.
 
         :param fds: the descriptors that it inherits, under their numbers.
         :param survives: it outlives this process.
+        :param user: the user that it runs as; by default this process's.
+        :param cgroup: the cgroup that it is in; by default this process's.
         :raises NotSupportedError: there is no such program.
         """
-        bound = () if survives else (*_BOUND_TO_PARENT, str(os.getpid()))
-        command = [*bound, *arguments]
+        options = (*(() if user is None else user.options), *(() if survives else _BOUND))
+        command = [] if cgroup is None else [*_IN_CGROUP, cgroup.procs]
+        command += ["setpriv", *options, "--"] if options else []
+        command += [*(() if survives else (*_IF_PARENT, str(os.getpid()))), *arguments]
         starting = self._thread.submit(_spawn, command, fds)
         return await anyio.to_thread.run_sync(starting.result)
 

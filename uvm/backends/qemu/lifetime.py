@@ -83,14 +83,14 @@ class Lifetime:
         self,
         launcher: Starter,
         arguments: Callable[[str, str], Sequence[str]],
-        memory: int,
+        inherited: Sequence[int],
         connect: Connect,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         """Start QEMU, paused, and wait until it takes commands.
 
         :param arguments: returns the command line for the sockets of QMP and of the mux.
-        :param memory: the descriptor of the guest's memory.
+        :param inherited: the descriptors that the command line names besides.
         :param connect: makes the connections with the guest of a socket.
         :param tasks: runs the task that serves the VM.
         :raises HostError: QEMU ended at once; the message has its last words.
@@ -100,8 +100,13 @@ class Lifetime:
         try:
             theirs = [link.theirs.fileno() for link in links]
             command = arguments(*(link.argument for link in links))
-            fds = (*theirs, self._directory.lock, memory)
-            self._process = await launcher.start(command, fds, survives=self._survives)
+            self._process = await launcher.start(
+                command,
+                (*theirs, self._directory.lock, *inherited),
+                survives=self._survives,
+                user=self._directory.record.user,
+                cgroup=self._directory.cgroup,
+            )
         except BaseException:
             self._close_channels()
             raise

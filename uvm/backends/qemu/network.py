@@ -216,9 +216,8 @@ def _netdev(endpoint: HostComputeEndpoint) -> JSON:
     if network == NONE:
         return {}
     if network.startswith(_TAP):
-        # Nothing of the host is run for it, and no device of the kernel is opened.
-        name = network.removeprefix(_TAP)
-        return {"type": "tap", "ifname": name, "script": "no", "downscript": "no", "vhost": False}
+        # No device of the kernel is opened for it.
+        return {"type": "tap", "ifname": network.removeprefix(_TAP), "vhost": False}
     options: JSON = {"type": "user", "restrict": network == RESTRICTED, "ipv6": False}
     for address in endpoint.ip_configurations[:1]:
         guest = ipaddress.IPv4Interface(f"{address.ip_address}/{address.prefix_length or _PREFIX}")

@@ -13,7 +13,7 @@ How it works
         vm.json                  what other processes know of the VM: ids, owner, state, the process of QEMU
         document.json            of a VM that survives its process: the document that it was created with
         qmp.sock, mux.sock       of such a VM: where the next process that has it connects
-        share0 ...               links to the directories that are shared
+        shares/share0 ...        links to the directories that are shared, for a moment each
 
 A lock ends with the last process that has it open. So a directory whose lock can be taken belongs to nothing
 that runs, and is removed: sweeping needs no guess about process ids, which are used again. A QEMU whose host
@@ -38,6 +38,8 @@ from typing import Any, Final
 from attrs import define, evolve, field, frozen
 
 from uvm.backend import JSON
+from uvm.backends.qemu.cgroups import Cgroup
+from uvm.backends.qemu.users import Choose, Identity
 from uvm.errors import HostError, HostPathError
 from uvm.hresult import HResult
 from uvm.schema.json import SchemaError
@@ -46,6 +48,8 @@ _RECORD: Final = "vm.json"
 _LOCK: Final = "lock"
 _OWNER: Final = "owner"
 _DOCUMENT: Final = "document.json"
+#: In the directory of a VM, the links to what is shared.
+SHARES: Final = "shares"
 #: A record is a few hundred bytes.
 _MAX_RECORD_BYTES: Final = 1 << 16
 #: How long the end of a process that was killed is waited for.
@@ -104,6 +108,8 @@ class Record:
     :ivar host: the process that has the VM.
     :ivar qemu: the process of QEMU.
     :ivar survives: QEMU outlives the process that has the VM.
+    :ivar user: the user that QEMU runs as; None for that of the process that has started it.
+    :ivar cgroup: the cgroup that QEMU is in alone; empty for none.
     """
 
     id: str
@@ -113,6 +119,8 @@ class Record:
     host: ProcessName
     qemu: ProcessName | None = None
     survives: bool = False
+    user: Identity | None = None
+    cgroup: str = ""
 
     def written(self) -> str:
         """Return it as JSON."""
@@ -124,6 +132,8 @@ class Record:
             "Host": [self.host.pid, self.host.started],
             "QEMU": None if self.qemu is None else [self.qemu.pid, self.qemu.started],
             "Survives": self.survives,
+            "User": None if self.user is None else [self.user.uid, self.user.gid],
+            "Cgroup": self.cgroup,
         }
         return json.dumps(document)
 
@@ -132,7 +142,7 @@ class Record:
         """Return a record from its JSON; SchemaError if it is none."""
         try:
             given = json.loads(text)
-            qemu = given["QEMU"]
+            qemu, user = given["QEMU"], given["User"]
             return cls(
                 id=str(given["Id"]),
                 runtime_id=str(given["RuntimeId"]),
@@ -141,8 +151,10 @@ class Record:
                 host=ProcessName(*map(int, given["Host"])),
                 qemu=None if qemu is None else ProcessName(*map(int, qemu)),
                 survives=bool(given["Survives"]),
+                user=None if user is None else Identity(int(user[0]), int(user[1])),
+                cgroup=str(given["Cgroup"]),
             )
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             raise SchemaError(f"no record of a VM: {error}") from error
 
 
@@ -163,6 +175,16 @@ class VMDirectory:
     def qmp(self) -> str:
         """The path of QMP's socket, of a VM that survives."""
         return str(self.path / "qmp.sock")
+
+    @property
+    def cgroup(self) -> Cgroup | None:
+        """The cgroup that QEMU is in alone."""
+        return Cgroup(self.record.cgroup) if self.record.cgroup else None
+
+    @property
+    def shares(self) -> str:
+        """The path of the directory with the links to what is shared."""
+        return str(self.path / SHARES)
 
     @property
     def mux(self) -> str:
@@ -194,7 +216,7 @@ class VMDirectory:
     def remove(self) -> None:
         """Remove it: the VM has ended."""
         if self.owner >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
+            _remove(self.path, self.record)
             self.leave()
 
     def leave(self) -> None:
@@ -226,9 +248,10 @@ class RuntimeDirectory:
                 "the runtime directory must be a directory of this user that no other may change",
             )
 
-    def claim(self, record: Record) -> VMDirectory:
+    def claim(self, record: Record, choose: Choose = lambda used: None) -> VMDirectory:
         """Make the directory of a VM.
 
+        :param choose: chooses the user that its QEMU runs as.
         :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS if a VM of this user has the id.
         """
         path = self._of(record.id)
@@ -236,11 +259,17 @@ class RuntimeDirectory:
             if path.exists() and not _removed_if_dead(path):
                 there = "another process of this user has it"
                 raise HostError(f"create {record.id}", HResult.HCS_E_SYSTEM_ALREADY_EXISTS, there)
+            users = [each.user.uid for each in map(_record_in, self._directories()) if each and each.user]
+            user = choose(users)
             path.mkdir(0o700)
+            shares = path / SHARES
+            shares.mkdir()
+            # QEMU's user finds what is in there, and no other comes here.
+            shares.chmod(0o711)
             lock, owner = _lock_file(path), _lock_file(path, _OWNER)
             for each in (lock, owner):
                 fcntl.flock(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            made = VMDirectory(path, lock, owner, record)
+            made = VMDirectory(path, lock, owner, evolve(record, user=user))
             made.note()
         return made
 
@@ -319,10 +348,17 @@ def _removed_if_dead(path: Path) -> bool:
     except BlockingIOError:
         return False
     else:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path, record)
         return True
     finally:
         os.close(lock)
+
+
+def _remove(path: Path, record: Record | None) -> None:
+    """Remove what a VM that has ended has left."""
+    if record is not None and record.cgroup:
+        Cgroup(record.cgroup).remove()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _lock_file(directory: Path, name: str = _LOCK) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -38,13 +39,23 @@ def pair() -> Link:
 def listening(path: str) -> Link:
     """Return a connection to a socket at a path, which QEMU will listen at; OSError if there can be none."""
     with ExitStack() as undo:
-        theirs = undo.enter_context(socket.socket(socket.AF_UNIX))
-        with _short(path) as short:
-            theirs.bind(short)
-        theirs.listen(1)
+        theirs = undo.enter_context(bound(path))
         ours = reach(path)
         undo.pop_all()
     return Link(ours, theirs, f"fd={theirs.fileno()},server=on,wait=off")
+
+
+def bound(path: str) -> socket.socket:
+    """Return a socket that listens at a path, in place of one that was left there; OSError."""
+    if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+        os.unlink(path)
+    with ExitStack() as undo:
+        made = undo.enter_context(socket.socket(socket.AF_UNIX))
+        with _short(path) as short:
+            made.bind(short)
+        made.listen(1)
+        undo.pop_all()
+    return made
 
 
 def reach(path: str) -> socket.socket:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Literal
 
 import anyio
@@ -135,6 +136,12 @@ class VM:
         return not self.ends_with_last_handle
 
     @property
+    def console_path(self) -> str:
+        """Where its serial port is listened at; empty if it is not."""
+        ports = self.machine.devices.com_ports if self.machine.devices is not None else {}
+        return ports["0"].named_pipe if "0" in ports else ""
+
+    @property
     def ends_with_last_handle(self) -> bool:
         """Whether it ends with its last handle."""
         return self.document.should_terminate_on_last_handle_closed
@@ -143,13 +150,14 @@ class VM:
         self,
         launcher: Starter,
         arguments: Callable[[str, str], Sequence[str]],
+        inherited: Sequence[int],
         connect: Connect,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         """Start QEMU, paused, and wait until it takes commands: see :meth:`.Lifetime.launch`."""
         if self.machine.guest_connection is not None:
             self.lifetime.connection = HostConnection(self.id, self.listen)
-        await self.lifetime.launch(launcher, arguments, self.memory.fd, connect, tasks)
+        await self.lifetime.launch(launcher, arguments, (self.memory.fd, *inherited), connect, tasks)
 
     async def adopt(
         self,
@@ -343,6 +351,9 @@ class VM:
         self.lifetime.exit.settle(self.lifetime.process)
         self.devices.close()
         self.memory.close()
+        if self.console_path:
+            with suppress(OSError):
+                os.unlink(self.console_path)
         if self.saved is not None:
             self.saved.close()
         self._become("Stopped")

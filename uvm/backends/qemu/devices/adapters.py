@@ -14,12 +14,15 @@ is asked to release it: one that refuses to keeps a device, not a network.
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar
 
 from attrs import define, field
 
 from uvm._names import guid_key
+from uvm.backend import JSON
 from uvm.backends.qemu.devices.request import Device, DeviceTable, Pool, gone, unplugged
+from uvm.backends.qemu.tap import open_tap
 from uvm.backends.requests.adapters import checked
 from uvm.backends.requests.request import Request
 from uvm.errors import HostError, NoSpaceError
@@ -80,12 +83,23 @@ class AdapterKind(DeviceTable[VirtualAdapter, str, Adapter]):
         try:
             device.port = self._port(request, self.host.ports)
             if netdev:
-                options = {"id": device.netdev, **netdev}
-                await self.machine.ask(request.operation, "netdev_add", options)
+                await self._connect(request, device, netdev)
             await self._plug(request, device, connected=bool(netdev))
         except Exception:
             self._put(device)
             raise
+
+    async def _connect(self, request: Request[VirtualAdapter], device: Adapter, netdev: JSON) -> None:
+        options = {"id": device.netdev, **netdev}
+        name = options.pop("ifname", "")
+        if name:
+            fd = open_tap(name, request.operation)
+            try:
+                await self.machine.ask(request.operation, "getfd", {"fdname": device.netdev}, fds=(fd,))
+            finally:
+                os.close(fd)
+            options["fd"] = device.netdev
+        await self.machine.ask(request.operation, "netdev_add", options)
 
     async def _plug(self, request: Request[VirtualAdapter], device: Adapter, *, connected: bool) -> None:
         options = {

@@ -25,14 +25,14 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import anyio.to_thread
 from attrs import define, field
 
 from uvm._repr import shown
 from uvm.backend import JSON
-from uvm.backends.qemu.devices.request import Access, Machine, gone, unplugged
+from uvm.backends.qemu.devices.request import Access, Machine, gone, number_in, unplugged
 from uvm.backends.qemu.images import DRIVERS, Image, ImageError, ImageFormat, format_of, read_image
 from uvm.backends.qemu.qmp import QMPError
 from uvm.errors import HostError
@@ -268,7 +268,7 @@ class Drive:
         each: OpenImage | None = opened
         while each is not None:
             added = await machine.ask(operation, "add-fd", {"opaque": self.name}, fds=(each.fd,))
-            self._fdsets.append(_number(added, "fdset-id", operation))
+            self._fdsets.append(number_in(added, "fdset-id", operation))
             each = each.backing
 
     async def _remove_node(self, machine: Machine, operation: str) -> None:
@@ -276,13 +276,6 @@ class Drive:
         while self._fdsets:
             await gone(machine, operation, "remove-fd", {"fdset-id": self._fdsets[-1]})
             self._fdsets.pop()
-
-
-def _number(answer: Any, name: str, operation: str) -> int:
-    found = answer.get(name) if isinstance(answer, dict) else None
-    if not isinstance(found, int):
-        raise HostError(operation, HResult.E_FAIL, f"QEMU answered {answer!r}")
-    return found
 
 
 def _node(opened: OpenImage, fdsets: list[int], read_only: bool) -> JSON:

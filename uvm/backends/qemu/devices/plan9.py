@@ -7,11 +7,12 @@ QEMU cannot be given another file system device (``fsdev``) while it runs, so it
 writable ones and read-only ones, each at a path that does not exist yet. The path is opened when a virtio-9p
 device for the slot is plugged, and only then::
 
-    open the directory --> link the slot's path to it --> device_add --> remove the link
+    open the directory --> add-fd --> link the slot's path to it --> device_add --> remove the link, remove-fd
     device_del, and its event: the guest has released it --> the slot is free
 
-The directory is opened here, component by component, without following any link, and the slot's path leads
-to that descriptor (``/proc/PID/fd/N``): whatever is renamed meanwhile, no other directory is shared.
+The directory is opened here, component by component, without following any link, and the slot's path leads to
+QEMU's copy of that descriptor (``/proc/self/fd/N``): whatever is renamed meanwhile, no other directory is
+shared. QEMU's user has to be one that may use it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import ClassVar, Final
 
 import anyio
@@ -28,7 +30,8 @@ from attrs import define, field
 
 from uvm._repr import shown
 from uvm.backend import JSON
-from uvm.backends.qemu.devices.request import Device, DeviceTable, Host, Pool, unplugged
+from uvm.backends.qemu.devices.request import Device, DeviceTable, Host, Pool, gone, number_in, unplugged
+from uvm.backends.qemu.users import check_access
 from uvm.backends.requests.request import Request
 from uvm.errors import HostError, NoSpaceError
 from uvm.hresult import HResult
@@ -47,10 +50,12 @@ class Share(Device[Plan9Share]):
 
     :ivar slot: the number of its fsdev, writable or read-only; -1 if it has none.
     :ivar port: the PCI root port; -1 if it has none.
+    :ivar fdset: what QEMU holds of the directory until it is plugged; -1 if nothing.
     """
 
     slot: int = field(default=-1, init=False)
     port: int = field(default=-1, init=False)
+    fdset: int = field(default=-1, init=False)
 
     @property
     def read_only(self) -> bool:
@@ -119,15 +124,33 @@ class Plan9Kind(DeviceTable[Resource, str, Share]):
             _open_directory, settings.path, request.operation, abandon_on_cancel=True
         )
         with opened:
+            check = partial(check_access, self.host.user, opened.fd, settings.path, request.operation)
+            await anyio.to_thread.run_sync(partial(check, writable=not device.read_only))
             self._take(request, device)
             try:
+                number = await self._hand_over(request, device, opened.fd)
                 # A writable and a read-only slot have the same path.
                 async with self._one_links:
-                    with _linked(f"{self.host.directory}/share{device.slot}", opened.fd):
+                    with _linked(f"{self.host.directory}/share{device.slot}", number):
                         await self._plug(request, device)
+                await self._close_in_qemu(request, device)
             except Exception:
+                with suppress(HostError):
+                    await self._close_in_qemu(request, device)
                 self._put(device)
                 raise
+
+    async def _hand_over(self, request: Request[Resource], device: Share, fd: int) -> int:
+        """Return the number that the descriptor of the directory has in QEMU."""
+        added = await self.machine.ask(request.operation, "add-fd", {"opaque": device.fsdev}, fds=(fd,))
+        device.fdset = number_in(added, "fdset-id", request.operation)
+        return number_in(added, "fd", request.operation)
+
+    async def _close_in_qemu(self, request: Request[Resource], device: Share) -> None:
+        """Have QEMU close the descriptor: it has opened the directory, or does not."""
+        if device.fdset >= 0:
+            await gone(self.machine, request.operation, "remove-fd", {"fdset-id": device.fdset})
+            device.fdset = -1
 
     async def _plug(self, request: Request[Resource], device: Share) -> None:
         options = {
@@ -143,6 +166,7 @@ class Plan9Kind(DeviceTable[Resource, str, Share]):
         """Unplug a share, once the guest has released it."""
         if device.slot >= 0:
             await unplugged(self.machine, request.operation, device.device)
+            await self._close_in_qemu(request, device)
             self._put(device)
 
     def update(self, request: Request[Resource], device: Share) -> None:
@@ -227,10 +251,10 @@ def _open_directory(path: str, operation: str) -> _Directory:
 
 @contextmanager
 def _linked(link: str, fd: int) -> Iterator[None]:
-    """Have a path lead to what a descriptor of this process is open on."""
+    """Have a path lead to what a descriptor of the process that opens it is open on."""
     with suppress(FileNotFoundError):
         os.unlink(link)
-    os.symlink(f"/proc/{os.getpid()}/fd/{fd}", link)
+    os.symlink(f"/proc/self/fd/{fd}", link)
     try:
         yield
     finally:

@@ -24,7 +24,9 @@ from attrs import define, field
 
 from uvm._repr import shown
 from uvm.backend import JSON, HostInfo
+from uvm.backends.qemu.cgroups import Cgroup
 from uvm.backends.qemu.qmp import QMPError
+from uvm.backends.qemu.users import Identity
 from uvm.backends.requests.request import Request
 from uvm.errors import HostError
 from uvm.hresult import HResult
@@ -86,7 +88,9 @@ class Endpoints(Protocol):
 class Host:
     """What the devices of one VM have of their host.
 
-    :ivar directory: the runtime directory of the VM.
+    :ivar directory: the directory in which QEMU finds what is shared.
+    :ivar user: the user that QEMU runs as; None for this process's.
+    :ivar cgroup: the cgroup that QEMU is in alone; None without one.
     :ivar root_ports: how many PCI root ports there are for devices that come and go.
     :ivar share_slots: how many shares there can be at once, of each kind: writable and read-only.
     :ivar fixed_memory: the memory is the file of a template, and there is no balloon.
@@ -97,6 +101,8 @@ class Host:
     access: Access
     endpoints: Endpoints
     directory: str
+    user: Identity | None = None
+    cgroup: Cgroup | None = None
     root_ports: int = 8
     share_slots: int = 8
     fixed_memory: bool = False
@@ -311,3 +317,11 @@ def _says_missing(said: QMPError) -> bool:
     return said.kind == "DeviceNotFound" or any(
         words in said.text for words in ("Failed to find node", "not found", "does not exist")
     )
+
+
+def number_in(answer: Any, name: str, operation: str) -> int:
+    """Return a number that QEMU has answered; HostError without it."""
+    found = answer.get(name) if isinstance(answer, dict) else None
+    if not isinstance(found, int):
+        raise HostError(operation, HResult.E_FAIL, f"QEMU answered {answer!r}")
+    return found

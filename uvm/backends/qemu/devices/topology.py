@@ -2,18 +2,23 @@
 
 The size of the memory can shrink, and grow again to what the VM was created with: by a balloon in the guest,
 which takes pages from its kernel. That is cooperation, never a limit, and a VM without a balloon, as those of
-templates are, keeps its size. Limits of processors need a cgroup, and groups of them are Windows's.
+templates are, keeps its size. Limits of processors are those of the VM's cgroup (:mod:`..cgroups`), if it has
+one, and groups of them are Windows's.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
+
+import anyio.to_thread
 
 from uvm.backend import JSON
 from uvm.backends.qemu.devices.request import DeviceKind, Host
 from uvm.backends.requests.request import Request
 from uvm.backends.requests.topology import FULL, limits, memory_mb
 from uvm.errors import NotSupportedError
+from uvm.hresult import HResult
 from uvm.schema.common import MIB
 from uvm.schema.devices import Devices
 from uvm.schema.requests import CpuGroupAssignment, CpuLimits, MemorySize, Resource
@@ -52,7 +57,7 @@ class TopologyKind(DeviceKind[Resource]):
             case MemorySize():
                 await self._set_memory(request)
             case CpuLimits():
-                self._set_limits(request)
+                await self._set_limits(request)
             case _:
                 raise request.lacking("CPU groups are Windows's")
 
@@ -71,10 +76,19 @@ class TopologyKind(DeviceKind[Resource]):
         await self.machine.ask(request.operation, "balloon", {"value": size * MIB})
         self.size_in_mb = size
 
-    def _set_limits(self, request: Request[Resource]) -> None:
+    async def _set_limits(self, request: Request[Resource]) -> None:
         asked = limits(request)
-        if asked.limit not in (0, FULL) or asked.weight or asked.reservation:
-            raise request.lacking("limits of processors need a cgroup: start this process in one")
+        if asked.reservation:
+            raise request.lacking("processors cannot be reserved here, only limited and weighed")
+        cgroup = self.host.cgroup
+        if cgroup is not None:
+            limit = partial(cgroup.limit, self.processor.count, asked.limit, asked.weight)
+            try:
+                await anyio.to_thread.run_sync(limit)
+            except OSError as error:
+                raise request.refuse(HResult.E_FAIL, f"{cgroup.path}: {error}") from error
+        elif asked.limit not in (0, FULL) or asked.weight:
+            raise request.lacking("the VM has no cgroup; create it with a limit, or the backend with one")
 
     def inventory(self) -> JSON:
         """Return the values in force."""

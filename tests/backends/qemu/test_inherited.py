@@ -1,0 +1,77 @@
+"""What QEMU inherits: files that its user may not find, or not open, and the console that it listens at."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from uvm.backends.qemu.inherited import Inherited
+from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, VMDirectory
+from uvm.backends.qemu.saving import Boot
+from uvm.backends.qemu.users import Identity
+from uvm.errors import HostError
+
+
+@pytest.fixture
+def boot(tmp_path: Path) -> Boot:
+    for name in ("kernel", "initrd"):
+        (tmp_path / name).write_text(f"the {name}")
+    return Boot("tcg", str(tmp_path / "kernel"), str(tmp_path / "initrd"))
+
+
+@pytest.fixture
+def claimed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[VMDirectory]:
+    host = ProcessName.of(os.getpid())
+    assert host is not None
+    user = Identity(60600, 60600) if getattr(request, "param", True) else None
+    record = Record("vm1", "guid", "", "Created", host)
+    made = RuntimeDirectory(tmp_path / "run").claim(record, lambda used: user)
+    before = len(os.listdir("/proc/self/fd"))
+    yield made
+    assert len(os.listdir("/proc/self/fd")) == before
+    made.remove()
+
+
+def test_boot_files_are_opened_here_and_copied_if_root_alone_may_read_them(
+    boot: Boot, claimed: VMDirectory
+) -> None:
+    os.chmod(boot.kernel, 0o600)
+    with Inherited(boot, claimed, "") as files:
+        assert Path(files.kernel).read_text() == "the kernel"
+        assert Path(files.initrd).read_text() == "the initrd"
+        assert os.stat(files.kernel).st_mode & 0o004
+        assert os.path.samefile(files.initrd, boot.initrd)
+        assert not os.path.samefile(files.kernel, boot.kernel)
+        assert os.path.samefile(files.shares, claimed.shares)
+        paths = (files.kernel, files.initrd, files.shares)
+        assert files.fds == [int(path.rpartition("/")[2]) for path in paths]
+
+
+@pytest.mark.parametrize("claimed", [False], indirect=True)
+def test_the_user_of_this_process_opens_boot_files_itself(boot: Boot, claimed: VMDirectory) -> None:
+    with Inherited(boot, claimed, "") as files:
+        assert (files.kernel, files.initrd, files.console) == (boot.kernel, boot.initrd, "")
+
+
+def test_a_console_is_listened_at_here_in_place_of_one_that_was_left(
+    tmp_path: Path, boot: Boot, claimed: VMDirectory
+) -> None:
+    path = tmp_path / "console"
+    for _ in range(2):
+        with Inherited(boot, claimed, str(path)) as files, socket.socket(socket.AF_UNIX) as caller:
+            assert re.fullmatch(r"fd=\d+,server=on,wait=off", files.console)
+            assert int(files.console[3:].partition(",")[0]) in files.fds
+            caller.connect(str(path))
+
+
+def test_a_file_is_not_replaced_by_a_console(tmp_path: Path, boot: Boot, claimed: VMDirectory) -> None:
+    path = tmp_path / "file"
+    path.write_text("precious")
+    with pytest.raises(HostError, match="create vm1: E_ACCESSDENIED"):
+        Inherited(boot, claimed, str(path))
+    assert path.read_text() == "precious"

@@ -1,0 +1,89 @@
+"""What QEMU inherits besides its sockets and its memory.
+
+QEMU's user may open next to nothing (:mod:`.users`), so it is opened here. QEMU opens each of these again, by
+the name of the descriptor, which asks for no rights to the directories above.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from uvm._repr import shown
+from uvm.backends.qemu.runtime import VMDirectory
+from uvm.backends.qemu.saving import Boot
+from uvm.backends.qemu.sockets import bound
+from uvm.errors import HostError
+from uvm.hresult import HResult
+
+
+class Inherited:
+    """Descriptors that QEMU inherits, which are opened here, and closed once it has started; blocking.
+
+    :param directory: the runtime directory of the VM; its record has QEMU's user.
+    :param console_path: where QEMU is to listen at its serial port; empty for nowhere.
+    :ivar fds: the descriptors.
+    :ivar kernel: the path in QEMU of the kernel.
+    :ivar initrd: that of the initramfs; empty for none.
+    :ivar shares: that of the directory with the links to what is shared.
+    :ivar console: what QEMU listens at its serial port with: the value of a ``-chardev`` without its id.
+    :raises HostError: a file cannot be opened, or there can be no socket.
+    """
+
+    def __init__(self, boot: Boot, directory: VMDirectory, console_path: str) -> None:
+        self.fds: list[int] = []
+        self._user = directory.record.user
+        with ExitStack() as undo:
+            self._undo = undo
+            try:
+                self.kernel: str = self._boot_file(boot.kernel)
+                self.initrd: str = self._boot_file(boot.initrd)
+                self.shares: str = self._add(os.open(directory.shares, os.O_PATH | os.O_CLOEXEC))
+                self.console: str = self._listening(console_path)
+            except OSError as error:
+                operation = f"create {directory.record.id}"
+                raise HostError(operation, HResult.E_ACCESSDENIED, str(error)) from error
+            self._undo = undo.pop_all()
+
+    def __repr__(self) -> str:
+        return shown(self, "fds")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+
+    def _boot_file(self, path: str) -> str:
+        """Return the path in QEMU of a file that it reads as it starts."""
+        if self._user is None or not path:
+            return path
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
+                return self._add(os.dup(file.fileno()))
+            # Its user may not open it, even so: it gets a copy, in memory.
+            found = self._add(os.memfd_create("uvm-boot", os.MFD_CLOEXEC))
+            with open(self.fds[-1], "wb", closefd=False) as copy:
+                shutil.copyfileobj(file, copy)
+            return found
+
+    def _listening(self, path: str) -> str:
+        if not path:
+            return ""
+        self._add(bound(path).detach())
+        return f"fd={self.fds[-1]},server=on,wait=off"
+
+    def _add(self, fd: int) -> str:
+        """Have a descriptor inherited; return the path in QEMU of what it refers to."""
+        self.fds.append(fd)
+        self._undo.callback(os.close, fd)
+        return f"/proc/self/fd/{fd}"
