@@ -125,6 +125,29 @@ def _add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_conform(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    conform = commands.add_parser(
+        "conform",
+        help="check that a backend does what the library expects of one",
+        description="Play the conformance suite on a backend, level by level, and list what holds, what "
+        "fails and what cannot be played. Exit status 1 if anything fails.",
+    )
+    conform.add_argument("backend", metavar="BACKEND", help="its name, for instance fake")
+    conform.add_argument(
+        "--level",
+        choices=["host", "vm", "guest", "everything"],
+        default="everything",
+        help="how far: without VMs, with VMs whose guests need not answer, with guests, with faults",
+    )
+    conform.add_argument(
+        "--rig",
+        metavar="MODULE:FUNCTION",
+        help="what makes a uvm.testing.backends.Rig when it is called and entered, with control of the host",
+    )
+    conform.add_argument("--loop", choices=["asyncio", "trio"], default="asyncio", help="the event loop")
+    conform.add_argument("--json", action="store_true", help="print it as JSON")
+
+
 def _add_image(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     image = commands.add_parser(
         "image",
@@ -207,5 +230,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--backend", metavar="NAME", help="the backend that is wanted, for instance hcs")
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_conform(commands)
     _add_image(commands)
     return parser

@@ -10,7 +10,7 @@ from __future__ import annotations
 from uvm.testing.backends import calls, changes, faults, hosts, processes, requests, systems, vms
 from uvm.testing.backends.fakehost import FakeHost
 from uvm.testing.backends.rig import Control, HeldCalls, Host, HostCall, Network, ParkedCall, Rig
-from uvm.testing.backends.scenario import Scenario, scenarios_of
+from uvm.testing.backends.scenario import Level, Scenario, scenarios_of
 
 __all__ = [
     "SCENARIOS",
@@ -19,6 +19,7 @@ __all__ = [
     "HeldCalls",
     "Host",
     "HostCall",
+    "Level",
     "Network",
     "ParkedCall",
     "Rig",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 #: All scenarios: first of hosts and systems, last of VMs from creation to exit.
-SCENARIOS: tuple[Scenario, ...] = scenarios_of(
-    hosts, systems, calls, requests, processes, vms, changes, faults
+SCENARIOS: tuple[Scenario, ...] = (
+    *scenarios_of(hosts, systems, calls, requests),
+    *scenarios_of(processes, vms, changes, faults, answers=True),
 )

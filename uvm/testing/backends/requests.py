@@ -64,7 +64,7 @@ async def requests_that_make_no_sense_are_refused_and_change_nothing(rig: Rig, s
     await system.modify(resize_memory(1026))
 
 
-@within(running_system, Control.LINUX, Control.FILES)
+@within(running_system, Control.LINUX, Control.FILES, answers=True)
 async def a_request_to_the_guest_is_relayed_after_an_add_and_before_a_remove(
     rig: Rig, system: System
 ) -> None:

@@ -107,7 +107,7 @@ async def an_id_can_be_taken_once(rig: Rig) -> None:
             await rig.backend.create("vm1", {"SchemaVersion": {"Major": 2, "Minor": 1}, "VirtualMachine": {}})
 
 
-@scenario(Control.WINDOWS)
+@scenario(Control.WINDOWS, answers=True)
 async def a_container_is_a_system_that_a_vm_hosts(rig: Rig) -> None:
     document: JSON = {
         "Owner": "an owner",

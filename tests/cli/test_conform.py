@@ -1,0 +1,96 @@
+"""``uvm conform``: what a backend does of what is expected, by levels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from uvm.backends.fake import FakeBackend
+from uvm.cli import main
+from uvm.testing.backends import SCENARIOS, FakeHost, Level, Rig
+from uvm.testing.backends.play import Played, play_all, rig_of
+
+
+def test_a_level_is_played_whole_and_none_above_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conform", "fake", "--level", "host", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    wanted = {scenario.name for scenario in SCENARIOS if scenario.level is Level.HOST}
+    assert {each["scenario"] for each in found} == wanted
+    assert {each["outcome"] for each in found} == {"holds"}
+
+
+def test_what_is_printed_has_a_heading_and_a_sum_for_each_level(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conform", "fake", "--level", "host"]) == 0
+    printed = capsys.readouterr().out
+    assert "host: no VM" in printed
+    assert "holds    ids are fresh guids" in printed
+    count = sum(scenario.level is Level.HOST for scenario in SCENARIOS)
+    assert f"host       {count} holds" in printed
+
+
+class Stale(FakeBackend):
+    """A backend whose new ids are not new."""
+
+    def new_id(self) -> str:
+        return "11111111-1111-1111-1111-111111111111"
+
+
+@asynccontextmanager
+async def stale() -> AsyncIterator[Rig]:
+    async with Stale() as backend:
+        yield Rig(backend)
+
+
+def test_a_rig_of_ones_own_is_played_and_what_fails_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["conform", "stale", "--level", "host", "--rig", f"{__name__}:stale", "--json"]
+    assert main(given) == 1
+    found = {each["scenario"]: each for each in json.loads(capsys.readouterr().out)}
+    failed = found["ids_are_fresh_guids"]
+    assert failed["outcome"] == "fails"
+    assert failed["why"].startswith("AssertionError: ")
+    skipped = found["files_are_read_whole_or_not_at_all"]
+    assert (skipped["outcome"], skipped["why"]) == ("skipped", "files of the host")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("no-such-backend",), "no backend is called 'no-such-backend'"),
+        (("fake", "--rig", "nothing"), "not MODULE:FUNCTION"),
+        (("fake", "--rig", "no_such_module:rig"), "no_such_module"),
+        (("fake", "--rig", f"{__name__}:nothing"), "nothing"),
+    ],
+)
+def test_what_cannot_be_played_is_said_in_one_line(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["conform", *arguments]) in (1, 2)
+    assert said in capsys.readouterr().err
+
+
+def test_levels_grow_with_what_a_scenario_needs() -> None:
+    by_name = {scenario.name: scenario.level for scenario in SCENARIOS}
+    assert by_name["ids_are_fresh_guids"] is Level.HOST
+    assert by_name["an_id_can_be_taken_once"] is Level.VM
+    assert by_name["a_process_writes_and_exits"] is Level.GUEST
+    assert by_name["a_linux_vm_runs_from_creation_to_exit"] is Level.EVERYTHING
+    assert {scenario.level for scenario in SCENARIOS} == set(Level)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_guests_of_the_fake_are_played_on_both_loops(loop: str) -> None:
+    wanted = [scenario for scenario in SCENARIOS if scenario.name == "a_process_writes_and_exits"]
+    assert [*play_all(rig_of("fake"), wanted, loop=loop)] == [Played(wanted[0], "holds")]
+
+
+def test_a_rig_without_options_of_a_vm_has_the_scenarios_of_vms_skipped() -> None:
+    @asynccontextmanager
+    async def bare() -> AsyncIterator[Rig]:
+        async with FakeBackend() as backend:
+            yield Rig(backend, FakeHost(backend))
+
+    wanted = [scenario for scenario in SCENARIOS if scenario.name == "a_process_writes_and_exits"]
+    assert [played.outcome for played in play_all(bare, wanted)] == ["skipped"]

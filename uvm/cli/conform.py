@@ -1,0 +1,81 @@
+"""The subcommand ``conform``: the conformance suite on a backend, with what holds and what does not."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections import Counter
+from importlib import import_module
+from typing import Final
+
+from uvm.cli.errors import UsageError, printable
+from uvm.cli.terminal import Style, Terminal
+from uvm.testing.backends import SCENARIOS, Level
+from uvm.testing.backends.play import MakeRig, Played, play_all, rig_of
+
+_STYLES: Final[dict[str, Style]] = {"holds": "green", "fails": "red", "skipped": "dim"}
+_TITLES: Final = {
+    Level.HOST: "no VM",
+    Level.VM: "VMs, without a guest that answers",
+    Level.GUEST: "guests that answer",
+    Level.EVERYTHING: "calls that fail, hang and are lost",
+}
+
+
+def run(terminal: Terminal, given: Namespace) -> int:
+    """Play the scenarios up to a level; return 1 if one fails."""
+    highest = Level[given.level.upper()]
+    wanted = [scenario for scenario in SCENARIOS if scenario.level <= highest]
+    make_rig = _load(given.rig) if given.rig else rig_of(given.backend)
+    found: list[Played] = []
+    for played in play_all(make_rig, sorted(wanted, key=lambda each: each.level), loop=given.loop):
+        if not given.json:
+            _show(terminal, played, None if not found else found[-1].scenario.level)
+        found.append(played)
+    if given.json:
+        terminal.write(json.dumps([_to_json(each) for each in found], indent=2))
+    else:
+        _sum_up(terminal, found)
+    return int(any(each.outcome == "fails" for each in found))
+
+
+def _load(name: str) -> MakeRig:
+    """Load a function that makes rigs.
+
+    :raises UsageError: there is none of that name.
+    """
+    module, colon, attribute = name.partition(":")
+    try:
+        if not (module and colon and attribute):
+            raise UsageError(f"--rig {name}: not MODULE:FUNCTION")
+        made: MakeRig = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--rig {name}: {error}") from None
+    return made
+
+
+def _show(terminal: Terminal, played: Played, before: Level | None) -> None:
+    level = played.scenario.level
+    if level != before:
+        terminal.write("", terminal.paint(f"{level.name.lower()}: {_TITLES[level]}", "bold"))
+    outcome = terminal.paint(f"{played.outcome:<8}", _STYLES[played.outcome])
+    why = f": {printable(played.why)}" if played.why else ""
+    terminal.write(f"  {outcome} {played.scenario.name.replace('_', ' ')}{why}")
+
+
+def _sum_up(terminal: Terminal, found: list[Played]) -> None:
+    terminal.write("")
+    for level in sorted({each.scenario.level for each in found}):
+        counted = Counter[str](each.outcome for each in found if each.scenario.level == level)
+        said = ", ".join(f"{counted[each]} {each}" for each in _STYLES if counted[each])
+        terminal.write(f"{level.name.lower():<10} {said}")
+
+
+def _to_json(played: Played) -> dict[str, str]:
+    scenario = played.scenario
+    return {
+        "scenario": scenario.name,
+        "level": scenario.level.name.lower(),
+        "outcome": played.outcome,
+        "why": played.why,
+    }

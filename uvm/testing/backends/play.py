@@ -1,0 +1,86 @@
+"""All scenarios of a backend, one after the other, each on a rig of its own; and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Literal
+
+import anyio
+from attrs import frozen
+
+from uvm._repr import brief_call
+from uvm.backend import Backend
+from uvm.backends import backend_factory
+from uvm.backends.fake import FakeBackend
+from uvm.options import LCOWOptions
+from uvm.testing.backends.fakehost import FakeHost
+from uvm.testing.backends.rig import Rig
+from uvm.testing.backends.scenario import Scenario
+
+#: Makes a rig: for each scenario a new one.
+MakeRig = Callable[[], AbstractAsyncContextManager[Rig]]
+
+
+@frozen
+class Played:
+    """What became of a scenario.
+
+    :ivar outcome: ``holds``, ``fails``, or ``skipped`` since the rig lacks something.
+    :ivar why: the error, or what the rig lacks; empty if it holds.
+    """
+
+    scenario: Scenario
+    outcome: Literal["holds", "fails", "skipped"]
+    why: str = ""
+
+    __repr__ = brief_call
+
+
+def play_all(make_rig: MakeRig, scenarios: Iterable[Scenario], *, loop: str = "asyncio") -> Iterator[Played]:
+    """Play scenarios on a backend, and yield what became of each.
+
+    :param make_rig: makes a rig of the backend, entered.
+    :param loop: the event loop, ``asyncio`` or ``trio``.
+    """
+    for scenario in scenarios:
+        yield anyio.run(_play, make_rig, scenario, backend=loop)
+
+
+async def _play(make_rig: MakeRig, scenario: Scenario) -> Played:
+    try:
+        async with make_rig() as rig:
+            if missing := scenario.lacks(rig):
+                return Played(scenario, "skipped", ", ".join(missing))
+            await scenario.play(rig)
+    # What a backend under test raises may be anything.
+    except Exception as error:
+        return Played(scenario, "fails", f"{type(error).__name__}: {error}")
+    return Played(scenario, "holds")
+
+
+def rig_of(name: str) -> MakeRig:
+    """Return what makes a rig of a backend, by its name.
+
+    The in-memory backend is controlled wholly. Of another, only what needs no control of its host can be
+    played; its Linux VMs boot if it has a guest image of its own.
+
+    :raises OptionsError: no backend has that name.
+    :raises NotSupportedError: it cannot be used on this machine.
+    """
+    return _fake if name == "fake" else partial(_uncontrolled, backend_factory(name))
+
+
+@asynccontextmanager
+async def _fake() -> AsyncIterator[Rig]:
+    async with FakeBackend() as fake:
+        host = FakeHost(fake)
+        yield Rig(fake, host, host.linux(), host.windows())
+
+
+@asynccontextmanager
+async def _uncontrolled(factory: Callable[[], Backend]) -> AsyncIterator[Rig]:
+    async with factory() as backend:
+        boots = "linux" in (await backend.host()).guest_images
+        yield Rig(backend, linux=LCOWOptions() if boots else None)
