@@ -95,11 +95,12 @@ class Rig:
     """The service, asked by a host.
 
     :ivar notifications: the exits of containers that were reported.
+    :param runtime: the guest's image has a runtime.
     :ivar bugs: exceptions that nothing expects.
     :ivar refusing: ports at which the host does not listen.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, runtime: bool = True) -> None:
         self.directory = directory
         self.bugs: list[BaseException] = []
         self.notifications: list[JSON] = []
@@ -111,13 +112,14 @@ class Rig:
         self._ports = 0
         service = Service(self.loop, self.bugs.append)
         self._service = service
-        runtime = directory / "crun"
-        runtime.write_text(f'#!/bin/sh\nexec {sys.executable} -SE {standin.__file__} "$@"\n')
-        runtime.chmod(0o755)
+        crun = directory / "crun"
+        crun.write_text(f'#!/bin/sh\nexec {sys.executable} -SE {standin.__file__} "$@"\n')
+        crun.chmod(0o755)
         states = str(directory / "states")
         children = Children(self.loop)
         # A socket's path is short.
-        commands = Commands(Runtime(str(runtime), pivot=True, states=states), children, str(directory / "f"))
+        there = Runtime(str(crun), pivot=True, states=states) if runtime else None
+        commands = Commands(there, children, str(directory / "f"))
         notify = self.notifications.append
         adapters: Any = self.adapters
         Containers(service, children, self, commands, adapters, notify, str(self.cgroups))
@@ -222,13 +224,13 @@ class Rig:
 
 
 @contextmanager
-def reaping(directory: Path) -> Iterator[Rig]:
+def reaping(directory: Path, *, runtime: bool = True) -> Iterator[Rig]:
     """Return a rig in a process that reaps, as PID 1 does, what others leave behind."""
     libc = ctypes.CDLL(None)
     handler = signal.getsignal(signal.SIGCHLD)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        rig = Rig(directory)
+        rig = Rig(directory, runtime=runtime)
         yield rig
         for container in list(rig.bundle("c").parent.glob("*")):
             rig.answer(Procedure.SHUTDOWN_FORCED, container.name)

@@ -176,6 +176,15 @@ def test_no_process_starts_in_a_container_that_has_ended(rig: Rig) -> None:
     assert refused == (HResult.E_FAIL, "exec failed: cannot exec in a stopped container")
 
 
+def test_a_guest_whose_image_has_no_runtime_says_so_and_makes_no_container(tmp_path: Path) -> None:
+    with reaping(tmp_path, runtime=False) as rig:
+        config = rig.config("c", process={"args": ["true"]})
+        code, text = rig.refusal(Procedure.CREATE, ContainerConfig=config)
+        assert code == HResult.E_FAIL
+        assert "neither crun nor runc is in its image; install one where the image is built" in text
+        assert rig.refusal(Procedure.SHUTDOWN_FORCED) == UNKNOWN
+
+
 def test_a_program_that_is_not_there_is_refused_in_the_words_of_the_runtime(rig: Rig) -> None:
     rig.create("sleep", "1000")
     rig.start()

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import socket
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -516,7 +517,7 @@ class StandInBackend(QEMUBackend):
         # It is this process, whatever user that is.
         options = {"user": str(os.getuid()), **options}
         super().__init__(
-            binary="stand-in", acceleration="tcg", runtime_directory=runtime, launcher=launcher, **options
+            binary=sys.executable, acceleration="tcg", runtime_directory=runtime, launcher=launcher, **options
         )
         self.launcher = launcher
         self._available_mb = lambda: self.memory_mb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,31 @@ async def test_what_cannot_be_opened_is_refused_for_what_it_is(tmp_path: Path) -
     with _refused(HResult.E_ACCESSDENIED, "grant_access"):
         await vm.attach(_disk(tmp_path))
     await vm.attach(_disk(tmp_path), ReadOnly=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (errno.EACCES, "this user may not write to it"),
+        (errno.EROFS, "mounted read-only; attach it read-only"),
+    ],
+)
+async def test_a_disk_that_cannot_be_written_to_says_why_and_asks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, why: str
+) -> None:
+    vm, path, opened = await rig(tmp_path), _disk(tmp_path), os.open
+
+    def refuse(name: str, flags: int, *rest: Any, **more: Any) -> int:
+        if name == path and flags & os.O_RDWR:
+            raise OSError(number, os.strerror(number))
+        return opened(name, flags, *rest, **more)
+
+    # Root may write to what others may not.
+    monkeypatch.setattr(os, "open", refuse)
+    with _refused(HResult.E_ACCESSDENIED, why):
+        await vm.attach(path)
+    assert vm.machine.asked == []
+    await vm.attach(path, ReadOnly=True)
 
 
 async def test_a_disk_in_use_is_a_sharing_violation_and_leaves_nothing(tmp_path: Path) -> None:
@@ -350,7 +376,7 @@ async def test_a_share_that_the_guest_keeps_stays_in_its_slot(tmp_path: Path) ->
 
 async def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     vm = await rig(tmp_path)
-    with _refused(HResult.ERROR_PATH_NOT_FOUND):
+    with _refused(HResult.ERROR_PATH_NOT_FOUND, "there is no directory .*/missing"):
         await vm.modify(PLAN9, Name="1", Path=str(tmp_path / "missing"))
     with _refused(HResult.ERROR_DIRECTORY):
         await vm.modify(PLAN9, Name="1", Path=_disk(tmp_path))

@@ -49,7 +49,10 @@ class Commands:
     def _runtime(self) -> Runtime:
         if self._there is None:
             names = " nor ".join(NAMES)
-            raise Refused(f"this guest has no runtime for containers: neither {names} is in its image")
+            raise Refused(
+                f"this guest has no runtime for containers: neither {names} is in its image; "
+                "install one where the image is built"
+            )
         return self._there
 
     @property

@@ -147,11 +147,16 @@ _QEMU: Final = Check[Environment]("QEMU", _installed, decisive=True)
 #: Whether QEMU is present.
 _PRESENCE: Final = (_LINUX, _QEMU)
 
+#: What a QEMU that is there needs to run.
+_SOUNDNESS: Final = (
+    Check[Environment]("QEMU version", _version),
+    Check[Environment]("QEMU devices", _devices),
+)
+
 #: What VMs with QEMU need.
 REQUIREMENTS: Final[tuple[Check[Environment], ...]] = (
     *_PRESENCE,
-    Check("QEMU version", _version),
-    Check("QEMU devices", _devices),
+    *_SOUNDNESS,
     Check("setpriv", _setpriv),
     Check("guest image", _image),
 )
@@ -178,6 +183,11 @@ def absence(environment: Environment | None = None) -> list[str]:
     :param environment: what to check instead of this machine.
     """
     return missing(_PRESENCE, environment or this_machine())
+
+
+def faults(environment: Environment) -> list[str]:
+    """Return what is wrong with the QEMU of a machine, each with what to do about it."""
+    return missing(_SOUNDNESS, environment)
 
 
 def this_machine() -> Environment:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -28,10 +27,8 @@ import anyio.to_thread
 from uvm._async import BareTaskGroup, errors_of
 from uvm._checks import checked, choice, flag, text, whole
 from uvm.backend import JSON, AccessMask, HostFiles, HostInfo, HostPipes, System
-from uvm.backends.checks import require_none
 from uvm.backends.qemu.accel import NO_BOUNDARY, Accelerator, choose
 from uvm.backends.qemu.access import AccessTable
-from uvm.backends.qemu.availability import absence
 from uvm.backends.qemu.cgroups import Cgroup, delegated, has_limits
 from uvm.backends.qemu.commandline import MAX_ROOT_PORTS, Acceleration, Launch, check_document, command_line
 from uvm.backends.qemu.devices.request import Host
@@ -43,6 +40,12 @@ from uvm.backends.qemu.muxlink import MuxLink
 from uvm.backends.qemu.network import QEMUNetwork
 from uvm.backends.qemu.othersystem import OtherSystem
 from uvm.backends.qemu.pipes import UnixPipes
+from uvm.backends.qemu.preconditions import (
+    check_console,
+    check_memory,
+    explained,
+    program,
+)
 from uvm.backends.qemu.properties import service_property, summary_of
 from uvm.backends.qemu.room import available_mb, check_room
 from uvm.backends.qemu.runtime import (
@@ -117,7 +120,7 @@ class QEMUBackend:
         share_slots: int = 8,
         launcher: Starter | None = None,
     ) -> None:
-        self._binary = checked(binary, text, "binary") or _binary()
+        self._binary = program(checked(binary, text, "binary"))
         self._wanted = checked(acceleration, choice("auto", "kvm", "tcg"), "acceleration")
         self._require_isolation = checked(require_isolation, flag, "require_isolation")
         self._image = image
@@ -182,8 +185,9 @@ class QEMUBackend:
     async def create(self, system_id: str, document: JSON) -> System:
         """Create a VM: start QEMU, paused, with the devices of the document attached.
 
-        :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS; HCS_E_INVALID_JSON; a device is refused; or QEMU ended
-            at once, and the message has its last words.
+        :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS; HCS_E_INVALID_JSON; ERROR_ALREADY_EXISTS if what is
+            at the path of the console lives; a device is refused; or QEMU ended at once, and the message has its
+            last words.
         :raises NotSupportedError: the document asks for what this backend does not have.
         :raises NoSpaceError: the machine has not enough memory left.
         """
@@ -197,6 +201,9 @@ class QEMUBackend:
         if system_id in self._vms:
             raise HostError(operation, HResult.HCS_E_SYSTEM_ALREADY_EXISTS)
         check_document(machine)
+        info = await self.host()
+        check_console(machine, operation)
+        check_memory(machine, info.memory_mb, operation)
         template = template_of(machine, self._vms, operation)
         acceleration = await self._acceleration()
         boot = Boot(acceleration, *await self._boot_files(machine, operation))
@@ -209,7 +216,6 @@ class QEMUBackend:
             memory.close()
             raise
         vm = VM(read, directory, boot, memory)
-        info = await self.host()
         vm.devices = self._devices(vm, info)
         if saved is not None:
             vm.devices.scsi.bases = saved.disks.paths
@@ -253,10 +259,7 @@ class QEMUBackend:
         try:
             if vm.survives:
                 vm.directory.note_document(document)
-            connect = partial(MuxLink, adopts=False)
-            with await anyio.to_thread.run_sync(Inherited, vm.boot, vm.directory, vm.console_path) as files:
-                arguments = partial(self._arguments, vm, files)
-                await vm.launch(self._launcher, arguments, files.fds, connect, self._entered())
+            await self._launch(vm)
             await vm.devices.load(vm.machine)
             await self._restore(vm, template)
         except BaseException:
@@ -264,6 +267,15 @@ class QEMUBackend:
                 await vm.discard()
             self._forget(vm)
             raise
+
+    async def _launch(self, vm: VM) -> None:
+        connect = partial(MuxLink, adopts=False)
+        with await anyio.to_thread.run_sync(Inherited, vm.boot, vm.directory, vm.console_path) as files:
+            arguments = partial(self._arguments, vm, files)
+            try:
+                await vm.launch(self._launcher, arguments, files.fds, connect, self._entered())
+            except HostError as error:
+                raise await anyio.to_thread.run_sync(explained, error, self._binary, vm.boot) from error
 
     async def _restore(self, vm: VM, template: SavedVM | None) -> None:
         """Load the state that a VM starts from, if its document names one."""
@@ -441,15 +453,6 @@ class QEMUBackend:
     def _forget(self, vm: VM) -> None:
         if self._vms.get(vm.id) is vm:
             del self._vms[vm.id]
-
-
-def _binary() -> str:
-    """Return QEMU's program for this machine.
-
-    :raises NotSupportedError: there is none.
-    """
-    require_none("qemu", absence())
-    return shutil.which("qemu-system-x86_64") or "qemu-system-x86_64"
 
 
 def _this_process() -> ProcessName:

@@ -20,10 +20,16 @@ _SECONDS: Final = 20
 
 
 class ThisMachine:
-    """:class:`~uvm.backends.qemu.availability.Environment` by asking this machine."""
+    """:class:`~uvm.backends.qemu.availability.Environment` by asking this machine.
+
+    :param binary: QEMU's program.
+    """
 
     system: Final = sys.platform
     machine: Final = platform.machine()
+
+    def __init__(self, binary: str = _QEMU) -> None:
+        self._binary = binary
 
     def has_program(self, name: str) -> bool:
         """Return whether a program is on the path."""
@@ -31,12 +37,12 @@ class ThisMachine:
 
     def qemu_version(self) -> tuple[int, int] | None:
         """Return the version of QEMU."""
-        found = re.search(r"version (\d+)\.(\d+)", _said_by_qemu("--version"))
+        found = re.search(r"version (\d+)\.(\d+)", self._said("--version"))
         return (int(found[1]), int(found[2])) if found else None
 
     def qemu_devices(self) -> set[str]:
         """Return the names of the devices that QEMU has."""
-        return set(re.findall(r'^name "([^"]+)"', _said_by_qemu("-device", "help"), re.M))
+        return set(re.findall(r'^name "([^"]+)"', self._said("-device", "help"), re.M))
 
     def selected(self) -> Selection:
         """Return what a guest image would be made of."""
@@ -45,19 +51,24 @@ class ThisMachine:
     def acceleration(self) -> Accelerator | None:
         """Return how guests run, as far as it is known."""
         problem = kvm_problem()
-        return Accelerator("tcg", problem) if problem else recall(shutil.which(_QEMU) or _QEMU)
+        return Accelerator("tcg", problem) if problem else recall(shutil.which(self._binary) or self._binary)
 
     def available_memory_mb(self) -> int:
         """Return how much memory VMs can be given."""
         return available_mb()
 
-
-def _said_by_qemu(*arguments: str) -> str:
-    command = [_QEMU, *arguments]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=True
-        )
-    except (OSError, subprocess.SubprocessError) as e:
-        raise NotSupportedError(f"{_QEMU} {' '.join(arguments)} failed: {e}") from e
-    return done.stdout
+    def _said(self, *arguments: str) -> str:
+        """Return what QEMU prints."""
+        command = [self._binary, *arguments]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError) as e:
+            raise NotSupportedError(f"{' '.join(command)} failed: {e}") from e
+        return done.stdout

@@ -237,7 +237,7 @@ def _open_directory(path: str, operation: str) -> _Directory:
                 here = _Directory(os.open(name, flags, dir_fd=here.fd))
         os.close(os.open(f"/proc/self/fd/{here.fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except FileNotFoundError:
-        raise HostError(operation, HResult.ERROR_PATH_NOT_FOUND, path) from None
+        raise HostError(operation, HResult.ERROR_PATH_NOT_FOUND, f"there is no directory {path}") from None
     except NotADirectoryError:
         raise HostError(operation, HResult.ERROR_DIRECTORY, f"{path} is a file") from None
     except (OSError, ValueError) as error:
