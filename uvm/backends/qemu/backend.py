@@ -185,9 +185,9 @@ class QEMUBackend:
     async def create(self, system_id: str, document: JSON) -> System:
         """Create a VM: start QEMU, paused, with the devices of the document attached.
 
-        :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS; HCS_E_INVALID_JSON; ERROR_ALREADY_EXISTS if what is
-            at the path of the console lives; a device is refused; or QEMU ended at once, and the message has its
-            last words.
+        :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS; HCS_E_INVALID_JSON; ERROR_ALREADY_EXISTS if the path
+            of the console is taken; a device is refused; or QEMU ended at once, and the message has its last
+            words.
         :raises NotSupportedError: the document asks for what this backend does not have.
         :raises NoSpaceError: the machine has not enough memory left.
         """
