@@ -7,7 +7,7 @@ the same time, and released again if the mounting fails.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -213,6 +213,18 @@ class RootFileSystem(Releasable):
         return errors
 
 
+async def _with_scratch(
+    vm: Devices, layers: Iterable[Callable[[], Awaitable[Lease]]], scratch_path: HostPath, mount: Mount
+) -> tuple[list[Any], ScsiLease]:
+    """Attach layers and a scratch disk, all at once: all of them, or none."""
+
+    async def attach() -> Lease:
+        return await vm.scsi.attach(scratch_path, mount=mount)
+
+    added: list[Any] = await leases_of([*layers, attach])
+    return added[:-1], added[-1]
+
+
 async def _mount_lcow(
     vm: Devices,
     container_id: str,
@@ -236,9 +248,8 @@ async def _mount_lcow(
         ensure_filesystem=True,
         guest_path=root,
     )
-    added = await leases_of([partial(add_layer, vm, layer, grant_access) for layer in layers])
-    with released_on_failure(added):
-        scratch = await vm.scsi.attach(scratch_path, mount=mount)
+    adding = (partial(add_layer, vm, layer, grant_access) for layer in layers)
+    added, scratch = await _with_scratch(vm, adding, scratch_path, mount)
     with released_on_failure([*added, scratch]):
         # The scratch disk may serve several containers, and this is the part of this one.
         upper = f"{scratch.guest_path}/scratch/{container_id}"
@@ -265,9 +276,8 @@ async def _mount_wcow(
     async def share(path: str) -> VSMBLease:
         return await vm.vsmb.add(path, options=options)
 
-    added = await leases_of([partial(share, layer.path) for layer in layers])
-    with released_on_failure(added):
-        scratch = await vm.scsi.attach(scratch_path, mount=Mount())
+    sharing = (partial(share, layer.path) for layer in layers)
+    added, scratch = await _with_scratch(vm, sharing, scratch_path, Mount())
     with released_on_failure([*added, scratch]):
         ids_and_paths = [(layer.id, lease.guest_path) for layer, lease in zip(layers, added, strict=True)]
         combined = await vm.layers.combine(

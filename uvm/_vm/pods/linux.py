@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from uvm._guest.specs import check_writable, linux_container, with_namespace
+from uvm._guest.specs import check_writable, linux_container, spec_of, with_namespace
 from uvm._names import guest_path
 from uvm._vm.pods.plan import (
     BLOCK_DEVICE,
@@ -124,6 +124,7 @@ def plan(spec: Mapping[str, Any], member: Member) -> LinuxPlan:
     :raises OptionsError: its specification cannot work.
     """
     own: JSON = json.loads(check_writable("the specification", dict(spec)))
+    spec_of({"OciSpecification": {**own, "root": {}}})
     mounts, sources = dict[int, Attachment](), dict[int, str]()
     for mount in mounts_of(own, "linux"):
         wanted = _kind_of(mount)(mount, member)
