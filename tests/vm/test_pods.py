@@ -334,7 +334,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
             },
         },
         OptionsError,
-        "not of the pod's",
+        "which the pod has not: it is pause",
     ),
     "of no kind": (
         {**SLEEP, "annotations": {"io.kubernetes.cri.container-type": "x"}},
