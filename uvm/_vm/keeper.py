@@ -160,7 +160,7 @@ async def start_vm(
     """
     check_settings(settings, "start_vm")
     name = f"the VM {options.id}".rstrip() if getattr(options, "id", "") else "a VM"
-    keeper = Keeper(name, "vm", _started(options, backend, settings), UtilityVM._wait_closing)
+    keeper = Keeper(name, "vm", started(options, backend, settings), UtilityVM._wait_closing)
     vm = await keeper.open()
     keeper.name = f"the VM {vm.id}"
     vm._keeper_ended = keeper.wait_ended
@@ -169,7 +169,7 @@ async def start_vm(
 
 
 @asynccontextmanager
-async def _started(
+async def started(
     options: LCOWOptions | WCOWOptions, backend: Backend | str, settings: CreationSettings
 ) -> AsyncIterator[UtilityVM]:
     async with UtilityVM.create(options, backend=backend, **settings) as vm:
