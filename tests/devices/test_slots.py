@@ -137,9 +137,23 @@ def test_regions_land_where_hcsshim_places_them(moves: list[tuple[int, bool, int
         else:
             assert regions.take(size) == offset
             held.append((offset, size))
+    # What is held says all, in whatever order it is taken.
+    twin = Regions()
+    for offset, size in reversed(held):
+        twin.occupy(offset, size)
+    assert twin.dump() == regions.dump()
     for offset, size in held:
         regions.free(offset, size)
     assert regions.dump() == Regions().dump()
+
+
+def test_a_region_that_is_taken_is_not_occupied() -> None:
+    regions = Regions()
+    regions.occupy(4 * MIB, MIB)
+    for offset, size in ((4 * MIB, MIB), (4 * MIB, 4 * MIB), (0, GIB)):
+        with pytest.raises(AssertionError, match="taken"):
+            regions.occupy(offset, size)
+    assert regions.take(MIB) == 5 * MIB
 
 
 @given(

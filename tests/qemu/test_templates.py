@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 import uvm
+from tests.qemu.images import ext4 as ext4_image
 from tests.qemu.test_devices import ext4, said
 from tests.qemu.vms import MEMORY_MB, backend_of, leaving_nothing, open_to_all, process_of, running_vm
 from uvm.backends.qemu.backend import QEMUBackend
@@ -24,10 +26,12 @@ pytestmark = pytest.mark.anyio
 _COUNTER = "n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.05; done"
 
 
-def _clone(of: uvm.Template, directory: Path, number: int = 0) -> uvm.LCOWOptions:
+def _clone(of: uvm.Template, directory: Path, number: int = 0, **options: Any) -> uvm.LCOWOptions:
     scratch = directory / f"clone{number}"
     scratch.mkdir(exist_ok=True)
-    return uvm.LCOWOptions(memory_mb=MEMORY_MB, processors=1, clone_of=of, scratch_directory=scratch)
+    return uvm.LCOWOptions(
+        memory_mb=MEMORY_MB, processors=1, clone_of=of, scratch_directory=scratch, **options
+    )
 
 
 async def test_clones_go_on_where_their_template_was_saved_each_with_its_own(tmp_path: Path) -> None:
@@ -117,6 +121,38 @@ async def test_a_pool_of_clones_boots_one_vm(tmp_path: Path) -> None:
                         assert await said(vm, "cat /run/file; echo used > /run/file") == "prepared\n"
                         assert vm.template_id == booted[0]
                 assert (len(set(pids)), len(booted)) == (3, 1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_clone_has_the_layers_of_its_template(tmp_path: Path, packed: bool) -> None:
+    paths = [_layer(tmp_path, number) for number in range(3)]
+    async with (
+        backend_of(tmp_path) as backend,
+        running_vm(backend, template=True, vpmem_multi_mapping=packed) as vm,
+    ):
+        first, *_ = [await vm.vpmem.add(path) for path in paths]
+        await first.release()
+        script = "cat " + " ".join(f"{layer.guest_path}/number" for layer in vm.vpmem.layers)
+        assert await said(vm, script) == "1\n2\n"
+        template, layers = await vm.save_template(), vm.vpmem.layers
+        of_clone = _clone(template, tmp_path, vpmem_multi_mapping=packed)
+        async with uvm.UtilityVM.create(of_clone, backend=backend) as clone:
+            await clone.start()
+            assert clone.vpmem.layers == layers
+            # Not from what the guest has cached.
+            assert await said(clone, f"echo 3 > /proc/sys/vm/drop_caches; {script}") == "1\n2\n"
+            for path in paths[1:]:
+                await clone.vpmem.remove(path)
+            again = await clone.vpmem.add(paths[0])
+            assert await said(clone, f"cat {again.guest_path}/number") == "0\n"
+
+
+def _layer(directory: Path, number: int) -> str:
+    """A layer with a file that says a number."""
+    tree = directory / f"tree{number}"
+    tree.mkdir()
+    (tree / "number").write_text(f"{number}\n")
+    return str(ext4_image(directory / f"layer{number}.img", source=tree))
 
 
 async def test_what_is_shared_keeps_a_vm_from_being_saved(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from attrs import define, frozen
@@ -13,7 +14,9 @@ from uvm._buses.lease import Lease
 from uvm._names import HostPath
 from uvm._repr import brief_call
 from uvm.devices.base import APPLIED, Device, Entry
+from uvm.devices.slots import page_align
 from uvm.devices.vpmem import Layer, Layers, Mapping, PackedLayers, layer_path
+from uvm.schema.template import TemplateLayer
 
 
 @define(eq=False, repr=False)
@@ -103,6 +106,26 @@ class VPMemBus(Bus):
         need = Need(context.access, named, grant_access)
         hold = await self._layers.acquire(named.key, layer, need=need, names=named.names)
         return VPMemLease(hold, named.path, _guest_path(hold.slot))
+
+    def _adopt(self, layers: Iterable[TemplateLayer]) -> None:
+        """Enter the layers of a clone, as its template had them, with one reference each."""
+        context = self._context
+        for saved in layers:
+            key, layer = context.key(saved.path), Layer(saved.path, saved.size_bytes)
+            slot: int | Mapping = saved.device
+            if context.plan.vpmem_multi_mapping:
+                slot = Mapping(saved.device, saved.offset_bytes, page_align(saved.size_bytes))
+            need = context.access.adopted(saved.path)
+            self._layers.adopt(key, layer, layer, names=(key,), slot=slot, need=need)
+
+    def _saved(self) -> list[TemplateLayer]:
+        """Return the layers, for clones."""
+        found = []
+        for entry, layer in self._layers.attached():
+            device, offset, _ = _place(entry.slot, layer)
+            size = layer.size_bytes
+            found.append(TemplateLayer(device=device, offset_bytes=offset, size_bytes=size, path=layer.path))
+        return found
 
     def _known(self, key: str) -> Layer | None:
         """Return a layer that is mapped or wanted: its file is not looked at again, and may be removed."""

@@ -21,7 +21,7 @@ from uvm.backend import HostInfo
 from uvm.options import LCOWOptions, WCOWOptions
 from uvm.schema import devices, system
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
-from uvm.schema.template import TemplateDisk, TemplateDocument
+from uvm.schema.template import TemplateDisk, TemplateDocument, TemplateLayer
 
 #: What the name of an overlay ends with, after that of the disk below.
 _OVERLAY_SUFFIX: Final = ".qcow2"
@@ -34,11 +34,14 @@ def plan_clone(
     vm: system.VirtualMachine,
     id: str,
     preparations: tuple[Preparation, ...],
+    *,
+    packs_layers: bool = False,
 ) -> CreationPlan:
     """Plan the creation of a clone.
 
     :param vm: the machine as it would be created otherwise.
     :param preparations: the steps that its options ask for.
+    :param packs_layers: many layers are mapped on a VPMEM device.
     """
     restored = template.replaced(
         boot_disks=[_own(disk, options.scratch_directory, host, id) for disk in template.boot_disks],
@@ -51,12 +54,14 @@ def plan_clone(
     # A Linux guest has all controllers of its options, a Windows guest those that have disks.
     kept = [*vm.devices.scsi] if template.os == "linux" else [SCSI_CONTROLLER_GUIDS[0]]
     vm.devices.scsi = _controllers(restored, kept)
+    for layer in template.layers:
+        _add_layer(vm.devices.virtual_pmem, layer, packed=packs_layers)
     pairs = [*zip(_disks(template), _disks(restored), strict=True)]
     steps = (step for old, new in pairs for step in _steps(old, new, host))
     return evolve(
         finish(options, host, vm, id=id),
         reserved_scsi=tuple((disk.controller, disk.lun) for disk in restored.boot_disks),
-        preparations=(*preparations, *steps),
+        preparations=(*preparations, *steps, *(GrantAccess(layer.path) for layer in template.layers)),
         temporary_files=tuple(disk.path for disk in _disks(restored) if not disk.read_only),
         restored=restored,
     )
@@ -92,6 +97,21 @@ def _controllers(restored: TemplateDocument, kept: list[str]) -> dict[str, devic
         )
         controllers.setdefault(guid, devices.Scsi()).attachments[str(disk.lun)] = attachment
     return controllers
+
+
+def _add_layer(
+    controller: devices.VirtualPMemController | None, layer: TemplateLayer, *, packed: bool
+) -> None:
+    """Put a layer of the template where it was."""
+    assert controller is not None, "the options of the template, which had layers, have a controller"
+    if packed:
+        mapping = devices.VirtualPMemMapping(host_path=layer.path, image_format="Vhd1")
+        device = controller.devices.setdefault(str(layer.device), devices.VirtualPMemDevice())
+        device.mappings[str(layer.offset_bytes)] = mapping
+    else:
+        controller.devices[str(layer.device)] = devices.VirtualPMemDevice(
+            host_path=layer.path, read_only=True, image_format="Vhd1"
+        )
 
 
 def _steps(old: TemplateDisk, new: TemplateDisk, host: HostInfo) -> tuple[Preparation, ...]:

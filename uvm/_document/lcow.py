@@ -133,7 +133,8 @@ def _plan_plain(
     else:
         from uvm._document.clone import plan_clone
 
-        plan = plan_clone(options, options.clone_of.document, host, vm, id, ())
+        template = options.clone_of.document
+        plan = plan_clone(options, template, host, vm, id, (), packs_layers=counts.multi_mapping)
     return evolve(
         plan,
         scsi_controllers=counts.scsi,

@@ -242,6 +242,7 @@ class Devices(Part):
         restored = self._context.plan.restored
         if restored is not None:
             self.scsi._adopt(restored.disks)
+            self.vpmem._adopt(restored.layers)
             self.vsmb._adopt(restored.shares, restored.shares_named)
             self.layers._adopt(restored.roots)
             if restored.namespace is not None:

@@ -190,6 +190,16 @@ class Regions:
                 return self._split(lowest.bit_length() - 1, size_class, wanted) * (MIB << 2 * wanted)
         return None
 
+    def occupy(self, offset: int, size_bytes: int) -> None:
+        """Take the region at an offset, which is free, as :meth:`take` would for that size."""
+        wanted = self.size_class(size_bytes)
+        at = [offset >> 20 + 2 * size_class for size_class in range(CLASSES)]
+        whole = next((each for each in range(wanted, CLASSES) if self._free[each] >> at[each] & 1), None)
+        assert whole is not None, f"the region at {offset} is taken"
+        self._free[whole] ^= 1 << at[whole]
+        for size_class in range(wanted, whole):
+            self._free[size_class] |= 0b1111 << (at[size_class] & ~3) ^ 1 << at[size_class]
+
     def _split(self, index: int, size_class: int, wanted: int) -> int:
         while size_class > wanted:
             size_class -= 1

@@ -84,6 +84,10 @@ class Layers(FirstComeDevice[str, Layer, int]):
         except NoSpaceError as e:
             raise NoSpaceError(f"{member.path} was not added: no VPMEM device is free ({e})") from None
 
+    def occupy(self, slot: int) -> None:
+        """Take a device that has a layer already."""
+        self._slots.occupy(slot)
+
     def describe(self, key: str, slot: int, value: Layer) -> tuple[str, str]:
         """Return what it is, and where."""
         return f"layer {value.path}", f"VPMEM device {slot}"
@@ -183,6 +187,15 @@ class PackedLayers(FirstComeDevice[str, Layer, Mapping]):
             f"{member.path} was not added: none of {len(self._numbers)} VPMEM devices has a free region for "
             f"its {size_bytes} bytes"
         )
+
+    def occupy(self, slot: Mapping) -> None:
+        """Take the region of a layer that is mapped already."""
+        packed = self._devices.get(slot.device)
+        if packed is None:
+            packed = self._devices[slot.device] = _Packed(Regions(self._size_bytes))
+        packed.regions.occupy(slot.offset_bytes, slot.size_bytes)
+        packed.mappings[slot] = True
+        packed.settled[slot] = None
 
     def vacate(self, key: str, slot: Mapping) -> None:
         """Free a region, and the device with its last one."""

@@ -53,19 +53,23 @@ class Scsi(Model):
     attachments: dict[str, Attachment] = {}
 
 
-class VirtualPMemDevice(Model):
-    """A file as a persistent-memory device; ``image_format`` is ``Vhd1`` or ``Vhdx``."""
-
-    host_path: str = ""
-    read_only: bool = False
-    image_format: str = ""
-
-
 class VirtualPMemMapping(Model):
     """A file mapped into a part of a persistent-memory device."""
 
     host_path: str = ""
     image_format: str = ""
+
+
+class VirtualPMemDevice(Model):
+    """A file as a persistent-memory device, or files mapped by their offsets.
+
+    ``image_format`` is ``Vhd1`` or ``Vhdx``.
+    """
+
+    host_path: str = ""
+    read_only: bool = False
+    image_format: str = ""
+    mappings: dict[str, VirtualPMemMapping] = {}
 
 
 class VirtualPMemController(Model):

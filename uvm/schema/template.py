@@ -41,6 +41,19 @@ class TemplateDisk(Model):
     mounts: list[TemplateMount] = []
 
 
+class TemplateLayer(Model):
+    """A read-only layer on a VPMEM device.
+
+    :ivar offset_bytes: its offset; 0 also if it has the device alone.
+    :ivar size_bytes: the size of its file.
+    """
+
+    device: int = always(0)
+    offset_bytes: int = 0
+    size_bytes: int = 0
+    path: str = ""
+
+
 class TemplateRoot(Model):
     """A root file system that the guest has combined."""
 
@@ -59,6 +72,7 @@ class TemplateDocument(Model):
     :ivar options: its options that are not at their defaults, without those in which clones may differ.
     :ivar boot_disks: the disks that it was created with.
     :ivar disks: those that were attached later.
+    :ivar layers: the layers on its VPMEM devices.
     :ivar shares_named: how many names of shares have been used.
     :ivar namespace: the network namespace that its guest is in, as the guest knows it.
     """
@@ -69,6 +83,7 @@ class TemplateDocument(Model):
     options: dict[str, Any] = {}
     boot_disks: list[TemplateDisk] = []
     disks: list[TemplateDisk] = []
+    layers: list[TemplateLayer] = []
     shares: list[VirtualSmbShare] = []
     shares_named: int = 0
     roots: list[TemplateRoot] = []

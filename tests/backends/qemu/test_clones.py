@@ -81,6 +81,37 @@ def _has_balloon(standin: StandIn) -> bool:
     return "virtio-balloon" in " ".join(standin.arguments)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+async def test_layers_are_at_the_same_places_in_clones(tmp_path: Path, packed: bool) -> None:
+    async with _host(tmp_path) as backend:
+        layers = [images.written(tmp_path / f"layer{n}.vhd", images.fixed_vhd()) for n in range(3)]
+        options = _options(tmp_path, template=True, vpmem_multi_mapping=packed)
+        async with uvm.UtilityVM.create(options, backend=backend) as vm:
+            await vm.start()
+            first, *_ = [await vm.vpmem.add(path) for path in layers]
+            await first.release()
+            there, standin = vm.vpmem.layers, backend.launcher.started[vm.id]
+            places = _places(standin)
+            template = await vm.save_template()
+            of_clone = _options(tmp_path, clone_of=template, vpmem_multi_mapping=packed)
+            async with uvm.UtilityVM.create(of_clone, backend=backend) as clone:
+                await clone.start()
+                assert clone.vpmem.layers == there
+                assert _places(backend.launcher.started[clone.id]) == places
+                assert sorted(places.values()) == ([257, 258] if packed else [1, 2])
+                for layer in there:
+                    await clone.vpmem.remove(layer.host_path)
+                # A place that is free again is used.
+                await clone.vpmem.add(layers[0])
+                assert [*_places(backend.launcher.started[clone.id]).values()] == [256 if packed else 0]
+
+
+def _places(standin: StandIn) -> dict[str, int]:
+    """The LUNs of the layers, by their serial."""
+    devices = standin.machine.devices.values()
+    return {each["serial"]: each["lun"] for each in devices if each.get("bus") == "vpmem.0"}
+
+
 async def test_a_template_and_its_clones_have_no_balloon_and_keep_their_memory(tmp_path: Path) -> None:
     async with _host(tmp_path) as backend:
         started = backend.launcher.started

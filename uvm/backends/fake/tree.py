@@ -107,8 +107,8 @@ class DeviceTree:
         return None
 
     def check_restorable(self, other: DeviceTree) -> None:
-        """Refuse a tree, for the guest of this one, that lacks a disk or a share of it: E_INVALIDARG."""
-        for table in (self.scsi, self.vsmb):
+        """Refuse a tree, for the guest of this one, that lacks a device of it: E_INVALIDARG."""
+        for table in (self.scsi, self.vpmem, self.vsmb):
             for device in table._attached.values():
                 if self.twin(device, other) is None:
                     text = f"the template has {device}, and nothing is there in the document"

@@ -219,6 +219,7 @@ class QEMUBackend:
         vm.devices = self._devices(vm, info)
         if saved is not None:
             vm.devices.scsi.bases = saved.disks.paths
+            vm.devices.vpmem.places = saved.luns
         await self._start(vm, document, saved)
         return QEMUSystem(vm, info, self._forget)
 

@@ -29,7 +29,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Final
 
@@ -43,6 +43,7 @@ from uvm.backends.qemu.commandline import Acceleration
 from uvm.backends.qemu.devices.request import Commands
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.frozen import FrozenDisks
+from uvm.backends.requests.vpmem import PMemKey
 from uvm.errors import HostError, NoSpaceError
 from uvm.hresult import HResult
 from uvm.schema.common import MIB
@@ -116,12 +117,14 @@ class SavedVM:
 
     :ivar memory: its memory, sealed.
     :ivar disks: the disks that its guest could write to.
+    :ivar luns: where files are mapped on its VPMEM devices.
     :ivar build: what its clones have to fit.
     :ivar state: a descriptor of the state of its devices.
     """
 
     memory: Memory
     disks: FrozenDisks
+    luns: Mapping[PMemKey, int]
     build: Build
     state: int = field(factory=lambda: os.memfd_create("uvm-state", os.MFD_CLOEXEC))
 
@@ -253,7 +256,8 @@ async def save_template(vm: Commands, memory: Memory, devices: DeviceTree, build
     :raises HostError: QEMU refused; the VM is as it was.
     """
     freezing = partial(FrozenDisks.freeze, devices.scsi.writable(), f"save {vm.id}")
-    saved = SavedVM(memory, await anyio.to_thread.run_sync(freezing), build)
+    disks = await anyio.to_thread.run_sync(freezing)
+    saved = SavedVM(memory, disks, devices.vpmem.luns(), build)
     try:
         await _save(vm, saved.state, without_memory=True)
     except BaseException:

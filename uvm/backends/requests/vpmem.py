@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
 from uvm._repr import shown
 from uvm.backend import JSON
-from uvm.backends.requests.request import Request
+from uvm.backends.requests.request import Request, number_of
 from uvm.hresult import HResult
 from uvm.schema.common import PAGE_BYTES
 from uvm.schema.devices import VirtualPMemController, VirtualPMemDevice, VirtualPMemMapping
@@ -102,6 +103,16 @@ class Layout:
         del offsets[bisect_left(offsets, offset)], self._lengths[number, offset]
         if not offsets:
             del self._offsets[number]
+
+
+def placed(devices: Mapping[str, VirtualPMemDevice]) -> Iterator[tuple[PMemResource, PMemImage]]:
+    """Yield where the files of a document's devices are, and the files."""
+    for name, device in devices.items():
+        number = number_of(name, "VPMEM device")
+        if not device.mappings:
+            yield VPMemDevice(number), device
+        for offset, mapping in device.mappings.items():
+            yield VPMemMapping(number, number_of(offset, "offset")), mapping
 
 
 def in_pages(size_bytes: int) -> int:

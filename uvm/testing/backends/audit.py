@@ -20,7 +20,14 @@ from uvm.backends.fake import FakeGuest, FakeVM, LinuxGuest, WindowsGuest
 from uvm.devices.base import ADD, REMOVE, Device, Entry, Operation, Quarantined, Request
 from uvm.schema import requests
 from uvm.schema.json import to_json
-from uvm.schema.requests import ModificationRequest, SerialPort, SocketService, parse_resource_path
+from uvm.schema.requests import (
+    ModificationRequest,
+    SerialPort,
+    SocketService,
+    VPMemDevice,
+    VPMemMapping,
+    parse_resource_path,
+)
 
 #: (where, what, how): ``where`` is the host or the guest.
 Fact = tuple[str, str, str]
@@ -68,6 +75,10 @@ def _restored(vm: UtilityVM) -> Iterator[str]:
     if restored is not None:
         for disk in restored.disks:
             yield _name(requests.scsi_attachment_path(disk.controller, disk.lun), None)[0]
+        for layer in restored.layers:
+            packed = vm.plan.vpmem_multi_mapping
+            slot = VPMemMapping(layer.device, layer.offset_bytes) if packed else VPMemDevice(layer.device)
+            yield _name(slot.path, None)[0]
         for share in restored.shares:
             yield _name(requests.VSMBShares.PATH, {"Name": share.name})[0]
 

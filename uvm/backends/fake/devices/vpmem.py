@@ -10,7 +10,7 @@ from uvm.backend import JSON
 from uvm.backends.fake.devices.request import Device, DeviceTable
 from uvm.backends.fake.files import OpenDisk
 from uvm.backends.fake.host import Host
-from uvm.backends.requests.request import Request, number_of
+from uvm.backends.requests.request import Request
 from uvm.backends.requests.vpmem import (
     Layout,
     PMemImage,
@@ -20,6 +20,7 @@ from uvm.backends.requests.vpmem import (
     in_pages,
     inventory,
     named,
+    placed,
 )
 from uvm.errors import HostError
 from uvm.schema.devices import Devices, VirtualPMemDevice
@@ -68,9 +69,8 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         if controller is None:
             return
         self._layout.load(controller)
-        for number, device in controller.devices.items():
-            slot = VPMemDevice(number_of(number, "VPMEM device"))
-            self.modify(Request(slot, "Add", to_json(device)))
+        for slot, image in placed(controller.devices):
+            self.modify(Request(slot, "Add", to_json(image)))
 
     @property
     def devices(self) -> dict[int, PMem]:

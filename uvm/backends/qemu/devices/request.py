@@ -135,9 +135,9 @@ class Pool:
         """How many of them are free."""
         return self._count - len(self._taken)
 
-    def take(self) -> int | None:
-        """Take the lowest free number; None if none is."""
-        numbers = range(self._first, self._first + self._count)
+    def take(self, wanted: int | None = None) -> int | None:
+        """Take the lowest free number, or the one that is wanted; None if none is."""
+        numbers = range(self._first, self._first + self._count) if wanted is None else (wanted,)
         found = next((number for number in numbers if number not in self._taken), None)
         if found is not None:
             self._taken.add(found)

@@ -16,6 +16,7 @@ serial. Its file is at the beginning of that disk. There is no DAX: each guest c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Final
 
 from attrs import define, field
@@ -23,7 +24,7 @@ from attrs import define, field
 from uvm.backend import JSON
 from uvm.backends.qemu.devices.drives import Drive, attach_image
 from uvm.backends.qemu.devices.request import Device, DeviceTable, Host, Pool
-from uvm.backends.requests.request import Request, number_of
+from uvm.backends.requests.request import Request
 from uvm.backends.requests.vpmem import (
     Layout,
     PMemImage,
@@ -32,6 +33,7 @@ from uvm.backends.requests.vpmem import (
     checked,
     inventory,
     named,
+    placed,
 )
 from uvm.hresult import HResult
 from uvm.schema.devices import Devices, VirtualPMemDevice
@@ -69,7 +71,10 @@ class PMem(Device[PMemImage]):
 
 
 class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
-    """The VPMEM devices of a VM. A device of mappings exists while it has a mapping."""
+    """The VPMEM devices of a VM. A device of mappings exists while it has a mapping.
+
+    :ivar places: the LUNs that the mappings of a clone's document have in its template.
+    """
 
     resources: ClassVar[tuple[type[Resource], ...]] = (VPMemDevice, VPMemMapping)
     name: ClassVar[str] = "VirtualPMem"
@@ -79,6 +84,7 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         super().__init__(host)
         self._layout: Layout = Layout()
         self._luns = Pool(_MAPPINGS, _FIRST_MAPPING)
+        self.places: Mapping[PMemKey, int] = {}
 
     async def load(self, vm: VirtualMachine, devices: Devices) -> None:
         """Set the limits of the controller, and attach the devices of the document."""
@@ -86,9 +92,9 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         if controller is None:
             return
         self._layout.load(controller, _FIRST_MAPPING)
-        for number, device in controller.devices.items():
-            slot = VPMemDevice(number_of(number, "VPMEM device"))
-            await self.modify(Request(slot, "Add", to_json(device)))
+        for slot, image in placed(controller.devices):
+            await self.modify(Request(slot, "Add", to_json(image)))
+        self.places = {}
 
     def key(self, request: Request[PMemResource]) -> PMemKey:
         """Return the number of the device, and the offset of a mapping."""
@@ -129,7 +135,7 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         if device.offset is None:
             device.lun = device.number
             return
-        lun = self._luns.take()
+        lun = self._luns.take(self.places.get(device.key))
         if lun is None:
             raise request.refuse(HResult.ERROR_NO_SYSTEM_RESOURCES, f"{_MAPPINGS} files are mapped")
         device.lun = lun
@@ -148,6 +154,10 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         self._layout.release(device.key)
         if device.offset is not None and device.lun >= 0:
             self._luns.put(device.lun)
+
+    def luns(self) -> dict[PMemKey, int]:
+        """Return the LUNs of the mappings."""
+        return {key: pmem.lun for key, pmem in self._attached.items() if pmem.offset is not None}
 
     def inventory(self) -> JSON:
         """Return the devices and mappings, by number and offset."""
