@@ -102,11 +102,14 @@ class Command:
     terminal: bool = False
     #: Height and width of the terminal, in characters.
     size: tuple[int, int] | None = field(default=None, converter=_pair)
+    #: What a Windows program gets for its arguments as it is.
+    command_line: str | None = None
 
     __repr__ = brief_call
 
     def __attrs_post_init__(self) -> None:
-        for what, text in (("the working directory", self.cwd), ("the user", self.user)):
+        texts = ("the working directory", self.cwd), ("the user", self.user)
+        for what, text in (*texts, ("the command line", self.command_line)):
             if text is not None:
                 check_text(what, text)
         if self.size is not None:
@@ -175,7 +178,7 @@ def host_process(wanted: Command, os: str) -> ProcessParameters:
     if os == "windows":
         from subprocess import list2cmdline
 
-        parameters.command_line = list2cmdline(wanted.args)
+        parameters.command_line = wanted.command_line or list2cmdline(wanted.args)
         parameters.working_directory = wanted.cwd or WINDOWS_DIRECTORY
         refuse_twice("the environment", map(windows_upper, wanted.env or ()))
         # hcsshim sends no empty values: a Windows variable that is empty is not there.

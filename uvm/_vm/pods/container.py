@@ -29,7 +29,7 @@ from uvm._guest.clock import GuestClock
 from uvm._guest.container import Container, ContainerExit
 from uvm._guest.process import Process
 from uvm._guest.run import ProcessHost
-from uvm._guest.specs import Command
+from uvm._guest.specs import Command, pipes_of
 from uvm._repr import brief
 from uvm._vm.pods.plan import Member, Role
 from uvm._vm.pods.resources import ContainerResources
@@ -96,7 +96,7 @@ class PodContainer(ProcessHost):
         return await self.container._start(wanted, pipes)
 
     async def start(self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True) -> Process | None:
-        """Start it with its own, first process, which is returned.
+        """Start it with its own, first process, which is returned: None if its specification has none.
 
         What is not read of the output of that process may hold it up; :meth:`wait` reads ahead.
 
@@ -104,12 +104,22 @@ class PodContainer(ProcessHost):
         :raises UnknownOutcomeError: the answer was lost; it may run.
         """
         await self.container.start()
+        own = self.resources._plan.init
         if self._vm.os == "linux":
             self.init = await self.container.open_init(stdin=stdin, stdout=stdout, stderr=stderr)
+        elif own is not None:
+            pipes = pipes_of(own.terminal, stdin=stdin, stdout=stdout, stderr=stderr)
+            self.init = await self.container._start(own, pipes)
         return self.init
 
     async def wait(self) -> ContainerExit:
-        """Wait for its exit, as :meth:`uvm.Container.wait` does; what is attached for it stays."""
+        """Wait for its exit, as :meth:`uvm.Container.wait` does; what is attached for it stays.
+
+        A Windows container is shut down when its own process has exited; what that writes is to be read.
+        """
+        if self._vm.os == "windows" and self.init is not None and self.exit is None:
+            await self.init.wait()
+            await self.container.shutdown()
         return await self.container.wait()
 
     async def aclose(self) -> None:

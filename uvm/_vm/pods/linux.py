@@ -95,6 +95,10 @@ class LinuxPlan:
         """What is attached: for mounts, then devices."""
         return (*self.mounts.values(), *self.devices)
 
+    @property
+    def init(self) -> None:
+        """Nothing: the guest has its own process of the specification."""
+
     def document(self, places: Sequence[str], root: GuestRoot) -> JSON:
         """Return the specification that the guest takes; ``create_container`` removes what it ignores."""
         spec: JSON = json.loads(json.dumps(self.spec))

@@ -29,7 +29,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from attrs import frozen
 
 from uvm._arguments import kind_of, refuse_twice
-from uvm._guest.specs import check_text
+from uvm._guest.specs import Command, check_text
 from uvm._names import GuestOS, guest_path_key
 from uvm._repr import brief_call
 from uvm.backend import JSON
@@ -44,6 +44,8 @@ SANDBOX_ID: Final = "io.kubernetes.cri.sandbox-id"
 #: What stands in front of a source that is in the VM, not on the host (hcsshim ``internal/guestpath``).
 SANDBOX, SANDBOX_TMP = "sandbox://", "sandbox-tmp://"
 HUGE_PAGES, GUEST = "hugepages://", "uvm://"
+#: In front of the name of a pipe.
+PIPE: Final = "\\\\.\\pipe\\"
 #: In front of a destination: the block device itself is to be there.
 BLOCK_DEVICE: Final = "blockdev://"
 
@@ -108,7 +110,32 @@ class Device:
     path: str
 
 
-Attachment: TypeAlias = Share | Disk | Device
+@frozen
+class LocatedDevice:
+    """A function of a PCI device for a Windows guest, where its location paths are looked up.
+
+    :ivar device_util: hcsshim's tool for that, on the host.
+    """
+
+    path: str
+    device_util: str
+
+
+@frozen
+class Pipe:
+    """A named pipe of the host."""
+
+    path: str
+
+
+@frozen
+class GuestDirectory:
+    """A directory that is made in a Windows VM, unless it is there, and stays."""
+
+    path: str
+
+
+Attachment: TypeAlias = Share | Disk | Device | LocatedDevice | Pipe | GuestDirectory
 
 
 @frozen
@@ -131,6 +158,10 @@ class ContainerPlan(Protocol):
     @property
     def attachments(self) -> tuple[Attachment, ...]:
         """What is attached for it, all at once."""
+
+    @property
+    def init(self) -> Command | None:
+        """Its own, first process, if that is not started by the document's name for it."""
 
     def document(self, places: Sequence[str], root: GuestRoot) -> JSON:
         """Return what ``create_container`` takes.

@@ -31,7 +31,7 @@ from uvm._async import Errand, cancelled_too, errors_of, opens, suggesting
 from uvm._checks import checked, flag, guid_of, text
 from uvm._guest.specs import check_container_id
 from uvm._home import Bound
-from uvm._names import HostPath, guid_key
+from uvm._names import HostPath, guid_key, text_of
 from uvm._repr import brief, counted
 from uvm._vm.keywords import CreationSettings
 from uvm._vm.networksetup import NetworkSetup
@@ -44,6 +44,7 @@ from uvm.backend import Backend
 from uvm.errors import OptionsError, UVMError, VMStateError, own, together
 
 if TYPE_CHECKING:
+    from uvm._vm.pods.windows import VMFacts
     from uvm.options import LCOWOptions, WCOWOptions
 
 
@@ -56,9 +57,10 @@ class Pod(Bound):
     :ivar network: the id of its network namespace; empty if it has none.
     """
 
-    def __init__(self, vm: UtilityVM, network: str) -> None:
+    def __init__(self, vm: UtilityVM, network: str, device_util: str = "") -> None:
         self.vm = vm
         self.network = network
+        self._device_util = device_util
         self._members: dict[str, PodContainer | None] = {}
         self._sandbox_id = ""
         #: The container of a Linux guest that has the network namespace.
@@ -78,6 +80,7 @@ class Pod(Bound):
         *,
         backend: Backend | str,
         network: str = "",
+        device_util: HostPath = "",
         **settings: Unpack[CreationSettings],
     ) -> AsyncIterator[Pod]:
         """Create a pod without containers, and close it at the end of the ``async with``.
@@ -88,15 +91,18 @@ class Pod(Bound):
 
         :param backend: a backend, or the name of one, which is opened for the pod and closed with it.
         :param network: the id of a network namespace of the host, from ``uvm.create_namespace`` for instance.
+        :param device_util: the path of hcsshim's ``device-util.exe`` on the host, with which a Windows guest
+            says where its assigned PCI devices are; only such devices need it.
         :param settings: the other keywords of :meth:`uvm.UtilityVM.create`.
         :raises OptionsError: the options cannot work on this host; nothing was created.
         :raises HostError: the host refused; what was created was closed again.
         :raises BridgeClosedError: the guest did not connect in time; the VM was closed.
         """
         network = guid_of(network, "network") if network else ""
+        device_util = text_of(device_util, "device_util") if device_util else ""
         async with UtilityVM.create(options, backend=backend, **settings) as vm:
             await vm.start()
-            pod = cls(vm, network)
+            pod = cls(vm, network, device_util)
             await pod._join_network()
             try:
                 yield pod
@@ -243,10 +249,17 @@ class Pod(Bound):
         if self.vm.os == "windows":
             from uvm._vm.pods.windows import plan as plan_windows
 
-            return member, plan_windows(spec, member)
+            return member, plan_windows(spec, member, self._facts())
         from uvm._vm.pods.linux import plan as plan_linux
 
         return member, plan_linux(spec, member)
+
+    def _facts(self) -> VMFacts:
+        from uvm._vm.pods.windows import VMFacts
+
+        plan, options = self.vm.plan, self.vm.options
+        confidential, dumps = options.security_policy_enabled, options.process_dump_location
+        return VMFacts(plan.id, plan.processors, confidential, dumps, self._device_util)
 
     def _new_id(self) -> str:
         """Return an id as containerd's, which a guest with a security policy insists on."""

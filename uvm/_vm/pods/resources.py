@@ -26,15 +26,29 @@ from typing import Any, Final, TypeAlias
 from attrs import define, field
 
 from uvm._async import Errand, errors_of
-from uvm._buses.lease import Lease, LeaseState, Releasable
+from uvm._buses.directories import SharedLease
+from uvm._buses.lease import Lease, LeaseState, Releasable, released_on_failure
+from uvm._buses.vsmb import VSMBLease
 from uvm._names import HostPath
 from uvm._repr import brief, counted
 from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer
-from uvm._vm.pods.plan import Attachment, ContainerPlan, Device, Disk, GuestRoot, Share
+from uvm._vm.pods.plan import (
+    PIPE,
+    Attachment,
+    ContainerPlan,
+    Device,
+    Disk,
+    GuestDirectory,
+    GuestRoot,
+    LocatedDevice,
+    Pipe,
+    Share,
+)
 from uvm._vm.vm import UtilityVM
 from uvm.devices.blockcims import BlockCIMLayer
 from uvm.devices.scsi import DiskType
-from uvm.errors import AlreadyReleasedError, VMExitedError, own, together
+from uvm.devices.vsmb import guest_path
+from uvm.errors import AlreadyReleasedError, UVMError, VMExitedError, own, together
 
 Layers: TypeAlias = Sequence[LCOWLayer | WCOWLayer | BlockCIMLayer | HostPath]
 
@@ -48,7 +62,11 @@ async def _check_share(vm: UtilityVM, wanted: Share) -> None:
 
 
 async def _share(vm: UtilityVM, wanted: Share) -> Attached:
-    lease = await vm.share(wanted.path, wanted.at, read_only=wanted.read_only)
+    lease: SharedLease | VSMBLease
+    if vm.os == "windows":
+        lease = await vm.vsmb.add(wanted.path, read_only=wanted.read_only)
+    else:
+        lease = await vm.share(wanted.path, wanted.at, read_only=wanted.read_only)
     return lease, lease.guest_path
 
 
@@ -63,13 +81,51 @@ async def _disk(vm: UtilityVM, wanted: Disk) -> Attached:
     return lease, lease.guest_path
 
 
-async def _check_device(vm: UtilityVM, wanted: Device) -> None:
-    """Leave it to the host, which knows what its devices are."""
+async def _leave_to_host(vm: UtilityVM, wanted: Attachment) -> None:
+    """Leave it to the host, which knows what its devices and pipes are."""
 
 
 async def _device(vm: UtilityVM, wanted: Device) -> Attached:
     lease = await vm.vpci.assign(wanted.path)
     return lease, lease.vmbus_guid
+
+
+async def _check_located(vm: UtilityVM, wanted: LocatedDevice) -> None:
+    await vm._context.file_size(wanted.device_util)
+
+
+async def _locate(vm: UtilityVM, wanted: LocatedDevice) -> Attached:
+    """Assign a device, and have the tool in a Windows guest say its location paths."""
+    lease = await vm.vpci.assign(wanted.path)
+    with released_on_failure([lease]):
+        tool = await vm.vsmb.add(wanted.device_util, read_only=True)
+        try:
+            parent = f"--parentID={lease.vmbus_instance_id}"
+            paths = await _run(vm, tool.guest_path, "children", parent, "--property=location")
+        finally:
+            tool.give_up()
+        if not paths:
+            raise UVMError(
+                f"{vm.id}: the guest has no device at {lease.vmbus_instance_id}, which {wanted.path} is"
+            )
+    return lease, paths
+
+
+async def _pipe(vm: UtilityVM, wanted: Pipe) -> Attached:
+    lease = await vm.pipes.add(wanted.path)
+    return lease, guest_path("IPC$", lease.host_path[len(PIPE) :])
+
+
+async def _directory(vm: UtilityVM, wanted: GuestDirectory) -> Attached:
+    # The guest has no request for it; what is listed is there, whether it was made now or before.
+    await _run(vm, "cmd", "/c", "mkdir", wanted.path, "&", "dir", wanted.path)
+    return None, wanted.path
+
+
+async def _run(vm: UtilityVM, *args: str) -> str:
+    """Run a process in the guest, within the time of an answer, and return the first line of its output."""
+    done = await vm.run(args, check=True, timeout=vm._startup.timeouts.rpc_seconds)
+    return done.stdout.decode(errors="replace").partition("\n")[0].strip()
 
 
 #: By the class of an attachment, how it is checked, and how it is attached.
@@ -78,7 +134,14 @@ KINDS: Final[
         type[Any],
         tuple[Callable[[UtilityVM, Any], Awaitable[None]], Callable[[UtilityVM, Any], Awaitable[Attached]]],
     ]
-] = {Share: (_check_share, _share), Disk: (_check_disk, _disk), Device: (_check_device, _device)}
+] = {
+    Share: (_check_share, _share),
+    Disk: (_check_disk, _disk),
+    Device: (_leave_to_host, _device),
+    LocatedDevice: (_check_located, _locate),
+    Pipe: (_leave_to_host, _pipe),
+    GuestDirectory: (_leave_to_host, _directory),
+}
 
 
 @define(eq=False, repr=False)

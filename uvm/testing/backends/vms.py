@@ -10,6 +10,8 @@ import anyio
 
 from uvm._names import GuestOS
 from uvm._vm.ending import VMState
+from uvm._vm.layers import WCOWLayer
+from uvm._vm.pods.pod import Pod
 from uvm._vm.vm import UtilityVM
 from uvm.devices.blockcims import BlockCIM, BlockCIMLayer
 from uvm.devices.scsi import Mount
@@ -290,6 +292,49 @@ async def containers_that_hcs_hosts_end_with_their_vm(rig: Rig) -> None:
             await vm.terminate()
         check(isinstance(waiting.error, VMExitedError), f"the error of the wait: {waiting.error!r}")
         equal(container.exit, None, "the exit of the container")
+
+
+@variants(
+    Control.WINDOWS,
+    Control.FILES,
+    Control.NETWORKS,
+    Control.PROGRAMS,
+    containers_of_a_windows_pod_run_from_their_specifications={},
+    containers_of_a_windows_pod_whose_guest_hcs_connects_to_run_from_their_specifications=_RELAYED,
+)
+async def _run_windows_pod(rig: Rig, **options: Any) -> None:
+    host, pipe = rig.host, "\\\\.\\pipe\\"
+    shared, disk, network = host.put_directory("shared"), host.put_file("data.vhdx"), host.put_network(1)
+    layers = [WCOWLayer(host.put_directory("layer"), "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11")]
+    spec = {
+        "process": {"args": ["echo", "hello"]},
+        "mounts": [
+            {"source": shared, "destination": "C:\\shared", "options": ["ro"]},
+            {"source": disk, "destination": "C:\\data", "type": "virtual-disk"},
+            {"source": f"{pipe}uvm-conformance", "destination": f"{pipe}mapped"},
+            {"source": f"uvm://{pipe}own", "destination": f"{pipe}own"},
+        ],
+        "windows": {"resources": {"memory": {"limit": 256 * MIB}, "cpu": {"maximum": 5000}}},
+    }
+    pods = Pod.create(options_of(rig, "windows", **options), backend=rig.backend, network=network.id)
+    async with pods as pod:
+        first = await pod.run_container(spec, layers, host.put_file("scratch1.vhdx"))
+        second = await pod.run_container(spec, layers, host.put_file("scratch2.vhdx"))
+        await compare(rig, pod.vm)
+        for container in (first, second):
+            check(container.init is not None, "the container has a process of its own")
+            assert container.init is not None
+            equal((await container.init.communicate()).stdout, b"hello\n", "the output")
+            equal((await container.wait()).type, "GracefulExit", "the type of the exit")
+        await first.aclose()
+        await compare(rig, pod.vm)
+        equal(len(pod.vm.scsi.disks), 2, "the disks of the container that is left")
+        with raises(HostPathError):
+            missing = {"mounts": [{"source": host.path_of("none"), "destination": "C:\\none"}]}
+            await pod.run_container(missing, layers, host.put_file("scratch1.vhdx"))
+        await second.aclose()
+        equal((pod.vm.scsi.disks, pod.vm.pipes.pipes), ((), ()), "what is left of the containers")
+        await compare(rig, pod.vm)
 
 
 # Changes and queries.

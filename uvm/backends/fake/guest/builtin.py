@@ -71,6 +71,14 @@ async def _env(process: FakeProcess) -> int:
     return 0
 
 
+async def _cmd(process: FakeProcess) -> int:
+    """Make a directory and list it, ``/c mkdir <path> & dir <path>``: there is no file system."""
+    match process.args[1:]:
+        case ["/c", "mkdir", made, "&", "dir", listed] if made == listed:
+            return 0
+    return await _fail(process, "use /c mkdir <path> & dir <path>")
+
+
 async def _yes(process: FakeProcess) -> int:
     line = (" ".join(process.args[1:]) or "y").encode() + b"\n"
     lines = line * max(1, _YES_BYTES // len(line))
@@ -138,6 +146,7 @@ async def _stty(process: FakeProcess) -> int:
 #: Added to the programs of every backend.
 BUILT_IN: Final[dict[str, Program]] = {
     "cat": _cat,
+    "cmd": _cmd,
     "echo": _echo,
     "env": _env,
     "false": _false,

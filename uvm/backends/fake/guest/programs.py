@@ -109,7 +109,8 @@ class Programs(UserDict[str, Program]):
     def find(self, command: str, os: GuestOS) -> Program | None:
         """Return the program of a command, as a guest of that operating system finds it."""
         if os == "linux":
-            return self.get(posixpath.basename(command))
+            name = posixpath.basename(command)
+            return None if name in WINDOWS_ONLY else self.get(name)
         name = ntpath.basename(command).lower().removesuffix(".exe")
         return None if name in LINUX_ONLY else self.get(name)
 
@@ -121,3 +122,5 @@ class Programs(UserDict[str, Program]):
 
 #: Built-in programs that a Windows guest lacks.
 LINUX_ONLY = frozenset({"kill", "stty", "uname"})
+#: And one that a Linux guest lacks.
+WINDOWS_ONLY = frozenset({"cmd"})

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, Self
 
 from attrs import define, evolve, field
 
-from uvm._names import GuestOS, guid_key
+from uvm._names import GuestOS, guid_key, pipe_key
 from uvm.backend import JSON
 from uvm.backends.fake.devices.scsi import Disk
 from uvm.backends.fake.guest.containers import Container
@@ -18,6 +18,7 @@ from uvm.backends.fake.guest.windows.sidecar import check_layers, check_open
 from uvm.backends.fake.tree import DeviceTree
 from uvm.devices.vsmb import GUEST_PREFIX
 from uvm.hresult import HResult
+from uvm.schema import container as schema
 from uvm.schema.container import MappedDirectory
 from uvm.schema.guest import (
     CWCOWBlockCIMMounts,
@@ -229,6 +230,23 @@ class WindowsGuest(FakeGuest):
                     HResult.ERROR_SHARING_VIOLATION, f"volume {key} is in use at {mount.path}"
                 )
         del self.volumes[key]
+
+    def missing(self, container: schema.Container) -> str:
+        """Return what a container is to have and is not in the guest; empty if all of it is."""
+        for directory in container.mapped_directories:
+            shared = directory.host_path.startswith((GUEST_PREFIX, "c:\\mounts\\"))
+            if shared and not self.exists(directory.host_path):
+                return f"{directory.host_path}, for {directory.container_path}"
+        of_host = f"{GUEST_PREFIX}IPC$\\"
+        mapped = {pipe_key(path) for path in self.tree.pipes.pipes}
+        for pipe in container.mapped_pipes:
+            name = pipe.host_path.removeprefix(of_host)
+            if pipe.host_path.startswith(of_host) and pipe_key(f"\\\\.\\pipe\\{name}") not in mapped:
+                return f"{pipe.host_path}, for the pipe {pipe.container_pipe_name}"
+        network = container.networking
+        if network is not None and network.namespace and guid_key(network.namespace) not in self.namespaces:
+            return f"the network namespace {network.namespace}"
+        return ""
 
     def change_container(self, container: Container, document: JSON) -> None:
         """Carry out a ``ModifySettingRequest`` on a running container."""

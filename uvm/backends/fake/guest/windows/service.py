@@ -89,6 +89,8 @@ class WindowsService(GuestService):
             raise request.refuse(HResult.E_INVALIDARG, "Container is missing")
         if wanted.container_id in self.containers:
             raise request.refuse(HResult.ERROR_VMCOMPUTE_SYSTEM_ALREADY_EXISTS)
+        if self.guest.checks.guest and (missing := self.guest.missing(hosted.container)):
+            raise request.refuse(HResult.ERROR_PATH_NOT_FOUND, missing)
         self.containers[wanted.container_id] = Container(wanted.container_id, wanted.activity_id, document)
         return {}
 
