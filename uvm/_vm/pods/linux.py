@@ -97,7 +97,7 @@ class LinuxPlan:
 
     @property
     def init(self) -> None:
-        """Nothing: the guest has its own process of the specification."""
+        """Return None: the guest has the process of the document."""
 
     def document(self, places: Sequence[str], root: GuestRoot) -> JSON:
         """Return the specification that the guest takes; ``create_container`` removes what it ignores."""

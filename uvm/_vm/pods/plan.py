@@ -161,7 +161,7 @@ class ContainerPlan(Protocol):
 
     @property
     def init(self) -> Command | None:
-        """Its own, first process, if that is not started by the document's name for it."""
+        """Return the container's own, first process, if that is not of the document."""
 
     def document(self, places: Sequence[str], root: GuestRoot) -> JSON:
         """Return what ``create_container`` takes.
