@@ -52,6 +52,10 @@ test: lint types ## lint, types, the whole test suite and the recorded conforman
 	@$(PY) -m pytest -q -n 2
 	@$(PY) -m tests.conformance tests/data/documents.json tests/data/traces.json
 
+.PHONY: coverage
+coverage: $(DEV) ## the test suite, with the branches of the library that it runs; fails below the floor
+	@$(PY) -m pytest -q -n 2 --cov
+
 .PHONY: test-least
 test-least: $(LEAST) ## the test suite with the least versions of all dependencies, in .venv-least
 	@HYPOTHESIS_PROFILE=few .venv-least/bin/python -m pytest -q -n 2
