@@ -16,12 +16,18 @@ import attrs
 
 from uvm.devices.base import TRANSITIONS, State
 from uvm.options import HCSSHIM, INVERTED, LCOWOptions, WCOWOptions
+from uvm.options.annotations import NOT_SUPPORTED, OF_VMS, READ_ELSEWHERE
 
 
 def write_tables(directory: Path) -> None:
     """Write the pages, for ``{include}``."""
     directory.mkdir(parents=True, exist_ok=True)
-    tables = {"transitions.md": _transitions(), "options.md": _options(), "layers.md": _layers()}
+    tables = {
+        "transitions.md": _transitions(),
+        "options.md": _options(),
+        "annotations.md": _annotations(),
+        "layers.md": _layers(),
+    }
     for name, lines in tables.items():
         (directory / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     for module in _drawn(directory.parents[1]):
@@ -79,6 +85,22 @@ def _options() -> Iterator[str]:
         field = linux.get(name) or windows[name]
         guest = "both" if name in linux and name in windows else "Linux" if name in linux else "Windows"
         yield _row([f"`{name}`", _hcsshim_name(field), guest, _default(field)])
+
+
+def _annotations() -> Iterator[str]:
+    """Draw what becomes of each annotation."""
+    yield _row(["annotation", "guest", "sets"])
+    yield _row(["---"] * 3)
+    for name, sets in sorted(OF_VMS.items()):
+        options = dict.fromkeys(f"`{each.option}`" for each in sets.values())
+        yield _row(
+            [f"`{name}`", "both" if len(sets) > 1 else next(iter(sets)).capitalize(), ", ".join(options)]
+        )
+    yield ""
+    yield _row(["annotation", "is read by, or is refused since"])
+    yield _row(["---"] * 2)
+    for name, why in sorted({**READ_ELSEWHERE, **NOT_SUPPORTED}.items()):
+        yield _row([f"`{name}`", why])
 
 
 def _hcsshim_name(field: attrs.Attribute[Any]) -> str:

@@ -18,6 +18,7 @@ from uvm.backends.hcs.system import HCSSystem
 SURFACE = {
     "uvm": """
         UtilityVM VMState Pool start_vm LCOWOptions WCOWOptions from_hcsshim open_backend FakeBackend
+        options_from_annotations
         BlockCIMBootFiles HvSocketService LayerBootFiles PCIDevice RegistryValue Template VmbFSBootFiles
         CreationPlan
         GuestTimeouts NetworkSetup OutputHandler VMMemory VMStatistics Quarantined
@@ -64,6 +65,8 @@ SURFACE = {
     "uvm.options": """
         BlockCIMBootFiles HCSSHIM HvSocketService INVERTED LCOWOptions LayerBootFiles Options PCIDevice
         RegistryValue Template VmbFSBootFiles WCOWOptions decode_policy from_hcsshim
+        ContainerAnnotations container_annotations expanded_annotations options_from_annotations
+        unknown_annotations
     """,
     "uvm.schema": """
         common container devices gcs guest json network process properties requests secrets system

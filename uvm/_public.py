@@ -50,3 +50,4 @@ from uvm.devices.blockcims import BlockCIMLayer as BlockCIMLayer
 from uvm.devices.vpci import PCI_ID_TYPES as PCI_ID_TYPES
 from uvm.options import Template as Template
 from uvm.options import from_hcsshim as from_hcsshim
+from uvm.options import options_from_annotations as options_from_annotations

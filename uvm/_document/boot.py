@@ -13,6 +13,7 @@ from uvm._wire.ports import LINUX_ENTROPY_PORT, LINUX_LOG_PORT
 from uvm.backend import HostInfo
 from uvm.errors import OptionsError
 from uvm.options import LCOWOptions
+from uvm.options.lcow import GCS_COMMAND
 
 #: The first build that boots Linux kernels directly.
 KERNEL_DIRECT_BUILD = 18286
@@ -174,7 +175,7 @@ def _command(options: LCOWOptions) -> str:
         words.append(f"-e {LINUX_LOG_PORT}")
     command = options.exec_command_line
     if command is None:
-        command = f"/bin/gcs -v4 -log-format json -loglevel {options.guest_log_level}"
+        command = GCS_COMMAND.format(options.guest_log_level)
     words.append(command)
     if options.disable_time_sync:
         words.append("-disable-time-sync")

@@ -14,6 +14,12 @@ from uvm.options.lcow import LCOWOptions, PCIDevice
 from uvm.options.template import Template
 
 if TYPE_CHECKING:
+    from uvm.options.annotations import (
+        expanded_annotations,
+        options_from_annotations,
+        unknown_annotations,
+    )
+    from uvm.options.containerannotations import ContainerAnnotations, container_annotations
     from uvm.options.hcsshim import from_hcsshim
     from uvm.options.wcow import (
         BlockCIMBootFiles,
@@ -26,6 +32,8 @@ else:
     __getattr__, __dir__ = names_from(
         __name__,
         {
+            "uvm.options.annotations": "expanded_annotations options_from_annotations unknown_annotations",
+            "uvm.options.containerannotations": "ContainerAnnotations container_annotations",
             "uvm.options.hcsshim": "from_hcsshim",
             "uvm.options.wcow": "BlockCIMBootFiles LayerBootFiles RegistryValue VmbFSBootFiles WCOWOptions",
         },
@@ -35,6 +43,7 @@ __all__ = [
     "HCSSHIM",
     "INVERTED",
     "BlockCIMBootFiles",
+    "ContainerAnnotations",
     "HvSocketService",
     "LCOWOptions",
     "LayerBootFiles",
@@ -44,6 +53,10 @@ __all__ = [
     "Template",
     "VmbFSBootFiles",
     "WCOWOptions",
+    "container_annotations",
     "decode_policy",
+    "expanded_annotations",
     "from_hcsshim",
+    "options_from_annotations",
+    "unknown_annotations",
 ]

@@ -113,11 +113,13 @@ def _boot_files(value: Any) -> Any:
     return _made(cls, value[name])
 
 
-def _services(value: Any) -> Any:
+def services(value: Any) -> Any:
+    """Return the entries of the Hyper-V socket service table."""
     return {k: _made(HvSocketService, {} if v is None else v) for k, v in dict(value).items()}
 
 
-def _registry_value(value: Any) -> Any:
+def registry_value(value: Any) -> Any:
+    """Return a registry value."""
     key = value.get("Key")
     if key is None:
         raise OptionsError("RegistryValue needs Key")
@@ -136,7 +138,7 @@ def _device(value: Any) -> Any:
 _READERS: dict[str, Callable[[Any], Any]] = {
     "PreferredRootFSType": _rootfs_type,
     "BootFiles": _boot_files,
-    "AdditionalHyperVConfig": _services,
-    "AdditionalRegistryKeys": lambda values: tuple(map(_registry_value, values)),
+    "AdditionalHyperVConfig": services,
+    "AdditionalRegistryKeys": lambda values: tuple(map(registry_value, values)),
     "AssignedDevices": lambda values: tuple(map(_device, values)),
 }

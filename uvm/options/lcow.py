@@ -31,6 +31,8 @@ from uvm.options.common import NUMA, Options, check_policy, decode_policy, toget
 from uvm.schema.common import GIB, PAGE_BYTES
 
 MAX_VPMEM_DEVICES = 128
+#: The command of the guest's compute service, with its log level.
+GCS_COMMAND = "/bin/gcs -v4 -log-format json -loglevel {}"
 LARGEST_VPMEM_BYTES = 4 * GIB
 
 
