@@ -25,7 +25,7 @@ Source: hcsshim internal/gcs/guestconnection.go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -90,6 +90,7 @@ class GuestConnection(GuestHost):
     :param states: the states of its containers that have ended.
     :param processors: how many its VM has; 0 if that is not known.
     :param build: the build of Windows on the host; 0 if that is not known.
+    :param taken_ports: returns the ports that are not to be used for streams: what connects there is not new.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class GuestConnection(GuestHost):
         states: ContainerStates | None = None,
         processors: int = 0,
         build: int = 0,
+        taken_ports: Callable[[], Collection[int]] = tuple,
     ) -> None:
         clock = clock or GuestClock()
         bridge = Bridge(name, notify=self._notify, rpc_timeout_seconds=timeouts.rpc_seconds, clock=clock)
@@ -113,6 +115,7 @@ class GuestConnection(GuestHost):
             clock=clock,
             bridge=bridge,
             listen=listen,
+            taken_ports=taken_ports,
             call=call,
             states=states or ContainerStates(name=name),
             processors=processors,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import anyio
@@ -24,10 +24,12 @@ class GuestLink(GuestAccess):
     """The bridge to a guest and what was agreed on it.
 
     :ivar listen: listens for the guest to dial a service id (:meth:`uvm.backend.System.listen`).
+    :ivar taken_ports: returns the ports that are not to be used for streams.
     """
 
     bridge: Bridge
     listen: Callable[[str], Awaitable[Listener]]
+    taken_ports: Callable[[], Collection[int]] = tuple
     _next_port: int = field(default=FIRST_STDIO_PORT, init=False)
 
     def closed_error(self) -> BridgeClosedError:
@@ -36,6 +38,8 @@ class GuestLink(GuestAccess):
 
     async def open_channel(self) -> Channel:
         """Listen for a standard stream, on a port that was never used; raises what listening raises."""
+        while self._next_port in self.taken_ports():
+            self._next_port += 1
         port = self._next_port
         self._next_port += 1
         listener = await self.listen(vsock_service_id(port))

@@ -5,6 +5,9 @@ QEMU would inherit, and runs in the task that waits for its end::
 
     backend --- QMP socket ---> Monitor: answers, events; each command may be held, lost or answered twice
             --- mux socket ---> Wire:    the guest's end of the mux --> the fake guest dials the host's ports
+
+One that survives its backend runs in a task group of the test's, and takes the connections of the next. Its
+process is one that sleeps, so that it is found, and can be killed.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,7 +28,7 @@ import anyio
 import anyio.abc
 
 from uvm._async import Flag, Line
-from uvm._wire.mux import Channel, Data, Ended, Listening, Mux, NotListening, Reset, Writable
+from uvm._wire.mux import Channel, Data, Ended, Greeted, Listening, Mux, NotListening, Reset, Writable
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON, HostInfo
 from uvm.backends.fake import Checks, FakeBackend, FakeListener, FakeStream
@@ -92,10 +96,11 @@ class StandIn:
     :ivar fake: the host of its guest.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], sleeper: subprocess.Popen[bytes] | None = None) -> None:
         self.arguments = arguments
+        self._sleeper = sleeper
         self.name = re.search(r"guest=((?:[^,]|,,)*)", " ".join(arguments))[1]  # type: ignore[index]
-        self.pid = os.getpid()
+        self.pid = os.getpid() if sleeper is None else sleeper.pid
         self.exit_code: int | None = None
         self.last_words = ""
         self.machine = Machine()
@@ -106,8 +111,8 @@ class StandIn:
         self.twice: Counter[str] = Counter()
         self.keeps: set[str] = set()
         self.fake = FakeBackend(host=HostInfo(paths="posix", templates=("linux",)), checks=Checks.lenient())
-        self._qmp = _socket(arguments, "qmp")
-        self._mux = _socket(arguments, "mux")
+        self._qmp, self._qmp_listener = _sockets(arguments, "qmp")
+        self._mux, self._mux_listener = _sockets(arguments, "mux")
         self._over = Flag()
         self._code = 0
         self._fdsets = 0
@@ -125,6 +130,8 @@ class StandIn:
         if not self._over.is_set():
             self._code, self.last_words = code, said
             self._over.set()
+            if self._sleeper is not None:
+                self._sleeper.kill()
 
     def close_monitor(self) -> None:
         """Take no more commands, and answer none."""
@@ -135,25 +142,60 @@ class StandIn:
         self._mux.send(data)
 
     async def wait(self) -> int:
+        """Run until the end, unless it runs by itself; then wait for that."""
+        if self._sleeper is None:
+            return await self.run()
+        await self._over.wait()
+        self.exit_code = self._code
+        return self._code
+
+    async def run(self) -> int:
         """Run until the end."""
         try:
             async with anyio.create_task_group() as tasks:
                 self.tasks = tasks
                 tasks.start_soon(self._serve_monitor)
                 tasks.start_soon(self._run_guest)
+                if self._sleeper is not None:
+                    tasks.start_soon(self._end_with, self._sleeper)
                 await self._over.wait()
                 tasks.cancel_scope.cancel()
         finally:
-            for each in (self._qmp, self._mux):
-                anyio.notify_closing(each)
-                each.close()
+            for each in (self._qmp, self._mux, self._qmp_listener, self._mux_listener):
+                if each is not None:
+                    anyio.notify_closing(each)
+                    each.close()
         self.exit_code = self._code
         return self._code
 
     # The monitor.
 
+    async def _end_with(self, sleeper: subprocess.Popen[bytes]) -> None:
+        """End when the process does that others know it by."""
+        pidfd = os.pidfd_open(sleeper.pid)
+        try:
+            await anyio.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+            sleeper.kill()
+            sleeper.wait()
+        self.end(KILLED)
+
     async def _serve_monitor(self) -> None:
-        self.tasks.start_soon(self._write)
+        await self._serve_connection()
+        while self._qmp_listener is not None:
+            self._qmp.close()
+            self._qmp = await _accepted(self._qmp_listener)
+            await self._serve_connection()
+
+    async def _serve_connection(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            self._unwritten.clear()
+            tasks.start_soon(self._write)
+            await self._take_commands()
+            tasks.cancel_scope.cancel()
+
+    async def _take_commands(self) -> None:
         self.say(GREETING)
         received = b""
         while True:
@@ -285,6 +327,17 @@ class StandIn:
     def _set_link(self, name: str, up: bool) -> JSON:
         return {}
 
+    def _query_status(self) -> JSON:
+        state = self.fake.vms["guest"].state
+        return {"status": {"Created": "prelaunch", "Paused": "paused"}.get(state, "running")}
+
+    def _qom_list(self, path: str) -> list[JSON]:
+        return [{"name": name, "type": "child<device>"} for name in self.machine.devices]
+
+    def _query_fdsets(self) -> list[JSON]:
+        sets = self.machine.fdsets.items()
+        return [{"fdset-id": int(number), "fds": [{"fd": 9, **settings}]} for number, settings in sets]
+
     def _balloon(self, value: int) -> JSON:
         self.machine.memory_bytes = value
         return {}
@@ -310,9 +363,6 @@ class StandIn:
     def _migrate_incoming(self, uri: str) -> JSON:
         return {}
 
-    def _query_status(self) -> JSON:
-        return {"status": "paused"}
-
     def _query_migrate(self) -> JSON:
         return {"status": "completed"}
 
@@ -327,13 +377,20 @@ class StandIn:
         # It listens for nothing while it boots.
         machine["Chipset"] = {"LinuxKernelDirect": {"KernelFilePath": "/kernel", "KernelCmdLine": "quiet"}}
         system = await self.fake.create("guest", {"VirtualMachine": machine, "SchemaVersion": {"Major": 2}})
-        self.machine.memory_bytes = 1024 << 20
-        self.tasks.start_soon(Wire(self._mux, self.fake, self.tasks).serve)
+        self.machine.memory_bytes = self.document["ComputeTopology"]["Memory"]["SizeInMB"] << 20
+        self.tasks.start_soon(self._serve_mux, Wire(self._mux, self.fake, self.tasks))
         status = await system.wait()
         if status.exit_type == "GracefulExit":
             self.event("SHUTDOWN", guest=True, reason="guest-shutdown")
         else:
             self.event("GUEST_PANICKED", action="pause")
+
+    async def _serve_mux(self, wire: Wire) -> None:
+        await wire.serve()
+        while self._mux_listener is not None:
+            self._mux.close()
+            wire.socket = self._mux = await _accepted(self._mux_listener)
+            await wire.serve()
 
 
 class Wire:
@@ -341,7 +398,7 @@ class Wire:
 
     def __init__(self, sock: socket.socket, fake: FakeBackend, tasks: anyio.abc.TaskGroup) -> None:
         self.mux = Mux(guest=True)
-        self._socket = sock
+        self.socket = sock
         self._vm = fake.vms["guest"]
         self._tasks = tasks
         self._more = Line()
@@ -353,11 +410,16 @@ class Wire:
 
     async def serve(self) -> None:
         """Carry the connections until the socket ends."""
-        self._tasks.start_soon(self._write)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._write)
+            await self._read()
+            tasks.cancel_scope.cancel()
+
+    async def _read(self) -> None:
         while True:
-            await anyio.wait_readable(self._socket)
+            await anyio.wait_readable(self.socket)
             try:
-                data = self._socket.recv(1 << 18)
+                data = self.socket.recv(1 << 18)
             except ConnectionResetError:
                 return
             if not data:
@@ -377,14 +439,17 @@ class Wire:
             if not batch:
                 await self._more.wait()
                 continue
-            await anyio.wait_writable(self._socket)
+            await anyio.wait_writable(self.socket)
             try:
-                self.mux.written(self._socket.sendmsg([*batch][:64]))
+                self.mux.written(self.socket.sendmsg([*batch][:64]))
             except (BrokenPipeError, ConnectionResetError):
                 return
 
     def _take(self, event: Any) -> None:
         match event:
+            case Greeted(resumed):
+                if not resumed:
+                    self._forget_host()
             case Listening(port):
                 if port not in self._listeners:
                     listener = self._listeners[port] = self._vm.listen(vsock_service_id(port))
@@ -404,6 +469,15 @@ class Wire:
                 if (stream := self._streams.pop(channel, None)) is not None:
                     stream.close()
                 self._writable.wake()
+
+    def _forget_host(self) -> None:
+        """End what the guest has with a host that has gone; it dials the next one where that listens."""
+        while self._listeners:
+            self._listeners.popitem()[1].end(anyio.ClosedResourceError())
+        while self._streams:
+            channel, stream = self._streams.popitem()
+            stream.close()
+            self.mux.reset(channel)
 
     async def _accept(self, port: int, listener: FakeListener) -> None:
         try:
@@ -455,6 +529,7 @@ class StandInLauncher:
     """Makes stand-ins (:class:`~uvm.backends.qemu.launch.Launcher`).
 
     :ivar started: those that were started, by the id of their VM.
+    :ivar survivors: runs those that outlive their backends; without it none does.
     :ivar cgroups: the files through which they are to enter their cgroups.
     :ivar prepare: called with each before it runs.
     """
@@ -462,6 +537,7 @@ class StandInLauncher:
     def __init__(self) -> None:
         self.started: dict[str, StandIn] = {}
         self.cgroups: list[str] = []
+        self.survivors: anyio.abc.TaskGroup | None = None
         self.trees: dict[str, MirroredTree] = {}
         self.prepare: Callable[[StandIn], object] = lambda child: None
 
@@ -477,10 +553,14 @@ class StandInLauncher:
         """Start one."""
         await anyio.lowlevel.checkpoint()
         self.cgroups += [cgroup.procs] if cgroup is not None else []
-        child = StandIn(arguments)
+        outlives = survives and self.survivors is not None
+        child = StandIn(arguments, _sleeper(fds) if outlives else None)
         self.prepare(child)
         self.started[child.name] = child
         child.document, self.trees[child.name].guest = self.trees[child.name].document, child.fake
+        if outlives:
+            assert self.survivors is not None
+            self.survivors.start_soon(child.run)
         if template := child.document.get("RestoreState", {}).get("TemplateSystemId"):
             # The clone's guest is that of its template, as it was saved.
             saved = self.started[template].fake.vms["guest"]
@@ -522,24 +602,41 @@ class StandInBackend(QEMUBackend):
         self.launcher = launcher
         self._available_mb = lambda: self.memory_mb
 
-    def _devices(self, vm: VM, info: HostInfo) -> DeviceTree:
-        tree = MirroredTree(super()._devices(vm, info).scsi.host)
+    def _devices(self, vm: VM, info: HostInfo, root_ports: int, share_slots: int) -> DeviceTree:
+        tree = MirroredTree(super()._devices(vm, info, root_ports, share_slots).scsi.host)
         tree.document = to_json(vm.machine)
+        if vm.id in self.launcher.started:
+            tree.guest = self.launcher.started[vm.id].fake
         self.launcher.trees[vm.id] = tree
         return tree
+
+
+def _sleeper(fds: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Return a process that does nothing with what it inherits."""
+    return subprocess.Popen(["sleep", "600"], pass_fds=fds)
 
 
 async def _undisturbed(name: str, arguments: JSON) -> None:
     return None
 
 
-def _socket(arguments: Sequence[str], name: str) -> socket.socket:
+def _sockets(arguments: Sequence[str], name: str) -> tuple[socket.socket, socket.socket | None]:
+    """Return the connection with the backend, and what others can connect to."""
     [(number, server)] = re.findall(rf"socket,id={name},fd=(\d+)(,server=on)?", " ".join(arguments))
     sock = socket.socket(fileno=os.dup(int(number)))
+    listener = None
     if server:
         # The backend has connected before it starts QEMU.
-        with sock as listener:
-            listener.settimeout(5)
-            sock, _ = listener.accept()
+        listener = sock
+        listener.settimeout(5)
+        sock, _ = listener.accept()
+        listener.setblocking(False)
+    sock.setblocking(False)
+    return sock, listener
+
+
+async def _accepted(listener: socket.socket) -> socket.socket:
+    await anyio.wait_readable(listener)
+    sock, _ = listener.accept()
     sock.setblocking(False)
     return sock

@@ -287,9 +287,11 @@ async def test_the_connections_of_an_earlier_process_wait_until_they_are_listene
     channel, _ = earlier.open(9)
     async with linked(earlier.guest.mux) as links:
         await MuxStream(links.guest, channel).send(b"not received before")
-        while not links.host._unclaimed:
+        while not links.host.waiting:
             await anyio.lowlevel.checkpoint()
+        assert [*links.host.waiting] == [9]
         stream = await links.host.listen(9).accept()
+        assert not links.host.waiting
         assert await stream.receive() == b"not received before"
         assert stream.lost == 0
 

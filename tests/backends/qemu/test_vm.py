@@ -327,7 +327,7 @@ async def test_a_vm_that_survives_is_left_running_and_opened_by_the_next_process
     assert child.exit_code is None
     assert len(left(tmp_path)) == 1
     directory = tmp_path / "run" / left(tmp_path)[0]
-    assert {path.name for path in directory.iterdir()} >= {"qmp.sock", "mux.sock", "document.json", "vm.json"}
+    assert {path.name for path in directory.iterdir()} >= {"qmp.sock", "mux.sock", "kept.json", "vm.json"}
 
 
 async def test_a_vm_that_cannot_be_reached_is_left_as_it_is_without_a_descriptor_more(

@@ -23,6 +23,7 @@ from uuid import uuid4
 import anyio
 import anyio.abc
 import anyio.to_thread
+from attrs import astuple
 
 from uvm._async import BareTaskGroup, errors_of
 from uvm._checks import checked, choice, flag, text, whole
@@ -63,7 +64,6 @@ from uvm.backends.requests.request import read_document
 from uvm.backends.requests.systems import chosen, template_of
 from uvm.errors import HostError, NotSupportedError, VMStateError
 from uvm.hresult import HResult
-from uvm.schema.devices import Devices
 from uvm.schema.system import ComputeSystem, LinuxKernelDirect, Topology, VirtualMachine
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class QEMUBackend:
             memory.close()
             raise
         vm = VM(read, directory, boot, memory)
-        vm.devices = self._devices(vm, info)
+        vm.devices = self._devices(vm, info, self._root_ports, self._share_slots)
         if saved is not None:
             vm.devices.scsi.bases = saved.disks.paths
             vm.devices.vpmem.places = saved.luns
@@ -259,7 +259,8 @@ class QEMUBackend:
         self._vms[vm.id] = vm
         try:
             if vm.survives:
-                vm.directory.note_document(document)
+                facts = {"Document": document, "Boot": astuple(vm.boot)}
+                vm.directory.keep({**facts, "RootPorts": self._root_ports, "ShareSlots": self._share_slots})
             await self._launch(vm)
             await vm.devices.load(vm.machine)
             await self._restore(vm, template)
@@ -307,7 +308,7 @@ class QEMUBackend:
         )
         return command_line(vm.machine, launch)
 
-    def _devices(self, vm: VM, info: HostInfo) -> DeviceTree:
+    def _devices(self, vm: VM, info: HostInfo, root_ports: int, share_slots: int) -> DeviceTree:
         host = Host(
             machine=vm.monitor,
             info=info,
@@ -316,8 +317,9 @@ class QEMUBackend:
             directory=vm.directory.shares,
             user=vm.directory.record.user,
             cgroup=vm.directory.cgroup,
-            root_ports=self._root_ports,
-            share_slots=self._share_slots,
+            root_ports=root_ports,
+            share_slots=share_slots,
+            journal=vm.journal if vm.survives else None,
             fixed_memory=vm.machine.is_template or vm.is_clone,
         )
         return DeviceTree(host)
@@ -383,10 +385,10 @@ class QEMUBackend:
         with ExitStack() as undo:
             undo.callback(directory.leave)
             undo.callback(os.close, pidfd)
-            document = read_document(ComputeSystem, directory.document(), f"open {system_id}")
-            vm = VM(document, directory, Boot("tcg", "", ""), Memory(-1))
-            vm.devices = self._devices(vm, await self.host())
-            await vm.devices.topology.load(vm.machine, Devices())
+            kept = directory.kept()
+            document = read_document(ComputeSystem, kept["Document"], f"open {system_id}")
+            vm = VM(document, directory, Boot(*kept["Boot"]), Memory(-1))
+            vm.devices = self._devices(vm, await self.host(), kept["RootPorts"], kept["ShareSlots"])
             try:
                 await vm.adopt(Adopted(qemu.pid, pidfd), MuxLink, self._entered())
             finally:

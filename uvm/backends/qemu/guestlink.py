@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol, TypeAlias
 
 import anyio
@@ -20,6 +20,10 @@ class Connections(Protocol):
     """The connections with a guest, over one socket: :class:`uvm.backends.qemu.muxlink.MuxLink`."""
 
     failure: Exception | None
+
+    @property
+    def waiting(self) -> Collection[int]:
+        """The ports at which connections for an earlier process wait."""
 
     async def serve(self) -> None:
         """Carry them until the socket ends, or :meth:`close` is called. Raises nothing."""

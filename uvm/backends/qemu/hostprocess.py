@@ -17,7 +17,7 @@ kept for as long as a handle is open on it, or it runs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -59,13 +59,19 @@ class HostConnection:
 
     :param name: the id of the VM.
     :param listen: listens for the guest to dial a service.
+    :param waiting: returns the ports at which connections for an earlier process wait.
     :ivar processes: those that were started over it, by id.
     """
 
-    def __init__(self, name: str, listen: Callable[[str], Awaitable[Listener]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        listen: Callable[[str], Awaitable[Listener]],
+        waiting: Callable[[], Collection[int]] = tuple,
+    ) -> None:
         self._name = name
         self._listen = listen
-        self._connection = GuestConnection(listen, name=name)
+        self._connection = GuestConnection(listen, name=name, taken_ports=waiting)
         self._ready = Flag()
         self._problem: Exception | None = None
         self.processes: dict[int, HostedProcess] = {}

@@ -21,7 +21,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 import anyio
@@ -82,6 +82,11 @@ class MuxLink:
 
     def __repr__(self) -> str:
         return shown(self, "failure")
+
+    @property
+    def waiting(self) -> Collection[int]:
+        """The ports at which connections for an earlier process wait."""
+        return self._unclaimed.keys()
 
     def listen(self, port: int) -> MuxListener:
         """Listen for the guest to connect to a port.

@@ -27,6 +27,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from heapq import heappop, heappush
 from typing import Final
@@ -92,6 +93,28 @@ class QEMUNetwork:
     def detach(self, endpoint_id: str) -> None:
         """Disconnect an endpoint; do nothing if it is not connected."""
         self._table.detach(endpoint_id)
+
+    def kept(self, endpoint_id: str) -> JSON:
+        """Return the document of an endpoint, as :meth:`restore` takes it."""
+        return self._table.endpoint(endpoint_id)
+
+    def restore(self, endpoint: JSON, vm_id: str) -> None:
+        """Have an endpoint that an adapter of a VM is connected to, in another process; no other is kept."""
+        with suppress(HostError):
+            self._table.add_endpoint(endpoint, f"open {vm_id}")
+            self._take_number(endpoint)
+            self._table.attach(endpoint["ID"], vm_id, f"open {vm_id}")
+
+    def _take_number(self, endpoint: JSON) -> None:
+        """Have the network that an endpoint got in another process, unless it is another's here."""
+        addresses = from_json(HostComputeEndpoint, endpoint).ip_configurations
+        first = int(ipaddress.ip_address(addresses[0].ip_address)) if addresses else 0
+        number, guest = divmod(first - int(_FIRST_SUBNET.network_address), _FIRST_SUBNET.num_addresses)
+        if guest != _GUEST or not 0 <= number < _SUBNETS or number in self._subnets.values():
+            return
+        known = len(self._subnets) + len(self._free)
+        self._free = sorted({*self._free, *range(known, number)} - {number})
+        self._subnets[guid_key(endpoint["ID"])] = number
 
     # HostNetwork.
 

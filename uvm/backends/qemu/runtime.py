@@ -11,7 +11,8 @@ How it works
         lock                     held by the process of the host, and by QEMU, which inherits the descriptor
         owner                    held by the process that has the VM, alone
         vm.json                  what other processes know of the VM: ids, owner, state, the process of QEMU
-        document.json            of a VM that survives its process: the document that it was created with
+        kept.json                of a VM that survives its process: what it was created with
+        devices/                 of such a VM: what is attached (:mod:`.devices.journal`)
         qmp.sock, mux.sock       of such a VM: where the next process that has it connects
         shares/share0 ...        links to the directories that are shared, for a moment each
 
@@ -47,7 +48,7 @@ from uvm.schema.json import SchemaError
 _RECORD: Final = "vm.json"
 _LOCK: Final = "lock"
 _OWNER: Final = "owner"
-_DOCUMENT: Final = "document.json"
+_KEPT: Final = "kept.json"
 #: In the directory of a VM, the links to what is shared.
 SHARES: Final = "shares"
 #: A record is a few hundred bytes.
@@ -196,16 +197,16 @@ class VMDirectory:
         self.record = evolve(self.record, **changes)
         self._write(_RECORD, self.record.written())
 
-    def note_document(self, document: JSON) -> None:
-        """Keep the document for the next process that has the VM."""
-        self._write(_DOCUMENT, json.dumps(document))
+    def keep(self, facts: JSON) -> None:
+        """Keep what the VM was created with, for the next process that has it."""
+        self._write(_KEPT, json.dumps(facts))
 
-    def document(self) -> JSON:
-        """Return the document that was kept; HostPathError if there is none."""
+    def kept(self) -> JSON:
+        """Return what was kept; HostPathError if there is nothing."""
         try:
-            found: JSON = json.loads((self.path / _DOCUMENT).read_text("utf-8"))
+            found: JSON = json.loads((self.path / _KEPT).read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise HostPathError(str(self.path / _DOCUMENT), f"no document of a VM: {error}") from error
+            raise HostPathError(str(self.path / _KEPT), f"nothing of a VM: {error}") from error
         return found
 
     def _write(self, name: str, text: str) -> None:

@@ -26,6 +26,7 @@ import anyio.to_thread
 
 from uvm._repr import shown
 from uvm.backend import JSON, Listener
+from uvm.backends.qemu.devices.journal import Journal
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.guestlink import Connect
 from uvm.backends.qemu.hostprocess import HostConnection
@@ -47,7 +48,7 @@ from uvm.backends.qemu.saving import (
     save_template,
     save_to_file,
 )
-from uvm.errors import ExitStatus, HostError, NotSupportedError
+from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
 from uvm.schema.requests import ModifySettingRequest
 from uvm.schema.system import ComputeSystem, VirtualMachine
@@ -74,7 +75,6 @@ class VM:
     :ivar memory: its memory.
     :ivar saved: what it was saved as, a template; None before. Its QEMU ends then, and not the VM.
     :ivar handles: how many handles are open.
-    :ivar adopted: an earlier process has created it, and only that one knows its devices.
     """
 
     def __init__(self, document: ComputeSystem, directory: VMDirectory, boot: Boot, memory: Memory) -> None:
@@ -87,7 +87,6 @@ class VM:
         self.memory: Memory = memory
         self.saved: SavedVM | None = None
         self.handles: int = 0
-        self.adopted: bool = False
         self.devices: DeviceTree
         self.lifetime: Lifetime = Lifetime(directory, self._ended, survives=self.survives)
 
@@ -136,6 +135,11 @@ class VM:
         return not self.ends_with_last_handle
 
     @property
+    def journal(self) -> Journal:
+        """What is attached, if it runs on without this process."""
+        return Journal(str(self.directory.path / "devices"))
+
+    @property
     def console_path(self) -> str:
         """Where its serial port is listened at; empty if it is not."""
         ports = self.machine.devices.com_ports if self.machine.devices is not None else {}
@@ -155,8 +159,7 @@ class VM:
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         """Start QEMU, paused, and wait until it takes commands: see :meth:`.Lifetime.launch`."""
-        if self.machine.guest_connection is not None:
-            self.lifetime.connection = HostConnection(self.id, self.listen)
+        self._connect_host()
         await self.lifetime.launch(launcher, arguments, (self.memory.fd, *inherited), connect, tasks)
 
     async def adopt(
@@ -165,14 +168,14 @@ class VM:
         connect: Connect,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
-        """Have a VM that an earlier process has left: connect to its QEMU, and learn its state.
+        """Have a VM that an earlier process has left: connect to its QEMU, and learn its state and devices.
 
         :raises HostError: it cannot be reached; it is left as it is.
         """
-        self.adopted = True
-        # The guest has connected to that process, and its devices are known to that alone.
+        self._connect_host()
         await self.lifetime.adopt(process, connect, tasks)
         try:
+            await self.devices.restore(self.machine, self.journal, f"open {self.id}")
             status = (await self.monitor.ask("open", "query-status"))["status"]
         except BaseException:
             self.lifetime.leave()
@@ -182,14 +185,16 @@ class VM:
             # Its end was kept for its next owner.
             self.lifetime.exit.on_event(*_GUEST_ENDS[status])
 
+    def _connect_host(self) -> None:
+        """Have the host connect to the guest, if the document asks for that."""
+        if self.machine.guest_connection is not None:
+            self.lifetime.connection = HostConnection(
+                self.id, self.listen, lambda: self.lifetime.guest.connections.waiting
+            )
+
     async def modify(self, request: ModifySettingRequest) -> None:
         """Change the devices; HostError if that is refused."""
         self.require("modify", "Running")
-        if self.adopted:
-            raise NotSupportedError(
-                f"modify {self.id}: an earlier process created this VM, and only that one knew its devices; "
-                "it can be paused, resumed, made to crash and terminated"
-            )
         await self.devices.modify(request)
 
     async def listen(self, service_id: str) -> Listener:
@@ -223,6 +228,7 @@ class VM:
         self.require("save", "Paused")
         why = "the host is connected to its guest" if self.lifetime.connection is not None else ""
         why = why if self.machine.is_template else "it was not created to be one (IsTemplate)"
+        why = "an earlier process has its memory" if self.memory.fd < 0 else why
         why = "it is a clone, whose memory is its template's" if self.is_clone else why
         if why:
             raise HostError(f"save {self.id}", HResult.HCS_E_INVALID_STATE, why)

@@ -82,6 +82,8 @@ class AdapterKind(DeviceTable[VirtualAdapter, str, Adapter]):
         netdev = self.host.endpoints.attach(endpoint, self.machine.id, request.operation)
         try:
             device.port = self._port(request, self.host.ports)
+            place = {"Port": device.port, "Endpoint": self.host.endpoints.kept(endpoint)}
+            self.note(request, device, place)
             if netdev:
                 await self._connect(request, device, netdev)
             await self._plug(request, device, connected=bool(netdev))
@@ -118,6 +120,12 @@ class AdapterKind(DeviceTable[VirtualAdapter, str, Adapter]):
         except HostError:
             await gone(self.machine, request.operation, "netdev_del", {"id": device.netdev})
             raise
+
+    def put_back(self, request: Request[VirtualAdapter], device: Adapter, place: JSON) -> None:
+        """Have an adapter that an earlier process has attached, and its endpoint."""
+        device.port = place["Port"]
+        self.host.ports.take(device.port)
+        self.host.endpoints.restore(place["Endpoint"], self.machine.id)
 
     def update(self, request: Request[VirtualAdapter], device: Adapter) -> None:
         """Refuse to change the SR-IOV settings, which is all that can change: there is no SR-IOV here."""

@@ -246,6 +246,13 @@ class Drive:
         finally:
             opened.close()
 
+    def adopt(self, fdsets: list[int], size_bytes: int = 0) -> None:
+        """Have what an earlier process has attached.
+
+        :param fdsets: what QEMU holds of its files.
+        """
+        self._fdsets, self.size_bytes = [*fdsets], size_bytes
+
     async def detach(self, machine: Machine, operation: str) -> None:
         """Detach it, once the guest has released it; what is there no more is none."""
         await unplugged(machine, operation, self.name)

@@ -85,10 +85,13 @@ class Plan9Kind(DeviceTable[Resource, str, Share]):
         self._slots = {read_only: Pool(host.share_slots) for read_only in (False, True)}
         self._one_links = anyio.Lock()
 
+    def configure(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Have shares if the document has a device for them."""
+        self._present = devices.plan9 is not None
+
     async def load(self, vm: VirtualMachine, devices: Devices) -> None:
         """Add the shares of the document."""
         if devices.plan9 is not None:
-            self._present = True
             for share in devices.plan9.shares:
                 await self.modify(Request(Plan9Shares(), "Add", to_json(share)))
 
@@ -128,6 +131,7 @@ class Plan9Kind(DeviceTable[Resource, str, Share]):
             await anyio.to_thread.run_sync(partial(check, writable=not device.read_only))
             self._take(request, device)
             try:
+                self.note(request, device, {"Slot": device.slot, "Port": device.port})
                 number = await self._hand_over(request, device, opened.fd)
                 # A writable and a read-only slot have the same path.
                 async with self._one_links:
@@ -142,7 +146,7 @@ class Plan9Kind(DeviceTable[Resource, str, Share]):
 
     async def _hand_over(self, request: Request[Resource], device: Share, fd: int) -> int:
         """Return the number that the descriptor of the directory has in QEMU."""
-        added = await self.machine.ask(request.operation, "add-fd", {"opaque": device.fsdev}, fds=(fd,))
+        added = await self.machine.ask(request.operation, "add-fd", {"opaque": device.device}, fds=(fd,))
         device.fdset = number_in(added, "fdset-id", request.operation)
         return number_in(added, "fd", request.operation)
 
@@ -168,6 +172,13 @@ class Plan9Kind(DeviceTable[Resource, str, Share]):
             await unplugged(self.machine, request.operation, device.device)
             await self._close_in_qemu(request, device)
             self._put(device)
+
+    def put_back(self, request: Request[Resource], device: Share, place: JSON) -> None:
+        """Have a share that an earlier process has added."""
+        device.slot, device.port = place["Slot"], place["Port"]
+        device.fdset = next(iter(place["FDSets"]), -1)
+        self._slots[device.read_only].take(device.slot)
+        self.host.ports.take(device.port)
 
     def update(self, request: Request[Resource], device: Share) -> None:
         """Refuse a change: only the allowed files of a share can change, and here are none."""

@@ -25,6 +25,7 @@ from attrs import define, field
 from uvm._repr import shown
 from uvm.backend import JSON, HostInfo
 from uvm.backends.qemu.cgroups import Cgroup
+from uvm.backends.qemu.devices.journal import Journal
 from uvm.backends.qemu.qmp import QMPError
 from uvm.backends.qemu.users import Identity
 from uvm.backends.requests.request import Request
@@ -83,6 +84,12 @@ class Endpoints(Protocol):
     def detach(self, endpoint_id: str) -> None:
         """Disconnect an endpoint."""
 
+    def kept(self, endpoint_id: str) -> JSON:
+        """Return what :meth:`restore` needs of an endpoint."""
+
+    def restore(self, endpoint: JSON, vm_id: str) -> None:
+        """Have an endpoint that an adapter of a VM is connected to, in another process."""
+
 
 @define
 class Host:
@@ -93,6 +100,7 @@ class Host:
     :ivar cgroup: the cgroup that QEMU is in alone; None without one.
     :ivar root_ports: how many PCI root ports there are for devices that come and go.
     :ivar share_slots: how many shares there can be at once, of each kind: writable and read-only.
+    :ivar journal: what is attached, for the next process that has the VM; None if there is none.
     :ivar fixed_memory: the memory is the file of a template, and there is no balloon.
     """
 
@@ -106,6 +114,7 @@ class Host:
     root_ports: int = 8
     share_slots: int = 8
     fixed_memory: bool = False
+    journal: Journal | None = None
     ports: Pool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -151,8 +160,8 @@ class Pool:
 class DeviceKind(Generic[R]):
     """One kind of device of one VM: what is attached, and the requests that change it.
 
-    A subclass names its resources, loads the VM's document in :meth:`load`, and changes nothing if it refuses
-    a request.
+    A subclass names its resources, takes from the VM's document what it is to be (:meth:`configure`) and what
+    is attached (:meth:`load`), and changes nothing if it refuses a request.
 
     :cvar name: its name in the inventory.
     """
@@ -167,8 +176,15 @@ class DeviceKind(Generic[R]):
     def __repr__(self) -> str:
         return shown(self, "name")
 
+    def configure(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Take from the VM's document what there can be of this kind."""
+
     async def load(self, vm: VirtualMachine, devices: Devices) -> None:
         """Attach what the VM's document has of this kind."""
+
+    def restore(self, request: Request[R], place: JSON) -> None:
+        """Have a device that an earlier process has attached."""
+        raise NotImplementedError
 
     async def modify(self, request: Request[R]) -> None:
         """Carry out a request, or raise HostError and change nothing."""
@@ -187,11 +203,18 @@ class Device(Generic[M]):
     """A device that is attached, or being attached or detached.
 
     :ivar name: its name in messages, and in the inventory unless its kind has another form.
+    :ivar noted: the name of its entry in the journal; empty for none.
     """
 
     name: str
     settings: M
     busy: bool = field(default=False, init=False)
+    noted: str = field(default="", init=False)
+
+    @property
+    def device(self) -> str:
+        """The name of its device in QEMU."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return shown(self, "name")
@@ -238,6 +261,7 @@ class DeviceTable(DeviceKind[R], Generic[R, K, D]):
                 else:
                     await self.detach(request, found)
                     del self._attached[key]
+                    self._erase(found)
 
     async def _add(self, request: Request[R], key: K, device: D, found: D | None) -> None:
         if found is not None:
@@ -249,7 +273,26 @@ class DeviceTable(DeviceKind[R], Generic[R, K, D]):
             except Exception:
                 # Refused, or the VM has exited: nothing is there. After a cancellation something may be.
                 del self._attached[key]
+                self._erase(device)
                 raise
+
+    def note(self, request: Request[R], device: D, place: JSON) -> None:
+        """Note a device that is about to be attached, and where; :meth:`put_back` gets that again."""
+        if self.host.journal is not None:
+            device.noted = device.device
+            entry = {"Path": request.resource.path, "Settings": to_json(device.settings), "Place": place}
+            self.host.journal.note(device.noted, entry)
+
+    def _erase(self, device: D) -> None:
+        if self.host.journal is not None and device.noted:
+            self.host.journal.forget(device.noted)
+
+    def restore(self, request: Request[R], place: JSON) -> None:
+        """Have a device that an earlier process has attached, and noted."""
+        key, device = self.key(request), self.make(request)
+        self.put_back(request, device, place)
+        device.noted = device.device
+        self._attached[key] = device
 
     def key(self, request: Request[R]) -> K:
         """Return the key of the device that a request is about."""
@@ -261,6 +304,10 @@ class DeviceTable(DeviceKind[R], Generic[R, K, D]):
 
     async def attach(self, request: Request[R], device: D) -> None:
         """Attach a device, or raise and leave nothing of it."""
+        raise NotImplementedError
+
+    def put_back(self, request: Request[R], device: D, place: JSON) -> None:
+        """Have a device where an earlier process has put it; ``FDSets`` is what QEMU holds of its files."""
         raise NotImplementedError
 
     def update(self, request: Request[R], device: D) -> None:

@@ -31,6 +31,11 @@ class Disk(Device[Attachment]):
         self.drive = Drive(f"disk-{self.controller}-{self.lun}")
 
     @property
+    def device(self) -> str:
+        """The name of its device in QEMU."""
+        return self.drive.name
+
+    @property
     def read_only(self) -> bool:
         """Whether the guest only reads it; an ISO image is read-only."""
         return self.settings.read_only or self.settings.type == "Iso"
@@ -50,9 +55,12 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
         self._controllers: Controllers = Controllers()
         self.bases: Mapping[tuple[int, int], str] = {}
 
+    def configure(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Have the controllers of the document."""
+        self._controllers.load(devices.scsi)
+
     async def load(self, vm: VirtualMachine, devices: Devices) -> None:
         """Attach the disks of the document."""
-        self._controllers.load(devices.scsi)
         for guid, controller in devices.scsi.items():
             for lun, attachment in controller.attachments.items():
                 slot = ScsiAttachment(guid, number_of(lun, "LUN"))
@@ -78,6 +86,7 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
         if not read_only and not allowed(settings.path, self.machine.id, writable=True):
             text = f"VM {self.machine.id} has no access to {settings.path}; grant it with grant_access"
             raise request.refuse(HResult.E_ACCESSDENIED, text)
+        self.note(request, device, {})
         await attach_image(
             device.drive,
             self.machine,
@@ -92,6 +101,10 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
             base=self.bases.get((device.controller, device.lun)),
             node={"cache": {"no-flush": True}} if settings.ignore_flushes else None,
         )
+
+    def put_back(self, request: Request[ScsiAttachment], device: Disk, place: JSON) -> None:
+        """Have a disk that an earlier process has attached."""
+        device.drive.adopt(place["FDSets"])
 
     def update(self, request: Request[ScsiAttachment], device: Disk) -> None:
         """Refuse a change: HCS changes hints alone, which have no counterpart here."""

@@ -42,13 +42,18 @@ class TopologyKind(DeviceKind[Resource]):
         self.processor: VirtualMachineProcessor = VirtualMachineProcessor()
         self.size_in_mb: int = 0
 
-    async def load(self, vm: VirtualMachine, devices: Devices) -> None:
+    def configure(self, vm: VirtualMachine, devices: Devices) -> None:
         """Note the topology of the document."""
         topology = vm.compute_topology
         if topology is not None:
             self.memory = topology.memory or self.memory
             self.processor = topology.processor or self.processor
         self.size_in_mb = self.memory.size_in_mb
+
+    async def adopt(self, operation: str) -> None:
+        """Learn what an earlier process has changed."""
+        if not self.host.fixed_memory:
+            self.size_in_mb = (await self.machine.ask(operation, "query-balloon"))["actual"] // MIB
 
     async def modify(self, request: Request[Resource]) -> None:
         """Set a value."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.backends.qemu.devices.adapters import AdapterKind
+from uvm.backends.qemu.devices.journal import Journal
 from uvm.backends.qemu.devices.plan9 import Plan9Kind
 from uvm.backends.qemu.devices.refused import RefusedKind
 from uvm.backends.qemu.devices.request import DeviceKind, Host
@@ -18,10 +19,12 @@ from uvm.backends.requests.request import Request
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.devices import Devices
-from uvm.schema.requests import ModifySettingRequest, parse_resource_path
+from uvm.schema.requests import ModifySettingRequest, Resource, parse_resource_path
 from uvm.schema.system import VirtualMachine
 
 _TYPES: Final = ("Add", "Update", "Remove")
+#: Where QEMU has the devices that have names.
+_PLUGGED: Final = "/machine/peripheral"
 #: Paths that HCS knows and that nothing of uvm uses.
 _WINDOWS_ONLY: Final = re.compile(
     r"VirtualMachine/ComputeTopology/(Gpu|Processor/(IdledProcessors|CpuFrequencyPowerCap))"
@@ -67,8 +70,36 @@ class DeviceTree:
 
         :raises HostError: a device is refused; those before it are attached.
         """
+        self.configure(vm)
         for kind in self._kinds:
             await kind.load(vm, vm.devices or Devices())
+
+    def configure(self, vm: VirtualMachine) -> None:
+        """Take from the VM's document which devices there can be."""
+        for kind in self._kinds:
+            kind.configure(vm, vm.devices or Devices())
+
+    async def restore(self, vm: VirtualMachine, journal: Journal, operation: str) -> None:
+        """Have the devices that an earlier process has attached; what it was about to attach is removed.
+
+        :raises HostError: QEMU does not say what it has.
+        """
+        self.configure(vm)
+        await self.topology.adopt(operation)
+        machine = self.topology.machine
+        there = {each["name"] for each in await machine.ask(operation, "qom-list", {"path": _PLUGGED})}
+        fdsets: dict[str, list[int]] = {}
+        for each in await machine.ask(operation, "query-fdsets"):
+            for fd in each["fds"]:
+                fdsets.setdefault(str(fd.get("opaque")), []).append(each["fdset-id"])
+        for name, entry in [*journal.entries()]:
+            resource = parse_resource_path(entry["Path"])
+            assert resource is not None, "it was noted for one"
+            kind, settings = self._kind_of(resource), entry["Settings"]
+            place = {**entry["Place"], "FDSets": fdsets.get(name, [])}
+            kind.restore(Request(resource, "Add", settings), place)
+            if name not in there:
+                await kind.modify(Request(resource, "Remove", settings))
 
     async def modify(self, request: ModifySettingRequest) -> None:
         """Carry out a request, without what it asks of the guest.
@@ -81,13 +112,15 @@ class DeviceTree:
             raise HostError(f"modify {path}", HResult.HCS_E_INVALID_JSON, f"RequestType is {checked!r}")
         resource = parse_resource_path(path)
         if resource is not None:
-            kind = next(kind for kind in self._kinds if type(resource) in kind.resources)
-            await kind.modify(Request(resource, checked, request.settings))
+            await self._kind_of(resource).modify(Request(resource, checked, request.settings))
             return
         if _WINDOWS_ONLY.fullmatch(path):
             text = "QEMU has nothing of that kind"
             raise HostError(f"{checked} {path}", HResult.ERROR_NOT_SUPPORTED, text)
         raise HostError(f"{checked} {path}", HResult.E_INVALIDARG, "unknown resource path")
+
+    def _kind_of(self, resource: Resource) -> DeviceKind[Any]:
+        return next(kind for kind in self._kinds if type(resource) in kind.resources)
 
     def close(self) -> None:
         """Release what is held on the host: the VM has exited."""

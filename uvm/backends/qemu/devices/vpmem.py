@@ -36,7 +36,7 @@ from uvm.backends.requests.vpmem import (
     placed,
 )
 from uvm.hresult import HResult
-from uvm.schema.devices import Devices, VirtualPMemDevice
+from uvm.schema.devices import Devices, VirtualPMemController, VirtualPMemDevice
 from uvm.schema.json import to_json
 from uvm.schema.requests import Resource, VPMemDevice, VPMemMapping
 from uvm.schema.system import VirtualMachine
@@ -65,6 +65,11 @@ class PMem(Device[PMemImage]):
         self.drive = Drive(f"pmem-{self.number}{at}")
 
     @property
+    def device(self) -> str:
+        """The name of its device in QEMU."""
+        return self.drive.name
+
+    @property
     def key(self) -> PMemKey:
         """Where it is."""
         return self.number, self.offset
@@ -86,12 +91,14 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         self._luns = Pool(_MAPPINGS, _FIRST_MAPPING)
         self.places: Mapping[PMemKey, int] = {}
 
+    def configure(self, vm: VirtualMachine, devices: Devices) -> None:
+        """Set the limits of the controller."""
+        if devices.virtual_pmem is not None:
+            self._layout.load(devices.virtual_pmem, _FIRST_MAPPING)
+
     async def load(self, vm: VirtualMachine, devices: Devices) -> None:
-        """Set the limits of the controller, and attach the devices of the document."""
-        controller = devices.virtual_pmem
-        if controller is None:
-            return
-        self._layout.load(controller, _FIRST_MAPPING)
+        """Attach the devices of the document."""
+        controller = devices.virtual_pmem or VirtualPMemController()
         for slot, image in placed(controller.devices):
             await self.modify(Request(slot, "Add", to_json(image)))
         self.places = {}
@@ -144,6 +151,16 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         overlapped = self._layout.fit(request, device.key, size)
         if overlapped is not None:
             raise request.invalid(f"it overlaps {self._attached[overlapped]}")
+        self.note(request, device, {"LUN": device.lun, "SizeBytes": size})
+
+    def put_back(self, request: Request[PMemResource], device: PMem, place: JSON) -> None:
+        """Have a file that an earlier process has attached."""
+        device.lun = place["LUN"]
+        self._layout.reserve(device.key)
+        self._layout.fit(request, device.key, place["SizeBytes"])
+        if device.offset is not None:
+            self._luns.take(device.lun)
+        device.drive.adopt(place["FDSets"], place["SizeBytes"])
 
     async def detach(self, request: Request[PMemResource], device: PMem) -> None:
         """Detach the file of a device or a mapping."""
