@@ -197,6 +197,24 @@ def test_a_pods_directory_is_not_left(tmp_path: Path, source: str) -> None:
         _workload(tmp_path, mounts=[{"destination": "/d", "source": source}])
 
 
+@pytest.mark.parametrize("source", ["sandbox://a", "sandbox://a/b", "sandbox://a/etc/b"])
+def test_no_link_of_a_pods_directory_is_followed(tmp_path: Path, source: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "sandboxMounts").mkdir()
+    (tmp_path / "sandboxMounts" / "a").symlink_to(outside)
+    with pytest.raises(Refused, match=r"a in .*/sandboxMounts is a link"):
+        _workload(tmp_path, mounts=[{"destination": "/d", "source": source}])
+    assert [*outside.iterdir()] == []
+
+
+def test_a_file_that_a_pod_shares_is_mounted_as_one(tmp_path: Path) -> None:
+    (tmp_path / "sandboxMounts").mkdir()
+    (tmp_path / "sandboxMounts" / "file").write_text("shared")
+    spec = _workload(tmp_path, mounts=[{"destination": "/d", "source": "sandbox://file"}])
+    assert Path(_mount(spec, "/d")["source"]).read_text() == "shared"
+
+
 def test_huge_pages_are_to_be_mounted_once(tmp_path: Path) -> None:
     def asked() -> list[str]:
         spec = _spec(mounts=[{"destination": "/h", "source": "hugepages://2M/a"}])

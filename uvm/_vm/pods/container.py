@@ -20,6 +20,7 @@ Source: hcsshim ``internal/hcsoci/create.go``, ``cmd/containerd-shim-runhcs-v1/e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from attrs import define, field
@@ -34,7 +35,7 @@ from uvm._repr import brief
 from uvm._vm.pods.plan import Member, Role
 from uvm._vm.pods.resources import ContainerResources
 from uvm._vm.vm import UtilityVM
-from uvm.errors import UVMError, VMExitedError, own, together
+from uvm.errors import RefusedError, UVMError, VMExitedError, own, together
 
 
 class Members(Protocol):
@@ -177,6 +178,8 @@ class PodContainer(ProcessHost):
         if self.init is not None:
             await self.init.aclose()
         try:
+            if self.role is Role.SANDBOX and self._vm.os == "linux":
+                await self._unshare()
             if not self.resources.released:
                 await self.resources.release()
         except UVMError as error:
@@ -184,6 +187,19 @@ class PodContainer(ProcessHost):
         if errors:
             raise together(f"ending container {self.id}", errors)
         self._pod._left(self._member)
+
+    async def _unshare(self) -> None:
+        """Have a Linux guest unmount the directories that the pod shared.
+
+        They are in the bundle of the sandbox, where its scratch disk is mounted. The guest unmounts them when
+        it deletes the sandbox's state, and then refuses to remove the bundle, which is in use.
+        """
+        root = self.resources.root
+        if root is None or root._combined.released:
+            return
+        await root._combined.release()
+        with suppress(RefusedError):
+            await self.container._forget()
 
 
 async def create(vm: UtilityVM, resources: ContainerResources, member: Member, pod: Members) -> PodContainer:

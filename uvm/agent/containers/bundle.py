@@ -9,8 +9,8 @@ and mounts in directories of it::
                   /sandboxTmpfsMounts           "sandbox-tmp://", a tmpfs
                   /hugepages                    "hugepages://2M/name"
 
-A path below a pod's directory is checked to be there: it names what the pod's containers share, no other
-place.
+A path below a pod's directory is checked to be there, without links on it: it names what the pod's containers
+share, no other place.
 
 Source: hcsshim internal/guest/runtime/hcsv2 (standalone_container.go, sandbox_container.go,
 workload_container.go) and internal/guest/spec.
@@ -239,17 +239,33 @@ def _share(mount: JSON, pod_directory: str) -> list[str]:
     if place != shared and not place.startswith(f"{shared}/"):
         raise Refused(f"mount path {place} for mount {source} is not within {shared}")
     mount["source"] = place
-    made = not os.path.exists(place)
-    _make_open(place)
+    made = _make_open(shared, place.removeprefix(shared).strip("/").split("/"))
     return [place] if made and prefix == _HUGE_PAGES else []
 
 
-def _make_open(path: str) -> None:
-    """Make a directory, and those above it, that any user may write to."""
-    if not os.path.exists(path):
-        _make_open(posixpath.dirname(path))
-        os.mkdir(path)
-        os.chmod(path, 0o777)  # whatever the umask is, which is all threads'
+def _make_open(directory: str, names: list[str]) -> bool:
+    """Make directories, each in the one before, that any user may write to; return whether the last was made.
+
+    :raises Refused: one of them is a link: a container may have made it, to be shown what is elsewhere.
+    """
+    made = False
+    os.makedirs(directory, exist_ok=True)
+    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    try:
+        for name in filter(None, names):
+            with suppress(FileExistsError):
+                os.mkdir(name, dir_fd=fd)
+                made = True
+            below = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = below
+            if stat.S_ISLNK(os.fstat(fd).st_mode):
+                raise Refused(f"{name} in {directory} is a link, which a mount is not to follow")
+            if made:
+                os.chmod(f"/proc/self/fd/{fd}", 0o777)  # whatever the umask is, which is all threads'
+    finally:
+        os.close(fd)
+    return made
 
 
 def _expose_device(spec: JSON, mount: JSON) -> None:
