@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from tests.backends.loops import on_both_loops
 from tests.clocks import jumping_backends
 from uvm.backends.fake import FakeBackend
-from uvm.testing.backends import SCENARIOS, FakeHost, Rig, Scenario
+from uvm.testing.backends import FakeHost, Rig, Scenario
 
 pytestmark = pytest.mark.anyio
 
 anyio_backend = jumping_backends
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+@pytest.mark.parametrize(("anyio_backend", "scenario"), on_both_loops(), ids=str, indirect=["anyio_backend"])
 async def test_the_fake_conforms(scenario: Scenario) -> None:
     async with FakeBackend() as fake:
         host = FakeHost(fake)

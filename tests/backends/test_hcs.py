@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,21 +13,16 @@ from attrs import define, evolve, field
 from tests.backends.fake.support import host_files
 from tests.backends.hcs.harness import Host as Hosted
 from tests.backends.hcs.harness import hosted, require_double
+from tests.backends.loops import on_both_loops
 from uvm.backends.fake import FakeBackend
 from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.dlls import Library
 from uvm.hresult import HResult
-from uvm.testing.backends import SCENARIOS, Control, FakeHost, Rig, Scenario
+from uvm.testing.backends import Control, FakeHost, Rig, Scenario
 
-#: The other loop in CI alone, with the one fault that depends on when a loop wakes a task.
-TRIO = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
-ON_ONE_LOOP = re.compile("any_call_of_.*(?<!is_cancelled_with_the_answer)")
-CASES = [
-    (loop, scenario)
-    for loop in ("asyncio", "trio")
-    for scenario in SCENARIOS
-    if loop == "asyncio" or (TRIO and not ON_ONE_LOOP.fullmatch(scenario.name))
-]
+#: Both loops in CI, one of them elsewhere.
+LOOPS = ("asyncio", "trio") if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else ("asyncio",)
+CASES = [(loop, scenario) for loop, scenario in on_both_loops() if loop in LOOPS]
 
 pytestmark = pytest.mark.anyio
 

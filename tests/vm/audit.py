@@ -195,7 +195,7 @@ def _check_devices(run: Running) -> None:
     assert orphans <= there
     in_part = [entry for each in snapshots.values() for entry in each.entries if entry.remaining]
     unsure = str([in_part, *(each.quarantined for each in snapshots.values())]).casefold()
-    created = machine.document["VirtualMachine"]["Devices"]
+    created, on_host = machine.document["VirtualMachine"]["Devices"], machine.tree.inventory()
     for kind, (part, name, attribute) in _ON_HOST.items():
         rows = {_EVD.sub("", str(getattr(row, attribute))).casefold(): row for row in getattr(said, kind)}
         rows.pop("", None)  # an adapter in the guest alone
@@ -203,7 +203,7 @@ def _check_devices(run: Running) -> None:
         if vm.is_clone:
             # What its template had is not only there, but attached.
             booted -= rows.keys()
-        differ = ({*_named(machine.tree.inventory().get(part), name)} - booted) ^ rows.keys()
+        differ = ({*_named(on_host.get(part), name)} - booted) ^ rows.keys()
         # Of an orphan, only what is in the guest may be left.
         differ -= {each for each, row in rows.items() if row.orphaned}
         assert {each for each in differ if repr(each)[1:-1] not in unsure} == set(), kind
@@ -242,7 +242,7 @@ def _check_allocators(run: Running) -> None:
         for (ledger, driver), (_, other) in zip(bus._drivers(), getattr(fresh, name)._drivers(), strict=True):
             taken = [*driver.ledger, *driver.ledger.quarantined]
             assert len(taken) == len({each.slot for each in taken}), (name, ledger)
-            device = deepcopy(driver.ledger.device)
+            device = deepcopy(driver.ledger.device) if taken else driver.ledger.device
             for each in taken:
                 device.vacate(each.key, each.slot)
             # Names from counters are used once.

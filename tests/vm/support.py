@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cached_property
+from copy import copy
+from functools import cache, cached_property
 from typing import Any
 
 import sniffio
@@ -64,8 +65,8 @@ PCI = "VirtualMachine/Devices/VirtualPci/*"
 PIPES = "VirtualMachine/Devices/MappedPipes/*"
 
 
-def host_backend(**settings: Any) -> FakeBackend:
-    """A host with boot files, disks, layers, directories, and a network namespace with two endpoints."""
+@cache
+def _host_files() -> FakeFiles:
     files = FakeFiles()
     for name in ("vmlinux", "kernel", "initrd.img"):
         files.add(rf"C:\boot\{name}", size=MIB)
@@ -77,6 +78,14 @@ def host_backend(**settings: Any) -> FakeBackend:
     for path in (FILE, OTHER_FILE):
         files.add(path, size=1)
     files.add_directory(OTHER_SHARED)
+    return files
+
+
+def host_backend(**settings: Any) -> FakeBackend:
+    """A host with boot files, disks, layers, directories, and a network namespace with two endpoints."""
+    files = FakeFiles()
+    # Thousands of hosts are made.
+    files._nodes.update((key, copy(node)) for key, node in _host_files()._nodes.items())
     backend = FakeBackend(files=files, **{"checks": Checks(access="writable"), **settings})
     backend.network.add_namespace({"ID": NAMESPACE})
     for index, endpoint in enumerate((ENDPOINT, OTHER_ENDPOINT)):

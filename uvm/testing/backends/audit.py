@@ -55,6 +55,8 @@ def audit(vm: UtilityVM, machine: FakeVM) -> Audit:
     doubtful: set[str] = set()
     withheld: set[str] = set()
     for _, driver in reversed([*vm._drivers()]):
+        if not (driver.ledger or driver.ledger.quarantined):
+            continue
         # Steps may leave a trace in the device.
         device = deepcopy(driver.ledger.device)
         # What is left of a device may be at a guest path that another has now.
