@@ -15,7 +15,7 @@ from tests.backends.qemu.muxes import linked
 from tests.wire.muxes import Pair
 from uvm._wire.channels import MAX_WINDOW
 from uvm._wire.mux import Mux, MuxError
-from uvm._wire.muxframes import FrameKind
+from uvm._wire.muxframes import HEADER_SIZE, FrameKind
 from uvm.backends.qemu.muxlink import BACKLOG, MuxLink, MuxStream
 from uvm.errors import HostError
 
@@ -296,9 +296,16 @@ async def test_the_connections_of_an_earlier_process_wait_until_they_are_listene
         assert stream.lost == 0
 
 
-async def test_the_connections_that_a_clone_has_of_its_template_are_closed() -> None:
+@pytest.mark.parametrize("cut", [0, 1, HEADER_SIZE, 500])
+async def test_the_connections_that_a_clone_has_of_its_template_are_closed(cut: int) -> None:
     template = Pair(9)
-    channel, _ = template.open(9)
+    channel, sender = template.open(9)
+    # It was saved in the middle of a frame, of each end.
+    template.host.mux.send(sender, b"x" * 1000)
+    template.host.write(cut)
+    template.guest.receive(bytes(template.host.pipe))
+    template.guest.mux.send(channel, b"y" * 1000)
+    template.guest.write(cut)
     channel.owner = Mock()
     async with linked(template.guest.mux, adopts=False) as links:
         # A later process has its streams at the same port.
