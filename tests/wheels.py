@@ -1,7 +1,7 @@
 """Build the sdist and the wheel, and try the wheel in empty environments: ``python -m tests.wheels``.
 
-It is tried on each supported version of Python that this machine has, outside of the checkout: ``doctor --backend
-fake``, and the program of the README.
+It is tried on each supported version of Python that this machine has, outside of the checkout: with ``doctor
+--backend fake``, and the program of the README.
 """
 
 from __future__ import annotations
