@@ -63,30 +63,26 @@ def settings(run: Running, request_type: str) -> dict[str, Any]:
     return found
 
 
-async def test_the_disks_are_attached_in_order_and_the_guest_mounts_them_as_one_volume() -> None:
+async def test_the_disks_are_attached_at_once_and_the_guest_mounts_them_as_one_volume() -> None:
     async with running(wcow()) as run:
         prepared(run)
         lease = await run.vm.block_cims.mount(TWO, container_id="c1")
-        assert asked(run) == [
-            ("host", "Add", MERGED),
-            ("host", "Add", OTHER_LAYER),
-            ("host", "Add", LAYER),
-            ("guest", "Add", CIMS),
-        ]
+        disks, paths = asked(run)[:3], (MERGED, OTHER_LAYER, LAYER)
+        assert {*disks} == {("host", "Add", path) for path in paths}
+        assert asked(run)[3:] == [("guest", "Add", CIMS)]
+        attached = {disk.host_path: disk.lun for disk in run.vm.scsi.disks}
+        luns = [attached[path] for path in paths]
         assert settings(run, "Add") == {
             "BlockCIMs": [
-                {"CimName": "merged.cim", "Lun": 1},
-                {"CimName": "top.cim", "Lun": 2},
-                {"CimName": "base.cim", "Lun": 3},
+                {"CimName": f"{name}.cim", "Lun": lun}
+                for name, lun in zip(("merged", "top", "base"), luns, strict=True)
             ],
             "VolumeGUID": lease.volume_guid,
             "MountFlags": 16,
             "ContainerID": "c1",
         }
         assert lease.guest_path == f"\\\\?\\Volume{{{lease.volume_guid}}}\\"
-        assert [(disk.host_path, disk.read_only, disk.mounts) for disk in run.vm.scsi.disks] == [
-            (path, True, ()) for path in (MERGED, OTHER_LAYER, LAYER)
-        ]
+        assert all(disk.read_only and disk.mounts == () for disk in run.vm.scsi.disks)
         names = ("merged.cim", "top.cim", "base.cim")
         volume = uvm.BlockCIMVolume(lease.volume_guid, lease.guest_path, names, 1)
         assert (run.vm.block_cims.volumes, run.vm.devices().block_cims) == ((volume,), (volume,))
@@ -96,7 +92,7 @@ async def test_the_disks_are_attached_in_order_and_the_guest_mounts_them_as_one_
         await lease.release()
         assert settings(run, "Remove") == {"VolumeGUID": lease.volume_guid}
         removed = [f"{e.to} {e.call.resource.rpartition('/')[2]}" for e in run.sent("host", "guest")]
-        assert removed == [f"guest {CIMS}", "host 3", "host 2", "host 1"]
+        assert removed == [f"guest {CIMS}", *(f"host {lun}" for lun in reversed(luns))]
         assert (lease.state, run.vm.block_cims.volumes, run.vm.scsi.disks) == (uvm.LeaseState.GONE, (), ())
         with pytest.raises(AlreadyReleasedError):
             await lease.release()
@@ -245,7 +241,7 @@ async def test_a_root_on_block_cims_is_combined_by_unionfs_and_released_in_rever
         await root.release()
         released = [e.call.resource.rpartition("/")[2] for e in run.sent("host", "guest")]
         assert released[0] == "CombinedLayers"
-        assert released.index(CIMS) < released.index("3") < released.index("1")
+        assert released.index(CIMS) < min(released.index(lun) for lun in "123")
         assert run.vm.devices().disks == ()
         check_at_rest(run)
 

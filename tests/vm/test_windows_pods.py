@@ -521,3 +521,38 @@ async def test_an_end_that_is_disturbed_at_any_request_goes_on_or_is_reported(ho
             check_at_rest(run)
             assert run.vm.orphans == (), point
             assert how == "lose" or run.vm.devices() == before, point
+
+
+async def test_a_confidential_container_runs_on_its_images() -> None:
+    backend = prepared()
+    for name in (r"C:\images\os.vhd", r"C:\images\boot.vhd", r"C:\vm\sandbox.vhdx", r"C:\vm\state.vmgs"):
+        backend.files.add(name, size=MIB)
+    options = wcow(
+        boot_files=uvm.BlockCIMBootFiles.of_layer(r"C:\images\os.vhd", r"C:\vm"),
+        security_policy_enabled=True,
+        guest_state_file=r"C:\vm\state.vmgs",
+        bundle_directory=r"C:\bundle",
+    )
+    layer = uvm.BlockCIMLayer([uvm.BlockCIM(LAYER, "app.cim")])
+    spec = {
+        "ociVersion": "1.1.0",
+        "process": {"args": ["echo", "hello"]},
+        "mounts": [{"source": "sandbox://a", "destination": "C:\\a"}],
+    }
+    async with uvm.Pod.create(options, backend=backend) as pod:
+        run = Running(pod.vm, backend)
+        async with pod.run_container(spec, [layer], SCRATCH, id="c1") as container:
+            assert container.init is not None
+            assert (await container.init.communicate()).stdout == b"hello\n"
+            (created,) = [
+                json.loads(e.document["ContainerConfig"])
+                for e in backend.request_log
+                if e.call.operation == "create" and e.document.get("ContainerId") == "c1"
+            ]
+            (root,) = pod.vm.layers.roots
+            assert created["Spec"] == {**spec, "root": {"path": root.root}}
+            assert "Container" in created["CWCOWHostedSystem"]
+            # The guest makes the directory.
+            assert started(run, NULL_GUID) == []
+            check_at_rest(run)
+    assert backend.leftovers() == []

@@ -10,6 +10,7 @@ import pytest
 
 from tests.backends.fake.support import (
     JSON,
+    LAYER,
     SHARED,
     add,
     disk,
@@ -185,6 +186,10 @@ async def test_the_one_layer_of_a_confidential_container_is_a_volume_of_block_ci
         await connection.modify(
             to_guest("MappedVirtualDiskForContainerScratch", "Add", ContainerPath=r"C:\c1", Lun=0)
         )
+        await system.modify(add(slot(1), disk(LAYER, ReadOnly=True)))
+        volume = {"VolumeGUID": "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11", "MountFlags": 16}
+        cims = [{"CimName": "a.cim", "Lun": 1}]
+        await connection.modify(to_guest("WCOWBlockCims", "Add", BlockCIMs=cims, **volume))
         layers = {"ContainerRootPath": r"C:\c1", "Layers": [{"Path": path} for path in paths]}
         request = to_guest("CWCOWCombinedLayers", "Add", ContainerID="c1", CombinedLayers=layers)
         if text:
