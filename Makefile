@@ -84,6 +84,10 @@ types: $(DEV) ## mypy --strict, of the examples as well, and pyright on the comp
 bench: $(DEV) ## the table of measured figures
 	@$(PY) -m tests.bench
 
+.PHONY: bench-qemu
+bench-qemu: $(DEV) ## measure real VMs for docs/performance.md, in about five minutes; needs an idle machine
+	@$(PY) -m tests.qemu --run -m tests.bench.report qemu
+
 .PHONY: figures
 figures: $(DEV) ## measure the tables of docs/performance.md, in about an hour; needs valgrind and an idle machine
 	@$(PY) -m tests.bench.report

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -64,7 +64,8 @@ class Outcome:
     longest_turn_seconds: float = 0.0
 
 
-async def _play(loop: str, directory: Path) -> dict[str, Any]:
+async def play(directory: Path, faults: Iterable[str] = (*ENDING, *ENDLESS)) -> dict[str, Any]:
+    """Have one guest after the other turn hostile, and return what came of it."""
     async with (
         backend_of(directory, image=IMAGE) as backend,
         running_vm(backend, template=True) as original,
@@ -74,7 +75,7 @@ async def _play(loop: str, directory: Path) -> dict[str, Any]:
             pids = [process_of(backend, neighbour)]
             await _work(neighbour)
             outcomes = {}
-            for fault in (*ENDING, *ENDLESS):
+            for fault in faults:
                 async with _clone(backend, template) as vm:
                     pids.append(process_of(backend, vm))
                     await _work(vm, 1)
@@ -168,7 +169,7 @@ def _forget_peak() -> int:
 def main() -> None:
     """Play all faults on an event loop, and print what came of them."""
     loop, directory = sys.argv[1:]
-    print(json.dumps(anyio.run(_play, loop, Path(directory), backend=loop)))
+    print(json.dumps(anyio.run(play, Path(directory), backend=loop)))
 
 
 if __name__ == "__main__":

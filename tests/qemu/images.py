@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.qemu.roots import PROGRAMS
 
 MIB = 1 << 20
 #: No file system of ext4 with a journal is smaller.
@@ -30,6 +33,18 @@ def converted(path: Path, size_bytes: int, image_format: str, *options: str) -> 
     run("qemu-img", "convert", "-f", "raw", "-O", image_format, *options, raw, path)
     raw.unlink()
     return path
+
+
+def busybox_layer(directory: Path) -> Path:
+    """Make a layer with a shell and its tools."""
+    root = directory / "root"
+    for name in ("bin", "proc", "dev", "etc", "sys", "tmp"):
+        (root / name).mkdir(parents=True)
+    (root / "etc" / "passwd").write_text("root:x:0:0::/:/bin/sh\nweb:x:33:44::/:/bin/sh\n")
+    shutil.copy(shutil.which("busybox") or "", root / "bin" / "busybox")
+    for name in PROGRAMS.split():
+        (root / "bin" / name).symlink_to("busybox")
+    return ext4(directory / "layer.raw", 16 * MIB, root)
 
 
 #: Makes an image of a size, by the suffix of its name.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import pytest
 
 import uvm
 from tests.guestsuite.guests import MOUNTS, NAMESPACES, PATH
-from tests.qemu.images import ext4
-from tests.qemu.roots import PROGRAMS
+from tests.qemu.images import busybox_layer, ext4
 from tests.qemu.vms import backend_of, running_vm
 
 pytestmark = pytest.mark.anyio
@@ -26,15 +24,7 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A layer with a shell and its tools."""
-    directory = tmp_path_factory.mktemp("layer")
-    root = directory / "root"
-    for name in ("bin", "proc", "dev", "etc", "sys", "tmp"):
-        (root / name).mkdir(parents=True)
-    (root / "etc" / "passwd").write_text("root:x:0:0::/:/bin/sh\nweb:x:33:44::/:/bin/sh\n")
-    shutil.copy(shutil.which("busybox") or "", root / "bin" / "busybox")
-    for name in PROGRAMS.split():
-        (root / "bin" / name).symlink_to("busybox")
-    return ext4(directory / "layer.raw", 16 * MIB, root)
+    return busybox_layer(tmp_path_factory.mktemp("layer"))
 
 
 @pytest.fixture(scope="module")
