@@ -15,7 +15,7 @@ from typing import Final
 
 from uvm.backends.qemu.availability import availability
 from uvm.backends.qemu.guestimage import ImageOptions, build
-from uvm.backends.qemu.guestimage.cache import default_cache
+from uvm.backends.qemu.guestimage.cache import Cache, default_cache
 from uvm.backends.qemu.guestimage.fetch import fetch_kernel
 from uvm.backends.qemu.guestimage.selection import select
 from uvm.errors import NotSupportedError, UVMError
@@ -35,11 +35,17 @@ PROGRAMS: Final = {
     "mkfs.xfs": "xfsprogs",
     "mkfs.erofs": "erofs-utils",
     "veritysetup": "cryptsetup-bin",
+    # Ubuntu packs its modules so.
+    "zstd": "zstd",
 }
 
 
 class SetupError(Exception):
     """Real VMs cannot be run here; the message says what is missing or went wrong."""
+
+
+class ImpossibleError(SetupError):
+    """What real VMs take is not on this machine, and cannot be installed by the user who runs this."""
 
 
 def environment() -> dict[str, str]:
@@ -57,15 +63,15 @@ def set_up() -> None:
     os.environ |= environment()
     if sys.platform != "linux" or platform.machine() != "x86_64":
         here = f"{sys.platform} on {platform.machine()}"
-        raise SetupError(f"VMs with QEMU need Linux on x86_64, and this is {here}")
+        raise ImpossibleError(f"VMs with QEMU need Linux on x86_64, and this is {here}")
     _install([package for program, package in PROGRAMS.items() if not shutil.which(program)])
     cache = default_cache()
-    cache.prepare()
     try:
+        cache.prepare()
         try:
             select(ImageOptions(), cache.downloads)
         except NotSupportedError:
-            fetch_kernel(cache, platform.machine(), _say)
+            _fetch_kernel(cache)
         build(ImageOptions(), _say)
     except UVMError as error:
         raise SetupError(str(error)) from error
@@ -73,21 +79,38 @@ def set_up() -> None:
         raise SetupError("; ".join(problems))
 
 
+def _fetch_kernel(cache: Cache) -> None:
+    try:
+        fetch_kernel(cache, platform.machine(), _say)
+    except NotSupportedError:
+        # Images of containers have no lists of packages.
+        _run([*_apt("a kernel"), "update"], check=False)
+        fetch_kernel(cache, platform.machine(), _say)
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+def _apt(wanted: str) -> list[str]:
+    """Return what a command of apt-get as root begins with.
+
+    :param wanted: what it is for.
+    :raises ImpossibleError: there is no apt-get, or this user cannot be root.
+    """
+    if not shutil.which("apt-get"):
+        raise ImpossibleError(f"{wanted} (named as in Debian): there is no apt-get to install that with")
+    root = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
+    if root and subprocess.run([*root, "true"], check=False, capture_output=True).returncode:
+        raise ImpossibleError(f"{wanted}: to be installed as root, which this user cannot be")
+    return [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--yes"]
 
 
 def _install(packages: list[str]) -> None:
     if not packages:
         return
-    wanted = f"make test-qemu needs {' '.join(packages)}"
-    if not shutil.which("apt-get"):
-        raise SetupError(f"{wanted} (named as in Debian), and there is no apt-get to install them with")
-    root = [] if os.geteuid() == 0 else [shutil.which("sudo") or ""]
-    if root == [""]:
-        raise SetupError(f"{wanted}; as root: apt-get install {' '.join(packages)}")
+    apt = _apt(f"missing: {' '.join(packages)}")
     _say(f"installing {' '.join(packages)}")
-    apt = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--yes"]
     # A source that fails need not be the one that has them.
     _run([*apt, "update"], check=False)
     _run([*apt, "install", "--no-install-recommends", *packages])

@@ -1,0 +1,87 @@
+"""What ``make test-qemu`` does on a machine that has not what real VMs take. These tests boot none."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.qemu import __main__ as run
+from tests.qemu import setup
+from uvm.backends.qemu.guestimage.cache import default_cache
+from uvm.errors import NotSupportedError
+
+
+@pytest.fixture(autouse=True)
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine that has no program but those put into the directory that is returned."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setattr(setup, "environment", lambda: {"PATH": str(programs)})
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    return programs
+
+
+def program(directory: Path, name: str, script: str) -> None:
+    """Put a program there."""
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_another_machine_runs_nothing_says_so_and_fails_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert run.main([]) == 0
+    assert "NOTHING WAS RUN, no real VM was tested: VMs with QEMU need Linux" in capsys.readouterr().err
+    # A demo that shows nothing has failed.
+    assert run.main(["--run", "examples/qemu_demo.py"]) == 1
+
+
+def test_without_apt_get_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main([]) == 0
+    assert "missing: qemu-system-x86 qemu-utils busybox-static" in capsys.readouterr().err
+
+
+def test_a_user_who_cannot_be_root_installs_nothing(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program(bare, "apt-get", ": > $0.called")
+    program(bare, "sudo", "exit 1")
+    assert run.main([]) == 0
+    assert "to be installed as root" in capsys.readouterr().err
+    assert not (bare / "apt-get.called").exists()
+
+
+def test_an_installation_that_fails_fails_the_run_with_what_was_said(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(setup, "PROGRAMS", {"qemu": "qemu-system-x86"})
+    (bare / "env").symlink_to(shutil.which("env", path=os.defpath) or "")
+    program(bare, "apt-get", 'echo "E: no such $*"; exit 100')
+    assert run.main([]) == 1
+    asked = "--quiet --yes install --no-install-recommends qemu-system-x86"
+    assert f"E: no such {asked}" in capsys.readouterr().err
+
+
+def test_a_kernel_is_fetched_again_once_the_lists_of_packages_are_there(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    def fetch(*_: object) -> None:
+        fetched.append("updated" if (bare / "updated").exists() else "nothing is known")
+        if fetched[-1] != "updated":
+            raise NotSupportedError("apt-get knows no kernel")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(setup, "fetch_kernel", fetch)
+    (bare / "env").symlink_to(shutil.which("env", path=os.defpath) or "")
+    program(bare, "apt-get", f": > {bare}/updated")
+    setup._fetch_kernel(default_cache())
+    assert fetched == ["nothing is known", "updated"]
