@@ -241,7 +241,7 @@ def test_a_reader_who_leaves_early_gets_no_traceback(pod_file: Callable[[str], P
 
 
 def test_what_the_documentation_shows_runs(run: Run, pod_file: Callable[[str], Path]) -> None:
-    text = ROOT.joinpath("docs", "pods.md").read_text("utf-8")
+    text = ROOT.joinpath("docs", "pod-files.md").read_text("utf-8")
     [example] = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     assert run("pod", pod_file(example)).status == 0
 

@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         "pod",
         help="run the pod that a TOML file describes",
         description="Create a VM, attach all that the file describes, show it, and detach it all again, "
-        "printing each request. Edit the file as you like: docs/pods.md describes it, and docs/examples has "
+        "printing each request. Edit the file as you like: docs/pod-files.md describes it, and docs/examples has "
         "one for each guest.",
     )
     pod.add_argument("file", type=Path, metavar="FILE", help="for instance docs/examples/lcow-pod.toml")
