@@ -285,6 +285,20 @@ def test_dumps_of_processes_go_where_the_container_or_its_vm_says() -> None:
     assert of_vm["RegistryChanges"]["AddValues"] == values("C:\\d\\c1", 2, 10)
 
 
+def test_registry_values_of_a_container_are_those_of_its_annotation() -> None:
+    name = "io.microsoft.container.wcow.test-registry-annotation"
+    key = {"Hive": "Software", "Name": "x"}
+    value = {"Key": key, "Name": "v", "Type": "DWord", "DWordValue": 1}
+    made = document({"annotations": {name: json.dumps([value])}})["Container"]
+    assert made["RegistryChanges"]["AddValues"] == [WAITS, value]
+
+
+def test_without_a_directory_of_its_own_a_container_has_no_dumps() -> None:
+    annotations = {"io.microsoft.container.processdumplocation": ""}
+    made = document({"annotations": annotations}, dumps="C:\\d")["Container"]
+    assert made["RegistryChanges"]["AddValues"] == [WAITS]
+
+
 def test_a_host_process_container_may_have_its_root_elsewhere() -> None:
     annotations = {
         "microsoft.com/hostprocess-container": "true",
@@ -360,7 +374,7 @@ BAD: list[tuple[dict[str, Any], type[UVMError], str]] = [
     (windows(cpu={"affinity": [{"mask": 1}]}), NotSupportedError, "affinity"),
     (windows(memory={"limit": 5}), OptionsError, "1 MiB, at least"),
     (windows(storage={"bps": 1 << 40}), OptionsError, "bps and iops"),
-    (annotated(processor__count="many"), OptionsError, "processor.count must be"),
+    (annotated(processor__count="many"), OptionsError, "processor.count: it is a whole number"),
     ({"windows": {"network": {"DNSSearchList": "a"}}}, OptionsError, "no list"),
     ({"annotations": {"io.microsoft.container.wcow.deviceextensions": "x"}}, NotSupportedError, "extensions"),
     ({"hostname": 3}, OptionsError, "hostname"),
@@ -384,8 +398,9 @@ async def test_a_specification_that_cannot_work_has_nothing_attached(
     [
         ({"microsoft.com/hostprocess-rootfs-location": "C:\\windows\\x"}, "in no directory of the VM"),
         ({"microsoft.com/hostprocess-rootfs-location": "\\\\a\\b"}, "in no directory of the VM"),
-        ({"io.microsoft.wcow.processdumptype": "huge"}, "mini or full, not 'huge'"),
-        ({"io.microsoft.wcow.processdumpcount": "0"}, "a number from 1"),
+        ({"io.microsoft.wcow.processdumptype": "huge"}, "'mini' or 'full', not 'huge'"),
+        ({"io.microsoft.wcow.processdumpcount": "0"}, "a whole number from 1"),
+        ({"io.microsoft.disable-unsafe-operations": "true"}, "are both true"),
     ],
 )
 def test_an_annotation_that_cannot_be_is_refused(annotations: dict[str, str], problem: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import asdict
 
@@ -13,9 +13,13 @@ from uvm._names import guid_key, pipe_path
 from uvm.backend import JSON, HostInfo
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.options import HvSocketService, LCOWOptions, Options, decode_policy
+from uvm.schema import common as schema
 from uvm.schema import devices, system
 from uvm.schema.common import V21H1, V25H1_SERVER, StorageQoS, Version
 from uvm.schema.json import to_json
+
+if TYPE_CHECKING:
+    from uvm.options import RegistryValue
 
 #: SDDL: full access for SYSTEM and the administrators alone.
 SYSTEM_AND_ADMINISTRATORS = "D:P(A;;FA;;;SY)(A;;FA;;;BA)"
@@ -151,6 +155,13 @@ def add_service(table: dict[str, devices.HvSocketServiceConfig], service_id: str
         bind_security_descriptor=binds,
         connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
     )
+
+
+def registry_value(value: RegistryValue) -> schema.RegistryValue:
+    """Return a registry value of a document."""
+    values = asdict(value)
+    hive, name, volatile = (values.pop(each) for each in ("hive", "key", "volatile"))
+    return schema.RegistryValue(key=schema.RegistryKey(hive=hive, name=name, volatile=volatile), **values)
 
 
 def add_consoles(vm_devices: devices.Devices, options: Options, host: HostInfo) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import ntpath
 
-from attrs import asdict, evolve, frozen
+from attrs import evolve, frozen
 
 from uvm._document.common import (
     SECURE_BOOT_TEMPLATE,
@@ -15,6 +15,7 @@ from uvm._document.common import (
     finish,
     hvsocket_services,
     launch_data,
+    registry_value,
     topology,
 )
 from uvm._document.confidential import default_files, with_default_files
@@ -24,7 +25,7 @@ from uvm._document.plan import CopyFile, CreationPlan, GrantAccess, MakeDirector
 from uvm._names import host_path
 from uvm._wire.ports import WINDOWS_LOG_SERVICE
 from uvm.backend import HostInfo
-from uvm.options import BlockCIMBootFiles, LayerBootFiles, RegistryValue, VmbFSBootFiles, WCOWOptions
+from uvm.options import BlockCIMBootFiles, LayerBootFiles, VmbFSBootFiles, WCOWOptions
 from uvm.schema import common as schema
 from uvm.schema import devices, system
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
@@ -163,13 +164,7 @@ def _registry_values(options: WCOWOptions) -> list[schema.RegistryValue]:
     if not options.disable_compartment_namespace:
         gns = "CurrentControlSet\\Services\\gns"
         values.append(_dword("System", gns, "EnableCompartmentNamespace", 1))
-    return values + [_registry_value(value) for value in options.registry_values]
-
-
-def _registry_value(value: RegistryValue) -> schema.RegistryValue:
-    values = asdict(value)
-    hive, name, volatile = (values.pop(each) for each in ("hive", "key", "volatile"))
-    return schema.RegistryValue(key=schema.RegistryKey(hive=hive, name=name, volatile=volatile), **values)
+    return values + [registry_value(value) for value in options.registry_values]
 
 
 def _dword(hive: str, key: str, name: str, value: int) -> schema.RegistryValue:

@@ -63,7 +63,7 @@ class ContainerAnnotations:
 
 
 def _dump_type(text: str) -> int:
-    return _DUMP_TYPES[values.choice("mini", "full", "")(text) or "full"]
+    return _DUMP_TYPES[values.choice(*_DUMP_TYPES)(text or "full")]
 
 
 def _dump_count(text: str) -> int:
@@ -71,6 +71,8 @@ def _dump_count(text: str) -> int:
 
 
 _CONTAINER: Final = "io.microsoft.container."
+DEVICE_EXTENSIONS: Final = f"{_CONTAINER}wcow.deviceextensions"
+HOST_PROCESS_ROOT: Final = "microsoft.com/hostprocess-rootfs-location"
 #: By annotation, the field that it sets.
 OF_CONTAINERS: Final[dict[str, tuple[str, Reader]]] = {
     f"{_CONTAINER}memory.sizeinmb": ("memory_mb", values.u64),
@@ -83,11 +85,11 @@ OF_CONTAINERS: Final[dict[str, tuple[str, Reader]]] = {
     "io.microsoft.wcow.processdumptype": ("process_dump_type", _dump_type),
     "io.microsoft.wcow.processdumpcount": ("process_dump_count", _dump_count),
     f"{_CONTAINER}wcow.test-registry-annotation": ("registry_values", values.registry_values),
-    f"{_CONTAINER}wcow.deviceextensions": ("device_extensions", values.names),
+    DEVICE_EXTENSIONS: ("device_extensions", values.names),
     DISABLE_GMSA: ("disable_gmsa", values.flag),
     HOST_PROCESS: ("host_process", values.flag),
     "microsoft.com/hostprocess-inherit-user": ("inherit_user", values.flag),
-    "microsoft.com/hostprocess-rootfs-location": ("host_process_root", values.text),
+    HOST_PROCESS_ROOT: ("host_process_root", values.text),
 }
 
 

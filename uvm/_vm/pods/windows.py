@@ -32,6 +32,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from uvm._checks import whole
+from uvm._document.common import registry_value
 from uvm._guest.resources import read_resources
 from uvm._guest.specs import Command, check_text, check_writable
 from uvm._names import guest_path, guest_path_key, is_at_or_under, pipe_path
@@ -60,6 +61,8 @@ from uvm.backend import JSON
 from uvm.devices.scsi import DiskType, Mount, parse_evd
 from uvm.devices.vpci import PCI_ID_TYPES
 from uvm.errors import NotSupportedError, OptionsError
+from uvm.options import ContainerAnnotations, container_annotations
+from uvm.options.containerannotations import DEVICE_EXTENSIONS, HOST_PROCESS_ROOT
 from uvm.schema import container as schema
 from uvm.schema.common import (
     MIB,
@@ -77,27 +80,12 @@ _SANDBOX_MOUNTS: Final = "C:\\SandboxMounts"
 _NOT_A_NAME: Final = re.compile(r'["%&<>^|!*?:\x00-\x1f]')
 _I32: Final = (1 << 31) - 1
 
-# Annotations (hcsshim ``pkg/annotations``).
-_COUNT = "io.microsoft.container.processor.count"
-_LIMIT = "io.microsoft.container.processor.limit"
-_WEIGHT = "io.microsoft.container.processor.weight"
-_MEMORY = "io.microsoft.container.memory.sizeinmb"
-_BANDWIDTH = "io.microsoft.container.storage.qos.bandwidthmaximum"
-_IOPS = "io.microsoft.container.storage.qos.iopsmaximum"
-_DUMPS = "io.microsoft.container.processdumplocation"
-_DUMP_TYPE = "io.microsoft.wcow.processdumptype"
-_DUMP_COUNT = "io.microsoft.wcow.processdumpcount"
-_HOST_PROCESS = "microsoft.com/hostprocess-container"
-_HOST_PROCESS_ROOT = "microsoft.com/hostprocess-rootfs-location"
-_DEVICE_EXTENSIONS = "io.microsoft.container.wcow.deviceextensions"
-
 #: The types of ids of devices that are in the document as they are, and the field of each.
 _NAMED_DEVICES: Final = {
     "class": "interface_class_guid",
     "vpci-class-guid": "interface_class_guid",
     "vpci-location-path": "location_path",
 }
-_DUMP_TYPES: Final = {"mini": 1, "full": 2}
 _LOCAL_DUMPS: Final = "Microsoft\\Windows\\Windows Error Reporting\\LocalDumps"
 #: Where the file system of a host process container must not be (hcsshim ``internal/ospath``).
 _OF_THE_VM: Final = ("C:\\Windows", "C:\\mounts", "C:\\EFI", _SANDBOX_MOUNTS)
@@ -134,6 +122,7 @@ class WindowsPlan:
     sources: dict[int, str]
     devices: dict[int, LocatedDevice]
     init: Command | None
+    annotations: ContainerAnnotations
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
@@ -144,23 +133,23 @@ class WindowsPlan:
         """Return the document of the container; in a confidential VM its specification as well."""
         sources = {**self.sources, **dict(zip(self.attached, places, strict=False))}
         located = dict(zip(self.devices, places[len(self.attached) :], strict=True))
-        annotations = part(self.spec, "annotations")
+        annotations = self.annotations
         made = schema.Container(
             storage=schema.Storage(
                 path=root.path,
                 layers=[Layer(id=id, path=path) for id, path in root.layers],
-                qos=_qos(self.spec),
+                qos=_qos(self.spec, annotations),
                 privileged_container_root_path=_host_process_root(annotations),
             ),
             guest_os=schema.GuestOs(host_name=self.spec["hostname"]) if self.spec.get("hostname") else None,
-            processor=_processor(self.spec, self.facts.processors),
-            memory=_memory(self.spec),
+            processor=_processor(self.spec, annotations, self.facts.processors),
+            memory=_memory(self.spec, annotations),
             networking=_networking(self.spec, self.member),
             mapped_directories=self._directories(sources),
             mapped_pipes=self._pipes(sources),
             registry_changes=RegistryChanges(add_values=_registry(annotations, self.facts, self.member.id)),
             assigned_devices=_assigned(self.spec, located),
-            isolation_type="HostProcess" if annotations.get(_HOST_PROCESS) == "true" else "",
+            isolation_type="HostProcess" if annotations.host_process else "",
         )
         hosted = schema.HostedSystem(schema_version=Version(major=2, minor=1), container=made)
         if not self.facts.confidential:
@@ -206,14 +195,15 @@ def plan(spec: Mapping[str, Any], member: Member, facts: VMFacts) -> WindowsPlan
         else:
             attached[mount.index] = wanted
     devices, init = _devices(own, facts), _init(part(own, "process"))
-    made = WindowsPlan(own, member, facts, mounts, attached, sources, devices, init)
-    _check(own)
+    annotations = container_annotations(part(own, "annotations"))
+    made = WindowsPlan(own, member, facts, mounts, attached, sources, devices, init, annotations)
+    _check(own, annotations)
     # What cannot be in a document is refused before anything is attached.
     made.document([""] * len(made.attachments), GuestRoot(""))
     return made
 
 
-def _check(spec: JSON) -> None:
+def _check(spec: JSON, annotations: ContainerAnnotations) -> None:
     if part(spec, "root").get("readonly"):
         raise OptionsError("root.readonly of the specification: a Windows container's root is writable")
     if part(spec, "windows").get("credentialSpec"):
@@ -221,8 +211,8 @@ def _check(spec: JSON) -> None:
             "windows.credentialSpec of the specification: credentials of group managed service accounts are "
             "not handed to containers; leave it out"
         )
-    if _DEVICE_EXTENSIONS in part(spec, "annotations"):
-        raise NotSupportedError(f"{_DEVICE_EXTENSIONS}: device extensions are not read; leave it out")
+    if annotations.device_extensions:
+        raise NotSupportedError(f"{DEVICE_EXTENSIONS}: device extensions are not read; leave it out")
     if spec.get("hostname"):
         check_text("hostname of the specification", spec["hostname"])
 
@@ -383,29 +373,19 @@ def _assigned(spec: JSON, located: Mapping[int, str]) -> list[schema.Device]:
 # Resources. An annotation wins over what the specification says.
 
 
-def _number(spec: JSON, annotation: str, given: Any, most: int = _I32) -> int:
-    text = part(spec, "annotations").get(annotation)
-    if text is None:
-        return int(given or 0)
-    value = int(text) if isinstance(text, str) and text.isascii() and text.isdecimal() else -1
-    if (allowed := whole(most)(value)) is not None:
-        raise OptionsError(f"{annotation} must be {allowed}, not {text!r}")
-    return value or int(given or 0)
-
-
 def _resources(spec: JSON, of: str) -> JSON:
     found = read_resources(part(spec, "windows.resources"), "windows").get(of)
     return found or {}
 
 
-def _processor(spec: JSON, processors: int) -> schema.Processor:
+def _processor(spec: JSON, annotations: ContainerAnnotations, processors: int) -> schema.Processor:
     given = _resources(spec, "cpu")
     if given.get("affinity"):
         raise NotSupportedError("cpu.affinity: the processors of a container in a VM cannot be chosen")
     made = schema.Processor(
-        count=min(_number(spec, _COUNT, given.get("count")), processors),
-        maximum=_number(spec, _LIMIT, given.get("maximum")),
-        weight=_number(spec, _WEIGHT, given.get("shares")),
+        count=min(annotations.processor_count or int(given.get("count") or 0), processors),
+        maximum=annotations.processor_limit or int(given.get("maximum") or 0),
+        weight=annotations.processor_weight or int(given.get("shares") or 0),
     )
     if sum(map(bool, (made.count, made.maximum, made.weight))) > 1:
         raise OptionsError(
@@ -415,19 +395,19 @@ def _processor(spec: JSON, processors: int) -> schema.Processor:
     return made
 
 
-def _memory(spec: JSON) -> schema.Memory | None:
+def _memory(spec: JSON, annotations: ContainerAnnotations) -> schema.Memory | None:
     limit = _resources(spec, "memory").get("limit") or 0
     if 0 < limit < MIB:
         raise OptionsError(f"resources.memory.limit must be {MIB} bytes, 1 MiB, at least, not {limit}")
-    size = _number(spec, _MEMORY, limit // MIB, (1 << 64) - 1)
+    size = annotations.memory_mb or limit // MIB
     return schema.Memory(size_in_mb=size) if size else None
 
 
-def _qos(spec: JSON) -> StorageQoS | None:
+def _qos(spec: JSON, annotations: ContainerAnnotations) -> StorageQoS | None:
     given = _resources(spec, "storage")
     made = StorageQoS(
-        bandwidth_maximum=_number(spec, _BANDWIDTH, given.get("bps")),
-        iops_maximum=_number(spec, _IOPS, given.get("iops")),
+        bandwidth_maximum=annotations.storage_qos_bandwidth_max or int(given.get("bps") or 0),
+        iops_maximum=annotations.storage_qos_iops_max or int(given.get("iops") or 0),
     )
     if (allowed := whole(_I32)(max(made.bandwidth_maximum, made.iops_maximum))) is not None:
         raise OptionsError(f"bps and iops of resources.storage must be {allowed}")
@@ -455,40 +435,45 @@ def _networking(spec: JSON, member: Member) -> schema.Networking | None:
 # What is peculiar to Windows containers.
 
 
-def _registry(annotations: JSON, facts: VMFacts, container_id: str) -> list[RegistryValue]:
-    """Return the values of the registry: the time that services have to end, and where dumps go."""
+def _registry(annotations: ContainerAnnotations, facts: VMFacts, container_id: str) -> list[RegistryValue]:
+    """Return the values of the registry: the time that services have to end, where dumps go, and others."""
     control = RegistryKey(hive="System", name="ControlSet001\\Control")
     # A process has the time that its signal waits for, not the guest's 5 s.
     waits = RegistryValue(key=control, name="WaitToKillServiceTimeout", type="String", string_value=str(_I32))
-    location = annotations.get(_DUMPS) or facts.dumps
-    if not location:
-        return [waits]
-    check_text(_DUMPS, location)
-    for suffix in ("{container_id}", "{CONTAINER_ID}"):
-        if location.endswith(suffix):
-            location = location.removesuffix(suffix) + container_id
-    type, count = annotations.get(_DUMP_TYPE) or "full", annotations.get(_DUMP_COUNT) or "10"
-    if type not in _DUMP_TYPES:
-        raise OptionsError(f"{_DUMP_TYPE} is {' or '.join(_DUMP_TYPES)}, not {type!r}")
-    if not (isinstance(count, str) and count.isascii() and count.isdecimal() and 0 < int(count) <= _I32):
-        raise OptionsError(f"{_DUMP_COUNT} is a number from 1, not {count!r}")
-    key = RegistryKey(hive="Software", name=_LOCAL_DUMPS)
     return [
         waits,
-        RegistryValue(key=key, name="DumpFolder", type="String", string_value=location),
-        RegistryValue(key=key, name="DumpType", type="DWord", dword_value=_DUMP_TYPES[type]),
-        RegistryValue(key=key, name="DumpCount", type="DWord", dword_value=int(count)),
+        *_dumps(annotations, facts, container_id),
+        *map(registry_value, annotations.registry_values),
     ]
 
 
-def _host_process_root(annotations: JSON) -> str:
+def _dumps(annotations: ContainerAnnotations, facts: VMFacts, container_id: str) -> list[RegistryValue]:
+    location = annotations.process_dump_location
+    if location is None:
+        location = facts.dumps
+    if not location:
+        return []
+    check_text("the directory for dumps of processes", location)
+    for suffix in ("{container_id}", "{CONTAINER_ID}"):
+        if location.endswith(suffix):
+            location = location.removesuffix(suffix) + container_id
+    key = RegistryKey(hive="Software", name=_LOCAL_DUMPS)
+    type, count = annotations.process_dump_type, annotations.process_dump_count
+    return [
+        RegistryValue(key=key, name="DumpFolder", type="String", string_value=location),
+        RegistryValue(key=key, name="DumpType", type="DWord", dword_value=type),
+        RegistryValue(key=key, name="DumpCount", type="DWord", dword_value=count),
+    ]
+
+
+def _host_process_root(annotations: ContainerAnnotations) -> str:
     """Return where a host process container has its file system, if not at the default place."""
-    given = annotations.get(_HOST_PROCESS_ROOT)
-    if given is None or annotations.get(_HOST_PROCESS) != "true":
+    given = annotations.host_process_root
+    if not given or not annotations.host_process:
         return ""
-    path = guest_path(given, "windows", _HOST_PROCESS_ROOT)
+    path = guest_path(given, "windows", HOST_PROCESS_ROOT)
     key = guest_path_key(path, "windows")
     taken = (guest_path_key(each, "windows") for each in _OF_THE_VM)
     if path[1:3] != ":\\" or any(is_at_or_under(key, each) for each in taken):
-        raise OptionsError(f"{_HOST_PROCESS_ROOT} must be on a drive, and in no directory of the VM: {given}")
+        raise OptionsError(f"{HOST_PROCESS_ROOT} must be on a drive, and in no directory of the VM: {given}")
     return path

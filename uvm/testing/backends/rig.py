@@ -25,6 +25,8 @@ class Control(enum.Enum):
     WINDOWS = "Windows VMs"
     #: The guests have ``echo``, ``cat``, ``env``, ``sleep``, ``true`` and ``false`` on their path.
     PROGRAMS = "programs in the guests"
+    #: The guests enforce security policies; they are given one that allows all.
+    POLICIES = "guests with a security policy"
     #: :meth:`Host.put_file` and the methods like it.
     FILES = "files of the host"
     #: :meth:`Host.put_link`.

@@ -37,7 +37,7 @@ class Level(enum.IntEnum):
 
 
 _VMS: Final = frozenset({Control.LINUX, Control.WINDOWS})
-_OF_GUESTS: Final = frozenset({Control.PROGRAMS, Control.DIAL})
+_OF_GUESTS: Final = frozenset({Control.PROGRAMS, Control.POLICIES, Control.DIAL})
 _OF_FAULTS: Final = frozenset({Control.CALLS, Control.LOSS, Control.TWICE, Control.AUDIT})
 
 

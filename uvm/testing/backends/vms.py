@@ -15,7 +15,7 @@ from uvm._vm.pods.pod import Pod
 from uvm._vm.vm import UtilityVM
 from uvm.devices.blockcims import BlockCIM, BlockCIMLayer
 from uvm.devices.scsi import Mount
-from uvm.errors import AlreadyReleasedError, HostError, HostPathError, VMExitedError
+from uvm.errors import AlreadyReleasedError, HostError, HostPathError, RefusedError, VMExitedError
 from uvm.schema.common import MIB
 from uvm.testing.backends.checks import Attempt, check, equal, raises, refused
 from uvm.testing.backends.lifecycle import Kind, Lifecycle, Resources, devices
@@ -26,6 +26,8 @@ from uvm.testing.backends.world import options_of, running_vm
 _ATTACHABLE = (Control.FILES, Control.NETWORKS, Control.DEVICES)
 #: The option by which HCS connects to the guest.
 _RELAYED = {"external_guest_connection": False}
+#: A security policy that allows all, base64.
+POLICY = "eyJhbGxvd19hbGwiOiB0cnVlfQ=="
 #: The document of a Windows container.
 _CONTAINER = {"Container": {"Storage": {"Path": "C:\\c1"}}}
 
@@ -259,6 +261,41 @@ async def _run_on_layers(rig: Rig, **options: Any) -> None:
                 equal(await init.wait(), 0, "the exit code")
             await container.wait()
         await root.release()
+        await compare(rig, vm)
+
+
+@variants(
+    Control.PROGRAMS,
+    Control.POLICIES,
+    Control.AUDIT,
+    *_ATTACHABLE,
+    containers_are_brought_up_one_at_a_time_under_a_policy={},
+    containers_that_hcs_hosts_are_brought_up_one_at_a_time_under_a_policy=_RELAYED,
+)
+async def _bring_up_in_order(rig: Rig, **options: Any) -> None:
+    resources = Resources(rig.host)
+    spec = {"ociVersion": "1.1.0", "process": {"args": ["sleep", "3600"], "cwd": "/"}, "linux": {}}
+    enforced = {"security_policy": POLICY, "security_policy_enabled": True, "vpmem_count": 0, **options}
+    turns: list[str] = []
+
+    async def bring_up(vm: UtilityVM, name: str, scratch: str) -> None:
+        async with vm.container_creation():
+            turns.append(name)
+            root = await vm.mount_layers(name, [resources.layer], scratch)
+            container = await vm.create_container(name, spec, root=root)
+            turns.append(name)
+        await container.aclose()
+        await root.release()
+
+    async with running_vm(rig, **enforced) as vm:
+        # The guest takes no other ids of containers.
+        with raises(RefusedError):
+            await vm.create_container("short", spec)
+        scratches = {"a" * 64: resources.scratch, "b" * 64: rig.host.put_file("other.vhdx")}
+        async with anyio.create_task_group() as tasks:
+            for name, scratch in scratches.items():
+                tasks.start_soon(bring_up, vm, name, scratch)
+        check(turns[0] == turns[1] != turns[2] == turns[3], f"the containers are brought up in turn: {turns}")
         await compare(rig, vm)
 
 
