@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
-from tests.bench import clones, disks, gcs, growth, hcs, machines, mux, networks, processes, vms
+from tests.bench import clones, disks, gcs, growth, hcs, machines, mux, networks, pods, processes, vms
 from tests.bench.figures import Figure
 
 __all__ = ["MORE", "PARTS"]
@@ -21,6 +21,7 @@ PARTS: Final[dict[str, Callable[[], Iterator[Figure]]]] = {
     "import": processes.imports,
     "life": vms.lives,
     "clones": clones.clones,
+    "pods": pods.pods,
     "first": processes.first_vms,
     "memory": processes.idle_vms,
     "codec": gcs.codec,

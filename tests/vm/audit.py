@@ -125,14 +125,15 @@ def _is_retained(applied: object) -> bool:
     return isinstance(applied, Share) and not applied.options.no_directmap
 
 
-def check_opened(run: Running, opened: Sequence[Process | Container]) -> None:
+def check_opened(run: Running, opened: Sequence[object]) -> None:
     """Nothing runs in the guest but what callers have open, and no container is there besides."""
     if audit.guest_is_gone(run.vm):
         return
     service = run.backend.vms[run.vm.id].service
     for container in (each for each in opened if isinstance(each, Container)):
         _check_container_settings(container, service.containers.get(container.id))
-    containers = {each.id for each in opened if isinstance(each, Container)}
+    # A pod lists its own, those whose end has failed included.
+    containers = {each.id for each in opened if isinstance(each, Container)} | {*run.pod.containers}
     processes = {each.pid for each in opened if isinstance(each, Process)}
     for each in service.containers.values():
         # Windows guests keep the state of one that has ended; Linux guests, while its layers are mounted.

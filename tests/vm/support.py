@@ -120,14 +120,19 @@ OPTIONS: dict[str, Callable[..., LCOWOptions | WCOWOptions]] = {"linux": lcow, "
 
 @define
 class Running:
-    """A running VM with the host that it runs on."""
+    """A running VM with the host that it runs on.
+
+    :ivar pod: runs containers in it.
+    """
 
     vm: uvm.UtilityVM
     backend: FakeBackend
     start: int = field(init=False)
+    pod: uvm.Pod = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.start = self.last
+        self.pod = uvm.Pod(self.vm, "")
 
     @property
     def last(self) -> int:

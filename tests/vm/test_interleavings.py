@@ -13,7 +13,7 @@ that it had, and so has a clone of it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ from uvm._ncproxy.setup import ExternalNetworkSetup
 from uvm.backend import HCS_CONCURRENCY, VM_GROUP, Concurrency
 from uvm.backends.fake import Call, Gate, Parked
 from uvm.devices.vsmb import guest_path
-from uvm.errors import AlreadyReleasedError, UVMError, VMExitedError
+from uvm.errors import AlreadyReleasedError, UVMError, VMExitedError, VMStateError
 from uvm.testing.ncproxy import FakeNetworkProxy
 
 Acquire = Callable[[Running], Awaitable[Any]]
@@ -152,6 +152,22 @@ async def _container(run: Running, container_id: str) -> Any:
         return container
 
 
+_POD_SPEC: dict[str, Any] = {
+    "process": {"args": ["cat"], "cwd": "/"},
+    "linux": {},
+    "mounts": [
+        {"destination": "/data", "type": "bind", "source": host.SHARED},
+        {"destination": "/disk", "type": "virtual-disk", "source": host.OTHER_DISK},
+    ],
+    "windows": {"devices": [{"id": host.OTHER_DEVICE, "idType": "vpci-instance-id"}]},
+}
+
+
+def _in_pod(run: Running, call: str, container_id: str, scratch: str = host.SCRATCH) -> Any:
+    """Have the pod make a container, or attach what one needs."""
+    return getattr(run.pod, call)(_POD_SPEC, [host.LAYER, host.OTHER_LAYER], scratch, id=container_id)
+
+
 def _shared_options(run: Running, read_only: bool) -> Any:
     return run.vm.vsmb.default_options(read_only).replaced(no_directmap=True)
 
@@ -198,6 +214,10 @@ _LINUX: dict[str, Acquire] = _EVERYWHERE | {
     "plan9": lambda run: run.vm.plan9.add(host.OTHER_SHARED, "/plan9"),
     "combined": lambda run: run.vm.layers.combine("/root", ["/base"], scratch_path="/base/upper"),
     "root": lambda run: run.vm.mount_layers("c1", [host.LAYER, host.OTHER_LAYER], host.SCRATCH),
+    "pod's container": partial(_in_pod, call="run_container", container_id="p1"),
+    "pod's other container": partial(_in_pod, call="create_container", container_id="p2"),
+    "pod's sandbox": partial(_in_pod, call="run_sandbox", container_id="p1"),
+    "pod's resources": partial(_in_pod, call="attach_resources", container_id="p3"),
     "guest adapter": lambda run: run.vm.network.add_guest_adapter(host.GUEST_ADAPTER),
     "other root": lambda run: run.vm.mount_layers("c2", [host.OTHER_LAYER], host.SCRATCH),
 }
@@ -459,9 +479,21 @@ class World:
                 # A release that failed before may be repeated; one that did not is an error.
                 if task.lease is not None:
                     await self._release_again(task.lease, errors)
+            for each in [*self.run.pod.containers.values()]:
+                # Those of callers who have left, too; the sandbox ends after its workloads.
+                with suppress(VMStateError):
+                    await self._close_member(each, errors)
             await self._release_orphans(errors)
         await quiet()
         return errors
+
+    async def _close_member(self, container: uvm.PodContainer, errors: list[BaseException]) -> None:
+        try:
+            await container.aclose()
+        except VMStateError:
+            raise
+        except UVMError as error:
+            errors.append(error)
 
     async def _release_again(self, lease: Any, errors: list[BaseException]) -> None:
         was_released = lease.released

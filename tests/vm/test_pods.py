@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from tests.vm import support as host
 from tests.vm.audit import check_at_rest
 from tests.vm.support import Running, host_backend, lcow, quiet
 from uvm._vm.pods.plan import Role
-from uvm.backends.fake import FakeBackend, LinuxGuest
+from uvm.backends.fake import FakeBackend, Latency, LinuxGuest
 from uvm.errors import GuestError, HostError, HostPathError, OptionsError, UVMError, VMStateError
 
 pytestmark = pytest.mark.anyio
@@ -390,3 +391,26 @@ async def test_workloads_need_a_sandbox_that_runs() -> None:
         assert pod.sandbox is None
         assert isinstance(backend.vms[pod.id].guest, LinuxGuest)
         await run(pod, 1)
+
+
+@pytest.mark.parametrize("part", ["up", "down"])
+async def test_ten_containers_of_twenty_layers_take_as_many_answers_in_turn_as_one_of_two(part: str) -> None:
+    seconds = [await took(containers, layers, part) for containers, layers in ((1, 2), (10, 20))]
+    assert seconds[0] == pytest.approx(seconds[1])
+
+
+async def took(containers: int, layers: int, part: str) -> float:
+    """How long containers take to come up, or to end, where each answer takes 10 ms and all else no time."""
+    latency = Latency(host_ms=10, guest_ms=10, grant_ms=10, lifecycle_ms=10)
+    backend = host_backend(latency=latency)
+    images = [[rf"C:\many\{c}-{n}.vhd" for n in range(layers)] for c in range(containers)]
+    for path in (*chain(*images), *(rf"C:\many\{c}.vhdx" for c in range(containers))):
+        backend.files.add(path, size=host.MIB)
+    async with uvm.Pod.create(lcow(), backend=backend) as pod:
+        begun = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            for c, image in enumerate(images):
+                tasks.start_soon(pod.run_container, SLEEP, image, rf"C:\many\{c}.vhdx")
+        up = anyio.current_time()
+        await pod.end()
+        return up - begun if part == "up" else anyio.current_time() - up
