@@ -12,8 +12,19 @@ import pytest
 import uvm
 from tests.clocks import jumping_backends
 from tests.points import points, spoil
-from tests.vm.support import DISK, LAYER, OTHER_LAYER, SCRATCH, Running, lcow, quiet, running
-from uvm.errors import VMExitedError, VMStateError
+from tests.vm.support import (
+    DISK,
+    LAYER,
+    OTHER_LAYER,
+    SCRATCH,
+    SHARED,
+    Running,
+    host_backend,
+    lcow,
+    quiet,
+    running,
+)
+from uvm.errors import OptionsError, VMExitedError, VMStateError
 
 anyio_backend = jumping_backends
 
@@ -136,3 +147,20 @@ async def test_a_task_that_has_its_turn_does_not_wait_for_itself() -> None:
             async with run.vm.container_creation(), run.vm.container_creation():
                 pass
         await first(run)
+
+
+async def test_layers_that_a_confidential_windows_guest_does_not_take_are_not_shared() -> None:
+    backend = host_backend()
+    for path in (r"C:\cim\cwcow.snp.vmgs", r"C:\cim\boot.vhd", r"C:\cim\rootfs.vhd"):
+        backend.files.add(path, size=1)
+    options = uvm.WCOWOptions.confidential(
+        POLICY,
+        id="vm1",
+        boot_files_root_path=r"C:\cim",
+        scratch_vhd_path=r"C:\vm\scratch.vhdx",
+        bundle_directory=r"C:\bundle",
+    )
+    async with running(options, backend=backend) as run:
+        with pytest.raises(OptionsError, match="takes one BlockCIMLayer, since it is confidential"):
+            await run.vm.mount_layers("c1", [uvm.WCOWLayer(SHARED, "id")], SCRATCH)
+        assert run.sent() == []

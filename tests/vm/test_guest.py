@@ -200,7 +200,7 @@ async def test_a_policy_fragment_reaches_the_guest_and_no_log(caplog: pytest.Log
     caplog.set_level(logging.DEBUG)
     options = lcow(security_policy="c2VjcmV0", security_policy_enabled=True)
     async with running(options) as run:
-        await run.vm.inject_policy_fragment("ZnJhZ21lbnQ=", "application/cose")
+        await run.vm.inject_policy_fragment("ZnJhZ21lbnQ=", "application/cose-x509+rego")
         assert [each.fragment for each in run.guest.fragments] == ["ZnJhZ21lbnQ="]
     assert "modify settings" in caplog.text
     assert "ZnJhZ21lbnQ=" not in caplog.text

@@ -338,8 +338,11 @@ def mount_layers(
     only = given[0] if len(given) == 1 else None
     kind = LCOWLayer if linux else WCOWLayer
     cims = only if isinstance(only, BlockCIMLayer) and not linux else None
-    if not given or not (cims or all(isinstance(layer, kind) for layer in given)):
+    # A confidential Windows guest measures what it mounts, and takes no shares.
+    measured = vm._context.options.security_policy_enabled and not linux
+    if not given or not (cims or (all(isinstance(layer, kind) for layer in given) and not measured)):
         kinds = "one or more LCOWLayer" if linux else "one or more WCOWLayer, or one BlockCIMLayer"
+        kinds = "one BlockCIMLayer, since it is confidential," if measured else kinds
         raise OptionsError(f"a root file system in {vm._context.vm_id} takes {kinds}; given were {given}")
     if linux:
         mount = partial(_mount_lcow, vm, container_id, given, scratch_path, root, grant_access)

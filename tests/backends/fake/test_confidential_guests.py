@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 
 ID = "a" * 64
 BUNDLE = f"/run/gcs/c/{ID}"
-POLICY = to_guest("SecurityPolicy", "Add", EncodedSecurityPolicy="p")
+POLICY = to_guest("SecurityPolicy", "Add", EncodedSecurityPolicy="cA==")
 VOLUME = r"\\?\Volume{6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11}\Files"
 SPEC: JSON = {"ociVersion": "1.0.2", "process": {"args": ["cmd"]}}
 
@@ -127,6 +127,27 @@ async def test_a_container_is_created_only_with_its_own_paths(changes: JSON, tex
                 await connection.create_container(changes.get("id", ID), hosted)
         else:
             await connection.create_container(ID, hosted)
+
+
+# Both.
+
+
+@pytest.mark.parametrize("document", [lcow(), confidential_wcow()], ids=["linux", "windows"])
+@pytest.mark.parametrize(
+    ("resource", "settings", "text"),
+    [
+        ("SecurityPolicy", {"EnforcerType": "standard"}, 'unknown enforcer: "standard"'),
+        ("SecurityPolicy", {"EncodedSecurityPolicy": "?"}, "failed to decode policy"),
+        ("SecurityPolicyFragment", {"Fragment": "?"}, "failed to decode fragment"),
+        ("SecurityPolicyFragment", {"MediaType": "text/plain"}, 'unsupported media type "text/plain"'),
+    ],
+)
+async def test_a_policy_or_a_fragment_that_cannot_be_read_is_refused(
+    document: JSON, resource: str, settings: JSON, text: str
+) -> None:
+    async with guest(document, policy=resource != "SecurityPolicy") as (_, connection):
+        with pytest.raises(GuestError, match=text):
+            await connection.modify(to_guest(resource, "Add", **settings))
 
 
 # Windows.

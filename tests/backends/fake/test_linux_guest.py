@@ -327,17 +327,17 @@ async def test_a_pci_device_is_waited_for_and_never_removed() -> None:
 
 async def test_the_security_policy_is_set_once_and_takes_fragments() -> None:
     async with linux() as (_, guest, state):
-        fragment = to_guest("SecurityPolicyFragment", "Add", Fragment="f")
+        fragment = to_guest("SecurityPolicyFragment", "Add", Fragment="Zg==")
         with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(fragment)
-        policy = to_guest("SecurityPolicy", "Add", EncodedSecurityPolicy="p")
+        policy = to_guest("SecurityPolicy", "Add", EncodedSecurityPolicy="cA==")
         await guest.modify(policy)
         await guest.modify(fragment)
         with expect_guest_refusal(HResult.E_FAIL):
             await guest.modify(policy)
         assert state.policy is not None
-        assert state.policy.encoded_security_policy == "p"
-        assert [f.fragment for f in state.fragments] == ["f"]
+        assert state.policy.encoded_security_policy == "cA=="
+        assert [f.fragment for f in state.fragments] == ["Zg=="]
 
 
 async def test_the_pod_memory_limit_is_updated_only() -> None:

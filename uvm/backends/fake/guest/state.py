@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 
 from attrs import define, evolve, field
 
@@ -106,6 +107,24 @@ class Mounts(PathTable[Mount]):
     def on(self, device: Device) -> Mount | None:
         """Return the first mount of a device that there is; None if there is none."""
         return next((self[path] for path in self._on.get(device, ())), None)
+
+
+#: What enforces a policy, and what may be added to one (hcsshim pkg/securitypolicy).
+_ENFORCERS: Final = ("", "open_door", "rego")
+_MEDIA_TYPES: Final = (
+    "",
+    "application/cose-x509+rego",
+    "application/vnd.transparency-trust-list.v1+cose",
+    "application/vnd.tcb-reference-info.v1+cose",
+    "application/vnd.platform-reference-info.v1+cose",
+)
+
+
+def _check_base64(request: GuestRequest, what: str, text: str) -> None:
+    try:
+        base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
+    except ValueError:
+        raise request.fail(f"failed to decode {what}: illegal base64 data") from None
 
 
 #: Carries out a request to one kind of resource, or raises GuestError and changes nothing.
@@ -248,7 +267,12 @@ class FakeGuest:
         """Set the security policy, once."""
         policy = request.parse(ConfidentialOptions)
         if self.policy is not None:
-            raise request.fail("the security policy has been set")
+            raise request.fail("security policy has already been set")
+        if policy.enforcer_type not in _ENFORCERS:
+            raise request.fail(
+                f'error creating security policy enforcer: unknown enforcer: "{policy.enforcer_type}"'
+            )
+        _check_base64(request, "policy", policy.encoded_security_policy)
         self.policy = policy
 
     def inject_fragment(self, request: GuestRequest) -> None:
@@ -256,4 +280,9 @@ class FakeGuest:
         fragment = request.parse(SecurityPolicyFragment)
         if self.checks.guest and self.policy is None:
             raise request.fail("there is no security policy")
+        if fragment.media_type not in _MEDIA_TYPES:
+            raise request.fail(
+                f'cannot inject fragment blob with unsupported media type "{fragment.media_type}"'
+            )
+        _check_base64(request, "fragment", fragment.fragment)
         self.fragments.append(fragment)
