@@ -774,5 +774,6 @@ ELSEWHERE = {
     "cpu_groups": "tests/vm/test_cpu_groups.py",
     "create_cpu_group": "tests/vm/test_cpu_groups.py",
     "delete_cpu_group": "tests/vm/test_cpu_groups.py",
+    "UtilityVM.container_creation": "tests/vm/test_container_creation.py",
     "listen_unix": "tests/gcs/test_unix.py",
 }

@@ -150,6 +150,7 @@ def test_the_examples_run(
         program = in_place_of_options(program, windows_options).replace('"uname", "-a"', '"echo", "hello"')
     backend = uvm.FakeBackend()
     backend.files.add_directory(r"C:\layers\nanoserver\UtilityVM\Files")
+    backend.files.add(r"C:\layers\nanoserver\UtilityVM\SystemTemplate.vhdx", size=1 << 30)
     backend.files.add(r"C:\vm\scratch.vhdx", size=1 << 30)
     asked: list[str | None] = []
 
