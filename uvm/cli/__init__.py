@@ -202,8 +202,8 @@ def _parser() -> argparse.ArgumentParser:
         "pod",
         help="run the pod that a TOML file describes",
         description="Create a VM, attach all that the file describes, show it, and detach it all again, "
-        "printing each request. Edit the file as you like: docs/pod-files.md describes it, and docs/examples has "
-        "one for each guest.",
+        "printing each request. Edit the file as you like: docs/pod-files.md describes it, and docs/examples "
+        "has one for each guest.",
     )
     pod.add_argument("file", type=Path, metavar="FILE", help="for instance docs/examples/lcow-pod.toml")
     pod.add_argument(

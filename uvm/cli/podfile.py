@@ -1,4 +1,4 @@
-"""The pod file: a VM, its containers and the host that it finds, in TOML. Its manual is ``docs/pod-files.md``."""
+"""The pod file: a VM, its containers and the host that it finds, in TOML. Manual: ``docs/pod-files.md``."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from uvm._vm.ending import VMState
 from uvm._vm.layers import WCOWLayer
 from uvm._vm.pods.pod import Pod
 from uvm._vm.vm import UtilityVM
+from uvm.backend import JSON
 from uvm.devices.blockcims import BlockCIM, BlockCIMLayer
 from uvm.devices.scsi import Mount
 from uvm.errors import AlreadyReleasedError, HostError, HostPathError, RefusedError, VMExitedError
@@ -262,6 +263,44 @@ async def _run_on_layers(rig: Rig, **options: Any) -> None:
             await container.wait()
         await root.release()
         await compare(rig, vm)
+
+
+@variants(
+    Control.PROGRAMS,
+    *_ATTACHABLE,
+    containers_of_a_pod_run_from_specifications_and_end_one_by_one={},
+    containers_of_a_pod_that_hcs_hosts_run_from_specifications_and_end_one_by_one=_RELAYED,
+)
+async def _run_pod(rig: Rig, **options: Any) -> None:
+    resources = Resources(rig.host)
+    process = {"args": ["cat"], "cwd": "/"}
+    plain: JSON = {"ociVersion": "1.1.0", "process": process, "linux": {}}
+    mounted = plain | {
+        "mounts": [
+            {"destination": "/data", "type": "bind", "source": resources.shared, "options": ["rbind"]},
+            {"destination": "/disk", "type": "virtual-disk", "source": resources.disk},
+        ],
+        "windows": {"devices": [{"id": resources.device, "idType": "vpci-instance-id"}]},
+    }
+    pods = Pod.create(options_of(rig, "linux", **options), backend=rig.backend, network=resources.namespace)
+    async with pods as pod:
+        scratch = rig.host.put_file("other.vhdx")
+        other = await pod.run_container(plain, [resources.layer], scratch, id="c2", stdin=True)
+        before = pod.vm.devices()
+        async with pod.run_container(
+            mounted, [resources.layer], resources.scratch, id="c1", stdin=True
+        ) as container:
+            await compare(rig, pod.vm)
+            equal(len(container.resources.leases), 3, "the leases of mounts and devices")
+            equal((await container.run(["echo", "hello"])).stdout, b"hello\n", "the output of echo")
+        equal(pod.vm.devices(), before, "what is attached after the end of one container")
+        equal((await other.run(["echo", "on"])).stdout, b"on\n", "the output of echo in the other")
+        # What is not there is found before anything is attached.
+        with raises(HostPathError):
+            await pod.run_container(mounted, [rig.host.path_of("none.vhd")], resources.scratch)
+        equal(pod.vm.devices(), before, "what is attached after a failure")
+        await pod.end()
+        await compare(rig, pod.vm)
 
 
 @variants(
