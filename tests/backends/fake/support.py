@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
-
-import pytest
 
 from uvm._async import BareTaskGroup
 from uvm._gcs.connection import GuestConnection
@@ -16,6 +14,10 @@ from uvm.backends.fake import FakeBackend, FakeFiles, FakeSystem, FakeVM
 from uvm.backends.fake.exchange import Exchange
 from uvm.errors import GuestError, HostError
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
+
+# Programs that are started many times use this too, and pytest takes long to load.
+if TYPE_CHECKING:
+    import pytest
 
 JSON = dict[str, Any]
 
@@ -131,6 +133,8 @@ def backend_of(system: FakeSystem) -> FakeBackend:
 @contextmanager
 def expect_refusal(code: int) -> Iterator[pytest.ExceptionInfo[HostError]]:
     """The host refuses what is in the block, with this result code."""
+    import pytest
+
     with pytest.raises(HostError) as caught:
         yield caught
     assert f"0x{caught.value.hresult:08X}" == f"0x{code:08X}", str(caught.value)
@@ -139,6 +143,8 @@ def expect_refusal(code: int) -> Iterator[pytest.ExceptionInfo[HostError]]:
 @contextmanager
 def expect_guest_refusal(code: int) -> Iterator[pytest.ExceptionInfo[GuestError]]:
     """The guest refuses what is in the block, with this result code."""
+    import pytest
+
     with pytest.raises(GuestError) as caught:
         yield caught
     assert f"0x{caught.value.hresult:08X}" == f"0x{code:08X}", str(caught.value)

@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
-import pytest
 
 from tests.backends.hcs.double.build import NoCompilerError
 from tests.backends.hcs.double.control import Double, FaultKind, the_double
@@ -170,4 +169,7 @@ def require_double() -> Double:
     except NoCompilerError as e:
         if os.environ.get("CI"):
             raise
+        # Loaded here only: tests.backends.hcs.ending is started many times.
+        import pytest
+
         pytest.skip(str(e))
