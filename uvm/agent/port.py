@@ -26,6 +26,7 @@ from uvm._wire.mux import (
     Listening,
     Mux,
     MuxError,
+    NotListening,
     Reset,
     Writable,
 )
@@ -48,6 +49,7 @@ class Port:
     :ivar fd: the port.
     :ivar on_greeted: called when a host has connected; with whether it is the one of before.
     :ivar on_listening: called for each port that the host begins to listen at.
+    :ivar on_not_listening: called for each port that it listens at no more.
     :ivar on_gone: called when the host is gone.
     """
 
@@ -60,6 +62,7 @@ class Port:
         self._of_host: list[MuxConnection] = []
         self.on_greeted: Callable[[bool], object] = lambda resumed: None
         self.on_listening: Callable[[int], object] = lambda port: None
+        self.on_not_listening: Callable[[int], object] = lambda port: None
         self.on_gone: Callable[[], object] = lambda: None
         os.set_blocking(fd, False)
         loop.watch(fd, READ, self._ready)
@@ -125,6 +128,8 @@ class Port:
                     channel.owner.receiver.closed()
                 case Listening(port):
                     self.on_listening(port)
+                case NotListening(port):
+                    self.on_not_listening(port)
                 case Greeted(resumed):
                     self._greeted(resumed)
 

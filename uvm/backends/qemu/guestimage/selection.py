@@ -20,6 +20,11 @@ _ROOT: Final = Path("/")
 _FETCH: Final = "have it downloaded without installing it: 'uvm image build --fetch' (where there is apt-get)"
 
 
+#: The first processes of guests.
+_AGENT: Final = "uvm.agent.__main__"
+_FORWARDER: Final = "uvm.agent.forwarder"
+
+
 @frozen
 class ImageOptions:
     """What a guest image is made of. What is None is looked for on the machine.
@@ -30,8 +35,9 @@ class ImageOptions:
     :ivar busybox: the program with the guest's tools.
     :ivar runtime: ``crun`` or ``runc``. Where neither is installed the guest runs no containers.
     :ivar machine: the architecture, as ``uname -m`` has it.
-    :ivar guest_binary: hcsshim's ``gcs``, for comparison.
+    :ivar guest_binary: hcsshim's ``gcs``, which is the guest's compute service then, for comparison.
     :ivar service: the module that is the guest's first process, by its function ``main``; with `roots`.
+        Empty for uvm's agent, and with `guest_binary` for what forwards its connections.
     :ivar roots: directories that hold its packages, before the one that holds uvm.
     """
 
@@ -42,7 +48,7 @@ class ImageOptions:
     runtime: str | None = None
     machine: str | None = None
     guest_binary: str | None = None
-    service: str = "uvm.agent.__main__"
+    service: str = ""
     roots: tuple[str, ...] = ()
 
 
@@ -93,7 +99,7 @@ def select(options: ImageOptions, downloads: Path) -> Selection:
         runtime=_program("runtime", options.runtime, "crun", "runc"),
         machine=machine,
         guest_binary=_program("guest_binary", options.guest_binary),
-        service=options.service,
+        service=options.service or (_FORWARDER if options.guest_binary else _AGENT),
         roots=(*options.roots, str(_uvm_root())),
     )
 
