@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import os
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 
 from uvm.agent import suspension
 from uvm.agent.refused import Refused
-from uvm.agent.suspension import Suspension
+from uvm.agent.suspension import Suspension, wait_until_quiet
 
 _ENTROPY = b"\x01\xff" * 256
 
@@ -25,7 +27,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def _suspension(done: list[Any]) -> Suspension:
-    return Suspension(lambda: done.append("freeze"), lambda: done.append("thaw"))
+    return Suspension(*(partial(done.append, what) for what in ("freeze", "thaw", "settle")))
 
 
 def _resumption(**changes: Any) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def test_workloads_go_on_after_the_numbers_and_the_clock_are_renewed(done: list[
     handlers = _suspension(done).handlers
     handlers["Suspension", "Add"](None)
     handlers["Suspension", "Remove"](_resumption())
-    assert done == ["freeze", _ENTROPY, (time.CLOCK_REALTIME, 7), "thaw"]
+    assert done == ["freeze", "settle", _ENTROPY, (time.CLOCK_REALTIME, 7), "thaw"]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,22 @@ def test_workloads_stay_frozen_if_what_they_need_did_not_come(done: list[Any], s
     with pytest.raises(Refused):
         _suspension(done).resume(settings)
     assert done == []
+
+
+@pytest.mark.parametrize(("busy_looks", "seconds"), [(0, 0.1), (3, 0.4), (100, 2.0)])
+def test_a_kernel_is_waited_for_until_it_is_idle_but_not_for_ever(busy_looks: int, seconds: float) -> None:
+    """It is busy at the first looks, and idle after them, on all processors."""
+    passed: list[float] = []
+
+    def idle() -> float:
+        return sum(passed[busy_looks:]) * (os.cpu_count() or 1)
+
+    wait_until_quiet(idle, lambda: sum(passed), passed.append)
+    assert sum(passed) == pytest.approx(seconds, abs=0.11)
+
+
+def test_this_kernel_says_for_how_long_it_has_been_idle() -> None:
+    wait_until_quiet(clock=iter((0.0, 1e9)).__next__)
 
 
 def test_a_workload_that_does_not_freeze_is_said(done: list[Any]) -> None:

@@ -2,12 +2,14 @@
 
 Each clone starts from the same memory: the same random numbers would be drawn, at the time of the template.
 So the workloads are frozen before the memory is saved, and go on once the host of the clone has sent random
-bytes and the time; the agent alone runs in between. hcsshim's guest has nothing of the kind.
+bytes and the time; the agent alone runs in between. What the kernel has yet to do of its boot is waited for,
+since each clone would do it again. hcsshim's guest has nothing of the kind.
 """
 
 from __future__ import annotations
 
 import binascii
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -16,8 +18,37 @@ from uvm.agent.entropy import seed
 from uvm.agent.refused import Refused
 from uvm.agent.settings import Settings
 
+#: How long the kernel is given to become quiet, and over which time it has to be idle, in seconds.
+_QUIET_SECONDS: Final = 2.0
+_IDLE_SECONDS: Final = 0.1
+_IDLE_SHARE: Final = 0.9
 #: The latest time, in nanoseconds, that a clock can be set to: the kernel's own is 64 bits, signed.
 _LATEST: Final = 1 << 62
+
+
+def wait_until_quiet(
+    idle: Callable[[], float] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], object] = time.sleep,
+) -> None:
+    """Wait until the processors are idle, or for as long as that may take.
+
+    :param idle: returns for how many seconds the processors have been idle, together.
+    """
+    idle = idle or _idle
+    wanted = _IDLE_SHARE * _IDLE_SECONDS * (os.cpu_count() or 1)
+    before, until = idle(), clock() + _QUIET_SECONDS
+    while clock() < until:
+        sleep(_IDLE_SECONDS)
+        now = idle()
+        if now - before >= wanted:
+            return
+        before = now
+
+
+def _idle() -> float:
+    with open("/proc/uptime", encoding="ascii") as file:
+        return float(file.read().split()[1])
 
 
 class Suspension:
@@ -25,10 +56,16 @@ class Suspension:
 
     :param freeze: freezes them, or raises TimeoutError and has them go on.
     :param thaw: has them go on.
+    :param settle: waits until the kernel is quiet.
     """
 
-    def __init__(self, freeze: Callable[[], object], thaw: Callable[[], object]) -> None:
-        self._freeze, self._thaw = freeze, thaw
+    def __init__(
+        self,
+        freeze: Callable[[], object],
+        thaw: Callable[[], object],
+        settle: Callable[[], object] = wait_until_quiet,
+    ) -> None:
+        self._freeze, self._thaw, self._settle = freeze, thaw, settle
         #: By the type of the resource, and that of the request.
         self.handlers: dict[tuple[str, str], Callable[[Any], None]] = {
             ("Suspension", "Add"): self.suspend,
@@ -36,11 +73,13 @@ class Suspension:
         }
 
     def suspend(self, settings: Any) -> None:
-        """Freeze the workloads."""
+        """Freeze the workloads, and wait until the kernel is quiet."""
         try:
             self._freeze()
         except TimeoutError as error:
             raise Refused(f"suspend: {error}; all processes go on") from error
+
+        self._settle()
 
     def resume(self, settings: Any) -> None:
         """Seed the kernel's random numbers, set the clock, and have the workloads go on."""

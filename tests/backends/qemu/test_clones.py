@@ -13,6 +13,7 @@ import pytest
 import uvm
 from tests.backends.qemu import images
 from tests.backends.qemu.standin import StandIn, StandInBackend, StandInLauncher
+from uvm.backends.qemu.guestimage.cache import Image
 from uvm.errors import HostError, NoSpaceError, NotSupportedError, VMStateError
 
 pytestmark = pytest.mark.anyio
@@ -187,6 +188,28 @@ async def test_what_has_changed_under_a_template_is_not_cloned(tmp_path: Path) -
         backend.launcher.prepare = _upgrade
         with pytest.raises(HostError, match=r"HCS_E_IMAGE_MISMATCH.*machine"):
             await _started(backend, of_clone)
+
+
+async def test_a_clone_runs_on_the_guest_image_of_its_template_though_there_is_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _host(tmp_path) as backend:
+        for name in ("older", "newer"):
+            (tmp_path / name).mkdir()
+            for file in ("kernel", "initrd"):
+                (tmp_path / name / file).write_text(name)
+        made = iter(("older", "newer"))
+
+        async def newest() -> Image:
+            return Image(tmp_path / next(made), {})
+
+        monkeypatch.setattr(backend, "_guest_image", newest)
+        options = uvm.LCOWOptions(memory_mb=64, template=True)
+        async with uvm.UtilityVM.create(options, backend=backend) as vm:
+            await vm.start()
+            await _started(backend, uvm.LCOWOptions(memory_mb=64, clone_of=await vm.save_template()))
+        await _started(backend, uvm.LCOWOptions(memory_mb=64))
+        assert next(made, None) is None
 
 
 def _upgrade(standin: StandIn) -> None:

@@ -227,7 +227,7 @@ async def _refused(path: Path, code: HResult, build: Build = _BUILD) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_only_an_own_file_that_fits_is_loaded(tmp_path: Path) -> None:
+async def test_only_an_own_file_that_fits_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state"
     await save_to_file(_QEMU(), str(path), _BUILD)
     for change in (
@@ -244,6 +244,9 @@ async def test_only_an_own_file_that_fits_is_loaded(tmp_path: Path) -> None:
         path.chmod(mode)
         await _refused(path, HResult.E_ACCESSDENIED)
     path.chmod(0o600)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+        await _refused(path, HResult.E_ACCESSDENIED)
     for content in (b"", b"x" * 8192, path.read_bytes()[:4000], b"uvm-qemu-state-1\n[1]\n".ljust(4096)):
         path.write_bytes(content)
         await _refused(path, HResult.ERROR_INVALID_DATA)

@@ -206,7 +206,7 @@ class QEMUBackend:
         check_memory(machine, info.memory_mb, operation)
         template = template_of(machine, self._vms, operation)
         acceleration = await self._acceleration()
-        boot = Boot(acceleration, *await self._boot_files(machine, operation))
+        boot = Boot(acceleration, *await self._boot_files(machine, template, operation))
         saved = None if template is None else template.saved
         memory = await self._memory(machine, saved, operation)
         record = Record(system_id, self.new_id(), read.owner, "Created", _this_process())
@@ -324,11 +324,18 @@ class QEMUBackend:
         )
         return DeviceTree(host)
 
-    async def _boot_files(self, machine: VirtualMachine, operation: str) -> tuple[str, str]:
-        """Return the kernel and the initramfs of a VM: its document's, or those of the guest image."""
+    async def _boot_files(
+        self, machine: VirtualMachine, template: VM | None, operation: str
+    ) -> tuple[str, str]:
+        """Return the kernel and the initramfs of a VM.
+
+        They are its document's, or its template's, or those of the guest image, which may have changed since.
+        """
         chipset = machine.chipset
         direct = chipset.linux_kernel_direct if chipset is not None else None
         direct = direct or LinuxKernelDirect()
+        if not direct.kernel_file_path and template is not None:
+            return template.boot.kernel, template.boot.initrd
         if not direct.kernel_file_path:
             image = await self._guest_image()
             return image.kernel, image.initrd
