@@ -162,8 +162,21 @@ async def test_a_pod_ends_in_order() -> None:
         ]
         assert ended == ["c1", "pause", "Network", "Network"]
         assert not pod.containers
-        with pytest.raises(VMStateError, match="is being ended"):
+        with pytest.raises(VMStateError, match="has ended, or is being ended"):
             await run(pod, 2)
+
+
+async def test_a_container_that_comes_up_while_its_pod_ends_ends_with_it() -> None:
+    backend = host_backend()
+    async with pod_on(backend) as pod:
+        with backend.faults.hold(operation="create") as gate:
+            async with anyio.create_task_group() as tasks:
+                late = host.Attempt.begin(tasks, lambda: run(pod, 1))
+                await gate.wait()
+                await pod.end()
+                gate.close()
+        assert isinstance(late.error, VMStateError)
+        assert not pod.containers
 
 
 async def test_containers_without_a_sandbox_have_the_network_of_the_pod_or_of_its_vm() -> None:
@@ -362,8 +375,14 @@ async def test_input_that_cannot_work_is_an_error_of_its_own_and_nothing_is_atta
         ):
             with pytest.raises(error, match=message):
                 await pod.run_container(SLEEP, LAYERS, scratch(1), **bad)
-        with pytest.raises(HostPathError, match="no such file"):
-            await pod.run_container(with_mounts(mount(host.SHARED)), [MISSING], scratch(1))
+        for layers, disk in ((MISSING, scratch(1)), (host.LAYER, MISSING)):
+            with pytest.raises(HostPathError, match="no such file"):
+                await pod.run_container(with_mounts(mount(host.SHARED)), [layers], disk)
+        with pytest.raises(OptionsError, match="layers must be a sequence"):
+            await pod.run_container(SLEEP, host.LAYER, scratch(1))
+        with pytest.raises(OptionsError, match="one or more LCOWLayer"):
+            await pod.run_container(SLEEP, [], scratch(1))
+        assert backend.request_log._seq == sent
         await quiet()
         assert state(pod, backend) == before
 

@@ -26,7 +26,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from uvm._arguments import kind_of
+from uvm._arguments import items_of, kind_of
 from uvm._async import Errand, cancelled_too, errors_of, opens, suggesting
 from uvm._checks import checked, flag, guid_of, text
 from uvm._guest.specs import check_container_id
@@ -204,7 +204,8 @@ class Pod(Bound):
         errors as of :meth:`run_container`.
         """
         member, plan = self._plan(spec, id)
-        resources = ContainerResources(self.vm, member.id, plan, layers, scratch)
+        given = items_of(layers, "layers")
+        resources = ContainerResources(self.vm, member.id, plan, given, scratch)
 
         async def attach() -> ContainerResources:
             await resources._attach_all()
@@ -222,7 +223,8 @@ class Pod(Bound):
     ) -> PodContainer:
         """Create a container, and start it if it has streams: a task of the VM does it."""
         member, plan = self._plan(spec, id)
-        resources = ContainerResources(self.vm, member.id, plan, layers, scratch)
+        given = items_of(layers, "layers")
+        resources = ContainerResources(self.vm, member.id, plan, given, scratch)
         self._enter(member)
         make = partial(self._create, member, resources, streams)
         return await self.vm._link.carry_out(make, PodContainer._begin_end)
@@ -236,13 +238,16 @@ class Pod(Bound):
             self._left(member)
             raise
         self._members[member.id] = made
+        if self._ending is not None:
+            await made._finish()
+            raise self._ended_error()
         return made if streams is None else await containers.run(made, streams)
 
     def _plan(self, spec: Mapping[str, Any], id: str) -> tuple[Member, ContainerPlan]:
         """Return which member a container is to be, and what is to be done for it."""
         self.vm._link.check_running()
         if self._ending is not None:
-            raise VMStateError(f"the pod {self.id} is being ended; nothing was attached")
+            raise self._ended_error()
         if not isinstance(spec, Mapping):
             raise OptionsError(f"an OCI specification is a mapping, not {kind_of(spec)}")
         member = self._member(spec, checked(id, text, "id") or self._new_id())
@@ -260,6 +265,11 @@ class Pod(Bound):
         plan, options = self.vm.plan, self.vm.options
         confidential, dumps = options.security_policy_enabled, options.process_dump_location
         return VMFacts(plan.id, plan.processors, confidential, dumps, self._device_util)
+
+    def _ended_error(self) -> VMStateError:
+        return VMStateError(
+            f"the pod {self.id} has ended, or is being ended; nothing is attached for a new one"
+        )
 
     def _new_id(self) -> str:
         """Return an id as containerd's, which a guest with a security policy insists on."""

@@ -184,18 +184,33 @@ class ContainerResources(Releasable):
 
     async def _attach_all(self) -> None:
         """Check everything, and attach it; roll back what fails."""
-        wanted = self._plan.attachments
-        for each in wanted:
-            check, _ = KINDS[type(each)]
-            await check(self._vm, each)
-        parts = [partial(self._attach, number, each) for number, each in enumerate(wanted)]
-        errors = await errors_of([self._mount_root, *parts])
+        mounting = self._vm.mount_layers(self.container_id, self._layers, self._scratch)
+        try:
+            await self._check()
+        except BaseException:
+            mounting.close()
+            raise
+        parts = (partial(self._attach, *each) for each in enumerate(self._plan.attachments))
+        errors = await errors_of([partial(self._mount_root, mounting), *parts])
         if errors:
             await self._undo(errors[0])
             raise errors[0]
 
-    async def _mount_root(self) -> None:
-        self.root = await self._vm.mount_layers(self.container_id, self._layers, self._scratch)
+    async def _check(self) -> None:
+        """Check on the host what is to be attached: the layers and the scratch disk, too."""
+        context = self._vm._context
+        for wanted in self._plan.attachments:
+            check, _ = KINDS[type(wanted)]
+            await check(self._vm, wanted)
+        for layer in self._layers:
+            if isinstance(layer, WCOWLayer):
+                await context.is_directory(layer.path)
+            elif not isinstance(layer, BlockCIMLayer):
+                await context.file_size(layer.path if isinstance(layer, LCOWLayer) else layer)
+        await context.file_size(self._scratch)
+
+    async def _mount_root(self, mounting: Awaitable[RootFileSystem]) -> None:
+        self.root = await mounting
 
     async def _attach(self, number: int, wanted: Attachment) -> None:
         _, attach = KINDS[type(wanted)]
