@@ -16,6 +16,7 @@ from tests.test_surface import SURFACE
 from tests.vm.support import DEVICE, DISK, NAMESPACE, SCRATCH
 from uvm.backends.fake import FakeBackend, Latency
 from uvm.errors import RPCCode
+from uvm.options import container_annotations
 from uvm.schema.devices import Attachment
 from uvm.schema.template import TemplateDocument
 from uvm.testing.backends import SCENARIOS, FakeHost, HostCall, Network, Rig
@@ -56,6 +57,7 @@ MADE: tuple[object, ...] = (
     uvm.FileInfo(),
     uvm.ErrorRecord("message"),
     uvm.HvSocketService(),
+    container_annotations({}),
     uvm.Template(TemplateDocument(system_id="vm1", os="windows")),
     uvm.PCIDevice(DEVICE),
     uvm.BlockCIMBootFiles(boot_cim_vhd_path=DISK, efi_vhd_path=DISK, scratch_vhd_path=DISK),
