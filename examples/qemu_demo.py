@@ -78,6 +78,8 @@ async def play(directory: Path) -> None:
     """Boot a VM, use what it has, and end it."""
     shared = directory / "shared"
     shared.mkdir()
+    # QEMU that root starts runs as another user.
+    shared.chmod(0o777)
     (shared / "from-the-host").write_text("a file of the host\n")
     with step("layers and scratch disks made on the host"):
         layers = make_layers(directory)

@@ -12,7 +12,7 @@ import pytest
 import uvm
 from tests.backends.qemu import images
 from tests.qemu.test_devices import MIB, disk, plugged, said
-from tests.qemu.vms import backend_of, running_vm
+from tests.qemu.vms import backend_of, open_to_all, running_vm
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.errors import HostError
 
@@ -116,8 +116,7 @@ async def test_a_raw_disk_is_raw_whatever_a_guest_writes_to_it(tmp_path: Path) -
     secret.write_bytes(SECRET)
     header = images.qcow2(backing=str(secret), backing_format="raw")
     path = disk(tmp_path, "disk.img")
-    shared = tmp_path / "shared"
-    shared.mkdir()
+    shared = open_to_all(tmp_path / "shared")
     (shared / "header").write_bytes(header)
     async with backend_of(tmp_path) as backend, running_vm(backend) as vm:
         mount = uvm.Mount(block_device=True)
