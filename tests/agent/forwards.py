@@ -1,4 +1,4 @@
-"""The forwarder as a process, at Unix sockets in place of vsock: ``-m tests.agent.forwards DIRECTORY --fd N``."""
+"""The forwarder as a process, at Unix sockets for vsock: ``-m tests.agent.forwards DIRECTORY --fd N``."""
 
 from __future__ import annotations
 
