@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from inspect import CORO_CREATED, getcoroutinestate
 from types import TracebackType
@@ -135,6 +136,14 @@ class Flag(Line):
             await super().wait()
 
 
+_in_work: ContextVar[bool] = ContextVar("uvm_in_work", default=False)
+
+
+def in_work() -> bool:
+    """Return whether what runs is in flight, as of :class:`Work`, or was begun by that."""
+    return _in_work.get()
+
+
 class Work:
     """How much the tasks of a VM have in flight, so that one can wait for the end of it.
 
@@ -187,10 +196,15 @@ class Work:
 
     async def carry_out(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make a call that was noted as begun."""
+        _in_work.set(True)
         try:
             return await call()
         finally:
             self.end()
+
+    def look(self) -> None:
+        """Have those that wait look again: what else they wait for has changed."""
+        self._changed.wake()
 
     async def wait_until(self, done: Callable[[], bool]) -> None:
         """Wait until what is in flight is such."""

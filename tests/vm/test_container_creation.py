@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.points import points, spoil
 from tests.vm.support import (
     DISK,
     LAYER,
+    OTHER_DISK,
     OTHER_LAYER,
     SCRATCH,
     SHARED,
@@ -24,7 +26,7 @@ from tests.vm.support import (
     quiet,
     running,
 )
-from uvm.errors import OptionsError, VMExitedError, VMStateError
+from uvm.errors import OptionsError, UVMError, VMExitedError, VMStateError
 
 anyio_backend = jumping_backends
 
@@ -110,6 +112,31 @@ async def test_after_one_that_failed_was_lost_or_cancelled_the_next_one_proceeds
             # What the one before had begun was finished, or undone.
             assert succeeded or in_flight == [0], point
             assert TWO in containers(run), point
+
+
+@pytest.mark.parametrize("how", ["refuse", "lose"])
+async def test_containers_of_a_pod_that_wait_do_not_keep_the_next_from_its_turn(how: str) -> None:
+    """They are brought up by tasks of the VM, which are in flight while they wait."""
+    async with running(confidential()) as run:
+        pod, made = uvm.Pod(run.vm, ""), list[str]()
+        spoil_first = getattr(run.backend.faults, how)
+        before = anyio.current_time()
+
+        async def run_container(container_id: str, layer: str, scratch: str) -> None:
+            with suppress(UVMError):
+                made.append((await pod.create_container(SPEC, [layer], scratch, id=container_id)).id)
+
+        with run.backend.faults.hold(resource="CombinedLayers", first=1) as gate:
+            spoil_first(resource="CombinedLayers", first=1)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run_container, ONE, LAYER, SCRATCH)
+                await gate.wait()
+                for each in ((TWO, OTHER_LAYER, DISK), ("3" * 64, OTHER_LAYER, OTHER_DISK)):
+                    tasks.start_soon(run_container, *each)
+                await quiet()
+                gate.close()
+        assert sorted(made) == [TWO, "3" * 64]
+        assert anyio.current_time() - before < run.vm._startup.timeouts.rpc_seconds
 
 
 async def test_who_is_cancelled_in_line_leaves_it() -> None:

@@ -21,46 +21,54 @@ Source: hcsshim ``LockContainerCreate`` (internal/uvm/combine_layers.go), which 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 
 import anyio
 from attrs import define, field
 
-from uvm._async import Flag
+from uvm._async import Flag, in_work
 from uvm._buses.link import Link
 from uvm.errors import VMStateError
 
 
 @define(eq=False)
 class _Turn:
-    """A place in the line: of which task, until it leaves; whether its turn has come, or the VM has gone."""
+    """A place in the line.
+
+    :ivar task: of which task, until that leaves.
+    :ivar in_work: the task is in flight itself: one of the VM's.
+    :ivar come: its turn has come, or the VM has gone.
+    """
 
     task: int | None
+    in_work: bool
     come: Flag = field(factory=Flag, init=False)
 
 
 class CreationOrder:
     """The turns of those that bring up containers in one VM.
 
-    :param quiet: waits until the tasks of the VM have nothing in flight, within a limit.
+    :param limit: returns the scope of the time that a guest may take for an answer.
     """
 
-    def __init__(self, link: Link, quiet: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, link: Link, limit: Callable[[], AbstractContextManager[object]]) -> None:
         self._link = link
-        self._quiet = quiet
+        self._limit = limit
         self._line: deque[_Turn] = deque()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Wait for a turn, and hold it."""
-        me = _Turn(anyio.get_current_task().id)
+        me = _Turn(anyio.get_current_task().id, in_work())
         if any(turn.task == me.task for turn in self._line):
             raise VMStateError(
                 f"{self._link.vm_id}: this task holds container_creation() already, and would wait for "
                 "itself; bring up one container in each"
             )
         self._line.append(me)
+        # It may have been what the turn before waits for.
+        self._link.work.look()
         try:
             await self._reach(me)
             yield
@@ -85,9 +93,15 @@ class CreationOrder:
 
     async def _pass_on_when_quiet(self, me: _Turn) -> None:
         try:
-            await self._quiet()
+            with self._limit():
+                await self._link.work.wait_until(self._is_quiet)
         finally:
             self._pass_on(me)
+
+    def _is_quiet(self) -> bool:
+        """Return whether the tasks of the VM have nothing in flight, but those that wait in line."""
+        work, waiting = self._link.work, sum(turn.in_work for turn in [*self._line][1:])
+        return work.busy <= waiting and not work.owed
 
     def _pass_on(self, me: _Turn) -> None:
         self._line.remove(me)

@@ -330,13 +330,10 @@ class UtilityVM(Saving, GuestServices):
         if self._creations is None:
             from uvm._vm.creationorder import CreationOrder
 
-            self._creations = CreationOrder(self._link, self._quiet)
+            clock, seconds = self._startup.clock, self._startup.timeouts.rpc_seconds
+            self._creations = CreationOrder(self._link, lambda: clock.move_on_after(seconds))
         async with self._creations.turn():
             yield
-
-    async def _quiet(self) -> None:
-        with self._startup.clock.move_on_after(self._startup.timeouts.rpc_seconds):
-            await self.settled()
 
     def _devices_gone(self) -> None:
         super()._devices_gone()
