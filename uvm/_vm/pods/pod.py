@@ -267,9 +267,7 @@ class Pod(Bound):
         return VMFacts(plan.id, plan.processors, confidential, dumps, self._device_util)
 
     def _ended_error(self) -> VMStateError:
-        return VMStateError(
-            f"the pod {self.id} has ended, or is being ended; nothing is attached for a new one"
-        )
+        return VMStateError(f"the pod {self.id} has ended, or is being ended: no container is made in it")
 
     def _new_id(self) -> str:
         """Return an id as containerd's, which a guest with a security policy insists on."""
