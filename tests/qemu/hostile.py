@@ -1,4 +1,4 @@
-"""Guests that turn hostile beside one that does not: ``python -m tests.qemu.hostile LOOP DIRECTORY``.
+"""Hostile guests beside one that is not: ``python -m tests.qemu.hostile LOOP DIRECTORY [FAULT...]``.
 
 It is a process of its own, since it measures what they cost it. All guests are clones of one template, whose
 image has the agent of :mod:`uvm.agent.faults`.
@@ -34,6 +34,8 @@ ENDING: Final = ("exit", "panic", "hang", "garbage", "overrun", "lie", "flood")
 #: Those that do not: their caller leaves, after so many bytes at least have come from the guest.
 ENDLESS: Final = {"half": 20, "open": 100_000, "log": 1 << 20, "console": 0}
 
+EVERY: Final = (*ENDING, *ENDLESS)
+
 #: How long a guest that owes an answer may say nothing.
 _SILENCE_SECONDS: Final = 15.0
 #: How many commands the other guest runs meanwhile, at least.
@@ -64,7 +66,7 @@ class Outcome:
     longest_turn_seconds: float = 0.0
 
 
-async def play(directory: Path, faults: Iterable[str] = (*ENDING, *ENDLESS)) -> dict[str, Any]:
+async def play(directory: Path, faults: Iterable[str]) -> dict[str, Any]:
     """Have one guest after the other turn hostile, and return what came of it."""
     async with (
         backend_of(directory, image=IMAGE) as backend,
@@ -167,9 +169,9 @@ def _forget_peak() -> int:
 
 
 def main() -> None:
-    """Play all faults on an event loop, and print what came of them."""
-    loop, directory = sys.argv[1:]
-    print(json.dumps(anyio.run(play, Path(directory), backend=loop)))
+    """Play faults on an event loop, by default all, and print what came of them."""
+    loop, directory, *faults = sys.argv[1:]
+    print(json.dumps(anyio.run(play, Path(directory), faults or EVERY, backend=loop)))
 
 
 if __name__ == "__main__":
