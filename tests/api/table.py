@@ -299,7 +299,7 @@ OBJECTS: dict[str, tuple[str, Callable[[Stage], Awaitable[Any]]]] = {
     "Orphan": ("linux", _orphan),
     "Pod": ("linux", _pod),
     "PodContainer": ("linux", _pod_container("run_container")),
-    "ContainerResources": ("linux", _pod_container("attach_resources", _POD_SPEC)),
+    "ContainerResources": ("linux", _pod_container("attach_resources")),
     "Container": ("linux", _container),
     "Process": ("linux", _process),
     "ProcessInput": ("linux", _stdin),
@@ -494,7 +494,7 @@ ROWS: dict[str, Row] = {
     # A pod.
     "Pod.create": Row(_one_pod, _vm, vm="", ends_vm=True, grace=True),
     "Pod.end": Row(lambda s, it: it.end(), _pod_with_one, sure=True),
-    "Pod.close": Row(lambda s, it: it.close(), _pod_with_one, sure=True, ends_vm=True),
+    "Pod.close": Row(lambda s, it: it.close(), sure=True, ends_vm=True),
     "Pod.run_container": _pod_makes("run_container", _POD_SPEC),
     "Pod.run_sandbox": _pod_makes("run_sandbox"),
     "Pod.create_container": _pod_makes("create_container"),
