@@ -178,6 +178,21 @@ def _base_share(run: Running) -> str:
     return guest_path(*names) if names else ""
 
 
+_CIM = uvm.BlockCIMLayer([uvm.BlockCIM(host.LAYER, "base.cim")])
+_CIMS = uvm.BlockCIMLayer(
+    [uvm.BlockCIM(host.OTHER_LAYER, "top.cim"), *_CIM.cims],
+    merged=uvm.BlockCIM(host.LARGE_LAYER, "merged.cim"),
+)
+_WINDOWS_SPEC: dict[str, Any] = {
+    "process": {"args": ["cat"]},
+    "mounts": [
+        {"source": host.SHARED, "destination": "C:\\shared", "options": ["ro"]},
+        {"source": host.OTHER_DISK, "destination": "C:\\disk", "type": "virtual-disk"},
+        {"source": host.PIPE, "destination": r"\\.\pipe\mapped"},
+        {"source": "sandbox://a", "destination": "C:\\a"},
+    ],
+}
+
 _EVERYWHERE: dict[str, Acquire] = {
     "process": lambda run: run.vm.open_process(["cat"], stdin=True),
     "container": partial(_container, container_id="c1"),
@@ -235,6 +250,15 @@ _WINDOWS: dict[str, Acquire] = _EVERYWHERE | {
     "other pipe": lambda run: run.vm.pipes.add(host.OTHER_PIPE),
     "combined": lambda run: run.vm.layers.combine(r"C:\base", [("a", _base_share(run))]),
     "root": lambda run: run.vm.mount_layers("c1", [uvm.WCOWLayer(host.SHARED, "a")], host.SCRATCH),
+    "block CIM": lambda run: run.vm.block_cims.mount(_CIM),
+    "block CIMs": lambda run: run.vm.block_cims.mount(_CIMS, container_id="c1"),
+    "root on a block CIM": lambda run: run.vm.mount_layers("c2", [_CIM], host.SCRATCH),
+    "root on block CIMs": lambda run: run.vm.mount_layers("c3", [_CIMS], host.SCRATCH),
+    "pod's container": lambda run: run.pod.run_container(_WINDOWS_SPEC, [_CIM], host.SCRATCH, id="p1"),
+    "pod's other container": lambda run: run.pod.create_container(
+        _WINDOWS_SPEC, [_CIM], host.SCRATCH, id="p2"
+    ),
+    "pod's resources": lambda run: run.pod.attach_resources(_WINDOWS_SPEC, [_CIMS], host.SCRATCH, id="p3"),
 }
 
 #: What collides with a network that is set up.

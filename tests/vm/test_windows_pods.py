@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import anyio
 import pytest
 from attrs import evolve
 
@@ -203,6 +204,22 @@ async def test_a_command_line_reaches_the_process_as_it_is() -> None:
         (asked,) = started(run, "c1")
         assert (asked["CommandLine"], asked["User"]) == ('echo "a  b"', "me")
         assert (asked["WorkingDirectory"], asked["Environment"]) == ("C:\\x", {"X": "1"})
+        await container.aclose()
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_all_who_wait_learn_of_the_exit_that_follows_that_of_the_process(own: bool) -> None:
+    async with pod_of(external_guest_connection=own) as (pod, _):
+        container = await pod.run_container({"process": {"args": ["true"]}}, LAYERS, SCRATCH)
+        exits = []
+
+        async def wait() -> None:
+            exits.append((await container.wait()).type)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(wait)
+        assert exits == ["GracefulExit"] * 3
         await container.aclose()
 
 
