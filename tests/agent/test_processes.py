@@ -260,7 +260,7 @@ def test_what_cannot_be_started_is_refused_in_the_words_of_go(
 def test_a_stream_that_the_host_does_not_listen_for_is_a_refusal_and_closes_the_others(host: RawHost) -> None:
     port = host.listen()
     answer = host.execute("true", ports={"StdOut": port, "StdErr": 77})
-    problem = "vsock Dial port (77) failed: connection refused"
+    problem = "vsock Dial port (77) failed: failed connect() to 00000002.0000004d: connection refused"
     assert answer["ErrorMessage"] == f"failed creating stderr Connection: {problem}"
     host.read_all(host.channel(port))
 

@@ -82,7 +82,8 @@ async def a_port_at_which_no_host_listens_is_refused(guest: Guest) -> None:
     settings = {"ProcessParameters": text, "VsockStdioRelaySettings": {"StdOut": 8}}
     assert await guest.host.refusal(Procedure.EXECUTE_PROCESS, Settings=settings) == (
         HResult.E_FAIL,
-        "failed creating stdout Connection: vsock Dial port (8) failed: connection refused",
+        "failed creating stdout Connection: vsock Dial port (8) failed: "
+        "failed connect() to 00000002.00000008: connection refused",
     )
 
 

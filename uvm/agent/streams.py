@@ -79,7 +79,10 @@ class Dialing:
         if self._awaited > 0:
             self._awaited = -1
             close_all(self._connections)
-            problem = f"vsock Dial port ({self._ports[name]}) failed: connection refused"
+            port = self._ports[name]
+            # The host of a guest has the address 2.
+            address = f"00000002.{port:08x}"
+            problem = f"vsock Dial port ({port}) failed: failed connect() to {address}: connection refused"
             self._request.refuse(Refused(f"failed creating {name.lower()} Connection: {problem}"))
 
 

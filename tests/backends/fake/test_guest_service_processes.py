@@ -57,7 +57,8 @@ async def test_a_stream_to_where_nobody_listens_is_refused_and_the_others_are_cl
         parameters = {"CommandArgs": ["true"], "CreateStdInPipe": True, "CreateStdOutPipe": True}
         assert await execute(host, parameters, VsockStdioRelaySettings={"StdIn": 7, "StdOut": 8}) == (
             HResult.E_FAIL,
-            "failed creating stdout Connection: vsock Dial port (8) failed: connection refused",
+            "failed creating stdout Connection: vsock Dial port (8) failed: "
+            "failed connect() to 00000002.00000008: connection refused",
         )
         with pytest.raises(anyio.EndOfStream):
             await (await listener.accept()).receive()

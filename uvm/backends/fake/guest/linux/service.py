@@ -138,7 +138,10 @@ class LinuxService(GuestService):
         """Connect the standard streams, then make and run a process; a refusal closes the streams."""
 
         def refused(name: str) -> GuestError:
-            problem = f"vsock Dial port ({ports[name]}) failed: connection refused"
+            address = f"00000002.{ports[name]:08x}"
+            problem = (
+                f"vsock Dial port ({ports[name]}) failed: failed connect() to {address}: connection refused"
+            )
             return request.refuse(HResult.E_FAIL, f"failed creating {name} Connection: {problem}")
 
         services = {name: vsock_service_id(port & 0xFFFFFFFF) for name, port in ports.items()}
