@@ -75,6 +75,7 @@ async def play(look: Look, os: str, **options: Any) -> None:
         held |= await (_linux(vm) if os == "linux" else _windows(vm))
         held |= await _anywhere(vm)
         held |= await _processes(vm, backend)
+        held["guest_file"] = await vm.files.stat("/" if vm.os == "linux" else "C:\\")
         held |= await _pod(vm)
         held |= await _unowned(vm, backend)
         handles = await _handles(vm, backend)

@@ -33,12 +33,13 @@ SURFACE = {
         CPUGroup ContainerMount connect_unix cpu_groups create_cpu_group delete_cpu_group listen_unix
         HostNamespace create_namespace
         GuestConnection GuestFeatures Container ContainerExit Process ProcessInput ProcessOutput
-        CompletedProcess
+        CompletedProcess GuestFile GuestFiles
         Backend ByteStream Concurrency FileInfo Guest HostFiles HostInfo HostNetwork HostPipes HostProcess
         Listener System
         UVMError UVMErrorGroup
-        AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
-        ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
+        AccessDeniedError AlreadyReleasedError AnswerLostError ArchiveError BridgeClosedError ErrorRecord
+        ExitStatus GuestError GuestFileError HostError HostPathError NoSpaceError NotAttachedError
+        NotSupportedError
         OptionsError OrphanError
         OutputLimitError ProcessError ProcessFailedError ProcessTimeoutError RefusedError RPCError
         SchemaError StreamBrokenError StreamBusyError StreamClosedError StreamVMExitedError UndoFailedError
@@ -54,8 +55,9 @@ SURFACE = {
     """,
     "uvm.errors": """
         UVMError UVMErrorGroup
-        AccessDeniedError AlreadyReleasedError AnswerLostError BridgeClosedError ErrorRecord
-        ExitStatus GuestError HostError HostPathError NoSpaceError NotAttachedError NotSupportedError
+        AccessDeniedError AlreadyReleasedError AnswerLostError ArchiveError BridgeClosedError ErrorRecord
+        ExitStatus GuestError GuestFileError HostError HostPathError NoSpaceError NotAttachedError
+        NotSupportedError
         OptionsError OrphanError
         OutputLimitError ProcessError ProcessTimeoutError RPCCode RPCError RefusedError UndoFailedError
         UndoUnknownError UnknownOptionError
@@ -83,7 +85,7 @@ VM = """
     scsi vpmem vsmb plan9 vpci pipes block_cims network network_setup layers share shared mount_layers
     mount_in_container container_creation
     devices ledgers quarantined orphans
-    run open_process create_container open_container delete_container_state
+    run open_process files create_container open_container delete_container_state
     stats properties assigned_memory_bytes
     update update_memory update_cpu_limits update_container_memory_limits
     set_cpu_group release_cpu_group update_hvsocket_service remove_hvsocket_service modify guest_request
@@ -125,19 +127,20 @@ HELD = {
         sandbox vm
     """,
     "PodContainer": """
-        aclose closed container exit id init open_process resources role run start wait
+        aclose closed container exit files id init open_process resources role run start wait
     """,
     "ContainerResources": "container_id document leases release released root state",
     "Orphan": "error key ledger release since slot what where",
     "Container": """
-        aclose delete_state exit id modify open_init open_process processes properties run shutdown signal
-        start statistics terminate update wait
+        aclose delete_state exit files id modify open_init open_process processes properties run shutdown
+        signal start statistics terminate update wait
     """,
     "Process": "aclose args communicate exit_code kill pid resize signal stderr stdin stdout stream wait",
     "ProcessInput": "aclose extra extra_attributes send send_eof",
     "ProcessOutput": "aclose extra extra_attributes receive",
     "GuestConnection": """
-        aclose capabilities close closed create_container delete_container_state dump_stacks features modify
+        aclose capabilities close closed create_container delete_container_state dump_stacks features files
+        modify
         modify_service open_container open_process os protocol_version run serve shutdown start_guest
         update_container wait_closed
     """,

@@ -39,10 +39,12 @@ from uvm.devices.scsi import Mount as Mount
 from uvm.errors import AccessDeniedError as AccessDeniedError
 from uvm.errors import AlreadyReleasedError as AlreadyReleasedError
 from uvm.errors import AnswerLostError as AnswerLostError
+from uvm.errors import ArchiveError as ArchiveError
 from uvm.errors import BridgeClosedError as BridgeClosedError
 from uvm.errors import ErrorRecord as ErrorRecord
 from uvm.errors import ExitStatus as ExitStatus
 from uvm.errors import GuestError as GuestError
+from uvm.errors import GuestFileError as GuestFileError
 from uvm.errors import HostError as HostError
 from uvm.errors import HostPathError as HostPathError
 from uvm.errors import NoSpaceError as NoSpaceError

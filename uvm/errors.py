@@ -17,10 +17,12 @@ __all__ = [
     "AccessDeniedError",
     "AlreadyReleasedError",
     "AnswerLostError",
+    "ArchiveError",
     "BridgeClosedError",
     "ErrorRecord",
     "ExitStatus",
     "GuestError",
+    "GuestFileError",
     "HostError",
     "HostPathError",
     "NoSpaceError",
@@ -172,6 +174,14 @@ class ProcessTimeoutError(ProcessError, TimeoutError):
 
 class WireError(UVMError, ValueError):
     """The other end sent bytes that are no message of the protocol, or none that is allowed now."""
+
+
+class GuestFileError(UVMError):
+    """A guest could not do what was asked of its files: the message has what its program says."""
+
+
+class ArchiveError(GuestFileError):
+    """What a guest sent as its files is not unpacked: it is broken, too large, or leads elsewhere."""
 
 
 class NoSpaceError(UVMError):

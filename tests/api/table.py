@@ -759,6 +759,10 @@ ELSEWHERE = {
     "GuestConnection.serve": "tests/gcs/test_connection.py",
     "GuestConnection.start_guest": "tests/gcs/test_connection.py",
     "connect_unix": "tests/gcs/test_unix.py",
+    **{
+        f"GuestFiles.{name}": "tests/guest/test_files.py"
+        for name in ("copy_in", "copy_out", "list", "make_directory", "read", "remove", "stat", "write")
+    },
     "GuestConnection.update_container": "tests/vm/test_container_updates.py",
     **dict.fromkeys(
         (

@@ -6,7 +6,9 @@ from typing import Final
 
 ROOT: Final = "/run/root"
 #: What is in it beside a shell.
-PROGRAMS: Final = "sh cat dd echo false head hostname id ip kill ls mount sleep stty tail true yes"
+PROGRAMS: Final = (
+    "sh cat dd echo false find head hostname id ip kill ls mkdir mount rm sleep stat stty tail tar true yes"
+)
 #: What makes it, as a command for a shell of the guest.
 MAKE_ROOT: Final = f"""
 set -e

@@ -73,6 +73,43 @@ async def test_a_container_on_layers_runs_and_leaves_nothing(
         assert (await vm.run(["sh", "-c", left])).stdout == b""
 
 
+async def test_files_are_read_written_and_copied_in_the_guest_and_in_a_container(
+    vm: uvm.UtilityVM, layer: Path, scratch: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / ("n" * 120)).write_bytes(b"x" * MIB)
+    (source / "link").symlink_to("deep")
+    async with (
+        vm.mount_layers("c1", [str(layer)], str(scratch)) as root,
+        vm.create_container("c1", spec("cat"), root=root) as container,
+        await container.open_init(stdin=True),
+    ):
+        for files, at in ((container.files, "/tmp/files"), (vm.files, "/run/files")):
+            with anyio.fail_after(PATIENCE_SECONDS):
+                await files.make_directory(f"{at}/below", parents=True)
+                await files.write(f"{at}/a file", b"content", mode=0o750)
+                assert await files.read(f"{at}/a file") == b"content"
+                found = await files.stat(f"{at}/a file")
+                assert found is not None
+                assert found == uvm.GuestFile("a file", "file", 7, 0o750, found.modified)
+                assert [each.name for each in await files.list(at)] == ["a file", "below"]
+                assert await files.stat(f"{at}/none") is None
+                await files.copy_in(source, f"{at}/copy")
+                target = tmp_path / f"copy of {at.rpartition('/')[0][1:]}"
+                await files.copy_out(f"{at}/copy", target)
+                assert (target / "link" / ("n" * 120)).read_bytes() == b"x" * MIB
+                await files.copy_out(f"{at}/a file", tmp_path / "one")
+                assert (tmp_path / "one").read_bytes() == b"content"
+                (tmp_path / "one").unlink()
+                with pytest.raises(uvm.GuestFileError, match="none"):
+                    await files.read(f"{at}/none")
+                with pytest.raises(uvm.GuestFileError, match="irectory"):
+                    await files.remove(at)
+                await files.remove(at, recursive=True)
+                assert await files.stat(at) is None
+
+
 async def test_a_container_that_uses_up_its_memory_is_killed_and_no_other(
     vm: uvm.UtilityVM, layer: Path, scratch: Path
 ) -> None:

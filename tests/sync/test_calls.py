@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,6 +130,15 @@ def test_containers(backend: uvm.FakeBackend) -> None:
         assert init.stdout.read() == b""
         assert container.wait().result == 0
     assert backend.leftovers() == []
+
+
+def test_files(backend: uvm.FakeBackend, tmp_path: Path) -> None:
+    with uvm.sync.create_vm(uvm.LCOWOptions(), backend=backend) as vm:
+        vm.files.write("/etc/name", b"content")
+        assert vm.files.read("/etc/name") == b"content"
+        vm.files.copy_out("/etc", tmp_path / "copy")
+        assert (tmp_path / "copy" / "name").read_bytes() == b"content"
+        assert [file.name for file in vm.files.list("/etc")] == ["name"]
 
 
 def test_callbacks_are_called_in_threads_of_their_own_with_faces(backend: uvm.FakeBackend) -> None:

@@ -203,6 +203,10 @@ class Container(ProcessHost):
         return self._guest.clock
 
     @property
+    def _guest_os(self) -> str:
+        return self._guest.os
+
+    @property
     def exit(self) -> ContainerExit | None:
         """How it ended; None while it has not, and where that is unknown."""
         return self._handle.exit.how

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from uvm._async import opens, suggesting
 from uvm._checks import checked, flag
@@ -19,6 +19,9 @@ from uvm._guest.process import Launch, Process, converse, discard
 from uvm._guest.specs import Command, host_process, pipes_of
 from uvm._home import Bound
 from uvm.errors import RefusedError
+
+if TYPE_CHECKING:
+    from uvm._guest.files import GuestFiles
 
 _log = logging.getLogger("uvm.gcs")
 
@@ -37,6 +40,18 @@ class ProcessHost(Bound, ABC):
 
         :param pipes: whether it has ``stdin``, ``stdout`` and ``stderr``.
         """
+
+    @property
+    @abstractmethod
+    def _guest_os(self) -> str:
+        """The operating system of the guest."""
+
+    @property
+    def files(self) -> GuestFiles:
+        """The files there."""
+        from uvm._guest.files import GuestFiles
+
+        return GuestFiles(self, self._guest_os)
 
     @opens
     async def open_process(
@@ -160,6 +175,10 @@ class GuestHost(ProcessHost):
     @property
     def _clock(self) -> GuestClock:
         return self._access.clock
+
+    @property
+    def _guest_os(self) -> str:
+        return self._access.os
 
     @abstractmethod
     async def _launch(self, launch: Launch) -> Process:

@@ -92,6 +92,10 @@ class GuestServices(Part, ProcessHost):
     def _clock(self) -> GuestClock:
         return self._asked._clock
 
+    @property
+    def _guest_os(self) -> str:
+        return self._context.plan.os
+
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
         return await self._asked._start(wanted, pipes)
 

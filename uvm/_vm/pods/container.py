@@ -93,6 +93,10 @@ class PodContainer(ProcessHost):
     def _clock(self) -> GuestClock:
         return self.container._clock
 
+    @property
+    def _guest_os(self) -> str:
+        return self._vm.os
+
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
         return await self.container._start(wanted, pipes)
 

@@ -7,15 +7,11 @@ from typing import Final
 
 import anyio
 
+from uvm.backends.fake.guest.fileprograms import FILE_PROGRAMS, fail
 from uvm.backends.fake.guest.programs import FakeProcess, Program
 
 #: What ``yes`` writes at once.
 _YES_BYTES: Final = 65536
-
-
-async def _fail(process: FakeProcess, problem: str, code: int = 1) -> int:
-    await process.stderr.send(f"{process.args[0]}: {problem}\n".encode())
-    return code
 
 
 async def _true(process: FakeProcess) -> int:
@@ -34,23 +30,13 @@ async def _echo(process: FakeProcess) -> int:
     return 0
 
 
-async def _cat(process: FakeProcess) -> int:
-    """Copy stdin to stdout; there are no files."""
-    for path in process.args[1:]:
-        if path != "-":
-            return await _fail(process, f"{path}: No such file or directory")
-    async for data in process.stdin:
-        await process.stdout.send(data)
-    return 0
-
-
 async def _sleep(process: FakeProcess) -> int:
     try:
         seconds = sum(float(word) for word in process.args[1:])
     except ValueError:
-        return await _fail(process, f"invalid number {' '.join(process.args[1:])!r}")
+        return await fail(process, f"invalid number {' '.join(process.args[1:])!r}")
     if len(process.args) < 2 or not 0 <= seconds < float("inf"):
-        return await _fail(process, "how long?")
+        return await fail(process, "how long?")
     await anyio.sleep(seconds)
     return 0
 
@@ -60,7 +46,7 @@ async def _uname(process: FakeProcess) -> int:
     facts = {"s": "Linux", "n": "uvm", "r": "6.1.0", "v": "#1 SMP", "m": machine, "o": "GNU/Linux"}
     wanted = "".join(word.removeprefix("-") for word in process.args[1:]) or "s"
     if unknown := set(wanted) - {*facts, "a"}:
-        return await _fail(process, f"invalid option -- {min(unknown)!r}")
+        return await fail(process, f"invalid option -- {min(unknown)!r}")
     printed = [fact for letter, fact in facts.items() if letter in wanted or "a" in wanted]
     await process.stdout.send(f"{' '.join(printed)}\n".encode())
     return 0
@@ -69,14 +55,6 @@ async def _uname(process: FakeProcess) -> int:
 async def _env(process: FakeProcess) -> int:
     await process.stdout.send("".join(f"{k}={v}\n" for k, v in process.env.items()).encode())
     return 0
-
-
-async def _cmd(process: FakeProcess) -> int:
-    """Make a directory and list it, ``/c mkdir <path> & dir <path>``: there is no file system."""
-    match process.args[1:]:
-        case ["/c", "mkdir", made, "&", "dir", listed] if made == listed:
-            return 0
-    return await _fail(process, "use /c mkdir <path> & dir <path>")
 
 
 async def _yes(process: FakeProcess) -> int:
@@ -90,7 +68,7 @@ async def _head(process: FakeProcess) -> int:
     """Copy the first 10 lines of stdin, or ``-n`` lines, or ``-c`` bytes."""
     found = re.fullmatch(r"(?:-([nc]) ?(\d+))?", " ".join(process.args[1:]))
     if found is None:
-        return await _fail(process, "use head [-n lines | -c bytes]")
+        return await fail(process, "use head [-n lines | -c bytes]")
     left = 10 if found[2] is None else int(found[2])
     if not left:
         return 0
@@ -108,12 +86,12 @@ async def _kill(process: FakeProcess) -> int:
     words = list(process.args[1:])
     number = words.pop(0)[1:] if words[:1] and words[0].startswith("-") else "15"
     if not words or not all(word.isdecimal() for word in (number, *words)):
-        return await _fail(process, "use kill [-number] pid...")
+        return await fail(process, "use kill [-number] pid...")
     code = 0
     for word in words:
         target = process.peers.get(int(word))
         if target is None or not target.signal(int(number)):
-            code = await _fail(process, f"can't kill pid {word}: No such process")
+            code = await fail(process, f"can't kill pid {word}: No such process")
     return code
 
 
@@ -128,10 +106,10 @@ async def _stty(process: FakeProcess) -> int:
     if words[:1] == ["-F"] and len(words) > 1:
         device = _STDIN_OF.fullmatch(words[1])
         if device is None or int(device[1]) not in processes:
-            return await _fail(process, f"{words[1]}: No such file or directory")
+            return await fail(process, f"{words[1]}: No such file or directory")
         target, words = processes[int(device[1])], words[2:]
     if target.view.terminal is None:
-        return await _fail(process, "standard input: Inappropriate ioctl for device")
+        return await fail(process, "standard input: Inappropriate ioctl for device")
     if words == ["size"]:
         size = target.view.terminal
         await process.stdout.send(f"{size.height} {size.width}\n".encode())
@@ -140,13 +118,12 @@ async def _stty(process: FakeProcess) -> int:
         case ["rows", rows, "cols", columns] if rows.isdecimal() and columns.isdecimal():
             target.resize(int(rows), int(columns))
             return 0
-    return await _fail(process, "use stty [-F /proc/<pid>/fd/0] size | rows <n> cols <n>")
+    return await fail(process, "use stty [-F /proc/<pid>/fd/0] size | rows <n> cols <n>")
 
 
 #: Added to the programs of every backend.
 BUILT_IN: Final[dict[str, Program]] = {
-    "cat": _cat,
-    "cmd": _cmd,
+    **FILE_PROGRAMS,
     "echo": _echo,
     "env": _env,
     "false": _false,

@@ -12,6 +12,7 @@ from attrs import define, field
 
 from uvm._names import GuestOS
 from uvm._repr import brief
+from uvm.backends.fake.guest.filesystem import GuestFileSystem
 from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.guest.stdio import ProcessInput, ProcessOutput, Terminal
 
@@ -39,12 +40,13 @@ class FakeProcess:
 
     :ivar args: its arguments, from its own name on.
     :ivar env: its environment.
-    :ivar cwd: its working directory. There is no file system: any path will do.
+    :ivar cwd: its working directory; any path will do.
     :ivar user: the user that was asked for.
     :ivar pid: its id in the guest.
     :ivar terminal: its terminal, whose size changes with the host's; None if it has none.
     :ivar vm: the VM that it runs in.
     :ivar peers: what runs in the guest, by process id.
+    :ivar files: the files of the guest.
     """
 
     args: tuple[str, ...]
@@ -54,6 +56,7 @@ class FakeProcess:
     pid: int
     vm: GuestMachine
     peers: Mapping[int, Peer]
+    files: GuestFileSystem
     stdin: ProcessInput = field(init=False)
     stdout: ProcessOutput = field(init=False)
     stderr: ProcessOutput = field(init=False)
@@ -121,6 +124,6 @@ class Programs(UserDict[str, Program]):
 
 
 #: Built-in programs that a Windows guest lacks.
-LINUX_ONLY = frozenset({"kill", "stty", "uname"})
-#: And one that a Linux guest lacks.
+LINUX_ONLY = frozenset({"find", "kill", "mkdir", "rm", "stat", "stty", "uname"})
+#: And those that a Linux guest lacks.
 WINDOWS_ONLY = frozenset({"cmd"})

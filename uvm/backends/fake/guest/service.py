@@ -23,6 +23,7 @@ from uvm.backends.fake.exchange import Exchange
 from uvm.backends.fake.guest.boot import boot_plan
 from uvm.backends.fake.guest.containers import Container
 from uvm.backends.fake.guest.execution import Command, attach_streams, close_streams
+from uvm.backends.fake.guest.filesystem import GuestFileSystem
 from uvm.backends.fake.guest.log import LAST_WORDS_SECONDS, GuestLog
 from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.guest.messages import Incoming, unknown_message
@@ -80,6 +81,7 @@ class GuestService:
     :ivar processes: all processes that run in the guest, by process id.
     :ivar external: the processes outside of containers whose exit was not reported yet.
     :ivar containers: the containers, by id.
+    :ivar files: the files of the guest, which its containers share.
     :ivar entropy: the random bytes that a Linux guest received from the host when it booted.
     :ivar log: its log, for the host to read.
     :ivar log_settings: the latest settings of a Windows guest's log forwarding service, from the host.
@@ -95,6 +97,7 @@ class GuestService:
         self.processes: dict[int, GuestProcess] = {}
         self.external: dict[int, GuestProcess] = {}
         self.containers: dict[str, Container] = {}
+        self.files: GuestFileSystem = GuestFileSystem(vm.os)
         self.entropy: bytes = b""
         self.log: GuestLog = GuestLog(vm, environment.exchange.clock, self.spawn)
         self.log_settings: str = ""
@@ -160,6 +163,7 @@ class GuestService:
         """
         self.phase, self._booted, self._last_pid = saved.phase, True, saved._last_pid
         self.log_settings = saved.log_settings
+        self.files = saved.files.copy()
         self.containers.update({key: container.copied() for key, container in saved.containers.items()})
         places = [(saved.external, self.external)]
         places += [(each.processes, self.containers[key].processes) for key, each in saved.containers.items()]
@@ -467,6 +471,7 @@ class GuestService:
             pid=pid or self._new_pid(),
             vm=self.vm,
             peers=self.processes,
+            files=self.files,
             terminal=command.terminal,
         )
 
