@@ -140,6 +140,8 @@ _POOL = {
     "max_age_seconds": (object(), int, 0, "1"),
     "prepare": (object(), int, 1.5),
     "check": (object(), int, 1.5),
+    "clones": (object(), 1, "yes", None),
+    "prepare_template": (object(), int, 1.5),
     "hook_seconds": (object(), int, "1", 0, None),
     "concurrency": (*_WRONG, uvm.Concurrency),
     "timeouts": (*_WRONG, uvm.GuestTimeouts),

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from uvm._vm.vm import UtilityVM
     from uvm.backends.fake import FakeBackend, FakeFiles, Faults
 
-    #: Returns what creates and starts a VM when it is entered, from options.
-    MakeVM = Callable[..., AbstractAsyncContextManager[UtilityVM]]
+#: The type of :func:`linux_vm` and :func:`windows_vm`.
+MakeVM = Callable[..., AbstractAsyncContextManager["UtilityVM"]]
 
 
 @pytest.fixture
