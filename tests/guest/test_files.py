@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from uvm.backends.fake import FakeProcess
 pytestmark = pytest.mark.anyio
 
 MIB = 1 << 20
+#: Links, pipes and modes, which Windows makes for few or not at all.
+links = pytest.mark.skipif(sys.platform == "win32", reason="takes links, pipes and modes of POSIX")
 
 
 @pytest.fixture
@@ -120,6 +123,7 @@ async def test_a_file_that_is_larger_than_allowed_is_not_taken(files: Any) -> No
         await there.read(at("/large"), max_bytes=999)
 
 
+@links
 async def test_a_directory_is_copied_in_and_out_as_it_is(files: Any, tmp_path: Path) -> None:
     there, at = files
     source = tmp_path / "source"
@@ -164,12 +168,15 @@ async def test_a_single_file_is_copied_in_and_out(files: Any, tmp_path: Path) ->
     assert names_in(tmp_path) == ["source", "target"]
 
 
+@links
 async def test_what_is_no_file_of_the_host_is_not_copied_in(vm: uvm.UtilityVM, tmp_path: Path) -> None:
+    assert sys.platform != "win32"
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(uvm.HostPathError, match="no file"):
         await vm.files.copy_in(tmp_path, "/copy")
 
 
+@links
 async def test_names_are_data(vm: uvm.UtilityVM, tmp_path: Path) -> None:
     names = ["-rf", "a\nb", "$(reboot)", " ", "'\"", "%s //x"[:2] + "x", "ü€"]
     await vm.files.make_directory("/odd")
@@ -184,6 +191,7 @@ async def test_names_are_data(vm: uvm.UtilityVM, tmp_path: Path) -> None:
         await vm.files.remove(f"/odd/{name}")
 
 
+@links
 async def test_a_link_is_not_followed_but_to_copy_it(vm: uvm.UtilityVM, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link").symlink_to("file")

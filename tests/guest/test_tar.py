@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import tarfile
 import tracemalloc
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ import uvm
 from uvm._guest.tar import END, Member, Parts, Reader, filling, header, safe_link
 from uvm._guest.unpack import Unpacking, packed
 from uvm.backends.fake import FakeProcess
+
+#: Links, pipes and modes, which Windows makes for few or not at all.
+links = pytest.mark.skipif(sys.platform == "win32", reason="takes links, pipes and modes of POSIX")
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", **fields: Any) -> bytes:
@@ -108,6 +112,7 @@ def unpack(unpacking: Unpacking, data: bytes, piece: int = 1000) -> None:
     unpacking.finish()
 
 
+@links
 def test_what_is_harmless_is_unpacked_without_what_is_special(tmp_path: Path) -> None:
     data = (
         member("./", tarfile.DIRTYPE)
@@ -130,6 +135,7 @@ def test_what_is_harmless_is_unpacked_without_what_is_special(tmp_path: Path) ->
     assert [*tmp_path.iterdir()] == [target]
 
 
+@links
 def test_nothing_is_written_through_a_link_that_another_has_put_there(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -231,6 +237,7 @@ def test_an_endless_archive_takes_no_memory() -> None:
         tracemalloc.stop()
 
 
+@links
 @pytest.mark.parametrize("windows", [False, True])
 def test_what_is_packed_is_read_by_others_and_by_us(windows: bool, tmp_path: Path) -> None:
     source = tmp_path / "source"

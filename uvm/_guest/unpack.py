@@ -151,7 +151,8 @@ class Unpacking:
         if linked not in self._files:
             raise ArchiveError(f"{_named(parts)} is a link to {_named(linked)}, which is no file before it")
         with self._at(linked) as (source, there), self._at(parts) as (name, here):
-            os.link(source, name, src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
+            follow = os.link not in os.supports_follow_symlinks
+            os.link(source, name, src_dir_fd=there, dst_dir_fd=here, follow_symlinks=follow)
         self._files.add(parts)
 
     @contextmanager
