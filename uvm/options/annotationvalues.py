@@ -94,7 +94,9 @@ def whole(maximum: int, minimum: int = 0) -> Callable[[str], int]:
     return read_whole
 
 
-i32, u32, u64 = whole(I32), whole(U32), whole(U64)
+i32: Reader = whole(I32)
+u32: Reader = whole(U32)
+u64: Reader = whole(U64)
 
 
 def numbers(item: Callable[[str], int]) -> Callable[[str], tuple[int, ...]]:
