@@ -86,8 +86,7 @@ class ConnectedContainer:
 
     def start_lost(self) -> None:
         """Find out what became of the container's own process: the answer to its start was lost."""
-        if self._link.tasks is not None:
-            self._link.tasks.start_soon(self._find_init)
+        self._link.watch(self._find_init)
 
     async def _find_init(self) -> None:
         with suppress(UVMError):
@@ -157,9 +156,8 @@ class ConnectedContainer:
             operation=self._operation("ask about"),
             then=self._checked,
         )
-        if self._init is not None and self._link.tasks is not None and not self._followed:
-            self._followed = True
-            self._link.tasks.start_soon(self._end_with, self._init)
+        if self._init is not None and not self._followed:
+            self._followed = self._link.watch(self._end_with, self._init)
 
     def _checked(self, call: Call) -> None:
         # What else is refused, or lost, says nothing of its end.

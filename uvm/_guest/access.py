@@ -117,6 +117,17 @@ class GuestAccess:
         self.states.work.start_soon(tasks, call)
         return True
 
+    def watch(self, call: Callable[..., Coroutine[Any, Any, None]], *args: object) -> bool:
+        """Have the VM's tasks wait for something, which is no work; False where the guest is out of reach.
+
+        :param call: must not raise, save when it is cancelled.
+        """
+        # anyio may never cancel what is started in a group whose tasks have ended after it was cancelled.
+        if (tasks := self.tasks) is None or tasks.cancel_scope.cancel_called:
+            return False
+        tasks.start_soon(call, *args)
+        return True
+
     async def carry_out(self, call: Callable[[], Awaitable[T]]) -> T:
         """Have a task of the VM make a call that changes something, and wait for the result.
 

@@ -614,8 +614,8 @@ async def end_abandoned(container: Container) -> None:
 
 def doubt(guest: GuestAccess, exit: Exit[ContainerExit]) -> None:
     """Settle the exit of a container soon, reported or not: the container is said to be gone."""
-    if guest.tasks is not None and not exit.settled:
-        guest.tasks.start_soon(_settle, guest, exit)
+    if not exit.settled:
+        guest.watch(_settle, guest, exit)
 
 
 async def _settle(guest: GuestAccess, exit: Exit[ContainerExit]) -> None:

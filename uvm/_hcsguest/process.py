@@ -189,7 +189,7 @@ class RelayedProcess(Relayed[int]):
     def doubt(self) -> None:
         """Settle the exit soon: the process is said to be gone."""
         if not self.exit.gone():
-            self._access.tasks.start_soon(self._give_up)
+            self._access.watch(self._give_up)
 
     async def _give_up(self) -> None:
         """Settle the exit, if HCS forgets to report it."""
