@@ -22,7 +22,8 @@ if not TYPE_CHECKING:
 
         if name == "__all__":
             found = ("FakeBackend", *(each for home in _HOMES for each in vars(import_module(home))))
-            return sorted(each for each in found if not each.startswith("_"))
+            # pytest rewrites the modules of whatever has fixtures, and adds names that are none.
+            return sorted(each for each in found if each.isidentifier() and not each.startswith("_"))
         # The fake is large, and only for those who ask for it.
         for home in ("uvm.backends.fake",) if name == "FakeBackend" else _HOMES:
             module = import_module(home)

@@ -52,6 +52,7 @@ def test_what_a_model_does_not_show_is_hidden_in_the_traces_of_messages_too() ->
         "ProcessParameters",
         "OciProcess",
         "OciSpecification",
+        "Spec",
         "Request",
         "Settings",
     }

@@ -6,6 +6,7 @@ It runs inside a task that waits for the VM (:meth:`~uvm.backends.fake.FakeSyste
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from functools import cached_property
 from typing import Any, ClassVar, Final, TypeAlias
 
 import anyio
@@ -81,7 +82,6 @@ class GuestService:
     :ivar processes: all processes that run in the guest, by process id.
     :ivar external: the processes outside of containers whose exit was not reported yet.
     :ivar containers: the containers, by id.
-    :ivar files: the files of the guest, which its containers share.
     :ivar entropy: the random bytes that a Linux guest received from the host when it booted.
     :ivar log: its log, for the host to read.
     :ivar log_settings: the latest settings of a Windows guest's log forwarding service, from the host.
@@ -97,7 +97,6 @@ class GuestService:
         self.processes: dict[int, GuestProcess] = {}
         self.external: dict[int, GuestProcess] = {}
         self.containers: dict[str, Container] = {}
-        self.files: GuestFileSystem = GuestFileSystem(vm.os)
         self.entropy: bytes = b""
         self.log: GuestLog = GuestLog(vm, environment.exchange.clock, self.spawn)
         self.log_settings: str = ""
@@ -117,6 +116,11 @@ class GuestService:
         self._side: GuestSide | None = None
         self._outlet: Outlet | None = None
         self._unsent: list[JSON] = []
+
+    @cached_property
+    def files(self) -> GuestFileSystem:
+        """The files of the guest, which its containers share."""
+        return GuestFileSystem(self.vm.os)
 
     def __repr__(self) -> str:
         return shown(self, "processes", "containers", "connected")
@@ -163,7 +167,8 @@ class GuestService:
         """
         self.phase, self._booted, self._last_pid = saved.phase, True, saved._last_pid
         self.log_settings = saved.log_settings
-        self.files = saved.files.copy()
+        if "files" in vars(saved):
+            self.files = saved.files.copy()
         self.containers.update({key: container.copied() for key, container in saved.containers.items()})
         places = [(saved.external, self.external)]
         places += [(each.processes, self.containers[key].processes) for key, each in saved.containers.items()]
