@@ -115,6 +115,9 @@ def test_a_cgroup_is_named_or_this_processs_own_if_it_is_delegated(
     marks = {"user.delegate": b"1"}
     monkeypatch.setattr(os, "getxattr", lambda path, name: _mark(marks, path == tree, name))
     assert delegated("", str(tmp_path)) == tree
+    # As the first VM leaves this process.
+    (tmp_path / "cgroup").write_text("0::/delegated/uvm-host\n")
+    assert delegated("", str(tmp_path)) == tree
     marks.clear()
     with pytest.raises(NotSupportedError, match="none is delegated to this process; nothing was started"):
         delegated("", str(tmp_path))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import anyio
 import pytest
 
 from uvm.backends.qemu.launch import STDERR_BYTES, Launcher
@@ -55,6 +56,24 @@ async def test_it_is_killed_once_and_for_all(launcher: Launcher) -> None:
     child.kill()
     assert await child.wait() == -signal.SIGKILL
     child.kill()
+
+
+async def test_who_is_cancelled_as_it_starts_has_it_all_the_same(launcher: Launcher) -> None:
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        child = await launcher.start(["sleep", "3600"], ())
+        child.kill()
+        with anyio.CancelScope(shield=True):
+            assert await child.wait() == -signal.SIGKILL
+    assert child.exit_code == -signal.SIGKILL
+
+
+async def test_it_has_little_of_the_environment(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UVM_TEST_SECRET", "do-not-pass-on")
+    child = await launcher.start(["sh", "-c", "env >&2"], ())
+    assert await child.wait() == 0
+    assert "PATH=" in child.last_words
+    assert "do-not-pass-on" not in child.last_words
 
 
 async def test_it_inherits_the_descriptors_it_is_given_and_no_other(launcher: Launcher) -> None:

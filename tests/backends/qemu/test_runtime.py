@@ -102,6 +102,15 @@ def test_sweeping_leaves_what_lives(runtime: RuntimeDirectory) -> None:
     made.remove()
 
 
+def test_sweeping_leaves_what_is_no_vms(runtime: RuntimeDirectory) -> None:
+    """A runtime directory may be any of the user's, with all that it holds."""
+    for name in ("precious", "0" * 31, "0" * 33, "G" * 32):
+        (runtime.path / name).mkdir()
+        (runtime.path / name / "file").write_text("kept")
+    runtime.sweep()
+    assert [each.read_text() for each in runtime.path.glob("*/file")] == ["kept"] * 4
+
+
 def test_links_in_a_directory_that_is_removed_are_not_followed(
     runtime: RuntimeDirectory, tmp_path: Path
 ) -> None:
@@ -155,7 +164,7 @@ def test_a_vm_that_survives_its_process_is_left_until_it_ends(
 
 @pytest.mark.parametrize("left", [b"", b"{", b"[]", b"{}", b'{"Id": 1, "Host": [1]}', b"\xff" * 99], ids=repr)
 def test_what_is_no_record_is_no_vm(runtime: RuntimeDirectory, left: bytes) -> None:
-    directory = runtime.path / "broken"
+    directory = runtime.path / ("b" * 32)
     directory.mkdir()
     (directory / "vm.json").write_bytes(left)
     assert [*runtime.records()] == []

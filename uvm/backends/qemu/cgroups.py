@@ -54,6 +54,9 @@ def delegated(given: str = "", proc: str = "/proc/self") -> Path:
             raise NotSupportedError(f"{given} is no cgroup of version 2; nothing was started; {_HOW}")
         return Path(given)
     own = _own(Path(proc))
+    if own is not None and own.name == _LEAF:
+        # A VM before has had this process moved there.
+        own = own.parent
     if own is None or not _is_delegated(own):
         raise NotSupportedError(
             "limits of processors need a cgroup of version 2, and none is delegated to this process; "

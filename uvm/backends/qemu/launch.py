@@ -10,8 +10,8 @@ thread, which runs as long as the backend: nothing that this process starts outl
     Child    pidfd: readable when it has ended, never another process's
              stderr: read all the time, of which the end is kept
 
-QEMU inherits the descriptors that it is given and no other, has no terminal, and runs as the user that
-:mod:`.users` chooses.
+QEMU inherits the descriptors that it is given and no other, little of the environment, and no terminal. It
+runs as the user that :mod:`.users` chooses.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from uvm.errors import NotSupportedError
 STDERR_BYTES: Final = 1 << 14
 #: Of setpriv, a program of util-linux: Linux kills the process when its parent ends.
 _BOUND: Final = ("--pdeathsig", "KILL")
+#: What QEMU has of this process's environment.
+_ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH")
 #: Runs what follows in a cgroup, which the user that QEMU runs as may not enter.
 _IN_CGROUP: Final = ("sh", "-c", 'echo 0 > "$0" && exec "$@"')
 #: Runs what follows, unless the parent had ended before that was asked for: it is no longer the parent then.
@@ -207,7 +209,9 @@ class Launcher:
         command += ["setpriv", *options, "--"] if options else []
         command += [*(() if survives else (*_IF_PARENT, str(os.getpid()))), *arguments]
         starting = self._thread.submit(_spawn, command, fds)
-        return await anyio.to_thread.run_sync(starting.result)
+        # Who is cancelled must not lose what is being started.
+        with anyio.CancelScope(shield=True):
+            return await anyio.to_thread.run_sync(starting.result)
 
     def close(self) -> None:
         """End the thread."""
@@ -224,6 +228,8 @@ def _spawn(command: Sequence[str], fds: Sequence[int]) -> Child:
             bufsize=0,
             pass_fds=fds,
             start_new_session=True,
+            # What else is in the environment may be a secret, and QEMU another user's.
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
     except FileNotFoundError as error:
         part = "setpriv" if error.filename == "setpriv" else "qemu"

@@ -27,6 +27,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -46,6 +47,8 @@ from uvm.hresult import HResult
 from uvm.schema.json import SchemaError
 
 _RECORD: Final = "vm.json"
+#: The name of a VM's directory: see :meth:`RuntimeDirectory._of`.
+_NAME: Final = re.compile("[0-9a-f]{32}")
 _LOCK: Final = "lock"
 _OWNER: Final = "owner"
 _KEPT: Final = "kept.json"
@@ -318,7 +321,9 @@ class RuntimeDirectory:
         return self.path / hashlib.sha256(system_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     def _directories(self) -> list[Path]:
-        return [each for each in self.path.iterdir() if each.is_dir() and not each.is_symlink()]
+        """Return the directories of VMs, and no other: what is swept may have been put anywhere."""
+        named = [each for each in self.path.iterdir() if _NAME.fullmatch(each.name)]
+        return [each for each in named if each.is_dir() and not each.is_symlink()]
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
