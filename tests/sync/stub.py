@@ -141,7 +141,11 @@ class Stub:
                 called = "close" if name == "aclose" and not hasattr(cls, "close") else name
                 yield from self.member(called, inspect.getattr_static(cls, name))
         if hasattr(cls, "__aenter__") and not known:
-            yield from self.function("__enter__", cls.__aenter__)
+            if cls.__aenter__.__module__.startswith("anyio."):
+                # Its versions say the same in different words.
+                yield "def __enter__(self) -> Self: ..."
+            else:
+                yield from self.function("__enter__", cls.__aenter__)
             yield from self.function("__exit__", cls.__aexit__)  # type: ignore[attr-defined]
 
     def member(self, name: str, member: Any) -> Iterator[str]:

@@ -212,6 +212,7 @@ class Launcher:
         # Who is cancelled must not lose what is being started.
         with anyio.CancelScope(shield=True):
             return await anyio.to_thread.run_sync(starting.result)
+        raise AssertionError("a scope that is not cancelled swallows nothing")
 
     def close(self) -> None:
         """End the thread."""
