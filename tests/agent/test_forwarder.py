@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -113,3 +114,28 @@ def test_the_service_starts_with_its_log_once_the_host_listens_for_both(host: Ra
     while not host.received[log.id]:
         host.step()
     assert host.received[log.id] == b"the service has started\n"
+
+
+def test_a_port_that_cannot_be_listened_at_keeps_no_other_from_it(host: RawHost, sockets: Path) -> None:
+    taken = host.listen()
+    (sockets / f".{taken}").mkdir()
+    guest, channel = dial(host, sockets, host.listen())
+    with guest:
+        guest.sendall(b"of the guest")
+        guest.shutdown(socket.SHUT_WR)
+        assert host.read_all(channel) == b"of the guest"
+
+
+def test_a_connection_waits_for_a_descriptor(host: RawHost, sockets: Path) -> None:
+    port = host.listen()
+    guest, channel = dial(host, sockets, port)
+    limits = resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE, (0, limits[1]))
+    with guest, socket.socket(socket.AF_UNIX) as waits:
+        waits.connect(str(sockets / str(port)))
+        # What comes of this one has come after the other could not be accepted.
+        guest.sendall(b"of the first")
+        while host.received[channel.id] != b"of the first":
+            host.step()
+        resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE, limits)
+        host.channel(port)

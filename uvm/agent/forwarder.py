@@ -33,6 +33,7 @@ from uvm.agent.relays import Descriptor, Output
 _CHUNK: Final = 1 << 17
 _BACKLOG: Final = 128
 _CONSOLE: Final = 2
+_ACCEPT_AGAIN_SECONDS: Final = 0.1
 
 SERVICE: Final = ("/bin/gcs", "-v4", "-log-format", "json", "-loglevel", "info", "-disable-time-sync")
 #: It knows no modules: what it may use is there before.
@@ -85,12 +86,24 @@ class Forwarder:
             receiver = EntropyReceiver(self._log)
             receiver.connection = self._port.dial(number, receiver, lasting=False)
         elif number not in self._sockets and number != LINUX_LOG_PORT:
-            sock = self._sockets[number] = self._listen(number)
-            sock.setblocking(False)
-            self._loop.watch(sock.fileno(), READ, lambda events: self._accept(number))
+            self._listen_at(number)
         if number == LINUX_GCS_PORT and self._on_service is not None:
             # What else the host listens at comes with it.
             self._loop.post(self._start_service)
+
+    def _listen_at(self, number: int) -> None:
+        try:
+            sock = self._sockets[number] = self._listen(number)
+        except OSError as error:
+            self._log.warning(f"port {number} cannot be listened at: {error}")
+            return
+        sock.setblocking(False)
+        self._watch(number, sock)
+
+    def _watch(self, number: int, sock: socket.socket) -> None:
+        """Accept what connects to a port, unless the host has stopped listening meanwhile."""
+        if self._sockets.get(number) is sock:
+            self._loop.watch(sock.fileno(), READ, lambda events: self._accept(number, sock))
 
     def _not_listening(self, number: int) -> None:
         sock = self._sockets.pop(number, None)
@@ -98,10 +111,16 @@ class Forwarder:
             self._loop.unwatch(sock.fileno())
             sock.close()
 
-    def _accept(self, number: int) -> None:
+    def _accept(self, number: int, sock: socket.socket) -> None:
         try:
-            accepted, _ = self._sockets[number].accept()
+            accepted, _ = sock.accept()
         except BlockingIOError:
+            return
+        except OSError as error:
+            # What waits stays ready, and there may be no descriptor for it for a while.
+            self._log.warning(f"port {number}: {error}")
+            self._loop.unwatch(sock.fileno())
+            self._loop.later(_ACCEPT_AGAIN_SECONDS, lambda: self._watch(number, sock))
             return
         try:
             Relay(self._loop, self._port, number, accepted)

@@ -14,7 +14,7 @@ from tests.backends.qemu.test_vm import document
 from uvm.backends.qemu import cgroups
 from uvm.backends.qemu.cgroups import Cgroup, delegated, has_limits
 from uvm.backends.qemu.launch import Launcher
-from uvm.errors import HostError, NotSupportedError
+from uvm.errors import HostError, HostPathError, NotSupportedError
 from uvm.schema.common import MIB
 from uvm.schema.system import Topology, VirtualMachineMemory, VirtualMachineProcessor
 
@@ -175,6 +175,32 @@ async def test_a_vm_with_limits_has_a_cgroup_until_it_ends(
             await system.modify({**change, "Settings": {"Reservation": 1}})
         await system.terminate()
         assert not path.exists()
+
+
+@pytest.mark.anyio
+async def test_a_cgroup_that_cannot_be_noted_is_removed(
+    tree: Path, tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, write = os.rmdir, Path.write_text
+
+    def as_the_kernel_does(path: Path | str, **where: Any) -> None:
+        if Path(path).parent == tree:
+            emptied(Path(path))
+        remove(path, **where)
+
+    def full(path: Path, text: str, *how: str) -> int:
+        if f"{tree}/uvm-" in text:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, text, *how)
+
+    monkeypatch.setattr(os, "rmdir", as_the_kernel_does)
+    async with StandInBackend(StandInLauncher(), tmp_path / "run", cgroup=tree) as backend:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", full)
+            with pytest.raises(HostPathError, match="No space left"):
+                await backend.create("vm1", _limited(kernel, Limit=10_000))
+        assert [name for name in os.listdir(tree) if name.startswith("uvm-")] == []
+        await backend.create("vm1", _limited(kernel, Limit=10_000))
 
 
 @pytest.mark.anyio

@@ -437,6 +437,20 @@ async def test_a_tap_device_is_opened_here_and_opens_nothing_of_the_kernel_in_qe
     assert vm.machine.last("netdev_add") == {"id": "net-0", "type": "tap", "fd": "net-0", "vhost": False}
 
 
+async def test_a_tap_device_that_is_refused_leaves_no_descriptor_in_qemu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = "uvm.backends.qemu.devices.adapters.open_tap"
+    monkeypatch.setattr(opens, lambda name, operation: os.open("/dev/null", os.O_RDONLY))
+    vm = await rig(tmp_path)
+    vm.machine.refuse("netdev_add", "busy")
+    # It may have closed it itself.
+    vm.machine.refuse("closefd", "File descriptor named 'net-0' not found")
+    with _refused(HResult.E_FAIL, "busy"):
+        await _adapter(vm, "tap:vm0")
+    assert vm.machine.asked[-1] == ("closefd", {"fdname": "net-0"})
+
+
 async def test_a_tap_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     vm = await rig(tmp_path, root_ports=1)
     with _refused(HResult.ERROR_FILE_NOT_FOUND, "ip tuntap add uvm-nonesuch mode tap"):

@@ -219,6 +219,17 @@ async def test_a_file_that_cannot_be_saved_leaves_the_older_one(tmp_path: Path) 
         await save_to_file(_QEMU(), str(tmp_path / "missing" / "state"), _BUILD)
 
 
+async def test_a_file_that_cannot_be_begun_leaves_nothing(tmp_path: Path) -> None:
+    before, (soft, hard) = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(HostError, match=r"state\.partial"):
+            await save_to_file(_QEMU(), str(tmp_path / "state"), _BUILD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (os.listdir(tmp_path), len(os.listdir("/proc/self/fd"))) == ([], before)
+
+
 async def _refused(path: Path, code: HResult, build: Build = _BUILD) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(HostError) as raised:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import mmap
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from uvm.errors import (
     BridgeClosedError,
     ExitStatus,
     HostError,
+    HostPathError,
     NotSupportedError,
     VMExitedError,
     VMStateError,
@@ -172,6 +174,48 @@ async def test_a_qemu_that_never_comes_up_is_reported_with_its_last_words(
             await backend.create("vm1", document(kernel))
         assert await backend.enumerate() == []
         assert left(tmp_path) == []
+
+
+def _full(tmp_path: Path) -> None:
+    """Have nothing more noted of a VM."""
+    [directory] = left(tmp_path)
+    (tmp_path / "run" / directory / "vm.json.new").mkdir()
+
+
+async def test_a_qemu_that_no_other_process_would_find_is_killed(tmp_path: Path, kernel: str) -> None:
+    async with entered(tmp_path) as backend:
+        backend.launcher.prepare = lambda child: _full(tmp_path)
+        with pytest.raises(HostPathError, match=r"vm\.json: it cannot be written"):
+            await backend.create("vm1", document(kernel))
+        assert backend.launcher.started["vm1"].exit_code == -9
+        assert await backend.enumerate() == []
+        assert left(tmp_path) == []
+
+
+async def test_a_state_that_cannot_be_noted_is_logged_and_the_vm_is_in_it(
+    tmp_path: Path, kernel: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, kernel) as (system, _):
+        _full(tmp_path)
+        await system.pause()
+        assert "vm1 is Paused, and other processes do not see it" in caplog.text
+        await system.resume()
+        await system.terminate()
+        assert left(tmp_path) == []
+
+
+async def test_a_vm_whose_memory_cannot_be_sealed_exits_alone(tmp_path: Path, kernel: str) -> None:
+    async with entered(tmp_path) as backend:
+        template = await backend.create("vm1", document(kernel, IsTemplate=True))
+        other = await backend.create("vm2", document(kernel))
+        for system in (template, other):
+            await system.start()
+        await template.pause()
+        with mmap.mmap(backend._vms["vm1"].memory.fd, 4096):
+            with pytest.raises(HostError, match="ALREADY_STOPPED"):
+                await template.save({"SaveType": "AsTemplate"})
+            await template.wait()
+        await other.pause()
 
 
 async def test_a_monitor_that_breaks_the_protocol_ends_the_vm(tmp_path: Path, kernel: str) -> None:

@@ -1,7 +1,7 @@
 """Access of VMs to host paths: what :meth:`~uvm.backend.Backend.grant_access` was asked for.
 
-QEMU runs as the user of this process, and opens what that user may. The table holds a VM to what its caller
-granted, as HCS does, so that a caller who forgets a grant finds out here.
+This process opens what QEMU uses, with the rights of its own user, whatever QEMU's is. The table holds a VM
+to what its caller granted, as HCS does, so that a caller who forgets a grant finds out here.
 """
 
 from __future__ import annotations

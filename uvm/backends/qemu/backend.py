@@ -188,6 +188,7 @@ class QEMUBackend:
         :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS; HCS_E_INVALID_JSON; ERROR_ALREADY_EXISTS if the path
             of the console is taken; a device is refused; or QEMU ended at once, and the message has its last
             words.
+        :raises HostPathError: the runtime directory cannot be written to; nothing is left running.
         :raises NotSupportedError: the document asks for what this backend does not have.
         :raises NoSpaceError: the machine has not enough memory left.
         """
@@ -248,10 +249,11 @@ class QEMUBackend:
             create = partial(Cgroup.create, emulated=acceleration == "tcg")
             try:
                 made = await anyio.to_thread.run_sync(create, parent, record.runtime_id, topology)
+                directory.note(cgroup=str(made.path))
             except BaseException:
+                # With its cgroup, once it has one.
                 directory.remove()
                 raise
-            directory.note(cgroup=str(made.path))
         return directory
 
     async def _start(self, vm: VM, document: JSON, template: SavedVM | None) -> None:

@@ -94,6 +94,7 @@ class Lifetime:
         :param connect: makes the connections with the guest of a socket.
         :param tasks: runs the task that serves the VM.
         :raises HostError: QEMU ended at once; the message has its last words.
+        :raises HostPathError: its runtime directory cannot be written to; QEMU was killed.
         """
         links = self._links()
         self._use(links[0].ours, links[1].ours, connect)
@@ -113,7 +114,7 @@ class Lifetime:
         finally:
             for link in links:
                 link.theirs.close()
-        self._directory.note(qemu=ProcessName.of(self._process.pid), survives=self._survives)
+        await self._note_process()
         await self._begin(tasks)
         if self.monitor.qmp.closed:
             await self.exit.wait()
@@ -158,6 +159,17 @@ class Lifetime:
         else:
             await self.monitor.ask("crash", "inject-nmi")
 
+    async def _note_process(self) -> None:
+        """Have other processes know of QEMU; one that they cannot know of is killed."""
+        try:
+            self._directory.note(qemu=ProcessName.of(self._process.pid), survives=self._survives)
+        except BaseException:
+            self._close_channels()
+            self._process.kill()
+            with anyio.CancelScope(shield=True):
+                await self._process.wait()
+            raise
+
     def _links(self) -> list[Link]:
         if not self._survives:
             return [pair(), pair()]
@@ -195,10 +207,12 @@ class Lifetime:
                     await self._process.wait()
                     tasks.cancel_scope.cancel()
             finally:
-                self._close_channels()
-                self._on_end()
-                self.process_ended.set()
-                ready.set()
+                try:
+                    self._close_channels()
+                    self._on_end()
+                finally:
+                    self.process_ended.set()
+                    ready.set()
 
     async def _serve_qmp(self, ready: Flag) -> None:
         async with anyio.create_task_group() as tasks:

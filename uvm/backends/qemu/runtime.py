@@ -33,7 +33,7 @@ import shutil
 import signal
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -196,12 +196,12 @@ class VMDirectory:
         return str(self.path / "mux.sock")
 
     def note(self, **changes: Any) -> None:
-        """Change what other processes know of the VM."""
+        """Change what other processes know of the VM; HostPathError if it cannot be written."""
         self.record = evolve(self.record, **changes)
         self._write(_RECORD, self.record.written())
 
     def keep(self, facts: JSON) -> None:
-        """Keep what the VM was created with, for the next process that has it."""
+        """Keep what the VM was created with, for the next process that has it; likewise."""
         self._write(_KEPT, json.dumps(facts))
 
     def kept(self) -> JSON:
@@ -214,8 +214,11 @@ class VMDirectory:
 
     def _write(self, name: str, text: str) -> None:
         written = self.path / f"{name}.new"
-        written.write_text(text, "utf-8")
-        written.replace(self.path / name)
+        try:
+            written.write_text(text, "utf-8")
+            written.replace(self.path / name)
+        except OSError as error:
+            raise HostPathError(str(self.path / name), f"it cannot be written: {error.strerror}") from error
 
     def remove(self) -> None:
         """Remove it: the VM has ended."""
@@ -274,7 +277,10 @@ class RuntimeDirectory:
             for each in (lock, owner):
                 fcntl.flock(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
             made = VMDirectory(path, lock, owner, evolve(record, user=user))
-            made.note()
+            with ExitStack() as undo:
+                undo.callback(made.remove)
+                made.note()
+                undo.pop_all()
         return made
 
     def adopt(self, system_id: str, host: ProcessName) -> VMDirectory | None:
@@ -295,7 +301,10 @@ class RuntimeDirectory:
                 return None
             # QEMU holds the lock itself.
             made = VMDirectory(path, _lock_file(path), owner, record)
-            made.note(host=host)
+            with ExitStack() as undo:
+                undo.callback(made.leave)
+                made.note(host=host)
+                undo.pop_all()
         return made
 
     def sweep(self) -> None:

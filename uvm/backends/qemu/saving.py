@@ -331,7 +331,13 @@ def _begin_file(operation: str, path: str, build: Build) -> int:
         raise HostError(operation, HResult.E_FAIL, "its description is too long")
     try:
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        os.write(fd, header.ljust(_HEADER_BYTES, b"\0"))
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(header.ljust(_HEADER_BYTES, b"\0"))
+        except BaseException:
+            os.close(fd)
+            os.unlink(path)
+            raise
     except OSError as error:
         raise HostError(operation, _code(error), f"{path}: {error.strerror}") from error
     return fd

@@ -15,6 +15,7 @@ which is served meanwhile, is :class:`~uvm.backends.qemu.lifetime.Lifetime`'s.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -48,10 +49,12 @@ from uvm.backends.qemu.saving import (
     save_template,
     save_to_file,
 )
-from uvm.errors import ExitStatus, HostError
+from uvm.errors import ExitStatus, HostError, HostPathError
 from uvm.hresult import HResult
 from uvm.schema.requests import ModifySettingRequest
 from uvm.schema.system import ComputeSystem, VirtualMachine
+
+_log = logging.getLogger("uvm")
 
 State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
 
@@ -223,7 +226,8 @@ class VM:
     async def save_template(self) -> None:
         """Save the VM as a template: Paused to SavedAsTemplate. Its QEMU ends.
 
-        :raises HostError: HCS_E_INVALID_STATE if there is what no template has; or QEMU refused.
+        :raises HostError: HCS_E_INVALID_STATE if there is what no template has; QEMU refused; or
+            HCS_E_SYSTEM_ALREADY_STOPPED if the VM was terminated meanwhile, or its memory cannot be sealed.
         """
         self.require("save", "Paused")
         why = "the host is connected to its guest" if self.lifetime.connection is not None else ""
@@ -236,6 +240,7 @@ class VM:
         self.saved = await save_template(self.monitor, self.memory, self.devices, await self._build())
         self.lifetime.process.kill()
         await self.lifetime.process_ended.wait()
+        self.require("save", "SavedAsTemplate")
 
     async def save_to_file(self, path: str) -> None:
         """Save the VM, which stays paused, with its memory to a file.
@@ -346,11 +351,19 @@ class VM:
             self.directory.leave()
             self.memory.close()
             self.lifetime.exit.leave()
-        elif self.saved is None or self.lifetime.exit.terminated:
+        elif self.saved is None or self.lifetime.exit.terminated or not self._sealed():
             self._stop()
         else:
-            self.memory.seal()
             self._become("SavedAsTemplate")
+
+    def _sealed(self) -> bool:
+        """Seal the memory; return whether no process can write it any more."""
+        try:
+            self.memory.seal()
+        except OSError as error:
+            _log.error("%s is no template: its memory cannot be sealed: %s", self.id, error.strerror)
+            return False
+        return True
 
     def _stop(self) -> None:
         """Note that the VM has exited."""
@@ -369,4 +382,11 @@ class VM:
         if self.state != "Stopped":
             self.state = state
             if state != "Stopped":
-                self.directory.note(state=state)
+                self._note(state)
+
+    def _note(self, state: State) -> None:
+        """Have other processes know the state, which it is in whether they do or not."""
+        try:
+            self.directory.note(state=state)
+        except HostPathError as error:
+            _log.error("%s is %s, and other processes do not see it: %s", self.id, state, error)

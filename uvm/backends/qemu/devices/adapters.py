@@ -101,7 +101,13 @@ class AdapterKind(DeviceTable[VirtualAdapter, str, Adapter]):
             finally:
                 os.close(fd)
             options["fd"] = device.netdev
-        await self.machine.ask(request.operation, "netdev_add", options)
+        try:
+            await self.machine.ask(request.operation, "netdev_add", options)
+        except HostError:
+            if name:
+                # QEMU has not taken the tap device's descriptor, or has closed it.
+                await gone(self.machine, request.operation, "closefd", {"fdname": device.netdev})
+            raise
 
     async def _plug(self, request: Request[VirtualAdapter], device: Adapter, *, connected: bool) -> None:
         options = {
