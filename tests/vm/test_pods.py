@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -15,7 +15,8 @@ from tests.clocks import jumping_backends
 from tests.vm import support as host
 from tests.vm.audit import check_at_rest
 from tests.vm.support import Running, host_backend, lcow, quiet
-from uvm._vm.pods.plan import Role
+from uvm._vm.pods.linux import plan
+from uvm._vm.pods.plan import GuestRoot, Member, Role
 from uvm.backends.fake import FakeBackend, Latency, LinuxGuest
 from uvm.errors import GuestError, HostError, HostPathError, OptionsError, UVMError, VMStateError
 
@@ -322,6 +323,11 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     ),
     "relative source": (with_mounts(mount("a")), OptionsError, "is relative"),
     "device of no type": ({**SLEEP, "windows": device(kind="usb")}, OptionsError, "'usb', which is unknown"),
+    "a device twice": (
+        {**SLEEP, "windows": {"devices": [*device()["devices"], *device(host.DEVICE.lower())["devices"]]}},
+        OptionsError,
+        "twice",
+    ),
     "out of the sandbox": (with_mounts(mount("sandbox:///a/../../b")), OptionsError, "is not within sandbox"),
     "out of its tmp": (with_mounts(mount("sandbox-tmp://..")), OptionsError, "is not within sandbox-tmp"),
     "out of huge pages": (with_mounts(mount("hugepages://2M/../../x")), OptionsError, "not within hugepages"),
@@ -368,6 +374,9 @@ async def test_input_that_cannot_work_is_an_error_of_its_own_and_nothing_is_atta
             with pytest.raises(error, match=message):
                 await pod.run_container(spec, LAYERS, scratch(1))
             assert backend.request_log._seq == sent, name
+        for nothing in ("spec", None):
+            with pytest.raises(OptionsError, match="a mapping, not"):
+                await pod.run_sandbox(cast(Any, nothing), LAYERS, scratch(1))
         for bad, error, message in (
             ({"id": "pause"}, OptionsError, "has a container pause already"),
             ({"id": ".."}, OptionsError, "no name of a directory"),
@@ -385,6 +394,13 @@ async def test_input_that_cannot_work_is_an_error_of_its_own_and_nothing_is_atta
         assert backend.request_log._seq == sent
         await quiet()
         assert state(pod, backend) == before
+
+
+@pytest.mark.parametrize("named", [None, "", host.NAMESPACE.upper()])
+def test_a_member_of_a_pod_is_in_the_network_of_that(named: str | None) -> None:
+    spec = {**SLEEP, "windows": {"network": {"networkNamespace": named}}}
+    made = plan(spec, Member("c1", network=host.NAMESPACE)).document([], GuestRoot("/"))
+    assert made["windows"]["network"]["networkNamespace"] == host.NAMESPACE
 
 
 @pytest.mark.parametrize("source", ["sandbox:///a", "sandbox-tmp:///a", "hugepages://2M/a", "uvm:///a"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,6 +12,8 @@ from typing import Any
 import anyio
 import pytest
 from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 
 import uvm
 from tests.clocks import jumping_backends
@@ -30,7 +33,7 @@ from tests.vm.support import (
     host_backend,
     wcow,
 )
-from uvm._vm.pods.plan import GuestRoot, Member
+from uvm._vm.pods.plan import GuestDirectory, GuestRoot, Member
 from uvm._vm.pods.windows import VMFacts, plan
 from uvm.backends.fake import FakeBackend, FakeProcess
 from uvm.errors import AccessDeniedError, GuestError, HostPathError, NotSupportedError, OptionsError, UVMError
@@ -163,7 +166,7 @@ async def test_everything_of_a_specification_is_in_the_document_of_its_container
                     ],
                 },
             }
-            made = r"cmd /c mkdir C:\SandboxMounts\x\y & dir C:\SandboxMounts\x\y"
+            made = r'cmd /c mkdir "C:\SandboxMounts\x\y" & dir "C:\SandboxMounts\x\y"'
             assert made in [asked["CommandLine"] for asked in started(run, NULL_GUID)]
             assert container.init is not None
             assert (await container.init.communicate()).stdout == b"hello\n"
@@ -372,11 +375,17 @@ BAD: list[tuple[dict[str, Any], type[UVMError], str]] = [
     (mounted("sandbox://a\\..\\..\\b"), OptionsError, "not within sandbox://"),
     (mounted("sandbox://a&del b"), OptionsError, "made under such a name"),
     (mounted("sandbox://a%PATH%"), OptionsError, "made under such a name"),
+    *(
+        (mounted(f"sandbox://{name}"), OptionsError, "made under such a name")
+        for name in (".. ", ".. /x", "a/...", "a.", "b /c", ". ", "a,\\Windows", "a;b", "a=b", "(a)")
+    ),
+    (mounted("sandbox://a", r"\\.\pipe\x"), OptionsError, "is a pipe, and its source"),
+    (mounted(SHARED, "blockdev://C:\\x"), OptionsError, "in Linux containers alone"),
     (mounted("uvm://C:\\Windows"), OptionsError, "only pipes are mounted"),
     (mounted(r"\\.\pipe\a"), OptionsError, "so has to be its destination"),
     (mounted(r"uvm://\\.\pipe\a", "C:\\a"), OptionsError, "so has to be its destination"),
     (mounted(SHARED, r"\\.\pipe\a"), OptionsError, "is a pipe, and its source"),
-    (mounted(DISK, r"\\.\pipe\a", "virtual-disk"), OptionsError, "is a disk"),
+    (mounted(DISK, r"\\.\pipe\a", "virtual-disk"), OptionsError, "is a pipe, and its source"),
     (
         {"mounts": [{"source": SHARED, "destination": d} for d in ("C:\\a", "c:/A/")]},
         OptionsError,
@@ -384,6 +393,11 @@ BAD: list[tuple[dict[str, Any], type[UVMError], str]] = [
     ),
     (device("g", "toaster"), OptionsError, "unknown; known are class, gpu"),
     ({"windows": {"devices": [{"id": "g"}]}}, OptionsError, "idType"),
+    (
+        {"windows": {"devices": [{"id": id, "idType": "gpu"} for id in (DEVICE, DEVICE.lower() + "/0")]}},
+        OptionsError,
+        "twice",
+    ),
     ({"root": {"readonly": True}}, OptionsError, "root is writable"),
     ({"windows": {"credentialSpec": "{}"}}, NotSupportedError, "group managed service accounts"),
     (windows(cpu={"count": 1, "shares": 3}), OptionsError, "has one of a count"),
@@ -408,6 +422,34 @@ async def test_a_specification_that_cannot_work_has_nothing_attached(
         with pytest.raises(error, match=problem):
             await pod.run_container(spec, LAYERS, SCRATCH)
         assert (run.sent(), pod.containers) == ([], {})
+
+
+def reached(path: str) -> list[str]:
+    """Return the names below the drive that Windows, at its most generous, takes a path for."""
+    names: list[str] = []
+    for name in re.split(r"[\\/]", path)[1:]:
+        if stripped := name.rstrip(" ."):
+            names.append(stripped)
+        elif ".." in name:
+            del names[-1:]
+    return names
+
+
+@given(st.text(st.sampled_from("ab. /\\") | st.characters(codec="utf-8"), max_size=12))
+def test_a_directory_that_a_pod_shares_is_below_that_of_its_vm_and_one_word(name: str) -> None:
+    try:
+        (wanted,) = plan(mounted(f"sandbox://{name}"), Member("c1"), VMFacts("p@vm", 2)).attachments
+    except OptionsError:
+        return
+    assert isinstance(wanted, GuestDirectory)
+    assert reached(wanted.path)[0] == "SandboxMounts"
+    assert not set(wanted.path[3:]) & set('"%&<>^|!*?:,;=()')
+
+
+@pytest.mark.parametrize("spec", [{"process": {"args": ["x"]}}, {"ociVersion": "1.0"}, {}])
+def test_what_a_confidential_guest_refuses_is_refused_by_the_plan(spec: dict[str, Any]) -> None:
+    with pytest.raises(OptionsError, match="needs ociVersion and process"):
+        plan(spec, Member("c1"), VMFacts("v", 2, confidential=True))
 
 
 @pytest.mark.parametrize(

@@ -78,13 +78,13 @@ class Exchange(Generic[AnyStr]):
     def __init__(
         self,
         *,
-        input: bytes | str | None,
-        max_output_bytes: int,
-        timeout: float | None,
-        check: bool,
-        on_stdout: Callable[[Any], object] | None,
-        on_stderr: Callable[[Any], object] | None,
-        text: bool,
+        input: bytes | str | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+        timeout: float | None = None,
+        check: bool = False,
+        on_stdout: Callable[[Any], object] | None = None,
+        on_stderr: Callable[[Any], object] | None = None,
+        text: bool = False,
     ) -> None:
         self._text = checked(text, flag, "text")
         self.input = _input_of(input, text)

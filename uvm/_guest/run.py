@@ -157,7 +157,10 @@ class ProcessHost(Bound, ABC):
             on_stderr=on_stderr,
             text=text,
         )
-        wanted = Command(args, env, cwd, user)
+        return await self._complete(Command(args, env, cwd, user), exchange)
+
+    async def _complete(self, wanted: Command, exchange: Exchange[Any]) -> CompletedProcess[Any]:
+        """Run a process to its end."""
         pipes = {"stdin": bool(exchange.input), "stdout": True, "stderr": True}
 
         async def start_and_converse() -> int:

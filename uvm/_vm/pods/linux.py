@@ -231,7 +231,7 @@ def _join_pod(spec: JSON, member: Member) -> None:
     """Have a specification say which container of its pod it is, and in which namespaces."""
     if member.network:
         spec["windows"] = {**part(spec, "windows")}
-        network = {"networkNamespace": member.network, **part(spec, "windows.network")}
+        network = {**part(spec, "windows.network"), "networkNamespace": member.network}
         spec["windows"]["network"] = network
     if member.role is Role.STANDALONE:
         return

@@ -22,7 +22,7 @@ Source: hcsshim ``internal/hcsoci`` (``create.go``, ``resources_lcow.go``, ``res
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -30,7 +30,7 @@ from attrs import frozen
 
 from uvm._arguments import kind_of, refuse_twice
 from uvm._guest.specs import Command, check_text
-from uvm._names import GuestOS, guest_path_key
+from uvm._names import GuestOS, guest_path_key, pci_function, pci_key
 from uvm._repr import brief_call
 from uvm.backend import JSON
 from uvm.devices.scsi import DiskType, Mount
@@ -199,6 +199,16 @@ class OCIMount:
         return self.type == "bind" or not {"bind", "rbind"}.isdisjoint(self.options)
 
 
+def specification(given: object) -> Mapping[str, Any]:
+    """Return what a caller passes as a specification.
+
+    :raises OptionsError: it is no mapping.
+    """
+    if not isinstance(given, Mapping):
+        raise OptionsError(f"an OCI specification is a mapping, not {kind_of(given)}")
+    return given
+
+
 def part(spec: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Return a part of a specification by its path, such as ``windows.network``; an empty one if it has none.
 
@@ -289,4 +299,15 @@ def devices_of(spec: Mapping[str, Any]) -> tuple[Device, ...]:
                 f"windows.devices[{index}] of the specification is of the type {each['idType']!r}, which is "
                 f"unknown; known are {known}"
             )
+    refuse_device_twice(each["id"] for each in found)
     return tuple(Device(each["id"]) for each in found)
+
+
+def refuse_device_twice(paths: Iterable[str]) -> None:
+    """Refuse PCI devices, by instance path or ``<path>/<function>``, of which one is there twice.
+
+    :raises OptionsError: one is, or is no device.
+    """
+    functions = (pci_function(path, 0) for path in paths)
+    keys = [f"{pci_key(path)}/{function}" for path, function in functions]
+    refuse_twice("windows.devices of the specification", keys)

@@ -26,7 +26,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from uvm._arguments import items_of, kind_of
+from uvm._arguments import items_of
 from uvm._async import Errand, cancelled_too, errors_of, opens, suggesting
 from uvm._checks import checked, flag, guid_of, text
 from uvm._guest.specs import check_container_id
@@ -37,7 +37,16 @@ from uvm._vm.keywords import CreationSettings
 from uvm._vm.networksetup import NetworkSetup
 from uvm._vm.pods import container as containers
 from uvm._vm.pods.container import PodContainer
-from uvm._vm.pods.plan import CONTAINER_TYPE, SANDBOX_ID, ContainerPlan, Member, Role, items, part
+from uvm._vm.pods.plan import (
+    CONTAINER_TYPE,
+    SANDBOX_ID,
+    ContainerPlan,
+    Member,
+    Role,
+    items,
+    part,
+    specification,
+)
 from uvm._vm.pods.resources import ContainerResources, Layers
 from uvm._vm.vm import UtilityVM
 from uvm.backend import Backend
@@ -180,7 +189,7 @@ class Pod(Bound):
 
         :raises OptionsError: the pod has a sandbox, or its network is another container's.
         """
-        annotations = {**part(spec, "annotations"), CONTAINER_TYPE: Role.SANDBOX.value}
+        annotations = {**part(specification(spec), "annotations"), CONTAINER_TYPE: Role.SANDBOX.value}
         sandbox = {**spec, "annotations": annotations}
         return await self.run_container(sandbox, layers, scratch, id=id)
 
@@ -200,8 +209,9 @@ class Pod(Bound):
     ) -> ContainerResources:
         """Attach what a container needs, as one lease, and create none. Await it, or enter it.
 
-        :meth:`ContainerResources.document` is what ``pod.vm.create_container`` takes then. Arguments and
-        errors as of :meth:`run_container`.
+        :meth:`ContainerResources.document` is what ``pod.vm.create_container`` takes then. In a VM with a
+        security policy the caller does both within ``pod.vm.container_creation()``, which this does not
+        enter. Arguments and errors as of :meth:`run_container`.
         """
         member, plan = self._plan(spec, id)
         given = items_of(layers, "layers")
@@ -248,9 +258,7 @@ class Pod(Bound):
         self.vm._link.check_running()
         if self._ending is not None:
             raise self._ended_error()
-        if not isinstance(spec, Mapping):
-            raise OptionsError(f"an OCI specification is a mapping, not {kind_of(spec)}")
-        member = self._member(spec, checked(id, text, "id") or self._new_id())
+        member = self._member(specification(spec), checked(id, text, "id") or self._new_id())
         if self.vm.os == "windows":
             from uvm._vm.pods.windows import plan as plan_windows
 

@@ -29,6 +29,8 @@ from uvm._async import Errand, errors_of
 from uvm._buses.directories import SharedLease
 from uvm._buses.lease import Lease, LeaseState, Releasable, released_on_failure
 from uvm._buses.vsmb import VSMBLease
+from uvm._guest.exchange import Exchange
+from uvm._guest.specs import Command
 from uvm._names import HostPath
 from uvm._repr import brief, counted
 from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer
@@ -101,7 +103,9 @@ async def _locate(vm: UtilityVM, wanted: LocatedDevice) -> Attached:
         tool = await vm.vsmb.add(wanted.device_util, read_only=True)
         try:
             parent = f"--parentID={lease.vmbus_instance_id}"
-            paths = await _run(vm, tool.guest_path, "children", parent, "--property=location")
+            paths = await _first_line(
+                vm, Command((tool.guest_path, "children", parent, "--property=location"))
+            )
         finally:
             tool.give_up()
         if not paths:
@@ -118,14 +122,17 @@ async def _pipe(vm: UtilityVM, wanted: Pipe) -> Attached:
 
 async def _directory(vm: UtilityVM, wanted: GuestDirectory) -> Attached:
     # The guest has no request for it; what is listed is there, whether it was made now or before.
-    await _run(vm, "cmd", "/c", "mkdir", wanted.path, "&", "dir", wanted.path)
+    quoted = f'"{wanted.path}"'
+    args = ("cmd", "/c", "mkdir", quoted, "&", "dir", quoted)
+    await _first_line(vm, Command(args, command_line=" ".join(args)))
     return None, wanted.path
 
 
-async def _run(vm: UtilityVM, *args: str) -> str:
+async def _first_line(vm: UtilityVM, wanted: Command) -> str:
     """Run a process in the guest, within the time of an answer, and return the first line of its output."""
-    done = await vm.run(args, check=True, timeout=vm._startup.timeouts.rpc_seconds)
-    return done.stdout.decode(errors="replace").partition("\n")[0].strip()
+    done = await vm._complete(wanted, Exchange(check=True, timeout=vm._startup.timeouts.rpc_seconds))
+    output: bytes = done.stdout
+    return output.decode(errors="replace").partition("\n")[0].strip()
 
 
 #: By the class of an attachment, how it is checked, and how it is attached.

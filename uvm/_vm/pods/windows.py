@@ -34,9 +34,10 @@ from attrs import frozen
 from uvm._checks import whole
 from uvm._document.common import registry_value
 from uvm._guest.resources import read_resources
-from uvm._guest.specs import Command, check_text, check_writable
+from uvm._guest.specs import Command, check_text, check_writable, windows_container
 from uvm._names import guest_path, guest_path_key, is_at_or_under, pipe_path
 from uvm._vm.pods.plan import (
+    BLOCK_DEVICE,
     GUEST,
     HUGE_PAGES,
     PIPE,
@@ -55,6 +56,7 @@ from uvm._vm.pods.plan import (
     items,
     mounts_of,
     part,
+    refuse_device_twice,
     source_of,
 )
 from uvm.backend import JSON
@@ -76,8 +78,8 @@ from uvm.schema.common import (
 from uvm.schema.json import to_json
 
 _SANDBOX_MOUNTS: Final = "C:\\SandboxMounts"
-#: What a name in a command line of ``cmd`` would be more than.
-_NOT_A_NAME: Final = re.compile(r'["%&<>^|!*?:\x00-\x1f]')
+#: What means more to ``cmd`` than itself; and the ends of names that Windows drops.
+_NOT_A_NAME: Final = re.compile(r'["%&<>^|!*?:,;=()\x00-\x1f]|[ .](?=/|\Z)')
 _I32: Final = (1 << 31) - 1
 
 #: The types of ids of devices that are in the document as they are, and the field of each.
@@ -199,7 +201,8 @@ def plan(spec: Mapping[str, Any], member: Member, facts: VMFacts) -> WindowsPlan
     made = WindowsPlan(own, member, facts, mounts, attached, sources, devices, init, annotations)
     _check(own, annotations)
     # What cannot be in a document is refused before anything is attached.
-    made.document([""] * len(made.attachments), GuestRoot(""))
+    document = made.document([""] * len(made.attachments), GuestRoot(""))
+    windows_container(document, confidential=facts.confidential)
     return made
 
 
@@ -246,6 +249,8 @@ _Planned = Attachment | str
 
 
 def _mount(mount: OCIMount, facts: VMFacts) -> _Planned:
+    if mount.destination.startswith(BLOCK_DEVICE):
+        raise OptionsError(f"{mount}: block devices are in Linux containers alone; name a directory")
     if mount.type not in TYPES:
         known = ", ".join(sorted(filter(None, TYPES)))
         raise OptionsError(
@@ -260,8 +265,7 @@ def _by_source(mount: OCIMount, facts: VMFacts) -> _Planned:
     for prefix, planned in SOURCES.items():
         if source.startswith(prefix):
             return planned(mount, facts)
-    if _is_pipe(mount.destination):
-        raise OptionsError(f"{mount} is a pipe, and its source {source!r} is none")
+    _check_no_pipe(mount)
     return Share(source, mount.read_only)
 
 
@@ -274,6 +278,11 @@ def _check_pipe(mount: OCIMount) -> None:
         raise OptionsError(
             f"{mount}: its source {mount.source!r} is a pipe, and so has to be its destination: {PIPE}NAME"
         )
+
+
+def _check_no_pipe(mount: OCIMount) -> None:
+    if _is_pipe(mount.destination):
+        raise OptionsError(f"{mount} is a pipe, and its source {mount.source!r} is none")
 
 
 def _host_pipe(mount: OCIMount, facts: VMFacts) -> _Planned:
@@ -290,10 +299,12 @@ def _in_vm(mount: OCIMount, facts: VMFacts) -> _Planned:
 
 
 def _sandbox(mount: OCIMount, facts: VMFacts) -> _Planned:
+    _check_no_pipe(mount)
     inside = confined(mount, SANDBOX, "windows")
-    if _NOT_A_NAME.search(inside):
-        raise OptionsError(f"{mount}: no directory of a VM is made under such a name: {mount.source!r}")
     path = (_SANDBOX_MOUNTS + inside.replace("/", "\\")).rstrip("\\")
+    key, root = (guest_path_key(each, "windows") for each in (path, _SANDBOX_MOUNTS))
+    if _NOT_A_NAME.search(inside) or not is_at_or_under(key, root):
+        raise OptionsError(f"{mount}: no directory of a VM is made under such a name: {mount.source!r}")
     return path if facts.confidential else GuestDirectory(path)
 
 
@@ -305,8 +316,7 @@ def _disk(type: DiskType, mount: OCIMount, facts: VMFacts) -> _Planned:
     path = source_of(mount)
     if type is DiskType.EXTENSIBLE_VIRTUAL_DISK:
         parse_evd(path)
-    if _is_pipe(mount.destination):
-        raise OptionsError(f"{mount} is a pipe, and its source {path!r} is a disk")
+    _check_no_pipe(mount)
     return Disk(path, type, mount.read_only, Mount())
 
 
@@ -333,7 +343,7 @@ TYPES: Final[dict[str, Callable[[OCIMount, VMFacts], _Planned]]] = {
 def _devices(spec: JSON, facts: VMFacts) -> dict[int, LocatedDevice]:
     """Return the devices that are to be assigned, by their places in the list.
 
-    :raises OptionsError: one is of an unknown type, or there is nothing to locate it with.
+    :raises OptionsError: one is of an unknown type, or there twice, or there is nothing to locate it with.
     """
     found = dict[int, LocatedDevice]()
     for index, each in enumerate(items(spec, "windows.devices")):
@@ -353,6 +363,7 @@ def _devices(spec: JSON, facts: VMFacts) -> dict[int, LocatedDevice]:
                 "(Pod.create(device_util=)). Nothing was attached"
             )
         found[index] = LocatedDevice(each["id"], facts.device_util)
+    refuse_device_twice(each.path for each in found.values())
     return found
 
 
