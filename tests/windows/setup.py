@@ -32,7 +32,7 @@ EMBEDDED = {"3.11": "3.11.0", "3.12": "3.12.0", "3.13": "3.13.0"}
 DEFAULT_VERSION = "3.13"
 
 # Of the development tools, those that the tests need.
-TOOLS = ("hypothesis", "pytest", "sniffio", "sybil")
+TOOLS = ("sniffio", "sybil")
 # pip evaluates environment markers for where it runs: what Windows or an older Python needs is named too.
 NEEDED_ON_WINDOWS = ("colorama", "typing_extensions", "tzdata")
 
@@ -130,7 +130,7 @@ def packages() -> list[str]:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     tools = [each for each in extras["dev"] if each.startswith(TOOLS) and "-" not in each]
-    stated = [*project["dependencies"], *extras["trio"], *extras["ncproxy"], *tools]
+    stated = [*project["dependencies"], *extras["trio"], *extras["ncproxy"], *extras["testing"], *tools]
     return [*(each.partition(";")[0] for each in stated), *NEEDED_ON_WINDOWS]
 
 
