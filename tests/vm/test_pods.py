@@ -18,7 +18,17 @@ from tests.vm.support import Running, host_backend, lcow, quiet
 from uvm._vm.pods.linux import plan
 from uvm._vm.pods.plan import GuestRoot, Member, Role
 from uvm.backends.fake import FakeBackend, Latency, LinuxGuest
-from uvm.errors import GuestError, HostError, HostPathError, OptionsError, UVMError, VMStateError
+from uvm.errors import (
+    GuestError,
+    HostError,
+    HostPathError,
+    OptionsError,
+    RPCError,
+    UnknownOutcomeError,
+    UVMError,
+    VMStateError,
+)
+from uvm.testing.ncproxy import FakeNetworkProxy
 
 pytestmark = pytest.mark.anyio
 anyio_backend = jumping_backends
@@ -148,6 +158,16 @@ async def test_the_workloads_of_a_pod_are_in_the_namespaces_of_its_sandbox() -> 
         assert sandbox.init.exit_code is None
 
 
+def ends(backend: FakeBackend, begun: int) -> list[str]:
+    """What has ended since then, in order."""
+    return [
+        entry.document.get("ContainerId", "Network")
+        for entry in backend.request_log
+        if entry.seq > begun
+        if entry.call.operation == "shutdown forced" or entry.call.resource == "Network"
+    ]
+
+
 async def test_a_pod_ends_in_order() -> None:
     backend = host_backend()
     async with pod_on(backend, host.NAMESPACE) as pod:
@@ -155,13 +175,7 @@ async def test_a_pod_ends_in_order() -> None:
         await run(pod, 1)
         begun = backend.request_log._seq
         await pod.end()
-        ended = [
-            entry.document.get("ContainerId", "Network")
-            for entry in backend.request_log
-            if entry.seq > begun
-            if entry.call.operation == "shutdown forced" or entry.call.resource == "Network"
-        ]
-        assert ended == ["c1", "pause", "Network", "Network"]
+        assert ends(backend, begun) == ["c1", "pause", "Network", "Network"]
         assert not pod.containers
         with pytest.raises(VMStateError, match="has ended, or is being ended"):
             await run(pod, 2)
@@ -174,10 +188,201 @@ async def test_a_container_that_comes_up_while_its_pod_ends_ends_with_it() -> No
             async with anyio.create_task_group() as tasks:
                 late = host.Attempt.begin(tasks, lambda: run(pod, 1))
                 await gate.wait()
-                await pod.end()
+                tasks.start_soon(pod.end)
+                await quiet()
                 gate.close()
         assert isinstance(late.error, VMStateError)
         assert not pod.containers
+
+
+async def test_what_comes_up_in_a_pod_that_ends_has_its_sandbox_and_network_until_then() -> None:
+    backend = host_backend()
+    async with pod_on(backend, host.NAMESPACE) as pod:
+        await pod.run_sandbox(IN_NETWORK, LAYERS, scratch(0), id="pause")
+        begun = backend.request_log._seq
+        with backend.faults.hold(operation="create") as gate:
+            async with anyio.create_task_group() as tasks:
+                late = host.Attempt.begin(tasks, lambda: run(pod, 1))
+                await gate.wait()
+                tasks.start_soon(pod.end)
+                await quiet()
+                assert {*pod.containers, *pod.vm.network.namespaces} == {"pause", host.NAMESPACE}
+                gate.close()
+        assert isinstance(late.error, VMStateError)
+        assert ends(backend, begun) == ["c1", "pause", "Network", "Network"]
+        assert not pod._members
+
+
+async def test_a_container_that_does_not_end_keeps_its_sandbox_and_network() -> None:
+    backend = host_backend()
+    async with pod_on(backend, host.NAMESPACE) as pod:
+        await pod.run_sandbox(IN_NETWORK, LAYERS, scratch(0), id="pause")
+        await run(pod, 1, with_mounts(mount(host.SHARED)))
+        backend.faults.refuse(request_type="Remove", resource=host.PLAN9, first=1)
+        with pytest.raises(HostError):
+            await pod.end()
+        assert sorted(pod.containers) == ["c1", "pause"]
+        assert pod.vm.network.namespaces == (host.NAMESPACE,)
+        await pod.end()
+        assert [*pod.containers, *pod.vm.network.namespaces] == []
+
+
+async def test_a_sandbox_is_not_that_of_the_containers_before_it() -> None:
+    backend = host_backend()
+    async with pod_on(backend) as pod:
+        await run(pod, 0)
+        async with pod.run_sandbox(SLEEP, LAYERS, scratch(1), id="pause"):
+            pass
+        assert [*pod.containers] == ["c0"]
+
+
+@pytest.mark.parametrize("how", ["refuse", "lose"])
+async def test_a_sandbox_has_its_directories_unmounted_before_its_scratch_disk(how: str) -> None:
+    backend = host_backend()
+    async with pod_on(backend) as pod:
+        spec = with_mounts(mount(host.SHARED))
+        sandbox = await pod.run_sandbox(spec, LAYERS, scratch(0), id="pause")
+        begun = backend.request_log._seq
+        # Of a sandbox that is refused, both the attempts.
+        getattr(backend.faults, how)(request_type="Remove", resource="CombinedLayers", first=2)
+        with pytest.raises(UVMError):
+            await sandbox.aclose()
+        assert pod.vm.plan9.shares == ()
+        for _ in range(2):
+            with suppress(UVMError):
+                await sandbox.aclose()
+        await sandbox.aclose()
+        sent = [entry for entry in backend.request_log if entry.seq > begun]
+        asked = [entry.call.operation + entry.call.resource for entry in sent]
+        assert asked.index("delete container state") < asked.index("modifyMappedVirtualDisk")
+        assert not pod.containers
+
+
+async def test_the_exit_of_the_vm_is_the_end_of_a_sandbox_that_is_being_ended() -> None:
+    backend = host_backend()
+    async with uvm.Pod.create(lcow(), backend=backend) as pod:
+        sandbox = await pod.run_sandbox(with_mounts(mount(host.SHARED)), LAYERS, host.SCRATCH, id="pause")
+        crash = backend.faults.crash(request_type="Remove", resource="CombinedLayers")
+        await sandbox.aclose()
+        assert crash.fired
+        assert sandbox.closed
+    assert backend.leftovers() == []
+
+
+PROXY = r"\\.\pipe\ncproxy"
+
+
+@asynccontextmanager
+async def proxy_of(backend: FakeBackend, *names: str) -> AsyncIterator[FakeNetworkProxy]:
+    """A proxy that has forgotten a pod in the end, to whose VM it added adapters."""
+    async with FakeNetworkProxy(backend, PROXY, {"vm1": names}) as proxy:
+        yield proxy
+        assert dict(proxy.agents) == {}
+        calls = ["RegisterComputeAgent", "Setup", "Teardown", "UnregisterComputeAgent"]
+        assert [call for call, _ in proxy.calls] == calls
+    assert backend.leftovers() == []
+
+
+@asynccontextmanager
+async def pod_of_proxy(backend: FakeBackend) -> AsyncIterator[uvm.Pod]:
+    options = lcow(network_config_proxy=PROXY)
+    made = uvm.Pod.create(options, backend=backend, network=host.NAMESPACE, close_grace_seconds=3)
+    async with made as pod:
+        yield pod
+
+
+async def test_a_pod_of_a_proxy_is_ended_by_the_next_call_if_one_fails() -> None:
+    backend = host_backend()
+    async with proxy_of(backend, "endpoint-eth0"), pod_of_proxy(backend) as pod:
+        await pod.run_container(with_mounts(mount(host.SHARED)), LAYERS, host.SCRATCH, id="c1")
+        backend.faults.refuse(request_type="Remove", resource=host.PLAN9, first=1)
+        with pytest.raises(HostError):
+            await pod.end()
+        for _ in range(2):
+            await pod.end()
+        assert not pod.containers
+
+
+@pytest.mark.parametrize("close", [False, True])
+async def test_a_proxy_forgets_a_pod_whose_vm_has_exited(close: bool) -> None:
+    backend = host_backend()
+    async with proxy_of(backend) as proxy, pod_of_proxy(backend) as pod:
+        backend.vms[pod.id].crash()
+        await pod.vm.wait()
+        if close:
+            await pod.close()
+            assert dict(proxy.agents) == {}
+
+
+async def left_after_its_exit(backend: FakeBackend) -> None:
+    async with pod_of_proxy(backend) as pod:
+        backend.vms[pod.id].crash()
+        await pod.vm.wait()
+
+
+async def test_a_proxy_that_refuses_without_the_vm_forgets_the_pod_and_that_is_raised() -> None:
+    backend = host_backend()
+    async with proxy_of(backend, "endpoint-eth0"):
+        with pytest.raises(RPCError):
+            await left_after_its_exit(backend)
+
+
+async def test_a_proxy_forgets_a_pod_whose_body_is_cancelled() -> None:
+    backend = host_backend()
+    async with proxy_of(backend):
+        with anyio.CancelScope() as scope:
+            async with pod_of_proxy(backend):
+                scope.cancel()
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+
+
+async def test_a_proxy_that_does_not_answer_holds_a_pod_up_for_the_grace_period() -> None:
+    backend = host_backend()
+
+    async def hang(method: str) -> None:
+        if method == "Teardown":
+            await anyio.sleep_forever()
+
+    async with FakeNetworkProxy(backend, PROXY, {"vm1": []}) as proxy:
+        proxy.before = hang
+        with pytest.raises(UVMError, match="did not answer within 3 s"):
+            await left_after_its_exit(backend)
+
+
+async def test_an_unknown_outcome_is_raised_with_what_else_failed() -> None:
+    backend = host_backend()
+    async with pod_on(backend) as pod:
+        backend.faults.refuse(request_type="Add", resource=host.PLAN9, text="no share")
+        backend.faults.lose(request_type="Add", resource="MappedVirtualDisk", first=1)
+        spec = with_mounts(mount(host.SHARED), mount(host.OTHER_DISK, "/disk", "virtual-disk"))
+        with pytest.raises(UnknownOutcomeError) as caught:
+            await run(pod, 1, spec)
+        assert any("no share" in note for note in caught.value.__notes__)
+        backend.faults.clear()
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (uvm.WCOWLayer(host.FILE, host.NIC), "is a file"),
+        (uvm.BlockCIMLayer([uvm.BlockCIM(r"C:\nowhere.vhd", "a.cim")]), "no such file"),
+    ],
+)
+async def test_layers_of_windows_that_are_not_there_are_refused_before_anything_is_attached(
+    layer: Any, message: str
+) -> None:
+    backend = host_backend()
+    spec = {
+        "process": {"args": ["cmd"], "cwd": "C:\\"},
+        "mounts": [{"source": host.SHARED, "destination": "C:\\data"}],
+        "windows": {},
+    }
+    async with uvm.Pod.create(host.wcow(), backend=backend) as pod:
+        sent = backend.request_log._seq
+        with pytest.raises(HostPathError, match=message):
+            await pod.run_container(spec, [layer], host.SCRATCH)
+        assert backend.request_log._seq == sent
 
 
 async def test_containers_without_a_sandbox_have_the_network_of_the_pod_or_of_its_vm() -> None:

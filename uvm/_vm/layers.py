@@ -16,6 +16,7 @@ from attrs import define, field, frozen
 from uvm._arguments import items_of
 from uvm._async import Errand, Opening, errors_of
 from uvm._buses.access import Grant, grant_of
+from uvm._buses.context import Context
 from uvm._buses.holds import Hold
 from uvm._buses.lease import (
     Lease,
@@ -36,7 +37,7 @@ from uvm._repr import brief, brief_call, counted
 from uvm._vm.devices import Devices
 from uvm.devices.blockcims import BlockCIMLayer
 from uvm.devices.scsi import Mount
-from uvm.errors import AlreadyReleasedError, NoSpaceError, OptionsError, own, together
+from uvm.errors import AlreadyReleasedError, HostPathError, NoSpaceError, OptionsError, own, together
 from uvm.options import LCOWOptions
 from uvm.schema.common import Layer
 from uvm.schema.container import Storage
@@ -262,6 +263,25 @@ async def _mount_lcow(
     return RootFileSystem(vm, container_id, combined.root, upper, tuple(added), scratch, combined)
 
 
+async def check_layers(
+    context: Context, layers: Sequence[LCOWLayer | WCOWLayer | BlockCIMLayer | HostPath], scratch: HostPath
+) -> None:
+    """Check that layers and a scratch disk are on the host.
+
+    :raises HostPathError: one is not there, or is of the wrong kind.
+    """
+    for layer in layers:
+        if isinstance(layer, WCOWLayer):
+            if not await context.is_directory(layer.path):
+                raise HostPathError(layer.path, "is a file, and a layer of Windows is a directory")
+        elif isinstance(layer, BlockCIMLayer):
+            for cim in layer.mounted:
+                await context.file_size(cim.disk_path)
+        else:
+            await context.file_size(layer.path if isinstance(layer, LCOWLayer) else layer)
+    await context.file_size(scratch)
+
+
 async def _mount_wcow(
     vm: Devices, container_id: str, layers: Sequence[Any], scratch_path: HostPath
 ) -> RootFileSystem:
@@ -269,9 +289,7 @@ async def _mount_wcow(
 
     # Checked before anything is sent.
     vm._link.check_running()
-    for layer in layers:
-        await vm._context.is_directory(layer.path)
-    await vm._context.file_size(scratch_path)
+    await check_layers(vm._context, layers, scratch_path)
 
     async def share(path: str) -> VSMBLease:
         return await vm.vsmb.add(path, options=options)
@@ -302,7 +320,7 @@ async def _mount_block_cims(
     mount = Mount(format_with_refs=vm._context.options.security_policy_enabled)
     # Checked before anything is sent.
     vm._link.check_running()
-    await vm._context.file_size(scratch_path)
+    await check_layers(vm._context, [layer], scratch_path)
     volume = await vm.block_cims.mount(layer, container_id=container_id)
     with released_on_failure([volume]):
         scratch = await vm.scsi.attach(scratch_path, mount=mount)

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from attrs import define, field
 
-from uvm._async import Errand, cancelled_too
+from uvm._async import Errand, cancelled_too, errors_of
 from uvm._guest.clock import GuestClock
 from uvm._guest.container import Container, ContainerExit
 from uvm._guest.process import Process
@@ -64,6 +64,7 @@ class PodContainer(ProcessHost):
     resources: ContainerResources
     init: Process | None = field(default=None, init=False)
     _ending: Errand[None] | None = field(default=None, init=False)
+    _unshared: bool = field(default=False, init=False)
 
     def __repr__(self) -> str:
         return brief(f"<PodContainer of {self._vm.id}: {self.container!r}, {self.resources!r}>")
@@ -181,29 +182,34 @@ class PodContainer(ProcessHost):
             errors.append(error)
         if self.init is not None:
             await self.init.aclose()
-        try:
-            if self.role is Role.SANDBOX and self._vm.os == "linux":
-                await self._unshare()
-            if not self.resources.released:
-                await self.resources.release()
-        except UVMError as error:
-            errors.append(error)
+        if self.role is Role.SANDBOX and self._vm.os == "linux":
+            errors += await self._unshare()
+        if not self.resources.released:
+            errors += await errors_of([self.resources.release])
         if errors:
             raise together(f"ending container {self.id}", errors)
         self._pod._left(self._member)
 
-    async def _unshare(self) -> None:
-        """Have a Linux guest unmount the directories that the pod shared.
+    async def _unshare(self) -> list[Exception]:
+        """Have a Linux guest unmount the directories that the pod shared; return what failed.
 
         They are in the bundle of the sandbox, where its scratch disk is mounted. The guest unmounts them when
         it deletes the sandbox's state, and then refuses to remove the bundle, which is in use.
         """
         root = self.resources.root
-        if root is None or root._combined.released:
-            return
-        await root._combined.release()
+        if root is None or self._unshared:
+            return []
+        combined = root._combined
+        errors = [] if combined.released else await errors_of([combined.release])
+        # It may have been unmounted, if the answer was lost.
+        if combined.released:
+            errors += await errors_of([self._forget])
+        return [error for error in errors if not isinstance(error, VMExitedError)]
+
+    async def _forget(self) -> None:
         with suppress(RefusedError):
             await self.container._forget()
+        self._unshared = True
 
 
 async def create(vm: UtilityVM, resources: ContainerResources, member: Member, pod: Members) -> PodContainer:

@@ -22,9 +22,11 @@ Source: hcsshim ``internal/controller/pod``, ``cmd/containerd-shim-runhcs-v1/pod
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
+
+import anyio
 
 from uvm._arguments import items_of
 from uvm._async import Errand, cancelled_too, errors_of, opens, suggesting
@@ -48,9 +50,9 @@ from uvm._vm.pods.plan import (
     specification,
 )
 from uvm._vm.pods.resources import ContainerResources, Layers
-from uvm._vm.vm import UtilityVM
+from uvm._vm.vm import UtilityVM, opened
 from uvm.backend import Backend
-from uvm.errors import OptionsError, UVMError, VMStateError, own, together
+from uvm.errors import NotAttachedError, OptionsError, UVMError, VMStateError, own, together
 
 if TYPE_CHECKING:
     from uvm._vm.pods.windows import VMFacts
@@ -109,9 +111,15 @@ class Pod(Bound):
         """
         network = guid_of(network, "network") if network else ""
         device_util = text_of(device_util, "device_util") if device_util else ""
-        async with UtilityVM.create(options, backend=backend, **settings) as vm:
+        # Open until the proxy of the network was asked, which is after the exit of the VM.
+        async with (
+            opened(backend) as host,
+            AsyncExitStack() as exited,
+            UtilityVM.create(options, backend=host, **settings) as vm,
+        ):
             await vm.start()
             pod = cls(vm, network, device_util)
+            exited.push_async_exit(pod._leave_proxy)
             await pod._join_network()
             try:
                 yield pod
@@ -362,7 +370,8 @@ class Pod(Bound):
 
         :raises VMStateError: there are some.
         """
-        others = ", ".join(id for id in self._members if id != member.id)
+        standalone = {id for id, made in self.containers.items() if made.role is Role.STANDALONE}
+        others = ", ".join(id for id in self._members if id != member.id and id not in standalone)
         if member.role is Role.SANDBOX and others:
             raise VMStateError(f"{member.id} is the sandbox of {others}: end those first; nothing was ended")
 
@@ -374,7 +383,10 @@ class Pod(Bound):
         A task of the VM does it; a caller that is cancelled stops only the waiting. No container is created
         any more. What failed is tried again by a further call.
 
-        :raises UVMError: part of that failed; the rest was done.
+        The sandbox is not ended while a workload is left, and the VM stays in the namespace while a container
+        is.
+
+        :raises UVMError: part of that failed; what does not depend on it was done.
         """
         link = self.vm._link
         if link.exited.is_set() or link.tasks is None:
@@ -393,10 +405,10 @@ class Pod(Bound):
 
         :raises UVMError: part of that failed; the rest was done, and the VM was closed.
         """
-        try:
+        async with AsyncExitStack() as ended:
+            ended.push_async_exit(self._leave_proxy)
+            ended.push_async_callback(self.vm.close)
             await self.end()
-        finally:
-            await self.vm.close()
 
     async def _end_after(self, failure: BaseException) -> None:
         """End it; what that fails with becomes notes of a failure. A cancelled caller does not wait."""
@@ -407,12 +419,42 @@ class Pod(Bound):
                 failure.add_note(f"and {error}")
 
     async def _end(self) -> list[Exception]:
-        """End it in order; return the errors of what could not be ended."""
+        """End it in order, up to what fails; return the errors of that."""
+        # Those that come up need the sandbox and the network.
+        await self.vm._link.work.wait_until(lambda: None not in self._members.values())
         sandbox = self.sandbox
         others = [each.aclose for each in self.containers.values() if each is not sandbox]
-        errors = await errors_of(others)
-        if sandbox is not None:
-            errors += await errors_of([sandbox._finish])
+        for calls in others, [] if sandbox is None else [sandbox._finish], [self._leave_network]:
+            if errors := await errors_of(calls):
+                return errors
+        return []
+
+    async def _leave_network(self) -> None:
         if self._setup is not None:
-            errors += await errors_of([partial(self._setup.teardown, self.network)])
-        return errors
+            # A proxy that refused for good has it torn down all the same.
+            with suppress(NotAttachedError):
+                await self._setup.teardown(self.network)
+            self._setup = None
+
+    async def _leave_proxy(self, kind: object, failure: BaseException | None, traceback: object) -> None:
+        """Have the proxy forget a VM once that has exited, unless its network was torn down.
+
+        What fails becomes notes of a failure, or is raised.
+        """
+        link, proxy = self.vm._link, self.vm.options.network_config_proxy
+        if self._setup is None or not proxy:
+            return
+        seconds = link.exit_grace_seconds
+        errors: list[Exception] = [
+            UVMError(
+                f"leave the network {self.network}: the proxy at {proxy} did not answer within {seconds:g} s "
+                f"after the exit of {self.id}; it may have that registered"
+            )
+        ]
+        with anyio.move_on_after(seconds, shield=True):
+            await link.exited.wait()
+            errors = await errors_of([self._leave_network])
+        for error in errors:
+            if failure is None:
+                raise error
+            failure.add_note(f"and {error}")

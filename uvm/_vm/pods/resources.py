@@ -33,7 +33,7 @@ from uvm._guest.exchange import Exchange
 from uvm._guest.specs import Command
 from uvm._names import HostPath
 from uvm._repr import brief, counted
-from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer
+from uvm._vm.layers import LCOWLayer, RootFileSystem, WCOWLayer, check_layers
 from uvm._vm.pods.plan import (
     PIPE,
     Attachment,
@@ -50,7 +50,7 @@ from uvm._vm.vm import UtilityVM
 from uvm.devices.blockcims import BlockCIMLayer
 from uvm.devices.scsi import DiskType
 from uvm.devices.vsmb import guest_path
-from uvm.errors import AlreadyReleasedError, UVMError, VMExitedError, own, together
+from uvm.errors import AlreadyReleasedError, UnknownOutcomeError, UVMError, VMExitedError, own, together
 
 Layers: TypeAlias = Sequence[LCOWLayer | WCOWLayer | BlockCIMLayer | HostPath]
 
@@ -151,6 +151,15 @@ KINDS: Final[
 }
 
 
+def _first_of(errors: Sequence[Exception]) -> Exception:
+    """Return the first error, or the first of an unknown outcome, with the others as notes."""
+    first = next((each for each in errors if isinstance(each, UnknownOutcomeError)), errors[0])
+    for error in errors:
+        if error is not first and not isinstance(error, VMExitedError):
+            first.add_note(f"and {error}")
+    return first
+
+
 @define(eq=False, repr=False)
 class ContainerResources(Releasable):
     """What is attached for one container, as one lease. It ends with :meth:`release`, or with the VM.
@@ -200,21 +209,16 @@ class ContainerResources(Releasable):
         parts = (partial(self._attach, *each) for each in enumerate(self._plan.attachments))
         errors = await errors_of([partial(self._mount_root, mounting), *parts])
         if errors:
-            await self._undo(errors[0])
-            raise errors[0]
+            failure = _first_of(errors)
+            await self._undo(failure)
+            raise failure
 
     async def _check(self) -> None:
         """Check on the host what is to be attached: the layers and the scratch disk, too."""
-        context = self._vm._context
         for wanted in self._plan.attachments:
             check, _ = KINDS[type(wanted)]
             await check(self._vm, wanted)
-        for layer in self._layers:
-            if isinstance(layer, WCOWLayer):
-                await context.is_directory(layer.path)
-            elif not isinstance(layer, BlockCIMLayer):
-                await context.file_size(layer.path if isinstance(layer, LCOWLayer) else layer)
-        await context.file_size(self._scratch)
+        await check_layers(self._vm._context, self._layers, self._scratch)
 
     async def _mount_root(self, mounting: Awaitable[RootFileSystem]) -> None:
         self.root = await mounting
