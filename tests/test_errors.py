@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -44,6 +45,10 @@ _MADE_OF: dict[type[BaseException], tuple[Any, ...]] = {
 }
 
 
+#: What needs what is not installed, or another system.
+_ELSEWHERE = ("uvm.backends.hcs", *(() if sys.platform == "linux" else ("uvm.agent", "uvm.backends.qemu")))
+
+
 def _subclasses(cls: type[uvm.UVMError]) -> Iterator[type[uvm.UVMError]]:
     yield cls
     for each in cls.__subclasses__():
@@ -52,8 +57,7 @@ def _subclasses(cls: type[uvm.UVMError]) -> Iterator[type[uvm.UVMError]]:
 
 def _all_errors() -> list[type[uvm.UVMError]]:
     for module in walk_packages(uvm.__path__, "uvm."):
-        # These need what is not installed, or do something.
-        if not module.name.startswith("uvm.backends.hcs") and not module.name.endswith("__main__"):
+        if not module.name.startswith(_ELSEWHERE) and not module.name.endswith("__main__"):
             import_module(module.name)
     found = dict.fromkeys(_subclasses(uvm.UVMError))
     return [cls for cls in found if cls.__module__.startswith("uvm.")]
