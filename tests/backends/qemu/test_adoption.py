@@ -212,3 +212,14 @@ async def test_its_memory_is_with_the_process_that_created_it_so_that_it_is_no_t
         with pytest.raises(HostError, match="HCS_E_INVALID_STATE"):
             await system.save({"SaveType": "AsTemplate"})
         assert (await system.properties())["State"] == "Paused"
+
+
+async def test_the_next_process_removes_the_console_with_the_vm(
+    launcher: StandInLauncher, tmp_path: Path, asked: JSON
+) -> None:
+    console = anyio.Path(tmp_path / "console")
+    asked["VirtualMachine"]["Devices"]["ComPorts"] = {"0": {"NamedPipe": str(console)}}
+    async with left(launcher, tmp_path, asked), process(launcher, tmp_path) as backend:
+        assert await console.is_socket()
+        await (await backend.open("vm1")).terminate()
+        assert not await console.exists()

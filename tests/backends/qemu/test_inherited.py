@@ -13,6 +13,7 @@ import pytest
 from uvm.backends.qemu.inherited import Inherited
 from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, VMDirectory
 from uvm.backends.qemu.saving import Boot
+from uvm.backends.qemu.sockets import SocketFile
 from uvm.backends.qemu.users import Identity
 from uvm.errors import HostError
 
@@ -69,9 +70,20 @@ def test_a_console_is_listened_at_here_in_place_of_one_that_was_left(
             caller.connect(str(path))
 
 
+def test_a_console_that_is_listened_at_is_not_replaced_by_another(
+    tmp_path: Path, boot: Boot, claimed: VMDirectory
+) -> None:
+    path = str(tmp_path / "console")
+    with Inherited(boot, claimed, path) as first:
+        for _ in range(2):
+            with pytest.raises(HostError, match=r"ERROR_ALREADY_EXISTS.*console, the console"):
+                Inherited(boot, claimed, path)
+        assert first.console_socket == SocketFile.at(path)
+
+
 def test_a_file_is_not_replaced_by_a_console(tmp_path: Path, boot: Boot, claimed: VMDirectory) -> None:
     path = tmp_path / "file"
     path.write_text("precious")
-    with pytest.raises(HostError, match="create vm1: E_ACCESSDENIED"):
+    with pytest.raises(HostError, match=r"create vm1: ERROR_ALREADY_EXISTS.*file, the console"):
         Inherited(boot, claimed, str(path))
     assert path.read_text() == "precious"

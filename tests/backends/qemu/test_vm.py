@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -174,6 +175,41 @@ async def test_a_qemu_that_never_comes_up_is_reported_with_its_last_words(
             await backend.create("vm1", document(kernel))
         assert await backend.enumerate() == []
         assert left(tmp_path) == []
+
+
+def _with_console(tmp_path: Path) -> JSON:
+    return {"Devices": {"ComPorts": {"0": {"NamedPipe": str(tmp_path / "console")}}}}
+
+
+async def test_the_console_is_removed_with_its_vm_and_what_came_in_its_place_is_not(
+    tmp_path: Path, kernel: str
+) -> None:
+    console = anyio.Path(tmp_path / "console")
+    for came in (False, True):
+        async with running(tmp_path, kernel, **_with_console(tmp_path)) as (system, _):
+            assert await console.is_socket()
+            if came:
+                # It has its number as long as it is there.
+                await console.rename(tmp_path / "the console")
+                with socket.socket(socket.AF_UNIX) as other:
+                    other.bind(str(console))
+            await system.terminate()
+        assert await console.exists() == came
+
+
+async def test_a_console_is_removed_if_qemu_does_not_start(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with entered(tmp_path) as backend:
+
+        async def start(*arguments: Any, **options: Any) -> StandIn:
+            assert await anyio.Path(tmp_path / "console").is_socket()
+            raise OSError("no process can be started")
+
+        monkeypatch.setattr(backend.launcher, "start", start)
+        with pytest.raises(OSError, match="no process"):
+            await backend.create("vm1", document(kernel, **_with_console(tmp_path)))
+    assert not await anyio.Path(tmp_path / "console").exists()
 
 
 def _full(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ from uvm.backends.qemu.runtime import (
     default_runtime_directory,
 )
 from uvm.backends.qemu.saving import Boot, Memory, SavedVM
+from uvm.backends.qemu.sockets import SocketFile
 from uvm.backends.qemu.system import QEMUSystem
 from uvm.backends.qemu.users import Choose, chooser, kvm_problem
 from uvm.backends.qemu.vm import VM
@@ -260,10 +261,7 @@ class QEMUBackend:
         """Start the QEMU of a VM, and attach what its document has; nothing is left of it if that fails."""
         self._vms[vm.id] = vm
         try:
-            if vm.survives:
-                facts = {"Document": document, "Boot": astuple(vm.boot)}
-                vm.directory.keep({**facts, "RootPorts": self._root_ports, "ShareSlots": self._share_slots})
-            await self._launch(vm)
+            await self._launch(vm, document)
             await vm.devices.load(vm.machine)
             await self._restore(vm, template)
         except BaseException:
@@ -272,14 +270,23 @@ class QEMUBackend:
             self._forget(vm)
             raise
 
-    async def _launch(self, vm: VM) -> None:
+    async def _launch(self, vm: VM, document: JSON) -> None:
         connect = partial(MuxLink, adopts=False)
         with await anyio.to_thread.run_sync(Inherited, vm.boot, vm.directory, vm.console_path) as files:
+            vm.console = files.console_socket
+            if vm.survives:
+                self._keep(vm, document)
             arguments = partial(self._arguments, vm, files)
             try:
                 await vm.launch(self._launcher, arguments, files.fds, connect, self._entered())
             except HostError as error:
                 raise await anyio.to_thread.run_sync(explained, error, self._binary, vm.boot) from error
+
+    def _keep(self, vm: VM, document: JSON) -> None:
+        """Keep what the next process that has the VM needs."""
+        console = None if vm.console is None else astuple(vm.console)
+        facts = {"Document": document, "Boot": astuple(vm.boot), "Console": console}
+        vm.directory.keep({**facts, "RootPorts": self._root_ports, "ShareSlots": self._share_slots})
 
     async def _restore(self, vm: VM, template: SavedVM | None) -> None:
         """Load the state that a VM starts from, if its document names one."""
@@ -397,6 +404,7 @@ class QEMUBackend:
             kept = directory.kept()
             document = read_document(ComputeSystem, kept["Document"], f"open {system_id}")
             vm = VM(document, directory, Boot(*kept["Boot"]), Memory(-1))
+            vm.console = None if kept["Console"] is None else SocketFile(*kept["Console"])
             vm.devices = self._devices(vm, await self.host(), kept["RootPorts"], kept["ShareSlots"])
             try:
                 await vm.adopt(Adopted(qemu.pid, pidfd), MuxLink, self._entered())

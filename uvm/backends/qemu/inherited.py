@@ -6,6 +6,7 @@ the name of the descriptor, which asks for no rights to the directories above.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -16,7 +17,7 @@ from typing import Self
 from uvm._repr import shown
 from uvm.backends.qemu.runtime import VMDirectory
 from uvm.backends.qemu.saving import Boot
-from uvm.backends.qemu.sockets import bound
+from uvm.backends.qemu.sockets import SocketFile, bound
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
@@ -31,11 +32,14 @@ class Inherited:
     :ivar initrd: that of the initramfs; empty for none.
     :ivar shares: that of the directory with the links to what is shared.
     :ivar console: what QEMU listens at its serial port with: the value of a ``-chardev`` without its id.
-    :raises HostError: a file cannot be opened, or there can be no socket.
+    :ivar console_socket: the socket that it listens at; None for none. It is left to the VM to remove.
+    :raises HostError: a file cannot be opened, or there can be no socket; ERROR_ALREADY_EXISTS if something
+        is at the path of the console.
     """
 
     def __init__(self, boot: Boot, directory: VMDirectory, console_path: str) -> None:
         self.fds: list[int] = []
+        self.console_socket: SocketFile | None = None
         self._user = directory.record.user
         with ExitStack() as undo:
             self._undo = undo
@@ -46,7 +50,10 @@ class Inherited:
                 self.console: str = self._listening(console_path)
             except OSError as error:
                 operation = f"create {directory.record.id}"
-                raise HostError(operation, HResult.E_ACCESSDENIED, str(error)) from error
+                taken = error.errno == errno.EADDRINUSE
+                code = HResult.ERROR_ALREADY_EXISTS if taken else HResult.E_ACCESSDENIED
+                text = f"{console_path}, the console, is there already" if taken else str(error)
+                raise HostError(operation, code, text) from error
             self._undo = undo.pop_all()
 
     def __repr__(self) -> str:
@@ -80,6 +87,7 @@ class Inherited:
         if not path:
             return ""
         self._add(bound(path).detach())
+        self.console_socket = SocketFile.at(path)
         return f"fd={self.fds[-1]},server=on,wait=off"
 
     def _add(self, fd: int) -> str:

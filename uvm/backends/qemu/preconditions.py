@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
-import stat
 from typing import Final
 
 from uvm.backends.checks import require_none
@@ -14,6 +12,7 @@ from uvm.backends.qemu.availability import absence, faults
 from uvm.backends.qemu.environment import ThisMachine
 from uvm.backends.qemu.guestimage.packages import install
 from uvm.backends.qemu.saving import Boot
+from uvm.backends.qemu.sockets import is_left
 from uvm.errors import HostError, NoSpaceError, NotSupportedError
 from uvm.hresult import HResult
 from uvm.schema.system import VirtualMachine
@@ -59,21 +58,9 @@ def check_console(machine: VirtualMachine, operation: str) -> None:
     """
     port = machine.devices.com_ports.get("0") if machine.devices is not None else None
     path = port.named_pipe if port is not None else ""
-    if path and os.path.lexists(path) and not _is_dead_socket(path):
+    if path and os.path.lexists(path) and not is_left(path):
         text = f"{path}, the console, is there already; nothing was started; choose another path"
         raise HostError(operation, HResult.ERROR_ALREADY_EXISTS, text)
-
-
-def _is_dead_socket(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.setblocking(False)
-        try:
-            sock.connect(path)
-        except ConnectionRefusedError:
-            return stat.S_ISSOCK(os.lstat(path).st_mode)
-        except OSError:
-            return False
-    return False
 
 
 def explained(error: HostError, binary: str, boot: Boot) -> HostError:

@@ -10,10 +10,15 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final
 
 from attrs import frozen
+
+#: Held while a path is found free and bound to: a socket that does not listen yet seems to be left there.
+_binding: Final = threading.Lock()
 
 
 @frozen(repr=False)
@@ -47,15 +52,49 @@ def listening(path: str) -> Link:
 
 def bound(path: str) -> socket.socket:
     """Return a socket that listens at a path, in place of one that was left there; OSError."""
-    if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
-        os.unlink(path)
-    with ExitStack() as undo:
+    with _binding, ExitStack() as undo:
+        if is_left(path):
+            os.unlink(path)
         made = undo.enter_context(socket.socket(socket.AF_UNIX))
         with _short(path) as short:
             made.bind(short)
         made.listen(1)
         undo.pop_all()
     return made
+
+
+def is_left(path: str) -> bool:
+    """Return whether a socket is at a path, and nothing listens at it."""
+    try:
+        reach(path).close()
+    except ConnectionRefusedError:
+        # Files refuse too.
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:
+        return False
+    return False
+
+
+@frozen
+class SocketFile:
+    """A socket at a path, by what no other has as long as it is listened at."""
+
+    path: str
+    device: int
+    inode: int
+
+    @classmethod
+    def at(cls, path: str) -> SocketFile:
+        """Return the one that is at a path now; OSError."""
+        found = os.lstat(path)
+        return cls(path, found.st_dev, found.st_ino)
+
+    def remove(self) -> None:
+        """Remove it, and nothing that has come in its place."""
+        with suppress(OSError):
+            found = os.lstat(self.path)
+            if stat.S_ISSOCK(found.st_mode) and (found.st_dev, found.st_ino) == (self.device, self.inode):
+                os.unlink(self.path)
 
 
 def reach(path: str) -> socket.socket:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Final, Literal
 
 import anyio
@@ -49,6 +48,7 @@ from uvm.backends.qemu.saving import (
     save_template,
     save_to_file,
 )
+from uvm.backends.qemu.sockets import SocketFile
 from uvm.errors import ExitStatus, HostError, HostPathError
 from uvm.hresult import HResult
 from uvm.schema.requests import ModifySettingRequest
@@ -77,6 +77,7 @@ class VM:
     :ivar devices: the devices that come and go.
     :ivar memory: its memory.
     :ivar saved: what it was saved as, a template; None before. Its QEMU ends then, and not the VM.
+    :ivar console: the socket of its serial port; None if there is none.
     :ivar handles: how many handles are open.
     """
 
@@ -90,6 +91,7 @@ class VM:
         self.memory: Memory = memory
         self.saved: SavedVM | None = None
         self.handles: int = 0
+        self.console: SocketFile | None = None
         self.devices: DeviceTree
         self.lifetime: Lifetime = Lifetime(directory, self._ended, survives=self.survives)
 
@@ -304,6 +306,7 @@ class VM:
         if self.lifetime.served:
             await self.end()
         else:
+            self._remove_console()
             self.memory.close()
             self.directory.remove()
 
@@ -370,13 +373,15 @@ class VM:
         self.lifetime.exit.settle(self.lifetime.process)
         self.devices.close()
         self.memory.close()
-        if self.console_path:
-            with suppress(OSError):
-                os.unlink(self.console_path)
+        self._remove_console()
         if self.saved is not None:
             self.saved.close()
         self._become("Stopped")
         self.directory.remove()
+
+    def _remove_console(self) -> None:
+        if self.console is not None:
+            self.console.remove()
 
     def _become(self, state: State) -> None:
         if self.state != "Stopped":
