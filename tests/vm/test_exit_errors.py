@@ -84,7 +84,6 @@ ASKS: dict[str, Call] = {
     "stats": lambda held: held.vm.stats(),
     "assigned memory": lambda held: held.vm.assigned_memory_bytes(),
     "pause": lambda held: held.vm.pause(),
-    "crash": lambda held: held.vm.crash(),
     "modify": lambda held: held.vm.modify(MEMORY),
     "guest request": lambda held: held.vm.guest_request(REQUEST),
     "update memory": lambda held: held.vm.update_memory(memory_mb=2048),

@@ -169,6 +169,15 @@ async def test_a_crash_tells_its_status() -> None:
         )
 
 
+async def test_a_crash_that_the_exit_overtakes_has_been_carried_out() -> None:
+    async with running() as run:
+        run.backend.faults.hang(operation="crash", applied=True)
+        await run.vm.crash()
+        assert state(run.vm) is uvm.VMState.EXITED
+        with pytest.raises(uvm.VMExitedError):
+            await run.vm.crash()
+
+
 # Its state is respected.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,7 @@ from uvm._names import HostPath, guid_key, host_path
 from uvm._vm.base import Part
 from uvm._vm.statistics import VMStatistics, read_assigned_memory_bytes, read_statistics
 from uvm.backend import JSON
-from uvm.errors import OptionsError
+from uvm.errors import OptionsError, VMExitedError
 from uvm.options import HvSocketService, LCOWOptions
 from uvm.options.common import MAX_PROCESSOR_LIMIT, MAX_PROCESSOR_WEIGHT
 from uvm.schema import requests
@@ -279,10 +280,14 @@ class RuntimeSettings(Part):
         await link.carry_out(lambda: link.call(link.system.save(options)))
 
     async def crash(self) -> None:
-        """Crash the guest, for a dump."""
+        """Crash the guest, for a dump. If the VM exits before the answer comes, the exit is the answer.
+
+        :raises VMExitedError: the VM is known to have exited before.
+        """
         link = self._link
         link.check_running()
-        await link.carry_out(lambda: link.call(link.system.crash()))
+        with suppress(VMExitedError):
+            await link.carry_out(lambda: link.call(link.system.crash()))
 
     async def stats(self) -> VMStatistics:
         """Return statistics of the VM."""
