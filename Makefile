@@ -39,8 +39,8 @@ venv: $(DEV) ## make .venv with the library and all development tools
 
 .PHONY: demo
 demo: $(RUNTIME) ## a Linux pod, a Windows pod and a recorded script, on the in-memory host
-	@$(PY) -m uvm pod --backend fake docs/examples/lcow-pod.toml
-	@$(PY) -m uvm pod --backend fake docs/examples/wcow-pod.toml
+	@$(PY) -m uvm pod --backend fake uvm/cli/samples/lcow-pod.toml
+	@$(PY) -m uvm pod --backend fake uvm/cli/samples/wcow-pod.toml
 	@$(PY) -m uvm replay tests/data/traces.json --script lcow_scsi_basic
 
 .PHONY: demo-qemu

@@ -1,7 +1,7 @@
 """Build the sdist and the wheel, and try the wheel in empty environments: ``python -m tests.wheels``.
 
 It is tried on each supported version of Python that this machine has, outside of the checkout: with ``doctor
---backend fake``, and the program of the README.
+--backend fake``, the samples that it carries, and the program of the README.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def try_out(directory: Path, interpreter: str, wheel: Path) -> None:
     python = directory / "bin" / "python"
     run(directory, python, *PIP, "install", wheel)
     run(directory, python, "-m", "uvm", "doctor", "--backend", "fake")
+    run(directory, python, "-m", "uvm", "init")
+    run(directory, python, "-m", "uvm", "pod", "lcow-pod.toml")
     (directory / "first_minute.py").write_text(first_minute(), "utf-8")
     run(directory, python, "first_minute.py")
 

@@ -10,7 +10,7 @@ from attrs import frozen
 from uvm.cli.terminal import ASCII, Glyphs, Terminal
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "docs" / "examples"
+EXAMPLES = ROOT / "uvm" / "cli" / "samples"
 LCOW, WCOW = EXAMPLES / "lcow-pod.toml", EXAMPLES / "wcow-pod.toml"
 TRACES = ROOT / "tests" / "data" / "traces.json"
 

@@ -16,8 +16,9 @@ import pytest
 from tests.cli.conftest import Run
 from tests.cli.support import LCOW, ROOT, WCOW, paper
 from uvm.backends.fake import FakeBackend, Mount
-from uvm.cli.pod import make_host, run_pod
+from uvm.cli.pod import run_pod
 from uvm.cli.podfile import PodFile, read_pod_file
+from uvm.cli.podhost import make_host
 from uvm.errors import HostError
 
 NOTHING_LEFT = "Nothing is left: no VM, no access to a file, no attached endpoint, no mount."
@@ -182,7 +183,7 @@ def test_several_errors_are_one_line(
         backend.faults.refuse(to="revoke")
         return backend
 
-    monkeypatch.setattr("uvm.cli.pod.make_host", make_host_that_revokes_nothing)
+    monkeypatch.setattr("uvm.cli.podhost.make_host", make_host_that_revokes_nothing)
     ran = run("pod", pod_file(fast(LCOW)))
     assert ran.status == 1
     assert ran.error.count("\n") == 1

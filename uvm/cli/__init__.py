@@ -1,34 +1,33 @@
 """The command ``uvm``, also ``python -m uvm``: run a command in a VM, or a pod; look at this machine.
 
-Exit status: 0 success, 1 failure, 2 a wrong command line or file; ``run`` and ``shell`` have their own.
+Exit status: 0 success, 1 failure, 2 a wrong command line or file, 130 interrupted; ``run``, ``shell`` and
+``pod -i`` have that of the command in the guest. ``docs/commands.md`` is the manual.
 """
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from uvm import __version__
+from uvm.cli.commandline import make_parser
+from uvm.cli.completion import COMPLETING, complete
 from uvm.cli.errors import UsageError, in_one_line
 from uvm.cli.terminal import Terminal
 from uvm.errors import UVMError
 
-if TYPE_CHECKING:
-    from uvm.cli.attachments import Attachment
-
 __all__ = ["main"]
 
 _INTERRUPTED = 130
-_BACKEND = "the backend (the one that runs real VMs on this machine)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    given = _parser().parse_args(arguments)
+    parser = make_parser()
+    if COMPLETING in os.environ:
+        complete(parser)
+    given = parser.parse_args(arguments)
     # What a command needs is loaded when it runs, so that --help is there at once.
     command = import_module(f"uvm.cli.{given.module or given.command}")
     try:
@@ -42,194 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _size(text: str) -> int:
-    from uvm.cli.sizes import parse_size
-
-    return parse_size(text)
-
-
-def _attachment(text: str) -> Attachment:
-    from uvm.cli.attachments import Attachment
-
-    return Attachment.parse(text)
-
-
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ValueError(f"{text!r} is not NAME=VALUE")
-    return name, value
-
-
-def _add_guest_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    status = (
-        "Exit status: that of the command; 127 if it cannot be started, 124 if its time has run out, "
-        "125 if the VM fails."
-    )
-    run = commands.add_parser(
-        "run",
-        help="run a command in a VM of its own",
-        description="Boot a Linux VM, run a command in it with the streams, the terminal and the signals of "
-        "this one, and end the VM.",
-        epilog=status,
-    )
-    shell = commands.add_parser(
-        "shell",
-        help="open a shell in a VM of its own",
-        description="Boot a Linux VM, open a shell in it, and end the VM with it.",
-        epilog=status,
-    )
-    for parser in (run, shell):
-        _add_guest_arguments(parser)
-    shell.set_defaults(module="run")
-    ps = commands.add_parser("ps", help="list the VMs of this host", description="List the VMs of this host.")
-    ps.add_argument("--json", action="store_true", help="print them as JSON, as the host describes them")
-    ps.add_argument("--backend", metavar="NAME", help=_BACKEND)
-
-
-def _add_guest_arguments(parser: argparse.ArgumentParser) -> None:
-    place = "PATH[:GUEST_PATH][:ro]"
-    add = parser.add_argument
-    add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
-    add("--backend", metavar="NAME", help=_BACKEND)
-    add("--memory", metavar="SIZE", type=_size, default="512M", help="of the VM, for instance 2G (512M)")
-    add("--cpus", metavar="COUNT", type=int, default=1, help="of the VM (1)")
-    add(
-        "--disk",
-        metavar=place,
-        type=_attachment,
-        action="append",
-        default=[],
-        help="attach a disk and mount it, at /mnt/NAME if no path in the guest is named; again for more",
-    )
-    add(
-        "--share",
-        metavar=place,
-        type=_attachment,
-        action="append",
-        default=[],
-        help="share a directory of the host, in the same manner",
-    )
-    add(
-        "--network",
-        metavar="NAME",
-        help="add an adapter in this network of the host: with qemu 'restricted', 'open' or 'tap:NAME'",
-    )
-    add("--env", metavar="NAME=VALUE", type=_variable, action="append", default=[], help="set a variable")
-    add("--cwd", metavar="PATH", help="the directory that the command begins in (/)")
-    add("--timeout", metavar="SECONDS", type=float, help="end it all after this many seconds")
-    add(
-        "--terminal",
-        action=argparse.BooleanOptionalAction,
-        help="give the command a terminal (as this one has one)",
-    )
-
-
-def _add_conform(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    conform = commands.add_parser(
-        "conform",
-        help="check that a backend does what the library expects of one",
-        description="Play the conformance suite on a backend, level by level, and list what holds, what "
-        "fails and what cannot be played. Exit status 1 if anything fails.",
-    )
-    conform.add_argument("backend", metavar="BACKEND", help="its name, for instance fake")
-    conform.add_argument(
-        "--level",
-        choices=["host", "vm", "guest", "everything"],
-        default="everything",
-        help="how far: without VMs, with VMs whose guests need not answer, with guests, with faults",
-    )
-    conform.add_argument(
-        "--rig",
-        metavar="MODULE:FUNCTION",
-        help="what makes a uvm.testing.backends.Rig when it is called and entered, with control of the host",
-    )
-    conform.add_argument("--loop", choices=["asyncio", "trio"], default="asyncio", help="the event loop")
-    conform.add_argument("--json", action="store_true", help="print it as JSON")
-
-
-def _add_image(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    image = commands.add_parser(
-        "image",
-        help="build, list or remove the guest images of the qemu backend",
-        description="The guest images of the qemu backend: a kernel and a first root file system, built of "
-        "this machine's own parts. A VM builds one itself if there is none yet.",
-    )
-    actions = image.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
-    made = actions.add_parser(
-        "build",
-        help="build one, unless there is one of the same",
-        description="Build a guest image, and print its directory.",
-    )
-    kernel = made.add_mutually_exclusive_group()
-    kernel.add_argument("--kernel", metavar="FILE", help="a vmlinuz or vmlinux, instead of one in /boot")
-    kernel.add_argument(
-        "--fetch",
-        action="store_true",
-        help="download the distribution's newest kernel with apt-get, without installing it",
-    )
-    made.add_argument("--modules", metavar="DIRECTORY", help="the modules of --kernel")
-    made.add_argument("--python", metavar="PROGRAM", help="the guest's interpreter, instead of this one")
-    made.add_argument("--busybox", metavar="PROGRAM", help="the guest's tools")
-    made.add_argument("--runtime", metavar="PROGRAM", help="what runs containers: crun or runc")
-    made.add_argument("--machine", metavar="ARCHITECTURE", help="as 'uname -m' prints it; this machine's own")
-    made.add_argument("--guest-binary", metavar="PROGRAM", help="hcsshim's gcs, for comparison")
-    actions.add_parser("list", help="list them, the newest first")
-    pruned = actions.add_parser("prune", help="remove all but the newest")
-    pruned.add_argument("--all", action="store_true", help="the newest too, and downloaded kernels")
-
-
 def _fail(message: str, status: int) -> int:
     terminal = Terminal.of(sys.stderr)
     terminal.write(f"{terminal.paint('uvm: error:', 'red')} {message}")
     return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="uvm",
-        description="Utility VMs: run a command or a shell in one, run a pod on an in-memory host, compare "
-        "with recordings of hcsshim.",
-        epilog="Exit status: 0 success, 1 failure, 2 a wrong command line or file. "
-        "NO_COLOR=1 switches colours off; COLUMNS sets the width.",
-    )
-    parser.add_argument("--version", action="version", version=f"uvm {__version__}")
-    parser.set_defaults(module=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    _add_guest_commands(commands)
-
-    pod = commands.add_parser(
-        "pod",
-        help="run the pod that a TOML file describes",
-        description="Create a VM, attach all that the file describes, show it, and detach it all again, "
-        "printing each request. Edit the file as you like: docs/pod-files.md describes it, and docs/examples "
-        "has one for each guest.",
-    )
-    pod.add_argument("file", type=Path, metavar="FILE", help="for instance docs/examples/lcow-pod.toml")
-    pod.add_argument(
-        "--backend",
-        metavar="NAME",
-        help="run on this backend instead of the in-memory one (fake); the table [host] of the file "
-        "has no effect there",
-    )
-
-    replay = commands.add_parser(
-        "replay",
-        help="replay a recorded hcsshim script and compare the requests",
-        description="Carry out a script of device operations on the in-memory host, and show each request "
-        "beside the one that hcsshim was recorded to send. Exit status 1 if any differs.",
-    )
-    replay.add_argument("file", type=Path, metavar="FILE", help="for instance tests/data/traces.json")
-    replay.add_argument("--script", metavar="NAME", help="which script; without it, they are listed")
-
-    doctor = commands.add_parser(
-        "doctor",
-        help="check what this machine can do and what is missing",
-        description="Check this machine for what HCS or QEMU needs, and for optional features. "
-        "Exit status 1 if the backend that is asked for, or would be chosen, cannot be used.",
-    )
-    doctor.add_argument("--backend", metavar="NAME", help="the backend that is wanted, for instance hcs")
-    doctor.add_argument("--json", action="store_true", help="print it as JSON")
-    _add_conform(commands)
-    _add_image(commands)
-    return parser

@@ -2,66 +2,67 @@
 
 from __future__ import annotations
 
+import io
+import json
 import time
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 
 import anyio
-from attrs import define, field
+from attrs import asdict, define, field
 
 from uvm._guest.exchange import CompletedProcess
 from uvm._vm.pods.container import PodContainer
 from uvm._vm.pods.pod import Pod
 from uvm.backend import JSON, Backend
-from uvm.backends import open_backend
-from uvm.backends.fake import Entry, FakeBackend, FakeFiles, Latency
+from uvm.backends.fake import Entry, FakeBackend
 from uvm.cli.draw import draw_devices, draw_statistics
-from uvm.cli.errors import UsageError, printable
+from uvm.cli.errors import UsageError, in_one_line, printable
 from uvm.cli.podfile import Container, PodFile, read_pod_file
+from uvm.cli.podhost import open_host
+from uvm.cli.podjoin import join
 from uvm.cli.requests import draw_request, summarize
 from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Terminal
-from uvm.errors import HostError
+from uvm.errors import UVMError
+from uvm.schema.secrets import scrub
 
 _SHUTDOWN_SECONDS = 30.0
 
 
 def run(terminal: Terminal, given: Namespace) -> int:
-    """Run a pod file; return 0 if nothing is left on the host afterwards, else 1."""
-    pod, backend = read_pod_file(given.file), given.backend
-    chosen = make_host(pod) if backend in (None, "fake") else open_backend(backend)
-    return anyio.run(run_pod, terminal, pod, chosen)
+    """Run a pod file; return 0 if nothing is left on the host afterwards, else 1.
 
-
-def make_host(pod: PodFile) -> FakeBackend:
-    """Make the in-memory host that the pod file describes.
-
-    :raises UsageError: a path is a file and a directory, or one GUID is used twice.
+    :raises UsageError: the file is wrong, or has no such container.
     """
-    setup = pod.host
-    each_ms = setup.latency_ms
-    latency = Latency(host_ms=each_ms, guest_ms=each_ms, grant_ms=each_ms, lifecycle_ms=each_ms)
-    backend = FakeBackend(host=setup.info, files=FakeFiles(setup.info.paths), latency=latency)
+    joined = given.interactive or given.terminal or given.container is not None
+    if joined and given.json:
+        raise UsageError("pod: --json is not for a container at this terminal (-i, -t, --container)")
+    pod = read_pod_file(given.file)
+    backend = open_host(pod, given.backend)
+    if joined:
+        return join(pod, backend, given.container, terminal=given.terminal)
+    if not given.json:
+        return anyio.run(run_pod, terminal, pod, backend)
+    record: JSON = {}
     try:
-        for path in setup.directories:
-            backend.files.add_directory(path)
-        for path, size_bytes in setup.files.items():
-            backend.files.add(path, size=size_bytes)
-        for namespace in setup.namespaces:
-            backend.network.add_namespace(namespace.document())
-        for endpoint in setup.endpoints:
-            backend.network.add_endpoint(endpoint.document())
-    except (ValueError, HostError) as error:
-        raise UsageError(f"{pod.file}: [host]: {error}") from None
-    return backend
+        return anyio.run(run_pod, Terminal(io.StringIO()), pod, backend, record)
+    except UVMError as error:
+        record["error"] = in_one_line(error)
+        raise
+    finally:
+        terminal.write(json.dumps(record, indent=2))
 
 
-async def run_pod(terminal: Terminal, pod: PodFile, backend: Backend) -> int:
-    """Run a pod on a backend."""
+async def run_pod(terminal: Terminal, pod: PodFile, backend: Backend, record: JSON | None = None) -> int:
+    """Run a pod on a backend.
+
+    :param record: gets what is shown, as values of JSON.
+    """
     async with backend:
         fake = backend if isinstance(backend, FakeBackend) else None
-        run = _PodRun(terminal, pod, backend, fake)
+        run = _PodRun(terminal, pod, backend, fake, {} if record is None else record)
         await run.introduce()
         if fake is not None:
             fake.request_log.listen(run.show)
@@ -78,12 +79,14 @@ class _PodRun:
     """One run of a pod: its steps, in order, and what is printed of them.
 
     :ivar fake: the backend, if it is the in-memory one.
+    :ivar record: what is printed, as values of JSON.
     """
 
     terminal: Terminal
     pod: PodFile
     backend: Backend
     fake: FakeBackend | None
+    record: JSON
     _requests: int = field(default=0, init=False)
     _left_mounted: list[str] = field(factory=list, init=False)
     #: Those that run a command.
@@ -96,6 +99,8 @@ class _PodRun:
     async def introduce(self) -> None:
         """Print what will run, and on which host."""
         pod, host = self.pod, await self.backend.host()
+        self.record |= {"pod": pod.file, "guest": pod.os, "backend": self.backend.name}
+        self.record |= {"requests": [], "commands": []}
         facts = f"build {host.build}, {host.processors} processors, {format_size(host.memory_mb << 20)}"
         where = f"an in-memory host ({facts})" if self.fake else f"the backend {self.backend.name} ({facts})"
         containers = _number(len(pod.containers), "container")
@@ -116,13 +121,17 @@ class _PodRun:
             await self._attach(pod)
             await self._run_commands()
             self._show_devices(pod, "What is attached")
+            self.record["devices"] = pod.vm.devices().as_json()
             self.terminal.write("", self.terminal.rule("Statistics"))
-            self.terminal.write(*draw_statistics(self.terminal, await pod.vm.stats()))
+            statistics = await pod.vm.stats()
+            self.record["statistics"] = asdict(statistics)
+            self.terminal.write(*draw_statistics(self.terminal, statistics))
             await self._release()
             if namespace:
                 with self._phase("Leave the network namespace"):
                     await pod.end()
             self._show_devices(pod, "What is attached now")
+            self.record["devices_released"] = pod.vm.devices().as_json()
             if self.fake is not None:
                 mounts = self.fake.vms[pod.id].guest.mounts.values()
                 self._left_mounted = [f"mount in the guest: {mount}" for mount in mounts]
@@ -130,6 +139,7 @@ class _PodRun:
                 with anyio.move_on_after(_SHUTDOWN_SECONDS):
                     await pod.vm.shutdown()
                 await pod.close()
+            self.record["exit"] = str(pod.vm.exit_status)
             self._write_dim(f"  exit: {pod.vm.exit_status}")
 
     async def _attach(self, pod: Pod) -> None:
@@ -176,16 +186,22 @@ class _PodRun:
         for container, made in self._created:
             with self._phase(f"Run {' '.join(container.command)} in container {container.id}"):
                 done = await _run_in(made, container)
+                self.record["commands"].append(
+                    {"container": container.id, **asdict(done), "args": container.command}
+                )
                 for line in (done.stdout + done.stderr).splitlines():
                     self.terminal.write(f"  {printable(line)}")
                 self._write_dim(f"  exit code: {done.exit_code}")
 
     def last_check(self) -> int:
         """Report whether anything is left; return 1 if so."""
-        terminal = self.terminal
+        terminal, left = self.terminal, []
+        if self.fake is not None:
+            left = [*self._left_mounted, *self.fake.leftovers()]
+            self.record["left"] = left
         if self.fake is None:
             terminal.write("", f"{terminal.glyphs.yes} The VM is closed.")
-        elif left := [*self._left_mounted, *self.fake.leftovers()]:
+        elif left:
             mark = terminal.paint(f"{terminal.glyphs.no} Left behind:", "red")
             terminal.write("", mark, *(f"  {each}" for each in left))
             return 1
@@ -209,6 +225,15 @@ class _PodRun:
             return  # these only ask
         self._requests += 1
         summary = summarize(entry.to, entry.document, entry.call.operation)
+        self.record["requests"].append(
+            {
+                "to": entry.to,
+                "operation": entry.call.operation,
+                "outcome": entry.outcome,
+                "error": entry.error,
+                "document": scrub(entry.document),
+            }
+        )
         self.terminal.write(*draw_request(self.terminal, summary, _failure(entry)))
 
     @contextmanager

@@ -1,8 +1,9 @@
-"""The pod file: a VM, its containers and the host that it finds, in TOML. Manual: ``docs/pod-files.md``."""
+"""The pod file: a VM, its containers and the host that it finds, in TOML or JSON. Manual: ``docs/pod-files.md``."""
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -201,12 +202,10 @@ class PodFile:
 def read_pod_file(path: Path) -> PodFile:
     """Read a pod file, and check all that can be checked without a host.
 
-    :raises UsageError: the file cannot be read, is not TOML, or has a value that is not allowed.
+    :raises UsageError: the file cannot be read, is neither TOML nor JSON as its name says, or has a value that
+        is not allowed.
     """
-    try:
-        values = tomllib.loads(read_text(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: is not TOML: {error}") from None
+    values = _values(path)
     top = Table(str(path), "", values)
     top.check_keys(_TOP)
     options = _options(top)
@@ -220,6 +219,17 @@ def read_pod_file(path: Path) -> PodFile:
         tuple(each.make(MappedDirectory) for each in top.tables("mapped_directories")),
         _namespace(top.table("network")) if "network" in values else "",
     )
+
+
+def _values(path: Path) -> dict[str, Any]:
+    kind, read = ("JSON", json.loads) if path.suffix.lower() == ".json" else ("TOML", tomllib.loads)
+    try:
+        values = read(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: is not {kind}: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: must be an object with {', '.join(_TOP)}, not {type(values).__name__}")
+    return values
 
 
 def _options(top: Table) -> LCOWOptions | WCOWOptions:

@@ -28,7 +28,7 @@ from uvm.options import LCOWOptions
 
 #: The exit status if uvm itself fails, as that of docker.
 FAILURE = 125
-_TIMED_OUT, _NOT_STARTED = 124, 127
+_TIMED_OUT, NOT_STARTED = 124, 127
 _SLOW_SECONDS = 1.0
 
 
@@ -42,7 +42,11 @@ def run(terminal: Terminal, given: Namespace) -> int:
     except ExceptionGroup as group:
         # The first failure is what ended the others.
         raise next(leaves(group)) from None
-    # An exit status of a guest may be larger than one of ours; failure stays failure.
+    return exit_status(status)
+
+
+def exit_status(status: int) -> int:
+    """Return the exit status for that of a guest, which may be larger than ours can; failure stays failure."""
     return status & 0xFF or bool(status)
 
 
@@ -60,7 +64,7 @@ async def _run(backend: Backend, command: list[str], given: Namespace) -> int:
                     await vm.network.setup(namespace.id)
                 booted()
                 return await _execute(vm, command, given)
-    _say(f"the command was ended: its {given.timeout:g} seconds have run out")
+    say(f"the command was ended: its {given.timeout:g} seconds have run out")
     return _TIMED_OUT
 
 
@@ -85,8 +89,8 @@ async def _execute(vm: UtilityVM, command: list[str], given: Namespace) -> int:
             stderr=not terminal,
         )
     except GuestError as error:
-        _say(in_one_line(error))
-        return _NOT_STARTED
+        say(in_one_line(error))
+        return NOT_STARTED
     async with process:
         with raw_terminal() if at_terminal else nullcontext():
             return await pass_through(process, terminal=terminal)
@@ -99,7 +103,7 @@ def _term(terminal: bool) -> dict[str, str]:
 @contextmanager
 def _said_if_slow(what: str) -> Iterator[Callable[[], None]]:
     """Write what is done, unless what is returned is called within a second."""
-    timer = Timer(_SLOW_SECONDS, _say, [f"{what} ..."])
+    timer = Timer(_SLOW_SECONDS, say, [f"{what} ..."])
     timer.daemon = True
     timer.start()
     try:
@@ -108,5 +112,6 @@ def _said_if_slow(what: str) -> Iterator[Callable[[], None]]:
         timer.cancel()
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Write a message on the error stream: the output is the command's."""
     Terminal.of(sys.stderr).write(f"uvm: {message}")

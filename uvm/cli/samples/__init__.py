@@ -1,0 +1,31 @@
+"""The subcommand ``init``: writes the pod files beside this module, which are there to be edited."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Final
+
+from uvm.cli.errors import UsageError
+from uvm.cli.terminal import Terminal
+
+_SAMPLES: Final = ("lcow-pod.toml", "wcow-pod.toml")
+
+
+def run(terminal: Terminal, given: Namespace) -> int:
+    """Write the samples into a directory, which is made.
+
+    :raises UsageError: one is there already, or cannot be written.
+    """
+    written = [given.directory / name for name in _SAMPLES]
+    if there := [str(path) for path in written if os.path.lexists(path) and not given.force]:
+        raise UsageError(f"init: {', '.join(there)} exists; nothing was written; --force overwrites")
+    try:
+        given.directory.mkdir(parents=True, exist_ok=True)
+        for path in written:
+            path.write_bytes((Path(__file__).parent / path.name).read_bytes())
+    except OSError as error:
+        raise UsageError(f"init: {error.filename}: {error.strerror}") from None
+    terminal.write(*(f"wrote {path}" for path in written), "", f"Run one, edit it: uvm pod {written[0]}")
+    return 0
