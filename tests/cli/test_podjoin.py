@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,10 +26,7 @@ def uvm(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProce
 
 def running(pod_file: PodFile, command: str, file: Path = LCOW) -> Path:
     """Write a pod file whose first container runs a command."""
-    lines = fast(file).splitlines()
-    return pod_file(
-        "\n".join(f"command = {command}" if each.startswith("command") else each for each in lines)
-    )
+    return pod_file(re.sub(r"^command = .*$", f"command = {command}", fast(file), flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("file", [LCOW, WCOW], ids=["linux", "windows"])

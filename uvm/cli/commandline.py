@@ -22,8 +22,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="uvm",
         description="Utility VMs: run a command or a shell in one, run a pod on an in-memory host, compare "
         "with recordings of hcsshim.",
-        epilog="Exit status: 0 success, 1 failure, 2 a wrong command line or file, 130 interrupted; run, shell "
-        "and pod -i have that of the command. NO_COLOR=1 switches colours off; COLUMNS sets the width.",
+        epilog="Exit status: 0 success, 1 failure, 2 a wrong command line or file, 130 interrupted; run, "
+        "shell and pod -i have that of the command. NO_COLOR=1 switches colours off; COLUMNS sets the width.",
     )
     parser.add_argument("--version", action="version", version=f"uvm {__version__}")
     parser.set_defaults(module=None)
@@ -33,8 +33,8 @@ def make_parser() -> argparse.ArgumentParser:
     completion = commands.add_parser(
         "completion",
         help="print the completion script of a shell",
-        description="Print what makes a shell complete the command uvm, its options, backends and files. Needs "
-        'utilityvm[cli]. bash and zsh: eval "$(uvm completion bash)"; fish: uvm completion fish | source; '
+        description="Print what makes a shell complete the command uvm, its options, backends and files. "
+        'Needs utilityvm[cli]. bash and zsh: eval "$(uvm completion bash)"; fish: uvm completion fish | source; '
         "PowerShell: uvm completion powershell | Out-String | Invoke-Expression.",
     )
     completion.add_argument("shell", choices=["bash", "zsh", "fish", "powershell"], help="the shell")
@@ -59,8 +59,8 @@ def _add_files(commands: Commands) -> None:
         help="run the pod that a file describes",
         description="Create a VM, attach all that the file describes, show it, and detach it all again, "
         "printing each request. 'uvm init' writes files to begin with.",
-        epilog="Exit status 1 if an operation fails or anything is left on the host; with -i or -t that of the "
-        "container's command.",
+        epilog="Exit status 1 if an operation fails or anything is left on the host; with -i or -t that of "
+        "the container's command.",
     )
     pod.add_argument("--json", action="store_true", help="print what happened as JSON, at the end")
     pod.add_argument(
@@ -75,8 +75,8 @@ def _add_files(commands: Commands) -> None:
     document = commands.add_parser(
         "document",
         help="print the create document of a VM, without the VM",
-        description="Print the document that is sent to create the VM of a file. It holds what the file holds, "
-        "secrets included. Nothing is created.",
+        description="Print the document that is sent to create the VM of a file. It holds what the file "
+        "holds, secrets included. Nothing is created.",
     )
     for parser in (pod, document):
         parser.add_argument(

@@ -1,4 +1,4 @@
-"""The pod file: a VM, its containers and the host that it finds, in TOML or JSON. Manual: ``docs/pod-files.md``."""
+"""The pod file: a VM, its containers and the host that it finds, as TOML or JSON (``docs/pod-files.md``)."""
 
 from __future__ import annotations
 
@@ -202,8 +202,8 @@ class PodFile:
 def read_pod_file(path: Path) -> PodFile:
     """Read a pod file, and check all that can be checked without a host.
 
-    :raises UsageError: the file cannot be read, is neither TOML nor JSON as its name says, or has a value that
-        is not allowed.
+    :raises UsageError: the file cannot be read, is not the TOML or JSON that its name says, or has a value
+        that is not allowed.
     """
     values = _values(path)
     top = Table(str(path), "", values)

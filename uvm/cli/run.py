@@ -46,7 +46,7 @@ def run(terminal: Terminal, given: Namespace) -> int:
 
 
 def exit_status(status: int) -> int:
-    """Return the exit status for that of a guest, which may be larger than ours can; failure stays failure."""
+    """Return the exit status for that of a guest, which may be larger; failure stays failure."""
     return status & 0xFF or bool(status)
 
 
