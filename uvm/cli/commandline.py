@@ -34,8 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
         "completion",
         help="print the completion script of a shell",
         description="Print what makes a shell complete the command uvm, its options, backends and files. "
-        'Needs utilityvm[cli]. bash and zsh: eval "$(uvm completion bash)"; fish: uvm completion fish | source; '
-        "PowerShell: uvm completion powershell | Out-String | Invoke-Expression.",
+        'Needs utilityvm[cli]. bash and zsh: eval "$(uvm completion bash)"; fish: uvm completion fish | '
+        "source; PowerShell: uvm completion powershell | Out-String | Invoke-Expression.",
     )
     completion.add_argument("shell", choices=["bash", "zsh", "fish", "powershell"], help="the shell")
     return parser
