@@ -35,6 +35,7 @@ from uvm.backends.fake import Checks, FakeBackend, FakeListener, FakeStream
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.backends.qemu.cgroups import Cgroup
 from uvm.backends.qemu.devices.tree import DeviceTree
+from uvm.backends.qemu.launch import Note
 from uvm.backends.qemu.users import Identity
 from uvm.backends.qemu.vm import VM
 from uvm.schema.json import to_json
@@ -549,12 +550,14 @@ class StandInLauncher:
         survives: bool = False,
         user: Identity | None = None,
         cgroup: Cgroup | None = None,
+        note: Note = lambda pid: None,
     ) -> StandIn:
         """Start one."""
         await anyio.lowlevel.checkpoint()
         self.cgroups += [cgroup.procs] if cgroup is not None else []
         outlives = survives and self.survivors is not None
         child = StandIn(arguments, _sleeper(fds) if outlives else None)
+        note(child.pid)
         self.prepare(child)
         self.started[child.name] = child
         child.document, self.trees[child.name].guest = self.trees[child.name].document, child.fake

@@ -12,7 +12,7 @@ import pytest
 
 from tests.backends.qemu import images
 from tests.backends.qemu.machine import ADAPTERS, PLAN9, VPMEM
-from tests.backends.qemu.standin import StandInBackend, StandInLauncher
+from tests.backends.qemu.standin import StandIn, StandInBackend, StandInLauncher
 from tests.backends.qemu.test_vm import document
 from uvm._wire.ports import LINUX_GCS_PORT, vsock_service_id
 from uvm.backend import JSON, System
@@ -113,6 +113,48 @@ async def test_the_next_process_has_the_devices_and_changes_them(
         assert devices.count == 0
         assert devices.topology.host.ports.free == 20
         assert backend.network.attachments() == {}
+        await system.terminate()
+
+
+async def test_all_who_open_it_at_once_have_it_and_one_that_is_cancelled_meanwhile_keeps_none_from_it(
+    launcher: StandInLauncher, tmp_path: Path, asked: JSON
+) -> None:
+    async with left(launcher, tmp_path, asked) as attached, process(launcher, tmp_path) as backend:
+        states: list[JSON] = []
+
+        async def use() -> None:
+            system = await backend.open("vm1")
+            # What another process has, it is not asked for.
+            states.append(await system.properties("Memory"))
+            await system.close()
+
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await backend.open("vm1")
+            for _ in range(4):
+                tasks.start_soon(use)
+        assert [each["State"] for each in states] == ["Running"] * 4
+        assert backend._vms["vm1"].devices.inventory() == attached
+
+
+async def test_a_vm_is_the_next_processs_once_it_is_created_and_ends_with_this_one_before(
+    launcher: StandInLauncher, tmp_path: Path, asked: JSON
+) -> None:
+    async with process(launcher, tmp_path) as backend:
+        noted: list[bool] = []
+
+        def look(child: StandIn) -> None:
+            record = backend._directory.record("vm1")
+            assert record is not None
+            assert record.qemu is not None
+            noted.append(record.survives)
+
+        launcher.prepare = look
+        system = await backend.create("vm1", asked)
+        record = backend._directory.record("vm1")
+        assert record is not None
+        assert (noted, record.survives) == ([False], True)
         await system.terminate()
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import anyio
 import pytest
@@ -27,6 +28,17 @@ async def main():
     print(child.pid, flush=True)
 anyio.run(main, backend=sys.argv[2])
 sys.stdin.read()
+"""
+
+
+#: Starts a process, and waits to be killed before that is noted.
+NOTES = """
+import anyio, sys
+from uvm.backends.qemu.launch import Launcher
+def note(pid):
+    print(pid, flush=True)
+    sys.stdin.read()
+anyio.run(lambda: Launcher().start(["touch", sys.argv[1]], (), survives=sys.argv[2] == "survives", note=note))
 """
 
 
@@ -68,6 +80,45 @@ async def test_who_is_cancelled_as_it_starts_has_it_all_the_same(launcher: Launc
     assert child.exit_code == -signal.SIGKILL
 
 
+async def test_its_program_runs_once_it_is_noted_and_not_if_that_fails(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    noted: list[int] = []
+
+    def note(pid: int) -> None:
+        assert not ran.exists()
+        noted.append(pid)
+
+    def fail(pid: int) -> None:
+        noted.append(pid)
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        await launcher.start(["touch", str(ran)], (), note=fail)
+    assert str(noted.pop()) not in os.listdir("/proc")
+    child = await launcher.start(["touch", str(ran)], (), note=note)
+    assert await child.wait() == 0
+    assert (noted, ran.exists()) == ([child.pid], True)
+
+
+@pytest.mark.parametrize("survives", ["", "survives"])
+def test_a_process_that_is_killed_before_it_has_noted_what_it_starts_leaves_nothing(
+    tmp_path: Path, survives: str
+) -> None:
+    ran = tmp_path / "ran"
+    command = [sys.executable, "-c", NOTES, str(ran), survives]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        started = os.pidfd_open(int(process.stdout.readline()))
+        process.kill()
+        process.communicate()
+    # It can be read once the process has ended.
+    select.select([started], [], [])
+    os.close(started)
+    assert not ran.exists()
+
+
 async def test_it_has_little_of_the_environment(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UVM_TEST_SECRET", "do-not-pass-on")
     child = await launcher.start(["sh", "-c", "env >&2"], ())
@@ -91,18 +142,21 @@ async def test_it_inherits_the_descriptors_it_is_given_and_no_other(launcher: La
         os.close(fd)
 
 
-async def test_a_program_that_is_not_there_is_said_to_be_missing_where_it_runs_by_itself(
-    launcher: Launcher,
+async def test_a_machine_without_setpriv_is_said_to_lack_it(
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        NotSupportedError,
-        match=r"qemu-nonesuch was not found; nothing was started; install it: .*qemu-system-x86",
+        NotSupportedError, match=r"setpriv was not found; nothing was started; install it: .*util-linux"
     ):
-        await launcher.start(["qemu-nonesuch"], (), survives=True)
+        await launcher.start(["true"], ())
 
 
-async def test_a_program_that_is_not_there_ends_at_once_with_the_reason(launcher: Launcher) -> None:
-    child = await launcher.start(["qemu-nonesuch"], ())
+@pytest.mark.parametrize("survives", [False, True], ids=["bound", "survives"])
+async def test_a_program_that_is_not_there_ends_at_once_with_the_reason(
+    launcher: Launcher, survives: bool
+) -> None:
+    child = await launcher.start(["qemu-nonesuch"], (), survives=survives)
     assert await child.wait() != 0
     assert "qemu-nonesuch" in child.last_words
 

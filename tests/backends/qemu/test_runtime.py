@@ -21,12 +21,15 @@ from uvm.schema.json import SchemaError
 
 #: Claims a directory, has a child that holds the lock, and waits to be killed.
 CLAIMS = """
-import os, subprocess, sys
+import fcntl, os, subprocess, sys
 from uvm.backends.qemu.runtime import *
 me = ProcessName.of(os.getpid())
 made = RuntimeDirectory(sys.argv[1]).claim(Record(sys.argv[2], "guid", "owner", "Created", me))
 child = subprocess.Popen(["sleep", "3600"], pass_fds=[made.lock], stdout=subprocess.DEVNULL)
-made.note(qemu=ProcessName.of(child.pid), state="Running", survives=sys.argv[3] == "survives")
+if "unlocks" in sys.argv:
+    # As QEMU could: it has the same lock.
+    fcntl.flock(made.lock, fcntl.LOCK_UN)
+made.note(qemu=ProcessName.of(child.pid), state="Running", survives="survives" in sys.argv)
 print(child.pid, flush=True)
 sys.stdin.read()
 """
@@ -57,11 +60,9 @@ def record(system_id: str = "vm1") -> Record:
     return Record(system_id, "guid", "an owner", "Created", me())
 
 
-def other_process(
-    runtime: RuntimeDirectory, system_id: str, survives: str = ""
-) -> tuple[subprocess.Popen[str], int]:
+def other_process(runtime: RuntimeDirectory, system_id: str, *how: str) -> tuple[subprocess.Popen[str], int]:
     """A process that has a VM, and the process of its QEMU."""
-    command = [sys.executable, "-c", CLAIMS, str(runtime.path), system_id, survives]
+    command = [sys.executable, "-c", CLAIMS, str(runtime.path), system_id, *how]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, int(process.stdout.readline())
@@ -70,6 +71,14 @@ def other_process(
 def end(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.communicate()
+
+
+def kill(pid: int) -> None:
+    """Kill a process, and wait until it has ended."""
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    select.select([pidfd], [], [])
+    os.close(pidfd)
 
 
 def test_a_directory_belongs_to_this_user_alone(runtime: RuntimeDirectory) -> None:
@@ -155,10 +164,19 @@ def test_a_vm_that_survives_its_process_is_left_until_it_ends(
     assert runtime.record("vm2") is not None
     with pytest.raises(HostError, match="HCS_E_SYSTEM_ALREADY_EXISTS"):
         runtime.claim(record("vm2"))
-    pidfd = os.pidfd_open(qemu)
-    os.kill(qemu, signal.SIGKILL)
-    select.select([pidfd], [], [])
-    os.close(pidfd)
+    kill(qemu)
+    runtime.claim(record("vm2")).remove()
+
+
+def test_a_qemu_that_gives_up_its_lock_is_not_swept_while_it_runs(runtime: RuntimeDirectory) -> None:
+    process, qemu = other_process(runtime, "vm2", "survives", "unlocks")
+    # With the process that has it, and without.
+    for _ in range(2):
+        runtime.sweep()
+        found = runtime.record("vm2")
+        assert found is not None
+        end(process)
+    kill(qemu)
     runtime.claim(record("vm2")).remove()
 
 

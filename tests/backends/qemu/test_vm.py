@@ -468,7 +468,7 @@ async def test_emulation_is_refused_where_isolation_is_required(tmp_path: Path, 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[int]:
     """The process of a VM ``vm2`` that another process has."""
-    command = [sys.executable, "-c", CLAIMS, str(tmp_path / "run"), "vm2", ""]
+    command = [sys.executable, "-c", CLAIMS, str(tmp_path / "run"), "vm2"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         qemu = int(process.stdout.readline())

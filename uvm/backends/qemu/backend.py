@@ -25,7 +25,7 @@ import anyio.abc
 import anyio.to_thread
 from attrs import astuple
 
-from uvm._async import BareTaskGroup, errors_of
+from uvm._async import BareTaskGroup, Flag, errors_of
 from uvm._checks import checked, choice, flag, text, whole
 from uvm.backend import JSON, AccessMask, HostFiles, HostInfo, HostPipes, System
 from uvm.backends.qemu.accel import NO_BOUNDARY, Accelerator, choose
@@ -135,6 +135,7 @@ class QEMUBackend:
         self.pipes: HostPipes = UnixPipes()
         self._access = AccessTable()
         self._vms: dict[str, VM] = {}
+        self._adopting: dict[str, Flag] = {}
         self._choosing = anyio.Lock()
         self._chosen: Accelerator | None = None
         self._available_mb: Callable[[], int] = available_mb
@@ -264,6 +265,8 @@ class QEMUBackend:
             await self._launch(vm, document)
             await vm.devices.load(vm.machine)
             await self._restore(vm, template)
+            # Until now, the next process ends what a process that was killed has begun.
+            vm.directory.note(survives=vm.survives)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await vm.discard()
@@ -377,9 +380,7 @@ class QEMUBackend:
     async def open(self, system_id: str) -> System:
         """Open another handle; HCS_E_SYSTEM_NOT_FOUND if there is no such VM of this user."""
         self._entered()
-        vm = self._vms.get(system_id)
-        if vm is None:
-            vm = await self._adopt(system_id)
+        vm = await self._one(system_id)
         if vm is not None:
             return QEMUSystem(vm, await self.host(), self._forget)
         record = await anyio.to_thread.run_sync(self._directory.record, system_id)
@@ -387,6 +388,19 @@ class QEMUBackend:
         if record is None or pidfd is None:
             raise HostError(f"open {system_id}", HResult.HCS_E_SYSTEM_NOT_FOUND)
         return OtherSystem(record, pidfd)
+
+    async def _one(self, system_id: str) -> VM | None:
+        """Return a VM that this process has, or has from now on, however many ask at once."""
+        while (other := self._adopting.get(system_id)) is not None:
+            await other.wait()
+        if system_id in self._vms:
+            return self._vms[system_id]
+        mine = self._adopting[system_id] = Flag()
+        try:
+            return await self._adopt(system_id)
+        finally:
+            del self._adopting[system_id]
+            mine.set()
 
     async def _adopt(self, system_id: str) -> VM | None:
         """Have a VM that survived the process that had it; None if there is none, or a process has it."""

@@ -10,6 +10,9 @@ thread, which runs as long as the backend: nothing that this process starts outl
     Child    pidfd: readable when it has ended, never another process's
              stderr: read all the time, of which the end is kept
 
+    note     what other processes are to know of it is written before its program runs, which waits for that:
+             whenever this process is killed, there is no QEMU that the next one does not find
+
 QEMU inherits the descriptors that it is given and no other, little of the environment, and no terminal. It
 runs as the user that :mod:`.users` chooses.
 """
@@ -19,9 +22,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final, Protocol
 
 import anyio
@@ -41,8 +44,8 @@ _BOUND: Final = ("--pdeathsig", "KILL")
 _ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH")
 #: Runs what follows in a cgroup, which the user that QEMU runs as may not enter.
 _IN_CGROUP: Final = ("sh", "-c", 'echo 0 > "$0" && exec "$@"')
-#: Runs what follows, unless the parent had ended before that was asked for: it is no longer the parent then.
-_IF_PARENT: Final = ("sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
+#: Runs what follows once the parent says so, unless it has ended: before that, or before setpriv bound it.
+_ONCE_NOTED: Final = ("sh", "-c", 'read -r said && [ "$PPID" = "$0" ] && exec "$@" </dev/null')
 
 
 @define(eq=False, repr=False)
@@ -163,6 +166,10 @@ class Process(Protocol):
         """Run what it needs here until it has ended; return what it exited with. One task does."""
 
 
+#: Is called with the id of a process.
+Note = Callable[[int], object]
+
+
 class Starter(Protocol):
     """What starts QEMU: a :class:`Launcher`, or what tests have in its place."""
 
@@ -174,6 +181,7 @@ class Starter(Protocol):
         survives: bool = False,
         user: Identity | None = None,
         cgroup: Cgroup | None = None,
+        note: Note = lambda pid: None,
     ) -> Process:
         """Start a process, which inherits descriptors; see :meth:`Launcher.start`."""
 
@@ -195,6 +203,7 @@ class Launcher:
         survives: bool = False,
         user: Identity | None = None,
         cgroup: Cgroup | None = None,
+        note: Note = lambda pid: None,
     ) -> Child:
         """Start a process; it is not cancelled.
 
@@ -202,13 +211,14 @@ class Launcher:
         :param survives: it outlives this process.
         :param user: the user that it runs as; by default this process's.
         :param cgroup: the cgroup that it is in; by default this process's.
-        :raises NotSupportedError: there is no such program.
+        :param note: called, in a thread, before the program runs; what it raises is raised, and nothing runs.
+        :raises NotSupportedError: there is no setpriv.
         """
         options = (*(() if user is None else user.options), *(() if survives else _BOUND))
         command = [] if cgroup is None else [*_IN_CGROUP, cgroup.procs]
         command += ["setpriv", *options, "--"] if options else []
-        command += [*(() if survives else (*_IF_PARENT, str(os.getpid()))), *arguments]
-        starting = self._thread.submit(_spawn, command, fds)
+        command += [*_ONCE_NOTED, str(os.getpid()), *arguments]
+        starting = self._thread.submit(_spawn, command, fds, note)
         # Who is cancelled must not lose what is being started.
         with anyio.CancelScope(shield=True):
             return await anyio.to_thread.run_sync(starting.result)
@@ -219,11 +229,11 @@ class Launcher:
         self._thread.shutdown(wait=False)
 
 
-def _spawn(command: Sequence[str], fds: Sequence[int]) -> Child:
+def _spawn(command: Sequence[str], fds: Sequence[int], note: Note) -> Child:
     try:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             bufsize=0,
@@ -233,10 +243,19 @@ def _spawn(command: Sequence[str], fds: Sequence[int]) -> Child:
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
     except FileNotFoundError as error:
-        part = "setpriv" if error.filename == "setpriv" else "qemu"
-        raise NotSupportedError(
-            f"start QEMU: {error.filename} was not found; nothing was started; install it: {install(part)}"
-        ) from error
+        missing = f"{error.filename} was not found; nothing was started; install it: {install('setpriv')}"
+        raise NotSupportedError(f"start QEMU: {missing}") from error
+    assert process.stdin is not None
     assert process.stderr is not None
-    os.set_blocking(process.stderr.fileno(), False)
-    return Child(process, os.pidfd_open(process.pid))
+    with ExitStack() as undo, process.stdin:
+        undo.callback(process.wait)
+        undo.callback(process.kill)
+        undo.callback(process.stderr.close)
+        note(process.pid)
+        # What ended at once says why.
+        with suppress(BrokenPipeError):
+            process.stdin.write(b"\n")
+        os.set_blocking(process.stderr.fileno(), False)
+        found = Child(process, os.pidfd_open(process.pid))
+        undo.pop_all()
+    return found

@@ -94,7 +94,7 @@ class Lifetime:
         :param connect: makes the connections with the guest of a socket.
         :param tasks: runs the task that serves the VM.
         :raises HostError: QEMU ended at once; the message has its last words.
-        :raises HostPathError: its runtime directory cannot be written to; QEMU was killed.
+        :raises HostPathError: its runtime directory cannot be written to; QEMU was not started.
         """
         links = self._links()
         self._use(links[0].ours, links[1].ours, connect)
@@ -107,6 +107,7 @@ class Lifetime:
                 survives=self._survives,
                 user=self._directory.record.user,
                 cgroup=self._directory.cgroup,
+                note=self._note_process,
             )
         except BaseException:
             self._close_channels()
@@ -114,7 +115,6 @@ class Lifetime:
         finally:
             for link in links:
                 link.theirs.close()
-        await self._note_process()
         await self._begin(tasks)
         if self.monitor.qmp.closed:
             await self.exit.wait()
@@ -159,16 +159,9 @@ class Lifetime:
         else:
             await self.monitor.ask("crash", "inject-nmi")
 
-    async def _note_process(self) -> None:
-        """Have other processes know of QEMU; one that they cannot know of is killed."""
-        try:
-            self._directory.note(qemu=ProcessName.of(self._process.pid), survives=self._survives)
-        except BaseException:
-            self._close_channels()
-            self._process.kill()
-            with anyio.CancelScope(shield=True):
-                await self._process.wait()
-            raise
+    def _note_process(self, pid: int) -> None:
+        """Have other processes know of QEMU; HostPathError, and it does not start."""
+        self._directory.note(qemu=ProcessName.of(pid))
 
     def _links(self) -> list[Link]:
         if not self._survives:

@@ -8,17 +8,20 @@ How it works
     $XDG_STATE_HOME/uvm/vms/     0700; no logout deletes it
       lock                       held for a moment by a process that claims or sweeps
       <hash of the VM's id>/     0700
-        lock                     held by the process of the host, and by QEMU, which inherits the descriptor
-        owner                    held by the process that has the VM, alone
+        owner                    held by the process that has the VM
+        lock                     held by QEMU, which inherits the descriptor
         vm.json                  what other processes know of the VM: ids, owner, state, the process of QEMU
         kept.json                of a VM that survives its process: what it was created with
         devices/                 of such a VM: what is attached (:mod:`.devices.journal`)
         qmp.sock, mux.sock       of such a VM: where the next process that has it connects
         shares/share0 ...        links to the directories that are shared, for a moment each
 
-A lock ends with the last process that has it open. So a directory whose lock can be taken belongs to nothing
-that runs, and is removed: sweeping needs no guess about process ids, which are used again. A QEMU whose host
-process died before they were bound to each other is found by the same file, and killed.
+A lock ends with the last process that has it open. So a directory whose locks can be taken belongs to nothing
+that runs, and is removed: sweeping needs no guess about process ids, which are used again. QEMU could release
+the lock that it has, so that the host's process has one of its own, and a QEMU that is seen to run is left.
+
+The record names QEMU's process before its program runs, and says that it survives once the VM is created: a
+QEMU whose host process died in between is found, and killed.
 """
 
 from __future__ import annotations
@@ -111,7 +114,7 @@ class Record:
 
     :ivar host: the process that has the VM.
     :ivar qemu: the process of QEMU.
-    :ivar survives: QEMU outlives the process that has the VM.
+    :ivar survives: QEMU outlives the process that has the VM; not before the VM is created.
     :ivar user: the user that QEMU runs as; None for that of the process that has started it.
     :ivar cgroup: the cgroup that QEMU is in alone; empty for none.
     """
@@ -355,18 +358,21 @@ def _record_in(path: Path) -> Record | None:
 def _removed_if_dead(path: Path) -> bool:
     """Remove the directory of a VM that has ended; return whether it had."""
     record = _record_in(path)
-    if record is not None and record.qemu is not None and not record.survives and not record.host.runs:
-        _kill(record.qemu)
-    lock = _lock_file(path)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    qemu = None if record is None else record.qemu
+    if record is not None and qemu is not None and not record.survives and not record.host.runs:
+        _kill(qemu)
+    if qemu is not None and qemu.runs:
         return False
-    else:
+    with ExitStack() as closing:
+        for name in (_OWNER, _LOCK):
+            lock = _lock_file(path, name)
+            closing.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
         _remove(path, record)
-        return True
-    finally:
-        os.close(lock)
+    return True
 
 
 def _remove(path: Path, record: Record | None) -> None:
