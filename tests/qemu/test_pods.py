@@ -105,5 +105,6 @@ async def test_a_pod_of_three_containers_shares_what_it_says_and_leaves_nothing(
                 assert pod.vm.devices() == before
                 await container.aclose()
                 assert await said(other, "cat /notes/n") == b"note\n"
-            left = "ls /run/gcs/c; grep -c /run/mounts /proc/mounts; ls -d /run/mounts/*/* 2>/dev/null; true"
+            left = "ls /run/gcs/c; grep -c /run/mounts /proc/mounts; ls -d /run/mounts/*/* /run/uvm-*"
+            left += " 2>/dev/null; true"
             assert (await pod.vm.run(["sh", "-c", left])).stdout == b"pause\n0\n"

@@ -12,12 +12,14 @@ from typing import Any
 
 from tests.vm.support import Running, idle
 from uvm._buses.holds import Hold, HoldState
+from uvm._buses.lease import LeaseState
 from uvm._buses.vpmem import _guest_path as layer_path
 from uvm._document.plan import GrantAccess
 from uvm._guest.container import Container
 from uvm._guest.process import Process
 from uvm._guest.updates import Settings
 from uvm._vm.devices import Devices
+from uvm._vm.pods.pod import Pod
 from uvm._vm.settings import _as_created
 from uvm.backends.fake import WindowsGuest
 from uvm.devices.plan9 import Plan9Shares
@@ -140,6 +142,16 @@ def check_opened(run: Running, opened: Sequence[object]) -> None:
         kept = run.vm.os == "windows" or run.vm._link.states.pending(each.id) is not None
         assert each.id in containers or (each.status == "stopped" and kept), each
     assert {pid for pid, each in service.external.items() if each.alive} <= processes
+
+
+def check_pod(pod: Pod) -> None:
+    """A pod lists what there is of it: nothing that has ended, and all of what is as it was brought up."""
+    assert None not in pod._members.values()
+    for each in pod.containers.values():
+        assert not each.closed, each
+        assert each._ending is not None or each.resources.state is LeaseState.HELD, each
+    if pod._ending is not None and pod._ending.result == []:
+        assert not pod.containers
 
 
 def _check_container_settings(container: Container, there: Any) -> None:

@@ -13,7 +13,7 @@ that it had, and so has a clone of it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 import uvm
 from tests.ncproxy.test_setup import CUSTOM, PROXY
 from tests.vm import support as host
-from tests.vm.audit import check_at_rest, check_opened
+from tests.vm.audit import check_at_rest, check_opened, check_pod
 from tests.vm.orders import Choose, run_example
 from tests.vm.support import Running, quiet, running
 from uvm._buses.holds import HoldState
@@ -38,7 +38,7 @@ from uvm._ncproxy.setup import ExternalNetworkSetup
 from uvm.backend import HCS_CONCURRENCY, VM_GROUP, Concurrency
 from uvm.backends.fake import Call, Gate, Parked
 from uvm.devices.vsmb import guest_path
-from uvm.errors import AlreadyReleasedError, UVMError, VMExitedError, VMStateError
+from uvm.errors import AlreadyReleasedError, UVMError, VMExitedError
 from uvm.testing.ncproxy import FakeNetworkProxy
 
 Acquire = Callable[[Running], Awaitable[Any]]
@@ -335,6 +335,8 @@ class World:
             actions += [self._mount] * (self.run.vm.os == "windows")
         if self.run.vm.orphans:
             actions += [self._release_orphan] * 2
+        if self.run.pod.containers:
+            actions.append(self._end_member)
         actions.append(self._remove)
         if not self.ended:
             actions.append(self._end)
@@ -373,6 +375,15 @@ class World:
         orphan = self.choose(list(self.run.vm.orphans), "release orphan")
         self._begin(f"release orphan {orphan.what}", orphan.release)
 
+    def _end_member(self) -> None:
+        """End a container of the pod, also one that somebody ends, or whose end has failed; or the pod."""
+        pod = self.run.pod
+        if self.choose([False] * 4 + [True], "end the pod"):
+            self._begin("end the pod", pod.end)
+        else:
+            member = self.choose([*pod.containers.values()], "end member")
+            self._begin(f"end {member.id}", member.aclose)
+
     def _opened_container(self) -> uvm.Container | None:
         opened = self.choose(self.opened, "container").opened
         return opened if isinstance(opened, uvm.Container) else None
@@ -405,7 +416,7 @@ class World:
 
     def _answer(self) -> None:
         parked: Parked = self.choose(list(self.gate.pending), "answer")
-        if parked.call.operation in _ENDS:
+        if parked.call.operation in _ENDS and not _is_of_pod(parked.call):
             # Refused or lost, they leave what they were to end: tests/vm/test_container_ends.py.
             parked.proceed()
             return
@@ -470,6 +481,7 @@ class World:
         else:
             check_at_rest(self.run)
             check_opened(self.run, [task.opened for task in self.opened])
+            check_pod(self.run.pod)
 
     def _check_ended(self, errors: list[BaseException]) -> None:
         vm = self.run.vm
@@ -503,20 +515,16 @@ class World:
                 # A release that failed before may be repeated; one that did not is an error.
                 if task.lease is not None:
                     await self._release_again(task.lease, errors)
-            for each in [*self.run.pod.containers.values()]:
-                # Those of callers who have left, too; the sandbox ends after its workloads.
-                with suppress(VMStateError):
-                    await self._close_member(each, errors)
+            # Those of callers who have left, too.
+            await self._end_pod(errors)
             await self._release_orphans(errors)
         await quiet()
         return errors
 
-    async def _close_member(self, container: uvm.PodContainer, errors: list[BaseException]) -> None:
+    async def _end_pod(self, errors: list[BaseException]) -> None:
         try:
-            await container.aclose()
-        except VMStateError:
-            raise
-        except UVMError as error:
+            await self.run.pod.end()
+        except (UVMError, ExceptionGroup) as error:
             errors.append(error)
 
     async def _release_again(self, lease: Any, errors: list[BaseException]) -> None:
@@ -639,6 +647,11 @@ _SAVING = ("pause", "save", "resume")
 
 def _is_work(call: Call) -> bool:
     return call.operation in ("modify", "grant", "revoke", *_STARTS, *_ENDS, *_ON_HOST, *_SAVING)
+
+
+def _is_of_pod(call: Call) -> bool:
+    """Return whether a call is about a container of the pod, which lists it until its end has succeeded."""
+    return isinstance(call.document, dict) and call.document.get("ContainerId") in ("p1", "p2")
 
 
 _PREPARED = {"scsi.disks": 1, "scsi.mounts": 1, "vsmb.shares": 1}

@@ -9,8 +9,7 @@ and mounts in directories of it::
                   /sandboxTmpfsMounts           "sandbox-tmp://", a tmpfs
                   /hugepages                    "hugepages://2M/name"
 
-A path below a pod's directory is checked to be there, without links on it: it names what the pod's containers
-share, no other place.
+What of a pod's directories a container has is bound for its runtime by :mod:`uvm.agent.containers.shared`.
 
 Source: hcsshim internal/guest/runtime/hcsv2 (standalone_container.go, sandbox_container.go,
 workload_container.go) and internal/guest/spec.
@@ -73,6 +72,21 @@ class Role(Enum):
     WORKLOAD = "container"
 
 
+class SharedMount:
+    """A mount of what the containers of a pod share.
+
+    :ivar mount: its entry in the specification, whose source is the path of what was bound.
+    :ivar directory: the directory of the pod.
+    :ivar names: of what is below it, from the first to the last.
+    :ivar huge_pages: the first of these is the size of huge pages, and they are mounted at the last.
+    """
+
+    __slots__ = ("directory", "huge_pages", "mount", "names")
+
+    def __init__(self, mount: JSON, directory: str, names: list[str], huge_pages: bool) -> None:
+        self.mount, self.directory, self.names, self.huge_pages = mount, directory, names, huge_pages
+
+
 # What a specification says.
 
 
@@ -133,23 +147,30 @@ def sandbox(spec: JSON, container_id: str, bundle: str, resolver: str) -> None:
     _finish(spec, f"{PODS}/{container_id}/{container_id}", in_host_network(spec))
 
 
-def workload(spec: JSON, container_id: str, pod: str, pod_directory: str, host_network: bool) -> list[str]:
+def workload(
+    spec: JSON, container_id: str, pod: str, pod_directory: str, host_network: bool
+) -> list[SharedMount]:
     """Make the specification of another container of a pod that of a runtime.
 
     :param pod_directory: the bundle of the pod's first container.
-    :return: the directories for huge pages that are to be mounted, by path.
+    :return: the mounts of what the pod shares, whose sources are to be bound.
     """
     if spec.get("hostname"):
         raise Refused(f"workload container must not change hostname: {spec['hostname']}")
     if (spec.get("windows") or {}).get("devices"):
         raise Refused("assigned devices are not supported")
-    huge = [path for mount in _mounts(spec) for path in _share(mount, pod_directory)]
+    shared = []
     for mount in _mounts(spec):
+        found = _shared(mount, pod_directory)
+        if found is not None:
+            shared.append(found)
+            continue
+        _find_in_guest(mount)
         _expose_device(spec, mount)
     _add_names(spec, pod_directory)
     _apply_annotations(spec)
     _finish(spec, f"{PODS}/{pod}/{container_id}", host_network)
-    return huge
+    return shared
 
 
 def write_names(spec: JSON, directory: str, resolver: str) -> None:
@@ -223,49 +244,29 @@ def _mounts(spec: JSON) -> list[JSON]:
     return mounts
 
 
-def _share(mount: JSON, pod_directory: str) -> list[str]:
-    """Have a mount of what a pod shares name its place; return it if huge pages are to be mounted there."""
+def _shared(mount: JSON, pod_directory: str) -> SharedMount | None:
+    """Return what of a pod's directories a mount is of; None if of nothing."""
+    source = str(mount.get("source") or "")
+    prefix = next((each for each in SHARED if source.startswith(each)), None)
+    if prefix is None:
+        return None
+    if str(mount.get("destination")).startswith(_BLOCK_DEVICE):
+        raise Refused(f"{source} is no disk of the guest, whose device could be mounted")
+    directory = f"{pod_directory}/{SHARED[prefix]}"
+    place = posixpath.normpath(posixpath.join(directory, source.removeprefix(prefix).lstrip("/")))
+    if place != directory and not place.startswith(f"{directory}/"):
+        raise Refused(f"mount path {place} for mount {source} is not within {directory}")
+    names = [name for name in place.removeprefix(directory).split("/") if name]
+    return SharedMount(mount, directory, names, prefix == _HUGE_PAGES)
+
+
+def _find_in_guest(mount: JSON) -> None:
+    """Have a mount of a path of the guest itself name that."""
     source = str(mount.get("source") or "")
     if source.startswith(_GUEST):
         mount["source"] = source.removeprefix(_GUEST)
         if not os.path.exists(mount["source"]):
             raise Refused(f"could not open uVM mount target: {mount['source']}: no such file or directory")
-        return []
-    prefix = next((each for each in SHARED if source.startswith(each)), None)
-    if prefix is None:
-        return []
-    shared = f"{pod_directory}/{SHARED[prefix]}"
-    place = posixpath.normpath(posixpath.join(shared, source.removeprefix(prefix).lstrip("/")))
-    if place != shared and not place.startswith(f"{shared}/"):
-        raise Refused(f"mount path {place} for mount {source} is not within {shared}")
-    mount["source"] = place
-    made = _make_open(shared, place.removeprefix(shared).strip("/").split("/"))
-    return [place] if made and prefix == _HUGE_PAGES else []
-
-
-def _make_open(directory: str, names: list[str]) -> bool:
-    """Make directories, each in the one before, that any user may write to; return whether the last was made.
-
-    :raises Refused: one of them is a link: a container may have made it, to be shown what is elsewhere.
-    """
-    made = False
-    os.makedirs(directory, exist_ok=True)
-    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
-    try:
-        for name in filter(None, names):
-            with suppress(FileExistsError):
-                os.mkdir(name, dir_fd=fd)
-                made = True
-            below = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            os.close(fd)
-            fd = below
-            if stat.S_ISLNK(os.fstat(fd).st_mode):
-                raise Refused(f"{name} in {directory} is a link, which a mount is not to follow")
-            if made:
-                os.chmod(f"/proc/self/fd/{fd}", 0o777)  # whatever the umask is, which is all threads'
-    finally:
-        os.close(fd)
-    return made
 
 
 def _expose_device(spec: JSON, mount: JSON) -> None:

@@ -161,17 +161,17 @@ class Containers:
         with ExitStack() as undo:
             os.makedirs(container.bundle, mode=0o700, exist_ok=True)
             undo.callback(bundle.remove, container.bundle)
-            self._prepare(container, undo)
-            bundle.write(container.spec, container.bundle)
-            pid, streams = self._make_process(container)
-            undo.callback(self._commands.delete, container.id)
-            undo.callback(streams.close)
+            with shared.bound(self._prepare(container, undo)):
+                bundle.write(container.spec, container.bundle)
+                pid, streams = self._make_process(container)
+                undo.callback(self._commands.delete, container.id)
+                undo.callback(streams.close)
             self._assign_network(container, pid)
             undo.pop_all()
         return pid, streams
 
-    def _prepare(self, container: Container, undo: ExitStack) -> None:
-        """Make its specification that of a runtime, and what it needs."""
+    def _prepare(self, container: Container, undo: ExitStack) -> list[bundle.SharedMount]:
+        """Make its specification that of a runtime, and what it needs; return what of its pod's it has."""
         spec, directory = container.spec, container.bundle
         if cgroups.prepare(self._cgroup_root):
             self._limit_all()
@@ -180,18 +180,17 @@ class Containers:
             resolver = self._networks.resolv_conf(container.namespace)
             if container.role is Role.STANDALONE:
                 bundle.standalone(spec, container.id, directory, resolver)
-                return
+                return []
             undo.callback(shared.unmount, directory)
             shared.mount(directory)
             bundle.sandbox(spec, container.id, directory, resolver)
-            return
+            return []
         pod_id = bundle.sandbox_of(spec)
         pod = self._containers.get(pod_id)
         if pod is None or pod.role is not Role.SANDBOX:
             raise Refused(f"pod {pod_id} does not exist for workload container {container.id}")
         host_network = bundle.in_host_network(pod.spec)
-        for path in bundle.workload(spec, container.id, pod_id, pod.bundle, host_network):
-            shared.mount_huge_pages(pod.bundle, path)
+        return bundle.workload(spec, container.id, pod_id, pod.bundle, host_network)
 
     def _make_process(self, container: Container) -> tuple[int, Streams]:
         make, make_with_terminal = self._commands.create, self._commands.create_with_terminal
