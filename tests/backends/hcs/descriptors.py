@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import select
 import socket
 import stat
 import sys
-from typing import Final, cast
+from collections.abc import Iterator
+from typing import ClassVar, Final, cast
 
 import anyio.lowlevel
 
@@ -87,6 +89,41 @@ class _File(io.FileIO):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
+class _Listening(socket.socket):
+    """The listening socket of a pipe, whose name is free as soon as it is closed.
+
+    The thread that polls a socket keeps it, and its address, until it wakes: each has an address of its own.
+    """
+
+    _numbers: ClassVar[Iterator[int]] = itertools.count(1)
+    _addresses: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, path: str) -> None:
+        self._key = pipe_key(path)
+        super().__init__(socket.AF_UNIX)
+        address = f"\0uvm-test-{os.getpid()}-{next(self._numbers)}"
+        if self._addresses.setdefault(self._key, address) != address:
+            super().close()
+            raise HostError(f"listen at {path}", HResult.E_ACCESSDENIED, "there is an instance of it")
+        self.setblocking(False)
+        self.bind(address)
+        self.listen()
+
+    @classmethod
+    def address(cls, path: str) -> str:
+        """Return the address of the socket that listens at a path."""
+        try:
+            return cls._addresses[pipe_key(path)]
+        except KeyError:
+            raise HostError(f"dial {path}", HResult.ERROR_FILE_NOT_FOUND, "nothing listens at it") from None
+
+    def close(self) -> None:
+        """Close it, and free the name."""
+        if self.fileno() >= 0:
+            del self._addresses[self._key]
+        super().close()
+
+
 class DescriptorPipes:
     """:class:`Pipes` of POSIX: file descriptors of pipes and of Unix sockets."""
 
@@ -105,36 +142,19 @@ class DescriptorPipes:
     async def listen(self, path: str) -> SocketListener:
         """Listen at a Unix socket that stands for a named pipe."""
         await anyio.lowlevel.checkpoint()
-        address, sock = _address(path), socket.socket(socket.AF_UNIX)
-        try:
-            sock.setblocking(False)
-            sock.bind(address)
-            sock.listen()
-        except OSError as error:
-            sock.close()
-            raise HostError(f"listen at {path}", HResult.E_ACCESSDENIED, str(error)) from error
-        return self._sockets.listener(sock, StandardSockets().accept)
+        return self._sockets.listener(_Listening(path), StandardSockets().accept)
 
     async def dial(self, path: str) -> ByteStream:
         """Connect to the Unix socket that stands for a named pipe."""
         await anyio.lowlevel.checkpoint()
-        address, sock = _address(path), socket.socket(socket.AF_UNIX)
-        try:
-            # To this machine, whose backlog takes it at once.
-            sock.connect(address)
-            sock.setblocking(False)
-        except OSError as error:
-            sock.close()
-            raise HostError(f"dial {path}", HResult.ERROR_FILE_NOT_FOUND, str(error)) from error
+        address, sock = _Listening.address(path), socket.socket(socket.AF_UNIX)
+        # To this machine, whose backlog takes it at once.
+        sock.connect(address)
+        sock.setblocking(False)
         return self._sockets.stream(sock)
 
     def close(self) -> None:
         """Do nothing: the streams are closed with the sockets."""
-
-
-def _address(path: str) -> str:
-    """Return an address in the abstract namespace, for this process alone; OptionsError if it is no pipe."""
-    return f"\0uvm-test-{os.getpid()}-{pipe_key(path)}"
 
 
 class PosixPollSet:
