@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from uvm.backends.qemu.inherited import Inherited
+from uvm.backends.qemu.inherited import Inherited, copied_mb
 from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, VMDirectory
 from uvm.backends.qemu.saving import Boot
 from uvm.backends.qemu.sockets import SocketFile
-from uvm.backends.qemu.users import Identity
+from uvm.backends.qemu.users import Chosen, Identity
 from uvm.errors import HostError
+from uvm.schema.common import MIB
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def claimed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[VMDirect
     assert host is not None
     user = Identity(60600, 60600) if getattr(request, "param", True) else None
     record = Record("vm1", "guid", "", "Created", host)
-    made = RuntimeDirectory(tmp_path / "run").claim(record, lambda used: user)
+    made = RuntimeDirectory(tmp_path / "run").claim(record, lambda: Chosen(user))
     before = len(os.listdir("/proc/self/fd"))
     yield made
     assert len(os.listdir("/proc/self/fd")) == before
@@ -87,3 +88,19 @@ def test_a_file_is_not_replaced_by_a_console(tmp_path: Path, boot: Boot, claimed
     with pytest.raises(HostError, match=r"create vm1: ERROR_ALREADY_EXISTS.*file, the console"):
         Inherited(boot, claimed, str(path))
     assert path.read_text() == "precious"
+
+
+def test_copies_of_boot_files_are_counted_as_memory(tmp_path: Path) -> None:
+    kernel, initrd = tmp_path / "vmlinux", tmp_path / "initrd"
+    boot = Boot("tcg", str(kernel), str(initrd))
+    for path in (kernel, initrd):
+        path.write_bytes(bytes(MIB))
+        path.chmod(0o600)
+    with initrd.open("ab") as file:
+        file.write(b"x")
+    other = Identity(os.getuid() + 1, 60600)
+    assert copied_mb(boot, other) == 3
+    assert copied_mb(boot, None) == copied_mb(boot, Identity(os.getuid(), 60600)) == 0
+    kernel.chmod(0o604)
+    assert copied_mb(boot, other) == 2
+    assert copied_mb(Boot("tcg", str(kernel), ""), other) == 0

@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 from attrs import evolve
 
 from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory
-from uvm.backends.qemu.users import Identity
+from uvm.backends.qemu.users import Chosen, Identity
 from uvm.errors import HostError, HostPathError
 from uvm.schema.json import SchemaError
 
@@ -199,19 +199,27 @@ def test_a_record_is_read_as_it_was_written() -> None:
         Record.read("{}")
 
 
-def test_the_users_of_the_qemus_that_are_there_are_not_chosen_again(runtime: RuntimeDirectory) -> None:
-    seen: list[list[int]] = []
+def test_the_user_of_a_vm_is_noted_and_its_lock_is_inherited_and_released(
+    runtime: RuntimeDirectory, tmp_path: Path
+) -> None:
+    user = Chosen(Identity(60601, 60601), os.open(tmp_path, os.O_RDONLY))
+    made = runtime.claim(record(), lambda: user)
+    assert (made.record.user, made.locks) == (user.identity, (made.lock, user.lock))
+    made.remove()
+    assert user.lock == -1
+    without = runtime.claim(record())
+    assert (without.record.user, without.locks) == (None, (without.lock,))
+    without.remove()
 
-    def choose(used: Collection[int]) -> Identity:
-        seen.append([*used])
-        return Identity(60600 + len(seen), 60600)
 
-    claimed = [runtime.claim(Record(name, "guid", "", "Created", me()), choose) for name in ("vm1", "vm2")]
-    assert seen == [[], [60601]]
-    for each in claimed:
-        each.remove()
-    runtime.claim(record(), choose).remove()
-    assert seen[2] == []
+def test_a_directory_that_cannot_be_made_leaves_its_user_to_others(
+    runtime: RuntimeDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = Chosen(Identity(60601, 60601), os.open(tmp_path, os.O_RDONLY))
+    monkeypatch.setattr(Path, "mkdir", lambda *of, **how: os.open("/nonesuch", os.O_RDONLY))
+    with pytest.raises(FileNotFoundError):
+        runtime.claim(record(), lambda: user)
+    assert user.lock == -1
 
 
 def test_a_later_process_with_the_same_id_is_another() -> None:

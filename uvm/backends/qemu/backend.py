@@ -35,7 +35,7 @@ from uvm.backends.qemu.commandline import MAX_ROOT_PORTS, Acceleration, Launch, 
 from uvm.backends.qemu.devices.request import Host
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.files import linux_files
-from uvm.backends.qemu.inherited import Inherited
+from uvm.backends.qemu.inherited import Inherited, copied_mb
 from uvm.backends.qemu.launch import Adopted, Launcher, Starter
 from uvm.backends.qemu.muxlink import MuxLink
 from uvm.backends.qemu.network import QEMUNetwork
@@ -126,7 +126,7 @@ class QEMUBackend:
         self._require_isolation = checked(require_isolation, flag, "require_isolation")
         self._image = image
         self._runtime = os.fspath(runtime_directory) or default_runtime_directory()
-        self._choose_user: Choose = chooser(checked(user, text, "user"))
+        self._choose_user: Choose = chooser(checked(user, text, "user"), f"{self._runtime}/users")
         self._cgroup = os.fspath(cgroup)
         self._root_ports = checked(root_ports, whole(MAX_ROOT_PORTS), "root_ports")
         self._share_slots = checked(share_slots, whole(_MAX_SHARE_SLOTS), "share_slots")
@@ -211,12 +211,13 @@ class QEMUBackend:
         acceleration = await self._acceleration()
         boot = Boot(acceleration, *await self._boot_files(machine, template, operation))
         saved = None if template is None else template.saved
-        memory = await self._memory(machine, saved, operation)
         record = Record(system_id, self.new_id(), read.owner, "Created", _this_process())
+        directory = await self._claim(record, machine.compute_topology or Topology(), acceleration)
         try:
-            directory = await self._claim(record, machine.compute_topology or Topology(), acceleration)
+            copied = await anyio.to_thread.run_sync(copied_mb, boot, directory.record.user)
+            memory = await self._memory(machine, saved, copied, operation)
         except BaseException:
-            memory.close()
+            directory.remove()
             raise
         vm = VM(read, directory, boot, memory)
         vm.devices = self._devices(vm, info, self._root_ports, self._share_slots)
@@ -226,9 +227,12 @@ class QEMUBackend:
         await self._start(vm, document, saved)
         return QEMUSystem(vm, info, self._forget)
 
-    async def _memory(self, machine: VirtualMachine, template: SavedVM | None, operation: str) -> Memory:
+    async def _memory(
+        self, machine: VirtualMachine, template: SavedVM | None, copied_mb: int, operation: str
+    ) -> Memory:
         """Return the memory of a VM, for which there is room.
 
+        :param copied_mb: what is needed besides, for copies of its boot files.
         :raises NoSpaceError: there is not.
         """
         topology = machine.compute_topology
@@ -238,7 +242,7 @@ class QEMUBackend:
         # What is overcommitted takes the room that it uses; a template's memory stays for its clones.
         whole = machine.is_template or not topology.memory.allow_overcommit
         wanted = size if whole else min(size, _CLONE_MB) if template is not None else 0
-        check_room(operation, wanted, await anyio.to_thread.run_sync(self._available_mb))
+        check_room(operation, wanted + copied_mb, await anyio.to_thread.run_sync(self._available_mb))
         return Memory.of_mb(size) if template is None else template.open_memory(operation)
 
     async def _claim(self, record: Record, topology: Topology, acceleration: Acceleration) -> VMDirectory:
@@ -300,6 +304,7 @@ class QEMUBackend:
             await vm.restore_from_file(state.save_state_file_path)
 
     def _arguments(self, vm: VM, inherited: Inherited, qmp: str, mux: str) -> list[str]:
+        user = vm.directory.record.user
         launch = Launch(
             name=vm.id,
             runtime_id=vm.runtime_id,
@@ -314,7 +319,7 @@ class QEMUBackend:
             console=inherited.console,
             restores=vm.machine.restore_state is not None,
             is_clone=vm.is_clone,
-            as_root=vm.directory.record.user is None and os.geteuid() == 0,
+            as_root=os.geteuid() == 0 and (user is None or not user.uid),
             root_ports=self._root_ports,
             share_slots=self._share_slots,
         )

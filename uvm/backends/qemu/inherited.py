@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -18,8 +17,20 @@ from uvm._repr import shown
 from uvm.backends.qemu.runtime import VMDirectory
 from uvm.backends.qemu.saving import Boot
 from uvm.backends.qemu.sockets import SocketFile, bound
+from uvm.backends.qemu.users import Identity
 from uvm.errors import HostError
 from uvm.hresult import HResult
+from uvm.schema.common import MIB
+
+
+def copied_mb(boot: Boot, user: Identity | None) -> int:
+    """Return how much memory the copies of boot files take as long as a VM is there, rounded up; blocking.
+
+    :param user: the user of its QEMU; None for that of this process.
+    """
+    found = [os.stat(path) for path in (boot.kernel, boot.initrd) if path]
+    copied = [each.st_size for each in found if user is not None and not user.may_read(each)]
+    return -(-sum(copied) // MIB)
 
 
 class Inherited:
@@ -75,7 +86,7 @@ class Inherited:
         if self._user is None or not path:
             return path
         with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
+            if self._user.may_read(os.fstat(file.fileno())):
                 return self._add(os.dup(file.fileno()))
             # Its user may not open it, even so: it gets a copy, in memory.
             found = self._add(os.memfd_create("uvm-boot", os.MFD_CLOEXEC))

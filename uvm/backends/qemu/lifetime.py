@@ -103,7 +103,7 @@ class Lifetime:
             command = arguments(*(link.argument for link in links))
             self._process = await launcher.start(
                 command,
-                (*theirs, self._directory.lock, *inherited),
+                (*theirs, *self._directory.locks, *inherited),
                 survives=self._survives,
                 user=self._directory.record.user,
                 cgroup=self._directory.cgroup,

@@ -44,7 +44,7 @@ from attrs import define, evolve, field, frozen
 
 from uvm.backend import JSON
 from uvm.backends.qemu.cgroups import Cgroup
-from uvm.backends.qemu.users import Choose, Identity
+from uvm.backends.qemu.users import Choose, Chosen, Identity
 from uvm.errors import HostError, HostPathError
 from uvm.hresult import HResult
 from uvm.schema.json import SchemaError
@@ -169,14 +169,21 @@ class Record:
 class VMDirectory:
     """The runtime directory of one VM that this process has.
 
-    :ivar lock: the descriptor that QEMU is to inherit.
+    :ivar lock: a descriptor that QEMU is to inherit.
     :ivar owner: the descriptor of this process alone; -1 once it has the VM no more.
+    :ivar user: the user that QEMU runs as, with another such descriptor.
     """
 
     path: Path
     lock: int
     owner: int
     record: Record
+    user: Chosen = field(factory=Chosen)
+
+    @property
+    def locks(self) -> tuple[int, ...]:
+        """The descriptors that QEMU is to inherit."""
+        return (self.lock, self.user.lock) if self.user.lock >= 0 else (self.lock,)
 
     @property
     def qmp(self) -> str:
@@ -234,6 +241,7 @@ class VMDirectory:
         if self.owner >= 0:
             os.close(self.lock)
             os.close(self.owner)
+            self.user.close()
             self.owner = -1
 
 
@@ -258,7 +266,7 @@ class RuntimeDirectory:
                 "the runtime directory must be a directory of this user that no other may change",
             )
 
-    def claim(self, record: Record, choose: Choose = lambda used: None) -> VMDirectory:
+    def claim(self, record: Record, choose: Choose = Chosen) -> VMDirectory:
         """Make the directory of a VM.
 
         :param choose: chooses the user that its QEMU runs as.
@@ -269,18 +277,18 @@ class RuntimeDirectory:
             if path.exists() and not _removed_if_dead(path):
                 there = "another process of this user has it"
                 raise HostError(f"create {record.id}", HResult.HCS_E_SYSTEM_ALREADY_EXISTS, there)
-            users = [each.user.uid for each in map(_record_in, self._directories()) if each and each.user]
-            user = choose(users)
-            path.mkdir(0o700)
-            shares = path / SHARES
-            shares.mkdir()
-            # QEMU's user finds what is in there, and no other comes here.
-            shares.chmod(0o711)
-            lock, owner = _lock_file(path), _lock_file(path, _OWNER)
-            for each in (lock, owner):
-                fcntl.flock(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            made = VMDirectory(path, lock, owner, evolve(record, user=user))
             with ExitStack() as undo:
+                user = choose()
+                undo.callback(user.close)
+                path.mkdir(0o700)
+                shares = path / SHARES
+                shares.mkdir()
+                # QEMU's user finds what is in there, and no other comes here.
+                shares.chmod(0o711)
+                lock, owner = _lock_file(path), _lock_file(path, _OWNER)
+                for each in (lock, owner):
+                    fcntl.flock(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                made = VMDirectory(path, lock, owner, evolve(record, user=user.identity), user)
                 undo.callback(made.remove)
                 made.note()
                 undo.pop_all()

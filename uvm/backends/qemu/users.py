@@ -13,21 +13,33 @@ gets it over its monitor: memory, sockets, kernel, disk images, tap devices. A s
 below its directory are opened by QEMU, with that user's rights (:func:`check_access`), as only the protocol
 in the guest's hand knows their names.
 
-The numbers are of a range that no distribution uses and that is mapped in containers too.
+The numbers are of a range that no distribution uses and that is mapped in containers too. One that is in
+use is locked by a file below ``/run/uvm-users``, which QEMU inherits, so that root has no user twice,
+whatever its runtime directories are. Containers with a ``/run`` of their own do not see each other's locks,
+which is why the first number that is tried is random.
 
-Source: setpriv(1); systemd's docs/UIDS-GIDS.md.
+In a user namespace without these users, root is itself an ordinary user outside. QEMU stays that one then,
+with no capability of the namespace.
+
+Source: setpriv(1); user_namespaces(7); systemd's docs/UIDS-GIDS.md.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import logging
 import os
 import pwd
+import random
 import stat
 import subprocess
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
-from attrs import frozen
+from attrs import define, frozen
 
 from uvm._repr import brief_call
 from uvm.errors import HostError, NotSupportedError, OptionsError
@@ -37,12 +49,17 @@ from uvm.hresult import HResult
 FIRST_USER: Final = 60_600
 USERS: Final = 512
 
+#: Where those in use are locked, each by a file with its number.
+_LOCKS: Final = "/run/uvm-users"
+_PROC: Final = "/proc/self"
 _KVM: Final = "/dev/kvm"
+
+_log = logging.getLogger("uvm")
 
 
 @frozen(repr=False)
 class Identity:
-    """A user, and its only group.
+    """A user, and its only group. Root is that of a user namespace: it stays what it is outside.
 
     :ivar groups: the groups that it is in besides.
     """
@@ -57,39 +74,103 @@ class Identity:
     def options(self) -> tuple[str, ...]:
         """The options of ``setpriv`` that start a program as this user, without any privilege."""
         groups = ",".join(map(str, self.groups))
-        return (
+        changes = (
             f"--reuid={self.uid}",
             f"--regid={self.gid}",
             f"--groups={groups}" if groups else "--clear-groups",
+        )
+        return (
+            *(changes if self.uid else ()),
             "--no-new-privs",
             "--bounding-set=-all",
             "--inh-caps=-all",
         )
 
+    def may_read(self, found: os.stat_result) -> bool:
+        """Return whether it may open a file, whatever the directories above allow."""
+        return bool(found.st_mode & stat.S_IROTH) or found.st_uid == self.uid
 
-#: Chooses a user, of which the numbers in use are none.
-Choose = Callable[[Collection[int]], Identity | None]
+
+@define(repr=False)
+class Chosen:
+    """The user of one VM.
+
+    :ivar identity: the user; None for that of this process.
+    :ivar lock: the descriptor that keeps it from being chosen again, which QEMU is to inherit; -1 for none.
+    """
+
+    identity: Identity | None = None
+    lock: int = -1
+
+    def close(self) -> None:
+        """Have it chosen again, once QEMU has ended."""
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
 
 
-def chooser(name: str) -> Choose:
+#: Chooses the user of one VM; blocking.
+Choose = Callable[[], Chosen]
+
+
+def chooser(name: str, fallback: str) -> Choose:
     """Return what chooses the user of each VM.
 
     :param name: the name or number of a user that all have; empty for one each if this process is root's, and
         its own else.
+    :param fallback: the directory with the locks of users, if there can be none for the whole machine.
     :raises OptionsError: there is no such user.
-    :raises NotSupportedError: it is another one, and this process is not root's.
+    :raises NotSupportedError: it is another one, and this process is not root's, or has no such user.
     """
     if not name:
-        return _own if os.geteuid() == 0 else _unchanged
+        return _unnamed(fallback)
     found = _user(name)
     if found.uid == os.geteuid():
-        return _unchanged
+        return Chosen
     if os.geteuid() != 0:
         raise NotSupportedError(
             f"run QEMU as {name}: only a process of root's starts others as another user, and this one is "
             f"of user {os.geteuid()}; nothing was started; leave out `user`"
         )
-    return lambda used: found
+    if not _changeable(found.uid, found.gid):
+        raise NotSupportedError(
+            f"run QEMU as {name}: the user namespace of this process has no user {found.uid} "
+            f"({_PROC}/uid_map); nothing was started; map that user, or leave out `user`"
+        )
+    return lambda: Chosen(found)
+
+
+def _unnamed(fallback: str) -> Choose:
+    if os.geteuid() != 0:
+        return Chosen
+    if _changeable(FIRST_USER, FIRST_USER) and _changeable(FIRST_USER + USERS - 1, FIRST_USER + USERS - 1):
+        return _Own(fallback)
+    _log.warning(
+        "QEMU runs as root of this user namespace, which has no other users (%s/uid_map), without its "
+        "capabilities: a guest that escapes has the rights of your user outside; map the users %d to %d, or "
+        "start as another user",
+        _PROC,
+        FIRST_USER,
+        FIRST_USER + USERS - 1,
+    )
+    return lambda: Chosen(Identity(0, 0))
+
+
+def _changeable(uid: int, gid: int) -> bool:
+    """Return whether a process of root's may become a user: its user namespace may lack that one."""
+    with suppress(OSError):
+        if Path(_PROC, "setgroups").read_text().strip() == "deny":
+            return False
+    return _is_mapped(uid, "uid_map") and _is_mapped(gid, "gid_map")
+
+
+def _is_mapped(number: int, kind: str) -> bool:
+    try:
+        lines = Path(_PROC, kind).read_text().splitlines()
+    except OSError:
+        return True
+    ranges = [[int(each) for each in line.split()] for line in lines]
+    return any(first <= number < first + count for first, _, count in ranges)
 
 
 def _user(name: str) -> Identity:
@@ -102,23 +183,60 @@ def _user(name: str) -> Identity:
     return Identity(found.pw_uid, found.pw_gid, _groups_of_kvm())
 
 
-def _unchanged(used: Collection[int]) -> None:
-    """Choose the user of this process."""
-    return
+class _Own:
+    """Chooses a user that nothing else runs as."""
+
+    def __init__(self, fallback: str) -> None:
+        self._fallback = fallback
+        self._directory = ""
+
+    def __call__(self) -> Chosen:
+        """Choose one."""
+        self._directory = self._directory or _lock_directory(self._fallback)
+        # QEMU could release its lock, but not run as another user.
+        running = {_user_of(name) for name in os.listdir("/proc") if name.isdecimal()}
+        first = random.randrange(USERS)
+        for number in (FIRST_USER + (first + each) % USERS for each in range(USERS)):
+            lock = -1 if number in running else _locked(f"{self._directory}/{number}")
+            if lock >= 0:
+                return Chosen(Identity(number, number, _groups_of_kvm()), lock)
+        raise HostError(
+            "create a VM",
+            HResult.ERROR_NO_SYSTEM_RESOURCES,
+            f"each QEMU of root's has a user of its own, and all {USERS} are in use; nothing was started; "
+            "create the backend with the user that all of its VMs are to have",
+        )
 
 
-def _own(used: Collection[int]) -> Identity:
-    """Choose a user that nothing else runs as."""
-    running = {_user_of(name) for name in os.listdir("/proc") if name.isdecimal()}
-    for number in range(FIRST_USER, FIRST_USER + USERS):
-        if number not in used and number not in running:
-            return Identity(number, number, _groups_of_kvm())
-    raise HostError(
-        "create a VM",
-        HResult.ERROR_NO_SYSTEM_RESOURCES,
-        f"each QEMU of root's has a user of its own, and all {USERS} are in use; nothing was started; create "
-        "the backend with the user that all of its VMs are to have",
-    )
+def _lock_directory(fallback: str) -> str:
+    """Return the directory with the locks of users."""
+    try:
+        os.makedirs(_LOCKS, 0o700, exist_ok=True)
+        found = os.lstat(_LOCKS)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise OSError(errno.EPERM, "it is no directory of root's that no other may change")
+    except OSError as error:
+        _log.warning(
+            "the users of QEMUs cannot be locked in %s: %s; they are locked in %s, so that processes with "
+            "another runtime directory may choose the same ones",
+            _LOCKS,
+            error.strerror,
+            fallback,
+        )
+        os.makedirs(fallback, 0o700, exist_ok=True)
+        return fallback
+    return _LOCKS
+
+
+def _locked(path: str) -> int:
+    """Return the descriptor of a file that is locked now; -1 if it was locked."""
+    fd = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
 
 
 def _user_of(pid: str) -> int:
@@ -139,8 +257,10 @@ def _groups_of_kvm() -> tuple[int, ...]:
 
 def kvm_problem(choose: Choose) -> str:
     """Return why the users of VMs may not use KVM; empty if they may, or it is not there."""
-    identity = choose(())
-    if identity is None or identity.groups or not os.path.exists(_KVM):
+    chosen = choose()
+    chosen.close()
+    identity = chosen.identity
+    if identity is None or not identity.uid or identity.groups or not os.path.exists(_KVM):
         return ""
     found = os.stat(_KVM)
     if found.st_uid == identity.uid or found.st_mode & stat.S_IWOTH:
