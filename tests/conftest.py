@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import settings
 
 _TICK_SECONDS = 0.5
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     calls_the_system = Path(__file__).parent / "backends" / "hcs"
     items[:] = [item for item in items if calls_the_system in item.path.parents or not _runs_on_trio(item)]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Have trio run what is ready in the order of the last time, where hypothesis tries its values again."""
+    if settings().derandomize and _runs_on_trio(item):
+        trio._core._run._r.seed(item.nodeid)
 
 
 def pytest_collection_finish() -> None:
