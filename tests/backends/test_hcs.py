@@ -133,7 +133,7 @@ async def test_hcs_conforms(scenario: Scenario) -> None:
     fake = FakeBackend(files=host_files())
     async with hosted(fake) as host:
         core, network = watched()
-        platform = evolve(host.platform, core=core, network=network, grace_seconds=0.1)
+        platform = evolve(host.platform, core=core, network=network, grace_seconds=2)
         async with HCSBackend(platform=platform) as backend:
             control = HCSHost(fake, frozenset(Control) - {Control.LOSS}, hosted=host)
             rig = Rig(backend, control, control.linux(), control.windows())
