@@ -6,7 +6,7 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 # The interpreter that .venv is made from: make PYTHON=/path/to/python3.12 test
-CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(RECENT)' 2>/dev/null && echo "$$p" && break; done)
 
@@ -19,7 +19,7 @@ DEV := .venv/.installed-dev
 FUZZ := .venv/.installed-fuzz
 LEAST := .venv-least/.installed
 
-PY := .venv/bin/python
+PY := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 INSTALL := $(PY) -m pip --disable-pip-version-check install --quiet --editable
 
 # --verifytypes takes the first python of PATH, whatever else it is told; and it need not look for a newer self.
@@ -67,6 +67,10 @@ test-windows: $(DEV) ## the test suite on Windows CPython under Wine; gets Wine 
 .PHONY: test-qemu
 test-qemu: $(DEV) ## the tests of real VMs, with QEMU on Linux; gets it, a kernel and the rest by apt-get
 	@$(PY) -m tests.qemu
+
+.PHONY: test-hyperv
+test-hyperv: $(RUNTIME) ## what takes a Windows host with Hyper-V, and a report to send; docs/try-hyperv.md
+	@$(PY) -m tests.hyperv
 
 .PHONY: lint
 lint: $(DEV) ## style, format and import directions

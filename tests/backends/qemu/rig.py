@@ -6,17 +6,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.backends.qemu.images import MIB, fixed_vhd, qcow2, vhdx
+from tests.backends.directory import DirectoryHost
+from tests.backends.qemu.images import fixed_vhd, qcow2, vhdx
 from uvm.backend import JSON, VM_GROUP
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.backends.qemu.network import RESTRICTED
-from uvm.testing.backends import Control, Host, Network
+from uvm.testing.backends import Control, Network
 
 #: Makes an empty image of a size, by the suffix of its name.
 IMAGES: dict[str, Callable[[int], bytes]] = {".vhd": fixed_vhd, ".vhdx": vhdx, ".qcow2": qcow2}
 
 
-class QEMUHost(Host):
+class QEMUHost(DirectoryHost):
     """Control of a host that is a :class:`~uvm.backends.qemu.backend.QEMUBackend`.
 
     :param directory: the place of its files.
@@ -25,35 +26,13 @@ class QEMUHost(Host):
     controls = frozenset({Control.FILES, Control.LINKS, Control.NETWORKS, Control.PIPES, Control.EXIT})
 
     def __init__(self, backend: QEMUBackend, directory: Path) -> None:
+        super().__init__(directory)
         self.backend = backend
-        self.directory = directory
         self._networks = 0
 
-    def path_of(self, name: str) -> str:
-        """Return the path that a file of that name would have."""
-        return str(self.directory / name)
-
-    def put_file(self, name: str, *, size_bytes: int = MIB, content: bytes = b"") -> str:
-        """Put a file on the host; those of disks are what their names say."""
-        path = self.directory / name
-        if path.suffix in IMAGES and not content:
-            path.write_bytes(IMAGES[path.suffix](size_bytes))
-        else:
-            path.write_bytes(content.ljust(size_bytes, b"\0"))
-        return str(path)
-
-    def put_directory(self, name: str) -> str:
-        """Make a directory on the host, which QEMU may use whatever its user is."""
-        (self.directory / name).mkdir(exist_ok=True)
-        (self.directory / name).chmod(0o777)
-        return self.path_of(name)
-
-    def put_link(self, name: str, target: str) -> str:
-        """Put a link on the host."""
-        path = self.directory / name
-        path.unlink(missing_ok=True)
-        path.symlink_to(target)
-        return str(path)
+    def image(self, suffix: str, size_bytes: int) -> bytes | None:
+        """Return an image of a disk, as a name with that suffix says; None if it says nothing."""
+        return IMAGES[suffix](size_bytes) if suffix in IMAGES else None
 
     def pipe_path(self, name: str) -> str:
         """Return the path of a socket."""

@@ -1,0 +1,252 @@
+"""A real Windows host for the conformance suite: its files, links, pipes and networks, and what boots there.
+
+Theory of operation
+-------------------
+
+::
+
+    means_of(factory, wanted)          what of the command line this host has; what not, with the reason
+        `-> Means.rig(scenario)        for each scenario: a backend, a directory, networks if it needs them
+               `-> at the end          VMs that are left are terminated, and fail the scenario
+
+What takes control of HCS itself (calls that fail, hang, are lost) is played over a stand-in for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+from attrs import evolve, frozen
+
+from tests.backends.directory import DirectoryHost
+from tests.hyperv.disks import FORMATS, image
+from uvm._vm.creation import build_plan
+from uvm.backend import Backend
+from uvm.errors import HostError, NotSupportedError, UVMError
+from uvm.options import LayerBootFiles, LCOWOptions, WCOWOptions
+from uvm.testing.backends import Control, Network, Rig, Scenario
+
+#: The owner of the VMs, by which those that are left are found.
+OWNER: Final = "uvm-test-hyperv"
+#: The network that Windows 10 and 11 have with Hyper-V, of one id everywhere.
+DEFAULT_SWITCH: Final = "c08cb7b8-9b3c-408e-8e30-5e16a3aeb444"
+TIMEOUT_SECONDS: Final = 120.0
+#: Of endpoints: no scenario puts two networks of one size.
+COUNTS: Final = (0, 1, 2)
+
+Opened = AbstractAsyncContextManager[Backend]
+
+
+@frozen
+class Wanted:
+    """What the command line names for the run.
+
+    :ivar linux_boot_files: a directory; empty for the default one.
+    :ivar windows_layers: the directories of an image's layers, the top-most first; empty for no Windows VMs.
+    :ivar network: the id of a network for endpoints.
+    :ivar guest_programs: the guests have the programs of :attr:`~uvm.testing.backends.Control.PROGRAMS`.
+    """
+
+    linux_boot_files: str = ""
+    windows_layers: tuple[str, ...] = ()
+    network: str = DEFAULT_SWITCH
+    guest_programs: bool = False
+
+    def linux(self) -> LCOWOptions:
+        """Return the options of Linux VMs."""
+        return LCOWOptions(boot_files_path=self.linux_boot_files, owner=OWNER)
+
+    def windows(self, scratch_directory: str) -> WCOWOptions:
+        """Return the options of Windows VMs, whose scratch disk is made in a directory."""
+        boot_files = LayerBootFiles(layers=self.windows_layers, scratch_directory=scratch_directory)
+        return WCOWOptions(boot_files=boot_files, memory_mb=2048, owner=OWNER)
+
+
+class HyperVHost(DirectoryHost):
+    """Control of the host.
+
+    :param networks: those that can be put, by the number of their endpoints.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        directory: Path,
+        controls: frozenset[Control],
+        networks: dict[int, Network],
+    ) -> None:
+        super().__init__(directory)
+        self.backend = backend
+        self.controls = controls
+        self._networks = networks
+
+    def image(self, suffix: str, size_bytes: int) -> bytes | None:
+        """Return a disk with a file system, in a format that HCS takes."""
+        return image(suffix, size_bytes) if suffix in FORMATS else None
+
+    def pipe_path(self, name: str) -> str:
+        """Return the path of a pipe."""
+        return rf"\\.\pipe\uvm-test-hyperv-{os.getpid()}-{name}"
+
+    def put_network(self, endpoints: int) -> Network:
+        """Return a namespace with so many endpoints, once."""
+        if endpoints not in self._networks:
+            raise NotSupportedError(f"no network with {endpoints} endpoints was made for this scenario")
+        return self._networks.pop(endpoints)
+
+
+@frozen
+class Means:
+    """What this host has for the run.
+
+    :ivar factory: makes a backend, to be entered.
+    :ivar lacks: what is not played, with the reason.
+    """
+
+    factory: Callable[[], Opened]
+    wanted: Wanted
+    controls: frozenset[Control]
+    lacks: tuple[str, ...] = ()
+
+    def having(self, control: Control) -> Means:
+        """Return the means with a control more."""
+        return evolve(self, controls=self.controls | {control})
+
+    def without(self, control: Control, why: str) -> Means:
+        """Return the means without a control, which are these, and the reason."""
+        return evolve(self, lacks=(*self.lacks, f"{control.value}: {why}"))
+
+    async def tried(self, control: Control, attempt: Awaitable[None]) -> Means:
+        """Return the means with a control if an attempt succeeds; otherwise with the reason."""
+        try:
+            await attempt
+        except UVMError as error:
+            return self.without(control, str(error))
+        return self.having(control)
+
+    @asynccontextmanager
+    async def rig(self, scenario: Scenario) -> AsyncIterator[Rig]:
+        """Make a rig for a scenario, and remove what is left at its end.
+
+        :raises AssertionError: VMs are left; they are terminated.
+        """
+        with _directory() as directory:
+            async with self.factory() as backend:
+                counts = COUNTS if Control.NETWORKS in scenario.needs & self.controls else ()
+                try:
+                    async with networks_in(backend, self.wanted.network, counts) as networks:
+                        yield self._rig(backend, directory, networks)
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        left = await terminate_all(backend)
+            if left:
+                raise AssertionError(f"VMs were left on the host, and are terminated: {', '.join(left)}")
+
+    def _rig(self, backend: Backend, directory: Path, networks: dict[int, Network]) -> Rig:
+        host = HyperVHost(backend, directory, self.controls - {Control.LINUX, Control.WINDOWS}, networks)
+        linux = self.wanted.linux() if Control.LINUX in self.controls else None
+        windows = self.wanted.windows(host.path_of("uvm")) if Control.WINDOWS in self.controls else None
+        return Rig(backend, host, linux, windows, TIMEOUT_SECONDS)
+
+
+async def means_of(factory: Callable[[], Opened], wanted: Wanted) -> Means:
+    """Find what of the command line this host has.
+
+    :raises UVMError: it cannot be used at all.
+    """
+    means = Means(factory, wanted, frozenset({Control.FILES, Control.PIPES}))
+    with _directory() as directory:
+        async with factory() as backend:
+            means = await means.tried(Control.LINUX, _plan(backend, wanted.linux()))
+            if wanted.windows_layers:
+                scratch = HyperVHost(backend, directory, means.controls, {}).path_of("uvm")
+                means = await means.tried(Control.WINDOWS, _plan(backend, wanted.windows(scratch)))
+            else:
+                means = means.without(Control.WINDOWS, "--windows-layer names no layer of an image")
+            means = await means.tried(Control.NETWORKS, _use(backend, wanted.network))
+        if _can_link(directory):
+            means = means.having(Control.LINKS)
+        else:
+            means = means.without(Control.LINKS, "this user may make none; run it as an administrator")
+    if wanted.guest_programs:
+        return means.having(Control.PROGRAMS)
+    return means.without(Control.PROGRAMS, "--guest-programs says that the guests have them")
+
+
+async def _plan(backend: Backend, options: LCOWOptions | WCOWOptions) -> None:
+    """Plan a VM, whose boot files have to be there for that."""
+    await build_plan(options, backend, await backend.host())
+
+
+async def _use(backend: Backend, network: str) -> None:
+    """Make an endpoint in a network, and delete it."""
+    made = await backend.network.create_endpoint(network, {"Name": f"{OWNER}-probe"})
+    await backend.network.delete_endpoint(made["ID"])
+
+
+def _can_link(directory: Path) -> bool:
+    try:
+        (directory / "link").symlink_to(directory)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    """Make a directory, resolved, since a backend resolves paths too; remove it at the end."""
+    path = Path(tempfile.mkdtemp(prefix=OWNER)).resolve()
+    try:
+        yield path
+    finally:
+        # What a hypervisor still has open cannot be removed; that a VM is left is said elsewhere.
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@asynccontextmanager
+async def networks_in(
+    backend: Backend, network: str, counts: Sequence[int]
+) -> AsyncIterator[dict[int, Network]]:
+    """Make a namespace for each number of endpoints in a network, and delete all of it at the end."""
+    namespaces: list[str] = []
+    endpoints: list[str] = []
+    try:
+        made = {}
+        for count in counts:
+            namespaces.append((await backend.network.create_namespace({"ID": backend.new_id()}))["ID"])
+            documents = []
+            for index in range(count):
+                asked = {"ID": backend.new_id(), "Name": f"{OWNER}-{count}-{index}"}
+                endpoints.append((await backend.network.create_endpoint(network, asked))["ID"])
+                await backend.network.add_namespace_endpoint(namespaces[-1], endpoints[-1])
+                documents.append(await backend.network.endpoint(endpoints[-1]))
+            made[count] = Network(namespaces[-1], tuple(documents), network)
+        yield made
+    finally:
+        with anyio.CancelScope(shield=True):
+            for endpoint in endpoints:
+                await backend.network.delete_endpoint(endpoint)
+            for namespace in namespaces:
+                await backend.network.delete_namespace(namespace)
+
+
+async def terminate_all(backend: Backend) -> list[str]:
+    """Terminate the VMs of this run that are left, and return their ids."""
+    left = [str(each["Id"]) for each in await backend.enumerate({"Owners": [OWNER]})]
+    for system_id in left:
+        # It may end by itself meanwhile.
+        with contextlib.suppress(HostError):
+            system = await backend.open(system_id)
+            try:
+                await system.terminate()
+            finally:
+                await system.close()
+    return left
