@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 #: What the suite needs of the development tools.
-TOOLS = {"cffi", "pytest-xdist", "sniffio", "starlette", "sybil"}
+TOOLS = {"cffi", "opentelemetry-sdk", "pytest-xdist", "sniffio", "starlette", "sybil"}
 
 
 def least(requirement: str) -> str:
@@ -29,6 +29,7 @@ def main() -> None:
         *project["dependencies"],
         *extras["trio"],
         *extras["ncproxy"],
+        *extras["otel"],
         *extras["testing"],
         *tools,
     ):

@@ -203,7 +203,7 @@ async def test_a_caller_who_leaves_in_the_turn_of_the_answer_has_it_given_up_or_
 
     async with anyio.create_task_group() as tasks:
         with anyio.CancelScope() as scope:
-            await Errand("vm1", call, given_up.append).made_in(tasks, AssertionError)
+            await Errand("vm1", "do", call, given_up.append).made_in(tasks, AssertionError)
     assert scope.cancelled_caught
     assert given_up == ([] if fails else ["device"])
     assert [record.getMessage() for record in caplog.records] == (

@@ -74,6 +74,7 @@ SURFACE = {
         common container devices gcs guest json network process properties requests secrets system
         template
     """,
+    "uvm.otel": "instrument uninstrument",
     "uvm.testing": "backends clocks conformance machines ncproxy plugin replay requests strategies types vms",
 }
 #: What may be done with a VM.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
@@ -19,6 +18,8 @@ from attrs import define, field
 from uvm._arguments import own
 from uvm._checks import suggested
 from uvm._home import asyncio_loop, trio_lowlevel
+from uvm._log import Log
+from uvm._observed import Door, Observed, observe
 from uvm._repr import shown
 from uvm.errors import VMExitedError, VMStateError
 
@@ -26,7 +27,7 @@ A = ParamSpec("A")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
 T = TypeVar("T")
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 
 class Line:
@@ -295,12 +296,14 @@ async def errors_of(
 class Errand(Generic[T]):
     """A call that a task makes for its callers, who may leave at once; the call goes on.
 
-    :ivar name: for whom it is, for the log.
+    :ivar name: the VM that it is for.
+    :ivar operation: what is done.
     :ivar give_up: called with the result if all callers have left.
     :ivar error: what it failed with.
     """
 
     name: str
+    operation: str
     _call: Callable[[], Awaitable[T]]
     give_up: Callable[[T], object] = lambda result: None
     error: Exception | None = field(default=None, init=False)
@@ -346,7 +349,8 @@ class Errand(Generic[T]):
     async def make(self) -> None:
         """Make the call: the task."""
         try:
-            self._result.append(await self._call())
+            what = Observed(Door.VM, self.name, self.operation)
+            self._result.append(await observe(what, self._call))
         except Exception as error:
             self.error = error
         finally:
@@ -360,7 +364,7 @@ class Errand(Generic[T]):
             self.give_up(result)
         if self.error is not None and not isinstance(self.error, VMExitedError):
             text = "; ".join((str(self.error), *getattr(self.error, "__notes__", ())))
-            _log.warning("%s: for a caller who was cancelled: %s", self.name, text)
+            _log.warning(self.name, "for a caller who was cancelled: %s", text, operation=self.operation)
 
 
 class Opening(Coroutine[Any, Any, C]):

@@ -32,7 +32,7 @@ EMBEDDED = {"3.11": "3.11.0", "3.12": "3.12.0", "3.13": "3.13.0"}
 DEFAULT_VERSION = "3.13"
 
 # Of the development tools, those that the tests need.
-TOOLS = ("sniffio", "sybil")
+TOOLS = ("opentelemetry-sdk", "sniffio", "sybil")
 # pip evaluates environment markers for where it runs: what Windows or an older Python needs is named too.
 NEEDED_ON_WINDOWS = ("colorama", "typing_extensions", "tzdata")
 
@@ -129,8 +129,9 @@ def packages() -> list[str]:
     """Return the requirements of the tests, as ``pyproject.toml`` states them."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    tools = [each for each in extras["dev"] if each.startswith(TOOLS) and "-" not in each]
-    stated = [*project["dependencies"], *extras["trio"], *extras["ncproxy"], *extras["testing"], *tools]
+    tools = [each for each in extras["dev"] if each.startswith(TOOLS)]
+    needed = [each for extra in ("trio", "ncproxy", "otel", "testing") for each in extras[extra]]
+    stated = [*project["dependencies"], *needed, *tools]
     return [*(each.partition(";")[0] for each in stated), *NEEDED_ON_WINDOWS]
 
 

@@ -9,7 +9,6 @@ VMs may use; ``grant_access=False``) is never revoked.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Final, Literal, TypeAlias
 
@@ -18,11 +17,12 @@ from attrs import Factory, define, field, frozen
 from uvm._async import Flag, errors_of
 from uvm._buses.link import Link
 from uvm._checks import checked, flag
+from uvm._log import Log
 from uvm._repr import brief_call
 from uvm.backend import VM_GROUP, Backend
 from uvm.errors import OptionsError, is_refusal, own
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 #: How many paths are revoked at once when the VM closes: each is a task, and a request to the host.
 _AT_ONCE: Final = 64
@@ -171,7 +171,7 @@ class Access:
         if path.granted and not path.foreign:
             path.error = (await self._fly(path, self.link.vm_id, revokes=True)).error
             if path.error is not None:
-                _log.warning("%s: access to %s was not revoked: %s", self.link.vm_id, path.sent, path.error)
+                _log.warning(self.link.vm_id, "access to %s was not revoked: %s", path.sent, path.error)
         if not path.granted and not path.users:
             del self._paths[name.key]
 

@@ -26,13 +26,12 @@ Operation tasks never raise: what a step raises becomes an outcome, Refused or U
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Generic
+from typing import Any, Final, Generic
 
 from attrs import Factory, define, field
 
@@ -40,6 +39,9 @@ from uvm._async import Flag
 from uvm._buses.access import Need
 from uvm._buses.holds import Hold, HoldState, Stay
 from uvm._buses.link import Link, StuckDevice
+from uvm._log import Log
+from uvm._observed import Door, Observed, bound, observe, outcome_of
+from uvm._observed import Outcome as Ended
 from uvm.devices.base import (
     ADD,
     ENDED,
@@ -72,7 +74,10 @@ from uvm.errors import (
     is_refusal,
 )
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
+
+#: What operations are called, in the log and in spans.
+_VERBS: Final = {ADD: "attach", UPDATE: "update", REMOVE: "detach"}
 
 
 @define(eq=False, repr=False)
@@ -320,7 +325,7 @@ class Driver(Generic[K, M, S, W]):
         if users and self.link.tasks is not None:
             self.link.tasks.start_soon(self._enter_unused, operation, users)
         else:
-            self.lane.enter(partial(self._start, operation))
+            self.lane.enter(bound(self._start, operation))
 
     async def _enter_unused(self, operation: Operation[K, M, S, W], users: list[Flag]) -> None:
         for ended in users:
@@ -383,7 +388,15 @@ class Driver(Generic[K, M, S, W]):
                 what, where = self.ledger.device.describe(ticket.key, ticket.entry.slot, ticket.member)
                 # What was withheld may be attached at another slot now.
                 released = f"{what} at {where}" if owed else what
-                _log.warning("%s: releasing %s failed: %s", self.link.vm_id, released, error)
+                _log.warning(
+                    self.link.vm_id,
+                    "releasing %s failed: %s",
+                    released,
+                    error,
+                    operation="detach",
+                    device=what,
+                    outcome=outcome_of(error),
+                )
             hold.error = error if hold.error is None else UndoFailedError.of(hold.error, error)
         elif hold.state is HoldState.OWED:
             # Another caller's acquire finished the removal that was refused.
@@ -420,20 +433,32 @@ class Driver(Generic[K, M, S, W]):
         stuck = StuckDevice(what, where, str(withheld.cause), datetime.now(UTC))
         self.link.quarantined.append((withheld, stuck))
         _log.warning(
-            "%s: %s of %s at %s: the outcome is unknown, so the slot is withheld: %s",
             self.link.vm_id,
+            "%s of %s at %s: the outcome is unknown, so the slot is withheld: %s",
             withheld.operation.value,
             what,
             where,
             withheld.cause,
+            operation=_VERBS[withheld.operation],
+            device=what,
+            outcome="unknown",
         )
+
+    def _describe(self, entry: Entry[K, M, S, W]) -> str:
+        """Name a device, for the log and for spans."""
+        values = (entry.applied, *(ticket.member for ticket in entry.tickets))
+        value: Any = next((each for each in values if each is not None), None)
+        return self.ledger.device.describe(entry.key, entry.slot, value)[0] if value is not None else ""
 
     # Carrying out.
 
     async def in_turn(self, operation: Operation[K, M, S, W], gate: Hashable | None) -> Outcome:
         """Carry out an operation that has its turn, begin the next one, and revoke what is not needed."""
+        what = Observed(
+            Door.DEVICE, self.link.vm_id, _VERBS[operation.kind], partial(self._describe, operation.entry)
+        )
         try:
-            outcome = await self._carry_out(operation)
+            outcome = await observe(what, partial(self._carry_out, operation), _judged)
         finally:
             self.lane.leave()
         if (need := self._needed_until(operation, outcome)) is not None:
@@ -523,6 +548,13 @@ async def carry_out(
         for each in following[1:]:
             link.tasks.start_soon(carry_out, *each)
         driver, operation, gate = following[0]
+
+
+def _judged(outcome: Outcome) -> tuple[Ended, BaseException | None]:
+    """Return how an operation ended, and what it failed with."""
+    if isinstance(outcome, Ok):
+        return "ok", None
+    return "refused" if isinstance(outcome, Refused) else "unknown", outcome.error
 
 
 def _as_unknown(error: Exception) -> UVMError:

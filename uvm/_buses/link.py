@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from datetime import datetime
 from functools import partial
@@ -19,6 +18,7 @@ from uvm._guest.states import ContainerStates
 from uvm._guest.stdio import StreamBrokenError
 from uvm._home import Home
 from uvm._index import Index
+from uvm._log import Log
 from uvm._repr import brief_call
 from uvm.devices.base import Quarantined, Step
 from uvm.errors import (
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 
 @frozen
@@ -156,12 +156,16 @@ class Link:
         return error
 
     async def carry_out(
-        self, call: Callable[[], Awaitable[T]], give_up: Callable[[T], object] = lambda result: None
+        self,
+        operation: str,
+        call: Callable[[], Awaitable[T]],
+        give_up: Callable[[T], object] = lambda result: None,
     ) -> T:
         """Have a task of the VM make a call that changes it, and wait for the result.
 
         A caller who is cancelled leaves at once, and the call goes on; what it fails with is logged.
 
+        :param operation: what it does, for the log and for spans.
         :param give_up: called with the result if the caller has left.
         :raises VMExitedError: the VM exits, or is closed, before the result.
         """
@@ -169,7 +173,7 @@ class Link:
         assert self.tasks is not None
         self.work.begin()
         made = partial(self.work.carry_out, call)
-        return await Errand(self.vm_id, made, give_up).made_in(self.tasks, self.exit_error)
+        return await Errand(self.vm_id, operation, made, give_up).made_in(self.tasks, self.exit_error)
 
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties of the system; raise what the host raised, or VMExitedError."""
@@ -210,7 +214,7 @@ class Link:
         try:
             await call
         except BridgeClosedError as error:
-            _log.debug("%s: the guest has exited, and holds nothing any more: %s", self.vm_id, error)
+            _log.debug(self.vm_id, "the guest has exited, and holds nothing any more: %s", error)
 
     async def call(self, call: Awaitable[T]) -> T:
         """Await a call to the host or the guest; VMExitedError if it fails because the VM has exited."""

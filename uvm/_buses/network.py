@@ -310,7 +310,7 @@ class NetworkBus(Bus):
                 changed = adapter.on_host(settings)
                 path = VirtualAdapter(entry.slot).path
                 request = ModifySettingRequest(resource_path=path, request_type=UPDATE, settings=changed)
-                await link.carry_out(partial(link.modify, to_json(request)))
+                await link.carry_out("update adapter", partial(link.modify, to_json(request)))
                 return
         raise self._missing(f"{self._context.vm_id} has no adapter {nic_id} on the host")
 
@@ -377,7 +377,7 @@ class NetworkBus(Bus):
         it goes on. Source: hcsshim ``RemoveAllNICs``.
         """
         if self.adapters:
-            await self._context.link.carry_out(self._remove_all)
+            await self._context.link.carry_out("remove adapters", self._remove_all)
 
     async def _remove_all(self) -> None:
         for namespace_id in self.namespaces:

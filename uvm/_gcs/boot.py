@@ -28,8 +28,8 @@ import anyio
 import anyio.lowlevel
 
 from uvm._async import Line
-from uvm._guest.logs import say
 from uvm._guest.stdio import close_quietly
+from uvm._log import Log
 from uvm._wire.ports import ENTROPY_BYTES
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
 from uvm.errors import VMExitedError
@@ -39,7 +39,7 @@ MAX_PENDING_BYTES: Final = 1 << 20
 #: A longer line is passed on before its end has come.
 _MAX_LINE_BYTES: Final = 65536
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 _GONE: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, VMExitedError)
 
@@ -59,7 +59,7 @@ async def give_entropy(
         finally:
             await close_quietly(stream)
     except Exception as e:
-        _say_failure(f"{name}: it got no random bytes to boot with", e)
+        _say_failure(name, "it got no random bytes to boot with", e)
     finally:
         await close_quietly(listener)
 
@@ -87,7 +87,7 @@ async def forward_output(
             await _forward(await listener.accept(), handler, name, keeps_up)
         stream = await listener.accept()
     except Exception as e:
-        _say_failure(f"{name}: its output cannot be listened to any more", e)
+        _say_failure(name, "its output cannot be listened to any more", e)
         return
     finally:
         await close_quietly(listener)
@@ -124,8 +124,8 @@ async def _handle(stream: ByteStream, handler: Callable[[ByteStream], Awaitable[
     try:
         await handler(stream)
     except Exception as e:
-        problem = f"{name}: the handler of its output failed; the rest of the output is dropped"
-        say(_log, logging.ERROR, problem, error=e)
+        problem = "the handler of its output failed; the rest of the output is dropped"
+        _log.say(logging.ERROR, name, problem, error=e)
         return False
     return True
 
@@ -191,7 +191,7 @@ class GuestOutput:
         except (anyio.EndOfStream, *BROKEN_STREAM):
             pass
         except Exception as e:
-            _say_failure(f"{self._name}: its output broke off", e)
+            _say_failure(self._name, "its output broke off", e)
         finally:
             self._pass_on(len(self._line))
             self._end_dropping()
@@ -230,17 +230,17 @@ class GuestOutput:
         if not self._dropped:
             behind = f"{len(self._pending):,} bytes behind"
             problem = f"the handler of its output is {behind}; output is dropped"
-            say(_log, logging.WARNING, f"{self._name}: {problem}")
+            _log.say(logging.WARNING, self._name, problem)
         self._dropped += size
         self._torn = self._line[size - 1] != ord("\n")
         del self._line[:size]
 
     def _end_dropping(self) -> None:
         if self._dropped:
-            say(_log, logging.WARNING, f"{self._name}: {self._dropped:,} bytes of its output were dropped")
+            _log.say(logging.WARNING, self._name, f"{self._dropped:,} bytes of its output were dropped")
         self._dropped = 0
 
 
-def _say_failure(problem: str, error: Exception) -> None:
+def _say_failure(name: str, problem: str, error: Exception) -> None:
     """Log an error; that a VM has exited, or that the host listens no more, is none."""
-    say(_log, logging.DEBUG if isinstance(error, _GONE) else logging.ERROR, problem, error=error)
+    _log.say(logging.DEBUG if isinstance(error, _GONE) else logging.ERROR, name, problem, error=error)

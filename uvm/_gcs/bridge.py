@@ -43,7 +43,6 @@ Linux guests refuse that question, which is as good: the time begins anew with a
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
@@ -57,6 +56,8 @@ from uvm._guest.clock import GuestClock
 from uvm._guest.quotes import without_quotes
 from uvm._guest.stdio import close_quietly
 from uvm._home import Home
+from uvm._log import Log
+from uvm._observed import Door, Observed, watched
 from uvm._wire.frames import HEADER_SIZE, Notification, Procedure, Response, procedure_name
 from uvm.backend import BROKEN_STREAM, ByteStream, EagerByteStream
 from uvm.errors import BridgeClosedError, VMStateError, WireError
@@ -66,7 +67,7 @@ from uvm.schema.secrets import printable, scrub
 
 R = TypeVar("R", bound=ResponseBase)
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 _CHUNK_BYTES: Final = 65536
 #: While fewer answers are due, a request is sent by itself, which costs less than a task.
@@ -208,6 +209,9 @@ class Bridge:
             starts=starts,
             then=then,
         )
+        if watched():
+            call.observed = Observed(Door.GUEST, self._name, procedure_name(procedure))
+            call.observed.begin()
         self.calls.queue(call)
         if survives:
             # No caller waits for it to be sent; what is still queued is not lost with the stream.
@@ -267,7 +271,7 @@ class Bridge:
             return
         self.closed = True
         self._cause = cause
-        _log.debug("%s: the bridge closes: %r", self._name, cause)
+        _log.debug(self._name, "the bridge closes: %r", cause)
         self._end_stream(cause if isinstance(cause, Exception) else None)
         self.calls.close(self._new_error)
 
@@ -312,7 +316,7 @@ class Bridge:
 
     def _drop(self, cause: Exception | None) -> None:
         if not self._ended:
-            _log.debug("%s: the stream has ended: %r", self._name, cause)
+            _log.debug(self._name, "the stream has ended: %r", cause)
             self._end_stream(cause)
             self.calls.drop("the connection to the guest broke during the greeting")
 
@@ -356,7 +360,7 @@ class Bridge:
             for message in self.calls.host.receive(data):
                 if self.closed:
                     return
-                if _log.isEnabledFor(logging.DEBUG):
+                if _log.traces:
                     self._trace_received(message)
                 self._heard_at, self._asked = self._clock.now(), False
                 if isinstance(message, Response):
@@ -384,7 +388,7 @@ class Bridge:
     def _next_data(self) -> bytes:
         """Take what is to be sent next; its calls count as sent from now on."""
         calls = self.calls.take(only_urgent=not self.connected)
-        if _log.isEnabledFor(logging.DEBUG):
+        if _log.traces:
             self._trace_sent(calls)
         data = b"".join([call.data for call in calls])
         self._start(calls)
@@ -463,14 +467,14 @@ class Bridge:
     def _trace_sent(self, calls: Sequence[Call]) -> None:
         for call in calls:
             what, body = procedure_name(call.procedure), json.loads(call.data[HEADER_SIZE:])
-            _log.debug("%s: -> %d %s, %d bytes: %s", self._name, call.id, what, len(call.data), _shown(body))
+            _log.debug(self._name, "-> %d %s, %d bytes: %s", call.id, what, len(call.data), _shown(body))
 
     def _trace_received(self, message: Response | Notification) -> None:
         if isinstance(message, Response):
             what = f"{message.id} {procedure_name(message.procedure)}"
         else:
             what = "notification"
-        _log.debug("%s: <- %s: %s", self._name, what, _shown(without_quotes(message.body)))
+        _log.debug(self._name, "<- %s: %s", what, _shown(without_quotes(message.body)))
 
 
 def _shown(body: dict[str, Any]) -> str:

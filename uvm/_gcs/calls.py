@@ -35,7 +35,6 @@ not.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -45,6 +44,8 @@ from attrs import define, field
 
 from uvm._async import Flag
 from uvm._guest.quotes import without_quotes
+from uvm._log import Log
+from uvm._observed import Observed, outcome_of
 from uvm._wire.frames import HostSide, Response, procedure_name
 from uvm.errors import (
     AnswerLostError,
@@ -61,7 +62,7 @@ from uvm.schema.secrets import printable, scrub
 
 R = TypeVar("R", bound=ResponseBase)
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 #: About how many bytes go out in one send.
 _BATCH_BYTES: Final = 65536
@@ -76,6 +77,7 @@ class Call:
     :ivar done: it has ended.
     :ivar body: the guest's response, whatever that says; None without one.
     :ivar error: why there is no response.
+    :ivar observed: the same, where it is observed.
     :ivar late: the call that ends with the answer that this one, which starts something, did not wait for.
     """
 
@@ -97,6 +99,7 @@ class Call:
     body: dict[str, Any] | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)
     late: Call | None = field(default=None, init=False)
+    observed: Observed | None = field(default=None, init=False)
     _ended: Flag = field(factory=Flag, init=False)
 
     def result(self, response_type: type[R]) -> R:
@@ -124,10 +127,10 @@ class Call:
         message = body.get("ErrorMessage")
         text = printable(without_quotes(message)) if isinstance(message, str) else ""
         error = GuestError(self.operation, result, text)
-        if (records := body.get("ErrorRecords")) and _log.isEnabledFor(logging.DEBUG):
+        if (records := body.get("ErrorRecords")) and _log.traces:
             shown = printable(dumps(scrub(without_quotes(records))))
             name = self._calls.name
-            _log.debug("%s: %s: %s: error records %s", name, self.operation, error.name, shown)
+            _log.debug(name, "%s: %s: error records %s", self.operation, error.name, shown)
         return error
 
     async def wait(self) -> None:
@@ -152,14 +155,23 @@ class Call:
         self.body = body
         self.error = error
         self._ended.set()
+        if self.observed is not None:
+            self._end_observation(self.observed)
         if self._then is None:
             return
         try:
             self._then(self)
         except Exception:
             # Other calls are still to end, and the caller that could get this error is the one that failed.
-            problem = "%s: %s: the function to be called at the end failed"
-            _log.exception(problem, self._calls.name, self.operation)
+            problem = "%s: the function to be called at the end failed"
+            _log.exception(self._calls.name, problem, self.operation, operation=self.operation)
+
+    def _end_observation(self, observed: Observed) -> None:
+        error = self.error
+        result = None if self.body is None else self.body.get("Result")
+        if error is None and type(result) is int and result:
+            error = GuestError(self.operation, result)
+        observed.end("ok" if error is None else outcome_of(error), error)
 
 
 class Calls:

@@ -24,7 +24,6 @@ Source: hcsshim internal/gcs/guestconnection.go.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final
@@ -47,6 +46,7 @@ from uvm._guest.run import GuestHost
 from uvm._guest.specs import check_container_id, check_writable
 from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
+from uvm._log import Log
 from uvm._names import GuestOS
 from uvm._wire.frames import Procedure
 from uvm.backend import JSON, ByteStream, Listener
@@ -74,7 +74,7 @@ from uvm.schema.guest import TimeZoneInformation
 from uvm.schema.requests import ModificationRequest
 from uvm.schema.secrets import printable
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 _DEFAULT_TIMEOUTS: Final = GuestTimeouts()
 
@@ -239,7 +239,7 @@ class GuestConnection(GuestHost):
             operation = "shut the guest down"
             await self._bridge.call(Procedure.SHUTDOWN_GRACEFUL, request, ResponseBase, operation=operation)
         except BridgeClosedError as error:
-            _log.debug("%s: shutting down: %s", self._link.name, error)
+            _log.debug(self._link.name, "shutting down: %s", error)
         finally:
             self._shutting_down -= 1
 
@@ -285,7 +285,7 @@ class GuestConnection(GuestHost):
         over = self._bridge.closed or self._agreed is None or self._shutting_down
         if over or self._redial is None or seconds <= 0:
             return None
-        _log.warning("%s: the connection to the guest broke (%r); it may dial again", self._link.name, cause)
+        _log.warning(self._link.name, "the connection to the guest broke (%r); it may dial again", cause)
         if self._return_by is None:
             self._return_by = self._link.clock.now() + seconds
         with self._link.clock.limit(self._return_by) as self._redialling:

@@ -18,7 +18,6 @@ Source: hcsshim internal/gcs/container.go and guestconnection.go.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -29,6 +28,7 @@ from uvm._gcs.link import GuestLink
 from uvm._guest.container import Container, ContainerExit, container_config, end_abandoned
 from uvm._guest.specs import check_container_id
 from uvm._guest.starts import Start, start_in_task
+from uvm._log import Log
 from uvm._wire.frames import Procedure
 from uvm.backend import JSON
 from uvm.errors import OptionsError, UnknownOutcomeError, VMStateError, WireError
@@ -43,7 +43,7 @@ from uvm.schema.gcs import (
 from uvm.schema.json import dumps
 from uvm.schema.secrets import printable
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 #: Our activity ids; the first container of an id has 0.
 _ACTIVITY: Final = "{:08x}-0000-0000-0000-000000000000"
@@ -162,10 +162,10 @@ class Containers:
             handle = taken
         if handle is not None:
             exit = ContainerExit(printable(report.type), report.result & 0xFFFFFFFF, report.result_info)
-            _log.info("%s: container %s has exited: %s", self._link.name, handle.id, exit)
+            _log.info(self._link.name, "container %s has exited: %s", handle.id, exit)
             handle.exit.report(exit)
         elif container_id in self._taken:
-            _log.debug("%s: the report of an exit came late, or again: %s", self._link.name, container_id)
+            _log.debug(self._link.name, "the report of an exit came late, or again: %s", container_id)
             self._taken[container_id].check()
         elif container_id not in self._ended:
             raise WireError(

@@ -26,7 +26,6 @@ Source: hcsshim internal/gcs/process.go.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from collections.abc import Callable
@@ -36,12 +35,13 @@ from typing import Final
 from uvm._gcs.calls import Call
 from uvm._gcs.link import GuestLink
 from uvm._guest.exit import Exit
+from uvm._log import Log
 from uvm._wire.frames import Procedure
 from uvm.errors import BridgeClosedError, GuestError, UnknownOutcomeError, UVMError, own
 from uvm.hresult import HResult
 from uvm.schema.gcs import WAIT_FOREVER_MS, WaitForProcessRequest, WaitForProcessResponse
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 MAX_UINT32: Final = 0xFFFFFFFF
 
@@ -153,7 +153,7 @@ class ExitWatch:
                 self._forgotten()
         except UVMError as error:
             # The wait without a limit is answered, now or after the next connection.
-            _log.debug("%s: a probe of process %d: %s", self._link.name, self.pid, error)
+            _log.debug(self._link.name, "a probe of process %d: %s", self.pid, error)
 
     def _wait_anew(self) -> None:
         """Ask once more without a limit: the request before may have been lost, or not."""

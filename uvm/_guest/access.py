@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -15,6 +14,7 @@ from uvm._guest.clock import GuestClock
 from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._home import Home
+from uvm._log import Log
 from uvm._repr import brief_call
 from uvm.backend import JSON, System
 from uvm.errors import AnswerLostError, BridgeClosedError, HostError, NotSupportedError, UVMError
@@ -22,7 +22,7 @@ from uvm.hresult import HResult
 
 T = TypeVar("T")
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 _CAPABILITIES: Final = {
     "signal_process": "SignalProcessSupported",
@@ -128,7 +128,7 @@ class GuestAccess:
         tasks.start_soon(call, *args)
         return True
 
-    async def carry_out(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def carry_out(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         """Have a task of the VM make a call that changes something, and wait for the result.
 
         A caller who is cancelled leaves at once, and the call goes on; what it fails with is logged.
@@ -138,7 +138,7 @@ class GuestAccess:
         self.home.check(f"the guest of {self.name}")
         self.states.work.begin()
         made = partial(self.states.work.carry_out, call)
-        return await Errand(self.name, made).made_in(tasks, self.answer_lost)
+        return await Errand(self.name, operation, made).made_in(tasks, self.answer_lost)
 
     def closed_error(self) -> BridgeClosedError:
         """Return a fresh exception that says why nothing can be asked any more."""
@@ -167,7 +167,7 @@ async def has_gone(system: System) -> bool:
     except HostError as error:
         return error.system_gone or error.hresult == HResult.E_HANDLE
     except UVMError as error:
-        _log.debug("%s: asking whether it has exited: %s", system.id, error)
+        _log.debug(system.id, "asking whether it has exited: %s", error)
         return False
 
 

@@ -28,7 +28,6 @@ Source: hcsshim internal/cow and internal/gcs/container.go.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import cached_property, partial
@@ -59,6 +58,7 @@ from uvm._guest.specs import (
     spec_of,
 )
 from uvm._guest.states import Closing
+from uvm._log import Log
 from uvm._repr import brief, brief_call
 from uvm.backend import JSON
 from uvm.errors import (
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 #: How often it is asked again to end: a stream may break, and the next one over the questions that follow.
 _REPEATS: Final = 2
@@ -460,7 +460,7 @@ class Container(ProcessHost):
             try:
                 return await request()
             except UnknownOutcomeError as error:
-                _log.debug("container %s: asked again: %s", self.id, error)
+                _log.debug(self._guest.name, "container %s: asked again: %s", self.id, error)
         return await request()
 
     async def _see_off(self, init: Process) -> None:
@@ -549,7 +549,7 @@ class Container(ProcessHost):
             raise AnswerLostError(f"update container {self.id}: {error}{left}") from error
 
     async def _change(self, call: Callable[[], Awaitable[None]]) -> None:
-        await self._guest.call(self._guest.carry_out(call))
+        await self._guest.call(self._guest.carry_out("change container", call))
 
     @cached_property
     def _settings(self) -> Settings:
@@ -596,7 +596,7 @@ class Container(ProcessHost):
         try:
             return await request
         except BridgeClosedError as error:
-            _log.debug("container %s: %s", self.id, error)
+            _log.debug(self._guest.name, "container %s: %s", self.id, error)
         except RefusedError as error:
             if error.hresult not in SYSTEM_ENDED:
                 raise
@@ -609,7 +609,7 @@ async def end_abandoned(container: Container) -> None:
     try:
         await container.aclose()
     except UVMError as error:
-        _log.warning("%s: a container whose caller has gone: %s", container._guest.name, error)
+        _log.warning(container._guest.name, "a container whose caller has gone: %s", error)
 
 
 def doubt(guest: GuestAccess, exit: Exit[ContainerExit]) -> None:

@@ -16,16 +16,16 @@ Of any number of callers that begin it, the first does, and all wait for the sam
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 
 import anyio.lowlevel
 
 from uvm._async import Errand
 from uvm._guest.access import GuestAccess
+from uvm._log import Log
 from uvm.errors import VMExitedError, own
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 
 class ContainerEnd:
@@ -37,7 +37,7 @@ class ContainerEnd:
 
     def __init__(self, guest: GuestAccess, what: str, work: Callable[[], Awaitable[object]]) -> None:
         self._guest = guest
-        self._name = f"{guest.name}: {what}"
+        self._what = what
         self._work = work
         self._errand: Errand[None] | None = None
 
@@ -48,7 +48,7 @@ class ContainerEnd:
         """
         if self._errand is not None and self._errand.error is None:
             return False
-        errand = Errand(self._name, self._carry_out)
+        errand = Errand(self._guest.name, "end container", self._carry_out)
         begun = self._guest.start_soon(errand.make)
         self._errand = errand if begun else None
         return begun
@@ -57,7 +57,7 @@ class ContainerEnd:
         try:
             await self._guest.call(self._work())
         except VMExitedError as error:
-            _log.debug("%s: %s", self._name, error)
+            _log.debug(self._guest.name, "%s: %s", self._what, error)
 
     async def wait(self) -> None:
         """Begin it, and wait for its outcome; a caller that is cancelled stops only its own wait."""

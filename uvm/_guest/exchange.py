@@ -6,7 +6,6 @@ Source: hcsshim internal/cmd/cmd.go; what a caller may ask for is that of :mod:`
 from __future__ import annotations
 
 import codecs
-import logging
 import math
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -20,6 +19,7 @@ from uvm._arguments import kind_of
 from uvm._checks import checked, flag, optional, seconds, whole
 from uvm._guest.clock import GuestClock
 from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
+from uvm._log import Log
 from uvm._repr import brief_call
 from uvm.errors import (
     BridgeClosedError,
@@ -31,7 +31,7 @@ from uvm.errors import (
     VMExitedError,
 )
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 OutputName = Literal["stdout", "stderr"]
 
@@ -149,7 +149,7 @@ class Exchange(Generic[AnyStr]):
             await stdin.send_eof()
         except (StreamBrokenError, VMExitedError, BridgeClosedError) as error:
             # No process has to read its input; of the end of the VM, or of its guest, the wait says more.
-            _log.debug("%s: %s", guest, error)
+            _log.debug(guest, "%s", error)
         except Exception as error:
             # It may wait for the end of its input for ever.
             fail(error)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
@@ -34,6 +34,7 @@ import anyio.lowlevel
 from attrs import frozen
 
 from uvm._guest.quotes import QuoteCleaner, without_quotes
+from uvm._log import Log
 from uvm._repr import brief_call
 from uvm._wire.frames import parse
 from uvm.backend import BROKEN_STREAM, ByteStream
@@ -43,7 +44,7 @@ from uvm.schema.secrets import printable
 #: The longest entry that is read as one, and the most that is kept of a text.
 MAX_ENTRY_BYTES: Final = 65536
 
-_log = logging.getLogger("uvm.guest")
+_log = Log("uvm.guest")
 
 _LEVELS: Final = {
     "trace": logging.DEBUG,
@@ -292,7 +293,7 @@ async def _record_all(items: Iterable[LogEntry | LogText], vm_id: str, count: in
 
 
 def _record(item: LogEntry | LogText, vm_id: str) -> None:
-    extra: dict[str, object] = {"vm_id": vm_id}
+    extra: dict[str, object] = {}
     if isinstance(item, LogEntry):
         message = printable(without_quotes(item.message), MAX_ENTRY_BYTES)
         extra |= {"guest_time": item.time, "guest": without_quotes(item.fields)}
@@ -300,23 +301,4 @@ def _record(item: LogEntry | LogText, vm_id: str) -> None:
         first_line, *_ = item.text.split("\n", 1)
         message = f"{item.what}: {printable(first_line)}"
         extra |= {"guest_text": item.text}
-    say(_log, item.level, f"{vm_id}: {message}", extra=extra)
-
-
-#: What logging itself does with an error of a handler.
-_on_error = logging.Handler().handleError
-
-
-def say(
-    logger: logging.Logger,
-    level: int,
-    message: str,
-    *,
-    error: BaseException | None = None,
-    extra: Mapping[str, object] | None = None,
-) -> None:
-    """Log a message as it is, and go on whatever the handlers do: one that raises is reported on stderr."""
-    try:
-        logger.log(level, "%s", message, exc_info=error, extra=extra)
-    except Exception:
-        _on_error(logging.makeLogRecord({"msg": message}))
+    _log.say(item.level, vm_id, message, fields=extra)

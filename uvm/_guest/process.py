@@ -8,7 +8,6 @@ Source: hcsshim internal/cow.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Final, Literal, Protocol, final, overload
@@ -26,6 +25,7 @@ from uvm._guest.signals import LINUX_KILL, SignalOptions, signal_options
 from uvm._guest.specs import Command, check_size, check_writable, host_process
 from uvm._guest.stdio import ProcessInput, ProcessOutput, Source
 from uvm._home import Bound
+from uvm._log import Log
 from uvm._repr import brief
 from uvm.errors import (
     BridgeClosedError,
@@ -39,7 +39,7 @@ from uvm.errors import (
 from uvm.hresult import HResult
 from uvm.schema.process import ProcessParameters, SignalProcessOptionsLCOW
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 _OUTPUTS: Final[tuple[OutputName, ...]] = ("stdout", "stderr")
 
@@ -456,7 +456,7 @@ def discard(process: Process) -> None:
             try:
                 await process.kill()
             except Exception as error:
-                _log.debug("%s: process %d, whose caller has gone: %s", guest.name, process.pid, error)
+                _log.debug(guest.name, "process %d, whose caller has gone: %s", process.pid, error)
 
     guest.start_soon(end)
 

@@ -5,7 +5,6 @@ Source: hcsshim internal/cmd/cmd.go.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -18,12 +17,13 @@ from uvm._guest.exchange import MAX_OUTPUT_BYTES, CompletedProcess, Exchange
 from uvm._guest.process import Launch, Process, converse, discard
 from uvm._guest.specs import Command, host_process, pipes_of
 from uvm._home import Bound
+from uvm._log import Log
 from uvm.errors import RefusedError
 
 if TYPE_CHECKING:
     from uvm._guest.files import GuestFiles
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 
 class ProcessHost(Bound, ABC):
@@ -204,7 +204,7 @@ async def _give_size(process: Process, height: int, width: int) -> None:
         await process.resize(height, width)
     except RefusedError as error:
         # It runs all the same, or has exited already.
-        _log.debug("%s: %s", process._guest.name, error)
+        _log.debug(process._guest.name, "%s", error)
     except BaseException:
         discard(process)
         await process.aclose()

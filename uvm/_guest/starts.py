@@ -21,7 +21,6 @@ goes on.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Generic, TypeVar
@@ -30,11 +29,12 @@ import anyio
 
 from uvm._async import Flag
 from uvm._guest.access import GuestAccess
+from uvm._log import Log
 from uvm.errors import VMStateError
 
 T = TypeVar("T")
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 
 class Start(Generic[T]):
@@ -86,7 +86,7 @@ class Start(Generic[T]):
             self._error = error
             self._ended.set()
         elif self.left:
-            _log.debug("%s, whose caller has left: %s", self._operation, error)
+            _log.debug(self._guest.name, "%s, whose caller has left: %s", self._operation, error)
 
     def _leave(self) -> None:
         if not (self.left or self._answered):

@@ -20,7 +20,6 @@ Source: hcsshim internal/controller/linuxcontainer/container.go (``releaseResour
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from functools import partial
 
@@ -29,10 +28,11 @@ from attrs import define, field
 
 from uvm._async import Flag, Work
 from uvm._index import Index
+from uvm._log import Log
 from uvm._names import guest_path, lineage, trimmed
 from uvm.errors import OptionsError, UVMError, VMStateError
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 
 @define(eq=False, repr=False)
@@ -137,7 +137,7 @@ class ContainerStates:
         try:
             await deletion.forget()
         except UVMError as error:
-            _log.warning("%s: deleting the state of container %s: %s", self.name, container_id, error)
+            _log.warning(self.name, "deleting the state of container %s: %s", container_id, error)
             deletion.error = error
         finally:
             self._deletions.pop(container_id, None)

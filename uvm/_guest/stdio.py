@@ -39,8 +39,8 @@ from uvm._async import Flag
 from uvm._checks import checked, whole
 from uvm._guest.access import Caller, as_it_is
 from uvm._guest.clock import GuestClock, GuestLimit
-from uvm._guest.logs import say
 from uvm._home import Bound, Home
+from uvm._log import Log
 from uvm._repr import brief
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
@@ -49,7 +49,7 @@ from uvm.hresult import HResult
 
 T = TypeVar("T")
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 _CHUNK_BYTES: Final = 65536
 #: How much is read ahead of the reader during a wait for the exit: what a pipe of Linux holds.
@@ -202,7 +202,7 @@ async def close_quietly(resource: Listener | ByteStream | None) -> None:
         await resource.aclose()
     except Exception as e:
         # A stream of another backend may raise anything.
-        say(_log, logging.DEBUG, f"closing what had ended: {e!r}")
+        _log.say(logging.DEBUG, None, f"closing what had ended: {e!r}")
 
 
 class _Stdio(Bound):
@@ -299,7 +299,7 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
         try:
             await self._or_vm_exited("end", self._end())
         except StreamBrokenError as e:
-            _log.debug("the process reads it no more: %s", e)
+            _log.debug(None, "the process reads it no more: %s", e)
         self._at_end = True
 
     async def _end(self) -> None:

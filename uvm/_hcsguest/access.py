@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -16,6 +15,7 @@ from uvm._async import Flag
 from uvm._guest.access import GuestAccess, has_gone
 from uvm._guest.exit import Exit
 from uvm._guest.starts import Start, start_in_task
+from uvm._log import Log
 from uvm.backend import JSON, HostProcess, System
 from uvm.errors import HostError, UnknownOutcomeError, UVMError, own
 from uvm.hresult import HResult
@@ -23,7 +23,7 @@ from uvm.hresult import HResult
 E = TypeVar("E")
 T = TypeVar("T")
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 
 @define(eq=False, repr=False, kw_only=True)
@@ -111,7 +111,7 @@ class Relayed(ABC, Generic[E]):
             if await self._access.lost_with_vm(error):
                 self._cut()
                 return
-            _log.debug("%s: waiting for %s: %r", self._access.name, self._name, error)
+            _log.debug(self._access.name, "waiting for %s: %r", self._name, error)
             failure = (
                 error
                 if isinstance(error, UVMError)
@@ -125,7 +125,7 @@ class Relayed(ABC, Generic[E]):
             await self._made.close()
         except Exception as error:
             # Nothing depends on it any more; what does go on is not to be ended by it.
-            _log.warning("%s: closing the handle of %s: %r", self._access.name, self._name, error)
+            _log.warning(self._access.name, "closing the handle of %s: %r", self._name, error)
 
     def _cut(self) -> None:
         """Note that its VM has gone."""

@@ -22,7 +22,6 @@ Source: hcsshim internal/uvm/create.go and internal/hcs/v2/system.go.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 
 from attrs import evolve
@@ -33,6 +32,7 @@ from uvm._guest.exit import Exit
 from uvm._guest.process import Launch, Process
 from uvm._hcsguest.access import RelayAccess, Relayed, start_served
 from uvm._hcsguest.process import start_relayed
+from uvm._log import Log
 from uvm.backend import JSON, System
 from uvm.errors import VMStateError
 from uvm.schema.common import Version
@@ -40,7 +40,7 @@ from uvm.schema.json import dumps, to_json
 from uvm.schema.secrets import printable
 from uvm.schema.system import ComputeSystem
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 
 class RelayedContainer(Relayed[ContainerExit]):
@@ -104,7 +104,7 @@ class RelayedContainer(Relayed[ContainerExit]):
         elif not self.exit.settled:
             info = dumps(status.detail) if status.detail else ""
             exit = ContainerExit(printable(status.exit_type), status.code, info)
-            _log.info("%s: container %s has exited: %s", self._access.name, self.id, exit)
+            _log.info(self._access.name, "container %s has exited: %s", self.id, exit)
             self.exit.report(exit)
 
 

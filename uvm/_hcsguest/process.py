@@ -25,7 +25,6 @@ Source: hcsshim internal/hcs/v2/process.go and system.go.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
@@ -37,6 +36,7 @@ from uvm._guest.process import EXITED, Launch, Process, end_abandoned
 from uvm._guest.signals import SignalOptions
 from uvm._guest.stdio import close_quietly
 from uvm._hcsguest.access import RelayAccess, Relayed, start_served
+from uvm._log import Log
 from uvm.backend import ByteStream, HostProcess
 from uvm.errors import HostError
 from uvm.hresult import HResult
@@ -45,7 +45,7 @@ from uvm.schema.process import CloseHandle, ConsoleSize, ProcessModifyRequest
 
 T = TypeVar("T")
 
-_log = logging.getLogger("uvm.gcs")
+_log = Log("uvm.gcs")
 
 
 @define(eq=False, repr=False)
@@ -95,7 +95,7 @@ class _Pipe:
                 await self._end()
         except Exception as error:
             # Whatever it is, all streams are closed, and the handle after them.
-            _log.debug("%s: closing the input of a process: %r", self._access.name, error)
+            _log.debug(self._access.name, "closing the input of a process: %r", error)
         finally:
             await self._close()
 
@@ -180,7 +180,7 @@ class RelayedProcess(Relayed[int]):
         except HostError as error:
             if error.hresult not in EXITED | {HResult.E_HANDLE}:
                 raise
-            _log.debug("%s: the input of process %d: %s", self._access.name, self.pid, error)
+            _log.debug(self._access.name, "the input of process %d: %s", self.pid, error)
 
     async def start_helper(self, launch: Launch) -> Process:
         """Start a process of the guest itself."""

@@ -21,7 +21,6 @@ ever, and leaves the VM in the namespace.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -34,6 +33,7 @@ from uvm._buses.lease import Releasable
 from uvm._buses.link import Link
 from uvm._buses.network import NamespaceLease, NetworkBus
 from uvm._buses.vpci import VPCIBus
+from uvm._log import Log
 from uvm._names import guid_key
 from uvm._ncproxy.agent import ComputeAgent
 from uvm._ncproxy.messages import RequestType
@@ -51,7 +51,7 @@ from uvm.errors import (
     together,
 )
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 
 @define(eq=False)
@@ -179,7 +179,7 @@ class ExternalNetworkSetup:
         up = _SetUp(agent, namespace_id)
         made = partial(self._set_up, up, leaving)
         try:
-            await self._link.carry_out(made, lambda _: self._abandon(up))
+            await self._link.carry_out("set up network", made, lambda _: self._abandon(up))
         except BaseException as failure:
             leaving.cancel()
             if isinstance(failure, VMExitedError):
@@ -202,7 +202,7 @@ class ExternalNetworkSetup:
         if self._up is None or guid_key(self._up.namespace_id) != guid_key(namespace_id):
             raise NotAttachedError(f"{self._context.vm_id}: the network {namespace_id} is not set up")
         try:
-            await self._link.carry_out(partial(self._tear_down, self._up))
+            await self._link.carry_out("tear down network", partial(self._tear_down, self._up))
         except VMExitedError:
             await self._tear_down(self._up)
 
@@ -257,12 +257,13 @@ class ExternalNetworkSetup:
 
     async def _serve(self, listener: Listener, up: _SetUp, served: Flag) -> None:
         """Serve the agent until that is ended, or the VM exits."""
-        agent, name = ComputeAgent(self.container_id, up.vm), f"the compute agent of {self._context.vm_id}"
+        vm_id = self._context.vm_id
+        agent, name = ComputeAgent(self.container_id, up.vm), f"the compute agent of {vm_id}"
         try:
             with up.serving:
                 await serve(listener, agent.services, name=name, call_seconds=self.proxy.timeout_seconds)
         except Exception as error:
-            _log.error("%s is served no more: %r", name, error)
+            _log.error(vm_id, "its compute agent is served no more: %r", error)
         finally:
             served.set()
 
@@ -290,7 +291,7 @@ class ExternalNetworkSetup:
         try:
             await self._tear_down(up, whatever_fails=True)
         except Exception as error:
-            _log.warning("%s: tearing its network down: %s", self._context.vm_id, error)
+            _log.warning(self._context.vm_id, "tearing its network down: %s", error)
 
     async def _tear_down(self, up: _SetUp, *, whatever_fails: bool = False) -> None:
         """Tear a set-up down; what fails is raised.

@@ -23,7 +23,6 @@ only submits and waits; an interrupted call is cancelled, awaited to its end for
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 import sys
 import threading
@@ -42,10 +41,11 @@ import anyio.abc
 
 from uvm._async import Flag
 from uvm._checks import checked, seconds
+from uvm._log import Log
 from uvm.backends.waker import Waker
 from uvm.errors import OptionsError, VMStateError
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 #: How long an interrupted call may take to end.
 INTERRUPT_SECONDS: Final = 30.0
@@ -159,7 +159,9 @@ class Call(ABC):
             return
         self.cancel()
         if not self.ended.wait(INTERRUPT_SECONDS):
-            _log.warning("uvm.sync: a call has not ended %g s after its interruption", INTERRUPT_SECONDS)
+            _log.warning(
+                None, "uvm.sync: a call has not ended %g s after its interruption", INTERRUPT_SECONDS
+            )
         elif (undo := self.undone_by()) is not None:
             rest = Task(undo)
             submit(rest)

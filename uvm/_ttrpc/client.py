@@ -7,7 +7,6 @@ has a limit of time, which is sent with it; the connection stays usable after ca
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
@@ -17,6 +16,7 @@ from attrs import define, field
 
 from uvm._async import BareTaskGroup, Flag, Line
 from uvm._guest.stdio import close_quietly
+from uvm._log import Log
 from uvm._ttrpc.frames import ClientSide, Request, Response
 from uvm._ttrpc.protobuf import Message, decode, encode
 from uvm.backend import BROKEN_STREAM, ByteStream
@@ -25,7 +25,7 @@ from uvm.schema.secrets import printable
 
 R = TypeVar("R", bound=Message)
 
-_log = logging.getLogger("uvm.ttrpc")
+_log = Log("uvm.ttrpc")
 
 _CHUNK_BYTES: Final = 65536
 _NANOSECONDS: Final = 1_000_000_000
@@ -157,7 +157,7 @@ class Client:
     def _end(self, cause: Exception | None) -> None:
         if self._ended:
             return
-        _log.debug("%s: the connection ends: %r", self._name, cause)
+        _log.debug(self._name, "the connection ends: %r", cause)
         self._ended, self._cause = True, cause
         self._scope.cancel()
         for call in self._calls.values():

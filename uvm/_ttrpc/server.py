@@ -7,7 +7,6 @@ read of it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -16,6 +15,7 @@ import anyio
 from attrs import frozen
 
 from uvm._guest.stdio import close_quietly
+from uvm._log import Log
 from uvm._ttrpc.frames import Call, Request, ServerSide
 from uvm._ttrpc.protobuf import Message, decode, encode
 from uvm.backend import BROKEN_STREAM, ByteStream, Listener
@@ -23,7 +23,7 @@ from uvm.errors import RPCCode, RPCError, WireError
 
 Q = TypeVar("Q", bound=Message)
 
-_log = logging.getLogger("uvm.ttrpc")
+_log = Log("uvm.ttrpc")
 
 _CHUNK_BYTES: Final = 65536
 _NANOSECONDS: Final = 1_000_000_000
@@ -119,7 +119,7 @@ class _Connection:
             pass
         except Exception as error:
             # A stream of another backend may raise anything.
-            _log.info("%s: a connection ends: %r", self._name, error)
+            _log.info(self._name, "a connection ends: %r", error)
 
     async def _answer(self, call: Call) -> None:
         """Carry a call out, and send the answer; it counts until that is being sent."""
@@ -140,7 +140,7 @@ class _Connection:
             except RPCError:
                 raise
             except Exception as error:
-                _log.info("%s: %s failed: %s", self._name, operation, error)
+                _log.info(self._name, "%s failed: %s", operation, error)
                 raise RPCError(operation, RPCCode.UNKNOWN, str(error)) from error
         raise RPCError(operation, RPCCode.DEADLINE_EXCEEDED, "context deadline exceeded")
 
@@ -163,5 +163,5 @@ class _Connection:
             async with self._sending:
                 await self._stream.send(made())
         except BROKEN_STREAM as error:
-            _log.info("%s: a connection broke before an answer was sent: %r", self._name, error)
+            _log.info(self._name, "a connection broke before an answer was sent: %r", error)
             self._tasks.cancel_scope.cancel()

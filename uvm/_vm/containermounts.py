@@ -144,7 +144,7 @@ class ContainerMount(Releasable):
         """Have a task of the VM release it, unless one does, or has."""
         link = self._link
         if self._releasing is None or self._releasing.error is not None:
-            self._releasing = Errand(link.vm_id, self._undo)
+            self._releasing = Errand(link.vm_id, "unmount in container", self._undo)
             if link.tasks is not None:
                 link.work.start_soon(link.tasks, self._releasing.make)
         return self._releasing
@@ -249,7 +249,7 @@ async def _mount(
     if not await vm._context.is_directory(path):
         raise OptionsError(f"{path} is no directory: only those are mounted into a running container")
     mount = partial(_share_and_map, vm, container, path, at, read_only)
-    return await vm._link.carry_out(mount, ContainerMount._abandon)
+    return await vm._link.carry_out("mount in container", mount, ContainerMount._abandon)
 
 
 async def _share_and_map(

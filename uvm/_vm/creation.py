@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import copy
-import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -28,7 +28,9 @@ from uvm._document.plan import (
     Preparation,
     SetDiskId,
 )
+from uvm._log import Log
 from uvm._names import GuestOS, host_path, host_path_key, pipe_path
+from uvm._observed import BACKEND_REQUESTS, SYSTEM_REQUESTS, Door, Observed, asked, observe
 from uvm._systems import end_if_there, state_on_host
 from uvm.backend import VM_GROUP, Backend, Concurrency, HostInfo, System
 from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError, is_refusal
@@ -42,7 +44,7 @@ from uvm.schema.requests import ADD, ModificationRequest
 if TYPE_CHECKING:
     from uvm.options import WCOWOptions
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 #: A signed measurement is a few KiB; anything near this is not one.
 _REFERENCE_INFO_MAX_BYTES = 1 << 20
@@ -169,15 +171,10 @@ async def create(
         await _refuse_if_there(plan.id, backend)
     if options.clone_of is not None:
         await _check_there(options.clone_of, backend)
+    backend = asked(backend, plan.id, BACKEND_REQUESTS)
     artifacts = HostArtifacts(backend, host, plan)
-    try:
-        await artifacts.prepare(plan.preparations)
-        system = await _create(plan, backend, settings.grace_seconds)
-    except BaseException as failure:
-        with anyio.move_on_after(settings.grace_seconds, shield=True):
-            for error in await artifacts.remove():
-                failure.add_note(f"and rolling back what had been prepared for it failed: {error}")
-        raise
+    what = Observed(Door.VM, plan.id, "create")
+    system = await observe(what, partial(_prepare_and_create, artifacts, settings.grace_seconds))
     link = Link(plan.id, system, exit_grace_seconds=settings.grace_seconds)
     concurrency = settings.concurrency or host.concurrency
     access = Access(backend, link)
@@ -186,6 +183,17 @@ async def create(
     artifacts.grants.clear()
     context = Context(backend, host, options, plan, concurrency, link, access)
     return context, system, artifacts
+
+
+async def _prepare_and_create(artifacts: HostArtifacts, grace_seconds: float) -> System:
+    try:
+        await artifacts.prepare(artifacts.plan.preparations)
+        return await _create(artifacts.plan, artifacts.backend, grace_seconds)
+    except BaseException as failure:
+        with anyio.move_on_after(grace_seconds, shield=True):
+            for error in await artifacts.remove():
+                failure.add_note(f"and rolling back what had been prepared for it failed: {error}")
+        raise
 
 
 def _amended(plan: CreationPlan, amend: Callable[[CreationPlan], CreationPlan]) -> CreationPlan:
@@ -288,7 +296,8 @@ async def _check_there(template: Template, backend: Backend) -> None:
 
 async def _create(plan: CreationPlan, backend: Backend, grace_seconds: float) -> System:
     try:
-        return await backend.create(plan.id, plan.document)
+        system = await backend.create(plan.id, plan.document)
+        return asked(system, plan.id, SYSTEM_REQUESTS)
     except HostError:
         raise
     except BaseException as failure:
@@ -319,7 +328,7 @@ async def security_policy_request(
             return ""
         path = host.path.join(root, name)
         if await backend.files.stat(path) is None:
-            _log.debug("%s: no reference info file %s", plan.id, path)
+            _log.debug(plan.id, "no reference info file %s", path)
             return ""
         return base64.b64encode(await backend.files.read(path, _REFERENCE_INFO_MAX_BYTES)).decode()
 

@@ -25,7 +25,6 @@ that serves as well, which finishes the closing all the same; a step that was cu
 from __future__ import annotations
 
 import enum
-import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -37,6 +36,8 @@ from uvm._async import Flag
 from uvm._buses.context import Context
 from uvm._checks import checked, seconds
 from uvm._gcs.connection import GuestConnection
+from uvm._log import Log
+from uvm._observed import Door, Observed, Outcome, observe, outcome_of
 from uvm._vm.base import ClosedOnLeaving, note_closing
 from uvm._vm.creation import HostArtifacts
 from uvm._vm.devices import Devices
@@ -56,7 +57,7 @@ from uvm.errors import (
 )
 from uvm.hresult import SYSTEM_ENDED
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 #: How long a guest may take to shut down before the VM is terminated (hcsshim internal/gcs/container.go).
 SHUTDOWN_SECONDS = 30.0
@@ -155,7 +156,7 @@ class Ending(Devices, RuntimeSettings, ClosedOnLeaving):
         if self._state is VMState.SAVED:
             raise VMStateError(f"shut down {self.id}: it was saved as a template; terminate it, or close it")
         with anyio.move_on_after(timeout_seconds), suppress(VMExitedError):
-            await self._link.carry_out(self._ask_to_shut_down)
+            await self._link.carry_out("shut down", self._ask_to_shut_down)
             return await self.wait()
         return await self.terminate()
 
@@ -171,7 +172,7 @@ class Ending(Devices, RuntimeSettings, ClosedOnLeaving):
     async def terminate(self) -> ExitStatus:
         """Terminate the VM and wait for the exit. After the exit it succeeds quietly."""
         with suppress(VMExitedError):
-            await self._link.carry_out(self._terminate)
+            await self._link.carry_out("terminate", self._terminate)
         return await self.wait()
 
     async def _terminate(self) -> None:
@@ -230,7 +231,7 @@ class Ending(Devices, RuntimeSettings, ClosedOnLeaving):
         """Terminate the VM that is closed, so that what waits for it ends with its exit status."""
         try:
             for each in await self._step("leaving the CPU group", self._leave_cpu_group):
-                _log.warning("closing %s: %s", self.id, each)
+                _log.warning(self.id, "closing it: %s", each, operation="close")
             self._close_errors = await self._step("terminating the VM", self._end_system)
         finally:
             self._devices_gone()
@@ -241,13 +242,14 @@ class Ending(Devices, RuntimeSettings, ClosedOnLeaving):
             return
         self._begin_closing()
         try:
-            if errors := await self._close():
+            what = Observed(Door.VM, self.id, "close")
+            if errors := await observe(what, self._close, _closed):
                 self._close_error = together(f"closing {self.id}", errors)
         finally:
             # An exit that the host did not report ends every wait for it all the same.
             self._exited(_UNKNOWN_EXIT)
             self._closed.set()
-        _log.info("%s: closed", self.id)
+        _log.info(self.id, "closed")
 
     async def _step(
         self, name: str, step: Callable[[], Awaitable[list[Exception] | None]]
@@ -272,7 +274,7 @@ class Ending(Devices, RuntimeSettings, ClosedOnLeaving):
         for name, step in self._steps():
             errors += await self._step(name, step)
         for each in errors:
-            _log.error("closing %s: %s", self.id, each)
+            _log.error(self.id, "closing it: %s", each, operation="close")
         return errors
 
     def _steps(self) -> Iterator[tuple[str, Callable[[], Awaitable[list[Exception] | None]]]]:
@@ -371,22 +373,22 @@ class Ending(Devices, RuntimeSettings, ClosedOnLeaving):
             channels.cancel_scope.deadline = anyio.current_time() + grace_seconds
             await self._startup.stop_listening()
         if channels.cancel_scope.cancelled_caught and not left_running:
-            _log.warning("%s: the handler of its output was abandoned after %g s", self.id, grace_seconds)
+            _log.warning(self.id, "the handler of its output was abandoned after %g s", grace_seconds)
 
     async def _exit(self) -> ExitStatus:
         try:
             return await self._system.wait()
         except Exception as error:
-            _log.error("%s: lost track of the VM's state: %s", self.id, error)
+            _log.error(self.id, "lost track of the VM's state: %s", error)
             return _UNKNOWN_EXIT
 
     def _exited(self, status: ExitStatus) -> None:
         if self._system_exited.is_set():
             return
         if self._detached and status is _UNKNOWN_EXIT:
-            _log.info("%s: left running", self.id)
+            _log.info(self.id, "left running")
         else:
-            _log.info("%s: exited: %s", self.id, status)
+            _log.info(self.id, "exited: %s", status)
         if status is not _UNKNOWN_EXIT:
             self._exited_at = datetime.now(UTC)
         self._link.exit_status = status
@@ -418,3 +420,8 @@ class Ending(Devices, RuntimeSettings, ClosedOnLeaving):
         except HostError as error:
             if error.hresult not in SYSTEM_ENDED:
                 raise
+
+
+def _closed(errors: list[Exception]) -> tuple[Outcome, Exception | None]:
+    """Return how closing a VM ended, and the first of what failed."""
+    return (outcome_of(errors[0]), errors[0]) if errors else ("ok", None)

@@ -167,7 +167,9 @@ class GuestServices(Part, ProcessHost):
             kept = states.pending(container_id)
             directories = (bundle_of(container_id),) if kept is None else kept.directories
             states.check_unmounted(container_id, directories)
-            await self._link.carry_out(lambda: self._link.call(guest.delete_container_state(container_id)))
+            await self._link.carry_out(
+                "delete container state", lambda: self._link.call(guest.delete_container_state(container_id))
+            )
 
     def open_container(self, container_id: str) -> Container:
         """Open a container that is in the guest already, by its id: that of a clone's template, for instance.
@@ -191,17 +193,17 @@ class GuestServices(Part, ProcessHost):
     async def set_log_sources(self) -> None:
         """Set the log sources of a Windows guest again to those of the VM's options."""
         forwarding = self._forwarding()
-        await self._link.carry_out(lambda: self._link.call(forwarding.set_sources()))
+        await self._link.carry_out("set log sources", lambda: self._link.call(forwarding.set_sources()))
 
     async def start_log_forwarding(self) -> None:
         """Have a Windows guest forward its log; the start of the VM does so if its options ask for it."""
         forwarding = self._forwarding()
-        await self._link.carry_out(lambda: self._link.call(forwarding.start()))
+        await self._link.carry_out("start log forwarding", lambda: self._link.call(forwarding.start()))
 
     async def stop_log_forwarding(self) -> None:
         """Have a Windows guest stop forwarding its log."""
         forwarding = self._forwarding()
-        await self._link.carry_out(lambda: self._link.call(forwarding.stop()))
+        await self._link.carry_out("stop log forwarding", lambda: self._link.call(forwarding.stop()))
 
     def _forwarding(self) -> LogForwarding:
         self._context.need_guest("log forwarding", "windows")

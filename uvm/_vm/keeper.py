@@ -21,7 +21,6 @@ held here.
 from __future__ import annotations
 
 import contextvars
-import logging
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -32,6 +31,7 @@ from attrs import define, field
 
 from uvm._async import Flag, opens
 from uvm._home import asyncio_loop, trio_lowlevel
+from uvm._log import Log
 from uvm._vm.keywords import CreationSettings, check_settings
 from uvm._vm.vm import UtilityVM
 from uvm.errors import VMStateError, own
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 _held: set[asyncio.Task[None]] = set()
 
@@ -119,7 +119,7 @@ class Keeper(Generic[T]):
         except Exception as error:
             self.failure = error
             if self._caller_left:
-                _log.warning("%s: for a caller who was cancelled: %s", self.name, error)
+                _log.warning(None, "%s: for a caller who was cancelled: %s", self.name, error)
         finally:
             self._opened.set()
             self._ended.set()
@@ -135,7 +135,7 @@ def _warn_unclosed(name: str, variable: str, source: object) -> VMStateError:
         warnings.warn(text, ResourceWarning, stacklevel=2, source=source)
     except ResourceWarning as warning:
         # Warnings are errors here, and no caller is left to raise it to.
-        _log.error("%s", warning)
+        _log.error(None, "%s", warning)
     return VMStateError(text)
 
 

@@ -175,7 +175,9 @@ class RootFileSystem(Releasable):
     def _begin_release(self) -> Errand[list[Exception]]:
         """Have a task of the VM release it."""
         link = self._vm._link
-        releasing = self._releasing = Errand(link.vm_id, self._take_apart, lambda errors: self._leave())
+        releasing = self._releasing = Errand(
+            link.vm_id, "unmount layers", self._take_apart, lambda errors: self._leave()
+        )
         # The VM has no tasks once it has exited, and then it does not matter any more.
         if link.tasks is not None:
             link.work.start_soon(link.tasks, releasing.make)
@@ -379,4 +381,4 @@ def mount_layers(
 async def _mount(vm: Devices, mount: Callable[[], Awaitable[RootFileSystem]]) -> RootFileSystem:
     """Mount in a task of the VM, so that a caller who leaves has it taken apart in order."""
     vm._link.check_running()
-    return await vm._link.carry_out(mount, RootFileSystem._begin_release)
+    return await vm._link.carry_out("mount layers", mount, RootFileSystem._begin_release)

@@ -22,7 +22,6 @@ starts keepers of new ones. Callers only wait, so that one who is cancelled lose
 from __future__ import annotations
 
 import enum
-import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,6 +36,7 @@ from attrs import define, evolve, field
 from uvm._async import Flag, errors_of
 from uvm._checks import U32, checked, flag, function, instance, optional, positive_seconds, whole
 from uvm._home import Home
+from uvm._log import Log
 from uvm._vm.base import ClosedOnLeaving
 from uvm._vm.ending import VMState
 from uvm._vm.keeper import Keeper, spawn
@@ -48,7 +48,7 @@ from uvm.options import LCOWOptions, WCOWOptions
 if TYPE_CHECKING:
     from uvm.backend import Backend
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 #: Called with a VM of a pool; what it raises keeps the VM from being used.
 Hook: TypeAlias = Callable[[UtilityVM], Awaitable[object]]
@@ -469,7 +469,7 @@ class Pool(ClosedOnLeaving):
 
     def _failed(self, member: _Member, error: Exception) -> None:
         """Have a VM closed that failed before it was used, and another be started after a pause."""
-        _log.warning("pool: a VM failed, and is replaced: %s", error)
+        _log.warning(None, "pool: a VM failed, and is replaced: %s", error)
         self._last_error = error
         self._failures = max(self._failures, member.failures + 1)
         self._drop(member)

@@ -22,13 +22,13 @@ Source: hcsshim v0.8.16 ``internal/uvm/clone.go`` (``SaveAsTemplate``).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 
 import anyio
 
 from uvm._buses.context import Context
 from uvm._gcs.connection import GuestConnection
+from uvm._log import Log
 from uvm._vm.creation import HostArtifacts
 from uvm._vm.ending import Ending, VMState
 from uvm._vm.startup import GuestStartup
@@ -42,7 +42,7 @@ from uvm.schema.requests import ADD, SCSI_CONTROLLER_GUIDS, ModificationRequest,
 from uvm.schema.system import ComputeSystem
 from uvm.schema.template import TEMPLATE_VERSION, TemplateDisk, TemplateDocument
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 _UNCONNECTED = (
     "its connection to the guest was closed to save it as a template, which failed; save it again or close it"
@@ -65,7 +65,7 @@ class Saving(Ending):
     async def pause(self) -> None:
         """Pause the VM: its processors stop, and so do the time limits on its guest."""
         self._link.check_running()
-        await self._link.carry_out(self._pause)
+        await self._link.carry_out("pause", self._pause)
 
     async def _pause(self) -> None:
         clock = self._startup.clock
@@ -83,7 +83,7 @@ class Saving(Ending):
     async def resume(self) -> None:
         """Resume the paused VM: its processors go on, and so do the time limits on its guest."""
         self._link.check_running()
-        await self._link.carry_out(self._resume)
+        await self._link.carry_out("resume", self._resume)
 
     async def _resume(self) -> None:
         await self._link.call(self._system.resume())
@@ -128,7 +128,7 @@ class Saving(Ending):
         self._link.check_open()
         if self._template is None:
             self._check_saveable()
-            await self._link.carry_out(self._save_template)
+            await self._link.carry_out("save template", self._save_template)
         assert self._template is not None
         return self._template
 
@@ -154,7 +154,7 @@ class Saving(Ending):
             self._link.saved, self._link.why_not_running = True, _SAVED
             self._unless_gone(VMState.SAVED)
             self._template = Template(self._unsaved)
-            _log.info("%s: saved as a template", self.id)
+            _log.info(self.id, "saved as a template")
 
     def _check_saveable(self) -> None:
         """Refuse what cannot be saved.

@@ -72,7 +72,7 @@ class RuntimeSettings(Part):
     async def _set(self, path: str, value: Any) -> None:
         from uvm._guest.updates import Setting
 
-        await self._link.carry_out(lambda: self._settings.set(Setting(path, value)))
+        await self._link.carry_out("change setting", lambda: self._settings.set(Setting(path, value)))
 
     async def update(
         self, resources: Mapping[str, Any] | None = None, annotations: Mapping[str, str] | None = None
@@ -117,7 +117,7 @@ class RuntimeSettings(Part):
         group = group and guid_of(group, _CPU_GROUP_ANNOTATION)
         self._link.check_running()
         update = partial(self._settings.update, partial(self._asked_settings, asked, group), [])
-        await self._link.carry_out(update)
+        await self._link.carry_out("update", update)
 
     async def inject_policy_fragment(self, fragment: str, media_type: str = "") -> None:
         """Add a signed fragment to the security policy of a confidential guest, also through HCS.
@@ -133,7 +133,7 @@ class RuntimeSettings(Part):
                 media_type=checked(media_type, text, "media_type"),
             ),
         )
-        await self._link.carry_out(partial(self._link.modify_guest, request))
+        await self._link.carry_out("inject policy fragment", partial(self._link.modify_guest, request))
 
     def _asked_settings(self, asked: VMResources, group: str) -> list[Setting]:
         from uvm._guest.updates import Setting
@@ -161,11 +161,11 @@ class RuntimeSettings(Part):
 
         The VM's own devices do not know what it attaches or detaches.
         """
-        await self._link.carry_out(partial(self._link.modify, _as_json(request)))
+        await self._link.carry_out("modify", partial(self._link.modify, _as_json(request)))
 
     async def guest_request(self, request: JSON | requests.ModificationRequest) -> None:
         """Send a request to the guest as it is."""
-        await self._link.carry_out(partial(self._link.modify_guest, _as_json(request)))
+        await self._link.carry_out("guest request", partial(self._link.modify_guest, _as_json(request)))
 
     async def update_memory(self, size_bytes: int | None = None, *, memory_mb: int | None = None) -> None:
         """Change the size of the memory, in bytes or in MB as :attr:`~uvm.options.Options.memory_mb`.
@@ -277,7 +277,7 @@ class RuntimeSettings(Part):
         link.check_running()
         file = host_path(path, self._context.host.paths, "path") if path else ""
         options = {"SaveType": "ToFile", "SaveStateFilePath": file}
-        await link.carry_out(lambda: link.call(link.system.save(options)))
+        await link.carry_out("save", lambda: link.call(link.system.save(options)))
 
     async def crash(self) -> None:
         """Crash the guest, for a dump. If the VM exits before the answer comes, the exit is the answer.
@@ -287,7 +287,7 @@ class RuntimeSettings(Part):
         link = self._link
         link.check_running()
         with suppress(VMExitedError):
-            await link.carry_out(lambda: link.call(link.system.crash()))
+            await link.carry_out("crash", lambda: link.call(link.system.crash()))
 
     async def stats(self) -> VMStatistics:
         """Return statistics of the VM."""

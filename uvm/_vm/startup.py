@@ -21,7 +21,6 @@ Source: hcsshim internal/uvm/start.go.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from base64 import b64encode
@@ -41,6 +40,7 @@ from uvm._guest.clock import GuestClock
 from uvm._guest.logs import log_to
 from uvm._guest.stdio import close_quietly
 from uvm._guest.timeouts import GuestTimeouts
+from uvm._log import Log
 from uvm._vm.creation import security_policy_request
 from uvm._wire import ports
 from uvm.backend import ByteStream, Guest, Listener
@@ -60,7 +60,7 @@ from uvm.schema.requests import REMOVE, UPDATE, ModificationRequest
 if TYPE_CHECKING:
     from uvm.options import WCOWOptions
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 #: Reads the output of a guest until its end.
 OutputHandler: TypeAlias = Callable[[ByteStream], Awaitable[None]]
@@ -278,7 +278,7 @@ class GuestStartup:
             # Without a connection the start cannot go on.
             if options.security_policy_enabled or connection.closed:
                 raise
-            _log.warning("%s: the guest does not forward its log: %s", self.context.vm_id, error)
+            _log.warning(self.context.vm_id, "the guest does not forward its log: %s", error)
 
 
 def _resumption() -> ModificationRequest:

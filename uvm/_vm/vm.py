@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from uvm._buses.context import Context
 from uvm._checks import checked, instance, optional, text
 from uvm._document.plan import CreationPlan
 from uvm._guest.timeouts import GuestTimeouts
+from uvm._log import Log
 from uvm._names import GuestOS, HostPath
 from uvm._vm.creation import HostArtifacts, Settings, create
 from uvm._vm.ending import VMState
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from uvm.devices.blockcims import BlockCIMLayer
     from uvm.options import LCOWOptions, WCOWOptions
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 CLOSE_GRACE_SECONDS = 10.0
 
@@ -111,7 +111,7 @@ class UtilityVM(Saving, GuestServices):
         async with opened(backend) as host:
             made = await create(options, host, Settings(concurrency, amend, close_grace_seconds))
             vm = cls(*made, GuestStartup(made[0], timeouts or _DEFAULT_TIMEOUTS, guest_output))
-            _log.info("%s: created", vm.id)
+            _log.info(vm.id, "created")
             async with BareTaskGroup(vm._leave, _ELSEWHERE) as tasks:
                 serving = Flag()
                 tasks.start_soon(vm._serve, serving)
@@ -188,7 +188,7 @@ class UtilityVM(Saving, GuestServices):
         try:
             self._link.work.begin()
             start = partial(self._link.work.carry_out, self._boot_or_end)
-            await Errand(self.id, start).made_in(channels, self._link.exit_error)
+            await Errand(self.id, "start", start).made_in(channels, self._link.exit_error)
         except anyio.get_cancelled_exc_class():
             self._link.why_not_running = "its start was cancelled, and it is being terminated"
             self._start_cancelled = True
@@ -208,7 +208,7 @@ class UtilityVM(Saving, GuestServices):
             await self._end_after(failure)
             raise
         self._unless_gone(VMState.RUNNING)
-        _log.info("%s: started", self.id)
+        _log.info(self.id, "started")
 
     async def _boot(self) -> None:
         """Boot until the guest is connected; VMExitedError if the VM exits or is closed meanwhile."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uvm._arguments import kind_of
 from uvm._checks import checked, text
+from uvm._log import Log
 from uvm.backend import Backend
 from uvm.backends.checks import require_none, unusable
 from uvm.errors import NotSupportedError, OptionsError, UVMError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["backend_factory", "backend_names", "choose_backend", "open_backend"]
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 _ENTRY_POINTS: Final = "uvm.backends"
 _BUILT_IN: Final = {
@@ -42,9 +42,9 @@ def open_backend(name: str | None = None) -> Backend:
     """
     if name is None:
         name = choose_backend()
-        _log.info("backend %s: the first that this machine has", name)
+        _log.info(None, "backend %s: the first that this machine has", name)
     else:
-        _log.info("backend %s: asked for by name", name)
+        _log.info(None, "backend %s: asked for by name", name)
         require_none(name, _absence(name))
     return backend_factory(name)()
 

@@ -12,7 +12,6 @@ leaves all calls):
 from __future__ import annotations
 
 import contextvars
-import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -21,10 +20,11 @@ from typing import Final, TypeVar, TypeVarTuple
 import anyio
 from anyio import CancelScope, Semaphore
 
+from uvm._log import Log
 from uvm.backends.threads import Threads
 from uvm.backends.waker import Signal, Waker
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 #: How many calls block at once. HCS and HCN serialise most of them anyway.
 _THREADS: Final = 8
@@ -115,7 +115,7 @@ async def _undo_result(call: Future[T], undo: Callable[[T], object]) -> None:
             if call.exception() is None:
                 undo(call.result())
         except Exception:
-            _log.exception("undoing a call whose caller was cancelled failed")
+            _log.exception(None, "undoing a call whose caller was cancelled failed")
         finally:
             undone.set()
 

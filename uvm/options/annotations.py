@@ -17,7 +17,6 @@ Source: hcsshim pkg/annotations, internal/annotations and internal/oci/uvm.go.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeVar, overload
@@ -26,6 +25,7 @@ from attrs import frozen
 
 from uvm._arguments import kind_of
 from uvm._checks import U64, similar
+from uvm._log import Log
 from uvm._names import GuestOS
 from uvm.errors import OptionsError
 from uvm.options import annotationvalues as values
@@ -36,7 +36,7 @@ from uvm.options.wcow import BlockCIMBootFiles, WCOWOptions
 
 T = TypeVar("T", LCOWOptions, WCOWOptions)
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 _CONTAINER: Final = "io.microsoft.container."
 _VM: Final = "io.microsoft.virtualmachine."
@@ -370,10 +370,12 @@ def _report(os: GuestOS, given: Mapping[str, str]) -> None:
     unknown = unknown_annotations(given)
     for name in unknown:
         meant = similar(name, [*OF_VMS, *READ_ELSEWHERE])
-        _log.warning("annotation %s: there is none of that name%s", name, meant and f"; was {meant} meant?")
+        _log.warning(
+            None, "annotation %s: there is none of that name%s", name, meant and f"; was {meant} meant?"
+        )
     for name in given:
         if name in OF_VMS and os not in OF_VMS[name]:
-            _log.warning("annotation %s: no effect on a %s guest", name, os.capitalize())
+            _log.warning(None, "annotation %s: no effect on a %s guest", name, os.capitalize())
 
 
 def _read(os: GuestOS, given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -165,7 +165,7 @@ class PodContainer(ProcessHost):
         """Have a task of the VM end it, unless one does, or has."""
         link = self._vm._link
         if self._ending is None or self._ending.error is not None:
-            self._ending = Errand(link.vm_id, self._end)
+            self._ending = Errand(link.vm_id, "end pod container", self._end)
             # With the VM went all that there was to end.
             if link.tasks is not None and not link.exited.is_set():
                 link.work.start_soon(link.tasks, self._ending.make)

@@ -229,7 +229,9 @@ class Pod(Bound):
             await resources._attach_all()
             return resources
 
-        return await self.vm._link.carry_out(attach, ContainerResources._begin_release)
+        return await self.vm._link.carry_out(
+            "attach for container", attach, ContainerResources._begin_release
+        )
 
     async def _make(
         self,
@@ -245,7 +247,7 @@ class Pod(Bound):
         resources = ContainerResources(self.vm, member.id, plan, given, scratch)
         self._enter(member)
         make = partial(self._create, member, resources, streams)
-        return await self.vm._link.carry_out(make, PodContainer._begin_end)
+        return await self.vm._link.carry_out("create pod container", make, PodContainer._begin_end)
 
     async def _create(
         self, member: Member, resources: ContainerResources, streams: Mapping[str, bool] | None
@@ -392,7 +394,7 @@ class Pod(Bound):
         if link.exited.is_set() or link.tasks is None:
             return
         if self._ending is None or self._ending.result:
-            self._ending = Errand(link.vm_id, self._end)
+            self._ending = Errand(link.vm_id, "end pod", self._end)
             link.work.start_soon(link.tasks, self._ending.make)
         await self._ending.wait()
         if self._ending.result:

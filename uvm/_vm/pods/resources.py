@@ -288,7 +288,9 @@ class ContainerResources(Releasable):
     def _begin_release(self) -> Errand[list[Exception]]:
         """Have a task of the VM release it."""
         link = self._vm._link
-        releasing = self._releasing = Errand(link.vm_id, self._take_apart, lambda errors: self._leave())
+        releasing = self._releasing = Errand(
+            link.vm_id, "detach for container", self._take_apart, lambda errors: self._leave()
+        )
         # The VM has no tasks once it has exited, and then it does not matter any more.
         if link.tasks is not None:
             link.work.start_soon(link.tasks, releasing.make)

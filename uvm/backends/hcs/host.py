@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import anyio
 from attrs import frozen
 
+from uvm._log import Log
 from uvm.backend import JSON
 from uvm.backends.hcs.calls import ComputeService, EventHandler, Fetch
 from uvm.backends.hcs.dlls import (
@@ -25,7 +25,7 @@ from uvm.backends.hcs.platform import Platform
 from uvm.backends.hcs.text import check, compose, wide
 from uvm.backends.waker import Waker
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 H = TypeVar("H")
 
@@ -143,7 +143,7 @@ class Host:
                 await self.platform.workers.run(close)
             if scope.cancelled_caught:
                 _log.warning(
-                    "%s: HCS has not closed the handle after %g s", handle.name, self.platform.grace_seconds
+                    handle.name, "HCS has not closed the handle after %g s", self.platform.grace_seconds
                 )
         finally:
             # Also if asyncio itself cancels the task, which no shield of anyio's prevents.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakSet
@@ -10,6 +9,7 @@ from weakref import WeakSet
 import anyio
 
 from uvm._async import Flag
+from uvm._log import Log
 from uvm.backend import JSON, HostProcess, Listener
 from uvm.backends.hcs.calls import SERVICE_DISCONNECT
 from uvm.backends.hcs.dlls import Request, SystemHandle
@@ -23,7 +23,7 @@ from uvm.backends.winerrors import tolerating
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 # HCS_EVENT_TYPE of computedefs.h.
 _SYSTEM_EXITED: Final = 0x1
@@ -192,10 +192,10 @@ class HCSSystem:
         elif kind == SERVICE_DISCONNECT:
             self._exited(ExitStatus("UnexpectedExit", HResult.HCS_E_SERVICE_DISCONNECT))
         elif kind in (_CRASH_INITIATED, _CRASH_REPORT):
-            _log.warning("%s: the guest crashed: %s", self.id, text)
+            _log.warning(self.id, "the guest crashed: %s", text)
             self._reported["CrashReport"] = _document(text)
         elif kind == _GUEST_CONNECTION_CLOSED:
-            _log.warning("%s: HCS lost its connection to the guest", self.id)
+            _log.warning(self.id, "HCS lost its connection to the guest")
             self._reported["GuestConnectionClosed"] = _document(text)
 
     def _exited(self, status: ExitStatus) -> None:

@@ -10,7 +10,6 @@ TCG is no security boundary, says QEMU's documentation (docs/system/security.rst
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import shutil
@@ -23,11 +22,12 @@ from typing import Any, Final, Literal
 import anyio.to_thread
 from attrs import asdict, frozen
 
+from uvm._log import Log
 from uvm.backends.qemu.guestimage.cache import Cache, Image, default_cache
 from uvm.backends.qemu.guestimage.sources import stamp_of
 from uvm.errors import NotSupportedError
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 NO_BOUNDARY: Final = "QEMU's emulation (TCG) is no security boundary: do not run hostile code in it"
 
@@ -70,9 +70,9 @@ async def choose(
     else:
         chosen = Accelerator(wanted, "asked for")
     if chosen.name == "tcg":
-        _log.warning("guests are emulated (%s). %s", chosen.reason, NO_BOUNDARY)
+        _log.warning(None, "guests are emulated (%s). %s", chosen.reason, NO_BOUNDARY)
     else:
-        _log.info("guests run with KVM (%s)", chosen.reason)
+        _log.info(None, "guests run with KVM (%s)", chosen.reason)
     return chosen
 
 

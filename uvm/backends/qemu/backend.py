@@ -10,7 +10,6 @@ is ended when it is left. What other processes of this user run is found by its 
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from attrs import astuple
 
 from uvm._async import BareTaskGroup, Flag, errors_of
 from uvm._checks import checked, choice, flag, text, whole
+from uvm._log import Log
 from uvm.backend import JSON, AccessMask, HostFiles, HostInfo, HostPipes, System
 from uvm.backends.qemu.accel import NO_BOUNDARY, Accelerator, choose
 from uvm.backends.qemu.access import AccessTable
@@ -70,7 +70,7 @@ from uvm.schema.system import ComputeSystem, LinuxKernelDirect, Topology, Virtua
 if TYPE_CHECKING:
     from uvm.backends.qemu.guestimage import Image, ImageOptions
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 #: How long what runs may take to end when the backend is left.
 _END_SECONDS: Final = 10.0
@@ -476,7 +476,7 @@ class QEMUBackend:
         if limit.cancelled_caught:
             for vm in left:
                 vm.lifetime.abandon()
-            _log.error("QEMU was killed, and had not ended within %g s: %s", _END_SECONDS, left)
+            _log.error(None, "QEMU was killed, and had not ended within %g s: %s", _END_SECONDS, left)
         self._launcher.close()
         self._tasks = None
         return failure

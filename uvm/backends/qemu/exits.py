@@ -10,7 +10,7 @@ import logging
 from typing import Final
 
 from uvm._async import Flag
-from uvm._guest.logs import say
+from uvm._log import Log
 from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.backends.qemu.launch import Process
@@ -18,7 +18,7 @@ from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
 from uvm.schema.secrets import printable
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 #: How much of the console's end is in an exit status, in characters.
 _SAID: Final = 4096
@@ -66,7 +66,7 @@ class Exit:
         self.status = status = self._status_of(process)
         if status.exit_type in ("Reset", "UnexpectedExit"):
             for line in self.console.splitlines()[-_LINES:]:
-                say(_log, logging.WARNING, f"{self._vm_id}: console: {printable(line)}")
+                _log.say(logging.WARNING, self._vm_id, f"console: {printable(line)}")
         self._settled.set()
 
     def leave(self) -> None:

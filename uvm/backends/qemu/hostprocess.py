@@ -16,7 +16,6 @@ kept for as long as a handle is open on it, or it runs.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final, TypeVar
 
@@ -28,6 +27,7 @@ from uvm._gcs.connection import GuestConnection
 from uvm._gcs.process import start_process
 from uvm._guest.process import Launch, Process, handle_of
 from uvm._guest.stdio import close_quietly
+from uvm._log import Log
 from uvm._repr import shown
 from uvm._wire.ports import LINUX_GCS_PORT, vsock_service_id
 from uvm.backend import JSON, ByteStream, Listener
@@ -48,7 +48,7 @@ from uvm.schema.properties import GuestConnectionInfo
 
 T = TypeVar("T")
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 #: How long a guest may take to be there.
 BOOT_SECONDS: Final = 120.0
@@ -93,7 +93,7 @@ class HostConnection:
                 self._ready.set()
         except* (UVMError, OSError, anyio.ClosedResourceError, anyio.BrokenResourceError) as group:
             self._problem = group.exceptions[0]
-            _log.warning("%s: the host's connection to the guest: %s", self._name, self._problem)
+            _log.warning(self._name, "the host's connection to the guest: %s", self._problem)
         finally:
             self.close()
 

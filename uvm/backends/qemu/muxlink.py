@@ -28,6 +28,7 @@ import anyio
 import anyio.lowlevel
 
 from uvm._async import Flag, Line
+from uvm._log import Log
 from uvm._repr import shown
 from uvm._wire.channels import Buffer, append
 from uvm._wire.mux import (
@@ -46,7 +47,7 @@ from uvm._wire.mux import (
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
-_log = logging.getLogger("uvm.qemu")
+_log = Log("uvm.qemu")
 
 #: Connections that wait to be accepted at one listener; more are reset.
 BACKLOG: Final = 128
@@ -183,7 +184,7 @@ class MuxLink:
             self.failure = error
             # QEMU ends so with its VM; what a guest does wrong is worth a look.
             level = logging.WARNING if isinstance(error, MuxError) else logging.DEBUG
-            _log.log(level, "the connections with the guest have ended: %s", error)
+            _log.write(level, None, "the connections with the guest have ended: %s", (error,))
             self.close()
 
     async def _read(self) -> None:

@@ -15,7 +15,6 @@ which is served meanwhile, is :class:`~uvm.backends.qemu.lifetime.Lifetime`'s.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
@@ -24,6 +23,7 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
+from uvm._log import Log
 from uvm._repr import shown
 from uvm.backend import JSON, Listener
 from uvm.backends.qemu.devices.journal import Journal
@@ -54,7 +54,7 @@ from uvm.hresult import HResult
 from uvm.schema.requests import ModifySettingRequest
 from uvm.schema.system import ComputeSystem, VirtualMachine
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
 
@@ -364,7 +364,7 @@ class VM:
         try:
             self.memory.seal()
         except OSError as error:
-            _log.error("%s is no template: its memory cannot be sealed: %s", self.id, error.strerror)
+            _log.error(self.id, "it is no template: its memory cannot be sealed: %s", error.strerror)
             return False
         return True
 
@@ -394,4 +394,4 @@ class VM:
         try:
             self.directory.note(state=state)
         except HostPathError as error:
-            _log.error("%s is %s, and other processes do not see it: %s", self.id, state, error)
+            _log.error(self.id, "it is %s, and other processes do not see it: %s", state, error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -19,6 +18,7 @@ from typing import Any
 import anyio.to_thread
 from attrs import asdict
 
+from uvm._log import Log
 from uvm.backends.qemu.guestimage.cache import Cache, Image, ImageDamagedError, default_cache
 from uvm.backends.qemu.guestimage.contents import Contents
 from uvm.backends.qemu.guestimage.cpio import CpioWriter
@@ -29,13 +29,17 @@ from uvm.backends.qemu.guestimage.selection import ImageOptions, Selection, sele
 from uvm.backends.qemu.guestimage.sources import Sources, unchanged
 from uvm.errors import NotSupportedError
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 #: Is called with what is being done, once or a few times, where it takes a second or longer.
 Progress = Callable[[str], object]
 
 
-async def guest_image(options: ImageOptions, progress: Progress = _log.info) -> Image:
+def _say(what: str) -> None:
+    _log.info(None, "%s", what)
+
+
+async def guest_image(options: ImageOptions, progress: Progress = _say) -> Image:
     """Return a guest image, built if need be, without blocking the event loop; see :func:`build`.
 
     A caller that is cancelled leaves at once; what was begun is completed, for the next one.
@@ -43,7 +47,7 @@ async def guest_image(options: ImageOptions, progress: Progress = _log.info) -> 
     return await anyio.to_thread.run_sync(partial(build, options, progress), abandon_on_cancel=True)
 
 
-def build(options: ImageOptions, progress: Progress = _log.info, images: Cache | None = None) -> Image:
+def build(options: ImageOptions, progress: Progress = _say, images: Cache | None = None) -> Image:
     """Return a guest image, built if need be. Blocks; several threads and processes may ask for the same.
 
     :param progress: is called from the thread that runs this.
@@ -78,7 +82,7 @@ def _sound(images: Cache, key: str) -> Image | None:
         if image is not None:
             image.check()
     except ImageDamagedError as e:
-        _log.warning("%s; it is built again now", e)
+        _log.warning(None, "%s; it is built again now", e)
         return None
     return image
 

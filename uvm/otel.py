@@ -1,0 +1,95 @@
+"""Spans of OpenTelemetry for what is done for VMs: the extra ``utilityvm[otel]``.
+
+How it works
+------------
+
+:func:`instrument` sets the hook of :mod:`uvm._observed`, for all VMs of this process. Each operation is a
+span, and so is each request, a child of the operation that it belongs to; operations are children of what the
+caller does. Nothing else in the library imports OpenTelemetry.
+
+Names and attributes are those of the `semantic conventions of RPC
+<https://opentelemetry.io/docs/specs/semconv/rpc/rpc-spans/>`_ as far as these go::
+
+    span                 kind      attributes
+    --------------------+---------+------------------------------------------------------------
+    "uvm start"          internal  uvm.vm.id
+    "uvm attach device"  internal  uvm.vm.id, uvm.device
+    "modify"             client    the same, rpc.system.name "hcs", rpc.method
+    "modify settings"    client    the same, rpc.system.name "gcs", rpc.method
+    what did not succeed           uvm.outcome, error.type, rpc.response.status_code of a refusal
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Final
+
+import uvm
+from uvm._observed import Door, Hook, Observed, set_hook
+from uvm.errors import RefusedError
+
+try:
+    from opentelemetry.trace import (
+        Span,
+        SpanKind,
+        StatusCode,
+        Tracer,
+        TracerProvider,
+        get_tracer,
+        use_span,
+    )
+except ImportError as error:
+    raise ImportError(
+        "uvm.otel needs OpenTelemetry, which is not installed; install it with: pip install 'utilityvm[otel]'"
+    ) from error
+
+__all__ = ["instrument", "uninstrument"]
+
+_NAMES: Final = {Door.VM: "uvm {}", Door.DEVICE: "uvm {} device", Door.HOST: "{}", Door.GUEST: "{}"}
+#: Whom requests go to: the Host Compute Service, or a backend that answers in its place; the guest's service.
+_SYSTEMS: Final = {Door.HOST: "hcs", Door.GUEST: "gcs"}
+
+
+def instrument(tracer_provider: TracerProvider | None = None) -> None:
+    """Have all that is done for VMs from now on make spans.
+
+    :param tracer_provider: in place of the one that is set for the process.
+    """
+    set_hook(_Spans(get_tracer("uvm", uvm.__version__, tracer_provider)))
+
+
+def uninstrument() -> None:
+    """Have no more spans made. Those that have begun end."""
+    set_hook(None)
+
+
+class _Spans(Hook):
+    """Makes spans."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    def begin(self, what: Observed) -> Span:
+        attributes = {"uvm.vm.id": what.vm_id}
+        if what.device:
+            attributes["uvm.device"] = what.device
+        if (system := _SYSTEMS.get(what.door)) is not None:
+            attributes |= {"rpc.system.name": system, "rpc.method": what.operation}
+        kind = SpanKind.INTERNAL if system is None else SpanKind.CLIENT
+        name = _NAMES[what.door].format(what.operation)
+        return self._tracer.start_span(name, kind=kind, attributes=attributes)
+
+    def within(self, begun: object) -> AbstractContextManager[Span]:
+        assert isinstance(begun, Span)
+        return use_span(begun, record_exception=False, set_status_on_exception=False)
+
+    def end(self, begun: object, what: Observed) -> None:
+        assert isinstance(begun, Span)
+        begun.set_attribute("uvm.outcome", str(what.outcome))
+        if what.error is not None:
+            begun.set_attribute("error.type", type(what.error).__qualname__)
+        if isinstance(what.error, RefusedError):
+            begun.set_attribute("rpc.response.status_code", what.error.name)
+        if what.outcome in ("refused", "unknown"):
+            begun.set_status(StatusCode.ERROR, str(what.error))
+        begun.end()
