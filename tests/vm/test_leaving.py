@@ -129,7 +129,7 @@ async def test_what_fails_at_an_end_whose_caller_has_gone_is_logged(
             async with started(run):
                 scope.cancel()
         await anyio.sleep(100)
-        assert "close container c1: for a caller who was cancelled" in caplog.text
+        assert "for a caller who was cancelled: close container c1" in caplog.text
 
 
 @EITHER

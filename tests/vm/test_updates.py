@@ -417,7 +417,7 @@ async def test_a_group_that_cannot_be_left_keeps_no_vm_from_closing(fault: str, 
         await run.vm.set_cpu_group(group.id)
         getattr(run.backend.faults, fault)(resource=GROUP)
         await run.vm.close()
-        assert "closing vm1" in caplog.text
+        assert "vm1: closing it" in caplog.text
         await uvm.delete_cpu_group(run.backend, group.id)
 
 

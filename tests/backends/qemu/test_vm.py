@@ -234,7 +234,7 @@ async def test_a_state_that_cannot_be_noted_is_logged_and_the_vm_is_in_it(
     async with running(tmp_path, kernel) as (system, _):
         _full(tmp_path)
         await system.pause()
-        assert "vm1 is Paused, and other processes do not see it" in caplog.text
+        assert "vm1: it is Paused, and other processes do not see it" in caplog.text
         await system.resume()
         await system.terminate()
         assert left(tmp_path) == []
