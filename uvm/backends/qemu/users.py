@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import pwd
 import random
@@ -41,6 +40,7 @@ from typing import Final
 
 from attrs import define, frozen
 
+from uvm._log import Log
 from uvm._repr import brief_call
 from uvm.errors import HostError, NotSupportedError, OptionsError
 from uvm.hresult import HResult
@@ -54,7 +54,7 @@ _LOCKS: Final = "/run/uvm-users"
 _PROC: Final = "/proc/self"
 _KVM: Final = "/dev/kvm"
 
-_log = logging.getLogger("uvm")
+_log = Log("uvm")
 
 
 @frozen(repr=False)
@@ -146,6 +146,7 @@ def _unnamed(fallback: str) -> Choose:
     if _changeable(FIRST_USER, FIRST_USER) and _changeable(FIRST_USER + USERS - 1, FIRST_USER + USERS - 1):
         return _Own(fallback)
     _log.warning(
+        None,
         "QEMU runs as root of this user namespace, which has no other users (%s/uid_map), without its "
         "capabilities: a guest that escapes has the rights of your user outside; map the users %d to %d, or "
         "start as another user",
@@ -217,6 +218,7 @@ def _lock_directory(fallback: str) -> str:
             raise OSError(errno.EPERM, "it is no directory of root's that no other may change")
     except OSError as error:
         _log.warning(
+            None,
             "the users of QEMUs cannot be locked in %s: %s; they are locked in %s, so that processes with "
             "another runtime directory may choose the same ones",
             _LOCKS,
