@@ -1,4 +1,4 @@
-"""A real VM, from its boot to its end: ``make demo-qemu``, or ``python examples/qemu_demo.py``.
+"""Real VMs, a pod and a clone, from boot to end: ``make demo-qemu``, or ``python examples/qemu_demo.py``.
 
 Each line says what was done and how long that took. ``python -m uvm doctor`` says what is missing for it.
 """
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 from attrs import evolve
@@ -21,18 +22,31 @@ import uvm
 from uvm.cli.draw import draw_devices
 from uvm.cli.terminal import Terminal
 
-PROGRAMS = ("sh", "cat", "echo", "id", "ls", "sleep", "uname")
-SPEC = {
-    "ociVersion": "1.0.2",
-    "process": {
-        "args": ["/bin/sh", "-c", "echo from the container; cat /etc/layer; cat; exit 3"],
-        "cwd": "/",
-        "env": ["PATH=/bin"],
-        "user": {"uid": 0, "gid": 0},
-    },
-    "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-    "linux": {"namespaces": [{"type": name} for name in ("pid", "mount", "ipc", "uts", "cgroup")]},
-}
+PROGRAMS = ("sh", "cat", "cp", "echo", "id", "ls", "sleep", "uname")
+SCRIPT = """
+echo from the container; cat /etc/layer; cat
+cp /shared/from-the-host /shared/from-the-container; echo kept > /data/file
+exit 3
+"""
+
+
+def spec_of(shared: Path, data: str) -> dict[str, Any]:
+    """Return an OCI specification, with a directory of the host and a disk among its mounts."""
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "args": ["/bin/sh", "-c", SCRIPT],
+            "cwd": "/",
+            "env": ["PATH=/bin"],
+            "user": {"uid": 0, "gid": 0},
+        },
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/shared", "type": "bind", "source": str(shared), "options": ["rbind"]},
+            {"destination": "/data", "type": "virtual-disk", "source": data, "options": ["rbind"]},
+        ],
+        "linux": {"namespaces": [{"type": name} for name in ("pid", "mount", "ipc", "uts", "cgroup")]},
+    }
 
 
 @contextmanager
@@ -75,60 +89,60 @@ def make_layers(directory: Path) -> list[str]:
 
 
 async def play(directory: Path) -> None:
-    """Boot a VM, use what it has, and end it."""
+    """Bring a pod up, use what it has, and end it."""
     shared = directory / "shared"
     shared.mkdir()
     # QEMU that root starts runs as another user.
     shared.chmod(0o777)
     (shared / "from-the-host").write_text("a file of the host\n")
-    with step("layers and scratch disks made on the host"):
+    with step("layers and disks made on the host"):
         layers = make_layers(directory)
         scratch = make_disk(directory / "scratch.raw", "64M")
         data = make_disk(directory / "data.raw", "16M")
 
-    async with uvm.open_backend("qemu") as backend, AsyncExitStack() as stack:
+    async with uvm.open_backend("qemu") as backend:
         options = uvm.LCOWOptions(memory_mb=512, scsi_controllers=4)
-        with step("a VM created"):
-            vm = await stack.enter_async_context(uvm.UtilityVM.create(options, backend=backend))
-        with step("booted, and its guest greeted"):
-            await vm.start()
-        await use(vm, layers, scratch, data, shared)
-        with step("shut down"):
-            await vm.shutdown()
-        say(str(vm.exit_status))
+        async with AsyncExitStack() as stack:
+            with step("a pod: its VM booted, and its guest greeted"):
+                pod = await stack.enter_async_context(uvm.Pod.create(options, backend=backend))
+            await use_vm(pod.vm, data)
+            await use_pod(pod, layers, scratch, shared, data)
+            with step("the pod ended, and its VM closed"):
+                await pod.close()
+            say(str(pod.vm.exit_status))
         await clone(backend)
 
 
-async def use(vm: uvm.UtilityVM, layers: list[str], scratch: str, data: str, shared: Path) -> None:
-    """Run processes, attach devices, run a container over layers."""
+async def use_vm(vm: uvm.UtilityVM, data: str) -> None:
+    """Run processes, and attach a disk."""
     with step("a first process"):
         done = await vm.run(["uname", "-a"], text=True)
     say(f"{done.stdout.strip()}")
     with step("a second one"):
         await vm.run(["true"])
-    with step("a disk attached and mounted"):
-        disk = await vm.scsi.attach(data, mount=uvm.Mount(filesystem="ext4"))
-    say(f"disk {disk.controller}:{disk.lun} is at {disk.guest_path}")
-    with step("a directory of the host shared"):
-        await vm.share(str(shared), "/mnt/shared")
-    await vm.run(["sh", "-c", "cp /mnt/shared/from-the-host /mnt/shared/from-the-guest"], check=True)
-    say(f"the guest wrote: {(shared / 'from-the-guest').read_text().strip()}")
-    with step("two layers and a scratch disk mounted as one root"):
-        root = await vm.mount_layers("demo", layers, scratch)
-    with step("a container created, run with its output read, and deleted"):
-        async with vm.create_container("demo", SPEC, root=root) as container:
-            await container.start()
-            init = await container.open_init(stdin=True)
-            ended = await init.communicate("and from its standard input\n", text=True)
-    for line in ended.stdout.splitlines():
-        say(line)
-    say(f"exit code {ended.exit_code}")
+    with step("a disk attached and mounted, and released"):
+        async with vm.scsi.attach(data, mount=uvm.Mount(filesystem="ext4")) as disk:
+            where = f"disk {disk.controller}:{disk.lun} was at {disk.guest_path}"
+    say(where)
     with step("its statistics"):
         stats = await vm.stats()
     say(f"{stats.working_set_bytes >> 20} MiB on the host")
-    print(*draw_devices(Terminal.of(sys.stdout), vm.devices()), sep="\n")
-    with step("the layers released"):
-        await root.release()
+
+
+async def use_pod(pod: uvm.Pod, layers: list[str], scratch: str, shared: Path, data: str) -> None:
+    """Run a container over layers, with a directory of the host and a disk."""
+    with step("a container run: layers, scratch disk, directory and disk attached, and it started"):
+        container = await pod.run_container(spec_of(shared, data), layers, scratch, stdin=True)
+    print(*draw_devices(Terminal.of(sys.stdout), pod.vm.devices()), sep="\n")
+    assert container.init is not None
+    with step("its input written, its output read to the end"):
+        ended = await container.init.communicate("and from its standard input\n", text=True)
+    for line in ended.stdout.splitlines():
+        say(line)
+    say(f"exit code {ended.exit_code}")
+    say(f"the container wrote: {(shared / 'from-the-container').read_text().strip()}")
+    with step("it ended, and all of that was released"):
+        await container.aclose()
 
 
 async def clone(backend: uvm.Backend) -> None:

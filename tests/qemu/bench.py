@@ -36,6 +36,11 @@ _DISKS: Final = 20
 _MANY: Final = 64
 _MANY_ROUNDS: Final = 3
 _CONTAINERS: Final = 7
+_PODS: Final = 2
+_PODS_CONTAINERS: Final = 10
+_PODS_LAYERS: Final = 20
+#: One emulated processor does it all.
+_PATIENT: Final = uvm.GuestTimeouts(rpc_seconds=300)
 _STREAM_BYTES: Final = 32 * MIB
 _STREAMS: Final = 3
 _HANDED: Final = 7
@@ -74,6 +79,7 @@ async def measure(loop: str, directory: Path) -> dict[str, Any]:
             await _disks(vm, directory, samples)
             await _containers(vm, directory, samples)
             await _streams(vm, samples)
+        await _pods(backend, directory, samples)
         await _clones(backend, samples)
         await _pool(backend, directory, samples)
         assert backend._chosen is not None
@@ -168,6 +174,24 @@ async def _containers(vm: uvm.UtilityVM, directory: Path, samples: Samples) -> N
                 assert await (await container.open_init()).wait() == 0
                 took = time.perf_counter() - began
         samples.add("a container: create to exit of `true`", "ms", took * 1000)
+
+
+async def _pods(backend: QEMUBackend, directory: Path, samples: Samples) -> None:
+    (below := directory / "pods").mkdir()
+    empty = [ext4(below / f"{number}.raw", MIB) for number in range(1, _PODS_LAYERS)]
+    layers = [str(path) for path in (*empty, busybox_layer(below))]
+    disks = [str(ext4(below / f"scratch{number}.raw", 16 * MIB)) for number in range(_PODS_CONTAINERS)]
+    options = uvm.LCOWOptions(memory_mb=MEMORY_MB, processors=1, scsi_controllers=4)
+    what = f"a pod of {_PODS_CONTAINERS} containers of an image of {_PODS_LAYERS} layers"
+    sleeping = {**spec("sleep", "3600"), "hostname": ""}
+    for _ in range(_PODS):
+        began = time.perf_counter()
+        async with uvm.Pod.create(options, backend=backend, timeouts=_PATIENT) as pod:
+            await _at_once([(pod.run_container, sleeping, layers, disk) for disk in disks])
+            assert len(pod.containers) == _PODS_CONTAINERS
+            up = time.perf_counter()
+        samples.add(f"{what}: brought up, with the boot of its VM", "s", up - began)
+        samples.add(f"{what}: ended, with its VM", "s", time.perf_counter() - up)
 
 
 async def _streams(vm: uvm.UtilityVM, samples: Samples) -> None:

@@ -526,6 +526,19 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
         OptionsError,
         "has /data twice",
     ),
+    "a block device of no disk": (
+        with_mounts(mount(host.SHARED, "blockdev:///dev/x")),
+        OptionsError,
+        "is for disks",
+    ),
+    **{
+        f"a block device {problem}": (
+            with_mounts(mount(host.DISK, destination, "virtual-disk")),
+            OptionsError,
+            problem,
+        )
+        for destination, problem in (("blockdev://", "empty"), ("blockdev://x", "relative"))
+    },
     "relative source": (with_mounts(mount("a")), OptionsError, "is relative"),
     "device of no type": ({**SLEEP, "windows": device(kind="usb")}, OptionsError, "'usb', which is unknown"),
     "a device twice": (

@@ -33,7 +33,7 @@ from tests.vm.support import (
     host_backend,
     wcow,
 )
-from uvm._vm.pods.plan import GuestDirectory, GuestRoot, Member
+from uvm._vm.pods.plan import GuestDirectory, GuestRoot, Member, Pipe
 from uvm._vm.pods.windows import VMFacts, plan
 from uvm.backends.fake import FakeBackend, FakeProcess
 from uvm.errors import AccessDeniedError, GuestError, HostPathError, NotSupportedError, OptionsError, UVMError
@@ -335,6 +335,14 @@ def test_a_pipe_of_the_vm_has_the_name_of_its_pod_in_it() -> None:
     ]
 
 
+@pytest.mark.parametrize("spelling", [r"\\.\pipe\a\b", "//./pipe/a/b", r"\\.\PIPE\a\b", "//./Pipe\\a/b"])
+def test_a_pipe_may_be_spelled_as_windows_takes_it(spelling: str) -> None:
+    made = plan({"mounts": [{"source": spelling, "destination": spelling}]}, Member("c1"), VMFacts("p", 2))
+    assert made.attachments == (Pipe(r"\\.\pipe\a\b"),)
+    of_vm = document({"mounts": [{"source": f"uvm://{spelling}", "destination": spelling}]})["Container"]
+    assert of_vm["MappedPipes"] == [{"ContainerPipeName": r"a\b", "HostPath": r"\\.\pipe\p\a\b"}]
+
+
 def test_the_document_of_a_confidential_container_has_its_specification() -> None:
     spec = {
         "ociVersion": "1.0",
@@ -383,6 +391,7 @@ BAD: list[tuple[dict[str, Any], type[UVMError], str]] = [
     (mounted(SHARED, "blockdev://C:\\x"), OptionsError, "in Linux containers alone"),
     (mounted("uvm://C:\\Windows"), OptionsError, "only pipes are mounted"),
     (mounted(r"\\.\pipe\a"), OptionsError, "so has to be its destination"),
+    (mounted(r"\\.\pipe\a", "//./pipe/"), OptionsError, "so has to be its destination"),
     (mounted(r"uvm://\\.\pipe\a", "C:\\a"), OptionsError, "so has to be its destination"),
     (mounted(SHARED, r"\\.\pipe\a"), OptionsError, "is a pipe, and its source"),
     (mounted(DISK, r"\\.\pipe\a", "virtual-disk"), OptionsError, "is a pipe, and its source"),

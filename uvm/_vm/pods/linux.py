@@ -154,6 +154,10 @@ _Planned = Attachment | str | None
 
 
 def _kind_of(mount: OCIMount) -> Callable[[OCIMount, Member], _Planned]:
+    if mount.destination.startswith(BLOCK_DEVICE) and mount.type not in _DISKS:
+        raise OptionsError(
+            f"{mount} is of the type {mount.type!r}; {BLOCK_DEVICE} is for disks: {', '.join(sorted(_DISKS))}"
+        )
     if mount.type not in MOUNTS and not mount.is_bind:
         raise OptionsError(
             f"{mount} is of the type {mount.type!r}, which is unknown; known are {', '.join(sorted(MOUNTS))}"

@@ -173,9 +173,7 @@ class WindowsPlan:
 
     def _pipes(self, sources: Mapping[int, str]) -> list[schema.MappedPipe]:
         return [
-            schema.MappedPipe(
-                container_pipe_name=each.destination[len(PIPE) :], host_path=sources[each.index]
-            )
+            schema.MappedPipe(container_pipe_name=_name_of(each.destination), host_path=sources[each.index])
             for each in self.mounts
             if _is_pipe(each.destination)
         ]
@@ -262,6 +260,8 @@ def _mount(mount: OCIMount, facts: VMFacts) -> _Planned:
 
 def _by_source(mount: OCIMount, facts: VMFacts) -> _Planned:
     source = source_of(mount)
+    if _is_pipe(source):
+        return _host_pipe(mount)
     for prefix, planned in SOURCES.items():
         if source.startswith(prefix):
             return planned(mount, facts)
@@ -270,11 +270,16 @@ def _by_source(mount: OCIMount, facts: VMFacts) -> _Planned:
 
 
 def _is_pipe(path: str) -> bool:
-    return path.casefold().startswith(PIPE)
+    return path[: len(PIPE)].replace("/", "\\").casefold() == PIPE
+
+
+def _name_of(pipe: str) -> str:
+    """Return the name of a pipe, as Windows has it: ``//./pipe/a`` is ``a``, too."""
+    return pipe_path(pipe)[len(PIPE) :]
 
 
 def _check_pipe(mount: OCIMount) -> None:
-    if not _is_pipe(mount.destination) or len(mount.destination) == len(PIPE):
+    if not _is_pipe(mount.destination) or not mount.destination[len(PIPE) :].strip("\\/"):
         raise OptionsError(
             f"{mount}: its source {mount.source!r} is a pipe, and so has to be its destination: {PIPE}NAME"
         )
@@ -285,7 +290,7 @@ def _check_no_pipe(mount: OCIMount) -> None:
         raise OptionsError(f"{mount} is a pipe, and its source {mount.source!r} is none")
 
 
-def _host_pipe(mount: OCIMount, facts: VMFacts) -> _Planned:
+def _host_pipe(mount: OCIMount) -> _Planned:
     _check_pipe(mount)
     return Pipe(pipe_path(mount.source, f"the source of {mount}"))
 
@@ -295,7 +300,7 @@ def _in_vm(mount: OCIMount, facts: VMFacts) -> _Planned:
     if not _is_pipe(source):
         raise OptionsError(f"{mount}: of a Windows VM itself only pipes are mounted: {GUEST}{PIPE}NAME")
     _check_pipe(mount)
-    return f"{PIPE}{facts.id.removesuffix('@vm')}\\{source[len(PIPE) :]}"
+    return f"{PIPE}{facts.id.removesuffix('@vm')}\\{_name_of(source)}"
 
 
 def _sandbox(mount: OCIMount, facts: VMFacts) -> _Planned:
@@ -326,7 +331,6 @@ SOURCES: Final[dict[str, Callable[[OCIMount, VMFacts], _Planned]]] = {
     SANDBOX_TMP: _of_linux,
     HUGE_PAGES: _of_linux,
     GUEST: _in_vm,
-    PIPE: _host_pipe,
 }
 #: By the type of a mount, what it takes.
 TYPES: Final[dict[str, Callable[[OCIMount, VMFacts], _Planned]]] = {
