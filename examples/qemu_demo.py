@@ -107,8 +107,9 @@ async def play(directory: Path) -> None:
                 pod = await stack.enter_async_context(uvm.Pod.create(options, backend=backend))
             await use_vm(pod.vm, data)
             await use_pod(pod, layers, scratch, shared, data)
-            with step("the pod ended, and its VM closed"):
-                await pod.close()
+            with step("the pod ended, and its VM shut down"):
+                await pod.end()
+                await pod.vm.shutdown()
             say(str(pod.vm.exit_status))
         await clone(backend)
 

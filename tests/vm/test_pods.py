@@ -12,6 +12,7 @@ import pytest
 
 import uvm
 from tests.clocks import jumping_backends
+from tests.planning import POLICY
 from tests.vm import support as host
 from tests.vm.audit import check_at_rest
 from tests.vm.support import Running, host_backend, lcow, quiet
@@ -489,6 +490,26 @@ async def test_a_pod_whose_network_is_not_there_leaves_nothing() -> None:
     with pytest.raises(HostError):
         async with uvm.Pod.create(lcow(), backend=backend, network=host.NIC):
             raise AssertionError
+    assert backend.leftovers() == []
+
+
+@pytest.mark.parametrize("os", ["linux", "windows"])
+async def test_a_pod_of_a_policy_without_its_files_is_refused_and_nothing_is_created(os: str) -> None:
+    backend = host_backend()
+    options: Any = (
+        uvm.LCOWOptions.confidential(POLICY, boot_files_path=r"C:\boot", bundle_directory=r"C:\bundle")
+        if os == "linux"
+        else uvm.WCOWOptions.confidential(
+            POLICY,
+            boot_files_root_path=r"C:\cim",
+            bundle_directory=r"C:\bundle",
+            scratch_vhd_path=host.SCRATCH,
+        )
+    )
+    with pytest.raises(OptionsError, match=r"\.vmgs was not found on the host"):
+        async with uvm.Pod.create(options, backend=backend):
+            raise AssertionError
+    assert backend.request_log.entries(to="lifecycle") == []
     assert backend.leftovers() == []
 
 
