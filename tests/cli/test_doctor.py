@@ -170,7 +170,7 @@ def test_json_says_the_same(run: Run, backend: str, monkeypatch: pytest.MonkeyPa
 
 def test_an_unknown_backend_is_one_line_on_the_error_stream(run: Run) -> None:
     ran = run("doctor", "--backend", "xen")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "no backend is called 'xen'" in ran.error
 
 

@@ -93,7 +93,7 @@ def test_a_kernel_is_fetched_if_asked_for(
 @linux_only
 def test_what_cannot_be_built_is_one_line(run: Run, cache: Cache) -> None:
     ran = run("image", "build", "--kernel", "/dev/null")
-    assert (ran.status, ran.output) == (1, "")
+    assert (ran.status, ran.output) == (2, "")
     assert "kernel='/dev/null' cannot be used" in ran.error
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import uvm
-from tests.cli.support import ROOT
+from tests.cli.support import LCOW, ROOT
 from uvm.cli import main
 from uvm.cli.errors import in_one_line
 from uvm.errors import GuestError, HostError, UndoFailedError, UVMErrorGroup, together
@@ -39,6 +39,23 @@ def test_a_wrong_command_line_is_exit_status_2(
         main(arguments)
     assert left.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["doctor", "--backend", "none"],
+        ["ps", "--backend", "none"],
+        ["conform", "none"],
+        ["pod", str(LCOW), "--backend", "none"],
+        ["document", str(LCOW), "--backend", "none"],
+    ],
+)
+def test_a_backend_that_is_none_is_a_wrong_command_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("uvm: error: no backend is called 'none'; there are: fake, ")
 
 
 def test_an_error_with_notes_is_one_line() -> None:

@@ -225,7 +225,7 @@ def test_a_pod_runs_on_another_backend_without_its_requests(pod_file: Callable[[
 
 def test_an_unknown_backend_is_named_with_those_that_there_are(run: Run) -> None:
     ran = run("pod", LCOW, "--backend", "nosuch")
-    assert ran.status == 1
+    assert ran.status == 2
     assert ran.error.startswith("uvm: error: no backend is called 'nosuch'; there are: ")
     assert "fake" in ran.error
 

@@ -15,7 +15,7 @@ from uvm.cli.commandline import make_parser
 from uvm.cli.completion import COMPLETING, complete
 from uvm.cli.errors import UsageError, in_one_line
 from uvm.cli.terminal import Terminal
-from uvm.errors import UVMError
+from uvm.errors import OptionsError, UVMError
 
 __all__ = ["main"]
 
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _fail(str(error), 2)
     except UVMError as error:
-        return _fail(in_one_line(error), getattr(command, "FAILURE", 1))
+        wrong = isinstance(error, OptionsError)
+        return _fail(in_one_line(error), getattr(command, "FAILURE", 2 if wrong else 1))
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
     return status
