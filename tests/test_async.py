@@ -10,8 +10,7 @@ import anyio
 import pytest
 import trio
 
-from uvm._async import Errand, Opening, opens
-from uvm.errors import NoSpaceError
+from uvm._async import Opening, opens
 from uvm.schema.devices import VirtualSmbShareOptions
 
 pytestmark = pytest.mark.anyio
@@ -187,25 +186,3 @@ async def test_lists_documents_and_models_are_copied_before_it_is_awaited() -> N
     model.read_only = True
     given = {"inner": {"b": [1]}, "model": VirtualSmbShareOptions()}
     assert (await opening).given == (["a"], given)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-async def test_a_caller_who_leaves_in_the_turn_of_the_answer_has_it_given_up_or_logged(
-    fails: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    given_up: list[str] = []
-
-    async def call() -> str:
-        scope.cancel()
-        if fails:
-            raise NoSpaceError("no slot")
-        return "device"
-
-    async with anyio.create_task_group() as tasks:
-        with anyio.CancelScope() as scope:
-            await Errand("vm1", "do", call, given_up.append).made_in(tasks, AssertionError)
-    assert scope.cancelled_caught
-    assert given_up == ([] if fails else ["device"])
-    assert [record.getMessage() for record in caplog.records] == (
-        ["vm1: for a caller who was cancelled: no slot"] if fails else []
-    )

@@ -8,26 +8,21 @@ from contextvars import ContextVar
 from functools import wraps
 from inspect import CORO_CREATED, getcoroutinestate
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
-from attrs import define, field
 
 from uvm._arguments import own
 from uvm._checks import suggested
 from uvm._home import asyncio_loop, trio_lowlevel
-from uvm._log import Log
-from uvm._observed import Door, Observed, observe
 from uvm._repr import shown
-from uvm.errors import VMExitedError, VMStateError
+from uvm.errors import VMStateError
 
 A = ParamSpec("A")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
 T = TypeVar("T")
-
-_log = Log("uvm")
 
 
 class Line:
@@ -290,81 +285,6 @@ async def errors_of(
         for _ in calls[:at_once]:
             tasks.start_soon(make)
     return errors
-
-
-@define(eq=False, repr=False)
-class Errand(Generic[T]):
-    """A call that a task makes for its callers, who may leave at once; the call goes on.
-
-    :ivar name: the VM that it is for.
-    :ivar operation: what is done.
-    :ivar give_up: called with the result if all callers have left.
-    :ivar error: what it failed with.
-    """
-
-    name: str
-    operation: str
-    _call: Callable[[], Awaitable[T]]
-    give_up: Callable[[T], object] = lambda result: None
-    error: Exception | None = field(default=None, init=False)
-    _ended: Flag = field(factory=Flag, init=False)
-    _result: list[T] = field(factory=list, init=False)
-    _callers: int = field(default=0, init=False)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the call has been made, or was cut off."""
-        return self._ended.is_set()
-
-    @property
-    def result(self) -> T | None:
-        """What the call returned; None before, and if it failed."""
-        return self._result[0] if self._result else None
-
-    async def made_in(self, tasks: anyio.abc.TaskGroup, unmade: Callable[[], Exception]) -> T:
-        """Have a task of a group make the call, and wait for its result.
-
-        :param unmade: returns what to raise if the group is cancelled first.
-        """
-        tasks.start_soon(self.make)
-        await self.wait()
-        if self.error is not None:
-            raise self.error
-        if not self._result:
-            raise unmade()
-        return self._result[0]
-
-    async def wait(self) -> None:
-        """Wait for its end. Any number of callers may."""
-        self._callers += 1
-        try:
-            await self._ended.wait()
-        except BaseException:
-            if self._callers == 1:
-                self._abandon()
-            raise
-        finally:
-            self._callers -= 1
-
-    async def make(self) -> None:
-        """Make the call: the task."""
-        try:
-            what = Observed(Door.VM, self.name, self.operation)
-            self._result.append(await observe(what, self._call))
-        except Exception as error:
-            self.error = error
-        finally:
-            self._ended.set()
-            if not self._callers:
-                self._abandon()
-
-    def _abandon(self) -> None:
-        """Abandon the result, or log the error: all callers have left, maybe in the turn in which it came."""
-        for result in self._result:
-            self.give_up(result)
-        if self.error is not None and not isinstance(self.error, VMExitedError):
-            text = "; ".join((str(self.error), *getattr(self.error, "__notes__", ())))
-            _log.warning(self.name, "for a caller who was cancelled: %s", text, operation=self.operation)
 
 
 class Opening(Coroutine[Any, Any, C]):

@@ -7,7 +7,7 @@ Whatever the library does for a VM passes one of these doors::
 
     what is done            door
     -----------------------+----------------------------------------------------------
-    operations of the VM    uvm._async.Errand.make; uvm._vm.vm, for its creation
+    operations of the VM    uvm._errands.Errand.make; uvm._vm.vm, for its creation
     operations on devices   uvm._buses.driver.Driver.in_turn
     requests to the host    asked(), around its backend and its compute system
     requests to the guest   uvm._gcs.bridge.Bridge.submit, to uvm._gcs.calls.Call.end

@@ -307,6 +307,45 @@ async def test_what_the_agent_adds_to_another_namespace_is_removed_with_the_set_
         scene.check_nothing_is_set_up()
 
 
+@pytest.mark.parametrize(
+    ("names", "error", "said"),
+    [(NAMES, NotAttachedError, "removed from vm1 meanwhile"), ([*NAMES, "nowhere"], RPCError, "nowhere")],
+)
+async def test_what_came_as_others_removed_the_namespace_is_removed_with_the_set_up(
+    names: list[str], error: type[Exception], said: str
+) -> None:
+    async with staged(names=names) as scene:
+        gate = scene.run.backend.faults.hold(where=lambda call: "NetworkAdapters" in call.resource)
+        failed: list[Exception] = []
+
+        async def set_up() -> None:
+            failed.append(await failing(scene.setup.setup, error))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(set_up)
+            await quiet()
+            # The first adapter, which is being added, keeps the namespace for the second.
+            assert len(gate.pending) == 1
+            await scene.vm.network.remove_namespace(NAMESPACE)
+            gate.close()
+        assert said in str(failed[0])
+        scene.check_nothing_is_set_up()
+
+
+async def test_an_adapter_that_came_to_a_namespace_of_others_is_removed_with_the_set_up() -> None:
+    async with staged(names=[NAMES[0]]) as scene:
+        await scene.setup.setup(NAMESPACE)
+        await scene.vm.network.remove_namespace(NAMESPACE)
+        theirs = await scene.vm.network.add_namespace(NAMESPACE)
+        await scene.proxy.agents["pod1"].add_nic(NAMES[1], scene.run.backend.new_id())
+        # The proxy cannot have removed what has gone already, and forgets it.
+        await failing(scene.setup.teardown, RPCError)
+        await scene.setup.teardown(NAMESPACE)
+        assert scene.vm.network.adapters == ()
+        await theirs.release()
+        scene.check_nothing_is_set_up()
+
+
 async def test_the_agent_refuses_calls_for_other_containers() -> None:
     async with staged() as scene:
         await scene.setup.setup(NAMESPACE)

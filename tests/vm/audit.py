@@ -77,7 +77,7 @@ def _check_mounts(run: Running) -> None:
     }
     assert there <= mounts.keys()
     for where, mount in mounts.items():
-        refused_with = None if mount._releasing is None else mount._releasing.error
+        refused_with = mount._releasing.error
         assert where in there or (refused_with is not None and not is_refusal(refused_with)), where
 
 
@@ -149,8 +149,8 @@ def check_pod(pod: Pod) -> None:
     assert None not in pod._members.values()
     for each in pod.containers.values():
         assert not each.closed, each
-        assert each._ending is not None or each.resources.state is LeaseState.HELD, each
-    if pod._ending is not None and pod._ending.result == []:
+        assert each._ending.begun or each.resources.state is LeaseState.HELD, each
+    if pod._ending.done:
         assert not pod.containers
 
 

@@ -6,13 +6,15 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import anyio
 from attrs import define, field, frozen
 
 from uvm._async import cancelled_too
 from uvm._buses.holds import Hold, HoldState
+from uvm._buses.link import Link
+from uvm._errands import Release
 from uvm._home import Bound
 from uvm._repr import arguments_of, brief
 from uvm.errors import AlreadyReleasedError
@@ -165,6 +167,65 @@ class Lease(Releasable):
 
     def _leave(self) -> None:
         self._hold.leave()
+
+
+@define(eq=False, repr=False)
+class ReleasedByTask(Releasable):
+    """Several parts that a task of the VM releases in order. It ends with its release, or with the VM."""
+
+    #: Its release, as an operation.
+    _operation: ClassVar[str]
+
+    _releasing: Release = field(init=False)
+    #: A caller has seen it released.
+    _reported: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        link = self._link
+        self._releasing = Release(link.vm_id, self._operation, self._take_apart, link.start_soon, self._leave)
+
+    @property
+    def _link(self) -> Link:
+        raise NotImplementedError
+
+    async def _take_apart(self) -> None:
+        """Release its parts in order, or what is left of them; raise what failed."""
+        raise NotImplementedError
+
+    def _state_of_parts(self) -> LeaseState:
+        """Return its state once a release of it has ended."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> LeaseState:
+        """The state of all of it now, as of a lease."""
+        if self._link.exited.is_set():
+            return LeaseState.GONE
+        if not self._releasing.begun:
+            return LeaseState.HELD
+        return LeaseState.RELEASING if self._releasing.in_flight else self._state_of_parts()
+
+    @property
+    def released(self) -> bool:
+        """Whether its release is complete, or the VM has exited."""
+        return self.state in (LeaseState.RELEASED, LeaseState.GONE, LeaseState.UNKNOWN)
+
+    async def release(self) -> None:
+        """Release all of it.
+
+        A task of the VM does it: cancelling this stops only the waiting, and a further release waits for the
+        same outcome. If a part is refused, the rest is done as far as it can be, the errors are raised, and a
+        further release goes on with what is left.
+
+        :raises AlreadyReleasedError: a release of it has succeeded before.
+        :raises UnknownOutcomeError: whether a part is off the host is unknown; its slot stays withheld.
+        """
+        if self._link.exited.is_set():
+            return
+        if self._reported:
+            raise AlreadyReleasedError(f"{self!r} was released before")
+        await self._releasing.wait()
+        self._reported = True
 
 
 async def leases_of(makers: Sequence[Callable[[], Awaitable[L]]]) -> list[L]:

@@ -11,8 +11,9 @@ import anyio
 import anyio.abc
 from attrs import Factory, define, frozen
 
-from uvm._async import Errand, Flag, Work
+from uvm._async import Flag, Work
 from uvm._buses.flights import Flights, Occupied
+from uvm._errands import Errand
 from uvm._guest.access import has_gone, has_stopped
 from uvm._guest.states import ContainerStates
 from uvm._guest.stdio import StreamBrokenError
@@ -154,6 +155,17 @@ class Link:
         error = VMExitedError(f"{self.vm_id}: the VM has exited", self.exit_status)
         error.__cause__ = self.failure()
         return error
+
+    def start_soon(self, call: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Have the VM's tasks make a call, which must not raise; False once the VM has exited.
+
+        :raises VMStateError: the VM belongs to another event loop.
+        """
+        self.check_here()
+        if self.tasks is None or self.exited.is_set():
+            return False
+        self.work.start_soon(self.tasks, call)
+        return True
 
     async def carry_out(
         self,

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, TypeVar
 import anyio.abc
 from attrs import Factory, define, field, frozen
 
-from uvm._async import Errand
+from uvm._errands import Errand
 from uvm._guest.clock import GuestClock
 from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts

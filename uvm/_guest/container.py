@@ -18,9 +18,8 @@ by the deletion of its state, has ended ``GuestTimeouts.grace_seconds`` later, i
       `----- the guest goes ------------------------------> LOST    wait() raises BridgeClosedError
 
 Closing it ends it and deletes its state, at once or when its layers were released: see
-:mod:`uvm._guest.states`. The VM's tasks do that, and a caller only waits for it: see
-:mod:`uvm._guest.containerend`. Once the guest is gone, ending and forgetting what was in it succeeds at once
-(hcsshim's issue 2743).
+:mod:`uvm._guest.states`. The VM's tasks do that, and a caller only waits for it: see :mod:`uvm._errands`.
+Once the guest is gone, ending and forgetting what was in it succeeds at once (hcsshim's issue 2743).
 
 Source: hcsshim internal/cow and internal/gcs/container.go.
 """
@@ -40,9 +39,9 @@ from attrs import frozen
 from uvm._arguments import kind_of
 from uvm._async import Flag, cancelled_too, errors_of, opens
 from uvm._checks import checked, instance, text
+from uvm._errands import Release
 from uvm._guest.access import GuestAccess
 from uvm._guest.clock import GuestClock
-from uvm._guest.containerend import ContainerEnd
 from uvm._guest.exit import Exit
 from uvm._guest.process import Launch, Process, exit_of
 from uvm._guest.run import ProcessHost
@@ -186,8 +185,13 @@ class Container(ProcessHost):
         self._init_there = Flag()
         # Its own process was started elsewhere, or the answer to its start was lost, so that it may run.
         self._may_run = opened and linux
-        self._closing = ContainerEnd(guest, f"close container {self.id}", self._close)
-        self._deletion = ContainerEnd(guest, f"delete the state of container {self.id}", self._delete_state)
+        self._closing = self._ended_by(self._close)
+        self._deletion = self._ended_by(self._delete_state)
+
+    def _ended_by(self, work: Callable[[], Awaitable[None]]) -> Release:
+        """Return an end of it that the VM's tasks carry out."""
+        guest = self._guest
+        return Release(guest.name, "end container", lambda: guest.call(work()), guest.start_soon)
 
     def __repr__(self) -> str:
         if self.exit is not None:

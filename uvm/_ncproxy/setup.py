@@ -119,8 +119,10 @@ class _SetUp:
             lease._leave()
 
     def _left(self) -> list[Releasable]:
-        namespace = [] if self.namespace is None or self.namespace.released else [self.namespace]
-        return [*namespace, *self.vm.outside("" if self.namespace is None else self.namespace.id)]
+        if self.namespace is None or self.namespace.released:
+            # Others may have removed it, while adapters were being added that keep it.
+            return [*self.vm.outside("")]
+        return [self.namespace, *self.vm.outside(self.namespace.id)]
 
 
 async def _error_of(call: Callable[[], Awaitable[None]]) -> Exception | None:
@@ -169,6 +171,7 @@ class ExternalNetworkSetup:
         If that fails, or the caller is cancelled, all of it is rolled back.
 
         :raises OptionsError: a namespace is set up already, or the VM is in this one.
+        :raises NotAttachedError: the namespace was removed meanwhile; its adapters are removed as well.
         :raises RPCError: the proxy refused, or was not reached.
         :raises UnknownOutcomeError: the proxy did not answer.
         :raises HostError: there is no such namespace, or the address of the agent is in use.
@@ -247,6 +250,9 @@ class ExternalNetworkSetup:
         up.namespace = await self._network.add_namespace(up.namespace_id)
         await self._start_serving(up)
         await self._ask_proxy(up)
+        self._link.check_running()
+        if up.namespace.released:
+            raise NotAttachedError(f"{up.namespace_id} was removed from {self._context.vm_id} meanwhile")
         self._up = up
 
     async def _start_serving(self, up: _SetUp) -> None:
@@ -282,10 +288,8 @@ class ExternalNetworkSetup:
 
     def _abandon(self, up: _SetUp) -> None:
         """Tear down what was set up just as its caller was cancelled."""
-        if self._link.tasks is not None and not self._link.exited.is_set():
-            tear_down = partial(self._tear_down_quietly, up)
-            both = partial(self._though_it_exits, tear_down, tear_down)
-            self._link.work.start_soon(self._link.tasks, both)
+        tear_down = partial(self._tear_down_quietly, up)
+        self._link.start_soon(partial(self._though_it_exits, tear_down, tear_down))
 
     async def _tear_down_quietly(self, up: _SetUp) -> None:
         try:

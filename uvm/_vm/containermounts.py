@@ -26,8 +26,8 @@ from functools import partial
 import anyio
 from attrs import define, field
 
-from uvm._async import Errand, Opening
-from uvm._buses.lease import LeaseState, Orphan, Releasable, state_of
+from uvm._async import Opening
+from uvm._buses.lease import LeaseState, Orphan, ReleasedByTask, state_of
 from uvm._buses.link import Link
 from uvm._buses.vsmb import VSMBLease
 from uvm._checks import checked, flag, instance
@@ -38,15 +38,12 @@ from uvm._repr import brief
 from uvm._vm.devices import Devices
 from uvm.backend import JSON
 from uvm.errors import (
-    AlreadyReleasedError,
     BridgeClosedError,
     OptionsError,
     RefusedError,
     UndoFailedError,
     UVMError,
-    VMExitedError,
     is_refusal,
-    own,
 )
 from uvm.hresult import SYSTEM_ENDED, HResult
 from uvm.schema.common import RS5
@@ -59,7 +56,7 @@ _NOT_MAPPED = SYSTEM_ENDED | {HResult.ERROR_NOT_FOUND}
 
 
 @define(eq=False, repr=False)
-class ContainerMount(Releasable):
+class ContainerMount(ReleasedByTask):
     """A directory of the host in a running Windows container.
 
     It ends with :meth:`release`, with the container, or with the VM.
@@ -69,13 +66,13 @@ class ContainerMount(Releasable):
     :ivar share: the lease of the share, which is released with it.
     """
 
+    _operation = "unmount in container"
+
     _container: Container
     share: VSMBLease
     container_path: str
     read_only: bool
     _mapped: bool = field(default=True, init=False)
-    _releasing: Errand[None] | None = field(default=None, init=False)
-    _reported: bool = field(default=False, init=False)
     _following: anyio.CancelScope = field(factory=anyio.CancelScope, init=False)
     #: Since when it has no caller.
     _left_at: datetime | None = field(default=None, init=False)
@@ -101,21 +98,8 @@ class ContainerMount(Releasable):
         """The directory on the host, links resolved."""
         return self.share.host_path
 
-    @property
-    def state(self) -> LeaseState:
-        """The state of it now, as of a lease."""
-        if self._link.exited.is_set():
-            return LeaseState.GONE
-        if self._releasing is None:
-            return LeaseState.HELD
-        if not self._releasing.ended:
-            return LeaseState.RELEASING
+    def _state_of_parts(self) -> LeaseState:
         return LeaseState.REFUSED if self._releasing.error is not None else state_of(self.share._hold)
-
-    @property
-    def released(self) -> bool:
-        """Whether its release is complete, or the VM has exited."""
-        return self.state in (LeaseState.RELEASED, LeaseState.GONE, LeaseState.UNKNOWN)
 
     async def release(self) -> None:
         """Unmap it, and release its share.
@@ -126,30 +110,9 @@ class ContainerMount(Releasable):
         :raises AlreadyReleasedError: a release of it has succeeded before.
         :raises UnknownOutcomeError: the answer was lost; it may be mapped.
         """
-        if self._link.exited.is_set():
-            return
-        if self._reported:
-            raise AlreadyReleasedError(f"{self!r} was released before")
-        await self._release()
-        self._reported = True
+        await super().release()
 
-    async def _release(self) -> None:
-        releasing = self._begin_release()
-        await releasing.wait()
-        # With the VM went all that there was to release.
-        if releasing.error is not None and not isinstance(releasing.error, VMExitedError):
-            raise own(releasing.error)
-
-    def _begin_release(self) -> Errand[None]:
-        """Have a task of the VM release it, unless one does, or has."""
-        link = self._link
-        if self._releasing is None or self._releasing.error is not None:
-            self._releasing = Errand(link.vm_id, "unmount in container", self._undo)
-            if link.tasks is not None:
-                link.work.start_soon(link.tasks, self._releasing.make)
-        return self._releasing
-
-    async def _undo(self) -> None:
+    async def _take_apart(self) -> None:
         if self._mapped and not self._container._handle.exit.settled:
             await self._unmap()
         self._unmapped()
@@ -194,8 +157,9 @@ class ContainerMount(Releasable):
             with suppress(UVMError):
                 await self._container._handle.exit.wait()
             # One that was under way may fail, since it asked the container.
-            await self._begin_release().wait()
-            self._begin_release()
+            with suppress(UVMError):
+                await self._releasing.wait()
+            self._releasing.begin()
 
     def _leave(self) -> None:
         self._left_at = self._left_at or datetime.now(UTC)
@@ -205,12 +169,12 @@ class ContainerMount(Releasable):
     def _abandon(self) -> None:
         """Release it for no caller: if that is refused, it is an orphan."""
         self._leave()
-        self._begin_release()
+        self._releasing.begin()
 
     def _orphan(self) -> Orphan | None:
         """Return it as an orphan, if it may be mapped and has no caller."""
-        hold, releasing = self.share._hold, self._releasing
-        if self._left_at is None or releasing is None or releasing.error is None:
+        hold, error = self.share._hold, self._releasing.error
+        if self._left_at is None or error is None:
             return None
         # Its slot is that of its share.
         return Orphan(
@@ -219,9 +183,9 @@ class ContainerMount(Releasable):
             hold.slot,
             f"directory {self.host_path} in a container",
             self._where,
-            releasing.error,
+            error,
             self._left_at,
-            self._release,
+            self._releasing.wait,
         )
 
 
@@ -269,7 +233,7 @@ async def _share_and_map(
             share.give_up()
             raise
         try:
-            await mount._release()
+            await mount._releasing.wait()
         except UVMError as undo_error:
             mount._leave()
             tasks.start_soon(mount._follow)

@@ -14,19 +14,20 @@ from typing import Any, TypeVar
 from attrs import define, field, frozen
 
 from uvm._arguments import items_of
-from uvm._async import Errand, Opening, errors_of
+from uvm._async import Opening, errors_of
 from uvm._buses.access import Grant, grant_of
 from uvm._buses.context import Context
 from uvm._buses.holds import Hold
 from uvm._buses.lease import (
     Lease,
     LeaseState,
-    Releasable,
+    ReleasedByTask,
     all_gone,
     leases_of,
     released_on_failure,
     state_of_all,
 )
+from uvm._buses.link import Link
 from uvm._buses.scsi import ScsiLease
 from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
@@ -37,7 +38,7 @@ from uvm._repr import brief, brief_call, counted
 from uvm._vm.devices import Devices
 from uvm.devices.blockcims import BlockCIMLayer
 from uvm.devices.scsi import Mount
-from uvm.errors import AlreadyReleasedError, HostPathError, NoSpaceError, OptionsError, own, together
+from uvm.errors import HostPathError, NoSpaceError, OptionsError, together
 from uvm.options import LCOWOptions
 from uvm.schema.common import Layer
 from uvm.schema.container import Storage
@@ -89,7 +90,7 @@ async def add_layer(vm: Devices, layer: LCOWLayer, grant_access: Grant) -> VPMem
 
 
 @define(eq=False, repr=False)
-class RootFileSystem(Releasable):
+class RootFileSystem(ReleasedByTask):
     """A root file system in the guest, with its parts. It ends with :meth:`release`, or with the VM.
 
     :ivar root: its path in the guest.
@@ -97,6 +98,8 @@ class RootFileSystem(Releasable):
     :ivar layers: the leases of its layers, top-most first.
     :ivar scratch: that of its scratch disk.
     """
+
+    _operation = "unmount layers"
 
     _vm: Devices
     _container_id: str
@@ -107,13 +110,10 @@ class RootFileSystem(Releasable):
     _combined: Lease
     #: Of a Windows container, the id and the path of each layer, as its document has them.
     _named: tuple[tuple[str, str], ...] = ()
-    #: Its release, which returns the errors of what could not be released.
-    _releasing: Errand[list[Exception]] | None = None
-    _reported: bool = False
 
     def __repr__(self) -> str:
         parts = f"{counted(len(self.layers), 'layers')}, scratch {self.scratch.host_path}"
-        return brief(f"<RootFileSystem of {self._vm._link.vm_id}: {self.root}, {parts} ({self.state.value})>")
+        return brief(f"<RootFileSystem of {self._link.vm_id}: {self.root}, {parts} ({self.state.value})>")
 
     @property
     def storage(self) -> Storage:
@@ -121,21 +121,12 @@ class RootFileSystem(Releasable):
         return Storage(path=self.root, layers=[Layer(id=id, path=path) for id, path in self._named])
 
     @property
-    def state(self) -> LeaseState:
-        """The state of all of it now, as of a lease."""
-        if self._vm._link.exited.is_set():
-            return LeaseState.GONE
-        if self._releasing is None:
-            return LeaseState.HELD
-        if not self._releasing.ended:
-            return LeaseState.RELEASING
-        state = state_of_all(self._holds)
-        return LeaseState.REFUSED if self._errors and state is LeaseState.HELD else state
+    def _link(self) -> Link:
+        return self._vm._link
 
-    @property
-    def released(self) -> bool:
-        """Whether its release is complete, or the VM has exited."""
-        return self.state in (LeaseState.RELEASED, LeaseState.GONE, LeaseState.UNKNOWN)
+    def _state_of_parts(self) -> LeaseState:
+        state = state_of_all(self._holds)
+        return LeaseState.REFUSED if self._releasing.error and state is LeaseState.HELD else state
 
     @property
     def _holds(self) -> list[Hold[object]]:
@@ -156,32 +147,7 @@ class RootFileSystem(Releasable):
         :raises AlreadyReleasedError: a release of it has succeeded before.
         :raises UnknownOutcomeError: whether a part is off the host is unknown; its slot stays withheld.
         """
-        if self._vm._link.exited.is_set():
-            return
-        if self._reported:
-            raise AlreadyReleasedError(f"the root file system {self.root} was released before")
-        releasing = self._releasing
-        if releasing is None or self._errors:
-            releasing = self._begin_release()
-        await releasing.wait()
-        if self._errors:
-            raise together(f"releasing {self.root}", [own(error) for error in self._errors])
-        self._reported = True
-
-    @property
-    def _errors(self) -> list[Exception]:
-        return [] if self._releasing is None else self._releasing.result or []
-
-    def _begin_release(self) -> Errand[list[Exception]]:
-        """Have a task of the VM release it."""
-        link = self._vm._link
-        releasing = self._releasing = Errand(
-            link.vm_id, "unmount layers", self._take_apart, lambda errors: self._leave()
-        )
-        # The VM has no tasks once it has exited, and then it does not matter any more.
-        if link.tasks is not None:
-            link.work.start_soon(link.tasks, releasing.make)
-        return releasing
+        await super().release()
 
     async def gone(self) -> None:
         """Wait until its root, scratch disk and layers are off the host; see :meth:`uvm.Lease.gone`."""
@@ -189,7 +155,7 @@ class RootFileSystem(Releasable):
 
     def _leave(self) -> None:
         """Have what is left of it released or listed as orphans, once the release in flight has failed."""
-        if not self._errors:
+        if self._releasing.error is None:
             return
         combined, *others = self._parts
         if combined.state is LeaseState.REFUSED:
@@ -200,9 +166,8 @@ class RootFileSystem(Releasable):
         for lease in others:
             lease._leave() if lease.state is LeaseState.REFUSED else lease.give_up()
 
-    async def _take_apart(self) -> list[Exception]:
-        """Release its parts in order; return the errors of those that could not be."""
-        states, errors = self._vm._link.states, list[Exception]()
+    async def _take_apart(self) -> None:
+        states, errors = self._link.states, list[Exception]()
         await states.closed(self._container_id)
         deletion = states.pending(self._container_id)
         # Layers that the guest has combined cannot be unmounted.
@@ -213,7 +178,8 @@ class RootFileSystem(Releasable):
         if deletion is not None and deletion.begun:
             await deletion.done.wait()
             errors += [deletion.error] if deletion.error else []
-        return errors
+        if errors:
+            raise together(f"releasing {self.root}", errors)
 
 
 async def _with_scratch(
@@ -381,4 +347,4 @@ def mount_layers(
 async def _mount(vm: Devices, mount: Callable[[], Awaitable[RootFileSystem]]) -> RootFileSystem:
     """Mount in a task of the VM, so that a caller who leaves has it taken apart in order."""
     vm._link.check_running()
-    return await vm._link.carry_out("mount layers", mount, RootFileSystem._begin_release)
+    return await vm._link.carry_out("mount layers", mount, lambda mounted: mounted._releasing.begin())

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 import anyio.lowlevel
 
-from uvm._async import BareTaskGroup, Errand, Flag, Opening, suggesting
+from uvm._async import BareTaskGroup, Flag, Opening, suggesting
 from uvm._buses.access import Grant
 from uvm._buses.context import Context
 from uvm._checks import checked, instance, optional, text
 from uvm._document.plan import CreationPlan
+from uvm._errands import Errand
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._log import Log
 from uvm._names import GuestOS, HostPath

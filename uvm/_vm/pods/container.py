@@ -25,7 +25,8 @@ from typing import Protocol
 
 from attrs import define, field
 
-from uvm._async import Errand, cancelled_too, errors_of
+from uvm._async import cancelled_too, errors_of
+from uvm._errands import Release
 from uvm._guest.clock import GuestClock
 from uvm._guest.container import Container, ContainerExit
 from uvm._guest.process import Process
@@ -35,7 +36,7 @@ from uvm._repr import brief
 from uvm._vm.pods.plan import Member, Role
 from uvm._vm.pods.resources import ContainerResources
 from uvm._vm.vm import UtilityVM
-from uvm.errors import RefusedError, UVMError, VMExitedError, own, together
+from uvm.errors import RefusedError, UVMError, VMExitedError, together
 
 
 class Members(Protocol):
@@ -63,8 +64,12 @@ class PodContainer(ProcessHost):
     container: Container
     resources: ContainerResources
     init: Process | None = field(default=None, init=False)
-    _ending: Errand[None] | None = field(default=None, init=False)
+    _ending: Release = field(init=False)
     _unshared: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        link = self._vm._link
+        self._ending = Release(link.vm_id, "end pod container", self._end, link.start_soon)
 
     def __repr__(self) -> str:
         return brief(f"<PodContainer of {self._vm.id}: {self.container!r}, {self.resources!r}>")
@@ -87,8 +92,7 @@ class PodContainer(ProcessHost):
     @property
     def closed(self) -> bool:
         """Whether it has ended, and all that was attached for it was released."""
-        gone = self._vm._link.exited.is_set()
-        return gone or (self._ending is not None and self._ending.ended and self._ending.error is None)
+        return self._ending.done or self._vm._link.exited.is_set()
 
     @property
     def _clock(self) -> GuestClock:
@@ -139,15 +143,7 @@ class PodContainer(ProcessHost):
         """
         if not self.closed:
             self._pod._check_end(self._member)
-        await self._finish()
-
-    async def _finish(self) -> None:
-        if self._vm._link.exited.is_set():
-            return
-        ending = self._begin_end()
-        await ending.wait()
-        if ending.error is not None and not isinstance(ending.error, VMExitedError):
-            raise own(ending.error)
+        await self._ending.wait()
 
     async def __aenter__(self) -> PodContainer:
         return self
@@ -160,16 +156,6 @@ class PodContainer(ProcessHost):
                 if exc is None:
                     raise
                 exc.add_note(f"and ending {self.id} failed: {error}")
-
-    def _begin_end(self) -> Errand[None]:
-        """Have a task of the VM end it, unless one does, or has."""
-        link = self._vm._link
-        if self._ending is None or self._ending.error is not None:
-            self._ending = Errand(link.vm_id, "end pod container", self._end)
-            # With the VM went all that there was to end.
-            if link.tasks is not None and not link.exited.is_set():
-                link.work.start_soon(link.tasks, self._ending.make)
-        return self._ending
 
     async def _end(self) -> None:
         errors: list[Exception] = []
@@ -231,7 +217,7 @@ async def run(made: PodContainer, streams: Mapping[str, bool]) -> PodContainer:
         await made.start(**streams)
     except Exception as failure:
         try:
-            await made._finish()
+            await made._ending.wait()
         except UVMError as error:
             failure.add_note(f"and ending {made.id} failed: {error}")
         raise

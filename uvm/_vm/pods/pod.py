@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 import anyio
 
 from uvm._arguments import items_of
-from uvm._async import Errand, cancelled_too, errors_of, opens, suggesting
+from uvm._async import cancelled_too, errors_of, opens, suggesting
 from uvm._checks import checked, flag, guid_of, text
+from uvm._errands import Release
 from uvm._guest.specs import check_container_id
 from uvm._home import Bound
 from uvm._names import HostPath, guid_key, text_of
@@ -52,7 +53,7 @@ from uvm._vm.pods.plan import (
 from uvm._vm.pods.resources import ContainerResources, Layers
 from uvm._vm.vm import UtilityVM, opened
 from uvm.backend import Backend
-from uvm.errors import NotAttachedError, OptionsError, UVMError, VMStateError, own, together
+from uvm.errors import NotAttachedError, OptionsError, UVMError, VMStateError, together
 
 if TYPE_CHECKING:
     from uvm._vm.pods.windows import VMFacts
@@ -77,7 +78,7 @@ class Pod(Bound):
         #: The container of a Linux guest that has the network namespace.
         self._network_user = ""
         self._setup: NetworkSetup | None = None
-        self._ending: Errand[list[Exception]] | None = None
+        self._ending = Release(vm.id, "end pod", self._end, vm._link.start_soon)
 
     def __repr__(self) -> str:
         return brief(f"<Pod in {self.vm!r} with {counted(len(self.containers), 'containers')}>")
@@ -230,7 +231,7 @@ class Pod(Bound):
             return resources
 
         return await self.vm._link.carry_out(
-            "attach for container", attach, ContainerResources._begin_release
+            "attach for container", attach, lambda made: made._releasing.begin()
         )
 
     async def _make(
@@ -247,7 +248,7 @@ class Pod(Bound):
         resources = ContainerResources(self.vm, member.id, plan, given, scratch)
         self._enter(member)
         make = partial(self._create, member, resources, streams)
-        return await self.vm._link.carry_out("create pod container", make, PodContainer._begin_end)
+        return await self.vm._link.carry_out("create pod container", make, lambda made: made._ending.begin())
 
     async def _create(
         self, member: Member, resources: ContainerResources, streams: Mapping[str, bool] | None
@@ -258,15 +259,15 @@ class Pod(Bound):
             self._left(member)
             raise
         self._members[member.id] = made
-        if self._ending is not None:
-            await made._finish()
+        if self._ending.begun:
+            await made._ending.wait()
             raise self._ended_error()
         return made if streams is None else await containers.run(made, streams)
 
     def _plan(self, spec: Mapping[str, Any], id: str) -> tuple[Member, ContainerPlan]:
         """Return which member a container is to be, and what is to be done for it."""
         self.vm._link.check_running()
-        if self._ending is not None:
+        if self._ending.begun:
             raise self._ended_error()
         member = self._member(specification(spec), checked(id, text, "id") or self._new_id())
         if self.vm.os == "windows":
@@ -390,15 +391,7 @@ class Pod(Bound):
 
         :raises UVMError: part of that failed; what does not depend on it was done.
         """
-        link = self.vm._link
-        if link.exited.is_set() or link.tasks is None:
-            return
-        if self._ending is None or self._ending.result:
-            self._ending = Errand(link.vm_id, "end pod", self._end)
-            link.work.start_soon(link.tasks, self._ending.make)
         await self._ending.wait()
-        if self._ending.result:
-            raise together(f"ending the pod {self.id}", [own(error) for error in self._ending.result])
 
     async def close(self) -> None:
         """End it as :meth:`end` does, and close the VM. Closed again, it does nothing.
@@ -420,16 +413,15 @@ class Pod(Bound):
             except UVMError as error:
                 failure.add_note(f"and {error}")
 
-    async def _end(self) -> list[Exception]:
-        """End it in order, up to what fails; return the errors of that."""
+    async def _end(self) -> None:
+        """End it in order, up to what fails; raise the errors of that."""
         # Those that come up need the sandbox and the network.
         await self.vm._link.work.wait_until(lambda: None not in self._members.values())
         sandbox = self.sandbox
         others = [each.aclose for each in self.containers.values() if each is not sandbox]
-        for calls in others, [] if sandbox is None else [sandbox._finish], [self._leave_network]:
+        for calls in others, [] if sandbox is None else [sandbox._ending.wait], [self._leave_network]:
             if errors := await errors_of(calls):
-                return errors
-        return []
+                raise together(f"ending the pod {self.id}", errors)
 
     async def _leave_network(self) -> None:
         if self._setup is not None:

@@ -25,9 +25,10 @@ from typing import Any, Final, TypeAlias
 
 from attrs import define, field
 
-from uvm._async import Errand, errors_of
+from uvm._async import errors_of
 from uvm._buses.directories import SharedLease
-from uvm._buses.lease import Lease, LeaseState, Releasable, released_on_failure
+from uvm._buses.lease import Lease, LeaseState, ReleasedByTask, released_on_failure
+from uvm._buses.link import Link
 from uvm._buses.vsmb import VSMBLease
 from uvm._guest.exchange import Exchange
 from uvm._guest.specs import Command
@@ -50,7 +51,7 @@ from uvm._vm.vm import UtilityVM
 from uvm.devices.blockcims import BlockCIMLayer
 from uvm.devices.scsi import DiskType
 from uvm.devices.vsmb import guest_path
-from uvm.errors import AlreadyReleasedError, UnknownOutcomeError, UVMError, VMExitedError, own, together
+from uvm.errors import UnknownOutcomeError, UVMError, VMExitedError, together
 
 Layers: TypeAlias = Sequence[LCOWLayer | WCOWLayer | BlockCIMLayer | HostPath]
 
@@ -161,12 +162,14 @@ def _first_of(errors: Sequence[Exception]) -> Exception:
 
 
 @define(eq=False, repr=False)
-class ContainerResources(Releasable):
+class ContainerResources(ReleasedByTask):
     """What is attached for one container, as one lease. It ends with :meth:`release`, or with the VM.
 
     :ivar container_id: the id of the container.
     :ivar root: its root file system; None until it is mounted.
     """
+
+    _operation = "detach for container"
 
     _vm: UtilityVM
     container_id: str
@@ -176,9 +179,6 @@ class ContainerResources(Releasable):
     root: RootFileSystem | None = field(default=None, init=False)
     #: By their number among the attachments.
     _attached: dict[int, Attached] = field(factory=dict, init=False)
-    #: Its release, which returns the errors of what could not be released.
-    _releasing: Errand[list[Exception]] | None = field(default=None, init=False)
-    _reported: bool = field(default=False, init=False)
 
     def __repr__(self) -> str:
         parts = counted(len(self.leases), "leases")
@@ -229,7 +229,7 @@ class ContainerResources(Releasable):
 
     async def _undo(self, failure: BaseException) -> None:
         """Release what is attached for no caller; what that fails with becomes notes of a failure."""
-        for error in await self._take_apart():
+        for error in await self._release_parts():
             failure.add_note(f"and releasing what was attached for {self.container_id} failed: {error}")
         self._leave()
 
@@ -241,26 +241,13 @@ class ContainerResources(Releasable):
         return (*reversed(self.leases), *([] if self.root is None else [self.root]))
 
     @property
-    def state(self) -> LeaseState:
-        """The state of all of it now, as of a lease."""
-        if self._vm._link.exited.is_set():
-            return LeaseState.GONE
-        if self._releasing is None:
-            return LeaseState.HELD
-        if not self._releasing.ended:
-            return LeaseState.RELEASING
+    def _link(self) -> Link:
+        return self._vm._link
+
+    def _state_of_parts(self) -> LeaseState:
         states = {part.state for part in self._parts}
         precedence = (LeaseState.REFUSED, LeaseState.HELD, LeaseState.UNKNOWN, LeaseState.RELEASED)
         return next((state for state in precedence if state in states), LeaseState.GONE)
-
-    @property
-    def released(self) -> bool:
-        """Whether its release is complete, or the VM has exited."""
-        return self._vm._link.exited.is_set() or (
-            self._releasing is not None
-            and self._releasing.ended
-            and all(each.released for each in self._parts)
-        )
 
     async def release(self) -> None:
         """Release mounts and devices, the last first, and then the root file system.
@@ -272,31 +259,13 @@ class ContainerResources(Releasable):
         :raises AlreadyReleasedError: a release of it has succeeded before.
         :raises UnknownOutcomeError: whether a part is off the host is unknown; its slot stays withheld.
         """
-        if self._vm._link.exited.is_set():
-            return
-        if self._reported:
-            raise AlreadyReleasedError(f"what was attached for {self.container_id} was released before")
-        releasing = self._releasing
-        if releasing is None or releasing.result:
-            releasing = self._begin_release()
-        await releasing.wait()
-        if releasing.result:
-            errors = [own(error) for error in releasing.result]
+        await super().release()
+
+    async def _take_apart(self) -> None:
+        if errors := await self._release_parts():
             raise together(f"releasing what was attached for {self.container_id}", errors)
-        self._reported = True
 
-    def _begin_release(self) -> Errand[list[Exception]]:
-        """Have a task of the VM release it."""
-        link = self._vm._link
-        releasing = self._releasing = Errand(
-            link.vm_id, "detach for container", self._take_apart, lambda errors: self._leave()
-        )
-        # The VM has no tasks once it has exited, and then it does not matter any more.
-        if link.tasks is not None:
-            link.work.start_soon(link.tasks, releasing.make)
-        return releasing
-
-    async def _take_apart(self) -> list[Exception]:
+    async def _release_parts(self) -> list[Exception]:
         """Release its parts in order; return the errors of those that could not be."""
         stages = [*reversed(self.leases)], [] if self.root is None else [self.root]
         errors: list[Exception] = []
