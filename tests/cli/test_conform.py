@@ -94,3 +94,13 @@ def test_a_rig_without_options_of_a_vm_has_the_scenarios_of_vms_skipped() -> Non
 
     wanted = [scenario for scenario in SCENARIOS if scenario.name == "a_process_writes_and_exits"]
     assert [played.outcome for played in play_all(bare, wanted)] == ["skipped"]
+
+
+def test_a_loop_that_is_not_installed_is_said_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("uvm.testing.backends.play.find_spec", lambda name: None)
+    assert main(["conform", "fake", "--loop", "trio"]) == 1
+    assert capsys.readouterr().err == (
+        "uvm: error: play on trio: it is not installed; run: pip install 'utilityvm[trio]'\n"
+    )

@@ -11,7 +11,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -80,15 +81,21 @@ def main(
         means, machine = anyio.run(_begin, factory or _hcs, _wanted(wanted), found)
     except UVMError as error:
         return _nothing(str(error))
+    # What is printed may be sent to us as well.
+    scrub = Scrubber.of_this_machine((wanted.linux_boot_files, *wanted.windows_layer))
     for each in means.lacks:
-        print(f"not played: {each}")
+        print(scrub(f"not played: {each}"))
     played: list[tuple[Played, float]] = []
     try:
-        _play(means, chosen(wanted.level, wanted.k), wanted.loop, played)
+        for done, seconds in _play(means, chosen(wanted.level, wanted.k), wanted.loop):
+            played.append((done, seconds))
+            why = f": {printable(scrub(done.why))}" if done.why else ""
+            print(f"  {done.outcome:<8} {done.scenario.name.replace('_', ' ')}{why}", flush=True)
+    except UVMError as error:
+        return _nothing(str(error))
     except KeyboardInterrupt:
         print("interrupted: the report has what was played")
-    named = (wanted.linux_boot_files, *wanted.windows_layer)
-    made = report(machine, means, played, Scrubber.of_this_machine(named))
+    made = report(machine, means, played, scrub)
     write(made, wanted.report)
     _say("\n".join(["", *summary(made)]))
     print(f"\n{wanted.report}: read it, and send it to us (docs/try-hyperv.md)")
@@ -117,14 +124,12 @@ async def _begin(factory: Callable[[], Opened], wanted: Wanted, found: Examinati
     return await means_of(factory, wanted), Machine(found, host)
 
 
-def _play(means: Means, scenarios: Sequence[Scenario], loop: str, played: list[tuple[Played, float]]) -> None:
-    """Play scenarios, a line for each."""
+def _play(means: Means, scenarios: Sequence[Scenario], loop: str) -> Iterator[tuple[Played, float]]:
+    """Play scenarios, and yield what became of each, and its seconds."""
     for scenario in scenarios:
         began = time.monotonic()
-        [done] = play_all(lambda scenario=scenario: means.rig(scenario), [scenario], loop=loop)  # type: ignore[misc]
-        played.append((done, time.monotonic() - began))
-        why = f": {printable(done.why)}" if done.why else ""
-        print(f"  {done.outcome:<8} {scenario.name.replace('_', ' ')}{why}", flush=True)
+        [done] = play_all(partial(means.rig, scenario), [scenario], loop=loop)
+        yield done, time.monotonic() - began
 
 
 def _nothing(why: str) -> int:

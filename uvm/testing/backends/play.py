@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Literal
 
 import anyio
@@ -14,6 +15,7 @@ from uvm._repr import brief_call
 from uvm.backend import Backend
 from uvm.backends import backend_factory
 from uvm.backends.fake import FakeBackend
+from uvm.errors import NotSupportedError
 from uvm.options import LCOWOptions
 from uvm.testing.backends.fakehost import FakeHost
 from uvm.testing.backends.rig import Rig
@@ -43,7 +45,10 @@ def play_all(make_rig: MakeRig, scenarios: Iterable[Scenario], *, loop: str = "a
 
     :param make_rig: makes a rig of the backend, entered.
     :param loop: the event loop, ``asyncio`` or ``trio``.
+    :raises NotSupportedError: it is not installed.
     """
+    if find_spec(loop) is None:
+        raise NotSupportedError(f"play on {loop}: it is not installed; run: pip install 'utilityvm[{loop}]'")
     for scenario in scenarios:
         yield anyio.run(_play, make_rig, scenario, backend=loop)
 
