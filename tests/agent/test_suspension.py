@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from uvm.agent import suspension
+from uvm.agent.identity import renew
 from uvm.agent.refused import Refused
 from uvm.agent.suspension import Suspension, wait_until_quiet
 
@@ -27,18 +30,18 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def _suspension(done: list[Any]) -> Suspension:
-    return Suspension(*(partial(done.append, what) for what in ("freeze", "thaw", "settle")))
+    return Suspension(*(partial(done.append, what) for what in ("freeze", "thaw", "renew", "settle")))
 
 
 def _resumption(**changes: Any) -> dict[str, Any]:
     return {"Entropy": base64.b64encode(_ENTROPY).decode(), "UnixNanoseconds": 7, **changes}
 
 
-def test_workloads_go_on_after_the_numbers_and_the_clock_are_renewed(done: list[Any]) -> None:
+def test_workloads_go_on_after_the_numbers_the_clock_and_the_identity_are_renewed(done: list[Any]) -> None:
     handlers = _suspension(done).handlers
     handlers["Suspension", "Add"](None)
     handlers["Suspension", "Remove"](_resumption())
-    assert done == ["freeze", "settle", _ENTROPY, (time.CLOCK_REALTIME, 7), "thaw"]
+    assert done == ["freeze", "settle", _ENTROPY, (time.CLOCK_REALTIME, 7), "renew", "thaw"]
 
 
 @pytest.mark.parametrize(
@@ -82,4 +85,15 @@ def test_a_workload_that_does_not_freeze_is_said(done: list[Any]) -> None:
         raise TimeoutError("a process did not freeze")
 
     with pytest.raises(Refused, match="all processes go on"):
-        Suspension(freeze, lambda: None).suspend(None)
+        Suspension(freeze, lambda: None, lambda: None).suspend(None)
+
+
+def test_an_identity_is_another_each_time_in_the_same_file(tmp_path: Path) -> None:
+    path = tmp_path / "machine-id"
+    ids, inodes = set(), set()
+    for _ in range(3):
+        renew(str(path))
+        ids.add(path.read_text())
+        inodes.add(path.stat().st_ino)
+    assert (len(ids), len(inodes)) == (3, 1)
+    assert all(re.fullmatch("[0-9a-f]{32}\n", each) for each in ids)

@@ -42,17 +42,19 @@ async def test_clones_go_on_where_their_template_was_saved_each_with_its_own(tmp
         await said(vm, "echo template > /mnt/data/file; echo in memory > /run/file")
         await vm.open_process(["sh", "-c", _COUNTER])
         process = ProcessName.of(process_of(backend, vm))
+        identity = await said(vm, "cat /etc/machine-id")
         template = await vm.save_template()
         assert process is not None
         assert not process.runs
         as_saved = await anyio.Path(path).read_bytes()
-        drawn = set()
+        drawn, identities = set(), {identity}
         for number in range(2):
             options = _clone(template, tmp_path, number)
             async with uvm.UtilityVM.create(options, backend=backend) as clone:
                 await clone.start()
                 assert await said(clone, "cat /run/file /mnt/data/file") == "in memory\ntemplate\n"
                 drawn.add(await said(clone, "od -An -tx8 -N16 /dev/urandom"))
+                identities.add(await said(clone, "cat /etc/machine-id"))
                 assert abs(int(await said(clone, "date +%s")) - time.time()) < 5
                 # What ran goes on.
                 before = await said(clone, "cat /run/count")
@@ -66,7 +68,7 @@ async def test_clones_go_on_where_their_template_was_saved_each_with_its_own(tmp
                 assert (await clone.shutdown()).exit_type == "GracefulExit"
                 _check_image(overlay)
             assert os.listdir(options.scratch_directory) == []
-        assert len(drawn) == 2
+        assert (len(drawn), len(identities)) == (2, 3)
         assert await anyio.Path(path).read_bytes() == as_saved
         async with running_vm(backend) as other:
             with pytest.raises(HostError, match="ERROR_SHARING_VIOLATION"):

@@ -41,7 +41,7 @@ def main(arrange: Arrange | None = None) -> None:
 
 
 def _in_vm() -> Agent:
-    from uvm.agent import boot
+    from uvm.agent import boot, identity
     from uvm.agent.containers import serve_containers
     from uvm.agent.containers.cgroups import total_bytes
     from uvm.agent.resources import Resources
@@ -50,12 +50,13 @@ def _in_vm() -> Agent:
     from uvm.agent.workload import Workload, protect_agent
 
     boot.mount_all()
+    identity.renew()
     protect_agent()
     resources = Resources()
     fd = boot.open_port(resources.modules)
     workload = Workload(total_bytes())
     agent = Agent(fd, shut_down, resources=resources, console=_CONSOLE, start=workload.start)
-    agent.service.resources.update(Suspension(workload.freeze, workload.thaw).handlers)
+    agent.service.resources.update(Suspension(workload.freeze, workload.thaw, identity.renew).handlers)
     serve_containers(agent, resources.networks, workload.start)
     # A request that needs one of them waits for it.
     agent.background(lambda: resources.modules.need(*boot.SOON))

@@ -2,8 +2,9 @@
 
 Each clone starts from the same memory: the same random numbers would be drawn, at the time of the template.
 So the workloads are frozen before the memory is saved, and go on once the host of the clone has sent random
-bytes and the time; the agent alone runs in between. What the kernel has yet to do of its boot is waited for,
-since each clone would do it again. hcsshim's guest has nothing of the kind.
+bytes and the time, and the guest has an identity of its own; the agent alone runs in between. What the
+kernel has yet to do of its boot is waited for, since each clone would do it again. hcsshim's guest has
+nothing of the kind.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Suspension:
 
     :param freeze: freezes them, or raises TimeoutError and has them go on.
     :param thaw: has them go on.
+    :param renew: makes the identity of the guest another.
     :param settle: waits until the kernel is quiet.
     """
 
@@ -63,9 +65,10 @@ class Suspension:
         self,
         freeze: Callable[[], object],
         thaw: Callable[[], object],
+        renew: Callable[[], object],
         settle: Callable[[], object] = wait_until_quiet,
     ) -> None:
-        self._freeze, self._thaw, self._settle = freeze, thaw, settle
+        self._freeze, self._thaw, self._renew, self._settle = freeze, thaw, renew, settle
         #: By the type of the resource, and that of the request.
         self.handlers: dict[tuple[str, str], Callable[[Any], None]] = {
             ("Suspension", "Add"): self.suspend,
@@ -82,7 +85,7 @@ class Suspension:
         self._settle()
 
     def resume(self, settings: Any) -> None:
-        """Seed the kernel's random numbers, set the clock, and have the workloads go on."""
+        """Seed the kernel's random numbers, set the clock, renew the identity, have the workloads go on."""
         values = Settings(settings)
         try:
             entropy = binascii.a2b_base64(values.text("Entropy"), strict_mode=True)
@@ -93,4 +96,6 @@ class Suspension:
             raise Refused("what is resumed needs random bytes and the time")
         seed(entropy)
         time.clock_settime_ns(time.CLOCK_REALTIME, now)
+        # Of random numbers that no other clone has.
+        self._renew()
         self._thaw()

@@ -132,6 +132,33 @@ async def test_a_template_and_its_clones_have_no_balloon_and_keep_their_memory(t
                 assert "balloon" not in started[clone.id].commands
 
 
+async def test_disks_of_a_template_that_are_over_others_are_cloned(tmp_path: Path) -> None:
+    async with _host(tmp_path) as backend:
+        over = images.qcow2(backing="written.img", backing_format="raw")
+        layers = [images.written(tmp_path / f"{name}.qcow2", over) for name in ("written", "read", "pmem")]
+        base = str(tmp_path / "written.img")
+        options = _options(tmp_path, template=True)
+        async with uvm.UtilityVM.create(options, backend=backend) as vm:
+            await vm.start()
+            await backend.grant_access(base, vm.id, "read")
+            await vm.scsi.attach(layers[0])
+            await vm.scsi.attach(layers[1], read_only=True)
+            await vm.vpmem.add(layers[2])
+            of_clone = _options(
+                tmp_path, clone_of=await vm.save_template(), scratch_directory=tmp_path / "clones"
+            )
+            async with uvm.UtilityVM.create(of_clone, backend=backend) as clone:
+                await clone.start()
+                nodes = backend.launcher.started[clone.id].machine.nodes
+                assert nodes["disk-0-0"]["backing"]["backing"]["driver"] == "raw"
+                read = [each for name, each in nodes.items() if name != "disk-0-0"]
+                assert [each["backing"]["driver"] for each in read] == ["raw", "raw"]
+                # To the clone itself it was not granted.
+                with pytest.raises(HostError, match=r"E_ACCESSDENIED.*written\.img"):
+                    await clone.scsi.attach(images.written(tmp_path / "other.qcow2", over), read_only=True)
+            await backend.revoke_access(base, vm.id)
+
+
 async def test_what_was_not_created_as_a_template_is_not_saved_as_one(tmp_path: Path) -> None:
     async with (
         _host(tmp_path) as backend,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -86,15 +87,17 @@ async def test_what_is_no_disk_has_none_over_it(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.vhdx"]
 
 
-async def test_the_disk_below_needs_a_grant_unless_it_is_that_of_the_template(tmp_path: Path) -> None:
-    base = images.written(tmp_path / "base.img", bytes(images.MIB))
+async def test_the_disks_below_need_a_grant_unless_they_are_those_of_the_template(tmp_path: Path) -> None:
+    lowest = images.written(tmp_path / "lowest.img", bytes(images.MIB))
+    base = images.written(tmp_path / "base.qcow2", images.qcow2(backing="lowest.img", backing_format="raw"))
     path = str(tmp_path / "overlay.qcow2")
     await linux_files().make_overlay(base, path)
-    access = Grants({path}, every=False)
-    opened = open_image(path, writable=True, vm_id="vm1", access=access, operation="Add", base=base)
-    assert opened.backing is not None
-    assert (opened.backing.path, opened.backing.image.format) == (base, "raw")
+    opening = partial(
+        open_image, path, writable=True, vm_id="vm1", access=Grants({path}, every=False), operation="Add"
+    )
+    opened = opening(bases={base, lowest})
+    assert opened.paths == (path, base, lowest)
     opened.close()
-    for other in (None, str(tmp_path / "other.img")):
-        with pytest.raises(HostError, match=r"E_ACCESSDENIED.*base\.img"):
-            open_image(path, writable=True, vm_id="vm1", access=access, operation="Add", base=other)
+    for others in ((), {base}, {lowest}, {base, str(tmp_path / "other.img")}):
+        with pytest.raises(HostError, match=r"E_ACCESSDENIED.*(base\.qcow2|lowest\.img)"):
+            opening(bases=others)

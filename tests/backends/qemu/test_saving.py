@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from attrs import define, evolve, field
 
+from tests.backends.qemu.images import MIB, qcow2, written
 from tests.backends.qemu.machine import PLAN9, rig
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.saving import (
@@ -113,10 +114,23 @@ async def test_the_disks_that_a_template_wrote_to_are_frozen_as_long_as_it_is_th
     devices: DeviceTree, tmp_path: Path
 ) -> None:
     saved = await save_template(_QEMU(), Memory.of_mb(2), devices, _BUILD)
-    assert saved.disks.paths == {(3, 0): str(tmp_path / "written.img")}
+    paths = [str(tmp_path / name) for name in ("written.img", "read.img")]
+    assert (saved.disks.paths, saved.files) == (paths[:1], {*paths})
     assert (_is_frozen(tmp_path / "written.img"), _is_frozen(tmp_path / "read.img")) == (True, False)
     saved.close()
     assert not _is_frozen(tmp_path / "written.img")
+
+
+async def test_what_a_disk_that_a_template_wrote_to_is_over_is_frozen_with_it(tmp_path: Path) -> None:
+    there = await rig(tmp_path)
+    base = written(tmp_path / "base.img", bytes(MIB))
+    over = written(tmp_path / "over.qcow2", qcow2(backing="base.img", backing_format="raw"))
+    await there.attach(over, 0, 0)
+    saved = await save_template(_QEMU(), Memory.of_mb(2), there.tree, _BUILD)
+    assert saved.files == {over, base}
+    assert [_is_frozen(Path(path)) for path in (over, base)] == [True, True]
+    saved.close()
+    assert [_is_frozen(Path(path)) for path in (over, base)] == [False, False]
 
 
 async def test_a_disk_that_cannot_be_frozen_keeps_the_vm_from_being_saved(

@@ -222,7 +222,7 @@ class QEMUBackend:
         vm = VM(read, directory, boot, memory)
         vm.devices = self._devices(vm, info, self._root_ports, self._share_slots)
         if saved is not None:
-            vm.devices.scsi.bases = saved.disks.paths
+            vm.devices.scsi.bases = vm.devices.vpmem.bases = saved.files
             vm.devices.vpmem.places = saved.luns
         await self._start(vm, document, saved)
         return QEMUSystem(vm, info, self._forget)

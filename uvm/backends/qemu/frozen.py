@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Final
 
 from attrs import define, field
@@ -25,30 +25,28 @@ from uvm.hresult import HResult
 _NO_OTHER_WRITES: Final = 200 + 1
 _FLOCK: Final = struct.Struct("@hhqqi")
 
-Slot = tuple[int, int]
-
 
 @define(eq=False)
 class FrozenDisks:
     """The disks of a template that its guest could write to.
 
-    :ivar paths: by controller and LUN.
+    :ivar paths: the paths of their files, backing files too.
     """
 
-    paths: Mapping[Slot, str]
+    paths: Collection[str]
     _fds: list[int] = field(factory=list)
 
     def __repr__(self) -> str:
         return shown(self, "paths")
 
     @classmethod
-    def freeze(cls, paths: Mapping[Slot, str], operation: str) -> FrozenDisks:
+    def freeze(cls, paths: Collection[str], operation: str) -> FrozenDisks:
         """Keep the disks from being written; blocking.
 
         :raises HostError: one cannot be opened; none is frozen.
         """
         frozen = cls(paths)
-        for path in paths.values():
+        for path in paths:
             try:
                 frozen._freeze(path)
             except OSError as error:

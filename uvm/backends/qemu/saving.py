@@ -29,7 +29,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Final
 
@@ -117,6 +117,7 @@ class SavedVM:
 
     :ivar memory: its memory, sealed.
     :ivar disks: the disks that its guest could write to.
+    :ivar files: the paths of the files of all of its disks, which those of its clones may be over.
     :ivar luns: where files are mapped on its VPMEM devices.
     :ivar build: what its clones have to fit.
     :ivar state: a descriptor of the state of its devices.
@@ -124,6 +125,7 @@ class SavedVM:
 
     memory: Memory
     disks: FrozenDisks
+    files: Collection[str]
     luns: Mapping[PMemKey, int]
     build: Build
     state: int = field(factory=lambda: os.memfd_create("uvm-state", os.MFD_CLOEXEC))
@@ -257,7 +259,8 @@ async def save_template(vm: Commands, memory: Memory, devices: DeviceTree, build
     """
     freezing = partial(FrozenDisks.freeze, devices.scsi.writable(), f"save {vm.id}")
     disks = await anyio.to_thread.run_sync(freezing)
-    saved = SavedVM(memory, disks, devices.vpmem.luns(), build)
+    files = devices.scsi.opened() | devices.vpmem.opened()
+    saved = SavedVM(memory, disks, files, devices.vpmem.luns(), build)
     try:
         await _save(vm, saved.state, without_memory=True)
     except BaseException:

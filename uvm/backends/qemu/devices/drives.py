@@ -9,10 +9,10 @@ How it works
                                                     device_del, its event, blockdev-del, remove-fd
 
 The header is read from the descriptor that QEMU gets, so that no other file can be put there in between,
-and QEMU opens nothing by name. The format is always stated (:mod:`uvm.backends.qemu.images`). A file that an
-image names besides is opened only if the caller has granted the VM access to it: that is how a backing file
-of a qcow2 image is named. Parents and external data files are refused. A disk of a clone may be over the one
-that its template has there, without a grant.
+and QEMU opens nothing by name. The format is always stated (:mod:`uvm.backends.qemu.images`). A file that
+an image names besides is opened only if the caller has granted the VM access to it: that is how a backing
+file of a qcow2 image is named. Parents and external data files are refused. A disk of a clone may be over
+files that its template has open, without a grant.
 
 A fixed VHD is shown without its footer. Errors of the disk reach the guest as such, and do not stop the VM.
 """
@@ -22,7 +22,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final
@@ -74,6 +74,11 @@ class OpenImage:
     is_block: bool
     backing: OpenImage | None = None
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Its path, and those of its backing files."""
+        return (self.path, *(() if self.backing is None else self.backing.paths))
+
     def close(self) -> None:
         """Close it, and its backing files."""
         if self.fd >= 0:
@@ -95,13 +100,13 @@ def open_image(
     access: Access,
     operation: str,
     format: ImageFormat | None = None,
-    base: str | None = None,
+    bases: Collection[str] = (),
     depth: int = _MAX_CHAIN,
 ) -> OpenImage:
     """Open a disk image and read its header; blocking.
 
     :param format: its format, if its name does not say that.
-    :param base: the path of a backing file that needs no grant.
+    :param bases: the paths of backing files that need no grant.
     :param depth: how many backing files may follow one another.
     :raises HostError: it cannot be opened: ERROR_FILE_NOT_FOUND, E_ACCESSDENIED; it is no image of its
         format, or names files of the host that the VM has no access to: ERROR_INVALID_DATA, E_ACCESSDENIED.
@@ -112,7 +117,7 @@ def open_image(
         with _damage_refused(path, operation):
             image, is_block = _read(path, fd, format)
             backing = _backing_path(path, image, depth)
-        if backing not in (None, base) and not access.allows(backing, vm_id, writable=False):
+        if backing is not None and backing not in bases and not access.allows(backing, vm_id, writable=False):
             raise HostError(
                 operation,
                 HResult.E_ACCESSDENIED,
@@ -129,6 +134,7 @@ def open_image(
             access=access,
             operation=operation,
             format=_backing_format(backing, image),
+            bases=bases,
             depth=depth - 1,
         )
     return found
@@ -208,10 +214,12 @@ class Drive:
 
     :ivar name: the name of its device, and of its node.
     :ivar size_bytes: the size of the disk.
+    :ivar paths: the paths of its files, as this process has opened them.
     """
 
     name: str
     size_bytes: int = field(default=0, init=False)
+    paths: tuple[str, ...] = field(default=(), init=False)
     _fdsets: list[int] = field(factory=list, init=False)
 
     def __repr__(self) -> str:
@@ -234,7 +242,7 @@ class Drive:
         :param node: further options of its node.
         :param device: further options of its device.
         """
-        self.size_bytes = opened.image.size_bytes
+        self.size_bytes, self.paths = opened.image.size_bytes, opened.paths
         try:
             await self._hand_over(machine, operation, opened)
             options = {"node-name": self.name, **_node(opened, self._fdsets, read_only), **(node or {})}
@@ -338,14 +346,14 @@ async def attach_image(
     read_only: bool,
     only_block: bool = False,
     format: ImageFormat | None = None,
-    base: str | None = None,
+    bases: Collection[str] = (),
     node: JSON | None = None,
     device: JSON | None = None,
     fits: Callable[[int], None] = lambda size: None,
 ) -> None:
     """Open an image in a worker thread, and attach it as a drive.
 
-    :param base: the path of a backing file that needs no grant.
+    :param bases: the paths of backing files that need no grant.
     :param fits: raises if a disk of a size does not fit.
     """
     opening = partial(
@@ -356,7 +364,7 @@ async def attach_image(
         access=access,
         operation=operation,
         format=format,
-        base=base,
+        bases=bases,
     )
     opened = await anyio.to_thread.run_sync(opening, abandon_on_cancel=True)
     if only_block and not opened.is_block:

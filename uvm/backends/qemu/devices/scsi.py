@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import ClassVar
 
 from attrs import define, field
@@ -44,7 +44,7 @@ class Disk(Device[Attachment]):
 class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
     """The SCSI controllers of a VM, those of its document, and disks by controller number and LUN.
 
-    :ivar bases: the disks of the template that those of a clone's document may be over.
+    :ivar bases: the files of the template that disks of a clone's document may be over.
     """
 
     resources: ClassVar[tuple[type[Resource], ...]] = (ScsiAttachment,)
@@ -53,7 +53,7 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._controllers: Controllers = Controllers()
-        self.bases: Mapping[tuple[int, int], str] = {}
+        self.bases: Collection[str] = ()
 
     def configure(self, vm: VirtualMachine, devices: Devices) -> None:
         """Have the controllers of the document."""
@@ -65,7 +65,7 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
             for lun, attachment in controller.attachments.items():
                 slot = ScsiAttachment(guid, number_of(lun, "LUN"))
                 await self.modify(Request(slot, "Add", to_json(attachment)))
-        self.bases = {}
+        self.bases = ()
 
     def key(self, request: Request[ScsiAttachment]) -> tuple[int, int]:
         """Return the controller number and the LUN."""
@@ -98,7 +98,7 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
             read_only=read_only,
             only_block=settings.type == "PassThru",
             format="raw" if settings.type == "Iso" else None,
-            base=self.bases.get((device.controller, device.lun)),
+            bases=self.bases,
             node={"cache": {"no-flush": True}} if settings.ignore_flushes else None,
         )
 
@@ -114,10 +114,14 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
         """Detach a disk."""
         await device.drive.detach(self.machine, request.operation)
 
-    def writable(self) -> dict[tuple[int, int], str]:
-        """Return the paths of the disks that the guest may write to."""
-        written = {slot: disk for slot, disk in self._attached.items() if not disk.read_only}
-        return {slot: disk.settings.path for slot, disk in written.items()}
+    def writable(self) -> list[str]:
+        """Return the paths of the files of disks that the guest may write to."""
+        written = [disk.drive.paths for disk in self._attached.values() if not disk.read_only]
+        return [path for paths in written for path in paths]
+
+    def opened(self) -> set[str]:
+        """Return the paths of the files of all disks."""
+        return {path for disk in self._attached.values() for path in disk.drive.paths}
 
     def inventory(self) -> JSON:
         """Return the controllers in the form of the document."""

@@ -16,7 +16,7 @@ serial. Its file is at the beginning of that disk. There is no DAX: each guest c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Final
 
 from attrs import define, field
@@ -79,6 +79,7 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
     """The VPMEM devices of a VM. A device of mappings exists while it has a mapping.
 
     :ivar places: the LUNs that the mappings of a clone's document have in its template.
+    :ivar bases: the files of the template that those of a clone's document may be over.
     """
 
     resources: ClassVar[tuple[type[Resource], ...]] = (VPMemDevice, VPMemMapping)
@@ -90,6 +91,7 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         self._layout: Layout = Layout()
         self._luns = Pool(_MAPPINGS, _FIRST_MAPPING)
         self.places: Mapping[PMemKey, int] = {}
+        self.bases: Collection[str] = ()
 
     def configure(self, vm: VirtualMachine, devices: Devices) -> None:
         """Set the limits of the controller."""
@@ -101,7 +103,7 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         controller = devices.virtual_pmem or VirtualPMemController()
         for slot, image in placed(controller.devices):
             await self.modify(Request(slot, "Add", to_json(image)))
-        self.places = {}
+        self.places, self.bases = {}, ()
 
     def key(self, request: Request[PMemResource]) -> PMemKey:
         """Return the number of the device, and the offset of a mapping."""
@@ -131,6 +133,7 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
                 _BUS,
                 device.lun,
                 read_only=True,
+                bases=self.bases,
                 device={"serial": device.drive.name},
                 fits=lambda size: self._check_fits(request, device, size),
             )
@@ -175,6 +178,10 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
     def luns(self) -> dict[PMemKey, int]:
         """Return the LUNs of the mappings."""
         return {key: pmem.lun for key, pmem in self._attached.items() if pmem.offset is not None}
+
+    def opened(self) -> set[str]:
+        """Return the paths of the files of all devices and mappings."""
+        return {path for pmem in self._attached.values() for path in pmem.drive.paths}
 
     def inventory(self) -> JSON:
         """Return the devices and mappings, by number and offset."""
