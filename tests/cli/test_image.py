@@ -128,6 +128,41 @@ def test_pruning_removes_all_but_the_newest(run: Run, cache: Cache) -> None:
     assert [*cache.downloads.iterdir()] == []
 
 
+@linux_only
+def test_what_vms_hold_is_not_pruned_until_the_last_has_ended(run: Run, cache: Cache) -> None:
+    image = put(cache, "a")
+    held = image.hold()
+    assert held is not None
+    again = held.again()
+    assert again is not None
+    held.close()
+    held.close()
+    assert held.again() is None
+    assert run("image", "prune", "--all").lines == ["kept, as VMs or templates use it, a: 3 KiB"]
+    image.check()
+    again.close()
+    assert run("image", "prune", "--all").lines == ["removed a: 3 KiB"]
+    assert image.hold() is None
+
+
+@linux_only
+def test_an_image_that_is_pruned_while_a_vm_is_about_to_hold_it_is_not_held(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = put(cache, "a")
+    before, opened = len(os.listdir("/proc/self/fd")), os.open
+
+    def open_and_lose(*given: object) -> int:
+        fd = opened(*given)  # type: ignore[arg-type]
+        monkeypatch.undo()
+        assert cache.prune(image)
+        return fd
+
+    monkeypatch.setattr(os, "open", open_and_lose)
+    assert image.hold() is None
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.skipif(sys.platform == "linux", reason="about other systems")
 def test_elsewhere_than_on_linux_no_image_is_built(run: Run) -> None:
     ran = run("image", "build")

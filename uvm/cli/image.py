@@ -73,7 +73,7 @@ def _prune(terminal: Terminal, given: Namespace) -> None:
     with cache.locked():
         removed: list[str] = cache.remove_downloads() if given.all else []
         for image in cache.all()[0 if given.all else 1 :]:
-            cache.remove(image.key)
-            terminal.write(f"removed {image.key[:_KEY_DIGITS]}: {format_size(image.size_bytes)}")
+            done = "removed" if cache.prune(image) else "kept, as VMs or templates use it,"
+            terminal.write(f"{done} {image.key[:_KEY_DIGITS]}: {format_size(image.size_bytes)}")
         for name in removed:
             terminal.write(f"removed {name}")

@@ -541,6 +541,8 @@ class StandInLauncher:
         self.survivors: anyio.abc.TaskGroup | None = None
         self.trees: dict[str, MirroredTree] = {}
         self.prepare: Callable[[StandIn], object] = lambda child: None
+        #: What the last one that was started has inherited: device and inode of each file.
+        self.inherited: set[tuple[int, int]] = set()
 
     async def start(
         self,
@@ -558,6 +560,7 @@ class StandInLauncher:
         outlives = survives and self.survivors is not None
         child = StandIn(arguments, _sleeper(fds) if outlives else None)
         note(child.pid)
+        self.inherited = {(found.st_dev, found.st_ino) for found in map(os.fstat, fds)}
         self.prepare(child)
         self.started[child.name] = child
         child.document, self.trees[child.name].guest = self.trees[child.name].document, child.fake

@@ -13,7 +13,7 @@ import pytest
 import uvm
 from tests.backends.qemu import images
 from tests.backends.qemu.standin import StandIn, StandInBackend, StandInLauncher
-from uvm.backends.qemu.guestimage.cache import Image
+from uvm.backends.qemu.guestimage.cache import Cache, Image
 from uvm.errors import HostError, NoSpaceError, NotSupportedError, VMStateError
 
 pytestmark = pytest.mark.anyio
@@ -234,9 +234,23 @@ async def test_a_clone_runs_on_the_guest_image_of_its_template_though_there_is_a
         options = uvm.LCOWOptions(memory_mb=64, template=True)
         async with uvm.UtilityVM.create(options, backend=backend) as vm:
             await vm.start()
-            await _started(backend, uvm.LCOWOptions(memory_mb=64, clone_of=await vm.save_template()))
+            of_clone = uvm.LCOWOptions(memory_mb=64, clone_of=await vm.save_template())
+            assert not _is_pruned(tmp_path, "older")
+            async with uvm.UtilityVM.create(of_clone, backend=backend) as clone:
+                await clone.start()
+                kernel = os.stat(tmp_path / "older" / "kernel")
+                assert (kernel.st_dev, kernel.st_ino) in backend.launcher.inherited
+                await vm.close()
+                assert not _is_pruned(tmp_path, "older")
+        assert _is_pruned(tmp_path, "older")
         await _started(backend, uvm.LCOWOptions(memory_mb=64))
+        assert _is_pruned(tmp_path, "newer")
         assert next(made, None) is None
+
+
+def _is_pruned(tmp_path: Path, name: str) -> bool:
+    """Have an image pruned unless it is in use."""
+    return Cache(tmp_path).prune(Image(tmp_path / name, {"key": "none"}))
 
 
 def _upgrade(standin: StandIn) -> None:

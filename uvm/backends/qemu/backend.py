@@ -69,6 +69,7 @@ from uvm.schema.system import ComputeSystem, LinuxKernelDirect, Topology, Virtua
 
 if TYPE_CHECKING:
     from uvm.backends.qemu.guestimage import Image, ImageOptions
+    from uvm.backends.qemu.guestimage.cache import Hold
 
 _log = Log("uvm")
 
@@ -209,23 +210,34 @@ class QEMUBackend:
         check_memory(machine, info.memory_mb, operation)
         template = template_of(machine, self._vms, operation)
         acceleration = await self._acceleration()
-        boot = Boot(acceleration, *await self._boot_files(machine, template, operation))
         saved = None if template is None else template.saved
-        record = Record(system_id, self.new_id(), read.owner, "Created", _this_process())
-        directory = await self._claim(record, machine.compute_topology or Topology(), acceleration)
-        try:
-            copied = await anyio.to_thread.run_sync(copied_mb, boot, directory.record.user)
-            memory = await self._memory(machine, saved, copied, operation)
-        except BaseException:
-            directory.remove()
-            raise
-        vm = VM(read, directory, boot, memory)
+        kernel, initrd, image = await self._boot_files(machine, template, operation)
+        with ExitStack() as undo:
+            if image is not None:
+                undo.callback(image.close)
+            vm = await self._claimed(read, Boot(acceleration, kernel, initrd), saved, system_id)
+            vm.image = image
+            undo.pop_all()
         vm.devices = self._devices(vm, info, self._root_ports, self._share_slots)
         if saved is not None:
             vm.devices.scsi.bases = vm.devices.vpmem.bases = saved.files
             vm.devices.vpmem.places = saved.luns
         await self._start(vm, document, saved)
         return QEMUSystem(vm, info, self._forget)
+
+    async def _claimed(self, document: ComputeSystem, boot: Boot, saved: SavedVM | None, id: str) -> VM:
+        """Return a VM with its directory and its memory; nothing of it is there if that fails."""
+        machine = document.virtual_machine
+        assert machine is not None
+        record = Record(id, self.new_id(), document.owner, "Created", _this_process())
+        directory = await self._claim(record, machine.compute_topology or Topology(), boot.acceleration)
+        try:
+            copied = await anyio.to_thread.run_sync(copied_mb, boot, directory.record.user)
+            memory = await self._memory(machine, saved, copied, f"create {id}")
+        except BaseException:
+            directory.remove()
+            raise
+        return VM(document, directory, boot, memory)
 
     async def _memory(
         self, machine: VirtualMachine, template: SavedVM | None, copied_mb: int, operation: str
@@ -343,8 +355,8 @@ class QEMUBackend:
 
     async def _boot_files(
         self, machine: VirtualMachine, template: VM | None, operation: str
-    ) -> tuple[str, str]:
-        """Return the kernel and the initramfs of a VM.
+    ) -> tuple[str, str, Hold | None]:
+        """Return the kernel and the initramfs of a VM, and what holds their image.
 
         They are its document's, or its template's, or those of the guest image, which may have changed since.
         """
@@ -352,14 +364,23 @@ class QEMUBackend:
         direct = chipset.linux_kernel_direct if chipset is not None else None
         direct = direct or LinuxKernelDirect()
         if not direct.kernel_file_path and template is not None:
-            return template.boot.kernel, template.boot.initrd
+            held = None if template.image is None else template.image.again()
+            return template.boot.kernel, template.boot.initrd, held
         if not direct.kernel_file_path:
-            image = await self._guest_image()
-            return image.kernel, image.initrd
+            image, held = await self._held_image()
+            return image.kernel, image.initrd, held
         for path in (direct.kernel_file_path, direct.initrd_path):
             if path and not await anyio.Path(path).is_file():
                 raise HostError(operation, HResult.ERROR_FILE_NOT_FOUND, path)
-        return direct.kernel_file_path, direct.initrd_path
+        return direct.kernel_file_path, direct.initrd_path, None
+
+    async def _held_image(self) -> tuple[Image, Hold]:
+        """Return the guest image, built again if it is pruned before it is held."""
+        while True:
+            image = await self._guest_image()
+            held = await anyio.to_thread.run_sync(image.hold)
+            if held is not None:
+                return image, held
 
     async def _guest_image(self) -> Image:
         from uvm.backends.qemu.guestimage import ImageOptions, guest_image

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
 import anyio.abc
@@ -54,6 +54,9 @@ from uvm.hresult import HResult
 from uvm.schema.requests import ModifySettingRequest
 from uvm.schema.system import ComputeSystem, VirtualMachine
 
+if TYPE_CHECKING:
+    from uvm.backends.qemu.guestimage.cache import Hold
+
 _log = Log("uvm")
 
 State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
@@ -76,6 +79,7 @@ class VM:
     :ivar lifetime: the process of QEMU.
     :ivar devices: the devices that come and go.
     :ivar memory: its memory.
+    :ivar image: keeps the guest image that it boots from being pruned; None for none.
     :ivar saved: what it was saved as, a template; None before. Its QEMU ends then, and not the VM.
     :ivar console: the socket of its serial port; None if there is none.
     :ivar handles: how many handles are open.
@@ -89,6 +93,7 @@ class VM:
         self.boot: Boot = boot
         self.state: State = "Created"
         self.memory: Memory = memory
+        self.image: Hold | None = None
         self.saved: SavedVM | None = None
         self.handles: int = 0
         self.console: SocketFile | None = None
@@ -165,7 +170,8 @@ class VM:
     ) -> None:
         """Start QEMU, paused, and wait until it takes commands: see :meth:`.Lifetime.launch`."""
         self._connect_host()
-        await self.lifetime.launch(launcher, arguments, (self.memory.fd, *inherited), connect, tasks)
+        held = () if self.image is None else (self.image.fd,)
+        await self.lifetime.launch(launcher, arguments, (self.memory.fd, *held, *inherited), connect, tasks)
 
     async def adopt(
         self,
@@ -307,7 +313,7 @@ class VM:
             await self.end()
         else:
             self._remove_console()
-            self.memory.close()
+            self._release()
             self.directory.remove()
 
     async def wait(self) -> ExitStatus:
@@ -352,7 +358,7 @@ class VM:
         """Note that the process has ended, and with it the VM, unless it was saved as a template."""
         if self.lifetime.left:
             self.directory.leave()
-            self.memory.close()
+            self._release()
             self.lifetime.exit.leave()
         elif self.saved is None or self.lifetime.exit.terminated or not self._sealed():
             self._stop()
@@ -372,12 +378,18 @@ class VM:
         """Note that the VM has exited."""
         self.lifetime.exit.settle(self.lifetime.process)
         self.devices.close()
-        self.memory.close()
+        self._release()
         self._remove_console()
         if self.saved is not None:
             self.saved.close()
         self._become("Stopped")
         self.directory.remove()
+
+    def _release(self) -> None:
+        """Release what it holds for its QEMU, which has it too."""
+        self.memory.close()
+        if self.image is not None:
+            self.image.close()
 
     def _remove_console(self) -> None:
         if self.console is not None:

@@ -76,7 +76,7 @@ class OpenImage:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Its path, and those of its backing files."""
+        """The path of the image, and those of the backing files."""
         return (self.path, *(() if self.backing is None else self.backing.paths))
 
     def close(self) -> None:

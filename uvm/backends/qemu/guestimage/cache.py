@@ -3,6 +3,10 @@
 ``$XDG_CACHE_HOME/uvm`` (else ``~/.cache/uvm``) is its user's alone, since what boots from it decides about
 guests. An image comes by renaming a directory that is complete. A process that builds one holds a lock, so
 that others that want the same wait and find it. What a builder that was killed left is removed by the next.
+
+A VM that was started from an image holds a shared lock of its kernel, and so does its QEMU, until they have
+ended: clones are started from the files of their template's image, and a VM that is saved is compared with
+them. What is locked is not pruned.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import define, frozen
 
 from uvm.backends.qemu.guestimage.sources import stamp_of
 from uvm.errors import NotSupportedError, UVMError
@@ -30,6 +34,26 @@ _UNFINISHED: Final = ".unfinished-"
 
 class ImageDamagedError(UVMError):
     """A file of an image is not as it was built: it was cut short, or changed."""
+
+
+@define(eq=False)
+class Hold:
+    """Keeps an image from being pruned, as long as a process has its descriptor.
+
+    :ivar fd: the descriptor; -1 once it is closed.
+    """
+
+    fd: int
+
+    def again(self) -> Hold | None:
+        """Return another one of the same image; None once it is closed."""
+        return Hold(os.dup(self.fd)) if self.fd >= 0 else None
+
+    def close(self) -> None:
+        """Hold it no more."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 @frozen
@@ -62,6 +86,21 @@ class Image:
     def size_bytes(self) -> int:
         """The size of its files."""
         return sum(each["size"] for each in self.manifest["files"].values())
+
+    def hold(self) -> Hold | None:
+        """Keep it from being pruned; return None if it was pruned before. Blocks, not for long."""
+        # Python has it on Unix only.
+        import fcntl
+
+        try:
+            held = Hold(os.open(self.kernel, os.O_RDONLY | os.O_CLOEXEC))
+        except FileNotFoundError:
+            return None
+        fcntl.flock(held.fd, fcntl.LOCK_SH)
+        if os.fstat(held.fd).st_nlink:
+            return held
+        held.close()
+        return None
 
     def check(self) -> None:
         """Compare its files with what was built.
@@ -173,8 +212,20 @@ class Cache:
         return Image(self.images / key, json.loads(manifest))
 
     def remove(self, key: str) -> None:
-        """Remove an image; the lock is held. QEMU has no need of its files once it has started."""
+        """Remove an image; the lock is held."""
         shutil.rmtree(self.images / key, ignore_errors=True)
+
+    def prune(self, image: Image) -> bool:
+        """Remove an image unless a VM holds it; return whether it was removed; the lock is held."""
+        import fcntl
+
+        with open(image.kernel, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            self.remove(image.key)
+        return True
 
     def remove_downloads(self) -> list[str]:
         """Remove all kernels that were downloaded, and return their names; the lock is held."""
