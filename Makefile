@@ -133,7 +133,7 @@ $(VENV):
 
 $(RUNTIME): pyproject.toml $(VENV)
 	@echo 'installing uvm'
-	@$(INSTALL) .
+	@$(INSTALL) '.[cli]'
 	@touch $@
 
 $(DEV): pyproject.toml $(VENV)

@@ -17,6 +17,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 sys.path.insert(0, str(Path(__file__).parent))
+from pictures import write_pictures
 from tables import write_tables
 
 import uvm
@@ -24,6 +25,7 @@ import uvm
 logger = logging.getLogger(__name__)
 
 write_tables(Path(__file__).parent / "_build" / "tables")
+write_pictures(Path(__file__).parent / "_build" / "pictures")
 
 project = "uvm"
 author = "The uvm maintainers"

@@ -30,6 +30,7 @@ def main() -> None:
         *extras["trio"],
         *extras["ncproxy"],
         *extras["otel"],
+        *extras["cli"],
         *extras["testing"],
         *tools,
     ):

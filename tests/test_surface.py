@@ -24,7 +24,7 @@ SURFACE = {
         GuestTimeouts NetworkSetup OutputHandler VMMemory VMStatistics Quarantined
         DiskType Mount BlockCIM BlockCIMLayer LCOWLayer WCOWLayer RootFileSystem
         ContainerResources Pod PodContainer
-        Lease LeaseState Orphan StuckDevice UnrevokedAccess VMDevices
+        Lease LeaseState Orphan RecentRequest StuckDevice UnrevokedAccess VMDevices
         AdapterLease BlockCIMLease CombinedLease NamespaceLease PipeLease Plan9Lease ScsiLease
         SharedLease VPCILease VPMemLease VSMBLease
         PCI_ID_TYPES

@@ -36,6 +36,8 @@ _GUID = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
 _FILES: Any = {field.alias: f"C:\\{field.name}" for field in attrs.fields(uvm.VmbFSBootFiles)}
 
 _BOOT_FILES = uvm.VmbFSBootFiles(**_FILES)
+#: ``fold`` does not travel with older protocols, and no time in UTC has it.
+_TIMES = st.datetimes(timezones=st.just(UTC)).map(lambda at: at.replace(fold=0))
 #: Fields that not every value of their type fits.
 _FIELDS: dict[type, dict[str, Any]] = {
     uvm.RegistryValue: {"hive": st.sampled_from(["System", "Software"])},
@@ -43,7 +45,8 @@ _FIELDS: dict[type, dict[str, Any]] = {
     uvm.BlockCIMLayer: {"cims": st.just((uvm.BlockCIM(r"C:\a.vhd", "a.cim"),))},
     uvm.LayerBootFiles: {"layers": st.lists(_TEXT, min_size=1).map(tuple)},
     uvm.Template: {"document": models(TemplateDocument)},
-    uvm.StuckDevice: {"since": st.datetimes(timezones=st.just(UTC)).map(lambda at: at.replace(fold=0))},
+    uvm.StuckDevice: {"since": _TIMES},
+    uvm.RecentRequest: {"at": _TIMES},
     uvm.Quarantined: {
         "key": _TEXT,
         "slot": st.integers(),

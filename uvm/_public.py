@@ -28,7 +28,6 @@ from uvm._gcs.unix import connect_unix as connect_unix
 from uvm._gcs.unix import listen_unix as listen_unix
 from uvm._guest.files import GuestFile as GuestFile
 from uvm._guest.files import GuestFiles as GuestFiles
-from uvm._vm.attached import UnrevokedAccess as UnrevokedAccess
 from uvm._vm.attached import VMDevices as VMDevices
 from uvm._vm.containermounts import ContainerMount as ContainerMount
 from uvm._vm.cpugroups import CPUGroup as CPUGroup
@@ -45,6 +44,8 @@ from uvm._vm.pods.container import PodContainer as PodContainer
 from uvm._vm.pods.pod import Pod as Pod
 from uvm._vm.pods.resources import ContainerResources as ContainerResources
 from uvm._vm.pool import Pool as Pool
+from uvm._vm.rows import RecentRequest as RecentRequest
+from uvm._vm.rows import UnrevokedAccess as UnrevokedAccess
 from uvm._vm.statistics import VMMemory as VMMemory
 from uvm._vm.statistics import VMStatistics as VMStatistics
 from uvm.devices.blockcims import BlockCIM as BlockCIM

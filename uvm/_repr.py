@@ -7,6 +7,7 @@ from typing import Any
 from attrs import NOTHING, Factory, fields
 
 _MAX_CHARACTERS = 300
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def brief(text: str) -> str:
@@ -56,3 +57,9 @@ def _shown(value: Any, name: str) -> str:
 def counted(number: int, plural: str) -> str:
     """Return a number with what is counted."""
     return f"{number:,} {plural.removesuffix('s') if number == 1 else plural}"
+
+
+def format_size(size_bytes: int) -> str:
+    """Return a number of bytes in the largest unit that it fills, with two decimals at most."""
+    power = min(max(size_bytes.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    return f"{size_bytes / (1 << 10 * power):.2f}".rstrip("0").rstrip(".") + f" {_UNITS[power]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from uvm.cli.terminal import ASCII, Glyphs, Terminal
+from uvm.cli.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "uvm" / "cli" / "samples"
@@ -39,6 +39,6 @@ class Ran:
         return self.output.splitlines()
 
 
-def paper(glyphs: Glyphs = ASCII, width: int = 100) -> Terminal:
-    """A terminal without colours, 100 columns wide, that shows ASCII only."""
-    return Terminal(io.StringIO(), width, False, glyphs)
+def paper() -> Terminal:
+    """A terminal that plain text is written to."""
+    return Terminal(io.StringIO())

@@ -28,7 +28,7 @@ def test_what_is_printed_has_a_heading_and_a_sum_for_each_level(capsys: pytest.C
     assert "host: no VM" in printed
     assert "holds    ids are fresh guids" in printed
     count = sum(scenario.level is Level.HOST for scenario in SCENARIOS)
-    assert f"host       {count} holds" in printed
+    assert f"host  {count} holds" in printed
 
 
 class Stale(FakeBackend):

@@ -9,10 +9,11 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.cli.support import LCOW, WCOW
+from uvm._repr import format_size
 from uvm._vm.layers import LCOWLayer, WCOWLayer
 from uvm.cli.errors import UsageError
 from uvm.cli.podfile import Container, MappedDirectory, read_pod_file
-from uvm.cli.sizes import format_size, parse_size
+from uvm.cli.sizes import parse_size
 from uvm.options import (
     BlockCIMBootFiles,
     HvSocketService,

@@ -17,6 +17,7 @@ from tests.vm.support import (
     DISKS,
     FILE,
     LAYER,
+    LAYERS,
     NAMESPACE,
     OTHER_DISK,
     OTHER_SHARED,
@@ -25,6 +26,7 @@ from tests.vm.support import (
     SHARED,
     Running,
     host_backend,
+    lcow,
     quiet,
     running,
     wcow,
@@ -73,7 +75,10 @@ async def test_it_has_all_that_is_attached_to_a_linux_vm() -> None:
             "<VMDevices of vm1: 1 disk, 1 layer, 2 plan9 shares, 2 shared, 1 root, 1 pci device, 1 namespace,"
             " 2 adapters>"
         )
-        assert str(devices).splitlines()[1:3] == [f"  {vm.scsi.disks[0]!r}", f"  {vm.vpmem.layers[0]!r}"]
+        assert str(vm) == (
+            "vm1: a Linux VM, running, with 1 disk, 1 layer, 2 plan9 shares, 2 shared, 1 root, 1 pci device,"
+            " 1 namespace, 2 adapters"
+        )
 
 
 async def test_it_has_all_that_is_attached_to_a_windows_vm() -> None:
@@ -116,6 +121,80 @@ async def test_orphans_and_quarantined_slots_say_what_is_where_why_and_since_whe
         assert "the answer was lost" in withheld.why
         assert orphan.since <= withheld.since
         assert repr(devices) == "<VMDevices of vm1: 1 disk, 1 orphan, 1 quarantined>"
+        assert devices.quarantined_scsi == ((0, 1),)
+        assert "  0 OQ" in str(devices)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+async def test_a_quarantined_vpmem_device_is_withheld_in_part_or_as_a_whole(packed: bool) -> None:
+    async with running(lcow(vpmem_multi_mapping=packed)) as run:
+        run.backend.faults.lose(request_type="Add", resource=LAYERS, first=1)
+        with pytest.raises(uvm.UnknownOutcomeError):
+            await run.vm.vpmem.add(LAYER)
+        devices = run.vm.devices()
+        [(device, offset_bytes, size_bytes)] = devices.quarantined_vpmem
+        assert (device, offset_bytes) == (0, 0)
+        assert (size_bytes < devices.vpmem_size_bytes) is packed
+        assert "  0 Q" in str(devices)
+
+
+async def test_the_last_requests_are_kept_with_their_outcomes() -> None:
+    async with running() as run:
+        await run.vm.scsi.attach(SCRATCH, mount=uvm.Mount())
+        await leave_an_orphan(run)
+        await quarantine_a_slot(run)
+        requests = run.vm.devices().requests
+        assert [(each.to, each.verb, each.resource, each.outcome) for each in requests] == [
+            ("host", "add", "Scsi 0:0", "ok"),
+            ("guest", "add", "MappedVirtualDisk 0:0", "ok"),
+            ("host", "add", "Scsi 0:1", "ok"),
+            ("guest", "remove", "SCSIDevice 0:1", "ok"),
+            ("host", "remove", "Scsi 0:1", "refused"),
+            ("host", "add", "Scsi 0:2", "unknown"),
+        ]
+        assert requests[0].settings == (SCRATCH,)
+        assert ["E_FAIL" in each.why for each in requests] == [False] * 4 + [True, False]
+        assert "the answer was lost" in requests[-1].why
+        assert [each.at for each in requests] == sorted(each.at for each in requests)
+        assert all(each in str(run.vm.devices()) for each in ("Recent requests", "refused: modify Remove"))
+
+
+async def test_a_request_is_in_flight_until_it_has_an_outcome() -> None:
+    async with running() as run, anyio.create_task_group() as tasks:
+        with run.backend.faults.hold(request_type="Add", resource=DISKS) as gate:
+            tasks.start_soon(run.vm.scsi.attach, DISK)
+            await gate.wait()
+            assert [each.outcome for each in run.vm.devices().requests] == ["in flight"]
+        await run.vm.settled()
+        assert [each.outcome for each in run.vm.devices().requests] == ["ok"]
+
+
+async def test_no_more_than_sixteen_requests_are_kept_the_last_ones() -> None:
+    async with running() as run:
+        for _ in range(9):
+            await (await run.vm.scsi.attach(DISK)).release()
+        requests = run.vm.devices().requests
+        assert len(requests) == 16
+        assert [each.resource for each in requests[-2:]] == ["SCSIDevice 0:0", "Scsi 0:0"]
+
+
+async def test_what_was_asked_lately_makes_no_difference_between_two_values() -> None:
+    async with running() as run:
+        before = run.vm.devices()
+        await (await run.vm.scsi.attach(DISK)).release()
+        after = run.vm.devices()
+        assert after.requests != before.requests
+        assert (after, hash(after)) == (before, hash(before))
+
+
+async def test_a_secret_of_a_request_is_not_in_the_value() -> None:
+    async with running() as run:
+        fragment = "c2VjcmV0IGZyYWdtZW50"
+        with pytest.raises(uvm.GuestError):
+            await run.vm.update({"fragment": fragment})
+        [request] = run.vm.devices().requests
+        assert (request.to, request.resource, request.settings) == ("guest", "SecurityPolicyFragment", ())
+        assert fragment not in str(run.vm.devices().as_json())
 
 
 async def test_a_disk_whose_mount_is_an_orphan_is_one_until_a_lease_has_it() -> None:

@@ -130,7 +130,7 @@ def packages() -> list[str]:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     tools = [each for each in extras["dev"] if each.startswith(TOOLS)]
-    needed = [each for extra in ("trio", "ncproxy", "otel", "testing") for each in extras[extra]]
+    needed = [each for extra in ("trio", "ncproxy", "otel", "cli", "testing") for each in extras[extra]]
     stated = [*project["dependencies"], *needed, *tools]
     return [*(each.partition(";")[0] for each in stated), *NEEDED_ON_WINDOWS]
 

@@ -13,6 +13,7 @@ from attrs import Factory, define, frozen
 
 from uvm._async import Flag, Work
 from uvm._buses.flights import Flights, Occupied
+from uvm._buses.recent import Receiver, Sent, noted
 from uvm._errands import Errand
 from uvm._guest.access import has_gone, has_stopped
 from uvm._guest.states import ContainerStates
@@ -72,6 +73,7 @@ class Link:
         orphans, unless others want the device.
     :ivar mounts: the directories of the host that are, or may be, mapped into containers.
     :ivar quarantined: what is withheld, each with the same for people.
+    :ivar recent: its last requests to the host and the guest; None before the first.
     :ivar work: what its tasks have in flight.
     :ivar states: the states of the guest's containers that have ended.
     :ivar home: the event loop of the VM.
@@ -98,6 +100,7 @@ class Link:
     in_flight: Flights = Factory(Flights)
     occupied: Occupied = Factory(Occupied)
     following: list[tuple[Any, Any, Any]] | None = None
+    recent: list[Sent] | None = None
     work: Work = Factory(Work)
     states: ContainerStates = Factory(
         lambda link: ContainerStates(link.occupied.inside, link.vm_id, link.work), takes_self=True
@@ -198,11 +201,16 @@ class Link:
     async def modify(self, request: JSON) -> None:
         """Change the running system; raise what the host raised, or VMExitedError."""
         self._running_guest()
-        await self.call(self.system.modify(request))
+        await self._noted("host", request, self.system.modify(request))
 
     async def modify_guest(self, request: JSON | ModificationRequest) -> None:
         """Change the guest; raise what it raised, or VMExitedError."""
-        await self.call(self._running_guest().modify(request))
+        await self._noted("guest", request, self._running_guest().modify(request))
+
+    async def _noted(self, to: Receiver, request: JSON | ModificationRequest, call: Awaitable[None]) -> None:
+        if self.recent is None:
+            self.recent = []
+        await noted(self.recent, to, request, self.call(call))
 
     async def listen(self, service_id: str) -> Listener:
         """Listen for the guest to dial a service; raise what the host raised, or VMExitedError."""
@@ -218,7 +226,8 @@ class Link:
     async def revoke(self, step: Step) -> None:
         """Send a step that removes a device; a guest that has exited holds none any more."""
         if isinstance(step.request, ModificationRequest):
-            await self.call(self._unless_gone(self._running_guest().modify(step.request)))
+            going = self._unless_gone(self._running_guest().modify(step.request))
+            await self._noted("guest", step.request, going)
         else:
             await self.modify(to_json(step.request))
 

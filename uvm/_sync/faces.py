@@ -58,6 +58,9 @@ class Face:
     def __repr__(self) -> str:
         return at_once(lambda: repr(self._real))  # type: ignore[no-any-return]
 
+    def __str__(self) -> str:
+        return at_once(lambda: str(self._real))  # type: ignore[no-any-return]
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Face) and bool(self._real == other._real)
 

@@ -4,46 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from attrs import fields, frozen, has
 
-from uvm._buses.blockcims import BlockCIMVolume
-from uvm._buses.directories import SharedPath
-from uvm._buses.layers import CombinedRoot
-from uvm._buses.link import StuckDevice
-from uvm._buses.network import AttachedAdapter
-from uvm._buses.pipes import MappedPipe
-from uvm._buses.plan9 import Plan9Share
-from uvm._buses.scsi import ScsiDisk
-from uvm._buses.vpci import VPCIDevice
-from uvm._buses.vpmem import VPMemLayer
-from uvm._buses.vsmb import VSMBShare
-from uvm._repr import brief, brief_call, counted
+from uvm._drawing.drawing import Drawing
+from uvm._repr import brief, counted
+from uvm._vm.drawing import draw_devices
+from uvm._vm.rows import Rows
 from uvm.backend import JSON
-from uvm.devices.scsi import ScsiSlot
+from uvm.schema.secrets import printable
 
-
-@frozen
-class UnrevokedAccess:
-    """Access of the VM to a path of the host that no device needs any more, and that could not be revoked.
-
-    It is revoked when the VM closes.
-
-    :ivar why: what the revocation failed with.
-    """
-
-    host_path: str
-    why: str
-
-    __repr__ = brief_call
+#: What is counted of a VM's devices, in this order.
+_COUNTED: Final = (
+    *("disks", "layers", "vsmb_shares", "plan9_shares", "shared", "roots", "block_cims", "pipes"),
+    *("pci_devices", "namespaces", "adapters", "orphans", "quarantined", "unrevoked_access"),
+)
 
 
 @frozen(kw_only=True)
-class VMDevices:
+class VMDevices(Rows):
     """All that is attached to a VM at one moment: what :meth:`uvm.UtilityVM.devices` returns.
 
-    It is a plain value: it compares by content, and can be copied and pickled.
+    It is a plain value: it compares by content, the recent requests left out, and can be copied and pickled.
+    ``print`` draws it as text, rich in colours, and notebooks as HTML; there all that is not printable in a
+    name or path is escaped.
 
     :ivar scsi_controllers: how many SCSI controllers the VM has.
     :ivar reserved_scsi: the slots of the disks that the VM was created with; they are not in ``disks``.
@@ -57,47 +42,28 @@ class VMDevices:
     :ivar namespaces: the ids of the network namespaces that the VM is in.
     :ivar orphans: what is attached and has no caller; ``vm.orphans`` has handles to release it.
     :ivar quarantined: the slots that are withheld, since what is in them is unknown.
+    :ivar quarantined_scsi: those of the slots of disks.
+    :ivar quarantined_vpmem: those of VPMEM devices: the device, the offset and the size in bytes.
     :ivar unrevoked_access: access to paths that could not be revoked with the last device on them.
+    :ivar requests: the last requests that changed the VM while it ran, 16 at most, the oldest first.
     """
 
-    vm_id: str
-    scsi_controllers: int = 0
-    reserved_scsi: tuple[ScsiSlot, ...] = ()
-    disks: tuple[ScsiDisk, ...] = ()
-    vpmem_count: int = 0
-    vpmem_size_bytes: int = 0
-    vpmem_multi_mapping: bool = False
-    boot_vpmem_bytes: int | None = None
-    layers: tuple[VPMemLayer, ...] = ()
-    vsmb_shares: tuple[VSMBShare, ...] = ()
-    plan9_shares: tuple[Plan9Share, ...] = ()
-    shared: tuple[SharedPath, ...] = ()
-    roots: tuple[CombinedRoot, ...] = ()
-    block_cims: tuple[BlockCIMVolume, ...] = ()
-    pipes: tuple[MappedPipe, ...] = ()
-    pci_devices: tuple[VPCIDevice, ...] = ()
-    namespaces: tuple[str, ...] = ()
-    adapters: tuple[AttachedAdapter, ...] = ()
-    orphans: tuple[StuckDevice, ...] = ()
-    quarantined: tuple[StuckDevice, ...] = ()
-    unrevoked_access: tuple[UnrevokedAccess, ...] = ()
-
     def __repr__(self) -> str:
-        counts = [counted(len(rows), name.replace("_", " ")) for name, rows in self._rows()]
-        return brief(f"<VMDevices of {self.vm_id}: {', '.join(counts) or 'none'}>")
+        return brief(f"<VMDevices of {printable(self.vm_id)}: {self._counts() or 'none'}>")
 
     def __str__(self) -> str:
-        lines = [repr(self)]
-        for _, rows in self._rows():
-            lines += [f"  {row}" for row in rows]
-        return "\n".join(lines)
+        return str(self.__rich__())
 
-    def _rows(self) -> list[tuple[str, Sequence[object]]]:
-        """Return what is attached, by the name of its kind, without kinds of which there is none."""
-        kinds = [
-            each.name for each in fields(VMDevices) if each.default == () and each.name != "reserved_scsi"
-        ]
-        return [(name, rows) for name in kinds if (rows := getattr(self, name))]
+    def __rich__(self) -> Drawing:
+        return draw_devices(self)
+
+    def _repr_html_(self) -> str:
+        return self.__rich__()._repr_html_()
+
+    def _counts(self) -> str:
+        """Return how many of each kind are attached, without kinds of which there is none."""
+        rows: dict[str, Sequence[object]] = {name: getattr(self, name) for name in _COUNTED}
+        return ", ".join(counted(len(each), name.replace("_", " ")) for name, each in rows.items() if each)
 
     def as_json(self) -> JSON:
         """Return it as plain JSON values, times as in ISO 8601."""

@@ -198,8 +198,12 @@ class Devices(Part):
         return tuple(found)
 
     def devices(self) -> VMDevices:
-        """Return all that is attached now, orphans and quarantined slots included, as a value."""
-        from uvm._vm.attached import UnrevokedAccess, VMDevices
+        """Return all that is attached now, orphans and quarantined slots included, as a value.
+
+        ``print`` shows it as text, ``rich.print`` in colours, and a notebook as HTML.
+        """
+        from uvm._vm.attached import VMDevices
+        from uvm._vm.rows import UnrevokedAccess, recent_requests, withheld_scsi, withheld_vpmem
         from uvm.devices.scsi import ScsiSlot
 
         plan = self._context.plan
@@ -226,9 +230,12 @@ class Devices(Part):
             adapters=() if network is None else network.adapters,
             orphans=tuple(StuckDevice(o.what, o.where, str(o.error), o.since) for o in self.orphans),
             quarantined=tuple(stuck for _, stuck in self._link.quarantined),
+            quarantined_scsi=withheld_scsi(self.quarantined),
+            quarantined_vpmem=withheld_vpmem(self.quarantined, plan.vpmem_size_bytes),
             unrevoked_access=tuple(
                 UnrevokedAccess(path, str(error)) for path, error in self._context.access.unrevoked.items()
             ),
+            requests=recent_requests(self._link.recent or ()),
         )
 
     def ledgers(self) -> dict[str, LedgerState[Hashable, object, object, object]]:

@@ -29,6 +29,7 @@ from uvm._vm.startup import GuestStartup, OutputHandler
 from uvm.backend import JSON, Backend, Concurrency, HostInfo, System
 from uvm.backends import is_backend, open_backend
 from uvm.errors import BridgeClosedError, OptionsError, VMStateError
+from uvm.schema.secrets import printable
 
 if TYPE_CHECKING:
     from uvm._guest.container import Container
@@ -127,6 +128,10 @@ class UtilityVM(Saving, GuestServices):
 
     def __repr__(self) -> str:
         return f"<UtilityVM {self.id} ({self.os}, {self._state.value})>"
+
+    def __str__(self) -> str:
+        counts = self.devices()._counts() or "no devices"
+        return f"{printable(self.id)}: a {self.os.capitalize()} VM, {self._state.value}, with {counts}"
 
     @property
     def runtime_id(self) -> str:

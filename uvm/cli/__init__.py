@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from uvm._drawing.blocks import Span, line
 from uvm.cli.commandline import make_parser
 from uvm.cli.completion import COMPLETING, complete
 from uvm.cli.errors import UsageError, in_one_line
@@ -43,6 +44,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    terminal = Terminal.of(sys.stderr)
-    terminal.write(f"{terminal.paint('uvm: error:', 'red')} {message}")
+    Terminal.of(sys.stderr).write(line(Span("uvm: error:", "red"), f" {message}"))
     return status

@@ -23,7 +23,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="Utility VMs: run a command or a shell in one, run a pod on an in-memory host, compare "
         "with recordings of hcsshim.",
         epilog="Exit status: 0 success, 1 failure, 2 a wrong command line or file, 130 interrupted; run, "
-        "shell and pod -i have that of the command. NO_COLOR=1 switches colours off; COLUMNS sets the width.",
+        "shell and pod -i have that of the command. On a terminal, tables are drawn by rich, which the extra "
+        "utilityvm[cli] installs: in colours, which NO_COLOR=1 switches off, and to its width, which COLUMNS "
+        "sets. Elsewhere they are plain text.",
     )
     parser.add_argument("--version", action="version", version=f"uvm {__version__}")
     parser.set_defaults(module=None)

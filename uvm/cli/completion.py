@@ -22,7 +22,7 @@ def run(terminal: Terminal, given: argparse.Namespace) -> int:
 
     :raises UsageError: argcomplete is not installed.
     """
-    terminal.write(_argcomplete().shellcode(["uvm"], shell=given.shell))
+    terminal.write_text(_argcomplete().shellcode(["uvm"], shell=given.shell))
     return 0
 
 

@@ -8,8 +8,9 @@ from collections import Counter
 from importlib import import_module
 from typing import Final
 
-from uvm.cli.errors import UsageError, printable
-from uvm.cli.terminal import Style, Terminal
+from uvm._drawing.blocks import Span, Style, table
+from uvm.cli.errors import UsageError
+from uvm.cli.terminal import Terminal
 from uvm.testing.backends import SCENARIOS, Level
 from uvm.testing.backends.play import MakeRig, Played, play_all, rig_of
 
@@ -33,7 +34,7 @@ def run(terminal: Terminal, given: Namespace) -> int:
             _show(terminal, played, None if not found else found[-1].scenario.level)
         found.append(played)
     if given.json:
-        terminal.write(json.dumps([_to_json(each) for each in found], indent=2))
+        terminal.write_text(json.dumps([_to_json(each) for each in found], indent=2))
     else:
         _sum_up(terminal, found)
     return int(any(each.outcome == "fails" for each in found))
@@ -57,18 +58,19 @@ def _load(name: str) -> MakeRig:
 def _show(terminal: Terminal, played: Played, before: Level | None) -> None:
     level = played.scenario.level
     if level != before:
-        terminal.write("", terminal.paint(f"{level.name.lower()}: {_TITLES[level]}", "bold"))
-    outcome = terminal.paint(f"{played.outcome:<8}", _STYLES[played.outcome])
-    why = f": {printable(played.why)}" if played.why else ""
-    terminal.write(f"  {outcome} {played.scenario.name.replace('_', ' ')}{why}")
+        terminal.write("", Span(f"{level.name.lower()}: {_TITLES[level]}", "bold"))
+    outcome = Span(played.outcome, _STYLES[played.outcome])
+    said = played.scenario.name.replace("_", " ") + (f": {played.why}" if played.why else "")
+    terminal.write(table((), [(outcome, said)], indent=2, least=(7,)))
 
 
 def _sum_up(terminal: Terminal, found: list[Played]) -> None:
-    terminal.write("")
+    rows = []
     for level in sorted({each.scenario.level for each in found}):
         counted = Counter[str](each.outcome for each in found if each.scenario.level == level)
         said = ", ".join(f"{counted[each]} {each}" for each in _STYLES if counted[each])
-        terminal.write(f"{level.name.lower():<10} {said}")
+        rows.append((level.name.lower(), said))
+    terminal.write("", table((), rows))
 
 
 def _to_json(played: Played) -> dict[str, str]:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import platform
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from attrs import asdict, frozen
 
 from uvm._document.boot import boot_files_to_stat, resolve_boot
+from uvm._drawing.blocks import Span, Style, line, table
 from uvm.backend import FileInfo, HostInfo
 from uvm.backends import choose_backend, open_backend
 from uvm.backends.checks import Check, Finding, run_checks
 from uvm.backends.hcs import availability as hcs
 from uvm.backends.hcs.availability import Environment, find_library
 from uvm.backends.qemu import availability as qemu
-from uvm.cli.terminal import Style, Terminal
+from uvm.cli.terminal import Terminal
 from uvm.errors import NotSupportedError
 from uvm.options import LCOWOptions
 
@@ -167,22 +168,22 @@ def run(terminal: Terminal, given: Namespace) -> int:
     """
     found = examine(given.backend)
     if given.json:
-        terminal.write(json.dumps(found.to_json(), indent=2))
+        terminal.write_text(json.dumps(found.to_json(), indent=2))
     else:
-        terminal.write(*_lines(terminal, found))
+        _show(terminal, found)
     return 0 if found.usable else 1
 
 
-def _lines(terminal: Terminal, found: Examination) -> Iterator[str]:
-    width = max(map(len, found.findings))
-    for name, finding in found.findings.items():
-        status = terminal.paint(finding.status.ljust(8), _STYLES.get(finding.status, "yellow"))
-        yield f"{status} {name.ljust(width)}  {finding}"
-    yield ""
-    name = terminal.paint(found.backend, "bold")
+def _show(terminal: Terminal, found: Examination) -> None:
+    rows = [
+        (Span(finding.status, _STYLES.get(finding.status, "yellow")), name, str(finding))
+        for name, finding in found.findings.items()
+    ]
+    name = Span(found.backend, "bold")
     if found.usable:
-        yield f"The backend {name} can be used here."
+        verdict = line("The backend ", name, " can be used here.")
     elif found.backend:
-        yield f"The backend {name} cannot be used here: {found.problem}."
+        verdict = line("The backend ", name, f" cannot be used here: {found.problem}.")
     else:
-        yield f"No backend is chosen here: {found.problem}."
+        verdict = line(f"No backend is chosen here: {found.problem}.")
+    terminal.write(table((), rows, least=(7,)), "", verdict)

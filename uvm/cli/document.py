@@ -22,7 +22,7 @@ def run(terminal: Terminal, given: Namespace) -> int:
     """
     file = read_pod_file(given.file)
     document = anyio.run(_document, file.options, open_host(file, given.backend))
-    terminal.write(json.dumps(document, indent=2))
+    terminal.write_text(json.dumps(document, indent=2))
     return 0
 
 

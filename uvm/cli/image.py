@@ -9,11 +9,12 @@ from typing import Final
 
 import attrs
 
+from uvm._drawing.blocks import table
+from uvm._repr import format_size
 from uvm.backends.qemu.guestimage.builder import build
 from uvm.backends.qemu.guestimage.cache import Image, default_cache
 from uvm.backends.qemu.guestimage.fetch import fetch_kernel
 from uvm.backends.qemu.guestimage.selection import ImageOptions
-from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Terminal
 from uvm.errors import NotSupportedError
 
@@ -43,7 +44,8 @@ def _build(terminal: Terminal, given: Namespace) -> None:
         fetched = fetch_kernel(default_cache(), given.machine or platform.machine(), progress)
         options = attrs.evolve(options, kernel=str(next(fetched.glob("boot/vmlinuz-*"))))
     image = build(options, progress)
-    terminal.write(str(image.directory), *terminal.table(("file", "size"), _files(image)))
+    terminal.write_text(str(image.directory))
+    terminal.write(table(("file", "size"), _files(image), indent=2, right=(1,)))
 
 
 def _files(image: Image) -> list[tuple[str, str]]:
@@ -62,7 +64,7 @@ def _list(terminal: Terminal, given: Namespace) -> None:
         for image in default_cache().all()
     ]
     if rows:
-        terminal.write(*terminal.table(("image", "built", "size", "Linux", "Python"), rows, indent=0))
+        terminal.write(table(("image", "built", "size", "Linux", "Python"), rows, right=(2,)))
     else:
         terminal.write("no guest image was built yet: 'uvm image build', or the first VM, builds one")
 

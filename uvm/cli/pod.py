@@ -10,20 +10,21 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 
 import anyio
-from attrs import asdict, define, field
+from attrs import asdict, define, evolve, field
 
+from uvm._drawing.blocks import Rule, Span, line
 from uvm._guest.exchange import CompletedProcess
+from uvm._repr import format_size
 from uvm._vm.pods.container import PodContainer
 from uvm._vm.pods.pod import Pod
+from uvm._vm.requestsummary import summarize
 from uvm.backend import JSON, Backend
 from uvm.backends.fake import Entry, FakeBackend
-from uvm.cli.draw import draw_devices, draw_statistics
+from uvm.cli.draw import draw_request, draw_statistics
 from uvm.cli.errors import UsageError, in_one_line, printable
 from uvm.cli.podfile import Container, PodFile, read_pod_file
 from uvm.cli.podhost import open_host
 from uvm.cli.podjoin import join
-from uvm.cli.requests import draw_request, summarize
-from uvm.cli.sizes import format_size
 from uvm.cli.terminal import Terminal
 from uvm.errors import UVMError
 from uvm.schema.secrets import scrub
@@ -52,7 +53,7 @@ def run(terminal: Terminal, given: Namespace) -> int:
         record["error"] = in_one_line(error)
         raise
     finally:
-        terminal.write(json.dumps(record, indent=2))
+        terminal.write_text(json.dumps(record, indent=2))
 
 
 async def run_pod(terminal: Terminal, pod: PodFile, backend: Backend, record: JSON | None = None) -> int:
@@ -105,7 +106,7 @@ class _PodRun:
         where = f"an in-memory host ({facts})" if self.fake else f"the backend {self.backend.name} ({facts})"
         containers = _number(len(pod.containers), "container")
         self.terminal.write(
-            self.terminal.paint(f"pod {pod.file}", "bold"),
+            Span(f"pod {pod.file}", "bold"),
             f"A {pod.os.capitalize()} VM on {where},",
             f"for {containers} over {_number(len(pod.layers), 'read-only layer')}.",
         )
@@ -122,10 +123,9 @@ class _PodRun:
             await self._run_commands()
             self._show_devices(pod, "What is attached")
             self.record["devices"] = pod.vm.devices().as_json()
-            self.terminal.write("", self.terminal.rule("Statistics"))
             statistics = await pod.vm.stats()
             self.record["statistics"] = asdict(statistics)
-            self.terminal.write(*draw_statistics(self.terminal, statistics))
+            self.terminal.write("", _rule("Statistics"), draw_statistics(statistics))
             await self._release()
             if namespace:
                 with self._phase("Leave the network namespace"):
@@ -200,14 +200,13 @@ class _PodRun:
             left = [*self._left_mounted, *self.fake.leftovers()]
             self.record["left"] = left
         if self.fake is None:
-            terminal.write("", f"{terminal.glyphs.yes} The VM is closed.")
+            terminal.write("", "✓ The VM is closed.")
         elif left:
-            mark = terminal.paint(f"{terminal.glyphs.no} Left behind:", "red")
-            terminal.write("", mark, *(f"  {each}" for each in left))
+            terminal.write("", Span("✗ Left behind:", "red"), *(f"  {each}" for each in left))
             return 1
         else:
             nothing = "Nothing is left: no VM, no access to a file, no attached endpoint, no mount."
-            terminal.write("", f"{terminal.paint(terminal.glyphs.yes, 'green')} {nothing}", "")
+            terminal.write("", line(Span("✓", "green"), f" {nothing}"), "")
         return 0
 
     def report_clean_up(self) -> None:
@@ -234,11 +233,11 @@ class _PodRun:
                 "document": scrub(entry.document),
             }
         )
-        self.terminal.write(*draw_request(self.terminal, summary, _failure(entry)))
+        self.terminal.write(draw_request(summary, _failure(entry)))
 
     @contextmanager
     def _phase(self, title: str) -> Iterator[None]:
-        self.terminal.write("", self.terminal.rule(title))
+        self.terminal.write("", _rule(title))
         self._requests, began = 0, time.perf_counter()
         yield
         took = f"{(time.perf_counter() - began) * 1000:.1f} ms"
@@ -246,14 +245,14 @@ class _PodRun:
             number = _number(self._requests, "request")
             latency_ms = self.pod.host.latency_ms
             took = f"{number} of {latency_ms} ms in {took}" if latency_ms else f"{number} in {took}"
-        self._write_dim(took.rjust(self.terminal.width))
+        self._write_dim(f"  {took}")
 
     def _show_devices(self, pod: Pod, title: str) -> None:
-        self.terminal.write("", self.terminal.rule(title))
-        self.terminal.write(*draw_devices(self.terminal, pod.vm.devices()))
+        # The requests of the in-memory backend are drawn as they come.
+        self.terminal.write("", _rule(title), evolve(pod.vm.devices(), requests=()).__rich__())
 
-    def _write_dim(self, line: str) -> None:
-        self.terminal.write(self.terminal.paint(line, "dim"))
+    def _write_dim(self, text: str) -> None:
+        self.terminal.write(Span(text, "dim"))
 
 
 async def _run_in(made: PodContainer, container: Container) -> CompletedProcess[str]:
@@ -262,6 +261,10 @@ async def _run_in(made: PodContainer, container: Container) -> CompletedProcess[
     if init is not None:
         return await init.communicate(text=True)
     return await made.run(container.command, text=True)
+
+
+def _rule(title: str) -> Rule:
+    return Rule(Span(title, "bold"))
 
 
 def _number(number: int, what: str) -> str:

@@ -8,9 +8,9 @@ from typing import Final
 
 import anyio
 
+from uvm._drawing.blocks import table
 from uvm.backend import JSON, Backend
 from uvm.backends import open_backend
-from uvm.cli.errors import printable
 from uvm.cli.terminal import Terminal
 
 _COLUMNS: Final = ("Id", "Owner", "State", "RuntimeId")
@@ -20,10 +20,10 @@ def run(terminal: Terminal, given: Namespace) -> int:
     """List the VMs that a backend's host runs."""
     systems = anyio.run(_systems, open_backend(given.backend))
     if given.json:
-        terminal.write(json.dumps(systems, indent=2))
+        terminal.write_text(json.dumps(systems, indent=2))
     elif systems:
-        rows = [[printable(str(system.get(each) or "-")) for each in _COLUMNS] for system in systems]
-        terminal.write(*terminal.table(["id", "owner", "state", "runtime id"], rows, indent=0))
+        rows = [[str(system.get(each) or "-") for each in _COLUMNS] for system in systems]
+        terminal.write(table(("id", "owner", "state", "runtime id"), rows))
     else:
         terminal.write("no VM runs")
     return 0

@@ -6,14 +6,18 @@ from argparse import Namespace
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
+from uvm._drawing.blocks import Line, Part, Span, Table, line, table
+from uvm._vm.requestsummary import shorten, summarize
 from uvm.cli.errors import UsageError, read_text
-from uvm.cli.requests import shorten, summarize
 from uvm.cli.terminal import Terminal
 from uvm.testing.conformance import ComparedStep, differences, load_cases, replay_script
+
+#: How wide the recorded request of a pair is at least, so that pairs stand below each other.
+_COLUMN: Final = 40
 
 
 def run(terminal: Terminal, given: Namespace) -> int:
@@ -30,8 +34,8 @@ def run(terminal: Terminal, given: Namespace) -> int:
             (name, case["os"], str(len(case["ops"])), str(sum(_requests(step) for step in case["steps"])))
             for name, case in scripts.items()
         ]
-        terminal.write(f"The scripts of {path}; choose one with --script NAME.", "")
-        terminal.write(*terminal.table(("script", "guest", "operations", "requests"), rows))
+        scripts_drawn = table(("script", "guest", "operations", "requests"), rows, indent=2, right=(2, 3))
+        terminal.write(f"The scripts of {path}; choose one with --script NAME.", "", scripts_drawn)
         return 0
     if script not in scripts:
         raise UsageError(f"{path}: there is no script {script!r}; there are {', '.join(scripts)}")
@@ -70,43 +74,42 @@ def _requests(step: dict[str, Any]) -> int:
 
 async def _replay(terminal: Terminal, case: dict[str, Any]) -> int:
     terminal.write(
-        terminal.paint(f"script {case['name']}", "bold"),
+        Span(f"script {case['name']}", "bold"),
         "What hcsshim was recorded to send, and what uvm sends: "
         f"a {case['os'].capitalize()} VM, build {case['build']}.",
         "",
-        terminal.paint(f"       {'recorded'.ljust(_column(terminal))} {terminal.glyphs.bar} ours", "dim"),
+        table((), [("", Span("recorded", "dim"), Span("│ ours", "dim"))], indent=5, least=(1, _COLUMN)),
     )
     steps = await replay_script(case)
     if steps and (failure := steps[-1].failure):
         what = f"operation {len(steps)} cannot be replayed: {steps[-1].op}: {failure!r}"
         raise UsageError(f"script {case['name']}: {what}") from failure
     for number, step in enumerate(steps, 1):
-        terminal.write(*draw_step(terminal, number, step))
-    terminal.write("", *_verdict(terminal, case["name"], steps), "")
+        terminal.write(*draw_step(number, step))
+    terminal.write("", _verdict(case["name"], steps), "")
     return 1 if any(step.difference for step in steps) else 0
 
 
 # Drawing.
 
 
-def draw_step(terminal: Terminal, number: int, step: ComparedStep) -> Iterator[str]:
+def draw_step(number: int, step: ComparedStep) -> Iterator[Line | Table]:
     """Draw an operation: its arguments, the requests in pairs, the error, the differences."""
-    asked = terminal.fit(" ".join(_words(step.op)), terminal.width - 26)
     # What is refused before anything is sent counts as the same, whatever hcsshim sent until it refused.
     early = step.recorded.error is not None and not step.ours.requests
     pairs = [] if early else list(zip_longest(step.recorded.requests, step.ours.requests))
-    nothing = "" if pairs or step.repeated else terminal.paint("  (nothing is sent)", "dim")
-    yield f"{number:>3}  {terminal.paint(asked, 'bold')}{nothing}"
-    for recorded, ours in pairs:
-        yield from _pair(terminal, recorded, ours)
+    nothing = "" if pairs or step.repeated else "  (nothing is sent)"
+    yield line(f"{number:>3}  ", Span(" ".join(_words(step.op)), "bold"), Span(nothing, "dim"))
+    if pairs:
+        rows = [_pair(recorded, ours) for recorded, ours in pairs]
+        yield table((), rows, indent=5, least=(1, _COLUMN))
     if step.repeated:
         what = "1 recorded request" if step.repeated == 1 else f"{step.repeated} recorded requests"
-        yield terminal.paint(f"       {what} repeated: by the rules not compared", "dim")
+        yield line(Span(f"{what} repeated: by the rules not compared", "dim"), indent=7)
     if step.recorded.error and step.ours.error:
-        yield terminal.paint(terminal.fit(f"       refused: {step.ours.error}", terminal.width), "dim")
-    for line in step.difference:
-        for part in terminal.wrap(line, terminal.width - 7):
-            yield "       " + terminal.paint(part, "red")
+        yield line(Span(f"refused: {step.ours.error}", "dim"), indent=7)
+    for difference in step.difference:
+        yield line(Span(difference, "red"), indent=7)
 
 
 def _words(op: dict[str, Any]) -> Iterator[str]:
@@ -128,39 +131,25 @@ def _name(value: Any) -> str:
     return shorten(str(value.get("Name") or value.get("ID") if isinstance(value, dict) else value))
 
 
-def _column(terminal: Terminal) -> int:
-    return (terminal.width - 5 - 2 - 3) // 2
-
-
-def _pair(terminal: Terminal, recorded: Any, ours: Any) -> Iterator[str]:
-    """Draw two requests side by side, with a mark that says whether they are the same."""
+def _pair(recorded: Any, ours: Any) -> tuple[Part, ...]:
+    """Return two requests side by side, with a mark that says whether they are the same."""
     same = recorded is not None and ours is not None and not list(differences(recorded, ours))
-    glyphs, width = terminal.glyphs, _column(terminal)
-    mark = terminal.paint("=", "green") if same else terminal.paint(glyphs.differs, "red")
-    left, right = (_described(terminal, request, width) for request in (recorded, ours))
-    bar = terminal.paint(glyphs.bar, "dim")
-    for line, (one, other) in enumerate(zip_longest(left, right, fillvalue="")):
-        yield f"     {' ' if line else mark} {one.ljust(width)} {bar} {other}"
+    mark = Span("=", "green") if same else Span("≠", "red")
+    return mark, _described(recorded), Span("│", "dim"), _described(ours)
 
 
-def _described(terminal: Terminal, request: Any, width: int) -> list[str]:
+def _described(request: Any) -> str:
     if request is None:
-        return ["nothing"]
+        return "nothing"
     summary = summarize(request["to"], request["doc"])
-    head = f"{summary.to:<5} {summary.verb:<6} {summary.resource}"
-    line = f"{head}  {', '.join(summary.settings)}"
-    if len(line) <= width:
-        return [line]
-    settings = terminal.flow(summary.settings, width - 6, 2) if summary.settings else []
-    return [terminal.fit(head, width), *(f"      {line}" for line in settings)]
+    return f"{summary.to:<5} {summary.verb:<6} {summary.resource}  {', '.join(summary.settings)}".rstrip()
 
 
-def _verdict(terminal: Terminal, name: str, steps: list[ComparedStep]) -> Iterator[str]:
+def _verdict(name: str, steps: list[ComparedStep]) -> Line:
     requests = sum(len(step.ours.requests) for step in steps)
     wrong = sum(bool(step.difference) for step in steps)
     if wrong:
-        mark = terminal.paint(f"{terminal.glyphs.no} different", "red")
-        yield f"{mark}: {wrong} of the {len(steps)} operations of {name} are not as recorded."
-        return
-    mark = terminal.paint(f"{terminal.glyphs.yes} the same", "green")
-    yield f"{mark}: all {requests} requests of {name}, in {len(steps)} operations, are those of hcsshim."
+        said = f": {wrong} of the {len(steps)} operations of {name} are not as recorded."
+        return line(Span("✗ different", "red"), said)
+    said = f": all {requests} requests of {name}, in {len(steps)} operations, are those of hcsshim."
+    return line(Span("✓ the same", "green"), said)

@@ -21,9 +21,3 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text!r} is not a size such as '4 MiB' or '4M' (B, KiB, MiB, GiB, TiB)")
     unit = match[2] if match[2] in _UNITS else f"{match[2]}iB"
     return math.ceil(Decimal(match[1]) * _UNITS[unit])
-
-
-def format_size(size_bytes: int) -> str:
-    """Return a number of bytes in the largest unit that it fills, with two decimals at most."""
-    name, unit = next((n, u) for n, u in reversed(_UNITS.items()) if size_bytes >= u or u == 1)
-    return f"{size_bytes / unit:.2f}".rstrip("0").rstrip(".") + f" {name}"

@@ -1,4 +1,4 @@
-"""A request in one or two lines: its receiver, verb, resource and settings."""
+"""A request in a few words: its receiver, verb, resource and settings, without secrets. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from uvm._repr import format_size
 from uvm._wire import ports
-from uvm.cli.sizes import format_size
-from uvm.cli.terminal import Style, Terminal
 from uvm.schema.gcs import HOST_CONTAINER_ID
 from uvm.schema.requests import ScsiAttachment, VPMemMapping, parse_resource_path
 
 _GUID: Final = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _PREFIXES: Final = ("VirtualMachine/Devices/", "VirtualMachine/ComputeTopology/")
-
-_COLOURS: Final[dict[str, Style]] = {"host": "cyan", "guest": "magenta", "grant": "yellow"}
-_TO, _VERB, _RESOURCE = 7, 10, 28
 
 #: Settings that are shown without their name, or after a word.
 _WORDS: Final = {
@@ -93,20 +89,6 @@ def summarize(to: str, document: Any, operation: str = "modify") -> Summary:
     kind = document.get("ResourceType")
     resource = _host_resource(path, settings) if path else _guest_resource(kind, settings)
     return Summary(to, str(verb).lower(), shorten(resource), tuple(_shown(settings)))
-
-
-def draw_request(terminal: Terminal, summary: Summary, failure: str = "") -> list[str]:
-    """Return the lines of a request, and of the error that refused it."""
-    indent = 2 + _TO + _VERB + _RESOURCE
-    first, *more = terminal.flow(summary.settings, terminal.width - indent, 2)
-    resource = terminal.fit(summary.resource, _RESOURCE - 1).ljust(_RESOURCE)
-    to = terminal.paint(summary.to.ljust(_TO), _COLOURS.get(summary.to, "blue"))
-    lines = [f"  {to}{summary.verb.ljust(_VERB)}{resource}{terminal.paint(first, 'dim')}"]
-    lines += [" " * indent + terminal.paint(line, "dim") for line in more]
-    if failure:
-        refusal = terminal.wrap(failure, terminal.width - 2 - _TO)
-        lines += [" " * (2 + _TO) + terminal.paint(line, "red") for line in refusal]
-    return lines
 
 
 def _guest_call(document: Any, operation: str) -> Summary:
