@@ -27,6 +27,7 @@ def main() -> None:
     assert len(tools) == len(TOOLS), f"pyproject.toml has only {tools}"
     for requirement in (
         *project["dependencies"],
+        *extras["cli"],
         *extras["trio"],
         *extras["ncproxy"],
         *extras["otel"],
