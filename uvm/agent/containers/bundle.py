@@ -84,7 +84,10 @@ class SharedMount:
     __slots__ = ("directory", "huge_pages", "mount", "names")
 
     def __init__(self, mount: JSON, directory: str, names: list[str], huge_pages: bool) -> None:
-        self.mount, self.directory, self.names, self.huge_pages = mount, directory, names, huge_pages
+        self.mount: JSON = mount
+        self.directory: str = directory
+        self.names: list[str] = names
+        self.huge_pages: bool = huge_pages
 
 
 # What a specification says.
