@@ -118,10 +118,14 @@ async def sandbox_of(pod: uvm.Pod) -> uvm.PodContainer:
     return await pod.run_sandbox(SPECS[os], LAYERS[os], host.SCRATCH, id="pause")
 
 
+async def workload_of(pod: uvm.Pod, id: str = "c1") -> uvm.PodContainer:
+    return await pod.run_container(SPECS[pod.vm.os], LAYERS[pod.vm.os], host.OTHER_DISK, id=id)
+
+
 async def fill(pod: uvm.Pod) -> None:
     """Run a sandbox, and a workload of it."""
     await sandbox_of(pod)
-    await pod.run_container(SPECS[pod.vm.os], LAYERS[pod.vm.os], host.OTHER_DISK, id="c1")
+    await workload_of(pod)
 
 
 def left_in(vm: uvm.UtilityVM) -> Any:
@@ -148,6 +152,8 @@ async def check_end(
             with suppress(UVMError):
                 await end()
         await end()
+    if run.vm.os == "linux":
+        assert dict(run.backend.vms[run.vm.id].service.containers) == {}, (point, how)
     unrevoked = point.to == "revoke" and how != "cancelled"
     assert (run.vm.orphans, bool(run.vm.devices().unrevoked_access)) == ((), unrevoked), point
     if run.vm.quarantined:
@@ -184,6 +190,29 @@ async def test_the_end_of_a_sandbox_is_whole_once_it_is_asked_for_again(hows: tu
             await check_end(sandbox.aclose, Running(pod.vm, backend), bare, point, how)
             assert sandbox.closed
             assert not pod.containers
+
+
+@pytest.mark.parametrize("os", ["linux", "windows"])
+async def test_the_end_of_a_container_disturbs_no_other_wherever_it_fails(
+    os: str, hows: tuple[str, ...]
+) -> None:
+    async with host_of() as backend, pod_on(backend, os) as pod:
+        sandbox = await sandbox_of(pod)
+        without, one = left_in(pod.vm), await workload_of(pod)
+        begun = backend.request_log._seq
+        await one.aclose()
+        found = [point for point in points(backend, begun) if point.to != "revoke"]
+        # What is lost stays withheld.
+        for number, (point, how) in enumerate(product(found, {*hows} - {"lose"})):
+            # A Windows guest keeps the ids of containers that have ended.
+            one = await workload_of(pod, "c1" if os == "linux" else f"w{number}")
+            await spoil(backend, how, point, one.aclose)
+            await pod.vm.settled()
+            assert (await sandbox.run(["echo", "on"])).stdout == b"on\n", point
+            assert sandbox.resources.state is uvm.LeaseState.HELD, point
+            await one.aclose()
+            assert left_in(pod.vm) == without, point
+            assert [*pod.containers] == ["pause"], point
 
 
 # Lives.
