@@ -89,7 +89,7 @@ bench: $(DEV) ## the table of measured figures
 	@$(PY) -m tests.bench
 
 .PHONY: bench-qemu
-bench-qemu: $(DEV) ## measure real VMs for docs/performance.md, in about five minutes; needs an idle machine
+bench-qemu: $(DEV) ## measure real VMs for docs/performance.md, in about seven minutes; needs an idle machine
 	@$(PY) -m tests.qemu --run -m tests.bench.report qemu
 
 .PHONY: figures
