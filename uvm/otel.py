@@ -38,10 +38,10 @@ try:
         get_tracer,
         use_span,
     )
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "uvm.otel needs OpenTelemetry, which is not installed; install it with: pip install 'utilityvm[otel]'"
-    ) from error
+    ) from _error
 
 __all__ = ["instrument", "uninstrument"]
 
