@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import re
 import runpy
 from pathlib import Path
+from typing import Any
+
+import attrs
+
+import uvm
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -29,3 +36,28 @@ def test_a_field_of_a_docstring_begins_its_line_or_it_is_not_rendered() -> None:
         for line in source.read_text("utf-8").splitlines()
         if re.search(r"\S.*[ ;]:(ivar|cvar|param|raises|returns)\b", line)
     ] == []
+
+
+def test_the_cells_of_the_page_on_notebooks_run_as_in_one_kernel() -> None:
+    page = (DOCS / "notebooks.md").read_text("utf-8")
+    cells = re.findall(r"^```py3\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+
+    async def run() -> None:
+        for cell in cells:
+            code = compile(cell, "notebooks.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            if (made := eval(code, names)) is not None:
+                await made
+
+    asyncio.run(run())
+    assert names["backend"].leftovers() == []
+
+
+def test_each_option_stands_beside_its_task_under_its_guest() -> None:
+    columns: dict[str, set[str]] = {"both": set(), "Linux": set(), "Windows": set()}
+    for line in (DOCS / "options-by-task.md").read_text("utf-8").splitlines():
+        if line.startswith("| ") and not line.startswith("| to |"):
+            for found, cell in zip(columns.values(), line.split("|")[2:5], strict=True):
+                found |= {*re.findall(r"`(\w+)`", cell)}
+    linux, windows = {*attrs.fields_dict(uvm.LCOWOptions)}, {*attrs.fields_dict(uvm.WCOWOptions)}
+    assert columns == {"both": linux & windows, "Linux": linux - windows, "Windows": windows - linux}

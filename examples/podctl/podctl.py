@@ -20,8 +20,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 import uvm
 import uvm.sync
 
@@ -84,7 +82,7 @@ def execute(pod: uvm.sync.Pod, arguments: Namespace) -> int:
 def devices(pod: uvm.sync.Pod, arguments: Namespace) -> int:
     """Print what is attached to the VM."""
     attached = pod.vm.devices()
-    print(json.dumps(attrs.asdict(attached), default=str, indent=2) if arguments.json else attached)
+    print(json.dumps(attached.as_json(), indent=2) if arguments.json else attached)
     return 0
 
 
