@@ -26,6 +26,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="boots real VMs: make test-qemu"))
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a guest that ends, and its QEMU, not be killed for want of time."""
+    from tests.qemu.limits import PATIENCE_SECONDS
+    from uvm.backends.qemu import lifetime
+
+    for name in ("CRASH_SECONDS", "QUIT_SECONDS"):
+        monkeypatch.setattr(lifetime, name, PATIENCE_SECONDS)
+
+
 @pytest.fixture(scope="session")
 def image() -> Image:
     """The guest image of this machine's own parts."""

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
-from attrs import asdict, define
+from attrs import asdict, define, evolve
 
 import uvm
 from tests.bench.memory import peak_resident_bytes, resident_bytes
+from tests.qemu.limits import BOOT_SECONDS, PATIENCE_SECONDS, PATIENT
 from tests.qemu.vms import MEMORY_MB, backend_of, process_of, running_vm
 from uvm._wire.mux import Event, Mux
 from uvm.backends.qemu.backend import QEMUBackend
@@ -36,12 +37,10 @@ ENDLESS: Final = {"half": 20, "open": 100_000, "log": 1 << 20, "console": 0}
 
 EVERY: Final = (*ENDING, *ENDLESS)
 
-#: How long a guest that owes an answer may say nothing.
-_SILENCE_SECONDS: Final = 15.0
+#: How long a guest that owes an answer may say nothing: one does, and others are slow.
+SILENCE_SECONDS: Final = max(15.0, 5 * BOOT_SECONDS)
 #: How many commands the other guest runs meanwhile, at least.
 _COMMANDS: Final = 20
-#: Emulated, on a machine that does other work: nothing is waited for longer.
-_PATIENCE_SECONDS: Final = 120.0
 
 
 @define
@@ -89,7 +88,7 @@ async def play(directory: Path, faults: Iterable[str]) -> dict[str, Any]:
 @asynccontextmanager
 async def _clone(backend: QEMUBackend, template: uvm.Template) -> AsyncIterator[uvm.UtilityVM]:
     options = uvm.LCOWOptions(memory_mb=MEMORY_MB, processors=1, clone_of=template)
-    timeouts = uvm.GuestTimeouts(rpc_seconds=_SILENCE_SECONDS)
+    timeouts = evolve(PATIENT, rpc_seconds=SILENCE_SECONDS)
     async with uvm.UtilityVM.create(options, backend=backend, timeouts=timeouts) as vm:
         await vm.start()
         yield vm
@@ -97,7 +96,7 @@ async def _clone(backend: QEMUBackend, template: uvm.Template) -> AsyncIterator[
 
 async def _work(vm: uvm.UtilityVM, commands: int = _COMMANDS) -> None:
     for number in range(commands):
-        with anyio.fail_after(_PATIENCE_SECONDS):
+        with anyio.fail_after(PATIENCE_SECONDS):
             done = await vm.run(["echo", str(number)])
         assert (done.exit_code, done.stdout) == (0, f"{number}\n".encode())
 
@@ -119,13 +118,13 @@ async def _suffer(backend: QEMUBackend, vm: uvm.UtilityVM, fault: str, neighbour
         tasks.start_soon(ask)
         tasks.start_soon(_take_turns, outcome)
         await _work(neighbour)
-        with anyio.fail_after(_PATIENCE_SECONDS):
+        with anyio.fail_after(PATIENCE_SECONDS):
             if fault in ENDING:
                 await answered.wait()
             while outcome.received_bytes < ENDLESS.get(fault, 0):
                 await _work(neighbour, 1)
         tasks.cancel_scope.cancel()
-    with anyio.fail_after(_PATIENCE_SECONDS):
+    with anyio.fail_after(PATIENCE_SECONDS):
         if outcome.error != "VMExitedError":
             await vm.terminate()
         status = await vm.wait()

@@ -22,7 +22,7 @@ from uvm.errors import NotSupportedError, UVMError
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
-#: Set for the tests of real VMs, which are skipped without it.
+#: Set for the tests of real VMs, which are skipped without it, to how many seconds a boot takes.
 ENABLED: Final = "UVM_TEST_QEMU"
 
 #: The programs that the tests need, and the Debian packages that have them.
@@ -52,7 +52,7 @@ def environment() -> dict[str, str]:
     """Return the environment of the tests: with a cache of their own, and all that root's path has."""
     path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"))
     home = os.environ.get("UVM_QEMU_DIR") or CHECKOUT / ".qemu"
-    return {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(Path(home).resolve()), ENABLED: "1"}
+    return {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(Path(home).resolve()), ENABLED: "30"}
 
 
 def set_up() -> None:

@@ -6,11 +6,9 @@ import json
 import subprocess
 import sys
 
+from tests.qemu.limits import PATIENCE_SECONDS
 from tests.qemu.setup import CHECKOUT
 from uvm.backends.qemu.guestimage import Image
-
-#: A slow machine with much to do.
-SECONDS = 240
 
 
 def typed(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -21,7 +19,7 @@ def typed(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 

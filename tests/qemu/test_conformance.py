@@ -10,6 +10,7 @@ import pytest
 
 from tests.backends.qemu.rig import QEMUHost
 from tests.qemu.images import DISKS
+from tests.qemu.limits import PATIENCE_SECONDS
 from tests.qemu.vms import MEMORY_MB, backend_of
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.options import LCOWOptions
@@ -17,9 +18,6 @@ from uvm.testing.backends import SCENARIOS, Control, Rig, Scenario
 
 #: One loop: the other plays them over a stand-in for QEMU, and runs the other tests of real VMs.
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)]
-
-#: How long a VM of a scenario may take. Under emulation, on a machine that does more, a boot takes seconds.
-TIMEOUT_SECONDS = 120.0
 
 
 class RealHost(QEMUHost):
@@ -50,7 +48,7 @@ async def test_qemu_conforms(scenario: Scenario, tmp_path: Path) -> None:
     backend: QEMUBackend = backend_of(tmp_path)
     async with backend:
         options = LCOWOptions(memory_mb=max(MEMORY_MB, 1040), processors=1)
-        rig = Rig(backend, RealHost(backend, tmp_path), options, timeout_seconds=TIMEOUT_SECONDS)
+        rig = Rig(backend, RealHost(backend, tmp_path), options, timeout_seconds=PATIENCE_SECONDS)
         if missing := scenario.lacks(rig):
             pytest.skip(f"the rig lacks {', '.join(missing)}")
         await scenario.play(rig)

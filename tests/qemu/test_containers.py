@@ -12,12 +12,11 @@ import pytest
 import uvm
 from tests.guestsuite.guests import MOUNTS, NAMESPACES, PATH
 from tests.qemu.images import busybox_layer, ext4
+from tests.qemu.limits import PATIENCE_SECONDS
 from tests.qemu.vms import backend_of, running_vm
 
 pytestmark = pytest.mark.anyio
 
-#: Emulated, on a machine that does other work.
-PATIENCE_SECONDS = 60
 MIB = 1 << 20
 
 
@@ -114,7 +113,7 @@ async def test_a_container_that_uses_up_its_memory_is_killed_and_no_other(
     vm: uvm.UtilityVM, layer: Path, scratch: Path
 ) -> None:
     hog = spec("sh", "-c", "exec tail /dev/zero", memory_bytes=24 * MIB)
-    with anyio.fail_after(2 * PATIENCE_SECONDS):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with vm.mount_layers("c1", [str(layer)], str(scratch)) as root:
             # Both read the same root.
             other = spec("cat") | {"root": {"path": root.root}}

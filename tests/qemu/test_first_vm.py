@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.qemu.limits import PATIENCE_SECONDS
 from tests.qemu.vms import backend_of, leaving_nothing, process_of, running_vm
 from uvm.errors import ExitStatus, VMExitedError
 from uvm.hresult import HResult
@@ -99,7 +100,7 @@ def test_a_vm_ends_with_the_process_that_has_it_however_that_ends(
             pids.append(int(process.stdout.readline()))
             pidfd = os.pidfd_open(pids[0])
             process.kill()
-        assert select.select([pidfd], [], [], 30)[0]
+        assert select.select([pidfd], [], [], PATIENCE_SECONDS)[0]
         os.close(pidfd)
         # The next one removes what it has left.
         anyio.run(_enter, tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.qemu.limits import PATIENCE_SECONDS
 from tests.qemu.setup import CHECKOUT
 from uvm.backends.qemu.accel import trial
 from uvm.backends.qemu.availability import availability
@@ -19,8 +20,6 @@ from uvm.backends.qemu.guestimage.cache import Cache
 from uvm.backends.qemu.guestimage.interpreter import this_interpreter
 from uvm.backends.qemu.guestimage.packages import owners
 
-#: A slow machine with much to do.
-BOOT_SECONDS = 120
 QEMU = shutil.which("qemu-system-x86_64") or ""
 
 #: Each Python of this machine: the one that runs this, and the distribution's.
@@ -40,7 +39,7 @@ def console_of(image: Image) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=BOOT_SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     return done.stdout + done.stderr
@@ -73,7 +72,7 @@ def test_a_guest_is_found_to_run_as_kvm_is_tried(
     image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = trial(QEMU, image, Cache(tmp_path / "uvm"), accelerator="tcg", seconds=BOOT_SECONDS)
+    found = trial(QEMU, image, Cache(tmp_path / "uvm"), accelerator="tcg", seconds=PATIENCE_SECONDS)
     assert found.reason == "it was tried"
 
 

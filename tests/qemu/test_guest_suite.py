@@ -12,6 +12,7 @@ import pytest
 from tests.guestsuite.guests import Guest
 from tests.guestsuite.host import GCS, GuestHost
 from tests.guestsuite.scenarios import SCENARIOS
+from tests.qemu.limits import PATIENCE_SECONDS
 from tests.qemu.roots import MAKE_ROOT, ROOT
 from tests.qemu.vms import MEMORY_MB, backend_of, leaving_nothing
 
@@ -27,9 +28,6 @@ DOCUMENT = {
     },
     "ShouldTerminateOnLastHandleClosed": True,
 }
-#: Emulated, on a machine that does other work.
-BOOT_SECONDS = 120
-PATIENCE_SECONDS = 30
 
 
 async def _root(container: str) -> str:
@@ -45,7 +43,7 @@ async def booted(directory: Path) -> AsyncIterator[GuestHost]:
         try:
             listener = await system.listen(GCS)
             await system.start()
-            with anyio.fail_after(BOOT_SECONDS):
+            with anyio.fail_after(PATIENCE_SECONDS):
                 host = GuestHost(system, listener, await listener.accept(), patience_seconds=PATIENCE_SECONDS)
                 await host.negotiate()
             yield host
@@ -65,7 +63,7 @@ async def test_the_agent_in_a_vm_behaves_as_the_scenarios_have_it(tmp_path: Path
             for scenario in SCENARIOS:
                 host.notifications.clear()
                 try:
-                    with anyio.fail_after(2 * PATIENCE_SECONDS):
+                    with anyio.fail_after(PATIENCE_SECONDS):
                         await scenario(guest)
                     assert host.notifications == []
                 except (AssertionError, TimeoutError, ValueError, KeyError) as error:

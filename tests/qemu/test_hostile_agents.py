@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.qemu.hostile import ENDING, ENDLESS, IMAGE
+from tests.qemu.hostile import ENDING, ENDLESS, IMAGE, SILENCE_SECONDS
 from tests.qemu.setup import CHECKOUT
 from tests.qemu.vms import leaving_nothing
 from uvm.backends.qemu.guestimage import build
@@ -24,7 +24,7 @@ PANIC = ("UnexpectedExit", HResult.HCS_E_GUEST_CRITICAL_ERROR)
 ERRORS = {
     "exit": ("VMExitedError", "HCS_E_GUEST_CRITICAL_ERROR"),
     "panic": ("VMExitedError", "HCS_E_GUEST_CRITICAL_ERROR"),
-    "hang": ("AnswerLostError", "the guest has answered nothing for 15 s"),
+    "hang": ("AnswerLostError", f"the guest has answered nothing for {SILENCE_SECONDS:g} s"),
     "garbage": ("AnswerLostError", "the guest broke the protocol: a frame's header has no end"),
     "overrun": ("AnswerLostError", "bytes came where 16384 are allowed"),
     "lie": ("AnswerLostError", "an answer arrived to request 1099511627776, which is not open"),

@@ -11,7 +11,8 @@ import pytest
 import uvm
 from tests.guestsuite.guests import MOUNTS, NAMESPACES, PATH
 from tests.qemu.images import ext4
-from tests.qemu.test_containers import MIB, PATIENCE_SECONDS, layer
+from tests.qemu.limits import PATIENCE_SECONDS
+from tests.qemu.test_containers import MIB, layer
 from tests.qemu.vms import MEMORY_MB, backend_of, leaving_nothing
 from uvm.options import LCOWOptions
 
@@ -66,7 +67,7 @@ async def test_a_pod_of_three_containers_shares_what_it_says_and_leaves_nothing(
         memory_bytes=64 * MIB,
     )
     second = spec("cat", mounts=(mount("sandbox:///notes", "/notes"),))
-    with leaving_nothing(tmp_path), anyio.fail_after(3 * PATIENCE_SECONDS):
+    with leaving_nothing(tmp_path), anyio.fail_after(PATIENCE_SECONDS):
         async with backend_of(tmp_path) as backend, uvm.Pod.create(options, backend=backend) as pod:
             await pod.run_sandbox(spec("sleep", "3600"), layers, scratches[0], id="pause")
             async with (

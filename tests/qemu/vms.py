@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.qemu.limits import PATIENT
 from uvm._vm.vm import UtilityVM
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.backends.qemu.runtime import ProcessName
@@ -24,7 +25,7 @@ def backend_of(directory: Path, **options: Any) -> QEMUBackend:
 async def running_vm(backend: QEMUBackend, **options: Any) -> AsyncIterator[UtilityVM]:
     """A VM that has started."""
     wanted = LCOWOptions(**{"memory_mb": MEMORY_MB, "processors": 1, **options})
-    async with UtilityVM.create(wanted, backend=backend) as vm:
+    async with UtilityVM.create(wanted, backend=backend, timeouts=PATIENT) as vm:
         await vm.start()
         yield vm
 

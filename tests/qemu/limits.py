@@ -1,0 +1,46 @@
+"""How long tests of real VMs wait: so many times as long as a boot takes here, which is measured first.
+
+A boot takes three seconds of a processor without KVM, and ten times as long on a machine with much else to
+do. No limit is there to measure anything: each is for what hangs.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from tests.qemu.setup import ENABLED
+from uvm._guest.timeouts import GuestTimeouts
+
+#: How long a boot took.
+BOOT_SECONDS: Final = float(os.environ.get(ENABLED) or 3)
+#: For what takes a boot or less, while another VM boots and the machine does other work.
+PATIENCE_SECONDS: Final = max(120.0, 40 * BOOT_SECONDS)
+#: Those of guests whose silence is no test's subject.
+PATIENT: Final = GuestTimeouts(
+    boot_seconds=PATIENCE_SECONDS,
+    close_seconds=PATIENCE_SECONDS,
+    # A guest that misbehaves is waited for so long each time.
+    vm_exit_seconds=max(2.0, BOOT_SECONDS),
+    grace_seconds=max(1.0, BOOT_SECONDS),
+)
+
+
+def measured_boot_seconds() -> float:
+    """Return how long a VM takes from its creation until its guest is greeted."""
+    from tests.qemu.vms import backend_of, running_vm
+
+    async def boot() -> float:
+        async with backend_of(Path(directory)) as backend:
+            began = time.monotonic()
+            async with running_vm(backend):
+                return time.monotonic() - began
+        raise AssertionError("a VM swallows nothing")
+
+    with tempfile.TemporaryDirectory() as directory:
+        return anyio.run(boot)
