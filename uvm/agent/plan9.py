@@ -24,9 +24,14 @@ _PAUSE_SECONDS: Final = 0.005
 def mount_share(modules: Modules, filesystems: Filesystems, name: str, target: str, read_only: bool) -> None:
     """Mount a share at a path.
 
-    :raises Refused: there is no such share, or it cannot be mounted.
+    :raises Refused: there is no such share, it cannot be mounted, or the kernel has no 9p.
     """
     modules.need("9p", "9pnet_virtio")
+    if not os.path.isdir(_DRIVER):
+        raise Refused(
+            f"could not connect to plan9 server for {target}: the kernel of this guest has no 9p over virtio; "
+            "boot one that has, as the general kernels of distributions do, those for clouds not always"
+        )
     until = time.monotonic() + _APPEARS_SECONDS
     while name not in tags():
         if time.monotonic() > until:
