@@ -29,8 +29,8 @@ def mount_share(modules: Modules, filesystems: Filesystems, name: str, target: s
     modules.need("9p", "9pnet_virtio")
     if not os.path.isdir(_DRIVER):
         raise Refused(
-            f"could not connect to plan9 server for {target}: the kernel of this guest has no 9p over virtio; "
-            "boot one that has, as the general kernels of distributions do, those for clouds not always"
+            f"could not connect to plan9 server for {target}: the kernel of this guest has no 9p over "
+            "virtio; boot one that has, as general kernels of distributions do, and those for clouds may not"
         )
     until = time.monotonic() + _APPEARS_SECONDS
     while name not in tags():
