@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 
@@ -12,6 +11,9 @@ from uvm.agent.logs import Log
 from uvm.agent.loop import Loop
 from uvm.agent.port import Port
 
+#: The socket at which the number of each port comes that is listened at.
+LISTENING = "listening"
+
 
 def main() -> None:
     """Forward until the host has gone."""
@@ -19,10 +21,10 @@ def main() -> None:
 
     def listen(number: int) -> socket.socket:
         made = socket.socket(socket.AF_UNIX)
-        made.bind(f"{directory}/.{number}")
+        made.bind(f"{directory}/{number}")
         made.listen()
-        # It is there once it can be connected to.
-        os.replace(f"{directory}/.{number}", f"{directory}/{number}")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+            listening.sendto(str(number).encode(), f"{directory}/{LISTENING}")
         return made
 
     def started(log: Connection | None) -> None:

@@ -5,42 +5,58 @@ from __future__ import annotations
 import os
 import resource
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.agent.forwards import LISTENING
 from tests.agent.rawhost import LIMIT_SECONDS, RawHost
 from uvm._wire.mux import Channel
 from uvm._wire.ports import LINUX_GCS_PORT, LINUX_LOG_PORT
 
 
-@pytest.fixture
-def sockets(tmp_path: Path) -> Path:
-    return tmp_path
+class Sockets:
+    """The sockets at which the guest connects, in a directory, each named as its port."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._there: set[int] = set()
+        self.listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.listening.settimeout(LIMIT_SECONDS)
+        self.listening.bind(str(directory / LISTENING))
+
+    def wait(self, port: int) -> str:
+        """Wait until a port is listened at, and return the path of its socket."""
+        while port not in self._there:
+            self._there.add(int(self.listening.recv(100)))
+        return str(self.directory / str(port))
 
 
 @pytest.fixture
-def host(sockets: Path) -> Iterator[RawHost]:
-    with RawHost(LINUX_LOG_PORT, arguments=("-m", "tests.agent.forwards", str(sockets))) as host:
+def sockets(tmp_path: Path) -> Iterator[Sockets]:
+    made = Sockets(tmp_path)
+    with made.listening:
+        yield made
+
+
+@pytest.fixture
+def host(sockets: Sockets) -> Iterator[RawHost]:
+    with RawHost(LINUX_LOG_PORT, arguments=("-m", "tests.agent.forwards", str(sockets.directory))) as host:
         # It has met the host then.
         log = host.channel(LINUX_LOG_PORT)
         host.channels[LINUX_LOG_PORT].append(log)
         yield host
 
 
-def dial(host: RawHost, sockets: Path, port: int) -> tuple[socket.socket, Channel]:
+def dial(host: RawHost, sockets: Sockets, port: int) -> tuple[socket.socket, Channel]:
     """Connect as the guest does, and return both ends."""
     host.flush()
-    until = time.monotonic() + LIMIT_SECONDS
-    while not (sockets / str(port)).exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    path = sockets.wait(port)
     guest = socket.socket(socket.AF_UNIX)
     guest.settimeout(LIMIT_SECONDS)
-    guest.connect(str(sockets / str(port)))
+    guest.connect(path)
     return guest, host.channel(port)
 
 
@@ -52,7 +68,7 @@ def exactly(sock: socket.socket, size: int) -> bytes:
     return bytes(read)
 
 
-def test_each_direction_is_carried_to_its_own_end(host: RawHost, sockets: Path) -> None:
+def test_each_direction_is_carried_to_its_own_end(host: RawHost, sockets: Sockets) -> None:
     guest, channel = dial(host, sockets, host.listen())
     with guest:
         guest.sendall(b"of the guest")
@@ -65,7 +81,7 @@ def test_each_direction_is_carried_to_its_own_end(host: RawHost, sockets: Path) 
         assert guest.recv(100) == b""
 
 
-def test_what_an_end_does_not_read_waits_and_is_whole(host: RawHost, sockets: Path) -> None:
+def test_what_an_end_does_not_read_waits_and_is_whole(host: RawHost, sockets: Sockets) -> None:
     guest, channel = dial(host, sockets, host.listen())
     data = os.urandom(1 << 20)
     # Much of it goes, and more than both ends keep does not.
@@ -87,7 +103,7 @@ def test_what_an_end_does_not_read_waits_and_is_whole(host: RawHost, sockets: Pa
 
 
 def test_a_connection_that_the_host_resets_is_closed_and_the_next_is_another(
-    host: RawHost, sockets: Path
+    host: RawHost, sockets: Sockets
 ) -> None:
     for _ in range(2):
         guest, channel = dial(host, sockets, LINUX_GCS_PORT)
@@ -97,7 +113,7 @@ def test_a_connection_that_the_host_resets_is_closed_and_the_next_is_another(
             assert guest.recv(100) == b""
 
 
-def test_a_port_is_listened_at_as_long_as_the_host_listens(host: RawHost, sockets: Path) -> None:
+def test_a_port_is_listened_at_as_long_as_the_host_listens(host: RawHost, sockets: Sockets) -> None:
     port = host.listen()
     guest, _ = dial(host, sockets, port)
     guest.close()
@@ -106,7 +122,7 @@ def test_a_port_is_listened_at_as_long_as_the_host_listens(host: RawHost, socket
     # What is asked after it is answered after it.
     dial(host, sockets, LINUX_GCS_PORT)[0].close()
     with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
-        late.connect(str(sockets / str(port)))
+        late.connect(sockets.wait(port))
 
 
 def test_the_service_starts_with_its_log_once_the_host_listens_for_both(host: RawHost) -> None:
@@ -116,9 +132,9 @@ def test_the_service_starts_with_its_log_once_the_host_listens_for_both(host: Ra
     assert host.received[log.id] == b"the service has started\n"
 
 
-def test_a_port_that_cannot_be_listened_at_keeps_no_other_from_it(host: RawHost, sockets: Path) -> None:
+def test_a_port_that_cannot_be_listened_at_keeps_no_other_from_it(host: RawHost, sockets: Sockets) -> None:
     taken = host.listen()
-    (sockets / f".{taken}").mkdir()
+    (sockets.directory / str(taken)).mkdir()
     guest, channel = dial(host, sockets, host.listen())
     with guest:
         guest.sendall(b"of the guest")
@@ -126,13 +142,13 @@ def test_a_port_that_cannot_be_listened_at_keeps_no_other_from_it(host: RawHost,
         assert host.read_all(channel) == b"of the guest"
 
 
-def test_a_connection_waits_for_a_descriptor(host: RawHost, sockets: Path) -> None:
+def test_a_connection_waits_for_a_descriptor(host: RawHost, sockets: Sockets) -> None:
     port = host.listen()
     guest, channel = dial(host, sockets, port)
     limits = resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE, (0, limits[1]))
     with guest, socket.socket(socket.AF_UNIX) as waits:
-        waits.connect(str(sockets / str(port)))
+        waits.connect(sockets.wait(port))
         # What comes of this one has come after the other could not be accepted.
         guest.sendall(b"of the first")
         while host.received[channel.id] != b"of the first":
