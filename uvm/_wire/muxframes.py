@@ -64,6 +64,10 @@ class FrameKind(enum.IntEnum):
     UNLISTEN = 7
 
 
+# Members of an enum compare slowly.
+OPEN, DATA, END, ACKNOWLEDGE, RESET, LISTEN, UNLISTEN = map(int, FrameKind)
+
+
 class State(NamedTuple):
     """The payload of an open: how far a channel has come, as the guest knows it.
 

@@ -8,19 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from uvm._wire import muxevents, muxframes
 from uvm._wire.channels import Buffer, Channel, MuxError, Sender
-from uvm._wire.muxevents import (
-    Accepted,
-    Data,
-    Ended,
-    Event,
-    Greeted,
-    Listening,
-    NotListening,
-    Opened,
-    Reset,
-    Writable,
-)
+from uvm._wire.muxevents import Event
 from uvm._wire.muxframes import (
     HEADER,
     HEADER_SIZE,
@@ -28,7 +18,6 @@ from uvm._wire.muxframes import (
     MAX_OFFSET,
     MAX_PAYLOAD,
     STATE_SIZE,
-    FrameKind,
     Hello,
     State,
     Welcome,
@@ -41,15 +30,6 @@ from uvm._wire.muxsending import Sending
 FRAMES: Final = 512
 #: What has come and was not handled: at most a frame is kept.
 _INBOX: Final = 0x32000
-
-# Members of an enum compare slowly.
-_OPEN: Final = int(FrameKind.OPEN)
-_DATA: Final = int(FrameKind.DATA)
-_END: Final = int(FrameKind.END)
-_ACKNOWLEDGE: Final = int(FrameKind.ACKNOWLEDGE)
-_RESET: Final = int(FrameKind.RESET)
-_LISTEN: Final = int(FrameKind.LISTEN)
-_UNLISTEN: Final = int(FrameKind.UNLISTEN)
 
 
 class Receiving(Sending):
@@ -144,7 +124,7 @@ class Receiving(Sending):
         self._session = session
         self._announcements.clear()
         self.listening.clear()
-        events.append(Greeted(resumed))
+        events.append(muxevents.Greeted(resumed))
         for channel in list(self.channels.values()):
             if resumed and channel.id not in known and channel.id <= last_id:
                 self._lose(channel, events)
@@ -163,7 +143,7 @@ class Receiving(Sending):
         if welcome.channels > MAX_CHANNELS:
             raise MuxError(f"the guest has {welcome.channels} connections")
         self._reopening = welcome.channels
-        events.append(Greeted(welcome.resumed))
+        events.append(muxevents.Greeted(welcome.resumed))
         if not welcome.resumed:
             self._last_id = 0
             for channel in list(self.channels.values()):
@@ -178,7 +158,7 @@ class Receiving(Sending):
         """Remove a channel that the other end does not know any more."""
         self._remove(channel)
         if not channel.over and not channel.closing:
-            events.append(Reset(channel))
+            events.append(muxevents.Reset(channel))
 
     def _forget_unseen(self, events: list[Event]) -> None:
         unseen, self._unseen = self._unseen, {}
@@ -220,7 +200,7 @@ class Receiving(Sending):
             kind, channel_id, count, offset = HEADER.unpack_from(view, at)
             if offset >= MAX_OFFSET:
                 return self._cut_off("a frame's header")
-            payload = count if kind == _DATA else STATE_SIZE if kind == _OPEN else -1
+            payload = count if kind == muxframes.DATA else STATE_SIZE if kind == muxframes.OPEN else -1
             if payload > MAX_PAYLOAD:
                 raise MuxError(f"a frame has {payload} bytes, of at most {MAX_PAYLOAD}")
             end = at + HEADER_SIZE + payload + 1
@@ -233,7 +213,7 @@ class Receiving(Sending):
             if view[end - 1]:
                 return self._cut_off("a frame")
             body = bytes(view[at + HEADER_SIZE : end - 1])
-            if kind == _DATA:
+            if kind == muxframes.DATA:
                 self._take_data(channel_id, offset, body, events)
             else:
                 self._take(kind, channel_id, count, offset, body, events)
@@ -261,39 +241,39 @@ class Receiving(Sending):
         if channel.closing:
             self.consumed(channel, len(data))
         else:
-            events.append(Data(channel, data))
+            events.append(muxevents.Data(channel, data))
 
     def _take(
         self, kind: int, channel_id: int, count: int, offset: int, body: bytes, events: list[Event]
     ) -> None:
-        if kind == _OPEN and not self.guest:
+        if kind == muxframes.OPEN and not self.guest:
             self._take_open(channel_id, count, offset, body, events)
-        elif kind in (_LISTEN, _UNLISTEN) and self.guest:
-            self._take_port(kind == _LISTEN, offset, events)
-        elif kind not in (_END, _ACKNOWLEDGE, _RESET):
+        elif kind in (muxframes.LISTEN, muxframes.UNLISTEN) and self.guest:
+            self._take_port(kind == muxframes.LISTEN, offset, events)
+        elif kind not in (muxframes.END, muxframes.ACKNOWLEDGE, muxframes.RESET):
             raise MuxError(f"a frame of kind {kind} is not allowed here")
         elif (channel := self._find(channel_id)) is None:
             return
-        elif kind == _ACKNOWLEDGE:
+        elif kind == muxframes.ACKNOWLEDGE:
             self._take_acknowledgement(channel, count, offset, events)
-        elif kind == _RESET:
+        elif kind == muxframes.RESET:
             self._remove(channel)
             if not channel.closing:
-                events.append(Reset(channel))
+                events.append(muxevents.Reset(channel))
         else:
             channel.receiver.end(offset)
             if channel.receiver.due:
                 self._queue(channel)
             if not channel.closing:
-                events.append(Ended(channel))
+                events.append(muxevents.Ended(channel))
 
     def _take_port(self, listens: bool, port: int, events: list[Event]) -> None:
         if listens:
             self.listening.add(port)
-            events.append(Listening(port))
+            events.append(muxevents.Listening(port))
         else:
             self.listening.discard(port)
-            events.append(NotListening(port))
+            events.append(muxevents.NotListening(port))
 
     def _take_acknowledgement(self, channel: Channel, count: int, offset: int, events: list[Event]) -> None:
         sender = channel.sender
@@ -301,11 +281,11 @@ class Receiving(Sending):
         sender.limit = max(sender.limit, offset + count)
         if self.guest and not channel.accepted:
             channel.accepted = True
-            events.append(Accepted(channel))
+            events.append(muxevents.Accepted(channel))
         if sender.starved and sender.room > 0:
             sender.starved = False
             if not channel.closing:
-                events.append(Writable(channel))
+                events.append(muxevents.Writable(channel))
         if sender.may_send:
             self._queue(channel)
         self._settle(channel)
@@ -323,7 +303,7 @@ class Receiving(Sending):
         else:
             self._last_id = channel_id
             if len(self.channels) < MAX_CHANNELS and (port in self.listening or reopening):
-                events.append(Opened(self._accept(channel_id, window, port, state)))
+                events.append(muxevents.Opened(self._accept(channel_id, window, port, state)))
             else:
                 self._refuse(channel_id)
         if reopening and not self._reopening:

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from uvm._wire import muxframes
 from uvm._wire.channels import MAX_WINDOW, Buffer, Channel, Receiver
-from uvm._wire.muxframes import END_MARK, HEADER, MAX_PAYLOAD, FrameKind, State, Welcome
+from uvm._wire.muxframes import END_MARK, HEADER, MAX_PAYLOAD, State, Welcome
 
 #: Windows begin here and double as their channels are used, as far as the budget goes.
 FIRST_WINDOW: Final = 0x4000
@@ -23,15 +24,6 @@ BATCH: Final = 0x40000
 _MAX_BUFFERS: Final = 900
 #: Frames up to this size are one buffer.
 _SMALL_FRAME: Final = 4096
-
-# Members of an enum compare slowly.
-_OPEN: Final = int(FrameKind.OPEN)
-_DATA: Final = int(FrameKind.DATA)
-_END: Final = int(FrameKind.END)
-_ACKNOWLEDGE: Final = int(FrameKind.ACKNOWLEDGE)
-_RESET: Final = int(FrameKind.RESET)
-_LISTEN: Final = int(FrameKind.LISTEN)
-_UNLISTEN: Final = int(FrameKind.UNLISTEN)
 
 
 class Sending:
@@ -100,10 +92,10 @@ class Sending:
             batch.extend(self._opening(channel) for channel in self.channels.values())
             self._welcome = None
         while self._resets:
-            batch.append(HEADER.pack(_RESET, self._resets.popleft(), 0, 0))
+            batch.append(HEADER.pack(muxframes.RESET, self._resets.popleft(), 0, 0))
         while self._announcements:
             port, listens = self._announcements.popitem()
-            batch.append(HEADER.pack(_LISTEN if listens else _UNLISTEN, 0, 0, port))
+            batch.append(HEADER.pack(muxframes.LISTEN if listens else muxframes.UNLISTEN, 0, 0, port))
         if len(batch) > 1:
             joined = b"".join(batch)
             batch.clear()
@@ -124,13 +116,15 @@ class Sending:
             if receiver.due:
                 self._widen(receiver)
             receiver.announce()
-            self._batch.append(HEADER.pack(_ACKNOWLEDGE, channel.id, receiver.window, receiver.announced))
+            self._batch.append(
+                HEADER.pack(muxframes.ACKNOWLEDGE, channel.id, receiver.window, receiver.announced)
+            )
         offset = sender.next
         pieces = sender.take(MAX_PAYLOAD)
         if size := sender.next - offset:
-            self._add_data(HEADER.pack(_DATA, channel.id, size, offset), pieces, size)
+            self._add_data(HEADER.pack(muxframes.DATA, channel.id, size, offset), pieces, size)
         if sender.ended and sender.next == sender.end:
-            self._batch.append(HEADER.pack(_END, channel.id, 0, sender.end))
+            self._batch.append(HEADER.pack(muxframes.END, channel.id, 0, sender.end))
             sender.next += 1
         elif sender.may_send:
             self._queue(channel)
@@ -151,7 +145,7 @@ class Sending:
         sender, receiver = channel.sender, channel.receiver
         receiver.announce()
         state = State(receiver.reached, receiver.announced, sender.base, receiver.ended, sender.done)
-        return HEADER.pack(_OPEN, channel.id, receiver.window, channel.port) + state.encode()
+        return HEADER.pack(muxframes.OPEN, channel.id, receiver.window, channel.port) + state.encode()
 
     def _queue(self, channel: Channel) -> None:
         if not channel.queued:
